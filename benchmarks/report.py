@@ -1,0 +1,49 @@
+"""How every benchmark ends: a table for people, one line of JSON for machines, and on request a row in the notes."""
+
+import argparse
+import json
+import os
+import platform
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NOTES = Path(__file__).resolve().parents[1] / "notes" / "benchmarks.md"
+
+
+def arguments(doc: str) -> argparse.Namespace:
+    """`--quick` (within a minute on two cores) and `--record` (append to notes/benchmarks.md)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="end within a minute on two cores")
+    parser.add_argument("--record", action="store_true", help="append the figures, dated, to notes/benchmarks.md")
+    return parser.parse_args()
+
+
+def finish(name: str, rows: list[dict[str, Any]], figures: dict[str, Any], record: bool) -> None:
+    """Print `rows` as a table and `figures` as the last line; with `record`, append both to the notes."""
+    table = Table(*rows[0], title=name)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+    if record:
+        lines = [
+            f"\n### {name}, {date.today()}, {hardware()}\n",
+            "| " + " | ".join(rows[0]) + " |",
+            "|---" * len(rows[0]) + "|",
+        ]
+        lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+        lines += ["", ", ".join(f"{key} {value}" for key, value in figures.items()), ""]
+        with NOTES.open("a", encoding="utf-8") as notes:
+            notes.write("\n".join(lines))
+    print(json.dumps({"benchmark": name, **figures}))
+
+
+def hardware() -> str:
+    """This machine in a few words: GPU if there is one, cores, Python, torch."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,0 +1,86 @@
+"""What the kit adds to a step of TRL: the same model, data and settings through a bare script and through grpo_kit.train.
+
+The two take turns, several rounds each, every round from the same seed, so both sample the same completions. A step
+is timed from its beginning to the beginning of the next, writing of metrics and completions included. Bar: 1.05.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+from transformers import PrinterCallback, TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parent))
+import report
+
+from grpo_kit import config, data, policy, reward_files, train, workspace
+
+
+class Clock(TrainerCallback):
+    """Seconds between the beginnings of consecutive steps; the first step, which warms up, is left out."""
+
+    def __init__(self):
+        self.begun = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.begun.append(time.perf_counter())
+
+    def steps(self):
+        return [b - a for a, b in zip(self.begun[1:], self.begun[2:])]
+
+
+def bare(chosen, run, rewards):
+    """What a user would write with TRL and PEFT alone."""
+    from peft import LoraConfig
+    from trl import GRPOTrainer
+
+    model, tokenizer = policy.load_policy(chosen.policy)
+    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in workspace.read_lines(run.rows("train"))]
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=train.to_trl(chosen, run.path / "bare"),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=chosen.lora.r, lora_alpha=chosen.lora.lora_alpha, target_modules=list(chosen.lora.target_modules), task_type="CAUSAL_LM"
+        ),
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def main():
+    asked = report.arguments(__doc__)
+    rounds, steps = (2, 12) if asked.quick else (6, 22)
+    chosen = config.load_config(["tiny"], [f"grpo.max_steps={steps}"])
+    run = workspace.open_run("overhead", tempfile.mkdtemp())
+    data.prepare(chosen, run)
+    rewards = [reward_files.load_reward(spec) for spec in chosen.grpo.reward_funcs]
+    builders = {"bare TRL": bare, "grpo_kit.train": train.make_trainer}
+    seconds = {name: [] for name in builders}
+    for number in range(rounds):
+        for name, build in list(builders.items())[:: 1 if number % 2 == 0 else -1]:
+            trainer, clock = build(chosen, run, rewards), Clock()
+            trainer.add_callback(clock)
+            trainer.train()
+            seconds[name] += clock.steps()
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    ratio = median["grpo_kit.train"] / median["bare TRL"]
+    rows = [
+        {
+            "trainer": name,
+            "median step, ms": f"{1e3 * median[name]:.1f}",
+            "steps": len(times),
+            "min, ms": f"{1e3 * min(times):.1f}",
+        }
+        for name, times in seconds.items()
+    ]
+    report.finish("trainer_overhead", rows, {"ratio": round(ratio, 4), "bar": 1.05}, asked.record)
+
+
+if __name__ == "__main__":
+    main()

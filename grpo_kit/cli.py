@@ -1,0 +1,265 @@
+"""`grpo-kit`: every stage of a run as a command, and `demo` for all of them on the embedded policy.
+
+A stage that is done is skipped and says so. Errors are one sentence: exit status 2 for usage, 1 for failure.
+"""
+
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from grpo_kit import config as configuration
+from grpo_kit import screens, session, workspace
+from grpo_kit.reward_files import load_reward
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as grpo.num_generations=16", show_default=False)
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config", "-c", help="a preset (tiny, t4, 24gb) or a YAML file; may be repeated", show_default=False
+    ),
+]
+Name = Annotated[str | None, typer.Option("--run", help="the run's name; its folder is runs/NAME", show_default=False)]
+Dry = Annotated[
+    bool, typer.Option("--dry-run", help="print the resolved configuration and what would be done; touch nothing")
+]
+Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is done")]
+
+USAGE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a subcommand whose errors, where they are ours, are one sentence and an exit status."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError by descent
+            raise
+        except KeyboardInterrupt:
+            screens.err.print("Interrupted; finished stages stand, and the same command goes on from there.")
+            raise typer.Exit(130) from None
+        except (ValueError, RuntimeError, OSError) as error:
+            if not _is_ours(error):
+                raise  # a defect, ours or a library's: the trace is what helps
+            screens.err.print(f"[bold red]error:[/] {escape(str(error))}")
+            raise typer.Exit(2 if isinstance(error, USAGE) else 1) from None
+
+    return app.command()(guarded)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the error was raised by the kit's own code, which words it for the user, or by the operating system."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(last).is_relative_to(Path(__file__).parent) or type(error) in (OSError, PermissionError)
+
+
+@command
+def demo(name: Name = None, force: Force = False) -> None:
+    """The whole chain on the embedded policy: data, accuracy, GRPO, accuracy, submission.zip, check, picture."""
+    from grpo_kit import dashboard
+    from grpo_kit import evaluate as evaluating
+
+    config, run = session.begin(["tiny"], ["run.name=demo"], name, force=force)
+    started = time.monotonic()
+    _data(config, run)
+    _evaluate(config, run, "before")
+    _train(config, run)
+    _evaluate(config, run, "after")
+    zip_path = _package(config, run, None)
+    _check(config, zip_path, run)
+    report = evaluating.report(run)
+    dashboard.save_picture(run)
+    screens.accuracy(report, run)
+    screens.example(run)
+    screens.where(run, zip_path, time.monotonic() - started)
+
+
+@command
+def doctor() -> None:
+    """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
+    import importlib.metadata
+    import shutil
+
+    import torch
+    from packaging.requirements import Requirement
+    from safetensors import safe_open
+
+    from grpo_kit import tiny
+
+    findings = [
+        ("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")
+    ]
+    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
+        need = Requirement(text)
+        if need.marker is None:
+            found = _version(need.name)
+            findings.append(
+                (need.name, found or "missing", bool(found) and found in need.specifier, f"pip install '{need}'")
+            )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
+    findings.append(("GPU", gpu, True, ""))
+    root = workspace.find_root().absolute()
+    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
+    findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
+    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
+        made_by = (weights.metadata() or {}).get("script_sha256")
+    findings.append(
+        ("embedded policy", str(tiny.FOLDER), made_by == tiny.script_hash(), "python -m grpo_kit.tiny makes it anew")
+    )
+    screens.verdicts(findings)
+    if not all(fine for _, _, fine, _ in findings):
+        raise typer.Exit(1)
+
+
+def _version(package: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@command
+def data(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """Read a source, clean and split it: data/{train,val,test}/data.jsonl and manifest.json."""
+    config, run = session.begin(sources or (), overrides or (), name, "data", force)
+    if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
+        _data(config, run)
+
+
+@command
+def train(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """GRPO on the run's training rows: adapter/, metrics.jsonl, completions.jsonl."""
+    config, run = session.begin(sources or (), overrides or (), name, "train", force)
+    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.adapter, run.metrics, run.completions]):
+        _train(config, run)
+
+
+@command
+def evaluate(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """Held-out accuracy: of the untrained policy, of the trained one if there is one, and both side by side."""
+    config, run = session.begin(sources or (), overrides or (), name, "evaluate", force)
+    if _is_dry(dry_run, config, run, f"reads {run.rows('test')}", [run.evaluation]):
+        return
+    _evaluate(config, run, "before")
+    if "train" in run.stages():
+        from grpo_kit.evaluate import report
+
+        _evaluate(config, run, "after")
+        screens.accuracy(report(run), run)
+
+
+@command
+def package(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
+    to: Annotated[Path | None, typer.Option("--out", help="where to write the zip", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """The trained adapter as submission.zip, two files at its root."""
+    config, run = session.begin(sources or (), overrides or (), name, "package", force)
+    if not _is_dry(dry_run, config, run, f"reads {run.adapter}", [to or run.submission]):
+        _package(config, run, to)
+
+
+@command
+def check(
+    zip_path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")],
+    overrides: Overrides = None, sources: Sources = None, name: Name = None,
+) -> None:  # fmt: skip
+    """Load a zip on a fresh base model: is every LoRA pair alive, does it change the outputs, is it what was trained?"""
+    config, run = session.begin(sources or (), overrides or (), name, "package")
+    if name:
+        run.need("train", "grpo-kit train")
+    _check(config, zip_path, run if name else None)
+
+
+def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, reads: str, writes: list[Path]) -> bool:
+    if dry_run:
+        screens.out.print(escape(configuration.to_yaml(config)), end="")
+        screens.out.print(
+            f"# run folder: {run.path}\n# {reads}\n# writes {', '.join(map(str, writes))}\n# dry run: nothing was touched"
+        )
+    return dry_run
+
+
+def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
+    from grpo_kit.data import prepare
+
+    with screens.stage(run, "data", "preparing data"):
+        manifest = prepare(config, run)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "none"
+    rows = manifest["rows"]
+    screens.out.print(
+        f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; dropped: {dropped}"
+    )
+
+
+def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
+    from grpo_kit import train as training
+
+    rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
+    with screens.stage(run, "train", "training") as show:
+        last = training.train(
+            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}")
+        )
+    screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
+
+
+def _evaluate(config: configuration.RunConfig, run: workspace.Run, stage: str) -> None:
+    from grpo_kit import evaluate as evaluating
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, stage, f"accuracy {stage}") as show:
+        found = getattr(evaluating, stage)(config, run, verifier, show)
+    low, high = found["ci95"]
+    screens.out.print(
+        f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
+    )
+
+
+def _package(config: configuration.RunConfig, run: workspace.Run, to: Path | None) -> Path:
+    from grpo_kit.submission import package as pack
+
+    with screens.stage(run, "package", "packing"):
+        path = pack(config, run, to)
+    screens.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
+    return path
+
+
+def _check(config: configuration.RunConfig, path: Path, run: workspace.Run | None) -> None:
+    from grpo_kit.submission import check as examine
+
+    findings = examine(config, path, run.probe if run else None)
+    screens.out.print(f"check    {path}")
+    for passed, finding in findings:
+        screens.out.print(f"         {'[green]ok  [/]' if passed else '[red]FAIL[/]'} {escape(finding)}")
+    if run is None:
+        screens.out.print("         [dim]not compared with a trained policy; --run NAME does[/]")
+    if not all(passed for passed, _ in findings):
+        raise RuntimeError(
+            f"{path} is not the adapter that was trained, or is a dead one (see FAIL above). Train and pack again before submitting."
+        )
+
+
+if __name__ == "__main__":
+    app()

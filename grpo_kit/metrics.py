@@ -1,0 +1,63 @@
+"""Accuracies with the interval that belongs to them."""
+
+import math
+from collections.abc import Sequence
+
+CONFIDENCE = 0.95
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased chance, in [0, 1], that one of `k` samples is right when `c` of `n` drawn ones were.
+
+    1 - C(n-c, k) / C(n, k), as in Chen et al. 2021 (arXiv:2107.03374), equation 1.
+    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+
+    >>> pass_at_k(n=8, c=1, k=1)
+    0.125
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(
+            f"pass_at_k got n={n}, c={c}, k={k}; it needs 0 <= c <= n and 1 <= k <= n. Draw at least k samples."
+        )
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of per-problem scores in [0, 1].
+
+    Scores of only 0 and 1 (one sample a problem) give Wilson's interval, which stays honest at 0 % and 100 %; others
+    a percentile bootstrap over problems. Raises ValueError for no scores.
+    """
+    if not scores:
+        raise ValueError("There are 0 scores; an interval needs at least one. Evaluate on more problems.")
+    from scipy.stats import binomtest
+
+    if all(score in (0.0, 1.0) for score in scores):
+        found = binomtest(int(sum(scores)), len(scores)).proportion_ci(CONFIDENCE, method="wilson")
+        return float(found.low), float(found.high)
+    return _bootstrap(scores, seed)
+
+
+def difference_interval(before: Sequence[float], after: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of mean(after) - mean(before), both on the same problems: bootstrap of the paired differences.
+
+    Raises ValueError when the two differ in length.
+    """
+    if len(before) != len(after):
+        raise ValueError(
+            f"before has {len(before)} problems and after {len(after)}; a paired difference needs the same ones. Evaluate both again."
+        )
+    return _bootstrap([b - a for a, b in zip(before, after, strict=True)], seed)
+
+
+def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:
+    import numpy
+    from scipy.stats import bootstrap
+
+    if len(set(values)) == 1:  # nothing to resample
+        return float(values[0]), float(values[0])
+    found = bootstrap(
+        (numpy.asarray(values, dtype=float),), numpy.mean, confidence_level=CONFIDENCE, n_resamples=2000,
+        method="percentile", rng=seed, vectorized=True,
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

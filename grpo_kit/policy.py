@@ -1,0 +1,219 @@
+"""The policy: a causal language model with its tokenizer, and the LoRA adapter that is all we train.
+
+With `experts.py` the only file that knows PEFT and bitsandbytes.
+"""
+
+import functools
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from grpo_kit import config as settings
+from grpo_kit import nemotron_h, tiny
+
+# What an adapter's config may tell us. Everything else in the file is ignored: it came from outside.
+ADAPTER_KEYS = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+)
+
+
+def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
+    """(model, tokenizer) of `policy.model`: the embedded `tiny`, a local folder, or a Hub id.
+
+    The model is in evaluation mode on the first GPU, or on the CPU where there is none; the tokenizer pads left.
+    Raises FileNotFoundError when neither folder nor Hub has the model, RuntimeError when it cannot be loaded in 4 bit.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as progress
+
+    tokenizer = load_tokenizer(policy)
+    options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
+    if torch.cuda.is_available():
+        options["device_map"] = {"": 0}
+    if policy.load_in_4bit:
+        options["quantization_config"] = _nf4(
+            policy, AutoConfig.from_pretrained(_source(policy), revision=policy.revision)
+        )
+    bars = progress.is_progress_bar_enabled()
+    if policy.model == "tiny":
+        torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
+        progress.disable_progress_bar()  # it loads in a blink
+    model = AutoModelForCausalLM.from_pretrained(_source(policy), **options).eval()
+    if bars:
+        progress.enable_progress_bar()
+    nemotron_h.fix_time_step_limit(model)
+    return model, tokenizer
+
+
+def load_tokenizer(policy: settings.Policy) -> Any:
+    """The tokenizer of `policy.model` alone, fit for training: pads left, thinking tags visible.
+
+    Raises FileNotFoundError when neither folder nor Hub has the model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return usable_tokenizer(
+            AutoTokenizer.from_pretrained(_source(policy), revision=policy.revision, padding_side="left")
+        )
+    except (OSError, ValueError) as error:  # ValueError: a folder or id that holds no model type known
+        raise FileNotFoundError(
+            f"policy.model is {policy.model!r}; neither a folder here nor a model the Hub would give holds that name. "
+            f"Check the spelling, the network and HF_TOKEN, or give a local folder. ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
+def _source(policy: settings.Policy) -> str:
+    return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
+
+
+def add_lora(model: Any, lora: settings.Lora, seed: int) -> Any:
+    """`model` with a fresh LoRA (B = 0: it says at first what the base says), in float32, base frozen.
+
+    Raises ValueError when a target module matches nothing, naming it and what does exist.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    leaves = {name for name, module in model.named_modules() if not list(module.children())}
+    for target in lora.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in leaves):
+            there = sorted({name.rsplit(".", 1)[-1] for name in leaves if name.endswith("_proj")})
+            raise ValueError(
+                f"lora.target_modules names {target!r}, which matches nothing in this model; it has {', '.join(there)}. Correct the name."
+            )
+    set_seed(seed)
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
+            target_modules=list(lora.target_modules), bias="none", task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip
+
+
+def save_adapter(model: Any, folder: Path, base: str) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, and nothing else, into `folder`.
+
+    `base` is recorded as the base model's name: PEFT would record this machine's path.
+    """
+    model.save_pretrained(folder)
+    for extra in folder.iterdir():
+        if extra.name not in ("adapter_config.json", "adapter_model.safetensors"):
+            extra.unlink()
+    path = folder / "adapter_config.json"
+    saved = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
+    saved["target_modules"] = sorted(saved["target_modules"])
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+
+
+def attach_adapter(model: Any, folder: Path) -> Any:
+    """`model` with the saved adapter of `folder`, frozen. Only safetensors are read and only known config keys used.
+
+    Raises ValueError when config and tensors do not fit each other or the model.
+    """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    if saved.get("peft_type") != "LORA" or not isinstance(saved.get("target_modules"), list):
+        raise ValueError(
+            f"{folder / 'adapter_config.json'} is not a LoRA with a list of target_modules; only such adapters are read. Save it with PEFT's LoRA."
+        )
+    lora = LoraConfig(
+        **{key: saved[key] for key in ADAPTER_KEYS if key in saved}, task_type="CAUSAL_LM", inference_mode=True
+    )
+    attached = get_peft_model(model, lora)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    try:
+        outcome = set_peft_model_state_dict(attached, tensors)
+    except RuntimeError as error:  # torch's word for tensors of another shape
+        raise ValueError(
+            f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack the adapter again."
+        ) from None
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing or outcome.unexpected_keys:
+        first = (missing or outcome.unexpected_keys)[0]
+        raise ValueError(
+            f"The adapter lacks {len(missing)} tensors its config announces and holds {len(outcome.unexpected_keys)} that "
+            f"fit nowhere (first: {first}); every LoRA pair must find its module. Pack the adapter again."
+        )
+    return attached.eval()
+
+
+def usable_tokenizer(tokenizer: Any) -> Any:
+    """`tokenizer` with a padding token, and with thinking tags that stay visible.
+
+    TRL decodes completions without special tokens; a tokenizer that counts `</think>` among those would leave every
+    reward blind. The tags are then made ordinary tokens with the same ids.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    close = tokenizer.encode("</think>", add_special_tokens=False)
+    if tokenizer.decode(close, skip_special_tokens=True) == "</think>":
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            path = Path(folder, name)
+            path.write_text(json.dumps(_with_ordinary_tags(json.loads(path.read_text()))))
+        return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def _with_ordinary_tags(node: Any) -> Any:
+    """The tokenizer's JSON with `special` false on the thinking tags, and the tags in no list of special tokens."""
+    tags = ("<think>", "</think>")
+    if isinstance(node, list):
+        return [_with_ordinary_tags(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _with_ordinary_tags(value) for key, value in node.items()}
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        if isinstance(node.get(key), list):
+            node[key] = [name for name in node[key] if name not in tags]
+    return node | {"special": False} if node.get("content") in tags else node
+
+
+def _nf4(policy: settings.Policy, model_config: Any) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if model_config.model_type == "nemotron_h":
+        raise RuntimeError(
+            "policy.load_in_4bit is true for a Nemotron-H; bitsandbytes skips its fused experts, so the 30B would still take "
+            "56.8 GiB, and this version has no 4-bit experts of its own yet. Use -c tiny, or a GPU of 80 GB with policy.load_in_4bit=false."
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
+    )  # fmt: skip
+
+
+def _quiet() -> None:
+    """Drop three warnings that are as they should be here and would stand in front of what a user has to read."""
+    for name, about in (
+        ("transformers.integrations.hub_kernels", "is falling back to its reference PyTorch implementation"),
+        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
+    ):
+        logging.getLogger(name).addFilter(functools.partial(_is_about_something_else, about))
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+def _is_about_something_else(about: str, record: logging.LogRecord) -> bool:
+    return about not in record.getMessage()
+
+
+_quiet()

@@ -1,0 +1,57 @@
+"""Rewards are files, not imports: `FILE.py:function` names one, be it the kit's or your own copy of it.
+
+The file is the user's own code, named by the user, and is executed as such. A bare file name is looked for in the
+working folder first and then among the kit's rewards, so a copy beside your notebook takes the kit's place.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+FOLDER = Path(__file__).with_name("rewards")
+
+
+def load_reward(spec: str) -> Callable[..., list[float | None]]:
+    """The reward function that `FILE.py:function` names.
+
+    Raises ValueError for a spec of another shape or a missing function, FileNotFoundError for a missing file.
+    """
+    name, colon, function = spec.rpartition(":")
+    if not colon or not name.endswith(".py") or not function.isidentifier():
+        raise ValueError(
+            f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
+        )
+    path = find_reward(name)
+    module_spec = importlib.util.spec_from_file_location(f"grpo_kit_reward_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    reward = getattr(module, function, None)
+    if not callable(reward):
+        there = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        public = ", ".join(n for n in there if not n.startswith("_")) or "none"
+        raise ValueError(f"{path} has no function {function!r}; its functions are: {public}. Name one of them.")
+    return reward
+
+
+def fingerprint(reward: Callable[..., object]) -> str | None:
+    """sha256 of the file a reward comes from, or of its own source when it was defined in a notebook cell.
+
+    None when Python cannot find the source. A run notes it, so that an edited reward does not pass for the old one.
+    """
+    try:
+        path = Path(inspect.getsourcefile(reward) or "")
+        source = path.read_bytes() if path.is_file() else inspect.getsource(reward).encode()
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source).hexdigest()
+
+
+def find_reward(name: str) -> Path:
+    """The path of a reward file: as given if it exists, else among the kit's own."""
+    for path in (Path(name), FOLDER / name):
+        if path.is_file():
+            return path
+    own = ", ".join(sorted(p.name for p in FOLDER.glob("[a-z]*.py")))
+    raise FileNotFoundError(f"{name} is no reward file here, nor one of the kit's ({own}). Give an existing path.")

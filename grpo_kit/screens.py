@@ -1,0 +1,100 @@
+"""What a person sees in the terminal: a stage at work, the accuracies side by side, where everything lies."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from grpo_kit import workspace
+from grpo_kit.prompts import split_thinking
+
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def stage(run: workspace.Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
+    """Show a stage: a progress bar while it works, then one line that says what was done or skipped."""
+    before = run.stages().get(name)
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(doing, total=None)
+
+        def show(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, description=f"{doing} {note}")
+
+        yield show
+    note = run.stages()[name]
+    if note == before:
+        out.print(
+            f"[dim]{name:<8} skipped: done on {note['finished'][:10]} in {note['seconds']:.0f} s; --force repeats it[/]"
+        )
+    else:
+        out.print(f"{name:<8} done in {note['seconds']:.1f} s")
+
+
+def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
+    """A table of (what, what was found, whether that is fine, the remedy if not)."""
+    table = Table("what", "found", "verdict")
+    table.columns[1].overflow = "fold"
+    for what, found, fine, remedy in findings:
+        table.add_row(what, escape(found), "[green]ok[/]" if fine else f"[red]{escape(remedy)}[/]")
+    out.print(table)
+
+
+def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
+    """Before, after and the difference, each with its 95 % interval."""
+    table = Table(title=f"held-out accuracy of run {run.name!r}")
+    for heading in ("", "pass@1", "95 % interval", "problems"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name in ("before", "after"):
+        found = report[name]
+        table.add_row(name, f"{found['pass@1']:.3f}", "{:.3f} to {:.3f}".format(*found["ci95"]), str(found["n"]))
+    table.add_row(
+        "difference", f"{report['difference']:+.3f}", "{:+.3f} to {:+.3f}".format(*report["difference_ci95"]), "paired"
+    )
+    out.print(table)
+
+
+def example(run: workspace.Run) -> None:
+    """One problem that was guessed wrong before and worked out after: what training changed, in the policy's words."""
+    found = {name: {p["id"]: p for p in _problems(run, name)} for name in ("before", "after")}
+    for key, old in found["before"].items():
+        new = found["after"][key]
+        if old["score"] == 0.0 and new["score"] == 1.0 and old["completions"][0].startswith("looks like"):
+            out.print(f"\n{escape(old['prompt'])}  (answer {old['answer']})")
+            for name, problem in (("before", old), ("after", new)):
+                thinking, answer = split_thinking(problem["completions"][0])
+                out.print(f"  {name:<7} thinks [italic]{escape(thinking)}[/], answers {escape(answer)}")
+            return
+
+
+def _problems(run: workspace.Run, name: str) -> list[dict[str, Any]]:
+    return json.loads((run.evaluation / f"{name}.json").read_text())["problems"]
+
+
+def where(run: workspace.Run, zip_path: Path, seconds: float) -> None:
+    """Where everything lies, and what to do next."""
+    table = Table(title=f"done in {seconds:.0f} s", show_header=False)
+    for what, where in (
+        ("the zip", zip_path), ("the picture", run.picture), ("the report", run.evaluation / "report.json"),
+        ("every completion", run.completions), ("the adapter", run.adapter),
+    ):  # fmt: skip
+        table.add_row(what, str(where))
+    out.print("", table)
+    out.print(
+        "Next: open notebooks/01_setup.ipynb in Colab or Kaggle; or train on your own problems here:\n"
+        "  grpo-kit data -c tiny --run mine data.source=data/gsm8k_sample.jsonl data.val_size=20 data.test_size=50\n"
+        "  grpo-kit train --run mine grpo.max_steps=5"
+    )

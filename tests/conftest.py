@@ -1,0 +1,54 @@
+"""What many tests share: no network, two threads, the shared data sets where they exist, one small trained run."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SAMPLE = Path(__file__).resolve().parents[1] / "data" / "gsm8k_sample.jsonl"
+SMALL = [
+    "data.limit=300", "data.test_size=60", "data.val_size=20", "grpo.max_steps=4", "grpo.per_device_train_batch_size=16",
+    "grpo.num_generations=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of full data sets that lies beside a checkout on our machines; elsewhere the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not here; this test reads full data sets")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def math_reward():
+    from grpo_kit.reward_files import load_reward
+
+    return load_reward("math_answer.py:math_reward")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, math_reward):
+    """(config, run): the tiny policy after four real GRPO steps, measured before and after. Tests must not change it."""
+    from grpo_kit import config, data, evaluate, train, workspace
+
+    chosen = config.load_config(["tiny"], SMALL)
+    run = workspace.open_run("small", tmp_path_factory.mktemp("trained") / "runs")
+    data.prepare(chosen, run)
+    evaluate.before(chosen, run, math_reward)
+    train.train(chosen, run, [math_reward, lambda completions, **_: [1.0] * len(completions)])
+    evaluate.after(chosen, run, math_reward)
+    evaluate.report(run)
+    return chosen, run
+
+
+@pytest.fixture(scope="session")
+def tiny_policy():
+    """(model, tokenizer) of the embedded policy, shared; tests that change it load their own."""
+    from grpo_kit import config, policy
+
+    return policy.load_policy(config.Policy())

@@ -1,0 +1,158 @@
+"""The command line: stages in order, skipped when done, errors in one sentence with the right exit status."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from grpo_kit import workspace
+from grpo_kit.cli import app
+from tests.conftest import SAMPLE, SMALL
+
+FEW = ["data.limit=80", "data.test_size=10", "data.val_size=5", *SMALL[3:], "grpo.max_steps=1"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRPO_KIT_ROOT", raising=False)
+    return tmp_path
+
+
+def call(*words, status=0):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == status, done.output + str(done.exception)
+    return " ".join(done.output.split())
+
+
+def everything(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def test_the_stages_one_by_one_then_again(here):
+    assert "55 rows" not in call("data", "-c", "tiny", "--run", "r", *FEW)
+    assert "pass@1" in call("evaluate", "--run", "r")
+    assert "1 steps" in call("train", "--run", "r")
+    said = call("evaluate", "--run", "r")
+    assert "before skipped" in said and "after done" in said and "difference" in said
+    assert "submission.zip" in call("package", "--run", "r")
+    assert call("check", "submission/submission.zip", "--run", "r").count("ok ") == 4
+    assert "train skipped" in call("train", "--run", "r")
+    assert "package skipped" in call("package", "--run", "r")
+    assert sorted(p.name for p in (here / "runs/r").iterdir()) == [
+        "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "metrics.jsonl", "run.json",
+    ]  # fmt: skip
+
+
+def test_data_once_made_stands_when_training_names_the_preset_again(here):
+    call("data", "-c", "tiny", "--run", "r", f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5")
+    call("train", "-c", "tiny", "--run", "r", *FEW[3:], "grpo.max_completion_length=8")
+    completions = workspace.read_lines(here / "runs/r/completions.jsonl")
+    assert len(completions) == 16 and all(len(c["prompt"]) > 40 for c in completions)
+    assert str(SAMPLE) in (here / "runs/r/config.yaml").read_text()
+
+
+def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
+    call("data", "-c", "tiny", "--run", "r", *FEW)
+    assert "data done" in call("data", "--run", "r", "--force")
+    assert "data skipped" in call("data", "--run", "r")
+    assert "force" not in (here / "runs/r/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("command", ["data", "train", "evaluate", "package"])
+@pytest.mark.parametrize("preset", ["tiny", "t4", "24gb"])
+def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, preset):
+    said = call(command, "-c", preset, "--dry-run", "grpo.num_generations=2")
+    assert f"name: {preset}" in said and "num_generations: 2" in said and "nothing was touched" in said
+    assert everything(here) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "remedy"),
+    [
+        (["data", "-c", "tinny"], "'tinny'", "Did you mean tiny?"),  # unknown preset
+        (["data", "-c", "none.yaml"], "none.yaml", "existing YAML file"),  # unknown file
+        (["data", "grpo.num_generation=3"], "grpo.num_generation", "grpo.num_generations"),  # unknown key
+        (["data", "data.source=none.csv"], "none.csv", "Check the path"),  # unknown source
+        (["data", "data.source=noanswer.csv"], "prompt, solution", "data.columns.answer"),  # no such column
+        (["data", "data.source=empty.jsonl"], "0 rows", "not empty"),  # empty data set
+        (["data", "data.test_size=99999"], "4000 usable rows", "lower"),  # nothing left to train on
+        (["data", "--run", "../up"], "'../up'", "Pick such a name"),  # would leave the folder
+        (["train", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),  # unknown run
+        (["train", "grpo.num_generations=1"], "is 1;", "2 or more"),  # group of one
+        (["train", "grpo.num_generations=7"], "is 7", "multiple of 7"),  # a batch that groups do not divide
+        (["train", "grpo.reward_funcs=[none.py:f,none.py:g]"], "none.py", "existing path"),  # unknown reward
+        (["evaluate", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),
+        (["package", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
+        (["check", "none.zip"], "none.zip", "grpo-kit package"),
+        (["check", "noanswer.csv"], "noanswer.csv", "Pack the adapter again"),  # no zip at all
+        (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
+    ],
+)
+def test_bad_input_is_one_sentence_status_2_and_nothing_written(here, words, value, remedy):
+    (here / "noanswer.csv").write_text("prompt,solution\na,b\n")
+    (here / "empty.jsonl").write_text("")
+    before = everything(here)
+    said = call(*words, status=2)
+    assert said.startswith("error: ") and value in said and remedy in said and "Traceback" not in said
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize("words", [["--what"], ["data", "--what"], ["fly"], ["check"]])
+def test_unknown_commands_and_options_are_usage_errors(here, words):
+    call(*words, status=2)
+
+
+def test_a_run_made_otherwise_is_not_overwritten(here):
+    call("data", "-c", "tiny", "--run", "r", *FEW)
+    before = (here / "runs/r/data/train/data.jsonl").read_bytes()
+    said = call("data", "--run", "r", "data.limit=70", status=2)
+    assert "data.limit was 80, now 70" in said and "--force" in said
+    said = call("train", "--run", "r", "data.limit=70", "grpo.max_steps=1", *FEW[3:], status=0)
+    assert (here / "runs/r/data/train/data.jsonl").read_bytes() == before and "train done" in said
+
+
+def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_path):
+    import shutil
+    import zipfile
+
+    from safetensors.torch import load_file, save_file
+
+    _, run = trained
+    shutil.copytree(run.path, here / "runs/small")
+    folder = here / "changed"
+    shutil.copytree(run.adapter, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v * 2 for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    with zipfile.ZipFile("changed.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    said = call("check", "changed.zip", "--run", "small", status=1)
+    assert "FAIL outputs equal the trained policy's" in said and "error: changed.zip is not the adapter" in said
+
+
+def test_a_defect_is_not_dressed_up_as_a_usage_error(here, monkeypatch):
+    from grpo_kit import data
+
+    monkeypatch.setattr(data, "prepare", lambda *_: json.loads("{"))
+    done = CliRunner().invoke(app, ["data"])
+    assert isinstance(done.exception, json.JSONDecodeError)
+
+
+def test_an_interrupt_is_said_in_words(here, monkeypatch):
+    from grpo_kit import data
+
+    monkeypatch.setattr(data, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert "finished stages stand" in call("data", status=130)
+
+
+def test_the_doctor_finds_this_machine_well(here):
+    said = call("doctor")
+    assert "transformers" in said and "embedded policy" in said and "python -m grpo_kit.tiny" not in said
+
+
+def test_the_doctor_names_what_is_wrong(here, monkeypatch):
+    from grpo_kit import tiny
+
+    monkeypatch.setattr(tiny, "script_hash", lambda: "other")
+    assert "python -m grpo_kit.tiny" in call("doctor", status=1)

@@ -1,0 +1,133 @@
+"""Bad configurations are refused in one sentence with value, rule and remedy; good ones resolve."""
+
+from dataclasses import FrozenInstanceError, asdict
+
+import pytest
+from omegaconf import OmegaConf
+
+from grpo_kit import config
+
+
+@pytest.mark.parametrize("preset", ["tiny", "t4", "24gb"])
+def test_every_preset_resolves_to_every_key(preset):
+    chosen = config.load_config([preset])
+    assert chosen.run.name == preset
+    assert set(OmegaConf.create(config.to_yaml(chosen))) == {"policy", "lora", "data", "grpo", "evaluation", "run"}
+
+
+def test_presets_are_the_files():
+    assert config.preset_names() == ["24gb", "t4", "tiny"]
+
+
+def test_t4_asks_for_nothing_sm_75_lacks():
+    chosen = config.load_config(["t4"])
+    assert chosen.policy.dtype == "float16" and not chosen.grpo.bf16
+
+
+def test_layers_merge_left_to_right(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("grpo: {max_steps: 7, learning_rate: 2.0e-5}\n")
+    chosen = config.load_config(["tiny", str(mine)], ["grpo.max_steps=9"])
+    assert (chosen.grpo.max_steps, chosen.grpo.learning_rate, chosen.policy.model) == (9, 2e-5, "tiny")
+
+
+def test_the_written_configuration_reads_back_the_same(tmp_path):
+    chosen = config.load_config(["t4"], ["grpo.epsilon_high=0.28", "data.system_prompt='a: b # c'", "run.force=true"])
+    (tmp_path / "c.yaml").write_text(config.to_yaml(chosen))
+    again = config.load_config([str(tmp_path / "c.yaml")])
+    assert not again.run.force  # meant for one command
+    assert {**asdict(again), "run": 0} == {**asdict(chosen), "run": 0}
+
+
+def test_a_configuration_cannot_be_changed_later():
+    with pytest.raises(FrozenInstanceError):
+        config.load_config(["tiny"]).grpo.max_steps = 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "value", "remedy"),
+    [
+        (["grpo.num_generation=3"], "grpo.num_generation", "Did you mean grpo.num_generations?"),  # a typo
+        (["num_generations=3"], "num_generations", "Did you mean grpo.num_generations?"),  # section forgotten
+        (["grpo.r=3"], "grpo.r", "Did you mean lora.r?"),  # wrong section
+        (["zzz.qqq=3"], "zzz", "--dry-run"),  # nothing like it
+        (["grpo=5"], "grpo", "grpo.max_steps="),  # a section is no value
+        (["data.columns=null"], "data.columns", "data.columns.prompt="),  # nor can it be removed
+        (["grpo.num_generations"], "'grpo.num_generations'", "key=value"),  # no equals sign
+        (["=3"], "'=3'", "key=value"),  # no key
+        (["grpo.num_generations=abc"], "grpo.num_generations", "type"),  # text for a number
+        (["grpo.max_steps=1.5"], "grpo.max_steps", "type"),  # half a step
+        (["data.source=null"], "data.source", "type"),  # required
+        (["grpo.num_generations=1"], "is 1;", "2 or more"),  # a group of one
+        (["grpo.num_generations=7"], "is 7", "multiple of 7"),  # 64 completions hold no whole number of groups of 7
+        (["grpo.max_steps=0"], "is 0;", "1 or more"),
+        (["grpo.max_completion_length=0"], "is 0;", "1 or more"),
+        (["grpo.learning_rate=0"], "is 0.0;", "above 0"),
+        (["grpo.temperature=0"], "is 0.0;", "1.0"),  # a greedy group is eight times the same
+        (["grpo.reward_weights=[1.0]"], "1 entries", "same length"),
+        (["grpo.reward_funcs=[]", "grpo.reward_weights=[]"], "empty", "FILE.py:function"),
+        (["grpo.fp16=true", "grpo.bf16=true"], "both true", "false"),
+        (["lora.r=33"], "is 33;", "32 or less"),  # more than the scorer loads
+        (["lora.r=0"], "is 0;", "1 or more"),
+        (["lora.target_modules=[]"], "empty", "at least one"),
+        (["policy.dtype=fp16"], "'fp16'", "Did you mean float16?"),
+        (["data.test_size=0"], "is 0;", "1 or more"),
+        (["data.val_size=-1"], "is -1;", "0 or more"),
+        (["data.limit=0"], "is 0;", "1 or more"),
+        (["evaluation.num_problems=0"], "is 0;", "1 or more"),
+        (["evaluation.batch_size=0"], "is 0;", "1 or more"),
+        (["evaluation.temperature=-1"], "is -1.0;", "0 (greedy)"),
+    ],
+)
+def test_a_bad_override_is_one_sentence_with_value_and_remedy(overrides, value, remedy):
+    with pytest.raises(ValueError) as error:
+        config.load_config(["tiny"], overrides)
+    said = str(error.value)
+    assert value in said and remedy in said and "\n" not in said
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="'tinny' is neither .* Did you mean tiny?"):
+        config.load_config(["tinny"])
+
+
+def test_a_missing_yaml_file_is_named():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist"):
+        config.load_config(["nowhere.yaml"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grpo: [unclosed",  # not YAML
+        "- a\n- b\n",  # a list
+        "",  # nothing
+        "grpo: {max_step: 3}\n",  # a typo inside a file
+        "\x00",  # not even text
+    ],
+)
+def test_a_bad_yaml_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    if text == "":
+        assert config.load_config([str(path)]).grpo == config.Grpo()  # an empty file changes nothing
+        return
+    with pytest.raises(ValueError) as error:
+        config.load_config([str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_an_override_may_hold_spaces_equals_and_slashes():
+    assert config.load_config(["tiny"], ["data.source=/a b/c=d.jsonl"]).data.source == "/a b/c=d.jsonl"
+
+
+def test_settle_keeps_what_finished_stages_were_made_with():
+    made = {"data": asdict(config.Data(source="mine.jsonl", test_size=9)), "seed": 1}
+    settled = config.settle(config.load_config(["tiny"], ["grpo.max_steps=5"]), [made])
+    assert (settled.data.source, settled.data.test_size, settled.grpo.max_steps) == ("mine.jsonl", 9, 5)
+
+
+def test_settle_lets_an_explicit_override_through_so_that_the_stage_can_object():
+    made = {"data": asdict(config.Data(source="mine.jsonl"))}
+    asked = config.load_config(["tiny"], ["data.source=other.jsonl"])
+    assert config.settle(asked, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"

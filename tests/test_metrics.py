@@ -1,0 +1,65 @@
+"""Accuracies and intervals against known values."""
+
+import pytest
+
+from grpo_kit import metrics
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "value"),
+    [
+        (8, 1, 1, 0.125),  # plain accuracy
+        (8, 1, 8, 1.0),  # one right among all drawn
+        (8, 0, 8, 0.0),
+        (8, 8, 1, 1.0),
+        (10, 3, 2, 1 - (7 * 6) / (10 * 9)),  # by hand
+        (1000, 500, 500, 1.0),  # no overflow
+    ],
+)
+def test_pass_at_k(n, c, k, value):
+    assert metrics.pass_at_k(n, c, k) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(8, 9, 1), (8, -1, 1), (8, 1, 0), (8, 1, 9)])
+def test_pass_at_k_refuses_what_makes_no_sense(n, c, k):
+    with pytest.raises(ValueError, match="pass_at_k got"):
+        metrics.pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [
+        (50, 100, 0.4038, 0.5962),  # Wilson 1927, textbook value
+        (0, 300, 0.0, 0.0126),  # none right is not certainty
+        (300, 300, 0.9874, 1.0),
+        (1, 1, 0.2065, 1.0),
+    ],
+)
+def test_the_interval_of_right_and_wrong_is_wilsons(right, n, low, high):
+    assert metrics.mean_interval([1.0] * right + [0.0] * (n - right)) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_the_interval_of_shares_is_a_bootstrap_over_problems():
+    low, high = metrics.mean_interval([0.25, 0.5, 0.75, 1.0] * 50)
+    assert 0.57 < low < 0.6 < 0.65 < high < 0.68
+    assert (low, high) == metrics.mean_interval([0.25, 0.5, 0.75, 1.0] * 50)  # the same for the same seed
+
+
+def test_no_scores_have_no_interval():
+    with pytest.raises(ValueError, match="0 scores"):
+        metrics.mean_interval([])
+
+
+def test_a_paired_difference_is_tighter_than_two_intervals():
+    before, after = [0.0] * 50 + [1.0] * 50, [0.0] * 40 + [1.0] * 60
+    low, high = metrics.difference_interval(before, after)
+    assert 0.0 < low < 0.1 < high < 0.2
+
+
+def test_no_change_is_no_difference():
+    assert metrics.difference_interval([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == (0.0, 0.0)
+
+
+def test_unequal_problems_are_refused():
+    with pytest.raises(ValueError, match="3 problems and after 2"):
+        metrics.difference_interval([1.0, 0.0, 1.0], [1.0, 0.0])

@@ -1,0 +1,53 @@
+"""Rewards are found by file and function; the copy beside the notebook comes first."""
+
+import pytest
+
+from grpo_kit.reward_files import fingerprint, load_reward
+
+
+def test_the_kits_own_rewards_are_found_by_name():
+    assert load_reward("math_answer.py:math_reward").__name__ == "math_reward"
+    assert load_reward("reasoning_format.py:reasoning_format_reward")(completions=["a</think>b"]) == [1.0]
+
+
+def test_a_copy_in_the_working_folder_takes_the_kits_place(tmp_path, monkeypatch):
+    (tmp_path / "math_answer.py").write_text("def math_reward(completions, **kwargs):\n    return [7.0]\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_reward("math_answer.py:math_reward")(completions=["x"]) == [7.0]
+
+
+def test_a_path_may_hold_colons_and_spaces(tmp_path):
+    path = tmp_path / "a: b" / "my reward.py"
+    path.parent.mkdir()
+    path.write_text("def mine(completions, **kwargs):\n    return [1.0]\n")
+    assert load_reward(f"{path}:mine")(completions=["x"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    "spec", ["math_reward", "math_answer.py", "math_answer:math_reward", ":f", "x.py:", "x.py:a b", ""]
+)
+def test_a_spec_of_another_shape_is_refused(spec):
+    with pytest.raises(ValueError, match="FILE.py:function"):
+        load_reward(spec)
+
+
+def test_a_missing_file_names_the_kits_own():
+    with pytest.raises(FileNotFoundError, match=r"none\.py is no reward file.*math_answer\.py"):
+        load_reward("none.py:f")
+
+
+def test_a_missing_function_names_those_that_exist():
+    with pytest.raises(ValueError, match="no function 'f'; its functions are: math_reward"):
+        load_reward("math_answer.py:f")
+
+
+def test_an_edited_reward_has_another_fingerprint(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def mine(completions, **kwargs):\n    return [1.0]\n")
+    first = fingerprint(load_reward(f"{path}:mine"))
+    path.write_text("HELPER = 2\n\ndef mine(completions, **kwargs):\n    return [1.0]\n")
+    assert first and fingerprint(load_reward(f"{path}:mine")) not in (None, first)
+
+
+def test_a_function_without_source_has_none():
+    assert fingerprint(len) is None

@@ -1,0 +1,190 @@
+"""Real GRPO steps through TRL, what they leave behind, and that the configuration arrives where it should."""
+
+import asyncio
+import json
+from dataclasses import asdict
+
+import pytest
+from safetensors.torch import load_file
+
+from grpo_kit import config, data, train, workspace
+from grpo_kit.reward_files import load_reward
+from tests.conftest import SAMPLE, SMALL
+
+
+def small(tmp_path, *overrides, name="r"):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = workspace.open_run(name, tmp_path / "runs")
+    data.prepare(chosen, run)
+    return chosen, run
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def zero_reward(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "t4"])
+def test_every_grpo_key_arrives_in_trls_config(preset, tmp_path):
+    chosen = config.load_config([preset], ["grpo.epsilon_high=0.28", "grpo.warmup_steps=3"])
+    args = train.to_trl(chosen, tmp_path)
+    for key, value in asdict(chosen.grpo).items():
+        if key != "reward_funcs":
+            arrived = getattr(args, key)
+            assert getattr(arrived, "value", arrived) == value, key
+    assert args.activation_checkpointing == chosen.grpo.gradient_checkpointing
+    assert args.chat_template_kwargs == {"enable_thinking": True} and args.seed == chosen.run.seed
+    assert args.bf16 is False
+
+
+def test_training_leaves_what_it_promised(trained):
+    chosen, run = trained
+    assert sorted(p.name for p in run.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    metrics = workspace.read_lines(run.metrics)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert {
+        "reward",
+        "rewards/math_reward/mean",
+        "completions/clipped_ratio",
+        "frac_reward_zero_std",
+        "grad_norm",
+    } <= set(metrics[0])
+    completions = workspace.read_lines(run.completions)
+    assert len(completions) == 4 * chosen.grpo.per_device_train_batch_size
+    assert set(completions[0]) == {"step", "prompt", "completion", "answer", "rewards"}
+    for step in range(1, 5):
+        paid = [c["rewards"]["math_reward"] for c in completions if c["step"] == step]
+        assert sum(paid) / len(paid) == pytest.approx(metrics[step - 1]["rewards/math_reward/mean"], abs=1e-6)
+
+
+def test_every_lora_pair_has_moved(trained):
+    _, run = trained
+    tensors = load_file(run.adapter / "adapter_model.safetensors")
+    assert len(tensors) == 18
+    assert all(value.any() for name, value in tensors.items() if "lora_B" in name)
+
+
+def test_the_run_notes_its_lineage(trained):
+    _, run = trained
+    notes = run.stages()
+    assert notes["train"]["read"] == {"data/manifest.json": workspace.hash_of(run.manifest)}
+    assert notes["after"]["read"]["adapter"] == workspace.hash_of(run.adapter) == notes["train"]["wrote"]["adapter"]
+    assert config.load_config([str(run.config)]).grpo.max_steps == 4
+
+
+def test_the_same_seed_gives_the_same_adapter(tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        chosen, run = small(tmp_path, name=name)
+        train.train(chosen, run, [length_reward, zero_reward])
+        hashes.append(workspace.hash_of(run.adapter / "adapter_model.safetensors"))
+    assert hashes[0] == hashes[1]
+
+
+def test_the_reward_is_what_changes_the_policy(tmp_path):
+    """Paying for length makes replies longer than paying for shortness; with no difference paid nothing moves."""
+    tensors = {}
+    for name, reward in (("long", length_reward), ("none", zero_reward)):
+        chosen, run = small(tmp_path, name=name)
+        train.train(chosen, run, [reward, zero_reward])
+        tensors[name] = load_file(run.adapter / "adapter_model.safetensors")
+    moved = {name: sum(v.abs().sum() for k, v in found.items() if "lora_B" in k) for name, found in tensors.items()}
+    assert moved["long"] > 0 and moved["none"] == 0
+
+
+def test_a_trained_run_is_not_trained_again(tmp_path, monkeypatch):
+    chosen, run = small(tmp_path)
+    last = train.train(chosen, run, [length_reward, zero_reward])
+    monkeypatch.setattr(train, "make_trainer", lambda *_: pytest.fail("trained again"))
+    assert train.train(chosen, run, [length_reward, zero_reward]) == last
+    other = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=3"])
+    with pytest.raises(ValueError, match=r"grpo\.max_steps was 2, now 3.*--force"):
+        train.train(other, run, [length_reward, zero_reward])
+
+
+def test_another_reward_of_the_same_name_is_noticed(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=1")
+    train.train(chosen, run, [length_reward, zero_reward])
+    (tmp_path / "other.py").write_text(
+        "def length_reward(completions, **kwargs):\n    return [0.5] * len(completions)\n"
+    )
+    other = load_reward(f"{tmp_path / 'other.py'}:length_reward")
+    with pytest.raises(ValueError, match=r"rewards\.length_reward was"):
+        train.train(chosen, run, [other, zero_reward])
+
+
+def test_a_run_without_data_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
+        train.train(config.load_config(["tiny"]), workspace.open_run("r", tmp_path), [length_reward, zero_reward])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("a reward broke")])
+def test_an_interrupted_training_leaves_the_earlier_stages_whole_and_no_adapter(tmp_path, stop):
+    chosen, run = small(tmp_path)
+    before = {p: workspace.hash_of(p) for p in (run.manifest.parent, run.notes, run.config)}
+
+    def breaks(trainer_state, completions, **kwargs):
+        if trainer_state.global_step == 1:
+            raise stop
+        return length_reward(completions)
+
+    with pytest.raises(stop if isinstance(stop, type) else type(stop)):
+        train.train(chosen, run, [breaks, zero_reward])
+    assert {p: workspace.hash_of(p) for p in before} == before
+    assert not run.adapter.exists() and len(workspace.read_lines(run.metrics)) == 1
+    train.train(chosen, run, [length_reward, zero_reward])  # and the same call works afterwards
+    assert [row["step"] for row in workspace.read_lines(run.metrics)] == [1, 2]
+
+
+def test_an_interrupted_repetition_keeps_the_old_adapter(tmp_path):
+    chosen, run = small(tmp_path)
+    train.train(chosen, run, [length_reward, zero_reward])
+    old = workspace.hash_of(run.adapter)
+    again = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", "run.force=true"])
+    with pytest.raises(KeyboardInterrupt):
+        train.train(again, run, [lambda **_: (_ for _ in ()).throw(KeyboardInterrupt), zero_reward])
+    assert workspace.hash_of(run.adapter) == old
+
+
+def test_an_unusable_gold_is_skipped_and_recorded_as_none(tmp_path):
+    chosen, run = small(tmp_path)
+
+    def half(completions, **kwargs):
+        return [None if i % 2 else 1.0 for i in range(len(completions))]
+
+    train.train(chosen, run, [half, zero_reward])
+    assert {c["rewards"]["half"] for c in workspace.read_lines(run.completions)} == {None, 1.0}
+
+
+def test_an_async_reward_works_as_in_trl(tmp_path):
+    async def slow_reward(completions, **kwargs):
+        await asyncio.sleep(0)
+        return [1.0] * len(completions)
+
+    chosen, run = small(tmp_path, "grpo.max_steps=1")
+    last = train.train(chosen, run, [length_reward, slow_reward])
+    assert last["rewards/slow_reward/mean"] == 1.0
+    assert set(workspace.read_lines(run.completions)[0]["rewards"]) == {"length_reward"}
+
+
+def test_real_word_problems_need_no_special_case(tmp_path, math_reward):
+    chosen = config.load_config(
+        ["tiny"],
+        [f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5", "grpo.max_steps=2", "grpo.per_device_train_batch_size=8",
+         "grpo.num_generations=4", "grpo.gradient_accumulation_steps=2", "grpo.max_completion_length=24"],
+    )  # fmt: skip
+    run = workspace.open_run("words", tmp_path)
+    data.prepare(chosen, run)
+    last = train.train(chosen, run, [math_reward, zero_reward])
+    assert last["step"] == 2 and len(workspace.read_lines(run.completions)) == 32
+    assert "####" not in {c["answer"] for c in workspace.read_lines(run.completions)}
+
+
+def test_on_step_sees_each_metrics_row(tmp_path):
+    chosen, run = small(tmp_path)
+    seen = []
+    train.train(chosen, run, [length_reward, zero_reward], seen.append)
+    assert [json.loads(json.dumps(row)) for row in seen] == workspace.read_lines(run.metrics)
