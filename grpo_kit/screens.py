@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,9 +94,10 @@ def where(run: workspace.Run, zip_path: Path, seconds: float) -> None:
         ("every completion", run.completions), ("the adapter", run.adapter),
     ):  # fmt: skip
         table.add_row(what, str(where))
+    command = "grpo-kit" if shutil.which("grpo-kit") else sys.argv[0]  # make calls it inside .venv, unactivated
     out.print("", table)
     out.print(
         "Next: open notebooks/01_setup.ipynb in Colab or Kaggle; or train on your own problems here:\n"
-        "  grpo-kit data -c tiny --run mine data.source=data/gsm8k_sample.jsonl data.val_size=20 data.test_size=50\n"
-        "  grpo-kit train --run mine grpo.max_steps=5"
+        f"  {command} data -c tiny --run mine data.source=data/gsm8k_sample.jsonl data.val_size=20 data.test_size=50\n"
+        f"  {command} train --run mine grpo.max_steps=5"
     )
