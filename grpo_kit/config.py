@@ -23,11 +23,16 @@ class Policy:
     model: str = "tiny"
     revision: str | None = None
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
-    load_in_4bit: bool = False
+    load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
+    experts_on_host: float = 0.0  # share of each layer's experts kept in host memory, with load_in_4bit
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
         _one_of("policy.dtype", self.dtype, DTYPES)
+        _require(
+            0 <= self.experts_on_host <= 1,
+            f"policy.experts_on_host is {self.experts_on_host}; it is a share, from 0 to 1. Set it so.",
+        )
 
 
 @dataclass(frozen=True)

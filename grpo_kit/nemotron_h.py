@@ -16,3 +16,19 @@ def fix_time_step_limit(model) -> int:
     for mixer in mixers:
         mixer.time_step_limit = (0.0, float("inf"))
     return len(mixers)
+
+
+def route_through_out_proj() -> None:
+    """Make every Mamba mixer call its `out_proj` as a module, so that a LoRA or 4-bit weight there is used.
+
+    Where `mamba_ssm` is installed, training hands `out_proj.weight` to a fused kernel: a LoRA on it never sees a
+    gradient (all 23 lora_B stay 0), and a packed weight is read as if it were numbers. Refusing that kernel leaves the
+    others. Patched is the name that transformers 5.23's forward looks up.
+    """
+    from transformers.models.nemotron_h import modeling_nemotron_h
+
+    modeling_nemotron_h.mamba2_split_conv1d_scan_combined = _no_fused_kernel
+
+
+def _no_fused_kernel(*args, **kwargs):
+    return None  # "not available": the caller goes on step by step

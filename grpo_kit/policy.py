@@ -15,6 +15,7 @@ from grpo_kit import config as settings
 from grpo_kit import nemotron_h, tiny
 
 # What an adapter's config may tell us. Everything else in the file is ignored: it came from outside.
+LARGEST_WHOLE = 3e9  # parameters of a Nemotron-H that is loaded unquantised before its experts are quantised
 ADAPTER_KEYS = (
     "r",
     "lora_alpha",
@@ -34,7 +35,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     Raises FileNotFoundError when neither folder nor Hub has the model, RuntimeError when it cannot be loaded in 4 bit.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as progress
 
     tokenizer = load_tokenizer(policy)
@@ -42,9 +43,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
     if policy.load_in_4bit:
-        options["quantization_config"] = _nf4(
-            policy, AutoConfig.from_pretrained(_source(policy), revision=policy.revision)
-        )
+        options["quantization_config"] = _nf4(policy)
     bars = progress.is_progress_bar_enabled()
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
@@ -52,7 +51,16 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(_source(policy), **options).eval()
     if bars:
         progress.enable_progress_bar()
-    nemotron_h.fix_time_step_limit(model)
+    if model.config.model_type == "nemotron_h":
+        nemotron_h.fix_time_step_limit(model)
+        nemotron_h.route_through_out_proj()
+    if policy.load_in_4bit:
+        from grpo_kit import experts
+
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
+        experts.install(model, policy.experts_on_host)
     return model, tokenizer
 
 
@@ -83,7 +91,7 @@ def add_lora(model: Any, lora: settings.Lora, seed: int) -> Any:
 
     Raises ValueError when a target module matches nothing, naming it and what does exist.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
     from transformers import set_seed
 
     leaves = {name for name, module in model.named_modules() if not list(module.children())}
@@ -94,7 +102,7 @@ def add_lora(model: Any, lora: settings.Lora, seed: int) -> Any:
                 f"lora.target_modules names {target!r}, which matches nothing in this model; it has {', '.join(there)}. Correct the name."
             )
     set_seed(seed)
-    return get_peft_model(
+    return _with_lora(
         model,
         LoraConfig(
             r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
@@ -123,7 +131,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
 
     Raises ValueError when config and tensors do not fit each other or the model.
     """
-    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     saved = json.loads((folder / "adapter_config.json").read_text())
@@ -134,7 +142,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     lora = LoraConfig(
         **{key: saved[key] for key in ADAPTER_KEYS if key in saved}, task_type="CAUSAL_LM", inference_mode=True
     )
-    attached = get_peft_model(model, lora)
+    attached = _with_lora(model, lora)
     tensors = load_file(folder / "adapter_model.safetensors")
     try:
         outcome = set_peft_model_state_dict(attached, tensors)
@@ -150,6 +158,23 @@ def attach_adapter(model: Any, folder: Path) -> Any:
             f"fit nowhere (first: {first}); every LoRA pair must find its module. Pack the adapter again."
         )
     return attached.eval()
+
+
+def _with_lora(model: Any, lora: Any) -> Any:
+    """PEFT's `get_peft_model`, with Mamba's out_proj allowed.
+
+    PEFT 0.21 refuses it for Mamba models, because a fused kernel would pass the LoRA by; that kernel is switched off
+    here (`nemotron_h.route_through_out_proj`), and training stops when a LoRA gets no gradient.
+    """
+    from peft import get_peft_model
+    from peft.tuners import tuners_utils
+
+    refuse = tuners_utils._check_lora_target_modules_mamba
+    tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
+    try:
+        return get_peft_model(model, lora)
+    finally:
+        tuners_utils._check_lora_target_modules_mamba = refuse
 
 
 def usable_tokenizer(tokenizer: Any) -> Any:
@@ -187,15 +212,21 @@ def _with_ordinary_tags(node: Any) -> Any:
     return node | {"special": False} if node.get("content") in tags else node
 
 
-def _nf4(policy: settings.Policy, model_config: Any) -> Any:
+def _nf4(policy: settings.Policy) -> Any:
+    """bitsandbytes' configuration for every dense linear layer; routed experts are quantised after loading."""
     import torch
-    from transformers import BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+    model_config = AutoConfig.from_pretrained(_source(policy), revision=policy.revision)
     if model_config.model_type == "nemotron_h":
-        raise RuntimeError(
-            "policy.load_in_4bit is true for a Nemotron-H; bitsandbytes skips its fused experts, so the 30B would still take "
-            "56.8 GiB, and this version has no 4-bit experts of its own yet. Use -c tiny, or a GPU of 80 GB with policy.load_in_4bit=false."
-        )
+        with torch.device("meta"):
+            size = AutoModelForCausalLM.from_config(model_config).num_parameters()
+        if size > LARGEST_WHOLE:
+            raise RuntimeError(
+                f"policy.load_in_4bit is true for a Nemotron-H of {size / 1e9:.1f} billion parameters; its experts are "
+                f"quantised after the model was loaded whole, which this version does up to {LARGEST_WHOLE / 1e9:.0f} billion. "
+                "Use -c tiny, or a GPU of 80 GB with policy.load_in_4bit=false."
+            )
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, policy.dtype),

@@ -96,8 +96,11 @@ def make_trainer(
         args=to_trl(config, run.path / "checkpoints"),
         train_dataset=datasets.Dataset.from_list(workspace.read_lines(run.rows("train"))),
         processing_class=tokenizer,
-        callbacks=[MetricsRecord(run.metrics, on_step)],
+        callbacks=[MetricsRecord(run.metrics, on_step), GradientCheck()],
     )
+    for value in trainer.model.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
     return trainer
 
@@ -120,6 +123,30 @@ class MetricsRecord(TrainerCallback):
             file.write(json.dumps(row) + "\n")
         if self.on_step:
             self.on_step(row)
+
+
+class GradientCheck(TrainerCallback):
+    """Stops a run whose LoRA is dead in part: before the first update that has a gradient, every pair must have one.
+
+    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.done:
+            return
+        alive = {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters() if ".lora_B." in n}
+        if not any(alive.values()):
+            return
+        self.done = True
+        dead = [name.split(".lora_B.")[0] for name, has in alive.items() if not has]
+        if dead:
+            raise RuntimeError(
+                f"{len(dead)} of {len(alive)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them changes "
+                "nothing. Take them out of lora.target_modules."
+            )
 
 
 class CompletionRecord:

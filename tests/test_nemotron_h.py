@@ -61,3 +61,13 @@ def test_left_padding_changes_nothing(tiny_policy):
             [model(**tokenizer(t, return_tensors="pt", add_special_tokens=False)).logits[:, -1] for t in texts]
         )
     assert (together - alone).abs().max().item() < 1e-4
+
+
+def test_the_fused_kernel_that_passes_out_proj_by_is_still_called_by_that_name():
+    import inspect
+
+    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
+
+    assert "mamba2_split_conv1d_scan_combined(" in inspect.getsource(modeling.NemotronHMamba2Mixer.forward)
+    nemotron_h.route_through_out_proj()
+    assert modeling.mamba2_split_conv1d_scan_combined(1, 2, three=3) is None

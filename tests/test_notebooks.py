@@ -159,7 +159,7 @@ def chain(kernels, tmp_path_factory):
 
 def test_01_shows_one_reply_with_thinking_and_answer_apart_and_writes_nothing(chain):
     said = printed(chain[1]["01_setup"])
-    assert "514,628 parameters" in said
+    assert "534,116 parameters" in said
     assert re.search(r"<\|im_start\|>assistant\n<think>\n", said)  # the template has opened it
     assert re.search(r"thinks : \S.*\nanswers: \\boxed\{\d+\}", said)
     assert said.count("not yet") == 5

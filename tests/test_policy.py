@@ -120,8 +120,34 @@ def test_a_local_folder_is_a_policy(tiny_policy, tmp_path):
     assert torch.equal(last_logits(again, tokenizer), last_logits(model, tokenizer))
 
 
-def test_nemotron_in_4_bit_is_refused_rather_than_faked():
-    with pytest.raises(RuntimeError, match=r"skips its fused experts.*56\.8 GiB"):
+def test_lora_on_out_proj_is_allowed_and_gets_a_gradient():
+    model, _ = policy.load_policy(config.Policy())
+    model = policy.add_lora(model, config.Lora(target_modules=["out_proj"]), seed=1).train()
+    ids = torch.arange(20, 60)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    grads = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
+    assert len(grads) == 1 and grads[0].abs().max() > 0
+
+
+def test_peft_still_refuses_out_proj_by_the_name_that_we_go_round():
+    from peft import LoraConfig, get_peft_model
+
+    with pytest.raises(ValueError, match="out_proj' is incompatible"):
+        get_peft_model(policy.load_policy(config.Policy())[0], LoraConfig(target_modules=["out_proj"]))
+
+
+def test_in_4_bit_every_large_matrix_is_4_bit():
+    model, _ = policy.load_policy(config.Policy(load_in_4bit=True))
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    dense = [n for n, k in kinds.items() if n.endswith("_proj") and k != "Identity"]
+    assert dense and {kinds[n] for n in dense} == {"Linear4bit"}
+    assert kinds["model.layers.1.mixer.experts"] == kinds["model.layers.3.mixer.experts"] == "TieredExperts"
+    assert kinds["lm_head"] == "Linear"
+
+
+def test_what_is_too_large_to_be_loaded_whole_is_refused_rather_than_faked(monkeypatch):
+    monkeypatch.setattr(policy, "LARGEST_WHOLE", 1000)
+    with pytest.raises(RuntimeError, match="quantised after the model was loaded whole"):
         policy.load_policy(config.Policy(load_in_4bit=True))
 
 

@@ -188,3 +188,26 @@ def test_on_step_sees_each_metrics_row(tmp_path):
     seen = []
     train.train(chosen, run, [length_reward, zero_reward], seen.append)
     assert [json.loads(json.dumps(row)) for row in seen] == workspace.read_lines(run.metrics)
+
+
+def test_a_lora_that_gets_no_gradient_stops_the_run_and_is_named(tmp_path):
+    chosen, run = small(tmp_path)
+    trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
+    broken = next(module for name, module in trainer.model.named_modules() if name.endswith("mixer.k_proj"))
+    broken.forward = broken.base_layer.forward  # the LoRA is passed by, as the fused kernel does to out_proj
+    with pytest.raises(RuntimeError, match="1 of 9 LoRA pairs get no gradient.*k_proj"):
+        trainer.train()
+
+
+def test_a_batch_without_any_gradient_does_not_stop_a_run(tmp_path):
+    chosen, run = small(tmp_path)
+    assert train.train(chosen, run, [zero_reward, zero_reward])["step"] == 2
+
+
+def test_in_4_bit_the_lora_is_float32_after_trl_has_cast_it(tmp_path):
+    chosen, run = small(tmp_path, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
+    trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
+    trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert {str(dtype) for dtype in trained} == {"torch.float32"}
+    trainer.train()
+    assert all(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)

@@ -6,7 +6,7 @@
 #
 # | Goal | Hardware | Time |
 # |---|---|---|
-# | Try the rewards by hand, measure the untrained policy, train it with GRPO, see the reward climb | any machine; two CPU cores are enough for `tiny` | about a minute on two laptop cores, of which training takes about 35 s |
+# | Try the rewards by hand, measure the untrained policy, train it with GRPO, see the reward climb | any machine; two CPU cores are enough for `tiny` | under a minute on two laptop cores, of which training takes about 25 s |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** → [4 Submit](04_submit.ipynb).
 # This notebook needs the data of notebook 2.
@@ -132,7 +132,7 @@ print(f"95 % interval {low:.1%} to {high:.1%}")
 print(f"{before['mean_tokens']:.0f} tokens a reply, {before['truncated']:.1%} cut off")
 
 # %% [markdown]
-# **You should see** for `tiny` somewhat over 40 %. Another draw of problems would give another figure; the interval says
+# **You should see** for `tiny` about 40 %. Another draw of problems would give another figure; the interval says
 # how far away it may reasonably be.
 
 # %% [markdown]
@@ -159,7 +159,7 @@ for name in asdict(config.grpo):
 # %% [markdown]
 # ## Train
 # Each step draws a group of replies to each problem, pays them, and makes the better-paid ones of each group more
-# likely. **Before you run it:** for `tiny`, 100 steps take about 35 s on two laptop cores. You should see one line that
+# likely. **Before you run it:** for `tiny`, 60 steps take about 25 s on two laptop cores. You should see one line that
 # counts the steps; the reward in it starts near 0.5 (it is the weighted sum, so at most 1.1) and ends near 1.1.
 
 # %%
