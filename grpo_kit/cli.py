@@ -22,6 +22,9 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
+rewards_app = typer.Typer(help="Rewards: put one on trial.", no_args_is_help=True)
+app.add_typer(rewards_app, name="rewards")
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as grpo.num_generations=16", show_default=False)
 ]
@@ -40,8 +43,8 @@ Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is don
 USAGE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a subcommand whose errors, where they are ours, are one sentence and an exit status."""
+def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors that are ours into one sentence and an exit status."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -58,7 +61,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             screens.err.print(f"[bold red]error:[/] {escape(str(error))}")
             raise typer.Exit(2 if isinstance(error, USAGE) else 1) from None
 
-    return app.command()(guarded)
+    return guarded
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a subcommand."""
+    return app.command()(one_sentence(function))
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -191,6 +199,20 @@ def check(
     if name:
         run.need("train", "grpo-kit train")
     _check(config, zip_path, run if name else None)
+
+
+@rewards_app.command("audit")
+@one_sentence
+def rewards_audit(
+    reward: Annotated[str, typer.Argument(metavar="FILE.py", help="a reward file, or FILE.py:function")],
+    cases: Annotated[
+        Path | None, typer.Option(help="labelled cases, JSON Lines; without it the kit's own sample")
+    ] = None,
+) -> None:
+    """Put a reward on trial: wrong answers paid, right ones refused, hangs and exceptions, by kind and from two threads."""
+    from grpo_kit.audit import audit_file, print_report
+
+    print_report(audit_file(reward, cases), screens.out)
 
 
 def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, reads: str, writes: list[Path]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from grpo_kit import metrics, workspace
+from grpo_kit import metrics, prompts, workspace
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.policy import attach_adapter, load_policy
 from grpo_kit.reward_files import fingerprint
@@ -145,6 +145,7 @@ def _measure(
     paid = verifier(
         completions=[[{"role": "assistant", "content": s.text}] for s in samples],
         prompts=[row["prompt"] for row in repeated],
+        prompt_opened_think=[prompts.opens_thinking(tokenizer, config.policy.enable_thinking)] * len(samples),
         **{key: [row[key] for row in repeated] for key in rows[0] if key != "prompt"},
     )
     problems = []

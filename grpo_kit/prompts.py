@@ -4,6 +4,8 @@ Nemotron's template opens `<think>` at the end of the prompt when thinking is on
 inside the thinking and holds only the closing tag; a reward that waits for `<think>` in the completion pays 0 for ever.
 """
 
+from typing import Any
+
 # The challenge's scorer appends exactly this, back-ticks included, to every problem (one user turn, no system text).
 CHALLENGE_SUFFIX = "\nPlease put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`"
 # What the scorer passes to `tokenizer.apply_chat_template`.
@@ -18,6 +20,14 @@ def messages(problem: str, suffix: str = "", system: str = "") -> list[dict[str,
     """
     turns = [{"role": "system", "content": system}] if system else []
     return [*turns, {"role": "user", "content": problem + suffix}]
+
+
+def opens_thinking(tokenizer: Any, enable_thinking: bool) -> bool:
+    """Whether the prompts this tokenizer's chat template makes end inside an open `<think>`."""
+    text = tokenizer.apply_chat_template(
+        messages("?"), tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+    )
+    return text.rfind("<think>") > text.rfind("</think>")
 
 
 def split_thinking(completion: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ working folder first and then among the kit's rewards, so a copy beside your not
 import hashlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,25 +15,31 @@ FOLDER = Path(__file__).with_name("rewards")
 
 
 def load_reward(spec: str) -> Callable[..., list[float | None]]:
-    """The reward function that `FILE.py:function` names.
+    """The reward function that `FILE.py:function` names, or `FILE.py` where one function there ends in `_reward`.
 
-    Raises ValueError for a spec of another shape or a missing function, FileNotFoundError for a missing file.
+    Raises ValueError for a spec of another shape or a missing or ambiguous function, FileNotFoundError for a missing
+    file; what executing the file raises is passed on.
     """
     name, colon, function = spec.rpartition(":")
-    if not colon or not name.endswith(".py") or not function.isidentifier():
+    if not colon or spec.endswith(".py"):
+        name, function = spec, ""
+    if not name.endswith(".py") or (name != spec and not function.isidentifier()):
         raise ValueError(
             f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
         )
     path = find_reward(name)
     module_spec = importlib.util.spec_from_file_location(f"grpo_kit_reward_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses and pickling look a module up by its name
     module_spec.loader.exec_module(module)
-    reward = getattr(module, function, None)
-    if not callable(reward):
-        there = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        public = ", ".join(n for n in there if not n.startswith("_")) or "none"
-        raise ValueError(f"{path} has no function {function!r}; its functions are: {public}. Name one of them.")
-    return reward
+    own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+    rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
+    chosen = function or (rewards[0] if len(rewards) == 1 else "")
+    if chosen and callable(getattr(module, chosen, None)):
+        return getattr(module, chosen)
+    missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
+    there = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
+    raise ValueError(f"{path} has no {missing}; its functions are: {there}. Name one as {name}:function.")
 
 
 def fingerprint(reward: Callable[..., object]) -> str | None:

@@ -90,11 +90,13 @@ def make_trainer(
     model, tokenizer = load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
+    opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?
+    rows = [row | {"prompt_opened_think": opened} for row in workspace.read_lines(run.rows("train"))]
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=record.watched,
         args=to_trl(config, run.path / "checkpoints"),
-        train_dataset=datasets.Dataset.from_list(workspace.read_lines(run.rows("train"))),
+        train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[MetricsRecord(run.metrics, on_step), GradientCheck()],
     )

@@ -86,6 +86,9 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["package", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
         (["check", "none.zip"], "none.zip", "grpo-kit package"),
         (["check", "noanswer.csv"], "noanswer.csv", "Pack the adapter again"),  # no zip at all
+        (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
+        (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
+        (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
         (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
     ],
 )
@@ -129,6 +132,13 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
             archive.write(path, path.name)
     said = call("check", "changed.zip", "--run", "small", status=1)
     assert "FAIL outputs equal the trained policy's" in said and "error: changed.zip is not the adapter" in said
+
+
+def test_a_reward_of_ones_own_is_put_on_trial(here):
+    (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{5}", "reward": 0, "kind": "plain"}\n')
+    said = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
+    assert "plain 1 0.0% 1 0" in said.replace("│", "").replace("  ", " ").replace("  ", " ") and "paid, wrongly" in said
 
 
 def test_a_defect_is_not_dressed_up_as_a_usage_error(here, monkeypatch):

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts"},
+    {"session", "tiny", "metrics", "nf4", "experts", "audit"},
     {"policy", "data"},
     {"train", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
@@ -95,8 +95,9 @@ def test_importing_the_package_loads_nothing_at_all():
 
 def test_files_stay_small_and_the_package_thin():
     lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert {name: count for name, count in lines.items() if count > 480} == {}
-    assert sum(lines.values()) < 5000
+    # The referee is one file because it must be pasted as one.
+    assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
+    assert sum(lines.values()) < 6000
 
 
 def test_nothing_evaluates_text():

@@ -23,12 +23,19 @@ def test_a_path_may_hold_colons_and_spaces(tmp_path):
     assert load_reward(f"{path}:mine")(completions=["x"]) == [1.0]
 
 
-@pytest.mark.parametrize(
-    "spec", ["math_reward", "math_answer.py", "math_answer:math_reward", ":f", "x.py:", "x.py:a b", ""]
-)
+@pytest.mark.parametrize("spec", ["math_reward", "math_answer:math_reward", ":f", "x.py:", "x.py:a b", ""])
 def test_a_spec_of_another_shape_is_refused(spec):
     with pytest.raises(ValueError, match="FILE.py:function"):
         load_reward(spec)
+
+
+def test_a_file_with_one_reward_needs_no_function_name(tmp_path):
+    assert load_reward("math_answer.py").__name__ == "math_reward"
+    (tmp_path / "two.py").write_text("def a_reward(**k): ...\ndef b_reward(**k): ...\n")
+    with pytest.raises(
+        ValueError, match="no single function that ends in _reward; its functions are: a_reward, b_reward"
+    ):
+        load_reward(str(tmp_path / "two.py"))
 
 
 def test_a_missing_file_names_the_kits_own():

@@ -1,29 +1,41 @@
-"""reasoning_format_reward: 1.0 for a reply that thinks, closes its thinking once, and then answers.
+r"""Does the reply think, close its thinking once, and then answer? 1.0 yes, 0.0 no.
 
 Paste this file into a notebook cell as it is; it needs nothing but the standard library.
 
-Nemotron's chat template has opened `<think>` in the prompt already, so the completion must not open it again, and
-holds only `</think>`. (A reward that waits for both tags in the completion, as TRL's `think_format_reward` does,
-always pays 0 here.) Only the shape is judged: this is a nudge, to be weighted far below correctness.
+Nemotron's chat template ends the prompt with `<think>`, so a good completion is `thinking </think>
+answer`, with no opening tag. A reward that waits for both tags in the completion, as TRL's
+think_format_reward does, pays 0 for ever. Only the shape is judged and any wrong answer can have
+it: weigh it far below correctness (see combine.py), or gate it.
 """
 
+from collections.abc import Sequence
 
-def reasoning_format_reward(completions, **kwargs) -> list[float]:
-    """1.0 when the completion is `some thinking </think> some answer`, with exactly one tag; else 0.0.
 
-    `completions`: strings or TRL's message lists. Any reply is judged, none raises.
+def reasoning_format_reward(completions: Sequence, prompt_opened_think: bool = True, **kwargs) -> list[float]:
+    r"""1.0 for exactly one </think> with thinking before it and an answer after it, else 0.0.
+
+    completions: strings or message lists. prompt_opened_think: whether the prompt ends with
+    <think>, as Nemotron's does; then a <think> in the completion is a second one and earns 0. If
+    False, the completion must begin with it. Blank text, and text of tags alone, is neither
+    thinking nor an answer. No reply raises.
+
+    >>> reasoning_format_reward(["6*7=42\n</think>\n42", "</think> 42", "6*7=42, so 42"])
+    [1.0, 0.0, 0.0]
     """
-    return [_shape(completion) for completion in completions]
+    return [float(_well_formed(_text(c), prompt_opened_think)) for c in completions]
 
 
-def _shape(completion) -> float:
-    text = completion if isinstance(completion, str) else "".join(turn.get("content") or "" for turn in completion)
-    thinking, closed, answer = text.partition("</think>")
-    opened_again = "<think>" in text
-    return float(
-        bool(closed)
-        and not opened_again
-        and "</think>" not in answer
-        and bool(thinking.strip())
-        and bool(answer.strip())
-    )
+def _well_formed(text: str, opened: bool) -> bool:
+    if not opened:
+        if not text.lstrip().startswith("<think>"):
+            return False
+        text = text.lstrip()[len("<think>") :]
+    thinking, _, answer = text.partition("</think>")
+    once = text.count("</think>") == 1 and "<think>" not in text
+    return once and any(map(str.isalnum, thinking)) and any(map(str.isalnum, answer.replace("<|im_end|>", "")))
+
+
+def _text(completion: str | list) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)

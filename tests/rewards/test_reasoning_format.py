@@ -1,33 +1,35 @@
-"""reasoning_format_reward knows that the prompt has opened <think>."""
+"""reasoning_format: which shapes earn 1.0, with the thinking opened by the prompt and without."""
 
 import pytest
 
-from grpo_kit.reward_files import load_reward
+from grpo_kit.rewards.reasoning_format import reasoning_format_reward
 
-reasoning_format_reward = load_reward("reasoning_format.py:reasoning_format_reward")
-
-
-@pytest.mark.parametrize(
-    ("said", "paid"),
-    [
-        ("7+8=15\n</think>\n\\boxed{85}", 1.0),
-        ("</think>85", 0.0),  # no thinking
-        (" \n </think>85", 0.0),
-        ("thinking without end", 0.0),
-        ("thinking</think>", 0.0),  # no answer
-        ("thinking</think> \n", 0.0),
-        ("<think>thinking</think>85", 0.0),  # opened a second time
-        ("a</think>b</think>c", 0.0),  # closed a second time
-        ("", 0.0),
-    ],
-)
-def test_shape(said, paid):
-    assert reasoning_format_reward(completions=[said], answer=["85"], prompts=["p"]) == [paid]
-    assert reasoning_format_reward(completions=[[{"role": "assistant", "content": said}]]) == [paid]
+SHAPES = [  # completion, when the prompt opened <think>, when it did not, what the row is about
+    ("6*7=42\n</think>\n42", 1, 0, "what Nemotron's template leads to"),
+    ("<think>6*7=42</think>42", 0, 1, "both tags"),
+    ("\n <think>6*7=42</think>42", 0, 1, "both tags after blanks"),
+    ("</think>42", 0, 0, "no thinking"),
+    (" \n</think>42", 0, 0, "blank thinking"),
+    ("<think></think>42", 0, 0, "empty tags, which TRL's reward pays"),
+    ("...</think>42", 0, 0, "dots are no thinking"),
+    ("6*7=42</think>", 0, 0, "no answer"),
+    ("6*7=42</think>\n<|im_end|>", 0, 0, "an end mark is no answer"),
+    ("6*7=42, so 42", 0, 0, "never closed"),
+    ("a</think>b</think>42", 0, 0, "closed twice"),
+    ("a<think>b</think>42", 0, 0, "opened in the middle"),
+    ("<think>a<think>b</think>42", 0, 0, "opened twice"),
+    ("a</think>42<think>", 0, 0, "opened after the answer"),
+    ("思考</think>四十二", 1, 0, "any script"),
+    ("", 0, 0, "nothing"),
+]
 
 
-def test_trls_own_always_pays_0_where_this_pays_1():
-    from trl.rewards import think_format_reward
+@pytest.mark.parametrize(("completion", "opened", "unopened", "why"), SHAPES)
+def test_only_thinking_closed_once_and_then_an_answer_earns(completion, opened, unopened, why):
+    assert reasoning_format_reward([completion]) == [opened], why
+    assert reasoning_format_reward([completion], prompt_opened_think=False) == [unopened], why
 
-    said = [[{"role": "assistant", "content": "7+8=15\n</think>\n\\boxed{85}"}]]
-    assert think_format_reward(said) == [0.0] and reasoning_format_reward(said) == [1.0]
+
+def test_message_lists_are_read_and_other_columns_ignored():
+    messages = [{"role": "assistant", "content": "a</think>b"}]
+    assert reasoning_format_reward(completions=[messages, []], answer=["1", "2"]) == [1.0, 0.0]

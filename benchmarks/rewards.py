@@ -1,0 +1,153 @@
+"""How fast math_reward is beside math-verify, and whether its memory stays flat. One process,
+alternating.
+
+    python benchmarks/rewards.py [--quick] [--record]
+
+Each workload is a list of distinct (reply, gold) pairs; the kit and math-verify (parse, parse,
+verify with its default timeouts, in the main thread) take turns of 25 pairs. Nothing is asked
+twice, so the kit's memory of earlier verdicts does not help it. Prints a table, then one line of
+JSON. --quick ends within a minute; --record appends the figures, with the date and the hardware, to
+notes/benchmarks.md. MATH-500 is read from ../shared (or GRPO_KIT_SHARED).
+"""
+
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import report
+
+from grpo_kit.rewards import math_answer
+from grpo_kit.rewards.math_answer import math_verdict, prestart
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("GRPO_KIT_SHARED", REPOSITORY.parent / "shared"))
+TURN = 25  # pairs that one side judges before the other does
+Pair = tuple[str, str]
+
+
+def integers(count: int) -> Iterator[Pair]:
+    """Boxed integers, every third one wrong."""
+    for n in range(1000, 1000 + count):
+        yield rf"So she has \boxed{{{n + (n % 3 == 0)}}} of them.", str(n)
+
+
+def math500() -> list[dict]:
+    path = SHARED / "data" / "math" / "math500_test.jsonl"
+    if not path.is_file():
+        print(f"{path} is absent: the workloads from MATH-500 are left out")
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def long_replies(rows: list[dict], count: int) -> Iterator[Pair]:
+    """MATH solutions, their boxes opened, up to 13,000 characters; then a boxed integer."""
+    texts = [row["solution"].replace(r"\boxed", "") for row in rows]
+    for n in range(count):
+        text, i = "", n
+        while len(text) < 13_000:
+            text, i = text + texts[i % len(texts)] + "\n", i + 1
+        ending = rf"Thus the answer is $\boxed{{{n}}}$."
+        yield text[: 13_000 - len(ending)] + ending, str(n)
+
+
+def symbolic(count: int) -> Iterator[Pair]:
+    """Equal and unequal algebra that no exact rule decides: each one goes to the child process."""
+    for n in range(2, 2 + count):
+        yield rf"\boxed{{(x+{n})^2}}", f"x^2+{2 * n}x+{n * n + n % 2}"
+
+
+def kit(reply: str, gold: str) -> bool:
+    return math_verdict(reply, gold).reward == 1.0
+
+
+def math_verify_judge() -> Callable[[str, str], bool]:
+    from math_verify import parse, verify
+
+    logging.disable(logging.CRITICAL)
+    return lambda reply, gold: bool(verify(parse(f"${gold}$"), parse(reply)))
+
+
+def alternate(judges: dict[str, Callable], pairs: list[Pair]) -> dict[str, list[float]]:
+    """Seconds of each verdict, by judge."""
+    seconds: dict[str, list[float]] = {name: [] for name in judges}
+    for start in range(0, len(pairs), TURN):
+        for name, judge in judges.items():
+            for reply, gold in pairs[start : start + TURN]:
+                began = time.perf_counter()
+                judge(reply, gold)
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process in MiB, 0 where /proc is missing."""
+    status = Path(f"/proc/{pid}/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def memory(verdicts: int) -> dict[str, float]:
+    """MiB of this process and of the child after a fifth of the verdicts, and after all of them.
+
+    Distinct pairs throughout, one in 50 symbolic. The first fifth fills the caches, which are
+    bounded.
+    """
+    algebra = symbolic(verdicts)
+    figures = {}
+    for n in range(verdicts):
+        reply, gold = next(algebra) if n % 50 == 0 else (rf"\boxed{{\frac{{{n}}}{{7}}}}", f"{n + n % 2}/7")
+        math_verdict(reply, gold)
+        if n + 1 in (verdicts // 5, verdicts):
+            when = "after_a_fifth" if n + 1 < verdicts else "after_all"
+            child = math_answer._child.process.pid
+            figures |= {
+                f"process_{when}_mib": rss_mib(os.getpid()),
+                f"child_{when}_mib": rss_mib(child),
+            }
+    return {"memory_verdicts": verdicts} | {name: round(mib, 1) for name, mib in figures.items()}
+
+
+def main() -> None:
+    asked = report.arguments(__doc__)
+    size = 1 if asked.quick else 10
+    answers = math500()
+    workloads = {"integers": list(integers(500 * size))}
+    if answers:
+        workloads["math500"] = [(rf"\boxed{{{row['answer']}}}", row["answer"]) for row in answers]
+        workloads["long_replies"] = list(long_replies(answers, 50 * size))
+    workloads["symbolic"] = list(symbolic(20 * size))
+    judges = {"kit": kit, "math_verify": math_verify_judge()}
+    prestart()
+    for judge in judges.values():  # the first call of each imports
+        judge(r"\boxed{\sqrt{49}}", "7")
+
+    rows, total, p99 = [], dict.fromkeys(judges, 0.0), 0.0
+    for name, pairs in workloads.items():
+        for judge, seconds in alternate(judges, pairs).items():
+            cuts = [1e3 * cut for cut in statistics.quantiles(seconds, n=100)]
+            rows.append(
+                {
+                    "workload": name, "pairs": len(pairs), "judge": judge, "verdicts a second": f"{len(seconds) / sum(seconds):,.0f}",
+                    "p50, ms": f"{cuts[49]:.3f}", "p99, ms": f"{cuts[98]:.3f}", "slowest, ms": f"{1e3 * max(seconds):.1f}",
+                }
+            )  # fmt: skip
+            if name != "symbolic":  # decided by math-verify itself, in both
+                total[judge] += sum(seconds)
+                p99 = max(p99, cuts[98]) if judge == "kit" else p99
+    figures = {
+        "integers_per_s": float(rows[0]["verdicts a second"].replace(",", "")),
+        "times_math_verify": round(total["math_verify"] / total["kit"], 1),
+        "largest_p99_ms": round(p99, 3),
+        **memory(10_000 * size),
+    }
+    report.finish("rewards", rows, figures, asked.record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+r"""The Nemotron Model Reasoning Challenge's own scorer, as a reward: 1.0 where Kaggle would count
+it, else 0.0.
+
+Paste this file into a notebook cell as it is; it needs nothing but the standard library. It
+restates the published metric (kernel metric/nvidia-nemotron-metric) in its three versions, quirks
+included, so that a reward of 1.0 here is a point there:
+  launch  the first days: a box ends at its first `}`; every gold is tried as a number
+  v14     from 28 March 2026: golds made of 0 and 1 alone are compared as strings ("01" is not "1")
+  v15     from May 2026, final: a box ends at the last `}` before the next box
+Covered: extraction and comparison. Not covered, because the scorer has none: LaTeX, units, commas,
+inner spaces, and the split at </think>; the whole completion is scanned. Write nothing with a `}`
+after the box: under v15 it joins it.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+VERSIONS = ("launch", "v14", "v15")
+NOT_FOUND = "NOT_FOUND"
+# In this order; of one phrase the last match counts. The answer may be on the line after the colon.
+_PHRASES = [
+    re.compile(phrase + r"\s*([^\n]+)", re.IGNORECASE)
+    for phrase in ("The final answer is:", "Final answer is:", r"Final answer\s*[:：]")
+]
+
+
+def challenge_reward(completions: Sequence, answer: Sequence, version: str = "v15", **kwargs) -> list[float | None]:
+    r"""1.0 where the challenge's scorer accepts the completion, 0.0 where not, None for an empty
+    gold.
+
+    completions: strings or message lists. answer: the `answer` column of the challenge's train.csv,
+    as strings (a reader that turns "00110100" into a number has lost the gold). version: one of
+    VERSIONS, or a column of them. Raises ValueError when the lengths differ or the version is
+    unknown.
+
+    >>> challenge_reward([r"... </think> \boxed{17/}", r"\boxed{1}"], answer=["17/", "01"])
+    [1.0, 0.0]
+    """
+    if len(completions) != len(answer):
+        raise ValueError(
+            f"challenge_reward got {len(completions)} completions and {len(answer)} answers; each "
+            "completion needs its own gold. Pass the answer column repeated once per completion."
+        )
+    versions = [version] * len(answer) if isinstance(version, str) else version
+    return [
+        None if gold is None or not str(gold).strip() else challenge_score(gold, _text(completion), chosen)
+        for completion, gold, chosen in zip(completions, answer, versions, strict=True)
+    ]
+
+
+def challenge_score(gold: object, completion: str | None, version: str = "v15") -> float:
+    """1.0 if the scorer of that version counts the completion as right, else 0.0.
+
+    Raises ValueError for an unknown version.
+    """
+    if version not in VERSIONS:
+        raise ValueError(f"version is {version!r}; the scorer has {', '.join(VERSIONS)}. Take the last.")
+    told, gold = extract_answer(completion, version).strip(), str(gold).strip()
+    if version != "launch" and re.fullmatch("[01]+", gold):
+        return float(told.lower() == gold.lower())
+    try:
+        return float(math.isclose(float(gold), float(told), rel_tol=1e-2, abs_tol=1e-5))
+    except (ValueError, OverflowError):
+        return float(told.lower() == gold.lower())
+
+
+def extract_answer(completion: str | None, version: str = "v15") -> str:
+    r"""The text that the scorer reads as the answer; "NOT_FOUND" for an empty completion.
+
+    >>> extract_answer(r"\boxed{7} then \boxed{}"), extract_answer("1,234")
+    ('7', '234')
+    """
+    if completion is None:
+        return NOT_FOUND
+    if boxes := [box.strip() for box in _boxes(completion, version)]:
+        return next((box for box in reversed(boxes) if box), "")
+    for phrase in _PHRASES:
+        if found := phrase.findall(completion):
+            return found[-1].strip()
+    if numbers := re.findall(r"-?\d+(?:\.\d+)?", completion):
+        return numbers[-1]
+    lines = [line.strip() for line in completion.splitlines() if line.strip()]
+    return lines[-1] if lines else NOT_FOUND
+
+
+def _boxes(text: str, version: str) -> list[str]:
+    if version != "v15":
+        return re.findall(r"\\boxed\{([^}]*)(?:\}|$)", text)
+    segments = text.split(r"\boxed{")[1:]
+    return [segment[: segment.rfind("}")] if "}" in segment else segment for segment in segments]
+
+
+def _text(completion: str | list | None) -> str | None:
+    if completion is None or isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)

@@ -1,0 +1,53 @@
+"""choice: letters and texts, whichever way they are written, and never two at once."""
+
+import pytest
+
+from grpo_kit.rewards.choice import choice_reward
+
+CITIES = ["Rome", "Paris", "Oslo", "New York"]
+CHOICES = [  # completion, gold, options, reward, what the row is about
+    (r"\boxed{B}", "B", None, 1.0, "a letter"),
+    (r"\boxed{b}", "B", None, 1.0, "in lower case"),
+    (r"\boxed{(B)}", "b", None, 1.0, "in brackets"),
+    (r"\boxed{\text{(B) Paris}}", "B", CITIES, 1.0, "with its text"),
+    (r"\boxed{B. Paris}", "B", CITIES, 1.0, "with its text, after a point"),
+    (r"\boxed{B. Rome}", "B", CITIES, 0.0, "a letter with another option's text"),
+    (r"\boxed{Paris}", "B", CITIES, 1.0, "the text alone"),
+    (r"\boxed{paris}", "Paris", CITIES, 1.0, "the text in another case; a text as the gold"),
+    (r"\boxed{\text{New York}}", "D", CITIES, 1.0, "a text of two words"),
+    (r"\boxed{London}", "B", CITIES, 0.0, "none of the options"),
+    (r"\boxed{E}", "B", CITIES, 0.0, "a letter beyond the options"),
+    (r"\boxed{A and B}", "B", CITIES, 0.0, "two letters"),
+    (r"\boxed{A, B}", "B", CITIES, 0.0, "two letters"),
+    (r"\boxed{m}", "A", ["M", "m"], 0.0, "texts that differ by case alone: m is the second"),
+    (r"\boxed{m}", "B", ["M", "m"], 1.0, "and here it is right"),
+    (r"\boxed{2}", "B", ["1", "2"], 1.0, "a number as the text"),
+    (r"\boxed{C}", "A", ["C", "D", "A"], 0.0, "C is the label here, though A's text is C"),
+    (r"\boxed{A} no, \boxed{B}", "B", None, 1.0, "the last box"),
+    (r"\boxed{B} or \boxed{}", "B", None, 0.0, "the last box is empty"),
+    (r"\boxed{B} or \boxed{B", "B", None, 0.0, "the last box is cut off"),
+    (r"<think>\boxed{B}</think>\boxed{A}", "B", None, 0.0, "the thinking does not count"),
+    (r"<think>\boxed{B}", "B", None, 0.0, "the thinking never ends"),
+    ("The answer is (B).", "B", None, 1.0, "the phrase"),
+    ("Answer: **B**", "B", None, 1.0, "the phrase, in bold"),
+    ("B", "B", None, 1.0, "nothing but the letter"),
+    ("It can be B or C.", "B", None, 0.0, "a sentence that chooses nothing"),
+    ("I am sure", "I", None, 0.0, "a pronoun is no letter"),
+    ("", "B", None, 0.0, "nothing"),
+    (r"\boxed{B}", "", None, None, "no gold"),
+    (r"\boxed{B}", "E", CITIES, None, "a gold beyond the options"),
+    (r"\boxed{m}", "x", {"x": "metre", "y": "mile"}, 0.0, "options as a mapping"),
+    (r"\boxed{Y}", "mile", {"x": "metre", "y": "mile"}, 1.0, "options as a mapping"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("completion", "gold", "options", "reward", "why"), CHOICES)
+def test_the_option_that_a_reply_commits_to_is_the_one_that_counts(completion, gold, options, reward, why):
+    assert choice_reward([completion], [gold], [options]) == [reward], why
+
+
+def test_messages_are_read_and_lists_of_different_lengths_raise():
+    messages = [{"role": "assistant", "content": r"\boxed{B}"}]
+    assert choice_reward(completions=[messages], answer=["B"], prompts=["?"]) == [1.0]
+    with pytest.raises(ValueError, match=r"1 completions, 1 answers and 2 option lists.*needs its own.*Pass"):
+        choice_reward(["B"], ["B"], [CITIES, CITIES])
