@@ -25,6 +25,7 @@ class Policy:
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
     load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
     experts_on_host: float = 0.0  # share of each layer's experts kept in host memory, with load_in_4bit
+    nf4_folder: str | None = None  # where a streamed model's NF4 checkpoint lies; None: beside the runs
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
@@ -33,6 +34,10 @@ class Policy:
             0 <= self.experts_on_host <= 1,
             f"policy.experts_on_host is {self.experts_on_host}; it is a share, from 0 to 1. Set it so.",
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the policy's answers; where its bytes lie on this machine is left out."""
+        return {key: value for key, value in asdict(self).items() if key not in ("experts_on_host", "nf4_folder")}
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _measure(
 ) -> dict[str, Any]:  # fmt: skip
     started = time.monotonic()
     settings = {
-        "policy": asdict(config.policy), "evaluation": asdict(config.evaluation), "seed": config.run.seed,
+        "policy": config.policy.identity(), "evaluation": asdict(config.evaluation), "seed": config.run.seed,
         "verifier": fingerprint(verifier),
     }  # fmt: skip
     path = run.evaluation / f"{stage}.json"

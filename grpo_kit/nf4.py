@@ -7,6 +7,7 @@ packed values, 8-bit scales, their scales, their mean, one behind the other, so 
 
 from typing import NamedTuple
 
+import bitsandbytes
 import torch
 from bitsandbytes import functional as bnb
 
@@ -32,7 +33,8 @@ def nbytes(shape: tuple[int, int]) -> int:
 def pack(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
     """The bytes, `(nbytes,)` uint8, of a 2-D floating-point `weight` (out, in), on its device or into `into`."""
     shape = tuple(weight.shape)
-    into = torch.empty(nbytes(shape), dtype=torch.uint8, device=weight.device) if into is None else into
+    if into is None:  # zeros: what lies between the sections is part of the bytes
+        into = torch.zeros(nbytes(shape), dtype=torch.uint8, device=weight.device)
     packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
     target = unpack(into, shape)
     target.packed.copy_(packed.view(-1, 1))
@@ -79,6 +81,27 @@ def linear(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
         x, matrix.packed, matrix.shape, matrix.nested, BLOCK, "nf4",
         absmax_8bit=matrix.absmax, absmax_code=code(x.device), absmax_offset=matrix.offset,
     )  # fmt: skip
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    """Whether it is bitsandbytes' 4-bit linear layer."""
+    return isinstance(module, bitsandbytes.nn.Linear4bit)
+
+
+def into_linear(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype) -> None:
+    """Give a `Linear4bit` the weight whose bytes are `data`, to be computed with in `dtype`; nothing is copied."""
+    shape, device = (module.out_features, module.in_features), data.device
+    matrix = unpack(data, shape)
+    scales = bnb.QuantState(matrix.nested, code=code(device), blocksize=NESTED, dtype=torch.float32)
+    state = bnb.QuantState(
+        matrix.absmax, torch.Size(shape), bnb.get_4bit_type("nf4", device), BLOCK, "nf4", dtype, matrix.offset, scales
+    )
+    module.weight = bitsandbytes.nn.Params4bit(
+        matrix.packed, quant_state=state, blocksize=BLOCK, compress_statistics=True, quant_type="nf4",
+        quant_storage=torch.uint8, module=module, bnb_quantized=True,
+    )  # fmt: skip
+    module.quant_state = state
+    module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
 
 
 def code(device: torch.device, _kept: dict = {}) -> torch.Tensor:  # noqa: B006 (kept on purpose)

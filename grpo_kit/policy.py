@@ -15,7 +15,7 @@ from grpo_kit import config as settings
 from grpo_kit import nemotron_h, tiny
 
 # What an adapter's config may tell us. Everything else in the file is ignored: it came from outside.
-LARGEST_WHOLE = 3e9  # parameters of a Nemotron-H that is loaded unquantised before its experts are quantised
+LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it streams in
 ADAPTER_KEYS = (
     "r",
     "lora_alpha",
@@ -32,18 +32,24 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     """(model, tokenizer) of `policy.model`: the embedded `tiny`, a local folder, or a Hub id.
 
     The model is in evaluation mode on the first GPU, or on the CPU where there is none; the tokenizer pads left.
-    Raises FileNotFoundError when neither folder nor Hub has the model, RuntimeError when it cannot be loaded in 4 bit.
+    In 4 bit a large Nemotron-H is quantised as it streams in, once, into an NF4 checkpoint (`policy.nf4_folder`).
+    Raises FileNotFoundError when neither folder nor Hub has the model; else what `convert` and `checkpoint.load` raise.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as progress
 
     tokenizer = load_tokenizer(policy)
+    if policy.load_in_4bit and _is_streamed(policy):
+        return _streamed(policy), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
     if policy.load_in_4bit:
-        options["quantization_config"] = _nf4(policy)
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
+        )  # fmt: skip
     bars = progress.is_progress_bar_enabled()
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
@@ -64,6 +70,47 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+def _is_streamed(policy: settings.Policy) -> bool:
+    """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to be loaded whole and then quantised."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from grpo_kit import checkpoint
+
+    if checkpoint.is_nf4(_source(policy)):
+        return True
+    published = AutoConfig.from_pretrained(_source(policy), revision=policy.revision)
+    if published.model_type != "nemotron_h":
+        return False
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_WHOLE
+
+
+def _streamed(policy: settings.Policy) -> Any:
+    """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
+    import torch
+    from tqdm.auto import tqdm
+
+    from grpo_kit import checkpoint, convert, workspace
+
+    folder = Path(_source(policy))
+    if not checkpoint.is_nf4(folder):
+        folder = Path(policy.nf4_folder) if policy.nf4_folder else workspace.nf4_folder(policy.model)
+        with tqdm(desc="quantising", unit="shard") as bar:
+
+            def show(number: int, count: int, shard: str) -> None:
+                bar.total, bar.n = count, number - 1
+                bar.set_postfix_str(shard)
+
+            convert.convert(_source(policy), folder, policy.dtype, policy.revision, show)
+    stored = checkpoint.verify(folder)["dtype"]
+    if stored != policy.dtype:
+        raise ValueError(
+            f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
+        )
+    return checkpoint.load(folder, "cuda:0" if torch.cuda.is_available() else "cpu", policy.experts_on_host)
+
+
 def load_tokenizer(policy: settings.Policy) -> Any:
     """The tokenizer of `policy.model` alone, fit for training: pads left, thinking tags visible.
 
@@ -80,6 +127,15 @@ def load_tokenizer(policy: settings.Policy) -> Any:
             f"policy.model is {policy.model!r}; neither a folder here nor a model the Hub would give holds that name. "
             f"Check the spelling, the network and HF_TOKEN, or give a local folder. ({' '.join(str(error).split())[:200]})"
         ) from None
+
+
+def base_name(policy: settings.Policy) -> str:
+    """The name an adapter's base goes by: the published id, also where the policy is an NF4 checkpoint of it."""
+    from grpo_kit import checkpoint
+
+    if checkpoint.is_nf4(_source(policy)):
+        return checkpoint.read_notes(Path(policy.model))["source"]
+    return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
 
 
 def _source(policy: settings.Policy) -> str:
@@ -210,27 +266,6 @@ def _with_ordinary_tags(node: Any) -> Any:
         if isinstance(node.get(key), list):
             node[key] = [name for name in node[key] if name not in tags]
     return node | {"special": False} if node.get("content") in tags else node
-
-
-def _nf4(policy: settings.Policy) -> Any:
-    """bitsandbytes' configuration for every dense linear layer; routed experts are quantised after loading."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
-
-    model_config = AutoConfig.from_pretrained(_source(policy), revision=policy.revision)
-    if model_config.model_type == "nemotron_h":
-        with torch.device("meta"):
-            size = AutoModelForCausalLM.from_config(model_config).num_parameters()
-        if size > LARGEST_WHOLE:
-            raise RuntimeError(
-                f"policy.load_in_4bit is true for a Nemotron-H of {size / 1e9:.1f} billion parameters; its experts are "
-                f"quantised after the model was loaded whole, which this version does up to {LARGEST_WHOLE / 1e9:.0f} billion. "
-                "Use -c tiny, or a GPU of 80 GB with policy.load_in_4bit=false."
-            )
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
-    )  # fmt: skip
 
 
 def _quiet() -> None:

@@ -19,7 +19,6 @@ from grpo_kit.config import RunConfig, to_yaml
 MEMBERS = ("adapter_config.json", "adapter_model.safetensors")
 LARGEST_CONFIG = 1 << 20  # bytes; a real one has about 1,000
 LARGEST_ADAPTER = 8 << 30  # bytes unpacked; all-linear rank 32 in float32 has 3.3 GiB
-BASE_NAMES = {"tiny": "grpo-kit/tiny"}  # the embedded policy has no published id
 
 
 def package(config: RunConfig, run: workspace.Run, out: Path | None = None) -> Path:
@@ -27,13 +26,15 @@ def package(config: RunConfig, run: workspace.Run, out: Path | None = None) -> P
 
     The same adapter gives the same bytes. Raises FileNotFoundError when the run is not trained.
     """
+    from grpo_kit.policy import base_name
+
     run.need("train", "grpo-kit train")
     started, out = time.monotonic(), out or run.submission
     there = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
     if there and run.is_done("package", {}, [run.adapter], config.run.force, derived=True):
         return out
     adapter = json.loads((run.adapter / MEMBERS[0]).read_text())
-    adapter["base_model_name_or_path"] = BASE_NAMES.get(config.policy.model, config.policy.model)
+    adapter["base_model_name_or_path"] = base_name(config.policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.partial")
     try:

@@ -62,7 +62,7 @@ def train(
     """
     run.need("data", "grpo-kit data")
     settings = {
-        "policy": asdict(config.policy), "lora": asdict(config.lora), "grpo": asdict(config.grpo), "seed": config.run.seed,
+        "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": asdict(config.grpo), "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
     }  # fmt: skip
     if run.is_done("train", settings, [run.manifest], config.run.force):

@@ -36,6 +36,16 @@ def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("
     return Path("runs")
 
 
+def nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
+    """Where the NF4 checkpoint made of `model` lies unless told otherwise: on the machine's own disk, never on Drive."""
+    name = model.strip("/").replace("/", "--")
+    if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return filesystem / "kaggle/working/nf4" / name
+    if environ.get("COLAB_RELEASE_TAG"):
+        return filesystem / "content/grpo-kit/nf4" / name
+    return find_root(environ, filesystem).parent / "nf4" / name
+
+
 def open_run(name: str, root: str | Path | None = None, filesystem: Path = Path("/")) -> "Run":
     """The run `name`; nothing is created yet. On Kaggle an earlier output under /kaggle/input is brought over first.
 

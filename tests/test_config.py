@@ -121,6 +121,17 @@ def test_an_override_may_hold_spaces_equals_and_slashes():
     assert config.load_config(["tiny"], ["data.source=/a b/c=d.jsonl"]).data.source == "/a b/c=d.jsonl"
 
 
+def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
+    here, there = config.Policy(experts_on_host=0.3, nf4_folder="/a"), config.Policy()
+    assert here.identity() == there.identity() != config.Policy(load_in_4bit=True).identity()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_experts_is_a_share(share):
+    with pytest.raises(ValueError, match=f"experts_on_host is {share}"):
+        config.load_config(["tiny"], [f"policy.experts_on_host={share}"])
+
+
 def test_settle_keeps_what_finished_stages_were_made_with():
     made = {"data": asdict(config.Data(source="mine.jsonl", test_size=9)), "seed": 1}
     settled = config.settle(config.load_config(["tiny"], ["grpo.max_steps=5"]), [made])

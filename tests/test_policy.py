@@ -145,10 +145,20 @@ def test_in_4_bit_every_large_matrix_is_4_bit():
     assert kinds["lm_head"] == "Linear"
 
 
-def test_what_is_too_large_to_be_loaded_whole_is_refused_rather_than_faked(monkeypatch):
+def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
+    whole, tokenizer = policy.load_policy(config.Policy(load_in_4bit=True))
     monkeypatch.setattr(policy, "LARGEST_WHOLE", 1000)
-    with pytest.raises(RuntimeError, match="quantised after the model was loaded whole"):
-        policy.load_policy(config.Policy(load_in_4bit=True))
+    asked = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
+    streamed, _ = policy.load_policy(asked)
+    assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
+    assert policy.base_name(config.Policy(model=str(tmp_path / "nf4"))) == str(policy.tiny.FOLDER)  # what it was made of
+    made = (tmp_path / "nf4/nf4.json").stat().st_mtime_ns
+    again, _ = policy.load_policy(asked)  # and the next time it is read as it is
+    kept, _ = policy.load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True))  # by its folder, too
+    assert torch.equal(last_logits(again, tokenizer), last_logits(kept, tokenizer))
+    assert (tmp_path / "nf4/nf4.json").stat().st_mtime_ns == made
+    with pytest.raises(ValueError, match=r"policy.dtype is float16 and .* was made for float32"):
+        policy.load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True, dtype="float16"))
 
 
 def test_a_tokenizer_that_hides_the_closing_tag_is_mended():

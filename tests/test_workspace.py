@@ -22,6 +22,15 @@ def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
     assert workspace.find_root({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path) == tmp_path / "kaggle/working/runs"
 
 
+def test_an_nf4_checkpoint_lies_on_the_machines_own_disk(tmp_path):
+    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
+    assert workspace.nf4_folder("a/b", {"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/nf4/a--b"
+    assert (
+        workspace.nf4_folder("a/b", {"KAGGLE_KERNEL_RUN_TYPE": "x"}, tmp_path) == tmp_path / "kaggle/working/nf4/a--b"
+    )
+    assert workspace.nf4_folder("a/b", {}, tmp_path).as_posix() == "nf4/a--b"
+
+
 def test_the_zip_lies_where_kaggle_looks_for_it(tmp_path, monkeypatch):
     assert workspace.Run(tmp_path / "runs", "r").submission == tmp_path / "submission/submission.zip"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")

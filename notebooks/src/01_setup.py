@@ -30,8 +30,8 @@ if importlib.util.find_spec("grpo_kit") is None:
 # %% [markdown]
 # ## Settings
 # - `preset` is where all settings start. `tiny` trains a half-million-parameter Nemotron-H that ships with the package.
-#   `t4` and `24gb` describe the 30B model; **this version cannot load that model in 4 bit yet** and says so where it
-#   is loaded, and nothing has been run on a T4 so far.
+#   `t4` and `24gb` describe the 30B model. Its way into 4 bit is tested with small models on a CPU only: **nothing has
+#   been run on a T4 so far.**
 # - `run_name` names the run's folder; left empty, it is the preset's name. Give all four notebooks the same.
 # - `overrides` change single settings, separated by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
 

@@ -30,8 +30,8 @@ if importlib.util.find_spec("grpo_kit") is None:
 # %% [markdown]
 # ## Settings
 # Use the `preset` and the `run_name` of notebook 1. `overrides` change single settings, separated by spaces; the source
-# of the problems is one of them (examples at the end). The presets `t4` and `24gb` describe the 30B model, which **this
-# version cannot load in 4 bit yet**; nothing has been run on a T4 so far.
+# of the problems is one of them (examples at the end). The presets `t4` and `24gb` describe the 30B model, whose way into
+# 4 bit is tested with small models on a CPU only: **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings

@@ -31,7 +31,8 @@ if importlib.util.find_spec("grpo_kit") is None:
 # ## Settings
 # Use the `preset` and the `run_name` of the notebooks before; what they settled about the data stands. `overrides`
 # change single settings, separated by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`. The presets `t4` and `24gb`
-# describe the 30B model, which **this version cannot load in 4 bit yet**; nothing has been run on a T4 so far.
+# describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
+# **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
