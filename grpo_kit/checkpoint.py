@@ -85,8 +85,7 @@ def load(
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    nemotron_h.fix_time_step_limit(model)
-    nemotron_h.route_through_out_proj()
+    nemotron_h.prepare(model)
     return model.eval()
 
 

@@ -58,8 +58,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if bars:
         progress.enable_progress_bar()
     if model.config.model_type == "nemotron_h":
-        nemotron_h.fix_time_step_limit(model)
-        nemotron_h.route_through_out_proj()
+        nemotron_h.prepare(model)
     if policy.load_in_4bit:
         from grpo_kit import experts
 

@@ -71,3 +71,61 @@ def test_the_fused_kernel_that_passes_out_proj_by_is_still_called_by_that_name()
     assert "mamba2_split_conv1d_scan_combined(" in inspect.getsource(modeling.NemotronHMamba2Mixer.forward)
     nemotron_h.route_through_out_proj()
     assert modeling.mamba2_split_conv1d_scan_combined(1, 2, three=3) is None
+
+
+def test_the_scan_is_out_of_autocast_and_still_called_by_that_name():
+    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
+
+    model, _ = policy.load_policy(config.Policy())
+    ids = torch.arange(20, 84)[None]
+    seen = []
+    for name in ("mamba2_chunk_scan", "mamba2_selective_state_update"):
+        assert hasattr(getattr(modeling, name), "_outside_autocast")
+    inner = modeling.mamba2_chunk_scan.__wrapped__
+    watched = nemotron_h._outside_autocast(
+        lambda *a, **k: seen.append(torch.is_autocast_enabled("cpu")) or inner(*a, **k)
+    )
+    before, modeling.mamba2_chunk_scan = modeling.mamba2_chunk_scan, watched
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.float16):
+            model(ids)
+    finally:
+        modeling.mamba2_chunk_scan = before
+    assert seen == [False]
+
+
+def test_preparing_twice_wraps_once():
+    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
+
+    nemotron_h.keep_scan_out_of_autocast()
+    once = modeling.mamba2_chunk_scan
+    nemotron_h.keep_scan_out_of_autocast()
+    assert modeling.mamba2_chunk_scan is once and not hasattr(once.__wrapped__, "_outside_autocast")
+
+
+def test_in_float16_the_residual_stream_is_float32_and_comes_nearer_to_the_truth(tiny_policy):
+    exact, tokenizer = tiny_policy
+    half, _ = policy.load_policy(config.Policy(dtype="float16"))
+    from transformers import NemotronHForCausalLM
+
+    plain = NemotronHForCausalLM.from_pretrained(tiny.FOLDER, dtype=torch.float16).eval()
+    nemotron_h.fix_time_step_limit(plain)
+    streams = []
+    half.model.layers[2].register_forward_pre_hook(lambda module, args: streams.append(args[0].dtype))
+    texts = [f"What is {n} + {n + 3}? <think>\n" for n in range(20, 60)]
+    batch = tokenizer(texts, return_tensors="pt", add_special_tokens=False)
+    with torch.inference_mode():
+        truth, ours, theirs = (m(**batch).logits.float() for m in (exact, half, plain))
+    assert streams == [torch.float32]
+    assert (ours - truth).pow(2).mean() < (theirs - truth).pow(2).mean()
+
+
+def test_a_float16_policy_samples_and_trains(tiny_policy):
+    model, tokenizer = policy.load_policy(config.Policy(dtype="float16"))
+    model = policy.add_lora(model, config.Lora(target_modules=["in_proj", "out_proj", "q_proj"]), seed=1)
+    ids = torch.tensor([tokenizer.encode("What is 47 + 38? <think>")])
+    assert model.generate(ids, max_new_tokens=4, pad_token_id=0).shape == (1, ids.shape[1] + 4)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert all(
+        p.grad.abs().max() > 0 and p.dtype == torch.float32 for n, p in model.named_parameters() if "lora_B" in n
+    )
