@@ -190,6 +190,23 @@ def package(
 
 
 @command
+def plan(
+    overrides: Overrides = None, sources: Sources = None,
+    device: Annotated[str | None, typer.Option(help="t4, t4x2, 24gb, 80gb or cpu; without it this machine", show_default=False)] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
+) -> None:  # fmt: skip
+    """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
+    from grpo_kit import memory
+
+    config = configuration.load_config(sources or ["tiny"], overrides or [])
+    where = memory.device(device) if device else memory.this_device()
+    found = memory.plan(config, where, prompt_tokens)
+    screens.plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@command
 def check(
     zip_path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")],
     overrides: Overrides = None, sources: Sources = None, name: Name = None,

@@ -54,7 +54,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
         progress.disable_progress_bar()  # it loads in a blink
-    model = AutoModelForCausalLM.from_pretrained(_source(policy), **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(source_of(policy), **options).eval()
     if bars:
         progress.enable_progress_bar()
     if model.config.model_type == "nemotron_h":
@@ -76,9 +76,9 @@ def _is_streamed(policy: settings.Policy) -> bool:
 
     from grpo_kit import checkpoint
 
-    if checkpoint.is_nf4(_source(policy)):
+    if checkpoint.is_nf4(source_of(policy)):
         return True
-    published = AutoConfig.from_pretrained(_source(policy), revision=policy.revision)
+    published = AutoConfig.from_pretrained(source_of(policy), revision=policy.revision)
     if published.model_type != "nemotron_h":
         return False
     with torch.device("meta"):
@@ -92,7 +92,7 @@ def _streamed(policy: settings.Policy) -> Any:
 
     from grpo_kit import checkpoint, convert, workspace
 
-    folder = Path(_source(policy))
+    folder = Path(source_of(policy))
     if not checkpoint.is_nf4(folder):
         folder = Path(policy.nf4_folder) if policy.nf4_folder else workspace.nf4_folder(policy.model)
         with tqdm(desc="quantising", unit="shard") as bar:
@@ -101,7 +101,7 @@ def _streamed(policy: settings.Policy) -> Any:
                 bar.total, bar.n = count, number - 1
                 bar.set_postfix_str(shard)
 
-            convert.convert(_source(policy), folder, policy.dtype, policy.revision, show)
+            convert.convert(source_of(policy), folder, policy.dtype, policy.revision, show)
     stored = checkpoint.verify(folder)["dtype"]
     if stored != policy.dtype:
         raise ValueError(
@@ -119,7 +119,7 @@ def load_tokenizer(policy: settings.Policy) -> Any:
 
     try:
         return usable_tokenizer(
-            AutoTokenizer.from_pretrained(_source(policy), revision=policy.revision, padding_side="left")
+            AutoTokenizer.from_pretrained(source_of(policy), revision=policy.revision, padding_side="left")
         )
     except (OSError, ValueError) as error:  # ValueError: a folder or id that holds no model type known
         raise FileNotFoundError(
@@ -132,12 +132,13 @@ def base_name(policy: settings.Policy) -> str:
     """The name an adapter's base goes by: the published id, also where the policy is an NF4 checkpoint of it."""
     from grpo_kit import checkpoint
 
-    if checkpoint.is_nf4(_source(policy)):
+    if checkpoint.is_nf4(source_of(policy)):
         return checkpoint.read_notes(Path(policy.model))["source"]
     return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
 
 
-def _source(policy: settings.Policy) -> str:
+def source_of(policy: settings.Policy) -> str:
+    """The folder or Hub id that `policy.model` stands for."""
     return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
 
 

@@ -55,6 +55,33 @@ def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
     out.print(table)
 
 
+def plan(found: Any) -> None:
+    """A `memory.Plan`: what each place holds when it is fullest, the largest settings that fit, and the verdict."""
+    table = Table("place", "part", "GiB", "how counted", title=f"{found.config.policy.model} on {found.device.name}")
+    table.columns[2].justify = "right"
+    for place, need in found.needs.items():
+        for row in sorted(found.at_peak(place), key=lambda row: -row.nbytes):
+            mark = "" if row.kind == "computed" else f" ({row.kind})"
+            table.add_row(place, row.part, f"{row.nbytes / 2**30:.2f}", escape(row.source) + mark)
+        has = "unknown" if need.has is None else f"{need.has / 2**30:.2f}" + " nominal" * found.device.nominal
+        table.add_row(
+            place,
+            f"[bold]sum in {need.phase}[/]",
+            f"[bold]{need.nbytes / 2**30:.2f}[/]",
+            f"there is {has}",
+            end_section=True,
+        )
+    out.print(table)
+    for key, value in found.largest.items():
+        out.print(f"largest grpo.{key}, the others as configured: {value or 'none'}")
+    seconds = (
+        "not measured on this device"
+        if found.seconds is None
+        else "sampling {:.1f} s, training {:.1f} s, at best".format(*found.seconds)
+    )
+    out.print(f"step time: {seconds}\n{escape(found.verdict)}")
+
+
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
     """Before, after and the difference, each with its 95 % interval."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")

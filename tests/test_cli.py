@@ -89,6 +89,7 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
         (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
+        (["plan", "--device", "t5"], "'t5'", "Did you mean t4?"),  # no such device
         (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
     ],
 )
@@ -132,6 +133,13 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
             archive.write(path, path.name)
     said = call("check", "changed.zip", "--run", "small", status=1)
     assert "FAIL outputs equal the trained policy's" in said and "error: changed.zip is not the adapter" in said
+
+
+def test_a_plan_says_what_fits_and_what_does_not(here):
+    assert "It fits t4" in call("plan", "-c", "tiny", "--device", "t4")
+    said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
+    assert "It does not fit cpu" in said and "step time: not measured" in said
+    assert everything(here) == []
 
 
 def test_a_reward_of_ones_own_is_put_on_trial(here):

@@ -1,0 +1,320 @@
+"""Will it fit? What a run needs of a machine, part by part, before anything is downloaded.
+
+Nothing here is a measurement. Parameters are counted on the real architecture, built without memory; activations by
+running one layer of each kind without data and following every tensor that lives (`footprint`); the rest is arithmetic on
+the configuration, its source in each row, `assumed` where that is a convention. A row belongs to some of the phases
+that follow one another, or to all; what must fit is a place's largest phase, whose rows sum to the total.
+"""
+
+import difflib
+import math
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from grpo_kit import experts
+from grpo_kit.config import RunConfig
+from grpo_kit.footprint import BYTES, STREAM, Architecture, activation_bytes
+
+GIB = 2**30
+PLACES = ("GPU", "second GPU", "host", "disk")
+PHASES = ("prefill", "decode", "loss", "backward", "convert", "load")  # the last two are the host's
+KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")
+SHARD = 5e9  # bytes of a published shard; assumed: what transformers 4 wrote unless told otherwise
+RESERVE = 0.75 * GIB  # CUDA context, cuBLAS workspaces and fragmentation of each GPU; assumed
+CONTEXT = ("CUDA context, fragmentation", RESERVE, "convention", (), "assumed")
+SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
+# trl/kernels/chunked_logprob.py: one tile of logits in the weights' type. Without Triton its backward pass holds 7.25
+# more in float32 (z, log p, p, the gradient and what they are made of), counted in tests/test_memory.py.
+TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
+DECODE_STATES = 5  # float32 tensors of the size of one layer's state in transformers' mamba2_selective_state_update
+
+
+@dataclass(frozen=True)
+class Device:
+    """A machine, in GiB: `gpu` of one card (0: none), `host`, `disk`; None is unknown and not checked."""
+
+    name: str
+    gpu: float
+    host: float | None = None
+    disk: float | None = None
+    gpus: int = 1
+    triton: bool = True  # whether TRL's Triton kernels run on it; sm_75 is not supported since Triton 3.3
+    nominal: bool = True  # figures as the product is sold, not read from the machine
+
+
+DEVICES = {
+    "t4": Device("t4", 14.6, 12.7e9 / GIB, triton=False),  # Colab's machine
+    "t4x2": Device("t4x2", 14.6, 30e9 / GIB, gpus=2, triton=False),  # Kaggle's
+    "24gb": Device("24gb", 24e9 / GIB),
+    "80gb": Device("80gb", 80e9 / GIB),
+}
+
+
+class Bandwidths(NamedTuple):
+    """Measured on the device: 1e9 bytes a second from its memory and over PCIe, 1e12 operations a second in products."""
+
+    vram_gb_s: float
+    pcie_gb_s: float
+    matmul_tflops: float
+
+
+class Row(NamedTuple):
+    """One line of a plan. `place`: GPU, second GPU, host or disk. `kind`: computed or assumed."""
+
+    place: str
+    part: str
+    nbytes: float
+    source: str
+    phases: tuple[str, ...] = ()
+    kind: str = "computed"
+
+
+class Need(NamedTuple):
+    """Bytes a place must hold in its largest phase, and has (None: unknown)."""
+
+    nbytes: float
+    has: float | None
+    phase: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `config` needs of `device`; `rows` that are `at_peak` of a place sum to its `needs`.
+
+    `experts`: routed experts by place. `share_off`: of each layer's, those not on the first GPU. `largest`: for each of
+    KEYS the largest value that fits with the others as configured, 0 for none. `seconds`: (sampling, training) of a step
+    at best, None without measured bandwidths. `verdict`: one sentence.
+    """
+
+    config: RunConfig
+    device: Device
+    prompt_tokens: int
+    rows: list[Row]
+    needs: dict[str, Need]
+    experts: dict[str, int]
+    share_off: float
+    fits: bool
+    largest: dict[str, int]
+    seconds: tuple[float, float] | None
+    verdict: str
+
+    def at_peak(self, place: str) -> list[Row]:
+        """The rows that are there when `place` is fullest."""
+        return _during(self.rows, place, self.needs[place].phase)
+
+
+def plan(config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None) -> Plan:
+    """Will `config` fit `device`, with prompts of `prompt_tokens`? As many routed experts as fit stay on the GPU.
+
+    Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
+    """
+    if prompt_tokens < 1:
+        raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
+    model = Architecture.of(config.policy)
+    found = _solve(model, config, device, prompt_tokens)
+    largest = {key: _largest(model, found, key) for key in KEYS}
+    seconds = _seconds(model, found, bandwidths) if bandwidths else None
+    return replace(found, largest=largest, seconds=seconds, verdict=_verdict(model, found, largest))
+
+
+def device(name: str) -> Device:
+    """The device of that name: one of DEVICES, or `cpu`, this machine without its GPU. Raises ValueError for another."""
+    if name in DEVICES:
+        return DEVICES[name]
+    if name == "cpu":
+        return replace(this_device(), name="cpu", gpu=0.0, gpus=1, triton=False)
+    near = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1, cutoff=0.0)[0]
+    raise ValueError(f"{name!r} is no known device; there are {', '.join(DEVICES)} and cpu. Did you mean {near}?")
+
+
+def this_device() -> Device:
+    """This machine as it is now: GPU memory as PyTorch sees it, host memory available, disk free where we stand."""
+    host, disk = psutil.virtual_memory().available / GIB, shutil.disk_usage(Path.cwd()).free / GIB
+    if not torch.cuda.is_available():
+        return Device("this machine", 0.0, host, disk, triton=False, nominal=False)
+    card, cards = torch.cuda.get_device_properties(0), torch.cuda.device_count()
+    return Device(card.name, card.total_memory / GIB, host, disk, cards, card.major >= 8, nominal=False)
+
+
+def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) -> Plan:
+    """The plan without what takes a search: rows, tiers, and whether each place holds what it must."""
+    grpo, policy, c, in_4bit = config.grpo, config.policy, model.config, config.policy.load_in_4bit
+    size, stream, here = BYTES[policy.dtype], STREAM[policy.dtype].itemsize, "GPU" if device.gpu else "host"
+    micro, seq = grpo.per_device_train_batch_size, prompt + grpo.max_completion_length
+    sampled, tokens = micro * grpo.gradient_accumulation_steps, f"{micro} x {seq} tokens"
+
+    weights = {part: model.nbytes(part, policy) for part in model.parts}
+    whole, routed = sum(weights.values()), weights.pop("routed experts", 0)
+    rows = [Row(here, part, n, f"{model.parts[part] / 1e6:,.2f} M parameters") for part, n in weights.items()]
+    targets = tuple(f".{name}" for name in config.lora.target_modules)
+    lora = 4 * config.lora.r * sum(sum(shape) for name, shape in model.linears.items() if name.endswith(targets))
+    rows += [
+        Row(here, "LoRA", lora, "float32, r x (in + out)"),
+        Row(here, "AdamW states", 2 * lora, "two for each LoRA parameter"),
+        Row(here, "LoRA gradients", lora, "one for each LoRA parameter", ("loss", "backward")),
+    ]
+    if device.gpu:
+        rows.append(Row("GPU", *CONTEXT))
+    if in_4bit:
+        dense = size * max(shape.numel() for name, shape in model.linears.items() if name != "lm_head")
+        rows.append(Row(here, "one matrix dequantised", dense, "bitsandbytes' backward pass", ("backward",)))
+    if in_4bit and routed:
+        bench = experts.Workbench(model.expert, torch.device("meta"), getattr(torch, policy.dtype))
+        buffers = bench.up.nbytes + bench.down.nbytes + bench.slots.nbytes
+        rows.append(Row(here, "experts' buffers and slots", buffers, "experts.Workbench"))
+
+    # Sampling: TRL hands model.generate the whole generation batch, every prompt to be read in full.
+    inner = c.mamba_num_heads * c.mamba_head_dim
+    ssm, conv = inner * c.ssm_state_size * 4, (inner + 2 * c.n_groups * c.ssm_state_size) * c.conv_kernel * size
+    states = sampled * (ssm + conv) * model.kinds.get("linear_attention", 0)
+    kv = sampled * seq * 2 * c.num_key_value_heads * c.head_dim * size * (model.kinds.get("full_attention", 0) + 1)
+    reading = sampled * prompt * c.hidden_size * stream + activation_bytes(model, config, sampled, prompt, False)[1]
+    token = sampled * (ssm * DECODE_STATES + c.vocab_size * (size + 4 * 4))  # logits; scores, probabilities in float32
+    rows += [
+        Row(here, "recurrent states", states, f"{sampled} sequences", ("prefill", "decode")),
+        Row(here, "keys and values", kv, "one layer's twice while it grows", ("prefill", "decode")),
+        Row(here, "one layer reads the prompts", reading, f"{sampled} x {prompt} tokens", ("prefill",)),
+        Row(here, "one token's states and choices", token, "transformers' update and sampler", ("decode",)),
+    ]
+    # Training, one micro-batch. The optimiser's own step comes when all this is gone. TRL's buffer for logits is
+    # TILE_WORDS wide whatever the vocabulary; on a CPU, pages that are never touched take nothing.
+    kept, alive = activation_bytes(model, config, micro, seq, True)
+    what = "layer inputs kept" if grpo.gradient_checkpointing else "activations of all layers kept"
+    scored = micro * (grpo.max_completion_length if device.triton else seq - 1)
+    width = min(c.vocab_size, TILE_WORDS)
+    wide = (TILE_WORDS if device.gpu else width) * size + (0 if device.triton else width * 4 * TILE_COPIES)
+    tile = min(scored, TILE_TOKENS) * wide + scored * c.hidden_size * (4 + 2 * size)
+    rows += [
+        Row(here, what, kept, tokens, ("loss", "backward")),
+        Row(here, "one layer forward and backward", alive, tokens, ("backward",)),
+        Row(here, "logits, a tile at a time", tile, f"TRL, {scored} tokens", ("loss",)),
+    ]
+    published = 2 * model.parts.total()
+    shard = min(SHARD, published)
+    made, phase = (shard * (1 + whole / published), "convert") if in_4bit else (shard, "load")
+    rows.append(Row("disk", "checkpoint", whole if in_4bit else published, "NF4" if in_4bit else "16 bit"))
+    rows.append(Row("disk", "one source shard", shard * in_4bit, "deleted after use", (), "assumed"))
+    if device.gpu:
+        rows.append(Row("host", "the system, Python, CUDA", SYSTEM, "convention", (), "assumed"))
+        rows.append(Row("host", "one source shard, and what is made of it", made, "5 GB", (phase,), "assumed"))
+
+    # Routed experts, the same number in each layer: on the GPU what fits, then on the second GPU, then on the host.
+    sizes = (device.gpu, device.gpu if device.gpus > 1 else 0.0, device.host, device.disk)
+    has = {place: gib and gib * GIB for place, gib in zip(PLACES, sizes)}
+    layers, count = model.kinds.get("moe", 0), c.n_routed_experts if model.routed else 0
+    each = routed / count if count else 0  # one expert of every layer
+    placed = {here: count}
+    if in_4bit and device.gpu and count:
+        near = max(0, min(count, int((has["GPU"] - _need(rows, "GPU").nbytes) // each)))
+        second = max(0, min(count - near, int((has["second GPU"] - RESERVE) // each)))
+        placed = {"GPU": near, "second GPU": second, "host": count - near - second}
+    for place, number in placed.items():
+        pinned = place == "host" != here
+        if number and place == "second GPU":
+            rows.append(Row(place, *CONTEXT))
+        if number:
+            text = f"{number * layers:,} of {model.routed:,}"
+            rows.append(Row(place, "routed experts", number * each, text, ("load",) if pinned else ()))
+        if number and pinned:  # experts.place pins one block a layer, and PyTorch makes each a power of two
+            lost = layers * 2 ** math.ceil(math.log2(number * each / layers)) - number * each
+            rows.append(Row(place, "rounding of pinned memory", lost, "PyTorch's host allocator", ("load",)))
+    needs = {place: _need(rows, place, has[place]) for place in has if any(row.place == place for row in rows)}
+    fits = all(need.has is None or need.nbytes <= need.has for need in needs.values())
+    share = 1 - placed[here] / count if count else 0.0
+    tiers = {place: number * layers for place, number in placed.items() if number}
+    rows = [row for row in rows if row.nbytes]
+    return Plan(config, device, prompt, rows, needs, tiers, share, fits, {}, None, "")
+
+
+def _during(rows: list[Row], place: str, phase: str) -> list[Row]:
+    return [row for row in rows if row.place == place and (not row.phases or phase in row.phases)]
+
+
+def _need(rows: list[Row], place: str, has: float | None = None) -> Need:
+    sums = {phase: sum(row.nbytes for row in _during(rows, place, phase)) for phase in PHASES}
+    phase = max(sums, key=sums.__getitem__)
+    return Need(sums[phase], has, phase)
+
+
+def _vary(config: RunConfig, key: str, m: int) -> RunConfig:
+    """`config` with one of KEYS at the m-th value that lets whole groups fill whole micro-batches. A larger group keeps
+    the prompts of a step and the micro-batch, and accumulates more."""
+    batch, times = config.grpo.per_device_train_batch_size, config.grpo.gradient_accumulation_steps
+    group, prompts = config.grpo.num_generations, batch * times // config.grpo.num_generations
+    changes = {key: m}
+    if key == "per_device_train_batch_size":
+        changes[key] = m * group // math.gcd(group, times)
+    if key == "num_generations":
+        changes[key] = max(2, m * batch // math.gcd(batch, prompts))
+        changes["gradient_accumulation_steps"] = prompts * changes[key] // batch
+    return replace(config, grpo=replace(config.grpo, **changes))
+
+
+def _largest(model: Architecture, found: Plan, key: str, most: int = 2**16) -> int:
+    """The largest value of `key` that fits, the others as configured; 0 where none does. `most` ends the search."""
+
+    def fits(m: int) -> bool:
+        return _solve(model, _vary(found.config, key, m), found.device, found.prompt_tokens).fits
+
+    low, high = 0, 1
+    while high < most and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return getattr(_vary(found.config, key, low).grpo, key) if low else 0
+
+
+def _seconds(model: Architecture, found: Plan, speed: Bandwidths) -> tuple[float, float]:
+    """(sampling, training) seconds of a step at best: a roofline, without launches, one thing at a time.
+
+    A sampled token reads the dense weights, the states twice and the experts that some sequence chooses. Training passes
+    three times (twice without checkpointing) over all weights, each expert dequantised for each micro-batch.
+    """
+    policy, c, grpo = found.config.policy, model.config, found.config.grpo
+    vram, pcie, flops = speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12
+    sampled = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
+    others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
+    away, chosen = found.share_off, c.num_experts_per_tok / c.n_routed_experts
+    params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
+    hit = routed * (1 - (1 - chosen) ** sampled)
+    states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
+    dense = sum(model.nbytes(part, policy) for part in others) + 2 * states
+    token = (dense + hit * (1 - away)) / vram + hit * away / pcie
+    moved = 4.5 * params if policy.load_in_4bit else routed  # NF4 is read, 16 bit written and read again
+    active = sum(model.parts[part] for part in others) + params * chosen
+    products = 2 * active * sampled * (found.prompt_tokens + grpo.max_completion_length) / flops
+    once = products + grpo.gradient_accumulation_steps * (moved / vram + routed * away / pcie)
+    return token * grpo.max_completion_length, once * (3 if grpo.gradient_checkpointing else 2)
+
+
+def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
+    """One sentence: how it fits, or what is short and the first change found that makes it fit."""
+    config, device, prompt, grpo = found.config, found.device, found.prompt_tokens, found.config.grpo
+    if found.fits:
+        off = [row for row in found.rows if row.part == "routed experts" and found.share_off and row.place != "GPU"]
+        texts = [f"{row.source} routed experts on the {row.place} ({row.nbytes / GIB:.2f} GiB)" for row in off]
+        how = " and ".join(texts) or "every weight in one place"
+        wrong = config.policy.load_in_4bit and abs(config.policy.experts_on_host - found.share_off) > 0.002
+        return f"It fits {device.name} with {how}{f'; set policy.experts_on_host={found.share_off:.3f}' * wrong}."
+    place, need = next((p, n) for p, n in found.needs.items() if n.has is not None and n.nbytes > n.has)
+    has, asked = need.has / GIB, need.nbytes / GIB
+    short = f"It does not fit {device.name}, whose {place} has {has:.1f} of {asked:.1f} GiB needed"
+    total = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps  # the same step in smaller pieces:
+    pieces = [n for n in range(grpo.per_device_train_batch_size - 1, 0, -1) if total % n == 0]
+    tries: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
+    tries += [{"per_device_train_batch_size": n, "gradient_accumulation_steps": total // n} for n in pieces]
+    tries += [{"max_completion_length": n} for n in [largest["max_completion_length"]] if n]
+    texts = [" ".join(f"grpo.{key}={value}" for key, value in to.items()) for to in tries]
+    changes = {text: replace(config, grpo=replace(grpo, **to)) for text, to in zip(texts, tries)}
+    changes["policy.load_in_4bit=true"] = replace(config, policy=replace(config.policy, load_in_4bit=True))
+    for change, changed in changes.items():
+        if changed != config and _solve(model, changed, device, prompt).fits:
+            return f"{short}; first set {change.lower()}."
+    names = [name for name, other in DEVICES.items() if _solve(model, config, other, prompt).fits]
+    return f"{short}, and no one setting changes that; take {names[0] if names else 'a larger device'}."

@@ -1,0 +1,371 @@
+"""The plan counts what the facts count, follows what really lives, and finds what really is the largest that fits."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo_kit import config, experts, footprint, memory, policy
+
+GIB = 2**30
+ALL_HERE = "policy.experts_on_host=0"
+
+
+def of(preset, device="t4", *overrides, **more):
+    return memory.plan(config.load_config([preset], list(overrides)), memory.device(device), **more)
+
+
+def row(plan, part, place="GPU"):
+    return sum(r.nbytes for r in plan.rows if r.part == part and r.place == place)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return memory.Architecture.of(config.load_config(["t4"]).policy)
+
+
+# counted by hand from the published configuration: part, millions of parameters, GiB in bf16, GiB in NF4 (None: not quantised)
+TABLE = [
+    ("routed experts", 29_374.81, 54.715, 14.113),
+    ("shared experts", 458.98, 0.855, 0.221),
+    ("Mamba in_proj", 637.03, 1.187, 0.306),
+    ("Mamba out_proj", 253.23, 0.472, 0.122),
+    ("attention", 140.38, 0.261, 0.067),
+    ("router", 7.92, 0.015, None),
+    ("norms, convolutions, A, D, dt", 0.95, 0.002, None),
+    ("embeddings", 352.32, 0.656, None),
+    ("lm_head", 352.32, 0.656, None),
+]
+
+
+@pytest.mark.parametrize(("part", "millions", "bf16", "nf4"), TABLE)
+def test_parts_of_the_real_model_are_those_of_the_byte_table(nano, part, millions, bf16, nf4):
+    whole = config.Policy(dtype="bfloat16")
+    assert nano.parts[part] / 1e6 == pytest.approx(millions, rel=0.01)
+    assert nano.nbytes(part, whole) / GIB == pytest.approx(bf16, rel=0.01, abs=0.0005)
+    if nf4:
+        assert nano.nbytes(part, replace(whole, load_in_4bit=True)) / GIB == pytest.approx(nf4, rel=0.01)
+
+
+def test_the_table_is_the_whole_model(nano):
+    assert set(nano.parts) == {part for part, *_ in TABLE}
+    assert nano.parts.total() / 1e6 == pytest.approx(31_577.94, rel=0.001)
+    assert nano.kinds == {"linear_attention": 23, "moe": 23, "full_attention": 6}
+    assert nano.expert.nbytes / 2**20 == pytest.approx(4.909, rel=0.01)  # one expert
+
+
+# LoRA parameters in millions at rank 8, 16, 32 (by hand)
+@pytest.mark.parametrize(
+    ("targets", "millions"),
+    [
+        (["q_proj", "k_proj", "v_proj", "o_proj"], (0.93, 1.87, 3.74)),
+        (["in_proj"], (2.39, 4.78, 9.56)),
+        (["out_proj"], (1.25, 2.50, 4.99)),
+        (["shared_experts.up_proj", "shared_experts.down_proj"], (2.36, 4.71, 9.42)),
+    ],
+)
+def test_lora_has_the_size_the_facts_give(targets, millions):
+    t4 = config.load_config(["t4"])
+    for r, expected in zip((8, 16, 32), millions):
+        asked = replace(t4, lora=replace(t4.lora, r=r, target_modules=targets))
+        found = memory._solve(memory.Architecture.of(t4.policy), asked, memory.device("t4"), 256)
+        assert row(found, "LoRA") / 4e6 == pytest.approx(expected, rel=0.01)
+        assert row(found, "AdamW states") == 2 * row(found, "LoRA gradients") == 2 * row(found, "LoRA")
+
+
+def test_states_are_those_of_the_facts():
+    found = of("t4")  # samples 8 sequences of 256 + 512
+    assert row(found, "recurrent states") / 8 / 2**20 == pytest.approx(46 + 1.1, rel=0.01)
+    assert row(found, "keys and values") / 8 / 768 / 1024 == pytest.approx(
+        6 * 7 / 6, rel=0.01
+    )  # 6 KiB, one layer twice
+
+
+def test_a_mamba_layer_keeps_what_was_measured(nano):
+    """measured: the chunk scan keeps 476 KiB a token at the real sizes, fp32, 768 tokens, no LoRA."""
+    kept, peak = footprint.layer_bytes(nano, "linear_attention", 768, "float32", 1, (), True)
+    assert kept / 768 / 1024 - 2688 * 4 / 1024 == pytest.approx(476, rel=0.01)  # beside the layer's output
+    assert kept < peak < 1.5 * kept
+    assert footprint.layer_bytes(nano, "linear_attention", 1536, "float32", 1, (), True)[0] == pytest.approx(
+        2 * kept, rel=0.01
+    )
+
+
+def test_attention_is_fused_and_keeps_nothing_of_sequence_times_sequence_but_the_mask(nano):
+    short, long = (
+        footprint.layer_bytes(nano, "full_attention", n, "float16", 1, (), True)[1] / n for n in (1024, 4096)
+    )
+    assert long / short < 1.6  # unfused, with 32 heads of 4096 scores a token, it would be four times as much
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(1534, torch.float16), (5000, torch.float16), (300, torch.float32)])
+def test_without_triton_the_backward_pass_of_trl_holds_seven_and_a_quarter_tiles_more(tokens, dtype):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    assert (chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (
+        memory.TILE_TOKENS,
+        memory.TILE_WORDS,
+    )
+    with FakeTensorMode():
+        hidden = torch.empty(tokens, 64, dtype=dtype, requires_grad=True)
+        head, targets = torch.empty(65_536, 64, dtype=dtype), torch.empty(tokens, dtype=torch.long)
+        with footprint.Alive([hidden, head, targets]) as alive:
+            out = chunked_logprob.ChunkedLogProbFunction.apply(
+                hidden, head, None, targets, 1.0, memory.TILE_WORDS, None, 1.0, ("log_probs", "entropy")
+            )
+            out[0].backward(torch.empty_like(out[0]))
+    values = min(tokens, memory.TILE_TOKENS) * memory.TILE_WORDS
+    assert alive.peak / values == pytest.approx(dtype.itemsize + 4 * memory.TILE_COPIES, rel=0.01)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkpointing):
+    """A real forward and backward pass of the embedded policy, unquantised, with PEFT's LoRA, every tensor followed."""
+    asked = config.load_config(
+        ["tiny"], ["grpo.per_device_train_batch_size=8", f"grpo.gradient_checkpointing={checkpointing}"]
+    )
+    model, _ = policy.load_policy(asked.policy)
+    model = policy.add_lora(model, asked.lora, 0)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    model.train()
+    ids, mask = torch.randint(16, 272, (8, 96)), torch.ones(8, 96, dtype=torch.long)
+    mask[0, :5] = 0
+    with footprint.Alive([ids, mask, *model.parameters(), *model.buffers()]) as alive:
+        hidden = model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden.backward(torch.ones_like(hidden))
+    planned = sum(footprint.activation_bytes(memory.Architecture.of(asked.policy), asked, 8, 96, True))
+    planned += sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)  # their gradients
+    assert planned == pytest.approx(alive.peak, rel=0.10)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_routed_experts_in_4_bit_stay_below_what_is_planned_for_them(grad):
+    """experts.py at work on the embedded policy's sizes, every token choosing the same two experts: the worst case."""
+    model = memory.Architecture.of(config.Policy())
+    bench = experts.Workbench(model.expert, torch.device("cpu"), torch.float32)
+    layer = experts.TieredExperts(model.expert, 8, lambda x: torch.relu(x).square(), bench)
+    layer.place()
+    x, index = torch.randn(512, model.expert.hidden, requires_grad=grad), torch.tensor([[1, 5]]).repeat(512, 1)
+    for number in range(8):
+        layer.write(number, torch.randn(model.expert.up) / 16, torch.randn(model.expert.down) / 16)
+    weights = torch.full((512, 2), 0.5, requires_grad=grad)
+    with footprint.Alive([x, index, weights, bench.up, bench.down, bench.slots, *layer.rows]) as alive:
+        out = layer(x, index, weights)
+        if grad:
+            out.backward(torch.ones_like(out))
+    kept, most = footprint.expert_bytes(model, 512, config.Policy(load_in_4bit=True), grad)
+    dequantising = (
+        2 * 4 * 2 * model.expert.hidden * model.expert.intermediate
+    )  # not in place on the CPU; buffers on CUDA
+    assert alive.peak - dequantising <= most <= 2 * alive.peak
+
+
+def test_one_t4_takes_a_host_tier():
+    found = of("t4")
+    assert found.fits and found.needs["GPU"].nbytes <= 14.6 * GIB
+    assert found.experts["GPU"] + found.experts["host"] == 2944
+    all_here = found.needs["GPU"].nbytes + row(found, "routed experts", "host")
+    assert all_here > 14.6 * GIB
+    one_more = found.needs["GPU"].nbytes + row(found, "routed experts") / found.experts["GPU"] * 23
+    assert one_more > 14.6 * GIB  # as many as fit stay
+    assert f"{found.experts['host']:,} of 2,944 routed experts on the host" in found.verdict
+    assert f"set policy.experts_on_host={found.share_off:.3f}" in found.verdict
+    told = of("t4", "t4", f"policy.experts_on_host={found.share_off:.3f}")
+    assert told.fits and "set" not in told.verdict
+    # by hand: 3.4 to 4.1 GiB overflow with about 2.5 GiB reserved, more with more: 14.6 - 2.04 - reserve hold experts.
+    reserve = found.needs["GPU"].nbytes - row(found, "routed experts") - 2.06 * GIB
+    tier = row(found, "routed experts", "host")
+    assert tier / GIB == pytest.approx(14.113 - (14.6 - 2.06 - reserve / GIB), abs=0.12)
+    assert 2.5 < reserve / GIB < 4.0 and 3.4 < tier / GIB < 5.5
+
+
+def test_with_micro_batches_of_one_the_tier_is_that_of_the_facts():
+    found = of("t4", "t4", "grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=8")
+    assert found.fits and 3.4 <= row(found, "routed experts", "host") / GIB <= 4.1
+
+
+# preset, device, fits, where routed experts lie
+@pytest.mark.parametrize(
+    ("preset", "device", "fits", "places"),
+    [
+        ("t4", "t4", True, {"GPU", "host"}),
+        ("t4", "t4x2", True, {"GPU", "second GPU"}),  # Kaggle's second card takes what the first has no room for
+        ("t4", "24gb", True, {"GPU"}),
+        ("t4", "80gb", True, {"GPU"}),
+        ("24gb", "t4", False, {"GPU", "host"}),  # 56 % of the experts on the host: more than Colab's 12.7 GB
+        ("24gb", "t4x2", True, {"GPU", "second GPU"}),
+        ("24gb", "24gb", True, {"GPU"}),
+        ("24gb", "80gb", True, {"GPU"}),
+        ("tiny", "cpu", True, {"host"}),
+        ("tiny", "t4", True, {"GPU"}),
+    ],
+)
+def test_verdicts(preset, device, fits, places):
+    found = of(preset, device)
+    assert found.fits == fits and set(found.experts) == places
+    assert found.verdict.startswith(f"It {'fits' if fits else 'does not fit'} {device}")
+    assert found.verdict.count(". ") == 0 and found.verdict.endswith(".")
+    for place, need in found.needs.items():
+        assert sum(r.nbytes for r in found.at_peak(place)) == need.nbytes
+        assert max(r.nbytes for r in found.rows if r.place == place) <= need.nbytes
+    assert min(r.nbytes for r in found.rows) >= 0
+
+
+def test_a_plan_that_fails_names_a_change_that_works():
+    found = of("24gb", "t4")
+    assert "first set grpo.per_device_train_batch_size=2 grpo.gradient_accumulation_steps=4." in found.verdict
+    assert of("24gb", "t4", "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4").fits
+    assert (
+        "first set grpo.gradient_checkpointing=true." in of("t4", "24gb", "grpo.gradient_checkpointing=false").verdict
+    )
+    assert "first set policy.load_in_4bit=true." in of("t4", "24gb", "policy.load_in_4bit=false").verdict
+    assert "take 80gb." in of("24gb", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
+
+
+def test_unquantised_on_80_gb():
+    found = of(
+        "24gb",
+        "80gb",
+        "policy.load_in_4bit=false",
+        "grpo.per_device_train_batch_size=2",
+        "grpo.gradient_accumulation_steps=4",
+    )
+    weights = sum(
+        r.nbytes for r in found.rows if r.place == "GPU" and (r.part == "routed experts" or "M parameters" in r.source)
+    )
+    assert weights / GIB == pytest.approx(58.818, rel=0.01)
+    assert found.fits and found.experts == {"GPU": 2944}
+    assert "experts' buffers and slots" not in {r.part for r in found.rows}
+
+
+def test_the_tiny_policy_takes_megabytes():
+    found = of("tiny", "cpu", prompt_tokens=64)
+    assert {r.place for r in found.rows} == {"host", "disk"}
+    assert 20 < found.needs["host"].nbytes / 2**20 < 500
+    weights = sum(r.nbytes for r in found.rows if "M parameters" in r.source or r.part == "routed experts")
+    parts = memory.Architecture.of(config.Policy()).parts
+    assert weights == 4 * parts.total()
+
+
+@pytest.mark.parametrize("device", ["t4", "t4x2", "24gb", "cpu"])
+def test_doubling_the_completion_never_lowers_a_term(device):
+    def terms(length):
+        found = memory._solve(model, memory._vary(t4, "max_completion_length", length), memory.device(device), 256)
+        away = {"host tier": sum(r.nbytes for r in found.rows if r.place == "host" and r.phases == ("load",))}
+        away["second GPU"] = sum(r.nbytes for r in found.rows if r.place == "second GPU")
+        tiers = ("routed experts", "rounding of pinned memory")  # what stays on the GPU is what is left
+        return {
+            (r.place, r.part, r.phases): r.nbytes for r in found.rows if r.part not in tiers and r.place != "second GPU"
+        } | away
+
+    t4 = config.load_config(["t4"])
+    model, lengths = memory.Architecture.of(t4.policy), [64, 128, 256, 512, 1024, 2048]
+    found = [terms(length) for length in lengths]
+    for shorter, longer in zip(found, found[1:]):
+        assert shorter.keys() == longer.keys()
+        assert [name for name in shorter if longer[name] < shorter[name]] == []
+
+
+@pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4", "t4x2"), ("24gb", "24gb"), ("24gb", "t4")])
+def test_the_largest_found_is_the_largest(preset, device):
+    asked, where = config.load_config([preset]), memory.device(device)
+    found = memory.plan(asked, where)
+    for key in memory.KEYS:
+        possible = [getattr(memory._vary(asked, key, m).grpo, key) for m in range(1, 20_000)]
+        m = possible.index(found.largest[key]) + 1 if found.largest[key] else 0
+        fits = [memory.plan(memory._vary(asked, key, n), where).fits for n in (m, m + 1) if n]
+        assert fits == ([True, False] if m else [False]), key
+
+
+def test_settings_that_are_varied_are_valid_ones():
+    for overrides in ([], ["grpo.num_generations=4"], ["grpo.per_device_train_batch_size=8"]):
+        asked = config.load_config(["t4"], overrides)
+        for key in memory.KEYS:
+            values = [getattr(memory._vary(asked, key, m).grpo, key) for m in range(1, 30)]
+            assert values == sorted(values) and values[0] >= 1
+
+
+def test_group_size_keeps_the_prompts_of_a_step():
+    asked = config.load_config(["t4"], ["grpo.gradient_accumulation_steps=8"])  # 2 x 8 completions: 2 prompts
+    varied = memory._vary(asked, "num_generations", 12)
+    assert (varied.grpo.num_generations, varied.grpo.gradient_accumulation_steps) == (12, 12)
+
+
+def test_no_seconds_without_measured_bandwidths():
+    assert of("t4").seconds is None
+
+
+def test_seconds_are_the_roofline_of_the_facts():
+    """by hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
+    fast = 1e12  # a link or product that takes no time
+    only = {"vram": memory.Bandwidths(1, fast, fast), "products": memory.Bandwidths(fast, fast, 1)}
+    asked = [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
+    found = {name: of("t4", "24gb", *asked, bandwidths=speed).seconds for name, speed in only.items()}
+    assert found["vram"][0] / 512 == pytest.approx(7.09, rel=0.05)
+    assert found["vram"][1] == pytest.approx(4 * 3 * 133, rel=0.02)  # four micro-batches, three passes
+    assert found["products"][1] == pytest.approx(4 * 29.7, rel=0.15)  # the facts leave lm_head out, we count it
+    slow = of("t4", "t4", bandwidths=memory.Bandwidths(fast, 10, fast)).seconds
+    assert slow[1] == pytest.approx(4 * 3 * row(of("t4"), "routed experts", "host") / 10e9, rel=0.01)
+
+
+def test_bytes_over_pcie_cost_time_and_a_smaller_share_less():
+    speed = memory.Bandwidths(224, 10, 25)
+    near, far = of("t4", "24gb", bandwidths=speed).seconds, of("t4", "t4", bandwidths=speed).seconds
+    assert far[0] > near[0] and far[1] > near[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("t5", "t4"), ("T4X2", "t4x2"), ("24", "24gb"), ("80GB", "80gb"), ("gpu", "cpu"), ("", "t4"), ("h100", "t4")],
+)
+def test_an_unknown_device_is_one_sentence_with_the_nearest(name, near):
+    with pytest.raises(ValueError, match="no known device") as caught:
+        memory.device(name)
+    assert str(caught.value).endswith("?") and "\n" not in str(caught.value)
+    if name not in ("", "h100"):
+        assert f"Did you mean {near}?" in str(caught.value)
+
+
+def test_named_devices_are_nominal_and_this_machine_is_not():
+    assert all(device.nominal for device in memory.DEVICES.values())
+    here, cpu = memory.this_device(), memory.device("cpu")
+    assert not here.nominal and not cpu.nominal and cpu.gpu == 0 and here.host > 0 and here.disk > 0
+
+
+def test_this_machine_with_a_gpu(monkeypatch):
+    card = type("Card", (), {"name": "Tesla T4", "total_memory": int(14.56 * GIB), "major": 7})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    here = memory.this_device()
+    assert (here.name, here.gpus, here.triton, here.nominal) == ("Tesla T4", 2, False, False)
+    assert here.gpu == pytest.approx(14.56)
+
+
+def test_conventions_are_marked_as_assumed():
+    found = of("t4")
+    assert {r.part for r in found.rows if r.kind == "assumed"} == {
+        "CUDA context, fragmentation", "the system, Python, CUDA", "one source shard", "one source shard, and what is made of it",
+    }  # fmt: skip
+    assert all(r.source for r in found.rows)
+
+
+def test_the_shipped_config_loads_and_is_what_a_local_copy_gives(tmp_path, nano):
+    (tmp_path / "config.json").write_text(footprint.NANO.read_text())
+    local = memory.Architecture.of(config.Policy(model=str(tmp_path)))
+    assert local.parts == nano.parts and json.loads(footprint.NANO.read_text())["model_type"] == "nemotron_h"
+
+
+def test_what_cannot_be_planned_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor the Hub"):
+        of("tiny", "cpu", "policy.model=no/such-model")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="only a Nemotron-H can be planned"):
+        of("tiny", "cpu", f"policy.model={tmp_path}")
+    with pytest.raises(ValueError, match="prompt_tokens is 0"):
+        of("tiny", "cpu", prompt_tokens=0)
