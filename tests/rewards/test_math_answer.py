@@ -21,7 +21,7 @@ from grpo_kit.rewards.math_answer import REASONS, math_reward, math_verdict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GRPO_KIT_SHARED", REPOSITORY.parent / "shared"))
-# Kinds outside the core figure: other policies, or one parser's own tests.
+# Kinds outside the core figure: other policies, or one parser's own tests.
 OUTSIDE_CORE = {
     "latex2sympy",
     "mcq",
