@@ -143,23 +143,6 @@ def _version(package: str) -> str | None:
 
 
 @command
-def plan(
-    overrides: Overrides = None, sources: Sources = None,
-    device: Annotated[str | None, typer.Option("--device", help="t4, t4x2, 24gb, 80gb or cpu; without it, this machine")] = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", help="length of the longest prompt")] = 256,
-) -> None:  # fmt: skip
-    """Will it fit? Memory part by part, where the experts lie, the largest settings that fit, and what to change."""
-    from grpo_kit import memory
-
-    config = configuration.load_config(sources or ["tiny"], overrides or ())
-    machine = memory.device(device) if device else memory.this_device()
-    found = memory.plan(config, machine, prompt_tokens)
-    screens.plan(found)
-    if not found.fits:
-        raise typer.Exit(1)
-
-
-@command
 def data(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
@@ -204,6 +187,23 @@ def package(
     config, run = session.begin(sources or (), overrides or (), name, "package", force)
     if not _is_dry(dry_run, config, run, f"reads {run.adapter}", [to or run.submission]):
         _package(config, run, to)
+
+
+@command
+def plan(
+    overrides: Overrides = None, sources: Sources = None,
+    device: Annotated[str | None, typer.Option(help="t4, t4x2, 24gb, 80gb or cpu; without it this machine", show_default=False)] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
+) -> None:  # fmt: skip
+    """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
+    from grpo_kit import memory
+
+    config = configuration.load_config(sources or ["tiny"], overrides or [])
+    where = memory.device(device) if device else memory.this_device()
+    found = memory.plan(config, where, prompt_tokens)
+    screens.plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
 
 
 @command

@@ -55,6 +55,33 @@ def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
     out.print(table)
 
 
+def plan(found: Any) -> None:
+    """A `memory.Plan`: what each place holds when it is fullest, the largest settings that fit, and the verdict."""
+    table = Table("place", "part", "GiB", "how counted", title=f"{found.config.policy.model} on {found.device.name}")
+    table.columns[2].justify = "right"
+    for place, need in found.needs.items():
+        for row in sorted(found.at_peak(place), key=lambda row: -row.nbytes):
+            mark = "" if row.kind == "computed" else f" ({row.kind})"
+            table.add_row(place, row.part, f"{row.nbytes / 2**30:.2f}", escape(row.source) + mark)
+        has = "unknown" if need.has is None else f"{need.has / 2**30:.2f}" + " nominal" * found.device.nominal
+        table.add_row(
+            place,
+            f"[bold]sum in {need.phase}[/]",
+            f"[bold]{need.nbytes / 2**30:.2f}[/]",
+            f"there is {has}",
+            end_section=True,
+        )
+    out.print(table)
+    for key, value in found.largest.items():
+        out.print(f"largest grpo.{key}, the others as configured: {value or 'none'}")
+    seconds = (
+        "not measured on this device"
+        if found.seconds is None
+        else "sampling {:.1f} s, training {:.1f} s, at best".format(*found.seconds)
+    )
+    out.print(f"step time: {seconds}\n{escape(found.verdict)}")
+
+
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
     """Before, after and the difference, each with its 95 % interval."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")
@@ -67,24 +94,6 @@ def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
         "difference", f"{report['difference']:+.3f}", "{:+.3f} to {:+.3f}".format(*report["difference_ci95"]), "paired"
     )
     out.print(table)
-
-
-def plan(found: Any) -> None:
-    """A `memory.Plan`: each place's rows when it is fullest, against what it has; then the verdict."""
-    table = Table(title=f"{found.device.name}: what is there when a place is fullest")
-    for heading, side in (("", "left"), ("GiB", "right"), ("from", "left")):
-        table.add_column(heading, justify=side)
-    for place, need in found.needs.items():
-        has = "unknown" if need.has is None else f"{need.has / 2**30:.1f}{' nominal' * found.device.nominal}"
-        table.add_row(f"[bold]{place}[/]", f"[bold]{need.nbytes / 2**30:.2f}[/]", f"[bold]has {has}[/]")
-        for row in sorted(found.at_peak(place), key=lambda row: -row.nbytes):
-            note = f"{row.source}, assumed" if row.kind == "assumed" else row.source
-            table.add_row(f"  {row.part}", f"{row.nbytes / 2**30:.2f}", note)
-    out.print(table)
-    largest = ", ".join(f"{key} {value:,}" for key, value in found.largest.items())
-    seconds = "not measured" if found.seconds is None else "{:.0f} s sampling, {:.0f} s training, at best".format(*found.seconds)
-    color = "green" if found.fits else "red"
-    out.print(f"largest that fits, one at a time: {largest}\nstep time: {seconds}\n[{color}]{escape(found.verdict)}[/]")
 
 
 def example(run: workspace.Run) -> None:

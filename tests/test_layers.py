@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
     {"session", "tiny", "metrics", "nf4", "experts", "audit", "published"},
-    {"policy", "data", "checkpoint", "convert", "memory", "architecture", "footprint", "memory"},
+    {"policy", "data", "checkpoint", "convert", "footprint", "memory"},
     {"train", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
 ]
