@@ -151,7 +151,9 @@ def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_check
     asked = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
     streamed, _ = policy.load_policy(asked)
     assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
-    assert policy.base_name(config.Policy(model=str(tmp_path / "nf4"))) == str(policy.tiny.FOLDER)  # what it was made of
+    assert policy.base_name(config.Policy(model=str(tmp_path / "nf4"))) == str(
+        policy.tiny.FOLDER
+    )  # what it was made of
     made = (tmp_path / "nf4/nf4.json").stat().st_mtime_ns
     again, _ = policy.load_policy(asked)  # and the next time it is read as it is
     kept, _ = policy.load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True))  # by its folder, too
