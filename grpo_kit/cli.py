@@ -163,6 +163,20 @@ def train(
 
 
 @command
+def calibrate(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None,
+    prompts: Annotated[int, typer.Option(help="how many training prompts to answer")] = 64,
+) -> None:  # fmt: skip
+    """Count which routed experts real prompts hit, so that the coldest ones lie in host memory from now on."""
+    from grpo_kit import calibrate as counting
+
+    config, run = session.begin(sources or (), overrides or (), name)
+    with screens.working("answering prompts") as show:
+        found = counting.calibrate(config, run, prompts, show)
+    screens.placement(found)
+
+
+@command
 def evaluate(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
@@ -259,8 +273,9 @@ def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     with screens.stage(run, "train", "training") as show:
         last = training.train(
-            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}")
-        )
+            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}"),
+            screens.forecast,
+        )  # fmt: skip
     screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
 
 

@@ -24,7 +24,8 @@ class Policy:
     revision: str | None = None
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
     load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
-    experts_on_host: float = 0.0  # share of each layer's experts kept in host memory, with load_in_4bit
+    experts_on_host: float = 0.0  # share of the routed experts kept in host memory, with load_in_4bit
+    routing: str | None = None  # what `calibrate` counted, to keep the coldest there; None: beside the NF4 checkpoint
     nf4_folder: str | None = None  # where a streamed model's NF4 checkpoint lies; None: beside the runs
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
@@ -37,7 +38,8 @@ class Policy:
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
-        return {key: value for key, value in asdict(self).items() if key not in ("experts_on_host", "nf4_folder")}
+        where = ("experts_on_host", "routing", "nf4_folder")
+        return {key: value for key, value in asdict(self).items() if key not in where}
 
 
 @dataclass(frozen=True)

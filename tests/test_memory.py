@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo_kit import config, experts, footprint, memory, policy
+from grpo_kit import adapter, config, experts, footprint, memory, policy
 
 GIB = 2**30
 ALL_HERE = "policy.experts_on_host=0"
@@ -128,7 +128,7 @@ def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkp
         ["tiny"], ["grpo.per_device_train_batch_size=8", f"grpo.gradient_checkpointing={checkpointing}"]
     )
     model, _ = policy.load_policy(asked.policy)
-    model = policy.add_lora(model, asked.lora, 0)
+    model = adapter.add_lora(model, asked.lora, 0)
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
