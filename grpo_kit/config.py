@@ -31,15 +31,12 @@ class Policy:
 
     def __post_init__(self) -> None:
         _one_of("policy.dtype", self.dtype, DTYPES)
-        _require(
-            0 <= self.experts_on_host <= 1,
-            f"policy.experts_on_host is {self.experts_on_host}; it is a share, from 0 to 1. Set it so.",
-        )
+        share = self.experts_on_host
+        _require(0 <= share <= 1, f"policy.experts_on_host is {share}; it is a share, from 0 to 1. Set it so.")
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
-        where = ("experts_on_host", "routing", "nf4_folder")
-        return {key: value for key, value in asdict(self).items() if key not in where}
+        return {k: v for k, v in asdict(self).items() if k not in ("experts_on_host", "routing", "nf4_folder")}
 
 
 @dataclass(frozen=True)
