@@ -24,8 +24,6 @@ from transformers.generation import GenerationMode
 
 # Arguments of `generate` that a loop handed over is never told of, or that make the cache the caller's.
 THEIRS = ("custom_generate", "streamer", "assistant_model", "synced_gpus", "tokenizer", "past_key_values")
-# What the model may be told at each step beside the tokens.
-INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,10 @@ def _is_ours(input_ids: torch.Tensor, how: GenerationConfig, inputs: dict[str, A
         and type(cache) is DynamicCache
         and not cache.offloading
         and not cache.is_compileable  # of fixed shape throughout, which transformers compiles on a GPU
-        and not inputs.keys() - INPUTS
-        and all(v.shape == input_ids.shape for v in inputs.values() if isinstance(v, torch.Tensor))
+        and all(  # nothing by row but what is by token, as masks and positions are: no embeddings, no pictures
+            value.shape == input_ids.shape if isinstance(value, torch.Tensor) else isinstance(value, int | DynamicCache)
+            for value in inputs.values()
+        )
     )
 
 

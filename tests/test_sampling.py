@@ -301,12 +301,14 @@ def test_the_callers_cache_embeddings_and_streamer_are_left_to_transformers(caps
     assert len(capsys.readouterr().out.strip("\n")) >= 1
 
 
-def test_an_offloaded_cache_is_left_to_transformers():
+def test_caches_and_inputs_that_cannot_be_taken_row_by_row_are_left_to_transformers():
     model, ids = random_model("llama"), torch.ones(2, 3, dtype=torch.long)
-    cache = DynamicCache(config=model.config)
-    assert sampling._is_ours(ids, model.generation_config, {"past_key_values": cache})
-    cache.offloading = True  # set by hand: to make one takes a GPU
-    assert not sampling._is_ours(ids, model.generation_config, {"past_key_values": cache})
+    told = {"past_key_values": DynamicCache(config=model.config), "use_cache": True, "attention_mask": ids}
+    assert sampling._is_ours(ids, model.generation_config, told)
+    for other in (torch.ones(2, 3, 4), torch.ones(3), ["a", "b"]):
+        assert not sampling._is_ours(ids, model.generation_config, told | {"pictures": other})
+    told["past_key_values"].offloading = True  # set by hand: to make such a cache takes a GPU
+    assert not sampling._is_ours(ids, model.generation_config, told)
 
 
 def test_inputs_and_configuration_may_come_by_position():
