@@ -5,7 +5,6 @@ with the question in it (`short`), or the same behind worked examples, as few-sh
 Bar: no slower than transformers where nothing can be saved (`alone`: every prompt once, all of one length).
 """
 
-import random
 import statistics
 import sys
 import time
@@ -22,10 +21,10 @@ WORK = {"short": (8, 8, 0, False), "long": (8, 8, 8, False), "alone": (64, 1, 0,
 
 def ask(tokenizer, prompts, times, shots, seed):
     """Left-padded ids and mask, every prompt `times` in a row, as TRL has them."""
-    rng, texts = random.Random(seed), []
-    for _ in range(prompts):
-        shown = [tiny.problem(rng) for _ in range(shots)]
-        said = "".join(f"{p.question} {p.answer}\n" for p in shown) + tiny.problem(rng).question
+    drawn, texts = tiny.rows(prompts * (shots + 1), seed), []
+    for i in range(0, len(drawn), shots + 1):
+        *shown, last = drawn[i : i + shots + 1]
+        said = "".join(f"{row['prompt']} {row['answer']}\n" for row in shown) + last["prompt"]
         texts += [[{"role": "user", "content": said}]] * times
     return tokenizer.apply_chat_template(
         texts, add_generation_prompt=True, return_dict=True, padding=True, return_tensors="pt"
@@ -41,7 +40,7 @@ def main():
     loops = {"transformers": type(model).generate, "grpo_kit": lambda model, **how: model.generate(**how)}
     rows, figures = [], {}
     for work, (prompts, times, shots, full) in WORK.items():
-        seconds, drawn, equal = {name: [] for name in loops}, {}, True
+        seconds, drawn, equal, seen = {name: [] for name in loops}, {}, True, []
         how = {"max_new_tokens": 40, "do_sample": True, "pad_token_id": 0} | ({"suppress_tokens": [11]} if full else {})
         for number in range(rounds + 1):
             batch = ask(tokenizer, prompts, times, shots, number)
@@ -51,18 +50,18 @@ def main():
                 drawn[name] = loop(model, **batch, **how)
                 seconds[name].append(time.perf_counter() - started)
                 if name == "grpo_kit":
-                    seen = model.last_sampling
+                    seen.append(model.last_sampling)
             equal &= torch.equal(*drawn.values())
         median = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first round warms up
         ratio = statistics.median(a / b for a, b in zip(seconds["grpo_kit"][1:], seconds["transformers"][1:]))
-        figures |= {f"{work}_ratio": round(ratio, 3)}
+        of_all, run = sum(s.row_steps_of_all for s in seen), sum(s.row_steps for s in seen)
+        figures |= {f"{work}_ratio": round(ratio, 3), f"{work}_row_steps": round(run / of_all, 3)}
         for name, value in median.items():
-            saved = name == "grpo_kit"
+            kit = name == "grpo_kit"
             rows.append({
                 "work": work, "loop": name, "median, ms": f"{1e3 * value:.1f}",
-                "prompts read": seen.prompts if saved else seen.rows,
-                "row-steps": seen.row_steps if saved else seen.row_steps_of_all,
-                "tokens": seen.tokens, "same tokens": equal,
+                "prompts read": sum(s.prompts if kit else s.rows for s in seen), "row-steps": run if kit else of_all,
+                "tokens": sum(s.tokens for s in seen), "same tokens": equal,
             })  # fmt: skip
     report.finish("sampling", rows, {**figures, "rounds": rounds, "bar_alone": 1.05}, asked.record)
 

@@ -100,8 +100,8 @@ def _decode(
                 break
             if ends:  # without an end token transformers draws on in every row until all are finished
                 alive = [row for row in alive if going[row]]
-            # A finished row costs a step's work on its state, every step; to leave it costs a copy of the state of each
-            # row that stays. Left is when the former has reached the latter, so never is more than twice the best spent.
+            # A finished row costs a step's work, every step; to leave it costs a copy of the state of each row that stays,
+            # which is less. Left is when the steps have added up to the copies: waiting never costs more than leaving.
             idle += len(running) - len(alive)
             if idle >= len(alive):
                 where = {row: number for number, row in enumerate(running)}
