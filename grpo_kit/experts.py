@@ -4,7 +4,7 @@ Stands in for transformers' `NemotronHExperts`, which keeps a layer's experts as
 skips. Here an expert is one run of bytes (its up and its down matrix, `nf4`), so that bringing one over PCIe is one copy.
 Only experts that a batch hits are brought, on a side stream, while those at hand are being worked on. Nothing is kept
 in 16 bit: the forward pass writes a matrix into one reused buffer, or multiplies in 4 bit where rows are few; the
-backward pass brings and dequantises again.
+backward pass brings and dequantises again. A decoding step takes all experts at hand at once (`grouped`).
 
 Which experts stay on the host is decided by routing statistics: `hits` counts what real prompts choose, `place` puts
 the coldest on the host.
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grpo_kit import nf4
+from grpo_kit import grouped, nf4
 
 FEW = 8  # rows an expert gets; up to here the fused 4-bit product reads less memory than dequantising
+DECODING = 32  # tokens; up to here no expert gets so many rows that dequantising it would pay
 
 
 class Geometry(NamedTuple):
@@ -61,22 +62,24 @@ class Workbench:
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.free: list[Any] = [None] * slots  # event after which a slot may be overwritten
 
-    def bring(self, rows: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The experts' bytes on this device, in order. The first `slots` copies start now, each next one when a slot
-        is free, that is when the caller asks for the next expert; copies run beside the caller's work."""
+    def bring(self, rows: list[torch.Tensor], together: int = 1) -> Iterator[list[torch.Tensor]]:
+        """The experts' bytes on this device, in order, `together` (at most `slots`) at a time; the i-th is in slot
+        i % slots. The first `slots` copies start now, each next one when a slot is free, that is when the caller asks
+        for the next experts; copies run beside the caller's work."""
         ready = [self._start(row, i) for i, row in enumerate(rows[: len(self.slots)])]
-        return self._hand_out(rows, ready)
+        return self._hand_out(rows, ready, together)
 
-    def _hand_out(self, rows: list[torch.Tensor], ready: list[Any]) -> Iterator[torch.Tensor]:
-        for i in range(len(rows)):
-            slot = i % len(self.slots)
+    def _hand_out(self, rows: list[torch.Tensor], ready: list[Any], together: int) -> Iterator[list[torch.Tensor]]:
+        for first in range(0, len(rows), together):
+            numbers = range(first, min(first + together, len(rows)))
             if self.side is not None:
-                torch.cuda.current_stream(self.device).wait_event(ready[i])
-            yield self.slots[slot]
-            if self.side is not None:
-                self.free[slot] = torch.cuda.current_stream(self.device).record_event()
-            if (following := i + len(self.slots)) < len(rows):
-                ready.append(self._start(rows[following], following))
+                torch.cuda.current_stream(self.device).wait_event(ready[numbers[-1]])  # copies end in order
+            yield [self.slots[i % len(self.slots)] for i in numbers]
+            for i in numbers:
+                if self.side is not None:
+                    self.free[i % len(self.slots)] = torch.cuda.current_stream(self.device).record_event()
+                if (following := i + len(self.slots)) < len(rows):
+                    ready.append(self._start(rows[following], following))
 
     def _start(self, row: torch.Tensor, number: int) -> Any:
         slot = number % len(self.slots)
@@ -102,6 +105,8 @@ class TieredExperts(nn.Module):
         self.geometry, self.num_experts, self.act, self.bench = geometry, num_experts, act, bench
         self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
         self.rows: list[torch.Tensor] = []
+        asked = torch.tensor([-2.0, 0.0, 3.0])
+        self.is_relu2 = torch.equal(act(asked), asked.relu().square())
         self.on_host: frozenset[int] = frozenset()
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
@@ -129,6 +134,8 @@ class TieredExperts(nn.Module):
                 if old:
                     self.rows[expert].copy_(old[expert])
         self.on_host = frozenset(far)
+        at_hand = [0 if e in self.on_host else row.data_ptr() for e, row in enumerate(self.rows)]
+        self.at_hand = torch.tensor(at_hand, device=self.bench.device)  # int64 addresses, what `grouped` goes by
 
     def write(self, expert: int, up: torch.Tensor, down: torch.Tensor) -> None:
         """Quantise one expert's matrices, (intermediate, hidden) and (hidden, intermediate), into its place."""
@@ -141,7 +148,40 @@ class TieredExperts(nn.Module):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """(tokens, hidden) in and out; index and weights are (tokens, k), as transformers' router gives them."""
+        where = hidden_states.device, self.geometry.up, hidden_states.dtype
+        if not torch.is_grad_enabled() and 0 < len(hidden_states) <= DECODING and self.is_relu2 and grouped.usable(*where):
+            return self.decode(hidden_states, top_k_index, top_k_weights)
         return _Routed.apply(hidden_states, top_k_index, top_k_weights, self)
+
+    def decode(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """`forward` for few tokens and no gradient: two launches for all experts at hand, two for each half of the
+        bench's slots that experts from the host fill. The host learns what was chosen only if some lie there."""
+        said = torch.empty((*index.shape, self.geometry.hidden), dtype=torch.float32, device=hidden.device)
+
+        def multiply(table: torch.Tensor) -> None:
+            grouped.experts(hidden, index, weights.float(), table, self.geometry.up, said)
+
+        if not self.on_host and not self.counting:
+            multiply(self.at_hand)
+            return said.sum(1).to(hidden.dtype)
+        cuda = hidden.device.type == "cuda"
+        chosen = index.to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(hidden.device).record_event() if cuda else None
+        multiply(self.at_hand)  # before the host waits, so that the GPU does not
+        if arrived is not None:
+            arrived.synchronize()
+        if self.counting:
+            self.hits += torch.bincount(chosen.flatten(), minlength=self.num_experts)
+        far = sorted(self.on_host.intersection(chosen.flatten().tolist()))
+        slots, together = self.bench.slots, max(1, len(self.bench.slots) // 2)
+        coming = self.bench.bring([self.rows[expert] for expert in far], together)
+        tables = torch.zeros((-(-len(far) // together), self.num_experts), dtype=torch.int64, pin_memory=cuda)
+        for i, expert in enumerate(far):
+            tables[i // together, expert] = slots[i % len(slots)].data_ptr()
+        for table, _ in zip(tables.to(hidden.device, non_blocking=True), coming):
+            multiply(table)
+        next(coming, None)  # lets the last slots be marked free
+        return said.sum(1).to(hidden.dtype)
 
     def groups(self, index: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         """[(expert, positions in the flattened (tokens, k) index)], experts at hand first; one synchronisation."""
@@ -161,7 +201,7 @@ class TieredExperts(nn.Module):
         coming = self.bench.bring([self.rows[expert] for expert, _ in far])
         for expert, positions in near:
             yield (positions, *self.geometry.views(self.rows[expert]))
-        for (_, positions), data in zip(far, coming):
+        for (_, positions), (data,) in zip(far, coming):
             yield (positions, *self.geometry.views(data))
         next(coming, None)  # lets the last slot be marked free
 

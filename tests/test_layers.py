@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "audit", "published"},
+    {"session", "tiny", "metrics", "nf4", "experts", "audit", "published", "grouped"},
     {"policy", "data", "checkpoint", "convert", "footprint", "memory"},
     {"train", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
