@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from grpo_kit import grouped, nf4
 
 FEW = 8  # rows an expert gets; up to here the fused 4-bit product reads less memory than dequantising
-DECODING = 32  # tokens; up to here no expert gets so many rows that dequantising it would pay
+DECODING = 32  # tokens whose experts `grouped` takes all at once, reading one again for every two of its rows
 
 
 class Geometry(NamedTuple):
@@ -75,9 +75,9 @@ class Workbench:
             if self.side is not None:
                 torch.cuda.current_stream(self.device).wait_event(ready[numbers[-1]])  # copies end in order
             yield [self.slots[i % len(self.slots)] for i in numbers]
+            used = self.side and torch.cuda.current_stream(self.device).record_event()
             for i in numbers:
-                if self.side is not None:
-                    self.free[i % len(self.slots)] = torch.cuda.current_stream(self.device).record_event()
+                self.free[i % len(self.slots)] = used
                 if (following := i + len(self.slots)) < len(rows):
                     ready.append(self._start(rows[following], following))
 
@@ -105,8 +105,8 @@ class TieredExperts(nn.Module):
         self.geometry, self.num_experts, self.act, self.bench = geometry, num_experts, act, bench
         self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
         self.rows: list[torch.Tensor] = []
-        asked = torch.tensor([-2.0, 0.0, 3.0])
-        self.is_relu2 = torch.equal(act(asked), asked.relu().square())
+        asked = torch.tensor([-2.0, 0.0, 3.0], device="cpu")
+        self.is_relu2 = torch.equal(act(asked), asked.relu().square())  # what `grouped` computes
         self.on_host: frozenset[int] = frozenset()
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
@@ -148,40 +148,41 @@ class TieredExperts(nn.Module):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """(tokens, hidden) in and out; index and weights are (tokens, k), as transformers' router gives them."""
-        where = hidden_states.device, self.geometry.up, hidden_states.dtype
-        if not torch.is_grad_enabled() and 0 < len(hidden_states) <= DECODING and self.is_relu2 and grouped.usable(*where):
-            return self.decode(hidden_states, top_k_index, top_k_weights)
+        few = not torch.is_grad_enabled() and 0 < len(hidden_states) <= DECODING and self.is_relu2
+        if few and grouped.usable(hidden_states.device, self.geometry.up, hidden_states.dtype):
+            return self.decode(hidden_states, top_k_index, top_k_weights.float())
         return _Routed.apply(hidden_states, top_k_index, top_k_weights, self)
 
     def decode(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """`forward` for few tokens and no gradient: two launches for all experts at hand, two for each half of the
-        bench's slots that experts from the host fill. The host learns what was chosen only if some lie there."""
+        """`forward` for few tokens and no gradient: two launches for all experts at hand, two for every half of the
+        bench's slots that experts from the host fill. The host waits to learn what was chosen only if some lie there."""
         said = torch.empty((*index.shape, self.geometry.hidden), dtype=torch.float32, device=hidden.device)
-
-        def multiply(table: torch.Tensor) -> None:
-            grouped.experts(hidden, index, weights.float(), table, self.geometry.up, said)
-
-        if not self.on_host and not self.counting:
-            multiply(self.at_hand)
-            return said.sum(1).to(hidden.dtype)
-        cuda = hidden.device.type == "cuda"
-        chosen = index.to("cpu", non_blocking=True)
-        arrived = torch.cuda.current_stream(hidden.device).record_event() if cuda else None
-        multiply(self.at_hand)  # before the host waits, so that the GPU does not
-        if arrived is not None:
-            arrived.synchronize()
-        if self.counting:
-            self.hits += torch.bincount(chosen.flatten(), minlength=self.num_experts)
-        far = sorted(self.on_host.intersection(chosen.flatten().tolist()))
-        slots, together = self.bench.slots, max(1, len(self.bench.slots) // 2)
-        coming = self.bench.bring([self.rows[expert] for expert in far], together)
-        tables = torch.zeros((-(-len(far) // together), self.num_experts), dtype=torch.int64, pin_memory=cuda)
-        for i, expert in enumerate(far):
-            tables[i // together, expert] = slots[i % len(slots)].data_ptr()
-        for table, _ in zip(tables.to(hidden.device, non_blocking=True), coming):
-            multiply(table)
-        next(coming, None)  # lets the last slots be marked free
+        known = self.chosen(index) if self.on_host or self.counting else list
+        grouped.experts(hidden, index, weights, self.at_hand, self.geometry.up, said)  # queued before the host waits
+        if far := sorted(self.on_host.intersection(known())):
+            slots, together = self.bench.slots, max(1, len(self.bench.slots) // 2)
+            coming = self.bench.bring([self.rows[expert] for expert in far], together)
+            tables = torch.zeros((len(far), self.num_experts), dtype=torch.int64, pin_memory=hidden.is_cuda)
+            for i, expert in enumerate(far):
+                tables[i // together, expert] = slots[i % len(slots)].data_ptr()
+            for table, _ in zip(tables.to(hidden.device, non_blocking=True), coming):
+                grouped.experts(hidden, index, weights, table, self.geometry.up, said)
+            next(coming, None)  # lets the last slots be marked free
         return said.sum(1).to(hidden.dtype)
+
+    def chosen(self, index: torch.Tensor) -> Callable[[], list[int]]:
+        """Start to bring the router's choice to the host; call what is returned to wait for it. Counts it, too."""
+        here = index.to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream(index.device).record_event() if index.is_cuda else None
+
+        def known() -> list[int]:
+            if arrived is not None:
+                arrived.synchronize()
+            if self.counting:
+                self.hits += torch.bincount(here.flatten(), minlength=self.num_experts)
+            return here.flatten().tolist()
+
+        return known
 
     def groups(self, index: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         """[(expert, positions in the flattened (tokens, k) index)], experts at hand first; one synchronisation."""

@@ -87,14 +87,12 @@ __device__ void dot(const Matrix& matrix, const float* x, const float* code, con
     }
 }
 
-// relu2 without weights; else times the pair's weight. A NaN stays one.
-__device__ float finish(float sum, const float* weights, int pair) {
-    if (weights) return sum * weights[pair];
-    const float positive = sum < 0 ? 0 : sum;
+__device__ float relu2(float value) {
+    const float positive = value < 0 ? 0 : value;  // a NaN stays one
     return positive * positive;
 }
 
-template <int COUNT>
+template <int COUNT, bool WEIGHTED>
 __device__ void rows(const Matrix& matrix, const float* x, const float* code, const float* level, const float* weights,
                      float* out, int2 pair, int first, int N, int K) {
     float sum[TALL][COUNT] = {};
@@ -108,14 +106,17 @@ __device__ void rows(const Matrix& matrix, const float* x, const float* code, co
             for (int far = 16; far; far /= 2) total += __shfl_xor_sync(~0u, total, far);
             const int which = m ? pair.y : pair.x;
             if (threadIdx.x % 32 == r * COUNT + m && first + r < N)
-                out[(long long)which * N + first + r] = finish(total, weights, which);
+                out[(long long)which * N + first + r] = WEIGHTED ? total * weights[which] : relu2(total);
         }
 }
 
-template <typename In>
-__device__ void product(const In* x, const long long* index, const long long* table, const float* weights,
-                        const float* codes, const float* levels, float* out, int pairs, int fan, int N, int K,
-                        int packed_at, int absmax_at, int nested_at, int offset_at) {
+// For every pair, relu2 of the product, or the product times the pair's weight. x is float, or unsigned short for float16;
+// pair p has its row p / fan. A matrix is N x K, and its parts lie so many bytes behind the address in the table.
+template <typename In, bool WEIGHTED>
+__global__ void __launch_bounds__(32 * WARPS, 3)
+product(const In* x, const long long* index, const long long* table, const float* weights, const float* codes,
+        const float* levels, float* out, int pairs, int fan, int N, int K, int packed_at, int absmax_at, int nested_at,
+        int offset_at) {
     extern __shared__ float4 staged[];
     __shared__ float code[256], level[16];
     const char* data = (const char*)table[index[blockIdx.x]];
@@ -138,22 +139,6 @@ __device__ void product(const In* x, const long long* index, const long long* ta
                            (const float*)(data + nested_at), *(const float*)(data + offset_at)};
     const int first = blockIdx.y * TILE + threadIdx.x / 32 * TALL;
     if (first >= N) return;
-    if (pair.y < 0)
-        rows<1>(matrix, kept, code, level, weights, out, pair, first, N, K);
-    else
-        rows<2>(matrix, kept, code, level, weights, out, pair, first, N, K);
+    if (pair.y < 0) rows<1, WEIGHTED>(matrix, kept, code, level, weights, out, pair, first, N, K);
+    else rows<2, WEIGHTED>(matrix, kept, code, level, weights, out, pair, first, N, K);
 }
-
-#define PARAMETERS(In)                                                                                              \
-    const In *x, const long long *index, const long long *table, const float *weights, const float *codes,          \
-        const float *levels, float *out, int pairs, int fan, int N, int K, int packed_at, int absmax_at,            \
-        int nested_at, int offset_at
-#define ARGUMENTS(weights) \
-    x, index, table, weights, codes, levels, out, pairs, fan, N, K, packed_at, absmax_at, nested_at, offset_at
-
-// relu2 of the product, from rows in float16 or float32; the product times the pair's weight.
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3) up_half(PARAMETERS(unsigned short)) {
-    product(ARGUMENTS(nullptr));
-}
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3) up_float(PARAMETERS(float)) { product(ARGUMENTS(nullptr)); }
-extern "C" __global__ void __launch_bounds__(32 * WARPS, 3) down(PARAMETERS(float)) { product(ARGUMENTS(weights)); }

@@ -1,7 +1,7 @@
 """All experts that a decoding step hits, in two launches: products of a few rows with many NF4 matrices at once.
 
 One after the other, each expert of a layer takes some ten launches, and a small GPU longer to launch than to read. Here
-the router's choice goes to the kernels as it is, with a table of where each expert's bytes lie: nothing is sorted or
+the router's choice goes to the kernel as it is, with a table of where each expert's bytes lie: nothing is sorted or
 counted first, and the host need not know what was chosen. `grouped.cu` is compiled when first used, by NVRTC, which
 comes with PyTorch, and its results are compared with `nf4.dequantise` before they are believed.
 """
@@ -12,23 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from grpo_kit import nf4
 
 SOURCE = Path(__file__).with_suffix(".cu")
-THREADS, TILE, ROWS, PADDED = 256, 32, 2, 36  # of a block, as in grouped.cu: threads, outputs, rows, floats for 32 values
+UP = {torch.float16: "product<unsigned short, false>", torch.float32: "product<float, false>"}  # by the rows' type
+DOWN = "product<float, true>"
+THREADS, TILE, ROWS, PADDED = (
+    256,
+    32,
+    2,
+    36,
+)  # a block's, as in grouped.cu: threads, outputs, rows, floats for 32 values
 SHARED = 48 * 1024 - 4 * (256 + 16)  # bytes a block may take on any GPU, less the kernel's two tables
 AGREE = 1e-4  # of the largest value: sums in another order differ by far less, a wrong scale or nibble by far more
 
 
-def experts(
-    hidden: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    table: torch.Tensor,
-    up: tuple[int, int],
-    out: torch.Tensor,
-) -> None:
+def experts(hidden: Tensor, index: Tensor, weights: Tensor, table: Tensor, up: tuple[int, int], out: Tensor) -> None:
     """Write weight * down(relu2(up(x))) into `out` for every chosen expert that `table` has; leave what others are to get.
 
     `hidden` is (tokens, hidden), float16 or float32; `index`, int64, and `weights`, float32, are (tokens, k); `table`,
@@ -37,9 +38,8 @@ def experts(
     in the same order every time. Two launches on the current stream; the host waits for nothing.
     """
     inner = torch.empty((index.numel(), up[0]), dtype=torch.float32, device=hidden.device)
-    first = "up_half" if hidden.dtype == torch.float16 else "up_float"
-    _launch(first, hidden, index, weights, table, up, 0, inner)
-    _launch("down", inner, index, weights, table, up[::-1], nf4.nbytes(up), out)
+    _launch(UP[hidden.dtype], hidden, index, weights, table, up, 0, inner)
+    _launch(DOWN, inner, index, weights, table, up[::-1], nf4.nbytes(up), out)
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> boo
         return False
     try:
         wrong = _disagreement(device, up, dtype)
-    except (AssertionError, AttributeError, ImportError, OSError, RuntimeError, TypeError) as error:  # NVRTC, the driver
+    except (AssertionError, AttributeError, ImportError, OSError, RuntimeError, TypeError) as error:
         wrong = f"it cannot be run ({type(error).__name__}: {error})"
     if wrong:
         warnings.warn(
@@ -64,14 +64,16 @@ def usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> boo
 
 
 def _disagreement(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> str:
-    """What is wrong with `experts` on four tokens and three random experts, or nothing: \"\"."""
-    if dtype not in (torch.float16, torch.float32) or up[0] % nf4.BLOCK or up[1] % nf4.BLOCK:
+    """What is wrong with `experts` on four tokens and three random experts; empty when nothing is."""
+    if dtype not in UP or up[0] % nf4.BLOCK or up[1] % nf4.BLOCK:
         return "rows must be float16 or float32 and whole blocks of 64 values"
-    if max(_shared(up[0]), _shared(up[1])) > SHARED:
+    if _shared(max(up)) > SHARED:
         return f"rows of {max(up)} values do not fit into {SHARED} bytes of shared memory"
     draw = functools.partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
     weights, x = draw((4, 3)), draw((4, up[1])).to(dtype)
-    index = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]], device=device)  # each four times: two blocks' worth
+    index = torch.tensor(
+        [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]], device=device
+    )  # each four times: two blocks' worth
     middle, data, wanted = nf4.nbytes(up), [], torch.empty((4, 3, up[1]), dtype=torch.float64, device=device)
     for expert in range(3):
         data.append(torch.cat([nf4.pack(0.02 * draw(shape)) for shape in (up, up[::-1])]))
@@ -87,24 +89,16 @@ def _disagreement(device: torch.device, up: tuple[int, int], dtype: torch.dtype)
 
 
 def _launch(
-    name: str,
-    x: torch.Tensor,
-    index: torch.Tensor,
-    weights: torch.Tensor,
-    table: torch.Tensor,
-    shape: tuple[int, int],
-    start: int,
-    out: torch.Tensor,
+    name: str, x: Tensor, index: Tensor, weights: Tensor, table: Tensor, shape: tuple[int, int], start: int, out: Tensor
 ) -> None:
     """One product of rows of x with matrices of `shape` that begin `start` bytes behind the addresses in `table`."""
-    pairs, fan = index.numel(), index.numel() // len(x)
-    sections = [start + at for at in nf4.offsets(shape)[:4]]
     tensors = [x.contiguous(), index.contiguous(), table, weights.contiguous(), *nf4.tables(x.device), out]
+    pairs, sections = index.numel(), [start + at for at in nf4.offsets(shape)[:4]]
     with torch.cuda.device_of(x):
         compiled(x.device, name)(
             grid=(pairs, -(-shape[0] // TILE), 1),
             block=(THREADS, 1, 1),
-            args=[*tensors, pairs, fan, *shape, *sections],
+            args=[*tensors, pairs, pairs // len(x), *shape, *sections],
             shared_mem=_shared(shape[1]),
         )
 

@@ -107,15 +107,13 @@ def into_linear(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype)
 
 @functools.cache
 def tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 256 values that 8-bit scales stand for and the 16 that packed values stand for, float32, one copy a device."""
-    return code(device), bnb.get_4bit_type("nf4", device)
+    """The 256 values that 8-bit scales stand for, and the 16 that packed ones do; float32, one copy a device."""
+    return bnb.create_dynamic_map().to(device), bnb.get_4bit_type("nf4", device)
 
 
-def code(device: torch.device, _kept: dict = {}) -> torch.Tensor:  # noqa: B006 (kept on purpose)
-    """The 256 values that 8-bit scales stand for, float32, one copy a device."""
-    if device not in _kept:
-        _kept[device] = bnb.create_dynamic_map().to(device)
-    return _kept[device]
+def code(device: torch.device) -> torch.Tensor:
+    """The 256 values that 8-bit scales stand for, float32."""
+    return tables(device)[0]
 
 
 def offsets(shape: tuple[int, int]) -> tuple[int, ...]:

@@ -176,9 +176,10 @@ static const char* launch(void (*start)(), dim3 grid, int threads, int shared, b
     return failure;
 }
 
-#define EMULATED(kernel)                                                                                              \
-    static void** arguments_of_##kernel;                                                                              \
-    extern "C" const char* emulate_##kernel(int x, int y, int threads, int shared, int descending, void** arguments) { \
-        arguments_of_##kernel = arguments;                                                                            \
-        return launch([] { call(kernel, arguments_of_##kernel); }, {x, y}, threads, shared, descending);              \
+// A kernel, which may be a template's instance, under a name for others to call.
+#define EMULATED(name, ...)                                                                                          \
+    static void** arguments_of_##name;                                                                               \
+    extern "C" const char* emulate_##name(int x, int y, int threads, int shared, int descending, void** arguments) { \
+        arguments_of_##name = arguments;                                                                             \
+        return launch([] { call(__VA_ARGS__, arguments_of_##name); }, {x, y}, threads, shared, descending);          \
     }

@@ -1,6 +1,8 @@
 """The kernel, run by a CPU's emulation of a GPU, says what the dequantised matrices say; and it compiles where GPUs do."""
 
+import contextlib
 import ctypes
+import inspect
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from grpo_kit import config, experts, grouped, nf4, policy
 
 REAL, TINY = (1856, 2688), (64, 128)
 CPU = torch.device("cpu")
+KERNELS = {grouped.UP[torch.float16]: "up_half", grouped.UP[torch.float32]: "up_float", grouped.DOWN: "down"}
 SHIM = Path(__file__).with_name("cuda_shim.h")
 
 
@@ -24,15 +27,15 @@ class Emulated:
 
     def __call__(self, device, name):
         def launch(grid, block, args, shared_mem):
-            self.launches.append(name)
+            self.launches.append(KERNELS[name])
             assert shared_mem <= grouped.SHARED and grid[2] == block[1] == block[2] == 1
             assert all(arg.is_contiguous() for arg in args if isinstance(arg, torch.Tensor))
             kinds = [torch.int64, torch.int64] + [torch.float32] * 4
             assert [arg.dtype for arg in args[1:7]] == kinds
-            assert args[0].dtype == {"up_half": torch.float16}.get(name, torch.float32)
+            assert args[0].dtype == (torch.float16 if "short" in name else torch.float32)
             values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_int(a) for a in args]
             pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
-            emulate = getattr(self.library, f"emulate_{name}")
+            emulate = getattr(self.library, f"emulate_{KERNELS[name]}")
             emulate.restype = ctypes.c_char_p
             failure = emulate(grid[0], grid[1], block[0], shared_mem, self.descending, pointers)
             assert failure is None, failure.decode()
@@ -45,10 +48,17 @@ def build(folder, source=None):
     if shutil.which("g++") is None:
         pytest.skip("there is no g++; it compiles the kernel's emulation")
     (folder / "kernel.cu").write_text(source or grouped.SOURCE.read_text())
-    (folder / "emulated.cpp").write_text(
-        f'#include "{SHIM}"\n#include "kernel.cu"\nEMULATED(up_half) EMULATED(up_float) EMULATED(down)\n'
-    )
-    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-extern-tls-init", "-shared", "-fPIC"]
+    wanted = [f"EMULATED({name}, {kernel})" for kernel, name in KERNELS.items()]
+    (folder / "emulated.cpp").write_text("\n".join([f'#include "{SHIM}"', '#include "kernel.cu"', *wanted, ""]))
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-fno-extern-tls-init",
+        "-shared",
+        "-fPIC",
+    ]
     subprocess.run(["g++", *flags, "-o", folder / "kernel.so", folder / "emulated.cpp"], check=True)
     return ctypes.CDLL(str(folder / "kernel.so"))
 
@@ -136,7 +146,7 @@ def test_every_value_is_decoded_bit_for_bit(emulated, shape):
     data = nf4.pack(draw(*shape))
     columns, table = torch.eye(shape[1]), torch.tensor([data.data_ptr()])
     index, out = torch.zeros((shape[1], 1), dtype=torch.int64), torch.full((shape[1], shape[0]), torch.nan)
-    grouped._launch("down", columns, index, torch.ones(shape[1], 1), table, shape, 0, out)
+    grouped._launch(grouped.DOWN, columns, index, torch.ones(shape[1], 1), table, shape, 0, out)
     assert torch.equal(out.T, nf4.dequantise(nf4.unpack(data, shape), torch.empty(shape)))
 
 
@@ -284,6 +294,7 @@ def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatc
 def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(emulated, monkeypatch):
     monkeypatch.setattr(grouped, "usable", lambda *_: True)
     monkeypatch.setattr(experts.Workbench, "bring", None)
+    monkeypatch.setattr(experts.TieredExperts, "chosen", None)
     decoded(0.0, steps=5)
     assert emulated.launches == ["up_float", "down"] * 2 * 6  # two layers; a prompt of 21 tokens, five times 3
 
@@ -316,7 +327,9 @@ def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, why):
 def test_nvcc_compiles_it_without_spills(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc; it tells registers and spills")
-    command = ["nvcc", "-cubin", "-arch=sm_75", "-Xptxas=-v", "-o", tmp_path / "kernel.cubin", grouped.SOURCE]
+    source, named = tmp_path / "kernel.cu", ", ".join(f"(void*){name}" for name in KERNELS)
+    source.write_text(f"{grouped.SOURCE.read_text()}\nvoid* wanted[] = {{{named}}};\n")
+    command = ["nvcc", "-cubin", "-arch=sm_75", "-Xptxas=-v", "-o", tmp_path / "kernel.cubin", source]
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     assert (said.stdout + said.stderr).count("0 bytes spill stores, 0 bytes spill loads") == 3
 
@@ -333,7 +346,7 @@ def nvrtc():
 
 
 @pytest.mark.parametrize("capability", ["75", "80", "90"])
-@pytest.mark.parametrize("name", ["up_half", "up_float", "down"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability, monkeypatch):
     """Through the private function that `torch.cuda._compile_kernel` calls; this notices when either has moved."""
     found = nvrtc()
@@ -341,25 +354,23 @@ def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability,
         pytest.skip("there is no NVRTC; the package nvidia-cuda-nvrtc has it")
     from torch.cuda import _utils
 
-    compiled = {}
+    compiled = []
 
     def keep(binary, names):
-        compiled[names[0]] = binary
+        compiled.append(binary)
         return {names[0]: "kernel"}
 
     monkeypatch.setattr(_utils, "_get_gpu_rtc_library", lambda: found[0])
     monkeypatch.setattr(_utils, "_cuda_load_module", keep)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = type("", (), {"major": int(capability[0]), "minor": int(capability[1])})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     assert grouped.compiled.__wrapped__(torch.device("cuda", 0), name) == "kernel"
-    assert list(compiled) == [name] and compiled[name][:4] == b"\x7fELF"
+    assert [binary[:4] for binary in compiled] == [b"\x7fELF"]
 
 
 def test_the_private_name_of_pytorch_is_where_it_was():
-    import inspect
-
     assert list(inspect.signature(torch.cuda._compile_kernel).parameters)[:2] == ["kernel_source", "kernel_name"]
     launch = inspect.signature(torch.cuda._utils._CudaKernel.__call__)
     assert {"grid", "block", "args", "shared_mem"} <= set(launch.parameters)
