@@ -11,7 +11,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published", "sampling"},
+    {
+        "session",
+        "tiny",
+        "metrics",
+        "nf4",
+        "experts",
+        "tiers",
+        "turing",
+        "audit",
+        "published",
+        "sampling",
+        "grouped",
+        "routed_lora",
+    },
     {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory"},
     {"train", "probe", "calibrate", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
