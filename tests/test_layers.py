@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "audit", "published"},
+    {"session", "tiny", "metrics", "nf4", "experts", "audit", "published", "puzzles"},
     {"policy", "data", "checkpoint", "convert", "footprint", "memory"},
     {"train", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
@@ -21,7 +21,10 @@ OWNERS = {"trl": {"train"}, "peft": {"policy"}, "bitsandbytes": {"nf4"}, "kaggle
 
 
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    """Files by name; `puzzles`, a folder with one story a family, counts as one file."""
+    found = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    parts = [ast.parse(path.read_text()) for path in sorted((PACKAGE / "puzzles").glob("*.py"))]
+    return found | {"puzzles": ast.Module([node for part in parts for node in part.body], [])}
 
 
 def imported(tree: ast.Module) -> set[str]:
@@ -56,7 +59,7 @@ def test_no_import_goes_up():
 
 
 def test_no_circle():
-    arrows = {name: own_imports(tree) for name, tree in modules().items()}
+    arrows = {name: own_imports(tree) - ({name} & {"puzzles"}) for name, tree in modules().items()}
     done: set[str] = set()
     while ready := [name for name, needs in arrows.items() if name not in done and not (needs & arrows.keys()) - done]:
         done |= set(ready)
@@ -80,7 +83,8 @@ def test_rewards_import_nothing_of_ours():
 
 
 @pytest.mark.parametrize(
-    "words", ["grpo_kit", "grpo_kit.config", "grpo_kit.workspace", "grpo_kit.data", "grpo_kit.cli"]
+    "words",
+    ["grpo_kit", "grpo_kit.config", "grpo_kit.workspace", "grpo_kit.data", "grpo_kit.cli", "grpo_kit.puzzles"],
 )
 def test_light_modules_load_no_torch(words):
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'pandas', 'matplotlib'}"
@@ -97,7 +101,7 @@ def test_files_stay_small_and_the_package_thin():
     lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     # The referee is one file because it must be pasted as one.
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
-    assert sum(lines.values()) < 6000
+    assert sum(lines.values()) < 7200
 
 
 def test_nothing_evaluates_text():
