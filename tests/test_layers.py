@@ -1,6 +1,7 @@
 """The map of the package: who may import whom, what is heavy, how large a file may grow."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_no_circle():
     while ready := [name for name, needs in arrows.items() if name not in done and not (needs & arrows.keys()) - done]:
         done |= set(ready)
     assert done == set(arrows)
+
+
+def test_no_circle_among_the_puzzles():
+    arrows = {
+        path.stem: {name.split(".")[2] for name in imported(ast.parse(path.read_text())) if name.count(".") > 2}
+        for path in (PACKAGE / "puzzles").glob("*.py")
+    }
+    assert tuple(graphlib.TopologicalSorter(arrows).static_order())[-1] == "__init__"
 
 
 def test_a_library_is_known_to_its_owner_only():
