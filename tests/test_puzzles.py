@@ -224,6 +224,58 @@ def test_symbol_equations_agree_with_trying_every_filling():
     assert found == pytest.approx(expected)
 
 
+# ---- traces: every step that is written is true
+
+
+@pytest.mark.parametrize("family", ["gravity", "unit conversion"])
+def test_products_and_quotients_in_a_trace_are_right(family):
+    for index in range(40):
+        trace = puzzles.make(family, 41, index).trace
+        steps = re.findall(r"([\d.]+) ([*/]) ([\d.]+) = ([\d.]+)(?: -> ([\d.]+))?", trace)
+        assert [sign for _, sign, *_ in steps].count("/") == 1 and len(steps) >= 3
+        for a, sign, b, told, result in steps:
+            true = Decimal(a) * Decimal(b) if sign == "*" else Decimal(a) / Decimal(b)
+            assert abs(true - Decimal(told)) < (Decimal("0.0001") if sign == "*" else Decimal("0.000006"))
+            assert sign == "/" or measures.rounded(true) == measures.rounded(Decimal(told)) == Decimal(result)
+
+
+def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
+    for index in range(30):
+        made = puzzles.make("bit manipulation", 41, index)
+        shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
+        for which, letter in ((0, "i"), (1, "o")):
+            columns = re.findall(rf"^{letter}\d ([01]+)\b", made.trace, re.MULTILINE)
+            assert columns == ["".join(pair[which][place] for pair in shown) for place in range(8)]
+        found = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", made.trace, re.MULTILINE)
+        assert len(found) == 8 and all(said == got for said, got in found)
+        assert "".join(re.findall(r"^o\d = .* = ([01])$", made.trace, re.MULTILINE)) == made.answer
+
+
+def test_letters_in_a_trace_spell_its_words():
+    for index in range(40):
+        made = puzzles.make("text encryption", 41, index)
+        read = re.findall(
+            r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", made.trace, re.MULTILINE
+        )
+        told = {secret: word or spelled for secret, _, spelled, word in read}
+        assert all([*spelled] == [pair[2:] for pair in letters.split()] for _, letters, spelled, _ in read)
+        assert " ".join(told[secret] for secret in made.prompt.rpartition(": ")[2].split()) == made.answer
+
+
+def test_equations_in_a_trace_are_right():
+    for index in range(60):
+        made = puzzles.make("equation transformation", 41, index)
+        written = re.findall(r", written (\S+), shown (\S+)$", made.trace, re.MULTILINE)
+        assert all(told == shown for told, shown in written)
+        assert len(written) == made.prompt.count(" = ") or "copies" in made.trace
+        steps = "\n".join(line for line in made.trace.split("\n") if " is " not in line)  # not the filled-in examples
+        found = re.findall(r"(\d+) ?([-+*]) ?(\d+)(?: ([-+]) 1)? ?= ?(-?\d+)\b", steps)
+        assert found or "remainder" in steps or "|" in steps or "copies" in steps or "joined" in steps
+        for a, sign, b, one, told in found:
+            value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+            assert int(told) == value + {"+": 1, "-": -1, "": 0}[one]
+
+
 # ---- difficulty
 
 
@@ -325,6 +377,17 @@ def test_how_a_rule_writes_its_result(rule, way, left, right):
     assert rules.written(rule, way, left) == right
 
 
+def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
+    def given(shown, way):
+        return list(
+            rules.assignments(shown, way, lambda rule, way, *pair: rules.written(rule, way, pair[0]) == pair[1])
+        )
+
+    assert given([("12#34", "46"), ("12$34", "47")], 0) == []  # two sums
+    assert given([("12#34", "46"), ("12$34", "408")], 0) == [{"#": "add", "$": "multiply"}]
+    assert given([("12#34", "1234"), ("12$34", "1234")], 0) == [{"#": "join", "$": "join"}]
+
+
 def test_copies_and_their_sources_are_the_same_thing():
     for name in bits.COPIES:
         for byte in (0b10110010, 0b00000001, 0b11111111):
@@ -355,6 +418,8 @@ def test_factors_that_the_examples_allow():
     assert measures.determined(shown)
     assert not measures.determined([(Decimal(1), Decimal("0.10"))])  # 0.095 to 0.105
     assert not measures.determined([(Decimal(1), Decimal("1.00")), (Decimal(1), Decimal("2.00"))])  # nothing fits
+    lines = "10.0 m becomes 12.35\n20.0 m becomes 24.70\n"
+    assert puzzles.solve(f"{measures.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m") == "49.40"
     assert measures.rounded(Decimal("0.125")) == Decimal("0.13")
 
 
@@ -419,3 +484,12 @@ def test_what_no_rule_explains_has_no_answer(prompt):
 def test_many_signs_do_not_multiply():
     lines = "".join(f"a{i}{sign}b{i} = {i}\n" for i, sign in zip("cdefghij", "!#$%&?@^"))
     assert puzzles.solve(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+    lines = "".join(f"ab{chr(0x4E00 + i)}cd = abcd\n" for i in range(3000))
+    assert puzzles.solve(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+
+
+def test_a_copied_pair_is_told_in_the_order_of_its_examples():
+    for index in range(120):
+        made = puzzles.make("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
+        for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", made.trace, re.MULTILINE):
+            assert right == (left[:2] + left[3:] if order == "left" else left[3:] + left[:2])

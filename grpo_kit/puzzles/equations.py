@@ -83,7 +83,10 @@ def draw(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
 
 
 def _trace(shown: list[tuple[str, str]], asked: str, way: int, rules: dict[str, str], digits: dict[str, str]) -> str:
-    """Sign by sign: what the usual operations would give, which rule fits all its examples; then the query."""
+    """Sign by sign: what the usual operations would give, which rule fits all its examples; then the query.
+
+    Of symbols it states a filling and shows that every example comes true; the search for it is not written out.
+    """
 
     def hide(text: str) -> str:
         return "".join(digits.get(letter, letter) for letter in text)
@@ -91,11 +94,8 @@ def _trace(shown: list[tuple[str, str]], asked: str, way: int, rules: dict[str, 
     lines = []
     own = [(a, b) for a, b in shown if a[2] == asked[2]]
     if digits and own and rules[asked[2]].startswith("join"):  # then no digit is needed
-        order = (
-            "left pair, right pair"
-            if written(rules[asked[2]], way, asked).startswith(asked[:2])
-            else "right pair, left pair"
-        )
+        crossed = (rules[asked[2]] == "join swapped") != (way == 1)
+        order = "right pair, left pair" if crossed else "left pair, right pair"
         copied = [f"{hide(a)} = {hide(b)}: {order}" for a, b in own]
         return "\n".join(
             [*copied, f"{asked[2]} copies, {order}", f"{hide(asked)}: {hide(written(rules[asked[2]], way, asked))}"]
@@ -129,6 +129,8 @@ def solve(prompt: str) -> str | None:
     asked = after(prompt, "determine the result for: ")
     numbers = "".join(left[:2] + left[3:] for left in [asked, *(left for left, _ in shown)])
     if not shown or len(asked) != 5 or len({letter in string.digits for letter in numbers}) != 1:
+        return None
+    if len({left[2] for left, _ in shown}) > 10:  # a puzzle has three at most
         return None
     found = {answer: share for answer, share in answers(shown, asked).items() if answer is not None}
     return max(found, key=found.__getitem__) if found else None
