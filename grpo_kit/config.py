@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 PRESETS = Path(__file__).with_name("presets")
 DTYPES = ("float32", "float16", "bfloat16")
+LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo")
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,26 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a run with a context length of its own, `steps` long or until the next one's `enter` rule holds."""
+
+    max_completion_length: int = 512
+    steps: int | None = None
+    enter: str = "steps"  # when the stage before is over; or earlier: clipped, plateau (see `stages.stage_of`)
+
+    def __post_init__(self) -> None:
+        _at_least("grpo.stages' max_completion_length", self.max_completion_length, 1, "a completion has a token")
+        _one_of("grpo.stages' enter", self.enter, ("steps", "clipped", "plateau"))
+
+
+@dataclass(frozen=True)
 class Grpo:
-    """TRL's `GRPOConfig`, the part of it a run on one GPU turns. Lengths are tokens, batches are completions."""
+    """TRL's `GRPOConfig`, the part of it a run on one GPU turns. Lengths are tokens, batches are completions.
+
+    `loss_type` is one of LOSSES; `gspo` is TRL's grpo with importance weights by sequence. What TRL has not: `advantage`
+    and `normalize_rewards` (`advantages`), `draw` (`drawing`), `stages`, and `resample_budget`, by how many more groups a
+    step may replace those that came out all alike, as a share of its groups.
+    """
 
     max_steps: int = 100
     num_generations: int = 8
@@ -103,10 +122,16 @@ class Grpo:
     max_grad_norm: float = 1.0
     optim: str = "adamw_torch"
     loss_type: str = "dapo"
-    scale_rewards: str = "group"
+    advantage: str = "group"
+    normalize_rewards: bool = True
+    draw: str = "useful"
+    resample_budget: float = 1.0
+    stages: list[Stage] = field(default_factory=list)
+    save_steps: int = 10
+    on_alarm: str = "warn"  # or stop
     beta: float = 0.0
     epsilon: float = 0.2
-    epsilon_high: float | None = None
+    epsilon_high: float | None = 0.28  # clip higher, DAPO (arXiv:2503.14476)
     num_iterations: int = 1
     mask_truncated_completions: bool = True
     temperature: float = 1.0
@@ -133,6 +158,19 @@ class Grpo:
             f"grpo.num_generations is {self.num_generations} and a step holds {batch} completions "
             f"({self.per_device_train_batch_size} x {self.gradient_accumulation_steps}); whole groups must fit into a "
             f"step. Set grpo.per_device_train_batch_size to a multiple of {self.num_generations}.",
+        )
+        _one_of("grpo.loss_type", self.loss_type, LOSSES)
+        _one_of("grpo.advantage", self.advantage, ("group", "leave_one_out"))
+        _one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))
+        _one_of("grpo.on_alarm", self.on_alarm, ("warn", "stop"))
+        _at_least("grpo.save_steps", self.save_steps, 1, "a checkpoint follows a step")
+        _require(
+            self.resample_budget >= 0,
+            f"grpo.resample_budget is {self.resample_budget}; it is a share of a step's groups, 0 or more. Set it so.",
+        )
+        _require(
+            all(stage.steps for stage, after in zip(self.stages, self.stages[1:]) if after.enter == "steps"),
+            "A stage of grpo.stages has no steps and the next one's enter is 'steps'; it would never begin. Give it steps.",
         )
         _require(self.learning_rate > 0, f"grpo.learning_rate is {self.learning_rate}; it must be above 0.")
         _require(
@@ -183,6 +221,7 @@ class Run:
     seed: int = 3407
     root: str | None = None
     force: bool = False  # repeat a stage that is done already
+    time_limit: str | None = None  # such as 3h30m, of the session; None: Kaggle's 12 h there, none elsewhere
 
 
 @dataclass(frozen=True)

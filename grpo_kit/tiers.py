@@ -33,10 +33,16 @@ def unreached(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.{expert}." for name, all_ in opened.items() for expert, got in enumerate(all_) if not got)
 
 
-def forget(model: nn.Module) -> None:
-    """Start counting anew what went to the host and whose LoRA was reached."""
+def forget_traffic(model: nn.Module) -> None:
+    """Start counting anew what goes to the host."""
     for tiers in tiers_of(model).values():
         tiers.traffic = [0, 0]
+
+
+def forget(model: nn.Module) -> None:
+    """Start counting anew what goes to the host and whose LoRA is reached."""
+    forget_traffic(model)
+    for tiers in tiers_of(model).values():
         if tiers.reached is not None:
             tiers.reached.zero_()
 

@@ -141,8 +141,9 @@ class Run:
         wrote: list[Path],
         seconds: float,
         config_yaml: str,
+        **more: Any,
     ) -> None:
-        """Record a finished stage: `run.json` and `config.yaml` are replaced in one step each."""
+        """Record a finished stage, with `more`: `run.json` and `config.yaml` are replaced in one step each."""
         whole = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
         whole["stages"][stage] = {
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -151,6 +152,7 @@ class Run:
             "read": self._names(reads),
             "wrote": self._names(wrote),
             "environment": environment(),
+            **more,
         }
         write_text(self.config, config_yaml)
         write_text(self.notes, json.dumps(whole, indent=2) + "\n")
