@@ -10,7 +10,9 @@ EPSILON = 1e-6
 KINDS = ("group", "leave_one_out")
 
 
-def advantages(rewards: torch.Tensor, num_generations: int, kind: str = "group", normalize: bool = True) -> torch.Tensor:
+def advantages(
+    rewards: torch.Tensor, num_generations: int, kind: str = "group", normalize: bool = True
+) -> torch.Tensor:
     """Advantages, `(completions,)`, of `rewards`, `(completions,)`, whose groups of `num_generations` lie side by side.
 
     `group`: r - mean of its group (DeepSeekMath, arXiv:2402.03300, section 4.1). `leave_one_out`: r - mean of the others

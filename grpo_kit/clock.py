@@ -7,7 +7,10 @@ from collections.abc import Mapping
 
 import psutil
 
-HOURS = {"KAGGLE_KERNEL_RUN_TYPE": 12.0, "COLAB_RELEASE_TAG": 12.0}  # Kaggle's rule; Colab's usual end, which it may cut short
+HOURS = {
+    "KAGGLE_KERNEL_RUN_TYPE": 12.0,
+    "COLAB_RELEASE_TAG": 12.0,
+}  # Kaggle's rule; Colab's usual end, which it may cut short
 
 
 def seconds_of(text: str) -> float:

@@ -13,8 +13,8 @@ import numpy as np
 KINDS = ("useful", "shuffled", "in_order")
 FLOOR = 0.02  # of a sure prompt's weight: solved and hopeless ones come back, rarely
 DECAY = 0.5  # what an earlier visit counts at the next one
-PRIOR = 2.0  # completions that the mean of first visits counts as
-SCREENED = 4.0  # completions that a screened pass rate counts as at most; the policy moves on
+PRIOR = 1.0  # completions that the mean of first visits counts as
+SCREENED = 16.0  # completions that a screened pass rate counts as
 
 
 class PromptBook:
@@ -40,10 +40,8 @@ class PromptBook:
 
     def draw(self, count: int) -> list[int]:
         """`count` prompts' numbers, different ones where there are enough."""
-        if self.kind == "useful":
-            chosen = self._weighted(count)
-        else:
-            chosen = [self._walk(self.draws + i) for i in range(count)]
+        useful = self.kind == "useful"
+        chosen = self._weighted(count) if useful else [self._walk(self.draws + i) for i in range(count)]
         self.draws += count
         return chosen
 

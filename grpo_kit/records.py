@@ -52,7 +52,10 @@ class MetricsRecord(TrainerCallback):
         row = {"step": state.global_step, "seconds": round(now - self.started, 3), **logs}
         row.pop("epoch", None)  # prompts are drawn; no epoch passes
         drawn = row.get("num_tokens", 0.0) - self.tokens
-        row["tokens_per_second"], self.tokens = round(drawn / max(now - self.began, 1e-9), 1), row.get("num_tokens", 0.0)
+        row["tokens_per_second"], self.tokens = (
+            round(drawn / max(now - self.began, 1e-9), 1),
+            row.get("num_tokens", 0.0),
+        )
         if torch.cuda.is_available():
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         if (share := tiers.traffic(self.trainer.model)) is not None:

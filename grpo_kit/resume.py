@@ -25,7 +25,9 @@ def save(folder: Path, step: int, settings: dict[str, Any], write: Callable[[Pat
         with workspace.new_folder(path) as aside:
             write(aside)
             hashes = {p.name: workspace.hash_of(p) for p in sorted(aside.iterdir())}
-            workspace.write_text(aside / SEAL, json.dumps({"step": step, "settings": settings, "sha256": hashes}) + "\n")
+            workspace.write_text(
+                aside / SEAL, json.dumps({"step": step, "settings": settings, "sha256": hashes}) + "\n"
+            )
         for old in _steps(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a write that failed

@@ -103,7 +103,13 @@ def train(
     submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
     run.note(
-        "train", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config), steps=trainer.state.global_step
+        "train",
+        settings,
+        [run.manifest],
+        wrote,
+        time.monotonic() - started,
+        to_yaml(config),
+        steps=trainer.state.global_step,
     )
     return workspace.read_lines(run.metrics)[-1]
 

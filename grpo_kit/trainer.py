@@ -54,11 +54,15 @@ class UsefulTrainer(GRPOTrainer):
             left -= len(more_flat)
             useful = (~more_flat).nonzero().flatten().tolist()
             places = flat.nonzero().flatten().tolist()[: len(useful)]
-            batch = _replace_groups(batch, more, places, useful[: len(places)], self.num_generations, self.processing_class.pad_token_id)
+            batch = _replace_groups(
+                batch, more, places, useful[: len(places)], self.num_generations, self.processing_class.pad_token_id
+            )
             flat[places] = False
             replaced += len(places)
         batch["num_items_in_batch"] = batch["completion_mask"].sum().float()
-        self._metrics["train"].clear()  # what TRL noted is of the prompts that were drawn, not of those that replaced them
+        self._metrics[
+            "train"
+        ].clear()  # what TRL noted is of the prompts that were drawn, not of those that replaced them
         self._metrics["train"].update(figures)
         noted = {f"useful/{name}": share for name, share in why.items()}
         noted |= {"useful/share": 1 - flat.float().mean().item(), "useful/replaced": replaced / asked}

@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "config workspace prompts reward_files nemotron_h",
-        "session tiny metrics nf4 grouped routed_lora experts tiers turing sampling audit published puzzles",
+        "config workspace prompts reward_files nemotron_h clock",
+        "session tiny metrics nf4 grouped routed_lora experts tiers turing sampling audit published puzzles advantages drawing alarms resume stages",
         "policy adapter data checkpoint convert footprint memory",
-        "train probe calibrate submission evaluate",
+        "train trainer records callbacks probe calibrate submission evaluate",
         "cli screens dashboard",
     )
 ]
 # The only files that may know a library.
-OWNERS = {"trl": {"train"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
+OWNERS = {"trl": {"train", "trainer"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
 
 
 def modules() -> dict[str, ast.Module]:
