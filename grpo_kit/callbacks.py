@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback, set_seed
 
-from grpo_kit import alarms, resume, tiers
+from grpo_kit import resume, tiers
 from grpo_kit.config import Grpo
-from grpo_kit.records import MetricsRecord
+from grpo_kit.records import MetricsRecord, is_step
 from grpo_kit.stages import stage_of
 
 
@@ -68,23 +68,6 @@ class GradientCheck(TrainerCallback):
             )
 
 
-class Alarms(TrainerCallback):
-    """Looks at the last rows after each step; a new alarm is noted in the row, told, and stops the run where asked."""
-
-    def __init__(self, grpo: Grpo, settings: dict[str, Any], metrics: MetricsRecord) -> None:
-        self.grpo, self.settings, self.metrics, self.ringing = grpo, settings, metrics, set()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = dict(alarms.alarms(self.metrics.rows, self.settings))
-        new = [sentence for name, sentence in now.items() if name not in self.ringing]
-        self.ringing = set(now)
-        if new:
-            self.metrics.extra["alarms"] = new
-        if new and self.grpo.on_alarm == "stop":
-            control.should_training_stop = True
-            warnings.warn(f"stopped at step {state.global_step}: {new[0]}", stacklevel=2)
-
-
 class HeldOut(TrainerCallback):
     """Measures accuracy on validation rows every `steps`, by `measure`, and notes it as `held_out` with `held_out_ci95`."""
 
@@ -98,36 +81,50 @@ class HeldOut(TrainerCallback):
             model.train(training)
 
 
-class Keeper(TrainerCallback):
-    """Asks for a checkpoint every `steps`, and one at the end; the trainer writes it by `keep`."""
-
-    def __init__(self, folder: Path, steps: int, settings: dict[str, Any], base: str) -> None:
-        self.folder, self.steps, self.settings, self.base, self.trainer = folder, steps, settings, base, None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        last = state.global_step >= state.max_steps or control.should_training_stop
-        control.should_save = last or state.global_step % self.steps == 0
-
-    def keep(self) -> None:
-        """Write `checkpoints/step_N`, whole or not at all."""
-        step = self.trainer.state.global_step
-        resume.save(self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base))
-
-
 class Stop(TrainerCallback):
-    """Ends the run after a step when `asked` says so, or when the next step would pass `deadline` (`time.time()`)."""
+    """Ends the run after a step, and says why: it was asked to, a new alarm rings, or the next step would pass `deadline`
+    (`time.time()`). Stands behind the metrics, whose last row it looks at."""
 
-    def __init__(self, deadline: float | None, asked: Callable[[], bool] | None) -> None:
-        self.deadline, self.asked, self.why = deadline, asked, None
+    def __init__(
+        self, metrics: MetricsRecord, deadline: float | None, asked: Callable[[], bool] | None, on_alarm: str
+    ) -> None:
+        self.metrics, self.deadline, self.asked, self.on_alarm = metrics, deadline, asked, on_alarm
         self.began, self.longest = 0.0, 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.began = time.time()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not is_step(logs):
+            return
         self.longest = max(self.longest, time.time() - self.began)
-        if self.asked and self.asked():
-            self.why = "it was asked to"
+        rung = self.metrics.rows[-1].get("alarms", [])
+        why = None
+        if rung and self.on_alarm == "stop":
+            why = rung[0]
+        elif self.asked and self.asked():
+            why = "it was asked to."
         elif self.deadline and time.time() + self.longest > self.deadline:
-            self.why = "its time is up"
-        control.should_training_stop |= self.why is not None
+            why = "its time is up (run.time_limit)."
+        if why and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            warnings.warn(
+                f"Stopped at step {state.global_step} of {state.max_steps}: {why} Call again to go on.", stacklevel=2
+            )
+
+
+class Keeper(TrainerCallback):
+    """Asks for a checkpoint every `steps`, and for one at the end; the trainer writes it by `keep`. Stands last."""
+
+    def __init__(self, folder: Path, steps: int, settings: dict[str, Any], base: str) -> None:
+        self.folder, self.steps, self.settings, self.base, self.trainer = folder, steps, settings, base, None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if is_step(logs):
+            last = state.global_step >= state.max_steps or control.should_training_stop
+            control.should_save = last or state.global_step % self.steps == 0
+
+    def keep(self) -> None:
+        """Write `checkpoints/step_N`, whole or not at all."""
+        step = self.trainer.state.global_step
+        resume.save(self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base))

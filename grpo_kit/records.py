@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from grpo_kit import prompts, resume, tiers
+from grpo_kit import alarms, prompts, resume, tiers
 
 Reward = Callable[..., list[float | None]]
 OnStep = Callable[[dict[str, Any]], None]
@@ -22,12 +22,12 @@ class MetricsRecord(TrainerCallback):
 
     Ours beside them: `tokens_per_second`, sampled, of the step; `memory_gib`, at most, on a GPU; `host_share`, of the step's
     routed rows, where experts lie on the host; `skipped_steps` so far, whose gradients overflowed in fp16 so that the scaler
-    dropped them, where there is a scaler. What `extra` holds is added to the next row and forgotten. A training that goes
+    dropped them, where there is a scaler; `alarms`, sentences, when one begins to ring (`settings` are `grpo`'s). What `extra` holds is added to the next row and forgotten. A training that goes
     on from a checkpoint drops the rows behind it; `rows` are those that stand.
     """
 
-    def __init__(self, path: Path, on_step: OnStep | None = None) -> None:
-        self.path, self.on_step = path, on_step
+    def __init__(self, path: Path, settings: dict[str, Any], on_step: OnStep | None = None) -> None:
+        self.path, self.settings, self.on_step = path, settings, on_step
         self.trainer: Any = None
         self.rows: list[dict[str, Any]] = []
         self.extra: dict[str, Any] = {}
@@ -46,7 +46,7 @@ class MetricsRecord(TrainerCallback):
         self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "train_runtime" in logs:  # the closing summary is no step
+        if not is_step(logs):
             return
         now = time.monotonic()
         row = {"step": state.global_step, "seconds": round(now - self.started, 3), **logs}
@@ -64,11 +64,19 @@ class MetricsRecord(TrainerCallback):
         if self.trainer.accelerator.scaler is not None:
             row["skipped_steps"] = self.skipped
         row, self.extra = row | self.extra, {}
+        rang = {name for name, _ in alarms.alarms(self.rows, self.settings)}
         self.rows.append(row)
+        if new := [said for name, said in alarms.alarms(self.rows, self.settings) if name not in rang]:
+            row["alarms"] = new
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.on_step:
             self.on_step(row)
+
+
+def is_step(logs: dict[str, Any] | None) -> bool:
+    """Whether what the trainer logs is a step's figures, and not the closing summary."""
+    return bool(logs) and "train_runtime" not in logs
 
 
 class CompletionRecord(TrainerCallback):

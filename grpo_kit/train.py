@@ -142,7 +142,7 @@ def make_trainer(
             on_forecast(found)
 
     settings = settings_of(config, reward_funcs)
-    metrics = MetricsRecord(run.metrics, on_step)
+    metrics = MetricsRecord(run.metrics, settings["grpo"], on_step)
     probe = ProbeStep(_longest(config, tokenizer, rows), foretell)
     stages = callbacks.Stages(config.grpo, metrics)
     keeper = callbacks.Keeper(
@@ -150,7 +150,7 @@ def make_trainer(
         config.policy.model,
     )  # fmt: skip
     left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
-    stop = callbacks.Stop(clock.deadline(config.run.time_limit, left), should_stop)
+    stop = callbacks.Stop(metrics, clock.deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
     trainer = UsefulTrainer(
         model=model,
@@ -159,8 +159,7 @@ def make_trainer(
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[
-            probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(),
-            callbacks.Alarms(config.grpo, settings["grpo"], metrics), stop, keeper,
+            probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(), stop, keeper,
         ],
         grpo=config.grpo,
         book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, config.grpo.draw),

@@ -53,6 +53,8 @@ class UsefulTrainer(GRPOTrainer):
             more, more_flat, _ = self._ask(min(int(flat.sum()), left))
             left -= len(more_flat)
             useful = (~more_flat).nonzero().flatten().tolist()
+            if not useful:  # a hopeless or a solved set: asking on is for nothing
+                break
             places = flat.nonzero().flatten().tolist()[: len(useful)]
             batch = _replace_groups(
                 batch, more, places, useful[: len(places)], self.num_generations, self.processing_class.pad_token_id
