@@ -50,12 +50,12 @@ def verify(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:
 
 def load(
     folder: str | Path, device: str | torch.device, experts_on_host: float = 0.0, slots: int = 8,
-    check_hashes: bool = False,
+    check_hashes: bool = False, host: torch.device | None = None,
 ) -> Any:  # fmt: skip
     """The model in `folder`, an NF4 checkpoint, on `device`, for evaluation: a 4-bit `NemotronHForCausalLM`.
 
-    `experts_on_host` in [0, 1] is the share of each layer's routed experts that lie in host memory, the last ones first,
-    `slots` how many of them can be on their way at once. transformers, PEFT and TRL take it for a model that was loaded
+    `experts_on_host` in [0, 1] is the share of each layer's routed experts that lie in host memory (or on `host`, a second
+    GPU), the last ones first, `slots` how many of them can be on their way at once. transformers, PEFT and TRL take it for a model that was loaded
     with a `BitsAndBytesConfig`. Raises what `verify` raises, and ValueError when a tensor is missing or does not fit.
     """
     folder, device = Path(folder), torch.device(device)
@@ -63,7 +63,7 @@ def load(
     dtype = getattr(torch, notes["dtype"])
     model, quantizer = skeleton(folder, dtype)
     wanted = wanted_tensors(model, dtype)
-    rows = _place_experts(model, device, dtype, experts_on_host, slots)
+    rows = _place_experts(model, device, dtype, experts_on_host, slots, host)
     missing = dict.fromkeys(wanted)
     for part in notes["parts"]:
         try:
@@ -142,7 +142,7 @@ def stands(path: Path, note: dict[str, Any], check_hash: bool) -> bool:
 
 
 def _place_experts(
-    model: Any, device: torch.device, dtype: torch.dtype, share: float, slots: int
+    model: Any, device: torch.device, dtype: torch.dtype, share: float, slots: int, host: torch.device | None
 ) -> dict[str, torch.Tensor]:
     """Tiered experts in place of the fused ones; returns {name of a matrix: where its bytes go}."""
     rows, bench = {}, None
@@ -154,7 +154,7 @@ def _place_experts(
         geometry = experts.Geometry(hidden, intermediate)
         bench = bench or experts.Workbench(geometry, device, dtype, slots)
         mixer.experts = experts.TieredExperts(geometry, count, fused.act_fn, bench)
-        mixer.experts.place(range(count - round(share * count), count))
+        mixer.experts.place(range(count - round(share * count), count), host)
         middle = nf4.nbytes(geometry.up)
         for expert, row in enumerate(mixer.experts.rows):
             rows[f"{name}.experts.{expert}.up_proj.weight"] = row[:middle]

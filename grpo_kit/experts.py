@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grpo_kit import nf4
+from grpo_kit import nf4, pinned
 
 FEW = 8  # rows an expert gets; up to here the fused 4-bit product reads less memory than dequantising
 
@@ -103,10 +103,12 @@ class TieredExperts(nn.Module):
         self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
         self.rows: list[torch.Tensor] = []
         self.on_host: frozenset[int] = frozenset()
+        self.host = torch.device("cpu")
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
         """Lay the experts out: those named on the host tier (pinned where CUDA is), the others on the bench's device.
 
+        `host` is where that tier lies, a second GPU perhaps; without it where it lay before, at first in host memory.
         Bytes that are there already move with them. Raises ValueError for a number that is no expert.
         """
         wrong = [e for e in on_host if not 0 <= e < self.num_experts]
@@ -114,13 +116,14 @@ class TieredExperts(nn.Module):
             raise ValueError(
                 f"Expert {wrong[0]} was to go to the host; there are experts 0 to {self.num_experts - 1}. Name those."
             )
-        host = host or torch.device("cpu")
-        pin = host.type == "cpu" and self.bench.device.type == "cuda"
+        self.host = host = host or self.host
+        pin = host.type == "cpu" and self.bench.device.type != "cpu"
         far = sorted(set(on_host))
         near = [e for e in range(self.num_experts) if e not in set(far)]
+        sizes = {True: (len(far), self.geometry.nbytes), False: (len(near), self.geometry.nbytes)}
         tiers = {
-            True: torch.empty((len(far), self.geometry.nbytes), dtype=torch.uint8, device=host, pin_memory=pin),
-            False: torch.empty((len(near), self.geometry.nbytes), dtype=torch.uint8, device=self.bench.device),
+            True: pinned.empty(*sizes[True]) if pin else torch.empty(sizes[True], dtype=torch.uint8, device=host),
+            False: torch.empty(sizes[False], dtype=torch.uint8, device=self.bench.device),
         }
         old, self.rows = self.rows, [None] * self.num_experts
         for is_far, experts in ((True, far), (False, near)):
@@ -209,10 +212,13 @@ class _Routed(torch.autograd.Function):
         return d_hidden.to(hidden.dtype), None, d_scale.view_as(weights), None
 
 
-def install(model: nn.Module, share_on_host: float = 0.0, slots: int = 8) -> list[TieredExperts]:
+def install(
+    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, host: torch.device | None = None
+) -> list[TieredExperts]:
     """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts made of its weights.
 
-    `share_on_host` in [0, 1] of each layer's experts go to the host, the last ones first, until statistics say better.
+    `share_on_host` in [0, 1] of each layer's experts go to the host (or to `host`, a second GPU), the last ones first,
+    until statistics say better.
     """
     layers, bench = [], None
     for mixer in [m for m in model.modules() if type(getattr(m, "experts", None)).__name__ == "NemotronHExperts"]:
@@ -221,7 +227,7 @@ def install(model: nn.Module, share_on_host: float = 0.0, slots: int = 8) -> lis
         geometry = Geometry(hidden, intermediate)
         bench = bench or Workbench(geometry, fused.up_proj.device, fused.up_proj.dtype, slots)
         tiered = TieredExperts(geometry, count, fused.act_fn, bench)
-        tiered.place(range(count - round(share_on_host * count), count))
+        tiered.place(range(count - round(share_on_host * count), count), host)
         for expert in range(count):
             tiered.write(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
         mixer.experts = tiered

@@ -65,7 +65,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
-        experts.install(model, policy.experts_on_host)
+        experts.install(model, policy.experts_on_host, host=overflow(policy))
     return model, tokenizer
 
 
@@ -107,7 +107,23 @@ def _streamed(policy: settings.Policy) -> Any:
         raise ValueError(
             f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
         )
-    return checkpoint.load(folder, "cuda:0" if torch.cuda.is_available() else "cpu", policy.experts_on_host)
+    here = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return checkpoint.load(folder, here, policy.experts_on_host, host=overflow(policy))
+
+
+def overflow(policy: settings.Policy) -> Any:
+    """The `torch.device` of experts that the first GPU has no room for. Raises ValueError for a GPU that is not there."""
+    import torch
+
+    if policy.experts_overflow == "host":
+        return torch.device("cpu")
+    device, there = torch.device(policy.experts_overflow), torch.cuda.device_count()
+    if device.index >= there:
+        raise ValueError(
+            f"policy.experts_overflow is {policy.experts_overflow}; this machine has {there} GPUs, counted from cuda:0. "
+            "Set it to host."
+        )
+    return device
 
 
 def load_tokenizer(policy: settings.Policy) -> Any:

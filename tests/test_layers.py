@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "audit", "published"},
-    {"policy", "data", "checkpoint", "convert", "footprint", "memory"},
+    {"session", "tiny", "metrics", "nf4", "pinned", "experts", "audit", "published"},
+    {"policy", "data", "checkpoint", "convert", "footprint", "roofline", "memory"},
     {"train", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
 ]
