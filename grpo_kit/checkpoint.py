@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from grpo_kit import experts, nemotron_h, nf4, workspace
+from grpo_kit import nemotron_h, nf4, tiers, workspace
+from grpo_kit.experts import TieredExperts
 from grpo_kit.published import short
 
 FORMAT, MANIFEST, SUFFIX = 1, "nf4.json", ".nf4"
@@ -50,20 +51,21 @@ def verify(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:
 
 def load(
     folder: str | Path, device: str | torch.device, experts_on_host: float = 0.0, slots: int = 8,
-    check_hashes: bool = False, host: torch.device | None = None,
+    check_hashes: bool = False, hits: torch.Tensor | None = None, host: torch.device | None = None,
 ) -> Any:  # fmt: skip
     """The model in `folder`, an NF4 checkpoint, on `device`, for evaluation: a 4-bit `NemotronHForCausalLM`.
 
-    `experts_on_host` in [0, 1] is the share of each layer's routed experts that lie in host memory (or on `host`, a second
-    GPU), the last ones first, `slots` how many of them can be on their way at once. transformers, PEFT and TRL take it for a model that was loaded
-    with a `BitsAndBytesConfig`. Raises what `verify` raises, and ValueError when a tensor is missing or does not fit.
+    `experts_on_host` in [0, 1] is the share of the routed experts that lie in host memory (or on `host`, a second GPU), the
+    coldest by `hits` or else the last of each layer; `slots` of them can be on their way at once. transformers, PEFT and
+    TRL take it for a model that was loaded with a `BitsAndBytesConfig`. Raises what `verify` raises, and ValueError when a
+    tensor is missing or does not fit.
     """
     folder, device = Path(folder), torch.device(device)
     notes = verify(folder, check_hashes)
     dtype = getattr(torch, notes["dtype"])
     model, quantizer = skeleton(folder, dtype)
     wanted = wanted_tensors(model, dtype)
-    rows = _place_experts(model, device, dtype, experts_on_host, slots, host)
+    rows = _matrices(tiers.replace(model, experts_on_host, hits, slots, device, dtype, host))
     missing = dict.fromkeys(wanted)
     for part in notes["parts"]:
         try:
@@ -141,24 +143,14 @@ def stands(path: Path, note: dict[str, Any], check_hash: bool) -> bool:
     return not check_hash or workspace.hash_of(path) == note["sha256"]
 
 
-def _place_experts(
-    model: Any, device: torch.device, dtype: torch.dtype, share: float, slots: int, host: torch.device | None
-) -> dict[str, torch.Tensor]:
-    """Tiered experts in place of the fused ones; returns {name of a matrix: where its bytes go}."""
-    rows, bench = {}, None
-    for name, mixer in [*model.named_modules()]:
-        fused = getattr(mixer, "experts", None)
-        if type(fused).__name__ != "NemotronHExperts":
-            continue
-        count, intermediate, hidden = fused.up_proj.shape
-        geometry = experts.Geometry(hidden, intermediate)
-        bench = bench or experts.Workbench(geometry, device, dtype, slots)
-        mixer.experts = experts.TieredExperts(geometry, count, fused.act_fn, bench)
-        mixer.experts.place(range(count - round(share * count), count), host)
-        middle = nf4.nbytes(geometry.up)
-        for expert, row in enumerate(mixer.experts.rows):
-            rows[f"{name}.experts.{expert}.up_proj.weight"] = row[:middle]
-            rows[f"{name}.experts.{expert}.down_proj.weight"] = row[middle:]
+def _matrices(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str, torch.Tensor]:
+    """{name of an expert's matrix: where its bytes go}."""
+    rows = {}
+    for name, (_, tiered) in layers.items():
+        middle = nf4.nbytes(tiered.geometry.up)
+        for expert, row in enumerate(tiered.rows):
+            rows[f"{name}.{expert}.up_proj.weight"] = row[:middle]
+            rows[f"{name}.{expert}.down_proj.weight"] = row[middle:]
     return rows
 
 

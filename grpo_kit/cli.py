@@ -166,6 +166,20 @@ def train(
 
 
 @command
+def calibrate(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None,
+    prompts: Annotated[int, typer.Option(help="how many training prompts to answer")] = 64,
+) -> None:  # fmt: skip
+    """Count which routed experts real prompts hit, so that the coldest ones lie in host memory from now on."""
+    from grpo_kit import calibrate as counting
+
+    config, run = session.begin(sources or (), overrides or (), name)
+    with screens.working("answering prompts") as show:
+        found = counting.calibrate(config, run, prompts, show)
+    screens.placement(found)
+
+
+@command
 def evaluate(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
@@ -199,11 +213,12 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit import memory, roofline
+    from grpo_kit import memory, policy, roofline
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     where = memory.device(device) if device else memory.this_device()
-    found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure())
+    hits = policy.routing(config.policy)
+    found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure(), hits)
     screens.plan(found)
     if not found.fits:
         raise typer.Exit(1)
@@ -262,8 +277,9 @@ def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     with screens.stage(run, "train", "training") as show:
         last = training.train(
-            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}")
-        )
+            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}"),
+            screens.forecast,
+        )  # fmt: skip
     screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
 
 

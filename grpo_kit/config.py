@@ -24,22 +24,21 @@ class Policy:
     revision: str | None = None
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
     load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
-    experts_on_host: float = 0.0  # share of each layer's experts kept in host memory, with load_in_4bit
+    experts_on_host: float = 0.0  # share of the routed experts kept in host memory, with load_in_4bit
     experts_overflow: str = "host"  # where that share lies instead: cuda:1, a second GPU
+    routing: str | None = None  # what `calibrate` counted, to keep the coldest there; None: beside the NF4 checkpoint
     nf4_folder: str | None = None  # where a streamed model's NF4 checkpoint lies; None: beside the runs
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
         _one_of("policy.dtype", self.dtype, DTYPES)
-        _require(
-            0 <= self.experts_on_host <= 1,
-            f"policy.experts_on_host is {self.experts_on_host}; it is a share, from 0 to 1. Set it so.",
-        )
         _one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
+        share = self.experts_on_host
+        _require(0 <= share <= 1, f"policy.experts_on_host is {share}; it is a share, from 0 to 1. Set it so.")
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
-        places = ("experts_on_host", "experts_overflow", "nf4_folder")
+        places = ("experts_on_host", "experts_overflow", "routing", "nf4_folder")
         return {key: value for key, value in asdict(self).items() if key not in places}
 
 

@@ -11,8 +11,9 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from grpo_kit import metrics, prompts, workspace
+from grpo_kit.adapter import attach_adapter
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
-from grpo_kit.policy import attach_adapter, load_policy
+from grpo_kit.policy import load_policy
 from grpo_kit.reward_files import fingerprint
 
 Reward = Callable[..., list[float | None]]

@@ -6,8 +6,8 @@ Only experts that a batch hits are brought, on a side stream, while those at han
 in 16 bit: the forward pass writes a matrix into one reused buffer, or multiplies in 4 bit where rows are few; the
 backward pass brings and dequantises again.
 
-Which experts stay on the host is decided by routing statistics: `hits` counts what real prompts choose, `place` puts
-the coldest on the host.
+Which experts stay on the host is decided by routing statistics: `hits` counts what real prompts choose, `layout` puts
+the coldest on the host. The experts are frozen; a LoRA on them is PEFT's, one pair a matrix (`open_for_lora`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,11 +90,36 @@ class Workbench:
             return self.side.record_event()
 
 
+class ExpertMatrix(nn.Linear):
+    """Stands for one matrix of one expert, so that PEFT can hang a LoRA on it; the values lie in NF4, `weight` is empty."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = shape
+        self.weight = nn.Parameter(torch.empty(0, device=device, dtype=dtype), requires_grad=False)
+        self.bias = None
+
+
+class Lora(NamedTuple):
+    """What PEFT trains for one matrix: `a` (r, in), `b` (out, r), and alpha / r."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+
+    def added(self, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+        """`result`, (rows, out), with the update for `x`, (rows, in), computed in the LoRA's own type."""
+        return result + (F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scale).to(result.dtype)
+
+
+Loras = tuple[Lora | None, Lora | None]  # of an expert's up and down matrix
+
+
 class TieredExperts(nn.Module):
     """A layer's routed experts. Its bytes are no parameters: they are frozen, and `model.to()` must not move them.
 
-    `place` decides where they lie; `write` fills one. Rows routed here and to the host are counted in `hits`, int64
-    `(num_experts,)` on the CPU, whenever `counting` is on.
+    `place` decides where they lie; `write` fills one. Rows routed to each expert are counted in `hits`, int64
+    `(num_experts,)` on the CPU, while `counting` is on; `traffic` is [rows, rows to the host] since some expert lies there.
     """
 
     def __init__(self, geometry: Geometry, num_experts: int, act: Callable, bench: Workbench) -> None:
@@ -104,6 +129,8 @@ class TieredExperts(nn.Module):
         self.rows: list[torch.Tensor] = []
         self.on_host: frozenset[int] = frozenset()
         self.host = torch.device("cpu")
+        self.traffic = [0, 0]
+        self.reached: torch.Tensor | None = None  # (num_experts,) bool: whose LoRA some gradient came to
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
         """Lay the experts out: those named on the host tier (pinned where CUDA is), the others on the bench's device.
@@ -131,7 +158,27 @@ class TieredExperts(nn.Module):
                 self.rows[expert] = tiers[is_far][slot]
                 if old:
                     self.rows[expert].copy_(old[expert])
-        self.on_host = frozenset(far)
+        self.on_host, self.traffic = frozenset(far), [0, 0]
+
+    def open_for_lora(self) -> None:
+        """Show each expert to PEFT as `experts.N.up_proj` and `experts.N.down_proj`, the published names."""
+        if self.reached is not None:
+            return
+        self.reached = torch.zeros(self.num_experts, dtype=torch.bool, device=self.bench.device)
+        for expert in range(self.num_experts):
+            shapes = {"up_proj": self.geometry.up, "down_proj": self.geometry.down}
+            matrices = {
+                name: ExpertMatrix(shape, self.bench.device, self.bench.dtype) for name, shape in shapes.items()
+            }
+            self.add_module(str(expert), nn.ModuleDict(matrices))
+
+    def loras(self) -> dict[int, Loras]:
+        """{expert: its LoRA pairs as they are now}; empty where there are none or they are switched off."""
+        if self.reached is None:
+            return {}
+        matrices = {expert: self.get_submodule(str(expert)) for expert in range(self.num_experts)}
+        found = {expert: (_lora_of(pair["up_proj"]), _lora_of(pair["down_proj"])) for expert, pair in matrices.items()}
+        return {expert: pairs for expert, pairs in found.items() if any(pairs)}
 
     def write(self, expert: int, up: torch.Tensor, down: torch.Tensor) -> None:
         """Quantise one expert's matrices, (intermediate, hidden) and (hidden, intermediate), into its place."""
@@ -144,7 +191,11 @@ class TieredExperts(nn.Module):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """(tokens, hidden) in and out; index and weights are (tokens, k), as transformers' router gives them."""
-        return _Routed.apply(hidden_states, top_k_index, top_k_weights, self)
+        loras = self.loras()
+        trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
+        # Under mixed precision autocast would compute the backward pass in other types than the forward pass.
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return _Routed.apply(hidden_states, top_k_index, top_k_weights, self, loras, *trained)
 
     def groups(self, index: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
         """[(expert, positions in the flattened (tokens, k) index)], experts at hand first; one synchronisation."""
@@ -153,99 +204,89 @@ class TieredExperts(nn.Module):
         counts = torch.bincount(flat, minlength=self.num_experts).cpu()
         if self.counting:
             self.hits += counts
+        if self.on_host:
+            self.traffic[0] += len(flat)
+            self.traffic[1] += int(counts[list(self.on_host)].sum())
         parts = zip(range(self.num_experts), order.split(counts.tolist()))
         hit = [(expert, positions) for expert, positions in parts if len(positions)]
         return sorted(hit, key=lambda group: group[0] in self.on_host)
 
-    def each(self, groups: list[tuple[int, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, nf4.Nf4, nf4.Nf4]]:
-        """(positions, up, down) for each group; copies from the host begin before the first is worked on."""
+    def each(self, groups: list[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor, nf4.Nf4, nf4.Nf4]]:
+        """(expert, positions, up, down) for each group; copies from the host begin before the first is worked on."""
         near = [(expert, positions) for expert, positions in groups if expert not in self.on_host]
         far = groups[len(near) :]
         coming = self.bench.bring([self.rows[expert] for expert, _ in far])
         for expert, positions in near:
-            yield (positions, *self.geometry.views(self.rows[expert]))
-        for (_, positions), data in zip(far, coming):
-            yield (positions, *self.geometry.views(data))
+            yield (expert, positions, *self.geometry.views(self.rows[expert]))
+        for (expert, positions), data in zip(far, coming):
+            yield (expert, positions, *self.geometry.views(data))
         next(coming, None)  # lets the last slot be marked free
 
-    def apply_expert(self, x: torch.Tensor, up: nf4.Nf4, down: nf4.Nf4) -> torch.Tensor:
+    def apply_expert(self, x: torch.Tensor, up: nf4.Nf4, down: nf4.Nf4, loras: Loras = (None, None)) -> torch.Tensor:
         """down(act(up(x))) for the rows of one expert, (rows, hidden)."""
         if len(x) <= FEW and not torch.is_grad_enabled():
-            return nf4.linear(self.act(nf4.linear(x, up)), down)
-        inner = self.act(F.linear(x, nf4.dequantise(up, self.bench.up)))
-        return F.linear(inner, nf4.dequantise(down, self.bench.down))
+            inner = self.act(_added(loras[0], x, nf4.linear(x, up)))
+            return _added(loras[1], inner, nf4.linear(inner, down))
+        inner = self.act(_added(loras[0], x, F.linear(x, nf4.dequantise(up, self.bench.up))))
+        return _added(loras[1], inner, F.linear(inner, nf4.dequantise(down, self.bench.down)))
+
+
+def _added(lora: Lora | None, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    return lora.added(x, result) if lora else result
+
+
+def _lora_of(matrix: nn.Module) -> Lora | None:
+    """The active LoRA that PEFT has put around `matrix`, if any."""
+    if isinstance(matrix, ExpertMatrix) or matrix.disable_adapters:
+        return None
+    (name,) = [name for name in matrix.active_adapters if name in matrix.lora_A]
+    return Lora(matrix.lora_A[name].weight, matrix.lora_B[name].weight, matrix.scaling[name])
 
 
 class _Routed(torch.autograd.Function):
-    """Routed experts whose weights exist one at a time. Kept for the backward pass: inputs, nothing else."""
+    """Routed experts whose weights exist one at a time. Kept for the backward pass: inputs, nothing else.
+
+    The LoRAs' tensors are inputs too (`trained`, in the order of `loras`), so that they get their gradients.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, index, weights, experts):
+    def forward(ctx, hidden, index, weights, experts, loras, *trained):
         ctx.save_for_backward(hidden, index, weights)
-        ctx.experts = experts
+        ctx.experts, ctx.loras = experts, loras
         k, scale = index.shape[1], weights.flatten()
+        x = hidden.to(experts.bench.dtype)
         out = torch.zeros(hidden.shape, dtype=weights.dtype, device=hidden.device)
-        for positions, up, down in experts.each(experts.groups(index)):
+        for expert, positions, up, down in experts.each(experts.groups(index)):
             tokens = positions // k
-            said = experts.apply_expert(hidden[tokens], up, down)
+            said = experts.apply_expert(x[tokens], up, down, loras.get(expert, (None, None)))
             out.index_add_(0, tokens, (said * scale[positions, None]).to(out.dtype))
         return out.to(hidden.dtype)
 
     @staticmethod
     def backward(ctx, grad):
         hidden, index, weights = ctx.saved_tensors
-        experts, k, scale = ctx.experts, index.shape[1], weights.flatten()
+        experts, loras, k, scale = ctx.experts, ctx.loras, index.shape[1], weights.flatten()
         d_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         d_scale = torch.zeros_like(scale)
-        counting, experts.counting = experts.counting, False
+        d_loras: dict[int, tuple[torch.Tensor, ...]] = {}
+        counting, traffic = experts.counting, list(experts.traffic)
+        experts.counting = False
         groups = experts.groups(index)
-        experts.counting = counting
-        for positions, up, down in experts.each(groups):
-            tokens = positions // k
-            x = hidden[tokens].detach().requires_grad_()
+        experts.counting, experts.traffic = counting, traffic
+        for expert, positions, up, down in experts.each(groups):
+            tokens, pairs = positions // k, loras.get(expert, (None, None))
+            x = hidden[tokens].detach().to(experts.bench.dtype).requires_grad_()
+            trained = [value for lora in pairs if lora for value in (lora.a, lora.b)]
             with torch.enable_grad():
-                said = experts.apply_expert(x, up, down)
+                said = experts.apply_expert(x, up, down, pairs)
             incoming = grad[tokens]
-            (d_x,) = torch.autograd.grad(said, x, (incoming * scale[positions, None]).to(said.dtype))
+            came = (incoming * scale[positions, None]).to(said.dtype)
+            d_x, *d_loras[expert] = torch.autograd.grad(said, [x, *trained], came)
             d_hidden.index_add_(0, tokens, d_x.float())
             d_scale[positions] = (incoming * said.detach()).sum(-1).to(d_scale.dtype)
-        return d_hidden.to(hidden.dtype), None, d_scale.view_as(weights), None
-
-
-def install(
-    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, host: torch.device | None = None
-) -> list[TieredExperts]:
-    """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts made of its weights.
-
-    `share_on_host` in [0, 1] of each layer's experts go to the host (or to `host`, a second GPU), the last ones first,
-    until statistics say better.
-    """
-    layers, bench = [], None
-    for mixer in [m for m in model.modules() if type(getattr(m, "experts", None)).__name__ == "NemotronHExperts"]:
-        fused = mixer.experts
-        count, intermediate, hidden = fused.up_proj.shape
-        geometry = Geometry(hidden, intermediate)
-        bench = bench or Workbench(geometry, fused.up_proj.device, fused.up_proj.dtype, slots)
-        tiered = TieredExperts(geometry, count, fused.act_fn, bench)
-        tiered.place(range(count - round(share_on_host * count), count), host)
-        for expert in range(count):
-            tiered.write(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
-        mixer.experts = tiered
-        layers.append(tiered)
-    return layers
-
-
-def place_by_hits(layers: list[TieredExperts], on_host: int) -> float:
-    """Put the `on_host` coldest experts of all layers on the host; returns the share of counted rows that go there.
-
-    Counted is what ran while `counting` was on. Raises ValueError when nothing was counted.
-    """
-    hits = torch.stack([layer.hits for layer in layers])
-    if not hits.sum():
-        raise ValueError(
-            "No routed rows were counted; run real prompts with counting on before placing experts by hits."
-        )
-    coldest = hits.flatten().argsort(stable=True)[:on_host]
-    for number, layer in enumerate(layers):
-        layer.place([int(i) % hits.shape[1] for i in coldest if int(i) // hits.shape[1] == number])
-    return (hits.flatten()[coldest].sum() / hits.sum()).item()
+            if trained:
+                experts.reached[expert].logical_or_(came.any())
+        d_trained = [
+            g for expert, pairs in loras.items() for g in d_loras.get(expert, [None] * 2 * sum(map(bool, pairs)))
+        ]
+        return d_hidden.to(hidden.dtype), None, d_scale.view_as(weights), None, None, *d_trained

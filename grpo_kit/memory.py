@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from grpo_kit import experts, roofline
+from grpo_kit import experts, roofline, tiers
 from grpo_kit.config import RunConfig
 from grpo_kit.footprint import BYTES, STREAM, Architecture, activation_bytes
 from grpo_kit.roofline import Bandwidths
@@ -106,19 +106,20 @@ class Plan:
 
 def plan(
     config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None,
-    routed_away: float | None = None,
+    hits: torch.Tensor | None = None,
 ) -> Plan:  # fmt: skip
     """Will `config` fit `device`, with prompts of `prompt_tokens`? As many routed experts as fit stay on the GPU.
 
-    With the device's `bandwidths` it says how long a step takes at best; `routed_away` in [0, 1] is the share of routed
-    tokens that go to experts off the GPU, as counted, without it that of the experts that lie there. Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
+    With the device's `bandwidths` it says how long a step takes at best; `hits`, (layers, experts), are what `calibrate`
+    counted, without them every expert counts as chosen alike. Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
     """
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
     model = Architecture.of(config.policy)
     found = _solve(model, config, device, prompt_tokens)
     largest = {key: _largest(model, found, key) for key in KEYS}
-    seconds = roofline.seconds(model, found, bandwidths, routed_away) if bandwidths else None
+    away = found.share_off if hits is None else tiers.host_share(hits, tiers.layout(*hits.shape, found.share_off, hits))
+    seconds = roofline.seconds(model, found, bandwidths, away) if bandwidths else None
     verdict = _verdict(model, found, largest)
     return replace(found, largest=largest, bandwidths=bandwidths, seconds=seconds, verdict=verdict)
 
@@ -230,9 +231,9 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
     holds = all(need.has is None or need.nbytes <= need.has for need in needs.values())
     fits = holds and not _lacks_bf16(config, device)
     share = 1 - placed[here] / count if count else 0.0
-    tiers = {place: number * layers for place, number in placed.items() if number}
+    by_place = {place: number * layers for place, number in placed.items() if number}
     rows = [row for row in rows if row.nbytes]
-    return Plan(config, device, prompt, rows, needs, tiers, share, fits, {}, None, None, "")
+    return Plan(config, device, prompt, rows, needs, by_place, share, fits, {}, None, None, "")
 
 
 def _lacks_bf16(config: RunConfig, device: Device) -> bool:

@@ -5,11 +5,17 @@ scales are themselves kept in 8 bit. 4.127 bits a value. bitsandbytes does the a
 packed values, 8-bit scales, their scales, their mean, one behind the other, so that a matrix is one copy over PCIe.
 """
 
+import logging
 from typing import NamedTuple
 
-import bitsandbytes
 import torch
-from bitsandbytes import functional as bnb
+
+# bitsandbytes says on import that it lacks a kernel for CPUs that nothing here asks for.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
+)
+import bitsandbytes  # noqa: E402
+from bitsandbytes import functional as bnb  # noqa: E402
 
 BLOCK, NESTED = 64, 256  # values a scale, scales a nested scale
 ALIGN = 16  # bytes; float32 views need 4, the packed values are read 16 at a time

@@ -1,9 +1,5 @@
-"""The policy: a causal language model with its tokenizer, and the LoRA adapter that is all we train.
+"""The policy: a causal language model with its tokenizer, whole or in 4 bit, from wherever it lies."""
 
-With `experts.py` the only file that knows PEFT and bitsandbytes.
-"""
-
-import functools
 import json
 import logging
 import tempfile
@@ -12,20 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit import config as settings
-from grpo_kit import nemotron_h, tiny
+from grpo_kit import nemotron_h, tiny, workspace
 
-# What an adapter's config may tell us. Everything else in the file is ignored: it came from outside.
 LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it streams in
-ADAPTER_KEYS = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "bias",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-)
 
 
 def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
@@ -39,9 +24,9 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as progress
 
-    tokenizer = load_tokenizer(policy)
+    tokenizer, host = load_tokenizer(policy), overflow(policy)
     if policy.load_in_4bit and _is_streamed(policy):
-        return _streamed(policy), tokenizer
+        return _streamed(policy, host), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
@@ -60,12 +45,12 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if model.config.model_type == "nemotron_h":
         nemotron_h.prepare(model)
     if policy.load_in_4bit:
-        from grpo_kit import experts
+        from grpo_kit import tiers
 
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
-        experts.install(model, policy.experts_on_host, host=overflow(policy))
+        tiers.install(model, policy.experts_on_host, hits=routing(policy), host=host)
     return model, tokenizer
 
 
@@ -85,16 +70,15 @@ def _is_streamed(policy: settings.Policy) -> bool:
         return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_WHOLE
 
 
-def _streamed(policy: settings.Policy) -> Any:
+def _streamed(policy: settings.Policy, host: Any) -> Any:
     """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
     import torch
     from tqdm.auto import tqdm
 
-    from grpo_kit import checkpoint, convert, workspace
+    from grpo_kit import checkpoint, convert
 
-    folder = Path(source_of(policy))
-    if not checkpoint.is_nf4(folder):
-        folder = Path(policy.nf4_folder) if policy.nf4_folder else workspace.nf4_folder(policy.model)
+    folder = nf4_folder(policy)
+    if folder != Path(source_of(policy)):
         with tqdm(desc="quantising", unit="shard") as bar:
 
             def show(number: int, count: int, shard: str) -> None:
@@ -107,8 +91,8 @@ def _streamed(policy: settings.Policy) -> Any:
         raise ValueError(
             f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
         )
-    here = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return checkpoint.load(folder, here, policy.experts_on_host, host=overflow(policy))
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return checkpoint.load(folder, device, policy.experts_on_host, hits=routing(policy), host=host)
 
 
 def overflow(policy: settings.Policy) -> Any:
@@ -124,6 +108,45 @@ def overflow(policy: settings.Policy) -> Any:
             "Set it to host."
         )
     return device
+
+
+def nf4_folder(policy: settings.Policy) -> Path:
+    """Where the policy's NF4 checkpoint lies or is to lie: the policy itself if it is one."""
+    from grpo_kit import checkpoint
+
+    if checkpoint.is_nf4(source_of(policy)):
+        return Path(source_of(policy))
+    return Path(policy.nf4_folder) if policy.nf4_folder else workspace.nf4_folder(policy.model)
+
+
+def routing_file(policy: settings.Policy) -> Path:
+    """Where `calibrate` leaves its counts for this policy."""
+    return Path(policy.routing) if policy.routing else nf4_folder(policy) / "routing.json"
+
+
+def routing(policy: settings.Policy) -> Any:
+    """How many rows each routed expert got from real prompts, int64 (layers, experts); None where nobody has counted.
+
+    Raises FileNotFoundError for a `policy.routing` that is not there, ValueError for a file that holds no such table.
+    """
+    import torch
+
+    path = routing_file(policy)
+    if not path.is_file():
+        if policy.routing:
+            raise FileNotFoundError(
+                f"policy.routing is {path}, and no such file exists. `grpo-kit calibrate` makes it."
+            )
+        return None
+    try:
+        hits = torch.tensor(json.loads(path.read_text(encoding="utf-8"))["hits"])
+        if hits.dtype != torch.int64 or hits.ndim != 2 or hits.min() < 0:
+            raise ValueError("not a table of counts")
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} holds no table of routed rows ({' '.join(str(error).split())[:80]}). Make it again with `grpo-kit calibrate`."
+        ) from None
+    return hits
 
 
 def load_tokenizer(policy: settings.Policy) -> Any:
@@ -156,97 +179,6 @@ def base_name(policy: settings.Policy) -> str:
 def source_of(policy: settings.Policy) -> str:
     """The folder or Hub id that `policy.model` stands for."""
     return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
-
-
-def add_lora(model: Any, lora: settings.Lora, seed: int) -> Any:
-    """`model` with a fresh LoRA (B = 0: it says at first what the base says), in float32, base frozen.
-
-    Raises ValueError when a target module matches nothing, naming it and what does exist.
-    """
-    from peft import LoraConfig
-    from transformers import set_seed
-
-    leaves = {name for name, module in model.named_modules() if not list(module.children())}
-    for target in lora.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in leaves):
-            there = sorted({name.rsplit(".", 1)[-1] for name in leaves if name.endswith("_proj")})
-            raise ValueError(
-                f"lora.target_modules names {target!r}, which matches nothing in this model; it has {', '.join(there)}. Correct the name."
-            )
-    set_seed(seed)
-    return _with_lora(
-        model,
-        LoraConfig(
-            r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
-            target_modules=list(lora.target_modules), bias="none", task_type="CAUSAL_LM",
-        ),
-    )  # fmt: skip
-
-
-def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, and nothing else, into `folder`.
-
-    `base` is recorded as the base model's name: PEFT would record this machine's path.
-    """
-    model.save_pretrained(folder)
-    for extra in folder.iterdir():
-        if extra.name not in ("adapter_config.json", "adapter_model.safetensors"):
-            extra.unlink()
-    path = folder / "adapter_config.json"
-    saved = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
-    saved["target_modules"] = sorted(saved["target_modules"])
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
-
-
-def attach_adapter(model: Any, folder: Path) -> Any:
-    """`model` with the saved adapter of `folder`, frozen. Only safetensors are read and only known config keys used.
-
-    Raises ValueError when config and tensors do not fit each other or the model.
-    """
-    from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    saved = json.loads((folder / "adapter_config.json").read_text())
-    if saved.get("peft_type") != "LORA" or not isinstance(saved.get("target_modules"), list):
-        raise ValueError(
-            f"{folder / 'adapter_config.json'} is not a LoRA with a list of target_modules; only such adapters are read. Save it with PEFT's LoRA."
-        )
-    lora = LoraConfig(
-        **{key: saved[key] for key in ADAPTER_KEYS if key in saved}, task_type="CAUSAL_LM", inference_mode=True
-    )
-    attached = _with_lora(model, lora)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    try:
-        outcome = set_peft_model_state_dict(attached, tensors)
-    except RuntimeError as error:  # torch's word for tensors of another shape
-        raise ValueError(
-            f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack the adapter again."
-        ) from None
-    missing = [key for key in outcome.missing_keys if "lora_" in key]
-    if missing or outcome.unexpected_keys:
-        first = (missing or outcome.unexpected_keys)[0]
-        raise ValueError(
-            f"The adapter lacks {len(missing)} tensors its config announces and holds {len(outcome.unexpected_keys)} that "
-            f"fit nowhere (first: {first}); every LoRA pair must find its module. Pack the adapter again."
-        )
-    return attached.eval()
-
-
-def _with_lora(model: Any, lora: Any) -> Any:
-    """PEFT's `get_peft_model`, with Mamba's out_proj allowed.
-
-    PEFT 0.21 refuses it for Mamba models, because a fused kernel would pass the LoRA by; that kernel is switched off
-    here (`nemotron_h.route_through_out_proj`), and training stops when a LoRA gets no gradient.
-    """
-    from peft import get_peft_model
-    from peft.tuners import tuners_utils
-
-    refuse = tuners_utils._check_lora_target_modules_mamba
-    tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
-    try:
-        return get_peft_model(model, lora)
-    finally:
-        tuners_utils._check_lora_target_modules_mamba = refuse
 
 
 def usable_tokenizer(tokenizer: Any) -> Any:
@@ -285,17 +217,10 @@ def _with_ordinary_tags(node: Any) -> Any:
 
 
 def _quiet() -> None:
-    """Drop three warnings that are as they should be here and would stand in front of what a user has to read."""
-    for name, about in (
-        ("transformers.integrations.hub_kernels", "is falling back to its reference PyTorch implementation"),
-        ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
-    ):
-        logging.getLogger(name).addFilter(functools.partial(_is_about_something_else, about))
+    """Drop two warnings that are as they should be here and would stand in front of what a user has to read."""
+    about = "is falling back to its reference PyTorch implementation"
+    logging.getLogger("transformers.integrations.hub_kernels").addFilter(lambda said: about not in said.getMessage())
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
-def _is_about_something_else(about: str, record: logging.LogRecord) -> bool:
-    return about not in record.getMessage()
 
 
 _quiet()

@@ -69,8 +69,7 @@ def seconds(
 
     A sampled token reads the dense weights, the states twice and the experts that some sequence chooses. Training passes
     three times (twice without checkpointing) over all weights, each expert dequantised for each micro-batch.
-    `routed_away` in [0, 1] is the share of routed tokens that go to experts on the host, as counted; without it, the
-    share of experts that lie there.
+    `routed_away` in [0, 1] is the share of routed tokens that go to experts off the GPU, alike among themselves.
     """
     policy, c, grpo = found.config.policy, model.config, found.config.grpo
     vram, pcie, flops = speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12
@@ -78,7 +77,6 @@ def seconds(
     others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
     away, k, count = found.share_off, c.num_experts_per_tok, c.n_routed_experts
     params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
-    to_host = away if routed_away is None else routed_away
 
     def hit(share: float, choices: float) -> float:
         """Bytes of the experts that some sequence chooses, of a `share` of them that gets a share `choices` of tokens."""
@@ -86,7 +84,7 @@ def seconds(
 
     states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
     dense = sum(model.nbytes(part, policy) for part in others) + 2 * states
-    token = (dense + hit(1 - away, 1 - to_host)) / vram + hit(away, to_host) / pcie
+    token = (dense + hit(1 - away, 1 - routed_away)) / vram + hit(away, routed_away) / pcie
     moved = 4.5 * params if policy.load_in_4bit else routed  # NF4 is read, 16 bit written and read again
     active = sum(model.parts[part] for part in others) + params * k / count
     products = 2 * active * sampled * (found.prompt_tokens + grpo.max_completion_length) / flops

@@ -23,6 +23,20 @@ out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highli
 def stage(run: workspace.Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
     """Show a stage: a progress bar while it works, then one line that says what was done or skipped."""
     before = run.stages().get(name)
+    with working(doing) as show:
+        yield show
+    note = run.stages()[name]
+    if note == before:
+        out.print(
+            f"[dim]{name:<8} skipped: done on {note['finished'][:10]} in {note['seconds']:.0f} s; --force repeats it[/]"
+        )
+    else:
+        out.print(f"{name:<8} done in {note['seconds']:.1f} s")
+
+
+@contextlib.contextmanager
+def working(doing: str) -> Iterator[Callable[..., None]]:
+    """A progress bar while something works; call what it gives with (done, total, note)."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(),
@@ -37,13 +51,35 @@ def stage(run: workspace.Run, name: str, doing: str) -> Iterator[Callable[..., N
             bar.update(task, completed=done, total=total, description=f"{doing} {note}")
 
         yield show
-    note = run.stages()[name]
-    if note == before:
-        out.print(
-            f"[dim]{name:<8} skipped: done on {note['finished'][:10]} in {note['seconds']:.0f} s; --force repeats it[/]"
-        )
-    else:
-        out.print(f"{name:<8} done in {note['seconds']:.1f} s")
+
+
+def forecast(found: dict[str, Any]) -> None:
+    """What the probe step found: the longest step fits, and how long it and the run take at most."""
+    step = found["sampling_seconds"] + found["training_seconds"]
+    peak = "" if found["peak_bytes"] is None else f", {found['peak_bytes'] / 2**30:.2f} GiB on the GPU"
+    out.print(
+        f"         the longest step fits ({found['prompt_tokens']} + {found['completion_tokens']} tokens{peak}); at most "
+        f"{step:.1f} s a step, {found['steps']} steps in {_duration(found['seconds'])}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} minutes"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def placement(found: dict[str, Any]) -> None:
+    """What `calibrate` counted, and what putting the coldest experts on the host is worth."""
+    out.print(
+        f"{found['rows']:,} rows of {found['prompts']} prompts and their completions were routed.\n"
+        f"With {found['experts_on_host']:.1%} of the experts on the host, {found['host_share_last']:.1%} of the rows go there when each "
+        f"layer's last ones lie there, and {found['host_share_coldest']:.1%} with the coldest there, as from now on."
+    )
 
 
 def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:

@@ -83,7 +83,8 @@ def check(config: RunConfig, path: Path, probe: Path | None = None) -> list[tupl
     """
     import torch
 
-    from grpo_kit.policy import attach_adapter, load_policy
+    from grpo_kit.adapter import attach_adapter
+    from grpo_kit.policy import load_policy
 
     findings = []
     with tempfile.TemporaryDirectory() as aside:

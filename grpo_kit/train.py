@@ -1,7 +1,8 @@
 """GRPO on the run's training rows, by TRL's own trainer; the only file that knows TRL.
 
-What is added to TRL: a metrics row per step and a line per completion in the run folder, the adapter written whole or
-not at all, and a probe of the trained policy's logits, so that what is packed later can be proved to be this policy.
+What is added to TRL: the worst step tried before the first, a metrics row per step and a line per completion in the run
+folder, the adapter written whole or not at all, and a probe of the trained policy's logits, so that what is packed later
+can be proved to be this policy.
 """
 
 import functools
@@ -13,9 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import memory, prompts, submission, workspace
+from grpo_kit import memory, prompts, submission, tiers, workspace
+from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
-from grpo_kit.policy import add_lora, load_policy, save_adapter
+from grpo_kit.policy import load_policy
+from grpo_kit.probe import ProbeStep
 from grpo_kit.reward_files import fingerprint
 
 # The policy has quieted warnings that the next imports would print.
@@ -30,6 +33,7 @@ if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
 
 Reward = Callable[..., list[float | None]]
 OnStep = Callable[[dict[str, Any]], None]
+OnForecast = Callable[[dict[str, Any]], None]
 
 
 def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
@@ -73,12 +77,13 @@ def fit_log_probs() -> None:
 
 
 def train(
-    config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None
-) -> dict[str, Any]:
+    config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
+    on_forecast: OnForecast | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Train and write `adapter/`, `metrics.jsonl` and `completions.jsonl`; returns the last metrics row.
 
-    `reward_funcs`: one function for each entry of `grpo.reward_weights`, in its order. `on_step` is called with each
-    metrics row. A run that is trained already is left as it is. Raises FileNotFoundError when its data is missing.
+    `reward_funcs`: one function for each entry of `grpo.reward_weights`, in its order. `on_forecast` is called with what the
+    probe step found (`probe.Forecast`), which is in `forecast.json` too, `on_step` with each metrics row. A run that is trained already is left as it is. Raises FileNotFoundError when its data is missing.
     """
     run.need("data", "grpo-kit data")
     settings = {
@@ -89,7 +94,7 @@ def train(
         return workspace.read_lines(run.metrics)[-1]
 
     started = time.monotonic()
-    trainer = make_trainer(config, run, reward_funcs, on_step)
+    trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast)
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     with workspace.new_folder(run.adapter) as folder:
@@ -102,8 +107,9 @@ def train(
 
 
 def make_trainer(
-    config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None
-) -> "GRPOTrainer":
+    config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
+    on_forecast: OnForecast | None = None,
+) -> "GRPOTrainer":  # fmt: skip
     """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on."""
     from trl import GRPOTrainer
 
@@ -113,26 +119,61 @@ def make_trainer(
     record = CompletionRecord(run.completions, reward_funcs)
     opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?
     rows = [row | {"prompt_opened_think": opened} for row in workspace.read_lines(run.rows("train"))]
+
+    def foretell(found: dict[str, Any]) -> None:
+        workspace.write_text(run.forecast, json.dumps(found, indent=2) + "\n")
+        if on_forecast:
+            on_forecast(found)
+
+    trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    probe = ProbeStep(_longest(config, tokenizer, rows), foretell)
+    metrics = MetricsRecord(run.metrics, on_step)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=record.watched,
         args=to_trl(config, run.path / "checkpoints"),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[MetricsRecord(run.metrics, on_step), GradientCheck()],
+        callbacks=[probe, metrics, GradientCheck()],
     )
-    for value in trainer.model.parameters():
-        if value.requires_grad:
-            value.data = value.data.float()  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
+    probe.trainer = metrics.trainer = trainer
+    for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
+        value.data = data
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
     return trainer
 
 
+def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
+    """Token ids of the longest prompts, as many as a step asks, the longest first. Found by characters, then counted."""
+    step = (
+        config.grpo.per_device_train_batch_size * config.grpo.gradient_accumulation_steps // config.grpo.num_generations
+    )
+    longest = sorted(rows, key=lambda row: -len(prompts.text_of(row["prompt"])))[: max(step, 64)]
+    thinking = config.policy.enable_thinking
+    texts = [
+        tokenizer.apply_chat_template(
+            row["prompt"], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        for row in longest
+    ]
+    ids = sorted((tokenizer.encode(text, add_special_tokens=False) for text in texts), key=len, reverse=True)
+    return [ids[i % len(ids)] for i in range(step)]
+
+
 class MetricsRecord(TrainerCallback):
-    """Appends TRL's figures to `metrics.jsonl`, one row a step: `step`, `seconds` since the first, and TRL's names."""
+    """Appends TRL's figures to `metrics.jsonl`, one row a step: `step`, `seconds` since the first, and TRL's names.
+
+    Ours beside them: `host_share`, of the rows routed so far, where experts lie on the host; `skipped_steps` so far, whose
+    gradients overflowed in fp16 so that the scaler dropped them, where there is a scaler.
+    """
 
     def __init__(self, path: Path, on_step: OnStep | None = None) -> None:
         self.path, self.on_step, self.started = path, on_step, 0.0
+        self.trainer: GRPOTrainer | None = None
+        self.skipped = 0
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.monotonic()
@@ -142,6 +183,10 @@ class MetricsRecord(TrainerCallback):
         if not logs or "train_runtime" in logs:  # the closing summary is no step
             return
         row = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 3), **logs}
+        if (share := tiers.traffic(self.trainer.model)) is not None:
+            row["host_share"] = round(share, 6)
+        if self.trainer.accelerator.scaler is not None:
+            row["skipped_steps"] = self.skipped
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.on_step:
@@ -151,7 +196,8 @@ class MetricsRecord(TrainerCallback):
 class GradientCheck(TrainerCallback):
     """Stops a run whose LoRA is dead in part: before the first update that has a gradient, every pair must have one.
 
-    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet.
+    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet, nor
+    does a routed expert that no token of weight chose.
     """
 
     def __init__(self) -> None:
@@ -164,10 +210,12 @@ class GradientCheck(TrainerCallback):
         if not any(alive.values()):
             return
         self.done = True
-        dead = [name.split(".lora_B.")[0] for name, has in alive.items() if not has]
+        waiting = tiers.unreached(model)
+        pairs = {name.split(".lora_B.")[0]: has for name, has in alive.items() if not name.startswith(waiting)}
+        dead = [name for name, has in pairs.items() if not has]
         if dead:
             raise RuntimeError(
-                f"{len(dead)} of {len(alive)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them changes "
+                f"{len(dead)} of {len(pairs)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them changes "
                 "nothing. Take them out of lora.target_modules."
             )
 

@@ -73,6 +73,7 @@ class Run:
         self.notes = self.path / "run.json"
         self.manifest = self.path / "data" / "manifest.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.forecast = self.path / "forecast.json"
         self.completions = self.path / "completions.jsonl"
         self.adapter = self.path / "adapter"
         self.evaluation = self.path / "evaluation"

@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from grpo_kit import checkpoint, config, convert, experts, nf4, policy, tiny, workspace
+from grpo_kit import adapter, checkpoint, config, convert, experts, nf4, policy, tiny, workspace
 
 IDS = torch.randint(16, 272, (3, 40), generator=torch.Generator().manual_seed(0))
 INDEX = "model.safetensors.index.json"
@@ -174,7 +174,7 @@ def test_nothing_stays_on_meta_nothing_is_trained_and_it_counts_as_a_4_bit_model
 
 def test_a_lora_on_it_gets_the_gradients_it_would_get_on_the_model_quantised_by_transformers(converted, published):
     def gradients(model):
-        model = policy.add_lora(model, config.Lora(r=4, target_modules=TARGETS), seed=1).train()
+        model = adapter.add_lora(model, config.Lora(r=4, target_modules=TARGETS), seed=1).train()
         assert "bnb" in type(model.base_model.model.model.layers[0].mixer.in_proj).__module__
         model(input_ids=IDS, labels=IDS).loss.backward()
         return {n: p.grad for n, p in model.named_parameters() if "lora_B" in n}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit import config, nemotron_h, policy, tiny
+from grpo_kit import adapter, config, nemotron_h, policy, tiny
 
 
 def test_transformers_still_sets_the_limit_that_we_undo():
@@ -122,7 +122,7 @@ def test_in_float16_the_residual_stream_is_float32_and_comes_nearer_to_the_truth
 
 def test_a_float16_policy_samples_and_trains(tiny_policy):
     model, tokenizer = policy.load_policy(config.Policy(dtype="float16"))
-    model = policy.add_lora(model, config.Lora(target_modules=["in_proj", "out_proj", "q_proj"]), seed=1)
+    model = adapter.add_lora(model, config.Lora(target_modules=["in_proj", "out_proj", "q_proj"]), seed=1)
     ids = torch.tensor([tokenizer.encode("What is 47 + 38? <think>")])
     assert model.generate(ids, max_new_tokens=4, pad_token_id=0).shape == (1, ids.shape[1] + 4)
     model.train()(input_ids=ids, labels=ids).loss.backward()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import types
 from dataclasses import asdict
 
 import pytest
@@ -292,3 +293,56 @@ def test_on_a_cpu_fp16_asks_for_nothing_and_training_goes_on(tmp_path):
         train.train(chosen, run, [length_reward, zero_reward])
         adapters.append(workspace.hash_of(run.adapter / "adapter_model.safetensors"))
     assert adapters[0] == adapters[1]
+
+
+def test_experts_that_no_token_chose_are_no_dead_lora_pairs(tmp_path):
+    chosen, run = small(
+        tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]", "grpo.max_steps=1",
+        "grpo.max_completion_length=1", "grpo.per_device_train_batch_size=2", "grpo.num_generations=2",
+        "grpo.mask_truncated_completions=false",
+    )  # fmt: skip
+
+    def unequal(completions, **kwargs):
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer = train.make_trainer(chosen, run, [unequal, zero_reward])
+    trainer.train()
+    loras = {n: p for n, p in trainer.model.named_parameters() if "lora_B" in n and ".experts." in n}
+    untouched = [n for n, p in loras.items() if not p.any()]
+    assert 0 < len(untouched) < len(loras)
+
+
+def test_a_routed_expert_whose_lora_is_passed_by_is_named(tmp_path, monkeypatch):
+    from grpo_kit import experts
+
+    chosen, run = small(tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]")
+    trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
+    inner = experts.TieredExperts.loras
+    monkeypatch.setattr(
+        experts.TieredExperts, "loras", lambda self: {e: (None, down) for e, (_, down) in inner(self).items()}
+    )
+    with pytest.raises(RuntimeError, match=r"16 of \d+ LoRA pairs get no gradient.*experts.0.up_proj"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("scaler", "row"), [(None, {}), (object(), {"skipped_steps": 2})])
+def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
+    """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no such figure."""
+    accelerator = types.SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=False)
+    record = train.MetricsRecord(tmp_path / "metrics.jsonl")
+    record.trainer = types.SimpleNamespace(accelerator=accelerator, model=torch.nn.Linear(1, 1))
+    state = types.SimpleNamespace(global_step=4)
+    record.on_train_begin(None, state, None)
+    for skipped in (True, False, True, False):
+        accelerator.optimizer_step_was_skipped = skipped
+        record.on_optimizer_step(None, state, None)
+    record.on_log(None, state, None, logs={"loss": 1.0})
+    (written,) = workspace.read_lines(tmp_path / "metrics.jsonl")
+    assert written.pop("seconds") >= 0 and written == {"step": 4, "loss": 1.0, **row}
+
+
+def test_accelerate_still_says_whether_a_step_was_skipped():
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.optimizer_step_was_skipped is False and accelerator.scaler is None
