@@ -60,6 +60,7 @@ class Workbench:
         self.slots = torch.empty((slots, geometry.nbytes), dtype=torch.uint8, device=device)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.free: list[Any] = [None] * slots  # event after which a slot may be overwritten
+        self.brought = 0  # bytes copied into slots so far
 
     def bring(self, rows: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The experts' bytes on this device, in order. The first `slots` copies start now, each next one when a slot
@@ -80,6 +81,7 @@ class Workbench:
 
     def _start(self, row: torch.Tensor, number: int) -> Any:
         slot = number % len(self.slots)
+        self.brought += row.nbytes
         if self.side is None:
             self.slots[slot].copy_(row)
             return None

@@ -106,18 +106,19 @@ class Plan:
 
 def plan(
     config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None,
-    hits: torch.Tensor | None = None,
+    hits: torch.Tensor | None = None, search: bool = True,
 ) -> Plan:  # fmt: skip
     """Will `config` fit `device`, with prompts of `prompt_tokens`? As many routed experts as fit stay on the GPU.
 
     With the device's `bandwidths` it says how long a step takes at best; `hits`, (layers, experts), are what `calibrate`
-    counted, without them every expert counts as chosen alike. Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
+    counted, without them every expert counts as chosen alike. Without `search`, which takes most of the time, `largest`
+    is empty. Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
     """
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
     model = Architecture.of(config.policy)
     found = _solve(model, config, device, prompt_tokens)
-    largest = {key: _largest(model, found, key) for key in KEYS}
+    largest = {key: _largest(model, found, key) for key in KEYS} if search else {}
     away = found.share_off if hits is None else tiers.host_share(hits, tiers.layout(*hits.shape, found.share_off, hits))
     seconds = roofline.seconds(model, found, bandwidths, away) if bandwidths else None
     verdict = _verdict(model, found, largest)
@@ -301,7 +302,7 @@ def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
     pieces = [n for n in range(grpo.per_device_train_batch_size - 1, 0, -1) if total % n == 0]
     tries: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
     tries += [{"per_device_train_batch_size": n, "gradient_accumulation_steps": total // n} for n in pieces]
-    tries += [{"max_completion_length": n} for n in [largest["max_completion_length"]] if n]
+    tries += [{"max_completion_length": n} for n in [largest.get("max_completion_length")] if n]
     texts = [" ".join(f"grpo.{key}={value}" for key, value in to.items()) for to in tries]
     changes = {text: replace(config, grpo=replace(grpo, **to)) for text, to in zip(texts, tries)}
     changes["policy.load_in_4bit=true"] = replace(config, policy=replace(config.policy, load_in_4bit=True))

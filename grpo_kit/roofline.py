@@ -62,19 +62,23 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return min(taken)
 
 
-def seconds(
-    model: Architecture, found: Any, speed: Bandwidths, routed_away: float | None = None
-) -> tuple[float, float]:
+def token_bytes(model: Architecture, found: Any) -> float:
+    """Bytes that every sampled token reads, whatever it chooses: the dense weights, and the states twice (`memory.Plan`)."""
+    others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
+    states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
+    return sum(model.nbytes(part, found.config.policy) for part in others) + 2 * states
+
+
+def seconds(model: Architecture, found: Any, speed: Bandwidths, routed_away: float) -> tuple[float, float]:
     """(sampling, training) seconds of a step at best, of `found`, a `memory.Plan`.
 
-    A sampled token reads the dense weights, the states twice and the experts that some sequence chooses. Training passes
-    three times (twice without checkpointing) over all weights, each expert dequantised for each micro-batch.
-    `routed_away` in [0, 1] is the share of routed tokens that go to experts off the GPU, alike among themselves.
+    A sampled token reads `token_bytes` and the experts that some sequence chooses. Training passes three times (twice
+    without checkpointing) over all weights, each expert dequantised for each micro-batch. `routed_away` in [0, 1] is the
+    share of routed tokens that go to experts off the GPU, alike among themselves.
     """
     policy, c, grpo = found.config.policy, model.config, found.config.grpo
     vram, pcie, flops = speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12
     sampled = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
-    others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
     away, k, count = found.share_off, c.num_experts_per_tok, c.n_routed_experts
     params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
 
@@ -82,11 +86,9 @@ def seconds(
         """Bytes of the experts that some sequence chooses, of a `share` of them that gets a share `choices` of tokens."""
         return routed * share * (1 - (1 - min(1.0, choices * k / (share * count))) ** sampled) if share else 0.0
 
-    states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
-    dense = sum(model.nbytes(part, policy) for part in others) + 2 * states
-    token = (dense + hit(1 - away, 1 - routed_away)) / vram + hit(away, routed_away) / pcie
+    token = (token_bytes(model, found) + hit(1 - away, 1 - routed_away)) / vram + hit(away, routed_away) / pcie
     moved = 4.5 * params if policy.load_in_4bit else routed  # NF4 is read, 16 bit written and read again
-    active = sum(model.parts[part] for part in others) + params * k / count
+    active = model.parts.total() - params - model.parts["embeddings"] + params * k / count
     products = 2 * active * sampled * (found.prompt_tokens + grpo.max_completion_length) / flops
     once = products + grpo.gradient_accumulation_steps * (moved / vram + routed * away / pcie)
     return token * grpo.max_completion_length, once * (3 if grpo.gradient_checkpointing else 2)

@@ -108,13 +108,16 @@ def train(
 
 def make_trainer(
     config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None,
+    on_forecast: OnForecast | None = None, policy: tuple[Any, Any] | None = None,
 ) -> "GRPOTrainer":  # fmt: skip
-    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on."""
+    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
+
+    `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
+    """
     from trl import GRPOTrainer
 
     fit_log_probs()
-    model, tokenizer = load_policy(config.policy)
+    model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
     opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?

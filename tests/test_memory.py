@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from unittest import mock
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ ALL_HERE = "policy.experts_on_host=0"
 
 def of(preset, device="t4", *overrides, **more):
     """The plan, without the search for the largest settings, which takes most of its time."""
-    with mock.patch.object(memory, "_largest", lambda *_: 0):
-        return memory.plan(config.load_config([preset], list(overrides)), memory.device(device), **more)
+    return memory.plan(config.load_config([preset], list(overrides)), memory.device(device), **more, search=False)
 
 
 def row(plan, part, place="GPU"):
