@@ -31,7 +31,10 @@ Overrides = Annotated[
 Sources = Annotated[
     list[str] | None,
     typer.Option(
-        "--config", "-c", help="a preset (tiny, t4, 24gb) or a YAML file; may be repeated", show_default=False
+        "--config",
+        "-c",
+        help="a preset (tiny, t4, t4x2, 24gb, 80gb) or a YAML file; may be repeated",
+        show_default=False,
     ),
 ]
 Name = Annotated[str | None, typer.Option("--run", help="the run's name; its folder is runs/NAME", show_default=False)]
@@ -210,11 +213,12 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit import memory
+    from grpo_kit import memory, policy, roofline
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     where = memory.device(device) if device else memory.this_device()
-    found = memory.plan(config, where, prompt_tokens)
+    hits = policy.routing(config.policy)
+    found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure(), hits)
     screens.plan(found)
     if not found.fits:
         raise typer.Exit(1)

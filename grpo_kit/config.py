@@ -25,18 +25,21 @@ class Policy:
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
     load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
     experts_on_host: float = 0.0  # share of the routed experts kept in host memory, with load_in_4bit
+    experts_overflow: str = "host"  # where that share lies instead: cuda:1, a second GPU
     routing: str | None = None  # what `calibrate` counted, to keep the coldest there; None: beside the NF4 checkpoint
     nf4_folder: str | None = None  # where a streamed model's NF4 checkpoint lies; None: beside the runs
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
         _one_of("policy.dtype", self.dtype, DTYPES)
+        _one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
         share = self.experts_on_host
         _require(0 <= share <= 1, f"policy.experts_on_host is {share}; it is a share, from 0 to 1. Set it so.")
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
-        return {k: v for k, v in asdict(self).items() if k not in ("experts_on_host", "routing", "nf4_folder")}
+        places = ("experts_on_host", "experts_overflow", "routing", "nf4_folder")
+        return {key: value for key, value in asdict(self).items() if key not in places}
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ def load_config(
 ) -> RunConfig:
     """Merge presets and YAML files left to right, then `key=value` overrides, and check the result.
 
-    `sources`: preset names (`tiny`, `t4`, `24gb`) or paths of YAML files.
+    `sources`: preset names (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`) or paths of YAML files.
     Raises ValueError for an unknown preset, key or unfit value, FileNotFoundError for a missing file.
 
     >>> load_config(["tiny"], ["grpo.num_generations=16"]).grpo.num_generations
@@ -306,7 +309,7 @@ def _all_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def _nearest(word: str, choices: list[str]) -> str:
+def _nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:
     leaf = word.rsplit(".", 1)[-1]  # the right key in the wrong section, or without one, comes first
     found = [choice for choice in choices if choice.rsplit(".", 1)[-1] == leaf]
     found = found or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
@@ -323,7 +326,4 @@ def _at_least(name: str, value: int, least: int, why: str) -> None:
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(
-        value in choices,
-        f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_nearest(value, list(choices))}",
-    )
+    _require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}.{_nearest(value, choices)}")

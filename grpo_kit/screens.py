@@ -110,11 +110,12 @@ def plan(found: Any) -> None:
     out.print(table)
     for key, value in found.largest.items():
         out.print(f"largest grpo.{key}, the others as configured: {value or 'none'}")
-    seconds = (
-        "not measured on this device"
-        if found.seconds is None
-        else "sampling {:.1f} s, training {:.1f} s, at best".format(*found.seconds)
-    )
+    if found.bandwidths is None:
+        seconds = f"not estimated, no bandwidth of {found.device.name} was measured; run this there without --device"
+    else:
+        seconds = "sampling {:.1f} s, training {:.1f} s, at best; measured here: ".format(*found.seconds)
+        pcie = f"{found.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if found.device.gpu else ""
+        seconds += f"{found.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{found.bandwidths.matmul_tflops:.2f} TFLOPS"
     out.print(f"step time: {seconds}\n{escape(found.verdict)}")
 
 

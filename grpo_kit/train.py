@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import prompts, submission, tiers, workspace
+from grpo_kit import memory, prompts, submission, tiers, workspace
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.policy import load_policy
@@ -25,6 +25,7 @@ from grpo_kit.reward_files import fingerprint
 # isort: split
 
 import datasets
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
@@ -42,7 +43,7 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
     grpo = asdict(config.grpo)
     del grpo["reward_funcs"]  # functions, passed to the trainer
     checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
-    return GRPOConfig(
+    args = GRPOConfig(
         **grpo,
         activation_checkpointing=checkpointing,
         output_dir=str(output_dir),
@@ -54,6 +55,25 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
+    args._n_gpu = min(1, args.n_gpu)
+    return args
+
+
+def fit_log_probs() -> None:
+    """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
+
+    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies of a
+    tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the tile's
+    size changes nothing but memory.
+    """
+    from trl.kernels import chunked_logprob
+
+    gpu = torch.cuda.is_available()
+    if gpu and torch.cuda.get_device_capability() < (8, 0):
+        chunked_logprob._TRITON_AVAILABLE = False
+    if not gpu or not chunked_logprob._TRITON_AVAILABLE:
+        chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
 
 
 def train(
@@ -88,12 +108,16 @@ def train(
 
 def make_trainer(
     config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None,
+    on_forecast: OnForecast | None = None, policy: tuple[Any, Any] | None = None,
 ) -> "GRPOTrainer":  # fmt: skip
-    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on."""
+    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
+
+    `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
+    """
     from trl import GRPOTrainer
 
-    model, tokenizer = load_policy(config.policy)
+    fit_log_probs()
+    model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
     opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?

@@ -139,8 +139,16 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
 def test_a_plan_says_what_fits_and_what_does_not(here):
     assert "It fits t4" in call("plan", "-c", "tiny", "--device", "t4")
     said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
-    assert "It does not fit cpu" in said and "step time: not measured" in said
+    assert "It does not fit cpu" in said and "step time: not estimated, no bandwidth of cpu was measured" in said
     assert everything(here) == []
+
+
+def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
+    from grpo_kit import memory
+
+    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    said = call("plan", "-c", "tiny")
+    assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
 
 
 def test_a_reward_of_ones_own_is_put_on_trial(here):

@@ -14,8 +14,8 @@ FLOORS = [
     set(floor.split())
     for floor in (
         "config workspace prompts reward_files nemotron_h",
-        "session tiny metrics nf4 grouped routed_lora experts tiers turing sampling audit published puzzles",
-        "policy adapter data checkpoint convert footprint memory",
+        "session tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles",
+        "policy adapter data checkpoint convert footprint roofline memory",
         "train probe calibrate submission evaluate",
         "cli screens dashboard",
     )
