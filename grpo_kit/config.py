@@ -207,9 +207,9 @@ class RunConfig:
     policy: Policy = field(default_factory=Policy)
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
-    screening: curriculum.Screening = field(default_factory=curriculum.Screening)
     grpo: Grpo = field(default_factory=Grpo)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    screening: curriculum.Screening = field(default_factory=curriculum.Screening)
     run: Run = field(default_factory=Run)
 
 
