@@ -4,7 +4,6 @@ A stage that is done is skipped and says so. Errors are one sentence: exit statu
 """
 
 import functools
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -102,47 +101,12 @@ def demo(name: Name = None, force: Force = False) -> None:
 @command
 def doctor() -> None:
     """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
-    import importlib.metadata
-    import shutil
+    from grpo_kit.doctor import findings
 
-    import torch
-    from packaging.requirements import Requirement
-    from safetensors import safe_open
-
-    from grpo_kit import tiny
-
-    findings = [
-        ("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")
-    ]
-    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
-        need = Requirement(text)
-        if need.marker is None:
-            found = _version(need.name)
-            findings.append(
-                (need.name, found or "missing", bool(found) and found in need.specifier, f"pip install '{need}'")
-            )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
-    findings.append(("GPU", gpu, True, ""))
-    root = workspace.find_root().absolute()
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
-    findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
-    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
-        made_by = (weights.metadata() or {}).get("script_sha256")
-    findings.append(
-        ("embedded policy", str(tiny.FOLDER), made_by == tiny.script_hash(), "python -m grpo_kit.tiny makes it anew")
-    )
-    screens.verdicts(findings)
-    if not all(fine for _, _, fine, _ in findings):
+    found = findings()
+    screens.verdicts(found)
+    if not all(fine for _, _, fine, _ in found):
         raise typer.Exit(1)
-
-
-def _version(package: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @command
@@ -153,6 +117,19 @@ def data(
     config, run = session.begin(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
         _data(config, run)
+
+
+@command
+def screen(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """Try each training prompt on the untrained policy; keep those of medium difficulty, easy ones first.
+
+    Interrupted, it goes on where it stood. --force applies other settings to samples drawn already, where they still fit.
+    """
+    config, run = session.begin(sources or (), overrides or (), name, "screen", force)
+    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.screening, run.screened, run.left_out]):
+        _screen(config, run)
 
 
 @command
@@ -269,6 +246,15 @@ def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
     screens.out.print(
         f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; dropped: {dropped}"
     )
+
+
+def _screen(config: configuration.RunConfig, run: workspace.Run) -> None:
+    from grpo_kit.screening import screen as screening
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "screen", "screening") as show:
+        found = screening(config, run, verifier, show)
+    screens.screening(found, config.data.pass_rate)
 
 
 def _train(config: configuration.RunConfig, run: workspace.Run) -> None:

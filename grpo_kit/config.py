@@ -4,13 +4,19 @@ The keys are the names TRL, PEFT and transformers use, so a person who knows `GR
 merges and checks types; what it cannot know (groups of one, a batch that groups do not divide) is checked here.
 """
 
-import difflib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from grpo_kit import curriculum, row_options
+from grpo_kit.checks import at_least as _at_least
+from grpo_kit.checks import nearest as _nearest
+from grpo_kit.checks import one_of as _one_of
+from grpo_kit.checks import require as _require
+from grpo_kit.checks import share as _share
 
 PRESETS = Path(__file__).with_name("presets")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -33,8 +39,7 @@ class Policy:
     def __post_init__(self) -> None:
         _one_of("policy.dtype", self.dtype, DTYPES)
         _one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
-        share = self.experts_on_host
-        _require(0 <= share <= 1, f"policy.experts_on_host is {share}; it is a share, from 0 to 1. Set it so.")
+        _share("policy.experts_on_host", self.experts_on_host)
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
@@ -81,14 +86,24 @@ class Data:
     system_prompt: str = ""
     prompt_suffix: str = ""
     limit: int | None = None  # read at most this many rows
+    no_thinking: float = 0.0  # share of the training rows asked for an answer without thinking
+    budgeted: float = 0.0  # share of the training rows that state a budget, drawn from token_budgets
+    token_budgets: list[int] = field(default_factory=list)
+    pass_rate: list[float] = field(default_factory=lambda: [0.1, 0.9])  # what `screen` keeps
     val_size: int = 100
     test_size: int = 300
 
     def __post_init__(self) -> None:
+        row_options.check(self.no_thinking, self.budgeted, self.token_budgets)
+        curriculum.check_band(self.pass_rate)
         if self.limit is not None:
             _at_least("data.limit", self.limit, 1, "at least one row is needed")
         _at_least("data.val_size", self.val_size, 0, "a split cannot hold fewer than no rows")
         _at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows; which of them are trained on later is left out."""
+        return {key: value for key, value in asdict(self).items() if key != "pass_rate"}
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,7 @@ class RunConfig:
     data: Data = field(default_factory=Data)
     grpo: Grpo = field(default_factory=Grpo)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    screening: curriculum.Screening = field(default_factory=curriculum.Screening)
     run: Run = field(default_factory=Run)
 
 
@@ -232,8 +248,8 @@ def settle(config: RunConfig, finished: list[dict[str, Any]], overrides: list[st
     `finished`: the settings of those stages, as `asdict` gave them; keys that are no section are passed over.
     """
     known = {f.name for f in fields(RunConfig)}
-    sections = {name: values for settings in finished for name, values in settings.items() if name in known}
-    merged = OmegaConf.merge(OmegaConf.structured(config), sections, OmegaConf.from_dotlist(list(overrides)))
+    sections = [{name: values for name, values in settings.items() if name in known} for settings in finished]
+    merged = OmegaConf.merge(OmegaConf.structured(config), *sections, OmegaConf.from_dotlist(list(overrides)))
     return OmegaConf.to_object(merged)
 
 
@@ -307,23 +323,3 @@ def _all_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     for name, kind in get_type_hints(schema).items():
         keys += _all_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [f"{prefix}{name}"]
     return keys
-
-
-def _nearest(word: str, choices: list[str] | tuple[str, ...]) -> str:
-    leaf = word.rsplit(".", 1)[-1]  # the right key in the wrong section, or without one, comes first
-    found = [choice for choice in choices if choice.rsplit(".", 1)[-1] == leaf]
-    found = found or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" Did you mean {found[0]}?" if found else ""
-
-
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise ValueError(sentence)
-
-
-def _at_least(name: str, value: int, least: int, why: str) -> None:
-    _require(value >= least, f"{name} is {value}; {why}, so it needs at least {least}. Set {name} to {least} or more.")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} is {value!r}; choose one of {', '.join(choices)}.{_nearest(value, choices)}")

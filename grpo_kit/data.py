@@ -14,11 +14,10 @@ import re
 import time
 import unicodedata
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grpo_kit import prompts, tiny, workspace
+from grpo_kit import prompts, row_options, tiny, workspace
 from grpo_kit.config import Data, RunConfig, to_yaml
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "input")
@@ -32,7 +31,7 @@ def prepare(config: RunConfig, run: workspace.Run) -> dict[str, Any]:
     Raises FileNotFoundError for a missing file, ValueError for one without usable columns, rows, or enough of them.
     """
     started = time.monotonic()
-    settings = {"data": asdict(config.data), "seed": config.run.seed}
+    settings = {"data": config.data.identity(), "seed": config.run.seed}
     local = Path(config.data.source)
     reads = [local] if local.is_file() else []
     if run.is_done("data", settings, reads, config.run.force):
@@ -41,6 +40,7 @@ def prepare(config: RunConfig, run: workspace.Run) -> dict[str, Any]:
     table = read_source(config.data, config.run.seed)
     rows, dropped = clean(table, config.data)
     splits = split(rows, config.data, config.run.seed)
+    splits["train"] = [row_options.with_option(row, config.data, config.run.seed) for row in splits["train"]]
     with workspace.new_folder(run.manifest.parent) as folder:
         for name, part in splits.items():
             workspace.write_lines(folder / name / "data.jsonl", part)

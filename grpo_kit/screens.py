@@ -82,6 +82,24 @@ def placement(found: dict[str, Any]) -> None:
     )
 
 
+def screening(found: dict[str, Any], band: list[float]) -> None:
+    """What `screen` found: how many prompts are kept, a histogram of pass rates, and what stopping early saved."""
+    reasons = ", ".join(f"{found[why]} {why}" for why in ("too hard", "too easy", "gold cannot be used") if found[why])
+    out.print(
+        f"         {found['kept']} of {found['prompts']} prompts kept, pass rate {band[0]:g} to {band[1]:g}; left out: {reasons or 'none'}"
+    )
+    if len(found["sources"]) > 1:
+        out.print("         " + ", ".join(f"{name} {kept} of {of}" for name, (kept, of) in found["sources"].items()))
+    for place, count in enumerate(found["histogram"]):
+        bar = "\u2588" * round(40 * count / max(found["histogram"]))
+        out.print(f"         {place / 10:.1f} to {(place + 1) / 10:.1f}  {bar} {count}")
+    share = found["samples"] / found["at_most"]
+    out.print(
+        f"         {found['samples']} samples, {share:.0%} of the {found['at_most']} without stopping early; "
+        f"{found['undecided']} prompts judged by pass rate alone"
+    )
+
+
 def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
     """A table of (what, what was found, whether that is fine, the remedy if not)."""
     table = Table("what", "found", "verdict")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import memory, prompts, submission, tiers, workspace
+from grpo_kit import curriculum, memory, prompts, row_options, screening, submission, tiers, workspace
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.policy import load_policy
@@ -36,7 +36,7 @@ OnStep = Callable[[dict[str, Any]], None]
 OnForecast = Callable[[dict[str, Any]], None]
 
 
-def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
+def to_trl(config: RunConfig, output_dir: Path, shuffle_dataset: bool = True) -> "GRPOConfig":
     """The `trl.GRPOConfig` that this configuration means: the one place that knows TRL's constructor."""
     from trl import GRPOConfig
 
@@ -49,6 +49,7 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
         output_dir=str(output_dir),
         seed=config.run.seed,
         chat_template_kwargs={"enable_thinking": config.policy.enable_thinking},
+        shuffle_dataset=shuffle_dataset,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -90,7 +91,11 @@ def train(
         "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": asdict(config.grpo), "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
     }  # fmt: skip
-    if run.is_done("train", settings, [run.manifest], config.run.force):
+    reads = [run.manifest]
+    if screening.is_screened(run):
+        settings["screening"] = {"sigma": config.screening.sigma}  # as the order hangs on it
+        reads.append(run.screened)
+    if run.is_done("train", settings, reads, config.run.force):
         return workspace.read_lines(run.metrics)[-1]
 
     started = time.monotonic()
@@ -102,7 +107,7 @@ def train(
     asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
     submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
-    run.note("train", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config))
+    run.note("train", settings, reads, wrote, time.monotonic() - started, to_yaml(config))
     return workspace.read_lines(run.metrics)[-1]
 
 
@@ -120,8 +125,17 @@ def make_trainer(
     model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
-    opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?
-    rows = [row | {"prompt_opened_think": opened} for row in workspace.read_lines(run.rows("train"))]
+    in_order = screening.is_screened(run)
+    rows = workspace.read_lines(run.screened if in_order else run.rows("train"))
+    if in_order:
+        rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
+    thinking = config.policy.enable_thinking
+    opened = row_options.opened_think(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
+    asked = row_options.conversations(tokenizer, rows, thinking)
+    rows = [
+        row | {"prompt": turns, "prompt_opened_think": opens}
+        for row, turns, opens in zip(rows, asked, opened, strict=True)
+    ]
 
     def foretell(found: dict[str, Any]) -> None:
         workspace.write_text(run.forecast, json.dumps(found, indent=2) + "\n")
@@ -134,7 +148,7 @@ def make_trainer(
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=record.watched,
-        args=to_trl(config, run.path / "checkpoints"),
+        args=to_trl(config, run.path / "checkpoints", shuffle_dataset=not in_order),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[probe, metrics, GradientCheck()],
@@ -144,6 +158,13 @@ def make_trainer(
         value.data = data
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
     return trainer
+
+
+def _prompts_asked(config: RunConfig) -> int:
+    """How many prompts the run asks in all, a prompt that comes again counted again."""
+    grpo = config.grpo
+    step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    return -(-grpo.max_steps // grpo.num_iterations) * step
 
 
 def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """One run, one folder: where it lies, what each stage wrote into it, and whether that still stands.
 
-A stage (`data`, `before`, `train`, `after`, `package`) writes its files aside and renames them into place, then
+A stage (`data`, `screen`, `before`, `train`, `after`, `package`) writes its files aside and renames them into place, then
 notes in `run.json` what it was told (`settings`), what it read and what it wrote (sha256). Repeating a stage whose
 note still holds is skipped; one that was told or would read something else now is refused, because silently
 overwriting an adapter that took a night is the worst thing a kit can do.
@@ -72,6 +72,8 @@ class Run:
         self.config = self.path / "config.yaml"
         self.notes = self.path / "run.json"
         self.manifest = self.path / "data" / "manifest.json"
+        self.screening = self.path / "screening.jsonl"
+        self.screened, self.left_out = (self.path / "data/train" / f"{name}.jsonl" for name in ("screened", "left_out"))
         self.metrics = self.path / "metrics.jsonl"
         self.forecast = self.path / "forecast.json"
         self.completions = self.path / "completions.jsonl"

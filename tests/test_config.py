@@ -12,7 +12,15 @@ from grpo_kit import config
 def test_every_preset_resolves_to_every_key(preset):
     chosen = config.load_config([preset])
     assert chosen.run.name == preset
-    assert set(OmegaConf.create(config.to_yaml(chosen))) == {"policy", "lora", "data", "grpo", "evaluation", "run"}
+    assert set(OmegaConf.create(config.to_yaml(chosen))) == {
+        "policy",
+        "lora",
+        "data",
+        "grpo",
+        "evaluation",
+        "screening",
+        "run",
+    }
 
 
 def test_presets_are_the_files():

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "config workspace prompts reward_files nemotron_h",
-        "session tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles",
+        "checks config curriculum row_options workspace prompts reward_files nemotron_h",
+        "session doctor tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles",
         "policy adapter data checkpoint convert footprint roofline memory",
-        "train probe calibrate submission evaluate",
+        "train probe calibrate screening submission evaluate",
         "cli screens dashboard",
     )
 ]
