@@ -14,22 +14,22 @@ Reward = Callable[..., list[float | None]]
 
 _SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # exotic spaces: a plain one
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_IMAGE = re.compile(r"!\[[^\]]*\]\(|<img\b|\\includegraphics|\b\S+\.(?:png|jpe?g|gif|svg)\b", re.I)
+_IMAGE = re.compile(r"!\[[^\]]{0,300}\]\(|<img\b|\\includegraphics|\w\.(?:png|jpe?g|gif|svg)\b", re.I)
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.I | re.S)
 _FIGURE = re.compile(
     r"\b(?:shown|see|seen|pictured|drawn|indicated|as) in the (?:figure|diagram|picture|drawing|graph|image)\b"
-    r"|(?:^|[.!?]\s+)in the (?:figure|diagram|picture|drawing|image)\b"
+    r"|(?:^|[.!?]\s{1,9})in the (?:figure|diagram|picture|drawing|image)\b"
     r"|\b(?:figure|diagram|picture|drawing|image) (?:below|above|shown|shows|at (?:the )?(?:right|left))\b"
     r"|\bsee (?:the )?(?:figure|diagram|picture|drawing|image)\b",
     re.I,
 )
-_DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tabular|array|tikzpicture|picture)|^\|.*\|\s*$", re.I | re.M)
+_DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tabular|array|tikzpicture|picture)|^\|.*\|[ \t]*$", re.I | re.M)
 _PROOF = re.compile(
-    r"(?:^|[.;:!?)]\s+|[$,]\s*|\band )(?:prove|show|demonstrate|verify|justify)\b(?! your)", re.I | re.M
+    r"(?:^|[.;:!?)]\s{1,9}|[$,]\s{0,9}|\band )(?:prove|show|demonstrate|verify|justify)\b(?! your)", re.I | re.M
 )
 _ASKS = re.compile(r"\?|\b(?:find|determine|compute|calculate|evaluate|what|how (?:many|much)|simplify|solve)\b", re.I)
 _LABEL = r"(?:[a-e]|[1-6]|i{1,3}|iv|vi?)"
-_PART = re.compile(rf"(?:^|[\n.;:?!,$])\s*\({_LABEL}\)\s|(?:^|\n)\s*{_LABEL}\)\s", re.I)
+_PART = re.compile(rf"(?:^|[\n.;:?!,$])\s{{0,9}}\({_LABEL}\)\s|(?:^|\n)\s{{0,9}}{_LABEL}\)\s", re.I)
 _TASK = re.compile(_ASKS.pattern + r"|\b(?:prove|show|write|express)\b", re.I)
 
 
@@ -125,14 +125,15 @@ def last_box(solution: str) -> str:
     >>> last_box(r"so \boxed{1}, no: \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
     """
-    found = ""
-    for mark in re.finditer(r"\\(?:boxed|fbox)\s*\{", solution):
-        depth = 1
-        for at in range(mark.end(), len(solution)):
-            depth += {"{": 1, "}": -1}.get(solution[at], 0) if solution[at - 1] != "\\" else 0
-            if not depth:
-                found = solution[mark.end() : at]
-                break
+    opened: list[int | None] = []  # where the content of each open box begins; None for any other brace
+    last, found = -1, ""
+    for mark in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", solution, re.S):
+        if mark.group().endswith("{") and mark.group() != "\\{":
+            opened.append(mark.end() if len(mark.group()) > 1 else None)
+        elif mark.group() == "}" and opened:
+            begin = opened.pop()
+            if begin is not None and begin > last:
+                last, found = begin, solution[begin : mark.start()]
     return found.strip()
 
 
@@ -149,7 +150,7 @@ def bare(gold: str) -> str:
 def unusable(golds: Iterable[str], verifier: Reward) -> set[str]:
     r"""The golds for which `verifier` pays a reply that boxes the very gold not 1.0: None (it cannot use them) or less."""
     different = list(dict.fromkeys(golds))
-    paid = verifier(completions=[f"\\boxed{{{gold}}}" for gold in different], answer=different)
+    paid = _judged(different, different, verifier)
     return {gold for gold, reward in zip(different, paid, strict=True) if reward != 1.0}
 
 
@@ -159,9 +160,12 @@ def same_answer(verifier: Reward | None) -> Callable[[str, str], bool]:
     def same(one: str, other: str) -> bool:
         if "".join(one.split()).casefold() == "".join(other.split()).casefold():
             return True
-        pair: Sequence[str] = (one, other)
-        return verifier is not None and 1.0 in verifier(
-            completions=[f"\\boxed{{{gold}}}" for gold in pair[::-1]], answer=list(pair)
-        )
+        return verifier is not None and 1.0 in _judged([one, other], [other, one], verifier)
 
     return same
+
+
+def _judged(replies: Sequence[str], golds: Sequence[str], verifier: Reward) -> list[float | None]:
+    """What the verifier, called as TRL calls a reward, pays replies that are nothing but a box."""
+    boxed = [f"\\boxed{{{reply}}}" for reply in replies]
+    return verifier(prompts=[""] * len(boxed), completions=boxed, answer=list(golds))

@@ -17,7 +17,7 @@ CHUNK = 20_000  # texts that are held as numbers at a time
 _NUMBERED = re.compile(r"\s*(?:(?:problem|example|exercise|question)\s*\d{1,3}\s*[.:)]?|\d{1,3}\s*[.)])\s+(?=\D)")
 _DECORATION = re.compile(r"\\(?:left|right|displaystyle|[,;:! ()\[\]])|[${}~]")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s.,;:?\"'`]")
-_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL | re.IGNORECASE)
+_FIGURE = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 class Runs(NamedTuple):
@@ -30,7 +30,7 @@ class Runs(NamedTuple):
 def tokens(text: str) -> list[str]:
     r"""The words, numbers and operators of a problem, in lower case.
 
-    >>> tokens(r"12. What is $\left( 2+X \right)$?") == tokens("what is 2 + x")
+    >>> tokens(r"12. What is $\left( 2+X \right)$?") == tokens("what is (2 + x)")
     True
     """
     plain = unicodedata.normalize("NFKC", text).casefold().replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")

@@ -96,7 +96,8 @@ def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
     chosen, run = fresh(tmp_path)
     seen = {}
     evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0] * len(batch["completions"]))
-    assert set(seen) == {"completions", "prompts", "id", "answer", "source", "prompt_opened_think"}
+    columns = set(workspace.read_lines(run.rows("test"))[0]) - {"prompt"}
+    assert set(seen) == {"completions", "prompts", "prompt_opened_think"} | columns
     assert seen["prompt_opened_think"] == [True] * 6
     assert seen["completions"][0][0]["role"] == "assistant" and len({len(v) for v in seen.values()}) == 1
 
