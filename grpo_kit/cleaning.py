@@ -23,6 +23,7 @@ _FIGURE = re.compile(
     r"|\bsee (?:the )?(?:figure|diagram|picture|drawing|image)\b",
     re.I,
 )
+_NOUN = re.compile(r"(?i:figure|diagram|picture|drawing|graph|image)")  # without one of them, nothing to look closer at
 _DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tabular|array|tikzpicture|picture)|^\|.*\|[ \t]*$", re.I | re.M)
 _PROOF = re.compile(
     r"(?:^|[.;:!?)]\s{1,9}|[$,]\s{0,9}|\band )(?:prove|show|demonstrate|verify|justify)\b(?! your)", re.I | re.M
@@ -63,7 +64,9 @@ STEPS = (
     Step(
         "missing figure",
         "the problem refers to a figure that is not in the text",
-        lambda problem, gold: bool(_FIGURE.search(problem)) and not _DRAWN.search(problem),
+        lambda problem, gold: (
+            bool(_NOUN.search(problem)) and bool(_FIGURE.search(problem)) and not _DRAWN.search(problem)
+        ),
     ),
     Step(
         "proof",

@@ -11,7 +11,7 @@ evaluation problems or in five different training problems (one in 20,000 where 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from grpo_kit import ngrams
 
 RUN = 8  # words
 LEAST = 6  # shared runs: 13 words in a row have six
+COMMON = 20  # evaluation problems with a run in common that make it the frame of a template
 RARE = 3  # of them no stock phrases, where half of the evaluation problem is shared
 STOCK = (
     "relatively prime", "square of any prime", "square of a prime", "in the form", "in simplest form",
@@ -42,12 +43,9 @@ def find(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Leaks:
     """
     held = [(name, text) for name, texts in sets.items() for text in texts]
     name_of = [name for name, _ in held]
-    digests = [ngrams.same_tokens(problem) for problem in problems]
+    pairs, digests = _overlaps(problems, [text for _, text in held])
     known = {ngrams.same_tokens(text): other for other, (_, text) in reversed(list(enumerate(held)))}
     equal = {number: known[digest] for number, digest in enumerate(digests) if digest in known}
-    fresh = np.zeros(len(problems), bool)  # a problem that is there five times is no stock phrase
-    fresh[list({digest: number for number, digest in enumerate(digests)}.values())] = True
-    pairs = _overlaps(problems, [text for _, text in held], fresh)
     dropped: dict[int, tuple[str, str]] = {}
     report = {name: Counter(problems=len(texts)) for name, texts in sets.items()}
     for name in sets:
@@ -67,62 +65,63 @@ def find(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Leaks:
     return Leaks(dropped, {name: dict(counts) for name, counts in report.items()})
 
 
-def _overlaps(problems: Sequence[str], held: list[str], fresh: np.ndarray) -> list[tuple[int, int, bool]]:
-    """(training problem, evaluation problem, whether it is a leak), for every pair that shares a run of eight words."""
+def _overlaps(problems: Sequence[str], held: list[str]) -> tuple[list[tuple[int, int, bool]], list[bytes]]:
+    """((training problem, evaluation problem, whether it is a leak) for pairs that share a run, digests of the problems)."""
     vocabulary = ngrams.Vocabulary()
     texts = [ngrams.words(text) for text in held]
-    have = ngrams.runs(texts, RUN, vocabulary, short=False)
-    owner = np.repeat(np.arange(len(held)), np.diff(have.starts))
-    known, first, which = np.unique(have.hashes, return_index=True, return_inverse=True)
-    # each run of the evaluation sets once a problem: pairs (run, problem), sorted by run
-    of_run, of_problem = np.unique(np.stack([which, owner]), axis=1)
-    if not len(known):
-        return []
-    size = np.bincount(of_problem, minlength=len(held))  # different runs of each evaluation problem
-    rows, hits = [], []
+    known, of_run, of_problem, spelled = _runs_of(texts, vocabulary)
+    rows, hits, digests = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
     for part in ngrams.chunks(len(problems)):
-        mine = ngrams.runs([ngrams.words(problems[number]) for number in part], RUN, vocabulary, short=False)
+        read = [ngrams.words_and_digest(problems[number]) for number in part]
+        digests += [digest for _, digest in read]
+        mine = ngrams.runs([words for words, _ in read], RUN, vocabulary, short=False)
         at = np.minimum(np.searchsorted(known, mine.hashes), len(known) - 1)
-        found = np.flatnonzero(known[at] == mine.hashes)
+        found = np.flatnonzero(known[at] == mine.hashes) if len(known) else np.empty(0, np.int64)
         row = np.repeat(np.arange(part.start, part.stop), np.diff(mine.starts))[found]
         unique = np.unique(np.stack([row, at[found]]), axis=1)
         rows.append(unique[0])
         hits.append(unique[1])
-    row, hit = (np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in (rows, hits))
+    row, hit = np.concatenate(rows), np.concatenate(hits)
+
+    fresh = np.zeros(len(problems), bool)  # a problem that is there five times is no stock phrase
+    fresh[list({digest: number for number, digest in enumerate(digests)}.values())] = True
     stock = np.bincount(hit[fresh[row]], minlength=len(known)) >= max(5, len(problems) // 20_000)
     stock |= np.bincount(of_run, minlength=len(known)) >= 3
-    spelled = _spelled(texts, have.starts, first, owner)
     stock |= np.fromiter((any(f" {phrase} " in run for phrase in STOCK) for run in spelled), bool, len(known))
+
     # join (row, run) with (run, evaluation problem), then count for each (row, problem)
     begin = np.searchsorted(of_run, np.arange(len(known) + 1))
     times = np.diff(begin)[hit]
-    pick = np.repeat(begin[hit] - np.concatenate(([0], np.cumsum(times)[:-1])), times) + np.arange(times.sum())
-    keys = np.repeat(row, times) * len(held) + of_problem[pick]
-    pair, inverse = np.unique(keys, return_inverse=True)
+    pick = np.repeat(begin[hit] - (np.cumsum(times) - times), times) + np.arange(times.sum())
+    pair, inverse = np.unique(np.repeat(row, times) * len(held) + of_problem[pick], return_inverse=True)
     shared = np.bincount(inverse, minlength=len(pair))
     rare = np.bincount(inverse, weights=~np.repeat(stock[hit], times), minlength=len(pair))
-    other = pair % len(held)
-    leak = (
-        (shared == size[other]) | (rare >= LEAST) | ((shared >= LEAST) & (rare >= RARE) & (2 * shared >= size[other]))
-    )
-    return list(zip((pair // len(held)).tolist(), other.tolist(), leak.tolist()))
+    other = pair % max(len(held), 1)
+    size = np.bincount(of_problem, minlength=len(held))[other]  # different runs of the evaluation problem
+    half = (2 * shared >= size) & (shared >= LEAST) & (rare >= RARE)
+    leak = (shared == size) | (rare >= LEAST) | half
+    return list(zip((pair // max(len(held), 1)).tolist(), other.tolist(), leak.tolist())), digests
 
 
-def _spelled(texts: list[list[str]], starts: np.ndarray, first: np.ndarray, owner: np.ndarray) -> list[str]:
-    """Each known run in words, a space at both ends."""
-    return [
-        " " + " ".join(texts[owner[at]][at - starts[owner[at]] : at - starts[owner[at]] + RUN]) + " " for at in first
-    ]
+def _runs_of(
+    texts: list[list[str]], vocabulary: ngrams.Vocabulary
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """The evaluation problems' runs: (hashes, sorted; run and problem of each pair, sorted by run; each run in words).
+
+    A run of more than `COMMON` problems is the frame of a template and tells nothing; it is left out.
+    """
+    have = ngrams.runs(texts, RUN, vocabulary, short=False)
+    owner = np.repeat(np.arange(len(texts)), np.diff(have.starts))
+    hashes, first, which = np.unique(have.hashes, return_index=True, return_inverse=True)
+    of_run, of_problem = np.unique(np.stack([which, owner]), axis=1)  # a run counts once a problem
+    telling = np.bincount(of_run, minlength=len(hashes)) <= COMMON
+    keep = telling[of_run]
+    place = owner[first], first - have.starts[owner[first]]
+    spelled = [f" {' '.join(texts[text][at : at + RUN])} " for text, at in zip(*place)]
+    return (
+        hashes[telling], (np.cumsum(telling) - 1)[of_run[keep]], of_problem[keep], [s for s, t in zip(spelled, telling) if t],
+    )  # fmt: skip
 
 
 def _short(text: str) -> str:
     return " ".join(text.split())[:80]
-
-
-def summary(report: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The report in lines to print, a set each."""
-    return [
-        f"{name}: {found['leaked']} of {found['problems']} problems leaked ({found['equal']} equal, {found['overlap']} overlapping rows); "
-        f"{found['kept']} rows kept that share only a stock phrase"
-        for name, found in report.items()
-    ]

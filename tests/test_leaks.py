@@ -87,3 +87,10 @@ def test_nothing_to_compare_with_finds_nothing():
     assert leaks.find([], HELD).dropped == {}
     assert leaks.find(["What?"], {}) == ({}, {})
     assert leaks.find(["What?"], {"short": ["Why?"]}).dropped == {}
+
+
+def test_a_template_of_evaluation_problems_leaks_by_equality_only():
+    frame = "In a secret land a hidden rule turns every number into another one, as the examples below will show you. What becomes of {}?"
+    held = {"puzzles": [frame.format(n) for n in range(100, 200)]}
+    found = leaks.find([frame.format(n) for n in range(190, 300)], held)
+    assert found.report["puzzles"]["equal"] == 10 and set(found.dropped) == set(range(10))
