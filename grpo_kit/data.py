@@ -56,7 +56,8 @@ def prepare(
     held, not_checked = evaluation_sets(config, found)
     reads = [path for source in (*found, *held) for path in source.files]
     inputs = {str(path): workspace.hash_of(path) for path in reads}
-    with kept_for_later(run.path / ".data", {**settings, "read": inputs, "version": __version__}) as finished:
+    key = {**settings, "read": inputs, "held": [source.name for source in held], "version": __version__}
+    with kept_for_later(run.path / ".data", key) as finished:
         pipeline = Pipeline(config, finished, show or (lambda *_: None))
         pipeline.read(found)
         pipeline.clean(verifier)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from grpo_kit import cleaning
+from grpo_kit import cleaning, ngrams
 from grpo_kit.reward_files import load_reward
 
 
@@ -77,6 +77,15 @@ def test_the_challenges_puzzles_and_gsm8k_are_left_alone(shared_data):
     assert all(cleaning.tidy(r["answer"]) == r["answer"] for r in rows)
     lines = (shared_data / "gsm8k/train.jsonl").read_text().splitlines()
     assert {cleaning.reason_of(json.loads(line)["question"], "1") for line in lines} == {None}
+
+
+@pytest.mark.parametrize(
+    "text", ["[asy]", "\n(a) ", "![", "see the ", ", prove ", "a.", "|\n", ". \n", "in the figure", "\\boxed {", "1. "]
+)
+def test_text_that_repeats_itself_takes_no_time_to_speak_of(text):
+    long = text * 100_000  # hours, if any rule looked at the rest of the text from every place in it
+    cleaning.reason_of(cleaning.tidy(long), cleaning.bare(cleaning.gold_of(long)))
+    ngrams.words(long)
 
 
 @pytest.mark.parametrize(
