@@ -248,7 +248,7 @@ def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
     with screens.stage(run, "data", "preparing data") as show:
         manifest = prepare(config, run, verifier, show)
     screens.data(manifest)
-    if manifest["dropped"]:
+    if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
         from grpo_kit.dashboard import save_funnel
 
         save_funnel(manifest, run)

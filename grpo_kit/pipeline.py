@@ -227,12 +227,8 @@ class Finished:
 @contextlib.contextmanager
 def kept_for_later(folder: Path, key: dict[str, Any]) -> Iterator[Finished]:
     """The finished steps for exactly these settings and inputs; gone when the block ends well or the input is at fault."""
-    own = folder / hash_of(key)[:16]
-    for other in folder.glob("*") if folder.is_dir() else ():
-        if other != own:
-            shutil.rmtree(other)
     try:
-        yield Finished(own)
+        yield Finished(folder / hash_of(key)[:16])
     except ValueError:
         _remove(folder)
         raise

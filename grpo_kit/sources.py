@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
@@ -275,7 +275,7 @@ def _hub(source: Source, limit: int | None) -> tuple[str, list[str], Iterator[tu
         table = datasets.load_dataset(
             chosen.hub, chosen.subset, split=chosen.split, streaming=chosen.streaming or limit is not None
         )
-        rows = enumerate(iter(table), start=1)
+        rows = _numbered(table, chosen.hub)
         first = next(rows, None)  # a dataset that is streamed is first asked for here
     except (OSError, ValueError) as error:  # offline, unknown name, unknown split
         said = " ".join(str(error).split())[:200]
@@ -283,6 +283,17 @@ def _hub(source: Source, limit: int | None) -> tuple[str, list[str], Iterator[tu
             f"{source.name!r} is no file here, and the Hub did not give it ({said}). {remedy(source)}"
         ) from None
     return chosen.hub, list(first[1]) if first else [], chain([first] if first else [], rows)
+
+
+def _numbered(table: Iterable[dict[str, Any]], hub: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    try:
+        for number, row in enumerate(table, start=1):
+            yield number, row
+    except OSError as error:
+        raise ConnectionError(
+            f"{hub} broke off after row {number} ({' '.join(str(error).split())[:200]}). Repeat the command; sets that were read whole are kept."
+        ) from None
 
 
 def _knock() -> None:

@@ -116,8 +116,8 @@ def test_last_box(solution, gold):
 
 def test_golds_the_verifier_cannot_use():
     verifier = load_reward("math_answer.py:math_reward")
-    golds = ["72", r"\frac{1}{2}", "", "}", "72", r"\approx 8.24 \text{ mph}"]
-    assert cleaning.unusable(golds, verifier) == {"", "}", r"\approx 8.24 \text{ mph}"}
+    golds = ["72", r"\frac{1}{2}", "", "}", "72", r"\approx 8.24 \text{ mph}", "%%\\"]  # the last breaks its own box
+    assert cleaning.unusable(golds, verifier) == {"", "}", r"\approx 8.24 \text{ mph}", "%%\\"}
     challenge = load_reward("challenge.py:challenge_reward")
     assert cleaning.unusable(["00110100", "17/"], challenge) == set()
 

@@ -249,7 +249,7 @@ def test_several_sources_come_together_and_a_problem_in_both_is_kept_once(tmp_pa
 def test_variants_of_one_problem_stay_in_one_split(tmp_path):
     text = "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three dollars a dozen. What does he earn?"
     variants = [{"problem": text.format(n), "answer": str(n)} for n in (10, 20, 30)]
-    for seed in range(8):
+    for seed in range(4):
         _, run = prepare(tmp_path, eight(tmp_path, *variants), "data.val_size=3", f"run.seed={seed}", name=f"s{seed}")
         homes = {
             split for split in data.SPLITS for row in workspace.read_lines(run.rows(split)) if "farmer" in row["input"]

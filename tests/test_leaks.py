@@ -94,3 +94,4 @@ def test_a_template_of_evaluation_problems_leaks_by_equality_only():
     held = {"puzzles": [frame.format(n) for n in range(100, 200)]}
     found = leaks.find([frame.format(n) for n in range(190, 300)], held)
     assert found.report["puzzles"]["equal"] == 10 and set(found.dropped) == set(range(10))
+    assert found.report["puzzles"]["kept"] == 0  # the frame itself is not even looked at

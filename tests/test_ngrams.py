@@ -43,6 +43,8 @@ def test_runs_are_within_a_text_and_short_texts_have_one_if_wanted():
     assert found.starts.tolist() == [0, 2, 2, 3, 4]  # abc bcd, none, ab, bcd
     assert found.hashes[1] == found.hashes[3] and len(set(found.hashes.tolist())) == 3
     assert ngrams.runs(texts, 3, ngrams.Vocabulary(), short=False).starts.tolist() == [0, 2, 2, 2, 3]
+    alone = ngrams.runs([list("ab"), list("cd"), list("ab")], 3, ngrams.Vocabulary(), short=True).hashes
+    assert alone[0] == alone[2]  # what stands beside a short text does not count
     assert ngrams.runs([], 3, ngrams.Vocabulary(), short=True).starts.tolist() == [0]
 
 

@@ -201,6 +201,20 @@ def test_a_set_on_the_hub_is_read_by_datasets_and_streamed_when_large(monkeypatc
     ]  # fmt: skip
 
 
+def test_a_stream_that_breaks_off_is_no_missing_set(monkeypatch):
+    import datasets
+
+    def rows():
+        yield {"question": "p", "answer": "#### 3"}
+        raise TimeoutError("read timed out")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    monkeypatch.setattr(sources, "_knock", lambda: None)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(ConnectionError, match="openai/gsm8k broke off after row 1 .*Repeat the command"):
+        taken("gsm8k", environ={}, filesystem=sources.Path("/nowhere"))
+
+
 def test_a_copy_without_the_column_that_rows_are_dropped_by_is_refused(tmp_path):
     path = jsonl(tmp_path / "x.jsonl", [{"problem": "p", "answer": "1"}])
     with pytest.raises(ValueError, match="has no column question_type, by which its recipe drops rows"):
