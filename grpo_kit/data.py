@@ -63,6 +63,7 @@ def prepare(
         pipeline.clean(verifier)
         report = pipeline.keep_out(held)
         ties = pipeline.deduplicate(verifier)
+        pipeline.show("writing")
         splits = split(pipeline.ids(), ties, config.data, config.run.seed)
         manifest = {
             "run_hash": hash_of({**settings, "read": sorted(str(digest) for digest in inputs.values())})[:16],

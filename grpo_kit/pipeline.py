@@ -41,7 +41,7 @@ class Pipeline:
     `rows` are numbered in the order they were read. Steps look only at the rows that are left.
     """
 
-    STEPS = ("reading", "cleaning", "tokens", "golds", "leaks", "duplicates")
+    STEPS = ("reading", "cleaning", "tokens", "golds", "leaks", "duplicates", "writing")
 
     def __init__(self, config: RunConfig, finished: "Finished", show: Show) -> None:
         self.config, self.finished, self._show = config, finished, show
