@@ -122,7 +122,8 @@ class Keeper(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if is_step(logs):
             last = state.global_step >= state.max_steps or control.should_training_stop
-            control.should_save = last or state.global_step % self.steps == 0
+            whole = state.global_step % args.num_iterations == 0  # no batch is half used
+            control.should_save = last or (whole and state.global_step % self.steps == 0)
 
     def keep(self) -> None:
         """Write `checkpoints/step_N`, whole or not at all."""

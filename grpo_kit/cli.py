@@ -4,7 +4,6 @@ A stage that is done is skipped and says so. Errors are one sentence: exit statu
 """
 
 import functools
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -31,7 +30,10 @@ Overrides = Annotated[
 Sources = Annotated[
     list[str] | None,
     typer.Option(
-        "--config", "-c", help="a preset (tiny, t4, 24gb) or a YAML file; may be repeated", show_default=False
+        "--config",
+        "-c",
+        help="a preset (tiny, t4, t4x2, 24gb, 80gb) or a YAML file; may be repeated",
+        show_default=False,
     ),
 ]
 Name = Annotated[str | None, typer.Option("--run", help="the run's name; its folder is runs/NAME", show_default=False)]
@@ -99,57 +101,35 @@ def demo(name: Name = None, force: Force = False) -> None:
 @command
 def doctor() -> None:
     """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
-    import importlib.metadata
-    import shutil
+    from grpo_kit.doctor import findings
 
-    import torch
-    from packaging.requirements import Requirement
-    from safetensors import safe_open
-
-    from grpo_kit import tiny
-
-    findings = [
-        ("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")
-    ]
-    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
-        need = Requirement(text)
-        if need.marker is None:
-            found = _version(need.name)
-            findings.append(
-                (need.name, found or "missing", bool(found) and found in need.specifier, f"pip install '{need}'")
-            )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
-    findings.append(("GPU", gpu, True, ""))
-    root = workspace.find_root().absolute()
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
-    findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
-    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
-        made_by = (weights.metadata() or {}).get("script_sha256")
-    findings.append(
-        ("embedded policy", str(tiny.FOLDER), made_by == tiny.script_hash(), "python -m grpo_kit.tiny makes it anew")
-    )
-    screens.verdicts(findings)
-    if not all(fine for _, _, fine, _ in findings):
+    found = findings()
+    screens.verdicts(found)
+    if not all(fine for _, _, fine, _ in found):
         raise typer.Exit(1)
-
-
-def _version(package: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @command
 def data(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
-    """Read a source, clean and split it: data/{train,val,test}/data.jsonl and manifest.json."""
+    """Read sources, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl and manifest.json."""
     config, run = session.begin(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
         _data(config, run)
+
+
+@command
+def screen(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """Try each training prompt on the untrained policy; keep those of medium difficulty, easy ones first.
+
+    Interrupted, it goes on where it stood. --force applies other settings to samples drawn already, where they still fit.
+    """
+    config, run = session.begin(sources or (), overrides or (), name, "screen", force)
+    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.screening, run.screened, run.left_out]):
+        _screen(config, run)
 
 
 @command
@@ -210,11 +190,12 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit import memory
+    from grpo_kit import memory, policy, roofline
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     where = memory.device(device) if device else memory.this_device()
-    found = memory.plan(config, where, prompt_tokens)
+    hits = policy.routing(config.policy)
+    found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure(), hits)
     screens.plan(found)
     if not found.fits:
         raise typer.Exit(1)
@@ -258,13 +239,23 @@ def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, 
 def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
     from grpo_kit.data import prepare
 
-    with screens.stage(run, "data", "preparing data"):
-        manifest = prepare(config, run)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "none"
-    rows = manifest["rows"]
-    screens.out.print(
-        f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; dropped: {dropped}"
-    )
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "data", "preparing data") as show:
+        manifest = prepare(config, run, verifier, show)
+    screens.data(manifest)
+    if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
+        from grpo_kit.dashboard import save_funnel
+
+        save_funnel(manifest, run)
+
+
+def _screen(config: configuration.RunConfig, run: workspace.Run) -> None:
+    from grpo_kit.screening import screen as screening
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "screen", "screening") as show:
+        found = screening(config, run, verifier, show)
+    screens.screening(found, config.data.pass_rate)
 
 
 def _train(config: configuration.RunConfig, run: workspace.Run) -> None:

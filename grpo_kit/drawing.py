@@ -30,13 +30,22 @@ class PromptBook:
         screened = np.array([np.nan if rate is None else rate for rate in known], dtype=float)
         self.tried = np.where(np.isnan(screened), 0.0, SCREENED)
         self.right = np.nan_to_num(screened) * self.tried
-        self.draws = 0  # prompts drawn so far
+        self.draws = self.more = 0  # prompts drawn so far, and in place of others
         self.first = [0.0, 0.0]  # right and tried over all first visits
 
     def rates(self) -> np.ndarray:
         """The pass rate expected of each prompt, `(prompts,)` in (0, 1)."""
         mean = (self.first[0] + 1) / (self.first[1] + 2)
         return (self.right + PRIOR * mean) / (self.tried + PRIOR)
+
+    def draw_more(self, count: int) -> list[int]:
+        """`count` further prompts for this step, in place of some that taught nothing: useful ones, whatever the order;
+        the order's own place stays."""
+        if self.kind == "shuffled":
+            return self.draw(count)
+        chosen = self._weighted(count)
+        self.more += count
+        return chosen
 
     def draw(self, count: int) -> list[int]:
         """`count` prompts' numbers, different ones where there are enough."""
@@ -56,7 +65,7 @@ class PromptBook:
         """All that changes, as JSON."""
         seen = np.flatnonzero(self.tried).tolist()
         return {
-            "draws": self.draws, "first": self.first, "size": self.size,
+            "draws": self.draws, "more": self.more, "first": self.first, "size": self.size,
             "seen": {str(i): [float(self.right[i]), float(self.tried[i])] for i in seen},
         }  # fmt: skip
 
@@ -66,7 +75,7 @@ class PromptBook:
             raise ValueError(
                 f"The checkpoint knows {state['size']} prompts and the run has {self.size}; they are of other data. Train with --force."
             )
-        self.draws, self.first = state["draws"], list(state["first"])
+        self.draws, self.more, self.first = state["draws"], state["more"], list(state["first"])
         self.right, self.tried = np.zeros(self.size), np.zeros(self.size)
         for i, (right, tried) in state["seen"].items():
             self.right[int(i)], self.tried[int(i)] = right, tried
@@ -76,7 +85,7 @@ class PromptBook:
         log w + noise)."""
         p, n = self.rates(), self.num_generations
         weight = np.maximum(1 - p**n - (1 - p) ** n, FLOOR)
-        noise = np.random.default_rng([self.seed, self.draws]).gumbel(size=self.size)
+        noise = np.random.default_rng([self.seed, self.draws, self.more]).gumbel(size=self.size)
         order = np.argsort(-(np.log(weight) + noise), kind="stable").tolist()
         return (order * math.ceil(count / self.size))[:count]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from grpo_kit import metrics, prompts, workspace
+from grpo_kit import metrics, row_options, workspace
 from grpo_kit.adapter import attach_adapter
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.policy import load_policy
@@ -121,6 +121,18 @@ def sample(
     return [found[i] for i in range(len(ids))]
 
 
+def pay(
+    verifier: Reward, tokenizer: Any, rows: list[dict[str, Any]], samples: list[Sample], enable_thinking: bool
+) -> list[float | None]:
+    """What the verifier, called as TRL calls a reward, pays each row's sample."""
+    return verifier(
+        completions=[[{"role": "assistant", "content": s.text}] for s in samples],
+        prompts=[row["prompt"] for row in rows],
+        prompt_opened_think=row_options.opened_think(tokenizer, rows, enable_thinking),
+        **{key: [row[key] for row in rows] for key in rows[0] if key != "prompt"},
+    )
+
+
 def _measure(
     stage: str, config: RunConfig, run: workspace.Run, verifier: Reward, adapt: Callable[[Any], Any],
     reads: list[Any], progress: Callable[[int, int], None] | None,
@@ -143,12 +155,7 @@ def _measure(
         model, tokenizer, [row["prompt"] for row in repeated], config.evaluation, config.run.seed,
         config.policy.enable_thinking, progress,
     )  # fmt: skip
-    paid = verifier(
-        completions=[[{"role": "assistant", "content": s.text}] for s in samples],
-        prompts=[row["prompt"] for row in repeated],
-        prompt_opened_think=[prompts.opens_thinking(tokenizer, config.policy.enable_thinking)] * len(samples),
-        **{key: [row[key] for row in repeated] for key in rows[0] if key != "prompt"},
-    )
+    paid = pay(verifier, tokenizer, repeated, samples, config.policy.enable_thinking)
     problems = []
     for n, row in enumerate(rows):
         here = slice(n * tries, (n + 1) * tries)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grpo_kit import grouped, nf4
+from grpo_kit import grouped, nf4, pinned
 from grpo_kit.routed_lora import ExpertMatrix, Loras, added, lora_of
 
 FEW = 8  # rows an expert gets; up to here the fused 4-bit product reads less memory than dequantising
@@ -62,6 +62,7 @@ class Workbench:
         self.slots = torch.empty((slots, geometry.nbytes), dtype=torch.uint8, device=device)
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.free: list[Any] = [None] * slots  # event after which a slot may be overwritten
+        self.brought = 0  # bytes copied into slots so far
 
     def bring(self, rows: list[torch.Tensor], together: int = 1) -> Iterator[list[torch.Tensor]]:
         """The experts' bytes on this device, in order, `together` (at most `slots`) at a time; the i-th is in slot
@@ -84,6 +85,7 @@ class Workbench:
 
     def _start(self, row: torch.Tensor, number: int) -> Any:
         slot = number % len(self.slots)
+        self.brought += row.nbytes
         if self.side is None:
             self.slots[slot].copy_(row)
             return None
@@ -109,12 +111,14 @@ class TieredExperts(nn.Module):
         asked = torch.tensor([-2.0, 0.0, 3.0], device="cpu")
         self.is_relu2 = torch.equal(act(asked), asked.relu().square())  # what `grouped` computes
         self.on_host: frozenset[int] = frozenset()
+        self.host = torch.device("cpu")
         self.traffic = [0, 0]
         self.reached: torch.Tensor | None = None  # (num_experts,) bool: whose LoRA some gradient came to
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
         """Lay the experts out: those named on the host tier (pinned where CUDA is), the others on the bench's device.
 
+        `host` is where that tier lies, a second GPU perhaps; without it where it lay before, at first in host memory.
         Bytes that are there already move with them. Raises ValueError for a number that is no expert.
         """
         wrong = [e for e in on_host if not 0 <= e < self.num_experts]
@@ -122,13 +126,14 @@ class TieredExperts(nn.Module):
             raise ValueError(
                 f"Expert {wrong[0]} was to go to the host; there are experts 0 to {self.num_experts - 1}. Name those."
             )
-        host = host or torch.device("cpu")
-        pin = host.type == "cpu" and self.bench.device.type == "cuda"
+        self.host = host = host or self.host
+        pin = host.type == "cpu" and self.bench.device.type != "cpu"
         far = sorted(set(on_host))
         near = [e for e in range(self.num_experts) if e not in set(far)]
+        sizes = {True: (len(far), self.geometry.nbytes), False: (len(near), self.geometry.nbytes)}
         tiers = {
-            True: torch.empty((len(far), self.geometry.nbytes), dtype=torch.uint8, device=host, pin_memory=pin),
-            False: torch.empty((len(near), self.geometry.nbytes), dtype=torch.uint8, device=self.bench.device),
+            True: pinned.empty(*sizes[True]) if pin else torch.empty(sizes[True], dtype=torch.uint8, device=host),
+            False: torch.empty(sizes[False], dtype=torch.uint8, device=self.bench.device),
         }
         old, self.rows = self.rows, [None] * self.num_experts
         for is_far, experts in ((True, far), (False, near)):

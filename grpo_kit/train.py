@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import clock, prompts, resume, submission, workspace
+from grpo_kit import clock, curriculum, memory, prompts, resume, row_options, screening, submission, workspace
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.policy import load_policy
@@ -23,6 +23,7 @@ from grpo_kit.reward_files import fingerprint
 # isort: split
 
 import datasets
+import torch
 from transformers import PrinterCallback
 
 from grpo_kit import callbacks
@@ -55,20 +56,40 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
     if grpo["loss_type"] == "gspo":  # arXiv:2507.18071: ratio and clipping by sequence
         grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
     checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
-    return GRPOConfig(
+    args = GRPOConfig(
         **grpo,
         scale_rewards="group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
         activation_checkpointing=checkpointing,
         output_dir=str(output_dir),
         seed=config.run.seed,
         chat_template_kwargs={"enable_thinking": config.policy.enable_thinking},
+        shuffle_dataset=False,  # prompts are drawn when they are needed (`drawing`), whatever TRL hands over
         logging_steps=1,
         save_strategy="no",  # `resume.save` says when
-        ignore_data_skip=True,  # prompts are drawn when they are needed
+        ignore_data_skip=True,
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
+    args._n_gpu = min(1, args.n_gpu)
+    return args
+
+
+def fit_log_probs() -> None:
+    """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
+
+    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies of a
+    tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the tile's
+    size changes nothing but memory.
+    """
+    from trl.kernels import chunked_logprob
+
+    gpu = torch.cuda.is_available()
+    if gpu and torch.cuda.get_device_capability() < (8, 0):
+        chunked_logprob._TRITON_AVAILABLE = False
+    if not gpu or not chunked_logprob._TRITON_AVAILABLE:
+        chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
 
 
 def train(
@@ -84,14 +105,16 @@ def train(
     FileNotFoundError when its data is missing, ValueError when it was begun with other settings.
     """
     run.need("data", "grpo-kit data")
-    settings = settings_of(config, reward_funcs)
+    settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
+    if screening.is_screened(run):
+        reads.append(run.screened)
     known = run.stages().get("train", {}).get("steps")
-    if run.is_done("train", settings, [run.manifest], config.run.force) and known == config.grpo.max_steps:
+    if run.is_done("train", settings, reads, config.run.force) and known == config.grpo.max_steps:
         return workspace.read_lines(run.metrics)[-1]
 
     started = time.monotonic()
     folder = run.path / "checkpoints"
-    found = None if config.run.force else resume.latest(folder, settings | {"data": workspace.hash_of(run.manifest)})
+    found = None if config.run.force else resume.latest(folder, settings | _hashes(reads))
     if found is None:
         resume.clear(folder)
     trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop)
@@ -102,22 +125,16 @@ def train(
     asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
     submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
-    run.note(
-        "train",
-        settings,
-        [run.manifest],
-        wrote,
-        time.monotonic() - started,
-        to_yaml(config),
-        steps=trainer.state.global_step,
-    )
+    seconds = time.monotonic() - started
+    run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=trainer.state.global_step)
     return workspace.read_lines(run.metrics)[-1]
 
 
-def settings_of(config: RunConfig, reward_funcs: list[Reward]) -> dict[str, Any]:
+def settings_of(config: RunConfig, run: workspace.Run, reward_funcs: list[Reward]) -> dict[str, Any]:
     """What decides a training's outcome, besides the data."""
+    order = {"screening": {"sigma": config.screening.sigma}} if screening.is_screened(run) else {}
     grpo = {key: value for key, value in asdict(config.grpo).items() if key not in ("save_steps", "on_alarm")}
-    return {
+    return order | {
         "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": grpo, "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
     }  # fmt: skip
@@ -126,28 +143,43 @@ def settings_of(config: RunConfig, reward_funcs: list[Reward]) -> dict[str, Any]
 def make_trainer(
     config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
     on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
+    policy: tuple[Any, Any] | None = None,
 ) -> "UsefulTrainer":  # fmt: skip
-    """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on."""
+    """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
+
+    `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
+    """
     from grpo_kit.trainer import UsefulTrainer
 
-    model, tokenizer = load_policy(config.policy)
+    fit_log_probs()
+    model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
-    opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?
-    rows = [row | {"prompt_opened_think": opened} for row in workspace.read_lines(run.rows("train"))]
     record = CompletionRecord(run.completions, reward_funcs)
+    in_order, draw = screening.is_screened(run), config.grpo.draw
+    rows = workspace.read_lines(run.screened if in_order else run.rows("train"))
+    if in_order:
+        draw = "in_order" if draw == "useful" else draw  # the curriculum goes by pass rates already
+        rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
+    thinking = config.policy.enable_thinking
+    opened = row_options.opened_think(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
+    asked = row_options.conversations(tokenizer, rows, thinking)
+    rows = [
+        row | {"prompt": turns, "prompt_opened_think": opens}
+        for row, turns, opens in zip(rows, asked, opened, strict=True)
+    ]
 
     def foretell(found: dict[str, Any]) -> None:
         workspace.write_text(run.forecast, json.dumps(found, indent=2) + "\n")
         if on_forecast:
             on_forecast(found)
 
-    settings = settings_of(config, reward_funcs)
+    settings = settings_of(config, run, reward_funcs)
     metrics = MetricsRecord(run.metrics, settings["grpo"], on_step)
     probe = ProbeStep(_longest(config, tokenizer, rows), foretell)
     stages = callbacks.Stages(config.grpo, metrics)
     keeper = callbacks.Keeper(
-        run.path / "checkpoints", config.grpo.save_steps, settings | {"data": workspace.hash_of(run.manifest)},
-        config.policy.model,
+        run.path / "checkpoints", config.grpo.save_steps,
+        settings | _hashes([run.manifest, *([run.screened] if in_order else [])]), config.policy.model,
     )  # fmt: skip
     left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
     stop = callbacks.Stop(metrics, clock.deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
@@ -162,7 +194,7 @@ def make_trainer(
             probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(), stop, keeper,
         ],
         grpo=config.grpo,
-        book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, config.grpo.draw),
+        book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
     )  # fmt: skip
     probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer
     trainer.keep = keeper.keep
@@ -170,6 +202,17 @@ def make_trainer(
         value.data = data
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
     return trainer
+
+
+def _hashes(reads: list[Path]) -> dict[str, Any]:
+    return {"reads": {path.name: workspace.hash_of(path) for path in reads}}
+
+
+def _prompts_asked(config: RunConfig) -> int:
+    """How many prompts the run asks in all, a prompt that comes again counted again."""
+    grpo = config.grpo
+    step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    return -(-grpo.max_steps // grpo.num_iterations) * step
 
 
 def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:

@@ -45,12 +45,12 @@ class UsefulTrainer(GRPOTrainer):
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         asked = len(inputs) // self.num_generations
-        batch, flat, why = self._ask(asked)
+        batch, flat, why = self._ask(self.book.draw(asked))
         figures = {name: list(values) for name, values in self._metrics["train"].items()}
         left = round(self.grpo.resample_budget * asked)
         replaced = 0
         while flat.any() and left > 0:
-            more, more_flat, _ = self._ask(min(int(flat.sum()), left))
+            more, more_flat, _ = self._ask(self.book.draw_more(min(int(flat.sum()), left)))
             left -= len(more_flat)
             useful = (~more_flat).nonzero().flatten().tolist()
             if not useful:  # a hopeless or a solved set: asking on is for nothing
@@ -72,9 +72,8 @@ class UsefulTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
         return batch
 
-    def _ask(self, count: int) -> tuple[Batch, torch.Tensor, dict[str, float]]:
-        """(TRL's batch of `count` groups, `(count,)` whether each is flat, share of groups by why they are)."""
-        drawn = self.book.draw(count)
+    def _ask(self, drawn: list[int]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
+        """(TRL's batch of a group a prompt, `(prompts,)` whether each is flat, share of groups by why they are)."""
         rows = [self.train_dataset[i] for i in drawn for _ in range(self.num_generations)]
         batch = super()._generate_and_score_completions(rows)
         n, paid = self.num_generations, self.paid

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "config workspace prompts reward_files nemotron_h clock",
-        "session tiny metrics nf4 grouped routed_lora experts tiers turing sampling audit published puzzles advantages drawing alarms resume stages",
-        "policy adapter data checkpoint convert footprint memory",
-        "train trainer records callbacks probe calibrate submission evaluate",
+        "checks config curriculum row_options workspace prompts reward_files nemotron_h clock",
+        "session doctor tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages",
+        "policy adapter data pipeline checkpoint convert footprint roofline memory",
+        "train trainer records callbacks probe calibrate screening submission evaluate",
         "cli screens dashboard",
     )
 ]
@@ -116,7 +116,7 @@ def test_files_stay_small_and_the_package_thin():
     # The referee is one file because it must be pasted as one.
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
     # Raise this by what a feature is worth, knowingly: rewards 1,600, puzzles 1,150, everything else the chain.
-    assert sum(lines.values()) < 9000
+    assert sum(lines.values()) < 11000
 
 
 def test_nothing_evaluates_text():
