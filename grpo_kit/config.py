@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from grpo_kit.protocols import impose
+
 PRESETS = Path(__file__).with_name("presets")
-DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Policy:
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
-        _one_of("policy.dtype", self.dtype, DTYPES)
+        _one_of("policy.dtype", self.dtype, ("float32", "float16", "bfloat16"))
         share = self.experts_on_host
         _require(0 <= share <= 1, f"policy.experts_on_host is {share}; it is a share, from 0 to 1. Set it so.")
 
@@ -148,16 +149,17 @@ class Grpo:
             f"grpo.reward_weights has {len(self.reward_weights)} entries and grpo.reward_funcs {len(self.reward_funcs)}; "
             "each reward has one weight. Give both the same length.",
         )
-        _require(
-            not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; only one can be. Set one to false."
-        )
+        _require(not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; one can be. Set one to false.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How held-out accuracy is measured, before and after, on the same problems."""
+    """How held-out accuracy is measured, before and after, on the same problems. A `protocol` fixes what it publishes."""
 
-    num_problems: int | None = None  # None: the whole test split
+    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split, and .jsonl files of problems
+    protocol: str | None = None  # challenge: its scorer's sampling, prompt and verifier, whatever else is set
+    use_vllm: bool = True  # where it imports and answers as transformers does; else transformers
+    num_problems: int | None = None  # of each set; None: all
     num_generations: int = 1  # samples per problem
     max_completion_length: int = 512
     temperature: float = 1.0  # 0: greedy
@@ -167,8 +169,9 @@ class Evaluation:
     verifier: str = "math_answer.py:math_reward"
 
     def __post_init__(self) -> None:
-        if self.num_problems is not None:
-            _at_least("evaluation.num_problems", self.num_problems, 1, "an accuracy needs a problem")
+        impose(self)
+        problems = 1 if self.num_problems is None else self.num_problems
+        _at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
         _at_least("evaluation.num_generations", self.num_generations, 1, "a problem is tried at least once")
         _at_least("evaluation.max_completion_length", self.max_completion_length, 1, "a completion has a token")
         _at_least("evaluation.batch_size", self.batch_size, 1, "a batch holds something")
@@ -251,9 +254,9 @@ def _read_layer(source: str) -> Any:
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            near = _nearest(source, preset_names())
             raise ValueError(
-                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
+                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}."
+                + _nearest(source, preset_names())
             )
         if not path.is_file():
             raise FileNotFoundError(
@@ -283,8 +286,7 @@ def _read_override(text: str) -> Any:
 
 
 def _refuse_unknown_keys(layer: Any, schema: type = RunConfig, prefix: str = "") -> None:
-    hints = get_type_hints(schema)
-    known = {f.name: hints[f.name] for f in fields(schema)}
+    known = get_type_hints(schema)
     for key in layer:
         name = f"{prefix}{key}"
         if key not in known:
@@ -308,8 +310,7 @@ def _all_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
 
 def _nearest(word: str, choices: list[str]) -> str:
     leaf = word.rsplit(".", 1)[-1]  # the right key in the wrong section, or without one, comes first
-    found = [choice for choice in choices if choice.rsplit(".", 1)[-1] == leaf]
-    found = found or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    found = [c for c in choices if c.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(word, choices, 1, 0.5)
     return f" Did you mean {found[0]}?" if found else ""
 
 

@@ -10,14 +10,21 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
-    {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published"},
-    {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory"},
-    {"train", "probe", "calibrate", "submission", "evaluate"},
+    {"config", "protocols", "workspace", "prompts", "reward_files", "nemotron_h"},
+    {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published", "comparison"},
+    {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory", "problems", "generate", "measures"},
+    {"train", "probe", "calibrate", "submission", "evaluate", "vllm_engine", "tune"},
     {"cli", "screens", "dashboard"},
 ]
 # The only files that may know a library.
-OWNERS = {"trl": {"train"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
+OWNERS = {
+    "trl": {"train"},
+    "peft": {"adapter"},
+    "bitsandbytes": {"nf4"},
+    "kaggle": set(),
+    "vllm": {"vllm_engine"},
+    "optuna": {"tune"},
+}
 
 
 def modules() -> dict[str, ast.Module]:
