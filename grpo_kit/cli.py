@@ -4,7 +4,6 @@ A stage that is done is skipped and says so. Errors are one sentence: exit statu
 """
 
 import functools
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -99,47 +98,12 @@ def demo(name: Name = None, force: Force = False) -> None:
 @command
 def doctor() -> None:
     """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
-    import importlib.metadata
-    import shutil
+    from grpo_kit.doctor import findings
 
-    import torch
-    from packaging.requirements import Requirement
-    from safetensors import safe_open
-
-    from grpo_kit import tiny
-
-    findings = [
-        ("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")
-    ]
-    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
-        need = Requirement(text)
-        if need.marker is None:
-            found = _version(need.name)
-            findings.append(
-                (need.name, found or "missing", bool(found) and found in need.specifier, f"pip install '{need}'")
-            )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
-    findings.append(("GPU", gpu, True, ""))
-    root = workspace.find_root().absolute()
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
-    findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
-    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
-        made_by = (weights.metadata() or {}).get("script_sha256")
-    findings.append(
-        ("embedded policy", str(tiny.FOLDER), made_by == tiny.script_hash(), "python -m grpo_kit.tiny makes it anew")
-    )
-    screens.verdicts(findings)
-    if not all(fine for _, _, fine, _ in findings):
+    found = findings()
+    screens.verdicts(found)
+    if not all(fine for _, _, fine, _ in found):
         raise typer.Exit(1)
-
-
-def _version(package: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @command
@@ -190,6 +154,25 @@ def evaluate(
 
         _evaluate(config, run, "after")
         screens.accuracy(report(run), run)
+
+
+@command
+def tune(
+    words: Annotated[list[str], typer.Argument(help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value")],
+    sources: Sources = None, name: Name = None, force: Annotated[bool, typer.Option("--force", help="begin the search anew")] = False,
+    trials: Annotated[int, typer.Option(help="how many trials in all")] = 12,
+    steps: Annotated[int, typer.Option(help="training steps of each")] = 30,
+    every: Annotated[int, typer.Option(help="steps between measurements on the validation split")] = 5,
+    grid: Annotated[bool, typer.Option("--grid", help="every combination of the choices, once")] = False,
+) -> None:  # fmt: skip
+    """Search for settings that learn best in a few steps: tune/tune.json and tune/tune.png. It goes on where it stood."""
+    from grpo_kit import tune as tuning
+
+    axes, overrides = tuning.space(words)
+    config, run = session.begin(sources or (), overrides, name, "train", force)
+    with screens.working("searching") as show:
+        found = tuning.tune(config, run, axes, trials, steps, every, grid, show)
+    screens.tuned(found, run)
 
 
 @command

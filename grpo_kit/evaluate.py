@@ -21,7 +21,7 @@ from grpo_kit.generate import Sample, sample
 from grpo_kit.protocols import PROTOCOLS
 from grpo_kit.reward_files import answer_reader, fingerprint
 
-__all__ = ["Sample", "after", "before", "judge", "report", "sample"]
+__all__ = ["Sample", "after", "before", "pay", "report", "sample", "scores"]
 
 Reward = Callable[..., list[float | None]]
 Progress = Callable[[int, int], None]
@@ -73,20 +73,32 @@ def report(run: workspace.Run) -> dict[str, Any]:
     return whole
 
 
-def judge(
-    verifier: Reward, prompt: Sequence[list[dict[str, str]]], rows: Sequence[dict[str, Any]], texts: Sequence[str], opened: bool
-) -> list[float | None]:  # fmt: skip
-    """What the verifier pays for each completion, called as TRL calls a reward: by keyword, with every column of the rows.
-
-    `opened`: the prompts end in an open <think>. A column that some rows lack is None for them.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def pay(
+    verifier: Reward, tokenizer: Any, rows: Sequence[dict[str, Any]], samples: Sequence[Sample], enable_thinking: bool
+) -> list[float | None]:
+    """What the verifier, called as TRL calls a reward, pays each row's sample. A column that some rows lack is None there."""
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "prompt"))
     return verifier(
-        completions=[[{"role": "assistant", "content": text}] for text in texts],
-        prompts=list(prompt),
-        prompt_opened_think=[opened] * len(texts),
+        completions=[[{"role": "assistant", "content": s.text}] for s in samples],
+        prompts=[row["prompt"] for row in rows],
+        prompt_opened_think=[prompts.opens_thinking(tokenizer, enable_thinking)] * len(samples),
         **{key: [row.get(key) for row in rows] for key in columns},
     )
+
+
+def scores(
+    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], verifier: Reward, config: RunConfig
+) -> dict[str, float | None]:
+    """The score of each row by its `id`, in [0, 1], of a policy in memory, sampled as `evaluation` says.
+
+    For a look at held-out rows in the middle of a training: the model's mode and torch's random state stay as they are.
+    A score is None where the verifier cannot use the gold.
+    """
+    how, thinking = config.evaluation, config.policy.enable_thinking
+    asked = [problems.Problem("", row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
+    repeated = [p.prompt for p in asked for _ in range(how.num_generations)]
+    drawn = sample(model, tokenizer, repeated, how, config.run.seed, thinking)
+    return {p["id"]: p["score"] for p in _judged(verifier, tokenizer, asked, drawn, how.num_generations, thinking)}
 
 
 def _measure(
@@ -118,8 +130,7 @@ def _measure(
     told = [sampling, config.policy.identity(), ids, [workspace.hash_of(adapter)] if adapter else []]
     drawn, seconds = _draw(engine, ids, how.batch_size, config.run.seed, told, partial, progress)
 
-    opened = prompts.opens_thinking(engine.tokenizer, thinking)
-    tried = _judged(verifier, asked, drawn, how.num_generations, opened)
+    tried = _judged(verifier, engine.tokenizer, asked, drawn, how.num_generations, thinking)
     measured = {
         **measures.summary(tried, config.run.seed),
         "samples": len(drawn),
@@ -137,14 +148,15 @@ def _measure(
 
 
 def _judged(
-    verifier: Reward, asked: list[problems.Problem], drawn: list[Sample], tries: int, opened: bool
+    verifier: Reward, tokenizer: Any, asked: list[problems.Problem], drawn: list[Sample], tries: int, thinking: bool
 ) -> list[dict[str, Any]]:
     """Each problem with what was said and paid; with several samples and a verifier that offers it, with its vote."""
-    repeated = [problem for problem in asked for _ in range(tries)]
-    paid = judge(verifier, [p.prompt for p in repeated], [p.row for p in repeated], [s.text for s in drawn], opened)
+    rows = [problem.row | {"prompt": problem.prompt} for problem in asked for _ in range(tries)]
+    paid = pay(verifier, tokenizer, rows, drawn, thinking)
     votes, read = None, answer_reader(verifier) if tries > 1 else None
     if read:
-        columns = [{key: value for key, value in p.row.items() if key != "answer"} for p in repeated]
+        opened = prompts.opens_thinking(tokenizer, thinking)
+        columns = [{key: value for key, value in row.items() if key not in ("prompt", "answer")} for row in rows]
         votes = [read(s.text, prompt_opened_think=opened, **row) for s, row in zip(drawn, columns, strict=True)]
     here = [slice(start, start + tries) for start in range(0, len(drawn), tries)]
     return [

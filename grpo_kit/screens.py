@@ -139,6 +139,25 @@ def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
     out.print(escape(report["words"]))
 
 
+def tuned(found: dict[str, Any], run: workspace.Run) -> None:
+    """The trials of a search, the best first, what the best is worth, and how to use it."""
+    table = Table(
+        "trial", "settings", "step", "accuracy", "95 % interval", "seconds", title=f"search of run {run.name!r}"
+    )
+    for row in found["trials"]:
+        state = "" if row["state"] == "complete" else " broken off" if row["state"] == "pruned" else " out of memory"
+        accuracy = (
+            ("", "") if row["accuracy"] is None else (f"{row['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*row["ci95"]))
+        )
+        settings = escape(" ".join(row["overrides"])) + " (the run's own)" * row["own"]
+        table.add_row(f"{row['trial']}", settings, f"{row['step']}{state}", *accuracy, f"{row['seconds']:.0f}")
+    out.print(table)
+    out.print(escape(found["words"]))
+    out.print(
+        f"picture: {run.path / 'tune' / 'tune.png'}\nto use the best: {escape(' '.join(found['best']['overrides']))}"
+    )
+
+
 def example(run: workspace.Run) -> None:
     """One problem that was guessed wrong before and worked out after: what training changed, in the policy's words."""
     found = {name: {p["id"]: p for p in _problems(run, name)} for name in ("before", "after")}

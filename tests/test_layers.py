@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
     {"config", "protocols", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published", "comparison"},
+    {"session", "doctor", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published", "comparison"},
     {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory", "problems", "generate", "measures"},
     {"train", "probe", "calibrate", "submission", "evaluate", "vllm_engine", "tune"},
     {"cli", "screens", "dashboard"},
