@@ -24,9 +24,11 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as progress
 
+    from grpo_kit import sampling
+
     tokenizer = load_tokenizer(policy)
     if policy.load_in_4bit and _is_streamed(policy):
-        return _streamed(policy), tokenizer
+        return sampling.install(_streamed(policy)), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
@@ -51,7 +53,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
         tiers.install(model, policy.experts_on_host, hits=routing(policy))
-    return model, tokenizer
+    return sampling.install(model), tokenizer
 
 
 def _is_streamed(policy: settings.Policy) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit import config, policy
+from grpo_kit import adapter, config, policy
 
 
 def last_logits(model, tokenizer):
@@ -71,3 +71,25 @@ def test_a_tokenizer_that_hides_the_closing_tag_is_mended():
 def test_no_warning_of_missing_kernels_stands_in_the_way(capfd):
     policy.load_policy(config.Policy())[0](torch.tensor([[20, 21]]))
     assert "falling back" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_another_model_takes_the_plain_4_bit_path_with_the_same_call(kind, tiny_policy, tmp_path):
+    import transformers
+
+    sizes = {
+        "vocab_size": len(tiny_policy[1]), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "eos_token_id": 11, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes))
+    made.save_pretrained(tmp_path)
+    tiny_policy[1].save_pretrained(tmp_path)
+    model, tokenizer = policy.load_policy(config.Policy(model=str(tmp_path), load_in_4bit=True))
+    linear = {n: type(m).__name__ for n, m in model.named_modules() if n.endswith("_proj")}
+    assert len(linear) == 2 * 7 and set(linear.values()) == {"Linear4bit"}
+    model = adapter.add_lora(model, config.Lora(target_modules=["q_proj", "down_proj"]), seed=1).train()
+    ids = tokenizer("What is 2", return_tensors="pt")["input_ids"]
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad.any() for n, p in model.named_parameters() if "lora_B" in n)
+    assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 1
