@@ -166,9 +166,10 @@ def tune(
     grid: Annotated[bool, typer.Option("--grid", help="every combination of the choices, once")] = False,
 ) -> None:  # fmt: skip
     """Search for settings that learn best in a few steps: tune/tune.json and tune/tune.png. It goes on where it stood."""
+    from grpo_kit import search_space
     from grpo_kit import tune as tuning
 
-    axes, overrides = tuning.space(words)
+    axes, overrides = search_space.read(words)
     config, run = session.begin(sources or (), overrides, name, "train", force)
     with screens.working("searching") as show:
         found = tuning.tune(config, run, axes, trials, steps, every, grid, show)

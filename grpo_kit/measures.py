@@ -66,11 +66,11 @@ def summary(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 def by_group(before: Mapping[str, dict[str, Any]], after: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """What `compare` finds within each set, source and family, where there are several; problems by id."""
-    shared = [p for key, p in before.items() if p["score"] is not None and after.get(key, p)["score"] is not None]
+    shared = [p for key, p in before.items() if p["score"] is not None and after.get(key, {}).get("score") is not None]
     found: dict[str, Any] = {}
     for kind, named in _groups(shared).items():
         for name, members in named.items():
-            keys = [p["id"] for p in members if p["id"] in after]
+            keys = [p["id"] for p in members]
             old, new = ({key: side[key]["score"] for key in keys} for side in (before, after))
             found.setdefault(kind, {})[name] = {
                 "before": sum(old.values()) / len(keys),

@@ -144,12 +144,13 @@ def tuned(found: dict[str, Any], run: workspace.Run) -> None:
     table = Table(
         "trial", "settings", "step", "accuracy", "95 % interval", "seconds", title=f"search of run {run.name!r}"
     )
+    table.columns[1].overflow = "fold"
     for row in found["trials"]:
         state = "" if row["state"] == "complete" else " broken off" if row["state"] == "pruned" else " out of memory"
         accuracy = (
             ("", "") if row["accuracy"] is None else (f"{row['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*row["ci95"]))
         )
-        settings = escape(" ".join(row["overrides"])) + " (the run's own)" * row["own"]
+        settings = escape("\n".join(row["overrides"])) + "\n(the run's own)" * row["own"]
         table.add_row(f"{row['trial']}", settings, f"{row['step']}{state}", *accuracy, f"{row['seconds']:.0f}")
     out.print(table)
     out.print(escape(found["words"]))

@@ -9,10 +9,10 @@ only file that knows Optuna. One process searches at a time.
 import itertools
 import json
 import math
-import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +24,9 @@ from grpo_kit import config as configuration
 from grpo_kit import evaluate, metrics, train, workspace
 from grpo_kit.comparison import compare
 from grpo_kit.reward_files import fingerprint, load_reward
+from grpo_kit.search_space import Axis
 
-RANGE = re.compile(r"(log|uniform|int)\(\s*([^,()]+?)\s*,\s*([^,()]+?)\s*\)")
-SEARCHED = ("policy", "lora", "grpo", "run")  # other sections decide on which problems, and how, a trial is measured
 OnTrial = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """The values of one key: a range (`kind` log, uniform or int, with its ends) or `choices`, each as JSON."""
-
-    kind: str
-    low: float = 0
-    high: float = 0
-    choices: tuple[str, ...] = ()
-
-    def suggest(self, trial: Any, key: str) -> str:
-        """The trial's value, as it is written after `key=`."""
-        if self.kind == "choice":
-            return trial.suggest_categorical(key, self.choices)
-        if self.kind == "int":
-            return str(trial.suggest_int(key, int(self.low), int(self.high)))
-        return f"{trial.suggest_float(key, self.low, self.high, log=self.kind == 'log'):.4g}"
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value lies on the axis."""
-        if self.kind == "choice":
-            return json.dumps(value) in self.choices
-        return isinstance(value, int | float) and self.low <= value <= self.high
-
-    def param(self, value: Any) -> Any:
-        """The value as Optuna keeps it."""
-        return json.dumps(value) if self.kind == "choice" else value
-
-    def ends(self) -> tuple[str, ...]:
-        """Values that must be fit: every choice, or both ends of a range."""
-        return self.choices or tuple(str(int(v) if self.kind == "int" else v) for v in (self.low, self.high))
 
 
 class Trial(workspace.Run):
@@ -68,35 +35,6 @@ class Trial(workspace.Run):
     def __init__(self, run: workspace.Run, number: int) -> None:
         super().__init__(run.path / "tune", f"trial_{number:03}")
         self.manifest, self.rows = run.manifest, run.rows
-
-
-def space(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
-    """(axes by key, the other overrides) of `key=log(a,b)`, `key=uniform(a,b)`, `key=int(a,b)`, `key=[a,b,c]`, `key=value`.
-
-    For a key that takes a list, choices are lists in a list. Raises ValueError for a range or a key that cannot be searched.
-    """
-    axes, rest = {}, []
-    whole = OmegaConf.structured(configuration.RunConfig)
-    for word in words:
-        key, _, value = (part.strip() for part in word.partition("="))
-        span = RANGE.fullmatch(value)
-        listed = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"] if value.startswith("[") else None
-        if listed and OmegaConf.is_list(OmegaConf.select(whole, key)) and not isinstance(listed[0], list):
-            listed = None  # the key's own list
-        if not span and not listed:
-            rest.append(word)
-        elif key.split(".")[0] not in SEARCHED or key == "grpo.max_steps":
-            raise ValueError(
-                f"{key} cannot be searched: trials must differ in {', '.join(SEARCHED)} alone, be as long (--steps) and be measured alike. "
-                "Set it to one value."
-            )
-        elif listed:
-            axes[key] = Axis("choice", choices=tuple(json.dumps(choice) for choice in listed))
-        else:
-            axes[key] = _range(word, *span.groups())
-    if not axes:
-        raise ValueError("There is nothing to search. Name a key with a range or choices, such as 'lora.r=[8,16,32]'.")
-    return axes, rest
 
 
 def tune(
@@ -112,8 +50,11 @@ def tune(
     import optuna
 
     run.need("data", "grpo-kit data")
-    if trials < 1:
-        raise ValueError(f"--trials is {trials}; a search takes at least one. Give 12.")
+    if trials < 1 or steps < 1 or not 1 <= every <= steps:
+        raise ValueError(
+            f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, measured at "
+            "least once. Give 1 or more each, and --every at most --steps."
+        )
     config = _with(config, [f"grpo.max_steps={steps}"])
     settings = _checked(config, run, axes, steps, every, grid)
     folder = run.path / "tune"
@@ -130,10 +71,6 @@ def tune(
             f"The search of run {run.name!r} was begun otherwise ({'; '.join(other[:3])}). Begin anew with --force, or name another run."
         )
     study.set_user_attr("settings", settings)
-    # Another seed for what is left, or a search that goes on would repeat its first draws.
-    study.sampler = optuna.samplers.TPESampler(
-        seed=config.run.seed + len(study.trials), n_startup_trials=max(3, trials // 3)
-    )
     if grid:
         trials = math.prod(len(axis.choices) for axis in axes.values())
     _enqueue(study, config, axes, grid)
@@ -141,6 +78,7 @@ def tune(
         if on_trial:
             best = max((t.value for t in _finished(study) if t.value is not None), default=0.0)
             on_trial(done, trials, f"best so far {best:.2f}" if done else "")
+        study.sampler = _sampler(config.run.seed, done, trials)
         study.optimize(
             lambda trial: _accuracy_of(trial, config, run, axes, steps, every), n_trials=1, catch=torch.OutOfMemoryError
         )
@@ -151,7 +89,10 @@ def tune(
 def _accuracy_of(
     trial: Any, config: configuration.RunConfig, run: workspace.Run, axes: Mapping[str, Axis], steps: int, every: int
 ) -> float:
-    """Train one trial; its last accuracy. Raises Optuna's TrialPruned when it lies below the median on the way."""
+    """Train one trial; its accuracy, by problem the mean of the later half of its measurements.
+
+    Raises Optuna's TrialPruned when it lies below the median on the way.
+    """
     import optuna
 
     overrides = [f"{key}={axis.suggest(trial, key)}" for key, axis in axes.items()]
@@ -159,19 +100,15 @@ def _accuracy_of(
     trial.set_user_attr("overrides", overrides)
     verifier, rows = load_reward(chosen.evaluation.verifier), workspace.read_lines(run.rows("val"))
     own = trial.user_attrs.get("own", False)
-    accuracy = 0.0
+    measured: list[dict[str, float | None]] = []
 
     def on_step(row: dict[str, Any]) -> None:
-        nonlocal accuracy
         step = row["step"]
         if step % every and step != steps:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
-        scores = evaluate.scores(model, trainer.processing_class, rows, verifier, chosen)
-        known = [score for score in scores.values() if score is not None]
-        accuracy = sum(known) / len(known)
-        trial.report(accuracy, step)
-        trial.set_user_attr("scores", scores)
+        measured.append(evaluate.scores(model, trainer.processing_class, rows, verifier, chosen))
+        trial.report(_mean(measured[-1]), step)
         if step < steps and not own and trial.should_prune():  # the run's own values are what others are compared with
             raise optuna.TrialPruned
 
@@ -182,7 +119,34 @@ def _accuracy_of(
     except torch.OutOfMemoryError:
         trial.set_user_attr("no_room", True)
         raise
-    return accuracy
+    finally:
+        last = measured[len(measured) // 2 :]  # one measurement is too noisy to choose by
+        scores = {key: _mean(dict(enumerate(m[key] for m in last))) for key in (last[0] if last else ())}
+        trial.set_user_attr("scores", scores)
+    return _mean(scores)
+
+
+def _mean(scores: Mapping[Any, float | None]) -> float | None:
+    """The mean of the scores that there are; None where no gold could be used."""
+    known = [score for score in scores.values() if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _sampler(seed: int, done: int, trials: int) -> Any:
+    """What proposes the next trial: the first half is spread evenly over the space, the others lie where it was good.
+
+    A space-filling sequence keeps its place in the study's file; the other sampler is seeded by how many trials are done,
+    or a search that goes on would repeat its draws.
+    """
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if done < max(1, trials // 2):
+            return optuna.samplers.QMCSampler(
+                scramble=True, seed=seed, warn_asynchronous_seeding=False, warn_independent_sampling=False
+            )
+    return optuna.samplers.TPESampler(seed=seed + done, n_startup_trials=0)
 
 
 def _finished(study: Any) -> list[Any]:
@@ -281,11 +245,6 @@ def _checked(
     config: configuration.RunConfig, run: workspace.Run, axes: Mapping[str, Axis], steps: int, every: int, grid: bool
 ) -> dict[str, Any]:
     """What the search is of, once all that can be checked before it begins is."""
-    if steps < 1 or not 1 <= every <= steps:
-        raise ValueError(
-            f"--steps is {steps} and --every {every}; a trial takes at least one step and is measured at least once. Give --every "
-            "between 1 and --steps."
-        )
     if ranges := [key for key, axis in axes.items() if axis.kind != "choice"] if grid else []:
         raise ValueError(
             f"{ranges[0]} is a range, and a grid takes choices. Write {ranges[0]}=[a,b,c], or leave out --grid."
@@ -308,15 +267,3 @@ def _with(config: configuration.RunConfig, overrides: Sequence[str]) -> configur
     except OmegaConfBaseException as error:
         configuration.load_config(["tiny"], overrides)  # says it better: which key, and which was meant
         raise ValueError(f"{', '.join(overrides)} does not fit: {str(error).splitlines()[0]}. Correct it.") from None
-
-
-def _range(word: str, kind: str, low: str, high: str) -> Axis:
-    try:
-        ends = [int(end) if kind == "int" else float(end) for end in (low, high)]
-    except ValueError:
-        ends = [1, 0]
-    if not ends[0] < ends[1] or not all(map(math.isfinite, ends)) or (kind == "log" and ends[0] <= 0):
-        raise ValueError(
-            f"{word!r} is no range: its ends are numbers, the lower one first, above 0 with log, whole with int. Correct it."
-        )
-    return Axis(kind, *ends)

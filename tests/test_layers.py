@@ -17,6 +17,7 @@ FLOORS = [
         "tiny",
         "metrics",
         "comparison",
+        "search_space",
         "nf4",
         "experts",
         "tiers",
