@@ -173,6 +173,26 @@ def evaluate(
 
 
 @command
+def tune(
+    words: Annotated[list[str], typer.Argument(help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value")],
+    sources: Sources = None, name: Name = None, force: Annotated[bool, typer.Option("--force", help="begin the search anew")] = False,
+    trials: Annotated[int, typer.Option(help="how many trials in all")] = 12,
+    steps: Annotated[int, typer.Option(help="training steps of each")] = 30,
+    every: Annotated[int, typer.Option(help="steps between measurements on the validation split")] = 5,
+    grid: Annotated[bool, typer.Option("--grid", help="every combination of the choices, once")] = False,
+) -> None:  # fmt: skip
+    """Search for settings that learn best in a few steps: tune/tune.json and tune/tune.png. It goes on where it stood."""
+    from grpo_kit import search_space
+    from grpo_kit import tune as tuning
+
+    axes, overrides = search_space.read(words)
+    config, run = session.begin(sources or (), overrides, name, "train", force)
+    with screens.working("searching") as show:
+        found = tuning.tune(config, run, axes, trials, steps, every, grid, show)
+    screens.tuned(found, run)
+
+
+@command
 def package(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
     to: Annotated[Path | None, typer.Option("--out", help="where to write the zip", show_default=False)] = None,
@@ -280,6 +300,8 @@ def _evaluate(config: configuration.RunConfig, run: workspace.Run, stage: str) -
     screens.out.print(
         f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
     )
+    if found["sampling"]["engine_why"].startswith("vLLM failed"):
+        screens.out.print(f"         [yellow]drawn by transformers: {escape(found['sampling']['engine_why'])}[/]")
 
 
 def _package(config: configuration.RunConfig, run: workspace.Run, to: Path | None) -> Path:

@@ -17,6 +17,7 @@ from grpo_kit.checks import nearest as _nearest
 from grpo_kit.checks import one_of as _one_of
 from grpo_kit.checks import require as _require
 from grpo_kit.checks import share as _share
+from grpo_kit.protocols import impose
 
 PRESETS = Path(__file__).with_name("presets")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -208,16 +209,17 @@ class Grpo:
             f"grpo.reward_weights has {len(self.reward_weights)} entries and grpo.reward_funcs {len(self.reward_funcs)}; "
             "each reward has one weight. Give both the same length.",
         )
-        _require(
-            not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; only one can be. Set one to false."
-        )
+        _require(not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; one can be. Set one to false.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How held-out accuracy is measured, before and after, on the same problems."""
+    """How held-out accuracy is measured, before and after, on the same problems. A `protocol` fixes what it publishes."""
 
-    num_problems: int | None = None  # None: the whole test split
+    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split, and .jsonl files of problems
+    protocol: str | None = None  # challenge: its scorer's sampling, prompt and verifier, whatever else is set
+    use_vllm: bool = True  # where it imports and answers as transformers does; else transformers
+    num_problems: int | None = None  # of each set; None: all
     num_generations: int = 1  # samples per problem
     max_completion_length: int = 512
     temperature: float = 1.0  # 0: greedy
@@ -227,8 +229,9 @@ class Evaluation:
     verifier: str = "math_answer.py:math_reward"
 
     def __post_init__(self) -> None:
-        if self.num_problems is not None:
-            _at_least("evaluation.num_problems", self.num_problems, 1, "an accuracy needs a problem")
+        impose(self)
+        problems = 1 if self.num_problems is None else self.num_problems
+        _at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
         _at_least("evaluation.num_generations", self.num_generations, 1, "a problem is tried at least once")
         _at_least("evaluation.max_completion_length", self.max_completion_length, 1, "a completion has a token")
         _at_least("evaluation.batch_size", self.batch_size, 1, "a batch holds something")
@@ -313,9 +316,9 @@ def _read_layer(source: str) -> Any:
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            near = _nearest(source, preset_names())
             raise ValueError(
-                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
+                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}."
+                + _nearest(source, preset_names())
             )
         if not path.is_file():
             raise FileNotFoundError(
@@ -345,8 +348,7 @@ def _read_override(text: str) -> Any:
 
 
 def _refuse_unknown_keys(layer: Any, schema: type = RunConfig, prefix: str = "") -> None:
-    hints = get_type_hints(schema)
-    known = {f.name: hints[f.name] for f in fields(schema)}
+    known = get_type_hints(schema)
     for key in layer:
         name = f"{prefix}{key}"
         if key not in known:

@@ -164,17 +164,44 @@ def data(manifest: dict[str, Any]) -> None:
 
 
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
-    """Before, after and the difference, each with its 95 % interval."""
+    """Before, after and the difference, each with its 95 % interval, whole and by group; and whether it is real."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")
-    for heading in ("", "pass@1", "95 % interval", "problems"):
+    for heading in ("", "before", "after", "difference", "95 % interval", "problems"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name in ("before", "after"):
-        found = report[name]
-        table.add_row(name, f"{found['pass@1']:.3f}", "{:.3f} to {:.3f}".format(*found["ci95"]), str(found["n"]))
-    table.add_row(
-        "difference", f"{report['difference']:+.3f}", "{:+.3f} to {:+.3f}".format(*report["difference_ci95"]), "paired"
-    )
+    for name in report["before"]["measures"]:
+        old, new = (report[side]["measures"].get(name) for side in ("before", "after"))
+        if new and name != "pass@1":
+            table.add_row(
+                name, *(f"{m['value']:.3f}" for m in (old, new)), f"{new['value'] - old['value']:+.3f}", "", ""
+            )
+    sides = {side: report[side]["pass@1"] for side in ("before", "after")}
+    rows = [("pass@1", report | sides)]
+    rows += [(f"  {kind} {name}", found) for kind, named in report["by"].items() for name, found in named.items()]
+    for name, found in rows:
+        values = (f"{found['before']:.3f}", f"{found['after']:.3f}", f"{found['difference']:+.3f}")
+        table.add_row(escape(name), *values, "{:+.3f} to {:+.3f}".format(*found["difference_ci95"]), str(found["n"]))
     out.print(table)
+    out.print(escape(report["words"]))
+
+
+def tuned(found: dict[str, Any], run: workspace.Run) -> None:
+    """The trials of a search, the best first, what the best is worth, and how to use it."""
+    table = Table(
+        "trial", "settings", "step", "accuracy", "95 % interval", "seconds", title=f"search of run {run.name!r}"
+    )
+    table.columns[1].overflow = "fold"
+    for row in found["trials"]:
+        state = "" if row["state"] == "complete" else " broken off" if row["state"] == "pruned" else " out of memory"
+        accuracy = (
+            ("", "") if row["accuracy"] is None else (f"{row['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*row["ci95"]))
+        )
+        settings = escape("\n".join(row["overrides"])) + "\n(the run's own)" * row["own"]
+        table.add_row(f"{row['trial']}", settings, f"{row['step']}{state}", *accuracy, f"{row['seconds']:.0f}")
+    out.print(table)
+    out.print(escape(found["words"]))
+    out.print(
+        f"picture: {run.path / 'tune' / 'tune.png'}\nto use the best: {escape(' '.join(found['best']['overrides']))}"
+    )
 
 
 def example(run: workspace.Run) -> None:

@@ -116,6 +116,9 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
         (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
+        (["evaluate", "evaluation.protocol=kaggle"], "'kaggle'", "challenge"),
+        (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data` first"),
+        (["tune", "lora.r=8"], "nothing to search", "'lora.r=[8,16,32]'"),
         (["plan", "--device", "t5"], "'t5'", "Did you mean t4?"),  # no such device
         (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
     ],

@@ -13,15 +13,22 @@ PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 FLOORS = [
     set(floor.split())
     for floor in (
-        "checks config curriculum row_options workspace prompts reward_files nemotron_h clock",
-        "session doctor tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages",
-        "policy adapter data pipeline checkpoint convert footprint roofline memory",
-        "train trainer records callbacks probe calibrate screening submission evaluate",
+        "checks config curriculum row_options workspace prompts protocols reward_files nemotron_h clock",
+        "session doctor tiny metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages",
+        "policy adapter data pipeline checkpoint convert footprint roofline memory problems generate measures vllm_engine",
+        "train trainer records callbacks probe calibrate screening submission evaluate tune",
         "cli screens dashboard",
     )
 ]
 # The only files that may know a library.
-OWNERS = {"trl": {"train", "trainer"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
+OWNERS = {
+    "trl": {"train", "trainer"},
+    "peft": {"adapter"},
+    "bitsandbytes": {"nf4"},
+    "kaggle": set(),
+    "vllm": {"vllm_engine"},
+    "optuna": {"tune"},
+}
 
 
 def modules() -> dict[str, ast.Module]:
