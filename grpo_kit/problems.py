@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit import prompts, workspace
+from grpo_kit import prompts, sources, workspace
 from grpo_kit.config import RunConfig
 from grpo_kit.protocols import PROTOCOLS
 
@@ -43,7 +43,7 @@ def load(config: RunConfig, run: workspace.Run) -> list[Problem]:
     suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
     found = []
     for name in names:
-        for row in rows_of(name, run)[: config.evaluation.num_problems]:
+        for row in rows_of(name, run, config)[: config.evaluation.num_problems]:
             prompt = row["prompt"]
             bare = prompt if isinstance(prompt, str) else prompt[-1]["content"].removesuffix(suffix)
             if protocol:
@@ -56,17 +56,25 @@ def load(config: RunConfig, run: workspace.Run) -> list[Problem]:
     return found
 
 
-def rows_of(name: str, run: workspace.Run) -> list[dict[str, Any]]:
-    """The rows of one set: `test`, the run's own split (messages), or a .jsonl file (problem texts), whole and in order.
+def rows_of(name: str, run: workspace.Run, config: RunConfig) -> list[dict[str, Any]]:
+    """The rows of one set, whole and in order: `test`, the run's own split (messages); a recipe such as `aime2024` or a
+    .jsonl file (problem texts).
 
     Each has `id`, `prompt`, `answer` and `source`, and what other columns there are. The one place that knows what a name
     means. Raises FileNotFoundError for a missing file, ValueError for one without problems or golds.
     """
     if name == "test":
         return workspace.read_lines(run.rows("test"))
+    if name in sources.recipe_names():
+        taken = sources.read(sources.locate(name, config.data), config.data, config.run.seed)
+        kept = [(row.line, row.problem, row.answer) for row in taken if not row.reason]
+        return [{"id": f"{name}:{at}", "prompt": asked, "answer": gold, "source": name} for at, asked, gold in kept]
     path = Path(name)
     if path.suffix != ".jsonl":
-        raise ValueError(f"evaluation.sets names {name!r}; a set is `test` or the path of a .jsonl file. Name one.")
+        known = ", ".join(sources.recipe_names(evaluation=True))
+        raise ValueError(
+            f"evaluation.sets names {name!r}; a set is `test`, a recipe ({known}) or the path of a .jsonl file. Name one."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"evaluation.sets names {name}, and no such file exists. Check the path.")
     rows = []

@@ -76,3 +76,14 @@ def test_published_sets_are_read(run, shared_data, name):
     rows = problems.rows_of(str(shared_data / name), run)
     lines = [json.loads(line) for line in (shared_data / name).read_text().splitlines()]
     assert len(rows) == len(lines) and all(row["prompt"] and row["answer"] for row in rows)
+
+
+def test_a_recipe_is_a_set_by_its_name(tmp_path, shared_data):
+    from grpo_kit import config, problems, workspace
+
+    chosen = config.load_config(["tiny"], [f"data.paths.aime2024={shared_data / 'aime/aime2024.jsonl'}"])
+    rows = problems.rows_of("aime2024", workspace.open_run("r", tmp_path), chosen)
+    assert (
+        len(rows) == 30 and {row["source"] for row in rows} == {"aime2024"} and len({row["id"] for row in rows}) == 30
+    )
+    assert all(row["prompt"] and row["answer"].isdigit() for row in rows)
