@@ -142,6 +142,7 @@ class Grpo:
     resample_budget: float = 1.0
     stages: list[Stage] = field(default_factory=list)
     save_steps: int = 10
+    eval_steps: int = 0  # measure accuracy on the validation rows every so many steps; 0: never
     on_alarm: str = "warn"  # or stop
     beta: float = 0.0
     epsilon: float = 0.2
@@ -178,6 +179,7 @@ class Grpo:
         one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))
         one_of("grpo.on_alarm", self.on_alarm, ("warn", "stop"))
         at_least("grpo.save_steps", self.save_steps, 1, "a checkpoint follows a step")
+        at_least("grpo.eval_steps", self.eval_steps, 0, "0 means never")
         require(
             self.resample_budget >= 0,
             f"grpo.resample_budget is {self.resample_budget}; it is a share of a step's groups, 0 or more. Set it so.",

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import clock, curriculum, memory, prompts, resume, row_options, screening, submission, workspace
+from grpo_kit import clock, curriculum, evaluate, memory, prompts, resume, row_options, screening, submission, workspace
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.metrics import mean_interval
 from grpo_kit.policy import load_policy
 from grpo_kit.probe import ProbeStep
 from grpo_kit.reward_files import fingerprint
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
 
 # Of `grpo`, what is passed elsewhere: reward functions to the trainer, the rest to what is ours.
 OURS = (
-    "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "on_alarm",
+    "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "eval_steps", "on_alarm",
 )  # fmt: skip
 RESERVED = 120.0  # seconds of a session left for packing when its time is up, beside what measuring took before
 
@@ -173,6 +174,12 @@ def make_trainer(
         if on_forecast:
             on_forecast(found)
 
+    def held_out() -> dict[str, Any]:
+        found = evaluate.scores(model, tokenizer, workspace.read_lines(run.rows("val")), reward_funcs[0], config)
+        known = [score for score in found.values() if score is not None]
+        interval = list(mean_interval(known, config.run.seed)) if known else None
+        return {"held_out": sum(known) / len(known), "held_out_ci95": interval} if known else {}
+
     settings = settings_of(config, run, reward_funcs)
     metrics = MetricsRecord(run.metrics, settings["grpo"], on_step)
     probe = ProbeStep(_longest(config, tokenizer, rows), foretell)
@@ -191,7 +198,8 @@ def make_trainer(
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[
-            probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(), stop, keeper,
+            probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(),
+            callbacks.HeldOut(config.grpo.eval_steps, held_out, metrics), stop, keeper,
         ],
         grpo=config.grpo,
         book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),

@@ -46,7 +46,7 @@ def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "error", "said"),
     [
-        ("math500", None, ValueError, "`test` or the path of a .jsonl"),
+        ("nosuch", None, ValueError, "`test`, a recipe \\(.*math500.*\\) or the path of a .jsonl"),
         ("none.jsonl", None, FileNotFoundError, "Check the path"),
         ("a.jsonl", "", ValueError, "holds no problem"),
         ("a.jsonl", '{"problem": "x", "answer": "1"}\nno json\n', ValueError, "line 2"),
@@ -62,7 +62,7 @@ def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, said):
     if text is not None:
         path.write_text(text)
     with pytest.raises(error, match=said):
-        problems.rows_of(str(path), run)
+        problems.rows_of(str(path), run, config.load_config(["tiny"]))
 
 
 @pytest.mark.parametrize("sets", ["[]", "[test,test]"])
@@ -73,14 +73,12 @@ def test_no_set_and_a_set_named_twice_are_refused(run, sets):
 
 @pytest.mark.parametrize("name", ["aime/aime2024.jsonl", "math/math500_test.jsonl", "gsm8k/test.jsonl"])
 def test_published_sets_are_read(run, shared_data, name):
-    rows = problems.rows_of(str(shared_data / name), run)
+    rows = problems.rows_of(str(shared_data / name), run, config.load_config(["tiny"]))
     lines = [json.loads(line) for line in (shared_data / name).read_text().splitlines()]
     assert len(rows) == len(lines) and all(row["prompt"] and row["answer"] for row in rows)
 
 
 def test_a_recipe_is_a_set_by_its_name(tmp_path, shared_data):
-    from grpo_kit import config, problems, workspace
-
     chosen = config.load_config(["tiny"], [f"data.paths.aime2024={shared_data / 'aime/aime2024.jsonl'}"])
     rows = problems.rows_of("aime2024", workspace.open_run("r", tmp_path), chosen)
     assert (
