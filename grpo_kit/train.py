@@ -58,12 +58,12 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
 
 def train(
     config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None,
+    on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train and write `adapter/`, `metrics.jsonl` and `completions.jsonl`; returns the last metrics row.
 
     `reward_funcs`: one function for each entry of `grpo.reward_weights`, in its order. `on_forecast` is called with what the
-    probe step found (`probe.Forecast`), which is in `forecast.json` too, `on_step` with each metrics row. A run that is trained already is left as it is. Raises FileNotFoundError when its data is missing.
+    probe step found (`probe.Forecast`), which is in `forecast.json` too, `on_step` with each metrics row; after each step `should_stop` is asked. A run that is trained already is left as it is. Raises FileNotFoundError when its data is missing.
     """
     run.need("data", "grpo-kit data")
     settings = {
@@ -75,6 +75,8 @@ def train(
 
     started = time.monotonic()
     trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast)
+    if should_stop:
+        trainer.add_callback(Stop(should_stop))
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     with workspace.new_folder(run.adapter) as folder:
@@ -170,6 +172,16 @@ class MetricsRecord(TrainerCallback):
             file.write(json.dumps(row) + "\n")
         if self.on_step:
             self.on_step(row)
+
+
+class Stop(TrainerCallback):
+    """Ends the run after a step when `asked` says so; what it has learned is saved as ever."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self.asked = asked
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or self.asked()
 
 
 class GradientCheck(TrainerCallback):
