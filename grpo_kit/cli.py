@@ -78,8 +78,8 @@ def _is_ours(error: BaseException) -> bool:
 @command
 def demo(name: Name = None, force: Force = False) -> None:
     """The whole chain on the embedded policy: data, accuracy, GRPO, accuracy, submission.zip, check, picture."""
-    from grpo_kit import dashboard
     from grpo_kit import evaluate as evaluating
+    from grpo_kit import html_report
 
     config, run = session.begin(["tiny"], ["run.name=demo"], name, force=force)
     started = time.monotonic()
@@ -90,7 +90,7 @@ def demo(name: Name = None, force: Force = False) -> None:
     zip_path = _package(config, run, None)
     _check(config, zip_path, run)
     report = evaluating.report(run)
-    dashboard.save_picture(run)
+    html_report.save(run)
     screens.accuracy(report, run)
     screens.example(run)
     screens.where(run, zip_path, time.monotonic() - started)
@@ -193,6 +193,16 @@ def evaluate(
 
 
 @command
+def report(name: Name = None) -> None:
+    """The run as report.html and report.png, finished or interrupted; neither needs a server."""
+    from grpo_kit import html_report
+
+    _, run = session.begin((), (), name)
+    html_report.save(run)
+    screens.out.print(f"{run.page}\n{run.picture}")
+
+
+@command
 def package(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
     to: Annotated[Path | None, typer.Option("--out", help="where to write the zip", show_default=False)] = None,
@@ -272,10 +282,8 @@ def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
 
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     with screens.stage(run, "train", "training") as show:
-        last = training.train(
-            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}"),
-            screens.forecast,
-        )  # fmt: skip
+        step = screens.training(run, config.grpo.max_steps, show)
+        last = training.train(config, run, rewards, step, screens.forecast)
     screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
 
 

@@ -183,6 +183,7 @@ class Run:
     seed: int = 3407
     root: str | None = None
     force: bool = False  # repeat a stage that is done already
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # also wandb, trackio; or none
 
 
 @dataclass(frozen=True)

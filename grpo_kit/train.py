@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import prompts, submission, tiers, workspace
+from grpo_kit import prompts, submission, tiers, trackers, workspace
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.policy import load_policy
@@ -50,7 +50,9 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
         chat_template_kwargs={"enable_thinking": config.policy.enable_thinking},
         logging_steps=1,
         save_strategy="no",
-        report_to="none",
+        report_to=trackers.told_to_transformers(config.run.report_to),
+        project="grpo-kit",
+        run_name=config.run.name,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
@@ -66,6 +68,7 @@ def train(
     probe step found (`probe.Forecast`), which is in `forecast.json` too, `on_step` with each metrics row; after each step `should_stop` is asked. A run that is trained already is left as it is. Raises FileNotFoundError when its data is missing.
     """
     run.need("data", "grpo-kit data")
+    trackers.check(config.run.report_to)
     settings = {
         "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": asdict(config.grpo), "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
@@ -115,7 +118,7 @@ def make_trainer(
         args=to_trl(config, run.path / "checkpoints"),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[probe, metrics, GradientCheck()],
+        callbacks=[probe, metrics, GradientCheck(), *trackers.callbacks(config.run.report_to, run.path)],
     )
     probe.trainer = metrics.trainer = trainer
     for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks

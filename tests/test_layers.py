@@ -13,8 +13,8 @@ FLOORS = [
     {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
     {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published"},
     {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory"},
-    {"train", "probe", "calibrate", "submission", "evaluate"},
-    {"cli", "screens", "dashboard"},
+    {"train", "trackers", "probe", "calibrate", "submission", "evaluate"},
+    {"cli", "screens", "dashboard", "html_report", "browser", "charts", "figures"},
 ]
 # The only files that may know a library.
 OWNERS = {"trl": {"train"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
