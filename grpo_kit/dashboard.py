@@ -13,7 +13,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from grpo_kit import browser, charts, figures, html_report, workspace
+from grpo_kit import charts, completions, figures, html_report, workspace
 
 LOOK = 0.2  # seconds between looks at the files
 DRAW = 1.0  # at most one drawing in so many seconds, and none before this many times what the last one took
@@ -28,7 +28,11 @@ class Board(widgets.VBox):
     """
 
     def __init__(self, run: workspace.Run) -> None:
-        self.run, self.tail, self.completions = run, browser.Tail(run.metrics), browser.Completions(run.completions)
+        self.run, self.tail, self.completions = (
+            run,
+            completions.Tail(run.metrics),
+            completions.Completions(run.completions),
+        )
         self.rows: list[dict[str, Any]] = []
         self.stopping, self.lock = threading.Event(), threading.RLock()  # JupyterLab answers clicks in another thread
         self.state, self.next_draw = "", 0.0
@@ -119,7 +123,7 @@ class Board(widgets.VBox):
         with self.lock:
             groups = self.completions.groups(self.step.value)
             if self.group.value is not None and self.group.value < len(groups):
-                self.group_html.value = browser.group_html(groups[self.group.value])
+                self.group_html.value = completions.group_html(groups[self.group.value])
 
 
 async def answer_clicks() -> None:

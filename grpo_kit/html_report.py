@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from grpo_kit import browser, charts, figures, workspace
+from grpo_kit import charts, completions, figures, workspace
 
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
 PAGE = """<!doctype html>
@@ -40,20 +40,20 @@ def page(run: workspace.Run) -> str:
     rows = rows_of(run)
     body = [figures_html(figures.summary(run, rows)), alarms_html(rows)]
     body.append(charts.svg(figures.panels(run, rows)))
-    completions = browser.Completions(run.completions)
-    completions.refresh()
-    for step in spread(completions.steps, STEPS):
-        groups = completions.groups(step)
+    lines = completions.Completions(run.completions)
+    lines.refresh()
+    for step in spread(lines.steps, STEPS):
+        groups = lines.groups(step)
         note = f", {GROUPS} of {len(groups)} groups" if len(groups) > GROUPS else ""
         body.append(f"<details open><summary><b>Step {step}</b>{note}</summary>")
-        body += [browser.group_html(group) for group in groups[:GROUPS]]
+        body += [completions.group_html(group) for group in groups[:GROUPS]]
         body.append("</details>")
     return PAGE.format(title=escape(f"Run {run.name}"), body="\n".join(body))
 
 
 def rows_of(run: workspace.Run) -> list[dict[str, Any]]:
     """The metrics rows of a run that has taken a step at least, finished or not. Raises FileNotFoundError otherwise."""
-    rows = [row for _, _, row in browser.Tail(run.metrics).new()]
+    rows = [row for _, _, row in completions.Tail(run.metrics).new()]
     if not rows:
         run.need("train", "grpo-kit train")
         raise FileNotFoundError(f"{run.metrics} holds no step. Run `grpo-kit train` first.")

@@ -14,7 +14,7 @@ FLOORS = [
     {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published"},
     {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory"},
     {"train", "trackers", "probe", "calibrate", "submission", "evaluate"},
-    {"cli", "screens", "dashboard", "html_report", "browser", "charts", "figures"},
+    {"cli", "screens", "dashboard", "html_report", "completions", "charts", "figures"},
 ]
 # The only files that may know a library.
 OWNERS = {"trl": {"train"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
