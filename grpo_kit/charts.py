@@ -19,8 +19,9 @@ def svg(panels: list[Panel], columns: int = 3) -> str:
     """All panels as one SVG element, `columns` a row; it scales to the width it is given. Safe to put into a page."""
     rows = -(-len(panels) // columns)
     width, height = WIDTH * min(columns, len(panels)), HEIGHT * rows
+    last = last_step(panels)
     parts = [
-        f'<g transform="translate({WIDTH * (i % columns)} {HEIGHT * (i // columns)})">{_panel(panel)}</g>'
+        f'<g transform="translate({WIDTH * (i % columns)} {HEIGHT * (i // columns)})">{_panel(panel, last)}</g>'
         for i, panel in enumerate(panels)
     ]
     return (
@@ -30,8 +31,7 @@ def svg(panels: list[Panel], columns: int = 3) -> str:
     )
 
 
-def _panel(panel: Panel) -> str:
-    x_end = max([1.0, *(x for line in panel.lines for x in line.xs)])
+def _panel(panel: Panel, x_end: float) -> str:
     low, high = limits(panel)
     inner_w, inner_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
@@ -103,6 +103,11 @@ def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="10" fill="{INK}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
+def last_step(panels: list[Panel]) -> float:
+    """Where every panel's axis of steps ends, so that they can be compared; 1 at least."""
+    return max([1.0, *(x for panel in panels for line in panel.lines for x in line.xs)])
+
+
 def limits(panel: Panel) -> tuple[float, float]:
     """(lowest, highest) value a panel shows: 0 to 1 for shares, else from 0 or below to a little above the highest."""
     if panel.percent:
@@ -154,7 +159,8 @@ def picture(panels: list[Panel], title: str, columns: int = 3) -> Any:
                            labels=[line.label for line in panel.lines])  # fmt: skip
         for line in panel.lines if not panel.stacked else []:
             _plot(axis, line)
-        axis.set(ylim=limits(panel), xlabel="step", ylabel=panel.unit)
+        room = last_step(panels) * 0.03
+        axis.set(xlim=(-room, last_step(panels) + room), ylim=limits(panel), xlabel="step", ylabel=panel.unit)
         axis.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")
         if panel.percent:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))

@@ -68,8 +68,10 @@ class Completions:
     def groups(self, step: int) -> list[list[dict[str, Any]]]:
         """The lines of a step by group: neighbours that answer the same prompt."""
         groups: list[list[dict[str, Any]]] = []
+        if step not in self.where:
+            return groups
         with self.path.open("rb") as file:
-            for start, end in self.where.get(step, []):
+            for start, end in self.where[step]:
                 file.seek(start)
                 line = json.loads(file.read(end - start))
                 if not groups or groups[-1][-1]["prompt"] != line["prompt"]:
