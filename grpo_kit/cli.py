@@ -14,8 +14,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit import screens, session, workspace
-from grpo_kit.reward_files import load_reward
+from grpo_kit import running, screens, session, workspace
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -80,19 +79,19 @@ def _is_ours(error: BaseException) -> bool:
 @command
 def demo(name: Name = None, force: Force = False) -> None:
     """The whole chain on the embedded policy: data, accuracy, GRPO, accuracy, submission.zip, check, picture."""
-    from grpo_kit import dashboard
     from grpo_kit import evaluate as evaluating
+    from grpo_kit import html_report
 
     config, run = session.begin(["tiny"], ["run.name=demo"], name, force=force)
     started = time.monotonic()
-    _data(config, run)
-    _evaluate(config, run, "before")
-    _train(config, run)
-    _evaluate(config, run, "after")
-    zip_path = _package(config, run, None)
-    _check(config, zip_path, run)
+    running.data(config, run)
+    running.evaluate(config, run, "before")
+    running.train(config, run)
+    running.evaluate(config, run, "after")
+    zip_path = running.package(config, run, None)
+    running.check(config, zip_path, run)
     report = evaluating.report(run)
-    dashboard.save_picture(run)
+    html_report.save(run)
     screens.accuracy(report, run)
     screens.example(run)
     screens.where(run, zip_path, time.monotonic() - started)
@@ -116,7 +115,7 @@ def data(
     """Read sources, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl and manifest.json."""
     config, run = session.begin(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
-        _data(config, run)
+        running.data(config, run)
 
 
 @command
@@ -129,7 +128,7 @@ def screen(
     """
     config, run = session.begin(sources or (), overrides or (), name, "screen", force)
     if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.screening, run.screened, run.left_out]):
-        _screen(config, run)
+        running.screen(config, run)
 
 
 @command
@@ -139,7 +138,7 @@ def train(
     """GRPO on the run's training rows: adapter/, metrics.jsonl, completions.jsonl."""
     config, run = session.begin(sources or (), overrides or (), name, "train", force)
     if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.adapter, run.metrics, run.completions]):
-        _train(config, run)
+        running.train(config, run)
 
 
 @command
@@ -164,11 +163,11 @@ def evaluate(
     config, run = session.begin(sources or (), overrides or (), name, "evaluate", force)
     if _is_dry(dry_run, config, run, f"reads {run.rows('test')}", [run.evaluation]):
         return
-    _evaluate(config, run, "before")
+    running.evaluate(config, run, "before")
     if "train" in run.stages():
         from grpo_kit.evaluate import report
 
-        _evaluate(config, run, "after")
+        running.evaluate(config, run, "after")
         screens.accuracy(report(run), run)
 
 
@@ -193,6 +192,16 @@ def tune(
 
 
 @command
+def report(name: Name = None) -> None:
+    """The run as report.html and report.png, finished or interrupted; neither needs a server."""
+    from grpo_kit import html_report
+
+    _, run = session.begin((), (), name)
+    html_report.save(run)
+    screens.out.print(f"{run.page}\n{run.picture}")
+
+
+@command
 def package(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
     to: Annotated[Path | None, typer.Option("--out", help="where to write the zip", show_default=False)] = None,
@@ -200,7 +209,7 @@ def package(
     """The trained adapter as submission.zip, two files at its root."""
     config, run = session.begin(sources or (), overrides or (), name, "package", force)
     if not _is_dry(dry_run, config, run, f"reads {run.adapter}", [to or run.submission]):
-        _package(config, run, to)
+        running.package(config, run, to)
 
 
 @command
@@ -222,6 +231,18 @@ def plan(
 
 
 @command
+def reproduce(name: Annotated[str, typer.Argument(metavar="RUN", help="the run to repeat")]) -> None:
+    """Repeat a run's data and training from its record, beside it as RUN-again, and say what differs."""
+    from grpo_kit.reproduce import reproduce as repeat
+
+    _, run = session.begin((), (), name)
+    again, found = repeat(run, lambda stage: screens.out.print(f"{stage} again"))
+    screens.out.print(f"{again.path}: " + ("the same, bit for bit" if not found else ""))
+    for sentence in found:
+        screens.out.print(f"  {escape(sentence)}")
+
+
+@command
 def check(
     zip_path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")],
     overrides: Overrides = None, sources: Sources = None, name: Name = None,
@@ -230,7 +251,7 @@ def check(
     config, run = session.begin(sources or (), overrides or (), name, "package")
     if name:
         run.need("train", "grpo-kit train")
-    _check(config, zip_path, run if name else None)
+    running.check(config, zip_path, run if name else None)
 
 
 @rewards_app.command("audit")
@@ -254,78 +275,6 @@ def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, 
             f"# run folder: {run.path}\n# {reads}\n# writes {', '.join(map(str, writes))}\n# dry run: nothing was touched"
         )
     return dry_run
-
-
-def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
-    from grpo_kit.data import prepare
-
-    verifier = load_reward(config.evaluation.verifier)
-    with screens.stage(run, "data", "preparing data") as show:
-        manifest = prepare(config, run, verifier, show)
-    screens.data(manifest)
-    if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
-        from grpo_kit.dashboard import save_funnel
-
-        save_funnel(manifest, run)
-
-
-def _screen(config: configuration.RunConfig, run: workspace.Run) -> None:
-    from grpo_kit.screening import screen as screening
-
-    verifier = load_reward(config.evaluation.verifier)
-    with screens.stage(run, "screen", "screening") as show:
-        found = screening(config, run, verifier, show)
-    screens.screening(found, config.data.pass_rate)
-
-
-def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
-    from grpo_kit import train as training
-
-    rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
-    with screens.stage(run, "train", "training") as show:
-        last = training.train(
-            config, run, rewards, lambda row: show(row["step"], config.grpo.max_steps, f"reward {row['reward']:.2f}"),
-            screens.forecast,
-        )  # fmt: skip
-    screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
-
-
-def _evaluate(config: configuration.RunConfig, run: workspace.Run, stage: str) -> None:
-    from grpo_kit import evaluate as evaluating
-
-    verifier = load_reward(config.evaluation.verifier)
-    with screens.stage(run, stage, f"accuracy {stage}") as show:
-        found = getattr(evaluating, stage)(config, run, verifier, show)
-    low, high = found["ci95"]
-    screens.out.print(
-        f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
-    )
-    if found["sampling"]["engine_why"].startswith("vLLM failed"):
-        screens.out.print(f"         [yellow]drawn by transformers: {escape(found['sampling']['engine_why'])}[/]")
-
-
-def _package(config: configuration.RunConfig, run: workspace.Run, to: Path | None) -> Path:
-    from grpo_kit.submission import package as pack
-
-    with screens.stage(run, "package", "packing"):
-        path = pack(config, run, to)
-    screens.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
-    return path
-
-
-def _check(config: configuration.RunConfig, path: Path, run: workspace.Run | None) -> None:
-    from grpo_kit.submission import check as examine
-
-    findings = examine(config, path, run.probe if run else None)
-    screens.out.print(f"check    {path}")
-    for passed, finding in findings:
-        screens.out.print(f"         {'[green]ok  [/]' if passed else '[red]FAIL[/]'} {escape(finding)}")
-    if run is None:
-        screens.out.print("         [dim]not compared with a trained policy; --run NAME does[/]")
-    if not all(passed for passed, _ in findings):
-        raise RuntimeError(
-            f"{path} is not the adapter that was trained, or is a dead one (see FAIL above). Train and pack again before submitting."
-        )
 
 
 if __name__ == "__main__":

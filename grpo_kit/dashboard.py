@@ -1,95 +1,151 @@
-"""A run as a picture: reward by step, and held-out accuracy before and after with its interval."""
+"""A run's board in a notebook: its figures, charts and completions, alive while it trains and the same afterwards.
 
-import json
-from pathlib import Path
+The board reads the run's files, so it shows a run of this cell, of another kernel or of last week alike. Training goes
+on in a thread and the cell awaits it, so that the kernel can answer clicks meanwhile.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from html import escape
 from typing import Any
 
-from grpo_kit import workspace
+import ipywidgets as widgets
 
-BEFORE, AFTER, LINE = "#b0413e", "#2e7d32", "#1f4e79"
+from grpo_kit import charts, completions, figures, html_report, workspace
+
+LOOK = 0.2  # seconds between looks at the files
+DRAW = 1.0  # at most one drawing in so many seconds, and none before this many times what the last one took
+SHARE = 100
 
 
-def picture(run: workspace.Run) -> Any:
-    """A matplotlib figure of the run: reward curve, completion length, accuracy with 95 % intervals.
+class Board(widgets.VBox):
+    """The board of a run: display it, and pass the training through `during` to keep it alive. ipywidgets 7.7 to 8.
 
-    What has not been measured yet is left out. Raises FileNotFoundError when the run has no metrics.
+    >>> board = Board(run)                                                  # doctest: +SKIP
+    >>> last = await board.during(train.train, config, run, rewards)        # doctest: +SKIP
     """
-    from matplotlib.figure import Figure
 
-    run.need("train", "grpo-kit train")
-    rows = workspace.read_lines(run.metrics)
-    steps = [row["step"] for row in rows]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    curve, bars = figure.subplots(1, 2, width_ratios=(3, 1))
+    def __init__(self, run: workspace.Run) -> None:
+        self.run, self.tail, self.completions = (
+            run,
+            completions.Tail(run.metrics),
+            completions.Completions(run.completions),
+        )
+        self.rows: list[dict[str, Any]] = []
+        self.stopping, self.lock = threading.Event(), threading.RLock()  # JupyterLab answers clicks in another thread
+        self.state, self.next_draw = "", 0.0
+        self.head, self.chart, self.group_html = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.stop_button = widgets.Button(description="Stop and save", icon="stop", disabled=True)
+        self.stop_button.on_click(lambda _: self.stop())
+        self.step = widgets.IntSlider(description="step", min=0, max=0, continuous_update=False)
+        self.group = widgets.Dropdown(description="group")
+        self.step.observe(self._show_step, "value")
+        self.group.observe(self._show_group, "value")
+        picked = widgets.HBox([self.step, self.group])
+        super().__init__([self.head, self.stop_button, self.chart, picked, self.group_html])
+        self.refresh()
 
-    names = [key for key in rows[0] if key.startswith("rewards/") and key.endswith("/mean")]
-    for name in names:
-        values = [row[name] for row in rows]
-        main = name == names[0]
-        label = name.split("/")[1]
-        if main:
-            curve.plot(steps, values, color=LINE, alpha=0.25, linewidth=1)
-            curve.plot(steps, smooth(values), color=LINE, linewidth=2.2, label=f"{label} (mean of 9 steps)")
+    async def during(self, train: Callable[..., Any], *args: Any) -> Any:
+        """What `train(*args, should_stop=...)` returns; it runs in a thread, and the board follows it.
+
+        "Stop and save" makes `should_stop()` true, and the training's own return ends the wait. So does interrupting the
+        kernel, which raises KeyboardInterrupt once the training has saved. An exception of the training is raised here.
+        """
+        self.stopping.clear()
+        self._state("training", stoppable=True)
+        interrupted = False
+        work = asyncio.ensure_future(asyncio.to_thread(train, *args, should_stop=self.stopping.is_set))
+        while not work.done():
+            try:
+                await asyncio.wait({work}, timeout=LOOK)
+                await answer_clicks()
+                self.refresh()
+            except (asyncio.CancelledError, KeyboardInterrupt):  # how ipykernel interrupts a cell that awaits
+                interrupted = True
+                self.stop()
+        failed = work.exception()
+        self._state(f"failed: {failed}" if failed else "stopped and saved" if self.stopping.is_set() else "finished")
+        if interrupted and not failed:
+            raise KeyboardInterrupt
+        return work.result()
+
+    def stop(self) -> None:
+        """Ask the training to end after the step it is in, and to save what it has."""
+        self.stopping.set()
+        self._state("stopping after this step")
+
+    def refresh(self) -> None:
+        """Look at the run's files, and draw what is new: at most once a second and 1 % of the time."""
+        if time.monotonic() < self.next_draw:
+            return
+        started = time.monotonic()
+        try:
+            with self.lock:
+                self._draw()
+        except Exception as error:  # a chart that fails must not end a training that does not
+            self.head.value = f"the board cannot be drawn ({escape(repr(error))}); the training goes on"
+        self.next_draw = time.monotonic() + max(DRAW, SHARE * (time.monotonic() - started))
+
+    def _state(self, state: str, stoppable: bool = False) -> None:
+        self.state, self.next_draw = state, 0.0
+        self.stop_button.disabled = not stoppable
+        self.refresh()
+
+    def _draw(self) -> None:
+        new = [row for _, _, row in self.tail.new()]
+        if self.tail.rewound:
+            self.rows = []
+        self.rows += new
+        state = f"<b>run {escape(self.run.name)}</b> {escape(self.state)}"
+        found = html_report.figures_html(figures.summary(self.run, self.rows))
+        self.head.value = f"{state}{found}{html_report.alarms_html(self.rows, most=3)}"
+        if new or self.tail.rewound or not self.chart.value:
+            panels = figures.panels(self.run, self.rows)
+            self.chart.value = charts.svg(panels) if panels else ""
+        self.completions.refresh()
+        if steps := self.completions.steps:
+            newest, following = steps[-1], self.step.value == self.step.max
+            if newest != self.step.max:
+                self.step.max, self.step.min = newest, steps[0]
+            if following:
+                self.step.value = newest
+
+    def _show_step(self, _: Any) -> None:
+        with self.lock:
+            groups = self.completions.groups(self.step.value)
+            self.group.options = [(f"{i + 1}: {group[0]['prompt'][:60]}", i) for i, group in enumerate(groups)]
+            self.group.value = 0 if groups else None  # ipywidgets 7 picks the first by itself, 8 does not
+            self._show_group(None)
+
+    def _show_group(self, _: Any) -> None:
+        with self.lock:
+            groups = self.completions.groups(self.step.value)
+            if self.group.value is not None and self.group.value < len(groups):
+                self.group_html.value = completions.group_html(groups[self.group.value])
+
+
+async def answer_clicks() -> None:
+    """Let a kernel of ipykernel 6 (Colab, Kaggle) answer clicks while a cell awaits; 7 does so by itself.
+
+    Only widget messages are taken out of its queue: the cells that "Run all" has put there wait for their turn.
+    Checked with ipykernel 6.17.1 and 6.29.5.
+    """
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    queue = getattr(kernel, "msg_queue", None)
+    if queue is None:
+        return
+    waiting = [queue.get_nowait() for _ in range(queue.qsize())]
+    ident, parent = kernel._parent_ident.get("shell"), kernel.get_parent("shell")
+    for item in waiting:
+        _, dispatch, args = item
+        _, frames = kernel.session.feed_identities(args[0], copy=False)
+        if kernel.session.unpack(frames[1].bytes)["msg_type"].startswith("comm_"):
+            await dispatch(*args)
         else:
-            curve.plot(steps, smooth(values), color="0.6", linewidth=1.2, linestyle="--", label=label)
-    curve.set(
-        xlabel="GRPO step", ylabel="reward of the sampled completions", ylim=(-0.02, 1.05), title=f"run {run.name!r}"
-    )
-    curve.grid(alpha=0.25)
-    curve.legend(loc="lower right", frameon=False)
-
-    for at, (name, color) in enumerate((("before", BEFORE), ("after", AFTER))):
-        path = run.evaluation / f"{name}.json"
-        if not path.is_file():
-            continue
-        found = json.loads(path.read_text())
-        value, (low, high) = found["pass@1"], found["ci95"]
-        bars.bar(at, value, color=color, width=0.6, yerr=[[value - low], [high - value]], capsize=6)
-        bars.text(at, high + 0.02, f"{value:.0%}", ha="center", fontweight="bold")
-    bars.set_xticks([0, 1], ["before", "after"])
-    bars.set(ylim=(0, 1.12), title="held-out accuracy\n(95 % interval)")
-    bars.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    for axis in (curve, bars):
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def save_picture(run: workspace.Run) -> None:
-    """Write the picture to the run's `report.png`, in one step."""
-    _save(picture(run), run.picture)
-
-
-def funnel(manifest: dict[str, Any]) -> Any:
-    """A matplotlib figure of where the rows went: those read, those left after each reason, and what the reason took."""
-    from matplotlib.figure import Figure
-
-    steps = [("read", manifest["read"], 0)] + [(s["reason"], s["left"], s["dropped"]) for s in manifest["funnel"]]
-    figure = Figure(figsize=(8, 0.8 + 0.34 * len(steps)), layout="constrained")
-    axis = figure.subplots()
-    for at, (_, left, dropped) in enumerate(steps):
-        axis.barh(at, left, color=LINE, height=0.7)
-        axis.barh(at, dropped, left=left, color=BEFORE, height=0.7)
-        axis.text(left + dropped, at, f" {left:,}" + (f"  (-{dropped:,})" if dropped else ""), va="center", fontsize=9)
-    axis.set_yticks(range(len(steps)), [reason for reason, _, _ in steps])
-    axis.set(xlim=(0, 1.22 * manifest["read"]), xlabel="rows")
-    axis.invert_yaxis()
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def save_funnel(manifest: dict[str, Any], run: workspace.Run) -> None:
-    """Write the funnel to the run's `data/funnel.png`, in one step."""
-    _save(funnel(manifest), run.manifest.with_name("funnel.png"))
-
-
-def _save(figure: Any, path: Path) -> None:
-    aside = path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(aside, dpi=120)
-    aside.replace(path)
-
-
-def smooth(values: list[float], window: int = 9) -> list[float]:
-    """Centred moving average over `window` steps, shorter at the ends."""
-    half = window // 2
-    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
+            queue.put_nowait(item)
+    if waiting:
+        kernel.set_parent(ident, parent, "shell")

@@ -239,6 +239,7 @@ class Run:
     seed: int = 3407
     root: str | None = None
     force: bool = False  # repeat a stage that is done already
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # also wandb, trackio; or none
     time_limit: str | None = None  # such as 3h30m, of the session; None: Kaggle's 12 h there, none elsewhere
 
 

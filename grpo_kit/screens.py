@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grpo_kit import workspace
+from grpo_kit import figures, workspace
 from grpo_kit.prompts import split_thinking
 
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -53,23 +53,28 @@ def working(doing: str) -> Iterator[Callable[..., None]]:
         yield show
 
 
+def training(run: workspace.Run, steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
+    """What to call with each metrics row: the figures beside the progress bar, and each alarm printed as it rings."""
+    rows: list[dict[str, Any]] = []
+
+    def step(row: dict[str, Any]) -> None:
+        rows.append(row)
+        found = figures.summary(run, rows[-9:])
+        named = ("reward", "groups with a gradient", "cut off", "tokens a second")
+        show(row["step"], steps, ", ".join(f"{name} {found[name]}" for name in named if name in found))
+        for sentence in row.get("alarms") or []:
+            err.print(f"[yellow]step {row['step']}: {escape(sentence)}[/]")
+
+    return step
+
+
 def forecast(found: dict[str, Any]) -> None:
     """What the probe step found: the longest step fits, and how long it and the run take at most."""
     step = found["sampling_seconds"] + found["training_seconds"]
     peak = "" if found["peak_bytes"] is None else f", {found['peak_bytes'] / 2**30:.2f} GiB on the GPU"
     out.print(
         f"         the longest step fits ({found['prompt_tokens']} + {found['completion_tokens']} tokens{peak}); at most "
-        f"{step:.1f} s a step, {found['steps']} steps in {_duration(found['seconds'])}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} minutes"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
+        f"{step:.1f} s a step, {found['steps']} steps in {figures.duration(found['seconds'])}"
     )
 
 
@@ -225,7 +230,8 @@ def where(run: workspace.Run, zip_path: Path, seconds: float) -> None:
     """Where everything lies, and what to do next."""
     table = Table(title=f"done in {seconds:.0f} s", show_header=False)
     for what, where in (
-        ("the zip", zip_path), ("the picture", run.picture), ("the report", run.evaluation / "report.json"),
+        ("the zip", zip_path), ("the picture", run.picture), ("the page", run.page),
+        ("the accuracies", run.evaluation / "report.json"),
         ("every completion", run.completions), ("the adapter", run.adapter),
     ):  # fmt: skip
         table.add_row(what, str(where))

@@ -12,7 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import clock, curriculum, evaluate, memory, prompts, resume, row_options, screening, submission, workspace
+from grpo_kit import (
+    clock,
+    curriculum,
+    evaluate,
+    memory,
+    prompts,
+    resume,
+    row_options,
+    screening,
+    submission,
+    trackers,
+    workspace,
+)
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.metrics import mean_interval
@@ -68,7 +80,9 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
         logging_steps=1,
         save_strategy="no",  # `resume.save` says when
         ignore_data_skip=True,
-        report_to="none",
+        report_to=trackers.told_to_transformers(config.run.report_to),
+        project="grpo-kit",
+        run_name=config.run.name,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
@@ -106,6 +120,7 @@ def train(
     FileNotFoundError when its data is missing, ValueError when it was begun with other settings.
     """
     run.need("data", "grpo-kit data")
+    trackers.check(config.run.report_to)
     settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
     if screening.is_screened(run):
         reads.append(run.screened)
@@ -200,6 +215,7 @@ def make_trainer(
         callbacks=[
             probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(),
             callbacks.HeldOut(config.grpo.eval_steps, held_out, metrics), stop, keeper,
+            *trackers.callbacks(config.run.report_to, run.path),
         ],
         grpo=config.grpo,
         book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),

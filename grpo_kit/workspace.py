@@ -80,7 +80,7 @@ class Run:
         self.adapter = self.path / "adapter"
         self.evaluation = self.path / "evaluation"
         self.probe = self.evaluation / "probe.safetensors"
-        self.picture = self.path / "report.png"
+        self.picture, self.page = self.path / "report.png", self.path / "report.html"
         # A Kaggle kernel submits what lies at the top of its output.
         kaggle = bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE"))
         self.submission = root.parent / ("submission.zip" if kaggle else "submission/submission.zip")

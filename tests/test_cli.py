@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from grpo_kit import workspace
+from grpo_kit import screens, workspace
 from grpo_kit.cli import app
 from tests.conftest import SAMPLE, SMALL
 
@@ -41,8 +41,27 @@ def test_the_stages_one_by_one_then_again(here):
     assert "package skipped" in call("package", "--run", "r")
     assert sorted(p.name for p in (here / "runs/r").iterdir()) == [
         "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json", "metrics.jsonl",
-            "run.json",
+            "run.json", "tensorboard",
     ]  # fmt: skip
+
+
+def test_a_report_is_a_page_and_a_picture_and_needs_a_step(here):
+    call("data", "-c", "tiny", "--run", "r", *FEW)
+    assert "no finished stage 'train'" in call("report", "--run", "r", status=2)
+    call("train", "--run", "r", *FEW)
+    said = call("report", "--run", "r")
+    assert "runs/r/report.html" in said and "runs/r/report.png" in said
+    assert (here / "runs/r/report.html").stat().st_size > 5000
+
+
+def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path, capsys):
+    shown = []
+    step = screens.training(workspace.open_run("r", tmp_path), 9, lambda *what: shown.append(what))
+    step({"step": 1, "seconds": 2.0, "reward": 0.5, "frac_reward_zero_std": 0.25, "completions/clipped_ratio": 0.1})
+    step({"step": 2, "seconds": 4.0, "reward": 0.7, "tokens_per_second": 50.0, "alarms": ["87 % are [cut]: raise it."]})
+    assert shown[0] == (1, 9, "reward 0.50, groups with a gradient 75%, cut off 10%")
+    assert shown[1][:2] == (2, 9) and "reward 0.60" in shown[1][2] and "tokens a second 50" in shown[1][2]
+    assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
 
 
 def test_data_once_made_stands_when_training_names_the_preset_again(here):

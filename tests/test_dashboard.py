@@ -1,46 +1,279 @@
-"""The picture of a run, from its files alone."""
+"""The board: it follows a run's files, runs a training in a thread, and obeys its button and the kernel's interrupt.
 
-import shutil
+Covered: a stand-in training and a real one, in this process and in a real kernel with clicks sent as a front end sends
+them. `test_board_in_browser.py` drives the same in JupyterLab. Tried by hand: ipykernel 6.17.1 and 6.29.5, ipywidgets 7.7.1.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import threading
+import time
+import types
+from pathlib import Path
 
 import pytest
+from jupyter_client.manager import KernelManager
 
+from grpo_kit import config, dashboard, data, train, workspace
+from grpo_kit.reward_files import load_reward
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = workspace.open_run("r", tmp_path / "runs")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def take(run, step, **more):
+    """What a training leaves after a step."""
+    for path, row in ((run.metrics, {"seconds": step / 10, "reward": 0.5} | more), *[(run.completions, {"prompt": p, "completion": f"t</think>{p}{step}", "answer": "7", "rewards": {"m": 1.0}}) for p in "aab"]):  # fmt: skip
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+
+
+def until_stopped(run, should_stop, most=5000):
+    """Stands in for `train.train`."""
+    for step in range(1, most + 1):
+        take(run, step)
+        time.sleep(0.01)
+        if should_stop():
+            break
+    return {"step": step, "thread": threading.current_thread()}
+
+
+def test_a_finished_run_is_shown_without_a_training(trained):
+    board = dashboard.Board(trained[1])
+    assert "4 of 4" in board.head.value and "<svg" in board.chart.value
+    assert (board.step.min, board.step.value, board.step.max) == (1, 4, 4)
+    assert len(board.group.options) == 4 and board.group_html.value.count('class="completion"') == 4
+    assert board.stop_button.disabled
+
+
+def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
+    board = dashboard.Board(run)
+    assert board.chart.value == "" and "svg" not in board.group_html.value
+    take(run, 1)
+    board.next_draw = 0
+    board.refresh()
+    assert len(board.rows) == 1 and "<svg" in board.chart.value and "a1" in board.group_html.value
+
+
+def test_the_browser_follows_the_newest_step_until_another_is_picked(run):
+    board = dashboard.Board(run)
+    for step in (1, 2, 3):
+        take(run, step)
+        board._draw()
+    assert board.step.value == 3 and "a3" in board.group_html.value
+    board.step.value = 2
+    board.group.value = 1
+    assert "b2" in board.group_html.value and board.group.options[1][0] == "2: b"
+    take(run, 4)
+    board._draw()
+    assert (board.step.value, board.step.max) == (2, 4) and "b2" in board.group_html.value
+
+
+def test_a_run_begun_anew_is_shown_from_its_start(run):
+    take(run, 1)
+    take(run, 2)
+    board = dashboard.Board(run)
+    run.metrics.write_text("")
+    run.completions.write_text("")
+    board._draw()
+    assert board.rows == [] and board.completions.steps == []
+    take(run, 1)
+    board._draw()
+    assert len(board.rows) == 1
+
+
+def test_it_draws_at_most_once_a_second_and_a_hundredth_of_the_time(run, monkeypatch):
+    board = dashboard.Board(run)
+    clock = [1000.0]
+    monkeypatch.setattr(dashboard.time, "monotonic", lambda: clock[0])
+    draws = []
+
+    def draw(cost=0.05):
+        draws.append(clock[0])
+        clock[0] += cost
+
+    monkeypatch.setattr(board, "_draw", draw)
+    board.next_draw = 0.0
+    for _ in range(200):
+        board.refresh()
+        clock[0] += 0.1
+    assert draws == pytest.approx([1000.0, 1005.1, 1010.15, 1015.2], abs=0.2)
+
+
+def test_a_training_runs_in_a_thread_and_its_return_is_the_cells(run):
+    board = dashboard.Board(run)
+    last = asyncio.run(board.during(until_stopped_soon, run))
+    assert last["step"] == 5 and last["thread"] is not threading.main_thread()
+    assert len(board.rows) == 5 and "finished" in board.head.value and board.stop_button.disabled
+
+
+def until_stopped_soon(run, should_stop):
+    return until_stopped(run, should_stop, most=5)
+
+
+def test_the_button_ends_it(run):
+    board = dashboard.Board(run)
+
+    async def press():
+        await asyncio.sleep(0.5)
+        assert not board.stop_button.disabled
+        board.stop_button.click()
+        assert board.stop_button.disabled and "stopping after this step" in board.head.value
+
+    async def both():
+        return (await asyncio.gather(board.during(until_stopped, run), press()))[0]
+
+    last = asyncio.run(both())
+    assert 0 < last["step"] < 5000 and "stopped and saved" in board.head.value
+
+
+def test_a_board_can_go_on_after_a_stop(run):
+    board = dashboard.Board(run)
+    board.stop()
+    assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
+
+
+def test_an_exception_of_the_training_is_raised_in_the_cell(run):
+    def fails(should_stop):
+        raise RuntimeError("the <GPU> is gone")
+
+    board = dashboard.Board(run)
+    with pytest.raises(RuntimeError, match="the <GPU> is gone"):
+        asyncio.run(board.during(fails))
+    assert "failed: the &lt;GPU&gt; is gone" in board.head.value
+
+
+def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
+    board = dashboard.Board(run)
+    monkeypatch.setattr(dashboard.figures, "panels", lambda *_: 1 / 0)
+    assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
+    assert "the board cannot be drawn" in board.head.value
+
+
+def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
+    """The rewards answer from the thread, the adapter is written, and the stage is noted."""
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=50"])
+    run = workspace.open_run("r", tmp_path / "runs")
+    data.prepare(chosen, run)
+    board = dashboard.Board(run)
+
+    async def press():
+        while len(board.rows) < 2:
+            await asyncio.sleep(0.05)
+        board.stop()
+
+    async def both():
+        rewards = [load_reward(spec) for spec in chosen.grpo.reward_funcs]
+        return (await asyncio.gather(board.during(train.train, chosen, run, rewards), press()))[0]
+
+    last = asyncio.run(both())
+    assert 2 <= last["step"] < 50 and last["rewards/math_reward/mean"] > 0
+    assert (run.adapter / "adapter_model.safetensors").is_file() and "train" in run.stages()
+
+
+SETUP = """
+import json, threading, time
 from grpo_kit import dashboard, workspace
+{training}
+run = workspace.open_run("r", {root!r})
+board = dashboard.Board(run)
+print(board.stop_button.comm.comm_id, board.step.comm.comm_id)
+"""
 
 
-def test_the_picture_is_a_png_of_curve_and_bars(trained):
-    _, run = trained
-    dashboard.save_picture(run)
-    assert run.picture.read_bytes().startswith(b"\x89PNG") and run.picture.stat().st_size > 10_000
-    curve, bars = dashboard.picture(run).axes
-    assert [len(line.get_xdata()) for line in curve.lines] == [4, 4, 4]
-    assert len(bars.patches) == 2
+def test_a_kernel_of_ipykernel_6_answers_clicks_and_leaves_cells_in_its_queue(monkeypatch):
+    queue, done, parents = asyncio.Queue(), [], []
+
+    async def dispatch(frames):
+        done.append(json.loads(frames[1].bytes))
+
+    for number, kind in enumerate(["comm_msg", "execute_request", "comm_open", "execute_request"]):
+        frame = types.SimpleNamespace(bytes=json.dumps({"msg_type": kind, "number": number}).encode())
+        queue.put_nowait((number, dispatch, ([b"signature", frame],)))
+    session = types.SimpleNamespace(feed_identities=lambda frames, copy: ([], frames), unpack=json.loads)
+    kernel = types.SimpleNamespace(
+        msg_queue=queue, session=session, _parent_ident={"shell": b"me"}, get_parent=lambda channel: "the cell",
+        set_parent=lambda *args: parents.append(args),
+    )  # fmt: skip
+    monkeypatch.setattr("IPython.get_ipython", lambda: types.SimpleNamespace(kernel=kernel))
+    asyncio.run(dashboard.answer_clicks())
+    assert [message["number"] for message in done] == [0, 2]
+    assert [queue.get_nowait()[0] for _ in range(queue.qsize())] == [1, 3]  # in their order
+    assert parents == [(b"me", "the cell", "shell")]  # what is printed next belongs to the cell again
 
 
-def test_what_is_not_measured_yet_is_left_out(trained, tmp_path):
-    copy = workspace.open_run("small", tmp_path)
-    shutil.copytree(trained[1].path, copy.path)
-    (copy.evaluation / "after.json").unlink()
-    assert len(dashboard.picture(copy).axes[1].patches) == 1
+TRAINING = inspect.getsource(take) + inspect.getsource(until_stopped)
 
 
-def test_the_funnel_has_a_bar_for_what_is_left_and_one_for_what_each_reason_took():
-    manifest = {
-        "read": 10,
-        "funnel": [{"reason": "proof", "dropped": 3, "left": 7}, {"reason": "image", "dropped": 1, "left": 6}],
-    }
-    (axis,) = dashboard.funnel(manifest).axes
-    assert [bar.get_width() for bar in axis.patches] == [10, 0, 7, 3, 6, 1]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["read", "proof", "image"]
+class Kernel:
+    """A real kernel, spoken to as a front end does."""
+
+    def __init__(self):
+        self.manager = KernelManager(kernel_name="python3")
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        env.pop("COV_CORE_SOURCE", None)
+        self.manager.start_kernel(env=env, cwd=str(ROOT))
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(60)
+
+    def said(self, asked):
+        """What the cell `asked` printed or raised, once it is done."""
+        text = ""
+        while True:
+            message = self.client.get_iopub_msg(timeout=60)
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            content = message["content"]
+            text += content.get("text", "") + content.get("ename", "")
+            if content.get("execution_state") == "idle":
+                return text
+
+    def tell(self, comm, data):
+        message = self.client.session.msg("comm_msg", {"comm_id": comm, "data": data})
+        self.client.shell_channel.send(message)
 
 
-def test_an_untrained_run_has_no_picture(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
-        dashboard.picture(workspace.open_run("r", tmp_path))
+@pytest.fixture(scope="module")
+def kernel():
+    kernel = Kernel()
+    yield kernel
+    kernel.client.stop_channels()
+    kernel.manager.shutdown_kernel(now=True)
 
 
-@pytest.mark.parametrize(
-    ("values", "smooth"),
-    [([1.0], [1.0]), ([0.0, 1.0], [0.5, 0.5]), ([0.0] * 9 + [9.0], [0.0] * 5 + [1.0, 9 / 8, 9 / 7, 9 / 6, 9 / 5])],
-)
-def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
-    assert dashboard.smooth(values) == pytest.approx(smooth)
+def begin(kernel, run):
+    """(the cell that trains, the comm ids of button and slider), once some steps are taken."""
+    button, slider = kernel.said(kernel.client.execute(SETUP.format(root=str(run.root), training=TRAINING))).split()
+    cell = kernel.client.execute("print((await board.during(until_stopped, run))['step'])")
+    end = time.monotonic() + 60
+    while len(workspace.read_lines(run.metrics) if run.metrics.is_file() else []) < 100:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return cell, button, slider
+
+
+def test_in_a_kernel_the_slider_and_the_button_work_while_the_cell_runs(kernel, run):
+    cell, button, slider = begin(kernel, run)
+    behind = kernel.client.execute("print('behind', board.step.value, 'a2' in board.group_html.value)")
+    kernel.tell(slider, {"method": "update", "state": {"value": 2}, "buffer_paths": []})
+    kernel.tell(button, {"method": "custom", "content": {"event": "click"}})
+    assert 100 <= int(kernel.said(cell)) < 5000
+    assert kernel.said(behind) == "behind 2 True\n"  # it waited for its turn
+
+
+def test_interrupting_the_kernel_saves_and_then_interrupts(kernel, run):
+    cell, _, _ = begin(kernel, run)
+    kernel.manager.interrupt_kernel()
+    assert kernel.said(cell) == "KeyboardInterrupt"
+    assert "stopped and saved" in kernel.said(kernel.client.execute("print(board.head.value)"))
+    assert 100 <= len(workspace.read_lines(run.metrics)) < 5000

@@ -81,10 +81,10 @@ for split, count in manifest["rows"].items():
 # %matplotlib inline
 from IPython.display import display
 
-from grpo_kit import dashboard
+from grpo_kit import funnel
 from grpo_kit.workspace import read_lines
 
-display(dashboard.funnel(manifest))
+display(funnel.picture(manifest))
 for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:10]:
     print(
         f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})\n  {row['problem'][:100]!r}"

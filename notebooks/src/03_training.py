@@ -160,44 +160,43 @@ for name in asdict(config.grpo):
 # %% [markdown]
 # ## Train
 # Each step draws a group of replies to each problem, pays them, and makes the better-paid ones of each group more
-# likely. **Before you run it:** for `tiny`, 60 steps take about 25 s on two laptop cores. You should see one line that
-# counts the steps; the reward in it starts near 0.5 (it is the weighted sum, so at most 1.1) and ends near 1.1.
+# likely. **Before you run it:** for `tiny`, 60 steps take about 25 s on two laptop cores. The board stays alive meanwhile:
+# pick a step and a group to read what was sampled, unfold the thinking, or press *Stop and save*.
 
 # %%
-from grpo_kit import train
+from grpo_kit import dashboard, train
 
-
-def show(row):
-    steps = config.grpo.max_steps
-    left = row["seconds"] / row["step"] * (steps - row["step"])
-    line = f"step {row['step']} of {steps} · reward {row['reward']:.2f} · about {left:.0f} s to go"
-    display(Pretty(line), display_id="training", update=row["step"] > 1)
-
-
-last = train.train(config, run, rewards, show)
+board = dashboard.Board(run)
+display(board)
+last = await board.during(train.train, config, run, rewards)
 note = run.stages()["train"]
 print(f"Trained {note['finished'][:16]} UTC: {last['step']} steps in {note['seconds']:.0f} s.")
 print(f"The adapter lies in {run.adapter}.")
 
 # %% [markdown]
-# **You should see** the last line name the adapter. Run the cell again and it returns at once with the same line: a
-# finished training is not repeated, and never overwritten unasked. To train again, name another run, or
-# add `run.force=true` to the overrides.
+# **You should see** the reward start near 0.5 (it is the weighted sum, so at most 1.1) and end near 1.1, and the share of
+# groups with a gradient fall: a group whose replies are all right teaches nothing more. The last line names the adapter.
+# Run the cell again and it returns at once with the same line: a finished training is not repeated, and never overwritten
+# unasked. To train again, name another run, or add `run.force=true` to the overrides.
 
 # %% [markdown]
-# ## The curve
-# A reward that climbs is the first sign of learning; where it flattens, more steps buy little.
+# ## The curves
+# The board needs a kernel; the same charts as a picture stay in the notebook, and `report.html` in the run folder is a
+# page to keep or send, with completions of a few steps. A reward that climbs is the first sign of learning; where it
+# flattens, more steps buy little.
 
 # %%
 # %matplotlib inline
-from grpo_kit import dashboard
+from grpo_kit import html_report
 
-display(dashboard.picture(run))
+display(html_report.picture(run))
+html_report.save(run)
+print(f"The page lies in {run.page}.")
 
 # %% [markdown]
-# **You should see** the blue line climb and flatten near 1, and the dashed one, the format, near 1 from the start: the
-# tiny policy knew the form and had to find out what is worth saying. The bar is the accuracy before training; the one
-# for after follows in notebook 4.
+# **You should see** the blue line of the reward climb and flatten near 1, and the format's dashed one near 1 from the
+# start: the tiny policy knew the form and had to find out what is worth saying. The point at step 0 is the accuracy before
+# training, with its interval; the one for after follows in notebook 4.
 
 # %% [markdown]
 # ## What changed, in its own words

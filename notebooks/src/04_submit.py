@@ -101,16 +101,16 @@ print(report["words"])
 # that were gained and lost, and how often chance alone would part them so unevenly (McNemar's exact test).
 
 # %% [markdown]
-# The same as a picture: bars whose intervals are apart need no further argument.
+# The same as a picture: points whose intervals are apart need no further argument.
 
 # %%
 # %matplotlib inline
-from grpo_kit import dashboard
+from grpo_kit import html_report
 
-display(dashboard.picture(run))
+display(html_report.picture(run))
 
 # %% [markdown]
-# **You should see** the reward by step on the left, and accuracy before and after with its intervals on the right.
+# **You should see** the reward by step on the left, and beside it the accuracy before and after with its intervals.
 
 # %% [markdown]
 # ## One problem, before and after
