@@ -113,7 +113,7 @@ def doctor() -> None:
 def data(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
-    """Read a source, clean and split it: data/{train,val,test}/data.jsonl and manifest.json."""
+    """Read sources, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl and manifest.json."""
     config, run = session.begin(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
         _data(config, run)
@@ -239,13 +239,14 @@ def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, 
 def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
     from grpo_kit.data import prepare
 
-    with screens.stage(run, "data", "preparing data"):
-        manifest = prepare(config, run)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "none"
-    rows = manifest["rows"]
-    screens.out.print(
-        f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; dropped: {dropped}"
-    )
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "data", "preparing data") as show:
+        manifest = prepare(config, run, verifier, show)
+    screens.data(manifest)
+    if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
+        from grpo_kit.dashboard import save_funnel
+
+        save_funnel(manifest, run)
 
 
 def _screen(config: configuration.RunConfig, run: workspace.Run) -> None:

@@ -79,13 +79,16 @@ class Columns:
 class Data:
     """Where problems come from and how they are split. Sizes are rows; the rest is for training."""
 
-    source: str = "tiny-sums"  # tiny-sums, a .jsonl/.csv/.parquet path, or a Hub dataset id
+    source: str = "tiny-sums"  # recipes, file paths, Hub ids, tiny-sums, puzzles; several separated by commas
+    paths: dict[str, str] = field(default_factory=dict)  # recipe: local file or folder, as in data.paths.gsm8k=...
     subset: str | None = None  # the Hub dataset's configuration, where it has several
     split: str = "train"  # the Hub dataset's split
     columns: Columns = field(default_factory=Columns)
     system_prompt: str = ""
     prompt_suffix: str = ""
-    limit: int | None = None  # read at most this many rows
+    limit: int | None = None  # read at most this many rows of each source
+    max_prompt_tokens: int | None = None  # longer ones are dropped, counted with the policy's tokenizer and template
+    decontaminate: list[str] | None = None  # evaluation sets to keep out; None: all that can be had, []: none
     no_thinking: float = 0.0  # share of the training rows asked for an answer without thinking
     budgeted: float = 0.0  # share of the training rows that state a budget, drawn from token_budgets
     token_budgets: list[int] = field(default_factory=list)
@@ -96,8 +99,9 @@ class Data:
     def __post_init__(self) -> None:
         row_options.check(self.no_thinking, self.budgeted, self.token_budgets)
         curriculum.check_band(self.pass_rate)
-        if self.limit is not None:
-            _at_least("data.limit", self.limit, 1, "at least one row is needed")
+        _at_least("data.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
+        tokens = 1 if self.max_prompt_tokens is None else self.max_prompt_tokens
+        _at_least("data.max_prompt_tokens", tokens, 1, "a prompt has at least one token")
         _at_least("data.val_size", self.val_size, 0, "a split cannot hold fewer than no rows")
         _at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")
 

@@ -137,6 +137,32 @@ def plan(found: Any) -> None:
     out.print(f"step time: {seconds}\n{escape(found.verdict)}")
 
 
+def data(manifest: dict[str, Any]) -> None:
+    """Where each row went: the funnel, what leaked from which evaluation set, and how many rows each split has."""
+    if manifest["funnel"]:
+        table = Table("reason", "dropped", "left", "for example", "why", title=f"{manifest['read']} rows read")
+        table.columns[1].justify = table.columns[2].justify = "right"
+        for row in manifest["funnel"]:
+            example = row["examples"][0]
+            said = (f"{example['from']}: {example['problem']}", example["why"])
+            table.add_row(
+                row["reason"], str(row["dropped"]), str(row["left"]), *(escape(" ".join(t.split())[:60]) for t in said)
+            )
+        out.print(table)
+    for name, hit in manifest["evaluation"].items():
+        out.print(
+            f"         {name}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal and "
+            f"{hit['overlap']} overlapping rows; {hit['kept']} rows share only a stock phrase"
+        )
+    if manifest["not_checked"]:
+        out.print(
+            f"         [yellow]not checked against {', '.join(manifest['not_checked'])}[/]: not here (manifest.json says how to attach)"
+        )
+    rows = manifest["rows"]
+    kept = f"dropped: {sum(manifest['dropped'].values()) or 'none'}"
+    out.print(f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {kept}")
+
+
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
     """Before, after and the difference, each with its 95 % interval."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")

@@ -155,6 +155,6 @@ def test_settle_lets_an_explicit_override_through_so_that_the_stage_can_object()
 
 @pytest.mark.parametrize("where", ["cpu", "cuda", "cuda:0", "cuda:2", "disk", ""])
 def test_experts_overflow_to_the_host_or_to_the_second_gpu(where):
-    with pytest.raises(ValueError, match=f"experts_overflow is '{where}'; choose one of host, cuda:1"):
+    with pytest.raises(ValueError, match=f"experts_overflow is '{where}'; it must be one of host, cuda:1"):
         config.Policy(experts_overflow=where)
     assert config.Policy(experts_overflow="cuda:1").experts_overflow == "cuda:1"

@@ -14,8 +14,8 @@ FLOORS = [
     set(floor.split())
     for floor in (
         "checks config curriculum row_options workspace prompts reward_files nemotron_h",
-        "session doctor tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles",
-        "policy adapter data checkpoint convert footprint roofline memory",
+        "session doctor tiny metrics nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources",
+        "policy adapter data pipeline checkpoint convert footprint roofline memory",
         "train probe calibrate screening submission evaluate",
         "cli screens dashboard",
     )
@@ -116,7 +116,7 @@ def test_files_stay_small_and_the_package_thin():
     # The referee is one file because it must be pasted as one.
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
     # Raise this by what a feature is worth, knowingly: rewards 1,600, puzzles 1,150, everything else the chain.
-    assert sum(lines.values()) < 9000
+    assert sum(lines.values()) < 11000
 
 
 def test_nothing_evaluates_text():
