@@ -15,7 +15,7 @@ import bitsandbytes.nn.parametrize as parametrize
 import torch
 from torch import nn
 
-from grpo_kit import checkpoint, nemotron_h, nf4
+from grpo_kit import checkpoint, nemotron_h, nf4, sampling
 
 NF4 = {"compress_statistics": True, "quant_type": "nf4"}
 
@@ -23,7 +23,7 @@ NF4 = {"compress_statistics": True, "quant_type": "nf4"}
 def tiered(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """The kit's own; `share` of each layer's experts in host memory. `folder` holds the config.json."""
     drawn = ((folder, name, value) for name, value in tensors(folder, dtype, device))
-    return checkpoint.assemble(folder, dtype, drawn, device, share)
+    return sampling.install(checkpoint.assemble(folder, dtype, drawn, device, share))
 
 
 def parametrised(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:

@@ -457,7 +457,7 @@ def test_what_cannot_be_planned_is_one_sentence(tmp_path):
 def test_lora_on_routed_experts_is_counted_pair_by_pair():
     """All-linear at rank 8: 214 M parameters on the routed experts, four times 0.8 GiB with gradients and AdamW."""
     small, all_linear = (
-        memory.plan(config.load_config(["t4"], ["lora.r=8", f"lora.target_modules=[{names}]"]), memory.device("80gb"))
+        of("t4", "80gb", "lora.r=8", f"lora.target_modules=[{names}]")
         for names in ("in_proj,shared_experts.up_proj,shared_experts.down_proj", "in_proj,up_proj,down_proj")
     )
     lora = [sum(row.nbytes for row in found.rows if row.part == "LoRA") for found in (small, all_linear)]
