@@ -273,7 +273,7 @@ def _evaluate(config: configuration.RunConfig, run: workspace.Run, stage: str) -
     screens.out.print(
         f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
     )
-    if found["sampling"]["engine_why"].startswith("vLLM failed"):
+    if found["sampling"]["engine_why"].startswith(("vLLM failed", "vLLM draws", "vLLM's")):
         screens.out.print(f"         [yellow]drawn by transformers: {escape(found['sampling']['engine_why'])}[/]")
 
 

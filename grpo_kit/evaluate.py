@@ -195,6 +195,11 @@ def _draw(
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that may have been broken off in the middle of one."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    """The lines of a file up to the first that was not written whole."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # broken off, or filled with zeros where the machine lost power
+            break
+    return found
