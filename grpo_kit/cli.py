@@ -30,7 +30,10 @@ Overrides = Annotated[
 Sources = Annotated[
     list[str] | None,
     typer.Option(
-        "--config", "-c", help="a preset (tiny, t4, 24gb) or a YAML file; may be repeated", show_default=False
+        "--config",
+        "-c",
+        help="a preset (tiny, t4, t4x2, 24gb, 80gb) or a YAML file; may be repeated",
+        show_default=False,
     ),
 ]
 Name = Annotated[str | None, typer.Option("--run", help="the run's name; its folder is runs/NAME", show_default=False)]
@@ -110,10 +113,23 @@ def doctor() -> None:
 def data(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
-    """Read a source, clean and split it: data/{train,val,test}/data.jsonl and manifest.json."""
+    """Read sources, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl and manifest.json."""
     config, run = session.begin(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
         _data(config, run)
+
+
+@command
+def screen(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """Try each training prompt on the untrained policy; keep those of medium difficulty, easy ones first.
+
+    Interrupted, it goes on where it stood. --force applies other settings to samples drawn already, where they still fit.
+    """
+    config, run = session.begin(sources or (), overrides or (), name, "screen", force)
+    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.screening, run.screened, run.left_out]):
+        _screen(config, run)
 
 
 @command
@@ -194,11 +210,12 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit import memory
+    from grpo_kit import memory, policy, roofline
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     where = memory.device(device) if device else memory.this_device()
-    found = memory.plan(config, where, prompt_tokens)
+    hits = policy.routing(config.policy)
+    found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure(), hits)
     screens.plan(found)
     if not found.fits:
         raise typer.Exit(1)
@@ -242,13 +259,23 @@ def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, 
 def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
     from grpo_kit.data import prepare
 
-    with screens.stage(run, "data", "preparing data"):
-        manifest = prepare(config, run)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "none"
-    rows = manifest["rows"]
-    screens.out.print(
-        f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; dropped: {dropped}"
-    )
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "data", "preparing data") as show:
+        manifest = prepare(config, run, verifier, show)
+    screens.data(manifest)
+    if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
+        from grpo_kit.dashboard import save_funnel
+
+        save_funnel(manifest, run)
+
+
+def _screen(config: configuration.RunConfig, run: workspace.Run) -> None:
+    from grpo_kit.screening import screen as screening
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "screen", "screening") as show:
+        found = screening(config, run, verifier, show)
+    screens.screening(found, config.data.pass_rate)
 
 
 def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
@@ -269,12 +296,7 @@ def _evaluate(config: configuration.RunConfig, run: workspace.Run, stage: str) -
     verifier = load_reward(config.evaluation.verifier)
     with screens.stage(run, stage, f"accuracy {stage}") as show:
         found = getattr(evaluating, stage)(config, run, verifier, show)
-    low, high = found["ci95"]
-    screens.out.print(
-        f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
-    )
-    if found["sampling"]["engine_why"].startswith(("vLLM failed", "vLLM draws", "vLLM's")):
-        screens.out.print(f"         [yellow]drawn by transformers: {escape(found['sampling']['engine_why'])}[/]")
+    screens.measured(found)
 
 
 def _package(config: configuration.RunConfig, run: workspace.Run, to: Path | None) -> Path:

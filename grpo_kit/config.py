@@ -4,7 +4,6 @@ The keys are the names TRL, PEFT and transformers use, so a person who knows `GR
 merges and checks types; what it cannot know (groups of one, a batch that groups do not divide) is checked here.
 """
 
-import difflib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,9 +11,15 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from grpo_kit.protocols import impose
+from grpo_kit import curriculum, protocols, row_options
+from grpo_kit.checks import at_least as _at_least
+from grpo_kit.checks import nearest as _nearest
+from grpo_kit.checks import one_of as _one_of
+from grpo_kit.checks import require as _require
+from grpo_kit.checks import share as _share
 
 PRESETS = Path(__file__).with_name("presets")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -26,18 +31,20 @@ class Policy:
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
     load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
     experts_on_host: float = 0.0  # share of the routed experts kept in host memory, with load_in_4bit
+    experts_overflow: str = "host"  # where that share lies instead: cuda:1, a second GPU
     routing: str | None = None  # what `calibrate` counted, to keep the coldest there; None: beside the NF4 checkpoint
     nf4_folder: str | None = None  # where a streamed model's NF4 checkpoint lies; None: beside the runs
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
-        _one_of("policy.dtype", self.dtype, ("float32", "float16", "bfloat16"))
-        share = self.experts_on_host
-        _require(0 <= share <= 1, f"policy.experts_on_host is {share}; it is a share, from 0 to 1. Set it so.")
+        _one_of("policy.dtype", self.dtype, DTYPES)
+        _one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
+        _share("policy.experts_on_host", self.experts_on_host)
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
-        return {k: v for k, v in asdict(self).items() if k not in ("experts_on_host", "routing", "nf4_folder")}
+        places = ("experts_on_host", "experts_overflow", "routing", "nf4_folder")
+        return {key: value for key, value in asdict(self).items() if key not in places}
 
 
 @dataclass(frozen=True)
@@ -72,21 +79,35 @@ class Columns:
 class Data:
     """Where problems come from and how they are split. Sizes are rows; the rest is for training."""
 
-    source: str = "tiny-sums"  # tiny-sums, a .jsonl/.csv/.parquet path, or a Hub dataset id
+    source: str = "tiny-sums"  # recipes, file paths, Hub ids, tiny-sums, puzzles; several separated by commas
+    paths: dict[str, str] = field(default_factory=dict)  # recipe: local file or folder, as in data.paths.gsm8k=...
     subset: str | None = None  # the Hub dataset's configuration, where it has several
     split: str = "train"  # the Hub dataset's split
     columns: Columns = field(default_factory=Columns)
     system_prompt: str = ""
     prompt_suffix: str = ""
-    limit: int | None = None  # read at most this many rows
+    limit: int | None = None  # read at most this many rows of each source
+    max_prompt_tokens: int | None = None  # longer ones are dropped, counted with the policy's tokenizer and template
+    decontaminate: list[str] | None = None  # evaluation sets to keep out; None: all that can be had, []: none
+    no_thinking: float = 0.0  # share of the training rows asked for an answer without thinking
+    budgeted: float = 0.0  # share of the training rows that state a budget, drawn from token_budgets
+    token_budgets: list[int] = field(default_factory=list)
+    pass_rate: list[float] = field(default_factory=lambda: [0.1, 0.9])  # what `screen` keeps
     val_size: int = 100
     test_size: int = 300
 
     def __post_init__(self) -> None:
-        if self.limit is not None:
-            _at_least("data.limit", self.limit, 1, "at least one row is needed")
+        row_options.check(self.no_thinking, self.budgeted, self.token_budgets)
+        curriculum.check_band(self.pass_rate)
+        _at_least("data.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
+        tokens = 1 if self.max_prompt_tokens is None else self.max_prompt_tokens
+        _at_least("data.max_prompt_tokens", tokens, 1, "a prompt has at least one token")
         _at_least("data.val_size", self.val_size, 0, "a split cannot hold fewer than no rows")
         _at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows; which of them are trained on later is left out."""
+        return {key: value for key, value in asdict(self).items() if key != "pass_rate"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +177,7 @@ class Grpo:
 class Evaluation:
     """How held-out accuracy is measured, before and after, on the same problems. A `protocol` fixes what it publishes."""
 
-    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split, and .jsonl files of problems
+    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split; recipes, files, Hub ids
     protocol: str | None = None  # challenge: its scorer's sampling, prompt and verifier, whatever else is set
     use_vllm: bool = True  # where it imports and answers as transformers does; else transformers
     num_problems: int | None = None  # of each set; None: all
@@ -169,9 +190,9 @@ class Evaluation:
     verifier: str = "math_answer.py:math_reward"
 
     def __post_init__(self) -> None:
-        impose(self)
-        problems = 1 if self.num_problems is None else self.num_problems
-        _at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
+        protocols.impose(self)
+        if self.num_problems is not None:
+            _at_least("evaluation.num_problems", self.num_problems, 1, "an accuracy needs a problem")
         _at_least("evaluation.num_generations", self.num_generations, 1, "a problem is tried at least once")
         _at_least("evaluation.max_completion_length", self.max_completion_length, 1, "a completion has a token")
         _at_least("evaluation.batch_size", self.batch_size, 1, "a batch holds something")
@@ -197,6 +218,7 @@ class RunConfig:
     data: Data = field(default_factory=Data)
     grpo: Grpo = field(default_factory=Grpo)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    screening: curriculum.Screening = field(default_factory=curriculum.Screening)
     run: Run = field(default_factory=Run)
 
 
@@ -205,7 +227,7 @@ def load_config(
 ) -> RunConfig:
     """Merge presets and YAML files left to right, then `key=value` overrides, and check the result.
 
-    `sources`: preset names (`tiny`, `t4`, `24gb`) or paths of YAML files.
+    `sources`: preset names (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`) or paths of YAML files.
     Raises ValueError for an unknown preset, key or unfit value, FileNotFoundError for a missing file.
 
     >>> load_config(["tiny"], ["grpo.num_generations=16"]).grpo.num_generations
@@ -232,8 +254,8 @@ def settle(config: RunConfig, finished: list[dict[str, Any]], overrides: list[st
     `finished`: the settings of those stages, as `asdict` gave them; keys that are no section are passed over.
     """
     known = {f.name for f in fields(RunConfig)}
-    sections = {name: values for settings in finished for name, values in settings.items() if name in known}
-    merged = OmegaConf.merge(OmegaConf.structured(config), sections, OmegaConf.from_dotlist(list(overrides)))
+    sections = [{name: values for name, values in settings.items() if name in known} for settings in finished]
+    merged = OmegaConf.merge(OmegaConf.structured(config), *sections, OmegaConf.from_dotlist(list(overrides)))
     return OmegaConf.to_object(merged)
 
 
@@ -254,9 +276,9 @@ def _read_layer(source: str) -> Any:
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
+            near = _nearest(source, preset_names())
             raise ValueError(
-                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}."
-                + _nearest(source, preset_names())
+                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
             )
         if not path.is_file():
             raise FileNotFoundError(
@@ -306,25 +328,3 @@ def _all_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
     for name, kind in get_type_hints(schema).items():
         keys += _all_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [f"{prefix}{name}"]
     return keys
-
-
-def _nearest(word: str, choices: list[str]) -> str:
-    leaf = word.rsplit(".", 1)[-1]  # the right key in the wrong section, or without one, comes first
-    found = [c for c in choices if c.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(word, choices, 1, 0.5)
-    return f" Did you mean {found[0]}?" if found else ""
-
-
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise ValueError(sentence)
-
-
-def _at_least(name: str, value: int, least: int, why: str) -> None:
-    _require(value >= least, f"{name} is {value}; {why}, so it needs at least {least}. Set {name} to {least} or more.")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(
-        value in choices,
-        f"{name} is {value!r}; it must be one of {', '.join(choices)}.{_nearest(value, list(choices))}",
-    )

@@ -1,5 +1,6 @@
 """Accuracies with the interval that belongs to them."""
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -52,6 +53,20 @@ def mcnemar(before: Sequence[float], after: Sequence[float]) -> float:
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
+@functools.cache
+def wilson_interval(right: int, tried: int) -> tuple[float, float]:
+    """95 % interval, within [0, 1], of the chance of being right, after `right` of `tried`: Wilson's (1927).
+
+    It stays honest where all or none were right. Raises ValueError unless 0 <= right <= tried and tried > 0.
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= right <= tried or not tried:
+        raise ValueError(f"{right} of {tried} is no share of tries; it needs 0 <= right <= tried, and a try. Try once.")
+    found = binomtest(right, tried).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of per-problem scores in [0, 1].
 
@@ -60,11 +75,8 @@ def mean_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]
     """
     if not scores:
         raise ValueError("There are 0 scores; an interval needs at least one. Evaluate on more problems.")
-    from scipy.stats import binomtest
-
     if all(score in (0.0, 1.0) for score in scores):
-        found = binomtest(int(sum(scores)), len(scores)).proportion_ci(CONFIDENCE, method="wilson")
-        return float(found.low), float(found.high)
+        return wilson_interval(int(sum(scores)), len(scores))
     return _bootstrap(scores, seed)
 
 

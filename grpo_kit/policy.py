@@ -26,9 +26,9 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
     from grpo_kit import sampling
 
-    tokenizer = load_tokenizer(policy)
+    tokenizer, host = load_tokenizer(policy), overflow(policy)
     if policy.load_in_4bit and _is_streamed(policy):
-        return sampling.install(_streamed(policy)), tokenizer
+        return sampling.install(_streamed(policy, host)), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
@@ -52,7 +52,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
-        tiers.install(model, policy.experts_on_host, hits=routing(policy))
+        tiers.install(model, policy.experts_on_host, hits=routing(policy), host=host)
     return sampling.install(model), tokenizer
 
 
@@ -72,7 +72,7 @@ def _is_streamed(policy: settings.Policy) -> bool:
         return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_WHOLE
 
 
-def _streamed(policy: settings.Policy) -> Any:
+def _streamed(policy: settings.Policy, host: Any) -> Any:
     """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
     import torch
     from tqdm.auto import tqdm
@@ -94,7 +94,22 @@ def _streamed(policy: settings.Policy) -> Any:
             f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
         )
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return checkpoint.load(folder, device, policy.experts_on_host, hits=routing(policy))
+    return checkpoint.load(folder, device, policy.experts_on_host, hits=routing(policy), host=host)
+
+
+def overflow(policy: settings.Policy) -> Any:
+    """The `torch.device` of experts that the first GPU has no room for. Raises ValueError for a GPU that is not there."""
+    import torch
+
+    if policy.experts_overflow == "host":
+        return torch.device("cpu")
+    device, there = torch.device(policy.experts_overflow), torch.cuda.device_count()
+    if device.index >= there:
+        raise ValueError(
+            f"policy.experts_overflow is {policy.experts_overflow}; this machine has {there} GPUs, counted from cuda:0. "
+            "Set it to host."
+        )
+    return device
 
 
 def nf4_folder(policy: settings.Policy) -> Path:

@@ -71,12 +71,12 @@ def host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
 
 def replace(
     model: nn.Module, share_on_host: float = 0.0, hits: torch.Tensor | None = None, slots: int = 8,
-    device: torch.device | None = None, dtype: torch.dtype | None = None,
+    device: torch.device | None = None, dtype: torch.dtype | None = None, host: torch.device | None = None,
 ) -> dict[str, tuple[nn.Module, TieredExperts]]:  # fmt: skip
     """Put tiered experts, still empty, in place of every `NemotronHExperts`: {module name: (what was there, they)}.
 
-    `share_on_host` of the experts lie on the host, by `hits` where there are any (see `layout`); `slots` of those can be
-    on their way at once. `device` and `dtype` are the replaced parameters' own unless given.
+    `share_on_host` of the experts lie on the host (or on `host`, a second GPU), by `hits` where there are any (see
+    `layout`); `slots` of those can be on their way at once. `device` and `dtype` are the replaced parameters' own unless given.
     """
     there = {name: m for name, m in model.named_modules() if type(m).__name__ == "NemotronHExperts"}
     if not there:
@@ -88,18 +88,19 @@ def replace(
         stack = fused.up_proj
         bench = bench or Workbench(Geometry(hidden, intermediate), device or stack.device, dtype or stack.dtype, slots)
         tiered = TieredExperts(bench.geometry, count, fused.act_fn, bench)
-        tiered.place(on_host)
+        tiered.place(on_host, host)
         model.set_submodule(name, tiered)
         done[name] = (fused, tiered)
     return done
 
 
 def install(
-    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None
-) -> list[TieredExperts]:
+    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None,
+    host: torch.device | None = None,
+) -> list[TieredExperts]:  # fmt: skip
     """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts made of its weights."""
     layers = []
-    for fused, tiered in replace(model, share_on_host, hits, slots).values():
+    for fused, tiered in replace(model, share_on_host, hits, slots, host=host).values():
         for expert in range(tiered.num_experts):
             tiered.write(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
         layers.append(tiered)

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import prompts, submission, tiers, workspace
+from grpo_kit import curriculum, memory, prompts, row_options, screening, submission, tiers, workspace
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.policy import load_policy
@@ -25,6 +25,7 @@ from grpo_kit.reward_files import fingerprint
 # isort: split
 
 import datasets
+import torch
 from transformers import PrinterCallback, TrainerCallback
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
@@ -35,25 +36,45 @@ OnStep = Callable[[dict[str, Any]], None]
 OnForecast = Callable[[dict[str, Any]], None]
 
 
-def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
+def to_trl(config: RunConfig, output_dir: Path, shuffle_dataset: bool = True) -> "GRPOConfig":
     """The `trl.GRPOConfig` that this configuration means: the one place that knows TRL's constructor."""
     from trl import GRPOConfig
 
     grpo = asdict(config.grpo)
     del grpo["reward_funcs"]  # functions, passed to the trainer
     checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
-    return GRPOConfig(
+    args = GRPOConfig(
         **grpo,
         activation_checkpointing=checkpointing,
         output_dir=str(output_dir),
         seed=config.run.seed,
         chat_template_kwargs={"enable_thinking": config.policy.enable_thinking},
+        shuffle_dataset=shuffle_dataset,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
+    args._n_gpu = min(1, args.n_gpu)
+    return args
+
+
+def fit_log_probs() -> None:
+    """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
+
+    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies of a
+    tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the tile's
+    size changes nothing but memory.
+    """
+    from trl.kernels import chunked_logprob
+
+    gpu = torch.cuda.is_available()
+    if gpu and torch.cuda.get_device_capability() < (8, 0):
+        chunked_logprob._TRITON_AVAILABLE = False
+    if not gpu or not chunked_logprob._TRITON_AVAILABLE:
+        chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
 
 
 def train(
@@ -70,7 +91,11 @@ def train(
         "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": asdict(config.grpo), "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
     }  # fmt: skip
-    if run.is_done("train", settings, [run.manifest], config.run.force):
+    reads = [run.manifest]
+    if screening.is_screened(run):
+        settings["screening"] = {"sigma": config.screening.sigma}  # as the order hangs on it
+        reads.append(run.screened)
+    if run.is_done("train", settings, reads, config.run.force):
         return workspace.read_lines(run.metrics)[-1]
 
     started = time.monotonic()
@@ -82,22 +107,35 @@ def train(
     asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
     submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
-    run.note("train", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config))
+    run.note("train", settings, reads, wrote, time.monotonic() - started, to_yaml(config))
     return workspace.read_lines(run.metrics)[-1]
 
 
 def make_trainer(
     config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None,
+    on_forecast: OnForecast | None = None, policy: tuple[Any, Any] | None = None,
 ) -> "GRPOTrainer":  # fmt: skip
-    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on."""
+    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
+
+    `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
+    """
     from trl import GRPOTrainer
 
-    model, tokenizer = load_policy(config.policy)
+    fit_log_probs()
+    model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
-    opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?
-    rows = [row | {"prompt_opened_think": opened} for row in workspace.read_lines(run.rows("train"))]
+    in_order = screening.is_screened(run)
+    rows = workspace.read_lines(run.screened if in_order else run.rows("train"))
+    if in_order:
+        rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
+    thinking = config.policy.enable_thinking
+    opened = row_options.opened_think(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
+    asked = row_options.conversations(tokenizer, rows, thinking)
+    rows = [
+        row | {"prompt": turns, "prompt_opened_think": opens}
+        for row, turns, opens in zip(rows, asked, opened, strict=True)
+    ]
 
     def foretell(found: dict[str, Any]) -> None:
         workspace.write_text(run.forecast, json.dumps(found, indent=2) + "\n")
@@ -110,7 +148,7 @@ def make_trainer(
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=record.watched,
-        args=to_trl(config, run.path / "checkpoints"),
+        args=to_trl(config, run.path / "checkpoints", shuffle_dataset=not in_order),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[probe, metrics, GradientCheck()],
@@ -120,6 +158,13 @@ def make_trainer(
         value.data = data
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
     return trainer
+
+
+def _prompts_asked(config: RunConfig) -> int:
+    """How many prompts the run asks in all, a prompt that comes again counted again."""
+    grpo = config.grpo
+    step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    return -(-grpo.max_steps // grpo.num_iterations) * step
 
 
 def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:

@@ -23,6 +23,16 @@ def test_what_is_not_measured_yet_is_left_out(trained, tmp_path):
     assert len(dashboard.picture(copy).axes[1].patches) == 1
 
 
+def test_the_funnel_has_a_bar_for_what_is_left_and_one_for_what_each_reason_took():
+    manifest = {
+        "read": 10,
+        "funnel": [{"reason": "proof", "dropped": 3, "left": 7}, {"reason": "image", "dropped": 1, "left": 6}],
+    }
+    (axis,) = dashboard.funnel(manifest).axes
+    assert [bar.get_width() for bar in axis.patches] == [10, 0, 7, 3, 6, 1]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["read", "proof", "image"]
+
+
 def test_an_untrained_run_has_no_picture(tmp_path):
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
         dashboard.picture(workspace.open_run("r", tmp_path))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from grpo_kit import config, data, evaluate, generate, workspace
+from grpo_kit import cleaning, config, data, evaluate, generate, workspace
 from grpo_kit.reward_files import load_reward
 
 
@@ -35,8 +35,10 @@ def test_before_and_after_ask_the_same_held_out_problems(trained):
     held_out = {row["id"] for row in workspace.read_lines(run.rows("test"))}
     seen = {row["id"] for row in workspace.read_lines(run.rows("train"))}
     assert {p["id"] for p in asked["before"]} == held_out and not held_out & seen
-    train_prompts = {data.normalise(row["prompt"][-1]["content"]) for row in workspace.read_lines(run.rows("train"))}
-    assert not train_prompts & {data.normalise(p["prompt"]) for p in asked["before"]}
+    train_prompts = {
+        cleaning.normalise(row["prompt"][-1]["content"]) for row in workspace.read_lines(run.rows("train"))
+    }
+    assert not train_prompts & {cleaning.normalise(p["prompt"]) for p in asked["before"]}
 
 
 def fresh(tmp_path, *overrides):
@@ -69,7 +71,8 @@ def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
     chosen, run = fresh(tmp_path)
     seen = {}
     evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0] * len(batch["completions"]))
-    assert set(seen) == {"completions", "prompts", "id", "answer", "source", "prompt_opened_think"}
+    columns = set(workspace.read_lines(run.rows("test"))[0]) - {"prompt"}
+    assert set(seen) == {"completions", "prompts", "prompt_opened_think"} | columns
     assert seen["prompt_opened_think"] == [True] * 6
     assert seen["completions"][0][0]["role"] == "assistant" and len({len(v) for v in seen.values()}) == 1
 

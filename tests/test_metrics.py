@@ -75,6 +75,26 @@ def test_the_interval_of_right_and_wrong_is_wilsons(right, n, low, high):
     assert metrics.mean_interval([1.0] * right + [0.0] * (n - right)) == pytest.approx((low, high), abs=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("right", "tried", "low", "high"),
+    [
+        (2, 4, 0.1500, 0.8500),  # half of four is enough to be inside 0.1 to 0.9
+        (4, 4, 0.5101, 1.0),
+        (0, 16, 0.0, 0.1936),  # none of 16 is not yet outside of it
+        (0, 34, 0.0, 0.1015),
+        (0, 35, 0.0, 0.0989),
+    ],
+)
+def test_wilsons_interval(right, tried, low, high):
+    assert metrics.wilson_interval(right, tried) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "tried"), [(0, 0), (2, 1), (-1, 4)])
+def test_wilsons_interval_refuses_what_makes_no_sense(right, tried):
+    with pytest.raises(ValueError, match="is no share of tries"):
+        metrics.wilson_interval(right, tried)
+
+
 def test_the_interval_of_shares_is_a_bootstrap_over_problems():
     low, high = metrics.mean_interval([0.25, 0.5, 0.75, 1.0] * 50)
     assert 0.57 < low < 0.6 < 0.65 < high < 0.68
