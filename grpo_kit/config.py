@@ -73,6 +73,7 @@ def _read_layer(source: str) -> Any:
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
+            near = _nearest(source, preset_names())
             raise ValueError(
                 f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}."
                 + nearest(source, preset_names())

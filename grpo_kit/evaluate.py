@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grpo_kit import generate, measures, problems, prompts, row_options, vllm_engine, workspace
+from grpo_kit import generate, measures, problems, row_options, vllm_engine, workspace
 from grpo_kit.comparison import compare
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.generate import Sample, sample
@@ -107,7 +107,7 @@ def _measure(
     started, how = time.monotonic(), config.evaluation
     settings = {
         "policy": config.policy.identity(), "evaluation": asdict(how), "seed": config.run.seed, "verifier": fingerprint(verifier),
-        "sets": {name: workspace.hash_of(Path(name)) for name in how.sets if name != "test"},
+        "sets": problems.hashes(config),
     }  # fmt: skip
     reads = [run.manifest, *([adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
@@ -155,9 +155,11 @@ def _judged(
     paid = pay(verifier, tokenizer, rows, drawn, thinking)
     votes, read = None, answer_reader(verifier) if tries > 1 else None
     if read:
-        opened = prompts.opens_thinking(tokenizer, thinking)
         columns = [{key: value for key, value in row.items() if key not in ("prompt", "answer")} for row in rows]
-        votes = [read(s.text, prompt_opened_think=opened, **row) for s, row in zip(drawn, columns, strict=True)]
+        opened = row_options.opened_think(tokenizer, rows, thinking)
+        votes = [
+            read(s.text, **row | {"prompt_opened_think": o}) for s, row, o in zip(drawn, columns, opened, strict=True)
+        ]
     here = [slice(start, start + tries) for start in range(0, len(drawn), tries)]
     return [
         measures.tried(problem, drawn[at], paid[at], votes[at] if votes else None)
@@ -195,6 +197,11 @@ def _draw(
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that may have been broken off in the middle of one."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    """The lines of a file up to the first that was not written whole."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # broken off, or filled with zeros where the machine lost power
+            break
+    return found

@@ -1,10 +1,12 @@
 """What a policy is measured on: the run's own test split and sets by name, asked in the run's words or a protocol's."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit import prompts, sources, workspace
+from grpo_kit.cleaning import gold_of
 from grpo_kit.config import RunConfig
 from grpo_kit.protocols import PROTOCOLS
 
@@ -43,7 +45,7 @@ def load(config: RunConfig, run: workspace.Run) -> list[Problem]:
     suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
     found = []
     for name in names:
-        for row in rows_of(name, run, config)[: config.evaluation.num_problems]:
+        for row in rows_of(name, config, run)[: config.evaluation.num_problems]:
             prompt = row["prompt"]
             bare = prompt if isinstance(prompt, str) else prompt[-1]["content"].removesuffix(suffix)
             if protocol:
@@ -56,27 +58,36 @@ def load(config: RunConfig, run: workspace.Run) -> list[Problem]:
     return found
 
 
-def rows_of(name: str, run: workspace.Run, config: RunConfig) -> list[dict[str, Any]]:
-    """The rows of one set, whole and in order: `test`, the run's own split (messages); a recipe such as `aime2024` or a
-    .jsonl file (problem texts).
+def hashes(config: RunConfig) -> dict[str, list[str | None]]:
+    """{set: sha256 of each file it is read from}; the run's own split is not among them, a set on the Hub has no files.
 
-    Each has `id`, `prompt`, `answer` and `source`, and what other columns there are. The one place that knows what a name
-    means. Raises FileNotFoundError for a missing file, ValueError for one without problems or golds.
+    Raises what `sources.locate` raises.
+    """
+    named = [name for name in config.evaluation.sets if name != "test"]
+    return {name: [workspace.hash_of(path) for path in sources.locate(name, config.data).files] for name in named}
+
+
+def rows_of(name: str, config: RunConfig, run: workspace.Run) -> list[dict[str, Any]]:
+    """The rows of one set, whole and in order: `test`, the run's own split (messages), or what `sources` finds by name.
+
+    Each has `id`, `prompt`, `answer` and `source`; those of a .jsonl file have its other columns too. Raises
+    FileNotFoundError for a missing set, ValueError for an unknown one or one without problems or golds.
     """
     if name == "test":
         return workspace.read_lines(run.rows("test"))
-    if name in sources.recipe_names():
-        taken = sources.read(sources.locate(name, config.data), config.data, config.run.seed)
-        kept = [(row.line, row.problem, row.answer) for row in taken if not row.reason]
-        return [{"id": f"{name}:{at}", "prompt": asked, "answer": gold, "source": name} for at, asked, gold in kept]
+    source = sources.locate(name, config.data)
+    if source.files != (Path(name),) or Path(name).suffix != ".jsonl":
+        taken = sources.read(source, replace(config.data, limit=None), config.run.seed)
+        return [
+            {"id": f"{name}:{row.line}", "prompt": row.problem, "answer": row.answer, "source": source.name}
+            for row in taken
+            if row.problem and row.answer and not row.reason
+        ]
+    return _rows_of_jsonl(name)
+
+
+def _rows_of_jsonl(name: str) -> list[dict[str, Any]]:
     path = Path(name)
-    if path.suffix != ".jsonl":
-        known = ", ".join(sources.recipe_names(evaluation=True))
-        raise ValueError(
-            f"evaluation.sets names {name!r}; a set is `test`, a recipe ({known}) or the path of a .jsonl file. Name one."
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"evaluation.sets names {name}, and no such file exists. Check the path.")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
@@ -92,7 +103,7 @@ def rows_of(name: str, run: workspace.Run, config: RunConfig) -> list[dict[str, 
             ) from None
         rest = {key: value for key, value in row.items() if key not in (*RESERVED, column)}
         source = str(row.get("source") or path.stem)
-        rows.append({**rest, "id": f"{name}:{number}", "prompt": problem, "answer": answer, "source": source})
+        rows.append({**rest, "id": f"{name}:{number}", "prompt": problem, "answer": gold_of(answer), "source": source})
     if not rows:
         raise ValueError(f"{name} holds no problem; an accuracy needs one. Name another set.")
     return rows

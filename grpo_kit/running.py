@@ -51,12 +51,7 @@ def evaluate(config: RunConfig, run: workspace.Run, stage: str) -> None:
     verifier = load_reward(config.evaluation.verifier)
     with screens.stage(run, stage, f"accuracy {stage}") as show:
         found = getattr(evaluating, stage)(config, run, verifier, show)
-    low, high = found["ci95"]
-    screens.out.print(
-        f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
-    )
-    if found["sampling"]["engine_why"].startswith("vLLM failed"):
-        screens.out.print(f"         [yellow]drawn by transformers: {escape(found['sampling']['engine_why'])}[/]")
+    screens.measured(found)
 
 
 def package(config: RunConfig, run: workspace.Run, to: Path | None) -> Path:

@@ -209,7 +209,7 @@ class Grpo:
 class Evaluation:
     """How held-out accuracy is measured, before and after, on the same problems. A `protocol` fixes what it publishes."""
 
-    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split, and .jsonl files of problems
+    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split; recipes, files, Hub ids
     protocol: str | None = None  # challenge: its scorer's sampling, prompt and verifier, whatever else is set
     use_vllm: bool = True  # where it imports and answers as transformers does; else transformers
     num_problems: int | None = None  # of each set; None: all

@@ -168,23 +168,31 @@ def data(manifest: dict[str, Any]) -> None:
     out.print(f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {kept}")
 
 
+def measured(found: dict[str, Any]) -> None:
+    """One measurement's accuracy, and why vLLM did not make it where it is there and failed its probe."""
+    low, high = found["ci95"]
+    out.print(f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems")
+    if (why := found["sampling"]["engine_why"]).startswith(("vLLM failed", "vLLM draws", "vLLM's")):
+        out.print(f"         [yellow]drawn by transformers: {escape(why)}[/]")
+
+
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
     """Before, after and the difference, each with its 95 % interval, whole and by group; and whether it is real."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")
     for heading in ("", "before", "after", "difference", "95 % interval", "problems"):
         table.add_column(heading, justify="left" if not heading else "right")
+    sides = {side: report[side]["pass@1"] for side in ("before", "after")}
+    compared = [("pass@1", report | sides)]
+    compared += [(f"{kind} {name}", found) for kind, named in report["by"].items() for name, found in named.items()]
+    for name, found in compared:
+        values = (f"{found['before']:.3f}", f"{found['after']:.3f}", f"{found['difference']:+.3f}")
+        table.add_row(escape(name), *values, "{:+.3f} to {:+.3f}".format(*found["difference_ci95"]), str(found["n"]))
     for name in report["before"]["measures"]:
         old, new = (report[side]["measures"].get(name) for side in ("before", "after"))
         if new and name != "pass@1":
             table.add_row(
                 name, *(f"{m['value']:.3f}" for m in (old, new)), f"{new['value'] - old['value']:+.3f}", "", ""
             )
-    sides = {side: report[side]["pass@1"] for side in ("before", "after")}
-    rows = [("pass@1", report | sides)]
-    rows += [(f"  {kind} {name}", found) for kind, named in report["by"].items() for name, found in named.items()]
-    for name, found in rows:
-        values = (f"{found['before']:.3f}", f"{found['after']:.3f}", f"{found['difference']:+.3f}")
-        table.add_row(escape(name), *values, "{:+.3f} to {:+.3f}".format(*found["difference_ci95"]), str(found["n"]))
     out.print(table)
     out.print(escape(report["words"]))
 

@@ -64,7 +64,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=f"sqlite:///{(folder / 'study.db').absolute()}", study_name=run.name, direction="maximize", load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
     if other := workspace.differences(study.user_attrs.get("settings", settings), settings):
         raise ValueError(
@@ -108,7 +108,9 @@ def _accuracy_of(
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
         measured.append(evaluate.scores(model, trainer.processing_class, rows, verifier, chosen))
-        trial.report(_mean(measured[-1]), step)
+        if (accuracy := _mean(measured[-1])) is None:
+            raise ValueError(f"The verifier could use none of {len(rows)} validation golds. Check evaluation.verifier.")
+        trial.report(accuracy, step)
         if step < steps and not own and trial.should_prune():  # the run's own values are what others are compared with
             raise optuna.TrialPruned
 

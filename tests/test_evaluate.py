@@ -248,6 +248,23 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
     assert len({text for p in whole["problems"] for text in p["completions"]}) > 12  # it was drawn, not greedy
 
 
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("", 0),
+        ('{"a": 1}\n{"a": 2}\n', 2),
+        ('{"a": 1}\n{"a": 2', 1),
+        ('{"a": 1}\n\0\0\0\n{"a": 3}\n', 1),  # what comes after a hole is not trusted
+        ('{"a": 1}\n{"a": "\xc3', 1),  # in the middle of a letter
+    ],
+)
+def test_a_file_is_read_up_to_where_it_was_broken_off(tmp_path, text, whole):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(text.encode("latin-1"))
+    assert len(evaluate._whole_lines(path)) == whole
+    assert evaluate._whole_lines(tmp_path / "none") == []
+
+
 def test_what_was_drawn_otherwise_is_not_gone_on_with(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     partial = run.evaluation / "before.partial.jsonl"

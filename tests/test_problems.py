@@ -46,7 +46,9 @@ def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "error", "said"),
     [
-        ("nosuch", None, ValueError, "`test`, a recipe \\(.*math500.*\\) or the path of a .jsonl"),
+        ("mathh500", None, ValueError, "Did you mean math500"),
+        ("math500", None, FileNotFoundError, "math500"),  # a recipe whose set is not here
+        ("test.txt", None, ValueError, "test.txt"),
         ("none.jsonl", None, FileNotFoundError, "Check the path"),
         ("a.jsonl", "", ValueError, "holds no problem"),
         ("a.jsonl", '{"problem": "x", "answer": "1"}\nno json\n', ValueError, "line 2"),
@@ -62,7 +64,7 @@ def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, said):
     if text is not None:
         path.write_text(text)
     with pytest.raises(error, match=said):
-        problems.rows_of(str(path), run, config.load_config(["tiny"]))
+        problems.rows_of(str(path), told(path), run)
 
 
 @pytest.mark.parametrize("sets", ["[]", "[test,test]"])
@@ -72,16 +74,19 @@ def test_no_set_and_a_set_named_twice_are_refused(run, sets):
 
 
 @pytest.mark.parametrize("name", ["aime/aime2024.jsonl", "math/math500_test.jsonl", "gsm8k/test.jsonl"])
-def test_published_sets_are_read(run, shared_data, name):
-    rows = problems.rows_of(str(shared_data / name), run, config.load_config(["tiny"]))
-    lines = [json.loads(line) for line in (shared_data / name).read_text().splitlines()]
-    assert len(rows) == len(lines) and all(row["prompt"] and row["answer"] for row in rows)
+def test_published_files_are_read(run, shared_data, name):
+    path = shared_data / name
+    rows = problems.rows_of(str(path), told(path), run)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == len(lines) and all(row["prompt"] and 0 < len(row["answer"]) < 200 for row in rows)
 
 
-def test_a_recipe_is_a_set_by_its_name(tmp_path, shared_data):
-    chosen = config.load_config(["tiny"], [f"data.paths.aime2024={shared_data / 'aime/aime2024.jsonl'}"])
-    rows = problems.rows_of("aime2024", workspace.open_run("r", tmp_path), chosen)
-    assert (
-        len(rows) == 30 and {row["source"] for row in rows} == {"aime2024"} and len({row["id"] for row in rows}) == 30
-    )
-    assert all(row["prompt"] and row["answer"].isdigit() for row in rows)
+@pytest.mark.parametrize(
+    ("name", "count"), [("aime2024", 30), ("aime2025", 30), ("math500", 500), ("gsm8k_test", 1319)]
+)
+def test_sets_are_found_by_the_names_of_their_recipes(run, shared_data, monkeypatch, name, count):
+    monkeypatch.setenv("GRPO_KIT_DATA", str(shared_data))
+    chosen = told(name, "evaluation.num_problems=1000000")
+    rows = problems.rows_of(name, chosen, run)
+    assert len(rows) == count and rows[0]["id"] == f"{name}:1" and rows[0]["source"] == name
+    assert len(problems.hashes(chosen)[name][0]) == 64

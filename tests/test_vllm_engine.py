@@ -105,10 +105,10 @@ def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_pol
 
 def test_each_request_is_drawn_from_its_own_seed(vllm, tiny_policy):
     engine, _ = vllm_engine.open_engine(chosen(), None)
-    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ASKED[:1] * 6, True))
+    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ASKED[:1] * 4, True))
     first = engine(ids, 7)
-    assert first == engine(ids, 7) != engine(ids, 8) and len({s.text for s in first}) > 2
-    assert len(engine(ids, 2**63 - 1)) == 6  # the largest seed has no successor
+    assert first == engine(ids, 7) != engine(ids, 8) and len({s.text for s in first}) > 1
+    assert len(engine(ids[:2], 2**63 - 1)) == 2  # the largest seed has no successor
 
 
 def test_the_adapter_is_on_while_vllm_is_tried(vllm, strong_adapter):
