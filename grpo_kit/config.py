@@ -73,9 +73,9 @@ def _read_layer(source: str) -> Any:
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            near = _nearest(source, preset_names())
+            near = nearest(source, preset_names())
             raise ValueError(
-                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}."
+                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
                 + nearest(source, preset_names())
             )
         if not path.is_file():

@@ -42,7 +42,7 @@ def working(doing: str) -> Iterator[Callable[..., None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(doing, total=None)
@@ -60,8 +60,13 @@ def training(run: workspace.Run, steps: int, show: Callable[..., None]) -> Calla
     def step(row: dict[str, Any]) -> None:
         rows.append(row)
         found = figures.summary(run, rows[-9:])
-        named = ("reward", "groups with a gradient", "cut off", "tokens a second")
-        show(row["step"], steps, ", ".join(f"{name} {found[name]}" for name in named if name in found))
+        short = {
+            "reward": "reward {}",
+            "groups with a gradient": "useful {}",
+            "cut off": "cut {}",
+            "tokens a second": "{} tok/s",
+        }
+        show(row["step"], steps, ", ".join(form.format(found[key]) for key, form in short.items() if key in found))
         for sentence in row.get("alarms") or []:
             err.print(f"[yellow]step {row['step']}: {escape(sentence)}[/]")
 

@@ -59,8 +59,8 @@ def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path,
     step = screens.training(workspace.open_run("r", tmp_path), 9, lambda *what: shown.append(what))
     step({"step": 1, "seconds": 2.0, "reward": 0.5, "frac_reward_zero_std": 0.25, "completions/clipped_ratio": 0.1})
     step({"step": 2, "seconds": 4.0, "reward": 0.7, "tokens_per_second": 50.0, "alarms": ["87 % are [cut]: raise it."]})
-    assert shown[0] == (1, 9, "reward 0.50, groups with a gradient 75%, cut off 10%")
-    assert shown[1][:2] == (2, 9) and "reward 0.60" in shown[1][2] and "tokens a second 50" in shown[1][2]
+    assert shown[0] == (1, 9, "reward 0.50, useful 75%, cut 10%")
+    assert shown[1][:2] == (2, 9) and "reward 0.60" in shown[1][2] and "50 tok/s" in shown[1][2]
     assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
 
 

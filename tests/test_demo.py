@@ -50,6 +50,7 @@ def test_it_leaves_zip_picture_and_table(demo):
     with zipfile.ZipFile(here / "submission/submission.zip") as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
     assert (here / "runs/demo/report.png").stat().st_size > 10_000
+    assert "Held-out accuracy" in (here / "runs/demo/report.html").read_text()
     for words in ("95 % interval", "submission/submission.zip", "runs/demo/report.png", "Next:"):
         assert words in said
     assert said.count("ok ") == 4 and "FAIL" not in said
