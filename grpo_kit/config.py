@@ -76,7 +76,6 @@ def _read_layer(source: str) -> Any:
             near = nearest(source, preset_names())
             raise ValueError(
                 f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
-                + nearest(source, preset_names())
             )
         if not path.is_file():
             raise FileNotFoundError(

@@ -219,9 +219,13 @@ def _with_ordinary_tags(node: Any) -> Any:
 
 
 def _quiet() -> None:
-    """Drop two warnings that are as they should be here and would stand in front of what a user has to read."""
-    about = "is falling back to its reference PyTorch implementation"
-    logging.getLogger("transformers.integrations.hub_kernels").addFilter(lambda said: about not in said.getMessage())
+    """Drop warnings that are as they should be here and would stand in front of what a user has to read."""
+    for module, about in (
+        ("hub_kernels", "is falling back to its reference PyTorch implementation"),
+        ("integration_utils", 'attempting to log a value of "None"'),  # a figure that a step has not, at every step
+    ):
+        logger = logging.getLogger(f"transformers.integrations.{module}")
+        logger.addFilter(lambda said, about=about: about not in said.getMessage())
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 

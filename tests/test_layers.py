@@ -122,8 +122,8 @@ def test_files_stay_small_and_the_package_thin():
     lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     # The referee is one file because it must be pasted as one.
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
-    # Raise this by what a feature is worth, knowingly: rewards 1,600, puzzles 1,150, everything else the chain.
-    assert sum(lines.values()) < 11000
+    # Raise this knowingly. Of it rewards to copy 1,600, puzzles 1,150, data 2,000, 4 bit 2,600, training 1,700, showing 1,500.
+    assert sum(lines.values()) < 13000
 
 
 def test_nothing_evaluates_text():

@@ -271,7 +271,7 @@ def screened(tmp_path, drawn):
     chosen, run = prepared(
         tmp_path, [0.3, 0.5, 0.7] * 20 + [0.0, 1.0] * 4, "grpo.max_steps=3", "grpo.per_device_train_batch_size=8",
         "grpo.num_generations=2", "grpo.max_completion_length=8", "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]",
-        "screening.sigma=0.05",
+        "screening.sigma=0.05", "grpo.resample_budget=0",
     )  # fmt: skip
     screening.screen(chosen, run, right_reward)
     return chosen, run
@@ -303,10 +303,10 @@ def test_a_run_longer_than_its_rows_falls_once_and_not_once_an_epoch(screened):
     assert sum(rates[:20]) > sum(rates[20:40]) > sum(rates[40:60]) > sum(rates[60:])
 
 
-def test_without_screening_training_shuffles_all_rows_as_ever(tmp_path):
+def test_without_screening_training_draws_from_all_rows_by_what_it_learns_of_them(tmp_path):
     chosen, run = prepared(tmp_path, [0.5] * 12, "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]")
     trainer = train.make_trainer(chosen, run, [wrong_reward])
-    assert len(trainer.train_dataset) == 12 and trainer.args.shuffle_dataset
+    assert len(trainer.train_dataset) == trainer.book.size == 12 and trainer.book.kind == "useful"
 
 
 def test_a_trained_run_that_is_screened_later_is_not_passed_for_one_trained_on_it(tmp_path, drawn):
@@ -349,7 +349,7 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     (tmp_path / "right.py").write_text(
         "def right_reward(completions, **_):\n    return [float(c[0]['content'] == 'right') for c in completions]\n"
     )
-    prepared(tmp_path, [0.5] * 10 + [0.0] * 4, "evaluation.verifier=right.py")
+    chosen, run = prepared(tmp_path, [0.5] * 10 + [0.0] * 4, "evaluation.verifier=right.py")
 
     def call(*words, status=0):
         done = CliRunner().invoke(app, words)
@@ -369,4 +369,6 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     assert "--force" in call("screen", "--run", "r", "data.pass_rate=[0.2,0.8]", status=2)
     assert "pass rate 0.2 to 0.8" in call("screen", "--run", "r", "--force", "data.pass_rate=[0.2,0.8]")
     assert "`grpo-kit data` first" in call("screen", "--run", "nobody", status=2)
-    assert "data skipped" in call("data", "--run", "r")  # another band is no other data
+    made = run.manifest.stat().st_mtime_ns
+    data.prepare(replace(chosen, data=replace(chosen.data, pass_rate=[0.2, 0.8])), run)  # another band is no other data
+    assert run.manifest.stat().st_mtime_ns == made
