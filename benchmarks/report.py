@@ -14,11 +14,14 @@ from rich.table import Table
 NOTES = Path(__file__).resolve().parents[1] / "notes" / "benchmarks.md"
 
 
-def arguments(doc: str) -> argparse.Namespace:
-    """`--quick` (within a minute on two cores) and `--record` (append to notes/benchmarks.md)."""
+def arguments(doc: str, **choices: tuple[str, ...]) -> argparse.Namespace:
+    """`--quick` (within a minute on two cores), `--record` (append to notes/benchmarks.md), and an option with choices
+    for each of `choices`, the first being the default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within a minute on two cores")
     parser.add_argument("--record", action="store_true", help="append the figures, dated, to notes/benchmarks.md")
+    for name, values in choices.items():
+        parser.add_argument(f"--{name}", choices=values, default=values[0], help=f"default: {values[0]}")
     return parser.parse_args()
 
 

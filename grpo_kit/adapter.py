@@ -90,6 +90,15 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     )
     tiers.open_for_lora(model, lora.target_modules)
     attached = _with_lora(model, lora)
+    load_into(attached, folder)
+    return attached.eval()
+
+
+def load_into(attached: Any, folder: Path) -> None:
+    """Give a model that has the LoRA's modules the values of `folder`, in the type the modules have.
+
+    Raises ValueError when config and tensors do not fit each other or the model.
+    """
     # PEFT's own loader would stack the experts' pairs for the fused experts that transformers has and we have not.
     tensors = load_file(folder / "adapter_model.safetensors")
     tensors = {re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", name): value for name, value in tensors.items()}
@@ -106,7 +115,6 @@ def attach_adapter(model: Any, folder: Path) -> Any:
             f"The adapter lacks {len(missing)} tensors its config announces and holds {len(outcome.unexpected_keys)} that "
             f"fit nowhere (first: {first}); every LoRA pair must find its module. Pack the adapter again."
         )
-    return attached.eval()
 
 
 def _with_lora(model: Any, lora: Any) -> Any:

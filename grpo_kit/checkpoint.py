@@ -7,6 +7,7 @@ the head), and the routed experts, which that rule leaves out. No quantised matr
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,43 +52,67 @@ def verify(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:
 
 def load(
     folder: str | Path, device: str | torch.device, experts_on_host: float = 0.0, slots: int = 8,
-    check_hashes: bool = False, hits: torch.Tensor | None = None,
+    check_hashes: bool = False, hits: torch.Tensor | None = None, host: torch.device | None = None,
 ) -> Any:  # fmt: skip
     """The model in `folder`, an NF4 checkpoint, on `device`, for evaluation: a 4-bit `NemotronHForCausalLM`.
 
-    `experts_on_host` in [0, 1] is the share of the routed experts that lie in host memory, the coldest by `hits` or else the
-    last of each layer; `slots` of them can be on their way at once. transformers, PEFT and TRL take it for a model that was loaded
-    with a `BitsAndBytesConfig`. Raises what `verify` raises, and ValueError when a tensor is missing or does not fit.
+    `experts_on_host` in [0, 1] is the share of the routed experts that lie in host memory (or on `host`, a second GPU), the
+    coldest by `hits` or else the last of each layer; `slots` of them can be on their way at once. transformers, PEFT and
+    TRL take it for a model that was loaded with a `BitsAndBytesConfig`. Raises what `verify` raises, and ValueError when a
+    tensor is missing or does not fit.
     """
-    folder, device = Path(folder), torch.device(device)
+    folder = Path(folder)
     notes = verify(folder, check_hashes)
-    dtype = getattr(torch, notes["dtype"])
-    model, quantizer = skeleton(folder, dtype)
-    wanted = wanted_tensors(model, dtype)
-    rows = _matrices(tiers.replace(model, experts_on_host, hits, slots, device, dtype))
-    missing = dict.fromkeys(wanted)
-    for part in notes["parts"]:
-        try:
-            with safe_open(folder / part, "pt") as file:
-                for stored in file.keys():  # noqa: SIM118 (no mapping)
-                    name = stored.removesuffix(SUFFIX)
-                    _put(model, name, file.get_tensor(stored), wanted[name], rows, device, dtype)
-                    missing.pop(name, None)
-        except (SafetensorError, LookupError) as error:
-            raise ValueError(f"{folder / part} is damaged ({short(error)}). {AGAIN}") from None
-    model.tie_weights()
-    left = [*missing, *(n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta)]
-    if left:
-        raise ValueError(f"{folder} lacks {left[0]}, which its config.json calls for. Convert into another folder.")
+    model = assemble(
+        folder, getattr(torch, notes["dtype"]), _stored(folder, notes), device, experts_on_host, slots, hits, host
+    )
     model.config.name_or_path = str(folder)
-    quantizer.postprocess_model(model)
-    model.hf_quantizer = quantizer
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def assemble(
+    folder: Path, dtype: torch.dtype, tensors: Iterable[tuple[Path, str, torch.Tensor]], device: str | torch.device,
+    experts_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None, host: torch.device | None = None,
+) -> Any:  # fmt: skip
+    """The 4-bit model of which `folder` holds the config.json, made of `tensors`: (where it is from, name, value).
+
+    Names and shapes are those of `wanted_tensors`; a quantised matrix is the bytes that `nf4.pack` makes. Raises ValueError
+    when one is missing or does not fit, naming where it is from.
+    """
+    device = torch.device(device)
+    model, quantizer = skeleton(folder, dtype)
+    wanted = wanted_tensors(model, dtype)
+    rows = _matrices(tiers.replace(model, experts_on_host, hits, slots, device, dtype, host))
+    missing = dict.fromkeys(wanted)
+    for origin, name, tensor in tensors:
+        try:
+            _put(model, name, tensor, wanted[name], rows, device, dtype)
+        except LookupError as error:
+            raise ValueError(f"{origin} is damaged ({short(error)}). {AGAIN}") from None
+        missing.pop(name, None)
+    model.tie_weights()
+    left = [*missing, *(n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta)]
+    if left:
+        raise ValueError(f"{folder} lacks {left[0]}, which its config.json calls for. Convert into another folder.")
+    quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
     nemotron_h.prepare(model)
     return model.eval()
+
+
+def _stored(folder: Path, notes: dict[str, Any]) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """(part, name, value) of everything in the checkpoint. Raises ValueError for a part that cannot be read."""
+    for part in notes["parts"]:
+        try:
+            with safe_open(folder / part, "pt") as file:
+                for stored in file.keys():  # noqa: SIM118 (no mapping)
+                    yield folder / part, stored.removesuffix(SUFFIX), file.get_tensor(stored)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / part} is damaged ({short(error)}). {AGAIN}") from None
 
 
 def skeleton(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:

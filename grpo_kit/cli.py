@@ -4,7 +4,6 @@ A stage that is done is skipped and says so. Errors are one sentence: exit statu
 """
 
 import functools
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -15,8 +14,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit import screens, session, workspace
-from grpo_kit.reward_files import load_reward
+from grpo_kit import running, screens, session, workspace
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -31,7 +29,10 @@ Overrides = Annotated[
 Sources = Annotated[
     list[str] | None,
     typer.Option(
-        "--config", "-c", help="a preset (tiny, t4, 24gb) or a YAML file; may be repeated", show_default=False
+        "--config",
+        "-c",
+        help="a preset (tiny, t4, t4x2, 24gb, 80gb) or a YAML file; may be repeated",
+        show_default=False,
     ),
 ]
 Name = Annotated[str | None, typer.Option("--run", help="the run's name; its folder is runs/NAME", show_default=False)]
@@ -83,12 +84,12 @@ def demo(name: Name = None, force: Force = False) -> None:
 
     config, run = session.begin(["tiny"], ["run.name=demo"], name, force=force)
     started = time.monotonic()
-    _data(config, run)
-    _evaluate(config, run, "before")
-    _train(config, run)
-    _evaluate(config, run, "after")
-    zip_path = _package(config, run, None)
-    _check(config, zip_path, run)
+    running.data(config, run)
+    running.evaluate(config, run, "before")
+    running.train(config, run)
+    running.evaluate(config, run, "after")
+    zip_path = running.package(config, run, None)
+    running.check(config, zip_path, run)
     report = evaluating.report(run)
     html_report.save(run)
     screens.accuracy(report, run)
@@ -99,57 +100,35 @@ def demo(name: Name = None, force: Force = False) -> None:
 @command
 def doctor() -> None:
     """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
-    import importlib.metadata
-    import shutil
+    from grpo_kit.doctor import findings
 
-    import torch
-    from packaging.requirements import Requirement
-    from safetensors import safe_open
-
-    from grpo_kit import tiny
-
-    findings = [
-        ("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")
-    ]
-    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
-        need = Requirement(text)
-        if need.marker is None:
-            found = _version(need.name)
-            findings.append(
-                (need.name, found or "missing", bool(found) and found in need.specifier, f"pip install '{need}'")
-            )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
-    findings.append(("GPU", gpu, True, ""))
-    root = workspace.find_root().absolute()
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
-    findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
-    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
-        made_by = (weights.metadata() or {}).get("script_sha256")
-    findings.append(
-        ("embedded policy", str(tiny.FOLDER), made_by == tiny.script_hash(), "python -m grpo_kit.tiny makes it anew")
-    )
-    screens.verdicts(findings)
-    if not all(fine for _, _, fine, _ in findings):
+    found = findings()
+    screens.verdicts(found)
+    if not all(fine for _, _, fine, _ in found):
         raise typer.Exit(1)
-
-
-def _version(package: str) -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @command
 def data(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
-    """Read a source, clean and split it: data/{train,val,test}/data.jsonl and manifest.json."""
+    """Read sources, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl and manifest.json."""
     config, run = session.begin(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
-        _data(config, run)
+        running.data(config, run)
+
+
+@command
+def screen(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
+) -> None:
+    """Try each training prompt on the untrained policy; keep those of medium difficulty, easy ones first.
+
+    Interrupted, it goes on where it stood. --force applies other settings to samples drawn already, where they still fit.
+    """
+    config, run = session.begin(sources or (), overrides or (), name, "screen", force)
+    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.screening, run.screened, run.left_out]):
+        running.screen(config, run)
 
 
 @command
@@ -159,7 +138,7 @@ def train(
     """GRPO on the run's training rows: adapter/, metrics.jsonl, completions.jsonl."""
     config, run = session.begin(sources or (), overrides or (), name, "train", force)
     if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.adapter, run.metrics, run.completions]):
-        _train(config, run)
+        running.train(config, run)
 
 
 @command
@@ -184,12 +163,32 @@ def evaluate(
     config, run = session.begin(sources or (), overrides or (), name, "evaluate", force)
     if _is_dry(dry_run, config, run, f"reads {run.rows('test')}", [run.evaluation]):
         return
-    _evaluate(config, run, "before")
+    running.evaluate(config, run, "before")
     if "train" in run.stages():
         from grpo_kit.evaluate import report
 
-        _evaluate(config, run, "after")
+        running.evaluate(config, run, "after")
         screens.accuracy(report(run), run)
+
+
+@command
+def tune(
+    words: Annotated[list[str], typer.Argument(help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value")],
+    sources: Sources = None, name: Name = None, force: Annotated[bool, typer.Option("--force", help="begin the search anew")] = False,
+    trials: Annotated[int, typer.Option(help="how many trials in all")] = 12,
+    steps: Annotated[int, typer.Option(help="training steps of each")] = 30,
+    every: Annotated[int, typer.Option(help="steps between measurements on the validation split")] = 5,
+    grid: Annotated[bool, typer.Option("--grid", help="every combination of the choices, once")] = False,
+) -> None:  # fmt: skip
+    """Search for settings that learn best in a few steps: tune/tune.json and tune/tune.png. It goes on where it stood."""
+    from grpo_kit import search_space
+    from grpo_kit import tune as tuning
+
+    axes, overrides = search_space.read(words)
+    config, run = session.begin(sources or (), overrides, name, "train", force)
+    with screens.working("searching") as show:
+        found = tuning.tune(config, run, axes, trials, steps, every, grid, show)
+    screens.tuned(found, run)
 
 
 @command
@@ -210,7 +209,7 @@ def package(
     """The trained adapter as submission.zip, two files at its root."""
     config, run = session.begin(sources or (), overrides or (), name, "package", force)
     if not _is_dry(dry_run, config, run, f"reads {run.adapter}", [to or run.submission]):
-        _package(config, run, to)
+        running.package(config, run, to)
 
 
 @command
@@ -220,14 +219,27 @@ def plan(
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit import memory
+    from grpo_kit import memory, policy, roofline
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     where = memory.device(device) if device else memory.this_device()
-    found = memory.plan(config, where, prompt_tokens)
+    hits = policy.routing(config.policy)
+    found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure(), hits)
     screens.plan(found)
     if not found.fits:
         raise typer.Exit(1)
+
+
+@command
+def reproduce(name: Annotated[str, typer.Argument(metavar="RUN", help="the run to repeat")]) -> None:
+    """Repeat a run's data and training from its record, beside it as RUN-again, and say what differs."""
+    from grpo_kit.reproduce import reproduce as repeat
+
+    _, run = session.begin((), (), name)
+    again, found = repeat(run, lambda stage: screens.out.print(f"{stage} again"))
+    screens.out.print(f"{again.path}: " + ("the same, bit for bit" if not found else ""))
+    for sentence in found:
+        screens.out.print(f"  {escape(sentence)}")
 
 
 @command
@@ -239,7 +251,7 @@ def check(
     config, run = session.begin(sources or (), overrides or (), name, "package")
     if name:
         run.need("train", "grpo-kit train")
-    _check(config, zip_path, run if name else None)
+    running.check(config, zip_path, run if name else None)
 
 
 @rewards_app.command("audit")
@@ -263,64 +275,6 @@ def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, 
             f"# run folder: {run.path}\n# {reads}\n# writes {', '.join(map(str, writes))}\n# dry run: nothing was touched"
         )
     return dry_run
-
-
-def _data(config: configuration.RunConfig, run: workspace.Run) -> None:
-    from grpo_kit.data import prepare
-
-    with screens.stage(run, "data", "preparing data"):
-        manifest = prepare(config, run)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in manifest["dropped"].items()) or "none"
-    rows = manifest["rows"]
-    screens.out.print(
-        f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; dropped: {dropped}"
-    )
-
-
-def _train(config: configuration.RunConfig, run: workspace.Run) -> None:
-    from grpo_kit import train as training
-
-    rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
-    with screens.stage(run, "train", "training") as show:
-        step = screens.training(run, config.grpo.max_steps, show)
-        last = training.train(config, run, rewards, step, screens.forecast)
-    screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
-
-
-def _evaluate(config: configuration.RunConfig, run: workspace.Run, stage: str) -> None:
-    from grpo_kit import evaluate as evaluating
-
-    verifier = load_reward(config.evaluation.verifier)
-    with screens.stage(run, stage, f"accuracy {stage}") as show:
-        found = getattr(evaluating, stage)(config, run, verifier, show)
-    low, high = found["ci95"]
-    screens.out.print(
-        f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems"
-    )
-
-
-def _package(config: configuration.RunConfig, run: workspace.Run, to: Path | None) -> Path:
-    from grpo_kit.submission import package as pack
-
-    with screens.stage(run, "package", "packing"):
-        path = pack(config, run, to)
-    screens.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
-    return path
-
-
-def _check(config: configuration.RunConfig, path: Path, run: workspace.Run | None) -> None:
-    from grpo_kit.submission import check as examine
-
-    findings = examine(config, path, run.probe if run else None)
-    screens.out.print(f"check    {path}")
-    for passed, finding in findings:
-        screens.out.print(f"         {'[green]ok  [/]' if passed else '[red]FAIL[/]'} {escape(finding)}")
-    if run is None:
-        screens.out.print("         [dim]not compared with a trained policy; --run NAME does[/]")
-    if not all(passed for passed, _ in findings):
-        raise RuntimeError(
-            f"{path} is not the adapter that was trained, or is a dead one (see FAIL above). Train and pack again before submitting."
-        )
 
 
 if __name__ == "__main__":

@@ -1,241 +1,223 @@
-"""From any set of problems to clean, split, traceable rows: `data/{train,val,test}/data.jsonl` and `manifest.json`.
+"""From any sets of problems to clean, split, traceable rows: `data/{train,val,test}/data.jsonl` and `manifest.json`.
 
-A source is the embedded `tiny-sums`, a local JSONL, CSV or Parquet file, or a dataset id on the Hub. All go through
-the same door: two columns are picked, the gold is taken from a worked solution where there is one, empty and
-repeated problems are dropped and counted, and the split goes by a hash of the normalised problem, so no problem
-stands in two splits and the same inputs give the same bytes.
+Every source goes the same way: read and mended (`sources`), unfit rows dropped (`cleaning`), problems of evaluation sets
+kept out (`leaks`), repetitions dropped and variants tied together (`duplicates`), and split by a hash of the normalised
+problem. Where each row went is counted in the manifest's funnel and kept in `dropped.jsonl`; the same inputs, seed and
+versions give the same bytes. What a killed preparation had finished lies in the run's hidden `.data` folder, and the
+next one goes on from there.
 """
 
-import csv
+import contextlib
+import functools
 import hashlib
-import io
 import json
-import re
+import platform
 import time
-import unicodedata
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from grpo_kit import prompts, tiny, workspace
+from grpo_kit import __version__, cleaning, prompts, row_options, sources, workspace
 from grpo_kit.config import Data, RunConfig, to_yaml
+from grpo_kit.pipeline import Pipeline, Row, Show, hash_of, kept_for_later
+from grpo_kit.reward_files import fingerprint
 
-PROMPT_COLUMNS = ("prompt", "problem", "question", "input")
-ANSWER_COLUMNS = ("answer", "expected_answer", "final_answer", "output")
 SPLITS = ("train", "val", "test")
+AGENT = {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"}  # NeMo-Gym's for math
+VERSIONS = ("datasets", "numpy", "pyarrow")
 
 
-def prepare(config: RunConfig, run: workspace.Run) -> dict[str, Any]:
+def prepare(
+    config: RunConfig, run: workspace.Run, verifier: cleaning.Reward | None = None, show: Show | None = None
+) -> dict[str, Any]:
     """Write the run's data and return its manifest; a run whose data stands already is left as it is.
 
-    Raises FileNotFoundError for a missing file, ValueError for one without usable columns, rows, or enough of them.
+    `verifier`: the reward that decides which golds are usable and which are the same; without it golds are compared as
+    text. `show(step, steps, name)` is told of each step. Raises FileNotFoundError for a source that is not to be had,
+    ValueError for one without usable columns, rows, or enough of them; then nothing is left behind.
     """
     started = time.monotonic()
-    settings = {"data": asdict(config.data), "seed": config.run.seed}
-    local = Path(config.data.source)
-    reads = [local] if local.is_file() else []
-    if run.is_done("data", settings, reads, config.run.force):
+    settings = {"data": config.data.identity(), "seed": config.run.seed, "verifier": verifier and fingerprint(verifier)}
+    del settings["data"]["paths"]  # where a set lies on this machine; its bytes count, and are among what is read
+    if config.data.max_prompt_tokens:
+        settings["tokenizer"] = config.policy.model
+    items = _items(config.data.source)
+    if run.is_done("data", settings, _files_here(items, config.data), config.run.force):
         return json.loads(run.manifest.read_text())
-
-    table = read_source(config.data, config.run.seed)
-    rows, dropped = clean(table, config.data)
-    splits = split(rows, config.data, config.run.seed)
-    with workspace.new_folder(run.manifest.parent) as folder:
-        for name, part in splits.items():
-            workspace.write_lines(folder / name / "data.jsonl", part)
+    found = _named_apart([sources.locate(item, config.data) for item in items])
+    for source in found:
+        if source.recipe.evaluation:
+            raise ValueError(
+                f"data.source has {source.name}, a set to be judged by; training on it makes every later accuracy worthless. "
+                f"Name training sets: {', '.join(sources.recipe_names(evaluation=False))}."
+            )
+    held, not_checked = evaluation_sets(config, found)
+    reads = [path for source in (*found, *held) for path in source.files]
+    inputs = {str(path): workspace.hash_of(path) for path in reads}
+    key = {**settings, "read": inputs, "held": [source.name for source in held], "version": __version__}
+    with kept_for_later(run.path / ".data", key) as finished:
+        pipeline = Pipeline(config, finished, show or (lambda *_: None))
+        pipeline.read(found)
+        pipeline.clean(verifier)
+        report = pipeline.keep_out(held)
+        ties = pipeline.deduplicate(verifier)
+        pipeline.show("writing")
+        seed = config.run.seed
+        splits = split(pipeline.ids(), ties, config.data, seed)
+        parts = {name: map(pipeline.rows.__getitem__, numbers) for name, numbers in splits.items()}
         manifest = {
-            **{name: f"{name}/data.jsonl" for name in SPLITS},
-            "mode": "resolve",
-            "source_splits": [config.data.split],
-            "run_hash": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16],
+            "run_hash": hash_of({**settings, "read": sorted(str(digest) for digest in inputs.values())})[:16],
+            "source_splits": list(dict.fromkeys(source.recipe.split for source in found)),
             "source": config.data.source,
-            "rows": {name: len(part) for name, part in splits.items()},
-            "read": len(table),
-            "dropped": dropped,
-            "sha256": {name: workspace.hash_of(folder / name / "data.jsonl") for name in SPLITS},
+            "sources": [_lineage(source) | pipeline.counts[source.name] for source in found],
+            "read": len(pipeline.rows),
+            "dropped": dict(Counter(why[0] for why in pipeline.gone.values())),
+            "funnel": pipeline.funnel(),
+            "evaluation": report,
+            "not_checked": not_checked,
+            "versions": {"python": platform.python_version(), "grpo-kit": __version__}
+            | {name: metadata.version(name) for name in VERSIONS},
         }
-        workspace.write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-    wrote = [run.manifest, *(run.rows(name) for name in SPLITS)]
+        with workspace.new_folder(run.manifest.parent) as folder:
+            rows = {
+                name: map(functools.partial(row_of, data=config.data, seed=seed if name == "train" else None), of_split)
+                for name, of_split in parts.items()
+            }
+            manifest = write(folder, rows, manifest)
+            workspace.write_lines(folder / "dropped.jsonl", pipeline.dropped())
+    wrote = [run.manifest, *(run.rows(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
     run.note("data", settings, reads, wrote, time.monotonic() - started, to_yaml(config))
     return manifest
 
 
-def read_source(data: Data, seed: int) -> list[dict[str, Any]]:
-    """The source's rows as they are, every value of a CSV a string (`0011` stays `0011`)."""
-    if data.source == "tiny-sums":
-        return tiny.rows(data.limit or 4000, seed)
-    path = Path(data.source)
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".csv", ".parquet"):
-        if not path.is_file():
-            raise FileNotFoundError(f"data.source is {data.source}, and no such file exists. Check the path.")
-        rows = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[suffix](path)
-        return rows[: data.limit]
-    if path.exists():
+def write(folder: Path, splits: Mapping[str, Iterable[dict[str, Any]]], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write `{train,val,test}/data.jsonl` and `manifest.json` into `folder`; returns the manifest as written.
+
+    The manifest gets the keys that NeMo-RL's step reads (`train`, `val`, `test`, `mode`; `source_splits` and `run_hash`
+    are the caller's), the number of rows of each split and its sha256. Paths in it are relative to itself.
+    """
+    counts = dict.fromkeys(SPLITS, 0)
+
+    def counted(name: str) -> Iterator[dict[str, Any]]:
+        for row in splits[name]:
+            counts[name] += 1
+            yield row
+
+    for name in SPLITS:
+        workspace.write_lines(folder / name / "data.jsonl", counted(name))
+    whole = {
+        **{name: f"{name}/data.jsonl" for name in SPLITS},
+        "mode": "resolve",
+        **manifest,
+        "rows": counts,
+        "sha256": {name: workspace.hash_of(folder / name / "data.jsonl") for name in SPLITS},
+    }
+    workspace.write_text(folder / "manifest.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
+    return whole
+
+
+def row_of(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
+    """The row as it is written: ours, then NeMo-RL's `input` and `output`, then NeMo-Gym's math row.
+
+    With `seed`, as a training row, it may ask for no thinking or state a budget (`row_options`).
+    """
+    kept = {
+        "id": row.id,
+        "prompt": prompts.messages(row.problem, data.prompt_suffix, data.system_prompt),
+        "answer": row.answer,
+        "source": row.source,
+        "pass_rate": None,  # not screened
+        "input": row.problem,
+        "output": cleaning.bare(row.answer),
+        "question": row.problem,
+        "expected_answer": cleaning.bare(row.answer),
+    }
+    kept = kept if seed is None else row_options.with_option(kept, data, seed)
+    return kept | {"responses_create_params": {"input": kept["prompt"]}, "agent_ref": AGENT}
+
+
+def split(ids: Mapping[int, str], ties: Mapping[int, int], data: Data, seed: int) -> dict[str, list[int]]:
+    """Numbers of the rows in train, val and test: shuffled by a hash of seed and id, tied rows staying together.
+
+    `ids`: number to id. `ties`: number to the number it is tied to. A tied group that does not fit what is left of test
+    or val goes to train. Raises ValueError when nothing is left to train on, or test cannot be filled.
+    """
+    wanted = {"test": data.test_size, "val": data.val_size}
+    if len(ids) <= sum(wanted.values()):
         raise ValueError(
-            f"data.source is {data.source}, which is neither .jsonl, .csv nor .parquet. Convert it to one of them."
-        )
-    return _read_hub(data)
-
-
-def clean(table: list[dict[str, Any]], data: Data) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """(rows with `id`, `prompt` (messages), `answer`, `source`; how many were dropped for which reason)."""
-    if not table:
-        raise ValueError(f"{data.source} holds 0 rows; a run needs problems. Give a source that is not empty.")
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    asked = _column(columns, data.columns.prompt, PROMPT_COLUMNS, "prompt", data.source)
-    gold = _column(columns, data.columns.answer, ANSWER_COLUMNS, "answer", data.source)
-    rows, seen, dropped = [], set(), Counter()
-    for row in table:
-        problem, answer = _text(row.get(asked)).strip(), gold_of(_text(row.get(gold)))
-        key = normalise(problem)
-        reason = "no problem" if not key else "no answer" if not answer else "repeated problem" if key in seen else None
-        if reason:
-            dropped[reason] += 1
-            continue
-        seen.add(key)
-        rows.append(
-            {
-                "id": hashlib.sha256(key.encode()).hexdigest()[:16],
-                "prompt": prompts.messages(problem, data.prompt_suffix, data.system_prompt),
-                "answer": answer,
-                "source": data.source if data.source == "tiny-sums" else Path(data.source).name,
-            }
-        )
-    if not rows:
-        why = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
-        raise ValueError(
-            f"{data.source} has no usable row in columns {asked!r} and {gold!r} ({why}). Name others with data.columns.prompt and data.columns.answer."
-        )
-    return rows, dict(dropped)
-
-
-def split(rows: list[dict[str, Any]], data: Data, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Rows shuffled by a hash of seed and problem, cut into test, val and (all that is left) train."""
-    held_out = data.test_size + data.val_size
-    if len(rows) <= held_out:
-        raise ValueError(
-            f"{data.source} has {len(rows)} usable rows, and data.test_size {data.test_size} with data.val_size "
+            f"{data.source} has {len(ids)} usable rows, and data.test_size {data.test_size} with data.val_size "
             f"{data.val_size} leaves none to train on. Set data.test_size and data.val_size lower."
         )
-    ordered = sorted(rows, key=lambda row: hashlib.sha256(f"{seed} {row['id']}".encode()).digest())
-    return {
-        "train": ordered[held_out:],
-        "val": ordered[data.test_size : held_out],
-        "test": ordered[: data.test_size],
-    }
+    groups: dict[int, list[int]] = {}
+    for number in ids:
+        groups.setdefault(ties.get(number, number), []).append(number)
 
+    def place(members: list[int]) -> bytes:
+        return hashlib.sha256(f"{seed} {min(ids[number] for number in members)}".encode()).digest()
 
-def normalise(problem: str) -> str:
-    """What makes two problems the same: compatibility forms, case and white space do not count.
-
-    >>> normalise("  What is\\n2 + 2? ") == normalise("what is 2 + 2?")
-    True
-    """
-    return " ".join(unicodedata.normalize("NFKC", problem).casefold().split())
-
-
-def gold_of(answer: str) -> str:
-    """The final answer in a gold column: what follows the last line-opening `#### ` (GSM8K's mark), else all of it.
-
-    >>> gold_of("48/2 = <<48/2=24>>24\\n#### 1,072")
-    '1,072'
-    """
-    marked = re.findall(r"^#### (.+)$", answer, flags=re.MULTILINE)
-    return (marked[-1] if marked else answer).strip()
-
-
-def _column(columns: list[str], named: str | None, usual: tuple[str, ...], what: str, source: str) -> str:
-    if named is not None:
-        if named in columns:
-            return named
+    parts: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for members in sorted(groups.values(), key=place):
+        fits = (name for name, size in wanted.items() if len(parts[name]) + len(members) <= size)
+        parts[next(fits, "train")] += members
+    if len(parts["test"]) < data.test_size:
         raise ValueError(
-            f"data.columns.{what} is {named!r}, and {source} has columns {', '.join(columns)}. Name one of them."
+            f"data.test_size is {data.test_size}, and {data.source} has {len(parts['test'])} rows for it that are no variants of "
+            "rows in train (same wording, other numbers). "
+            + ("Set data.test_size so." if parts["test"] else "Add a source with other problems.")
         )
-    for name in usual:
-        if name in columns:
-            return name
-    raise ValueError(
-        f"{source} has columns {', '.join(columns)} and none of {', '.join(usual)}; the {what} must stand in one. "
-        f"Name it with data.columns.{what}=..."
-    )
+    return parts
 
 
-def _text(value: Any) -> str:
-    """A cell as text; TRL's and the Hub's message lists give their last user turn."""
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
-        turns = [turn for turn in list(value) if isinstance(turn, dict) and turn.get("role") == "user"]
-        return str(turns[-1].get("content", "")) if turns else ""
-    return str(value)
+def evaluation_sets(config: RunConfig, found: Sequence[sources.Source]) -> tuple[list[sources.Source], dict[str, str]]:
+    """(sets to keep out, {set: why it was not checked}). Sets named in `data.decontaminate` must be there.
 
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(_decoded(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    Where none are named every set is taken that lies here or that the Hub gives; problems the kit makes leak nothing.
+    """
+    asked = config.data.decontaminate
+    if asked is None and all(source.generated for source in found):
+        return [], {}
+    names = sources.recipe_names(evaluation=True) if asked is None else asked
+    held, not_checked = [], {}
+    for source in (sources.locate(name, config.data) for name in names):
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error}); each line holds one object. Correct or remove the line."
-            ) from None
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, line {number} holds no object but {line[:40]!r}; each line is an object with columns. Correct or remove it."
-            )
-        rows.append(row)
-    return rows
+            if not source.files:
+                next(sources.read(source, config.data, config.run.seed), None)
+            held.append(source)
+        except (FileNotFoundError, ValueError) as error:  # not to be had, or another set than its recipe says
+            if asked is not None:
+                raise
+            not_checked[source.name] = str(error)
+    return held, not_checked
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    csv.field_size_limit(2**24)  # the default of 128 KiB refuses long solutions
-    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), strict=True)
-    rows = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num} has another number of fields than the header ({len(reader.fieldnames)}). Correct the row."
-                )
-            rows.append(row)
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, the row after line {reader.line_num} is not CSV ({error}). Correct the row."
-        ) from None
-    return rows
+def _items(source: str) -> list[str]:
+    """The sources named, separated by commas; a file whose name has a comma is one source."""
+    items = [source] if Path(source).is_file() else [item.strip() for item in source.split(",") if item.strip()]
+    if not items or len(items) != len(set(items)):
+        raise ValueError(f"data.source is {source!r}; it names one source or several different ones. Write it as a,b.")
+    return items
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is not readable Parquet ({str(error).splitlines()[0]}). Fetch the file again."
-        ) from None
+def _files_here(items: list[str], data: Data) -> list[Path]:
+    """The sources' files that lie on this machine; a run that is done does not need them any more."""
+    found = []
+    for item in items:
+        with contextlib.suppress(FileNotFoundError):
+            found += sources.locate(item, data).files
+    return found
 
 
-def _decoded(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+def _named_apart(found: list[sources.Source]) -> list[sources.Source]:
+    """The sources, files of one name told apart by their folders."""
+    names = [source.name for source in found]
+    apart = ["/".join(s.files[0].parts[-2:]) if names.count(s.name) > 1 and s.files else s.name for s in found]
+    return [replace(source, name=name) for source, name in zip(found, apart)]
 
 
-def _read_hub(data: Data) -> list[dict[str, Any]]:
-    import datasets
-
-    try:
-        table = datasets.load_dataset(data.source, data.subset, split=data.split, streaming=data.limit is not None)
-    except (OSError, ValueError) as error:  # offline, unknown name, unknown split
-        raise FileNotFoundError(
-            f"data.source is {data.source!r}; it is no file here, and the Hub did not give it ({' '.join(str(error).split())[:200]}). "
-            "Check name and network, or give the path of an attached copy."
-        ) from None
-    return list(table.take(data.limit) if data.limit is not None else table)
+def _lineage(source: sources.Source) -> dict[str, Any]:
+    known = {key: value for key, value in asdict(source.recipe).items() if value not in (None, "", [], False)}
+    files = {path.name: workspace.hash_of(path) for path in source.files}
+    return {"name": source.name, "files": files, "recipe": known}

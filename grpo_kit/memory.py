@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from grpo_kit import experts
+from grpo_kit import experts, roofline, tiers
 from grpo_kit.config import RunConfig
 from grpo_kit.footprint import BYTES, STREAM, Architecture, activation_bytes
+from grpo_kit.roofline import Bandwidths
 
 GIB = 2**30
 PLACES = ("GPU", "second GPU", "host", "disk")
@@ -29,8 +30,10 @@ RESERVE = 0.75 * GIB  # CUDA context, cuBLAS workspaces and fragmentation of eac
 CONTEXT = ("CUDA context, fragmentation", RESERVE, "convention", (), "assumed")
 SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
 # trl/kernels/chunked_logprob.py: one tile of logits in the weights' type. Without Triton its backward pass holds 7.25
-# more in float32 (z, log p, p, the gradient and what they are made of), counted in tests/test_memory.py.
-TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
+# more in float32 (z, log p, p, the gradient and what they are made of), counted in tests/test_memory.py. There train.py
+# sets the tile to TILE_TOKENS: the largest power of two with which, on a T4, a layer's backward pass needs more.
+TRL_TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
+TILE_TOKENS = 512
 DECODE_STATES = 5  # float32 tensors of the size of one layer's state in transformers' mamba2_selective_state_update
 
 
@@ -43,7 +46,7 @@ class Device:
     host: float | None = None
     disk: float | None = None
     gpus: int = 1
-    triton: bool = True  # whether TRL's Triton kernels run on it; sm_75 is not supported since Triton 3.3
+    triton: bool = True  # sm_80 and later: TRL's Triton kernels run, and there is bf16; Triton 3.3 dropped sm_75
     nominal: bool = True  # figures as the product is sold, not read from the machine
 
 
@@ -53,14 +56,6 @@ DEVICES = {
     "24gb": Device("24gb", 24e9 / GIB),
     "80gb": Device("80gb", 80e9 / GIB),
 }
-
-
-class Bandwidths(NamedTuple):
-    """Measured on the device: 1e9 bytes a second from its memory and over PCIe, 1e12 operations a second in products."""
-
-    vram_gb_s: float
-    pcie_gb_s: float
-    matmul_tflops: float
 
 
 class Row(NamedTuple):
@@ -88,7 +83,7 @@ class Plan:
 
     `experts`: routed experts by place. `share_off`: of each layer's, those not on the first GPU. `largest`: for each of
     KEYS the largest value that fits with the others as configured, 0 for none. `seconds`: (sampling, training) of a step
-    at best, None without measured bandwidths. `verdict`: one sentence.
+    at best by the `bandwidths`, None without them. `verdict`: one sentence.
     """
 
     config: RunConfig
@@ -100,6 +95,7 @@ class Plan:
     share_off: float
     fits: bool
     largest: dict[str, int]
+    bandwidths: Bandwidths | None
     seconds: tuple[float, float] | None
     verdict: str
 
@@ -108,18 +104,25 @@ class Plan:
         return _during(self.rows, place, self.needs[place].phase)
 
 
-def plan(config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None) -> Plan:
+def plan(
+    config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None,
+    hits: torch.Tensor | None = None, search: bool = True,
+) -> Plan:  # fmt: skip
     """Will `config` fit `device`, with prompts of `prompt_tokens`? As many routed experts as fit stay on the GPU.
 
-    Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
+    With the device's `bandwidths` it says how long a step takes at best; `hits`, (layers, experts), are what `calibrate`
+    counted, without them every expert counts as chosen alike. Without `search`, which takes most of the time, `largest`
+    is empty. Raises ValueError for a policy that is no Nemotron-H, FileNotFoundError for one that cannot be found.
     """
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
     model = Architecture.of(config.policy)
     found = _solve(model, config, device, prompt_tokens)
-    largest = {key: _largest(model, found, key) for key in KEYS}
-    seconds = _seconds(model, found, bandwidths) if bandwidths else None
-    return replace(found, largest=largest, seconds=seconds, verdict=_verdict(model, found, largest))
+    largest = {key: _largest(model, found, key) for key in KEYS} if search else {}
+    away = found.share_off if hits is None else tiers.host_share(hits, tiers.layout(*hits.shape, found.share_off, hits))
+    seconds = roofline.seconds(model, found, bandwidths, away) if bandwidths else None
+    verdict = _verdict(model, found, largest)
+    return replace(found, largest=largest, bandwidths=bandwidths, seconds=seconds, verdict=verdict)
 
 
 def device(name: str) -> Device:
@@ -152,7 +155,11 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
     whole, routed = sum(weights.values()), weights.pop("routed experts", 0)
     rows = [Row(here, part, n, f"{model.parts[part] / 1e6:,.2f} M parameters") for part, n in weights.items()]
     targets = tuple(f".{name}" for name in config.lora.target_modules)
-    lora = 4 * config.lora.r * sum(sum(shape) for name, shape in model.linears.items() if name.endswith(targets))
+    wide = sum(sum(shape) for name, shape in model.linears.items() if name.endswith(targets))
+    if in_4bit:  # each routed expert is a target of its own there
+        leaves = [leaf for leaf in (".experts.0.up_proj", ".experts.0.down_proj") if leaf.endswith(targets)]
+        wide += model.routed * len(leaves) * sum(model.expert)
+    lora = 4 * config.lora.r * wide
     rows += [
         Row(here, "LoRA", lora, "float32, r x (in + out)"),
         Row(here, "AdamW states", 2 * lora, "two for each LoRA parameter"),
@@ -168,17 +175,21 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
         buffers = bench.up.nbytes + bench.down.nbytes + bench.slots.nbytes
         rows.append(Row(here, "experts' buffers and slots", buffers, "experts.Workbench"))
 
-    # Sampling: TRL hands model.generate the whole generation batch, every prompt to be read in full.
+    # Sampling: the whole generation batch at once. A group's prompt is read once, then each of the group gets its state.
+    prompts = sampled // grpo.num_generations
     inner = c.mamba_num_heads * c.mamba_head_dim
     ssm, conv = inner * c.ssm_state_size * 4, (inner + 2 * c.n_groups * c.ssm_state_size) * c.conv_kernel * size
-    states = sampled * (ssm + conv) * model.kinds.get("linear_attention", 0)
+    states, read = (n * (ssm + conv) * model.kinds.get("linear_attention", 0) for n in (sampled, prompts))
     kv = sampled * seq * 2 * c.num_key_value_heads * c.head_dim * size * (model.kinds.get("full_attention", 0) + 1)
-    reading = sampled * prompt * c.hidden_size * stream + activation_bytes(model, config, sampled, prompt, False)[1]
+    reading = prompts * prompt * c.hidden_size * stream + activation_bytes(model, config, prompts, prompt, False)[1]
     token = sampled * (ssm * DECODE_STATES + c.vocab_size * (size + 4 * 4))  # logits; scores, probabilities in float32
+    if device.gpu and not in_4bit:  # transformers' batched_mm copies the expert of each choice
+        token += sampled * c.num_experts_per_tok * 2 * model.expert.hidden * model.expert.intermediate * size
     rows += [
         Row(here, "recurrent states", states, f"{sampled} sequences", ("prefill", "decode")),
         Row(here, "keys and values", kv, "one layer's twice while it grows", ("prefill", "decode")),
-        Row(here, "one layer reads the prompts", reading, f"{sampled} x {prompt} tokens", ("prefill",)),
+        Row(here, "the prompts' states, to copy from", read, f"{prompts} prompts", ("prefill",)),
+        Row(here, "one layer reads the prompts", reading, f"{prompts} x {prompt} tokens", ("prefill",)),
         Row(here, "one token's states and choices", token, "transformers' update and sampler", ("decode",)),
     ]
     # Training, one micro-batch. The optimiser's own step comes when all this is gone. TRL's buffer for logits is
@@ -188,11 +199,12 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
     scored = micro * (grpo.max_completion_length if device.triton else seq - 1)
     width = min(c.vocab_size, TILE_WORDS)
     wide = (TILE_WORDS if device.gpu else width) * size + (0 if device.triton else width * 4 * TILE_COPIES)
-    tile = min(scored, TILE_TOKENS) * wide + scored * c.hidden_size * (4 + 2 * size)
+    at_once = min(scored, TRL_TILE_TOKENS if device.triton else TILE_TOKENS)
+    tile = at_once * wide + scored * c.hidden_size * (4 + 2 * size)
     rows += [
         Row(here, what, kept, tokens, ("loss", "backward")),
         Row(here, "one layer forward and backward", alive, tokens, ("backward",)),
-        Row(here, "logits, a tile at a time", tile, f"TRL, {scored} tokens", ("loss",)),
+        Row(here, "logits, a tile at a time", tile, f"TRL, {at_once} of {scored} tokens", ("loss",)),
     ]
     published = 2 * model.parts.total()
     shard = min(SHARD, published)
@@ -203,7 +215,7 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
         rows.append(Row("host", "the system, Python, CUDA", SYSTEM, "convention", (), "assumed"))
         rows.append(Row("host", "one source shard, and what is made of it", made, "5 GB", (phase,), "assumed"))
 
-    # Routed experts, the same number in each layer: on the GPU what fits, then on the second GPU, then on the host.
+    # Routed experts, the same number in each layer: on the GPU what fits, the rest on the second GPU, else on the host.
     sizes = (device.gpu, device.gpu if device.gpus > 1 else 0.0, device.host, device.disk)
     has = {place: gib and gib * GIB for place, gib in zip(PLACES, sizes)}
     layers, count = model.kinds.get("moe", 0), c.n_routed_experts if model.routed else 0
@@ -211,8 +223,8 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
     placed = {here: count}
     if in_4bit and device.gpu and count:
         near = max(0, min(count, int((has["GPU"] - _need(rows, "GPU").nbytes) // each)))
-        second = max(0, min(count - near, int((has["second GPU"] - RESERVE) // each)))
-        placed = {"GPU": near, "second GPU": second, "host": count - near - second}
+        place = "second GPU" if (count - near) * each <= has["second GPU"] - RESERVE else "host"
+        placed = {"GPU": near, place: count - near}
     for place, number in placed.items():
         pinned = place == "host" != here
         if number and place == "second GPU":
@@ -220,15 +232,17 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
         if number:
             text = f"{number * layers:,} of {model.routed:,}"
             rows.append(Row(place, "routed experts", number * each, text, ("load",) if pinned else ()))
-        if number and pinned:  # experts.place pins one block a layer, and PyTorch makes each a power of two
-            lost = layers * 2 ** math.ceil(math.log2(number * each / layers)) - number * each
-            rows.append(Row(place, "rounding of pinned memory", lost, "PyTorch's host allocator", ("load",)))
     needs = {place: _need(rows, place, has[place]) for place in has if any(row.place == place for row in rows)}
-    fits = all(need.has is None or need.nbytes <= need.has for need in needs.values())
+    holds = all(need.has is None or need.nbytes <= need.has for need in needs.values())
+    fits = holds and not _lacks_bf16(config, device)
     share = 1 - placed[here] / count if count else 0.0
-    tiers = {place: number * layers for place, number in placed.items() if number}
+    by_place = {place: number * layers for place, number in placed.items() if number}
     rows = [row for row in rows if row.nbytes]
-    return Plan(config, device, prompt, rows, needs, tiers, share, fits, {}, None, "")
+    return Plan(config, device, prompt, rows, needs, by_place, share, fits, {}, None, None, "")
+
+
+def _lacks_bf16(config: RunConfig, device: Device) -> bool:
+    return config.policy.dtype == "bfloat16" and device.gpu > 0 and not device.triton
 
 
 def _during(rows: list[Row], place: str, phase: str) -> list[Row]:
@@ -262,35 +276,15 @@ def _largest(model: Architecture, found: Plan, key: str, most: int = 2**16) -> i
         return _solve(model, _vary(found.config, key, m), found.device, found.prompt_tokens).fits
 
     low, high = 0, 1
+    if key == "max_completion_length":  # m is the length itself, which takes longest to try; one answer is known
+        length = found.config.grpo.max_completion_length
+        low, high = (length, 2 * length) if found.fits else (0, length)
     while high < most and fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return getattr(_vary(found.config, key, low).grpo, key) if low else 0
-
-
-def _seconds(model: Architecture, found: Plan, speed: Bandwidths) -> tuple[float, float]:
-    """(sampling, training) seconds of a step at best: a roofline, without launches, one thing at a time.
-
-    A sampled token reads the dense weights, the states twice and the experts that some sequence chooses. Training passes
-    three times (twice without checkpointing) over all weights, each expert dequantised for each micro-batch.
-    """
-    policy, c, grpo = found.config.policy, model.config, found.config.grpo
-    vram, pcie, flops = speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12
-    sampled = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
-    others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
-    away, chosen = found.share_off, c.num_experts_per_tok / c.n_routed_experts
-    params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
-    hit = routed * (1 - (1 - chosen) ** sampled)
-    states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
-    dense = sum(model.nbytes(part, policy) for part in others) + 2 * states
-    token = (dense + hit * (1 - away)) / vram + hit * away / pcie
-    moved = 4.5 * params if policy.load_in_4bit else routed  # NF4 is read, 16 bit written and read again
-    active = sum(model.parts[part] for part in others) + params * chosen
-    products = 2 * active * sampled * (found.prompt_tokens + grpo.max_completion_length) / flops
-    once = products + grpo.gradient_accumulation_steps * (moved / vram + routed * away / pcie)
-    return token * grpo.max_completion_length, once * (3 if grpo.gradient_checkpointing else 2)
 
 
 def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
@@ -300,8 +294,14 @@ def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
         off = [row for row in found.rows if row.part == "routed experts" and found.share_off and row.place != "GPU"]
         texts = [f"{row.source} routed experts on the {row.place} ({row.nbytes / GIB:.2f} GiB)" for row in off]
         how = " and ".join(texts) or "every weight in one place"
-        wrong = config.policy.load_in_4bit and abs(config.policy.experts_on_host - found.share_off) > 0.002
-        return f"It fits {device.name} with {how}{f'; set policy.experts_on_host={found.share_off:.3f}' * wrong}."
+        policy, tier = config.policy, "cuda:1" if "second GPU" in found.experts else "host"
+        other = abs(policy.experts_on_host - found.share_off) > 0.002
+        changes = [f"policy.experts_on_host={found.share_off:.3f}"] * other
+        changes += [f"policy.experts_overflow={tier}"] * (found.share_off > 0 and policy.experts_overflow != tier)
+        to_set = f"; set {' '.join(changes)}" if policy.load_in_4bit and changes else ""
+        return f"It fits {device.name} with {how}{to_set}."
+    if _lacks_bf16(config, device):
+        return f"It does not fit {device.name}, whose GPU has no bf16; first set policy.dtype=float16."
     place, need = next((p, n) for p, n in found.needs.items() if n.has is not None and n.nbytes > n.has)
     has, asked = need.has / GIB, need.nbytes / GIB
     short = f"It does not fit {device.name}, whose {place} has {has:.1f} of {asked:.1f} GiB needed"
@@ -309,7 +309,7 @@ def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
     pieces = [n for n in range(grpo.per_device_train_batch_size - 1, 0, -1) if total % n == 0]
     tries: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
     tries += [{"per_device_train_batch_size": n, "gradient_accumulation_steps": total // n} for n in pieces]
-    tries += [{"max_completion_length": n} for n in [largest["max_completion_length"]] if n]
+    tries += [{"max_completion_length": n} for n in [largest.get("max_completion_length")] if n]
     texts = [" ".join(f"grpo.{key}={value}" for key, value in to.items()) for to in tries]
     changes = {text: replace(config, grpo=replace(grpo, **to)) for text, to in zip(texts, tries)}
     changes["policy.load_in_4bit=true"] = replace(config, policy=replace(config.policy, load_in_4bit=True))

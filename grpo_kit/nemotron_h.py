@@ -14,6 +14,7 @@ def prepare(model) -> None:
     fix_time_step_limit(model)
     route_through_out_proj()
     keep_scan_out_of_autocast()
+    keep_routers_out_of_autocast(model)
     if model.dtype == torch.float16:
         keep_residual_in_float32(model)
 
@@ -55,6 +56,19 @@ def keep_scan_out_of_autocast() -> None:
         scan = getattr(modeling, name)
         if not hasattr(scan, "_outside_autocast"):
             setattr(modeling, name, _outside_autocast(scan))
+
+
+def keep_routers_out_of_autocast(model) -> int:
+    """Let routers choose in float32 under mixed precision too; returns how many there are.
+
+    They upcast, and `torch.autocast` would cast their product back to 16 bit, where the published correction biases, of
+    about 2^6 with differences below 2^-2, no longer tell experts apart.
+    """
+    routers = [module for module in model.modules() if type(module).__name__ == "NemotronHTopkRouter"]
+    for router in routers:
+        if not hasattr(router.forward, "_outside_autocast"):
+            router.forward = _outside_autocast(router.forward)
+    return len(routers)
 
 
 def _outside_autocast(scan):

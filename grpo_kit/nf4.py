@@ -5,6 +5,7 @@ scales are themselves kept in 8 bit. 4.127 bits a value. bitsandbytes does the a
 packed values, 8-bit scales, their scales, their mean, one behind the other, so that a matrix is one copy over PCIe.
 """
 
+import functools
 import logging
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Nf4(NamedTuple):
 
 def nbytes(shape: tuple[int, int]) -> int:
     """Bytes of a matrix of `shape` (out, in) in this layout. Raises ValueError unless blocks of 64 fill it."""
-    return _offsets(shape)[-1]
+    return offsets(shape)[-1]
 
 
 def pack(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,7 +53,7 @@ def pack(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor
 
 def unpack(data: torch.Tensor, shape: tuple[int, int]) -> Nf4:
     """Views into `data`, bytes that `pack` made of a matrix of `shape`; nothing is copied."""
-    a, b, c, d, end = _offsets(shape)
+    a, b, c, d, end = offsets(shape)
     blocks = shape[0] * shape[1] // BLOCK
     return Nf4(
         packed=data[a : a + blocks * BLOCK // 2].view(-1, 1),
@@ -110,14 +111,19 @@ def into_linear(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype)
     module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
 
 
-def code(device: torch.device, _kept: dict = {}) -> torch.Tensor:  # noqa: B006 (kept on purpose)
-    """The 256 values that 8-bit scales stand for, float32, one copy a device."""
-    if device not in _kept:
-        _kept[device] = bnb.create_dynamic_map().to(device)
-    return _kept[device]
+@functools.cache
+def tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 256 values that 8-bit scales stand for, and the 16 that packed ones do; float32, one copy a device."""
+    return bnb.create_dynamic_map().to(device), bnb.get_4bit_type("nf4", device)
 
 
-def _offsets(shape: tuple[int, int]) -> tuple[int, ...]:
+def code(device: torch.device) -> torch.Tensor:
+    """The 256 values that 8-bit scales stand for, float32."""
+    return tables(device)[0]
+
+
+def offsets(shape: tuple[int, int]) -> tuple[int, ...]:
+    """Where the bytes of a matrix of `shape` have their four sections, in the order of `Nf4`, and where they end."""
     values = shape[0] * shape[1]
     if values % BLOCK:
         raise ValueError(

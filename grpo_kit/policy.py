@@ -24,9 +24,11 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as progress
 
-    tokenizer = load_tokenizer(policy)
+    from grpo_kit import sampling
+
+    tokenizer, host = load_tokenizer(policy), overflow(policy)
     if policy.load_in_4bit and _is_streamed(policy):
-        return _streamed(policy), tokenizer
+        return sampling.install(_streamed(policy, host)), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": 0}
@@ -50,8 +52,8 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
-        tiers.install(model, policy.experts_on_host, hits=routing(policy))
-    return model, tokenizer
+        tiers.install(model, policy.experts_on_host, hits=routing(policy), host=host)
+    return sampling.install(model), tokenizer
 
 
 def _is_streamed(policy: settings.Policy) -> bool:
@@ -70,7 +72,7 @@ def _is_streamed(policy: settings.Policy) -> bool:
         return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_WHOLE
 
 
-def _streamed(policy: settings.Policy) -> Any:
+def _streamed(policy: settings.Policy, host: Any) -> Any:
     """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
     import torch
     from tqdm.auto import tqdm
@@ -92,7 +94,22 @@ def _streamed(policy: settings.Policy) -> Any:
             f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
         )
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return checkpoint.load(folder, device, policy.experts_on_host, hits=routing(policy))
+    return checkpoint.load(folder, device, policy.experts_on_host, hits=routing(policy), host=host)
+
+
+def overflow(policy: settings.Policy) -> Any:
+    """The `torch.device` of experts that the first GPU has no room for. Raises ValueError for a GPU that is not there."""
+    import torch
+
+    if policy.experts_overflow == "host":
+        return torch.device("cpu")
+    device, there = torch.device(policy.experts_overflow), torch.cuda.device_count()
+    if device.index >= there:
+        raise ValueError(
+            f"policy.experts_overflow is {policy.experts_overflow}; this machine has {there} GPUs, counted from cuda:0. "
+            "Set it to host."
+        )
+    return device
 
 
 def nf4_folder(policy: settings.Policy) -> Path:
@@ -202,9 +219,13 @@ def _with_ordinary_tags(node: Any) -> Any:
 
 
 def _quiet() -> None:
-    """Drop two warnings that are as they should be here and would stand in front of what a user has to read."""
-    about = "is falling back to its reference PyTorch implementation"
-    logging.getLogger("transformers.integrations.hub_kernels").addFilter(lambda said: about not in said.getMessage())
+    """Drop warnings that are as they should be here and would stand in front of what a user has to read."""
+    for module, about in (
+        ("hub_kernels", "is falling back to its reference PyTorch implementation"),
+        ("integration_utils", 'attempting to log a value of "None"'),  # a figure that a step has not, at every step
+    ):
+        logger = logging.getLogger(f"transformers.integrations.{module}")
+        logger.addFilter(lambda said, about=about: about not in said.getMessage())
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 

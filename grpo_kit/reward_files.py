@@ -55,6 +55,17 @@ def fingerprint(reward: Callable[..., object]) -> str | None:
     return hashlib.sha256(source).hexdigest()
 
 
+def answer_reader(reward: Callable[..., object]) -> Callable[..., str | None] | None:
+    """The function `final_answer` that a reward's file (or notebook) defines beside it; None where there is none.
+
+    `final_answer(completion, **columns)` gives the answer a completion commits to, spelled so that the reward holds equal
+    spellings for one answer, and None where there is no answer; `columns` are the row's, with `prompt_opened_think`.
+    Majority voting counts by it: a reward tells right from wrong, but not one wrong answer from another.
+    """
+    found = getattr(inspect.unwrap(reward), "__globals__", {}).get("final_answer")
+    return found if callable(found) else None
+
+
 def find_reward(name: str) -> Path:
     """The path of a reward file: as given if it exists, else among the kit's own."""
     for path in (Path(name), FOLDER / name):

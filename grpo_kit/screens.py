@@ -92,6 +92,24 @@ def placement(found: dict[str, Any]) -> None:
     )
 
 
+def screening(found: dict[str, Any], band: list[float]) -> None:
+    """What `screen` found: how many prompts are kept, a histogram of pass rates, and what stopping early saved."""
+    reasons = ", ".join(f"{found[why]} {why}" for why in ("too hard", "too easy", "gold cannot be used") if found[why])
+    out.print(
+        f"         {found['kept']} of {found['prompts']} prompts kept, pass rate {band[0]:g} to {band[1]:g}; left out: {reasons or 'none'}"
+    )
+    if len(found["sources"]) > 1:
+        out.print("         " + ", ".join(f"{name} {kept} of {of}" for name, (kept, of) in found["sources"].items()))
+    for place, count in enumerate(found["histogram"]):
+        bar = "\u2588" * round(40 * count / max(found["histogram"]))
+        out.print(f"         {place / 10:.1f} to {(place + 1) / 10:.1f}  {bar} {count}")
+    share = found["samples"] / found["at_most"]
+    out.print(
+        f"         {found['samples']} samples, {share:.0%} of the {found['at_most']} without stopping early; "
+        f"{found['undecided']} prompts judged by pass rate alone"
+    )
+
+
 def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
     """A table of (what, what was found, whether that is fine, the remedy if not)."""
     table = Table("what", "found", "verdict")
@@ -120,26 +138,88 @@ def plan(found: Any) -> None:
     out.print(table)
     for key, value in found.largest.items():
         out.print(f"largest grpo.{key}, the others as configured: {value or 'none'}")
-    seconds = (
-        "not measured on this device"
-        if found.seconds is None
-        else "sampling {:.1f} s, training {:.1f} s, at best".format(*found.seconds)
-    )
+    if found.bandwidths is None:
+        seconds = f"not estimated, no bandwidth of {found.device.name} was measured; run this there without --device"
+    else:
+        seconds = "sampling {:.1f} s, training {:.1f} s, at best; measured here: ".format(*found.seconds)
+        pcie = f"{found.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if found.device.gpu else ""
+        seconds += f"{found.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{found.bandwidths.matmul_tflops:.2f} TFLOPS"
     out.print(f"step time: {seconds}\n{escape(found.verdict)}")
 
 
+def data(manifest: dict[str, Any]) -> None:
+    """Where each row went: the funnel, what leaked from which evaluation set, and how many rows each split has."""
+    if manifest["funnel"]:
+        table = Table("reason", "dropped", "left", "for example", "why", title=f"{manifest['read']} rows read")
+        table.columns[1].justify = table.columns[2].justify = "right"
+        for row in manifest["funnel"]:
+            example = row["examples"][0]
+            said = (f"{example['from']}: {example['problem']}", example["why"])
+            table.add_row(
+                row["reason"], str(row["dropped"]), str(row["left"]), *(escape(" ".join(t.split())[:60]) for t in said)
+            )
+        out.print(table)
+    for name, hit in manifest["evaluation"].items():
+        out.print(
+            f"         {name}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal and "
+            f"{hit['overlap']} overlapping rows; {hit['kept']} rows share only a stock phrase"
+        )
+    if manifest["not_checked"]:
+        out.print(
+            f"         [yellow]not checked against {', '.join(manifest['not_checked'])}[/]: not here (manifest.json says how to attach)"
+        )
+    rows = manifest["rows"]
+    kept = f"dropped: {sum(manifest['dropped'].values()) or 'none'}"
+    out.print(f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {kept}")
+
+
+def measured(found: dict[str, Any]) -> None:
+    """One measurement's accuracy, and why vLLM did not make it where it is there and failed its probe."""
+    low, high = found["ci95"]
+    out.print(f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems")
+    if (why := found["sampling"]["engine_why"]).startswith(("vLLM failed", "vLLM draws", "vLLM's")):
+        out.print(f"         [yellow]drawn by transformers: {escape(why)}[/]")
+
+
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
-    """Before, after and the difference, each with its 95 % interval."""
+    """Before, after and the difference, each with its 95 % interval, whole and by group; and whether it is real."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")
-    for heading in ("", "pass@1", "95 % interval", "problems"):
+    for heading in ("", "before", "after", "difference", "95 % interval", "problems"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name in ("before", "after"):
-        found = report[name]
-        table.add_row(name, f"{found['pass@1']:.3f}", "{:.3f} to {:.3f}".format(*found["ci95"]), str(found["n"]))
-    table.add_row(
-        "difference", f"{report['difference']:+.3f}", "{:+.3f} to {:+.3f}".format(*report["difference_ci95"]), "paired"
-    )
+    sides = {side: report[side]["pass@1"] for side in ("before", "after")}
+    compared = [("pass@1", report | sides)]
+    compared += [(f"{kind} {name}", found) for kind, named in report["by"].items() for name, found in named.items()]
+    for name, found in compared:
+        values = (f"{found['before']:.3f}", f"{found['after']:.3f}", f"{found['difference']:+.3f}")
+        table.add_row(escape(name), *values, "{:+.3f} to {:+.3f}".format(*found["difference_ci95"]), str(found["n"]))
+    for name in report["before"]["measures"]:
+        old, new = (report[side]["measures"].get(name) for side in ("before", "after"))
+        if new and name != "pass@1":
+            table.add_row(
+                name, *(f"{m['value']:.3f}" for m in (old, new)), f"{new['value'] - old['value']:+.3f}", "", ""
+            )
     out.print(table)
+    out.print(escape(report["words"]))
+
+
+def tuned(found: dict[str, Any], run: workspace.Run) -> None:
+    """The trials of a search, the best first, what the best is worth, and how to use it."""
+    table = Table(
+        "trial", "settings", "step", "accuracy", "95 % interval", "seconds", title=f"search of run {run.name!r}"
+    )
+    table.columns[1].overflow = "fold"
+    for row in found["trials"]:
+        state = "" if row["state"] == "complete" else " broken off" if row["state"] == "pruned" else " out of memory"
+        accuracy = (
+            ("", "") if row["accuracy"] is None else (f"{row['accuracy']:.3f}", "{:.3f} to {:.3f}".format(*row["ci95"]))
+        )
+        settings = escape("\n".join(row["overrides"])) + "\n(the run's own)" * row["own"]
+        table.add_row(f"{row['trial']}", settings, f"{row['step']}{state}", *accuracy, f"{row['seconds']:.0f}")
+    out.print(table)
+    out.print(escape(found["words"]))
+    out.print(
+        f"picture: {run.path / 'tune' / 'tune.png'}\nto use the best: {escape(' '.join(found['best']['overrides']))}"
+    )
 
 
 def example(run: workspace.Run) -> None:

@@ -9,15 +9,17 @@ from dataclasses import replace
 from grpo_kit import config as configuration
 from grpo_kit import workspace
 
-STAGES = ("data", "before", "train", "after", "package")
+STAGES = ("data", "screen", "before", "train", "after", "package")
 # Which finished stages a stage builds on: what those were made with stands.
-BUILDS_ON = {"data": (), "train": ("data",), "evaluate": ("data", "train"), "package": ("data", "train")}
+BUILDS_ON = {
+    "data": (), "screen": ("data",), "train": ("data", "screen"), "evaluate": ("data", "train"), "package": ("data", "train"),
+}  # fmt: skip
 
 
 def begin(
     sources: Sequence[str] = (), overrides: Sequence[str] = (), name: str | None = None, stage: str | None = None, force: bool = False
 ) -> tuple[configuration.RunConfig, workspace.Run]:  # fmt: skip
-    """(configuration, run) to go on with, for `stage`: `data`, `train`, `evaluate`, `package`, or None for whatever is next.
+    """(configuration, run) to go on with, for `stage`: `data`, `screen`, `train`, `evaluate`, `package`, or None for whatever is next.
 
     `sources`: presets and YAML files; without any, an existing run's own config.yaml, else the preset `tiny`.
     `name`: the run's, else `run.name`. The sections that finished earlier stages were made with stand (all finished
@@ -34,11 +36,13 @@ def begin(
 
 
 def standing(run: workspace.Run) -> str:
-    """Where the run stands, in lines to print: its folder, and each stage with the time it was done."""
+    """Where the run stands, in lines to print: its folder, and each stage with the time it was done; `screen`, which a run can do without, only then."""
     done = run.stages()
     lines = [f"run {run.name!r} in {run.path.absolute()}"]
     for stage in STAGES:
         note = done.get(stage)
+        if stage == "screen" and not note:
+            continue
         lines.append(
             f"  {stage:<8} " + (f"done {note['finished'][:16]} UTC in {note['seconds']:.0f} s" if note else "not yet")
         )

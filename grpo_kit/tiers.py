@@ -33,10 +33,16 @@ def unreached(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.{expert}." for name, all_ in opened.items() for expert, got in enumerate(all_) if not got)
 
 
-def forget(model: nn.Module) -> None:
-    """Start counting anew what went to the host and whose LoRA was reached."""
+def forget_traffic(model: nn.Module) -> None:
+    """Start counting anew what goes to the host."""
     for tiers in tiers_of(model).values():
         tiers.traffic = [0, 0]
+
+
+def forget(model: nn.Module) -> None:
+    """Start counting anew what goes to the host and whose LoRA is reached."""
+    forget_traffic(model)
+    for tiers in tiers_of(model).values():
         if tiers.reached is not None:
             tiers.reached.zero_()
 
@@ -71,12 +77,12 @@ def host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
 
 def replace(
     model: nn.Module, share_on_host: float = 0.0, hits: torch.Tensor | None = None, slots: int = 8,
-    device: torch.device | None = None, dtype: torch.dtype | None = None,
+    device: torch.device | None = None, dtype: torch.dtype | None = None, host: torch.device | None = None,
 ) -> dict[str, tuple[nn.Module, TieredExperts]]:  # fmt: skip
     """Put tiered experts, still empty, in place of every `NemotronHExperts`: {module name: (what was there, they)}.
 
-    `share_on_host` of the experts lie on the host, by `hits` where there are any (see `layout`); `slots` of those can be
-    on their way at once. `device` and `dtype` are the replaced parameters' own unless given.
+    `share_on_host` of the experts lie on the host (or on `host`, a second GPU), by `hits` where there are any (see
+    `layout`); `slots` of those can be on their way at once. `device` and `dtype` are the replaced parameters' own unless given.
     """
     there = {name: m for name, m in model.named_modules() if type(m).__name__ == "NemotronHExperts"}
     if not there:
@@ -88,18 +94,19 @@ def replace(
         stack = fused.up_proj
         bench = bench or Workbench(Geometry(hidden, intermediate), device or stack.device, dtype or stack.dtype, slots)
         tiered = TieredExperts(bench.geometry, count, fused.act_fn, bench)
-        tiered.place(on_host)
+        tiered.place(on_host, host)
         model.set_submodule(name, tiered)
         done[name] = (fused, tiered)
     return done
 
 
 def install(
-    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None
-) -> list[TieredExperts]:
+    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None,
+    host: torch.device | None = None,
+) -> list[TieredExperts]:  # fmt: skip
     """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts made of its weights."""
     layers = []
-    for fused, tiered in replace(model, share_on_host, hits, slots).values():
+    for fused, tiered in replace(model, share_on_host, hits, slots, host=host).values():
         for expert in range(tiered.num_experts):
             tiered.write(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
         layers.append(tiered)

@@ -1,12 +1,10 @@
-"""GRPO on the run's training rows, by TRL's own trainer; the only file that knows TRL.
+"""GRPO on the run's training rows, by TRL's own trainer with the kit's draw of prompts (`trainer`).
 
-What is added to TRL: the worst step tried before the first, a metrics row per step and a line per completion in the run
-folder, the adapter written whole or not at all, and a probe of the trained policy's logits, so that what is packed later
-can be proved to be this policy.
+A run is resumed where its last checkpoint stands, by the same call. What is left behind: a metrics row per step and a line
+per completion, the adapter written whole or not at all, and a probe of the trained policy's logits, so that what is
+packed later can be proved to be this policy.
 """
 
-import functools
-import inspect
 import json
 import time
 from collections.abc import Callable
@@ -14,9 +12,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit import prompts, submission, tiers, trackers, workspace
+from grpo_kit import (
+    clock,
+    curriculum,
+    evaluate,
+    memory,
+    prompts,
+    resume,
+    row_options,
+    screening,
+    submission,
+    trackers,
+    workspace,
+)
 from grpo_kit.adapter import add_lora, save_adapter
 from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.metrics import mean_interval
 from grpo_kit.policy import load_policy
 from grpo_kit.probe import ProbeStep
 from grpo_kit.reward_files import fingerprint
@@ -25,13 +36,24 @@ from grpo_kit.reward_files import fingerprint
 # isort: split
 
 import datasets
-from transformers import PrinterCallback, TrainerCallback
+import torch
+from transformers import PrinterCallback
+
+from grpo_kit import callbacks
+from grpo_kit.drawing import PromptBook
+from grpo_kit.records import CompletionRecord, MetricsRecord, OnStep, Reward
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
-Reward = Callable[..., list[float | None]]
-OnStep = Callable[[dict[str, Any]], None]
+    from grpo_kit.trainer import UsefulTrainer
+
+# Of `grpo`, what is passed elsewhere: reward functions to the trainer, the rest to what is ours.
+OURS = (
+    "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "eval_steps", "on_alarm",
+)  # fmt: skip
+RESERVED = 120.0  # seconds of a session left for packing when its time is up, beside what measuring took before
+
 OnForecast = Callable[[dict[str, Any]], None]
 
 
@@ -40,22 +62,49 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
     from trl import GRPOConfig
 
     grpo = asdict(config.grpo)
-    del grpo["reward_funcs"]  # functions, passed to the trainer
+    if stages := grpo["stages"]:  # the longest, which the probe step tries; `callbacks.Stages` sets each step's
+        grpo["max_completion_length"] = max(stage["max_completion_length"] for stage in stages)
+    for ours in OURS:
+        del grpo[ours]
+    if grpo["loss_type"] == "gspo":  # arXiv:2507.18071: ratio and clipping by sequence
+        grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
     checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
-    return GRPOConfig(
+    args = GRPOConfig(
         **grpo,
+        scale_rewards="group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
         activation_checkpointing=checkpointing,
         output_dir=str(output_dir),
         seed=config.run.seed,
         chat_template_kwargs={"enable_thinking": config.policy.enable_thinking},
+        shuffle_dataset=False,  # prompts are drawn when they are needed (`drawing`), whatever TRL hands over
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="no",  # `resume.save` says when
+        ignore_data_skip=True,
         report_to=trackers.told_to_transformers(config.run.report_to),
         project="grpo-kit",
         run_name=config.run.name,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
+    # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
+    args._n_gpu = min(1, args.n_gpu)
+    return args
+
+
+def fit_log_probs() -> None:
+    """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
+
+    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies of a
+    tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the tile's
+    size changes nothing but memory.
+    """
+    from trl.kernels import chunked_logprob
+
+    gpu = torch.cuda.is_available()
+    if gpu and torch.cuda.get_device_capability() < (8, 0):
+        chunked_logprob._TRITON_AVAILABLE = False
+    if not gpu or not chunked_logprob._TRITON_AVAILABLE:
+        chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
 
 
 def train(
@@ -64,67 +113,130 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train and write `adapter/`, `metrics.jsonl` and `completions.jsonl`; returns the last metrics row.
 
-    `reward_funcs`: one function for each entry of `grpo.reward_weights`, in its order. `on_forecast` is called with what the
-    probe step found (`probe.Forecast`), which is in `forecast.json` too, `on_step` with each metrics row; after each step `should_stop` is asked. A run that is trained already is left as it is. Raises FileNotFoundError when its data is missing.
+    `reward_funcs`: one function for each entry of `grpo.reward_weights`, in its order; the first is the verifier.
+    `on_forecast` is called with what the probe step found (`probe.Forecast`, in `forecast.json` too), `on_step` with each
+    metrics row; after each step `should_stop` is asked. An interrupted run goes on from its last checkpoint; one that was
+    stopped keeps what it has and goes on when called again; one that is through is left as it is. Raises
+    FileNotFoundError when its data is missing, ValueError when it was begun with other settings.
     """
     run.need("data", "grpo-kit data")
     trackers.check(config.run.report_to)
-    settings = {
-        "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": asdict(config.grpo), "seed": config.run.seed,
-        "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
-    }  # fmt: skip
-    if run.is_done("train", settings, [run.manifest], config.run.force):
+    settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
+    if screening.is_screened(run):
+        reads.append(run.screened)
+    known = run.stages().get("train", {}).get("steps")
+    if run.is_done("train", settings, reads, config.run.force) and known == config.grpo.max_steps:
         return workspace.read_lines(run.metrics)[-1]
 
     started = time.monotonic()
-    trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast)
-    if should_stop:
-        trainer.add_callback(Stop(should_stop))
-    trainer.train()
+    folder = run.path / "checkpoints"
+    found = None if config.run.force else resume.latest(folder, settings | _hashes(reads))
+    if found is None:
+        resume.clear(folder)
+    trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop)
+    trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    with workspace.new_folder(run.adapter) as folder:
-        save_adapter(model, folder, config.policy.model)
+    with workspace.new_folder(run.adapter) as aside:
+        save_adapter(model, aside, config.policy.model)
     asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
     submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
-    run.note("train", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config))
+    seconds = time.monotonic() - started
+    run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=trainer.state.global_step)
     return workspace.read_lines(run.metrics)[-1]
+
+
+def settings_of(config: RunConfig, run: workspace.Run, reward_funcs: list[Reward]) -> dict[str, Any]:
+    """What decides a training's outcome, besides the data."""
+    order = {"screening": {"sigma": config.screening.sigma}} if screening.is_screened(run) else {}
+    grpo = {key: value for key, value in asdict(config.grpo).items() if key not in ("save_steps", "on_alarm")}
+    return order | {
+        "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": grpo, "seed": config.run.seed,
+        "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
+    }  # fmt: skip
 
 
 def make_trainer(
     config: RunConfig, run: workspace.Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None,
-) -> "GRPOTrainer":  # fmt: skip
-    """TRL's trainer on this run's policy, rows and rewards, recording into the run folder from its first step on."""
-    from trl import GRPOTrainer
+    on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
+    policy: tuple[Any, Any] | None = None,
+) -> "UsefulTrainer":  # fmt: skip
+    """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
 
-    model, tokenizer = load_policy(config.policy)
+    `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
+    """
+    from grpo_kit.trainer import UsefulTrainer
+
+    fit_log_probs()
+    model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
-    opened = prompts.opens_thinking(tokenizer, config.policy.enable_thinking)  # rewards may ask: what is unclosed then?
-    rows = [row | {"prompt_opened_think": opened} for row in workspace.read_lines(run.rows("train"))]
+    in_order, draw = screening.is_screened(run), config.grpo.draw
+    rows = workspace.read_lines(run.screened if in_order else run.rows("train"))
+    if in_order:
+        draw = "in_order" if draw == "useful" else draw  # the curriculum goes by pass rates already
+        rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
+    thinking = config.policy.enable_thinking
+    opened = row_options.opened_think(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
+    asked = row_options.conversations(tokenizer, rows, thinking)
+    rows = [
+        row | {"prompt": turns, "prompt_opened_think": opens}
+        for row, turns, opens in zip(rows, asked, opened, strict=True)
+    ]
 
     def foretell(found: dict[str, Any]) -> None:
         workspace.write_text(run.forecast, json.dumps(found, indent=2) + "\n")
         if on_forecast:
             on_forecast(found)
 
-    trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    def held_out() -> dict[str, Any]:
+        found = evaluate.scores(model, tokenizer, workspace.read_lines(run.rows("val")), reward_funcs[0], config)
+        known = [score for score in found.values() if score is not None]
+        interval = list(mean_interval(known, config.run.seed)) if known else None
+        return {"held_out": sum(known) / len(known), "held_out_ci95": interval} if known else {}
+
+    settings = settings_of(config, run, reward_funcs)
+    metrics = MetricsRecord(run.metrics, settings["grpo"], on_step)
     probe = ProbeStep(_longest(config, tokenizer, rows), foretell)
-    metrics = MetricsRecord(run.metrics, on_step)
-    trainer = GRPOTrainer(
+    stages = callbacks.Stages(config.grpo, metrics)
+    keeper = callbacks.Keeper(
+        run.path / "checkpoints", config.grpo.save_steps,
+        settings | _hashes([run.manifest, *([run.screened] if in_order else [])]), config.policy.model,
+    )  # fmt: skip
+    left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
+    stop = callbacks.Stop(metrics, clock.deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
+    trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    trainer = UsefulTrainer(
         model=model,
         reward_funcs=record.watched,
         args=to_trl(config, run.path / "checkpoints"),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
-        callbacks=[probe, metrics, GradientCheck(), *trackers.callbacks(config.run.report_to, run.path)],
-    )
-    probe.trainer = metrics.trainer = trainer
+        callbacks=[
+            probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(),
+            callbacks.HeldOut(config.grpo.eval_steps, held_out, metrics), stop, keeper,
+            *trackers.callbacks(config.run.report_to, run.path),
+        ],
+        grpo=config.grpo,
+        book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
+    )  # fmt: skip
+    probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer
+    trainer.keep = keeper.keep
     for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
         value.data = data
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
     return trainer
+
+
+def _hashes(reads: list[Path]) -> dict[str, Any]:
+    return {"reads": {path.name: workspace.hash_of(path) for path in reads}}
+
+
+def _prompts_asked(config: RunConfig) -> int:
+    """How many prompts the run asks in all, a prompt that comes again counted again."""
+    grpo = config.grpo
+    step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    return -(-grpo.max_steps // grpo.num_iterations) * step
 
 
 def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -142,113 +254,3 @@ def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> l
     ]
     ids = sorted((tokenizer.encode(text, add_special_tokens=False) for text in texts), key=len, reverse=True)
     return [ids[i % len(ids)] for i in range(step)]
-
-
-class MetricsRecord(TrainerCallback):
-    """Appends TRL's figures to `metrics.jsonl`, one row a step: `step`, `seconds` since the first, and TRL's names.
-
-    Ours beside them: `host_share`, of the rows routed so far, where experts lie on the host; `skipped_steps` so far, whose
-    gradients overflowed in fp16 so that the scaler dropped them, where there is a scaler.
-    """
-
-    def __init__(self, path: Path, on_step: OnStep | None = None) -> None:
-        self.path, self.on_step, self.started = path, on_step, 0.0
-        self.trainer: GRPOTrainer | None = None
-        self.skipped = 0
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.monotonic()
-        workspace.write_text(self.path, "")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "train_runtime" in logs:  # the closing summary is no step
-            return
-        row = {"step": state.global_step, "seconds": round(time.monotonic() - self.started, 3), **logs}
-        if (share := tiers.traffic(self.trainer.model)) is not None:
-            row["host_share"] = round(share, 6)
-        if self.trainer.accelerator.scaler is not None:
-            row["skipped_steps"] = self.skipped
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.on_step:
-            self.on_step(row)
-
-
-class Stop(TrainerCallback):
-    """Ends the run after a step when `asked` says so; what it has learned is saved as ever."""
-
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = control.should_training_stop or self.asked()
-
-
-class GradientCheck(TrainerCallback):
-    """Stops a run whose LoRA is dead in part: before the first update that has a gradient, every pair must have one.
-
-    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet, nor
-    does a routed expert that no token of weight chose.
-    """
-
-    def __init__(self) -> None:
-        self.done = False
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.done:
-            return
-        alive = {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters() if ".lora_B." in n}
-        if not any(alive.values()):
-            return
-        self.done = True
-        waiting = tiers.unreached(model)
-        pairs = {name.split(".lora_B.")[0]: has for name, has in alive.items() if not name.startswith(waiting)}
-        dead = [name for name, has in pairs.items() if not has]
-        if dead:
-            raise RuntimeError(
-                f"{len(dead)} of {len(pairs)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them changes "
-                "nothing. Take them out of lora.target_modules."
-            )
-
-
-class CompletionRecord:
-    """Stands between TRL and the rewards and keeps what each completion was paid, in `completions.jsonl`.
-
-    TRL calls the rewards one after the other on the same batch; when the last has answered, the batch is written:
-    `step`, `prompt`, `completion`, `answer` and `rewards` by name, one line a completion.
-    """
-
-    def __init__(self, path: Path, rewards: list[Reward]) -> None:
-        self.path, self.paid = path, {}
-        # An async reward is awaited by TRL, side by side with others; it works as ever and is not recorded.
-        recorded = [reward for reward in rewards if not inspect.iscoroutinefunction(reward)]
-        self.last = recorded[-1] if recorded else None
-        self.watched = [self._watch(reward) if reward in recorded else reward for reward in rewards]
-        workspace.write_text(path, "")
-
-    def _watch(self, reward: Reward) -> Reward:
-        @functools.wraps(reward)
-        def watched(**batch: Any) -> list[float | None]:
-            paid = list(reward(**batch))
-            self.paid[reward.__name__] = paid
-            if reward is self.last:
-                self._write(batch)
-            return paid
-
-        return watched
-
-    def _write(self, batch: dict[str, Any]) -> None:
-        step, paid, self.paid = batch["trainer_state"].global_step + 1, self.paid, {}
-        with self.path.open("a", encoding="utf-8") as file:
-            for i, completion in enumerate(batch["completions"]):
-                line = {
-                    "step": step,
-                    "prompt": prompts.text_of(batch["prompts"][i][-1:]),
-                    "completion": prompts.text_of(completion),
-                    "answer": batch["answer"][i],
-                    "rewards": {name: values[i] for name, values in paid.items()},
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,6 +1,6 @@
 """One run, one folder: where it lies, what each stage wrote into it, and whether that still stands.
 
-A stage (`data`, `before`, `train`, `after`, `package`) writes its files aside and renames them into place, then
+A stage (`data`, `screen`, `before`, `train`, `after`, `package`) writes its files aside and renames them into place, then
 notes in `run.json` what it was told (`settings`), what it read and what it wrote (sha256). Repeating a stage whose
 note still holds is skipped; one that was told or would read something else now is refused, because silently
 overwriting an adapter that took a night is the worst thing a kit can do.
@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -72,6 +72,8 @@ class Run:
         self.config = self.path / "config.yaml"
         self.notes = self.path / "run.json"
         self.manifest = self.path / "data" / "manifest.json"
+        self.screening = self.path / "screening.jsonl"
+        self.screened, self.left_out = (self.path / "data/train" / f"{name}.jsonl" for name in ("screened", "left_out"))
         self.metrics = self.path / "metrics.jsonl"
         self.forecast = self.path / "forecast.json"
         self.completions = self.path / "completions.jsonl"
@@ -141,8 +143,9 @@ class Run:
         wrote: list[Path],
         seconds: float,
         config_yaml: str,
+        **more: Any,
     ) -> None:
-        """Record a finished stage: `run.json` and `config.yaml` are replaced in one step each."""
+        """Record a finished stage, with `more`: `run.json` and `config.yaml` are replaced in one step each."""
         whole = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
         whole["stages"][stage] = {
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -151,6 +154,7 @@ class Run:
             "read": self._names(reads),
             "wrote": self._names(wrote),
             "environment": environment(),
+            **more,
         }
         write_text(self.config, config_yaml)
         write_text(self.notes, json.dumps(whole, indent=2) + "\n")
@@ -210,13 +214,13 @@ def hash_of(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` in one step: a reader sees the old text or the new one, never half of it."""
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Replace `path` in one step: a reader sees the old text or the new one, never half of it. Pieces are joined."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -224,14 +228,15 @@ def write_text(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """JSON Lines, one object a line, keys in the order given, written in one step."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """JSON Lines, one row a line, keys in the order given, written in one step; no more than a row is held."""
+    write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Any]:
     """The rows of a JSON Lines file that the kit wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file if line != "\n"]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "gsm8k_sample.jsonl"
 SMALL = [
     "data.limit=300", "data.test_size=60", "data.val_size=20", "grpo.max_steps=4", "grpo.per_device_train_batch_size=16",
-    "grpo.num_generations=4",
+    "grpo.num_generations=4", "grpo.resample_budget=0",
 ]  # fmt: skip
 
 

@@ -72,6 +72,27 @@ def test_data_once_made_stands_when_training_names_the_preset_again(here):
     assert str(SAMPLE) in (here / "runs/r/config.yaml").read_text()
 
 
+def test_data_shows_where_each_row_went_and_draws_it(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [
+        {"question": f"How many {word} are in {n} boxes?", "answer": f"#### {n}"}
+        for n, word in enumerate("abcdefgh", 20)
+    ]
+    rows += [rows[0], {"question": "Prove that it is so.", "answer": "x"}]
+    (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = call("data", "-c", "tiny", "--run", "r", "data.source=mine.jsonl", "data.test_size=2", "data.val_size=1")
+    said = " ".join(said.replace("│", " ").split())
+    assert "10 rows read" in said and "proof 1 9 mine.jsonl, line 10: Prove" in said
+    assert "repeated problem 1 8" in said and "equals mine.jsonl, line 1" in said
+    assert "5 rows to train on, 1 val, 2 test; dropped: 2" in said
+    assert "not checked against aime2024, aime2025, amc23, gsm8k_test, math500" in said
+    assert (here / "runs/r/data/funnel.png").read_bytes().startswith(b"\x89PNG")
+    assert everything(here / "runs/r") == [
+        "config.yaml", "data", "data/dropped.jsonl", "data/funnel.png", "data/manifest.json", "data/test",
+        "data/test/data.jsonl", "data/train", "data/train/data.jsonl", "data/val", "data/val/data.jsonl", "run.json",
+    ]  # fmt: skip
+
+
 def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     assert "data done" in call("data", "--run", "r", "--force")
@@ -97,6 +118,11 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["data", "data.source=noanswer.csv"], "prompt, solution", "data.columns.answer"),  # no such column
         (["data", "data.source=empty.jsonl"], "0 rows", "not empty"),  # empty data set
         (["data", "data.test_size=99999"], "4000 usable rows", "lower"),  # nothing left to train on
+        (["data", "data.source=gsm8"], "'gsm8'", "Did you mean gsm8k?"),  # unknown recipe
+        (["data", "data.source=gsm8k"], "HF_HUB_OFFLINE", "data.paths.gsm8k="),  # a set that is not here
+        (["data", "data.source=amc23"], "amc23", "Name training sets"),  # a set to be judged by
+        (["data", "data.source=noanswer.csv,none.csv"], "none.csv", "Check the path"),  # the second of two
+        (["data", "data.max_prompt_tokens=0"], "is 0", "1 or more"),
         (["data", "--run", "../up"], "'../up'", "Pick such a name"),  # would leave the folder
         (["train", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),  # unknown run
         (["train", "grpo.num_generations=1"], "is 1;", "2 or more"),  # group of one
@@ -109,6 +135,9 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
         (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
+        (["evaluate", "evaluation.protocol=kaggle"], "'kaggle'", "challenge"),
+        (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data` first"),
+        (["tune", "lora.r=8"], "nothing to search", "'lora.r=[8,16,32]'"),
         (["plan", "--device", "t5"], "'t5'", "Did you mean t4?"),  # no such device
         (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
     ],
@@ -158,8 +187,16 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
 def test_a_plan_says_what_fits_and_what_does_not(here):
     assert "It fits t4" in call("plan", "-c", "tiny", "--device", "t4")
     said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
-    assert "It does not fit cpu" in said and "step time: not measured" in said
+    assert "It does not fit cpu" in said and "step time: not estimated, no bandwidth of cpu was measured" in said
     assert everything(here) == []
+
+
+def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
+    from grpo_kit import memory
+
+    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    said = call("plan", "-c", "tiny")
+    assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
 
 
 def test_a_reward_of_ones_own_is_put_on_trial(here):

@@ -8,20 +8,29 @@ from omegaconf import OmegaConf
 from grpo_kit import config
 
 
-@pytest.mark.parametrize("preset", ["tiny", "t4", "24gb"])
+@pytest.mark.parametrize("preset", ["tiny", "t4", "t4x2", "24gb", "80gb"])
 def test_every_preset_resolves_to_every_key(preset):
     chosen = config.load_config([preset])
     assert chosen.run.name == preset
-    assert set(OmegaConf.create(config.to_yaml(chosen))) == {"policy", "lora", "data", "grpo", "evaluation", "run"}
+    assert set(OmegaConf.create(config.to_yaml(chosen))) == {
+        "policy",
+        "lora",
+        "data",
+        "grpo",
+        "evaluation",
+        "screening",
+        "run",
+    }
 
 
 def test_presets_are_the_files():
-    assert config.preset_names() == ["24gb", "t4", "tiny"]
+    assert config.preset_names() == ["24gb", "80gb", "t4", "t4x2", "tiny"]
 
 
-def test_t4_asks_for_nothing_sm_75_lacks():
-    chosen = config.load_config(["t4"])
-    assert chosen.policy.dtype == "float16" and not chosen.grpo.bf16
+@pytest.mark.parametrize("preset", ["t4", "t4x2"])
+def test_t4_asks_for_nothing_sm_75_lacks_and_for_a_scaler(preset):
+    chosen = config.load_config([preset])
+    assert chosen.policy.dtype == "float16" and chosen.grpo.fp16 and not chosen.grpo.bf16
 
 
 def test_layers_merge_left_to_right(tmp_path):
@@ -122,7 +131,7 @@ def test_an_override_may_hold_spaces_equals_and_slashes():
 
 
 def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
-    here, there = config.Policy(experts_on_host=0.3, nf4_folder="/a"), config.Policy()
+    here, there = config.Policy(experts_on_host=0.3, experts_overflow="cuda:1", nf4_folder="/a"), config.Policy()
     assert here.identity() == there.identity() != config.Policy(load_in_4bit=True).identity()
 
 
@@ -142,3 +151,10 @@ def test_settle_lets_an_explicit_override_through_so_that_the_stage_can_object()
     made = {"data": asdict(config.Data(source="mine.jsonl"))}
     asked = config.load_config(["tiny"], ["data.source=other.jsonl"])
     assert config.settle(asked, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda", "cuda:0", "cuda:2", "disk", ""])
+def test_experts_overflow_to_the_host_or_to_the_second_gpu(where):
+    with pytest.raises(ValueError, match=f"experts_overflow is '{where}'; it must be one of host, cuda:1"):
+        config.Policy(experts_overflow=where)
+    assert config.Policy(experts_overflow="cuda:1").experts_overflow == "cuda:1"

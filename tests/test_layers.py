@@ -1,6 +1,7 @@
 """The map of the package: who may import whom, what is heavy, how large a file may grow."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +11,31 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "grpo_kit"
 # Imports go down or stay on a floor (without a circle); a new file has to be put on a floor here.
 FLOORS = [
-    {"config", "workspace", "prompts", "reward_files", "nemotron_h"},
-    {"session", "tiny", "metrics", "nf4", "experts", "tiers", "turing", "audit", "published"},
-    {"policy", "adapter", "data", "checkpoint", "convert", "footprint", "memory"},
-    {"train", "trackers", "probe", "calibrate", "submission", "evaluate"},
-    {"cli", "screens", "dashboard", "html_report", "completions", "charts", "figures"},
+    set(floor.split())
+    for floor in (
+        "checks schema config curriculum row_options workspace prompts protocols reward_files nemotron_h clock",
+        "session doctor tiny metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages",
+        "policy adapter data pipeline checkpoint convert footprint roofline memory problems generate measures vllm_engine",
+        "train trackers trainer records callbacks probe calibrate screening submission evaluate tune reproduce",
+        "cli running screens dashboard html_report completions charts figures funnel",
+    )
 ]
 # The only files that may know a library.
-OWNERS = {"trl": {"train"}, "peft": {"adapter"}, "bitsandbytes": {"nf4"}, "kaggle": set()}
+OWNERS = {
+    "trl": {"train", "trainer"},
+    "peft": {"adapter"},
+    "bitsandbytes": {"nf4"},
+    "kaggle": set(),
+    "vllm": {"vllm_engine"},
+    "optuna": {"tune"},
+}
 
 
 def modules() -> dict[str, ast.Module]:
-    return {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    """Files by name; `puzzles`, a folder with one story a family, counts as one file."""
+    found = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    parts = [ast.parse(path.read_text()) for path in sorted((PACKAGE / "puzzles").glob("*.py"))]
+    return found | {"puzzles": ast.Module([node for part in parts for node in part.body], [])}
 
 
 def imported(tree: ast.Module) -> set[str]:
@@ -56,11 +70,21 @@ def test_no_import_goes_up():
 
 
 def test_no_circle():
-    arrows = {name: own_imports(tree) for name, tree in modules().items()}
+    arrows = {name: own_imports(tree) - ({name} & {"puzzles"}) for name, tree in modules().items()}
     done: set[str] = set()
     while ready := [name for name, needs in arrows.items() if name not in done and not (needs & arrows.keys()) - done]:
         done |= set(ready)
     assert done == set(arrows)
+
+
+def test_no_circle_among_the_puzzles():
+    arrows = {
+        path.stem: {
+            name.split(".")[2] for name in imported(ast.parse(path.read_text())) if name.startswith("grpo_kit.puzzles.")
+        }
+        for path in (PACKAGE / "puzzles").glob("*.py")
+    }
+    assert tuple(graphlib.TopologicalSorter(arrows).static_order())[-1] == "__init__"
 
 
 def test_a_library_is_known_to_its_owner_only():
@@ -80,7 +104,8 @@ def test_rewards_import_nothing_of_ours():
 
 
 @pytest.mark.parametrize(
-    "words", ["grpo_kit", "grpo_kit.config", "grpo_kit.workspace", "grpo_kit.data", "grpo_kit.cli"]
+    "words",
+    ["grpo_kit", "grpo_kit.config", "grpo_kit.workspace", "grpo_kit.data", "grpo_kit.cli", "grpo_kit.puzzles"],
 )
 def test_light_modules_load_no_torch(words):
     heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'pandas', 'matplotlib'}"
@@ -97,7 +122,8 @@ def test_files_stay_small_and_the_package_thin():
     lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     # The referee is one file because it must be pasted as one.
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
-    assert sum(lines.values()) < 6000
+    # Raise this knowingly. Of it rewards to copy 1,600, puzzles 1,150, data 2,000, 4 bit 2,600, training 1,700, showing 1,500.
+    assert sum(lines.values()) < 13000
 
 
 def test_nothing_evaluates_text():

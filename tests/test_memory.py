@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo_kit import adapter, config, experts, footprint, memory, policy
+from grpo_kit import adapter, config, experts, footprint, memory, policy, roofline
 
 GIB = 2**30
 ALL_HERE = "policy.experts_on_host=0"
 
 
 def of(preset, device="t4", *overrides, **more):
-    return memory.plan(config.load_config([preset], list(overrides)), memory.device(device), **more)
+    """The plan, without the search for the largest settings, which takes most of its time."""
+    return memory.plan(config.load_config([preset], list(overrides)), memory.device(device), **more, search=False)
 
 
 def row(plan, part, place="GPU"):
@@ -99,16 +100,20 @@ def test_attention_is_fused_and_keeps_nothing_of_sequence_times_sequence_but_the
     assert long / short < 1.6  # unfused, with 32 heads of 4096 scores a token, it would be four times as much
 
 
-@pytest.mark.parametrize(("tokens", "dtype"), [(1534, torch.float16), (5000, torch.float16), (300, torch.float32)])
-def test_without_triton_the_backward_pass_of_trl_holds_seven_and_a_quarter_tiles_more(tokens, dtype):
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "tile"),
+    [
+        (1534, torch.float16, memory.TILE_TOKENS), (1534, torch.float16, memory.TRL_TILE_TOKENS),
+        (5000, torch.float16, memory.TRL_TILE_TOKENS), (300, torch.float32, memory.TILE_TOKENS),
+    ],
+)  # fmt: skip
+def test_without_triton_the_backward_pass_of_trl_holds_seven_and_a_quarter_tiles_more(monkeypatch, tokens, dtype, tile):
     from torch._subclasses.fake_tensor import FakeTensorMode
     from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
-    assert (chunked_logprob.TOKEN_CHUNK_SIZE, utils._CHUNKED_LOGPROB_CHUNK_SIZE) == (
-        memory.TILE_TOKENS,
-        memory.TILE_WORDS,
-    )
+    assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == memory.TILE_WORDS
+    monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", tile)
     with FakeTensorMode():
         hidden = torch.empty(tokens, 64, dtype=dtype, requires_grad=True)
         head, targets = torch.empty(65_536, 64, dtype=dtype), torch.empty(tokens, dtype=torch.long)
@@ -117,7 +122,7 @@ def test_without_triton_the_backward_pass_of_trl_holds_seven_and_a_quarter_tiles
                 hidden, head, None, targets, 1.0, memory.TILE_WORDS, None, 1.0, ("log_probs", "entropy")
             )
             out[0].backward(torch.empty_like(out[0]))
-    values = min(tokens, memory.TILE_TOKENS) * memory.TILE_WORDS
+    values = min(tokens, tile) * memory.TILE_WORDS
     assert alive.peak / values == pytest.approx(dtype.itemsize + 4 * memory.TILE_COPIES, rel=0.01)
 
 
@@ -165,28 +170,73 @@ def test_routed_experts_in_4_bit_stay_below_what_is_planned_for_them(grad):
     assert alive.peak - dequantising <= most <= 2 * alive.peak
 
 
-def test_one_t4_takes_a_host_tier():
+def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
     found = of("t4")
     assert found.fits and found.needs["GPU"].nbytes <= 14.6 * GIB
     assert found.experts["GPU"] + found.experts["host"] == 2944
-    all_here = found.needs["GPU"].nbytes + row(found, "routed experts", "host")
-    assert all_here > 14.6 * GIB
+    tier = row(found, "routed experts", "host")
+    assert tier == sum(r.nbytes for r in found.rows if r.place == "host" and r.phases == ("load",)) <= 4.5 * GIB
+    assert found.needs["GPU"].nbytes + tier > 14.6 * GIB
     one_more = found.needs["GPU"].nbytes + row(found, "routed experts") / found.experts["GPU"] * 23
     assert one_more > 14.6 * GIB  # as many as fit stay
     assert f"{found.experts['host']:,} of 2,944 routed experts on the host" in found.verdict
-    share = f"policy.experts_on_host={found.share_off:.3f}"
-    assert f"set {share}." in of("t4", "t4", ALL_HERE).verdict  # configured otherwise, it says what to set
-    assert "set" not in of("t4", "t4", share).verdict
     # by hand: 3.4 to 4.1 GiB overflow with about 2.5 GiB reserved, more with more: 14.6 - 2.04 - reserve hold experts.
     reserve = found.needs["GPU"].nbytes - row(found, "routed experts") - 2.06 * GIB
-    tier = row(found, "routed experts", "host")
     assert tier / GIB == pytest.approx(14.113 - (14.6 - 2.06 - reserve / GIB), abs=0.12)
-    assert 2.5 < reserve / GIB < 4.0 and 3.4 < tier / GIB < 5.5
+    assert 2.0 < reserve / GIB < 4.0
 
 
-def test_with_micro_batches_of_one_the_tier_is_that_of_the_facts():
-    found = of("t4", "t4", "grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=8")
-    assert found.fits and 3.4 <= row(found, "routed experts", "host") / GIB <= 4.1
+@pytest.mark.parametrize(
+    ("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("24gb", "24gb"), ("80gb", "80gb"), ("tiny", "cpu")]
+)
+def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
+    found = of(preset, device)
+    assert found.fits and "set" not in found.verdict
+
+
+# preset, device, configured, what the verdict says to set (None: nothing)
+@pytest.mark.parametrize(
+    ("preset", "device", "configured", "said"),
+    [
+        ("t4", "t4", [ALL_HERE], "; set policy.experts_on_host=0.305."),
+        ("t4", "t4", ["policy.experts_on_host=0.306"], "(4.30 GiB)."),  # as good as
+        ("t4", "t4x2", [], "; set policy.experts_overflow=cuda:1."),
+        ("t4x2", "t4", [], "; set policy.experts_overflow=host."),
+        ("t4x2", "t4x2", [ALL_HERE, "policy.experts_overflow=host"], "; set policy.experts_on_host=0.305 policy.experts_overflow=cuda:1."),
+        ("t4", "80gb", [ALL_HERE, "policy.experts_overflow=cuda:1"], "in one place."),  # nothing overflows
+        ("t4", "24gb", [], "; set policy.experts_on_host=0.000."),
+    ],
+)  # fmt: skip
+def test_configured_otherwise_it_says_what_to_set(preset, device, configured, said):
+    assert of(preset, device, *configured).verdict.endswith(said)
+
+
+def test_where_triton_runs_the_tile_is_trls_own():
+    tiles = {r.source for name in ("t4", "24gb") for r in of("24gb", name).rows if r.part.startswith("logits")}
+    assert tiles == {"TRL, 512 of 5116 tokens", "TRL, 4096 of 4096 tokens"}
+
+
+def test_only_distinct_prompts_are_read():
+    one, two = of("t4"), of("t4", "t4", "grpo.num_generations=4")
+    reading = "one layer reads the prompts"
+    assert row(two, reading) > 1.5 * row(one, reading)
+    assert row(one, "the prompts' states, to copy from") * 8 == row(one, "recurrent states")
+    assert row(two, "recurrent states") == row(one, "recurrent states")
+
+
+def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_when_placement_knows_the_hits():
+    """Why the preset keeps 2 x 4: with half of what uniform routing sends over PCIe, 1 x 8 is the slower one."""
+    small = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=8"]
+    speed = memory.Bandwidths(224, 10, 25)  # a T4's, as sold: for the comparison only
+    two, one = (of("t4", "t4", *o, bandwidths=speed, hits=counted(33)) for o in ([], small))
+    assert row(one, "routed experts", "host") < row(two, "routed experts", "host") - 0.5 * GIB
+    assert sum(one.seconds) > sum(two.seconds)
+
+
+def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():
+    assert of("24gb", "t4").verdict == "It does not fit t4, whose GPU has no bf16; first set policy.dtype=float16."
+    assert of("24gb", "t4", "policy.dtype=float16").fits and not of("24gb", "t4").fits
+    assert of("tiny", "cpu", "policy.dtype=bfloat16").fits
 
 
 # preset, device, fits, where routed experts lie
@@ -197,8 +247,10 @@ def test_with_micro_batches_of_one_the_tier_is_that_of_the_facts():
         ("t4", "t4x2", True, {"GPU", "second GPU"}),  # Kaggle's second card takes what the first has no room for
         ("t4", "24gb", True, {"GPU"}),
         ("t4", "80gb", True, {"GPU"}),
-        ("24gb", "t4", False, {"GPU", "host"}),  # 56 % of the experts on the host: more than Colab's 12.7 GB
-        ("24gb", "t4x2", True, {"GPU", "second GPU"}),
+        ("24gb", "t4", False, {"GPU", "host"}),  # no bf16 there
+        ("t4x2", "t4x2", True, {"GPU", "second GPU"}),
+        ("80gb", "80gb", True, {"GPU"}),
+        ("80gb", "24gb", False, {"GPU"}),
         ("24gb", "24gb", True, {"GPU"}),
         ("24gb", "80gb", True, {"GPU"}),
         ("tiny", "cpu", True, {"host"}),
@@ -217,14 +269,15 @@ def test_verdicts(preset, device, fits, places):
 
 
 def test_a_plan_that_fails_names_a_change_that_works():
-    found = of("24gb", "t4")
-    assert "first set grpo.per_device_train_batch_size=2 grpo.gradient_accumulation_steps=4." in found.verdict
-    assert of("24gb", "t4", "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4").fits
+    large = ["grpo.per_device_train_batch_size=16", "grpo.gradient_accumulation_steps=1"]
+    found = of("t4", "t4", *large)
+    assert "first set grpo.per_device_train_batch_size=8 grpo.gradient_accumulation_steps=2." in found.verdict
+    assert of("t4", "t4", "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=2").fits
     assert (
         "first set grpo.gradient_checkpointing=true." in of("t4", "24gb", "grpo.gradient_checkpointing=false").verdict
     )
     assert "first set policy.load_in_4bit=true." in of("t4", "24gb", "policy.load_in_4bit=false").verdict
-    assert "take 80gb." in of("24gb", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
+    assert "take 80gb." in of("t4", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
 
 
 def test_unquantised_on_80_gb():
@@ -258,10 +311,8 @@ def test_doubling_the_completion_never_lowers_a_term(device):
         found = memory._solve(model, memory._vary(t4, "max_completion_length", length), memory.device(device), 256)
         away = {"host tier": sum(r.nbytes for r in found.rows if r.place == "host" and r.phases == ("load",))}
         away["second GPU"] = sum(r.nbytes for r in found.rows if r.place == "second GPU")
-        tiers = ("routed experts", "rounding of pinned memory")  # what stays on the GPU is what is left
-        return {
-            (r.place, r.part, r.phases): r.nbytes for r in found.rows if r.part not in tiers and r.place != "second GPU"
-        } | away
+        rows = [r for r in found.rows if r.part != "routed experts" and r.place != "second GPU"]
+        return {(r.place, r.part, r.phases): r.nbytes for r in rows} | away  # what stays on the GPU is what is left
 
     t4 = config.load_config(["t4"])
     model, lengths = memory.Architecture.of(t4.policy), [64, 128, 256, 512, 1024, 2048]
@@ -271,14 +322,15 @@ def test_doubling_the_completion_never_lowers_a_term(device):
         assert [name for name in shorter if longer[name] < shorter[name]] == []
 
 
-@pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4", "t4x2"), ("24gb", "24gb"), ("24gb", "t4")])
+@pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("80gb", "24gb")])
 def test_the_largest_found_is_the_largest(preset, device):
     asked, where = config.load_config([preset]), memory.device(device)
     found = memory.plan(asked, where)
     for key in memory.KEYS:
         possible = [getattr(memory._vary(asked, key, m).grpo, key) for m in range(1, 20_000)]
         m = possible.index(found.largest[key]) + 1 if found.largest[key] else 0
-        fits = [memory.plan(memory._vary(asked, key, n), where).fits for n in (m, m + 1) if n]
+        model = memory.Architecture.of(asked.policy)
+        fits = [memory._solve(model, memory._vary(asked, key, n), where, 256).fits for n in (m, m + 1) if n]
         assert fits == ([True, False] if m else [False]), key
 
 
@@ -317,6 +369,37 @@ def test_bytes_over_pcie_cost_time_and_a_smaller_share_less():
     speed = memory.Bandwidths(224, 10, 25)
     near, far = of("t4", "24gb", bandwidths=speed).seconds, of("t4", "t4", bandwidths=speed).seconds
     assert far[0] > near[0] and far[1] > near[1]
+
+
+def counted(rows_of_the_cold):
+    """Routing statistics of 23 layers: half of the experts, spread over all, get `rows_of_the_cold`, the others 100."""
+    return torch.where(torch.arange(23 * 128).view(23, 128) % 2 == 0, rows_of_the_cold, 100)
+
+
+def test_placement_by_hits_costs_less_than_uniform_routing_and_uniform_is_the_default():
+    speed = memory.Bandwidths(224, 10, 25)
+    times = [of("t4", bandwidths=speed, hits=hits).seconds for hits in (counted(1), counted(30), counted(100), None)]
+    assert times[0][0] < times[1][0] < times[2][0] == pytest.approx(times[3][0], rel=1e-3)
+    assert len({training for _, training in times}) == 1  # training passes over every expert
+
+
+def test_this_machine_measures_itself():
+    here = roofline.measure("cpu")
+    assert here.vram_gb_s == pytest.approx(2 * here.pcie_gb_s, rel=0.9) and min(here) > 0
+    found = of("tiny", "cpu", bandwidths=here)
+    assert found.bandwidths == here and min(found.seconds) > 0
+
+
+def test_a_gpu_is_measured_by_its_own_clock(monkeypatch):
+    """With a clock of 2, 5 and 9 ms for the three pieces of work, each tried several times: the arithmetic, and no more."""
+    milliseconds = iter([2.0] * roofline.TRIES + [5.0] * roofline.TRIES + [9.0] * roofline.TRIES)
+    event = type("Event", (), {"__init__": lambda self, enable_timing: None, "record": lambda self: None,
+                               "elapsed_time": lambda self, other: next(milliseconds)})  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    cuda = torch.device("cuda")
+    taken = [roofline._seconds(cuda, lambda: None) for _ in range(3)]
+    assert taken == pytest.approx([0.002, 0.005, 0.009])
 
 
 @pytest.mark.parametrize(
@@ -369,3 +452,13 @@ def test_what_cannot_be_planned_is_one_sentence(tmp_path):
         of("tiny", "cpu", f"policy.model={tmp_path}")
     with pytest.raises(ValueError, match="prompt_tokens is 0"):
         of("tiny", "cpu", prompt_tokens=0)
+
+
+def test_lora_on_routed_experts_is_counted_pair_by_pair():
+    """All-linear at rank 8: 214 M parameters on the routed experts, four times 0.8 GiB with gradients and AdamW."""
+    small, all_linear = (
+        of("t4", "80gb", "lora.r=8", f"lora.target_modules=[{names}]")
+        for names in ("in_proj,shared_experts.up_proj,shared_experts.down_proj", "in_proj,up_proj,down_proj")
+    )
+    lora = [sum(row.nbytes for row in found.rows if row.part == "LoRA") for found in (small, all_linear)]
+    assert (lora[1] - lora[0]) / 4 == pytest.approx(214e6, rel=0.01)

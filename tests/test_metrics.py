@@ -27,6 +27,42 @@ def test_pass_at_k_refuses_what_makes_no_sense(n, c, k):
 
 
 @pytest.mark.parametrize(
+    ("answers", "winner"),
+    [
+        (["4", "5", "5"], 1),  # the first sample that gave the winning answer
+        (["4", "5"], 0),  # a tie goes to what was said first
+        ([None, None, "5"], 2),  # no answer is no vote, however frequent
+        ([None, None], None),
+        ([], None),
+    ],
+)
+def test_the_most_frequent_answer_wins(answers, winner):
+    assert metrics.majority(answers) == winner
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "same", "p"),
+    [
+        (10, 0, 5, 2 / 2**10),  # by hand: both tails of ten fair coins
+        (0, 10, 5, 2 / 2**10),
+        (5, 5, 90, 1.0),
+        (0, 0, 100, 1.0),  # they agree everywhere
+        (9, 2, 0, 2 * (1 + 11 + 55) / 2**11),  # C(11,0) + C(11,1) + C(11,2), twice
+    ],
+)
+def test_mcnemars_exact_test(gained, lost, same, p):
+    before, after = [0.0] * gained + [1.0] * lost + [1.0] * same, [1.0] * gained + [0.0] * lost + [1.0] * same
+    assert metrics.mcnemar(before, after) == pytest.approx(p)
+
+
+def test_mcnemars_test_refuses_shares_and_other_problems():
+    with pytest.raises(ValueError, match="verdicts of 0 and 1"):
+        metrics.mcnemar([0.5], [1.0])
+    with pytest.raises(ValueError, match="1 problems and after 2"):
+        metrics.mcnemar([0.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
     ("right", "n", "low", "high"),
     [
         (50, 100, 0.4038, 0.5962),  # Wilson 1927, textbook value
@@ -37,6 +73,26 @@ def test_pass_at_k_refuses_what_makes_no_sense(n, c, k):
 )
 def test_the_interval_of_right_and_wrong_is_wilsons(right, n, low, high):
     assert metrics.mean_interval([1.0] * right + [0.0] * (n - right)) == pytest.approx((low, high), abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("right", "tried", "low", "high"),
+    [
+        (2, 4, 0.1500, 0.8500),  # half of four is enough to be inside 0.1 to 0.9
+        (4, 4, 0.5101, 1.0),
+        (0, 16, 0.0, 0.1936),  # none of 16 is not yet outside of it
+        (0, 34, 0.0, 0.1015),
+        (0, 35, 0.0, 0.0989),
+    ],
+)
+def test_wilsons_interval(right, tried, low, high):
+    assert metrics.wilson_interval(right, tried) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "tried"), [(0, 0), (2, 1), (-1, 4)])
+def test_wilsons_interval_refuses_what_makes_no_sense(right, tried):
+    with pytest.raises(ValueError, match="is no share of tries"):
+        metrics.wilson_interval(right, tried)
 
 
 def test_the_interval_of_shares_is_a_bootstrap_over_problems():

@@ -129,3 +129,17 @@ def test_a_float16_policy_samples_and_trains(tiny_policy):
     assert all(
         p.grad.abs().max() > 0 and p.dtype == torch.float32 for n, p in model.named_parameters() if "lora_B" in n
     )
+
+
+def test_routers_choose_in_float32_under_autocast():
+    model, _ = policy.load_policy(config.Policy())
+    router = model.model.layers[1].mixer.gate
+    x = torch.randn(64, router.hidden_dim, generator=torch.Generator().manual_seed(0))
+    plain = type(router).forward
+    with torch.inference_mode():
+        exact = plain(router, x)
+        with torch.autocast("cpu", dtype=torch.float16):
+            ours, theirs = router(x), plain(router, x)
+    assert all(torch.equal(a, b) for a, b in zip(ours, exact))
+    assert not all(torch.equal(a, b) for a, b in zip(theirs, exact))  # when this holds, the detour can go
+    assert nemotron_h.keep_routers_out_of_autocast(model) == 2

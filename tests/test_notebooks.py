@@ -173,7 +173,32 @@ def test_02_prepares_data_and_counts_it(chain):
     assert "0 problems are in both train and test" in said
     assert len(re.findall(r"^ *\d+\. What is \d+ [+-] \d+\?\n +gold: \d+$", said, flags=re.MULTILINE)) == 10
     assert "median 47" in said
-    assert pictures(done["02_data"]) == 1
+    assert "3700 rows to train on, 100 val, 200 test; dropped: none" in said
+    assert pictures(done["02_data"]) == 2  # the funnel; lengths and pass rates
+
+
+def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_of_two_sources(kernels, tmp_path):
+    kernels.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
+    kernels.setenv("GRPO_KIT_DATA", str(tmp_path))
+    (tmp_path / "math").mkdir()
+    sample = ROOT / "data/gsm8k_sample.jsonl"
+    first = json.loads(sample.read_text().splitlines()[0])["question"]
+    (tmp_path / "math/math500_test.jsonl").write_text(json.dumps({"problem": first, "answer": "72"}))
+    rows = [
+        f'{{"problem": "Add {n} and {n * n}, then halve it {word}.", "answer": "{n}"}}'
+        for n, word in enumerate("abcdefghijklmno", 3)
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join([*rows, rows[0]]))
+    wanted = f"data.source={sample},{tmp_path / 'mine.jsonl'} data.val_size=5 data.test_size=20"
+    notebook, error = execute("02_data", tmp_path, wanted)
+    said = printed(notebook)
+    assert error is None
+    assert "1 of the 1 problems of math500 stood in the sources, and were kept out" in said
+    assert "not checked against aime2024" in said and "214 rows" not in said
+    assert f"gsm8k_sample.jsonl, line 1: leaked, equal (math500: {first[:20]}" in said
+    assert "mine.jsonl, line 16: repeated problem (equals mine.jsonl, line 1)" in said
+    assert len(re.findall(r"^ *\d+\. .+\n +gold: \d+$", said, flags=re.MULTILINE)) == 20
+    assert pictures(notebook) == 2
 
 
 def test_03_pays_each_failure_mode_as_the_prose_says(chain):

@@ -52,6 +52,27 @@ def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_check
         policy.load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True, dtype="float16"))
 
 
+def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_path):
+    from grpo_kit import experts
+
+    placed, place = [], experts.TieredExperts.place
+
+    def watched(self, on_host=(), host=None):
+        placed.append((len(on_host), host))
+        place(self, on_host, None if host is None or host.type == "cuda" else host)
+
+    monkeypatch.setattr(experts.TieredExperts, "place", watched)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = config.Policy(load_in_4bit=True, experts_on_host=0.5, experts_overflow="cuda:1", nf4_folder=str(tmp_path))
+    policy.load_policy(asked)  # whole
+    monkeypatch.setattr(policy, "LARGEST_WHOLE", 1000)
+    policy.load_policy(asked)  # by an NF4 checkpoint
+    assert placed == [(4, torch.device("cuda:1"))] * 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="experts_overflow is cuda:1; this machine has 1 GPUs.*Set it to host"):
+        policy.load_policy(asked)
+
+
 def test_a_tokenizer_that_hides_the_closing_tag_is_mended():
     from tokenizers import AddedToken
 

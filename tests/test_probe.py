@@ -44,7 +44,7 @@ def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
         chosen, run = prepared(tmp_path / name, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
         train.train(chosen, run, [length_reward] * 2)
         rows = [
-            {k: v for k, v in row.items() if "seconds" not in k and "time" not in k}
+            {k: v for k, v in row.items() if "second" not in k and "time" not in k}
             for row in workspace.read_lines(run.metrics)
         ]
         return workspace.hash_of(run.adapter), rows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.reward_files import fingerprint, load_reward
+from grpo_kit.reward_files import answer_reader, fingerprint, load_reward
 
 
 def test_the_kits_own_rewards_are_found_by_name():
@@ -58,3 +58,37 @@ def test_an_edited_reward_has_another_fingerprint(tmp_path):
 
 def test_a_function_without_source_has_none():
     assert fingerprint(len) is None
+
+
+def test_a_reward_file_may_say_how_answers_are_read(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n\n"
+        "def final_answer(completion, **kwargs):\n    return completion.strip() or None\n"
+    )
+    read = answer_reader(load_reward(str(tmp_path / "mine.py")))
+    assert (read(" 4 ", unknown=1), read(" ")) == ("4", None)
+    assert answer_reader(lambda completions, **_: []) is None
+    assert answer_reader(load_reward("brevity.py:soft_overlong")) is None
+
+
+@pytest.mark.parametrize(
+    ("reward", "alike", "other", "silent"),
+    [
+        (
+            "math_answer.py:math_reward",
+            [r"\boxed{\frac{1}{2}}", "x = 0.50", r"so \boxed{50\%}", "the answer is 2/4"],
+            [r"\boxed{\frac{1}{3}}", r"\boxed{\{1,2\}}", r"\boxed{(1,2)}", r"\boxed{(2,1)}", r"\boxed{2x}"],
+            ["", r"\boxed{", "I cannot tell you which one it is", "<think>4"],
+        ),
+        ("math_answer.py:math_reward", [r"\boxed{\{1,2\}}", r"\boxed{\{2, 1\}}"], [r"\boxed{(1,2)}"], []),
+        ("challenge.py", [r"\boxed{XL}", "The final answer is: xl"], [r"\boxed{01}", r"\boxed{1}"], ["", r"\boxed{ }"]),
+        ("choice.py", [r"\boxed{B}", r"\boxed{\text{Paris}}"], [r"\boxed{A}"], ["", r"\boxed{C}", "who knows which"]),
+    ],
+)
+def test_the_kits_verifiers_spell_equal_answers_alike(reward, alike, other, silent):
+    read = answer_reader(load_reward(reward))
+    told = [read(text, options=["Rome", "Paris"]) for text in alike]
+    assert len(set(told)) == 1 and told[0] is not None
+    others = [read(text, options=["Rome", "Paris"]) for text in other]
+    assert None not in others and len({told[0], *others}) == 1 + len(other)
+    assert [read(text, options=["Rome", "Paris"]) for text in silent] == [None] * len(silent)

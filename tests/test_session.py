@@ -51,3 +51,13 @@ def test_force_is_for_this_call(half_done):
 def test_standing_names_every_stage(half_done):
     said = session.standing(half_done).splitlines()
     assert len(said) == 6 and "done" in said[1] and all("not yet" in line for line in said[2:])
+
+
+def test_a_screening_stands_beside_the_data_it_was_made_of(half_done):
+    settings = {"data": {"pass_rate": [0.2, 0.8]}, "screening": {"sigma": 0.5}, "seed": 1}
+    half_done.note("screen", settings, [], [], 1.0, config.to_yaml(config.load_config(["tiny"])))
+    found, _ = session.begin(["tiny"], [], "r", "train")
+    assert (found.data.source, found.data.pass_rate, found.screening.sigma) == ("mine.csv", [0.2, 0.8], 0.5)
+    assert session.begin(["tiny"], ["screening.sigma=0"], "r", "train")[0].screening.sigma == 0
+    assert session.begin(["tiny"], [], "r", "screen")[0].data.pass_rate == [0.1, 0.9]
+    assert "screen   done" in session.standing(half_done)

@@ -65,6 +65,16 @@ def challenge_score(gold: object, completion: str | None, version: str = "v15") 
         return float(told.lower() == gold.lower())
 
 
+def final_answer(completion: str | list | None, version: str = "v15", **kwargs) -> str | None:
+    r"""What the scorer reads as the answer, in lower case, None for an empty completion: a vote.
+
+    >>> final_answer(r"\boxed{XLVII}")
+    'xlvii'
+    """
+    told = extract_answer(_text(completion), version).strip().lower()
+    return None if told in ("", NOT_FOUND.lower()) else told
+
+
 def extract_answer(completion: str | None, version: str = "v15") -> str:
     r"""The text that the scorer reads as the answer; "NOT_FOUND" for an empty completion.
 

@@ -50,6 +50,15 @@ def choice_reward(
     return rewards
 
 
+def final_answer(completion: str | list, options: Sequence | None = None, **kwargs) -> str | None:
+    r"""The letter of the option that a reply chooses, None if none: a vote.
+
+    >>> final_answer(r"\boxed{\text{Paris}}", options=["Rome", "Paris"])
+    'B'
+    """
+    return _option(_choice(_text(completion)), _table(options))
+
+
 def _choice(text: str) -> str:
     """What the reply commits to, "" if nothing; an unclosed thinking or box commits to nothing."""
     close = text.rfind("</think>")

@@ -95,6 +95,34 @@ def math_verdict(completion: str | list, answer: object, prompt_opened_think: bo
     return Verdict(1.0 if reason == "right" else 0.0, reason)
 
 
+def final_answer(completion: str | list, prompt_opened_think: bool = False, **kwargs) -> str | None:
+    r"""The answer that a reply commits to, None if none, for counting votes: x = 1/2, 0.50 and 50%
+    are spelled alike, and so are sets in another order; what takes algebra is not seen through.
+
+    >>> final_answer(r"\boxed{\frac{2}{4}}"), final_answer("x = 0.5"), final_answer("Who knows that?")
+    ('1/2', '1/2', None)
+    """
+    if not isinstance(completion, str):
+        completion = "".join(str(message.get("content") or "") for message in completion)
+    found = _find(completion, bool(prompt_opened_think))
+    if isinstance(found, str) or len(found.parts[-1]) > LONGEST:
+        return None
+    normal = _normal(found.parts[-1])
+    with contextlib.suppress(_Stop, RecursionError):
+        return _spelled(_tree(normal))
+    return normal
+
+
+def _spelled(tree: object) -> str:
+    if not isinstance(tree, _Many):
+        leaf = tree if isinstance(tree, str) else _spelled(tree.value)
+        value = _exact(leaf)
+        return str(value) if isinstance(value, Fraction) else leaf
+    items = [_spelled(item) for item in tree.items]
+    many = tree.kind in ("list", "set", "union")
+    return items[-1] if tree.kind == "chain" else f"{tree.kind}: {', '.join(sorted(items) if many else items)}"
+
+
 # ------------------------------------------------ where is the answer? (linear in the length)
 
 

@@ -6,7 +6,7 @@
 #
 # | Goal | Hardware | Time |
 # |---|---|---|
-# | Clean and split the problems, read ten of them, and see how long prompts are in tokens | any machine; no GPU needed | under a minute once the packages are installed |
+# | Clean, decontaminate and split the problems, see where each row went, read ten of each source, and see how long prompts are in tokens | any machine; no GPU needed | under a minute once the packages are installed |
 #
 # [1 Setup](01_setup.ipynb) → **2 Data** → [3 Training](03_training.ipynb) → [4 Submit](04_submit.ipynb).
 # Nothing has to be run before this notebook.
@@ -54,49 +54,80 @@ print(standing(run))
 
 # %% [markdown]
 # ## Prepare
-# Empty and repeated problems are dropped and counted, and the rest is split by a hash of the problem's text: the same
-# source and seed give the same three files, byte for byte.
+# Rows are read and mended; those that no final answer can check, that repeat a problem, or that give a benchmark's problem
+# away are dropped; the rest is split by a hash of the problem's text. The verifier is the one the policy is measured
+# with: a gold that it cannot use teaches nothing.
 
 # %%
-from grpo_kit import data
+from grpo_kit import data, screens
+from grpo_kit.reward_files import load_reward
 
-manifest = data.prepare(config, run)
-print(f"{manifest['read']:>6} problems read from {manifest['source']}")
-for reason, count in manifest["dropped"].items():
-    print(f"{count:>6} dropped: {reason}")
+manifest = data.prepare(config, run, load_reward(config.evaluation.verifier))
+screens.data(manifest)
 for split, count in manifest["rows"].items():
-    print(f"{count:>6} in {split:<5}  sha256 {manifest['sha256'][split][:12]}")
+    print(f"{count:>6} rows in {split:<5}  sha256 {manifest['sha256'][split][:12]}")
 
 # %% [markdown]
-# **You should see** for `tiny` 4000 sums and differences: 3400 to train on, 100 for validation, and 500 held out, on
-# which the policy is measured before and after. Run the cell again and it finds the data done.
+# **You should see** for `tiny` 3400 sums and differences to train on, 100 for validation, and 500 held out, on which the
+# policy is measured before and after; none is dropped. For real sets a table comes first: what each reason took, with an
+# example. The same sources, seed and versions give the same files, byte for byte; run the cell again and it finds them done.
+
+# %% [markdown]
+# ## Where the rows went
+# The picture is the table once more. Every dropped row is kept in `dropped.jsonl` with its reason: read some, for no rule
+# is right about all of them.
+
+# %%
+# %matplotlib inline
+from IPython.display import display
+
+from grpo_kit import funnel
+from grpo_kit.workspace import read_lines
+
+display(funnel.picture(manifest))
+for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:10]:
+    print(
+        f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})\n  {row['problem'][:100]!r}"
+    )
+
+# %% [markdown]
+# **You should see** one bar for `tiny`, from which nothing was taken, and a staircase for real sets.
 
 # %% [markdown]
 # ## Held out means held out
 # An accuracy is worth nothing if its problems were trained on, so count the problems that stand in both files.
 
 # %%
-from grpo_kit.workspace import read_lines
-
 train, test = read_lines(run.rows("train")), read_lines(run.rows("test"))
 shared = {row["id"] for row in train} & {row["id"] for row in test}
 print(f"{len(shared)} problems are in both train and test")
+for name, hit in manifest["evaluation"].items():
+    print(
+        f"{hit['leaked']} of the {hit['problems']} problems of {name} stood in the sources, and were kept out"
+    )
+for name, why in manifest["not_checked"].items():
+    print(f"not checked against {name}: {why[:120]}")
 
 # %% [markdown]
-# **You should see** 0. A problem's `id` is a hash of its text in which case, spacing and compatibility forms do not count.
+# **You should see** 0. A problem's `id` is a hash of its text in which case, spacing and compatibility forms do not count,
+# and a problem with the same wording and other numbers stays in the split of its variant. Sums that the kit makes itself
+# are checked against no benchmark; other sources are, against every evaluation set that lies here or that the Hub gives.
 
 # %% [markdown]
-# ## Ten rows to read
+# ## Ten rows of each source
 # Read your data before you train on it; nothing finds a wrong column or a broken answer faster.
 
 # %%
-for number, row in enumerate(train[:10], start=1):
-    print(f"{number:>2}. {row['prompt'][-1]['content']}")
-    print(f"    gold: {row['answer']}")
+for source in manifest["sources"]:
+    rows = [row for row in train if row["source"] == source["name"]][:10]
+    print(f"{source['name']}: {source['recipe']['about']} (licence: {source['recipe']['licence']})")
+    for number, row in enumerate(rows, start=1):
+        print(f"{number:>2}. {row['prompt'][-1]['content']}")
+        print(f"    gold: {row['answer']}")
 
 # %% [markdown]
 # **You should see** ten problems with their golds. The gold is the final answer only; where a source holds a worked
-# solution with `####` before its last line, as GSM8K does, the answer was taken from there.
+# solution, the answer was taken from its `####` line, as in GSM8K, or from its last box.
 
 # %% [markdown]
 # ## How long prompts are
@@ -104,51 +135,52 @@ for number, row in enumerate(train[:10], start=1):
 # chat template around them.
 
 # %%
-from grpo_kit.policy import load_tokenizer
+from grpo_kit.pipeline import token_counter
 
-tokenizer = load_tokenizer(config.policy)
-texts = [
-    tokenizer.apply_chat_template(
-        row["prompt"],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=config.policy.enable_thinking,
-    )
-    for row in train
-]
-lengths = sorted(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+lengths = sorted(token_counter(config.policy)([row["prompt"] for row in train]))
 print(f"shortest {lengths[0]}, median {lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens")
 reply = config.grpo.max_completion_length
 print(f"with a reply of {reply}, the most this run allows: {lengths[-1] + reply} tokens")
 
 # %% [markdown]
 # **You should see** for `tiny` three equal lengths: its tokenizer reads bytes, and every problem has two two-digit
-# numbers. The last line is the longest sequence that training has to hold.
+# numbers. The last line is the longest sequence that training has to hold; `data.max_prompt_tokens` drops what is longer.
 
 # %% [markdown]
-# The picture shows whether a few long problems would set the memory for all; such a tail is worth cutting.
+# The left picture shows whether a few long problems would set the memory for all; such a tail is worth cutting. The right
+# one shows how often the policy solves a problem, once the rows have been screened: what it always or never solves
+# teaches nothing.
 
 # %%
 import matplotlib.pyplot as plt
 
-figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-axis.hist(lengths, bins=50, range=(0, 1.1 * lengths[-1]), color="#1f4e79")
-axis.set(xlabel="tokens in the prompt, template included", ylabel="training problems")
-axis.spines[["top", "right"]].set_visible(False)
+rates = [row["pass_rate"] for row in train if row["pass_rate"] is not None]
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
+left.hist(lengths, bins=50, range=(0, 1.1 * lengths[-1]), color="#1f4e79")
+left.set(xlabel="tokens in the prompt, template included", ylabel="training problems")
+right.hist(rates, bins=20, range=(0, 1), color="#1f4e79")
+right.set(xlabel="pass rate", title="" if rates else "not screened yet")
+for axis in (left, right):
+    axis.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# **You should see** one bar for `tiny`, and a hump with a tail to the right for real problems such as GSM8K's.
+# **You should see** on the left one bar for `tiny`, and a hump with a tail to the right for real problems such as GSM8K's.
+# The right one is empty until pass rates have been measured.
 
 # %% [markdown]
 # ## Your turn
 # A run keeps its data, so give each of these a `run_name` of its own and put the rest into `overrides`:
-# - GSM8K from the Hub, its first 500 problems: `data.source=openai/gsm8k data.subset=main data.limit=500 data.val_size=50 data.test_size=100`.
+# - GSM8K, its first 500 problems: `data.source=gsm8k data.limit=500 data.val_size=50 data.test_size=100`. Any other recipe of
+#   `data/recipes` goes the same way, several separated by commas: `data.source=gsm8k,math,aime_1983_2023`.
+# - The challenge's own training file, found at either of Kaggle's mounts:
+#   `data.source=nemotron_challenge evaluation.verifier=challenge.py:challenge_reward`.
 # - The 200 GSM8K problems in a clone of the repository: `data.source=../data/gsm8k_sample.jsonl data.val_size=20 data.test_size=50`.
 # - Your own JSONL, CSV or Parquet: `data.source=/path/to/problems.csv`, and if its columns have unusual names
 #   `data.columns.prompt=... data.columns.answer=...`.
 #
-# The tiny policy solves none of GSM8K: it shows that the chain takes real text. Where no reply is ever paid there is nothing
+# Without internet, attach a set as a Kaggle input, or say where its file lies: `data.paths.gsm8k=/path/to/train.jsonl`. The tiny
+# policy solves none of GSM8K: it shows that the chain takes real text. Where no reply is ever paid there is nothing
 # to learn from, the adapter stays empty, and the check in notebook 4 says so.
 #
 # To make a run's data anew, add `run.force=true`.

@@ -94,10 +94,11 @@ for name in ("before", "after"):
 low, high = (100 * points for points in report["difference_ci95"])
 print(f"Training changed it by {100 * report['difference']:+.1f} points;")
 print(f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.")
+print(report["words"])
 
 # %% [markdown]
-# **You should see** three sentences. Read the last one first: if both ends of its interval are above zero, the policy
-# became better at problems it had never seen; if the interval spans zero, this run does not show a difference.
+# **You should see** four sentences. Read the last one first: it says whether the difference is real. It counts the problems
+# that were gained and lost, and how often chance alone would part them so unevenly (McNemar's exact test).
 
 # %% [markdown]
 # The same as a picture: points whose intervals are apart need no further argument.

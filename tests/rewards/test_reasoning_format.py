@@ -33,3 +33,17 @@ def test_only_thinking_closed_once_and_then_an_answer_earns(completion, opened, 
 def test_message_lists_are_read_and_other_columns_ignored():
     messages = [{"role": "assistant", "content": "a</think>b"}]
     assert reasoning_format_reward(completions=[messages, []], answer=["1", "2"]) == [1.0, 0.0]
+
+
+def test_columns_have_one_entry_a_completion():
+    said = ["a</think>4", "a</think>4", "<think>a</think>4", "4", "4", "a</think>4", "<think></think>", " "]
+    opened = [True, False, False, False, True, False, False, False]
+    thinks = [True, True, None, False, True, False, False, False]
+    found = reasoning_format_reward(said, prompt_opened_think=opened, enable_thinking=thinks)
+    assert found == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("column", ["prompt_opened_think", "enable_thinking"])
+def test_a_column_of_another_length_is_the_callers_mistake(column):
+    with pytest.raises(ValueError):
+        reasoning_format_reward(["a</think>4"] * 2, **{column: [True]})

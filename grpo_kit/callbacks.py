@@ -1,0 +1,131 @@
+"""What is done between the steps of a training: random numbers, context stages, checks, checkpoints, the clock."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, set_seed
+
+from grpo_kit import resume, tiers
+from grpo_kit.config import Grpo
+from grpo_kit.records import MetricsRecord, is_step
+from grpo_kit.stages import stage_of
+
+
+class StepSeed(TrainerCallback):
+    """Gives each step random numbers of its own, from the seed and the step: an interrupted run draws what it would have."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        drawn = np.random.SeedSequence([self.seed, state.global_step, args.process_index]).generate_state(1)
+        set_seed(int(drawn[0]))
+
+
+class Stages(TrainerCallback):
+    """Sets the completion length of the stage that the coming step is in, and notes its number as `stage`."""
+
+    def __init__(self, grpo: Grpo, metrics: MetricsRecord) -> None:
+        self.stages, self.metrics, self.trainer = grpo.stages, metrics, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.stages:
+            number = stage_of(self.stages, self.metrics.rows)
+            length = self.stages[number].max_completion_length
+            self.trainer.max_completion_length = args.max_completion_length = length
+            self.trainer.generation_config.max_new_tokens = length
+            self.metrics.extra["stage"] = number
+
+
+class GradientCheck(TrainerCallback):
+    """Stops a run whose LoRA is dead in part: before the first update that has a gradient, every pair must have one.
+
+    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet, nor
+    does a routed expert that no token of weight chose.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.done:
+            return
+        alive = {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters() if ".lora_B." in n}
+        if not any(alive.values()):
+            return
+        self.done = True
+        waiting = tiers.unreached(model)
+        pairs = {name.split(".lora_B.")[0]: has for name, has in alive.items() if not name.startswith(waiting)}
+        dead = [name for name, has in pairs.items() if not has]
+        if dead:
+            raise RuntimeError(
+                f"{len(dead)} of {len(pairs)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them changes "
+                "nothing. Take them out of lora.target_modules."
+            )
+
+
+class HeldOut(TrainerCallback):
+    """Measures accuracy on validation rows every `steps`, by `measure`, and notes it as `held_out` with `held_out_ci95`."""
+
+    def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsRecord) -> None:
+        self.steps, self.measure, self.metrics = steps, measure, metrics
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.steps and state.global_step % self.steps == 0:
+            training = model.training
+            self.metrics.extra |= self.measure()
+            model.train(training)
+
+
+class Stop(TrainerCallback):
+    """Ends the run after a step, and says why: it was asked to, a new alarm rings, or the next step would pass `deadline`
+    (`time.time()`). Stands behind the metrics, whose last row it looks at."""
+
+    def __init__(
+        self, metrics: MetricsRecord, deadline: float | None, asked: Callable[[], bool] | None, on_alarm: str
+    ) -> None:
+        self.metrics, self.deadline, self.asked, self.on_alarm = metrics, deadline, asked, on_alarm
+        self.began, self.longest = 0.0, 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = time.time()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not is_step(logs):
+            return
+        self.longest = max(self.longest, time.time() - self.began)
+        rung = self.metrics.rows[-1].get("alarms", [])
+        why = None
+        if rung and self.on_alarm == "stop":
+            why = rung[0]
+        elif self.asked and self.asked():
+            why = "it was asked to."
+        elif self.deadline and time.time() + self.longest > self.deadline:
+            why = "its time is up (run.time_limit)."
+        if why and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            warnings.warn(
+                f"Stopped at step {state.global_step} of {state.max_steps}: {why} Call again to go on.", stacklevel=2
+            )
+
+
+class Keeper(TrainerCallback):
+    """Asks for a checkpoint every `steps`, and for one at the end; the trainer writes it by `keep`. Stands last."""
+
+    def __init__(self, folder: Path, steps: int, settings: dict[str, Any], base: str) -> None:
+        self.folder, self.steps, self.settings, self.base, self.trainer = folder, steps, settings, base, None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if is_step(logs):
+            last = state.global_step >= state.max_steps or control.should_training_stop
+            whole = state.global_step % args.num_iterations == 0  # no batch is half used
+            control.should_save = last or (whole and state.global_step % self.steps == 0)
+
+    def keep(self) -> None:
+        """Write `checkpoints/step_N`, whole or not at all."""
+        step = self.trainer.state.global_step
+        resume.save(self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base))

@@ -1,0 +1,144 @@
+// Products of a few rows with many NF4 matrices, one launch for all of them. grouped.py launches these kernels.
+//
+// A pair is a row of x and an expert. Block (p, t) owns TILE outputs of pair p, and of the next pair of the same expert
+// if there is one: every byte of the matrix is read and decoded once for both. Pairs that follow another of their expert
+// at an odd place, and pairs whose expert has no address in `table`, have nothing to do.
+//
+// A warp takes TALL matrix rows at once, a lane 32 values of each at a time (one 16-byte load, half a scale block): a warp
+// reads 512 neighbouring bytes. Nothing here needs more than sm_75, and no header. Sums are float32, in a fixed order.
+
+constexpr int WARPS = 8, TALL = 4, TILE = WARPS * TALL, ROWS = 2;
+constexpr int PADDED = 36;  // floats that 32 values of x take: lanes then read 16 bytes each without bank conflicts
+
+struct Matrix {
+    const uint4* packed;          // 32 values each, the first in the high half of the first byte
+    const unsigned char* absmax;  // a code a block of 64 values
+    const float* nested;          // a scale for 256 codes
+    float offset;
+};
+
+__device__ float widen(float value) { return value; }
+
+__device__ float widen(unsigned short half) {
+#ifdef __CUDACC__
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+    return value;
+#else
+    return half_to_float(half);
+#endif
+}
+
+__device__ unsigned below(int bit) { return bit <= 0 ? 0u : bit >= 32 ? ~0u : (1u << bit) - 1; }
+
+// Of the pairs that share `pair`'s expert: how many come before it, and the next one, or -1. The whole warp asks together.
+__device__ int2 neighbours(const long long* index, int pairs, int pair) {
+    const int lane = threadIdx.x % 32;
+    int before = 0, next = -1;
+    for (int base = 0; base < pairs; base += 32) {
+        const bool same = base + lane < pairs && index[base + lane] == index[pair];
+        const unsigned found = __ballot_sync(~0u, same);
+        before += __popc(found & below(pair - base));
+        const unsigned after = found & ~below(pair - base + 1);
+        if (next < 0 && after) next = base + __ffs(after) - 1;
+    }
+    return make_int2(before, next);
+}
+
+// This lane's share of TALL matrix rows, from `first`, times COUNT rows of x.
+template <int COUNT>
+__device__ void dot(const Matrix& matrix, const float* x, const float* code, const float* level, int first, int N, int K,
+                    float (&sum)[TALL][COUNT]) {
+    const int chunks = K / 32;
+    for (int chunk = threadIdx.x % 32; chunk < chunks; chunk += 32) {
+        alignas(16) unsigned packed[TALL][4];
+        float scale[TALL], part[TALL][COUNT] = {};
+#pragma unroll
+        for (int r = 0; r < TALL; ++r) {
+            const int at = min(first + r, N - 1) * chunks + chunk;
+            *(uint4*)packed[r] = __ldg(matrix.packed + at);
+            // Rounded twice, as bitsandbytes does it.
+            const float block = __fmul_rn(code[__ldg(matrix.absmax + at / 2)], __ldg(matrix.nested + at / 512));
+            scale[r] = __fadd_rn(block, matrix.offset);
+        }
+#pragma unroll
+        for (int word = 0; word < 4; ++word) {
+            alignas(16) float value[COUNT][8];
+#pragma unroll
+            for (int m = 0; m < COUNT; ++m) {
+                const float4* from = (const float4*)(x + (m * chunks + chunk) * PADDED + word * 8);
+                *(float4*)&value[m][0] = from[0];
+                *(float4*)&value[m][4] = from[1];
+            }
+#pragma unroll
+            for (int r = 0; r < TALL; ++r) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) {
+                    const float weight = level[packed[r][word] >> 4 * (i ^ 1) & 15];
+#pragma unroll
+                    for (int m = 0; m < COUNT; ++m) part[r][m] += weight * value[m][i];
+                }
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < TALL; ++r)
+#pragma unroll
+            for (int m = 0; m < COUNT; ++m) sum[r][m] += scale[r] * part[r][m];
+    }
+}
+
+__device__ float relu2(float value) {
+    const float positive = value < 0 ? 0 : value;  // a NaN stays one
+    return positive * positive;
+}
+
+template <int COUNT, bool WEIGHTED>
+__device__ void rows(const Matrix& matrix, const float* x, const float* code, const float* level, const float* weights,
+                     float* out, int2 pair, int first, int N, int K) {
+    float sum[TALL][COUNT] = {};
+    dot<COUNT>(matrix, x, code, level, first, N, K, sum);
+#pragma unroll
+    for (int r = 0; r < TALL; ++r)
+#pragma unroll
+        for (int m = 0; m < COUNT; ++m) {
+            float total = sum[r][m];
+#pragma unroll
+            for (int far = 16; far; far /= 2) total += __shfl_xor_sync(~0u, total, far);
+            const int which = m ? pair.y : pair.x;
+            if (threadIdx.x % 32 == r * COUNT + m && first + r < N)
+                out[(long long)which * N + first + r] = WEIGHTED ? total * weights[which] : relu2(total);
+        }
+}
+
+// For every pair, relu2 of the product, or the product times the pair's weight. x is float, or unsigned short for float16;
+// pair p has its row p / fan. A matrix is N x K, and its parts lie so many bytes behind the address in the table.
+template <typename In, bool WEIGHTED>
+__global__ void __launch_bounds__(32 * WARPS, 3)
+product(const In* x, const long long* index, const long long* table, const float* weights, const float* codes,
+        const float* levels, float* out, int pairs, int fan, int N, int K, int packed_at, int absmax_at, int nested_at,
+        int offset_at) {
+    extern __shared__ float4 staged[];
+    __shared__ float code[256], level[16];
+    const char* data = (const char*)table[index[blockIdx.x]];
+    if (!data) return;
+    const int2 found = neighbours(index, pairs, blockIdx.x);
+    if (found.x % ROWS) return;
+    const int2 pair = make_int2(blockIdx.x, found.y);
+
+    float* kept = (float*)staged;
+    for (int m = 0; m < ROWS && (m == 0 || pair.y >= 0); ++m) {
+        const In* row = x + (long long)((m ? pair.y : pair.x) / fan) * K;
+        for (int k = threadIdx.x; k < K; k += blockDim.x)
+            kept[(m * (K / 32) + k / 32) * PADDED + k % 32] = widen(row[k]);
+    }
+    code[threadIdx.x] = codes[threadIdx.x];
+    if (threadIdx.x < 16) level[threadIdx.x] = levels[threadIdx.x];
+    __syncthreads();
+
+    const Matrix matrix = {(const uint4*)(data + packed_at), (const unsigned char*)(data + absmax_at),
+                           (const float*)(data + nested_at), *(const float*)(data + offset_at)};
+    const int first = blockIdx.y * TILE + threadIdx.x / 32 * TALL;
+    if (first >= N) return;
+    if (pair.y < 0) rows<1, WEIGHTED>(matrix, kept, code, level, weights, out, pair, first, N, K);
+    else rows<2, WEIGHTED>(matrix, kept, code, level, weights, out, pair, first, N, K);
+}

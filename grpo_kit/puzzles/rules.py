@@ -1,0 +1,133 @@
+"""What an equation's sign can mean, how often, and how the result is written.
+
+Three ways of writing: as it stands; each number and the result backwards; the whole line backwards (which swaps the
+numbers). The sign stands in place of the minus. RULES say what occurs, `weight` how often; the weights were fitted to
+the examples, not to the answers, of the challenge's digit puzzles.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+WAYS = (
+    "read as it stands",
+    "each number and the result written backwards",
+    "the whole line written backwards",
+)
+
+# Rule: its group (in one puzzle two signs are of two groups, but for the joining ones), the number it gives.
+RULES = {
+    "add": ("sum", lambda a, b: a + b),
+    "add, plus 1": ("sum", lambda a, b: a + b + 1),
+    "add, minus 1": ("sum", lambda a, b: a + b - 1),
+    "multiply": ("product", lambda a, b: a * b),
+    "multiply, plus 1": ("product", lambda a, b: a * b + 1),
+    "multiply, minus 1": ("product", lambda a, b: a * b - 1),
+    "subtract": ("difference", lambda a, b: a - b),
+    "distance below zero": ("difference", lambda a, b: -abs(a - b)),
+    "distance": ("difference", lambda a, b: abs(a - b)),
+    "remainder of larger by smaller": ("difference", lambda a, b: max(a, b) % min(a, b)),
+    "join": ("join", None),
+    "join swapped": ("join", None),
+}
+_WORKINGS = {
+    "add": "{a} + {b}", "add, plus 1": "{a} + {b} + 1", "add, minus 1": "{a} + {b} - 1",
+    "multiply": "{a} * {b}", "multiply, plus 1": "{a} * {b} + 1", "multiply, minus 1": "{a} * {b} - 1",
+    "subtract": "{a} - {b}", "distance below zero": "-|{a} - {b}|", "distance": "|{a} - {b}|",
+    "remainder of larger by smaller": "remainder of {larger} by {smaller}",
+    "join": "{a} and {b} joined", "join swapped": "{b} and {a} joined",
+}  # fmt: skip
+# The usual signs are nearly always written the second way and say which group they are of.
+_USUAL = {"+": ("sum", "join"), "-": ("difference",), "*": ("product", "join")}
+WAY_SHARES = {True: (0.02, 0.96, 0.02), False: (0.52, 0.24, 0.24)}
+
+
+def usual(signs: str) -> bool:
+    """Are all signs of a puzzle among + - *?"""
+    return set(signs) <= set(_USUAL)
+
+
+def weight(rule: str, sign: str, way: int, usual_signs: bool) -> float:
+    """How often a sign means a rule, not normalised."""
+    plain = rule in ("add", "multiply", "subtract")
+    if usual_signs:
+        if rule == "join swapped" or RULES[rule][0] not in _USUAL[sign]:
+            return 0.02
+        return 2.0 if plain else 1.2
+    if way == 0:
+        return 0.02 if rule == "join swapped" else 1.0
+    return {"join": 2.0, "join swapped": 0.3}.get(rule, 6.0 if plain else 1.0)
+
+
+def weight_of_all(rules: dict[str, str], way: int, usual_signs: bool) -> float:
+    """How often a way of writing comes with these rules of the signs, not normalised."""
+    return WAY_SHARES[usual_signs][way] * math.prod(
+        weight(rule, sign, way, usual_signs) for sign, rule in rules.items()
+    )
+
+
+def read(left: str, way: int) -> tuple[str, str]:
+    """The two numbers of a left side as the rule takes them, two digits each."""
+    a, b = left[:2], left[3:]
+    return (a, b) if way == 0 else (a[::-1], b[::-1]) if way == 1 else (b[::-1], a[::-1])
+
+
+def written(rule: str, way: int, left: str) -> str:
+    """The right side.
+
+    >>> written("subtract", 2, "69/52"), written("multiply", 0, "12*12")
+    ('17/', '144')
+    """
+    a, b = read(left, way)
+    if rule.startswith("join"):
+        text = a + b if rule == "join" else b + a
+        return text[::-1] if way else text
+    number = RULES[rule][1](int(a), int(b))
+    digits, minus = str(abs(number)), left[2] if number < 0 else ""
+    return minus + digits if way == 0 else minus + digits[::-1] if way == 1 else digits[::-1] + minus
+
+
+def possible(left: str, way: int) -> bool:
+    """Are both numbers 10 or more?"""
+    return not any(number.startswith("0") for number in read(left, way))
+
+
+def assignments(
+    shown: list[tuple[str, str]], way: int, fits: Callable[[str, int, str, str], bool]
+) -> Iterator[dict[str, str]]:
+    """Every choice of a rule for each sign that stands in the examples, two signs never of one group but joins.
+
+    fits(rule, way, left, right): may the rule give this example?
+    """
+    choices = {
+        sign: [rule for rule in RULES if all(fits(rule, way, left, right) for left, right in shown if left[2] == sign)]
+        for sign in dict.fromkeys(left[2] for left, _ in shown)
+    }
+
+    def go(rules: dict[str, str], used: set[str]) -> Iterator[dict[str, str]]:
+        if len(rules) == len(choices):
+            yield rules
+            return
+        sign = list(choices)[len(rules)]
+        for rule in choices[sign]:
+            group = RULES[rule][0]
+            if group not in used:
+                yield from go(rules | {sign: rule}, used if group == "join" else used | {group})
+
+    return go({}, set())
+
+
+def for_query(rules: dict[str, str], sign: str, way: int, usual_signs: bool) -> dict[str, float]:
+    """What the asked sign may mean, as shares: its rule where it was shown, else any of a group not yet used."""
+    if sign in rules:
+        return {rules[sign]: 1.0}
+    used = {RULES[rule][0] for rule in rules.values()} - {"join"}
+    open_rules = {rule: weight(rule, sign, way, usual_signs) for rule in RULES if RULES[rule][0] not in used}
+    return {rule: share / sum(open_rules.values()) for rule, share in open_rules.items()}
+
+
+def worked(rule: str, way: int, left: str) -> str:
+    """`34/44` as `43 - 44 = -1`, before it is written."""
+    a, b = read(left, way)
+    larger, smaller = max(a, b), min(a, b)
+    said = _WORKINGS[rule].format(a=a, b=b, larger=larger, smaller=smaller)
+    return f"{said} = {RULES[rule][1](int(a), int(b)) if RULES[rule][1] else (a + b if rule == 'join' else b + a)}"

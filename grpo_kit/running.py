@@ -1,0 +1,80 @@
+"""One stage of a run, done and shown: a bar while it works, then what came of it."""
+
+from pathlib import Path
+
+from rich.markup import escape
+
+from grpo_kit import screens, workspace
+from grpo_kit.config import RunConfig
+from grpo_kit.reward_files import load_reward
+
+
+def data(config: RunConfig, run: workspace.Run) -> None:
+    """Read, clean, split; the funnel as a picture."""
+    from grpo_kit.data import prepare
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "data", "preparing data") as show:
+        manifest = prepare(config, run, verifier, show)
+    screens.data(manifest)
+    if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
+        from grpo_kit import funnel
+
+        funnel.save(manifest, run)
+
+
+def screen(config: RunConfig, run: workspace.Run) -> None:
+    """Pass rates of the training prompts."""
+    from grpo_kit.screening import screen as screening
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, "screen", "screening") as show:
+        found = screening(config, run, verifier, show)
+    screens.screening(found, config.data.pass_rate)
+
+
+def train(config: RunConfig, run: workspace.Run) -> None:
+    """GRPO on the training rows."""
+    from grpo_kit import train as training
+
+    rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
+    with screens.stage(run, "train", "training") as show:
+        step = screens.training(run, config.grpo.max_steps, show)
+        last = training.train(config, run, rewards, step, screens.forecast)
+    screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
+
+
+def evaluate(config: RunConfig, run: workspace.Run, stage: str) -> None:
+    """Held-out accuracy, `stage` before or after."""
+    from grpo_kit import evaluate as evaluating
+
+    verifier = load_reward(config.evaluation.verifier)
+    with screens.stage(run, stage, f"accuracy {stage}") as show:
+        found = getattr(evaluating, stage)(config, run, verifier, show)
+    screens.measured(found)
+
+
+def package(config: RunConfig, run: workspace.Run, to: Path | None) -> Path:
+    """The adapter as a zip; returns its path."""
+    from grpo_kit.submission import package as pack
+
+    with screens.stage(run, "package", "packing"):
+        path = pack(config, run, to)
+    screens.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
+    return path
+
+
+def check(config: RunConfig, path: Path, run: workspace.Run | None) -> None:
+    """Is the zip the adapter that was trained? Raises RuntimeError when it is not."""
+    from grpo_kit.submission import check as examine
+
+    findings = examine(config, path, run.probe if run else None)
+    screens.out.print(f"check    {path}")
+    for passed, finding in findings:
+        screens.out.print(f"         {'[green]ok  [/]' if passed else '[red]FAIL[/]'} {escape(finding)}")
+    if run is None:
+        screens.out.print("         [dim]not compared with a trained policy; --run NAME does[/]")
+    if not all(passed for passed, _ in findings):
+        raise RuntimeError(
+            f"{path} is not the adapter that was trained, or is a dead one (see FAIL above). Train and pack again before submitting."
+        )

@@ -1,0 +1,137 @@
+"""TRL's GRPOTrainer, told which prompts to ask, what an answer is worth beside its group, and how to be interrupted.
+
+Overridden are four methods of TRL 1.16 and two of transformers 5.23 (`tests/test_trainer.py` notices when they move): where a
+generation batch is made (prompts are drawn when they are needed, groups without a difference replaced), where rewards are
+counted, and where a checkpoint is written and read.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from grpo_kit import adapter
+from grpo_kit.advantages import advantages, is_flat
+from grpo_kit.config import Grpo
+from grpo_kit.drawing import PromptBook
+
+Batch = dict[str, torch.Tensor]
+ON_THE_LEFT = ("prompt_ids", "prompt_mask")  # padded there; everything else that is a row of tokens on the right
+
+
+class UsefulTrainer(GRPOTrainer):
+    """A GRPOTrainer whose batches come from `book`; `grpo` holds `advantage`, `normalize_rewards` and `resample_budget`.
+
+    The first reward function is taken for the verifier: above 0.5 it counts as a pass.
+    """
+
+    def __init__(self, *args: Any, grpo: Grpo, book: PromptBook, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.grpo, self.book = grpo, book
+        self.paid: torch.Tensor | None = None  # (completions, reward functions) of the batch last scored
+        self.cut: list[bool] = []  # which of its completions ended at the limit
+        self.keep: Callable[[], None] = lambda: None  # writes a checkpoint, wherever the run keeps them
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self.paid = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.cut = [not ids or ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
+        return self.paid
+
+    def _generate_and_score_completions(self, inputs):
+        """A generation batch of prompts from the book; flat groups are replaced as far as the budget goes."""
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        asked = len(inputs) // self.num_generations
+        batch, flat, why = self._ask(self.book.draw(asked))
+        figures = {name: list(values) for name, values in self._metrics["train"].items()}
+        left = round(self.grpo.resample_budget * asked)
+        replaced = 0
+        while flat.any() and left > 0:
+            more, more_flat, _ = self._ask(self.book.draw_more(min(int(flat.sum()), left)))
+            left -= len(more_flat)
+            useful = (~more_flat).nonzero().flatten().tolist()
+            if not useful:  # a hopeless or a solved set: asking on is for nothing
+                break
+            places = flat.nonzero().flatten().tolist()[: len(useful)]
+            batch = _replace_groups(
+                batch, more, places, useful[: len(places)], self.num_generations, self.processing_class.pad_token_id
+            )
+            flat[places] = False
+            replaced += len(places)
+        batch["num_items_in_batch"] = batch["completion_mask"].sum().float()
+        self._metrics[
+            "train"
+        ].clear()  # what TRL noted is of the prompts that were drawn, not of those that replaced them
+        self._metrics["train"].update(figures)
+        noted = {f"useful/{name}": share for name, share in why.items()}
+        noted |= {"useful/share": 1 - flat.float().mean().item(), "useful/replaced": replaced / asked}
+        for name, value in noted.items():
+            self._metrics["train"][name].append(value)
+        return batch
+
+    def _ask(self, drawn: list[int]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
+        """(TRL's batch of a group a prompt, `(prompts,)` whether each is flat, share of groups by why they are)."""
+        rows = [self.train_dataset[i] for i in drawn for _ in range(self.num_generations)]
+        batch = super()._generate_and_score_completions(rows)
+        n, paid = self.num_generations, self.paid
+        unjudged = paid.isnan().all(dim=1)
+        rewards = (paid * self.reward_weights.to(paid.device)).nansum(dim=1).masked_fill(unjudged, torch.nan)
+        batch["advantages"] = advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
+        flat, passed = is_flat(rewards, n), (paid[:, 0] > 0.5).view(-1, n)
+        known = (~paid[:, 0].isnan()).view(-1, n).sum(1)
+        for prompt, right, tried in zip(drawn, passed.sum(1).tolist(), known.tolist()):
+            if tried:
+                self.book.learn(prompt, right, tried)
+        cut = torch.tensor(self.cut, device=flat.device).view(-1, n).all(1)
+        none = unjudged.view(-1, n).all(1)
+        right = passed.all(1)
+        causes = {
+            "unjudged": none, "truncated": flat & cut & ~none, "all_right": flat & right & ~cut & ~none,
+            "all_wrong": flat & ~right & ~cut & ~none,
+        }  # fmt: skip
+        return batch, flat, {name: cause.float().mean().item() for name, cause in causes.items()}
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """The adapter by our own reader (PEFT's would stack the experts' pairs), and what the book knew."""
+        adapter.load_into(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        kept = json.loads(Path(resume_from_checkpoint, "drawing.json").read_text())
+        self.book.restore(kept)
+
+    def _save_checkpoint(self, model, trial):
+        self.keep()
+
+    def write_checkpoint(self, folder: Path, base: str) -> None:
+        """All that going on takes, into `folder`: adapter, optimiser, schedule, scaler, random numbers, book, state."""
+        adapter.save_adapter(self.accelerator.unwrap_model(self.model), folder, base)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        (folder / "drawing.json").write_text(json.dumps(self.book.state()))
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+
+def _replace_groups(batch: Batch, more: Batch, places: list[int], useful: list[int], n: int, pad: int) -> Batch:
+    """`batch` with its groups at `places` taken out and the groups `useful` of `more` put there."""
+    into = [group * n + i for group in places for i in range(n)]
+    out_of = [group * n + i for group in useful for i in range(n)]
+    done = {}
+    for name, value in batch.items():
+        if value.ndim == 0:
+            continue
+        other = more[name]
+        if value.ndim == 2:
+            width, fill = max(value.shape[1], other.shape[1]), pad if name.endswith("_ids") else 0
+            value, other = (_widen(t, width, fill, name in ON_THE_LEFT) for t in (value, other))
+        else:
+            value = value.clone()
+        value[into] = other[out_of]
+        done[name] = value
+    return done
+
+
+def _widen(value: torch.Tensor, width: int, fill: int, left: bool) -> torch.Tensor:
+    missing = width - value.shape[1]
+    return torch.nn.functional.pad(value, (missing, 0) if left else (0, missing), value=fill)

@@ -1,0 +1,52 @@
+"""Each alarm rings for what it is named after, in plain words with the setting that mends it, and for nothing else."""
+
+import pytest
+
+from grpo_kit.alarms import alarms
+
+GRPO = {"max_completion_length": 512, "max_grad_norm": 1.0}
+FINE = {
+    "completions/clipped_ratio": 0.05, "useful/all_right": 0.2, "useful/all_wrong": 0.1, "useful/unjudged": 0.0, "entropy": 0.4,
+    "skipped_steps": 0, "sampling/logp_gap": 0.002, "grad_norm": 0.3,
+}  # fmt: skip
+
+
+def rows(count=10, **changed):
+    return [{"step": i + 1, "reward": 0.5, "note": "text", **FINE, **changed} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "said"),
+    [
+        (
+            {"completions/clipped_ratio": 0.87},
+            "truncated",
+            "87% of completions are cut at 512 tokens: raise grpo.max_completion_length",
+        ),
+        ({"useful/all_right": 0.75}, "solved", "75% of groups are all right"),
+        ({"useful/all_wrong": 0.9}, "hopeless", "90% of groups are all wrong"),
+        ({"useful/unjudged": 0.5}, "unjudged", "completions.jsonl"),
+        ({"entropy": 0.001}, "collapsed", "lower grpo.learning_rate or raise grpo.temperature"),
+        ({"skipped_steps": 7}, "overflow", "7 of 10 steps overflowed in fp16"),
+        ({"sampling/logp_gap": 0.4}, "mismatch", "differ by 0.40 nats"),
+        ({"grad_norm": 50.0}, "exploding", "50 times the bound"),
+    ],
+)
+def test_an_alarm_rings_alone(changed, name, said):
+    ((found, sentence),) = alarms(rows(**changed), GRPO)
+    assert found == name and said in sentence
+
+
+def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
+    assert alarms(rows(), GRPO) == []
+    assert alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
+
+
+def test_one_bad_step_is_no_alarm_and_old_ones_are_forgotten():
+    assert alarms([*rows(9), *rows(1, **{"completions/clipped_ratio": 1.0})], GRPO) == []
+    assert alarms([*rows(30, **{"completions/clipped_ratio": 1.0}), *rows(10)], GRPO) == []
+
+
+def test_rows_that_lack_a_figure_or_hold_none_raise_nothing():
+    assert alarms([{"step": i} for i in range(12)], GRPO) == []
+    assert alarms(rows(**{"grad_norm": None}), GRPO) == []

@@ -1,0 +1,209 @@
+"""What is ours in the trainer, on real GRPO steps: the draw, replaced groups, stages, stopping, and going on after a kill."""
+
+import inspect
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_kit import config, data, records, train, workspace
+from tests.conftest import SMALL
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def small(tmp_path, *overrides):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = workspace.open_run("r", tmp_path / "runs")
+    data.prepare(chosen, run)
+    return chosen, run
+
+
+def test_the_methods_that_are_overridden_are_still_called_by_those_names():
+    import transformers
+    import trl
+
+    grpo = inspect.getsource(trl.GRPOTrainer)
+    for call in (
+        "self._generate_and_score_completions(generation_batch)",
+        "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+    ):
+        assert call in grpo
+    trainer = inspect.getsource(transformers.Trainer)
+    for call in (
+        "self._save_checkpoint(model, trial)",
+        "self._load_from_checkpoint(resume_from_checkpoint",
+        "self._save_rng_state(",
+        "self._save_scaler(",
+    ):
+        assert call in trainer
+    assert trl.__version__ == "1.16.0" and transformers.__version__ == "5.23.0"  # the versions these were read in
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "gspo", "cispo"])
+def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
+    chosen, run = small(tmp_path, f"grpo.loss_type={loss}", "grpo.max_steps=1", "grpo.advantage=leave_one_out")
+    args = train.to_trl(chosen, tmp_path)
+    assert (
+        (args.importance_sampling_level == "sequence") is (loss == "gspo")
+        and args.beta == 0.0
+        and args.epsilon_high == 0.28
+    )
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.train()
+    assert any(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
+
+
+def test_flat_groups_are_replaced_within_the_budget(tmp_path):
+    chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=1")
+    asked = []
+
+    def first_batch_is_flat(completions, prompts, **kwargs):
+        asked.append([p[-1]["content"] for p in prompts])
+        if len(asked) == 1:  # of four groups the first three are all right, all wrong, unjudged
+            return [1.0] * 4 + [0.0] * 4 + [None] * 4 + [1.0, 0.0, 1.0, 0.0]
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer = train.make_trainer(chosen, run, [first_batch_is_flat, lambda completions, **_: [None] * len(completions)])
+    probe = trainer.callback_handler.callbacks
+    trained = []
+    inner = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **k: trained.append(inputs) or inner(model, inputs, **k)
+    for callback in probe:
+        if type(callback).__name__ == "ProbeStep":
+            callback.done = True
+    trainer.train()
+    assert [len(batch) for batch in asked] == [16, 12] and not set(asked[0]) & set(asked[1])
+    (row,) = workspace.read_lines(run.metrics)
+    assert (row["useful/all_right"], row["useful/all_wrong"], row["useful/unjudged"]) == (0.25, 0.25, 0.25)
+    assert (row["useful/share"], row["useful/replaced"]) == (1.0, 0.75)
+    assert row["reward"] == pytest.approx(0.5)  # of what was drawn, not of what replaced it: 6 of the 12 judged
+    (batch,) = trained
+    assert (batch["advantages"] != 0).all() and batch["num_items_in_batch"] == batch["completion_mask"].sum()
+    assert torch.equal(batch["prompt_mask"].long(), (batch["prompt_ids"] != 0).long())
+    assert len(workspace.read_lines(run.completions)) == 28
+
+
+def test_a_set_that_teaches_nothing_is_not_asked_on_and_on(tmp_path):
+    chosen, run = small(tmp_path, "grpo.resample_budget=10", "grpo.max_steps=1")
+    calls = []
+
+    def hopeless(completions, **kwargs):
+        calls.append(len(completions))
+        return [0.0] * len(completions)
+
+    train.train(chosen, run, [hopeless, hopeless])
+    assert calls[-4:] == [16, 16, 16, 16]  # two rewards, two rounds
+    assert workspace.read_lines(run.metrics)[0]["useful/share"] == 0
+
+
+def test_stages_change_the_length_and_go_on_from_the_same_adapter(tmp_path):
+    chosen, run = small(
+        tmp_path, "grpo.stages=[{max_completion_length: 6, steps: 2},{max_completion_length: 40}]", "grpo.max_steps=4",
+        "grpo.mask_truncated_completions=false",
+    )  # fmt: skip
+    train.train(chosen, run, [length_reward] * 2)
+    rows = workspace.read_lines(run.metrics)
+    assert [row["stage"] for row in rows] == [0, 0, 1, 1]
+    assert [row["completions/max_length"] > 6 for row in rows] == [False, False, True, True]
+    assert rows[0]["completions/clipped_ratio"] == 1.0
+    assert json.loads(run.forecast.read_text())["completion_tokens"] == 40  # the probe tried the longest
+
+
+def test_a_stopped_run_keeps_what_it_has_and_goes_on_when_called_again(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=4")
+    whole, other = small(tmp_path / "whole", "grpo.max_steps=4")
+    train.train(whole, other, [length_reward] * 2)
+    seen = []
+    last = train.train(chosen, run, [length_reward] * 2, on_step=seen.append, should_stop=lambda: len(seen) == 2)
+    assert (
+        last["step"] == 2
+        and run.stages()["train"]["steps"] == 2
+        and (run.adapter / "adapter_model.safetensors").is_file()
+    )
+    last = train.train(chosen, run, [length_reward] * 2)
+    assert last["step"] == 4 and workspace.hash_of(run.adapter) == workspace.hash_of(other.adapter)
+    assert train.train(chosen, run, [length_reward] * 2) == last  # and is then left as it is
+
+
+def test_a_run_whose_time_is_up_stops_before_it_is(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=50", "run.time_limit=1s")
+    assert train.train(chosen, run, [length_reward] * 2)["step"] == 1
+
+
+def test_an_alarm_stops_the_run_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(records.alarms, "alarms", lambda rows, grpo: [("cut", "too short")] if len(rows) == 2 else [])
+    chosen, run = small(tmp_path, "grpo.max_steps=5", "grpo.on_alarm=stop")
+    with pytest.warns(UserWarning, match="Stopped at step 2 of 5: too short"):
+        assert train.train(chosen, run, [length_reward] * 2)["step"] == 2
+
+
+def test_a_training_begun_with_other_settings_is_not_gone_on_with(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=4", "grpo.save_steps=1")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(
+            chosen,
+            run,
+            [length_reward] * 2,
+            on_step=lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] == 3 else None,
+        )
+    other = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=4", "grpo.learning_rate=0.5"])
+    with pytest.raises(ValueError, match="learning_rate was 0.001, now 0.5.*--force"):
+        train.train(other, run, [length_reward] * 2)
+
+
+KILLED = """
+import sys
+from grpo_kit import config, train, workspace
+from tests.test_trainer import length_reward
+from tests.conftest import SMALL
+chosen = config.load_config(["tiny"], [*SMALL, *{overrides}])
+train.train(chosen, workspace.open_run("r", {root!r}), [length_reward] * 2)
+"""
+
+
+KILLS = int(os.environ.get("GRPO_KIT_KILLS", "4"))  # twenty take some minutes
+
+
+def figures(run):
+    """Metrics rows without the clock."""
+    clock = ("second", "time")
+    return [
+        {k: v for k, v in row.items() if not any(c in k for c in clock)} for row in workspace.read_lines(run.metrics)
+    ]
+
+
+def test_killed_at_any_moment_and_rerun_it_ends_as_one_that_was_left_alone(tmp_path):
+    overrides = ["grpo.max_steps=12", "grpo.save_steps=1", "grpo.resample_budget=1"]
+    chosen, alone = small(tmp_path / "alone", *overrides)
+    train.train(chosen, alone, [length_reward] * 2)
+    chosen, run = small(tmp_path / "killed", *overrides)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED.format(overrides=overrides, root=str(run.root))]
+    pick, kills = random.Random(1), 0
+    while True:
+        stamp = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else 0
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+        while child.poll() is None and (not run.metrics.is_file() or run.metrics.stat().st_mtime_ns == stamp):
+            time.sleep(0.02)  # until it trains
+        if kills < KILLS:
+            time.sleep(pick.uniform(0, 1.5))
+            child.kill()
+            kills += 1
+        _, said = child.communicate(timeout=300)
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL, said.decode()
+    assert kills > 1
+    assert figures(run) == figures(alone) and [row["step"] for row in figures(run)] == list(range(1, 13))
+    assert workspace.hash_of(run.adapter) == workspace.hash_of(alone.adapter)
+    steps = [line["step"] for line in workspace.read_lines(run.completions)]
+    assert steps == [line["step"] for line in workspace.read_lines(alone.completions)]
