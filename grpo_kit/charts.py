@@ -160,13 +160,14 @@ def picture(panels: list[Panel], title: str, columns: int = 3) -> Any:
         for line in panel.lines if not panel.stacked else []:
             _plot(axis, line)
         room = last_step(panels) * 0.03
-        axis.set(xlim=(-room, last_step(panels) + room), ylim=limits(panel), xlabel="step", ylabel=panel.unit)
+        axis.set(xlim=(-room, last_step(panels) + room), ylim=limits(panel), xlabel="step")
         axis.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")
+        axis.set_title(panel.unit, fontsize=8, loc="right", color="0.3")
         if panel.percent:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8, loc="best")
+        axis.legend(frameon=panel.stacked, fontsize=8, loc="best")
     return figure
 
 

@@ -20,16 +20,19 @@ SCALE = ("#d55e00", "#f0a35e", "#bdbdbd", "#7fb8da", "#0072b2")
 class Tail:
     """The rows that a JSON Lines file has gained since the last look.
 
-    A last line without its end is left for the next look. A file that has become shorter was begun anew: `rewound`.
+    A last line without its end is left for the next look. A file that was replaced or has become shorter was begun anew:
+    `rewound`, and all its rows are new.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.offset, self.rewound = path, 0, False
+        self.path, self.offset, self.inode, self.rewound = path, 0, 0, False
 
     def new(self) -> list[tuple[int, int, dict[str, Any]]]:
         """[(first byte, byte after the last, row)]; empty when there is nothing new or no file."""
-        size = self.path.stat().st_size if self.path.is_file() else 0
-        self.rewound = size < self.offset
+        found = self.path.stat() if self.path.is_file() else None
+        size, inode = (found.st_size, found.st_ino) if found else (0, 0)
+        self.rewound = size < self.offset or (self.offset > 0 and inode != self.inode)
+        self.inode = inode
         if self.rewound:
             self.offset = 0
         if size <= self.offset:
@@ -37,12 +40,12 @@ class Tail:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             whole = file.read(size - self.offset).rpartition(b"\n")
-        found = []
+        rows = []
         for line in (whole[0] + whole[1]).splitlines(keepends=True):
             if line.strip():
-                found.append((self.offset, self.offset + len(line), json.loads(line)))
+                rows.append((self.offset, self.offset + len(line), json.loads(line)))
             self.offset += len(line)
-        return found
+        return rows
 
 
 class Completions:

@@ -28,11 +28,8 @@ class Board(widgets.VBox):
     """
 
     def __init__(self, run: workspace.Run) -> None:
-        self.run, self.tail, self.completions = (
-            run,
-            completions.Tail(run.metrics),
-            completions.Completions(run.completions),
-        )
+        self.run, self.tail = run, completions.Tail(run.metrics)
+        self.completions = completions.Completions(run.completions)
         self.rows: list[dict[str, Any]] = []
         self.stopping, self.lock = threading.Event(), threading.RLock()  # JupyterLab answers clicks in another thread
         self.state, self.next_draw = "", 0.0

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from grpo_kit import completions
+from grpo_kit import completions, workspace
 
 
 def line(step=1, prompt="p", completion="thought\n</think>\nanswer", **rewards):
@@ -44,6 +44,8 @@ def test_a_file_begun_anew_is_read_from_its_start(path):
     assert [row["step"] for _, _, row in tail.new()] == [1] and tail.rewound
     tail.new()
     assert not tail.rewound
+    workspace.write_lines(path, [{"step": 7}, {"step": 8}, {"step": 9}])  # replaced by a longer one
+    assert [row["step"] for _, _, row in tail.new()] == [7, 8, 9] and tail.rewound
 
 
 def test_groups_are_neighbours_with_the_same_prompt(path):
