@@ -67,14 +67,13 @@ class UsefulTrainer(GRPOTrainer):
             flat[places] = False
             replaced += len(places)
         batch["num_items_in_batch"] = batch["completion_mask"].sum().float()
-        self._metrics[
-            "train"
-        ].clear()  # what TRL noted is of the prompts that were drawn, not of those that replaced them
-        self._metrics["train"].update(figures)
+        metrics = self._metrics["train"]
+        metrics.clear()  # TRL's figures are to be of the prompts that were drawn, not of those that replaced them
+        metrics.update(figures)
         noted = {f"useful/{name}": share for name, share in why.items()}
         noted |= {"useful/share": 1 - flat.float().mean().item(), "useful/replaced": replaced / asked}
         for name, value in noted.items():
-            self._metrics["train"][name].append(value)
+            metrics[name].append(value)
         return batch
 
     def _ask(self, drawn: list[int]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
