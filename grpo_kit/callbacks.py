@@ -90,6 +90,7 @@ class Stop(TrainerCallback):
     ) -> None:
         self.metrics, self.deadline, self.asked, self.on_alarm = metrics, deadline, asked, on_alarm
         self.began, self.longest = 0.0, 0.0
+        self.out_of_time = False
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.began = time.time()
@@ -106,6 +107,7 @@ class Stop(TrainerCallback):
             why = "it was asked to."
         elif self.deadline and time.time() + self.longest > self.deadline:
             why = "its time is up (run.time_limit)."
+            self.out_of_time = True
         if why and state.global_step < state.max_steps:
             control.should_training_stop = True
             warnings.warn(

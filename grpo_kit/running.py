@@ -42,6 +42,9 @@ def train(config: RunConfig, run: workspace.Run) -> None:
         step = screens.training(run, config.grpo.max_steps, show)
         last = training.train(config, run, rewards, step, screens.forecast)
     screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
+    if run.stages()["train"].get("out_of_time"):  # what there is, measured and packed before the session ends
+        evaluate(config, run, "after")
+        package(config, run, None)
 
 
 def evaluate(config: RunConfig, run: workspace.Run, stage: str) -> None:

@@ -31,7 +31,8 @@ class Sampled:
     """What the last `generate` did: `rows` asked for, `prompts` read, `tokens` drawn up to each row's end.
 
     `row_steps` counts the rows of all decoding steps, the prompts' reading aside; `row_steps_of_all` those that they
-    would be had no row left.
+    would be had no row left. `logps`, (rows, drawn) float32, are the log-probs of what was drawn, as the sampler saw them
+    (whatever stands behind a row's end is to be passed over), where `model.keep_logps` asks for them.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Sampled:
     tokens: int
     row_steps: int
     row_steps_of_all: int
+    logps: torch.Tensor | None = None
 
 
 def install(model: Any) -> Any:
@@ -47,7 +49,7 @@ def install(model: Any) -> Any:
     `model.last_sampling` is the last call's `Sampled`, or None when that call was left to transformers.
     """
     model.generate = types.MethodType(_generate, model)  # bound, so that a deep copy of the model calls itself
-    model.last_sampling = None
+    model.last_sampling, model.keep_logps = None, False
     return model
 
 
@@ -83,6 +85,7 @@ def _decode(
     running = alive = list(range(rows))  # rows in the model's batch; those of them that are not finished
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
     tokens = row_steps = steps = idle = 0
+    logps: list[torch.Tensor] = []
     with model._optimize_model_for_decode():
         while True:
             scores = logits_processor(input_ids, logits)
@@ -90,6 +93,8 @@ def _decode(
                 drawn = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
             else:
                 drawn = scores.argmax(dim=-1)
+            if model.keep_logps:
+                logps.append(scores.gather(1, drawn[:, None])[:, 0] - scores.logsumexp(-1))
             if ends:
                 drawn = torch.where(unfinished, drawn, pad)
             input_ids = torch.cat([input_ids, drawn[:, None]], dim=1)
@@ -112,7 +117,8 @@ def _decode(
             if not whole:  # what processors see and what is drawn from has a line for every row
                 logits = logits.new_zeros((rows, logits.shape[1])).index_copy_(0, at, logits)
             row_steps, steps = row_steps + len(running), steps + 1
-    model.last_sampling = Sampled(rows, len(firsts), tokens, row_steps, steps * rows)
+    kept = torch.stack(logps, 1) if logps else None
+    model.last_sampling = Sampled(rows, len(firsts), tokens, row_steps, steps * rows, kept)
     return input_ids
 
 

@@ -142,7 +142,9 @@ def train(
     submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
     seconds = time.monotonic() - started
-    run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=trainer.state.global_step)
+    steps = trainer.state.global_step
+    late = steps < config.grpo.max_steps and trainer.stop.out_of_time
+    run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
     return workspace.read_lines(run.metrics)[-1]
 
 
@@ -221,7 +223,7 @@ def make_trainer(
         book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
     )  # fmt: skip
     probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer
-    trainer.keep = keeper.keep
+    trainer.keep, trainer.stop = keeper.keep, stop
     for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
         value.data = data
     trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show

@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer, told which prompts to ask, what an answer is worth beside its group, and how to be interrupted.
 
-Overridden are four methods of TRL 1.16 and two of transformers 5.23 (`tests/test_trainer.py` notices when they move): where a
-generation batch is made (prompts are drawn when they are needed, groups without a difference replaced), where rewards are
-counted, and where a checkpoint is written and read.
+Overridden are methods of TRL 1.16 and transformers 5.23 (`tests/test_trainer.py` notices when they move): where a generation
+batch is made (prompts are drawn when they are needed, groups without a difference replaced), where rewards are counted and
+log-probs computed, and where a checkpoint is written and read.
 """
 
 import json
@@ -33,7 +33,12 @@ class UsefulTrainer(GRPOTrainer):
         self.grpo, self.book = grpo, book
         self.paid: torch.Tensor | None = None  # (completions, reward functions) of the batch last scored
         self.cut: list[bool] = []  # which of its completions ended at the limit
+        self.trained_logps: torch.Tensor | None = None  # of the micro-batch last passed through the model
+        self._base().keep_logps = True
         self.keep: Callable[[], None] = lambda: None  # writes a checkpoint, wherever the run keeps them
+
+    def _base(self) -> Any:
+        return self.accelerator.unwrap_model(self.model).get_base_model()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self.paid = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -76,6 +81,9 @@ class UsefulTrainer(GRPOTrainer):
         """(TRL's batch of a group a prompt, `(prompts,)` whether each is flat, share of groups by why they are)."""
         rows = [self.train_dataset[i] for i in drawn for _ in range(self.num_generations)]
         batch = super()._generate_and_score_completions(rows)
+        last, width = self._base().last_sampling, batch["completion_ids"].shape[1]
+        if last is not None:  # None: transformers' own loop drew
+            batch["sampled_logps"] = _widen(last.logps[:, :width], width, 0, left=False)
         n, paid = self.num_generations, self.paid
         unjudged = paid.isnan().all(dim=1)
         rewards = (paid * self.reward_weights.to(paid.device)).nansum(dim=1).masked_fill(unjudged, torch.nan)
@@ -93,6 +101,20 @@ class UsefulTrainer(GRPOTrainer):
             "all_wrong": flat & ~right & ~cut & ~none,
         }  # fmt: skip
         return batch, flat, {name: cause.float().mean().item() for name, cause in causes.items()}
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self.trained_logps = found[0].detach()
+        return found
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """TRL's loss; beside it, by how much the log-probs of what was sampled differ between sampler and trainer."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if (sampled := inputs.get("sampled_logps")) is not None:
+            mask = inputs["completion_mask"].bool()
+            gap = (self.trained_logps - sampled).abs()[mask]
+            self._metrics["train"]["sampling/logp_gap"].append(gap.mean().item() if len(gap) else 0.0)
+        return loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The adapter by our own reader (PEFT's would stack the experts' pairs), and what the book knew."""

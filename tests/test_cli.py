@@ -231,3 +231,12 @@ def test_the_doctor_names_what_is_wrong(here, monkeypatch):
 
     monkeypatch.setattr(tiny, "script_hash", lambda: "other")
     assert "python -m grpo_kit.tiny" in call("doctor", status=1)
+
+
+def test_a_training_whose_time_is_up_is_measured_and_packed(here):
+    call("data", "-c", "tiny", "--run", "r", "data.limit=300", "data.test_size=20", "data.val_size=5")
+    said = call(
+        "train", "--run", "r", *SMALL[3:], "grpo.max_steps=30", "run.time_limit=1s", "evaluation.num_problems=4"
+    )
+    assert "Stopped at step 1 of 30: its time is up" in said or "1 steps" in said
+    assert "after" in said and (here / "submission/submission.zip").is_file()

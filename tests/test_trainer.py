@@ -36,6 +36,7 @@ def test_the_methods_that_are_overridden_are_still_called_by_those_names():
     for call in (
         "self._generate_and_score_completions(generation_batch)",
         "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+        "per_token_logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(",
     ):
         assert call in grpo
     trainer = inspect.getsource(transformers.Trainer)
@@ -104,6 +105,21 @@ def test_a_set_that_teaches_nothing_is_not_asked_on_and_on(tmp_path):
     train.train(chosen, run, [hopeless, hopeless])
     assert calls[-4:] == [16, 16, 16, 16]  # two rewards, two rounds
     assert workspace.read_lines(run.metrics)[0]["useful/share"] == 0
+
+
+@pytest.mark.parametrize("four", ["policy.load_in_4bit=false", "policy.load_in_4bit=true"])
+def test_sampler_and_trainer_see_the_same_log_probs_and_a_gap_would_show(tmp_path, four):
+    chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.resample_budget=1", four)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.train()
+    assert all(0 < row["sampling/logp_gap"] < 1e-4 for row in workspace.read_lines(run.metrics))
+    chosen, run = small(tmp_path / "other", "grpo.max_steps=1")
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    for module in trainer.model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.1, float("inf"))  # as the limit that sampling does not know would
+    trainer.train()
+    assert workspace.read_lines(run.metrics)[0]["sampling/logp_gap"] > 1e-3
 
 
 def test_stages_change_the_length_and_go_on_from_the_same_adapter(tmp_path):
