@@ -7,12 +7,12 @@ import math
 from html import escape
 from typing import Any
 
-from grpo_kit.figures import Line, Panel
+from grpo_kit.figures import INK, Line, Panel
 
 WIDTH, HEIGHT = 320, 216  # of one panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 50, 34
 POINTS = 300  # a curve of more is thinned: there are not as many pixels
-INK, PALE = "#333333", "#dddddd"
+PALE = "#dddddd"
 
 
 def svg(panels: list[Panel], columns: int = 3) -> str:
@@ -50,7 +50,7 @@ def _panel(panel: Panel, x_end: float) -> str:
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 7, "step", anchor="end"))
     floor: dict[float, float] = {}
     for line in panel.lines:
-        parts += _area(line, floor, at) if panel.stacked else _curve(line, at)
+        parts += _area(line, floor, at) if panel.stacked and line.style == "line" else _curve(line, at)
     return "".join(parts + _legend(panel))
 
 
@@ -85,17 +85,17 @@ def _curve(line: Line, at: Any) -> list[str]:
 
 
 def _legend(panel: Panel) -> list[str]:
-    """Names in two rows at most under the title; a letter is taken to be 5.4 pixels wide."""
+    """Names in two rows at most under the title; a letter is taken to be 5.6 pixels wide."""
     parts, x, y = [], LEFT, 31
     for line in (line for line in reversed(panel.lines) if line.label):
         label = line.label if len(line.label) <= 34 else f"{line.label[:33]}…"
-        wide = 17 + 5.4 * len(label)
+        wide = 17 + 5.6 * len(label)
         if x > LEFT and x + wide > WIDTH:
             x, y = LEFT, y + 12
         dashes = 'stroke-dasharray="4 2"' if line.style == "dashed" else ""
         parts.append(f'<path d="M{x},{y - 3}h12" stroke="{line.color}" stroke-width="3" {dashes}/>')
         parts.append(_text(x + 15, y, label))
-        x += wide + 4
+        x += wide + 8
     return parts
 
 
@@ -153,12 +153,14 @@ def picture(panels: list[Panel], title: str, columns: int = 3) -> Any:
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, panel in zip(axes, panels):
-        if panel.stacked:
-            whole = [[0.0 if math.isnan(y) else y for y in line.ys] for line in panel.lines]
-            axis.stackplot(panel.lines[0].xs, whole, colors=[line.color for line in panel.lines], alpha=0.75,
-                           labels=[line.label for line in panel.lines])  # fmt: skip
-        for line in panel.lines if not panel.stacked else []:
-            _plot(axis, line)
+        areas = [line for line in panel.lines if panel.stacked and line.style == "line"]
+        if areas:
+            whole = [[0.0 if math.isnan(y) else y for y in line.ys] for line in areas]
+            axis.stackplot(areas[0].xs, whole, colors=[line.color for line in areas], alpha=0.75,
+                           labels=[line.label for line in areas])  # fmt: skip
+        for line in panel.lines:
+            if line not in areas:
+                _plot(axis, line)
         room = last_step(panels) * 0.03
         axis.set(xlim=(-room, last_step(panels) + room), ylim=limits(panel), xlabel="step")
         axis.set_title(panel.title, fontsize=10, fontweight="bold", loc="left")

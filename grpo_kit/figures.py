@@ -15,6 +15,7 @@ from grpo_kit import workspace
 Row = dict[str, Any]
 # Okabe and Ito's palette (Color Universal Design, 2008), told apart with any kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#9a9a9a"
+INK = "#333333"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart. `stacked`: the lines are shares laid on one another; `percent`: 0 to 1 is written 0 % to 100 %."""
+    """One small chart. `stacked`: lines of the style `line` are shares laid on one another; `percent`: 0 to 1 is written 0 % to 100 %."""
 
     title: str
     unit: str
@@ -189,15 +190,19 @@ def _measured(label: str, color: str, points: list[tuple[int, float, Any]], styl
 
 
 def _useful(rows: list[Row]) -> Panel | None:
-    share = useful_share(rows)
+    """The groups as they were drawn, by what became of them; dashed: with a gradient once others had replaced some."""
+    share, replaced = useful_share(rows), column(rows, "useful/replaced")
     if all(map(math.isnan, share)):
         return None
-    parts = [("with a gradient", BLUE, share)]
+    drawn = [after if math.isnan(more) else after - more for after, more in zip(share, replaced)]
+    parts = [("with a gradient", BLUE, drawn)]
     for name, color in (("all_right", GREEN), ("all_wrong", RED), ("truncated", ORANGE), ("unjudged", GREY)):
         values = column(rows, f"useful/{name}")
         if any(values) and not all(map(math.isnan, values)):
             parts.append((name.replace("_", " "), color, values))
     lines = [Line(label, color, _steps(rows), smooth(values)) for label, color, values in parts]
+    if any(more > 0 for more in replaced):
+        lines.append(Line("after replacement", INK, _steps(rows), smooth(share), style="dashed"))
     return Panel("Groups with a gradient", "share of groups", lines, percent=True, stacked=True)
 
 

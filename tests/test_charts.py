@@ -67,6 +67,13 @@ def test_shares_are_laid_on_one_another():
     assert upper.rstrip("Z").split("L")[2:] == [top[1], top[0].removeprefix("M")]  # the one's edge is the other's floor
 
 
+def test_a_dashed_line_lies_over_the_shares():
+    panel = Panel("t", "", [*SHARES.lines, Line("c", "#333", [1, 2], [0.9, 0.9], style="dashed")], True, True)
+    assert [e.get("stroke") for e in drawn(panel) if e.get("fill") == "none"] == ["#333"]
+    (axis,) = charts.picture([panel], "t").axes
+    assert len(axis.collections) == 2 and len(axis.lines) == 1
+
+
 def test_all_panels_share_the_axis_of_steps():
     long = Panel("long", "", [Line("a", "#000000", [1, 100], [1.0, 1.0])])
     assert charts.last_step([CURVE, long]) == 100 and "M42" not in charts.svg([long]).partition("stroke-width='2'")[2]

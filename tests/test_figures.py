@@ -81,6 +81,16 @@ def test_why_groups_teach_nothing_is_stacked_on_those_that_do(run):
     assert panel.stacked and sum(line.ys[0] for line in panel.lines) == pytest.approx(1)
 
 
+def test_replaced_groups_are_not_counted_twice(run):
+    """Drawn: 1 of 8 had a gradient, 7 were all right; 3 of those were replaced. The parts are of the groups as drawn."""
+    (panel,) = figures.panels(
+        run, rows(3, **{"useful/share": 0.5, "useful/replaced": 0.375, "useful/all_right": 0.875})
+    )
+    assert [(line.label, line.ys[0]) for line in panel.lines] == [
+        ("with a gradient", 0.125), ("all right", 0.875), ("after replacement", 0.5)
+    ]  # fmt: skip
+
+
 def test_a_row_without_a_figure_leaves_a_gap():
     assert same(figures.column([{"a": 1}, {}, {"a": None}], "a"), [1.0, NAN, NAN])
 
