@@ -6,7 +6,7 @@
 #
 # | Goal | Hardware | Time |
 # |---|---|---|
-# | Try the rewards by hand, measure the untrained policy, train it with GRPO, see the reward climb | any machine; two CPU cores are enough for `tiny` | under a minute on two laptop cores, of which training takes about 25 s |
+# | Try the rewards by hand, measure the untrained policy, train it with GRPO, see the reward climb | any machine; two CPU cores are enough for `tiny` | about a minute on two laptop cores |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** → [4 Submit](04_submit.ipynb).
 # This notebook needs the data of notebook 2.
@@ -160,7 +160,7 @@ for name in asdict(config.grpo):
 # %% [markdown]
 # ## Train
 # Each step draws a group of replies to each problem, pays them, and makes the better-paid ones of each group more
-# likely. **Before you run it:** for `tiny`, 60 steps take about 25 s on two laptop cores. The board stays alive meanwhile:
+# likely. **Before you run it:** for `tiny`, 40 steps take about 40 s on two laptop cores. The board stays alive meanwhile:
 # pick a step and a group to read what was sampled, unfold the thinking, or press *Stop and save*.
 
 # %%
