@@ -134,7 +134,14 @@ def train(
     if found is None:
         resume.clear(folder)
     trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop)
-    trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
+    if (
+        found and found[0] >= config.grpo.max_steps
+    ):  # killed between its last step and its note; transformers would go on
+        trainer.restore(*found)
+        for path in (run.metrics, run.completions):
+            resume.cut_back(path, found[0])
+    else:
+        trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     with workspace.new_folder(run.adapter) as aside:
         save_adapter(model, aside, config.policy.model)

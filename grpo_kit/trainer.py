@@ -121,6 +121,11 @@ class UsefulTrainer(GRPOTrainer):
         kept = json.loads(Path(resume_from_checkpoint, "drawing.json").read_text())
         self.book.restore(kept)
 
+    def restore(self, step: int, folder: Path) -> None:
+        """Take over what a checkpoint holds of the policy, without a step."""
+        self._load_from_checkpoint(folder)
+        self.state.global_step = step
+
     def _save_checkpoint(self, model, trial):
         self.keep()
 

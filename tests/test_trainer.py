@@ -151,6 +151,23 @@ def test_a_stopped_run_keeps_what_it_has_and_goes_on_when_called_again(tmp_path)
     assert train.train(chosen, run, [length_reward] * 2) == last  # and is then left as it is
 
 
+def test_a_run_killed_after_its_last_step_takes_no_further_one(tmp_path, monkeypatch):
+    chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.save_steps=1")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_adapter", killed)
+        train.train(chosen, run, [length_reward] * 2)
+    assert "train" not in run.stages() and len(workspace.read_lines(run.metrics)) == 2
+    rows = workspace.read_lines(run.metrics)
+    assert train.train(chosen, run, [length_reward] * 2) == rows[-1] and workspace.read_lines(run.metrics) == rows
+    whole, other = small(tmp_path / "whole", "grpo.max_steps=2", "grpo.save_steps=1")
+    train.train(whole, other, [length_reward] * 2)
+    assert workspace.hash_of(run.adapter) == workspace.hash_of(other.adapter)
+
+
 def test_a_run_whose_time_is_up_stops_before_it_is(tmp_path):
     chosen, run = small(tmp_path, "grpo.max_steps=50", "run.time_limit=1s")
     assert train.train(chosen, run, [length_reward] * 2)["step"] == 1
