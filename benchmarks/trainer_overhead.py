@@ -10,13 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import datasets
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))
+import bare
 import report
 
-from grpo_kit import config, data, policy, reward_files, train, workspace
+from grpo_kit import config, data, reward_files, train, workspace
 
 
 class Clock(TrainerCallback):
@@ -32,27 +32,6 @@ class Clock(TrainerCallback):
         return [b - a for a, b in zip(self.begun[1:], self.begun[2:])]
 
 
-def bare(chosen, run, rewards):
-    """What a user would write with TRL and PEFT alone."""
-    from peft import LoraConfig
-    from trl import GRPOTrainer
-
-    model, tokenizer = policy.load_policy(chosen.policy)
-    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in workspace.read_lines(run.rows("train"))]
-    trainer = GRPOTrainer(
-        model=model,
-        reward_funcs=rewards,
-        args=train.to_trl(chosen, run.path / "bare"),
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=chosen.lora.r, lora_alpha=chosen.lora.lora_alpha, target_modules=list(chosen.lora.target_modules), task_type="CAUSAL_LM"
-        ),
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 def main():
     asked = report.arguments(__doc__)
     rounds, steps = (2, 12) if asked.quick else (6, 22)
@@ -61,7 +40,7 @@ def main():
     run = workspace.open_run("overhead", tempfile.mkdtemp())
     data.prepare(chosen, run)
     rewards = [reward_files.load_reward(spec) for spec in chosen.grpo.reward_funcs]
-    builders = {"bare TRL": bare, "grpo_kit.train": train.make_trainer}
+    builders = {"bare TRL": bare.trainer, "grpo_kit.train": train.make_trainer}
     seconds = {name: [] for name in builders}
     for number in range(rounds):
         for name, build in list(builders.items())[:: 1 if number % 2 == 0 else -1]:

@@ -13,7 +13,9 @@ import numpy as np
 KINDS = ("useful", "shuffled", "in_order")
 FLOOR = 0.02  # of a sure prompt's weight: solved and hopeless ones come back, rarely
 DECAY = 0.5  # what an earlier visit counts at the next one
+RECENT = 0.97  # what a group's outcome counts after the next one: some thirty groups say how the policy stands now
 PRIOR = 1.0  # completions that the mean of first visits counts as
+SHARP = 3.0  # power of that likelihood where a prompt replaces another: those that were mixed of late come first
 SCREENED = 16.0  # completions that a screened pass rate counts as
 
 
@@ -31,7 +33,8 @@ class PromptBook:
         self.tried = np.where(np.isnan(screened), 0.0, SCREENED)
         self.right = np.nan_to_num(screened) * self.tried
         self.draws = self.more = 0  # prompts drawn so far, and in place of others
-        self.first = [0.0, 0.0]  # right and tried over all first visits
+        self.first = [0.0, 0.0]  # right and tried over first visits
+        self.teaching = [1.0, 1.0]  # groups that taught, and groups
 
     def rates(self) -> np.ndarray:
         """The pass rate expected of each prompt, `(prompts,)` in (0, 1)."""
@@ -43,7 +46,7 @@ class PromptBook:
         the order's own place stays."""
         if self.kind == "shuffled":
             return self.draw(count)
-        chosen = self._weighted(count)
+        chosen = self._weighted(count, SHARP)
         self.more += count
         return chosen
 
@@ -57,15 +60,20 @@ class PromptBook:
     def learn(self, prompt: int, right: float, tried: int) -> None:
         """Note a visit: `right` of `tried` completions passed, in [0, tried]."""
         if not self.tried[prompt]:
-            self.first = [self.first[0] + right, self.first[1] + tried]
+            self.first = [RECENT * self.first[0] + right, RECENT * self.first[1] + tried]
+        self.teaching = [RECENT * self.teaching[0] + (0 < right < tried), RECENT * self.teaching[1] + 1]
         self.right[prompt] = DECAY * self.right[prompt] + right
         self.tried[prompt] = DECAY * self.tried[prompt] + tried
+
+    def likely_useful(self) -> float:
+        """Share of the last groups whose completions differed, in (0, 1]."""
+        return max(self.teaching[0] / self.teaching[1], FLOOR)
 
     def state(self) -> dict[str, Any]:
         """All that changes, as JSON."""
         seen = np.flatnonzero(self.tried).tolist()
         return {
-            "draws": self.draws, "more": self.more, "first": self.first, "size": self.size,
+            "draws": self.draws, "more": self.more, "first": self.first, "teaching": self.teaching, "size": self.size,
             "seen": {str(i): [float(self.right[i]), float(self.tried[i])] for i in seen},
         }  # fmt: skip
 
@@ -76,17 +84,18 @@ class PromptBook:
                 f"The checkpoint knows {state['size']} prompts and the run has {self.size}; they are of other data. Train with --force."
             )
         self.draws, self.more, self.first = state["draws"], state["more"], list(state["first"])
+        self.teaching = list(state["teaching"])
         self.right, self.tried = np.zeros(self.size), np.zeros(self.size)
         for i, (right, tried) in state["seen"].items():
             self.right[int(i)], self.tried[int(i)] = right, tried
 
-    def _weighted(self, count: int) -> list[int]:
-        """Without replacement, in proportion to how likely a prompt's group is mixed (Gumbel's trick: the largest of
-        log w + noise)."""
+    def _weighted(self, count: int, sharpness: float = 1.0) -> list[int]:
+        """Without replacement, in proportion to how likely a prompt's group is mixed, to the power `sharpness` (Gumbel's
+        trick: the largest of log w + noise)."""
         p, n = self.rates(), self.num_generations
         weight = np.maximum(1 - p**n - (1 - p) ** n, FLOOR)
         noise = np.random.default_rng([self.seed, self.draws, self.more]).gumbel(size=self.size)
-        order = np.argsort(-(np.log(weight) + noise), kind="stable").tolist()
+        order = np.argsort(-(sharpness * np.log(weight) + noise), kind="stable").tolist()
         return (order * math.ceil(count / self.size))[:count]
 
     def _walk(self, position: int) -> int:

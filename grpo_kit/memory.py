@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from grpo_kit import experts, roofline, tiers
-from grpo_kit.config import RunConfig
+from grpo_kit.config import Grpo, RunConfig
 from grpo_kit.footprint import BYTES, STREAM, Architecture, activation_bytes
 from grpo_kit.roofline import Bandwidths
 
@@ -144,12 +144,19 @@ def this_device() -> Device:
     return Device(card.name, card.total_memory / GIB, host, disk, cards, card.major >= 8, nominal=False)
 
 
+def sampled_at_once(grpo: Grpo) -> int:
+    """Sequences of the largest generation batch: a step's groups and all that may replace them."""
+    groups = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    return (groups + round(grpo.resample_budget * groups)) * grpo.num_generations
+
+
 def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) -> Plan:
     """The plan without what takes a search: rows, tiers, and whether each place holds what it must."""
     grpo, policy, c, in_4bit = config.grpo, config.policy, model.config, config.policy.load_in_4bit
     size, stream, here = BYTES[policy.dtype], STREAM[policy.dtype].itemsize, "GPU" if device.gpu else "host"
     micro, seq = grpo.per_device_train_batch_size, prompt + grpo.max_completion_length
-    sampled, tokens = micro * grpo.gradient_accumulation_steps, f"{micro} x {seq} tokens"
+    sampled = sampled_at_once(grpo)
+    tokens = f"{micro} x {seq} tokens"
 
     weights = {part: model.nbytes(part, policy) for part in model.parts}
     whole, routed = sum(weights.values()), weights.pop("routed experts", 0)

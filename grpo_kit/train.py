@@ -249,10 +249,8 @@ def _prompts_asked(config: RunConfig) -> int:
 
 
 def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
-    """Token ids of the longest prompts, as many as a step asks, the longest first. Found by characters, then counted."""
-    step = (
-        config.grpo.per_device_train_batch_size * config.grpo.gradient_accumulation_steps // config.grpo.num_generations
-    )
+    """Token ids of the longest prompts, as many as a step asks at most, the longest first. Found by characters, then counted."""
+    step = memory.sampled_at_once(config.grpo) // config.grpo.num_generations
     longest = sorted(rows, key=lambda row: -len(prompts.text_of(row["prompt"])))[: max(step, 64)]
     thinking = config.policy.enable_thinking
     texts = [

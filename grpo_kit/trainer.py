@@ -6,6 +6,7 @@ log-probs computed, and where a checkpoint is written and read.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,32 +47,40 @@ class UsefulTrainer(GRPOTrainer):
         return self.paid
 
     def _generate_and_score_completions(self, inputs):
-        """A generation batch of prompts from the book; flat groups are replaced as far as the budget goes."""
+        """A generation batch of prompts from the book; groups that teach nothing are replaced as far as the budget goes.
+
+        As many are asked at once as are likely to bring a step's groups that teach, by one standard deviation more: sampling
+        takes as long as its longest completion, so one large round costs less than two.
+        """
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         asked = len(inputs) // self.num_generations
-        batch, flat, why = self._ask(self.book.draw(asked))
+        spare = round(self.grpo.resample_budget * asked)
+
+        def likely(wanted: int) -> int:
+            share = self.book.likely_useful()
+            return math.ceil((wanted + math.sqrt(wanted * (1 - share))) / share)
+
+        more = min(spare, likely(asked) - asked)
+        drawn = self.book.draw(asked) + (self.book.draw_more(more) if more > 0 else [])
+        batch, flat, why = self._ask(drawn)
         figures = {name: list(values) for name, values in self._metrics["train"].items()}
-        left = round(self.grpo.resample_budget * asked)
-        replaced = 0
-        while flat.any() and left > 0:
-            more, more_flat, _ = self._ask(self.book.draw_more(min(int(flat.sum()), left)))
-            left -= len(more_flat)
-            useful = (~more_flat).nonzero().flatten().tolist()
-            if not useful:  # a hopeless or a solved set: asking on is for nothing
-                break
-            places = flat.nonzero().flatten().tolist()[: len(useful)]
-            batch = _replace_groups(
-                batch, more, places, useful[: len(places)], self.num_generations, self.processing_class.pad_token_id
-            )
-            flat[places] = False
-            replaced += len(places)
-        batch["num_items_in_batch"] = batch["completion_mask"].sum().float()
+        while (missing := asked - int((~flat).sum())) > 0 and len(flat) - asked < spare:
+            count = min(likely(missing), asked + spare - len(flat))
+            again, again_flat, _ = self._ask(self.book.draw_more(count))
+            batch = _join(batch, again, self.processing_class.pad_token_id)
+            flat = torch.cat([flat, again_flat])
+        chosen = flat.long().argsort(stable=True)[:asked]  # those that teach, then the others, as they were drawn
+        batch = _groups_of(batch, chosen, self.num_generations)
         metrics = self._metrics["train"]
-        metrics.clear()  # TRL's figures are to be of the prompts that were drawn, not of those that replaced them
+        metrics.clear()  # TRL's figures are to be of the first round, which nothing had chosen
         metrics.update(figures)
         noted = {f"useful/{name}": share for name, share in why.items()}
-        noted |= {"useful/share": 1 - flat.float().mean().item(), "useful/replaced": replaced / asked}
+        noted |= {
+            "useful/share": 1 - flat[chosen].float().mean().item(),
+            "useful/replaced": (chosen >= asked).float().mean().item(),
+            "useful/asked": len(flat) / asked,
+        }
         for name, value in noted.items():
             metrics[name].append(value)
         return batch
@@ -86,8 +95,9 @@ class UsefulTrainer(GRPOTrainer):
         n, paid = self.num_generations, self.paid
         unjudged = paid.isnan().all(dim=1)
         rewards = (paid * self.reward_weights.to(paid.device)).nansum(dim=1).masked_fill(unjudged, torch.nan)
-        batch["advantages"] = advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
         flat, passed = is_flat(rewards, n), (paid[:, 0] > 0.5).view(-1, n)
+        worth = advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
+        batch["advantages"] = worth.masked_fill(flat.repeat_interleave(n), 0)
         known = (~paid[:, 0].isnan()).view(-1, n).sum(1)
         for prompt, right, tried in zip(drawn, passed.sum(1).tolist(), known.tolist()):
             if tried:
@@ -107,8 +117,17 @@ class UsefulTrainer(GRPOTrainer):
         return found
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """TRL's loss; beside it, by how much the log-probs of what was sampled differ between sampler and trainer."""
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        """TRL's loss, of the completions that have a gradient; the others cost no pass through the model and change nothing.
+
+        Beside it, by how much the log-probs of what was sampled differ between sampler and trainer.
+        """
+        if model.training and self.beta == 0:
+            inputs, share = _that_teach(inputs, self.loss_type)
+            if inputs is None:  # all alike, all cut: a gradient of zeros
+                return 0 * sum(value.sum() for value in model.parameters() if value.requires_grad)
+        else:
+            share = 1.0
+        loss = share * super().compute_loss(model, inputs, *args, **kwargs)
         if (sampled := inputs.get("sampled_logps")) is not None:
             mask = inputs["completion_mask"].bool()
             gap = (self.trained_logps - sampled).abs()[mask]
@@ -139,23 +158,42 @@ class UsefulTrainer(GRPOTrainer):
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
 
-def _replace_groups(batch: Batch, more: Batch, places: list[int], useful: list[int], n: int, pad: int) -> Batch:
-    """`batch` with its groups at `places` taken out and the groups `useful` of `more` put there."""
-    into = [group * n + i for group in places for i in range(n)]
-    out_of = [group * n + i for group in useful for i in range(n)]
+def _join(batch: Batch, more: Batch, pad: int) -> Batch:
+    """Both batches as one, the narrower one padded; what is not by row goes."""
     done = {}
     for name, value in batch.items():
-        if value.ndim == 0:
-            continue
         other = more[name]
         if value.ndim == 2:
             width, fill = max(value.shape[1], other.shape[1]), pad if name.endswith("_ids") else 0
             value, other = (_widen(t, width, fill, name in ON_THE_LEFT) for t in (value, other))
-        else:
-            value = value.clone()
-        value[into] = other[out_of]
-        done[name] = value
+        if value.ndim:
+            done[name] = torch.cat([value, other])
     return done
+
+
+def _groups_of(batch: Batch, groups: torch.Tensor, n: int) -> Batch:
+    """The rows of `groups`, numbers in the order wanted, and TRL's count of their tokens."""
+    rows = (groups[:, None] * n + torch.arange(n, device=groups.device)).flatten()
+    done = {name: value[rows] for name, value in batch.items() if value.ndim}
+    return done | {"num_items_in_batch": done["completion_mask"].sum().float()}
+
+
+def _that_teach(batch: Batch, loss_type: str) -> tuple[Batch | None, float]:
+    """(the rows of a micro-batch with an advantage and a token that counts, without columns that are padding in all of
+    them; by what a mean over those rows is to be multiplied to be one over all). (None, 0) when there is no such row."""
+    mask = batch["completion_mask"].bool()
+    kept = ((batch["advantages"] != 0) & mask.any(1)).nonzero().flatten()
+    if not len(kept):
+        return None, 0.0
+    last = int(mask[kept].any(0).nonzero()[-1]) + 1
+    first = int(batch["prompt_mask"][kept].any(0).nonzero()[0])
+    found = {name: value[kept] if value.ndim else value for name, value in batch.items()}
+    for name, value in found.items():
+        if value.ndim == 2:
+            found[name] = value[:, first:] if name in ON_THE_LEFT else value[:, :last]
+    # dapo and cispo divide by the tokens of the whole batch, which `num_items_in_batch` holds.
+    tokens, rows = mask[kept].sum() / mask.sum(), len(kept) / len(mask)
+    return found, {"dapo": 1.0, "cispo": 1.0, "bnpo": float(tokens)}.get(loss_type, rows)
 
 
 def _widen(value: torch.Tensor, width: int, fill: int, left: bool) -> torch.Tensor:

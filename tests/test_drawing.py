@@ -88,6 +88,24 @@ def test_an_interrupted_book_draws_on_as_it_would_have(kind):
             second.learn(i, step, 4)
 
 
+def test_it_knows_how_many_of_the_last_groups_taught():
+    book = PromptBook([None] * 4, num_generations=8, seed=1)
+    assert book.likely_useful() == 1
+    for _ in range(200):
+        book.learn(0, 8, 8)
+    assert book.likely_useful() < 0.05
+    for i in range(200):
+        book.learn(1, 4 * (i % 2), 8)
+    assert 0.45 < book.likely_useful() < 0.55
+
+
+def test_what_replaces_others_was_mixed_of_late():
+    book = PromptBook([0.5] * 5 + [0.95] * 95, num_generations=8, seed=1)
+    first, more = (Counter(i for _ in range(300) for i in draw(1)) for draw in (book.draw, book.draw_more))
+    share = [sum(counts[i] for i in range(5)) / 300 for counts in (first, more)]
+    assert share[1] > 2 * share[0]
+
+
 def test_another_seed_draws_otherwise():
     draws = [[PromptBook([None] * 50, 4, seed).draw(8) for seed in (1, 1, 2)]]
     assert draws[0][0] == draws[0][1] != draws[0][2]

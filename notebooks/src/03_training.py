@@ -160,7 +160,7 @@ for name in asdict(config.grpo):
 # %% [markdown]
 # ## Train
 # Each step draws a group of replies to each problem, pays them, and makes the better-paid ones of each group more
-# likely. **Before you run it:** for `tiny`, 40 steps take about 40 s on two laptop cores. The board stays alive meanwhile:
+# likely. **Before you run it:** for `tiny`, 30 steps take about 40 s on two laptop cores. The board stays alive meanwhile:
 # pick a step and a group to read what was sampled, unfold the thinking, or press *Stop and save*.
 
 # %%

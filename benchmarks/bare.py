@@ -1,0 +1,39 @@
+"""What a user would write with TRL and PEFT alone, on the rows, rewards and sizes of a run of the kit."""
+
+import datasets
+from peft import LoraConfig
+from transformers import PrinterCallback, set_seed
+
+from grpo_kit import policy, train, workspace
+
+
+def trainer(chosen, run, rewards, args=None):
+    """A plain GRPOTrainer; `args` are the run's own settings, or a GRPOConfig."""
+    from trl import GRPOTrainer
+
+    model, tokenizer = policy.load_policy(chosen.policy)
+    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in workspace.read_lines(run.rows("train"))]
+    lora = LoraConfig(
+        r=chosen.lora.r, lora_alpha=chosen.lora.lora_alpha, target_modules=list(chosen.lora.target_modules),
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    set_seed(chosen.run.seed)
+    made = GRPOTrainer(
+        model=model, reward_funcs=rewards, args=args or train.to_trl(chosen, run.path / "bare"),
+        train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora,
+    )  # fmt: skip
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def defaults(chosen, run):
+    """TRL's own defaults for all that is not a size."""
+    from trl import GRPOConfig
+
+    grpo = chosen.grpo
+    return GRPOConfig(
+        output_dir=str(run.path / "bare"), max_steps=grpo.max_steps, num_generations=grpo.num_generations,
+        per_device_train_batch_size=grpo.per_device_train_batch_size, max_completion_length=grpo.max_completion_length,
+        seed=chosen.run.seed, bf16=False, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
