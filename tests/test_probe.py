@@ -81,8 +81,8 @@ def test_a_step_with_more_prompts_than_there_are_repeats_them(tmp_path):
     assert len(rows) == 10
     from grpo_kit import policy
 
-    longest = train._longest(config.load_config(["tiny"], ["grpo.per_device_train_batch_size=80", "grpo.num_generations=4"]),
-                             policy.load_tokenizer(chosen.policy), rows)  # fmt: skip
+    asked = ["grpo.per_device_train_batch_size=40", "grpo.num_generations=4", "grpo.resample_budget=1"]
+    longest = train._longest(config.load_config(["tiny"], asked), policy.load_tokenizer(chosen.policy), rows)
     assert len(longest) == 20 and [len(ids) for ids in longest[:10]] == sorted(
         (len(ids) for ids in longest[:10]), reverse=True
     )

@@ -83,7 +83,9 @@ def test_flat_groups_are_replaced_within_the_budget(tmp_path):
         if type(callback).__name__ == "ProbeStep":
             callback.done = True
     trainer.train()
-    assert [len(batch) for batch in asked] == [16, 32] and not set(asked[0]) & set(asked[1])  # three of four: asks on widely
+    assert [len(batch) for batch in asked] == [16, 32] and not set(asked[0]) & set(
+        asked[1]
+    )  # three of four: asks on widely
     (row,) = workspace.read_lines(run.metrics)
     assert (row["useful/all_right"], row["useful/all_wrong"], row["useful/unjudged"]) == (0.25, 0.25, 0.25)
     assert (row["useful/share"], row["useful/replaced"]) == (1.0, 0.75)
