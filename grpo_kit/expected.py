@@ -23,16 +23,21 @@ SAVED = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?(?:\.weig
 Modules = dict[str, tuple[int, int]]
 
 
-def known(base: object) -> str | None:
-    """Which base is meant: PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any
-    case), TINY for the embedded policy's, `base` itself for a local folder with a config.json; else None."""
-    if not isinstance(base, str) or not base or "\0" in base or len(base) > 4096:
+def named(base: object) -> str | None:
+    """Which base a name means: PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any
+    case), TINY for the embedded policy's; else None. Nothing is looked up."""
+    if not isinstance(base, str):
         return None
     # The pretrained `-Base-` model has the same shapes and other weights.
-    if re.search(r"nemotron-3-nano-30b-a3b(?!.*base)", base.lower()):
+    if re.search(r"nemotron-3-nano-30b-a3b(?!-base)", base.lower()):
         return PUBLISHED
-    if base in ("tiny", TINY):
-        return TINY
+    return TINY if base in ("tiny", TINY) else None
+
+
+def known(base: object) -> str | None:
+    """What `named` says, and `base` itself for a local folder with a config.json; else None."""
+    if (which := named(base)) or not isinstance(base, str) or not base or "\0" in base or len(base) > 4096:
+        return which
     return base if Path(base, "config.json").is_file() else None
 
 
@@ -78,19 +83,26 @@ def _modules(path: Path, text: str) -> Modules:  # `text`, so that a changed fil
     return found
 
 
+def endings(name: str) -> list[str]:
+    """A module's name and what is left of it without its first parts: `a.b.c`, `b.c`, `c`."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]
+
+
 def chosen(targets: Iterable[str], there: Iterable[str]) -> list[str]:
     """The modules of `there` that a list of target modules names: in full or by its end, as PEFT takes a list."""
-    whole, ends = set(targets), tuple(f".{target}" for target in targets)
-    return [name for name in there if name in whole or name.endswith(ends)]
+    wanted = set(targets)
+    return [name for name in there if not wanted.isdisjoint(endings(name))]
 
 
 def rank_of(module: str, config: Mapping[str, Any]) -> int:
     """The rank that an adapter's config gives a module: `rank_pattern`'s where one of its names fits, else `r`.
 
-    PEFT takes the names in `rank_pattern` for regular expressions; here they are endings, as all that are seen are.
+    PEFT takes the names in `rank_pattern` for regular expressions, the first that fits counting; here they are endings, as
+    all that are seen are, the longest counting.
     """
     pattern = config.get("rank_pattern") or {}
-    return next((pattern[end] for end in pattern if module == end or module.endswith(f".{end}")), config["r"])
+    return next((pattern[end] for end in endings(module) if end in pattern), config["r"])
 
 
 def tensors_of(config: Mapping[str, Any], there: Modules, root: str = "backbone.") -> dict[str, tuple[int, int]]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from grpo_kit import figures, workspace
+from grpo_kit.findings import Finding
 from grpo_kit.prompts import split_thinking
 
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -220,6 +221,18 @@ def tuned(found: dict[str, Any], run: workspace.Run) -> None:
     out.print(
         f"picture: {run.path / 'tune' / 'tune.png'}\nto use the best: {escape(' '.join(found['best']['overrides']))}"
     )
+
+
+def findings(path: Path, found: list[Finding]) -> None:
+    """What the doctor says about a zip, the worst first."""
+    table = Table("", "finding", "what the scorer does", "remedy", title=escape(str(path)), show_lines=True)
+    colour = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
+    for column in table.columns[1:]:
+        column.overflow = "fold"
+    for finding in found:
+        severity = f"{colour[finding.severity]}{finding.severity}[/]"
+        table.add_row(severity, *(escape(words) for words in (finding.what, finding.scorer, finding.remedy)))
+    out.print(table)
 
 
 def example(run: workspace.Run) -> None:
