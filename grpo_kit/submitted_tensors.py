@@ -17,6 +17,8 @@ from grpo_kit.submitted_config import LARGEST_RANK, REFUSED, targets_of, whole
 from grpo_kit.tensor_file import Entry, Values
 
 USUAL = ("F32", "F16", "BF16")
+LOADED = re.compile(r"base_model\.model\..+\.lora_[AB]\.weight")  # the only keys that the scorer can place
+HEAD = "base_model.model.lm_head."
 LARGE = 1e4  # a magnitude no LoRA weight has
 CONVERT = "grpo-kit package converts it."
 # (code, whether a key is of that kind, what it is, what the scorer does, remedy), the first that fits
@@ -31,6 +33,8 @@ KINDS = (
     ("keys-whole", r".*\.weight", "whole weights (modules_to_save)", REFUSED, "Train LoRA on these modules instead."),
     ("keys-unknown", r".*", "something else than LoRA pairs", REFUSED, "Save the LoRA alone."),
 )  # fmt: skip
+
+FORMS = [re.compile(form, re.DOTALL) for _, form, *_ in KINDS]
 
 Halves = dict[tuple[str, str], Entry]  # {(published module, "A" or "B"): tensor}
 
@@ -63,13 +67,13 @@ def _placed(entries: list[Entry], there: expected.Modules) -> tuple[Halves, list
         if key.endswith("lm_head.base_layer.weight"):
             frozen.append(key)
             continue
-        place = expected.module_of(key) if re.fullmatch(r"base_model\.model\..+\.lora_[AB]\.weight", key) else None
+        place = expected.module_of(key) if LOADED.fullmatch(key) else None
         if place and place in halves:
             twice.append(key)
         elif place and place[0] in there:
             halves[place] = entry
         else:
-            kind = next(i for i, (_, form, *_) in enumerate(KINDS) if re.fullmatch(form, key[:1000], re.DOTALL))
+            kind = next(i for i, form in enumerate(FORMS) if form.fullmatch(key[:1000]))
             if place and KINDS[kind][0] == "keys-whole":
                 lost.append(key)
             else:
@@ -93,7 +97,7 @@ def _placed(entries: list[Entry], there: expected.Modules) -> tuple[Halves, list
         findings.append(
             Finding("base-weight", WARNING, what, "The scorer passes over it.", "grpo-kit package leaves it out.")
         )
-    if heads := [e.name for (name, _), e in halves.items() if name == "lm_head" and "model.lm_head" not in e.name[:24]]:
+    if heads := [e.name for (name, _), e in halves.items() if name == "lm_head" and not e.name.startswith(HEAD)]:
         findings.append(
             Finding(
                 "lm-head-name", WARNING, f"The head is saved as {shown(heads[0])}.",
@@ -228,47 +232,22 @@ def examine_values(values: dict[str, Values], halves: Halves) -> list[Finding]:
             *findings,
             Finding("dead-all", FATAL, what, "The score is the base's.", "Train; lora_B starts at zero."),
         ]
-    groups: dict[str, list[str]] = {"out_proj": [], "routed experts": [], "": []}
-    for name in dead:
-        groups["out_proj" if name.endswith(".out_proj") else "routed experts" if ".experts." in name else ""].append(
-            name
-        )
-    everyone = {
-        "out_proj": [n for n in names if n.endswith(".out_proj")],
-        "routed experts": [n for n in names if ".experts." in n],
-    }
-    if len(groups["out_proj"]) == len(everyone["out_proj"]) > 0:
-        findings.append(
-            Finding(
-                "dead-out-proj", WARNING, f"All {len(everyone['out_proj'])} pairs of Mamba's out_proj are zero.",
-                "They do nothing; harmless.",
-                "Training ran through a fused kernel that passes the LoRA by: switch it off or drop the target.",
-            )
-        )  # fmt: skip
-    else:
-        groups[""] += groups["out_proj"]
-    if 0 < len(groups["routed experts"]) < len(everyone["routed experts"]):
-        what = f"{len(groups['routed experts']):,} of {len(everyone['routed experts']):,} pairs of routed experts are zero."
-        findings.append(
-            Finding(
-                "dead-experts",
-                WARNING,
-                what,
-                "These experts are the base's; harmless.",
-                "No training token chose them.",
-            )
-        )
-    else:
-        groups[""] += groups["routed experts"]
-    if groups[""]:
-        what = f"{alive}; zero: {listed(groups[''])}."
-        findings.append(
-            Finding(
-                "dead-pairs",
-                FATAL,
-                what,
-                "What was to be trained there was not.",
-                "Find out why no gradient came; train again.",
-            )
-        )
+    # Two kinds may be dead without harm: what a fused kernel passes by, and experts that no token chose.
+    out_proj = {name for name in names if name.endswith(".out_proj")}
+    routed = {name for name in names if ".experts." in name}
+    grave = list(dead)
+    if out_proj and out_proj <= set(dead):
+        what = f"All {len(out_proj)} pairs of Mamba's out_proj are zero."
+        remedy = "Training ran through a fused kernel that passes the LoRA by: switch it off, or drop the target."
+        findings.append(Finding("dead-out-proj", WARNING, what, "They do nothing; harmless.", remedy))
+        grave = [name for name in grave if name not in out_proj]
+    if not routed <= set(dead) and (cold := routed & set(dead)):
+        what = f"{len(cold):,} of {len(routed):,} pairs of routed experts are zero."
+        does = "These experts are the base's; harmless."
+        findings.append(Finding("dead-experts", WARNING, what, does, "No training token chose them; more data may."))
+        grave = [name for name in grave if name not in cold]
+    if grave:
+        what = f"{alive}; zero: {listed(grave)}."
+        does = "What was to be trained there was not."
+        findings.append(Finding("dead-pairs", FATAL, what, does, "Find out why no gradient came; train again."))
     return findings

@@ -14,6 +14,7 @@ import numpy as np
 from grpo_kit.findings import Refused, shown
 
 LARGEST_HEADER = 4 << 20  # bytes; 12,010 tensors need about 1.9 million
+MOST = 30_000  # tensors; a complete adapter has 12,010
 PIECE = 1 << 20  # bytes read at once; a multiple of every type's size
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8,
@@ -76,6 +77,9 @@ def read_header(file: Bytes, size: int) -> list[Entry]:
         raise _broken(f"its header is no JSON: {shown(str(error))}") from None
     if not isinstance(header, dict) or not text.startswith(b"{"):
         raise _broken("its header is no JSON object")
+    if len(header) > MOST:
+        what = f"adapter_model.safetensors holds {len(header):,} tensors; a complete adapter has 12,010."
+        raise Refused("too-many-tensors", what, "It fails on names it does not know.", "Save the LoRA alone.")
     about = header.pop("__metadata__", None)
     if about is not None and not (isinstance(about, dict) and all(isinstance(v, str) for v in about.values())):
         raise _broken("its metadata are not text")
