@@ -40,7 +40,7 @@ def _at_hand(policy: Policy) -> bool:
     """Whether the policy can be loaded without a download."""
     from grpo_kit import policy as loading
 
-    if policy.model == "tiny" or Path(policy.model).is_dir():
+    if policy.model == "tiny" or any(Path(policy.model).glob("*.safetensors")):
         return True
     return policy.load_in_4bit and (loading.nf4_folder(policy) / "nf4.json").is_file()
 

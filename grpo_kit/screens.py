@@ -224,14 +224,15 @@ def tuned(found: dict[str, Any], run: workspace.Run) -> None:
 
 
 def findings(path: Path, found: list[Finding]) -> None:
-    """What the doctor says about a zip, the worst first."""
-    table = Table("", "finding", "what the scorer does", "remedy", title=escape(str(path)), show_lines=True)
+    """What the doctor says about a zip, the worst first; one column of words, so that it can be read on 80 characters."""
+    table = Table("", "finding, what the scorer does, remedy", title=escape(str(path)), show_lines=True)
+    table.columns[1].overflow = "fold"
     colour = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
-    for column in table.columns[1:]:
-        column.overflow = "fold"
     for finding in found:
-        severity = f"{colour[finding.severity]}{finding.severity}[/]"
-        table.add_row(severity, *(escape(words) for words in (finding.what, finding.scorer, finding.remedy)))
+        lines = [escape(finding.what)]
+        lines += [f"[dim]scorer:[/] {escape(finding.scorer)}"] * bool(finding.scorer)
+        lines += [f"[dim]remedy:[/] {escape(finding.remedy)}"] * bool(finding.remedy)
+        table.add_row(f"{colour[finding.severity]}{finding.severity}[/]", "\n".join(lines))
     out.print(table)
 
 

@@ -14,8 +14,8 @@ from grpo_kit.findings import FATAL, OK, WARNING, Finding, Refused, listed, show
 
 LARGEST_RANK = 32
 STRONG, WEAK = 16, 1 / 32  # alpha over rank beyond which somebody should look
-REFUSED = "The scorer refuses it: the submission fails."
-PASSED_OVER = "The scorer passes over it."
+REFUSED = "It refuses it: the submission fails."
+PASSED_OVER = "It passes over it."
 OWN_BASE = "It does not read the name: it loads its own base."
 # Where the published weights lie under other names: Kaggle's mount, a Hub cache.
 PLACES = re.compile(

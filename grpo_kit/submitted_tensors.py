@@ -94,9 +94,7 @@ def _placed(entries: list[Entry], there: expected.Modules) -> tuple[Halves, list
         findings.append(Finding("keys-twice", FATAL, what, "The one it reads last counts.", "Save one adapter alone."))
     if frozen:
         what = "It carries the head's frozen weight."
-        findings.append(
-            Finding("base-weight", WARNING, what, "The scorer passes over it.", "grpo-kit package leaves it out.")
-        )
+        findings.append(Finding("base-weight", WARNING, what, "It passes over it.", "grpo-kit package leaves it out."))
     if heads := [e.name for (name, _), e in halves.items() if name == "lm_head" and not e.name.startswith(HEAD)]:
         findings.append(
             Finding(
@@ -171,7 +169,7 @@ def _shapes(halves: Halves, config: dict[str, Any], there: expected.Modules) -> 
             if side != width:
                 turned = width == r and (rank is None or side == rank)
                 wrong["shape-transposed" if turned else "shape"].append(said)
-            elif r > LARGEST_RANK or (rank is not None and r != rank):
+            elif r != rank if rank else r > LARGEST_RANK:
                 wrong["shape-rank"].append(said)
     words = {
         "zero-size": ("have no values", "Zero-size tensors make it fail.", "Leave empty pairs (w3) out: " + CONVERT),

@@ -150,7 +150,9 @@ from grpo_kit import inspection, outputs
 findings = outputs.check(zip_path, config.policy, run.probe)
 for finding in findings:
     print(f"{finding.severity:<8}{finding.what} {finding.scorer} {finding.remedy}")
-assert not inspection.is_fatal(findings), "Do not submit this zip; follow the remedies above, and pack again."
+assert not inspection.is_fatal(findings), (
+    "Do not submit this zip; follow the remedies above, and pack again."
+)
 
 # %% [markdown]
 # **You should see** no `fatal`, and among the `ok`: every tensor there and of the base's shape, no dead LoRA pair, outputs
