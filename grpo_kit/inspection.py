@@ -116,6 +116,8 @@ def _folder(opened: archive.Archive, findings: list[Finding]) -> PurePosixPath |
                 )
             )
     ignored = [n for n in opened.members if n not in (str(folder / CONFIG), str(folder / TENSORS))]
+    for name in ignored:  # whoever unpacks the zip unpacks them too
+        opened.verify(name)
     if pickles := [n for n in ignored if n.lower().endswith(PICKLES) and TENSORS in beside]:
         what = f"{listed(pickles)} may be pickles; they were not opened."
         findings.append(Finding("pickle-ignored", WARNING, what, "It reads the safetensors only.", "Leave them out."))

@@ -5,6 +5,7 @@ that were taken from the trained policy while it was still in memory.
 """
 
 import json
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
@@ -22,9 +23,7 @@ def check(path: Path, policy: Policy | None = None, probe: Path | None = None) -
     `policy`: the base; without it the one the adapter names. `probe`: the trained policy's logits as `write_probe` left
     them; without it the zip is compared with the base only. Raises FileNotFoundError for a missing file or base.
     """
-    from grpo_kit.policy import source_of
-
-    found = inspection.inspect(path, source_of(policy) if policy and policy.model != "tiny" else policy and "tiny")
+    found = inspection.inspect(path, policy.model if policy else None)
     if inspection.is_fatal(found):
         return found
     if policy is None and any(finding.code == "base-tiny" for finding in found):
@@ -97,7 +96,8 @@ def _with_submitted(model: Any, path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
                 if Path(member).name in (CONFIG, TENSORS):
-                    (folder / Path(member).name).write_bytes(archive.read(member))
+                    with archive.open(member) as packed, (folder / Path(member).name).open("wb") as file:
+                        shutil.copyfileobj(packed, file, 1 << 20)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         saved = {expected.module_of(key): value for key, value in load_file(folder / TENSORS).items()}
         pairs = {place[0]: (value, saved[place[0], "B"]) for place, value in saved.items() if place and place[1] == "A"}

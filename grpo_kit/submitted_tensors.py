@@ -44,7 +44,8 @@ def examine_tensors(
 ) -> tuple[Halves, list[Finding]]:
     """(the halves that have a place in the base, findings about names, completeness, shapes and types)."""
     halves, findings = _placed(entries, there)
-    found = [*findings, *_complete(halves, config, there), *_shapes(halves, config, there), *_types(entries)]
+    found = [*findings, *_complete(halves, config, there), *_shapes(halves, config, there)]
+    found += [*_experts(halves, there), *_types(entries)]
     if not entries:
         found.append(
             Finding(
@@ -145,6 +146,35 @@ def _complete(halves: Halves, config: dict[str, Any], there: expected.Modules) -
         what = f"{len(extra):,} tensors are of modules that target_modules does not name: {listed(extra)}."
         findings.append(
             Finding("tensors-extra", WARNING, what, "It applies them too.", "Name their modules in target_modules.")
+        )
+    return findings
+
+
+def _experts(halves: Halves, there: expected.Modules) -> list[Finding]:
+    """The scorer stacks a layer's experts (`pack_moe`): where one has a pair, all have, up and down, of one rank."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for name in there:
+        if ".experts." in name:
+            members[name.partition(".experts.")[0]].append(name)
+    partial, mixed = [], []
+    for layer, names in members.items():
+        held = [name for name in names if (name, "A") in halves]
+        if 0 < len(held) < len(names):
+            partial.append(f"{layer} has {len(held):,} of {len(names):,}")
+        for leaf in (".up_proj", ".down_proj"):
+            shapes = {halves[name, "A"].shape for name in held if name.endswith(leaf)}
+            if len(shapes) > 1:
+                mixed.append(f"{layer}.experts.*{leaf}")
+    findings, remedy = [], "Give every expert a pair: one of zeros does nothing."
+    if partial:
+        what = f"In {len(partial)} layers some routed matrices have a LoRA and others have none: {listed(partial)}."
+        findings.append(Finding("experts-partial", FATAL, what, "It stacks all or none: it fails.", remedy))
+    if mixed:
+        what = f"Routed experts of one layer are of several shapes: {listed(mixed)}."
+        findings.append(
+            Finding(
+                "experts-ranks", FATAL, what, "It stacks them: it fails.", "Pad all to one rank: grpo-kit package does."
+            )
         )
     return findings
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
+from safetensors.torch import save as torch_save
 
 from grpo_kit import expected, inspection
 from tests.submissions import ALL, CONFIG, KEY, TENSORS, config, submission, tensors
@@ -147,6 +149,10 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "one tensor missing": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "tensors-missing"),
     "its half without the other": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "pair-broken"),
     "an expert missing": ({"edit": without("experts.3.")}, "tensors-missing"),
+    "some experts' down_proj missing, unannounced": ({"edit": without("experts.3.down"), "says": {"target_modules": "(.)+_proj"}}, "experts-partial"),
+    "a few experts, as announced": ({"change": {"target_modules": ["experts.0.up_proj", "experts.0.down_proj"]}}, "experts-partial"),
+    "up_proj alone": ({"change": {"target_modules": ["up_proj"]}}, "experts-partial"),
+    "experts of two ranks by pattern": ({"change": {"rank_pattern": {"experts.3.up_proj": 2}}}, "experts-ranks"),
     "all routed experts missing": ({"edit": without(".experts.")}, "tensors-missing"),
     "a layer missing": ({"edit": without("layers.0.")}, "tensors-missing"),
     "transposed": ({"edit": changed(only("q_proj"), lambda v: np.ascontiguousarray(v.T))}, "shape-transposed"),
@@ -280,7 +286,7 @@ def test_a_demo_expression_is_read_for_completeness(tmp_path):
     }
     assert not inspection.is_fatal(examined(submission(tmp_path / "a.zip", **whole)))
     cut = examined(submission(tmp_path / "b.zip", **whole, edit=without("experts.3.up_proj")))
-    assert codes(cut, "fatal") == ["tensors-missing"]
+    assert codes(cut, "fatal") == ["tensors-missing", "experts-partial"]
 
 
 BASES = [  # what base_model_name_or_path says, the base that is given, the finding
@@ -346,8 +352,12 @@ def test_a_whole_adapter_of_the_30b(tmp_path):
         assert (
             codes(findings) == ["archive", "base", "tensors", "values"] and f"{count} LoRA tensors" in findings[2].what
         )
-    (missing,) = [finding for finding in found(without("lm_head", ".experts.127."), ALL) if finding.severity == "fatal"]
-    assert missing.code == "tensors-missing" and "92 of 12,008 tensors" in missing.what
+    missing, partial = [f for f in found(without("lm_head", ".experts.127."), ALL) if f.severity == "fatal"]
+    assert (
+        partial.code == "experts-partial"
+        and missing.code == "tensors-missing"
+        and "92 of 12,008 tensors" in missing.what
+    )
 
 
 def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
@@ -362,6 +372,24 @@ def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
 def test_a_large_zip_is_worth_a_look(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, "LARGEST_SEEN", 1000)
     assert "size" in codes(inspection.inspect(submission(tmp_path / "x.zip")), "warning")
+
+
+def test_a_member_that_nobody_reads_must_be_whole_too(tmp_path):
+    path = submission(tmp_path / "x.zip", members={"README.md": b"a readme" * 50})
+    data = bytearray(path.read_bytes())
+    data[data.find(b"a readme")] ^= 1
+    path.write_bytes(data)
+    assert codes(inspection.inspect(path)) == ["not-a-zip"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code"),
+    [(torch.bfloat16, None), (torch.float8_e4m3fn, "dtype"), (torch.float8_e5m2, "dtype"), (torch.complex64, "dtype")],
+)
+def test_types_that_numpy_has_not(tmp_path, dtype, code):
+    values = {key: torch.from_numpy(value).to(dtype) for key, value in tensors(config()).items()}
+    findings = examined(submission(tmp_path / "x.zip", members={TENSORS: torch_save(values)}))
+    assert codes(findings, "fatal") == ([code] if code else []), findings
 
 
 def test_the_worst_comes_first(tmp_path):
