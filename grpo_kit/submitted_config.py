@@ -53,8 +53,6 @@ def read_config(raw: bytes) -> tuple[dict[str, Any], list[Finding]]:
         return float(name.replace("Infinity", "inf"))
 
     try:
-        if raw.startswith(b"\xef\xbb\xbf"):
-            raise ValueError("it begins with a byte order mark")
         config = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
         if not isinstance(config, dict):
             raise ValueError(f"it is a {type(config).__name__}, not an object")
