@@ -150,7 +150,6 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["evaluate", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),
         (["package", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
         (["check", "none.zip"], "none.zip", "grpo-kit package"),
-        (["check", "noanswer.csv"], "noanswer.csv", "Pack the adapter again"),  # no zip at all
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
         (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
@@ -200,7 +199,11 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
         for path in folder.iterdir():
             archive.write(path, path.name)
     said = call("check", "changed.zip", "--run", "small", status=1)
-    assert "FAIL outputs equal the trained policy's" in said and "error: changed.zip is not the adapter" in said
+    assert (
+        " fatal " in said
+        and "The outputs are not the trained policy's" in said
+        and "error: changed.zip must not" in said
+    )
 
 
 def test_a_plan_says_what_fits_and_what_does_not(here):
