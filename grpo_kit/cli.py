@@ -89,7 +89,7 @@ def demo(name: Name = None, force: Force = False) -> None:
     running.train(config, run)
     running.evaluate(config, run, "after")
     zip_path = running.package(config, run, None)
-    running.check(config, zip_path, run)
+    running.check(zip_path, config.policy, run)
     report = evaluating.report(run)
     html_report.save(run)
     screens.accuracy(report, run)
@@ -247,11 +247,16 @@ def check(
     zip_path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")],
     overrides: Overrides = None, sources: Sources = None, name: Name = None,
 ) -> None:  # fmt: skip
-    """Load a zip on a fresh base model: is every LoRA pair alive, does it change the outputs, is it what was trained?"""
+    """The doctor: what is wrong with a zip, what the challenge's scorer would do, the remedy. Anything fatal: status 1.
+
+    Where the base's weights are at hand, the zip is loaded too: do the outputs differ from the base's, and with --run, are
+    they the trained policy's? Without --run and policy.model, the base is the one that the zip names.
+    """
     config, run = session.begin(sources or (), overrides or (), name, "package")
     if name:
         run.need("train", "grpo-kit train")
-    running.check(config, zip_path, run if name else None)
+    chosen = name or sources or any(word.startswith("policy.") for word in overrides or ())
+    running.check(zip_path, config.policy if chosen else None, run if name else None)
 
 
 @rewards_app.command("audit")

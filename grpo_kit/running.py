@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from rich.markup import escape
-
 from grpo_kit import screens, workspace
-from grpo_kit.config import RunConfig
+from grpo_kit.config import Policy, RunConfig
 from grpo_kit.reward_files import load_reward
 
 
@@ -67,17 +65,12 @@ def package(config: RunConfig, run: workspace.Run, to: Path | None) -> Path:
     return path
 
 
-def check(config: RunConfig, path: Path, run: workspace.Run | None) -> None:
-    """Is the zip the adapter that was trained? Raises RuntimeError when it is not."""
-    from grpo_kit.submission import check as examine
+def check(path: Path, policy: Policy | None, run: workspace.Run | None) -> None:
+    """The doctor's table for a zip, on the base `policy` or the one the zip names. Raises RuntimeError for a fatal finding."""
+    from grpo_kit.inspection import is_fatal
+    from grpo_kit.outputs import check as examine
 
-    findings = examine(config, path, run.probe if run else None)
-    screens.out.print(f"check    {path}")
-    for passed, finding in findings:
-        screens.out.print(f"         {'[green]ok  [/]' if passed else '[red]FAIL[/]'} {escape(finding)}")
-    if run is None:
-        screens.out.print("         [dim]not compared with a trained policy; --run NAME does[/]")
-    if not all(passed for passed, _ in findings):
-        raise RuntimeError(
-            f"{path} is not the adapter that was trained, or is a dead one (see FAIL above). Train and pack again before submitting."
-        )
+    findings = examine(path, policy, run.probe if run else None)
+    screens.findings(path, findings)
+    if is_fatal(findings):
+        raise RuntimeError(f"{path} must not be submitted (see fatal above). Follow the remedy, then check again.")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from grpo_kit import figures, workspace
+from grpo_kit.findings import Finding
 from grpo_kit.prompts import split_thinking
 
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -220,6 +221,19 @@ def tuned(found: dict[str, Any], run: workspace.Run) -> None:
     out.print(
         f"picture: {run.path / 'tune' / 'tune.png'}\nto use the best: {escape(' '.join(found['best']['overrides']))}"
     )
+
+
+def findings(path: Path, found: list[Finding]) -> None:
+    """What the doctor says about a zip, the worst first; one column of words, so that it can be read on 80 characters."""
+    table = Table("", "finding, what the scorer does, remedy", title=escape(str(path)), show_lines=True)
+    table.columns[1].overflow = "fold"
+    colour = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
+    for finding in found:
+        lines = [escape(finding.what)]
+        lines += [f"[dim]scorer:[/] {escape(finding.scorer)}"] * bool(finding.scorer)
+        lines += [f"[dim]remedy:[/] {escape(finding.remedy)}"] * bool(finding.remedy)
+        table.add_row(f"{colour[finding.severity]}{finding.severity}[/]", "\n".join(lines))
+    out.print(table)
 
 
 def example(run: workspace.Run) -> None:

@@ -17,11 +17,11 @@ from grpo_kit import (
     curriculum,
     evaluate,
     memory,
+    outputs,
     prompts,
     resume,
     row_options,
     screening,
-    submission,
     trackers,
     workspace,
 )
@@ -146,7 +146,7 @@ def train(
     with workspace.new_folder(run.adapter) as aside:
         save_adapter(model, aside, config.policy.model)
     asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
-    submission.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
+    outputs.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
     wrote = [run.adapter, run.probe, run.metrics, run.completions]
     seconds = time.monotonic() - started
     steps = trainer.state.global_step

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpo_kit import adapter, config, policy
-from grpo_kit.submission import lora_pairs
+from grpo_kit.outputs import lora_pairs
 
 TINY = config.load_config(["tiny"])
 

@@ -96,3 +96,13 @@ def test_bitsandbytes_still_loses_the_scales_of_what_accelerate_puts_away(ways, 
     monkeypatch.setattr(ways, "Scales", ways.bitsandbytes.functional.QuantState)
     with pytest.raises(NotImplementedError, match="meta tensor"):
         ways.offloaded(tmp_path, torch.float32, "cpu", 1.0)(torch.arange(16, 80).view(2, 32))
+
+
+def test_an_adapter_in_real_shapes_is_packed_and_checked_and_broken_ones_cost_little():
+    done = run("submission", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["benchmark"] == "submission" and figures["tensors"] == 2 * (2 * 129 + 2 + 4)
+    assert figures["peak_gib"] < figures["bar_gib"] and figures["broken_grew_mib"] < figures["bar_broken_mib"]
+    assert figures["broken"] == 150 and figures["broken_wrote"] == 0
+    assert "pack 528 tensors" in done.stdout and "150 broken submissions" in done.stdout

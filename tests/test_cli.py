@@ -1,6 +1,7 @@
 """The command line: stages in order, skipped when done, errors in one sentence with the right exit status."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from grpo_kit import screens, workspace
 from grpo_kit.cli import app
 from tests.conftest import SAMPLE, SMALL
+from tests.submissions import submission as made
 
 FEW = ["data.limit=80", "data.test_size=10", "data.val_size=5", *SMALL[3:], "grpo.max_steps=1"]
 
@@ -36,13 +38,30 @@ def test_the_stages_one_by_one_then_again(here):
     said = call("evaluate", "--run", "r")
     assert "before skipped" in said and "after done" in said and "difference" in said
     assert "submission.zip" in call("package", "--run", "r")
-    assert call("check", "submission/submission.zip", "--run", "r").count("ok ") == 4
+    said = call("check", "submission/submission.zip", "--run", "r")
+    assert said.count(" ok ") == 5 and " fatal " not in said and "equal the trained" in said
     assert "train skipped" in call("train", "--run", "r")
     assert "package skipped" in call("package", "--run", "r")
     assert sorted(p.name for p in (here / "runs/r").iterdir()) == [
         "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json", "metrics.jsonl",
             "run.json", "tensorboard",
     ]  # fmt: skip
+
+
+def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
+    made("a.zip", {"r": 64})
+    said = call("check", "a.zip", status=1)
+    assert " fatal " in said and "r is 64" in said and "scorer: It" in said and "must not be submitted" in said
+    made("b.zip")
+    assert " fatal " not in call("check", "b.zip")
+    assert "wrong" not in call("check", "b.zip", "policy.model=tiny")
+    said = call("check", "b.zip", "policy.model=nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", status=1)
+    assert "The adapter is for" in said
+    Path("c.zip").write_bytes(b"no zip")
+    assert "is not a zip" in call("check", "c.zip", status=1)
+    assert "is no file" in call("check", "none.zip", status=2)
+    assert "no base model known" in call("check", "b.zip", "policy.model=no/such", status=2)
+    assert everything(here) == ["a.zip", "b.zip", "c.zip"]
 
 
 def test_a_report_is_a_page_and_a_picture_and_needs_a_step(here):
@@ -131,7 +150,6 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["evaluate", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),
         (["package", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
         (["check", "none.zip"], "none.zip", "grpo-kit package"),
-        (["check", "noanswer.csv"], "noanswer.csv", "Pack the adapter again"),  # no zip at all
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
         (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
@@ -181,7 +199,11 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
         for path in folder.iterdir():
             archive.write(path, path.name)
     said = call("check", "changed.zip", "--run", "small", status=1)
-    assert "FAIL outputs equal the trained policy's" in said and "error: changed.zip is not the adapter" in said
+    assert (
+        " fatal " in said
+        and "The outputs are not the trained policy's" in said
+        and "error: changed.zip must not" in said
+    )
 
 
 def test_a_plan_says_what_fits_and_what_does_not(here):

@@ -53,7 +53,7 @@ def test_it_leaves_zip_picture_and_table(demo):
     assert "Held-out accuracy" in (here / "runs/demo/report.html").read_text()
     for words in ("95 % interval", "submission/submission.zip", "runs/demo/report.png", "Next:"):
         assert words in said
-    assert said.count("ok ") == 4 and "FAIL" not in said
+    assert said.count(" ok ") == 5 and " fatal " not in said
 
 
 def test_held_out_problems_share_no_prompt_with_training(demo):

@@ -245,7 +245,7 @@ def test_04_packs_a_zip_that_passes_every_check(chain):
     with zipfile.ZipFile(folder / "submission/submission.zip") as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
     said = printed(done["04_submit"])
-    assert len(re.findall(r"^ok   ", said, flags=re.MULTILINE)) == 4 and "FAIL" not in said
+    assert len(re.findall(r"^ok   ", said, flags=re.MULTILINE)) == 5 and "fatal" not in said
     assert "outputs equal the trained policy's" in said
 
 

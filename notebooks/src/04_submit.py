@@ -145,14 +145,19 @@ print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 # the wrong one, without anybody noticing until the score comes back.
 
 # %%
-findings = submission.check(config, zip_path, run.probe)
-for passed, finding in findings:
-    print("ok  " if passed else "FAIL", finding)
-assert all(passed for passed, _ in findings), "Do not submit this zip; train and pack again."
+from grpo_kit import inspection, outputs
+
+findings = outputs.check(zip_path, config.policy, run.probe)
+for finding in findings:
+    print(f"{finding.severity:<8}{finding.what} {finding.scorer} {finding.remedy}")
+assert not inspection.is_fatal(findings), (
+    "Do not submit this zip; follow the remedies above, and pack again."
+)
 
 # %% [markdown]
-# **You should see** four times `ok`: the right files, no dead LoRA pair, outputs that differ from the base model's, and
-# outputs that equal the trained policy's.
+# **You should see** no `fatal`, and among the `ok`: every tensor there and of the base's shape, no dead LoRA pair, outputs
+# that differ from the base model's, and outputs that equal the trained policy's. For `tiny` one `warning` says that the
+# challenge scores another model.
 
 # %% [markdown]
 # ## Submit to Kaggle
