@@ -14,10 +14,10 @@ FLOORS = [
     set(floor.split())
     for floor in (
         "checks schema config curriculum row_options workspace prompts protocols reward_files nemotron_h clock",
-        "session doctor tiny metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages",
+        "session doctor tiny metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages credentials retry kaggle_line kernel_metadata kernel_staging intents wheel_closure wheels",
         "policy adapter data pipeline checkpoint convert footprint roofline memory problems generate measures vllm_engine",
-        "train trackers trainer records callbacks probe calibrate screening submission evaluate tune reproduce",
-        "cli running screens dashboard html_report completions charts figures funnel",
+        "train trackers trainer records callbacks probe calibrate screening submission evaluate tune reproduce kaggle_kernel kernel_run competition",
+        "cli running screens dashboard html_report completions charts figures funnel kaggle_commands",
     )
 ]
 # The only files that may know a library.
@@ -25,7 +25,8 @@ OWNERS = {
     "trl": {"train", "trainer"},
     "peft": {"adapter"},
     "bitsandbytes": {"nf4"},
-    "kaggle": set(),
+    "kaggle": {"kaggle_kernel"},
+    "kagglesdk": {"kaggle_kernel"},
     "vllm": {"vllm_engine"},
     "optuna": {"tune"},
 }
