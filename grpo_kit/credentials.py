@@ -5,6 +5,7 @@ kaggle.json, and the login that `kaggle auth login` left), Colab's secrets, Kagg
 client's.
 """
 
+import base64
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -25,8 +26,9 @@ class Credentials:
     warning: str = ""
 
     def hide(self, text: str) -> str:
-        """`text` without the secrets, wherever a server or a library may have put them."""
-        for secret in filter(None, (self.key, self.token)):
+        """`text` without the secrets, wherever a server or a library may have put them, in a header's form too."""
+        header = base64.b64encode(f"{self.username}:{self.key}".encode()).decode() if self.key else ""
+        for secret in filter(None, (self.key, self.token, header)):
             text = text.replace(secret, "***")
         return text
 

@@ -12,6 +12,7 @@ not allowed. RuntimeError: refused, so nothing was done. ConnectionError: no ans
 
 import contextlib
 import io
+import json
 import sys
 import tempfile
 import time
@@ -123,8 +124,8 @@ class Client:
                 yield
         except requests.HTTPError as error:
             raise self._sentence(error, what) from None
-        except requests.JSONDecodeError:
-            raise _no_answer(what, "what came back is not JSON") from None
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # what came back is none of its own
+            raise _no_answer(what, f"the client cannot read it: {type(error).__name__}") from None
         except requests.RequestException as error:
             if never_left(error):
                 raise RuntimeError("Kaggle cannot be reached, so nothing was done. Is there internet here?") from None

@@ -182,4 +182,8 @@ def _pip(*words: str) -> None:
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, env=environ)
     if done.returncode:
         said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise RuntimeError(f"pip {words[0]} failed: {' '.join(said)[:400] or done.stderr.strip()[-400:]}")
+        reason = re.sub(r" \(from versions: [^)]*\)", "", " ".join(said) or done.stderr.strip()[-300:])[:400]
+        raise RuntimeError(
+            f"pip {words[0]} failed: {reason.rstrip('.')}. Where wheels are missing, name a later --platform or another --python; where "
+            "versions disagree, take the package out of --have."
+        )
