@@ -43,7 +43,7 @@ def push(
         _calls(
             ("kernels_push", {"folder": str(staged.folder), "acc": accelerator}),
             ("kernels_status", {"kernel": kernel}),
-            ("kernels_output", {"kernel": kernel, "path": str(staged.folder / "output"), "file_pattern": kernel_run.WANTED}),
+            ("kernels_output", {"kernel": kernel, "path": str(staged.folder / "output-VERSION"), "file_pattern": kernel_run.WANTED}),
         )  # fmt: skip
         return
     client = _client()
@@ -54,9 +54,8 @@ def push(
     if not follow:
         screens.out.print("         the same command follows it and fetches its output")
         return
-    end = kernel_run.follow(client, pushed, _say)
-    output = staged.folder / "output"
-    fetched = kernel_run.fetch(client, pushed, output)
+    end, why = kernel_run.follow(client, pushed, _say)
+    output, fetched = kernel_run.fetch(client, pushed, staged.folder)
     screens.out.print(f"         {len(fetched)} files in {output}")
     right, sentence = kernel_run.verdict(kernel_run.ran_on(output, pushed["at"]), accelerator)
     screens.out.print(f"         {'[green]ok  [/]' if right else '[yellow]?   [/]' if right is None else '[red]FAIL[/]'} {escape(sentence)}")  # fmt: skip

@@ -44,7 +44,7 @@ class Client:
     """
 
     def __init__(self, credentials: Credentials, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.api = _Api(credentials, sleep)
+        self.sleep, self.api = sleep, _Api(credentials, sleep)
         with self._answering("your account"):
             self.owner = self.api.log_in()
 
@@ -124,7 +124,12 @@ class Client:
                 yield
         except requests.HTTPError as error:
             raise self._sentence(error, what) from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # what came back is none of its own
+        except (
+            json.JSONDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # what came back is none of its own
             raise _no_answer(what, f"the client cannot read it: {type(error).__name__}") from None
         except requests.RequestException as error:
             if never_left(error):

@@ -33,7 +33,7 @@ def push(client: Any, kernel: Kernel, force: bool, say: Callable[[str], None]) -
     if same and note["state"] == "pushed":
         say(f"pushed before, {note['at'][:16]} UTC, as version {note['version']}: following it; --force pushes anew")
         return note
-    if same and client.status(name)[0] in ("QUEUED", "RUNNING"):
+    if same and _is_under_way(client, name):
         say("the earlier push had no answer, but a run is under way: following it")
         return note
     kernel.write()
@@ -54,8 +54,8 @@ def push(client: Any, kernel: Kernel, force: bool, say: Callable[[str], None]) -
     return note
 
 
-def follow(client: Any, note: dict[str, Any], say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> str:  # fmt: skip
-    """Wait for the run's end; returns COMPLETE, ERROR or CANCEL_ACKNOWLEDGED, with Kaggle's reason if it gives one."""
+def follow(client: Any, note: dict[str, Any], say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> tuple[str, str]:  # fmt: skip
+    """Wait for the run's end; returns (COMPLETE, ERROR or CANCEL_ACKNOWLEDGED, Kaggle's reason, empty if it gives none)."""
     started, last = clock(), ""
     for pause in retry.waits(5.0, 60.0, 1.5):
         try:
@@ -68,15 +68,16 @@ def follow(client: Any, note: dict[str, Any], say: Callable[[str], None], clock:
             say(f"{status.lower().replace('_', ' ')} after {(clock() - started) / 60:.0f} min")
             last = status
         if status in ENDED:
-            return f"{status}: {why}" if why else status
+            return status, why
         client.sleep(pause)
     raise AssertionError("the pauses have no end")
 
 
-def fetch(client: Any, note: dict[str, Any], folder: Path) -> list[Path]:
-    """The run's files and log, in `folder`, without the 4-bit checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return client.output(versioned(note), folder, WANTED)
+def fetch(client: Any, note: dict[str, Any], folder: Path) -> tuple[Path, list[Path]]:
+    """(where they lie, the run's files and log) without the 4-bit checkpoint; each version has a folder of its own."""
+    output = folder / (f"output-{note['version']}" if note["version"] else "output")
+    output.mkdir(parents=True, exist_ok=True)
+    return output, client.output(versioned(note), output, WANTED)
 
 
 def versioned(note: dict[str, Any]) -> str:
@@ -126,6 +127,13 @@ def last_words(folder: Path, lines: int = 12) -> list[str]:
             text = "".join(str(entry.get("data", "")) for entry in json.loads(text))
         return [line for line in text.splitlines() if line.strip()][-lines:]
     return []
+
+
+def _is_under_way(client: Any, name: str) -> bool:
+    try:
+        return client.status(name)[0] in ("QUEUED", "RUNNING")
+    except FileNotFoundError:  # the very first push, and it never arrived
+        return False
 
 
 def _read(path: Path) -> dict[str, Any]:

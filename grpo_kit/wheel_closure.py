@@ -63,7 +63,7 @@ def environment(python: str, machine: str) -> dict[str, str]:
 def walk(
     roots: Iterable[str], resolved: Mapping[str, Package], have: Mapping[str, str], target: dict[str, str]
 ) -> tuple[list[Package], list[str]]:
-    """(packages to bring, requirements that nothing meets) from the requirements `roots` on.
+    """(packages to bring, requirements that nothing meets, without their markers) from the requirements `roots` on.
 
     A package of the image is kept if every requirement reached fits its version; since those are known only when the walk
     has ended, it begins anew whenever one turns out not to fit.
@@ -98,14 +98,19 @@ def _one_walk(
             if wish.specifier.contains(have[name], prereleases=True):
                 continue
             if is_images(name):
-                unmet.append(text)
+                unmet.append(_bare(wish))
             else:
                 misfits.add(name)
             continue
         package = resolved.get(name)
         if package is None or not wish.specifier.contains(package.version, prereleases=True):
-            unmet.append(text)
+            unmet.append(_bare(wish))
             continue
         needed.add(name)
         todo += [(inner, each) for inner in package.requires for each in ("", *wish.extras)]
     return needed, unmet, misfits
+
+
+def _bare(wish: Requirement) -> str:
+    wish.marker = None  # it holds for the target; pip would read it by this Python
+    return str(wish)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,10 @@ def build(
     `have`: {canonical name: version} of the image. Raises ValueError for what no set of wheels can meet, RuntimeError when
     pip fails, FileNotFoundError where the kit's own source is not at hand.
     """
+    require(re.fullmatch(r"3\.\d+", python) is not None, f"--python is {python!r}; it is written 3.12. Write it so.")
+    platforms = expand(platform)
     if not (ROOT / "pyproject.toml").is_file():
         raise FileNotFoundError(f"{ROOT} holds no pyproject.toml to build grpo_kit's own wheel from. Run it in a clone of the kit.")  # fmt: skip
-    platforms = expand(platform)
     target = wheel_closure.environment(python, platform.split("_", 1)[1].removeprefix("2_").lstrip("0123456789_"))
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     roots = [text for line in lines if (text := line.partition("#")[0].strip())]
@@ -173,7 +174,8 @@ def _own_wheel(folder: Path, aside: Path) -> None:
         elif one.is_file():
             source.mkdir(exist_ok=True)
             shutil.copy(one, source)
-    tools = ["--no-build-isolation"] if find_spec("setuptools") and find_spec("wheel") else []
+    here = [found.version for found in distributions(name="setuptools")]
+    tools = ["--no-build-isolation"] if here and Version(here[0]) >= Version("77") else []  # else pip downloads it
     _pip("wheel", "-q", "--no-deps", *tools, "-w", str(folder), str(source))
 
 

@@ -69,7 +69,12 @@ def loopback(tmp_path, monkeypatch):
     monkeypatch.setattr(kaggle_kernel, "Client", lambda found, sleep=fake.slept.append: client(found, sleep))
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
-    for name, value in (("KAGGLE_USERNAME", USER), ("KAGGLE_KEY", KEY), ("HOME", str(tmp_path)), ("NO_PROXY", "127.0.0.1")):
+    for name, value in (
+        ("KAGGLE_USERNAME", USER),
+        ("KAGGLE_KEY", KEY),
+        ("HOME", str(tmp_path)),
+        ("NO_PROXY", "127.0.0.1"),
+    ):
         monkeypatch.setenv(name, value)
     yield fake
     fake.close()

@@ -94,7 +94,12 @@ class FakeKaggle:
         ref = 1000 + len(self.submissions)
         self.submissions.insert(
             0,
-            {"ref": ref, "description": body["submissionDescription"], "fileName": "submission.zip", "status": "PENDING"},
+            {
+                "ref": ref,
+                "description": body["submissionDescription"],
+                "fileName": "submission.zip",
+                "status": "PENDING",
+            },
         )
         return {"message": "Successfully submitted", "ref": ref}
 
@@ -170,7 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = self.path.removeprefix("/files/")
         self.fake.calls.append(("file", {"name": name}))
         data = self.fake.files[name]
-        self.answer(200, data, {"Last-Modified": "Wed, 26 Nov 2025 00:00:00 GMT", "Content-Type": "application/octet-stream"})
+        self.answer(
+            200, data, {"Last-Modified": "Wed, 26 Nov 2025 00:00:00 GMT", "Content-Type": "application/octet-stream"}
+        )
 
     def answer(self, status: int, body: Any, headers: dict[str, str] | None = None, half: bool = False) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -68,7 +68,9 @@ def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, place):
 
 
 @pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
-@pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o400, False), (0o644, True), (0o660, True), (0o604, True)])
+@pytest.mark.parametrize(
+    ("mode", "warns"), [(0o600, False), (0o400, False), (0o644, True), (0o660, True), (0o604, True)]
+)
 def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
     text = TOKEN if name == "access_token" else json.dumps({"username": USER, "key": KEY})
     path = write(tmp_path, name, text, mode)

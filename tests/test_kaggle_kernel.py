@@ -79,7 +79,12 @@ def test_the_login_that_the_clients_own_command_left_is_used(loopback, tmp_path,
         monkeypatch.delenv(name)
     path = tmp_path / ".kaggle/credentials.json"
     path.parent.mkdir()
-    told = {"refresh_token": "r", "access_token": TOKEN, "access_token_expiration": "2999-01-01T00:00:00+00:00", "username": USER}
+    told = {
+        "refresh_token": "r",
+        "access_token": TOKEN,
+        "access_token_expiration": "2999-01-01T00:00:00+00:00",
+        "username": USER,
+    }
     path.write_text(json.dumps(told))
     path.chmod(0o600)
     client = kaggle_kernel.Client(credentials.find())
@@ -169,11 +174,21 @@ def test_status_gives_the_state_and_the_reason(client, loopback, folder):
 
 
 def test_output_is_fetched_page_by_page_without_the_checkpoint(client, loopback, folder, tmp_path):
-    loopback.files = {"runs/r/run.json": b"{}", "submission.zip": b"zip", "a.txt": b"a" * 4_000_000, "nf4/x": b"big", "z": b""}
+    loopback.files = {
+        "runs/r/run.json": b"{}",
+        "submission.zip": b"zip",
+        "a.txt": b"a" * 4_000_000,
+        "nf4/x": b"big",
+        "z": b"",
+    }
     loopback.log = "words"
     client.output("ada/grpo-kit-03-training/1", tmp_path / "out", r"^(?!nf4/)")
-    there = {p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert there == {name: data for name, data in loopback.files.items() if name != "nf4/x"} | {"grpo-kit-03-training.log": b"words"}
+    there = {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+    assert there == {name: data for name, data in loopback.files.items() if name != "nf4/x"} | {
+        "grpo-kit-03-training.log": b"words"
+    }
 
 
 def test_an_output_that_would_escape_its_folder_is_refused(client, loopback, tmp_path):
@@ -302,7 +317,11 @@ def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, m
     monkeypatch.setenv("VERBOSE", "1")
     told = {"username": USER, "key": KEY} if secret == "key" else {"token": TOKEN}
     client = kaggle_kernel.Client(credentials.Credentials("the test", **told))
-    wrong = credentials.Credentials("the test", USER, KEY[::-1]) if secret == "key" else credentials.Credentials("t", token=TOKEN[::-1])
+    wrong = (
+        credentials.Credentials("the test", USER, KEY[::-1])
+        if secret == "key"
+        else credentials.Credentials("t", token=TOKEN[::-1])
+    )
     for found in (client.api.credentials, wrong):  # the server answers a wrong one with the header it got
         client.api.credentials = found
         loopback.faults["GetSubmissionLimits"] = [fault] * 6

@@ -12,7 +12,12 @@ CODE = json.dumps({"cells": [{"cell_type": "code", "source": "1", "outputs": [],
 
 def sound(**other):
     made = kernel_metadata.metadata(
-        "ada", "grpo-kit 03 training", "03_training.ipynb", "NvidiaRtxPro6000", ("ada/wheels",), ("ada/grpo-kit-02-data",)
+        "ada",
+        "grpo-kit 03 training",
+        "03_training.ipynb",
+        "NvidiaRtxPro6000",
+        ("ada/wheels",),
+        ("ada/grpo-kit-02-data",),
     )
     return made | other
 

@@ -27,7 +27,9 @@ def test_every_notebook_of_the_kit_makes_a_sound_kernel(tmp_path, notebook):
     kernel.write()
     assert kernel_metadata.check_folder(kernel.folder) == kernel.metadata
     assert 'preset = "tiny"' in text(kernel) and 'run_name = "r"' in text(kernel)
-    assert kernel.metadata["dataset_sources"] == ["ada/grpo-kit-wheels-cp312"] and kernel.metadata["model_sources"] == []
+    assert (
+        kernel.metadata["dataset_sources"] == ["ada/grpo-kit-wheels-cp312"] and kernel.metadata["model_sources"] == []
+    )
 
 
 def test_the_form_is_filled_in_and_stays_a_form(tmp_path):
@@ -113,7 +115,9 @@ def test_the_first_cell_names_the_gpu_and_stops_on_another_than_was_asked_for(tm
     if gpus:
         tool.write_text("#!/bin/sh\n" + "".join(f"echo '{gpu}'\n" for gpu in gpus))
         tool.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code], env={"PATH": f"{tmp_path}:/bin"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PATH": f"{tmp_path}:/bin"}, capture_output=True, text=True
+    )
     assert (done.returncode != 0) is stops
     assert done.stdout.strip() == f"{kernel_staging.SEEN} {', '.join(gpus) or 'no GPU'}"
     assert not stops or "Stopped to save the quota" in done.stderr

@@ -42,7 +42,15 @@ def test_the_last_try_is_given_back_whatever_it_is():
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [(None, None), ("", None), ("7", 7), (" 7 ", 7), ("soon", None), ("-3", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+    [
+        (None, None),
+        ("", None),
+        ("7", 7),
+        (" 7 ", 7),
+        ("soon", None),
+        ("-3", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+    ],
 )
 def test_retry_after_is_a_number_or_a_date(header, seconds):
     assert retry.asked_to_wait(header) == seconds
