@@ -62,9 +62,8 @@ def push(
     if end != "COMPLETE":
         for line in kernel_run.last_words(output):
             screens.err.print(escape(f"         | {line}"))
-        raise RuntimeError(
-            f"The run ended as {end.rstrip('.')}; its log lies in {output}. --force pushes the same again."
-        )
+        reason = f" ({why.rstrip('.')})" if why else ""
+        raise RuntimeError(f"The run ended as {end}{reason}; its log lies in {output}. --force pushes the same again.")
     if right is False:
         raise RuntimeError(f"{accelerator} did not run. Take the competition's accelerator in the editor, or another name, and push again.")  # fmt: skip
     for found in sorted(output.glob("**/submission.zip")):

@@ -64,6 +64,8 @@ def follow(client: Any, note: dict[str, Any], say: Callable[[str], None], clock:
             if clock() - started > UNSEEN:
                 raise
             status, why = "not known yet", ""
+        except ConnectionError as error:
+            raise ConnectionError(f"{error} The run goes on: the same command follows it again.") from None
         if status != last:
             say(f"{status.lower().replace('_', ' ')} after {(clock() - started) / 60:.0f} min")
             last = status

@@ -160,3 +160,12 @@ def test_the_last_words_of_a_log(tmp_path):
     assert kernel_run.last_words(tmp_path, 2) == ["two", "RuntimeError: three"]
     (tmp_path / "k.log").write_text("plain\nwords\n")
     assert kernel_run.last_words(tmp_path) == ["plain", "words"]
+
+
+def test_a_line_that_stays_down_ends_the_following_not_the_run(client, loopback, kernel):
+    note, _ = push(client, kernel)
+    loopback.faults["GetKernelSessionStatus"] = [503] * 6
+    with pytest.raises(ConnectionError, match="The run goes on: the same command follows it again"):
+        kernel_run.follow(client, note, lambda line: None)
+    assert kernel_run.follow(client, push(client, kernel)[0], lambda line: None)[0] == "COMPLETE"
+    assert loopback.count("SaveKernel") == 1
