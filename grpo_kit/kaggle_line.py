@@ -16,7 +16,7 @@ from urllib3.exceptions import NewConnectionError
 
 from grpo_kit import retry
 
-SILENCE = (10.0, 60.0)  # seconds to connect, and between two pieces of an answer
+SILENCE = (20.0, 60.0)  # seconds to connect or get rid of a piece, and between two pieces of an answer
 WRITES = ("SaveKernel", "CreateSubmission")  # sent again only when they surely did nothing
 
 

@@ -162,6 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.fake.faults["upload"].pop(0) if self.fake.faults["upload"] else None
         length = int(self.headers.get("Content-Length") or 0)
         del held[int(span[1]) if span else 0 :]
+        if fault == "slow":
+            time.sleep(1.0)
+            return self.cut()
         if fault == "cut":
             held += self.rfile.read(length // 2)
             return self.cut()

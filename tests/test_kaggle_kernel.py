@@ -261,7 +261,7 @@ def test_a_zip_is_uploaded_whole_under_the_name_the_scorer_knows_then_submitted(
     assert loopback.calls[2][1]["submissionDescription"] == "words [tag]"
 
 
-@pytest.mark.parametrize("faults", [["cut"], [503], ["cut", 503, "cut"]])
+@pytest.mark.parametrize("faults", [["cut"], [503], ["slow"], ["cut", 503, "cut"]])
 def test_a_cut_upload_goes_on_where_it_stood(client, loopback, tmp_path, faults):
     loopback.faults["upload"] = list(faults)
     path = archive(tmp_path, 3_000_000)
