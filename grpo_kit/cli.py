@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit import running, screens, session, workspace
+from grpo_kit import kaggle_commands, running, screens, session, workspace
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -271,6 +271,10 @@ def rewards_audit(
     from grpo_kit.audit import audit_file, print_report
 
     print_report(audit_file(reward, cases), screens.out)
+
+
+for _function in kaggle_commands.COMMANDS:
+    command(_function)
 
 
 def _is_dry(dry_run: bool, config: configuration.RunConfig, run: workspace.Run, reads: str, writes: list[Path]) -> bool:

@@ -52,3 +52,29 @@ def tiny_policy():
     from grpo_kit import config, policy
 
     return policy.load_policy(config.Policy())
+
+
+@pytest.fixture
+def loopback(tmp_path, monkeypatch):
+    """A Kaggle on loopback that the official client takes for the real one; `slept` holds the seconds that were waited."""
+    from kagglesdk import kaggle_env
+
+    from grpo_kit import kaggle_kernel, kaggle_line
+    from tests.fake_kaggle import KEY, USER, FakeKaggle
+
+    fake = FakeKaggle()
+    fake.slept, client = [], kaggle_kernel.Client
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.url)
+    monkeypatch.setattr(kaggle_line, "SILENCE", (0.5, 0.5))
+    monkeypatch.setattr(kaggle_kernel, "Client", lambda found, sleep=fake.slept.append: client(found, sleep))
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    for name, value in (
+        ("KAGGLE_USERNAME", USER),
+        ("KAGGLE_KEY", KEY),
+        ("HOME", str(tmp_path)),
+        ("NO_PROXY", "127.0.0.1"),
+    ):
+        monkeypatch.setenv(name, value)
+    yield fake
+    fake.close()

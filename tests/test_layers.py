@@ -14,10 +14,10 @@ FLOORS = [
     set(floor.split())
     for floor in (
         "checks schema config curriculum row_options workspace prompts protocols reward_files nemotron_h clock findings archive tensor_file",
-        "session doctor tiny expected submitted_config submitted_tensors inspection metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages",
+        "session doctor tiny expected submitted_config submitted_tensors inspection metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages credentials retry kaggle_line kernel_metadata kernel_staging intents wheel_closure wheels",
         "policy adapter data pipeline checkpoint convert footprint roofline memory problems generate measures vllm_engine",
-        "train trackers trainer records callbacks probe calibrate screening submission outputs evaluate tune reproduce",
-        "cli running screens dashboard html_report completions charts figures funnel",
+        "train trackers trainer records callbacks probe calibrate screening submission outputs evaluate tune reproduce kaggle_kernel kernel_run competition",
+        "cli running screens dashboard html_report completions charts figures funnel kaggle_commands",
     )
 ]
 # The only files that may know a library.
@@ -25,7 +25,8 @@ OWNERS = {
     "trl": {"train", "trainer"},
     "peft": {"adapter"},
     "bitsandbytes": {"nf4"},
-    "kaggle": set(),
+    "kaggle": {"kaggle_kernel"},
+    "kagglesdk": {"kaggle_kernel"},
     "vllm": {"vllm_engine"},
     "optuna": {"tune"},
 }
@@ -122,8 +123,9 @@ def test_files_stay_small_and_the_package_thin():
     lines = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     # The referee is one file because it must be pasted as one.
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
-    # Raise this knowingly. Of it rewards to copy 1,600, puzzles 1,150, data 2,000, 4 bit 2,600, training 1,700, showing 1,500.
-    assert sum(lines.values()) < 13000
+    # Raise this knowingly. Of it rewards to copy 1,600, puzzles 1,150, data 2,000, 4 bit 2,600, training 1,800, showing
+    # 1,500, the doctor 1,300, Kaggle 1,600, conversions 700, the hand-over 1,200.
+    assert sum(lines.values()) < 18000
 
 
 def test_nothing_evaluates_text():
