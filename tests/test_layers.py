@@ -84,7 +84,9 @@ def test_no_circle():
 def test_no_circle_within_a_folder(folder):
     arrows = {
         path.stem: {
-            name.split(".")[2] for name in imported(ast.parse(path.read_text())) if name.startswith(f"grpo_kit.{folder}.")
+            name.split(".")[2]
+            for name in imported(ast.parse(path.read_text()))
+            if name.startswith(f"grpo_kit.{folder}.")
         }
         for path in (PACKAGE / folder).glob("*.py")
     }

@@ -5,7 +5,7 @@ commands, and a README that says what carries over: `keys.yaml` maps every key o
 nothing with the reason. It is filled aside and appears whole, or not at all.
 """
 
-import importlib
+import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from grpo_kit import policy, workspace
 from grpo_kit.checks import one_of
 from grpo_kit.config import RunConfig, Stage
-from grpo_kit.handoff import merging
+from grpo_kit.handoff import merging, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect
 from grpo_kit.reward_files import fingerprint, load_reward
 
-ENGINES = {"nemo-rl": "NVIDIA NeMo-RL", "verl": "verl", "trl": "TRL alone"}
+ENGINES = {"nemo-rl": nemo_rl, "verl": verl, "trl": trl}
 TABLE = Path(__file__).with_name("keys.yaml")
 
 
@@ -41,13 +41,16 @@ def write(
     base = _base(config) if merge else None
     if base:
         merging.room_for(base, out)
-    with workspace.new_folder(out) as aside:
-        bundle = collect(config, run, out, aside, merge)
-        if base:
-            merging.merge(base, run.adapter, aside / "model", progress)
-        engine = importlib.import_module(f"grpo_kit.handoff.{to.replace('-', '_')}")
-        start, lost = engine.write(bundle)
-        workspace.write_text(aside / "README.md", readme(bundle, to, start, lost))
+    try:
+        with workspace.new_folder(out) as aside:
+            bundle = collect(config, run, out, aside, merge)
+            if base:
+                merging.merge(base, run.adapter, aside / "model", progress)
+            start, lost = ENGINES[to].write(bundle)
+            workspace.write_text(aside / "README.md", readme(bundle, to, start, lost))
+    finally:
+        with contextlib.suppress(OSError):  # where nothing came of it the folder above is empty, and goes too
+            (run.path / "handoff").rmdir()
     return out
 
 
@@ -66,7 +69,9 @@ def values(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             continue
         yield name, value
         if name == "grpo.stages":
-            yield from ((f"{name}.{part.name}", [getattr(stage, part.name) for stage in value]) for part in fields(Stage))
+            yield from (
+                (f"{name}.{part.name}", [getattr(stage, part.name) for stage in value]) for part in fields(Stage)
+            )
 
 
 def readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
@@ -75,7 +80,7 @@ def readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
     taken = f"{note['steps']} of {bundle.config.grpo.max_steps} steps" if "steps" in note else "trained"
     rows = ", ".join(f"{len(of)} {split}" for split, of in bundle.rows.items())
     lines = [
-        f"# Run {bundle.config.run.name!r} for {ENGINES[to]}",
+        f"# Run {bundle.config.run.name!r} for {to}",
         "",
         f"Base `{policy.base_name(bundle.config.policy)}`; {taken}; rows: {rows}. adapter/ is the run's own "
         f"(sha256 of its tensors {workspace.hash_of(bundle.aside / 'adapter' / 'adapter_model.safetensors')}).",
@@ -128,7 +133,9 @@ def _changed_rewards(bundle: Bundle, note: dict[str, Any]) -> list[str]:
     for spec in bundle.config.grpo.reward_funcs:
         reward = load_reward(spec)
         if noted.get(reward.__name__) != fingerprint(reward):
-            found.append(f"The reward {reward.__name__} is not the one the run learned from: its file has changed since, or it was another.")
+            found.append(
+                f"The reward {reward.__name__} is not the one the run learned from: its file has changed since, or it was another."
+            )
     return found
 
 

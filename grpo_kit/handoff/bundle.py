@@ -1,6 +1,7 @@
 """What every engine is handed: the run's rows, policy and settings as they were resolved, and where the folder will lie."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -47,6 +48,16 @@ class Bundle:
     def prompts(self) -> int:
         """Prompts of a step."""
         return self.batch // self.config.grpo.num_generations
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a node, at most 8, among which a step's completions can be shared out evenly."""
+        return max(count for count in range(1, 9) if self.batch % count == 0)
+
+    @property
+    def micro_batch(self) -> int:
+        """Completions passed through the model at once: the run's number, as far as each GPU's share is a multiple of it."""
+        return math.gcd(self.config.grpo.per_device_train_batch_size, self.batch // self.gpus)
 
     @property
     def in_order(self) -> bool:

@@ -6,6 +6,7 @@ written as they are read: the header first, for every size is known from the bas
 
 import errno
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from grpo_kit.checkpoint import IN_FLOAT32
 from grpo_kit.published import ours, short
 
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of the types that become bf16; others stay as they are
+# What becomes bf16, and can be added to; other types stay as they are.
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 INDEX = "model.safetensors.index.json"
 SPARE = 1 << 28  # bytes left over for what lies beside the weights
@@ -48,7 +50,7 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress | None = None
     """Write into `out`, a new folder, the model of `base` with the LoRA of `adapter` added, in bf16.
 
     `base` holds safetensors under published names: experts one by one, or stacked as (experts, out, in). What a router or
-    a state-space scan keeps in more than 16 bit stays in its own type. `progress(number, count, shard)` comes before each
+    a state-space scan keeps stays in its own type. `progress(number, count, shard)` comes before each
     shard. Raises OSError (ENOSPC) before the first byte when the disk has no room, ValueError when a shard or the adapter
     is damaged, or a pair of the adapter finds no matrix.
     """
@@ -58,7 +60,8 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress | None = None
     room_for(base, out.parent)
     with _opened(adapter / "adapter_model.safetensors") as lora:
         pairs = _pairs(lora, json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")), adapter)
-        unused, total, where = set(pairs), 0, {}
+        _check_fit(base, shards, lora, set(pairs), adapter)
+        total, where = 0, {}
         out.mkdir(parents=True)
         for number, shard in enumerate(shards, 1):
             if progress:
@@ -66,18 +69,12 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress | None = None
             with _opened(base / shard) as file, (out / shard).open("wb") as target:
                 names, size = _write_header(file, target)
                 for name in names:
-                    tensor, used = _merged(file, name, lora, pairs)
-                    unused -= used
+                    tensor = _merged(file, name, lora, pairs)
                     target.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
                 total, where = total + size, where | dict.fromkeys(names, shard)
-    if unused:
-        raise ValueError(
-            f"{len(unused)} pairs of {adapter} find no matrix in {base} (first: {min(unused)}); the adapter belongs to another "
-            "model. Give the base it was trained on as policy.model."
-        )
     for path in beside:
         shutil.copyfile(path, out / path.name)
-    if len(shards) > 1:
+    if (base / INDEX).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
@@ -126,15 +123,14 @@ def _stored_as(file: Any, name: str) -> tuple[list[int], str]:
     """(shape, type) in which a tensor is written."""
     piece = file.get_slice(name)
     kind = piece.get_dtype()
-    keep = kind not in SIZES or name.endswith(IN_FLOAT32)
+    keep = kind not in FLOATS or name.endswith(IN_FLOAT32)
     return piece.get_shape(), kind if keep else "BF16"
 
 
 def _nbytes(shape: list[int], kind: str) -> int:
-    size = SIZES.get(kind) or {"BOOL": 1}.get(kind) or int("".join(filter(str.isdigit, kind.split("_")[0]))) // 8
-    for length in shape:
-        size *= length
-    return size
+    """Bytes of a tensor, of safetensors' names for types: BF16, I64, F8_E4M3, BOOL."""
+    bits = 8 if kind == "BOOL" else int("".join(filter(str.isdigit, kind.split("_")[0])))
+    return bits // 8 * math.prod(shape)
 
 
 def _write_header(file: Any, target: Any) -> tuple[list[str], int]:
@@ -154,7 +150,9 @@ def _pairs(lora: Any, config: dict[str, Any], adapter: Path) -> dict[str, float]
 
     Raises ValueError for anything but plain LoRA: what is not understood must not be left out silently.
     """
-    odd = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(key)]
+    odd = [
+        key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(key)
+    ]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
         raise ValueError(
             f"{adapter / 'adapter_config.json'} has {', '.join(odd) or 'another type or a bias'}; only plain LoRA is merged. "
@@ -169,30 +167,49 @@ def _pairs(lora: Any, config: dict[str, Any], adapter: Path) -> dict[str, float]
     if single := [module for module, halves in found.items() if halves != {"A", "B"}]:
         raise ValueError(f"{adapter} holds one half of {single[0]}; a pair has two. Train or copy it again.")
     root = 0.5 if config.get("use_rslora") else 1.0
-    return {module: config["lora_alpha"] / config["r"] ** root for module in found}
+    return dict.fromkeys(found, config["lora_alpha"] / config["r"] ** root)
 
 
-def _merged(file: Any, name: str, lora: Any, pairs: dict[str, float]) -> tuple[torch.Tensor, set[str]]:
-    """(the tensor with what the adapter adds to it, in the type it is written in; the modules whose pairs were added)."""
-    tensor, module = file.get_tensor(name), ours(name).removesuffix(".weight")
-    _, kind = _stored_as(file, name)
-    added = {module: tensor} if module in pairs else {}
-    if tensor.ndim == 3 and module == ours(name):  # all experts' matrices in one
-        above, matrix = module.rsplit(".", 1)
-        each = {f"{above}.{expert}.{matrix}": tensor[expert] for expert in range(len(tensor))}
-        added = {one: part for one, part in each.items() if one in pairs}
-        if added:
-            tensor = tensor.bfloat16()
-    for one, part in added.items():
-        a, b = (lora.get_tensor(f"base_model.model.{one}.lora_{half}.weight").float() for half in "AB")
-        if part.shape != (len(b), a.shape[1]):
+def _check_fit(base: Path, shards: list[str], lora: Any, pairs: set[str], adapter: Path) -> None:
+    """Raise ValueError unless every pair finds a matrix of its shape; only headers are read."""
+    found: dict[str, tuple[int, ...]] = {}
+    for shard in shards:
+        with _opened(base / shard) as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                piece = file.get_slice(name)
+                if piece.get_dtype() in FLOATS:
+                    found |= dict.fromkeys(_modules(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
+    for module in sorted(pairs):
+        (_, columns), (rows, _) = (lora.get_slice(_half(module, half)).get_shape() for half in "AB")
+        if found.get(module) != (rows, columns):
             raise ValueError(
-                f"{name} is {tuple(part.shape)} and the adapter's pair for it makes {(len(b), a.shape[1])}; the adapter "
-                "belongs to another model. Give the base it was trained on as policy.model."
+                f"The pair {module} of {adapter} is for a matrix of {(rows, columns)}, and {base} has "
+                f"{found.get(module) or 'none in 16 bit or more'} there; the adapter belongs to another model. Give the base it "
+                "was trained on as policy.model."
             )
-        sum_ = part.float().addmm_(b, a, alpha=pairs[one])
-        if part is tensor:
-            tensor = sum_
-        else:
-            tensor[int(one.rsplit(".", 2)[1])] = sum_.bfloat16()
-    return (tensor.bfloat16() if kind == "BF16" else tensor), set(added)
+
+
+def _modules(name: str, shape: list[int]) -> list[str]:
+    """The modules whose matrices a stored tensor holds: one, or one an expert where they are stacked."""
+    if len(shape) == 3 and not name.endswith(".weight"):
+        above, _, matrix = ours(name).rpartition(".")
+        return [f"{above}.{expert}.{matrix}" for expert in range(shape[0])]
+    return [ours(name).removesuffix(".weight")] if len(shape) == 2 else []
+
+
+def _half(module: str, half: str) -> str:
+    return f"base_model.model.{module}.lora_{half}.weight"
+
+
+def _merged(file: Any, name: str, lora: Any, pairs: dict[str, float]) -> torch.Tensor:
+    """The tensor with what the adapter adds to it, summed in float32, in the type it is written in."""
+    tensor, kind = file.get_tensor(name), FLOATS.get(_stored_as(file, name)[1])
+    if kind is None:
+        return tensor
+    merged = tensor.to(kind, copy=True)
+    for place, module in enumerate(_modules(name, list(tensor.shape))):
+        if module in pairs:
+            a, b = (lora.get_tensor(_half(module, half)).float() for half in "AB")
+            into, of = (merged[place], tensor[place]) if tensor.ndim == 3 else (merged, tensor)
+            into.copy_(of.float().addmm_(b, a, alpha=pairs[module]))
+    return merged

@@ -60,7 +60,9 @@ def rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
     for row, conversation, opens in zip(of_split, asked, bundle.opened_think(split), strict=True):
         own = {key: conversation[-1][key] for key in ("enable_thinking",) if key in conversation[-1]}
         prompt = [*turns(row)[:-1], turns(row)[-1] | own]
-        found.append({"prompt": prompt, "answer": str(row["answer"]), "prompt_opened_think": opens, "id": row["id"]} | own)
+        found.append(
+            {"prompt": prompt, "answer": str(row["answer"]), "prompt_opened_think": opens, "id": row["id"]} | own
+        )
     return found
 
 
@@ -118,7 +120,9 @@ def _not_carried(bundle: Bundle) -> list[str]:
     if grpo.stages:
         found.append("TRL has no stages: the longest length and grpo's own clip, KL and learning rate are set.")
     if policy.load_in_4bit:
-        found.append("The base is loaded in 16 bit: bitsandbytes alone leaves routed experts unquantised (policy.load_in_4bit).")
+        found.append(
+            "The base is loaded in 16 bit: bitsandbytes alone leaves routed experts unquantised (policy.load_in_4bit)."
+        )
     if "out_proj" in " ".join(bundle.config.lora.target_modules):
         found.append("PEFT refuses a LoRA on Mamba's out_proj; here it was allowed with the fused kernel switched off.")
     return found

@@ -8,7 +8,6 @@ from typing import Any
 
 from grpo_kit import workspace
 from grpo_kit.handoff.bundle import Bundle, turns
-from grpo_kit.handoff.nemo_rl import gpus, micro_batch
 
 FOOTER = '''
 
@@ -34,8 +33,12 @@ def write(bundle: Bundle) -> tuple[str, list[str]]:
     workspace.write_text(bundle.aside / "reward.py", reward_file(path.read_text(encoding="utf-8"), name))
     told = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in settings(bundle).items())
     line = f'cd "$(dirname "$0")"\npython3 -m verl.trainer.main_ppo \\\n  {told} "$@"\n'
-    workspace.write_text(bundle.aside / "run.sh", f"#!/bin/sh\n# GRPO goes on from adapter/; more words are passed on.\nset -e\n{line}")
-    start = f"    pip install math-verify   # beside verl; the referee asks it about algebra\n    sh {bundle.out}/run.sh\n"
+    workspace.write_text(
+        bundle.aside / "run.sh", f"#!/bin/sh\n# GRPO goes on from adapter/; more words are passed on.\nset -e\n{line}"
+    )
+    start = (
+        f"    pip install math-verify   # beside verl; the referee asks it about algebra\n    sh {bundle.out}/run.sh\n"
+    )
     return start, _not_carried(bundle)
 
 
@@ -68,7 +71,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
     part = bundle.parts()[0]
     actor, model, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
     length = max(stage.length for stage in bundle.parts())
-    micro = micro_batch(bundle)
+    micro = bundle.micro_batch
     return {
         "algorithm.adv_estimator": "rloo" if grpo.advantage == "leave_one_out" else "grpo",
         "algorithm.norm_adv_by_std_in_grpo": grpo.normalize_rewards,
@@ -120,7 +123,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro,
         "custom_reward_function.path": f"{bundle.out}/reward.py",
         "custom_reward_function.name": "compute_score",
-        "trainer.n_gpus_per_node": gpus(bundle),
+        "trainer.n_gpus_per_node": bundle.gpus,
         "trainer.nnodes": 1,
         "trainer.total_training_steps": grpo.max_steps,
         "trainer.total_epochs": bundle.epochs(grpo.max_steps),
@@ -146,17 +149,23 @@ def _not_carried(bundle: Bundle) -> list[str]:
     found = [
         "Optimiser state, the step counter and the book of pass rates stay here; the engine counts from 0.",
         "Completions that were cut count in the loss there; verl has no mask for them.",
-        f"The machine is written as {gpus(bundle)} GPUs of one node, the most up to 8 that share {bundle.batch} completions "
+        f"The machine is written as {bundle.gpus} GPUs of one node, the most up to 8 that share {bundle.batch} completions "
         "evenly; memory and parallelism were not computed. Whether verl and vLLM of your version take this model and its "
         "LoRA was not tried.",
     ]
-    others = [f"{name} (weight {weight})" for (_, name), weight in zip(bundle.rewards(), config.grpo.reward_weights)][1:]
+    others = [f"{name} (weight {weight})" for (_, name), weight in zip(bundle.rewards(), config.grpo.reward_weights)][
+        1:
+    ]
     if others:
-        found.append(f"verl is given one score, the verifier's; {', '.join(others)}: add it in `compute_score` if you want it.")
+        found.append(
+            f"verl is given one score, the verifier's; {', '.join(others)}: add it in `compute_score` if you want it."
+        )
     if config.grpo.advantage == "leave_one_out" and config.grpo.normalize_rewards:
         found.append("verl's rloo does not divide by the standard deviation (grpo.normalize_rewards).")
     if config.grpo.stages:
         found.append("verl has no stages: the longest length and the first stage's clip, KL and learning rate are set.")
     if not bundle.rows["val"]:
-        found.append("The run has no validation rows and verl wants some: the training rows stand in, and are never measured.")
+        found.append(
+            "The run has no validation rows and verl wants some: the training rows stand in, and are never measured."
+        )
     return found
