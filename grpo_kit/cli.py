@@ -31,7 +31,7 @@ Sources = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="a preset (tiny, t4, t4x2, 24gb, 80gb) or a YAML file; may be repeated",
+        help="a preset (tiny, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; may be repeated",
         show_default=False,
     ),
 ]

@@ -221,10 +221,13 @@ def make_trainer(
     left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
     stop = callbacks.Stop(metrics, clock.deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    args = to_trl(config, run.path / "checkpoints")
+    # For a KL TRL would keep a copy of the fresh adapter; it says what the base says, which is had by switching ours off.
+    beta, args.beta = args.beta, 0.0
     trainer = UsefulTrainer(
         model=model,
         reward_funcs=record.watched,
-        args=to_trl(config, run.path / "checkpoints"),
+        args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[
@@ -235,6 +238,7 @@ def make_trainer(
         grpo=config.grpo,
         book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
     )  # fmt: skip
+    trainer.beta = args.beta = beta
     probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer
     trainer.keep, trainer.stop = keeper.keep, stop
     for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
