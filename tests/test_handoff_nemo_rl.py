@@ -415,6 +415,23 @@ def test_without_validation_rows_none_are_promised(trained, tmp_path):
     assert found["val"] == "" and told_of(folder / "nemo_rl/gym.sh").data.allow_train_as_validation is True
 
 
+def test_a_screened_run_hands_over_what_it_kept_easy_ones_first(trained, tmp_path):
+    chosen, run = trained
+    shutil.copytree(run.path, tmp_path / "runs" / run.name)
+    copied = workspace.open_run(run.name, tmp_path / "runs")
+    rows = [row | {"pass_rate": n % 10 / 10} for n, row in enumerate(workspace.read_lines(copied.rows("train"))[:40])]
+    workspace.write_lines(copied.screened, rows)
+    copied.note(
+        "screen", {"screening": {"sigma": 0.0}}, [copied.manifest], [copied.screened], 1.0, config.to_yaml(chosen)
+    )
+    strict = config.settle(chosen, [], ["screening.sigma=0"])
+    folder = handoff.write(strict, copied, "nemo-rl", tmp_path / "b")
+    assert read(folder / "nemo_rl/grpo_v06.yaml")["data"]["shuffle"] is False
+    rates = {row["question"]: row["pass_rate"] for row in rows}
+    handed = [rates[row["input"]] for row in workspace.read_lines(folder / "nemo_rl/train.jsonl")]
+    assert len(handed) == 40 and handed == sorted(handed, reverse=True)
+
+
 STAGES = {  # NVIDIA's published values: context, steps, KL, upper clip, learning rate
     "stage1_8K": (8192, 240, 0.0, 0.2, 2e-6),
     "stage2_16K": (16384, 290, 1e-3, 0.28, 2e-6),

@@ -5,6 +5,7 @@ Nemotron's `steps`, which are pinned to v0.6.0. Nothing of it was run here.
 """
 
 import json
+import shlex
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -48,8 +49,8 @@ def write(bundle: Bundle) -> tuple[str, list[str]]:
             workspace.write_text(
                 bundle.aside / path, _head(bundle, version) + OmegaConf.to_yaml(overlay(bundle, version, part))
             )
-        name = f"nemo_rl/gym{part.name and '_' + part.name}.sh"
-        workspace.write_text(bundle.aside / name, nemo_gym.script(bundle, part))
+        name = f"gym{part.name and '_' + part.name}.sh"
+        workspace.write_text(bundle.aside / "nemo_rl" / name, nemo_gym.script(bundle, part))
         commands += _commands(bundle, part, name)
     if len(bundle.parts()) > 1:
         workspace.write_text(bundle.aside / "nemo_rl" / "merge_stage.py", MERGE_STAGE)
@@ -91,20 +92,21 @@ def _head(bundle: Bundle, version: str) -> str:
 def _commands(bundle: Bundle, part: Part, gym: str) -> list[str]:
     """Markdown: how this part is started, and what makes a model of the stage before for it."""
     lines, parts = [f"### {part.name or 'The run'}: {part.steps} steps", ""], bundle.parts()
+    here = shlex.quote(f"{bundle.out}/nemo_rl")
     if part != parts[0]:
         began, weights = start_of(bundle, parts[parts.index(part) - 1]), before(bundle, part)
         lines += [
             "v0.8 goes on from the adapter that the stage before has saved (`restore_from`). Up to v0.7 it is merged first,",
             "by this line or by `nemotron steps run convert/merge_lora`:",
             "",
-            f"    python {bundle.out}/nemo_rl/merge_stage.py {began} {weights}/model {weights}/hf",
+            f"    python {here}/merge_stage.py {shlex.quote(began)} {shlex.quote(weights)}/model {shlex.quote(weights)}/hf",
             "",
         ]
-    run = f"cd {HOME} && uv run examples/run_grpo.py --config {bundle.out}/nemo_rl"
+    run = f"cd {HOME} && uv run examples/run_grpo.py --config {here}"
     return lines + [
         f"    {run}/{_file(part, 'v06')}   # v0.6, v0.7; needs model/ (--merge)",
         f"    {run}/{_file(part, 'v08')}   # v0.8",
-        f"    sh {bundle.out}/{gym}   # through NeMo-Gym; needs model/ (--merge)",
+        f"    sh {here}/{gym}   # through NeMo-Gym; needs model/ (--merge)",
         "",
     ]
 

@@ -5,6 +5,7 @@ because TRL's own defaults are others.
 """
 
 import re
+import shlex
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -89,7 +90,7 @@ def accelerate(bundle: Bundle) -> str:
 
 
 def _start(bundle: Bundle) -> str:
-    here = bundle.out
+    here = shlex.quote(str(bundle.out))
     return "\n".join(
         [
             f"    pip install trl=={metadata.version('trl')} peft=={metadata.version('peft')} math-verify",
@@ -97,7 +98,7 @@ def _start(bundle: Bundle) -> str:
             "",
             "Several GPUs, one of which samples (`pip install trl[vllm]`); the two commands run side by side:",
             "",
-            f"    CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model {bundle.base}",
+            f"    CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model {shlex.quote(bundle.base)}",
             f"    CUDA_VISIBLE_DEVICES=1,2 accelerate launch --config_file {here}/accelerate.yaml {here}/train.py --vllm",
             "",
             f"The number of processes has to divide {bundle.batch}, the completions of a step; `--num_processes` sets another.",

@@ -36,9 +36,7 @@ def write(bundle: Bundle) -> tuple[str, list[str]]:
     workspace.write_text(
         bundle.aside / "run.sh", f"#!/bin/sh\n# GRPO goes on from adapter/; more words are passed on.\nset -e\n{line}"
     )
-    start = (
-        f"    pip install math-verify   # beside verl; the referee asks it about algebra\n    sh {bundle.out}/run.sh\n"
-    )
+    start = f"    pip install math-verify   # beside verl; the referee asks it about algebra\n    sh {shlex.quote(str(bundle.out))}/run.sh\n"
     return start, _not_carried(bundle)
 
 
