@@ -27,18 +27,36 @@ class StepSeed(TrainerCallback):
 
 
 class Stages(TrainerCallback):
-    """Sets the completion length of the stage that the coming step is in, and notes its number as `stage`."""
+    """Sets length, KL, upper clip and learning rate of the stage that the coming step is in, and notes its number as `stage`.
+
+    A batch that is trained on several times keeps the stage it was drawn in.
+    """
 
     def __init__(self, grpo: Grpo, metrics: MetricsRecord) -> None:
-        self.stages, self.metrics, self.trainer = grpo.stages, metrics, None
+        self.grpo, self.metrics, self.trainer = grpo, metrics, None
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.stages:
-            number = stage_of(self.stages, self.metrics.rows)
-            length = self.stages[number].max_completion_length
-            self.trainer.max_completion_length = args.max_completion_length = length
-            self.trainer.generation_config.max_new_tokens = length
-            self.metrics.extra["stage"] = number
+        if not self.grpo.stages:
+            return
+        whole = len(self.metrics.rows) - len(self.metrics.rows) % args.num_iterations
+        number = stage_of(self.grpo.stages, self.metrics.rows[:whole])
+        stage = self.grpo.stages[number]
+        length = stage.max_completion_length
+        self.trainer.max_completion_length = args.max_completion_length = length
+        self.trainer.generation_config.max_new_tokens = length
+        self.trainer.beta = self.grpo.beta if stage.beta is None else stage.beta
+        high = self.grpo.epsilon_high if stage.epsilon_high is None else stage.epsilon_high
+        self.trainer.epsilon_high = self.grpo.epsilon if high is None else high
+        self._set_rate(self.grpo.learning_rate if stage.learning_rate is None else stage.learning_rate)
+        self.metrics.extra["stage"] = number
+
+    def _set_rate(self, rate: float) -> None:
+        """Let the schedule go on from where it is, as a multiple of `rate`."""
+        schedule, groups = self.trainer.lr_scheduler, self.trainer.optimizer.param_groups
+        for group, at, base in zip(groups, schedule.get_last_lr(), schedule.base_lrs, strict=True):
+            if base != rate:
+                group["lr"] = at * rate / base
+        schedule.base_lrs = [rate] * len(groups)
 
 
 class GradientCheck(TrainerCallback):

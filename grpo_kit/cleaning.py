@@ -146,7 +146,7 @@ def bare(gold: str) -> str:
     >>> bare(r"$\frac{1}{2}$"), bare(r"\(x\)"), bare("$5")
     ('\\frac{1}{2}', 'x', '$5')
     """
-    found = re.fullmatch(r"\$([^$]+)\$|\\\((.+)\\\)|\$\$([^$]+)\$\$", gold, re.S)
+    found = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\$\$([^$]+)\$\$", gold, re.S)
     return next(part for part in found.groups() if part).strip() if found else gold
 
 

@@ -31,7 +31,7 @@ Sources = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="a preset (tiny, t4, t4x2, 24gb, 80gb) or a YAML file; may be repeated",
+        help="a preset (tiny, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; may be repeated",
         show_default=False,
     ),
 ]
@@ -210,6 +210,22 @@ def package(
     config, run = session.begin(sources or (), overrides or (), name, "package", force)
     if not _is_dry(dry_run, config, run, f"reads {run.adapter}", [to or run.submission]):
         running.package(config, run, to)
+
+
+@command
+def handoff(
+    to: Annotated[str, typer.Option("--to", help="nemo-rl, verl or trl")],
+    overrides: Overrides = None, sources: Sources = None, name: Name = None,
+    out: Annotated[Path | None, typer.Option("--out", help="a new folder; without it handoff/ENGINE of the run", show_default=False)] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="with the merged model in bf16")] = False,
+) -> None:  # fmt: skip
+    """The run as a folder that NeMo-RL, verl or TRL takes as it is: adapter, rows, settings, reward, commands."""
+    from grpo_kit import handoff as handing
+
+    config, run = session.begin(sources or (), overrides or (), name, "package")
+    with screens.working("handing over") as show:
+        folder = handing.write(config, run, to, out, merge, show)
+    screens.out.print(f"{folder}\n{folder / 'README.md'} says how to start it, and what does not carry over")
 
 
 @command

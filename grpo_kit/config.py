@@ -24,7 +24,7 @@ def load_config(
 ) -> RunConfig:
     """Merge presets and YAML files left to right, then `key=value` overrides, and check the result.
 
-    `sources`: preset names (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`) or paths of YAML files.
+    `sources`: preset names (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`, `deepscaler`) or paths of YAML files.
     Raises ValueError for an unknown preset, key or unfit value, FileNotFoundError for a missing file.
 
     >>> load_config(["tiny"], ["grpo.num_generations=16"]).grpo.num_generations

@@ -105,13 +105,22 @@ class Data:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with a context length of its own, `steps` long or until the next one's `enter` rule holds."""
+    """A part of a run with a context length of its own, `steps` long or until the next one's `enter` rule holds.
+
+    None, of the last three, is what `grpo` says.
+    """
 
     max_completion_length: int = 512
     steps: int | None = None
     enter: str = "steps"  # when the stage before is over; or earlier: clipped, plateau (see `stages.stage_of`)
+    beta: float | None = None  # the KL's weight; its reference stays the policy before training
+    epsilon_high: float | None = None
+    learning_rate: float | None = None  # what the schedule multiplies
 
     def __post_init__(self) -> None:
+        beta, rate = self.beta or 0.0, 1.0 if self.learning_rate is None else self.learning_rate
+        require(beta >= 0, f"grpo.stages' beta is {beta}; a weight of the KL is 0 or more. Set it so.")
+        require(rate > 0, f"grpo.stages' learning_rate is {rate}; it must be above 0. Set it so.")
         at_least("grpo.stages' max_completion_length", self.max_completion_length, 1, "a completion has a token")
         one_of("grpo.stages' enter", self.enter, ("steps", "clipped", "plateau"))
 

@@ -58,24 +58,12 @@ OnForecast = Callable[[dict[str, Any]], None]
 
 
 def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
-    """The `trl.GRPOConfig` that this configuration means: the one place that knows TRL's constructor."""
+    """The `trl.GRPOConfig` that this configuration means, on this machine."""
     from trl import GRPOConfig
 
-    grpo = asdict(config.grpo)
-    if stages := grpo["stages"]:  # the longest, which the probe step tries; `callbacks.Stages` sets each step's
-        grpo["max_completion_length"] = max(stage["max_completion_length"] for stage in stages)
-    for ours in OURS:
-        del grpo[ours]
-    if grpo["loss_type"] == "gspo":  # arXiv:2507.18071: ratio and clipping by sequence
-        grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
-    checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
     args = GRPOConfig(
-        **grpo,
-        scale_rewards="group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
-        activation_checkpointing=checkpointing,
+        **trl_arguments(config),
         output_dir=str(output_dir),
-        seed=config.run.seed,
-        chat_template_kwargs={"enable_thinking": config.policy.enable_thinking},
         shuffle_dataset=False,  # prompts are drawn when they are needed (`drawing`), whatever TRL hands over
         logging_steps=1,
         save_strategy="no",  # `resume.save` says when
@@ -89,6 +77,24 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
     # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
     args._n_gpu = min(1, args.n_gpu)
     return args
+
+
+def trl_arguments(config: RunConfig) -> dict[str, Any]:
+    """What this configuration means wherever TRL runs it, as keywords of `GRPOConfig`: the one place that knows them."""
+    grpo = asdict(config.grpo)
+    if stages := grpo["stages"]:  # the longest, which the probe step tries; `callbacks.Stages` sets each step's
+        grpo["max_completion_length"] = max(stage["max_completion_length"] for stage in stages)
+    for ours in OURS:
+        del grpo[ours]
+    if grpo["loss_type"] == "gspo":  # arXiv:2507.18071: ratio and clipping by sequence
+        grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+    checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
+    return grpo | {
+        "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
+        "activation_checkpointing": checkpointing,
+        "seed": config.run.seed,
+        "chat_template_kwargs": {"enable_thinking": config.policy.enable_thinking},
+    }
 
 
 def fit_log_probs() -> None:
@@ -215,10 +221,13 @@ def make_trainer(
     left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
     stop = callbacks.Stop(metrics, clock.deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    args = to_trl(config, run.path / "checkpoints")
+    # For a KL TRL would keep a copy of the fresh adapter; it says what the base says, which is had by switching ours off.
+    beta, args.beta = args.beta, 0.0
     trainer = UsefulTrainer(
         model=model,
         reward_funcs=record.watched,
-        args=to_trl(config, run.path / "checkpoints"),
+        args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[
@@ -229,6 +238,7 @@ def make_trainer(
         grpo=config.grpo,
         book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
     )  # fmt: skip
+    trainer.beta = args.beta = beta
     probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer
     trainer.keep, trainer.stop = keeper.keep, stop
     for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks

@@ -69,6 +69,15 @@ def test_every_lora_pair_has_moved(trained):
     assert all(value.any() for name, value in tensors.items() if "lora_B" in name)
 
 
+def test_with_a_kl_from_the_start_the_reference_is_the_base(tmp_path):
+    chosen, run = small(tmp_path, "grpo.beta=0.1", "grpo.learning_rate=3e-3")
+    train.train(chosen, run, [length_reward, zero_reward])
+    first, second = (row["kl"] for row in workspace.read_lines(run.metrics))
+    assert first == pytest.approx(0, abs=1e-6) and second > 1e-4
+    assert sorted(p.name for p in run.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert not any(".ref." in name for name in load_file(run.adapter / "adapter_model.safetensors"))
+
+
 def test_the_run_notes_its_lineage(trained):
     _, run = trained
     notes = run.stages()
