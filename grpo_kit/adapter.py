@@ -8,7 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grpo_kit import tiers
+from grpo_kit.adapter_names import Pattern, half_of, published
+from grpo_kit.adapter_source import scaling
 from grpo_kit.config import Lora
 
 # That import has quieted what the next imports would print.
@@ -89,9 +93,40 @@ def attach_adapter(model: Any, folder: Path) -> Any:
         **{key: saved[key] for key in ADAPTER_KEYS if key in saved}, task_type="CAUSAL_LM", inference_mode=True
     )
     tiers.open_for_lora(model, lora.target_modules)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if folded := _fold_experts(model, tensors, saved):
+        tensors = {key: value for key, value in tensors.items() if key not in folded}
+        if not tensors:
+            return model.eval()
+        lora.target_modules = {published(half_of(key)[0]).removeprefix("backbone.") for key in tensors}
     attached = _with_lora(model, lora)
-    load_into(attached, folder)
+    _load(attached, tensors)
     return attached.eval()
+
+
+def _fold_experts(model: Any, tensors: dict[str, torch.Tensor], saved: dict[str, Any]) -> set[str]:
+    """Add the pairs of experts that transformers keeps in one weight to that weight; returns the keys that are thereby done.
+
+    PEFT could hang a LoRA on them too, and would form the update of all experts anew in every forward pass.
+    """
+    ranks, alphas = Pattern(saved.get("rank_pattern")), Pattern(saved.get("alpha_pattern"))
+    stacks = {published(name): value for name, value in model.named_parameters() if value.ndim == 3}
+    done = set()
+    for key, a in tensors.items():
+        name, half = half_of(key) or ("", "")
+        match = re.fullmatch(r"(.+\.experts)\.(\d+)\.(up_proj|down_proj)", published(name))
+        weight = stacks.get(f"{match[1]}.{match[3]}") if match and half == "A" else None
+        b = tensors.get(key.replace(".lora_A.", ".lora_B."))
+        if weight is None or b is None or int(match[2]) >= len(weight):
+            continue
+        rank, alpha = ranks.of(published(name), saved["r"]), alphas.of(published(name), saved["lora_alpha"])
+        if (b.shape[0], a.shape[1]) != weight.shape[1:] or not a.shape[0] == b.shape[1] == rank:
+            raise ValueError(f"{name} has a LoRA that does not fit its matrix or its config. Pack the adapter again.")
+        update = (b.float() @ a.float()) * scaling(alpha, rank, bool(saved.get("use_rslora")))
+        with torch.no_grad():
+            weight[int(match[2])] += update.to(weight)
+        done |= {key, key.replace(".lora_A.", ".lora_B.")}
+    return done
 
 
 def load_into(attached: Any, folder: Path) -> None:
@@ -99,9 +134,16 @@ def load_into(attached: Any, folder: Path) -> None:
 
     Raises ValueError when config and tensors do not fit each other or the model.
     """
+    _load(attached, load_file(folder / "adapter_model.safetensors"))
+
+
+def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
     # PEFT's own loader would stack the experts' pairs for the fused experts that transformers has and we have not.
-    tensors = load_file(folder / "adapter_model.safetensors")
-    tensors = {re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", name): value for name, value in tensors.items()}
+    prefix = attached.get_base_model().base_model_prefix
+    tensors = {
+        re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", name.replace(".backbone.", f".{prefix}.", 1)): value
+        for name, value in tensors.items()
+    }
     try:
         outcome = attached.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # torch's word for tensors of another shape

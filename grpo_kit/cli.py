@@ -172,6 +172,18 @@ def evaluate(
 
 
 @command
+def score(
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
+    problems: Annotated[int, typer.Option(help="how many held-out puzzles, every family by its share")] = 300,
+    zip_path: Annotated[Path | None, typer.Option("--zip", metavar="FILE.zip", help="score this zip in place of the run's adapter", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """A rehearsal of the challenge's scorer on held-out rows of its train.csv: its prompt, its limits, its last metric."""
+    config, run = session.begin(sources or (), overrides or (), name, "evaluate", force)
+    if not _is_dry(dry_run, config, run, f"reads {zip_path or run.adapter}", [run.evaluation / "score.json"]):
+        running.score(config, run, problems, zip_path)
+
+
+@command
 def tune(
     words: Annotated[list[str], typer.Argument(help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value")],
     sources: Sources = None, name: Name = None, force: Annotated[bool, typer.Option("--force", help="begin the search anew")] = False,
@@ -205,11 +217,17 @@ def report(name: Name = None) -> None:
 def package(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
     to: Annotated[Path | None, typer.Option("--out", help="where to write the zip", show_default=False)] = None,
+    adapters: Annotated[list[Path] | None, typer.Option("--adapter", help="a folder from elsewhere in place of the run's adapter; given twice, both are stacked", show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it what is there", show_default=False)] = None,
+    ranks: Annotated[str, typer.Option(help="several ranks: pad to one, or declare them by pattern")] = "pad",
+    stacked: Annotated[str, typer.Option(help="how all experts lie in one lora_B: auto, rank-first (PEFT) or expert-first (Unsloth)")] = "auto",
 ) -> None:  # fmt: skip
-    """The trained adapter as submission.zip, two files at its root."""
+    """The trained adapter as submission.zip, two files at its root; or one trained elsewhere, converted."""
     config, run = session.begin(sources or (), overrides or (), name, "package", force)
-    if not _is_dry(dry_run, config, run, f"reads {run.adapter}", [to or run.submission]):
-        running.package(config, run, to)
+    reads = ", ".join(map(str, adapters or [run.adapter]))
+    if not _is_dry(dry_run, config, run, f"reads {reads}", [to or run.submission]):
+        told = bool(sources) or any(word.startswith("policy.model=") for word in overrides or ())
+        running.package(config, run, to, adapters or [], config.policy if told else None, dtype, ranks, stacked)
 
 
 @command

@@ -10,13 +10,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from grpo_kit import generate, measures, problems, row_options, vllm_engine, workspace
 from grpo_kit.comparison import compare
-from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.generate import Sample, sample
 from grpo_kit.protocols import PROTOCOLS
 from grpo_kit.reward_files import answer_reader, fingerprint
@@ -30,14 +30,14 @@ Progress = Callable[[int, int], None]
 def before(config: RunConfig, run: workspace.Run, verifier: Reward, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the untrained policy on the run's evaluation sets; write and return `evaluation/before.json`."""
     run.need("data", "grpo-kit data")
-    return _measure("before", config, run, verifier, None, progress)
+    return measure("before", config, run, verifier, None, progress)
 
 
 def after(config: RunConfig, run: workspace.Run, verifier: Reward, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the trained policy on the same problems; write and return `evaluation/after.json`."""
     run.need("data", "grpo-kit data")
     run.need("train", "grpo-kit train")
-    return _measure("after", config, run, verifier, run.adapter, progress)
+    return measure("after", config, run, verifier, run.adapter, progress)
 
 
 def report(run: workspace.Run) -> dict[str, Any]:
@@ -101,20 +101,26 @@ def scores(
     return {p["id"]: p["score"] for p in _judged(verifier, tokenizer, asked, drawn, how.num_generations, thinking)}
 
 
-def _measure(
-    stage: str, config: RunConfig, run: workspace.Run, verifier: Reward, adapter: Path | None, progress: Progress | None
+def measure(
+    stage: str, config: RunConfig, run: workspace.Run, verifier: Reward, adapter: Path | None, progress: Progress | None = None,
+    asked: list[problems.Problem] | None = None, evaluation: Evaluation | None = None,
 ) -> dict[str, Any]:  # fmt: skip
+    """Measure the policy, with `adapter` if one is given; write and return `evaluation/<stage>.json`.
+
+    `asked`: the problems; None: those of `evaluation.sets`. `evaluation`: how, where that is not how the run is set up.
+    """
+    told_yaml, config = to_yaml(config), replace(config, evaluation=evaluation or config.evaluation)
     started, how = time.monotonic(), config.evaluation
     settings = {
         "policy": config.policy.identity(), "evaluation": asdict(how), "seed": config.run.seed, "verifier": fingerprint(verifier),
-        "sets": problems.hashes(config),
+        "sets": problems.hashes(config) if asked is None else problems.hash_of(asked),
     }  # fmt: skip
     reads = [run.manifest, *([adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
         return json.loads(path.read_text())
 
-    asked = problems.load(config, run)
+    asked = problems.load(config, run) if asked is None else asked
     protocol = PROTOCOLS.get(how.protocol or "")
     thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
     room = protocol.max_model_len if protocol else None
@@ -142,7 +148,7 @@ def _measure(
         "problems": tried,
     }
     workspace.write_text(path, json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    run.note(stage, settings, reads, [path], measured["seconds"], to_yaml(config))
+    run.note(stage, settings, reads, [path], measured["seconds"], told_yaml)
     partial.unlink(missing_ok=True)
     return measured
 

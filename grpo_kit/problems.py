@@ -1,5 +1,6 @@
 """What a policy is measured on: the run's own test split and sets by name, asked in the run's words or a protocol's."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,11 @@ def hashes(config: RunConfig) -> dict[str, list[str | None]]:
     """
     named = [name for name in config.evaluation.sets if name != "test"]
     return {name: [workspace.hash_of(path) for path in sources.locate(name, config.data).files] for name in named}
+
+
+def hash_of(asked: list[Problem]) -> str:
+    """sha256 of problems that come from no set with a name."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def rows_of(name: str, config: RunConfig, run: workspace.Run) -> list[dict[str, Any]]:

@@ -1,6 +1,9 @@
 """One stage of a run, done and shown: a bar while it works, then what came of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from rich.markup import escape
 
 from grpo_kit import screens, workspace
 from grpo_kit.config import Policy, RunConfig
@@ -55,14 +58,32 @@ def evaluate(config: RunConfig, run: workspace.Run, stage: str) -> None:
     screens.measured(found)
 
 
-def package(config: RunConfig, run: workspace.Run, to: Path | None) -> Path:
-    """The adapter as a zip; returns its path."""
+def package(
+    config: RunConfig, run: workspace.Run, to: Path | None, adapters: Sequence[Path] = (), base: Policy | None = None,
+    dtype: str | None = None, ranks: str = "pad", stacked: str = "auto",
+) -> Path:  # fmt: skip
+    """The adapter as a zip, the run's own or one from elsewhere for the policy `base`; returns its path."""
+    from grpo_kit.policy import base_name
     from grpo_kit.submission import package as pack
 
-    with screens.stage(run, "package", "packing"):
-        path = pack(config, run, to)
+    notes: list[str] = []
+    with screens.working("packing") if adapters else screens.stage(run, "package", "packing") as show:
+        path = pack(
+            config, run, to, adapters, base_name(base) if base else None, dtype, ranks, stacked, notes.append, show
+        )
+    for note in notes:
+        screens.out.print(f"         {escape(note)}")
     screens.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
     return path
+
+
+def score(config: RunConfig, run: workspace.Run, problems: int, zip_path: Path | None) -> None:
+    """The challenge's scorer, rehearsed; accuracies by family."""
+    from grpo_kit import score as scoring
+
+    with screens.stage(run, "score", "scoring") as show:
+        found = scoring.score(config, run, load_reward(scoring.VERIFIER), problems, zip_path, show)
+    screens.scored(found, run)
 
 
 def check(path: Path, policy: Policy | None, run: workspace.Run | None) -> None:

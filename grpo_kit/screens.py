@@ -182,6 +182,23 @@ def measured(found: dict[str, Any]) -> None:
         out.print(f"         [yellow]drawn by transformers: {escape(why)}[/]")
 
 
+def scored(found: dict[str, Any], run: workspace.Run) -> None:
+    """A rehearsed score, whole and by family, each with its 95 % interval, and what drew it."""
+    table = Table(
+        "family", "score", "95 % interval", "puzzles", title=f"the challenge's scorer, rehearsed on run {run.name!r}"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, part in [*found["by"].get("family", {}).items(), ("all", found)]:
+        table.add_row(escape(name), f"{part['pass@1']:.3f}", "{:.3f} to {:.3f}".format(*part["ci95"]), str(part["n"]))
+    out.print(table)
+    how, why = found["sampling"], found["sampling"]["engine_why"]
+    out.print(
+        f"drawn greedily by {escape(how['engine'])}{escape(f' ({why})') if why else ''}; {found['truncated']:.1%} of the answers "
+        f"were cut at {how['max_completion_length']} tokens; {run.evaluation / 'score.json'}"
+    )
+
+
 def accuracy(report: dict[str, Any], run: workspace.Run) -> None:
     """Before, after and the difference, each with its 95 % interval, whole and by group; and whether it is real."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")

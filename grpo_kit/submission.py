@@ -3,10 +3,8 @@
 What is in a zip, whoever packed it, `inspection` and `outputs` say.
 """
 
-import json
-import shutil
 import time
-import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grpo_kit import workspace
@@ -15,37 +13,36 @@ from grpo_kit.config import RunConfig, to_yaml
 MEMBERS = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def package(config: RunConfig, run: workspace.Run, out: Path | None = None) -> Path:
+def package(
+    config: RunConfig, run: workspace.Run, out: Path | None = None, adapters: Sequence[Path] = (), base: str | None = None,
+    dtype: str | None = None, ranks: str = "pad", stacked: str = "auto", say: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:  # fmt: skip
     """Write the run's adapter as a zip with exactly the two files the scorer reads, at its root; returns its path.
 
-    The same adapter gives the same bytes. Raises FileNotFoundError when the run is not trained.
+    adapters: folders from elsewhere in place of the run's own; several are stacked into one that does what all do together.
+    base: the name of the model it goes on; None: the policy's, or of a foreign adapter the one it was trained on.
+    dtype: float32, float16 or bfloat16; None keeps what is there. ranks: several ranks are padded to one (`pad`) or declared
+    in rank_pattern (`pattern`). stacked: see `adapter_forms.read`. say: told what was converted, and what it lost.
+    progress: told (done, total) modules.
+
+    The same adapter gives the same bytes. Raises FileNotFoundError when the run is not trained or a folder is missing,
+    ValueError for an adapter the scorer cannot load in any form.
     """
+    from grpo_kit.packing import pack
     from grpo_kit.policy import base_name
 
-    run.need("train", "grpo-kit train")
-    started, out = time.monotonic(), out or run.submission
-    there = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
-    if there and run.is_done("package", {}, [run.adapter], config.run.force, derived=True):
-        return out
-    adapter = json.loads((run.adapter / MEMBERS[0]).read_text())
-    adapter["base_model_name_or_path"] = base_name(config.policy)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.partial")
-    try:
-        with zipfile.ZipFile(aside, "w") as archive, (run.adapter / MEMBERS[1]).open("rb") as tensors:
-            archive.writestr(_member(MEMBERS[0]), json.dumps(adapter, indent=2, sort_keys=True) + "\n")
-            with archive.open(_member(MEMBERS[1]), "w", force_zip64=True) as target:
-                shutil.copyfileobj(tensors, target, 1 << 20)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-    run.note("package", {}, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
+    started, out, folders = time.monotonic(), out or run.submission, [Path(folder) for folder in adapters]
+    how = {"dtype": dtype, "ranks": ranks, "stacked": stacked}
+    if folders:
+        notes = pack(folders, base, out, **how, progress=progress)
+    else:
+        run.need("train", "grpo-kit train")
+        there = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
+        if there and run.is_done("package", how, [run.adapter], config.run.force, derived=True):
+            return out
+        notes = pack([run.adapter], base or base_name(config.policy), out, **how, progress=progress)
+        run.note("package", how, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
+    for note in notes if say else ():
+        say(note)
     return out
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """A zip entry without this moment's time or this machine's flags: the same adapter gives the same bytes."""
-    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    info.compress_type = zipfile.ZIP_STORED  # weights do not get smaller, and deflating them takes minutes
-    info.external_attr = 0o644 << 16
-    return info

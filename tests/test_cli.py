@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from grpo_kit import screens, workspace
@@ -46,6 +48,30 @@ def test_the_stages_one_by_one_then_again(here):
         "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json", "metrics.jsonl",
             "run.json", "tensorboard",
     ]  # fmt: skip
+
+
+def test_an_adapter_from_elsewhere_is_packed_and_passes_the_doctor(here):
+    tensors = {}
+    for name, (out, inside) in {"2.mixer.q_proj": (128, 128), "0.mixer.in_proj": (460, 128)}.items():
+        tensors[f"model.layers.{name}.lora_A.default.weight"] = torch.randn(40, inside)
+        tensors[f"model.layers.{name}.lora_B.default.weight"] = torch.randn(out, 40)
+    Path("sft").mkdir()
+    Path("sft/adapter_config.json").write_text(
+        json.dumps({"r": 40, "lora_alpha": 4, "base_model_name_or_path": "somewhere"})
+    )
+    save_file(tensors, "sft/adapter_model.safetensors")
+    assert "policy.model=" in call("package", "--adapter", "sft", "--out", "z.zip", status=2)
+    assert "nothing was touched" in call("package", "--adapter", "sft", "--out", "z.zip", "--dry-run")
+    assert not Path("z.zip").exists()
+    said = call("package", "--adapter", "sft", "--out", "z.zip", "policy.model=tiny", "--dtype", "bfloat16")
+    assert "2 modules were cut to rank 32" in said and "backbone.layers.0.mixer.in_proj" in said and "z.zip" in said
+    assert " fatal " not in call("check", "z.zip")
+    said = call("package", "--adapter", "sft", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--ranks", "pattern")
+    assert "2 modules were cut" in said
+    assert "dtype is 'fp8'" in call(
+        "package", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--dtype", "fp8", status=2
+    )
+    assert not Path("runs").exists()
 
 
 def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):

@@ -5,8 +5,9 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load, load_file
 
-from grpo_kit import submission
+from grpo_kit import packing, submission
 from grpo_kit.submission import MEMBERS
 
 
@@ -21,7 +22,10 @@ def test_the_zip_has_exactly_two_files_at_its_root(packed):
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == list(MEMBERS)
         adapter = json.loads(archive.read(MEMBERS[0]))
-        assert archive.read(MEMBERS[1]) == (run.adapter / MEMBERS[1]).read_bytes()
+        packed, saved = load(archive.read(MEMBERS[1])), load_file(run.adapter / MEMBERS[1])
+    assert {k.replace(".backbone.", ".model."): v.tolist() for k, v in packed.items()} == {
+        k: v.tolist() for k, v in saved.items()
+    }
     assert adapter["base_model_name_or_path"] == "grpo-kit/tiny" and adapter["inference_mode"] is True
     assert adapter["modules_to_save"] is None and isinstance(adapter["target_modules"], list)
     assert str(run.path) not in json.dumps(adapter)
@@ -36,7 +40,7 @@ def test_the_same_adapter_gives_the_same_bytes(trained, tmp_path):
 def test_an_interrupted_packing_leaves_the_old_zip(packed, monkeypatch):
     chosen, run, path = packed
     old = path.read_bytes()
-    monkeypatch.setattr(submission.shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(packing, "_finished", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         submission.package(replace(chosen, run=replace(chosen.run, force=True)), run, path)
     assert path.read_bytes() == old and [p.name for p in path.parent.iterdir()] == ["submission.zip"]
