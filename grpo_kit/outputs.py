@@ -102,36 +102,16 @@ def _with_submitted(model: Any, path: Path) -> Any:
         saved = {expected.module_of(key): value for key, value in load_file(folder / TENSORS).items()}
         pairs = {place[0]: (value, saved[place[0], "B"]) for place, value in saved.items() if place and place[1] == "A"}
         r, scale = config["r"], submitted_config.scale(config)
-        pairs = _merged_into_stacks(model, pairs, scale)
         ours = {name.replace("backbone.", "model.", 1): pair for name, pair in pairs.items()}
         ranks = {name: a.shape[0] for name, (a, _) in ours.items() if a.shape[0] != r}
-        if ours:
-            neat = {
-                "peft_type": "LORA", "r": r, "lora_alpha": scale * r, "target_modules": list(ours), "bias": "none",
-                "rank_pattern": ranks, "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
-            }  # fmt: skip
-            (folder / CONFIG).write_text(json.dumps(neat))
-            halves = {f"base_model.model.{n}.lora_{h}.weight": t for n, p in ours.items() for h, t in zip("AB", p)}
-            save_file(halves, folder / TENSORS)
-            model = attach_adapter(model, folder)
-    return model
-
-
-def _merged_into_stacks(model: Any, pairs: dict[str, Any], scale: float) -> dict[str, Any]:
-    """Add routed experts' pairs to the stacks of weights that transformers keeps them in; returns the other pairs."""
-    import torch
-
-    left = {}
-    for name, (a, b) in pairs.items():
-        stacks, _, rest = name.replace("backbone.", "model.", 1).partition(".experts.")
-        expert, _, leaf = rest.partition(".")
-        stack = getattr(model.get_submodule(f"{stacks}.experts"), leaf, None) if rest else None
-        if isinstance(stack, torch.nn.Parameter) and stack.ndim == 3:
-            with torch.no_grad():
-                stack[int(expert)] += (scale * (b.float() @ a.float())).to(stack)
-        else:
-            left[name] = (a, b)
-    return left
+        neat = {
+            "peft_type": "LORA", "r": r, "lora_alpha": scale * r, "target_modules": list(ours), "bias": "none",
+            "rank_pattern": ranks, "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
+        }  # fmt: skip
+        (folder / CONFIG).write_text(json.dumps(neat))
+        halves = {f"base_model.model.{n}.lora_{h}.weight": t for n, p in ours.items() for h, t in zip("AB", p)}
+        save_file(halves, folder / TENSORS)
+        return attach_adapter(model, folder)
 
 
 def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thinking: bool, path: Path) -> None:

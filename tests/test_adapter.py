@@ -138,3 +138,21 @@ def test_peft_still_refuses_out_proj_by_the_name_that_we_go_round():
 
     with pytest.raises(ValueError, match="out_proj' is incompatible"):
         get_peft_model(policy.load_policy(config.Policy())[0], LoraConfig(target_modules=["out_proj"]))
+
+
+@pytest.mark.parametrize("rows", [64, 63])
+def test_experts_kept_in_one_weight_take_their_pairs_if_these_fit(tmp_path, rows):
+    key = "base_model.model.backbone.layers.1.mixer.experts.3.up_proj"
+    a, b = torch.randn(2, 128), torch.randn(rows, 2)
+    save_file({f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}, tmp_path / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "target_modules": ["experts.3.up_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    model = policy.load_policy(config.Policy())[0]
+    before = model.model.layers[1].mixer.experts.up_proj.detach().clone()
+    if rows != 64:
+        with pytest.raises(ValueError, match="experts.3.up_proj has a LoRA that does not fit"):
+            adapter.attach_adapter(model, tmp_path)
+        return
+    after = adapter.attach_adapter(model, tmp_path).model.layers[1].mixer.experts.up_proj.detach()
+    torch.testing.assert_close(after[3] - before[3], 0.5 * b @ a, rtol=1e-4, atol=1e-5)
+    assert torch.equal(after[[0, 1, 2, 4, 5, 6, 7]], before[[0, 1, 2, 4, 5, 6, 7]])
