@@ -1,4 +1,4 @@
-"""What is done between the steps of a training: random numbers, context stages, checks, checkpoints, the clock."""
+"""What is done between the steps of a training: context stages, checks, checkpoints, the clock."""
 
 import time
 import warnings
@@ -6,24 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from grpo_kit import resume, tiers
+from grpo_kit import processes, resume, tiers
 from grpo_kit.config import Grpo
 from grpo_kit.records import MetricsRecord, is_step
 from grpo_kit.stages import stage_of
-
-
-class StepSeed(TrainerCallback):
-    """Gives each step random numbers of its own, from the seed and the step: an interrupted run draws what it would have."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        drawn = np.random.SeedSequence([self.seed, state.global_step, args.process_index]).generate_state(1)
-        set_seed(int(drawn[0]))
 
 
 class Stages(TrainerCallback):
@@ -117,20 +105,23 @@ class Stop(TrainerCallback):
         if not is_step(logs):
             return
         self.longest = max(self.longest, time.time() - self.began)
-        rung = self.metrics.rows[-1].get("alarms", [])
-        why = None
-        if rung and self.on_alarm == "stop":
-            why = rung[0]
-        elif self.asked and self.asked():
-            why = "it was asked to."
-        elif self.deadline and time.time() + self.longest > self.deadline:
-            why = "its time is up (run.time_limit)."
-            self.out_of_time = True
+        why, self.out_of_time = processes.told(self._why)  # by one clock, and by whoever sees the button
         if why and state.global_step < state.max_steps:
             control.should_training_stop = True
             warnings.warn(
                 f"Stopped at step {state.global_step} of {state.max_steps}: {why} Call again to go on.", stacklevel=2
             )
+
+    def _why(self) -> tuple[str | None, bool]:
+        """(why to stop, whether for the time)."""
+        rung = self.metrics.rows[-1].get("alarms", [])
+        if rung and self.on_alarm == "stop":
+            return rung[0], False
+        if self.asked and self.asked():
+            return "it was asked to.", False
+        if self.deadline and time.time() + self.longest > self.deadline:
+            return "its time is up (run.time_limit).", True
+        return None, False
 
 
 class Keeper(TrainerCallback):
@@ -148,4 +139,8 @@ class Keeper(TrainerCallback):
     def keep(self) -> None:
         """Write `checkpoints/step_N`, whole or not at all."""
         step = self.trainer.state.global_step
-        resume.save(self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base))
+        if processes.is_first():  # all have the same: gradients are shared, prompts drawn alike
+            resume.save(
+                self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base)
+            )
+        self.trainer.accelerator.wait_for_everyone()

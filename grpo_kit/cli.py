@@ -4,6 +4,7 @@ A stage that is done is skipped and says so. Errors are one sentence: exit statu
 """
 
 import functools
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit import kaggle_commands, running, screens, session, workspace
+from grpo_kit import kaggle_commands, processes, running, screens, session, workspace
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -133,10 +134,13 @@ def screen(
 
 @command
 def train(
-    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
-) -> None:
+    overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False,
+    num_processes: Annotated[int, typer.Option(min=1, help="share each step out to so many processes, one a GPU")] = 1,
+) -> None:  # fmt: skip
     """GRPO on the run's training rows: adapter/, metrics.jsonl, completions.jsonl."""
     config, run = session.begin(sources or (), overrides or (), name, "train", force)
+    if num_processes > 1 and not dry_run and processes.count() == 1:
+        raise typer.Exit(processes.launch(num_processes, config.grpo, sys.argv[2:]))
     if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.adapter, run.metrics, run.completions]):
         running.train(config, run)
 

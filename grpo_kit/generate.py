@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
+from grpo_kit import processes
 from grpo_kit.config import Evaluation
 
 
@@ -105,11 +106,14 @@ def sample(
     model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], evaluation: Evaluation, seed: int,
     enable_thinking: bool = True, progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:  # fmt: skip
-    """One completion for each conversation, in order; `seed` fixes them all. `progress` is told (done, total)."""
+    """One completion for each conversation, in order; `seed` fixes them all. `progress` is told (done, total). Of several
+    processes each draws every so-manieth batch, and all have all."""
     ids = encode(tokenizer, render(tokenizer, conversations, enable_thinking))
     draw, found = Transformers(model, tokenizer, evaluation), {}
     for number, batch in enumerate(batches(ids, evaluation.batch_size)):
-        found |= zip(batch, draw([ids[i] for i in batch], seed_of(seed, number)), strict=True)
+        if number % processes.count() == processes.number():
+            found |= zip(batch, draw([ids[i] for i in batch], seed_of(seed, number)), strict=True)
         if progress:
             progress(len(found), len(ids))
+    found = dict(processes.gathered(list(found.items())))
     return [found[i] for i in range(len(ids))]

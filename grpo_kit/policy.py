@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit import config as settings
-from grpo_kit import nemotron_h, tiny, workspace
+from grpo_kit import nemotron_h, processes, tiny, workspace
 
 LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it streams in
 
@@ -16,7 +16,7 @@ LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it stream
 def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     """(model, tokenizer) of `policy.model`: the embedded `tiny`, a local folder, or a Hub id.
 
-    The model is in evaluation mode on the first GPU, or on the CPU where there is none; the tokenizer pads left.
+    The model is in evaluation mode on this process's GPU, or on the CPU where there is none; the tokenizer pads left.
     In 4 bit a large Nemotron-H is quantised as it streams in, once, into an NF4 checkpoint (`policy.nf4_folder`).
     Raises FileNotFoundError when neither folder nor Hub has the model; else what `convert` and `checkpoint.load` raise.
     """
@@ -31,7 +31,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         return sampling.install(_streamed(policy, host)), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": processes.device()}
     if policy.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -74,7 +74,6 @@ def _is_streamed(policy: settings.Policy) -> bool:
 
 def _streamed(policy: settings.Policy, host: Any) -> Any:
     """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
-    import torch
     from tqdm.auto import tqdm
 
     from grpo_kit import checkpoint, convert
@@ -87,14 +86,13 @@ def _streamed(policy: settings.Policy, host: Any) -> Any:
                 bar.total, bar.n = count, number - 1
                 bar.set_postfix_str(shard)
 
-            convert.convert(source_of(policy), folder, policy.dtype, policy.revision, show)
+            processes.told(lambda: convert.convert(source_of(policy), folder, policy.dtype, policy.revision, show))
     stored = checkpoint.verify(folder)["dtype"]
     if stored != policy.dtype:
         raise ValueError(
             f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
         )
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    return checkpoint.load(folder, device, policy.experts_on_host, hits=routing(policy), host=host)
+    return checkpoint.load(folder, processes.device(), policy.experts_on_host, hits=routing(policy), host=host)
 
 
 def overflow(policy: settings.Policy) -> Any:
@@ -103,6 +101,11 @@ def overflow(policy: settings.Policy) -> Any:
 
     if policy.experts_overflow == "host":
         return torch.device("cpu")
+    if processes.count() > 1:
+        raise ValueError(
+            f"policy.experts_overflow is {policy.experts_overflow}, which gives the second GPU to one process's experts, and there "
+            f"are {processes.count()} processes, each with a GPU of its own. Set it to host, or start one process."
+        )
     device, there = torch.device(policy.experts_overflow), torch.cuda.device_count()
     if device.index >= there:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from grpo_kit import alarms, prompts, resume, tiers
+from grpo_kit import alarms, processes, prompts, resume, tiers
 
 Reward = Callable[..., list[float | None]]
 OnStep = Callable[[dict[str, Any]], None]
@@ -34,7 +34,7 @@ class MetricsRecord(TrainerCallback):
         self.skipped, self.started, self.tokens, self.began = 0, 0.0, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.rows = resume.cut_back(self.path, state.global_step)
+        self.rows = processes.told(lambda: resume.cut_back(self.path, state.global_step))
         last = self.rows[-1] if self.rows else {}
         self.skipped, self.tokens = last.get("skipped_steps", 0), last.get("num_tokens", 0.0)
         self.started = time.monotonic() - last.get("seconds", 0.0)
@@ -68,6 +68,8 @@ class MetricsRecord(TrainerCallback):
         self.rows.append(row)
         if new := [said for name, said in alarms.alarms(self.rows, self.settings) if name not in rang]:
             row["alarms"] = new
+        if not processes.is_first():
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.on_step:
@@ -94,7 +96,7 @@ class CompletionRecord(TrainerCallback):
         self.watched = [self._watch(reward) if reward in recorded else reward for reward in rewards]
 
     def on_train_begin(self, args, state, control, **kwargs):
-        resume.cut_back(self.path, state.global_step)
+        processes.told(lambda: resume.cut_back(self.path, state.global_step))
 
     def _watch(self, reward: Reward) -> Reward:
         @functools.wraps(reward)
@@ -109,13 +111,18 @@ class CompletionRecord(TrainerCallback):
 
     def _write(self, batch: dict[str, Any]) -> None:
         step, paid, self.paid = batch["trainer_state"].global_step + 1, self.paid, {}
-        with self.path.open("a", encoding="utf-8") as file:
-            for i, completion in enumerate(batch["completions"]):
-                line = {
+        lines = processes.gathered(
+            [
+                {
                     "step": step,
                     "prompt": prompts.text_of(batch["prompts"][i][-1:]),
                     "completion": prompts.text_of(completion),
                     "answer": batch["answer"][i],
                     "rewards": {name: values[i] for name, values in paid.items()},
                 }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                for i, completion in enumerate(batch["completions"])
+            ]
+        )
+        if processes.is_first():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

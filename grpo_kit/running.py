@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from grpo_kit import screens, workspace
+from grpo_kit import processes, screens, workspace
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.reward_files import load_reward
 
@@ -43,7 +43,9 @@ def train(config: RunConfig, run: workspace.Run) -> None:
         step = screens.training(run, config.grpo.max_steps, show)
         last = training.train(config, run, rewards, step, screens.forecast)
     screens.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
-    if run.stages()["train"].get("out_of_time"):  # what there is, measured and packed before the session ends
+    if (
+        run.stages()["train"].get("out_of_time") and processes.is_first()
+    ):  # what there is, measured and packed before the session ends
         evaluate(config, run, "after")
         package(config, run, None)
 

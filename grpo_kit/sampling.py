@@ -46,11 +46,23 @@ class Sampled:
 def install(model: Any) -> Any:
     """`model`, whose `generate` goes through this file from now on, also from inside a PEFT model around it.
 
-    `model.last_sampling` is the last call's `Sampled`, or None when that call was left to transformers.
+    `model.last_sampling` is the last call's `Sampled`, or None when that call was left to transformers. `model.part_of` may
+    say that the batches are parts of larger ones (`_draw`).
     """
     model.generate = types.MethodType(_generate, model)  # bound, so that a deep copy of the model calls itself
-    model.last_sampling, model.keep_logps = None, False
+    model.last_sampling, model.keep_logps, model.part_of = None, False, None
     return model
+
+
+def _draw(probabilities: torch.Tensor, part_of: tuple[int, int] | None) -> torch.Tensor:
+    """One token a row, `(rows,)`. `part_of` = (first, all): the rows are some of a larger batch whose others are drawn
+    elsewhere, from the same random state; each gets what `torch.multinomial` would have drawn for it in the whole batch,
+    which is the argmax of p / q with q exponential (torch 2.13, `aten/native/Distributions.cpp`)."""
+    if part_of is None:
+        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+    first, rows = part_of
+    noise = probabilities.new_empty(rows, probabilities.shape[1]).exponential_(1)
+    return (probabilities / noise[first : first + len(probabilities)]).argmax(dim=-1)
 
 
 @functools.wraps(GenerationMixin.generate)
@@ -90,7 +102,7 @@ def _decode(
         while True:
             scores = logits_processor(input_ids, logits)
             if generation_config.do_sample:
-                drawn = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+                drawn = _draw(scores.softmax(dim=-1), model.part_of)
             else:
                 drawn = scores.argmax(dim=-1)
             if model.keep_logps:

@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from grpo_kit import figures, workspace
+from grpo_kit import figures, processes, workspace
 from grpo_kit.findings import Finding
 from grpo_kit.prompts import split_thinking
 
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+# Of several processes the first one shows.
+out, err = (Console(highlight=False, soft_wrap=True, stderr=e, quiet=not processes.is_first()) for e in (False, True))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,10 @@ per completion, the adapter written whole or not at all, and a probe of the trai
 packed later can be proved to be this policy.
 """
 
+import functools
 import json
+import runpy
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +21,7 @@ from grpo_kit import (
     evaluate,
     memory,
     outputs,
+    processes,
     prompts,
     resume,
     row_options,
@@ -58,11 +62,15 @@ OnForecast = Callable[[dict[str, Any]], None]
 
 
 def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
-    """The `trl.GRPOConfig` that this configuration means, on this machine."""
+    """The `trl.GRPOConfig` that this configuration means, on this machine, for each of its processes."""
     from trl import GRPOConfig
 
+    batch, accumulation = processes.share(config.grpo)
     args = GRPOConfig(
-        **trl_arguments(config),
+        **trl_arguments(config) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
+        use_cpu=processes.device() == "cpu",
+        # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
+        ddp_find_unused_parameters=any(t in ("up_proj", "down_proj") for t in config.lora.target_modules),
         output_dir=str(output_dir),
         shuffle_dataset=False,  # prompts are drawn when they are needed (`drawing`), whatever TRL hands over
         logging_steps=1,
@@ -130,34 +138,47 @@ def train(
     settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
     if screening.is_screened(run):
         reads.append(run.screened)
+    processes.share(config.grpo)
     known = run.stages().get("train", {}).get("steps")
-    if run.is_done("train", settings, reads, config.run.force) and known == config.grpo.max_steps:
+    if (
+        processes.told(lambda: run.is_done("train", settings, reads, config.run.force))
+        and known == config.grpo.max_steps
+    ):
         return workspace.read_lines(run.metrics)[-1]
 
     started = time.monotonic()
     folder = run.path / "checkpoints"
-    found = None if config.run.force else resume.latest(folder, settings | _hashes(reads))
-    if found is None:
-        resume.clear(folder)
+
+    def last_kept() -> tuple[int, Path] | None:
+        found = None if config.run.force else resume.latest(folder, settings | _hashes(reads))
+        if found is None:
+            resume.clear(folder)
+        return found
+
+    found = processes.told(last_kept)
     trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop)
     if (
         found and found[0] >= config.grpo.max_steps
     ):  # killed between its last step and its note; transformers would go on
         trainer.restore(*found)
         for path in (run.metrics, run.completions):
-            resume.cut_back(path, found[0])
+            processes.told(functools.partial(resume.cut_back, path, found[0]))
     else:
         trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    with workspace.new_folder(run.adapter) as aside:
-        save_adapter(model, aside, config.policy.model)
-    asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
-    outputs.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
-    wrote = [run.adapter, run.probe, run.metrics, run.completions]
-    seconds = time.monotonic() - started
-    steps = trainer.state.global_step
-    late = steps < config.grpo.max_steps and trainer.stop.out_of_time
-    run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
+
+    def write() -> None:
+        model = trainer.accelerator.unwrap_model(trainer.model).eval()
+        with workspace.new_folder(run.adapter) as aside:
+            save_adapter(model, aside, config.policy.model)
+        asked = [row["prompt"] for row in workspace.read_lines(run.rows("test"))[:8]]
+        outputs.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
+        wrote = [run.adapter, run.probe, run.metrics, run.completions]
+        steps = trainer.state.global_step
+        late = steps < config.grpo.max_steps and trainer.stop.out_of_time
+        seconds = time.monotonic() - started
+        run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
+
+    processes.told(write)
     return workspace.read_lines(run.metrics)[-1]
 
 
@@ -200,6 +221,8 @@ def make_trainer(
     ]
 
     def foretell(found: dict[str, Any]) -> None:
+        if not processes.is_first():
+            return
         workspace.write_text(run.forecast, json.dumps(found, indent=2) + "\n")
         if on_forecast:
             on_forecast(found)
@@ -231,7 +254,7 @@ def make_trainer(
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[
-            probe, metrics, record, callbacks.StepSeed(config.run.seed), stages, callbacks.GradientCheck(),
+            probe, metrics, record, stages, callbacks.GradientCheck(),
             callbacks.HeldOut(config.grpo.eval_steps, held_out, metrics), stop, keeper,
             *trackers.callbacks(config.run.report_to, run.path),
         ],
@@ -271,3 +294,9 @@ def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> l
     ]
     ids = sorted((tokenizer.encode(text, add_special_tokens=False) for text in texts), key=len, reverse=True)
     return [ids[i % len(ids)] for i in range(step)]
+
+
+if __name__ == "__main__":
+    # `accelerate launch -m grpo_kit.train --run NAME`: the command line's own `train`, in each process.
+    sys.argv.insert(1, "train")
+    runpy.run_module("grpo_kit.cli", run_name="__main__")

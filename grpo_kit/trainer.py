@@ -11,15 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from transformers import set_seed
 from trl import GRPOTrainer
 
-from grpo_kit import adapter
+from grpo_kit import adapter, processes
 from grpo_kit.advantages import advantages, is_flat
 from grpo_kit.config import Grpo
 from grpo_kit.drawing import PromptBook
 
 Batch = dict[str, torch.Tensor]
+ENOUGH = 0.85  # share of a step's groups that teach, from which asking further ones costs more than they bring
 ON_THE_LEFT = ("prompt_ids", "prompt_mask")  # padded there; everything else that is a row of tokens on the right
 
 
@@ -36,6 +39,7 @@ class UsefulTrainer(GRPOTrainer):
         self.cut: list[bool] = []  # which of its completions ended at the limit
         self.trained_logps: torch.Tensor | None = None  # of the micro-batch last passed through the model
         self._base().keep_logps = True
+        self.round = 0  # of asking, within a step
         self.keep: Callable[[], None] = lambda: None  # writes a checkpoint, wherever the run keeps them
 
     def _base(self) -> Any:
@@ -43,7 +47,7 @@ class UsefulTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self.paid = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self.cut = [not ids or ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
+        self.cut = processes.gathered([not ids or ids[-1] not in self.eos_token_ids for ids in completion_ids_list])
         return self.paid
 
     def _generate_and_score_completions(self, inputs):
@@ -54,24 +58,27 @@ class UsefulTrainer(GRPOTrainer):
         """
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        asked = len(inputs) // self.num_generations
+        asked = len(inputs) * processes.count() // self.num_generations
         spare = round(self.grpo.resample_budget * asked)
+        self.round = 0
 
         def likely(wanted: int) -> int:
             share = self.book.likely_useful()
             return math.ceil((wanted + math.sqrt(wanted * (1 - share))) / share)
 
-        more = min(spare, likely(asked) - asked)
-        drawn = self.book.draw(asked) + (self.book.draw_more(more) if more > 0 else [])
-        batch, flat, why = self._ask(drawn)
+        more = min(spare, likely(asked) - asked) if self.book.likely_useful() < ENOUGH else 0
+        drawn = self.book.draw(asked)
+        batch, flat, why = self._ask(drawn + (self.book.draw_more(more) if more else []))
         figures = {name: list(values) for name, values in self._metrics["train"].items()}
-        while (missing := asked - int((~flat).sum())) > 0 and len(flat) - asked < spare:
+        while (missing := asked - int((~flat).sum())) > (1 - ENOUGH) * asked and len(flat) - asked < spare:
             count = min(likely(missing), asked + spare - len(flat))
             again, again_flat, _ = self._ask(self.book.draw_more(count))
             batch = _join(batch, again, self.processing_class.pad_token_id)
             flat = torch.cat([flat, again_flat])
         chosen = flat.long().argsort(stable=True)[:asked]  # those that teach, then the others, as they were drawn
         batch = _groups_of(batch, chosen, self.num_generations)
+        mine = processes.part(asked * self.num_generations)
+        batch = {name: value[mine] if value.ndim else value for name, value in batch.items()}
         metrics = self._metrics["train"]
         metrics.clear()  # TRL's figures are to be of the first round, which nothing had chosen
         metrics.update(figures)
@@ -86,12 +93,24 @@ class UsefulTrainer(GRPOTrainer):
         return batch
 
     def _ask(self, drawn: list[int]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
-        """(TRL's batch of a group a prompt, `(prompts,)` whether each is flat, share of groups by why they are)."""
+        """(TRL's batch of a group a prompt, `(prompts,)` whether each is flat, share of groups by why they are).
+
+        Each process answers its part and has the whole afterwards. Every round has random numbers of its own, from the seed,
+        the step and the round, so that they do not depend on how long others drew.
+        """
+        drawn += self.book.draw_more(-len(drawn) * self.num_generations % processes.count())  # a part each
         rows = [self.train_dataset[i] for i in drawn for _ in range(self.num_generations)]
-        batch = super()._generate_and_score_completions(rows)
+        seed = np.random.SeedSequence([self.args.seed, self.state.global_step, self.round]).generate_state(1)
+        set_seed(int(seed[0]))
+        self.round += 1
+        mine = processes.part(len(rows))
+        self._base().part_of = (mine.start, len(rows)) if processes.count() > 1 else None
+        batch = super()._generate_and_score_completions(rows[mine])
+        self._base().part_of = None
         last, width = self._base().last_sampling, batch["completion_ids"].shape[1]
         if last is not None:  # None: transformers' own loop drew
             batch["sampled_logps"] = _widen(last.logps[:, :width], width, 0, left=False)
+        batch = self._whole(batch)
         n, paid = self.num_generations, self.paid
         unjudged = paid.isnan().all(dim=1)
         rewards = (paid * self.reward_weights.to(paid.device)).nansum(dim=1).masked_fill(unjudged, torch.nan)
@@ -111,6 +130,20 @@ class UsefulTrainer(GRPOTrainer):
         }  # fmt: skip
         return batch, flat, {name: cause.float().mean().item() for name, cause in causes.items()}
 
+    def _whole(self, batch: Batch) -> Batch:
+        """The batch of all processes, where each has its part: rows in their order, padded to one width."""
+        if processes.count() == 1:
+            return batch
+        pad, gather = self.processing_class.pad_token_id, self.accelerator.gather
+        whole = {}
+        for name, value in batch.items():
+            if value.ndim == 2:
+                fill = pad if name.endswith("_ids") else 0
+                value = self.accelerator.pad_across_processes(value, 1, fill, pad_first=name in ON_THE_LEFT)
+            if value.ndim:
+                whole[name] = gather(value.contiguous())
+        return whole
+
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self.trained_logps = found[0].detach()
@@ -122,7 +155,7 @@ class UsefulTrainer(GRPOTrainer):
         Beside it, by how much the log-probs of what was sampled differ between sampler and trainer.
         """
         if model.training and self.beta == 0:
-            inputs, share = _that_teach(inputs, self.loss_type)
+            inputs, share = _that_teach(inputs, self.loss_type, self._least(inputs))
             if inputs is None:  # all alike, all cut: a gradient of zeros
                 return 0 * sum(value.sum() for value in model.parameters() if value.requires_grad)
         else:
@@ -131,8 +164,15 @@ class UsefulTrainer(GRPOTrainer):
         if (sampled := inputs.get("sampled_logps")) is not None:
             mask = inputs["completion_mask"].bool()
             gap = (self.trained_logps - sampled).abs()[mask]
-            self._metrics["train"]["sampling/logp_gap"].append(gap.mean().item() if len(gap) else 0.0)
+            mean = self.accelerator.gather(gap.mean() if len(gap) else gap.new_zeros(())).mean()
+            self._metrics["train"]["sampling/logp_gap"].append(mean.item())
         return loss
+
+    def _least(self, inputs: Batch) -> int:
+        """How many rows must go through the model: of several processes as many in each, for they wait for each other."""
+        if processes.count() == 1:
+            return 0
+        return max(1, int(self.accelerator.gather(_teach(inputs).sum()).max()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The adapter by our own reader (PEFT's would stack the experts' pairs), and what the book knew."""
@@ -178,21 +218,26 @@ def _groups_of(batch: Batch, groups: torch.Tensor, n: int) -> Batch:
     return done | {"num_items_in_batch": done["completion_mask"].sum().float()}
 
 
-def _that_teach(batch: Batch, loss_type: str) -> tuple[Batch | None, float]:
-    """(the rows of a micro-batch with an advantage and a token that counts, without columns that are padding in all of
-    them; by what a mean over those rows is to be multiplied to be one over all). (None, 0) when there is no such row."""
-    mask = batch["completion_mask"].bool()
-    kept = ((batch["advantages"] != 0) & mask.any(1)).nonzero().flatten()
+def _teach(batch: Batch) -> torch.Tensor:
+    """`(rows,)` whether a row has an advantage and a token that counts."""
+    return (batch["advantages"] != 0) & batch["completion_mask"].bool().any(1)
+
+
+def _that_teach(batch: Batch, loss_type: str, least: int) -> tuple[Batch | None, float]:
+    """(the rows of a micro-batch that teach, and others where those are fewer than `least`, without columns that are padding
+    in all of them; by what a mean over those rows is to be multiplied to be one over all). (None, 0) for no row."""
+    mask, teach = batch["completion_mask"].bool(), _teach(batch)
+    kept = (~teach).long().argsort(stable=True)[: max(least, int(teach.sum()))].sort().values
     if not len(kept):
         return None, 0.0
-    last = int(mask[kept].any(0).nonzero()[-1]) + 1
+    last = int(mask[kept].any(0).nonzero()[-1]) + 1 if mask[kept].any() else 1
     first = int(batch["prompt_mask"][kept].any(0).nonzero()[0])
     found = {name: value[kept] if value.ndim else value for name, value in batch.items()}
     for name, value in found.items():
         if value.ndim == 2:
             found[name] = value[:, first:] if name in ON_THE_LEFT else value[:, :last]
     # dapo and cispo divide by the tokens of the whole batch, which `num_items_in_batch` holds.
-    tokens, rows = mask[kept].sum() / mask.sum(), len(kept) / len(mask)
+    tokens, rows = mask[kept].sum() / mask.sum().clamp(min=1), len(kept) / len(mask)
     return found, {"dapo": 1.0, "cispo": 1.0, "bnpo": float(tokens)}.get(loss_type, rows)
 
 
