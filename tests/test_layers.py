@@ -131,7 +131,7 @@ def test_files_stay_small_and_the_package_thin():
     assert {name: count for name, count in lines.items() if count > (950 if name == "math_answer.py" else 330)} == {}
     # Raise this knowingly. Of it rewards to copy 1,600, puzzles 1,150, data 2,000, 4 bit 2,600, training 1,800, showing
     # 1,500, the doctor 1,300, Kaggle 1,600, conversions 700, the hand-over 1,200.
-    assert sum(lines.values()) < 18000
+    assert sum(lines.values()) < 19000
 
 
 def test_nothing_evaluates_text():
