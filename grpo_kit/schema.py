@@ -164,6 +164,9 @@ class Grpo:
     gradient_checkpointing: bool = False
     fp16: bool = False
     bf16: bool = False
+    vllm: str | None = (
+        None  # colocate or server (at its usual address): who draws completions, once it has proved itself
+    )
     # FILE.py:function; a bare file name is looked for in the working folder first, then among the kit's own rewards
     reward_funcs: list[str] = field(
         default_factory=lambda: ["math_answer.py:math_reward", "reasoning_format.py:reasoning_format_reward"]
@@ -187,6 +190,7 @@ class Grpo:
         one_of("grpo.advantage", self.advantage, ("group", "leave_one_out"))
         one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))
         one_of("grpo.on_alarm", self.on_alarm, ("warn", "stop"))
+        one_of("grpo.vllm", self.vllm or "server", ("colocate", "server"))
         at_least("grpo.save_steps", self.save_steps, 1, "a checkpoint follows a step")
         at_least("grpo.eval_steps", self.eval_steps, 0, "0 means never")
         require(

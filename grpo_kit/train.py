@@ -10,6 +10,7 @@ import json
 import runpy
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from grpo_kit import (
     row_options,
     screening,
     trackers,
+    vllm_engine,
     workspace,
 )
 from grpo_kit.adapter import add_lora, save_adapter
@@ -55,14 +57,15 @@ if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
 # Of `grpo`, what is passed elsewhere: reward functions to the trainer, the rest to what is ours.
 OURS = (
     "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "eval_steps", "on_alarm",
+    "vllm",
 )  # fmt: skip
 RESERVED = 120.0  # seconds of a session left for packing when its time is up, beside what measuring took before
 
 OnForecast = Callable[[dict[str, Any]], None]
 
 
-def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
-    """The `trl.GRPOConfig` that this configuration means, on this machine, for each of its processes."""
+def to_trl(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOConfig":
+    """The `trl.GRPOConfig` that this configuration means, on this machine, for each of its processes; `more` keywords beside."""
     from trl import GRPOConfig
 
     batch, accumulation = processes.share(config.grpo)
@@ -81,6 +84,7 @@ def to_trl(config: RunConfig, output_dir: Path) -> "GRPOConfig":
         run_name=config.run.name,
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        **more,
     )
     # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
     args._n_gpu = min(1, args.n_gpu)
@@ -204,6 +208,11 @@ def make_trainer(
     from grpo_kit.trainer import UsefulTrainer
 
     fit_log_probs()
+    drawn_by, why = processes.told(lambda: vllm_engine.sampler(config))
+    if why:
+        warnings.warn(
+            f"grpo.vllm={config.grpo.vllm} is not used ({why}); transformers draws the completions.", stacklevel=2
+        )
     model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
@@ -244,7 +253,7 @@ def make_trainer(
     left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
     stop = callbacks.Stop(metrics, clock.deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
-    args = to_trl(config, run.path / "checkpoints")
+    args = to_trl(config, run.path / "checkpoints", **drawn_by)
     # For a KL TRL would keep a copy of the fresh adapter; it says what the base says, which is had by switching ours off.
     beta, args.beta = args.beta, 0.0
     trainer = UsefulTrainer(

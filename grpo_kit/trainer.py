@@ -105,10 +105,11 @@ class UsefulTrainer(GRPOTrainer):
         self.round += 1
         mine = processes.part(len(rows))
         self._base().part_of = (mine.start, len(rows)) if processes.count() > 1 else None
+        self._base().last_sampling = None
         batch = super()._generate_and_score_completions(rows[mine])
         self._base().part_of = None
         last, width = self._base().last_sampling, batch["completion_ids"].shape[1]
-        if last is not None:  # None: transformers' own loop drew
+        if last is not None:  # None: vLLM or transformers' own loop drew
             batch["sampled_logps"] = _widen(last.logps[:, :width], width, 0, left=False)
         batch = self._whole(batch)
         n, paid = self.num_generations, self.paid
@@ -161,7 +162,9 @@ class UsefulTrainer(GRPOTrainer):
         else:
             share = 1.0
         loss = share * super().compute_loss(model, inputs, *args, **kwargs)
-        if (sampled := inputs.get("sampled_logps")) is not None:
+        if (
+            sampled := inputs.get("sampled_logps", inputs.get("sampling_per_token_logps"))
+        ) is not None:  # ours, or vLLM's
             mask = inputs["completion_mask"].bool()
             gap = (self.trained_logps - sampled).abs()[mask]
             mean = self.accelerator.gather(gap.mean() if len(gap) else gap.new_zeros(())).mean()

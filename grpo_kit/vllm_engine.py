@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
 
 from grpo_kit import generate, policy, prompts
@@ -20,6 +21,7 @@ from grpo_kit.config import RunConfig
 
 PROBE = prompts.messages("What is 12 + 34?")
 PROBE_TOKENS = 16
+SERVER, TIMEOUT = "http://127.0.0.1:8000", 60.0  # where TRL looks for one; seconds for an answer
 CLOSE = 0.1  # largest difference of a log-probability, in nats, that 16-bit arithmetic in another order may make
 
 
@@ -71,6 +73,57 @@ class Vllm:
         ]
 
 
+class Server:
+    """A running `trl vllm-serve` or `vllm serve`, asked by its public completions API; raises what `requests` raises."""
+
+    def __init__(self, url: str = SERVER) -> None:
+        self.url = url
+        self.model = self._told(requests.get(f"{url}/v1/models", timeout=TIMEOUT))["data"][0]["id"]
+
+    def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[float]]:
+        """(tokens, their log-probabilities) of the likeliest completion, at most `count` tokens."""
+        asked = {
+            "model": self.model, "prompt": ids, "max_tokens": count, "temperature": 0, "logprobs": 0,
+            "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        told = self._told(requests.post(f"{self.url}/v1/completions", json=asked, timeout=TIMEOUT))
+        found = told["choices"][0]["logprobs"]
+        return [int(name.removeprefix("token_id:")) for name in found["tokens"]], found["token_logprobs"]
+
+    @staticmethod
+    def _told(answer: requests.Response) -> Any:
+        answer.raise_for_status()
+        return answer.json()
+
+
+def sampler(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """(what `GRPOConfig` is to be told so that vLLM draws a training's completions, or nothing; why nothing, or "").
+
+    Asked and held against transformers with the base as it is: that the adapter's updates arrive later is what the training's
+    own `sampling/logp_gap` shows.
+    """
+    mode = config.grpo.vllm
+    if mode is None:
+        return {}, ""
+    if why := _missing(config):
+        return {}, why
+    model, tokenizer = policy.load_policy(config.policy)
+    ids = generate.encode(tokenizer, generate.render(tokenizer, [PROBE], config.policy.enable_thinking))[0]
+    expected, ends = _greedy(model, tokenizer, ids), generate.end_tokens(model, tokenizer)
+    del model
+    _free()
+    try:
+        engine = Server() if mode == "server" else Vllm(config, None, tokenizer, ends, None)
+        if mode == "server" and engine.model != policy.source_of(config.policy):
+            return {}, f"the server has {engine.model}, not {policy.source_of(config.policy)}"
+        why = differs(expected, engine.greedy(ids, PROBE_TOKENS))
+    except Exception as error:  # a library, or a server, that fails in ways of its own
+        why = f"vLLM failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    engine = None
+    _free()
+    return ({}, why) if why else ({"use_vllm": True, "vllm_mode": mode}, "")
+
+
 def open_engine(
     config: RunConfig, adapter: Path | None, max_model_len: int | None = None
 ) -> tuple[generate.Transformers | Vllm, str]:
@@ -108,8 +161,10 @@ def differs(expected: tuple[list[int], list[float]], told: tuple[list[int], list
 
 
 def _unfit(config: RunConfig) -> str:
-    if not config.evaluation.use_vllm:
-        return "evaluation.use_vllm is false"
+    return _missing(config) if config.evaluation.use_vllm else "evaluation.use_vllm is false"
+
+
+def _missing(config: RunConfig) -> str:
     if config.policy.load_in_4bit:
         return "the policy is in 4 bit as transformers loads it"
     try:

@@ -4,7 +4,10 @@ vLLM itself is not installed where these tests run: a stand-in with the part of 
 same policy, faithfully or with one of the faults that have been reported of it. What it does on a GPU is not covered.
 """
 
+import http.server
+import json
 import sys
+import threading
 import types
 from dataclasses import replace
 
@@ -161,3 +164,98 @@ def test_an_evaluation_says_what_drew_it(vllm, tmp_path, math_reward):
     settings, run = fresh(tmp_path)
     found = evaluate.before(settings, run, math_reward)
     assert (found["sampling"]["engine"], found["sampling"]["engine_why"]) == ("vllm 0.17.1", "")
+
+
+# --- Who draws a training's completions
+
+
+def training(mode):
+    return replace(config.load_config(["tiny"]), grpo=replace(config.load_config(["tiny"]).grpo, vllm=mode))
+
+
+def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_path):
+    from grpo_kit import train
+
+    told, why = vllm_engine.sampler(training("colocate"))
+    assert (told, why) == ({"use_vllm": True, "vllm_mode": "colocate"}, "")
+    args = train.to_trl(training("colocate"), tmp_path, **told)
+    assert args.use_vllm and args.vllm_mode == "colocate" and not train.to_trl(training(None), tmp_path).use_vllm
+    assert vllm_engine.sampler(training(None)) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("crash", "vLLM failed: RuntimeError"), ("other numbers", "0.30 nats away")]
+)
+def test_one_at_fault_does_not(vllm, monkeypatch, fault, said):
+    monkeypatch.setattr(vllm, "fault", fault)
+    told, why = vllm_engine.sampler(training("colocate"))
+    assert told == {} and said in why
+
+
+def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_path, monkeypatch):
+    from grpo_kit import data, train, workspace
+    from tests.conftest import SMALL
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    settings = config.load_config(["tiny"], [*SMALL, "grpo.vllm=server"])
+    run = workspace.open_run("r", tmp_path)
+    data.prepare(settings, run)
+    with pytest.warns(UserWarning, match=r"grpo.vllm=server is not used \(vLLM does not import.*transformers draws"):
+        trainer = train.make_trainer(settings, run, [lambda completions, **_: [0.0] * len(completions)] * 2)
+    assert not trainer.use_vllm
+
+
+@pytest.fixture
+def server(tiny_policy, monkeypatch):
+    """The two answers of `vllm serve` that are asked for, on loopback; `fault` as StandIn's, or another model's name."""
+    state = types.SimpleNamespace(fault=None, model=policy.source_of(config.Policy()))
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.say({"data": [{"id": state.model}]} if self.path == "/v1/models" else {})
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            tokens, logprobs = vllm_engine._greedy(*tiny_policy, asked["prompt"])
+            assert asked["max_tokens"] == vllm_engine.PROBE_TOKENS and asked["temperature"] == 0
+            off = 0.3 if state.fault == "other numbers" else 0.0
+            found = {"tokens": [f"token_id:{t}" for t in tokens], "token_logprobs": [p + off for p in logprobs]}
+            self.say({"choices": [{"logprobs": found}]})
+
+        def say(self, what):
+            self.send_response(500 if state.fault == "crash" else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(what).encode())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        monkeypatch.setattr(vllm_engine.Server.__init__, "__defaults__", (f"http://127.0.0.1:{served.server_port}",))
+        yield state
+        served.shutdown()
+
+
+def test_a_faithful_server_draws_for_the_training(vllm, server):
+    assert vllm_engine.sampler(training("server")) == ({"use_vllm": True, "vllm_mode": "server"}, "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "model", "said"),
+    [
+        ("other numbers", None, "0.30 nats away"),
+        ("crash", None, "vLLM failed: HTTPError: 500"),
+        (None, "another/model", "the server has another/model, not"),
+    ],
+)
+def test_another_server_does_not(vllm, server, fault, model, said):
+    server.fault, server.model = fault, model or server.model
+    told, why = vllm_engine.sampler(training("server"))
+    assert told == {} and said in why
+
+
+def test_no_server_at_all_is_a_reason(vllm, monkeypatch):
+    monkeypatch.setattr(vllm_engine.Server.__init__, "__defaults__", ("http://127.0.0.1:1",))
+    told, why = vllm_engine.sampler(training("server"))
+    assert told == {} and "vLLM failed: ConnectionError" in why
