@@ -147,7 +147,9 @@ def put(page: Path, name: str, table: Table) -> None:
     text = page.read_text(encoding="utf-8")
     done, count = re.subn(rf"(<!-- {name}: .*-->\n)(\|.*\n)*", lambda m: f"{m[1]}{markdown(table)}\n", text)
     if count != 1:
-        raise ValueError(f"{page} has {count} marks named {name}; a table has one place. Put <!-- {name}: ... --> there.")
+        raise ValueError(
+            f"{page} has {count} marks named {name}; a table has one place. Put <!-- {name}: ... --> there."
+        )
     page.write_text(done, encoding="utf-8")
 
 

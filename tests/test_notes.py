@@ -1,5 +1,6 @@
 """The pages keep their word: their tables are what the plan says today, their examples run, what they name exists."""
 
+import bisect
 import doctest
 import importlib.util
 import re
@@ -13,6 +14,7 @@ import typer
 
 from grpo_kit import config, memory
 from grpo_kit.cli import app
+from tests.test_layers import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
 README, T4, METHOD = ROOT / "README.md", ROOT / "notes" / "t4.md", ROOT / "notes" / "method.md"
@@ -64,9 +66,9 @@ def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
         asked, where = config.load_config([preset]), memory.device(device)
         model = memory.Architecture.of(asked.policy)
         for key in memory.KEYS:
-            value = int(row[f"`{key}`"])
-            possible = [getattr(memory._vary(asked, key, m).grpo, key) for m in range(1, 20_000)]
-            m = possible.index(value) + 1
+            value, valued = int(row[f"`{key}`"]), lambda m, a=asked, k=key: getattr(memory._vary(a, k, m).grpo, k)
+            m = bisect.bisect_left(range(2**16), value, key=valued)
+            assert valued(m) == value  # a value that the key can have
             fits = [memory._solve(model, memory._vary(asked, key, n), where, 256).fits for n in (m, m + 1)]
             assert fits == [True, False], (preset, device, key)
 
@@ -96,6 +98,13 @@ def test_a_table_is_put_where_its_mark_is_and_nowhere_else(hardware, tmp_path):
 def test_the_methods_formulas_are_what_the_code_computes():
     failed, tried = doctest.testfile(str(METHOD), module_relative=False)
     assert failed == 0 and tried >= 25
+
+
+def test_the_map_has_every_file_on_its_floor():
+    floors: dict[str, set[str]] = {}
+    for floor, files in re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "notes" / "design.md").read_text(), re.MULTILINE):
+        floors.setdefault(floor, set()).update(re.findall(r"`(\w+)/?`", files))
+    assert [floors[str(number)] for number in range(len(FLOORS))] == FLOORS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -157,12 +166,13 @@ def test_the_readme_shows_every_command_but_those_told_elsewhere():
 def test_the_example_of_a_copied_reward_trains(tmp_path):
     """The block as it stands, with the reward's file pasted above it, on the embedded policy and rows of our own."""
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(block.splitlines()) == 5
+    assert len(list(filter(None, block.splitlines()))) == 5
     pasted = (ROOT / "grpo_kit" / "rewards" / "math_answer.py").read_text()
     setup = f"""
-from grpo_kit import policy, tiny
+from datasets import Dataset
 model = {str(ROOT / "grpo_kit" / "tiny_policy")!r}
-problems = [{{"prompt": [{{"role": "user", "content": f"What is {{a}} + {{a}}?"}}], "answer": str(2 * a)}} for a in range(10, 18)]
+questions = [(f"What is {{a}} + {{a}}?", str(2 * a)) for a in range(10, 18)]
+rows = Dataset.from_list([{{"prompt": [{{"role": "user", "content": q}}], "answer": a}} for q, a in questions])
 """
     script = tmp_path / "cell.py"
     script.write_text(f"{pasted}\n{setup}\n{block}\nassert trainer.state.global_step == 1\n")
