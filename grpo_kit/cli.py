@@ -253,7 +253,7 @@ def handoff(
 @command
 def plan(
     overrides: Overrides = None, sources: Sources = None,
-    device: Annotated[str | None, typer.Option(help="t4, t4x2, 24gb, 80gb or cpu; without it this machine", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="t4, t4x2, 24gb, 40gb, 80gb or cpu; without it this machine", show_default=False)] = None,
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""

@@ -54,6 +54,7 @@ DEVICES = {
     "t4": Device("t4", 14.6, 12.7e9 / GIB, triton=False),  # Colab's machine
     "t4x2": Device("t4x2", 14.6, 30e9 / GIB, gpus=2, triton=False),  # Kaggle's
     "24gb": Device("24gb", 24e9 / GIB),
+    "40gb": Device("40gb", 40e9 / GIB),
     "80gb": Device("80gb", 80e9 / GIB),
 }
 

@@ -252,6 +252,8 @@ def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():
         ("80gb", "80gb", True, {"GPU"}),
         ("80gb", "24gb", False, {"GPU"}),
         ("24gb", "24gb", True, {"GPU"}),
+        ("24gb", "40gb", True, {"GPU"}),
+        ("80gb", "40gb", False, {"GPU"}),  # 58.8 GiB of weights in 16 bit
         ("24gb", "80gb", True, {"GPU"}),
         ("tiny", "cpu", True, {"host"}),
         ("tiny", "t4", True, {"GPU"}),

@@ -1,0 +1,181 @@
+"""The pages keep their word: their tables are what the plan says today, their examples run, what they name exists."""
+
+import bisect
+import doctest
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from grpo_kit import config, memory
+from grpo_kit.cli import app
+from tests.test_layers import FLOORS
+
+ROOT = Path(__file__).resolve().parents[1]
+README, T4, METHOD = ROOT / "README.md", ROOT / "notes" / "t4.md", ROOT / "notes" / "method.md"
+PAGES = [README, *sorted((ROOT / "notes").glob("*.md")), ROOT / "data" / "README.md", ROOT / "submission" / "README.md"]
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+@pytest.fixture(scope="module")
+def hardware():
+    spec = importlib.util.spec_from_file_location("hardware", ROOT / "benchmarks" / "hardware.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def table(page: Path, name: str) -> list[dict[str, str]]:
+    """The table that follows the mark of that name."""
+    lines = re.search(rf"<!-- {name}: .*-->\n((?:\|.*\n)*)", page.read_text())[1].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def assert_same(found: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Words are the same, numbers within 1 %: another torch counts a few bytes more or fewer."""
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected):
+        assert row.keys() == wanted.keys()
+        for name, cell in wanted.items():
+            assert NUMBER.sub("#", row[name]) == NUMBER.sub("#", cell), name
+            values = ([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (row[name], cell))
+            assert next(values) == pytest.approx(next(values), rel=0.01), (row, name)
+
+
+@pytest.mark.parametrize("name", ["fits", "settings", "refused", "times"])
+def test_the_hardware_page_says_what_the_plan_computes(hardware, name):
+    made = hardware.fits(hardware.plans(search=False)) if name == "fits" else getattr(hardware, name)()
+    assert_same(table(T4, name), made)
+
+
+def test_the_readmes_hardware_table_is_the_same(hardware):
+    assert_same(table(README, "hardware"), hardware.short(hardware.plans(search=False)))
+
+
+def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
+    """Searching takes minutes; that a value fits and the next possible one does not takes two plans."""
+    rows = {(m.preset, m.device): row for m, row in zip(hardware.MACHINES, table(T4, "largest"), strict=True)}
+    for (preset, device), row in rows.items():
+        asked, where = config.load_config([preset]), memory.device(device)
+        model = memory.Architecture.of(asked.policy)
+        for key in memory.KEYS:
+            value, valued = int(row[f"`{key}`"]), lambda m, a=asked, k=key: getattr(memory._vary(a, k, m).grpo, k)
+            m = bisect.bisect_left(range(2**16), value, key=valued)
+            assert valued(m) == value  # a value that the key can have
+            fits = [memory._solve(model, memory._vary(asked, key, n), where, 256).fits for n in (m, m + 1)]
+            assert fits == [True, False], (preset, device, key)
+
+
+def test_machines_of_one_preset_and_device_share_a_row(hardware):
+    rows = table(T4, "largest")
+    assert [row["machine"] for row in rows] == [machine.name for machine in hardware.MACHINES]
+    assert list(rows[-1].values())[1:] == list(rows[-2].values())[1:]  # A100 80 GB and H100
+
+
+def test_the_page_says_that_nothing_of_it_was_measured():
+    text = " ".join(T4.read_text().split())
+    assert "no row was measured on its machine, and nothing has run on a T4 yet" in text
+    assert "computed from nominal bandwidths, not measured" in text
+
+
+def test_a_table_is_put_where_its_mark_is_and_nowhere_else(hardware, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x: here -->\n| old |\n|---|\n\n| another |\n")
+    for _ in range(2):
+        hardware.put(page, "x", [{"a": "1", "b": "2"}])
+        assert page.read_text() == "before\n<!-- x: here -->\n| a | b |\n|---|---|\n| 1 | 2 |\n\n| another |\n"
+    with pytest.raises(ValueError, match="0 marks named y"):
+        hardware.put(page, "y", [{"a": "1"}])
+
+
+def test_the_methods_formulas_are_what_the_code_computes():
+    failed, tried = doctest.testfile(str(METHOD), module_relative=False)
+    assert failed == 0 and tried >= 25
+
+
+def test_the_map_has_every_file_on_its_floor():
+    floors: dict[str, set[str]] = {}
+    for floor, files in re.findall(r"^\| (\d) \| (.*?) \|", (ROOT / "notes" / "design.md").read_text(), re.MULTILINE):
+        floors.setdefault(floor, set()).update(re.findall(r"`(\w+)/?`", files))
+    assert [floors[str(number)] for number in range(len(FLOORS))] == FLOORS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def commands() -> dict[str, click.Command]:
+    """{words after grpo-kit: command}, those of groups too."""
+    found = {}
+
+    def walk(group: click.Group, words: str) -> None:
+        for name, command in group.commands.items():
+            path = f"{words}{name}"
+            found[path] = command
+            if isinstance(command, click.Group):
+                walk(command, f"{path} ")
+
+    walk(typer.main.get_command(app), "")
+    return found
+
+
+def named(page: Path) -> list[str]:
+    """Every `grpo-kit ...` of a page, up to what is no longer the command: in blocks a line, in sentences the code span."""
+    text = page.read_text()
+    lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    grpo-kit ")]
+    return [found.strip() for found in [*lines, *re.findall(r"`(grpo-kit [^`]+)`", text)]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_is_named_exists_with_its_options(page):
+    known = commands()
+    for line in named(page):
+        words = line.split()[1:]
+        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        if name.startswith("-"):
+            continue
+        assert name in known, line
+        options = {option for parameter in known[name].params for option in (*parameter.opts, "--help")}
+        options |= {option for parameter in known[name].params for option in parameter.secondary_opts}
+        assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options, line
+
+
+def test_the_command_lines_own_help_answers_for_each():
+    from typer.testing import CliRunner
+
+    for name in commands():
+        done = CliRunner().invoke(app, [*name.split(), "--help"])
+        assert done.exit_code == 0 and "Usage" in done.output, name
+
+
+def test_the_readme_shows_every_command_but_those_told_elsewhere():
+    shown = {" ".join(line.split()[1:3]) for line in named(README)} | {line.split()[1] for line in named(README)}
+    assert set(commands()) - shown - {"rewards", "demo"} == set()
+
+
+def test_the_example_of_a_copied_reward_trains(tmp_path):
+    """The block as it stands, with the reward's file pasted above it, on the embedded policy and rows of our own."""
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(list(filter(None, block.splitlines()))) == 5
+    pasted = (ROOT / "grpo_kit" / "rewards" / "math_answer.py").read_text()
+    setup = f"""
+from datasets import Dataset
+model = {str(ROOT / "grpo_kit" / "tiny_policy")!r}
+questions = [(f"What is {{a}} + {{a}}?", str(2 * a)) for a in range(10, 18)]
+rows = Dataset.from_list([{{"prompt": [{{"role": "user", "content": q}}], "answer": a}} for q, a in questions])
+"""
+    script = tmp_path / "cell.py"
+    script.write_text(f"{pasted}\n{setup}\n{block}\nassert trainer.state.global_step == 1\n")
+    done = subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "[1.0, 0.0]" in done.stdout
