@@ -1,7 +1,7 @@
 # Two commands: `make demo` runs the whole chain on the embedded policy, `make test` every test. Both make .venv first.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint notebooks clean help
+.PHONY: demo test lint notebooks gallery clean help
 
 # The first Python from 3.11 to 3.13 that answers; PYTHON=... overrides.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -19,6 +19,7 @@ help:
 	@echo "make test             every test, the notebooks included"
 	@echo "make lint             ruff"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/src/*.py"
+	@echo "make gallery          run the notebooks on the tiny policy into notebooks/gallery/*.html"
 
 demo: .venv/.installed
 	$(BIN)/grpo-kit demo $(if $(FORCE),--force)
@@ -32,6 +33,9 @@ lint: .venv/.installed-test
 
 notebooks: .venv/.installed-test
 	$(BIN)/python notebooks/build.py
+
+gallery: .venv/.installed-test
+	$(BIN)/python notebooks/gallery.py
 
 # A torch that is there already (Colab, Kaggle) is used as it is; else the pinned one goes in before anything asks for it.
 .venv/.installed: requirements.txt pyproject.toml
@@ -50,4 +54,4 @@ notebooks: .venv/.installed-test
 	@touch $@
 
 clean:
-	rm -rf .venv runs submission/submission.zip
+	rm -rf .venv runs submission/submission.zip notebooks/gallery

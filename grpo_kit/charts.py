@@ -7,12 +7,13 @@ import math
 from html import escape
 from typing import Any
 
-from grpo_kit.figures import INK, Line, Panel
+from grpo_kit.figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, RED, SKY, Line, Panel
 
 WIDTH, HEIGHT = 320, 216  # of one panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 50, 34
 POINTS = 300  # a curve of more is thinned: there are not as many pixels
 PALE = "#dddddd"
+PARTS = (BLUE, ORANGE, GREEN, PINK, SKY)  # of a plan, the largest ones; the others together are grey
 
 
 def svg(panels: list[Panel], columns: int = 3) -> str:
@@ -170,6 +171,41 @@ def picture(panels: list[Panel], title: str, columns: int = 3) -> Any:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=panel.stacked, fontsize=8, loc="best")
+    return figure
+
+
+def plan(found: Any) -> Any:
+    """A `memory.Plan` as a `matplotlib.figure.Figure`: for each place a bar of its parts when it is fullest, and what there is.
+
+    Where far more is there than needed, the axis ends before it and says so.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 0.7 + 1.35 * len(found.needs)), layout="constrained")
+    verdict = "fits" if found.fits else "does not fit"
+    figure.suptitle(
+        f"{found.config.policy.model} on {found.device.name} {verdict} (computed, not measured)", fontsize=11
+    )
+    for axis, (place, need) in zip(figure.subplots(len(found.needs), squeeze=False).flat, found.needs.items()):
+        unit, size = ("GiB", 2**30) if need.nbytes >= 2**28 else ("MiB", 2**20)
+        needed, has = need.nbytes / size, (need.has or 0) / size
+        rows = sorted(found.at_peak(place), key=lambda row: -row.nbytes)
+        seen = [row for row in rows if row.nbytes > 0.005 * need.nbytes][: len(PARTS)]
+        parts = [(row.part, row.nbytes / size, color) for row, color in zip(seen, PARTS)]
+        if rest := sum(row.nbytes for row in rows[len(seen) :]) / size:
+            parts.append((f"{len(rows) - len(seen)} more", rest, GREY))
+        at = 0.0
+        for part, width, color in parts:
+            axis.barh(0, width, left=at, color=color, height=0.6, label=f"{part} {width:,.2f}")
+            at += width
+        if 0 < has <= 2.5 * needed:
+            axis.axvline(has, color=RED, linewidth=2)
+        axis.set(xlim=(0, 1.04 * max(needed, has if has <= 2.5 * needed else 1.5 * needed)), yticks=[])
+        there = f"there is {need.has / 2**30:,.2f} GiB" if has else "what there is is not known"
+        axis.set_title(f"{place}: {needed:,.2f} {unit} in {need.phase}, {there}", fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

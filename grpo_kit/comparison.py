@@ -39,6 +39,23 @@ def compare(
     return found | {"words": _words(found, names)}
 
 
+def in_words(report: Mapping[str, Any]) -> str:
+    """What `evaluate.report` found, for people: before, after and the change, each with its interval, and whether it is real."""
+    lines = []
+    for name in ("before", "after"):
+        found, (low, high) = report[name], report[name]["ci95"]
+        lines += [
+            f"{name.capitalize()}: {found['pass@1']:.1%} of {found['n']} held-out problems solved;",
+            f"  with 95 % confidence the true rate lies between {low:.1%} and {high:.1%}.",
+        ]
+    low, high = (100 * points for points in report["difference_ci95"])
+    lines += [
+        f"Training changed it by {100 * report['difference']:+.1f} points;",
+        f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.",
+    ]
+    return "\n".join([*lines, report["words"]])
+
+
 def _words(found: Mapping[str, Any], names: tuple[str, str]) -> str:
     difference, (low, high) = found["difference"], found["difference_ci95"]
     many = (

@@ -8,11 +8,12 @@ client's.
 import base64
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 NAMES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
+HUB = "HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,27 @@ def find(environ: Mapping[str, str] = os.environ, home: Path | None = None) -> C
         f"No Kaggle credentials: neither {', '.join(NAMES[:2])} with {NAMES[2]} in the environment, nor ~/.kaggle/access_token, nor "
         "~/.kaggle/kaggle.json, nor a secret of these names on Colab or Kaggle. Make a token at https://www.kaggle.com/settings/api and keep it in one of them."
     )
+
+
+def hub_token(environ: MutableMapping[str, str] = os.environ) -> str:
+    """Where Hugging Face's token is, empty without one; from Colab's or Kaggle's secrets it is told to this process' `environ`."""
+    if environ.get(HUB):
+        return f"{HUB} in the environment"
+    for get, source in ((_colab(), "Colab's secrets"), (_kaggle(), "Kaggle's secrets")):
+        if get and (token := get(HUB)):
+            environ[HUB] = token
+            return f"{HUB} in {source}"
+    return ""
+
+
+def summary() -> str:
+    """Two lines for people: where Kaggle's credentials and the Hub's token were found; nothing of them shows."""
+    try:
+        kaggle = find().source
+    except FileNotFoundError:
+        kaggle = "none; only submitting from here needs them"
+    hub = hub_token() or "none; the model and the data of the presets are public"
+    return f"Kaggle       {kaggle}\nHugging Face {hub}"
 
 
 def _named(get: Callable[[str], str | None] | None, source: str) -> Credentials | None:
@@ -107,7 +129,7 @@ def _kaggle() -> Callable[[str], str | None] | None:
         from kaggle_secrets import UserSecretsClient
     except ImportError:
         return None
-    return lambda name: _secret(UserSecretsClient().get_secret, name)
+    return lambda name: _secret(lambda wanted: UserSecretsClient().get_secret(wanted), name)
 
 
 def _secret(get: Callable[[str], str | None], name: str) -> str | None:

@@ -8,6 +8,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any
 
@@ -95,7 +96,7 @@ class Board(widgets.VBox):
         if self.tail.rewound:
             self.rows = []
         self.rows += new
-        state = f"<b>run {escape(self.run.name)}</b> {escape(self.state)}"
+        state = f"<b>run {escape(self.run.name)}</b> {escape(self.state)}{self._finish()}"
         found = html_report.figures_html(figures.summary(self.run, self.rows))
         self.head.value = f"{state}{found}{html_report.alarms_html(self.rows, most=3)}"
         if new or self.tail.rewound or not self.chart.value:
@@ -108,6 +109,14 @@ class Board(widgets.VBox):
                 self.step.max, self.step.min = newest, steps[0]
             if following:
                 self.step.value = newest
+
+    def _finish(self) -> str:
+        """When a training that is under way will be done, once something is known of it."""
+        forecast = figures.read(self.run.forecast) or {}
+        left = figures.seconds_left(self.rows, forecast.get("steps"), forecast)
+        if self.stop_button.disabled or not left:
+            return ""
+        return f", done at about {datetime.now(UTC) + timedelta(seconds=left):%H:%M} UTC"
 
     def _show_step(self, _: Any) -> None:
         with self.lock:

@@ -47,7 +47,7 @@ def prepare(
     items = _items(config.data.source)
     if run.is_done("data", settings, _files_here(items, config.data), config.run.force):
         return json.loads(run.manifest.read_text())
-    found = _named_apart([sources.locate(item, config.data) for item in items])
+    found = named_sources(config)
     for source in found:
         if source.recipe.evaluation:
             raise ValueError(
@@ -191,6 +191,11 @@ def evaluation_sets(config: RunConfig, found: Sequence[sources.Source]) -> tuple
                 raise
             not_checked[source.name] = str(error)
     return held, not_checked
+
+
+def named_sources(config: RunConfig) -> list[sources.Source]:
+    """The sources that `data.source` names. Raises ValueError for an unknown one, FileNotFoundError for a missing file."""
+    return _named_apart([sources.locate(item, config.data) for item in _items(config.data.source)])
 
 
 def _items(source: str) -> list[str]:

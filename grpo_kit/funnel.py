@@ -1,5 +1,7 @@
-"""Where the rows went, as a picture: how many each step of the data stage left, and how many it took."""
+"""Where the rows went, as a picture: how many each step of the data stage left, and how many it took; and how long and how
+hard those that are left are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,22 @@ def picture(manifest: dict[str, Any]) -> Any:
     axis.set(xlim=(0, 1.22 * manifest["read"]), xlabel="rows")
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def shape(lengths: Sequence[int], rates: Sequence[float]) -> Any:
+    """A matplotlib figure of prompt `lengths` in tokens and of pass `rates`, 0 to 1, where there are any."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(lengths, bins=50, range=(0, 1.1 * max(lengths)), color=LEFT)
+    left.set(xlabel="tokens in the prompt, template included", ylabel="training problems")
+    right.hist(rates, bins=10, range=(0, 1), color=LEFT)
+    title = f"{len(rates)} problems tried" if rates else "not tried yet"
+    right.set(xlabel="pass rate of the policy before training", title=title, xlim=(-0.02, 1.02))
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from grpo_kit import curriculum, metrics, row_options, workspace
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
-from grpo_kit.evaluate import Reward, pay, sample
+from grpo_kit.evaluate import Reward, pay, sample, scores
 from grpo_kit.policy import load_policy
 from grpo_kit.reward_files import fingerprint
 
@@ -72,6 +72,25 @@ def screen(config: RunConfig, run: workspace.Run, verifier: Reward, progress: Pr
     wrote = [run.screening, run.screened, run.left_out]
     run.note("screen", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config))
     return found
+
+
+def glance(
+    config: RunConfig, run: workspace.Run, verifier: Reward, prompts: int = 32, tries: int = 8
+) -> list[float]:  # fmt: skip
+    """Pass rates of training rows, in [0, 1]: those on record, else of the first `prompts` rows, tried `tries` times each.
+
+    On record are rates that `screen` found or that came with the source. Only the embedded policy is tried, which takes
+    seconds; for another the list is empty, and `screen` is what to spend the time on.
+    """
+    run.need("data", "grpo-kit data")
+    rows = [row for path in (run.screened, run.left_out) if path.is_file() for row in workspace.read_lines(path)]
+    rows = rows or workspace.read_lines(run.rows("train"))
+    known = [row["pass_rate"] for row in rows if row["pass_rate"] is not None]
+    if known or config.policy.model != "tiny":
+        return known
+    how = replace(config, evaluation=replace(_sampling(config), num_generations=tries))
+    found = scores(*load_policy(config.policy), rows[:prompts], verifier, how)
+    return [rate for rate in found.values() if rate is not None]
 
 
 def is_screened(run: workspace.Run) -> bool:

@@ -9,6 +9,7 @@ only file that knows Optuna. One process searches at a time.
 import itertools
 import json
 import math
+import random
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -200,6 +201,46 @@ def _result(
     workspace.write_text(run.path / "tune" / "tune.json", json.dumps(found, indent=1) + "\n")
     _picture(found, axes, run.path / "tune" / "tune.png")
     return found
+
+
+def moved(found: Mapping[str, Any], seed: int = 0) -> list[str]:
+    """For each key a sentence: whether accuracy went with its value over the trials of `tune.json`, or not as far as they show.
+
+    By rank correlation (Kruskal and Wallis's H for choices that are no numbers) against the same trials in 1,000 random
+    orders: `p` is the share that goes together at least as well. Trials that were broken off do not count.
+    """
+    from scipy import stats
+
+    rows = [row for row in found["trials"] if row["state"] == "complete" and row["accuracy"] is not None]
+    values = [dict(override.split("=", 1) for override in row["overrides"]) for row in rows]
+    said, draw = [], random.Random(seed)
+    for key in values[0] if values else ():
+        here, accuracy = [value[key] for value in values], [row["accuracy"] for row in rows]
+        if len(set(here)) < 2 or len(set(accuracy)) < 2:
+            said.append(f"{key}: nothing to tell from {len(rows)} trials that are alike.")
+            continue
+        numbers = _numbers(here)
+
+        def together(order: list[float], here: list[str] = here, numbers: list[float] | None = numbers) -> float:
+            if numbers:
+                return float(stats.spearmanr(numbers, order).statistic)
+            return float(stats.kruskal(*[[a for a, h in zip(order, here) if h == one] for one in sorted(set(here))])[0])
+
+        seen = together(accuracy)
+        orders = (draw.sample(accuracy, len(accuracy)) for _ in range(1000))
+        p = (1 + sum(abs(together(order)) >= abs(seen) - 1e-9 for order in orders)) / 1001
+        way = ("rises" if seen > 0 else "falls") if numbers else "differs"
+        how = f"rank correlation {seen:+.2f}" if numbers else f"H {seen:.2f}"
+        moves = f"accuracy {way} with it" if p < 0.05 else "no effect is shown"
+        said.append(f"{key}: {moves} ({how} over {len(rows)} trials, p = {p:.3f}).")
+    return said
+
+
+def _numbers(texts: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return None
 
 
 def _words(study: Any, rows: Sequence[dict[str, Any]]) -> str:

@@ -61,6 +61,8 @@ def open_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
         if earlier:
             with new_folder(run.path) as aside:
                 shutil.copytree(earlier[-1].parent, aside, dirs_exist_ok=True)
+                for path in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and their copies would stay so
+                    path.chmod(path.stat().st_mode | 0o200)
     return run
 
 

@@ -2,7 +2,8 @@
 
     python notebooks/build.py
 
-Edit the sources, never the notebooks: a test fails when the two differ. A notebook as built has no outputs, no
+Edit the sources, never the notebooks: a test fails when the two differ. The word REPOSITORY in a source becomes
+`grpo_kit.notebook.REPOSITORY`, owner and name on GitHub: a fork changes that one line and builds again. A notebook as built has no outputs, no
 execution counts and no metadata of the machine or the tool that made it; a cell's id is a hash of its text, so an
 edit moves no other cell's id.
 """
@@ -15,6 +16,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 
+from grpo_kit.notebook import REPOSITORY
+
 FOLDER = Path(__file__).resolve().parent
 METADATA = {
     "colab": {"provenance": []},
@@ -26,7 +29,8 @@ METADATA = {
 def build(source: Path) -> str:
     """The notebook's JSON for a py:percent file."""
     cells, seen = [], Counter()
-    for cell in jupytext.reads(source.read_text(encoding="utf-8"), fmt="py:percent").cells:
+    text = source.read_text(encoding="utf-8").replace("REPOSITORY", REPOSITORY)
+    for cell in jupytext.reads(text, fmt="py:percent").cells:
         # The formatter writes `# @param`; Colab's own spelling of a form field has no space.
         body = re.sub(r"# @(?=param|title)", "#@", cell.source)
         digest = hashlib.sha256(f"{cell.cell_type} {body}".encode()).hexdigest()[:12]

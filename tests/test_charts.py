@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from grpo_kit import charts
+from grpo_kit import charts, config, memory
 from grpo_kit.figures import Line, Panel
 
 NAN = math.nan
@@ -95,3 +95,32 @@ def test_the_picture_holds_the_same_curves():
 )
 def test_ticks_are_written_short(value, percent, text):
     assert charts.written(value, percent) == text
+
+
+def planned(device, *overrides, preset="t4"):
+    return memory.plan(config.load_config([preset], overrides), device, search=False)
+
+
+def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
+    found = planned(memory.DEVICES["t4"])
+    axes = charts.plan(found).axes
+    assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["GPU", "host", "disk"]
+    for axis, need in zip(axes, found.needs.values()):
+        assert sum(bar.get_width() for bar in axis.patches) == pytest.approx(need.nbytes / 2**30)
+        assert len(axis.patches) <= len(charts.PARTS) + 1
+    limits = [[line.get_xdata()[0] for line in axis.lines] for axis in axes]
+    assert limits == [[pytest.approx(14.6)], [pytest.approx(12.7e9 / 2**30)], []]  # nobody knows the disk
+
+
+def test_a_plan_that_does_not_fit_passes_the_line_and_says_so():
+    figure = charts.plan(planned(memory.DEVICES["t4"], "grpo.max_completion_length=9000"))
+    assert "does not fit" in figure.get_suptitle()
+    (limit,) = figure.axes[0].lines
+    assert sum(bar.get_width() for bar in figure.axes[0].patches) > limit.get_xdata()[0]
+
+
+def test_a_plan_with_room_to_spare_is_drawn_by_its_parts_and_not_by_the_room():
+    figure = charts.plan(planned(memory.Device("a large machine", 0.0, 900.0), preset="tiny"))
+    host = figure.axes[0]
+    assert host.lines[:] == [] and "there is 900.00 GiB" in host.get_title(loc="left")
+    assert host.get_xlim()[1] < 2 * sum(bar.get_width() for bar in host.patches)

@@ -137,3 +137,49 @@ def test_neither_repr_nor_a_hidden_text_shows_a_secret():
     found = credentials.Credentials("somewhere", USER, KEY, TOKEN)
     said = repr(found) + str(found) + found.hide(f"key {KEY}, token {TOKEN}, header {BASIC}")
     assert KEY not in said and TOKEN not in said and BASIC.removeprefix("Basic ") not in said
+
+
+@pytest.mark.parametrize(
+    ("environ", "modules", "source"),
+    [
+        ({}, {}, ""),
+        ({"HF_TOKEN": TOKEN}, {}, "HF_TOKEN in the environment"),
+        ({}, {"HF_TOKEN": TOKEN}, "HF_TOKEN in Colab's secrets"),
+        ({}, {"KAGGLE_KEY": KEY}, ""),  # another secret
+        ({"HF_TOKEN": TOKEN}, {"HF_TOKEN": "other"}, "HF_TOKEN in the environment"),
+    ],
+)
+def test_the_hubs_token_is_told_to_the_process_and_nobody_else(monkeypatch, environ, modules, source):
+    for name, module in colab(modules).items() if modules else ():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert credentials.hub_token(environ) == source
+    assert environ == ({"HF_TOKEN": TOKEN} if source else {})
+
+
+def test_the_hubs_token_of_kaggles_secrets_and_a_client_that_cannot_be_made(monkeypatch):
+    class Client:
+        get_secret = {"HF_TOKEN": TOKEN}.__getitem__
+
+    module = types.SimpleNamespace(UserSecretsClient=Client)
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", module)
+    environ = {}
+    assert credentials.hub_token(environ) == "HF_TOKEN in Kaggle's secrets" and environ == {"HF_TOKEN": TOKEN}
+
+    def none():
+        raise RuntimeError("no token in the environment of this kernel")
+
+    module.UserSecretsClient = none
+    assert credentials.hub_token({}) == ""
+
+
+def test_the_summary_says_where_and_never_what(monkeypatch, tmp_path):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert credentials.summary() == (
+        "Kaggle       none; only submitting from here needs them\nHugging Face HF_TOKEN in the environment"
+    )
+    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    assert credentials.summary().startswith("Kaggle       KAGGLE_API_TOKEN in the environment\n")
+    assert TOKEN not in credentials.summary()

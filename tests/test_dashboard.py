@@ -8,9 +8,11 @@ import asyncio
 import inspect
 import json
 import os
+import re
 import threading
 import time
 import types
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,23 @@ def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
     board.next_draw = 0
     board.refresh()
     assert len(board.rows) == 1 and "<svg" in board.chart.value and "a1" in board.group_html.value
+
+
+def test_it_says_when_a_training_will_be_done_and_only_while_there_is_one(run):
+    workspace.write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
+    board = dashboard.Board(run)
+    assert "done at about" not in board.head.value  # nobody trains
+    done = {}
+
+    def train(should_stop):
+        done["seen"] = board.head.value
+        return 1
+
+    asyncio.run(board.during(train))
+    later = datetime.now(UTC) + timedelta(hours=2)
+    said = re.search(r"training, done at about (\d\d:\d\d) UTC", done["seen"])[1]
+    assert said in {f"{later - timedelta(minutes=m):%H:%M}" for m in (0, 1)}
+    assert "done at about" not in board.head.value
 
 
 def test_the_browser_follows_the_newest_step_until_another_is_picked(run):

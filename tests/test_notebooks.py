@@ -1,41 +1,60 @@
 """The notebooks: built from their sources, shaped as promised, and run one after another on the tiny policy.
 
-Covered: the four in order, each in its own kernel with only the run folder between them; 03 again when it is done; 03
-and 04 without what they need. Not covered: Colab's and Kaggle's own machines.
+Covered: the five in order, each in its own kernel and folder with only the run between them; 03 killed midway, run again, and
+again when it is done; each without what it needs. Colab and Kaggle are `test_notebook_places`, a browser is
+`test_board_in_browser`. Not covered: Colab's and Kaggle's own machines, and the 30B.
 """
 
+import ast
+import importlib
+import importlib.metadata
 import importlib.util
+import inspect
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 import zipfile
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import nbclient
-import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "notebooks"
-NAMES = ("01_setup", "02_data", "03_training", "04_submit")
-COLAB = "https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/{}.ipynb"
-KAGGLE = "https://kaggle.com/kernels/welcome?src=https://github.com/grpo-kit/grpo-kit/blob/main/notebooks/{}.ipynb"
-STEPS, HELD_OUT = 40, 200
+from grpo_kit.notebook import REPOSITORY
+from tests.kernels import (
+    FOLDER,
+    NAMES,
+    ROOT,
+    STEPS,
+    TRAINING,
+    chain,
+    client,
+    code,
+    environment,
+    execute,
+    lines,
+    pictures,
+    printed,
+    read,
+)  # fmt: skip
+
+COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{{}}.ipynb"
+KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{REPOSITORY}/blob/main/notebooks/{{}}.ipynb"
+FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_drive": "boolean"}
+MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
+# Cells that take long for the 30B, by what they call.
+LONG = ("load_policy(", "data.prepare(", "screening.glance(", "evaluate.before(", "board.during(", "evaluate.after(", "outputs.check(", "tune.tune(")  # fmt: skip
 
 every = pytest.mark.parametrize("name", NAMES)
 
 
-def read(name):
-    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-
-
-def code(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def printed(notebook):
-    """What a reader sees as text under the cells: streams and plain forms of what was displayed."""
-    outputs = [output for cell in code(notebook) for output in cell.outputs]
-    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+def prose(name):
+    return "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
 
 
 # What a notebook is made of
@@ -61,6 +80,13 @@ def test_notebook_is_what_its_source_builds(builder, name):
 
 
 @every
+def test_the_repository_has_one_name_and_it_stands_in_one_place(name):
+    assert REPOSITORY not in (FOLDER / "src" / f"{name}.py").read_text(encoding="utf-8")
+    text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert "REPOSITORY" not in text and set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text)) == {REPOSITORY}
+
+
+@every
 def test_notebook_holds_no_output_and_nothing_of_the_machine_that_built_it(name):
     text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
     whole = json.loads(text)
@@ -68,118 +94,212 @@ def test_notebook_holds_no_output_and_nothing_of_the_machine_that_built_it(name)
     assert whole["metadata"]["kernelspec"]["name"] == "python3"
     assert len({cell["id"] for cell in whole["cells"]}) == len(whole["cells"])
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code(read(name)))
-    assert not re.findall(r"/(?:home|Users|root|tmp|work|mnt|var)/|[A-Z]:\\\\Users", text)
+    assert not re.findall(r"/(?:home|Users|root|tmp|work|mnt|var|content)/|[A-Z]:\\\\Users", text)
 
 
 @every
-def test_opening_has_title_goal_badges_install_and_form(name):
-    notebook = read(name)
-    top, (install, form, *_) = notebook.cells[0].source, code(notebook)
+def test_opening_has_title_goal_hardware_minutes_and_both_badges(name):
+    top = read(name).cells[0].source
     assert top.startswith(f"# {int(name[:2])} · ")
-    assert "| Goal | Hardware | Time |" in top
-    assert f"({COLAB.format(name)})" in top and f"({KAGGLE.format(name)})" in top
-    assert install.source.startswith("#@title Install") and 'find_spec("grpo_kit") is None' in install.source
-    fields = re.findall(r"^(\w+) = .*#@param", form.source, flags=re.MULTILINE)
-    assert fields == ["preset", "run_name", "overrides"]
-    assert form.metadata.cellView == install.metadata.cellView == "form"
+    assert re.search(r"\| Goal \| Hardware \| Minutes \|\n\|---\|---\|---\|\n\| \S.+ \| \S.+ \| \d.+ \|", top)
+    for badge, link in (("colab-badge.svg", COLAB), ("open-in-kaggle.svg", KAGGLE)):
+        assert f"{badge})]({link.format(name)})" in top
+
+
+@every
+def test_the_form_has_its_fields_the_preset_first_and_each_once(name):
+    install, form, *others = code(read(name))
+    assert form.source.startswith("#@title Settings") and form.metadata.cellView == install.metadata.cellView == "form"
+    fields = re.findall(r"^(\w+) = (.+?)  #@param (.+)$", form.source, flags=re.MULTILINE)
+    expected = FIELDS | MORE.get(name, {})
+    assert [field for field, _, _ in fields] == list(expected)
+    assert len(form.source.splitlines()) == 1 + len(fields)  # nothing but the title and the form
+    for field, value, kind in fields:
+        assert kind == f'{{type:"{expected[field]}"}}' or field == "preset"
+        kinds = {"string": str, "boolean": bool, "integer": int, "raw": str}
+        assert type(ast.literal_eval(value)) is kinds[expected[field]]
+    choices = json.loads(fields[0][2])
+    presets = {path.stem for path in (ROOT / "grpo_kit/presets").glob("*.yaml")}
+    assert fields[0][1] == '"auto"' and choices[0] == "auto" and set(choices[1:]) <= presets
+    assert not any("#@param" in cell.source for cell in others)
+
+
+def test_the_install_cell_is_one_and_the_same():
+    assert len({code(read(name))[0].source for name in NAMES}) == 1
+
+
+def test_the_install_cell_keeps_the_images_own_and_shows_nothing_but_a_failure(monkeypatch, capsys):
+    asked, answer = [], subprocess.CompletedProcess([], 0, "", "")
+    versions = {"Torch": "2.10.0+cu128", "numpy": "2.0.2", "Pillow": "11.3.0", "pandas": "2.2.2"}
+    found = [type("Found", (), {"name": n, "version": v}) for n, v in versions.items()]
+    source = code(read("01_setup"))[0].source.replace("%xmode", "# %xmode")
+    cell = compile(source, "install", "exec")
+    exec(cell, {})  # here already: nothing is run
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: asked.append(words) or answer)
+    exec(cell, {})
+    assert asked == [
+        [sys.executable, "-m", "pip", "install", "-q", f"git+https://github.com/{REPOSITORY}",
+         "torch==2.10.0+cu128", "numpy==2.0.2", "pillow==11.3.0"],
+    ]  # fmt: skip
+    assert capsys.readouterr() == ("", "")
+    answer.returncode, answer.stderr = 1, "ERROR: No matching distribution\n"
+    with pytest.raises(RuntimeError, match="pip could not install the kit: ERROR: No matching distribution"):
+        exec(cell, {})
 
 
 @every
 def test_cells_are_short_and_prose_stands_between_them(name):
     cells = read(name).cells
-    too_long = [cell.source for cell in cells if cell.cell_type == "code" and len(cell.source.splitlines()) > 25]
-    assert not too_long
-    neighbours = [(a.source, b.source) for a, b in zip(cells, cells[1:]) if a.cell_type == b.cell_type == "code"]
-    assert not neighbours
+    assert not [cell.source for cell in cells if cell.cell_type == "code" and len(cell.source.splitlines()) > 25]
+    assert not [a.source for a, b in zip(cells, cells[1:]) if a.cell_type == b.cell_type == "code"]
 
 
 @every
-def test_every_step_says_what_to_see_and_the_end_says_what_to_try(name):
+def test_every_step_says_what_to_see_long_ones_how_long_and_the_end_what_to_try(name):
     cells = read(name).cells
     steps = [at for at, cell in enumerate(cells) if cell.cell_type == "code"][2:]  # after install and settings
     assert all(cells[at + 1].source.startswith("**You should see**") for at in steps)
+    long = [at for at in steps if any(call in cells[at].source for call in LONG)]
+    assert all("**Takes**" in cells[at - 1].source for at in long)
     assert cells[-1].source.startswith("## Your turn")
 
 
 @every
+def test_a_notebook_calls_the_package_and_has_no_logic_of_its_own(name):
+    for cell in code(read(name))[2:]:
+        source = re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)
+        tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.Try | ast.While | ast.Lambda)]  # fmt: skip
+        assert found == [], cell.source
+        assert "input(" not in source and "getpass" not in source
+
+
+@every
 def test_what_does_not_work_yet_is_said(name):
-    prose = " ".join(" ".join(cell.source.split()) for cell in read(name).cells if cell.cell_type == "markdown")
-    assert "tested with small models on a CPU only" in prose and "nothing has been run on a T4 so far" in prose
+    said = " ".join(prose(name).split())
+    assert "tested with small models on a CPU only" in said and "nothing has been run on a T4 so far" in said
 
 
 @every
 def test_links_to_other_notebooks_lead_somewhere(name):
-    prose = "\n".join(cell.source for cell in read(name).cells if cell.cell_type == "markdown")
-    near = re.findall(r"\]\((\d\d_\w+)\.ipynb\)", prose)
-    far = re.findall(r"\((https://colab\.research\.google\.com/github/[^)]+)\)", prose)
-    assert near and set(near) < set(NAMES)
+    near = re.findall(r"\]\((\d\d_\w+)\.ipynb\)", prose(name))
+    far = re.findall(r"\((https://colab\.research\.google\.com/github/[^)]+)\)", prose(name))
+    assert set(near) == set(NAMES) - {name}
     assert set(far) <= {COLAB.format(other) for other in NAMES}
+
+
+# The libraries' keywords
+
+
+def calls(path_or_text):
+    """(library's function or class, keyword) of every call of a name that is imported from TRL, PEFT or transformers."""
+    tree = ast.parse(path_or_text)
+    owners = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("trl", "peft", "transformers")
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            method = isinstance(node.func, ast.Attribute)  # a constructor such as AutoTokenizer.from_pretrained
+            base = node.func.value if method else node.func
+            if isinstance(base, ast.Name) and base.id in owners:
+                yield from ((*owners[base.id], node.func.attr if method else "", k.arg) for k in node.keywords if k.arg)
+
+
+def accepts(module, name, method, keyword):
+    target = getattr(importlib.import_module(module), name)
+    signature = inspect.signature(getattr(target, method) if method else target)
+    return keyword in signature.parameters or any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+
+def test_every_keyword_told_to_trl_peft_and_transformers_exists_in_the_pinned_versions():
+    pins = dict(re.findall(r"^(transformers|trl|peft)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert {name: importlib.metadata.version(name) for name in pins} == pins and len(pins) == 3
+    texts = [path.read_text() for path in (ROOT / "grpo_kit").glob("*.py")]
+    texts += [re.sub(r"^%.*$", "", "\n".join(c.source for c in code(read(name))), flags=re.M) for name in NAMES]
+    found = {call for text in texts for call in calls(text)}
+    assert {("trl", "GRPOConfig", "", "ignore_data_skip"), ("peft", "LoraConfig", "", "target_modules")} <= found
+    assert [call for call in sorted(found) if not accepts(*call)] == []
+
+
+def test_every_setting_of_every_preset_is_one_of_trls_or_ours():
+    from trl import GRPOConfig
+
+    from grpo_kit import config, train
+
+    known = set(inspect.signature(GRPOConfig).parameters)
+    for preset in config.preset_names():
+        assert set(train.trl_arguments(config.load_config([preset]))) <= known
+    assert accepts("trl", "GRPOConfig", "", "no_such_key") is False  # the check can fail
 
 
 # What a notebook does
 
 
-def execute(name, folder, overrides=""):
-    """(the executed notebook, the error that ended it or None); a fresh kernel whose working folder is `folder`."""
-    notebook = read(name)
-    form = code(notebook)[1]
-    assert 'overrides = ""' in form.source
-    form.source = form.source.replace('overrides = ""', f"overrides = {overrides!r}")
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
-    try:
-        client.execute()
-    except nbclient.exceptions.CellExecutionError as error:
-        return notebook, error
-    return notebook, None
-
-
 @pytest.fixture(scope="module")
-def kernels():
-    """The environment kernels inherit: this checkout's package, no network, the plotting that notebooks have."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        for name in ("MPLBACKEND", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "COV_CORE_SOURCE"):
-            patch.delenv(name, raising=False)
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def chain(kernels, tmp_path_factory):
-    """The four in order; settings are given once, where they matter, and remembered by the run afterwards."""
+def done(tmp_path_factory):
+    """{name: executed} of the five in order, and of 03 again: `killed` midway, `resumed`, `finished`; (folder, that)."""
     folder = tmp_path_factory.mktemp("machine")
-    kernels.setenv("GRPO_KIT_ROOT", str(folder / "runs"))
-    given = {"02_data": f"data.test_size={HELD_OUT}", "03_training": f"grpo.max_steps={STEPS}"}
-    done = {}
-    for name in NAMES:
-        done[name], error = execute(name, folder, given.get(name, ""))
-        assert error is None, f"{name}: {error}"
-    return folder, done
+    env, other = (environment(GRPO_KIT_ROOT=folder / place / "runs") for place in ("straight", "killed"))
+    found = chain(folder, lambda name: env, NAMES[:2])
+    shutil.copytree(folder / "straight", folder / "killed")
+    with ThreadPoolExecutor(2) as both:
+        rest = both.submit(chain, folder, lambda name: env, NAMES[2:])
+        again = both.submit(_killed_and_again, folder / "killed", other)
+        return folder, found | rest.result() | again.result()
 
 
-def test_01_shows_one_reply_with_thinking_and_answer_apart_and_writes_nothing(chain):
-    said = printed(chain[1]["01_setup"])
+def _killed_and_again(folder, env):
+    metrics = folder / "runs/tiny/metrics.jsonl"
+    runner, notebook, env = client("03_training", folder / "03 killed", env, overrides=TRAINING)
+
+    def kill():
+        while not metrics.is_file() or len(metrics.read_text().splitlines()) < 3:
+            time.sleep(0.01)
+        os.kill(runner.km.provisioner.process.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(nbclient.exceptions.DeadKernelError):
+        runner.execute(env=env)
+    before = metrics.read_text().splitlines()[:2], json.loads((folder / "runs/tiny/run.json").read_text())["stages"]
+    tensors, found = folder / "runs/tiny/adapter/adapter_model.safetensors", {"killed": before}
+    assert not tensors.exists()
+    for name in ("resumed", "finished"):
+        executed, error = execute("03_training", folder / f"03 {name}", env, overrides=TRAINING)
+        assert error is None
+        found[name] = executed, tensors.stat().st_mtime_ns
+    return found
+
+
+def test_01_shows_the_machine_the_plan_and_one_reply_and_writes_nothing(done):
+    said = printed(done[1]["01_setup"])
+    assert re.search(r"transformers +│ 5\.23\.0 +│.*ok", said)
+    assert re.search(r"^Kaggle +\S", said, re.MULTILINE) and re.search(r"^Hugging Face \S", said, re.MULTILINE)
+    assert pictures(done[1]["01_setup"]) == 2 and "It fits this machine" in said
     assert "534,116 parameters" in said
     assert re.search(r"<\|im_start\|>assistant\n<think>\n", said)  # the template has opened it
     assert re.search(r"thinks : \S.*\nanswers: \\boxed\{\d+\}", said)
     assert said.count("not yet") == 5
 
 
-def test_02_prepares_data_and_counts_it(chain):
-    folder, done = chain
-    manifest = json.loads((folder / "runs/tiny/data/manifest.json").read_text())
-    assert manifest["rows"] == {"train": 3700, "val": 100, "test": HELD_OUT}
-    said = printed(done["02_data"])
+def test_02_prepares_data_and_counts_it(done):
+    folder, notebooks = done
+    manifest = json.loads((folder / "straight/runs/tiny/data/manifest.json").read_text())
+    assert manifest["rows"] == {"train": 320, "val": 20, "test": 60}
+    said = printed(notebooks["02_data"])
+    assert "tiny-sums: made by tiny-sums (licence: cc0-1.0)" in said
     assert "0 problems are in both train and test" in said
     assert len(re.findall(r"^ *\d+\. What is \d+ [+-] \d+\?\n +gold: \d+$", said, flags=re.MULTILINE)) == 10
     assert "median 47" in said
-    assert "3700 rows to train on, 100 val, 200 test; dropped: none" in said
-    assert pictures(done["02_data"]) == 2  # the funnel; lengths and pass rates
+    assert "320 rows to train on, 20 val, 60 test; dropped: none" in said
+    assert pictures(notebooks["02_data"]) == 2  # the funnel; lengths and pass rates
 
 
-def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_of_two_sources(kernels, tmp_path):
-    kernels.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
-    kernels.setenv("GRPO_KIT_DATA", str(tmp_path))
+def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_of_two_sources(tmp_path):
     (tmp_path / "math").mkdir()
     sample = ROOT / "data/gsm8k_sample.jsonl"
     first = json.loads(sample.read_text().splitlines()[0])["question"]
@@ -190,10 +310,11 @@ def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_of_two_sources(kerne
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join([*rows, rows[0]]))
     wanted = f"data.source={sample},{tmp_path / 'mine.jsonl'} data.val_size=5 data.test_size=20"
-    notebook, error = execute("02_data", tmp_path, wanted)
+    env = environment(GRPO_KIT_ROOT=tmp_path / "runs", GRPO_KIT_DATA=tmp_path)
+    notebook, error = execute("02_data", tmp_path, env, overrides=wanted)
     said = printed(notebook)
     assert error is None
-    assert "1 of the 1 problems of math500 stood in the sources, and were kept out" in said
+    assert "math500: 1 of 1 problems stood in the sources; kept out" in said
     assert "not checked against aime2024" in said and "214 rows" not in said
     assert f"gsm8k_sample.jsonl, line 1: leaked, equal (math500: {first[:20]}" in said
     assert "mine.jsonl, line 16: repeated problem (equals mine.jsonl, line 1)" in said
@@ -201,10 +322,15 @@ def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_of_two_sources(kerne
     assert pictures(notebook) == 2
 
 
-def test_03_pays_each_failure_mode_as_the_prose_says(chain):
-    table = next(o for cell in code(chain[1]["03_training"]) for o in cell.outputs if "reasoning_format_reward</th>" in o.get("data", {}).get("text/html", ""))  # fmt: skip
-    rows = re.findall(r"<tr>\s*<th>(.*?)</th>(.*?)</tr>", table.data["text/html"], flags=re.DOTALL)
-    paid = {case: re.findall(r"<td>(.*?)</td>", cells)[-2:] for case, cells in rows}
+def tables(notebook):
+    """Rows of every HTML table under the cells: {first column: the others}."""
+    html = "".join(o.get("data", {}).get("text/html", "") for cell in code(notebook) for o in cell.outputs)
+    rows = re.findall(r"<tr>\s*<th>(.*?)</th>(.*?)</tr>", html, flags=re.DOTALL)
+    return {case: re.findall(r"<td>(.*?)</td>", cells, flags=re.DOTALL) for case, cells in rows}
+
+
+def test_03_pays_each_failure_mode_as_the_prose_says(done):
+    paid = {case: cells[-2:] for case, cells in tables(done[1]["03_training"]).items() if len(cells) == 4}
     assert paid == {
         "right": ["1.0", "1.0"],
         "right, written otherwise": ["1.0", "1.0"],  # 85.0
@@ -216,75 +342,102 @@ def test_03_pays_each_failure_mode_as_the_prose_says(chain):
     }
 
 
-def test_03_trains_and_shows_each_step_and_the_curve(chain):
-    folder, done = chain
-    run, said = folder / "runs/tiny", printed(done["03_training"])
+def test_03_trains_and_shows_what_trl_is_told_and_the_curve(done):
+    folder, notebooks = done
+    run, said = folder / "straight/runs/tiny", printed(notebooks["03_training"])
     assert (run / "adapter/adapter_model.safetensors").stat().st_size > 10_000
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == STEPS
-    assert re.search(rf"max_steps +{STEPS}\n", said)  # TRL was told what the form said
-    assert f"page lies in {folder / 'runs/tiny/report.html'}" in said and (run / "report.html").is_file()
+    assert len(lines(run / "metrics.jsonl")) == STEPS
+    told = tables(notebooks["03_training"])
+    assert told["max_steps"] == [str(STEPS)] and told["num_generations"] == ["4"]  # what the form said
+    assert f"page lies in {run / 'report.html'}" in said and (run / "report.html").is_file()
     assert f"UTC: {STEPS} steps in " in said
     assert "def math_reward(" in said
-    assert pictures(done["03_training"]) == 1
+    assert pictures(notebooks["03_training"]) == 1
 
 
-def test_04_finds_the_settings_of_the_run_and_reports_a_gain(chain):
-    folder, done = chain
-    report = json.loads((folder / "runs/tiny/evaluation/report.json").read_text())
-    assert report["before"]["n"] == report["after"]["n"] == HELD_OUT
-    assert report["before"]["ci95"][1] < report["after"]["ci95"][0]
-    said = printed(done["04_submit"])
-    assert f"After: {report['after']['pass@1']:.1%} of {HELD_OUT} held-out problems solved;" in said
-    assert re.search(r"before +thinks .*looks like \d+", said) and re.search(r"after +thinks .*=", said)
-    assert pictures(done["04_submit"]) == 1
-    assert f"max_steps: {STEPS}\n" in (folder / "runs/tiny/config.yaml").read_text()  # given to 03 only
+def test_03_names_every_alarm_there_is():
+    from grpo_kit import alarms
+
+    table = prose("03_training").partition("## When an alarm shows")[2].partition("##")[0]
+    assert len(re.findall(r"^\| (?!it says|---)", table, flags=re.MULTILINE)) == len(alarms.RULES)
 
 
-def test_04_packs_a_zip_that_passes_every_check(chain):
-    folder, done = chain
-    with zipfile.ZipFile(folder / "submission/submission.zip") as archive:
+def test_03_killed_midway_goes_on_when_run_again_and_ends_with_the_same_adapter_bit_for_bit(done):
+    folder, notebooks = done
+    rows, stages = notebooks["killed"]
+    assert "train" not in stages and "before" in stages
+    run = folder / "killed/runs/tiny"
+    assert (run / "metrics.jsonl").read_text().splitlines()[:2] == rows  # not taken again
+    assert [row["step"] for row in lines(run / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    adapters = [folder / place / "runs/tiny/adapter/adapter_model.safetensors" for place in ("straight", "killed")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_03_once_more_finds_its_work_done(done):
+    (resumed, written), (finished, then) = done[1]["resumed"], done[1]["finished"]
+    assert f"UTC: {STEPS} steps in " in printed(finished) and printed(resumed)
+    assert written == then
+
+
+def test_04_finds_the_settings_of_the_run_and_says_before_and_after_in_words(done):
+    folder, notebooks = done
+    run = folder / "straight/runs/tiny"
+    report = json.loads((run / "evaluation/report.json").read_text())
+    assert report["before"]["n"] == report["after"]["n"] == 60
+    said = printed(notebooks["04_submit"])
+    low, high = report["after"]["ci95"]
+    assert f"After: {report['after']['pass@1']:.1%} of 60 held-out problems solved;" in said
+    assert f"the true rate lies between {low:.1%} and {high:.1%}." in said and report["words"] in said
+    assert pictures(notebooks["04_submit"]) == 1
+    assert f"max_steps: {STEPS}\n" in (run / "config.yaml").read_text()  # given to 03 only
+
+
+def test_04_packs_a_zip_that_the_doctor_passes_and_sends_nothing(done):
+    folder, notebooks = done
+    with zipfile.ZipFile(folder / "straight/submission/submission.zip") as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
-    said = printed(done["04_submit"])
-    assert len(re.findall(r"^ok   ", said, flags=re.MULTILINE)) == 5 and "fatal" not in said
-    assert "outputs equal the trained policy's" in said
+    said = printed(notebooks["04_submit"])
+    assert "fatal" not in said and "equal the trained policy's" in said
+    assert "is not submitted: It is an adapter for the embedded tiny policy." in said and "Nothing was sent." in said
+
+
+def test_05_tries_settings_and_says_what_moved(done):
+    folder, notebooks = done
+    found = json.loads((folder / "straight/runs/tiny/tune/tune.json").read_text())
+    said = printed(notebooks["05_tuning"])
+    assert len(found["trials"]) == 2 and "lora.r                   ('4', '16')" in said
+    assert found["words"] in said and re.search(r"^lora\.r: .+ 2 trials", said, re.MULTILINE)
+    assert pictures(notebooks["05_tuning"]) == 1
+    assert said.rstrip().endswith(" ".join(found["best"]["overrides"]))
 
 
 @every
-def test_a_reader_sees_no_warnings(chain, name):
-    outputs = [output for cell in code(chain[1][name]) for output in cell.outputs]
+def test_a_reader_sees_no_warnings(done, name):
+    outputs = [output for cell in code(done[1][name]) for output in cell.outputs]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
-    assert "Warning" not in printed(chain[1][name])
+    assert "Warning" not in printed(done[1][name])
 
 
-def test_03_again_on_a_fresh_kernel_finds_its_work_done(chain, kernels):
-    folder, _ = chain
-    kernels.setenv("GRPO_KIT_ROOT", str(folder / "runs"))  # another test may have set its own
-    tensors = folder / "runs/tiny/adapter/adapter_model.safetensors"
-    written = tensors.stat().st_mtime_ns
-    again, error = execute("03_training", folder)
-    assert error is None
-    assert f"UTC: {STEPS} steps in " in printed(again)
-    assert tensors.stat().st_mtime_ns == written
+def test_without_the_stage_before_it_one_sentence_and_a_link_explain_and_nothing_runs_on(tmp_path):
+    missing = {
+        "03_training": ("data", "02_data"),
+        "04_submit": ("before", "03_training"),
+        "05_tuning": ("data", "02_data"),
+    }
 
+    def alone(name):
+        return execute(name, tmp_path / name, environment(GRPO_KIT_ROOT=tmp_path / "runs"))
 
-@pytest.mark.parametrize(
-    ("name", "missing", "remedy"),
-    [("03_training", "data", "02_data.ipynb"), ("04_submit", "before", "03_training.ipynb")],
-)
-def test_without_the_stage_before_it_one_sentence_explains_and_nothing_runs_on(
-    kernels, tmp_path, name, missing, remedy
-):
-    kernels.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
-    notebook, error = execute(name, tmp_path)
-    assert error.ename == "FileNotFoundError"
-    assert error.evalue.startswith(f"Run 'tiny' has no finished stage '{missing}'")
-    assert f"Run `notebook {remedy}` first." in error.evalue
-    ran = [cell for cell in code(notebook) if cell.execution_count]
-    assert len(ran) == 3  # install, settings, open the run
-    shown = ran[-1].outputs[-1]
-    assert len("\n".join(shown.traceback).splitlines()) <= 2  # the sentence, no trace
-    assert list(tmp_path.iterdir()) == []
-
-
-def pictures(notebook):
-    return sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
+    with ThreadPoolExecutor(2) as both:
+        found = dict(zip(missing, both.map(alone, missing)))
+    for name, (stage, remedy) in missing.items():
+        notebook, error = found[name]
+        assert error.ename == "FileNotFoundError"
+        assert error.evalue.startswith(f"Run 'tiny' has no finished stage '{stage}'")
+        assert f"Run `notebook {remedy}.ipynb` first." in error.evalue
+        ran = [cell for cell in code(notebook) if cell.execution_count]
+        assert len(ran) == 3  # install, settings, open the run
+        *_, shown, raised = ran[-1].outputs
+        assert f"[{remedy}]({remedy}.ipynb)" in shown.data["text/markdown"]
+        assert len("\n".join(raised.traceback).splitlines()) <= 2  # the sentence, no trace
+        assert list((tmp_path / name).iterdir()) == []

@@ -372,3 +372,24 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     made = run.manifest.stat().st_mtime_ns
     data.prepare(replace(chosen, data=replace(chosen.data, pass_rate=[0.2, 0.8])), run)  # another band is no other data
     assert run.manifest.stat().st_mtime_ns == made
+
+
+def test_a_glance_tries_a_few_rows_and_keeps_nothing(tmp_path, math_reward):
+    chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
+    run = workspace.open_run("r", tmp_path)
+    data.prepare(chosen, run)
+    before = sorted(tmp_path.rglob("*"))
+    rates = screening.glance(chosen, run, math_reward, prompts=6, tries=4)
+    assert len(rates) == 6 and set(rates) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_glance_takes_what_is_on_record_left_out_rows_included_and_never_loads_a_large_model(screened, monkeypatch):
+    chosen, run = screened[:2]
+    monkeypatch.setattr(screening, "load_policy", lambda policy: pytest.fail("loaded"))
+    on_record = {line["id"]: line["pass_rate"] for line in workspace.read_lines(run.screening)[1:]}
+    assert sorted(screening.glance(chosen, run, right_reward)) == sorted(on_record.values())
+    for path in (run.screened, run.left_out):
+        path.unlink()
+    large = config.load_config(["t4"])
+    assert screening.glance(large, run, right_reward) == []

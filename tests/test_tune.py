@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import signal
 import types
 from dataclasses import replace
@@ -181,3 +182,46 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
     assert "train" not in run.stages() and not run.adapter.exists()
     screens.tuned(found, run)
     assert f"to use the best: {found['best']['overrides'][0]}" in capsys.readouterr().out
+
+
+def told(count, accuracy, state="complete", **values):
+    """A search's result whose trial i has values[key](i) and accuracy(i)."""
+    return {"trials": [
+        {"state": state, "accuracy": accuracy(i), "overrides": [f"{key}={value(i)}" for key, value in values.items()]} for i in range(count)
+    ]}  # fmt: skip
+
+
+def test_what_moved_is_told_from_what_did_not():
+    found = told(8, lambda i: i / 10, rate=lambda i: 10.0**-i, rank=lambda i: (4, 8)[i % 2])
+    rate, rank = tune.moved(found)
+    assert rate == "rate: accuracy falls with it (rank correlation -1.00 over 8 trials, p = 0.001)."
+    assert rank.startswith("rank: no effect is shown (rank correlation +0.22 over 8 trials, p = 0.")
+
+
+def test_a_choice_of_words_is_compared_by_its_kinds():
+    (kind,) = tune.moved(told(10, lambda i: i / 10, kind=lambda i: '"a"' if i < 5 else '"b"'))
+    assert kind.startswith("kind: accuracy differs with it (H 6.82 over 10 trials, p = 0.0")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        told(3, lambda i: i / 10, rate=lambda i: i),  # three points in a row come by chance once in three times
+        told(8, lambda i: 0.5, rate=lambda i: i),  # nothing to go with
+        told(8, lambda i: i / 10, rate=lambda i: 3),  # one value
+        told(1, lambda i: 0.5, rate=lambda i: 3),
+    ],
+)
+def test_few_or_equal_trials_move_nothing(found):
+    assert all("no effect is shown" in said or "nothing to tell" in said for said in tune.moved(found))
+
+
+@pytest.mark.parametrize("state", ["pruned", "fail"])
+def test_trials_that_were_broken_off_do_not_count(state):
+    assert tune.moved(told(8, lambda i: i / 10, state, rate=lambda i: i)) == []
+
+
+def test_chance_moves_a_setting_no_more_than_once_in_twenty():
+    draw = random.Random(7)
+    said = [tune.moved(told(8, lambda i: draw.random(), rate=lambda i: i))[0] for _ in range(40)]
+    assert sum("no effect" not in text for text in said) <= 6  # 2 expected; seven or more come once in 200 times

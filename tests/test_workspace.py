@@ -46,7 +46,10 @@ def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
     earlier = tmp_path / "kaggle/input/my-output/runs/r1"
     earlier.mkdir(parents=True)
     (earlier / "run.json").write_text('{"run": "r1", "stages": {"data": {}}}')
+    for path in (earlier / "run.json", earlier):  # as inputs are mounted
+        path.chmod(path.stat().st_mode & 0o555)
     run = workspace.open_run("r1", filesystem=tmp_path)
+    assert all(path.stat().st_mode & 0o200 for path in (run.path, run.notes))
     assert run.path == tmp_path / "kaggle/working/runs/r1" and "data" in run.stages()
     assert list(run.path.parent.iterdir()) == [run.path]  # nothing half-copied beside it
 

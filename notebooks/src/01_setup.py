@@ -1,85 +1,130 @@
 # %% [markdown]
 # # 1 · Setup: meet the policy
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/01_setup.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/grpo-kit/grpo-kit/blob/main/notebooks/01_setup.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/01_setup.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/01_setup.ipynb)
 #
-# | Goal | Hardware | Time |
+# | Goal | Hardware | Minutes |
 # |---|---|---|
-# | See this machine, open a run, load the policy and hear it think once before any training | any machine; two CPU cores are enough for `tiny` | under a minute once the packages are installed |
+# | See what this machine is and what will fit on it, open a run, load the policy and hear it think once before any training | any; two CPU cores are enough for `tiny`, the 30B wants a T4 or more | 1 for `tiny`, once the packages are installed |
 #
-# **1 Setup** → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) → [4 Submit](04_submit.ipynb).
+# **1 Setup** → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb).
 # Each notebook stands alone: it finds the run where the last one left it, even on a fresh machine.
 
 # %% [markdown]
 # ## Install
-# This cell does nothing when `grpo_kit` is here already. Otherwise pip installs it and what it needs, and keeps the
-# machine's own torch if that is 2.10 or later. The first line shortens an error to its one sentence; `%tb` shows the rest.
+# Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
+# error to its one sentence; `%tb` shows the rest.
 
 # %% cellView="form"
 # @title Install
 # %xmode Minimal
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = "git+https://github.com/grpo-kit/grpo-kit"
+SOURCE = "git+https://github.com/REPOSITORY"
+IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
+
 if importlib.util.find_spec("grpo_kit") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", REPOSITORY], check=True)
+    here = {found.name.lower(): found.version for found in importlib.metadata.distributions()}
+    kept = [f"{name}=={here[name]}" for name in IMAGES_OWN if name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
-# - `preset` is where all settings start. `tiny` trains a half-million-parameter Nemotron-H that ships with the package.
-#   `t4` and `24gb` describe the 30B model. Its way into 4 bit is tested with small models on a CPU only: **nothing has
-#   been run on a T4 so far.**
-# - `run_name` names the run's folder; left empty, it is the preset's name. Give all four notebooks the same.
-# - `overrides` change single settings, separated by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
+# - `preset` is where all settings start. `auto` takes what suits the machine: the 30B where a GPU has room for it, by the
+#   plan below; else `tiny`, a half-million-parameter Nemotron-H that ships with the package.
+# - `run_name` names the run's folder; left empty, it is the preset's name. Give all notebooks the same.
+# - `overrides` change single settings, parted by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
+# - `use_drive` keeps the run on your Google Drive (Colab only). Colab asks for your leave; refused or not answered within
+#   two minutes, the run lies on the machine's disk.
+#
+# The presets other than `tiny` describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
+# **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
-preset = "tiny"  # @param ["tiny", "t4", "24gb"]
+preset = "auto"  # @param ["auto", "tiny", "t4", "t4x2", "24gb", "80gb"]
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
+use_drive = True  # @param {type:"boolean"}
 
 # %% [markdown]
 # ## This machine
 # What a run can do depends on the machine, so look at it first.
 
 # %%
-import os
-import shutil
+from grpo_kit import doctor, screens
 
-import torch
-
-from grpo_kit import workspace
-
-machine = workspace.environment()
-memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-print("Python      ", machine["python"])
-print("torch       ", torch.__version__)
-print("transformers", machine["packages"]["transformers"], "· trl", machine["packages"]["trl"])
-print("processors  ", machine["cpus"])
-print("memory      ", f"{memory:.0f} GiB")
-print("free disk   ", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB")
-print("GPU         ", machine["gpu"] or "none; the tiny policy does not need one")
+screens.verdicts(doctor.findings())
 
 # %% [markdown]
-# **You should see** seven lines. No GPU is fine here: the tiny policy trains on a CPU.
+# **You should see** `ok` in every row. No GPU is fine here: the tiny policy trains on a CPU.
+
+# %% [markdown]
+# ## Secrets
+# Nothing here needs one to run through. To submit to Kaggle from a notebook, keep a `KAGGLE_API_TOKEN` (or
+# `KAGGLE_USERNAME` and `KAGGLE_KEY`) under Colab's key symbol or in Kaggle's *Add-ons, Secrets*; an `HF_TOKEN` there is
+# used for downloads. Secrets are told to the library that needs them, and never shown or written.
+
+# %%
+from grpo_kit import credentials
+
+print(credentials.summary())
+
+# %% [markdown]
+# **You should see** two lines that say where each was found, or `none`.
 
 # %% [markdown]
 # ## This run
-# Everything a run makes lies in one folder, so that a lost session costs nothing that was finished. The folder is found
-# for you: Google Drive on Colab when it is mounted, `/kaggle/working` on Kaggle, `runs` beside this notebook elsewhere.
-# (On Colab, mount Drive from the Files panel *before* this cell if the run shall outlive the session.)
+# Everything a run makes lies in one folder, so that a lost session costs nothing that was finished: on Drive on Colab, in
+# `/kaggle/working` on Kaggle, in `runs` here elsewhere.
 
 # %%
-from grpo_kit.session import begin, standing
+from grpo_kit import notebook
 
-config, run = begin([preset], overrides.split(), run_name or preset)
-print(standing(run))
+config, run = notebook.begin(preset, run_name, overrides, use_drive)
 
 # %% [markdown]
 # **You should see** the folder and the run's five stages. In a new run none is done, and nothing has been written yet.
+
+# %% [markdown]
+# ## Will it fit?
+# The plan counts, before anything is downloaded, what the run needs of this machine: weights, LoRA and its optimiser,
+# what is sampled at once, activations. **Takes** a few seconds.
+
+# %%
+# %matplotlib inline
+from IPython.display import display
+
+from grpo_kit import charts, memory
+
+plan = memory.plan(config, memory.this_device(), search=False)
+display(charts.plan(plan))
+print(plan.verdict)
+
+# %% [markdown]
+# **You should see** a bar for each place that must hold something, its parts end to end, and a red line where the place
+# ends. For `tiny` there is far more than it needs. The sentence says whether it fits and, if not, what to set.
+
+# %% [markdown]
+# The same for the 30B on one T4, whatever machine this is: most of the GPU is routed experts, as many as there is room for.
+# The others wait in host memory and are brought over when they are hit. **Takes** about five seconds.
+
+# %%
+from grpo_kit.config import load_config
+
+display(charts.plan(memory.plan(load_config(["t4"]), memory.device("t4"), search=False)))
+
+# %% [markdown]
+# **You should see** a GPU that is full to the line by intention. These figures are computed; no T4 has confirmed them.
 
 # %% [markdown]
 # ## Its settings
@@ -92,11 +137,13 @@ from grpo_kit.config import to_yaml
 print(to_yaml(config))
 
 # %% [markdown]
-# **You should see** six sections, from `policy` to `run`. Any line can be overridden as `section.key=value`.
+# **You should see** sections from `policy` to `run`. Any line can be overridden as `section.key=value`.
 
 # %% [markdown]
 # ## Load the policy
 # In reinforcement learning the model that acts is called the policy. It is loaded once here, only to be looked at.
+# **Takes** a second for `tiny`. The 30B is read shard by shard, some 60 GB in all, and quantised on the way, with a line a
+# shard; the 4-bit copy stays on the machine's disk and is read from there next time.
 
 # %%
 from grpo_kit.policy import load_policy
@@ -116,9 +163,8 @@ print(f"{type(model).__name__}: {parameters:,} parameters in {model.dtype} on {m
 # %%
 from grpo_kit import prompts
 
-conversation = prompts.messages(
-    "What is 47 + 38?", config.data.prompt_suffix, config.data.system_prompt
-)
+problem = "What is 47 + 38?"
+conversation = prompts.messages(problem, config.data.prompt_suffix, config.data.system_prompt)
 thinking_on = config.policy.enable_thinking
 prompt = tokenizer.apply_chat_template(
     conversation, tokenize=False, add_generation_prompt=True, enable_thinking=thinking_on
@@ -155,14 +201,11 @@ print("length :", reply.tokens, "tokens,", "ended by itself" if reply.finished e
 
 # %%
 import pandas
-from IPython.display import display
 
 same = [conversation] * config.grpo.num_generations
-group = [
-    prompts.split_thinking(reply.text)
-    for reply in evaluate.sample(model, tokenizer, same, *settings)
-]
-display(pandas.DataFrame(group, columns=["thinks", "answers"]))
+group = evaluate.sample(model, tokenizer, same, *settings)
+pairs = [prompts.split_thinking(reply.text) for reply in group]
+display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 
 # %% [markdown]
 # **You should see** some replies that work the sum out and some that guess. Both habits are in the policy already;
@@ -170,8 +213,9 @@ display(pandas.DataFrame(group, columns=["thinks", "answers"]))
 
 # %% [markdown]
 # ## Your turn
-# - Ask something else: change the problem in *What the policy reads* and run the cells below it again.
+# - Ask something else: change `problem` and run the cells below it again.
 # - Set `overrides` to `evaluation.temperature=0` and run all: what becomes of the group, and what could GRPO learn from it?
-# - Set `preset` to `t4` and look at *Its settings*: this is what the 30B run will be told.
+# - Plan for another machine: `memory.device("24gb")` in place of `memory.this_device()`, and a longer reply by
+#   `grpo.max_completion_length=2048`. Where does the bar pass the line?
 #
-# **Next:** [2 Data](02_data.ipynb) ([in Colab](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/02_data.ipynb)).
+# **Next:** [2 Data](02_data.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)).

@@ -1,68 +1,95 @@
 # %% [markdown]
 # # 2 · Data: problems to learn from, problems to be judged by
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/02_data.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/grpo-kit/grpo-kit/blob/main/notebooks/02_data.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/02_data.ipynb)
 #
-# | Goal | Hardware | Time |
+# | Goal | Hardware | Minutes |
 # |---|---|---|
-# | Clean, decontaminate and split the problems, see where each row went, read ten of each source, and see how long prompts are in tokens | any machine; no GPU needed | under a minute once the packages are installed |
+# | Clean, decontaminate and split the problems, see where each row went, how long and how hard they are, and read ten of each source | any; no GPU needed | 1 for `tiny`, once the packages are installed |
 #
-# [1 Setup](01_setup.ipynb) → **2 Data** → [3 Training](03_training.ipynb) → [4 Submit](04_submit.ipynb).
+# [1 Setup](01_setup.ipynb) → **2 Data** → [3 Training](03_training.ipynb) →
+# [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb).
 # Nothing has to be run before this notebook.
 
 # %% [markdown]
 # ## Install
-# This cell does nothing when `grpo_kit` is here already. Otherwise pip installs it and what it needs, and keeps the
-# machine's own torch if that is 2.10 or later. The first line shortens an error to its one sentence; `%tb` shows the rest.
+# Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
+# error to its one sentence; `%tb` shows the rest.
 
 # %% cellView="form"
 # @title Install
 # %xmode Minimal
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = "git+https://github.com/grpo-kit/grpo-kit"
+SOURCE = "git+https://github.com/REPOSITORY"
+IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
+
 if importlib.util.find_spec("grpo_kit") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", REPOSITORY], check=True)
+    here = {found.name.lower(): found.version for found in importlib.metadata.distributions()}
+    kept = [f"{name}=={here[name]}" for name in IMAGES_OWN if name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
-# Use the `preset` and the `run_name` of notebook 1. `overrides` change single settings, separated by spaces; the source
-# of the problems is one of them (examples at the end). The presets `t4` and `24gb` describe the 30B model, whose way into
-# 4 bit is tested with small models on a CPU only: **nothing has been run on a T4 so far.**
+# Use the `preset` and the `run_name` of notebook 1. `overrides` change single settings, parted by spaces; the source of
+# the problems is one of them (examples at the end).
+# The presets other than `tiny` describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
+# **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
-preset = "tiny"  # @param ["tiny", "t4", "24gb"]
+preset = "auto"  # @param ["auto", "tiny", "t4", "t4x2", "24gb", "80gb"]
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
+use_drive = True  # @param {type:"boolean"}
 
 # %% [markdown]
 # ## Open the run
-# The run folder remembers which stages are done and what they were made with, so a fresh machine continues from there.
+# The run folder remembers which stages are done and what they were made with, so a fresh machine goes on from there: from
+# Drive on Colab, from the output of an earlier notebook among the inputs on Kaggle, from `runs` here elsewhere.
 
 # %%
-from grpo_kit.session import begin, standing
+from grpo_kit import notebook
 
-config, run = begin([preset], overrides.split(), run_name or preset)
-print(standing(run))
+config, run = notebook.begin(preset, run_name, overrides, use_drive)
 
 # %% [markdown]
 # **You should see** the run's five stages and which of them are done. This notebook does the first one, `data`.
 
 # %% [markdown]
+# ## Sources
+# Where problems come from is a recipe: which set, which columns, which licence.
+
+# %%
+from grpo_kit import data
+
+for source in data.named_sources(config):
+    print(f"{source.name}: {source.recipe.about} (licence: {source.recipe.licence})")
+
+# %% [markdown]
+# **You should see** a line a source: what it is and under which licence.
+
+# %% [markdown]
 # ## Prepare
 # Rows are read and mended; those that no final answer can check, that repeat a problem, or that give a benchmark's problem
 # away are dropped; the rest is split by a hash of the problem's text. The verifier is the one the policy is measured
-# with: a gold that it cannot use teaches nothing.
+# with: a gold that it cannot use teaches nothing. **Takes** seconds for `tiny`, minutes for large sets; a run that was
+# broken off goes on after its last whole step.
 
 # %%
-from grpo_kit import data, screens
+from grpo_kit import screens
 from grpo_kit.reward_files import load_reward
 
-manifest = data.prepare(config, run, load_reward(config.evaluation.verifier))
+verifier = load_reward(config.evaluation.verifier)
+manifest = data.prepare(config, run, verifier)
 screens.data(manifest)
 for split, count in manifest["rows"].items():
     print(f"{count:>6} rows in {split:<5}  sha256 {manifest['sha256'][split][:12]}")
@@ -74,8 +101,8 @@ for split, count in manifest["rows"].items():
 
 # %% [markdown]
 # ## Where the rows went
-# The picture is the table once more. Every dropped row is kept in `dropped.jsonl` with its reason: read some, for no rule
-# is right about all of them.
+# The funnel as a picture. Every dropped row is kept in `dropped.jsonl` with its reason: read some, for no rule is right
+# about all of them.
 
 # %%
 # %matplotlib inline
@@ -86,25 +113,23 @@ from grpo_kit.workspace import read_lines
 
 display(funnel.picture(manifest))
 for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:10]:
-    print(
-        f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})\n  {row['problem'][:100]!r}"
-    )
+    print(f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})")
+    print(f"  {row['problem'][:100]!r}")
 
 # %% [markdown]
 # **You should see** one bar for `tiny`, from which nothing was taken, and a staircase for real sets.
 
 # %% [markdown]
 # ## Held out means held out
-# An accuracy is worth nothing if its problems were trained on, so count the problems that stand in both files.
+# An accuracy is worth nothing if its problems were trained on, so count the problems that stand in both files, and those
+# of known evaluation sets that stood in the sources.
 
 # %%
 train, test = read_lines(run.rows("train")), read_lines(run.rows("test"))
 shared = {row["id"] for row in train} & {row["id"] for row in test}
 print(f"{len(shared)} problems are in both train and test")
 for name, hit in manifest["evaluation"].items():
-    print(
-        f"{hit['leaked']} of the {hit['problems']} problems of {name} stood in the sources, and were kept out"
-    )
+    print(f"{name}: {hit['leaked']} of {hit['problems']} problems stood in the sources; kept out")
 for name, why in manifest["not_checked"].items():
     print(f"not checked against {name}: {why[:120]}")
 
@@ -119,8 +144,8 @@ for name, why in manifest["not_checked"].items():
 
 # %%
 for source in manifest["sources"]:
+    print(source["name"])
     rows = [row for row in train if row["source"] == source["name"]][:10]
-    print(f"{source['name']}: {source['recipe']['about']} (licence: {source['recipe']['licence']})")
     for number, row in enumerate(rows, start=1):
         print(f"{number:>2}. {row['prompt'][-1]['content']}")
         print(f"    gold: {row['answer']}")
@@ -130,43 +155,26 @@ for source in manifest["sources"]:
 # solution, the answer was taken from its `####` line, as in GSM8K, or from its last box.
 
 # %% [markdown]
-# ## How long prompts are
-# A GPU must hold prompt and reply of every sample, so count prompts in tokens, with the policy's own tokenizer and
-# chat template around them.
+# ## How long, how hard
+# A GPU must hold prompt and reply of every sample, so prompts are counted in tokens, with the policy's own chat template
+# around them. And what the policy always or never solves teaches nothing: the tiny policy tries 32 problems eight times
+# each; for the 30B that takes hours, and `grpo-kit screen` is what to spend them on. **Takes** a few seconds.
 
 # %%
+from grpo_kit import screening
 from grpo_kit.pipeline import token_counter
 
 lengths = sorted(token_counter(config.policy)([row["prompt"] for row in train]))
+rates = screening.glance(config, run, verifier)
+display(funnel.shape(lengths, rates))
 print(f"shortest {lengths[0]}, median {lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens")
 reply = config.grpo.max_completion_length
 print(f"with a reply of {reply}, the most this run allows: {lengths[-1] + reply} tokens")
 
 # %% [markdown]
-# **You should see** for `tiny` three equal lengths: its tokenizer reads bytes, and every problem has two two-digit
-# numbers. The last line is the longest sequence that training has to hold; `data.max_prompt_tokens` drops what is longer.
-
-# %% [markdown]
-# The left picture shows whether a few long problems would set the memory for all; such a tail is worth cutting. The right
-# one shows how often the policy solves a problem, once the rows have been screened: what it always or never solves
-# teaches nothing.
-
-# %%
-import matplotlib.pyplot as plt
-
-rates = [row["pass_rate"] for row in train if row["pass_rate"] is not None]
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained")
-left.hist(lengths, bins=50, range=(0, 1.1 * lengths[-1]), color="#1f4e79")
-left.set(xlabel="tokens in the prompt, template included", ylabel="training problems")
-right.hist(rates, bins=20, range=(0, 1), color="#1f4e79")
-right.set(xlabel="pass rate", title="" if rates else "not screened yet")
-for axis in (left, right):
-    axis.spines[["top", "right"]].set_visible(False)
-plt.show()
-
-# %% [markdown]
-# **You should see** on the left one bar for `tiny`, and a hump with a tail to the right for real problems such as GSM8K's.
-# The right one is empty until pass rates have been measured.
+# **You should see** on the left one bar for `tiny`, whose tokenizer reads bytes, and a hump with a tail for real problems;
+# a long tail sets the memory for all, and `data.max_prompt_tokens` cuts it. On the right, most problems of `tiny` are solved
+# by some of the replies and missed by others: these are the ones that teach.
 
 # %% [markdown]
 # ## Your turn
@@ -185,4 +193,4 @@ plt.show()
 #
 # To make a run's data anew, add `run.force=true`.
 #
-# **Next:** [3 Training](03_training.ipynb) ([in Colab](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/03_training.ipynb)).
+# **Next:** [3 Training](03_training.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/03_training.ipynb)).

@@ -1,57 +1,67 @@
 # %% [markdown]
 # # 3 · Training: pay for right answers, watch the habit change
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/03_training.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/grpo-kit/grpo-kit/blob/main/notebooks/03_training.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/03_training.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/03_training.ipynb)
 #
-# | Goal | Hardware | Time |
+# | Goal | Hardware | Minutes |
 # |---|---|---|
-# | Try the rewards by hand, measure the untrained policy, train it with GRPO, see the reward climb | any machine; two CPU cores are enough for `tiny` | about a minute on two laptop cores |
+# | Try the rewards by hand, measure the untrained policy, train it with GRPO, watch the board, know what to do when an alarm shows | any for `tiny`; the 30B wants a T4 or more | 2 for `tiny`, hours for the 30B |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** → [4 Submit](04_submit.ipynb).
-# This notebook needs the data of notebook 2.
+# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** →
+# [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb).
+# This notebook needs the data of notebook 2. Run it again after a lost session: it goes on where the last checkpoint stands.
 
 # %% [markdown]
 # ## Install
-# This cell does nothing when `grpo_kit` is here already. Otherwise pip installs it and what it needs, and keeps the
-# machine's own torch if that is 2.10 or later. The first line shortens an error to its one sentence; `%tb` shows the rest.
+# Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
+# error to its one sentence; `%tb` shows the rest.
 
 # %% cellView="form"
 # @title Install
 # %xmode Minimal
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = "git+https://github.com/grpo-kit/grpo-kit"
+SOURCE = "git+https://github.com/REPOSITORY"
+IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
+
 if importlib.util.find_spec("grpo_kit") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", REPOSITORY], check=True)
+    here = {found.name.lower(): found.version for found in importlib.metadata.distributions()}
+    kept = [f"{name}=={here[name]}" for name in IMAGES_OWN if name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
-# Use the `preset` and the `run_name` of the notebooks before; what they settled about the data stands. `overrides`
-# change single settings, separated by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`. The presets `t4` and `24gb`
-# describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
+# Use the `preset` and the `run_name` of the notebooks before. What finished stages were made with stands, so `overrides`
+# (single settings, parted by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`) are for training here.
+# The presets other than `tiny` describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
 # **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
-preset = "tiny"  # @param ["tiny", "t4", "24gb"]
+preset = "auto"  # @param ["auto", "tiny", "t4", "t4x2", "24gb", "80gb"]
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
+use_drive = True  # @param {type:"boolean"}
 
 # %% [markdown]
 # ## Open the run
-# The run folder remembers which stages are done and what they were made with, so a fresh machine continues from there.
-# If the last line below asks for notebook 2, run [2 Data](02_data.ipynb)
-# ([in Colab](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/02_data.ipynb)) first.
+# The run folder remembers which stages are done and what they were made with, so a fresh machine goes on from there: from
+# Drive on Colab, from the output of an earlier notebook among the inputs on Kaggle, from `runs` here elsewhere.
+# If data is missing, the link below leads to [2 Data](02_data.ipynb).
 
 # %%
-from grpo_kit.session import begin, standing
+from grpo_kit import notebook
 
-config, run = begin([preset], overrides.split(), run_name or preset)
-print(standing(run))
-run.need("data", "notebook 02_data.ipynb")
+config, run = notebook.begin(preset, run_name, overrides, use_drive)
+notebook.need(run, "data", "02_data")
 
 # %% [markdown]
 # **You should see** at least `data` done. This notebook does `before` and `train`; whatever is done already is kept.
@@ -112,21 +122,14 @@ display(table)
 
 # %% [markdown]
 # ## Measure before
-# Without a figure from before there is no gain to speak of. The untrained policy answers the held-out problems;
-# for `tiny` these are 500, which takes a few seconds, and a line counts the answers.
+# Without a figure from before there is no gain to speak of. The untrained policy answers the held-out problems.
+# **Takes** for `tiny` some ten seconds for 500 problems; a line counts the answers. Broken off, it goes on where it stood.
 
 # %%
-from IPython.display import Pretty
-
 from grpo_kit import evaluate
 
-
-def count(done, total):
-    again = done > config.evaluation.batch_size
-    display(Pretty(f"{done} of {total} answers"), display_id="before", update=again)
-
-
-before = evaluate.before(config, run, load_reward(config.evaluation.verifier), count)
+verifier = load_reward(config.evaluation.verifier)
+before = evaluate.before(config, run, verifier, notebook.counter("answers"))
 low, high = before["ci95"]
 print(f"pass@1 {before['pass@1']:.1%} on {before['n']} held-out problems")
 print(f"95 % interval {low:.1%} to {high:.1%}")
@@ -142,29 +145,29 @@ print(f"{before['mean_tokens']:.0f} tokens a reply, {before['truncated']:.1%} cu
 # knows `GRPOConfig` knows every name here.
 
 # %%
-from dataclasses import asdict
+from grpo_kit import train
 
-from grpo_kit.train import to_trl
-
-arguments = to_trl(config, run.path / "checkpoints")
-told = arguments.to_dict()
+arguments = train.to_trl(config, run.path / "checkpoints")
+told = {name: str(getattr(arguments, name)) for name in train.trl_arguments(config)}
 print(type(arguments).__name__)
-for name in asdict(config.grpo):
-    if name in told:
-        print(f"  {name:<30}", told[name])
+display(pandas.DataFrame({"value": told}))
 
 # %% [markdown]
 # **You should see** the settings of this run under TRL's names; for `tiny`, a step draws 64 completions, 8 each for 8
-# problems. The seed, the chat template's thinking and the logging are set as well; `arguments` holds the whole.
+# problems. `arguments` holds the whole.
 
 # %% [markdown]
 # ## Train
 # Each step draws a group of replies to each problem, pays them, and makes the better-paid ones of each group more
-# likely. **Before you run it:** for `tiny`, 30 steps take about 40 s on two laptop cores. The board stays alive meanwhile:
-# pick a step and a group to read what was sampled, unfold the thinking, or press *Stop and save*.
+# likely. Before the first, a step at its worst is tried: does it fit, and how long can the run take at most?
+#
+# **Takes** for `tiny` about a minute for 30 steps on two laptop cores. **You will see** the board: first the time left and
+# when the run will be done, at most; from the first steps on by what they took. Then the reward, which starts near 0.5 (it
+# is the weighted sum, so at most 1.1), and every completion to read: pick a step and a group, unfold the thinking.
+# *Stop and save* ends after the step at hand with what there is.
 
 # %%
-from grpo_kit import dashboard, train
+from grpo_kit import dashboard
 
 board = dashboard.Board(run)
 display(board)
@@ -174,10 +177,36 @@ print(f"Trained {note['finished'][:16]} UTC: {last['step']} steps in {note['seco
 print(f"The adapter lies in {run.adapter}.")
 
 # %% [markdown]
-# **You should see** the reward start near 0.5 (it is the weighted sum, so at most 1.1) and end near 1.1, and the share of
-# groups with a gradient fall: a group whose replies are all right teaches nothing more. The last line names the adapter.
-# Run the cell again and it returns at once with the same line: a finished training is not repeated, and never overwritten
-# unasked. To train again, name another run, or add `run.force=true` to the overrides.
+# **You should see** the reward end near 1.1, and the share of groups with a gradient fall: a group whose replies are all
+# right teaches nothing more. Run the cell again: a training that was stopped, killed or lost with its machine goes on from its
+# last checkpoint; a finished one is not repeated, and never overwritten unasked. To train again, name another run, or add
+# `run.force=true` to the overrides.
+
+# %% [markdown]
+# ## When an alarm shows
+# The board writes an alarm in orange, and says in it what to change. It looks at the mean of ten steps, so one bad step rings
+# none. `grpo.on_alarm=stop` ends the run at the first.
+#
+# | it says | first look at | then |
+# |---|---|---|
+# | completions are cut | a few of them: loops, or long thoughts? | raise `grpo.max_completion_length`, or pay for brevity |
+# | groups are all right | the accuracy: is it done? | stop, or harder problems (`grpo-kit screen`) |
+# | groups are all wrong | a reply: could any be right? is the right form paid? | easier problems, more `grpo.num_generations` |
+# | groups could not be judged | their golds in `completions.jsonl` | mend the data, notebook 2 |
+# | entropy is low | a group: are its replies the same? | lower `grpo.learning_rate`, raise `grpo.temperature` |
+# | steps overflowed in fp16 | how many of the steps | lower `grpo.learning_rate` or `grpo.max_grad_norm` |
+# | log-probs differ | nothing else: what was learned is not to be trusted | report it, with `run.json` |
+# | the gradient's norm is large | the reward before it rang | lower `grpo.learning_rate` |
+
+# %%
+from grpo_kit import figures, html_report
+
+for step, sentence in figures.alarms(html_report.rows_of(run)):
+    print(f"step {step}: {sentence}")
+
+# %% [markdown]
+# **You should see** nothing, or for `tiny` near its end that most groups are all right: it has learned what these problems
+# can teach.
 
 # %% [markdown]
 # ## The curves
@@ -187,8 +216,6 @@ print(f"The adapter lies in {run.adapter}.")
 
 # %%
 # %matplotlib inline
-from grpo_kit import html_report
-
 display(html_report.picture(run))
 html_report.save(run)
 print(f"The page lies in {run.page}.")
@@ -230,4 +257,4 @@ for line in lines[:4] + lines[-4:]:
 #   answer that is off by ten, and set `grpo.reward_funcs=[mine.py:math_reward] grpo.reward_weights=[1.0]`. What does the
 #   policy learn to say?
 #
-# **Next:** [4 Submit](04_submit.ipynb) ([in Colab](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/04_submit.ipynb)).
+# **Next:** [4 Submit](04_submit.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/04_submit.ipynb)).

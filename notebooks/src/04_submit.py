@@ -1,79 +1,86 @@
 # %% [markdown]
 # # 4 · Submit: how much better, how sure, and a zip that was checked
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/04_submit.ipynb)
-# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/grpo-kit/grpo-kit/blob/main/notebooks/04_submit.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/04_submit.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/04_submit.ipynb)
 #
-# | Goal | Hardware | Time |
+# | Goal | Hardware | Minutes |
 # |---|---|---|
-# | Measure the trained policy, put before and after side by side, pack `submission.zip` and prove what is in it | any machine; two CPU cores are enough for `tiny` | under a minute once the packages are installed |
+# | Measure the trained policy, put before and after side by side, pack `submission.zip`, have the doctor look at it, and submit it | any for `tiny`; the 30B wants a T4 or more | 1 for `tiny` |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) → **4 Submit**.
+# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# **4 Submit** → [5 Tuning](05_tuning.ipynb).
 # This notebook needs the adapter of notebook 3.
 
 # %% [markdown]
 # ## Install
-# This cell does nothing when `grpo_kit` is here already. Otherwise pip installs it and what it needs, and keeps the
-# machine's own torch if that is 2.10 or later. The first line shortens an error to its one sentence; `%tb` shows the rest.
+# Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
+# error to its one sentence; `%tb` shows the rest.
 
 # %% cellView="form"
 # @title Install
 # %xmode Minimal
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
-REPOSITORY = "git+https://github.com/grpo-kit/grpo-kit"
+SOURCE = "git+https://github.com/REPOSITORY"
+IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
+
 if importlib.util.find_spec("grpo_kit") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", REPOSITORY], check=True)
+    here = {found.name.lower(): found.version for found in importlib.metadata.distributions()}
+    kept = [f"{name}=={here[name]}" for name in IMAGES_OWN if name in here]
+    pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
-# Use the `preset` and the `run_name` of the notebooks before; what the run was made with stands, so `overrides` can
-# stay empty. The presets `t4` and `24gb` describe the 30B model, whose way into 4 bit is tested with
-# small models on a CPU only: **nothing has been run on a T4 so far.**
+# Use the `preset` and the `run_name` of the notebooks before. What finished stages were made with stands, so `overrides`
+# (single settings, parted by spaces: `evaluation.batch_size=4`) can stay empty.
+# - `submit` sends the zip to the challenge at the end. Unticked, the notebook shows what would be sent and sends nothing.
+#
+# The presets other than `tiny` describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
+# **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
-preset = "tiny"  # @param ["tiny", "t4", "24gb"]
+preset = "auto"  # @param ["auto", "tiny", "t4", "t4x2", "24gb", "80gb"]
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
+use_drive = True  # @param {type:"boolean"}
+submit = False  # @param {type:"boolean"}
 
 # %% [markdown]
 # ## Open the run
-# The run folder remembers which stages are done and what they were made with, so a fresh machine continues from there.
-# If the last lines below ask for notebook 3, run [3 Training](03_training.ipynb)
-# ([in Colab](https://colab.research.google.com/github/grpo-kit/grpo-kit/blob/main/notebooks/03_training.ipynb)) first.
+# The run folder remembers which stages are done and what they were made with, so a fresh machine goes on from there: from
+# Drive on Colab, from the output of an earlier notebook among the inputs on Kaggle, from `runs` here elsewhere.
+# If the training is missing, the link below leads to [3 Training](03_training.ipynb).
 
 # %%
-from grpo_kit.session import begin, standing
+from grpo_kit import notebook
 
-config, run = begin([preset], overrides.split(), run_name or preset)
-print(standing(run))
+config, run = notebook.begin(preset, run_name, overrides, use_drive)
 for stage in ("before", "train"):
-    run.need(stage, "notebook 03_training.ipynb")
+    notebook.need(run, stage, "03_training")
 
 # %% [markdown]
 # **You should see** `data`, `before` and `train` done. This notebook does `after` and `package`.
 
 # %% [markdown]
 # ## Measure after
-# The trained policy answers the same held-out problems as the untrained one did; none of them was trained on. For
-# `tiny` this takes a few seconds, and a line counts the answers.
+# The trained policy answers the same held-out problems as the untrained one did; none of them was trained on. **Takes**
+# for `tiny` some ten seconds; a line counts the answers.
 
 # %%
-from IPython.display import Pretty, display
-
 from grpo_kit import evaluate
 from grpo_kit.reward_files import load_reward
 
-
-def count(done, total):
-    again = done > config.evaluation.batch_size
-    display(Pretty(f"{done} of {total} answers"), display_id="after", update=again)
-
-
-after = evaluate.after(config, run, load_reward(config.evaluation.verifier), count)
+verifier = load_reward(config.evaluation.verifier)
+after = evaluate.after(config, run, verifier, notebook.counter("answers"))
 print(f"{after['mean_tokens']:.0f} tokens a reply, {after['truncated']:.1%} cut off")
 
 # %% [markdown]
@@ -86,15 +93,10 @@ print(f"{after['mean_tokens']:.0f} tokens a reply, {after['truncated']:.1%} cut 
 # so does their difference, taken problem by problem.
 
 # %%
+from grpo_kit import comparison
+
 report = evaluate.report(run)
-for name in ("before", "after"):
-    found, (low, high) = report[name], report[name]["ci95"]
-    print(f"{name.capitalize()}: {found['pass@1']:.1%} of {found['n']} held-out problems solved;")
-    print(f"  with 95 % confidence the true rate lies between {low:.1%} and {high:.1%}.")
-low, high = (100 * points for points in report["difference_ci95"])
-print(f"Training changed it by {100 * report['difference']:+.1f} points;")
-print(f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.")
-print(report["words"])
+print(comparison.in_words(report))
 
 # %% [markdown]
 # **You should see** four sentences. Read the last one first: it says whether the difference is real. It counts the problems
@@ -105,6 +107,8 @@ print(report["words"])
 
 # %%
 # %matplotlib inline
+from IPython.display import display
+
 from grpo_kit import html_report
 
 display(html_report.picture(run))
@@ -140,16 +144,16 @@ print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 # notebook's output; on Colab without Drive, download it from the Files panel before the session ends.
 
 # %% [markdown]
-# ## Check the zip, not the memory
-# The zip is loaded onto a fresh base model and compared with the policy that was trained: an adapter can be empty, or be
-# the wrong one, without anybody noticing until the score comes back.
+# ## The doctor
+# The zip is read as the challenge's scorer would read it, then loaded onto a fresh base model and compared with the policy
+# that was trained: an adapter can be empty, or be the wrong one, without anybody noticing until the score comes back.
+# **Takes** a second for `tiny`; the 30B is loaded once more.
 
 # %%
 from grpo_kit import inspection, outputs
 
 findings = outputs.check(zip_path, config.policy, run.probe)
-for finding in findings:
-    print(f"{finding.severity:<8}{finding.what} {finding.scorer} {finding.remedy}")
+screens.findings(zip_path, findings)
 assert not inspection.is_fatal(findings), (
     "Do not submit this zip; follow the remedies above, and pack again."
 )
@@ -161,15 +165,16 @@ assert not inspection.is_fatal(findings), (
 
 # %% [markdown]
 # ## Submit to Kaggle
-# The challenge takes the zip from the output of a Kaggle notebook (*Submit to Competition*), or from a terminal that is
-# logged in to Kaggle:
-#
-# ```
-# kaggle competitions submit -c nvidia-nemotron-model-reasoning-challenge -f submission.zip -m "grpo-kit"
-# ```
-#
-# This notebook does not send anything. An adapter of the tiny policy fits the tiny policy only; the challenge wants one for
-# Nemotron-3-Nano-30B-A3B.
+# With `submit` ticked in the settings the package sends the zip, once: what was sent before is not sent again, and the cell
+# waits for the score, up to two hours. Unticked, it is a dry run. (In a Kaggle notebook without internet the zip at the top of
+# the output can be submitted by hand: *Submit to Competition*.)
+
+# %%
+notebook.submit(zip_path, f"grpo-kit, run {run.name}", send=submit)
+
+# %% [markdown]
+# **You should see** the calls that would be made, and `dry run`. An adapter of the tiny policy is refused before that: it
+# fits the tiny policy only, the challenge wants one for Nemotron-3-Nano-30B-A3B, and five tries a day are few.
 
 # %% [markdown]
 # ## Your turn
@@ -178,4 +183,5 @@ assert not inspection.is_fatal(findings), (
 # - Measure without chance: `evaluation.temperature=0` in a new run. Was the untrained policy better when it did not sample?
 # - Unzip `submission.zip` and read `adapter_config.json`: which modules were trained, and at what rank?
 #
-# You have been through the whole chain. [Back to 1 Setup](01_setup.ipynb), with problems of your own.
+# You have been through the whole chain. **Next:** [5 Tuning](05_tuning.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/05_tuning.ipynb)), or
+# [back to 1 Setup](01_setup.ipynb) with problems of your own.

@@ -1,0 +1,58 @@
+"""Build `notebooks/gallery/NN_name.html`: the notebooks run in order on the tiny policy, with what they showed.
+
+    python notebooks/gallery.py
+
+Each runs in a fresh kernel on a run of its own making, in a folder that is thrown away. The board needs a kernel; in the
+pages it stands as it was when the training ended.
+"""
+
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import nbclient
+import nbformat
+from nbconvert import HTMLExporter
+
+FOLDER = Path(__file__).resolve().parent
+WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+
+
+def frozen(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with the HTML that its widgets showed in their place: pages need no script for it, and no server."""
+    state = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+
+    def html(model: str) -> str:
+        values = state.get(model.removeprefix("IPY_MODEL_"), {}).get("state", {})
+        children = "".join(html(child) for child in values.get("children", ()))
+        return values.get("value", "") if values.get("_model_name") == "HTMLModel" else children
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if view := output.get("data", {}).pop(WIDGET, None):
+                output.data["text/html"] = html(view["model_id"])
+    return notebook
+
+
+def main() -> None:
+    """Run them, and write a page each; the first error ends it."""
+    (FOLDER / "gallery").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"GRPO_KIT_ROOT": f"{folder}/runs", "PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
+        os.environ.pop("MPLBACKEND", None)
+        for source in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
+            notebook, started = nbformat.read(source, as_version=4), time.monotonic()
+            nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
+            text = nbformat.writes(frozen(notebook)).replace(folder, "~")
+            page, _ = HTMLExporter().from_notebook_node(
+                nbformat.reads(text, as_version=4), {"metadata": {"name": source.stem}}
+            )
+            target = FOLDER / "gallery" / f"{source.stem}.html"
+            target.write_text(re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page), encoding="utf-8")
+            print(f"{target.relative_to(FOLDER.parent)} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
