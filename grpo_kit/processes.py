@@ -43,6 +43,11 @@ def part(size: int) -> slice:
     return slice(number() * each, (number() + 1) * each)
 
 
+def short(groups: int, size: int) -> int:
+    """How many more groups of `size` it takes until the processes divide all that is in them evenly."""
+    return -groups % (count() // math.gcd(size, count()))
+
+
 def gathered(values: Sequence[T]) -> list[T]:
     """The values of all processes, in their order; each may have another number of them."""
     if count() == 1:
@@ -50,7 +55,7 @@ def gathered(values: Sequence[T]) -> list[T]:
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    PartialState()  # joins the others, where nobody has yet
+    PartialState(cpu=device() == "cpu")  # joins the others, where nobody has yet
     return gather_object(list(values))
 
 
@@ -61,7 +66,7 @@ def told(work: Callable[[], T]) -> T:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()
+    PartialState(cpu=device() == "cpu")
     found: list[Any] = [None, None]
     if is_first():
         try:

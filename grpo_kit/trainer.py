@@ -98,7 +98,8 @@ class UsefulTrainer(GRPOTrainer):
         Each process answers its part and has the whole afterwards. Every round has random numbers of its own, from the seed,
         the step and the round, so that they do not depend on how long others drew.
         """
-        drawn += self.book.draw_more(-len(drawn) * self.num_generations % processes.count())  # a part each
+        if short := processes.short(len(drawn), self.num_generations):
+            drawn += self.book.draw_more(short)
         rows = [self.train_dataset[i] for i in drawn for _ in range(self.num_generations)]
         seed = np.random.SeedSequence([self.args.seed, self.state.global_step, self.round]).generate_state(1)
         set_seed(int(seed[0]))

@@ -69,6 +69,15 @@ def test_parts_in_order_make_the_whole(monkeypatch):
     assert found == list(range(12))
 
 
+@pytest.mark.parametrize("count", range(1, 13))
+def test_groups_are_added_until_the_processes_divide_them_and_no_more(monkeypatch, count):
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for groups in range(1, 20):
+        for size in (2, 4, 6, 8):
+            expected = next(more for more in range(count + 1) if (groups + more) * size % count == 0)
+            assert processes.short(groups, size) == expected
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
     p = torch.rand(6, 1000, generator=torch.Generator().manual_seed(1)).softmax(-1)
@@ -152,6 +161,19 @@ def test_killed_on_two_it_goes_on_alone(alone, tmp_path):
     child.wait(timeout=60)
     assert "train" not in run.stages()
     child = started(run, 1)
+    said, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
+    assert run.completions.read_text() == alone.completions.read_text()
+
+
+def test_begun_alone_it_goes_on_on_two(alone, tmp_path):
+    from grpo_kit.reward_files import load_reward
+
+    chosen, run = prepared(tmp_path)
+    rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
+    train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 8)
+    child = started(run, 2)
     said, _ = child.communicate(timeout=300)
     assert child.returncode == 0, said
     assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
