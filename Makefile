@@ -1,7 +1,7 @@
 # Two commands: `make demo` runs the whole chain on the embedded policy, `make test` every test. Both make .venv first.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test lint notebooks gallery clean help
+.PHONY: demo test coverage lint notebooks gallery clean help
 
 # The first Python from 3.11 to 3.13 that answers; PYTHON=... overrides.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -17,6 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@echo "make demo [FORCE=1]   the whole chain on the embedded policy, in about a minute after installation"
 	@echo "make test             every test, the notebooks included"
+	@echo "make coverage         the same, with the lines that no test reaches"
 	@echo "make lint             ruff"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/src/*.py"
 	@echo "make gallery          run the notebooks on the tiny policy into notebooks/gallery/*.html"
@@ -25,6 +26,10 @@ demo: .venv/.installed
 	$(BIN)/grpo-kit demo $(if $(FORCE),--force)
 
 test: .venv/.installed-test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+# Counting lines slows every test down; it is done when it is asked for.
+coverage: .venv/.installed-test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: .venv/.installed-test

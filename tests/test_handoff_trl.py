@@ -81,7 +81,7 @@ def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_pa
     made = space["args"].to_dict()
     bookkeeping = {
         "output_dir", "shuffle_dataset", "save_strategy", "save_steps", "ignore_data_skip", "report_to", "project", "disable_tqdm",
-        "dataloader_pin_memory", "logging_dir", "vllm_mode",
+        "dataloader_pin_memory", "logging_dir", "vllm_mode", "use_cpu", "ddp_find_unused_parameters",
     }  # fmt: skip
     assert {key for key in own if own[key] != made.get(key)} <= bookkeeping
 
