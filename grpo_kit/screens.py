@@ -19,6 +19,7 @@ from grpo_kit.prompts import split_thinking
 
 # Of several processes the first one shows.
 out, err = (Console(highlight=False, soft_wrap=True, stderr=e, quiet=not processes.is_first()) for e in (False, True))
+out.soft_wrap = not out.is_jupyter  # under a cell a long line would have to be scrolled
 
 
 @contextlib.contextmanager

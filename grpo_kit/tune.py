@@ -75,10 +75,14 @@ def tune(
     if grid:
         trials = math.prod(len(axis.choices) for axis in axes.values())
     _enqueue(study, config, axes, grid)
-    while (done := len(_finished(study))) < trials:
+
+    def show() -> int:
+        done, values = len(_finished(study)), [t.value for t in _finished(study) if t.value is not None]
         if on_trial:
-            best = max((t.value for t in _finished(study) if t.value is not None), default=0.0)
-            on_trial(done, trials, f"best so far {best:.2f}" if done else "")
+            on_trial(done, trials, f"best so far {max(values):.2f}" if values else "")
+        return done
+
+    while (done := show()) < trials:
         study.sampler = _sampler(config.run.seed, done, trials)
         study.optimize(
             lambda trial: _accuracy_of(trial, config, run, axes, steps, every), n_trials=1, catch=torch.OutOfMemoryError
@@ -207,15 +211,18 @@ def moved(found: Mapping[str, Any], seed: int = 0) -> list[str]:
     """For each key a sentence: whether accuracy went with its value over the trials of `tune.json`, or not as far as they show.
 
     By rank correlation (Kruskal and Wallis's H for choices that are no numbers) against the same trials in 1,000 random
-    orders: `p` is the share that goes together at least as well. Trials that were broken off do not count.
+    orders: `p` is the share that goes together at least as well. Accuracy is that of the last step that every trial reached,
+    so those that were broken off count, and are compared after as much training; none counts that was never measured.
     """
     from scipy import stats
 
-    rows = [row for row in found["trials"] if row["state"] == "complete" and row["accuracy"] is not None]
+    rows = [row for row in found["trials"] if row["curve"]]
     values = [dict(override.split("=", 1) for override in row["overrides"]) for row in rows]
+    curves = [dict(row["curve"]) for row in rows]
+    step = max(set.intersection(*map(set, curves)), default=None) if curves else None
     said, draw = [], random.Random(seed)
-    for key in values[0] if values else ():
-        here, accuracy = [value[key] for value in values], [row["accuracy"] for row in rows]
+    for key in values[0] if step is not None else ():
+        here, accuracy = [value[key] for value in values], [curve[step] for curve in curves]
         if len(set(here)) < 2 or len(set(accuracy)) < 2:
             said.append(f"{key}: nothing to tell from {len(rows)} trials that are alike.")
             continue
@@ -232,7 +239,7 @@ def moved(found: Mapping[str, Any], seed: int = 0) -> list[str]:
         way = ("rises" if seen > 0 else "falls") if numbers else "differs"
         how = f"rank correlation {seen:+.2f}" if numbers else f"H {seen:.2f}"
         moves = f"accuracy {way} with it" if p < 0.05 else "no effect is shown"
-        said.append(f"{key}: {moves} ({how} over {len(rows)} trials, p = {p:.3f}).")
+        said.append(f"{key}: {moves} ({how} over {len(rows)} trials at step {step}, p = {p:.3f}).")
     return said
 
 
@@ -263,7 +270,7 @@ def _picture(found: Mapping[str, Any], axes: Mapping[str, Axis], path: Path) -> 
     """Accuracy by step, a line a trial, and by the value of each key."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * (1 + len(axes)), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.5 * (1 + len(axes)), 3.5), layout="constrained")
     curves, *panels = figure.subplots(1, 1 + len(axes), sharey=True)
     for row in found["trials"]:
         main, label = row is found["best"], "the run's own values" if row["own"] else None

@@ -36,6 +36,12 @@ def frozen(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def at_home(text: str, folder: str) -> str:
+    """`text` with `~` in the folder's place, a table's cells as wide as before."""
+    text = re.sub(rf"{folder}([^│\n]*)│", lambda found: f"~{found[1]}{' ' * (len(folder) - 1)}│", text)
+    return text.replace(folder, "~")
+
+
 def main() -> None:
     """Run them, and write a page each; the first error ends it."""
     (FOLDER / "gallery").mkdir(exist_ok=True)
@@ -45,10 +51,8 @@ def main() -> None:
         for source in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
             notebook, started = nbformat.read(source, as_version=4), time.monotonic()
             nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
-            text = nbformat.writes(frozen(notebook)).replace(folder, "~")
-            page, _ = HTMLExporter().from_notebook_node(
-                nbformat.reads(text, as_version=4), {"metadata": {"name": source.stem}}
-            )
+            page, _ = HTMLExporter().from_notebook_node(frozen(notebook), {"metadata": {"name": source.stem}})
+            page = at_home(at_home(page, folder), str(FOLDER.parent))
             target = FOLDER / "gallery" / f"{source.stem}.html"
             target.write_text(re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page), encoding="utf-8")
             print(f"{target.relative_to(FOLDER.parent)} in {time.monotonic() - started:.0f} s", flush=True)

@@ -115,6 +115,13 @@ def test_a_grid_tries_every_combination_once(run, trained_with):
     assert search(run, *words, grid=True) == found and len(trained_with) == 6  # done already
 
 
+def test_it_counts_to_the_last_trial(run, trained_with):
+    said = []
+    search(run, LR, trials=2, on_trial=lambda *what: said.append(what))
+    assert [(done, of) for done, of, _ in said] == [(0, 2), (1, 2), (2, 2)]
+    assert said[0][2] == "" and said[2][2].startswith("best so far ")
+
+
 def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, trained_with):
     first = search(run, LR, trials=3)
     more = search(run, LR, trials=5)
@@ -187,20 +194,40 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
 def told(count, accuracy, state="complete", **values):
     """A search's result whose trial i has values[key](i) and accuracy(i)."""
     return {"trials": [
-        {"state": state, "accuracy": accuracy(i), "overrides": [f"{key}={value(i)}" for key, value in values.items()]} for i in range(count)
+        {"state": state, "curve": [(4, accuracy(i))], "overrides": [f"{key}={value(i)}" for key, value in values.items()]} for i in range(count)
     ]}  # fmt: skip
 
 
 def test_what_moved_is_told_from_what_did_not():
     found = told(8, lambda i: i / 10, rate=lambda i: 10.0**-i, rank=lambda i: (4, 8)[i % 2])
     rate, rank = tune.moved(found)
-    assert rate == "rate: accuracy falls with it (rank correlation -1.00 over 8 trials, p = 0.001)."
-    assert rank.startswith("rank: no effect is shown (rank correlation +0.22 over 8 trials, p = 0.")
+    assert rate == "rate: accuracy falls with it (rank correlation -1.00 over 8 trials at step 4, p = 0.001)."
+    assert rank.startswith("rank: no effect is shown (rank correlation +0.22 over 8 trials at step 4, p = 0.")
+
+
+def test_trials_that_were_broken_off_are_compared_after_as_much_training():
+    found = told(8, lambda i: i / 10, rate=lambda i: i)
+    for trial in found["trials"][
+        4:
+    ]:  # the good ones went on, and what they came to later is not held against the others
+        trial["curve"].append((8, 0.1))
+    for trial in found["trials"][:4]:
+        trial["state"] = "pruned"
+    assert tune.moved(found)[0].startswith(
+        "rate: accuracy rises with it (rank correlation +1.00 over 8 trials at step 4,"
+    )
+
+
+def test_trials_that_were_never_measured_do_not_count():
+    found = told(8, lambda i: i / 10, rate=lambda i: i)
+    found["trials"].append({"state": "fail", "curve": [], "overrides": ["rate=9"]})
+    assert "over 8 trials" in tune.moved(found)[0]
+    assert tune.moved({"trials": found["trials"][-1:]}) == []
 
 
 def test_a_choice_of_words_is_compared_by_its_kinds():
     (kind,) = tune.moved(told(10, lambda i: i / 10, kind=lambda i: '"a"' if i < 5 else '"b"'))
-    assert kind.startswith("kind: accuracy differs with it (H 6.82 over 10 trials, p = 0.0")
+    assert kind.startswith("kind: accuracy differs with it (H 6.82 over 10 trials at step 4, p = 0.0")
 
 
 @pytest.mark.parametrize(
@@ -214,11 +241,6 @@ def test_a_choice_of_words_is_compared_by_its_kinds():
 )
 def test_few_or_equal_trials_move_nothing(found):
     assert all("no effect is shown" in said or "nothing to tell" in said for said in tune.moved(found))
-
-
-@pytest.mark.parametrize("state", ["pruned", "fail"])
-def test_trials_that_were_broken_off_do_not_count(state):
-    assert tune.moved(told(8, lambda i: i / 10, state, rate=lambda i: i)) == []
 
 
 def test_chance_moves_a_setting_no_more_than_once_in_twenty():

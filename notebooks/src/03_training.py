@@ -6,7 +6,7 @@
 #
 # | Goal | Hardware | Minutes |
 # |---|---|---|
-# | Try the rewards by hand, measure the untrained policy, train it with GRPO, watch the board, know what to do when an alarm shows | any for `tiny`; the 30B wants a T4 or more | 2 for `tiny`, hours for the 30B |
+# | Try the rewards by hand, measure the untrained policy, train it with GRPO, watch the board, know what to do when an alarm shows | any for `tiny`; the 30B wants a T4 or more | 1 for `tiny`, hours for the 30B |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb).
@@ -123,7 +123,7 @@ display(table)
 # %% [markdown]
 # ## Measure before
 # Without a figure from before there is no gain to speak of. The untrained policy answers the held-out problems.
-# **Takes** for `tiny` some ten seconds for 500 problems; a line counts the answers. Broken off, it goes on where it stood.
+# **Takes** for `tiny` a few seconds for 500 problems; a line counts the answers. Broken off, it goes on where it stood.
 
 # %%
 from grpo_kit import evaluate
@@ -161,7 +161,7 @@ display(pandas.DataFrame({"value": told}))
 # Each step draws a group of replies to each problem, pays them, and makes the better-paid ones of each group more
 # likely. Before the first, a step at its worst is tried: does it fit, and how long can the run take at most?
 #
-# **Takes** for `tiny` about a minute for 30 steps on two laptop cores. **You will see** the board: first the time left and
+# **Takes** for `tiny` about half a minute for 30 steps on two processor cores. **You will see** the board: first the time left and
 # when the run will be done, at most; from the first steps on by what they took. Then the reward, which starts near 0.5 (it
 # is the weighted sum, so at most 1.1), and every completion to read: pick a step and a group, unfold the thinking.
 # *Stop and save* ends after the step at hand with what there is.
@@ -177,8 +177,8 @@ print(f"Trained {note['finished'][:16]} UTC: {last['step']} steps in {note['seco
 print(f"The adapter lies in {run.adapter}.")
 
 # %% [markdown]
-# **You should see** the reward end near 1.1, and the share of groups with a gradient fall: a group whose replies are all
-# right teaches nothing more. Run the cell again: a training that was stopped, killed or lost with its machine goes on from its
+# **You should see** the reward end near 1.1, and in the third chart the blue share fall: a group whose replies are all
+# right teaches nothing more, and others are asked in its place; the dashed line is what was trained on. Run the cell again: a training that was stopped, killed or lost with its machine goes on from its
 # last checkpoint; a finished one is not repeated, and never overwritten unasked. To train again, name another run, or add
 # `run.force=true` to the overrides.
 

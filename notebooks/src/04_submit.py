@@ -73,7 +73,7 @@ for stage in ("before", "train"):
 # %% [markdown]
 # ## Measure after
 # The trained policy answers the same held-out problems as the untrained one did; none of them was trained on. **Takes**
-# for `tiny` some ten seconds; a line counts the answers.
+# for `tiny` a few seconds; a line counts the answers.
 
 # %%
 from grpo_kit import evaluate

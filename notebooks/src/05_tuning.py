@@ -6,7 +6,7 @@
 #
 # | Goal | Hardware | Minutes |
 # |---|---|---|
-# | Search two or three settings by short trainings on the run's own problems, see what moved the accuracy and what did not | any for `tiny`; the 30B wants days of a GPU | 3 for `tiny` |
+# | Search two or three settings by short trainings on the run's own problems, see what moved the accuracy and what did not | any for `tiny`; the 30B wants days of a GPU | 1 for `tiny` |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → **5 Tuning**.
@@ -90,7 +90,7 @@ for key, axis in axes.items():
 # ## Search
 # Optuna proposes settings: the first half of the trials spread evenly, the others where it went well. Each is trained from the
 # same seed and measured on the run's validation problems on the way; one that lies below the median of the others
-# is broken off. **Takes** for `tiny` about two minutes on two laptop cores; a line counts the trials. Interrupted,
+# is broken off. **Takes** for `tiny` about a minute on two processor cores; a line counts the trials. Interrupted,
 # the same cell goes on.
 
 # %%
@@ -118,12 +118,13 @@ screens.tuned(found, run)
 
 # %% [markdown]
 # ## What moved, and what did not
-# For each setting: does accuracy go with it over all trials, or would the same trials in random order show as much?
+# For each setting: does accuracy go with it over all trials, or would the same trials in random order show as much? Trials
+# that were broken off count as well: all are compared at the last step that every one of them reached.
 
 # %%
 from IPython.display import Image, display
 
-display(Image(run.path / "tune" / "tune.png", width=1000))
+display(Image(run.path / "tune" / "tune.png"))
 for sentence in tune.moved(found):
     print(sentence)
 
