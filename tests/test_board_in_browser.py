@@ -1,6 +1,8 @@
 """The training notebook in JupyterLab in a real browser: its board drawn, its completions read, its stop button pressed.
 
-Covered: Debian's Chromium, headless, on the tiny policy. Not covered: Colab's and Kaggle's own front ends.
+Covered: Debian's Chromium, headless, "Run all" on the tiny policy: on the notebook as it is to its end, and on one that is set
+to run for long until the button is pressed. With GRPO_KIT_PICTURES=FOLDER the screenshots are kept there. Not covered:
+Colab's and Kaggle's own front ends.
 """
 
 import json
@@ -36,17 +38,26 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, math_reward):
-    """A working folder as notebook 2 leaves it, measured before, with notebook 3 in it set to run for long."""
+    """A working folder as notebook 2 leaves it, with notebook 3 in it as it is, and as `long.ipynb` set to run for long."""
     folder = tmp_path_factory.mktemp("lab")
-    chosen = config.load_config(["tiny"], SETTINGS)
-    run = workspace.open_run("tiny", folder / "runs")
+    preset, chosen = config.load_config(["tiny"]), config.load_config(["tiny"], SETTINGS)
+    data.prepare(preset, workspace.open_run("tiny", folder / "runs"), math_reward)
+    run = workspace.open_run("long", folder / "runs")
     data.prepare(chosen, run)
     evaluate.before(chosen, run, math_reward)
+    shutil.copy(ROOT / "notebooks/03_training.ipynb", folder)
     notebook = nbformat.read(ROOT / "notebooks/03_training.ipynb", as_version=4)
     form = next(cell for cell in notebook.cells if 'overrides = ""' in cell.source)
     form.source = form.source.replace('overrides = ""', f"overrides = {' '.join(SETTINGS[2:])!r}")
-    nbformat.write(notebook, folder / "03_training.ipynb")
+    form.source = form.source.replace('run_name = ""', 'run_name = "long"')
+    nbformat.write(notebook, folder / "long.ipynb")
     return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Where screenshots go."""
+    return Path(os.environ.get("GRPO_KIT_PICTURES", tmp_path))
 
 
 # Every cell stays in the page, also those that are scrolled away; and nothing is asked of the network.
@@ -119,12 +130,26 @@ class Page:
 
     def steps(self):
         """How far the board says the training is."""
-        return int((re.findall(r"step(\d+) of 500", self.text(".jp-OutputArea")) or [0])[0])
+        return int((re.findall(r"step(\d+) of \d+", self.text(SHOWN)) or [0])[0])
+
+    def run_all(self, server, name, log):
+        """Open a notebook, wait for its kernel, and run all its cells."""
+        self.driver.get(f"{server}/lab/tree/{name}")
+        wait(90, lambda: self.script(READY, name), log.read_text)
+        self.script("window.jupyterapp.commands.execute('notebook:run-all-cells')")  # not awaited
+
+    def look_at(self, css, path):
+        """A screenshot of the element."""
+        self.script("document.querySelector(arguments[0]).scrollIntoView({block: 'start'})", css)
+        assert self.driver.find_element("css selector", css).screenshot(str(path))
+        assert path.stat().st_size > 10_000
 
 
+SHOWN = ".jp-OutputArea"
+BOARD = ".jp-OutputArea .jupyter-widgets"
 READY = """
 const panel = window.jupyterapp?.shell.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
-return kernel?.connectionStatus == 'connected' && kernel.status == 'idle' && panel.content.widgets.length > 20
+return panel?.context?.path == arguments[0] && kernel?.connectionStatus == 'connected' && kernel.status == 'idle' && panel.content.widgets.length > 20
 """
 
 
@@ -138,11 +163,9 @@ def wait(seconds, holds, otherwise=lambda: ""):
     raise AssertionError(f"not within {seconds} s: {otherwise()[-3000:]}")
 
 
-def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, tmp_path):
-    run, output = workspace.open_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
-    page.driver.get(f"{server}/lab/tree/03_training.ipynb")
-    wait(90, lambda: page.script(READY), lambda: (folder / "lab.log").read_text())
-    page.script("window.jupyterapp.commands.execute('notebook:run-all-cells')")  # not awaited
+def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, pictures):
+    run, output = workspace.open_run("long", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
+    page.run_all(server, "long.ipynb", folder / "lab.log")
 
     # It moves while the training runs.
     first = wait(120, page.steps, output)
@@ -167,9 +190,7 @@ def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, tmp_p
     assert len(edges) == 8 and set(edges) <= {"rgb(0, 114, 178)", "rgb(213, 94, 0)", "rgb(238, 238, 238)"}
     page.click(".completion summary")
 
-    page.script("document.querySelector('.jp-OutputArea svg[role=img]').closest('.jp-Cell').scrollIntoView()")
-    page.driver.save_screenshot(str(tmp_path / "board.png"))
-    assert (tmp_path / "board.png").stat().st_size > 50_000
+    page.look_at(".jp-OutputArea :has(> .completion)", pictures / "completions.png")
 
     # The button ends the run with what it has, and the cells after it go on.
     page.click(".jp-OutputArea .jupyter-button:not([disabled])")
@@ -179,3 +200,16 @@ def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, tmp_p
     assert first < taken < 500 and page.steps() == taken
     assert run.page.is_file() and "train" in run.stages()
     assert (run.adapter / "adapter_model.safetensors").stat().st_size > 10_000
+
+
+def test_run_all_on_the_notebook_as_it_is_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
+    run, output = workspace.open_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
+    page.run_all(server, "03_training.ipynb", folder / "lab.log")
+    wait(120, lambda: page.steps() >= 24, output)
+    page.look_at(BOARD, pictures / "board.png")
+    wait(120, lambda: "step  30 · What is" in output(), output)  # what the last cell prints
+    wait(20, lambda: page.steps() == 30, output)
+    assert "run tiny finished" in output() and re.search(r"30 steps in \d+ s\.", output())
+    assert page.script("return document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=error]').length") == 0
+    assert {"before", "train"} <= run.stages().keys() and len(workspace.read_lines(run.metrics)) == 30
+    page.look_at(BOARD, pictures / "finished.png")
