@@ -107,6 +107,8 @@ def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
     assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["GPU", "host", "disk"]
     for axis, need in zip(axes, found.needs.values()):
         assert sum(bar.get_width() for bar in axis.patches) == pytest.approx(need.nbytes / 2**30)
+        ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
+        assert [bar.get_x() for bar in axis.patches] == pytest.approx([0, *ends[:-1]])  # end to end
         assert len(axis.patches) <= len(charts.PARTS) + 1
     limits = [[line.get_xdata()[0] for line in axis.lines] for axis in axes]
     assert limits == [[pytest.approx(14.6)], [pytest.approx(12.7e9 / 2**30)], []]  # nobody knows the disk
