@@ -255,15 +255,17 @@ def plan(
     overrides: Overrides = None, sources: Sources = None,
     device: Annotated[str | None, typer.Option(help="t4, t4x2, 24gb, 40gb, 80gb or cpu; without it this machine", show_default=False)] = None,
     prompt_tokens: Annotated[int, typer.Option(help="longest prompt, in tokens")] = 256,
+    num_processes: Annotated[int, typer.Option(min=1, help="plan for one of so many processes, one a GPU")] = 1,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit import memory, policy, roofline
+    from grpo_kit import machines, memory, policy, roofline, ways
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
-    where = memory.device(device) if device else memory.this_device()
+    where = machines.shared(machines.device(device) if device else machines.this_device(), num_processes)
     hits = policy.routing(config.policy)
     found = memory.plan(config, where, prompt_tokens, None if device else roofline.measure(), hits)
     screens.plan(found)
+    screens.ways(ways.ways(found, hits))
     if not found.fits:
         raise typer.Exit(1)
 

@@ -6,22 +6,20 @@ the configuration, its source in each row, `assumed` where that is a convention.
 that follow one another, or to all; what must fit is a place's largest phase, whose rows sum to the total.
 """
 
-import difflib
+import functools
 import math
-import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 
-from grpo_kit import experts, roofline, tiers
+from grpo_kit import experts, processes, roofline, tiers
 from grpo_kit.config import Grpo, RunConfig
 from grpo_kit.footprint import BYTES, STREAM, Architecture, activation_bytes
+from grpo_kit.machines import DEVICES, GIB, Device, device, this_device
 from grpo_kit.roofline import Bandwidths
 
-GIB = 2**30
+__all__ = ["DEVICES", "Bandwidths", "Device", "Need", "Plan", "Row", "device", "plan", "sampled_at_once", "this_device"]
 PLACES = ("GPU", "second GPU", "host", "disk")
 PHASES = ("prefill", "decode", "loss", "backward", "convert", "load")  # the last two are the host's
 KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")
@@ -35,28 +33,6 @@ SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
 TRL_TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
 TILE_TOKENS = 512
 DECODE_STATES = 5  # float32 tensors of the size of one layer's state in transformers' mamba2_selective_state_update
-
-
-@dataclass(frozen=True)
-class Device:
-    """A machine, in GiB: `gpu` of one card (0: none), `host`, `disk`; None is unknown and not checked."""
-
-    name: str
-    gpu: float
-    host: float | None = None
-    disk: float | None = None
-    gpus: int = 1
-    triton: bool = True  # sm_80 and later: TRL's Triton kernels run, and there is bf16; Triton 3.3 dropped sm_75
-    nominal: bool = True  # figures as the product is sold, not read from the machine
-
-
-DEVICES = {
-    "t4": Device("t4", 14.6, 12.7e9 / GIB, triton=False),  # Colab's machine
-    "t4x2": Device("t4x2", 14.6, 30e9 / GIB, gpus=2, triton=False),  # Kaggle's
-    "24gb": Device("24gb", 24e9 / GIB),
-    "40gb": Device("40gb", 40e9 / GIB),
-    "80gb": Device("80gb", 80e9 / GIB),
-}
 
 
 class Row(NamedTuple):
@@ -82,7 +58,7 @@ class Need(NamedTuple):
 class Plan:
     """What `config` needs of `device`; `rows` that are `at_peak` of a place sum to its `needs`.
 
-    `experts`: routed experts by place. `share_off`: of each layer's, those not on the first GPU. `largest`: for each of
+    Of a device's several `processes` it is one's, save that the host's rows are of all. `experts`: routed experts by place. `share_off`: of each layer's, those not on the first GPU. `largest`: for each of
     KEYS the largest value that fits with the others as configured, 0 for none. `seconds`: (sampling, training) of a step
     at best by the `bandwidths`, None without them. `verdict`: one sentence.
     """
@@ -126,37 +102,18 @@ def plan(
     return replace(found, largest=largest, bandwidths=bandwidths, seconds=seconds, verdict=verdict)
 
 
-def device(name: str) -> Device:
-    """The device of that name: one of DEVICES, or `cpu`, this machine without its GPU. Raises ValueError for another."""
-    if name in DEVICES:
-        return DEVICES[name]
-    if name == "cpu":
-        return replace(this_device(), name="cpu", gpu=0.0, gpus=1, triton=False)
-    near = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1, cutoff=0.0)[0]
-    raise ValueError(f"{name!r} is no known device; there are {', '.join(DEVICES)} and cpu. Did you mean {near}?")
-
-
-def this_device() -> Device:
-    """This machine as it is now: GPU memory as PyTorch sees it, host memory available, disk free where we stand."""
-    host, disk = psutil.virtual_memory().available / GIB, shutil.disk_usage(Path.cwd()).free / GIB
-    if not torch.cuda.is_available():
-        return Device("this machine", 0.0, host, disk, triton=False, nominal=False)
-    card, cards = torch.cuda.get_device_properties(0), torch.cuda.device_count()
-    return Device(card.name, card.total_memory / GIB, host, disk, cards, card.major >= 8, nominal=False)
-
-
-def sampled_at_once(grpo: Grpo) -> int:
-    """Sequences of the largest generation batch: a step's groups and all that may replace them."""
+def sampled_at_once(grpo: Grpo, count: int = 1) -> int:
+    """Sequences of the largest generation batch, a step's groups and all that may replace them, in each of `count` processes."""
     groups = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
-    return (groups + round(grpo.resample_budget * groups)) * grpo.num_generations
+    return -(-(groups + round(grpo.resample_budget * groups)) * grpo.num_generations // count)
 
 
 def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) -> Plan:
     """The plan without what takes a search: rows, tiers, and whether each place holds what it must."""
     grpo, policy, c, in_4bit = config.grpo, config.policy, model.config, config.policy.load_in_4bit
     size, stream, here = BYTES[policy.dtype], STREAM[policy.dtype].itemsize, "GPU" if device.gpu else "host"
-    micro, seq = grpo.per_device_train_batch_size, prompt + grpo.max_completion_length
-    sampled = sampled_at_once(grpo)
+    micro, seq = processes.share(grpo, device.processes)[0], prompt + grpo.max_completion_length
+    sampled, group = sampled_at_once(grpo, device.processes), grpo.num_generations
     tokens = f"{micro} x {seq} tokens"
 
     weights = {part: model.nbytes(part, policy) for part in model.parts}
@@ -183,8 +140,9 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
         buffers = bench.up.nbytes + bench.down.nbytes + bench.slots.nbytes
         rows.append(Row(here, "experts' buffers and slots", buffers, "experts.Workbench"))
 
-    # Sampling: the whole generation batch at once. A group's prompt is read once, then each of the group gets its state.
-    prompts = sampled // grpo.num_generations
+    # Sampling: the whole generation batch at once. A group's prompt is read once, then each of the group gets its state. The
+    # part of one of several processes may begin and end within a group.
+    prompts = max((i + sampled - 1) // group - i // group + 1 for i in range(0, sampled * device.processes, sampled))
     inner = c.mamba_num_heads * c.mamba_head_dim
     ssm, conv = inner * c.ssm_state_size * 4, (inner + 2 * c.n_groups * c.ssm_state_size) * c.conv_kernel * size
     states, read = (n * (ssm + conv) * model.kinds.get("linear_attention", 0) for n in (sampled, prompts))
@@ -224,7 +182,8 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
         rows.append(Row("host", "one source shard, and what is made of it", made, "5 GB", (phase,), "assumed"))
 
     # Routed experts, the same number in each layer: on the GPU what fits, the rest on the second GPU, else on the host.
-    sizes = (device.gpu, device.gpu if device.gpus > 1 else 0.0, device.host, device.disk)
+    second = device.gpu if device.gpus > 1 and device.processes == 1 else 0.0
+    sizes = (device.gpu, second, device.host, device.disk)
     has = {place: gib and gib * GIB for place, gib in zip(PLACES, sizes)}
     layers, count = model.kinds.get("moe", 0), c.n_routed_experts if model.routed else 0
     each = routed / count if count else 0  # one expert of every layer
@@ -240,13 +199,20 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
         if number:
             text = f"{number * layers:,} of {model.routed:,}"
             rows.append(Row(place, "routed experts", number * each, text, ("load",) if pinned else ()))
+    rows = [_of_all(row, device.processes) for row in rows if row.nbytes]
     needs = {place: _need(rows, place, has[place]) for place in has if any(row.place == place for row in rows)}
     holds = all(need.has is None or need.nbytes <= need.has for need in needs.values())
     fits = holds and not _lacks_bf16(config, device)
     share = 1 - placed[here] / count if count else 0.0
     by_place = {place: number * layers for place, number in placed.items() if number}
-    rows = [row for row in rows if row.nbytes]
     return Plan(config, device, prompt, rows, needs, by_place, share, fits, {}, None, None, "")
+
+
+def _of_all(row: Row, count: int) -> Row:
+    """What `count` processes need of the host: each what one does, save for converting, which one does for all."""
+    if count == 1 or row.place != "host" or "convert" in row.phases:
+        return row
+    return row._replace(nbytes=count * row.nbytes, source=f"{count} processes: {row.source}")
 
 
 def _lacks_bf16(config: RunConfig, device: Device) -> bool:
@@ -263,25 +229,28 @@ def _need(rows: list[Row], place: str, has: float | None = None) -> Need:
     return Need(sums[phase], has, phase)
 
 
-def _vary(config: RunConfig, key: str, m: int) -> RunConfig:
-    """`config` with one of KEYS at the m-th value that lets whole groups fill whole micro-batches. A larger group keeps
-    the prompts of a step and the micro-batch, and accumulates more."""
+def _vary(config: RunConfig, key: str, m: int, count: int = 1) -> RunConfig:
+    """`config` with one of KEYS at the m-th value that lets whole groups fill whole micro-batches, and `count` processes
+    share the step. A larger group keeps the prompts of a step and the micro-batch, and accumulates more."""
     batch, times = config.grpo.per_device_train_batch_size, config.grpo.gradient_accumulation_steps
     group, prompts = config.grpo.num_generations, batch * times // config.grpo.num_generations
     changes = {key: m}
     if key == "per_device_train_batch_size":
-        changes[key] = m * group // math.gcd(group, times)
+        whole = math.lcm(group, count)
+        changes[key] = m * whole // math.gcd(whole, times)
     if key == "num_generations":
-        changes[key] = max(2, m * batch // math.gcd(batch, prompts))
+        whole = math.lcm(batch, count)
+        changes[key] = max(2, m * whole // math.gcd(whole, prompts))
         changes["gradient_accumulation_steps"] = prompts * changes[key] // batch
     return replace(config, grpo=replace(config.grpo, **changes))
 
 
 def _largest(model: Architecture, found: Plan, key: str, most: int = 2**16) -> int:
     """The largest value of `key` that fits, the others as configured; 0 where none does. `most` ends the search."""
+    varied = functools.partial(_vary, found.config, key, count=found.device.processes)
 
     def fits(m: int) -> bool:
-        return _solve(model, _vary(found.config, key, m), found.device, found.prompt_tokens).fits
+        return _solve(model, varied(m), found.device, found.prompt_tokens).fits
 
     low, high = 0, 1
     if key == "max_completion_length":  # m is the length itself, which takes longest to try; one answer is known
@@ -292,7 +261,7 @@ def _largest(model: Architecture, found: Plan, key: str, most: int = 2**16) -> i
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return getattr(_vary(found.config, key, low).grpo, key) if low else 0
+    return getattr(varied(low).grpo, key) if low else 0
 
 
 def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
@@ -300,12 +269,18 @@ def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
     config, device, prompt, grpo = found.config, found.device, found.prompt_tokens, found.config.grpo
     if found.fits:
         off = [row for row in found.rows if row.part == "routed experts" and found.share_off and row.place != "GPU"]
-        texts = [f"{row.source} routed experts on the {row.place} ({row.nbytes / GIB:.2f} GiB)" for row in off]
+        texts = [
+            f"{found.experts[row.place]:,} of {model.routed:,} routed experts on the {row.place} ({row.nbytes / GIB:.2f} GiB"
+            + (f" for {device.processes} processes)" if device.processes > 1 else ")")
+            for row in off
+        ]
         how = " and ".join(texts) or "every weight in one place"
         policy, tier = config.policy, "cuda:1" if "second GPU" in found.experts else "host"
         other = abs(policy.experts_on_host - found.share_off) > 0.002
         changes = [f"policy.experts_on_host={found.share_off:.3f}"] * other
-        changes += [f"policy.experts_overflow={tier}"] * (found.share_off > 0 and policy.experts_overflow != tier)
+        changes += [f"policy.experts_overflow={tier}"] * (
+            policy.experts_overflow != tier and (found.share_off > 0 or device.processes > 1)
+        )
         to_set = f"; set {' '.join(changes)}" if policy.load_in_4bit and changes else ""
         return f"It fits {device.name} with {how}{to_set}."
     if _lacks_bf16(config, device):
@@ -324,5 +299,7 @@ def _verdict(model: Architecture, found: Plan, largest: dict[str, int]) -> str:
     for change, changed in changes.items():
         if changed != config and _solve(model, changed, device, prompt).fits:
             return f"{short}; first set {change.lower()}."
+    if device.processes > 1 and _solve(model, config, replace(device, processes=1), prompt).fits:
+        return f"{short}; start one process."
     names = [name for name, other in DEVICES.items() if _solve(model, config, other, prompt).fits]
     return f"{short}, and no one setting changes that; take {names[0] if names else 'a larger device'}."

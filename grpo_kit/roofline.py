@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo_kit import pinned
+from grpo_kit import pinned, processes
 from grpo_kit.footprint import Architecture
 
 COPIED = {"cuda": 2**28, "cpu": 2**26}  # bytes; far more than any cache holds
@@ -66,6 +66,7 @@ def token_bytes(model: Architecture, found: Any) -> float:
     """Bytes that every sampled token reads, whatever it chooses: the dense weights, and the states twice (`memory.Plan`)."""
     others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
     states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
+    states /= 1 if found.device.gpu else found.device.processes  # the host's rows are of all processes
     return sum(model.nbytes(part, found.config.policy) for part in others) + 2 * states
 
 
@@ -74,11 +75,14 @@ def seconds(model: Architecture, found: Any, speed: Bandwidths, routed_away: flo
 
     A sampled token reads `token_bytes` and the experts that some sequence chooses. Training passes three times (twice
     without checkpointing) over all weights, each expert dequantised for each micro-batch. `routed_away` in [0, 1] is the
-    share of routed tokens that go to experts off the GPU, alike among themselves.
+    share of routed tokens that go to experts off the GPU, alike among themselves. Of several processes it is each one's, on
+    a GPU of its own; without a GPU they share what was measured.
     """
     policy, c, grpo = found.config.policy, model.config, found.config.grpo
-    vram, pcie, flops = speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12
-    sampled = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
+    shared = 1 if found.device.gpu else found.device.processes
+    vram, pcie, flops = (n / shared for n in (speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12))
+    micro, times = processes.share(grpo, found.device.processes)
+    sampled = micro * times
     away, k, count = found.share_off, c.num_experts_per_tok, c.n_routed_experts
     params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
 
@@ -90,5 +94,5 @@ def seconds(model: Architecture, found: Any, speed: Bandwidths, routed_away: flo
     moved = 4.5 * params if policy.load_in_4bit else routed  # NF4 is read, 16 bit written and read again
     active = model.parts.total() - params - model.parts["embeddings"] + params * k / count
     products = 2 * active * sampled * (found.prompt_tokens + grpo.max_completion_length) / flops
-    once = products + grpo.gradient_accumulation_steps * (moved / vram + routed * away / pcie)
+    once = products + times * (moved / vram + routed * away / pcie)
     return token * grpo.max_completion_length, once * (3 if grpo.gradient_checkpointing else 2)

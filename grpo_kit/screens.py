@@ -124,7 +124,9 @@ def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
 
 def plan(found: Any) -> None:
     """A `memory.Plan`: what each place holds when it is fullest, the largest settings that fit, and the verdict."""
-    table = Table("place", "part", "GiB", "how counted", title=f"{found.config.policy.model} on {found.device.name}")
+    count = found.device.processes
+    where = f"{found.device.name}, one of {count} processes; the host's of all" if count > 1 else found.device.name
+    table = Table("place", "part", "GiB", "how counted", title=f"{found.config.policy.model} on {where}")
     table.columns[2].justify = "right"
     for place, need in found.needs.items():
         for row in sorted(found.at_peak(place), key=lambda row: -row.nbytes):
@@ -148,6 +150,16 @@ def plan(found: Any) -> None:
         pcie = f"{found.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if found.device.gpu else ""
         seconds += f"{found.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{found.bandwidths.matmul_tflops:.2f} TFLOPS"
     out.print(f"step time: {seconds}\n{escape(found.verdict)}")
+
+
+def ways(found: list[Any]) -> None:
+    """Both `ways.Way`s to use a machine's GPUs: whether they fit, what limits them, and how long a step takes where known."""
+    table = Table("way", "fits", "limited by", "in words", title="two ways to use these GPUs", show_lines=True)
+    for way in found:
+        best = f"\nA step at best: {sum(way.plan.seconds):.1f} s." if way.plan and way.plan.seconds else ""
+        table.add_row(way.name, "yes" if way.fits else "no", way.limit, escape(way.verdict) + best)
+    if found:
+        out.print(table)
 
 
 def data(manifest: dict[str, Any]) -> None:

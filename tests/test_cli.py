@@ -236,7 +236,20 @@ def test_a_plan_says_what_fits_and_what_does_not(here):
     assert "It fits t4" in call("plan", "-c", "tiny", "--device", "t4")
     said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
     assert "It does not fit cpu" in said and "step time: not estimated, no bandwidth of cpu was measured" in said
+    assert "two ways" not in said
     assert everything(here) == []
+
+
+def test_a_plan_for_two_gpus_says_both_ways_and_plans_one_process_of_two(here, monkeypatch):
+    from grpo_kit import memory
+
+    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    said = call("plan", "-c", "t4x2", "--device", "t4x2")
+    assert "two ways" in said and "one copy each" in said and "8.60" in said
+    said = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
+    assert "one of 2 processes" in said and "8.60 GiB for 2 processes" in said and "two ways" in said
+    said = call("plan", "-c", "t4", "--device", "t4", "--num-processes", "2", status=2)
+    assert "t4 has 1 GPU" in said and "Traceback" not in said
 
 
 def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):

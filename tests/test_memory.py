@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grpo_kit import adapter, config, experts, footprint, memory, policy, roofline
+from grpo_kit import adapter, config, experts, footprint, machines, memory, policy, processes, roofline
 
 GIB = 2**30
 ALL_HERE = "policy.experts_on_host=0"
@@ -405,34 +405,6 @@ def test_a_gpu_is_measured_by_its_own_clock(monkeypatch):
     assert taken == pytest.approx([0.002, 0.005, 0.009])
 
 
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [("t5", "t4"), ("T4X2", "t4x2"), ("24", "24gb"), ("80GB", "80gb"), ("gpu", "cpu"), ("", "t4"), ("h100", "t4")],
-)
-def test_an_unknown_device_is_one_sentence_with_the_nearest(name, near):
-    with pytest.raises(ValueError, match="no known device") as caught:
-        memory.device(name)
-    assert str(caught.value).endswith("?") and "\n" not in str(caught.value)
-    if name not in ("", "h100"):
-        assert f"Did you mean {near}?" in str(caught.value)
-
-
-def test_named_devices_are_nominal_and_this_machine_is_not():
-    assert all(device.nominal for device in memory.DEVICES.values())
-    here, cpu = memory.this_device(), memory.device("cpu")
-    assert not here.nominal and not cpu.nominal and cpu.gpu == 0 and here.host > 0 and here.disk > 0
-
-
-def test_this_machine_with_a_gpu(monkeypatch):
-    card = type("Card", (), {"name": "Tesla T4", "total_memory": int(14.56 * GIB), "major": 7})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    here = memory.this_device()
-    assert (here.name, here.gpus, here.triton, here.nominal) == ("Tesla T4", 2, False, False)
-    assert here.gpu == pytest.approx(14.56)
-
-
 def test_conventions_are_marked_as_assumed():
     found = of("t4")
     assert {r.part for r in found.rows if r.kind == "assumed"} == {
@@ -455,6 +427,90 @@ def test_what_cannot_be_planned_is_one_sentence(tmp_path):
         of("tiny", "cpu", f"policy.model={tmp_path}")
     with pytest.raises(ValueError, match="prompt_tokens is 0"):
         of("tiny", "cpu", prompt_tokens=0)
+
+
+# preset, processes, sequences each samples at once, prompts they belong to at most
+@pytest.mark.parametrize(
+    ("preset", "count", "sampled", "prompts"),
+    [
+        ("t4", 1, 16, 2),  # a step's group and the one that may replace it
+        ("t4", 2, 8, 1),
+        ("t4", 4, 4, 1),  # half a group each
+        ("t4", 8, 2, 1),
+        ("80gb", 2, 16, 2),
+        ("80gb", 16, 2, 1),
+        ("tiny", 64, 7, 2),  # 448 sequences of 56 groups: a part of 7 ends within the next group
+    ],
+)
+def test_of_several_processes_each_samples_its_part(preset, count, sampled, prompts):
+    asked = config.load_config([preset])
+    assert memory.sampled_at_once(asked.grpo, count) == sampled
+    device = memory.Device("large", 80.0, gpus=count, processes=count)
+    found = memory._solve(memory.Architecture.of(asked.policy), asked, device, 64)
+    assert next(r.source for r in found.rows if r.part == "recurrent states") == f"{sampled} sequences"
+    assert next(r.source for r in found.rows if r.part == "one layer reads the prompts") == f"{prompts} x 64 tokens"
+
+
+def shared_by(count, preset="t4x2", device="t4x2", *overrides, **more):
+    asked = config.load_config([preset], list(overrides))
+    return memory.plan(asked, machines.shared(memory.device(device), count), **more, search=False)
+
+
+def test_processes_have_a_gpu_each_and_one_host_which_one_of_them_converts_on():
+    one, two = of("t4", "t4x2", "policy.experts_overflow=host"), shared_by(2)
+    tier = row(two, "routed experts", "host")
+    assert tier == 2 * row(of("t4"), "routed experts", "host") > 0
+    assert row(two, "routed experts", "second GPU") == 0 < row(one, "routed experts", "second GPU")
+    assert row(two, "the system, Python, CUDA", "host") == 2 * row(one, "the system, Python, CUDA", "host")
+    shard = "one source shard, and what is made of it"
+    assert row(two, shard, "host") == row(one, shard, "host")
+    assert row(two, "recurrent states") == row(one, "recurrent states") / 2
+    assert row(two, "layer inputs kept") == row(one, "layer inputs kept")  # 2 x 4 becomes 2 x 2
+    assert two.needs["disk"] == one.needs["disk"]
+    assert two.needs["host"].nbytes == pytest.approx(tier + 4 * GIB) and two.needs["host"].phase == "load"
+
+
+def test_a_host_too_small_for_all_processes_sends_back_to_one():
+    two = memory.plan(
+        config.load_config(["t4x2"]), replace(memory.device("t4x2"), host=9.0, processes=2), search=False
+    )
+    assert not two.fits and "whose host has 9.0 of 12.6 GiB needed; start one process." in two.verdict
+    assert memory.plan(two.config, replace(two.device, processes=1), search=False).fits
+
+
+def test_a_second_gpu_that_is_taken_is_not_to_hold_experts():
+    assert shared_by(2).verdict.endswith("(8.60 GiB for 2 processes); set policy.experts_overflow=host.")
+    # where nothing is left over, the run would still be refused with that setting
+    assert "policy.experts_overflow=host" in shared_by(2, "t4x2", "80gb").verdict
+
+
+def test_a_step_shared_out_takes_less_training_and_sampling_that_goes_on_token_by_token():
+    speed = memory.Bandwidths(320, 16, 65)
+    one, two = (shared_by(n, "24gb", "24gb", bandwidths=speed).seconds for n in (1, 2))
+    assert two[1] == pytest.approx(one[1] / 2, rel=0.01)
+    assert one[0] / 2 < two[0] < one[0]  # the dense weights are read for 4 sequences as for 8
+
+
+def test_processes_without_a_gpu_share_what_the_machine_has():
+    speed = memory.Bandwidths(20, 20, 0.1)
+    cpu = memory.Device("cpu", 0.0, triton=False)
+    one, two = (
+        memory.plan(config.load_config(["tiny"]), replace(cpu, processes=n), bandwidths=speed, search=False).seconds
+        for n in (1, 2)
+    )
+    assert two[1] == pytest.approx(one[1], rel=0.01) and one[0] < two[0] < 2 * one[0]
+
+
+def test_the_largest_for_several_processes_can_be_shared_out():
+    asked, where = config.load_config(["t4x2"]), replace(memory.device("t4x2"), gpus=3, processes=3)
+    with pytest.raises(ValueError, match="3 processes do not divide the 8 completions"):
+        memory.plan(asked, where, search=False)
+    for key in memory.KEYS[:2]:
+        for m in range(1, 20):
+            varied = memory._vary(asked, key, m, 3).grpo
+            assert processes.share(varied, 3)
+            step = varied.per_device_train_batch_size * varied.gradient_accumulation_steps
+            assert step % varied.num_generations == 0
 
 
 def test_lora_on_routed_experts_is_counted_pair_by_pair():
