@@ -17,18 +17,27 @@ from grpo_kit.cli import app
 from tests.test_layers import FLOORS
 
 ROOT = Path(__file__).resolve().parents[1]
-README, T4, METHOD = ROOT / "README.md", ROOT / "notes" / "t4.md", ROOT / "notes" / "method.md"
+README, T4, METHOD, SCALE = ROOT / "README.md", *(ROOT / "notes" / f"{name}.md" for name in ("t4", "method", "scale"))
 PAGES = [README, *sorted((ROOT / "notes").glob("*.md")), ROOT / "data" / "README.md", ROOT / "submission" / "README.md"]
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-@pytest.fixture(scope="module")
-def hardware():
-    spec = importlib.util.spec_from_file_location("hardware", ROOT / "benchmarks" / "hardware.py")
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hardware():
+    return benchmark("hardware")
+
+
+@pytest.fixture(scope="module")
+def more_gpus(hardware):
+    return benchmark("more_gpus")
 
 
 def table(page: Path, name: str) -> list[dict[str, str]]:
@@ -83,6 +92,37 @@ def test_the_page_says_that_nothing_of_it_was_measured():
     text = " ".join(T4.read_text().split())
     assert "no row was measured on its machine, and nothing has run on a T4 yet" in text
     assert "computed from nominal bandwidths, not measured" in text
+
+
+@pytest.mark.parametrize("name", ["two T4", "same step", "more prompts"])
+def test_the_page_of_several_gpus_says_what_the_plan_computes(more_gpus, name):
+    assert_same(table(SCALE, name), more_gpus.TABLES[name]())
+
+
+def test_a_ring_of_two_carries_the_gradients_once_and_of_64_nearly_twice(more_gpus, monkeypatch):
+    monkeypatch.setattr(more_gpus, "waited", lambda: 0.25)
+    gradients = 4 * 16 * 709_952  # float32, r, and in + out of the preset's matrices
+    for count, times in ((2, 1.0), (8, 1.75), (64, 1.96875)):
+        found = more_gpus.exchange(more_gpus.planned(count, count), 50.0)
+        assert found == pytest.approx(0.25 + times * gradients / 50e9, abs=1e-9)
+    assert more_gpus.exchange(more_gpus.planned(1, 1), 50.0) == 0.0
+
+
+def test_the_page_of_several_gpus_quotes_the_last_measurement_and_the_plans_refusal(more_gpus):
+    text = " ".join(SCALE.read_text().split())
+    last = (ROOT / "notes" / "benchmarks.md").read_text().split("\n### scale, ")[-1]
+    figures = dict(re.findall(r"(\w+) ([\d.]+|True)", last.split("\n\n")[2]))
+    exchanges = re.search(r"^\| two .* (\d+) \|$", last, re.MULTILINE)[1]
+    assert (
+        f"made {float(figures['times_one']):.2f} steps" in text
+        and f"would make {float(figures['times_at_best']):.2f}" in text
+    )
+    assert f"{float(figures['waiting']):.1%}".replace("%", " %") in text and f"{exchanges} exchanges a step" in text
+    assert text.count(f"{more_gpus.waited() * 1e3:.0f} ms") == 2 and figures["same_tokens"] == "True"
+    with pytest.raises(ValueError) as refused:
+        more_gpus.planned(64, 1)
+    assert f"*{refused.value}*" in text
+    assert "Every figure for a GPU on this page is computed; none was measured" in text
 
 
 def test_a_table_is_put_where_its_mark_is_and_nowhere_else(hardware, tmp_path):
