@@ -57,7 +57,7 @@ def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
     assert (
         (args.importance_sampling_level == "sequence") is (loss == "gspo")
         and args.beta == 0.0
-        and args.epsilon_high == 0.28
+        and args.epsilon_high == (1.28 if loss == "cispo" else 0.28)
     )
     trainer = train.make_trainer(chosen, run, [length_reward] * 2)
     trainer.train()
@@ -182,6 +182,58 @@ def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeyp
     assert torch.allclose(part, whole, atol=1e-6) and any(g.any() for g in expected)
     largest = max(g.abs().max() for g in expected)
     assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+
+
+CAPPED = ["grpo.loss_type=cispo", "grpo.epsilon=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cap"),
+    [
+        ([], 1.28),
+        (["grpo.epsilon_high=4"], 5.0),
+        (["grpo.epsilon_high=null"], 1.1),  # as far above as epsilon is below
+    ],
+)
+def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_path, overrides, cap):
+    chosen, run = small(tmp_path, *CAPPED, *overrides)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    worth, tokens = [1.0, -0.5, 2.0], [3, 4, 2]
+    batch = batch_of(trainer, worth, tokens)
+    logps = []
+    inner = trainer._get_per_token_logps_and_entropies
+
+    def kept(*args, **kwargs):
+        found = inner(*args, **kwargs)
+        logps.append(found[0])
+        return found
+
+    trainer._get_per_token_logps_and_entropies = kept
+    trainer.compute_loss(trainer.model, batch)
+    ratios = torch.tensor([[0.1, 1.0, 1.05, 9.0], [1.2, 0.5, 3.0, 1.0], [7.0, 1.4, 1.0, 1.0]])
+    batch["old_per_token_logps"] = logps[0].detach() - ratios.log()
+    _, found = gradient(trainer, trainer.compute_loss, batch)
+
+    def by_formula(model, batch):
+        weighed = ratios.clamp(max=cap) * torch.tensor(worth)[:, None] * batch["completion_mask"]
+        trainer.compute_loss(model, batch)  # log-probs with a graph of their own
+        return -(weighed * logps[-1]).sum() / sum(tokens)
+
+    _, expected = gradient(trainer, by_formula, batch)
+    largest = max(g.abs().max() for g in expected)
+    assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+
+
+def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
+    stages = "grpo.stages=[{max_completion_length: 8, steps: 1}, {max_completion_length: 8, steps: 1, epsilon_high: 4}, {max_completion_length: 8}]"
+    chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
+    trainer, seen = train.make_trainer(chosen, run, [length_reward] * 2), []
+    whole = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: seen.append(trainer.epsilon_high) or whole(*args, **kwargs)
+    trainer.train()
+    assert seen[-3:] == [1.1, 5.0, 1.1]
 
 
 def test_a_batch_that_teaches_nothing_has_a_gradient_of_zeros(trainer_of):
