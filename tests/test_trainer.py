@@ -110,6 +110,22 @@ def test_a_set_that_teaches_nothing_costs_the_budget_and_no_more(tmp_path):
     assert [row["useful/share"] for row in rows] == [0, 0] and [row["useful/asked"] for row in rows] == [3, 3]
 
 
+@pytest.mark.parametrize("others_teach", [True, False])
+def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, others_teach):
+    chosen, run = small(tmp_path, "grpo.resample_budget=4", "grpo.max_steps=10", "grpo.mask_truncated_completions=false")
+
+    def all_right_but_every_fourth_group(completions, **kwargs):
+        groups = torch.arange(len(completions)) // 4
+        mixed = (groups % 4 == 3) & others_teach
+        return torch.where(mixed, torch.arange(len(completions)) % 2, 1).tolist()
+
+    train.train(chosen, run, [all_right_but_every_fourth_group, lambda completions, **_: [0.0] * len(completions)])
+    rows = workspace.read_lines(run.metrics)
+    rung = [said for row in rows for said in row.get("alarms", []) if "all right" in said]
+    assert sum(row["useful/all_right"] for row in rows) / 10 > 0.6
+    assert not rung if others_teach else len(rung) == 1
+
+
 def test_where_few_groups_teach_more_are_asked_at_once(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=3", "grpo.max_steps=1")
     calls = []
