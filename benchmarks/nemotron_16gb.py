@@ -130,7 +130,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     decoding = draw(model, ids, scale.drawn) - first
     marks.append(bench.brought)
     tokens, pcie = scale.rows * (scale.drawn - 1), marks[2] - marks[1] - (marks[1] - marks[0])
-    resident = (scale.drawn - 1) * roofline.token_bytes(architecture, planned)
+    resident = (scale.drawn - 1) * roofline.token_bytes(architecture, planned, scale.rows)
     reached = ((resident + near) / speed.vram_gb_s + far / speed.pcie_gb_s) / 1e9 / decoding
     rows.append(line("tiered", f"decode {scale.rows} x {scale.drawn}", decoding, tokens, pcie, reached))
     seconds, trained = grpo_step(chosen, scale, model)

@@ -78,6 +78,19 @@ class Architecture:
             return self.parts[part] * (4 if wide else BYTES[policy.dtype])
         return self.routed * self.expert.nbytes if part == "routed experts" else self.nf4[part]
 
+    @property
+    def ssm_bytes(self) -> int:
+        """Bytes of one Mamba layer's recurrent state of a sequence, float32."""
+        c = self.config
+        return c.mamba_num_heads * c.mamba_head_dim * c.ssm_state_size * 4
+
+    def state_bytes(self, policy: Policy) -> int:
+        """Bytes of a sequence's states in all Mamba layers, those of the convolutions too, which are in the policy's type."""
+        c = self.config
+        channels = c.mamba_num_heads * c.mamba_head_dim + 2 * c.n_groups * c.ssm_state_size
+        each = self.ssm_bytes + channels * c.conv_kernel * BYTES[policy.dtype]
+        return each * self.kinds.get("linear_attention", 0)
+
 
 class Alive(TorchDispatchMode):
     """Follows the memory of every tensor that is made while it is on, by storage, until it is gone."""

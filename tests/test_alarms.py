@@ -24,8 +24,16 @@ def rows(count=10, **changed):
             "truncated",
             "87% of completions are cut at 512 tokens: raise grpo.max_completion_length",
         ),
-        ({"useful/all_right": 0.75, "useful/share": 0.25}, "solved", "75% of groups are all right and teach nothing: use"),
-        ({"useful/all_wrong": 0.9, "useful/share": 0.1}, "hopeless", "90% of groups are all wrong and teach nothing: use"),
+        (
+            {"useful/all_right": 0.75, "useful/share": 0.25},
+            "solved",
+            "75% of groups are all right and teach nothing: use",
+        ),
+        (
+            {"useful/all_wrong": 0.9, "useful/share": 0.1},
+            "hopeless",
+            "90% of groups are all wrong and teach nothing: use",
+        ),
         (
             {"useful/all_right": 0.95, "useful/share": 0.375, "useful/replaced": 0.325},
             "solved",

@@ -112,7 +112,9 @@ def test_a_set_that_teaches_nothing_costs_the_budget_and_no_more(tmp_path):
 
 @pytest.mark.parametrize("others_teach", [True, False])
 def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, others_teach):
-    chosen, run = small(tmp_path, "grpo.resample_budget=4", "grpo.max_steps=10", "grpo.mask_truncated_completions=false")
+    chosen, run = small(
+        tmp_path, "grpo.resample_budget=4", "grpo.max_steps=10", "grpo.mask_truncated_completions=false"
+    )
 
     def all_right_but_every_fourth_group(completions, **kwargs):
         groups = torch.arange(len(completions)) // 4
