@@ -53,7 +53,7 @@ def score(
     with tempfile.TemporaryDirectory() as folder:
         _unpack(zip_path, Path(folder), base_name(config.policy))
         return evaluate.measure(
-            "score", config, run, verifier, Path(folder), progress, held_out(config, run, count), how
+            "score", config, run, verifier, Path(folder), progress, held_out(config, run, count), how, zip_path
         )
 
 
