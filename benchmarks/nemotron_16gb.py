@@ -248,11 +248,11 @@ def settings(scale: Scale) -> tuple[Any, Path, str]:
     """(configuration, a folder with the config.json, the device)."""
     import torch
 
-    from grpo_kit import config, footprint, tiny
+    from grpo_kit import config, expected, tiny
 
     chosen = config.load_config([scale.preset], [*STEP, *scale.settings, f"grpo.max_completion_length={scale.drawn}"])
     folder = Path(tempfile.mkdtemp())
-    published = tiny.FOLDER / "config.json" if scale.preset == "tiny" else footprint.NANO
+    published = tiny.FOLDER / "config.json" if scale.preset == "tiny" else expected.NANO
     (folder / "config.json").write_text(published.read_text())
     return chosen, folder, "cuda:0" if torch.cuda.is_available() else "cpu"
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpo_kit import adapter, config, experts, footprint, machines, memory, policy, processes, roofline
+from grpo_kit.expected import NANO
 
 GIB = 2**30
 ALL_HERE = "policy.experts_on_host=0"
@@ -447,9 +448,9 @@ def test_conventions_are_marked_as_assumed():
 
 
 def test_the_shipped_config_loads_and_is_what_a_local_copy_gives(tmp_path, nano):
-    (tmp_path / "config.json").write_text(footprint.NANO.read_text())
+    (tmp_path / "config.json").write_text(NANO.read_text())
     local = memory.Architecture.of(config.Policy(model=str(tmp_path)))
-    assert local.parts == nano.parts and json.loads(footprint.NANO.read_text())["model_type"] == "nemotron_h"
+    assert local.parts == nano.parts and json.loads(NANO.read_text())["model_type"] == "nemotron_h"
 
 
 def test_what_cannot_be_planned_is_one_sentence(tmp_path):
