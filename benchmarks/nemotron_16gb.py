@@ -130,7 +130,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     decoding = draw(model, ids, scale.drawn) - first
     marks.append(bench.brought)
     tokens, pcie = scale.rows * (scale.drawn - 1), marks[2] - marks[1] - (marks[1] - marks[0])
-    resident = (scale.drawn - 1) * roofline.token_bytes(architecture, planned)
+    resident = (scale.drawn - 1) * roofline.token_bytes(architecture, planned, scale.rows)
     reached = ((resident + near) / speed.vram_gb_s + far / speed.pcie_gb_s) / 1e9 / decoding
     rows.append(line("tiered", f"decode {scale.rows} x {scale.drawn}", decoding, tokens, pcie, reached))
     seconds, trained = grpo_step(chosen, scale, model)
@@ -248,11 +248,11 @@ def settings(scale: Scale) -> tuple[Any, Path, str]:
     """(configuration, a folder with the config.json, the device)."""
     import torch
 
-    from grpo_kit import config, footprint, tiny
+    from grpo_kit import config, expected, tiny
 
     chosen = config.load_config([scale.preset], [*STEP, *scale.settings, f"grpo.max_completion_length={scale.drawn}"])
     folder = Path(tempfile.mkdtemp())
-    published = tiny.FOLDER / "config.json" if scale.preset == "tiny" else footprint.NANO
+    published = tiny.FOLDER / "config.json" if scale.preset == "tiny" else expected.NANO
     (folder / "config.json").write_text(published.read_text())
     return chosen, folder, "cuda:0" if torch.cuda.is_available() else "cpu"
 

@@ -8,11 +8,21 @@ WINDOW = 10  # steps; one bad step says little
 
 
 class Rule(NamedTuple):
-    """`holds` looks at the mean of WINDOW rows; `says` words it."""
+    """`holds` looks at the mean of WINDOW rows, of those that have the figure; `says` words it."""
 
     name: str
     holds: Callable[[Row, Row], bool]
     says: Callable[[Row, Row], str]
+
+
+def _most_teach_nothing(mean: Row) -> bool:
+    """Of the groups trained on, after others took the place of flat ones (`grpo.resample_budget`)."""
+    return mean.get("useful/share", 0) < 0.5
+
+
+def _in_their_place(mean: Row) -> str:
+    replaced = mean.get("useful/replaced", 0)
+    return f", and others in their place bring {mean['useful/share']:.0%} that do" if replaced else ""
 
 
 RULES = [
@@ -26,18 +36,18 @@ RULES = [
     ),
     Rule(
         "solved",
-        lambda m, g: m.get("useful/all_right", 0) > 0.5,
+        lambda m, g: m.get("useful/all_right", 0) > 0.5 and _most_teach_nothing(m),
         lambda m, g: (
-            f"{m['useful/all_right']:.0%} of groups are all right and teach nothing: use harder prompts (`grpo-kit screen`), or "
-            "stop here."
+            f"{m['useful/all_right']:.0%} of groups are all right and teach nothing{_in_their_place(m)}: use harder prompts "
+            "(`grpo-kit screen`), or stop here."
         ),
     ),
     Rule(
         "hopeless",
-        lambda m, g: m.get("useful/all_wrong", 0) > 0.5,
+        lambda m, g: m.get("useful/all_wrong", 0) > 0.5 and _most_teach_nothing(m),
         lambda m, g: (
-            f"{m['useful/all_wrong']:.0%} of groups are all wrong and teach nothing: use easier prompts (`grpo-kit screen`), or "
-            "more generations (grpo.num_generations)."
+            f"{m['useful/all_wrong']:.0%} of groups are all wrong and teach nothing{_in_their_place(m)}: use easier prompts "
+            "(`grpo-kit screen`), or more generations (grpo.num_generations)."
         ),
     ),
     Rule(
@@ -93,7 +103,12 @@ def alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     if len(rows) < WINDOW:
         return []
     window = rows[-WINDOW:]
-    numbers = {key for row in window for key, value in row.items() if isinstance(value, int | float)}
-    mean = {key: sum(row.get(key) or 0 for row in window) / WINDOW for key in numbers}
+    # A batch that is trained on again is not sampled again, and one that teaches nothing has no entropy.
+    known: dict[str, list[float]] = {}
+    for row in window:
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                known.setdefault(key, []).append(value)
+    mean = {key: sum(values) / len(values) for key, values in known.items()}
     mean |= {key: window[-1].get(key, 0) for key in ("step", "skipped_steps")}
     return [(rule.name, rule.says(mean, grpo)) for rule in RULES if rule.holds(mean, grpo)]

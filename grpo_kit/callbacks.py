@@ -9,9 +9,15 @@ from typing import Any
 from transformers import TrainerCallback
 
 from grpo_kit import processes, resume, tiers
-from grpo_kit.config import Grpo
+from grpo_kit.config import Grpo, Stage
 from grpo_kit.records import MetricsRecord, is_step
 from grpo_kit.stages import stage_of
+
+
+def trl_epsilon_high(grpo: Grpo, stage: Stage | None = None) -> float:
+    """TRL's `epsilon_high` of a run, or of a stage of it: the bound itself of a token's weight for `cispo`, for others less 1."""
+    above = grpo.clip_above(stage)
+    return 1 + above if grpo.loss_type == "cispo" else above
 
 
 class Stages(TrainerCallback):
@@ -33,8 +39,7 @@ class Stages(TrainerCallback):
         self.trainer.max_completion_length = args.max_completion_length = length
         self.trainer.generation_config.max_new_tokens = length
         self.trainer.beta = self.grpo.beta if stage.beta is None else stage.beta
-        high = self.grpo.epsilon_high if stage.epsilon_high is None else stage.epsilon_high
-        self.trainer.epsilon_high = self.grpo.epsilon if high is None else high
+        self.trainer.epsilon_high = trl_epsilon_high(self.grpo, stage)
         self._set_rate(self.grpo.learning_rate if stage.learning_rate is None else stage.learning_rate)
         self.metrics.extra["stage"] = number
 

@@ -63,13 +63,13 @@ def find(problems: Sequence[str], golds: Sequence[str], same: Same, label: Calla
     return Found(dropped, ties)
 
 
-def near_pairs(problems: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int, float]]:
-    """(lower number, higher number, Jaccard overlap of 3-token runs), for overlaps of `threshold` or more."""
+def near_pairs(problems: Sequence[str]) -> list[tuple[int, int, float]]:
+    """(lower number, higher number, Jaccard overlap of 3-token runs), for overlaps of THRESHOLD or more."""
     signatures = minhash(problems)
     sure = []
     for a, b in _candidates(signatures):
         alike = (signatures[a] == signatures[b]).mean(axis=1)
-        worth = alike >= threshold - 0.1  # three standard deviations of the estimate
+        worth = alike >= THRESHOLD - 0.1  # three standard deviations of the estimate
         sure.append(np.stack([a[worth], b[worth]], axis=1))
     pairs = np.unique(np.concatenate(sure), axis=0) if sure else np.empty((0, 2), np.int64)
     found, vocabulary = [], ngrams.Vocabulary()
@@ -79,7 +79,7 @@ def near_pairs(problems: Sequence[str], threshold: float = THRESHOLD) -> list[tu
         sets = [frozenset(have.hashes[s:e].tolist()) for s, e in zip(have.starts, have.starts[1:])]
         for a, b in where.reshape(-1, 2):
             overlap = len(sets[a] & sets[b]) / max(len(sets[a] | sets[b]), 1)
-            if overlap >= threshold:
+            if overlap >= THRESHOLD:
                 found.append((int(numbers[a]), int(numbers[b]), overlap))
     return found
 

@@ -103,11 +103,12 @@ def scores(
 
 def measure(
     stage: str, config: RunConfig, run: workspace.Run, verifier: Reward, adapter: Path | None, progress: Progress | None = None,
-    asked: list[problems.Problem] | None = None, evaluation: Evaluation | None = None,
+    asked: list[problems.Problem] | None = None, evaluation: Evaluation | None = None, origin: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the policy, with `adapter` if one is given; write and return `evaluation/<stage>.json`.
 
     `asked`: the problems; None: those of `evaluation.sets`. `evaluation`: how, where that is not how the run is set up.
+    `origin`: the file that `adapter` was unpacked from, which is then noted as read in its place.
     """
     told_yaml, config = to_yaml(config), replace(config, evaluation=evaluation or config.evaluation)
     started, how = time.monotonic(), config.evaluation
@@ -115,7 +116,7 @@ def measure(
         "policy": config.policy.identity(), "evaluation": asdict(how), "seed": config.run.seed, "verifier": fingerprint(verifier),
         "sets": problems.hashes(config) if asked is None else problems.hash_of(asked),
     }  # fmt: skip
-    reads = [run.manifest, *([adapter] if adapter else [])]
+    reads = [run.manifest, *([origin or adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
         return json.loads(path.read_text())

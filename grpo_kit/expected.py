@@ -1,4 +1,4 @@
-"""What an adapter for a base model is made of: every module that can carry a LoRA, and the name and shape of each tensor.
+"""What an adapter for a base model is made of: every module that can carry a LoRA and its shape, and whose a saved tensor is.
 
 Taken from the real architecture, transformers' Nemotron-H, built without weights from a config.json; the 30B's is in the
 package, so nothing is downloaded. Names are the published ones: `backbone.layers.0.mixer.in_proj`, routed experts one
@@ -103,20 +103,6 @@ def rank_of(module: str, config: Mapping[str, Any]) -> int:
     """
     pattern = config.get("rank_pattern") or {}
     return next((pattern[end] for end in endings(module) if end in pattern), config["r"])
-
-
-def tensors_of(config: Mapping[str, Any], there: Modules, root: str = "backbone.") -> dict[str, tuple[int, int]]:
-    """{key in adapter_model.safetensors: shape} of a complete adapter: A is (r, in), B is (out, r).
-
-    `config` is an adapter_config.json with a list of `target_modules`; `there` what `modules` says. `root` is `backbone.`
-    as published or `model.` as transformers 5 saves; both load. Nothing for a target that names nothing.
-    """
-    tensors = {}
-    for name in chosen(config["target_modules"], there):
-        (out, inside), r = there[name], rank_of(name, config)
-        key = f"base_model.model.{name.replace('backbone.', root, 1)}"
-        tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = (r, inside), (out, r)
-    return tensors
 
 
 def module_of(key: str) -> tuple[str, str] | None:

@@ -18,14 +18,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from grpo_kit import experts
+from grpo_kit import expected, experts
 from grpo_kit import policy as loading
 from grpo_kit.config import Policy, RunConfig
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The residual stream: float32 beside fp16 weights, as nemotron_h.keep_residual_in_float32 leaves it.
 STREAM = {"float32": torch.float32, "float16": torch.float32, "bfloat16": torch.bfloat16}
-NANO = Path(__file__).with_name("nemotron_3_nano.json")
 PARTS = {  # what a parameter's name holds: the part it belongs to; the first that fits
     ".shared_experts.": "shared experts", ".experts.": "routed experts", ".in_proj.": "Mamba in_proj",
     ".out_proj.": "Mamba out_proj", ".q_proj.": "attention", ".k_proj.": "attention", ".v_proj.": "attention",
@@ -61,7 +60,7 @@ class Architecture:
         from transformers import AutoConfig, NemotronHConfig
 
         if "Nemotron-3-Nano-30B-A3B" in policy.model and not Path(policy.model).exists():
-            return Architecture(NemotronHConfig(**json.loads(NANO.read_text())))
+            return Architecture(NemotronHConfig(**json.loads(expected.NANO.read_text())))
         try:
             config = AutoConfig.from_pretrained(loading.source_of(policy), revision=policy.revision)
         except (OSError, ValueError) as error:
@@ -77,6 +76,19 @@ class Architecture:
             wide = part == "router" and policy.load_in_4bit
             return self.parts[part] * (4 if wide else BYTES[policy.dtype])
         return self.routed * self.expert.nbytes if part == "routed experts" else self.nf4[part]
+
+    @property
+    def ssm_bytes(self) -> int:
+        """Bytes of one Mamba layer's recurrent state of a sequence, float32."""
+        c = self.config
+        return c.mamba_num_heads * c.mamba_head_dim * c.ssm_state_size * 4
+
+    def state_bytes(self, policy: Policy) -> int:
+        """Bytes of a sequence's states in all Mamba layers, those of the convolutions too, which are in the policy's type."""
+        c = self.config
+        channels = c.mamba_num_heads * c.mamba_head_dim + 2 * c.n_groups * c.ssm_state_size
+        each = self.ssm_bytes + channels * c.conv_kernel * BYTES[policy.dtype]
+        return each * self.kinds.get("linear_attention", 0)
 
 
 class Alive(TorchDispatchMode):

@@ -60,7 +60,8 @@ class Plan:
 
     Of a device's several `processes` it is one's, save that the host's rows are of all. `experts`: routed experts by place. `share_off`: of each layer's, those not on the first GPU. `largest`: for each of
     KEYS the largest value that fits with the others as configured, 0 for none. `seconds`: (sampling, training) of a step
-    at best by the `bandwidths`, None without them. `verdict`: one sentence.
+    at best by the `bandwidths`, no group replaced, None without them; `sampling_all` is its sampling with all groups that
+    may replace others (`grpo.resample_budget`) asked at once, as many sequences as `rows` have room for. `verdict`: one sentence.
     """
 
     config: RunConfig
@@ -75,6 +76,7 @@ class Plan:
     bandwidths: Bandwidths | None
     seconds: tuple[float, float] | None
     verdict: str
+    sampling_all: float | None = None
 
     def at_peak(self, place: str) -> list[Row]:
         """The rows that are there when `place` is fullest."""
@@ -97,9 +99,13 @@ def plan(
     found = _solve(model, config, device, prompt_tokens)
     largest = {key: _largest(model, found, key) for key in KEYS} if search else {}
     away = found.share_off if hits is None else tiers.host_share(hits, tiers.layout(*hits.shape, found.share_off, hits))
-    seconds = roofline.seconds(model, found, bandwidths, away) if bandwidths else None
-    verdict = _verdict(model, found, largest)
-    return replace(found, largest=largest, bandwidths=bandwidths, seconds=seconds, verdict=verdict)
+    found = replace(found, largest=largest, verdict=_verdict(model, found, largest))
+    if not bandwidths:
+        return found
+    sequences = sampled_at_once(config.grpo, device.processes)
+    sampling_all = roofline.sampling(model, found, bandwidths, away, sequences)
+    seconds = roofline.seconds(model, found, bandwidths, away)
+    return replace(found, bandwidths=bandwidths, seconds=seconds, sampling_all=sampling_all)
 
 
 def sampled_at_once(grpo: Grpo, count: int = 1) -> int:
@@ -143,12 +149,12 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
     # Sampling: the whole generation batch at once. A group's prompt is read once, then each of the group gets its state. The
     # part of one of several processes may begin and end within a group.
     prompts = max((i + sampled - 1) // group - i // group + 1 for i in range(0, sampled * device.processes, sampled))
-    inner = c.mamba_num_heads * c.mamba_head_dim
-    ssm, conv = inner * c.ssm_state_size * 4, (inner + 2 * c.n_groups * c.ssm_state_size) * c.conv_kernel * size
-    states, read = (n * (ssm + conv) * model.kinds.get("linear_attention", 0) for n in (sampled, prompts))
+    states, read = (n * model.state_bytes(policy) for n in (sampled, prompts))
     kv = sampled * seq * 2 * c.num_key_value_heads * c.head_dim * size * (model.kinds.get("full_attention", 0) + 1)
     reading = prompts * prompt * c.hidden_size * stream + activation_bytes(model, config, prompts, prompt, False)[1]
-    token = sampled * (ssm * DECODE_STATES + c.vocab_size * (size + 4 * 4))  # logits; scores, probabilities in float32
+    token = sampled * (
+        model.ssm_bytes * DECODE_STATES + c.vocab_size * (size + 4 * 4)
+    )  # logits; scores, probabilities in float32
     if device.gpu and not in_4bit:  # transformers' batched_mm copies the expert of each choice
         token += sampled * c.num_experts_per_tok * 2 * model.expert.hidden * model.expert.intermediate * size
     rows += [

@@ -7,11 +7,10 @@ that were taken from the trained policy while it was still in memory.
 import json
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
-from grpo_kit import expected, inspection, submitted_config
+from grpo_kit import archive, expected, inspection, submitted_config
 from grpo_kit.config import Policy
 from grpo_kit.findings import FATAL, OK, WARNING, Finding
 from grpo_kit.inspection import CONFIG, TENSORS
@@ -93,11 +92,7 @@ def _with_submitted(model: Any, path: Path) -> Any:
 
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if Path(member).name in (CONFIG, TENSORS):
-                    with archive.open(member) as packed, (folder / Path(member).name).open("wb") as file:
-                        shutil.copyfileobj(packed, file, 1 << 20)
+        unpack(path, folder)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         saved = {expected.module_of(key): value for key, value in load_file(folder / TENSORS).items()}
         pairs = {place[0]: (value, saved[place[0], "B"]) for place, value in saved.items() if place and place[1] == "A"}
@@ -114,6 +109,15 @@ def _with_submitted(model: Any, path: Path) -> Any:
         return attach_adapter(model, folder)
 
 
+def unpack(path: Path, folder: Path) -> None:
+    """Put the two files of a zip that the doctor has passed into `folder`."""
+    with archive.opened(path) as opened:
+        for member in opened.members:
+            if (name := Path(member).name) in (CONFIG, TENSORS):
+                with opened.stream(member) as packed, (folder / name).open("wb") as file:
+                    shutil.copyfileobj(packed, file, 1 << 20)
+
+
 def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thinking: bool, path: Path) -> None:
     """Keep the trained policy's logits of the first answer token for a few prompts, taken from memory, float32."""
     from safetensors.torch import save_file
@@ -123,18 +127,6 @@ def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thi
     aside = path.with_name(f".{path.name}.partial")
     save_file({**asked, "trained": _last_logits(model, asked)}, aside)
     aside.replace(path)
-
-
-def lora_pairs(model: Any) -> dict[str, tuple[Any, Any]]:
-    """{module name: (A of shape (r, in), B of shape (out, r))} of every LoRA in the model."""
-    halves = {
-        name: value.detach() for name, value in model.named_parameters() if ".lora_A." in name or ".lora_B." in name
-    }
-    return {
-        name.split(".lora_A.")[0]: (value, halves[name.replace(".lora_A.", ".lora_B.")])
-        for name, value in halves.items()
-        if ".lora_A." in name
-    }
 
 
 def _last_logits(model: Any, asked: dict[str, Any]) -> Any:

@@ -8,8 +8,6 @@ from typing import Any
 
 # The challenge's scorer appends exactly this, back-ticks included, to every problem (one user turn, no system text).
 CHALLENGE_SUFFIX = "\nPlease put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`"
-# What the scorer passes to `tokenizer.apply_chat_template`.
-CHALLENGE_TEMPLATE = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
 
 
 def messages(problem: str, suffix: str = "", system: str = "") -> list[dict[str, str]]:

@@ -62,37 +62,56 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
     return min(taken)
 
 
-def token_bytes(model: Architecture, found: Any) -> float:
-    """Bytes that every sampled token reads, whatever it chooses: the dense weights, and the states twice (`memory.Plan`)."""
-    others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
-    states = sum(row.nbytes for row in found.rows if row.part == "recurrent states")
-    states /= 1 if found.device.gpu else found.device.processes  # the host's rows are of all processes
-    return sum(model.nbytes(part, found.config.policy) for part in others) + 2 * states
+def token_bytes(model: Architecture, found: Any, sequences: int) -> float:
+    """Bytes that a sampled token of so many sequences reads, whatever it chooses: the dense weights, and the states twice.
 
-
-def seconds(model: Architecture, found: Any, speed: Bandwidths, routed_away: float) -> tuple[float, float]:
-    """(sampling, training) seconds of a step at best, of `found`, a `memory.Plan`.
-
-    A sampled token reads `token_bytes` and the experts that some sequence chooses. Training passes three times (twice
-    without checkpointing) over all weights, each expert dequantised for each micro-batch. `routed_away` in [0, 1] is the
-    share of routed tokens that go to experts off the GPU, alike among themselves. Of several processes it is each one's, on
-    a GPU of its own; without a GPU they share what was measured.
+    `found`: a `memory.Plan`.
     """
-    policy, c, grpo = found.config.policy, model.config, found.config.grpo
-    shared = 1 if found.device.gpu else found.device.processes
-    vram, pcie, flops = (n / shared for n in (speed.vram_gb_s * 1e9, speed.pcie_gb_s * 1e9, speed.matmul_tflops * 1e12))
-    micro, times = processes.share(grpo, found.device.processes)
-    sampled = micro * times
-    away, k, count = found.share_off, c.num_experts_per_tok, c.n_routed_experts
-    params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
+    others = [part for part in model.parts if part not in ("routed experts", "embeddings")]
+    policy = found.config.policy
+    return sum(model.nbytes(part, policy) for part in others) + 2 * sequences * model.state_bytes(policy)
+
+
+def sampling(model: Architecture, found: Any, speed: Bandwidths, routed_away: float, sequences: int) -> float:
+    """Seconds at best in which one process draws `sequences` completions of full length, all at once; the rest as `seconds`.
+
+    A token reads `token_bytes` and the experts that some sequence chooses.
+    """
+    vram, pcie, _ = _speeds(found, speed)
+    away, k, count = found.share_off, model.config.num_experts_per_tok, model.config.n_routed_experts
+    routed = model.nbytes("routed experts", found.config.policy)
 
     def hit(share: float, choices: float) -> float:
         """Bytes of the experts that some sequence chooses, of a `share` of them that gets a share `choices` of tokens."""
-        return routed * share * (1 - (1 - min(1.0, choices * k / (share * count))) ** sampled) if share else 0.0
+        return routed * share * (1 - (1 - min(1.0, choices * k / (share * count))) ** sequences) if share else 0.0
 
-    token = (token_bytes(model, found) + hit(1 - away, 1 - routed_away)) / vram + hit(away, routed_away) / pcie
+    near = token_bytes(model, found, sequences) + hit(1 - away, 1 - routed_away)
+    return (near / vram + hit(away, routed_away) / pcie) * found.config.grpo.max_completion_length
+
+
+def seconds(model: Architecture, found: Any, speed: Bandwidths, routed_away: float) -> tuple[float, float]:
+    """(sampling, training) seconds of a step at best, of `found`, a `memory.Plan`, with no group replaced.
+
+    Training passes three times (twice without checkpointing) over all weights, each expert dequantised for each micro-batch.
+    `routed_away` in [0, 1] is the share of routed tokens that go to experts off the GPU, alike among themselves. Of several
+    processes it is each one's, on a GPU of its own; without a GPU they share what was measured.
+    """
+    policy, c, grpo = found.config.policy, model.config, found.config.grpo
+    vram, pcie, flops = _speeds(found, speed)
+    micro, times = processes.share(grpo, found.device.processes)
+    sampled = micro * times
+    params, routed = model.parts["routed experts"], model.nbytes("routed experts", policy)
     moved = 4.5 * params if policy.load_in_4bit else routed  # NF4 is read, 16 bit written and read again
-    active = model.parts.total() - params - model.parts["embeddings"] + params * k / count
+    active = (
+        model.parts.total() - params - model.parts["embeddings"] + params * c.num_experts_per_tok / c.n_routed_experts
+    )
     products = 2 * active * sampled * (found.prompt_tokens + grpo.max_completion_length) / flops
-    once = products + times * (moved / vram + routed * away / pcie)
-    return token * grpo.max_completion_length, once * (3 if grpo.gradient_checkpointing else 2)
+    once = products + times * (moved / vram + routed * found.share_off / pcie)
+    drawing = sampling(model, found, speed, routed_away, sampled)
+    return drawing, once * (3 if grpo.gradient_checkpointing else 2)
+
+
+def _speeds(found: Any, speed: Bandwidths) -> tuple[float, float, float]:
+    """Bytes a second from memory and over PCIe, operations a second: one process's."""
+    shared = 1 if found.device.gpu else found.device.processes
+    return speed.vram_gb_s * 1e9 / shared, speed.pcie_gb_s * 1e9 / shared, speed.matmul_tflops * 1e12 / shared

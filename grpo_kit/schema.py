@@ -131,7 +131,8 @@ class Grpo:
 
     `loss_type` is one of LOSSES; `gspo` is TRL's grpo with importance weights by sequence. What TRL has not: `advantage`
     and `normalize_rewards` (`advantages`), `draw` (`drawing`), `stages`, and `resample_budget`, by how many more groups a
-    step may replace those that came out all alike, as a share of its groups.
+    step may replace those that came out all alike, as a share of its groups. `epsilon_high` is how far above 1 a ratio is
+    clipped, whatever the loss (TRL's own is the bound itself for `cispo`); None: as far as `epsilon` is below.
     """
 
     max_steps: int = 100
@@ -216,6 +217,11 @@ class Grpo:
             "each reward has one weight. Give both the same length.",
         )
         require(not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; one can be. Set one to false.")
+
+    def clip_above(self, stage: Stage | None = None) -> float:
+        """How far above 1 a ratio is clipped, in a stage of the run by the stage's own `epsilon_high`, where it has one."""
+        own = (stage.epsilon_high if stage else None, self.epsilon_high, self.epsilon)
+        return next(value for value in own if value is not None)
 
 
 @dataclass(frozen=True)

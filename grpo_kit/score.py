@@ -6,7 +6,6 @@ share. What a score here cannot tell is how other puzzles go, and what another v
 
 import hashlib
 import random
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit import (
-    archive,
     cleaning,
     evaluate,
     findings,
     inspection,
+    outputs,
     problems,
     prompts,
     puzzles,
@@ -51,22 +50,17 @@ def score(
             "score", config, run, verifier, run.adapter, progress, held_out(config, run, count), how
         )
     with tempfile.TemporaryDirectory() as folder:
-        _unpack(zip_path, Path(folder), base_name(config.policy))
+        _check(zip_path, base_name(config.policy))
+        outputs.unpack(zip_path, Path(folder))
         return evaluate.measure(
-            "score", config, run, verifier, Path(folder), progress, held_out(config, run, count), how
+            "score", config, run, verifier, Path(folder), progress, held_out(config, run, count), how, zip_path
         )
 
 
-def _unpack(zip_path: Path, folder: Path, base: str) -> None:
-    """The two files of a zip that the doctor lets pass."""
+def _check(zip_path: Path, base: str) -> None:
     wrong = [finding for finding in inspection.inspect(zip_path, base) if finding.severity == findings.FATAL]
     if wrong:
         raise ValueError(f"{zip_path} must not be submitted: {wrong[0].what} `grpo-kit check {zip_path}` says more.")
-    with archive.opened(zip_path) as zipped:
-        for member in zipped.members:
-            if (name := Path(member).name) in (inspection.CONFIG, inspection.TENSORS):
-                with zipped.stream(member) as packed, (folder / name).open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
 
 
 def held_out(config: RunConfig, run: workspace.Run, count: int) -> list[problems.Problem]:

@@ -100,6 +100,7 @@ def trl_arguments(config: RunConfig) -> dict[str, Any]:
         del grpo[ours]
     if grpo["loss_type"] == "gspo":  # arXiv:2507.18071: ratio and clipping by sequence
         grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+    grpo["epsilon_high"] = callbacks.trl_epsilon_high(config.grpo)
     checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
     return grpo | {
         "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from trl import GRPOTrainer
 
+from grpo_kit.callbacks import trl_epsilon_high
+from grpo_kit.config import Grpo
 from grpo_kit.trainer import UsefulTrainer
 
 
@@ -23,8 +25,8 @@ class Loss(NamedTuple):
 def trl_loss(loss_type: str, ratios: list[list[float]], advantages: list[float], **more: Any) -> Loss:
     """TRL's loss of completions whose tokens have these ratios of new to old probability, their log-prob being -1.
 
-    An empty list is a completion that was masked whole. `more`: epsilon, epsilon_high, max_completion_length, beta with
-    `reference`, the ratio of the reference's probability to the policy's.
+    An empty list is a completion that was masked whole. `more`: epsilon and epsilon_high as `grpo` means them,
+    max_completion_length, beta with `reference`, the ratio of the reference's probability to the policy's.
     """
     return _loss(GRPOTrainer, loss_type, ratios, advantages, **more)
 
@@ -53,7 +55,7 @@ def _loss(
     told = {
         "loss_type": "grpo" if loss_type == "gspo" else loss_type,
         "importance_sampling_level": "sequence" if loss_type == "gspo" else "token",
-        "epsilon_low": epsilon, "epsilon_high": epsilon_high, "max_completion_length": max_completion_length,
+        "epsilon_low": epsilon, "epsilon_high": trl_epsilon_high(Grpo(loss_type=loss_type, epsilon_high=epsilon_high)), "max_completion_length": max_completion_length,
         "beta": beta, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "aux_loss_enabled": False,
         "use_vllm": False, "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1,
         "args": SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1, report_to=[]),

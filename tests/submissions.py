@@ -25,10 +25,24 @@ def config(**change):
     return {name: value for name, value in (said | change).items() if value is not ...}
 
 
+def shapes_of(said, there, root="backbone."):
+    """{key in adapter_model.safetensors: shape} of a complete adapter: A is (r, in), B is (out, r).
+
+    `said`: an adapter_config.json with a list of `target_modules`; `there`: what `expected.modules` says. `root`: `backbone.` as
+    published or `model.` as transformers 5 saves; both load.
+    """
+    shapes = {}
+    for name in expected.chosen(said["target_modules"], there):
+        (out, inside), r = there[name], expected.rank_of(name, said)
+        key = f"base_model.model.{name.replace('backbone.', root, 1)}"
+        shapes[f"{key}.lora_A.weight"], shapes[f"{key}.lora_B.weight"] = (r, inside), (out, r)
+    return shapes
+
+
 def tensors(said, base="tiny", root="backbone.", dtype="float32", seed=0):
     """{key: random values} of a complete adapter for a config."""
     rng = np.random.default_rng(seed)
-    shapes = expected.tensors_of(said, expected.modules(base), root)
+    shapes = shapes_of(said, expected.modules(base), root)
     return {key: (rng.random(shape, "f4") - 0.5).astype(dtype) for key, shape in shapes.items()}
 
 

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from grpo_kit import adapter, config, policy
-from grpo_kit.outputs import lora_pairs
 
 TINY = config.load_config(["tiny"])
 
@@ -28,7 +27,11 @@ def test_a_fresh_lora_says_what_the_base_says(lora_model, tiny_policy):
 
 
 def test_lora_sits_on_every_target_and_on_nothing_else(lora_model):
-    names = {name.removeprefix("base_model.model.") for name in lora_pairs(lora_model[0])}
+    names = {
+        n.removeprefix("base_model.model.").split(".lora_")[0]
+        for n, _ in lora_model[0].named_parameters()
+        if ".lora_" in n
+    }
     assert names == {
         "model.layers.0.mixer.in_proj",
         *(f"model.layers.{i}.mixer.shared_experts.{p}_proj" for i in (1, 3) for p in ("up", "down")),

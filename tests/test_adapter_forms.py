@@ -11,6 +11,7 @@ from peft.tuners import tuners_utils
 from safetensors.torch import load, load_file, save_file
 
 from grpo_kit import adapter, config, expected, inspection, policy, submission, workspace
+from tests.submissions import shapes_of
 
 THERE = expected.modules("tiny")
 ALL = [
@@ -149,7 +150,7 @@ def test_what_peft_saved_says_the_same_once_packed(trainer, packed, tmp_path, ba
     assert told["base_model_name_or_path"] == "grpo-kit/tiny" and isinstance(told["target_modules"], list)
     assert "target_parameters" not in told and told["modules_to_save"] is None and told["auto_mapping"] is None
     # The file is exactly what its config announces, in the published names, with 2-D pairs alone.
-    assert {key: tuple(value.shape) for key, value in tensors.items()} == expected.tensors_of(told, THERE)
+    assert {key: tuple(value.shape) for key, value in tensors.items()} == shapes_of(told, THERE)
     assert ranks == "pattern" or not told["rank_pattern"]
     assert [finding for finding in inspection.inspect(path, "tiny") if finding.severity == "fatal"] == []
     assert told["r"] <= 32 and not told["use_rslora"]

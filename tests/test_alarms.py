@@ -6,7 +6,8 @@ from grpo_kit.alarms import alarms
 
 GRPO = {"max_completion_length": 512, "max_grad_norm": 1.0}
 FINE = {
-    "completions/clipped_ratio": 0.05, "useful/all_right": 0.2, "useful/all_wrong": 0.1, "useful/unjudged": 0.0, "entropy": 0.4,
+    "completions/clipped_ratio": 0.05, "useful/all_right": 0.2, "useful/all_wrong": 0.1, "useful/unjudged": 0.0, "useful/share": 0.7,
+    "useful/replaced": 0.0, "entropy": 0.4,
     "skipped_steps": 0, "sampling/logp_gap": 0.002, "grad_norm": 0.3,
 }  # fmt: skip
 
@@ -23,8 +24,26 @@ def rows(count=10, **changed):
             "truncated",
             "87% of completions are cut at 512 tokens: raise grpo.max_completion_length",
         ),
-        ({"useful/all_right": 0.75}, "solved", "75% of groups are all right"),
-        ({"useful/all_wrong": 0.9}, "hopeless", "90% of groups are all wrong"),
+        (
+            {"useful/all_right": 0.75, "useful/share": 0.25},
+            "solved",
+            "75% of groups are all right and teach nothing: use",
+        ),
+        (
+            {"useful/all_wrong": 0.9, "useful/share": 0.1},
+            "hopeless",
+            "90% of groups are all wrong and teach nothing: use",
+        ),
+        (
+            {"useful/all_right": 0.95, "useful/share": 0.375, "useful/replaced": 0.325},
+            "solved",
+            "95% of groups are all right and teach nothing, and others in their place bring 38% that do: use harder prompts",
+        ),
+        (
+            {"useful/all_wrong": 0.9, "useful/share": 0.4, "useful/replaced": 0.3},
+            "hopeless",
+            "teach nothing, and others in their place bring 40% that do: use easier prompts",
+        ),
         ({"useful/unjudged": 0.5}, "unjudged", "completions.jsonl"),
         ({"entropy": 0.001}, "collapsed", "lower grpo.learning_rate or raise grpo.temperature"),
         ({"skipped_steps": 7}, "overflow", "7 of 10 steps overflowed in fp16"),
@@ -40,6 +59,19 @@ def test_an_alarm_rings_alone(changed, name, said):
 def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
     assert alarms(rows(), GRPO) == []
     assert alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
+
+
+@pytest.mark.parametrize("why", ["all_right", "all_wrong"])
+def test_groups_that_others_took_the_place_of_are_no_alarm(why):
+    assert alarms(rows(**{f"useful/{why}": 0.9, "useful/share": 1.0, "useful/replaced": 0.9}), GRPO) == []
+
+
+def test_steps_that_sampled_nothing_do_not_count():
+    sampled = {"useful/all_right": 0.8, "useful/share": 0.2, "completions/clipped_ratio": 0.9}
+    again = [{key: value for key, value in row.items() if key not in sampled} for row in rows(5)]
+    found = alarms([row for pair in zip(rows(5, **sampled), again) for row in pair], GRPO)
+    assert [name for name, _ in found] == ["truncated", "solved"] and found[1][1].startswith("80% of groups")
+    assert alarms([*rows(9, entropy=None), *rows(1)], GRPO) == []  # nothing taught, nothing known of entropy
 
 
 def test_one_bad_step_is_no_alarm_and_old_ones_are_forgotten():

@@ -1,6 +1,7 @@
 """The command line: stages in order, skipped when done, errors in one sentence with the right exit status."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,8 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
     said = call("plan", "-c", "tiny")
     assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
+    assert re.search(r"sampling [\d.]+ s \([\d.]+ s with every replacement, asked at once\), training", said)
+    assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
 
 
 def test_a_reward_of_ones_own_is_put_on_trial(here):

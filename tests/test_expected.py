@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from grpo_kit import expected, tiny
+from tests.submissions import shapes_of
 
 DENSE = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj"]
 ALL = [*DENSE, "up_proj", "down_proj"]
@@ -34,7 +35,7 @@ def nano():
     ],
 )
 def test_the_30b_has_so_many_lora_tensors(nano, targets, tensors):
-    assert len(expected.tensors_of({"target_modules": targets, "r": 32}, nano)) == tensors
+    assert len(shapes_of({"target_modules": targets, "r": 32}, nano)) == tensors
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_an_unknown_base_says_what_is_known():
 
 def test_rank_pattern_counts_by_the_end_of_a_name():
     config = {"r": 8, "rank_pattern": {"experts.1.up_proj": 4, "in_proj": 2}, "target_modules": ["up_proj", "in_proj"]}
-    shapes = expected.tensors_of(config, expected.modules("tiny"))
+    shapes = shapes_of(config, expected.modules("tiny"))
     key = "base_model.model.backbone.layers.{}.lora_{}.weight"
     assert shapes[key.format("0.mixer.in_proj", "A")] == (2, 128)
     assert shapes[key.format("1.mixer.experts.1.up_proj", "B")] == (64, 4)
@@ -126,7 +127,7 @@ def test_rank_pattern_counts_by_the_end_of_a_name():
 
 def test_keys_can_be_had_as_transformers_saves_them():
     config, there = {"r": 8, "target_modules": ["q_proj", "lm_head"]}, expected.modules("tiny")
-    assert list(expected.tensors_of(config, there, "model.")) == [
+    assert list(shapes_of(config, there, "model.")) == [
         "base_model.model.model.layers.2.mixer.q_proj.lora_A.weight",
         "base_model.model.model.layers.2.mixer.q_proj.lora_B.weight",
         "base_model.model.lm_head.lora_A.weight",
@@ -162,7 +163,7 @@ def test_every_name_of_a_saved_adapter_is_expected(trained):
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     with safe_open(run.adapter / "adapter_model.safetensors", "pt") as saved:
         held = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
-    assert held == expected.tensors_of(config, expected.modules("tiny"), "model.")
+    assert held == shapes_of(config, expected.modules("tiny"), "model.")
 
 
 def test_nothing_with_weights_is_built(nano):

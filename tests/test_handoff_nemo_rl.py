@@ -149,8 +149,11 @@ def test_without_a_merged_model_it_says_so_at_the_top(trained, tmp_path):
             ["grpo.loss_type=gspo"],
             {"loss_fn.token_level_loss": False, "loss_fn.sequence_level_importance_ratios": True},
         ),
-        # TRL caps the ratio at 3; NeMo-RL at 1 + 2.
-        (["grpo.loss_type=cispo", "grpo.epsilon_high=3"], {"loss_fn.use_cispo": True, "loss_fn.ratio_clip_max": 2.0}),
+        # Both have 1 + 4 as the largest weight and 1 - 1 as the least.
+        (
+            ["grpo.loss_type=cispo", "grpo.epsilon_high=4"],
+            {"loss_fn.use_cispo": True, "loss_fn.ratio_clip_max": 4.0, "loss_fn.ratio_clip_min": 1.0},
+        ),
         (["grpo.advantage=leave_one_out"], {"grpo.use_leave_one_out_baseline": True}),
         (["grpo.normalize_rewards=false"], {"grpo.adv_estimator.normalize_rewards": False}),
         (["grpo.num_iterations=2"], {"loss_fn.force_on_policy_ratio": False}),

@@ -136,6 +136,12 @@ def test_rows_with_a_word_on_thinking_keep_it(trained, tmp_path):
     assert all(row["prompt_opened_think"] is row["enable_thinking"] for row in rows)
 
 
+def test_what_trl_calls_epsilon_high_under_cispo_is_the_largest_weight(trained, tmp_path):
+    chosen, run = trained
+    other = config.settle(chosen, [], ["grpo.loss_type=cispo", "grpo.epsilon_high=4"])
+    assert "    epsilon_high=5.0,\n" in (handoff.write(other, run, "trl", tmp_path / "b") / "train.py").read_text()
+
+
 def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     specs = []

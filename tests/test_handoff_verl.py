@@ -129,6 +129,13 @@ def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
         (["grpo.loss_type=grpo"], "actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-mean"),
         (["grpo.loss_type=dr_grpo"], "actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-sum-norm"),
         (["grpo.loss_type=gspo"], "actor_rollout_ref.actor.policy_loss.loss_mode", "gspo"),
+        (
+            ["grpo.loss_type=cispo", "grpo.epsilon_high=4"],
+            "actor_rollout_ref.actor.clip_ratio_high",
+            4.0,
+        ),  # 1 + 4 is the cap
+        (["grpo.loss_type=cispo"], "actor_rollout_ref.actor.clip_ratio_low", 1.0),  # and nothing the least
+        (["grpo.epsilon=0.1"], "actor_rollout_ref.actor.clip_ratio_low", 0.1),
         (["grpo.beta=0.1"], "actor_rollout_ref.actor.use_kl_loss", True),
         (["grpo.advantage=leave_one_out"], "algorithm.adv_estimator", "rloo"),
         (["grpo.top_k=20"], "actor_rollout_ref.rollout.top_k", 20),

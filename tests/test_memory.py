@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from grpo_kit import adapter, config, experts, footprint, machines, memory, policy, processes, roofline
+from grpo_kit.expected import NANO
 
 GIB = 2**30
 ALL_HERE = "policy.experts_on_host=0"
@@ -368,6 +369,39 @@ def test_seconds_are_the_roofline_of_the_facts():
     assert slow[1] == pytest.approx(4 * 3 * row(of("t4"), "routed experts", "host") / 10e9, rel=0.01)
 
 
+def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
+    """by hand: a sequence's states are 49.4 MB, 23 layers of 64 x 64 x 128 in float32 and 6,144 x 4 in 16 bit, read and
+    written; of 128 experts 6 a token, 8 sequences hit 0.3189 and 16 hit 0.5361."""
+    fast, asked = 1e12, [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
+    vram = memory.Bandwidths(1, fast, fast)
+    found, none = (of("t4", "24gb", *asked, f"grpo.resample_budget={budget}", bandwidths=vram) for budget in (1.0, 0))
+    assert found.seconds == none.seconds and none.sampling_all == none.seconds[0]  # the states of the step's own 8 only
+    states = 23 * (64 * 64 * 128 * 4 + 6144 * 4 * 2)
+    more = 2 * 8 * states + row(found, "routed experts", "GPU") * (0.5361 - 0.3189)
+    assert (found.sampling_all - found.seconds[0]) / 512 == pytest.approx(more / 1e9, rel=1e-3)
+
+
+def test_replacements_off_the_gpu_come_over_pcie():
+    """by hand, all experts off it: 16 sequences bring 0.5361 of them a token where 8 bring 0.3189."""
+    away = ["policy.experts_overflow=host", "grpo.resample_budget=1"]
+    found = of("t4", "t4", *away, bandwidths=memory.Bandwidths(1e12, 1, 1e12))
+    k, count = 6, 128 * found.share_off
+    hit = [1 - (1 - k * found.share_off / count) ** n for n in (8, 16)]
+    assert hit == pytest.approx([0.3189, 0.5361], abs=1e-4)
+    brought = row(found, "routed experts", "host")
+    assert [t / 512 for t in (found.seconds[0], found.sampling_all)] == pytest.approx(
+        [h * brought / 1e9 for h in hit], rel=1e-3
+    )
+
+
+def test_each_process_samples_its_part_of_the_replacements():
+    speed = memory.Bandwidths(320, 16, 65)
+    one, two = (shared_by(n, "24gb", "24gb", bandwidths=speed) for n in (1, 2))
+    assert (
+        one.seconds[0] / 2 < two.seconds[0] < two.sampling_all == pytest.approx(one.seconds[0])
+    )  # 8 of 16, as one's 8
+
+
 def test_bytes_over_pcie_cost_time_and_a_smaller_share_less():
     speed = memory.Bandwidths(224, 10, 25)
     near, far = of("t4", "24gb", bandwidths=speed).seconds, of("t4", "t4", bandwidths=speed).seconds
@@ -414,9 +448,9 @@ def test_conventions_are_marked_as_assumed():
 
 
 def test_the_shipped_config_loads_and_is_what_a_local_copy_gives(tmp_path, nano):
-    (tmp_path / "config.json").write_text(footprint.NANO.read_text())
+    (tmp_path / "config.json").write_text(NANO.read_text())
     local = memory.Architecture.of(config.Policy(model=str(tmp_path)))
-    assert local.parts == nano.parts and json.loads(footprint.NANO.read_text())["model_type"] == "nemotron_h"
+    assert local.parts == nano.parts and json.loads(NANO.read_text())["model_type"] == "nemotron_h"
 
 
 def test_what_cannot_be_planned_is_one_sentence(tmp_path):
@@ -471,9 +505,7 @@ def test_processes_have_a_gpu_each_and_one_host_which_one_of_them_converts_on():
 
 
 def test_a_host_too_small_for_all_processes_sends_back_to_one():
-    two = memory.plan(
-        config.load_config(["t4x2"]), replace(memory.device("t4x2"), host=9.0, processes=2), search=False
-    )
+    two = memory.plan(config.load_config(["t4x2"]), replace(memory.device("t4x2"), host=9.0, processes=2), search=False)
     assert not two.fits and "whose host has 9.0 of 12.6 GiB needed; start one process." in two.verdict
     assert memory.plan(two.config, replace(two.device, processes=1), search=False).fits
 

@@ -1,6 +1,7 @@
 """A rehearsed score asks what the scorer asks, as it asks it, and nothing that the run was trained on."""
 
 import csv
+import hashlib
 import json
 import shutil
 import zipfile
@@ -173,6 +174,25 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     assert found["n"] == 60  # that run was trained on nothing
     said = {p["id"]: p["completions"] for p in found["problems"]}
     assert all(said[p["id"]] == p["completions"] for p in own["problems"])
+    read = elsewhere.stages()["score"]["read"]
+    assert read[str(zip_path)] == hashlib.sha256(zip_path.read_bytes()).hexdigest()
+    assert set(read) == {str(zip_path), "data/manifest.json"}  # and no folder that is gone
+
+
+def test_a_zip_s_score_is_kept_until_the_zip_is_another(scored, tmp_path, monkeypatch):
+    chosen, run = scored
+    zip_path = submission.package(chosen, run, tmp_path / "s.zip")
+    first = score.score(chosen, run, VERIFIER, 6, zip_path)
+
+    def drawn_again(*_):
+        raise RuntimeError("it was drawn again")
+
+    monkeypatch.setattr(score.evaluate.vllm_engine, "open_engine", drawn_again)
+    assert score.score(chosen, run, VERIFIER, 6, zip_path) == first
+    with zipfile.ZipFile(zip_path, "a") as archive:
+        archive.comment = b"packed again"
+    with pytest.raises(RuntimeError, match="drawn again"):
+        score.score(chosen, run, VERIFIER, 6, zip_path)
 
 
 def test_a_zip_that_the_doctor_stops_is_not_scored(scored, tmp_path):

@@ -57,7 +57,7 @@ def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
     assert (
         (args.importance_sampling_level == "sequence") is (loss == "gspo")
         and args.beta == 0.0
-        and args.epsilon_high == 0.28
+        and args.epsilon_high == (1.28 if loss == "cispo" else 0.28)
     )
     trainer = train.make_trainer(chosen, run, [length_reward] * 2)
     trainer.train()
@@ -108,6 +108,24 @@ def test_a_set_that_teaches_nothing_costs_the_budget_and_no_more(tmp_path):
     assert calls == [16, 32, 48]  # the second step knows, and asks once
     rows = workspace.read_lines(run.metrics)
     assert [row["useful/share"] for row in rows] == [0, 0] and [row["useful/asked"] for row in rows] == [3, 3]
+
+
+@pytest.mark.parametrize("others_teach", [True, False])
+def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, others_teach):
+    chosen, run = small(
+        tmp_path, "grpo.resample_budget=4", "grpo.max_steps=10", "grpo.mask_truncated_completions=false"
+    )
+
+    def all_right_but_every_fourth_group(completions, **kwargs):
+        groups = torch.arange(len(completions)) // 4
+        mixed = (groups % 4 == 3) & others_teach
+        return torch.where(mixed, torch.arange(len(completions)) % 2, 1).tolist()
+
+    train.train(chosen, run, [all_right_but_every_fourth_group, lambda completions, **_: [0.0] * len(completions)])
+    rows = workspace.read_lines(run.metrics)
+    rung = [said for row in rows for said in row.get("alarms", []) if "all right" in said]
+    assert sum(row["useful/all_right"] for row in rows) / 10 > 0.6
+    assert not rung if others_teach else len(rung) == 1
 
 
 def test_where_few_groups_teach_more_are_asked_at_once(tmp_path):
@@ -182,6 +200,58 @@ def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeyp
     assert torch.allclose(part, whole, atol=1e-6) and any(g.any() for g in expected)
     largest = max(g.abs().max() for g in expected)
     assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+
+
+CAPPED = ["grpo.loss_type=cispo", "grpo.epsilon=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cap"),
+    [
+        ([], 1.28),
+        (["grpo.epsilon_high=4"], 5.0),
+        (["grpo.epsilon_high=null"], 1.1),  # as far above as epsilon is below
+    ],
+)
+def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_path, overrides, cap):
+    chosen, run = small(tmp_path, *CAPPED, *overrides)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    worth, tokens = [1.0, -0.5, 2.0], [3, 4, 2]
+    batch = batch_of(trainer, worth, tokens)
+    logps = []
+    inner = trainer._get_per_token_logps_and_entropies
+
+    def kept(*args, **kwargs):
+        found = inner(*args, **kwargs)
+        logps.append(found[0])
+        return found
+
+    trainer._get_per_token_logps_and_entropies = kept
+    trainer.compute_loss(trainer.model, batch)
+    ratios = torch.tensor([[0.1, 1.0, 1.05, 9.0], [1.2, 0.5, 3.0, 1.0], [7.0, 1.4, 1.0, 1.0]])
+    batch["old_per_token_logps"] = logps[0].detach() - ratios.log()
+    _, found = gradient(trainer, trainer.compute_loss, batch)
+
+    def by_formula(model, batch):
+        weighed = ratios.clamp(max=cap) * torch.tensor(worth)[:, None] * batch["completion_mask"]
+        trainer.compute_loss(model, batch)  # log-probs with a graph of their own
+        return -(weighed * logps[-1]).sum() / sum(tokens)
+
+    _, expected = gradient(trainer, by_formula, batch)
+    largest = max(g.abs().max() for g in expected)
+    assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+
+
+def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
+    stages = "grpo.stages=[{max_completion_length: 8, steps: 1}, {max_completion_length: 8, steps: 1, epsilon_high: 4}, {max_completion_length: 8}]"
+    chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
+    trainer, seen = train.make_trainer(chosen, run, [length_reward] * 2), []
+    whole = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: seen.append(trainer.epsilon_high) or whole(*args, **kwargs)
+    trainer.train()
+    assert seen[-3:] == [1.1, 5.0, 1.1]
 
 
 def test_a_batch_that_teaches_nothing_has_a_gradient_of_zeros(trainer_of):

@@ -100,9 +100,10 @@ class Bundle:
     def parts(self) -> list[Part]:
         """The whole run, or its stages; one without `steps` has as many as the run took there, or else what is left."""
         grpo = self.config.grpo
-        high = grpo.epsilon if grpo.epsilon_high is None else grpo.epsilon_high
         if not grpo.stages:
-            return [Part("", grpo.max_completion_length, grpo.max_steps, grpo.beta, high, grpo.learning_rate)]
+            return [
+                Part("", grpo.max_completion_length, grpo.max_steps, grpo.beta, grpo.clip_above(), grpo.learning_rate)
+            ]
         found, left = [], grpo.max_steps
         taken = Counter(row.get("stage") for row in workspace.read_lines(self.run.metrics))
         for number, stage in enumerate(grpo.stages, 1):
@@ -110,13 +111,9 @@ class Bundle:
             left -= steps
             length = stage.max_completion_length
             label = f"{length // 1024}K" if length % 1024 == 0 else str(length)
-            own = (
-                given if mine is None else mine
-                for mine, given in (
-                    (stage.beta, grpo.beta), (stage.epsilon_high, high), (stage.learning_rate, grpo.learning_rate),
-                )
-            )  # fmt: skip
-            found.append(Part(f"stage{number}_{label}", length, steps, *own))
+            beta = grpo.beta if stage.beta is None else stage.beta
+            rate = grpo.learning_rate if stage.learning_rate is None else stage.learning_rate
+            found.append(Part(f"stage{number}_{label}", length, steps, beta, grpo.clip_above(stage), rate))
         return found
 
 

@@ -73,11 +73,11 @@ def overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
 def loss(bundle: Bundle, part: Part) -> dict[str, Any]:
     """NeMo-RL's `loss_fn` for `grpo.loss_type`. With one update a batch TRL's ratio is 1, as `force_on_policy_ratio` has it."""
     grpo = bundle.config.grpo
-    cispo = grpo.loss_type == "cispo"  # TRL caps the ratio at epsilon_high itself and has no lower end
+    cispo = grpo.loss_type == "cispo"  # TRL's weight has no lower end
     return {
         "reference_policy_kl_penalty": part.beta,
         "ratio_clip_min": 1.0 if cispo else grpo.epsilon,
-        "ratio_clip_max": part.epsilon_high - 1 if cispo else part.epsilon_high,
+        "ratio_clip_max": part.epsilon_high,
         "token_level_loss": grpo.loss_type in ("dapo", "bnpo", "cispo"),
         "sequence_level_importance_ratios": grpo.loss_type == "gspo",
         "use_cispo": cispo,

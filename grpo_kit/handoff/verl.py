@@ -94,7 +94,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
         f"{actor}.ppo_mini_batch_size": bundle.prompts,
         f"{actor}.ppo_micro_batch_size_per_gpu": micro,
         f"{actor}.ppo_epochs": grpo.num_iterations,
-        f"{actor}.clip_ratio_low": grpo.epsilon,
+        f"{actor}.clip_ratio_low": 1.0 if grpo.loss_type == "cispo" else grpo.epsilon,  # TRL's weight has no lower end
         f"{actor}.clip_ratio_high": part.epsilon_high,
         f"{actor}.clip_ratio_c": 1e6,  # TRL clips once
         f"{actor}.loss_agg_mode": AGGREGATES.get(grpo.loss_type, "seq-mean-token-mean"),

@@ -63,8 +63,8 @@ def readings(key: dict[str, str], text: str) -> Iterator[dict[str, str]]:
             yield from go(key, list(zip(words, shape)))
 
 
-def decrypted(key: dict[str, str], text: str, unknown: str = "?") -> str:
-    return "".join(letter if letter == " " else key.get(letter, unknown) for letter in text)
+def decrypted(key: dict[str, str], text: str) -> str:
+    return "".join(letter if letter == " " else key.get(letter, "?") for letter in text)
 
 
 def learn(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] | None:
