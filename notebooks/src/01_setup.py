@@ -15,17 +15,17 @@
 # %% [markdown]
 # ## Install
 # Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
-# error to its one sentence; `%tb` shows the rest.
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. An error is
+# shortened to its one sentence; `%tb` shows the rest.
 
 # %% cellView="form"
 # @title Install
-# %xmode Minimal
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
+get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
 IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
@@ -111,8 +111,9 @@ display(charts.plan(plan))
 print(plan.verdict)
 
 # %% [markdown]
-# **You should see** a bar for each place that must hold something, its parts end to end, and a red line where the place
-# ends. For `tiny` there is far more than it needs. The sentence says whether it fits and, if not, what to set.
+# **You should see** a bar for each place that must hold something, its parts end to end, and above it how much there is. A
+# red line marks where the place ends, if it ends near; for `tiny` there is far more than it needs. The sentence says whether
+# it fits and, if not, what to set.
 
 # %% [markdown]
 # The same for the 30B on one T4, whatever machine this is: most of the GPU is routed experts, as many as there is room for.
@@ -124,20 +125,26 @@ from grpo_kit.config import load_config
 display(charts.plan(memory.plan(load_config(["t4"]), memory.device("t4"), search=False)))
 
 # %% [markdown]
-# **You should see** a GPU that is full to the line by intention. These figures are computed; no T4 has confirmed them.
+# **You should see** a GPU that is full to the red line by intention. These figures are computed; no T4 has confirmed them.
 
 # %% [markdown]
-# ## Its settings
-# These are all of them: the preset, what earlier stages of this run were made with, and your overrides on top. The
-# names are those of TRL, PEFT and transformers.
+# ## All settings
+# A run's settings are the preset's, then what its earlier stages were made with, and your overrides on top. The names are
+# those of TRL, PEFT and transformers.
 
 # %%
+import html
+
+from IPython.display import HTML
+
 from grpo_kit.config import to_yaml
 
-print(to_yaml(config))
+folded = "<details><summary>all settings of this run</summary><pre>{}</pre></details>"
+display(HTML(folded.format(html.escape(to_yaml(config)))))
 
 # %% [markdown]
-# **You should see** sections from `policy` to `run`. Any line can be overridden as `section.key=value`.
+# **You should see** one line; click on it to unfold the sections, from `policy` to `run`. Any setting can be overridden as
+# `section.key=value`.
 
 # %% [markdown]
 # ## Load the policy

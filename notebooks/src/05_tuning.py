@@ -15,17 +15,17 @@
 # %% [markdown]
 # ## Install
 # Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
-# error to its one sentence; `%tb` shows the rest.
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. An error is
+# shortened to its one sentence; `%tb` shows the rest.
 
 # %% cellView="form"
 # @title Install
-# %xmode Minimal
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
+get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
 IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
@@ -81,7 +81,7 @@ from grpo_kit import search_space
 
 axes, rest = search_space.read(search.split())
 for key, axis in axes.items():
-    print(f"{key:<24}", axis.choices or f"{axis.kind}, {axis.low:g} to {axis.high:g}")
+    print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
 
 # %% [markdown]
 # **You should see** a line for each setting that is searched.
