@@ -79,7 +79,7 @@ def mount_drive(filesystem: Path = Path("/")) -> str:
             drive.mount(str(folder))
         except Exception as error:  # refused, overlooked, no browser: each has a type of its own that only exists there
             why = " ".join(str(error).split())[:100] or type(error).__name__
-            return f"Drive was not given ({why}): the run lies on this machine's disk and ends with the session."
+            return f"Drive was not given ({why}): the run lies on this machine's disk and ends with the session. Run this cell again to be asked once more."
     return "Drive is mounted: the run outlives this session."
 
 

@@ -19,7 +19,6 @@ from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parent
 NOTE = "The board as it was when the training ended; in a notebook it has a button to stop and a slider over all steps."
-QUIET = Config(KernelManager={"transport": "ipc"})  # over TCP every kernel warns that nothing is encrypted
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 
 
@@ -53,8 +52,10 @@ def main() -> None:
         os.environ.pop("MPLBACKEND", None)
         for source in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
             notebook, started = nbformat.read(source, as_version=4), time.monotonic()
+            # Over TCP every kernel warns that nothing is encrypted.
+            quiet = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
             resources = {"metadata": {"path": folder}}
-            nbclient.NotebookClient(notebook, timeout=1800, resources=resources, config=QUIET).execute()
+            nbclient.NotebookClient(notebook, timeout=1800, resources=resources, config=quiet).execute()
             page, _ = HTMLExporter().from_notebook_node(frozen(notebook), {"metadata": {"name": source.stem}})
             page = at_home(at_home(page, folder), str(FOLDER.parent))
             target = FOLDER / "gallery" / f"{source.stem}.html"

@@ -107,7 +107,8 @@ def test_drive_refused_or_overlooked_the_run_goes_on_without_it(monkeypatch, tmp
 
     drive(monkeypatch, refuse)
     assert notebook.mount_drive(tmp_path) == (
-        f"Drive was not given ({why or 'ValueError'}): the run lies on this machine's disk and ends with the session."
+        f"Drive was not given ({why or 'ValueError'}): the run lies on this machine's disk and ends with the session. "
+        "Run this cell again to be asked once more."
     )
 
 

@@ -148,7 +148,9 @@ def test_the_install_cell_keeps_the_images_own_and_shows_nothing_but_a_failure(m
     ]  # fmt: skip
     assert capsys.readouterr() == ("", "")
     answer.returncode, answer.stderr = 1, "ERROR: No matching distribution\n"
-    with pytest.raises(RuntimeError, match="pip could not install the kit: ERROR: No matching distribution"):
+    with pytest.raises(
+        RuntimeError, match=r"pip could not install the kit\. Check the network; .+ settings\. ERROR: No matching"
+    ):
         exec(cell, kernel)
 
 
