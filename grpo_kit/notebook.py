@@ -57,7 +57,8 @@ def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = Tr
     """
     if drive and place() == "colab":
         print(mount_drive())
-    name, sources = run_name.strip(), (preset,)
+    said = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
+    name, sources = run_name.strip() or said.get("run.name", ""), (preset,)
     if preset == AUTO and name and workspace.open_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:

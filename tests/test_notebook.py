@@ -76,6 +76,7 @@ def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
     found, run = notebook.begin("auto", "mine")
     assert (run.name, found.policy.dtype, found.grpo.max_steps) == ("mine", "float16", 7)
     assert notebook.begin("tiny", "mine")[0].policy.model == "tiny"  # what is said counts
+    assert notebook.begin("auto", "", "run.name=mine")[0].grpo.max_steps == 7  # as an error's remedy words it
 
 
 @pytest.mark.parametrize(
