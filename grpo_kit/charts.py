@@ -202,7 +202,7 @@ def plan(found: Any) -> Any:
         if 0 < has <= 2.5 * needed:
             axis.axvline(has, color=RED, linewidth=2, label="what there is")
         axis.set(xlim=(0, 1.04 * max(needed, has if has <= 2.5 * needed else 1.5 * needed)), yticks=[])
-        when = "" if place == "disk" else f" when fullest, in {need.phase}"
+        when = "" if place == "disk" else f" when fullest (phase {need.phase})"
         there = f"there is {need.has / 2**30:,.2f} GiB" if has else "how much there is, is not known"
         axis.set_title(f"{place}: {needed:,.2f} {unit}{when}; {there}", fontsize=9, loc="left")
         axis.set_xlabel(unit, fontsize=8)

@@ -48,6 +48,7 @@ def shape(lengths: Sequence[int], rates: Sequence[float]) -> Any:
     bars = right.hist(rates, bins=TRIES + 1, range=(-half, 1 + half), color=BLUE, rwidth=0.92)[2]
     for bar in (bars[0], bars[-1]):
         bar.set_color(GREY)
+    right.set_xticks([0, 0.25, 0.5, 0.75, 1])
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     tried = f"{len(rates)} problems tried" if rates else "not tried yet"
     right.set(xlabel="share of its replies that are right", ylabel="problems tried")

@@ -99,7 +99,7 @@ config, run = notebook.begin(preset, run_name, overrides, use_drive)
 # %% [markdown]
 # ## Will it fit?
 # The plan counts, before anything is downloaded, what the run needs of this machine: weights, LoRA and its optimiser,
-# what is sampled at once, activations. **Takes** a few seconds.
+# what is sampled at once, activations. `host` is the machine's own memory. **Takes** a few seconds.
 
 # %%
 # %matplotlib inline
