@@ -6,7 +6,7 @@
 #
 # | Goal | Hardware | Minutes |
 # |---|---|---|
-# | Search two or three settings by short trainings on the run's own problems, see what moved the accuracy and what did not | any for `tiny`; the 30B wants days of a GPU | 1 for `tiny` |
+# | Search two or three settings by short trainings on the run's own problems, see what moved the accuracy and what did not | any for `tiny`; the 30B wants days of a GPU | 1 to 2 for `tiny` |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → **5 Tuning**.
