@@ -186,13 +186,14 @@ print(prompt)
 
 # %% [markdown]
 # ## One reply before training
-# Thinking and answer are shown apart, because only what follows `</think>` is the answer.
+# Thinking and answer are shown apart, because only what follows `</think>` is the answer. **Takes** a moment for `tiny`; for
+# the 30B a minute or more, which nobody has measured.
 
 # %%
 from grpo_kit import evaluate
 
-settings = (config.evaluation, config.run.seed, thinking_on)
-reply = evaluate.sample(model, tokenizer, [conversation], *settings)[0]
+seed = config.run.seed
+reply = evaluate.sample(model, tokenizer, [conversation], config.evaluation, seed, thinking_on)[0]
 thinking, answer = prompts.split_thinking(reply.text)
 print("thinks :", thinking)
 print("answers:", answer)
@@ -205,13 +206,15 @@ print("length :", reply.tokens, "tokens,", "ended by itself" if reply.finished e
 # %% [markdown]
 # ## A group of replies
 # GRPO draws several replies to the same problem, pays each, and makes those more likely that were paid better than
-# their group. This is one such group.
+# their group. This is one such group, drawn as training draws it. **Takes** as long as the reply above.
 
 # %%
 import pandas
 
-same = [conversation] * config.grpo.num_generations
-group = evaluate.sample(model, tokenizer, same, *settings)
+from grpo_kit import screening
+
+same, drawn = [conversation] * config.grpo.num_generations, screening.as_in_training(config)
+group = evaluate.sample(model, tokenizer, same, drawn, seed, thinking_on)
 pairs = [prompts.split_thinking(reply.text) for reply in group]
 display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 
@@ -222,8 +225,10 @@ display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 # %% [markdown]
 # ## Your turn
 # - Ask something else: change `problem` and run the cells below it again.
-# - Set `overrides` to `evaluation.temperature=0` and run all: what becomes of the group, and what could GRPO learn from it?
+# - Set `overrides` to `grpo.temperature=0.1` and run all: what becomes of the group, and what could GRPO learn from it?
 # - Plan for another machine: `memory.device("24gb")` in place of `memory.this_device()`, and a longer reply by
 #   `grpo.max_completion_length=2048`. Where does the bar pass the line?
+#
+# On a GPU, end this session before the next one: the model fills the card until then.
 #
 # **Next:** [2 Data](02_data.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)).
