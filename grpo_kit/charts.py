@@ -181,10 +181,10 @@ def plan(found: Any) -> Any:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 0.7 + 1.35 * len(found.needs)), layout="constrained")
+    figure = Figure(figsize=(9.5, 0.5 + 1.5 * len(found.needs)), layout="constrained")
     verdict = "fits" if found.fits else "does not fit"
     figure.suptitle(
-        f"{found.config.policy.model} on {found.device.name} {verdict} (computed, not measured)", fontsize=11
+        f"{found.config.policy.model} on {found.device.name}: {verdict} (computed, not measured)", fontsize=11
     )
     for axis, (place, need) in zip(figure.subplots(len(found.needs), squeeze=False).flat, found.needs.items()):
         unit, size = ("GiB", 2**30) if need.nbytes >= 2**28 else ("MiB", 2**20)
@@ -196,13 +196,16 @@ def plan(found: Any) -> Any:
             parts.append((f"{len(rows) - len(seen)} more", rest, GREY))
         at = 0.0
         for part, width, color in parts:
-            axis.barh(0, width, left=at, color=color, height=0.6, label=f"{part} {width:,.2f}")
+            label = f"{part} {width:,.2f}" if width >= 0.005 else f"{part} <0.01"
+            axis.barh(0, width, left=at, color=color, height=0.6, label=label, edgecolor="white", linewidth=0.8)
             at += width
         if 0 < has <= 2.5 * needed:
-            axis.axvline(has, color=RED, linewidth=2)
+            axis.axvline(has, color=RED, linewidth=2, label="what there is")
         axis.set(xlim=(0, 1.04 * max(needed, has if has <= 2.5 * needed else 1.5 * needed)), yticks=[])
-        there = f"there is {need.has / 2**30:,.2f} GiB" if has else "what there is is not known"
-        axis.set_title(f"{place}: {needed:,.2f} {unit} in {need.phase}, {there}", fontsize=9, loc="left")
+        when = "" if place == "disk" else f" when fullest (phase {need.phase})"
+        there = f"there is {need.has / 2**30:,.2f} GiB" if has else "how much there is, is not known"
+        axis.set_title(f"{place}: {needed:,.2f} {unit}{when}; {there}", fontsize=9, loc="left")
+        axis.set_xlabel(unit, fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -53,7 +53,7 @@ def in_words(report: Mapping[str, Any]) -> str:
         f"Training changed it by {100 * report['difference']:+.1f} points;",
         f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.",
     ]
-    return "\n".join([*lines, report["words"]])
+    return "\n".join([*lines, report["words"].replace("; ", ";\n  ")])
 
 
 def _words(found: Mapping[str, Any], names: tuple[str, str]) -> str:

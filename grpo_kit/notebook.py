@@ -57,7 +57,8 @@ def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = Tr
     """
     if drive and place() == "colab":
         print(mount_drive())
-    name, sources = run_name.strip(), (preset,)
+    said = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
+    name, sources = run_name.strip() or said.get("run.name", ""), (preset,)
     if preset == AUTO and name and workspace.open_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
@@ -79,7 +80,7 @@ def mount_drive(filesystem: Path = Path("/")) -> str:
             drive.mount(str(folder))
         except Exception as error:  # refused, overlooked, no browser: each has a type of its own that only exists there
             why = " ".join(str(error).split())[:100] or type(error).__name__
-            return f"Drive was not given ({why}): the run lies on this machine's disk and ends with the session."
+            return f"Drive was not given ({why}): the run lies on this machine's disk and ends with the session. Run this cell again to be asked once more."
     return "Drive is mounted: the run outlives this session."
 
 

@@ -40,7 +40,7 @@ def screen(config: RunConfig, run: workspace.Run, verifier: Reward, progress: Pr
     other settings, another verifier or other data, which `run.force` discards.
     """
     run.need("data", "grpo-kit data")
-    how = _sampling(config)
+    how = as_in_training(config)
     made_with = {
         "policy": config.policy.identity(),
         "sampling": {key: asdict(how)[key] for key in ("max_completion_length", "temperature", "top_p", "top_k")},
@@ -88,7 +88,7 @@ def glance(
     known = [row["pass_rate"] for row in rows if row["pass_rate"] is not None]
     if known or config.policy.model != "tiny":
         return known
-    how = replace(config, evaluation=replace(_sampling(config), num_generations=tries))
+    how = replace(config, evaluation=replace(as_in_training(config), num_generations=tries))
     found = scores(*load_policy(config.policy), rows[:prompts], verifier, how)
     return [rate for rate in found.values() if rate is not None]
 
@@ -112,8 +112,8 @@ def is_screened(run: workspace.Run) -> bool:
     return True
 
 
-def _sampling(config: RunConfig) -> Evaluation:
-    """Training's sampling, a batch as large as evaluation's."""
+def as_in_training(config: RunConfig) -> Evaluation:
+    """How training samples: its temperature, top_p, top_k and length, in batches as large as evaluation's."""
     grpo = config.grpo
     return replace(
         config.evaluation, max_completion_length=grpo.max_completion_length, temperature=grpo.temperature,

@@ -166,6 +166,7 @@ def ways(found: list[Any]) -> None:
 
 def data(manifest: dict[str, Any]) -> None:
     """Where each row went: the funnel, what leaked from which evaluation set, and how many rows each split has."""
+    margin = "" if out.is_jupyter else " " * 9  # in the terminal under the word that names the stage
     if manifest["funnel"]:
         table = Table("reason", "dropped", "left", "for example", "why", title=f"{manifest['read']} rows read")
         table.columns[1].justify = table.columns[2].justify = "right"
@@ -178,16 +179,16 @@ def data(manifest: dict[str, Any]) -> None:
         out.print(table)
     for name, hit in manifest["evaluation"].items():
         out.print(
-            f"         {name}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal and "
+            f"{margin}{name}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal and "
             f"{hit['overlap']} overlapping rows; {hit['kept']} rows share only a stock phrase"
         )
     if manifest["not_checked"]:
         out.print(
-            f"         [yellow]not checked against {', '.join(manifest['not_checked'])}[/]: not here (manifest.json says how to attach)"
+            f"{margin}[yellow]not checked against {', '.join(manifest['not_checked'])}[/]: not here (manifest.json says how to attach)"
         )
     rows = manifest["rows"]
     kept = f"dropped: {sum(manifest['dropped'].values()) or 'none'}"
-    out.print(f"         {rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {kept}")
+    out.print(f"{margin}{rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {kept}")
 
 
 def measured(found: dict[str, Any]) -> None:

@@ -24,7 +24,10 @@ from grpo_kit.config import Data
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "input")
 ANSWER_COLUMNS = ("answer", "expected_answer", "final_answer", "output")
-GENERATED = ("tiny-sums", "puzzles")
+GENERATED = {
+    "tiny-sums": "sums and differences of two numbers, made by the kit",
+    "puzzles": "the challenge's six families of puzzles, made by the kit",
+}
 _HERE = Path(__file__).resolve().parent
 # An installed wheel carries the recipes inside the package; in a clone they lie in the top-level data folder.
 RECIPES = next((p for p in (_HERE / "recipes", _HERE.parent / "data/recipes") if p.is_dir()), _HERE / "recipes")
@@ -104,7 +107,7 @@ def locate(item: str, data: Data, environ: Mapping[str, str] = os.environ, files
     Raises ValueError for an unknown name or kind of file, FileNotFoundError for a path where there is nothing.
     """
     if item in GENERATED:
-        return Source(item, Recipe(f"made by {item}", "cc0-1.0", "", prompt=["prompt"], answer=["answer"]))
+        return Source(item, Recipe(GENERATED[item], "cc0-1.0", "", prompt=["prompt"], answer=["answer"]))
     path = Path(item)
     if path.is_file() or path.suffix.lower() in tables.SUFFIXES:
         if not path.is_file():

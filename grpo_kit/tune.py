@@ -14,7 +14,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from grpo_kit.reward_files import fingerprint, load_reward
 from grpo_kit.search_space import Axis
 
 OnTrial = Callable[[int, int, str], None]
+BEST, OWN, OTHER = "#009e73", "#e69f00", "#a6a6a6"  # of the palette that `figures` has, a floor above
 
 
 class Trial(workspace.Run):
@@ -203,7 +203,9 @@ def _result(
     rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
     found = {"trials": rows, "best": rows[0], "words": _words(study, rows)}
     workspace.write_text(run.path / "tune" / "tune.json", json.dumps(found, indent=1) + "\n")
-    _picture(found, axes, run.path / "tune" / "tune.png")
+    aside = run.path / "tune" / ".tune.partial.png"
+    picture(found, axes).savefig(aside, dpi=120)
+    aside.replace(aside.with_name("tune.png"))
     return found
 
 
@@ -266,29 +268,36 @@ def _words(study: Any, rows: Sequence[dict[str, Any]]) -> str:
     return f"{said['words']} It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
 
 
-def _picture(found: Mapping[str, Any], axes: Mapping[str, Axis], path: Path) -> None:
-    """Accuracy by step, a line a trial, and by the value of each key."""
+def picture(found: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
+    """A `matplotlib.figure.Figure` of a search: accuracy by step, a line a trial, and by the value of each key, a mark a trial; choices stand in their order."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(3.5 * (1 + len(axes)), 3.5), layout="constrained")
+    figure = Figure(figsize=(3.2 * (1 + len(axes)), 3.4), layout="constrained")
     curves, *panels = figure.subplots(1, 1 + len(axes), sharey=True)
-    for row in found["trials"]:
+    for row in reversed(found["trials"]):  # the best last, over the others
         main, label = row is found["best"], "the run's own values" if row["own"] else None
-        style = {"color": "#2e7d32", "linewidth": 2.4} if main else {"color": "#b0413e" if row["own"] else "0.7"}
+        style = {"color": BEST, "linewidth": 2.4} if main else {"color": OWN if row["own"] else OTHER}
+        style |= {"marker": "o" if row["state"] == "complete" else "x"}
         curves.plot(*zip(*row["curve"]) if row["curve"] else ((), ()), label="best" if main else label, **style)
         values = dict(override.split("=", 1) for override in row["overrides"])
         for panel, (key, axis) in zip(panels, axes.items(), strict=True):
             if row["accuracy"] is not None:
-                value = values[key] if axis.kind == "choice" else float(values[key])
-                marker = "o" if row["state"] == "complete" else "x"
-                panel.plot([value], [row["accuracy"]], marker, color=style["color"])
+                value = axis.choices.index(values[key]) if axis.kind == "choice" else float(values[key])
+                panel.plot([value], [row["accuracy"]], color=style["color"], marker=style["marker"])
+    curves.plot([], [], "x", color=OTHER, label="broken off")
     curves.set(xlabel="GRPO step", ylabel="accuracy on the validation split", ylim=(-0.02, 1.05))
-    curves.legend(loc="lower right", frameon=False)
+    curves.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    curves.legend(loc="lower right", frameon=False, fontsize=8)
     for panel, (key, axis) in zip(panels, axes.items(), strict=True):
-        panel.set(xlabel=f"{key} (x: broken off)", xscale="log" if axis.kind == "log" else panel.get_xscale())
-    aside = path.with_name(".tune.partial.png")
-    figure.savefig(aside, dpi=120)
-    aside.replace(path)
+        panel.set(xlabel=key, xscale="log" if axis.kind == "log" else "linear")
+        if axis.kind == "choice":
+            panel.set_xticks(range(len(axis.choices)), axis.choices)
+            panel.set_xlim(-0.5, len(axis.choices) - 0.5)
+    for panel in (curves, *panels):
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _checked(

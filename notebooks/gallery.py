@@ -15,8 +15,10 @@ from pathlib import Path
 import nbclient
 import nbformat
 from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 FOLDER = Path(__file__).resolve().parent
+NOTE = "The board as it was when the training ended; in a notebook it has a button to stop and a slider over all steps."
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 
 
@@ -32,7 +34,7 @@ def frozen(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if view := output.get("data", {}).pop(WIDGET, None):
-                output.data["text/html"] = html(view["model_id"])
+                output.data["text/html"] = f"{html(view['model_id'])}<p><i>{NOTE}</i></p>"
     return notebook
 
 
@@ -50,7 +52,10 @@ def main() -> None:
         os.environ.pop("MPLBACKEND", None)
         for source in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
             notebook, started = nbformat.read(source, as_version=4), time.monotonic()
-            nbclient.NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute()
+            # Over TCP every kernel warns that nothing is encrypted.
+            quiet = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+            resources = {"metadata": {"path": folder}}
+            nbclient.NotebookClient(notebook, timeout=1800, resources=resources, config=quiet).execute()
             page, _ = HTMLExporter().from_notebook_node(frozen(notebook), {"metadata": {"name": source.stem}})
             page = at_home(at_home(page, folder), str(FOLDER.parent))
             target = FOLDER / "gallery" / f"{source.stem}.html"

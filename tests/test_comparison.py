@@ -78,7 +78,9 @@ def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in
         "before": {"pass@1": 0.42, "n": 50, "ci95": [0.38, 0.46]},
         "after": {"pass@1": 0.98, "n": 50, "ci95": [0.96, 0.99]},
     }
-    said = in_words(sides | {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": "It is real."}).splitlines()
+    said = in_words(
+        sides | {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": "It is real: so; by chance."}
+    ).splitlines()
     assert said == [
         "Before: 42.0% of 50 held-out problems solved;",
         "  with 95 % confidence the true rate lies between 38.0% and 46.0%.",
@@ -86,5 +88,6 @@ def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in
         "  with 95 % confidence the true rate lies between 96.0% and 99.0%.",
         "Training changed it by +56.0 points;",
         "  with 95 % confidence the true change lies between +51.0 and +60.5 points.",
-        "It is real.",
+        "It is real: so;",
+        "  by chance.",
     ]

@@ -76,6 +76,7 @@ def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
     found, run = notebook.begin("auto", "mine")
     assert (run.name, found.policy.dtype, found.grpo.max_steps) == ("mine", "float16", 7)
     assert notebook.begin("tiny", "mine")[0].policy.model == "tiny"  # what is said counts
+    assert notebook.begin("auto", "", "run.name=mine")[0].grpo.max_steps == 7  # as an error's remedy words it
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,8 @@ def test_drive_refused_or_overlooked_the_run_goes_on_without_it(monkeypatch, tmp
 
     drive(monkeypatch, refuse)
     assert notebook.mount_drive(tmp_path) == (
-        f"Drive was not given ({why or 'ValueError'}): the run lies on this machine's disk and ends with the session."
+        f"Drive was not given ({why or 'ValueError'}): the run lies on this machine's disk and ends with the session. "
+        "Run this cell again to be asked once more."
     )
 
 

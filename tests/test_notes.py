@@ -14,7 +14,7 @@ import typer
 
 from grpo_kit import config, memory
 from grpo_kit.cli import app
-from tests.test_layers import FLOORS
+from tests.test_layers import FLOORS, imported, modules
 
 ROOT = Path(__file__).resolve().parents[1]
 README, T4, METHOD, SCALE = ROOT / "README.md", *(ROOT / "notes" / f"{name}.md" for name in ("t4", "method", "scale"))
@@ -219,3 +219,19 @@ rows = Dataset.from_list([{{"prompt": [{{"role": "user", "content": q}}], "answe
     done = subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "[1.0, 0.0]" in done.stdout
+
+
+def test_each_line_of_the_requirements_has_its_reason_above_it_and_nothing_else_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    asked = [line for line in lines if not line.startswith("#")]
+    assert all(
+        lines[lines.index(line) - 1].startswith("# ") and lines[lines.index(line) - 1].endswith(".") for line in asked
+    )
+    beside = re.findall(r"\w+", "\n".join(lines).partition("# Imported as well")[2])
+    known = (
+        {re.split(r"[=<>]", line)[0].replace("-", "_") for line in asked} | set(beside) | set(sys.stdlib_module_names)
+    )
+    # Where they are only: Colab and Kaggle have their own; Triton comes with a torch that can use it, vLLM is the user's choice.
+    known |= {"grpo_kit", "google", "kaggle_secrets", "triton", "vllm"}
+    found = {name.split(".")[0] for tree in modules().values() for name in imported(tree)}
+    assert found - known == set()

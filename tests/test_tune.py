@@ -106,6 +106,22 @@ def test_the_search_finds_the_best_breaks_off_the_worst_and_says_how_it_compares
     assert (run.path / "tune/tune.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_has_a_mark_a_trial_and_choices_by_name_in_their_order():
+    axes, _ = search_space.read(["lora.r=[4,8,16]", LR])
+
+    def row(r, rate, accuracy, state="complete", own=False):
+        overrides = [f"lora.r={r}", f"grpo.learning_rate={rate}"]
+        return {"overrides": overrides, "accuracy": accuracy, "state": state, "own": own, "curve": [(4, accuracy)]}
+
+    rows = [row(16, 1e-2, 0.9), row(4, 1e-3, 0.5, own=True), row(16, 1e-4, 0.1, "pruned"), row(8, 1, None, "fail")]
+    curves, ranks, rates = tune.picture({"trials": rows, "best": rows[0]}, axes).axes
+    assert [label.get_text() for label in ranks.get_xticklabels()] == ["4", "8", "16"] and rates.get_xscale() == "log"
+    marks = [(*line.get_xdata(), *line.get_ydata(), line.get_marker()) for line in ranks.lines]
+    assert marks == [(2, 0.1, "x"), (0, 0.5, "o"), (2, 0.9, "o")]  # 16 is the third of the choices; the best is on top
+    named = [text.get_text() for text in curves.get_legend().get_texts()]
+    assert named == ["the run's own values", "best", "broken off"]
+
+
 def test_a_grid_tries_every_combination_once(run, trained_with):
     words = ("grpo.learning_rate=[0.001,0.01]", "lora.r=[8,16,32]")
     found = search(run, *words, grid=True)

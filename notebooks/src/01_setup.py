@@ -15,17 +15,17 @@
 # %% [markdown]
 # ## Install
 # Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
-# error to its one sentence; `%tb` shows the rest.
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. **You should
+# see** nothing. An error is from here on its one sentence; `%tb Context` shows the rest.
 
 # %% cellView="form"
 # @title Install
-# %xmode Minimal
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
+get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
 IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
@@ -35,7 +35,8 @@ if importlib.util.find_spec("grpo_kit") is None:
     pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
+        remedy = "Check the network; on Kaggle, turn Internet on in the notebook's settings"
+        raise RuntimeError(f"pip could not install the kit. {remedy}. {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
@@ -98,7 +99,7 @@ config, run = notebook.begin(preset, run_name, overrides, use_drive)
 # %% [markdown]
 # ## Will it fit?
 # The plan counts, before anything is downloaded, what the run needs of this machine: weights, LoRA and its optimiser,
-# what is sampled at once, activations. **Takes** a few seconds.
+# what is sampled at once, activations. `host` is the machine's own memory. **Takes** a few seconds.
 
 # %%
 # %matplotlib inline
@@ -111,8 +112,9 @@ display(charts.plan(plan))
 print(plan.verdict)
 
 # %% [markdown]
-# **You should see** a bar for each place that must hold something, its parts end to end, and a red line where the place
-# ends. For `tiny` there is far more than it needs. The sentence says whether it fits and, if not, what to set.
+# **You should see** a bar for each place that must hold something, its parts end to end, and above it how much there is. A
+# red line marks where the place ends, if it ends near; for `tiny` there is far more than it needs. The sentence says whether
+# it fits and, if not, what to set.
 
 # %% [markdown]
 # The same for the 30B on one T4, whatever machine this is: most of the GPU is routed experts, as many as there is room for.
@@ -124,20 +126,26 @@ from grpo_kit.config import load_config
 display(charts.plan(memory.plan(load_config(["t4"]), memory.device("t4"), search=False)))
 
 # %% [markdown]
-# **You should see** a GPU that is full to the line by intention. These figures are computed; no T4 has confirmed them.
+# **You should see** a GPU that is full to the red line by intention. These figures are computed; no T4 has confirmed them.
 
 # %% [markdown]
-# ## Its settings
-# These are all of them: the preset, what earlier stages of this run were made with, and your overrides on top. The
-# names are those of TRL, PEFT and transformers.
+# ## All settings
+# A run's settings are the preset's, then what its earlier stages were made with, and your overrides on top. The names are
+# those of TRL, PEFT and transformers.
 
 # %%
+import html
+
+from IPython.display import HTML
+
 from grpo_kit.config import to_yaml
 
-print(to_yaml(config))
+folded = "<details><summary>all settings of this run</summary><pre>{}</pre></details>"
+display(HTML(folded.format(html.escape(to_yaml(config)))))
 
 # %% [markdown]
-# **You should see** sections from `policy` to `run`. Any line can be overridden as `section.key=value`.
+# **You should see** one line; click on it to unfold the sections, from `policy` to `run`. Any setting can be overridden as
+# `section.key=value`.
 
 # %% [markdown]
 # ## Load the policy
@@ -178,13 +186,14 @@ print(prompt)
 
 # %% [markdown]
 # ## One reply before training
-# Thinking and answer are shown apart, because only what follows `</think>` is the answer.
+# Thinking and answer are shown apart, because only what follows `</think>` is the answer. **Takes** a moment for `tiny`; for
+# the 30B a minute or more, which nobody has measured.
 
 # %%
 from grpo_kit import evaluate
 
-settings = (config.evaluation, config.run.seed, thinking_on)
-reply = evaluate.sample(model, tokenizer, [conversation], *settings)[0]
+seed = config.run.seed
+reply = evaluate.sample(model, tokenizer, [conversation], config.evaluation, seed, thinking_on)[0]
 thinking, answer = prompts.split_thinking(reply.text)
 print("thinks :", thinking)
 print("answers:", answer)
@@ -197,13 +206,15 @@ print("length :", reply.tokens, "tokens,", "ended by itself" if reply.finished e
 # %% [markdown]
 # ## A group of replies
 # GRPO draws several replies to the same problem, pays each, and makes those more likely that were paid better than
-# their group. This is one such group.
+# their group. This is one such group, drawn as training draws it. **Takes** as long as the reply above.
 
 # %%
 import pandas
 
-same = [conversation] * config.grpo.num_generations
-group = evaluate.sample(model, tokenizer, same, *settings)
+from grpo_kit import screening
+
+same, drawn = [conversation] * config.grpo.num_generations, screening.as_in_training(config)
+group = evaluate.sample(model, tokenizer, same, drawn, seed, thinking_on)
 pairs = [prompts.split_thinking(reply.text) for reply in group]
 display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 
@@ -214,8 +225,10 @@ display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 # %% [markdown]
 # ## Your turn
 # - Ask something else: change `problem` and run the cells below it again.
-# - Set `overrides` to `evaluation.temperature=0` and run all: what becomes of the group, and what could GRPO learn from it?
+# - Set `overrides` to `grpo.temperature=0.1` and run all: what becomes of the group, and what could GRPO learn from it?
 # - Plan for another machine: `memory.device("24gb")` in place of `memory.this_device()`, and a longer reply by
 #   `grpo.max_completion_length=2048`. Where does the bar pass the line?
+#
+# On a GPU, end this session before the next one: the model fills the card until then.
 #
 # **Next:** [2 Data](02_data.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)).

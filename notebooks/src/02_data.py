@@ -15,17 +15,17 @@
 # %% [markdown]
 # ## Install
 # Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
-# error to its one sentence; `%tb` shows the rest.
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. **You should
+# see** nothing. An error is from here on its one sentence; `%tb Context` shows the rest.
 
 # %% cellView="form"
 # @title Install
-# %xmode Minimal
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
+get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
 IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
@@ -35,7 +35,8 @@ if importlib.util.find_spec("grpo_kit") is None:
     pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
+        remedy = "Check the network; on Kaggle, turn Internet on in the notebook's settings"
+        raise RuntimeError(f"pip could not install the kit. {remedy}. {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
@@ -91,8 +92,8 @@ from grpo_kit.reward_files import load_reward
 verifier = load_reward(config.evaluation.verifier)
 manifest = data.prepare(config, run, verifier)
 screens.data(manifest)
-for split, count in manifest["rows"].items():
-    print(f"{count:>6} rows in {split:<5}  sha256 {manifest['sha256'][split][:12]}")
+for split, digest in manifest["sha256"].items():
+    print(f"{split:<5} sha256 {digest[:12]}")
 
 # %% [markdown]
 # **You should see** for `tiny` 3400 sums and differences to train on, 100 for validation, and 500 held out, on which the
@@ -117,7 +118,8 @@ for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:10]:
     print(f"  {row['problem'][:100]!r}")
 
 # %% [markdown]
-# **You should see** one bar for `tiny`, from which nothing was taken, and a staircase for real sets.
+# **You should see** for `tiny` one bar, from which nothing was taken, and under it the three splits; for real sets a staircase,
+# with what each reason took in red.
 
 # %% [markdown]
 # ## Held out means held out
@@ -174,7 +176,7 @@ print(f"with a reply of {reply}, the most this run allows: {lengths[-1] + reply}
 # %% [markdown]
 # **You should see** on the left one bar for `tiny`, whose tokenizer reads bytes, and a hump with a tail for real problems;
 # a long tail sets the memory for all, and `data.max_prompt_tokens` cuts it. On the right, most problems of `tiny` are solved
-# by some of the replies and missed by others: these are the ones that teach.
+# by some of the replies and missed by others (blue): these are the ones that teach.
 
 # %% [markdown]
 # ## Your turn

@@ -15,17 +15,17 @@
 # %% [markdown]
 # ## Install
 # Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
-# error to its one sentence; `%tb` shows the rest.
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. **You should
+# see** nothing. An error is from here on its one sentence; `%tb Context` shows the rest.
 
 # %% cellView="form"
 # @title Install
-# %xmode Minimal
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
+get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
 IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
@@ -35,7 +35,8 @@ if importlib.util.find_spec("grpo_kit") is None:
     pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
+        remedy = "Check the network; on Kaggle, turn Internet on in the notebook's settings"
+        raise RuntimeError(f"pip could not install the kit. {remedy}. {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
@@ -148,7 +149,7 @@ print(f"{before['mean_tokens']:.0f} tokens a reply, {before['truncated']:.1%} cu
 from grpo_kit import train
 
 arguments = train.to_trl(config, run.path / "checkpoints")
-told = {name: str(getattr(arguments, name)) for name in train.trl_arguments(config)}
+told = {name: str(arguments.to_dict()[name]) for name in train.trl_arguments(config)}
 print(type(arguments).__name__)
 display(pandas.DataFrame({"value": told}))
 
@@ -177,10 +178,11 @@ print(f"Trained {note['finished'][:16]} UTC: {last['step']} steps in {note['seco
 print(f"The adapter lies in {run.adapter}.")
 
 # %% [markdown]
-# **You should see** the reward end near 1.1, and in the third chart the blue share fall: a group whose replies are all
-# right teaches nothing more, and others are asked in its place; the dashed line is what was trained on. Run the cell again: a training that was stopped, killed or lost with its machine goes on from its
-# last checkpoint; a finished one is not repeated, and never overwritten unasked. To train again, name another run, or add
-# `run.force=true` to the overrides.
+# **You should see** the reward end above 1, and in the third chart the blue share fall: a group whose replies are all right
+# teaches nothing more, and others are asked in its place; the dashed line is what was trained on.
+#
+# Run the cell again: a training that was stopped, killed or lost with its machine goes on from its last checkpoint; a finished
+# one is not repeated, and never overwritten unasked. To train again, name another run, or add `run.force=true` to the overrides.
 
 # %% [markdown]
 # ## When an alarm shows
@@ -238,7 +240,8 @@ for line in lines[:4] + lines[-4:]:
     thinking, answer = split_thinking(line["completion"])
     print(f"step {line['step']:>3} · {line['prompt']}")
     print(f"  thinks : {thinking}")
-    print(f"  answers: {answer} · paid {line['rewards']}")
+    print(f"  answers: {answer}")
+    print("  paid   :", ", ".join(f"{name} {paid}" for name, paid in line["rewards"].items()))
 
 # %% [markdown]
 # **You should see** guesses (`looks like ...`) among the replies of step 1, and sums worked out digit by digit in the

@@ -15,17 +15,17 @@
 # %% [markdown]
 # ## Install
 # Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. The first line shortens an
-# error to its one sentence; `%tb` shows the rest.
+# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. **You should
+# see** nothing. An error is from here on its one sentence; `%tb Context` shows the rest.
 
 # %% cellView="form"
 # @title Install
-# %xmode Minimal
 import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 
+get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
 IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
@@ -35,7 +35,8 @@ if importlib.util.find_spec("grpo_kit") is None:
     pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
     done = subprocess.run(pip, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"pip could not install the kit: {done.stderr.strip()[-600:]}")
+        remedy = "Check the network; on Kaggle, turn Internet on in the notebook's settings"
+        raise RuntimeError(f"pip could not install the kit. {remedy}. {done.stderr.strip()[-600:]}")
 
 # %% [markdown]
 # ## Settings
