@@ -66,13 +66,17 @@ def test_without_a_gpu_the_full_size_says_what_it_needs():
     assert done.returncode == 1 and "needs a CUDA GPU" in done.stderr and "--scale tiny" in done.stderr
 
 
-@pytest.fixture
-def ways(monkeypatch):
+def imported(name, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("random_nemotron", BENCHMARKS / "random_nemotron.py")
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    return imported("random_nemotron", monkeypatch)
 
 
 @pytest.mark.parametrize("way", ["tiered", "parametrised", "offloaded"])
@@ -106,3 +110,21 @@ def test_an_adapter_in_real_shapes_is_packed_and_checked_and_broken_ones_cost_li
     assert figures["peak_gib"] < figures["bar_gib"] and figures["broken_grew_mib"] < figures["bar_broken_mib"]
     assert figures["broken"] == 150 and figures["broken_wrote"] == 0
     assert "pack 528 tensors" in done.stdout and "150 broken submissions" in done.stdout
+
+
+def test_of_a_step_on_two_processes_the_parts_are_no_more_than_the_whole(tmp_path, monkeypatch):
+    scale = imported("scale", monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
+    monkeypatch.setattr(
+        scale, "OVERRIDES", (*scale.OVERRIDES, "data.limit=100", "data.test_size=10", "data.val_size=10")
+    )
+    found = scale.measured("two", str(tmp_path), "m", 2)
+    assert [len(rows) for rows in found] == [1, 1]  # the first step warms up
+    for (row,) in found:
+        assert 0 < row["sampling, waiting"] < row["sampling"] < row["seconds"]
+        assert 0 < row["training, waiting"] < row["seconds"] - row["sampling"]
+        assert row["exchanges"] > 10 and row["tokens"] > 64 * 20  # both know what the whole step has
+    assert found[0][0]["exchanges"] == found[1][0]["exchanges"] and found[0][0]["tokens"] == found[1][0]["tokens"]
+    of = scale.summed([found])
+    assert of["steps"] == 1 and of["median"] == of["seconds"] == found[0][0]["seconds"]
+    assert of["sampling, waiting"] + of["training, waiting"] < 1

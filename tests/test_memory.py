@@ -471,9 +471,7 @@ def test_processes_have_a_gpu_each_and_one_host_which_one_of_them_converts_on():
 
 
 def test_a_host_too_small_for_all_processes_sends_back_to_one():
-    two = memory.plan(
-        config.load_config(["t4x2"]), replace(memory.device("t4x2"), host=9.0, processes=2), search=False
-    )
+    two = memory.plan(config.load_config(["t4x2"]), replace(memory.device("t4x2"), host=9.0, processes=2), search=False)
     assert not two.fits and "whose host has 9.0 of 12.6 GiB needed; start one process." in two.verdict
     assert memory.plan(two.config, replace(two.device, processes=1), search=False).fits
 
