@@ -13,6 +13,9 @@ TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null || [ -n "$$PIP_FIND_LINK
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+# A process a core, four at most for their memory, one thread each. A file stays in one process, for what its tests share;
+# tests/conftest.py puts the long ones first. ARGS="-n 0" runs them one after another.
+TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo [FORCE=1]   the whole chain on the embedded policy, in about a minute after installation"
@@ -25,13 +28,12 @@ help:
 demo: .venv/.installed
 	$(BIN)/grpo-kit demo $(if $(FORCE),--force)
 
-# Two files at a time (a file's tests share what is dear to make), with one thread each: more would wait for one another.
 test: .venv/.installed-test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(TESTS) $(ARGS)
 
 # Counting lines slows every test down; it is done when it is asked for.
 coverage: .venv/.installed-test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(TESTS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -261,7 +261,7 @@ def _largest(model: Architecture, found: Plan, key: str, most: int = 2**16) -> i
     low, high = 0, 1
     if key == "max_completion_length":  # m is the length itself, which takes longest to try; one answer is known
         length = found.config.grpo.max_completion_length
-        low, high = (length, 2 * length) if found.fits else (0, length)
+        low, high = (length, 2 * length) if found.fits else (0, length if fits(1) else 1)
     while high < most and fits(high):
         low, high = high, 2 * high
     while high - low > 1:

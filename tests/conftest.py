@@ -1,4 +1,4 @@
-"""What many tests share: no network, two threads, the shared data sets where they exist, one small trained run."""
+"""What many tests share: no network, the shared data sets where they exist, one small trained run; the long files come first."""
 
 import os
 from pathlib import Path
@@ -14,6 +14,17 @@ SMALL = [
     "data.limit=300", "data.test_size=60", "data.val_size=20", "grpo.max_steps=4", "grpo.per_device_train_batch_size=16",
     "grpo.num_generations=4", "grpo.resample_budget=0",
 ]  # fmt: skip
+
+# Begun first, so that none of them is left for one process while the others have nothing to do. The longest first.
+LONG = (
+    "test_notebook_places", "test_notebooks", "test_processes", "test_board_in_browser", "test_trainer", "test_experts",
+    "test_benchmarks", "test_demo", "test_memory", "test_train", "test_tune", "test_wheels", "test_screening", "test_notes",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(scope="session")

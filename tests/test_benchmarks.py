@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,13 +67,17 @@ def test_without_a_gpu_the_full_size_says_what_it_needs():
     assert done.returncode == 1 and "needs a CUDA GPU" in done.stderr and "--scale tiny" in done.stderr
 
 
-@pytest.fixture
-def ways(monkeypatch):
+def imported(name, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("random_nemotron", BENCHMARKS / "random_nemotron.py")
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    return imported("random_nemotron", monkeypatch)
 
 
 @pytest.mark.parametrize("way", ["tiered", "parametrised", "offloaded"])
@@ -106,3 +111,43 @@ def test_an_adapter_in_real_shapes_is_packed_and_checked_and_broken_ones_cost_li
     assert figures["peak_gib"] < figures["bar_gib"] and figures["broken_grew_mib"] < figures["bar_broken_mib"]
     assert figures["broken"] == 150 and figures["broken_wrote"] == 0
     assert "pack 528 tensors" in done.stdout and "150 broken submissions" in done.stdout
+
+
+def test_scale_tells_waiting_from_sampling_and_from_training(monkeypatch):
+    """By a clock made here: a step samples 10 s and trains 3 s, each with an exchange of 0.5 s that is waited for 2 s."""
+    scale, now = imported("scale", monkeypatch), [0.0]
+
+    def lasts(seconds):
+        return lambda *_: now.append(now[-1] + seconds)
+
+    monkeypatch.setattr(scale, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
+    monkeypatch.setattr(scale.dist, "barrier", lasts(2))
+    for name in scale.EXCHANGES:
+        monkeypatch.setattr(scale.dist, name, lasts(0.5))
+
+    def sample(batch):
+        lasts(10)()
+        scale.dist.all_gather_object()
+        return batch
+
+    trainer, state = SimpleNamespace(_generate_and_score_completions=sample), SimpleNamespace(num_input_tokens_seen=0)
+    clock = scale.Clock(trainer)
+    for _ in range(2):
+        clock.on_step_begin(None, state, None)
+        assert trainer._generate_and_score_completions("batch") == "batch"
+        lasts(3)()
+        scale.dist.all_reduce()
+        state.num_input_tokens_seen += 100
+    clock.on_train_end(None, state, None)
+    step = {
+        "sampling": 12.5,
+        "sampling, waiting": 2,
+        "training, waiting": 2,
+        "exchanges": 2,
+        "seconds": 18,
+        "tokens": 100,
+    }
+    assert clock.rows == [step, step]
+    shares = {name: step[name] / 18 for name in ("sampling", "sampling, waiting", "training, waiting")}
+    means = {"seconds": 18, "tokens": 100, "exchanges": 2, "steps": 2, "median": 18}
+    assert scale.summed([[clock.rows, clock.rows]]) == pytest.approx(shares | means)

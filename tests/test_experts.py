@@ -186,7 +186,7 @@ def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     from grpo_kit.reward_files import load_reward
 
     chosen = config.load_config(
-        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "grpo.max_steps=40", "data.test_size=300"]
+        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "grpo.max_steps=30", "data.test_size=300"]
     )
     run = workspace.open_run("four", tmp_path)
     data.prepare(chosen, run)

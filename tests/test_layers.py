@@ -1,6 +1,7 @@
 """The map of the package: who may import whom, what is heavy, how large a file may grow."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -33,6 +34,7 @@ OWNERS = {
 }
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Files by name; a folder with one story a file (a family of puzzles, an engine) counts as one file."""
     found = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
@@ -42,7 +44,8 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imported(tree: ast.Module) -> set[str]:
+@functools.cache
+def imported(tree: ast.Module) -> frozenset[str]:
     """Dotted names that a file imports, inside functions too."""
     found = set()
     for node in ast.walk(tree):
@@ -51,7 +54,7 @@ def imported(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are written in full"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def own_imports(tree: ast.Module) -> set[str]:

@@ -382,19 +382,20 @@ def test_killed_at_any_moment_and_rerun_it_ends_as_one_that_was_left_alone(tmp_p
     chosen, run = small(tmp_path / "killed", *overrides)
     command = [sys.executable, "-W", "ignore", "-c", KILLED.format(overrides=overrides, root=str(run.root))]
     pick, kills = random.Random(1), 0
-    while True:
+    for _ in range(KILLS):
         stamp = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else 0
         child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
         while child.poll() is None and (not run.metrics.is_file() or run.metrics.stat().st_mtime_ns == stamp):
             time.sleep(0.02)  # until it trains
-        if kills < KILLS:
-            time.sleep(pick.uniform(0, 1.5))
-            child.kill()
-            kills += 1
+        time.sleep(pick.uniform(0, 1.5))
+        child.kill()
         _, said = child.communicate(timeout=300)
-        if child.returncode == 0:
+        if child.returncode == 0:  # it was through before
             break
         assert child.returncode == -signal.SIGKILL, said.decode()
+        kills += 1
+    else:
+        train.train(chosen, run, [length_reward] * 2)
     assert kills > 1
     assert figures(run) == figures(alone) and [row["step"] for row in figures(run)] == list(range(1, 13))
     assert workspace.hash_of(run.adapter) == workspace.hash_of(alone.adapter)
