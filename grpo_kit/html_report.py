@@ -1,5 +1,6 @@
 """A run as files that need no server: `report.html`, one page without a script, and `report.png`."""
 
+import re
 from html import escape
 from typing import Any
 
@@ -72,12 +73,17 @@ def figures_html(found: dict[str, str]) -> str:
 
 
 def alarms_html(rows: list[dict[str, Any]], most: int = 6) -> str:
-    """The last alarms, each with the step it rang at; an empty text when none has."""
+    """The last alarms, each with the step it rang at, commands in it as code; an empty text when none has."""
     return "".join(
         '<div style="background:#fff4e5;border-left:6px solid #d55e00;color:#222;padding:4px 10px;margin:6px 0;'
-        f'font-family:system-ui,sans-serif">step {step}: {escape(sentence)}</div>'
+        f'font-family:system-ui,sans-serif">step {step}: {code_marked(escape(sentence))}</div>'
         for step, sentence in figures.alarms(rows)[-most:]
     )
+
+
+def code_marked(text: str) -> str:
+    """`text`, HTML already, with what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
 
 
 def spread(values: list[int], count: int) -> list[int]:

@@ -51,9 +51,12 @@ def test_the_page_shows_figures_charts_and_completions(copied):
 
 def test_alarms_are_on_the_page_as_text(copied):
     rows = workspace.read_lines(copied.metrics)
-    rows[-1]["alarms"] = ["87 % of completions are <cut>"]
+    rows[-1]["alarms"] = ["87 % of completions are <cut>: use `grpo-kit screen`, or `<stop>`."]
     workspace.write_lines(copied.metrics, rows)
-    assert "step 4: 87 % of completions are &lt;cut&gt;" in html_report.page(copied)
+    assert (
+        "step 4: 87 % of completions are &lt;cut&gt;: use <code>grpo-kit screen</code>, or <code>&lt;stop&gt;</code>."
+        in html_report.page(copied)
+    )
 
 
 def test_the_picture_is_a_png_of_every_panel(copied):
