@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import report
 
 from grpo_kit import config, expected, workspace
+from tests.submissions import shapes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK, ALPHA = 32, 32
@@ -32,7 +34,7 @@ def make(folder: Path, base: str) -> int:
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "bias": "none",
         "base_model_name_or_path": base, "inference_mode": True, "modules_to_save": None, "lora_dropout": 0.0,
     }  # fmt: skip
-    shapes = expected.tensors_of(said, expected.modules(base), "model.")
+    shapes = shapes_of(said, expected.modules(base), "model.")
     lines, end = {}, 0
     for key, shape in shapes.items():
         size = 2 * shape[0] * shape[1]

@@ -147,8 +147,9 @@ def plan(found: Any) -> None:
         seconds = f"not estimated, no bandwidth of {found.device.name} was measured; run this there without --device"
     else:
         (sampling, training), most = found.seconds, found.sampling_all
-        more = f" ({most:.1f} s with every replacement, asked at once)" if round(most, 1) > round(sampling, 1) else ""
-        seconds = f"sampling {sampling:.1f} s{more}, training {training:.1f} s, at best; measured here: "
+        first, every, last = (f"{n:.1f}" if n >= 10 else f"{n:.2g}" for n in (sampling, most, training))
+        more = f" ({every} s with every replacement, asked at once)" if most > sampling else ""
+        seconds = f"sampling {first} s{more}, training {last} s, at best; measured here: "
         pcie = f"{found.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if found.device.gpu else ""
         seconds += f"{found.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{found.bandwidths.matmul_tflops:.2f} TFLOPS"
     out.print(f"step time: {seconds}\n{escape(found.verdict)}")
