@@ -259,7 +259,7 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
     said = call("plan", "-c", "tiny")
     assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
-    assert re.search(r"sampling [\d.]+ s \([\d.]+ s with every replacement, asked at once\), training", said)
+    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, asked at once\), training", said)
     assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
 
 
