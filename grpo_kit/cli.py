@@ -3,19 +3,18 @@
 A stage that is done is skipped and says so. Errors are one sentence: exit status 2 for usage, 1 for failure.
 """
 
-import functools
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
 from grpo_kit import kaggle_commands, processes, running, screens, session, workspace
+from grpo_kit.exits import one_sentence
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -42,39 +41,10 @@ Dry = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is done")]
 
-USAGE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-
-
-def one_sentence(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors that are ours into one sentence and an exit status."""
-
-    @functools.wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except typer.Exit:  # a RuntimeError by descent
-            raise
-        except KeyboardInterrupt:
-            screens.err.print("Interrupted; finished stages stand, and the same command goes on from there.")
-            raise typer.Exit(130) from None
-        except (ValueError, RuntimeError, OSError) as error:
-            if not _is_ours(error):
-                raise  # a defect, ours or a library's: the trace is what helps
-            screens.err.print(f"[bold red]error:[/] {escape(str(error))}")
-            raise typer.Exit(2 if isinstance(error, USAGE) else 1) from None
-
-    return guarded
-
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a subcommand."""
     return app.command()(one_sentence(function))
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by the kit's own code, which words it for the user, or by the operating system."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(last).is_relative_to(Path(__file__).parent) or type(error) in (OSError, PermissionError)
 
 
 @command

@@ -58,8 +58,9 @@ class Need(NamedTuple):
 class Plan:
     """What `config` needs of `device`; `rows` that are `at_peak` of a place sum to its `needs`.
 
-    Of a device's several `processes` it is one's, save that the host's rows are of all. `experts`: routed experts by place. `share_off`: of each layer's, those not on the first GPU. `largest`: for each of
-    KEYS the largest value that fits with the others as configured, 0 for none. `seconds`: (sampling, training) of a step
+    Of a device's several `processes` it is one's, save that the host's rows are of all. `experts`: routed experts by place.
+    `share_off`: of each layer's, those not on the first GPU. `largest`: for each of KEYS the largest value that fits with the
+    others as configured, 0 for none. `seconds`: (sampling, training) of a step
     at best by the `bandwidths`, no group replaced, None without them; `sampling_all` is its sampling with all groups that
     may replace others (`grpo.resample_budget`) asked at once, as many sequences as `rows` have room for. `verdict`: one sentence.
     """
@@ -152,9 +153,8 @@ def _solve(model: Architecture, config: RunConfig, device: Device, prompt: int) 
     states, read = (n * model.state_bytes(policy) for n in (sampled, prompts))
     kv = sampled * seq * 2 * c.num_key_value_heads * c.head_dim * size * (model.kinds.get("full_attention", 0) + 1)
     reading = prompts * prompt * c.hidden_size * stream + activation_bytes(model, config, prompts, prompt, False)[1]
-    token = sampled * (
-        model.ssm_bytes * DECODE_STATES + c.vocab_size * (size + 4 * 4)
-    )  # logits; scores, probabilities in float32
+    logits = c.vocab_size * (size + 4 * 4)  # in the policy's type; scores and probabilities in float32
+    token = sampled * (model.ssm_bytes * DECODE_STATES + logits)
     if device.gpu and not in_4bit:  # transformers' batched_mm copies the expert of each choice
         token += sampled * c.num_experts_per_tok * 2 * model.expert.hidden * model.expert.intermediate * size
     rows += [

@@ -15,10 +15,10 @@ FLOORS = [
     set(floor.split())
     for floor in (
         "checks schema config curriculum row_options workspace prompts protocols reward_files nemotron_h clock findings archive tensor_file processes",
-        "session doctor tiny expected submitted_config submitted_tensors inspection metrics comparison search_space nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages credentials retry kaggle_line kernel_metadata kernel_staging machines intents wheel_closure wheels low_rank adapter_names adapter_source adapter_forms",
+        "session doctor tiny expected submitted_config submitted_tensors inspection metrics comparison search_space search_report nf4 pinned grouped routed_lora experts tiers turing sampling audit published puzzles ngrams duplicates leaks tables cleaning sources advantages drawing alarms resume stages credentials retry kaggle_line kernel_metadata kernel_staging machines intents wheel_closure wheels low_rank adapter_names adapter_source adapter_forms",
         "policy adapter data pipeline checkpoint convert footprint roofline memory ways problems generate measures vllm_engine packing",
         "train trackers trainer records callbacks probe calibrate screening submission outputs evaluate tune reproduce kaggle_kernel kernel_run competition handoff score",
-        "cli running screens dashboard html_report completions charts figures funnel kaggle_commands notebook",
+        "cli exits running screens dashboard html_report completions charts figures funnel kaggle_commands notebook",
     )
 ]
 FOLDERS = {"handoff", "puzzles"}

@@ -125,8 +125,10 @@ screens.tuned(found, run)
 # %%
 from IPython.display import Image, display
 
+from grpo_kit import search_report
+
 display(Image(run.path / "tune" / "tune.png"))
-for sentence in tune.moved(found):
+for sentence in search_report.moved(found):
     print(sentence)
 
 # %% [markdown]
