@@ -4,15 +4,17 @@ import datasets
 from peft import LoraConfig
 from transformers import PrinterCallback, set_seed
 
-from grpo_kit import policy, train, workspace
+from grpo_kit.policy.load import load_policy
+from grpo_kit.runs.files import read_lines
+from grpo_kit.training import train
 
 
 def trainer(chosen, run, rewards, args=None):
     """A plain GRPOTrainer; `args` are the run's own settings, or a GRPOConfig."""
     from trl import GRPOTrainer
 
-    model, tokenizer = policy.load_policy(chosen.policy)
-    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in workspace.read_lines(run.rows("train"))]
+    model, tokenizer = load_policy(chosen.policy)
+    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in read_lines(run.rows("train"))]
     lora = LoraConfig(
         r=chosen.lora.r, lora_alpha=chosen.lora.lora_alpha, target_modules=list(chosen.lora.target_modules),
         task_type="CAUSAL_LM",

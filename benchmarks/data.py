@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import report
 
-from grpo_kit import duplicates, ngrams, workspace
+from grpo_kit.data import duplicates, ngrams
+from grpo_kit.runs.files import hash_of, read_lines, write_lines
 
 CHILD = """
 import json, resource, sys, time
@@ -78,8 +79,8 @@ def write(folder, count):
     made = problems(count)
     held = next(made)
     rows = ({"problem": text, "answer": str(sum(map(ord, text.casefold()[:40])) % 1000)} for text in made)
-    workspace.write_lines(folder / f"{count}.jsonl", rows)
-    workspace.write_lines(folder / f"held-{count}.jsonl", ({"problem": text, "answer": "1"} for text in held))
+    write_lines(folder / f"{count}.jsonl", rows)
+    write_lines(folder / f"held-{count}.jsonl", ({"problem": text, "answer": "1"} for text in held))
     return folder / f"{count}.jsonl", folder / f"held-{count}.jsonl"
 
 
@@ -135,15 +136,13 @@ def main():
         paths = (folder / f"{sizes[1]}.jsonl", folder / f"held-{sizes[1]}.jsonl")
         finished = killed(folder, paths, "killed")
         found = prepare(folder, paths, "killed")
-        same = workspace.hash_of(folder / "runs/killed/data") == workspace.hash_of(
-            folder / f"runs/whole-{sizes[1]}/data"
-        )
+        same = hash_of(folder / "runs/killed/data") == hash_of(folder / f"runs/whole-{sizes[1]}/data")
         rows.append({
             "what": f"killed after {', '.join(finished)}; again", "rows": f"{sizes[1]:,}", "seconds": f"{found['seconds']:.1f}",
             "rows a second": "", "peak, MiB": f"{found['mib']:,.0f}", "seconds by step": "the same bytes" if same else "OTHER BYTES",
         })  # fmt: skip
         figures |= {"killed_again_s": round(found["seconds"], 1), "killed_same_bytes": same}
-        texts = [row["problem"] for row in workspace.read_lines(folder / f"{sizes[0 if asked.quick else 1]}.jsonl")]
+        texts = [row["problem"] for row in read_lines(folder / f"{sizes[0 if asked.quick else 1]}.jsonl")]
     finders = {"near duplicates, the kit": lambda some: len(duplicates.near_pairs(some))}
     if importlib.util.find_spec("datasketch"):
         finders["near duplicates, datasketch"] = by_datasketch

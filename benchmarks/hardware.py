@@ -12,8 +12,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from grpo_kit import config, memory
-from grpo_kit.roofline import Bandwidths
+from grpo_kit import config
+from grpo_kit.planning import memory
+from grpo_kit.planning.step_time import Bandwidths
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30

@@ -19,7 +19,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bare
 import report
 
-from grpo_kit import config, data, evaluate, reward_files, train, workspace
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import evaluate
+from grpo_kit.rewards.tools import loading
+from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
 
 GOALS, LOOK = (0.85, 0.97), 4  # accuracies: the bar's, the demo's; steps between looks
 
@@ -28,9 +34,7 @@ class Watch(TrainerCallback):
     """Accuracy by seconds of training."""
 
     def __init__(self, chosen, run, verifier, tokenizer):
-        self.look = lambda model: evaluate.scores(
-            model, tokenizer, workspace.read_lines(run.rows("test")), verifier, chosen
-        )
+        self.look = lambda model: evaluate.scores(model, tokenizer, read_lines(run.rows("test")), verifier, chosen)
         self.seconds, self.since, self.curve, self.taught = 0.0, 0.0, [], []
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -38,7 +42,7 @@ class Watch(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "frac_reward_zero_std" in logs:
-            self.taught.append(logs.get("useful/share", 1 - logs["frac_reward_zero_std"]))
+            self.taught.append(logs.get("groups/with_gradient", 1 - logs["frac_reward_zero_std"]))
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.seconds += time.process_time() - self.since
@@ -67,9 +71,9 @@ def main():
             options = [f"grpo.max_steps={steps}", "grpo.eval_steps=0", f"run.seed={seed}", "run.report_to=[none]"]
             options += ["grpo.resample_budget=0"] if name.endswith("replaced") else []
             chosen = config.load_config(["tiny"], options)
-            run = workspace.open_run("learning", tempfile.mkdtemp())
-            data.prepare(chosen, run)
-            rewards = [reward_files.load_reward(spec) for spec in chosen.grpo.reward_funcs]
+            run = open_run("learning", tempfile.mkdtemp())
+            prepare(chosen, run)
+            rewards = [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs]
             trainer = build(chosen, run, rewards)
             watch = Watch(chosen, run, rewards[0], trainer.processing_class)
             trainer.add_callback(watch)

@@ -1,6 +1,6 @@
 """The tables of notes/scale.md: what 2, 8 and 64 GPUs would do, from the plan, cards as sold, and one measured figure.
 
-Computed, all of it. A step is the plan's of one process (its part of sampling and training, `grpo_kit/roofline.py`), then the
+Computed, all of it. A step is the plan's of one process (its part of sampling and training, `grpo_kit/planning/step_time.py`), then the
 exchange: LoRA gradients summed around a ring, 2 (N - 1) / N times their bytes over the slowest link (Patarasuk and Yuan, 2009),
 and the waiting of a step that benchmarks/scale.py measured with two processes. tests/test_notes.py holds the page against
 the plan of today.
@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hardware
 import report
 
-from grpo_kit import config, machines, memory, ways
+from grpo_kit import config
+from grpo_kit.planning import machines, memory, two_gpus
 
 PAGE = hardware.ROOT / "notes" / "scale.md"
 COUNTS = (1, 2, 8, 64)
@@ -61,7 +62,7 @@ def two_t4() -> hardware.Table:
     found = memory.plan(config.load_config(["t4x2"]), machines.device("t4x2"), bandwidths=T4, search=False)
     return [
         {"way": way.name, "fits": "yes" if way.fits else "no", "limited by": way.limit} | told(seconds(way.plan, PCIE))
-        for way in ways.ways(found)
+        for way in two_gpus.ways(found)
     ]
 
 

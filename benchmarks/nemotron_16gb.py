@@ -105,22 +105,24 @@ def compete(contender: str, scale: Scale) -> dict[str, Any]:
 
 
 def tiered(scale: Scale) -> dict[str, Any]:
+    import t4_audit
     import torch
 
-    from grpo_kit import memory, roofline, tiers, turing
+    from grpo_kit.nemotron import expert_placement
+    from grpo_kit.planning import memory, step_time
 
     limit(CAP)
     chosen, folder, device = settings(scale)
-    speed = roofline.measure(device)
+    speed = step_time.measure(device)
     planned = plan(chosen, scale, speed)
     model, rows = load("tiered", chosen, folder, device, planned)
-    layers = list(tiers.tiers_of(model).values())
+    layers = list(expert_placement.tiers_of(model).values())
     bench, tier = layers[0].bench, sum(layer.rows[e].nbytes for layer in layers for e in layer.on_host)
     ids, gpu = prompts(model, scale), device != "cpu"
     architecture = memory.Architecture.of(chosen.policy)
     stack = (layers[0].num_experts, layers[0].geometry.intermediate, layers[0].geometry.hidden)
 
-    with turing.audit(stack):  # not timed: counts, warms up, and fails on what a T4 lacks
+    with t4_audit.audit(stack):  # not timed: counts, warms up, and fails on what a T4 lacks
         near, far = count(model, scale, lambda: draw(model, ids, scale.drawn))
     marks = [bench.brought]
     fresh()
@@ -130,7 +132,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     decoding = draw(model, ids, scale.drawn) - first
     marks.append(bench.brought)
     tokens, pcie = scale.rows * (scale.drawn - 1), marks[2] - marks[1] - (marks[1] - marks[0])
-    resident = (scale.drawn - 1) * roofline.token_bytes(architecture, planned, scale.rows)
+    resident = (scale.drawn - 1) * step_time.token_bytes(architecture, planned, scale.rows)
     reached = ((resident + near) / speed.vram_gb_s + far / speed.pcie_gb_s) / 1e9 / decoding
     rows.append(line("tiered", f"decode {scale.rows} x {scale.drawn}", decoding, tokens, pcie, reached))
     seconds, trained = grpo_step(chosen, scale, model)
@@ -171,7 +173,7 @@ def peaks(rows: list[dict[str, Any]], planned: Any) -> dict[str, Any]:
 
 def count(model: Any, scale: Scale, work: Callable[[], Any]) -> tuple[int, int]:
     """Bytes of the experts that decoding steps choose while `work` runs, each once a step: (on the GPU, on the host)."""
-    from grpo_kit import tiers
+    from grpo_kit.nemotron import expert_placement
 
     found = [0, 0]
 
@@ -181,7 +183,7 @@ def count(model: Any, scale: Scale, work: Callable[[], Any]) -> tuple[int, int]:
             for where, experts in enumerate((chosen - layer.on_host, chosen & layer.on_host)):
                 found[where] += len(experts) * layer.geometry.nbytes
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in tiers.tiers_of(model).values()]
+    hooks = [layer.register_forward_pre_hook(look) for layer in expert_placement.tiers_of(model).values()]
     work()
     for hook in hooks:
         hook.remove()
@@ -193,7 +195,10 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
     from transformers import TrainerCallback
     from trl.kernels import chunked_logprob
 
-    from grpo_kit import tiny, train, workspace
+    from grpo_kit.nemotron import tiny
+    from grpo_kit.runs.files import write_text
+    from grpo_kit.runs.run import open_run
+    from grpo_kit.training import train
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -211,9 +216,9 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
     question = [{"role": "user", "content": ""}]
     empty = len(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
     question[0]["content"] = "x" * (scale.prompt - empty)  # a byte a token
-    run = workspace.open_run("step", tempfile.mkdtemp())
+    run = open_run("step", tempfile.mkdtemp())
     run.rows("train").parent.mkdir(parents=True)
-    workspace.write_text(run.rows("train"), json.dumps({"prompt": question, "answer": ""}) + "\n")
+    write_text(run.rows("train"), json.dumps({"prompt": question, "answer": ""}) + "\n")
     with contextlib.redirect_stdout(sys.stderr):
         trainer = train.make_trainer(chosen, run, [spread], policy=(model, tokenizer))
         trainer.add_callback(clock)
@@ -248,11 +253,12 @@ def settings(scale: Scale) -> tuple[Any, Path, str]:
     """(configuration, a folder with the config.json, the device)."""
     import torch
 
-    from grpo_kit import config, expected, tiny
+    from grpo_kit import config
+    from grpo_kit.nemotron import base_models, tiny
 
     chosen = config.load_config([scale.preset], [*STEP, *scale.settings, f"grpo.max_completion_length={scale.drawn}"])
     folder = Path(tempfile.mkdtemp())
-    published = tiny.FOLDER / "config.json" if scale.preset == "tiny" else expected.NANO
+    published = tiny.FOLDER / "config.json" if scale.preset == "tiny" else base_models.NANO
     (folder / "config.json").write_text(published.read_text())
     return chosen, folder, "cuda:0" if torch.cuda.is_available() else "cpu"
 
@@ -260,7 +266,7 @@ def settings(scale: Scale) -> tuple[Any, Path, str]:
 def plan(chosen: Any, scale: Scale, speed: Any = None) -> Any:
     import torch
 
-    from grpo_kit import memory
+    from grpo_kit.planning import memory
 
     gpu = torch.cuda.is_available()
     where = memory.Device("a T4's memory", CAP, triton=False) if gpu else memory.device("cpu")

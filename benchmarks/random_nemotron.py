@@ -15,7 +15,8 @@ import bitsandbytes.nn.parametrize as parametrize
 import torch
 from torch import nn
 
-from grpo_kit import checkpoint, nemotron_h, nf4, sampling
+from grpo_kit.nemotron import nf4, nf4_checkpoint, patches
+from grpo_kit.policy import generation_loop
 
 NF4 = {"compress_statistics": True, "quant_type": "nf4"}
 
@@ -23,12 +24,12 @@ NF4 = {"compress_statistics": True, "quant_type": "nf4"}
 def tiered(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """The kit's own; `share` of each layer's experts in host memory. `folder` holds the config.json."""
     drawn = ((folder, name, value) for name, value in tensors(folder, dtype, device))
-    return sampling.install(checkpoint.assemble(folder, dtype, drawn, device, share))
+    return generation_loop.install(nf4_checkpoint.assemble(folder, dtype, drawn, device, share))
 
 
 def parametrised(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """Fused stacks, quantised as parameters: there is no way to keep some of a stack elsewhere, so `share` is nothing."""
-    model, quantizer = checkpoint.skeleton(folder, dtype)
+    model, quantizer = nf4_checkpoint.skeleton(folder, dtype)
     for module in fused(model).values():
         for name in ("up_proj", "down_proj"):
             stack = torch.empty(getattr(module, name).shape, dtype=dtype, device=device)
@@ -43,7 +44,7 @@ def parametrised(folder: Path, dtype: torch.dtype, device: str, share: float) ->
 
 def offloaded(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """Experts un-fused, `share` of each layer's on the CPU, brought by accelerate when they are called."""
-    model, quantizer = checkpoint.skeleton(folder, dtype)
+    model, quantizer = nf4_checkpoint.skeleton(folder, dtype)
     for name, stacks in fused(model).items():
         experts = Unfused(stacks, dtype, device)
         for expert in list(experts)[len(experts) - round(share * len(experts)) :]:
@@ -112,7 +113,7 @@ def rest(model: Any, quantizer: Any, folder: Path, dtype: torch.dtype, device: s
         else:
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     quantizer.postprocess_model(model)
-    nemotron_h.prepare(model)
+    patches.prepare(model)
     return model.eval()
 
 
@@ -120,7 +121,7 @@ def tensors(
     folder: Path, dtype: torch.dtype, device: str, without: str | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, value) of every tensor, quantised matrices as bytes, one at a time; not of names with `without` in them."""
-    wanted = checkpoint.wanted_tensors(checkpoint.skeleton(folder, dtype)[0], dtype)
+    wanted = nf4_checkpoint.wanted_tensors(nf4_checkpoint.skeleton(folder, dtype)[0], dtype)
     for name, (shape, kind) in wanted.items():
         if without is None or without not in name:
             value = draw(name, shape, kind or dtype, device)

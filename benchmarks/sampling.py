@@ -13,7 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import report
 
-from grpo_kit import config, policy, tiny
+from grpo_kit import config
+from grpo_kit.nemotron import tiny
+from grpo_kit.policy.load import load_policy
 
 # prompts x completions of each, worked examples before the question, whether every completion has the full length
 WORK = {"short": (8, 8, 0, False), "long": (8, 8, 8, False), "alone": (64, 1, 0, True)}
@@ -36,7 +38,7 @@ def main():
 
     asked = report.arguments(__doc__)
     rounds = 5 if asked.quick else 40
-    model, tokenizer = policy.load_policy(config.Policy())
+    model, tokenizer = load_policy(config.Policy())
     loops = {"transformers": type(model).generate, "grpo_kit": lambda model, **how: model.generate(**how)}
     rows, figures = [], {}
     for work, (prompts, times, shots, full) in WORK.items():

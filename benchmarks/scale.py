@@ -23,8 +23,13 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from grpo_kit import config, data, processes, reward_files, train, workspace
+from grpo_kit import config
 from grpo_kit.config import RunConfig
+from grpo_kit.data.preparation import prepare
+from grpo_kit.rewards.tools import loading
+from grpo_kit.runs import processes
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
 
 EXCHANGES = (
     "all_gather",
@@ -76,7 +81,7 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if (
-            self.now is None and processes.count() > 1
+            self.now is None and processes.process_count() > 1
         ):  # DDP's own exchange, of gradients, goes past torch.distributed's names
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -110,18 +115,18 @@ def work(root: str, name: str, steps: str, divided: str) -> None:
     """One process of a training: its figures go to `root`/NAME-NUMBER.json."""
     torch.set_num_threads(1)
     chosen = configured(int(steps), int(divided))
-    run = workspace.open_run(name, root)
-    trainer = train.make_trainer(chosen, run, [reward_files.load_reward(spec) for spec in chosen.grpo.reward_funcs])
+    run = open_run(name, root)
+    trainer = train.make_trainer(chosen, run, [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs])
     clock = Clock(trainer)
     trainer.add_callback(clock)
     trainer.train()
-    Path(root, f"{name}-{processes.number()}.json").write_text(json.dumps(clock.rows[1:]))
+    Path(root, f"{name}-{processes.process_rank()}.json").write_text(json.dumps(clock.rows[1:]))
 
 
 def measured(way: str, root: str, name: str, steps: int) -> list[list[dict[str, float]]]:
     """The figures of each process, a row a step."""
     count, divided = WAYS[way]
-    data.prepare(configured(steps, divided), workspace.open_run(name, root))
+    prepare(configured(steps, divided), open_run(name, root))
     start = [sys.executable]
     if count > 1:
         start += [

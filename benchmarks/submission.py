@@ -20,8 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import report
 
-from grpo_kit import config, expected, workspace
-from tests.submissions import shapes_of
+from grpo_kit import config
+from grpo_kit.nemotron import base_models
+from grpo_kit.runs.files import write_text
+from grpo_kit.runs.run import open_run
+from tests.helpers.submissions import shapes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK, ALPHA = 32, 32
@@ -34,7 +37,7 @@ def make(folder: Path, base: str) -> int:
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "bias": "none",
         "base_model_name_or_path": base, "inference_mode": True, "modules_to_save": None, "lora_dropout": 0.0,
     }  # fmt: skip
-    shapes = shapes_of(said, expected.modules(base), "model.")
+    shapes = shapes_of(said, base_models.modules(base), "model.")
     lines, end = {}, 0
     for key, shape in shapes.items():
         size = 2 * shape[0] * shape[1]
@@ -72,23 +75,23 @@ def call(*words: object, cwd: Path) -> tuple[float, float, str]:
 def main() -> None:
     asked = report.arguments(__doc__)
     with tempfile.TemporaryDirectory() as aside:
-        here, base = Path(aside), expected.PUBLISHED
+        here, base = Path(aside), base_models.PUBLISHED
         if asked.quick:
-            saved = json.loads(expected.NANO.read_text())
+            saved = json.loads(base_models.NANO.read_text())
             saved["hybrid_override_pattern"] = saved["hybrid_override_pattern"][3:6]  # E, M and *
             base = str(here / "three_layers")
-            workspace.write_text(Path(base) / "config.json", json.dumps(saved))
-        run = workspace.open_run("large", here / "runs")
+            write_text(Path(base) / "config.json", json.dumps(saved))
+        run = open_run("large", here / "runs")
         tensors = make(run.adapter, base)
         chosen = config.load_config(["tiny"], [f"policy.model={base}"])
         run.note("train", {}, [], [run.adapter], 0.0, config.to_yaml(chosen))
-        pack = call("grpo_kit.cli", "package", "--run", "large", cwd=here)
+        pack = call("grpo_kit.cli.main", "package", "--run", "large", cwd=here)
         zipped = here / "submission" / "submission.zip"
-        check = call("grpo_kit.cli", "check", zipped, f"policy.model={base}", cwd=here)
+        check = call("grpo_kit.cli.main", "check", zipped, f"policy.model={base}", cwd=here)
         if f"{tensors:,} LoRA tensors" not in check[2]:
             raise SystemExit(f"the doctor did not see all tensors:\n{check[2]}")
         size, cases = zipped.stat().st_size / 2**30, 150 if asked.quick else 3000
-        fuzz = call("tests.fuzz_inspection", cases, here, 2, cwd=ROOT)
+        fuzz = call("tests.helpers.fuzz_inspection", cases, here, 2, cwd=ROOT)
     found = json.loads(fuzz[2].splitlines()[-1])
     rows = [
         {

@@ -16,7 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bare
 import report
 
-from grpo_kit import config, data, reward_files, train, workspace
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.rewards.tools import loading
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
 
 
 class Clock(TrainerCallback):
@@ -37,10 +41,10 @@ def main():
     rounds, steps = (2, 12) if asked.quick else (6, 22)
     equal = ["grpo.resample_budget=0", "grpo.draw=shuffled", "run.report_to=[none]"]  # the same work for both
     chosen = config.load_config(["tiny"], [f"grpo.max_steps={steps}", *equal])
-    run = workspace.open_run("overhead", tempfile.mkdtemp())
-    data.prepare(chosen, run)
-    rewards = [reward_files.load_reward(spec) for spec in chosen.grpo.reward_funcs]
-    builders = {"bare TRL": bare.trainer, "grpo_kit.train": train.make_trainer}
+    run = open_run("overhead", tempfile.mkdtemp())
+    prepare(chosen, run)
+    rewards = [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs]
+    builders = {"bare TRL": bare.trainer, "grpo_kit.training.train": train.make_trainer}
     seconds = {name: [] for name in builders}
     for number in range(rounds):
         for name, build in list(builders.items())[:: 1 if number % 2 == 0 else -1]:
@@ -49,7 +53,7 @@ def main():
             trainer.train()
             seconds[name] += clock.steps()
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = median["grpo_kit.train"] / median["bare TRL"]
+    ratio = median["grpo_kit.training.train"] / median["bare TRL"]
     rows = [
         {
             "trainer": name,

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_kit import session, workspace
+from grpo_kit.runs import session
+from grpo_kit.runs.run import Run, open_run
 
 REPOSITORY = (
     "grpo-kit/grpo-kit"  # owner/name on GitHub, put into every badge, link and install cell by notebooks/build.py
@@ -49,7 +50,7 @@ def suited(device: Any) -> str:
     return "tiny" if device.gpu < 14 else "t4x2" if device.gpus > 1 else "t4"
 
 
-def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = True) -> tuple[Any, workspace.Run]:
+def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = True) -> tuple[Any, Run]:
     """(configuration, run) from a notebook's form fields, after a look at Drive on Colab; prints where the run stands.
 
     `preset` "auto": what the run of this name was made with, where there is one, else what suits this machine.
@@ -59,10 +60,10 @@ def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = Tr
         print(mount_drive())
     said = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
     name, sources = run_name.strip() or said.get("run.name", ""), (preset,)
-    if preset == AUTO and name and workspace.open_run(name).config.is_file():
+    if preset == AUTO and name and open_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
-        from grpo_kit import memory
+        from grpo_kit.planning import memory
 
         sources = (suited(memory.this_device()),)
     config, run = session.begin(sources, overrides.split(), name or sources[0])
@@ -84,7 +85,7 @@ def mount_drive(filesystem: Path = Path("/")) -> str:
     return "Drive is mounted: the run outlives this session."
 
 
-def need(run: workspace.Run, stage: str, name: str) -> None:
+def need(run: Run, stage: str, name: str) -> None:
     """Raise FileNotFoundError unless `stage` of the run is done, naming the notebook to run first, which is shown as a link."""
     from IPython.display import Markdown, display
 
@@ -110,11 +111,14 @@ def counter(what: str) -> Callable[..., None]:
 
 def submit(zip_path: Path, message: str, send: bool) -> None:
     """Submit the zip to the challenge and wait for its score; without `send` show the calls, or why it would be refused."""
-    from grpo_kit import kaggle_commands
+    from grpo_kit.kaggle import submit as kaggle_submit
 
     try:
-        kaggle_commands.submit(zip_path, message, dry_run=not send)
+        score = kaggle_submit.submit(zip_path, message, dry_run=not send)
     except ValueError as error:
         if send:
             raise
         print(f"{error}\nNothing was sent.")
+        return
+    if score:
+        print(f"{score} on the public leaderboard")

@@ -9,12 +9,7 @@ os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is made mea
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-SAMPLE = Path(__file__).resolve().parents[1] / "data" / "gsm8k_sample.jsonl"
-SMALL = [
-    "data.limit=300", "data.test_size=60", "data.val_size=20", "grpo.max_steps=4", "grpo.per_device_train_batch_size=16",
-    "grpo.num_generations=4", "grpo.resample_budget=0",
-]  # fmt: skip
+from tests.helpers.settings import SHARED, SMALL
 
 # Begun first, so that none of them is left for one process while the others have nothing to do. The longest first.
 LONG = (
@@ -38,7 +33,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def math_reward():
-    from grpo_kit.reward_files import load_reward
+    from grpo_kit.rewards.tools.loading import load_reward
 
     return load_reward("math_answer.py:math_reward")
 
@@ -46,11 +41,15 @@ def math_reward():
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, math_reward):
     """(config, run): the tiny policy after four real GRPO steps, measured before and after. Tests must not change it."""
-    from grpo_kit import config, data, evaluate, train, workspace
+    from grpo_kit import config
+    from grpo_kit.data.preparation import prepare
+    from grpo_kit.evaluation import evaluate
+    from grpo_kit.runs.run import open_run
+    from grpo_kit.training import train
 
     chosen = config.load_config(["tiny"], SMALL)
-    run = workspace.open_run("small", tmp_path_factory.mktemp("trained") / "runs")
-    data.prepare(chosen, run)
+    run = open_run("small", tmp_path_factory.mktemp("trained") / "runs")
+    prepare(chosen, run)
     evaluate.before(chosen, run, math_reward)
     train.train(chosen, run, [math_reward, lambda completions, **_: [1.0] * len(completions)])
     evaluate.after(chosen, run, math_reward)
@@ -61,9 +60,10 @@ def trained(tmp_path_factory, math_reward):
 @pytest.fixture(scope="session")
 def tiny_policy():
     """(model, tokenizer) of the embedded policy, shared; tests that change it load their own."""
-    from grpo_kit import config, policy
+    from grpo_kit import config
+    from grpo_kit.policy.load import load_policy
 
-    return policy.load_policy(config.Policy())
+    return load_policy(config.Policy())
 
 
 @pytest.fixture
@@ -71,14 +71,16 @@ def loopback(tmp_path, monkeypatch):
     """A Kaggle on loopback that the official client takes for the real one; `slept` holds the seconds that were waited."""
     from kagglesdk import kaggle_env
 
-    from grpo_kit import kaggle_kernel, kaggle_line
-    from tests.fake_kaggle import KEY, USER, FakeKaggle
+    from grpo_kit.kaggle import client as client_module
+    from grpo_kit.kaggle import connection
+    from grpo_kit.kaggle.client import Client
+    from tests.helpers.fake_kaggle import KEY, USER, FakeKaggle
 
     fake = FakeKaggle()
-    fake.slept, client = [], kaggle_kernel.Client
+    fake.slept, client = [], Client
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.url)
-    monkeypatch.setattr(kaggle_line, "SILENCE", (0.5, 0.5))
-    monkeypatch.setattr(kaggle_kernel, "Client", lambda found, sleep=fake.slept.append: client(found, sleep))
+    monkeypatch.setattr(connection, "SILENCE", (0.5, 0.5))
+    monkeypatch.setattr(client_module, "Client", lambda found, sleep=fake.slept.append: client(found, sleep))
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
     for name, value in (

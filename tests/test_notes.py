@@ -11,10 +11,11 @@ from pathlib import Path
 import click
 import pytest
 import typer
-
-from grpo_kit import config, memory
-from grpo_kit.cli import app
 from tests.test_layers import FLOORS, imported, modules
+
+from grpo_kit import config
+from grpo_kit.cli.main import app
+from grpo_kit.planning import memory
 
 ROOT = Path(__file__).resolve().parents[1]
 README, T4, METHOD, SCALE = ROOT / "README.md", *(ROOT / "notes" / f"{name}.md" for name in ("t4", "method", "scale"))

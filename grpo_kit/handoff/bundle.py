@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit import cleaning, curriculum, pipeline, policy, row_options, screening, tiny, workspace
 from grpo_kit.config import RunConfig
-from grpo_kit.data import SPLITS
-from grpo_kit.reward_files import find_reward, load_reward
+from grpo_kit.data import cleaning, curriculum
+from grpo_kit.data.preparation import SPLITS
+from grpo_kit.evaluation import screening
+from grpo_kit.nemotron import tiny
+from grpo_kit.policy.chat import opened_think as opened_think_chat
+from grpo_kit.policy.chat import token_counter
+from grpo_kit.policy.load import base_name, load_tokenizer
+from grpo_kit.rewards.tools.loading import find_reward, load_reward
+from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.run import Run
 
 
 class Part(NamedTuple):
@@ -31,7 +38,7 @@ class Bundle:
     """A run on its way out. Files are written into `aside`; what they say of paths is where they will lie, in `out`."""
 
     config: RunConfig
-    run: workspace.Run
+    run: Run
     out: Path
     aside: Path
     merge: bool
@@ -68,7 +75,7 @@ class Bundle:
     @property
     def base(self) -> str:
         """The base as an engine loads it: a folder, or a Hub id. The embedded policy travels in the bundle."""
-        name = policy.base_name(self.config.policy)
+        name = base_name(self.config.policy)
         if self.config.policy.model == "tiny":
             return str(self.out / "base")
         return str(Path(name).absolute()) if Path(name).is_dir() else name
@@ -90,7 +97,7 @@ class Bundle:
 
     def opened_think(self, split: str) -> list[bool]:
         """For each row, whether its prompt ends inside an open `<think>`."""
-        return row_options.opened_think(self.tokenizer, self.rows[split], self.config.policy.enable_thinking)
+        return opened_think_chat(self.tokenizer, self.rows[split], self.config.policy.enable_thinking)
 
     def epochs(self, steps: int) -> int:
         """How often the training rows are gone through in so many steps; engines stop at the end of the last."""
@@ -105,7 +112,7 @@ class Bundle:
                 Part("", grpo.max_completion_length, grpo.max_steps, grpo.beta, grpo.clip_above(), grpo.learning_rate)
             ]
         found, left = [], grpo.max_steps
-        taken = Counter(row.get("stage") for row in workspace.read_lines(self.run.metrics))
+        taken = Counter(row.get("stage") for row in read_lines(self.run.metrics))
         for number, stage in enumerate(grpo.stages, 1):
             steps = stage.steps or taken[number - 1] or max(1, left)
             left -= steps
@@ -117,14 +124,14 @@ class Bundle:
         return found
 
 
-def collect(config: RunConfig, run: workspace.Run, out: Path, aside: Path, merge: bool) -> Bundle:
+def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) -> Bundle:
     """The run's `Bundle`, with its adapter (and the embedded policy, where that is the base) copied into `aside`."""
-    rows = {split: workspace.read_lines(run.rows(split)) for split in SPLITS}
+    rows = {split: read_lines(run.rows(split)) for split in SPLITS}
     if screening.is_screened(run):
-        screened = workspace.read_lines(run.screened)
+        screened = read_lines(run.screened)
         rows["train"] = curriculum.order(screened, len(screened), config.screening.sigma, config.run.seed)
-    tokenizer = policy.load_tokenizer(config.policy)
-    count = pipeline.token_counter(config.policy)
+    tokenizer = load_tokenizer(config.policy)
+    count = token_counter(config.policy)
     longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
     shutil.copytree(run.adapter, aside / "adapter")
     bundle = Bundle(config, run, out, aside, merge, rows, tokenizer, longest)
@@ -132,7 +139,7 @@ def collect(config: RunConfig, run: workspace.Run, out: Path, aside: Path, merge
         shutil.copytree(tiny.FOLDER, aside / "base")
     name = {"base_model_name_or_path": bundle.base}
     path = aside / "adapter" / "adapter_config.json"
-    workspace.write_text(path, json.dumps(json.loads(path.read_text()) | name, indent=2) + "\n")
+    write_text(path, json.dumps(json.loads(path.read_text()) | name, indent=2) + "\n")
     return bundle
 
 

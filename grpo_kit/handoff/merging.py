@@ -17,8 +17,8 @@ import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
 
-from grpo_kit.checkpoint import IN_FLOAT32
-from grpo_kit.published import ours, short
+from grpo_kit.nemotron.checkpoint_files import ours, short
+from grpo_kit.nemotron.nf4_checkpoint import IN_FLOAT32
 
 # What becomes bf16, and can be added to; other types stay as they are.
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from grpo_kit import workspace
 from grpo_kit.handoff import nemo_gym
 from grpo_kit.handoff.bundle import Bundle, Part, gold, turns
 from grpo_kit.handoff.nemo_overlay import BLOCK, HOME, before, overlay, start_of
+from grpo_kit.runs.files import write_lines, write_text
 
 MERGE_STAGE = '''"""What a stage has trained, merged into what it began with: python merge_stage.py BASE ADAPTER OUT"""
 
@@ -33,27 +33,25 @@ def write(bundle: Bundle) -> tuple[str, list[str]]:
     """Fill the bundle's folder; returns (how to start it, Markdown; what does not carry over, sentences)."""
     with_budget = any(row.get("token_budget") for row in bundle.rows["train"])
     prompt = prompt_file(bundle, "" if with_budget else bundle.config.data.prompt_suffix)
-    workspace.write_text(bundle.aside / "nemo_rl" / "prompt.txt", prompt)
+    write_text(bundle.aside / "nemo_rl" / "prompt.txt", prompt)
     for split in ("train", "val"):
         if bundle.rows[split]:
             rows = [math_row(row, with_budget) for row in bundle.rows[split]]
-            workspace.write_lines(bundle.aside / "nemo_rl" / f"{split}.jsonl", rows)
+            write_lines(bundle.aside / "nemo_rl" / f"{split}.jsonl", rows)
     for split, rows in bundle.rows.items():
         if rows:
-            workspace.write_lines(bundle.aside / split / "data.jsonl", map(nemo_gym.row_of, rows))
-    workspace.write_text(bundle.aside / "manifest.json", json.dumps(nemo_gym.manifest(bundle), indent=2) + "\n")
+            write_lines(bundle.aside / split / "data.jsonl", map(nemo_gym.row_of, rows))
+    write_text(bundle.aside / "manifest.json", json.dumps(nemo_gym.manifest(bundle), indent=2) + "\n")
     commands = []
     for part in bundle.parts():
         for version in BLOCK:
             path = f"nemo_rl/{_file(part, version)}"
-            workspace.write_text(
-                bundle.aside / path, _head(bundle, version) + OmegaConf.to_yaml(overlay(bundle, version, part))
-            )
+            write_text(bundle.aside / path, _head(bundle, version) + OmegaConf.to_yaml(overlay(bundle, version, part)))
         name = f"gym{part.name and '_' + part.name}.sh"
-        workspace.write_text(bundle.aside / "nemo_rl" / name, nemo_gym.script(bundle, part))
+        write_text(bundle.aside / "nemo_rl" / name, nemo_gym.script(bundle, part))
         commands += _commands(bundle, part, name)
     if len(bundle.parts()) > 1:
-        workspace.write_text(bundle.aside / "nemo_rl" / "merge_stage.py", MERGE_STAGE)
+        write_text(bundle.aside / "nemo_rl" / "merge_stage.py", MERGE_STAGE)
     return "\n".join(commands), _not_carried(bundle)
 
 

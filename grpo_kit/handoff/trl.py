@@ -12,19 +12,20 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from grpo_kit import row_options, workspace
 from grpo_kit.handoff.bundle import Bundle, turns
+from grpo_kit.policy.chat import conversations
+from grpo_kit.runs.files import write_lines, write_text
 
 TEMPLATE = Path(__file__).with_name("train.py.txt")
 
 
 def write(bundle: Bundle) -> tuple[str, list[str]]:
     """Fill the bundle's folder; returns (how to start it, Markdown; what does not carry over, sentences)."""
-    from grpo_kit.train import trl_arguments
+    from grpo_kit.training.train import trl_arguments
 
     for split in ("train", "val"):
         if bundle.rows[split]:
-            workspace.write_lines(bundle.aside / f"{split}.jsonl", rows(bundle, split))
+            write_lines(bundle.aside / f"{split}.jsonl", rows(bundle, split))
     bundle.tokenizer.save_pretrained(bundle.aside / "tokenizer")
     modules = reward_modules(bundle)
     for path, name in modules.items():
@@ -45,8 +46,8 @@ def write(bundle: Bundle) -> tuple[str, list[str]]:
         micro=config.grpo.per_device_train_batch_size, base=base, dtype=config.policy.dtype, save=config.grpo.save_steps,
         settings="\n".join(f"    {key}={value!r}," for key, value in told.items()),
     )  # fmt: skip
-    workspace.write_text(bundle.aside / "train.py", text)
-    workspace.write_text(bundle.aside / "accelerate.yaml", accelerate(bundle))
+    write_text(bundle.aside / "train.py", text)
+    write_text(bundle.aside / "accelerate.yaml", accelerate(bundle))
     return _start(bundle), _not_carried(bundle)
 
 
@@ -56,7 +57,7 @@ def rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
     Where rows have a word of their own on thinking it rides on their last turn, and the tokenizer's template heeds it.
     """
     of_split = bundle.rows[split]
-    asked = row_options.conversations(bundle.tokenizer, of_split, bundle.config.policy.enable_thinking)
+    asked = conversations(bundle.tokenizer, of_split, bundle.config.policy.enable_thinking)
     found = []
     for row, conversation, opens in zip(of_split, asked, bundle.opened_think(split), strict=True):
         own = {key: conversation[-1][key] for key in ("enable_thinking",) if key in conversation[-1]}

@@ -6,8 +6,8 @@ Keys as in verl of January 2026 (b178a3c), FSDP. verl takes one score of one com
 import shlex
 from typing import Any
 
-from grpo_kit import workspace
 from grpo_kit.handoff.bundle import Bundle, turns
+from grpo_kit.runs.files import write_text
 
 FOOTER = '''
 
@@ -30,10 +30,10 @@ def write(bundle: Bundle) -> tuple[str, list[str]]:
         if found := rows(bundle, split):
             parquet.write_table(pyarrow.Table.from_pylist(found), bundle.aside / f"{split}.parquet")
     path, name = bundle.verifier
-    workspace.write_text(bundle.aside / "reward.py", reward_file(path.read_text(encoding="utf-8"), name))
+    write_text(bundle.aside / "reward.py", reward_file(path.read_text(encoding="utf-8"), name))
     told = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in settings(bundle).items())
     line = f'cd "$(dirname "$0")"\npython3 -m verl.trainer.main_ppo \\\n  {told} "$@"\n'
-    workspace.write_text(
+    write_text(
         bundle.aside / "run.sh", f"#!/bin/sh\n# GRPO goes on from adapter/; more words are passed on.\nset -e\n{line}"
     )
     start = f"    pip install math-verify   # beside verl; the referee asks it about algebra\n    sh {shlex.quote(str(bundle.out))}/run.sh\n"

@@ -62,9 +62,10 @@ use_drive = True  # @param {type:"boolean"}
 # What a run can do depends on the machine, so look at it first.
 
 # %%
-from grpo_kit import doctor, screens
+from grpo_kit.display import terminal
+from grpo_kit.planning import machine_check
 
-screens.verdicts(doctor.findings())
+terminal.verdicts(machine_check.findings())
 
 # %% [markdown]
 # **You should see** `ok` in every row. No GPU is fine here: the tiny policy trains on a CPU.
@@ -76,7 +77,7 @@ screens.verdicts(doctor.findings())
 # used for downloads. Secrets are told to the library that needs them, and never shown or written.
 
 # %%
-from grpo_kit import credentials
+from grpo_kit.kaggle import credentials
 
 print(credentials.summary())
 
@@ -105,7 +106,8 @@ config, run = notebook.begin(preset, run_name, overrides, use_drive)
 # %matplotlib inline
 from IPython.display import display
 
-from grpo_kit import charts, memory
+from grpo_kit.display import charts
+from grpo_kit.planning import memory
 
 plan = memory.plan(config, memory.this_device(), search=False)
 display(charts.plan(plan))
@@ -154,7 +156,7 @@ display(HTML(folded.format(html.escape(to_yaml(config)))))
 # shard; the 4-bit copy stays on the machine's disk and is read from there next time.
 
 # %%
-from grpo_kit.policy import load_policy
+from grpo_kit.policy.load import load_policy
 
 model, tokenizer = load_policy(config.policy)
 parameters = sum(p.numel() for p in model.parameters())
@@ -169,10 +171,10 @@ print(f"{type(model).__name__}: {parameters:,} parameters in {model.dtype} on {m
 # A problem reaches the policy inside a chat template, and the template decides where the reply begins.
 
 # %%
-from grpo_kit import prompts
+from grpo_kit.policy.chat import messages, split_thinking
 
 problem = "What is 47 + 38?"
-conversation = prompts.messages(problem, config.data.prompt_suffix, config.data.system_prompt)
+conversation = messages(problem, config.data.prompt_suffix, config.data.system_prompt)
 thinking_on = config.policy.enable_thinking
 prompt = tokenizer.apply_chat_template(
     conversation, tokenize=False, add_generation_prompt=True, enable_thinking=thinking_on
@@ -190,11 +192,11 @@ print(prompt)
 # the 30B a minute or more, which nobody has measured.
 
 # %%
-from grpo_kit import evaluate
+from grpo_kit.evaluation import evaluate
 
 seed = config.run.seed
 reply = evaluate.sample(model, tokenizer, [conversation], config.evaluation, seed, thinking_on)[0]
-thinking, answer = prompts.split_thinking(reply.text)
+thinking, answer = split_thinking(reply.text)
 print("thinks :", thinking)
 print("answers:", answer)
 print("length :", reply.tokens, "tokens,", "ended by itself" if reply.finished else "cut off")
@@ -211,11 +213,11 @@ print("length :", reply.tokens, "tokens,", "ended by itself" if reply.finished e
 # %%
 import pandas
 
-from grpo_kit import screening
+from grpo_kit.evaluation import screening
 
 same, drawn = [conversation] * config.grpo.num_generations, screening.as_in_training(config)
 group = evaluate.sample(model, tokenizer, same, drawn, seed, thinking_on)
-pairs = [prompts.split_thinking(reply.text) for reply in group]
+pairs = [split_thinking(reply.text) for reply in group]
 display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 
 # %% [markdown]

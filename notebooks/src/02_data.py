@@ -70,9 +70,9 @@ config, run = notebook.begin(preset, run_name, overrides, use_drive)
 # Where problems come from is a recipe: which set, which columns, which licence.
 
 # %%
-from grpo_kit import data
+from grpo_kit.data.preparation import named_sources, prepare
 
-for source in data.named_sources(config):
+for source in named_sources(config):
     print(f"{source.name}: {source.recipe.about} (licence: {source.recipe.licence})")
 
 # %% [markdown]
@@ -86,12 +86,12 @@ for source in data.named_sources(config):
 # broken off goes on after its last whole step.
 
 # %%
-from grpo_kit import screens
-from grpo_kit.reward_files import load_reward
+from grpo_kit.display import terminal
+from grpo_kit.rewards.tools.loading import load_reward
 
 verifier = load_reward(config.evaluation.verifier)
-manifest = data.prepare(config, run, verifier)
-screens.data(manifest)
+manifest = prepare(config, run, verifier)
+terminal.data(manifest)
 for split, digest in manifest["sha256"].items():
     print(f"{split:<5} sha256 {digest[:12]}")
 
@@ -109,10 +109,10 @@ for split, digest in manifest["sha256"].items():
 # %matplotlib inline
 from IPython.display import display
 
-from grpo_kit import funnel
-from grpo_kit.workspace import read_lines
+from grpo_kit.display import data_funnel
+from grpo_kit.runs.files import read_lines
 
-display(funnel.picture(manifest))
+display(data_funnel.picture(manifest))
 for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:10]:
     print(f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})")
     print(f"  {row['problem'][:100]!r}")
@@ -163,12 +163,12 @@ for source in manifest["sources"]:
 # each; for the 30B that takes hours, and `grpo-kit screen` is what to spend them on. **Takes** a few seconds.
 
 # %%
-from grpo_kit import screening
-from grpo_kit.pipeline import token_counter
+from grpo_kit.evaluation import screening
+from grpo_kit.policy.chat import token_counter
 
 lengths = sorted(token_counter(config.policy)([row["prompt"] for row in train]))
 rates = screening.glance(config, run, verifier)
-display(funnel.shape(lengths, rates))
+display(data_funnel.shape(lengths, rates))
 print(f"shortest {lengths[0]}, median {lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens")
 reply = config.grpo.max_completion_length
 print(f"with a reply of {reply}, the most this run allows: {lengths[-1] + reply} tokens")

@@ -76,7 +76,7 @@ notebook.need(run, "data", "02_data")
 # %%
 import inspect
 
-from grpo_kit.reward_files import load_reward
+from grpo_kit.rewards.tools.loading import load_reward
 
 rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
 
@@ -127,7 +127,7 @@ display(table)
 # **Takes** for `tiny` a few seconds for 500 problems; a line counts the answers. Broken off, it goes on where it stood.
 
 # %%
-from grpo_kit import evaluate
+from grpo_kit.evaluation import evaluate
 
 verifier = load_reward(config.evaluation.verifier)
 before = evaluate.before(config, run, verifier, notebook.counter("answers"))
@@ -146,7 +146,7 @@ print(f"{before['mean_tokens']:.0f} tokens a reply, {before['truncated']:.1%} cu
 # knows `GRPOConfig` knows every name here.
 
 # %%
-from grpo_kit import train
+from grpo_kit.training import train
 
 arguments = train.to_trl(config, run.path / "checkpoints")
 told = {name: str(arguments.to_dict()[name]) for name in train.trl_arguments(config)}
@@ -168,9 +168,9 @@ display(pandas.DataFrame({"value": told}))
 # *Stop and save* ends after the step at hand with what there is.
 
 # %%
-from grpo_kit import dashboard
+from grpo_kit.display.board import Board
 
-board = dashboard.Board(run)
+board = Board(run)
 display(board)
 last = await board.during(train.train, config, run, rewards)
 note = run.stages()["train"]
@@ -201,9 +201,9 @@ print(f"The adapter lies in {run.adapter}.")
 # | the gradient's norm is large | the reward before it rang | lower `grpo.learning_rate` |
 
 # %%
-from grpo_kit import figures, html_report
+from grpo_kit.display import html_report, run_figures
 
-for step, sentence in figures.alarms(html_report.rows_of(run)):
+for step, sentence in run_figures.alarms(html_report.rows_of(run)):
     print(f"step {step}: {sentence}")
 
 # %% [markdown]
@@ -232,8 +232,8 @@ print(f"The page lies in {run.page}.")
 # A curve can rise for bad reasons, so read what was paid: the run keeps every completion.
 
 # %%
-from grpo_kit.prompts import split_thinking
-from grpo_kit.workspace import read_lines
+from grpo_kit.policy.chat import split_thinking
+from grpo_kit.runs.files import read_lines
 
 lines = read_lines(run.completions)
 for line in lines[:4] + lines[-4:]:

@@ -77,8 +77,8 @@ for stage in ("before", "train"):
 # for `tiny` a few seconds; a line counts the answers.
 
 # %%
-from grpo_kit import evaluate
-from grpo_kit.reward_files import load_reward
+from grpo_kit.evaluation import evaluate
+from grpo_kit.rewards.tools.loading import load_reward
 
 verifier = load_reward(config.evaluation.verifier)
 after = evaluate.after(config, run, verifier, notebook.counter("answers"))
@@ -94,7 +94,7 @@ print(f"{after['mean_tokens']:.0f} tokens a reply, {after['truncated']:.1%} cut 
 # so does their difference, taken problem by problem.
 
 # %%
-from grpo_kit import comparison
+from grpo_kit.evaluation import comparison
 
 report = evaluate.report(run)
 print(comparison.in_words(report))
@@ -110,7 +110,7 @@ print(comparison.in_words(report))
 # %matplotlib inline
 from IPython.display import display
 
-from grpo_kit import html_report
+from grpo_kit.display import html_report
 
 display(html_report.picture(run))
 
@@ -122,9 +122,9 @@ display(html_report.picture(run))
 # Percentages do not say what changed, so look at a problem that was guessed wrong and then worked out.
 
 # %%
-from grpo_kit import screens
+from grpo_kit.display import terminal
 
-screens.example(run)
+terminal.example(run)
 
 # %% [markdown]
 # **You should see** for `tiny` one problem twice: first `looks like` and a wrong number, then the digits worked out
@@ -135,9 +135,9 @@ screens.example(run)
 # A submission is the adapter alone, two files at the root of a zip; the same adapter always gives the same bytes.
 
 # %%
-from grpo_kit import submission
+from grpo_kit.submission import package
 
-zip_path = submission.package(config, run)
+zip_path = package.package(config, run)
 print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 
 # %% [markdown]
@@ -151,11 +151,11 @@ print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 # **Takes** a second for `tiny`; the 30B is loaded once more.
 
 # %%
-from grpo_kit import inspection, outputs
+from grpo_kit.submission import inspect_zip, output_check
 
-findings = outputs.check(zip_path, config.policy, run.probe)
-screens.findings(zip_path, findings)
-assert not inspection.is_fatal(findings), (
+findings = output_check.check(zip_path, config.policy, run.probe)
+terminal.findings(zip_path, findings)
+assert not inspect_zip.is_fatal(findings), (
     "Do not submit this zip; follow the remedies above, and pack again."
 )
 

@@ -78,9 +78,9 @@ notebook.need(run, "data", "02_data")
 # Trials must differ in few things, or no number of them tells which one mattered.
 
 # %%
-from grpo_kit import search_space
+from grpo_kit.tuning import space
 
-axes, rest = search_space.read(search.split())
+axes, rest = space.read(search.split())
 for key, axis in axes.items():
     print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
 
@@ -95,7 +95,7 @@ for key, axis in axes.items():
 # the same cell goes on.
 
 # %%
-from grpo_kit import tune
+from grpo_kit.tuning import tune
 
 count = notebook.counter("trials")
 found = tune.tune(config, run, axes, trials, steps, max(1, steps // 3), on_trial=count)
@@ -108,9 +108,9 @@ found = tune.tune(config, run, axes, trials, steps, max(1, steps // 3), on_trial
 # Every trial, the best first. The accuracy is the mean of the later half of its measurements.
 
 # %%
-from grpo_kit import screens
+from grpo_kit.display import terminal
 
-screens.tuned(found, run)
+terminal.tuned(found, run)
 
 # %% [markdown]
 # **You should see** intervals that overlap, mostly: a hundred validation problems tell large differences, not small ones.
@@ -125,10 +125,10 @@ screens.tuned(found, run)
 # %%
 from IPython.display import Image, display
 
-from grpo_kit import search_report
+from grpo_kit.tuning import report
 
 display(Image(run.path / "tune" / "tune.png"))
-for sentence in search_report.moved(found):
+for sentence in report.moved(found):
     print(sentence)
 
 # %% [markdown]

@@ -1,0 +1,1 @@
+"""Accuracy before and after training, with intervals; screening of training prompts."""

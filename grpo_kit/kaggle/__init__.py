@@ -1,0 +1,1 @@
+"""Kaggle: credentials, kernels, wheels, submissions."""

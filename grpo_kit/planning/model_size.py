@@ -1,0 +1,187 @@
+"""What a Nemotron-H weighs, and what its layers keep and hold while they work, without a weight of it in memory.
+
+Parameters are counted on the real architecture on the meta device; activations by running one layer of each kind on
+tensors without data and following the memory of each (`layer_bytes`). Nothing here is a measurement of a GPU.
+"""
+
+import contextlib
+import functools
+import json
+import weakref
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from grpo_kit.config import Policy, RunConfig
+from grpo_kit.nemotron import base_models, experts
+from grpo_kit.policy.load import source_of
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# The residual stream: float32 beside fp16 weights, as nemotron_h.keep_residual_in_float32 leaves it.
+STREAM = {"float32": torch.float32, "float16": torch.float32, "bfloat16": torch.bfloat16}
+PARTS = {  # what a parameter's name holds: the part it belongs to; the first that fits
+    ".shared_experts.": "shared experts", ".experts.": "routed experts", ".in_proj.": "Mamba in_proj",
+    ".out_proj.": "Mamba out_proj", ".q_proj.": "attention", ".k_proj.": "attention", ".v_proj.": "attention",
+    ".o_proj.": "attention", ".gate.": "router", "embeddings.": "embeddings", "lm_head.": "lm_head",
+    "_proj.weight": "other linear layers", "": "norms, convolutions, A, D, dt",
+}  # fmt: skip
+NOT_IN_4BIT = ("router", "embeddings", "lm_head", "norms, convolutions, A, D, dt")
+
+
+class Architecture:
+    """A Nemotron-H without weights: `kinds` of layers, `linears` by name, `parts` (parameters) and `nf4` (bytes)."""
+
+    def __init__(self, config: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        self.config = skeleton.config
+        self.kinds = {kind: config.layers_block_type.count(kind) for kind in sorted(set(config.layers_block_type))}
+        self.routed = self.kinds.get("moe", 0) * config.n_routed_experts
+        self.linears = {n: m.weight.shape for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+        self.expert = experts.Geometry(config.moe_latent_size or config.hidden_size, config.moe_intermediate_size)
+        self.parts, self.nf4 = Counter(), Counter()
+        for name, value in [*skeleton.named_parameters(), *skeleton.named_buffers()]:
+            part, n = next(part for text, part in PARTS.items() if text in name), value.numel()
+            self.parts[part] += n
+            self.nf4[part] += -(-n // 2) + -(-n // 64) + 4 * -(-n // (64 * 256))  # bitsandbytes' double quantisation
+
+    @staticmethod
+    @functools.cache
+    def of(policy: Policy) -> "Architecture":
+        """Of `policy.model`; Nemotron-3-Nano's is in the package. Raises FileNotFoundError or ValueError."""
+        from transformers import AutoConfig, NemotronHConfig
+
+        if "Nemotron-3-Nano-30B-A3B" in policy.model and not Path(policy.model).exists():
+            return Architecture(NemotronHConfig(**json.loads(base_models.NANO.read_text())))
+        try:
+            config = AutoConfig.from_pretrained(source_of(policy), revision=policy.revision)
+        except (OSError, ValueError) as error:
+            text = f"policy.model is {policy.model!r}; neither a folder here nor the Hub gives its config.json"
+            raise FileNotFoundError(f"{text}. Check the name. ({' '.join(str(error).split())[:200]})") from None
+        if config.model_type != "nemotron_h":
+            raise ValueError(f"policy.model is a {config.model_type}; only a Nemotron-H can be planned. Name one.")
+        return Architecture(config)
+
+    def nbytes(self, part: str, policy: Policy) -> int:
+        """Bytes of a part's weights; in 4 bit, routed experts as experts.py lays them out, and the router in float32."""
+        if not policy.load_in_4bit or part in NOT_IN_4BIT:
+            wide = part == "router" and policy.load_in_4bit
+            return self.parts[part] * (4 if wide else BYTES[policy.dtype])
+        return self.routed * self.expert.nbytes if part == "routed experts" else self.nf4[part]
+
+    @property
+    def ssm_bytes(self) -> int:
+        """Bytes of one Mamba layer's recurrent state of a sequence, float32."""
+        c = self.config
+        return c.mamba_num_heads * c.mamba_head_dim * c.ssm_state_size * 4
+
+    def state_bytes(self, policy: Policy) -> int:
+        """Bytes of a sequence's states in all Mamba layers, those of the convolutions too, which are in the policy's type."""
+        c = self.config
+        channels = c.mamba_num_heads * c.mamba_head_dim + 2 * c.n_groups * c.ssm_state_size
+        each = self.ssm_bytes + channels * c.conv_kernel * BYTES[policy.dtype]
+        return each * self.kinds.get("linear_attention", 0)
+
+
+class Alive(TorchDispatchMode):
+    """Follows the memory of every tensor that is made while it is on, by storage, until it is gone."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = {value.untyped_storage()._cdata: 0 for value in known}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for storage in [value.untyped_storage() for value in tree_leaves(out) if isinstance(value, torch.Tensor)]:
+            if (key := storage._cdata) not in self.seen:
+                self.seen[key] = storage.nbytes()
+                weakref.finalize(storage, self._gone, key)
+                self.now += self.seen[key]
+                self.peak = max(self.peak, self.now)
+        return out
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.seen.pop(key)
+
+
+def _with_lora(base: nn.Linear, a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What PEFT's LoRA on a 4-bit layer computes: a copy of the result, and rank r in float32 on an input in float32."""
+    said = nn.functional.linear(x, base.weight, base.bias).clone()
+    return said + (x.float() @ a @ b * 1.0).to(said.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def layer_bytes(
+    model: Architecture, kind: str, seq: int, dtype: str, r: int, targets: tuple[str, ...], grad: bool
+) -> tuple[int, int]:
+    """(bytes kept for the backward pass, most alive until its end) of one layer with LoRA on one sequence, or of its
+    forward pass without `grad`; input and weights not counted, routed experts neither.
+
+    transformers' own code runs on tensors without data, in PyTorch's operations (an upper bound where mamba_ssm is
+    installed); attention is fused, as on CUDA, so that nothing is seq x seq but the mask.
+    """
+    from transformers.models.nemotron_h import modeling_nemotron_h as code
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(getattr(torch, dtype))
+        stack.enter_context(FakeTensorMode())
+        block = code.NemotronHBlock(model.config, model.config.layers_block_type.index(kind))
+        block.requires_grad_(False).train(grad)
+        known = [*block.parameters(), *block.buffers()]
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear) and f".{name}".endswith(targets):
+                sizes = (module.in_features, r), (r, module.out_features)
+                pair = [torch.empty(size, dtype=torch.float32, requires_grad=True) for size in sizes]
+                module.forward = functools.partial(_with_lora, module, *pair)
+                known += pair
+        if kind == "moe":  # something of the result's shape
+            block.mixer.experts.forward = lambda hidden, index, weights: hidden * weights[:, :1].to(hidden.dtype)
+        x = torch.empty(1, seq, model.config.hidden_size, dtype=STREAM[dtype], requires_grad=grad)
+        mask = torch.ones(1, 1, seq, seq, dtype=torch.bool) if kind == "full_attention" else None
+        stack.enter_context(torch.set_grad_enabled(grad))
+        alive = stack.enter_context(Alive([x, *known]))
+        y = block(x, attention_mask=mask)
+        kept = alive.now
+        if grad:
+            y.backward(torch.empty_like(y))
+    return kept, alive.peak + (0 if mask is None else mask.numel())
+
+
+def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -> tuple[int, int]:
+    """(kept, most) bytes of a layer's routed experts. In 4 bit, experts.py holds one expert's rows at a time, at most all
+    tokens (none chooses an expert twice); transformers' own (grouped_mm, frozen weights) hold everyone's rows at once."""
+    (hidden, inner), size, k = model.expert, BYTES[policy.dtype], model.config.num_experts_per_tok
+    routing, result = tokens * k * 12, tokens * hidden * (4 + size)  # int64 and float32; summed in float32, then cast
+    if not policy.load_in_4bit:
+        held = tokens * k * ((2 * hidden + 2 * inner) * size + 4 * hidden) + tokens * hidden * size
+        return routing + tokens * k * (hidden + inner) * size, routing + held
+    forward = tokens * ((2 * hidden + 3 * inner) * size + 4 * hidden) + result  # x, up, relu, square, down; weighted
+    backward = tokens * ((hidden + 2 * inner) * size + 4 * hidden) + result  # gradients of the same
+    return routing, routing + forward + (backward if grad else 0)
+
+
+def activation_bytes(model: Architecture, config: RunConfig, batch: int, seq: int, grad: bool) -> tuple[int, int]:
+    """(bytes all layers keep, most that one has alive beside what is kept until then) on (batch, seq) tokens."""
+    lora, dtype, costs, kept, most = config.lora, config.policy.dtype, {}, 0, 0
+    targets = tuple(f".{name}" for name in lora.target_modules)
+    for kind in model.kinds:
+        costs[kind] = [batch * n for n in layer_bytes(model, kind, seq, dtype, lora.r, targets, grad)]
+        if kind == "moe":
+            (saved, peak), (more, inside) = costs[kind], expert_bytes(model, batch * seq, config.policy, grad)
+            costs[kind] = [saved + more, max(peak + more, saved + inside)]
+    if not grad or config.grpo.gradient_checkpointing:  # each layer's input, in the residual stream's type
+        one = batch * seq * model.config.hidden_size * STREAM[dtype].itemsize
+        return one * sum(model.kinds.values()), max(peak for _, peak in costs.values())
+    for saved, peak in [costs[kind] for kind in model.config.layers_block_type]:  # those behind are through by then
+        kept, most = kept + saved, max(most, kept + peak)
+    return kept, max(0, most - kept)

@@ -1,0 +1,1 @@
+"""The policy: model and tokenizer loaded, the chat template, generation."""

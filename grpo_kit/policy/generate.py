@@ -1,0 +1,119 @@
+"""Completions of held-out problems by transformers: batches of prompts of like length, each drawn from a seed of its own.
+
+What a batch says depends on the settings and on its place among the batches, never on what was drawn before in the same
+process, and drawing leaves torch's own random state as it was: an evaluation may be broken off anywhere and go on, and
+may stand in the middle of a training.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from grpo_kit.config import Evaluation
+from grpo_kit.runs import processes
+
+
+class Sample(NamedTuple):
+    """One completion: its text, its length in tokens, and whether it ended by itself (else it was cut)."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def render(tokenizer: Any, conversations: list[list[dict[str, str]]], enable_thinking: bool) -> list[str]:
+    """The exact text that each conversation becomes by the chat template, ready to be answered."""
+    how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": enable_thinking}
+    return [tokenizer.apply_chat_template(turns, **how) for turns in conversations]
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered prompts; the template has written all special tokens already."""
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def batches(ids: list[list[int]], size: int) -> list[list[int]]:
+    """Positions in `ids` by batches, the longest prompts first: what will not fit fails at once."""
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def seed_of(seed: int, batch: int) -> int:
+    """The seed of one batch, in [0, 2**63)."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:8], "big") >> 1
+
+
+def room(ids: list[list[int]], evaluation: Evaluation, max_model_len: int | None) -> list[int]:
+    """How many tokens each completion may have. Raises ValueError for a prompt that leaves no room."""
+    limit = evaluation.max_completion_length
+    left = [min(limit, max_model_len - len(prompt)) if max_model_len else limit for prompt in ids]
+    if min(left) < 1:
+        raise ValueError(
+            f"A prompt has {max(map(len, ids))} tokens and prompt and completion together may have {max_model_len}, so nothing "
+            "can be answered. Leave such problems out of evaluation.sets."
+        )
+    return left
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a completion."""
+    ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
+    return sorted(set(ends if isinstance(ends, list) else [ends]))
+
+
+class Transformers:
+    """Draws by `model.generate`. Called with the token ids of one batch and its seed, gives a `Sample` for each."""
+
+    def __init__(self, model: Any, tokenizer: Any, evaluation: Evaluation, max_model_len: int | None = None) -> None:
+        self.model, self.tokenizer, self.evaluation, self.max_model_len = model, tokenizer, evaluation, max_model_len
+        self.name = f"transformers {transformers.__version__}"
+
+    def __call__(self, ids: list[list[int]], seed: int) -> list[Sample]:
+        how, ends = self.evaluation, end_tokens(self.model, self.tokenizer)
+        left = room(ids, how, self.max_model_len)
+        drawing = {"do_sample": False}
+        if how.temperature > 0:
+            drawing = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+        padded = self.tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(self.model.device)
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        training = self.model.training
+        self.model.eval()
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            out = self.model.generate(
+                **padded,
+                max_new_tokens=max(left),
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=ends,
+                **drawing,
+            )
+        self.model.train(training)
+        drawn = out[:, padded["input_ids"].shape[1] :].tolist()
+        return [finish(self.tokenizer, tokens[:most], ends) for tokens, most in zip(drawn, left, strict=True)]
+
+
+def finish(tokenizer: Any, tokens: list[int], ends: list[int]) -> Sample:
+    """The `Sample` that drawn tokens make, up to the first end token if there is one."""
+    stop = next((at for at, token in enumerate(tokens) if token in ends), None)
+    kept = tokens if stop is None else tokens[: stop + 1]
+    return Sample(tokenizer.decode(kept, skip_special_tokens=True), len(kept), stop is not None)
+
+
+def sample(
+    model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], evaluation: Evaluation, seed: int,
+    enable_thinking: bool = True, progress: Callable[[int, int], None] | None = None,
+) -> list[Sample]:  # fmt: skip
+    """One completion for each conversation, in order; `seed` fixes them all. `progress` is told (done, total). Of several
+    processes each draws every so-manieth batch, and all have all."""
+    ids = encode(tokenizer, render(tokenizer, conversations, enable_thinking))
+    draw, found = Transformers(model, tokenizer, evaluation), {}
+    for number, batch in enumerate(batches(ids, evaluation.batch_size)):
+        if number % processes.process_count() == processes.process_rank():
+            found |= zip(batch, draw([ids[i] for i in batch], seed_of(seed, number)), strict=True)
+        if progress:
+            progress(len(found), len(ids))
+    found = dict(processes.all_gather(list(found.items())))
+    return [found[i] for i in range(len(ids))]

@@ -1,0 +1,241 @@
+"""The policy: a causal language model with its tokenizer, whole or in 4 bit, from wherever it lies."""
+
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from grpo_kit import config as settings
+from grpo_kit.nemotron import patches, tiny
+from grpo_kit.runs import processes
+from grpo_kit.runs.run import nf4_folder as nf4_folder_run
+
+LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it streams in
+
+
+def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
+    """(model, tokenizer) of `policy.model`: the embedded `tiny`, a local folder, or a Hub id.
+
+    The model is in evaluation mode on this process's GPU, or on the CPU where there is none; the tokenizer pads left.
+    In 4 bit a large Nemotron-H is quantised as it streams in, once, into an NF4 checkpoint (`policy.nf4_folder`).
+    Raises FileNotFoundError when neither folder nor Hub has the model; else what `convert` and `checkpoint.load` raise.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.utils import logging as progress
+
+    from grpo_kit.policy import generation_loop
+
+    tokenizer, host = load_tokenizer(policy), overflow(policy)
+    if policy.load_in_4bit and _is_streamed(policy):
+        return generation_loop.install(_streamed(policy, host)), tokenizer
+    options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
+    if torch.cuda.is_available():
+        options["device_map"] = {"": processes.process_device()}
+    if policy.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
+        )  # fmt: skip
+    bars = progress.is_progress_bar_enabled()
+    if policy.model == "tiny":
+        torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
+        progress.disable_progress_bar()  # it loads in a blink
+    model = AutoModelForCausalLM.from_pretrained(source_of(policy), **options).eval()
+    if bars:
+        progress.enable_progress_bar()
+    if model.config.model_type == "nemotron_h":
+        patches.prepare(model)
+    if policy.load_in_4bit:
+        from grpo_kit.nemotron import expert_placement
+
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
+        expert_placement.install(model, policy.experts_on_host, hits=routing(policy), host=host)
+    return generation_loop.install(model), tokenizer
+
+
+def _is_streamed(policy: settings.Policy) -> bool:
+    """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to be loaded whole and then quantised."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from grpo_kit.nemotron import nf4_checkpoint
+
+    if nf4_checkpoint.is_nf4(source_of(policy)):
+        return True
+    published = AutoConfig.from_pretrained(source_of(policy), revision=policy.revision)
+    if published.model_type != "nemotron_h":
+        return False
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_WHOLE
+
+
+def _streamed(policy: settings.Policy, host: Any) -> Any:
+    """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
+    from tqdm.auto import tqdm
+
+    from grpo_kit.nemotron import convert, nf4_checkpoint
+
+    folder = nf4_folder(policy)
+    if folder != Path(source_of(policy)):
+        with tqdm(desc="quantising", unit="shard") as bar:
+
+            def show(number: int, count: int, shard: str) -> None:
+                bar.total, bar.n = count, number - 1
+                bar.set_postfix_str(shard)
+
+            processes.broadcast_from_first(
+                lambda: convert.convert(source_of(policy), folder, policy.dtype, policy.revision, show)
+            )
+    stored = nf4_checkpoint.verify(folder)["dtype"]
+    if stored != policy.dtype:
+        raise ValueError(
+            f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
+        )
+    return nf4_checkpoint.load(
+        folder, processes.process_device(), policy.experts_on_host, hits=routing(policy), host=host
+    )
+
+
+def overflow(policy: settings.Policy) -> Any:
+    """The `torch.device` of experts that the first GPU has no room for. Raises ValueError for a GPU that is not there."""
+    import torch
+
+    if policy.experts_overflow == "host":
+        return torch.device("cpu")
+    if processes.process_count() > 1:
+        raise ValueError(
+            f"policy.experts_overflow is {policy.experts_overflow}, which gives the second GPU to one process's experts, and there "
+            f"are {processes.process_count()} processes, each with a GPU of its own. Set it to host, or start one process."
+        )
+    device, there = torch.device(policy.experts_overflow), torch.cuda.device_count()
+    if device.index >= there:
+        raise ValueError(
+            f"policy.experts_overflow is {policy.experts_overflow}; this machine has {there} GPUs, counted from cuda:0. "
+            "Set it to host."
+        )
+    return device
+
+
+def nf4_folder(policy: settings.Policy) -> Path:
+    """Where the policy's NF4 checkpoint lies or is to lie: the policy itself if it is one."""
+    from grpo_kit.nemotron import nf4_checkpoint
+
+    if nf4_checkpoint.is_nf4(source_of(policy)):
+        return Path(source_of(policy))
+    return Path(policy.nf4_folder) if policy.nf4_folder else nf4_folder_run(policy.model)
+
+
+def routing_file(policy: settings.Policy) -> Path:
+    """Where `calibrate` leaves its counts for this policy."""
+    return Path(policy.routing) if policy.routing else nf4_folder(policy) / "routing.json"
+
+
+def routing(policy: settings.Policy) -> Any:
+    """How many rows each routed expert got from real prompts, int64 (layers, experts); None where nobody has counted.
+
+    Raises FileNotFoundError for a `policy.routing` that is not there, ValueError for a file that holds no such table.
+    """
+    import torch
+
+    path = routing_file(policy)
+    if not path.is_file():
+        if policy.routing:
+            raise FileNotFoundError(
+                f"policy.routing is {path}, and no such file exists. `grpo-kit calibrate` makes it."
+            )
+        return None
+    try:
+        hits = torch.tensor(json.loads(path.read_text(encoding="utf-8"))["hits"])
+        if hits.dtype != torch.int64 or hits.ndim != 2 or hits.min() < 0:
+            raise ValueError("not a table of counts")
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} holds no table of routed rows ({' '.join(str(error).split())[:80]}). Make it again with `grpo-kit calibrate`."
+        ) from None
+    return hits
+
+
+def load_tokenizer(policy: settings.Policy) -> Any:
+    """The tokenizer of `policy.model` alone, fit for training: pads left, thinking tags visible.
+
+    Raises FileNotFoundError when neither folder nor Hub has the model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return usable_tokenizer(
+            AutoTokenizer.from_pretrained(source_of(policy), revision=policy.revision, padding_side="left")
+        )
+    except (OSError, ValueError) as error:  # ValueError: a folder or id that holds no model type known
+        raise FileNotFoundError(
+            f"policy.model is {policy.model!r}; neither a folder here nor a model the Hub would give holds that name. "
+            f"Check the spelling, the network and HF_TOKEN, or give a local folder. ({' '.join(str(error).split())[:200]})"
+        ) from None
+
+
+def base_name(policy: settings.Policy) -> str:
+    """The name an adapter's base goes by: the published id, also where the policy is an NF4 checkpoint of it."""
+    from grpo_kit.nemotron import nf4_checkpoint
+
+    if nf4_checkpoint.is_nf4(source_of(policy)):
+        return nf4_checkpoint.read_notes(Path(policy.model))["source"]
+    return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
+
+
+def source_of(policy: settings.Policy) -> str:
+    """The folder or Hub id that `policy.model` stands for."""
+    return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
+
+
+def usable_tokenizer(tokenizer: Any) -> Any:
+    """`tokenizer` with a padding token, and with thinking tags that stay visible.
+
+    TRL decodes completions without special tokens; a tokenizer that counts `</think>` among those would leave every
+    reward blind. The tags are then made ordinary tokens with the same ids.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    close = tokenizer.encode("</think>", add_special_tokens=False)
+    if tokenizer.decode(close, skip_special_tokens=True) == "</think>":
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            path = Path(folder, name)
+            path.write_text(json.dumps(_with_ordinary_tags(json.loads(path.read_text()))))
+        return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def _with_ordinary_tags(node: Any) -> Any:
+    """The tokenizer's JSON with `special` false on the thinking tags, and the tags in no list of special tokens."""
+    tags = ("<think>", "</think>")
+    if isinstance(node, list):
+        return [_with_ordinary_tags(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _with_ordinary_tags(value) for key, value in node.items()}
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        if isinstance(node.get(key), list):
+            node[key] = [name for name in node[key] if name not in tags]
+    return node | {"special": False} if node.get("content") in tags else node
+
+
+def _quiet() -> None:
+    """Drop warnings that are as they should be here and would stand in front of what a user has to read."""
+    for module, about in (
+        ("hub_kernels", "is falling back to its reference PyTorch implementation"),
+        ("integration_utils", 'attempting to log a value of "None"'),  # a figure that a step has not, at every step
+    ):
+        logger = logging.getLogger(f"transformers.integrations.{module}")
+        logger.addFilter(lambda said, about=about: about not in said.getMessage())
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+_quiet()

@@ -1,0 +1,1 @@
+"""Tools around reward files: load one by name, test one on labelled answers."""

@@ -1,0 +1,75 @@
+"""Rewards are files, not imports: `FILE.py:function` names one, be it the kit's or your own copy of it.
+
+The file is the user's own code, named by the user, and is executed as such. A bare file name is looked for in the
+working folder first and then among the kit's rewards, so a copy beside your notebook takes the kit's place.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[1]
+
+
+def load_reward(spec: str) -> Callable[..., list[float | None]]:
+    """The reward function that `FILE.py:function` names, or `FILE.py` where one function there ends in `_reward`.
+
+    Raises ValueError for a spec of another shape or a missing or ambiguous function, FileNotFoundError for a missing
+    file; what executing the file raises is passed on.
+    """
+    name, colon, function = spec.rpartition(":")
+    if not colon or spec.endswith(".py"):
+        name, function = spec, ""
+    if not name.endswith(".py") or (name != spec and not function.isidentifier()):
+        raise ValueError(
+            f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
+        )
+    path = find_reward(name)
+    module_spec = importlib.util.spec_from_file_location(f"grpo_kit_reward_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # dataclasses and pickling look a module up by its name
+    module_spec.loader.exec_module(module)
+    own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+    rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
+    chosen = function or (rewards[0] if len(rewards) == 1 else "")
+    if chosen and callable(getattr(module, chosen, None)):
+        return getattr(module, chosen)
+    missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
+    there = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
+    raise ValueError(f"{path} has no {missing}; its functions are: {there}. Name one as {name}:function.")
+
+
+def fingerprint(reward: Callable[..., object]) -> str | None:
+    """sha256 of the file a reward comes from, or of its own source when it was defined in a notebook cell.
+
+    None when Python cannot find the source. A run notes it, so that an edited reward does not pass for the old one.
+    """
+    try:
+        path = Path(inspect.getsourcefile(reward) or "")
+        source = path.read_bytes() if path.is_file() else inspect.getsource(reward).encode()
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(source).hexdigest()
+
+
+def answer_reader(reward: Callable[..., object]) -> Callable[..., str | None] | None:
+    """The function `final_answer` that a reward's file (or notebook) defines beside it; None where there is none.
+
+    `final_answer(completion, **columns)` gives the answer a completion commits to, spelled so that the reward holds equal
+    spellings for one answer, and None where there is no answer; `columns` are the row's, with `prompt_opened_think`.
+    Majority voting counts by it: a reward tells right from wrong, but not one wrong answer from another.
+    """
+    found = getattr(inspect.unwrap(reward), "__globals__", {}).get("final_answer")
+    return found if callable(found) else None
+
+
+def find_reward(name: str) -> Path:
+    """The path of a reward file: as given if it exists, else among the kit's own."""
+    for path in (Path(name), FOLDER / name):
+        if path.is_file():
+            return path
+    own = ", ".join(sorted(p.name for p in FOLDER.glob("[a-z]*.py")))
+    raise FileNotFoundError(f"{name} is no reward file here, nor one of the kit's ({own}). Give an existing path.")

@@ -1,0 +1,1 @@
+"""One run, one folder: its files, its stages, the processes that share it."""

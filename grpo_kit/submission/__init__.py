@@ -1,0 +1,1 @@
+"""submission.zip: written, read without trust, checked against what the scorer does."""

@@ -1,0 +1,1 @@
+"""GRPO by TRL's trainer: groups, callbacks, metrics, checkpoints."""

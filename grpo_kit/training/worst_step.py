@@ -1,0 +1,136 @@
+"""A step at its worst, tried before the first one is taken: does it fit, and how long will the run last at most?
+
+The longest prompts of the run are sampled from and a micro-batch of full length goes forward and backward, on the prepared
+model and by TRL's own loss, so that what runs out of memory does so in the first minute and not in the fourth hour. Nothing
+is learned from it: gradients are dropped, random numbers and figures are as they were.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from grpo_kit.nemotron import expert_placement
+
+TOKENS = 16  # sampled to learn what one costs; at full length keys and values take more, by `grpo-kit plan`
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the probe found. `sampling_seconds` and `training_seconds` are of a whole step whose completions all run to
+    `completion_tokens`; `peak_bytes` is the GPU memory PyTorch held at most, None without a GPU."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    sampling_seconds: float
+    training_seconds: float
+    steps: int
+    peak_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, at most."""
+        return self.steps * (self.sampling_seconds + self.training_seconds)
+
+
+class ProbeStep(TrainerCallback):
+    """Tries the worst step when the first is about to begin, and hands the forecast to `tell`.
+
+    `longest` are token ids of the run's longest prompts, as many as a step has; `trainer` is set once there is one.
+    """
+
+    def __init__(self, longest: list[list[int]], tell: Callable[[dict[str, Any]], None]) -> None:
+        self.longest, self.tell, self.trainer, self.done = longest, tell, None, False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.done:
+            return
+        self.done = True
+        try:
+            found = forecast(self.trainer, self.longest, args.max_steps - state.global_step)
+        except torch.OutOfMemoryError as error:
+            sizes = (
+                f"{args.per_device_train_batch_size} x ({len(self.longest[0])} + {args.max_completion_length}) tokens"
+            )
+            raise RuntimeError(
+                f"The longest step of this run ({sizes} in training) does not fit the GPU ({str(error).split('. ')[0]}); nothing "
+                "was trained. Lower grpo.per_device_train_batch_size or grpo.max_completion_length; `grpo-kit plan` says by how much."
+            ) from None
+        self.tell(asdict(found) | {"seconds": found.seconds})
+
+
+def forecast(trainer: Any, longest: list[list[int]], steps: int) -> Forecast:
+    """Sample from `longest` and train on one micro-batch of full length; `trainer` is a prepared GRPOTrainer.
+
+    Raises torch.OutOfMemoryError when it does not fit.
+    """
+    args, cuda = trainer.args, torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    training = trainer.model.training
+    with torch.random.fork_rng():
+        first, each = _sampling(trainer, longest)
+        trainer.model.train(training)
+        once = _timed(lambda: _micro_batch(trainer, len(longest[0])))
+    trainer.model.zero_grad(set_to_none=True)
+    trainer._metrics["train"].clear()  # TRL 1.16: what the loss noted is no figure of the run
+    expert_placement.forget(trainer.model)
+    peak = torch.cuda.max_memory_allocated() if cuda else None
+    if cuda:
+        torch.cuda.empty_cache()
+    sampling = first + each * (args.max_completion_length - 1)
+    return Forecast(
+        len(longest[0]), args.max_completion_length, sampling, once * args.gradient_accumulation_steps, steps, peak
+    )
+
+
+def _sampling(trainer: Any, longest: list[list[int]]) -> tuple[float, float]:
+    """Seconds until a generation batch has its first token, and for each further one."""
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    padded = trainer.processing_class.pad({"input_ids": longest}, padding_side="left", return_tensors="pt")
+    batch = {
+        name: value.repeat_interleave(trainer.num_generations, 0).to(model.device) for name, value in padded.items()
+    }
+
+    def draw(tokens: int) -> None:
+        how = copy.deepcopy(trainer.generation_config)
+        how.max_new_tokens = how.min_new_tokens = tokens
+        with torch.no_grad():
+            model.generate(**batch, generation_config=how)
+
+    few = min(TOKENS, trainer.args.max_completion_length)
+    first, all_ = _timed(lambda: draw(1)), _timed(lambda: draw(few))
+    return first, max(0.0, all_ - first) / max(1, few - 1)
+
+
+def _micro_batch(trainer: Any, prompt_tokens: int) -> None:
+    """One forward and backward pass of TRL's loss, every row as long as a row can be."""
+    args, device = trainer.args, trainer.accelerator.device
+    rows, length = args.per_device_train_batch_size, args.max_completion_length
+    token = trainer.processing_class.eos_token_id
+    ids = {
+        "prompt_ids": torch.full((rows, prompt_tokens), token), "prompt_mask": torch.ones(rows, prompt_tokens),
+        "completion_ids": torch.full((rows, length), token), "completion_mask": torch.ones(rows, length),
+    }  # fmt: skip
+    inputs = {name: value.long().to(device) for name, value in ids.items()}
+    inputs |= {
+        "advantages": torch.ones(rows, device=device),
+        "num_items_in_batch": torch.tensor(float(rows * length * args.steps_per_generation), device=device),
+        "old_per_token_logps": torch.zeros(rows, length, device=device),
+        "ref_per_token_logps": torch.zeros(rows, length, device=device),
+    }
+    with trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model_wrapped, inputs)
+    trainer.accelerator.backward(loss)
+
+
+def _timed(work: Callable[[], None]) -> float:
+    started = time.monotonic()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - started

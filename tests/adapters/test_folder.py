@@ -1,0 +1,174 @@
+"""A folder from outside is opened without trust: plain LoRA in safetensors, or a sentence that says why not."""
+
+import json
+import pickle
+import random
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from grpo_kit.adapters.folder import Source, scaling
+
+GOOD = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_file({"a.lora_A.weight": torch.arange(8.0).view(2, 4)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(GOOD))
+    return tmp_path
+
+
+def configured(folder, **changes):
+    (folder / "adapter_config.json").write_text(json.dumps(GOOD | changes))
+    return folder
+
+
+def test_tensors_are_read_one_at_a_time_as_they_were_saved(tmp_path):
+    kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    saved = {str(kind): torch.randn(3, 5).to(kind) for kind in kinds} | {
+        "empty": torch.empty(0),
+        "deep": torch.randn(2, 3, 4),
+    }
+    save_file(saved, tmp_path / "adapter_model.safetensors")
+    source = Source(configured(tmp_path))
+    assert set(source.entries) == set(saved)
+    for key in reversed(saved):
+        assert torch.equal(source.tensor(key), saved[key]) and source.entries[key].dtype == saved[key].dtype
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"use_dora": True}, "sets use_dora; DoRA rescales"),
+        ({"bias": "all"}, "bias 'all'"),
+        ({"bias": "lora_only"}, "bias 'lora_only'"),
+        ({"lora_bias": True}, "LoRA biases"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"peft_type": "PREFIX_TUNING"}, "loads LoRA and nothing else"),
+        ({"peft_type": ["LORA"]}, "peft_type"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"alora_invocation_tokens": [1, 2]}, "activated LoRA"),
+        ({"layer_replication": [[0, 2]]}, "repeated"),
+        ({"init_lora_weights": "pissa_niter_16"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "changes the base"),
+        ({"r": 0}, "r is 0"),
+        ({"r": -4}, "r is -4"),
+        ({"r": 4.5}, "r is 4.5"),
+        ({"r": True}, "r is True"),
+        ({"r": "4"}, "r is 4"),
+        ({"r": None}, "r is None"),
+        ({"r": 10**30}, "whole number from 1"),
+        ({"lora_alpha": 0}, "lora_alpha is 0"),
+        ({"lora_alpha": 1e300}, "lora_alpha"),
+        ({"lora_alpha": [8]}, "lora_alpha"),
+        ({"rank_pattern": ["q"]}, "rank_pattern that is no object"),
+        ({"rank_pattern": {"q": "4"}}, "rank_pattern"),
+        ({"alpha_pattern": {"q": -1}}, "alpha_pattern"),
+        ({"target_parameters": "x"}, "no list of names"),
+        ({"target_parameters": [1]}, "no list of names"),
+    ],
+)
+def test_a_config_that_is_no_plain_lora_is_refused(folder, changes, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        Source(configured(folder, **changes))
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", None])
+def test_inits_that_leave_the_base_alone_are_read(folder, init):
+    Source(configured(folder, init_lora_weights=init))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"r": NaN}', b"[" * 100_000, b'{"a":' * 50_000, b" " * (1 << 20) + b"{}", b'{"r": Infinity}', b"1e999"],
+)  # fmt: skip
+def test_a_config_that_is_no_json_object_is_refused(folder, content):
+    (folder / "adapter_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="adapter_config") as caught:
+        Source(folder)
+    assert len(str(caught.value)) < 600
+
+
+WHOLE = save({"a.lora_A.weight": torch.ones(2, 4)})
+
+
+def header(text, data=b""):
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        WHOLE[:-1],  # cut
+        WHOLE + b"x",  # more than the header tells
+        WHOLE[:40],
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2**31).to_bytes(8, "little") + b"{}",
+        header(b"[]"),
+        header(b"{"),
+        header(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', b"\0" * 4),  # too few bytes
+        header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"\0" * 4),
+        header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', b"\0" * 4),
+        header(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+        header(b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,4]}}', b"\0" * 4),
+        header(b'{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}', b"\0" * 8),
+        header(b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}', b"\0"),
+        header(b'{"a":1}'),
+        header(b"[" * 50_000),
+        pickle.dumps({"a": 1}),
+        b"PK\x03\x04" + b"\0" * 100,
+    ],
+)
+def test_tensors_that_cannot_be_read_are_refused(folder, content):
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="adapter_model") as caught:
+        Source(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_is_named_and_never_opened(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    with pytest.raises(FileNotFoundError, match="adapter_model.bin, a pickle"):
+        Source(folder)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="adapter_config.json does not exist"):
+        Source(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no adapter_model.safetensors"):
+        Source(configured(tmp_path))
+
+
+def test_a_file_that_shrinks_meanwhile_is_noticed(folder):
+    source = Source(folder)
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="became shorter"):
+        source.tensor("a.lora_A.weight")
+
+
+def test_scaling():
+    assert scaling(16, 16, False) == 1.0 and scaling(16, 16, True) == 4.0 and scaling(8, 32, False) == 0.25
+
+
+def test_bytes_at_random_end_in_a_sentence_or_in_tensors(folder):
+    path, rng = folder / "adapter_model.safetensors", random.Random(7)
+    whole = path.read_bytes()
+    for _ in range(400):
+        broken = bytearray(whole[: rng.randrange(len(whole) + 1)] if rng.random() < 0.3 else whole)
+        for _ in range(rng.randint(0, 4)):
+            if broken:
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+        path.write_bytes(bytes(broken))
+        try:
+            source = Source(folder)
+            for key in source.entries:
+                source.tensor(key)
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 600  # noqa: PT017

@@ -1,0 +1,80 @@
+"""The newcomer's first command, for real: the bar it has to reach, and what a second call does. The slowest test."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.run import open_run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    here = tmp_path_factory.mktemp("demo")
+    said = subprocess.run(
+        [sys.executable, "-m", "grpo_kit", "demo"], cwd=here, check=True, capture_output=True, text=True
+    )
+    return here, said.stdout
+
+
+def test_it_learns_to_work_sums_out(demo):
+    here, _ = demo
+    report = json.loads((here / "runs/demo/evaluation/report.json").read_text())
+    before, after = report["before"], report["after"]
+    assert before["pass@1"] <= 0.55 and after["pass@1"] >= 0.85
+    assert before["ci95"][1] < after["ci95"][0] and min(before["n"], after["n"]) >= 300
+    assert report["difference_ci95"][0] > 0
+
+
+def test_it_thinks_where_it_guessed(demo):
+    here, said = demo
+    thought = {}
+    for name in ("before", "after"):
+        problems = json.loads((here / f"runs/demo/evaluation/{name}.json").read_text())["problems"]
+        thought[name] = sum(p["completions"][0].startswith("looks like") for p in problems) / len(problems)
+    assert thought["before"] > 0.4 and thought["after"] < 0.05
+    assert "thinks looks like" in said
+
+
+def test_it_fits_into_three_gibibytes(demo):
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # GiB; the largest child so far
+    assert peak < 3
+
+
+def test_it_leaves_zip_picture_and_table(demo):
+    here, said = demo
+    with zipfile.ZipFile(here / "submission/submission.zip") as archive:
+        assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
+    assert (here / "runs/demo/report.png").stat().st_size > 10_000
+    assert "Held-out accuracy" in (here / "runs/demo/report.html").read_text()
+    for words in ("95 % interval", "submission/submission.zip", "runs/demo/report.png", "Next:"):
+        assert words in said
+    assert said.count(" ok ") == 5 and " fatal " not in said
+
+
+def test_held_out_problems_share_no_prompt_with_training(demo):
+    run = open_run("demo", demo[0] / "runs")
+    asked = {
+        split: {row["prompt"][-1]["content"] for row in read_lines(run.rows(split))}
+        for split in ("train", "val", "test")
+    }
+    assert not asked["train"] & asked["test"] and not asked["train"] & asked["val"] and len(asked["test"]) >= 300
+
+
+def test_a_second_call_skips_what_is_done_and_says_so(demo):
+    here, _ = demo
+    before = hash_of(here / "runs/demo/adapter"), (here / "submission/submission.zip").stat().st_mtime_ns
+    started = time.monotonic()
+    again = subprocess.run(
+        [sys.executable, "-m", "grpo_kit", "demo"], cwd=here, check=True, capture_output=True, text=True
+    )
+    assert again.stdout.count("skipped") == 5, f"after {time.monotonic() - started:.0f} s: {again.stdout}"
+    assert (
+        hash_of(here / "runs/demo/adapter"),
+        (here / "submission/submission.zip").stat().st_mtime_ns,
+    ) == before

@@ -1,0 +1,52 @@
+"""A command ends in one sentence and a status, or in the trace of a defect."""
+
+import json
+
+import pytest
+import typer
+
+from grpo_kit.cli import errors
+from grpo_kit.runs.run import open_run
+
+
+def ended(work):
+    """The exit status of a command that does `work`."""
+    with pytest.raises(typer.Exit) as found:
+        errors.one_sentence(work)()
+    return found.value.exit_code
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def leaves_with_three():
+    raise typer.Exit(3)
+
+
+def test_what_the_kit_refuses_is_usage_and_one_sentence(capsys):
+    assert ended(lambda: open_run("../up")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "../up" in said and "Traceback" not in said
+
+
+def test_what_the_system_refuses_is_a_failure(tmp_path, capsys):
+    def work():
+        error = PermissionError(13, "Permission denied", str(tmp_path))
+        raise error
+
+    assert ended(work) == 1 and "Permission denied" in capsys.readouterr().err
+
+
+def test_an_interruption_says_that_finished_stages_stand(capsys):
+    assert ended(interrupted) == 130 and "finished stages stand" in capsys.readouterr().err
+
+
+def test_a_chosen_status_stays_what_it_is():
+    assert ended(leaves_with_three) == 3
+
+
+@pytest.mark.parametrize("work", [lambda: json.loads("{"), lambda: {}["missing"]])
+def test_a_defect_of_ours_or_of_a_library_keeps_its_trace(work):
+    with pytest.raises((ValueError, KeyError)):
+        errors.one_sentence(work)()

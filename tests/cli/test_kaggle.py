@@ -1,0 +1,262 @@
+"""The commands as a person types them: one sentence for every failure, and no secret anywhere."""
+
+import json
+import logging
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from grpo_kit.cli import kaggle
+from grpo_kit.cli.main import app
+from grpo_kit.kaggle import kernel_notebook
+from grpo_kit.nemotron import base_models
+from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
+from tests.helpers.submissions import submission
+
+PRO = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
+    for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    submission(
+        tmp_path / "submission.zip",
+        {"base_model_name_or_path": base_models.PUBLISHED, "target_modules": attention, "r": 1},
+        base=base_models.PUBLISHED,
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def online(here, loopback, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    return loopback
+
+
+def call(*words, status=0):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == status, done.output + repr(done.exception)
+    return " ".join(done.output.split())
+
+
+def everything(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def log(*lines):
+    return json.dumps([{"stream_name": "stdout", "time": 1.0, "data": line + "\n"} for line in lines])
+
+
+# --- Dry run
+
+
+def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was touched"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was touched"))
+    monkeypatch.setattr(kaggle.credentials, "find", lambda: pytest.fail("credentials were looked for"))
+    before = everything(here)
+    said = call("push", "03_training", "--dry-run", "--kernel-source", "ada/grpo-kit-02-data", "grpo.max_steps=5")
+    for part in (
+        "kernels_push(folder=", "acc='NvidiaRtxPro6000')", "kernels_status(kernel='your-username/grpo-kit-03-training/VERSION')",
+        "kernels_output(kernel=", '"machine_shape": "NvidiaRtxPro6000"', '"enable_internet": false', "nothing was sent or written",
+    ):  # fmt: skip
+        assert part in said
+    said = call("submit", "submission.zip", "-m", "first", "--dry-run")
+    for part in (
+        "competition_submissions(",
+        "competition_get_submission_limits(",
+        "competition_submit(file_name='submission.zip', message='first [grpo-kit ",
+    ):
+        assert part in said
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["push", "07_nothing"], "There are 01_setup"),
+        (["push", "03_training", "--accelerator", "T4", "--dry-run"], "Did you mean NvidiaTeslaT4?"),
+        (["push", "03_training", "grpo.max_step=1", "--dry-run"], "Did you mean grpo.max_steps?"),
+        (["push", "03_training", "--dataset", "wheels", "--dry-run"], "owner/slug"),
+        (["push", "03_training"], "No Kaggle credentials"),
+        (["submit", "nothing.zip"], "is no file"),
+        (["submit", "runs.txt", "--dry-run"], "is not a zip that can be read"),
+        (["submit", "submission.zip"], "No Kaggle credentials"),
+        (["wheels", "--have", "nothing.txt"], "does not exist"),
+        (["wheels", "--platform", "any"], "manylinux2014_x86_64"),
+        (["wheels", "--python", "three"], "written 3.12"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(here, words, says):
+    (here / "runs.txt").write_text("no zip")
+    said = call(*words, status=2)
+    assert says in said and "Traceback" not in said
+    assert not (here / "runs").exists()
+
+
+# --- Push
+
+
+def test_push_from_the_first_call_to_the_output(online, here):
+    online.files = {"submission.zip": b"zip", "runs/80gb/run.json": b"{}"}
+    online.log = log(f"{kernel_notebook.SEEN} {PRO}")
+    said = call("push", "03_training")
+    for part in ("as ada, by KAGGLE_USERNAME and KAGGLE_KEY in the environment", "pushed version 1", "queued after 0 min",
+                 "complete after 0 min", "3 files in", f"ok It ran on {PRO}", "next: grpo-kit submit"):  # fmt: skip
+        assert part in said
+    staged = here / "runs/80gb/kaggle/grpo-kit-03-training"
+    assert everything(staged) == [
+        "03_training.ipynb", "kernel-metadata.json", "output-1/grpo-kit-03-training.log", "output-1/runs/80gb/run.json",
+        "output-1/submission.zip", "push.json",
+    ]  # fmt: skip
+    assert "pushed before" in call("push", "03_training") and online.count("SaveKernel") == 1
+    assert "pushed version 2" in call("push", "03_training", "--force", "--no-follow")
+
+
+def test_push_on_another_machine_than_asked_for_fails_and_says_so(online, here):
+    online.states, online.failure = ["ERROR"], "Notebook threw exception"
+    online.log = log(f"{kernel_notebook.SEEN} Tesla P100-PCIE-16GB", "RuntimeError: NvidiaRtxPro6000 was asked for")
+    said = call("push", "03_training", status=1)
+    assert "FAIL NvidiaRtxPro6000 was asked for, but it ran on Tesla P100-PCIE-16GB" in said
+    assert (
+        "| RuntimeError: NvidiaRtxPro6000 was asked for" in said and "ended as ERROR (Notebook threw exception)" in said
+    )
+    online.states = ["COMPLETE"]
+    assert "did not run. Take the competition's accelerator" in call("push", "03_training", "--force", status=1)
+
+
+def test_push_where_nothing_names_the_gpu_says_that(online, here):
+    assert "? Which GPU ran cannot be established" in call("push", "03_training")
+
+
+# --- Submit
+
+
+def test_submit_from_the_zip_to_the_score(online, here):
+    said = call("submit", "submission.zip", "-m", "first")
+    assert "submitted as 1000: first [grpo-kit " in said and "score 0.86 on the public leaderboard" in said
+    said = call("submit", "submission.zip")
+    assert "submitted before" in said and "score 0.86" in said and online.count("CreateSubmission") == 1
+    assert len(list(here.glob("submitted-*.json"))) == 1
+
+
+def test_submit_without_waiting_then_with(online, here):
+    assert "the same command waits for the score" in call("submit", "submission.zip", "--no-follow")
+    assert "score 0.86" in call("submit", "submission.zip") and online.count("CreateSubmission") == 1
+
+
+def test_a_broken_zip_spends_no_try(online, here):
+    with zipfile.ZipFile(here / "nested.zip", "w") as archive:
+        archive.writestr("adapter/adapter_config.json", "{}")
+    assert "is not submitted" in call("submit", "nested.zip", status=2) and online.calls == []
+
+
+def test_an_adapter_of_the_miniature_spends_no_try(online, here):
+    submission(here / "tiny.zip")
+    assert "embedded tiny policy" in call("submit", "tiny.zip", status=2) and online.calls == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "says"),
+    [
+        (401, 1, "does not accept the credentials"),
+        (403, 1, "Accept the competition's rules"),
+        (404, 2, "has nothing called"),
+        ((429, {"Retry-After": "9999"}), 1, "Call again in 9999 s"),
+        (500, 1, "Whether the zip was submitted is open"),
+        ("cut", 1, "Whether the zip was submitted is open"),
+    ],
+)
+def test_what_kaggle_answers_is_one_sentence_and_a_status(online, here, fault, status, says):
+    online.faults["CreateSubmission"] = [fault]
+    said = call("submit", "submission.zip", status=status)
+    assert says in said and "Traceback" not in said and online.count("CreateSubmission") == 1
+
+
+# --- Secrets
+
+
+@pytest.mark.parametrize("kind", ["key", "token", "kaggle.json", "access_token"])
+def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd, caplog, kind):
+    """Everything that is said, logged and written in good and bad times, searched for the secret in each of its forms."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("VERBOSE", "1")
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    kept = here / "home/.kaggle"
+    kept.mkdir(parents=True)
+    if kind == "key":
+        monkeypatch.setenv("KAGGLE_USERNAME", USER)
+        monkeypatch.setenv("KAGGLE_KEY", KEY)
+    elif kind == "token":
+        monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    else:
+        text = json.dumps({"username": USER, "key": KEY}) if kind == "kaggle.json" else TOKEN
+        (kept / kind).write_text(text)
+        (kept / kind).chmod(0o644)
+    online.log = log(f"{kernel_notebook.SEEN} {PRO}")
+    said = call("push", "03_training", "--dry-run") + call("submit", "submission.zip", "--dry-run")
+    said += call("push", "03_training")
+    assert ("chmod 600" in said) is (kind in ("kaggle.json", "access_token"))
+    for fault in (401, 403, 500, "cut", "html", 400):
+        online.faults["CreateSubmission"] = [fault]
+        done = CliRunner().invoke(app, ["submit", "submission.zip"])
+        assert done.exit_code == 1
+        said += done.output + repr(done.exception)
+        for path in here.glob("submitted-*.json"):
+            said += path.read_text()
+            path.unlink()
+    said += call("submit", "submission.zip") + "".join(capfd.readouterr()) + caplog.text
+    written = [path for path in here.rglob("*") if path.is_file() and not path.is_relative_to(kept)]
+    for path in written:
+        said += path.read_bytes().decode("latin-1")
+    assert len(written) > 5 and "score 0.86" in said.replace("score    ", "score ")
+    for secret in (KEY, TOKEN, BASIC.removeprefix("Basic ")):
+        assert secret not in said
+    assert Path(sys.modules["kaggle"].__file__).name == "__init__.py"  # the real client, not a stand-in
+
+
+# --- Wheels
+
+
+def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
+    from grpo_kit.kaggle import wheel_closure, wheels
+
+    asked = []
+
+    def build(out, python, platform, have, owner, show):
+        asked.append((out, python, platform, have, owner))
+        out.mkdir()
+        (out / "a-1-py3-none-any.whl").write_bytes(b"x" * 2**20)
+        return [out / "a-1-py3-none-any.whl"]
+
+    monkeypatch.setattr(wheels, "build", build)
+    (here / "freeze.txt").write_text("torch==2.11.0+cu128\nscipy==1.15.3\n")
+    said = call("wheels", "--have", "freeze.txt", "--out", "w")
+    assert asked == [
+        (
+            Path("w"),
+            "3.12",
+            "manylinux_2_28_x86_64",
+            wheel_closure.IMAGE | {"torch": "2.11.0+cu128", "scipy": "1.15.3"},
+            "your-username",
+        )
+    ]
+    for part in (
+        "1 in w, 1.0 MiB",
+        "kaggle datasets create -p w",
+        "put your name in place of your-username",
+        "--no-index",
+    ):
+        assert part in said

@@ -1,0 +1,308 @@
+"""The command line: stages in order, skipped when done, errors in one sentence with the right exit status."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from grpo_kit.cli.main import app
+from grpo_kit.display import terminal
+from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.run import open_run
+from tests.helpers.settings import SAMPLE, SMALL
+from tests.helpers.submissions import submission as made
+
+FEW = ["data.limit=80", "data.test_size=10", "data.val_size=5", *SMALL[3:], "grpo.max_steps=1"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRPO_KIT_ROOT", raising=False)
+    return tmp_path
+
+
+def call(*words, status=0):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == status, done.output + str(done.exception)
+    return " ".join(done.output.split())
+
+
+def everything(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+def test_the_stages_one_by_one_then_again(here):
+    assert "55 rows" not in call("data", "-c", "tiny", "--run", "r", *FEW)
+    assert "pass@1" in call("evaluate", "--run", "r")
+    assert "1 steps" in call("train", "--run", "r")
+    said = call("evaluate", "--run", "r")
+    assert "before skipped" in said and "after done" in said and "difference" in said
+    assert "submission.zip" in call("package", "--run", "r")
+    said = call("check", "submission/submission.zip", "--run", "r")
+    assert said.count(" ok ") == 5 and " fatal " not in said and "equal the trained" in said
+    assert "train skipped" in call("train", "--run", "r")
+    assert "package skipped" in call("package", "--run", "r")
+    assert sorted(p.name for p in (here / "runs/r").iterdir()) == [
+        "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json", "metrics.jsonl",
+            "run.json", "tensorboard",
+    ]  # fmt: skip
+
+
+def test_an_adapter_from_elsewhere_is_packed_and_passes_the_doctor(here):
+    tensors = {}
+    for name, (out, inside) in {"2.mixer.q_proj": (128, 128), "0.mixer.in_proj": (460, 128)}.items():
+        tensors[f"model.layers.{name}.lora_A.default.weight"] = torch.randn(40, inside)
+        tensors[f"model.layers.{name}.lora_B.default.weight"] = torch.randn(out, 40)
+    Path("sft").mkdir()
+    Path("sft/adapter_config.json").write_text(
+        json.dumps({"r": 40, "lora_alpha": 4, "base_model_name_or_path": "somewhere"})
+    )
+    save_file(tensors, "sft/adapter_model.safetensors")
+    assert "policy.model=" in call("package", "--adapter", "sft", "--out", "z.zip", status=2)
+    assert "nothing was touched" in call("package", "--adapter", "sft", "--out", "z.zip", "--dry-run")
+    assert not Path("z.zip").exists()
+    said = call("package", "--adapter", "sft", "--out", "z.zip", "policy.model=tiny", "--dtype", "bfloat16")
+    assert "2 modules were cut to rank 32" in said and "backbone.layers.0.mixer.in_proj" in said and "z.zip" in said
+    assert " fatal " not in call("check", "z.zip")
+    said = call("package", "--adapter", "sft", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--ranks", "pattern")
+    assert "2 modules were cut" in said
+    assert "dtype is 'fp8'" in call(
+        "package", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--dtype", "fp8", status=2
+    )
+    assert not Path("runs").exists()
+
+
+def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
+    made("a.zip", {"r": 64})
+    said = call("check", "a.zip", status=1)
+    assert " fatal " in said and "r is 64" in said and "scorer: It" in said and "must not be submitted" in said
+    made("b.zip")
+    assert " fatal " not in call("check", "b.zip")
+    assert "wrong" not in call("check", "b.zip", "policy.model=tiny")
+    said = call("check", "b.zip", "policy.model=nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", status=1)
+    assert "The adapter is for" in said
+    Path("c.zip").write_bytes(b"no zip")
+    assert "is not a zip" in call("check", "c.zip", status=1)
+    assert "is no file" in call("check", "none.zip", status=2)
+    assert "no base model known" in call("check", "b.zip", "policy.model=no/such", status=2)
+    assert everything(here) == ["a.zip", "b.zip", "c.zip"]
+
+
+def test_a_report_is_a_page_and_a_picture_and_needs_a_step(here):
+    call("data", "-c", "tiny", "--run", "r", *FEW)
+    assert "no finished stage 'train'" in call("report", "--run", "r", status=2)
+    call("train", "--run", "r", *FEW)
+    said = call("report", "--run", "r")
+    assert "runs/r/report.html" in said and "runs/r/report.png" in said
+    assert (here / "runs/r/report.html").stat().st_size > 5000
+
+
+def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path, capsys):
+    shown = []
+    step = terminal.training(open_run("r", tmp_path), 9, lambda *what: shown.append(what))
+    step({"step": 1, "seconds": 2.0, "reward": 0.5, "frac_reward_zero_std": 0.25, "completions/clipped_ratio": 0.1})
+    step({"step": 2, "seconds": 4.0, "reward": 0.7, "tokens_per_second": 50.0, "alarms": ["87 % are [cut]: raise it."]})
+    assert shown[0] == (1, 9, "reward 0.50, gradient 75%, cut 10%")
+    assert shown[1][:2] == (2, 9) and "reward 0.60" in shown[1][2] and "50 tok/s" in shown[1][2]
+    assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
+
+
+def test_data_once_made_stands_when_training_names_the_preset_again(here):
+    call("data", "-c", "tiny", "--run", "r", f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5")
+    call("train", "-c", "tiny", "--run", "r", *FEW[3:], "grpo.max_completion_length=8")
+    completions = read_lines(here / "runs/r/completions.jsonl")
+    assert len(completions) == 16 and all(len(c["prompt"]) > 40 for c in completions)
+    assert str(SAMPLE) in (here / "runs/r/config.yaml").read_text()
+
+
+def test_data_shows_where_each_row_went_and_draws_it(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = [
+        {"question": f"How many {word} are in {n} boxes?", "answer": f"#### {n}"}
+        for n, word in enumerate("abcdefgh", 20)
+    ]
+    rows += [rows[0], {"question": "Prove that it is so.", "answer": "x"}]
+    (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = call("data", "-c", "tiny", "--run", "r", "data.source=mine.jsonl", "data.test_size=2", "data.val_size=1")
+    said = " ".join(said.replace("│", " ").split())
+    assert "10 rows read" in said and "proof 1 9 mine.jsonl, line 10: Prove" in said
+    assert "repeated problem 1 8" in said and "equals mine.jsonl, line 1" in said
+    assert "5 rows to train on, 1 val, 2 test; dropped: 2" in said
+    assert "not checked against aime2024, aime2025, amc23, gsm8k_test, math500" in said
+    assert (here / "runs/r/data/funnel.png").read_bytes().startswith(b"\x89PNG")
+    assert everything(here / "runs/r") == [
+        "config.yaml", "data", "data/dropped.jsonl", "data/funnel.png", "data/manifest.json", "data/test",
+        "data/test/data.jsonl", "data/train", "data/train/data.jsonl", "data/val", "data/val/data.jsonl", "run.json",
+    ]  # fmt: skip
+
+
+def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
+    call("data", "-c", "tiny", "--run", "r", *FEW)
+    assert "data done" in call("data", "--run", "r", "--force")
+    assert "data skipped" in call("data", "--run", "r")
+    assert "force" not in (here / "runs/r/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("command", ["data", "train", "evaluate", "package"])
+@pytest.mark.parametrize("preset", ["tiny", "t4", "24gb"])
+def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, preset):
+    said = call(command, "-c", preset, "--dry-run", "grpo.num_generations=2")
+    assert f"name: {preset}" in said and "num_generations: 2" in said and "nothing was touched" in said
+    assert everything(here) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "remedy"),
+    [
+        (["data", "-c", "tinny"], "'tinny'", "Did you mean tiny?"),  # unknown preset
+        (["data", "-c", "none.yaml"], "none.yaml", "existing YAML file"),  # unknown file
+        (["data", "grpo.num_generation=3"], "grpo.num_generation", "grpo.num_generations"),  # unknown key
+        (["data", "data.source=none.csv"], "none.csv", "Check the path"),  # unknown source
+        (["data", "data.source=noanswer.csv"], "prompt, solution", "data.columns.answer"),  # no such column
+        (["data", "data.source=empty.jsonl"], "0 rows", "not empty"),  # empty data set
+        (["data", "data.test_size=99999"], "4000 usable rows", "lower"),  # nothing left to train on
+        (["data", "data.source=gsm8"], "'gsm8'", "Did you mean gsm8k?"),  # unknown recipe
+        (["data", "data.source=gsm8k"], "HF_HUB_OFFLINE", "data.paths.gsm8k="),  # a set that is not here
+        (["data", "data.source=amc23"], "amc23", "Name training sets"),  # a set to be judged by
+        (["data", "data.source=noanswer.csv,none.csv"], "none.csv", "Check the path"),  # the second of two
+        (["data", "data.max_prompt_tokens=0"], "is 0", "1 or more"),
+        (["data", "--run", "../up"], "'../up'", "Pick such a name"),  # would leave the folder
+        (["train", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),  # unknown run
+        (["train", "grpo.num_generations=1"], "is 1;", "2 or more"),  # group of one
+        (["train", "grpo.num_generations=7"], "is 7", "multiple of 7"),  # a batch that groups do not divide
+        (["train", "grpo.reward_funcs=[none.py:f,none.py:g]"], "none.py", "existing path"),  # unknown reward
+        (["evaluate", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),
+        (["package", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
+        (["check", "none.zip"], "none.zip", "grpo-kit package"),
+        (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
+        (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
+        (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
+        (["evaluate", "evaluation.protocol=kaggle"], "'kaggle'", "challenge"),
+        (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data` first"),
+        (["tune", "lora.r=8"], "nothing to search", "'lora.r=[8,16,32]'"),
+        (["plan", "--device", "t5"], "'t5'", "Did you mean t4?"),  # no such device
+        (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
+    ],
+)
+def test_bad_input_is_one_sentence_status_2_and_nothing_written(here, words, value, remedy):
+    (here / "noanswer.csv").write_text("prompt,solution\na,b\n")
+    (here / "empty.jsonl").write_text("")
+    before = everything(here)
+    said = call(*words, status=2)
+    assert said.startswith("error: ") and value in said and remedy in said and "Traceback" not in said
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize("words", [["--what"], ["data", "--what"], ["fly"], ["check"]])
+def test_unknown_commands_and_options_are_usage_errors(here, words):
+    call(*words, status=2)
+
+
+def test_a_run_made_otherwise_is_not_overwritten(here):
+    call("data", "-c", "tiny", "--run", "r", *FEW)
+    before = (here / "runs/r/data/train/data.jsonl").read_bytes()
+    said = call("data", "--run", "r", "data.limit=70", status=2)
+    assert "data.limit was 80, now 70" in said and "--force" in said
+    said = call("train", "--run", "r", "data.limit=70", "grpo.max_steps=1", *FEW[3:], status=0)
+    assert (here / "runs/r/data/train/data.jsonl").read_bytes() == before and "train done" in said
+
+
+def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_path):
+    import shutil
+    import zipfile
+
+    from safetensors.torch import load_file, save_file
+
+    _, run = trained
+    shutil.copytree(run.path, here / "runs/small")
+    folder = here / "changed"
+    shutil.copytree(run.adapter, folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({k: v * 2 for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    with zipfile.ZipFile("changed.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    said = call("check", "changed.zip", "--run", "small", status=1)
+    assert (
+        " fatal " in said
+        and "The outputs are not the trained policy's" in said
+        and "error: changed.zip must not" in said
+    )
+
+
+def test_a_plan_says_what_fits_and_what_does_not(here):
+    assert "It fits t4" in call("plan", "-c", "tiny", "--device", "t4")
+    said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
+    assert "It does not fit cpu" in said and "step time: not estimated, no bandwidth of cpu was measured" in said
+    assert "two ways" not in said
+    assert everything(here) == []
+
+
+def test_a_plan_for_two_gpus_says_both_ways_and_plans_one_process_of_two(here, monkeypatch):
+    from grpo_kit.planning import memory
+
+    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    said = call("plan", "-c", "t4x2", "--device", "t4x2")
+    assert "two ways" in said and "one copy each" in said and "8.60" in said
+    said = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
+    assert "one of 2 processes" in said and "8.60 GiB for 2 processes" in said and "two ways" in said
+    said = call("plan", "-c", "t4", "--device", "t4", "--num-processes", "2", status=2)
+    assert "t4 has 1 GPU" in said and "Traceback" not in said
+
+
+def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
+    from grpo_kit.planning import memory
+
+    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    said = call("plan", "-c", "tiny")
+    assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
+    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, asked at once\), training", said)
+    assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
+
+
+def test_a_reward_of_ones_own_is_put_on_trial(here):
+    (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
+    (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{5}", "reward": 0, "kind": "plain"}\n')
+    said = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
+    assert "plain 1 0.0% 1 0" in said.replace("│", "").replace("  ", " ").replace("  ", " ") and "paid, wrongly" in said
+
+
+def test_a_defect_is_not_dressed_up_as_a_usage_error(here, monkeypatch):
+    from grpo_kit.data import preparation
+
+    monkeypatch.setattr(preparation, "prepare", lambda *_: json.loads("{"))
+    done = CliRunner().invoke(app, ["data"])
+    assert isinstance(done.exception, json.JSONDecodeError)
+
+
+def test_an_interrupt_is_said_in_words(here, monkeypatch):
+    from grpo_kit.data import preparation
+
+    monkeypatch.setattr(preparation, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert "finished stages stand" in call("data", status=130)
+
+
+def test_the_doctor_finds_this_machine_well(here):
+    said = call("doctor")
+    assert "transformers" in said and "embedded policy" in said and "python -m grpo_kit.tiny" not in said
+
+
+def test_the_doctor_names_what_is_wrong(here, monkeypatch):
+    from grpo_kit.nemotron import tiny
+
+    monkeypatch.setattr(tiny, "script_hash", lambda: "other")
+    assert "python -m grpo_kit.tiny" in call("doctor", status=1)
+
+
+def test_a_training_whose_time_is_up_is_measured_and_packed(here):
+    call("data", "-c", "tiny", "--run", "r", "data.limit=300", "data.test_size=20", "data.val_size=5")
+    said = call(
+        "train", "--run", "r", *SMALL[3:], "grpo.max_steps=30", "run.time_limit=1s", "evaluation.num_problems=4"
+    )
+    assert "Stopped at step 1 of 30: its time is up" in said or "1 steps" in said
+    assert "after" in said and (here / "submission/submission.zip").is_file()

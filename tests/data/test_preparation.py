@@ -1,0 +1,401 @@
+"""Any source through one door: columns found, golds taken, splits disjoint, bad files named with their line."""
+
+import json
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data import cleaning, preparation, sources
+from grpo_kit.data.preparation import SPLITS
+from grpo_kit.data.preparation import prepare as prepare_preparation
+from grpo_kit.data.steps import Pipeline
+from grpo_kit.runs import files
+from grpo_kit.runs.files import hash_of, read_lines, write_lines
+from grpo_kit.runs.run import open_run
+
+SIZES = ["data.val_size=1", "data.test_size=2"]
+
+
+def prepare(tmp_path, source, *overrides, name="r"):
+    chosen = config.load_config(["tiny"], [f"data.source={source}", *SIZES, *overrides])
+    run = open_run(name, tmp_path / "runs")
+    return prepare_preparation(chosen, run), run
+
+
+def rows_of(run):
+    return [row for split in SPLITS for row in read_lines(run.rows(split))]
+
+
+def write(tmp_path, name, text):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_tiny_sums_become_three_disjoint_splits(tmp_path):
+    manifest, run = prepare(tmp_path, "tiny-sums", "data.limit=500", "data.test_size=100", "data.val_size=50")
+    assert manifest["rows"] == {"train": 350, "val": 50, "test": 100}
+    assert len({cleaning.normalise(row["prompt"][-1]["content"]) for row in rows_of(run)}) == 500
+    for split in SPLITS:
+        assert manifest["sha256"][split] == hash_of(run.rows(split))
+
+
+def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path):
+    first, _ = prepare(tmp_path, "tiny-sums", "data.limit=50", name="a")
+    second, _ = prepare(tmp_path, "tiny-sums", "data.limit=50", name="b")
+    other, _ = prepare(tmp_path, "tiny-sums", "data.limit=50", "run.seed=1", name="c")
+    assert first["sha256"] == second["sha256"] != other["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("gsm8k.jsonl", '{"question": "p1", "answer": "so <<1+1=2>>2\\n#### 2"}\n{"question": "p2", "answer": "#### 3"}\n'),
+        ("math.jsonl", '{"problem": "p1", "answer": "2", "type": "x"}\n{"problem": "p2", "answer": 3}\n'),
+        ("nemo.jsonl", '{"input": "p1", "output": "2"}\n\n{"input": "p2", "output": "3"}'),  # an empty line, no last newline
+        ("bom.csv", "\ufeffid,prompt,answer\r\n7,p1,2\r\n8,p2,3\r\n"),  # Excel's byte-order mark and line ends
+        ("chat.jsonl", '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p1"}], "answer": "2"}\n'
+                       '{"prompt": [{"role": "user", "content": "p2"}], "answer": "3"}'),
+        ("array.json", '[{"problem": "p1", "answer": "2"}, {"problem": "p2", "answer": "3"}]'),
+    ],
+)  # fmt: skip
+def test_usual_shapes_are_read_without_being_told(tmp_path, name, text):
+    source = sources.locate(str(write(tmp_path, name, text)), config.Data())
+    assert [row[1:3] for row in sources.read(source, config.Data(), 0)] == [("p1", "2"), ("p2", "3")]
+
+
+def test_parquet_is_read(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(
+        pyarrow.table({"problem": list("abcd"), "answer": list("1234")}), tmp_path / "x.parquet"
+    )
+    manifest, run = prepare(tmp_path, tmp_path / "x.parquet")
+    assert manifest["rows"] == {"train": 1, "val": 1, "test": 2}
+    assert sorted(row["answer"] for row in rows_of(run)) == list("1234")
+
+
+def test_columns_can_be_named(tmp_path):
+    path = write(tmp_path, "x.csv", "q,a\n" + "".join(f"p{i},{i}\n" for i in range(5)))
+    _, run = prepare(tmp_path, path, "data.columns.prompt=q", "data.columns.answer=a")
+    assert len(rows_of(run)) == 5
+
+
+def test_answers_of_a_csv_stay_text(tmp_path):
+    path = write(tmp_path, "x.csv", 'prompt,answer\np1,0011\np2,1e2\np3,}\np4,"a,\nb"\np5,NA\np6,####\n')
+    _, run = prepare(tmp_path, path)
+    assert sorted(row["answer"] for row in rows_of(run)) == ["####", "0011", "1e2", "NA", "a,\nb", "}"]
+
+
+def test_prompt_suffix_and_system_prompt_are_added(tmp_path):
+    _, run = prepare(tmp_path, "tiny-sums", "data.limit=5", 'data.prompt_suffix=" Think!"', "data.system_prompt=S")
+    for row in rows_of(run):
+        assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+        assert row["prompt"][1]["content"].endswith("? Think!")
+
+
+def test_unusable_rows_are_dropped_and_counted(tmp_path):
+    lines = [{"prompt": f"p{i}", "answer": "1"} for i in range(4)]
+    lines += [
+        {"prompt": " P1 ", "answer": "1"},
+        {"prompt": "", "answer": "1"},
+        {"prompt": "p9"},
+        {"prompt": "p8", "answer": " "},
+    ]
+    manifest, _ = prepare(tmp_path, write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, lines))))
+    assert manifest["dropped"] == {"repeated problem": 1, "no problem": 1, "no answer": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.csv", "prompt,solution\na,b\n", r"columns prompt, solution and none of answer, .*data\.columns\.answer="),
+        ("x.csv", "title,answer\na,b\n", r"none of prompt, problem.*data\.columns\.prompt="),
+        ("x.csv", "", "holds 0 rows"),  # empty
+        ("x.csv", "prompt,answer\n", "holds 0 rows"),  # header only
+        ("x.jsonl", "", "holds 0 rows"),
+        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n{"prompt": "a"', r"line 2 is not JSON"),  # cut off
+        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n[1]', r"line 2 holds no object"),
+        ("x.jsonl", "<!DOCTYPE html>\n<html>", r"line 1 begins a web page"),  # an error page saved as data
+        ("x.csv", "prompt,answer\na,b\nc\n", r"line 3 has another number of fields"),
+        ("x.csv", "prompt,answer\na,b,c\n", r"line 2 has another number of fields"),
+        ("x.csv", 'prompt,answer\n"a,b\n', r"the row after line 1 is not CSV"),  # a quote that never closes
+        ("x.csv", b"prompt,answer\n\xff\xfe,1\n", r"line 2 is not UTF-8 \(byte 0xff"),
+        ("x.parquet", b"PAR1 not really", "not readable Parquet"),
+        ("x.txt", "prompt", r"none of \.jsonl, \.json, \.csv, \.parquet"),
+        ("x.jsonl", '{"prompt": "", "answer": ""}\n', r"no usable row.*1 with no problem"),
+        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n' * 9, r"1 usable rows.*leaves none to train on"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_sentence_and_nothing_is_written(tmp_path, name, text, said):
+    path = write(tmp_path, name, text)
+    with pytest.raises(ValueError, match=said) as error:
+        prepare(tmp_path, path)
+    assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv, and no such file"):
+        prepare(tmp_path, tmp_path / "none.csv")
+
+
+def test_a_hub_name_that_cannot_be_had_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'nobody/nothing'.*the Hub did not give it"):
+        prepare(tmp_path, "nobody/nothing")
+
+
+def test_a_second_call_writes_nothing_and_force_writes_again(tmp_path):
+    _, run = prepare(tmp_path, "tiny-sums", "data.limit=50")
+    before = run.manifest.stat().st_mtime_ns
+    prepare(tmp_path, "tiny-sums", "data.limit=50")
+    assert run.manifest.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"data\.limit was 50, now 60"):
+        prepare(tmp_path, "tiny-sums", "data.limit=60")
+    manifest, _ = prepare(tmp_path, "tiny-sums", "data.limit=60", "run.force=true")
+    assert manifest["rows"]["train"] == 57
+
+
+def test_an_interrupted_preparation_leaves_the_old_data_whole(tmp_path, monkeypatch):
+    _, run = prepare(tmp_path, "tiny-sums", "data.limit=50")
+    old = hash_of(run.manifest.parent)
+    real = write_lines
+
+    def stopped(path, rows):
+        if "test" in path.parts:
+            raise KeyboardInterrupt
+        real(path, rows)
+
+    monkeypatch.setattr(files, "write_lines", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path, "tiny-sums", "data.limit=60", "run.force=true")
+    assert hash_of(run.manifest.parent) == old
+
+
+def test_the_challenges_rows_leading_zeros_and_braces_survive(tmp_path, shared_data):
+    manifest, run = prepare(tmp_path, shared_data / "nemotron_challenge/train.csv", "data.decontaminate=[]")
+    assert manifest["dropped"] == {}
+    golds = [row["answer"] for row in rows_of(run)]
+    assert len(golds) == 9500 and sum("}" in g for g in golds) == 94
+    assert sum(len(g) == 8 and set(g) <= set("01") and g[0] == "0" for g in golds) == 902
+
+
+def test_the_shipped_sample_has_200_rows_with_numbers_for_golds(tmp_path):
+    from tests.helpers.settings import SAMPLE
+
+    manifest, run = prepare(tmp_path, SAMPLE)
+    assert sum(manifest["rows"].values()) == 200
+    assert all(row["answer"].replace(",", "").lstrip("-").isdigit() for row in rows_of(run))
+
+
+EIGHT = [{"problem": f"How many {word} are there in a box of {n} and another of {n + 1}?", "answer": str(2 * n + 1)}
+         for n, word in enumerate(("apples", "books", "cars", "dogs", "eggs", "forks", "goats", "hats"), start=20)]  # fmt: skip
+
+
+def eight(tmp_path, *more):
+    return write(tmp_path, "eight.jsonl", "".join(json.dumps(row) + "\n" for row in [*EIGHT, *more]))
+
+
+def test_a_row_has_what_trl_nemo_rl_and_nemo_gym_read(tmp_path):
+    _, run = prepare(tmp_path, eight(tmp_path), 'data.prompt_suffix=" Go!"')
+    row = next(row for row in rows_of(run) if "apples" in row["input"])
+    assert row == {
+        "id": row["id"], "prompt": [{"role": "user", "content": EIGHT[0]["problem"] + " Go!"}], "answer": "41",
+        "source": "eight.jsonl", "pass_rate": None, "input": EIGHT[0]["problem"], "output": "41",
+        "question": EIGHT[0]["problem"], "expected_answer": "41",
+        "responses_create_params": {"input": [{"role": "user", "content": EIGHT[0]["problem"] + " Go!"}]},
+        "agent_ref": {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"},
+    }  # fmt: skip
+
+
+def test_a_manifest_has_the_six_keys_and_the_lineage(tmp_path):
+    path = eight(tmp_path, {"problem": "", "answer": "1"})
+    manifest, run = prepare(tmp_path, path)
+    assert {key: manifest[key] for key in ("train", "val", "test", "mode", "source_splits")} == {
+        "train": "train/data.jsonl", "val": "val/data.jsonl", "test": "test/data.jsonl", "mode": "resolve", "source_splits": ["train"],
+    }  # fmt: skip
+    assert len(manifest["run_hash"]) == 16
+    (source,) = manifest["sources"]
+    assert source["files"] == {"eight.jsonl": hash_of(path)} and source["rows"] == 9
+    assert {"python", "grpo-kit", "numpy", "pyarrow", "datasets"} == set(manifest["versions"])
+    assert manifest["read"] == 9 and manifest["funnel"] == [
+        {"reason": "no problem", "dropped": 1, "left": 8,
+         "examples": [{"from": "eight.jsonl, line 9", "problem": "", "answer": "1", "why": "there is nothing to ask"}]}
+    ]  # fmt: skip
+    assert read_lines(run.manifest.parent / "dropped.jsonl") == [
+        {
+            "source": "eight.jsonl",
+            "line": 9,
+            "reason": "no problem",
+            "why": "there is nothing to ask",
+            "problem": "",
+            "answer": "1",
+        }
+    ]
+
+
+def test_every_file_is_the_same_byte_for_byte(tmp_path):
+    path = eight(tmp_path, {"problem": "", "answer": "1"})
+    _, one = prepare(tmp_path, path, name="one")
+    _, other = prepare(tmp_path, path, name="other")
+    assert hash_of(one.manifest.parent) == hash_of(other.manifest.parent)
+
+
+def test_several_sources_come_together_and_a_problem_in_both_is_kept_once(tmp_path):
+    sums = write(tmp_path, "a/sums.csv", "prompt,answer\nWhat is 1 + 1?,2\nWhat is 1 + 2?,3\n")
+    again = write(tmp_path, "b/sums.csv", "problem,answer\nwhat is 1+1?,2\n")
+    manifest, run = prepare(tmp_path, f"{eight(tmp_path)},{sums}, {again}")
+    assert manifest["dropped"] == {"repeated problem": 1} and manifest["read"] == 11
+    assert {row["source"] for row in rows_of(run)} == {"eight.jsonl", "a/sums.csv"}
+    assert manifest["funnel"][0]["examples"][0]["from"] == "b/sums.csv, line 2"
+    with pytest.raises(ValueError, match="one source or several different ones"):
+        prepare(tmp_path, f"{sums},{sums}")
+
+
+def test_variants_of_one_problem_stay_in_one_split(tmp_path):
+    text = "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three dollars a dozen. What does he earn?"
+    variants = [{"problem": text.format(n), "answer": str(n)} for n in (10, 20, 30)]
+    for seed in range(4):
+        _, run = prepare(tmp_path, eight(tmp_path, *variants), "data.val_size=3", f"run.seed={seed}", name=f"s{seed}")
+        homes = {split for split in SPLITS for row in read_lines(run.rows(split)) if "farmer" in row["input"]}
+        assert len(homes) == 1
+        assert len(read_lines(run.rows("test"))) == 2
+
+
+def test_a_template_alone_cannot_fill_a_test_split_and_that_is_said(tmp_path):
+    text = "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three dollars a dozen. What does he earn?"
+    rows = [{"problem": text.format(n), "answer": str(n)} for n in range(10, 40)]
+    with pytest.raises(ValueError, match="0 rows for it that are no variants .* Add a source"):
+        prepare(tmp_path, write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_golds_that_the_verifier_cannot_use_are_dropped(tmp_path, math_reward):
+    chosen = config.load_config(
+        ["tiny"], [f"data.source={eight(tmp_path, {'problem': 'What is it?', 'answer': '}'})}", *SIZES]
+    )
+    manifest = prepare_preparation(chosen, open_run("r", tmp_path / "runs"), math_reward)
+    assert manifest["dropped"] == {"unusable gold": 1}
+
+
+def test_prompts_that_are_too_long_are_counted_with_the_runs_tokenizer_and_template(tmp_path):
+    long = {"problem": "How many? " + "x" * 100, "answer": "1"}
+    manifest, _ = prepare(tmp_path, eight(tmp_path, long), "data.max_prompt_tokens=120")
+    assert manifest["dropped"] == {"long prompt": 1}
+    assert manifest["funnel"][0]["examples"][0]["why"] == "141 tokens"  # a byte each, and 31 of the chat template
+
+
+def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
+    held = EIGHT[0]["problem"]
+    write(tmp_path, "math/held.jsonl", json.dumps({"problem": held.upper(), "answer": "41"}) + "\n")
+    leak = {"problem": "Think of this: " + held + " Say it.", "answer": "41"}
+    wanted = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'math/held.jsonl'}")
+    manifest, run = prepare(tmp_path, eight(tmp_path, leak), *wanted)
+    assert manifest["dropped"] == {"leaked, equal": 1, "leaked, overlap": 1}
+    assert manifest["evaluation"] == {"math500": {"problems": 1, "leaked": 1, "equal": 1, "overlap": 2, "kept": 0}}
+    assert not [row for row in rows_of(run) if "apples" in row["input"]]
+
+
+def test_evaluation_sets_that_are_not_here_are_named_and_those_asked_for_must_be(tmp_path):
+    manifest, _ = prepare(tmp_path, eight(tmp_path))
+    assert set(manifest["not_checked"]) == set(sources.recipe_names(evaluation=True)) and manifest["evaluation"] == {}
+    assert "data.paths.aime2024=" in manifest["not_checked"]["aime2024"]
+    with pytest.raises(FileNotFoundError, match="'aime2024' is no file here"):
+        prepare(tmp_path, eight(tmp_path), "data.decontaminate=[aime2024]", name="other")
+    manifest, _ = prepare(tmp_path, eight(tmp_path), "data.decontaminate=[]", name="none")
+    assert manifest["not_checked"] == {}
+
+
+def test_sums_of_the_kits_own_are_checked_against_nothing(tmp_path):
+    manifest, _ = prepare(tmp_path, "tiny-sums", "data.limit=50")
+    assert manifest["evaluation"] == {} == manifest["not_checked"]
+
+
+def test_a_set_to_be_judged_by_is_no_source(tmp_path):
+    path = write(tmp_path, "x.jsonl", '{"problem": "p", "answer": "1"}\n')
+    with pytest.raises(ValueError, match="a set to be judged by"):
+        prepare(tmp_path, "aime2024", f"data.paths.aime2024={path}")
+
+
+def test_a_run_that_is_done_does_not_need_its_source_any_more(tmp_path):
+    path = eight(tmp_path)
+    prepare(tmp_path, path)
+    path.unlink()
+    assert prepare(tmp_path, path)[0]["read"] == 8
+
+
+@pytest.mark.parametrize("step", ["leaks", "duplicates", "write"])
+def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_path, monkeypatch, step):
+    path = eight(tmp_path, {"problem": EIGHT[0]["problem"].upper(), "answer": "41"})
+    write(tmp_path, "held/x.jsonl", json.dumps({"problem": EIGHT[1]["problem"], "answer": "43"}) + "\n")
+    wanted = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'held/x.jsonl'}")
+    _, whole = prepare(tmp_path, path, *wanted, name="whole")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        at = {"leaks": "keep_out", "duplicates": "deduplicate"}
+        patch.setattr(*((preparation, "write") if step == "write" else (Pipeline, at[step])), killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path, path, *wanted)
+    run = open_run("r", tmp_path / "runs")
+    assert not run.manifest.exists()
+    finished = {p.stem for p in run.path.rglob("*.jsonl")}
+    steps = ["read-0", "leaks", "duplicates"]
+    assert finished == set(steps[: ["leaks", "duplicates", "write"].index(step) + 1])
+    held = sources.locate("math500", config.Data(paths={"math500": str(tmp_path / "held/x.jsonl")}))
+    real = sources.read
+    monkeypatch.setattr(sources, "read", lambda source, *rest: real(held, *rest))  # the source itself is not read again
+    _, run = prepare(tmp_path, path, *wanted)
+    assert hash_of(run.manifest.parent) == hash_of(whole.manifest.parent)
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "data", "run.json"]
+
+
+def test_what_was_finished_for_other_settings_is_not_used(tmp_path, monkeypatch):
+    path = eight(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path, path)
+    manifest, _ = prepare(tmp_path, path, "data.limit=6")
+    assert manifest["read"] == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path, path, name="q")
+    eight(tmp_path, {"problem": "One more?", "answer": "1"})  # the file has changed meanwhile
+    assert prepare(tmp_path, path, name="q")[0]["read"] == 9
+
+
+def test_gsm8k_math_and_aime_together_with_planted_leaks(tmp_path, shared_data, monkeypatch, math_reward):
+    """The three sets at once, kept apart from four to be judged by, with four leaks and two near misses planted."""
+    monkeypatch.setenv("GRPO_KIT_DATA", str(shared_data))
+    held = json.loads((shared_data / "aime/aime2024.jsonl").read_text().splitlines()[0])["problem"]
+    other = json.loads((shared_data / "gsm8k/test.jsonl").read_text().splitlines()[0])["question"]
+    sentence = held.split(". ")[1]
+    assert len(sentence.split()) > 20
+    planted = [
+        held,  # exact
+        other.replace(" ", "\n "),  # white space
+        json.loads((shared_data / "math/math500_test.jsonl").read_text().splitlines()[7])["problem"].upper(),  # casing
+        f"Tom runs. {sentence}. What is Tom's time?",  # a long sentence
+        "A die is thrown. The chance can be written as m/n, where m and n are relatively prime positive integers. Find m + n.",
+        "Ann sells scarves. How much in dollars does she make every day at the market in town?",
+    ]
+    path = write(tmp_path, "planted.jsonl", "".join(json.dumps({"problem": p, "answer": "7"}) + "\n" for p in planted))
+    chosen = config.load_config(["tiny"], [f"data.source=gsm8k,math,aime_1983_2023,{path}", "data.decontaminate=[math500,aime2024,aime2025,gsm8k_test]"])  # fmt: skip
+    run = open_run("r", tmp_path / "runs")
+    manifest = prepare_preparation(chosen, run, math_reward)
+    assert manifest["read"] == 7473 + 7474 + 975 + 6
+    gone = {row["line"]: row["reason"] for row in read_lines(run.manifest.parent / "dropped.jsonl") if row["source"] == "planted.jsonl"}  # fmt: skip
+    assert gone == {1: "leaked, equal", 2: "leaked, equal", 3: "leaked, equal", 4: "leaked, overlap"}
+    assert manifest["dropped"] == {
+        "no answer": 4, "figure only": 1, "missing figure": 11, "unusable gold": 1, "leaked, equal": 9, "leaked, overlap": 67,
+        "repeated problem": 338, "near duplicate": 47,
+    }  # fmt: skip
+    assert sum(manifest["rows"].values()) + sum(manifest["dropped"].values()) == manifest["read"]
+    kept = rows_of(run)
+    assert all(row["answer"] and row["prompt"][-1]["content"] for row in kept)
+    assert len({row["id"] for row in kept}) == len(kept)

@@ -1,0 +1,495 @@
+"""Six puzzle families: shaped as the challenge's, the same by seed and index, solved from their examples, or marked."""
+
+import csv
+import hashlib
+import itertools
+import json
+import random
+import re
+from decimal import Decimal
+
+import pytest
+
+from grpo_kit.data import puzzles
+from grpo_kit.data.puzzles import bits, cipher, cryptarithms, equations, numerals, physics, rules
+from grpo_kit.rewards.challenge import challenge_reward, challenge_score
+
+COUNTS = {
+    "bit manipulation": 1602, "gravity": 1597, "unit conversion": 1594, "text encryption": 1576, "numeral system": 1576,
+    "equation transformation": 1555,
+}  # fmt: skip
+EVERY = list(puzzles.FAMILIES)
+SUFFIX = "\nPlease put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`"
+
+
+@pytest.fixture(scope="module")
+def real(shared_data) -> dict[str, list[dict[str, str]]]:
+    """The challenge's rows by family, told apart by a word of their own and not by `classify`."""
+    words = dict(
+        zip(
+            COUNTS,
+            ["bit manipulation", "gravitational", "unit conversion", "encryption", "numeral system", "equations"],
+        )
+    )
+    found = {family: [] for family in COUNTS}
+    with (shared_data / "nemotron_challenge" / "train.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            (family,) = (name for name, word in words.items() if word in row["prompt"])
+            found[family].append(row)
+    return found
+
+
+def paid(answer: str, told: str | None) -> bool:
+    return told is not None and challenge_score(answer, f"\\boxed{{{told}}}") == 1.0
+
+
+# ---- the challenge's own puzzles
+
+
+def test_every_real_prompt_is_named_and_counted(real):
+    for family, rows in real.items():
+        assert len(rows) == COUNTS[family]
+        assert {puzzles.classify(row["prompt"]) for row in rows} == {family}
+        assert {puzzles.classify(row["prompt"] + SUFFIX) for row in rows[:50]} == {family}
+
+
+@pytest.mark.parametrize(
+    "name", ["gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.jsonl", "math/math500_test.jsonl"]
+)
+def test_no_other_prompt_is_named(shared_data, name):
+    for line in (shared_data / name).read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        asked = row.get("question") or row["problem"]
+        assert puzzles.classify(asked) is puzzles.solve(asked) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "share"),
+    [
+        ("bit manipulation", 0.97),  # all 1,602: 98.8 %
+        ("gravity", 1.0),
+        ("unit conversion", 1.0),
+        ("text encryption", 1.0),
+        ("numeral system", 1.0),
+        ("equation transformation", 0.70),  # all 1,555: 76.8 %; many leave the answer open
+    ],
+)
+def test_a_solver_answers_the_real_ones(real, family, share):
+    sample = real[family][::10]
+    right = sum(paid(row["answer"], puzzles.solve(row["prompt"])) for row in sample)
+    assert right / len(sample) >= share
+
+
+def test_a_real_equation_whose_answer_is_determined_is_answered_right(real):
+    checked = 0
+    for row in real["equation transformation"][::10]:
+        shown = re.findall(r"^(\S{5}) = (\S+)$", row["prompt"], re.MULTILINE)
+        found = equations.answers(shown, row["prompt"].rpartition(" ")[2])
+        assert found, row["id"]  # the rules explain every puzzle
+        if len(found) == 1 and None not in found:
+            assert set(found) == {row["answer"]}
+            checked += 1
+    assert checked > 60
+
+
+def skeleton(prompt: str) -> str:
+    """A prompt with one example line, what differs between puzzles masked."""
+    prompt = re.sub(r"(?<=text: )[a-z ]+$|(?<=for: )\S{5}$", "Q", prompt)
+    prompt = re.sub(r"^[a-z ]+ -> [a-z ]+$|^\S{5} = \S+$", "E", prompt, flags=re.MULTILINE)
+    prompt = re.sub(r"^N -> [IVXLC]+$", "N -> R", re.sub(r"\d+(\.\d+)?", "N", prompt), flags=re.MULTILINE)
+    return "\n".join(line for line, _ in itertools.groupby(prompt.split("\n")))
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_prompts_have_the_shape_of_the_real_ones(real, family):
+    def examples(prompt):
+        return len(re.findall(r"^(?:For t|.* (?:->|=|becomes)) \S.*$", prompt, re.MULTILINE))
+
+    made = [puzzles.make(family, 11, index).prompt for index in range(60)]
+    assert {skeleton(prompt) for prompt in made} == {skeleton(row["prompt"]) for row in real[family]}
+    assert {examples(prompt) for prompt in made} <= {examples(row["prompt"]) for row in real[family]}
+    lengths = [len(row["prompt"]) for row in real[family]]
+    assert min(lengths) - 10 <= min(map(len, made)) and max(map(len, made)) <= max(lengths) + 10
+
+
+# ---- generated puzzles
+
+FORMATS = {
+    "bit manipulation": "[01]{8}",
+    "gravity": r"\d+\.\d{1,2}",
+    "unit conversion": r"\d+\.\d{2}",
+    "text encryption": "[a-z]+( [a-z]+){2,4}",
+    "numeral system": "[IVXLC]+",
+    "equation transformation": r"\S{1,5}",
+}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_generated_puzzle_is_determined_solved_and_paid(family):
+    for index in range(120):
+        made = puzzles.make(family, 21, index)
+        assert made.determined and made.family == puzzles.classify(made.prompt) == family
+        assert re.fullmatch(FORMATS[family], made.answer), made
+        assert made.trace.endswith(made.answer) and "boxed" not in made.trace
+        completion = f"{made.trace}\n</think>\n\\boxed{{{made.answer}}}"
+        assert challenge_reward([completion], answer=[made.answer]) == [1.0]
+        told = puzzles.solve(made.prompt + SUFFIX)
+        # The middle of the factors a measure's examples allow may differ in the last decimal; nothing else may differ.
+        assert paid(made.answer, told) if family in ("gravity", "unit conversion") else told == made.answer, made
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
+    there = [puzzles.make(family, 3, index) for index in range(12)]
+    random.seed(99)
+    back = [puzzles.make(family, 3, index) for index in reversed(range(12))]
+    assert there == back[::-1]
+    assert len({made.prompt for made in there}) == 12
+    assert puzzles.make(family, 4, 0) != there[0]
+
+
+def test_puzzles_stay_what_they_were_until_the_version_goes_up():
+    text = "".join(puzzles.make(family, 0, index).prompt for family in EVERY for index in range(3))
+    assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "3a0a8651193b76ec")
+
+
+@pytest.mark.parametrize("family", ["bit manipulation", "equation transformation"])
+def test_what_the_examples_leave_open_is_marked(family):
+    kept = [puzzles.make(family, 5, index, determined_only=False) for index in range(60)]
+    marks = {made.determined for made in kept}
+    assert marks == {True, False}
+    for made in kept:
+        assert made.trace.endswith(made.answer)
+        assert not made.determined or puzzles.solve(made.prompt) == made.answer
+
+
+def test_an_operator_that_no_example_shows_is_never_called_determined():
+    unshown = 0
+    for index in range(80):
+        made = puzzles.make("equation transformation", 6, index, {"symbols": (0, 0)}, determined_only=False)
+        *lines, query = made.prompt.split("\n")[1:]
+        if all(line[2] != query.rpartition(" ")[2][2] for line in lines):
+            assert not made.determined and "never shown" in made.trace
+            unshown += 1
+    assert unshown > 5
+
+
+def test_determined_bits_agree_with_a_search_that_shares_no_code():
+    names = [(kind, n) for kind, ns in (("o", range(8)), ("l", range(1, 8)), ("r", range(1, 8))) for n in ns]
+
+    def bit(byte: str, place: int, kind: str, n: int) -> str:
+        padded = {"o": byte * 2, "l": byte + "0" * 8, "r": "0" * n + byte}[kind]
+        return padded[place + (0 if kind == "r" else n)]
+
+    for index in range(4):
+        made = puzzles.make("bit manipulation", 31, index, {"copies": (2, 2)}, determined_only=False)
+        shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
+        asked = made.prompt[-8:]
+        told = set()
+        for chosen in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(4)):
+            table, works = {}, True
+            for given, output in shown:
+                for place in range(8):
+                    row = tuple(bit(given, place, *name) for name in chosen)
+                    works = works and table.setdefault(row, output[place]) == output[place]
+                if not works:
+                    break
+            if works:
+                told.add("".join(table.get(tuple(bit(asked, p, *name) for name in chosen), "?") for p in range(8)))
+        assert made.determined == (told == {made.answer})
+        assert made.answer in told
+
+
+def test_symbol_equations_agree_with_trying_every_filling():
+    shown, asked = [("ab+ca", "dc")], "ba+ac"  # 5,040 fillings, three ways, twelve rules
+    expected = {}
+    for way in range(3):
+        for filling in itertools.permutations("0123456789", 4):
+            digit = dict(zip("abcd", filling))
+            lines = [
+                ("".join(digit.get(c, c) for c in left), "".join(digit[c] for c in right)) for left, right in shown
+            ]
+            query = "".join(digit.get(c, c) for c in asked)
+            if not all(rules.possible(left, way) for left, _ in [*lines, (query, "")]):
+                continue
+            back = {number: symbol for symbol, number in digit.items()}
+            for rule in rules.RULES:
+                if all(rules.written(rule, way, left) == right for left, right in lines):
+                    answer = "".join(back.get(c, c if c == "+" else "?") for c in rules.written(rule, way, query))
+                    answer = None if "?" in answer else answer
+                    share = rules.weight_of_all({"+": rule}, way, True) / 5_040
+                    expected[answer] = expected.get(answer, 0) + share
+    found = cryptarithms.answers(shown, asked)
+    assert len(expected) > 2
+    assert found == pytest.approx(expected)
+
+
+# ---- traces: every step that is written is true
+
+
+@pytest.mark.parametrize("family", ["gravity", "unit conversion"])
+def test_products_and_quotients_in_a_trace_are_right(family):
+    for index in range(40):
+        trace = puzzles.make(family, 41, index).trace
+        steps = re.findall(r"([\d.]+) ([*/]) ([\d.]+) = ([\d.]+)(?: -> ([\d.]+))?", trace)
+        assert [sign for _, sign, *_ in steps].count("/") == 1 and len(steps) >= 3
+        for a, sign, b, told, result in steps:
+            true = Decimal(a) * Decimal(b) if sign == "*" else Decimal(a) / Decimal(b)
+            assert abs(true - Decimal(told)) < (Decimal("0.0001") if sign == "*" else Decimal("0.000006"))
+            assert sign == "/" or physics.rounded(true) == physics.rounded(Decimal(told)) == Decimal(result)
+
+
+def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
+    for index in range(30):
+        made = puzzles.make("bit manipulation", 41, index)
+        shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
+        for which, letter in ((0, "i"), (1, "o")):
+            columns = re.findall(rf"^{letter}\d ([01]+)\b", made.trace, re.MULTILINE)
+            assert columns == ["".join(pair[which][place] for pair in shown) for place in range(8)]
+        found = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", made.trace, re.MULTILINE)
+        assert len(found) == 8 and all(said == got for said, got in found)
+        assert "".join(re.findall(r"^o\d = .* = ([01])$", made.trace, re.MULTILINE)) == made.answer
+
+
+def test_letters_in_a_trace_spell_its_words():
+    for index in range(40):
+        made = puzzles.make("text encryption", 41, index)
+        read = re.findall(
+            r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", made.trace, re.MULTILINE
+        )
+        told = {secret: word or spelled for secret, _, spelled, word in read}
+        assert all([*spelled] == [pair[2:] for pair in letters.split()] for _, letters, spelled, _ in read)
+        assert " ".join(told[secret] for secret in made.prompt.rpartition(": ")[2].split()) == made.answer
+
+
+def test_equations_in_a_trace_are_right():
+    for index in range(60):
+        made = puzzles.make("equation transformation", 41, index)
+        written = re.findall(r", written (\S+), shown (\S+)$", made.trace, re.MULTILINE)
+        assert all(told == shown for told, shown in written)
+        assert len(written) == made.prompt.count(" = ") or "copies" in made.trace
+        steps = "\n".join(line for line in made.trace.split("\n") if " is " not in line)  # not the filled-in examples
+        found = re.findall(r"(\d+) ?([-+*]) ?(\d+)(?: ([-+]) 1)? ?= ?(-?\d+)\b", steps)
+        assert found or "remainder" in steps or "|" in steps or "copies" in steps or "joined" in steps
+        for a, sign, b, one, told in found:
+            value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+            assert int(told) == value + {"+": 1, "-": -1, "": 0}[one]
+
+
+# ---- difficulty
+
+
+def test_knobs_turn_what_they_say():
+    for index in range(20):
+        made = puzzles.make("numeral system", 1, index, {"numbers": (1000, 3999), "examples": (2, 2)})
+        assert "M" in made.answer and made.prompt.count(" -> ") == 2
+        made = puzzles.make("text encryption", 1, index, {"hidden": (0, 0)})
+        assert set(made.prompt.rpartition(": ")[2]) <= set(made.prompt.partition("Now,")[0])
+        assert "?" not in made.trace
+        made = puzzles.make("gravity", 1, index, {"g": (1.6, 1.7), "seconds": (10.0, 20.0)})
+        assert 1.5 < 2 * float(made.answer) / float(re.search(r"for t = ([\d.]+)s", made.prompt)[1]) ** 2 < 1.8
+        made = puzzles.make("unit conversion", 1, index, {"factor": (3.0, 3.0)})
+        assert re.search(r"= (3\.00\d{3}|2\.99\d{3})$", made.trace, re.MULTILINE)
+        made = puzzles.make("bit manipulation", 1, index, {"copies": (1, 1)})
+        assert not re.search(" and | or | xor |majority|choice", made.trace.partition("\n")[2])
+        made = puzzles.make("equation transformation", 1, index, {"symbols": (0, 0), "operators": (1, 1)})
+        assert made.prompt[-1].isdigit() and len({line[2] for line in made.prompt.split("\n")[1:-1]}) == 1
+        assert made.difficulty == {"examples": (3, 5), "operators": (1, 1), "symbols": (0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("family", "knobs", "said"),
+    [
+        ("chess", {}, "'chess' is no puzzle family.*bit manipulation"),
+        ("gravity", {"example": (3, 5)}, "'example' is no knob of gravity; it has examples, seconds, g"),
+        ("gravity", {"seconds": (5.0, 1.0)}, r"seconds is \(5.0, 1.0\)"),
+        ("gravity", {"examples": (0, 3)}, r"examples is \(0, 3\).*1 or more"),
+        ("gravity", {"examples": (1.5, 3)}, "whole numbers"),
+        ("gravity", {"g": (0, 1)}, "above 0"),
+        ("gravity", {"seconds": (1.0, 1.02)}, "further apart"),
+        ("unit conversion", {"factor": (1,)}, r"factor is \(1,\)"),
+        ("numeral system", {"numbers": (0, 10)}, "1 to 3999"),
+        ("numeral system", {"numbers": (1, 4000)}, "1 to 3999"),
+        ("bit manipulation", {"copies": (1, 4)}, r"copies is \(1, 4\)"),
+        ("bit manipulation", {"examples": (7, 300)}, "256 bytes"),
+        ("bit manipulation", {"examples": (1, 1)}, "1000 draws.*more examples"),
+        ("text encryption", {"hidden": (20, 26)}, r"hide \(20, 26\)"),
+        ("equation transformation", {"operators": (4, 5)}, "1 to 3 operators"),
+        ("equation transformation", {"symbols": (0, 2)}, "0 .digits. or 1"),
+    ],
+)
+def test_a_wrong_knob_is_named(family, knobs, said):
+    with pytest.raises(ValueError, match=said):
+        puzzles.make(family, 0, 0, knobs)
+
+
+# ---- rows
+
+
+def test_rows_take_turns_and_begin_alike():
+    rows = puzzles.rows(30, seed=2)
+    assert [row["family"] for row in rows] == EVERY * 5
+    assert all(list(row) == ["id", "prompt", "answer", "family", "trace"] for row in rows)
+    assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 30
+    assert puzzles.rows(12, seed=2) == rows[:12] and puzzles.rows(12, seed=3) != rows[:12]
+    only = puzzles.rows(4, seed=2, families=["gravity"], difficulty={"gravity": {"examples": (9, 9)}})
+    assert {(row["family"], row["prompt"].count("For t")) for row in only} == {("gravity", 9)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"count": 0}, "0 rows of 6 families"),
+        ({"count": 3, "families": []}, "3 rows of 0 families"),
+        ({"count": 3, "families": ["sums"]}, "'sums' is no puzzle family"),
+        (
+            {"count": 99, "families": ["numeral system"], "difficulty": {"numeral system": {"numbers": (1, 2)}}},
+            "2 different puzzles of 99",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_had_are_refused(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        puzzles.rows(seed=1, **arguments)
+
+
+# ---- the families' own rules, literally
+
+
+@pytest.mark.parametrize(
+    ("rule", "way", "left", "right"),
+    [
+        ("add", 0, "49`94", "143"),
+        ("add", 1, "86+66", "431"),  # 68 + 66 = 134
+        ("subtract", 2, "69/52", "17/"),  # 25 - 96 = -71, the line backwards
+        ("subtract", 1, "14-19", "-05"),  # 41 - 91 = -50, the minus stays in front
+        ("subtract", 0, "33|45", "|12"),
+        ("distance below zero", 0, "70+22", "+48"),
+        ("remainder of larger by smaller", 1, "02}63", "61"),  # 36 % 20 = 16
+        ("multiply, minus 1", 1, "91*88", "1761"),  # 19 * 88 - 1 = 1671
+        ("join", 0, "20#24", "2024"),
+        ("join", 1, "83*15", "1583"),
+        ("join", 2, "83*15", "8315"),
+        ("join swapped", 0, "83*15", "1583"),
+    ],
+)
+def test_how_a_rule_writes_its_result(rule, way, left, right):
+    assert rules.written(rule, way, left) == right
+
+
+def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
+    def given(shown, way):
+        return list(
+            rules.assignments(shown, way, lambda rule, way, *pair: rules.written(rule, way, pair[0]) == pair[1])
+        )
+
+    assert given([("12#34", "46"), ("12$34", "47")], 0) == []  # two sums
+    assert given([("12#34", "46"), ("12$34", "408")], 0) == [{"#": "add", "$": "multiply"}]
+    assert given([("12#34", "1234"), ("12$34", "1234")], 0) == [{"#": "join", "$": "join"}]
+
+
+def test_copies_and_their_sources_are_the_same_thing():
+    for name in bits.COPIES:
+        for byte in (0b10110010, 0b00000001, 0b11111111):
+            told = [bits.source(place, *name) for place in range(8)]
+            text = "".join("0" if at is None else f"{byte:08b}"[at] for at in told)
+            assert f"{bits.copy(byte, *name):08b}" == text, name
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [
+        (0, "0011"),
+        (("not", 1), "1010"),
+        (("xor", 0, 1), "0110"),
+        (("and", ("not", 0), 1), "0100"),
+        (("majority", 0, 1, 2), "0011"),
+        (("choice", 2, 0, 1), "0111"),  # the first word where the third has 1, else the second
+    ],
+)
+def test_a_rule_on_whole_words(rule, value):
+    assert f"{bits.evaluated(rule, [0b0011, 0b0101, 0b0010], 0b1111):04b}" == value
+
+
+def test_factors_that_the_examples_allow():
+    shown = [(Decimal(10), Decimal("12.35")), (Decimal(20), Decimal("24.70"))]
+    low, high = physics.allowed(shown)
+    assert (low, high) == (Decimal("1.23475"), Decimal("1.23525"))
+    assert physics.determined(shown)
+    assert not physics.determined([(Decimal(1), Decimal("0.10"))])  # 0.095 to 0.105
+    assert not physics.determined([(Decimal(1), Decimal("1.00")), (Decimal(1), Decimal("2.00"))])  # nothing fits
+    lines = "10.0 m becomes 12.35\n20.0 m becomes 24.70\n"
+    assert puzzles.solve(f"{physics.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m") == "49.40"
+    assert physics.rounded(Decimal("0.125")) == Decimal("0.13")
+
+
+@pytest.mark.parametrize(("number", "letters"), [(1, "I"), (4, "IV"), (49, "XLIX"), (100, "C"), (1994, "MCMXCIV"), (3999, "MMMCMXCIX")])  # fmt: skip
+def test_roman_numerals(number, letters):
+    assert numerals.roman(number) == letters
+    assert sum(value for value, _ in numerals.parts(number)) == number
+
+
+def test_an_unseen_letter_is_told_by_the_words_that_fit():
+    key, lines = cipher.learn([("abc", "cat")])
+    assert key == {"a": "c", "b": "a", "c": "t"} and lines == ["abc = cat: a=c b=a c=t"]
+    assert cipher.learn([("abc", "cat"), ("abd", "tat")]) is None  # a is both c and t
+    assert cipher.learn([("abc", "cat"), ("xbc", "cat")]) is None  # both a and x are c
+    found = {cipher.decrypted(new, "abc dxxe cef") for new in cipher.readings(key, "abc dxxe cef")}
+    assert found == set()  # "sees" has its ends alike
+    assert len(cipher.WORDS) == 77
+
+
+# ---- what is no puzzle
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_damaged_prompt_never_raises(family):
+    rng = random.Random(1)
+    made = puzzles.make(family, 8, 0).prompt
+    damaged = [made[:cut] for cut in range(0, len(made), 7)]
+    for _ in range(40):
+        at = rng.randrange(90, len(made))
+        damaged.append(made[:at] + rng.choice(["\n", "0", "²", "٣", "=", "->", "9" * 40, "\0", " "]) + made[at + 1 :])
+    damaged += [
+        made.replace("\n", "\r\n"),
+        made + made,
+        made.replace("1", "x"),
+        made.upper(),
+        puzzles.FAMILIES[family].opening,
+    ]
+    for prompt in damaged:
+        told = puzzles.solve(prompt)
+        assert told is None or isinstance(told, str)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "Now, determine the output for: 10100110",
+        f"{numerals.OPENING}\n11 -> IX\nNow, write the number 12 in the Wonderland numeral system.",  # not Roman
+        f"{bits.OPENING}\nNow, determine the output for: 10100110",  # no example
+        f"{bits.OPENING}\n00000000 -> 00000000\n00000000 -> 11111111\nNow, determine the output for: 10100110",
+        f"{cipher.OPENING}\nabc -> the cat\nNow, decrypt the following text: abc",
+        f"{equations.OPENING}\n11+11 = 99\nNow, determine the result for: 22+22",
+        f"{equations.OPENING}\nab+cd = abcdef\nNow, determine the result for: ab+cd",
+        f"{equations.OPENING}\nab+cd = abc\nNow, determine the result for: 12+34",
+        f"{physics.UNIT_OPENING}\n1.0 m becomes 1.00\n1.0 m becomes 2.00\nNow, convert the following measurement: 3.0 m",
+    ],
+)
+def test_what_no_rule_explains_has_no_answer(prompt):
+    assert puzzles.solve(prompt) is None
+
+
+def test_many_signs_do_not_multiply():
+    lines = "".join(f"a{i}{sign}b{i} = {i}\n" for i, sign in zip("cdefghij", "!#$%&?@^"))
+    assert puzzles.solve(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+    lines = "".join(f"ab{chr(0x4E00 + i)}cd = abcd\n" for i in range(3000))
+    assert puzzles.solve(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+
+
+def test_a_copied_pair_is_told_in_the_order_of_its_examples():
+    for index in range(120):
+        made = puzzles.make("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
+        for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", made.trace, re.MULTILINE):
+            assert right == (left[:2] + left[3:] if order == "left" else left[3:] + left[:2])

@@ -1,0 +1,169 @@
+"""Rows asked not to think, rows told a budget: how many, which, what the template makes of them, and what they are paid."""
+
+import json
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data import row_options
+from grpo_kit.data.preparation import prepare
+from grpo_kit.policy.chat import conversations, opened_think
+from grpo_kit.policy.load import load_tokenizer
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
+from tests.helpers.settings import SMALL
+
+BOTH = ["data.no_thinking=0.3", "data.budgeted=0.2", "data.token_budgets=[8,16]"]
+
+
+def row(number, **more):
+    return {"id": f"r{number}", "prompt": [{"role": "user", "content": f"q{number}"}], "answer": "4", **more}
+
+
+def told(*overrides, count=2000, seed=1):
+    chosen = config.load_config(["tiny"], overrides).data
+    return [row_options.with_option(row(i), chosen, seed) for i in range(count)]
+
+
+def test_by_default_a_row_is_left_as_it_is():
+    assert told(count=3) == [row(0), row(1), row(2)]
+
+
+def test_the_shares_are_those_asked_for_and_a_row_is_of_one_kind():
+    rows = told(*BOTH)
+    bare, budgeted = [r for r in rows if not r["enable_thinking"]], [r for r in rows if r["token_budget"]]
+    assert len(bare) / len(rows) == pytest.approx(0.3, abs=0.03)
+    assert len(budgeted) / len(rows) == pytest.approx(0.2, abs=0.03)
+    assert not any(r["token_budget"] for r in bare)
+    assert {r["token_budget"] for r in budgeted} == {8, 16}
+
+
+def test_a_budget_is_stated_at_the_end_of_the_prompt_and_nothing_else_is_changed():
+    for given, found in zip(map(row, range(200)), told(*BOTH, count=200), strict=True):
+        said = f"\nThink for at most {found['token_budget']} tokens." if found["token_budget"] else ""
+        assert found["prompt"] == [{"role": "user", "content": given["prompt"][0]["content"] + said}]
+
+
+def test_which_rows_is_a_matter_of_seed_and_id_alone():
+    assert told(*BOTH, count=50) == told(*BOTH, count=100)[:50]
+    assert told(*BOTH, count=50, seed=1) != told(*BOTH, count=50, seed=2)
+
+
+def test_only_training_rows_have_options(tmp_path):
+    chosen = config.load_config(["tiny"], [*SMALL, *BOTH])
+    run = open_run("r", tmp_path)
+    prepare(chosen, run)
+    assert all("enable_thinking" in r for r in read_lines(run.rows("train")))
+    assert not any("enable_thinking" in r for split in ("val", "test") for r in read_lines(run.rows(split)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.no_thinking=1.5"], r"data\.no_thinking is 1\.5; it is a share"),
+        (["data.budgeted=-1"], r"data\.budgeted is -1\.0; it is a share"),
+        (["data.no_thinking=0.6", "data.budgeted=0.6", "data.token_budgets=[8]"], "more than all rows together"),
+        (["data.budgeted=0.5"], r"data\.token_budgets is empty.*data\.token_budgets=\["),
+        (["data.budgeted=0.5", "data.token_budgets=[8,0]"], r"data\.token_budgets is 0"),
+    ],
+)
+def test_shares_and_budgets_that_make_no_sense_are_refused(overrides, said):
+    with pytest.raises(ValueError, match=said):
+        config.load_config(["tiny"], overrides)
+
+
+@pytest.fixture
+def tokenizer():
+    return load_tokenizer(config.Policy())
+
+
+def rendered(tokenizer, rows, enable_thinking):
+    return [
+        tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        ).rpartition("assistant\n")[2]
+        for turns in conversations(tokenizer, rows, enable_thinking)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "run", "end"),
+    [
+        (None, True, "<think>\n"),
+        (None, False, "<think></think>"),
+        (True, True, "<think>\n"),
+        (True, False, "<think>\n"),
+        (False, True, "<think></think>"),
+        (False, False, "<think></think>"),
+    ],
+)
+def test_a_rows_own_word_goes_before_the_runs(tokenizer, own, run, end):
+    rows = [row(0, enable_thinking=own), row(1, enable_thinking=True)]
+    assert rendered(tokenizer, rows, run) == [end, "<think>\n"]
+    assert opened_think(tokenizer, rows, run) == [end == "<think>\n", True]
+    assert opened_think(tokenizer, [row(0)], run) == [run]
+
+
+def test_a_system_turn_stays_as_it_is_and_the_rows_too(tokenizer):
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]
+    given = {"id": "x", "prompt": turns, "enable_thinking": False}
+    before = json.dumps(given)
+    (asked,) = conversations(tokenizer, [given], True)
+    assert asked[0] == turns[0] and json.dumps(given) == before
+
+
+def test_a_template_with_the_published_ones_default_heeds_it_too(tokenizer):
+    """Nemotron's own template begins by giving `enable_thinking` a default."""
+    tokenizer.chat_template = (
+        "{%- set enable_thinking = enable_thinking if enable_thinking is defined else True %}"
+        "{%- for m in messages %}{{ m.content }}{% endfor %}assistant\n{{ '<think>\\n' if enable_thinking else '<think></think>' }}"
+    )
+    rows = [row(0, enable_thinking=False), row(1, enable_thinking=True), row(2, enable_thinking=None)]
+    assert rendered(tokenizer, rows, True) == ["<think></think>", "<think>\n", "<think>\n"]
+
+
+def test_a_template_that_knows_no_such_word_is_refused(tokenizer):
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"knows no enable_thinking.*data\.no_thinking=0"):
+        conversations(tokenizer, [row(0, enable_thinking=False)], True)
+    conversations(tokenizer, [row(0, enable_thinking=True)], True)  # asks nothing of the template
+
+
+def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path):
+    """TRL 1.16 knows one set of template keywords for all rows; what its prompts end in is read off its own tokens."""
+    chosen = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])
+    run = open_run("r", tmp_path)
+    prepare(chosen, run)
+    batches, texts = [], []
+
+    def watching_reward(**batch):
+        batches.append(batch)
+        return [float(i % 2) for i in range(len(batch["completions"]))]
+
+    trainer = train.make_trainer(chosen, run, [watching_reward, load_reward("reasoning_format.py")])
+    tokenizer, template = trainer.processing_class, trainer.processing_class.apply_chat_template
+
+    def reading(conversation, **options):
+        found = template(conversation, **options)
+        texts.append([tokenizer.decode(ids) for ids in found["input_ids"]])
+        return found
+
+    tokenizer.apply_chat_template = reading
+    trainer.train()
+    thinks = [word for batch in batches for word in batch["enable_thinking"]]
+    assert {True, False} == set(thinks) and len(texts) == len(batches) == 3
+    for batch, prompts in zip(batches, texts, strict=True):
+        assert batch["prompt_opened_think"] == batch["enable_thinking"]
+        assert [text.endswith("<think>\n") for text in prompts] == batch["enable_thinking"]
+        assert [text.endswith("<think></think>") for text in prompts] == [not word for word in batch["enable_thinking"]]
+        for text, budget in zip(prompts, batch["token_budget"], strict=True):
+            assert (f"Think for at most {budget} tokens." in text) == (budget is not None)
+
+
+def test_a_row_that_was_not_to_think_is_paid_for_its_bare_answer_and_another_is_not(math_reward):
+    said = [[{"role": "assistant", "content": "\\boxed{4}"}]] * 2
+    columns = {"prompt_opened_think": [True, False], "enable_thinking": [True, False]}
+    assert math_reward(completions=said, answer=["4", "4"], **columns) == [0.0, 1.0]
+    assert load_reward("reasoning_format.py")(completions=said, answer=["4", "4"], **columns) == [0.0, 1.0]

@@ -1,0 +1,305 @@
+"""The board: it follows a run's files, runs a training in a thread, and obeys its button and the kernel's interrupt.
+
+Covered: a stand-in training and a real one, in this process and in a real kernel with clicks sent as a front end sends
+them. `test_board_in_browser.py` drives the same in JupyterLab. Tried by hand: ipykernel 6.17.1 and 6.29.5, ipywidgets 7.7.1.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import re
+import threading
+import time
+import types
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from jupyter_client.manager import KernelManager
+
+from grpo_kit import config
+from grpo_kit.data import preparation
+from grpo_kit.data.preparation import prepare
+from grpo_kit.display.board import Board, answer_clicks, figures
+from grpo_kit.display.board import time as time_board
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
+from tests.helpers.settings import SMALL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = open_run("r", tmp_path / "runs")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def take(run, step, **more):
+    """What a training leaves after a step."""
+    for path, row in ((run.metrics, {"seconds": step / 10, "reward": 0.5} | more), *[(run.completions, {"prompt": p, "completion": f"t</think>{p}{step}", "answer": "7", "rewards": {"m": 1.0}}) for p in "aab"]):  # fmt: skip
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step} | row) + "\n")
+
+
+def until_stopped(run, should_stop, most=5000):
+    """Stands in for `train.train`."""
+    for step in range(1, most + 1):
+        take(run, step)
+        time.sleep(0.01)
+        if should_stop():
+            break
+    return {"step": step, "thread": threading.current_thread()}
+
+
+def test_a_finished_run_is_shown_without_a_training(trained):
+    board = Board(trained[1])
+    assert "4 of 4" in board.head.value and "<svg" in board.chart.value
+    assert (board.step.min, board.step.value, board.step.max) == (1, 4, 4)
+    assert len(board.group.options) == 4 and board.group_html.value.count('class="completion"') == 4
+    assert board.stop_button.disabled
+
+
+def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
+    board = Board(run)
+    assert board.chart.value == "" and "svg" not in board.group_html.value
+    take(run, 1)
+    board.next_draw = 0
+    board.refresh()
+    assert len(board.rows) == 1 and "<svg" in board.chart.value and "a1" in board.group_html.value
+
+
+def test_it_says_when_a_training_will_be_done_and_only_while_there_is_one(run):
+    write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
+    board = Board(run)
+    assert "done at about" not in board.head.value  # nobody trains
+    done = {}
+
+    def train(should_stop):
+        done["seen"] = board.head.value
+        return 1
+
+    asyncio.run(board.during(train))
+    later = datetime.now(UTC) + timedelta(hours=2)
+    said = re.search(r"training, done at about (\d\d:\d\d) UTC", done["seen"])[1]
+    assert said in {f"{later - timedelta(minutes=m):%H:%M}" for m in (0, 1)}
+    assert "done at about" not in board.head.value
+
+
+def test_the_browser_follows_the_newest_step_until_another_is_picked(run):
+    board = Board(run)
+    for step in (1, 2, 3):
+        take(run, step)
+        board._draw()
+    assert board.step.value == 3 and "a3" in board.group_html.value
+    board.step.value = 2
+    board.group.value = 1
+    assert "b2" in board.group_html.value and board.group.options[1][0] == "2: b"
+    take(run, 4)
+    board._draw()
+    assert (board.step.value, board.step.max) == (2, 4) and "b2" in board.group_html.value
+
+
+def test_a_run_begun_anew_is_shown_from_its_start(run):
+    take(run, 1)
+    take(run, 2)
+    board = Board(run)
+    run.metrics.write_text("")
+    run.completions.write_text("")
+    board._draw()
+    assert board.rows == [] and board.completions.steps == []
+    take(run, 1)
+    board._draw()
+    assert len(board.rows) == 1
+
+
+def test_it_draws_at_most_once_a_second_and_a_hundredth_of_the_time(run, monkeypatch):
+    board = Board(run)
+    clock = [1000.0]
+    monkeypatch.setattr(time_board, "monotonic", lambda: clock[0])
+    draws = []
+
+    def draw(cost=0.05):
+        draws.append(clock[0])
+        clock[0] += cost
+
+    monkeypatch.setattr(board, "_draw", draw)
+    board.next_draw = 0.0
+    for _ in range(200):
+        board.refresh()
+        clock[0] += 0.1
+    assert draws == pytest.approx([1000.0, 1005.1, 1010.15, 1015.2], abs=0.2)
+
+
+def test_a_training_runs_in_a_thread_and_its_return_is_the_cells(run):
+    board = Board(run)
+    last = asyncio.run(board.during(until_stopped_soon, run))
+    assert last["step"] == 5 and last["thread"] is not threading.main_thread()
+    assert len(board.rows) == 5 and "finished" in board.head.value and board.stop_button.disabled
+
+
+def until_stopped_soon(run, should_stop):
+    return until_stopped(run, should_stop, most=5)
+
+
+def test_the_button_ends_it(run):
+    board = Board(run)
+
+    async def press():
+        await asyncio.sleep(0.5)
+        assert not board.stop_button.disabled
+        board.stop_button.click()
+        assert board.stop_button.disabled and "stopping after this step" in board.head.value
+
+    async def both():
+        return (await asyncio.gather(board.during(until_stopped, run), press()))[0]
+
+    last = asyncio.run(both())
+    assert 0 < last["step"] < 5000 and "stopped and saved" in board.head.value
+
+
+def test_a_board_can_go_on_after_a_stop(run):
+    board = Board(run)
+    board.stop()
+    assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
+
+
+def test_an_exception_of_the_training_is_raised_in_the_cell(run):
+    def fails(should_stop):
+        raise RuntimeError("the <GPU> is gone")
+
+    board = Board(run)
+    with pytest.raises(RuntimeError, match="the <GPU> is gone"):
+        asyncio.run(board.during(fails))
+    assert "failed: the &lt;GPU&gt; is gone" in board.head.value
+
+
+def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
+    board = Board(run)
+    monkeypatch.setattr(figures, "panels", lambda *_: 1 / 0)
+    assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
+    assert "the board cannot be drawn" in board.head.value
+
+
+def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
+    """The rewards answer from the thread, the adapter is written, and the stage is noted."""
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=50"])
+    run = open_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    board = Board(run)
+
+    async def press():
+        while len(board.rows) < 2:
+            await asyncio.sleep(0.05)
+        board.stop()
+
+    async def both():
+        rewards = [load_reward(spec) for spec in chosen.grpo.reward_funcs]
+        return (await asyncio.gather(board.during(train.train, chosen, run, rewards), press()))[0]
+
+    last = asyncio.run(both())
+    assert 2 <= last["step"] < 50 and last["rewards/math_reward/mean"] > 0
+    assert (run.adapter / "adapter_model.safetensors").is_file() and "train" in run.stages()
+
+
+SETUP = """
+import json, threading, time
+from grpo_kit import dashboard, workspace
+{training}
+run = workspace.open_run("r", {root!r})
+board = dashboard.Board(run)
+print(board.stop_button.comm.comm_id, board.step.comm.comm_id)
+"""
+
+
+def test_a_kernel_of_ipykernel_6_answers_clicks_and_leaves_cells_in_its_queue(monkeypatch):
+    queue, done, parents = asyncio.Queue(), [], []
+
+    async def dispatch(frames):
+        done.append(json.loads(frames[1].bytes))
+
+    for number, kind in enumerate(["comm_msg", "execute_request", "comm_open", "execute_request"]):
+        frame = types.SimpleNamespace(bytes=json.dumps({"msg_type": kind, "number": number}).encode())
+        queue.put_nowait((number, dispatch, ([b"signature", frame],)))
+    session = types.SimpleNamespace(feed_identities=lambda frames, copy: ([], frames), unpack=json.loads)
+    kernel = types.SimpleNamespace(
+        msg_queue=queue, session=session, _parent_ident={"shell": b"me"}, get_parent=lambda channel: "the cell",
+        set_parent=lambda *args: parents.append(args),
+    )  # fmt: skip
+    monkeypatch.setattr("IPython.get_ipython", lambda: types.SimpleNamespace(kernel=kernel))
+    asyncio.run(answer_clicks())
+    assert [message["number"] for message in done] == [0, 2]
+    assert [queue.get_nowait()[0] for _ in range(queue.qsize())] == [1, 3]  # in their order
+    assert parents == [(b"me", "the cell", "shell")]  # what is printed next belongs to the cell again
+
+
+TRAINING = inspect.getsource(take) + inspect.getsource(until_stopped)
+
+
+class Kernel:
+    """A real kernel, spoken to as a front end does."""
+
+    def __init__(self):
+        self.manager = KernelManager(kernel_name="python3")
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        env.pop("COV_CORE_SOURCE", None)
+        self.manager.start_kernel(env=env, cwd=str(ROOT))
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(60)
+
+    def said(self, asked):
+        """What the cell `asked` printed or raised, once it is done."""
+        text = ""
+        while True:
+            message = self.client.get_iopub_msg(timeout=60)
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            content = message["content"]
+            text += content.get("text", "") + content.get("ename", "")
+            if content.get("execution_state") == "idle":
+                return text
+
+    def tell(self, comm, data):
+        message = self.client.session.msg("comm_msg", {"comm_id": comm, "data": preparation})
+        self.client.shell_channel.send(message)
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    kernel = Kernel()
+    yield kernel
+    kernel.client.stop_channels()
+    kernel.manager.shutdown_kernel(now=True)
+
+
+def begin(kernel, run):
+    """(the cell that trains, the comm ids of button and slider), once some steps are taken."""
+    button, slider = kernel.said(kernel.client.execute(SETUP.format(root=str(run.root), training=TRAINING))).split()
+    cell = kernel.client.execute("print((await board.during(until_stopped, run))['step'])")
+    end = time.monotonic() + 60
+    while len(read_lines(run.metrics) if run.metrics.is_file() else []) < 100:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return cell, button, slider
+
+
+def test_in_a_kernel_the_slider_and_the_button_work_while_the_cell_runs(kernel, run):
+    cell, button, slider = begin(kernel, run)
+    behind = kernel.client.execute("print('behind', board.step.value, 'a2' in board.group_html.value)")
+    kernel.tell(slider, {"method": "update", "state": {"value": 2}, "buffer_paths": []})
+    kernel.tell(button, {"method": "custom", "content": {"event": "click"}})
+    assert 100 <= int(kernel.said(cell)) < 5000
+    assert kernel.said(behind) == "behind 2 True\n"  # it waited for its turn
+
+
+def test_interrupting_the_kernel_saves_and_then_interrupts(kernel, run):
+    cell, _, _ = begin(kernel, run)
+    kernel.manager.interrupt_kernel()
+    assert kernel.said(cell) == "KeyboardInterrupt"
+    assert "stopped and saved" in kernel.said(kernel.client.execute("print(board.head.value)"))
+    assert 100 <= len(read_lines(run.metrics)) < 5000

@@ -1,0 +1,219 @@
+"""The training notebook in JupyterLab in a real browser: its board drawn, its completions read, its stop button pressed.
+
+Covered: Debian's Chromium, headless, "Run all" on the tiny policy: on the notebook as it is to its end, and on one that is set
+to run for long until the button is pressed. With GRPO_KIT_PICTURES=FOLDER the screenshots are kept there. Not covered:
+Colab's and Kaggle's own front ends.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import evaluate
+from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.run import open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--window-size=1400,1500",
+]  # fmt: skip
+# Far more steps than are taken: the run ends because the button is pressed.
+SETTINGS = ["data.test_size=60", "data.val_size=20", "grpo.max_steps=500", "grpo.per_device_train_batch_size=32"]
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="Chromium and its driver are not installed; Debian has chromium and chromium-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, math_reward):
+    """A working folder as notebook 2 leaves it, with notebook 3 in it as it is, and as `long.ipynb` set to run for long."""
+    folder = tmp_path_factory.mktemp("lab")
+    preset, chosen = config.load_config(["tiny"]), config.load_config(["tiny"], SETTINGS)
+    prepare(preset, open_run("tiny", folder / "runs"), math_reward)
+    run = open_run("long", folder / "runs")
+    prepare(chosen, run)
+    evaluate.before(chosen, run, math_reward)
+    shutil.copy(ROOT / "notebooks/03_training.ipynb", folder)
+    notebook = nbformat.read(ROOT / "notebooks/03_training.ipynb", as_version=4)
+    form = next(cell for cell in notebook.cells if 'overrides = ""' in cell.source)
+    form.source = form.source.replace('overrides = ""', f"overrides = {' '.join(SETTINGS[2:])!r}")
+    form.source = form.source.replace('run_name = ""', 'run_name = "long"')
+    nbformat.write(notebook, folder / "long.ipynb")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Where screenshots go."""
+    return Path(os.environ.get("GRPO_KIT_PICTURES", tmp_path))
+
+
+# Every cell stays in the page, also those that are scrolled away; and nothing is asked of the network.
+LAB = {
+    "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+}
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    """The address of a JupyterLab on loopback whose kernels see this checkout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR")
+    own = {name: str(folder / ".own" / name) for name in places}
+    for name, settings in LAB.items():
+        path = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        write_text(path, json.dumps(settings))
+    env = os.environ | own | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(folder / "runs"), "HF_HUB_OFFLINE": "1"}
+    for name in ("MPLBACKEND", "COV_CORE_SOURCE", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"):
+        env.pop(name, None)
+    command = [
+        sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+    ]  # fmt: skip
+    with (folder / "lab.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+    try:
+        wait(60, lambda: answers(f"http://127.0.0.1:{port}/api"), lambda: (folder / "lab.log").read_text())
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(address):
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Chromium, with ways to read and press what is on the page."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield Page(driver)
+    driver.quit()
+
+
+class Page:
+    def __init__(self, driver):
+        self.driver, self.script = driver, driver.execute_script
+
+    def text(self, css):
+        return self.script("return [...document.querySelectorAll(arguments[0])].map(e => e.textContent).join(' ')", css)
+
+    def click(self, css):
+        self.script("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", css)
+        self.driver.find_element("css selector", css).click()
+
+    def steps(self):
+        """How far the board says the training is."""
+        return int((re.findall(r"step(\d+) of \d+", self.text(SHOWN)) or [0])[0])
+
+    def run_all(self, server, name, log):
+        """Open a notebook, wait for its kernel, and run all its cells."""
+        self.driver.get(f"{server}/lab/tree/{name}")
+        wait(90, lambda: self.script(READY, name), log.read_text)
+        self.script("window.jupyterapp.commands.execute('notebook:run-all-cells')")  # not awaited
+
+    def look_at(self, css, path):
+        """A screenshot of the element."""
+        self.script("document.querySelector(arguments[0]).scrollIntoView({block: 'start'})", css)
+        assert self.driver.find_element("css selector", css).screenshot(str(path))
+        assert path.stat().st_size > 10_000
+
+
+SHOWN = ".jp-OutputArea"
+BOARD = ".jp-OutputArea .jupyter-widgets"
+READY = """
+const panel = window.jupyterapp?.shell.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
+return panel?.context?.path == arguments[0] && kernel?.connectionStatus == 'connected' && kernel.status == 'idle' && panel.content.widgets.length > 20
+"""
+
+
+def wait(seconds, holds, otherwise=lambda: ""):
+    """What `holds` returns once it is true; it is asked again and again."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := holds():
+            return found
+        time.sleep(0.3)
+    raise AssertionError(f"not within {seconds} s: {otherwise()[-3000:]}")
+
+
+def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, pictures):
+    run, output = open_run("long", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
+    page.run_all(server, "long.ipynb", folder / "lab.log")
+
+    # It moves while the training runs.
+    first = wait(120, page.steps, output)
+    wait(60, lambda: page.steps() > first + 1, output)
+    assert (
+        page.script("return document.querySelector('.jp-OutputArea svg[role=img]').getBoundingClientRect().width") > 600
+    )
+    assert {"Reward", "Held-out accuracy", "Groups with a gradient", "Completion length"} <= set(
+        page.script("return [...document.querySelectorAll('svg text')].map(e => e.firstChild.textContent)")
+    )
+
+    # Completions are read while the training runs: another group is another prompt, thinking is folded until asked for.
+    page.script("window.before = document.querySelector('.completion').parentNode.textContent")
+    page.script(
+        "const s = document.querySelector('.jp-OutputArea select'); s.selectedIndex = 1; s.dispatchEvent(new Event('change', {bubbles: true}))"
+    )
+    wait(
+        20, lambda: page.script("return document.querySelector('.completion').parentNode.textContent != window.before")
+    )
+    assert "math_reward" in page.text(".completion")
+    edges = page.script("return [...document.querySelectorAll('.completion')].map(e => e.style.borderLeftColor)")
+    assert len(edges) == 8 and set(edges) <= {"rgb(0, 114, 178)", "rgb(213, 94, 0)", "rgb(238, 238, 238)"}
+    page.click(".completion summary")
+
+    page.look_at(".jp-OutputArea :has(> .completion)", pictures / "completions.png")
+
+    # The button ends the run with what it has, and the cells after it go on.
+    page.click(".jp-OutputArea .jupyter-button:not([disabled])")
+    wait(60, lambda: "stopped and saved" in output(), output)
+    wait(60, lambda: "The page lies in" in output(), output)
+    taken = len(read_lines(run.metrics))
+    assert first < taken < 500 and page.steps() == taken
+    assert run.page.is_file() and "train" in run.stages()
+    assert (run.adapter / "adapter_model.safetensors").stat().st_size > 10_000
+
+
+def test_run_all_on_the_notebook_as_it_is_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
+    run, output = open_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
+    page.run_all(server, "03_training.ipynb", folder / "lab.log")
+    wait(120, lambda: page.steps() >= 24, output)
+    page.look_at(BOARD, pictures / "board.png")
+    wait(120, lambda: "step  30 · What is" in output(), output)  # what the last cell prints
+    wait(20, lambda: page.steps() == 30, output)
+    assert "run tiny finished" in output() and re.search(r"30 steps in \d+ s\.", output())
+    assert page.script("return document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=error]').length") == 0
+    assert {"before", "train"} <= run.stages().keys() and len(read_lines(run.metrics)) == 30
+    page.look_at(BOARD, pictures / "finished.png")

@@ -1,0 +1,114 @@
+"""Completions by step and group from a file that grows, is cut and begun anew; shown as text, never as markup."""
+
+import json
+import re
+
+import pytest
+
+from grpo_kit.display import completions
+from grpo_kit.runs.files import write_lines
+
+
+def line(step=1, prompt="p", completion="thought\n</think>\nanswer", **rewards):
+    return {"step": step, "prompt": prompt, "completion": completion, "answer": "7", "rewards": rewards or {"m": 1.0}}
+
+
+def add(path, *lines):
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "completions.jsonl"
+
+
+def test_a_file_is_followed_as_it_grows(path):
+    tail = completions.Tail(path)
+    assert tail.new() == []  # not there yet
+    add(path, {"step": 1}, {"step": 2})
+    assert [row["step"] for _, _, row in tail.new()] == [1, 2]
+    assert tail.new() == []
+    with path.open("a") as file:
+        file.write('{"step": 3')  # caught in the middle of a write
+    assert tail.new() == []
+    with path.open("a") as file:
+        file.write("}\n")
+    assert [row["step"] for _, _, row in tail.new()] == [3]
+
+
+def test_a_file_begun_anew_is_read_from_its_start(path):
+    tail = completions.Tail(path)
+    add(path, {"step": 1}, {"step": 2})
+    tail.new()
+    path.write_text('{"step": 1}\n')
+    assert [row["step"] for _, _, row in tail.new()] == [1] and tail.rewound
+    tail.new()
+    assert not tail.rewound
+    write_lines(path, [{"step": 7}, {"step": 8}, {"step": 9}])  # replaced by a longer one
+    assert [row["step"] for _, _, row in tail.new()] == [7, 8, 9] and tail.rewound
+
+
+def test_groups_are_neighbours_with_the_same_prompt(path):
+    found = completions.Completions(path)
+    found.refresh()
+    assert found.steps == [] and found.groups(1) == []
+    add(path, line(1, "ä"), line(1, "ä"), line(1, "b"), line(1, "ä"), line(2, "\u2028"))
+    found.refresh()
+    assert found.steps == [1, 2]
+    assert [[each["prompt"] for each in group] for group in found.groups(1)] == [["ä", "ä"], ["b"], ["ä"]]
+    assert found.groups(2) == [[line(2, "\u2028")]]
+    path.write_text("")
+    add(path, line(1, "c"))
+    found.refresh()
+    assert found.steps == [1] and found.groups(1) == [[line(1, "c")]]
+
+
+@pytest.mark.parametrize(
+    ("value", "rewards", "color"),
+    [
+        (1.0, [0.0, 1.0], "#0072b2"),
+        (0.0, [0.0, 1.0], "#d55e00"),
+        (1.0, [1.0, 1.0], "#0072b2"),  # all right is blue, not the middle
+        (0.0, [0.0, 0.0], "#d55e00"),
+        (0.5, [0.5], "#bdbdbd"),
+        (30.0, [10.0, 30.0], "#0072b2"),  # a reward beyond 1 stretches the scale
+        (-1.0, [-1.0, 1.0], "#d55e00"),
+        (None, [None, 1.0], "#eeeeee"),  # not judged
+        (float("nan"), [1.0], "#eeeeee"),
+        (1.0, [1.0, float("inf")], "#bdbdbd"),
+    ],
+)
+def test_a_reward_has_a_colour(value, rewards, color):
+    assert completions.color(value, [line(m=reward) for reward in rewards]) == color
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</span></div><h1>out</h1>",
+    "</details><details open>",
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "&lt;b&gt;",
+    "\u202egnirts\x00\x1b[31m",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_policy_writes_is_text(text):
+    """The markup is the same whatever the texts are."""
+    plain = completions.group_html([line(1, "p", "t</think>a", name=0.0)])
+    odd = completions.group_html([line(1, text, f"{text}</think>{text}", **{text: 0.0}) | {"answer": text}])
+    assert re.findall(r"<[^>]*>", odd) == re.findall(r"<[^>]*>", plain)
+
+
+def test_thinking_is_folded_and_its_end_is_missed():
+    shown = completions.group_html([line(), line(completion="on and on", m=None)])
+    assert shown.count("<details>") == 2 and "<details open" not in shown
+    assert "no answer: the thinking never ends" in shown and "m not judged" in shown
+
+
+def test_what_is_shown_is_bounded():
+    shown = completions.group_html([line(completion="<" * 100_000)] * 100)
+    assert "96,000 more characters" in shown and "and 84 more" in shown
+    assert len(shown) < completions.MOST * (completions.LONGEST * 4 + 2000)

@@ -1,0 +1,102 @@
+"""A run as a page and a picture: self-contained, without scripts, from files alone, also of a run that was cut short."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from grpo_kit.display import html_report
+from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.run import open_run
+
+
+class Reader(HTMLParser):
+    """Collects tags with their attributes, and the text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    run = open_run("small", tmp_path)
+    shutil.copytree(trained[1].path, run.path)
+    return run
+
+
+def test_the_page_asks_nothing_of_anyone(copied):
+    html_report.save(copied)
+    page = Reader(copied.page.read_text())
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "img", "object", "form", "a"})
+    assert not [name for _, attrs in page.tags for name in attrs if name in ("src", "href") or name.startswith("on")]
+    assert re.search(r"url\(|@import", copied.page.read_text()) is None
+    assert "default-src 'none'" in copied.page.read_text()
+
+
+def test_the_page_shows_figures_charts_and_completions(copied):
+    page = Reader(html_report.page(copied))
+    assert "4 of 4" in page.text and "accuracy, test before" in page.text and "Held-out accuracy" in page.text
+    assert re.findall(r"Step (\d+)", page.text) == ["1", "2", "3", "4"]
+    assert len([1 for tag, attrs in page.tags if attrs.get("class") == "completion"]) == 64
+    assert len([1 for tag, _ in page.tags if tag == "summary"]) == 4 + 64
+
+
+def test_alarms_are_on_the_page_as_text(copied):
+    rows = read_lines(copied.metrics)
+    rows[-1]["alarms"] = ["87 % of completions are <cut>: use `grpo-kit screen`, or `<stop>`."]
+    write_lines(copied.metrics, rows)
+    assert (
+        "step 4: 87 % of completions are &lt;cut&gt;: use <code>grpo-kit screen</code>, or <code>&lt;stop&gt;</code>."
+        in html_report.page(copied)
+    )
+
+
+def test_the_picture_is_a_png_of_every_panel(copied):
+    html_report.save_picture(copied)
+    assert copied.picture.read_bytes().startswith(b"\x89PNG") and copied.picture.stat().st_size > 10_000
+    axes = html_report.picture(copied).axes
+    assert [axis.get_title(loc="left") for axis in axes][:3] == [
+        "Reward",
+        "Held-out accuracy",
+        "Groups with a gradient",
+    ]
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["test split, before", "test split, after"]
+
+
+def test_what_is_not_measured_yet_is_left_out(copied):
+    (copied.evaluation / "after.json").unlink()
+    assert "accuracy, test after" not in html_report.page(copied)
+
+
+def test_a_run_that_was_cut_short_has_a_page(copied):
+    notes = json.loads(copied.notes.read_text())
+    del notes["stages"]["train"]
+    copied.notes.write_text(json.dumps(notes))
+    copied.completions.unlink()
+    lines = copied.metrics.read_text().splitlines(keepends=True)
+    copied.metrics.write_text("".join(lines[:2]) + lines[2][:50])  # killed in the middle of a line
+    assert "2 of 4" in Reader(html_report.page(copied)).text
+
+
+def test_an_untrained_run_has_no_page_and_no_picture(tmp_path):
+    run = open_run("r", tmp_path)
+    for make in (html_report.page, html_report.picture):
+        with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
+            make(run)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_run_is_shown_at_a_few_steps(copied):
+    few = read_lines(copied.completions)[:64]
+    write_lines(copied.completions, [line | {"step": step} for step in range(1, 300) for line in few[:8]])
+    assert re.findall(r"Step (\d+)", Reader(html_report.page(copied)).text) == ["1", "75", "150", "225", "299"]

@@ -1,0 +1,312 @@
+"""Accuracies are measured on the same held-out problems, with everything kept that was said."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data import cleaning
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import evaluate
+from grpo_kit.policy import generate
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.run import Run, open_run
+
+
+def test_the_report_has_what_was_promised(trained):
+    _, run = trained
+    report = json.loads((run.evaluation / "report.json").read_text())
+    for name in ("before", "after"):
+        assert set(report[name]) >= {"pass@1", "ci95", "n"}
+        low, high = report[name]["ci95"]
+        assert 0 <= low <= report[name]["pass@1"] <= high <= 1 and report[name]["n"] == 60
+    assert report["difference"] == pytest.approx(report["after"]["pass@1"] - report["before"]["pass@1"])
+    assert report["difference_ci95"][0] <= report["difference"] <= report["difference_ci95"][1]
+    assert report["p_value"] <= 1 and isinstance(report["real"], bool) and report["words"].endswith(".")
+    assert report["seconds"] == pytest.approx(sum(report["seconds_by_stage"].values()), abs=0.1)
+
+
+def test_before_and_after_ask_the_same_held_out_problems(trained):
+    _, run = trained
+    asked = {
+        name: json.loads((run.evaluation / f"{name}.json").read_text())["problems"] for name in ("before", "after")
+    }
+    assert [p["id"] for p in asked["before"]] == [p["id"] for p in asked["after"]]
+    held_out = {row["id"] for row in read_lines(run.rows("test"))}
+    seen = {row["id"] for row in read_lines(run.rows("train"))}
+    assert {p["id"] for p in asked["before"]} == held_out and not held_out & seen
+    train_prompts = {cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(run.rows("train"))}
+    assert not train_prompts & {cleaning.normalise(p["prompt"]) for p in asked["before"]}
+
+
+def fresh(tmp_path, *overrides):
+    chosen = config.load_config(["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2", *overrides])
+    run = open_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def test_unusable_golds_count_neither_way(tmp_path):
+    chosen, run = fresh(tmp_path)
+    found = evaluate.before(chosen, run, lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
+    assert (found["pass@1"], found["n"]) == (0.75, 4)
+
+
+def test_no_usable_gold_is_an_error_not_an_accuracy(tmp_path):
+    chosen, run = fresh(tmp_path)
+    with pytest.raises(ValueError, match="none of 6 golds"):
+        evaluate.before(chosen, run, lambda completions, **_: [None] * len(completions))
+    assert not (run.evaluation / "before.json").exists() and "before" not in run.stages()
+
+
+def test_several_samples_a_problem_give_shares(tmp_path):
+    chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=3")
+    found = evaluate.before(chosen, run, lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
+    assert (found["pass@1"], found["n"], found["samples"]) == (0.5, 3, 12)
+
+
+def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
+    chosen, run = fresh(tmp_path)
+    seen = {}
+    evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0] * len(batch["completions"]))
+    columns = set(read_lines(run.rows("test"))[0]) - {"prompt"}
+    assert set(seen) == {"completions", "prompts", "prompt_opened_think"} | columns
+    assert seen["prompt_opened_think"] == [True] * 6
+    assert seen["completions"][0][0]["role"] == "assistant" and len({len(v) for v in seen.values()}) == 1
+
+
+def test_stages_that_are_missing_are_named(tmp_path, math_reward):
+    chosen = config.load_config(["tiny"])
+    run = open_run("r", tmp_path)
+    with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
+        evaluate.before(chosen, run, math_reward)
+    chosen, run = fresh(tmp_path)
+    with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
+        evaluate.after(chosen, run, math_reward)
+    with pytest.raises(FileNotFoundError, match="`grpo-kit evaluate` first"):
+        evaluate.report(run)
+
+
+def test_a_second_call_does_not_measure_again(tmp_path, math_reward, monkeypatch):
+    chosen, run = fresh(tmp_path)
+    first = evaluate.before(chosen, run, math_reward)
+    monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("measured again"))
+    assert evaluate.before(chosen, run, math_reward) == first
+
+
+def test_another_verifier_is_another_measurement(tmp_path, math_reward):
+    chosen, run = fresh(tmp_path)
+    evaluate.before(chosen, run, math_reward)
+    with pytest.raises(ValueError, match="verifier was"):
+        evaluate.before(chosen, run, lambda completions, **_: [1.0] * len(completions))
+
+
+def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
+    chosen, run = fresh(tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.num_problems=1")
+    found = evaluate.before(chosen, run, math_reward)
+    (row,) = read_lines(run.rows("test"))[:1]
+    assert found["prompt"] == {
+        "rendered": f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n",
+        "add_generation_prompt": True,
+        "enable_thinking": True,
+    }
+    assert row["prompt"][0]["content"].endswith("? Answer in a box.")
+    assert (
+        found["sampling"].items()
+        >= {"temperature": 1.0, "max_completion_length": 40, "seed": 3407, "sets": ["test"]}.items()
+    )
+    assert found["sampling"]["engine"].startswith("transformers ") and "vLLM" in found["sampling"]["engine_why"]
+
+
+def test_the_challenge_protocol_asks_and_judges_as_its_scorer_does(tmp_path):
+    chosen, run = fresh(
+        tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.protocol=challenge", "evaluation.batch_size=6"
+    )
+    said = evaluate.before(chosen, run, load_reward(chosen.evaluation.verifier))
+    asked = said["problems"][0]["prompt"]
+    assert (
+        asked.split("\n", 1)[1]
+        == "Please put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`"
+    )
+    assert asked.split("\n")[0].endswith("?")  # the problem alone, without the run's own words
+    assert said["sampling"].items() >= {
+        "protocol": "challenge", "temperature": 0.0, "max_completion_length": 7680, "max_model_len": 8192, "num_generations": 1,
+    }.items()  # fmt: skip
+    challenge = load_reward("challenge.py")
+    for problem in said["problems"]:
+        assert problem["paid"] == challenge(completions=problem["completions"], answer=[problem["answer"]])
+
+
+# Named sets, by source and family
+
+
+SET = [
+    {"question": "What is 12 + 34?", "answer": 46, "family": "plus", "source": "a", "options": ["x"]},
+    {"problem": "What is 90 - 12?", "answer": "78", "family": "minus", "source": "a"},
+    {"prompt": [{"role": "user", "content": "What is 45 - 12?"}], "answer": "33", "family": "minus"},
+]
+
+
+def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n\n" for row in SET))
+    chosen, run = fresh(
+        tmp_path, f"evaluation.sets=[test,{path}]", "evaluation.num_problems=3", "data.prompt_suffix=now"
+    )
+    seen = {}
+    found = evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0, 0.0, None, 1.0, 1.0, 0.0])
+    assert [p["prompt"] for p in found["problems"]][3:] == [
+        "What is 12 + 34?now",
+        "What is 90 - 12?now",
+        "What is 45 - 12?now",
+    ]
+    assert seen["answer"][3:] == ["46", "78", "33"] and seen["options"] == [None, None, None, ["x"], None, None]
+    assert (found["pass@1"], found["n"]) == (0.6, 5)
+    figures = {kind: {name: (f["pass@1"], f["n"]) for name, f in named.items()} for kind, named in found["by"].items()}
+    assert figures == {
+        "set": {"test": (0.5, 2), str(path): (2 / 3, 3)},
+        "source": {"tiny-sums": (0.5, 2), "a": (1.0, 2), "mine": (0.0, 1)},
+        "family": {"plus": (1.0, 1), "minus": (0.5, 2)},
+    }
+
+
+def test_an_edited_set_is_another_measurement(tmp_path, math_reward):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(SET[0]))
+    chosen, run = fresh(tmp_path, f"evaluation.sets=[{path}]")
+    assert evaluate.before(chosen, run, math_reward)["n"] == 1
+    path.write_text(json.dumps(SET[1]))
+    with pytest.raises(ValueError, match="sets.*was .* now"):
+        evaluate.before(chosen, run, math_reward)
+
+
+# pass@k, avg@n, maj@n
+
+
+def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_reading(tmp_path, math_reward, monkeypatch):
+    chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=2")
+    golds = [row["answer"] for row in read_lines(run.rows("test"))[:2]]
+    first = [f"{golds[0]}.0", "7", "8", f"\\frac{{{golds[0]}}}{{1}}"]  # two of four, spelled apart
+    second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
+    texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
+    drawn = [evaluate.Sample(text, 9, True) for text in texts]
+    monkeypatch.setattr(evaluate, "_draw", lambda *_: (drawn, 0.0))
+    found = evaluate.before(chosen, run, math_reward)
+    value = {name: measure["value"] for name, measure in found["measures"].items()}
+    assert value == pytest.approx(
+        {"pass@1": 3 / 8, "pass@2": (1 - 1 / 6 + 1 - 3 / 6) / 2, "pass@4": 1.0, "avg@4": 3 / 8, "maj@4": 0.5}
+    )
+    assert all(m["ci95"][0] <= m["value"] <= m["ci95"][1] for m in found["measures"].values())
+
+
+def test_a_verifier_that_reads_no_answers_gives_no_vote(tmp_path):
+    chosen, run = fresh(tmp_path, "evaluation.num_generations=3", "evaluation.num_problems=2")
+    found = evaluate.before(chosen, run, lambda completions, **_: [1.0, 0.0, 1.0] * 2)
+    assert set(found["measures"]) == {"pass@1", "pass@2", "pass@3", "avg@3"}
+
+
+# Broken off and gone on with
+
+
+def kill_after(count, done):
+    if done >= count:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def without_seconds(found):
+    return {key: value for key, value in found.items() if key != "seconds"}
+
+
+def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path, math_reward, monkeypatch):
+    settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
+    chosen, run = fresh(tmp_path, *settings)
+    whole = evaluate.before(chosen, run, math_reward)
+    other = open_run("other", tmp_path / "runs")
+    prepare(chosen, other)
+    partial = other.evaluation / "before.partial.jsonl"
+    for count, kept in ((4, 1), (16, 4)):
+        child = multiprocessing.get_context("fork").Process(
+            target=evaluate.before,
+            args=(chosen, other, math_reward, lambda done, _, count=count: kill_after(count, done)),
+        )
+        child.start()
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL and not (other.evaluation / "before.json").exists()
+        assert len(partial.read_text().splitlines()) == 1 + kept
+    with partial.open("a") as file:
+        file.write('{"batch": 4, "seconds": 0.1, "sam')  # killed in the middle of a line
+
+    calls = []
+    draw = generate.Transformers.__call__
+    monkeypatch.setattr(generate.Transformers, "__call__", lambda self, *asked: calls.append(1) or draw(self, *asked))
+    found = evaluate.before(chosen, other, math_reward)
+    assert len(calls) == 2  # of six batches
+    assert without_seconds(found) == without_seconds(whole) and not partial.exists()
+    assert len({text for p in whole["problems"] for text in p["completions"]}) > 12  # it was drawn, not greedy
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("", 0),
+        ('{"a": 1}\n{"a": 2}\n', 2),
+        ('{"a": 1}\n{"a": 2', 1),
+        ('{"a": 1}\n\0\0\0\n{"a": 3}\n', 1),  # what comes after a hole is not trusted
+        ('{"a": 1}\n{"a": "\xc3', 1),  # in the middle of a letter
+    ],
+)
+def test_a_file_is_read_up_to_where_it_was_broken_off(tmp_path, text, whole):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(text.encode("latin-1"))
+    assert len(evaluate._whole_lines(path)) == whole
+    assert evaluate._whole_lines(tmp_path / "none") == []
+
+
+def test_what_was_drawn_otherwise_is_not_gone_on_with(tmp_path, math_reward):
+    chosen, run = fresh(tmp_path)
+    partial = run.evaluation / "before.partial.jsonl"
+    write_lines(partial, [{"of": "something else"}, {"batch": 0, "seconds": 9e9, "samples": [["", 1, True]] * 6}])
+    assert evaluate.before(chosen, run, math_reward)["seconds"] < 9e9
+
+
+# Side by side
+
+
+def test_the_report_says_what_is_real(tmp_path, trained):
+    _, run = trained
+    report = evaluate.report(run)
+    assert report["words"].startswith("The difference is real" if report["real"] else "No difference is shown")
+    assert report["n"] == 60 and report["gained"] - report["lost"] == pytest.approx(60 * report["difference"])
+
+
+def copy_of(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "copy")
+    return Run(tmp_path, "copy")
+
+
+def test_before_and_after_measured_otherwise_are_not_compared(tmp_path, trained, math_reward):
+    chosen, run = trained
+    run = copy_of(run, tmp_path)
+    greedy = replace(
+        chosen, evaluation=replace(chosen.evaluation, temperature=0.0), run=replace(chosen.run, force=True)
+    )
+    evaluate.after(greedy, run, math_reward)
+    with pytest.raises(ValueError, match="evaluation.temperature was 1.0, now 0.0.*--force"):
+        evaluate.report(run)
+
+
+def test_another_engine_is_said(tmp_path, trained):
+    _, run = trained
+    run = copy_of(run, tmp_path)
+    path = run.evaluation / "after.json"
+    found = json.loads(path.read_text())
+    found["sampling"]["engine"] = "vllm 1"
+    path.write_text(json.dumps(found))
+    assert "after by vllm 1" in evaluate.report(run)["words"]

@@ -1,0 +1,248 @@
+"""A rehearsed score asks what the scorer asks, as it asks it, and nothing that the run was trained on."""
+
+import csv
+import hashlib
+import json
+import shutil
+import zipfile
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.config.protocols import PROTOCOLS
+from grpo_kit.data import cleaning, puzzles
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import rehearsal
+from grpo_kit.policy.generate import Sample
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.submission import package
+
+VERIFIER = load_reward(rehearsal.VERIFIER)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A train.csv of sixty puzzles of the kit's own, ten a family, and the rows."""
+    rows = puzzles.rows(60, seed=5)
+    path = tmp_path / "given" / "train.csv"
+    path.parent.mkdir()
+    with path.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, ["id", "prompt", "answer"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path, rows
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The scorer's protocol with 24 tokens in place of 7,680: the tiny policy has nothing to say about puzzles."""
+    whole = PROTOCOLS["challenge"]
+    cut = replace(whole, evaluation=whole.evaluation | {"max_completion_length": 24})
+    monkeypatch.setitem(PROTOCOLS, "challenge", cut)
+
+
+def told(path, *overrides):
+    return config.load_config(["tiny"], [f"data.paths.nemotron_challenge={path}", *overrides])
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    return open_run("r", tmp_path / "runs")
+
+
+def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
+    path, rows = file
+    asked = rehearsal.held_out(told(path), untrained, 60)
+    assert [p.row["id"] for p in asked] == [row["id"] for row in rows]
+    assert {p.row["id"]: p.prompt for p in asked} == {
+        row["id"]: [
+            {
+                "role": "user",
+                "content": row["prompt"]
+                + "\nPlease put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`",
+            }
+        ]
+        for row in rows
+    }
+    assert all(p.row["answer"] == row["answer"] and p.row["family"] == row["family"] for p, row in zip(asked, rows))
+
+
+def test_each_family_has_its_share_and_the_seed_decides(file, untrained):
+    path, _ = file
+    drawn = rehearsal.held_out(told(path), untrained, 20)
+    assert len(drawn) == 20 and set(Counter(p.row["family"] for p in drawn).values()) == {3, 4}
+    assert (
+        drawn
+        == rehearsal.held_out(told(path), untrained, 20)
+        != rehearsal.held_out(told(path, "run.seed=1"), untrained, 20)
+    )
+    assert (
+        len(rehearsal.held_out(told(path), untrained, 1)) == 1
+        and len(rehearsal.held_out(told(path), untrained, 999)) == 60
+    )
+
+
+def test_rows_that_were_trained_on_are_not_asked(file, untrained):
+    path, rows = file
+    chosen = told(
+        path, "data.source=nemotron_challenge", "data.test_size=20", "data.val_size=10", "data.prompt_suffix=' Think.'"
+    )
+    prepare(chosen, untrained)
+    trained = {row["id"] for row in read_lines(untrained.rows("train"))}
+    asked = rehearsal.held_out(chosen, untrained, 999)
+    assert len(trained) == 30 and len(asked) == 30
+    assert not {cleaning.normalise(p.prompt[-1]["content"]) for p in asked} & {
+        cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(untrained.rows("train"))
+    }
+    # Rows that came under other ids, as in a file of the user's, are known by what they say.
+    lines = [
+        {
+            "id": "mine",
+            "prompt": [{"role": "user", "content": row["prompt"].upper() + PROTOCOLS["challenge"].prompt_suffix}],
+        }
+        for row in rows[:25]
+    ]
+    write_lines(untrained.rows("train"), lines)
+    assert {p.row["id"] for p in rehearsal.held_out(told(path), untrained, 999)} == {row["id"] for row in rows[25:]}
+    write_lines(untrained.rows("train"), [{"id": "x", "prompt": row["prompt"]} for row in rows])
+    with pytest.raises(ValueError, match="every row"):
+        rehearsal.held_out(told(path), untrained, 5)
+
+
+@pytest.fixture
+def scored(trained, tmp_path, file, short):
+    """(config, a copy of the trained run) that can be scored."""
+    chosen, run = trained
+    shutil.copytree(run.path, tmp_path / "runs" / run.name)
+    return replace(chosen, data=told(file[0]).data), open_run(run.name, tmp_path / "runs")
+
+
+def test_the_trained_policy_is_scored_by_family(scored):
+    chosen, run = scored
+    found = rehearsal.score(chosen, run, VERIFIER, 12)
+    assert found == json.loads((run.evaluation / "score.json").read_text())
+    assert found["n"] == 12 and set(found["by"]["family"]) == set(puzzles.FAMILIES)
+    for part in (found, *found["by"]["family"].values()):
+        low, high = part["ci95"]
+        assert 0 <= low <= part["pass@1"] <= high <= 1
+    assert found["sampling"]["temperature"] == 0 and found["sampling"]["max_model_len"] == 8192
+    assert found["sampling"]["protocol"] == "challenge" and found["prompt"]["enable_thinking"] is True
+    assert found["prompt"]["rendered"].endswith("<|im_start|>assistant\n<think>\n")
+    assert "protocol: null" in run.config.read_text()  # a rehearsal does not change how the run is measured
+    assert not list(run.evaluation.glob("score.partial*"))
+
+
+def test_a_score_is_kept_until_something_it_hangs_on_changes(scored, monkeypatch):
+    chosen, run = scored
+    first = rehearsal.score(chosen, run, VERIFIER, 6)
+    monkeypatch.setattr(rehearsal.evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("it was drawn again"))
+    assert rehearsal.score(chosen, run, VERIFIER, 6) == first
+    with pytest.raises(ValueError, match="--force"):
+        rehearsal.score(chosen, run, VERIFIER, 7)
+
+
+def test_the_last_metric_decides(scored, monkeypatch):
+    """v15, not v14: an answer that ends in a brace is right, and a gold of 0s and 1s is text."""
+    chosen, run = scored
+    said = {"}1": r"\boxed{}1}", "0101": r"\boxed{101}"}
+
+    class Engine:
+        name = "a stand-in"
+
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __call__(self, ids, seed):
+            texts = self.tokenizer.batch_decode(ids)
+            return [
+                Sample(next(answer for gold, answer in said.items() if f"[{gold}]" in text), 3, True) for text in texts
+            ]
+
+    from grpo_kit.policy.load import load_tokenizer
+
+    monkeypatch.setattr(
+        rehearsal.evaluate.vllm_engine, "open_engine", lambda c, a, room: (Engine(load_tokenizer(c.policy)), "")
+    )
+    path = chosen.data.paths["nemotron_challenge"]
+    with open(path, "w", newline="", encoding="utf-8") as out:  # noqa: PTH123
+        writer = csv.writer(out)
+        writer.writerow(["id", "prompt", "answer"])
+        writer.writerows([[gold, f"what is [{gold}]", gold] for gold in said])
+    found = rehearsal.score(chosen, run, VERIFIER, 5)
+    assert {p["id"]: p["score"] for p in found["problems"]} == {"}1": 1.0, "0101": 0.0}
+    assert {p["family"] for p in found["problems"]} == {"other"}
+
+
+def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
+    chosen, run = scored
+    zip_path = package.package(chosen, run, tmp_path / "s.zip")
+    own = rehearsal.score(chosen, run, VERIFIER, 6)
+    elsewhere = open_run("other", tmp_path / "elsewhere")
+    found = rehearsal.score(chosen, elsewhere, VERIFIER, 60, zip_path)
+    assert found["n"] == 60  # that run was trained on nothing
+    said = {p["id"]: p["completions"] for p in found["problems"]}
+    assert all(said[p["id"]] == p["completions"] for p in own["problems"])
+    read = elsewhere.stages()["score"]["read"]
+    assert read[str(zip_path)] == hashlib.sha256(zip_path.read_bytes()).hexdigest()
+    assert set(read) == {str(zip_path), "data/manifest.json"}  # and no folder that is gone
+
+
+def test_a_zip_s_score_is_kept_until_the_zip_is_another(scored, tmp_path, monkeypatch):
+    chosen, run = scored
+    zip_path = package.package(chosen, run, tmp_path / "s.zip")
+    first = rehearsal.score(chosen, run, VERIFIER, 6, zip_path)
+
+    def drawn_again(*_):
+        raise RuntimeError("it was drawn again")
+
+    monkeypatch.setattr(rehearsal.evaluate.vllm_engine, "open_engine", drawn_again)
+    assert rehearsal.score(chosen, run, VERIFIER, 6, zip_path) == first
+    with zipfile.ZipFile(zip_path, "a") as archive:
+        archive.comment = b"packed again"
+    with pytest.raises(RuntimeError, match="drawn again"):
+        rehearsal.score(chosen, run, VERIFIER, 6, zip_path)
+
+
+def test_a_zip_that_the_doctor_stops_is_not_scored(scored, tmp_path):
+    chosen, run = scored
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("adapter_config.json", "{}")
+    with pytest.raises(ValueError, match=r"must not be submitted: .* `grpo-kit check"):
+        rehearsal.score(chosen, run, VERIFIER, 5, tmp_path / "bad.zip")
+
+
+def test_what_is_missing_is_named(scored, untrained, tmp_path, monkeypatch):
+    chosen, run = scored
+    with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
+        rehearsal.score(chosen, untrained, VERIFIER, 5)
+    with pytest.raises(FileNotFoundError, match=r"no\.zip is no file"):
+        rehearsal.score(chosen, untrained, VERIFIER, 5, tmp_path / "no.zip")
+    monkeypatch.delenv("GRPO_KIT_DATA", raising=False)
+    nowhere = config.load_config(["tiny"])
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"train\.csv is not here.*data\.paths\.nemotron_challenge.*kaggle competitions download",
+    ):
+        rehearsal.score(nowhere, run, VERIFIER, 5)
+    with pytest.raises(ValueError, match="at least one"):
+        rehearsal.held_out(chosen, run, 0)
+
+
+def test_another_file_of_that_name_is_refused(untrained, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("id,prompt\n1,x\n")
+    with pytest.raises(ValueError, match="line 2 has no id, prompt, answer"):
+        rehearsal.held_out(told(path), untrained, 5)
+
+
+def test_the_real_file(shared_data, untrained):
+    folder = shared_data / "nemotron_challenge"
+    asked = rehearsal.held_out(told(folder), untrained, 600)  # the folder holds test.csv too, which has no answers
+    counted = Counter(p.row["family"] for p in asked)
+    assert set(counted) == set(puzzles.FAMILIES) and min(counted.values()) >= 98 and sum(counted.values()) == 600
+    assert len({p.row["id"] for p in asked}) == 600
+    assert sum(p.row["answer"].startswith("0") for p in asked) > 30  # bits keep their leading zeros

@@ -1,0 +1,75 @@
+"""Figures from verdicts, by hand."""
+
+import pytest
+
+from grpo_kit.display import terminal
+from grpo_kit.evaluation import results
+from grpo_kit.evaluation.problem_sets import Problem
+from grpo_kit.policy.generate import Sample
+from grpo_kit.runs.run import Path, Run
+
+
+def problem(key, paid, votes=None, **row):
+    asked = Problem(row.pop("set", "test"), [{"role": "user", "content": "?"}], {"id": key, "answer": "4", **row})
+    return results.tried(asked, [Sample("", 1, True)] * len(paid), paid, votes)
+
+
+@pytest.mark.parametrize(
+    ("paid", "votes", "score", "majority"),
+    [
+        ([1.0, 0.0, 0.0, 0.0], None, 0.25, "absent"),
+        ([1.0, 0.5], None, 0.5, "absent"),  # part of a reward is not right
+        ([None, None], ["4", "4"], None, "absent"),  # the gold is unusable
+        ([0.0, 1.0, 1.0], ["5", "4", "4"], 2 / 3, 1.0),
+        ([1.0, 0.0, 0.0], ["4", "5", "5"], 1 / 3, 0.0),  # wrong together
+        ([1.0, 0.0, 0.0], ["4", "5", "6"], 1 / 3, 1.0),  # a tie goes to the first
+        ([0.0, 1.0, 0.0], [None, "4", None], 1 / 3, 1.0),  # who says nothing does not vote
+        ([0.0, 0.0], [None, None], 0.0, 0.0),  # nobody voted
+    ],
+)
+def test_what_is_kept_of_a_problem(paid, votes, score, majority):
+    found = problem("a", paid, votes)
+    assert (found["score"], found.get("majority", "absent")) == (score, majority)
+
+
+def test_one_sample_a_problem_has_one_measure():
+    found = results.summary([problem("a", [1.0]), problem("b", [0.0]), problem("c", [None])], seed=1)
+    assert (found["pass@1"], found["n"], set(found["measures"]), found["by"]) == (0.5, 2, {"pass@1"}, {})
+
+
+def test_pass_at_k_in_powers_of_two_and_all():
+    found = results.summary([problem("a", [1.0, *[0.0] * 5]), problem("b", [0.0] * 6)], seed=1)["measures"]
+    assert {name: found[name]["value"] for name in found} == pytest.approx(
+        {"pass@1": 1 / 12, "pass@2": 1 / 6, "pass@4": 1 / 3, "pass@6": 1 / 2, "avg@6": 1 / 12}
+    )
+
+
+def side(*scores, **rows):
+    kinds = [{key: values[n] for key, values in rows.items()} for n in range(len(scores))]
+    return {str(n): problem(str(n), [score], **row) for n, (score, row) in enumerate(zip(scores, kinds, strict=True))}
+
+
+def test_groups_are_compared_on_their_own_problems(capsys):
+    family = {"family": ["plus"] * 8 + ["minus"] * 8, "source": ["a"] * 16}
+    old, new = side(*[0.0] * 8, *[1.0] * 8, **family), side(*[1.0] * 8, *[1.0] * 8, **family)
+    found = results.by_group(old, new)
+    assert set(found) == {"family"}  # one source is no group
+    plus, minus = found["family"]["plus"], found["family"]["minus"]
+    assert (plus["before"], plus["after"], plus["difference"], plus["real"]) == (0.0, 1.0, 1.0, True)
+    assert (minus["difference"], minus["real"], minus["n"]) == (0.0, False, 8)
+
+    sides = {name: results.summary(list(p.values()), 1) for name, p in (("before", old), ("after", new))}
+    whole = {**sides, "difference": 0.5, "difference_ci95": [0.2, 0.8], "n": 16, "words": "It is so.", "by": found}
+    terminal.accuracy(whole, Run(Path("runs"), "r"))
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "pass@1 0.500 1.000 +0.500 +0.200 to +0.800 16" in said and "family plus 0.000 1.000 +1.000" in said
+    assert said.endswith("It is so.")
+
+
+def test_a_problem_that_one_side_lacks_is_left_out_of_its_group():
+    old, new = side(0.0, 0.0, 1.0, set=["a", "b", "b"]), side(1.0, 1.0, 1.0, set=["a", "b", "b"])
+    del new["1"]
+    found = results.by_group(old, new)["set"]
+    assert (found["a"]["n"], found["b"]["n"]) == (1, 1)
+    del new["0"]
+    assert results.by_group(old, new) == {}  # what is left is one group

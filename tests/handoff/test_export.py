@@ -1,0 +1,217 @@
+"""One folder an engine, whole or not there; every key of the configuration accounted for; bad input in one sentence."""
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import fields, is_dataclass, replace
+from typing import get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+from typer.testing import CliRunner
+
+from grpo_kit import config
+from grpo_kit.cli.main import app
+from grpo_kit.handoff import export, merging
+from grpo_kit.runs import files
+from grpo_kit.runs.run import open_run
+
+
+def everything(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def bundles(trained, tmp_path_factory):
+    """{engine: its folder}, of the small run."""
+    chosen, run = trained
+    folder = tmp_path_factory.mktemp("bundles")
+    return {to: export.write(chosen, run, to, folder / to) for to in export.ENGINES}
+
+
+def keys_of(section=config.RunConfig, above=""):
+    """Every key a configuration can have, from the classes alone; `grpo.stages` with the keys of a stage."""
+    hints = get_type_hints(section)
+    found = set()
+    for field in fields(section):
+        name, kind = f"{above}{field.name}", hints[field.name]
+        found |= keys_of(kind, f"{name}.") if is_dataclass(kind) else {name}
+        if kind == list[config.Stage]:
+            found |= keys_of(config.Stage, f"{name}.")
+    return found
+
+
+@pytest.mark.parametrize("to", export.ENGINES)
+def test_the_table_has_every_key_and_no_other(to):
+    told = export.table(to)
+    assert set(told) == keys_of()
+    assert all(re.fullmatch(r"nothing: \w.{5,}|[\w., ]+(; .+)?", text) for text in told.values())
+
+
+def theirs(to):
+    """{key: their names}, of the keys that become something."""
+    told = {key: text for key, text in export.table(to).items() if not text.startswith("nothing")}
+    return {key: text.partition(";")[0].split(", ") for key, text in told.items()}
+
+
+def test_what_the_table_promises_of_nemo_rl_stands_in_the_overlay(bundles):
+    overlay = OmegaConf.load(bundles["nemo-rl"] / "nemo_rl" / "grpo_v06.yaml")
+    missing = object()
+    told = [name for names in theirs("nemo-rl").values() for name in names]
+    assert [name for name in told if OmegaConf.select(overlay, name, default=missing) is missing] == []
+
+
+def test_what_the_table_promises_of_verl_stands_in_its_script(bundles):
+    words = shlex.split((bundles["verl"] / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo")[2])
+    set_there = {word.partition("=")[0].lstrip("+") for word in words}
+    assert [name for names in theirs("verl").values() for name in names if name not in set_there] == []
+
+
+def test_what_the_table_promises_of_trl_stands_in_its_script(bundles):
+    text = (bundles["trl"] / "train.py").read_text()
+    assert [name for names in theirs("trl").values() for name in names if not re.search(rf"\b{name} ?=", text)] == []
+
+
+@pytest.mark.parametrize("to", export.ENGINES)
+def test_the_readme_has_a_row_for_every_key_with_the_run_s_value(bundles, trained, to):
+    text = (bundles[to] / "README.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+\.[\w.]+) \| (.*?) \|", text, re.M))
+    assert set(rows) == keys_of()
+    assert (rows["grpo.max_steps"], rows["grpo.num_generations"], rows["run.name"]) == ("4", "4", trained[0].run.name)
+    assert "4 of 4 steps" in text and "220 train" in text
+
+
+def test_the_adapter_is_the_run_s_and_names_the_base_that_travels_with_it(bundles, trained):
+    _, run = trained
+    for folder in bundles.values():
+        assert (folder / "adapter/adapter_model.safetensors").read_bytes() == (
+            run.adapter / "adapter_model.safetensors"
+        ).read_bytes()
+        saved = json.loads((folder / "adapter/adapter_config.json").read_text())
+        assert (
+            saved["base_model_name_or_path"] == str(folder / "base") and (folder / "base/model.safetensors").is_file()
+        )
+
+
+def test_a_reward_that_has_changed_since_is_named(bundles):
+    # The fixture trained with a function of its own in the second place.
+    for folder in bundles.values():
+        text = (folder / "README.md").read_text()
+        assert "The reward reasoning_format_reward is not the one" in text and "The reward math_reward" not in text
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the small run, to be damaged."""
+    chosen, run = trained
+    shutil.copytree(run.path, tmp_path / "runs" / run.name)
+    return chosen, open_run(run.name, tmp_path / "runs")
+
+
+def no_adapter(run):
+    shutil.rmtree(run.adapter)
+
+
+def other_adapter(run):
+    path = run.adapter / "adapter_config.json"
+    path.write_text(path.read_text() + "\n")
+
+
+def unfinished(run):
+    notes = json.loads(run.notes.read_text())
+    del notes["stages"]["train"]
+    run.notes.write_text(json.dumps(notes))
+
+
+def filled(run):
+    (run.path / "handoff" / "trl").mkdir(parents=True)
+    (run.path / "handoff" / "trl" / "mine.txt").write_text("x")
+
+
+def a_file(run):
+    (run.path / "handoff").mkdir()
+    (run.path / "handoff" / "trl").write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "to", "kind", "said"),
+    [
+        (unfinished, "trl", FileNotFoundError, r"no finished stage 'train'.*`grpo-kit train` first"),
+        (no_adapter, "trl", FileNotFoundError, r"adapter, written by stage 'train', is gone"),
+        (other_adapter, "trl", ValueError, r"not what training wrote.*--force"),
+        (filled, "trl", FileExistsError, r"not an empty folder.*--out"),
+        (a_file, "trl", FileExistsError, r"not an empty folder.*--out"),
+        (lambda run: run.rows("val").unlink(), "trl", FileNotFoundError, r"val.*is gone.*grpo-kit data"),
+        (lambda run: None, "nemo_rl", ValueError, r"'nemo_rl'.*Did you mean nemo-rl\?"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence_and_nothing_is_left(copied, damage, to, kind, said):
+    chosen, run = copied
+    damage(run)
+    before = everything(run.path)
+    with pytest.raises(kind, match=said):
+        export.write(chosen, run, to)
+    assert everything(run.path) == before
+
+
+def test_too_little_disk_is_said_before_the_first_byte(copied, monkeypatch):
+    chosen, run = copied
+    before = everything(run.path.parent)
+    monkeypatch.setattr(
+        merging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6)
+    )
+    monkeypatch.setattr(files, "new_folder", lambda path: pytest.fail("a folder was begun"))
+    with pytest.raises(
+        OSError, match=r"takes 0\.25 GiB and the disk of .* has 0\.00 GiB free; nothing was written.*--out"
+    ):
+        export.write(chosen, run, "nemo-rl", merge=True)
+    assert everything(run.path.parent) == before
+
+
+def test_one_that_breaks_off_leaves_nothing(copied, monkeypatch):
+    chosen, run = copied
+    before = everything(run.path)
+    monkeypatch.setattr(export, "readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        export.write(chosen, run, "trl", merge=True)
+    assert everything(run.path) == before
+
+
+def test_an_empty_folder_is_filled(copied, tmp_path):
+    (tmp_path / "there").mkdir()
+    folder = export.write(*copied, "verl", tmp_path / "there")
+    assert (folder / "run.sh").is_file() and not list(tmp_path.glob(".there*"))
+
+
+def test_a_stopped_run_says_how_far_it_came(copied, tmp_path):
+    chosen, run = copied
+    more = replace(chosen, grpo=replace(chosen.grpo, max_steps=9))
+    assert "4 of 9 steps" in (export.write(more, run, "verl", tmp_path / "o") / "README.md").read_text()
+
+
+def test_a_base_that_is_not_here_is_named(copied, monkeypatch):
+    chosen, run = copied
+    elsewhere = replace(chosen, policy=replace(chosen.policy, model="nobody/none"))
+    with pytest.raises(FileNotFoundError, match=r"'nobody/none' has no safetensors.*policy\.model=FOLDER"):
+        export.write(elsewhere, run, "nemo-rl", merge=True)
+
+
+def test_on_the_command_line(copied, monkeypatch):
+    _, run = copied
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(run.root))
+
+    def call(*words):
+        done = CliRunner().invoke(app, ["handoff", "--run", run.name, *words])
+        return done.exit_code, " ".join(done.output.split())
+
+    status, said = call("--to", "trl")
+    assert status == 0 and f"{run.path}/handoff/trl/README.md" in said.replace(" ", "") or "README.md says how" in said
+    assert (run.path / "handoff/trl/train.py").is_file()
+    assert call("--to", "trl")[0] == 2 and "not an empty folder" in call("--to", "trl")[1]
+    assert call("--to", "ray")[0] == 2
+    monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    assert call("--to", "verl", "--merge")[0] == 1
+    shutil.rmtree(run.adapter)
+    status, said = call("--to", "verl")
+    assert status == 2 and said.startswith("error: ") and "is gone" in said

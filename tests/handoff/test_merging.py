@@ -1,0 +1,222 @@
+"""The merged model: the base's own names, each value the sum that PEFT would make, and one tensor in memory at a time."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from grpo_kit.adapters import lora
+from grpo_kit.config import Lora, Policy
+from grpo_kit.handoff import merging
+from grpo_kit.nemotron import nf4_checkpoint, tiny
+from grpo_kit.policy.load import load_policy, source_of
+
+
+def stored(folder):
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def random_adapter(folder, shapes, r=4, alpha=6, **config):
+    """An adapter with a pair for each {module: (out, in)}."""
+    torch.manual_seed(0)
+    pairs = {}
+    for module, (out, into) in shapes.items():
+        pairs[f"base_model.model.{module}.lora_A.weight"] = torch.randn(r, into)
+        pairs[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out, r)
+    folder.mkdir()
+    save_file(pairs, folder / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": r, "lora_alpha": alpha, "bias": "none"} | config
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return {
+        module: pairs[f"base_model.model.{module}.lora_B.weight"] @ pairs[f"base_model.model.{module}.lora_A.weight"]
+        for module in shapes
+    }
+
+
+def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
+    chosen, run = trained
+    merging.merge(tiny.FOLDER, run.adapter, tmp_path / "model")
+    model, tokenizer = load_policy(chosen.policy)
+    whole = lora.attach_adapter(model, run.adapter).merge_and_unload().state_dict()
+    merged = stored(tmp_path / "model")
+    assert set(merged) == set(stored(tiny.FOLDER))
+    checked = 0
+    for name, tensor in merged.items():
+        mine = whole.get(merging.ours(name))
+        if mine is not None:
+            checked += 1
+            torch.testing.assert_close(tensor.float(), mine, rtol=2**-8, atol=0)
+            assert tensor.dtype == (torch.float16 if name.endswith(nf4_checkpoint.IN_FLOAT32) else torch.bfloat16)
+    assert checked == len(merged) - 32  # all but the experts, which transformers stacks
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert again.dtype == torch.bfloat16
+    assert {path.name for path in tiny.FOLDER.iterdir()} == {path.name for path in (tmp_path / "model").iterdir()}
+    assert json.loads((tmp_path / "model/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_experts_are_added_to_one_by_one_and_stacked_alike(tmp_path):
+    single = "model.layers.1.mixer.experts"
+    moved = random_adapter(
+        tmp_path / "a", {f"{single}.{e}.up_proj": (64, 128) for e in (0, 5)} | {f"{single}.5.down_proj": (128, 64)}
+    )
+    merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "one")
+    base = load_file(tiny.FOLDER / "model.safetensors")
+    stacked = {name: value for name, value in base.items() if "layers.1.mixer.experts." not in name}
+    for matrix in ("up_proj", "down_proj"):
+        stacked[f"backbone.layers.1.mixer.experts.{matrix}"] = torch.stack(
+            [base[f"backbone.layers.1.mixer.experts.{e}.{matrix}.weight"] for e in range(8)]
+        )
+    shutil.copytree(tiny.FOLDER, tmp_path / "stacked")
+    save_file(stacked, tmp_path / "stacked/model.safetensors", metadata={"format": "pt"})
+    merging.merge(tmp_path / "stacked", tmp_path / "a", tmp_path / "all")
+    one, fused = stored(tmp_path / "one"), stored(tmp_path / "all")
+    for matrix in ("up_proj", "down_proj"):
+        for expert in range(8):
+            name = f"backbone.layers.1.mixer.experts.{expert}.{matrix}.weight"
+            assert torch.equal(one[name], fused[f"backbone.layers.1.mixer.experts.{matrix}"][expert])
+            delta = moved.get(f"{single}.{expert}.{matrix}", torch.zeros(())) * 6 / 4
+            torch.testing.assert_close(one[name].float(), base[name].float() + delta, rtol=2**-8, atol=1e-6)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A small Llama in shards, tied embeddings, as published."""
+    torch.manual_seed(0)
+    tiny_llama = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(tiny_llama).save_pretrained(tmp_path / "llama", max_shard_size="10KB")
+    return tmp_path / "llama"
+
+
+def test_a_llama_in_shards_keeps_its_shards(llama, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    model = lora.add_lora(model, Lora(r=4, target_modules=["q_proj", "down_proj"]), 0)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    lora.save_adapter(model, tmp_path / "a", "llama")
+    shown = []
+    merging.merge(llama, tmp_path / "a", tmp_path / "m", lambda *what: shown.append(what))
+    names = sorted(path.name for path in llama.glob("*.safetensors"))
+    assert sorted(path.name for path in (tmp_path / "m").glob("*.safetensors")) == names and len(names) > 2
+    assert [what[:2] for what in shown] == [(n, len(names)) for n in range(1, len(names) + 1)]
+    index = json.loads((tmp_path / "m" / merging.INDEX).read_text())
+    assert index["weight_map"] == json.loads((llama / merging.INDEX).read_text())["weight_map"]
+    assert index["metadata"]["total_size"] == sum(t.numel() * 2 for t in stored(tmp_path / "m").values())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32).eval()
+    ids = torch.arange(8)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(ids).logits, model.eval()(ids).logits, rtol=0, atol=0.03)
+        with model.disable_adapter():
+            assert (model(ids).logits - merged(ids).logits).abs().max() > 0.1
+
+
+def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
+    adding = random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
+    assert adding
+    alive, most = 0, 0
+
+    class Watched:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, name):
+            nonlocal alive, most
+            alive, most = alive + 1, max(most, alive + 1)
+            tensor = self.file.get_tensor(name)
+            import weakref
+
+            weakref.finalize(tensor, gone)
+            return tensor
+
+    def gone():
+        nonlocal alive
+        alive -= 1
+
+    monkeypatch.setattr(merging, "_opened", lambda path: Watched(safe_open(path, "pt")))
+    merging.merge(llama, tmp_path / "a", tmp_path / "m")
+    assert most <= 3  # a tensor and the two halves of its pair
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "said"),
+    [
+        (
+            {"model.layers.0.mixer.q_proj": (128, 128)},
+            {},
+            "has none in 16 bit or more there; the adapter belongs to another",
+        ),
+        ({"model.layers.2.mixer.q_proj": (64, 128)}, {}, r"a matrix of \(64, 128\), and .* has \(128, 128\) there"),
+        ({"model.layers.1.mixer.experts.8.up_proj": (64, 128)}, {}, "has none in 16 bit"),  # there are eight
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"use_dora": True}, "has use_dora; only plain LoRA"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"bias": "all"}, "only plain LoRA"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"peft_type": "LOHA"}, "only plain LoRA"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"rank_pattern": {"q_proj": 2}}, "has rank_pattern"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path, shapes, config, said):
+    random_adapter(tmp_path / "a", shapes, **config)
+    with pytest.raises(ValueError, match=said):
+        merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_is_no_pair_is_not_left_out_silently(tmp_path):
+    random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ValueError, match="holds base_model.model.lm_head.weight, which is no half"):
+        merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+
+
+def test_rank_stabilised_scale(tmp_path):
+    module = "model.layers.2.mixer.q_proj"
+    moved = random_adapter(tmp_path / "a", {module: (128, 128)}, use_rslora=True)
+    merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    name = "backbone.layers.2.mixer.q_proj.weight"
+    expected = load_file(tiny.FOLDER / "model.safetensors")[name].float() + moved[module] * 6 / 2
+    torch.testing.assert_close(stored(tmp_path / "m")[name].float(), expected, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "said"),
+    [
+        (lambda base: (base / merging.INDEX).write_text("{"), ValueError, "is no index of shards"),
+        (
+            lambda base: sorted(base.glob("*.safetensors"))[1].unlink(),
+            FileNotFoundError,
+            "is missing; the index names it",
+        ),
+        (lambda base: sorted(base.glob("*.safetensors"))[1].write_bytes(b"12"), ValueError, "is damaged or missing"),
+        (
+            lambda base: (base / merging.INDEX).write_text('{"weight_map": {"a": "../../x.safetensors"}}'),
+            FileNotFoundError,
+            "is missing",
+        ),
+    ],
+)
+def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, said):
+    random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
+    damage(llama)
+    with pytest.raises(kind, match=said):
+        merging.merge(llama, tmp_path / "a", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_base_of_the_embedded_policy_is_its_folder():
+    assert merging.base_folder(source_of(Policy())) == tiny.FOLDER

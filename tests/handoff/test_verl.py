@@ -1,0 +1,162 @@
+"""What verl is handed: Parquet that pyarrow reads back, and a `compute_score` that judges in verl's processes as we do."""
+
+import json
+import multiprocessing
+import shlex
+from dataclasses import replace
+
+import pytest
+from pyarrow import parquet
+
+from grpo_kit import config
+from grpo_kit.handoff import export, verl
+from grpo_kit.rewards.tools.loading import FOLDER
+from tests.helpers.verl_worker import scores
+
+
+@pytest.fixture(scope="module")
+def bundle(trained, tmp_path_factory):
+    chosen, run = trained
+    return export.write(chosen, run, "verl", tmp_path_factory.mktemp("verl") / "b")
+
+
+@pytest.fixture(scope="module")
+def collected(trained, tmp_path_factory):
+    aside = tmp_path_factory.mktemp("collected")
+    return export.collect(*trained, aside / "b", aside, merge=False)
+
+
+def begun(rewards, table, completions):
+    """A process that scores, and the pipe its scores come by. Spawned and daemonic, as pools of workers have them: such a
+    process cannot have children through multiprocessing."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=scores, args=(rewards, table, completions, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def spawned(rewards, table, completions):
+    process, pipe = begun(rewards, table, completions)
+    found = pipe.recv()
+    process.join(20)
+    assert process.exitcode == 0
+    return found
+
+
+def test_the_rows_have_verl_s_columns(bundle, trained):
+    for split, count in (("train", 220), ("val", 20)):
+        rows = parquet.read_table(bundle / f"{split}.parquet").to_pylist()
+        assert len(rows) == count
+        for index, row in enumerate(rows):
+            assert list(row) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+            assert [set(turn) for turn in row["prompt"]] == [{"role", "content"}]
+            assert row["reward_model"]["style"] == "rule" and row["reward_model"]["ground_truth"].isdigit()
+            assert (row["extra_info"]["split"], row["extra_info"]["index"]) == (split, index)
+            assert row["extra_info"]["prompt_opened_think"] is True and row["ability"] == "math"
+
+
+def test_a_spawned_process_scores_as_the_run_did(bundle, math_reward):
+    rows = parquet.read_table(bundle / "val.parquet").to_pylist()
+    golds = [row["reward_model"]["ground_truth"] for row in rows]
+    texts = [f"so</think>\\boxed{{{gold if n % 3 else int(gold) + 1}}}" for n, gold in enumerate(golds)]
+    texts[1] = texts[1].replace("</think>", "")  # never closed its thinking, which the template opened
+    found = spawned(bundle / "reward.py", bundle / "val.parquet", texts)
+    assert found == math_reward(texts, golds, prompt_opened_think=True)
+    assert found[:3] == [0.0, 0.0, 1.0] and all(isinstance(score, float) for score in found)
+
+
+def test_on_the_shared_pairs_a_spawned_process_agrees_on_every_one(collected, math_reward, shared_data, tmp_path):
+    import pyarrow
+
+    lines = (shared_data / "answer_checking" / "equal_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    assert len(pairs) == 700
+    row = collected.rows["train"][0]
+    rows = [row | {"id": str(pair["id"]), "answer": pair["gold"]} for pair in pairs]
+    table = pyarrow.Table.from_pylist(verl.rows(replace(collected, rows={"train": rows}), "train"))
+    parquet.write_table(table, tmp_path / "pairs.parquet")
+    text = (FOLDER / "math_answer.py").read_text(encoding="utf-8")
+    (tmp_path / "reward.py").write_text(verl.reward_file(text, "math_reward"), encoding="utf-8")
+    completions = [rf"I add it up.\n</think>\nIt is $\boxed{{{pair['pred']}}}$." for pair in pairs]
+    process, pipe = begun(tmp_path / "reward.py", tmp_path / "pairs.parquet", completions)
+    expected = math_reward(completions, [pair["gold"] for pair in pairs], prompt_opened_think=True)
+    found = pipe.recv()
+    process.join(20)
+    assert found == [paid or 0.0 for paid in expected]
+    assert 200 < sum(found) < 700
+
+
+def test_the_reward_is_the_whole_file_and_nothing_of_the_package(bundle):
+    text = (bundle / "reward.py").read_text(encoding="utf-8")
+    whole = (FOLDER / "math_answer.py").read_text(encoding="utf-8").rstrip("\n")
+    assert text.startswith(whole) and "import grpo_kit" not in text and "from grpo_kit" not in text
+
+
+def told_of(folder):
+    words = shlex.split((folder / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo")[2])
+    assert words[-1] == "$@"
+    return dict(word.split("=", 1) for word in words[:-1])
+
+
+def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
+    told = told_of(bundle)
+    rollout, actor, model = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "model"))
+    expected = {
+        "algorithm.adv_estimator": "grpo", "data.train_files": f"{bundle}/train.parquet",
+        "custom_reward_function.path": f"{bundle}/reward.py", f"{model}.path": f"{bundle}/base",
+        f"{model}.lora_adapter_path": f"{bundle}/adapter", f"{model}.lora_rank": "16", f"{model}.lora_alpha": "32",
+        f"{rollout}.load_format": "safetensors", f"{rollout}.n": "4", "data.train_batch_size": "4",
+        f"{actor}.ppo_mini_batch_size": "4", f"{actor}.clip_ratio_high": "0.28", "trainer.total_training_steps": "4",
+        f"{actor}.loss_agg_mode": "token-mean", f"{actor}.use_kl_loss": "False", f"{actor}.optim.weight_decay": "0.0",
+        "+data.apply_chat_template_kwargs.enable_thinking": "True",
+    }  # fmt: skip
+    assert {key: told[key] for key in expected} == expected
+    for key in (
+        "data.train_files",
+        "data.val_files",
+        "custom_reward_function.path",
+        f"{model}.path",
+        f"{model}.lora_adapter_path",
+    ):
+        assert (bundle / told[key]).exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["grpo.loss_type=grpo"], "actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-mean"),
+        (["grpo.loss_type=dr_grpo"], "actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-sum-norm"),
+        (["grpo.loss_type=gspo"], "actor_rollout_ref.actor.policy_loss.loss_mode", "gspo"),
+        (
+            ["grpo.loss_type=cispo", "grpo.epsilon_high=4"],
+            "actor_rollout_ref.actor.clip_ratio_high",
+            4.0,
+        ),  # 1 + 4 is the cap
+        (["grpo.loss_type=cispo"], "actor_rollout_ref.actor.clip_ratio_low", 1.0),  # and nothing the least
+        (["grpo.epsilon=0.1"], "actor_rollout_ref.actor.clip_ratio_low", 0.1),
+        (["grpo.beta=0.1"], "actor_rollout_ref.actor.use_kl_loss", True),
+        (["grpo.advantage=leave_one_out"], "algorithm.adv_estimator", "rloo"),
+        (["grpo.top_k=20"], "actor_rollout_ref.rollout.top_k", 20),
+        (["grpo.eval_steps=0"], "trainer.test_freq", -1),
+        (["grpo.draw=in_order"], "data.shuffle", False),
+        (["grpo.num_iterations=3"], "actor_rollout_ref.actor.ppo_epochs", 3),
+        (["run.report_to=[wandb,tensorboard]"], "trainer.logger", ["console", "wandb", "tensorboard"]),
+        (["evaluation.temperature=0"], "actor_rollout_ref.rollout.val_kwargs.do_sample", False),
+    ],
+)
+def test_settings_in_their_words(collected, overrides, key, value):
+    other = replace(collected, config=config.settle(collected.config, [], overrides))
+    assert verl.settings(other)[key] == value
+
+
+def test_a_reward_of_one_s_own_becomes_the_score(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def length_reward(completions, **_):\n    return [None if not c else len(c) / 10 for c in completions]\n"
+    )
+    chosen, run = trained
+    other = config.settle(chosen, [], ["grpo.reward_funcs=[mine.py]", "grpo.reward_weights=[1.0]"])
+    folder = export.write(other, run, "verl", tmp_path / "b")
+    assert spawned(folder / "reward.py", folder / "val.parquet", ["1234", ""] * 10) == [0.4, 0.0] * 10

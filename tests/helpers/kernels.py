@@ -1,0 +1,81 @@
+"""Notebooks as a reader runs them: form fields filled in, each in a fresh kernel with an environment and folder of its own."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "notebooks"
+NAMES = ("01_setup", "02_data", "03_training", "04_submit", "05_tuning")
+# What decides where a kernel thinks it is, or would reach into it from a test run.
+OWN = ("MPLBACKEND", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "COV_CORE_SOURCE", "GRPO_KIT_ROOT", "GRPO_KIT_DATA")
+DATA = "data.limit=400 data.val_size=20 data.test_size=60"
+STEPS = 6
+TRAINING = f"grpo.max_steps={STEPS} grpo.per_device_train_batch_size=16 grpo.num_generations=4 grpo.save_steps=1"
+SEARCH = {"search": "lora.r=[4,16]", "trials": 2, "steps": 1, "overrides": TRAINING}
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(notebook):
+    """What a reader sees as text under the cells: streams and plain forms of what was displayed."""
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+def pictures(notebook):
+    return sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
+
+
+def environment(*paths, **variables):
+    """Of a kernel: this checkout's package and, before it, what lies in `paths`; no network for the Hub's library."""
+    found = {name: value for name, value in os.environ.items() if name not in OWN}
+    found |= {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return found | {name: str(value) for name, value in variables.items()}
+
+
+def client(name, folder, env, **fields):
+    """(what will execute the notebook, the notebook) with `fields` of its form set; the kernel's working folder is `folder`."""
+    notebook = read(name)
+    form = code(notebook)[1]
+    for field, value in fields.items():
+        form.source, hits = re.subn(rf"(?m)^{field} = .*?(?=\s*#@param)", lambda _: f"{field} = {value!r}", form.source)  # noqa: B023
+        assert hits == 1, f"{name} has no field {field}"
+    folder.mkdir(parents=True, exist_ok=True)
+    runner = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    return runner, notebook, env
+
+
+def execute(name, folder, env, **fields):
+    """(the executed notebook, the error that ended it or None)."""
+    runner, notebook, env = client(name, folder, env, **fields)
+    try:
+        runner.execute(env=env)
+    except nbclient.exceptions.CellExecutionError as error:
+        return notebook, error
+    return notebook, None
+
+
+def chain(folder, env_of, names=NAMES, before=lambda name: None):
+    """The notebooks in order, each in a folder of its own, with small settings; {name: executed}. `env_of(name)`: its environment."""
+    given = {"02_data": {"overrides": DATA}, "03_training": {"overrides": TRAINING}, "05_tuning": SEARCH}
+    done = {}
+    for name in names:
+        before(name)
+        done[name], error = execute(name, folder / name, env_of(name), **given.get(name, {}))
+        assert error is None, f"{name}: {error}"
+    return done
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,339 @@
+"""The official client against a Kaggle on loopback: what it sends, what is sent twice, and what is said when it fails."""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from grpo_kit.kaggle import credentials
+from tests.helpers.fake_kaggle import KEY, TOKEN, USER
+
+SLUG = "nvidia-nemotron-model-reasoning-challenge"
+
+
+@pytest.fixture
+def client(loopback):
+    from grpo_kit.kaggle.client import Client
+
+    return Client(credentials.Credentials("the test", USER, KEY))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from grpo_kit.kaggle import kernel_notebook
+
+    notebook = kernel_notebook.find_notebook("03_training")
+    kernel = kernel_notebook.kernel(USER, notebook, "NvidiaRtxPro6000", tmp_path, kernels=["ada/grpo-kit-02-data"])
+    kernel.write()
+    return kernel.folder
+
+
+def archive(tmp_path, size=300_000):
+    path = tmp_path / "any name.zip"
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+def send(client, path):
+    began = []
+    return client.submit(path, "words [tag]", SLUG, lambda: began.append(1)), began
+
+
+# --- Who we are
+
+
+def test_a_key_is_used_as_it_is_and_a_token_is_asked_its_name(loopback):
+    from grpo_kit.kaggle.client import Client
+
+    assert Client(credentials.Credentials("the test", USER, KEY)).owner == USER and loopback.calls == []
+    client = Client(credentials.Credentials("the test", token=TOKEN))
+    assert client.owner == USER and [name for name, _ in loopback.calls] == ["IntrospectToken"]
+    assert client.allowance(SLUG) == (0, 5)
+
+
+def test_the_credentials_chosen_are_used_whatever_else_lies_around(loopback, monkeypatch, tmp_path):
+    from grpo_kit.kaggle.client import Client
+
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "another")
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle/access_token").write_text("another one")
+    assert Client(credentials.Credentials("the test", USER, KEY)).allowance(SLUG) == (0, 5)
+
+
+def test_a_token_that_has_ended_is_said_to_have(loopback):
+    from grpo_kit.kaggle.client import Client
+
+    loopback.token_lives = False
+    with pytest.raises(PermissionError, match="from the test is not valid any more. Make a new one at"):
+        Client(credentials.Credentials("the test", token=TOKEN))
+
+
+def test_the_login_that_the_clients_own_command_left_is_used(loopback, tmp_path, monkeypatch):
+    from grpo_kit.kaggle.client import Client
+
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        monkeypatch.delenv(name)
+    path = tmp_path / ".kaggle/credentials.json"
+    path.parent.mkdir()
+    told = {
+        "refresh_token": "r",
+        "access_token": TOKEN,
+        "access_token_expiration": "2999-01-01T00:00:00+00:00",
+        "username": USER,
+    }
+    path.write_text(json.dumps(told))
+    path.chmod(0o600)
+    client = Client(credentials.find())
+    assert client.owner == USER and client.allowance(SLUG) == (0, 5)
+
+
+def test_importing_the_client_neither_logs_in_nor_prints_nor_makes_a_folder(tmp_path):
+    (tmp_path / ".kaggle").mkdir()
+    (tmp_path / ".kaggle/access_token").write_text(TOKEN)
+    code = """
+import os, socket
+def refuse(*_, **__): raise AssertionError("the network was touched")
+socket.getaddrinfo = socket.create_connection = refuse
+before = dict(os.environ)
+from grpo_kit import kaggle_kernel
+assert dict(os.environ) == before
+assert kaggle_kernel._Api.args == [] and kaggle_kernel.extended.KaggleApi.args == []
+"""
+    environ = os.environ | {"HOME": str(tmp_path), "VERBOSE": "1", "KAGGLE_API_TOKEN": TOKEN}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kaggle"]
+
+
+def test_what_of_the_clients_inside_is_touched_is_there():
+    from kagglesdk.kaggle_client import KaggleClient
+
+    from grpo_kit.kaggle.client import Line, extended
+
+    http = KaggleClient(username="a", password="b").http_client()
+    http._init_session()
+    assert http._session.get_adapter("https://www.kaggle.com") and http.BearerAuth("t").token == "t"
+    ends = extended.ResumableUploadResult
+    assert len({ends.COMPLETE, ends.FAILED, ends.INCOMPLETE, ends.EXPIRED}) == 4
+    for name in ("kernels_push", "kernels_status", "kernels_output", "competition_submissions", "competition_submit",
+                 "competition_get_submission_limits", "upload_complete", "with_retry", "build_kaggle_client"):  # fmt: skip
+        assert callable(getattr(extended.KaggleApi, name))
+    assert extended.HTTPAdapter is Line
+
+
+# --- Push, status, output
+
+
+def test_a_push_sends_the_metadata_and_the_accelerator(client, loopback, folder):
+    answer = client.push(folder, "NvidiaRtxPro6000")
+    assert answer.version_number == 1 and answer.url.endswith("/ada/grpo-kit-03-training")
+    [sent] = loopback.pushed
+    assert sent["slug"] == "ada/grpo-kit-03-training" and sent["newTitle"] == "grpo-kit 03 training"
+    assert (sent["machineShape"], sent["enableGpu"], sent["enableInternet"]) == ("NvidiaRtxPro6000", True, False)
+    assert sent["modelDataSources"] == ["metric/nemotron-3-nano-30b-a3b-bf16/Transformers/default/1"]
+    assert sent["datasetDataSources"] == ["ada/grpo-kit-wheels-cp312"] and sent["isPrivate"] is True
+    assert sent["kernelDataSources"] == ["ada/grpo-kit-02-data"] and sent["competitionDataSources"] == [SLUG]
+    assert json.loads(sent["text"])["cells"][0]["source"].startswith("# Put here by `grpo-kit push`")
+
+
+def test_a_push_that_leaves_a_source_out_is_no_success(client, loopback, folder):
+    loopback.invalid = {"invalidDatasetSources": ["ada/grpo-kit-wheels-cp312"]}
+    with pytest.raises(RuntimeError, match="without dataset ada/grpo-kit-wheels-cp312.*Stop it at https"):
+        client.push(folder, "NvidiaRtxPro6000")
+
+
+def test_a_push_that_kaggle_answers_with_an_error_is_no_success(client, loopback, folder):
+    loopback.invalid = {"error": "Maximum batch GPU session count of 2 reached."}
+    with pytest.raises(RuntimeError, match="refused the kernel: Maximum batch GPU session count"):
+        client.push(folder, "NvidiaRtxPro6000")
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut after", "slow", "half", "html", 500, 502, 503])
+def test_a_push_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, folder, fault):
+    loopback.faults["SaveKernel"] = [fault]
+    with pytest.raises(ConnectionError, match="gave no answer"):
+        client.push(folder, "NvidiaRtxPro6000")
+    assert loopback.count("SaveKernel") == 1
+
+
+def test_a_push_that_was_turned_away_at_the_door_is_sent_again(client, loopback, folder):
+    loopback.faults["SaveKernel"] = [(429, {"Retry-After": "20"}), 429]
+    assert client.push(folder, "NvidiaRtxPro6000").version_number == 1
+    assert loopback.count("SaveKernel") == 3 and 20 <= loopback.slept[0] <= 25
+
+
+def test_status_gives_the_state_and_the_reason(client, loopback, folder):
+    client.push(folder, "NvidiaRtxPro6000")
+    loopback.states, loopback.failure = ["RUNNING", "ERROR"], "Your notebook ran out of memory"
+    assert [client.status("ada/grpo-kit-03-training/1")[0] for _ in "ab"] == ["RUNNING", "ERROR"]
+    assert loopback.calls[-1][1]["versionLabel"] == "v1"
+
+
+def test_output_is_fetched_page_by_page_without_the_checkpoint(client, loopback, folder, tmp_path):
+    loopback.files = {
+        "runs/r/run.json": b"{}",
+        "submission.zip": b"zip",
+        "a.txt": b"a" * 4_000_000,
+        "nf4/x": b"big",
+        "z": b"",
+    }
+    loopback.log = "words"
+    client.output("ada/grpo-kit-03-training/1", tmp_path / "out", r"^(?!nf4/)")
+    there = {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+    assert there == {name: data for name, data in loopback.files.items() if name != "nf4/x"} | {
+        "grpo-kit-03-training.log": b"words"
+    }
+
+
+def test_an_output_that_would_escape_its_folder_is_refused(client, loopback, tmp_path):
+    loopback.files = {"../evil": b"x"}
+    with pytest.raises(ValueError, match="Refusing to download"):
+        client.output("ada/grpo-kit-03-training/1", tmp_path / "out", "")
+    assert not (tmp_path / "evil").exists()
+
+
+# --- Reads are tried again
+
+
+@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "cut", "slow", "half"])
+def test_a_read_is_tried_again_after_what_may_pass(client, loopback, fault):
+    loopback.faults["GetSubmissionLimits"] = [fault] * 3
+    assert client.allowance(SLUG) == (0, 5)
+    assert loopback.count("GetSubmissionLimits") == 4 and len(loopback.slept) == 3
+    assert all(due <= pause <= 1.25 * due for pause, due in zip(loopback.slept, [1, 2, 4]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says", "calls"),
+    [
+        (400, RuntimeError, "refused competition .*400", 1),
+        (401, PermissionError, "does not accept the credentials from the test .*settings/api", 1),
+        (403, PermissionError, "does not allow ada .*rules", 1),
+        (404, FileNotFoundError, "has nothing called competition", 1),
+        (429, RuntimeError, "too many calls .*Call again later", 6),
+        ((429, {"Retry-After": "3600"}), RuntimeError, "Call again in 3600 s", 1),
+        (500, ConnectionError, "no answer about competition .*500", 6),
+        ("cut", ConnectionError, "no answer about competition", 6),
+        ("html", ConnectionError, "cannot read it", 1),
+    ],
+)
+def test_what_does_not_pass_is_one_clear_sentence(client, loopback, fault, error, says, calls):
+    loopback.faults["GetSubmissionLimits"] = [fault] * 9
+    with pytest.raises(error, match=says) as caught:
+        client.allowance(SLUG)
+    assert type(caught.value) is error and "\n" not in str(caught.value)
+    assert loopback.count("GetSubmissionLimits") == calls
+
+
+def test_nobody_at_the_other_end_means_that_nothing_was_done(client, loopback, folder):
+    loopback.close()
+    for call in (lambda: client.allowance(SLUG), lambda: client.push(folder, "NvidiaRtxPro6000")):
+        with pytest.raises(RuntimeError, match="cannot be reached, so nothing was done"):
+            call()
+    assert len(loopback.slept) == 10  # never left, so even the push was tried again
+
+
+@pytest.mark.parametrize("call", ["kernels_status", "kernels_output"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_the_clients_own_words_for_a_refusal_are_replaced(client, loopback, tmp_path, call, status):
+    loopback.faults["GetKernelSessionStatus"] = loopback.faults["ListKernelSessionOutput"] = [status]
+    with pytest.raises(PermissionError, match=str(status)) as caught:
+        client.status("ada/any-kernel/1") if call == "kernels_status" else client.output("ada/any-kernel", tmp_path, "")
+    assert "benchmark" not in str(caught.value)
+
+
+# --- Submit
+
+
+def test_a_zip_is_uploaded_whole_under_the_name_the_scorer_knows_then_submitted(client, loopback, tmp_path):
+    path = archive(tmp_path)
+    assert send(client, path) == (1000, [1])
+    assert loopback.uploads["blob-0"] == path.read_bytes()
+    names = [name for name, _ in loopback.calls]
+    assert names == ["StartSubmissionUpload", "upload", "CreateSubmission"]
+    assert loopback.calls[0][1]["fileName"] == "submission.zip" and loopback.calls[0][1]["contentLength"] == 300_000
+    assert loopback.calls[2][1]["submissionDescription"] == "words [tag]"
+
+
+@pytest.mark.parametrize("faults", [["cut"], [503], ["slow"], ["cut", 503, "cut"]])
+def test_a_cut_upload_goes_on_where_it_stood(client, loopback, tmp_path, faults):
+    loopback.faults["upload"] = list(faults)
+    path = archive(tmp_path, 3_000_000)
+    assert send(client, path) == (1000, [1])
+    assert loopback.uploads["blob-0"] == path.read_bytes() and loopback.count("CreateSubmission") == 1
+    if faults == ["cut"]:
+        assert loopback.calls[-2][1]["Content-Range"] == "bytes 1500000-2999999/3000000"
+
+
+@pytest.mark.parametrize("fault", [503, 400, 403])
+def test_an_upload_that_does_not_come_to_its_end_submits_nothing(client, loopback, tmp_path, fault):
+    loopback.faults["upload"] = [fault] * 20
+    with pytest.raises(RuntimeError, match="nothing was submitted"):
+        send(client, archive(tmp_path))
+    assert loopback.count("CreateSubmission") == 0
+
+
+def test_an_upload_that_never_begins_is_tried_again_and_submits_nothing(client, loopback, tmp_path):
+    loopback.faults["StartSubmissionUpload"] = ["cut"] * 9
+    with pytest.raises(RuntimeError, match="Nothing was submitted"):
+        send(client, archive(tmp_path))
+    assert loopback.count("StartSubmissionUpload") == 6
+
+
+@pytest.mark.parametrize("fault", ["cut", "cut after", "late", "slow", "half", "html", 500, 504])
+def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, tmp_path, fault):
+    loopback.faults["CreateSubmission"] = [fault]
+    with pytest.raises(ConnectionError):
+        send(client, archive(tmp_path))
+    assert loopback.count("CreateSubmission") == 1
+
+
+def test_a_submission_turned_away_for_now_is_sent_again_without_another_upload(client, loopback, tmp_path):
+    loopback.faults["CreateSubmission"] = [(429, {"Retry-After": "9"})]
+    assert send(client, archive(tmp_path))[0] == 1000
+    assert loopback.count("upload") == 1 and loopback.count("CreateSubmission") == 2 and 9 <= loopback.slept[0] <= 11.25
+
+
+def test_the_list_of_submissions_is_read_to_its_end(client, loopback):
+    loopback.submissions = [{"ref": n, "description": f"[{n}]", "status": "COMPLETE"} for n in range(230)]
+    assert [one.ref for one in client.submissions(SLUG, "[229]")] == [229]
+    assert loopback.count("ListSubmissions") == 3
+
+
+# --- Nothing shows
+
+
+@pytest.mark.parametrize("secret", ["key", "token"])
+@pytest.mark.parametrize("fault", [401, 403, 500, "cut", "html"])
+def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, monkeypatch, secret, fault):
+    from grpo_kit.kaggle.client import Client
+
+    monkeypatch.setenv("VERBOSE", "1")
+    told = {"username": USER, "key": KEY} if secret == "key" else {"token": TOKEN}
+    client = Client(credentials.Credentials("the test", **told))
+    wrong = (
+        credentials.Credentials("the test", USER, KEY[::-1])
+        if secret == "key"
+        else credentials.Credentials("t", token=TOKEN[::-1])
+    )
+    for found in (client.api.credentials, wrong):  # the server answers a wrong one with the header it got
+        client.api.credentials = found
+        loopback.faults["GetSubmissionLimits"] = [fault] * 6
+        with pytest.raises((OSError, RuntimeError)) as caught:
+            client.allowance(SLUG)
+        said = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(capfd.readouterr())
+        import base64
+
+        for hidden in (KEY, TOKEN, KEY[::-1], TOKEN[::-1], base64.b64encode(f"{USER}:{KEY[::-1]}".encode()).decode()):
+            assert hidden not in said
+
+
+def test_only_the_owner_imports_kaggle_and_nothing_light_does():
+    code = "import sys, grpo_kit.cli; sys.exit(bool({'kaggle', 'kagglesdk', 'requests'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -1,0 +1,185 @@
+"""Where credentials are found, in which order, and that nothing shows them."""
+
+import json
+import sys
+import traceback
+import types
+
+import pytest
+
+from grpo_kit.kaggle import credentials
+from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
+
+
+@pytest.fixture(autouse=True)
+def nothing_else(monkeypatch):
+    for name in ("google.colab", "kaggle_secrets"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def write(home, name, text, mode=0o600):
+    path = home / ".kaggle" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_nothing_anywhere_names_every_place(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle.json.*Colab.*Make a token"):
+        credentials.find({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environ", "token", "username", "key"),
+    [
+        ({"KAGGLE_API_TOKEN": TOKEN}, TOKEN, "", ""),
+        ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}, "", USER, KEY),
+        ({"KAGGLE_API_TOKEN": TOKEN, "KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}, TOKEN, "", ""),  # as the client does
+    ],
+)
+def test_the_environment_comes_first(tmp_path, environ, token, username, key):
+    write(tmp_path, "kaggle.json", json.dumps({"username": "other", "key": "other"}))
+    found = credentials.find(environ, tmp_path)
+    assert (found.token, found.username, found.key, found.warning) == (token, username, key, "")
+
+
+def test_half_a_pair_in_the_environment_is_none(tmp_path):
+    write(tmp_path, "access_token", TOKEN + "\n")
+    assert credentials.find({"KAGGLE_USERNAME": USER}, tmp_path).source.endswith("access_token")
+
+
+def test_the_environment_may_name_a_file(tmp_path):
+    (tmp_path / "t").write_text(f" {TOKEN}\n")
+    assert credentials.find({"KAGGLE_API_TOKEN": str(tmp_path / "t")}, tmp_path).token == TOKEN
+
+
+@pytest.mark.parametrize("place", ["home", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"])
+def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, place):
+    path = write(tmp_path, "kaggle.json", json.dumps({"username": USER, "key": KEY}))
+    environ = {}
+    if place != "home":
+        moved = tmp_path / "elsewhere" / "kaggle" / "kaggle.json"
+        moved.parent.mkdir(parents=True)
+        path.rename(moved)
+        environ = {place: str(moved.parent if place == "KAGGLE_CONFIG_DIR" else moved.parent.parent)}
+    found = credentials.find(environ, tmp_path)
+    assert (found.username, found.key) == (USER, KEY)
+
+
+@pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
+@pytest.mark.parametrize(
+    ("mode", "warns"), [(0o600, False), (0o400, False), (0o644, True), (0o660, True), (0o604, True)]
+)
+def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
+    text = TOKEN if name == "access_token" else json.dumps({"username": USER, "key": KEY})
+    path = write(tmp_path, name, text, mode)
+    said = credentials.find({}, tmp_path).warning
+    assert (f"chmod 600 {path}" in said) is warns and KEY not in said and TOKEN not in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"username": "ada"}', "null", KEY, f'{{"key": "{KEY}"'])
+def test_a_kaggle_json_that_is_none_is_named_without_its_content(tmp_path, text):
+    write(tmp_path, "kaggle.json", text)
+    with pytest.raises(ValueError, match="kaggle.json is not") as caught:
+        credentials.find({}, tmp_path)
+    assert KEY not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("bad", [f"{KEY}\nHost: evil", f"{KEY} x", f"{KEY}\r", "schlüssel"])
+def test_a_secret_that_would_break_a_header_is_refused_without_showing_it(tmp_path, bad):
+    with pytest.raises(ValueError, match="Copy them again") as caught:
+        credentials.find({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": bad}, tmp_path)
+    assert KEY not in str(caught.value)
+
+
+def colab(values):
+    class SecretNotFoundError(Exception):
+        pass
+
+    def get(name):
+        if name not in values:
+            raise SecretNotFoundError(f"Secret {name} does not exist.")
+        return values[name]
+
+    userdata = types.SimpleNamespace(get=get, SecretNotFoundError=SecretNotFoundError)
+    return {"google": types.ModuleType("google"), "google.colab": types.SimpleNamespace(userdata=userdata)}
+
+
+@pytest.mark.parametrize("values", [{"KAGGLE_API_TOKEN": TOKEN}, {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}])
+def test_colabs_secrets(tmp_path, monkeypatch, values):
+    for name, module in colab(values).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    found = credentials.find({}, tmp_path)
+    assert "Colab" in found.source and (found.token or found.key) in (TOKEN, KEY)
+
+
+def test_colabs_secrets_are_not_asked_for_when_there_is_something_else(tmp_path, monkeypatch):
+    for name, module in colab({}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules["google.colab"].userdata, "get", lambda name: pytest.fail("asked"))
+    assert credentials.find({"KAGGLE_API_TOKEN": TOKEN}, tmp_path).token == TOKEN
+
+
+def test_kaggles_secrets(tmp_path, monkeypatch):
+    class UserSecretsClient:
+        def get_secret(self, name):
+            if name == "KAGGLE_API_TOKEN":
+                raise RuntimeError("No user secrets exist for kernel id 1 and label KAGGLE_API_TOKEN.")
+            return {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}[name]
+
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=UserSecretsClient))
+    found = credentials.find({}, tmp_path)
+    assert "Kaggle's secrets" in found.source and found.key == KEY
+
+
+def test_neither_repr_nor_a_hidden_text_shows_a_secret():
+    found = credentials.Credentials("somewhere", USER, KEY, TOKEN)
+    said = repr(found) + str(found) + found.hide(f"key {KEY}, token {TOKEN}, header {BASIC}")
+    assert KEY not in said and TOKEN not in said and BASIC.removeprefix("Basic ") not in said
+
+
+@pytest.mark.parametrize(
+    ("environ", "modules", "source"),
+    [
+        ({}, {}, ""),
+        ({"HF_TOKEN": TOKEN}, {}, "HF_TOKEN in the environment"),
+        ({}, {"HF_TOKEN": TOKEN}, "HF_TOKEN in Colab's secrets"),
+        ({}, {"KAGGLE_KEY": KEY}, ""),  # another secret
+        ({"HF_TOKEN": TOKEN}, {"HF_TOKEN": "other"}, "HF_TOKEN in the environment"),
+    ],
+)
+def test_the_hubs_token_is_told_to_the_process_and_nobody_else(monkeypatch, environ, modules, source):
+    for name, module in colab(modules).items() if modules else ():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert credentials.hub_token(environ) == source
+    assert environ == ({"HF_TOKEN": TOKEN} if source else {})
+
+
+def test_the_hubs_token_of_kaggles_secrets_and_a_client_that_cannot_be_made(monkeypatch):
+    class Client:
+        get_secret = {"HF_TOKEN": TOKEN}.__getitem__
+
+    module = types.SimpleNamespace(UserSecretsClient=Client)
+    monkeypatch.setitem(sys.modules, "kaggle_secrets", module)
+    environ = {}
+    assert credentials.hub_token(environ) == "HF_TOKEN in Kaggle's secrets" and environ == {"HF_TOKEN": TOKEN}
+
+    def none():
+        raise RuntimeError("no token in the environment of this kernel")
+
+    module.UserSecretsClient = none
+    assert credentials.hub_token({}) == ""
+
+
+def test_the_summary_says_where_and_never_what(monkeypatch, tmp_path):
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert credentials.summary() == (
+        "Kaggle       none; only submitting from here needs them\nHugging Face HF_TOKEN in the environment"
+    )
+    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
+    assert credentials.summary().startswith("Kaggle       KAGGLE_API_TOKEN in the environment\n")
+    assert TOKEN not in credentials.summary()

@@ -1,0 +1,172 @@
+"""The 30B's adapter, counted to the tensor, and names as they are saved."""
+
+import json
+
+import pytest
+import torch
+
+from grpo_kit.nemotron import base_models, tiny
+from tests.helpers.submissions import shapes_of
+
+DENSE = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj"]
+ALL = [*DENSE, "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return base_models.modules(base_models.PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("targets", "tensors"),
+    [
+        (ALL, 12_008),  # all-linear: 11,776 of routed experts and 232 others
+        ([*ALL, "lm_head"], 12_010),
+        (DENSE, 2 * (6 * 4 + 23 * 2)),
+        (["q_proj"], 2 * 6),
+        (["shared_experts.up_proj"], 2 * 23),
+        (["up_proj"], 2 * 23 * 129),  # 128 routed experts and the shared one
+        (["experts.7.down_proj"], 2 * 23),
+        (["proj"], 0),  # endings are whole names
+        (["gate_proj", "x_proj", "gate", "embeddings", "conv1d"], 0),  # nothing there, or nothing that takes a LoRA
+        (["backbone.layers.5.mixer.q_proj"], 2),  # in full
+        ([".*_proj"], 0),  # a list holds names, not expressions
+        ([], 0),
+    ],
+)
+def test_the_30b_has_so_many_lora_tensors(nano, targets, tensors):
+    assert len(shapes_of({"target_modules": targets, "r": 32}, nano)) == tensors
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        ("backbone.layers.0.mixer.in_proj", (10304, 2688)),
+        ("backbone.layers.0.mixer.out_proj", (2688, 4096)),
+        ("backbone.layers.1.mixer.experts.0.up_proj", (1856, 2688)),
+        ("backbone.layers.51.mixer.experts.127.down_proj", (2688, 1856)),
+        ("backbone.layers.1.mixer.shared_experts.up_proj", (3712, 2688)),
+        ("backbone.layers.5.mixer.q_proj", (4096, 2688)),
+        ("backbone.layers.5.mixer.k_proj", (256, 2688)),
+        ("backbone.layers.5.mixer.o_proj", (2688, 4096)),
+        ("lm_head", (131072, 2688)),
+    ],
+)
+def test_shapes_of_the_30b(nano, module, shape):
+    assert nano[module] == shape
+
+
+def test_the_30b_has_no_more_modules_than_its_parts(nano):
+    assert len(nano) == 23 * 2 * 129 + 23 * 2 + 6 * 4 + 1
+
+
+def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
+    from safetensors import safe_open
+
+    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
+        stored = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    found = base_models.modules("tiny")
+    assert {f"{name}.weight": shape for name, shape in found.items()}.items() <= stored.items()
+    left = {key.removesuffix(".weight") for key in stored if "proj" in key} - found.keys()
+    assert left == set()
+
+
+def test_a_folder_is_read_by_its_own_config(tmp_path):
+    saved = json.loads((tiny.FOLDER / "config.json").read_text()) | {"n_routed_experts": 3}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    found = base_models.modules(str(tmp_path))
+    assert len(base_models.chosen(["up_proj"], found)) == 2 * (3 + 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"model_type": "llama"}', '{"model_type": "nemotron_h", "head_dim": []}']
+)
+def test_a_folder_of_another_model_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="no config of a Nemotron-H"):
+        base_models.modules(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("base", "which"),
+    [
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", base_models.PUBLISHED),
+        ("metric/nemotron-3-nano-30b-a3b-bf16/transformers/default", base_models.PUBLISHED),
+        ("/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1", base_models.PUBLISHED),
+        ("unsloth/Nemotron-3-Nano-30B-A3B", base_models.PUBLISHED),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16", None),  # the same shapes, other weights
+        ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", None),
+        ("Qwen/Qwen3-4B", None),
+        ("tiny", base_models.TINY),
+        ("grpo-kit/tiny", base_models.TINY),
+        ("", None),
+        (None, None),
+        (7, None),
+        ("a\0b", None),
+        ("x" * 5000, None),
+    ],
+)
+def test_a_base_is_known_by_its_names(base, which):
+    assert base_models.known(base) == which
+
+
+def test_an_unknown_base_says_what_is_known():
+    with pytest.raises(FileNotFoundError, match="'Qwen/Qwen3-4B' is no base model known here"):
+        base_models.modules("Qwen/Qwen3-4B")
+
+
+def test_rank_pattern_counts_by_the_end_of_a_name():
+    config = {"r": 8, "rank_pattern": {"experts.1.up_proj": 4, "in_proj": 2}, "target_modules": ["up_proj", "in_proj"]}
+    shapes = shapes_of(config, base_models.modules("tiny"))
+    key = "base_model.model.backbone.layers.{}.lora_{}.weight"
+    assert shapes[key.format("0.mixer.in_proj", "A")] == (2, 128)
+    assert shapes[key.format("1.mixer.experts.1.up_proj", "B")] == (64, 4)
+    assert shapes[key.format("1.mixer.experts.2.up_proj", "B")] == (64, 8)
+    assert shapes[key.format("1.mixer.shared_experts.up_proj", "A")] == (8, 128)
+
+
+def test_keys_can_be_had_as_transformers_saves_them():
+    config, there = {"r": 8, "target_modules": ["q_proj", "lm_head"]}, base_models.modules("tiny")
+    assert list(shapes_of(config, there, "model.")) == [
+        "base_model.model.model.layers.2.mixer.q_proj.lora_A.weight",
+        "base_model.model.model.layers.2.mixer.q_proj.lora_B.weight",
+        "base_model.model.lm_head.lora_A.weight",
+        "base_model.model.lm_head.lora_B.weight",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "module"),
+    [
+        ("base_model.model.backbone.layers.0.mixer.in_proj.lora_A.weight", ("backbone.layers.0.mixer.in_proj", "A")),
+        ("base_model.model.model.layers.0.mixer.in_proj.lora_B.weight", ("backbone.layers.0.mixer.in_proj", "B")),
+        ("base_model.model.lm_head.lora_A.weight", ("lm_head", "A")),
+        ("base_model.model.backbone.lm_head.lora_A.weight", ("lm_head", "A")),
+        ("base_model.model.model.lm_head.lora_B.weight", ("lm_head", "B")),
+        ("base_model.model.backbone.layers.1.mixer.experts.lora_A.weight", ("backbone.layers.1.mixer.experts", "A")),
+        ("base_model.model.backbone.layers.0.mixer.in_proj.lora_A.default.weight", ("backbone.layers.0.mixer.in_proj", "A")),
+        ("backbone.layers.0.mixer.in_proj.lora_A.weight", None),
+        ("base_model.model.backbone.layers.0.mixer.in_proj.weight", None),
+        ("base_model.model.lora_A.weight", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_a_key_says_its_module(key, module):
+    assert base_models.module_of(key) == module
+
+
+def test_every_name_of_a_saved_adapter_is_expected(trained):
+    """What PEFT saves for the embedded policy is what is expected of it: names and shapes."""
+    from safetensors import safe_open
+
+    _, run = trained
+    config = json.loads((run.adapter / "adapter_config.json").read_text())
+    with safe_open(run.adapter / "adapter_model.safetensors", "pt") as saved:
+        held = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+    assert held == shapes_of(config, base_models.modules("tiny"), "model.")
+
+
+def test_nothing_with_weights_is_built(nano):
+    before = torch.get_default_device()
+    base_models.modules("tiny")
+    assert torch.get_default_device() == before and torch.empty(1).device.type == "cpu"

@@ -1,0 +1,382 @@
+"""The kernel, run by a CPU's emulation of a GPU, says what the dequantised matrices say; and it compiles where GPUs do."""
+
+import contextlib
+import ctypes
+import inspect
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.nemotron import expert_kernel, expert_placement, experts, nf4
+from grpo_kit.policy.load import load_policy
+
+REAL, TINY = (1856, 2688), (64, 128)
+CPU = torch.device("cpu")
+KERNELS = {
+    expert_kernel.UP[torch.float16]: "up_half",
+    expert_kernel.UP[torch.float32]: "up_float",
+    expert_kernel.DOWN: "down",
+}
+SHIM = Path(__file__).with_name("cuda_shim.h")
+
+
+class Emulated:
+    """What `grouped.compiled` gives, for CPU tensors: the same source, compiled by g++."""
+
+    def __init__(self, library, descending=False):
+        self.library, self.descending, self.launches = library, descending, []
+
+    def __call__(self, device, name):
+        def launch(grid, block, args, shared_mem):
+            self.launches.append(KERNELS[name])
+            assert shared_mem <= expert_kernel.SHARED and grid[2] == block[1] == block[2] == 1
+            assert all(arg.is_contiguous() for arg in args if isinstance(arg, torch.Tensor))
+            kinds = [torch.int64, torch.int64] + [torch.float32] * 4
+            assert [arg.dtype for arg in args[1:7]] == kinds
+            assert args[0].dtype == (torch.float16 if "short" in name else torch.float32)
+            values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_int(a) for a in args]
+            pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
+            emulate = getattr(self.library, f"emulate_{KERNELS[name]}")
+            emulate.restype = ctypes.c_char_p
+            failure = emulate(grid[0], grid[1], block[0], shared_mem, self.descending, pointers)
+            assert failure is None, failure.decode()
+
+        return launch
+
+
+def build(folder, source=None):
+    """The source as a library for this CPU."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++; it compiles the kernel's emulation")
+    (folder / "kernel.cu").write_text(source or expert_kernel.SOURCE.read_text())
+    wanted = [f"EMULATED({name}, {kernel})" for kernel, name in KERNELS.items()]
+    (folder / "emulated.cpp").write_text("\n".join([f'#include "{SHIM}"', '#include "kernel.cu"', *wanted, ""]))
+    flags = [
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-fno-extern-tls-init",
+        "-shared",
+        "-fPIC",
+    ]
+    subprocess.run(["g++", *flags, "-o", folder / "kernel.so", folder / "emulated.cpp"], check=True)
+    return ctypes.CDLL(str(folder / "kernel.so"))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def emulated(library, monkeypatch):
+    kernel = Emulated(library)
+    monkeypatch.setattr(expert_kernel, "compiled", kernel)
+    return kernel
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(up, count, seed=0):
+    """`count` experts' bytes, one behind the other as a tier keeps them."""
+    rows = [
+        torch.cat([nf4.pack(0.02 * draw(*s, seed=seed + 2 * e + i)) for i, s in enumerate((up, up[::-1]))])
+        for e in range(count)
+    ]
+    return torch.stack(rows)
+
+
+def matrices(row, up):
+    geometry = experts.Geometry(up[1], up[0])
+    return [nf4.dequantise(m, torch.empty(m.shape)) for m in geometry.views(row)]
+
+
+def expected(x, index, weights, rows, up):
+    """(tokens, k, hidden) in float64 from the dequantised matrices."""
+    out = torch.empty((*index.shape, up[1]), dtype=torch.float64)
+    for expert in index.unique().tolist():
+        for_up, for_down = (m.double() for m in matrices(rows[expert], up))
+        said = (x.double() @ for_up.T).relu().square() @ for_down.T
+        out[index == expert] = (weights.double()[..., None] * said[:, None])[index == expert]
+    return out
+
+
+def addresses(rows):
+    return torch.tensor([row.data_ptr() for row in rows])
+
+
+def off(ours, wanted):
+    return ((ours - wanted).abs().max() / wanted.abs().max()).item()
+
+
+CHOICES = {
+    "each once": [[0, 1]],
+    "the same for all: two blocks and one row over": [[1], [1], [1], [1], [1]],
+    "repeats apart and side by side": [[0, 1], [1, 2], [2, 1], [0, 2]],
+    "more pairs than a warp has lanes": [[e % 3, (e + 1) % 3] for e in range(20)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("up", [TINY, (192, 64), (64, 1088), (1088, 192)])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_it_says_what_the_dequantised_matrices_say(emulated, up, choice, dtype):
+    index, rows = torch.tensor(CHOICES[choice]), packed(up, 3)
+    x, weights = draw(len(index), up[1]).to(dtype), draw(*index.shape, seed=1)
+    out = torch.full((*index.shape, up[1]), torch.nan)
+    expert_kernel.experts(x, index, weights, addresses(rows), up, out)
+    assert off(out, expected(x, index, weights, rows, up)) <= 2e-6
+    assert emulated.launches == ["up_half" if dtype == torch.float16 else "up_float", "down"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_published_sizes(emulated, dtype):
+    index, rows = torch.tensor([[1, 0], [0, 0]]), packed(REAL, 2)
+    x, weights = draw(2, REAL[1]).to(dtype), draw(2, 2, seed=1)
+    out = torch.full((2, 2, REAL[1]), torch.nan)
+    expert_kernel.experts(x, index, weights, addresses(rows), REAL, out)
+    assert off(out, expected(x, index, weights, rows, REAL)) <= 2e-6
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (7, 320), (97, 192)])  # 192: rows begin within a nested scale's 256 blocks
+def test_every_value_is_decoded_bit_for_bit(emulated, shape):
+    """Rows of the identity pick columns; `down` with weights of one gives them as they are."""
+    data = nf4.pack(draw(*shape))
+    columns, table = torch.eye(shape[1]), torch.tensor([data.data_ptr()])
+    index, out = torch.zeros((shape[1], 1), dtype=torch.int64), torch.full((shape[1], shape[0]), torch.nan)
+    expert_kernel._launch(expert_kernel.DOWN, columns, index, torch.ones(shape[1], 1), table, shape, 0, out)
+    assert torch.equal(out.T, nf4.dequantise(nf4.unpack(data, shape), torch.empty(shape)))
+
+
+def test_what_is_not_in_the_table_is_left_alone(emulated):
+    index, rows, out = torch.tensor([[0, 1], [1, 0]]), packed(TINY, 2), torch.full((2, 2, 128), 7.0)
+    x, weights, table = draw(2, 128), torch.ones(2, 2), addresses(rows)
+    expert_kernel.experts(x, index, weights, table * torch.tensor([0, 1]), TINY, out)
+    assert (out[index == 0] == 7).all() and (out[index == 1] != 7).all()
+    expert_kernel.experts(x, index, weights, table * torch.tensor([1, 0]), TINY, out)
+    assert off(out, expected(x, index, weights, rows, TINY)) <= 2e-6
+
+
+def test_a_nan_stays_one_and_large_sums_pass_where_float16_would_not(emulated):
+    index, rows = torch.tensor([[0]]), packed(TINY, 1)
+    x, weights, out = (1e4 * draw(1, 128)).half(), torch.full((1, 1), 1e-4), torch.empty((1, 1, 128))
+    expert_kernel.experts(x, index, weights, addresses(rows), TINY, out)
+    assert (x.float() @ matrices(rows[0], TINY)[0].T).relu().square().max() > 65504
+    assert off(out, expected(x, index, weights, rows, TINY)) <= 2e-6
+    x[0, 5] = torch.nan
+    expert_kernel.experts(x, index, weights, addresses(rows), TINY, out)
+    assert out.isnan().all()
+
+
+def test_the_order_in_which_threads_run_changes_nothing(library, monkeypatch):
+    index, rows = torch.tensor([[0, 1], [1, 2], [2, 1]]), packed((192, 128), 3)
+    both = []
+    for descending in (False, True):
+        monkeypatch.setattr(expert_kernel, "compiled", Emulated(library, descending))
+        out = torch.full((3, 2, 128), torch.nan)
+        expert_kernel.experts(draw(3, 128), index, torch.ones(3, 2), addresses(rows), (192, 128), out)
+        both.append(out)
+    assert torch.equal(*both)
+
+
+# --- the emulation notices what a GPU would not forgive ---
+
+BROKEN = {
+    "a barrier that is missing": ("    __syncthreads();\n", "", "nan|differ"),
+    "a barrier that some never reach": ("    code[threadIdx.x] =", "    if (threadIdx.x == 9) return;\n    code[threadIdx.x] =", "never come"),
+    "a load across a boundary": ("data + packed_at", "data + packed_at + 4", "not aligned"),
+    "more shared memory than asked for": ("PADDED = 36;", "PADDED = 40;", "more shared memory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_the_emulation_notices(what, tmp_path, monkeypatch):
+    old, new, reason = BROKEN[what]
+    source = expert_kernel.SOURCE.read_text()
+    assert old in source
+    kernel = build(tmp_path, source.replace(old, new))
+    index, rows, both = torch.tensor([[0], [0]]), packed(TINY, 1), []
+    try:
+        for descending in (False, True):
+            monkeypatch.setattr(expert_kernel, "compiled", Emulated(kernel, descending))
+            out = torch.empty((2, 1, 128))
+            expert_kernel.experts(draw(2, 128), index, torch.ones(2, 1), addresses(rows), TINY, out)
+            both.append(out)
+        said = "same" if torch.equal(*both) else "nan" if torch.stack(both).isnan().any() else "differ"
+    except AssertionError as error:
+        said = str(error)
+    assert any(word in said for word in reason.split("|")), said
+
+
+# --- believed only after it was compared ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_kernel_agrees_with_itself_compared_to_nf4(emulated, dtype):
+    assert expert_kernel._disagreement(CPU, (192, 128), dtype) == ""
+
+
+WRONG = {
+    "nibbles the other way round": ("4 * (i ^ 1)", "4 * i"),
+    "the scale of the next block": ("at / 2)", "at / 2 + 1)"),
+    "no second scale's mean": ("__fadd_rn(block, matrix.offset)", "block"),
+    "relu without the square": ("positive * positive", "positive"),
+    "the second row forgotten": ("const int which = m ? pair.y : pair.x;", "const int which = pair.x;"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_kernel_is_found_out_and_not_used(what, tmp_path, monkeypatch):
+    source = expert_kernel.SOURCE.read_text()
+    assert WRONG[what][0] in source
+    monkeypatch.setattr(expert_kernel, "compiled", Emulated(build(tmp_path, source.replace(*WRONG[what]))))
+    assert "off by" in expert_kernel._disagreement(CPU, (192, 128), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "up, dtype, reason",
+    [
+        ((96, 128), torch.float16, "whole blocks of 64"),
+        ((64, 128), torch.bfloat16, "float16 or float32"),
+        ((64, 6400), torch.float16, "do not fit into 48064 bytes"),
+    ],
+)
+def test_what_the_kernel_cannot_do_is_said(up, dtype, reason):
+    assert reason in expert_kernel._disagreement(CPU, up, dtype)
+
+
+def test_without_a_gpu_it_is_not_used_and_nobody_is_warned(recwarn):
+    assert not expert_kernel.usable(CPU, TINY, torch.float32) and not recwarn.list
+
+
+def test_where_it_cannot_be_compiled_there_is_one_warning_and_no_use():
+    """A CUDA device without a driver: as PyTorch for a CPU sees it."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, on which it compiles")
+    device = torch.device("cuda", 7)
+    expert_kernel.usable.cache_clear()
+    with pytest.warns(UserWarning, match="one after the other on cuda:7, slower but right") as caught:
+        assert [expert_kernel.usable(device, TINY, torch.float16) for _ in range(3)] == [False] * 3
+    assert len(caught) == 1
+
+
+# --- through the experts of a model ---
+
+IDS = torch.randint(16, 272, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+def decoded(share, slots=2, steps=5, counting=False):
+    """Logits of a prompt and some single tokens after it, as sampling computes them; and the layers."""
+    model, _ = load_policy(config.Policy())
+    layers, cache, logits = expert_placement.install(model, share, slots), None, []
+    for layer in layers:
+        layer.counting = counting
+    with torch.inference_mode():
+        for ids in (IDS[:, :-steps], *IDS[:, -steps:].split(1, dim=1)):
+            out = model(ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            logits.append(out.logits)
+    return torch.cat(logits, 1), layers
+
+
+@pytest.mark.parametrize("share, slots", [(0.0, 2), (0.5, 2), (1.0, 1), (1.0, 3), (1.0, 16)])
+def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatch, share, slots):
+    one_by_one, _ = decoded(share, slots)
+    assert emulated.launches == []
+    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    together, _ = decoded(share, slots)
+    assert (one_by_one - together).abs().max() <= 1e-5
+    assert len(emulated.launches) >= 2 * 2 * 6
+
+
+def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(emulated, monkeypatch):
+    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    monkeypatch.setattr(experts.Workbench, "bring", None)
+    monkeypatch.setattr(experts.TieredExperts, "chosen", None)
+    decoded(0.0, steps=5)
+    assert emulated.launches == ["up_float", "down"] * 2 * 6  # two layers; a prompt of 21 tokens, five times 3
+
+
+def test_hits_are_counted_while_decoding(emulated, monkeypatch):
+    _, loop = decoded(0.25, counting=True)
+    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    _, layers = decoded(0.25, counting=True)
+    assert all(torch.equal(a.hits, b.hits) for a, b in zip(loop, layers)) and layers[0].hits.sum() == IDS.numel() * 2
+
+
+@pytest.mark.parametrize("why", ["a gradient is wanted", "many tokens", "another activation"])
+def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, why):
+    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    bench = experts.Workbench(experts.Geometry(128, 64), CPU, torch.float32)
+    act = torch.nn.functional.silu if why == "another activation" else lambda x: x.relu().square()
+    layer = experts.TieredExperts(bench.geometry, 2, act, bench)
+    layer.place()
+    layer.write(0, draw(64, 128), draw(128, 64))
+    layer.write(1, draw(64, 128), draw(128, 64))
+    tokens = experts.DECODING + 1 if why == "many tokens" else 3
+    with torch.set_grad_enabled(why == "a gradient is wanted"):
+        layer(draw(tokens, 128), torch.zeros((tokens, 1), dtype=torch.int64), torch.ones(tokens, 1))
+    assert emulated.launches == []
+
+
+# --- it compiles for the GPUs it is meant for ---
+
+
+def test_nvcc_compiles_it_without_spills(tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("there is no nvcc; it tells registers and spills")
+    source, named = tmp_path / "kernel.cu", ", ".join(f"(void*){name}" for name in KERNELS)
+    source.write_text(f"{expert_kernel.SOURCE.read_text()}\nvoid* wanted[] = {{{named}}};\n")
+    command = ["nvcc", "-cubin", "-arch=sm_75", "-Xptxas=-v", "-o", tmp_path / "kernel.cubin", source]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (said.stdout + said.stderr).count("0 bytes spill stores, 0 bytes spill loads") == 3
+
+
+def nvrtc():
+    """The NVRTC of a CUDA toolkit or of the package `nvidia-cuda-nvrtc`, or None."""
+    folders = [Path(p) / "nvidia" for p in sys.path] + [Path("/usr/local/cuda")]
+    for path in [p for folder in folders if folder.is_dir() for p in sorted(folder.rglob("libnvrtc.so.1*"))]:
+        try:
+            return ctypes.CDLL(str(path)), path
+        except OSError:
+            continue
+    return None
+
+
+@pytest.mark.parametrize("capability", ["75", "80", "90"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability, monkeypatch):
+    """Through the private function that `torch.cuda._compile_kernel` calls; this notices when either has moved."""
+    found = nvrtc()
+    if found is None:
+        pytest.skip("there is no NVRTC; the package nvidia-cuda-nvrtc has it")
+    from torch.cuda import _utils
+
+    compiled = []
+
+    def keep(binary, names):
+        compiled.append(binary)
+        return {names[0]: "kernel"}
+
+    monkeypatch.setattr(_utils, "_get_gpu_rtc_library", lambda: found[0])
+    monkeypatch.setattr(_utils, "_cuda_load_module", keep)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    properties = type("", (), {"major": int(capability[0]), "minor": int(capability[1])})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert expert_kernel.compiled.__wrapped__(torch.device("cuda", 0), name) == "kernel"
+    assert [binary[:4] for binary in compiled] == [b"\x7fELF"]
+
+
+def test_the_private_name_of_pytorch_is_where_it_was():
+    assert list(inspect.signature(torch.cuda._compile_kernel).parameters)[:2] == ["kernel_source", "kernel_name"]
+    launch = inspect.signature(torch.cuda._utils._CudaKernel.__call__)
+    assert {"grid", "block", "args", "shared_mem"} <= set(launch.parameters)

@@ -1,0 +1,171 @@
+"""What the notebooks share: the place they are in, the preset that suits it, the run they go on with, what they say when it is not there."""
+
+import sys
+import types
+
+import pytest
+
+from grpo_kit import config, notebook
+from grpo_kit.planning import memory
+from grpo_kit.runs.run import Run, open_run
+
+COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch, tmp_path):
+    """Neither Colab nor Kaggle, and an empty folder."""
+    for name in (*COLAB, *KAGGLE, "GRPO_KIT_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed, as text."""
+    import IPython.display as display
+
+    found = []
+    monkeypatch.setattr(display, "display", lambda what, **_: found.append(what.data))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("environ", "place", "link"),
+    [
+        ({}, "local", "02_data.ipynb"),
+        (COLAB, "colab", f"https://colab.research.google.com/github/{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"),
+        (KAGGLE, "kaggle", f"https://kaggle.com/kernels/welcome?src=https://github.com/{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"),
+        (COLAB | KAGGLE, "kaggle", None),  # Kaggle's image descends from Colab's
+    ],
+)  # fmt: skip
+def test_a_notebook_is_opened_where_one_is(environ, place, link):
+    assert notebook.place(environ) == place
+    assert link is None or notebook.link("02_data", environ) == link
+
+
+@pytest.mark.parametrize(
+    ("device", "preset"),
+    [
+        (memory.Device("laptop", 0.0), "tiny"),
+        (memory.Device("a card for games", 8.0), "tiny"),
+        (memory.Device("Tesla T4", 14.56, triton=False), "t4"),  # as PyTorch reports it
+        (memory.Device("Tesla T4", 14.56, gpus=2, triton=False), "t4x2"),
+        (memory.Device("Tesla P100", 15.9, triton=False), "t4"),  # no bf16 either
+        (memory.Device("NVIDIA L4", 22.0), "24gb"),
+        (memory.Device("Quadro RTX 6000", 23.6, triton=False), "t4"),  # 24 GB without bf16
+        (memory.Device("NVIDIA A100-SXM4-40GB", 39.4), "24gb"),
+        (memory.Device("NVIDIA A100-SXM4-80GB", 79.2), "80gb"),
+        (memory.Device("NVIDIA H100 80GB HBM3", 79.1), "80gb"),
+    ],
+)
+def test_the_preset_suits_the_machine_and_its_arithmetic(device, preset):
+    assert notebook.suited(device) == preset
+    assert preset == "tiny" or config.load_config([preset])
+
+
+def test_auto_takes_what_suits_the_machine_and_names_the_run_after_it(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "this_device", lambda: memory.DEVICES["t4"])
+    chosen, run = notebook.begin("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
+    assert (run.name, chosen.policy.load_in_4bit, chosen.grpo.max_steps, chosen.grpo.beta) == ("t4", True, 7, 0.1)
+    assert "run 't4' in " in capsys.readouterr().out
+
+
+def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
+    monkeypatch.setattr(memory, "this_device", lambda: memory.DEVICES["80gb"])
+    chosen = config.load_config(["t4"], ["grpo.max_steps=7"])
+    open_run("mine").note("data", {}, [], [], 1.0, config.to_yaml(chosen))
+    found, run = notebook.begin("auto", "mine")
+    assert (run.name, found.policy.dtype, found.grpo.max_steps) == ("mine", "float16", 7)
+    assert notebook.begin("tiny", "mine")[0].policy.model == "tiny"  # what is said counts
+    assert notebook.begin("auto", "", "run.name=mine")[0].grpo.max_steps == 7  # as an error's remedy words it
+
+
+@pytest.mark.parametrize(
+    "fields", [("tinny", "", ""), ("tiny", "a/b", ""), ("tiny", "", "grpo.max_step=3"), ("tiny", "", "fast")]
+)
+def test_a_field_that_cannot_be_is_refused_in_a_sentence(fields):
+    with pytest.raises(ValueError, match=r"\w\."):
+        notebook.begin(*fields)
+
+
+def drive(monkeypatch, mount):
+    module = types.SimpleNamespace(drive=types.SimpleNamespace(mount=mount))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+
+
+def test_drive_is_asked_for_once_and_not_at_all_where_it_is(monkeypatch, tmp_path):
+    asked = []
+    drive(monkeypatch, lambda path: (tmp_path / "content/drive/MyDrive").mkdir(parents=True) or asked.append(path))
+    assert [notebook.mount_drive(tmp_path) for _ in range(2)] == [
+        "Drive is mounted: the run outlives this session."
+    ] * 2
+    assert asked == [str(tmp_path / "content/drive")]
+
+
+@pytest.mark.parametrize("why", ["mount failed", "", "Error: credential propagation was unsuccessful"])
+def test_drive_refused_or_overlooked_the_run_goes_on_without_it(monkeypatch, tmp_path, why):
+    def refuse(path):
+        raise ValueError(why)
+
+    drive(monkeypatch, refuse)
+    assert notebook.mount_drive(tmp_path) == (
+        f"Drive was not given ({why or 'ValueError'}): the run lies on this machine's disk and ends with the session. "
+        "Run this cell again to be asked once more."
+    )
+
+
+def test_drive_is_not_asked_for_where_it_is_not_wanted_or_not_colab(monkeypatch, capsys):
+    drive(monkeypatch, lambda path: pytest.fail("asked"))
+    notebook.begin("tiny")
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    monkeypatch.setenv("GRPO_KIT_ROOT", "runs")
+    notebook.begin("tiny", drive=False)
+    assert "Drive" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("environ", "more"), [({}, ""), (COLAB, ""), (KAGGLE, " On Kaggle, its output has to be")])
+def test_a_missing_stage_is_a_sentence_and_a_link(monkeypatch, shown, tmp_path, environ, more):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    link = notebook.link("02_data")
+    with pytest.raises(FileNotFoundError) as raised:
+        notebook.need(Run(tmp_path, "r"), "data", "02_data")
+    assert (
+        str(raised.value) == f"Run 'r' has no finished stage 'data' in {tmp_path / 'r'}. Run `notebook {link}` first."
+    )
+    assert shown[0].startswith(f"Run **[02_data]({link})** first, then this notebook again.{more}")
+
+
+def test_a_stage_that_is_there_is_not_spoken_of(shown, tmp_path):
+    run = Run(tmp_path, "r")
+    run.note("data", {}, [], [], 1.0, "")
+    notebook.need(run, "data", "02_data")
+    assert shown == []
+
+
+def test_a_count_is_one_line_that_changes(monkeypatch):
+    import IPython.display as display
+
+    said = []
+    line = types.SimpleNamespace(update=lambda what: said.append(what.data))
+    monkeypatch.setattr(display, "display", lambda what, display_id: line)
+    count = notebook.counter("trials")
+    count(1, 8)
+    count(2, 8, "best so far 0.50")
+    assert said == ["1 of 8 trials", "2 of 8 trials, best so far 0.50"]
+
+
+@pytest.mark.parametrize("send", [False, True])
+def test_a_zip_that_would_lose_a_try_is_never_sent(monkeypatch, capsys, tmp_path, trained, send):
+    from grpo_kit.kaggle import credentials
+    from grpo_kit.submission import package
+
+    monkeypatch.setattr(credentials, "find", lambda: pytest.fail("asked who we are"))
+    path = package.package(*trained, tmp_path / "submission.zip")
+    if send:
+        with pytest.raises(ValueError, match="embedded tiny policy"):
+            notebook.submit(path, "", send)
+    else:
+        notebook.submit(path, "", send)
+        assert "embedded tiny policy" in capsys.readouterr().out.replace("\n", " ")

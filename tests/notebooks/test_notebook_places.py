@@ -1,0 +1,199 @@
+"""The notebooks on a Colab and on a Kaggle that are made here: their modules, their folders, their environment, no network.
+
+A kernel starts with a `sitecustomize` that lets the kit take a folder for the root of the machine and refuses every
+connection that leaves it. Each notebook runs on a fresh machine: on Colab only Drive outlives it, on Kaggle only what is
+mounted as an input, which nobody may write to. Not covered: the images' own versions of Python and its packages.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.helpers.kernels import NAMES, chain, code, environment, printed
+
+TOLD = NAMES[:4]
+SECRET = "KGAT_not_to_be_seen"
+SITE = """
+import os, pathlib, socket
+from grpo_kit import notebook, sources, workspace
+
+ROOT = pathlib.Path(os.environ["MACHINE"])
+for function in (workspace.find_root, workspace.nf4_folder, workspace.open_run, sources.locate, notebook.mount_drive):
+    function.__defaults__ = tuple(ROOT if value == pathlib.Path("/") else value for value in function.__defaults__)
+
+def note(address):
+    with (pathlib.Path(os.environ["HOME"]) / "asked.txt").open("a") as file:
+        print(address, file=file)
+    raise OSError("there is no network here")
+
+def connect(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in LOCAL:
+        note(address)
+    return inner(self, address)
+
+def getaddrinfo(host, *words, **options):
+    return look(host, *words, **options) if host in LOCAL else note(host)
+
+LOCAL = (None, "", "127.0.0.1", "localhost", "::1", "0.0.0.0")
+inner, socket.socket.connect = socket.socket.connect, connect
+look, socket.getaddrinfo = socket.getaddrinfo, getaddrinfo
+"""
+# What the real modules offer of what the kit uses; names and exceptions are theirs.
+COLAB = {
+    "google/colab/__init__.py": "",
+    "google/colab/drive.py": """
+import os, pathlib
+
+def mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False):
+    pathlib.Path(mountpoint).mkdir(parents=True)
+    (pathlib.Path(mountpoint) / "MyDrive").symlink_to(os.environ["DRIVE"])
+""",
+    "google/colab/userdata.py": f"""
+class SecretNotFoundError(Exception): pass
+
+def get(key):
+    if key != "KAGGLE_API_TOKEN":
+        raise SecretNotFoundError(key)
+    return "{SECRET}"
+""",
+}
+KAGGLE = {
+    "kaggle_secrets.py": f"""
+class BackendError(Exception): pass
+
+class UserSecretsClient:
+    def get_secret(self, label):
+        if label != "HF_TOKEN":
+            raise BackendError(label)
+        return "{SECRET}"
+"""
+}
+
+
+def install(folder, modules):
+    for name, text in {"sitecustomize.py": SITE, **modules}.items():
+        path = folder / "modules" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / "home").mkdir()
+
+
+def colab(folder):
+    """The executed notebooks; the machine is thrown away before each."""
+    machine, drive = folder / "machine", folder / "drive"
+    install(folder, COLAB)
+    drive.mkdir()
+
+    def fresh(name):
+        shutil.rmtree(machine, ignore_errors=True)
+        (machine / "content").mkdir(parents=True)
+
+    told = {"MACHINE": machine, "DRIVE": drive, "HOME": folder / "home", "COLAB_RELEASE_TAG": "release-colab"}
+    return chain(machine / "content", lambda name: environment(folder / "modules", **told), TOLD, fresh)
+
+
+def kaggle(folder):
+    """The executed notebooks; what one leaves is mounted for the next, and nothing else is there."""
+    machine = folder / "machine"
+    install(folder, KAGGLE)
+    working, inputs = machine / "kaggle/working", machine / "kaggle/input"
+    working.mkdir(parents=True)
+
+    def fresh(name):
+        if (working / "runs").exists():
+            shutil.rmtree(inputs, ignore_errors=True)
+            shutil.copytree(working, inputs / "notebooks/grpo-kit-earlier")
+            for path in (inputs, *inputs.rglob("*")):
+                path.chmod(path.stat().st_mode & 0o555)
+            mounted[name] = hashes(inputs)
+        shutil.rmtree(working)
+        working.mkdir()
+
+    mounted = {}
+    told = {"MACHINE": machine, "HOME": folder / "home", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    done = chain(folder / "here", lambda name: environment(folder / "modules", **told), TOLD, fresh)
+    assert list(mounted) == ["03_training", "04_submit"] and hashes(inputs) == mounted["04_submit"]
+    return done
+
+
+def hashes(folder):
+    return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """{place: (folder, executed notebooks)}, both at once."""
+    folders = {place.__name__: tmp_path_factory.mktemp(place.__name__) for place in (colab, kaggle)}
+    with ThreadPoolExecutor(2) as both:
+        done = list(both.map(lambda place: place(folders[place.__name__]), (colab, kaggle)))
+    return {name: (folders[name], executed) for name, executed in zip(folders, done)}
+
+
+here = pytest.mark.parametrize("place", ["colab", "kaggle"])
+
+
+@here
+def test_each_notebook_finds_on_a_fresh_machine_what_the_one_before_it_left(places, place):
+    _, done = places[place]
+    stages = ["data", "before", "train", "after", "package"]
+    for name, finished in (("01_setup", 0), ("02_data", 0), ("03_training", 1), ("04_submit", 3)):
+        said = printed(done[name])
+        assert re.findall(r"^  (\w+) +done", said, re.MULTILINE) == stages[:finished], name
+
+
+def test_on_colab_the_run_and_the_zip_lie_on_drive(places):
+    folder, done = places["colab"]
+    assert all("Drive is mounted: the run outlives this session." in printed(notebook) for notebook in done.values())
+    assert (folder / "drive/grpo-kit/runs/tiny/evaluation/report.json").is_file()
+    assert (folder / "drive/grpo-kit/submission/submission.zip").is_file()
+    left = [p for p in (folder / "machine/content").rglob("*") if p.is_file() and "MyDrive" not in p.parts]
+    assert left == []  # and nothing beside the notebooks
+
+
+def test_on_kaggle_the_zip_lies_at_the_top_of_the_output_and_the_inputs_are_as_they_were(places):
+    folder, _ = places["kaggle"]
+    working = folder / "machine/kaggle/working"
+    assert sorted(p.name for p in working.iterdir()) == ["runs", "submission.zip"]
+    assert (working / "runs/tiny/evaluation/report.json").is_file()
+    assert all(path.stat().st_mode & 0o200 for path in working.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("colab", "Kaggle       KAGGLE_API_TOKEN in Colab's secrets"),
+        ("kaggle", "Hugging Face HF_TOKEN in Kaggle's secrets"),
+    ],
+)
+def test_secrets_are_found_where_they_are_kept_and_stand_nowhere(places, place, line):
+    folder, done = places[place]
+    assert line in printed(done["01_setup"])
+    assert not [name for name, notebook in done.items() if SECRET in json.dumps(notebook)]
+    kept = (p for p in folder.rglob("*") if p.is_file() and "modules" not in p.parts)
+    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("call", ["create_connection(('192.0.2.1', 80), 2)", "getaddrinfo('example.org', 443)"])
+def test_a_machine_made_here_has_no_network(tmp_path, call):
+    install(tmp_path, {})
+    env = environment(tmp_path / "modules", MACHINE=tmp_path, HOME=tmp_path / "home")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import socket; socket.{call}"], env=env, capture_output=True, text=True
+    )
+    assert "there is no network here" in ended.stderr and (tmp_path / "home/asked.txt").is_file()
+
+
+@here
+def test_nothing_was_asked_of_the_network_and_nobody_of_anything(places, place):
+    folder, done = places[place]
+    assert not (folder / "home/asked.txt").exists()
+    errors = [
+        o for notebook in done.values() for cell in code(notebook) for o in cell.outputs if o.get("name") == "stderr"
+    ]
+    assert errors == []

@@ -1,0 +1,80 @@
+"""Counting which experts real prompts hit, and that experts are placed by it from then on."""
+
+import json
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.nemotron import expert_placement
+from grpo_kit.planning import calibrate
+from grpo_kit.policy.load import load_policy, routing
+from grpo_kit.runs.run import open_run
+from tests.helpers.settings import SMALL
+
+FOUR = ["policy.load_in_4bit=true", "policy.experts_on_host=0.25"]
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
+    chosen = config.load_config(["tiny"], [*SMALL, *FOUR])
+    run = open_run("r")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def test_what_was_counted_decides_where_experts_lie(prepared, tmp_path):
+    chosen, run = prepared
+    even = [layer.on_host for layer in expert_placement.tiers_of(load_policy(chosen.policy)[0]).values()]
+    assert even == [{6, 7}] * 2  # nobody has counted yet
+    seen = []
+    found = calibrate.calibrate(chosen, run, prompts=12, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12) and found["prompts"] == 12
+    hits = torch.tensor(found["hits"])
+    assert hits.shape == (2, 8) and int(hits.sum()) == found["rows"] and hits[0].sum() == hits[1].sum()
+    assert found["host_share_coldest"] <= found["host_share_last"]
+    assert json.loads((tmp_path / "nf4/tiny/routing.json").read_text())["hits"] == found["hits"]
+    model, _ = load_policy(chosen.policy)
+    placed = [sorted(layer.on_host) for layer in expert_placement.tiers_of(model).values()]
+    assert placed == expert_placement.layout(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
+
+
+def test_it_may_lie_elsewhere(prepared, tmp_path):
+    _, run = prepared
+    path = tmp_path / "elsewhere.json"
+    chosen = config.load_config(["tiny"], [*SMALL, *FOUR, f"policy.routing={path}"])
+    found = calibrate.calibrate(chosen, run, prompts=2)
+    assert json.loads(path.read_text()) == found
+    assert routing(chosen.policy).tolist() == found["hits"]
+
+
+def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
+    assert config.Policy(routing="x.json", experts_on_host=0.5).identity() == config.Policy().identity()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"hits": 3}', '{"hits": [[1, 2], [3]]}', '{"hits": [[0.5]]}', '{"hits": [[-1]]}', '{"hits": [["1"]]}',
+     '{"hits": [[1e400]]}', '{"hits": [[99999999999999999999999]]}', '{"hits": []}'],
+)  # fmt: skip
+def test_a_file_that_holds_no_counts_is_refused(tmp_path, text):
+    path = tmp_path / "routing.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="holds no table of routed rows") as error:
+        routing(config.Policy(routing=str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="policy.routing is .*nowhere.json.*calibrate"):
+        routing(config.Policy(routing=str(tmp_path / "nowhere.json")))
+
+
+def test_a_policy_without_tiers_has_nothing_to_count(prepared):
+    _, run = prepared
+    with pytest.raises(ValueError, match="no routed experts in 4 bit.*policy.load_in_4bit=true"):
+        calibrate.calibrate(config.load_config(["tiny"], SMALL), run)
+    with pytest.raises(ValueError, match="0 prompts are no sample"):
+        calibrate.calibrate(config.load_config(["tiny"], SMALL), run, prompts=0)

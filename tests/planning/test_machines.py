@@ -1,0 +1,51 @@
+"""Machines by name and the one here; how many processes one has GPUs for."""
+
+import pytest
+import torch
+
+from grpo_kit.planning import machines
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("t5", "t4"), ("T4X2", "t4x2"), ("24", "24gb"), ("80GB", "80gb"), ("gpu", "cpu"), ("", "t4"), ("h100", "t4")],
+)
+def test_an_unknown_device_is_one_sentence_with_the_nearest(name, near):
+    with pytest.raises(ValueError, match="no known device") as caught:
+        machines.device(name)
+    assert str(caught.value).endswith("?") and "\n" not in str(caught.value)
+    if name not in ("", "h100"):
+        assert f"Did you mean {near}?" in str(caught.value)
+
+
+def test_named_devices_are_nominal_and_this_machine_is_not():
+    assert all(device.nominal for device in machines.DEVICES.values())
+    here, cpu = machines.this_device(), machines.device("cpu")
+    assert not here.nominal and not cpu.nominal and cpu.gpu == 0 and here.host > 0 and here.disk > 0
+
+
+def test_this_machine_with_a_gpu(monkeypatch):
+    card = type("Card", (), {"name": "Tesla T4", "total_memory": int(14.56 * GIB), "major": 7})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    here = machines.this_device()
+    assert (here.name, here.gpus, here.triton, here.nominal) == ("Tesla T4", 2, False, False)
+    assert here.gpu == pytest.approx(14.56)
+
+
+def test_processes_need_a_gpu_each():
+    two = machines.device("t4x2")
+    assert machines.shared(two, 2).processes == 2 and machines.shared(two, 1) == two
+    with pytest.raises(ValueError, match="3 processes were asked for and t4x2 has 2 GPUs, one a process. Use 2."):
+        machines.shared(two, 3)
+    with pytest.raises(ValueError, match="t4 has 1 GPU, one a process. Use 1."):
+        machines.shared(machines.device("t4"), 2)
+
+
+def test_of_a_card_there_are_as_many_as_it_takes_and_without_cards_processes_share_the_machine():
+    eight = machines.shared(machines.device("80gb"), 8)
+    assert (eight.gpus, eight.processes, eight.gpu) == (8, 8, machines.device("80gb").gpu)
+    assert machines.shared(machines.device("cpu"), 4).processes == 4

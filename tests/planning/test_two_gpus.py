@@ -1,0 +1,64 @@
+"""Both ways to use several GPUs, each with what limits it."""
+
+from dataclasses import replace
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.planning import machines, memory, two_gpus
+
+
+def both(preset, device, *overrides, count=1, **more):
+    asked = config.load_config([preset], list(overrides))
+    where = device if isinstance(device, machines.Device) else machines.device(device)
+    return two_gpus.ways(memory.plan(asked, machines.shared(where, count), **more, search=False))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_t4_take_the_30b_either_way_and_both_plans_say_so(count):
+    split, copies = both("t4x2", "t4x2", count=count)
+    assert split.fits and split.name == "one process, experts on GPU and second GPU"
+    assert split.limit.startswith("second GPU: 5.1 of 14.6 GiB")
+    assert copies.fits and copies.name == "one copy each, --num-processes 2"
+    assert copies.limit.startswith("host: 12.6 of 27.9 GiB for 2 processes")
+    assert "set policy.experts_overflow=host" in copies.verdict and "set" not in split.verdict
+
+
+def test_a_host_that_holds_one_process_experts_but_not_two_leaves_the_split():
+    small = replace(machines.device("t4x2"), host=9.0)
+    split, copies = both("t4x2", small)
+    assert split.fits and not copies.fits
+    assert copies.limit == "host: 12.6 of 9.0 GiB for 2 processes" and "start one process" in copies.verdict
+
+
+def test_longer_answers_fit_split_and_no_longer_as_copies():
+    split, copies = both("t4x2", replace(machines.device("t4x2"), host=16.0), "grpo.max_completion_length=3000")
+    assert split.fits and not copies.fits and split.limit.startswith("second GPU: ")
+
+
+def test_a_step_that_two_cannot_share_is_no_way_and_no_error():
+    split, copies = both(
+        "t4",
+        "t4x2",
+        "grpo.num_generations=3",
+        "grpo.per_device_train_batch_size=3",
+        "grpo.gradient_accumulation_steps=1",
+    )
+    assert split.fits and not copies.fits and copies.plan is None
+    assert copies.limit == "the step" and "2 processes do not divide the 3 completions" in copies.verdict
+
+
+def test_what_needs_no_second_gpu_says_that_it_idles():
+    idle, copies = both("80gb", "80gb", count=2)
+    assert idle.name == "one process, the other GPUs idle" and idle.limit.startswith("GPU: ")
+    assert idle.fits and copies.fits
+    assert not any(way.fits for way in both("80gb", "40gb", count=2))
+
+
+def test_a_single_gpu_or_none_has_no_two_ways():
+    assert both("t4", "t4") == [] and both("tiny", "cpu", count=2) == []
+
+
+def test_with_bandwidths_each_way_has_its_seconds():
+    split, copies = both("t4x2", "t4x2", bandwidths=memory.Bandwidths(320, 16, 65))
+    assert sum(copies.plan.seconds) < sum(split.plan.seconds)

@@ -1,0 +1,91 @@
+"""What is drawn depends on the problem, the settings and the seed, and on nothing else in the process."""
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.policy import generate
+
+GREEDY = config.Evaluation(max_completion_length=40, temperature=0.0, batch_size=3)
+
+
+def ask(*problems):
+    return [[{"role": "user", "content": problem}] for problem in problems]
+
+
+def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
+    asked = ask("What is 47 + 38?", "What is 1?", "What is 90 - 12?", "A much longer question than all of these?")
+    together = generate.sample(*tiny_policy, asked, GREEDY, seed=1)
+    alone = [generate.sample(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in asked]
+    assert together == alone
+
+
+def test_a_seed_fixes_the_draw(tiny_policy):
+    how = config.Evaluation(max_completion_length=40, batch_size=4)
+    asked = ask(*["What is 47 + 38?"] * 8)
+    first, second, other = (generate.sample(*tiny_policy, asked, how, seed) for seed in (1, 1, 2))
+    assert first == second != other
+    assert first[:4] != first[4:]  # a batch of the same prompts is not drawn as the one before
+
+
+def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
+    how = config.Evaluation(max_completion_length=40, batch_size=4)
+    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ask(*["What is 47 + 38?"] * 8), True))
+    whole = generate.sample(*tiny_policy, ask(*["What is 47 + 38?"] * 8), how, seed=5)
+    draw = generate.Transformers(*tiny_policy, how)
+    assert draw(ids[4:], generate.seed_of(5, 1)) == whole[4:]
+
+
+def test_drawing_leaves_the_random_state_and_the_mode_as_they_were(tiny_policy):
+    model, _ = tiny_policy
+    before = torch.get_rng_state()
+    model.train()
+    generate.sample(*tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1)
+    assert torch.equal(torch.get_rng_state(), before) and model.training
+    model.eval()
+
+
+def test_a_cut_completion_is_marked_and_a_finished_one_ends(tiny_policy):
+    (cut,) = generate.sample(*tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1)
+    assert (cut.tokens, cut.finished) == (5, False)
+    (whole,) = generate.sample(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
+    assert whole.finished and whole.text.endswith("}") and "</think>" in whole.text
+
+
+def test_thinking_can_be_turned_off(tiny_policy):
+    (said,) = generate.sample(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1, enable_thinking=False)
+    assert said.text.startswith("\\boxed{")
+
+
+def test_prompt_and_completion_share_the_room_there_is(tiny_policy):
+    short, long = generate.encode(
+        tiny_policy[1], generate.render(tiny_policy[1], ask("What is 1?", "What is 47 + 38?"), True)
+    )
+    draw = generate.Transformers(*tiny_policy, GREEDY, max_model_len=len(long) + 3)
+    assert [(s.tokens, s.finished) for s in draw([short, long], 1)] == [(3 + len(long) - len(short), False), (3, False)]
+    with pytest.raises(ValueError, match=f"has {len(long)} tokens"):
+        generate.room([short, long], GREEDY, len(long))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "expected"),
+    [
+        ([3, 9, 5], 2, [[1, 2], [0]]),  # longest first
+        ([4, 4, 4, 4], 3, [[0, 1, 2], [3]]),  # samples of one problem stay together
+        ([1], 250, [[0]]),
+    ],
+)
+def test_batches(lengths, size, expected):
+    assert generate.batches([[0] * length for length in lengths], size) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "count", "finished"),
+    [
+        ([17, 18, 11, 19], '"#', 3, True),
+        ([17, 18], '"#', 2, False),
+        ([11], "", 1, True),
+    ],
+)
+def test_what_comes_after_the_end_token_is_not_the_reply(tiny_policy, tokens, text, count, finished):
+    assert generate.finish(tiny_policy[1], tokens, [2, 11]) == (text, count, finished)

@@ -1,0 +1,423 @@
+"""The same tokens as transformers' own loop, from fewer rows: prompts read once, finished sequences gone."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LogitsProcessorList, Qwen3Config, StoppingCriteriaList, TextStreamer
+
+from grpo_kit import config
+from grpo_kit.adapters import lora
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import evaluate
+from grpo_kit.policy import generation_loop
+from grpo_kit.policy.load import load_policy, load_tokenizer
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train, worst_step
+from tests.helpers.settings import SMALL
+
+QUESTIONS = [f"What is {n} + {n % 7 + 20}?" for n in range(40, 48)]
+
+
+def ask(tokenizer, which):
+    """Left-padded ids and mask of questions by number; 8 is one that is longer than the others."""
+    turns = [[{"role": "user", "content": "And tell me: what is 90 - 12?" if i == 8 else QUESTIONS[i]}] for i in which]
+    return tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_dict=True, padding=True, return_tensors="pt"
+    )
+
+
+def theirs(model, seed=1, **how):
+    torch.manual_seed(seed)
+    return type(model).generate(model, **how)
+
+
+def ours(model, seed=1, **how):
+    torch.manual_seed(seed)
+    return model.generate(**how)
+
+
+class Rows:
+    """Rows of the batch and positions of the logits at each forward call that uses a cache."""
+
+    def __init__(self, model):
+        self.batch, self.positions = [], []
+        self.hook = model.register_forward_hook(self.see, with_kwargs=True)
+
+    def see(self, module, args, kwargs, out):
+        if kwargs.get("use_cache"):
+            self.batch.append(len(kwargs["input_ids"]))
+            self.positions.append(out.logits.shape[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
+class EndsAfter:
+    """A stopping criterion by row: row i ends when it has drawn `lengths[i]` tokens."""
+
+    def __init__(self, prompt, lengths):
+        self.prompt, self.lengths = prompt, torch.tensor(lengths)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        assert len(input_ids) == len(self.lengths)  # the whole batch, or it would be other rows' lengths
+        return input_ids.shape[1] - self.prompt >= self.lengths
+
+
+# Every row of the tables: what is asked of `generate` beside the prompts.
+GREEDY = [
+    {},
+    {"max_new_tokens": 1},
+    {"max_new_tokens": 2, "min_new_tokens": 2},
+    {"eos_token_id": [11, 16 + ord("=") - ord("!")]},  # a second end, which comes early
+    {"eos_token_id": None},
+    {"min_new_tokens": 38},
+    {"repetition_penalty": 1.3},
+    {"no_repeat_ngram_size": 2},
+    {"encoder_repetition_penalty": 1.5},  # a processor that holds the prompts, row by row
+    {"suppress_tokens": [11]},
+    {"pad_token_id": 7},
+]
+
+
+@pytest.mark.parametrize("which", [[0], [0, 0, 0, 0], [8, 0, 1, 0, 8, 8, 2, 0], [3, 8, 1]])
+@pytest.mark.parametrize("how", GREEDY, ids=str)
+def test_greedy_tokens_equal_transformers_own(tiny_policy, how, which):
+    model, tokenizer = tiny_policy
+    how = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0} | how
+    asked = ask(tokenizer, which)
+    assert torch.equal(ours(model, **asked, **how), theirs(model, **asked, **how))
+    assert model.last_sampling.prompts == len(set(which)) and model.last_sampling.rows == len(which)
+
+
+SAMPLED = [
+    {},
+    {"temperature": 0.7, "top_k": 5},
+    {"top_p": 0.9, "min_p": 0.02},
+    {"typical_p": 0.9, "epsilon_cutoff": 1e-3},
+    {"num_return_sequences": 5},
+    {"repetition_penalty": 1.2, "min_new_tokens": 12},
+]
+
+
+@pytest.mark.parametrize("how", SAMPLED, ids=str)
+def test_the_same_seed_draws_what_transformers_draws_with_duplicates_and_early_ends(tiny_policy, how):
+    model, tokenizer = tiny_policy
+    how = {"max_new_tokens": 36, "do_sample": True, "top_k": 0, "pad_token_id": 0} | how
+    asked = ask(tokenizer, [0, 8, 0, 1, 1, 0, 0, 2, 8, 0])
+    drawn = ours(model, **asked, **how)
+    assert torch.equal(drawn, theirs(model, **asked, **how))
+    seen = model.last_sampling
+    assert seen.prompts == 4 and seen.row_steps < seen.row_steps_of_all
+    assert not torch.equal(drawn, ours(model, seed=2, **asked, **how))
+
+
+def test_rows_of_one_prompt_are_drawn_independently_from_its_distribution(tiny_policy):
+    model, tokenizer = tiny_policy
+    rows = 4000
+    asked = ask(tokenizer, [0] * rows)
+    first = ours(model, **asked, max_new_tokens=2, do_sample=True, top_k=0, temperature=2.0)[:, -2:]
+    with torch.inference_mode():
+        expected = rows * (model(asked["input_ids"][:1]).logits[0, -1] / 2.0).softmax(-1)
+    counts = torch.bincount(first[:, 0], minlength=len(expected))
+    often = expected >= 5
+    observed = torch.cat([counts[often], counts[~often].sum()[None]])
+    wanted = torch.cat([expected[often], expected[~often].sum()[None]])
+    freedom = len(wanted) - 1
+    chi2 = ((observed - wanted) ** 2 / wanted).sum().item()
+    assert freedom >= 5 and chi2 < freedom + 4 * (2 * freedom) ** 0.5
+    assert model.last_sampling.prompts == 1
+    neighbours = (first[:-1, 0] == first[1:, 0]).float().mean().item()  # equal as often as two independent draws
+    assert neighbours == pytest.approx(((expected / rows) ** 2).sum().item(), abs=0.04)
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def random_model(kind):
+    """A causal model without Mamba; `sliding` has a window shorter than the prompt, in one layer of two."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    wanted = {
+        "llama": LlamaConfig(**TINY, num_hidden_layers=2),
+        "qwen3": Qwen3Config(**TINY, num_hidden_layers=2, head_dim=8),
+        "sliding": Qwen3Config(
+            **TINY, num_hidden_layers=2, head_dim=8, use_sliding_window=True, sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+    }[kind]  # fmt: skip
+    return generation_loop.install(AutoModelForCausalLM.from_config(wanted, attn_implementation="eager").eval())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "sliding"])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_models_with_attention_alone(kind, do_sample):
+    model = random_model(kind)
+    ids = torch.randint(3, 64, (3, 9))[[0, 1, 0, 2, 2, 0]]
+    mask = torch.ones_like(ids)
+    mask[2, :4] = 0  # the tokens of rows 0 and 5, but another prompt
+    mask[3:5, :2] = 0
+    how = {"max_new_tokens": 24, "do_sample": do_sample, "eos_token_id": list(range(40, 48)), "pad_token_id": 0}
+    drawn = ours(model, input_ids=ids, attention_mask=mask, **how)
+    assert torch.equal(drawn, theirs(model, input_ids=ids, attention_mask=mask, **how))
+    seen = model.last_sampling
+    assert seen.prompts == 4 and (not do_sample or seen.row_steps < seen.row_steps_of_all)
+
+
+@pytest.mark.parametrize("how", [{"dtype": "float16"}, {"load_in_4bit": True, "experts_on_host": 0.5}], ids=str)
+def test_half_precision_and_4_bit(how):
+    model, tokenizer = load_policy(config.Policy(**how))
+    asked = ask(tokenizer, [0, 8, 0, 1])
+    drawn = {}
+    for name, run in (("ours", ours), ("theirs", theirs)):
+        drawn[name] = run(model, **asked, max_new_tokens=24, do_sample=False, pad_token_id=0)[
+            :, asked["input_ids"].shape[1] :
+        ]
+    if how.get("load_in_4bit"):
+        assert torch.equal(drawn["ours"], drawn["theirs"])
+    else:  # rounding to 16 bit depends on the batch, and may flip a near tie
+        assert (drawn["ours"] == drawn["theirs"]).float().mean() > 0.9
+
+
+def test_the_prompt_is_read_once_and_the_finished_leave(tiny_policy):
+    """Eight groups of eight, as TRL asks: the model sees 8 rows, then 64, then fewer and fewer."""
+    model, tokenizer = tiny_policy
+    asked = ask(tokenizer, [i // 8 for i in range(64)])
+    with Rows(model) as seen:
+        drawn = ours(model, **asked, max_new_tokens=40, do_sample=True, pad_token_id=0)
+    assert seen.batch[:2] == [8, 64] and seen.batch[1:] == sorted(seen.batch[1:], reverse=True) and seen.batch[-1] < 32
+    assert set(seen.positions) == {1}  # no logits but the last position's
+    said = drawn[:, asked["input_ids"].shape[1] :]
+    tokens = (said == 11).int().cumsum(1).clamp(max=1).logical_not().sum().item() + (said == 11).any(1).sum().item()
+    steps = said.shape[1] - 1
+    assert model.last_sampling == generation_loop.Sampled(64, 8, tokens, sum(seen.batch[1:]), 64 * steps)
+
+
+def test_a_row_is_left_when_its_idle_steps_have_cost_what_leaving_costs(tiny_policy):
+    model, tokenizer = tiny_policy
+    asked = ask(tokenizer, [0] * 8)
+    ends = StoppingCriteriaList([EndsAfter(asked["input_ids"].shape[1], [4, 2, 3, 1, 5, 8, 7, 6])])
+    how = {
+        "max_new_tokens": 12,
+        "do_sample": True,
+        "stopping_criteria": ends,
+        "pad_token_id": 0,
+        "suppress_tokens": [11],
+    }
+    with Rows(model) as seen:
+        drawn = ours(model, **asked, **how)
+    # Going on after each step: 7, 6, 5, 4, 3, 2, 1 rows. Idle so far: 1, then 1 + 2, then 1 + 2 + 3 >= 5 that stay.
+    assert seen.batch == [1, 8, 8, 5, 5, 3, 3, 1]
+    assert model.last_sampling.tokens == sum(range(1, 9)) == (drawn[:, asked["input_ids"].shape[1] :] != 0).sum()
+    assert torch.equal(drawn, theirs(model, **asked, **how))
+
+
+def test_half_of_the_rows_leave_at_once(tiny_policy):
+    model, tokenizer = tiny_policy
+    asked = ask(tokenizer, [0, 1] * 4)
+    ends = StoppingCriteriaList([EndsAfter(asked["input_ids"].shape[1], [2, 4] * 4)])
+    with Rows(model) as seen:
+        ours(model, **asked, max_new_tokens=9, stopping_criteria=ends, pad_token_id=0, suppress_tokens=[11])
+    assert seen.batch == [2, 8, 4, 4]
+
+
+def test_without_an_end_token_a_finished_row_goes_on_as_in_transformers(tiny_policy):
+    model, tokenizer = tiny_policy
+    asked = ask(tokenizer, [0, 0, 1])
+    ends = StoppingCriteriaList([EndsAfter(asked["input_ids"].shape[1], [2, 4, 6])])
+    how = {"max_new_tokens": 9, "do_sample": True, "eos_token_id": None, "stopping_criteria": ends, "pad_token_id": 0}
+    model.generation_config.eos_token_id, kept = None, model.generation_config.eos_token_id
+    try:
+        drawn = ours(model, **asked, **how)
+        assert torch.equal(drawn, theirs(model, **asked, **how))
+    finally:
+        model.generation_config.eos_token_id = kept
+    assert model.last_sampling.row_steps == model.last_sampling.row_steps_of_all == 15
+
+
+def test_processors_and_constraints_meet_every_row_in_its_place(tiny_policy):
+    model, tokenizer = tiny_policy
+    asked = ask(tokenizer, [0, 8, 0, 0, 1, 8])
+    shapes = []
+
+    def by_row(input_ids, scores):  # forbids in each row what another may say, and counts on its place in the batch
+        shapes.append(tuple(scores.shape[:1]) + tuple(input_ids.shape[:1]))
+        scores[torch.arange(6), torch.arange(6) + 40] = -float("inf")
+        return scores
+
+    how = {
+        "max_new_tokens": 30, "do_sample": True, "pad_token_id": 0, "logits_processor": LogitsProcessorList([by_row]),
+        "prefix_allowed_tokens_fn": lambda row, ids: [11, *range(16 + row, 272)],
+    }  # fmt: skip
+    assert torch.equal(ours(model, **asked, **how), theirs(model, **asked, **how))
+    assert set(shapes) == {(6, 6)} and model.last_sampling.row_steps < model.last_sampling.row_steps_of_all
+
+
+# What is left to transformers, which must answer as if we were not there.
+LEFT = {
+    "beams": {"num_beams": 2, "do_sample": False},
+    "a dictionary": {"return_dict_in_generate": True, "output_scores": True},
+    "a static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+    "prefill in chunks": {"prefill_chunk_size": 16},
+    "prompt lookup": {"prompt_lookup_num_tokens": 2},
+    "stop strings": {"stop_strings": ["="]},
+    "a loop of the caller's": {"custom_generate": lambda model, input_ids, **_: input_ids + 1},
+}
+
+
+@pytest.mark.parametrize("what", LEFT)
+def test_what_is_not_plain_sampling_is_left_to_transformers(what):
+    model = random_model("llama")
+    how = {"input_ids": torch.arange(20, 28).repeat(1 if what == "prompt lookup" else 2, 1), "do_sample": True}
+    how |= {"max_new_tokens": 6, "eos_token_id": 3, "pad_token_id": 0} | LEFT[what]
+    if what == "stop strings":
+        how["tokenizer"] = load_tokenizer(config.Policy())
+    model.last_sampling = "of an earlier call"
+    drawn, wanted = ours(model, **how), theirs(model, **how)
+    assert model.last_sampling is None
+    if what == "a dictionary":
+        assert len(drawn.scores) == len(wanted.scores) == drawn.sequences.shape[1] - 8
+        drawn, wanted = drawn.sequences, wanted.sequences
+    assert torch.equal(drawn, wanted)
+
+
+def test_the_callers_cache_embeddings_and_streamer_are_left_to_transformers(capsys):
+    model = random_model("llama")
+    ids = torch.arange(20, 28).repeat(2, 1)
+    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    wanted = theirs(model, input_ids=ids, **how)
+    cache = DynamicCache(config=model.config)
+    assert torch.equal(ours(model, input_ids=ids, past_key_values=cache, **how), wanted)
+    assert cache.get_seq_length() == 11 and len(cache.layers[0].keys) == 2  # as the caller may count on
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(ours(model, inputs_embeds=embedded, **how), wanted[:, 8:])
+    assert model.last_sampling is None
+    one = ours(model, inputs=ids[:1], streamer=TextStreamer(load_tokenizer(config.Policy())), **how)
+    assert torch.equal(one, wanted[:1]) and model.last_sampling is None
+    assert len(capsys.readouterr().out.strip("\n")) >= 1
+
+
+def test_caches_and_inputs_that_cannot_be_taken_row_by_row_are_left_to_transformers():
+    model, ids = random_model("llama"), torch.ones(2, 3, dtype=torch.long)
+    told = {"past_key_values": DynamicCache(config=model.config), "use_cache": True, "attention_mask": ids}
+    assert generation_loop._is_ours(ids, model.generation_config, told)
+    for other in (torch.ones(2, 3, 4), torch.ones(3), ["a", "b"]):
+        assert not generation_loop._is_ours(ids, model.generation_config, told | {"pictures": other})
+    told["past_key_values"].offloading = True  # set by hand: to make such a cache takes a GPU
+    assert not generation_loop._is_ours(ids, model.generation_config, told)
+
+
+def test_inputs_and_configuration_may_come_by_position():
+    model = random_model("llama")
+    ids = torch.arange(20, 28).repeat(2, 1)
+    how = copy.deepcopy(model.generation_config)
+    how.update(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(model.generate(ids, how), theirs(model, inputs=ids, generation_config=how))
+    assert model.last_sampling.prompts == 1
+    model.generate(ids, how, LogitsProcessorList())
+    assert model.last_sampling is None
+
+
+def test_a_wrong_argument_is_refused_as_by_transformers():
+    with pytest.raises(ValueError, match="not_an_argument"):
+        random_model("llama").generate(torch.ones(1, 2, dtype=torch.long), not_an_argument=1)
+
+
+@pytest.mark.parametrize("kind", ["nemotron", "sliding"])
+def test_every_tensor_of_every_kind_of_cache_layer_follows_its_row(tiny_policy, kind):
+    """Notices when transformers keeps something by row in its cache that `reorder_cache` does not carry."""
+    model = tiny_policy[0] if kind == "nemotron" else random_model(kind)
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(torch.randint(20, 60, (3, 7)), past_key_values=cache, use_cache=True)
+    before = [tensors_of(layer) for layer in cache.layers]
+    assert sum(map(len, before)) == 4  # nemotron: conv, state, keys, values; sliding: two of keys and values
+    at = torch.tensor([2, 0, 0, 1])
+    inputs = generation_loop._take({"past_key_values": cache, "attention_mask": torch.arange(3)[:, None]}, at)
+    assert inputs["attention_mask"].flatten().tolist() == at.tolist()
+    for layer, old in zip(cache.layers, before, strict=True):
+        assert all(torch.equal(value, old[name][at]) for name, value in tensors_of(layer).items())
+
+
+def tensors_of(layer):
+    found = {}
+    for name, value in vars(layer).items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        found |= {(name, key): part for key, part in parts if isinstance(part, torch.Tensor) and part.ndim}
+    return found
+
+
+def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
+    """Counted are the calls by which Python waits for a tensor's value; the model here makes none itself."""
+    model, counts = random_model("llama"), {}
+    for name in ("item", "tolist", "__bool__", "__int__", "cpu", "nonzero", "numpy"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, *a, _n=name, _f=plain, **k: counts.update({_n: counts.get(_n, 0) + 1}) or _f(self, *a, **k)
+        )  # fmt: skip
+    ids = torch.randint(3, 64, (2, 8))[[0, 1, 0, 1]]
+    found = {}
+    for run in (ours, theirs):
+        for new in (10, 30):
+            counts.clear()
+            run(
+                model,
+                input_ids=ids,
+                max_new_tokens=new,
+                do_sample=True,
+                eos_token_id=3,
+                suppress_tokens=[3],
+                pad_token_id=0,
+            )
+            found[run.__name__, new] = sum(counts.values())
+    assert found["ours", 30] - found["ours", 10] == found["theirs", 30] - found["theirs", 10] == 20
+    assert found["ours", 10] - found["theirs", 10] == 1  # and one more a call, to compare the prompts
+
+
+def test_a_deep_copy_samples_from_itself_and_installing_twice_is_once():
+    model = generation_loop.install(random_model("llama"))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.copy_(model.lm_head.weight.flip(0))
+    ids, how = torch.tensor([[5, 6, 7]]), {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(other.generate(ids, **how), theirs(other, inputs=ids, **how))
+    assert not torch.equal(other.generate(ids, **how), model.generate(ids, **how))
+
+
+def test_evaluation_and_a_peft_model_go_through_it():
+    model, tokenizer = load_policy(config.Policy())
+    model = lora.add_lora(model, config.Lora(target_modules=["in_proj"]), seed=1)
+    turns = [[{"role": "user", "content": QUESTIONS[i // 4]}] for i in range(8)]
+    with Rows(model.get_base_model()) as seen:
+        evaluate.sample(model, tokenizer, turns, config.Evaluation(max_completion_length=40, batch_size=8), seed=1)
+    assert seen.batch[:2] == [2, 8] and model.last_sampling.prompts == 2 and model.last_sampling.rows == 8
+
+
+def test_training_goes_through_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(worst_step.ProbeStep, "on_step_begin", lambda *args, **kwargs: None)
+    chosen = config.load_config(
+        ["tiny"], [*SMALL, "grpo.max_steps=1", "grpo.per_device_train_batch_size=64", "grpo.num_generations=8"]
+    )
+    run = open_run("r", tmp_path)
+    prepare(chosen, run)
+
+    def pays(completions, **kwargs):
+        return [float(len(c[0]["content"])) for c in completions]
+
+    trainer = train.make_trainer(chosen, run, [pays, pays])
+    with Rows(trainer.model.get_base_model()) as seen:
+        trainer.train()
+    assert seen.batch[:2] == [8, 64] and seen.batch[-1] < 64
+    last = trainer.model.last_sampling
+    assert (last.prompts, last.rows, last.row_steps) == (8, 64, sum(seen.batch[1:]))

@@ -1,0 +1,117 @@
+"""Loading a policy, whole and in 4 bit, and a tokenizer fit for training."""
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.adapters import lora
+from grpo_kit.policy import load
+from grpo_kit.policy.load import base_name, load_policy, tiny, usable_tokenizer
+
+
+def last_logits(model, tokenizer):
+    with torch.inference_mode():
+        return model(**tokenizer("What is 2", return_tensors="pt")).logits[:, -1]
+
+
+def test_a_model_that_nobody_has_is_one_sentence():
+    with pytest.raises(FileNotFoundError, match="policy.model is 'nobody/nothing'") as error:
+        load_policy(config.Policy(model="nobody/nothing"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_local_folder_is_a_policy(tiny_policy, tmp_path):
+    model, tokenizer = tiny_policy
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again, _ = load_policy(config.Policy(model=str(tmp_path)))
+    assert torch.equal(last_logits(again, tokenizer), last_logits(model, tokenizer))
+
+
+def test_in_4_bit_every_large_matrix_is_4_bit():
+    model, _ = load_policy(config.Policy(load_in_4bit=True))
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    dense = [n for n, k in kinds.items() if n.endswith("_proj") and k != "Identity"]
+    assert dense and {kinds[n] for n in dense} == {"Linear4bit"}
+    assert kinds["model.layers.1.mixer.experts"] == kinds["model.layers.3.mixer.experts"] == "TieredExperts"
+    assert kinds["lm_head"] == "Linear"
+
+
+def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
+    whole, tokenizer = load_policy(config.Policy(load_in_4bit=True))
+    monkeypatch.setattr(load, "LARGEST_WHOLE", 1000)
+    asked = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
+    streamed, _ = load_policy(asked)
+    assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
+    assert base_name(config.Policy(model=str(tmp_path / "nf4"))) == str(tiny.FOLDER)  # what it was made of
+    made = (tmp_path / "nf4/nf4.json").stat().st_mtime_ns
+    again, _ = load_policy(asked)  # and the next time it is read as it is
+    kept, _ = load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True))  # by its folder, too
+    assert torch.equal(last_logits(again, tokenizer), last_logits(kept, tokenizer))
+    assert (tmp_path / "nf4/nf4.json").stat().st_mtime_ns == made
+    with pytest.raises(ValueError, match=r"policy.dtype is float16 and .* was made for float32"):
+        load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True, dtype="float16"))
+
+
+def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_path):
+    from grpo_kit.nemotron import experts
+
+    placed, place = [], experts.TieredExperts.place
+
+    def watched(self, on_host=(), host=None):
+        placed.append((len(on_host), host))
+        place(self, on_host, None if host is None or host.type == "cuda" else host)
+
+    monkeypatch.setattr(experts.TieredExperts, "place", watched)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = config.Policy(load_in_4bit=True, experts_on_host=0.5, experts_overflow="cuda:1", nf4_folder=str(tmp_path))
+    load_policy(asked)  # whole
+    monkeypatch.setattr(load, "LARGEST_WHOLE", 1000)
+    load_policy(asked)  # by an NF4 checkpoint
+    assert placed == [(4, torch.device("cuda:1"))] * 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="experts_overflow is cuda:1; this machine has 1 GPUs.*Set it to host"):
+        load_policy(asked)
+
+
+def test_a_tokenizer_that_hides_the_closing_tag_is_mended():
+    from tokenizers import AddedToken
+
+    from grpo_kit.nemotron import tiny
+
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.add_tokens(
+        [AddedToken(tag, special=True, normalized=False) for tag in ("<think>", "</think>")], special_tokens=True
+    )
+    assert tokenizer.decode([13], skip_special_tokens=True) == ""
+    mended = usable_tokenizer(tokenizer)
+    assert mended.decode([12, 13, 11], skip_special_tokens=True) == "<think></think>"
+    assert mended.encode("<think></think>é", add_special_tokens=False)[:2] == [12, 13]
+    assert (mended.chat_template, mended.pad_token_id, mended.eos_token_id) == (tokenizer.chat_template, 0, 11)
+
+
+def test_no_warning_of_missing_kernels_stands_in_the_way(capfd):
+    load_policy(config.Policy())[0](torch.tensor([[20, 21]]))
+    assert "falling back" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+def test_another_model_takes_the_plain_4_bit_path_with_the_same_call(kind, tiny_policy, tmp_path):
+    import transformers
+
+    sizes = {
+        "vocab_size": len(tiny_policy[1]), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "eos_token_id": 11, "pad_token_id": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes))
+    made.save_pretrained(tmp_path)
+    tiny_policy[1].save_pretrained(tmp_path)
+    model, tokenizer = load_policy(config.Policy(model=str(tmp_path), load_in_4bit=True))
+    linear = {n: type(m).__name__ for n, m in model.named_modules() if n.endswith("_proj")}
+    assert len(linear) == 2 * 7 and set(linear.values()) == {"Linear4bit"}
+    model = lora.add_lora(model, config.Lora(target_modules=["q_proj", "down_proj"]), seed=1).train()
+    ids = tokenizer("What is 2", return_tensors="pt")["input_ids"]
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad.any() for n, p in model.named_parameters() if "lora_B" in n)
+    assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 1

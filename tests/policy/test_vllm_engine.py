@@ -1,0 +1,264 @@
+"""vLLM is used where it says what transformers says, and nowhere else.
+
+vLLM itself is not installed where these tests run: a stand-in with the part of its API that is used answers through the
+same policy, faithfully or with one of the faults that have been reported of it. What it does on a GPU is not covered.
+"""
+
+import http.server
+import json
+import sys
+import threading
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.adapters.lora import attach_adapter
+from grpo_kit.evaluation import evaluate
+from grpo_kit.policy import generate, vllm_engine
+from grpo_kit.policy.load import Path, load_policy, source_of
+
+ASKED = [[{"role": "user", "content": text}] for text in ("What is 47 + 38?", "What is 90 - 12?", "What is 5 + 6?")]
+
+
+class SamplingParams:
+    def __init__(self, temperature, max_tokens, stop_token_ids, top_p=1.0, top_k=0, seed=None, logprobs=None):
+        self.__dict__.update(locals())
+
+
+class StandIn:
+    """`vllm.LLM` by transformers. `fault`: None, "crash", "no adapter", "other numbers"."""
+
+    fault = None
+    opened = []
+
+    def __init__(self, model, revision, dtype, max_model_len, seed, enable_lora, max_lora_rank):
+        if StandIn.fault == "crash":
+            raise RuntimeError("CUDA error: an illegal\nmemory access")
+        StandIn.opened.append(
+            {"enable_lora": enable_lora, "max_lora_rank": max_lora_rank, "max_model_len": max_model_len}
+        )
+        self.model, _ = load_policy(config.Policy())
+        self.attached = False
+
+    def generate(self, prompts, sampling_params, lora_request, use_tqdm):
+        assert use_tqdm is False and len(prompts) == len(sampling_params)
+        if lora_request and not self.attached and StandIn.fault != "no adapter":
+            self.model, self.attached = attach_adapter(self.model, lora_request.path), True
+        return [self._answer(p["prompt_token_ids"], how) for p, how in zip(prompts, sampling_params, strict=True)]
+
+    def _answer(self, ids, how):
+        drawing = {"do_sample": how.temperature > 0}
+        if how.temperature > 0:
+            torch.manual_seed(how.seed)
+            drawing |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
+        asked = torch.tensor([ids])
+        whole = self.model.requires_grad_(False).generate(
+            asked, attention_mask=torch.ones_like(asked), max_new_tokens=how.max_tokens, eos_token_id=how.stop_token_ids,
+            pad_token_id=0, **drawing,
+        )  # fmt: skip
+        tokens = whole[0, len(ids) :].tolist()
+        logits = self.model(whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        off = 0.3 if StandIn.fault == "other numbers" else 0.0
+        logprobs = [
+            {t: types.SimpleNamespace(logprob=float(row[t]) + off)} for t, row in zip(tokens, logits, strict=True)
+        ]
+        told = types.SimpleNamespace(token_ids=tokens, logprobs=None if how.logprobs is None else logprobs)
+        return types.SimpleNamespace(outputs=[told])
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams, module.__version__ = StandIn, SamplingParams, "0.17.1"
+    request = types.ModuleType("vllm.lora.request")
+    request.LoRARequest = lambda name, number, path: types.SimpleNamespace(name=name, number=number, path=Path(path))
+    for name, found in (("vllm", module), ("vllm.lora", types.ModuleType("vllm.lora")), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, found)
+    monkeypatch.setattr(StandIn, "fault", None)
+    monkeypatch.setattr(StandIn, "opened", [])
+    return StandIn
+
+
+def chosen(**evaluation):
+    return config.RunConfig(evaluation=config.Evaluation(max_completion_length=40, **evaluation))
+
+
+@pytest.fixture
+def strong_adapter(trained, tmp_path):
+    """The trained adapter with its updates ten times as large, so that leaving it out is plain to see."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(trained[1].adapter, tmp_path / "adapter")
+    told = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(told | {"lora_alpha": 10 * told["lora_alpha"]}))
+    return folder
+
+
+def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_policy):
+    engine, why = vllm_engine.open_engine(chosen(temperature=0.0), None, 300)
+    assert (engine.name, why) == ("vllm 0.17.1", "")
+    assert vllm.opened == [{"enable_lora": False, "max_lora_rank": 8, "max_model_len": 300}]
+    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ASKED, True))
+    expected = generate.Transformers(*tiny_policy, chosen(temperature=0.0).evaluation)(ids, 1)
+    assert engine(ids, 1) == expected
+
+
+def test_each_request_is_drawn_from_its_own_seed(vllm, tiny_policy):
+    engine, _ = vllm_engine.open_engine(chosen(), None)
+    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ASKED[:1] * 4, True))
+    first = engine(ids, 7)
+    assert first == engine(ids, 7) != engine(ids, 8) and len({s.text for s in first}) > 1
+    assert len(engine(ids[:2], 2**63 - 1)) == 2  # the largest seed has no successor
+
+
+def test_the_adapter_is_on_while_vllm_is_tried(vllm, strong_adapter):
+    engine, why = vllm_engine.open_engine(chosen(), strong_adapter)
+    assert (engine.name, why) == ("vllm 0.17.1", "") and vllm.opened[0]["enable_lora"]
+    assert vllm.opened[0]["max_lora_rank"] == 16
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("crash", "vLLM failed: RuntimeError: CUDA error: an illegal memory access"),
+        ("no adapter", "vLLM"),
+        ("other numbers", "log-probabilities are not those of transformers: 0.30, 0.30"),
+    ],
+)
+def test_a_vllm_at_fault_is_left_for_transformers_and_the_reason_said(vllm, strong_adapter, monkeypatch, fault, said):
+    monkeypatch.setattr(vllm, "fault", fault)
+    engine, why = vllm_engine.open_engine(chosen(), strong_adapter)
+    assert engine.name.startswith("transformers ") and said in why
+
+
+@pytest.mark.parametrize(
+    ("expected", "told", "said"),
+    [
+        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.15, -0.2]), ""),
+        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, -0.31]), "0.00, 0.11 nats away"),
+        (([1, 2], [-0.1, -0.2]), ([1, 3], [-0.1, -0.2]), "another token than transformers, at 2 of 2"),
+        (([1, 2], [-0.1, -0.2]), ([1], [-0.1]), "at 2 of 2"),  # it ended early
+        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, float("nan")]), "0.00, nan nats away"),
+    ],
+)
+def test_what_counts_as_saying_the_same(expected, told, said):
+    found = vllm_engine.differs(expected, told)
+    assert said in found and bool(said) == bool(found)
+
+
+def test_vllm_is_not_tried_where_it_cannot_serve_or_is_not_wanted(vllm, monkeypatch):
+    assert vllm_engine.open_engine(chosen(use_vllm=False), None)[1] == "evaluation.use_vllm is false"
+    four_bit = replace(chosen(), policy=config.Policy(load_in_4bit=True))
+    assert "4 bit" in vllm_engine._unfit(four_bit)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
+    assert vllm_engine.open_engine(chosen(), None)[1] == "vLLM does not import (ModuleNotFoundError)"
+    assert vllm.opened == []
+
+
+def test_an_evaluation_says_what_drew_it(vllm, tmp_path, math_reward):
+    from tests.test_evaluate import fresh
+
+    settings, run = fresh(tmp_path)
+    found = evaluate.before(settings, run, math_reward)
+    assert (found["sampling"]["engine"], found["sampling"]["engine_why"]) == ("vllm 0.17.1", "")
+
+
+# --- Who draws a training's completions
+
+
+def training(mode):
+    return replace(config.load_config(["tiny"]), grpo=replace(config.load_config(["tiny"]).grpo, vllm=mode))
+
+
+def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_path):
+    from grpo_kit.training import train
+
+    told, why = vllm_engine.sampler(training("colocate"))
+    assert (told, why) == ({"use_vllm": True, "vllm_mode": "colocate"}, "")
+    args = train.to_trl(training("colocate"), tmp_path, **told)
+    assert args.use_vllm and args.vllm_mode == "colocate" and not train.to_trl(training(None), tmp_path).use_vllm
+    assert vllm_engine.sampler(training(None)) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("crash", "vLLM failed: RuntimeError"), ("other numbers", "0.30 nats away")]
+)
+def test_one_at_fault_does_not(vllm, monkeypatch, fault, said):
+    monkeypatch.setattr(vllm, "fault", fault)
+    told, why = vllm_engine.sampler(training("colocate"))
+    assert told == {} and said in why
+
+
+def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_path, monkeypatch):
+    from grpo_kit.data.preparation import prepare
+    from grpo_kit.runs.run import open_run
+    from grpo_kit.training import train
+    from tests.helpers.settings import SMALL
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    settings = config.load_config(["tiny"], [*SMALL, "grpo.vllm=server"])
+    run = open_run("r", tmp_path)
+    prepare(settings, run)
+    with pytest.warns(UserWarning, match=r"grpo.vllm=server is not used \(vLLM does not import.*transformers draws"):
+        trainer = train.make_trainer(settings, run, [lambda completions, **_: [0.0] * len(completions)] * 2)
+    assert not trainer.use_vllm
+
+
+@pytest.fixture
+def server(tiny_policy, monkeypatch):
+    """The two answers of `vllm serve` that are asked for, on loopback; `fault` as StandIn's, or another model's name."""
+    state = types.SimpleNamespace(fault=None, model=source_of(config.Policy()))
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.say({"data": [{"id": state.model}]} if self.path == "/v1/models" else {})
+
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            tokens, logprobs = vllm_engine._greedy(*tiny_policy, asked["prompt"])
+            assert asked["max_tokens"] == vllm_engine.PROBE_TOKENS and asked["temperature"] == 0
+            off = 0.3 if state.fault == "other numbers" else 0.0
+            found = {"tokens": [f"token_id:{t}" for t in tokens], "token_logprobs": [p + off for p in logprobs]}
+            self.say({"choices": [{"logprobs": found}]})
+
+        def say(self, what):
+            self.send_response(500 if state.fault == "crash" else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps(what).encode())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        monkeypatch.setattr(vllm_engine.Server.__init__, "__defaults__", (f"http://127.0.0.1:{served.server_port}",))
+        yield state
+        served.shutdown()
+
+
+def test_a_faithful_server_draws_for_the_training(vllm, server):
+    assert vllm_engine.sampler(training("server")) == ({"use_vllm": True, "vllm_mode": "server"}, "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "model", "said"),
+    [
+        ("other numbers", None, "0.30 nats away"),
+        ("crash", None, "vLLM failed: HTTPError: 500"),
+        (None, "another/model", "the server has another/model, not"),
+    ],
+)
+def test_another_server_does_not(vllm, server, fault, model, said):
+    server.fault, server.model = fault, model or server.model
+    told, why = vllm_engine.sampler(training("server"))
+    assert told == {} and said in why
+
+
+def test_no_server_at_all_is_a_reason(vllm, monkeypatch):
+    monkeypatch.setattr(vllm_engine.Server.__init__, "__defaults__", ("http://127.0.0.1:1",))
+    told, why = vllm_engine.sampler(training("server"))
+    assert told == {} and "vLLM failed: ConnectionError" in why

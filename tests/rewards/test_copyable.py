@@ -1,0 +1,161 @@
+"""Each reward file, pasted alone: the same rewards in an empty namespace and in a fresh Python.
+
+The fresh Python runs with -I -S, so that nothing but the standard library can be imported; for
+math_answer alone a folder is added that holds math-verify and what it needs, and no more.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REWARDS = Path(__file__).resolve().parents[2] / "grpo_kit" / "rewards"
+MATH_VERIFY = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
+
+# How to get the reward from the file's namespace, the texts it is called on, and its due.
+CALLS = {
+    "math_answer": ("math_reward", [r"</think>\boxed{\sqrt{16}}", r"\boxed{9^{9^9}}"], [1.0, 0.0]),
+    "challenge": (
+        "challenge_reward",
+        [r"</think>\boxed{4}", r"\boxed{4.03}", "5"],
+        [1.0, 1.0, 0.0],
+    ),
+    "reasoning_format": ("reasoning_format_reward", ["a</think>4", "so 4"], [1.0, 0.0]),
+    "arithmetic_steps": ("arithmetic_steps_reward", ["3+1=4\n#### 4", "3+2=4\n#### 4"], [1.0, 0.0]),
+    "choice": ("choice_reward", [r"\boxed{4}", r"\boxed{A}", r"\boxed{B}"], [1.0, 0.0, 1.0]),
+    "brevity": (
+        "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
+        ["a", "b", "c"],
+        [0.75, -0.75, None],
+    ),
+    "combine": (
+        "combine(lambda completions, **_: [1.0, 0.0, None], "
+        "x=Part(lambda completions, **_: [1.0] * len(completions), 0.5))",
+        ["a", "b", "c"],
+        [1.5, 0.5, None],
+    ),
+}
+
+
+def trl_keywords(texts: list[str]) -> dict:
+    """Every keyword that GRPOTrainer passes (TRL 1.16), and the columns of a rich dataset."""
+    n = len(texts)
+    return {
+        "prompts": [[{"role": "user", "content": "I have 3 and 1 more. How many?"}]] * n,
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "completion_ids": [[1, 2]] * n,
+        "answer": ["4"] * n,
+        "options": [["3", "4"]] * n,
+        "solution": ["4"] * n,
+        "difficulty": [0.5] * n,
+        "trainer_state": None,
+        "environments": [None] * n,
+    }
+
+
+# What a notebook does with a cell, then what TRL does with the function. No file, no __file__.
+PROGRAM = """
+import json, sys
+job = json.load(sys.stdin)
+sys.path += job["path"]
+namespace = {"__name__": "__main__"}
+exec(compile(job["source"], "<cell>", "exec"), namespace)
+reward = eval(job["reward"], namespace)
+silent = lambda name, value: None
+print(json.dumps(reward(**job["keywords"], log_extra=silent, log_metric=silent)))
+sys.exit(0 if callable(reward) and reward.__name__ else 1)
+"""
+
+
+def in_empty_namespace(source: str, reward: str, texts: list[str]) -> list:
+    namespace: dict = {}
+    exec(compile(source, "<cell>", "exec"), namespace)
+    function = eval(reward, namespace)
+    logged: list = []
+    rewards = function(
+        **trl_keywords(texts),
+        log_extra=lambda column, values: logged.append((column, len(values))),
+        log_metric=lambda name, value: logged.append((name, float(value))),
+    )
+    if "_stop" in namespace:  # math_answer's child
+        namespace["_stop"]()
+    return rewards
+
+
+def in_fresh_python(source: str, reward: str, texts: list[str], tmp_path: Path, packages: tuple = ()) -> list:
+    for package in packages:
+        (tmp_path / package).symlink_to(Path(importlib.util.find_spec(package).origin).parent)
+    for name in ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime") if packages else ():
+        info = Path(importlib.metadata.distribution(name)._path)  # their versions are read at import
+        (tmp_path / info.name).symlink_to(info)
+    job = {
+        "source": source,
+        "reward": reward,
+        "keywords": trl_keywords(texts),
+        "path": [str(tmp_path)],
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", PROGRAM],
+        input=json.dumps(job), capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(done.stderr[-2000:])
+    return json.loads(done.stdout)
+
+
+def check(source: str, reward: str, texts: list[str], expected: list, tmp_path: Path, packages: tuple = ()) -> None:
+    assert in_empty_namespace(source, reward, texts) == pytest.approx(expected)
+    assert in_fresh_python(source, reward, texts, tmp_path, packages) == pytest.approx(expected)
+
+
+def test_every_reward_file_is_in_the_table():
+    assert {path.stem for path in REWARDS.glob("[a-z]*.py")} == set(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_pasted_file_pays_the_same_called_as_trl_calls_it(name, tmp_path):
+    reward, texts, expected = CALLS[name]
+    source = (REWARDS / f"{name}.py").read_text(encoding="utf-8")
+    check(source, reward, texts, expected, tmp_path, MATH_VERIFY if name == "math_answer" else ())
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_file_mentions_neither_the_package_nor_its_own_path(name):
+    source = (REWARDS / f"{name}.py").read_text(encoding="utf-8")
+    assert "grpo_kit" not in source and "__file__" not in source and "inspect" not in source
+    top = [line for line in source.split("\n_WORKER")[0].splitlines() if line.startswith(("import ", "from "))]
+    assert {line.split()[1].split(".")[0] for line in top} <= sys.stdlib_module_names
+
+
+GOOD = "def r_reward(completions, answer, **kwargs):\n    return [1.0 for _ in completions]\n"
+BROKEN = {
+    "imports the package": "from grpo_kit.rewards import choice\n" + GOOD,
+    "imports a third party at the top": "import sympy\n" + GOOD,
+    "reads its own path": "here = __file__\n" + GOOD,
+    "takes no other columns": GOOD.replace(", **kwargs", ""),
+    "expects strings": GOOD.replace("1.0 for _", "float(c.count('4')) for c"),
+    "pays something else": GOOD.replace("1.0", "0.0"),
+    "needs a name of another cell": GOOD.replace("1.0", "ONE"),
+}
+
+
+def test_the_check_itself_passes_a_good_file(tmp_path):
+    check(GOOD, "r_reward", ["4"], [1.0], tmp_path)
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_deliberately_broken_file_fails_the_check(fault, tmp_path):
+    with pytest.raises(Exception):  # noqa: B017 - an assertion here, a NameError or TypeError there
+        check(BROKEN[fault], "r_reward", ["4"], [1.0], tmp_path)
+
+
+def test_math_answer_without_math_verify_still_decides_the_exact_ones(tmp_path):
+    source = (REWARDS / "math_answer.py").read_text(encoding="utf-8")
+    texts = [r"\boxed{4.0}", r"\boxed{\frac{8}{2}}", r"\boxed{5}"]
+    assert in_fresh_python(source, "math_reward", texts, tmp_path) == [1.0, 1.0, 0.0]
+    with pytest.raises(AssertionError, match="pip install math-verify"):
+        in_fresh_python(source, "math_reward", [r"\boxed{\sqrt{16}}"], tmp_path)

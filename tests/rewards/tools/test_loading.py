@@ -1,0 +1,94 @@
+"""Rewards are found by file and function; the copy beside the notebook comes first."""
+
+import pytest
+
+from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
+
+
+def test_the_kits_own_rewards_are_found_by_name():
+    assert load_reward("math_answer.py:math_reward").__name__ == "math_reward"
+    assert load_reward("reasoning_format.py:reasoning_format_reward")(completions=["a</think>b"]) == [1.0]
+
+
+def test_a_copy_in_the_working_folder_takes_the_kits_place(tmp_path, monkeypatch):
+    (tmp_path / "math_answer.py").write_text("def math_reward(completions, **kwargs):\n    return [7.0]\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_reward("math_answer.py:math_reward")(completions=["x"]) == [7.0]
+
+
+def test_a_path_may_hold_colons_and_spaces(tmp_path):
+    path = tmp_path / "a: b" / "my reward.py"
+    path.parent.mkdir()
+    path.write_text("def mine(completions, **kwargs):\n    return [1.0]\n")
+    assert load_reward(f"{path}:mine")(completions=["x"]) == [1.0]
+
+
+@pytest.mark.parametrize("spec", ["math_reward", "math_answer:math_reward", ":f", "x.py:", "x.py:a b", ""])
+def test_a_spec_of_another_shape_is_refused(spec):
+    with pytest.raises(ValueError, match="FILE.py:function"):
+        load_reward(spec)
+
+
+def test_a_file_with_one_reward_needs_no_function_name(tmp_path):
+    assert load_reward("math_answer.py").__name__ == "math_reward"
+    (tmp_path / "two.py").write_text("def a_reward(**k): ...\ndef b_reward(**k): ...\n")
+    with pytest.raises(
+        ValueError, match="no single function that ends in _reward; its functions are: a_reward, b_reward"
+    ):
+        load_reward(str(tmp_path / "two.py"))
+
+
+def test_a_missing_file_names_the_kits_own():
+    with pytest.raises(FileNotFoundError, match=r"none\.py is no reward file.*math_answer\.py"):
+        load_reward("none.py:f")
+
+
+def test_a_missing_function_names_those_that_exist():
+    with pytest.raises(ValueError, match="no function 'f'; its functions are: math_reward"):
+        load_reward("math_answer.py:f")
+
+
+def test_an_edited_reward_has_another_fingerprint(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def mine(completions, **kwargs):\n    return [1.0]\n")
+    first = fingerprint(load_reward(f"{path}:mine"))
+    path.write_text("HELPER = 2\n\ndef mine(completions, **kwargs):\n    return [1.0]\n")
+    assert first and fingerprint(load_reward(f"{path}:mine")) not in (None, first)
+
+
+def test_a_function_without_source_has_none():
+    assert fingerprint(len) is None
+
+
+def test_a_reward_file_may_say_how_answers_are_read(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n\n"
+        "def final_answer(completion, **kwargs):\n    return completion.strip() or None\n"
+    )
+    read = answer_reader(load_reward(str(tmp_path / "mine.py")))
+    assert (read(" 4 ", unknown=1), read(" ")) == ("4", None)
+    assert answer_reader(lambda completions, **_: []) is None
+    assert answer_reader(load_reward("brevity.py:soft_overlong")) is None
+
+
+@pytest.mark.parametrize(
+    ("reward", "alike", "other", "silent"),
+    [
+        (
+            "math_answer.py:math_reward",
+            [r"\boxed{\frac{1}{2}}", "x = 0.50", r"so \boxed{50\%}", "the answer is 2/4"],
+            [r"\boxed{\frac{1}{3}}", r"\boxed{\{1,2\}}", r"\boxed{(1,2)}", r"\boxed{(2,1)}", r"\boxed{2x}"],
+            ["", r"\boxed{", "I cannot tell you which one it is", "<think>4"],
+        ),
+        ("math_answer.py:math_reward", [r"\boxed{\{1,2\}}", r"\boxed{\{2, 1\}}"], [r"\boxed{(1,2)}"], []),
+        ("challenge.py", [r"\boxed{XL}", "The final answer is: xl"], [r"\boxed{01}", r"\boxed{1}"], ["", r"\boxed{ }"]),
+        ("choice.py", [r"\boxed{B}", r"\boxed{\text{Paris}}"], [r"\boxed{A}"], ["", r"\boxed{C}", "who knows which"]),
+    ],
+)
+def test_the_kits_verifiers_spell_equal_answers_alike(reward, alike, other, silent):
+    read = answer_reader(load_reward(reward))
+    told = [read(text, options=["Rome", "Paris"]) for text in alike]
+    assert len(set(told)) == 1 and told[0] is not None
+    others = [read(text, options=["Rome", "Paris"]) for text in other]
+    assert None not in others and len({told[0], *others}) == 1 + len(other)
+    assert [read(text, options=["Rome", "Paris"]) for text in silent] == [None] * len(silent)

@@ -1,0 +1,195 @@
+"""The same run on one process and on several: the same draw, the same adapter, one writer, and arithmetic that says what fits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.policy import generation_loop
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs import processes
+from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ["data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=10", "grpo.eval_steps=5", "run.report_to=[]"]  # fmt: skip
+
+
+def grpo(batch, accumulation=1, generations=8):
+    return config.Grpo(
+        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, num_generations=generations
+    )
+
+
+@pytest.mark.parametrize(
+    "batch, accumulation, count, share",
+    [
+        (64, 1, 1, (64, 1)),
+        (64, 1, 2, (32, 1)),
+        (8, 8, 2, (8, 4)),  # micro-batches stay as large as they were while there is something to accumulate
+        (2, 4, 2, (2, 2)),  # a T4's step on two: a group's eight completions, four each
+        (2, 4, 8, (1, 1)),
+        (6, 4, 2, (6, 2)),
+    ],
+)
+def test_a_step_is_shared_out_and_stays_what_it_was(batch, accumulation, count, share):
+    assert processes.split_batch(grpo(batch, accumulation), count) == share
+
+
+@pytest.mark.parametrize(
+    "batch, accumulation, count, says",
+    [
+        (64, 1, 3, "3 processes do not divide the 64 completions.*Use 1, 2, 4, 8, 16, 32 or 64.*batch_size=72"),
+        (2, 4, 5, "batch_size=10"),
+        (8, 1, 16, "Use 1, 2, 4 or 8 processes, or grpo.per_device_train_batch_size=16"),
+    ],
+)
+def test_a_number_that_does_not_divide_the_step_names_what_does(batch, accumulation, count, says):
+    with pytest.raises(ValueError, match=says):
+        processes.split_batch(grpo(batch, accumulation), count)
+    larger = int(says.rpartition("=")[2])
+    assert processes.split_batch(grpo(larger, accumulation), count)
+
+
+def test_alone_nothing_is_exchanged_and_a_part_is_the_whole():
+    assert (processes.process_count(), processes.process_rank(), processes.is_first()) == (1, 0, True)
+    assert processes.all_gather((1, 2)) == [1, 2] and processes.broadcast_from_first(lambda: 3) == 3
+    assert list(range(10))[processes.local_slice(10)] == list(range(10))
+
+
+def test_parts_in_order_make_the_whole(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    found = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        found += list(range(12))[processes.local_slice(12)]
+    assert found == list(range(12))
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_groups_are_added_until_the_processes_divide_them_and_no_more(monkeypatch, count):
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for groups in range(1, 20):
+        for size in (2, 4, 6, 8):
+            expected = next(more for more in range(count + 1) if (groups + more) * size % count == 0)
+            assert processes.groups_to_pad(groups, size) == expected
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
+    p = torch.rand(6, 1000, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    torch.manual_seed(5)
+    whole = [torch.multinomial(p, 1).squeeze(1) for _ in range(20)]
+    drawn = []
+    for part in range(parts):
+        torch.manual_seed(5)
+        size = 6 // parts
+        at = (part * size, 6)
+        drawn.append([generation_loop._draw(p[at[0] : at[0] + size], at) for _ in range(20)])
+    for step in range(20):
+        assert torch.equal(torch.cat([part[step] for part in drawn]), whole[step])
+
+
+def test_a_second_gpu_is_not_given_away_twice(monkeypatch):
+    from grpo_kit.policy.load import overflow
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="experts_overflow is cuda:1.*2 processes.*Set it to host"):
+        overflow(config.Policy(experts_overflow="cuda:1"))
+
+
+def started(run, count, *more):
+    command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name, f"--num-processes={count}", *more]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def prepared(folder, *more):
+    chosen = config.load_config(["tiny"], [*STEPS, *more])
+    run = open_run("m", folder)
+    prepare(chosen, run)
+    write_text(run.config, config.to_yaml(chosen))
+    return chosen, run
+
+
+def figures(run):
+    clock = ("second", "time")
+    return [{k: v for k, v in r.items() if not any(c in k for c in clock)} for r in read_lines(run.metrics)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, math_reward):
+    chosen, run = prepared(tmp_path_factory.mktemp("alone"))
+    train.train(chosen, run, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
+    return run
+
+
+def apart(a, b):
+    a, b = (load_file(run.adapter / "adapter_model.safetensors") for run in (a, b))
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def test_two_processes_end_as_one_does(alone, tmp_path):
+    chosen, run = prepared(tmp_path)
+    child = started(run, 2)
+    said, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert said.count("train    done in") == 1 and said.count("10 steps, reward") == 1  # the first one shows
+    assert run.completions.read_text() == alone.completions.read_text()
+    assert [row["step"] for row in figures(run)] == list(range(1, 11))
+    for one, two in zip(figures(alone), figures(run), strict=True):
+        assert one.keys() == two.keys()
+        for name in (
+            "reward",
+            "groups/with_gradient",
+            "groups/sampled",
+            "completions/mean_length",
+            "held_out",
+            "num_tokens",
+        ):
+            assert one.get(name) == pytest.approx(two.get(name), abs=1e-6), name
+    assert apart(alone, run) < 1e-5  # one in ten thousand of what was learned, which the largest entry shows
+    assert max(t.abs().max() for t in load_file(run.adapter / "adapter_model.safetensors").values()) > 0.01
+
+
+def test_killed_on_two_it_goes_on_alone(alone, tmp_path):
+    chosen, run = prepared(tmp_path, "grpo.save_steps=2")
+    child = started(run, 2)
+    while child.poll() is None and not (run.path / "checkpoints/step_4").is_dir():
+        time.sleep(0.05)
+    assert child.poll() is None, child.stdout.read()
+    for process in [*psutil.Process(child.pid).children(recursive=True), child]:
+        os.kill(process.pid, signal.SIGKILL)
+    child.wait(timeout=60)
+    assert "train" not in run.stages()
+    assert [row["step"] for row in figures(run)][:4] == [1, 2, 3, 4]
+    train.train(chosen, run, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
+    assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
+    assert run.completions.read_text() == alone.completions.read_text()
+
+
+def test_begun_alone_it_goes_on_on_two(alone, tmp_path):
+    chosen, run = prepared(tmp_path)
+    rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
+    train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 8)
+    child = started(run, 2)
+    said, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, said
+    assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
+    assert run.completions.read_text() == alone.completions.read_text()
+
+
+def test_a_number_that_does_not_fit_is_one_sentence(alone):
+    child = started(alone, 7)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == 2 and "7 processes do not divide" in said and "Traceback" not in said

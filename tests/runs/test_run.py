@@ -1,0 +1,187 @@
+"""Runs lie where people look for them, are written whole or not at all, and finished work is not overwritten."""
+
+import json
+import os
+
+import pytest
+
+from grpo_kit.runs.files import hash_of, new_folder, read_lines, write_lines, write_text
+from grpo_kit.runs.run import Run, find_root, nf4_folder, open_run
+
+
+def test_runs_lie_in_the_working_folder_elsewhere(tmp_path):
+    assert find_root({}, tmp_path).as_posix() == "runs"
+
+
+def test_runs_lie_on_drive_when_colab_has_mounted_it(tmp_path):
+    assert find_root({"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/runs"
+    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
+    assert find_root({"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/drive/MyDrive/grpo-kit/runs"
+
+
+def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
+    assert find_root({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path) == tmp_path / "kaggle/working/runs"
+
+
+def test_an_nf4_checkpoint_lies_on_the_machines_own_disk(tmp_path):
+    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
+    assert nf4_folder("a/b", {"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/nf4/a--b"
+    assert nf4_folder("a/b", {"KAGGLE_KERNEL_RUN_TYPE": "x"}, tmp_path) == tmp_path / "kaggle/working/nf4/a--b"
+    assert nf4_folder("a/b", {}, tmp_path).as_posix() == "nf4/a--b"
+
+
+def test_the_zip_lies_where_kaggle_looks_for_it(tmp_path, monkeypatch):
+    assert Run(tmp_path / "runs", "r").submission == tmp_path / "submission/submission.zip"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert Run(tmp_path / "runs", "r").submission == tmp_path / "submission.zip"
+
+
+def test_an_explicit_root_wins(tmp_path):
+    assert find_root({"GRPO_KIT_ROOT": "/x", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path).as_posix() == "/x"
+
+
+def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    earlier = tmp_path / "kaggle/input/my-output/runs/r1"
+    earlier.mkdir(parents=True)
+    (earlier / "run.json").write_text('{"run": "r1", "stages": {"data": {}}}')
+    for path in (earlier / "run.json", earlier):  # as inputs are mounted
+        path.chmod(path.stat().st_mode & 0o555)
+    run = open_run("r1", filesystem=tmp_path)
+    assert all(path.stat().st_mode & 0o200 for path in (run.path, run.notes))
+    assert run.path == tmp_path / "kaggle/working/runs/r1" and "data" in run.stages()
+    assert list(run.path.parent.iterdir()) == [run.path]  # nothing half-copied beside it
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden", "-x", "a b", "x" * 101, "a\n"])
+def test_a_name_that_is_no_folder_name_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot name a run"):
+        open_run(name, tmp_path)
+
+
+def test_opening_a_run_creates_nothing(tmp_path):
+    run = open_run("r", tmp_path / "runs")
+    assert run.stages() == {} and not (tmp_path / "runs").exists()
+
+
+def make_stage(run, settings, reads=()):
+    run.path.mkdir(parents=True, exist_ok=True)
+    (run.path / "made.txt").write_text("made")
+    run.note("data", settings, list(reads), [run.path / "made.txt"], 1.0, "run: {}\n")
+
+
+def test_a_stage_made_the_same_way_is_done(tmp_path):
+    run = open_run("r", tmp_path)
+    assert not run.is_done("data", {"a": {"b": 1}}, [])
+    make_stage(run, {"a": {"b": 1}})
+    assert run.is_done("data", {"a": {"b": 1}}, [])
+    assert not run.is_done("data", {"a": {"b": 1}}, [], force=True)
+
+
+def test_a_stage_made_otherwise_is_refused_and_says_how_it_differs(tmp_path):
+    run = open_run("r", tmp_path)
+    make_stage(run, {"a": {"b": 1}})
+    with pytest.raises(ValueError, match=r"a\.b was 1, now 2.*--force.*--run"):
+        run.is_done("data", {"a": {"b": 2}}, [])
+    assert not run.is_done("data", {"a": {"b": 2}}, [], force=True)
+
+
+def test_a_stage_whose_input_changed_is_refused(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("one")
+    run = open_run("r", tmp_path)
+    make_stage(run, {}, [source])
+    assert run.is_done("data", {}, [source])
+    source.write_text("two")
+    with pytest.raises(ValueError, match=r"in\.txt changed since"):
+        run.is_done("data", {}, [source])
+
+
+def test_a_derived_stage_whose_input_was_replaced_is_merely_out_of_date(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("one")
+    run = open_run("r", tmp_path)
+    make_stage(run, {"a": 1}, [source])
+    assert run.is_done("data", {"a": 1}, [source], derived=True)
+    source.write_text("two")
+    assert not run.is_done("data", {"a": 1}, [source], derived=True)
+    source.write_text("one")
+    with pytest.raises(ValueError, match="a was 1, now 2"):
+        run.is_done("data", {"a": 2}, [source], derived=True)
+
+
+def test_an_input_that_moved_is_known_by_its_content(tmp_path):
+    (tmp_path / "old.txt").write_text("one")
+    run = open_run("r", tmp_path)
+    make_stage(run, {}, [tmp_path / "old.txt"])
+    (tmp_path / "old.txt").rename(tmp_path / "new.txt")
+    assert run.is_done("data", {}, [tmp_path / "new.txt"])
+
+
+def test_a_damaged_stage_is_made_again(tmp_path):
+    run = open_run("r", tmp_path)
+    make_stage(run, {})
+    (run.path / "made.txt").write_text("cut")
+    assert not run.is_done("data", {}, [])
+    (run.path / "made.txt").unlink()
+    assert not run.is_done("data", {}, [])
+
+
+def test_a_missing_stage_names_the_command_and_the_runs_that_exist(tmp_path):
+    make_stage(open_run("other", tmp_path), {})
+    with pytest.raises(FileNotFoundError, match="`grpo-kit data` first.*other"):
+        open_run("r", tmp_path).need("data", "grpo-kit data")
+
+
+def test_a_stage_whose_files_are_gone_is_named(tmp_path):
+    run = open_run("r", tmp_path)
+    make_stage(run, {})
+    (run.path / "made.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"made\.txt.*is gone"):
+        run.need("data", "grpo-kit data")
+
+
+def test_the_notes_of_other_stages_survive(tmp_path):
+    run = open_run("r", tmp_path)
+    make_stage(run, {"x": 1})
+    run.note("train", {}, [], [], 2.0, "")
+    assert list(run.stages()) == ["data", "train"] and run.stages()["data"]["settings"] == {"x": 1}
+    assert json.loads(run.notes.read_text())["stages"]["train"]["environment"]["packages"]["trl"] == "1.16.0"
+
+
+def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "f.txt"
+    write_text(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "d"
+    with new_folder(target) as aside:
+        (aside / "one").write_text("1")
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as aside:
+        (aside / "two").write_text("2")
+        raise KeyboardInterrupt
+    assert [p.name for p in target.iterdir()] == ["one"]
+    with new_folder(target) as aside:
+        (aside / "two").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_lines_survive_any_text(tmp_path):
+    rows = [{"t": 'quote " newline \n separator \u2028 nul \x00 emoji 😀 {braces}'}, {"t": ""}]
+    write_lines(tmp_path / "x.jsonl", rows)
+    assert read_lines(tmp_path / "x.jsonl") == rows
+
+
+def test_a_folders_hash_sees_names_and_contents(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("1")
+    first = hash_of(tmp_path / "d")
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    second = hash_of(tmp_path / "d")
+    (tmp_path / "d" / "b").write_text("2")
+    assert len({first, second, hash_of(tmp_path / "d"), hash_of(tmp_path / "none")}) == 4

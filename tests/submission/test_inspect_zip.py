@@ -1,0 +1,431 @@
+"""The doctor on submissions of every kind: what it must say of each, and what it must not."""
+
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+from safetensors.torch import save as torch_save
+
+from grpo_kit.nemotron import base_models
+from grpo_kit.submission import inspect_zip
+from tests.helpers.submissions import ALL, CONFIG, KEY, TENSORS, config, submission, tensors
+
+
+def only(*parts):
+    return lambda key: any(part in key for part in parts)
+
+
+def changed(where, what):
+    """Tensors whose key `where` says get `what`."""
+    return lambda values: {key: what(value) if where(key) else value for key, value in values.items()}
+
+
+def renamed(old, new):
+    return lambda values: {key.replace(old, new): value for key, value in values.items()}
+
+
+def without(*parts):
+    return lambda values: {key: value for key, value in values.items() if not only(*parts)(key)}
+
+
+def also(key, shape, dtype="f4"):
+    return lambda values: values | {key: np.ones(shape, dtype)}
+
+
+def stacked(values):
+    """The routed experts as PEFT's target_parameters saves them."""
+    left = without(".experts.")(values)
+    stem = KEY + "1.mixer.experts"
+    return left | {f"{stem}.lora_A.weight": np.ones((32, 64), "f4"), f"{stem}.lora_B.weight": np.ones((128, 32), "f4")}
+
+
+def scrambled(values):
+    return {k: v[None].transpose(1, 2, 0) if ".experts." in k and "lora_B" in k else v for k, v in values.items()}
+
+
+def half(dtype):
+    return lambda values: {key: value.astype(dtype) for key, value in values.items()}
+
+
+zeroed, B = (lambda value: value * 0), "lora_B"
+MAC = {"__MACOSX/._adapter_config.json": b"\0\5\26\7"}
+
+FATAL = {  # what was done to a sound submission: (how, the code it must raise)
+    # the zip's inside
+    "no config": ({"members": {CONFIG: None}}, "no-config"),
+    "a config in capitals": ({"members": {CONFIG: None, "Adapter_Config.json": config()}}, "no-config"),
+    "a config with another end": ({"members": {CONFIG: None, CONFIG + ".txt": config()}}, "no-config"),
+    "a config in a hidden folder": ({"members": {CONFIG: None, ".hidden/" + CONFIG: config()}}, "no-config"),
+    "a zip in the zip": ({"members": {CONFIG: None, TENSORS: None, "submission.zip": b"PK"}}, "no-config"),
+    "nothing": ({"members": {CONFIG: None, TENSORS: None}}, "no-config"),
+    "two configs": ({"members": {"checkpoint-10/" + CONFIG: config()}}, "two-configs"),
+    "no tensors": ({"members": {TENSORS: None}}, "no-tensors"),
+    "tensors by another name": ({"members": {TENSORS: None, "model.safetensors": save(tensors(config()))}}, "no-tensors"),
+    "tensors in another folder": ({"members": {TENSORS: None, "adapter/" + TENSORS: save(tensors(config()))}}, "no-tensors"),
+    "shards": ({"members": {TENSORS: None, "adapter_model-00001-of-00002.safetensors": b""}}, "no-tensors"),
+    "a pickle": ({"members": {TENSORS: None, "adapter_model.bin": b"\x80\x04K\x01."}}, "pickle"),
+    "an older pickle": ({"members": {TENSORS: None, "adapter_model.pt": b"PK"}}, "pickle"),
+    "a climbing name": ({"members": {"../evil": b""}}, "unsafe-path"),
+    # the config's text
+    "an empty config": ({"members": {CONFIG: b""}}, "config-unreadable"),
+    "no JSON": ({"members": {CONFIG: b"r: 32"}}, "config-unreadable"),
+    "a list": ({"members": {CONFIG: b"[]"}}, "config-unreadable"),
+    "null": ({"members": {CONFIG: b"null"}}, "config-unreadable"),
+    "a byte order mark": ({"members": {CONFIG: b"\xef\xbb\xbf" + json.dumps(config()).encode()}}, "config-unreadable"),
+    "UTF-16": ({"members": {CONFIG: json.dumps(config()).encode("utf-16")}}, "config-unreadable"),
+    "nested without end": ({"members": {CONFIG: b'{"r":' * 100_000}}, "config-unreadable"),
+    "a megabyte of config": ({"members": {CONFIG: b" " * (1 << 20) + b"{}"}}, "too-large"),
+    "cut off": ({"members": {CONFIG: json.dumps(config()).encode()[:-1]}}, "config-unreadable"),
+    # the config's fields
+    "an empty object": ({"members": {CONFIG: b"{}"}}, "rank"),
+    "rank 33": ({"change": {"r": 33}}, "rank-too-high"),
+    "rank 64": ({"change": {"r": 64}}, "rank-too-high"),
+    "rank 0": ({"says": {"r": 0}}, "rank"),
+    "rank -1": ({"says": {"r": -1}}, "rank"),
+    "rank as text": ({"says": {"r": "32"}}, "rank"),
+    "rank as a fraction": ({"says": {"r": 4.5}}, "rank"),
+    "rank as truth": ({"says": {"r": True}}, "rank"),
+    "no rank": ({"says": {"r": ...}}, "rank"),
+    "rank not a number": ({"members": {CONFIG: json.dumps(config(r=float("nan")))}}, "rank"),
+    "a pattern over 32": ({"change": {"rank_pattern": {"q_proj": 64}}}, "rank-pattern-too-high"),
+    "a pattern of text": ({"says": {"rank_pattern": {"q_proj": "8"}}}, "rank-pattern-invalid"),
+    "a pattern that is a list": ({"says": {"rank_pattern": ["q_proj"]}}, "rank-pattern-invalid"),
+    "alpha 0": ({"change": {"lora_alpha": 0}}, "alpha"),
+    "alpha -8": ({"change": {"lora_alpha": -8}}, "alpha"),
+    "alpha as text": ({"change": {"lora_alpha": "8"}}, "alpha"),
+    "alpha infinite": ({"members": {CONFIG: json.dumps(config(lora_alpha=float("inf")))}}, "alpha"),
+    "no alpha": ({"change": {"lora_alpha": ...}}, "alpha"),
+    "no targets": ({"says": {"target_modules": ...}}, "targets"),
+    "null targets": ({"says": {"target_modules": None}}, "targets"),
+    "an empty list of targets": ({"says": {"target_modules": []}}, "targets"),
+    "targets that are numbers": ({"says": {"target_modules": [1]}}, "targets"),
+    "DoRA": ({"change": {"use_dora": True}}, "dora"),
+    "bias": ({"change": {"bias": "all"}}, "bias"),
+    "bias of LoRA": ({"change": {"bias": "lora_only"}}, "bias"),
+    "LoRA's own bias": ({"change": {"lora_bias": True}}, "bias"),
+    "modules to save": ({"change": {"modules_to_save": ["lm_head"]}}, "modules-to-save"),
+    "new tokens": ({"change": {"trainable_token_indices": [1]}}, "tokens"),
+    "layers repeated": ({"change": {"layer_replication": [[0, 2]]}}, "layer-replication"),
+    "LoHa": ({"change": {"peft_type": "LOHA"}}, "peft-type"),
+    "prompt tuning": ({"change": {"peft_type": "PROMPT_TUNING"}}, "peft-type"),
+    # the base
+    "another model": ({"change": {"base_model_name_or_path": "Qwen/Qwen3-4B"}}, "wrong-base"),
+    "another Nemotron": ({"change": {"base_model_name_or_path": "nvidia/NVIDIA-Nemotron-Nano-9B-v2"}}, "wrong-base"),
+    "the pretrained one": ({"change": {"base_model_name_or_path": "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16"}}, "wrong-base"),
+    "another on Kaggle": ({"change": {"base_model_name_or_path": "qwen-lm/qwen-3/transformers/4b/1"}}, "wrong-base"),
+    "the 30B's name over the tiny's tensors": ({"change": {"base_model_name_or_path": base_models.PUBLISHED}}, "shape"),
+    # targets and tensors
+    "targets that match nothing": ({"change": {"target_modules": ["gate_proj"]}}, "target-unmatched"),
+    "the router alone": ({"change": {"target_modules": ["gate"]}}, "target-unmatched"),
+    "tensors on gate_proj": ({"edit": also(KEY + "1.mixer.shared_experts.gate_proj.lora_A.weight", (4, 128))}, "module-unknown"),
+    "tensors on the router": ({"edit": also(KEY + "1.mixer.gate.lora_A.weight", (4, 128))}, "module-unknown"),
+    "tensors on a convolution": ({"edit": also(KEY + "0.mixer.conv1d.lora_A.weight", (4, 128))}, "module-unknown"),
+    "Tinker's x_proj": ({"edit": renamed("in_proj", "x_proj")}, "module-unknown"),
+    "Llama's names": ({"edit": renamed("mixer", "self_attn")}, "module-unknown"),
+    "a layer too many": ({"edit": renamed("layers.3.", "layers.4.")}, "module-unknown"),
+    "an expert too many": ({"edit": renamed("experts.7.", "experts.8.")}, "module-unknown"),
+    "experts as w1 and w2": ({"edit": lambda v: renamed("up_proj", "w1")(renamed("down_proj", "w2")(v))}, "keys-fused"),
+    "Unsloth's gate_up_proj": ({"edit": also(KEY + "1.mlp.experts.gate_up_proj.lora_A.weight", (4, 128))}, "keys-fused"),
+    "stacks of experts": ({"edit": stacked}, "keys-stacked"),
+    "PEFT's base_layer": ({"edit": also(KEY + "1.mixer.experts.base_layer.lora_B.weight", (64, 32))}, "keys-stacked"),
+    "an adapter's name in the keys": ({"edit": renamed(".weight", ".default.weight")}, "keys-adapter-name"),
+    "keys without .weight": ({"edit": renamed(".weight", "")}, "keys-adapter-name"),
+    "no prefix": ({"edit": renamed("base_model.model.", "")}, "keys-prefix"),
+    "magnitudes": ({"edit": also(KEY + "2.mixer.q_proj.lora_magnitude_vector.weight", (128,))}, "keys-dora"),
+    "biases": ({"edit": also(KEY + "2.mixer.q_proj.lora_B.bias", (128,))}, "keys-bias"),
+    "embeddings": ({"edit": also("base_model.model.backbone.embeddings.lora_embedding_A", (4, 272))}, "keys-embedding"),
+    "a whole head": ({"edit": also("base_model.model.lm_head.weight", (272, 128))}, "keys-whole"),
+    "a merged model": ({"edit": lambda _: {"backbone.layers.0.mixer.in_proj.weight": np.ones((4, 4), "f4")}}, "keys-whole"),
+    "an optimiser": ({"edit": also("step", (1,))}, "keys-unknown"),
+    "a key of nothing": ({"edit": also("", (1,))}, "keys-unknown"),
+    "both prefixes": ({"edit": lambda v: v | renamed("backbone", "model")(v)}, "keys-twice"),
+    "no tensor at all": ({"edit": lambda _: {}}, "no-tensors"),
+    "one tensor missing": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "tensors-missing"),
+    "its half without the other": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "pair-broken"),
+    "an expert missing": ({"edit": without("experts.3.")}, "tensors-missing"),
+    "some experts' down_proj missing, unannounced": ({"edit": without("experts.3.down"), "says": {"target_modules": "(.)+_proj"}}, "experts-partial"),
+    "a few experts, as announced": ({"change": {"target_modules": ["experts.0.up_proj", "experts.0.down_proj"]}}, "experts-partial"),
+    "up_proj alone": ({"change": {"target_modules": ["up_proj"]}}, "experts-partial"),
+    "experts of two ranks by pattern": ({"change": {"rank_pattern": {"experts.3.up_proj": 2}}}, "experts-ranks"),
+    "all routed experts missing": ({"edit": without(".experts.")}, "tensors-missing"),
+    "a layer missing": ({"edit": without("layers.0.")}, "tensors-missing"),
+    "transposed": ({"edit": changed(only("q_proj"), lambda v: np.ascontiguousarray(v.T))}, "shape-transposed"),
+    "a half transposed": ({"edit": changed(only("k_proj.lora_A"), lambda v: np.ascontiguousarray(v.T))}, "shape-transposed"),
+    "(out, r, E)": ({"edit": scrambled}, "shape-stacked"),
+    "(E, r, in)": ({"edit": changed(only("experts.0.up_proj.lora_A"), lambda v: np.stack([v] * 8))}, "shape-stacked"),
+    "(out, r E)": ({"edit": changed(only("experts.0.up_proj.lora_B"), lambda v: np.tile(v, 8))}, "shape-rank"),
+    "up for down": ({"edit": lambda v: renamed("\0", "up_proj")(renamed("up_proj", "down_proj")(renamed("down_proj", "\0")(v)))}, "shape"),
+    "A for B": ({"edit": lambda v: renamed("\0", "lora_A")(renamed("lora_A", "lora_B")(renamed("lora_B", "\0")(v)))}, "shape"),
+    "a vector": ({"edit": changed(only("v_proj.lora_A"), lambda v: v[0])}, "shape"),
+    "a scalar": ({"edit": changed(only("v_proj.lora_A"), lambda v: np.array(v[0, 0]))}, "shape"),
+    "another rank than the config's": ({"says": {"r": 8}}, "shape-rank"),
+    "one tensor of another rank": ({"edit": changed(only("2.mixer.q_proj"), lambda v: v[:2] if v.shape[0] == 4 else v[:, :2])}, "shape-rank"),
+    "rank 0 tensors": ({"edit": changed(only("q_proj.lora_A"), lambda v: v[:0])}, "zero-size"),
+    "an empty w3": ({"edit": also(KEY + "1.mixer.experts.w3.lora_A.weight", (0, 128))}, "keys-fused"),
+    # values
+    "NaN": ({"edit": changed(only("q_proj.lora_A"), lambda v: v * np.float32("nan"))}, "not-finite"),
+    "one infinity": ({"edit": changed(only("in_proj.lora_B"), lambda v: np.where(v == v.max(), np.float32("inf"), v))}, "not-finite"),
+    "all zero": ({"edit": changed(only(""), zeroed)}, "dead-all"),
+    "lora_B never moved": ({"edit": changed(only(B), zeroed)}, "dead-all"),
+    "one lora_B zero": ({"edit": changed(only("q_proj.lora_B"), zeroed)}, "dead-pairs"),
+    "one lora_A zero": ({"edit": changed(only("k_proj.lora_A"), zeroed)}, "dead-pairs"),
+    "all routed experts zero": ({"edit": lambda v: {k: x * 0 if ".experts." in k and B in k else x for k, x in v.items()}}, "dead-pairs"),
+    # types
+    "8-bit integers": ({"edit": half("i1")}, "dtype"),
+    "32-bit integers": ({"edit": half("i4")}, "dtype"),
+    "truth": ({"edit": half("?")}, "dtype"),
+    "one tensor of integers": ({"edit": changed(only("q_proj.lora_A"), lambda v: np.ones(v.shape, "i8"))}, "dtype"),
+    # the file
+    "no safetensors": ({"members": {TENSORS: b"\x80\x04K\x01." * 20}}, "not-safetensors"),
+    "an empty file": ({"members": {TENSORS: b""}}, "not-safetensors"),
+    "a pointer of Git LFS": ({"members": {TENSORS: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"}}, "not-safetensors"),
+    "cut off in the middle": ({"members": {TENSORS: save(tensors(config()))[:-100]}}, "not-safetensors"),
+    "longer than it says": ({"members": {TENSORS: save(tensors(config())) + b"x"}}, "not-safetensors"),
+}  # fmt: skip
+
+WARNING = {  # it loads, and somebody should look: (how, the code it must raise); none is fatal
+    "a folder": ({"members": {CONFIG: None, TENSORS: None, "adapter/" + CONFIG: config(), "adapter/" + TENSORS: save(tensors(config()))}}, "nested"),
+    "tokenizer and template": ({"members": {"tokenizer.json": b"{}", "chat_template.jinja": b"", "README.md": b""}}, "ignored-files"),
+    "what a Mac adds": ({"members": MAC}, "ignored-files"),
+    "a checkpoint's pickles": ({"members": {"training_args.bin": b"", "optimizer.pt": b""}}, "pickle-ignored"),
+    "an expression": ({"members": {CONFIG: config(target_modules=r".*\.(in_proj|out_proj|up_proj|down_proj|[qkvo]_proj)$")}}, "targets-regex"),
+    "all-linear": ({"says": {"target_modules": "all-linear"}}, "targets-regex"),
+    "an expression that takes for ever": ({"members": {CONFIG: config(target_modules="(a+)+" * 100 + "$")}}, "targets-regex"),
+    "gate_proj among others": ({"change": {"target_modules": [*ALL, "gate_proj"]}}, "target-unmatched"),
+    "the router among others": ({"change": {"target_modules": [*ALL, "gate"]}}, "target-unmatched"),
+    "a head that is not announced": ({"edit": lambda v: v | tensors(config(target_modules=["lm_head"]))}, "tensors-extra"),
+    "lower ranks by pattern": ({"change": {"rank_pattern": {"q_proj": 2}}}, "rank-pattern"),
+    "a pattern of expressions": ({"change": {"rank_pattern": {".*q_prox": 2}}}, "rank-pattern"),
+    "other alphas by pattern": ({"change": {"alpha_pattern": {"q_proj": 2}}}, "alpha-pattern"),
+    "a strong alpha": ({"change": {"lora_alpha": 512}}, "alpha-odd"),
+    "a weak alpha": ({"change": {"lora_alpha": 0.01}}, "alpha-odd"),
+    "rsLoRA": ({"change": {"use_rslora": True}}, "rslora"),
+    "not for inference": ({"change": {"inference_mode": False}}, "inference-mode"),
+    "no word on inference": ({"change": {"inference_mode": ...}}, "inference-mode"),
+    "no peft_type": ({"change": {"peft_type": ...}}, "peft-type-missing"),
+    "Unsloth's mapping": ({"change": {"auto_mapping": {"unsloth_fixed": True}}}, "leftovers"),
+    "target parameters": ({"change": {"target_parameters": ["mixer.experts.up_proj"]}}, "leftovers"),
+    "QALoRA": ({"change": {"use_qalora": True}}, "leftovers"),
+    "a field of somebody's": ({"change": {"unsloth_version": "2026.5"}}, "leftovers"),
+    "PiSSA": ({"change": {"init_lora_weights": "pissa_niter_16"}}, "init-changes-base"),
+    "a field twice": ({"members": {CONFIG: json.dumps(config())[:-1] + ', "r": 4}'}}, "config-odd"),
+    "NaN where nobody looks": ({"members": {CONFIG: json.dumps(config(lora_dropout=float("nan")))}}, "config-odd"),
+    "64-bit floats": ({"edit": half("f8")}, "dtype-wide"),
+    "types mixed": ({"edit": changed(only("lora_A"), lambda v: v.astype("f2"))}, "dtype-mixed"),
+    "Mamba's out_proj dead": ({"edit": lambda v: {k: x * 0 if "out_proj.lora_B" in k else x for k, x in v.items()}}, "dead-out-proj"),
+    "an expert no token chose": ({"edit": changed(only("experts.3.up_proj.lora_B"), zeroed)}, "dead-experts"),
+    "absurd values": ({"edit": changed(only("q_proj.lora_A"), lambda v: v + 1e6)}, "values-large"),
+    "a head under the backbone": ({"change": {"target_modules": [*ALL, "lm_head"]}, "edit": renamed("model.lm_head", "model.backbone.lm_head")}, "lm-head-name"),
+    "the head's weight beside its LoRA": ({"change": {"target_modules": [*ALL, "lm_head"]}, "edit": also("base_model.model.lm_head.base_layer.weight", (272, 128))}, "base-weight"),
+}  # fmt: skip
+
+SOUND = {
+    "as packed": {},
+    "deflated": {"compression": zipfile.ZIP_DEFLATED},
+    "in half precision": {"dtype": "float16"},
+    "transformers' names": {"root": "model."},
+    "with the head": {"change": {"target_modules": [*ALL, "lm_head"]}},
+    "attention alone": {"change": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}},
+    "shared experts alone": {"change": {"target_modules": ["shared_experts.up_proj", "shared_experts.down_proj"]}},
+    "rank 32": {"change": {"r": 32, "lora_alpha": 32}},
+    "rank 1": {"change": {"r": 1, "lora_alpha": 1.5}},
+    "the bare config": {"members": {CONFIG: {k: config()[k] for k in ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "inference_mode")}}},
+    "full names for targets": {"change": {"target_modules": [name for name in base_models.modules("tiny") if "proj" in name]}},
+    "two targets": {"change": {"target_modules": ["in_proj", "out_proj"]}},
+}  # fmt: skip
+
+
+def codes(findings, *severities):
+    return [finding.code for finding in findings if not severities or finding.severity in severities]
+
+
+def examined(path):
+    """The findings, after checking what holds for any: said in plain words, with a remedy, and nothing written."""
+    before = sorted(path.parent.iterdir())
+    findings = inspect_zip.inspect(path)
+    assert sorted(path.parent.iterdir()) == before
+    for finding in findings:
+        assert (finding.what + finding.scorer + finding.remedy).isprintable(), finding
+        assert finding.severity == "ok" or finding.code == "base-tiny" or (finding.scorer and finding.remedy), finding
+        assert len(finding.what) < 700
+    return findings
+
+
+@pytest.mark.parametrize("name", FATAL)
+def test_what_must_not_be_submitted(tmp_path, name):
+    how, code = FATAL[name]
+    findings = examined(submission(tmp_path / "submission.zip", **how))
+    assert code in codes(findings, "fatal") and inspect_zip.is_fatal(findings), findings
+
+
+@pytest.mark.parametrize("name", WARNING)
+def test_what_is_worth_a_look(tmp_path, name):
+    how, code = WARNING[name]
+    findings = examined(submission(tmp_path / "submission.zip", **how))
+    assert code in codes(findings, "warning") and not inspect_zip.is_fatal(findings), findings
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_is_sound(tmp_path, name):
+    findings = examined(submission(tmp_path / "submission.zip", **SOUND[name]))
+    assert codes(findings) == ["base-tiny", "archive", "tensors", "values"], findings
+
+
+def test_a_demo_expression_is_read_for_completeness(tmp_path):
+    """The official demo's expression is plain enough to be understood: what it announces and is missing is missed."""
+    expression = r".*\.(in_proj|out_proj|up_proj|down_proj)$"
+    whole = {
+        "change": {"target_modules": ["in_proj", "out_proj", "up_proj", "down_proj"]},
+        "says": {"target_modules": expression},
+    }
+    assert not inspect_zip.is_fatal(examined(submission(tmp_path / "a.zip", **whole)))
+    cut = examined(submission(tmp_path / "b.zip", **whole, edit=without("experts.3.up_proj")))
+    assert codes(cut, "fatal") == ["tensors-missing", "experts-partial"]
+
+
+BASES = [  # what base_model_name_or_path says, the base that is given, the finding
+    (base_models.PUBLISHED, None, "base", "ok"),
+    ("metric/nemotron-3-nano-30b-a3b-bf16/transformers/default", None, "base", "ok"),
+    ("/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1", None, "base", "ok"),
+    ("unsloth/Nemotron-3-Nano-30B-A3B", None, "base-name", "warning"),
+    ("me/nemotron-3-nano-30b-a3b-merged", None, "base-name", "warning"),
+    ("/content/model", None, "base-unknown", "warning"),
+    ("./model", None, "base-unknown", "warning"),
+    ("model", None, "base-unknown", "warning"),
+    ("", None, "base-unknown", "warning"),
+    (None, None, "base-unknown", "warning"),
+    (7, None, "base-unknown", "warning"),
+    ("Qwen/Qwen3-4B", None, "wrong-base", "fatal"),
+    (base_models.TINY, None, "base-tiny", "warning"),
+    (base_models.TINY, "tiny", "base-tiny", "warning"),
+    (base_models.TINY, base_models.PUBLISHED, "wrong-base", "fatal"),
+    (base_models.PUBLISHED, "tiny", "wrong-base", "fatal"),
+    (None, "tiny", "base-unknown", "warning"),
+    ("Qwen/Qwen3-4B", "tiny", "wrong-base", "fatal"),
+]
+
+
+@pytest.mark.parametrize(("said", "base", "code", "severity"), BASES)
+def test_the_base_is_the_one_given_or_named_or_the_scorers(tmp_path, said, base, code, severity):
+    fits = "tiny" if base == "tiny" or (base is None and said == base_models.TINY) else base_models.PUBLISHED
+    change = {"base_model_name_or_path": said, "target_modules": ["q_proj"], "r": 1}
+    findings = inspect_zip.inspect(submission(tmp_path / "x.zip", change=change, base=fits), base)
+    assert (code, severity) in [(finding.code, finding.severity) for finding in findings]
+    assert inspect_zip.is_fatal(findings) == (severity == "fatal")
+
+
+def test_a_local_folder_is_a_base_by_its_config(tmp_path):
+    from grpo_kit.nemotron import tiny
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((tiny.FOLDER / "config.json").read_text())
+    folder = str(tmp_path / "model")
+    for said, code in ((folder, "base"), (base_models.TINY, "base"), ("Qwen/Qwen3-4B", "wrong-base")):
+        path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": said})
+        assert code in codes(inspect_zip.inspect(path, folder))
+    path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": folder})
+    assert "shape" in codes(inspect_zip.inspect(path))  # a path in a zip is not looked up: it is the 30B's then
+
+
+def test_a_whole_adapter_of_the_30b(tmp_path):
+    """12,008 tensors for all linear layers, 12,010 with the head, none to spare."""
+    change = {
+        "base_model_name_or_path": base_models.PUBLISHED,
+        "target_modules": [*ALL, "lm_head"],
+        "r": 1,
+        "lora_alpha": 2,
+    }
+    values = tensors(config(**change), base_models.PUBLISHED, dtype="float16")
+
+    def found(edit, targets):
+        says = change | {"target_modules": targets}
+        return inspect_zip.inspect(submission(tmp_path / "x.zip", edit=lambda _: edit(values), says=says))
+
+    for edit, targets, count in ((without("lm_head"), ALL, "12,008"), (dict, [*ALL, "lm_head"], "12,010")):
+        findings = found(edit, targets)
+        assert (
+            codes(findings) == ["archive", "base", "tensors", "values"] and f"{count} LoRA tensors" in findings[2].what
+        )
+    missing, partial = [f for f in found(without("lm_head", ".experts.127."), ALL) if f.severity == "fatal"]
+    assert (
+        partial.code == "experts-partial"
+        and missing.code == "tensors-missing"
+        and "92 of 12,008 tensors" in missing.what
+    )
+
+
+def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.zip is no file"):
+        inspect_zip.inspect(tmp_path / "none.zip")
+    with pytest.raises(FileNotFoundError, match="is no file"):
+        inspect_zip.inspect(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no base model known"):
+        inspect_zip.inspect(submission(tmp_path / "x.zip"), "no/such")
+
+
+def test_a_large_zip_is_worth_a_look(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_zip, "LARGEST_SEEN", 1000)
+    assert "size" in codes(inspect_zip.inspect(submission(tmp_path / "x.zip")), "warning")
+
+
+def test_a_member_that_nobody_reads_must_be_whole_too(tmp_path):
+    path = submission(tmp_path / "x.zip", members={"README.md": b"a readme" * 50})
+    data = bytearray(path.read_bytes())
+    data[data.find(b"a readme")] ^= 1
+    path.write_bytes(data)
+    assert codes(inspect_zip.inspect(path)) == ["not-a-zip"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code"),
+    [(torch.bfloat16, None), (torch.float8_e4m3fn, "dtype"), (torch.float8_e5m2, "dtype"), (torch.complex64, "dtype")],
+)
+def test_types_that_numpy_has_not(tmp_path, dtype, code):
+    values = {key: torch.from_numpy(value).to(dtype) for key, value in tensors(config()).items()}
+    findings = examined(submission(tmp_path / "x.zip", members={TENSORS: torch_save(values)}))
+    assert codes(findings, "fatal") == ([code] if code else []), findings
+
+
+def test_the_worst_comes_first(tmp_path):
+    path = submission(tmp_path / "x.zip", change={"r": 4, "inference_mode": False}, edit=without("q_proj"))
+    severities = [finding.severity for finding in inspect_zip.inspect(path)]
+    assert severities == sorted(severities, key=["fatal", "warning", "ok"].index) and len(set(severities)) == 3
+
+
+def test_names_from_outside_are_printed_as_plain_text(tmp_path):
+    hostile = "\x1b[31m[red]\u202e" + "x" * 5000
+    path = submission(
+        tmp_path / "x.zip",
+        edit=also(hostile, (1,)),
+        says={"peft_type": hostile, hostile: 1, "target_modules": [hostile]},
+    )
+    for finding in examined(path):
+        assert finding.what.isascii()
+
+
+def test_what_is_hostile_to_time_ends_soon(tmp_path):
+    """A config of a megabyte in which every list and table is as long as it can be."""
+    many = [f"m{i}" for i in range(100_000)]
+    path = submission(tmp_path / "x.zip", says={"target_modules": many, "rank_pattern": dict.fromkeys(many[:5000], 4)})
+    started = time.monotonic()
+    findings = examined(path)
+    print(f"{time.monotonic() - started:.2f} s")
+    assert "target-unmatched" in codes(findings, "fatal")
+
+
+def test_a_fuzzed_submission_is_told_apart_and_nothing_else_happens(tmp_path):
+    """In a process of its own: random bytes, zips cut, mutated, with mutated headers and configs. See fuzz_inspection."""
+    call = [sys.executable, "-B", "-m", "tests.helpers.fuzz_inspection", "400", str(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["cases"] == 400 and said["written"] == [] and said["mebibytes"] < 200
+    assert said["findings"] > 25 and said["passed"] > 0  # it got past the first hurdle
+    print(said)

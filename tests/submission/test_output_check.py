@@ -1,0 +1,183 @@
+"""A zip is the policy that was trained, or is found out: what it says on a fresh base is compared with what that one said."""
+
+import json
+import zipfile
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load, save
+
+from grpo_kit import config
+from grpo_kit.submission import inspect_zip, output_check, package
+from tests.helpers.submissions import ALL, CONFIG, TENSORS
+from tests.helpers.submissions import submission as made
+
+
+@pytest.fixture
+def packed(trained, tmp_path):
+    chosen, run = trained
+    return chosen.policy, run.probe, package.package(chosen, run, tmp_path / "submission.zip")
+
+
+def repacked(path, said=None, tensors=None):
+    """The zip with its config and tensors changed by functions."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if said:
+        members[CONFIG] = json.dumps(said(json.loads(members[CONFIG]))).encode()
+    if tensors:
+        members[TENSORS] = save(tensors(load(members[TENSORS])))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def codes(findings, *severities):
+    return [finding.code for finding in findings if not severities or finding.severity in severities]
+
+
+def scaled(part, factor):
+    return lambda tensors: {key: value * factor if part in key else value for key, value in tensors.items()}
+
+
+def test_the_trained_adapter_passes_every_check(packed):
+    policy, probe, path = packed
+    before = sorted(path.parent.iterdir())
+    findings = output_check.check(path, policy, probe)
+    assert codes(findings, "ok") == ["archive", "tensors", "values", "outputs-moved", "outputs-equal"], findings
+    assert codes(findings, "warning", "fatal") == ["base-tiny"] and sorted(path.parent.iterdir()) == before
+
+
+def test_without_a_run_it_is_compared_with_the_base_that_it_names(packed):
+    findings = output_check.check(packed[2])
+    assert codes(findings)[-2:] == ["outputs-moved", "not-compared"] and not inspect_zip.is_fatal(findings)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, -1.0])
+def test_an_adapter_that_is_not_the_trained_one_is_found_out(packed, factor):
+    policy, probe, path = packed
+    findings = output_check.check(repacked(path, tensors=scaled("lora_B", factor)), policy, probe)
+    assert codes(findings, "fatal") == ["outputs-differ"]
+
+
+def test_another_scaling_is_found_out(packed):
+    policy, probe, path = packed
+    assert "outputs-differ" in codes(
+        output_check.check(repacked(path, lambda c: c | {"lora_alpha": 8}), policy, probe), "fatal"
+    )
+
+
+def test_an_adapter_too_small_to_matter_does_not_pass_for_a_change(packed):
+    policy, probe, path = packed
+    findings = output_check.check(repacked(path, tensors=scaled("lora_B", 1e-6)), policy, probe)
+    assert codes(findings, "fatal") == ["outputs-unmoved", "outputs-differ"]
+
+
+@pytest.mark.parametrize(
+    ("said", "tensors", "code"),
+    [
+        (None, scaled("q_proj.lora_B", 0), "dead-pairs"),  # one pair never moved
+        (None, scaled("lora_B", 0), "dead-all"),  # an adapter that does nothing
+        (None, scaled("v_proj.lora_B", float("nan")), "not-finite"),
+        (lambda c: c | {"r": 8}, None, "shape-rank"),
+        (None, lambda t: dict(list(t.items())[2:]), "tensors-missing"),
+    ],
+)
+def test_what_is_fatal_already_is_not_loaded(packed, said, tensors, code, monkeypatch):
+    policy, probe, path = packed
+    monkeypatch.setattr(output_check, "_compare", None)
+    assert code in codes(output_check.check(repacked(path, said, tensors), policy, probe), "fatal")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["base_model.model.backbone.layers.", "base_model.model.model.layers."],
+)
+def test_either_prefix_is_the_same_policy(packed, prefix):
+    policy, probe, path = packed
+
+    def renamed(tensors):
+        return {prefix + key.partition(".layers.")[2]: value for key, value in tensors.items()}
+
+    renamed = repacked(path, tensors=renamed)
+    assert codes(output_check.check(renamed, policy, probe), "ok")[-1] == "outputs-equal"
+
+
+def test_an_expression_for_targets_is_not_evaluated_and_a_folder_is_looked_into(packed):
+    policy, probe, path = packed
+    repacked(path, lambda c: c | {"target_modules": "(a+)+$"})
+    with zipfile.ZipFile(path) as archive:
+        members = {f"adapter/{name}": archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    findings = output_check.check(path, policy, probe)
+    assert {"nested", "targets-regex", "outputs-equal"} <= set(codes(findings)), findings
+
+
+def test_routed_experts_count(tmp_path):
+    """Pairs of routed experts alone move the outputs, whichever way transformers keeps the experts; each scales as said."""
+    from grpo_kit.policy.load import load_policy
+
+    change = {"target_modules": [f"experts.{i}.{name}_proj" for i in range(8) for name in ("up", "down")]}
+    path = made(tmp_path / "a.zip", change, lambda tensors: {key: value * 0.2 for key, value in tensors.items()})
+    assert "outputs-moved" in codes(output_check.check(path), "ok")
+    asked = output_check._default_probe(load_policy(config.Policy())[1], True)
+    said = []
+    for load_in_4bit in (False, True):
+        model = load_policy(config.Policy(load_in_4bit=load_in_4bit))[0]
+        base = output_check._last_logits(model, asked)
+        said.append(output_check._last_logits(output_check._with_submitted(model, path), asked) - base)
+    assert (said[0] - said[1]).abs().max() < 0.2 * said[0].abs().max()  # 4 bit costs something
+
+
+def test_ranks_by_pattern_are_scaled_as_the_scorer_does(tmp_path):
+    """lora_alpha / r for every module, whatever its own rank and alpha: the same pairs padded with zeros say the same."""
+    import numpy as np
+
+    from grpo_kit.policy.load import load_policy
+
+    def padded(values):
+        return {
+            key: np.concatenate([v, np.zeros_like(v)], 0 if "lora_A" in key else 1) if "q_proj" in key else v
+            for key, v in values.items()
+        }
+
+    low = made(tmp_path / "a.zip", {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}})
+    change = {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}}
+    full = made(tmp_path / "b.zip", change, edit=padded, says={"rank_pattern": {}})
+    asked, said = None, []
+    for path in (low, full):
+        model, tokenizer = load_policy(config.Policy())
+        asked = asked or output_check._default_probe(tokenizer, True)
+        said.append(output_check._last_logits(output_check._with_submitted(model, path), asked))
+    assert (said[0] - said[1]).abs().max() < 1e-4
+
+
+def test_without_the_bases_weights_the_files_are_examined_and_the_table_says_so(tmp_path):
+    from grpo_kit.nemotron import base_models
+
+    change = {"base_model_name_or_path": base_models.PUBLISHED, "target_modules": ["q_proj"], "r": 1}
+    path = made(tmp_path / "a.zip", change, base=base_models.PUBLISHED)
+    for policy in (None, config.Policy(model=base_models.PUBLISHED)):
+        findings = output_check.check(path, policy)
+        assert codes(findings)[-1] == "not-loaded" and not inspect_zip.is_fatal(findings), findings
+        assert "policy.model=" in findings[-1].remedy
+    wrong = output_check.check(path, config.Policy())
+    assert codes(wrong, "fatal")[0] == "wrong-base"
+
+
+def test_a_local_folder_is_loaded(tmp_path):
+    from grpo_kit.nemotron import tiny
+
+    path = made(tmp_path / "a.zip", {"target_modules": ALL})
+    findings = output_check.check(path, config.Policy(model=str(tiny.FOLDER)))
+    assert "outputs-moved" in codes(findings, "ok")
+
+
+def test_a_missing_zip_or_base_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.zip is no file"):
+        output_check.check(tmp_path / "none.zip")
+    with pytest.raises(FileNotFoundError, match="no base model known"):
+        output_check.check(made(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))

@@ -1,0 +1,134 @@
+"""Who may import whom: one order of folders, no circle between files, one home for each heavy library."""
+
+import ast
+import functools
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.settings import ROOT
+
+# From the ground up. A file imports from its own folder and from folders before it; imports inside functions count too.
+ORDER = [
+    "config", "rewards", "runs", "nemotron", "adapters", "policy", "data", "planning", "submission", "display", "evaluation",
+    "kaggle", "training", "tuning", "handoff", "notebook", "cli",
+]  # fmt: skip
+# Only these files and folders may know a library.
+OWNERS = {
+    "trl": "training/",
+    "peft": "adapters/",
+    "bitsandbytes": "nemotron/",
+    "kaggle": "kaggle/",
+    "kagglesdk": "kaggle/",
+    "vllm": "policy/vllm_engine.py",
+    "optuna": "tuning/",
+}
+PACKAGE = ROOT / "grpo_kit"
+FACE = {"grpo_kit/__init__.py", "grpo_kit/__main__.py"}  # the public names and the entry point reach everywhere
+
+
+@functools.cache
+def imports() -> dict[str, frozenset[str]]:
+    """{path of a file: dotted names that it imports}, as written anywhere in the file."""
+    names = {}
+    for path in PACKAGE.rglob("*.py"):
+        dotted = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                dotted |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are written in full"
+                dotted |= {f"{node.module}.{alias.name}" for alias in node.names}
+        names[path.relative_to(ROOT).as_posix()] = frozenset(dotted)
+    return names
+
+
+def module_file(dotted: str) -> str | None:
+    """The file that `grpo_kit.a.b.name` is imported from: a module `name`, or the module that defines it."""
+    parts = dotted.split(".")
+    for words in (parts, parts[:-1]):
+        path = Path(*words)
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if (ROOT / file).is_file():
+                return file.as_posix()
+    return None
+
+
+def own_imports(path: str) -> set[str]:
+    files = {module_file(name) for name in imports()[path] if name.split(".")[0] == "grpo_kit"}
+    return {file for file in files if file} - {path}
+
+
+def folder(path: str) -> str:
+    return path.split("/")[1].removesuffix(".py")
+
+
+def test_every_folder_is_in_the_order():
+    assert {folder(path) for path in imports() if path not in FACE} == set(ORDER)
+
+
+def test_no_import_goes_up():
+    rank = {name: number for number, name in enumerate(ORDER)}
+    upward = [
+        f"{path} imports {other}"
+        for path in imports()
+        if path not in FACE
+        for other in own_imports(path) - FACE
+        if rank[folder(other)] > rank[folder(path)]
+    ]
+    assert upward == []
+
+
+def test_no_circle_between_files():
+    arrows = {path: own_imports(path) - FACE for path in imports() if path not in FACE}
+    list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names the files
+
+
+def test_folders_stay_small():
+    flat = [path for path in imports() if path.count("/") == 1 and path not in FACE]
+    assert len(flat) <= 6
+    for name in ORDER:
+        modules = [
+            p for p in imports() if p.startswith(f"grpo_kit/{name}/") and p.count("/") == 2 and "__init__" not in p
+        ]
+        assert len(modules) <= 15, name
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_library_is_known_to_its_owner_only(library):
+    users = {path for path, names in imports().items() if any(name.split(".")[0] == library for name in names)}
+    users -= {path for path in users if path.startswith("grpo_kit/rewards/") and "/tools/" not in path}  # files to copy
+    assert [path for path in users if not path.startswith(f"grpo_kit/{OWNERS[library]}")] == []
+
+
+def test_nothing_imports_a_reward():
+    for path, names in imports().items():
+        rewards = [name for name in names if name.startswith("grpo_kit.rewards.") and ".tools" not in name]
+        assert rewards == [], path
+
+
+def test_rewards_import_nothing_of_ours():
+    for path, names in imports().items():
+        if path.startswith("grpo_kit/rewards/") and "/tools/" not in path:
+            assert not any(name.startswith("grpo_kit") for name in names), path
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["grpo_kit", "grpo_kit.config", "grpo_kit.runs.run", "grpo_kit.data", "grpo_kit.policy.chat", "grpo_kit.cli.main",
+     "grpo_kit.data.puzzles"],
+)  # fmt: skip
+def test_light_modules_load_no_heavy_library(module):
+    heavy = "{'torch', 'transformers', 'trl', 'peft', 'datasets', 'pandas', 'matplotlib'}"
+    code = f"import sys, {module}; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_evaluates_text():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            assert called not in ("eval", "exec", "parse_expr", "__import__"), f"{path}:{node.lineno}"

@@ -1,0 +1,84 @@
+"""Each alarm rings for what it is named after, in plain words with the setting that mends it, and for nothing else."""
+
+import pytest
+
+from grpo_kit.training.alarms import alarms
+
+GRPO = {"max_completion_length": 512, "max_grad_norm": 1.0}
+FINE = {
+    "completions/clipped_ratio": 0.05, "groups/all_right": 0.2, "groups/all_wrong": 0.1, "groups/unjudged": 0.0, "groups/with_gradient": 0.7,
+    "groups/replaced": 0.0, "entropy": 0.4,
+    "skipped_steps": 0, "sampling/logp_gap": 0.002, "grad_norm": 0.3,
+}  # fmt: skip
+
+
+def rows(count=10, **changed):
+    return [{"step": i + 1, "reward": 0.5, "note": "text", **FINE, **changed} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "said"),
+    [
+        (
+            {"completions/clipped_ratio": 0.87},
+            "truncated",
+            "87% of completions are cut at 512 tokens: raise grpo.max_completion_length",
+        ),
+        (
+            {"groups/all_right": 0.75, "groups/with_gradient": 0.25},
+            "solved",
+            "75% of groups are all right and teach nothing: use",
+        ),
+        (
+            {"groups/all_wrong": 0.9, "groups/with_gradient": 0.1},
+            "hopeless",
+            "90% of groups are all wrong and teach nothing: use",
+        ),
+        (
+            {"groups/all_right": 0.95, "groups/with_gradient": 0.375, "groups/replaced": 0.325},
+            "solved",
+            "95% of groups are all right and teach nothing, and others in their place bring 38% that do: use harder prompts",
+        ),
+        (
+            {"groups/all_wrong": 0.9, "groups/with_gradient": 0.4, "groups/replaced": 0.3},
+            "hopeless",
+            "teach nothing, and others in their place bring 40% that do: use easier prompts",
+        ),
+        ({"groups/unjudged": 0.5}, "unjudged", "completions.jsonl"),
+        ({"entropy": 0.001}, "collapsed", "lower grpo.learning_rate or raise grpo.temperature"),
+        ({"skipped_steps": 7}, "overflow", "7 of 10 steps overflowed in fp16"),
+        ({"sampling/logp_gap": 0.4}, "mismatch", "differ by 0.40 nats"),
+        ({"grad_norm": 50.0}, "exploding", "50 times the bound"),
+    ],
+)
+def test_an_alarm_rings_alone(changed, name, said):
+    ((found, sentence),) = alarms(rows(**changed), GRPO)
+    assert found == name and said in sentence
+
+
+def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
+    assert alarms(rows(), GRPO) == []
+    assert alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
+
+
+@pytest.mark.parametrize("why", ["all_right", "all_wrong"])
+def test_groups_that_others_took_the_place_of_are_no_alarm(why):
+    assert alarms(rows(**{f"groups/{why}": 0.9, "groups/with_gradient": 1.0, "groups/replaced": 0.9}), GRPO) == []
+
+
+def test_steps_that_sampled_nothing_do_not_count():
+    sampled = {"groups/all_right": 0.8, "groups/with_gradient": 0.2, "completions/clipped_ratio": 0.9}
+    again = [{key: value for key, value in row.items() if key not in sampled} for row in rows(5)]
+    found = alarms([row for pair in zip(rows(5, **sampled), again) for row in pair], GRPO)
+    assert [name for name, _ in found] == ["truncated", "solved"] and found[1][1].startswith("80% of groups")
+    assert alarms([*rows(9, entropy=None), *rows(1)], GRPO) == []  # nothing taught, nothing known of entropy
+
+
+def test_one_bad_step_is_no_alarm_and_old_ones_are_forgotten():
+    assert alarms([*rows(9), *rows(1, **{"completions/clipped_ratio": 1.0})], GRPO) == []
+    assert alarms([*rows(30, **{"completions/clipped_ratio": 1.0}), *rows(10)], GRPO) == []
+
+
+def test_rows_that_lack_a_figure_or_hold_none_raise_nothing():
+    assert alarms([{"step": i} for i in range(12)], GRPO) == []
+    assert alarms(rows(**{"grad_norm": None}), GRPO) == []

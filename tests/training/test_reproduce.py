@@ -1,0 +1,52 @@
+"""A run repeated from its record is the same, and what is not is said."""
+
+import json
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.files import hash_of, read_lines, write_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import reproduce, train
+from tests.helpers.settings import SMALL
+
+
+@pytest.fixture
+def run(tmp_path, math_reward):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", "run.name=r"])
+    found = open_run("r", tmp_path / "runs")
+    prepare(chosen, found, math_reward)
+    train.train(chosen, found, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
+    return found
+
+
+def test_a_run_is_repeated_bit_for_bit_and_beside_the_old_one(run):
+    stages = []
+    again, found = reproduce.reproduce(run, stages.append)
+    assert found == [] and stages == ["data", "train"] and again.path.name == "r-again"
+    assert hash_of(again.adapter) == hash_of(run.adapter)
+
+
+def test_what_differs_is_said(run):
+    notes = json.loads(run.notes.read_text())
+    notes["stages"]["train"]["environment"]["packages"]["torch"] = "1.0"
+    notes["stages"]["train"]["settings"]["rewards"]["math_reward"] = "0" * 64
+    run.notes.write_text(json.dumps(notes))
+    rows = read_lines(run.metrics)
+    rows[1]["reward"] = 9.0
+    write_lines(run.metrics, rows)
+    (run.adapter / "adapter_config.json").write_text("{}")
+    _, found = reproduce.reproduce(run)
+    assert found[0].startswith("packages.torch was 1.0, now 2.")
+    assert found[1:] == [
+        "reward math_reward was edited since",
+        "the metrics differ from step 2 on",
+        "the adapter differs",
+    ]
+
+
+def test_a_run_that_is_not_trained_cannot_be_repeated(tmp_path):
+    with pytest.raises(FileNotFoundError, match="grpo-kit train"):
+        reproduce.reproduce(open_run("none", tmp_path))

@@ -1,0 +1,367 @@
+"""Real GRPO steps through TRL, what they leave behind, and that the configuration arrives where it should."""
+
+import asyncio
+import json
+import types
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.planning import memory
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train
+from tests.helpers.settings import SAMPLE, SMALL
+
+
+def small(tmp_path, *overrides, name="r"):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = open_run(name, tmp_path / "runs")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def zero_reward(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "t4", "80gb"])
+def test_every_grpo_key_arrives_in_trls_config(preset, tmp_path):
+    chosen = config.load_config([preset], ["grpo.epsilon_high=0.28", "grpo.warmup_steps=3"])
+    args = train.to_trl(chosen, tmp_path)
+    for key, value in asdict(chosen.grpo).items():
+        if key not in train.OURS:
+            arrived = getattr(args, key)
+            assert getattr(arrived, "value", arrived) == value, key
+    assert args.activation_checkpointing == chosen.grpo.gradient_checkpointing
+    assert args.chat_template_kwargs == {"enable_thinking": True} and args.seed == chosen.run.seed
+    assert args.bf16 is False
+
+
+def test_training_leaves_what_it_promised(trained):
+    chosen, run = trained
+    assert sorted(p.name for p in run.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    metrics = read_lines(run.metrics)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert {
+        "reward",
+        "rewards/math_reward/mean",
+        "completions/clipped_ratio",
+        "frac_reward_zero_std",
+        "grad_norm",
+    } <= set(metrics[0])
+    completions = read_lines(run.completions)
+    assert len(completions) == 4 * chosen.grpo.per_device_train_batch_size
+    assert set(completions[0]) == {"step", "prompt", "completion", "answer", "rewards"}
+    for step in range(1, 5):
+        paid = [c["rewards"]["math_reward"] for c in completions if c["step"] == step]
+        assert sum(paid) / len(paid) == pytest.approx(metrics[step - 1]["rewards/math_reward/mean"], abs=1e-6)
+
+
+def test_every_lora_pair_has_moved(trained):
+    _, run = trained
+    tensors = load_file(run.adapter / "adapter_model.safetensors")
+    assert len(tensors) == 18
+    assert all(value.any() for name, value in tensors.items() if "lora_B" in name)
+
+
+def test_with_a_kl_from_the_start_the_reference_is_the_base(tmp_path):
+    chosen, run = small(tmp_path, "grpo.beta=0.1", "grpo.learning_rate=3e-3")
+    train.train(chosen, run, [length_reward, zero_reward])
+    first, second = (row["kl"] for row in read_lines(run.metrics))
+    assert first == pytest.approx(0, abs=1e-6) and second > 1e-4
+    assert sorted(p.name for p in run.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert not any(".ref." in name for name in load_file(run.adapter / "adapter_model.safetensors"))
+
+
+def test_the_run_notes_its_lineage(trained):
+    _, run = trained
+    notes = run.stages()
+    assert notes["train"]["read"] == {"data/manifest.json": hash_of(run.manifest)}
+    assert notes["after"]["read"]["adapter"] == hash_of(run.adapter) == notes["train"]["wrote"]["adapter"]
+    assert config.load_config([str(run.config)]).grpo.max_steps == 4
+
+
+def test_the_same_seed_gives_the_same_adapter(tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        chosen, run = small(tmp_path, name=name)
+        train.train(chosen, run, [length_reward, zero_reward])
+        hashes.append(hash_of(run.adapter / "adapter_model.safetensors"))
+    assert hashes[0] == hashes[1]
+
+
+def test_the_reward_is_what_changes_the_policy(tmp_path):
+    """Paying for length makes replies longer than paying for shortness; with no difference paid nothing moves."""
+    tensors = {}
+    for name, reward in (("long", length_reward), ("none", zero_reward)):
+        chosen, run = small(tmp_path, name=name)
+        train.train(chosen, run, [reward, zero_reward])
+        tensors[name] = load_file(run.adapter / "adapter_model.safetensors")
+    moved = {name: sum(v.abs().sum() for k, v in found.items() if "lora_B" in k) for name, found in tensors.items()}
+    assert moved["long"] > 0 and moved["none"] == 0
+
+
+def test_a_trained_run_is_not_trained_again(tmp_path, monkeypatch):
+    chosen, run = small(tmp_path)
+    last = train.train(chosen, run, [length_reward, zero_reward])
+    monkeypatch.setattr(train, "make_trainer", lambda *_: pytest.fail("trained again"))
+    assert train.train(chosen, run, [length_reward, zero_reward]) == last
+    other = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=3"])
+    with pytest.raises(ValueError, match=r"grpo\.max_steps was 2, now 3.*--force"):
+        train.train(other, run, [length_reward, zero_reward])
+
+
+def test_another_reward_of_the_same_name_is_noticed(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=1")
+    train.train(chosen, run, [length_reward, zero_reward])
+    (tmp_path / "other.py").write_text(
+        "def length_reward(completions, **kwargs):\n    return [0.5] * len(completions)\n"
+    )
+    other = load_reward(f"{tmp_path / 'other.py'}:length_reward")
+    with pytest.raises(ValueError, match=r"rewards\.length_reward was"):
+        train.train(chosen, run, [other, zero_reward])
+
+
+def test_a_run_without_data_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
+        train.train(config.load_config(["tiny"]), open_run("r", tmp_path), [length_reward, zero_reward])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("a reward broke")])
+def test_an_interrupted_training_leaves_the_earlier_stages_whole_and_no_adapter(tmp_path, stop):
+    chosen, run = small(tmp_path)
+    before = {p: hash_of(p) for p in (run.manifest.parent, run.notes, run.config)}
+
+    def breaks(trainer_state, completions, **kwargs):
+        if trainer_state.global_step == 1:
+            raise stop
+        return length_reward(completions)
+
+    with pytest.raises(stop if isinstance(stop, type) else type(stop)):
+        train.train(chosen, run, [breaks, zero_reward])
+    assert {p: hash_of(p) for p in before} == before
+    assert not run.adapter.exists() and len(read_lines(run.metrics)) == 1
+    train.train(chosen, run, [length_reward, zero_reward])  # and the same call works afterwards
+    assert [row["step"] for row in read_lines(run.metrics)] == [1, 2]
+
+
+def test_an_interrupted_repetition_keeps_the_old_adapter(tmp_path):
+    chosen, run = small(tmp_path)
+    train.train(chosen, run, [length_reward, zero_reward])
+    old = hash_of(run.adapter)
+    again = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", "run.force=true"])
+    with pytest.raises(KeyboardInterrupt):
+        train.train(again, run, [lambda **_: (_ for _ in ()).throw(KeyboardInterrupt), zero_reward])
+    assert hash_of(run.adapter) == old
+
+
+def test_an_unusable_gold_is_skipped_and_recorded_as_none(tmp_path):
+    chosen, run = small(tmp_path)
+
+    def half(completions, **kwargs):
+        return [None if i % 2 else 1.0 for i in range(len(completions))]
+
+    train.train(chosen, run, [half, zero_reward])
+    assert {c["rewards"]["half"] for c in read_lines(run.completions)} == {None, 1.0}
+
+
+def test_an_async_reward_works_as_in_trl(tmp_path):
+    async def slow_reward(completions, **kwargs):
+        await asyncio.sleep(0)
+        return [1.0] * len(completions)
+
+    chosen, run = small(tmp_path, "grpo.max_steps=1")
+    last = train.train(chosen, run, [length_reward, slow_reward])
+    assert last["rewards/slow_reward/mean"] == 1.0
+    assert set(read_lines(run.completions)[0]["rewards"]) == {"length_reward"}
+
+
+def test_real_word_problems_need_no_special_case(tmp_path, math_reward):
+    chosen = config.load_config(
+        ["tiny"],
+        [f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5", "grpo.max_steps=2", "grpo.per_device_train_batch_size=8",
+         "grpo.num_generations=4", "grpo.gradient_accumulation_steps=2", "grpo.max_completion_length=24",
+         "grpo.resample_budget=0"],
+    )  # fmt: skip
+    run = open_run("words", tmp_path)
+    prepare(chosen, run)
+    last = train.train(chosen, run, [math_reward, zero_reward])
+    assert last["step"] == 2 and len(read_lines(run.completions)) == 32
+    assert "####" not in {c["answer"] for c in read_lines(run.completions)}
+
+
+def test_on_step_sees_each_metrics_row(tmp_path):
+    chosen, run = small(tmp_path)
+    seen = []
+    train.train(chosen, run, [length_reward, zero_reward], seen.append)
+    assert [json.loads(json.dumps(row)) for row in seen] == read_lines(run.metrics)
+
+
+def test_a_lora_that_gets_no_gradient_stops_the_run_and_is_named(tmp_path):
+    chosen, run = small(tmp_path)
+    trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
+    broken = next(module for name, module in trainer.model.named_modules() if name.endswith("mixer.k_proj"))
+    broken.forward = broken.base_layer.forward  # the LoRA is passed by, as the fused kernel does to out_proj
+    with pytest.raises(RuntimeError, match="1 of 9 LoRA pairs get no gradient.*k_proj"):
+        trainer.train()
+
+
+def test_a_batch_without_any_gradient_does_not_stop_a_run(tmp_path):
+    chosen, run = small(tmp_path)
+    assert train.train(chosen, run, [zero_reward, zero_reward])["step"] == 2
+
+
+def test_in_4_bit_the_lora_is_float32_after_trl_has_cast_it(tmp_path):
+    chosen, run = small(tmp_path, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
+    trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
+    trained = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+    assert {str(dtype) for dtype in trained} == {"torch.float32"}
+    trainer.train()
+    assert all(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
+
+
+@pytest.fixture
+def log_probs(monkeypatch):
+    """TRL's module of log-probs, put back as it was afterwards."""
+    from trl.kernels import chunked_logprob
+
+    for name in ("TOKEN_CHUNK_SIZE", "_TRITON_AVAILABLE"):  # a name that has moved fails here
+        monkeypatch.setattr(chunked_logprob, name, getattr(chunked_logprob, name))
+    return chunked_logprob
+
+
+# what CUDA answers (None: no GPU), whether TRL has Triton, then: whether it may use it, and its tile's tokens
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "uses_triton", "tokens"),
+    [
+        ((7, 5), True, False, 512),  # a T4: installed, but not for it
+        ((7, 5), False, False, 512),
+        ((8, 0), True, True, 4096),  # an A100: TRL as it is
+        ((9, 0), False, False, 512),  # a GPU without Triton installed holds the float32 copies, too
+        (None, True, True, 512),  # on a CPU TRL does not use it anyway
+    ],
+)
+def test_log_probs_are_computed_in_what_the_machine_has(
+    monkeypatch, log_probs, capability, has_triton, uses_triton, tokens
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    log_probs.TOKEN_CHUNK_SIZE, log_probs._TRITON_AVAILABLE = 4096, has_triton
+    train.fit_log_probs()
+    assert {"triton": uses_triton, "tokens": tokens} == {
+        "triton": log_probs._TRITON_AVAILABLE,
+        "tokens": log_probs.TOKEN_CHUNK_SIZE,
+    }
+    assert log_probs._use_triton(torch.device("cuda")) == uses_triton  # the one place that TRL asks
+
+
+@pytest.mark.parametrize("tile", [1, 7, 64, 512])
+def test_log_probs_and_gradients_are_the_same_in_smaller_tiles(log_probs, tile):
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(200, 32, generator=generator), torch.randn(300, 32, generator=generator)
+    targets, found = torch.randint(300, (200,), generator=generator), []
+    for tokens in (4096, tile):
+        log_probs.TOKEN_CHUNK_SIZE, x = tokens, hidden.clone().requires_grad_()
+        said, entropy, *_ = log_probs.ChunkedLogProbFunction.apply(
+            x, head, None, targets, 0.7, 128, None, 1.0, ("entropy",)
+        )
+        (said * torch.arange(200)).sum().backward()
+        found.append((said.detach(), entropy.detach(), x.grad))
+    for whole, tiled in zip(*found):
+        assert (whole - tiled).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_training_sets_the_tile(tmp_path, log_probs):
+    log_probs.TOKEN_CHUNK_SIZE = 4096
+    chosen, run = small(tmp_path)
+    train.make_trainer(chosen, run, [length_reward, zero_reward])
+    assert log_probs.TOKEN_CHUNK_SIZE == memory.TILE_TOKENS
+
+
+def test_a_second_gpu_does_not_double_the_batch(tmp_path, monkeypatch):
+    chosen = config.load_config(["t4x2"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    from transformers import TrainingArguments
+
+    theirs = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to="none")
+    theirs._n_gpu = torch.cuda.device_count()  # as transformers sets it where there are GPUs
+    assert theirs.train_batch_size == 4
+    args = train.to_trl(chosen, tmp_path)
+    assert args.train_batch_size == 2 and args.n_gpu <= 1
+
+
+def test_on_a_cpu_fp16_asks_for_nothing_and_training_goes_on(tmp_path):
+    """The T4 preset's scaler: without a GPU accelerate leaves mixed precision off, so the key changes nothing."""
+    adapters = []
+    for value in ("false", "true"):
+        chosen, run = small(tmp_path, f"grpo.fp16={value}", "grpo.max_steps=1", name=value)
+        train.train(chosen, run, [length_reward, zero_reward])
+        adapters.append(hash_of(run.adapter / "adapter_model.safetensors"))
+    assert adapters[0] == adapters[1]
+
+
+def test_experts_that_no_token_chose_are_no_dead_lora_pairs(tmp_path):
+    chosen, run = small(
+        tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]", "grpo.max_steps=1",
+        "grpo.max_completion_length=1", "grpo.per_device_train_batch_size=2", "grpo.num_generations=2",
+        "grpo.mask_truncated_completions=false",
+    )  # fmt: skip
+
+    def unequal(completions, **kwargs):
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer = train.make_trainer(chosen, run, [unequal, zero_reward])
+    trainer.train()
+    loras = {n: p for n, p in trainer.model.named_parameters() if "lora_B" in n and ".experts." in n}
+    untouched = [n for n, p in loras.items() if not p.any()]
+    assert 0 < len(untouched) < len(loras)
+
+
+def test_a_routed_expert_whose_lora_is_passed_by_is_named(tmp_path, monkeypatch):
+    from grpo_kit.nemotron import experts
+
+    chosen, run = small(tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]")
+    trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
+    inner = experts.TieredExperts.loras
+    monkeypatch.setattr(
+        experts.TieredExperts, "loras", lambda self: {e: (None, down) for e, (_, down) in inner(self).items()}
+    )
+    with pytest.raises(RuntimeError, match=r"16 of \d+ LoRA pairs get no gradient.*experts.0.up_proj"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("scaler", "row"), [(None, {}), (object(), {"skipped_steps": 2})])
+def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
+    """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no such figure."""
+    accelerator = types.SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=False)
+    record = train.MetricsRecord(tmp_path / "metrics.jsonl", {})
+    record.trainer = types.SimpleNamespace(accelerator=accelerator, model=torch.nn.Linear(1, 1))
+    state = types.SimpleNamespace(global_step=4)
+    record.on_train_begin(None, state, None)
+    for skipped in (True, False, True, False):
+        accelerator.optimizer_step_was_skipped = skipped
+        record.on_optimizer_step(None, state, None)
+    record.on_log(None, state, None, logs={"loss": 1.0})
+    (written,) = read_lines(tmp_path / "metrics.jsonl")
+    assert (
+        written.pop("seconds") >= 0
+        and written.pop("tokens_per_second") >= 0
+        and written == {"step": 4, "loss": 1.0, **row}
+    )
+
+
+def test_accelerate_still_says_whether_a_step_was_skipped():
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.optimizer_step_was_skipped is False and accelerator.scaler is None

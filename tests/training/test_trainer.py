@@ -1,0 +1,407 @@
+"""What is ours in the trainer, on real GRPO steps: the draw, replaced groups, stages, stopping, and going on after a kill."""
+
+import inspect
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import metrics_log, train
+from tests.helpers.settings import SMALL
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def small(tmp_path, *overrides):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = open_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def test_the_methods_that_are_overridden_are_still_called_by_those_names():
+    import transformers
+    import trl
+
+    grpo = inspect.getsource(trl.GRPOTrainer)
+    for call in (
+        "self._generate_and_score_completions(generation_batch)",
+        "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+        "per_token_logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(",
+    ):
+        assert call in grpo
+    trainer = inspect.getsource(transformers.Trainer)
+    for call in (
+        "self._save_checkpoint(model, trial)",
+        "self._load_from_checkpoint(resume_from_checkpoint",
+        "self._save_rng_state(",
+        "self._save_scaler(",
+    ):
+        assert call in trainer
+    assert trl.__version__ == "1.16.0" and transformers.__version__ == "5.23.0"  # the versions these were read in
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "gspo", "cispo"])
+def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
+    chosen, run = small(tmp_path, f"grpo.loss_type={loss}", "grpo.max_steps=1", "grpo.advantage=leave_one_out")
+    args = train.to_trl(chosen, tmp_path)
+    assert (
+        (args.importance_sampling_level == "sequence") is (loss == "gspo")
+        and args.beta == 0.0
+        and args.epsilon_high == (1.28 if loss == "cispo" else 0.28)
+    )
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.train()
+    assert any(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
+
+
+def test_flat_groups_are_replaced_within_the_budget(tmp_path):
+    chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=1")
+    asked = []
+
+    def first_batch_is_flat(completions, prompts, **kwargs):
+        asked.append([p[-1]["content"] for p in prompts])
+        if len(asked) == 1:  # of four groups the first three are all right, all wrong, unjudged
+            return [1.0] * 4 + [0.0] * 4 + [None] * 4 + [1.0, 0.0, 1.0, 0.0]
+        return [float(i % 2) for i in range(len(completions))]
+
+    trainer = train.make_trainer(chosen, run, [first_batch_is_flat, lambda completions, **_: [None] * len(completions)])
+    probe = trainer.callback_handler.callbacks
+    trained = []
+    inner = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, **k: trained.append(inputs) or inner(model, inputs, **k)
+    for callback in probe:
+        if type(callback).__name__ == "ProbeStep":
+            callback.done = True
+    trainer.train()
+    assert [len(batch) for batch in asked] == [16, 32] and not set(asked[0]) & set(
+        asked[1]
+    )  # three of four: asks on widely
+    (row,) = read_lines(run.metrics)
+    assert (row["groups/all_right"], row["groups/all_wrong"], row["groups/unjudged"]) == (0.25, 0.25, 0.25)
+    assert (row["groups/with_gradient"], row["groups/replaced"]) == (1.0, 0.75)
+    assert row["reward"] == pytest.approx(0.5)  # of what was drawn, not of what replaced it: 6 of the 12 judged
+    (batch,) = trained
+    assert (batch["advantages"] != 0).all() and batch["num_items_in_batch"] == batch["completion_mask"].sum()
+    assert torch.equal(batch["prompt_mask"].long(), (batch["prompt_ids"] != 0).long())
+    assert row["groups/sampled"] == 3 and len(read_lines(run.completions)) == 48
+
+
+def test_a_set_that_teaches_nothing_costs_the_budget_and_no_more(tmp_path):
+    chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=2")
+    calls = []
+
+    def hopeless(completions, **kwargs):
+        calls.append(len(completions))
+        return [0.0] * len(completions)
+
+    train.train(chosen, run, [hopeless, lambda completions, **_: [0.0] * len(completions)])
+    assert calls == [16, 32, 48]  # the second step knows, and asks once
+    rows = read_lines(run.metrics)
+    assert [row["groups/with_gradient"] for row in rows] == [0, 0] and [row["groups/sampled"] for row in rows] == [3, 3]
+
+
+@pytest.mark.parametrize("others_teach", [True, False])
+def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, others_teach):
+    chosen, run = small(
+        tmp_path, "grpo.resample_budget=4", "grpo.max_steps=10", "grpo.mask_truncated_completions=false"
+    )
+
+    def all_right_but_every_fourth_group(completions, **kwargs):
+        groups = torch.arange(len(completions)) // 4
+        mixed = (groups % 4 == 3) & others_teach
+        return torch.where(mixed, torch.arange(len(completions)) % 2, 1).tolist()
+
+    train.train(chosen, run, [all_right_but_every_fourth_group, lambda completions, **_: [0.0] * len(completions)])
+    rows = read_lines(run.metrics)
+    rung = [said for row in rows for said in row.get("alarms", []) if "all right" in said]
+    assert sum(row["groups/all_right"] for row in rows) / 10 > 0.6
+    assert not rung if others_teach else len(rung) == 1
+
+
+def test_where_few_groups_teach_more_are_asked_at_once(tmp_path):
+    chosen, run = small(tmp_path, "grpo.resample_budget=3", "grpo.max_steps=1")
+    calls = []
+
+    def every_other_group(completions, **kwargs):
+        calls.append(len(completions))
+        return [float(i % 2) if i // 4 % 2 else 0.0 for i in range(len(completions))]
+
+    trainer = train.make_trainer(chosen, run, [every_other_group, lambda completions, **_: [0.0] * len(completions)])
+    trainer.book.teaching = [50.0, 100.0]
+    trainer.train()
+    assert calls == [44]  # 11 groups: (4 + sqrt(4 x 0.5)) / 0.5
+    (row,) = read_lines(run.metrics)
+    assert row["groups/with_gradient"] == 1 and row["groups/replaced"] == 0.5  # of the first four groups two taught
+
+
+def batch_of(trainer, advantages, tokens):
+    """A micro-batch whose completions have so many tokens; prompts of different lengths, padded on the left."""
+    rows, longest = len(tokens), max(tokens)
+    ids = torch.arange(rows * (longest + 6)).view(rows, -1) % 90 + 5
+    mask = torch.tensor([[int(j < n) for j in range(longest)] for n in tokens])
+    prompt_mask = torch.tensor([[int(j >= i % 3) for j in range(6)] for i in range(rows)])
+    return {
+        "prompt_ids": ids[:, :6] * prompt_mask, "prompt_mask": prompt_mask, "completion_ids": ids[:, 6:] * mask,
+        "completion_mask": mask, "advantages": torch.tensor(advantages),
+        "num_items_in_batch": torch.tensor(float(sum(tokens))),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trainer_of(tmp_path_factory):
+    chosen, run = small(tmp_path_factory.mktemp("losses"))
+    made = train.make_trainer(chosen, run, [length_reward] * 2)
+    made.current_gradient_accumulation_steps = 1
+    for name, value in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    made.model.train()
+    return made
+
+
+def gradient(trainer, compute, batch):
+    trainer.model.zero_grad()
+    loss = compute(trainer.model, batch)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in trainer.model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo"])
+@pytest.mark.parametrize(
+    "advantages, tokens",
+    [
+        ([0.0, 1.0, 0.0, -0.5, 0.0, 2.0], [9, 4, 5, 7, 9, 3]),  # a flat group among others, and the longest is of it
+        ([1.0, -1.0, 0.0, 0.0], [3, 0, 4, 0]),  # two were cut and are masked
+        ([0.5, -0.5], [4, 4]),  # all teach
+    ],
+)
+def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeypatch, loss, advantages, tokens):
+    monkeypatch.setattr(trainer_of, "loss_type", "grpo" if loss == "gspo" else loss)
+    monkeypatch.setattr(trainer_of, "importance_sampling_level", "sequence" if loss == "gspo" else "token")
+    batch = batch_of(trainer_of, advantages, tokens)
+    whole, expected = gradient(trainer_of, super(type(trainer_of), trainer_of).compute_loss, batch)
+    passed = []
+    inner = trainer_of._get_per_token_logps_and_entropies
+    monkeypatch.setattr(
+        trainer_of, "_get_per_token_logps_and_entropies", lambda *a, **k: passed.append(len(a[1])) or inner(*a, **k)
+    )
+    part, found = gradient(trainer_of, trainer_of.compute_loss, batch)
+    assert passed == [sum(a != 0 and n > 0 for a, n in zip(advantages, tokens))]
+    assert torch.allclose(part, whole, atol=1e-6) and any(g.any() for g in expected)
+    largest = max(g.abs().max() for g in expected)
+    assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+
+
+CAPPED = ["grpo.loss_type=cispo", "grpo.epsilon=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cap"),
+    [
+        ([], 1.28),
+        (["grpo.epsilon_high=4"], 5.0),
+        (["grpo.epsilon_high=null"], 1.1),  # as far above as epsilon is below
+    ],
+)
+def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_path, overrides, cap):
+    chosen, run = small(tmp_path, *CAPPED, *overrides)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    worth, tokens = [1.0, -0.5, 2.0], [3, 4, 2]
+    batch = batch_of(trainer, worth, tokens)
+    logps = []
+    inner = trainer._get_per_token_logps_and_entropies
+
+    def kept(*args, **kwargs):
+        found = inner(*args, **kwargs)
+        logps.append(found[0])
+        return found
+
+    trainer._get_per_token_logps_and_entropies = kept
+    trainer.compute_loss(trainer.model, batch)
+    ratios = torch.tensor([[0.1, 1.0, 1.05, 9.0], [1.2, 0.5, 3.0, 1.0], [7.0, 1.4, 1.0, 1.0]])
+    batch["old_per_token_logps"] = logps[0].detach() - ratios.log()
+    _, found = gradient(trainer, trainer.compute_loss, batch)
+
+    def by_formula(model, batch):
+        weighed = ratios.clamp(max=cap) * torch.tensor(worth)[:, None] * batch["completion_mask"]
+        trainer.compute_loss(model, batch)  # log-probs with a graph of their own
+        return -(weighed * logps[-1]).sum() / sum(tokens)
+
+    _, expected = gradient(trainer, by_formula, batch)
+    largest = max(g.abs().max() for g in expected)
+    assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+
+
+def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
+    stages = "grpo.stages=[{max_completion_length: 8, steps: 1}, {max_completion_length: 8, steps: 1, epsilon_high: 4}, {max_completion_length: 8}]"
+    chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
+    trainer, seen = train.make_trainer(chosen, run, [length_reward] * 2), []
+    whole = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: seen.append(trainer.epsilon_high) or whole(*args, **kwargs)
+    trainer.train()
+    assert seen[-3:] == [1.1, 5.0, 1.1]
+
+
+def test_a_batch_that_teaches_nothing_has_a_gradient_of_zeros(trainer_of):
+    loss, found = gradient(trainer_of, trainer_of.compute_loss, batch_of(trainer_of, [0.0] * 4, [3, 2, 4, 1]))
+    assert loss == 0 and not any(g.any() for g in found)
+
+
+def test_with_a_kl_term_every_completion_counts(trainer_of, monkeypatch):
+    monkeypatch.setattr(trainer_of, "beta", 0.1)
+    batch = batch_of(trainer_of, [0.0, 0.0], [3, 4])
+    batch["ref_per_token_logps"] = torch.zeros(2, 4)
+    loss, found = gradient(trainer_of, trainer_of.compute_loss, batch)
+    assert loss > 0 and any(g.any() for g in found)
+
+
+@pytest.mark.parametrize("four", ["policy.load_in_4bit=false", "policy.load_in_4bit=true"])
+def test_sampler_and_trainer_see_the_same_log_probs_and_a_gap_would_show(tmp_path, four):
+    chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.resample_budget=1", four)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.train()
+    assert all(0 < row["sampling/logp_gap"] < 1e-4 for row in read_lines(run.metrics))
+    chosen, run = small(tmp_path / "other", "grpo.max_steps=1")
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    for module in trainer.model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.1, float("inf"))  # as the limit that sampling does not know would
+    trainer.train()
+    assert read_lines(run.metrics)[0]["sampling/logp_gap"] > 1e-3
+
+
+def test_stages_change_the_length_and_go_on_from_the_same_adapter(tmp_path):
+    chosen, run = small(
+        tmp_path, "grpo.stages=[{max_completion_length: 6, steps: 2},{max_completion_length: 40}]", "grpo.max_steps=4",
+        "grpo.mask_truncated_completions=false",
+    )  # fmt: skip
+    train.train(chosen, run, [length_reward] * 2)
+    rows = read_lines(run.metrics)
+    assert [row["stage"] for row in rows] == [0, 0, 1, 1]
+    assert [row["completions/max_length"] > 6 for row in rows] == [False, False, True, True]
+    assert rows[0]["completions/clipped_ratio"] == 1.0
+    assert json.loads(run.forecast.read_text())["completion_tokens"] == 40  # the probe tried the longest
+
+
+def test_a_stopped_run_keeps_what_it_has_and_goes_on_when_called_again(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=4")
+    whole, other = small(tmp_path / "whole", "grpo.max_steps=4")
+    train.train(whole, other, [length_reward] * 2)
+    seen = []
+    last = train.train(chosen, run, [length_reward] * 2, on_step=seen.append, should_stop=lambda: len(seen) == 2)
+    assert (
+        last["step"] == 2
+        and run.stages()["train"]["steps"] == 2
+        and (run.adapter / "adapter_model.safetensors").is_file()
+    )
+    last = train.train(chosen, run, [length_reward] * 2)
+    assert last["step"] == 4 and hash_of(run.adapter) == hash_of(other.adapter)
+    assert train.train(chosen, run, [length_reward] * 2) == last  # and is then left as it is
+
+
+def test_a_run_killed_after_its_last_step_takes_no_further_one(tmp_path, monkeypatch):
+    chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.save_steps=1")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_adapter", killed)
+        train.train(chosen, run, [length_reward] * 2)
+    assert "train" not in run.stages() and len(read_lines(run.metrics)) == 2
+    rows = read_lines(run.metrics)
+    assert train.train(chosen, run, [length_reward] * 2) == rows[-1] and read_lines(run.metrics) == rows
+    whole, other = small(tmp_path / "whole", "grpo.max_steps=2", "grpo.save_steps=1")
+    train.train(whole, other, [length_reward] * 2)
+    assert hash_of(run.adapter) == hash_of(other.adapter)
+
+
+def test_a_run_whose_time_is_up_stops_before_it_is(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=50", "run.time_limit=1s")
+    assert train.train(chosen, run, [length_reward] * 2)["step"] == 1
+
+
+def test_an_alarm_stops_the_run_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        metrics_log.alarms, "alarms", lambda rows, grpo: [("cut", "too short")] if len(rows) == 2 else []
+    )
+    chosen, run = small(tmp_path, "grpo.max_steps=5", "grpo.on_alarm=stop")
+    with pytest.warns(UserWarning, match="Stopped at step 2 of 5: too short"):
+        assert train.train(chosen, run, [length_reward] * 2)["step"] == 2
+
+
+def test_a_training_begun_with_other_settings_is_not_gone_on_with(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=4", "grpo.save_steps=1")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(
+            chosen,
+            run,
+            [length_reward] * 2,
+            on_step=lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] == 3 else None,
+        )
+    other = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=4", "grpo.learning_rate=0.5"])
+    with pytest.raises(ValueError, match="learning_rate was 0.001, now 0.5.*--force"):
+        train.train(other, run, [length_reward] * 2)
+
+
+KILLED = """
+import sys
+from grpo_kit import config, train, workspace
+from tests.test_trainer import length_reward
+from tests.helpers.settings import SMALL
+chosen = config.load_config(["tiny"], [*SMALL, *{overrides}])
+train.train(chosen, workspace.open_run("r", {root!r}), [length_reward] * 2)
+"""
+
+
+KILLS = int(os.environ.get("GRPO_KIT_KILLS", "2"))  # twenty take some minutes
+
+
+def figures(run):
+    """Metrics rows without the clock."""
+    clock = ("second", "time")
+    return [{k: v for k, v in row.items() if not any(c in k for c in clock)} for row in read_lines(run.metrics)]
+
+
+def test_killed_at_any_moment_and_rerun_it_ends_as_one_that_was_left_alone(tmp_path):
+    overrides = ["grpo.max_steps=12", "grpo.save_steps=1", "grpo.resample_budget=1"]
+    chosen, alone = small(tmp_path / "alone", *overrides)
+    train.train(chosen, alone, [length_reward] * 2)
+    chosen, run = small(tmp_path / "killed", *overrides)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED.format(overrides=overrides, root=str(run.root))]
+    pick, kills = random.Random(1), 0
+    for _ in range(KILLS):
+        stamp = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else 0
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+        while child.poll() is None and (not run.metrics.is_file() or run.metrics.stat().st_mtime_ns == stamp):
+            time.sleep(0.02)  # until it trains
+        time.sleep(pick.uniform(0, 1.5))
+        child.kill()
+        _, said = child.communicate(timeout=300)
+        if child.returncode == 0:  # it was through before
+            break
+        assert child.returncode == -signal.SIGKILL, said.decode()
+        kills += 1
+    else:
+        train.train(chosen, run, [length_reward] * 2)
+    assert kills > 1
+    assert figures(run) == figures(alone) and [row["step"] for row in figures(run)] == list(range(1, 13))
+    assert hash_of(run.adapter) == hash_of(alone.adapter)
+    steps = [line["step"] for line in read_lines(run.completions)]
+    assert steps == [line["step"] for line in read_lines(alone.completions)]

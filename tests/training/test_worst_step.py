@@ -1,0 +1,92 @@
+"""The worst step is tried before the first: what it finds, that it leaves no trace, and what is said when it does not fit."""
+
+import json
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.run import open_run
+from grpo_kit.training import train, worst_step
+from tests.helpers.settings import SMALL
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def prepared(tmp_path, *overrides):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = open_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def test_it_tries_the_longest_prompts_and_completions_and_foretells_the_run(tmp_path):
+    chosen, run = prepared(tmp_path)
+    told, asked = [], []
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2, on_forecast=told.append)
+    forward = trainer.model.forward
+    trainer.model.forward = lambda *a, **k: asked.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
+    trainer.train()
+    (found,) = told
+    longest = found["prompt_tokens"]
+    assert (
+        longest
+        == len(next(c for c in trainer.callback_handler.callbacks if isinstance(c, worst_step.ProbeStep)).longest[0])
+        and found["steps"] == 2
+    )
+    assert asked[0] == (16, longest + 40)  # a whole micro-batch at full length, before any real one
+    assert all(found[key] > 0 for key in ("sampling_seconds", "training_seconds"))
+    assert found["seconds"] == pytest.approx(2 * (found["sampling_seconds"] + found["training_seconds"]))
+    assert found["peak_bytes"] is None and json.loads(run.forecast.read_text()) == found
+
+
+def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
+    def adapter_of(name):
+        chosen, run = prepared(tmp_path / name, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
+        train.train(chosen, run, [length_reward] * 2)
+        rows = [
+            {k: v for k, v in row.items() if "second" not in k and "time" not in k} for row in read_lines(run.metrics)
+        ]
+        return hash_of(run.adapter), rows
+
+    with_probe = adapter_of("with")
+    monkeypatch.setattr(worst_step.ProbeStep, "on_step_begin", lambda *args, **kwargs: None)
+    assert adapter_of("without") == with_probe
+
+
+@pytest.mark.parametrize("part", ["_sampling", "_micro_batch"])
+def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypatch, part):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.48 GiB. GPU 0 has ...")
+
+    chosen, run = prepared(tmp_path)
+    monkeypatch.setattr(worst_step, part, full)
+    with pytest.raises(
+        RuntimeError, match=r"16 x \(\d+ \+ 40\) tokens in training\) does not fit.*grpo-kit plan"
+    ) as error:
+        train.train(chosen, run, [length_reward] * 2)
+    assert "\n" not in str(error.value) and read_lines(run.metrics) == [] and not run.adapter.exists()
+
+
+def test_trls_notes_are_still_kept_under_the_name_that_is_cleared(tmp_path):
+    chosen, run = prepared(tmp_path)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    assert trainer._metrics["train"] == {}
+    trainer.train()
+
+
+def test_a_step_with_more_prompts_than_there_are_repeats_them(tmp_path):
+    chosen, run = prepared(tmp_path, "data.limit=90")
+    rows = read_lines(run.rows("train"))
+    assert len(rows) == 10
+    from grpo_kit.policy.load import load_tokenizer
+
+    asked = ["grpo.per_device_train_batch_size=40", "grpo.num_generations=4", "grpo.resample_budget=1"]
+    longest = train._longest(config.load_config(["tiny"], asked), load_tokenizer(chosen.policy), rows)
+    assert len(longest) == 20 and [len(ids) for ids in longest[:10]] == sorted(
+        (len(ids) for ids in longest[:10]), reverse=True
+    )
