@@ -14,7 +14,7 @@ def trainer(chosen, run, rewards, args=None):
     from trl import GRPOTrainer
 
     model, tokenizer = load_policy(chosen.policy)
-    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in read_lines(run.rows("train"))]
+    rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in read_lines(run.data_file("train"))]
     lora = LoraConfig(
         r=chosen.lora.r, lora_alpha=chosen.lora.lora_alpha, target_modules=list(chosen.lora.target_modules),
         task_type="CAUSAL_LM",

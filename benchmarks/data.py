@@ -34,7 +34,7 @@ chosen = config.load_config(["tiny"], [f"data.source={rows}", "data.decontaminat
 marks = []
 started = time.perf_counter()
 manifest = data.prepare(
-    chosen, workspace.open_run(name, root), reward_files.load_reward("math_answer.py:math_reward"),
+    chosen, workspace.find_run(name, root), reward_files.load_reward("math_answer.py:math_reward"),
     lambda step, steps, what: marks.append((what, time.perf_counter())))
 ended = time.perf_counter()
 marks.append(("end", ended))

@@ -24,7 +24,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.rewards.tools import loading
 from grpo_kit.runs.files import read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 
 GOALS, LOOK = (0.85, 0.97), 4  # accuracies: the bar's, the demo's; steps between looks
@@ -34,7 +34,7 @@ class Watch(TrainerCallback):
     """Accuracy by seconds of training."""
 
     def __init__(self, chosen, run, verifier, tokenizer):
-        self.look = lambda model: evaluate.scores(model, tokenizer, read_lines(run.rows("test")), verifier, chosen)
+        self.look = lambda model: evaluate.scores(model, tokenizer, read_lines(run.data_file("test")), verifier, chosen)
         self.seconds, self.since, self.curve, self.taught = 0.0, 0.0, [], []
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -71,7 +71,7 @@ def main():
             options = [f"grpo.max_steps={steps}", "grpo.eval_steps=0", f"run.seed={seed}", "run.report_to=[none]"]
             options += ["grpo.resample_budget=0"] if name.endswith("replaced") else []
             chosen = config.load_config(["tiny"], options)
-            run = open_run("learning", tempfile.mkdtemp())
+            run = find_run("learning", tempfile.mkdtemp())
             prepare(chosen, run)
             rewards = [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs]
             trainer = build(chosen, run, rewards)

@@ -197,7 +197,7 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
 
     from grpo_kit.nemotron import tiny
     from grpo_kit.runs.files import write_text
-    from grpo_kit.runs.run import open_run
+    from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
 
     class Clock(TrainerCallback):
@@ -216,9 +216,9 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
     question = [{"role": "user", "content": ""}]
     empty = len(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
     question[0]["content"] = "x" * (scale.prompt - empty)  # a byte a token
-    run = open_run("step", tempfile.mkdtemp())
-    run.rows("train").parent.mkdir(parents=True)
-    write_text(run.rows("train"), json.dumps({"prompt": question, "answer": ""}) + "\n")
+    run = find_run("step", tempfile.mkdtemp())
+    run.data_file("train").parent.mkdir(parents=True)
+    write_text(run.data_file("train"), json.dumps({"prompt": question, "answer": ""}) + "\n")
     with contextlib.redirect_stdout(sys.stderr):
         trainer = train.make_trainer(chosen, run, [spread], policy=(model, tokenizer))
         trainer.add_callback(clock)

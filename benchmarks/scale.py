@@ -28,7 +28,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.data.preparation import prepare
 from grpo_kit.rewards.tools import loading
 from grpo_kit.runs import processes
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 
 EXCHANGES = (
@@ -115,7 +115,7 @@ def work(root: str, name: str, steps: str, divided: str) -> None:
     """One process of a training: its figures go to `root`/NAME-NUMBER.json."""
     torch.set_num_threads(1)
     chosen = configured(int(steps), int(divided))
-    run = open_run(name, root)
+    run = find_run(name, root)
     trainer = train.make_trainer(chosen, run, [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs])
     clock = Clock(trainer)
     trainer.add_callback(clock)
@@ -126,7 +126,7 @@ def work(root: str, name: str, steps: str, divided: str) -> None:
 def measured(way: str, root: str, name: str, steps: int) -> list[list[dict[str, float]]]:
     """The figures of each process, a row a step."""
     count, divided = WAYS[way]
-    prepare(configured(steps, divided), open_run(name, root))
+    prepare(configured(steps, divided), find_run(name, root))
     start = [sys.executable]
     if count > 1:
         start += [

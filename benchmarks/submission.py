@@ -23,7 +23,7 @@ import report
 from grpo_kit import config
 from grpo_kit.nemotron import base_models
 from grpo_kit.runs.files import write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from tests.helpers.submissions import shapes_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,10 +81,10 @@ def main() -> None:
             saved["hybrid_override_pattern"] = saved["hybrid_override_pattern"][3:6]  # E, M and *
             base = str(here / "three_layers")
             write_text(Path(base) / "config.json", json.dumps(saved))
-        run = open_run("large", here / "runs")
+        run = find_run("large", here / "runs")
         tensors = make(run.adapter, base)
         chosen = config.load_config(["tiny"], [f"policy.model={base}"])
-        run.note("train", {}, [], [run.adapter], 0.0, config.to_yaml(chosen))
+        run.record_stage("train", {}, [], [run.adapter], 0.0, config.to_yaml(chosen))
         pack = call("grpo_kit.cli.main", "package", "--run", "large", cwd=here)
         zipped = here / "submission" / "submission.zip"
         check = call("grpo_kit.cli.main", "check", zipped, f"policy.model={base}", cwd=here)

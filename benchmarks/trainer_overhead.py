@@ -19,7 +19,7 @@ import report
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.rewards.tools import loading
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 
 
@@ -41,7 +41,7 @@ def main():
     rounds, steps = (2, 12) if asked.quick else (6, 22)
     equal = ["grpo.resample_budget=0", "grpo.draw=shuffled", "run.report_to=[none]"]  # the same work for both
     chosen = config.load_config(["tiny"], [f"grpo.max_steps={steps}", *equal])
-    run = open_run("overhead", tempfile.mkdtemp())
+    run = find_run("overhead", tempfile.mkdtemp())
     prepare(chosen, run)
     rewards = [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs]
     builders = {"bare TRL": bare.trainer, "grpo_kit.training.train": train.make_trainer}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs import session
-from grpo_kit.runs.run import Run, open_run
+from grpo_kit.runs.run import Run, find_run
 
 REPOSITORY = (
     "grpo-kit/grpo-kit"  # owner/name on GitHub, put into every badge, link and install cell by notebooks/build.py
@@ -54,20 +54,20 @@ def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = Tr
     """(configuration, run) from a notebook's form fields, after a look at Drive on Colab; prints where the run stands.
 
     `preset` "auto": what the run of this name was made with, where there is one, else what suits this machine.
-    `overrides`: key=value, parted by spaces. Raises what `session.begin` raises.
+    `overrides`: key=value, parted by spaces. Raises what `session.open_run` raises.
     """
     if drive and place() == "colab":
         print(mount_drive())
     said = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
     name, sources = run_name.strip() or said.get("run.name", ""), (preset,)
-    if preset == AUTO and name and open_run(name).config.is_file():
+    if preset == AUTO and name and find_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
         from grpo_kit.planning import memory
 
         sources = (suited(memory.this_device()),)
-    config, run = session.begin(sources, overrides.split(), name or sources[0])
-    print(session.standing(run))
+    config, run = session.open_run(sources, overrides.split(), name or sources[0])
+    print(session.describe_run(run))
     return config, run
 
 
@@ -90,7 +90,7 @@ def need(run: Run, stage: str, name: str) -> None:
     from IPython.display import Markdown, display
 
     try:
-        run.need(stage, f"notebook {link(name)}")
+        run.require_stage(stage, f"notebook {link(name)}")
     except FileNotFoundError:
         more = f" {MOUNT}" if place() == "kaggle" else ""
         display(Markdown(f"Run **[{name}]({link(name)})** first, then this notebook again.{more}"))

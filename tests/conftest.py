@@ -44,11 +44,11 @@ def trained(tmp_path_factory, math_reward):
     from grpo_kit import config
     from grpo_kit.data.preparation import prepare
     from grpo_kit.evaluation import evaluate
-    from grpo_kit.runs.run import open_run
+    from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
 
     chosen = config.load_config(["tiny"], SMALL)
-    run = open_run("small", tmp_path_factory.mktemp("trained") / "runs")
+    run = find_run("small", tmp_path_factory.mktemp("trained") / "runs")
     prepare(chosen, run)
     evaluate.before(chosen, run, math_reward)
     train.train(chosen, run, [math_reward, lambda completions, **_: [1.0] * len(completions)])

@@ -56,7 +56,7 @@ def demo(name: Name = None, force: Force = False) -> None:
     from grpo_kit.display import html_report
     from grpo_kit.evaluation import evaluate as evaluating
 
-    config, run = session.begin(["tiny"], ["run.name=demo"], name, force=force)
+    config, run = session.open_run(["tiny"], ["run.name=demo"], name, force=force)
     started = time.monotonic()
     stages.data(config, run)
     stages.evaluate(config, run, "before")
@@ -87,7 +87,7 @@ def data(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
     """Read sources, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl and manifest.json."""
-    config, run = session.begin(sources or (), overrides or (), name, "data", force)
+    config, run = session.open_run(sources or (), overrides or (), name, "data", force)
     if not _is_dry(dry_run, config, run, "reads data.source", [run.manifest.parent]):
         stages.data(config, run)
 
@@ -100,8 +100,10 @@ def screen(
 
     Interrupted, it goes on where it stood. --force applies other settings to samples drawn already, where they still fit.
     """
-    config, run = session.begin(sources or (), overrides or (), name, "screen", force)
-    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.screening, run.screened, run.left_out]):
+    config, run = session.open_run(sources or (), overrides or (), name, "screen", force)
+    if not _is_dry(
+        dry_run, config, run, f"reads {run.data_file('train')}", [run.screening, run.screened, run.left_out]
+    ):
         stages.screen(config, run)
 
 
@@ -111,10 +113,12 @@ def train(
     num_processes: Annotated[int, typer.Option(min=1, help="share each step out to so many processes, one a GPU")] = 1,
 ) -> None:  # fmt: skip
     """GRPO on the run's training rows: adapter/, metrics.jsonl, completions.jsonl."""
-    config, run = session.begin(sources or (), overrides or (), name, "train", force)
+    config, run = session.open_run(sources or (), overrides or (), name, "train", force)
     if num_processes > 1 and not dry_run and processes.process_count() == 1:
         raise typer.Exit(processes.launch(num_processes, config.grpo, sys.argv[2:]))
-    if not _is_dry(dry_run, config, run, f"reads {run.rows('train')}", [run.adapter, run.metrics, run.completions]):
+    if not _is_dry(
+        dry_run, config, run, f"reads {run.data_file('train')}", [run.adapter, run.metrics, run.completions]
+    ):
         stages.train(config, run)
 
 
@@ -126,7 +130,7 @@ def calibrate(
     """Count which routed experts real prompts hit, so that the coldest ones lie in host memory from now on."""
     from grpo_kit.planning import calibrate as counting
 
-    config, run = session.begin(sources or (), overrides or (), name)
+    config, run = session.open_run(sources or (), overrides or (), name)
     with terminal.working("answering prompts") as show:
         found = counting.calibrate(config, run, prompts, show)
     terminal.placement(found)
@@ -137,8 +141,8 @@ def evaluate(
     overrides: Overrides = None, sources: Sources = None, name: Name = None, dry_run: Dry = False, force: Force = False
 ) -> None:
     """Held-out accuracy: of the untrained policy, of the trained one if there is one, and both side by side."""
-    config, run = session.begin(sources or (), overrides or (), name, "evaluate", force)
-    if _is_dry(dry_run, config, run, f"reads {run.rows('test')}", [run.evaluation]):
+    config, run = session.open_run(sources or (), overrides or (), name, "evaluate", force)
+    if _is_dry(dry_run, config, run, f"reads {run.data_file('test')}", [run.evaluation]):
         return
     stages.evaluate(config, run, "before")
     if "train" in run.stages():
@@ -155,7 +159,7 @@ def score(
     zip_path: Annotated[Path | None, typer.Option("--zip", metavar="FILE.zip", help="score this zip in place of the run's adapter", show_default=False)] = None,
 ) -> None:  # fmt: skip
     """A rehearsal of the challenge's scorer on held-out rows of its train.csv: its prompt, its limits, its last metric."""
-    config, run = session.begin(sources or (), overrides or (), name, "evaluate", force)
+    config, run = session.open_run(sources or (), overrides or (), name, "evaluate", force)
     if not _is_dry(dry_run, config, run, f"reads {zip_path or run.adapter}", [run.evaluation / "score.json"]):
         stages.score(config, run, problems, zip_path)
 
@@ -174,7 +178,7 @@ def tune(
     from grpo_kit.tuning import tune as tuning
 
     axes, overrides = space.read(words)
-    config, run = session.begin(sources or (), overrides, name, "train", force)
+    config, run = session.open_run(sources or (), overrides, name, "train", force)
     with terminal.working("searching") as show:
         found = tuning.tune(config, run, axes, trials, steps, every, grid, show)
     terminal.tuned(found, run)
@@ -185,7 +189,7 @@ def report(name: Name = None) -> None:
     """The run as report.html and report.png, finished or interrupted; neither needs a server."""
     from grpo_kit.display import html_report
 
-    _, run = session.begin((), (), name)
+    _, run = session.open_run((), (), name)
     html_report.save(run)
     terminal.out.print(f"{run.page}\n{run.picture}")
 
@@ -200,7 +204,7 @@ def package(
     stacked: Annotated[str, typer.Option(help="how all experts lie in one lora_B: auto, rank-first (PEFT) or expert-first (Unsloth)")] = "auto",
 ) -> None:  # fmt: skip
     """The trained adapter as submission.zip, two files at its root; or one trained elsewhere, converted."""
-    config, run = session.begin(sources or (), overrides or (), name, "package", force)
+    config, run = session.open_run(sources or (), overrides or (), name, "package", force)
     reads = ", ".join(map(str, adapters or [run.adapter]))
     if not _is_dry(dry_run, config, run, f"reads {reads}", [to or run.submission]):
         told = bool(sources) or any(word.startswith("policy.model=") for word in overrides or ())
@@ -217,7 +221,7 @@ def handoff(
     """The run as a folder that NeMo-RL, verl or TRL takes as it is: adapter, rows, settings, reward, commands."""
     from grpo_kit.handoff import export as handing
 
-    config, run = session.begin(sources or (), overrides or (), name, "package")
+    config, run = session.open_run(sources or (), overrides or (), name, "package")
     with terminal.working("handing over") as show:
         folder = handing.write(config, run, to, out, merge, show)
     terminal.out.print(f"{folder}\n{folder / 'README.md'} says how to start it, and what does not carry over")
@@ -249,7 +253,7 @@ def reproduce(name: Annotated[str, typer.Argument(metavar="RUN", help="the run t
     """Repeat a run's data and training from its record, beside it as RUN-again, and say what differs."""
     from grpo_kit.training.reproduce import reproduce as repeat
 
-    _, run = session.begin((), (), name)
+    _, run = session.open_run((), (), name)
     again, found = repeat(run, lambda stage: terminal.out.print(f"{stage} again"))
     terminal.out.print(f"{again.path}: " + ("the same, bit for bit" if not found else ""))
     for sentence in found:
@@ -266,9 +270,9 @@ def check(
     Where the base's weights are at hand, the zip is loaded too: do the outputs differ from the base's, and with --run, are
     they the trained policy's? Without --run and policy.model, the base is the one that the zip names.
     """
-    config, run = session.begin(sources or (), overrides or (), name, "package")
+    config, run = session.open_run(sources or (), overrides or (), name, "package")
     if name:
-        run.need("train", "grpo-kit train")
+        run.require_stage("train", "grpo-kit train")
     chosen = name or sources or any(word.startswith("policy.") for word in overrides or ())
     stages.check(zip_path, config.policy if chosen else None, run if name else None)
 

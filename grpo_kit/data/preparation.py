@@ -92,8 +92,8 @@ def prepare(
             }
             manifest = write(folder, rows, manifest)
             write_lines(folder / "dropped.jsonl", pipeline.dropped())
-    wrote = [run.manifest, *(run.rows(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
-    run.note("data", settings, reads, wrote, time.monotonic() - started, to_yaml(config))
+    wrote = [run.manifest, *(run.data_file(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
+    run.record_stage("data", settings, reads, wrote, time.monotonic() - started, to_yaml(config))
     return manifest
 
 

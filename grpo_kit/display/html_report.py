@@ -58,7 +58,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     """The metrics rows of a run that has taken a step at least, finished or not. Raises FileNotFoundError otherwise."""
     rows = [row for _, _, row in completions.Tail(run.metrics).new()]
     if not rows:
-        run.need("train", "grpo-kit train")
+        run.require_stage("train", "grpo-kit train")
         raise FileNotFoundError(f"{run.metrics} holds no step. Run `grpo-kit train` first.")
     return rows
 

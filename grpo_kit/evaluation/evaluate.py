@@ -33,14 +33,14 @@ Progress = Callable[[int, int], None]
 
 def before(config: RunConfig, run: Run, verifier: Reward, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the untrained policy on the run's evaluation sets; write and return `evaluation/before.json`."""
-    run.need("data", "grpo-kit data")
+    run.require_stage("data", "grpo-kit data")
     return measure("before", config, run, verifier, None, progress)
 
 
 def after(config: RunConfig, run: Run, verifier: Reward, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the trained policy on the same problems; write and return `evaluation/after.json`."""
-    run.need("data", "grpo-kit data")
-    run.need("train", "grpo-kit train")
+    run.require_stage("data", "grpo-kit data")
+    run.require_stage("train", "grpo-kit train")
     return measure("after", config, run, verifier, run.adapter, progress)
 
 
@@ -51,8 +51,8 @@ def report(run: Run) -> dict[str, Any]:
     `difference_ci95`, `real`, `words`, ...); the same by set, source and family under `by`, where there are several;
     `seconds`, the sum over stages. Raises ValueError when the two were measured with other settings.
     """
-    run.need("before", "grpo-kit evaluate")
-    run.need("after", "grpo-kit evaluate")
+    run.require_stage("before", "grpo-kit evaluate")
+    run.require_stage("after", "grpo-kit evaluate")
     stages = run.stages()
     told = {name: stages[name]["settings"] for name in ("before", "after")}
     if other := differences(told["before"], told["after"]):
@@ -153,7 +153,7 @@ def measure(
         "problems": tried,
     }
     write_text(path, json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    run.note(stage, settings, reads, [path], measured["seconds"], told_yaml)
+    run.record_stage(stage, settings, reads, [path], measured["seconds"], told_yaml)
     partial.unlink(missing_ok=True)
     return measured
 

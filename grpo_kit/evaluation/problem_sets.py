@@ -84,7 +84,7 @@ def rows_of(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
     FileNotFoundError for a missing set, ValueError for an unknown one or one without problems or golds.
     """
     if name == "test":
-        return read_lines(run.rows("test"))
+        return read_lines(run.data_file("test"))
     source = sources.locate(name, config.data)
     if source.files != (Path(name),) or Path(name).suffix != ".jsonl":
         taken = sources.read(source, replace(config.data, limit=None), config.run.seed)

@@ -39,7 +39,7 @@ def score(
     """
     how = replace(config.evaluation, protocol="challenge", num_problems=None)
     if zip_path is None:
-        run.need("train", "grpo-kit train")
+        run.require_stage("train", "grpo-kit train")
         return evaluate.measure(
             "score", config, run, verifier, run.adapter, progress, held_out(config, run, count), how
         )
@@ -109,11 +109,11 @@ def _rows(config: RunConfig) -> list[dict[str, Any]]:
 
 def _trained_on(run: Run) -> set[str]:
     """Problems of the run's training rows: their hashes, which its ids are, and their text, without what was put after it."""
-    if not run.rows("train").is_file():
+    if not run.data_file("train").is_file():
         return set()
     suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
     found = set()
-    for row in read_lines(run.rows("train")):
+    for row in read_lines(run.data_file("train")):
         text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         text = text.removesuffix(suffix).removesuffix(CHALLENGE_SUFFIX)
         found |= {str(row.get("id")), cleaning.normalise(text)}

@@ -43,18 +43,18 @@ def screen(config: RunConfig, run: Run, verifier: Reward, progress: Progress | N
     Raises FileNotFoundError without data; ValueError when no prompt is to be kept, and for samples of another policy,
     other settings, another verifier or other data, which `run.force` discards.
     """
-    run.need("data", "grpo-kit data")
+    run.require_stage("data", "grpo-kit data")
     how = as_in_training(config)
     made_with = {
         "policy": config.policy.identity(),
         "sampling": {key: asdict(how)[key] for key in ("max_completion_length", "temperature", "top_p", "top_k")},
         "verifier": fingerprint(verifier),
-        "rows": hash_of(run.rows("train")),
+        "rows": hash_of(run.data_file("train")),
     }
     settings = {
         **made_with, "data": {"pass_rate": config.data.pass_rate}, "screening": asdict(config.screening), "seed": config.run.seed,
     }  # fmt: skip
-    rows = read_lines(run.rows("train"))
+    rows = read_lines(run.data_file("train"))
     if run.is_done("screen", settings, [run.manifest], config.run.force, derived=True):
         return _summary(config, rows, _latest(_read(run.screening, made_with, force=False)))
 
@@ -74,7 +74,7 @@ def screen(config: RunConfig, run: Run, verifier: Reward, progress: Progress | N
     write_lines(run.left_out, left_out)
     write_lines(run.screened, ordered)
     wrote = [run.screening, run.screened, run.left_out]
-    run.note("screen", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config))
+    run.record_stage("screen", settings, [run.manifest], wrote, time.monotonic() - started, to_yaml(config))
     return found
 
 
@@ -86,9 +86,9 @@ def glance(
     On record are rates that `screen` found or that came with the source. Only the embedded policy is tried, which takes
     seconds; for another the list is empty, and `screen` is what to spend the time on.
     """
-    run.need("data", "grpo-kit data")
+    run.require_stage("data", "grpo-kit data")
     rows = [row for path in (run.screened, run.left_out) if path.is_file() for row in read_lines(path)]
-    rows = rows or read_lines(run.rows("train"))
+    rows = rows or read_lines(run.data_file("train"))
     known = [row["pass_rate"] for row in rows if row["pass_rate"] is not None]
     if known or config.policy.model != "tiny":
         return known
@@ -105,7 +105,7 @@ def is_screened(run: Run) -> bool:
     note = run.stages().get("screen")
     if note is None:
         return False
-    run.need("screen", "grpo-kit screen")
+    run.require_stage("screen", "grpo-kit screen")
     stood = {**note["read"], **note["wrote"]}
     changed = [name for name, digest in stood.items() if hash_of(run.path / name) != digest]
     if changed:

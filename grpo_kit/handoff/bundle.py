@@ -126,7 +126,7 @@ class Bundle:
 
 def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) -> Bundle:
     """The run's `Bundle`, with its adapter (and the embedded policy, where that is the base) copied into `aside`."""
-    rows = {split: read_lines(run.rows(split)) for split in SPLITS}
+    rows = {split: read_lines(run.data_file(split)) for split in SPLITS}
     if screening.is_screened(run):
         screened = read_lines(run.screened)
         rows["train"] = curriculum.order(screened, len(screened), config.screening.sigma, config.run.seed)

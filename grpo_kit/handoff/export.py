@@ -107,8 +107,8 @@ def readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
 
 def _check(run: Run, out: Path) -> None:
     """Raise unless the run is trained, its files are what was written, and `out` is free."""
-    run.need("data", "grpo-kit data")
-    run.need("train", "grpo-kit train")
+    run.require_stage("data", "grpo-kit data")
+    run.require_stage("train", "grpo-kit train")
     noted = run.stages()["train"]["wrote"].get(run.adapter.name)
     if hash_of(run.adapter) != noted:
         raise ValueError(

@@ -17,7 +17,7 @@ from grpo_kit.kaggle import wheels
 from grpo_kit.kaggle.kernel import FILE, MODEL, MOUNTED_MODEL, accelerator, check, slug
 from grpo_kit.kaggle.kernel import metadata as metadata_kernel
 from grpo_kit.runs.files import write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 SEEN = "grpo-kit kernel on"  # what the first cell prints before the GPU's name; `kernel_run` looks for it in the log
 
@@ -90,7 +90,7 @@ def kernel(
         not any(" " in text for text in overrides),
         f"The notebook parts its overrides at spaces, and {next((t for t in overrides if ' ' in t), '')!r} holds one. Write it without.",
     )
-    open_run(run or preset, root)
+    find_run(run or preset, root)
     title = f"grpo-kit {notebook.stem.replace('_', ' ')}" + (f" {run}" if run else "")
     models = () if tiny else (MODEL,)
     told = metadata_kernel(owner, title, notebook.name, machine_shape, tuple(datasets), tuple(kernels), models)

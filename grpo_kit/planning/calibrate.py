@@ -32,7 +32,7 @@ def calibrate(
     """
     if prompts < 1:
         raise ValueError(f"{prompts} prompts are no sample; at least one is needed. Ask for 64.")
-    run.need("data", "grpo-kit data")
+    run.require_stage("data", "grpo-kit data")
     model, tokenizer = load_policy(replace(config.policy, routing=None))
     layers = list(expert_placement.tiers_of(model).values())
     if not layers:
@@ -42,7 +42,7 @@ def calibrate(
         )
     for layer in layers:
         layer.counting = True
-    asked = [row["prompt"] for row in read_lines(run.rows("train"))[:prompts]]
+    asked = [row["prompt"] for row in read_lines(run.data_file("train"))[:prompts]]
     how = replace(
         config.evaluation, max_completion_length=min(TOKENS, config.grpo.max_completion_length), temperature=1.0
     )

@@ -46,7 +46,7 @@ def nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: 
     return find_root(environ, filesystem).parent / "nf4" / name
 
 
-def open_run(name: str, root: str | Path | None = None, filesystem: Path = Path("/")) -> "Run":
+def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path("/")) -> "Run":
     """The run `name`; nothing is created yet. On Kaggle an earlier output under /kaggle/input is brought over first.
 
     Raises ValueError for a name that is not a plain folder name.
@@ -87,7 +87,7 @@ class Run:
         kaggle = bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE"))
         self.submission = root.parent / ("submission.zip" if kaggle else "submission/submission.zip")
 
-    def rows(self, split: str) -> Path:
+    def data_file(self, split: str) -> Path:
         """The data file of `train`, `val` or `test`."""
         return self.path / "data" / split / "data.jsonl"
 
@@ -122,7 +122,7 @@ class Run:
             )
         return True
 
-    def need(self, stage: str, command: str) -> None:
+    def require_stage(self, stage: str, command: str) -> None:
         """Raise FileNotFoundError unless `stage` is done and its files are there; `command` is the remedy named."""
         note = self.stages().get(stage)
         gone = [name for name in (note["wrote"] if note else []) if not (self.path / name).exists()]
@@ -137,7 +137,7 @@ class Run:
                 f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run `{command}` first.{there}"
             )
 
-    def note(
+    def record_stage(
         self,
         stage: str,
         settings: dict[str, Any],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from grpo_kit import config as configuration
-from grpo_kit.runs.run import Run, open_run
+from grpo_kit.runs.run import Run, find_run
 
 STAGES = ("data", "screen", "before", "train", "after", "package")
 # Which finished stages a stage builds on: what those were made with stands.
@@ -16,17 +16,17 @@ BUILDS_ON = {
 }  # fmt: skip
 
 
-def begin(
+def open_run(
     sources: Sequence[str] = (), overrides: Sequence[str] = (), name: str | None = None, stage: str | None = None, force: bool = False
 ) -> tuple[configuration.RunConfig, Run]:  # fmt: skip
     """(configuration, run) to go on with, for `stage`: `data`, `screen`, `train`, `evaluate`, `package`, or None for whatever is next.
 
     `sources`: presets and YAML files; without any, an existing run's own config.yaml, else the preset `tiny`.
     `name`: the run's, else `run.name`. The sections that finished earlier stages were made with stand (all finished
-    stages, without `stage`), save where an override names another value. Nothing is created. Raises what `load_config` and `open_run` raise.
+    stages, without `stage`), save where an override names another value. Nothing is created. Raises what `load_config` and `find_run` raise.
     """
     asked = configuration.load_config(sources or ["tiny"], overrides)
-    run = open_run(name or asked.run.name, asked.run.root)
+    run = find_run(name or asked.run.name, asked.run.root)
     if not sources and run.config.is_file():
         asked = configuration.load_config([str(run.config)], overrides)
     stands = BUILDS_ON[stage] if stage else STAGES
@@ -35,7 +35,7 @@ def begin(
     return replace(asked, run=replace(asked.run, name=run.name, force=force or asked.run.force)), run
 
 
-def standing(run: Run) -> str:
+def describe_run(run: Run) -> str:
     """Where the run stands, in lines to print: its folder, and each stage with the time it was done; `screen`, which a run can do without, only then."""
     done = run.stages()
     lines = [f"run {run.name!r} in {run.path.absolute()}"]

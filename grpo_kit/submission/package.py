@@ -37,12 +37,12 @@ def package(
     if folders:
         notes = pack(folders, base, out, **how, progress=progress)
     else:
-        run.need("train", "grpo-kit train")
+        run.require_stage("train", "grpo-kit train")
         there = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
         if there and run.is_done("package", how, [run.adapter], config.run.force, derived=True):
             return out
         notes = pack([run.adapter], base or base_name(config.policy), out, **how, progress=progress)
-        run.note("package", how, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
+        run.record_stage("package", how, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
     for note in notes if say else ():
         say(note)
     return out

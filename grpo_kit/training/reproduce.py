@@ -23,7 +23,7 @@ def reproduce(run: Run, show: Show = lambda _: None) -> tuple[Run, list[str]]:
     first step that differs, of the adapter; none means bit for bit the same. `show(stage)` is called before each stage.
     Raises FileNotFoundError for a run that is not trained.
     """
-    run.need("train", "grpo-kit train")
+    run.require_stage("train", "grpo-kit train")
     notes = run.stages()
     config = load_config([str(run.config)])
     again = Run(run.root, f"{run.name}-again")
@@ -38,8 +38,8 @@ def reproduce(run: Run, show: Show = lambda _: None) -> tuple[Run, list[str]]:
     ]
     _repeat(config, again, rewards, "screen" in notes, show)
     for split in ("train", "val", "test"):
-        if hash_of(run.rows(split)) != hash_of(again.rows(split)):
-            found.append(f"the {split} rows differ: {run.rows(split)} and {again.rows(split)}")
+        if hash_of(run.data_file(split)) != hash_of(again.data_file(split)):
+            found.append(f"the {split} rows differ: {run.data_file(split)} and {again.data_file(split)}")
     before, now = _figures(run), _figures(again)
     step = next((a["step"] for a, b in zip(before, now) if a != b), None)
     if step is not None or len(before) != len(now):

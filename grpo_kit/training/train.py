@@ -132,7 +132,7 @@ def train(
     stopped keeps what it has and goes on when called again; one that is through is left as it is. Raises
     FileNotFoundError when its data is missing, ValueError when it was begun with other settings.
     """
-    run.need("data", "grpo-kit data")
+    run.require_stage("data", "grpo-kit data")
     trackers.check(config.run.report_to)
     settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
     if screening.is_screened(run):
@@ -169,13 +169,13 @@ def train(
         model = trainer.accelerator.unwrap_model(trainer.model).eval()
         with new_folder(run.adapter) as aside:
             save_adapter(model, aside, config.policy.model)
-        asked = [row["prompt"] for row in read_lines(run.rows("test"))[:8]]
+        asked = [row["prompt"] for row in read_lines(run.data_file("test"))[:8]]
         output_check.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
         wrote = [run.adapter, run.probe, run.metrics, run.completions]
         steps = trainer.state.global_step
         late = steps < config.grpo.max_steps and trainer.stop.out_of_time
         seconds = time.monotonic() - started
-        run.note("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
+        run.record_stage("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
 
     processes.broadcast_from_first(write)
     return read_lines(run.metrics)[-1]
@@ -212,7 +212,7 @@ def make_trainer(
     model = add_lora(model, config.lora, config.run.seed)
     record = CompletionRecord(run.completions, reward_funcs)
     in_order, draw = screening.is_screened(run), config.grpo.draw
-    rows = read_lines(run.screened if in_order else run.rows("train"))
+    rows = read_lines(run.screened if in_order else run.data_file("train"))
     if in_order:
         draw = "in_order" if draw == "useful" else draw  # the curriculum goes by pass rates already
         rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
@@ -232,7 +232,7 @@ def make_trainer(
             on_forecast(found)
 
     def held_out() -> dict[str, Any]:
-        found = evaluate.scores(model, tokenizer, read_lines(run.rows("val")), reward_funcs[0], config)
+        found = evaluate.scores(model, tokenizer, read_lines(run.data_file("val")), reward_funcs[0], config)
         known = [score for score in found.values() if score is not None]
         interval = list(mean_interval(known, config.run.seed)) if known else None
         return {"held_out": sum(known) / len(known), "held_out_ci95": interval} if known else {}

@@ -52,7 +52,7 @@ def tune(
     """
     import optuna
 
-    run.need("data", "grpo-kit data")
+    run.require_stage("data", "grpo-kit data")
     if trials < 1 or steps < 1 or not 1 <= every <= steps:
         raise ValueError(
             f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, measured at "
@@ -105,7 +105,7 @@ def _accuracy_of(
     overrides = [f"{key}={axis.suggest(trial, key)}" for key, axis in axes.items()]
     chosen = _with(config, overrides)
     trial.set_user_attr("overrides", overrides)
-    verifier, rows = load_reward(chosen.evaluation.verifier), read_lines(run.rows("val"))
+    verifier, rows = load_reward(chosen.evaluation.verifier), read_lines(run.data_file("val"))
     own = trial.user_attrs.get("own", False)
     measured: list[dict[str, float | None]] = []
 
@@ -235,7 +235,7 @@ def _checked(
         )
     for values in itertools.islice(itertools.product(*(axis.ends() for axis in axes.values())), 10_000):
         _with(config, [f"{key}={value}" for key, value in zip(axes, values, strict=True)])
-    if not read_lines(run.rows("val")):
+    if not read_lines(run.data_file("val")):
         raise ValueError("The run has no validation rows to measure trials on. Prepare data with data.val_size=100.")
     told = {key: value for key, value in asdict(config).items() if key != "run"}
     rewards = {spec: fingerprint(load_reward(spec)) for spec in [*config.grpo.reward_funcs, config.evaluation.verifier]}

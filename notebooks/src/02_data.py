@@ -127,7 +127,7 @@ for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:10]:
 # of known evaluation sets that stood in the sources.
 
 # %%
-train, test = read_lines(run.rows("train")), read_lines(run.rows("test"))
+train, test = read_lines(run.data_file("train")), read_lines(run.data_file("test"))
 shared = {row["id"] for row in train} & {row["id"] for row in test}
 print(f"{len(shared)} problems are in both train and test")
 for name, hit in manifest["evaluation"].items():

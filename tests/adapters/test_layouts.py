@@ -14,7 +14,7 @@ from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron import base_models
 from grpo_kit.policy.load import load_policy
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.submission import inspect_zip, package
 from tests.helpers.submissions import shapes_of
 
@@ -79,7 +79,7 @@ def packed(tmp_path):
 
     def pack(*folders, out="z.zip", **how):
         notes = []
-        run = open_run("r", tmp_path / "runs")
+        run = find_run("r", tmp_path / "runs")
         how = {"base": "tiny"} | how
         path = package.package(config.RunConfig(), run, tmp_path / out, folders, say=notes.append, **how)
         with zipfile.ZipFile(path) as archive:

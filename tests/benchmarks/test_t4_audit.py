@@ -94,7 +94,7 @@ def test_a_whole_grpo_step_in_4_bit_stays_within_a_t4(tmp_path, nf4_folder, monk
     monkeypatch.setattr(memory, "TILE_TOKENS", 500)  # 512 tokens have the shape of this policy's experts in one axis
     from grpo_kit.data.preparation import prepare
     from grpo_kit.runs.files import read_lines
-    from grpo_kit.runs.run import open_run
+    from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
     from tests.helpers.settings import SMALL
 
@@ -103,7 +103,7 @@ def test_a_whole_grpo_step_in_4_bit_stays_within_a_t4(tmp_path, nf4_folder, monk
         [*SMALL, f"policy.model={nf4_folder}", "policy.load_in_4bit=true", "policy.dtype=float16", "policy.experts_on_host=0.5",
          "grpo.max_steps=2", "grpo.gradient_checkpointing=true"],
     )  # fmt: skip
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     prepare(chosen, run)
     trainer = train.make_trainer(
         chosen, run, [lambda completions, **_: [float(len(c[0]["content"])) for c in completions]] * 2

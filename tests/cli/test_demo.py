@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from grpo_kit.runs.files import hash_of, read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ def test_it_leaves_zip_picture_and_table(demo):
 
 
 def test_held_out_problems_share_no_prompt_with_training(demo):
-    run = open_run("demo", demo[0] / "runs")
+    run = find_run("demo", demo[0] / "runs")
     asked = {
-        split: {row["prompt"][-1]["content"] for row in read_lines(run.rows(split))}
+        split: {row["prompt"][-1]["content"] for row in read_lines(run.data_file(split))}
         for split in ("train", "val", "test")
     }
     assert not asked["train"] & asked["test"] and not asked["train"] & asked["val"] and len(asked["test"]) >= 300

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from grpo_kit.cli import errors
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 
 def ended(work):
@@ -25,7 +25,7 @@ def leaves_with_three():
 
 
 def test_what_the_kit_refuses_is_usage_and_one_sentence(capsys):
-    assert ended(lambda: open_run("../up")) == 2
+    assert ended(lambda: find_run("../up")) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "../up" in said and "Traceback" not in said
 

@@ -11,19 +11,19 @@ from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.steps import Pipeline
 from grpo_kit.runs import files
 from grpo_kit.runs.files import hash_of, read_lines, write_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 SIZES = ["data.val_size=1", "data.test_size=2"]
 
 
 def prepare(tmp_path, source, *overrides, name="r"):
     chosen = config.load_config(["tiny"], [f"data.source={source}", *SIZES, *overrides])
-    run = open_run(name, tmp_path / "runs")
+    run = find_run(name, tmp_path / "runs")
     return prepare_preparation(chosen, run), run
 
 
 def rows_of(run):
-    return [row for split in SPLITS for row in read_lines(run.rows(split))]
+    return [row for split in SPLITS for row in read_lines(run.data_file(split))]
 
 
 def write(tmp_path, name, text):
@@ -38,7 +38,7 @@ def test_tiny_sums_become_three_disjoint_splits(tmp_path):
     assert manifest["rows"] == {"train": 350, "val": 50, "test": 100}
     assert len({cleaning.normalise(row["prompt"][-1]["content"]) for row in rows_of(run)}) == 500
     for split in SPLITS:
-        assert manifest["sha256"][split] == hash_of(run.rows(split))
+        assert manifest["sha256"][split] == hash_of(run.data_file(split))
 
 
 def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path):
@@ -258,9 +258,9 @@ def test_variants_of_one_problem_stay_in_one_split(tmp_path):
     variants = [{"problem": text.format(n), "answer": str(n)} for n in (10, 20, 30)]
     for seed in range(4):
         _, run = prepare(tmp_path, eight(tmp_path, *variants), "data.val_size=3", f"run.seed={seed}", name=f"s{seed}")
-        homes = {split for split in SPLITS for row in read_lines(run.rows(split)) if "farmer" in row["input"]}
+        homes = {split for split in SPLITS for row in read_lines(run.data_file(split)) if "farmer" in row["input"]}
         assert len(homes) == 1
-        assert len(read_lines(run.rows("test"))) == 2
+        assert len(read_lines(run.data_file("test"))) == 2
 
 
 def test_a_template_alone_cannot_fill_a_test_split_and_that_is_said(tmp_path):
@@ -275,7 +275,7 @@ def test_golds_that_the_verifier_cannot_use_are_dropped(tmp_path, math_reward):
     chosen = config.load_config(
         ["tiny"], [f"data.source={eight(tmp_path, {'problem': 'What is it?', 'answer': '}'})}", *SIZES]
     )
-    manifest = prepare_preparation(chosen, open_run("r", tmp_path / "runs"), math_reward)
+    manifest = prepare_preparation(chosen, find_run("r", tmp_path / "runs"), math_reward)
     assert manifest["dropped"] == {"unusable gold": 1}
 
 
@@ -340,7 +340,7 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
         patch.setattr(*((preparation, "write") if step == "write" else (Pipeline, at[step])), killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path, path, *wanted)
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     assert not run.manifest.exists()
     finished = {p.stem for p in run.path.rglob("*.jsonl")}
     steps = ["read-0", "leaks", "duplicates"]
@@ -386,7 +386,7 @@ def test_gsm8k_math_and_aime_together_with_planted_leaks(tmp_path, shared_data, 
     ]
     path = write(tmp_path, "planted.jsonl", "".join(json.dumps({"problem": p, "answer": "7"}) + "\n" for p in planted))
     chosen = config.load_config(["tiny"], [f"data.source=gsm8k,math,aime_1983_2023,{path}", "data.decontaminate=[math500,aime2024,aime2025,gsm8k_test]"])  # fmt: skip
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     manifest = prepare_preparation(chosen, run, math_reward)
     assert manifest["read"] == 7473 + 7474 + 975 + 6
     gone = {row["line"]: row["reason"] for row in read_lines(run.manifest.parent / "dropped.jsonl") if row["source"] == "planted.jsonl"}  # fmt: skip

@@ -11,7 +11,7 @@ from grpo_kit.policy.chat import conversations, opened_think
 from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SMALL
 
@@ -53,10 +53,10 @@ def test_which_rows_is_a_matter_of_seed_and_id_alone():
 
 def test_only_training_rows_have_options(tmp_path):
     chosen = config.load_config(["tiny"], [*SMALL, *BOTH])
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(chosen, run)
-    assert all("enable_thinking" in r for r in read_lines(run.rows("train")))
-    assert not any("enable_thinking" in r for split in ("val", "test") for r in read_lines(run.rows(split)))
+    assert all("enable_thinking" in r for r in read_lines(run.data_file("train")))
+    assert not any("enable_thinking" in r for split in ("val", "test") for r in read_lines(run.data_file(split)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_template_that_knows_no_such_word_is_refused(tokenizer):
 def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path):
     """TRL 1.16 knows one set of template keywords for all rows; what its prompts end in is read off its own tokens."""
     chosen = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(chosen, run)
     batches, texts = [], []
 

@@ -25,7 +25,7 @@ from grpo_kit.display.board import Board, answer_clicks, figures
 from grpo_kit.display.board import time as time_board
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SMALL
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def run(tmp_path):
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     run.path.mkdir(parents=True)
     return run
 
@@ -188,7 +188,7 @@ def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
 def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
     """The rewards answer from the thread, the adapter is written, and the stage is noted."""
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=50"])
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     prepare(chosen, run)
     board = Board(run)
 
@@ -210,7 +210,7 @@ SETUP = """
 import json, threading, time
 from grpo_kit import dashboard, workspace
 {training}
-run = workspace.open_run("r", {root!r})
+run = workspace.find_run("r", {root!r})
 board = dashboard.Board(run)
 print(board.stop_button.comm.comm_id, board.step.comm.comm_id)
 """

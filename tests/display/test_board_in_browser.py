@@ -23,7 +23,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import read_lines, write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -45,8 +45,8 @@ def folder(tmp_path_factory, math_reward):
     """A working folder as notebook 2 leaves it, with notebook 3 in it as it is, and as `long.ipynb` set to run for long."""
     folder = tmp_path_factory.mktemp("lab")
     preset, chosen = config.load_config(["tiny"]), config.load_config(["tiny"], SETTINGS)
-    prepare(preset, open_run("tiny", folder / "runs"), math_reward)
-    run = open_run("long", folder / "runs")
+    prepare(preset, find_run("tiny", folder / "runs"), math_reward)
+    run = find_run("long", folder / "runs")
     prepare(chosen, run)
     evaluate.before(chosen, run, math_reward)
     shutil.copy(ROOT / "notebooks/03_training.ipynb", folder)
@@ -168,7 +168,7 @@ def wait(seconds, holds, otherwise=lambda: ""):
 
 
 def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, pictures):
-    run, output = open_run("long", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
+    run, output = find_run("long", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "long.ipynb", folder / "lab.log")
 
     # It moves while the training runs.
@@ -207,7 +207,7 @@ def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, pictu
 
 
 def test_run_all_on_the_notebook_as_it_is_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
-    run, output = open_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
+    run, output = find_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "03_training.ipynb", folder / "lab.log")
     wait(120, lambda: page.steps() >= 24, output)
     page.look_at(BOARD, pictures / "board.png")

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_kit.display import html_report
 from grpo_kit.runs.files import read_lines, write_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 
 class Reader(HTMLParser):
@@ -29,7 +29,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    run = open_run("small", tmp_path)
+    run = find_run("small", tmp_path)
     shutil.copytree(trained[1].path, run.path)
     return run
 
@@ -89,7 +89,7 @@ def test_a_run_that_was_cut_short_has_a_page(copied):
 
 
 def test_an_untrained_run_has_no_page_and_no_picture(tmp_path):
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     for make in (html_report.page, html_report.picture):
         with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
             make(run)

@@ -7,14 +7,14 @@ import pytest
 
 from grpo_kit.display import run_figures
 from grpo_kit.runs.files import write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 NAN = math.nan
 
 
 @pytest.fixture
 def run(tmp_path):
-    return open_run("r", tmp_path)
+    return find_run("r", tmp_path)
 
 
 def rows(count, **values):

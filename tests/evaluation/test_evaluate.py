@@ -16,7 +16,7 @@ from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generate
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_lines
-from grpo_kit.runs.run import Run, open_run
+from grpo_kit.runs.run import Run, find_run
 
 
 def test_the_report_has_what_was_promised(trained):
@@ -38,16 +38,16 @@ def test_before_and_after_ask_the_same_held_out_problems(trained):
         name: json.loads((run.evaluation / f"{name}.json").read_text())["problems"] for name in ("before", "after")
     }
     assert [p["id"] for p in asked["before"]] == [p["id"] for p in asked["after"]]
-    held_out = {row["id"] for row in read_lines(run.rows("test"))}
-    seen = {row["id"] for row in read_lines(run.rows("train"))}
+    held_out = {row["id"] for row in read_lines(run.data_file("test"))}
+    seen = {row["id"] for row in read_lines(run.data_file("train"))}
     assert {p["id"] for p in asked["before"]} == held_out and not held_out & seen
-    train_prompts = {cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(run.rows("train"))}
+    train_prompts = {cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(run.data_file("train"))}
     assert not train_prompts & {cleaning.normalise(p["prompt"]) for p in asked["before"]}
 
 
 def fresh(tmp_path, *overrides):
     chosen = config.load_config(["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2", *overrides])
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     prepare(chosen, run)
     return chosen, run
 
@@ -75,7 +75,7 @@ def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
     chosen, run = fresh(tmp_path)
     seen = {}
     evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0] * len(batch["completions"]))
-    columns = set(read_lines(run.rows("test"))[0]) - {"prompt"}
+    columns = set(read_lines(run.data_file("test"))[0]) - {"prompt"}
     assert set(seen) == {"completions", "prompts", "prompt_opened_think"} | columns
     assert seen["prompt_opened_think"] == [True] * 6
     assert seen["completions"][0][0]["role"] == "assistant" and len({len(v) for v in seen.values()}) == 1
@@ -83,7 +83,7 @@ def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
 
 def test_stages_that_are_missing_are_named(tmp_path, math_reward):
     chosen = config.load_config(["tiny"])
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
         evaluate.before(chosen, run, math_reward)
     chosen, run = fresh(tmp_path)
@@ -110,7 +110,7 @@ def test_another_verifier_is_another_measurement(tmp_path, math_reward):
 def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     chosen, run = fresh(tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.num_problems=1")
     found = evaluate.before(chosen, run, math_reward)
-    (row,) = read_lines(run.rows("test"))[:1]
+    (row,) = read_lines(run.data_file("test"))[:1]
     assert found["prompt"] == {
         "rendered": f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n",
@@ -192,7 +192,7 @@ def test_an_edited_set_is_another_measurement(tmp_path, math_reward):
 
 def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_reading(tmp_path, math_reward, monkeypatch):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=2")
-    golds = [row["answer"] for row in read_lines(run.rows("test"))[:2]]
+    golds = [row["answer"] for row in read_lines(run.data_file("test"))[:2]]
     first = [f"{golds[0]}.0", "7", "8", f"\\frac{{{golds[0]}}}{{1}}"]  # two of four, spelled apart
     second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
@@ -228,7 +228,7 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
     settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
     chosen, run = fresh(tmp_path, *settings)
     whole = evaluate.before(chosen, run, math_reward)
-    other = open_run("other", tmp_path / "runs")
+    other = find_run("other", tmp_path / "runs")
     prepare(chosen, other)
     partial = other.evaluation / "before.partial.jsonl"
     for count, kept in ((4, 1), (16, 4)):

@@ -10,12 +10,12 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import problem_sets
 from grpo_kit.policy.chat import messages
 from grpo_kit.runs.files import read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 
 @pytest.fixture
 def run(tmp_path):
-    found = open_run("r", tmp_path / "runs")
+    found = find_run("r", tmp_path / "runs")
     prepare(
         config.load_config(
             ["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2", "data.prompt_suffix=now"]
@@ -36,7 +36,7 @@ def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run,
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
     *own, other = problem_sets.load(told(path), run)
-    assert [p.prompt for p in own] == [row["prompt"] for row in read_lines(run.rows("test"))]
+    assert [p.prompt for p in own] == [row["prompt"] for row in read_lines(run.data_file("test"))]
     assert other.prompt == messages("What is 1 + 1?", "now", "Be brief.")
     assert other.row == {"answer": "2", "id": f"{path}:1", "source": "a"} and other.set == str(path)
 

@@ -18,7 +18,7 @@ from grpo_kit.evaluation import rehearsal
 from grpo_kit.policy.generate import Sample
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.submission import package
 
 VERIFIER = load_reward(rehearsal.VERIFIER)
@@ -51,7 +51,7 @@ def told(path, *overrides):
 
 @pytest.fixture
 def untrained(tmp_path):
-    return open_run("r", tmp_path / "runs")
+    return find_run("r", tmp_path / "runs")
 
 
 def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
@@ -92,11 +92,11 @@ def test_rows_that_were_trained_on_are_not_asked(file, untrained):
         path, "data.source=nemotron_challenge", "data.test_size=20", "data.val_size=10", "data.prompt_suffix=' Think.'"
     )
     prepare(chosen, untrained)
-    trained = {row["id"] for row in read_lines(untrained.rows("train"))}
+    trained = {row["id"] for row in read_lines(untrained.data_file("train"))}
     asked = rehearsal.held_out(chosen, untrained, 999)
     assert len(trained) == 30 and len(asked) == 30
     assert not {cleaning.normalise(p.prompt[-1]["content"]) for p in asked} & {
-        cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(untrained.rows("train"))
+        cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(untrained.data_file("train"))
     }
     # Rows that came under other ids, as in a file of the user's, are known by what they say.
     lines = [
@@ -106,9 +106,9 @@ def test_rows_that_were_trained_on_are_not_asked(file, untrained):
         }
         for row in rows[:25]
     ]
-    write_lines(untrained.rows("train"), lines)
+    write_lines(untrained.data_file("train"), lines)
     assert {p.row["id"] for p in rehearsal.held_out(told(path), untrained, 999)} == {row["id"] for row in rows[25:]}
-    write_lines(untrained.rows("train"), [{"id": "x", "prompt": row["prompt"]} for row in rows])
+    write_lines(untrained.data_file("train"), [{"id": "x", "prompt": row["prompt"]} for row in rows])
     with pytest.raises(ValueError, match="every row"):
         rehearsal.held_out(told(path), untrained, 5)
 
@@ -118,7 +118,7 @@ def scored(trained, tmp_path, file, short):
     """(config, a copy of the trained run) that can be scored."""
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    return replace(chosen, data=told(file[0]).data), open_run(run.name, tmp_path / "runs")
+    return replace(chosen, data=told(file[0]).data), find_run(run.name, tmp_path / "runs")
 
 
 def test_the_trained_policy_is_scored_by_family(scored):
@@ -181,7 +181,7 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     chosen, run = scored
     zip_path = package.package(chosen, run, tmp_path / "s.zip")
     own = rehearsal.score(chosen, run, VERIFIER, 6)
-    elsewhere = open_run("other", tmp_path / "elsewhere")
+    elsewhere = find_run("other", tmp_path / "elsewhere")
     found = rehearsal.score(chosen, elsewhere, VERIFIER, 60, zip_path)
     assert found["n"] == 60  # that run was trained on nothing
     said = {p["id"]: p["completions"] for p in found["problems"]}

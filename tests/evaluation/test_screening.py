@@ -21,7 +21,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.evaluation.evaluate import Sample
 from grpo_kit.runs.files import hash_of, read_lines, write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SMALL
 
@@ -61,7 +61,7 @@ def prepared(tmp_path, chances, *overrides, answers=None, name="r"):
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     chosen = config.load_config(["tiny"], [f"data.source={path}", *FEW, *overrides])
-    run = open_run(name, tmp_path / "runs")
+    run = find_run(name, tmp_path / "runs")
     prepare(chosen, run)
     return chosen, run
 
@@ -91,7 +91,7 @@ def test_an_interval_wholly_outside_decides_too(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 1.0, 0.5] * 4, "screening.num_generations=100", "data.pass_rate=[0.3,0.7]")
     screening.screen(chosen, run, right_reward)
     samples = {
-        chance: {by_id(run)[row["id"]]["samples"] for row in read_lines(run.rows("train")) if chance_of(row) == chance}
+        chance: {by_id(run)[row["id"]]["samples"] for row in read_lines(run.data_file("train")) if chance_of(row) == chance}
         for chance in (0.0, 1.0)
     }  # fmt: skip
     assert samples == {0.0: {12}, 1.0: {12}}  # Wilson's upper bound for 0 of 8 is 0.32, for 0 of 12 0.24
@@ -155,12 +155,12 @@ def test_a_file_cut_off_anywhere_is_gone_on_with_to_the_same_bytes(tmp_path, dra
 def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
     """SIGKILL to a process that screens on the embedded policy; the file is then one that an undisturbed run began."""
     chosen = config.load_config(["tiny"], [*SMALL[1:], "data.limit=104", "evaluation.batch_size=32"])
-    runs = {name: open_run(name, tmp_path / "runs") for name in ("killed", "undisturbed")}
+    runs = {name: find_run(name, tmp_path / "runs") for name in ("killed", "undisturbed")}
     for run in runs.values():
         prepare(chosen, run)
     code = (
         "import sys\nfrom grpo_kit import config, screening, workspace\nfrom grpo_kit.reward_files import load_reward\n"
-        "run = workspace.open_run('killed', sys.argv[1])\n"
+        "run = workspace.find_run('killed', sys.argv[1])\n"
         "screening.screen(config.load_config([str(run.config)]), run, load_reward('math_answer.py:math_reward'))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs")])
@@ -251,13 +251,13 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path, drawn, spoilt, line):
 
 def test_without_data_it_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
-        screening.screen(config.load_config(["tiny"]), open_run("r", tmp_path), right_reward)
+        screening.screen(config.load_config(["tiny"]), find_run("r", tmp_path), right_reward)
     assert not (tmp_path / "r").exists()
 
 
 def test_a_row_that_is_not_to_think_is_tried_so(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "data.limit=100", "data.no_thinking=0.5", "data.pass_rate=[0,1]"])  # fmt: skip
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(chosen, run)
     seen = []
 
@@ -383,7 +383,7 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
 
 def test_a_glance_tries_a_few_rows_and_keeps_nothing(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(chosen, run)
     before = sorted(tmp_path.rglob("*"))
     rates = screening.glance(chosen, run, math_reward, prompts=6, tries=4)

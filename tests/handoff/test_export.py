@@ -15,7 +15,7 @@ from grpo_kit import config
 from grpo_kit.cli.main import app
 from grpo_kit.handoff import export, merging
 from grpo_kit.runs import files
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 
 def everything(folder):
@@ -106,7 +106,7 @@ def copied(trained, tmp_path):
     """A copy of the small run, to be damaged."""
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    return chosen, open_run(run.name, tmp_path / "runs")
+    return chosen, find_run(run.name, tmp_path / "runs")
 
 
 def no_adapter(run):
@@ -142,7 +142,7 @@ def a_file(run):
         (other_adapter, "trl", ValueError, r"not what training wrote.*--force"),
         (filled, "trl", FileExistsError, r"not an empty folder.*--out"),
         (a_file, "trl", FileExistsError, r"not an empty folder.*--out"),
-        (lambda run: run.rows("val").unlink(), "trl", FileNotFoundError, r"val.*is gone.*grpo-kit data"),
+        (lambda run: run.data_file("val").unlink(), "trl", FileNotFoundError, r"val.*is gone.*grpo-kit data"),
         (lambda run: None, "nemo_rl", ValueError, r"'nemo_rl'.*Did you mean nemo-rl\?"),
     ],
 )

@@ -22,7 +22,7 @@ from grpo_kit.data.preparation import SPLITS, prepare
 from grpo_kit.handoff import export, nemo_gym, nemo_overlay, nemo_rl
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 DEFAULTS = OmegaConf.load(Path(__file__).with_name("nemo_rl_defaults.yaml"))
 VERSIONS = {"v06": "dtensor_cfg", "v08": "automodel_cfg"}
@@ -247,7 +247,7 @@ def trapped(trained, tmp_path_factory):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*TRAPS, *extra]))
     shutil.copytree(run.path, folder / "runs" / run.name)
-    copied = open_run(run.name, folder / "runs")
+    copied = find_run(run.name, folder / "runs")
     asked = replace(
         chosen.data, source=str(path), system_prompt=SYSTEM, prompt_suffix=SUFFIX, limit=None, val_size=2, test_size=2,
     )  # fmt: skip
@@ -263,7 +263,7 @@ def test_traps_come_out_right_as_plain_rows(trapped):
     folder, run = trapped
     prompt = (folder / "nemo_rl/prompt.txt").read_text()
     rows = [json.loads(line) for s in ("train", "val") for line in (folder / f"nemo_rl/{s}.jsonl").open()]
-    ours = [row for s in ("train", "val") for row in read_lines(run.rows(s))]
+    ours = [row for s in ("train", "val") for row in read_lines(run.data_file(s))]
     golds = {row["input"]: row["output"] for row in rows}
     seen = [trap["problem"] in golds for trap in TRAPS]
     assert sum(seen) >= 3
@@ -369,14 +369,14 @@ def test_a_gold_of_any_kind_becomes_bare_text(answer):
 def test_rows_that_state_a_budget_are_asked_as_they_were(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    copied = open_run(run.name, tmp_path / "runs")
+    copied = find_run(run.name, tmp_path / "runs")
     asked = replace(chosen.data, prompt_suffix=" Box {it}.", budgeted=0.5, token_budgets=[16])
     chosen = replace(chosen, data=asked, run=replace(chosen.run, force=True))
     prepare(chosen, copied)
     folder = export.write(chosen, copied, "nemo-rl", tmp_path / "b")
     prompt, rows = (folder / "nemo_rl/prompt.txt").read_text(), read_lines(folder / "nemo_rl/train.jsonl")
     asked = [prompt.format(row["input"]) for row in rows]
-    assert asked == [row["prompt"][-1]["content"] for row in read_lines(copied.rows("train"))]
+    assert asked == [row["prompt"][-1]["content"] for row in read_lines(copied.data_file("train"))]
     assert any(text.endswith("Think for at most 16 tokens.") for text in asked) and any(
         text.endswith("{it}.") for text in asked
     )
@@ -408,7 +408,7 @@ def test_the_gym_command_tells_what_the_shipped_configuration_lacks(bundle):
 def test_without_validation_rows_none_are_promised(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    copied = open_run(run.name, tmp_path / "runs")
+    copied = find_run(run.name, tmp_path / "runs")
     chosen = replace(chosen, data=replace(chosen.data, val_size=0), run=replace(chosen.run, force=True))
     prepare(chosen, copied)
     folder = export.write(chosen, copied, "nemo-rl", tmp_path / "b")
@@ -424,10 +424,10 @@ def test_without_validation_rows_none_are_promised(trained, tmp_path):
 def test_a_screened_run_hands_over_what_it_kept_easy_ones_first(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    copied = open_run(run.name, tmp_path / "runs")
-    rows = [row | {"pass_rate": n % 10 / 10} for n, row in enumerate(read_lines(copied.rows("train"))[:40])]
+    copied = find_run(run.name, tmp_path / "runs")
+    rows = [row | {"pass_rate": n % 10 / 10} for n, row in enumerate(read_lines(copied.data_file("train"))[:40])]
     write_lines(copied.screened, rows)
-    copied.note(
+    copied.record_stage(
         "screen", {"screening": {"sigma": 0.0}}, [copied.manifest], [copied.screened], 1.0, config.to_yaml(chosen)
     )
     strict = config.settle(chosen, [], ["screening.sigma=0"])
@@ -508,7 +508,7 @@ def test_what_merges_a_stage_does(deepscaler, tmp_path, monkeypatch):
 def test_a_stage_without_steps_has_as_many_as_the_run_took(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    copied = open_run(run.name, tmp_path / "runs")
+    copied = find_run(run.name, tmp_path / "runs")
     write_lines(copied.metrics, [{"step": n, "stage": int(n > 3)} for n in range(1, 9)])
     stages = [config.Stage(32), config.Stage(40, enter="clipped", beta=0.1), config.Stage(64, enter="plateau")]
     other = replace(chosen, grpo=replace(chosen.grpo, stages=stages, max_steps=12))

@@ -18,7 +18,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.handoff import export, trl
 from grpo_kit.runs.files import read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 
 
@@ -124,7 +124,7 @@ def test_rows_with_a_word_on_thinking_keep_it(trained, tmp_path):
 
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    copied = open_run(run.name, tmp_path / "runs")
+    copied = find_run(run.name, tmp_path / "runs")
     chosen = replace(chosen, data=replace(chosen.data, no_thinking=0.5), run=replace(chosen.run, force=True))
     prepare(chosen, copied)
     folder = export.write(chosen, copied, "trl", tmp_path / "b")
@@ -164,7 +164,7 @@ def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
 
 def test_the_golds_are_as_the_rewards_know_them(bundle, trained):
     _, run = trained
-    ours = read_lines(run.rows("train"))
+    ours = read_lines(run.data_file("train"))
     theirs = [json.loads(line) for line in (bundle / "train.jsonl").open()]
     assert [row["answer"] for row in theirs] == [row["answer"] for row in ours]
     assert all(set(row) == {"id", "prompt", "answer", "prompt_opened_think"} for row in theirs)

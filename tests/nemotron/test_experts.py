@@ -188,13 +188,13 @@ def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     from grpo_kit.data.preparation import prepare
     from grpo_kit.evaluation import evaluate
     from grpo_kit.rewards.tools.loading import load_reward
-    from grpo_kit.runs.run import open_run
+    from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
 
     chosen = config.load_config(
         ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "grpo.max_steps=30", "data.test_size=300"]
     )
-    run = open_run("four", tmp_path)
+    run = find_run("four", tmp_path)
     prepare(chosen, run)
     before = evaluate.before(chosen, run, math_reward)
     train.train(chosen, run, [load_reward(spec) for spec in chosen.grpo.reward_funcs])

@@ -7,7 +7,7 @@ import pytest
 
 from grpo_kit import config, notebook
 from grpo_kit.planning import memory
-from grpo_kit.runs.run import Run, open_run
+from grpo_kit.runs.run import Run, find_run
 
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 
@@ -74,7 +74,7 @@ def test_auto_takes_what_suits_the_machine_and_names_the_run_after_it(monkeypatc
 def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
     monkeypatch.setattr(memory, "this_device", lambda: memory.DEVICES["80gb"])
     chosen = config.load_config(["t4"], ["grpo.max_steps=7"])
-    open_run("mine").note("data", {}, [], [], 1.0, config.to_yaml(chosen))
+    find_run("mine").record_stage("data", {}, [], [], 1.0, config.to_yaml(chosen))
     found, run = notebook.begin("auto", "mine")
     assert (run.name, found.policy.dtype, found.grpo.max_steps) == ("mine", "float16", 7)
     assert notebook.begin("tiny", "mine")[0].policy.model == "tiny"  # what is said counts
@@ -139,7 +139,7 @@ def test_a_missing_stage_is_a_sentence_and_a_link(monkeypatch, shown, tmp_path, 
 
 def test_a_stage_that_is_there_is_not_spoken_of(shown, tmp_path):
     run = Run(tmp_path, "r")
-    run.note("data", {}, [], [], 1.0, "")
+    run.record_stage("data", {}, [], [], 1.0, "")
     notebook.need(run, "data", "02_data")
     assert shown == []
 

@@ -10,7 +10,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.load import load_policy, routing
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from tests.helpers.settings import SMALL
 
 FOUR = ["policy.load_in_4bit=true", "policy.experts_on_host=0.25"]
@@ -20,7 +20,7 @@ FOUR = ["policy.load_in_4bit=true", "policy.experts_on_host=0.25"]
 def prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
     chosen = config.load_config(["tiny"], [*SMALL, *FOUR])
-    run = open_run("r")
+    run = find_run("r")
     prepare(chosen, run)
     return chosen, run
 

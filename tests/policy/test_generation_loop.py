@@ -12,7 +12,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_policy, load_tokenizer
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train, worst_step
 from tests.helpers.settings import SMALL
 
@@ -409,7 +409,7 @@ def test_training_goes_through_it(tmp_path, monkeypatch):
     chosen = config.load_config(
         ["tiny"], [*SMALL, "grpo.max_steps=1", "grpo.per_device_train_batch_size=64", "grpo.num_generations=8"]
     )
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(chosen, run)
 
     def pays(completions, **kwargs):

@@ -195,13 +195,13 @@ def test_one_at_fault_does_not(vllm, monkeypatch, fault, said):
 
 def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_path, monkeypatch):
     from grpo_kit.data.preparation import prepare
-    from grpo_kit.runs.run import open_run
+    from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
     from tests.helpers.settings import SMALL
 
     monkeypatch.setitem(sys.modules, "vllm", None)
     settings = config.load_config(["tiny"], [*SMALL, "grpo.vllm=server"])
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(settings, run)
     with pytest.warns(UserWarning, match=r"grpo.vllm=server is not used \(vLLM does not import.*transformers draws"):
         trainer = train.make_trainer(settings, run, [lambda completions, **_: [0.0] * len(completions)] * 2)

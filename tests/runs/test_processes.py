@@ -18,7 +18,7 @@ from grpo_kit.policy import generation_loop
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import read_lines, write_text
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ def started(run, count, *more):
 
 def prepared(folder, *more):
     chosen = config.load_config(["tiny"], [*STEPS, *more])
-    run = open_run("m", folder)
+    run = find_run("m", folder)
     prepare(chosen, run)
     write_text(run.config, config.to_yaml(chosen))
     return chosen, run

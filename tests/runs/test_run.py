@@ -6,7 +6,7 @@ import os
 import pytest
 
 from grpo_kit.runs.files import hash_of, new_folder, read_lines, write_lines, write_text
-from grpo_kit.runs.run import Run, find_root, nf4_folder, open_run
+from grpo_kit.runs.run import Run, find_root, find_run, nf4_folder
 
 
 def test_runs_lie_in_the_working_folder_elsewhere(tmp_path):
@@ -47,7 +47,7 @@ def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
     (earlier / "run.json").write_text('{"run": "r1", "stages": {"data": {}}}')
     for path in (earlier / "run.json", earlier):  # as inputs are mounted
         path.chmod(path.stat().st_mode & 0o555)
-    run = open_run("r1", filesystem=tmp_path)
+    run = find_run("r1", filesystem=tmp_path)
     assert all(path.stat().st_mode & 0o200 for path in (run.path, run.notes))
     assert run.path == tmp_path / "kaggle/working/runs/r1" and "data" in run.stages()
     assert list(run.path.parent.iterdir()) == [run.path]  # nothing half-copied beside it
@@ -56,22 +56,22 @@ def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden", "-x", "a b", "x" * 101, "a\n"])
 def test_a_name_that_is_no_folder_name_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match="cannot name a run"):
-        open_run(name, tmp_path)
+        find_run(name, tmp_path)
 
 
 def test_opening_a_run_creates_nothing(tmp_path):
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     assert run.stages() == {} and not (tmp_path / "runs").exists()
 
 
 def make_stage(run, settings, reads=()):
     run.path.mkdir(parents=True, exist_ok=True)
     (run.path / "made.txt").write_text("made")
-    run.note("data", settings, list(reads), [run.path / "made.txt"], 1.0, "run: {}\n")
+    run.record_stage("data", settings, list(reads), [run.path / "made.txt"], 1.0, "run: {}\n")
 
 
 def test_a_stage_made_the_same_way_is_done(tmp_path):
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     assert not run.is_done("data", {"a": {"b": 1}}, [])
     make_stage(run, {"a": {"b": 1}})
     assert run.is_done("data", {"a": {"b": 1}}, [])
@@ -79,7 +79,7 @@ def test_a_stage_made_the_same_way_is_done(tmp_path):
 
 
 def test_a_stage_made_otherwise_is_refused_and_says_how_it_differs(tmp_path):
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {"a": {"b": 1}})
     with pytest.raises(ValueError, match=r"a\.b was 1, now 2.*--force.*--run"):
         run.is_done("data", {"a": {"b": 2}}, [])
@@ -89,7 +89,7 @@ def test_a_stage_made_otherwise_is_refused_and_says_how_it_differs(tmp_path):
 def test_a_stage_whose_input_changed_is_refused(tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("one")
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {}, [source])
     assert run.is_done("data", {}, [source])
     source.write_text("two")
@@ -100,7 +100,7 @@ def test_a_stage_whose_input_changed_is_refused(tmp_path):
 def test_a_derived_stage_whose_input_was_replaced_is_merely_out_of_date(tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("one")
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {"a": 1}, [source])
     assert run.is_done("data", {"a": 1}, [source], derived=True)
     source.write_text("two")
@@ -112,14 +112,14 @@ def test_a_derived_stage_whose_input_was_replaced_is_merely_out_of_date(tmp_path
 
 def test_an_input_that_moved_is_known_by_its_content(tmp_path):
     (tmp_path / "old.txt").write_text("one")
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {}, [tmp_path / "old.txt"])
     (tmp_path / "old.txt").rename(tmp_path / "new.txt")
     assert run.is_done("data", {}, [tmp_path / "new.txt"])
 
 
 def test_a_damaged_stage_is_made_again(tmp_path):
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {})
     (run.path / "made.txt").write_text("cut")
     assert not run.is_done("data", {}, [])
@@ -128,23 +128,23 @@ def test_a_damaged_stage_is_made_again(tmp_path):
 
 
 def test_a_missing_stage_names_the_command_and_the_runs_that_exist(tmp_path):
-    make_stage(open_run("other", tmp_path), {})
+    make_stage(find_run("other", tmp_path), {})
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first.*other"):
-        open_run("r", tmp_path).need("data", "grpo-kit data")
+        find_run("r", tmp_path).require_stage("data", "grpo-kit data")
 
 
 def test_a_stage_whose_files_are_gone_is_named(tmp_path):
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {})
     (run.path / "made.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"made\.txt.*is gone"):
-        run.need("data", "grpo-kit data")
+        run.require_stage("data", "grpo-kit data")
 
 
 def test_the_notes_of_other_stages_survive(tmp_path):
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     make_stage(run, {"x": 1})
-    run.note("train", {}, [], [], 2.0, "")
+    run.record_stage("train", {}, [], [], 2.0, "")
     assert list(run.stages()) == ["data", "train"] and run.stages()["data"]["settings"] == {"x": 1}
     assert json.loads(run.notes.read_text())["stages"]["train"]["environment"]["packages"]["trl"] == "1.16.0"
 

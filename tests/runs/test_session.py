@@ -6,7 +6,7 @@ import pytest
 
 from grpo_kit import config
 from grpo_kit.runs import session
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 
 
 @pytest.fixture
@@ -14,52 +14,52 @@ def half_done(tmp_path, monkeypatch):
     """A run whose data was made from mine.csv."""
     monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path))
     chosen = config.load_config(["tiny"], ["data.source=mine.csv", "grpo.max_steps=7"])
-    run = open_run("r", tmp_path)
-    run.note("data", {"data": asdict(chosen.data), "seed": 1}, [], [], 3.0, config.to_yaml(chosen))
+    run = find_run("r", tmp_path)
+    run.record_stage("data", {"data": asdict(chosen.data), "seed": 1}, [], [], 3.0, config.to_yaml(chosen))
     return run
 
 
 def test_without_sources_the_runs_own_configuration_is_taken(half_done):
-    found, run = session.begin(name="r", stage="train")
+    found, run = session.open_run(name="r", stage="train")
     assert (found.grpo.max_steps, found.data.source, run.name, found.run.name) == (7, "mine.csv", "r", "r")
 
 
 def test_a_preset_replaces_all_but_what_finished_stages_were_made_with(half_done):
-    found, _ = session.begin(["t4"], ["grpo.max_steps=2"], "r", "train")
+    found, _ = session.open_run(["t4"], ["grpo.max_steps=2"], "r", "train")
     assert (found.grpo.max_steps, found.data.source, found.policy.dtype) == (2, "mine.csv", "float16")
 
 
 def test_the_data_stage_itself_is_asked_anew(half_done):
-    found, _ = session.begin(["tiny"], [], "r", "data")
+    found, _ = session.open_run(["tiny"], [], "r", "data")
     assert found.data.source == "tiny-sums"
 
 
 def test_without_a_stage_whatever_is_finished_stands(half_done):
-    assert session.begin(["tiny"], [], "r")[0].data.source == "mine.csv"
-    assert session.begin(["tiny"], ["data.source=other.csv"], "r")[0].data.source == "other.csv"
+    assert session.open_run(["tiny"], [], "r")[0].data.source == "mine.csv"
+    assert session.open_run(["tiny"], ["data.source=other.csv"], "r")[0].data.source == "other.csv"
 
 
 def test_a_new_run_takes_the_tiny_preset_and_creates_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
-    found, run = session.begin(name="new")
+    found, run = session.open_run(name="new")
     assert found.policy.model == "tiny" and not run.root.exists()
 
 
 def test_force_is_for_this_call(half_done):
-    assert session.begin(name="r", force=True)[0].run.force
-    assert not session.begin(name="r")[0].run.force
+    assert session.open_run(name="r", force=True)[0].run.force
+    assert not session.open_run(name="r")[0].run.force
 
 
 def test_standing_names_every_stage(half_done):
-    said = session.standing(half_done).splitlines()
+    said = session.describe_run(half_done).splitlines()
     assert len(said) == 6 and "done" in said[1] and all("not yet" in line for line in said[2:])
 
 
 def test_a_screening_stands_beside_the_data_it_was_made_of(half_done):
     settings = {"data": {"pass_rate": [0.2, 0.8]}, "screening": {"sigma": 0.5}, "seed": 1}
-    half_done.note("screen", settings, [], [], 1.0, config.to_yaml(config.load_config(["tiny"])))
-    found, _ = session.begin(["tiny"], [], "r", "train")
+    half_done.record_stage("screen", settings, [], [], 1.0, config.to_yaml(config.load_config(["tiny"])))
+    found, _ = session.open_run(["tiny"], [], "r", "train")
     assert (found.data.source, found.data.pass_rate, found.screening.sigma) == ("mine.csv", [0.2, 0.8], 0.5)
-    assert session.begin(["tiny"], ["screening.sigma=0"], "r", "train")[0].screening.sigma == 0
-    assert session.begin(["tiny"], [], "r", "screen")[0].data.pass_rate == [0.1, 0.9]
-    assert "screen   done" in session.standing(half_done)
+    assert session.open_run(["tiny"], ["screening.sigma=0"], "r", "train")[0].screening.sigma == 0
+    assert session.open_run(["tiny"], [], "r", "screen")[0].data.pass_rate == [0.1, 0.9]
+    assert "screen   done" in session.describe_run(half_done)

@@ -57,7 +57,7 @@ def test_packing_again_is_skipped_until_the_zip_or_the_adapter_changes(packed):
 
 
 def test_an_untrained_run_cannot_be_packed(trained, tmp_path):
-    from grpo_kit.runs.run import open_run
+    from grpo_kit.runs.run import find_run
 
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
-        package.package(trained[0], open_run("r", tmp_path))
+        package.package(trained[0], find_run("r", tmp_path))

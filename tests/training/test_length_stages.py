@@ -8,7 +8,7 @@ from grpo_kit import config
 from grpo_kit.config import Stage
 from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import callbacks, train
 from grpo_kit.training.length_stages import stage_of
 from tests.helpers.settings import SMALL
@@ -97,7 +97,7 @@ STAGED = [
 def staged(tmp_path_factory, math_reward):
     """(run, what each step was computed with): where TRL computes the loss, after the probe step."""
     chosen = config.load_config(["tiny"], STAGED)
-    run, seen = open_run("r", tmp_path_factory.mktemp("staged")), []
+    run, seen = find_run("r", tmp_path_factory.mktemp("staged")), []
     prepare(chosen, run)
     with pytest.MonkeyPatch.context() as patch:
         make = train.make_trainer
@@ -138,7 +138,7 @@ def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_gives_them_back(staged):
 
 def test_interrupted_within_a_stage_it_ends_the_same(staged, tmp_path, math_reward):
     chosen = config.load_config(["tiny"], STAGED)
-    run, steps = open_run("r", tmp_path), []
+    run, steps = find_run("r", tmp_path), []
     prepare(chosen, run)
     with pytest.warns(UserWarning, match="Stopped at step 3"):
         train.train(chosen, run, [math_reward, shape], steps.append, should_stop=lambda: len(steps) == 3)

@@ -8,7 +8,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of, read_lines, write_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import reproduce, train
 from tests.helpers.settings import SMALL
 
@@ -16,7 +16,7 @@ from tests.helpers.settings import SMALL
 @pytest.fixture
 def run(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", "run.name=r"])
-    found = open_run("r", tmp_path / "runs")
+    found = find_run("r", tmp_path / "runs")
     prepare(chosen, found, math_reward)
     train.train(chosen, found, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
     return found
@@ -49,4 +49,4 @@ def test_what_differs_is_said(run):
 
 def test_a_run_that_is_not_trained_cannot_be_repeated(tmp_path):
     with pytest.raises(FileNotFoundError, match="grpo-kit train"):
-        reproduce.reproduce(open_run("none", tmp_path))
+        reproduce.reproduce(find_run("none", tmp_path))

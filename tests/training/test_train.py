@@ -14,14 +14,14 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.planning import memory
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of, read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SAMPLE, SMALL
 
 
 def small(tmp_path, *overrides, name="r"):
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
-    run = open_run(name, tmp_path / "runs")
+    run = find_run(name, tmp_path / "runs")
     prepare(chosen, run)
     return chosen, run
 
@@ -134,7 +134,7 @@ def test_another_reward_of_the_same_name_is_noticed(tmp_path):
 
 def test_a_run_without_data_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
-        train.train(config.load_config(["tiny"]), open_run("r", tmp_path), [length_reward, zero_reward])
+        train.train(config.load_config(["tiny"]), find_run("r", tmp_path), [length_reward, zero_reward])
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("a reward broke")])
@@ -193,7 +193,7 @@ def test_real_word_problems_need_no_special_case(tmp_path, math_reward):
          "grpo.num_generations=4", "grpo.gradient_accumulation_steps=2", "grpo.max_completion_length=24",
          "grpo.resample_budget=0"],
     )  # fmt: skip
-    run = open_run("words", tmp_path)
+    run = find_run("words", tmp_path)
     prepare(chosen, run)
     last = train.train(chosen, run, [math_reward, zero_reward])
     assert last["step"] == 2 and len(read_lines(run.completions)) == 32

@@ -16,7 +16,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import metrics_log, train
 from tests.helpers.settings import SMALL
 
@@ -27,7 +27,7 @@ def length_reward(completions, **kwargs):
 
 def small(tmp_path, *overrides):
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     prepare(chosen, run)
     return chosen, run
 
@@ -366,7 +366,7 @@ from grpo_kit import config, train, workspace
 from tests.test_trainer import length_reward
 from tests.helpers.settings import SMALL
 chosen = config.load_config(["tiny"], [*SMALL, *{overrides}])
-train.train(chosen, workspace.open_run("r", {root!r}), [length_reward] * 2)
+train.train(chosen, workspace.find_run("r", {root!r}), [length_reward] * 2)
 """
 
 

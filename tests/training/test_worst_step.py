@@ -8,7 +8,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train, worst_step
 from tests.helpers.settings import SMALL
 
@@ -19,7 +19,7 @@ def length_reward(completions, **kwargs):
 
 def prepared(tmp_path, *overrides):
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
-    run = open_run("r", tmp_path / "runs")
+    run = find_run("r", tmp_path / "runs")
     prepare(chosen, run)
     return chosen, run
 
@@ -81,7 +81,7 @@ def test_trls_notes_are_still_kept_under_the_name_that_is_cleared(tmp_path):
 
 def test_a_step_with_more_prompts_than_there_are_repeats_them(tmp_path):
     chosen, run = prepared(tmp_path, "data.limit=90")
-    rows = read_lines(run.rows("train"))
+    rows = read_lines(run.data_file("train"))
     assert len(rows) == 10
     from grpo_kit.policy.load import load_tokenizer
 

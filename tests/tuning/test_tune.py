@@ -19,7 +19,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.display import terminal
 from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import read_lines
-from grpo_kit.runs.run import open_run
+from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.tuning import space, tune
 from tests.helpers.settings import SMALL
@@ -30,7 +30,7 @@ LR = "grpo.learning_rate=log(1e-4,1e-1)"
 @pytest.fixture
 def run(tmp_path):
     chosen = config.load_config(["tiny"], ["data.limit=60", "data.val_size=40", "data.test_size=5"])
-    found = open_run("r", tmp_path / "runs")
+    found = find_run("r", tmp_path / "runs")
     prepare(chosen, found)
     return found
 
@@ -43,7 +43,7 @@ def trained_with(monkeypatch):
     def make_trainer(chosen, child, rewards, on_step):
         rate = chosen.grpo.learning_rate
         rates.append(rate)
-        assert len(read_lines(child.rows("train"))) == 15 and len(rewards) == len(chosen.grpo.reward_funcs)
+        assert len(read_lines(child.data_file("train"))) == 15 and len(rewards) == len(chosen.grpo.reward_funcs)
 
         def go():
             for step in range(1, chosen.grpo.max_steps + 1):
@@ -92,7 +92,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_trained(run, trai
 
 def test_a_run_without_validation_rows_is_refused(tmp_path):
     chosen = config.load_config(["tiny"], ["data.limit=20", "data.val_size=0", "data.test_size=5"])
-    bare = open_run("bare", tmp_path)
+    bare = find_run("bare", tmp_path)
     prepare(chosen, bare)
     with pytest.raises(ValueError, match="data.val_size=100"):
         search(bare, LR)
@@ -181,7 +181,7 @@ def test_without_the_runs_own_value_on_the_axis_nothing_is_compared(run, trained
 
 def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, capsys):
     chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
-    run = open_run("r", tmp_path)
+    run = find_run("r", tmp_path)
     prepare(chosen, run)
     found = tune.tune(chosen, run, {"grpo.learning_rate": space.Axis("log", 1e-4, 1e-2)}, trials=2, steps=2, every=1)
     assert [len(row["curve"]) for row in found["trials"]] == [2, 2] and found["trials"][0]["accuracy"] > 0
