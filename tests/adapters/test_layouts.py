@@ -1,4 +1,4 @@
-"""Whatever form an adapter was saved in, the converted one says what the original said: logits within 1e-5 on the tiny policy."""
+"""Whatever form an adapter was saved in, the converted one gives the original's logits on the tiny policy."""
 
 import json
 import math
@@ -31,6 +31,9 @@ ALL = [
 ]
 EXPERTS = ["mixer.experts.up_proj", "mixer.experts.down_proj"]
 PREFIX = "base_model.model.model."
+# Largest difference of two logits that counts as equal. Norms and the scan stay in float32 even in a float64 model: 4e-6 was seen
+# on one processor. An adapter moves the logits by more than 0.05, so a scale that is 1 % off moves them by 5e-4.
+SAME = 1e-4
 
 
 def fresh():
@@ -44,8 +47,11 @@ def exact():
 
 
 def logits(model):
+    """The logits in float64, where rounding in another order (another processor, zero columns) stays far below a difference."""
     torch.manual_seed(1)
     ids = torch.randint(16, 272, (3, 24))
+    model = model.double()
+    model.set_experts_implementation("eager")
     with torch.inference_mode():
         return model(input_ids=ids, use_cache=False).logits
 
@@ -122,7 +128,7 @@ def rewritten(folder, to, tensors=None, **changes):
 
 def close(one, other, base):
     assert (one - base).abs().max() > 0.05, "an adapter that changes nothing proves nothing"
-    assert (one - other).abs().max() < 1e-5
+    assert (one - other).abs().max() < SAME
 
 
 FORMS = {
@@ -263,7 +269,7 @@ def test_other_layouts_and_names_say_the_same(trainer, packed, tmp_path, base_lo
 
 
 def test_a_stack_read_the_wrong_way_round_is_another_adapter(trainer, packed, tmp_path):
-    """The test above can fail: what scrambles silently elsewhere is far from 1e-5 here."""
+    """The test above can fail: what scrambles silently elsewhere is far from equal here."""
     folder, original = trainer(target_parameters=EXPERTS)
     path, *_ = packed(folder, stacked="expert-first")
     assert (said(path, tmp_path) - original).abs().max() > 1e-2
