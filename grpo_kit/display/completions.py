@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.policy.chat import split_thinking
+from grpo_kit.runs.metrics import with_current_names
 
 LONGEST = 4000  # characters of one completion's thinking, and of its answer, that are shown
 MOST = 16  # completions of one group that are shown
@@ -43,7 +44,7 @@ class Tail:
         rows = []
         for line in (whole[0] + whole[1]).splitlines(keepends=True):
             if line.strip():
-                rows.append((self.offset, self.offset + len(line), json.loads(line)))
+                rows.append((self.offset, self.offset + len(line), with_current_names(json.loads(line))))
             self.offset += len(line)
         return rows
 

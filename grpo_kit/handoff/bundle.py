@@ -19,6 +19,7 @@ from grpo_kit.policy.chat import token_counter
 from grpo_kit.policy.load import base_name, load_tokenizer
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
 from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 
 
@@ -112,7 +113,7 @@ class Bundle:
                 Part("", grpo.max_completion_length, grpo.max_steps, grpo.beta, grpo.clip_above(), grpo.learning_rate)
             ]
         found, left = [], grpo.max_steps
-        taken = Counter(row.get("stage") for row in read_lines(self.run.metrics))
+        taken = Counter(row.get("stage") for row in read_metrics(self.run.metrics))
         for number, stage in enumerate(grpo.stages, 1):
             steps = stage.steps or taken[number - 1] or max(1, left)
             left -= steps

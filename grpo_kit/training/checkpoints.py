@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs.files import differences, hash_of, new_folder, write_text
+from grpo_kit.runs.metrics import with_current_names
 
 KEPT = 2
 SEAL = "kept.json"
@@ -79,7 +80,7 @@ def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
                 continue
         except (ValueError, KeyError, TypeError):
             continue
-        rows.append(row)
+        rows.append(with_current_names(row))
         kept.append(line + "\n")
     write_text(path, "".join(kept))
     return rows

@@ -8,7 +8,8 @@ from grpo_kit.config import RunConfig, load_config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import differences, hash_of, read_lines
+from grpo_kit.runs.files import differences, hash_of
+from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run, environment
 from grpo_kit.training import train
 
@@ -61,5 +62,5 @@ def _repeat(config: RunConfig, again: Run, rewards: list[Any], screened: bool, s
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
-    rows = read_lines(run.metrics)
+    rows = read_metrics(run.metrics)
     return [{key: value for key, value in row.items() if not any(word in key for word in CLOCK)} for row in rows]

@@ -26,6 +26,7 @@ from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.loading import fingerprint
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import hash_of, new_folder, read_lines, write_text
+from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 from grpo_kit.submission import output_check
 from grpo_kit.training import checkpoints, trackers
@@ -143,7 +144,7 @@ def train(
         processes.broadcast_from_first(lambda: run.is_done("train", settings, reads, config.run.force))
         and known == config.grpo.max_steps
     ):
-        return read_lines(run.metrics)[-1]
+        return read_metrics(run.metrics)[-1]
 
     started = time.monotonic()
     folder = run.path / "checkpoints"
@@ -178,7 +179,7 @@ def train(
         run.record_stage("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
 
     processes.broadcast_from_first(write)
-    return read_lines(run.metrics)[-1]
+    return read_metrics(run.metrics)[-1]
 
 
 def settings_of(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> dict[str, Any]:

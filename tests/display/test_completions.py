@@ -37,6 +37,12 @@ def test_a_file_is_followed_as_it_grows(path):
     assert [row["step"] for _, _, row in tail.new()] == [3]
 
 
+def test_figures_of_an_earlier_version_have_todays_names(path):
+    add(path, {"step": 1, "useful/share": 0.5})
+    ((_, _, row),) = completions.Tail(path).new()
+    assert row == {"step": 1, "groups/with_gradient": 0.5}
+
+
 def test_a_file_begun_anew_is_read_from_its_start(path):
     tail = completions.Tail(path)
     add(path, {"step": 1}, {"step": 2})

@@ -82,6 +82,14 @@ def test_rows_behind_a_checkpoint_and_torn_ones_are_cut(tmp_path):
     assert checkpoints.cut_back(tmp_path / "none.jsonl", 5) == [] and (tmp_path / "none.jsonl").read_text() == ""
 
 
+def test_a_run_of_an_earlier_version_is_resumed_with_its_figures_under_todays_names(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "useful/all_right": 0.75}) + "\n" for step in (1, 2)]
+    path.write_text("".join(lines))
+    assert checkpoints.cut_back(path, 1) == [{"step": 1, "groups/all_right": 0.75}]
+    assert path.read_text() == lines[0]  # what stands is left as it was written
+
+
 def test_clearing_leaves_nothing_of_a_training(tmp_path):
     checkpoints.save(tmp_path, 1, SETTINGS, write("1"))
     (tmp_path / ".step_2.5.partial").mkdir()

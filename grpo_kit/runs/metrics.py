@@ -1,0 +1,41 @@
+"""Reads `metrics.jsonl`, the figures of each training step, under the names that they have today."""
+
+from pathlib import Path
+from typing import Any
+
+from grpo_kit.runs.files import read_lines
+
+# What version 0.1.0 wrote, and what the same figure is called since.
+RENAMED = {
+    "useful/share": "groups/with_gradient",
+    "useful/asked": "groups/sampled",
+    "useful/replaced": "groups/replaced",
+    "useful/all_right": "groups/all_right",
+    "useful/all_wrong": "groups/all_wrong",
+    "useful/truncated": "groups/truncated",
+    "useful/unjudged": "groups/unjudged",
+}
+
+
+def with_current_names(row: dict[str, Any]) -> dict[str, Any]:
+    """The same figures in the same order, under today's names.
+
+    >>> with_current_names({"step": 3, "useful/share": 0.75})
+    {'step': 3, 'groups/with_gradient': 0.75}
+    """
+    return {RENAMED.get(name, name): value for name, value in row.items()}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, also of one that an earlier version wrote.
+
+    Args:
+        path: the file, `run.metrics`.
+
+    Returns:
+        One dict per training step: `step` (counted from 1), `seconds` since the first step, and the figures by name.
+
+    Raises:
+        FileNotFoundError: the run has not trained yet.
+    """
+    return [with_current_names(row) for row in read_lines(path)]
