@@ -1,6 +1,6 @@
 """The configuration of a run: sections, presets, checks."""
 
-from grpo_kit.config.load import load_config, preset_names, settle, to_yaml
+from grpo_kit.config.load import keep_finished_settings, load_config, preset_names, to_yaml
 from grpo_kit.config.schema import (
     Columns,
     Data,
@@ -16,5 +16,5 @@ from grpo_kit.config.schema import (
 
 __all__ = [
     "Columns", "Data", "Evaluation", "Grpo", "Lora", "Policy", "Run", "RunConfig", "Screening", "Stage",
-    "load_config", "preset_names", "settle", "to_yaml",
+    "load_config", "preset_names", "keep_finished_settings", "to_yaml",
 ]  # fmt: skip

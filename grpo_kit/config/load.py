@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from grpo_kit.config.checks import nearest
+from grpo_kit.config.checks import suggest_nearest
 from grpo_kit.config.schema import Columns, Data, Evaluation, Grpo, Lora, Policy, Run, RunConfig, Stage
 
 __all__ = [
-    "Columns", "Data", "Evaluation", "Grpo", "Lora", "Policy", "Run", "RunConfig", "Stage", "load_config", "settle", "to_yaml",
+    "Columns", "Data", "Evaluation", "Grpo", "Lora", "Policy", "Run", "RunConfig", "Stage", "load_config", "keep_finished_settings", "to_yaml",
 ]  # fmt: skip
 PRESETS = Path(__file__).with_name("presets")
 
@@ -45,7 +45,9 @@ def load_config(
         raise ValueError(f"The configuration cannot be merged: {str(error).splitlines()[0]}.") from None
 
 
-def settle(config: RunConfig, finished: list[dict[str, Any]], overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def keep_finished_settings(
+    config: RunConfig, finished: list[dict[str, Any]], overrides: list[str] | tuple[str, ...] = ()
+) -> RunConfig:
     """`config` with the sections that finished stages were made with, save where an override names another value.
 
     `finished`: the settings of those stages, as `asdict` gave them; keys that are no section are passed over.
@@ -73,7 +75,7 @@ def _read_layer(source: str) -> Any:
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            near = nearest(source, preset_names())
+            near = suggest_nearest(source, preset_names())
             raise ValueError(
                 f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
             )
@@ -109,7 +111,7 @@ def _refuse_unknown_keys(layer: Any, schema: type = RunConfig, prefix: str = "")
     for key in layer:
         name = f"{prefix}{key}"
         if key not in known:
-            near = nearest(name, _all_keys())
+            near = suggest_nearest(name, _all_keys())
             raise ValueError(
                 f"{name} is not a key of the configuration.{near or ' `grpo-kit train --dry-run` prints them all.'}"
             )

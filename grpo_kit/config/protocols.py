@@ -32,7 +32,7 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
-def impose(evaluation: Any) -> None:
+def apply_protocol(evaluation: Any) -> None:
     """Set in an `Evaluation`, frozen as it is, what `evaluation.protocol` fixes; None fixes nothing.
 
     Raises ValueError for an unknown protocol.

@@ -7,8 +7,8 @@ types; what it cannot know (groups of one, a batch that groups do not divide) is
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from grpo_kit.config.checks import at_least, one_of, require, share
-from grpo_kit.config.protocols import impose
+from grpo_kit.config.checks import require, require_at_least, require_one_of, require_share
+from grpo_kit.config.protocols import apply_protocol
 
 DTYPES = ("float32", "float16", "bfloat16")
 LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo")
@@ -29,9 +29,9 @@ class Policy:
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:
-        one_of("policy.dtype", self.dtype, DTYPES)
-        one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
-        share("policy.experts_on_host", self.experts_on_host)
+        require_one_of("policy.dtype", self.dtype, DTYPES)
+        require_one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
+        require_share("policy.experts_on_host", self.experts_on_host)
 
     def identity(self) -> dict[str, Any]:
         """What decides the policy's answers; where its bytes lie on this machine is left out."""
@@ -49,7 +49,7 @@ class Lora:
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
 
     def __post_init__(self) -> None:
-        at_least("lora.r", self.r, 1, "a LoRA update has at least rank 1")
+        require_at_least("lora.r", self.r, 1, "a LoRA update has at least rank 1")
         require(
             self.r <= 32, f"lora.r is {self.r}; the challenge's scorer takes ranks up to 32. Set lora.r to 32 or less."
         )
@@ -61,8 +61,8 @@ class Lora:
 
 def check_row_options(no_thinking: float, budgeted: float, token_budgets: list[int]) -> None:
     """Raise ValueError unless the shares leave room for each other and there are budgets to draw from."""
-    share("data.no_thinking", no_thinking)
-    share("data.budgeted", budgeted)
+    require_share("data.no_thinking", no_thinking)
+    require_share("data.budgeted", budgeted)
     require(
         no_thinking + budgeted <= 1,
         f"data.no_thinking {no_thinking} and data.budgeted {budgeted} are more than all rows together; a row is of one kind. "
@@ -74,7 +74,7 @@ def check_row_options(no_thinking: float, budgeted: float, token_budgets: list[i
         "data.token_budgets=[128,256,512], in tokens.",
     )
     for tokens in token_budgets:
-        at_least("data.token_budgets", tokens, 1, "a budget is a number of tokens")
+        require_at_least("data.token_budgets", tokens, 1, "a budget is a number of tokens")
 
 
 def check_band(band: list[float]) -> None:
@@ -95,8 +95,8 @@ class Screening:
     sigma: float = 0.1  # standard deviation of the pass rate aimed at; 0: strictly from easy to hard
 
     def __post_init__(self) -> None:
-        at_least("screening.num_generations", self.num_generations, 1, "a prompt is tried at least once")
-        at_least("screening.samples_per_round", self.samples_per_round, 1, "a round tries something")
+        require_at_least("screening.num_generations", self.num_generations, 1, "a prompt is tried at least once")
+        require_at_least("screening.samples_per_round", self.samples_per_round, 1, "a round tries something")
         require(self.sigma >= 0, f"screening.sigma is {self.sigma}; a standard deviation is 0 or more. Set it so.")
 
 
@@ -132,11 +132,11 @@ class Data:
     def __post_init__(self) -> None:
         check_row_options(self.no_thinking, self.budgeted, self.token_budgets)
         check_band(self.pass_rate)
-        at_least("data.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
+        require_at_least("data.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
         tokens = 1 if self.max_prompt_tokens is None else self.max_prompt_tokens
-        at_least("data.max_prompt_tokens", tokens, 1, "a prompt has at least one token")
-        at_least("data.val_size", self.val_size, 0, "a split cannot hold fewer than no rows")
-        at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")
+        require_at_least("data.max_prompt_tokens", tokens, 1, "a prompt has at least one token")
+        require_at_least("data.val_size", self.val_size, 0, "a split cannot hold fewer than no rows")
+        require_at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows; which of them are trained on later is left out."""
@@ -161,8 +161,10 @@ class Stage:
         beta, rate = self.beta or 0.0, 1.0 if self.learning_rate is None else self.learning_rate
         require(beta >= 0, f"grpo.stages' beta is {beta}; a weight of the KL is 0 or more. Set it so.")
         require(rate > 0, f"grpo.stages' learning_rate is {rate}; it must be above 0. Set it so.")
-        at_least("grpo.stages' max_completion_length", self.max_completion_length, 1, "a completion has a token")
-        one_of("grpo.stages' enter", self.enter, ("steps", "clipped", "plateau"))
+        require_at_least(
+            "grpo.stages' max_completion_length", self.max_completion_length, 1, "a completion has a token"
+        )
+        require_one_of("grpo.stages' enter", self.enter, ("steps", "clipped", "plateau"))
 
 
 @dataclass(frozen=True)
@@ -215,11 +217,17 @@ class Grpo:
     reward_weights: list[float] = field(default_factory=lambda: [1.0, 0.1])
 
     def __post_init__(self) -> None:
-        at_least("grpo.max_steps", self.max_steps, 1, "training takes at least one step")
-        at_least("grpo.per_device_train_batch_size", self.per_device_train_batch_size, 1, "a batch holds something")
-        at_least("grpo.gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "one batch is one step")
-        at_least("grpo.max_completion_length", self.max_completion_length, 1, "a completion has at least one token")
-        at_least("grpo.num_generations", self.num_generations, 2, "GRPO compares the answers within a group")
+        require_at_least("grpo.max_steps", self.max_steps, 1, "training takes at least one step")
+        require_at_least(
+            "grpo.per_device_train_batch_size", self.per_device_train_batch_size, 1, "a batch holds something"
+        )
+        require_at_least(
+            "grpo.gradient_accumulation_steps", self.gradient_accumulation_steps, 1, "one batch is one step"
+        )
+        require_at_least(
+            "grpo.max_completion_length", self.max_completion_length, 1, "a completion has at least one token"
+        )
+        require_at_least("grpo.num_generations", self.num_generations, 2, "GRPO compares the answers within a group")
         batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
         require(
             batch % self.num_generations == 0,
@@ -227,13 +235,13 @@ class Grpo:
             f"({self.per_device_train_batch_size} x {self.gradient_accumulation_steps}); whole groups must fit into a "
             f"step. Set grpo.per_device_train_batch_size to a multiple of {self.num_generations}.",
         )
-        one_of("grpo.loss_type", self.loss_type, LOSSES)
-        one_of("grpo.advantage", self.advantage, ("group", "leave_one_out"))
-        one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))
-        one_of("grpo.on_alarm", self.on_alarm, ("warn", "stop"))
-        one_of("grpo.vllm", self.vllm or "server", ("colocate", "server"))
-        at_least("grpo.save_steps", self.save_steps, 1, "a checkpoint follows a step")
-        at_least("grpo.eval_steps", self.eval_steps, 0, "0 means never")
+        require_one_of("grpo.loss_type", self.loss_type, LOSSES)
+        require_one_of("grpo.advantage", self.advantage, ("group", "leave_one_out"))
+        require_one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))
+        require_one_of("grpo.on_alarm", self.on_alarm, ("warn", "stop"))
+        require_one_of("grpo.vllm", self.vllm or "server", ("colocate", "server"))
+        require_at_least("grpo.save_steps", self.save_steps, 1, "a checkpoint follows a step")
+        require_at_least("grpo.eval_steps", self.eval_steps, 0, "0 means never")
         require(
             self.resample_budget >= 0,
             f"grpo.resample_budget is {self.resample_budget}; it is a share of a step's groups, 0 or more. Set it so.",
@@ -281,12 +289,12 @@ class Evaluation:
     verifier: str = "math_answer.py:math_reward"
 
     def __post_init__(self) -> None:
-        impose(self)
+        apply_protocol(self)
         problems = 1 if self.num_problems is None else self.num_problems
-        at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
-        at_least("evaluation.num_generations", self.num_generations, 1, "a problem is tried at least once")
-        at_least("evaluation.max_completion_length", self.max_completion_length, 1, "a completion has a token")
-        at_least("evaluation.batch_size", self.batch_size, 1, "a batch holds something")
+        require_at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
+        require_at_least("evaluation.num_generations", self.num_generations, 1, "a problem is tried at least once")
+        require_at_least("evaluation.max_completion_length", self.max_completion_length, 1, "a completion has a token")
+        require_at_least("evaluation.batch_size", self.batch_size, 1, "a batch holds something")
         require(self.temperature >= 0, f"evaluation.temperature is {self.temperature}; it must be 0 (greedy) or more.")
 
 

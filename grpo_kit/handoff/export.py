@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from grpo_kit.config import RunConfig, Stage
-from grpo_kit.config.checks import one_of
+from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect
 from grpo_kit.policy.load import base_name, source_of
@@ -37,7 +37,7 @@ def write(
     FileExistsError when `out` is there and not empty, OSError when the disk has no room for the merged model, ValueError
     for another engine or a damaged adapter; nothing is left behind then.
     """
-    one_of("--to", to, tuple(ENGINES))
+    require_one_of("--to", to, tuple(ENGINES))
     out = (out or run.path / "handoff" / to).absolute()
     _check(run, out)
     base = _base(config) if merge else None

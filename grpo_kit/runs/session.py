@@ -31,7 +31,7 @@ def open_run(
         asked = configuration.load_config([str(run.config)], overrides)
     stands = BUILDS_ON[stage] if stage else STAGES
     finished = [run.stages()[done]["settings"] for done in stands if done in run.stages()]
-    asked = configuration.settle(asked, finished, overrides)
+    asked = configuration.keep_finished_settings(asked, finished, overrides)
     return replace(asked, run=replace(asked.run, name=run.name, force=force or asked.run.force)), run
 
 

@@ -247,7 +247,7 @@ def _checked(
 
 def _with(config: configuration.RunConfig, overrides: Sequence[str]) -> configuration.RunConfig:
     try:
-        return configuration.settle(config, [], overrides)
+        return configuration.keep_finished_settings(config, [], overrides)
     except OmegaConfBaseException as error:
         configuration.load_config(["tiny"], overrides)  # says it better: which key, and which was meant
         raise ValueError(f"{', '.join(overrides)} does not fit: {str(error).splitlines()[0]}. Correct it.") from None

@@ -143,14 +143,14 @@ def test_a_share_of_experts_is_a_share(share):
 
 def test_settle_keeps_what_finished_stages_were_made_with():
     made = {"data": asdict(config.Data(source="mine.jsonl", test_size=9)), "seed": 1}
-    settled = config.settle(config.load_config(["tiny"], ["grpo.max_steps=5"]), [made])
+    settled = config.keep_finished_settings(config.load_config(["tiny"], ["grpo.max_steps=5"]), [made])
     assert (settled.data.source, settled.data.test_size, settled.grpo.max_steps) == ("mine.jsonl", 9, 5)
 
 
 def test_settle_lets_an_explicit_override_through_so_that_the_stage_can_object():
     made = {"data": asdict(config.Data(source="mine.jsonl"))}
     asked = config.load_config(["tiny"], ["data.source=other.jsonl"])
-    assert config.settle(asked, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"
+    assert config.keep_finished_settings(asked, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda", "cuda:0", "cuda:2", "disk", ""])

@@ -184,7 +184,7 @@ def test_without_a_merged_model_it_says_so_at_the_top(trained, tmp_path):
     ],
 )
 def test_settings_in_their_words(collected, overrides, expected):
-    other = replace(collected, config=config.settle(collected.config, [], overrides))
+    other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
     for version, block in VERSIONS.items():
         whole = merged(nemo_overlay.overlay(other, version, other.parts()[0]), version)
         asserted(whole, block)
@@ -209,7 +209,7 @@ def test_a_schedule_is_transformers_own(collected, kind, warm):
     from transformers import get_scheduler
 
     told = [f"grpo.lr_scheduler_type={kind}", f"grpo.warmup_steps={warm}"]
-    other = replace(collected, config=config.settle(collected.config, [], told))
+    other = replace(collected, config=config.keep_finished_settings(collected.config, [], told))
     *parts, last = nemo_overlay.scheduler(other, 8)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     made = [getattr(torch.optim.lr_scheduler, p["name"].rpartition(".")[2])(optimizer, **p["kwargs"]) for p in parts]
@@ -430,7 +430,7 @@ def test_a_screened_run_hands_over_what_it_kept_easy_ones_first(trained, tmp_pat
     copied.record_stage(
         "screen", {"screening": {"sigma": 0.0}}, [copied.manifest], [copied.screened], 1.0, config.to_yaml(chosen)
     )
-    strict = config.settle(chosen, [], ["screening.sigma=0"])
+    strict = config.keep_finished_settings(chosen, [], ["screening.sigma=0"])
     folder = export.write(strict, copied, "nemo-rl", tmp_path / "b")
     assert read(folder / "nemo_rl/grpo_v06.yaml")["data"]["shuffle"] is False
     rates = {row["question"]: row["pass_rate"] for row in rows}

@@ -142,7 +142,7 @@ def test_rows_with_a_word_on_thinking_keep_it(trained, tmp_path):
 
 def test_what_trl_calls_epsilon_high_under_cispo_is_the_largest_weight(trained, tmp_path):
     chosen, run = trained
-    other = config.settle(chosen, [], ["grpo.loss_type=cispo", "grpo.epsilon_high=4"])
+    other = config.keep_finished_settings(chosen, [], ["grpo.loss_type=cispo", "grpo.epsilon_high=4"])
     assert "    epsilon_high=5.0,\n" in (export.write(other, run, "trl", tmp_path / "b") / "train.py").read_text()
 
 
@@ -154,7 +154,7 @@ def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
         (tmp_path / folder / "my-reward.py").write_text(f"def {folder}_reward(completions, **_):\n    return [1.0]\n")
         specs.append(f"{folder}/my-reward.py:{folder}_reward")
     chosen, run = trained
-    other = config.settle(chosen, [], [f"grpo.reward_funcs=[{','.join(specs)}]"])
+    other = config.keep_finished_settings(chosen, [], [f"grpo.reward_funcs=[{','.join(specs)}]"])
     folder = export.write(other, run, "trl", tmp_path / "b")
     assert sorted(path.name for path in (folder / "rewards").iterdir()) == ["my_reward.py", "my_reward_.py"]
     text = (folder / "train.py").read_text()

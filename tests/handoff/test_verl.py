@@ -147,7 +147,7 @@ def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
     ],
 )
 def test_settings_in_their_words(collected, overrides, key, value):
-    other = replace(collected, config=config.settle(collected.config, [], overrides))
+    other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
     assert verl.settings(other)[key] == value
 
 
@@ -157,6 +157,6 @@ def test_a_reward_of_one_s_own_becomes_the_score(trained, tmp_path, monkeypatch)
         "def length_reward(completions, **_):\n    return [None if not c else len(c) / 10 for c in completions]\n"
     )
     chosen, run = trained
-    other = config.settle(chosen, [], ["grpo.reward_funcs=[mine.py]", "grpo.reward_weights=[1.0]"])
+    other = config.keep_finished_settings(chosen, [], ["grpo.reward_funcs=[mine.py]", "grpo.reward_weights=[1.0]"])
     folder = export.write(other, run, "verl", tmp_path / "b")
     assert spawned(folder / "reward.py", folder / "val.parquet", ["1234", ""] * 10) == [0.4, 0.0] * 10
