@@ -24,7 +24,7 @@ from grpo_kit import __version__
 from grpo_kit.config import Data, RunConfig, to_yaml
 from grpo_kit.data import cleaning, row_options, sources
 from grpo_kit.data.steps import Pipeline, Row, Show, digest_of, kept_for_later
-from grpo_kit.policy.chat import messages
+from grpo_kit.policy.chat import build_messages
 from grpo_kit.rewards.tools.loading import fingerprint
 from grpo_kit.runs.files import hash_of, new_folder, write_lines, write_text
 from grpo_kit.runs.run import Run
@@ -130,7 +130,7 @@ def row_of(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
     """
     kept = {
         "id": row.id,
-        "prompt": messages(row.problem, data.prompt_suffix, data.system_prompt),
+        "prompt": build_messages(row.problem, data.prompt_suffix, data.system_prompt),
         "answer": row.answer,
         "source": row.source,
         "pass_rate": None,  # not screened

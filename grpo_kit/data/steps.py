@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import cleaning, sources
-from grpo_kit.policy.chat import messages, token_counter
+from grpo_kit.policy.chat import build_messages, make_token_counter
 from grpo_kit.runs.files import read_lines, write_lines
 
 BATCH = 1000  # prompts whose tokens are counted at a time
@@ -144,11 +144,11 @@ class Pipeline:
         self.gone |= {number: (reason, why) for number, reason, why in self.finished.step(step, find())}
 
     def _too_long(self, limit: int) -> Iterator[tuple[int, str, str]]:
-        count = token_counter(self.config.policy)
+        count = make_token_counter(self.config.policy)
         numbers, data = self.left(), self.config.data
         for start in range(0, len(numbers), BATCH):
             part = numbers[start : start + BATCH]
-            asked = [messages(self.rows[n].problem, data.prompt_suffix, data.system_prompt) for n in part]
+            asked = [build_messages(self.rows[n].problem, data.prompt_suffix, data.system_prompt) for n in part]
             for number, length in zip(part, count(asked), strict=True):
                 if length > limit:
                     yield number, "long prompt", f"{length} tokens"

@@ -19,7 +19,7 @@ from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.evaluation import problem_sets, results
 from grpo_kit.evaluation.comparison import compare
 from grpo_kit.policy import generate, vllm_engine
-from grpo_kit.policy.chat import opened_think
+from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint
 from grpo_kit.runs.files import differences, hash_of, write_lines, write_text
@@ -85,7 +85,7 @@ def pay(
     return verifier(
         completions=[[{"role": "assistant", "content": s.text}] for s in samples],
         prompts=[row["prompt"] for row in rows],
-        prompt_opened_think=opened_think(tokenizer, rows, enable_thinking),
+        prompt_opened_think=prompts_open_thinking(tokenizer, rows, enable_thinking),
         **{key: [row.get(key) for row in rows] for key in columns},
     )
 
@@ -130,8 +130,8 @@ def measure(
     thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
     room = protocol.max_model_len if protocol else None
     engine, why = vllm_engine.open_engine(config, adapter, room)
-    texts = generate.render(engine.tokenizer, [p.prompt for p in asked], thinking)
-    ids = [i for i in generate.encode(engine.tokenizer, texts) for _ in range(how.num_generations)]
+    prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in asked]
+    ids = [prompt for prompt in prompts for _ in range(how.num_generations)]
     generate.room(ids, how, room)
     sampling = {
         "engine": engine.name, "engine_why": why, "protocol": how.protocol, "sets": how.sets, "num_generations": how.num_generations,
@@ -149,7 +149,11 @@ def measure(
         "truncated": sum(not s.finished for s in drawn) / len(drawn),
         "seconds": round(seconds + time.monotonic() - started, 2),
         "sampling": sampling,
-        "prompt": {"rendered": texts[0], "add_generation_prompt": True, "enable_thinking": thinking},
+        "prompt": {
+            "rendered": render_prompt(engine.tokenizer, asked[0].prompt, thinking),
+            "add_generation_prompt": True,
+            "enable_thinking": thinking,
+        },
         "problems": tried,
     }
     write_text(path, json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
@@ -167,7 +171,7 @@ def _judged(
     votes, read = None, answer_reader(verifier) if tries > 1 else None
     if read:
         columns = [{key: value for key, value in row.items() if key not in ("prompt", "answer")} for row in rows]
-        opened = opened_think(tokenizer, rows, thinking)
+        opened = prompts_open_thinking(tokenizer, rows, thinking)
         votes = [
             read(s.text, **row | {"prompt_opened_think": o}) for s, row, o in zip(drawn, columns, opened, strict=True)
         ]

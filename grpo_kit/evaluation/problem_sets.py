@@ -10,7 +10,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.data import sources
 from grpo_kit.data.cleaning import gold_of
-from grpo_kit.policy.chat import messages
+from grpo_kit.policy.chat import build_messages
 from grpo_kit.runs.files import hash_of as hash_of_file
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run
@@ -54,9 +54,9 @@ def load(config: RunConfig, run: Run) -> list[Problem]:
             prompt = row["prompt"]
             bare = prompt if isinstance(prompt, str) else prompt[-1]["content"].removesuffix(suffix)
             if protocol:
-                turns = messages(bare, protocol.prompt_suffix)
+                turns = build_messages(bare, protocol.prompt_suffix)
             elif isinstance(prompt, str):
-                turns = messages(bare, config.data.prompt_suffix, config.data.system_prompt)
+                turns = build_messages(bare, config.data.prompt_suffix, config.data.system_prompt)
             else:
                 turns = prompt
             found.append(Problem(name, turns, {key: value for key, value in row.items() if key != "prompt"}))

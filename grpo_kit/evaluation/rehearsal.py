@@ -17,7 +17,7 @@ from grpo_kit.config.protocols import CHALLENGE_SUFFIX, PROTOCOLS
 from grpo_kit.data import cleaning, puzzles, sources
 from grpo_kit.data.files import read
 from grpo_kit.evaluation import evaluate, problem_sets
-from grpo_kit.policy.chat import messages
+from grpo_kit.policy.chat import build_messages
 from grpo_kit.policy.load import base_name
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run
@@ -84,7 +84,7 @@ def held_out(config: RunConfig, run: Run, count: int) -> list[problem_sets.Probl
     suffix = PROTOCOLS["challenge"].prompt_suffix
     return [
         problem_sets.Problem(
-            "train.csv", messages(row["prompt"], suffix), {k: row[k] for k in ("id", "answer", "family")}
+            "train.csv", build_messages(row["prompt"], suffix), {k: row[k] for k in ("id", "answer", "family")}
         )
         for row in sorted(drawn, key=lambda row: row["line"])
     ]

@@ -23,7 +23,7 @@ from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.evaluate import Reward, pay, sample, scores
-from grpo_kit.policy.chat import conversations
+from grpo_kit.policy.chat import template_conversations
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.loading import fingerprint
 from grpo_kit.runs.files import differences, hash_of, read_lines, write_lines, write_text
@@ -146,7 +146,7 @@ def _try_all(
     asked = dict(
         zip(
             (row["id"] for row in rows),
-            conversations(tokenizer, rows, config.policy.enable_thinking),
+            template_conversations(tokenizer, rows, config.policy.enable_thinking),
             strict=True,
         )
     )

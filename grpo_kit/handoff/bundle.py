@@ -14,8 +14,7 @@ from grpo_kit.data import cleaning, curriculum
 from grpo_kit.data.preparation import SPLITS
 from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
-from grpo_kit.policy.chat import opened_think as opened_think_chat
-from grpo_kit.policy.chat import token_counter
+from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking
 from grpo_kit.policy.load import base_name, load_tokenizer
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
 from grpo_kit.runs.files import read_lines, write_text
@@ -98,7 +97,7 @@ class Bundle:
 
     def opened_think(self, split: str) -> list[bool]:
         """For each row, whether its prompt ends inside an open `<think>`."""
-        return opened_think_chat(self.tokenizer, self.rows[split], self.config.policy.enable_thinking)
+        return prompts_open_thinking(self.tokenizer, self.rows[split], self.config.policy.enable_thinking)
 
     def epochs(self, steps: int) -> int:
         """How often the training rows are gone through in so many steps; engines stop at the end of the last."""
@@ -132,7 +131,7 @@ def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) ->
         screened = read_lines(run.screened)
         rows["train"] = curriculum.order(screened, len(screened), config.screening.sigma, config.run.seed)
     tokenizer = load_tokenizer(config.policy)
-    count = token_counter(config.policy)
+    count = make_token_counter(config.policy)
     longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
     shutil.copytree(run.adapter, aside / "adapter")
     bundle = Bundle(config, run, out, aside, merge, rows, tokenizer, longest)

@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from grpo_kit.handoff.bundle import Bundle, turns
-from grpo_kit.policy.chat import conversations
+from grpo_kit.policy.chat import template_conversations
 from grpo_kit.runs.files import write_lines, write_text
 
 TEMPLATE = Path(__file__).with_name("train.py.txt")
@@ -57,7 +57,7 @@ def rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
     Where rows have a word of their own on thinking it rides on their last turn, and the tokenizer's template heeds it.
     """
     of_split = bundle.rows[split]
-    asked = conversations(bundle.tokenizer, of_split, bundle.config.policy.enable_thinking)
+    asked = template_conversations(bundle.tokenizer, of_split, bundle.config.policy.enable_thinking)
     found = []
     for row, conversation, opens in zip(of_split, asked, bundle.opened_think(split), strict=True):
         own = {key: conversation[-1][key] for key in ("enable_thinking",) if key in conversation[-1]}

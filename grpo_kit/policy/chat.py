@@ -1,7 +1,7 @@
-"""How a problem becomes a prompt, and what the chat template adds to it.
+"""Prompts: how a problem becomes chat messages, how the chat template renders them, and how to split a completion.
 
-Nemotron's template opens `<think>` at the end of the prompt when thinking is on. The completion therefore starts
-inside the thinking and holds only the closing tag; a reward that waits for `<think>` in the completion pays 0 for ever.
+Nemotron's template opens `<think>` at the end of the prompt when thinking is on. The completion therefore starts inside
+the thinking and contains only the closing tag. A reward that looks for `<think>` in the completion always pays 0.
 """
 
 from collections.abc import Callable
@@ -10,99 +10,159 @@ from typing import Any
 from grpo_kit.config import Policy
 from grpo_kit.config.checks import require
 
+Messages = list[dict[str, Any]]  # one conversation: turns with `role` and `content`
 
-def messages(problem: str, suffix: str = "", system: str = "") -> list[dict[str, str]]:
-    """The conversation that asks one problem: an optional system turn, then one user turn.
-
-    >>> messages("What is 2 + 2?")
-    [{'role': 'user', 'content': 'What is 2 + 2?'}]
-    """
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": problem + suffix}]
-
-
-def opens_thinking(tokenizer: Any, enable_thinking: bool) -> bool:
-    """Whether the prompts this tokenizer's chat template makes end inside an open `<think>`."""
-    text = tokenizer.apply_chat_template(
-        messages("?"), tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-    )
-    return text.rfind("<think>") > text.rfind("</think>")
-
-
-def split_thinking(completion: str) -> tuple[str, str]:
-    """(thinking, answer) of a completion whose prompt opened `<think>`; no closing tag: it is all thinking.
-
-    >>> split_thinking("7+8=15\\n</think>\\n\\\\boxed{15}")
-    ('7+8=15', '\\\\boxed{15}')
-    """
-    thinking, closed, answer = completion.rpartition("</think>")
-    if not closed:
-        return completion.strip(), ""
-    return thinking.removeprefix("<think>").strip(), answer.strip()
-
-
-def text_of(completion: str | list[dict[str, str]]) -> str:
-    """The text of a completion, be it a string or TRL's list of one assistant message."""
-    return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
-
-
-# TRL 1.16 hands the chat template one set of keywords for all rows, so a row's own word rides on its last turn.
-SWITCH = (
+# TRL 1.16 passes the same template arguments for all rows. A row's own setting therefore travels on its last turn.
+THINKING_SWITCH = (
     "{%- if messages and messages[-1].enable_thinking is boolean -%}"
     "{%- set enable_thinking = messages[-1].enable_thinking -%}{%- endif -%}"
 )
 
 
-def conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_thinking: bool) -> list[list[dict[str, Any]]]:
-    """The rows' prompts as the chat template is to see them, and `tokenizer`'s template taught to heed their options.
+def build_messages(problem: str, suffix: str = "", system: str = "") -> Messages:
+    """Build the conversation that asks one problem.
 
-    A row with an `enable_thinking` of its own is asked so, whatever the run asks of the others. Raises ValueError where a
-    row differs from the run and the template knows no such word.
+    Args:
+        problem: The problem's text.
+        suffix: Text that is appended to the problem, for example how to write the answer.
+        system: Text of the system turn; without it the conversation has no system turn.
+
+    Returns:
+        An optional system turn, then one user turn.
+
+    Example:
+        >>> build_messages("What is 2 + 2?")
+        [{'role': 'user', 'content': 'What is 2 + 2?'}]
     """
-    own = [row.get("enable_thinking") for row in rows]
-    if all(word is None for word in own):
+    system_turns = [{"role": "system", "content": system}] if system else []
+    return [*system_turns, {"role": "user", "content": problem + suffix}]
+
+
+def render_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool) -> str:
+    """Render a conversation with the tokenizer's chat template, up to where the model's reply begins.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        messages: The conversation.
+        enable_thinking: Whether the model should think before it answers; templates that do not use it ignore it.
+
+    Returns:
+        The prompt's text, with all special tokens written out.
+    """
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+    )
+
+
+def encode_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool) -> list[int]:
+    """Token ids of `render_prompt`'s text. No special tokens are added, because the template wrote them all.
+
+    Args and the meaning of `enable_thinking` are those of `render_prompt`.
+    """
+    return tokenizer.encode(render_prompt(tokenizer, messages, enable_thinking), add_special_tokens=False)
+
+
+def template_opens_thinking(tokenizer: Any, enable_thinking: bool) -> bool:
+    """Whether prompts that this tokenizer's chat template makes end inside an open `<think>`."""
+    text = render_prompt(tokenizer, build_messages("?"), enable_thinking)
+    return text.rfind("<think>") > text.rfind("</think>")
+
+
+def prompts_open_thinking(tokenizer: Any, rows: list[dict[str, Any]], enable_thinking: bool) -> list[bool]:
+    """For each row, whether its prompt ends inside an open `<think>`: the rewards' column `prompt_opened_think`.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template.
+        rows: Data rows; a row's own `enable_thinking`, where it has one, counts for that row.
+        enable_thinking: The run's setting, for rows without their own.
+    """
+    settings = [_row_thinking(row, enable_thinking) for row in rows]
+    opens = {setting: template_opens_thinking(tokenizer, setting) for setting in set(settings)}
+    return [opens[setting] for setting in settings]
+
+
+def split_thinking(completion: str) -> tuple[str, str]:
+    """Split a completion whose prompt opened `<think>` into (thinking, answer).
+
+    Without a closing tag the whole completion is thinking and the answer is empty.
+
+    Example:
+        >>> split_thinking("7+8=15\\n</think>\\n\\\\boxed{15}")
+        ('7+8=15', '\\\\boxed{15}')
+    """
+    thinking, closing_tag, answer = completion.rpartition("</think>")
+    if not closing_tag:
+        return completion.strip(), ""
+    return thinking.removeprefix("<think>").strip(), answer.strip()
+
+
+def completion_text(completion: str | list[dict[str, str]]) -> str:
+    """The text of a completion, which TRL passes as a string or as a list with one assistant message."""
+    return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
+
+
+def template_conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_thinking: bool) -> list[Messages]:
+    """The rows' prompts as TRL should pass them to the chat template, with each row's own `enable_thinking` obeyed.
+
+    Where some row has an `enable_thinking` of its own, the tokenizer's template is extended by `THINKING_SWITCH`, and
+    each such row's last turn carries its value.
+
+    Args:
+        tokenizer: A transformers tokenizer with a chat template. Its template may be changed.
+        rows: Data rows with a `prompt` (messages) and perhaps an `enable_thinking`.
+        enable_thinking: The run's setting, for rows without their own.
+
+    Returns:
+        One conversation for each row.
+
+    Raises:
+        ValueError: A row's setting differs from the run's and the chat template ignores `enable_thinking`.
+    """
+    settings = [row.get("enable_thinking") for row in rows]
+    if all(setting is None for setting in settings):
         return [row["prompt"] for row in rows]
-    if SWITCH not in tokenizer.chat_template:
-        tokenizer.chat_template = SWITCH + tokenizer.chat_template
-    marked = [
-        row["prompt"] if word is None else [*row["prompt"][:-1], row["prompt"][-1] | {"enable_thinking": word}]
-        for row, word in zip(rows, own, strict=True)
-    ]
-    other = next((turns for turns, word in zip(marked, own, strict=True) if word not in (None, enable_thinking)), None)
-    if other is not None:
-        plain = [{key: value for key, value in turn.items() if key != "enable_thinking"} for turn in other]
-        texts = {
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-            )
-            for turns in (other, plain)
-        }
+    if THINKING_SWITCH not in tokenizer.chat_template:
+        tokenizer.chat_template = THINKING_SWITCH + tokenizer.chat_template
+    conversations = [_mark_last_turn(row["prompt"], setting) for row, setting in zip(rows, settings, strict=True)]
+    different = [i for i, setting in enumerate(settings) if setting not in (None, enable_thinking)]
+    if different:
+        marked, unmarked = conversations[different[0]], rows[different[0]]["prompt"]
         require(
-            len(texts) == 2,
-            "Some rows ask for an answer without thinking, and the policy's chat template makes the same prompt of them as of "
-            "the others; it knows no enable_thinking. Set data.no_thinking=0 and prepare the data again.",
+            render_prompt(tokenizer, marked, enable_thinking) != render_prompt(tokenizer, unmarked, enable_thinking),
+            "Some rows have an enable_thinking that differs from the run's, and the policy's chat template renders them "
+            "like all others because it ignores enable_thinking. Set data.no_thinking=0 and prepare the data again.",
         )
-    return marked
+    return conversations
 
 
-def opened_think(tokenizer: Any, rows: list[dict[str, Any]], enable_thinking: bool) -> list[bool]:
-    """For each row, whether its prompt ends inside an open `<think>`; the column of that name that rewards ask for."""
-    own = [row.get("enable_thinking") for row in rows]
-    asked = [enable_thinking if word is None else word for word in own]
-    opens = {word: opens_thinking(tokenizer, word) for word in set(asked)}
-    return [opens[word] for word in asked]
+def make_token_counter(policy: Policy) -> Callable[[list[Messages]], list[int]]:
+    """Load the policy's tokenizer and return a function that counts the tokens of prompts.
 
+    Args:
+        policy: The policy; its `enable_thinking` is passed to the chat template.
 
-def token_counter(policy: Policy) -> Callable[[list[list[dict[str, str]]]], list[int]]:
-    """A function from prompts (message lists) to their lengths in tokens, the policy's chat template included."""
+    Returns:
+        A function from conversations to their lengths in tokens, with the chat template included.
+
+    Raises:
+        FileNotFoundError: The policy's tokenizer is neither in a local folder nor on the Hub.
+    """
     from grpo_kit.policy.load import load_tokenizer
 
     tokenizer = load_tokenizer(policy)
 
-    def count(asked: list[list[dict[str, str]]]) -> list[int]:
-        texts = tokenizer.apply_chat_template(
-            asked, tokenize=False, add_generation_prompt=True, enable_thinking=policy.enable_thinking
-        )
+    def count_tokens(prompts: list[Messages]) -> list[int]:
+        texts = [render_prompt(tokenizer, messages, policy.enable_thinking) for messages in prompts]
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    return count
+    return count_tokens
+
+
+def _row_thinking(row: dict[str, Any], enable_thinking: bool) -> bool:
+    own_setting = row.get("enable_thinking")
+    return enable_thinking if own_setting is None else own_setting
+
+
+def _mark_last_turn(messages: Messages, setting: bool | None) -> Messages:
+    """The conversation with `setting` on its last turn, where `THINKING_SWITCH` finds it."""
+    return messages if setting is None else [*messages[:-1], messages[-1] | {"enable_thinking": setting}]

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from grpo_kit.config import Evaluation
+from grpo_kit.policy.chat import encode_prompt
 from grpo_kit.runs import processes
 
 
@@ -22,17 +23,6 @@ class Sample(NamedTuple):
     text: str
     tokens: int
     finished: bool
-
-
-def render(tokenizer: Any, conversations: list[list[dict[str, str]]], enable_thinking: bool) -> list[str]:
-    """The exact text that each conversation becomes by the chat template, ready to be answered."""
-    how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": enable_thinking}
-    return [tokenizer.apply_chat_template(turns, **how) for turns in conversations]
-
-
-def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of rendered prompts; the template has written all special tokens already."""
-    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def batches(ids: list[list[int]], size: int) -> list[list[int]]:
@@ -108,7 +98,7 @@ def sample(
 ) -> list[Sample]:  # fmt: skip
     """One completion for each conversation, in order; `seed` fixes them all. `progress` is told (done, total). Of several
     processes each draws every so-manieth batch, and all have all."""
-    ids = encode(tokenizer, render(tokenizer, conversations, enable_thinking))
+    ids = [encode_prompt(tokenizer, messages, enable_thinking) for messages in conversations]
     draw, found = Transformers(model, tokenizer, evaluation), {}
     for number, batch in enumerate(batches(ids, evaluation.batch_size)):
         if number % processes.process_count() == processes.process_rank():

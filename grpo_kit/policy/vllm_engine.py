@@ -18,10 +18,10 @@ import torch
 from grpo_kit.adapters.lora import attach_adapter
 from grpo_kit.config import RunConfig
 from grpo_kit.policy import generate
-from grpo_kit.policy.chat import messages
+from grpo_kit.policy.chat import build_messages, encode_prompt
 from grpo_kit.policy.load import load_policy, source_of
 
-PROBE = messages("What is 12 + 34?")
+PROBE = build_messages("What is 12 + 34?")
 PROBE_TOKENS = 16
 SERVER, TIMEOUT = "http://127.0.0.1:8000", 60.0  # where TRL looks for one; seconds for an answer
 CLOSE = 0.1  # largest difference of a log-probability, in nats, that 16-bit arithmetic in another order may make
@@ -110,7 +110,7 @@ def sampler(config: RunConfig) -> tuple[dict[str, Any], str]:
     if why := _missing(config):
         return {}, why
     model, tokenizer = load_policy(config.policy)
-    ids = generate.encode(tokenizer, generate.render(tokenizer, [PROBE], config.policy.enable_thinking))[0]
+    ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
     expected, ends = _greedy(model, tokenizer, ids), generate.end_tokens(model, tokenizer)
     del model
     _free()
@@ -133,7 +133,7 @@ def open_engine(
     model, tokenizer = _load(config, adapter)
     why = _unfit(config)
     if not why:
-        ids = generate.encode(tokenizer, generate.render(tokenizer, [PROBE], config.policy.enable_thinking))[0]
+        ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
         expected, ends = _greedy(model, tokenizer, ids), generate.end_tokens(model, tokenizer)
         del model  # the card holds one of the two at a time
         _free()

@@ -12,6 +12,7 @@ from typing import Any
 
 from grpo_kit.config import Policy
 from grpo_kit.nemotron import base_models
+from grpo_kit.policy.chat import render_prompt
 from grpo_kit.submission import config_check, inspect_zip, zip_reader
 from grpo_kit.submission.findings import FATAL, OK, WARNING, Finding
 from grpo_kit.submission.inspect_zip import CONFIG, TENSORS
@@ -141,12 +142,7 @@ def _last_logits(model: Any, asked: dict[str, Any]) -> Any:
 
 
 def _tokenized(tokenizer: Any, conversations: list[Any], enable_thinking: bool) -> dict[str, Any]:
-    texts = [
-        tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-        )
-        for turns in conversations
-    ]
+    texts = [render_prompt(tokenizer, turns, enable_thinking) for turns in conversations]
     return dict(tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"))
 
 

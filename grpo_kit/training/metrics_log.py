@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from grpo_kit.nemotron import expert_placement
-from grpo_kit.policy.chat import text_of
+from grpo_kit.policy.chat import completion_text
 from grpo_kit.runs import processes
 from grpo_kit.training import alarms, checkpoints
 
@@ -118,8 +118,8 @@ class CompletionRecord(TrainerCallback):
             [
                 {
                     "step": step,
-                    "prompt": text_of(batch["prompts"][i][-1:]),
-                    "completion": text_of(completion),
+                    "prompt": completion_text(batch["prompts"][i][-1:]),
+                    "completion": completion_text(completion),
                     "answer": batch["answer"][i],
                     "rewards": {name: values[i] for name, values in paid.items()},
                 }

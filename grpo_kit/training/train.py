@@ -21,7 +21,7 @@ from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.planning import memory
 from grpo_kit.policy import vllm_engine
-from grpo_kit.policy.chat import conversations, opened_think, text_of
+from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.loading import fingerprint
 from grpo_kit.runs import processes
@@ -218,8 +218,8 @@ def make_trainer(
         draw = "in_order" if draw == "useful" else draw  # the curriculum goes by pass rates already
         rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
     thinking = config.policy.enable_thinking
-    opened = opened_think(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
-    asked = conversations(tokenizer, rows, thinking)
+    opened = prompts_open_thinking(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
+    asked = template_conversations(tokenizer, rows, thinking)
     rows = [
         row | {"prompt": turns, "prompt_opened_think": opens}
         for row, turns, opens in zip(rows, asked, opened, strict=True)
@@ -289,13 +289,7 @@ def _prompts_asked(config: RunConfig) -> int:
 def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
     """Token ids of the longest prompts, as many as a step asks at most, the longest first. Found by characters, then counted."""
     step = memory.sampled_at_once(config.grpo) // config.grpo.num_generations
-    longest = sorted(rows, key=lambda row: -len(text_of(row["prompt"])))[: max(step, 64)]
+    longest = sorted(rows, key=lambda row: -len(completion_text(row["prompt"])))[: max(step, 64)]
     thinking = config.policy.enable_thinking
-    texts = [
-        tokenizer.apply_chat_template(
-            row["prompt"], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
-        )
-        for row in longest
-    ]
-    ids = sorted((tokenizer.encode(text, add_special_tokens=False) for text in texts), key=len, reverse=True)
+    ids = sorted((encode_prompt(tokenizer, row["prompt"], thinking) for row in longest), key=len, reverse=True)
     return [ids[i % len(ids)] for i in range(step)]

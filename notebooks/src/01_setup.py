@@ -171,15 +171,12 @@ print(f"{type(model).__name__}: {parameters:,} parameters in {model.dtype} on {m
 # A problem reaches the policy inside a chat template, and the template decides where the reply begins.
 
 # %%
-from grpo_kit.policy.chat import messages, split_thinking
+from grpo_kit.policy.chat import build_messages, render_prompt, split_thinking
 
 problem = "What is 47 + 38?"
-conversation = messages(problem, config.data.prompt_suffix, config.data.system_prompt)
+conversation = build_messages(problem, config.data.prompt_suffix, config.data.system_prompt)
 thinking_on = config.policy.enable_thinking
-prompt = tokenizer.apply_chat_template(
-    conversation, tokenize=False, add_generation_prompt=True, enable_thinking=thinking_on
-)
-print(prompt)
+print(render_prompt(tokenizer, conversation, thinking_on))
 
 # %% [markdown]
 # **You should see** a last line that says `<think>`: the *template* has opened the thinking. The reply therefore starts

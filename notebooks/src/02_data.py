@@ -164,9 +164,9 @@ for source in manifest["sources"]:
 
 # %%
 from grpo_kit.evaluation import screening
-from grpo_kit.policy.chat import token_counter
+from grpo_kit.policy.chat import make_token_counter
 
-lengths = sorted(token_counter(config.policy)([row["prompt"] for row in train]))
+lengths = sorted(make_token_counter(config.policy)([row["prompt"] for row in train]))
 rates = screening.glance(config, run, verifier)
 display(data_funnel.shape(lengths, rates))
 print(f"shortest {lengths[0]}, median {lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens")

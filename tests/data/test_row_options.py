@@ -1,14 +1,10 @@
 """Rows asked not to think, rows told a budget: how many, which, what the template makes of them, and what they are paid."""
 
-import json
-
 import pytest
 
 from grpo_kit import config
 from grpo_kit.data import row_options
 from grpo_kit.data.preparation import prepare
-from grpo_kit.policy.chat import conversations, opened_think
-from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import find_run
@@ -72,63 +68,6 @@ def test_only_training_rows_have_options(tmp_path):
 def test_shares_and_budgets_that_make_no_sense_are_refused(overrides, said):
     with pytest.raises(ValueError, match=said):
         config.load_config(["tiny"], overrides)
-
-
-@pytest.fixture
-def tokenizer():
-    return load_tokenizer(config.Policy())
-
-
-def rendered(tokenizer, rows, enable_thinking):
-    return [
-        tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-        ).rpartition("assistant\n")[2]
-        for turns in conversations(tokenizer, rows, enable_thinking)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("own", "run", "end"),
-    [
-        (None, True, "<think>\n"),
-        (None, False, "<think></think>"),
-        (True, True, "<think>\n"),
-        (True, False, "<think>\n"),
-        (False, True, "<think></think>"),
-        (False, False, "<think></think>"),
-    ],
-)
-def test_a_rows_own_word_goes_before_the_runs(tokenizer, own, run, end):
-    rows = [row(0, enable_thinking=own), row(1, enable_thinking=True)]
-    assert rendered(tokenizer, rows, run) == [end, "<think>\n"]
-    assert opened_think(tokenizer, rows, run) == [end == "<think>\n", True]
-    assert opened_think(tokenizer, [row(0)], run) == [run]
-
-
-def test_a_system_turn_stays_as_it_is_and_the_rows_too(tokenizer):
-    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "q"}]
-    given = {"id": "x", "prompt": turns, "enable_thinking": False}
-    before = json.dumps(given)
-    (asked,) = conversations(tokenizer, [given], True)
-    assert asked[0] == turns[0] and json.dumps(given) == before
-
-
-def test_a_template_with_the_published_ones_default_heeds_it_too(tokenizer):
-    """Nemotron's own template begins by giving `enable_thinking` a default."""
-    tokenizer.chat_template = (
-        "{%- set enable_thinking = enable_thinking if enable_thinking is defined else True %}"
-        "{%- for m in messages %}{{ m.content }}{% endfor %}assistant\n{{ '<think>\\n' if enable_thinking else '<think></think>' }}"
-    )
-    rows = [row(0, enable_thinking=False), row(1, enable_thinking=True), row(2, enable_thinking=None)]
-    assert rendered(tokenizer, rows, True) == ["<think></think>", "<think>\n", "<think>\n"]
-
-
-def test_a_template_that_knows_no_such_word_is_refused(tokenizer):
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(ValueError, match=r"knows no enable_thinking.*data\.no_thinking=0"):
-        conversations(tokenizer, [row(0, enable_thinking=False)], True)
-    conversations(tokenizer, [row(0, enable_thinking=True)], True)  # asks nothing of the template
 
 
 def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path):

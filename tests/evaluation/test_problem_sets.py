@@ -8,7 +8,7 @@ from grpo_kit import config
 from grpo_kit.config.protocols import CHALLENGE_SUFFIX
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import problem_sets
-from grpo_kit.policy.chat import messages
+from grpo_kit.policy.chat import build_messages
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import find_run
 
@@ -37,7 +37,7 @@ def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run,
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
     *own, other = problem_sets.load(told(path), run)
     assert [p.prompt for p in own] == [row["prompt"] for row in read_lines(run.data_file("test"))]
-    assert other.prompt == messages("What is 1 + 1?", "now", "Be brief.")
+    assert other.prompt == build_messages("What is 1 + 1?", "now", "Be brief.")
     assert other.row == {"answer": "2", "id": f"{path}:1", "source": "a"} and other.set == str(path)
 
 
@@ -45,7 +45,7 @@ def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
     found = problem_sets.load(told(path, "evaluation.protocol=challenge"), run)
-    assert found[-1].prompt == messages("What is 1 + 1?", CHALLENGE_SUFFIX)
+    assert found[-1].prompt == build_messages("What is 1 + 1?", CHALLENGE_SUFFIX)
     assert all("now" not in p.prompt[0]["content"] and len(p.prompt) == 1 for p in found)
 
 

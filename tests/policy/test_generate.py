@@ -5,6 +5,7 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.policy import generate
+from grpo_kit.policy.chat import encode_prompt
 
 GREEDY = config.Evaluation(max_completion_length=40, temperature=0.0, batch_size=3)
 
@@ -30,7 +31,7 @@ def test_a_seed_fixes_the_draw(tiny_policy):
 
 def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
     how = config.Evaluation(max_completion_length=40, batch_size=4)
-    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ask(*["What is 47 + 38?"] * 8), True))
+    ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 8)]
     whole = generate.sample(*tiny_policy, ask(*["What is 47 + 38?"] * 8), how, seed=5)
     draw = generate.Transformers(*tiny_policy, how)
     assert draw(ids[4:], generate.seed_of(5, 1)) == whole[4:]
@@ -58,9 +59,8 @@ def test_thinking_can_be_turned_off(tiny_policy):
 
 
 def test_prompt_and_completion_share_the_room_there_is(tiny_policy):
-    short, long = generate.encode(
-        tiny_policy[1], generate.render(tiny_policy[1], ask("What is 1?", "What is 47 + 38?"), True)
-    )
+    conversations = ask("What is 1?", "What is 47 + 38?")
+    short, long = (encode_prompt(tiny_policy[1], messages, True) for messages in conversations)
     draw = generate.Transformers(*tiny_policy, GREEDY, max_model_len=len(long) + 3)
     assert [(s.tokens, s.finished) for s in draw([short, long], 1)] == [(3 + len(long) - len(short), False), (3, False)]
     with pytest.raises(ValueError, match=f"has {len(long)} tokens"):

@@ -18,6 +18,7 @@ from grpo_kit import config
 from grpo_kit.adapters.lora import attach_adapter
 from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generate, vllm_engine
+from grpo_kit.policy.chat import encode_prompt
 from grpo_kit.policy.load import Path, load_policy, source_of
 
 ASKED = [[{"role": "user", "content": text}] for text in ("What is 47 + 38?", "What is 90 - 12?", "What is 5 + 6?")]
@@ -102,14 +103,14 @@ def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_pol
     engine, why = vllm_engine.open_engine(chosen(temperature=0.0), None, 300)
     assert (engine.name, why) == ("vllm 0.17.1", "")
     assert vllm.opened == [{"enable_lora": False, "max_lora_rank": 8, "max_model_len": 300}]
-    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ASKED, True))
+    ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ASKED]
     expected = generate.Transformers(*tiny_policy, chosen(temperature=0.0).evaluation)(ids, 1)
     assert engine(ids, 1) == expected
 
 
 def test_each_request_is_drawn_from_its_own_seed(vllm, tiny_policy):
     engine, _ = vllm_engine.open_engine(chosen(), None)
-    ids = generate.encode(tiny_policy[1], generate.render(tiny_policy[1], ASKED[:1] * 4, True))
+    ids = [encode_prompt(tiny_policy[1], ASKED[0], True)] * 4
     first = engine(ids, 7)
     assert first == engine(ids, 7) != engine(ids, 8) and len({s.text for s in first}) > 1
     assert len(engine(ids[:2], 2**63 - 1)) == 2  # the largest seed has no successor
