@@ -37,7 +37,7 @@ def make(folder: Path, base: str) -> int:
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "bias": "none",
         "base_model_name_or_path": base, "inference_mode": True, "modules_to_save": None, "lora_dropout": 0.0,
     }  # fmt: skip
-    shapes = shapes_of(said, base_models.modules(base), "model.")
+    shapes = shapes_of(said, base_models.lora_modules(base), "model.")
     lines, end = {}, 0
     for key, shape in shapes.items():
         size = 2 * shape[0] * shape[1]

@@ -129,7 +129,7 @@ def _fold_experts(model: Any, tensors: dict[str, torch.Tensor], saved: dict[str,
     return done
 
 
-def load_into(attached: Any, folder: Path) -> None:
+def load_adapter_values(attached: Any, folder: Path) -> None:
     """Give a model that has the LoRA's modules the values of `folder`, in the type the modules have.
 
     Raises ValueError when config and tensors do not fit each other or the model.

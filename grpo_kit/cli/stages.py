@@ -68,7 +68,7 @@ def package(
 ) -> Path:  # fmt: skip
     """The adapter as a zip, the run's own or one from elsewhere for the policy `base`; returns its path."""
     from grpo_kit.policy.load import base_name
-    from grpo_kit.submission.package import package as pack
+    from grpo_kit.submission.package import package_adapter as pack
 
     notes: list[str] = []
     with terminal.working("packing") if adapters else terminal.stage(run, "package", "packing") as show:
@@ -93,7 +93,7 @@ def score(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> 
 def check(path: Path, policy: Policy | None, run: Run | None) -> None:
     """The doctor's table for a zip, on the base `policy` or the one the zip names. Raises RuntimeError for a fatal finding."""
     from grpo_kit.submission.inspect_zip import is_fatal
-    from grpo_kit.submission.output_check import check as examine
+    from grpo_kit.submission.output_check import check_submission as examine
 
     findings = examine(path, policy, run.probe if run else None)
     terminal.findings(path, findings)

@@ -45,14 +45,16 @@ def score(
         )
     with tempfile.TemporaryDirectory() as folder:
         _check(zip_path, base_name(config.policy))
-        output_check.unpack(zip_path, Path(folder))
+        output_check.unpack_adapter(zip_path, Path(folder))
         return evaluate.measure(
             "score", config, run, verifier, Path(folder), progress, held_out(config, run, count), how, zip_path
         )
 
 
 def _check(zip_path: Path, base: str) -> None:
-    wrong = [finding for finding in inspect_zip.inspect(zip_path, base) if finding.severity == findings.FATAL]
+    wrong = [
+        finding for finding in inspect_zip.inspect_submission(zip_path, base) if finding.severity == findings.FATAL
+    ]
     if wrong:
         raise ValueError(f"{zip_path} must not be submitted: {wrong[0].what} `grpo-kit check {zip_path}` says more.")
 

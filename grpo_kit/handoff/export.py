@@ -42,12 +42,12 @@ def write(
     _check(run, out)
     base = _base(config) if merge else None
     if base:
-        merging.room_for(base, out)
+        merging.check_disk_space(base, out)
     try:
         with new_folder(out) as aside:
             bundle = collect(config, run, out, aside, merge)
             if base:
-                merging.merge(base, run.adapter, aside / "model", progress)
+                merging.merge_adapter(base, run.adapter, aside / "model", progress)
             start, lost = ENGINES[to].write(bundle)
             write_text(aside / "README.md", readme(bundle, to, start, lost))
     finally:
@@ -125,7 +125,7 @@ def _base(config: RunConfig) -> Path:
     """Where the base's published safetensors lie; of an NF4 checkpoint, those it was made of."""
     tiny = config.policy.model == "tiny"
     name = source_of(config.policy) if tiny else base_name(config.policy)
-    return merging.base_folder(name, config.policy.revision)
+    return merging.find_base_folder(name, config.policy.revision)
 
 
 def _changed_rewards(bundle: Bundle, note: dict[str, Any]) -> list[str]:

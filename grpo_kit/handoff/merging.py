@@ -29,7 +29,7 @@ SPARE = 1 << 28  # bytes left over for what lies beside the weights
 Progress = Callable[[int, int, str], None]
 
 
-def base_folder(name: str, revision: str | None = None) -> Path:
+def find_base_folder(name: str, revision: str | None = None) -> Path:
     """The folder that holds the published safetensors of `name`: a folder, or a Hub id's snapshot in the cache.
 
     Raises FileNotFoundError when they are not on this machine.
@@ -46,7 +46,7 @@ def base_folder(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def merge(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> None:
+def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> None:
     """Write into `out`, a new folder, the model of `base` with the LoRA of `adapter` added, in bf16.
 
     `base` holds safetensors under published names: experts one by one, or stacked as (experts, out, in). What a router or
@@ -57,7 +57,7 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress | None = None
     shards = _shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
     beside = [path for path in kept if not path.name.endswith(".index.json")]
-    room_for(base, out.parent)
+    check_disk_space(base, out.parent)
     with _opened(adapter / "adapter_model.safetensors") as lora:
         pairs = _pairs(lora, json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")), adapter)
         _check_fit(base, shards, lora, set(pairs), adapter)
@@ -82,7 +82,7 @@ def merge(base: Path, adapter: Path, out: Path, progress: Progress | None = None
     (out / "config.json").write_text(json.dumps(config | {key: "bfloat16"}, indent=2) + "\n", encoding="utf-8")
 
 
-def room_for(base: Path, where: Path) -> None:
+def check_disk_space(base: Path, where: Path) -> None:
     """Raise OSError (ENOSPC), naming both sizes, unless the disk of `where` has room for the merged model."""
     need = SPARE
     for shard in _shards(base):

@@ -48,7 +48,7 @@ def submit(
 
 def examine(path: Path) -> None:
     """Raise ValueError or FileNotFoundError for a zip on which a try would be lost: a fatal finding, or the tiny policy's zip."""
-    findings = inspect_zip.inspect(path)
+    findings = inspect_zip.inspect_submission(path)
     lost = [finding for finding in findings if finding.severity == inspect_zip.FATAL or finding.code == "base-tiny"]
     if lost:
         raise ValueError(

@@ -23,7 +23,7 @@ SAVED = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?(?:\.weig
 Modules = dict[str, tuple[int, int]]
 
 
-def named(base: object) -> str | None:
+def recognize_base(base: object) -> str | None:
     """Which base a name means: PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any
     case), TINY for the embedded policy's; else None. Nothing is looked up."""
     if not isinstance(base, str):
@@ -34,20 +34,20 @@ def named(base: object) -> str | None:
     return TINY if base in ("tiny", TINY) else None
 
 
-def known(base: object) -> str | None:
-    """What `named` says, and `base` itself for a local folder with a config.json; else None."""
-    if (which := named(base)) or not isinstance(base, str) or not base or "\0" in base or len(base) > 4096:
+def resolve_base(base: object) -> str | None:
+    """What `recognize_base` says, and `base` itself for a local folder with a config.json; else None."""
+    if (which := recognize_base(base)) or not isinstance(base, str) or not base or "\0" in base or len(base) > 4096:
         return which
     return base if Path(base, "config.json").is_file() else None
 
 
-def modules(base: str) -> Modules:
+def lora_modules(base: str) -> Modules:
     """{published name: (out_features, in_features)} of every module of `base` that can carry a LoRA, in the model's order.
 
-    `base` is any name that `known` knows. Raises FileNotFoundError for another, ValueError when a folder's config.json
+    `base` is any name that `resolve_base` knows. Raises FileNotFoundError for another, ValueError when a folder's config.json
     is not a Nemotron-H's.
     """
-    if (which := known(base)) is None:
+    if (which := resolve_base(base)) is None:
         raise FileNotFoundError(
             f"{base!r} is no base model known here. Give {PUBLISHED}, tiny, or a local folder with a config.json."
         )
@@ -83,16 +83,16 @@ def _modules(path: Path, text: str) -> Modules:  # `text`, so that a changed fil
     return found
 
 
-def endings(name: str) -> list[str]:
+def name_endings(name: str) -> list[str]:
     """A module's name and what is left of it without its first parts: `a.b.c`, `b.c`, `c`."""
     parts = name.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
-def chosen(targets: Iterable[str], there: Iterable[str]) -> list[str]:
+def select_modules(targets: Iterable[str], there: Iterable[str]) -> list[str]:
     """The modules of `there` that a list of target modules names: in full or by its end, as PEFT takes a list."""
     wanted = set(targets)
-    return [name for name in there if not wanted.isdisjoint(endings(name))]
+    return [name for name in there if not wanted.isdisjoint(name_endings(name))]
 
 
 def rank_of(module: str, config: Mapping[str, Any]) -> int:
@@ -102,7 +102,7 @@ def rank_of(module: str, config: Mapping[str, Any]) -> int:
     all that are seen are, the longest counting.
     """
     pattern = config.get("rank_pattern") or {}
-    return next((pattern[end] for end in endings(module) if end in pattern), config["r"])
+    return next((pattern[end] for end in name_endings(module) if end in pattern), config["r"])
 
 
 def module_of(key: str) -> tuple[str, str] | None:

@@ -76,15 +76,15 @@ def examine_config(config: dict[str, Any]) -> list[Finding]:
 def examine_base(config: dict[str, Any], base: str | None) -> tuple[str, list[Finding]]:
     """(the base to compare with, findings): `base` if one is given, else the one the config names, else the scorer's."""
     said = config.get("base_model_name_or_path")
-    meant = base_models.named(said)
-    which = base_models.named(base) or base or meant or base_models.PUBLISHED
+    meant = base_models.recognize_base(said)
+    which = base_models.recognize_base(base) or base or meant or base_models.PUBLISHED
     name, wanted = shown(said), shown(which)
     write = f"Write {wanted} into base_model_name_or_path."
     if which == meant == base_models.TINY:
         does = f"It has {base_models.PUBLISHED}, which nothing of this adapter fits."
         what = "It is an adapter for the embedded tiny policy."
         return which, [Finding("base-tiny", WARNING, what, does, "Use it to try the chain only.")]
-    if meant and (which == meant or base_models.modules(which) == base_models.modules(meant)):
+    if meant and (which == meant or base_models.lora_modules(which) == base_models.lora_modules(meant)):
         if said in (base_models.PUBLISHED, base_models.TINY) or PLACES.search(said.lower()):
             return which, [Finding("base", OK, f"The base is {name}.")]
         what = f"The base is named {name}, not {wanted}."

@@ -18,7 +18,7 @@ LARGEST_CONFIG = 1 << 20  # bytes; a real one has about 1,000
 LARGEST_SEEN = 3_200_000_000  # bytes of a zip; one of 3,095 MB was accepted
 
 
-def inspect(path: Path, base: str | None = None) -> list[Finding]:
+def inspect_submission(path: Path, base: str | None = None) -> list[Finding]:
     """Findings about the zip at `path`, fatal ones first.
 
     `base`: the model it is to fit (any name `expected.modules` takes); without it, the one the adapter names, else the
@@ -28,7 +28,7 @@ def inspect(path: Path, base: str | None = None) -> list[Finding]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file; grpo-kit package writes a zip. Check the path.")
     if base is not None:
-        base_models.modules(base)
+        base_models.lora_modules(base)
     try:
         with zip_reader.opened(path) as opened:
             findings = _inside(opened, path, base)
@@ -66,7 +66,7 @@ def _tensors(opened: zip_reader.Archive, member: str, config: dict[str, Any], ba
     with opened.stream(member) as file:
         try:
             entries = safetensors_reader.read_header(file, opened.members[member].file_size)
-            halves, about = tensor_check.examine_tensors(entries, config, base_models.modules(base))
+            halves, about = tensor_check.examine_tensors(entries, config, base_models.lora_modules(base))
             findings += about
             values = {e.name: value for e, value in safetensors_reader.read_values(file, entries) if value is not None}
             findings += tensor_check.examine_values(values, halves)

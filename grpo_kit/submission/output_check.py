@@ -18,13 +18,13 @@ from grpo_kit.submission.findings import FATAL, OK, WARNING, Finding
 from grpo_kit.submission.inspect_zip import CONFIG, TENSORS
 
 
-def check(path: Path, policy: Policy | None = None, probe: Path | None = None) -> list[Finding]:
+def check_submission(path: Path, policy: Policy | None = None, probe: Path | None = None) -> list[Finding]:
     """The doctor's findings, and when none is fatal and the base's weights are at hand, what the outputs show.
 
     `policy`: the base; without it the one the adapter names. `probe`: the trained policy's logits as `write_probe` left
     them; without it the zip is compared with the base only. Raises FileNotFoundError for a missing file or base.
     """
-    found = inspect_zip.inspect(path, policy.model if policy else None)
+    found = inspect_zip.inspect_submission(path, policy.model if policy else None)
     if inspect_zip.is_fatal(found):
         return found
     if policy is None and any(finding.code == "base-tiny" for finding in found):
@@ -94,7 +94,7 @@ def _with_submitted(model: Any, path: Path) -> Any:
 
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
-        unpack(path, folder)
+        unpack_adapter(path, folder)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         saved = {base_models.module_of(key): value for key, value in load_file(folder / TENSORS).items()}
         pairs = {place[0]: (value, saved[place[0], "B"]) for place, value in saved.items() if place and place[1] == "A"}
@@ -111,7 +111,7 @@ def _with_submitted(model: Any, path: Path) -> Any:
         return attach_adapter(model, folder)
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack_adapter(path: Path, folder: Path) -> None:
     """Put the two files of a zip that the doctor has passed into `folder`."""
     with zip_reader.opened(path) as opened:
         for member in opened.members:

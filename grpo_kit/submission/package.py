@@ -13,7 +13,7 @@ from grpo_kit.runs.run import Run
 MEMBERS = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def package(
+def package_adapter(
     config: RunConfig, run: Run, out: Path | None = None, adapters: Sequence[Path] = (), base: str | None = None,
     dtype: str | None = None, ranks: str = "pad", stacked: str = "auto", say: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,

@@ -21,7 +21,7 @@ from grpo_kit.adapters import low_rank
 from grpo_kit.adapters.folder import CONFIG, TENSORS, Source
 from grpo_kit.adapters.layouts import STACKED, Pair, joined, read
 from grpo_kit.nemotron import base_models
-from grpo_kit.nemotron.base_models import Modules, chosen
+from grpo_kit.nemotron.base_models import Modules, select_modules
 
 LARGEST_RANK = 32  # the scorer's max_lora_rank
 LISTED = 64  # at most so many modules' errors are named
@@ -57,14 +57,14 @@ def pack(
             raise ValueError(f"{name} is {value!r}; it is one of {', '.join(filter(None, usual))}. Name one of them.")
     sources = [Source(folder) for folder in folders]
     told = [source.config.get("base_model_name_or_path") for source in sources]
-    meant = base_models.known(base or told[0])
-    if base is None and (meant is None or any(base_models.known(other) != meant for other in told)):
+    meant = base_models.resolve_base(base or told[0])
+    if base is None and (meant is None or any(base_models.resolve_base(other) != meant for other in told)):
         raise ValueError(
             f"{' and '.join(map(str, folders))} were trained on {' and '.join(str(name)[:80] for name in told)}, which is no one base "
             f"that is known here. Name the base with policy.model=..., such as {base_models.PUBLISHED}."
         )
     try:
-        there = base_models.modules(meant) if meant else None
+        there = base_models.lora_modules(meant) if meant else None
     except ValueError:  # a policy of another architecture: its adapter goes as it is
         there = None
     notes, adapters, losses = [], [], {}
@@ -163,7 +163,7 @@ def targets(names: Iterable[str], there: Iterable[str]) -> list[str]:
     left, found = set(names), []
     for parts in (1, 2):
         for ending in sorted({".".join(name.split(".")[-parts:]) for name in left}):
-            meant = set(chosen([ending], there))
+            meant = set(select_modules([ending], there))
             if meant <= left:
                 found.append(ending)
                 left -= meant

@@ -116,7 +116,7 @@ def _complete(halves: Halves, config: dict[str, Any], there: base_models.Modules
     targets = targets_of(config)
     if targets is None:
         return findings
-    known = {end for name in there for end in base_models.endings(name)}
+    known = {end for name in there for end in base_models.name_endings(name)}
     if idle := [target for target in targets if target not in known]:
         all_idle = len(idle) == len(targets)
         what = f"target_modules names {listed(idle, 6)}, which {'match' if len(idle) > 1 else 'matches'} nothing in the base."
@@ -127,7 +127,7 @@ def _complete(halves: Halves, config: dict[str, Any], there: base_models.Modules
                 "Name modules that exist: " + ", ".join(sorted({name.rpartition(".")[2] for name in there})) + ".",
             )
         )  # fmt: skip
-    wanted = {(name, half) for name in base_models.chosen(targets, there) for half in "AB"}
+    wanted = {(name, half) for name in base_models.select_modules(targets, there) for half in "AB"}
     if missing := [
         place for name in there for half in "AB" if (place := (name, half)) in wanted and place not in halves
     ]:

@@ -181,7 +181,7 @@ class UsefulTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The adapter by our own reader (PEFT's would stack the experts' pairs), and what the book knew."""
-        lora.load_into(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        lora.load_adapter_values(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
         kept = json.loads(Path(resume_from_checkpoint, "drawing.json").read_text())
         self.book.restore(kept)
 

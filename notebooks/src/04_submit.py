@@ -137,7 +137,7 @@ terminal.example(run)
 # %%
 from grpo_kit.submission import package
 
-zip_path = package.package(config, run)
+zip_path = package.package_adapter(config, run)
 print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 
 # %% [markdown]
@@ -153,7 +153,7 @@ print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 # %%
 from grpo_kit.submission import inspect_zip, output_check
 
-findings = output_check.check(zip_path, config.policy, run.probe)
+findings = output_check.check_submission(zip_path, config.policy, run.probe)
 terminal.findings(zip_path, findings)
 assert not inspect_zip.is_fatal(findings), (
     "Do not submit this zip; follow the remedies above, and pack again."

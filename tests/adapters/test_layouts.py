@@ -18,7 +18,7 @@ from grpo_kit.runs.run import find_run
 from grpo_kit.submission import inspect_zip, package
 from tests.helpers.submissions import shapes_of
 
-THERE = base_models.modules("tiny")
+THERE = base_models.lora_modules("tiny")
 ALL = [
     "q_proj",
     "k_proj",
@@ -87,7 +87,7 @@ def packed(tmp_path):
         notes = []
         run = find_run("r", tmp_path / "runs")
         how = {"base": "tiny"} | how
-        path = package.package(config.RunConfig(), run, tmp_path / out, folders, say=notes.append, **how)
+        path = package.package_adapter(config.RunConfig(), run, tmp_path / out, folders, say=notes.append, **how)
         with zipfile.ZipFile(path) as archive:
             return (
                 path,
@@ -163,7 +163,7 @@ def test_what_peft_saved_says_the_same_once_packed(trainer, packed, tmp_path, ba
     # The file is exactly what its config announces, in the published names, with 2-D pairs alone.
     assert {key: tuple(value.shape) for key, value in tensors.items()} == shapes_of(told, THERE)
     assert ranks == "pattern" or not told["rank_pattern"]
-    assert [finding for finding in inspect_zip.inspect(path, "tiny") if finding.severity == "fatal"] == []
+    assert [finding for finding in inspect_zip.inspect_submission(path, "tiny") if finding.severity == "fatal"] == []
     assert told["r"] <= 32 and not told["use_rslora"]
 
 

@@ -179,7 +179,7 @@ def test_the_last_metric_decides(scored, monkeypatch):
 
 def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     chosen, run = scored
-    zip_path = package.package(chosen, run, tmp_path / "s.zip")
+    zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
     own = rehearsal.score(chosen, run, VERIFIER, 6)
     elsewhere = find_run("other", tmp_path / "elsewhere")
     found = rehearsal.score(chosen, elsewhere, VERIFIER, 60, zip_path)
@@ -193,7 +193,7 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
 
 def test_a_zip_s_score_is_kept_until_the_zip_is_another(scored, tmp_path, monkeypatch):
     chosen, run = scored
-    zip_path = package.package(chosen, run, tmp_path / "s.zip")
+    zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
     first = rehearsal.score(chosen, run, VERIFIER, 6, zip_path)
 
     def drawn_again(*_):

@@ -39,7 +39,7 @@ def random_adapter(folder, shapes, r=4, alpha=6, **config):
 
 def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     chosen, run = trained
-    merging.merge(tiny.FOLDER, run.adapter, tmp_path / "model")
+    merging.merge_adapter(tiny.FOLDER, run.adapter, tmp_path / "model")
     model, tokenizer = load_policy(chosen.policy)
     whole = lora.attach_adapter(model, run.adapter).merge_and_unload().state_dict()
     merged = stored(tmp_path / "model")
@@ -63,7 +63,7 @@ def test_experts_are_added_to_one_by_one_and_stacked_alike(tmp_path):
     moved = random_adapter(
         tmp_path / "a", {f"{single}.{e}.up_proj": (64, 128) for e in (0, 5)} | {f"{single}.5.down_proj": (128, 64)}
     )
-    merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "one")
+    merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "one")
     base = load_file(tiny.FOLDER / "model.safetensors")
     stacked = {name: value for name, value in base.items() if "layers.1.mixer.experts." not in name}
     for matrix in ("up_proj", "down_proj"):
@@ -72,7 +72,7 @@ def test_experts_are_added_to_one_by_one_and_stacked_alike(tmp_path):
         )
     shutil.copytree(tiny.FOLDER, tmp_path / "stacked")
     save_file(stacked, tmp_path / "stacked/model.safetensors", metadata={"format": "pt"})
-    merging.merge(tmp_path / "stacked", tmp_path / "a", tmp_path / "all")
+    merging.merge_adapter(tmp_path / "stacked", tmp_path / "a", tmp_path / "all")
     one, fused = stored(tmp_path / "one"), stored(tmp_path / "all")
     for matrix in ("up_proj", "down_proj"):
         for expert in range(8):
@@ -102,7 +102,7 @@ def test_a_llama_in_shards_keeps_its_shards(llama, tmp_path):
             torch.nn.init.normal_(value, std=0.1)
     lora.save_adapter(model, tmp_path / "a", "llama")
     shown = []
-    merging.merge(llama, tmp_path / "a", tmp_path / "m", lambda *what: shown.append(what))
+    merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m", lambda *what: shown.append(what))
     names = sorted(path.name for path in llama.glob("*.safetensors"))
     assert sorted(path.name for path in (tmp_path / "m").glob("*.safetensors")) == names and len(names) > 2
     assert [what[:2] for what in shown] == [(n, len(names)) for n in range(1, len(names) + 1)]
@@ -149,7 +149,7 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
         alive -= 1
 
     monkeypatch.setattr(merging, "_opened", lambda path: Watched(safe_open(path, "pt")))
-    merging.merge(llama, tmp_path / "a", tmp_path / "m")
+    merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m")
     assert most <= 3  # a tensor and the two halves of its pair
 
 
@@ -172,7 +172,7 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
 def test_an_adapter_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path, shapes, config, said):
     random_adapter(tmp_path / "a", shapes, **config)
     with pytest.raises(ValueError, match=said):
-        merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+        merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
@@ -181,13 +181,13 @@ def test_what_is_no_pair_is_not_left_out_silently(tmp_path):
     path = tmp_path / "a/adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ValueError, match="holds base_model.model.lm_head.weight, which is no half"):
-        merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+        merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
 
 
 def test_rank_stabilised_scale(tmp_path):
     module = "model.layers.2.mixer.q_proj"
     moved = random_adapter(tmp_path / "a", {module: (128, 128)}, use_rslora=True)
-    merging.merge(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
     name = "backbone.layers.2.mixer.q_proj.weight"
     expected = load_file(tiny.FOLDER / "model.safetensors")[name].float() + moved[module] * 6 / 2
     torch.testing.assert_close(stored(tmp_path / "m")[name].float(), expected, rtol=2**-8, atol=1e-6)
@@ -214,9 +214,9 @@ def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, said):
     random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
     damage(llama)
     with pytest.raises(kind, match=said):
-        merging.merge(llama, tmp_path / "a", tmp_path / "m")
+        merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
 def test_the_base_of_the_embedded_policy_is_its_folder():
-    assert merging.base_folder(source_of(Policy())) == tiny.FOLDER
+    assert merging.find_base_folder(source_of(Policy())) == tiny.FOLDER

@@ -84,7 +84,7 @@ def fields(rng):
 
 def entries(rng):
     """A header whose lines are made up: any names, types, shapes and places."""
-    names = [*shapes_of(SAID, base_models.modules("tiny"))]
+    names = [*shapes_of(SAID, base_models.lora_modules("tiny"))]
     lines, end = {}, 0
     for _ in range(rng.randint(0, 40)):
         dtype, size = rng.choice([("F32", 4), ("BF16", 2), ("I8", 1), ("F64", 8), ("F4", 0.5)])
@@ -158,7 +158,7 @@ def main(count, folder, seed=1):
             written.append(str(args[0]))
 
     for base in ("tiny", base_models.PUBLISHED):
-        base_models.modules(base)
+        base_models.lora_modules(base)
     sys.addaudithook(watch)
     most = 0
     for number in range(count):
@@ -166,7 +166,7 @@ def main(count, folder, seed=1):
         reset_peak()
         before = rss("VmRSS")
         watching, started = True, time.process_time()
-        findings = inspect_zip.inspect(path)
+        findings = inspect_zip.inspect_submission(path)
         watching, seconds = False, time.process_time() - started
         most, slowest = max(most, rss("VmHWM") - before), max(slowest, seconds)
         seen |= {finding.code for finding in findings}

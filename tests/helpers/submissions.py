@@ -32,7 +32,7 @@ def shapes_of(said, there, root="backbone."):
     published or `model.` as transformers 5 saves; both load.
     """
     shapes = {}
-    for name in base_models.chosen(said["target_modules"], there):
+    for name in base_models.select_modules(said["target_modules"], there):
         (out, inside), r = there[name], base_models.rank_of(name, said)
         key = f"base_model.model.{name.replace('backbone.', root, 1)}"
         shapes[f"{key}.lora_A.weight"], shapes[f"{key}.lora_B.weight"] = (r, inside), (out, r)
@@ -42,7 +42,7 @@ def shapes_of(said, there, root="backbone."):
 def tensors(said, base="tiny", root="backbone.", dtype="float32", seed=0):
     """{key: random values} of a complete adapter for a config."""
     rng = np.random.default_rng(seed)
-    shapes = shapes_of(said, base_models.modules(base), root)
+    shapes = shapes_of(said, base_models.lora_modules(base), root)
     return {key: (rng.random(shape, "f4") - 0.5).astype(dtype) for key, shape in shapes.items()}
 
 

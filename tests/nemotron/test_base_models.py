@@ -14,7 +14,7 @@ ALL = [*DENSE, "up_proj", "down_proj"]
 
 @pytest.fixture(scope="module")
 def nano():
-    return base_models.modules(base_models.PUBLISHED)
+    return base_models.lora_modules(base_models.PUBLISHED)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
 
     with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
         stored = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    found = base_models.modules("tiny")
+    found = base_models.lora_modules("tiny")
     assert {f"{name}.weight": shape for name, shape in found.items()}.items() <= stored.items()
     left = {key.removesuffix(".weight") for key in stored if "proj" in key} - found.keys()
     assert left == set()
@@ -74,8 +74,8 @@ def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
 def test_a_folder_is_read_by_its_own_config(tmp_path):
     saved = json.loads((tiny.FOLDER / "config.json").read_text()) | {"n_routed_experts": 3}
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    found = base_models.modules(str(tmp_path))
-    assert len(base_models.chosen(["up_proj"], found)) == 2 * (3 + 1)
+    found = base_models.lora_modules(str(tmp_path))
+    assert len(base_models.select_modules(["up_proj"], found)) == 2 * (3 + 1)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_folder_is_read_by_its_own_config(tmp_path):
 def test_a_folder_of_another_model_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="no config of a Nemotron-H"):
-        base_models.modules(str(tmp_path))
+        base_models.lora_modules(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,17 @@ def test_a_folder_of_another_model_is_refused(tmp_path, text):
     ],
 )
 def test_a_base_is_known_by_its_names(base, which):
-    assert base_models.known(base) == which
+    assert base_models.resolve_base(base) == which
 
 
 def test_an_unknown_base_says_what_is_known():
     with pytest.raises(FileNotFoundError, match="'Qwen/Qwen3-4B' is no base model known here"):
-        base_models.modules("Qwen/Qwen3-4B")
+        base_models.lora_modules("Qwen/Qwen3-4B")
 
 
 def test_rank_pattern_counts_by_the_end_of_a_name():
     config = {"r": 8, "rank_pattern": {"experts.1.up_proj": 4, "in_proj": 2}, "target_modules": ["up_proj", "in_proj"]}
-    shapes = shapes_of(config, base_models.modules("tiny"))
+    shapes = shapes_of(config, base_models.lora_modules("tiny"))
     key = "base_model.model.backbone.layers.{}.lora_{}.weight"
     assert shapes[key.format("0.mixer.in_proj", "A")] == (2, 128)
     assert shapes[key.format("1.mixer.experts.1.up_proj", "B")] == (64, 4)
@@ -126,7 +126,7 @@ def test_rank_pattern_counts_by_the_end_of_a_name():
 
 
 def test_keys_can_be_had_as_transformers_saves_them():
-    config, there = {"r": 8, "target_modules": ["q_proj", "lm_head"]}, base_models.modules("tiny")
+    config, there = {"r": 8, "target_modules": ["q_proj", "lm_head"]}, base_models.lora_modules("tiny")
     assert list(shapes_of(config, there, "model.")) == [
         "base_model.model.model.layers.2.mixer.q_proj.lora_A.weight",
         "base_model.model.model.layers.2.mixer.q_proj.lora_B.weight",
@@ -163,10 +163,10 @@ def test_every_name_of_a_saved_adapter_is_expected(trained):
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     with safe_open(run.adapter / "adapter_model.safetensors", "pt") as saved:
         held = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
-    assert held == shapes_of(config, base_models.modules("tiny"), "model.")
+    assert held == shapes_of(config, base_models.lora_modules("tiny"), "model.")
 
 
 def test_nothing_with_weights_is_built(nano):
     before = torch.get_default_device()
-    base_models.modules("tiny")
+    base_models.lora_modules("tiny")
     assert torch.get_default_device() == before and torch.empty(1).device.type == "cpu"

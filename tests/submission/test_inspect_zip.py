@@ -237,7 +237,7 @@ SOUND = {
     "rank 32": {"change": {"r": 32, "lora_alpha": 32}},
     "rank 1": {"change": {"r": 1, "lora_alpha": 1.5}},
     "the bare config": {"members": {CONFIG: {k: config()[k] for k in ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "inference_mode")}}},
-    "full names for targets": {"change": {"target_modules": [name for name in base_models.modules("tiny") if "proj" in name]}},
+    "full names for targets": {"change": {"target_modules": [name for name in base_models.lora_modules("tiny") if "proj" in name]}},
     "two targets": {"change": {"target_modules": ["in_proj", "out_proj"]}},
 }  # fmt: skip
 
@@ -249,7 +249,7 @@ def codes(findings, *severities):
 def examined(path):
     """The findings, after checking what holds for any: said in plain words, with a remedy, and nothing written."""
     before = sorted(path.parent.iterdir())
-    findings = inspect_zip.inspect(path)
+    findings = inspect_zip.inspect_submission(path)
     assert sorted(path.parent.iterdir()) == before
     for finding in findings:
         assert (finding.what + finding.scorer + finding.remedy).isprintable(), finding
@@ -316,7 +316,7 @@ BASES = [  # what base_model_name_or_path says, the base that is given, the find
 def test_the_base_is_the_one_given_or_named_or_the_scorers(tmp_path, said, base, code, severity):
     fits = "tiny" if base == "tiny" or (base is None and said == base_models.TINY) else base_models.PUBLISHED
     change = {"base_model_name_or_path": said, "target_modules": ["q_proj"], "r": 1}
-    findings = inspect_zip.inspect(submission(tmp_path / "x.zip", change=change, base=fits), base)
+    findings = inspect_zip.inspect_submission(submission(tmp_path / "x.zip", change=change, base=fits), base)
     assert (code, severity) in [(finding.code, finding.severity) for finding in findings]
     assert inspect_zip.is_fatal(findings) == (severity == "fatal")
 
@@ -329,9 +329,11 @@ def test_a_local_folder_is_a_base_by_its_config(tmp_path):
     folder = str(tmp_path / "model")
     for said, code in ((folder, "base"), (base_models.TINY, "base"), ("Qwen/Qwen3-4B", "wrong-base")):
         path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": said})
-        assert code in codes(inspect_zip.inspect(path, folder))
+        assert code in codes(inspect_zip.inspect_submission(path, folder))
     path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": folder})
-    assert "shape" in codes(inspect_zip.inspect(path))  # a path in a zip is not looked up: it is the 30B's then
+    assert "shape" in codes(
+        inspect_zip.inspect_submission(path)
+    )  # a path in a zip is not looked up: it is the 30B's then
 
 
 def test_a_whole_adapter_of_the_30b(tmp_path):
@@ -346,7 +348,7 @@ def test_a_whole_adapter_of_the_30b(tmp_path):
 
     def found(edit, targets):
         says = change | {"target_modules": targets}
-        return inspect_zip.inspect(submission(tmp_path / "x.zip", edit=lambda _: edit(values), says=says))
+        return inspect_zip.inspect_submission(submission(tmp_path / "x.zip", edit=lambda _: edit(values), says=says))
 
     for edit, targets, count in ((without("lm_head"), ALL, "12,008"), (dict, [*ALL, "lm_head"], "12,010")):
         findings = found(edit, targets)
@@ -363,16 +365,16 @@ def test_a_whole_adapter_of_the_30b(tmp_path):
 
 def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.zip is no file"):
-        inspect_zip.inspect(tmp_path / "none.zip")
+        inspect_zip.inspect_submission(tmp_path / "none.zip")
     with pytest.raises(FileNotFoundError, match="is no file"):
-        inspect_zip.inspect(tmp_path)
+        inspect_zip.inspect_submission(tmp_path)
     with pytest.raises(FileNotFoundError, match="no base model known"):
-        inspect_zip.inspect(submission(tmp_path / "x.zip"), "no/such")
+        inspect_zip.inspect_submission(submission(tmp_path / "x.zip"), "no/such")
 
 
 def test_a_large_zip_is_worth_a_look(tmp_path, monkeypatch):
     monkeypatch.setattr(inspect_zip, "LARGEST_SEEN", 1000)
-    assert "size" in codes(inspect_zip.inspect(submission(tmp_path / "x.zip")), "warning")
+    assert "size" in codes(inspect_zip.inspect_submission(submission(tmp_path / "x.zip")), "warning")
 
 
 def test_a_member_that_nobody_reads_must_be_whole_too(tmp_path):
@@ -380,7 +382,7 @@ def test_a_member_that_nobody_reads_must_be_whole_too(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.find(b"a readme")] ^= 1
     path.write_bytes(data)
-    assert codes(inspect_zip.inspect(path)) == ["not-a-zip"]
+    assert codes(inspect_zip.inspect_submission(path)) == ["not-a-zip"]
 
 
 @pytest.mark.parametrize(
@@ -395,7 +397,7 @@ def test_types_that_numpy_has_not(tmp_path, dtype, code):
 
 def test_the_worst_comes_first(tmp_path):
     path = submission(tmp_path / "x.zip", change={"r": 4, "inference_mode": False}, edit=without("q_proj"))
-    severities = [finding.severity for finding in inspect_zip.inspect(path)]
+    severities = [finding.severity for finding in inspect_zip.inspect_submission(path)]
     assert severities == sorted(severities, key=["fatal", "warning", "ok"].index) and len(set(severities)) == 3
 
 

@@ -16,7 +16,7 @@ from tests.helpers.submissions import submission as made
 @pytest.fixture
 def packed(trained, tmp_path):
     chosen, run = trained
-    return chosen.policy, run.probe, package.package(chosen, run, tmp_path / "submission.zip")
+    return chosen.policy, run.probe, package.package_adapter(chosen, run, tmp_path / "submission.zip")
 
 
 def repacked(path, said=None, tensors=None):
@@ -44,33 +44,33 @@ def scaled(part, factor):
 def test_the_trained_adapter_passes_every_check(packed):
     policy, probe, path = packed
     before = sorted(path.parent.iterdir())
-    findings = output_check.check(path, policy, probe)
+    findings = output_check.check_submission(path, policy, probe)
     assert codes(findings, "ok") == ["archive", "tensors", "values", "outputs-moved", "outputs-equal"], findings
     assert codes(findings, "warning", "fatal") == ["base-tiny"] and sorted(path.parent.iterdir()) == before
 
 
 def test_without_a_run_it_is_compared_with_the_base_that_it_names(packed):
-    findings = output_check.check(packed[2])
+    findings = output_check.check_submission(packed[2])
     assert codes(findings)[-2:] == ["outputs-moved", "not-compared"] and not inspect_zip.is_fatal(findings)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, -1.0])
 def test_an_adapter_that_is_not_the_trained_one_is_found_out(packed, factor):
     policy, probe, path = packed
-    findings = output_check.check(repacked(path, tensors=scaled("lora_B", factor)), policy, probe)
+    findings = output_check.check_submission(repacked(path, tensors=scaled("lora_B", factor)), policy, probe)
     assert codes(findings, "fatal") == ["outputs-differ"]
 
 
 def test_another_scaling_is_found_out(packed):
     policy, probe, path = packed
     assert "outputs-differ" in codes(
-        output_check.check(repacked(path, lambda c: c | {"lora_alpha": 8}), policy, probe), "fatal"
+        output_check.check_submission(repacked(path, lambda c: c | {"lora_alpha": 8}), policy, probe), "fatal"
     )
 
 
 def test_an_adapter_too_small_to_matter_does_not_pass_for_a_change(packed):
     policy, probe, path = packed
-    findings = output_check.check(repacked(path, tensors=scaled("lora_B", 1e-6)), policy, probe)
+    findings = output_check.check_submission(repacked(path, tensors=scaled("lora_B", 1e-6)), policy, probe)
     assert codes(findings, "fatal") == ["outputs-unmoved", "outputs-differ"]
 
 
@@ -87,7 +87,7 @@ def test_an_adapter_too_small_to_matter_does_not_pass_for_a_change(packed):
 def test_what_is_fatal_already_is_not_loaded(packed, said, tensors, code, monkeypatch):
     policy, probe, path = packed
     monkeypatch.setattr(output_check, "_compare", None)
-    assert code in codes(output_check.check(repacked(path, said, tensors), policy, probe), "fatal")
+    assert code in codes(output_check.check_submission(repacked(path, said, tensors), policy, probe), "fatal")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_either_prefix_is_the_same_policy(packed, prefix):
         return {prefix + key.partition(".layers.")[2]: value for key, value in tensors.items()}
 
     renamed = repacked(path, tensors=renamed)
-    assert codes(output_check.check(renamed, policy, probe), "ok")[-1] == "outputs-equal"
+    assert codes(output_check.check_submission(renamed, policy, probe), "ok")[-1] == "outputs-equal"
 
 
 def test_an_expression_for_targets_is_not_evaluated_and_a_folder_is_looked_into(packed):
@@ -112,7 +112,7 @@ def test_an_expression_for_targets_is_not_evaluated_and_a_folder_is_looked_into(
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    findings = output_check.check(path, policy, probe)
+    findings = output_check.check_submission(path, policy, probe)
     assert {"nested", "targets-regex", "outputs-equal"} <= set(codes(findings)), findings
 
 
@@ -122,7 +122,7 @@ def test_routed_experts_count(tmp_path):
 
     change = {"target_modules": [f"experts.{i}.{name}_proj" for i in range(8) for name in ("up", "down")]}
     path = made(tmp_path / "a.zip", change, lambda tensors: {key: value * 0.2 for key, value in tensors.items()})
-    assert "outputs-moved" in codes(output_check.check(path), "ok")
+    assert "outputs-moved" in codes(output_check.check_submission(path), "ok")
     asked = output_check._default_probe(load_policy(config.Policy())[1], True)
     said = []
     for load_in_4bit in (False, True):
@@ -161,10 +161,10 @@ def test_without_the_bases_weights_the_files_are_examined_and_the_table_says_so(
     change = {"base_model_name_or_path": base_models.PUBLISHED, "target_modules": ["q_proj"], "r": 1}
     path = made(tmp_path / "a.zip", change, base=base_models.PUBLISHED)
     for policy in (None, config.Policy(model=base_models.PUBLISHED)):
-        findings = output_check.check(path, policy)
+        findings = output_check.check_submission(path, policy)
         assert codes(findings)[-1] == "not-loaded" and not inspect_zip.is_fatal(findings), findings
         assert "policy.model=" in findings[-1].remedy
-    wrong = output_check.check(path, config.Policy())
+    wrong = output_check.check_submission(path, config.Policy())
     assert codes(wrong, "fatal")[0] == "wrong-base"
 
 
@@ -172,12 +172,12 @@ def test_a_local_folder_is_loaded(tmp_path):
     from grpo_kit.nemotron import tiny
 
     path = made(tmp_path / "a.zip", {"target_modules": ALL})
-    findings = output_check.check(path, config.Policy(model=str(tiny.FOLDER)))
+    findings = output_check.check_submission(path, config.Policy(model=str(tiny.FOLDER)))
     assert "outputs-moved" in codes(findings, "ok")
 
 
 def test_a_missing_zip_or_base_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.zip is no file"):
-        output_check.check(tmp_path / "none.zip")
+        output_check.check_submission(tmp_path / "none.zip")
     with pytest.raises(FileNotFoundError, match="no base model known"):
-        output_check.check(made(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))
+        output_check.check_submission(made(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))

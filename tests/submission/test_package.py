@@ -14,7 +14,7 @@ from grpo_kit.submission.package import MEMBERS
 @pytest.fixture
 def packed(trained, tmp_path):
     chosen, run = trained
-    return chosen, run, package.package(chosen, run, tmp_path / "submission.zip")
+    return chosen, run, package.package_adapter(chosen, run, tmp_path / "submission.zip")
 
 
 def test_the_zip_has_exactly_two_files_at_its_root(packed):
@@ -33,8 +33,8 @@ def test_the_zip_has_exactly_two_files_at_its_root(packed):
 
 def test_the_same_adapter_gives_the_same_bytes(trained, tmp_path):
     chosen, run = trained
-    first = package.package(chosen, run, tmp_path / "a.zip").read_bytes()
-    assert package.package(chosen, run, tmp_path / "b.zip").read_bytes() == first
+    first = package.package_adapter(chosen, run, tmp_path / "a.zip").read_bytes()
+    assert package.package_adapter(chosen, run, tmp_path / "b.zip").read_bytes() == first
 
 
 def test_an_interrupted_packing_leaves_the_old_zip(packed, monkeypatch):
@@ -42,17 +42,17 @@ def test_an_interrupted_packing_leaves_the_old_zip(packed, monkeypatch):
     old = path.read_bytes()
     monkeypatch.setattr(packing, "_finished", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        package.package(replace(chosen, run=replace(chosen.run, force=True)), run, path)
+        package.package_adapter(replace(chosen, run=replace(chosen.run, force=True)), run, path)
     assert path.read_bytes() == old and [p.name for p in path.parent.iterdir()] == ["submission.zip"]
 
 
 def test_packing_again_is_skipped_until_the_zip_or_the_adapter_changes(packed):
     chosen, run, path = packed
     first = path.stat().st_mtime_ns
-    package.package(chosen, run, path)
+    package.package_adapter(chosen, run, path)
     assert path.stat().st_mtime_ns == first
     path.write_bytes(b"damaged")
-    package.package(chosen, run, path)
+    package.package_adapter(chosen, run, path)
     assert zipfile.is_zipfile(path)
 
 
@@ -60,4 +60,4 @@ def test_an_untrained_run_cannot_be_packed(trained, tmp_path):
     from grpo_kit.runs.run import find_run
 
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
-        package.package(trained[0], find_run("r", tmp_path))
+        package.package_adapter(trained[0], find_run("r", tmp_path))

@@ -11,7 +11,7 @@ from safetensors.torch import load, save_file
 from grpo_kit.nemotron import base_models
 from grpo_kit.submission import packing
 
-THERE = base_models.modules("tiny")
+THERE = base_models.lora_modules("tiny")
 Q, V, UP = (
     "backbone.layers.2.mixer.q_proj",
     "backbone.layers.2.mixer.v_proj",
@@ -173,8 +173,8 @@ def test_targets_name_what_there_is_and_no_more():
         ["q_proj", "v_proj"], ["up_proj"], ["shared_experts.up_proj"], ["shared_experts.up_proj", "lm_head"],
         ["layers.1.mixer.shared_experts.up_proj"], ["experts.3.down_proj"], ["layers.3.mixer.experts.3.down_proj"],
     ):  # fmt: skip
-        names = base_models.chosen(chosen, THERE)
-        assert set(base_models.chosen(packing.targets(names, THERE), THERE)) == set(names)
+        names = base_models.select_modules(chosen, THERE)
+        assert set(base_models.select_modules(packing.targets(names, THERE), THERE)) == set(names)
         assert len(packing.targets(names, THERE)) <= len(chosen) + 1
     everything = packing.targets(THERE, THERE)
     assert everything == [
