@@ -6,7 +6,7 @@ from transformers import PrinterCallback, set_seed
 
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.files import read_lines
-from grpo_kit.training import train
+from grpo_kit.training.trl_settings import make_trl_config
 
 
 def trainer(chosen, run, rewards, args=None):
@@ -21,7 +21,7 @@ def trainer(chosen, run, rewards, args=None):
     )  # fmt: skip
     set_seed(chosen.run.seed)
     made = GRPOTrainer(
-        model=model, reward_funcs=rewards, args=args or train.to_trl(chosen, run.path / "bare"),
+        model=model, reward_funcs=rewards, args=args or make_trl_config(chosen, run.path / "bare"),
         train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora,
     )  # fmt: skip
     made.remove_callback(PrinterCallback)

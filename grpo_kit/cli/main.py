@@ -177,7 +177,7 @@ def tune(
     from grpo_kit.tuning import space
     from grpo_kit.tuning import tune as tuning
 
-    axes, overrides = space.read(words)
+    axes, overrides = space.parse_search(words)
     config, run = session.open_run(sources or (), overrides, name, "train", force)
     with terminal.working("searching") as show:
         found = tuning.tune(config, run, axes, trials, steps, every, grid, show)

@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).with_name("train.py.txt")
 
 def write(bundle: Bundle) -> tuple[str, list[str]]:
     """Fill the bundle's folder; returns (how to start it, Markdown; what does not carry over, sentences)."""
-    from grpo_kit.training.train import trl_arguments
+    from grpo_kit.training.trl_settings import trl_arguments
 
     for split in ("train", "val"):
         if bundle.rows[split]:

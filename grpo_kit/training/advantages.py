@@ -10,7 +10,7 @@ EPSILON = 1e-6
 KINDS = ("group", "leave_one_out")
 
 
-def advantages(
+def compute_advantages(
     rewards: torch.Tensor, num_generations: int, kind: str = "group", normalize: bool = True
 ) -> torch.Tensor:
     """Advantages, `(completions,)`, of `rewards`, `(completions,)`, whose groups of `num_generations` lie side by side.
@@ -19,9 +19,9 @@ def advantages(
     (RLOO, arXiv:2402.14740). With `normalize`, over the standard deviation (n - 1 below) of those whose mean it was; one
     that is 0 leaves the difference as it is. A reward that is NaN counts in no mean and gets 0.
 
-    >>> [round(a, 3) for a in advantages(torch.tensor([1.0] + [0.0] * 7), 8).tolist()[:2]]
+    >>> [round(a, 3) for a in compute_advantages(torch.tensor([1.0] + [0.0] * 7), 8).tolist()[:2]]
     [2.475, -0.354]
-    >>> [round(a, 3) for a in advantages(torch.tensor([1.0] + [0.0] * 7), 8, "leave_one_out").tolist()[:2]]
+    >>> [round(a, 3) for a in compute_advantages(torch.tensor([1.0] + [0.0] * 7), 8, "leave_one_out").tolist()[:2]]
     [1.0, -0.378]
     """
     r = rewards.double().view(-1, num_generations)

@@ -93,10 +93,10 @@ RULES = [
 ]
 
 
-def alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
+def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     """[(name, sentence)] of what the last WINDOW metrics rows show; none before there are as many. `grpo`: the settings.
 
-    >>> [name for name, _ in alarms([{"step": i, "completions/clipped_ratio": 0.9} for i in range(10)],
+    >>> [name for name, _ in find_alarms([{"step": i, "completions/clipped_ratio": 0.9} for i in range(10)],
     ...                             {"max_completion_length": 512, "max_grad_norm": 1.0})]
     ['truncated']
     """

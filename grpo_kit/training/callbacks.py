@@ -8,27 +8,22 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from grpo_kit.config import Grpo, Stage
+from grpo_kit.config import Grpo
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.runs import processes
 from grpo_kit.training import checkpoints
 from grpo_kit.training.length_stages import stage_of
-from grpo_kit.training.metrics_log import MetricsRecord, is_step
+from grpo_kit.training.metrics_log import MetricsCallback, is_step
+from grpo_kit.training.trl_settings import trl_epsilon_high
 
 
-def trl_epsilon_high(grpo: Grpo, stage: Stage | None = None) -> float:
-    """TRL's `epsilon_high` of a run, or of a stage of it: the bound itself of a token's weight for `cispo`, for others less 1."""
-    above = grpo.clip_above(stage)
-    return 1 + above if grpo.loss_type == "cispo" else above
-
-
-class Stages(TrainerCallback):
+class StageCallback(TrainerCallback):
     """Sets length, KL, upper clip and learning rate of the stage that the coming step is in, and notes its number as `stage`.
 
     A batch that is trained on several times keeps the stage it was drawn in.
     """
 
-    def __init__(self, grpo: Grpo, metrics: MetricsRecord) -> None:
+    def __init__(self, grpo: Grpo, metrics: MetricsCallback) -> None:
         self.grpo, self.metrics, self.trainer = grpo, metrics, None
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -54,7 +49,7 @@ class Stages(TrainerCallback):
         schedule.base_lrs = [rate] * len(groups)
 
 
-class GradientCheck(TrainerCallback):
+class GradientCheckCallback(TrainerCallback):
     """Stops a run whose LoRA is dead in part: before the first update that has a gradient, every pair must have one.
 
     A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet, nor
@@ -81,10 +76,10 @@ class GradientCheck(TrainerCallback):
             )
 
 
-class HeldOut(TrainerCallback):
+class HeldOutCallback(TrainerCallback):
     """Measures accuracy on validation rows every `steps`, by `measure`, and notes it as `held_out` with `held_out_ci95`."""
 
-    def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsRecord) -> None:
+    def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsCallback) -> None:
         self.steps, self.measure, self.metrics = steps, measure, metrics
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -94,12 +89,12 @@ class HeldOut(TrainerCallback):
             model.train(training)
 
 
-class Stop(TrainerCallback):
+class StopCallback(TrainerCallback):
     """Ends the run after a step, and says why: it was asked to, a new alarm rings, or the next step would pass `deadline`
     (`time.time()`). Stands behind the metrics, whose last row it looks at."""
 
     def __init__(
-        self, metrics: MetricsRecord, deadline: float | None, asked: Callable[[], bool] | None, on_alarm: str
+        self, metrics: MetricsCallback, deadline: float | None, asked: Callable[[], bool] | None, on_alarm: str
     ) -> None:
         self.metrics, self.deadline, self.asked, self.on_alarm = metrics, deadline, asked, on_alarm
         self.began, self.longest = 0.0, 0.0
@@ -133,7 +128,7 @@ class Stop(TrainerCallback):
         return None, False
 
 
-class Keeper(TrainerCallback):
+class CheckpointCallback(TrainerCallback):
     """Asks for a checkpoint every `steps`, and for one at the end; the trainer writes it by `keep`. Stands last."""
 
     def __init__(self, folder: Path, steps: int, settings: dict[str, Any], base: str) -> None:
@@ -149,7 +144,7 @@ class Keeper(TrainerCallback):
         """Write `checkpoints/step_N`, whole or not at all."""
         step = self.trainer.state.global_step
         if processes.is_first():  # all have the same: gradients are shared, prompts drawn alike
-            checkpoints.save(
+            checkpoints.save_checkpoint(
                 self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base)
             )
         self.trainer.accelerator.wait_for_everyone()

@@ -19,7 +19,7 @@ KEPT = 2
 SEAL = "kept.json"
 
 
-def save(folder: Path, step: int, settings: dict[str, Any], write: Callable[[Path], None]) -> Path | None:
+def save_checkpoint(folder: Path, step: int, settings: dict[str, Any], write: Callable[[Path], None]) -> Path | None:
     """Let `write` fill `folder/step_N`, seal it, drop all but the last KEPT; None where the disk would not have it."""
     path = folder / f"step_{step}"
     try:
@@ -38,7 +38,7 @@ def save(folder: Path, step: int, settings: dict[str, Any], write: Callable[[Pat
     return path
 
 
-def latest(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] | None:
+def find_checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] | None:
     """(step, folder) of the newest checkpoint that is what was written; damaged ones are passed over.
 
     Leftovers of an interrupted write are cleared away. Raises ValueError when the newest was made with other `settings`.
@@ -63,13 +63,13 @@ def latest(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] | None:
     return None
 
 
-def clear(folder: Path) -> None:
+def clear_checkpoints(folder: Path) -> None:
     """Drop all checkpoints of a training that starts anew."""
     for old in [*_steps(folder), *folder.glob(".step_*")]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def cut_back(path: Path, step: int) -> list[dict[str, Any]]:
+def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines of a JSON Lines file that are of later steps than `step`, or torn; returns the rows that stand."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() and step else []
     rows, kept = [], []

@@ -20,7 +20,7 @@ Reward = Callable[..., list[float | None]]
 OnStep = Callable[[dict[str, Any]], None]
 
 
-class MetricsRecord(TrainerCallback):
+class MetricsCallback(TrainerCallback):
     """Appends TRL's figures to `metrics.jsonl`, one row a step: `step`, `seconds` since the first, and TRL's names.
 
     Ours beside them: `tokens_per_second`, sampled, of the step; `memory_gib`, at most, on a GPU; `host_share`, of the step's
@@ -37,7 +37,7 @@ class MetricsRecord(TrainerCallback):
         self.skipped, self.started, self.tokens, self.began = 0, 0.0, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.rows = processes.broadcast_from_first(lambda: checkpoints.cut_back(self.path, state.global_step))
+        self.rows = processes.broadcast_from_first(lambda: checkpoints.drop_rows_after(self.path, state.global_step))
         last = self.rows[-1] if self.rows else {}
         self.skipped, self.tokens = last.get("skipped_steps", 0), last.get("num_tokens", 0.0)
         self.started = time.monotonic() - last.get("seconds", 0.0)
@@ -67,9 +67,9 @@ class MetricsRecord(TrainerCallback):
         if self.trainer.accelerator.scaler is not None:
             row["skipped_steps"] = self.skipped
         row, self.extra = row | self.extra, {}
-        rang = {name for name, _ in alarms.alarms(self.rows, self.settings)}
+        rang = {name for name, _ in alarms.find_alarms(self.rows, self.settings)}
         self.rows.append(row)
-        if new := [said for name, said in alarms.alarms(self.rows, self.settings) if name not in rang]:
+        if new := [said for name, said in alarms.find_alarms(self.rows, self.settings) if name not in rang]:
             row["alarms"] = new
         if not processes.is_first():
             return
@@ -84,7 +84,7 @@ def is_step(logs: dict[str, Any] | None) -> bool:
     return bool(logs) and "train_runtime" not in logs
 
 
-class CompletionRecord(TrainerCallback):
+class CompletionRecorder(TrainerCallback):
     """Stands between TRL and the rewards and keeps what each completion was paid, in `completions.jsonl`.
 
     TRL calls the rewards one after the other on the same batch; when the last has answered, the batch is written:
@@ -99,7 +99,7 @@ class CompletionRecord(TrainerCallback):
         self.watched = [self._watch(reward) if reward in recorded else reward for reward in rewards]
 
     def on_train_begin(self, args, state, control, **kwargs):
-        processes.broadcast_from_first(lambda: checkpoints.cut_back(self.path, state.global_step))
+        processes.broadcast_from_first(lambda: checkpoints.drop_rows_after(self.path, state.global_step))
 
     def _watch(self, reward: Reward) -> Reward:
         @functools.wraps(reward)

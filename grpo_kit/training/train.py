@@ -31,94 +31,25 @@ from grpo_kit.runs.run import Run
 from grpo_kit.submission import output_check
 from grpo_kit.training import checkpoints, trackers
 from grpo_kit.training.time_limit import deadline
-from grpo_kit.training.worst_step import ProbeStep
+from grpo_kit.training.worst_step import WorstStepCallback
 
 # The policy has quieted warnings that the next imports would print.
 # isort: split
 
 import datasets
-import torch
 from transformers import PrinterCallback
 
 from grpo_kit.training import callbacks
-from grpo_kit.training.metrics_log import CompletionRecord, MetricsRecord, OnStep, Reward
-from grpo_kit.training.prompt_book import PromptBook
+from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback, OnStep, Reward
+from grpo_kit.training.prompt_sampler import PromptSampler
+from grpo_kit.training.trl_settings import make_trl_config
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
-    from trl import GRPOConfig
+    from grpo_kit.training.trainer import GroupTrainer
 
-    from grpo_kit.training.trainer import UsefulTrainer
-
-# Of `grpo`, what is passed elsewhere: reward functions to the trainer, the rest to what is ours.
-OURS = (
-    "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "eval_steps", "on_alarm",
-    "vllm",
-)  # fmt: skip
 RESERVED = 120.0  # seconds of a session left for packing when its time is up, beside what measuring took before
 
 OnForecast = Callable[[dict[str, Any]], None]
-
-
-def to_trl(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOConfig":
-    """The `trl.GRPOConfig` that this configuration means, on this machine, for each of its processes; `more` keywords beside."""
-    from trl import GRPOConfig
-
-    batch, accumulation = processes.split_batch(config.grpo)
-    args = GRPOConfig(
-        **trl_arguments(config) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
-        use_cpu=processes.process_device() == "cpu",
-        # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
-        ddp_find_unused_parameters=any(t in ("up_proj", "down_proj") for t in config.lora.target_modules),
-        output_dir=str(output_dir),
-        shuffle_dataset=False,  # prompts are drawn when they are needed (`drawing`), whatever TRL hands over
-        logging_steps=1,
-        save_strategy="no",  # `resume.save` says when
-        ignore_data_skip=True,
-        report_to=trackers.told_to_transformers(config.run.report_to),
-        project="grpo-kit",
-        run_name=config.run.name,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        **more,
-    )
-    # transformers 5.23 multiplies the batch by the GPUs it sees. We train on one; a second one holds experts.
-    args._n_gpu = min(1, args.n_gpu)
-    return args
-
-
-def trl_arguments(config: RunConfig) -> dict[str, Any]:
-    """What this configuration means wherever TRL runs it, as keywords of `GRPOConfig`: the one place that knows them."""
-    grpo = asdict(config.grpo)
-    if stages := grpo["stages"]:  # the longest, which the probe step tries; `callbacks.Stages` sets each step's
-        grpo["max_completion_length"] = max(stage["max_completion_length"] for stage in stages)
-    for ours in OURS:
-        del grpo[ours]
-    if grpo["loss_type"] == "gspo":  # arXiv:2507.18071: ratio and clipping by sequence
-        grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
-    grpo["epsilon_high"] = callbacks.trl_epsilon_high(config.grpo)
-    checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
-    return grpo | {
-        "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
-        "activation_checkpointing": checkpointing,
-        "seed": config.run.seed,
-        "chat_template_kwargs": {"enable_thinking": config.policy.enable_thinking},
-    }
-
-
-def fit_log_probs() -> None:
-    """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
-
-    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies of a
-    tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the tile's
-    size changes nothing but memory.
-    """
-    from trl.kernels import chunked_logprob
-
-    gpu = torch.cuda.is_available()
-    if gpu and torch.cuda.get_device_capability() < (8, 0):
-        chunked_logprob._TRITON_AVAILABLE = False
-    if not gpu or not chunked_logprob._TRITON_AVAILABLE:
-        chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
 
 
 def train(
@@ -134,7 +65,7 @@ def train(
     FileNotFoundError when its data is missing, ValueError when it was begun with other settings.
     """
     run.require_stage("data", "grpo-kit data")
-    trackers.check(config.run.report_to)
+    trackers.check_trackers(config.run.report_to)
     settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
     if screening.is_screened(run):
         reads.append(run.screened)
@@ -150,9 +81,9 @@ def train(
     folder = run.path / "checkpoints"
 
     def last_kept() -> tuple[int, Path] | None:
-        found = None if config.run.force else checkpoints.latest(folder, settings | _hashes(reads))
+        found = None if config.run.force else checkpoints.find_checkpoint(folder, settings | _hashes(reads))
         if found is None:
-            checkpoints.clear(folder)
+            checkpoints.clear_checkpoints(folder)
         return found
 
     found = processes.broadcast_from_first(last_kept)
@@ -162,7 +93,7 @@ def train(
     ):  # killed between its last step and its note; transformers would go on
         trainer.restore(*found)
         for path in (run.metrics, run.completions):
-            processes.broadcast_from_first(functools.partial(checkpoints.cut_back, path, found[0]))
+            processes.broadcast_from_first(functools.partial(checkpoints.drop_rows_after, path, found[0]))
     else:
         trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
 
@@ -196,12 +127,13 @@ def make_trainer(
     config: RunConfig, run: Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
     on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
     policy: tuple[Any, Any] | None = None,
-) -> "UsefulTrainer":  # fmt: skip
+) -> "GroupTrainer":  # fmt: skip
     """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
 
     `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
     """
-    from grpo_kit.training.trainer import UsefulTrainer
+    from grpo_kit.training.trainer import GroupTrainer
+    from grpo_kit.training.trl_internals import fit_log_probs
 
     fit_log_probs()
     drawn_by, why = processes.broadcast_from_first(lambda: vllm_engine.sampler(config))
@@ -211,7 +143,7 @@ def make_trainer(
         )
     model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
-    record = CompletionRecord(run.completions, reward_funcs)
+    record = CompletionRecorder(run.completions, reward_funcs)
     in_order, draw = screening.is_screened(run), config.grpo.draw
     rows = read_lines(run.screened if in_order else run.data_file("train"))
     if in_order:
@@ -239,32 +171,32 @@ def make_trainer(
         return {"held_out": sum(known) / len(known), "held_out_ci95": interval} if known else {}
 
     settings = settings_of(config, run, reward_funcs)
-    metrics = MetricsRecord(run.metrics, settings["grpo"], on_step)
-    probe = ProbeStep(_longest(config, tokenizer, rows), foretell)
-    stages = callbacks.Stages(config.grpo, metrics)
-    keeper = callbacks.Keeper(
+    metrics = MetricsCallback(run.metrics, settings["grpo"], on_step)
+    probe = WorstStepCallback(_longest(config, tokenizer, rows), foretell)
+    stages = callbacks.StageCallback(config.grpo, metrics)
+    keeper = callbacks.CheckpointCallback(
         run.path / "checkpoints", config.grpo.save_steps,
         settings | _hashes([run.manifest, *([run.screened] if in_order else [])]), config.policy.model,
     )  # fmt: skip
     left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
-    stop = callbacks.Stop(metrics, deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
+    stop = callbacks.StopCallback(metrics, deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
-    args = to_trl(config, run.path / "checkpoints", **drawn_by)
+    args = make_trl_config(config, run.path / "checkpoints", **drawn_by)
     # For a KL TRL would keep a copy of the fresh adapter; it says what the base says, which is had by switching ours off.
     beta, args.beta = args.beta, 0.0
-    trainer = UsefulTrainer(
+    trainer = GroupTrainer(
         model=model,
         reward_funcs=record.watched,
         args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=tokenizer,
         callbacks=[
-            probe, metrics, record, stages, callbacks.GradientCheck(),
-            callbacks.HeldOut(config.grpo.eval_steps, held_out, metrics), stop, keeper,
-            *trackers.callbacks(config.run.report_to, run.path),
+            probe, metrics, record, stages, callbacks.GradientCheckCallback(),
+            callbacks.HeldOutCallback(config.grpo.eval_steps, held_out, metrics), stop, keeper,
+            *trackers.make_tensorboard(config.run.report_to, run.path),
         ],
         grpo=config.grpo,
-        book=PromptBook([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
+        book=PromptSampler([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
     )  # fmt: skip
     trainer.beta = args.beta = beta
     probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer

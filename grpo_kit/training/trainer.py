@@ -19,21 +19,21 @@ from trl import GRPOTrainer
 from grpo_kit.adapters import lora
 from grpo_kit.config import Grpo
 from grpo_kit.runs import processes
-from grpo_kit.training.advantages import advantages, is_flat
-from grpo_kit.training.prompt_book import PromptBook
+from grpo_kit.training.advantages import compute_advantages, is_flat
+from grpo_kit.training.prompt_sampler import PromptSampler
 
 Batch = dict[str, torch.Tensor]
 ENOUGH = 0.85  # share of a step's groups that teach, from which asking further ones costs more than they bring
 ON_THE_LEFT = ("prompt_ids", "prompt_mask")  # padded there; everything else that is a row of tokens on the right
 
 
-class UsefulTrainer(GRPOTrainer):
+class GroupTrainer(GRPOTrainer):
     """A GRPOTrainer whose batches come from `book`; `grpo` holds `advantage`, `normalize_rewards` and `resample_budget`.
 
     The first reward function is taken for the verifier: above 0.5 it counts as a pass.
     """
 
-    def __init__(self, *args: Any, grpo: Grpo, book: PromptBook, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, grpo: Grpo, book: PromptSampler, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.grpo, self.book = grpo, book
         self.paid: torch.Tensor | None = None  # (completions, reward functions) of the batch last scored
@@ -118,7 +118,7 @@ class UsefulTrainer(GRPOTrainer):
         unjudged = paid.isnan().all(dim=1)
         rewards = (paid * self.reward_weights.to(paid.device)).nansum(dim=1).masked_fill(unjudged, torch.nan)
         flat, passed = is_flat(rewards, n), (paid[:, 0] > 0.5).view(-1, n)
-        worth = advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
+        worth = compute_advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
         batch["advantages"] = worth.masked_fill(flat.repeat_interleave(n), 0)
         known = (~paid[:, 0].isnan()).view(-1, n).sum(1)
         for prompt, right, tried in zip(drawn, passed.sum(1).tolist(), known.tolist()):

@@ -37,7 +37,7 @@ class Forecast:
         return self.steps * (self.sampling_seconds + self.training_seconds)
 
 
-class ProbeStep(TrainerCallback):
+class WorstStepCallback(TrainerCallback):
     """Tries the worst step when the first is about to begin, and hands the forecast to `tell`.
 
     `longest` are token ids of the run's longest prompts, as many as a step has; `trainer` is set once there is one.

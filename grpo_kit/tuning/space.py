@@ -47,7 +47,7 @@ class Axis:
         return self.choices or tuple(str(int(v) if self.kind == "int" else v) for v in (self.low, self.high))
 
 
-def read(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
+def parse_search(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
     """(axes by key, the other overrides) of `key=log(a,b)`, `key=uniform(a,b)`, `key=int(a,b)`, `key=[a,b,c]`, `key=value`.
 
     For a key that takes a list, choices are lists in a list. Raises ValueError for a range or a key that cannot be searched.

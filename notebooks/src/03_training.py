@@ -142,14 +142,14 @@ print(f"{before['mean_tokens']:.0f} tokens a reply, {before['truncated']:.1%} cu
 
 # %% [markdown]
 # ## What TRL is told
-# The training itself is TRL's `GRPOTrainer`, and `to_trl` is the one place that words its configuration. A person who
+# The training itself is TRL's `GRPOTrainer`, and `trl_settings` is the one place that words its configuration. A person who
 # knows `GRPOConfig` knows every name here.
 
 # %%
-from grpo_kit.training import train
+from grpo_kit.training import train, trl_settings
 
-arguments = train.to_trl(config, run.path / "checkpoints")
-told = {name: str(arguments.to_dict()[name]) for name in train.trl_arguments(config)}
+arguments = trl_settings.make_trl_config(config, run.path / "checkpoints")
+told = {name: str(arguments.to_dict()[name]) for name in trl_settings.trl_arguments(config)}
 print(type(arguments).__name__)
 display(pandas.DataFrame({"value": told}))
 

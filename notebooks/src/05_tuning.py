@@ -80,7 +80,7 @@ notebook.need(run, "data", "02_data")
 # %%
 from grpo_kit.tuning import space
 
-axes, rest = space.read(search.split())
+axes, rest = space.parse_search(search.split())
 for key, axis in axes.items():
     print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
 

@@ -19,7 +19,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.handoff import export, trl
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import find_run
-from grpo_kit.training import train
+from grpo_kit.training.trl_settings import make_trl_config
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def test_the_script_is_one_screen_and_knows_nothing_of_us(bundle):
 
 
 def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_path, monkeypatch):
-    """The arguments that train.py makes, against `to_trl`'s: but for what is bookkeeping, nothing differs."""
+    """The arguments that train.py makes, against `make_trl_config`'s: but for what is bookkeeping, nothing differs."""
     chosen, _ = trained
     text = (bundle / "train.py").read_text()
     begin, end = text.index("HERE ="), text.index("with (HERE")
     space = {"__file__": str(bundle / "train.py")}
     exec(compile(text[: text.index("from rewards")] + text[begin:end], "train.py", "exec"), space)
-    own = train.to_trl(chosen, tmp_path).to_dict()
+    own = make_trl_config(chosen, tmp_path).to_dict()
     made = space["args"].to_dict()
     bookkeeping = {
         "output_dir", "shuffle_dataset", "save_strategy", "save_steps", "ignore_data_skip", "report_to", "project", "disable_tqdm",

@@ -11,8 +11,8 @@ import torch
 from trl import GRPOTrainer
 
 from grpo_kit.config import Grpo
-from grpo_kit.training.callbacks import trl_epsilon_high
-from grpo_kit.training.trainer import UsefulTrainer
+from grpo_kit.training.trainer import GroupTrainer
+from grpo_kit.training.trl_settings import trl_epsilon_high
 
 
 class Loss(NamedTuple):
@@ -33,7 +33,7 @@ def trl_loss(loss_type: str, ratios: list[list[float]], advantages: list[float],
 
 def kit_loss(loss_type: str, ratios: list[list[float]], advantages: list[float], **more: Any) -> Loss:
     """The same by the kit's trainer."""
-    return _loss(UsefulTrainer, loss_type, ratios, advantages, **more)
+    return _loss(GroupTrainer, loss_type, ratios, advantages, **more)
 
 
 def _loss(

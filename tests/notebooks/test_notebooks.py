@@ -235,11 +235,11 @@ def test_every_setting_of_every_preset_is_one_of_trls_or_ours():
     from trl import GRPOConfig
 
     from grpo_kit import config
-    from grpo_kit.training import train
+    from grpo_kit.training import trl_settings
 
     known = set(inspect.signature(GRPOConfig).parameters)
     for preset in config.preset_names():
-        assert set(train.trl_arguments(config.load_config([preset]))) <= known
+        assert set(trl_settings.trl_arguments(config.load_config([preset]))) <= known
     assert accepts("trl", "GRPOConfig", "", "no_such_key") is False  # the check can fail
 
 

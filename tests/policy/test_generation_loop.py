@@ -405,7 +405,7 @@ def test_evaluation_and_a_peft_model_go_through_it():
 
 
 def test_training_goes_through_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(worst_step.ProbeStep, "on_step_begin", lambda *args, **kwargs: None)
+    monkeypatch.setattr(worst_step.WorstStepCallback, "on_step_begin", lambda *args, **kwargs: None)
     chosen = config.load_config(
         ["tiny"], [*SMALL, "grpo.max_steps=1", "grpo.per_device_train_batch_size=64", "grpo.num_generations=8"]
     )

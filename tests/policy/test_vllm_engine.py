@@ -176,12 +176,12 @@ def training(mode):
 
 
 def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_path):
-    from grpo_kit.training import train
+    from grpo_kit.training.trl_settings import make_trl_config
 
     told, why = vllm_engine.sampler(training("colocate"))
     assert (told, why) == ({"use_vllm": True, "vllm_mode": "colocate"}, "")
-    args = train.to_trl(training("colocate"), tmp_path, **told)
-    assert args.use_vllm and args.vllm_mode == "colocate" and not train.to_trl(training(None), tmp_path).use_vllm
+    args = make_trl_config(training("colocate"), tmp_path, **told)
+    assert args.use_vllm and args.vllm_mode == "colocate" and not make_trl_config(training(None), tmp_path).use_vllm
     assert vllm_engine.sampler(training(None)) == ({}, "")
 
 

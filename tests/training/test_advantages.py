@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit.training.advantages import advantages, is_flat
+from grpo_kit.training.advantages import compute_advantages, is_flat
 
 NAN = float("nan")
 
@@ -30,42 +30,42 @@ NAN = float("nan")
 )
 def test_the_numbers_of_nemo_rl(right, n, kind, of_right, of_wrong):
     rewards = torch.tensor([1.0] * right + [0.0] * (n - right))
-    found = advantages(rewards, n, kind)
+    found = compute_advantages(rewards, n, kind)
     assert found[:right].tolist() == pytest.approx([of_right] * right, abs=5e-4)
     assert found[right:].tolist() == pytest.approx([of_wrong] * (n - right), abs=5e-4)
 
 
 def test_without_normalisation_it_is_the_difference():
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    assert advantages(rewards, 4, "group", normalize=False).tolist() == [0.75, -0.25, -0.25, -0.25]
-    assert advantages(rewards, 4, "leave_one_out", normalize=False).tolist() == pytest.approx(
+    assert compute_advantages(rewards, 4, "group", normalize=False).tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert compute_advantages(rewards, 4, "leave_one_out", normalize=False).tolist() == pytest.approx(
         [1.0, -1 / 3, -1 / 3, -1 / 3]
     )
 
 
 def test_groups_do_not_look_at_each_other():
-    together = advantages(torch.tensor([1.0, 0.0, 5.0, 5.0]), 2)
+    together = compute_advantages(torch.tensor([1.0, 0.0, 5.0, 5.0]), 2)
     assert together.tolist() == pytest.approx([0.7071, -0.7071, 0.0, 0.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["group", "leave_one_out"])
 @pytest.mark.parametrize("rewards", [[0.95] * 7 + [0.0], [0.1 + 0.2, 0.3] * 4, [1e-8, 0.0] * 4, [1 / 3] * 8])
 def test_no_advantage_explodes_over_a_spread_of_rounding(kind, rewards):
-    assert advantages(torch.tensor(rewards), 8, kind).abs().max() < 3
+    assert compute_advantages(torch.tensor(rewards), 8, kind).abs().max() < 3
 
 
 def test_an_unknown_reward_counts_in_no_mean_and_gets_none():
-    found = advantages(torch.tensor([1.0, NAN, 0.0, NAN]), 4)
+    found = compute_advantages(torch.tensor([1.0, NAN, 0.0, NAN]), 4)
     assert found.tolist() == pytest.approx([0.7071, 0.0, -0.7071, 0.0], abs=1e-3)
-    assert advantages(torch.tensor([1.0, NAN, NAN, NAN]), 4, "leave_one_out").tolist() == [0.0] * 4
-    assert advantages(torch.tensor([NAN] * 4), 4).tolist() == [0.0] * 4
+    assert compute_advantages(torch.tensor([1.0, NAN, NAN, NAN]), 4, "leave_one_out").tolist() == [0.0] * 4
+    assert compute_advantages(torch.tensor([NAN] * 4), 4).tolist() == [0.0] * 4
 
 
 def test_by_the_group_it_is_what_trl_computes_but_for_its_epsilon():
     rewards = torch.rand(24, generator=torch.Generator().manual_seed(0))
     groups = rewards.view(-1, 8)
     trl = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
-    assert advantages(rewards, 8) == pytest.approx(trl.flatten(), rel=1e-3)
+    assert compute_advantages(rewards, 8) == pytest.approx(trl.flatten(), rel=1e-3)
 
 
 @pytest.mark.parametrize(

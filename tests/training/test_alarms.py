@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.training.alarms import alarms
+from grpo_kit.training.alarms import find_alarms
 
 GRPO = {"max_completion_length": 512, "max_grad_norm": 1.0}
 FINE = {
@@ -52,33 +52,33 @@ def rows(count=10, **changed):
     ],
 )
 def test_an_alarm_rings_alone(changed, name, said):
-    ((found, sentence),) = alarms(rows(**changed), GRPO)
+    ((found, sentence),) = find_alarms(rows(**changed), GRPO)
     assert found == name and said in sentence
 
 
 def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
-    assert alarms(rows(), GRPO) == []
-    assert alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
+    assert find_alarms(rows(), GRPO) == []
+    assert find_alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
 
 
 @pytest.mark.parametrize("why", ["all_right", "all_wrong"])
 def test_groups_that_others_took_the_place_of_are_no_alarm(why):
-    assert alarms(rows(**{f"groups/{why}": 0.9, "groups/with_gradient": 1.0, "groups/replaced": 0.9}), GRPO) == []
+    assert find_alarms(rows(**{f"groups/{why}": 0.9, "groups/with_gradient": 1.0, "groups/replaced": 0.9}), GRPO) == []
 
 
 def test_steps_that_sampled_nothing_do_not_count():
     sampled = {"groups/all_right": 0.8, "groups/with_gradient": 0.2, "completions/clipped_ratio": 0.9}
     again = [{key: value for key, value in row.items() if key not in sampled} for row in rows(5)]
-    found = alarms([row for pair in zip(rows(5, **sampled), again) for row in pair], GRPO)
+    found = find_alarms([row for pair in zip(rows(5, **sampled), again) for row in pair], GRPO)
     assert [name for name, _ in found] == ["truncated", "solved"] and found[1][1].startswith("80% of groups")
-    assert alarms([*rows(9, entropy=None), *rows(1)], GRPO) == []  # nothing taught, nothing known of entropy
+    assert find_alarms([*rows(9, entropy=None), *rows(1)], GRPO) == []  # nothing taught, nothing known of entropy
 
 
 def test_one_bad_step_is_no_alarm_and_old_ones_are_forgotten():
-    assert alarms([*rows(9), *rows(1, **{"completions/clipped_ratio": 1.0})], GRPO) == []
-    assert alarms([*rows(30, **{"completions/clipped_ratio": 1.0}), *rows(10)], GRPO) == []
+    assert find_alarms([*rows(9), *rows(1, **{"completions/clipped_ratio": 1.0})], GRPO) == []
+    assert find_alarms([*rows(30, **{"completions/clipped_ratio": 1.0}), *rows(10)], GRPO) == []
 
 
 def test_rows_that_lack_a_figure_or_hold_none_raise_nothing():
-    assert alarms([{"step": i} for i in range(12)], GRPO) == []
-    assert alarms(rows(**{"grad_norm": None}), GRPO) == []
+    assert find_alarms([{"step": i} for i in range(12)], GRPO) == []
+    assert find_alarms(rows(**{"grad_norm": None}), GRPO) == []

@@ -19,9 +19,9 @@ def names(folder):
 
 def test_the_last_two_are_kept_by_step_not_by_name(tmp_path):
     for step in (2, 9, 10, 11):
-        checkpoints.save(tmp_path, step, SETTINGS, write(str(step)))
+        checkpoints.save_checkpoint(tmp_path, step, SETTINGS, write(str(step)))
     assert names(tmp_path) == ["step_10", "step_11"]
-    step, path = checkpoints.latest(tmp_path, SETTINGS)
+    step, path = checkpoints.find_checkpoint(tmp_path, SETTINGS)
     assert step == 11 and (path / "weights").read_text() == "11"
 
 
@@ -38,22 +38,22 @@ def test_the_last_two_are_kept_by_step_not_by_name(tmp_path):
 )
 def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, damage):
     for step in (1, 2):
-        checkpoints.save(tmp_path, step, SETTINGS, write(str(step)))
+        checkpoints.save_checkpoint(tmp_path, step, SETTINGS, write(str(step)))
     damage(tmp_path / "step_2")
     with pytest.warns(UserWarning, match="step_2 is damaged and passed over"):
-        assert checkpoints.latest(tmp_path, SETTINGS)[0] == 1
+        assert checkpoints.find_checkpoint(tmp_path, SETTINGS)[0] == 1
 
 
 def test_none_is_found_where_none_is_and_half_written_ones_are_cleared_away(tmp_path):
-    assert checkpoints.latest(tmp_path / "nowhere", SETTINGS) is None
+    assert checkpoints.find_checkpoint(tmp_path / "nowhere", SETTINGS) is None
     (tmp_path / ".step_3.99.partial").mkdir()
-    assert checkpoints.latest(tmp_path, SETTINGS) is None and names(tmp_path) == []
+    assert checkpoints.find_checkpoint(tmp_path, SETTINGS) is None and names(tmp_path) == []
 
 
 def test_one_made_with_other_settings_is_refused_and_kept(tmp_path):
-    checkpoints.save(tmp_path, 1, SETTINGS, write("1"))
+    checkpoints.save_checkpoint(tmp_path, 1, SETTINGS, write("1"))
     with pytest.raises(ValueError, match="grpo.learning_rate was 0.1, now 0.2.*--force"):
-        checkpoints.latest(tmp_path, {"grpo": {"learning_rate": 0.2}})
+        checkpoints.find_checkpoint(tmp_path, {"grpo": {"learning_rate": 0.2}})
     assert names(tmp_path) == ["step_1"]
 
 
@@ -61,38 +61,38 @@ def test_one_made_with_other_settings_is_refused_and_kept(tmp_path):
     "error", [OSError(28, "No space left on device"), PermissionError("read-only"), RuntimeError("write failed")]
 )
 def test_a_disk_that_will_not_have_it_costs_a_checkpoint_and_no_more(tmp_path, error):
-    checkpoints.save(tmp_path, 1, SETTINGS, write("1"))
+    checkpoints.save_checkpoint(tmp_path, 1, SETTINGS, write("1"))
 
     def fails(folder):
         (folder / "weights").write_text("half")
         raise error
 
     with pytest.warns(UserWarning, match="No checkpoint at step 2.*The run goes on"):
-        assert checkpoints.save(tmp_path, 2, SETTINGS, fails) is None
-    assert names(tmp_path) == ["step_1"] and checkpoints.latest(tmp_path, SETTINGS)[0] == 1
+        assert checkpoints.save_checkpoint(tmp_path, 2, SETTINGS, fails) is None
+    assert names(tmp_path) == ["step_1"] and checkpoints.find_checkpoint(tmp_path, SETTINGS)[0] == 1
 
 
 def test_rows_behind_a_checkpoint_and_torn_ones_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "x": "é"}, ensure_ascii=False) for step in (1, 2, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"step": 4, "re', encoding="utf-8")
-    assert [row["step"] for row in checkpoints.cut_back(path, 2)] == [1, 2, 2]
+    assert [row["step"] for row in checkpoints.drop_rows_after(path, 2)] == [1, 2, 2]
     assert path.read_text(encoding="utf-8") == "\n".join(lines[:3]) + "\n"
-    assert checkpoints.cut_back(path, 0) == [] and path.read_text() == ""
-    assert checkpoints.cut_back(tmp_path / "none.jsonl", 5) == [] and (tmp_path / "none.jsonl").read_text() == ""
+    assert checkpoints.drop_rows_after(path, 0) == [] and path.read_text() == ""
+    assert checkpoints.drop_rows_after(tmp_path / "none.jsonl", 5) == [] and (tmp_path / "none.jsonl").read_text() == ""
 
 
 def test_a_run_of_an_earlier_version_is_resumed_with_its_figures_under_todays_names(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "useful/all_right": 0.75}) + "\n" for step in (1, 2)]
     path.write_text("".join(lines))
-    assert checkpoints.cut_back(path, 1) == [{"step": 1, "groups/all_right": 0.75}]
+    assert checkpoints.drop_rows_after(path, 1) == [{"step": 1, "groups/all_right": 0.75}]
     assert path.read_text() == lines[0]  # what stands is left as it was written
 
 
 def test_clearing_leaves_nothing_of_a_training(tmp_path):
-    checkpoints.save(tmp_path, 1, SETTINGS, write("1"))
+    checkpoints.save_checkpoint(tmp_path, 1, SETTINGS, write("1"))
     (tmp_path / ".step_2.5.partial").mkdir()
     (tmp_path / "tensorboard").mkdir()
-    checkpoints.clear(tmp_path)
+    checkpoints.clear_checkpoints(tmp_path)
     assert names(tmp_path) == ["tensorboard"]

@@ -150,7 +150,7 @@ def test_a_batch_that_is_used_twice_keeps_its_stage():
     """Otherwise a batch drawn without reference log-probs would be trained on with a KL."""
     grpo = config.Grpo(stages=[Stage(8, 3), Stage(16, beta=0.1)], num_iterations=2)
     metrics = SimpleNamespace(rows=rows((3, 0, 0)), extra={})
-    stages = callbacks.Stages(grpo, metrics)
+    stages = callbacks.StageCallback(grpo, metrics)
     schedule = SimpleNamespace(base_lrs=[1e-5], get_last_lr=lambda: [1e-5])
     stages.trainer = SimpleNamespace(
         generation_config=SimpleNamespace(),

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from grpo_kit import config
-from grpo_kit.training import trackers, train
+from grpo_kit.training import trackers
+from grpo_kit.training.trl_settings import make_trl_config
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ def test_a_tracker_that_cannot_be_used_is_named(names, said, monkeypatch, tmp_pa
     monkeypatch.setattr(trackers, "KNOWN", ("tensorboard", "wandb", "trackio"))
     monkeypatch.setitem(sys.modules, "tensorboard", pytest)  # there, as far as this test goes
     with pytest.raises(ValueError) as error:
-        trackers.check(names)
+        trackers.check_trackers(names)
     assert said in str(error.value)
 
 
@@ -37,5 +38,5 @@ def test_tensorboard_is_the_default_and_its_files_lie_in_the_run(trained):
 
 @pytest.mark.parametrize(("names", "told"), [("[]", []), ("[tensorboard]", []), ("[tensorboard,wandb]", ["wandb"])])
 def test_transformers_is_told_of_the_others(names, told, tmp_path):
-    args = train.to_trl(config.load_config(["tiny"], [f"run.report_to={names}"]), tmp_path)
+    args = make_trl_config(config.load_config(["tiny"], [f"run.report_to={names}"]), tmp_path)
     assert args.report_to == told and args.run_name == "tiny"

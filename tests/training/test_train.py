@@ -15,7 +15,8 @@ from grpo_kit.planning import memory
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
-from grpo_kit.training import train
+from grpo_kit.training import train, trl_settings
+from grpo_kit.training.trl_settings import make_trl_config
 from tests.helpers.settings import SAMPLE, SMALL
 
 
@@ -37,9 +38,9 @@ def zero_reward(completions, **kwargs):
 @pytest.mark.parametrize("preset", ["tiny", "t4", "80gb"])
 def test_every_grpo_key_arrives_in_trls_config(preset, tmp_path):
     chosen = config.load_config([preset], ["grpo.epsilon_high=0.28", "grpo.warmup_steps=3"])
-    args = train.to_trl(chosen, tmp_path)
+    args = make_trl_config(chosen, tmp_path)
     for key, value in asdict(chosen.grpo).items():
-        if key not in train.OURS:
+        if key not in trl_settings.OURS:
             arrived = getattr(args, key)
             assert getattr(arrived, "value", arrived) == value, key
     assert args.activation_checkpointing == chosen.grpo.gradient_checkpointing
@@ -257,7 +258,9 @@ def test_log_probs_are_computed_in_what_the_machine_has(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     log_probs.TOKEN_CHUNK_SIZE, log_probs._TRITON_AVAILABLE = 4096, has_triton
-    train.fit_log_probs()
+    from grpo_kit.training import trl_internals
+
+    trl_internals.fit_log_probs()
     assert {"triton": uses_triton, "tokens": tokens} == {
         "triton": log_probs._TRITON_AVAILABLE,
         "tokens": log_probs.TOKEN_CHUNK_SIZE,
@@ -296,7 +299,7 @@ def test_a_second_gpu_does_not_double_the_batch(tmp_path, monkeypatch):
     theirs = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to="none")
     theirs._n_gpu = torch.cuda.device_count()  # as transformers sets it where there are GPUs
     assert theirs.train_batch_size == 4
-    args = train.to_trl(chosen, tmp_path)
+    args = make_trl_config(chosen, tmp_path)
     assert args.train_batch_size == 2 and args.n_gpu <= 1
 
 
@@ -344,7 +347,7 @@ def test_a_routed_expert_whose_lora_is_passed_by_is_named(tmp_path, monkeypatch)
 def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
     """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no such figure."""
     accelerator = types.SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=False)
-    record = train.MetricsRecord(tmp_path / "metrics.jsonl", {})
+    record = train.MetricsCallback(tmp_path / "metrics.jsonl", {})
     record.trainer = types.SimpleNamespace(accelerator=accelerator, model=torch.nn.Linear(1, 1))
     state = types.SimpleNamespace(global_step=4)
     record.on_train_begin(None, state, None)

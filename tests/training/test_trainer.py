@@ -18,6 +18,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import metrics_log, train
+from grpo_kit.training.trl_settings import make_trl_config
 from tests.helpers.settings import SMALL
 
 
@@ -57,7 +58,7 @@ def test_the_methods_that_are_overridden_are_still_called_by_those_names():
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "gspo", "cispo"])
 def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
     chosen, run = small(tmp_path, f"grpo.loss_type={loss}", "grpo.max_steps=1", "grpo.advantage=leave_one_out")
-    args = train.to_trl(chosen, tmp_path)
+    args = make_trl_config(chosen, tmp_path)
     assert (
         (args.importance_sampling_level == "sequence") is (loss == "gspo")
         and args.beta == 0.0
@@ -84,7 +85,7 @@ def test_flat_groups_are_replaced_within_the_budget(tmp_path):
     inner = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, **k: trained.append(inputs) or inner(model, inputs, **k)
     for callback in probe:
-        if type(callback).__name__ == "ProbeStep":
+        if type(callback).__name__ == "WorstStepCallback":
             callback.done = True
     trainer.train()
     assert [len(batch) for batch in asked] == [16, 32] and not set(asked[0]) & set(
@@ -339,7 +340,7 @@ def test_a_run_whose_time_is_up_stops_before_it_is(tmp_path):
 
 def test_an_alarm_stops_the_run_where_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        metrics_log.alarms, "alarms", lambda rows, grpo: [("cut", "too short")] if len(rows) == 2 else []
+        metrics_log.alarms, "find_alarms", lambda rows, grpo: [("cut", "too short")] if len(rows) == 2 else []
     )
     chosen, run = small(tmp_path, "grpo.max_steps=5", "grpo.on_alarm=stop")
     with pytest.warns(UserWarning, match="Stopped at step 2 of 5: too short"):

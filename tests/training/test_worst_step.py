@@ -35,7 +35,11 @@ def test_it_tries_the_longest_prompts_and_completions_and_foretells_the_run(tmp_
     longest = found["prompt_tokens"]
     assert (
         longest
-        == len(next(c for c in trainer.callback_handler.callbacks if isinstance(c, worst_step.ProbeStep)).longest[0])
+        == len(
+            next(c for c in trainer.callback_handler.callbacks if isinstance(c, worst_step.WorstStepCallback)).longest[
+                0
+            ]
+        )
         and found["steps"] == 2
     )
     assert asked[0] == (16, longest + 40)  # a whole micro-batch at full length, before any real one
@@ -54,7 +58,7 @@ def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
         return hash_of(run.adapter), rows
 
     with_probe = adapter_of("with")
-    monkeypatch.setattr(worst_step.ProbeStep, "on_step_begin", lambda *args, **kwargs: None)
+    monkeypatch.setattr(worst_step.WorstStepCallback, "on_step_begin", lambda *args, **kwargs: None)
     assert adapter_of("without") == with_probe
 
 

@@ -10,7 +10,7 @@ LR = "grpo.learning_rate=log(1e-4,1e-1)"
 
 
 def test_the_picture_has_a_mark_a_trial_and_choices_by_name_in_their_order():
-    axes, _ = space.read(["lora.r=[4,8,16]", LR])
+    axes, _ = space.parse_search(["lora.r=[4,8,16]", LR])
 
     def row(r, rate, accuracy, state="complete", own=False):
         overrides = [f"lora.r={r}", f"grpo.learning_rate={rate}"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.tuning.space import Axis, read
+from grpo_kit.tuning.space import Axis, parse_search
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from grpo_kit.tuning.space import Axis, read
     ],
 )  # fmt: skip
 def test_what_is_searched_is_read_from_its_word(word, axis):
-    axes, rest = read([word, "grpo.num_generations=4", "lora.target_modules=[q_proj]"])
+    axes, rest = parse_search([word, "grpo.num_generations=4", "lora.target_modules=[q_proj]"])
     assert axes == {word.split("=")[0]: axis}
     assert rest == ["grpo.num_generations=4", "lora.target_modules=[q_proj]"]  # a key's own list is one value
 
@@ -39,7 +39,7 @@ def test_what_is_searched_is_read_from_its_word(word, axis):
 )
 def test_what_is_no_axis_is_refused(word, said):
     with pytest.raises(ValueError, match=said):
-        read([word])
+        parse_search([word])
 
 
 @pytest.mark.parametrize(

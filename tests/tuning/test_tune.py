@@ -64,7 +64,7 @@ def trained_with(monkeypatch):
 
 
 def search(run, *words, **options):
-    axes, rest = space.read(words)
+    axes, rest = space.parse_search(words)
     chosen = config.load_config(["tiny"], rest)
     if options.pop("force", False):
         chosen = replace(chosen, run=replace(chosen.run, force=True))

@@ -19,7 +19,7 @@ SHARP = 3.0  # power of that likelihood where a prompt replaces another: those t
 SCREENED = 16.0  # completions that a screened pass rate counts as
 
 
-class PromptBook:
+class PromptSampler:
     """What is known of each training prompt, and the draw of the next ones. The same seed, facts and calls give the same
     draws; `state` and `restore` carry it over an interruption.
 

@@ -1,0 +1,98 @@
+"""A run's configuration in TRL's words: the one place that names the keywords of `trl.GRPOConfig`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpo_kit.config import Grpo, RunConfig, Stage
+from grpo_kit.runs import processes
+from grpo_kit.training import trackers
+
+if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
+    from trl import GRPOConfig
+
+# Keys of `grpo` that TRL does not have: reward functions go to the trainer, the rest is the kit's own.
+OURS = (
+    "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "eval_steps", "on_alarm",
+    "vllm",
+)  # fmt: skip
+
+
+def trl_arguments(config: RunConfig) -> dict[str, Any]:
+    """The keywords of `GRPOConfig` that this configuration means on any machine.
+
+    Args:
+        config: the run's configuration.
+
+    Returns:
+        Keywords by TRL's and transformers' own names. `max_completion_length` is in tokens; of a run with context
+        stages it is that of the longest one, and `callbacks.StageCallback` sets each step's.
+
+    Source: gspo is grpo with ratio and clipping by sequence, arXiv:2507.18071.
+
+    Example:
+        >>> from grpo_kit.config import load_config
+        >>> trl_arguments(load_config(["tiny"], ["grpo.loss_type=gspo"]))["importance_sampling_level"]
+        'sequence'
+    """
+    grpo = asdict(config.grpo)
+    if stages := grpo["stages"]:
+        grpo["max_completion_length"] = max(stage["max_completion_length"] for stage in stages)
+    for key in OURS:
+        del grpo[key]
+    if grpo["loss_type"] == "gspo":
+        grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+    grpo["epsilon_high"] = trl_epsilon_high(config.grpo)
+    checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
+    return grpo | {
+        "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
+        "activation_checkpointing": checkpointing,
+        "seed": config.run.seed,
+        "chat_template_kwargs": {"enable_thinking": config.policy.enable_thinking},
+    }
+
+
+def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOConfig":
+    """The `trl.GRPOConfig` of each process that trains this run on this machine.
+
+    Args:
+        config: the run's configuration.
+        output_dir: the folder that TRL takes for its own; nothing is written by TRL itself.
+        **more: further keywords of `GRPOConfig`, such as those of vLLM.
+
+    Raises:
+        ValueError: the processes do not divide the completions of a step.
+    """
+    from trl import GRPOConfig
+
+    from grpo_kit.training.trl_internals import use_one_gpu
+
+    batch, accumulation = processes.split_batch(config.grpo)
+    args = GRPOConfig(
+        **trl_arguments(config) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
+        use_cpu=processes.process_device() == "cpu",
+        # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
+        ddp_find_unused_parameters=any(t in ("up_proj", "down_proj") for t in config.lora.target_modules),
+        output_dir=str(output_dir),
+        shuffle_dataset=False,  # the trainer draws prompts when it needs them, whichever rows TRL hands over
+        logging_steps=1,
+        save_strategy="no",  # `callbacks.CheckpointCallback` says when
+        ignore_data_skip=True,
+        report_to=trackers.transformers_trackers(config.run.report_to),
+        project="grpo-kit",
+        run_name=config.run.name,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **more,
+    )
+    use_one_gpu(args)
+    return args
+
+
+def trl_epsilon_high(grpo: Grpo, stage: Stage | None = None) -> float:
+    """TRL's `epsilon_high` of a run, or of a context stage of it.
+
+    For `cispo` TRL takes the bound of a token's weight itself, for the other losses the bound less 1.
+    """
+    above = grpo.clip_above(stage)
+    return 1 + above if grpo.loss_type == "cispo" else above
