@@ -109,7 +109,7 @@ def by_datasketch(texts):
     index = datasketch.MinHashLSH(threshold=duplicates.THRESHOLD, num_perm=128)
     pairs = 0
     for number, text in enumerate(texts):
-        tokens = ngrams.tokens(text)
+        tokens = ngrams.split_tokens(text)
         minhash = datasketch.MinHash(num_perm=128)
         minhash.update_batch([" ".join(tokens[i : i + 3]).encode() for i in range(len(tokens) - 2)])
         pairs += len(index.query(minhash))
@@ -143,7 +143,7 @@ def main():
         })  # fmt: skip
         figures |= {"killed_again_s": round(found["seconds"], 1), "killed_same_bytes": same}
         texts = [row["problem"] for row in read_lines(folder / f"{sizes[0 if asked.quick else 1]}.jsonl")]
-    finders = {"near duplicates, the kit": lambda some: len(duplicates.near_pairs(some))}
+    finders = {"near duplicates, the kit": lambda some: len(duplicates.find_near_pairs(some))}
     if importlib.util.find_spec("datasketch"):
         finders["near duplicates, datasketch"] = by_datasketch
     seconds, pairs = dict.fromkeys(finders, 0.0), dict.fromkeys(finders, 0)

@@ -1,16 +1,14 @@
 r"""What makes a row unfit to train on, one step each with its reason; and what is mended instead of dropped.
 
 Mended: line ends, exotic and zero-width spaces, control characters, Unicode composed (NFC, so that x² stays x²).
-Dropped: the `STEPS`, in order, by the text alone; and golds that the run's own verifier cannot use, of which a right
+Dropped: the `FILTERS`, in order, by the text alone; and golds that the run's own verifier cannot use, of which a right
 reply in a box would earn nothing.
 """
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
-
-Reward = Callable[..., list[float | None]]
 
 _SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # exotic spaces: a plain one
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
@@ -34,7 +32,7 @@ _PART = re.compile(rf"(?:^|[\n.;:?!,$])\s{{0,9}}\({_LABEL}\)\s|(?:^|\n)\s{{0,9}}
 _TASK = re.compile(_ASKS.pattern + r"|\b(?:prove|show|write|express)\b", re.I)
 
 
-class Step(NamedTuple):
+class RowFilter(NamedTuple):
     """A reason to drop a row: how the funnel calls it, the sentence behind it, and whether (problem, gold) is such a row."""
 
     reason: str
@@ -51,50 +49,49 @@ def _wordless(problem: str) -> bool:
     return len(re.findall(r"[^\W\d_]{2,}", _ASY.sub(" ", problem))) < 4
 
 
-STEPS = (
-    Step("no problem", "there is nothing to ask", lambda problem, gold: not problem),
-    Step("no answer", "there is nothing to check a reply against", lambda problem, gold: not gold),
-    Step("broken characters", "bytes were lost on the way here", lambda problem, gold: "\ufffd" in problem + gold),
-    Step("image", "the problem shows an image", lambda problem, gold: bool(_IMAGE.search(problem))),
-    Step(
+FILTERS = (
+    RowFilter("no problem", "there is nothing to ask", lambda problem, gold: not problem),
+    RowFilter("no answer", "there is nothing to check a reply against", lambda problem, gold: not gold),
+    RowFilter("broken characters", "bytes were lost on the way here", lambda problem, gold: "\ufffd" in problem + gold),
+    RowFilter("image", "the problem shows an image", lambda problem, gold: bool(_IMAGE.search(problem))),
+    RowFilter(
         "figure only",
         "what is asked stands in a drawn figure alone",
         lambda problem, gold: "[asy]" in problem.lower() and _wordless(problem),
     ),
-    Step(
+    RowFilter(
         "missing figure",
         "the problem refers to a figure that is not in the text",
         lambda problem, gold: (
             bool(_NOUN.search(problem)) and bool(_FIGURE.search(problem)) and not _DRAWN.search(problem)
         ),
     ),
-    Step(
+    RowFilter(
         "proof",
         "it asks for a proof, which no final answer can check",
         lambda problem, gold: bool(_PROOF.search(problem)) and not _ASKS.search(problem),
     ),
-    Step(
+    RowFilter(
         "several parts",
         "it asks several questions and has one gold",
         lambda problem, gold: _parts(problem) > 1,
     ),
 )
-UNUSABLE = "unusable gold"
 
 
-def reason_of(problem: str, gold: str) -> str | None:
-    """The first of `STEPS` that drops the row, or None.
+def find_unfit_reason(problem: str, gold: str) -> str | None:
+    """The first of `FILTERS` that drops the row, or None.
 
-    >>> reason_of("Prove that 2 is prime.", "proof")
+    >>> find_unfit_reason("Prove that 2 is prime.", "proof")
     'proof'
     """
-    return next((step.reason for step in STEPS if step.drops(problem, gold)), None)
+    return next((step.reason for step in FILTERS if step.drops(problem, gold)), None)
 
 
-def tidy(text: str) -> str:
+def tidy_text(text: str) -> str:
     r"""The text mended: NFC, plain spaces, line feeds, nothing invisible, none at the ends. Lone surrogates become U+FFFD.
 
-    >>> tidy("x\u00a0= 1\u200b\r\n")
+    >>> tidy_text("x\u00a0= 1\u200b\r\n")
     'x = 1'
     """
     if not text.isascii():
@@ -103,72 +100,10 @@ def tidy(text: str) -> str:
     return _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
 
 
-def normalise(problem: str) -> str:
+def normalise_text(problem: str) -> str:
     """What an id is a hash of: compatibility forms, case and white space do not count.
 
-    >>> normalise("  What is\\n2 + 2? ") == normalise("what is 2 + 2?")
+    >>> normalise_text("  What is\\n2 + 2? ") == normalise_text("what is 2 + 2?")
     True
     """
     return " ".join(unicodedata.normalize("NFKC", problem).casefold().split())
-
-
-def gold_of(answer: str) -> str:
-    """The final answer in an answer column: what follows the last line-opening `#### ` (GSM8K's mark), else all of it.
-
-    >>> gold_of("48/2 = <<48/2=24>>24\\n#### 1,072")
-    '1,072'
-    """
-    marked = re.findall(r"^#### (.+)$", answer, flags=re.MULTILINE)
-    return (marked[-1] if marked else answer).strip()
-
-
-def last_box(solution: str) -> str:
-    r"""What the last `\boxed{}` (or `\fbox{}`) of a worked solution holds; "" without one that is closed.
-
-    >>> last_box(r"so \boxed{1}, no: \boxed{\frac{1}{2}}.")
-    '\\frac{1}{2}'
-    """
-    opened: list[int | None] = []  # where the content of each open box begins; None for any other brace
-    last, found = -1, ""
-    for mark in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", solution, re.S):
-        if mark.group().endswith("{") and mark.group() != "\\{":
-            opened.append(mark.end() if len(mark.group()) > 1 else None)
-        elif mark.group() == "}" and opened:
-            begin = opened.pop()
-            if begin is not None and begin > last:
-                last, found = begin, solution[begin : mark.start()]
-    return found.strip()
-
-
-def bare(gold: str) -> str:
-    r"""A gold without the dollar signs or `\( \)` around it, as NeMo-RL wants it (it boxes what it is given).
-
-    >>> bare(r"$\frac{1}{2}$"), bare(r"\(x\)"), bare("$5")
-    ('\\frac{1}{2}', 'x', '$5')
-    """
-    found = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\$\$([^$]+)\$\$", gold, re.S)
-    return next(part for part in found.groups() if part).strip() if found else gold
-
-
-def unusable(golds: Iterable[str], verifier: Reward) -> set[str]:
-    r"""The golds for which `verifier` pays a reply that boxes the very gold not 1.0: None (it cannot use them) or less."""
-    different = list(dict.fromkeys(golds))
-    paid = _judged(different, different, verifier)
-    return {gold for gold, reward in zip(different, paid, strict=True) if reward != 1.0}
-
-
-def same_answer(verifier: Reward | None) -> Callable[[str, str], bool]:
-    """Whether two golds are one answer: spelled alike, or accepted for each other by the run's verifier."""
-
-    def same(one: str, other: str) -> bool:
-        if "".join(one.split()).casefold() == "".join(other.split()).casefold():
-            return True
-        return verifier is not None and 1.0 in _judged([one, other], [other, one], verifier)
-
-    return same
-
-
-def _judged(replies: Sequence[str], golds: Sequence[str], verifier: Reward) -> list[float | None]:
-    """What the verifier, called as TRL calls a reward, pays replies that are nothing but a box."""
-    boxed = [f"\\boxed{{{reply}}}" for reply in replies]
-    return verifier(prompts=[""] * len(boxed), completions=boxed, answer=list(golds))

@@ -13,7 +13,7 @@ from typing import Any
 from grpo_kit.config.checks import require
 
 
-def order(rows: list[dict[str, Any]], length: int, sigma: float, seed: int) -> list[dict[str, Any]]:
+def order_rows(rows: list[dict[str, Any]], length: int, sigma: float, seed: int) -> list[dict[str, Any]]:
     """`length` of the `rows`, in the order in which they are to be trained on.
 
     Rows have `id`, `source` and `pass_rate`. Where fewer are wanted than there are, those nearest to what is aimed at are

@@ -24,13 +24,15 @@ Same = Callable[[str, str], bool]  # whether two golds are the same answer
 
 
 class Found(NamedTuple):
-    """What `find` says: problems to drop (number: reason, why), and ties (number: the number it is tied to, lower)."""
+    """What `find_duplicates` says: problems to drop (number: reason, why), and ties (number: the number it is tied to, lower)."""
 
     dropped: dict[int, tuple[str, str]]
     ties: dict[int, int]
 
 
-def find(problems: Sequence[str], golds: Sequence[str], same: Same, label: Callable[[int], str] = str) -> Found:
+def find_duplicates(
+    problems: Sequence[str], golds: Sequence[str], same: Same, label: Callable[[int], str] = str
+) -> Found:
     """Drop repetitions, the first of equals stays; all of them where their golds contradict each other.
 
     `label` says what a problem is called in the reasons.
@@ -38,7 +40,7 @@ def find(problems: Sequence[str], golds: Sequence[str], same: Same, label: Calla
     dropped: dict[int, tuple[str, str]] = {}
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number, problem in enumerate(problems):
-        groups[ngrams.same_tokens(problem)].append(number)
+        groups[ngrams.digest_tokens(problem)].append(number)
     for members in groups.values():
         first, *others = members
         if not all(same(golds[first], golds[other]) for other in others):
@@ -49,7 +51,7 @@ def find(problems: Sequence[str], golds: Sequence[str], same: Same, label: Calla
     left = [number for number in range(len(problems)) if number not in dropped]
     parent: dict[int, int] = {}
     edges = defaultdict(list)
-    for a, b, overlap in near_pairs([problems[number] for number in left]):
+    for a, b, overlap in find_near_pairs([problems[number] for number in left]):
         low, high = left[a], left[b]
         edges[high].append((low, overlap))
         top, other = sorted((_root(parent, low), _root(parent, high)))
@@ -63,9 +65,9 @@ def find(problems: Sequence[str], golds: Sequence[str], same: Same, label: Calla
     return Found(dropped, ties)
 
 
-def near_pairs(problems: Sequence[str]) -> list[tuple[int, int, float]]:
+def find_near_pairs(problems: Sequence[str]) -> list[tuple[int, int, float]]:
     """(lower number, higher number, Jaccard overlap of 3-token runs), for overlaps of THRESHOLD or more."""
-    signatures = minhash(problems)
+    signatures = compute_minhash(problems)
     sure = []
     for a, b in _candidates(signatures):
         alike = (signatures[a] == signatures[b]).mean(axis=1)
@@ -73,9 +75,11 @@ def near_pairs(problems: Sequence[str]) -> list[tuple[int, int, float]]:
         sure.append(np.stack([a[worth], b[worth]], axis=1))
     pairs = np.unique(np.concatenate(sure), axis=0) if sure else np.empty((0, 2), np.int64)
     found, vocabulary = [], ngrams.Vocabulary()
-    for part in ngrams.chunks(len(pairs)):
+    for part in ngrams.split_range(len(pairs)):
         numbers, where = np.unique(pairs[part.start : part.stop], return_inverse=True)
-        have = ngrams.runs([ngrams.tokens(problems[number]) for number in numbers], RUN, vocabulary, short=True)
+        have = ngrams.hash_runs(
+            [ngrams.split_tokens(problems[number]) for number in numbers], RUN, vocabulary, short=True
+        )
         sets = [frozenset(have.hashes[s:e].tolist()) for s, e in zip(have.starts, have.starts[1:])]
         for a, b in where.reshape(-1, 2):
             overlap = len(sets[a] & sets[b]) / max(len(sets[a] | sets[b]), 1)
@@ -84,14 +88,14 @@ def near_pairs(problems: Sequence[str]) -> list[tuple[int, int, float]]:
     return found
 
 
-def minhash(problems: Sequence[str]) -> np.ndarray:
+def compute_minhash(problems: Sequence[str]) -> np.ndarray:
     """(problems, 126) uint32: for each of 126 hash functions the least value over a problem's 3-token runs."""
     count, rng = BANDS * ROWS, np.random.default_rng(0)
     factors, shifts = (rng.integers(1, 2**63, count, dtype=np.uint64) | np.uint64(1) for _ in range(2))
     signatures = np.full((len(problems), count), 2**32 - 1, np.uint32)
     vocabulary = ngrams.Vocabulary()
-    for part in ngrams.chunks(len(problems)):
-        have = ngrams.runs([ngrams.tokens(problems[i]) for i in part], RUN, vocabulary, short=True)
+    for part in ngrams.split_range(len(problems)):
+        have = ngrams.hash_runs([ngrams.split_tokens(problems[i]) for i in part], RUN, vocabulary, short=True)
         filled = np.flatnonzero(np.diff(have.starts))  # an empty text has no least value
         if not len(filled):
             continue
@@ -115,7 +119,7 @@ def _candidates(signatures: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
             hit = np.flatnonzero(sorted_keys[distance:] == sorted_keys[:-distance])
             if not len(hit):
                 break
-            for part in ngrams.chunks(len(hit), 500_000):
+            for part in ngrams.split_range(len(hit), 500_000):
                 a, b = order[hit[part.start : part.stop]], order[hit[part.start : part.stop] + distance]
                 yield np.minimum(a, b), np.maximum(a, b)
 

@@ -35,7 +35,7 @@ class Leaks(NamedTuple):
     report: dict[str, dict[str, int]]
 
 
-def find(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Leaks:
+def find_leaks(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Leaks:
     """Which of `problems` leak from the evaluation `sets` (name: problems).
 
     The report counts, for each set, its `problems`, those of them `leaked`, and of the training problems those `equal`
@@ -44,7 +44,7 @@ def find(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Leaks:
     held = [(name, text) for name, texts in sets.items() for text in texts]
     name_of = [name for name, _ in held]
     pairs, digests = _overlaps(problems, [text for _, text in held])
-    known = {ngrams.same_tokens(text): other for other, (_, text) in reversed(list(enumerate(held)))}
+    known = {ngrams.digest_tokens(text): other for other, (_, text) in reversed(list(enumerate(held)))}
     equal = {number: known[digest] for number, digest in enumerate(digests) if digest in known}
     dropped: dict[int, tuple[str, str]] = {}
     report = {name: Counter(problems=len(texts)) for name, texts in sets.items()}
@@ -68,13 +68,13 @@ def find(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Leaks:
 def _overlaps(problems: Sequence[str], held: list[str]) -> tuple[list[tuple[int, int, bool]], list[bytes]]:
     """((training problem, evaluation problem, whether it is a leak) for pairs that share a run, digests of the problems)."""
     vocabulary = ngrams.Vocabulary()
-    texts = [ngrams.words(text) for text in held]
+    texts = [ngrams.split_words(text) for text in held]
     known, of_run, of_problem, spelled = _runs_of(texts, vocabulary)
     rows, hits, digests = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
-    for part in ngrams.chunks(len(problems)):
-        read = [ngrams.words_and_digest(problems[number]) for number in part]
+    for part in ngrams.split_range(len(problems)):
+        read = [ngrams.split_and_digest(problems[number]) for number in part]
         digests += [digest for _, digest in read]
-        mine = ngrams.runs([words for words, _ in read], RUN, vocabulary, short=False)
+        mine = ngrams.hash_runs([words for words, _ in read], RUN, vocabulary, short=False)
         at = np.minimum(np.searchsorted(known, mine.hashes), len(known) - 1)
         found = np.flatnonzero(known[at] == mine.hashes) if len(known) else np.empty(0, np.int64)
         row = np.repeat(np.arange(part.start, part.stop), np.diff(mine.starts))[found]
@@ -110,7 +110,7 @@ def _runs_of(
 
     A run of more than `COMMON` problems is the frame of a template and tells nothing; it is left out.
     """
-    have = ngrams.runs(texts, RUN, vocabulary, short=False)
+    have = ngrams.hash_runs(texts, RUN, vocabulary, short=False)
     owner = np.repeat(np.arange(len(texts)), np.diff(have.starts))
     hashes, first, which = np.unique(have.hashes, return_index=True, return_inverse=True)
     of_run, of_problem = np.unique(np.stack([which, owner]), axis=1)  # a run counts once a problem

@@ -27,10 +27,10 @@ class Runs(NamedTuple):
     starts: np.ndarray  # int64, one more than there are texts
 
 
-def tokens(text: str) -> list[str]:
+def split_tokens(text: str) -> list[str]:
     r"""The words, numbers and operators of a problem, in lower case.
 
-    >>> tokens(r"12. What is $\left( 2+X \right)$?") == tokens("what is (2 + x)")
+    >>> split_tokens(r"12. What is $\left( 2+X \right)$?") == split_tokens("what is (2 + x)")
     True
     """
     plain = unicodedata.normalize("NFKC", text).casefold().replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
@@ -38,21 +38,21 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(_DECORATION.sub(" ", plain[numbered.end() :] if numbered else plain))
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The tokens that are letters or digits, figures drawn in Asymptote left out: what a reader would call its words."""
-    return [token for token in tokens(_FIGURE.sub(" ", text)) if token.isalnum()]
+    return [token for token in split_tokens(_FIGURE.sub(" ", text)) if token.isalnum()]
 
 
-def same_tokens(text: str) -> bytes:
+def digest_tokens(text: str) -> bytes:
     """A digest that two texts share when their tokens are equal."""
-    return _digest(tokens(text))
+    return _digest(split_tokens(text))
 
 
-def words_and_digest(text: str) -> tuple[list[str], bytes]:
-    """(`words`, `same_tokens`) of a text, at the price of one."""
-    read = tokens(text)
+def split_and_digest(text: str) -> tuple[list[str], bytes]:
+    """(`split_words`, `digest_tokens`) of a text, at the price of one."""
+    read = split_tokens(text)
     drawn = _FIGURE.search(text)
-    return words(text) if drawn else [token for token in read if token.isalnum()], _digest(read)
+    return split_words(text) if drawn else [token for token in read if token.isalnum()], _digest(read)
 
 
 def _digest(read: list[str]) -> bytes:
@@ -67,7 +67,7 @@ class Vocabulary(dict):
         return value
 
 
-def runs(texts: Sequence[Iterable[str]], n: int, vocabulary: Vocabulary, short: bool) -> Runs:
+def hash_runs(texts: Sequence[Iterable[str]], n: int, vocabulary: Vocabulary, short: bool) -> Runs:
     """Hashes of each run of `n` tokens; `texts` are token lists. A text of fewer than n has one run of all it has, if `short`."""
     lists = [list(map(vocabulary.__getitem__, text)) for text in texts]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -89,6 +89,6 @@ def runs(texts: Sequence[Iterable[str]], n: int, vocabulary: Vocabulary, short: 
     return Runs(hashes, starts)
 
 
-def chunks(count: int, size: int = CHUNK) -> Iterator[range]:
+def split_range(count: int, size: int = CHUNK) -> Iterator[range]:
     """0..count in pieces of at most `size`."""
     return (range(start, min(start + size, count)) for start in range(0, count, size))

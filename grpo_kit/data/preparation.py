@@ -22,7 +22,7 @@ from typing import Any
 
 from grpo_kit import __version__
 from grpo_kit.config import Data, RunConfig, to_yaml
-from grpo_kit.data import cleaning, row_options, sources
+from grpo_kit.data import gold_answers, recipes, row_options, sources
 from grpo_kit.data.steps import Pipeline, Row, Show, digest_of, kept_for_later
 from grpo_kit.policy.chat import build_messages
 from grpo_kit.rewards.tools.loading import fingerprint
@@ -35,7 +35,7 @@ VERSIONS = ("datasets", "numpy", "pyarrow")
 
 
 def prepare(
-    config: RunConfig, run: Run, verifier: cleaning.Reward | None = None, show: Show | None = None
+    config: RunConfig, run: Run, verifier: gold_answers.Reward | None = None, show: Show | None = None
 ) -> dict[str, Any]:
     """Write the run's data and return its manifest; a run whose data stands already is left as it is.
 
@@ -51,12 +51,12 @@ def prepare(
     items = _items(config.data.source)
     if run.is_done("data", settings, _files_here(items, config.data), config.run.force):
         return json.loads(run.manifest.read_text())
-    found = named_sources(config)
+    found = locate_sources(config)
     for source in found:
         if source.recipe.evaluation:
             raise ValueError(
                 f"data.source has {source.name}, a set to be judged by; training on it makes every later accuracy worthless. "
-                f"Name training sets: {', '.join(sources.recipe_names(evaluation=False))}."
+                f"Name training sets: {', '.join(recipes.list_recipes(evaluation=False))}."
             )
     held, not_checked = evaluation_sets(config, found)
     reads = [path for source in (*found, *held) for path in source.files]
@@ -135,11 +135,11 @@ def row_of(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
         "source": row.source,
         "pass_rate": None,  # not screened
         "input": row.problem,
-        "output": cleaning.bare(row.answer),
+        "output": gold_answers.strip_delimiters(row.answer),
         "question": row.problem,
-        "expected_answer": cleaning.bare(row.answer),
+        "expected_answer": gold_answers.strip_delimiters(row.answer),
     }
-    kept = kept if seed is None else row_options.with_option(kept, data, seed)
+    kept = kept if seed is None else row_options.add_row_option(kept, data, seed)
     return kept | {"responses_create_params": {"input": kept["prompt"]}, "agent_ref": AGENT}
 
 
@@ -183,12 +183,12 @@ def evaluation_sets(config: RunConfig, found: Sequence[sources.Source]) -> tuple
     asked = config.data.decontaminate
     if asked is None and all(source.generated for source in found):
         return [], {}
-    names = sources.recipe_names(evaluation=True) if asked is None else asked
+    names = recipes.list_recipes(evaluation=True) if asked is None else asked
     held, not_checked = [], {}
-    for source in (sources.locate(name, config.data) for name in names):
+    for source in (sources.locate_source(name, config.data) for name in names):
         try:
             if not source.files:
-                next(sources.read(source, config.data, config.run.seed), None)
+                next(sources.read_source(source, config.data, config.run.seed), None)
             held.append(source)
         except (FileNotFoundError, ValueError) as error:  # not to be had, or another set than its recipe says
             if asked is not None:
@@ -197,9 +197,9 @@ def evaluation_sets(config: RunConfig, found: Sequence[sources.Source]) -> tuple
     return held, not_checked
 
 
-def named_sources(config: RunConfig) -> list[sources.Source]:
+def locate_sources(config: RunConfig) -> list[sources.Source]:
     """The sources that `data.source` names. Raises ValueError for an unknown one, FileNotFoundError for a missing file."""
-    return _named_apart([sources.locate(item, config.data) for item in _items(config.data.source)])
+    return _named_apart([sources.locate_source(item, config.data) for item in _items(config.data.source)])
 
 
 def _items(source: str) -> list[str]:
@@ -215,7 +215,7 @@ def _files_here(items: list[str], data: Data) -> list[Path]:
     found = []
     for item in items:
         with contextlib.suppress(FileNotFoundError):
-            found += sources.locate(item, data).files
+            found += sources.locate_source(item, data).files
     return found
 
 

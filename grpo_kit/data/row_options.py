@@ -9,7 +9,7 @@ import hashlib
 from typing import Any
 
 
-def with_option(row: dict[str, Any], data: Any, seed: int) -> dict[str, Any]:
+def add_row_option(row: dict[str, Any], data: Any, seed: int) -> dict[str, Any]:
     """The row, with `enable_thinking` (False: not asked to think) and `token_budget` (None: none) where `data` wants such rows.
 
     `data`: `config.Data`. A budget is stated in a sentence at the end of the prompt.

@@ -5,34 +5,26 @@ files are looked for where `data.paths.NAME` says, then in the folder that the e
 names, then in Kaggle's mounts; the Hub is asked last.
 """
 
-import difflib
 import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from omegaconf import OmegaConf
-
 from grpo_kit.config import Data
-from grpo_kit.data.cleaning import gold_of, last_box, tidy
+from grpo_kit.data.cleaning import tidy_text
 from grpo_kit.data.files import SUFFIXES, columns_of
 from grpo_kit.data.files import read as read_file
+from grpo_kit.data.gold_answers import extract_gold, extract_last_box
+from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
 from grpo_kit.nemotron import tiny
 
 PROMPT_COLUMNS = ("prompt", "problem", "question", "input")
 ANSWER_COLUMNS = ("answer", "expected_answer", "final_answer", "output")
-GENERATED = {
-    "tiny-sums": "sums and differences of two numbers, made by the kit",
-    "puzzles": "the challenge's six families of puzzles, made by the kit",
-}
-_HERE = Path(__file__).resolve().parents[1]
-# An installed wheel carries the recipes inside the package; in a clone they lie in the top-level data folder.
-RECIPES = next((p for p in (_HERE / "recipes", _HERE.parent / "data/recipes") if p.is_dir()), _HERE / "recipes")
 
 
 class Taken(NamedTuple):
@@ -43,29 +35,6 @@ class Taken(NamedTuple):
     answer: str
     reason: str = ""
     why: str = ""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe as its file has it; `data/recipes/README.md` says what each key means."""
-
-    about: str
-    licence: str
-    verified: str
-    hub: str | None = None
-    subset: str | None = None
-    split: str = "train"
-    rows: int | None = None
-    evaluation: bool = False
-    streaming: bool = False
-    files: list[str] = field(default_factory=list)
-    prompt: list[str] = field(default_factory=list)
-    answer: list[str] = field(default_factory=list)
-    solution: list[str] = field(default_factory=list)
-    prefix: str = ""
-    suffix: str = ""
-    answer_is: str = "text"
-    drop: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,28 +51,9 @@ class Source:
         return self.name in GENERATED
 
 
-def recipe_names(evaluation: bool | None = None) -> list[str]:
-    """Names of the recipes: of all, or of those that are (or are not) sets to be judged by."""
-    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    return [name for name in names if evaluation is None or recipe(name).evaluation == evaluation]
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe `name`. Raises ValueError for an unknown one, or for a file with unknown keys."""
-    path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        near = difflib.get_close_matches(name, [*recipe_names(), *GENERATED], n=1)
-        raise ValueError(
-            f"{name!r} is no recipe, file or Hub dataset (owner/name); recipes are {', '.join(recipe_names())}."
-            + (f" Did you mean {near[0]}?" if near else " Name one of them, or give a path.")
-        )
-    keys = OmegaConf.to_container(OmegaConf.load(path))
-    if unknown := set(keys) - {f.name for f in fields(Recipe)}:
-        raise ValueError(f"{path} has unknown keys {', '.join(sorted(unknown))}. Remove or correct them.")
-    return Recipe(**keys)
-
-
-def locate(item: str, data: Data, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Source:
+def locate_source(
+    item: str, data: Data, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")
+) -> Source:
     """The source that `item` names: `tiny-sums`, `puzzles`, a recipe, a file's path, or a Hub id. Nothing is read yet.
 
     Raises ValueError for an unknown name or kind of file, FileNotFoundError for a path where there is nothing.
@@ -125,7 +75,7 @@ def locate(item: str, data: Data, environ: Mapping[str, str] = os.environ, files
         return Source(
             item, Recipe("a dataset on the Hub", "unstated", "", hub=item, subset=data.subset, split=data.split)
         )
-    chosen = recipe(item)
+    chosen = load_recipe(item)
     return Source(item, chosen, _files_of(item, chosen, data.paths, environ, filesystem))
 
 
@@ -153,7 +103,7 @@ def _data_files(paths: Any) -> list[Path]:
     return sorted(path for path in paths if path.is_file() and path.suffix.lower() in SUFFIXES)
 
 
-def read(source: Source, data: Data, seed: int) -> Iterator[Taken]:
+def read_source(source: Source, data: Data, seed: int) -> Iterator[Taken]:
     """The source's rows, `data.limit` of them at most.
 
     Raises ValueError for a file that is empty, broken or without the columns, FileNotFoundError where neither a file nor
@@ -172,7 +122,7 @@ def read(source: Source, data: Data, seed: int) -> Iterator[Taken]:
 def _puzzles(count: int, seed: int) -> list[dict[str, Any]]:
     from grpo_kit.data import puzzles
 
-    return puzzles.rows(count, seed)
+    return puzzles.make_rows(count, seed)
 
 
 def _taken(
@@ -205,7 +155,7 @@ def _taken(
 
 def _texts(row: dict[str, Any], chosen: Recipe, asked: str, gold: str | None, worked: str | None) -> tuple[str, ...]:
     """(problem, gold), or with (reason, why) where the row has several golds."""
-    problem = tidy(_text(_dig(row, asked)).removeprefix(chosen.prefix).removesuffix(chosen.suffix))
+    problem = tidy_text(_text(_dig(row, asked)).removeprefix(chosen.prefix).removesuffix(chosen.suffix))
     answer = _text(_dig(row, gold)) if gold else ""
     if chosen.answer_is == "json" and answer:
         try:
@@ -213,11 +163,11 @@ def _texts(row: dict[str, Any], chosen: Recipe, asked: str, gold: str | None, wo
         except (ValueError, RecursionError):
             golds = answer
         if isinstance(golds, list) and len(golds) > 1:
-            return problem, tidy(answer), "several answers", "the set gives several golds, the verifier takes one"
+            return problem, tidy_text(answer), "several answers", "the set gives several golds, the verifier takes one"
         answer = str(golds[0] if isinstance(golds, list) and golds else golds)
     if not answer.strip() and worked:
-        return problem, tidy(last_box(_text(row.get(worked))))
-    return problem, tidy(gold_of(answer))
+        return problem, tidy_text(extract_last_box(_text(row.get(worked))))
+    return problem, tidy_text(extract_gold(answer))
 
 
 def _first(columns: list[str], names: list[str]) -> str | None:
@@ -285,7 +235,7 @@ def _hub(source: Source, limit: int | None) -> tuple[str, list[str], Iterator[tu
     except (OSError, ValueError) as error:  # offline, unknown name, unknown split
         said = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
-            f"{source.name!r} is no file here, and the Hub did not give it ({said}). {remedy(source)}"
+            f"{source.name!r} is no file here, and the Hub did not give it ({said}). {explain_attaching(source)}"
         ) from None
     return chosen.hub, list(first[1]) if first else [], chain([first] if first else [], rows)
 
@@ -309,7 +259,7 @@ def _knock() -> None:
             pass
 
 
-def remedy(source: Source) -> str:
+def explain_attaching(source: Source) -> str:
     """How to attach a set that is neither here nor to be had."""
     if source.recipe.hub is None:
         return f"On Kaggle add the competition as input; elsewhere set data.paths.{source.name}=/path/to/its/file."

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config import Data, RunConfig
-from grpo_kit.data import cleaning, sources
+from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.policy.chat import build_messages, make_token_counter
 from grpo_kit.runs.files import read_lines, write_lines
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     @property
     def id(self) -> str:
         """What the row is called for good: a hash of its normalised problem."""
-        return hashlib.sha256(cleaning.normalise(self.problem).encode()).hexdigest()[:16]
+        return hashlib.sha256(cleaning.normalise_text(self.problem).encode()).hexdigest()[:16]
 
 
 class Pipeline:
@@ -71,7 +71,7 @@ class Pipeline:
         """Take every source's rows; rows that a recipe drops are gone at once."""
         self.show("reading")
         for position, source in enumerate(found):
-            taken = sources.read(source, self.config.data, self.config.run.seed)
+            taken = sources.read_source(source, self.config.data, self.config.run.seed)
             digest, begin = hashlib.sha256(), len(self.rows)
             for line, problem, answer, reason, why in self.finished.step(f"read-{position}", taken):
                 digest.update(f"{problem}\0{answer}\0".encode())
@@ -80,11 +80,11 @@ class Pipeline:
                 self.rows.append(Row(source.name, line, problem, answer))
             self.counts[source.name] = {"rows": len(self.rows) - begin, "rows_sha256": digest.hexdigest()}
 
-    def clean(self, verifier: cleaning.Reward | None) -> None:
+    def clean(self, verifier: gold_answers.Reward | None) -> None:
         """Drop what is unfit by its text, prompts that are too long, and golds the verifier cannot use."""
         self.show("cleaning")
-        unfit = {number: cleaning.reason_of(*self.rows[number][2:]) for number in self.left()}
-        for step in cleaning.STEPS:
+        unfit = {number: cleaning.find_unfit_reason(*self.rows[number][2:]) for number in self.left()}
+        for step in cleaning.FILTERS:
             self.gone |= {number: (step.reason, step.why) for number, reason in unfit.items() if reason == step.reason}
         if limit := self.config.data.max_prompt_tokens:
             self.show("tokens")
@@ -110,8 +110,10 @@ class Pipeline:
         numbers, data = self.left(), Data(paths=self.config.data.paths)
 
         def find() -> Iterator[Any]:
-            texts = {s.name: [taken.problem for taken in sources.read(s, data, self.config.run.seed)] for s in held}
-            found = leaks.find([self.rows[number].problem for number in numbers], texts)
+            texts = {
+                s.name: [taken.problem for taken in sources.read_source(s, data, self.config.run.seed)] for s in held
+            }
+            found = leaks.find_leaks([self.rows[number].problem for number in numbers], texts)
             yield found.report
             yield from ((numbers[at], *why) for at, why in found.dropped.items())
 
@@ -119,7 +121,7 @@ class Pipeline:
         self.gone |= {number: (reason, why) for number, reason, why in dropped}
         return report
 
-    def deduplicate(self, verifier: cleaning.Reward | None) -> dict[int, int]:
+    def deduplicate(self, verifier: gold_answers.Reward | None) -> dict[int, int]:
         """Drop repetitions; returns which of the rows left are tied to which."""
         from grpo_kit.data import duplicates
 
@@ -127,10 +129,10 @@ class Pipeline:
         numbers = self.left()
 
         def find() -> Iterator[Any]:
-            found = duplicates.find(
+            found = duplicates.find_duplicates(
                 [self.rows[number].problem for number in numbers],
                 [self.rows[number].answer for number in numbers],
-                cleaning.same_answer(verifier),
+                gold_answers.make_gold_comparison(verifier),
                 lambda at: self.label(numbers[at]),
             )
             yield {str(numbers[at]): numbers[tied] for at, tied in found.ties.items()}
@@ -153,12 +155,12 @@ class Pipeline:
                 if length > limit:
                     yield number, "long prompt", f"{length} tokens"
 
-    def _unusable(self, verifier: cleaning.Reward) -> Iterator[tuple[int, str, str]]:
+    def _unusable(self, verifier: gold_answers.Reward) -> Iterator[tuple[int, str, str]]:
         numbers = self.left()
-        bad = cleaning.unusable((self.rows[number].answer for number in numbers), verifier)
+        bad = gold_answers.find_unusable_golds((self.rows[number].answer for number in numbers), verifier)
         for number in numbers:
             if self.rows[number].answer in bad:
-                yield number, cleaning.UNUSABLE, "the verifier refuses the gold in its own box"
+                yield number, "unusable gold", "the verifier refuses the gold in its own box"
 
     def funnel(self) -> list[dict[str, Any]]:
         """What each reason took, in the order of the steps: rows dropped and left, and three examples."""

@@ -118,14 +118,14 @@ def measure(
     started, how = time.monotonic(), config.evaluation
     settings = {
         "policy": config.policy.identity(), "evaluation": asdict(how), "seed": config.run.seed, "verifier": fingerprint(verifier),
-        "sets": problem_sets.hashes(config) if asked is None else problem_sets.hash_of(asked),
+        "sets": problem_sets.hash_sets(config) if asked is None else problem_sets.hash_problems(asked),
     }  # fmt: skip
     reads = [run.manifest, *([origin or adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
         return json.loads(path.read_text())
 
-    asked = problem_sets.load(config, run) if asked is None else asked
+    asked = problem_sets.load_problems(config, run) if asked is None else asked
     protocol = PROTOCOLS.get(how.protocol or "")
     thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
     room = protocol.max_model_len if protocol else None

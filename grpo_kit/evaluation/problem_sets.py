@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.data import sources
-from grpo_kit.data.cleaning import gold_of
+from grpo_kit.data.gold_answers import extract_gold
 from grpo_kit.policy.chat import build_messages
 from grpo_kit.runs.files import hash_of as hash_of_file
 from grpo_kit.runs.files import read_lines
@@ -36,11 +36,11 @@ class Problem(NamedTuple):
     row: dict[str, Any]
 
 
-def load(config: RunConfig, run: Run) -> list[Problem]:
+def load_problems(config: RunConfig, run: Run) -> list[Problem]:
     """The problems of `evaluation.sets`, at most `num_problems` of each, in order.
 
     With a protocol the problem alone is followed by the protocol's words. Without one the run's test rows are asked as
-    they stand, other sets with `data.system_prompt` and `data.prompt_suffix`. Raises what `rows_of` raises, and
+    they stand, other sets with `data.system_prompt` and `data.prompt_suffix`. Raises what `load_set` raises, and
     ValueError for a set named twice or no set at all.
     """
     names = config.evaluation.sets
@@ -50,7 +50,7 @@ def load(config: RunConfig, run: Run) -> list[Problem]:
     suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
     found = []
     for name in names:
-        for row in rows_of(name, config, run)[: config.evaluation.num_problems]:
+        for row in load_set(name, config, run)[: config.evaluation.num_problems]:
             prompt = row["prompt"]
             bare = prompt if isinstance(prompt, str) else prompt[-1]["content"].removesuffix(suffix)
             if protocol:
@@ -63,21 +63,21 @@ def load(config: RunConfig, run: Run) -> list[Problem]:
     return found
 
 
-def hashes(config: RunConfig) -> dict[str, list[str | None]]:
+def hash_sets(config: RunConfig) -> dict[str, list[str | None]]:
     """{set: sha256 of each file it is read from}; the run's own split is not among them, a set on the Hub has no files.
 
-    Raises what `sources.locate` raises.
+    Raises what `sources.locate_source` raises.
     """
     named = [name for name in config.evaluation.sets if name != "test"]
-    return {name: [hash_of_file(path) for path in sources.locate(name, config.data).files] for name in named}
+    return {name: [hash_of_file(path) for path in sources.locate_source(name, config.data).files] for name in named}
 
 
-def hash_of(asked: list[Problem]) -> str:
+def hash_problems(asked: list[Problem]) -> str:
     """sha256 of problems that come from no set with a name."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def rows_of(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
+def load_set(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
     """The rows of one set, whole and in order: `test`, the run's own split (messages), or what `sources` finds by name.
 
     Each has `id`, `prompt`, `answer` and `source`; those of a .jsonl file have its other columns too. Raises
@@ -85,9 +85,9 @@ def rows_of(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
     """
     if name == "test":
         return read_lines(run.data_file("test"))
-    source = sources.locate(name, config.data)
+    source = sources.locate_source(name, config.data)
     if source.files != (Path(name),) or Path(name).suffix != ".jsonl":
-        taken = sources.read(source, replace(config.data, limit=None), config.run.seed)
+        taken = sources.read_source(source, replace(config.data, limit=None), config.run.seed)
         return [
             {"id": f"{name}:{row.line}", "prompt": row.problem, "answer": row.answer, "source": source.name}
             for row in taken
@@ -113,7 +113,9 @@ def _rows_of_jsonl(name: str) -> list[dict[str, Any]]:
             ) from None
         rest = {key: value for key, value in row.items() if key not in (*RESERVED, column)}
         source = str(row.get("source") or path.stem)
-        rows.append({**rest, "id": f"{name}:{number}", "prompt": problem, "answer": gold_of(answer), "source": source})
+        rows.append(
+            {**rest, "id": f"{name}:{number}", "prompt": problem, "answer": extract_gold(answer), "source": source}
+        )
     if not rows:
         raise ValueError(f"{name} holds no problem; an accuracy needs one. Name another set.")
     return rows

@@ -68,9 +68,9 @@ def held_out(config: RunConfig, run: Run, count: int) -> list[problem_sets.Probl
         raise ValueError(f"{count} puzzles were asked for; a score needs at least one. Set --problems to 1 or more.")
     seen, families = _trained_on(run), {}
     for row in _rows(config):
-        problem = cleaning.normalise(row["prompt"])
+        problem = cleaning.normalise_text(row["prompt"])
         if problem not in seen and hashlib.sha256(problem.encode()).hexdigest()[:16] not in seen:
-            families.setdefault(puzzles.classify(row["prompt"]) or "other", []).append(row)
+            families.setdefault(puzzles.classify_prompt(row["prompt"]) or "other", []).append(row)
     if not families:
         raise ValueError(
             f"Run {run.name!r} was trained on every row of train.csv, so none is held out. Hold some back."
@@ -93,11 +93,11 @@ def held_out(config: RunConfig, run: Run, count: int) -> list[problem_sets.Probl
 
 
 def _rows(config: RunConfig) -> list[dict[str, Any]]:
-    source = sources.locate(RECIPE, config.data)
+    source = sources.locate_source(RECIPE, config.data)
     files = [path for path in source.files if path.name == "train.csv"] or list(source.files)
     if not files:
         raise FileNotFoundError(
-            f"The competition's train.csv is not here. {sources.remedy(source)} `kaggle competitions download -c {COMPETITION}` fetches it."
+            f"The competition's train.csv is not here. {sources.explain_attaching(source)} `kaggle competitions download -c {COMPETITION}` fetches it."
         )
     rows = []
     for line, row in read(files[0], list(COLUMNS)):
@@ -118,5 +118,5 @@ def _trained_on(run: Run) -> set[str]:
     for row in read_lines(run.data_file("train")):
         text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         text = text.removesuffix(suffix).removesuffix(CHALLENGE_SUFFIX)
-        found |= {str(row.get("id")), cleaning.normalise(text)}
+        found |= {str(row.get("id")), cleaning.normalise_text(text)}
     return found

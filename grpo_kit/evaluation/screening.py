@@ -70,7 +70,7 @@ def screen(config: RunConfig, run: Run, verifier: Reward, progress: Progress | N
             f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} ({found[HARD]} {HARD}, "
             f"{found[EASY]} {EASY}, {found[UNUSABLE]} with an unusable gold). Widen the band, or take other problems."
         )
-    ordered = curriculum.order(kept, len(kept), config.screening.sigma, config.run.seed)
+    ordered = curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed)
     write_lines(run.left_out, left_out)
     write_lines(run.screened, ordered)
     wrote = [run.screening, run.screened, run.left_out]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
-from grpo_kit.data import cleaning, curriculum
+from grpo_kit.data import curriculum, gold_answers
 from grpo_kit.data.preparation import SPLITS
 from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
@@ -129,7 +129,7 @@ def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) ->
     rows = {split: read_lines(run.data_file(split)) for split in SPLITS}
     if screening.is_screened(run):
         screened = read_lines(run.screened)
-        rows["train"] = curriculum.order(screened, len(screened), config.screening.sigma, config.run.seed)
+        rows["train"] = curriculum.order_rows(screened, len(screened), config.screening.sigma, config.run.seed)
     tokenizer = load_tokenizer(config.policy)
     count = make_token_counter(config.policy)
     longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
@@ -145,7 +145,7 @@ def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) ->
 
 def gold(row: dict[str, Any]) -> str:
     """The row's gold as text, without the dollar signs or `\\( \\)` around it."""
-    return cleaning.bare(str(row["answer"]).strip())
+    return gold_answers.strip_delimiters(str(row["answer"]).strip())
 
 
 def turns(row: dict[str, Any]) -> list[dict[str, str]]:

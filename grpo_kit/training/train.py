@@ -148,7 +148,7 @@ def make_trainer(
     rows = read_lines(run.screened if in_order else run.data_file("train"))
     if in_order:
         draw = "in_order" if draw == "useful" else draw  # the curriculum goes by pass rates already
-        rows = curriculum.order(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
+        rows = curriculum.order_rows(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
     thinking = config.policy.enable_thinking
     opened = prompts_open_thinking(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
     asked = template_conversations(tokenizer, rows, thinking)

@@ -70,9 +70,9 @@ config, run = notebook.begin(preset, run_name, overrides, use_drive)
 # Where problems come from is a recipe: which set, which columns, which licence.
 
 # %%
-from grpo_kit.data.preparation import named_sources, prepare
+from grpo_kit.data.preparation import locate_sources, prepare
 
-for source in named_sources(config):
+for source in locate_sources(config):
     print(f"{source.name}: {source.recipe.about} (licence: {source.recipe.licence})")
 
 # %% [markdown]

@@ -17,7 +17,7 @@ def rates(ordered):
 
 
 def test_without_spread_the_order_is_strictly_from_easy_to_hard():
-    assert rates(curriculum.order(rows(0.2, 0.8, 0.5, 0.3, 0.6), 5, 0.0, 1)) == [0.8, 0.6, 0.5, 0.3, 0.2]
+    assert rates(curriculum.order_rows(rows(0.2, 0.8, 0.5, 0.3, 0.6), 5, 0.0, 1)) == [0.8, 0.6, 0.5, 0.3, 0.2]
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,14 @@ def test_without_spread_the_order_is_strictly_from_easy_to_hard():
 )
 def test_as_many_as_are_asked_for_along_a_line(length, expected):
     given = rows(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    assert rates(curriculum.order(given, length, 0.0, 1)) == expected
+    assert rates(curriculum.order_rows(given, length, 0.0, 1)) == expected
 
 
 def test_rows_of_one_pass_rate_are_all_used_before_any_comes_again():
     given = rows(*[0.5] * 10, *[0.25] * 10)
-    ordered = curriculum.order(given, 20, 0.1, 1)
+    ordered = curriculum.order_rows(given, 20, 0.1, 1)
     assert sorted(row["id"] for row in ordered) == sorted(row["id"] for row in given)
-    names = [row["id"] for row in curriculum.order(given, 50, 0.1, 1)]
+    names = [row["id"] for row in curriculum.order_rows(given, 50, 0.1, 1)]
     assert {names.count(row["id"]) for row in given} <= {1, 2, 3} and len(names) == 50
 
 
@@ -52,7 +52,7 @@ def test_of_many_alike_the_lower_aims_do_not_skip_any():
 def test_the_pass_rate_falls_along_a_line_with_the_spread_asked_for():
     rng = random.Random(0)
     given = rows(*(rng.uniform(0.1, 0.9) for _ in range(5000)))
-    ordered = rates(curriculum.order(given, 1000, 0.1, 1))
+    ordered = rates(curriculum.order_rows(given, 1000, 0.1, 1))
     quarters = [ordered[i : i + 250] for i in range(0, 1000, 250)]
     means = [sum(part) / len(part) for part in quarters]
     assert means == pytest.approx([0.8, 0.6, 0.4, 0.2], abs=0.03)
@@ -64,7 +64,7 @@ def test_the_pass_rate_falls_along_a_line_with_the_spread_asked_for():
 def test_mostly_easy_prompts_still_come_before_harder_ones():
     """Where the low rates run out, what is left must not rise again."""
     rng = random.Random(0)
-    ordered = rates(curriculum.order(rows(*(rng.betavariate(8, 2) for _ in range(600))), 600, 0.05, 1))
+    ordered = rates(curriculum.order_rows(rows(*(rng.betavariate(8, 2) for _ in range(600))), 600, 0.05, 1))
     means = [sum(ordered[i : i + 100]) / 100 for i in range(0, 600, 100)]
     assert means == sorted(means, reverse=True)
 
@@ -75,7 +75,7 @@ def test_every_window_has_the_mixs_shares(length):
     given = rows(*(rng.uniform(0.1, 0.5) for _ in range(600)), source="hard")
     given += rows(*(rng.uniform(0.5, 0.9) for _ in range(200)), source="easy")
     given += rows(*(rng.uniform(0.1, 0.9) for _ in range(100)), source="other")
-    ordered = curriculum.order(given, length, 0.1, 1)
+    ordered = curriculum.order_rows(given, length, 0.1, 1)
     for start in range(0, length - 35):
         window = [row["source"] for row in ordered[start : start + 36]]
         for source, share in (("hard", 24), ("easy", 8), ("other", 4)):
@@ -94,14 +94,14 @@ def test_the_same_rows_and_seed_give_the_same_order_whatever_order_they_come_in(
     given = rows(*(rng.choice([0.25, 0.5, 0.75]) for _ in range(60))) + rows(*[0.5] * 20, source="t")
     shuffled = rng.sample(given, len(given))
     first, second, other = (
-        curriculum.order(some, 40, 0.1, seed) for some, seed in ((given, 1), (shuffled, 1), (given, 2))
+        curriculum.order_rows(some, 40, 0.1, seed) for some, seed in ((given, 1), (shuffled, 1), (given, 2))
     )
     assert first == second != other
 
 
 def test_nothing_cannot_be_ordered():
     with pytest.raises(ValueError, match="0 rows to order.*data.pass_rate"):
-        curriculum.order([], 5, 0.1, 1)
+        curriculum.order_rows([], 5, 0.1, 1)
 
 
 @pytest.mark.parametrize("band", ["[0.9,0.1]", "[0.1]", "[-0.1,0.5]", "[0.1,1.5]", "[]", "[0.1,0.5,0.9]", "[nan,0.5]"])

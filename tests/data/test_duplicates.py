@@ -17,18 +17,18 @@ def equal(one, other):
 
 
 def test_equal_problems_are_dropped_but_the_first():
-    found = duplicates.find(["What is 2 + 2?", "Other", " what is 2+2 ? "], ["4", "1", "4"], equal)
+    found = duplicates.find_duplicates(["What is 2 + 2?", "Other", " what is 2+2 ? "], ["4", "1", "4"], equal)
     assert found.dropped == {2: ("repeated problem", "equals 0")} and found.ties == {}
 
 
 def test_equal_problems_whose_golds_contradict_are_all_dropped():
-    found = duplicates.find(["What is 2 + 2?", "what is 2 + 2?", "WHAT IS 2 + 2?"], ["4", "4", "5"], equal)
+    found = duplicates.find_duplicates(["What is 2 + 2?", "what is 2 + 2?", "WHAT IS 2 + 2?"], ["4", "4", "5"], equal)
     assert set(found.dropped) == {0, 1, 2}
     assert found.dropped[0] == ("contradicting golds", "equal problems say 4 and 5")
 
 
 def test_golds_that_the_judge_calls_the_same_do_not_contradict():
-    found = duplicates.find(
+    found = duplicates.find_duplicates(
         ["What is 2 + 2?", "what is 2 + 2?"], ["4", "4.0"], lambda one, other: float(one) == float(other)
     )
     assert found.dropped[1][0] == "repeated problem" and 0 not in found.dropped
@@ -36,26 +36,28 @@ def test_golds_that_the_judge_calls_the_same_do_not_contradict():
 
 def test_a_near_duplicate_with_the_same_gold_is_dropped_and_named():
     reworded = LONG.replace("in town ", "")
-    found = duplicates.find(["x", LONG.format(7), reworded.format(7)], ["1", "42", "42"], equal, label="row {}".format)
+    found = duplicates.find_duplicates(
+        ["x", LONG.format(7), reworded.format(7)], ["1", "42", "42"], equal, label="row {}".format
+    )
     reason, why = found.dropped[2]
     assert reason == "near duplicate" and why.startswith("overlaps row 1 by 0.8")
 
 
 def test_the_same_wording_with_other_numbers_is_kept_and_tied():
     problems = [LONG.format(7), "Something else entirely is asked here.", LONG.format(8), LONG.format(9)]
-    found = duplicates.find(problems, ["42", "1", "48", "54"], equal)
+    found = duplicates.find_duplicates(problems, ["42", "1", "48", "54"], equal)
     assert found.dropped == {}
     assert len({found.ties[0], found.ties[2], found.ties[3]}) == 1 and 1 not in found.ties
 
 
 def test_short_problems_that_differ_in_one_number_are_neither():
     problems = [f"What is {a} + {b}?" for a in range(10, 40) for b in range(10, 40)]
-    assert duplicates.find(problems, [str(i) for i in range(len(problems))], equal) == ({}, {})
+    assert duplicates.find_duplicates(problems, [str(i) for i in range(len(problems))], equal) == ({}, {})
 
 
 def test_empty_and_tiny_problems_do_no_harm():
-    assert duplicates.find([], [], equal) == ({}, {})
-    found = duplicates.find(["", "x", "", "y"], ["1", "1", "1", "1"], equal)
+    assert duplicates.find_duplicates([], [], equal) == ({}, {})
+    found = duplicates.find_duplicates(["", "x", "", "y"], ["1", "1", "1", "1"], equal)
     assert set(found.dropped) == {2}
 
 
@@ -79,19 +81,19 @@ def test_near_pairs_are_those_that_counting_every_pair_finds():
     expected = {
         (a, b) for b in range(len(problems)) for a in range(b) if overlap(problems[a], problems[b]) >= duplicates.THRESHOLD
     }  # fmt: skip
-    found = {(a, b) for a, b, _ in duplicates.near_pairs(problems)}
+    found = {(a, b) for a, b, _ in duplicates.find_near_pairs(problems)}
     assert found <= expected and len(expected) > 40
     assert len(found) >= 0.98 * len(expected)  # MinHash misses one in 500 at the threshold itself
 
 
 def test_minhash_estimates_the_overlap():
     one, other = LONG.format(7), LONG.format(7).replace("in town ", "")
-    signatures = duplicates.minhash([one, other, "nothing in common with them at all"])
-    words = [duplicates.ngrams.tokens(text) for text in (one, other)]
+    signatures = duplicates.compute_minhash([one, other, "nothing in common with them at all"])
+    words = [duplicates.ngrams.split_tokens(text) for text in (one, other)]
     exact = overlap(*(" ".join(part) for part in words))
     assert abs((signatures[0] == signatures[1]).mean() - exact) < 0.12
     assert (signatures[0] == signatures[2]).mean() < 0.05
-    assert np.array_equal(signatures, duplicates.minhash([one, other, "nothing in common with them at all"]))
+    assert np.array_equal(signatures, duplicates.compute_minhash([one, other, "nothing in common with them at all"]))
 
 
 def test_a_thousand_problems_of_one_template_are_not_compared_with_each_other(monkeypatch):
@@ -104,5 +106,5 @@ def test_a_thousand_problems_of_one_template_are_not_compared_with_each_other(mo
             yield a, b
 
     monkeypatch.setattr(duplicates, "_candidates", counted)
-    duplicates.find([LONG.format(i) for i in range(2000)], [str(i) for i in range(2000)], equal)
+    duplicates.find_duplicates([LONG.format(i) for i in range(2000)], [str(i) for i in range(2000)], equal)
     assert sum(compared) <= duplicates.BANDS * duplicates.WINDOW * 2000  # not 2000 * 1999 / 2 a band

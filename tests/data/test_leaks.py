@@ -19,7 +19,7 @@ WALK = HELD["contest"][0]
 
 
 def caught(problem, others=()):
-    found = leaks.find([problem, *others], HELD)
+    found = leaks.find_leaks([problem, *others], HELD)
     return found.dropped.get(0, ("kept", ""))
 
 
@@ -77,21 +77,21 @@ def test_the_report_counts_both_hits_and_what_was_kept():
         "Every morning Aya goes for a nine kilometer long run.",
         "Compute 17 + 25.",
     ]
-    found = leaks.find(problems, HELD)
+    found = leaks.find_leaks(problems, HELD)
     assert found.report["contest"] == {"problems": 3, "leaked": 1, "equal": 2, "overlap": 3, "kept": 1}
     assert found.report["short"] == {"problems": 2, "leaked": 1, "equal": 1, "overlap": 0, "kept": 0}
     assert found.dropped[2] == ("leaked, overlap", f"contest: {WALK[:80]}")
 
 
 def test_nothing_to_compare_with_finds_nothing():
-    assert leaks.find([], HELD).dropped == {}
-    assert leaks.find(["What?"], {}) == ({}, {})
-    assert leaks.find(["What?"], {"short": ["Why?"]}).dropped == {}
+    assert leaks.find_leaks([], HELD).dropped == {}
+    assert leaks.find_leaks(["What?"], {}) == ({}, {})
+    assert leaks.find_leaks(["What?"], {"short": ["Why?"]}).dropped == {}
 
 
 def test_a_template_of_evaluation_problems_leaks_by_equality_only():
     frame = "In a secret land a hidden rule turns every number into another one, as the examples below will show you. What becomes of {}?"
     held = {"puzzles": [frame.format(n) for n in range(100, 200)]}
-    found = leaks.find([frame.format(n) for n in range(190, 300)], held)
+    found = leaks.find_leaks([frame.format(n) for n in range(190, 300)], held)
     assert found.report["puzzles"]["equal"] == 10 and set(found.dropped) == set(range(10))
     assert found.report["puzzles"]["kept"] == 0  # the frame itself is not even looked at

@@ -20,7 +20,7 @@ from grpo_kit.data import ngrams
     ],
 )
 def test_spelling_does_not_make_another_problem(other):
-    assert ngrams.same_tokens(other) == ngrams.same_tokens("What is 2 + x, if x = 3?")
+    assert ngrams.digest_tokens(other) == ngrams.digest_tokens("What is 2 + x, if x = 3?")
 
 
 @pytest.mark.parametrize(
@@ -34,27 +34,27 @@ def test_spelling_does_not_make_another_problem(other):
     ],
 )
 def test_another_problem_stays_another(other):
-    assert ngrams.same_tokens(other) != ngrams.same_tokens("What is 2 + x, if x = 3?")
+    assert ngrams.digest_tokens(other) != ngrams.digest_tokens("What is 2 + x, if x = 3?")
 
 
 def test_runs_are_within_a_text_and_short_texts_have_one_if_wanted():
     texts = [list("abcd"), [], list("ab"), list("bcd")]
-    found = ngrams.runs(texts, 3, ngrams.Vocabulary(), short=True)
+    found = ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=True)
     assert found.starts.tolist() == [0, 2, 2, 3, 4]  # abc bcd, none, ab, bcd
     assert found.hashes[1] == found.hashes[3] and len(set(found.hashes.tolist())) == 3
-    assert ngrams.runs(texts, 3, ngrams.Vocabulary(), short=False).starts.tolist() == [0, 2, 2, 2, 3]
-    alone = ngrams.runs([list("ab"), list("cd"), list("ab")], 3, ngrams.Vocabulary(), short=True).hashes
+    assert ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=False).starts.tolist() == [0, 2, 2, 2, 3]
+    alone = ngrams.hash_runs([list("ab"), list("cd"), list("ab")], 3, ngrams.Vocabulary(), short=True).hashes
     assert alone[0] == alone[2]  # what stands beside a short text does not count
-    assert ngrams.runs([], 3, ngrams.Vocabulary(), short=True).starts.tolist() == [0]
+    assert ngrams.hash_runs([], 3, ngrams.Vocabulary(), short=True).starts.tolist() == [0]
 
 
 def test_order_of_tokens_counts():
-    found = ngrams.runs([list("abc"), list("acb"), list("cba")], 3, ngrams.Vocabulary(), short=True)
+    found = ngrams.hash_runs([list("abc"), list("acb"), list("cba")], 3, ngrams.Vocabulary(), short=True)
     assert len(set(found.hashes.tolist())) == 3
 
 
 def test_hashes_are_the_same_in_every_process():
-    code = "from grpo_kit import ngrams; print(ngrams.runs([['a', 'b']], 2, ngrams.Vocabulary(), short=True).hashes[0])"
+    code = "from grpo_kit.data import ngrams; print(ngrams.hash_runs([['a', 'b']], 2, ngrams.Vocabulary(), short=True).hashes[0])"
     said = {
         subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
                        capture_output=True, text=True, check=True).stdout
@@ -64,4 +64,4 @@ def test_hashes_are_the_same_in_every_process():
 
 
 def test_words_leave_figures_and_signs_out():
-    assert ngrams.words("Find $x+1$. [asy] draw((0,0)--(1,1)); [/asy] Now!") == ["find", "x", "1", "now"]
+    assert ngrams.split_words("Find $x+1$. [asy] draw((0,0)--(1,1)); [/asy] Now!") == ["find", "x", "1", "now"]

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from grpo_kit import config
-from grpo_kit.data import cleaning, preparation, sources
+from grpo_kit.data import cleaning, preparation, recipes, sources
 from grpo_kit.data.preparation import SPLITS
 from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.steps import Pipeline
-from grpo_kit.runs import files
 from grpo_kit.runs.files import hash_of, read_lines, write_lines
 from grpo_kit.runs.run import find_run
 
@@ -36,7 +35,7 @@ def write(tmp_path, name, text):
 def test_tiny_sums_become_three_disjoint_splits(tmp_path):
     manifest, run = prepare(tmp_path, "tiny-sums", "data.limit=500", "data.test_size=100", "data.val_size=50")
     assert manifest["rows"] == {"train": 350, "val": 50, "test": 100}
-    assert len({cleaning.normalise(row["prompt"][-1]["content"]) for row in rows_of(run)}) == 500
+    assert len({cleaning.normalise_text(row["prompt"][-1]["content"]) for row in rows_of(run)}) == 500
     for split in SPLITS:
         assert manifest["sha256"][split] == hash_of(run.data_file(split))
 
@@ -61,8 +60,8 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path):
     ],
 )  # fmt: skip
 def test_usual_shapes_are_read_without_being_told(tmp_path, name, text):
-    source = sources.locate(str(write(tmp_path, name, text)), config.Data())
-    assert [row[1:3] for row in sources.read(source, config.Data(), 0)] == [("p1", "2"), ("p2", "3")]
+    source = sources.locate_source(str(write(tmp_path, name, text)), config.Data())
+    assert [row[1:3] for row in sources.read_source(source, config.Data(), 0)] == [("p1", "2"), ("p2", "3")]
 
 
 def test_parquet_is_read(tmp_path):
@@ -167,7 +166,7 @@ def test_an_interrupted_preparation_leaves_the_old_data_whole(tmp_path, monkeypa
             raise KeyboardInterrupt
         real(path, rows)
 
-    monkeypatch.setattr(files, "write_lines", stopped)
+    monkeypatch.setattr(preparation, "write_lines", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, "tiny-sums", "data.limit=60", "run.force=true")
     assert hash_of(run.manifest.parent) == old
@@ -299,7 +298,7 @@ def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
 
 def test_evaluation_sets_that_are_not_here_are_named_and_those_asked_for_must_be(tmp_path):
     manifest, _ = prepare(tmp_path, eight(tmp_path))
-    assert set(manifest["not_checked"]) == set(sources.recipe_names(evaluation=True)) and manifest["evaluation"] == {}
+    assert set(manifest["not_checked"]) == set(recipes.list_recipes(evaluation=True)) and manifest["evaluation"] == {}
     assert "data.paths.aime2024=" in manifest["not_checked"]["aime2024"]
     with pytest.raises(FileNotFoundError, match="'aime2024' is no file here"):
         prepare(tmp_path, eight(tmp_path), "data.decontaminate=[aime2024]", name="other")
@@ -345,9 +344,11 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
     finished = {p.stem for p in run.path.rglob("*.jsonl")}
     steps = ["read-0", "leaks", "duplicates"]
     assert finished == set(steps[: ["leaks", "duplicates", "write"].index(step) + 1])
-    held = sources.locate("math500", config.Data(paths={"math500": str(tmp_path / "held/x.jsonl")}))
-    real = sources.read
-    monkeypatch.setattr(sources, "read", lambda source, *rest: real(held, *rest))  # the source itself is not read again
+    held = sources.locate_source("math500", config.Data(paths={"math500": str(tmp_path / "held/x.jsonl")}))
+    real = sources.read_source
+    monkeypatch.setattr(
+        sources, "read_source", lambda source, *rest: real(held, *rest)
+    )  # the source itself is not read again
     _, run = prepare(tmp_path, path, *wanted)
     assert hash_of(run.manifest.parent) == hash_of(whole.manifest.parent)
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "data", "run.json"]

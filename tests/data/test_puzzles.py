@@ -49,8 +49,8 @@ def paid(answer: str, told: str | None) -> bool:
 def test_every_real_prompt_is_named_and_counted(real):
     for family, rows in real.items():
         assert len(rows) == COUNTS[family]
-        assert {puzzles.classify(row["prompt"]) for row in rows} == {family}
-        assert {puzzles.classify(row["prompt"] + SUFFIX) for row in rows[:50]} == {family}
+        assert {puzzles.classify_prompt(row["prompt"]) for row in rows} == {family}
+        assert {puzzles.classify_prompt(row["prompt"] + SUFFIX) for row in rows[:50]} == {family}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_no_other_prompt_is_named(shared_data, name):
     for line in (shared_data / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         asked = row.get("question") or row["problem"]
-        assert puzzles.classify(asked) is puzzles.solve(asked) is None
+        assert puzzles.classify_prompt(asked) is puzzles.solve_prompt(asked) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_no_other_prompt_is_named(shared_data, name):
 )
 def test_a_solver_answers_the_real_ones(real, family, share):
     sample = real[family][::10]
-    right = sum(paid(row["answer"], puzzles.solve(row["prompt"])) for row in sample)
+    right = sum(paid(row["answer"], puzzles.solve_prompt(row["prompt"])) for row in sample)
     assert right / len(sample) >= share
 
 
@@ -105,7 +105,7 @@ def test_prompts_have_the_shape_of_the_real_ones(real, family):
     def examples(prompt):
         return len(re.findall(r"^(?:For t|.* (?:->|=|becomes)) \S.*$", prompt, re.MULTILINE))
 
-    made = [puzzles.make(family, 11, index).prompt for index in range(60)]
+    made = [puzzles.make_puzzle(family, 11, index).prompt for index in range(60)]
     assert {skeleton(prompt) for prompt in made} == {skeleton(row["prompt"]) for row in real[family]}
     assert {examples(prompt) for prompt in made} <= {examples(row["prompt"]) for row in real[family]}
     lengths = [len(row["prompt"]) for row in real[family]]
@@ -127,46 +127,46 @@ FORMATS = {
 @pytest.mark.parametrize("family", EVERY)
 def test_a_generated_puzzle_is_determined_solved_and_paid(family):
     for index in range(120):
-        made = puzzles.make(family, 21, index)
-        assert made.determined and made.family == puzzles.classify(made.prompt) == family
+        made = puzzles.make_puzzle(family, 21, index)
+        assert made.determined and made.family == puzzles.classify_prompt(made.prompt) == family
         assert re.fullmatch(FORMATS[family], made.answer), made
         assert made.trace.endswith(made.answer) and "boxed" not in made.trace
         completion = f"{made.trace}\n</think>\n\\boxed{{{made.answer}}}"
         assert challenge_reward([completion], answer=[made.answer]) == [1.0]
-        told = puzzles.solve(made.prompt + SUFFIX)
+        told = puzzles.solve_prompt(made.prompt + SUFFIX)
         # The middle of the factors a measure's examples allow may differ in the last decimal; nothing else may differ.
         assert paid(made.answer, told) if family in ("gravity", "unit conversion") else told == made.answer, made
 
 
 @pytest.mark.parametrize("family", EVERY)
 def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
-    there = [puzzles.make(family, 3, index) for index in range(12)]
+    there = [puzzles.make_puzzle(family, 3, index) for index in range(12)]
     random.seed(99)
-    back = [puzzles.make(family, 3, index) for index in reversed(range(12))]
+    back = [puzzles.make_puzzle(family, 3, index) for index in reversed(range(12))]
     assert there == back[::-1]
     assert len({made.prompt for made in there}) == 12
-    assert puzzles.make(family, 4, 0) != there[0]
+    assert puzzles.make_puzzle(family, 4, 0) != there[0]
 
 
 def test_puzzles_stay_what_they_were_until_the_version_goes_up():
-    text = "".join(puzzles.make(family, 0, index).prompt for family in EVERY for index in range(3))
+    text = "".join(puzzles.make_puzzle(family, 0, index).prompt for family in EVERY for index in range(3))
     assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "3a0a8651193b76ec")
 
 
 @pytest.mark.parametrize("family", ["bit manipulation", "equation transformation"])
 def test_what_the_examples_leave_open_is_marked(family):
-    kept = [puzzles.make(family, 5, index, determined_only=False) for index in range(60)]
+    kept = [puzzles.make_puzzle(family, 5, index, determined_only=False) for index in range(60)]
     marks = {made.determined for made in kept}
     assert marks == {True, False}
     for made in kept:
         assert made.trace.endswith(made.answer)
-        assert not made.determined or puzzles.solve(made.prompt) == made.answer
+        assert not made.determined or puzzles.solve_prompt(made.prompt) == made.answer
 
 
 def test_an_operator_that_no_example_shows_is_never_called_determined():
     unshown = 0
     for index in range(80):
-        made = puzzles.make("equation transformation", 6, index, {"symbols": (0, 0)}, determined_only=False)
+        made = puzzles.make_puzzle("equation transformation", 6, index, {"symbols": (0, 0)}, determined_only=False)
         *lines, query = made.prompt.split("\n")[1:]
         if all(line[2] != query.rpartition(" ")[2][2] for line in lines):
             assert not made.determined and "never shown" in made.trace
@@ -182,7 +182,7 @@ def test_determined_bits_agree_with_a_search_that_shares_no_code():
         return padded[place + (0 if kind == "r" else n)]
 
     for index in range(4):
-        made = puzzles.make("bit manipulation", 31, index, {"copies": (2, 2)}, determined_only=False)
+        made = puzzles.make_puzzle("bit manipulation", 31, index, {"copies": (2, 2)}, determined_only=False)
         shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
         asked = made.prompt[-8:]
         told = set()
@@ -230,7 +230,7 @@ def test_symbol_equations_agree_with_trying_every_filling():
 @pytest.mark.parametrize("family", ["gravity", "unit conversion"])
 def test_products_and_quotients_in_a_trace_are_right(family):
     for index in range(40):
-        trace = puzzles.make(family, 41, index).trace
+        trace = puzzles.make_puzzle(family, 41, index).trace
         steps = re.findall(r"([\d.]+) ([*/]) ([\d.]+) = ([\d.]+)(?: -> ([\d.]+))?", trace)
         assert [sign for _, sign, *_ in steps].count("/") == 1 and len(steps) >= 3
         for a, sign, b, told, result in steps:
@@ -241,7 +241,7 @@ def test_products_and_quotients_in_a_trace_are_right(family):
 
 def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
     for index in range(30):
-        made = puzzles.make("bit manipulation", 41, index)
+        made = puzzles.make_puzzle("bit manipulation", 41, index)
         shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
         for which, letter in ((0, "i"), (1, "o")):
             columns = re.findall(rf"^{letter}\d ([01]+)\b", made.trace, re.MULTILINE)
@@ -253,7 +253,7 @@ def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
 
 def test_letters_in_a_trace_spell_its_words():
     for index in range(40):
-        made = puzzles.make("text encryption", 41, index)
+        made = puzzles.make_puzzle("text encryption", 41, index)
         read = re.findall(
             r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", made.trace, re.MULTILINE
         )
@@ -264,7 +264,7 @@ def test_letters_in_a_trace_spell_its_words():
 
 def test_equations_in_a_trace_are_right():
     for index in range(60):
-        made = puzzles.make("equation transformation", 41, index)
+        made = puzzles.make_puzzle("equation transformation", 41, index)
         written = re.findall(r", written (\S+), shown (\S+)$", made.trace, re.MULTILINE)
         assert all(told == shown for told, shown in written)
         assert len(written) == made.prompt.count(" = ") or "copies" in made.trace
@@ -281,18 +281,18 @@ def test_equations_in_a_trace_are_right():
 
 def test_knobs_turn_what_they_say():
     for index in range(20):
-        made = puzzles.make("numeral system", 1, index, {"numbers": (1000, 3999), "examples": (2, 2)})
+        made = puzzles.make_puzzle("numeral system", 1, index, {"numbers": (1000, 3999), "examples": (2, 2)})
         assert "M" in made.answer and made.prompt.count(" -> ") == 2
-        made = puzzles.make("text encryption", 1, index, {"hidden": (0, 0)})
+        made = puzzles.make_puzzle("text encryption", 1, index, {"hidden": (0, 0)})
         assert set(made.prompt.rpartition(": ")[2]) <= set(made.prompt.partition("Now,")[0])
         assert "?" not in made.trace
-        made = puzzles.make("gravity", 1, index, {"g": (1.6, 1.7), "seconds": (10.0, 20.0)})
+        made = puzzles.make_puzzle("gravity", 1, index, {"g": (1.6, 1.7), "seconds": (10.0, 20.0)})
         assert 1.5 < 2 * float(made.answer) / float(re.search(r"for t = ([\d.]+)s", made.prompt)[1]) ** 2 < 1.8
-        made = puzzles.make("unit conversion", 1, index, {"factor": (3.0, 3.0)})
+        made = puzzles.make_puzzle("unit conversion", 1, index, {"factor": (3.0, 3.0)})
         assert re.search(r"= (3\.00\d{3}|2\.99\d{3})$", made.trace, re.MULTILINE)
-        made = puzzles.make("bit manipulation", 1, index, {"copies": (1, 1)})
+        made = puzzles.make_puzzle("bit manipulation", 1, index, {"copies": (1, 1)})
         assert not re.search(" and | or | xor |majority|choice", made.trace.partition("\n")[2])
-        made = puzzles.make("equation transformation", 1, index, {"symbols": (0, 0), "operators": (1, 1)})
+        made = puzzles.make_puzzle("equation transformation", 1, index, {"symbols": (0, 0), "operators": (1, 1)})
         assert made.prompt[-1].isdigit() and len({line[2] for line in made.prompt.split("\n")[1:-1]}) == 1
         assert made.difficulty == {"examples": (3, 5), "operators": (1, 1), "symbols": (0, 0)}
 
@@ -320,19 +320,19 @@ def test_knobs_turn_what_they_say():
 )
 def test_a_wrong_knob_is_named(family, knobs, said):
     with pytest.raises(ValueError, match=said):
-        puzzles.make(family, 0, 0, knobs)
+        puzzles.make_puzzle(family, 0, 0, knobs)
 
 
 # ---- rows
 
 
 def test_rows_take_turns_and_begin_alike():
-    rows = puzzles.rows(30, seed=2)
+    rows = puzzles.make_rows(30, seed=2)
     assert [row["family"] for row in rows] == EVERY * 5
     assert all(list(row) == ["id", "prompt", "answer", "family", "trace"] for row in rows)
     assert len({row["prompt"] for row in rows}) == len({row["id"] for row in rows}) == 30
-    assert puzzles.rows(12, seed=2) == rows[:12] and puzzles.rows(12, seed=3) != rows[:12]
-    only = puzzles.rows(4, seed=2, families=["gravity"], difficulty={"gravity": {"examples": (9, 9)}})
+    assert puzzles.make_rows(12, seed=2) == rows[:12] and puzzles.make_rows(12, seed=3) != rows[:12]
+    only = puzzles.make_rows(4, seed=2, families=["gravity"], difficulty={"gravity": {"examples": (9, 9)}})
     assert {(row["family"], row["prompt"].count("For t")) for row in only} == {("gravity", 9)}
 
 
@@ -350,7 +350,7 @@ def test_rows_take_turns_and_begin_alike():
 )
 def test_rows_that_cannot_be_had_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
-        puzzles.rows(seed=1, **arguments)
+        puzzles.make_rows(seed=1, **arguments)
 
 
 # ---- the families' own rules, literally
@@ -419,7 +419,10 @@ def test_factors_that_the_examples_allow():
     assert not physics.determined([(Decimal(1), Decimal("0.10"))])  # 0.095 to 0.105
     assert not physics.determined([(Decimal(1), Decimal("1.00")), (Decimal(1), Decimal("2.00"))])  # nothing fits
     lines = "10.0 m becomes 12.35\n20.0 m becomes 24.70\n"
-    assert puzzles.solve(f"{physics.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m") == "49.40"
+    assert (
+        puzzles.solve_prompt(f"{physics.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m")
+        == "49.40"
+    )
     assert physics.rounded(Decimal("0.125")) == Decimal("0.13")
 
 
@@ -445,7 +448,7 @@ def test_an_unseen_letter_is_told_by_the_words_that_fit():
 @pytest.mark.parametrize("family", EVERY)
 def test_a_damaged_prompt_never_raises(family):
     rng = random.Random(1)
-    made = puzzles.make(family, 8, 0).prompt
+    made = puzzles.make_puzzle(family, 8, 0).prompt
     damaged = [made[:cut] for cut in range(0, len(made), 7)]
     for _ in range(40):
         at = rng.randrange(90, len(made))
@@ -458,7 +461,7 @@ def test_a_damaged_prompt_never_raises(family):
         puzzles.FAMILIES[family].opening,
     ]
     for prompt in damaged:
-        told = puzzles.solve(prompt)
+        told = puzzles.solve_prompt(prompt)
         assert told is None or isinstance(told, str)
 
 
@@ -478,18 +481,18 @@ def test_a_damaged_prompt_never_raises(family):
     ],
 )
 def test_what_no_rule_explains_has_no_answer(prompt):
-    assert puzzles.solve(prompt) is None
+    assert puzzles.solve_prompt(prompt) is None
 
 
 def test_many_signs_do_not_multiply():
     lines = "".join(f"a{i}{sign}b{i} = {i}\n" for i, sign in zip("cdefghij", "!#$%&?@^"))
-    assert puzzles.solve(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+    assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
     lines = "".join(f"ab{chr(0x4E00 + i)}cd = abcd\n" for i in range(3000))
-    assert puzzles.solve(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+    assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
 
 
 def test_a_copied_pair_is_told_in_the_order_of_its_examples():
     for index in range(120):
-        made = puzzles.make("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
+        made = puzzles.make_puzzle("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
         for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", made.trace, re.MULTILINE):
             assert right == (left[:2] + left[3:] if order == "left" else left[3:] + left[:2])

@@ -20,7 +20,7 @@ def row(number, **more):
 
 def told(*overrides, count=2000, seed=1):
     chosen = config.load_config(["tiny"], overrides).data
-    return [row_options.with_option(row(i), chosen, seed) for i in range(count)]
+    return [row_options.add_row_option(row(i), chosen, seed) for i in range(count)]
 
 
 def test_by_default_a_row_is_left_as_it_is():

@@ -1,16 +1,14 @@
 """Each set's columns through its recipe, local copies found where they lie, and a remedy where they do not."""
 
 import json
-import sys
-import types
 
 import pytest
 from omegaconf import OmegaConf
 
 from grpo_kit import config
-from grpo_kit.data import sources
+from grpo_kit.data import recipes, sources
 
-DAPO = sources.recipe("dapo_math_17k")
+DAPO = recipes.load_recipe("dapo_math_17k")
 # A row or two of each set as its Hub card shows its columns; what comes out: (problem, gold, reason).
 ROWS = {
     "numina_math_15": (
@@ -79,29 +77,32 @@ def jsonl(path, rows):
 
 def taken(item, data=None, **where):
     data = data or config.Data()
-    return [(t.problem, t.answer, t.reason) for t in sources.read(sources.locate(item, data, **where), data, 0)]
+    return [
+        (t.problem, t.answer, t.reason)
+        for t in sources.read_source(sources.locate_source(item, data, **where), data, 0)
+    ]
 
 
 def test_there_is_a_fixture_for_each_recipe():
-    assert set(ROWS) == set(sources.recipe_names())
-    assert set(sources.recipe_names(evaluation=True)) == {"aime2024", "aime2025", "math500", "amc23", "gsm8k_test"}
+    assert set(ROWS) == set(recipes.list_recipes())
+    assert set(recipes.list_recipes(evaluation=True)) == {"aime2024", "aime2025", "math500", "amc23", "gsm8k_test"}
 
 
-@pytest.mark.parametrize("name", sources.recipe_names())
+@pytest.mark.parametrize("name", recipes.list_recipes())
 def test_a_recipe_reads_its_sets_columns(tmp_path, name):
     rows, expected = ROWS[name]
     path = jsonl(tmp_path / "x.jsonl", rows)
     assert taken(name, config.Data(paths={name: str(path)})) == expected
 
 
-@pytest.mark.parametrize("name", sources.recipe_names())
+@pytest.mark.parametrize("name", recipes.list_recipes())
 def test_a_recipe_says_where_from_under_which_licence_and_what_was_checked(name):
-    known = sources.recipe(name)
+    known = recipes.load_recipe(name)
     assert known.about and known.licence and known.verified and known.files
     assert known.hub or name == "nemotron_challenge"
     assert all({"column", "reason", "why"} < set(rule) for rule in known.drop)
-    keys = OmegaConf.to_container(OmegaConf.load(sources.RECIPES / f"{name}.yaml"))
-    assert all(f"`{key}`" in (sources.RECIPES / "README.md").read_text() for key in keys)
+    keys = OmegaConf.to_container(OmegaConf.load(recipes.FOLDER / f"{name}.yaml"))
+    assert all(f"`{key}`" in (recipes.FOLDER / "README.md").read_text() for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -132,13 +133,13 @@ def test_shards_of_a_set_are_read_in_order_and_a_folder_can_be_named(tmp_path):
     assert [row[0] for row in taken("gsm8k", config.Data(paths=data.paths, limit=1))] == ["p0"]
 
 
-def test_puzzles_are_asked_for_when_named(monkeypatch):
-    made = types.ModuleType("grpo_kit.puzzles")
-    made.rows = lambda count, seed: [{"prompt": f"p{seed}{i}", "answer": "0011"} for i in range(count)]
-    monkeypatch.setitem(sys.modules, "grpo_kit.puzzles", made)
-    import grpo_kit
+def test_puzzles_are_made_when_they_are_named(monkeypatch):
+    from grpo_kit.data import puzzles
 
-    monkeypatch.setattr(grpo_kit, "puzzles", made, raising=False)
+    def make_rows(count, seed):
+        return [{"prompt": f"p{seed}{i}", "answer": "0011"} for i in range(count)]
+
+    monkeypatch.setattr(puzzles, "make_rows", make_rows)
     assert taken("puzzles", config.Data(limit=2)) == [("p00", "0011", ""), ("p01", "0011", "")]
 
 
@@ -152,12 +153,12 @@ def test_puzzles_are_asked_for_when_named(monkeypatch):
 )
 def test_unknown_sources_are_named(item, error, said):
     with pytest.raises(error, match=said):
-        sources.locate(item, config.Data())
+        sources.locate_source(item, config.Data())
 
 
 def test_a_wrong_path_for_a_recipe_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.paths\.gsm8k is .*Check the path"):
-        sources.locate("gsm8k", config.Data(paths={"gsm8k": str(tmp_path / "none")}))
+        sources.locate_source("gsm8k", config.Data(paths={"gsm8k": str(tmp_path / "none")}))
 
 
 @pytest.mark.parametrize(
@@ -171,14 +172,14 @@ def test_a_wrong_path_for_a_recipe_is_named(tmp_path):
 def test_without_a_network_the_message_says_how_to_attach_the_set(tmp_path, item, remedy):
     data = config.Data()
     with pytest.raises(FileNotFoundError, match=f"'{item}' is no file here, and the Hub did not give it .*{remedy}"):
-        list(sources.read(sources.locate(item, data, environ={}, filesystem=tmp_path), data, 0))
+        list(sources.read_source(sources.locate_source(item, data, environ={}, filesystem=tmp_path), data, 0))
 
 
 def test_a_machine_without_a_network_does_not_wait_for_the_hub(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(FileNotFoundError, match="did not give it .*refused"):
-        list(sources.read(sources.locate("nobody/nothing", config.Data()), config.Data(), 0))
+        list(sources.read_source(sources.locate_source("nobody/nothing", config.Data()), config.Data(), 0))
 
 
 def test_a_set_on_the_hub_is_read_by_datasets_and_streamed_when_large(monkeypatch):
@@ -224,6 +225,6 @@ def test_a_copy_without_the_column_that_rows_are_dropped_by_is_refused(tmp_path)
 
 def test_a_recipe_with_a_misspelt_key_is_refused(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("about: x\nlicense: mit\nverified: x\n")
-    monkeypatch.setattr(sources, "RECIPES", tmp_path)
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="unknown keys license"):
-        sources.recipe("mine")
+        recipes.load_recipe("mine")

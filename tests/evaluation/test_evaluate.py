@@ -41,8 +41,10 @@ def test_before_and_after_ask_the_same_held_out_problems(trained):
     held_out = {row["id"] for row in read_lines(run.data_file("test"))}
     seen = {row["id"] for row in read_lines(run.data_file("train"))}
     assert {p["id"] for p in asked["before"]} == held_out and not held_out & seen
-    train_prompts = {cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(run.data_file("train"))}
-    assert not train_prompts & {cleaning.normalise(p["prompt"]) for p in asked["before"]}
+    train_prompts = {
+        cleaning.normalise_text(row["prompt"][-1]["content"]) for row in read_lines(run.data_file("train"))
+    }
+    assert not train_prompts & {cleaning.normalise_text(p["prompt"]) for p in asked["before"]}
 
 
 def fresh(tmp_path, *overrides):

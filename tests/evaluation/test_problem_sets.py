@@ -35,7 +35,7 @@ def told(path, *evaluation):
 def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
-    *own, other = problem_sets.load(told(path), run)
+    *own, other = problem_sets.load_problems(told(path), run)
     assert [p.prompt for p in own] == [row["prompt"] for row in read_lines(run.data_file("test"))]
     assert other.prompt == build_messages("What is 1 + 1?", "now", "Be brief.")
     assert other.row == {"answer": "2", "id": f"{path}:1", "source": "a"} and other.set == str(path)
@@ -44,7 +44,7 @@ def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run,
 def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
-    found = problem_sets.load(told(path, "evaluation.protocol=challenge"), run)
+    found = problem_sets.load_problems(told(path, "evaluation.protocol=challenge"), run)
     assert found[-1].prompt == build_messages("What is 1 + 1?", CHALLENGE_SUFFIX)
     assert all("now" not in p.prompt[0]["content"] and len(p.prompt) == 1 for p in found)
 
@@ -70,19 +70,19 @@ def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, said):
     if text is not None:
         path.write_text(text)
     with pytest.raises(error, match=said):
-        problem_sets.rows_of(str(path), told(path), run)
+        problem_sets.load_set(str(path), told(path), run)
 
 
 @pytest.mark.parametrize("sets", ["[]", "[test,test]"])
 def test_no_set_and_a_set_named_twice_are_refused(run, sets):
     with pytest.raises(ValueError, match="each once"):
-        problem_sets.load(config.load_config(["tiny"], [f"evaluation.sets={sets}"]), run)
+        problem_sets.load_problems(config.load_config(["tiny"], [f"evaluation.sets={sets}"]), run)
 
 
 @pytest.mark.parametrize("name", ["aime/aime2024.jsonl", "math/math500_test.jsonl", "gsm8k/test.jsonl"])
 def test_published_files_are_read(run, shared_data, name):
     path = shared_data / name
-    rows = problem_sets.rows_of(str(path), told(path), run)
+    rows = problem_sets.load_set(str(path), told(path), run)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == len(lines) and all(row["prompt"] and 0 < len(row["answer"]) < 200 for row in rows)
 
@@ -93,6 +93,6 @@ def test_published_files_are_read(run, shared_data, name):
 def test_sets_are_found_by_the_names_of_their_recipes(run, shared_data, monkeypatch, name, count):
     monkeypatch.setenv("GRPO_KIT_DATA", str(shared_data))
     chosen = told(name, "evaluation.num_problems=1000000")
-    rows = problem_sets.rows_of(name, chosen, run)
+    rows = problem_sets.load_set(name, chosen, run)
     assert len(rows) == count and rows[0]["id"] == f"{name}:1" and rows[0]["source"] == name
-    assert len(problem_sets.hashes(chosen)[name][0]) == 64
+    assert len(problem_sets.hash_sets(chosen)[name][0]) == 64

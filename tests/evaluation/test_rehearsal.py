@@ -27,7 +27,7 @@ VERIFIER = load_reward(rehearsal.VERIFIER)
 @pytest.fixture
 def file(tmp_path):
     """A train.csv of sixty puzzles of the kit's own, ten a family, and the rows."""
-    rows = puzzles.rows(60, seed=5)
+    rows = puzzles.make_rows(60, seed=5)
     path = tmp_path / "given" / "train.csv"
     path.parent.mkdir()
     with path.open("w", newline="", encoding="utf-8") as out:
@@ -95,8 +95,8 @@ def test_rows_that_were_trained_on_are_not_asked(file, untrained):
     trained = {row["id"] for row in read_lines(untrained.data_file("train"))}
     asked = rehearsal.held_out(chosen, untrained, 999)
     assert len(trained) == 30 and len(asked) == 30
-    assert not {cleaning.normalise(p.prompt[-1]["content"]) for p in asked} & {
-        cleaning.normalise(row["prompt"][-1]["content"]) for row in read_lines(untrained.data_file("train"))
+    assert not {cleaning.normalise_text(p.prompt[-1]["content"]) for p in asked} & {
+        cleaning.normalise_text(row["prompt"][-1]["content"]) for row in read_lines(untrained.data_file("train"))
     }
     # Rows that came under other ids, as in a file of the user's, are known by what they say.
     lines = [

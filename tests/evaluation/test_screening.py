@@ -289,7 +289,7 @@ def test_training_takes_the_screened_rows_in_their_order_over_the_run(screened):
     kept = read_lines(run.screened)
     train.train(chosen, run, [wrong_reward])
     asked = [line["prompt"] for line in read_lines(run.completions)[::2]]
-    ordered = curriculum.order(kept, 12, 0.05, chosen.run.seed)
+    ordered = curriculum.order_rows(kept, 12, 0.05, chosen.run.seed)
     assert asked == [row["prompt"][-1]["content"] for row in ordered]
     rates = [row["pass_rate"] for row in ordered]
     assert sum(rates[:4]) > sum(rates[4:8]) > sum(rates[8:])
