@@ -195,7 +195,8 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
     from transformers import TrainerCallback
     from trl.kernels import chunked_logprob
 
-    from grpo_kit.nemotron import tiny
+    from grpo_kit import config
+    from grpo_kit.policy.load import load_tokenizer
     from grpo_kit.runs.files import write_text
     from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
@@ -212,7 +213,7 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
         return [sum(ids) % 97 / 97 for ids in completion_ids]  # unequal, so that there is something to learn
 
     chunked_logprob._TRITON_AVAILABLE = False  # on any card, as on a T4
-    tokenizer, clock = tiny.build_tokenizer(), Clock()
+    tokenizer, clock = load_tokenizer(config.Policy()), Clock()
     question = [{"role": "user", "content": ""}]
     empty = len(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
     question[0]["content"] = "x" * (scale.prompt - empty)  # a byte a token

@@ -23,7 +23,7 @@ WORK = {"short": (8, 8, 0, False), "long": (8, 8, 8, False), "alone": (64, 1, 0,
 
 def ask(tokenizer, prompts, times, shots, seed):
     """Left-padded ids and mask, every prompt `times` in a row, as TRL has them."""
-    drawn, texts = tiny.rows(prompts * (shots + 1), seed), []
+    drawn, texts = tiny.draw_rows(prompts * (shots + 1), seed), []
     for i in range(0, len(drawn), shots + 1):
         *shown, last = drawn[i : i + shots + 1]
         said = "".join(f"{row['prompt']} {row['answer']}\n" for row in shown) + last["prompt"]

@@ -110,7 +110,11 @@ def read_source(source: Source, data: Data, seed: int) -> Iterator[Taken]:
     the Hub has the set; then the message says how to attach it.
     """
     if source.generated:
-        made = tiny.rows(data.limit or 4000, seed) if source.name == "tiny-sums" else _puzzles(data.limit or 4000, seed)
+        made = (
+            tiny.draw_rows(data.limit or 4000, seed)
+            if source.name == "tiny-sums"
+            else _puzzles(data.limit or 4000, seed)
+        )
         parts = [(source.name, ["prompt", "answer"], enumerate(made, start=1))]
     elif source.files:
         parts = [(str(path), columns_of(path), None) for path in source.files]

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 from grpo_kit.nemotron import tiny
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import find_root
 
 
@@ -12,7 +13,6 @@ def findings() -> list[tuple[str, str, bool, str]]:
     """(what, what was found, whether that is fine, the remedy if not), one for each thing a run needs."""
     import torch
     from packaging.requirements import Requirement
-    from safetensors import safe_open
 
     found = [("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")]
     for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
@@ -26,10 +26,10 @@ def findings() -> list[tuple[str, str, bool, str]]:
     root = find_root().absolute()
     free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
     found.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
-    with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
-        made_by = (weights.metadata() or {}).get("script_sha256")
-    anew = "python -m grpo_kit.nemotron.tiny makes it anew"
-    found.append(("embedded policy", str(tiny.FOLDER), made_by == tiny.script_hash(), anew))
+    weights = tiny.FOLDER / "model.safetensors"
+    intact = weights.is_file() and hash_of(weights) == tiny.WEIGHTS_SHA256
+    remedy = "reinstall grpo-kit, or make it in a clone: python scripts/make_tiny_policy.py"
+    found.append(("embedded policy", str(tiny.FOLDER), intact, remedy))
     return found
 
 

@@ -289,14 +289,14 @@ def test_an_interrupt_is_said_in_words(here, monkeypatch):
 
 def test_the_doctor_finds_this_machine_well(here):
     said = call("doctor")
-    assert "transformers" in said and "embedded policy" in said and "python -m grpo_kit.tiny" not in said
+    assert "transformers" in said and "embedded policy" in said and "make_tiny_policy.py" not in said
 
 
 def test_the_doctor_names_what_is_wrong(here, monkeypatch):
     from grpo_kit.nemotron import tiny
 
-    monkeypatch.setattr(tiny, "script_hash", lambda: "other")
-    assert "python -m grpo_kit.tiny" in call("doctor", status=1)
+    monkeypatch.setattr(tiny, "WEIGHTS_SHA256", "other")
+    assert "scripts/make_tiny_policy.py" in call("doctor", status=1)
 
 
 def test_a_training_whose_time_is_up_is_measured_and_packed(here):

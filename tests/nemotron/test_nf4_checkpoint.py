@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron import convert, experts, nf4, nf4_checkpoint, tiny
-from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.files import hash_of
 
 IDS = torch.randint(16, 272, (3, 40), generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def published(tmp_path_factory):
         if hasattr(module, "e_score_correction_bias"):
             module.e_score_correction_bias.copy_(64 + torch.arange(8) * 1e-3)
     model.save_pretrained(folder, max_shard_size="150KB")
-    tiny.build_tokenizer().save_pretrained(folder)
+    load_tokenizer(config.Policy()).save_pretrained(folder)
     assert len(list(folder.glob("*.safetensors"))) >= 5 and "backbone.layers.1.mixer.experts.7.up_proj.weight" in index(
         folder
     )

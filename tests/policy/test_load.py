@@ -6,7 +6,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.policy import load
-from grpo_kit.policy.load import base_name, load_policy, tiny, usable_tokenizer
+from grpo_kit.policy.load import base_name, load_policy, load_tokenizer, tiny, usable_tokenizer
 
 
 def last_logits(model, tokenizer):
@@ -77,9 +77,7 @@ def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_pa
 def test_a_tokenizer_that_hides_the_closing_tag_is_mended():
     from tokenizers import AddedToken
 
-    from grpo_kit.nemotron import tiny
-
-    tokenizer = tiny.build_tokenizer()
+    tokenizer = load_tokenizer(config.Policy())
     tokenizer.add_tokens(
         [AddedToken(tag, special=True, normalized=False) for tag in ("<think>", "</think>")], special_tokens=True
     )
