@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_kit import config
-from grpo_kit.planning import memory
-from grpo_kit.planning.step_time import Bandwidths
+from grpo_kit.planning import machines
+from grpo_kit.planning.fit import Need, Plan
+from grpo_kit.planning.machines import Bandwidths
+from grpo_kit.planning.memory import sampled_at_once
+from grpo_kit.planning.plan import KEYS
+from grpo_kit.planning.plan import plan as make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -45,17 +49,19 @@ TOO_SMALL = (("24gb", "t4"), ("80gb", "24gb"), ("80gb", "40gb"))  # preset, devi
 Table = list[dict[str, str]]
 
 
-def plans(search: bool) -> list[memory.Plan]:
+def plans(search: bool) -> list[Plan]:
     """The plan of each machine; with `search` the largest settings are looked for too, ten times as long."""
-    found: dict[tuple[str, str], memory.Plan] = {}
+    found: dict[tuple[str, str], Plan] = {}
     for machine in MACHINES:
         key = (machine.preset, machine.device)
         if key not in found:
-            found[key] = memory.plan(config.load_config([machine.preset]), memory.device(machine.device), search=search)
+            found[key] = make_plan(
+                config.load_config([machine.preset]), machines.find_device(machine.device), search=search
+            )
     return [found[machine.preset, machine.device] for machine in MACHINES]
 
 
-def fits(found: list[memory.Plan]) -> Table:
+def fits(found: list[Plan]) -> Table:
     """What each machine's GPU, host and disk must hold, and where the routed experts lie."""
     rows = []
     for machine, plan in zip(MACHINES, found):
@@ -85,17 +91,17 @@ def settings() -> Table:
             "weights": f"{'NF4 and ' if c.policy.load_in_4bit else ''}{c.policy.dtype}",
             "completions a step": f"{c.grpo.per_device_train_batch_size} x {c.grpo.gradient_accumulation_steps}",
             "group": str(c.grpo.num_generations),
-            "replaced": f"up to {memory.sampled_at_once(c.grpo) // c.grpo.num_generations - _groups(c)}",
+            "replaced": f"up to {sampled_at_once(c.grpo) // c.grpo.num_generations - _groups(c)}",
             "completion, tokens": str(c.grpo.max_completion_length),
             "LoRA": f"r {c.lora.r}",
         })  # fmt: skip
     return rows
 
 
-def largest(found: list[memory.Plan]) -> Table:
+def largest(found: list[Plan]) -> Table:
     """The largest batch, group and length that fit, each with the others as the preset has them."""
     return [
-        {"machine": machine.name} | {f"`{key}`": f"{plan.largest[key]}" for key in memory.KEYS}
+        {"machine": machine.name} | {f"`{key}`": f"{plan.largest[key]}" for key in KEYS}
         for machine, plan in zip(MACHINES, found)
     ]
 
@@ -104,7 +110,7 @@ def refused() -> Table:
     """What does not fit, in the plan's words."""
     rows = []
     for preset, device in TOO_SMALL:
-        said = memory.plan(config.load_config([preset]), memory.device(device)).verdict
+        said = make_plan(config.load_config([preset]), machines.find_device(device)).verdict
         rows.append({"call": f"`grpo-kit plan -c {preset} --device {device}`", "says": said})
     return rows
 
@@ -113,8 +119,8 @@ def times() -> Table:
     """A step's seconds at best, computed from bandwidths as sold."""
     rows = []
     for machine in MACHINES:
-        asked, device = config.load_config([machine.preset]), memory.device(machine.device)
-        plan = memory.plan(asked, device, bandwidths=machine.sold, search=False)
+        asked, device = config.load_config([machine.preset]), machines.find_device(machine.device)
+        plan = make_plan(asked, device, bandwidths=machine.sold, search=False)
         sampling, training = plan.seconds
         rows.append({
             "machine": machine.name,
@@ -129,7 +135,7 @@ def times() -> Table:
     return rows
 
 
-def short(found: list[memory.Plan]) -> Table:
+def short(found: list[Plan]) -> Table:
     """The README's: one line a machine."""
     return [
         {
@@ -174,7 +180,7 @@ def _groups(c: config.RunConfig) -> int:
     return c.grpo.per_device_train_batch_size * c.grpo.gradient_accumulation_steps // c.grpo.num_generations
 
 
-def _of(need: memory.Need) -> str:
+def _of(need: Need) -> str:
     return f"{need.nbytes / GIB:.2f} of " + ("unknown" if need.has is None else f"{need.has / GIB:.2f}")
 
 

@@ -19,7 +19,9 @@ import hardware
 import report
 
 from grpo_kit import config
-from grpo_kit.planning import machines, memory, two_gpus
+from grpo_kit.planning import machines, two_gpus
+from grpo_kit.planning.fit import Plan
+from grpo_kit.planning.plan import plan as make_plan
 
 PAGE = hardware.ROOT / "notes" / "scale.md"
 COUNTS = (1, 2, 8, 64)
@@ -40,14 +42,14 @@ def waited() -> float:
     return float(row["median step, ms"]) / 1e3 * sum(shares)
 
 
-def exchange(plan: memory.Plan, link: float) -> float:
+def exchange(plan: Plan, link: float) -> float:
     """Seconds that a step's exchanges take: its gradients around the ring, and the waiting; 0 for a process alone."""
     n = plan.device.processes
     gradients = sum(row.nbytes for row in plan.rows if row.part == "LoRA gradients")
     return 2 * (n - 1) / n * gradients / (link * 1e9) + waited() if n > 1 else 0.0
 
 
-def seconds(plan: memory.Plan, link: float) -> tuple[float, float, float]:
+def seconds(plan: Plan, link: float) -> tuple[float, float, float]:
     """(sampling, training, exchange) of a step at best."""
     return (*plan.seconds, exchange(plan, link))
 
@@ -59,18 +61,20 @@ def told(parts: tuple[float, float, float]) -> dict[str, str]:
 
 def two_t4() -> hardware.Table:
     """Both ways to use Kaggle's two T4."""
-    found = memory.plan(config.load_config(["t4x2"]), machines.device("t4x2"), bandwidths=T4, search=False)
+    found = make_plan(config.load_config(["t4x2"]), machines.find_device("t4x2"), bandwidths=T4, search=False)
     return [
         {"way": way.name, "fits": "yes" if way.fits else "no", "limited by": way.limit} | told(seconds(way.plan, PCIE))
-        for way in two_gpus.ways(found)
+        for way in two_gpus.compare_layouts(found)
     ]
 
 
-def planned(count: int, times: int) -> memory.Plan:
+def planned(count: int, times: int) -> Plan:
     """Preset 80gb on `count` H100, with `times` its prompts a step."""
     accumulated = times * config.load_config(["80gb"]).grpo.gradient_accumulation_steps
     chosen = config.load_config(["80gb"], [f"grpo.gradient_accumulation_steps={accumulated}"])
-    return memory.plan(chosen, machines.shared(machines.device("80gb"), count), bandwidths=H100, search=False)
+    return make_plan(
+        chosen, machines.with_processes(machines.find_device("80gb"), count), bandwidths=H100, search=False
+    )
 
 
 def scaled(grows: bool) -> hardware.Table:

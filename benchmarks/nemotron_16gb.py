@@ -109,17 +109,18 @@ def tiered(scale: Scale) -> dict[str, Any]:
     import torch
 
     from grpo_kit.nemotron import expert_placement
-    from grpo_kit.planning import memory, step_time
+    from grpo_kit.planning import step_time
+    from grpo_kit.planning.model_size import Architecture
 
     limit(CAP)
     chosen, folder, device = settings(scale)
-    speed = step_time.measure(device)
+    speed = step_time.measure_bandwidths(device)
     planned = plan(chosen, scale, speed)
     model, rows = load("tiered", chosen, folder, device, planned)
     layers = list(expert_placement.tiers_of(model).values())
     bench, tier = layers[0].bench, sum(layer.rows[e].nbytes for layer in layers for e in layer.on_host)
     ids, gpu = prompts(model, scale), device != "cpu"
-    architecture = memory.Architecture.of(chosen.policy)
+    architecture = Architecture.of(chosen.policy)
     stack = (layers[0].num_experts, layers[0].geometry.intermediate, layers[0].geometry.hidden)
 
     with t4_audit.audit(stack):  # not timed: counts, warms up, and fails on what a T4 lacks
@@ -132,7 +133,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     decoding = draw(model, ids, scale.drawn) - first
     marks.append(bench.brought)
     tokens, pcie = scale.rows * (scale.drawn - 1), marks[2] - marks[1] - (marks[1] - marks[0])
-    resident = (scale.drawn - 1) * step_time.token_bytes(architecture, planned, scale.rows)
+    resident = (scale.drawn - 1) * step_time.resident_token_bytes(architecture, planned, scale.rows)
     reached = ((resident + near) / speed.vram_gb_s + far / speed.pcie_gb_s) / 1e9 / decoding
     rows.append(line("tiered", f"decode {scale.rows} x {scale.drawn}", decoding, tokens, pcie, reached))
     seconds, trained = grpo_step(chosen, scale, model)
@@ -267,11 +268,12 @@ def settings(scale: Scale) -> tuple[Any, Path, str]:
 def plan(chosen: Any, scale: Scale, speed: Any = None) -> Any:
     import torch
 
-    from grpo_kit.planning import memory
+    from grpo_kit.planning import machines
+    from grpo_kit.planning.plan import plan as make_plan
 
     gpu = torch.cuda.is_available()
-    where = memory.Device("a T4's memory", CAP, triton=False) if gpu else memory.device("cpu")
-    return memory.plan(chosen, where, scale.prompt, speed, search=False)
+    where = machines.Device("a T4's memory", CAP, triton=False) if gpu else machines.find_device("cpu")
+    return make_plan(chosen, where, scale.prompt, speed, search=False)
 
 
 def load(contender: str, chosen: Any, folder: Path, device: str, planned: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -280,7 +282,7 @@ def load(contender: str, chosen: Any, folder: Path, device: str, planned: Any) -
     import torch
 
     torch.manual_seed(0)
-    share = chosen.policy.experts_on_host if device == "cpu" else planned.share_off
+    share = chosen.policy.experts_on_host if device == "cpu" else planned.share_off_gpu
     fresh()
     build, dtype = getattr(random_nemotron, contender), getattr(torch, chosen.policy.dtype)
     seconds, model = timed(lambda: build(folder, dtype, device, share))

@@ -37,10 +37,10 @@ def link(name: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def suited(device: Any) -> str:
-    """The preset for a `memory.Device`: the 30B where a GPU has room for it, else the embedded policy.
+    """The preset for a `machines.Device`: the 30B where a GPU has room for it, else the embedded policy.
 
-    >>> from grpo_kit import memory
-    >>> [suited(memory.DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suited(memory.Device("laptop", gpu=0))
+    >>> from grpo_kit.planning import machines
+    >>> [suited(machines.DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suited(machines.Device("laptop", gpu=0))
     (['t4', 't4x2', '80gb'], 'tiny')
     """
     if device.gpu >= 70:
@@ -63,9 +63,9 @@ def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = Tr
     if preset == AUTO and name and find_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
-        from grpo_kit.planning import memory
+        from grpo_kit.planning import machines
 
-        sources = (suited(memory.this_device()),)
+        sources = (suited(machines.this_device()),)
     config, run = session.open_run(sources, overrides.split(), name or sources[0])
     print(session.describe_run(run))
     return config, run

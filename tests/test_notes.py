@@ -14,7 +14,10 @@ import typer
 
 from grpo_kit import config
 from grpo_kit.cli.main import app
-from grpo_kit.planning import memory
+from grpo_kit.planning import machines
+from grpo_kit.planning.fit import assess_fit
+from grpo_kit.planning.model_size import Architecture
+from grpo_kit.planning.plan import KEYS, vary_setting
 from tests.helpers.settings import ROOT
 from tests.test_import_order import imports
 
@@ -79,13 +82,13 @@ def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
     """Searching takes minutes; that a value fits and the next possible one does not takes two plans."""
     rows = {(m.preset, m.device): row for m, row in zip(hardware.MACHINES, table(T4, "largest"), strict=True)}
     for (preset, device), row in rows.items():
-        asked, where = config.load_config([preset]), memory.device(device)
-        model = memory.Architecture.of(asked.policy)
-        for key in memory.KEYS:
-            value, valued = int(row[f"`{key}`"]), lambda m, a=asked, k=key: getattr(memory._vary(a, k, m).grpo, k)
+        asked, where = config.load_config([preset]), machines.find_device(device)
+        model = Architecture.of(asked.policy)
+        for key in KEYS:
+            value, valued = int(row[f"`{key}`"]), lambda m, a=asked, k=key: getattr(vary_setting(a, k, m).grpo, k)
             m = bisect.bisect_left(range(2**16), value, key=valued)
             assert valued(m) == value  # a value that the key can have
-            fits = [memory._solve(model, memory._vary(asked, key, n), where, 256).fits for n in (m, m + 1)]
+            fits = [assess_fit(model, vary_setting(asked, key, n), where, 256).fits for n in (m, m + 1)]
             assert fits == [True, False], (preset, device, key)
 
 

@@ -74,9 +74,9 @@ def demo(name: Name = None, force: Force = False) -> None:
 @command
 def doctor() -> None:
     """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
-    from grpo_kit.planning.machine_check import findings
+    from grpo_kit.planning.machine_check import check_machine
 
-    found = findings()
+    found = check_machine()
     terminal.verdicts(found)
     if not all(fine for _, _, fine, _ in found):
         raise typer.Exit(1)
@@ -235,15 +235,16 @@ def plan(
     num_processes: Annotated[int, typer.Option(min=1, help="plan for one of so many processes, one a GPU")] = 1,
 ) -> None:  # fmt: skip
     """Will it fit? What a run needs of a device, part by part, computed before anything is downloaded."""
-    from grpo_kit.planning import machines, memory, step_time, two_gpus
+    from grpo_kit.planning import machines, step_time, two_gpus
+    from grpo_kit.planning.plan import plan as make_plan
     from grpo_kit.policy.load import routing
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
-    where = machines.shared(machines.device(device) if device else machines.this_device(), num_processes)
+    where = machines.with_processes(machines.find_device(device) if device else machines.this_device(), num_processes)
     hits = routing(config.policy)
-    found = memory.plan(config, where, prompt_tokens, None if device else step_time.measure(), hits)
+    found = make_plan(config, where, prompt_tokens, None if device else step_time.measure_bandwidths(), hits)
     terminal.plan(found)
-    terminal.ways(two_gpus.ways(found, hits))
+    terminal.ways(two_gpus.compare_layouts(found, hits))
     if not found.fits:
         raise typer.Exit(1)
 

@@ -175,7 +175,7 @@ def picture(panels: list[Panel], title: str, columns: int = 3) -> Any:
 
 
 def plan(found: Any) -> Any:
-    """A `memory.Plan` as a `matplotlib.figure.Figure`: for each place a bar of its parts when it is fullest, and what there is.
+    """A `planning.fit.Plan` as a `matplotlib.figure.Figure`: for each place a bar of its parts when it is fullest, and what there is.
 
     Where far more is there than needed, the axis ends before it and says so.
     """

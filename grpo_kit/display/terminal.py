@@ -125,7 +125,7 @@ def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
 
 
 def plan(found: Any) -> None:
-    """A `memory.Plan`: what each place holds when it is fullest, the largest settings that fit, and the verdict."""
+    """A `planning.fit.Plan`: what each place holds when it is fullest, the largest settings that fit, and the verdict."""
     count = found.device.processes
     where = f"{found.device.name}, one of {count} processes; the host's of all" if count > 1 else found.device.name
     table = Table("place", "part", "GiB", "how counted", title=f"{found.config.policy.model} on {where}")
@@ -158,7 +158,7 @@ def plan(found: Any) -> None:
 
 
 def ways(found: list[Any]) -> None:
-    """Both `ways.Way`s to use a machine's GPUs: whether they fit, what limits them, and how long a step takes where known."""
+    """Both `two_gpus.GpuLayout`s to use a machine's GPUs: whether they fit, what limits them, and how long a step takes where known."""
     table = Table("way", "fits", "limited by", "in words", title="two ways to use these GPUs", show_lines=True)
     for way in found:
         best = f"\nA step at best: {sum(way.plan.seconds):.1f} s." if way.plan and way.plan.seconds else ""

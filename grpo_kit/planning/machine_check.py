@@ -9,7 +9,7 @@ from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import find_root
 
 
-def findings() -> list[tuple[str, str, bool, str]]:
+def check_machine() -> list[tuple[str, str, bool, str]]:
     """(what, what was found, whether that is fine, the remedy if not), one for each thing a run needs."""
     import torch
     from packaging.requirements import Requirement

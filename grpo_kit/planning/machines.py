@@ -1,21 +1,30 @@
-"""Machines to plan for: those that one can rent, by name, and this one as it is."""
+"""The machines that a run is planned for: some that can be rented, by name, and the one that this runs on."""
 
 import difflib
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
 
-GIB = 2**30
+GIB = 2**30  # bytes
 
 
 @dataclass(frozen=True)
 class Device:
-    """A machine, in GiB: `gpu` of one card (0: none), `host`, `disk`; None is unknown and not checked.
+    """A machine to plan for.
 
-    Its `processes` train on a card each, and have host and disk in common.
+    Attributes:
+        name: what messages call it.
+        gpu: memory of one GPU in GiB; 0 for a machine without a GPU.
+        host: main memory in GiB, or None when it is unknown; then it is not checked.
+        disk: free disk space in GiB, or None when it is unknown; then it is not checked.
+        gpus: how many GPUs there are.
+        processes: how many processes train together. Each has a GPU of its own; all share host and disk.
+        triton: whether TRL's Triton kernels run and bf16 is there, that is sm_80 or later (Triton 3.3 dropped sm_75).
+        nominal: whether the figures are those the product is sold with, rather than read from the machine.
     """
 
     name: str
@@ -24,12 +33,20 @@ class Device:
     disk: float | None = None
     gpus: int = 1
     processes: int = 1
-    triton: bool = True  # sm_80 and later: TRL's Triton kernels run, and there is bf16; Triton 3.3 dropped sm_75
-    nominal: bool = True  # figures as the product is sold, not read from the machine
+    triton: bool = True
+    nominal: bool = True
+
+
+class Bandwidths(NamedTuple):
+    """How fast a device is: 1e9 bytes a second from its memory and over PCIe, 1e12 operations a second in products."""
+
+    vram_gb_s: float
+    pcie_gb_s: float
+    matmul_tflops: float
 
 
 DEVICES = {
-    "t4": Device("t4", 14.6, 12.7e9 / GIB, triton=False),  # Colab's machine
+    "t4": Device("t4", 14.6, 12.7e9 / GIB, triton=False),  # Colab's free machine
     "t4x2": Device("t4x2", 14.6, 30e9 / GIB, gpus=2, triton=False),  # Kaggle's
     "24gb": Device("24gb", 24e9 / GIB),
     "40gb": Device("40gb", 40e9 / GIB),
@@ -37,34 +54,41 @@ DEVICES = {
 }
 
 
-def device(name: str) -> Device:
-    """The device of that name: one of DEVICES, or `cpu`, this machine without its GPU. Raises ValueError for another."""
+def find_device(name: str) -> Device:
+    """The device with that name: one of DEVICES, or `cpu` for this machine without its GPU.
+
+    Raises:
+        ValueError: for any other name; the message names the nearest one.
+    """
     if name in DEVICES:
         return DEVICES[name]
     if name == "cpu":
         return replace(this_device(), name="cpu", gpu=0.0, gpus=1, triton=False)
-    near = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1, cutoff=0.0)[0]
-    raise ValueError(f"{name!r} is no known device; there are {', '.join(DEVICES)} and cpu. Did you mean {near}?")
+    nearest = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1, cutoff=0.0)[0]
+    raise ValueError(f"Unknown device {name!r}. Choose one of {', '.join(DEVICES)}, cpu. Did you mean {nearest}?")
 
 
 def this_device() -> Device:
-    """This machine as it is now: GPU memory as PyTorch sees it, host memory available, disk free where we stand."""
+    """This machine as it is now: GPU memory as PyTorch reports it, main memory available, disk free in this folder."""
     host, disk = psutil.virtual_memory().available / GIB, shutil.disk_usage(Path.cwd()).free / GIB
     if not torch.cuda.is_available():
         return Device("this machine", 0.0, host, disk, triton=False, nominal=False)
-    card, cards = torch.cuda.get_device_properties(0), torch.cuda.device_count()
-    return Device(card.name, card.total_memory / GIB, host, disk, cards, triton=card.major >= 8, nominal=False)
+    card, gpus = torch.cuda.get_device_properties(0), torch.cuda.device_count()
+    return Device(card.name, card.total_memory / GIB, host, disk, gpus, triton=card.major >= 8, nominal=False)
 
 
-def shared(machine: Device, processes: int) -> Device:
-    """`machine` with so many processes, one a GPU; of a card without a host known there are as many as it takes.
+def with_processes(device: Device, processes: int) -> Device:
+    """`device` with so many processes, each with a GPU of its own.
 
-    Raises ValueError where there are fewer GPUs than processes.
+    A named card without a known host, such as `80gb`, stands for as many GPUs as there are processes.
+
+    Raises:
+        ValueError: if the device has fewer GPUs than processes.
     """
-    cards = max(machine.gpus, processes) if machine.host is None else machine.gpus
-    if machine.gpu and processes > cards:
+    gpus = max(device.gpus, processes) if device.host is None else device.gpus
+    if device.gpu and processes > gpus:
         raise ValueError(
-            f"{processes} processes were asked for and {machine.name} has {cards} GPU{'s' * (cards > 1)}, one a process. "
-            f"Use {cards}."
+            f"{device.name} has {gpus} GPU{'s' * (gpus > 1)}, but {processes} processes need one each. "
+            f"Use --num-processes {gpus}."
         )
-    return replace(machine, gpus=cards, processes=processes)
+    return replace(device, gpus=gpus, processes=processes)

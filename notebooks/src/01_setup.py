@@ -65,7 +65,7 @@ use_drive = True  # @param {type:"boolean"}
 from grpo_kit.display import terminal
 from grpo_kit.planning import machine_check
 
-terminal.verdicts(machine_check.findings())
+terminal.verdicts(machine_check.check_machine())
 
 # %% [markdown]
 # **You should see** `ok` in every row. No GPU is fine here: the tiny policy trains on a CPU.
@@ -107,11 +107,12 @@ config, run = notebook.begin(preset, run_name, overrides, use_drive)
 from IPython.display import display
 
 from grpo_kit.display import charts
-from grpo_kit.planning import memory
+from grpo_kit.planning import machines
+from grpo_kit.planning.plan import plan
 
-plan = memory.plan(config, memory.this_device(), search=False)
-display(charts.plan(plan))
-print(plan.verdict)
+planned = plan(config, machines.this_device(), search=False)
+display(charts.plan(planned))
+print(planned.verdict)
 
 # %% [markdown]
 # **You should see** a bar for each place that must hold something, its parts end to end, and above it how much there is. A
@@ -125,7 +126,7 @@ print(plan.verdict)
 # %%
 from grpo_kit.config import load_config
 
-display(charts.plan(memory.plan(load_config(["t4"]), memory.device("t4"), search=False)))
+display(charts.plan(plan(load_config(["t4"]), machines.find_device("t4"), search=False)))
 
 # %% [markdown]
 # **You should see** a GPU that is full to the red line by intention. These figures are computed; no T4 has confirmed them.
@@ -225,7 +226,7 @@ display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
 # ## Your turn
 # - Ask something else: change `problem` and run the cells below it again.
 # - Set `overrides` to `grpo.temperature=0.1` and run all: what becomes of the group, and what could GRPO learn from it?
-# - Plan for another machine: `memory.device("24gb")` in place of `memory.this_device()`, and a longer reply by
+# - Plan for another machine: `machines.find_device("24gb")` in place of `machines.this_device()`, and a longer reply by
 #   `grpo.max_completion_length=2048`. Where does the bar pass the line?
 #
 # On a GPU, end this session before the next one: the model fills the card until then.

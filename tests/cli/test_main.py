@@ -244,9 +244,9 @@ def test_a_plan_says_what_fits_and_what_does_not(here):
 
 
 def test_a_plan_for_two_gpus_says_both_ways_and_plans_one_process_of_two(here, monkeypatch):
-    from grpo_kit.planning import memory
+    from grpo_kit.planning import plan
 
-    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
     said = call("plan", "-c", "t4x2", "--device", "t4x2")
     assert "two ways" in said and "one copy each" in said and "8.60" in said
     said = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
@@ -256,9 +256,9 @@ def test_a_plan_for_two_gpus_says_both_ways_and_plans_one_process_of_two(here, m
 
 
 def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
-    from grpo_kit.planning import memory
+    from grpo_kit.planning import plan
 
-    monkeypatch.setattr(memory, "_largest", lambda *_: 0)  # a search that takes most of the time
+    monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
     said = call("plan", "-c", "tiny")
     assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
     assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, asked at once\), training", said)

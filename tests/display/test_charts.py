@@ -8,7 +8,8 @@ import pytest
 from grpo_kit import config
 from grpo_kit.display import charts
 from grpo_kit.display.run_figures import Line, Panel
-from grpo_kit.planning import memory
+from grpo_kit.planning import machines
+from grpo_kit.planning.plan import plan
 
 NAN = math.nan
 CURVE = Panel("Reward", "mean", [Line("a", "#0072b2", [1, 2, 3], [0.1, NAN, 0.3], [0.0, NAN, 0.2], [0.2, NAN, 0.4])])
@@ -100,11 +101,11 @@ def test_ticks_are_written_short(value, percent, text):
 
 
 def planned(device, *overrides, preset="t4"):
-    return memory.plan(config.load_config([preset], overrides), device, search=False)
+    return plan(config.load_config([preset], overrides), device, search=False)
 
 
 def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
-    found = planned(memory.DEVICES["t4"])
+    found = planned(machines.DEVICES["t4"])
     axes = charts.plan(found).axes
     assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["GPU", "host", "disk"]
     for axis, need in zip(axes, found.needs.values()):
@@ -117,14 +118,14 @@ def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
 
 
 def test_a_plan_that_does_not_fit_passes_the_line_and_says_so():
-    figure = charts.plan(planned(memory.DEVICES["t4"], "grpo.max_completion_length=9000"))
+    figure = charts.plan(planned(machines.DEVICES["t4"], "grpo.max_completion_length=9000"))
     assert "does not fit" in figure.get_suptitle()
     (limit,) = figure.axes[0].lines
     assert sum(bar.get_width() for bar in figure.axes[0].patches) > limit.get_xdata()[0]
 
 
 def test_a_plan_with_room_to_spare_is_drawn_by_its_parts_and_not_by_the_room():
-    figure = charts.plan(planned(memory.Device("a large machine", 0.0, 900.0), preset="tiny"))
+    figure = charts.plan(planned(machines.Device("a large machine", 0.0, 900.0), preset="tiny"))
     host = figure.axes[0]
     assert host.lines[:] == [] and "there is 900.00 GiB" in host.get_title(loc="left")
     assert host.get_xlim()[1] < 2 * sum(bar.get_width() for bar in host.patches)

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from grpo_kit import config, notebook
-from grpo_kit.planning import memory
+from grpo_kit.planning import machines
 from grpo_kit.runs.run import Run, find_run
 
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
@@ -47,16 +47,16 @@ def test_a_notebook_is_opened_where_one_is(environ, place, link):
 @pytest.mark.parametrize(
     ("device", "preset"),
     [
-        (memory.Device("laptop", 0.0), "tiny"),
-        (memory.Device("a card for games", 8.0), "tiny"),
-        (memory.Device("Tesla T4", 14.56, triton=False), "t4"),  # as PyTorch reports it
-        (memory.Device("Tesla T4", 14.56, gpus=2, triton=False), "t4x2"),
-        (memory.Device("Tesla P100", 15.9, triton=False), "t4"),  # no bf16 either
-        (memory.Device("NVIDIA L4", 22.0), "24gb"),
-        (memory.Device("Quadro RTX 6000", 23.6, triton=False), "t4"),  # 24 GB without bf16
-        (memory.Device("NVIDIA A100-SXM4-40GB", 39.4), "24gb"),
-        (memory.Device("NVIDIA A100-SXM4-80GB", 79.2), "80gb"),
-        (memory.Device("NVIDIA H100 80GB HBM3", 79.1), "80gb"),
+        (machines.Device("laptop", 0.0), "tiny"),
+        (machines.Device("a card for games", 8.0), "tiny"),
+        (machines.Device("Tesla T4", 14.56, triton=False), "t4"),  # as PyTorch reports it
+        (machines.Device("Tesla T4", 14.56, gpus=2, triton=False), "t4x2"),
+        (machines.Device("Tesla P100", 15.9, triton=False), "t4"),  # no bf16 either
+        (machines.Device("NVIDIA L4", 22.0), "24gb"),
+        (machines.Device("Quadro RTX 6000", 23.6, triton=False), "t4"),  # 24 GB without bf16
+        (machines.Device("NVIDIA A100-SXM4-40GB", 39.4), "24gb"),
+        (machines.Device("NVIDIA A100-SXM4-80GB", 79.2), "80gb"),
+        (machines.Device("NVIDIA H100 80GB HBM3", 79.1), "80gb"),
     ],
 )
 def test_the_preset_suits_the_machine_and_its_arithmetic(device, preset):
@@ -65,14 +65,14 @@ def test_the_preset_suits_the_machine_and_its_arithmetic(device, preset):
 
 
 def test_auto_takes_what_suits_the_machine_and_names_the_run_after_it(monkeypatch, capsys):
-    monkeypatch.setattr(memory, "this_device", lambda: memory.DEVICES["t4"])
+    monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["t4"])
     chosen, run = notebook.begin("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
     assert (run.name, chosen.policy.load_in_4bit, chosen.grpo.max_steps, chosen.grpo.beta) == ("t4", True, 7, 0.1)
     assert "run 't4' in " in capsys.readouterr().out
 
 
 def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
-    monkeypatch.setattr(memory, "this_device", lambda: memory.DEVICES["80gb"])
+    monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["80gb"])
     chosen = config.load_config(["t4"], ["grpo.max_steps=7"])
     find_run("mine").record_stage("data", {}, [], [], 1.0, config.to_yaml(chosen))
     found, run = notebook.begin("auto", "mine")

@@ -13,8 +13,8 @@ GIB = 2**30
     [("t5", "t4"), ("T4X2", "t4x2"), ("24", "24gb"), ("80GB", "80gb"), ("gpu", "cpu"), ("", "t4"), ("h100", "t4")],
 )
 def test_an_unknown_device_is_one_sentence_with_the_nearest(name, near):
-    with pytest.raises(ValueError, match="no known device") as caught:
-        machines.device(name)
+    with pytest.raises(ValueError, match="Unknown device") as caught:
+        machines.find_device(name)
     assert str(caught.value).endswith("?") and "\n" not in str(caught.value)
     if name not in ("", "h100"):
         assert f"Did you mean {near}?" in str(caught.value)
@@ -22,7 +22,7 @@ def test_an_unknown_device_is_one_sentence_with_the_nearest(name, near):
 
 def test_named_devices_are_nominal_and_this_machine_is_not():
     assert all(device.nominal for device in machines.DEVICES.values())
-    here, cpu = machines.this_device(), machines.device("cpu")
+    here, cpu = machines.this_device(), machines.find_device("cpu")
     assert not here.nominal and not cpu.nominal and cpu.gpu == 0 and here.host > 0 and here.disk > 0
 
 
@@ -37,15 +37,15 @@ def test_this_machine_with_a_gpu(monkeypatch):
 
 
 def test_processes_need_a_gpu_each():
-    two = machines.device("t4x2")
-    assert machines.shared(two, 2).processes == 2 and machines.shared(two, 1) == two
-    with pytest.raises(ValueError, match="3 processes were asked for and t4x2 has 2 GPUs, one a process. Use 2."):
-        machines.shared(two, 3)
-    with pytest.raises(ValueError, match="t4 has 1 GPU, one a process. Use 1."):
-        machines.shared(machines.device("t4"), 2)
+    two = machines.find_device("t4x2")
+    assert machines.with_processes(two, 2).processes == 2 and machines.with_processes(two, 1) == two
+    with pytest.raises(ValueError, match="t4x2 has 2 GPUs, but 3 processes need one each. Use --num-processes 2."):
+        machines.with_processes(two, 3)
+    with pytest.raises(ValueError, match="t4 has 1 GPU, but 2 processes need one each. Use --num-processes 1."):
+        machines.with_processes(machines.find_device("t4"), 2)
 
 
 def test_of_a_card_there_are_as_many_as_it_takes_and_without_cards_processes_share_the_machine():
-    eight = machines.shared(machines.device("80gb"), 8)
-    assert (eight.gpus, eight.processes, eight.gpu) == (8, 8, machines.device("80gb").gpu)
-    assert machines.shared(machines.device("cpu"), 4).processes == 4
+    eight = machines.with_processes(machines.find_device("80gb"), 8)
+    assert (eight.gpus, eight.processes, eight.gpu) == (8, 8, machines.find_device("80gb").gpu)
+    assert machines.with_processes(machines.find_device("cpu"), 4).processes == 4

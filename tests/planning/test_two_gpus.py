@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 from grpo_kit import config
-from grpo_kit.planning import machines, memory, two_gpus
+from grpo_kit.planning import machines, two_gpus
+from grpo_kit.planning.plan import plan
 
 
 def both(preset, device, *overrides, count=1, **more):
     asked = config.load_config([preset], list(overrides))
-    where = device if isinstance(device, machines.Device) else machines.device(device)
-    return two_gpus.ways(memory.plan(asked, machines.shared(where, count), **more, search=False))
+    where = device if isinstance(device, machines.Device) else machines.find_device(device)
+    return two_gpus.compare_layouts(plan(asked, machines.with_processes(where, count), **more, search=False))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -25,14 +26,14 @@ def test_two_t4_take_the_30b_either_way_and_both_plans_say_so(count):
 
 
 def test_a_host_that_holds_one_process_experts_but_not_two_leaves_the_split():
-    small = replace(machines.device("t4x2"), host=9.0)
+    small = replace(machines.find_device("t4x2"), host=9.0)
     split, copies = both("t4x2", small)
     assert split.fits and not copies.fits
     assert copies.limit == "host: 12.6 of 9.0 GiB for 2 processes" and "start one process" in copies.verdict
 
 
 def test_longer_answers_fit_split_and_no_longer_as_copies():
-    split, copies = both("t4x2", replace(machines.device("t4x2"), host=16.0), "grpo.max_completion_length=3000")
+    split, copies = both("t4x2", replace(machines.find_device("t4x2"), host=16.0), "grpo.max_completion_length=3000")
     assert split.fits and not copies.fits and split.limit.startswith("second GPU: ")
 
 
@@ -60,5 +61,5 @@ def test_a_single_gpu_or_none_has_no_two_ways():
 
 
 def test_with_bandwidths_each_way_has_its_seconds():
-    split, copies = both("t4x2", "t4x2", bandwidths=memory.Bandwidths(320, 16, 65))
+    split, copies = both("t4x2", "t4x2", bandwidths=machines.Bandwidths(320, 16, 65))
     assert sum(copies.plan.seconds) < sum(split.plan.seconds)

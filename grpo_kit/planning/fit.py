@@ -1,0 +1,140 @@
+"""Does a configuration fit a machine? The rows of `memory`, the routed experts in the room they leave, and the sums.
+
+What must fit is the largest phase of each place. As many routed experts as fit stay on the first GPU; the others go to
+a second GPU, and where there is none or it is too small, to the host.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from grpo_kit.config import RunConfig
+from grpo_kit.planning.machines import GIB, Bandwidths, Device
+from grpo_kit.planning.memory import PHASES, PLACES, RESERVE, Row, Workload, context_row, count_rows
+from grpo_kit.planning.model_size import Architecture
+
+
+class Need(NamedTuple):
+    """Bytes that a place must hold in its largest `phase`, and the bytes it `has` (None: unknown)."""
+
+    nbytes: float
+    has: float | None
+    phase: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration needs of a machine.
+
+    Where a machine has several processes the figures are those of one of them, but the host's rows are for all.
+
+    Attributes:
+        config: the configuration planned for.
+        device: the machine planned for.
+        prompt_tokens: length of the prompts in tokens.
+        rows: what needs memory; the rows that are `at_peak` of a place sum to its `needs`.
+        needs: {place: what it must hold in its largest phase}.
+        experts: {place: how many routed experts lie there}.
+        share_off_gpu: the share of each layer's routed experts, in [0, 1], that are not on the first GPU.
+        fits: whether every place holds what it must, and the GPU has the policy's number type.
+        largest: for each of `plan.KEYS` the largest value that fits with the others as configured, 0 for none; empty
+            without a search.
+        bandwidths: those that `seconds` were computed from, or None.
+        seconds: (sampling, training) of a step at best, with no group replaced; None without bandwidths.
+        sampling_all: seconds of sampling with all groups that may replace others (`grpo.resample_budget`) asked at
+            once, which is as many sequences as the rows have room for; None without bandwidths.
+        verdict: one sentence: how it fits, or what is short and what to change.
+    """
+
+    config: RunConfig
+    device: Device
+    prompt_tokens: int
+    rows: list[Row]
+    needs: dict[str, Need]
+    experts: dict[str, int]
+    share_off_gpu: float
+    fits: bool
+    largest: dict[str, int]
+    bandwidths: Bandwidths | None
+    seconds: tuple[float, float] | None
+    verdict: str
+    sampling_all: float | None = None
+
+    def at_peak(self, place: str) -> list[Row]:
+        """The rows that are there when `place` is fullest."""
+        return _rows_during(self.rows, place, self.needs[place].phase)
+
+
+def assess_fit(model: Architecture, config: RunConfig, device: Device, prompt_tokens: int) -> Plan:
+    """The plan without what takes a search or a measurement: rows, where experts lie, and whether everything fits."""
+    rows = count_rows(Workload(model, config, device, prompt_tokens))
+    # With a process a GPU, the second GPU has its own copy of the policy and no room to give away.
+    second_gpu = device.gpu if device.gpus > 1 and device.processes == 1 else 0.0
+    sizes = zip(PLACES, (device.gpu, second_gpu, device.host, device.disk))
+    capacity = {place: gib and gib * GIB for place, gib in sizes}
+    per_layer = model.config.n_routed_experts if model.routed else 0
+    placed = _place_experts(model, config, device, rows, capacity)
+    rows += _expert_rows(model, config, device, placed)
+    rows = [_for_all_processes(row, device.processes) for row in rows if row.nbytes]
+    needs = {
+        place: _largest_need(rows, place, capacity[place])
+        for place in PLACES
+        if any(row.place == place for row in rows)
+    }
+    holds = all(need.has is None or need.nbytes <= need.has for need in needs.values())
+    return Plan(
+        config, device, prompt_tokens, rows, needs,
+        experts={place: count * model.kinds.get("moe", 0) for place, count in placed.items() if count},
+        share_off_gpu=1 - next(iter(placed.values())) / per_layer if per_layer else 0.0,
+        fits=holds and not lacks_bf16(config, device),
+        largest={}, bandwidths=None, seconds=None, verdict="",
+    )  # fmt: skip
+
+
+def lacks_bf16(config: RunConfig, device: Device) -> bool:
+    """Whether the policy wants bfloat16 and the machine's GPU has none."""
+    return config.policy.dtype == "bfloat16" and device.gpu > 0 and not device.triton
+
+
+def _place_experts(
+    model: Architecture, config: RunConfig, device: Device, rows: list[Row], capacity: dict[str, float | None]
+) -> dict[str, int]:
+    """{place: routed experts of each layer that lie there}, the place where the policy computes first."""
+    count = model.config.n_routed_experts if model.routed else 0
+    if not (config.policy.load_in_4bit and device.gpu and count):
+        return {"GPU" if device.gpu else "host": count}
+    nbytes = model.nbytes("routed experts", config.policy) / count  # one expert of every layer
+    free = capacity["GPU"] - _largest_need(rows, "GPU").nbytes
+    near = max(0, min(count, int(free // nbytes)))
+    away = "second GPU" if (count - near) * nbytes <= capacity["second GPU"] - RESERVE else "host"
+    return {"GPU": near, away: count - near}
+
+
+def _expert_rows(model: Architecture, config: RunConfig, device: Device, placed: dict[str, int]) -> list[Row]:
+    rows, layers = [], model.kinds.get("moe", 0)
+    for place, count in placed.items():
+        if not count:
+            continue
+        if place == "second GPU":
+            rows.append(context_row(place))
+        nbytes = count * model.nbytes("routed experts", config.policy) / model.config.n_routed_experts
+        pinned = place == "host" and device.gpu > 0  # there from loading on; converting is over by then
+        source = f"{count * layers:,} of {model.routed:,}"
+        rows.append(Row(place, "routed experts", nbytes, source, ("load",) if pinned else ()))
+    return rows
+
+
+def _for_all_processes(row: Row, count: int) -> Row:
+    """What `count` processes need of the host: each what one does, except converting, which one does for all."""
+    if count == 1 or row.place != "host" or "convert" in row.phases:
+        return row
+    return row._replace(nbytes=count * row.nbytes, source=f"{count} processes: {row.source}")
+
+
+def _rows_during(rows: list[Row], place: str, phase: str) -> list[Row]:
+    return [row for row in rows if row.place == place and (not row.phases or phase in row.phases)]
+
+
+def _largest_need(rows: list[Row], place: str, capacity: float | None = None) -> Need:
+    sums = {phase: sum(row.nbytes for row in _rows_during(rows, place, phase)) for phase in PHASES}
+    phase = max(sums, key=sums.__getitem__)
+    return Need(sums[phase], capacity, phase)

@@ -1,0 +1,167 @@
+"""Will a run fit this machine, how long is a step at best, and how far could its settings go?
+
+Nothing is downloaded and nothing is measured here: `fit` counts what each place must hold, `step_time` divides bytes
+and operations by bandwidths, and this file searches for the largest settings and puts the answer into one sentence.
+"""
+
+import functools
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from grpo_kit.config import RunConfig
+from grpo_kit.nemotron import expert_placement
+from grpo_kit.planning import step_time
+from grpo_kit.planning.fit import Plan, assess_fit, lacks_bf16
+from grpo_kit.planning.machines import DEVICES, GIB, Bandwidths, Device
+from grpo_kit.planning.memory import sampled_at_once
+from grpo_kit.planning.model_size import Architecture
+
+KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")  # those that are searched
+LARGEST_STEP = 2**16  # where the search ends
+
+
+def plan(
+    config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None,
+    hits: torch.Tensor | None = None, search: bool = True,
+) -> Plan:  # fmt: skip
+    """Say whether a run fits a machine, before anything is downloaded. As many routed experts as fit stay on the GPU.
+
+    Args:
+        config: the run's configuration.
+        device: the machine, from `machines.find_device` or `machines.this_device`.
+        prompt_tokens: length of the longest prompt in tokens.
+        bandwidths: the device's, from `step_time.measure_bandwidths`; with them the plan gives the seconds of a step.
+        hits: how often each routed expert was chosen, int64 of shape (layers, experts), from `calibrate`; without them
+            every expert counts as chosen equally often.
+        search: whether to look for the largest settings that fit, which takes most of the time.
+
+    Returns:
+        The plan; `verdict` is its answer in one sentence.
+
+    Raises:
+        ValueError: if the policy is not a Nemotron-H, or `prompt_tokens` is below 1.
+        FileNotFoundError: if the policy's config.json cannot be found.
+
+    Example:
+        >>> from grpo_kit.config import load_config
+        >>> plan(load_config(["tiny"]), DEVICES["t4"], search=False).verdict
+        'It fits t4 with every weight in one place.'
+    """
+    if prompt_tokens < 1:
+        raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
+    model = Architecture.of(config.policy)
+    fit = assess_fit(model, config, device, prompt_tokens)
+    largest = {key: largest_setting(model, fit, key) for key in KEYS} if search else {}
+    fit = replace(fit, largest=largest, verdict=_verdict(model, fit, largest))
+    if not bandwidths:
+        return fit
+    rows_off_gpu = fit.share_off_gpu
+    if hits is not None:
+        coldest = expert_placement.layout(*hits.shape, fit.share_off_gpu, hits)
+        rows_off_gpu = expert_placement.host_share(hits, coldest)
+    sequences = sampled_at_once(config.grpo, device.processes)
+    return replace(
+        fit,
+        bandwidths=bandwidths,
+        seconds=step_time.step_seconds(model, fit, bandwidths, rows_off_gpu),
+        sampling_all=step_time.sampling_seconds(model, fit, bandwidths, rows_off_gpu, sequences),
+    )
+
+
+def vary_setting(config: RunConfig, key: str, step: int, processes: int = 1) -> RunConfig:
+    """`config` with one of KEYS at its `step`-th possible value, from 1.
+
+    Possible are values with which whole groups fill whole micro-batches and `processes` divide a step's completions. A
+    larger group keeps the prompts of a step and the micro-batch, and accumulates more.
+    """
+    batch, accumulation = config.grpo.per_device_train_batch_size, config.grpo.gradient_accumulation_steps
+    group, prompts = config.grpo.num_generations, batch * accumulation // config.grpo.num_generations
+    changes = {key: step}
+    if key == "per_device_train_batch_size":
+        multiple = math.lcm(group, processes)
+        changes[key] = step * multiple // math.gcd(multiple, accumulation)
+    if key == "num_generations":
+        multiple = math.lcm(batch, processes)
+        changes[key] = max(2, step * multiple // math.gcd(multiple, prompts))
+        changes["gradient_accumulation_steps"] = prompts * changes[key] // batch
+    return replace(config, grpo=replace(config.grpo, **changes))
+
+
+def largest_setting(model: Architecture, fit: Plan, key: str) -> int:
+    """The largest value of `key` that fits with the others as configured; 0 where none does."""
+    varied = functools.partial(vary_setting, fit.config, key, processes=fit.device.processes)
+
+    def fits(step: int) -> bool:
+        return assess_fit(model, varied(step), fit.device, fit.prompt_tokens).fits
+
+    low, high = 0, 1  # `low` fits, or is 0
+    if key == "max_completion_length":  # the step is the length itself; long ones take long, and `fit` is one answer
+        length = fit.config.grpo.max_completion_length
+        low, high = (length, 2 * length) if fit.fits else (0, length if fits(1) else 1)
+    while high < LARGEST_STEP and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return getattr(varied(low).grpo, key) if low else 0
+
+
+def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
+    """One sentence: how it fits, or what is short and the first change that makes it fit."""
+    config, device = fit.config, fit.device
+    if fit.fits:
+        return f"It fits {device.name} with {_expert_places(model, fit)}{_placement_advice(fit)}."
+    if lacks_bf16(config, device):
+        return f"It does not fit {device.name}, whose GPU has no bf16; first set policy.dtype=float16."
+    place, need = next((p, n) for p, n in fit.needs.items() if n.has is not None and n.nbytes > n.has)
+    gib, has = need.nbytes / GIB, need.has / GIB
+    short = f"It does not fit {device.name}, whose {place} has {has:.1f} of {gib:.1f} GiB needed"
+    for words, changed in _possible_changes(config, largest).items():
+        if changed != config and assess_fit(model, changed, device, fit.prompt_tokens).fits:
+            return f"{short}; first set {words}."
+    if device.processes > 1 and assess_fit(model, config, replace(device, processes=1), fit.prompt_tokens).fits:
+        return f"{short}; start one process."
+    fitting = [name for name, other in DEVICES.items() if assess_fit(model, config, other, fit.prompt_tokens).fits]
+    return f"{short}, and no one setting changes that; take {fitting[0] if fitting else 'a larger device'}."
+
+
+def _expert_places(model: Architecture, fit: Plan) -> str:
+    """Where routed experts lie that the first GPU has no room for."""
+    processes = f" for {fit.device.processes} processes" if fit.device.processes > 1 else ""
+    texts = [
+        f"{fit.experts[row.place]:,} of {model.routed:,} routed experts on the {row.place} "
+        f"({row.nbytes / GIB:.2f} GiB{processes})"
+        for row in fit.rows
+        if row.part == "routed experts" and fit.share_off_gpu and row.place != "GPU"
+    ]
+    return " and ".join(texts) or "every weight in one place"
+
+
+def _placement_advice(fit: Plan) -> str:
+    """The settings that place experts as planned, where the configuration differs."""
+    policy, overflow = fit.config.policy, "cuda:1" if "second GPU" in fit.experts else "host"
+    changes = []
+    if abs(policy.experts_on_host - fit.share_off_gpu) > 0.002:
+        changes.append(f"policy.experts_on_host={fit.share_off_gpu:.3f}")
+    if policy.experts_overflow != overflow and (fit.share_off_gpu > 0 or fit.device.processes > 1):
+        changes.append(f"policy.experts_overflow={overflow}")
+    return f"; set {' '.join(changes)}" if policy.load_in_4bit and changes else ""
+
+
+def _possible_changes(config: RunConfig, largest: dict[str, int]) -> dict[str, RunConfig]:
+    """{overrides as one writes them: the configuration with them}, the mildest first."""
+    grpo = config.grpo
+    step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps  # stays, in smaller pieces
+    pieces = [size for size in range(grpo.per_device_train_batch_size - 1, 0, -1) if step % size == 0]
+    changes: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
+    changes += [{"per_device_train_batch_size": n, "gradient_accumulation_steps": step // n} for n in pieces]
+    if length := largest.get("max_completion_length"):
+        changes.append({"max_completion_length": length})
+    configs = {
+        " ".join(f"grpo.{key}={value}" for key, value in change.items()).lower(): replace(config, grpo=replace(grpo, **change))
+        for change in changes
+    }  # fmt: skip
+    return configs | {"policy.load_in_4bit=true": replace(config, policy=replace(config.policy, load_in_4bit=True))}

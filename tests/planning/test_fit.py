@@ -1,0 +1,77 @@
+"""Where routed experts lie, and whether every place holds what it must."""
+
+import pytest
+
+from grpo_kit.planning.machines import GIB
+from tests.helpers.plans import part_bytes, plan_for, plan_shared
+
+
+def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
+    found = plan_for("t4")
+    assert found.fits and found.needs["GPU"].nbytes <= 14.6 * GIB
+    assert found.experts["GPU"] + found.experts["host"] == 2944
+    tier = part_bytes(found, "routed experts", "host")
+    assert tier == sum(r.nbytes for r in found.rows if r.place == "host" and r.phases == ("load",)) <= 4.5 * GIB
+    assert found.needs["GPU"].nbytes + tier > 14.6 * GIB
+    one_more = found.needs["GPU"].nbytes + part_bytes(found, "routed experts") / found.experts["GPU"] * 23
+    assert one_more > 14.6 * GIB  # as many as fit stay
+    assert f"{found.experts['host']:,} of 2,944 routed experts on the host" in found.verdict
+    # by hand: 3.4 to 4.1 GiB overflow with about 2.5 GiB reserved, more with more: 14.6 - 2.04 - reserve hold experts.
+    reserve = found.needs["GPU"].nbytes - part_bytes(found, "routed experts") - 2.06 * GIB
+    assert tier / GIB == pytest.approx(14.113 - (14.6 - 2.06 - reserve / GIB), abs=0.12)
+    assert 2.0 < reserve / GIB < 4.0
+
+
+# preset, device, fits, where routed experts lie
+@pytest.mark.parametrize(
+    ("preset", "device", "fits", "places"),
+    [
+        ("t4", "t4", True, {"GPU", "host"}),
+        ("t4", "t4x2", True, {"GPU", "second GPU"}),  # Kaggle's second card takes what the first has no room for
+        ("t4", "24gb", True, {"GPU"}),
+        ("t4", "80gb", True, {"GPU"}),
+        ("24gb", "t4", False, {"GPU", "host"}),  # no bf16 there
+        ("t4x2", "t4x2", True, {"GPU", "second GPU"}),
+        ("80gb", "80gb", True, {"GPU"}),
+        ("80gb", "24gb", False, {"GPU"}),
+        ("24gb", "24gb", True, {"GPU"}),
+        ("24gb", "40gb", True, {"GPU"}),
+        ("80gb", "40gb", False, {"GPU"}),  # 58.8 GiB of weights in 16 bit
+        ("24gb", "80gb", True, {"GPU"}),
+        ("tiny", "cpu", True, {"host"}),
+        ("tiny", "t4", True, {"GPU"}),
+    ],
+)
+def test_verdicts(preset, device, fits, places):
+    found = plan_for(preset, device)
+    assert found.fits == fits and set(found.experts) == places
+    assert found.verdict.startswith(f"It {'fits' if fits else 'does not fit'} {device}")
+    assert found.verdict.count(". ") == 0 and found.verdict.endswith(".")
+    for place, need in found.needs.items():
+        assert sum(r.nbytes for r in found.at_peak(place)) == need.nbytes
+        assert max(r.nbytes for r in found.rows if r.place == place) <= need.nbytes
+    assert min(r.nbytes for r in found.rows) >= 0
+
+
+def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():
+    assert (
+        plan_for("24gb", "t4").verdict == "It does not fit t4, whose GPU has no bf16; first set policy.dtype=float16."
+    )
+    assert plan_for("24gb", "t4", "policy.dtype=float16").fits and not plan_for("24gb", "t4").fits
+    assert plan_for("tiny", "cpu", "policy.dtype=bfloat16").fits
+
+
+def test_processes_have_a_gpu_each_and_one_host_which_one_of_them_converts_on():
+    one, two = plan_for("t4", "t4x2", "policy.experts_overflow=host"), plan_shared(2)
+    tier = part_bytes(two, "routed experts", "host")
+    assert tier == 2 * part_bytes(plan_for("t4"), "routed experts", "host") > 0
+    assert part_bytes(two, "routed experts", "second GPU") == 0 < part_bytes(one, "routed experts", "second GPU")
+    assert part_bytes(two, "the system, Python, CUDA", "host") == 2 * part_bytes(
+        one, "the system, Python, CUDA", "host"
+    )
+    shard = "one source shard, and what is made of it"
+    assert part_bytes(two, shard, "host") == part_bytes(one, shard, "host")
+    assert part_bytes(two, "recurrent states") == part_bytes(one, "recurrent states") / 2
+    assert part_bytes(two, "layer inputs kept") == part_bytes(one, "layer inputs kept")  # 2 x 4 becomes 2 x 2
+    assert two.needs["disk"] == one.needs["disk"]
+    assert two.needs["host"].nbytes == pytest.approx(tier + 4 * GIB) and two.needs["host"].phase == "load"

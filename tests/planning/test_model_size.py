@@ -1,0 +1,118 @@
+"""The architecture weighs what the byte table says, and its layers hold what really lives while they work."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.adapters.lora import add_lora
+from grpo_kit.nemotron import experts
+from grpo_kit.nemotron.base_models import NANO
+from grpo_kit.planning import model_size
+from grpo_kit.planning.machines import GIB
+from grpo_kit.planning.model_size import Architecture
+from grpo_kit.policy.load import load_policy
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return Architecture.of(config.load_config(["t4"]).policy)
+
+
+# counted by hand from the published configuration: part, millions of parameters, GiB in bf16, GiB in NF4 (None: not quantised)
+TABLE = [
+    ("routed experts", 29_374.81, 54.715, 14.113),
+    ("shared experts", 458.98, 0.855, 0.221),
+    ("Mamba in_proj", 637.03, 1.187, 0.306),
+    ("Mamba out_proj", 253.23, 0.472, 0.122),
+    ("attention", 140.38, 0.261, 0.067),
+    ("router", 7.92, 0.015, None),
+    ("norms, convolutions, A, D, dt", 0.95, 0.002, None),
+    ("embeddings", 352.32, 0.656, None),
+    ("lm_head", 352.32, 0.656, None),
+]
+
+
+@pytest.mark.parametrize(("part", "millions", "bf16", "nf4"), TABLE)
+def test_parts_of_the_real_model_are_those_of_the_byte_table(nano, part, millions, bf16, nf4):
+    whole = config.Policy(dtype="bfloat16")
+    assert nano.parts[part] / 1e6 == pytest.approx(millions, rel=0.01)
+    assert nano.nbytes(part, whole) / GIB == pytest.approx(bf16, rel=0.01, abs=0.0005)
+    if nf4:
+        assert nano.nbytes(part, replace(whole, load_in_4bit=True)) / GIB == pytest.approx(nf4, rel=0.01)
+
+
+def test_the_table_is_the_whole_model(nano):
+    assert set(nano.parts) == {part for part, *_ in TABLE}
+    assert nano.parts.total() / 1e6 == pytest.approx(31_577.94, rel=0.001)
+    assert nano.kinds == {"linear_attention": 23, "moe": 23, "full_attention": 6}
+    assert nano.expert.nbytes / 2**20 == pytest.approx(4.909, rel=0.01)  # one expert
+
+
+def test_a_mamba_layer_keeps_what_was_measured(nano):
+    """measured: the chunk scan keeps 476 KiB a token at the real sizes, fp32, 768 tokens, no LoRA."""
+    kept, peak = model_size.layer_bytes(nano, "linear_attention", 768, "float32", 1, (), True)
+    assert kept / 768 / 1024 - 2688 * 4 / 1024 == pytest.approx(476, rel=0.01)  # beside the layer's output
+    assert kept < peak < 1.5 * kept
+    assert model_size.layer_bytes(nano, "linear_attention", 1536, "float32", 1, (), True)[0] == pytest.approx(
+        2 * kept, rel=0.01
+    )
+
+
+def test_attention_is_fused_and_keeps_nothing_of_sequence_times_sequence_but_the_mask(nano):
+    short, long = (
+        model_size.layer_bytes(nano, "full_attention", n, "float16", 1, (), True)[1] / n for n in (1024, 4096)
+    )
+    assert long / short < 1.6  # unfused, with 32 heads of 4096 scores a token, it would be four times as much
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkpointing):
+    """A real forward and backward pass of the embedded policy, unquantised, with PEFT's LoRA, every tensor followed."""
+    asked = config.load_config(
+        ["tiny"], ["grpo.per_device_train_batch_size=8", f"grpo.gradient_checkpointing={checkpointing}"]
+    )
+    model, _ = load_policy(asked.policy)
+    model = add_lora(model, asked.lora, 0)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    model.train()
+    ids, mask = torch.randint(16, 272, (8, 96)), torch.ones(8, 96, dtype=torch.long)
+    mask[0, :5] = 0
+    with model_size.Alive([ids, mask, *model.parameters(), *model.buffers()]) as alive:
+        hidden = model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden.backward(torch.ones_like(hidden))
+    planned = sum(model_size.activation_bytes(Architecture.of(asked.policy), asked, 8, 96, True))
+    planned += sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)  # their gradients
+    assert planned == pytest.approx(alive.peak, rel=0.10)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_routed_experts_in_4_bit_stay_below_what_is_planned_for_them(grad):
+    """experts.py at work on the embedded policy's sizes, every token choosing the same two experts: the worst case."""
+    model = Architecture.of(config.Policy())
+    bench = experts.Workbench(model.expert, torch.device("cpu"), torch.float32)
+    layer = experts.TieredExperts(model.expert, 8, lambda x: torch.relu(x).square(), bench)
+    layer.place()
+    x, index = torch.randn(512, model.expert.hidden, requires_grad=grad), torch.tensor([[1, 5]]).repeat(512, 1)
+    for number in range(8):
+        layer.write(number, torch.randn(model.expert.up) / 16, torch.randn(model.expert.down) / 16)
+    weights = torch.full((512, 2), 0.5, requires_grad=grad)
+    with model_size.Alive([x, index, weights, bench.up, bench.down, bench.slots, *layer.rows]) as alive:
+        out = layer(x, index, weights)
+        if grad:
+            out.backward(torch.ones_like(out))
+    kept, most = model_size.expert_bytes(model, 512, config.Policy(load_in_4bit=True), grad)
+    dequantising = (
+        2 * 4 * 2 * model.expert.hidden * model.expert.intermediate
+    )  # not in place on the CPU; buffers on CUDA
+    assert alive.peak - dequantising <= most <= 2 * alive.peak
+
+
+def test_the_shipped_config_loads_and_is_what_a_local_copy_gives(tmp_path, nano):
+    (tmp_path / "config.json").write_text(NANO.read_text())
+    local = Architecture.of(config.Policy(model=str(tmp_path)))
+    assert local.parts == nano.parts and json.loads(NANO.read_text())["model_type"] == "nemotron_h"

@@ -1,0 +1,113 @@
+"""The verdict, the change it proposes, and the largest settings that fit."""
+
+from dataclasses import replace
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.planning import machines
+from grpo_kit.planning.fit import assess_fit
+from grpo_kit.planning.model_size import Architecture
+from grpo_kit.planning.plan import KEYS, plan, vary_setting
+from grpo_kit.runs import processes
+from tests.helpers.plans import plan_for, plan_shared
+
+ALL_HERE = "policy.experts_on_host=0"
+
+
+@pytest.mark.parametrize(
+    ("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("24gb", "24gb"), ("80gb", "80gb"), ("tiny", "cpu")]
+)
+def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
+    found = plan_for(preset, device)
+    assert found.fits and "set" not in found.verdict
+
+
+# preset, device, configured, what the verdict says to set (None: nothing)
+@pytest.mark.parametrize(
+    ("preset", "device", "configured", "said"),
+    [
+        ("t4", "t4", [ALL_HERE], "; set policy.experts_on_host=0.305."),
+        ("t4", "t4", ["policy.experts_on_host=0.306"], "(4.30 GiB)."),  # as good as
+        ("t4", "t4x2", [], "; set policy.experts_overflow=cuda:1."),
+        ("t4x2", "t4", [], "; set policy.experts_overflow=host."),
+        ("t4x2", "t4x2", [ALL_HERE, "policy.experts_overflow=host"], "; set policy.experts_on_host=0.305 policy.experts_overflow=cuda:1."),
+        ("t4", "80gb", [ALL_HERE, "policy.experts_overflow=cuda:1"], "in one place."),  # nothing overflows
+        ("t4", "24gb", [], "; set policy.experts_on_host=0.000."),
+    ],
+)  # fmt: skip
+def test_configured_otherwise_it_says_what_to_set(preset, device, configured, said):
+    assert plan_for(preset, device, *configured).verdict.endswith(said)
+
+
+def test_a_plan_that_fails_names_a_change_that_works():
+    large = ["grpo.per_device_train_batch_size=16", "grpo.gradient_accumulation_steps=1"]
+    found = plan_for("t4", "t4", *large)
+    assert "first set grpo.per_device_train_batch_size=8 grpo.gradient_accumulation_steps=2." in found.verdict
+    assert plan_for("t4", "t4", "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=2").fits
+    assert (
+        "first set grpo.gradient_checkpointing=true."
+        in plan_for("t4", "24gb", "grpo.gradient_checkpointing=false").verdict
+    )
+    assert "first set policy.load_in_4bit=true." in plan_for("t4", "24gb", "policy.load_in_4bit=false").verdict
+    assert "take 80gb." in plan_for("t4", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
+
+
+@pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("80gb", "24gb")])
+def test_the_largest_found_is_the_largest(preset, device):
+    asked, where = config.load_config([preset]), machines.find_device(device)
+    found = plan(asked, where)
+    for key in KEYS:
+        possible = [getattr(vary_setting(asked, key, m).grpo, key) for m in range(1, 20_000)]
+        m = possible.index(found.largest[key]) + 1 if found.largest[key] else 0
+        model = Architecture.of(asked.policy)
+        fits = [assess_fit(model, vary_setting(asked, key, n), where, 256).fits for n in (m, m + 1) if n]
+        assert fits == ([True, False] if m else [False]), key
+
+
+def test_settings_that_are_varied_are_valid_ones():
+    for overrides in ([], ["grpo.num_generations=4"], ["grpo.per_device_train_batch_size=8"]):
+        asked = config.load_config(["t4"], overrides)
+        for key in KEYS:
+            values = [getattr(vary_setting(asked, key, m).grpo, key) for m in range(1, 30)]
+            assert values == sorted(values) and values[0] >= 1
+
+
+def test_group_size_keeps_the_prompts_of_a_step():
+    asked = config.load_config(["t4"], ["grpo.gradient_accumulation_steps=8"])  # 2 x 8 completions: 2 prompts
+    varied = vary_setting(asked, "num_generations", 12)
+    assert (varied.grpo.num_generations, varied.grpo.gradient_accumulation_steps) == (12, 12)
+
+
+def test_what_cannot_be_planned_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor the Hub"):
+        plan_for("tiny", "cpu", "policy.model=no/such-model")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="only a Nemotron-H can be planned"):
+        plan_for("tiny", "cpu", f"policy.model={tmp_path}")
+    with pytest.raises(ValueError, match="prompt_tokens is 0"):
+        plan_for("tiny", "cpu", prompt_tokens=0)
+
+
+def test_a_host_too_small_for_all_processes_sends_back_to_one():
+    two = plan(config.load_config(["t4x2"]), replace(machines.find_device("t4x2"), host=9.0, processes=2), search=False)
+    assert not two.fits and "whose host has 9.0 of 12.6 GiB needed; start one process." in two.verdict
+    assert plan(two.config, replace(two.device, processes=1), search=False).fits
+
+
+def test_a_second_gpu_that_is_taken_is_not_to_hold_experts():
+    assert plan_shared(2).verdict.endswith("(8.60 GiB for 2 processes); set policy.experts_overflow=host.")
+    # where nothing is left over, the run would still be refused with that setting
+    assert "policy.experts_overflow=host" in plan_shared(2, "t4x2", "80gb").verdict
+
+
+def test_the_largest_for_several_processes_can_be_shared_out():
+    asked, where = config.load_config(["t4x2"]), replace(machines.find_device("t4x2"), gpus=3, processes=3)
+    with pytest.raises(ValueError, match="3 processes do not divide the 8 completions"):
+        plan(asked, where, search=False)
+    for key in KEYS[:2]:
+        for m in range(1, 20):
+            varied = vary_setting(asked, key, m, 3).grpo
+            assert processes.split_batch(varied, 3)
+            step = varied.per_device_train_batch_size * varied.gradient_accumulation_steps
+            assert step % varied.num_generations == 0

@@ -1,0 +1,132 @@
+"""The seconds of a step at best: the roofline, worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grpo_kit import config
+from grpo_kit.planning import machines, step_time
+from grpo_kit.planning.machines import GIB
+from grpo_kit.planning.plan import plan
+from tests.helpers.plans import part_bytes, plan_for, plan_shared
+
+ALL_HERE = "policy.experts_on_host=0"
+
+
+def counted(rows_of_the_cold):
+    """Routing statistics of 23 layers: half of the experts, spread over all, get `rows_of_the_cold`, the others 100."""
+    return torch.where(torch.arange(23 * 128).view(23, 128) % 2 == 0, rows_of_the_cold, 100)
+
+
+def test_no_seconds_without_measured_bandwidths():
+    assert plan_for("t4").seconds is None
+
+
+def test_seconds_are_the_roofline_of_the_facts():
+    """by hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
+    fast = 1e12  # a link or product that takes no time
+    only = {"vram": machines.Bandwidths(1, fast, fast), "products": machines.Bandwidths(fast, fast, 1)}
+    asked = [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
+    asked += ["grpo.resample_budget=0"]
+    found = {name: plan_for("t4", "24gb", *asked, bandwidths=speed).seconds for name, speed in only.items()}
+    assert found["vram"][0] / 512 == pytest.approx(7.09, rel=0.05)
+    assert found["vram"][1] == pytest.approx(4 * 3 * 133, rel=0.02)  # four micro-batches, three passes
+    assert found["products"][1] == pytest.approx(4 * 29.7, rel=0.15)  # the facts leave lm_head out, we count it
+    slow = plan_for("t4", "t4", bandwidths=machines.Bandwidths(fast, 10, fast)).seconds
+    assert slow[1] == pytest.approx(4 * 3 * part_bytes(plan_for("t4"), "routed experts", "host") / 10e9, rel=0.01)
+
+
+def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
+    """by hand: a sequence's states are 49.4 MB, 23 layers of 64 x 64 x 128 in float32 and 6,144 x 4 in 16 bit, read and
+    written; of 128 experts 6 a token, 8 sequences hit 0.3189 and 16 hit 0.5361."""
+    fast, asked = 1e12, [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
+    vram = machines.Bandwidths(1, fast, fast)
+    found, none = (
+        plan_for("t4", "24gb", *asked, f"grpo.resample_budget={budget}", bandwidths=vram) for budget in (1.0, 0)
+    )
+    assert found.seconds == none.seconds and none.sampling_all == none.seconds[0]  # the states of the step's own 8 only
+    states = 23 * (64 * 64 * 128 * 4 + 6144 * 4 * 2)
+    more = 2 * 8 * states + part_bytes(found, "routed experts", "GPU") * (0.5361 - 0.3189)
+    assert (found.sampling_all - found.seconds[0]) / 512 == pytest.approx(more / 1e9, rel=1e-3)
+
+
+def test_replacements_off_the_gpu_come_over_pcie():
+    """by hand, all experts off it: 16 sequences bring 0.5361 of them a token where 8 bring 0.3189."""
+    away = ["policy.experts_overflow=host", "grpo.resample_budget=1"]
+    found = plan_for("t4", "t4", *away, bandwidths=machines.Bandwidths(1e12, 1, 1e12))
+    k, count = 6, 128 * found.share_off_gpu
+    hit = [1 - (1 - k * found.share_off_gpu / count) ** n for n in (8, 16)]
+    assert hit == pytest.approx([0.3189, 0.5361], abs=1e-4)
+    brought = part_bytes(found, "routed experts", "host")
+    assert [t / 512 for t in (found.seconds[0], found.sampling_all)] == pytest.approx(
+        [h * brought / 1e9 for h in hit], rel=1e-3
+    )
+
+
+def test_each_process_samples_its_part_of_the_replacements():
+    speed = machines.Bandwidths(320, 16, 65)
+    one, two = (plan_shared(n, "24gb", "24gb", bandwidths=speed) for n in (1, 2))
+    assert (
+        one.seconds[0] / 2 < two.seconds[0] < two.sampling_all == pytest.approx(one.seconds[0])
+    )  # 8 of 16, as one's 8
+
+
+def test_bytes_over_pcie_cost_time_and_a_smaller_share_less():
+    speed = machines.Bandwidths(224, 10, 25)
+    near, far = plan_for("t4", "24gb", bandwidths=speed).seconds, plan_for("t4", "t4", bandwidths=speed).seconds
+    assert far[0] > near[0] and far[1] > near[1]
+
+
+def test_placement_by_hits_costs_less_than_uniform_routing_and_uniform_is_the_default():
+    speed = machines.Bandwidths(224, 10, 25)
+    times = [
+        plan_for("t4", bandwidths=speed, hits=hits).seconds for hits in (counted(1), counted(30), counted(100), None)
+    ]
+    assert times[0][0] < times[1][0] < times[2][0] == pytest.approx(times[3][0], rel=1e-3)
+    assert len({training for _, training in times}) == 1  # training passes over every expert
+
+
+def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_when_placement_knows_the_hits():
+    """Why the preset keeps 2 x 4: with half of what uniform routing sends over PCIe, 1 x 8 is the slower one."""
+    small = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=8"]
+    speed = machines.Bandwidths(224, 10, 25)  # a T4's, as sold: for the comparison only
+    two, one = (plan_for("t4", "t4", *o, bandwidths=speed, hits=counted(33)) for o in ([], small))
+    assert part_bytes(one, "routed experts", "host") < part_bytes(two, "routed experts", "host") - 0.5 * GIB
+    assert sum(one.seconds) > sum(two.seconds)
+
+
+def test_this_machine_measures_itself():
+    here = step_time.measure_bandwidths("cpu")
+    assert here.vram_gb_s == pytest.approx(2 * here.pcie_gb_s, rel=0.9) and min(here) > 0
+    found = plan_for("tiny", "cpu", bandwidths=here)
+    assert found.bandwidths == here and min(found.seconds) > 0
+
+
+def test_a_gpu_is_measured_by_its_own_clock(monkeypatch):
+    """With a clock of 2, 5 and 9 ms for the three pieces of work, each tried several times: the arithmetic, and no more."""
+    milliseconds = iter([2.0] * step_time.TRIES + [5.0] * step_time.TRIES + [9.0] * step_time.TRIES)
+    event = type("Event", (), {"__init__": lambda self, enable_timing: None, "record": lambda self: None,
+                               "elapsed_time": lambda self, other: next(milliseconds)})  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    cuda = torch.device("cuda")
+    taken = [step_time.shortest_seconds(cuda, lambda: None) for _ in range(3)]
+    assert taken == pytest.approx([0.002, 0.005, 0.009])
+
+
+def test_a_step_shared_out_takes_less_training_and_sampling_that_goes_on_token_by_token():
+    speed = machines.Bandwidths(320, 16, 65)
+    one, two = (plan_shared(n, "24gb", "24gb", bandwidths=speed).seconds for n in (1, 2))
+    assert two[1] == pytest.approx(one[1] / 2, rel=0.01)
+    assert one[0] / 2 < two[0] < one[0]  # the dense weights are read for 4 sequences as for 8
+
+
+def test_processes_without_a_gpu_share_what_the_machine_has():
+    speed = machines.Bandwidths(20, 20, 0.1)
+    cpu = machines.Device("cpu", 0.0, triton=False)
+    one, two = (
+        plan(config.load_config(["tiny"]), replace(cpu, processes=n), bandwidths=speed, search=False).seconds
+        for n in (1, 2)
+    )
+    assert two[1] == pytest.approx(one[1], rel=0.01) and one[0] < two[0] < 2 * one[0]
