@@ -2,12 +2,13 @@
 
     python benchmarks/data.py [--quick] [--record]
 
-The rows are made up: word problems of 40 to 60 words from a vocabulary of 20,000, of which one in twenty is repeated, one in
-twenty is a near duplicate, one in a hundred gives one of 2,000 evaluation problems away and one in a hundred is a proof.
-Each size is prepared in a process of its own (read, cleaned, golds tried on math_reward, decontaminated, deduplicated,
-split, written). Finding near duplicates is also done with datasketch where that is installed (pip install datasketch),
-in turns with the kit's, on the same problems. Then a preparation is killed once half of its steps are done, and repeated.
---quick ends within a minute: 2k, 5k and 10k rows. --record appends the figures to notes/benchmarks.md.
+The rows are synthetic word problems of 40 to 60 words from a vocabulary of 20,000. One in twenty repeats an earlier
+problem, one in twenty is a near duplicate, one in a hundred contains one of 2,000 evaluation problems, and one in a
+hundred asks for a proof. A process of its own prepares each size: it reads, cleans, tries each reference answer on
+math_reward, removes evaluation problems and duplicates, splits and writes. If datasketch is installed (pip install
+datasketch), it searches for near duplicates in turns with the kit, on the same problems. At the end a preparation is
+killed when half of its steps are done, and repeated. --quick ends within a minute: 2k, 5k and 10k rows. --record
+appends the figures to notes/benchmarks.md.
 """
 
 import importlib.util
@@ -28,24 +29,28 @@ from grpo_kit.runs.files import hash_of, read_lines, write_lines
 
 CHILD = """
 import json, resource, sys, time
-from grpo_kit import config, data, reward_files, workspace
-rows, held, root, name = sys.argv[1:]
-chosen = config.load_config(["tiny"], [f"data.source={rows}", "data.decontaminate=[math500]", f"data.paths.math500={held}"])
+from grpo_kit.config import load_config
+from grpo_kit.data import prepare
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs.run import find_run
+rows, evaluation, root, name = sys.argv[1:]
+overrides = [f"data.source={rows}", "data.decontaminate=[math500]", f"data.paths.math500={evaluation}"]
 marks = []
 started = time.perf_counter()
-manifest = data.prepare(
-    chosen, workspace.find_run(name, root), reward_files.load_reward("math_answer.py:math_reward"),
-    lambda step, steps, what: marks.append((what, time.perf_counter())))
+manifest = prepare(
+    load_config(["tiny"], overrides), find_run(name, root), load_reward("math_answer.py:math_reward"),
+    lambda step, steps, label: marks.append((label, time.perf_counter())))
 ended = time.perf_counter()
 marks.append(("end", ended))
-seconds = {what: round(after - begun, 1) for (what, begun), (_, after) in zip(marks, marks[1:])}
+seconds = {label: round(after - begun, 1) for (label, begun), (_, after) in zip(marks, marks[1:])}
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-print(json.dumps({"seconds": ended - started, "mib": peak, "steps": seconds, "dropped": manifest["dropped"], "rows": manifest["rows"]}))
+figures = {"seconds": ended - started, "mib": peak, "steps": seconds}
+print(json.dumps(figures | {"dropped": manifest["dropped"], "rows": manifest["rows"]}))
 """
 
 
-def problems(count, seed=0):
-    """`count` made-up problems, the evaluation problems among them given by the same seed."""
+def make_problems(count, seed=0):
+    """First the list of evaluation problems, then `count` training problems, by the seed."""
     rng = random.Random(seed)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(rng.choices(letters, k=rng.randint(3, 9))) for _ in range(20_000)]
@@ -53,9 +58,9 @@ def problems(count, seed=0):
     def one():
         return " ".join(rng.choices(words, k=rng.randint(38, 58))) + f" {rng.randint(2, 999)} {rng.choice(words)}?"
 
-    held = [one() for _ in range(2000)]
+    evaluation = [one() for _ in range(2000)]
     recent = [one()]
-    yield held
+    yield evaluation
     for _ in range(count):
         kind = rng.random()
         if kind < 0.05:
@@ -65,7 +70,7 @@ def problems(count, seed=0):
             near[rng.randrange(len(near))] = rng.choice(words)
             text = " ".join(near)
         elif kind < 0.11:
-            text = f"{rng.choice(words)} " + rng.choice(held)
+            text = f"{rng.choice(words)} " + rng.choice(evaluation)
         elif kind < 0.12:
             text = f"Prove that {one()}".rstrip("?") + "."
         else:
@@ -74,36 +79,37 @@ def problems(count, seed=0):
         yield text
 
 
-def write(folder, count):
-    """(rows, evaluation problems) as two JSONL files; a repeated problem has the gold it had."""
-    made = problems(count)
-    held = next(made)
-    rows = ({"problem": text, "answer": str(sum(map(ord, text.casefold()[:40])) % 1000)} for text in made)
-    write_lines(folder / f"{count}.jsonl", rows)
-    write_lines(folder / f"held-{count}.jsonl", ({"problem": text, "answer": "1"} for text in held))
-    return folder / f"{count}.jsonl", folder / f"held-{count}.jsonl"
+def write_problems(folder, count):
+    """Write training rows and evaluation problems; returns the two paths. A repeated problem has the same answer."""
+    problems = make_problems(count)
+    evaluation = next(problems)
+    rows = ({"problem": text, "answer": str(sum(map(ord, text.casefold()[:40])) % 1000)} for text in problems)
+    paths = folder / f"{count}.jsonl", folder / f"evaluation-{count}.jsonl"
+    write_lines(paths[0], rows)
+    write_lines(paths[1], ({"problem": text, "answer": "1"} for text in evaluation))
+    return paths
 
 
-def prepare(folder, paths, name):
-    """What the child says of preparing these rows as run `name`."""
-    words = [sys.executable, "-c", CHILD, *map(str, paths), str(folder / "runs"), name]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+def run_preparation(folder, paths, name):
+    """The figures that a child process prints after it prepared these rows as run `name`."""
+    command = [sys.executable, "-c", CHILD, *map(str, paths), str(folder / "runs"), name]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def killed(folder, paths, name):
-    """Kill a preparation by SIGKILL once it has decontaminated; which steps it had finished."""
-    words = [sys.executable, "-c", CHILD, *map(str, paths), str(folder / "runs"), name]
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kept = folder / "runs" / name / ".data"
-    while child.poll() is None and not list(kept.glob("*/leaks.jsonl")):
+def kill_preparation(folder, paths, name):
+    """Kill a preparation (SIGKILL) after it removed evaluation problems; returns the names of its finished steps."""
+    command = [sys.executable, "-c", CHILD, *map(str, paths), str(folder / "runs"), name]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps = folder / "runs" / name / ".data"
+    while child.poll() is None and not list(steps.glob("*/leaks.jsonl")):
         time.sleep(0.01)
     child.kill()
     child.wait()
-    return sorted(path.stem for path in kept.glob("*/*.jsonl"))
+    return sorted(path.stem for path in steps.glob("*/*.jsonl"))
 
 
-def by_datasketch(texts):
-    """Pairs that share a bucket of datasketch's MinHashLSH at the kit's threshold, as its documentation shows."""
+def count_pairs_with_datasketch(texts):
+    """The number of pairs that share a bucket of datasketch's MinHashLSH at the kit's threshold, as its documentation shows."""
     import datasketch
 
     index = datasketch.MinHashLSH(threshold=duplicates.THRESHOLD, num_perm=128)
@@ -118,34 +124,37 @@ def by_datasketch(texts):
 
 
 def main():
-    asked = report.arguments(__doc__)
-    sizes = (2000, 5000, 10_000) if asked.quick else (10_000, 100_000, 1_000_000)
+    options = report.arguments(__doc__)
+    sizes = (2000, 5000, 10_000) if options.quick else (10_000, 100_000, 1_000_000)
     rows, figures = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for size in sizes:
-            paths = write(folder, size)
-            found = prepare(folder, paths, f"whole-{size}")
+            paths = write_problems(folder, size)
+            figures_of_run = run_preparation(folder, paths, f"whole-{size}")
             rows.append({
-                "what": "the data stage", "rows": f"{size:,}", "seconds": f"{found['seconds']:.1f}",
-                "rows a second": f"{size / found['seconds']:,.0f}", "peak, MiB": f"{found['mib']:,.0f}",
-                "seconds by step": ", ".join(f"{step} {seconds}" for step, seconds in found["steps"].items()),
+                "what": "the data stage", "rows": f"{size:,}", "seconds": f"{figures_of_run['seconds']:.1f}",
+                "rows a second": f"{size / figures_of_run['seconds']:,.0f}", "peak, MiB": f"{figures_of_run['mib']:,.0f}",
+                "seconds by step": ", ".join(f"{step} {seconds}" for step, seconds in figures_of_run["steps"].items()),
             })  # fmt: skip
-            figures |= {f"rows_per_s_{size}": round(size / found["seconds"]), f"peak_mib_{size}": round(found["mib"])}
-            print(f"{size:,} rows: {json.dumps(found)}", file=sys.stderr)
-        paths = (folder / f"{sizes[1]}.jsonl", folder / f"held-{sizes[1]}.jsonl")
-        finished = killed(folder, paths, "killed")
-        found = prepare(folder, paths, "killed")
+            figures |= {
+                f"rows_per_s_{size}": round(size / figures_of_run["seconds"]),
+                f"peak_mib_{size}": round(figures_of_run["mib"]),
+            }
+            print(f"{size:,} rows: {json.dumps(figures_of_run)}", file=sys.stderr)
+        paths = (folder / f"{sizes[1]}.jsonl", folder / f"evaluation-{sizes[1]}.jsonl")
+        finished = kill_preparation(folder, paths, "killed")
+        figures_of_run = run_preparation(folder, paths, "killed")
         same = hash_of(folder / "runs/killed/data") == hash_of(folder / f"runs/whole-{sizes[1]}/data")
         rows.append({
-            "what": f"killed after {', '.join(finished)}; again", "rows": f"{sizes[1]:,}", "seconds": f"{found['seconds']:.1f}",
-            "rows a second": "", "peak, MiB": f"{found['mib']:,.0f}", "seconds by step": "the same bytes" if same else "OTHER BYTES",
+            "what": f"killed after {', '.join(finished)}; again", "rows": f"{sizes[1]:,}", "seconds": f"{figures_of_run['seconds']:.1f}",
+            "rows a second": "", "peak, MiB": f"{figures_of_run['mib']:,.0f}", "seconds by step": "the same bytes" if same else "OTHER BYTES",
         })  # fmt: skip
-        figures |= {"killed_again_s": round(found["seconds"], 1), "killed_same_bytes": same}
-        texts = [row["problem"] for row in read_lines(folder / f"{sizes[0 if asked.quick else 1]}.jsonl")]
+        figures |= {"killed_again_s": round(figures_of_run["seconds"], 1), "killed_same_bytes": same}
+        texts = [row["problem"] for row in read_lines(folder / f"{sizes[0 if options.quick else 1]}.jsonl")]
     finders = {"near duplicates, the kit": lambda some: len(duplicates.find_near_pairs(some))}
     if importlib.util.find_spec("datasketch"):
-        finders["near duplicates, datasketch"] = by_datasketch
+        finders["near duplicates, datasketch"] = count_pairs_with_datasketch
     seconds, pairs = dict.fromkeys(finders, 0.0), dict.fromkeys(finders, 0)
     part = len(texts) // 4
     for turn in range(4):
@@ -163,7 +172,7 @@ def main():
             seconds["near duplicates, datasketch"] / seconds["near duplicates, the kit"], 1
         )
     figures["benchmark_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
-    report.finish("data", rows, figures, asked.record)
+    report.finish("data", rows, figures, options.record)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How every benchmark ends: a table for people, one line of JSON for machines, and on request a row in the notes."""
+"""What every benchmark prints: a table for people, one line of JSON for machines, and with --record a row in the notes."""
 
 import argparse
 import json
@@ -15,8 +15,7 @@ NOTES = Path(__file__).resolve().parents[1] / "notes" / "benchmarks.md"
 
 
 def arguments(doc: str, **choices: tuple[str, ...]) -> argparse.Namespace:
-    """`--quick` (within a minute on two cores), `--record` (append to notes/benchmarks.md), and an option with choices
-    for each of `choices`, the first being the default."""
+    """Parse `--quick`, `--record`, and an option for each of `choices`, whose first value is the default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="end within a minute on two cores")
     parser.add_argument("--record", action="store_true", help="append the figures, dated, to notes/benchmarks.md")
@@ -26,7 +25,7 @@ def arguments(doc: str, **choices: tuple[str, ...]) -> argparse.Namespace:
 
 
 def finish(name: str, rows: list[dict[str, Any]], figures: dict[str, Any], record: bool) -> None:
-    """Print `rows` as a table and `figures` as the last line; with `record`, append both to the notes."""
+    """Print `rows` as a table and `figures` as the last line; with `record`, append both to notes/benchmarks.md."""
     table = Table(*rows[0], title=name)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))

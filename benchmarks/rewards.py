@@ -1,12 +1,10 @@
-"""How fast math_reward is beside math-verify, and whether its memory stays flat. One process,
-alternating.
+"""How fast math_reward is beside math-verify, and whether its memory stays constant.
 
     python benchmarks/rewards.py [--quick] [--record]
 
-Each workload is a list of distinct (reply, gold) pairs; the kit and math-verify (parse, parse,
-verify with its default timeouts, in the main thread) take turns of 25 pairs. Nothing is asked
-twice, so the kit's memory of earlier verdicts does not help it. Prints a table, then one line of
-JSON. --quick ends within a minute; --record appends the figures, with the date and the hardware, to
+Each workload is a list of distinct (reply, reference answer) pairs. The kit and math-verify (parse, parse, verify with
+its default timeouts, in the main thread) take turns of 25 pairs in one process. No pair comes twice, so the kit's cache
+of verdicts does not help it. --quick ends within a minute; --record appends the figures, with date and hardware, to
 notes/benchmarks.md. MATH-500 is read from ../shared (or GRPO_KIT_SHARED).
 """
 
@@ -46,7 +44,7 @@ def math500() -> list[dict]:
 
 
 def long_replies(rows: list[dict], count: int) -> Iterator[Pair]:
-    """MATH solutions, their boxes opened, up to 13,000 characters; then a boxed integer."""
+    """MATH solutions without their boxes, up to 13,000 characters, then a boxed integer."""
     texts = [row["solution"].replace(r"\boxed", "") for row in rows]
     for n in range(count):
         text, i = "", n
@@ -57,7 +55,7 @@ def long_replies(rows: list[dict], count: int) -> Iterator[Pair]:
 
 
 def symbolic(count: int) -> Iterator[Pair]:
-    """Equal and unequal algebra that no exact rule decides: each one goes to the child process."""
+    """Equal and unequal algebra that no exact rule decides, so each pair goes to the child process."""
     for n in range(2, 2 + count):
         yield rf"\boxed{{(x+{n})^2}}", f"x^2+{2 * n}x+{n * n + n % 2}"
 
@@ -95,8 +93,7 @@ def rss_mib(pid: int) -> float:
 def memory(verdicts: int) -> dict[str, float]:
     """MiB of this process and of the child after a fifth of the verdicts, and after all of them.
 
-    Distinct pairs throughout, one in 50 symbolic. The first fifth fills the caches, which are
-    bounded.
+    All pairs are distinct, one in 50 is symbolic. The first fifth fills the caches, whose size is bounded.
     """
     algebra = symbolic(verdicts)
     figures = {}
@@ -114,8 +111,8 @@ def memory(verdicts: int) -> dict[str, float]:
 
 
 def main() -> None:
-    asked = report.arguments(__doc__)
-    size = 1 if asked.quick else 10
+    options = report.arguments(__doc__)
+    size = 1 if options.quick else 10
     answers = math500()
     workloads = {"integers": list(integers(500 * size))}
     if answers:
@@ -146,7 +143,7 @@ def main() -> None:
         "largest_p99_ms": round(p99, 3),
         **memory(10_000 * size),
     }
-    report.finish("rewards", rows, figures, asked.record)
+    report.finish("rewards", rows, figures, options.record)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""An adapter of the whole 30B (real shapes, random values, all linear layers at rank 32, bf16), packed and checked.
+"""Packing and checking an adapter of the whole 30B: real shapes, random values, all linear layers at rank 32, bf16.
 
-Both by the command line, each in a process of its own, whose peak memory the kernel tells. `--quick` takes three of the 52
-layers, one of each kind. Then the doctor gets broken submissions by the hundred (`tests/fuzz_inspection.py`): the slowest, by processor
-time, what memory grew by, and what was written meanwhile. Bar: packing and checking within a minute and 4 GiB on two cores;
-a broken submission within 2 s and 200 MiB.
+The command line packs and checks it, each in a process of its own; the kernel reports the peak memory. `--quick` takes
+three of the 52 layers, one of each kind. Then the check gets hundreds of broken zips
+(`tests/helpers/fuzz_inspection.py`); the figures are the slowest one's processor time, the growth of memory, and the
+number of files written. The bars: packing and checking take at most a minute and 4 GiB on two cores, a broken zip at
+most 2 s and 200 MiB.
 """
 
 import json
@@ -31,20 +32,20 @@ RANK, ALPHA = 32, 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "up_proj", "down_proj"]
 
 
-def make(folder: Path, base: str) -> int:
-    """Write an adapter for `base` into `folder`, one tensor at a time; returns how many there are."""
-    said = {
+def write_adapter(folder: Path, base: str) -> int:
+    """Write an adapter for `base` into `folder`, one tensor at a time; returns the number of tensors."""
+    settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "bias": "none",
         "base_model_name_or_path": base, "inference_mode": True, "modules_to_save": None, "lora_dropout": 0.0,
     }  # fmt: skip
-    shapes = shapes_of(said, base_models.lora_modules(base), "model.")
+    shapes = shapes_of(settings, base_models.lora_modules(base), "model.")
     lines, end = {}, 0
     for key, shape in shapes.items():
         size = 2 * shape[0] * shape[1]
         lines[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps(said))
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     header = json.dumps(lines).encode()
     rng = np.random.default_rng(0)
     with (folder / "adapter_model.safetensors").open("wb") as file:
@@ -55,44 +56,44 @@ def make(folder: Path, base: str) -> int:
     return len(shapes)
 
 
-def call(*words: object, cwd: Path) -> tuple[float, float, str]:
-    """(seconds, peak GiB, what it said) of a command; ends the benchmark when that fails."""
+def run_module(*words: object, cwd: Path) -> tuple[float, float, str]:
+    """(seconds, peak GiB, output) of `python -m words`; a failure ends the benchmark."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", *map(str, words)], cwd=cwd, env=environment, stdout=said, stderr=subprocess.STDOUT
+            [sys.executable, "-m", *map(str, words)], cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        output = said.read()
+        log.seek(0)
+        output = log.read()
     if child.returncode:
         raise SystemExit(f"{' '.join(map(str, words))}: status {child.returncode}\n{output}")
     return time.monotonic() - started, usage.ru_maxrss / 2**20, output
 
 
 def main() -> None:
-    asked = report.arguments(__doc__)
+    options = report.arguments(__doc__)
     with tempfile.TemporaryDirectory() as aside:
         here, base = Path(aside), base_models.PUBLISHED
-        if asked.quick:
+        if options.quick:
             saved = json.loads(base_models.NANO.read_text())
             saved["hybrid_override_pattern"] = saved["hybrid_override_pattern"][3:6]  # E, M and *
             base = str(here / "three_layers")
             write_text(Path(base) / "config.json", json.dumps(saved))
         run = find_run("large", here / "runs")
-        tensors = make(run.adapter, base)
+        tensors = write_adapter(run.adapter, base)
         chosen = config.load_config(["tiny"], [f"policy.model={base}"])
         run.record_stage("train", {}, [], [run.adapter], 0.0, config.to_yaml(chosen))
-        pack = call("grpo_kit.cli.main", "package", "--run", "large", cwd=here)
+        pack = run_module("grpo_kit", "package", "--run", "large", cwd=here)
         zipped = here / "submission" / "submission.zip"
-        check = call("grpo_kit.cli.main", "check", zipped, f"policy.model={base}", cwd=here)
+        check = run_module("grpo_kit", "check", zipped, f"policy.model={base}", cwd=here)
         if f"{tensors:,} LoRA tensors" not in check[2]:
-            raise SystemExit(f"the doctor did not see all tensors:\n{check[2]}")
-        size, cases = zipped.stat().st_size / 2**30, 150 if asked.quick else 3000
-        fuzz = call("tests.helpers.fuzz_inspection", cases, here, 2, cwd=ROOT)
-    found = json.loads(fuzz[2].splitlines()[-1])
+            raise SystemExit(f"the check did not see all tensors:\n{check[2]}")
+        size, cases = zipped.stat().st_size / 2**30, 150 if options.quick else 3000
+        fuzz = run_module("tests.helpers.fuzz_inspection", cases, here, 2, cwd=ROOT)
+    fuzzed = json.loads(fuzz[2].splitlines()[-1])
     rows = [
         {
             "work": f"pack {tensors:,} tensors, {size:.2f} GiB",
@@ -105,10 +106,10 @@ def main() -> None:
     figures = {
         "tensors": tensors, "zip_gib": round(size, 2), "pack_s": round(pack[0], 1), "check_s": round(check[0], 1),
         "pack_and_check_s": round(pack[0] + check[0], 1), "bar_s": 60, "peak_gib": round(max(pack[1], check[1]), 2),
-        "bar_gib": 4, "broken": cases, "slowest_broken_cpu_s": found["slowest_cpu_s"], "bar_broken_s": 2,
-        "broken_grew_mib": found["mebibytes"], "bar_broken_mib": 200, "broken_wrote": len(found["written"]),
+        "bar_gib": 4, "broken": cases, "slowest_broken_cpu_s": fuzzed["slowest_cpu_s"], "bar_broken_s": 2,
+        "broken_grew_mib": fuzzed["mebibytes"], "bar_broken_mib": 200, "broken_wrote": len(fuzzed["written"]),
     }  # fmt: skip
-    report.finish("submission", rows, figures, asked.record)
+    report.finish("submission", rows, figures, options.record)
 
 
 if __name__ == "__main__":
