@@ -72,8 +72,8 @@ def demo(name: Name = None, force: Force = False) -> None:
 
 
 @command
-def doctor() -> None:
-    """What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
+def env() -> None:
+    """Check this machine: Python, the tested versions of the libraries, the GPU, and where runs will lie."""
     from grpo_kit.planning.machine_check import check_machine
 
     found = check_machine()
@@ -266,7 +266,7 @@ def check(
     zip_path: Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")],
     overrides: Overrides = None, sources: Sources = None, name: Name = None,
 ) -> None:  # fmt: skip
-    """The doctor: what is wrong with a zip, what the challenge's scorer would do, the remedy. Anything fatal: status 1.
+    """Check a zip: what is wrong with it, what the challenge's scorer would do, the remedy. Anything fatal: status 1.
 
     Where the base's weights are at hand, the zip is loaded too: do the outputs differ from the base's, and with --run, are
     they the trained policy's? Without --run and policy.model, the base is the one that the zip names.

@@ -91,7 +91,7 @@ def score(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> 
 
 
 def check(path: Path, policy: Policy | None, run: Run | None) -> None:
-    """The doctor's table for a zip, on the base `policy` or the one the zip names. Raises RuntimeError for a fatal finding."""
+    """What is wrong with a zip, as a table, on the base `policy` or the one the zip names. Raises RuntimeError for a fatal finding."""
     from grpo_kit.submission.inspect_zip import is_fatal
     from grpo_kit.submission.output_check import check_submission as examine
 

@@ -53,7 +53,7 @@ def test_the_stages_one_by_one_then_again(here):
     ]  # fmt: skip
 
 
-def test_an_adapter_from_elsewhere_is_packed_and_passes_the_doctor(here):
+def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
     tensors = {}
     for name, (out, inside) in {"2.mixer.q_proj": (128, 128), "0.mixer.in_proj": (460, 128)}.items():
         tensors[f"model.layers.{name}.lora_A.default.weight"] = torch.randn(40, inside)
@@ -287,16 +287,16 @@ def test_an_interrupt_is_said_in_words(here, monkeypatch):
     assert "finished stages stand" in call("data", status=130)
 
 
-def test_the_doctor_finds_this_machine_well(here):
-    said = call("doctor")
+def test_env_finds_this_machine_well(here):
+    said = call("env")
     assert "transformers" in said and "embedded policy" in said and "make_tiny_policy.py" not in said
 
 
-def test_the_doctor_names_what_is_wrong(here, monkeypatch):
+def test_env_names_what_is_wrong(here, monkeypatch):
     from grpo_kit.nemotron import tiny
 
     monkeypatch.setattr(tiny, "WEIGHTS_SHA256", "other")
-    assert "scripts/make_tiny_policy.py" in call("doctor", status=1)
+    assert "scripts/make_tiny_policy.py" in call("env", status=1)
 
 
 def test_a_training_whose_time_is_up_is_measured_and_packed(here):
