@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Any
 from grpo_kit.runs.files import differences, hash_of, new_folder, write_text
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
+
+Reads = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
 
 
 def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
@@ -98,7 +100,7 @@ class Run:
         return json.loads(self.notes.read_text())["stages"]
 
     def is_done(
-        self, stage: str, settings: dict[str, Any], reads: list[Path], force: bool = False, derived: bool = False
+        self, stage: str, settings: dict[str, Any], reads: Reads, force: bool = False, derived: bool = False
     ) -> bool:  # fmt: skip
         """Whether `stage` stands as it would be made now: same settings, same files read, its own files whole.
 
@@ -111,7 +113,7 @@ class Run:
         if any(hash_of(self.path / name) != digest for name, digest in note["wrote"].items()):
             return False  # damaged or deleted by hand: make it again
         known = set(note["read"].values())
-        changed = [path for path in reads if hash_of(path) not in known]
+        changed = [path for path, digest in _hash_each(reads).items() if digest not in known]
         if changed and derived:
             return False
         other = differences(note["settings"], settings) + [f"{path} changed since" for path in changed]
@@ -141,7 +143,7 @@ class Run:
         self,
         stage: str,
         settings: dict[str, Any],
-        reads: list[Path],
+        reads: Reads,
         wrote: list[Path],
         seconds: float,
         config_yaml: str,
@@ -161,10 +163,15 @@ class Run:
         write_text(self.config, config_yaml)
         write_text(self.notes, json.dumps(whole, indent=2) + "\n")
 
-    def _names(self, paths: list[Path]) -> dict[str, str | None]:
+    def _names(self, paths: Reads) -> dict[str, str | None]:
         """{name: sha256}; names are relative to the run folder inside it, absolute outside."""
-        whole = {p: p.relative_to(self.path) if p.is_relative_to(self.path) else p.absolute() for p in paths}
-        return {name.as_posix(): hash_of(path) for path, name in whole.items()}
+        names = {p: p.relative_to(self.path) if p.is_relative_to(self.path) else p.absolute() for p in paths}
+        return {names[path].as_posix(): digest for path, digest in _hash_each(paths).items()}
+
+
+def _hash_each(paths: Reads) -> dict[Path, str | None]:
+    """{path: sha256}; a mapping has the hashes already, so that large inputs are hashed once."""
+    return dict(paths) if isinstance(paths, Mapping) else {path: hash_of(path) for path in paths}
 
 
 def environment() -> dict[str, Any]:
