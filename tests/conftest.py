@@ -11,16 +11,30 @@ import pytest
 
 from tests.helpers.settings import SHARED, SMALL
 
-# Begun first, so that none of them is left for one process while the others have nothing to do. The longest first.
-LONG = (
-    "test_notebook_places", "test_notebooks", "test_processes", "test_board_in_browser", "test_trainer", "test_experts",
-    "test_benchmarks", "test_demo", "test_memory", "test_train", "test_tune", "test_wheels", "test_screening", "test_notes",
+# Files that execute notebooks, a browser, wheels, several processes, benchmarks or the demo: `make test-fast` leaves them out,
+# together with the single tests that are marked `slow`. They run first, the longest ones foremost, so that no process is left
+# with one of them at the end.
+SLOW_FILES = (
+    "notebooks/test_notebook_places", "notebooks/test_notebooks", "runs/test_processes", "display/test_board_in_browser",
+    "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels", "test_notes",
 )  # fmt: skip
+LONG_FILES = (
+    "training/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train", "tuning/test_tune",
+    "evaluation/test_screening",
+)  # fmt: skip
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
-    rank = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
+    rank = {name: number for number, name in enumerate(SLOW_FILES + LONG_FILES)}
+
+    def name_of(item):
+        return item.path.relative_to(TESTS).with_suffix("").as_posix() if item.path.is_relative_to(TESTS) else ""
+
+    for item in items:
+        if name_of(item) in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: rank.get(name_of(item), len(rank)))
 
 
 @pytest.fixture(scope="session")
