@@ -34,7 +34,9 @@ class Watch(TrainerCallback):
     """Accuracy by seconds of training."""
 
     def __init__(self, chosen, run, verifier, tokenizer):
-        self.look = lambda model: evaluate.scores(model, tokenizer, read_lines(run.data_file("test")), verifier, chosen)
+        self.look = lambda model: evaluate.score_rows(
+            model, tokenizer, read_lines(run.data_file("test")), verifier, chosen
+        )
         self.seconds, self.since, self.curve, self.taught = 0.0, 0.0, [], []
 
     def on_step_begin(self, args, state, control, **kwargs):

@@ -64,10 +64,10 @@ def trained(tmp_path_factory, math_reward):
     chosen = config.load_config(["tiny"], SMALL)
     run = find_run("small", tmp_path_factory.mktemp("trained") / "runs")
     prepare(chosen, run)
-    evaluate.before(chosen, run, math_reward)
+    evaluate.measure(chosen, run, "before", math_reward)
     train.train(chosen, run, [math_reward, lambda completions, **_: [1.0] * len(completions)])
-    evaluate.after(chosen, run, math_reward)
-    evaluate.report(run)
+    evaluate.measure(chosen, run, "after", math_reward)
+    evaluate.compare(run)
     return chosen, run
 
 

@@ -64,7 +64,7 @@ def demo(name: Name = None, force: Force = False) -> None:
     stages.evaluate(config, run, "after")
     zip_path = stages.package(config, run, None)
     stages.check(zip_path, config.policy, run)
-    report = evaluating.report(run)
+    report = evaluating.compare(run)
     html_report.save(run)
     terminal.accuracy(report, run)
     terminal.example(run)
@@ -146,10 +146,10 @@ def evaluate(
         return
     stages.evaluate(config, run, "before")
     if "train" in run.stages():
-        from grpo_kit.evaluation.evaluate import report
+        from grpo_kit.evaluation.evaluate import compare
 
         stages.evaluate(config, run, "after")
-        terminal.accuracy(report(run), run)
+        terminal.accuracy(compare(run), run)
 
 
 @command

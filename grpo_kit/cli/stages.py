@@ -28,11 +28,10 @@ def data(config: RunConfig, run: Run) -> None:
 
 def screen(config: RunConfig, run: Run) -> None:
     """Pass rates of the training prompts."""
-    from grpo_kit.evaluation.screening import screen as screening
+    from grpo_kit.evaluation.screening import screen as screen_prompts
 
-    verifier = load_reward(config.evaluation.verifier)
     with terminal.stage(run, "screen", "screening") as show:
-        found = screening(config, run, verifier, show)
+        found = screen_prompts(config, run, progress=show)
     terminal.screening(found, config.data.pass_rate)
 
 
@@ -54,11 +53,10 @@ def train(config: RunConfig, run: Run) -> None:
 
 def evaluate(config: RunConfig, run: Run, stage: str) -> None:
     """Held-out accuracy, `stage` before or after."""
-    from grpo_kit.evaluation import evaluate as evaluating
+    from grpo_kit.evaluation.evaluate import measure
 
-    verifier = load_reward(config.evaluation.verifier)
     with terminal.stage(run, stage, f"accuracy {stage}") as show:
-        found = getattr(evaluating, stage)(config, run, verifier, show)
+        found = measure(config, run, stage, progress=show)
     terminal.measured(found)
 
 
@@ -83,10 +81,10 @@ def package(
 
 def score(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> None:
     """The challenge's scorer, rehearsed; accuracies by family."""
-    from grpo_kit.evaluation import rehearsal as scoring
+    from grpo_kit.evaluation.rehearsal import rehearse_score
 
     with terminal.stage(run, "score", "scoring") as show:
-        found = scoring.score(config, run, load_reward(scoring.VERIFIER), problems, zip_path, show)
+        found = rehearse_score(config, run, problems, zip_path, show)
     terminal.scored(found, run)
 
 

@@ -1,8 +1,8 @@
-"""Held-out accuracy before and after training, on the same problems, each with its interval.
+"""Measures held-out accuracy before and after training, and compares the two.
 
-A problem's score is the share of its samples that the verifier pays 1. `before.json` and `after.json` keep every
-completion; `report.json` puts the two side by side and says whether they differ. What has been drawn is kept in
-`<stage>.partial.jsonl` until all is, so a measurement that was broken off goes on where it stood.
+A problem's score is the share of its samples that the verifier gives reward 1. `evaluation/before.json` and
+`evaluation/after.json` keep every completion; `evaluation/report.json` compares the two and says whether they differ.
+Samples are saved to `<stage>.partial.jsonl` batch by batch, so that an interrupted measurement can resume.
 """
 
 import hashlib
@@ -10,77 +10,211 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
-from grpo_kit.evaluation import problem_sets, results
-from grpo_kit.evaluation.comparison import compare
+from grpo_kit.evaluation import intervals, problem_sets, results
+from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample
-from grpo_kit.rewards.tools.loading import answer_reader, fingerprint
+from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
 from grpo_kit.runs.files import differences, hash_of, write_lines, write_text
 from grpo_kit.runs.run import Run
-
-__all__ = ["Sample", "after", "before", "pay", "report", "sample", "scores"]
 
 Reward = Callable[..., list[float | None]]
 Progress = Callable[[int, int], None]
 
 
-def before(config: RunConfig, run: Run, verifier: Reward, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure the untrained policy on the run's evaluation sets; write and return `evaluation/before.json`."""
+@dataclass(frozen=True)
+class Measurement:
+    """What to measure, where it differs from the run's own policy, problems and settings.
+
+    Attributes:
+        stage: name of the stage in `run.json` and of the file `evaluation/<stage>.json`.
+        adapter: folder of the adapter to load; None measures the base policy.
+        source: the file that `adapter` was unpacked from, recorded as read instead of the folder; None for a folder.
+        problems: the problems to ask; None asks those of `evaluation.sets`.
+        settings: how to sample and judge; None takes the run's `evaluation` section.
+    """
+
+    stage: str
+    adapter: Path | None = None
+    source: Path | None = None
+    problems: list[Problem] | None = None
+    settings: Evaluation | None = None
+
+
+def measure(
+    config: RunConfig, run: Run, stage: str, verifier: Reward | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Measure the policy's accuracy on held-out problems, before or after training.
+
+    A stage that is finished with the same settings is not repeated, and an interrupted one resumes.
+
+    Args:
+        config: the run's configuration; its `evaluation` section says which problems, how many samples and how long.
+        run: the run folder.
+        stage: "before" measures the untrained policy, "after" the policy with the run's adapter.
+        verifier: the reward function that judges answers, 1 for a right one; None loads `evaluation.verifier`.
+        progress: called with (samples drawn, samples in all) after each batch.
+
+    Returns:
+        What `evaluation/<stage>.json` holds: `pass@1` in [0, 1], its 95 % interval `ci95`, the number of problems `n`,
+        pass@k and majority vote under `measures`, accuracy by set, source and family under `by`, `mean_tokens` per
+        completion, the share `truncated`, `seconds`, and every problem with its completions under `problems`.
+
+    Raises:
+        ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings.
+        FileNotFoundError: the run has no data, or no adapter for "after".
+
+    Example:
+        >>> measure(config, run, "before")["pass@1"]                # doctest: +SKIP
+        0.42
+    """
+    if stage not in ("before", "after"):
+        raise ValueError(f'stage is {stage!r}; it must be "before" or "after" training.')
     run.require_stage("data", "grpo-kit data")
-    return measure("before", config, run, verifier, None, progress)
+    if stage == "after":
+        run.require_stage("train", "grpo-kit train")
+    measurement = Measurement(stage, adapter=run.adapter if stage == "after" else None)
+    verifier = verifier or load_reward(config.evaluation.verifier)
+    return run_measurement(config, run, measurement, verifier, progress)
 
 
-def after(config: RunConfig, run: Run, verifier: Reward, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure the trained policy on the same problems; write and return `evaluation/after.json`."""
-    run.require_stage("data", "grpo-kit data")
-    run.require_stage("train", "grpo-kit train")
-    return measure("after", config, run, verifier, run.adapter, progress)
+def compare(run: Run) -> dict[str, Any]:
+    """Compare the accuracies before and after training, problem by problem.
 
+    Args:
+        run: a run that is measured both before and after training.
 
-def report(run: Run) -> dict[str, Any]:
-    """Put before and after side by side; write and return `evaluation/report.json`.
+    Returns:
+        What `evaluation/report.json` holds: `before` and `after` as measured, without their problems; `difference`
+        (after minus before, in [-1, 1]), its 95 % interval `difference_ci95`, whether it is `real`, and all of it as
+        `words`; the same by set, source and family under `by`, where there are several; `seconds` over all stages.
 
-    `before` and `after` without their problems; what `compare` finds of the two, paired by problem (`difference`,
-    `difference_ci95`, `real`, `words`, ...); the same by set, source and family under `by`, where there are several;
-    `seconds`, the sum over stages. Raises ValueError when the two were measured with other settings.
+    Raises:
+        FileNotFoundError: one of the two is not measured yet.
+        ValueError: the two were measured with different settings.
+
+    Example:
+        >>> compare(run)["difference"]                              # doctest: +SKIP
+        0.56
     """
     run.require_stage("before", "grpo-kit evaluate")
     run.require_stage("after", "grpo-kit evaluate")
     stages = run.stages()
-    told = {name: stages[name]["settings"] for name in ("before", "after")}
-    if other := differences(told["before"], told["after"]):
+    if changes := differences(stages["before"]["settings"], stages["after"]["settings"]):
         raise ValueError(
-            f"before and after of run {run.name!r} were measured otherwise ({'; '.join(other[:3])}); their difference would be "
-            "of that too. Measure both again with `grpo-kit evaluate --force`."
+            f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), which "
+            "would be part of their difference. Measure both again with `grpo-kit evaluate --force`."
         )
-    measured = {name: json.loads((run.evaluation / f"{name}.json").read_text()) for name in ("before", "after")}
-    old, new = ({p["id"]: p for p in found["problems"]} for found in measured.values())
+    reports = {name: json.loads((run.evaluation / f"{name}.json").read_text()) for name in ("before", "after")}
+    before, after = ({problem["id"]: problem for problem in report["problems"]} for report in reports.values())
+    scores = ({key: problem["score"] for key, problem in side.items()} for side in (before, after))
     seconds = {name: note["seconds"] for name, note in stages.items()}
-    whole = {
-        **{name: {key: value for key, value in found.items() if key != "problems"} for name, found in measured.items()},
-        **compare(*({key: p["score"] for key, p in side.items()} for side in (old, new))),
-        "by": results.by_group(old, new),
+    report = {
+        **{name: {key: value for key, value in side.items() if key != "problems"} for name, side in reports.items()},
+        **intervals.compare_scores(*scores),
+        "by": results.compare_groups(before, after),
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_stage": seconds,
     }
-    engines = [found["sampling"]["engine"] for found in measured.values()]
+    engines = [side["sampling"]["engine"] for side in reports.values()]
     if engines[0] != engines[1]:
-        whole["words"] += f" Before was drawn by {engines[0]} and after by {engines[1]}: part of it may be theirs."
-    write_text(run.evaluation / "report.json", json.dumps(whole, indent=2) + "\n")
-    return whole
+        report["words"] += f" Before was sampled by {engines[0]} and after by {engines[1]}; part of the difference may come from that."  # fmt: skip
+    write_text(run.evaluation / "report.json", json.dumps(report, indent=2) + "\n")
+    return report
 
 
-def pay(
+def run_measurement(
+    config: RunConfig, run: Run, measurement: Measurement, verifier: Reward, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Sample, judge and summarise one measurement; write and return `evaluation/<stage>.json` as `measure` describes it."""
+    started, config_yaml = time.monotonic(), to_yaml(config)
+    evaluation = measurement.settings or config.evaluation
+    config = replace(config, evaluation=evaluation)
+    stage, adapter, problems = measurement.stage, measurement.adapter, measurement.problems
+    settings = {
+        "policy": config.policy.identity(), "evaluation": asdict(evaluation), "seed": config.run.seed,
+        "verifier": fingerprint(verifier),
+        "sets": problem_sets.hash_sets(config) if problems is None else problem_sets.hash_problems(problems),
+    }  # fmt: skip
+    reads = [run.manifest, *([measurement.source or adapter] if adapter else [])]
+    path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
+    if run.is_done(stage, settings, reads, config.run.force, derived=True):
+        return json.loads(path.read_text())
+
+    problems = problem_sets.load_problems(config, run) if problems is None else problems
+    protocol = PROTOCOLS.get(evaluation.protocol or "")
+    thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
+    max_model_len = protocol.max_model_len if protocol else None
+    engine, engine_reason = vllm_engine.open_engine(config, adapter, max_model_len)
+    prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
+    prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
+    generate.room(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
+    sampling = {
+        "engine": engine.name, "engine_why": engine_reason, "protocol": evaluation.protocol, "sets": evaluation.sets,
+        "num_generations": evaluation.num_generations, "temperature": evaluation.temperature, "top_p": evaluation.top_p,
+        "top_k": evaluation.top_k, "max_completion_length": evaluation.max_completion_length,
+        "max_model_len": max_model_len, "batch_size": evaluation.batch_size, "seed": config.run.seed,
+    }  # fmt: skip
+    depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
+    samples, seconds_before = _sample_batches(
+        engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress
+    )
+
+    judged = _judge_problems(verifier, engine.tokenizer, problems, samples, evaluation.num_generations, thinking)
+    report = {
+        **results.summarise_problems(judged, config.run.seed),
+        "samples": len(samples),
+        "mean_tokens": sum(s.tokens for s in samples) / len(samples),
+        "truncated": sum(not s.finished for s in samples) / len(samples),
+        "seconds": round(seconds_before + time.monotonic() - started, 2),
+        "sampling": sampling,
+        "prompt": {
+            "rendered": render_prompt(engine.tokenizer, problems[0].prompt, thinking),
+            "add_generation_prompt": True,
+            "enable_thinking": thinking,
+        },
+        "problems": judged,
+    }
+    write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    run.record_stage(stage, settings, reads, [path], report["seconds"], config_yaml)
+    partial.unlink(missing_ok=True)
+    return report
+
+
+def score_rows(
+    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], verifier: Reward, config: RunConfig
+) -> dict[str, float | None]:
+    """Score held-out rows with a policy in memory, for example in the middle of a training.
+
+    Args:
+        model: the policy; its training mode and torch's random state stay as they are.
+        tokenizer: the policy's tokenizer.
+        rows: data rows with `id`, `prompt` and `answer`.
+        verifier: the reward function that judges answers.
+        config: its `evaluation` section says how to sample.
+
+    Returns:
+        {row id: score in [0, 1]}, None where the verifier cannot use the reference answer.
+    """
+    evaluation, thinking = config.evaluation, config.policy.enable_thinking
+    problems = [Problem("", row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
+    conversations = [problem.prompt for problem in problems for _ in range(evaluation.num_generations)]
+    samples = sample(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
+    judged = _judge_problems(verifier, tokenizer, problems, samples, evaluation.num_generations, thinking)
+    return {problem["id"]: problem["score"] for problem in judged}
+
+
+def call_verifier(
     verifier: Reward, tokenizer: Any, rows: Sequence[dict[str, Any]], samples: Sequence[Sample], enable_thinking: bool
 ) -> list[float | None]:
-    """What the verifier, called as TRL calls a reward, pays each row's sample. A column that some rows lack is None there."""
+    """The reward of each row's sample. The verifier is called as TRL calls a reward; a column that a row lacks is None."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "prompt"))
     return verifier(
         completions=[[{"role": "assistant", "content": s.text}] for s in samples],
@@ -90,133 +224,64 @@ def pay(
     )
 
 
-def scores(
-    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], verifier: Reward, config: RunConfig
-) -> dict[str, float | None]:
-    """The score of each row by its `id`, in [0, 1], of a policy in memory, sampled as `evaluation` says.
-
-    For a look at held-out rows in the middle of a training: the model's mode and torch's random state stay as they are.
-    A score is None where the verifier cannot use the gold.
-    """
-    how, thinking = config.evaluation, config.policy.enable_thinking
-    asked = [problem_sets.Problem("", row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
-    repeated = [p.prompt for p in asked for _ in range(how.num_generations)]
-    drawn = sample(model, tokenizer, repeated, how, config.run.seed, thinking)
-    return {p["id"]: p["score"] for p in _judged(verifier, tokenizer, asked, drawn, how.num_generations, thinking)}
-
-
-def measure(
-    stage: str, config: RunConfig, run: Run, verifier: Reward, adapter: Path | None, progress: Progress | None = None,
-    asked: list[problem_sets.Problem] | None = None, evaluation: Evaluation | None = None, origin: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Measure the policy, with `adapter` if one is given; write and return `evaluation/<stage>.json`.
-
-    `asked`: the problems; None: those of `evaluation.sets`. `evaluation`: how, where that is not how the run is set up.
-    `origin`: the file that `adapter` was unpacked from, which is then noted as read in its place.
-    """
-    told_yaml, config = to_yaml(config), replace(config, evaluation=evaluation or config.evaluation)
-    started, how = time.monotonic(), config.evaluation
-    settings = {
-        "policy": config.policy.identity(), "evaluation": asdict(how), "seed": config.run.seed, "verifier": fingerprint(verifier),
-        "sets": problem_sets.hash_sets(config) if asked is None else problem_sets.hash_problems(asked),
-    }  # fmt: skip
-    reads = [run.manifest, *([origin or adapter] if adapter else [])]
-    path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
-    if run.is_done(stage, settings, reads, config.run.force, derived=True):
-        return json.loads(path.read_text())
-
-    asked = problem_sets.load_problems(config, run) if asked is None else asked
-    protocol = PROTOCOLS.get(how.protocol or "")
-    thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
-    room = protocol.max_model_len if protocol else None
-    engine, why = vllm_engine.open_engine(config, adapter, room)
-    prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in asked]
-    ids = [prompt for prompt in prompts for _ in range(how.num_generations)]
-    generate.room(ids, how, room)
-    sampling = {
-        "engine": engine.name, "engine_why": why, "protocol": how.protocol, "sets": how.sets, "num_generations": how.num_generations,
-        "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "max_completion_length": how.max_completion_length,
-        "max_model_len": room, "batch_size": how.batch_size, "seed": config.run.seed,
-    }  # fmt: skip
-    told = [sampling, config.policy.identity(), ids, [hash_of(adapter)] if adapter else []]
-    drawn, seconds = _draw(engine, ids, how.batch_size, config.run.seed, told, partial, progress)
-
-    tried = _judged(verifier, engine.tokenizer, asked, drawn, how.num_generations, thinking)
-    measured = {
-        **results.summary(tried, config.run.seed),
-        "samples": len(drawn),
-        "mean_tokens": sum(s.tokens for s in drawn) / len(drawn),
-        "truncated": sum(not s.finished for s in drawn) / len(drawn),
-        "seconds": round(seconds + time.monotonic() - started, 2),
-        "sampling": sampling,
-        "prompt": {
-            "rendered": render_prompt(engine.tokenizer, asked[0].prompt, thinking),
-            "add_generation_prompt": True,
-            "enable_thinking": thinking,
-        },
-        "problems": tried,
-    }
-    write_text(path, json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    run.record_stage(stage, settings, reads, [path], measured["seconds"], told_yaml)
-    partial.unlink(missing_ok=True)
-    return measured
-
-
-def _judged(
-    verifier: Reward, tokenizer: Any, asked: list[problem_sets.Problem], drawn: list[Sample], tries: int, thinking: bool
+def _judge_problems(
+    verifier: Reward, tokenizer: Any, problems: list[Problem], samples: list[Sample], tries: int, thinking: bool
 ) -> list[dict[str, Any]]:
-    """Each problem with what was said and paid; with several samples and a verifier that offers it, with its vote."""
-    rows = [problem.row | {"prompt": problem.prompt} for problem in asked for _ in range(tries)]
-    paid = pay(verifier, tokenizer, rows, drawn, thinking)
-    votes, read = None, answer_reader(verifier) if tries > 1 else None
-    if read:
+    """Each problem with its samples and rewards; with a majority vote if the verifier offers a reader of final answers."""
+    rows = [problem.row | {"prompt": problem.prompt} for problem in problems for _ in range(tries)]
+    rewards = call_verifier(verifier, tokenizer, rows, samples, thinking)
+    answers, read_answer = None, answer_reader(verifier) if tries > 1 else None
+    if read_answer:
         columns = [{key: value for key, value in row.items() if key not in ("prompt", "answer")} for row in rows]
         opened = prompts_open_thinking(tokenizer, rows, thinking)
-        votes = [
-            read(s.text, **row | {"prompt_opened_think": o}) for s, row, o in zip(drawn, columns, opened, strict=True)
+        answers = [
+            read_answer(s.text, **row | {"prompt_opened_think": o})
+            for s, row, o in zip(samples, columns, opened, strict=True)
         ]
-    here = [slice(start, start + tries) for start in range(0, len(drawn), tries)]
+    slices = [slice(start, start + tries) for start in range(0, len(samples), tries)]
     return [
-        results.tried(problem, drawn[at], paid[at], votes[at] if votes else None)
-        for problem, at in zip(asked, here, strict=True)
+        results.judge_problem(problem, samples[part], rewards[part], answers[part] if answers else None)
+        for problem, part in zip(problems, slices, strict=True)
     ]
 
 
-def _draw(
-    engine: Any, ids: list[list[int]], size: int, seed: int, told: Any, partial: Path, progress: Progress | None
-) -> tuple[list[Sample], float]:
-    """(a sample for each prompt in order; seconds spent before this call), a line a batch written to `partial` as it comes.
+def _sample_batches(
+    engine: Any, prompts: list[list[int]], batch_size: int, seed: int, depends_on: Any, partial: Path,
+    progress: Progress | None,
+) -> tuple[list[Sample], float]:  # fmt: skip
+    """(one sample per prompt, in order; seconds spent in earlier calls). Each batch is saved to `partial` as it comes.
 
-    A batch is drawn from its own seed, so one that was lost is drawn again as it would have been. `told` is all that the
-    samples depend on; lines that were drawn otherwise are dropped.
+    Every batch has its own seed, so a lost one is sampled again to the same text. Lines of `partial` whose first line
+    does not match `depends_on`, all that the samples depend on, are dropped.
     """
-    head = {"of": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}
-    lines = _whole_lines(partial)
+    head = {"of": hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()}
+    lines = _read_whole_lines(partial)
     lines = lines if lines[:1] == [head] else [head]
     write_lines(partial, lines)
     done = {line["batch"]: line for line in lines[1:]}
-    earlier, found = sum(line["seconds"] for line in done.values()), {}
+    seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
     with partial.open("a", encoding="utf-8") as file:
-        for number, batch in enumerate(generate.batches(ids, size)):
+        for number, batch in enumerate(generate.batches(prompts, batch_size)):
             if number not in done:
-                began = time.monotonic()
-                drawn = engine([ids[i] for i in batch], generate.seed_of(seed, number))
-                done[number] = {"batch": number, "seconds": round(time.monotonic() - began, 3), "samples": drawn}
+                started = time.monotonic()
+                batch_samples = engine([prompts[i] for i in batch], generate.seed_of(seed, number))
+                seconds = round(time.monotonic() - started, 3)
+                done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
                 file.write(json.dumps(done[number], ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            found |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
+            samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
             if progress:
-                progress(len(found), len(ids))
-    return [found[i] for i in range(len(ids))], earlier
+                progress(len(samples), len(prompts))
+    return [samples[i] for i in range(len(prompts))], seconds_before
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file up to the first that was not written whole."""
-    found = []
+def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file up to the first that was not written completely."""
+    lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
-            found.append(json.loads(line))
-        except ValueError:  # broken off, or filled with zeros where the machine lost power
+            lines.append(json.loads(line))
+        except ValueError:  # interrupted, or filled with zeros where the machine lost power
             break
-    return found
+    return lines

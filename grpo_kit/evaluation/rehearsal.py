@@ -1,7 +1,8 @@
-"""The challenge's scorer, rehearsed: its prompt, template, token limits and last metric (v15) on rows it gave away.
+"""Rehearses the challenge's scorer: its prompt, template, token limits and latest metric (v15) on its own training rows.
 
-The rows are those of the competition's train.csv that the run was not trained on, drawn by the run's seed, each family by its
-share. What a score here cannot tell is how other puzzles go, and what another version of vLLM on another card says.
+The puzzles are those rows of the competition's train.csv that the run was not trained on, sampled by the run's seed,
+each family in proportion. A rehearsed score cannot tell how the hidden puzzles go, nor what another version of vLLM on
+another card answers.
 """
 
 import hashlib
@@ -16,107 +17,138 @@ from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import CHALLENGE_SUFFIX, PROTOCOLS
 from grpo_kit.data import cleaning, puzzles, sources
 from grpo_kit.data.files import read
-from grpo_kit.evaluation import evaluate, problem_sets
+from grpo_kit.evaluation.evaluate import Measurement, run_measurement
+from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.chat import build_messages
 from grpo_kit.policy.load import base_name
+from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.submission import findings, inspect_zip, output_check
 
 RECIPE, COLUMNS = "nemotron_challenge", ("id", "prompt", "answer")
-VERIFIER = PROTOCOLS["challenge"].evaluation["verifier"]  # its `version` is the scorer's last unless it is told another
+VERIFIER = PROTOCOLS["challenge"].evaluation["verifier"]  # its default `version` is the scorer's latest
 COMPETITION = "nvidia-nemotron-model-reasoning-challenge"
 
 
-def score(
-    config: RunConfig, run: Run, verifier: Callable[..., list[float | None]], count: int = 300,
-    zip_path: Path | None = None, progress: Callable[[int, int], None] | None = None,
+def rehearse_score(
+    config: RunConfig, run: Run, num_puzzles: int = 300, zip_path: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score the run's trained policy, or the submission `zip_path`; write and return `evaluation/score.json`.
+    """Score the run's trained policy, or a submission zip, as the challenge's scorer would.
 
-    As `before.json`, with `pass@1` and `ci95` by family under `by`. Broken off, it goes on where it stood. Raises
-    FileNotFoundError for an untrained run, a missing zip or a missing train.csv, ValueError for a zip that the doctor stops.
+    A score that is finished with the same settings is not repeated, and an interrupted one resumes.
+
+    Args:
+        config: the run's configuration.
+        run: the run folder; its training rows are left out of the puzzles.
+        num_puzzles: how many puzzles to ask; all there are, where there are fewer.
+        zip_path: the submission to score; None scores the run's adapter.
+        progress: called with (samples drawn, samples in all) after each batch.
+
+    Returns:
+        What `evaluation/score.json` holds, as `evaluate.measure` describes it; `by` has the accuracy of each family.
+
+    Raises:
+        FileNotFoundError: the run is untrained, or the zip or train.csv is missing.
+        ValueError: the zip has a fatal finding, or no puzzle is left to ask.
+
+    Example:
+        >>> rehearse_score(config, run, 60)["pass@1"]               # doctest: +SKIP
+        0.35
     """
-    how = replace(config.evaluation, protocol="challenge", num_problems=None)
+    settings = replace(config.evaluation, protocol="challenge", num_problems=None)
+    measurement = Measurement("score", settings=settings)
+    verifier = load_reward(VERIFIER)
     if zip_path is None:
         run.require_stage("train", "grpo-kit train")
-        return evaluate.measure(
-            "score", config, run, verifier, run.adapter, progress, held_out(config, run, count), how
-        )
+        measurement = replace(measurement, adapter=run.adapter, problems=held_out_puzzles(config, run, num_puzzles))
+        return run_measurement(config, run, measurement, verifier, progress)
     with tempfile.TemporaryDirectory() as folder:
-        _check(zip_path, base_name(config.policy))
+        _refuse_fatal_zip(zip_path, base_name(config.policy))
         output_check.unpack_adapter(zip_path, Path(folder))
-        return evaluate.measure(
-            "score", config, run, verifier, Path(folder), progress, held_out(config, run, count), how, zip_path
-        )
+        problems = held_out_puzzles(config, run, num_puzzles)
+        measurement = replace(measurement, adapter=Path(folder), source=zip_path, problems=problems)
+        return run_measurement(config, run, measurement, verifier, progress)
 
 
-def _check(zip_path: Path, base: str) -> None:
-    wrong = [
-        finding for finding in inspect_zip.inspect_submission(zip_path, base) if finding.severity == findings.FATAL
-    ]
-    if wrong:
-        raise ValueError(f"{zip_path} must not be submitted: {wrong[0].what} `grpo-kit check {zip_path}` says more.")
+def held_out_puzzles(config: RunConfig, run: Run, count: int) -> list[Problem]:
+    """`count` rows of train.csv that the run was not trained on, as the scorer asks them, each family in proportion.
 
+    Args:
+        config: its `data.paths` says where train.csv lies, its `run.seed` decides which rows.
+        run: the run whose training rows are left out.
+        count: how many rows; all there are, where there are fewer.
 
-def held_out(config: RunConfig, run: Run, count: int) -> list[problem_sets.Problem]:
-    """`count` rows of train.csv that the run was not trained on, as the scorer asks them, each family by its share.
+    Returns:
+        The puzzles in the file's order.
 
-    All of them where there are fewer. The same for the same seed, in the file's order. Raises what `score` raises.
+    Raises:
+        FileNotFoundError: train.csv is missing.
+        ValueError: `count` is below 1, the file is another one, or the run was trained on every row.
     """
     if count < 1:
-        raise ValueError(f"{count} puzzles were asked for; a score needs at least one. Set --problems to 1 or more.")
-    seen, families = _trained_on(run), {}
-    for row in _rows(config):
+        raise ValueError(f"--problems is {count}; a score needs at least one puzzle. Set --problems to 1 or more.")
+    trained_on, families = _training_problems(run), {}
+    for row in _read_train_csv(config):
         problem = cleaning.normalise_text(row["prompt"])
-        if problem not in seen and hashlib.sha256(problem.encode()).hexdigest()[:16] not in seen:
+        if problem not in trained_on and hashlib.sha256(problem.encode()).hexdigest()[:16] not in trained_on:
             families.setdefault(puzzles.classify_prompt(row["prompt"]) or "other", []).append(row)
     if not families:
         raise ValueError(
-            f"Run {run.name!r} was trained on every row of train.csv, so none is held out. Hold some back."
+            f"Run {run.name!r} was trained on every row of train.csv, so none is held out. Train without some of them."
         )
-    there = sum(map(len, families.values()))
-    count, rng, drawn = min(count, there), random.Random(f"score {config.run.seed}"), []
-    shares = {name: count * len(rows) / there for name, rows in families.items()}
-    whole = {name: int(share) for name, share in shares.items()}
-    for name in sorted(shares, key=lambda name: (whole[name] - shares[name], name))[: count - sum(whole.values())]:
-        whole[name] += 1
+    total = sum(map(len, families.values()))
+    count, rng, chosen = min(count, total), random.Random(f"score {config.run.seed}"), []
+    shares = {name: count * len(rows) / total for name, rows in families.items()}
+    counts = {name: int(share) for name, share in shares.items()}
+    # Largest remainders: what rounding down left over goes to the families that lost most by it.
+    for name in sorted(shares, key=lambda name: (counts[name] - shares[name], name))[: count - sum(counts.values())]:
+        counts[name] += 1
     for name in sorted(families):
-        drawn += [row | {"family": name} for row in rng.sample(families[name], whole[name])]
+        chosen += [row | {"family": name} for row in rng.sample(families[name], counts[name])]
     suffix = PROTOCOLS["challenge"].prompt_suffix
     return [
-        problem_sets.Problem(
-            "train.csv", build_messages(row["prompt"], suffix), {k: row[k] for k in ("id", "answer", "family")}
-        )
-        for row in sorted(drawn, key=lambda row: row["line"])
+        Problem("train.csv", build_messages(row["prompt"], suffix), {k: row[k] for k in ("id", "answer", "family")})
+        for row in sorted(chosen, key=lambda row: row["line"])
     ]
 
 
-def _rows(config: RunConfig) -> list[dict[str, Any]]:
+def _refuse_fatal_zip(zip_path: Path, base: str) -> None:
+    fatal = [f for f in inspect_zip.inspect_submission(zip_path, base) if f.severity == findings.FATAL]
+    if fatal:
+        raise ValueError(
+            f"{zip_path} must not be submitted: {fatal[0].what} See `grpo-kit check {zip_path}` for all findings."
+        )
+
+
+def _read_train_csv(config: RunConfig) -> list[dict[str, Any]]:
     source = sources.locate_source(RECIPE, config.data)
     files = [path for path in source.files if path.name == "train.csv"] or list(source.files)
     if not files:
         raise FileNotFoundError(
-            f"The competition's train.csv is not here. {sources.explain_attaching(source)} `kaggle competitions download -c {COMPETITION}` fetches it."
+            f"The competition's train.csv is missing. {sources.explain_attaching(source)} "
+            f"`kaggle competitions download -c {COMPETITION}` downloads it."
         )
     rows = []
     for line, row in read(files[0], list(COLUMNS)):
         if not all(isinstance(row.get(column), str) and row[column] for column in COLUMNS):
             raise ValueError(
-                f"{files[0]}, line {line} has no {', '.join(COLUMNS)}; it is not the competition's train.csv. Attach that."
+                f"{files[0]}, line {line} has no {', '.join(COLUMNS)}, so it is not the competition's train.csv. "
+                "Point data.paths.nemotron_challenge to that file."
             )
         rows.append({column: row[column] for column in COLUMNS} | {"line": line})
     return rows
 
 
-def _trained_on(run: Run) -> set[str]:
-    """Problems of the run's training rows: their hashes, which its ids are, and their text, without what was put after it."""
+def _training_problems(run: Run) -> set[str]:
+    """The run's training problems, by id (a hash of the text) and by text without the words that were added after it."""
     if not run.data_file("train").is_file():
         return set()
     suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
-    found = set()
+    problems = set()
     for row in read_lines(run.data_file("train")):
         text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         text = text.removesuffix(suffix).removesuffix(CHALLENGE_SUFFIX)
-        found |= {str(row.get("id")), cleaning.normalise_text(text)}
-    return found
+        problems |= {str(row.get("id")), cleaning.normalise_text(text)}
+    return problems

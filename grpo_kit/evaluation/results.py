@@ -1,102 +1,122 @@
-"""From verdicts to figures: what was tried of each problem, pass@k, avg@n and maj@n over problems, and by group."""
+"""Turns verdicts into accuracies: the record of each problem, pass@k, avg@n and maj@n over problems, and by group."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_kit.evaluation import intervals
-from grpo_kit.evaluation.comparison import compare
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 
 GROUPS = ("set", "source", "family")
 
 
-def tried(
-    problem: Problem, samples: Sequence[Sample], paid: Sequence[float | None], votes: Sequence[str | None] | None
+def judge_problem(
+    problem: Problem, samples: Sequence[Sample], rewards: Sequence[float | None], answers: Sequence[str | None] | None
 ) -> dict[str, Any]:
     """One problem as `before.json` keeps it.
 
-    `score`: the share of its samples that were paid 1, in [0, 1]; None where the gold is unusable. `majority`, where
-    `votes` (each sample's final answer) are known: 1.0 if the most frequent answer was paid 1, else 0.0.
+    Args:
+        problem: the problem and its row.
+        samples: its completions.
+        rewards: what the verifier gave each of them; None where it cannot use the reference answer.
+        answers: the final answer of each sample, for the majority vote; None for no vote.
+
+    Returns:
+        The problem's texts, `completions`, rewards (`paid`), and `score`: the share of the samples with reward 1, in
+        [0, 1], None where the reference answer cannot be used. With `answers`, `majority` is 1.0 if the most frequent
+        answer has reward 1, else 0.0.
     """
-    usable = [p for p in paid if p is not None]
-    found = {"id": problem.row["id"], "set": problem.set}
-    found |= {key: problem.row[key] for key in ("source", "family") if key in problem.row}
-    found |= {"prompt": problem.prompt[-1]["content"], "answer": problem.row["answer"]}
-    found |= {"score": sum(p == 1.0 for p in usable) / len(usable) if usable else None}
-    if votes is not None and usable:
-        winner = intervals.majority(votes)
-        found["majority"] = float(winner is not None and paid[winner] == 1.0)
-    return found | {"completions": [s.text for s in samples], "paid": list(paid)}
+    usable = [reward for reward in rewards if reward is not None]
+    record = {"id": problem.row["id"], "set": problem.set}
+    record |= {key: problem.row[key] for key in ("source", "family") if key in problem.row}
+    record |= {"prompt": problem.prompt[-1]["content"], "answer": problem.row["answer"]}
+    record |= {"score": sum(reward == 1.0 for reward in usable) / len(usable) if usable else None}
+    if answers is not None and usable:
+        winner = intervals.majority(answers)
+        record["majority"] = float(winner is not None and rewards[winner] == 1.0)
+    return record | {"completions": [s.text for s in samples], "paid": list(rewards)}
 
 
-def summary(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """`pass@1` with `ci95` over the `n` problems with a usable gold, the other `measures`, and pass@1 by group.
+def summarise_problems(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Accuracy over problems that `judge_problem` recorded.
 
-    With several samples a problem, `measures` has the unbiased pass@k for k = 1, 2, 4, ... and all, `avg@n` (pass@1 by the
-    name of how it was taken) and `maj@n`, each as `value` and `ci95`. Raises ValueError when no gold is usable.
+    Args:
+        problems: the records.
+        seed: seeds the bootstrap of the intervals.
+
+    Returns:
+        `pass@1` with its interval `ci95` over the `n` problems with a usable reference answer, and the same by group
+        under `by`. With several samples per problem, `measures` has the unbiased pass@k for k = 1, 2, 4, ... and all,
+        `avg@n` (equal to pass@1) and `maj@n`, each as `value` and `ci95`.
+
+    Raises:
+        ValueError: no reference answer can be used.
     """
-    scored = [p for p in problems if p["score"] is not None]
+    scored = [problem for problem in problems if problem["score"] is not None]
     if not scored:
         raise ValueError(
-            f"The verifier could use none of {len(problems)} golds, so there is no accuracy. Check data.columns.answer."
+            f"The verifier could use none of the {len(problems)} reference answers, so there is no accuracy. "
+            "Check data.columns.answer."
         )
-    usable = [[p == 1.0 for p in problem["paid"] if p is not None] for problem in scored]
-    most = min(map(len, usable))
-    found = {}
+    verdicts = [[reward == 1.0 for reward in problem["paid"] if reward is not None] for problem in scored]
+    most = min(map(len, verdicts))
+    measures = {}
     for k in sorted({most} | {2**power for power in range(most.bit_length()) if 2**power <= most}):
-        found[f"pass@{k}"] = [intervals.pass_at_k(len(right), sum(right), k) for right in usable]
+        measures[f"pass@{k}"] = [intervals.pass_at_k(len(right), sum(right), k) for right in verdicts]
     if most > 1:
-        found[f"avg@{most}"] = [p["score"] for p in scored]
-        if all("majority" in p for p in scored):
-            found[f"maj@{most}"] = [p["majority"] for p in scored]
-    whole = _mean([p["score"] for p in scored], seed)
-    groups = {
-        kind: {name: _headline([p["score"] for p in members], seed) for name, members in named.items()}
-        for kind, named in _groups(scored).items()
-    }
+        measures[f"avg@{most}"] = [problem["score"] for problem in scored]
+        if all("majority" in problem for problem in scored):
+            measures[f"maj@{most}"] = [problem["majority"] for problem in scored]
     return {
-        "pass@1": whole["value"],
-        "ci95": whole["ci95"],
-        "n": len(scored),
-        "measures": {name: _mean(scores, seed) for name, scores in found.items()},
-        "by": groups,
+        **_accuracy(scored, seed),
+        "measures": {name: _mean(scores, seed) for name, scores in measures.items()},
+        "by": {
+            kind: {name: _accuracy(members, seed) for name, members in named.items()}
+            for kind, named in _group_problems(scored).items()
+        },
     }
 
 
-def by_group(before: Mapping[str, dict[str, Any]], after: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What `compare` finds within each set, source and family, where there are several; problems by id."""
+def compare_groups(before: Mapping[str, dict[str, Any]], after: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """`intervals.compare_scores` within each set, source and family, where there are several.
+
+    Args:
+        before: the records of the first measurement, by problem id.
+        after: the records of the second.
+
+    Returns:
+        {kind of group: {name: `before`, `after` and the comparison without its sentence}}.
+    """
     shared = [p for key, p in before.items() if p["score"] is not None and after.get(key, {}).get("score") is not None]
-    found: dict[str, Any] = {}
-    for kind, named in _groups(shared).items():
+    comparisons: dict[str, Any] = {}
+    for kind, named in _group_problems(shared).items():
         for name, members in named.items():
-            keys = [p["id"] for p in members]
+            keys = [problem["id"] for problem in members]
             old, new = ({key: side[key]["score"] for key in keys} for side in (before, after))
-            found.setdefault(kind, {})[name] = {
-                "before": sum(old.values()) / len(keys),
-                "after": sum(new.values()) / len(keys),
-                **{key: value for key, value in compare(old, new).items() if key != "words"},
-            }
-    return found
+            comparison = intervals.compare_scores(old, new)
+            del comparison["words"]
+            means = {"before": sum(old.values()) / len(keys), "after": sum(new.values()) / len(keys)}
+            comparisons.setdefault(kind, {})[name] = means | comparison
+    return comparisons
 
 
-def _groups(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Problems by kind of group and name; a kind in which all have the same name (or none) tells nothing."""
-    found = {}
+def _group_problems(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Problems by kind of group and name; a kind with only one name (or none) is left out."""
+    groups = {}
     for kind in GROUPS:
         named: dict[str, list[dict[str, Any]]] = {}
         for problem in problems:
             if problem.get(kind) is not None:
                 named.setdefault(str(problem[kind]), []).append(problem)
         if len(named) > 1:
-            found[kind] = named
-    return found
+            groups[kind] = named
+    return groups
 
 
 def _mean(scores: Sequence[float], seed: int) -> dict[str, Any]:
     return {"value": sum(scores) / len(scores), "ci95": list(intervals.mean_interval(scores, seed))}
 
 
-def _headline(scores: Sequence[float], seed: int) -> dict[str, Any]:
-    mean = _mean(scores, seed)
-    return {"pass@1": mean["value"], "ci95": mean["ci95"], "n": len(scores)}
+def _accuracy(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:
+    mean = _mean([problem["score"] for problem in problems], seed)
+    return {"pass@1": mean["value"], "ci95": mean["ci95"], "n": len(problems)}

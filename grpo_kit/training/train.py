@@ -165,7 +165,7 @@ def make_trainer(
             on_forecast(found)
 
     def held_out() -> dict[str, Any]:
-        found = evaluate.scores(model, tokenizer, read_lines(run.data_file("val")), reward_funcs[0], config)
+        found = evaluate.score_rows(model, tokenizer, read_lines(run.data_file("val")), reward_funcs[0], config)
         known = [score for score in found.values() if score is not None]
         interval = list(mean_interval(known, config.run.seed)) if known else None
         return {"held_out": sum(known) / len(known), "held_out_ci95": interval} if known else {}

@@ -21,7 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
 from grpo_kit.evaluation import evaluate, intervals
-from grpo_kit.evaluation.comparison import compare
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import differences, hash_of, read_lines, write_text
 from grpo_kit.runs.run import Run
@@ -114,7 +113,7 @@ def _accuracy_of(
         if step % every and step != steps:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
-        measured.append(evaluate.scores(model, trainer.processing_class, rows, verifier, chosen))
+        measured.append(evaluate.score_rows(model, trainer.processing_class, rows, verifier, chosen))
         if (accuracy := _mean(measured[-1])) is None:
             raise ValueError(f"The verifier could use none of {len(rows)} validation golds. Check evaluation.verifier.")
         trial.report(accuracy, step)
@@ -219,7 +218,7 @@ def _words(study: Any, rows: Sequence[dict[str, Any]]) -> str:
     if own is best:
         return "No trial did better than the run's own values."
     scores = {t.number: t.user_attrs["scores"] for t in study.trials if t.number in (best["trial"], own["trial"])}
-    said = compare(
+    said = intervals.compare_scores(
         scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
     )
     return f"{said['words']} It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."

@@ -213,7 +213,7 @@ import pandas
 
 from grpo_kit.evaluation import screening
 
-same, drawn = [conversation] * config.grpo.num_generations, screening.as_in_training(config)
+same, drawn = [conversation] * config.grpo.num_generations, screening.training_sampling(config)
 group = evaluate.sample(model, tokenizer, same, drawn, seed, thinking_on)
 pairs = [split_thinking(reply.text) for reply in group]
 display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))

@@ -167,7 +167,7 @@ from grpo_kit.evaluation import screening
 from grpo_kit.policy.chat import make_token_counter
 
 lengths = sorted(make_token_counter(config.policy)([row["prompt"] for row in train]))
-rates = screening.glance(config, run, verifier)
+rates = screening.estimate_pass_rates(config, run, verifier)
 display(data_funnel.shape(lengths, rates))
 print(f"shortest {lengths[0]}, median {lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens")
 reply = config.grpo.max_completion_length

@@ -130,7 +130,7 @@ display(table)
 from grpo_kit.evaluation import evaluate
 
 verifier = load_reward(config.evaluation.verifier)
-before = evaluate.before(config, run, verifier, notebook.counter("answers"))
+before = evaluate.measure(config, run, "before", verifier, notebook.counter("answers"))
 low, high = before["ci95"]
 print(f"pass@1 {before['pass@1']:.1%} on {before['n']} held-out problems")
 print(f"95 % interval {low:.1%} to {high:.1%}")

@@ -81,7 +81,7 @@ from grpo_kit.evaluation import evaluate
 from grpo_kit.rewards.tools.loading import load_reward
 
 verifier = load_reward(config.evaluation.verifier)
-after = evaluate.after(config, run, verifier, notebook.counter("answers"))
+after = evaluate.measure(config, run, "after", verifier, notebook.counter("answers"))
 print(f"{after['mean_tokens']:.0f} tokens a reply, {after['truncated']:.1%} cut off")
 
 # %% [markdown]
@@ -94,10 +94,10 @@ print(f"{after['mean_tokens']:.0f} tokens a reply, {after['truncated']:.1%} cut 
 # so does their difference, taken problem by problem.
 
 # %%
-from grpo_kit.evaluation import comparison
+from grpo_kit.evaluation import intervals
 
-report = evaluate.report(run)
-print(comparison.in_words(report))
+report = evaluate.compare(run)
+print(intervals.describe_comparison(report))
 
 # %% [markdown]
 # **You should see** four sentences. Read the last one first: it says whether the difference is real. It counts the problems

@@ -48,7 +48,7 @@ def folder(tmp_path_factory, math_reward):
     prepare(preset, find_run("tiny", folder / "runs"), math_reward)
     run = find_run("long", folder / "runs")
     prepare(chosen, run)
-    evaluate.before(chosen, run, math_reward)
+    evaluate.measure(chosen, run, "before", math_reward)
     shutil.copy(ROOT / "notebooks/03_training.ipynb", folder)
     notebook = nbformat.read(ROOT / "notebooks/03_training.ipynb", as_version=4)
     form = next(cell for cell in notebook.cells if 'overrides = ""' in cell.source)

@@ -56,27 +56,27 @@ def fresh(tmp_path, *overrides):
 
 def test_unusable_golds_count_neither_way(tmp_path):
     chosen, run = fresh(tmp_path)
-    found = evaluate.before(chosen, run, lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
+    found = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
     assert (found["pass@1"], found["n"]) == (0.75, 4)
 
 
 def test_no_usable_gold_is_an_error_not_an_accuracy(tmp_path):
     chosen, run = fresh(tmp_path)
-    with pytest.raises(ValueError, match="none of 6 golds"):
-        evaluate.before(chosen, run, lambda completions, **_: [None] * len(completions))
+    with pytest.raises(ValueError, match="none of the 6 reference answers"):
+        evaluate.measure(chosen, run, "before", lambda completions, **_: [None] * len(completions))
     assert not (run.evaluation / "before.json").exists() and "before" not in run.stages()
 
 
 def test_several_samples_a_problem_give_shares(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=3")
-    found = evaluate.before(chosen, run, lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
+    found = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
     assert (found["pass@1"], found["n"], found["samples"]) == (0.5, 3, 12)
 
 
 def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
     chosen, run = fresh(tmp_path)
     seen = {}
-    evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0] * len(batch["completions"]))
+    evaluate.measure(chosen, run, "before", lambda **batch: seen.update(batch) or [1.0] * len(batch["completions"]))
     columns = set(read_lines(run.data_file("test"))[0]) - {"prompt"}
     assert set(seen) == {"completions", "prompts", "prompt_opened_think"} | columns
     assert seen["prompt_opened_think"] == [True] * 6
@@ -87,31 +87,31 @@ def test_stages_that_are_missing_are_named(tmp_path, math_reward):
     chosen = config.load_config(["tiny"])
     run = find_run("r", tmp_path)
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
-        evaluate.before(chosen, run, math_reward)
+        evaluate.measure(chosen, run, "before", math_reward)
     chosen, run = fresh(tmp_path)
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
-        evaluate.after(chosen, run, math_reward)
+        evaluate.measure(chosen, run, "after", math_reward)
     with pytest.raises(FileNotFoundError, match="`grpo-kit evaluate` first"):
-        evaluate.report(run)
+        evaluate.compare(run)
 
 
 def test_a_second_call_does_not_measure_again(tmp_path, math_reward, monkeypatch):
     chosen, run = fresh(tmp_path)
-    first = evaluate.before(chosen, run, math_reward)
+    first = evaluate.measure(chosen, run, "before", math_reward)
     monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("measured again"))
-    assert evaluate.before(chosen, run, math_reward) == first
+    assert evaluate.measure(chosen, run, "before", math_reward) == first
 
 
 def test_another_verifier_is_another_measurement(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
-    evaluate.before(chosen, run, math_reward)
+    evaluate.measure(chosen, run, "before", math_reward)
     with pytest.raises(ValueError, match="verifier was"):
-        evaluate.before(chosen, run, lambda completions, **_: [1.0] * len(completions))
+        evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0] * len(completions))
 
 
 def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     chosen, run = fresh(tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.num_problems=1")
-    found = evaluate.before(chosen, run, math_reward)
+    found = evaluate.measure(chosen, run, "before", math_reward)
     (row,) = read_lines(run.data_file("test"))[:1]
     assert found["prompt"] == {
         "rendered": f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|>\n"
@@ -131,7 +131,7 @@ def test_the_challenge_protocol_asks_and_judges_as_its_scorer_does(tmp_path):
     chosen, run = fresh(
         tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.protocol=challenge", "evaluation.batch_size=6"
     )
-    said = evaluate.before(chosen, run, load_reward(chosen.evaluation.verifier))
+    said = evaluate.measure(chosen, run, "before", load_reward(chosen.evaluation.verifier))
     asked = said["problems"][0]["prompt"]
     assert (
         asked.split("\n", 1)[1]
@@ -163,7 +163,9 @@ def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
         tmp_path, f"evaluation.sets=[test,{path}]", "evaluation.num_problems=3", "data.prompt_suffix=now"
     )
     seen = {}
-    found = evaluate.before(chosen, run, lambda **batch: seen.update(batch) or [1.0, 0.0, None, 1.0, 1.0, 0.0])
+    found = evaluate.measure(
+        chosen, run, "before", lambda **batch: seen.update(batch) or [1.0, 0.0, None, 1.0, 1.0, 0.0]
+    )
     assert [p["prompt"] for p in found["problems"]][3:] == [
         "What is 12 + 34?now",
         "What is 90 - 12?now",
@@ -183,10 +185,10 @@ def test_an_edited_set_is_another_measurement(tmp_path, math_reward):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(SET[0]))
     chosen, run = fresh(tmp_path, f"evaluation.sets=[{path}]")
-    assert evaluate.before(chosen, run, math_reward)["n"] == 1
+    assert evaluate.measure(chosen, run, "before", math_reward)["n"] == 1
     path.write_text(json.dumps(SET[1]))
     with pytest.raises(ValueError, match="sets.*was .* now"):
-        evaluate.before(chosen, run, math_reward)
+        evaluate.measure(chosen, run, "before", math_reward)
 
 
 # pass@k, avg@n, maj@n
@@ -199,8 +201,8 @@ def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_readin
     second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
     drawn = [evaluate.Sample(text, 9, True) for text in texts]
-    monkeypatch.setattr(evaluate, "_draw", lambda *_: (drawn, 0.0))
-    found = evaluate.before(chosen, run, math_reward)
+    monkeypatch.setattr(evaluate, "_sample_batches", lambda *_: (drawn, 0.0))
+    found = evaluate.measure(chosen, run, "before", math_reward)
     value = {name: measure["value"] for name, measure in found["measures"].items()}
     assert value == pytest.approx(
         {"pass@1": 3 / 8, "pass@2": (1 - 1 / 6 + 1 - 3 / 6) / 2, "pass@4": 1.0, "avg@4": 3 / 8, "maj@4": 0.5}
@@ -210,7 +212,7 @@ def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_readin
 
 def test_a_verifier_that_reads_no_answers_gives_no_vote(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=3", "evaluation.num_problems=2")
-    found = evaluate.before(chosen, run, lambda completions, **_: [1.0, 0.0, 1.0] * 2)
+    found = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0, 1.0] * 2)
     assert set(found["measures"]) == {"pass@1", "pass@2", "pass@3", "avg@3"}
 
 
@@ -229,14 +231,14 @@ def without_seconds(found):
 def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path, math_reward, monkeypatch):
     settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
     chosen, run = fresh(tmp_path, *settings)
-    whole = evaluate.before(chosen, run, math_reward)
+    whole = evaluate.measure(chosen, run, "before", math_reward)
     other = find_run("other", tmp_path / "runs")
     prepare(chosen, other)
     partial = other.evaluation / "before.partial.jsonl"
     for count, kept in ((4, 1), (16, 4)):
         child = multiprocessing.get_context("fork").Process(
-            target=evaluate.before,
-            args=(chosen, other, math_reward, lambda done, _, count=count: kill_after(count, done)),
+            target=evaluate.measure,
+            args=(chosen, other, "before", math_reward, lambda done, _, count=count: kill_after(count, done)),
         )
         child.start()
         child.join(120)
@@ -248,7 +250,7 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
     calls = []
     draw = generate.Transformers.__call__
     monkeypatch.setattr(generate.Transformers, "__call__", lambda self, *asked: calls.append(1) or draw(self, *asked))
-    found = evaluate.before(chosen, other, math_reward)
+    found = evaluate.measure(chosen, other, "before", math_reward)
     assert len(calls) == 2  # of six batches
     assert without_seconds(found) == without_seconds(whole) and not partial.exists()
     assert len({text for p in whole["problems"] for text in p["completions"]}) > 12  # it was drawn, not greedy
@@ -267,15 +269,15 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
 def test_a_file_is_read_up_to_where_it_was_broken_off(tmp_path, text, whole):
     path = tmp_path / "x.jsonl"
     path.write_bytes(text.encode("latin-1"))
-    assert len(evaluate._whole_lines(path)) == whole
-    assert evaluate._whole_lines(tmp_path / "none") == []
+    assert len(evaluate._read_whole_lines(path)) == whole
+    assert evaluate._read_whole_lines(tmp_path / "none") == []
 
 
 def test_what_was_drawn_otherwise_is_not_gone_on_with(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     partial = run.evaluation / "before.partial.jsonl"
     write_lines(partial, [{"of": "something else"}, {"batch": 0, "seconds": 9e9, "samples": [["", 1, True]] * 6}])
-    assert evaluate.before(chosen, run, math_reward)["seconds"] < 9e9
+    assert evaluate.measure(chosen, run, "before", math_reward)["seconds"] < 9e9
 
 
 # Side by side
@@ -283,7 +285,7 @@ def test_what_was_drawn_otherwise_is_not_gone_on_with(tmp_path, math_reward):
 
 def test_the_report_says_what_is_real(tmp_path, trained):
     _, run = trained
-    report = evaluate.report(run)
+    report = evaluate.compare(run)
     assert report["words"].startswith("The difference is real" if report["real"] else "No difference is shown")
     assert report["n"] == 60 and report["gained"] - report["lost"] == pytest.approx(60 * report["difference"])
 
@@ -299,9 +301,9 @@ def test_before_and_after_measured_otherwise_are_not_compared(tmp_path, trained,
     greedy = replace(
         chosen, evaluation=replace(chosen.evaluation, temperature=0.0), run=replace(chosen.run, force=True)
     )
-    evaluate.after(greedy, run, math_reward)
+    evaluate.measure(greedy, run, "after", math_reward)
     with pytest.raises(ValueError, match="evaluation.temperature was 1.0, now 0.0.*--force"):
-        evaluate.report(run)
+        evaluate.compare(run)
 
 
 def test_another_engine_is_said(tmp_path, trained):
@@ -311,4 +313,4 @@ def test_another_engine_is_said(tmp_path, trained):
     found = json.loads(path.read_text())
     found["sampling"]["engine"] = "vllm 1"
     path.write_text(json.dumps(found))
-    assert "after by vllm 1" in evaluate.report(run)["words"]
+    assert "after by vllm 1" in evaluate.compare(run)["words"]

@@ -1,4 +1,6 @@
-"""Accuracies and intervals against known values."""
+"""Accuracies, intervals and tests against known values; a sentence about a difference agrees with its test."""
+
+import random
 
 import pytest
 
@@ -91,7 +93,7 @@ def test_wilsons_interval(right, tried, low, high):
 
 @pytest.mark.parametrize(("right", "tried"), [(0, 0), (2, 1), (-1, 4)])
 def test_wilsons_interval_refuses_what_makes_no_sense(right, tried):
-    with pytest.raises(ValueError, match="is no share of tries"):
+    with pytest.raises(ValueError, match="needs 0 <= right <= tried"):
         intervals.wilson_interval(right, tried)
 
 
@@ -119,3 +121,95 @@ def test_no_change_is_no_difference():
 def test_unequal_problems_are_refused():
     with pytest.raises(ValueError, match="3 problems and after 2"):
         intervals.difference_interval([1.0, 0.0, 1.0], [1.0, 0.0])
+
+
+# Two policies compared
+
+
+def scores(*values):
+    return {str(number): value for number, value in enumerate(values)}
+
+
+def single(gained, lost, same):
+    return (
+        scores(*[0.0] * gained, *[1.0] * lost, *[1.0] * same),
+        scores(*[1.0] * gained, *[0.0] * lost, *[1.0] * same),
+    )
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "same", "real"),
+    [
+        (30, 2, 68, True),
+        (2, 30, 68, True),  # a loss is as real
+        (9, 2, 89, False),  # p = 0.065
+        (10, 2, 88, True),  # p = 0.039
+        (0, 0, 100, False),
+    ],
+)
+def test_one_sample_a_problem_is_decided_by_mcnemar(gained, lost, same, real):
+    found = intervals.compare_scores(*single(gained, lost, same))
+    assert (found["real"], found["gained"], found["lost"], found["n"]) == (real, gained, lost, 100)
+    assert found["difference"] == pytest.approx((gained - lost) / 100)
+    assert found["words"].startswith("The difference is real" if real else "No difference is shown")
+
+
+def test_shares_are_decided_by_the_interval():
+    rng = random.Random(1)
+    before = scores(*[rng.choice([0.0, 0.25, 0.5]) for _ in range(200)])
+    raised = {key: value + 0.25 for key, value in before.items()}
+    found = intervals.compare_scores(before, raised)
+    assert found["real"] and found["p_value"] is None and "excludes zero" in found["words"]
+    shuffled = dict(zip(before, rng.sample(list(before.values()), 200), strict=True))
+    found = intervals.compare_scores(before, shuffled)
+    assert not found["real"] and "includes zero" in found["words"]
+
+
+def test_nothing_changed_is_found_real_about_once_in_twenty_at_most():
+    rng, real = random.Random(3), 0
+    for _ in range(400):
+        before, after = (scores(*[float(rng.random() < 0.5) for _ in range(100)]) for _ in range(2))
+        real += intervals.compare_scores(before, after)["real"]
+    assert real <= 26  # 5 % of 400 is 20; an exact test errs on the safe side
+
+
+def test_only_problems_with_a_score_in_both_count():
+    found = intervals.compare_scores(scores(0.0, None, 1.0, 0.0), {"0": 1.0, "1": 1.0, "2": 1.0, "9": 0.0})
+    assert (found["n"], found["difference"]) == (2, 0.5)
+
+
+def test_nothing_in_common_is_an_error():
+    with pytest.raises(ValueError, match="before training and after training"):
+        intervals.compare_scores({"a": 1.0}, {"b": 1.0})
+
+
+def test_the_sentence_names_the_two_and_the_direction():
+    words = intervals.compare_scores(*single(2, 30, 68), names=("with the preset", "with trial 3"))["words"]
+    assert (
+        "28.0 percentage points fewer problems are solved with trial 3 than with the preset" in words
+        and "less than once in a thousand times" in words
+    )
+    assert (
+        "as many problems are solved after training as before training"
+        in intervals.compare_scores(*single(4, 4, 2))["words"]
+    )
+
+
+def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in_points():
+    sides = {
+        "before": {"pass@1": 0.42, "n": 50, "ci95": [0.38, 0.46]},
+        "after": {"pass@1": 0.98, "n": 50, "ci95": [0.96, 0.99]},
+    }
+    said = intervals.describe_comparison(
+        sides | {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": "It is real: so; by chance."}
+    ).splitlines()
+    assert said == [
+        "Before: 42.0% of 50 held-out problems solved;",
+        "  with 95 % confidence the true rate lies between 38.0% and 46.0%.",
+        "After: 98.0% of 50 held-out problems solved;",
+        "  with 95 % confidence the true rate lies between 96.0% and 99.0%.",
+        "Training changed it by +56.0 points;",
+        "  with 95 % confidence the true change lies between +51.0 and +60.5 points.",
+        "It is real: so;",
+        "  by chance.",
+    ]

@@ -14,14 +14,11 @@ from grpo_kit import config
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.data import cleaning, puzzles
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import rehearsal
+from grpo_kit.evaluation import evaluate, rehearsal
 from grpo_kit.policy.generate import Sample
-from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.submission import package
-
-VERIFIER = load_reward(rehearsal.VERIFIER)
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ def untrained(tmp_path):
 
 def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
     path, rows = file
-    asked = rehearsal.held_out(told(path), untrained, 60)
+    asked = rehearsal.held_out_puzzles(told(path), untrained, 60)
     assert [p.row["id"] for p in asked] == [row["id"] for row in rows]
     assert {p.row["id"]: p.prompt for p in asked} == {
         row["id"]: [
@@ -73,16 +70,16 @@ def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
 
 def test_each_family_has_its_share_and_the_seed_decides(file, untrained):
     path, _ = file
-    drawn = rehearsal.held_out(told(path), untrained, 20)
+    drawn = rehearsal.held_out_puzzles(told(path), untrained, 20)
     assert len(drawn) == 20 and set(Counter(p.row["family"] for p in drawn).values()) == {3, 4}
     assert (
         drawn
-        == rehearsal.held_out(told(path), untrained, 20)
-        != rehearsal.held_out(told(path, "run.seed=1"), untrained, 20)
+        == rehearsal.held_out_puzzles(told(path), untrained, 20)
+        != rehearsal.held_out_puzzles(told(path, "run.seed=1"), untrained, 20)
     )
     assert (
-        len(rehearsal.held_out(told(path), untrained, 1)) == 1
-        and len(rehearsal.held_out(told(path), untrained, 999)) == 60
+        len(rehearsal.held_out_puzzles(told(path), untrained, 1)) == 1
+        and len(rehearsal.held_out_puzzles(told(path), untrained, 999)) == 60
     )
 
 
@@ -93,7 +90,7 @@ def test_rows_that_were_trained_on_are_not_asked(file, untrained):
     )
     prepare(chosen, untrained)
     trained = {row["id"] for row in read_lines(untrained.data_file("train"))}
-    asked = rehearsal.held_out(chosen, untrained, 999)
+    asked = rehearsal.held_out_puzzles(chosen, untrained, 999)
     assert len(trained) == 30 and len(asked) == 30
     assert not {cleaning.normalise_text(p.prompt[-1]["content"]) for p in asked} & {
         cleaning.normalise_text(row["prompt"][-1]["content"]) for row in read_lines(untrained.data_file("train"))
@@ -107,10 +104,12 @@ def test_rows_that_were_trained_on_are_not_asked(file, untrained):
         for row in rows[:25]
     ]
     write_lines(untrained.data_file("train"), lines)
-    assert {p.row["id"] for p in rehearsal.held_out(told(path), untrained, 999)} == {row["id"] for row in rows[25:]}
+    assert {p.row["id"] for p in rehearsal.held_out_puzzles(told(path), untrained, 999)} == {
+        row["id"] for row in rows[25:]
+    }
     write_lines(untrained.data_file("train"), [{"id": "x", "prompt": row["prompt"]} for row in rows])
     with pytest.raises(ValueError, match="every row"):
-        rehearsal.held_out(told(path), untrained, 5)
+        rehearsal.held_out_puzzles(told(path), untrained, 5)
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def scored(trained, tmp_path, file, short):
 
 def test_the_trained_policy_is_scored_by_family(scored):
     chosen, run = scored
-    found = rehearsal.score(chosen, run, VERIFIER, 12)
+    found = rehearsal.rehearse_score(chosen, run, 12)
     assert found == json.loads((run.evaluation / "score.json").read_text())
     assert found["n"] == 12 and set(found["by"]["family"]) == set(puzzles.FAMILIES)
     for part in (found, *found["by"]["family"].values()):
@@ -138,11 +137,11 @@ def test_the_trained_policy_is_scored_by_family(scored):
 
 def test_a_score_is_kept_until_something_it_hangs_on_changes(scored, monkeypatch):
     chosen, run = scored
-    first = rehearsal.score(chosen, run, VERIFIER, 6)
-    monkeypatch.setattr(rehearsal.evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("it was drawn again"))
-    assert rehearsal.score(chosen, run, VERIFIER, 6) == first
+    first = rehearsal.rehearse_score(chosen, run, 6)
+    monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("it was drawn again"))
+    assert rehearsal.rehearse_score(chosen, run, 6) == first
     with pytest.raises(ValueError, match="--force"):
-        rehearsal.score(chosen, run, VERIFIER, 7)
+        rehearsal.rehearse_score(chosen, run, 7)
 
 
 def test_the_last_metric_decides(scored, monkeypatch):
@@ -164,15 +163,13 @@ def test_the_last_metric_decides(scored, monkeypatch):
 
     from grpo_kit.policy.load import load_tokenizer
 
-    monkeypatch.setattr(
-        rehearsal.evaluate.vllm_engine, "open_engine", lambda c, a, room: (Engine(load_tokenizer(c.policy)), "")
-    )
+    monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda c, a, room: (Engine(load_tokenizer(c.policy)), ""))
     path = chosen.data.paths["nemotron_challenge"]
     with open(path, "w", newline="", encoding="utf-8") as out:  # noqa: PTH123
         writer = csv.writer(out)
         writer.writerow(["id", "prompt", "answer"])
         writer.writerows([[gold, f"what is [{gold}]", gold] for gold in said])
-    found = rehearsal.score(chosen, run, VERIFIER, 5)
+    found = rehearsal.rehearse_score(chosen, run, 5)
     assert {p["id"]: p["score"] for p in found["problems"]} == {"}1": 1.0, "0101": 0.0}
     assert {p["family"] for p in found["problems"]} == {"other"}
 
@@ -180,9 +177,9 @@ def test_the_last_metric_decides(scored, monkeypatch):
 def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     chosen, run = scored
     zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
-    own = rehearsal.score(chosen, run, VERIFIER, 6)
+    own = rehearsal.rehearse_score(chosen, run, 6)
     elsewhere = find_run("other", tmp_path / "elsewhere")
-    found = rehearsal.score(chosen, elsewhere, VERIFIER, 60, zip_path)
+    found = rehearsal.rehearse_score(chosen, elsewhere, 60, zip_path)
     assert found["n"] == 60  # that run was trained on nothing
     said = {p["id"]: p["completions"] for p in found["problems"]}
     assert all(said[p["id"]] == p["completions"] for p in own["problems"])
@@ -194,54 +191,56 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
 def test_a_zip_s_score_is_kept_until_the_zip_is_another(scored, tmp_path, monkeypatch):
     chosen, run = scored
     zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
-    first = rehearsal.score(chosen, run, VERIFIER, 6, zip_path)
+    first = rehearsal.rehearse_score(chosen, run, 6, zip_path)
 
     def drawn_again(*_):
         raise RuntimeError("it was drawn again")
 
-    monkeypatch.setattr(rehearsal.evaluate.vllm_engine, "open_engine", drawn_again)
-    assert rehearsal.score(chosen, run, VERIFIER, 6, zip_path) == first
+    monkeypatch.setattr(evaluate.vllm_engine, "open_engine", drawn_again)
+    assert rehearsal.rehearse_score(chosen, run, 6, zip_path) == first
     with zipfile.ZipFile(zip_path, "a") as archive:
         archive.comment = b"packed again"
     with pytest.raises(RuntimeError, match="drawn again"):
-        rehearsal.score(chosen, run, VERIFIER, 6, zip_path)
+        rehearsal.rehearse_score(chosen, run, 6, zip_path)
 
 
-def test_a_zip_that_the_doctor_stops_is_not_scored(scored, tmp_path):
+def test_a_zip_that_must_not_be_submitted_is_not_scored(scored, tmp_path):
     chosen, run = scored
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("adapter_config.json", "{}")
     with pytest.raises(ValueError, match=r"must not be submitted: .* `grpo-kit check"):
-        rehearsal.score(chosen, run, VERIFIER, 5, tmp_path / "bad.zip")
+        rehearsal.rehearse_score(chosen, run, 5, tmp_path / "bad.zip")
 
 
 def test_what_is_missing_is_named(scored, untrained, tmp_path, monkeypatch):
     chosen, run = scored
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
-        rehearsal.score(chosen, untrained, VERIFIER, 5)
+        rehearsal.rehearse_score(chosen, untrained, 5)
     with pytest.raises(FileNotFoundError, match=r"no\.zip is no file"):
-        rehearsal.score(chosen, untrained, VERIFIER, 5, tmp_path / "no.zip")
+        rehearsal.rehearse_score(chosen, untrained, 5, tmp_path / "no.zip")
     monkeypatch.delenv("GRPO_KIT_DATA", raising=False)
     nowhere = config.load_config(["tiny"])
     with pytest.raises(
         FileNotFoundError,
-        match=r"train\.csv is not here.*data\.paths\.nemotron_challenge.*kaggle competitions download",
+        match=r"train\.csv is missing.*data\.paths\.nemotron_challenge.*kaggle competitions download",
     ):
-        rehearsal.score(nowhere, run, VERIFIER, 5)
+        rehearsal.rehearse_score(nowhere, run, 5)
     with pytest.raises(ValueError, match="at least one"):
-        rehearsal.held_out(chosen, run, 0)
+        rehearsal.held_out_puzzles(chosen, run, 0)
 
 
 def test_another_file_of_that_name_is_refused(untrained, tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("id,prompt\n1,x\n")
     with pytest.raises(ValueError, match="line 2 has no id, prompt, answer"):
-        rehearsal.held_out(told(path), untrained, 5)
+        rehearsal.held_out_puzzles(told(path), untrained, 5)
 
 
 def test_the_real_file(shared_data, untrained):
     folder = shared_data / "nemotron_challenge"
-    asked = rehearsal.held_out(told(folder), untrained, 600)  # the folder holds test.csv too, which has no answers
+    asked = rehearsal.held_out_puzzles(
+        told(folder), untrained, 600
+    )  # the folder holds test.csv too, which has no answers
     counted = Counter(p.row["family"] for p in asked)
     assert set(counted) == set(puzzles.FAMILIES) and min(counted.values()) >= 98 and sum(counted.values()) == 600
     assert len({p.row["id"] for p in asked}) == 600

@@ -11,7 +11,7 @@ from grpo_kit.runs.run import Path, Run
 
 def problem(key, paid, votes=None, **row):
     asked = Problem(row.pop("set", "test"), [{"role": "user", "content": "?"}], {"id": key, "answer": "4", **row})
-    return results.tried(asked, [Sample("", 1, True)] * len(paid), paid, votes)
+    return results.judge_problem(asked, [Sample("", 1, True)] * len(paid), paid, votes)
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_what_is_kept_of_a_problem(paid, votes, score, majority):
 
 
 def test_one_sample_a_problem_has_one_measure():
-    found = results.summary([problem("a", [1.0]), problem("b", [0.0]), problem("c", [None])], seed=1)
+    found = results.summarise_problems([problem("a", [1.0]), problem("b", [0.0]), problem("c", [None])], seed=1)
     assert (found["pass@1"], found["n"], set(found["measures"]), found["by"]) == (0.5, 2, {"pass@1"}, {})
 
 
 def test_pass_at_k_in_powers_of_two_and_all():
-    found = results.summary([problem("a", [1.0, *[0.0] * 5]), problem("b", [0.0] * 6)], seed=1)["measures"]
+    found = results.summarise_problems([problem("a", [1.0, *[0.0] * 5]), problem("b", [0.0] * 6)], seed=1)["measures"]
     assert {name: found[name]["value"] for name in found} == pytest.approx(
         {"pass@1": 1 / 12, "pass@2": 1 / 6, "pass@4": 1 / 3, "pass@6": 1 / 2, "avg@6": 1 / 12}
     )
@@ -52,13 +52,13 @@ def side(*scores, **rows):
 def test_groups_are_compared_on_their_own_problems(capsys):
     family = {"family": ["plus"] * 8 + ["minus"] * 8, "source": ["a"] * 16}
     old, new = side(*[0.0] * 8, *[1.0] * 8, **family), side(*[1.0] * 8, *[1.0] * 8, **family)
-    found = results.by_group(old, new)
+    found = results.compare_groups(old, new)
     assert set(found) == {"family"}  # one source is no group
     plus, minus = found["family"]["plus"], found["family"]["minus"]
     assert (plus["before"], plus["after"], plus["difference"], plus["real"]) == (0.0, 1.0, 1.0, True)
     assert (minus["difference"], minus["real"], minus["n"]) == (0.0, False, 8)
 
-    sides = {name: results.summary(list(p.values()), 1) for name, p in (("before", old), ("after", new))}
+    sides = {name: results.summarise_problems(list(p.values()), 1) for name, p in (("before", old), ("after", new))}
     whole = {**sides, "difference": 0.5, "difference_ci95": [0.2, 0.8], "n": 16, "words": "It is so.", "by": found}
     terminal.accuracy(whole, Run(Path("runs"), "r"))
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -69,7 +69,7 @@ def test_groups_are_compared_on_their_own_problems(capsys):
 def test_a_problem_that_one_side_lacks_is_left_out_of_its_group():
     old, new = side(0.0, 0.0, 1.0, set=["a", "b", "b"]), side(1.0, 1.0, 1.0, set=["a", "b", "b"])
     del new["1"]
-    found = results.by_group(old, new)["set"]
+    found = results.compare_groups(old, new)["set"]
     assert (found["a"]["n"], found["b"]["n"]) == (1, 1)
     del new["0"]
-    assert results.by_group(old, new) == {}  # what is left is one group
+    assert results.compare_groups(old, new) == {}  # what is left is one group

@@ -159,9 +159,9 @@ def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
     for run in runs.values():
         prepare(chosen, run)
     code = (
-        "import sys\nfrom grpo_kit import config, screening, workspace\nfrom grpo_kit.reward_files import load_reward\n"
-        "run = workspace.find_run('killed', sys.argv[1])\n"
-        "screening.screen(config.load_config([str(run.config)]), run, load_reward('math_answer.py:math_reward'))\n"
+        "import sys\nfrom grpo_kit.config import load_config\nfrom grpo_kit.evaluation.screening import screen\n"
+        "from grpo_kit.runs.run import find_run\n"
+        "run = find_run('killed', sys.argv[1])\nscreen(load_config([str(run.config)]), run)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs")])
     while process.poll() is None and (
@@ -196,7 +196,7 @@ def test_samples_made_otherwise_are_not_mixed_in(tmp_path, drawn, monkeypatch, o
     write_text(run.notes, json.dumps({"stages": {"data": run.stages()["data"]}}))  # as if it had been cut off
     before, drawn[:] = run.screening.read_bytes(), []
     other = config.load_config([str(run.config)], overrides)
-    with pytest.raises(ValueError, match=f"lines that were made otherwise .*{said}.*--force"):
+    with pytest.raises(ValueError, match=f"lines that were made with different settings .*{said}.*--force"):
         screening.screen(other, run, verifier)
     assert run.screening.read_bytes() == before and not drawn
     with contextlib.suppress(ValueError):  # wrong_reward leaves nothing to keep
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path, drawn, spoilt, line):
     lines[line - 1] = spoilt
     run.screening.write_text("\n".join(lines))
     before = run.screening.read_bytes()
-    with pytest.raises(ValueError, match=rf"screening\.jsonl, line {line} is not what .*damaged") as error:
+    with pytest.raises(ValueError, match=rf"screening\.jsonl, line {line} is not a line .*damaged") as error:
         screening.screen(chosen, run, right_reward)
     assert "\n" not in str(error.value) and run.screening.read_bytes() == before
 
@@ -386,7 +386,7 @@ def test_a_glance_tries_a_few_rows_and_keeps_nothing(tmp_path, math_reward):
     run = find_run("r", tmp_path)
     prepare(chosen, run)
     before = sorted(tmp_path.rglob("*"))
-    rates = screening.glance(chosen, run, math_reward, prompts=6, tries=4)
+    rates = screening.estimate_pass_rates(chosen, run, math_reward, num_prompts=6, tries=4)
     assert len(rates) == 6 and set(rates) <= {0.0, 0.25, 0.5, 0.75, 1.0}
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -395,8 +395,8 @@ def test_a_glance_takes_what_is_on_record_left_out_rows_included_and_never_loads
     chosen, run = screened[:2]
     monkeypatch.setattr(screening, "load_policy", lambda policy: pytest.fail("loaded"))
     on_record = {line["id"]: line["pass_rate"] for line in read_lines(run.screening)[1:]}
-    assert sorted(screening.glance(chosen, run, right_reward)) == sorted(on_record.values())
+    assert sorted(screening.estimate_pass_rates(chosen, run, right_reward)) == sorted(on_record.values())
     for path in (run.screened, run.left_out):
         path.unlink()
     large = config.load_config(["t4"])
-    assert screening.glance(large, run, right_reward) == []
+    assert screening.estimate_pass_rates(large, run, right_reward) == []

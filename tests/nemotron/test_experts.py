@@ -196,7 +196,7 @@ def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     )
     run = find_run("four", tmp_path)
     prepare(chosen, run)
-    before = evaluate.before(chosen, run, math_reward)
+    before = evaluate.measure(chosen, run, "before", math_reward)
     train.train(chosen, run, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
-    after = evaluate.after(chosen, run, math_reward)
+    after = evaluate.measure(chosen, run, "after", math_reward)
     assert before["pass@1"] <= 0.55 and after["pass@1"] >= 0.85 and before["ci95"][1] < after["ci95"][0]

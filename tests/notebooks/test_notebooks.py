@@ -49,7 +49,7 @@ KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{REPOSITORY
 FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_drive": "boolean"}
 MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
 # Cells that take long for the 30B, by what they call.
-LONG = ("load_policy(", "evaluate.sample(", "data.prepare(", "screening.glance(", "evaluate.before(", "board.during(", "evaluate.after(", "outputs.check(", "tune.tune(")  # fmt: skip
+LONG = ("load_policy(", "evaluate.sample(", "data.prepare(", "screening.estimate_pass_rates(", "evaluate.measure(", "board.during(", "outputs.check(", "tune.tune(")  # fmt: skip
 
 every = pytest.mark.parametrize("name", NAMES)
 

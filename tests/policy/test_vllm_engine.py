@@ -164,7 +164,7 @@ def test_an_evaluation_says_what_drew_it(vllm, tmp_path, math_reward):
     from tests.test_evaluate import fresh
 
     settings, run = fresh(tmp_path)
-    found = evaluate.before(settings, run, math_reward)
+    found = evaluate.measure(settings, run, "before", math_reward)
     assert (found["sampling"]["engine"], found["sampling"]["engine_why"]) == ("vllm 0.17.1", "")
 
 

@@ -59,7 +59,7 @@ def trained_with(monkeypatch):
         return {row["id"]: float(n < model.now * len(rows)) for n, row in enumerate(rows)}
 
     monkeypatch.setattr(train, "make_trainer", make_trainer)
-    monkeypatch.setattr(evaluate, "scores", scores)
+    monkeypatch.setattr(evaluate, "score_rows", scores)
     return rates
 
 
@@ -139,19 +139,19 @@ def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, tr
 
 
 def test_a_trial_that_was_killed_is_made_again(run, trained_with, monkeypatch):
-    whole = evaluate.scores
+    whole = evaluate.score_rows
 
     def killed(model, *rest):
         if len(trained_with) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(model, *rest)
 
-    monkeypatch.setattr(evaluate, "scores", killed)
+    monkeypatch.setattr(evaluate, "score_rows", killed)
     child = multiprocessing.get_context("fork").Process(target=search, args=(run, LR), kwargs={"trials": 4})
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    monkeypatch.setattr(evaluate, "scores", whole)
+    monkeypatch.setattr(evaluate, "score_rows", whole)
     found = search(run, LR, trials=4)
     assert len(trained_with) == 2  # two stood, one was made again, one was left
     import optuna
