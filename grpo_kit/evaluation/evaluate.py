@@ -22,7 +22,7 @@ from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
-from grpo_kit.runs.files import differences, hash_of, write_lines, write_text
+from grpo_kit.runs.files import hash_of, list_differences, write_lines, write_text
 from grpo_kit.runs.run import Run
 
 Reward = Callable[..., list[float | None]]
@@ -107,7 +107,7 @@ def compare(run: Run) -> dict[str, Any]:
     run.require_stage("before", "grpo-kit evaluate")
     run.require_stage("after", "grpo-kit evaluate")
     stages = run.stages()
-    if changes := differences(stages["before"]["settings"], stages["after"]["settings"]):
+    if changes := list_differences(stages["before"]["settings"], stages["after"]["settings"]):
         raise ValueError(
             f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), which "
             "would be part of their difference. Measure both again with `grpo-kit evaluate --force`."

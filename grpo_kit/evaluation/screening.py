@@ -27,7 +27,7 @@ from grpo_kit.evaluation.evaluate import Reward, call_verifier, sample, score_ro
 from grpo_kit.policy.chat import template_conversations
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import differences, hash_of, read_lines, write_lines, write_text
+from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_lines, write_text
 from grpo_kit.runs.run import Run
 
 HARD, EASY, UNUSABLE = "too hard", "too easy", "gold cannot be used"
@@ -267,7 +267,7 @@ def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Lin
                 f"{path}, line {number} is not a line that `grpo-kit screen` writes, so the file is damaged. "
                 "Remove the lines from there on, or move the file away."
             ) from None
-    if lines and (changes := differences(lines[0]["made_with"], made_with)):
+    if lines and (changes := list_differences(lines[0]["made_with"], made_with)):
         if not force:
             raise ValueError(
                 f"{path} has {len(lines) - 1} lines that were made with different settings ({'; '.join(changes[:3])}); their "

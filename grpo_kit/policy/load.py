@@ -10,7 +10,7 @@ from typing import Any
 from grpo_kit import config as settings
 from grpo_kit.nemotron import patches, tiny
 from grpo_kit.runs import processes
-from grpo_kit.runs.run import nf4_folder as nf4_folder_run
+from grpo_kit.runs.run import default_nf4_folder
 
 LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it streams in
 
@@ -127,7 +127,7 @@ def nf4_folder(policy: settings.Policy) -> Path:
 
     if nf4_checkpoint.is_nf4(source_of(policy)):
         return Path(source_of(policy))
-    return Path(policy.nf4_folder) if policy.nf4_folder else nf4_folder_run(policy.model)
+    return Path(policy.nf4_folder) if policy.nf4_folder else default_nf4_folder(policy.model)
 
 
 def routing_file(policy: settings.Policy) -> Path:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: text and JSON Lines replaced in one step, folders renamed into place, hashes."""
+"""Files and folders that are complete or absent, never half written; JSON Lines, hashes, and settings compared."""
 
 import hashlib
 import json
@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import Any
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """`["grpo.max_steps was 100, now 5"]`: the leaves in which two nested mappings differ."""
+def list_differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """The leaves in which two nested mappings differ, in words.
+
+    >>> list_differences({"grpo": {"max_steps": 100, "beta": 0}}, {"grpo": {"max_steps": 5, "beta": 0}})
+    ['grpo.max_steps was 100, now 5']
+    """
     if isinstance(before, dict) and isinstance(now, dict):
-        found = []
+        differences = []
         for key in dict.fromkeys([*before, *now]):
-            found += differences(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-        return found
-    return [] if before == now else [f"{name} was {_short(before)}, now {_short(now)}"]
+            path = f"{name}.{key}" if name else str(key)
+            differences += list_differences(before.get(key), now.get(key), path)
+        return differences
+    return [] if before == now else [f"{name} was {_shorten(before)}, now {_shorten(now)}"]
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:16]}..."
 
 
 def hash_of(path: Path) -> str | None:
-    """sha256 of a file, or of a folder's files with their names; None when nothing is there."""
+    """The sha256 of a file, or of a folder's files and their names; None when nothing is there."""
     if path.is_dir():
         parts = [f"{p.relative_to(path).as_posix()} {hash_of(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -37,7 +42,7 @@ def hash_of(path: Path) -> str | None:
 
 
 def write_text(path: Path, text: str | Iterable[str]) -> None:
-    """Replace `path` in one step: a reader sees the old text or the new one, never half of it. Pieces are joined."""
+    """Replace `path` in one step: a reader sees the old text or the new one, never a part. Pieces are joined."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -51,19 +56,19 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
-    """JSON Lines, one row a line, keys in the order given, written in one step; no more than a row is held."""
+    """Write rows as JSON Lines in one step, keys in the order given; only one row at a time is held in memory."""
     write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_lines(path: Path) -> list[Any]:
-    """The rows of a JSON Lines file that the kit wrote."""
+    """Read the rows of a JSON Lines file that the kit wrote."""
     with path.open(encoding="utf-8", newline="\n") as file:
         return [json.loads(line) for line in file if line != "\n"]
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not."""
+    """Give a folder to fill; it becomes `path` when the block succeeds and is deleted when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
     aside.mkdir()

@@ -1,9 +1,9 @@
-"""One run, one folder: where it lies, what each stage wrote into it, and whether that still stands.
+"""One run, one folder: where it lies, what each stage wrote into it, and whether that is still up to date.
 
-A stage (`data`, `screen`, `before`, `train`, `after`, `package`) writes its files aside and renames them into place, then
-notes in `run.json` what it was told (`settings`), what it read and what it wrote (sha256). Repeating a stage whose
-note still holds is skipped; one that was told or would read something else now is refused, because silently
-overwriting an adapter that took a night is the worst thing a kit can do.
+A stage (`data`, `screen`, `before`, `train`, `after`, `package`) writes to temporary files and renames them into place.
+Then it records in `run.json` its settings, the files it read and the files it wrote, with their sha256. A stage whose
+record still holds is skipped. One that would now have different settings or inputs is refused, because overwriting an
+adapter that took a night to train is the worst thing that a kit can do.
 """
 
 import json
@@ -19,11 +19,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import differences, hash_of, new_folder, write_text
+from grpo_kit.runs.files import hash_of, list_differences, new_folder, write_text
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
-
-Reads = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
+Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
@@ -38,8 +38,8 @@ def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("
     return Path("runs")
 
 
-def nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
-    """Where the NF4 checkpoint made of `model` lies unless told otherwise: on the machine's own disk, never on Drive."""
+def default_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
+    """Where the NF4 checkpoint of `model` lies by default: on the machine's own disk, never on Drive, which is slow."""
     name = model.strip("/").replace("/", "--")
     if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         return filesystem / "kaggle/working/nf4" / name
@@ -49,13 +49,16 @@ def nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: 
 
 
 def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path("/")) -> "Run":
-    """The run `name`; nothing is created yet. On Kaggle an earlier output under /kaggle/input is brought over first.
+    """The run called `name`, without its configuration; its folder is not created.
 
-    Raises ValueError for a name that is not a plain folder name.
+    On Kaggle a run that an earlier kernel left under /kaggle/input is first copied to the output folder.
+
+    Raises:
+        ValueError: if `name` is not a plain folder name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if not re.fullmatch(RUN_NAME, name):
         raise ValueError(
-            f"{name!r} cannot name a run; letters, digits, '.', '_' and '-' can, starting with a letter or digit. Pick such a name."
+            f"Invalid run name {name!r}. Use at most 100 letters, digits, '.', '_' and '-', starting with a letter or digit."
         )
     run = Run(Path(root) if root else find_root(filesystem=filesystem), name)
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") and not run.path.exists():
@@ -63,13 +66,13 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
         if earlier:
             with new_folder(run.path) as aside:
                 shutil.copytree(earlier[-1].parent, aside, dirs_exist_ok=True)
-                for path in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and their copies would stay so
+                for path in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and copies keep that mode
                     path.chmod(path.stat().st_mode | 0o200)
     return run
 
 
 class Run:
-    """The folder of one run and the notes of its stages; nothing is created by naming it."""
+    """The folder of one run and the records of its stages. Making a Run creates nothing on the disk."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.name, self.path = root, name, root / name
@@ -90,92 +93,110 @@ class Run:
         self.submission = root.parent / ("submission.zip" if kaggle else "submission/submission.zip")
 
     def data_file(self, split: str) -> Path:
-        """The data file of `train`, `val` or `test`."""
+        """The path of the rows of `train`, `val` or `test`."""
         return self.path / "data" / split / "data.jsonl"
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """What `run.json` says of each finished stage; empty for a run that has none."""
+        """{stage: its record in `run.json`} for each finished stage; empty for a run that has none."""
         if not self.notes.is_file():
             return {}
         return json.loads(self.notes.read_text())["stages"]
 
     def is_done(
-        self, stage: str, settings: dict[str, Any], reads: Reads, force: bool = False, derived: bool = False
+        self, stage: str, settings: dict[str, Any], reads: Files, force: bool = False, derived: bool = False
     ) -> bool:  # fmt: skip
-        """Whether `stage` stands as it would be made now: same settings, same files read, its own files whole.
+        """Whether `stage` is up to date: made with these settings from these files, and its own files intact.
 
-        Raises ValueError when it stands, was made otherwise, and `force` is not set. A `derived` stage whose inputs
-        were replaced meanwhile is merely out of date: it is to be made again.
+        Args:
+            stage: the stage's name.
+            settings: what the stage would be made with now.
+            reads: the files that it would read now, or {path: sha256} where the caller has hashed them already.
+            force: whether to make it again whatever its record says.
+            derived: whether the stage may be made again when its inputs changed, because that is cheap.
+
+        Raises:
+            ValueError: if the stage finished with different settings or inputs, and neither `force` nor (for inputs)
+                `derived` is set.
         """
-        note = self.stages().get(stage)
-        if note is None or force:
+        record = self.stages().get(stage)
+        if record is None or force:
             return False
-        if any(hash_of(self.path / name) != digest for name, digest in note["wrote"].items()):
+        if any(hash_of(self.path / name) != digest for name, digest in record["wrote"].items()):
             return False  # damaged or deleted by hand: make it again
-        known = set(note["read"].values())
-        changed = [path for path, digest in _hash_each(reads).items() if digest not in known]
+        digests = set(record["read"].values())  # by content, so that a file may have moved
+        changed = [path for path, digest in _hash_each(reads).items() if digest not in digests]
         if changed and derived:
             return False
-        other = differences(note["settings"], settings) + [f"{path} changed since" for path in changed]
-        if other:
+        differences = list_differences(record["settings"], settings)
+        differences += [f"{path} changed since" for path in changed]
+        if differences:
             raise ValueError(
-                f"Stage {stage!r} of run {self.name!r} is done and was made otherwise ({'; '.join(other[:3])}); a finished "
-                "stage is not overwritten unasked. Repeat it with --force (run.force=true), or name another run with --run (run.name)."
+                f"Stage {stage!r} of run {self.name!r} already finished with different settings "
+                f"({'; '.join(differences[:3])}). Use --force (run.force=true) to replace it, "
+                "or --run (run.name) for a new run."
             )
         return True
 
     def require_stage(self, stage: str, command: str) -> None:
-        """Raise FileNotFoundError unless `stage` is done and its files are there; `command` is the remedy named."""
-        note = self.stages().get(stage)
-        gone = [name for name in (note["wrote"] if note else []) if not (self.path / name).exists()]
-        if gone:
+        """Check that `stage` is done and its files are there.
+
+        Args:
+            stage: the stage's name.
+            command: the command that makes the stage; the message names it as the remedy.
+
+        Raises:
+            FileNotFoundError: if the stage is not done or one of its files is missing.
+        """
+        record = self.stages().get(stage)
+        missing = [name for name in (record["wrote"] if record else []) if not (self.path / name).exists()]
+        if missing:
             raise FileNotFoundError(
-                f"{self.path / gone[0]}, written by stage {stage!r}, is gone. Run `{command}` again to make it anew."
+                f"{self.path / missing[0]}, written by stage {stage!r}, is gone. Run `{command}` to make it again."
             )
-        if note is None:
-            known = sorted(p.name for p in self.root.glob("*") if (p / "run.json").is_file())
-            there = f" Runs in {self.root}: {', '.join(known)}." if known and self.name not in known else ""
+        if record is None:
+            runs = sorted(path.name for path in self.root.glob("*") if (path / "run.json").is_file())
+            others = f" Runs in {self.root}: {', '.join(runs)}." if runs and self.name not in runs else ""
             raise FileNotFoundError(
-                f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run `{command}` first.{there}"
+                f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run `{command}` first.{others}"
             )
 
     def record_stage(
         self,
         stage: str,
         settings: dict[str, Any],
-        reads: Reads,
+        reads: Files,
         wrote: list[Path],
         seconds: float,
         config_yaml: str,
         **more: Any,
     ) -> None:
-        """Record a finished stage, with `more`: `run.json` and `config.yaml` are replaced in one step each."""
-        whole = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
-        whole["stages"][stage] = {
+        """Record a finished stage, with `more` beside it; `run.json` and `config.yaml` are each replaced in one step."""
+        record = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
+        record["stages"][stage] = {
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(seconds, 2),
             "settings": settings,
-            "read": self._names(reads),
-            "wrote": self._names(wrote),
-            "environment": environment(),
+            "read": self._hash_files(reads),
+            "wrote": self._hash_files(wrote),
+            "environment": describe_environment(),
             **more,
         }
         write_text(self.config, config_yaml)
-        write_text(self.notes, json.dumps(whole, indent=2) + "\n")
+        write_text(self.notes, json.dumps(record, indent=2) + "\n")
 
-    def _names(self, paths: Reads) -> dict[str, str | None]:
+    def _hash_files(self, paths: Files) -> dict[str, str | None]:
         """{name: sha256}; names are relative to the run folder inside it, absolute outside."""
         names = {p: p.relative_to(self.path) if p.is_relative_to(self.path) else p.absolute() for p in paths}
         return {names[path].as_posix(): digest for path, digest in _hash_each(paths).items()}
 
 
-def _hash_each(paths: Reads) -> dict[Path, str | None]:
+def _hash_each(paths: Files) -> dict[Path, str | None]:
     """{path: sha256}; a mapping has the hashes already, so that large inputs are hashed once."""
     return dict(paths) if isinstance(paths, Mapping) else {path: hash_of(path) for path in paths}
 
 
-def environment() -> dict[str, Any]:
-    """Versions, hardware and git commit, for lineage. A package that is missing is None; nothing is imported."""
+def describe_environment() -> dict[str, Any]:
+    """Versions, hardware and git commit, for the record. A package that is missing is None; nothing is imported."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -184,11 +205,9 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {

@@ -1,6 +1,6 @@
-"""Pick a run up where it stands: the configuration it is to go on with, and its folder.
+"""Open a run: its folder, and the configuration that it goes on with.
 
-The command line and the notebooks open a run the same way, so that what one has done the other finds.
+The command line and the notebooks open a run in the same way, so each continues what the other has done.
 """
 
 from collections.abc import Sequence
@@ -10,40 +10,58 @@ from grpo_kit import config as configuration
 from grpo_kit.runs.run import Run, find_run
 
 STAGES = ("data", "screen", "before", "train", "after", "package")
-# Which finished stages a stage builds on: what those were made with stands.
+# For each command, the finished stages it builds on; their settings stay what they were.
 BUILDS_ON = {
     "data": (), "screen": ("data",), "train": ("data", "screen"), "evaluate": ("data", "train"), "package": ("data", "train"),
 }  # fmt: skip
 
 
 def open_run(
-    sources: Sequence[str] = (), overrides: Sequence[str] = (), name: str | None = None, stage: str | None = None, force: bool = False
+    sources: Sequence[str] = (), overrides: Sequence[str] = (), name: str | None = None, stage: str | None = None,
+    force: bool = False,
 ) -> tuple[configuration.RunConfig, Run]:  # fmt: skip
-    """(configuration, run) to go on with, for `stage`: `data`, `screen`, `train`, `evaluate`, `package`, or None for whatever is next.
+    """Open a run, a new one or one that exists, with the configuration it goes on with. Nothing is created on the disk.
 
-    `sources`: presets and YAML files; without any, an existing run's own config.yaml, else the preset `tiny`.
-    `name`: the run's, else `run.name`. The sections that finished earlier stages were made with stand (all finished
-    stages, without `stage`), save where an override names another value. Nothing is created. Raises what `load_config` and `find_run` raise.
+    The sections that finished stages were made with keep their values, except where an override names another one.
+
+    Args:
+        sources: presets and YAML files; without any, the run's own config.yaml, or the preset `tiny` for a new run.
+        overrides: settings such as `"grpo.max_steps=200"`.
+        name: the run's name, by default `run.name` of the configuration. Its folder lies where `find_root` says.
+        stage: what is to be done next: `data`, `screen`, `train`, `evaluate` or `package`. Only the stages that it
+            builds on keep their settings; without it, all finished stages do.
+        force: whether to repeat a stage that is done.
+
+    Returns:
+        The configuration and the run.
+
+    Raises:
+        ValueError: for an unknown key or preset, a value out of range, or a name that is not a plain folder name.
+        FileNotFoundError: for a YAML file that does not exist.
+
+    Example:
+        >>> config, run = open_run(["tiny"], ["grpo.max_steps=5"], name="first")
+        >>> config.grpo.max_steps, run.name
+        (5, 'first')
     """
-    asked = configuration.load_config(sources or ["tiny"], overrides)
-    run = find_run(name or asked.run.name, asked.run.root)
+    config = configuration.load_config(sources or ["tiny"], overrides)
+    run = find_run(name or config.run.name, config.run.root)
     if not sources and run.config.is_file():
-        asked = configuration.load_config([str(run.config)], overrides)
-    stands = BUILDS_ON[stage] if stage else STAGES
-    finished = [run.stages()[done]["settings"] for done in stands if done in run.stages()]
-    asked = configuration.keep_finished_settings(asked, finished, overrides)
-    return replace(asked, run=replace(asked.run, name=run.name, force=force or asked.run.force)), run
+        config = configuration.load_config([str(run.config)], overrides)
+    records = run.stages()
+    finished = [records[done]["settings"] for done in (BUILDS_ON[stage] if stage else STAGES) if done in records]
+    config = configuration.keep_finished_settings(config, finished, overrides)
+    return replace(config, run=replace(config.run, name=run.name, force=force or config.run.force)), run
 
 
 def describe_run(run: Run) -> str:
-    """Where the run stands, in lines to print: its folder, and each stage with the time it was done; `screen`, which a run can do without, only then."""
-    done = run.stages()
+    """The run's folder and, line by line, when each stage was done; `screen`, which is optional, only when it was."""
+    records = run.stages()
     lines = [f"run {run.name!r} in {run.path.absolute()}"]
     for stage in STAGES:
-        note = done.get(stage)
-        if stage == "screen" and not note:
-            continue
-        lines.append(
-            f"  {stage:<8} " + (f"done {note['finished'][:16]} UTC in {note['seconds']:.0f} s" if note else "not yet")
-        )
+        record = records.get(stage)
+        if record:
+            lines.append(f"  {stage:<8} done {record['finished'][:16]} UTC in {record['seconds']:.0f} s")
+        elif stage != "screen":
+            lines.append(f"  {stage:<8} not yet")
     return "\n".join(lines)

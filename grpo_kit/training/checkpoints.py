@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import differences, hash_of, new_folder, write_text
+from grpo_kit.runs.files import hash_of, list_differences, new_folder, write_text
 from grpo_kit.runs.metrics import with_current_names
 
 KEPT = 2
@@ -54,7 +54,7 @@ def find_checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] 
         if not whole:
             warnings.warn(f"{path} is damaged and passed over; the one before it is taken.", stacklevel=2)
             continue
-        if other := differences(seal["settings"], json.loads(json.dumps(settings))):
+        if other := list_differences(seal["settings"], json.loads(json.dumps(settings))):
             raise ValueError(
                 f"An interrupted training lies in {folder}, made otherwise ({'; '.join(other[:3])}). Ask for the same settings to "
                 "go on with it, or start anew with --force (run.force=true)."

@@ -8,9 +8,9 @@ from grpo_kit.config import RunConfig, load_config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import differences, hash_of
+from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.metrics import read_metrics
-from grpo_kit.runs.run import Run, environment
+from grpo_kit.runs.run import Run, describe_environment
 from grpo_kit.training import train
 
 CLOCK = ("second", "time", "memory_gib")  # what a metrics row says of the machine and not of the run
@@ -31,7 +31,7 @@ def reproduce(run: Run, show: Show = lambda _: None) -> tuple[Run, list[str]]:
     config = replace(config, run=replace(config.run, name=again.name, force=True))
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     told = notes["train"]["settings"]["rewards"]
-    found = differences(notes["train"]["environment"], environment())
+    found = list_differences(notes["train"]["environment"], describe_environment())
     found += [
         f"reward {reward.__name__} was edited since"
         for reward in rewards

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from grpo_kit import config as configuration
 from grpo_kit.evaluation import evaluate, intervals
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import differences, hash_of, read_lines, write_text
+from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.training import train
 from grpo_kit.tuning import report
@@ -68,7 +68,7 @@ def tune(
         storage=f"sqlite:///{(folder / 'study.db').absolute()}", study_name=run.name, direction="maximize", load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
-    if other := differences(study.user_attrs.get("settings", settings), settings):
+    if other := list_differences(study.user_attrs.get("settings", settings), settings):
         raise ValueError(
             f"The search of run {run.name!r} was begun otherwise ({'; '.join(other[:3])}). Begin anew with --force, or name another run."
         )

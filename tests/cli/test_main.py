@@ -171,7 +171,7 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["data", "data.source=amc23"], "amc23", "Name training sets"),  # a set to be judged by
         (["data", "data.source=noanswer.csv,none.csv"], "none.csv", "Check the path"),  # the second of two
         (["data", "data.max_prompt_tokens=0"], "is 0", "1 or more"),
-        (["data", "--run", "../up"], "'../up'", "Pick such a name"),  # would leave the folder
+        (["data", "--run", "../up"], "'../up'", "Use at most 100 letters"),  # would leave the folder
         (["train", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),  # unknown run
         (["train", "grpo.num_generations=1"], "is 1;", "2 or more"),  # group of one
         (["train", "grpo.num_generations=7"], "is 7", "multiple of 7"),  # a batch that groups do not divide

@@ -24,7 +24,7 @@ import os, pathlib, socket
 from grpo_kit import notebook, sources, workspace
 
 ROOT = pathlib.Path(os.environ["MACHINE"])
-for function in (workspace.find_root, workspace.nf4_folder, workspace.find_run, sources.locate_source, notebook.mount_drive):
+for function in (workspace.find_root, workspace.default_nf4_folder, workspace.find_run, sources.locate_source, notebook.mount_drive):
     function.__defaults__ = tuple(ROOT if value == pathlib.Path("/") else value for value in function.__defaults__)
 
 def note(address):

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from grpo_kit.runs.files import hash_of, new_folder, read_lines, write_lines, write_text
-from grpo_kit.runs.run import Run, find_root, find_run, nf4_folder
+from grpo_kit.runs.run import Run, default_nf4_folder, find_root, find_run
+from grpo_kit.runs.session import describe_run
 
 
 def test_runs_lie_in_the_working_folder_elsewhere(tmp_path):
@@ -25,9 +26,9 @@ def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
 
 def test_an_nf4_checkpoint_lies_on_the_machines_own_disk(tmp_path):
     (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
-    assert nf4_folder("a/b", {"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/nf4/a--b"
-    assert nf4_folder("a/b", {"KAGGLE_KERNEL_RUN_TYPE": "x"}, tmp_path) == tmp_path / "kaggle/working/nf4/a--b"
-    assert nf4_folder("a/b", {}, tmp_path).as_posix() == "nf4/a--b"
+    assert default_nf4_folder("a/b", {"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/nf4/a--b"
+    assert default_nf4_folder("a/b", {"KAGGLE_KERNEL_RUN_TYPE": "x"}, tmp_path) == tmp_path / "kaggle/working/nf4/a--b"
+    assert default_nf4_folder("a/b", {}, tmp_path).as_posix() == "nf4/a--b"
 
 
 def test_the_zip_lies_where_kaggle_looks_for_it(tmp_path, monkeypatch):
@@ -55,7 +56,7 @@ def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden", "-x", "a b", "x" * 101, "a\n"])
 def test_a_name_that_is_no_folder_name_is_refused(name, tmp_path):
-    with pytest.raises(ValueError, match="cannot name a run"):
+    with pytest.raises(ValueError, match="Invalid run name.*Use at most 100 letters"):
         find_run(name, tmp_path)
 
 
@@ -78,10 +79,30 @@ def test_a_stage_made_the_same_way_is_done(tmp_path):
     assert not run.is_done("data", {"a": {"b": 1}}, [], force=True)
 
 
-def test_a_stage_made_otherwise_is_refused_and_says_how_it_differs(tmp_path):
+def test_a_record_made_by_version_0_1_still_holds(tmp_path):
+    """Word for word as `Run.note` wrote it, all but hashes and versions shortened."""
+    run = find_run("old", tmp_path)
+    (run.path / "data").mkdir(parents=True)
+    run.manifest.write_text("{}\n")
+    run.notes.write_text(
+        '{\n  "run": "old",\n  "stages": {\n    "data": {\n      "finished": "2026-11-25T10:00:00.000+00:00",\n'
+        '      "seconds": 1.25,\n      "settings": {"data": {"source": "tiny-sums"}, "seed": 0},\n      "read": {},\n'
+        f'      "wrote": {{"data/manifest.json": "{hash_of(run.manifest)}"}},\n'
+        '      "environment": {"python": "3.11.7", "packages": {"grpo-kit": "0.1.0"}, "commit": null}\n    }\n  }\n}\n'
+    )
+    assert run.is_done("data", {"data": {"source": "tiny-sums"}, "seed": 0}, [])
+    with pytest.raises(ValueError, match="data.source was tiny-sums, now mine.csv"):
+        run.is_done("data", {"data": {"source": "mine.csv"}, "seed": 0}, [])
+    run.require_stage("data", "grpo-kit data")
+    assert "data     done 2026-11-25T10:00 UTC in 1 s" in describe_run(run)
+
+
+def test_a_stage_made_with_different_settings_is_refused_and_says_how_it_differs(tmp_path):
     run = find_run("r", tmp_path)
     make_stage(run, {"a": {"b": 1}})
-    with pytest.raises(ValueError, match=r"a\.b was 1, now 2.*--force.*--run"):
+    with pytest.raises(
+        ValueError, match=r"already finished with different settings \(a\.b was 1, now 2\)\. Use --force.*or --run"
+    ):
         run.is_done("data", {"a": {"b": 2}}, [])
     assert not run.is_done("data", {"a": {"b": 2}}, [], force=True)
 
