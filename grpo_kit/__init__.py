@@ -1,7 +1,80 @@
-"""grpo-kit: reinforcement learning (GRPO) for Nemotron-3-Nano-30B-A3B on one GPU, and for its miniature on a laptop.
+"""grpo-kit trains Nemotron-3-Nano-30B-A3B with GRPO on one GPU, and a tiny model of the same architecture on a laptop.
 
-The stages are modules, each usable alone: `data`, `policy`, `train`, `evaluate`, `submission`; rewards are files to
-copy (`grpo_kit/rewards/`). Importing the package loads none of them, and no torch.
+The names in `__all__` are the public interface. Each is loaded when it is first used, so `import grpo_kit` is quick and
+does not load torch. The whole chain, small enough for half a minute on two processor cores:
+
+```python
+from grpo_kit import check, compare, load_reward, measure, open_run, package, prepare_data, train
+
+config, run = open_run(["tiny"], ["data.test_size=60", "grpo.max_steps=5"], name="first")
+verifier = load_reward(config.evaluation.verifier)
+prepare_data(config, run, verifier)
+measure(config, run, "before")
+train(config, run, [load_reward(name) for name in config.grpo.reward_funcs])
+measure(config, run, "after")
+print(compare(run)["words"])
+zip_path = package(config, run)
+print([finding.what for finding in check(zip_path, config.policy, run.probe)])
+```
+
+The command line (`grpo-kit --help`) and the notebooks call the same functions. Rewards are files to copy; they lie in
+`grpo_kit/rewards/`.
 """
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+__all__ = [
+    "Board", "audit_reward", "check", "compare", "load_config", "load_policy", "load_reward", "measure", "open_run",
+    "package", "plan", "prepare_data", "screen", "submit", "train", "tune",
+]  # fmt: skip
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` imports one name at a time
+    from grpo_kit.config import load_config
+    from grpo_kit.data.preparation import prepare as prepare_data
+    from grpo_kit.display.board import Board
+    from grpo_kit.evaluation.evaluate import measure
+    from grpo_kit.evaluation.evaluate import report as compare
+    from grpo_kit.evaluation.screening import screen
+    from grpo_kit.kaggle.submit import submit
+    from grpo_kit.planning.memory import plan
+    from grpo_kit.policy.load import load_policy
+    from grpo_kit.rewards.tools.audit import audit_file as audit_reward
+    from grpo_kit.rewards.tools.loading import load_reward
+    from grpo_kit.runs.session import open_run
+    from grpo_kit.submission.output_check import check_submission as check
+    from grpo_kit.submission.package import package_adapter as package
+    from grpo_kit.training.train import train
+    from grpo_kit.tuning.tune import tune
+
+# Public name: the module that defines it, and its name there.
+_HOMES = {
+    "Board": ("grpo_kit.display.board", "Board"),
+    "audit_reward": ("grpo_kit.rewards.tools.audit", "audit_file"),
+    "check": ("grpo_kit.submission.output_check", "check_submission"),
+    "compare": ("grpo_kit.evaluation.evaluate", "report"),
+    "load_config": ("grpo_kit.config", "load_config"),
+    "load_policy": ("grpo_kit.policy.load", "load_policy"),
+    "load_reward": ("grpo_kit.rewards.tools.loading", "load_reward"),
+    "measure": ("grpo_kit.evaluation.evaluate", "measure"),
+    "open_run": ("grpo_kit.runs.session", "open_run"),
+    "package": ("grpo_kit.submission.package", "package_adapter"),
+    "plan": ("grpo_kit.planning.memory", "plan"),
+    "prepare_data": ("grpo_kit.data.preparation", "prepare"),
+    "screen": ("grpo_kit.evaluation.screening", "screen"),
+    "submit": ("grpo_kit.kaggle.submit", "submit"),
+    "train": ("grpo_kit.training.train", "train"),
+    "tune": ("grpo_kit.tuning.tune", "tune"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
