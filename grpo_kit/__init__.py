@@ -34,11 +34,10 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from grpo_kit.config import load_config
     from grpo_kit.data.preparation import prepare as prepare_data
     from grpo_kit.display.board import Board
-    from grpo_kit.evaluation.evaluate import measure
-    from grpo_kit.evaluation.evaluate import report as compare
+    from grpo_kit.evaluation.evaluate import compare, measure
     from grpo_kit.evaluation.screening import screen
     from grpo_kit.kaggle.submit import submit
-    from grpo_kit.planning.memory import plan
+    from grpo_kit.planning.plan import plan
     from grpo_kit.policy.load import load_policy
     from grpo_kit.rewards.tools.audit import audit_file as audit_reward
     from grpo_kit.rewards.tools.loading import load_reward
@@ -53,14 +52,14 @@ _HOMES = {
     "Board": ("grpo_kit.display.board", "Board"),
     "audit_reward": ("grpo_kit.rewards.tools.audit", "audit_file"),
     "check": ("grpo_kit.submission.output_check", "check_submission"),
-    "compare": ("grpo_kit.evaluation.evaluate", "report"),
+    "compare": ("grpo_kit.evaluation.evaluate", "compare"),
     "load_config": ("grpo_kit.config", "load_config"),
     "load_policy": ("grpo_kit.policy.load", "load_policy"),
     "load_reward": ("grpo_kit.rewards.tools.loading", "load_reward"),
     "measure": ("grpo_kit.evaluation.evaluate", "measure"),
     "open_run": ("grpo_kit.runs.session", "open_run"),
     "package": ("grpo_kit.submission.package", "package_adapter"),
-    "plan": ("grpo_kit.planning.memory", "plan"),
+    "plan": ("grpo_kit.planning.plan", "plan"),
     "prepare_data": ("grpo_kit.data.preparation", "prepare"),
     "screen": ("grpo_kit.evaluation.screening", "screen"),
     "submit": ("grpo_kit.kaggle.submit", "submit"),

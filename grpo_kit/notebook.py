@@ -1,7 +1,7 @@
-"""What all notebooks share: Drive asked for, a preset that suits the machine, the run opened, a missing stage named with a link.
+"""What the notebooks use besides the public names: opening a run from form fields, and showing what a stage returned.
 
-A notebook starts on a fresh machine and asks nobody anything: what a person may refuse or overlook, Drive and secrets, it
-can do without.
+A notebook starts on a fresh machine and asks no questions: without Google Drive or secrets it goes on. Each function
+imports the libraries that it needs, because some take seconds to import.
 """
 
 import os
@@ -9,112 +9,239 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.config import RunConfig
+from grpo_kit.display.notebook_output import (
+    show_alarms,
+    show_completions,
+    show_curves,
+    show_data,
+    show_example,
+    show_findings,
+    show_funnel,
+    show_group,
+    show_machine,
+    show_plan,
+    show_reply,
+    show_settings,
+    show_sources,
+    show_trials,
+)
 from grpo_kit.runs import session
+from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run, find_run
 
-REPOSITORY = (
-    "grpo-kit/grpo-kit"  # owner/name on GitHub, put into every badge, link and install cell by notebooks/build.py
-)
+__all__ = [
+    "notebook_link", "open_from_form", "read_rows", "read_search_space", "render_prompt", "require_stage",
+    "sample_group", "sample_reply", "show_alarms", "show_comparison", "show_completions", "show_curves", "show_data",
+    "show_difficulty", "show_effects", "show_example", "show_findings", "show_funnel", "show_group", "show_machine",
+    "show_plan", "show_progress", "show_reply", "show_secrets", "show_settings", "show_sources", "show_trials",
+    "show_trl_settings", "submit_zip",
+]  # fmt: skip
+# Owner/name on GitHub; notebooks/build.py writes it into every badge, link and install cell.
+REPOSITORY = "grpo-kit/grpo-kit"
 AUTO = "auto"
 LINKS = {
     "colab": "https://colab.research.google.com/github/{0}/blob/main/notebooks/{1}.ipynb",
     "kaggle": "https://kaggle.com/kernels/welcome?src=https://github.com/{0}/blob/main/notebooks/{1}.ipynb",
     "local": "{1}.ipynb",
 }
-MOUNT = "On Kaggle, its output has to be an input of this notebook: Add Input, Your Work."
+ADD_INPUT = "On Kaggle, add that notebook's output as an input of this one: Add Input, Your Work."
 
 
-def place(environ: Mapping[str, str] = os.environ) -> str:
-    """`colab`, `kaggle` or `local`."""
+# Opening a run
+
+
+def detect_place(environ: Mapping[str, str] = os.environ) -> str:
+    """Where this notebook runs: `colab`, `kaggle` or `local`."""
     if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         return "kaggle"
     return "colab" if environ.get("COLAB_RELEASE_TAG") else "local"
 
 
-def link(name: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Where the notebook `name`, such as `02_data`, is opened from here."""
-    return LINKS[place(environ)].format(REPOSITORY, name)
+def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The link that opens the notebook `name`, such as `02_data`, in the same place as this one."""
+    return LINKS[detect_place(environ)].format(REPOSITORY, name)
 
 
-def suited(device: Any) -> str:
-    """The preset for a `machines.Device`: the 30B where a GPU has room for it, else the embedded policy.
+def suggest_preset(device: Any) -> str:
+    """The preset for a `planning.machines.Device`: one for the 30B model where it fits the GPU, else `tiny`.
 
-    >>> from grpo_kit.planning import machines
-    >>> [suited(machines.DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suited(machines.Device("laptop", gpu=0))
+    >>> from grpo_kit.planning.machines import DEVICES, Device
+    >>> [suggest_preset(DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suggest_preset(Device("laptop", gpu=0))
     (['t4', 't4x2', '80gb'], 'tiny')
     """
     if device.gpu >= 70:
         return "80gb"
-    if device.gpu >= 20 and device.triton:  # bf16, which that preset computes in
+    if device.gpu >= 20 and device.triton:  # that preset computes in bf16, which such a GPU has
         return "24gb"
     return "tiny" if device.gpu < 14 else "t4x2" if device.gpus > 1 else "t4"
 
 
-def begin(preset: str, run_name: str = "", overrides: str = "", drive: bool = True) -> tuple[Any, Run]:
-    """(configuration, run) from a notebook's form fields, after a look at Drive on Colab; prints where the run stands.
+def open_from_form(
+    preset: str, run_name: str = "", overrides: str = "", use_drive: bool = True
+) -> tuple[RunConfig, Run]:  # fmt: skip
+    """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
-    `preset` "auto": what the run of this name was made with, where there is one, else what suits this machine.
-    `overrides`: key=value, parted by spaces. Raises what `session.open_run` raises.
+    Args:
+        preset: a preset's name, or "auto": the settings of the run if it exists, else what suits the machine.
+        run_name: the run's name; if empty, `run.name` among the overrides, else the preset's name.
+        overrides: `section.key=value`, separated by spaces.
+        use_drive: on Colab, ask for Google Drive first, so that the run is kept when the session ends.
+
+    Raises:
+        ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
     """
-    if drive and place() == "colab":
+    if use_drive and detect_place() == "colab":
         print(mount_drive())
-    said = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
-    name, sources = run_name.strip() or said.get("run.name", ""), (preset,)
+    settings = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
+    name, sources = run_name.strip() or settings.get("run.name", ""), (preset,)
     if preset == AUTO and name and find_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
-        from grpo_kit.planning import machines
+        from grpo_kit.planning.machines import this_device
 
-        sources = (suited(machines.this_device()),)
+        sources = (suggest_preset(this_device()),)
     config, run = session.open_run(sources, overrides.split(), name or sources[0])
     print(session.describe_run(run))
     return config, run
 
 
 def mount_drive(filesystem: Path = Path("/")) -> str:
-    """Ask Colab for the person's Drive unless it is there; returns a sentence on where runs lie. Refused, it goes on without."""
+    """Ask Colab for Google Drive unless it is mounted; return a sentence that says where runs will be kept."""
     folder = filesystem / "content/drive"
     if not (folder / "MyDrive").is_dir():
         try:
             from google.colab import drive
 
             drive.mount(str(folder))
-        except Exception as error:  # refused, overlooked, no browser: each has a type of its own that only exists there
-            why = " ".join(str(error).split())[:100] or type(error).__name__
-            return f"Drive was not given ({why}): the run lies on this machine's disk and ends with the session. Run this cell again to be asked once more."
-    return "Drive is mounted: the run outlives this session."
+        except Exception as error:  # refused, overlooked, no browser: Colab has an error type of its own for each
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            return (
+                f"Google Drive is not mounted ({reason}), so the run is kept on this machine's disk and is lost when "
+                "the session ends. Run this cell again to be asked again."
+            )
+    return "Google Drive is mounted: the run is kept when the session ends."
 
 
-def need(run: Run, stage: str, name: str) -> None:
-    """Raise FileNotFoundError unless `stage` of the run is done, naming the notebook to run first, which is shown as a link."""
+def require_stage(run: Run, stage: str, notebook: str) -> None:
+    """Raise FileNotFoundError unless the run has finished `stage`; show a link to the `notebook` that does it."""
     from IPython.display import Markdown, display
 
+    link = notebook_link(notebook)
     try:
-        run.require_stage(stage, f"notebook {link(name)}")
+        run.require_stage(stage, f"notebook {link}")
     except FileNotFoundError:
-        more = f" {MOUNT}" if place() == "kaggle" else ""
-        display(Markdown(f"Run **[{name}]({link(name)})** first, then this notebook again.{more}"))
+        more = f" {ADD_INPUT}" if detect_place() == "kaggle" else ""
+        display(Markdown(f"Run **[{notebook}]({link})** first, then this notebook again.{more}"))
         raise
 
 
-def counter(what: str) -> Callable[..., None]:
-    """A line under the cell that counts `what`: call it with (done, total, note)."""
+def show_progress(things: str) -> Callable[..., None]:
+    """A function that rewrites one line under the cell, "12 of 500 answers"; call it with (done, total, note)."""
     from IPython.display import Pretty, display
 
     line = display(Pretty(""), display_id=True)
 
-    def show(done: int, total: int, note: str = "") -> None:
-        line.update(Pretty(f"{done} of {total} {what}" + (f", {note}" if note else "")))
+    def update(done: int, total: int, note: str = "") -> None:
+        line.update(Pretty(f"{done} of {total} {things}" + (f", {note}" if note else "")))
 
-    return show
+    return update
 
 
-def submit(zip_path: Path, message: str, send: bool) -> None:
-    """Submit the zip to the challenge and wait for its score; without `send` show the calls, or why it would be refused."""
-    from grpo_kit.kaggle import submit as kaggle_submit
+def read_rows(run: Run, split: str) -> list[dict[str, Any]]:
+    """The problems of `train`, `val` or `test`, one dict each, with `id`, `prompt`, `answer` and `source`."""
+    return read_lines(run.data_file(split))
+
+
+# Notebook 1: the machine, the plan, the policy
+
+
+def show_secrets() -> None:
+    """Print where Kaggle's and Hugging Face's credentials were found; never the credentials."""
+    from grpo_kit.kaggle import credentials
+
+    print(credentials.summary())
+
+
+def render_prompt(tokenizer: Any, config: RunConfig, problem: str) -> str:
+    """The text that the policy reads when it is asked `problem`, chat template included."""
+    from grpo_kit.policy import chat
+
+    return chat.render_prompt(tokenizer, _conversation(config, problem), config.policy.enable_thinking)
+
+
+def sample_reply(model: Any, tokenizer: Any, config: RunConfig, problem: str) -> Any:
+    """One reply to `problem`, sampled as in the evaluation: `text`, length in `tokens`, and whether it `finished`."""
+    return _sample(model, tokenizer, config, config.evaluation, problem, 1)[0]
+
+
+def sample_group(model: Any, tokenizer: Any, config: RunConfig, problem: str) -> list[Any]:
+    """A group of `grpo.num_generations` replies to `problem`, sampled as in the training."""
+    from grpo_kit.evaluation.screening import training_sampling
+
+    return _sample(model, tokenizer, config, training_sampling(config), problem, config.grpo.num_generations)
+
+
+def _conversation(config: RunConfig, problem: str) -> list[dict[str, str]]:
+    from grpo_kit.policy.chat import build_messages
+
+    return build_messages(problem, config.data.prompt_suffix, config.data.system_prompt)
+
+
+def _sample(model: Any, tokenizer: Any, config: RunConfig, evaluation: Any, problem: str, count: int) -> list[Any]:
+    from grpo_kit.policy.generate import sample
+
+    conversations, thinking = [_conversation(config, problem)] * count, config.policy.enable_thinking
+    return sample(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
+
+
+# Notebook 2: the data
+
+
+def show_difficulty(config: RunConfig, run: Run, verifier: Callable[..., Any]) -> None:
+    """Show prompt lengths in tokens and pass rates in [0, 1] of training problems; `tiny` tries 32 of them first."""
+    from IPython.display import display
+
+    from grpo_kit.display import data_funnel
+    from grpo_kit.evaluation.screening import estimate_pass_rates
+    from grpo_kit.policy.chat import make_token_counter
+
+    lengths = sorted(make_token_counter(config.policy)([row["prompt"] for row in read_rows(run, "train")]))
+    display(data_funnel.shape(lengths, estimate_pass_rates(config, run, verifier)))
+    print(f"shortest prompt {lengths[0]} tokens, median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
+    reply = config.grpo.max_completion_length
+    print(f"longest prompt and longest reply together: {lengths[-1]} + {reply} = {lengths[-1] + reply} tokens")
+
+
+# Notebooks 3 and 4: training, results, the zip
+
+
+def show_trl_settings(config: RunConfig, run: Run) -> Any:
+    """Show this run's settings under TRL's names; returns the complete `trl.GRPOConfig`."""
+    import pandas
+    from IPython.display import display
+
+    from grpo_kit.training import trl_settings
+
+    arguments = trl_settings.make_trl_config(config, run.path / "checkpoints")
+    values = {name: str(arguments.to_dict()[name]) for name in trl_settings.trl_arguments(config)}
+    display(pandas.DataFrame({"value": values}))
+    return arguments
+
+
+def show_comparison(report: Mapping[str, Any]) -> None:
+    """Print what `compare` returned as four sentences: before, after, the change, and whether it is real."""
+    from grpo_kit.evaluation.intervals import describe_comparison
+
+    print(describe_comparison(report))
+
+
+def submit_zip(zip_path: Path, message: str, send: bool) -> None:
+    """Submit the zip to the challenge and print its score; without `send`, print what would be sent."""
+    from grpo_kit.kaggle.submit import submit
 
     try:
-        score = kaggle_submit.submit(zip_path, message, dry_run=not send)
+        score = submit(zip_path, message, dry_run=not send)
     except ValueError as error:
         if send:
             raise
@@ -122,3 +249,26 @@ def submit(zip_path: Path, message: str, send: bool) -> None:
         return
     if score:
         print(f"{score} on the public leaderboard")
+
+
+# Notebook 5: the search over settings
+
+
+def read_search_space(search: str) -> dict[str, Any]:
+    """The settings to search, from `key=log(a,b) key=[a,b,c]`; prints a line for each."""
+    from grpo_kit.tuning import space
+
+    axes, _ = space.parse_search(search.split())
+    for key, axis in axes.items():
+        print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
+    return axes
+
+
+def show_effects(result: Mapping[str, Any], run: Run) -> None:
+    """Show the search as a chart, and print for each setting whether it changed the accuracy."""
+    from IPython.display import Image, display
+
+    from grpo_kit.tuning import report
+
+    display(Image(run.path / "tune" / "tune.png"))
+    print("\n".join(report.moved(result)))

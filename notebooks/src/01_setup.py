@@ -6,17 +6,18 @@
 #
 # | Goal | Hardware | Minutes |
 # |---|---|---|
-# | See what this machine is and what will fit on it, open a run, load the policy and hear it think once before any training | any; two CPU cores are enough for `tiny`, the 30B wants a T4 or more | 1 for `tiny`, once the packages are installed |
+# | Check this machine and what fits on it, open a run, load the policy, and read one of its replies before any training | any; two CPU cores are enough for `tiny`, the 30B model needs a T4 or more | 1 for `tiny`, once the packages are installed |
 #
 # **1 Setup** → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb).
-# Each notebook stands alone: it finds the run where the last one left it, even on a fresh machine.
+# Each notebook can start on a fresh machine: it finds the run where the previous notebook left it.
 
 # %% [markdown]
 # ## Install
-# Where `grpo_kit` is missing, pip brings it and what it needs, quietly: one or two minutes, and no restart, for the
-# machine's own torch, numpy and pillow stay as they are. Where it is there, nothing happens. **You should
-# see** nothing. An error is from here on its one sentence; `%tb Context` shows the rest.
+# If `grpo_kit` is missing, pip installs it with what it needs. This takes one or two minutes and no restart, because
+# the machine's own torch, numpy and pillow stay as they are. If it is installed already, nothing happens.
+#
+# **Expected output:** none. From here on errors are shown as one sentence; run `%tb Context` for the full traceback.
 
 # %% cellView="form"
 # @title Install
@@ -27,27 +28,29 @@ import sys
 
 get_ipython().InteractiveTB.set_mode("Minimal")
 SOURCE = "git+https://github.com/REPOSITORY"
-IMAGES_OWN = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
+KEEP = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
 
 if importlib.util.find_spec("grpo_kit") is None:
-    here = {found.name.lower(): found.version for found in importlib.metadata.distributions()}
-    kept = [f"{name}=={here[name]}" for name in IMAGES_OWN if name in here]
-    pip = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *kept]
-    done = subprocess.run(pip, capture_output=True, text=True)
-    if done.returncode:
+    versions = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions()}
+    pins = [f"{name}=={versions[name]}" for name in KEEP if name in versions]
+    command = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
         remedy = "Check the network; on Kaggle, turn Internet on in the notebook's settings"
-        raise RuntimeError(f"pip could not install the kit. {remedy}. {done.stderr.strip()[-600:]}")
+        error = result.stderr.strip()[-600:]
+        raise RuntimeError(f"pip could not install the kit. {remedy}. {error}")
 
 # %% [markdown]
 # ## Settings
-# - `preset` is where all settings start. `auto` takes what suits the machine: the 30B where a GPU has room for it, by the
-#   plan below; else `tiny`, a half-million-parameter Nemotron-H that ships with the package.
-# - `run_name` names the run's folder; left empty, it is the preset's name. Give all notebooks the same.
-# - `overrides` change single settings, parted by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
-# - `use_drive` keeps the run on your Google Drive (Colab only). Colab asks for your leave; refused or not answered within
-#   two minutes, the run lies on the machine's disk.
+# - `preset` is a set of settings to start from. `auto` picks the one that suits this machine: the 30B model if the
+#   GPU has room for it, else `tiny`, a Nemotron-H with half a million parameters that ships with the package.
+# - `run_name` names the run's folder. If it is empty, the run has the preset's name. Use the same name in all
+#   notebooks.
+# - `overrides` change single settings. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
+# - `use_drive` keeps the run on your Google Drive (Colab only). Colab asks for your permission. If you refuse, or do
+#   not answer within two minutes, the run is kept on the machine's disk.
 #
-# The presets other than `tiny` describe the 30B model, whose way into 4 bit is tested with small models on a CPU only:
+# The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
 # **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
@@ -59,176 +62,148 @@ use_drive = True  # @param {type:"boolean"}
 
 # %% [markdown]
 # ## This machine
-# What a run can do depends on the machine, so look at it first.
-
-# %%
-from grpo_kit.display import terminal
-from grpo_kit.planning import machine_check
-
-terminal.verdicts(machine_check.check_machine())
-
-# %% [markdown]
-# **You should see** `ok` in every row. No GPU is fine here: the tiny policy trains on a CPU.
-
-# %% [markdown]
-# ## Secrets
-# Nothing here needs one to run through. To submit to Kaggle from a notebook, keep a `KAGGLE_API_TOKEN` (or
-# `KAGGLE_USERNAME` and `KAGGLE_KEY`) under Colab's key symbol or in Kaggle's *Add-ons, Secrets*; an `HF_TOKEN` there is
-# used for downloads. Secrets are told to the library that needs them, and never shown or written.
-
-# %%
-from grpo_kit.kaggle import credentials
-
-print(credentials.summary())
-
-# %% [markdown]
-# **You should see** two lines that say where each was found, or `none`.
-
-# %% [markdown]
-# ## This run
-# Everything a run makes lies in one folder, so that a lost session costs nothing that was finished: on Drive on Colab, in
-# `/kaggle/working` on Kaggle, in `runs` here elsewhere.
+# This cell checks the machine and the installed libraries.
 
 # %%
 from grpo_kit import notebook
 
-config, run = notebook.begin(preset, run_name, overrides, use_drive)
+notebook.show_machine()
 
 # %% [markdown]
-# **You should see** the folder and the run's five stages. In a new run none is done, and nothing has been written yet.
+# **You should see** `ok` in every row. A machine without a GPU is fine here: the tiny policy trains on a CPU. In a
+# terminal, `grpo-kit env` shows the same table.
+
+# %% [markdown]
+# ## Secrets
+# This notebook needs no secrets. To submit to Kaggle from a notebook, store a `KAGGLE_API_TOKEN` (or
+# `KAGGLE_USERNAME` and `KAGGLE_KEY`) behind the key symbol in Colab, or under *Add-ons, Secrets* in Kaggle. An
+# `HF_TOKEN` stored there is used for downloads. The kit passes a secret only to the library that needs it; it never
+# prints or saves one.
+
+# %%
+notebook.show_secrets()
+
+# %% [markdown]
+# **You should see** two lines, which say where each secret was found, or `none`.
+
+# %% [markdown]
+# ## This run
+# One folder holds everything that a run produces, so you lose no finished work when a session ends. It is on Google
+# Drive in Colab, in `/kaggle/working` on Kaggle, and in `runs` elsewhere.
+
+# %%
+config, run = notebook.open_from_form(preset, run_name, overrides, use_drive)
+
+# %% [markdown]
+# **You should see** the folder and the five stages of the run. In a new run no stage is done, and no file has been
+# written yet.
 
 # %% [markdown]
 # ## Will it fit?
-# The plan counts, before anything is downloaded, what the run needs of this machine: weights, LoRA and its optimiser,
-# what is sampled at once, activations. `host` is the machine's own memory. **Takes** a few seconds.
+# The plan computes, before any download, how much memory the run needs on this machine: weights, LoRA and its
+# optimiser, the sequences sampled at once, activations. `host` is the machine's main memory. **Takes** a few seconds.
 
 # %%
 # %matplotlib inline
-from IPython.display import display
-
-from grpo_kit.display import charts
-from grpo_kit.planning import machines
-from grpo_kit.planning.plan import plan
-
-planned = plan(config, machines.this_device(), search=False)
-display(charts.plan(planned))
-print(planned.verdict)
+notebook.show_plan(config)
 
 # %% [markdown]
-# **You should see** a bar for each place that must hold something, its parts end to end, and above it how much there is. A
-# red line marks where the place ends, if it ends near; for `tiny` there is far more than it needs. The sentence says whether
-# it fits and, if not, what to set.
+# **You should see** one bar for each place that holds data, divided into parts, with the available memory written
+# above it. A red line marks the limit of a place if the bar comes near it; `tiny` stays far below. The sentence says
+# whether the run fits and, if not, which setting to change.
 
 # %% [markdown]
-# The same for the 30B on one T4, whatever machine this is: most of the GPU is routed experts, as many as there is room for.
-# The others wait in host memory and are brought over when they are hit. **Takes** about five seconds.
+# The next plan is for the 30B model on one T4, whatever machine you use now. The planner puts as many routed experts
+# on the GPU as fit; the others wait in host memory and are copied to the GPU when a token needs them. **Takes** about
+# five seconds.
 
 # %%
-from grpo_kit.config import load_config
+from grpo_kit import load_config
 
-display(charts.plan(plan(load_config(["t4"]), machines.find_device("t4"), search=False)))
+notebook.show_plan(load_config(["t4"]), "t4")
 
 # %% [markdown]
-# **You should see** a GPU that is full to the red line by intention. These figures are computed; no T4 has confirmed them.
+# **You should see** a GPU that is filled up to the red line, as intended. These figures are computed; they have not
+# been measured on a T4 yet.
 
 # %% [markdown]
 # ## All settings
-# A run's settings are the preset's, then what its earlier stages were made with, and your overrides on top. The names are
+# A run's settings come from the preset, then from the stages it has finished, then from your overrides. The names are
 # those of TRL, PEFT and transformers.
 
 # %%
-import html
-
-from IPython.display import HTML
-
-from grpo_kit.config import to_yaml
-
-folded = "<details><summary>all settings of this run</summary><pre>{}</pre></details>"
-display(HTML(folded.format(html.escape(to_yaml(config)))))
+notebook.show_settings(config)
 
 # %% [markdown]
-# **You should see** one line; click on it to unfold the sections, from `policy` to `run`. Any setting can be overridden as
-# `section.key=value`.
+# **You should see** one line. Click on it to unfold all sections, from `policy` to `run`. You can override each
+# setting with `section.key=value`.
 
 # %% [markdown]
 # ## Load the policy
-# In reinforcement learning the model that acts is called the policy. It is loaded once here, only to be looked at.
-# **Takes** a second for `tiny`. The 30B is read shard by shard, some 60 GB in all, and quantised on the way, with a line a
-# shard; the 4-bit copy stays on the machine's disk and is read from there next time.
+# In reinforcement learning the model that acts is called the policy. This notebook loads it only to look at it.
+# **Takes** a second for `tiny`. The 30B model is read file by file, about 60 GB in all, and quantised on the way,
+# with one line per file. The 4-bit copy stays on the machine's disk, and the next load reads it from there.
 
 # %%
-from grpo_kit.policy.load import load_policy
+from grpo_kit import load_policy
 
 model, tokenizer = load_policy(config.policy)
 parameters = sum(p.numel() for p in model.parameters())
 print(f"{type(model).__name__}: {parameters:,} parameters in {model.dtype} on {model.device}")
 
 # %% [markdown]
-# **You should see** for `tiny` a `NemotronHForCausalLM` with half a million parameters: the architecture of
-# Nemotron-3-Nano-30B-A3B (Mamba, attention, routed experts), made small.
+# **You should see** for `tiny` a `NemotronHForCausalLM` with half a million parameters. It has the architecture of
+# Nemotron-3-Nano-30B-A3B (Mamba, attention, routed experts) in a small size.
 
 # %% [markdown]
 # ## What the policy reads
-# A problem reaches the policy inside a chat template, and the template decides where the reply begins.
+# The chat template wraps each problem before the policy reads it, and the template decides where the reply begins.
 
 # %%
-from grpo_kit.policy.chat import build_messages, render_prompt, split_thinking
-
 problem = "What is 47 + 38?"
-conversation = build_messages(problem, config.data.prompt_suffix, config.data.system_prompt)
-thinking_on = config.policy.enable_thinking
-print(render_prompt(tokenizer, conversation, thinking_on))
+print(notebook.render_prompt(tokenizer, config, problem))
 
 # %% [markdown]
-# **You should see** a last line that says `<think>`: the *template* has opened the thinking. The reply therefore starts
-# in the middle of a thought and holds only the closing `</think>`; a reward that waits for `<think>` in the reply
-# would pay 0 for ever.
+# **You should see** `<think>` in the last line: the *template* has already opened the thinking. The reply therefore
+# starts in the middle of a thought and contains only the closing `</think>`. A reward that looks for `<think>` in the
+# reply would always pay 0.
 
 # %% [markdown]
 # ## One reply before training
-# Thinking and answer are shown apart, because only what follows `</think>` is the answer. **Takes** a moment for `tiny`; for
-# the 30B a minute or more, which nobody has measured.
+# The thinking and the answer are printed separately, because only the text after `</think>` is the answer. **Takes**
+# a moment for `tiny`; for the 30B model a minute or more (an estimate, not a measurement).
 
 # %%
-from grpo_kit.evaluation import evaluate
-
-seed = config.run.seed
-reply = evaluate.sample(model, tokenizer, [conversation], config.evaluation, seed, thinking_on)[0]
-thinking, answer = split_thinking(reply.text)
-print("thinks :", thinking)
-print("answers:", answer)
-print("length :", reply.tokens, "tokens,", "ended by itself" if reply.finished else "cut off")
+reply = notebook.sample_reply(model, tokenizer, config, problem)
+notebook.show_reply(reply)
 
 # %% [markdown]
-# **You should see** a thought and a boxed number, which may well be wrong: 47 + 38 is 85. The tiny policy was taught
-# to work sums out digit by digit about two times in five, and to guess (`looks like ...`) otherwise.
+# **You should see** a thought and a number in a box. The number may well be wrong: 47 + 38 is 85. The tiny policy was
+# trained to work sums out digit by digit about two times in five, and to guess (`looks like ...`) otherwise.
 
 # %% [markdown]
 # ## A group of replies
-# GRPO draws several replies to the same problem, pays each, and makes those more likely that were paid better than
-# their group. This is one such group, drawn as training draws it. **Takes** as long as the reply above.
+# GRPO samples several replies to the same problem, rewards each one, and makes those replies more likely that got
+# more reward than their group's average. This cell samples one such group, with the same sampling settings as the
+# training. **Takes** as long as the reply above.
 
 # %%
-import pandas
-
-from grpo_kit.evaluation import screening
-
-same, drawn = [conversation] * config.grpo.num_generations, screening.training_sampling(config)
-group = evaluate.sample(model, tokenizer, same, drawn, seed, thinking_on)
-pairs = [split_thinking(reply.text) for reply in group]
-display(pandas.DataFrame(pairs, columns=["thinks", "answers"]))
+group = notebook.sample_group(model, tokenizer, config, problem)
+notebook.show_group(group)
 
 # %% [markdown]
-# **You should see** some replies that work the sum out and some that guess. Both habits are in the policy already;
-# training will decide which one stays.
+# **You should see** some replies that work the sum out and some that guess. The policy has both habits already;
+# training decides which one it keeps.
 
 # %% [markdown]
 # ## Your turn
-# - Ask something else: change `problem` and run the cells below it again.
-# - Set `overrides` to `grpo.temperature=0.1` and run all: what becomes of the group, and what could GRPO learn from it?
-# - Plan for another machine: `machines.find_device("24gb")` in place of `machines.this_device()`, and a longer reply by
-#   `grpo.max_completion_length=2048`. Where does the bar pass the line?
+# - Ask another question: change `problem` and run the cells below it again.
+# - Set `overrides` to `grpo.temperature=0.1` and run all cells. How does the group change, and what could GRPO learn
+#   from it?
+# - Plan for another machine with `notebook.show_plan(config, "24gb")`, and for longer replies with the override
+#   `grpo.max_completion_length=2048`. At which length does the bar pass the line?
 #
-# On a GPU, end this session before the next one: the model fills the card until then.
+# On a GPU, end this session before you open the next notebook: until then the model fills the GPU.
 #
-# **Next:** [2 Data](02_data.ipynb) ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)).
+# **Next:** [2 Data](02_data.ipynb)
+# ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)).

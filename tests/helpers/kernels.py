@@ -1,4 +1,4 @@
-"""Notebooks as a reader runs them: form fields filled in, each in a fresh kernel with an environment and folder of its own."""
+"""Runs notebooks as a reader does: form fields filled in, each in a fresh kernel with its own environment and folder."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
 NAMES = ("01_setup", "02_data", "03_training", "04_submit", "05_tuning")
-# What decides where a kernel thinks it is, or would reach into it from a test run.
+# Variables that say where a kernel runs, or that would carry over from the test run.
 OWN = ("MPLBACKEND", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "COV_CORE_SOURCE", "GRPO_KIT_ROOT", "GRPO_KIT_DATA")
 DATA = "data.limit=400 data.val_size=20 data.test_size=60"
 STEPS = 6
@@ -38,14 +38,18 @@ def pictures(notebook):
 
 
 def environment(*paths, **variables):
-    """Of a kernel: this checkout's package and, before it, what lies in `paths`; no network for the Hub's library."""
-    found = {name: value for name, value in os.environ.items() if name not in OWN}
-    found |= {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return found | {name: str(value) for name, value in variables.items()}
+    """A kernel's variables: the folders `paths` and then this checkout on Python's path; the Hub's library is offline."""
+    variables_here = {name: value for name, value in os.environ.items() if name not in OWN}
+    variables_here |= {
+        "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return variables_here | {name: str(value) for name, value in variables.items()}
 
 
 def client(name, folder, env, **fields):
-    """(what will execute the notebook, the notebook) with `fields` of its form set; the kernel's working folder is `folder`."""
+    """(client, notebook, env) with `fields` of the form filled in; the kernel runs in `folder`."""
     notebook = read(name)
     form = code(notebook)[1]
     for field, value in fields.items():
@@ -67,12 +71,12 @@ def execute(name, folder, env, **fields):
 
 
 def chain(folder, env_of, names=NAMES, before=lambda name: None):
-    """The notebooks in order, each in a folder of its own, with small settings; {name: executed}. `env_of(name)`: its environment."""
-    given = {"02_data": {"overrides": DATA}, "03_training": {"overrides": TRAINING}, "05_tuning": SEARCH}
+    """Run the notebooks in order, each in its own folder with small settings; {name: executed notebook}."""
+    fields = {"02_data": {"overrides": DATA}, "03_training": {"overrides": TRAINING}, "05_tuning": SEARCH}
     done = {}
     for name in names:
         before(name)
-        done[name], error = execute(name, folder / name, env_of(name), **given.get(name, {}))
+        done[name], error = execute(name, folder / name, env_of(name), **fields.get(name, {}))
         assert error is None, f"{name}: {error}"
     return done
 

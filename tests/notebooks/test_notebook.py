@@ -1,4 +1,4 @@
-"""What the notebooks share: the place they are in, the preset that suits it, the run they go on with, what they say when it is not there."""
+"""What the notebooks share: where they run, the preset that suits the machine, the run, and what they print without it."""
 
 import sys
 import types
@@ -13,7 +13,7 @@ COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "In
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch, tmp_path):
+def empty_place(monkeypatch, tmp_path):
     """Neither Colab nor Kaggle, and an empty folder."""
     for name in (*COLAB, *KAGGLE, "GRPO_KIT_ROOT"):
         monkeypatch.delenv(name, raising=False)
@@ -25,9 +25,9 @@ def shown(monkeypatch):
     """What was displayed, as text."""
     import IPython.display as display
 
-    found = []
-    monkeypatch.setattr(display, "display", lambda what, **_: found.append(what.data))
-    return found
+    texts = []
+    monkeypatch.setattr(display, "display", lambda what, **_: texts.append(what.data))
+    return texts
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def shown(monkeypatch):
     ],
 )  # fmt: skip
 def test_a_notebook_is_opened_where_one_is(environ, place, link):
-    assert notebook.place(environ) == place
-    assert link is None or notebook.link("02_data", environ) == link
+    assert notebook.detect_place(environ) == place
+    assert link is None or notebook.notebook_link("02_data", environ) == link
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_a_notebook_is_opened_where_one_is(environ, place, link):
     ],
 )
 def test_the_preset_suits_the_machine_and_its_arithmetic(device, preset):
-    assert notebook.suited(device) == preset
+    assert notebook.suggest_preset(device) == preset
     assert preset == "tiny" or config.load_config([preset])
 
 
 def test_auto_takes_what_suits_the_machine_and_names_the_run_after_it(monkeypatch, capsys):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["t4"])
-    chosen, run = notebook.begin("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
+    chosen, run = notebook.open_from_form("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
     assert (run.name, chosen.policy.load_in_4bit, chosen.grpo.max_steps, chosen.grpo.beta) == ("t4", True, 7, 0.1)
     assert "run 't4' in " in capsys.readouterr().out
 
@@ -75,10 +75,10 @@ def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["80gb"])
     chosen = config.load_config(["t4"], ["grpo.max_steps=7"])
     find_run("mine").record_stage("data", {}, [], [], 1.0, config.to_yaml(chosen))
-    found, run = notebook.begin("auto", "mine")
-    assert (run.name, found.policy.dtype, found.grpo.max_steps) == ("mine", "float16", 7)
-    assert notebook.begin("tiny", "mine")[0].policy.model == "tiny"  # what is said counts
-    assert notebook.begin("auto", "", "run.name=mine")[0].grpo.max_steps == 7  # as an error's remedy words it
+    chosen_again, run = notebook.open_from_form("auto", "mine")
+    assert (run.name, chosen_again.policy.dtype, chosen_again.grpo.max_steps) == ("mine", "float16", 7)
+    assert notebook.open_from_form("tiny", "mine")[0].policy.model == "tiny"  # a preset that is named counts
+    assert notebook.open_from_form("auto", "", "run.name=mine")[0].grpo.max_steps == 7  # as an error's remedy words it
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
 )
 def test_a_field_that_cannot_be_is_refused_in_a_sentence(fields):
     with pytest.raises(ValueError, match=r"\w\."):
-        notebook.begin(*fields)
+        notebook.open_from_form(*fields)
 
 
 def drive(monkeypatch, mount):
@@ -98,7 +98,7 @@ def test_drive_is_asked_for_once_and_not_at_all_where_it_is(monkeypatch, tmp_pat
     asked = []
     drive(monkeypatch, lambda path: (tmp_path / "content/drive/MyDrive").mkdir(parents=True) or asked.append(path))
     assert [notebook.mount_drive(tmp_path) for _ in range(2)] == [
-        "Drive is mounted: the run outlives this session."
+        "Google Drive is mounted: the run is kept when the session ends."
     ] * 2
     assert asked == [str(tmp_path / "content/drive")]
 
@@ -110,27 +110,29 @@ def test_drive_refused_or_overlooked_the_run_goes_on_without_it(monkeypatch, tmp
 
     drive(monkeypatch, refuse)
     assert notebook.mount_drive(tmp_path) == (
-        f"Drive was not given ({why or 'ValueError'}): the run lies on this machine's disk and ends with the session. "
-        "Run this cell again to be asked once more."
+        f"Google Drive is not mounted ({why or 'ValueError'}), so the run is kept on this machine's disk and is lost "
+        "when the session ends. Run this cell again to be asked again."
     )
 
 
 def test_drive_is_not_asked_for_where_it_is_not_wanted_or_not_colab(monkeypatch, capsys):
     drive(monkeypatch, lambda path: pytest.fail("asked"))
-    notebook.begin("tiny")
+    notebook.open_from_form("tiny")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     monkeypatch.setenv("GRPO_KIT_ROOT", "runs")
-    notebook.begin("tiny", drive=False)
+    notebook.open_from_form("tiny", use_drive=False)
     assert "Drive" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("environ", "more"), [({}, ""), (COLAB, ""), (KAGGLE, " On Kaggle, its output has to be")])
+@pytest.mark.parametrize(
+    ("environ", "more"), [({}, ""), (COLAB, ""), (KAGGLE, " On Kaggle, add that notebook's output")]
+)
 def test_a_missing_stage_is_a_sentence_and_a_link(monkeypatch, shown, tmp_path, environ, more):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    link = notebook.link("02_data")
+    link = notebook.notebook_link("02_data")
     with pytest.raises(FileNotFoundError) as raised:
-        notebook.need(Run(tmp_path, "r"), "data", "02_data")
+        notebook.require_stage(Run(tmp_path, "r"), "data", "02_data")
     assert (
         str(raised.value) == f"Run 'r' has no finished stage 'data' in {tmp_path / 'r'}. Run `notebook {link}` first."
     )
@@ -140,20 +142,20 @@ def test_a_missing_stage_is_a_sentence_and_a_link(monkeypatch, shown, tmp_path, 
 def test_a_stage_that_is_there_is_not_spoken_of(shown, tmp_path):
     run = Run(tmp_path, "r")
     run.record_stage("data", {}, [], [], 1.0, "")
-    notebook.need(run, "data", "02_data")
+    notebook.require_stage(run, "data", "02_data")
     assert shown == []
 
 
 def test_a_count_is_one_line_that_changes(monkeypatch):
     import IPython.display as display
 
-    said = []
-    line = types.SimpleNamespace(update=lambda what: said.append(what.data))
+    lines = []
+    line = types.SimpleNamespace(update=lambda what: lines.append(what.data))
     monkeypatch.setattr(display, "display", lambda what, display_id: line)
-    count = notebook.counter("trials")
+    count = notebook.show_progress("trials")
     count(1, 8)
     count(2, 8, "best so far 0.50")
-    assert said == ["1 of 8 trials", "2 of 8 trials, best so far 0.50"]
+    assert lines == ["1 of 8 trials", "2 of 8 trials, best so far 0.50"]
 
 
 @pytest.mark.parametrize("send", [False, True])
@@ -165,7 +167,7 @@ def test_a_zip_that_would_lose_a_try_is_never_sent(monkeypatch, capsys, tmp_path
     path = package.package_adapter(*trained, tmp_path / "submission.zip")
     if send:
         with pytest.raises(ValueError, match="embedded tiny policy"):
-            notebook.submit(path, "", send)
+            notebook.submit_zip(path, "", send)
     else:
-        notebook.submit(path, "", send)
+        notebook.submit_zip(path, "", send)
         assert "embedded tiny policy" in capsys.readouterr().out.replace("\n", " ")

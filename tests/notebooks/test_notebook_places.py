@@ -1,8 +1,8 @@
-"""The notebooks on a Colab and on a Kaggle that are made here: their modules, their folders, their environment, no network.
+"""The notebooks on an imitation of Colab and of Kaggle: their modules, folders and environment variables, no network.
 
-A kernel starts with a `sitecustomize` that lets the kit take a folder for the root of the machine and refuses every
-connection that leaves it. Each notebook runs on a fresh machine: on Colab only Drive outlives it, on Kaggle only what is
-mounted as an input, which nobody may write to. Not covered: the images' own versions of Python and its packages.
+A kernel starts with a `sitecustomize` that makes the kit use a folder as the root of the machine and refuses every
+connection that leaves it. Each notebook runs on a fresh machine: on Colab only Google Drive is kept, on Kaggle only what
+is mounted as a read-only input. Not covered: the images' own versions of Python and its packages.
 """
 
 import hashlib
@@ -17,18 +17,22 @@ import pytest
 
 from tests.helpers.kernels import NAMES, chain, code, environment, printed
 
-TOLD = NAMES[:4]
+CHAIN = NAMES[:4]
 SECRET = "KGAT_not_to_be_seen"
 SITE = """
-import os, pathlib, socket
-from grpo_kit import notebook, sources, workspace
+import inspect, os, pathlib, socket
+from grpo_kit import notebook
+from grpo_kit.data import sources
+from grpo_kit.runs import run
 
 ROOT = pathlib.Path(os.environ["MACHINE"])
-for function in (workspace.find_root, workspace.default_nf4_folder, workspace.find_run, sources.locate_source, notebook.mount_drive):
-    function.__defaults__ = tuple(ROOT if value == pathlib.Path("/") else value for value in function.__defaults__)
+for module in (run, sources, notebook):  # where a parameter `filesystem` is the root of the machine
+    for _, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__defaults__:
+            function.__defaults__ = tuple(ROOT if v == pathlib.Path("/") else v for v in function.__defaults__)
 
 def note(address):
-    with (pathlib.Path(os.environ["HOME"]) / "asked.txt").open("a") as file:
+    with (pathlib.Path(os.environ["HOME"]) / "connections.txt").open("a") as file:
         print(address, file=file)
     raise OSError("there is no network here")
 
@@ -94,8 +98,8 @@ def colab(folder):
         shutil.rmtree(machine, ignore_errors=True)
         (machine / "content").mkdir(parents=True)
 
-    told = {"MACHINE": machine, "DRIVE": drive, "HOME": folder / "home", "COLAB_RELEASE_TAG": "release-colab"}
-    return chain(machine / "content", lambda name: environment(folder / "modules", **told), TOLD, fresh)
+    variables = {"MACHINE": machine, "DRIVE": drive, "HOME": folder / "home", "COLAB_RELEASE_TAG": "release-colab"}
+    return chain(machine / "content", lambda name: environment(folder / "modules", **variables), CHAIN, fresh)
 
 
 def kaggle(folder):
@@ -116,8 +120,8 @@ def kaggle(folder):
         working.mkdir()
 
     mounted = {}
-    told = {"MACHINE": machine, "HOME": folder / "home", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
-    done = chain(folder / "here", lambda name: environment(folder / "modules", **told), TOLD, fresh)
+    variables = {"MACHINE": machine, "HOME": folder / "home", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+    done = chain(folder / "here", lambda name: environment(folder / "modules", **variables), CHAIN, fresh)
     assert list(mounted) == ["03_training", "04_submit"] and hashes(inputs) == mounted["04_submit"]
     return done
 
@@ -139,24 +143,27 @@ here = pytest.mark.parametrize("place", ["colab", "kaggle"])
 
 
 @here
-def test_each_notebook_finds_on_a_fresh_machine_what_the_one_before_it_left(places, place):
+def test_each_notebook_finds_on_a_fresh_machine_what_the_previous_one_left(places, place):
     _, done = places[place]
     stages = ["data", "before", "train", "after", "package"]
     for name, finished in (("01_setup", 0), ("02_data", 0), ("03_training", 1), ("04_submit", 3)):
-        said = printed(done[name])
-        assert re.findall(r"^  (\w+) +done", said, re.MULTILINE) == stages[:finished], name
+        text = printed(done[name])
+        assert re.findall(r"^  (\w+) +done", text, re.MULTILINE) == stages[:finished], name
 
 
-def test_on_colab_the_run_and_the_zip_lie_on_drive(places):
+def test_on_colab_the_run_and_the_zip_are_on_google_drive(places):
     folder, done = places["colab"]
-    assert all("Drive is mounted: the run outlives this session." in printed(notebook) for notebook in done.values())
+    assert all(
+        "Google Drive is mounted: the run is kept when the session ends." in printed(notebook)
+        for notebook in done.values()
+    )
     assert (folder / "drive/grpo-kit/runs/tiny/evaluation/report.json").is_file()
     assert (folder / "drive/grpo-kit/submission/submission.zip").is_file()
     left = [p for p in (folder / "machine/content").rglob("*") if p.is_file() and "MyDrive" not in p.parts]
     assert left == []  # and nothing beside the notebooks
 
 
-def test_on_kaggle_the_zip_lies_at_the_top_of_the_output_and_the_inputs_are_as_they_were(places):
+def test_on_kaggle_the_zip_is_at_the_top_of_the_output_and_the_inputs_are_unchanged(places):
     folder, _ = places["kaggle"]
     working = folder / "machine/kaggle/working"
     assert sorted(p.name for p in working.iterdir()) == ["runs", "submission.zip"]
@@ -171,7 +178,7 @@ def test_on_kaggle_the_zip_lies_at_the_top_of_the_output_and_the_inputs_are_as_t
         ("kaggle", "Hugging Face HF_TOKEN in Kaggle's secrets"),
     ],
 )
-def test_secrets_are_found_where_they_are_kept_and_stand_nowhere(places, place, line):
+def test_secrets_are_found_where_they_are_kept_and_written_nowhere(places, place, line):
     folder, done = places[place]
     assert line in printed(done["01_setup"])
     assert not [name for name, notebook in done.items() if SECRET in json.dumps(notebook)]
@@ -180,19 +187,19 @@ def test_secrets_are_found_where_they_are_kept_and_stand_nowhere(places, place, 
 
 
 @pytest.mark.parametrize("call", ["create_connection(('192.0.2.1', 80), 2)", "getaddrinfo('example.org', 443)"])
-def test_a_machine_made_here_has_no_network(tmp_path, call):
+def test_an_imitated_machine_has_no_network(tmp_path, call):
     install(tmp_path, {})
     env = environment(tmp_path / "modules", MACHINE=tmp_path, HOME=tmp_path / "home")
     ended = subprocess.run(
         [sys.executable, "-c", f"import socket; socket.{call}"], env=env, capture_output=True, text=True
     )
-    assert "there is no network here" in ended.stderr and (tmp_path / "home/asked.txt").is_file()
+    assert "there is no network here" in ended.stderr and (tmp_path / "home/connections.txt").is_file()
 
 
 @here
-def test_nothing_was_asked_of_the_network_and_nobody_of_anything(places, place):
+def test_no_notebook_tries_to_connect_or_prints_an_error(places, place):
     folder, done = places[place]
-    assert not (folder / "home/asked.txt").exists()
+    assert not (folder / "home/connections.txt").exists()
     errors = [
         o for notebook in done.values() for cell in code(notebook) for o in cell.outputs if o.get("name") == "stderr"
     ]

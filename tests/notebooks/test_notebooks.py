@@ -1,7 +1,7 @@
-"""The notebooks: built from their sources, shaped as promised, and run one after another on the tiny policy.
+"""The notebooks: built from their sources, with the promised structure, and run one after another on the tiny policy.
 
-Covered: the five in order, each in its own kernel and folder with only the run between them; 03 killed midway, run again, and
-again when it is done; each without what it needs. Colab and Kaggle are `test_notebook_places`, a browser is
+Covered: the five in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and once
+more when it is done; each without the stage that it needs. Colab and Kaggle are `test_notebook_places`, a browser is
 `test_board_in_browser`. Not covered: Colab's and Kaggle's own machines, and the 30B.
 """
 
@@ -49,7 +49,10 @@ KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{REPOSITORY
 FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_drive": "boolean"}
 MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
 # Cells that take long for the 30B, by what they call.
-LONG = ("load_policy(", "evaluate.sample(", "data.prepare(", "screening.estimate_pass_rates(", "evaluate.measure(", "board.during(", "outputs.check(", "tune.tune(")  # fmt: skip
+LONG = (
+    "load_policy(", "sample_reply(", "sample_group(", "prepare_data(", "show_difficulty(", "measure(", "board.during(", "check(",
+    "tune(",
+)  # fmt: skip
 
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -132,14 +135,14 @@ def test_the_install_cell_is_one_and_the_same():
 def test_the_install_cell_keeps_the_images_own_and_shows_nothing_but_a_failure(monkeypatch, capsys):
     asked, answer = [], subprocess.CompletedProcess([], 0, "", "")
     versions = {"Torch": "2.10.0+cu128", "numpy": "2.0.2", "Pillow": "11.3.0", "pandas": "2.2.2"}
-    found = [type("Found", (), {"name": n, "version": v}) for n, v in versions.items()]
+    installed = [type("Distribution", (), {"name": n, "version": v}) for n, v in versions.items()]
     cell = compile(code(read("01_setup"))[0].source, "install", "exec")
     kernel = {"get_ipython": lambda: types.SimpleNamespace(InteractiveTB=types.SimpleNamespace(set_mode=modes.append))}
     modes = []
     exec(cell, kernel)  # here already: nothing is run
     assert modes == ["Minimal"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
     monkeypatch.setattr(subprocess, "run", lambda words, **_: asked.append(words) or answer)
     exec(cell, kernel)
     assert asked == [
@@ -176,15 +179,15 @@ def test_a_notebook_calls_the_package_and_has_no_logic_of_its_own(name):
     for cell in code(read(name))[2:]:
         source = re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)
         tree = compile(source, name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.Try | ast.While | ast.Lambda)]  # fmt: skip
-        assert found == [], cell.source
+        logic = ast.FunctionDef | ast.ClassDef | ast.If | ast.Try | ast.While | ast.Lambda
+        assert not [node for node in ast.walk(tree) if isinstance(node, logic)], cell.source
         assert "input(" not in source and "getpass" not in source
 
 
 @every
 def test_what_does_not_work_yet_is_said(name):
-    said = " ".join(prose(name).split())
-    assert "tested with small models on a CPU only" in said and "nothing has been run on a T4 so far" in said
+    text = " ".join(prose(name).split())
+    assert "tested with small models on a CPU only" in text and "nothing has been run on a T4 so far" in text
 
 
 @every
@@ -221,14 +224,14 @@ def accepts(module, name, method, keyword):
     return keyword in signature.parameters or any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
-def test_every_keyword_told_to_trl_peft_and_transformers_exists_in_the_pinned_versions():
+def test_every_keyword_passed_to_trl_peft_and_transformers_exists_in_the_pinned_versions():
     pins = dict(re.findall(r"^(transformers|trl|peft)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert {name: importlib.metadata.version(name) for name in pins} == pins and len(pins) == 3
-    texts = [path.read_text() for path in (ROOT / "grpo_kit").glob("*.py")]
+    texts = [path.read_text() for path in (ROOT / "grpo_kit").rglob("*.py")]
     texts += [re.sub(r"^%.*$", "", "\n".join(c.source for c in code(read(name))), flags=re.M) for name in NAMES]
-    found = {call for text in texts for call in calls(text)}
-    assert {("trl", "GRPOConfig", "", "ignore_data_skip"), ("peft", "LoraConfig", "", "target_modules")} <= found
-    assert [call for call in sorted(found) if not accepts(*call)] == []
+    used = {call for text in texts for call in calls(text)}
+    assert {("trl", "GRPOConfig", "", "ignore_data_skip"), ("peft", "LoraConfig", "", "target_modules")} <= used
+    assert [call for call in sorted(used) if not accepts(*call)] == []
 
 
 def test_every_setting_of_every_preset_is_one_of_trls_or_ours():
@@ -251,12 +254,12 @@ def done(tmp_path_factory):
     """{name: executed} of the five in order, and of 03 again: `killed` midway, `resumed`, `finished`; (folder, that)."""
     folder = tmp_path_factory.mktemp("machine")
     env, other = (environment(GRPO_KIT_ROOT=folder / place / "runs") for place in ("straight", "killed"))
-    found = chain(folder, lambda name: env, NAMES[:2])
+    executed = chain(folder, lambda name: env, NAMES[:2])
     shutil.copytree(folder / "straight", folder / "killed")
     with ThreadPoolExecutor(2) as both:
         rest = both.submit(chain, folder, lambda name: env, NAMES[2:])
         again = both.submit(_killed_and_again, folder / "killed", other)
-        return folder, found | rest.result() | again.result()
+        return folder, executed | rest.result() | again.result()
 
 
 def _killed_and_again(folder, env):
@@ -272,36 +275,36 @@ def _killed_and_again(folder, env):
     with pytest.raises(nbclient.exceptions.DeadKernelError):
         runner.execute(env=env)
     before = metrics.read_text().splitlines()[:2], json.loads((folder / "runs/tiny/run.json").read_text())["stages"]
-    tensors, found = folder / "runs/tiny/adapter/adapter_model.safetensors", {"killed": before}
+    tensors, results = folder / "runs/tiny/adapter/adapter_model.safetensors", {"killed": before}
     assert not tensors.exists()
     for name in ("resumed", "finished"):
         executed, error = execute("03_training", folder / f"03 {name}", env, overrides=TRAINING)
         assert error is None
-        found[name] = executed, tensors.stat().st_mtime_ns
-    return found
+        results[name] = executed, tensors.stat().st_mtime_ns
+    return results
 
 
 def test_01_shows_the_machine_the_plan_and_one_reply_and_writes_nothing(done):
-    said = printed(done[1]["01_setup"])
-    assert re.search(r"transformers +│ 5\.23\.0 +│.*ok", said)
-    assert re.search(r"^Kaggle +\S", said, re.MULTILINE) and re.search(r"^Hugging Face \S", said, re.MULTILINE)
-    assert pictures(done[1]["01_setup"]) == 2 and "It fits this machine" in said
-    assert "534,116 parameters" in said
-    assert re.search(r"<\|im_start\|>assistant\n<think>\n", said)  # the template has opened it
-    assert re.search(r"thinks : \S.*\nanswers: \\boxed\{\d+\}", said)
-    assert said.count("not yet") == 5
+    text = printed(done[1]["01_setup"])
+    assert re.search(r"transformers +│ 5\.23\.0 +│.*ok", text)
+    assert re.search(r"^Kaggle +\S", text, re.MULTILINE) and re.search(r"^Hugging Face \S", text, re.MULTILINE)
+    assert pictures(done[1]["01_setup"]) == 2 and "It fits this machine" in text
+    assert "534,116 parameters" in text
+    assert re.search(r"<\|im_start\|>assistant\n<think>\n", text)  # the template has opened it
+    assert re.search(r"thinks : \S.*\nanswers: \\boxed\{\d+\}", text)
+    assert text.count("not yet") == 5
 
 
 def test_02_prepares_data_and_counts_it(done):
     folder, notebooks = done
     manifest = json.loads((folder / "straight/runs/tiny/data/manifest.json").read_text())
     assert manifest["rows"] == {"train": 320, "val": 20, "test": 60}
-    said = printed(notebooks["02_data"])
-    assert "tiny-sums: sums and differences of two numbers, made by the kit (licence: cc0-1.0)" in said
-    assert "0 problems are in both train and test" in said
-    assert len(re.findall(r"^ *\d+\. What is \d+ [+-] \d+\?\n +gold: \d+$", said, flags=re.MULTILINE)) == 10
-    assert "median 47" in said
-    assert "320 rows to train on, 20 val, 60 test; dropped: none" in said
+    text = printed(notebooks["02_data"])
+    assert "tiny-sums: sums and differences of two numbers, made by the kit (licence: cc0-1.0)" in text
+    assert "0 problems are in both train and test" in text
+    assert len(re.findall(r"^ *\d+\. What is \d+ [+-] \d+\?\n +answer: \d+$", text, flags=re.MULTILINE)) == 10
+    assert "median 47" in text
+    assert "320 rows to train on, 20 val, 60 test; dropped: none" in text
     assert pictures(notebooks["02_data"]) == 2  # the funnel; lengths and pass rates
 
 
@@ -318,13 +321,13 @@ def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_of_two_sources(tmp_p
     wanted = f"data.source={sample},{tmp_path / 'mine.jsonl'} data.val_size=5 data.test_size=20"
     env = environment(GRPO_KIT_ROOT=tmp_path / "runs", GRPO_KIT_DATA=tmp_path)
     notebook, error = execute("02_data", tmp_path, env, overrides=wanted)
-    said = printed(notebook)
+    text = printed(notebook)
     assert error is None
-    assert "math500: 1 of 1 problems stood in the sources; kept out" in said
-    assert "not checked against aime2024" in said and "214 rows" not in said
-    assert f"gsm8k_sample.jsonl, line 1: leaked, equal (math500: {first[:20]}" in said
-    assert "mine.jsonl, line 16: repeated problem (equals mine.jsonl, line 1)" in said
-    assert len(re.findall(r"^ *\d+\. .+\n +gold: \d+$", said, flags=re.MULTILINE)) == 20
+    assert "math500: 1 of 1 problems were in the sources; removed" in text
+    assert "not checked against aime2024" in text and "214 rows" not in text
+    assert f"gsm8k_sample.jsonl, line 1: leaked, equal (math500: {first[:20]}" in text
+    assert "mine.jsonl, line 16: repeated problem (equals mine.jsonl, line 1)" in text
+    assert len(re.findall(r"^ *\d+\. .+\n +answer: \d+$", text, flags=re.MULTILINE)) == 20
     assert pictures(notebook) == 2
 
 
@@ -339,33 +342,33 @@ def test_03_pays_each_failure_mode_as_the_prose_says(done):
     paid = {case: cells[-2:] for case, cells in tables(done[1]["03_training"]).items() if len(cells) == 4}
     assert paid == {
         "right": ["1.0", "1.0"],
-        "right, written otherwise": ["1.0", "1.0"],  # 85.0
+        "right, written differently": ["1.0", "1.0"],  # 85.0
         "wrong": ["0.0", "1.0"],  # in good form
         "no box": ["0.0", "1.0"],
         "right without thinking": ["1.0", "0.0"],
         "cut off while thinking": ["0.0", "0.0"],
-        "the gold is empty": ["None", "1.0"],  # skipped, not punished
+        "the reference answer is empty": ["None", "1.0"],  # skipped, not punished
     }
 
 
-def test_03_trains_and_shows_what_trl_is_told_and_the_curve(done):
+def test_03_trains_and_shows_the_settings_that_trl_gets_and_the_curve(done):
     folder, notebooks = done
-    run, said = folder / "straight/runs/tiny", printed(notebooks["03_training"])
+    run, text = folder / "straight/runs/tiny", printed(notebooks["03_training"])
     assert (run / "adapter/adapter_model.safetensors").stat().st_size > 10_000
     assert len(lines(run / "metrics.jsonl")) == STEPS
-    told = tables(notebooks["03_training"])
-    assert told["max_steps"] == [str(STEPS)] and told["num_generations"] == ["4"]  # what the form said
-    assert f"page lies in {run / 'report.html'}" in said and (run / "report.html").is_file()
-    assert f"UTC: {STEPS} steps in " in said
-    assert "def math_reward(" in said
+    settings = tables(notebooks["03_training"])
+    assert settings["max_steps"] == [str(STEPS)] and settings["num_generations"] == ["4"]  # as in the form
+    assert f"The page is {run / 'report.html'}." in text and (run / "report.html").is_file()
+    assert f"UTC: {STEPS} steps in " in text
+    assert "def math_reward(" in text
     assert pictures(notebooks["03_training"]) == 1
 
 
 def test_03_names_every_alarm_there_is():
     from grpo_kit.training import alarms
 
-    table = prose("03_training").partition("## When an alarm shows")[2].partition("##")[0]
-    assert len(re.findall(r"^\| (?!it says|---)", table, flags=re.MULTILINE)) == len(alarms.RULES)
+    table = prose("03_training").partition("## When an alarm appears")[2].partition("##")[0]
+    assert len(re.findall(r"^\| (?!Alarm |---)", table, flags=re.MULTILINE)) == len(alarms.RULES)
 
 
 def test_03_killed_midway_goes_on_when_run_again_and_ends_with_the_same_adapter_bit_for_bit(done):
@@ -390,33 +393,33 @@ def test_04_finds_the_settings_of_the_run_and_says_before_and_after_in_words(don
     run = folder / "straight/runs/tiny"
     report = json.loads((run / "evaluation/report.json").read_text())
     assert report["before"]["n"] == report["after"]["n"] == 60
-    said = printed(notebooks["04_submit"])
+    text = printed(notebooks["04_submit"])
     low, high = report["after"]["ci95"]
-    assert f"After: {report['after']['pass@1']:.1%} of 60 held-out problems solved;" in said
-    assert f"the true rate lies between {low:.1%} and {high:.1%}." in said and " ".join(
+    assert f"After: {report['after']['pass@1']:.1%} of 60 held-out problems solved;" in text
+    assert f"the true rate lies between {low:.1%} and {high:.1%}." in text and " ".join(
         report["words"].split()
-    ) in " ".join(said.split())
+    ) in " ".join(text.split())
     assert pictures(notebooks["04_submit"]) == 1
     assert f"max_steps: {STEPS}\n" in (run / "config.yaml").read_text()  # given to 03 only
 
 
-def test_04_packs_a_zip_that_the_doctor_passes_and_sends_nothing(done):
+def test_04_packs_a_zip_that_passes_the_check_and_sends_nothing(done):
     folder, notebooks = done
     with zipfile.ZipFile(folder / "straight/submission/submission.zip") as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
-    said = printed(notebooks["04_submit"])
-    assert "fatal" not in said and "equal the trained policy's" in said
-    assert "is not submitted: It is an adapter for the embedded tiny policy." in said and "Nothing was sent." in said
+    text = printed(notebooks["04_submit"])
+    assert "fatal" not in text and "equal the trained policy's" in text
+    assert "is not submitted: It is an adapter for the embedded tiny policy." in text and "Nothing was sent." in text
 
 
 def test_05_tries_settings_and_says_what_moved(done):
     folder, notebooks = done
-    found = json.loads((folder / "straight/runs/tiny/tune/tune.json").read_text())
-    said = printed(notebooks["05_tuning"])
-    assert len(found["trials"]) == 2 and "lora.r                   4 or 16" in said
-    assert found["words"] in said and re.search(r"^lora\.r: .+ 2 trials", said, re.MULTILINE)
+    result = json.loads((folder / "straight/runs/tiny/tune/tune.json").read_text())
+    text = printed(notebooks["05_tuning"])
+    assert len(result["trials"]) == 2 and "lora.r                   4 or 16" in text
+    assert result["words"] in text and re.search(r"^lora\.r: .+ 2 trials", text, re.MULTILINE)
     assert pictures(notebooks["05_tuning"]) == 1
-    assert said.rstrip().endswith(" ".join(found["best"]["overrides"]))
+    assert text.rstrip().endswith(" ".join(result["best"]["overrides"]))
 
 
 @every
@@ -437,9 +440,9 @@ def test_without_the_stage_before_it_one_sentence_and_a_link_explain_and_nothing
         return execute(name, tmp_path / name, environment(GRPO_KIT_ROOT=tmp_path / "runs"))
 
     with ThreadPoolExecutor(2) as both:
-        found = dict(zip(missing, both.map(alone, missing)))
+        executed = dict(zip(missing, both.map(alone, missing)))
     for name, (stage, remedy) in missing.items():
-        notebook, error = found[name]
+        notebook, error = executed[name]
         assert error.ename == "FileNotFoundError"
         assert error.evalue.startswith(f"Run 'tiny' has no finished stage '{stage}'")
         assert f"Run `notebook {remedy}.ipynb` first." in error.evalue

@@ -1,0 +1,140 @@
+"""What a notebook shows under its cells: tables, charts and completions of a run, each by one call.
+
+IPython, pandas and the charts are imported when something is shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.display import terminal
+from grpo_kit.policy.chat import split_thinking
+from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.run import Run
+
+
+def show_machine() -> None:
+    """Show a table of this machine and its libraries, each row with a verdict."""
+    from grpo_kit.planning.machine_check import check_machine
+
+    terminal.verdicts(check_machine())
+
+
+def show_plan(config: RunConfig, device_name: str | None = None) -> None:
+    """Show what a run needs of a machine as a chart, and whether it fits as a sentence.
+
+    Args:
+        config: the run's configuration.
+        device_name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine.
+    """
+    from IPython.display import display
+
+    from grpo_kit.display import charts
+    from grpo_kit.planning.plan import plan
+
+    planned = plan(config, device_name, search=False)
+    display(charts.plan(planned))
+    print(planned.verdict)
+
+
+def show_settings(config: RunConfig) -> None:
+    """Show all settings of a run as one line that unfolds."""
+    import html
+
+    from IPython.display import HTML, display
+
+    settings = html.escape(to_yaml(config))
+    display(HTML(f"<details><summary>all settings of this run</summary><pre>{settings}</pre></details>"))
+
+
+def show_reply(reply: Any) -> None:
+    """Print a reply: its thinking, its answer, its length."""
+    thinking, answer = split_thinking(reply.text)
+    end = "ended by itself" if reply.finished else "cut off"
+    print(f"thinks : {thinking}\nanswers: {answer}\nlength : {reply.tokens} tokens, {end}")
+
+
+def show_group(replies: Sequence[Any]) -> None:
+    """Show replies as a table, one row each: thinking and answer."""
+    import pandas
+    from IPython.display import display
+
+    display(pandas.DataFrame([split_thinking(reply.text) for reply in replies], columns=["thinks", "answers"]))
+
+
+def show_sources(config: RunConfig) -> None:
+    """Print each source of problems: what it is, and its licence."""
+    from grpo_kit.data.preparation import locate_sources
+
+    for source in locate_sources(config):
+        print(f"{source.name}: {source.recipe.about} (licence: {source.recipe.licence})")
+
+
+def show_data(manifest: Mapping[str, Any]) -> None:
+    """Show what the data stage did: rows dropped by reason, rows in each split, and each file's sha256."""
+    terminal.data(manifest)
+    for split, digest in manifest["sha256"].items():
+        print(f"{split:<5} sha256 {digest[:12]}")
+
+
+def show_funnel(manifest: Mapping[str, Any], run: Run, count: int = 10) -> None:
+    """Show where the rows went as a chart, and print the first `count` dropped rows with their reasons."""
+    from IPython.display import display
+
+    from grpo_kit.display import data_funnel
+
+    display(data_funnel.picture(manifest))
+    for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:count]:
+        print(f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})\n  {row['problem'][:100]!r}")
+
+
+def show_alarms(run: Run) -> None:
+    """Print every alarm of the training with its step."""
+    from grpo_kit.display import html_report, run_figures
+
+    for step, sentence in run_figures.alarms(html_report.rows_of(run)):
+        print(f"step {step}: {sentence}")
+
+
+def show_curves(run: Run) -> None:
+    """Show the run's charts as a picture, and save them with a few completions as `report.png` and `report.html`."""
+    from IPython.display import display
+
+    from grpo_kit.display import html_report
+
+    display(html_report.picture(run))
+    html_report.save(run)
+    print(f"The page is {run.page}.")
+
+
+def show_completions(run: Run, count: int = 4) -> None:
+    """Print the first and the last `count` completions of the training with what each reward paid."""
+    lines = read_lines(run.completions)
+    for line in lines[:count] + lines[-count:]:
+        thinking, answer = split_thinking(line["completion"])
+        paid = ", ".join(f"{name} {value}" for name, value in line["rewards"].items())
+        print(
+            f"step {line['step']:>3} · {line['prompt']}\n  thinks : {thinking}\n  answers: {answer}\n  paid   : {paid}"
+        )
+
+
+def show_example(run: Run) -> None:
+    """Print one problem that the policy guessed wrong before training and worked out after it, if there is one."""
+    terminal.example(run)
+
+
+def show_findings(zip_path: Path, findings: Sequence[Any]) -> None:
+    """Show what `check` found in a zip. Raises ValueError when a finding is fatal."""
+    from grpo_kit.submission.inspect_zip import is_fatal
+
+    terminal.findings(zip_path, findings)
+    if is_fatal(findings):
+        raise ValueError(
+            f"{zip_path} has fatal findings. Do not submit it; follow the remedies above, then pack again."
+        )
+
+
+def show_trials(result: Mapping[str, Any], run: Run) -> None:
+    """Show the trials of a search, the best first, and whether the best is better than the run's own settings."""
+    terminal.tuned(result, run)
