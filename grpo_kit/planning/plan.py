@@ -15,7 +15,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import step_time
 from grpo_kit.planning.fit import Plan, assess_fit, lacks_bf16
-from grpo_kit.planning.machines import DEVICES, GIB, Bandwidths, Device
+from grpo_kit.planning.machines import DEVICES, GIB, Bandwidths, Device, find_device, this_device
 from grpo_kit.planning.memory import sampled_at_once
 from grpo_kit.planning.model_size import Architecture
 
@@ -24,14 +24,14 @@ LARGEST_STEP = 2**16  # where the search ends
 
 
 def plan(
-    config: RunConfig, device: Device, prompt_tokens: int = 256, bandwidths: Bandwidths | None = None,
-    hits: torch.Tensor | None = None, search: bool = True,
+    config: RunConfig, device: Device | str | None = None, prompt_tokens: int = 256,
+    bandwidths: Bandwidths | None = None, hits: torch.Tensor | None = None, search: bool = True,
 ) -> Plan:  # fmt: skip
     """Say whether a run fits a machine, before anything is downloaded. As many routed experts as fit stay on the GPU.
 
     Args:
         config: the run's configuration.
-        device: the machine, from `machines.find_device` or `machines.this_device`.
+        device: the machine, or its name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine as it is now.
         prompt_tokens: length of the longest prompt in tokens.
         bandwidths: the device's, from `step_time.measure_bandwidths`; with them the plan gives the seconds of a step.
         hits: how often each routed expert was chosen, int64 of shape (layers, experts), from `calibrate`; without them
@@ -42,16 +42,18 @@ def plan(
         The plan; `verdict` is its answer in one sentence.
 
     Raises:
-        ValueError: if the policy is not a Nemotron-H, or `prompt_tokens` is below 1.
+        ValueError: if the policy is not a Nemotron-H, the device is unknown, or `prompt_tokens` is below 1.
         FileNotFoundError: if the policy's config.json cannot be found.
 
     Example:
         >>> from grpo_kit.config import load_config
-        >>> plan(load_config(["tiny"]), DEVICES["t4"], search=False).verdict
+        >>> plan(load_config(["tiny"]), "t4", search=False).verdict
         'It fits t4 with every weight in one place.'
     """
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
+    if not isinstance(device, Device):
+        device = find_device(device) if device else this_device()
     model = Architecture.of(config.policy)
     fit = assess_fit(model, config, device, prompt_tokens)
     largest = {key: largest_setting(model, fit, key) for key in KEYS} if search else {}

@@ -111,3 +111,11 @@ def test_the_largest_for_several_processes_can_be_shared_out():
             assert processes.split_batch(varied, 3)
             step = varied.per_device_train_batch_size * varied.gradient_accumulation_steps
             assert step % varied.num_generations == 0
+
+
+def test_a_machine_is_a_device_or_its_name_or_this_one():
+    tiny = config.load_config(["tiny"])
+    assert plan(tiny, "t4x2", search=False).device == machines.find_device("t4x2")
+    assert plan(tiny, search=False).device.name == machines.this_device().name
+    with pytest.raises(ValueError, match="t5"):
+        plan(tiny, "t5")
