@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 from grpo_kit.adapters import low_rank
-from grpo_kit.adapters.folder import Source, scaling
-from grpo_kit.adapters.names import Pattern, half_of, published
+from grpo_kit.adapters.folder import AdapterFolder
+from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.nemotron.base_models import Modules
 
 STACKED = ("auto", "rank-first", "expert-first")
@@ -40,7 +40,9 @@ class Pair(NamedTuple):
     load: Callable[[], Halves]
 
 
-def read(source: Source, there: Modules | None, stacked: str = "auto") -> tuple[dict[str, Pair], list[str]]:
+def read_pairs(
+    source: AdapterFolder, there: Modules | None, stacked: str = "auto"
+) -> tuple[dict[str, Pair], list[str]]:
     """({published module name: its pair}, what was done that is worth saying) of an adapter folder.
 
     `there`: the base's modules (`expected.modules`); None for a base of another architecture, whose pairs are taken as they
@@ -49,7 +51,7 @@ def read(source: Source, there: Modules | None, stacked: str = "auto") -> tuple[
     """
     layout = stacked
     if stacked == "auto":
-        mark = source.config.get("auto_mapping")
+        mark = source.config.fields.get("auto_mapping")
         layout = "expert-first" if isinstance(mark, Mapping) and mark.get("unsloth_fixed") else "rank-first"
     reader = _Reader(source, there, layout)
     halves, frozen = _halves(source)
@@ -71,12 +73,12 @@ def read(source: Source, there: Modules | None, stacked: str = "auto") -> tuple[
     return reader.pairs, notes
 
 
-def _halves(source: Source) -> tuple[dict[str, dict[str, str]], int]:
+def _halves(source: AdapterFolder) -> tuple[dict[str, dict[str, str]], int]:
     """({module name as saved: {"A": key, "B": key}}, how many frozen base weights lie beside them)."""
     found: dict[str, dict[str, str]] = {}
     frozen = 0
     for key in sorted(source.entries):
-        if (parts := half_of(key)) is None:
+        if (parts := parse_lora_key(key)) is None:
             if key.endswith(".base_layer.weight"):
                 frozen += 1
                 continue
@@ -99,9 +101,8 @@ def _halves(source: Source) -> tuple[dict[str, dict[str, str]], int]:
 class _Reader:
     """Takes the saved halves module by module and collects pairs by their published names."""
 
-    def __init__(self, source: Source, there: Modules | None, layout: str) -> None:
+    def __init__(self, source: AdapterFolder, there: Modules | None, layout: str) -> None:
         self.source, self.there, self.layout = source, there, layout
-        self.ranks, self.alphas = (Pattern(source.config.get(f"{what}_pattern")) for what in ("rank", "alpha"))
         self.pairs: dict[str, Pair] = {}
         self.split: dict[str, dict[str, Pair]] = {}  # Tinker's halves of an in_proj
         self.levels: dict[str, dict[int, dict[str, str]]] = {}  # PEFT's wrappers around one module of experts
@@ -111,7 +112,7 @@ class _Reader:
     def take(self, saved: str, keys: dict[str, str]) -> None:
         """One module's halves, by the name they were saved under."""
         shapes = [self.source.entries[keys[half]].shape for half in "AB"]
-        name, leaf = published(saved), saved.rpartition(".")[2]
+        name, leaf = published_name(saved), saved.rpartition(".")[2]
         parent = name.rpartition(".")[0]
         if leaf == "w3" and all(0 in shape for shape in shapes):
             self.dropped += 1
@@ -144,21 +145,21 @@ class _Reader:
                 f"{self.source.path} has lora_A of shape {a} and lora_B of {b} for {name[:120]}; they are (r, in) and (out, r). "
                 "Save the adapter again."
             )
-        read = self.source.tensor
+        read = self.source.read_tensor
         return self._made(name, name, a[0], (b[0], a[1]), keys, lambda: (read(keys["A"]), read(keys["B"])))
 
     def _made(
         self, name: str, trained: str, rank: int, shape: tuple[int, int], keys: dict[str, str], load: Callable[[], Halves]
     ) -> Pair:  # fmt: skip
         """A pair with the scale its config gives it; `trained` is what its trainer took for the module."""
-        config, trained = self.source.config, published(trained)
-        if (told := self.ranks.of(trained, config["r"])) != rank:
+        config, trained = self.source.config, published_name(trained)
+        if rank not in (announced := config.possible_ranks(trained)):
             raise ValueError(
-                f"{self.source.path} has rank {rank} for {trained[:120]}, and its config says {told}; which scale it was trained "
-                "with is unknown. Correct r or rank_pattern."
+                f"{self.source.path} has rank {rank} for {trained[:120]}, and its config says {announced.pop()}; which scale it "
+                "was trained with is unknown. Correct r or rank_pattern."
             )
-        scale = scaling(self.alphas.of(trained, config["lora_alpha"]), rank, bool(config.get("use_rslora")))
-        kinds = [self.source.entries[key].dtype for key in keys.values()]
+        scale = config.scale_of(trained, rank)
+        kinds = [self.source.dtype_of(key) for key in keys.values()]
         return Pair(name, rank, shape, scale, torch.promote_types(*kinds), load)
 
     def _fitting(self, pair: Pair, shape: tuple[int, int]) -> Pair:
@@ -178,8 +179,8 @@ class _Reader:
 
     def _wrapped(self, module: str, levels: dict[int, dict[str, str]]) -> None:
         """PEFT's `target_parameters`: the deepest level is the first of the parameters that were targeted."""
-        targets = self.source.config.get("target_parameters") or ()
-        ends = tuple(f".{end}" for target in targets for end in (target, published(target)))
+        targets = self.source.config.fields.get("target_parameters") or ()
+        ends = tuple(f".{end}" for target in targets for end in (target, published_name(target)))
         chosen = [p for p in _PARAMETERS if f".{module}.{p}".endswith(ends)] or list(_PARAMETERS)
         if sorted(levels) != list(range(len(chosen))):
             raise ValueError(
@@ -220,7 +221,7 @@ class _Reader:
         if key not in self._last:
             while len(self._last) > 3:
                 del self._last[next(iter(self._last))]
-            self._last[key] = view(self.source.tensor(key)).contiguous()
+            self._last[key] = view(self.source.read_tensor(key)).contiguous()
         return self._last[key]
 
     def _in_proj(self, module: str, parts: dict[str, Pair]) -> None:
@@ -236,7 +237,7 @@ class _Reader:
                 f"{self.source.path} has (out, in) {gate.shape} and {x.shape} for the halves of {module}, which is {(out, inside)}. "
                 "Check that policy.model names the base it was trained on."
             )
-        self._add(joined(module, [gate, x], out, (0, gate.shape[0])))
+        self._add(join_pairs(module, [gate, x], out, (0, gate.shape[0])))
 
 
 def _taken_apart(
@@ -267,12 +268,14 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def joined(name: str, pairs: list[Pair], out: int, first_rows: tuple[int, ...] | None = None) -> Pair:
+def join_pairs(name: str, pairs: list[Pair], out: int, first_rows: tuple[int, ...] | None = None) -> Pair:
     """The sum of several pairs as one of the sum of their ranks, exact; each may fill rows of its own only."""
     rows, scale = first_rows or (0,) * len(pairs), pairs[0].scale
 
     def load() -> Halves:
-        return low_rank.join([low_rank.Part(*p.load(), p.scale / scale, row) for p, row in zip(pairs, rows)], out)
+        return low_rank.join_updates(
+            [low_rank.Part(*p.load(), p.scale / scale, row) for p, row in zip(pairs, rows)], out
+        )
 
     dtype = functools.reduce(torch.promote_types, (pair.dtype for pair in pairs))
     return Pair(name, sum(pair.rank for pair in pairs), (out, pairs[0].shape[1]), scale, dtype, load)

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from grpo_kit.adapters.folder import scaling
-from grpo_kit.adapters.names import Pattern, half_of, published
+from grpo_kit.adapters.adapter_config import CONFIG_FILE
+from grpo_kit.adapters.folder import TENSORS_FILE, AdapterFolder
+from grpo_kit.adapters.layouts import Pair, read_pairs
+from grpo_kit.adapters.names import published_name
 from grpo_kit.config import Lora
 from grpo_kit.nemotron import expert_placement
 
@@ -23,8 +25,8 @@ from peft.tuners import tuners_utils
 from safetensors.torch import load_file
 from transformers import set_seed
 
-# What an adapter's config may tell us. Everything else in the file is ignored: it came from outside.
-ADAPTER_KEYS = (
+# Fields of an adapter's config that are handed to PEFT. Everything else in the file is ignored, for it came from outside.
+USED_FIELDS = (
     "r",
     "lora_alpha",
     "lora_dropout",
@@ -71,62 +73,64 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     """
     model.save_pretrained(folder)
     for extra in folder.iterdir():
-        if extra.name not in ("adapter_config.json", "adapter_model.safetensors"):
+        if extra.name not in (CONFIG_FILE, TENSORS_FILE):
             extra.unlink()
-    path = folder / "adapter_config.json"
+    path = folder / CONFIG_FILE
     saved = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
     saved["target_modules"] = sorted(saved["target_modules"])
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:
-    """`model` with the saved adapter of `folder`, frozen. Only safetensors are read and only known config keys used.
+    """Put a saved adapter on a model, frozen.
 
-    Raises ValueError when config and tensors do not fit each other or the model.
+    Args:
+        model: the base, as `policy.load` loads it.
+        folder: holds the adapter's two files, from anywhere.
+
+    Returns:
+        the model with the adapter, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the adapter is not a plain LoRA with a list of target modules, or does not fit the model.
     """
-    saved = json.loads((folder / "adapter_config.json").read_text())
-    if saved.get("peft_type") != "LORA" or not isinstance(saved.get("target_modules"), list):
-        raise ValueError(
-            f"{folder / 'adapter_config.json'} is not a LoRA with a list of target_modules; only such adapters are read. Save it with PEFT's LoRA."
-        )
+    adapter = AdapterFolder(folder, "attach")
+    fields = adapter.config.fields
     lora = LoraConfig(
-        **{key: saved[key] for key in ADAPTER_KEYS if key in saved}, task_type="CAUSAL_LM", inference_mode=True
+        **{key: fields[key] for key in USED_FIELDS if key in fields}, task_type="CAUSAL_LM", inference_mode=True
     )
     expert_placement.open_for_lora(model, lora.target_modules)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    if folded := _fold_experts(model, tensors, saved):
-        tensors = {key: value for key, value in tensors.items() if key not in folded}
-        if not tensors:
-            return model.eval()
-        lora.target_modules = {published(half_of(key)[0]).removeprefix("backbone.") for key in tensors}
+    pairs, _ = read_pairs(adapter, None)
+    # transformers keeps all experts of a layer in one weight. PEFT could put a LoRA on that too, and would compute the update
+    # of all experts again in every forward pass, so their pairs are added to the weight.
+    stacks = {published_name(name): value for name, value in model.named_parameters() if value.ndim == 3}
+    left = {name: pair for name, pair in pairs.items() if not _add_to_expert(stacks, pair)}
+    if not left:
+        return model.eval()
+    if len(left) < len(pairs):
+        lora.target_modules = {published_name(name).removeprefix("backbone.") for name in left}
     attached = _with_lora(model, lora)
+    tensors = {}
+    for name, pair in left.items():
+        for half, tensor in zip("AB", pair.load()):
+            tensors[f"base_model.model.{name}.lora_{half}.weight"] = tensor
     _load(attached, tensors)
     return attached.eval()
 
 
-def _fold_experts(model: Any, tensors: dict[str, torch.Tensor], saved: dict[str, Any]) -> set[str]:
-    """Add the pairs of experts that transformers keeps in one weight to that weight; returns the keys that are thereby done.
-
-    PEFT could hang a LoRA on them too, and would form the update of all experts anew in every forward pass.
-    """
-    ranks, alphas = Pattern(saved.get("rank_pattern")), Pattern(saved.get("alpha_pattern"))
-    stacks = {published(name): value for name, value in model.named_parameters() if value.ndim == 3}
-    done = set()
-    for key, a in tensors.items():
-        name, half = half_of(key) or ("", "")
-        match = re.fullmatch(r"(.+\.experts)\.(\d+)\.(up_proj|down_proj)", published(name))
-        weight = stacks.get(f"{match[1]}.{match[3]}") if match and half == "A" else None
-        b = tensors.get(key.replace(".lora_A.", ".lora_B."))
-        if weight is None or b is None or int(match[2]) >= len(weight):
-            continue
-        rank, alpha = ranks.of(published(name), saved["r"]), alphas.of(published(name), saved["lora_alpha"])
-        if (b.shape[0], a.shape[1]) != weight.shape[1:] or not a.shape[0] == b.shape[1] == rank:
-            raise ValueError(f"{name} has a LoRA that does not fit its matrix or its config. Pack the adapter again.")
-        update = (b.float() @ a.float()) * scaling(alpha, rank, bool(saved.get("use_rslora")))
-        with torch.no_grad():
-            weight[int(match[2])] += update.to(weight)
-        done |= {key, key.replace(".lora_A.", ".lora_B.")}
-    return done
+def _add_to_expert(stacks: dict[str, torch.Tensor], pair: Pair) -> bool:
+    """Add a routed expert's pair to the weight that holds all experts of its layer; False when there is no such weight."""
+    match = re.fullmatch(r"(.+\.experts)\.(\d+)\.(up_proj|down_proj)", published_name(pair.name))
+    weight = stacks.get(f"{match[1]}.{match[3]}") if match else None
+    if weight is None or int(match[2]) >= len(weight):
+        return False
+    if pair.shape != weight.shape[1:]:
+        raise ValueError(f"{pair.name} has a LoRA that does not fit its matrix. Pack the adapter again.")
+    a, b = pair.load()
+    with torch.no_grad():
+        weight[int(match[2])] += ((b.float() @ a.float()) * pair.scale).to(weight)
+    return True
 
 
 def load_adapter_values(attached: Any, folder: Path) -> None:
@@ -134,7 +138,7 @@ def load_adapter_values(attached: Any, folder: Path) -> None:
 
     Raises ValueError when config and tensors do not fit each other or the model.
     """
-    _load(attached, load_file(folder / "adapter_model.safetensors"))
+    _load(attached, load_file(folder / TENSORS_FILE))
 
 
 def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:

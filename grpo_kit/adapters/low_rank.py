@@ -18,7 +18,7 @@ class Part(NamedTuple):
     first_row: int = 0
 
 
-def join(parts: Sequence[Part], out: int) -> tuple[torch.Tensor, torch.Tensor]:
+def join_updates(parts: Sequence[Part], out: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(A, B), float32, whose product is the sum of `scale * b a` over the parts, exactly; its rank is the sum of theirs.
 
     `out`: rows of the sum; a part with fewer fills its own rows and leaves the others at zero.
@@ -32,7 +32,7 @@ def join(parts: Sequence[Part], out: int) -> tuple[torch.Tensor, torch.Tensor]:
     return a, b
 
 
-def reduce(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     """(A, B, loss) of the best update of `rank` (Eckart and Young 1936), A and B float32.
 
     `loss`: |BA - B'A'| / |BA| in the Frobenius norm, in [0, 1]; 0 for an update of zero. By QR of both factors and an SVD

@@ -90,10 +90,10 @@ def score(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> 
 
 def check(path: Path, policy: Policy | None, run: Run | None) -> None:
     """What is wrong with a zip, as a table, on the base `policy` or the one the zip names. Raises RuntimeError for a fatal finding."""
-    from grpo_kit.submission.inspect_zip import is_fatal
+    from grpo_kit.adapters.findings import fatal
     from grpo_kit.submission.output_check import check_submission as examine
 
     findings = examine(path, policy, run.probe if run else None)
     terminal.findings(path, findings)
-    if is_fatal(findings):
+    if fatal(findings):
         raise RuntimeError(f"{path} must not be submitted (see fatal above). Follow the remedy, then check again.")

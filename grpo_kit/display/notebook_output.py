@@ -126,10 +126,10 @@ def show_example(run: Run) -> None:
 
 def show_findings(zip_path: Path, findings: Sequence[Any]) -> None:
     """Show what `check` found in a zip. Raises ValueError when a finding is fatal."""
-    from grpo_kit.submission.inspect_zip import is_fatal
+    from grpo_kit.adapters.findings import fatal
 
     terminal.findings(zip_path, findings)
-    if is_fatal(findings):
+    if fatal(findings):
         raise ValueError(
             f"{zip_path} has fatal findings. Do not submit it; follow the remedies above, then pack again."
         )

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from grpo_kit.adapters.findings import Finding
 from grpo_kit.display import run_figures
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run
-from grpo_kit.submission.findings import Finding
 
 # Of several processes the first one shows.
 out, err = (Console(highlight=False, soft_wrap=True, stderr=e, quiet=not processes.is_first()) for e in (False, True))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.adapters.findings import fatal
 from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import CHALLENGE_SUFFIX, PROTOCOLS
 from grpo_kit.data import cleaning, puzzles, sources
@@ -24,7 +25,7 @@ from grpo_kit.policy.load import base_name
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run
-from grpo_kit.submission import findings, inspect_zip, output_check
+from grpo_kit.submission import inspect_zip
 
 RECIPE, COLUMNS = "nemotron_challenge", ("id", "prompt", "answer")
 VERIFIER = PROTOCOLS["challenge"].evaluation["verifier"]  # its default `version` is the scorer's latest
@@ -66,7 +67,7 @@ def rehearse_score(
         return run_measurement(config, run, measurement, verifier, progress)
     with tempfile.TemporaryDirectory() as folder:
         _refuse_fatal_zip(zip_path, base_name(config.policy))
-        output_check.unpack_adapter(zip_path, Path(folder))
+        inspect_zip.unpack_adapter(zip_path, Path(folder))
         problems = held_out_puzzles(config, run, num_puzzles)
         measurement = replace(measurement, adapter=Path(folder), source=zip_path, problems=problems)
         return run_measurement(config, run, measurement, verifier, progress)
@@ -115,10 +116,10 @@ def held_out_puzzles(config: RunConfig, run: Run, count: int) -> list[Problem]:
 
 
 def _refuse_fatal_zip(zip_path: Path, base: str) -> None:
-    fatal = [f for f in inspect_zip.inspect_submission(zip_path, base) if f.severity == findings.FATAL]
-    if fatal:
+    wrong = fatal(inspect_zip.inspect_submission(zip_path, base))
+    if wrong:
         raise ValueError(
-            f"{zip_path} must not be submitted: {fatal[0].what} See `grpo-kit check {zip_path}` for all findings."
+            f"{zip_path} must not be submitted: {wrong[0].what} See `grpo-kit check {zip_path}` for all findings."
         )
 
 

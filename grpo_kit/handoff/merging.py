@@ -6,8 +6,6 @@ written as they are read: the header first, for every size is known from the bas
 
 import errno
 import json
-import math
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +15,12 @@ import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
 
+from grpo_kit.adapters.folder import AdapterFolder
+from grpo_kit.adapters.layouts import Pair, read_pairs
+from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, write_safetensors
 from grpo_kit.nemotron.checkpoint_files import ours, short
 from grpo_kit.nemotron.nf4_checkpoint import IN_FLOAT32
 
-# What becomes bf16, and can be added to; other types stay as they are.
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 INDEX = "model.safetensors.index.json"
 SPARE = 1 << 28  # bytes left over for what lies beside the weights
@@ -58,24 +57,21 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
     beside = [path for path in kept if not path.name.endswith(".index.json")]
     check_disk_space(base, out.parent)
-    with _opened(adapter / "adapter_model.safetensors") as lora:
-        pairs = _pairs(lora, json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")), adapter)
-        _check_fit(base, shards, lora, set(pairs), adapter)
-        total, where = 0, {}
-        out.mkdir(parents=True)
-        for number, shard in enumerate(shards, 1):
-            if progress:
-                progress(number, len(shards), shard)
-            with _opened(base / shard) as file, (out / shard).open("wb") as target:
-                names, size = _write_header(file, target)
-                for name in names:
-                    tensor = _merged(file, name, lora, pairs)
-                    target.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
-                total, where = total + size, where | dict.fromkeys(names, shard)
+    pairs, _ = read_pairs(AdapterFolder(adapter), None)
+    _check_fit(base, shards, pairs, adapter)
+    total, shard_of = 0, {}
+    out.mkdir(parents=True)
+    for number, shard in enumerate(shards, 1):
+        if progress:
+            progress(number, len(shards), shard)
+        with _open_shard(base / shard) as file, (out / shard).open("wb") as target:
+            entries = {name: _stored_as(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in entries))
+            shard_of |= dict.fromkeys(entries, shard)
     for path in beside:
         shutil.copyfile(path, out / path.name)
     if (base / INDEX).is_file():
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
@@ -86,8 +82,8 @@ def check_disk_space(base: Path, where: Path) -> None:
     """Raise OSError (ENOSPC), naming both sizes, unless the disk of `where` has room for the merged model."""
     need = SPARE
     for shard in _shards(base):
-        with _opened(base / shard) as file:
-            need += sum(_nbytes(*_stored_as(file, name)) for name in file.keys())  # noqa: SIM118 (no mapping)
+        with _open_shard(base / shard) as file:
+            need += sum(count_bytes(*_stored_as(file, name)) for name in file.keys())  # noqa: SIM118 (not a mapping)
     while not where.exists():
         where = where.parent
     if (free := shutil.disk_usage(where).free) < need:
@@ -112,80 +108,36 @@ def _shards(base: Path) -> list[str]:
     return named
 
 
-def _opened(path: Path) -> Any:
+def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or missing ({short(error)}). Fetch or train it again.") from None
 
 
-def _stored_as(file: Any, name: str) -> tuple[list[int], str]:
-    """(shape, type) in which a tensor is written."""
+def _stored_as(file: Any, name: str) -> tuple[str, list[int]]:
+    """(type, shape) in which a tensor is written."""
     piece = file.get_slice(name)
     kind = piece.get_dtype()
-    keep = kind not in FLOATS or name.endswith(IN_FLOAT32)
-    return piece.get_shape(), kind if keep else "BF16"
+    keep = kind not in DTYPES or name.endswith(IN_FLOAT32)
+    return kind if keep else "BF16", piece.get_shape()
 
 
-def _nbytes(shape: list[int], kind: str) -> int:
-    """Bytes of a tensor, of safetensors' names for types: BF16, I64, F8_E4M3, BOOL."""
-    bits = 8 if kind == "BOOL" else int("".join(filter(str.isdigit, kind.split("_")[0])))
-    return bits // 8 * math.prod(shape)
-
-
-def _write_header(file: Any, target: Any) -> tuple[list[str], int]:
-    """Write the safetensors header; returns (names in the order of their bytes, how many bytes those are)."""
-    names, header, at = list(file.keys()), {"__metadata__": {"format": "pt"}}, 0
-    for name in names:
-        shape, kind = _stored_as(file, name)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at := at + _nbytes(shape, kind)]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    target.write(len(text).to_bytes(8, "little") + text)
-    return names, at
-
-
-def _pairs(lora: Any, config: dict[str, Any], adapter: Path) -> dict[str, float]:
-    """{module: scale of its pair}; the halves are read when they are needed.
-
-    Raises ValueError for anything but plain LoRA: what is not understood must not be left out silently.
-    """
-    odd = [
-        key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(key)
-    ]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or odd:
-        raise ValueError(
-            f"{adapter / 'adapter_config.json'} has {', '.join(odd) or 'another type or a bias'}; only plain LoRA is merged. "
-            "Merge it with PEFT."
-        )
-    found: dict[str, set[str]] = {}
-    for key in lora.keys():  # noqa: SIM118 (no mapping)
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", key)
-        if not match:
-            raise ValueError(f"{adapter} holds {key}, which is no half of a LoRA pair. Merge it with PEFT.")
-        found.setdefault(match[1], set()).add(match[2])
-    if single := [module for module, halves in found.items() if halves != {"A", "B"}]:
-        raise ValueError(f"{adapter} holds one half of {single[0]}; a pair has two. Train or copy it again.")
-    root = 0.5 if config.get("use_rslora") else 1.0
-    return dict.fromkeys(found, config["lora_alpha"] / config["r"] ** root)
-
-
-def _check_fit(base: Path, shards: list[str], lora: Any, pairs: set[str], adapter: Path) -> None:
+def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: Path) -> None:
     """Raise ValueError unless every pair finds a matrix of its shape; only headers are read."""
-    found: dict[str, tuple[int, ...]] = {}
+    matrices: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        with _opened(base / shard) as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
+        with _open_shard(base / shard) as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
                 piece = file.get_slice(name)
-                if piece.get_dtype() in FLOATS:
-                    found |= dict.fromkeys(_modules(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
-    for module in sorted(pairs):
-        (_, columns), (rows, _) = (lora.get_slice(_half(module, half)).get_shape() for half in "AB")
-        if found.get(module) != (rows, columns):
+                if piece.get_dtype() in DTYPES:
+                    matrices |= dict.fromkeys(_modules(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
+    for module, pair in sorted(pairs.items()):
+        if matrices.get(module) != pair.shape:
             raise ValueError(
-                f"The pair {module} of {adapter} is for a matrix of {(rows, columns)}, and {base} has "
-                f"{found.get(module) or 'none in 16 bit or more'} there; the adapter belongs to another model. Give the base it "
-                "was trained on as policy.model."
+                f"The pair {module} of {adapter} is for a matrix of {pair.shape}, and {base} has "
+                f"{matrices.get(module) or 'none in 16 bit or more'} there; the adapter belongs to another model. Give the base "
+                "that it was trained on as policy.model."
             )
 
 
@@ -197,19 +149,15 @@ def _modules(name: str, shape: list[int]) -> list[str]:
     return [ours(name).removesuffix(".weight")] if len(shape) == 2 else []
 
 
-def _half(module: str, half: str) -> str:
-    return f"base_model.model.{module}.lora_{half}.weight"
-
-
-def _merged(file: Any, name: str, lora: Any, pairs: dict[str, float]) -> torch.Tensor:
+def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
     """The tensor with what the adapter adds to it, summed in float32, in the type it is written in."""
-    tensor, kind = file.get_tensor(name), FLOATS.get(_stored_as(file, name)[1])
+    tensor, kind = file.get_tensor(name), DTYPES.get(_stored_as(file, name)[0])
     if kind is None:
         return tensor
     merged = tensor.to(kind, copy=True)
     for place, module in enumerate(_modules(name, list(tensor.shape))):
         if module in pairs:
-            a, b = (lora.get_tensor(_half(module, half)).float() for half in "AB")
-            into, of = (merged[place], tensor[place]) if tensor.ndim == 3 else (merged, tensor)
-            into.copy_(of.float().addmm_(b, a, alpha=pairs[module]))
+            a, b = (half.float() for half in pairs[module].load())
+            target, source = (merged[place], tensor[place]) if tensor.ndim == 3 else (merged, tensor)
+            target.copy_(source.float().addmm_(b, a, alpha=pairs[module].scale))
     return merged

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.adapters.findings import fatal
 from grpo_kit.kaggle import credentials, retry, submission_note
 from grpo_kit.kaggle.kernel import COMPETITION
-from grpo_kit.submission import inspect_zip
 
 A_DAY = 5
 SETTLED = 600.0  # seconds after which a submission that Kaggle's list does not show was never made
@@ -48,8 +48,9 @@ def submit(
 
 def examine(path: Path) -> None:
     """Raise ValueError or FileNotFoundError for a zip on which a try would be lost: a fatal finding, or the tiny policy's zip."""
-    findings = inspect_zip.inspect_submission(path)
-    lost = [finding for finding in findings if finding.severity == inspect_zip.FATAL or finding.code == "base-tiny"]
+    from grpo_kit.submission import inspect_zip
+
+    lost = fatal(inspect_zip.inspect_submission(path), "send")
     if lost:
         raise ValueError(
             f"{path} is not submitted: {lost[0].what} {lost[0].remedy} `grpo-kit check {path}` shows all that was found."

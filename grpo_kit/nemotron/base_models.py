@@ -8,17 +8,14 @@ matrix each, `lm_head`. Routers, convolutions and embeddings are left out: the c
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from grpo_kit.nemotron import tiny
 
 NANO = Path(__file__).with_name("nemotron_3_nano.json")
 PUBLISHED = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 TINY = "grpo-kit/tiny"
-# What PEFT and the scorer put before a module's name: `backbone.` as published, `model.` as transformers 5 has it.
-SAVED = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?(?:\.weight)?")
 
 Modules = dict[str, tuple[int, int]]
 
@@ -84,35 +81,22 @@ def _modules(path: Path, text: str) -> Modules:  # `text`, so that a changed fil
 
 
 def name_endings(name: str) -> list[str]:
-    """A module's name and what is left of it without its first parts: `a.b.c`, `b.c`, `c`."""
+    """A module's name and what is left of it without its first parts.
+
+    Example:
+        >>> name_endings("a.b.c")
+        ['a.b.c', 'b.c', 'c']
+    """
     parts = name.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
-def select_modules(targets: Iterable[str], there: Iterable[str]) -> list[str]:
-    """The modules of `there` that a list of target modules names: in full or by its end, as PEFT takes a list."""
-    wanted = set(targets)
-    return [name for name in there if not wanted.isdisjoint(name_endings(name))]
+def select_modules(targets: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The modules that a list of target modules means: each is named in full or by its end, as PEFT takes a list.
 
-
-def rank_of(module: str, config: Mapping[str, Any]) -> int:
-    """The rank that an adapter's config gives a module: `rank_pattern`'s where one of its names fits, else `r`.
-
-    PEFT takes the names in `rank_pattern` for regular expressions, the first that fits counting; here they are endings, as
-    all that are seen are, the longest counting.
+    Example:
+        >>> select_modules(["q_proj"], ["layers.2.mixer.q_proj", "layers.2.mixer.k_proj"])
+        ['layers.2.mixer.q_proj']
     """
-    pattern = config.get("rank_pattern") or {}
-    return next((pattern[end] for end in name_endings(module) if end in pattern), config["r"])
-
-
-def module_of(key: str) -> tuple[str, str] | None:
-    """(published module name, `A` or `B`) of a saved key, whichever prefix it has; None when it is no LoRA tensor's.
-
-    >>> module_of("base_model.model.model.layers.5.mixer.q_proj.lora_B.weight")
-    ('backbone.layers.5.mixer.q_proj', 'B')
-    """
-    if not (match := SAVED.fullmatch(key)):
-        return None
-    name, half = match.groups()
-    name = re.sub(r"^(model|backbone)\.(?=layers\.)", "backbone.", name)
-    return re.sub(r"^(model|backbone)\.(?=lm_head$)", "", name), half
+    ends = set(targets)
+    return [name for name in names if not ends.isdisjoint(name_endings(name))]

@@ -1,142 +1,206 @@
-"""The doctor: what is wrong with a submission, what the challenge's scorer would do with it, and the remedy.
+"""Check of a submission: what is wrong with the zip, what the challenge's scorer would do with it, and the remedy.
 
-The scorer unpacks the zip, takes the folder of the first `adapter_config.json` it finds (`**/adapter_config.json`), and
-has vLLM load that folder as a LoRA; a failure is told as "Evaluation metric raised an unexpected error", two hours later.
-Nothing here loads a model or writes a file, and a zip of any size takes a few MiB of memory.
+The scorer unpacks the zip, takes the folder of the first `adapter_config.json` that it finds (`**/adapter_config.json`), and
+has vLLM load that folder as a LoRA. It reports a failure as "Evaluation metric raised an unexpected error", two hours later.
+No model is loaded here. The two files are unpacked into a temporary folder, and no more than a MiB of tensors is in memory.
 """
 
+import re
+import tempfile
+import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, LARGEST_CONFIG, parse_adapter_config, read_adapter_config
+from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, Refused, printable, printable_list
+from grpo_kit.adapters.folder import TENSORS_FILE
+from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.nemotron import base_models
-from grpo_kit.submission import config_check, safetensors_reader, tensor_check, zip_reader
-from grpo_kit.submission.findings import FATAL, OK, WARNING, Finding, Refused, listed, shown
+from grpo_kit.submission import tensor_check, zip_reader
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
-LARGEST_CONFIG = 1 << 20  # bytes; a real one has about 1,000
-LARGEST_SEEN = 3_200_000_000  # bytes of a zip; one of 3,095 MB was accepted
+LARGEST_ACCEPTED = 3_200_000_000  # bytes of a zip; one of 3,095 MB was accepted
+# Where the published weights lie under other names: Kaggle's mount, a Hub cache.
+PLACES = re.compile(
+    r"metric/nemotron-3-nano-30b-a3b-bf16/transformers/default|models--nvidia--nvidia-nemotron-3-nano-30b-a3b-bf16"
+)
+# A published id, on the Hub (owner/name) or on Kaggle (owner/model/framework/variation), and not a path on some machine.
+PUBLISHED_ID = re.compile(r"(?![./~])[\w.-]+/[\w.-]+(/(?i:transformers|pytorch|keras|gguf)/[\w.-]+(/\d+)?)?")
+OWN_BASE = "vLLM does not read the name: it loads its own base."
 
 
 def inspect_submission(path: Path, base: str | None = None) -> list[Finding]:
-    """Findings about the zip at `path`, fatal ones first.
+    """Check a submission without loading a model.
 
-    `base`: the model it is to fit (any name `expected.modules` takes); without it, the one the adapter names, else the
-    challenge's. Raises FileNotFoundError when there is no such file or base, ValueError for a folder of another model.
+    Args:
+        path: the zip.
+        base: the model that it must fit, any name that `base_models.lora_modules` takes; without it the one that the adapter
+            names, else the challenge's.
+
+    Returns:
+        findings, fatal ones first. `findings.fatal` picks those that forbid submitting it.
+
+    Raises:
+        FileNotFoundError: there is no such file or base.
+        ValueError: `base` is a folder of another architecture.
+        OSError: the temporary folder has no room for the adapter.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; grpo-kit package writes a zip. Check the path.")
+        raise FileNotFoundError(f"{path} is not a file; grpo-kit package writes a zip. Check the path.")
     if base is not None:
         base_models.lora_modules(base)
     try:
-        with zip_reader.opened(path) as opened:
-            findings = _inside(opened, path, base)
+        with zip_reader.open_zip(path) as zipped, tempfile.TemporaryDirectory(prefix="grpo-kit-") as scratch:
+            findings = _check_archive(zipped, path)
+            if (inside := _find_adapter(zipped, findings)) is not None:
+                unpack_files(zipped, inside, Path(scratch))
+                findings += check_folder(Path(scratch), base)
     except Refused as refused:
         findings = [refused.finding]
     order = (FATAL, WARNING, OK)
     return sorted(dict.fromkeys(findings), key=lambda finding: order.index(finding.severity))
 
 
-def is_fatal(findings: list[Finding]) -> bool:
-    return any(finding.severity == FATAL for finding in findings)
+def unpack_adapter(path: Path, folder: Path) -> None:
+    """Unpack the two files of a submission, checked or not, into `folder`, wherever they lie in the zip.
+
+    Raises:
+        Refused: the zip is damaged or unsafe, or holds no adapter.
+        OSError: the disk has no room.
+    """
+    findings: list[Finding] = []
+    with zip_reader.open_zip(path) as zipped:
+        inside = _find_adapter(zipped, findings)
+        if inside is None:
+            raise Refused(findings[-1].code, *findings[-1][2:])
+        unpack_files(zipped, inside, folder)
 
 
-def _inside(opened: zip_reader.Archive, path: Path, base: str | None) -> list[Finding]:
-    findings = _whole(opened, path)
-    folder = _folder(opened, findings)
-    if folder is None:
-        return findings
+def unpack_files(zipped: zipfile.ZipFile, inside: PurePosixPath, folder: Path) -> None:
+    """Unpack config and tensors from the folder `inside` of a zip; only read every other member, which must be undamaged."""
+    for member in zipped.infolist():
+        if member.is_dir():
+            continue
+        name = PurePosixPath(member.filename)
+        wanted = name.parent == inside and name.name in (CONFIG_FILE, TENSORS_FILE)
+        largest = LARGEST_CONFIG if wanted and name.name == CONFIG_FILE else zip_reader.MOST_UNPACKED
+        zip_reader.unpack_member(zipped, member.filename, folder / name.name if wanted else None, largest)
+
+
+def check_folder(folder: Path, base: str | None) -> list[Finding]:
+    """Findings about an unpacked adapter; one without tensors is checked for its config alone."""
+    findings = []
     try:
-        raw = opened.read(str(folder / CONFIG), LARGEST_CONFIG)
-        config, about = config_check.read_config(raw)
-        which, named = config_check.examine_base(config, base)
-        findings += [*about, *config_check.examine_config(config), *named]
+        config = read_adapter_config(folder / CONFIG_FILE)
+        fit_to, about_base = check_base(config.fields.get("base_model_name_or_path"), base)
+        findings += [*config.findings, *about_base]
     except Refused as refused:
         findings.append(refused.finding)
-        config, which = {}, base or base_models.PUBLISHED
-    tensors = str(folder / TENSORS)
-    if tensors in opened.members:
-        findings += _tensors(opened, tensors, config, which)
-    return findings
-
-
-def _tensors(opened: zip_reader.Archive, member: str, config: dict[str, Any], base: str) -> list[Finding]:
-    findings: list[Finding] = []
-    with opened.stream(member) as file:
+        config, fit_to = parse_adapter_config({}), base or base_models.PUBLISHED
+    if (folder / TENSORS_FILE).is_file():
         try:
-            entries = safetensors_reader.read_header(file, opened.members[member].file_size)
-            halves, about = tensor_check.examine_tensors(entries, config, base_models.lora_modules(base))
-            findings += about
-            values = {e.name: value for e, value in safetensors_reader.read_values(file, entries) if value is not None}
-            findings += tensor_check.examine_values(values, halves)
+            entries = read_header(folder / TENSORS_FILE)
         except Refused as refused:
-            findings = [finding for finding in findings if finding.severity != OK]
-            findings.append(refused.finding)
+            return [*findings, refused.finding]
+        modules = base_models.lora_modules(fit_to)
+        halves, about_tensors = tensor_check.check_tensors(entries, config, modules)
+        values = tensor_check.summarize_values(folder / TENSORS_FILE, entries)
+        findings += [*about_tensors, *tensor_check.check_values(values, halves)]
     return findings
 
 
-def _folder(opened: zip_reader.Archive, findings: list[Finding]) -> PurePosixPath | None:
-    """The folder whose adapter the scorer would load; what is odd about it goes into `findings`."""
-    hidden = [name for name in opened.members if any(part.startswith(".") for part in PurePosixPath(name).parts[:-1])]
-    configs = [n for n in opened.members if PurePosixPath(n).name == CONFIG and n not in hidden]
-    if len(configs) != 1:
-        code, what = "two-configs", f"{len(configs)} files are named {CONFIG}: {listed(configs)}."
-        does, remedy = "It takes the first it comes upon, whichever that is.", "Pack one adapter, without checkpoints."
-        if not configs:
-            near = [n for n in opened.members if PurePosixPath(n).name.lower().endswith((CONFIG, ".zip"))]
-            code, what = "no-config", f"No {CONFIG} is in the zip" + (f" ({listed(near)} is none)." if near else ".")
-            does, remedy = (
-                "It finds no adapter: the submission fails.",
-                "Pack with grpo-kit package: two files at the root.",
-            )
-        findings.append(Finding(code, FATAL, what, does, remedy))
+def check_base(named: object, given: str | None) -> tuple[str, list[Finding]]:
+    """(the base that the adapter is compared with, findings about its name).
+
+    Args:
+        named: `base_model_name_or_path` of the adapter.
+        given: the base that the user names; None for the adapter's own, or the challenge's where that is unknown.
+    """
+    meant = base_models.recognize_base(named)
+    base = base_models.recognize_base(given) or given or meant or base_models.PUBLISHED
+    remedy = f"Write {printable(base)} into base_model_name_or_path."
+    if base == meant == base_models.TINY:
+        what = "It is an adapter for the embedded tiny policy."
+        does = f"vLLM loads {base_models.PUBLISHED}, which nothing of this adapter fits."
+        return base, [Finding("base-tiny", WARNING, what, does, "Use it only to try the workflow.")]
+    if meant and (base == meant or base_models.lora_modules(base) == base_models.lora_modules(meant)):
+        if named in (base_models.PUBLISHED, base_models.TINY) or PLACES.search(named.lower()):
+            return base, [Finding("base", OK, f"The base is {printable(named)}.")]
+        what = f"The base is named {printable(named)}, not {printable(base)}."
+        remedy = f"If it is not a model that was trained further: {remedy}"
+        return base, [Finding("base-name", WARNING, what, OWN_BASE, remedy)]
+    if given and named == given:
+        return base, [Finding("base", OK, f"The base is {printable(named)}.")]
+    if not isinstance(named, str) or not PUBLISHED_ID.fullmatch(named):
+        what = f"base_model_name_or_path is {printable(named)}, which does not say what the base is."
+        return base, [Finding("base-unknown", WARNING, what, OWN_BASE, remedy)]
+    what = f"The adapter is for {printable(named)}, not for {printable(base)}."
+    does = "vLLM puts it on its own base: it fails, or scores weights that were trained for another model."
+    return base, [Finding("wrong-base", FATAL, what, does, f"Train on {printable(base)}. If it was: {remedy}")]
+
+
+def _check_archive(zipped: zipfile.ZipFile, path: Path) -> list[Finding]:
+    size, findings = path.stat().st_size, []
+    if size > LARGEST_ACCEPTED:
+        what = f"The zip has {size / 1e6:,.0f} MB; the largest that is known to have been accepted had 3,095."
+        remedy = "Save it in bfloat16 or float16, or at a lower rank."
+        findings.append(Finding("size", WARNING, what, "Whether Kaggle accepts it is unknown.", remedy))
+    files = sum(not entry.is_dir() for entry in zipped.infolist())
+    what = f"{files} files, {size / 2**20:,.2f} MiB; nothing in it is unsafe to unpack."
+    remedy = "" if path.name == "submission.zip" else "Submit it under the name submission.zip."
+    return [*findings, Finding("archive", OK, what, "", remedy)]
+
+
+def _find_adapter(zipped: zipfile.ZipFile, findings: list[Finding]) -> PurePosixPath | None:
+    """The folder in the zip whose adapter the scorer would load; what is odd about it is added to `findings`."""
+    members = [PurePosixPath(entry.filename) for entry in zipped.infolist() if not entry.is_dir()]
+    configs = [
+        member
+        for member in members
+        if member.name == CONFIG_FILE and not any(part.startswith(".") for part in member.parts[:-1])
+    ]
+    if not configs:
+        near = [str(member) for member in members if member.name.lower().endswith((CONFIG_FILE, ".zip"))]
+        what = f"The zip holds no {CONFIG_FILE}" + (f" ({printable_list(near)} is not one)." if near else ".")
+        does = "vLLM finds no adapter, so the submission will fail."
+        findings.append(
+            Finding("no-config", FATAL, what, does, "Pack with grpo-kit package: two files, not in a folder.")
+        )
         return None
-    folder = PurePosixPath(configs[0]).parent
-    if str(folder) != ".":
-        what = f"The adapter lies in the folder {shown(str(folder))}, not at the root."
-        findings.append(
-            Finding("nested", WARNING, what, "It looks into folders too and loads it.", "Pack at the root.")
-        )
-    beside = {PurePosixPath(name).name for name in opened.members if PurePosixPath(name).parent == folder}
-    if TENSORS not in beside:
-        pickled = sorted(beside & {"adapter_model.bin", "adapter_model.pt"})
-        if pickled:
-            findings.append(
-                Finding(
-                    "pickle", FATAL, f"The weights are {pickled[0]}, a pickle, which can run code when it is read; it was not.",
-                    "It would read it with torch.load.", f"Save as {TENSORS} (PEFT: safe_serialization=True).",
-                )
-            )  # fmt: skip
-        else:
-            elsewhere = [n for n in opened.members if n.endswith((".safetensors", ".bin"))]
-            what = f"No {TENSORS} lies beside {CONFIG}" + (f"; {listed(elsewhere)} is not read." if elsewhere else ".")
-            findings.append(
-                Finding(
-                    "no-tensors", FATAL, what, "It finds no weights: the submission fails.", "Pack both at the root."
-                )
-            )
-    ignored = [n for n in opened.members if n not in (str(folder / CONFIG), str(folder / TENSORS))]
-    for name in ignored:  # whoever unpacks the zip unpacks them too
-        opened.verify(name)
-    if pickles := [n for n in ignored if n.lower().endswith(PICKLES) and TENSORS in beside]:
-        what = f"{listed(pickles)} may be pickles; they were not opened."
-        findings.append(Finding("pickle-ignored", WARNING, what, "It reads the safetensors only.", "Leave them out."))
-    if others := [n for n in ignored if n not in pickles]:
-        what = f"{len(others)} more files: {listed(others, 6)}."
-        does = "It ignores them; tokenizer and template are the base's, whatever the zip holds."
-        findings.append(
-            Finding("ignored-files", WARNING, what, does, "Leave them out; train with the base's template.")
-        )
+    if len(configs) > 1:
+        what = f"{len(configs)} files are named {CONFIG_FILE}: {printable_list([str(member) for member in configs])}."
+        does = "The scorer takes the first that it finds, whichever that is."
+        findings.append(Finding("two-configs", FATAL, what, does, "Pack one adapter, without checkpoints."))
+        return None
+    folder = configs[0].parent
+    if folder != PurePosixPath("."):
+        what = f"The adapter lies in the folder {printable(str(folder))}."
+        does = "The scorer looks into folders too and loads it."
+        findings.append(Finding("nested", WARNING, what, does, "Pack the two files without a folder."))
+    beside = {member.name for member in members if member.parent == folder}
+    if TENSORS_FILE not in beside:
+        findings.append(_missing_tensors(members, beside))
+    ignored = [str(member) for member in members if member not in (folder / CONFIG_FILE, folder / TENSORS_FILE)]
+    pickles = [name for name in ignored if name.lower().endswith(PICKLES) and TENSORS_FILE in beside]
+    if pickles:
+        what = f"{printable_list(pickles)} may be pickles, which can run code when they are read; they were not opened."
+        findings.append(Finding("pickle-ignored", WARNING, what, "vLLM reads only the safetensors.", "Leave them out."))
+    if others := [name for name in ignored if name not in pickles]:
+        what = f"{len(others)} more files: {printable_list(others, 6)}."
+        does = "vLLM ignores them; tokenizer and chat template are the base's, whatever the zip holds."
+        remedy = "Leave them out, and train with the base's chat template."
+        findings.append(Finding("ignored-files", WARNING, what, does, remedy))
     return folder
 
 
-def _whole(opened: zip_reader.Archive, path: Path) -> list[Finding]:
-    size, findings = path.stat().st_size, []
-    if size > LARGEST_SEEN:
-        what = f"The zip has {size / 1e6:,.0f} MB; the largest that is known to have been accepted had 3,095."
-        findings.append(Finding("size", WARNING, what, "Unknown.", "Save in bf16 or fp16, or at a lower rank."))
-    name = "" if path.name == "submission.zip" else "Submit it under the name submission.zip."
-    what = f"{len(opened.members)} files, {size / 2**20:,.2f} MiB; nothing in it is unsafe to unpack."
-    findings.append(Finding("archive", OK, what, "", name))
-    return findings
+def _missing_tensors(members: list[PurePosixPath], beside: set[str]) -> Finding:
+    if pickled := sorted(beside & {"adapter_model.bin", "adapter_model.pt"}):
+        what = f"The weights are {pickled[0]}, a pickle, which can run code when it is read; it was not opened."
+        remedy = f"Save them as {TENSORS_FILE} (PEFT: safe_serialization=True)."
+        return Finding("pickle", FATAL, what, "vLLM would read it with torch.load.", remedy)
+    elsewhere = [str(member) for member in members if member.name.endswith((".safetensors", ".bin"))]
+    what = f"No {TENSORS_FILE} lies beside {CONFIG_FILE}" + (
+        f"; {printable_list(elsewhere)} is not read." if elsewhere else "."
+    )
+    does = "vLLM finds no weights, so the submission will fail."
+    return Finding("no-tensors", FATAL, what, does, "Pack both files side by side.")

@@ -5,17 +5,17 @@ that were taken from the trained policy while it was still in memory.
 """
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, read_adapter_config
+from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, fatal
+from grpo_kit.adapters.folder import TENSORS_FILE
+from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.config import Policy
-from grpo_kit.nemotron import base_models
 from grpo_kit.policy.chat import render_prompt
-from grpo_kit.submission import config_check, inspect_zip, zip_reader
-from grpo_kit.submission.findings import FATAL, OK, WARNING, Finding
-from grpo_kit.submission.inspect_zip import CONFIG, TENSORS
+from grpo_kit.submission import inspect_zip
 
 
 def check_submission(path: Path, policy: Policy | None = None, probe: Path | None = None) -> list[Finding]:
@@ -25,7 +25,7 @@ def check_submission(path: Path, policy: Policy | None = None, probe: Path | Non
     them; without it the zip is compared with the base only. Raises FileNotFoundError for a missing file or base.
     """
     found = inspect_zip.inspect_submission(path, policy.model if policy else None)
-    if inspect_zip.is_fatal(found):
+    if fatal(found):
         return found
     if policy is None and any(finding.code == "base-tiny" for finding in found):
         policy = Policy()
@@ -53,7 +53,7 @@ def _compare(policy: Policy, path: Path, probe: Path | None) -> list[Finding]:
     model, tokenizer = load_policy(policy)
     asked = _read_probe(probe) if probe and probe.is_file() else _default_probe(tokenizer, policy.enable_thinking)
     base = _last_logits(model, asked)
-    submitted = _last_logits(_with_submitted(model, path), asked)
+    submitted = _last_logits(_attach_submission(model, path), asked)
     moved = (submitted - base).abs().max().item()
     # What arithmetic alone would change: an adapter of zeros moves logits by a few units in the last place.
     noise = 10 * torch.finfo(getattr(torch, policy.dtype)).eps * base.abs().max().item()
@@ -83,41 +83,36 @@ def _compare(policy: Policy, path: Path, probe: Path | None) -> list[Finding]:
     ]
 
 
-def _with_submitted(model: Any, path: Path) -> Any:
-    """`model` with the pairs of a zip that the doctor has passed, scaled as the scorer scales them.
+def _attach_submission(model: Any, path: Path) -> Any:
+    """The model with the pairs of a zip that has no fatal finding, scaled as the scorer scales them.
 
-    Of the config no more is used than r and scale: which module has a pair, and of what rank, the tensors say.
+    Of the config only r and the scale are used; which module has a pair, and of what rank, the tensors say.
     """
     from safetensors.torch import load_file, save_file
 
     from grpo_kit.adapters.lora import attach_adapter
 
-    with tempfile.TemporaryDirectory() as aside:
-        folder = Path(aside)
-        unpack_adapter(path, folder)
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        saved = {base_models.module_of(key): value for key, value in load_file(folder / TENSORS).items()}
-        pairs = {place[0]: (value, saved[place[0], "B"]) for place, value in saved.items() if place and place[1] == "A"}
-        r, scale = config["r"], config_check.scale(config)
-        ours = {name.replace("backbone.", "model.", 1): pair for name, pair in pairs.items()}
-        ranks = {name: a.shape[0] for name, (a, _) in ours.items() if a.shape[0] != r}
-        neat = {
-            "peft_type": "LORA", "r": r, "lora_alpha": scale * r, "target_modules": list(ours), "bias": "none",
-            "rank_pattern": ranks, "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
+    with tempfile.TemporaryDirectory(prefix="grpo-kit-") as scratch:
+        folder = Path(scratch)
+        inspect_zip.unpack_adapter(path, folder)
+        config = read_adapter_config(folder / CONFIG_FILE)
+        halves: dict[str, dict[str, Any]] = {}
+        for key, tensor in load_file(folder / TENSORS_FILE).items():
+            if parsed := parse_lora_key(key):
+                name = published_name(parsed[0]).replace("backbone.", "model.", 1)
+                halves.setdefault(name, {})[parsed[1]] = tensor
+        ranks = {name: len(pair["A"]) for name, pair in halves.items() if len(pair["A"]) != config.rank}
+        scale = config.scorer_scale
+        fields = {
+            "peft_type": "LORA", "r": config.rank, "lora_alpha": scale * config.rank, "target_modules": list(halves),
+            "rank_pattern": ranks, "alpha_pattern": {name: scale * rank for name, rank in ranks.items()}, "bias": "none",
         }  # fmt: skip
-        (folder / CONFIG).write_text(json.dumps(neat))
-        halves = {f"base_model.model.{n}.lora_{h}.weight": t for n, p in ours.items() for h, t in zip("AB", p)}
-        save_file(halves, folder / TENSORS)
+        (folder / CONFIG_FILE).write_text(json.dumps(fields))
+        tensors = {
+            f"base_model.model.{name}.lora_{half}.weight": t for name, p in halves.items() for half, t in p.items()
+        }
+        save_file(tensors, folder / TENSORS_FILE)
         return attach_adapter(model, folder)
-
-
-def unpack_adapter(path: Path, folder: Path) -> None:
-    """Put the two files of a zip that the doctor has passed into `folder`."""
-    with zip_reader.opened(path) as opened:
-        for member in opened.members:
-            if (name := Path(member).name) in (CONFIG, TENSORS):
-                with opened.stream(member) as packed, (folder / name).open("wb") as file:
-                    shutil.copyfileobj(packed, file, 1 << 20)
 
 
 def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thinking: bool, path: Path) -> None:

@@ -1,48 +1,174 @@
-"""The adapter as `submission.zip`: the two files that the challenge's scorer loads, and nothing else.
+"""Packing an adapter, a run's own or folders from elsewhere, as `submission.zip`.
 
-What is in a zip, whoever packed it, `inspection` and `outputs` say.
+The zip holds the two files that the challenge's scorer loads, and nothing else: every pair below the scorer's rank, and one for
+every routed expert of a layer that has any. How the pairs are written is in `zip_writer`.
 """
 
+import functools
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from grpo_kit.config import RunConfig, to_yaml
-from grpo_kit.runs.run import Run
+import torch
 
-MEMBERS = ("adapter_config.json", "adapter_model.safetensors")
+from grpo_kit.adapters import low_rank
+from grpo_kit.adapters.adapter_config import SCORER_MAX_RANK
+from grpo_kit.adapters.folder import AdapterFolder
+from grpo_kit.adapters.layouts import STACKED, Pair, join_pairs, read_pairs
+from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.nemotron import base_models
+from grpo_kit.nemotron.base_models import Modules
+from grpo_kit.runs.run import Run
+from grpo_kit.submission.zip_writer import DTYPES, RANKS, plan_zip, write_zip
+
+MOST_LOSSES = 64  # at most so many modules are named with what they lost
+
+Progress = Callable[[int, int], None]
 
 
 def package_adapter(
     config: RunConfig, run: Run, out: Path | None = None, adapters: Sequence[Path] = (), base: str | None = None,
     dtype: str | None = None, ranks: str = "pad", stacked: str = "auto", say: Callable[[str], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:  # fmt: skip
-    """Write the run's adapter as a zip with exactly the two files the scorer reads, at its root; returns its path.
+    """Write an adapter as a zip with exactly the two files that the scorer reads.
 
-    adapters: folders from elsewhere in place of the run's own; several are stacked into one that does what all do together.
-    base: the name of the model it goes on; None: the policy's, or of a foreign adapter the one it was trained on.
-    dtype: float32, float16 or bfloat16; None keeps what is there. ranks: several ranks are padded to one (`pad`) or declared
-    in rank_pattern (`pattern`). stacked: see `adapter_forms.read`. say: told what was converted, and what it lost.
-    progress: told (done, total) modules.
+    The same adapter gives the same bytes. A zip of the run that is up to date is not written again, unless `config.run.force`.
 
-    The same adapter gives the same bytes. Raises FileNotFoundError when the run is not trained or a folder is missing,
-    ValueError for an adapter the scorer cannot load in any form.
+    Args:
+        config: names the policy.
+        run: its adapter is packed, unless `adapters` are given.
+        out: the zip; None for the run's `submission/submission.zip`.
+        adapters: folders from elsewhere; several are joined into one adapter whose update is the sum of theirs.
+        base: the name of the model the adapter is for; None for the policy's, or the one that a foreign adapter names.
+        dtype: `float32`, `float16` or `bfloat16`; None keeps the tensors' own.
+        ranks: `pad` pads several ranks to one; `pattern` declares them in rank_pattern.
+        stacked: how stacks of experts are laid out (see `layouts.read_pairs`).
+        say: called with a sentence for each thing that was converted, and what that lost.
+        progress: called with (written modules, all modules).
+
+    Returns:
+        the path of the zip.
+
+    Raises:
+        FileNotFoundError: the run is not trained, or a folder is missing.
+        ValueError: the scorer cannot load the adapter in any form, or an option is unknown.
+
+    Example:
+        >>> package_adapter(config, run)  # doctest: +SKIP
+        PosixPath('submission/submission.zip')
     """
     from grpo_kit.policy.load import base_name
-    from grpo_kit.submission.packing import pack
 
     started, out, folders = time.monotonic(), out or run.submission, [Path(folder) for folder in adapters]
-    how = {"dtype": dtype, "ranks": ranks, "stacked": stacked}
+    settings = {"dtype": dtype, "ranks": ranks, "stacked": stacked}
     if folders:
-        notes = pack(folders, base, out, **how, progress=progress)
+        notes = pack_folders(folders, base, out, **settings, progress=progress)
     else:
         run.require_stage("train", "grpo-kit train")
-        there = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
-        if there and run.is_done("package", how, [run.adapter], config.run.force, derived=True):
+        written_before = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
+        if written_before and run.is_done("package", settings, [run.adapter], config.run.force, derived=True):
             return out
-        notes = pack([run.adapter], base or base_name(config.policy), out, **how, progress=progress)
-        run.record_stage("package", how, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
+        notes = pack_folders([run.adapter], base or base_name(config.policy), out, **settings, progress=progress)
+        run.record_stage("package", settings, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
     for note in notes if say else ():
         say(note)
     return out
+
+
+def pack_folders(
+    folders: Sequence[Path], base: str | None, out: Path, dtype: str | None = None, ranks: str = "pad", stacked: str = "auto",
+    progress: Progress | None = None,
+) -> list[str]:  # fmt: skip
+    """Write the adapters of `folders` as one zip; the arguments are those of `package_adapter`.
+
+    Returns:
+        sentences on what was converted, and what that lost.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing.
+        ValueError: the base or an option is unknown, or a folder holds something else than a LoRA for that base.
+    """
+    for name, value, choices in (
+        ("dtype", dtype, (*DTYPES, None)),
+        ("ranks", ranks, RANKS),
+        ("stacked", stacked, STACKED),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; it is one of {', '.join(filter(None, choices))}. Name one of them.")
+    sources = [AdapterFolder(folder) for folder in folders]
+    bases = [source.config.fields.get("base_model_name_or_path") for source in sources]
+    known_base = base_models.resolve_base(base or bases[0])
+    if base is None and (known_base is None or any(base_models.resolve_base(other) != known_base for other in bases)):
+        raise ValueError(
+            f"{' and '.join(map(str, folders))} were trained on {' and '.join(str(name)[:80] for name in bases)}, which is not one "
+            f"known base. Name the base with policy.model=..., such as {base_models.PUBLISHED}."
+        )
+    try:
+        modules = base_models.lora_modules(known_base) if known_base else None
+    except ValueError:  # a policy of another architecture: its adapter is packed as it is
+        modules = None
+    notes, adapters, losses = [], [], {}
+    for source in sources:
+        pairs, remarks = read_pairs(source, modules, stacked)
+        adapters.append(pairs)
+        notes += [f"{source.folder}: {remark}" for remark in remarks]
+    pairs = join_adapters(adapters)
+    if modules and (added := missing_experts(pairs, modules)):
+        notes.append(
+            f"{len(added)} pairs of zeros were added, because the scorer stacks all matrices of a layer's experts or fails"
+        )
+        pairs |= added
+    write_zip(plan_zip(reduce_ranks(pairs, losses), known_base or str(base), modules, dtype, ranks), out, progress)
+    if losses:
+        worst = sorted(losses, key=lambda name: (-losses[name], name))
+        notes.append(
+            f"{len(losses)} modules were cut to rank {SCORER_MAX_RANK}; relative error of their update (Frobenius): "
+            f"largest {losses[worst[0]]:.2e}, median {statistics.median(losses.values()):.2e}"
+        )
+        notes += [f"{losses[name]:.2e} {name}" for name in worst[:MOST_LOSSES]]
+    return notes
+
+
+def join_adapters(adapters: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
+    """One adapter whose update is the sum of all: each module's pairs are joined, their ranks added up."""
+    joined = {}
+    for name in {name: None for adapter in adapters for name in adapter}:
+        pairs = [adapter[name] for adapter in adapters if name in adapter]
+        joined[name] = pairs[0] if len(pairs) == 1 else join_pairs(name, pairs, pairs[0].shape[0])
+    return joined
+
+
+def missing_experts(pairs: Mapping[str, Pair], modules: Modules) -> dict[str, Pair]:
+    """Pairs of zeros for the routed matrices that have none in layers where others have one."""
+    routed = {name.partition(".experts.")[0]: pair for name, pair in pairs.items() if ".experts." in name}
+    missing = {}
+    for name, (out, inside) in modules.items():
+        like = routed.get(name.partition(".experts.")[0]) if ".experts." in name and name not in pairs else None
+        if like is not None:
+            zeros = functools.partial(_zero_halves, like.rank, out, inside, like.dtype)
+            missing[name] = like._replace(name=name, shape=(out, inside), load=zeros)
+    return missing
+
+
+def _zero_halves(rank: int, out: int, inside: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(rank, inside, dtype=dtype), torch.zeros(out, rank, dtype=dtype)
+
+
+def reduce_ranks(pairs: Mapping[str, Pair], losses: dict[str, float]) -> dict[str, Pair]:
+    """The pairs, those above the scorer's rank reduced to it when they are loaded.
+
+    Args:
+        pairs: by module name.
+        losses: filled, as pairs are loaded, with {module: relative error of its update in the Frobenius norm}.
+    """
+
+    def reduced(pair: Pair) -> Pair:
+        def load() -> tuple[torch.Tensor, torch.Tensor]:
+            a, b, losses[pair.name] = low_rank.reduce_rank(*pair.load(), SCORER_MAX_RANK)
+            return a, b
+
+        return pair._replace(rank=min(SCORER_MAX_RANK, *pair.shape), load=load)
+
+    return {name: reduced(pair) if pair.rank > SCORER_MAX_RANK else pair for name, pair in pairs.items()}

@@ -1,147 +1,125 @@
-"""A zip from outside, opened without trusting it: what is in it is known before a byte is unpacked, and nothing is written.
+"""A zip from outside, opened without trusting it: its directory is checked before a byte of it is unpacked.
 
-Python's zipfile does the reading. Around it stands what it leaves to its caller: a bound on what is read at once, names
-that stay inside, no member twice or over another, no links, no encryption, no compression that the scorer's extraction
-may not know, declared sizes that are sane and local headers that say the same as the directory (two readers must not
-see two archives). Members are read as streams; the checksum is compared when a member was read to its end.
+Python's zipfile reads it. It does not bound what it reads at once, nor reject names that leave the folder, links, compression
+that another extractor may not know, absurd sizes, and local headers that differ from the directory (two extractors would then
+see two archives), so these checks stand here.
 """
 
-import contextlib
+import errno
 import io
+import shutil
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO
 
-from grpo_kit.submission.findings import Refused, listed, shown
+from grpo_kit.adapters.findings import Refused, printable, printable_list
 
-AT_ONCE = 2 << 20  # bytes; the directory of a zip with a thousand members has about 100,000
-MEMBERS = 1000
-TOTAL = 16 << 30  # bytes unpacked; all-linear rank 32 in float32 has 3.3 GiB
-RATIO, FROM = 100, 64 << 20  # unpacked over packed, for members of FROM bytes and more
-OTHERS = {
+MOST_AT_ONCE = 2 << 20  # bytes; the directory of a zip with a thousand members has about 100,000
+MOST_MEMBERS = 1000
+MOST_UNPACKED = 16 << 30  # bytes; an adapter of all linear layers at rank 32 in float32 has 3.3 GiB
+# A member of BOMB_SIZE bytes or more must not be more than BOMB_RATIO times its packed size.
+BOMB_RATIO, BOMB_SIZE = 100, 64 << 20
+OTHER_FORMATS = {
     b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\xfd7zXZ": "xz", b"BZh": "bzip2",
     b"\x28\xb5\x2f\xfd": "Zstandard",
 }  # fmt: skip
-# What zipfile, zlib and the parsing around them raise on bytes that are no zip, or a damaged one.
+# What zipfile, zlib and the parsing around them raise on bytes that are not a zip, or a damaged one.
 DAMAGED = (
     zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError,
     OverflowError, LookupError,
 )  # fmt: skip
-AGAIN = "Pack the adapter again with grpo-kit package."
-FAILS = "It cannot be unpacked: the submission fails."
+PACK_AGAIN = "Pack the adapter again with grpo-kit package."
+FAILS = "It cannot be unpacked, so the submission will fail."
 
 
-class Archive:
-    """An open zip whose directory has been checked. `members`: {name: entry} of files, folders left out."""
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip at `path`, its directory checked.
 
-    def __init__(self, zipped: zipfile.ZipFile, name: str) -> None:
-        self.zipped, self.name = zipped, name
-        self.members = {info.filename: info for info in zipped.infolist() if not info.is_dir()}
-
-    @contextlib.contextmanager
-    def stream(self, member: str) -> Iterator["Member"]:
-        """The member's bytes, to be read forwards only. Raises Refused where they are damaged."""
-        name = f"{shown(member)} in {self.name}"
-        try:
-            file = self.zipped.open(self.members[member])
-        except DAMAGED as error:
-            raise damaged(name, error) from None
-        with file:
-            yield Member(file, name)
-
-    def verify(self, member: str) -> None:
-        """Read the member to its end, where its checksum is compared, and forget it. Raises Refused."""
-        with self.stream(member) as file:
-            while file.read(AT_ONCE):
-                pass
-
-    def read(self, member: str, largest: int) -> bytes:
-        """The whole member. Raises Refused when it is damaged or has more than `largest` bytes."""
-        if (size := self.members[member].file_size) > largest:
-            raise Refused(
-                "too-large", f"{shown(member)} unpacks to {size:,} bytes; at most {largest:,} are sane.", FAILS, AGAIN
-            )
-        with self.stream(member) as file:
-            return file.read(size + 1)
-
-
-class Member:
-    """A member's bytes as a stream whose damage is a finding."""
-
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self.file, self.name = file, name
-
-    def read(self, size: int) -> bytes:
-        """Up to `size` bytes, none at the end, where the checksum is compared. Raises Refused."""
-        try:
-            return self.file.read(size)
-        except DAMAGED as error:
-            raise damaged(self.name, error) from None
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[Archive]:
-    """The zip at `path`, its directory checked. Raises Refused for anything that is not a sane zip; OSError when the file
-    itself cannot be read."""
+    Raises:
+        Refused: it is not a zip, damaged, or one of the things that this module's checks reject.
+        OSError: the file itself cannot be read.
+    """
     with path.open("rb") as file:
         start = file.read(8)
-        file.seek(0)
-        bounded = _Bounded(file)
+    with _BoundedFile(path) as file:
         try:
-            zipped = zipfile.ZipFile(bounded)
+            zipped = zipfile.ZipFile(file)
         except DAMAGED as error:
-            kind = next((kind for magic, kind in OTHERS.items() if start.startswith(magic)), None)
-            what = f"{path.name} is a {kind} file, not a zip" if kind else None
-            raise damaged(path.name, error, what) from None
+            other = next((name for magic, name in OTHER_FORMATS.items() if start.startswith(magic)), None)
+            raise _damaged(path.name, error, f"{path.name} is a {other} file, not a zip" if other else None) from None
         with zipped:
             entries = zipped.infolist()
-            if len(entries) > MEMBERS:
-                raise Refused(
-                    "too-many-members", f"{path.name} holds {len(entries):,} members; two are wanted.", FAILS, AGAIN
-                )
+            if len(entries) > MOST_MEMBERS:
+                what = f"{path.name} holds {len(entries):,} members; a submission has two."
+                raise Refused("too-many-members", what, FAILS, PACK_AGAIN)
             for entry in entries:
                 _check_name(entry)
                 _check_kind(entry)
             _check_sizes(entries)
             try:
-                _check_layout(zipped, entries, bounded)
+                _check_layout(zipped, entries, file)
             except DAMAGED as error:
-                raise error if isinstance(error, Refused) else damaged(path.name, error) from None
-            yield Archive(zipped, path.name)
+                raise error if isinstance(error, Refused) else _damaged(path.name, error) from None
+            yield zipped
 
 
-def damaged(name: str, error: BaseException, what: str | None = None) -> Refused:
-    what = what or f"{name} is not a zip that can be read ({shown(' '.join(str(error).split()))})"
-    return Refused("not-a-zip", f"{what}.", FAILS, AGAIN)
+def unpack_member(zipped: zipfile.ZipFile, name: str, target: Path | None, largest: int = MOST_UNPACKED) -> None:
+    """Unpack a member of an opened zip.
+
+    Args:
+        zipped: from `open_zip`.
+        name: the member's name.
+        target: the file to write; None only reads the member to its end, where its checksum is compared.
+        largest: more bytes are refused before the first is read.
+
+    Raises:
+        Refused: it has more than `largest` bytes, or it is damaged.
+        OSError: the disk has no room for it.
+    """
+    if (size := zipped.getinfo(name).file_size) > largest:
+        what = f"{printable(name)} unpacks to {size:,} bytes; at most {largest:,} are read."
+        raise Refused("too-large", what, FAILS, PACK_AGAIN)
+    if target and (free := shutil.disk_usage(target.parent).free) < size:
+        raise OSError(
+            errno.ENOSPC,
+            f"Unpacking takes {size / 2**30:.2f} GiB, and the disk of {target.parent} has {free / 2**30:.2f} GiB free. Make room, "
+            "or name a folder on another disk in the environment variable TMPDIR.",
+        )
+    with target.open("wb") if target else nullcontext() as file:
+        for piece in _read_member(zipped, name):
+            if file:
+                file.write(piece)
 
 
-class _Bounded(io.RawIOBase):
-    """A file of which nobody can read much at once: zipfile reads a directory whole, whatever size it claims to have."""
+def _read_member(zipped: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    try:
+        with zipped.open(name) as member:
+            while piece := member.read(MOST_AT_ONCE):
+                yield piece
+    except DAMAGED as error:
+        raise _damaged(f"{printable(name)} in {Path(str(zipped.filename or 'the zip')).name}", error) from None
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
 
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(AT_ONCE + 1 if size is None or size < 0 or size > AT_ONCE else size)
-        if len(data) > AT_ONCE:
-            raise ValueError(f"its directory has more than {AT_ONCE:,} bytes")
+def _damaged(name: str, error: BaseException, what: str | None = None) -> Refused:
+    what = what or f"{name} is not a zip that can be read ({printable(' '.join(str(error).split()))})"
+    return Refused("not-a-zip", f"{what}.", FAILS, PACK_AGAIN)
+
+
+class _BoundedFile(io.FileIO):
+    """A file of which little can be read at once: zipfile reads the directory in one piece, whatever size it claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        bounded = size is not None and 0 <= size <= MOST_AT_ONCE
+        data = super().read(size if bounded else MOST_AT_ONCE + 1)
+        if len(data) > MOST_AT_ONCE:
+            raise ValueError(f"its directory has more than {MOST_AT_ONCE:,} bytes")
         return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
 
 
 def _check_name(entry: zipfile.ZipInfo) -> None:
@@ -156,8 +134,8 @@ def _check_name(entry: zipfile.ZipInfo) -> None:
         or len(name) > 255
     ):
         raise Refused(
-            "unsafe-path", f"A member is named {shown(name) or 'nothing'}; names are plain, relative and stay inside.",
-            "Whoever unpacks it refuses it, or writes somewhere else.", AGAIN,
+            "unsafe-path", f"A member is named {printable(name) or 'nothing'}; names are plain, relative and stay inside.",
+            "Whoever unpacks it refuses it, or writes somewhere else.", PACK_AGAIN,
         )  # fmt: skip
 
 
@@ -166,12 +144,12 @@ def _check_kind(entry: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if entry.create_system == 3 and kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "a symbolic link" if kind == stat.S_IFLNK else "a special file"
-        raise Refused("link", f"{shown(entry.filename)} is {what}; a submission holds files.", FAILS, AGAIN)
+        raise Refused("link", f"{printable(entry.filename)} is {what}; a submission holds files.", FAILS, PACK_AGAIN)
     if entry.flag_bits & 0x2061:  # encrypted, patched, strongly encrypted, masked headers
-        raise Refused("encrypted", f"{shown(entry.filename)} is encrypted.", FAILS, "Pack it without a password.")
+        raise Refused("encrypted", f"{printable(entry.filename)} is encrypted.", FAILS, "Pack it without a password.")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Refused(
-            "compression", f"{shown(entry.filename)} is compressed by method {entry.compress_type}.",
+            "compression", f"{printable(entry.filename)} is compressed by method {entry.compress_type}.",
             "Not every extractor knows it: the submission may fail.", "Store or deflate it; grpo-kit package stores.",
         )  # fmt: skip
 
@@ -180,18 +158,18 @@ def _check_sizes(entries: list[zipfile.ZipInfo]) -> None:
     names = [entry.filename.removesuffix("/") for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Refused(
-            "member-twice", f"{listed(twice)} is in the zip more than once.",
-            "Which of them it would read depends on the extractor.", AGAIN,
+            "member-twice", f"{printable_list(twice)} is in the zip more than once.",
+            "Which of them it would read depends on the extractor.", PACK_AGAIN,
         )  # fmt: skip
-    if (total := sum(entry.file_size for entry in entries)) > TOTAL:
-        raise Refused("bomb", f"It unpacks to {total:,} bytes; at most {TOTAL:,} are sane.", FAILS, AGAIN)
+    if (total := sum(entry.file_size for entry in entries)) > MOST_UNPACKED:
+        raise Refused("bomb", f"It unpacks to {total:,} bytes; at most {MOST_UNPACKED:,} are read.", FAILS, PACK_AGAIN)
     for entry in entries:
-        if entry.file_size >= FROM and entry.file_size > RATIO * entry.compress_size:
-            what = f"{shown(entry.filename)} unpacks from {entry.compress_size:,} to {entry.file_size:,} bytes"
-            raise Refused("bomb", f"{what}; weights do not compress so.", "It unpacks a bomb, or nothing.", AGAIN)
+        if entry.file_size >= BOMB_SIZE and entry.file_size > BOMB_RATIO * entry.compress_size:
+            what = f"{printable(entry.filename)} unpacks from {entry.compress_size:,} to {entry.file_size:,} bytes"
+            raise Refused("bomb", f"{what}; weights do not compress so.", "It unpacks a bomb, or nothing.", PACK_AGAIN)
 
 
-def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file: Any) -> None:
+def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file: BinaryIO) -> None:
     """Each member's own header says what the directory says, and no member lies over another or over the directory."""
     end = zipped.start_dir
     for entry in sorted(entries, key=lambda entry: entry.header_offset, reverse=True):
@@ -208,15 +186,15 @@ def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file:
             or name != entry.orig_filename
             or method != entry.compress_type
             or (flags ^ entry.flag_bits) & 0x2069
-            or any(said not in (known, 0xFFFFFFFF) and not (streamed and said == 0) for said, known in sizes)
+            or any(local not in (listed, 0xFFFFFFFF) and not (streamed and local == 0) for local, listed in sizes)
             or (method == zipfile.ZIP_STORED and entry.compress_size != entry.file_size)
         ):
             raise Refused(
-                "ambiguous", f"{shown(entry.filename)} is one thing in the zip's directory and another where it lies.",
-                "What it reads depends on the extractor.", AGAIN,
+                "ambiguous", f"{printable(entry.filename)} is one thing in the zip's directory and another where it lies.",
+                "What it reads depends on the extractor.", PACK_AGAIN,
             )  # fmt: skip
         if data + entry.compress_size > end:
             raise Refused(
-                "overlap", f"{shown(entry.filename)} lies over another member or the zip's end.", FAILS, AGAIN
+                "overlap", f"{printable(entry.filename)} lies over another member or the zip's end.", FAILS, PACK_AGAIN
             )
         end = entry.header_offset

@@ -12,6 +12,7 @@ from safetensors.torch import load, load_file, save_file
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
+from grpo_kit.adapters.findings import fatal
 from grpo_kit.nemotron import base_models
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.run import find_run
@@ -163,7 +164,7 @@ def test_what_peft_saved_says_the_same_once_packed(trainer, packed, tmp_path, ba
     # The file is exactly what its config announces, in the published names, with 2-D pairs alone.
     assert {key: tuple(value.shape) for key, value in tensors.items()} == shapes_of(told, THERE)
     assert ranks == "pattern" or not told["rank_pattern"]
-    assert [finding for finding in inspect_zip.inspect_submission(path, "tiny") if finding.severity == "fatal"] == []
+    assert fatal(inspect_zip.inspect_submission(path, "tiny")) == []
     assert told["r"] <= 32 and not told["use_rslora"]
 
 

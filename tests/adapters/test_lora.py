@@ -79,6 +79,9 @@ def test_an_adapter_comes_back_the_same_and_names_no_machine(lora_model, tmp_pat
     assert torch.equal(last_logits(again, tokenizer), last_logits(model.eval(), tokenizer))
 
 
+LAYER = "base_model.model.model.layers."
+
+
 def damaged(folder, change_config=None, change_tensors=None):
     if change_config:
         path = folder / "adapter_config.json"
@@ -91,11 +94,14 @@ def damaged(folder, change_config=None, change_tensors=None):
 @pytest.mark.parametrize(
     ("change_config", "change_tensors", "said"),
     [
-        ({"peft_type": "IA3"}, None, "not a LoRA"),
-        ({"target_modules": ".*"}, None, "list of target_modules"),  # a regular expression from outside
-        (None, lambda t: dict(list(t.items())[1:]), "lacks 1 tensors"),
-        (None, lambda t: {**t, "base_model.model.model.layers.9.mixer.x.lora_A.weight": torch.zeros(2)}, "1 that fit nowhere"),
-        (None, lambda t: {k: v[:, :3].clone() for k, v in t.items()}, "do not fit"),
+        ({"peft_type": "IA3"}, None, "peft_type is IA3; the scorer loads LoRA"),
+        ({"target_modules": ".*"}, None, "not a list of names"),  # a regular expression from outside
+        ({"rank_pattern": {"(a+)+b": 2}}, None, "are not evaluated"),
+        (None, lambda t: dict(list(t.items())[1:]), "without its other half"),
+        (None, lambda t: dict(list(t.items())[2:]), "lacks 2 tensors"),
+        (None, lambda t: {**t, f"{LAYER}9.mixer.x.lora_A.weight": torch.zeros(16, 2), f"{LAYER}9.mixer.x.lora_B.weight": torch.zeros(2, 16)}, "2 that fit nowhere"),
+        (None, lambda t: {k: v[:, :3].clone() for k, v in t.items()}, r"they are \(r, in\)"),
+        (None, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}, "do not fit"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused(lora_model, tmp_path, change_config, change_tensors, said):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit.adapters.low_rank import Part, join, reduce
+from grpo_kit.adapters.low_rank import Part, join_updates, reduce_rank
 
 
 def random(*shape, seed=0):
@@ -12,14 +12,14 @@ def random(*shape, seed=0):
 
 def test_a_join_is_the_sum():
     parts = [Part(random(3, 10), random(8, 3, seed=1), 0.5), Part(random(2, 10, seed=2), random(8, 2, seed=3), -2.0)]
-    a, b = join(parts, 8)
+    a, b = join_updates(parts, 8)
     assert a.shape == (5, 10) and b.shape == (8, 5)
     torch.testing.assert_close(b @ a, 0.5 * parts[0].b @ parts[0].a - 2.0 * parts[1].b @ parts[1].a)
 
 
 def test_a_part_of_some_rows_leaves_the_others_alone():
     upper, lower = Part(random(2, 6), random(3, 2, seed=1)), Part(random(2, 6, seed=2), random(4, 2, seed=3), 1.0, 3)
-    a, b = join([upper, lower], 9)
+    a, b = join_updates([upper, lower], 9)
     whole = b @ a
     torch.testing.assert_close(whole[:3], upper.b @ upper.a)
     torch.testing.assert_close(whole[3:7], lower.b @ lower.a)
@@ -28,7 +28,7 @@ def test_a_part_of_some_rows_leaves_the_others_alone():
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_a_join_of_16_bit_halves_is_float32(half):
-    a, b = join([Part(random(2, 4).to(half), random(4, 2, seed=1).to(half), 1 / 3)], 4)
+    a, b = join_updates([Part(random(2, 4).to(half), random(4, 2, seed=1).to(half), 1 / 3)], 4)
     assert a.dtype == b.dtype == torch.float32
 
 
@@ -37,7 +37,7 @@ def test_a_join_of_16_bit_halves_is_float32(half):
 )
 def test_a_cut_is_the_best_there_is(out, inside, r, rank):
     a, b = random(r, inside), random(out, r, seed=1)
-    kept_a, kept_b, loss = reduce(a, b, rank)
+    kept_a, kept_b, loss = reduce_rank(a, b, rank)
     assert kept_a.shape == (min(rank, out, inside), inside) and kept_b.shape == (out, min(rank, out, inside))
     whole = b.double() @ a.double()
     lost = (kept_b.double() @ kept_a.double() - whole).norm() / whole.norm()
@@ -48,20 +48,22 @@ def test_a_cut_is_the_best_there_is(out, inside, r, rank):
 
 def test_what_has_no_more_than_the_rank_loses_nothing():
     a, b = random(4, 30), random(20, 4, seed=1)
-    kept_a, kept_b, loss = reduce(torch.cat([a, a, a]), torch.cat([b, 0.5 * b, 1e-4 * random(20, 4, seed=2)], 1), 4)
+    kept_a, kept_b, loss = reduce_rank(
+        torch.cat([a, a, a]), torch.cat([b, 0.5 * b, 1e-4 * random(20, 4, seed=2)], 1), 4
+    )
     assert loss < 1e-12
     torch.testing.assert_close(kept_b @ kept_a, (1.5 * b + 1e-4 * random(20, 4, seed=2)) @ a, rtol=1e-5, atol=1e-5)
 
 
 def test_an_update_of_zero_stays_one():
-    a, b, loss = reduce(random(8, 6), torch.zeros(5, 8), 2)
+    a, b, loss = reduce_rank(random(8, 6), torch.zeros(5, 8), 2)
     assert loss == 0.0 and (b @ a).abs().max() == 0 and torch.isfinite(a).all()
 
 
 def test_large_and_small_factors_that_make_up_for_each_other_are_kept():
     a, b = random(6, 20), random(10, 6, seed=1)
     scale = torch.logspace(-9, 9, 6)
-    kept_a, kept_b, loss = reduce(a * scale[:, None], b / scale, 6)
+    kept_a, kept_b, loss = reduce_rank(a * scale[:, None], b / scale, 6)
     assert loss < 1e-6
     torch.testing.assert_close(kept_b @ kept_a, b @ a, rtol=1e-4, atol=1e-4)
 
@@ -69,4 +71,4 @@ def test_large_and_small_factors_that_make_up_for_each_other_are_kept():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_refused(bad):
     with pytest.raises(ValueError, match="NaN or infinity"):
-        reduce(random(4, 6), torch.full((5, 4), bad), 2)
+        reduce_rank(random(4, 6), torch.full((5, 4), bad), 2)

@@ -90,7 +90,7 @@ def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monk
         (["push", "03_training", "grpo.max_step=1", "--dry-run"], "Did you mean grpo.max_steps?"),
         (["push", "03_training", "--dataset", "wheels", "--dry-run"], "owner/slug"),
         (["push", "03_training"], "No Kaggle credentials"),
-        (["submit", "nothing.zip"], "is no file"),
+        (["submit", "nothing.zip"], "is not a file"),
         (["submit", "runs.txt", "--dry-run"], "is not a zip that can be read"),
         (["submit", "submission.zip"], "No Kaggle credentials"),
         (["wheels", "--have", "nothing.txt"], "does not exist"),

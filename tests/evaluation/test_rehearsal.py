@@ -216,7 +216,7 @@ def test_what_is_missing_is_named(scored, untrained, tmp_path, monkeypatch):
     chosen, run = scored
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
         rehearsal.rehearse_score(chosen, untrained, 5)
-    with pytest.raises(FileNotFoundError, match=r"no\.zip is no file"):
+    with pytest.raises(FileNotFoundError, match=r"no\.zip is not a file"):
         rehearsal.rehearse_score(chosen, untrained, 5, tmp_path / "no.zip")
     monkeypatch.delenv("GRPO_KIT_DATA", raising=False)
     nowhere = config.load_config(["tiny"])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from grpo_kit.adapters import lora
+from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.config import Lora, Policy
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import nf4_checkpoint, tiny
@@ -118,9 +120,19 @@ def test_a_llama_in_shards_keeps_its_shards(llama, tmp_path):
 
 
 def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
-    adding = random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
-    assert adding
-    alive, most = 0, 0
+    assert random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
+    alive, most, halves = 0, 0, 0
+
+    def watched(tensor):
+        nonlocal alive, most
+        alive, most = alive + 1, max(most, alive + 1)
+        weakref.finalize(tensor, gone)
+        return tensor
+
+    def read_half(folder, key):
+        nonlocal halves
+        halves += 1
+        return watched(read_tensor(folder, key))
 
     class Watched:
         def __init__(self, file):
@@ -136,21 +148,17 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
             return getattr(self.file, name)
 
         def get_tensor(self, name):
-            nonlocal alive, most
-            alive, most = alive + 1, max(most, alive + 1)
-            tensor = self.file.get_tensor(name)
-            import weakref
-
-            weakref.finalize(tensor, gone)
-            return tensor
+            return watched(self.file.get_tensor(name))
 
     def gone():
         nonlocal alive
         alive -= 1
 
-    monkeypatch.setattr(merging, "_opened", lambda path: Watched(safe_open(path, "pt")))
+    monkeypatch.setattr(merging, "_open_shard", lambda path: Watched(safe_open(path, "pt")))
+    read_tensor = AdapterFolder.read_tensor
+    monkeypatch.setattr(AdapterFolder, "read_tensor", read_half)
     merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m")
-    assert most <= 3  # a tensor and the two halves of its pair
+    assert most <= 3 and halves == 2  # a tensor and the two halves of its pair
 
 
 @pytest.mark.parametrize(
@@ -163,10 +171,14 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
         ),
         ({"model.layers.2.mixer.q_proj": (64, 128)}, {}, r"a matrix of \(64, 128\), and .* has \(128, 128\) there"),
         ({"model.layers.1.mixer.experts.8.up_proj": (64, 128)}, {}, "has none in 16 bit"),  # there are eight
-        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"use_dora": True}, "has use_dora; only plain LoRA"),
-        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"bias": "all"}, "only plain LoRA"),
-        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"peft_type": "LOHA"}, "only plain LoRA"),
-        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"rank_pattern": {"q_proj": 2}}, "has rank_pattern"),
+        (
+            {"model.layers.2.mixer.q_proj": (128, 128)},
+            {"use_dora": True},
+            "use_dora is True; the scorer loads LoRA pairs",
+        ),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"bias": "all"}, "bias is all"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"peft_type": "LOHA"}, "peft_type is LOHA"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"rank_pattern": {"q_proj": 2}}, "has rank 4 .* config says 2"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path, shapes, config, said):
@@ -182,6 +194,19 @@ def test_what_is_no_pair_is_not_left_out_silently(tmp_path):
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ValueError, match="holds base_model.model.lm_head.weight, which is no half"):
         merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+
+
+def test_patterns_are_read(tmp_path):
+    """A pair of the rank and alpha that patterns give it is scaled by them, not by r and lora_alpha."""
+    module = "model.layers.2.mixer.q_proj"
+    patterns = {"rank_pattern": {".*q_proj": 4}, "alpha_pattern": {"mixer.q_proj": 12}}
+    moved = random_adapter(tmp_path / "a", {module: (128, 128)}, **patterns)
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 16}))
+    merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    name = "backbone.layers.2.mixer.q_proj.weight"
+    expected = load_file(tiny.FOLDER / "model.safetensors")[name].float() + moved[module] * 12 / 4
+    torch.testing.assert_close(stored(tmp_path / "m")[name].float(), expected, rtol=2**-8, atol=1e-6)
 
 
 def test_rank_stabilised_scale(tmp_path):

@@ -1,7 +1,7 @@
-"""Throw broken submissions at the doctor and watch the process: python -m tests.helpers.fuzz_inspection COUNT FOLDER [SEED]
+"""Throw broken submissions at the check and watch the process: python -m tests.helpers.fuzz_inspection COUNT FOLDER [SEED]
 
 The last line is JSON: cases, kinds of findings seen, cases without a fatal one, processor seconds of the slowest, MiB that memory
-grew by, and files that were opened for writing while the doctor worked. An exception ends it with a trace.
+grew by, and files that the check wrote outside of its temporary folder, or left there. An exception ends it with a trace.
 """
 
 import io
@@ -12,6 +12,7 @@ import random
 import resource
 import struct
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
+from grpo_kit.adapters.findings import fatal
 from grpo_kit.nemotron import base_models
 from grpo_kit.submission import inspect_zip
 from tests.helpers.submissions import CONFIG, TENSORS, config, shapes_of, tensors, write
@@ -145,8 +147,9 @@ def case(rng):
 
 
 def main(count, folder, seed=1):
+    tempfile.tempdir = tempfile.mkdtemp(dir=folder)  # of our own, as others may check submissions at the same time
     path, seen, passed, slowest, written = Path(folder, "submission.zip"), set(), 0, 0.0, []
-    watching = False
+    watching, scratch = False, str(Path(tempfile.gettempdir(), "grpo-kit-"))
 
     def watch(event, args):
         if (
@@ -154,6 +157,7 @@ def main(count, folder, seed=1):
             and event == "open"
             and isinstance(args[2], int)
             and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            and not str(args[0]).startswith(scratch)
         ):
             written.append(str(args[0]))
 
@@ -169,8 +173,9 @@ def main(count, folder, seed=1):
         findings = inspect_zip.inspect_submission(path)
         watching, seconds = False, time.process_time() - started
         most, slowest = max(most, rss("VmHWM") - before), max(slowest, seconds)
+        written += map(str, Path(tempfile.gettempdir()).glob("grpo-kit-*"))  # must be gone by now
         seen |= {finding.code for finding in findings}
-        passed += not inspect_zip.is_fatal(findings)
+        passed += not fatal(findings)
     print(json.dumps({
         "cases": count, "findings": len(seen), "passed": passed, "slowest_cpu_s": round(slowest, 2), "mebibytes": round(most),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "written": written,

@@ -1,4 +1,4 @@
-"""Submissions to try the doctor on: a sound adapter of the tiny policy in a few lines, and what can be done to it."""
+"""Submissions to try the check on: a sound adapter of the tiny policy in a few lines, and what can be done to it."""
 
 import json
 import zipfile
@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 from safetensors.numpy import save
 
+from grpo_kit.adapters.names import Pattern
 from grpo_kit.nemotron import base_models
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,12 +29,12 @@ def config(**change):
 def shapes_of(said, there, root="backbone."):
     """{key in adapter_model.safetensors: shape} of a complete adapter: A is (r, in), B is (out, r).
 
-    `said`: an adapter_config.json with a list of `target_modules`; `there`: what `expected.modules` says. `root`: `backbone.` as
+    `said`: an adapter_config.json with a list of `target_modules`; `there`: what `base_models.lora_modules` says. `root`: `backbone.` as
     published or `model.` as transformers 5 saves; both load.
     """
-    shapes = {}
+    shapes, ranks = {}, Pattern(said.get("rank_pattern"))
     for name in base_models.select_modules(said["target_modules"], there):
-        (out, inside), r = there[name], base_models.rank_of(name, said)
+        (out, inside), r = there[name], ranks.value_of(name, said["r"])
         key = f"base_model.model.{name.replace('backbone.', root, 1)}"
         shapes[f"{key}.lora_A.weight"], shapes[f"{key}.lora_B.weight"] = (r, inside), (out, r)
     return shapes

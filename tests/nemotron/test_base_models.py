@@ -135,26 +135,6 @@ def test_keys_can_be_had_as_transformers_saves_them():
     ]
 
 
-@pytest.mark.parametrize(
-    ("key", "module"),
-    [
-        ("base_model.model.backbone.layers.0.mixer.in_proj.lora_A.weight", ("backbone.layers.0.mixer.in_proj", "A")),
-        ("base_model.model.model.layers.0.mixer.in_proj.lora_B.weight", ("backbone.layers.0.mixer.in_proj", "B")),
-        ("base_model.model.lm_head.lora_A.weight", ("lm_head", "A")),
-        ("base_model.model.backbone.lm_head.lora_A.weight", ("lm_head", "A")),
-        ("base_model.model.model.lm_head.lora_B.weight", ("lm_head", "B")),
-        ("base_model.model.backbone.layers.1.mixer.experts.lora_A.weight", ("backbone.layers.1.mixer.experts", "A")),
-        ("base_model.model.backbone.layers.0.mixer.in_proj.lora_A.default.weight", ("backbone.layers.0.mixer.in_proj", "A")),
-        ("backbone.layers.0.mixer.in_proj.lora_A.weight", None),
-        ("base_model.model.backbone.layers.0.mixer.in_proj.weight", None),
-        ("base_model.model.lora_A.weight", None),
-        ("", None),
-    ],
-)  # fmt: skip
-def test_a_key_says_its_module(key, module):
-    assert base_models.module_of(key) == module
-
-
 def test_every_name_of_a_saved_adapter_is_expected(trained):
     """What PEFT saves for the embedded policy is what is expected of it: names and shapes."""
     from safetensors import safe_open

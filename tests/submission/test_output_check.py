@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load, save
 
 from grpo_kit import config
-from grpo_kit.submission import inspect_zip, output_check, package
+from grpo_kit.adapters.findings import fatal
+from grpo_kit.submission import output_check, package
 from tests.helpers.submissions import ALL, CONFIG, TENSORS
 from tests.helpers.submissions import submission as made
 
@@ -51,7 +52,7 @@ def test_the_trained_adapter_passes_every_check(packed):
 
 def test_without_a_run_it_is_compared_with_the_base_that_it_names(packed):
     findings = output_check.check_submission(packed[2])
-    assert codes(findings)[-2:] == ["outputs-moved", "not-compared"] and not inspect_zip.is_fatal(findings)
+    assert codes(findings)[-2:] == ["outputs-moved", "not-compared"] and not fatal(findings)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, -1.0])
@@ -128,7 +129,7 @@ def test_routed_experts_count(tmp_path):
     for load_in_4bit in (False, True):
         model = load_policy(config.Policy(load_in_4bit=load_in_4bit))[0]
         base = output_check._last_logits(model, asked)
-        said.append(output_check._last_logits(output_check._with_submitted(model, path), asked) - base)
+        said.append(output_check._last_logits(output_check._attach_submission(model, path), asked) - base)
     assert (said[0] - said[1]).abs().max() < 0.2 * said[0].abs().max()  # 4 bit costs something
 
 
@@ -151,7 +152,7 @@ def test_ranks_by_pattern_are_scaled_as_the_scorer_does(tmp_path):
     for path in (low, full):
         model, tokenizer = load_policy(config.Policy())
         asked = asked or output_check._default_probe(tokenizer, True)
-        said.append(output_check._last_logits(output_check._with_submitted(model, path), asked))
+        said.append(output_check._last_logits(output_check._attach_submission(model, path), asked))
     assert (said[0] - said[1]).abs().max() < 1e-4
 
 
@@ -162,7 +163,7 @@ def test_without_the_bases_weights_the_files_are_examined_and_the_table_says_so(
     path = made(tmp_path / "a.zip", change, base=base_models.PUBLISHED)
     for policy in (None, config.Policy(model=base_models.PUBLISHED)):
         findings = output_check.check_submission(path, policy)
-        assert codes(findings)[-1] == "not-loaded" and not inspect_zip.is_fatal(findings), findings
+        assert codes(findings)[-1] == "not-loaded" and not fatal(findings), findings
         assert "policy.model=" in findings[-1].remedy
     wrong = output_check.check_submission(path, config.Policy())
     assert codes(wrong, "fatal")[0] == "wrong-base"
@@ -177,7 +178,7 @@ def test_a_local_folder_is_loaded(tmp_path):
 
 
 def test_a_missing_zip_or_base_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.zip is no file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.zip is not a file"):
         output_check.check_submission(tmp_path / "none.zip")
     with pytest.raises(FileNotFoundError, match="no base model known"):
         output_check.check_submission(made(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))

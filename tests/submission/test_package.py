@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load, load_file
 
-from grpo_kit.submission import package, packing
-from grpo_kit.submission.package import MEMBERS
+from grpo_kit.submission import package, zip_writer
+from tests.helpers.submissions import CONFIG, TENSORS
 
 
 @pytest.fixture
@@ -20,9 +20,9 @@ def packed(trained, tmp_path):
 def test_the_zip_has_exactly_two_files_at_its_root(packed):
     _, run, path = packed
     with zipfile.ZipFile(path) as archive:
-        assert archive.namelist() == list(MEMBERS)
-        adapter = json.loads(archive.read(MEMBERS[0]))
-        packed, saved = load(archive.read(MEMBERS[1])), load_file(run.adapter / MEMBERS[1])
+        assert archive.namelist() == [CONFIG, TENSORS]
+        adapter = json.loads(archive.read(CONFIG))
+        packed, saved = load(archive.read(TENSORS)), load_file(run.adapter / TENSORS)
     assert {k.replace(".backbone.", ".model."): v.tolist() for k, v in packed.items()} == {
         k: v.tolist() for k, v in saved.items()
     }
@@ -40,7 +40,7 @@ def test_the_same_adapter_gives_the_same_bytes(trained, tmp_path):
 def test_an_interrupted_packing_leaves_the_old_zip(packed, monkeypatch):
     chosen, run, path = packed
     old = path.read_bytes()
-    monkeypatch.setattr(packing, "_finished", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(zip_writer, "_finish_pair", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         package.package_adapter(replace(chosen, run=replace(chosen.run, force=True)), run, path)
     assert path.read_bytes() == old and [p.name for p in path.parent.iterdir()] == ["submission.zip"]

@@ -1,14 +1,16 @@
 """Zips from outside: what is unsafe, damaged or ambiguous is refused by name, and sound ones of any make are opened."""
 
+import errno
 import io
+import shutil
 import struct
 import zipfile
 import zlib
 
 import pytest
 
+from grpo_kit.adapters.findings import Refused
 from grpo_kit.submission import zip_reader
-from grpo_kit.submission.findings import Refused
 
 
 def zipped(members=(("a.txt", b"hello"),), how=zipfile.ZIP_STORED):
@@ -115,7 +117,7 @@ REFUSED = {
 def test_refused(tmp_path, name):
     make, code = REFUSED[name]
     (tmp_path / "x.zip").write_bytes(make())
-    with pytest.raises(Refused) as refused, zip_reader.opened(tmp_path / "x.zip"):
+    with pytest.raises(Refused) as refused, zip_reader.open_zip(tmp_path / "x.zip"):
         pass
     finding = refused.value.finding
     assert finding.code == code and finding.severity == "fatal" and finding.scorer and finding.remedy, finding
@@ -167,36 +169,49 @@ def large_form():
 )
 def test_sound_zips_of_any_make_are_read(tmp_path, make):
     (tmp_path / "x.zip").write_bytes(make())
-    with zip_reader.opened(tmp_path / "x.zip") as opened:
-        assert opened.read("a.txt", 100) == b"hello" and "folder/" not in opened.members
+    with zip_reader.open_zip(tmp_path / "x.zip") as opened:
+        zip_reader.unpack_member(opened, "a.txt", tmp_path / "out")
+        zip_reader.unpack_member(opened, "a.txt", None)
+    assert (tmp_path / "out").read_bytes() == b"hello" and len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_member_that_is_larger_than_wanted_is_not_read(tmp_path):
+def test_a_member_that_is_larger_than_allowed_is_not_read(tmp_path):
     (tmp_path / "x.zip").write_bytes(WHOLE)
     with (
-        zip_reader.opened(tmp_path / "x.zip") as opened,
+        zip_reader.open_zip(tmp_path / "x.zip") as opened,
         pytest.raises(Refused, match="unpacks to 500 bytes; at most 499"),
     ):
-        opened.read("a.txt", 499)
+        zip_reader.unpack_member(opened, "a.txt", tmp_path / "out", 499)
+    assert not (tmp_path / "out").exists()
 
 
+def test_a_member_that_the_disk_has_no_room_for_is_not_unpacked(tmp_path, monkeypatch):
+    (tmp_path / "x.zip").write_bytes(WHOLE)
+    monkeypatch.setattr(zip_reader.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 501, 499))
+    with zip_reader.open_zip(tmp_path / "x.zip") as opened, pytest.raises(OSError, match="TMPDIR") as caught:
+        zip_reader.unpack_member(opened, "a.txt", tmp_path / "out")
+    assert caught.value.errno == errno.ENOSPC and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("unpacked", [True, False])
 @pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_flipped_bit_is_found_when_the_member_is_read(tmp_path, how):
+def test_a_flipped_bit_is_found_when_the_member_is_read(tmp_path, how, unpacked):
     whole = bytearray(zipped([("a.txt", bytes(range(256)) * 20)], how))
     whole[100] ^= 1
     (tmp_path / "x.zip").write_bytes(whole)
-    with zip_reader.opened(tmp_path / "x.zip") as opened, pytest.raises(Refused) as refused:
-        opened.read("a.txt", 1 << 20)
-    assert refused.value.finding.code == "not-a-zip"
+    with zip_reader.open_zip(tmp_path / "x.zip") as opened, pytest.raises(Refused) as refused:
+        zip_reader.unpack_member(opened, "a.txt", tmp_path / "out" if unpacked else None)
+    assert refused.value.finding.code == "not-a-zip" and "a.txt in x.zip" in refused.value.finding.what
 
 
 def test_a_member_that_unpacks_to_more_than_it_says_is_damaged(tmp_path):
     data = zipped([("a.txt", b"x" * 5000)], zipfile.ZIP_DEFLATED)
     (tmp_path / "x.zip").write_bytes(patched(data, (LOCAL, 22, "<L", 10), (CENTRAL, 24, "<L", 10)))
-    with zip_reader.opened(tmp_path / "x.zip") as opened, pytest.raises(Refused, match="CRC"):
-        opened.read("a.txt", 100)
+    with zip_reader.open_zip(tmp_path / "x.zip") as opened, pytest.raises(Refused, match="CRC"):
+        zip_reader.unpack_member(opened, "a.txt", tmp_path / "out")
+    assert (tmp_path / "out").stat().st_size <= 10
 
 
 def test_a_file_that_may_not_be_read_is_an_error_not_a_finding(tmp_path):
-    with pytest.raises(OSError), zip_reader.opened(tmp_path):
+    with pytest.raises(OSError), zip_reader.open_zip(tmp_path):
         pass

@@ -1,23 +1,22 @@
-"""The stream reads what the safetensors library reads, and refuses what it refuses."""
+"""A header is read exactly where the safetensors library reads it; what is written, the library reads back."""
 
 import io
 import json
 import random
 
-import numpy as np
 import pytest
 import safetensors
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
-from grpo_kit.submission import safetensors_reader
-from grpo_kit.submission.findings import Refused
+from grpo_kit.adapters import safetensors_files
+from grpo_kit.adapters.findings import Refused
 
 
-def read(data):
-    file = io.BytesIO(data)
-    entries = safetensors_reader.read_header(file, len(data))
-    return {entry.name: value for entry, value in safetensors_reader.read_values(file, entries)}
+def read(tmp_path, data):
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(data)
+    return safetensors_files.read_header(path)
 
 
 def made(header, body=b"", length=None):
@@ -67,25 +66,39 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_refused(name):
-    with pytest.raises(Refused) as refused:  # by its header alone, before a value is read
-        safetensors_reader.read_header(io.BytesIO(BROKEN[name]), len(BROKEN[name]))
+def test_a_broken_file_is_refused(tmp_path, name):
+    with pytest.raises(Refused) as refused:
+        read(tmp_path, BROKEN[name])
     assert refused.value.finding.code == "not-safetensors" and refused.value.finding.what.isprintable()
 
 
-def test_a_sound_file_is_read():
-    assert list(read(SOUND)) == ["a", "b"]
-    assert read(made({})) == {}
-    assert list(read(made(json.dumps({"a": line()}).encode() + b"   ", bytes(4)))) == ["a"]  # padded, as files are
+def test_a_sound_file_is_read(tmp_path):
+    assert list(read(tmp_path, SOUND)) == ["a", "b"]
+    assert read(tmp_path, made({})) == {}
+    padded = made(json.dumps({"a": line()}).encode() + b"   ", bytes(4))
+    entry = read(tmp_path, padded)["a"]
+    assert entry == ("F32", (1,), len(padded) - 4, len(padded))
 
 
-def test_a_header_too_large_to_be_true_is_refused(monkeypatch):
-    monkeypatch.setattr(safetensors_reader, "LARGEST_HEADER", 10)
+def test_tensors_come_in_the_order_of_their_bytes(tmp_path):
+    header = {"a": line(offsets=(4, 8)), "b": line(offsets=(0, 4))}
+    assert list(read(tmp_path, made(header, bytes(8)))) == ["b", "a"]
+
+
+def test_a_header_too_large_to_be_true_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_files, "LARGEST_HEADER", 10)
     with pytest.raises(Refused, match="header claims"):
-        read(SOUND)
+        read(tmp_path, SOUND)
 
 
-def test_whatever_the_library_refuses_is_refused_and_what_it_reads_is_read():
+def test_more_tensors_than_an_adapter_can_have_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_files, "MOST_TENSORS", 1)
+    with pytest.raises(Refused, match="holds 2 tensors") as refused:
+        read(tmp_path, SOUND)
+    assert refused.value.finding.code == "too-many-tensors"
+
+
+def test_whatever_the_library_refuses_is_refused_and_what_it_reads_is_read(tmp_path):
     """Two thousand headers with one or two bytes or numbers changed; only names twice are refused by us alone."""
     rng, seen = random.Random(7), {True: 0, False: 0}
     for _ in range(2000):
@@ -101,7 +114,7 @@ def test_whatever_the_library_refuses_is_refused_and_what_it_reads_is_read():
         except Exception:
             theirs = False
         try:
-            read(bytes(data))
+            read(tmp_path, bytes(data))
             ours = True
         except Refused as refused:
             ours = "twice" in str(refused) and theirs
@@ -110,32 +123,32 @@ def test_whatever_the_library_refuses_is_refused_and_what_it_reads_is_read():
     assert min(seen.values()) > 20, seen
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("values", "zero", "finite", "largest"),
-    [
-        ([0.0, -0.0, 0.0], True, True, 0.0),
-        ([0.0, -2.5, 1.0], False, True, 2.5),
-        ([1.0, float("nan")], False, False, None),
-        ([1.0, float("-inf")], False, False, float("inf")),
-        ([2.0**-14], False, True, 2.0**-14),
-        ([], True, True, 0.0),
-    ],
-)
-def test_values_are_seen_in_every_type(dtype, values, zero, finite, largest):
-    found = read(save({"a": torch.tensor(values, dtype=dtype)}))["a"]
-    assert (found.zero, found.finite) == (zero, finite)
-    assert np.isnan(found.largest) if largest is None else found.largest == largest
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_tensor_is_read_in_pieces(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(safetensors_files, "PIECE", 64)
+    values = torch.arange(99).to(dtype)
+    entries = read(tmp_path, save({"a": torch.ones(3), "b": values, "c": torch.empty(0)}))
+    with (tmp_path / "adapter_model.safetensors").open("rb") as file:
+        pieces = list(safetensors_files.read_pieces(file, entries["b"]))
+        assert torch.equal(torch.cat(pieces), values) and len(pieces) > 3 and max(p.nbytes for p in pieces) <= 64
+        assert list(safetensors_files.read_pieces(file, entries["c"])) == []
 
 
-def test_a_value_is_seen_in_every_piece_of_a_large_tensor(monkeypatch):
-    monkeypatch.setattr(safetensors_reader, "PIECE", 64)
-    for at in (0, 31, 32, 33, 99):
-        value = torch.zeros(100, dtype=torch.bfloat16)
-        value[at] = -3
-        assert read(save({"a": value, "b": torch.zeros(100)}))["a"].largest == 3
-    assert read(save({"a": torch.zeros(100), "b": value}))["a"].zero
-
-
-def test_types_that_are_no_floats_have_no_values():
-    assert read(save({"a": torch.ones(3, dtype=torch.int8), "b": torch.ones(1)}))["a"] is None
+def test_the_library_reads_what_was_written():
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, 2).T.to(torch.bfloat16), "c": torch.tensor([True, False]),
+        "d": torch.ones(5).to(torch.float8_e4m3fn), "e": torch.arange(3), "f": torch.empty(0, 4), "g": torch.tensor(7.0),
+    }  # fmt: skip
+    kinds = {
+        torch.float32: "F32",
+        torch.bfloat16: "BF16",
+        torch.bool: "BOOL",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.int64: "I64",
+    }
+    target = io.BytesIO()
+    entries = {name: (kinds[tensor.dtype], tensor.shape) for name, tensor in tensors.items()}
+    size = safetensors_files.write_safetensors(target, entries, iter(tensors.values()))
+    back = load(target.getvalue())
+    assert size == sum(tensor.nbytes for tensor in tensors.values())
+    assert {n: (t.dtype, t.tolist()) for n, t in back.items()} == {n: (t.dtype, t.tolist()) for n, t in tensors.items()}

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load, save_file
 
 from grpo_kit.nemotron import base_models
-from grpo_kit.submission import packing
+from grpo_kit.submission import package, zip_writer
 
 THERE = base_models.lora_modules("tiny")
 Q, V, UP = (
@@ -56,7 +56,7 @@ def updates(told, tensors):
 
 def test_an_adapter_of_one_rank_keeps_every_bit(tmp_path):
     tensors = halves(Q, 4) | halves(UP, 4, 1)
-    packing.pack([folder(tmp_path / "a", tensors)], None, tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "a", tensors)], None, tmp_path / "z.zip")
     told, found = opened(tmp_path / "z.zip")
     assert set(found) == set(tensors) and all(torch.equal(found[key], tensors[key]) for key in tensors)
     assert (told["r"], told["lora_alpha"], told["base_model_name_or_path"]) == (4, 8, "grpo-kit/tiny")
@@ -82,14 +82,14 @@ def test_the_same_adapter_gives_the_same_bytes_in_whatever_order_it_lies(tmp_pat
     text = json.dumps(header).encode()
     (other / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
     for name, source in (("1", first), ("2", other), ("3", first)):
-        packing.pack([source], None, tmp_path / f"{name}.zip")
+        package.pack_folders([source], None, tmp_path / f"{name}.zip")
     assert len({(tmp_path / f"{name}.zip").read_bytes() for name in "123"}) == 1
 
 
 def test_the_order_of_two_adapters_moves_no_name(tmp_path):
     one, other = folder(tmp_path / "a", halves(V, 4)), folder(tmp_path / "b", halves(Q, 4, 1) | halves(UP, 4, 2))
-    packing.pack([one, other], None, tmp_path / "1.zip")
-    packing.pack([other, one], None, tmp_path / "2.zip")
+    package.pack_folders([one, other], None, tmp_path / "1.zip")
+    package.pack_folders([other, one], None, tmp_path / "2.zip")
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
 
 
@@ -98,7 +98,7 @@ def test_a_cut_adapter_has_the_same_bytes_on_any_number_of_threads(tmp_path):
     threads = torch.get_num_threads()
     for number in (1, 2):
         torch.set_num_threads(number)
-        packing.pack([source], None, tmp_path / f"{number}.zip")
+        package.pack_folders([source], None, tmp_path / f"{number}.zip")
         assert torch.get_num_threads() == number
     torch.set_num_threads(threads)
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
@@ -108,7 +108,7 @@ def test_a_cut_adapter_has_the_same_bytes_on_any_number_of_threads(tmp_path):
 def test_the_type_is_kept_or_chosen(tmp_path, kept):
     source = folder(tmp_path / "a", halves(Q, 4, dtype=kept))
     for chosen in (None, "float32", "float16", "bfloat16"):
-        packing.pack([source], None, tmp_path / "z.zip", chosen)
+        package.pack_folders([source], None, tmp_path / "z.zip", chosen)
         _, found = opened(tmp_path / "z.zip")
         wanted = getattr(torch, chosen) if chosen else kept
         assert all(torch.equal(found[key], value.to(wanted)) for key, value in halves(Q, 4, dtype=kept).items())
@@ -116,9 +116,9 @@ def test_the_type_is_kept_or_chosen(tmp_path, kept):
 
 def test_of_several_types_the_widest_is_kept_and_float64_becomes_float32(tmp_path):
     mixed = halves(Q, 4, dtype=torch.bfloat16) | halves(V, 4, dtype=torch.float16)
-    packing.pack([folder(tmp_path / "a", mixed)], None, tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "a", mixed)], None, tmp_path / "z.zip")
     assert {v.dtype for v in opened(tmp_path / "z.zip")[1].values()} == {torch.float32}
-    packing.pack([folder(tmp_path / "b", halves(Q, 4, dtype=torch.float64))], None, tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "b", halves(Q, 4, dtype=torch.float64))], None, tmp_path / "z.zip")
     assert {v.dtype for v in opened(tmp_path / "z.zip")[1].values()} == {torch.float32}
 
 
@@ -127,16 +127,16 @@ def test_what_float16_cannot_hold_is_refused_and_the_old_zip_stands(tmp_path, ki
     tensors = halves(Q, 4, dtype=kind)
     tensors[f"base_model.model.{Q}.lora_B.weight"][3, 1] = 7e4
     source = folder(tmp_path / "a", tensors)
-    packing.pack([source], None, tmp_path / "z.zip", "bfloat16")
+    package.pack_folders([source], None, tmp_path / "z.zip", "bfloat16")
     old = (tmp_path / "z.zip").read_bytes()
     with pytest.raises(ValueError, match=r"q_proj has a value of 7.*--dtype bfloat16"):
-        packing.pack([source], None, tmp_path / "z.zip", "float16")
+        package.pack_folders([source], None, tmp_path / "z.zip", "float16")
     assert (tmp_path / "z.zip").read_bytes() == old and sorted(p.name for p in tmp_path.iterdir()) == ["a", "z.zip"]
 
 
 def test_scales_are_folded_where_they_differ_and_nowhere_else(tmp_path):
     tensors = halves(Q, 4) | halves(V, 4, 1) | halves(UP, 4, 2)
-    packing.pack([folder(tmp_path / "a", tensors, alpha_pattern={"v_proj": 2})], None, tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "a", tensors, alpha_pattern={"v_proj": 2})], None, tmp_path / "z.zip")
     told, found = opened(tmp_path / "z.zip")
     assert told["lora_alpha"] == 8 and told["r"] == 4 and told["alpha_pattern"] == {}
     for name, by in ((Q, 1), (UP, 1), (V, 0.25)):
@@ -147,7 +147,7 @@ def test_scales_are_folded_where_they_differ_and_nowhere_else(tmp_path):
 def test_padding_adds_zeros_and_changes_no_update(tmp_path):
     tensors = halves(Q, 2) | halves(V, 16, 1)
     source = folder(tmp_path / "a", tensors, rank_pattern={"q_proj": 2, "v_proj": 16}, alpha_pattern={"q_proj": 4})
-    packing.pack([source], None, tmp_path / "z.zip")
+    package.pack_folders([source], None, tmp_path / "z.zip")
     told, found = opened(tmp_path / "z.zip")
     assert told["r"] == 16 and {v.shape[0] for k, v in found.items() if "lora_A" in k} == {16}
     whole = updates(told, found)
@@ -157,7 +157,9 @@ def test_padding_adds_zeros_and_changes_no_update(tmp_path):
 
 
 def test_a_rank_above_the_scorers_is_cut_and_the_loss_told(tmp_path):
-    notes = packing.pack([folder(tmp_path / "a", halves(Q, 64) | halves(UP, 64, 1), r=64)], None, tmp_path / "z.zip")
+    notes = package.pack_folders(
+        [folder(tmp_path / "a", halves(Q, 64) | halves(UP, 64, 1), r=64)], None, tmp_path / "z.zip"
+    )
     assert opened(tmp_path / "z.zip")[0]["r"] == 32
     assert "2 modules were cut to rank 32" in notes[0] and len(notes) == 3 and notes[1].endswith((Q, UP))
 
@@ -165,7 +167,7 @@ def test_a_rank_above_the_scorers_is_cut_and_the_loss_told(tmp_path):
 def test_what_is_not_finite_cannot_be_cut(tmp_path):
     tensors = {key: value * float("nan") for key, value in halves(Q, 64).items()}
     with pytest.raises(ValueError, match="NaN or infinity"):
-        packing.pack([folder(tmp_path / "a", tensors, r=64)], None, tmp_path / "z.zip")
+        package.pack_folders([folder(tmp_path / "a", tensors, r=64)], None, tmp_path / "z.zip")
 
 
 def test_targets_name_what_there_is_and_no_more():
@@ -174,9 +176,9 @@ def test_targets_name_what_there_is_and_no_more():
         ["layers.1.mixer.shared_experts.up_proj"], ["experts.3.down_proj"], ["layers.3.mixer.experts.3.down_proj"],
     ):  # fmt: skip
         names = base_models.select_modules(chosen, THERE)
-        assert set(base_models.select_modules(packing.targets(names, THERE), THERE)) == set(names)
-        assert len(packing.targets(names, THERE)) <= len(chosen) + 1
-    everything = packing.targets(THERE, THERE)
+        assert set(base_models.select_modules(zip_writer.shortest_targets(names, THERE), THERE)) == set(names)
+        assert len(zip_writer.shortest_targets(names, THERE)) <= len(chosen) + 1
+    everything = zip_writer.shortest_targets(THERE, THERE)
     assert everything == [
         "down_proj",
         "in_proj",
@@ -199,7 +201,7 @@ def test_targets_name_what_there_is_and_no_more():
     ],
 )
 def test_the_base_goes_by_its_published_name(tmp_path, base, told, written):
-    packing.pack([folder(tmp_path / "a", halves(Q, 4), base_model_name_or_path=told)], base, tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "a", halves(Q, 4), base_model_name_or_path=told)], base, tmp_path / "z.zip")
     assert opened(tmp_path / "z.zip")[0]["base_model_name_or_path"] == written
 
 
@@ -213,7 +215,7 @@ def test_the_30b_under_any_of_its_names(tmp_path):
         )
     ):
         source = folder(tmp_path / str(number), tensors, base_model_name_or_path=told, r=2, target_modules="all-linear")
-        packing.pack([source], None, tmp_path / "z.zip")
+        package.pack_folders([source], None, tmp_path / "z.zip")
         written, found = opened(tmp_path / "z.zip")
         assert written["base_model_name_or_path"] == base_models.PUBLISHED
         assert written["target_modules"] == ["layers.5.mixer.k_proj"]
@@ -225,20 +227,22 @@ def test_the_30b_under_any_of_its_names(tmp_path):
 )
 def test_an_unknown_base_is_asked_for(tmp_path, told):
     with pytest.raises(ValueError, match="policy.model="):
-        packing.pack([folder(tmp_path / "a", halves(Q, 4), base_model_name_or_path=told)], None, tmp_path / "z.zip")
+        package.pack_folders(
+            [folder(tmp_path / "a", halves(Q, 4), base_model_name_or_path=told)], None, tmp_path / "z.zip"
+        )
 
 
 def test_adapters_of_two_bases_are_not_stacked(tmp_path):
     one = folder(tmp_path / "a", halves(Q, 4))
     other = folder(tmp_path / "b", halves(Q, 4), base_model_name_or_path=base_models.PUBLISHED)
-    with pytest.raises(ValueError, match="no one base"):
-        packing.pack([one, other], None, tmp_path / "z.zip")
+    with pytest.raises(ValueError, match="not one known base"):
+        package.pack_folders([one, other], None, tmp_path / "z.zip")
 
 
 def test_a_policy_of_another_architecture_is_packed_as_it_is(tmp_path):
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
-    packing.pack([folder(tmp_path / "a", tensors, r=2)], "someone/else", tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "a", tensors, r=2)], "someone/else", tmp_path / "z.zip")
     told, found = opened(tmp_path / "z.zip")
     assert set(found) == set(tensors) and told["target_modules"] == ["q_proj"]
     assert told["base_model_name_or_path"] == "someone/else"
@@ -254,11 +258,11 @@ def test_a_policy_of_another_architecture_is_packed_as_it_is(tmp_path):
 )
 def test_an_unknown_option_is_named(tmp_path, how, match):
     with pytest.raises(ValueError, match=match):
-        packing.pack([folder(tmp_path / "a", halves(Q, 4))], None, tmp_path / "z.zip", **how)
+        package.pack_folders([folder(tmp_path / "a", halves(Q, 4))], None, tmp_path / "z.zip", **how)
 
 
 def test_what_is_written_is_a_safetensors_file_the_library_reads_lazily(tmp_path):
-    packing.pack([folder(tmp_path / "a", halves(Q, 4) | halves(UP, 4))], None, tmp_path / "z.zip")
+    package.pack_folders([folder(tmp_path / "a", halves(Q, 4) | halves(UP, 4))], None, tmp_path / "z.zip")
     with zipfile.ZipFile(tmp_path / "z.zip") as archive:
         archive.extractall(tmp_path / "out")
     with safe_open(tmp_path / "out" / "adapter_model.safetensors", "pt") as file:
@@ -269,7 +273,7 @@ def test_what_is_written_is_a_safetensors_file_the_library_reads_lazily(tmp_path
 
 def test_progress_is_told_by_module(tmp_path):
     seen = []
-    packing.pack(
+    package.pack_folders(
         [folder(tmp_path / "a", halves(Q, 4) | halves(V, 4))],
         None,
         tmp_path / "z.zip",

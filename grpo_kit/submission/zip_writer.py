@@ -1,0 +1,173 @@
+"""LoRA pairs as submission.zip: one rank, one scale, one type; written tensor by tensor, the same bytes each time.
+
+The scorer (vLLM) uses `r` and `lora_alpha` for all modules, ignores `rank_pattern` and `alpha_pattern`, and stacks the experts of
+a layer. So pairs of several ranks are padded with zeros to the largest, and what distinguishes a pair's own scale from the
+common one is multiplied into its B. With ranks="pattern" they keep their ranks, and every scale is 1, which is right whether
+the patterns are read or not.
+"""
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from grpo_kit.adapters.adapter_config import CONFIG_FILE
+from grpo_kit.adapters.folder import TENSORS_FILE
+from grpo_kit.adapters.layouts import Pair
+from grpo_kit.adapters.safetensors_files import write_safetensors
+from grpo_kit.nemotron.base_models import Modules, select_modules
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+RANKS = ("pad", "pattern")
+
+
+class Plan(NamedTuple):
+    """What will be written: pairs in their order, the common scale, each pair's rank in the file, type and config."""
+
+    pairs: list[Pair]
+    scale: float
+    ranks: dict[str, int]
+    dtype: torch.dtype
+    config: dict[str, Any]
+
+
+def plan_zip(
+    pairs: Mapping[str, Pair], base: str, modules: Modules | None, dtype: str | None = None, ranks: str = "pad"
+) -> Plan:
+    """Decide how pairs are written.
+
+    Args:
+        pairs: by module name, none above the scorer's rank.
+        base: the name of the base, as it is written into the config.
+        modules: the base's modules; None for a base of another architecture.
+        dtype: one of DTYPES; None for the widest among the pairs, and float32 for float64.
+        ranks: `pad` (one rank for all) or `pattern` (each its own, declared in rank_pattern).
+    """
+    ordered = [pairs[name] for name in sorted(pairs)]
+    sizes = Counter(pair.rank for pair in ordered)
+    rank = max(sizes)
+    if ranks == "pattern" and len(sizes) > 1:
+        scale, own = 1.0, {pair.name: pair.rank for pair in ordered}
+        pattern = _rank_pattern(own, rank)
+    else:
+        scales = Counter(pair.scale for pair in ordered)
+        scale = max(scales, key=lambda value: (scales[value], value))
+        own, pattern = dict.fromkeys(pairs, rank), {}
+    alpha = scale * rank
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "auto_mapping": None,
+        "inference_mode": True, "r": rank, "lora_alpha": round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha,
+        "lora_dropout": 0.0, "bias": "none", "target_modules": shortest_targets(pairs, modules or pairs),
+        "modules_to_save": None, "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
+        "rank_pattern": pattern, "alpha_pattern": dict(pattern),
+    }  # fmt: skip
+    widest = ordered[0].dtype
+    for pair in ordered[1:]:
+        widest = torch.promote_types(widest, pair.dtype)
+    kept = getattr(torch, dtype) if dtype else torch.float32 if widest == torch.float64 else widest
+    return Plan(ordered, scale, own, kept, config)
+
+
+def shortest_targets(names: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """The shortest endings of module names that mean exactly `names` among all `modules`.
+
+    Example:
+        >>> shortest_targets(["a.q_proj"], ["a.q_proj", "a.k_proj"]), shortest_targets(["a.x"], ["a.x", "b.x"])
+        (['q_proj'], ['a.x'])
+    """
+    left, targets = set(names), []
+    for parts in (1, 2):
+        for ending in sorted({".".join(name.split(".")[-parts:]) for name in left}):
+            meant = set(select_modules([ending], modules))
+            if meant <= left:
+                targets.append(ending)
+                left -= meant
+    return sorted([*targets, *(name.removeprefix("backbone.") for name in left)])
+
+
+def _rank_pattern(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
+    """PEFT's rank_pattern: by the last part of the name where all modules that end so agree, else by module."""
+    by_leaf: dict[str, set[int]] = {}
+    for name, rank in ranks.items():
+        by_leaf.setdefault(name.rpartition(".")[2], set()).add(rank)
+    pattern = {}
+    for name, rank in sorted(ranks.items()):
+        leaf = name.rpartition(".")[2]
+        if rank != usual:
+            pattern[leaf if len(by_leaf[leaf]) == 1 else name.removeprefix("backbone.")] = rank
+    return pattern
+
+
+def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    """Write the zip aside and rename it into place, with one pair in memory at a time.
+
+    Computed on one thread: the order in which a sum is added up, and so the bytes, must not depend on the number of threads,
+    and matrices this small are not faster on several.
+
+    Args:
+        plan: from `plan_zip`.
+        path: the zip.
+        progress: called with (written modules, all modules).
+
+    Raises:
+        ValueError: a value is too large for float16.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    dtype = DTYPES[str(plan.dtype).removeprefix("torch.")]
+    entries = {}
+    for pair in plan.pairs:
+        rank, (out, inside) = plan.ranks[pair.name], pair.shape
+        entries[f"base_model.model.{pair.name}.lora_A.weight"] = (dtype, (rank, inside))
+        entries[f"base_model.model.{pair.name}.lora_B.weight"] = (dtype, (out, rank))
+    try:
+        with zipfile.ZipFile(aside, "w") as archive:
+            config = json.dumps(plan.config, indent=2, sort_keys=True) + "\n"
+            archive.writestr(_zip_entry(CONFIG_FILE, zipfile.ZIP_DEFLATED), config)
+            # Stored: weights hardly shrink, and deflating gigabytes takes minutes.
+            with archive.open(_zip_entry(TENSORS_FILE, zipfile.ZIP_STORED), "w", force_zip64=True) as target:
+                write_safetensors(target, entries, _finished_tensors(plan, progress))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+        torch.set_num_threads(threads)
+
+
+def _finished_tensors(plan: Plan, progress: Callable[[int, int], None] | None) -> Iterator[torch.Tensor]:
+    for number, pair in enumerate(plan.pairs, start=1):
+        yield from _finish_pair(pair, plan)
+        if progress:
+            progress(number, len(plan.pairs))
+
+
+def _finish_pair(pair: Pair, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B at the rank, scale and type they are written in."""
+    a, b = pair.load()
+    if pair.scale != plan.scale:
+        b = b.float() * (pair.scale / plan.scale)
+    if missing := plan.ranks[pair.name] - pair.rank:
+        a, b = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
+    halves = a.to(plan.dtype), b.to(plan.dtype)
+    for before, after in zip((a, b), halves):
+        narrower = torch.finfo(after.dtype).max < torch.finfo(before.dtype).max
+        if narrower and not torch.isfinite(after).all() and torch.isfinite(before).all():
+            raise ValueError(
+                f"{pair.name} has a value of {before.abs().max():.3g}, and the largest of {plan.dtype} is "
+                f"{torch.finfo(after.dtype).max:.3g}. Pack it with --dtype bfloat16 or float32."
+            )
+    return halves
+
+
+def _zip_entry(name: str, compression: int) -> zipfile.ZipInfo:
+    """A zip entry without the time or this machine's flags, so that the same adapter gives the same bytes."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.compress_type = compression
+    info.external_attr = 0o644 << 16
+    info.create_system = 3
+    return info
