@@ -1,20 +1,10 @@
-"""The configuration of a run: sections, presets, checks."""
+"""The configuration of a run: its sections with their checks, the presets, and the protocols of published scorers."""
 
+from grpo_kit.config.grpo import Grpo, Stage
 from grpo_kit.config.load import keep_finished_settings, load_config, preset_names, to_yaml
-from grpo_kit.config.schema import (
-    Columns,
-    Data,
-    Evaluation,
-    Grpo,
-    Lora,
-    Policy,
-    Run,
-    RunConfig,
-    Screening,
-    Stage,
-)
+from grpo_kit.config.schema import Columns, Data, Evaluation, Lora, Policy, Run, RunConfig, Screening
 
 __all__ = [
     "Columns", "Data", "Evaluation", "Grpo", "Lora", "Policy", "Run", "RunConfig", "Screening", "Stage",
-    "load_config", "preset_names", "keep_finished_settings", "to_yaml",
+    "keep_finished_settings", "load_config", "preset_names", "to_yaml",
 ]  # fmt: skip

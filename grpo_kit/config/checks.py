@@ -1,6 +1,7 @@
-"""Checks of settings: each raises a ValueError with the value, the rule and the remedy."""
+"""Checks of settings. Each raises a ValueError with the value, the rule and the remedy."""
 
 import difflib
+from collections.abc import Sequence
 
 
 def require(holds: bool, sentence: str) -> None:
@@ -9,27 +10,41 @@ def require(holds: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def require_at_least(name: str, value: int, least: int, why: str) -> None:
-    """Raise ValueError for a `value` below `least`."""
-    require(value >= least, f"{name} is {value}; {why}, so it needs at least {least}. Set {name} to {least} or more.")
+def require_at_least(name: str, value: int, least: int, reason: str) -> None:
+    """Raise ValueError for a `value` below `least`; `reason` is a clause that says why it cannot be lower."""
+    require(
+        value >= least, f"{name} is {value}; {reason}, so it needs at least {least}. Set {name} to {least} or more."
+    )
 
 
-def require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError, with the nearest choice, for a `value` that is none of `choices`."""
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError, which names the most similar choice, for a `value` that is not one of `choices`."""
     require(
         value in choices,
-        f"{name} is {value!r}; it must be one of {', '.join(choices)}.{suggest_nearest(value, list(choices))}",
+        f"{name} is {value!r}; it must be one of {', '.join(choices)}.{suggest_nearest(value, choices)}",
     )
 
 
 def require_share(name: str, value: float) -> None:
     """Raise ValueError for a `value` outside [0, 1]."""
-    require(0 <= value <= 1, f"{name} is {value}; it is a share, from 0 to 1. Set it so.")
+    require(0 <= value <= 1, f"{name} is {value}; it is a share. Set {name} to a number from 0 to 1.")
 
 
-def suggest_nearest(word: str, choices: list[str]) -> str:
-    """` Did you mean grpo.num_generations?`, or nothing when no choice is near."""
-    leaf = word.rsplit(".", 1)[-1]  # the right key in the wrong section, or without one, comes first
-    found = [choice for choice in choices if choice.rsplit(".", 1)[-1] == leaf]
-    found = found or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" Did you mean {found[0]}?" if found else ""
+def suggest_nearest(word: str, choices: Sequence[str]) -> str:
+    """Suggest the choice that is most similar to a word that is not one of them.
+
+    Args:
+        word: a mistyped name, or a key in the wrong section.
+        choices: the valid names; keys are written `section.key`.
+
+    Returns:
+        A sentence with a leading space, or "" when no choice is similar.
+
+    Example:
+        >>> suggest_nearest("num_generations", ["grpo.num_generations", "grpo.max_steps"])
+        ' Did you mean grpo.num_generations?'
+    """
+    leaf = word.rsplit(".", 1)[-1]  # a key without its section, or in the wrong one, is the likeliest mistake
+    similar = [choice for choice in choices if choice.rsplit(".", 1)[-1] == leaf]
+    similar = similar or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" Did you mean {similar[0]}?" if similar else ""

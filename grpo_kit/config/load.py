@@ -1,100 +1,111 @@
-"""One resolved configuration per run: preset, then YAML files, then `key=value`, checked before anything starts.
+"""Loading of a configuration: a preset, then YAML files, then `key=value` overrides, merged by OmegaConf and checked."""
 
-OmegaConf merges; the sections and their checks are `schema`'s, and can be had from here.
-"""
-
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from grpo_kit.config.checks import suggest_nearest
-from grpo_kit.config.schema import Columns, Data, Evaluation, Grpo, Lora, Policy, Run, RunConfig, Stage
+from grpo_kit.config.schema import RunConfig
 
-__all__ = [
-    "Columns", "Data", "Evaluation", "Grpo", "Lora", "Policy", "Run", "RunConfig", "Stage", "load_config", "keep_finished_settings", "to_yaml",
-]  # fmt: skip
 PRESETS = Path(__file__).with_name("presets")
 
 
-def load_config(
-    sources: list[str] | tuple[str, ...] = ("tiny",), overrides: list[str] | tuple[str, ...] = ()
-) -> RunConfig:
-    """Merge presets and YAML files left to right, then `key=value` overrides, and check the result.
+def load_config(sources: Sequence[str] = ("tiny",), overrides: Sequence[str] = ()) -> RunConfig:
+    """Load a configuration.
 
-    `sources`: preset names (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`, `deepscaler`) or paths of YAML files.
-    Raises ValueError for an unknown preset, key or unfit value, FileNotFoundError for a missing file.
+    Args:
+        sources: names of presets (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`, `deepscaler`) or paths of YAML files. A later
+            one replaces the keys of an earlier one.
+        overrides: single settings as `section.key=value`, which replace those of the sources.
 
-    >>> load_config(["tiny"], ["grpo.num_generations=16"]).grpo.num_generations
-    16
+    Returns:
+        The configuration with every key, checked.
+
+    Raises:
+        ValueError: a preset, a key or a value is not valid. The message names the most similar valid name.
+        FileNotFoundError: a YAML file does not exist.
+
+    Example:
+        >>> load_config(["tiny"], ["grpo.num_generations=16"]).grpo.num_generations
+        16
     """
-    layers = [_read_layer(source) for source in sources] + [_read_override(text) for text in overrides]
+    layers = [*map(_read_layer, sources), *map(_read_override, overrides)]
     for layer in layers:
         _refuse_unknown_keys(layer)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), *layers)
-        return OmegaConf.to_object(merged)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *layers))
     except ValidationError as error:
         key = f"{error.full_key} " if error.full_key else ""
-        raise ValueError(
-            f"{key}does not fit: {str(error).splitlines()[0]}. Give a value of the type the preset shows."
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{key}does not fit: {reason}. Give a value of the type that the preset has there.") from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"The configuration cannot be merged: {str(error).splitlines()[0]}.") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The configuration cannot be merged: {reason}. Correct the file or the override.") from None
 
 
 def keep_finished_settings(
-    config: RunConfig, finished: list[dict[str, Any]], overrides: list[str] | tuple[str, ...] = ()
+    config: RunConfig, finished: Sequence[Mapping[str, Any]], overrides: Sequence[str] = ()
 ) -> RunConfig:
-    """`config` with the sections that finished stages were made with, save where an override names another value.
+    """Replace sections by those that finished stages of the run were made with.
 
-    `finished`: the settings of those stages, as `asdict` gave them; keys that are no section are passed over.
+    Args:
+        config: the configuration as it was loaded.
+        finished: the settings of each finished stage, as `run.json` has them; keys that are not sections are ignored.
+        overrides: as in `load_config`; they win, so that the stage itself can object to a changed setting.
+
+    Returns:
+        The configuration with which the run can continue.
+
+    Example:
+        >>> keep_finished_settings(load_config(["tiny"]), [{"data": {"test_size": 9}, "seed": 1}]).data.test_size
+        9
     """
-    known = {f.name for f in fields(RunConfig)}
-    sections = [{name: values for name, values in settings.items() if name in known} for settings in finished]
+    names = {section.name for section in fields(RunConfig)}
+    sections = [{name: values for name, values in settings.items() if name in names} for settings in finished]
     merged = OmegaConf.merge(OmegaConf.structured(config), *sections, OmegaConf.from_dotlist(list(overrides)))
     return OmegaConf.to_object(merged)
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every key in a fixed order; `run.force`, meant for one command, stays out."""
-    whole = asdict(config)
-    del whole["run"]["force"]
-    return OmegaConf.to_yaml(OmegaConf.create(whole))
+    """The configuration as YAML, every key in a fixed order. `run.force`, which is meant for one command, is left out."""
+    sections = asdict(config)
+    del sections["run"]["force"]
+    return OmegaConf.to_yaml(OmegaConf.create(sections))
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that ship with the package."""
+    """Names of the presets that ship with the package, sorted."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _read_layer(source: str) -> Any:
+def _read_layer(source: str) -> DictConfig:
+    names = ", ".join(preset_names())
     path = PRESETS / f"{source}.yaml"
     if source not in preset_names():
         path = Path(source)
         if path.suffix not in (".yaml", ".yml"):
-            near = suggest_nearest(source, preset_names())
             raise ValueError(
-                f"{source!r} is neither a preset nor a .yaml file; the presets are {', '.join(preset_names())}.{near}"
+                f"{source!r} is neither a preset nor a .yaml file; the presets are {names}."
+                f"{suggest_nearest(source, preset_names())}"
             )
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist; -c takes a preset ({', '.join(preset_names())}) or an existing YAML file."
-            )
+            raise FileNotFoundError(f"{path} does not exist; -c takes a preset ({names}) or an existing YAML file.")
     try:
         layer = OmegaConf.load(path)
-    except Exception as error:  # YAML's own errors have no common built-in base
+    except Exception as error:  # the errors of YAML have no common built-in base
         raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}. Correct it.") from None
     if not OmegaConf.is_dict(layer):
         raise ValueError(
-            f"{path} holds no mapping; a configuration is sections with keys, such as 'grpo:'. Correct it."
+            f"{path} is not a mapping; a configuration has sections with keys, such as 'grpo:'. Correct it."
         )
     return layer
 
 
-def _read_override(text: str) -> Any:
+def _read_override(text: str) -> DictConfig:
     key, equals, _ = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(
@@ -106,24 +117,28 @@ def _read_override(text: str) -> Any:
         raise ValueError(f"{text!r} cannot be read: {' '.join(str(error).split())}. Quote the value.") from None
 
 
-def _refuse_unknown_keys(layer: Any, schema: type = RunConfig, prefix: str = "") -> None:
-    known = get_type_hints(schema)
+def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: str = "") -> None:
+    types = get_type_hints(schema)
     for key in layer:
         name = f"{prefix}{key}"
-        if key not in known:
-            near = suggest_nearest(name, _all_keys())
+        if key not in types:
+            suggestion = suggest_nearest(name, list(_all_keys()))
             raise ValueError(
-                f"{name} is not a key of the configuration.{near or ' `grpo-kit train --dry-run` prints them all.'}"
+                f"{name} is not a key of the configuration.{suggestion or ' `grpo-kit train --dry-run` prints them all.'}"
             )
-        if is_dataclass(known[key]):
-            inner = layer._get_node(key)
-            if not OmegaConf.is_dict(inner):
-                raise ValueError(f"{name} is a section; it takes keys, such as {name}.{fields(known[key])[0].name}=...")
-            _refuse_unknown_keys(inner, known[key], f"{name}.")
+        if is_dataclass(types[key]):
+            section = layer._get_node(key)  # layer[key] would resolve a missing value instead
+            if not OmegaConf.is_dict(section):
+                raise ValueError(
+                    f"{name} is a section and has no value itself. Set its keys, such as "
+                    f"{name}.{fields(types[key])[0].name}=..."
+                )
+            _refuse_unknown_keys(section, types[key], f"{name}.")
 
 
-def _all_keys(schema: type = RunConfig, prefix: str = "") -> list[str]:
-    keys = []
+def _all_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
     for name, kind in get_type_hints(schema).items():
-        keys += _all_keys(kind, f"{prefix}{name}.") if is_dataclass(kind) else [f"{prefix}{name}"]
-    return keys
+        if is_dataclass(kind):
+            yield from _all_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -1,17 +1,22 @@
-"""Published ways to measure, by name: a figure taken so means what the publisher's own figure means."""
+"""Protocols: the settings of published scorers, by name, so that our figure means what the publisher's figure means."""
 
 from dataclasses import dataclass
 from typing import Any
 
 # The challenge's scorer appends exactly this, back-ticks included, to every problem (one user turn, no system text).
 CHALLENGE_SUFFIX = "\nPlease put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`"
+MAX_LORA_RANK = 32  # the challenge's scorer refuses an adapter with a higher rank
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a published scorer fixes: keys of `evaluation`, the words after the problem (no system turn), thinking, room.
+    """The settings that a published scorer fixes.
 
-    `max_model_len`: prompt and completion together have at most so many tokens.
+    Attributes:
+        evaluation: keys of the section `evaluation` with their values.
+        prompt_suffix: text after the problem; there is no system turn.
+        enable_thinking: passed to the chat template.
+        max_model_len: tokens of prompt and completion together, at most.
     """
 
     evaluation: dict[str, Any]
@@ -21,7 +26,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # Kaggle's NVIDIA Nemotron Model Reasoning Challenge, by its Evaluation page; the verifier is the metric's last version.
+    # Kaggle's NVIDIA Nemotron Model Reasoning Challenge, from its Evaluation page; the verifier is the metric's last version.
     "challenge": Protocol(
         {
             "num_generations": 1, "max_completion_length": 7680, "temperature": 0.0, "top_p": 1.0, "top_k": 0,
@@ -33,15 +38,20 @@ PROTOCOLS = {
 
 
 def apply_protocol(evaluation: Any) -> None:
-    """Set in an `Evaluation`, frozen as it is, what `evaluation.protocol` fixes; None fixes nothing.
+    """Set the keys of an `Evaluation` that its protocol fixes, although the section is frozen.
 
-    Raises ValueError for an unknown protocol.
+    Args:
+        evaluation: the section; with `protocol` None nothing is changed.
+
+    Raises:
+        ValueError: the protocol is unknown.
     """
     if evaluation.protocol is None:
         return
     if evaluation.protocol not in PROTOCOLS:
         raise ValueError(
-            f"evaluation.protocol is {evaluation.protocol!r}; there is {', '.join(PROTOCOLS)}. Name one, or leave it out."
+            f"evaluation.protocol is {evaluation.protocol!r}; it must be one of {', '.join(PROTOCOLS)}. "
+            "Name one, or leave it out."
         )
     for key, value in PROTOCOLS[evaluation.protocol].evaluation.items():
         object.__setattr__(evaluation, key, value)

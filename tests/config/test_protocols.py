@@ -25,7 +25,7 @@ def test_without_a_protocol_everything_is_as_set():
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="'chalenge'; there is challenge"):
+    with pytest.raises(ValueError, match="'chalenge'; it must be one of challenge"):
         config.load_config(["tiny"], ["evaluation.protocol=chalenge"])
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from grpo_kit import config
 from grpo_kit.cli.main import app
-from grpo_kit.config.schema import Screening
+from grpo_kit.config import Screening
 from grpo_kit.data import curriculum
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening

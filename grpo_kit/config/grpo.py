@@ -1,0 +1,141 @@
+"""The section `grpo`: TRL's `GRPOConfig` as far as a run on one GPU needs it, and what the kit adds."""
+
+from dataclasses import dataclass, field
+
+from grpo_kit.config.checks import require, require_at_least, require_one_of
+
+LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training with its own context length. The last three keys replace those of `grpo`; None: `grpo`'s."""
+
+    max_completion_length: int = 512  # tokens
+    steps: int | None = None  # None: until the `enter` rule of the next stage holds
+    enter: str = (
+        "steps"  # begin when the steps of the stage before are over; or earlier: clipped, plateau (length_stages)
+    )
+    beta: float | None = None  # weight of the KL; its reference is the policy before training
+    epsilon_high: float | None = None
+    learning_rate: float | None = None  # the scheduler multiplies it
+
+    def __post_init__(self) -> None:
+        require(
+            self.beta is None or self.beta >= 0,
+            f"grpo.stages has the beta {self.beta}; it is the weight of the KL. Set beta to 0 or more.",
+        )
+        require(
+            self.learning_rate is None or self.learning_rate > 0,
+            f"grpo.stages has the learning_rate {self.learning_rate}; a step must change something. Set it above 0.",
+        )
+        length = self.max_completion_length
+        require_at_least("max_completion_length in grpo.stages", length, 1, "a completion has at least one token")
+        require_one_of("enter in grpo.stages", self.enter, ("steps", "clipped", "plateau"))
+
+
+@dataclass(frozen=True)
+class Grpo:
+    """How the policy is trained. Keys without a comment are TRL's, transformers' or torch's own, with their meaning.
+
+    Lengths are tokens and batches are completions. `gspo` is TRL's loss `grpo` with importance weights for sequences.
+    """
+
+    max_steps: int = 100
+    num_generations: int = 8
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    max_completion_length: int = 512
+    learning_rate: float = 1e-5
+    lr_scheduler_type: str = "constant"
+    warmup_steps: int = 0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_torch"
+    loss_type: str = "dapo"  # one of LOSSES
+    advantage: str = "group"  # or leave_one_out (training.advantages)
+    normalize_rewards: bool = True  # divide advantages by the group's standard deviation
+    draw: str = (
+        "useful"  # which prompts come next: those that teach most; or shuffled, in_order (training.prompt_sampler)
+    )
+    resample_budget: float = 1.0  # groups with equal rewards that a step may replace, as a share of its groups
+    stages: list[Stage] = field(default_factory=list)  # context lengths one after the other (training.length_stages)
+    save_steps: int = 10
+    eval_steps: int = 0  # measure accuracy on the validation rows every so many steps; 0: never
+    on_alarm: str = "warn"  # or stop (training.alarms)
+    beta: float = 0.0
+    epsilon: float = 0.2
+    # How far above 1 a ratio is clipped, for every loss (TRL's is the bound itself for cispo); None: as far as `epsilon`.
+    epsilon_high: float | None = 0.28  # "clip higher" of DAPO (arXiv:2503.14476)
+    num_iterations: int = 1
+    mask_truncated_completions: bool = True
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    gradient_checkpointing: bool = False
+    fp16: bool = False
+    bf16: bool = False
+    vllm: str | None = None  # colocate, or server at its usual address: vLLM samples, once it agrees with transformers
+    # FILE.py:function; a bare file name is looked for in the working folder first, then among the kit's own rewards
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["math_answer.py:math_reward", "reasoning_format.py:reasoning_format_reward"]
+    )
+    reward_weights: list[float] = field(default_factory=lambda: [1.0, 0.1])
+
+    def __post_init__(self) -> None:
+        self._check_batch()
+        self._check_rewards()
+        require_at_least("grpo.max_steps", self.max_steps, 1, "training takes at least one step")
+        length = self.max_completion_length
+        require_at_least("grpo.max_completion_length", length, 1, "a completion has at least one token")
+        require_one_of("grpo.loss_type", self.loss_type, LOSSES)
+        require_one_of("grpo.advantage", self.advantage, ("group", "leave_one_out"))
+        require_one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))
+        require_one_of("grpo.on_alarm", self.on_alarm, ("warn", "stop"))
+        require_one_of("grpo.vllm", self.vllm or "server", ("colocate", "server"))
+        require_at_least("grpo.save_steps", self.save_steps, 1, "a checkpoint follows a step")
+        require_at_least("grpo.eval_steps", self.eval_steps, 0, "0 means never")
+        require(
+            self.resample_budget >= 0,
+            f"grpo.resample_budget is {self.resample_budget}; it is a share of a step's groups. Set it to 0 or more.",
+        )
+        require(
+            all(stage.steps for stage, after in zip(self.stages, self.stages[1:]) if after.enter == "steps"),
+            "A stage of grpo.stages has no steps, and the enter of the next one is 'steps', so the next one would never "
+            "begin. Give the stage steps.",
+        )
+        require(self.learning_rate > 0, f"grpo.learning_rate is {self.learning_rate}; it must be above 0.")
+        require(
+            self.temperature > 0,
+            f"grpo.temperature is {self.temperature}; at 0 all samples of a group are equal. Set grpo.temperature to 1.0.",
+        )
+        require(
+            not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; only one can be. Set one to false."
+        )
+
+    def _check_batch(self) -> None:
+        size, accumulation = self.per_device_train_batch_size, self.gradient_accumulation_steps
+        require_at_least("grpo.per_device_train_batch_size", size, 1, "a batch has at least one completion")
+        require_at_least("grpo.gradient_accumulation_steps", accumulation, 1, "a step has at least one batch")
+        require_at_least("grpo.num_generations", self.num_generations, 2, "GRPO compares the answers within a group")
+        require(
+            size * accumulation % self.num_generations == 0,
+            f"grpo.num_generations is {self.num_generations} and a step has {size * accumulation} completions "
+            f"({size} x {accumulation}); only whole groups fit into a step. "
+            f"Set grpo.per_device_train_batch_size to a multiple of {self.num_generations}.",
+        )
+
+    def _check_rewards(self) -> None:
+        rewards, weights = len(self.reward_funcs), len(self.reward_weights)
+        require(
+            rewards > 0, "grpo.reward_funcs is empty; GRPO needs at least one reward. Name one as FILE.py:function."
+        )
+        require(
+            weights == rewards,
+            f"grpo.reward_weights has {weights} entries and grpo.reward_funcs has {rewards}; each reward has one weight. "
+            "Give both lists the same length.",
+        )
+
+    def clip_above(self, stage: Stage | None = None) -> float:
+        """How far above 1 a ratio is clipped, in `stage` if one is given and has its own `epsilon_high`."""
+        values = (stage.epsilon_high if stage else None, self.epsilon_high, self.epsilon)
+        return next(value for value in values if value is not None)
