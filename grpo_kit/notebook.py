@@ -207,7 +207,7 @@ def show_difficulty(config: RunConfig, run: Run, verifier: Callable[..., Any]) -
     from grpo_kit.policy.chat import make_token_counter
 
     lengths = sorted(make_token_counter(config.policy)([row["prompt"] for row in read_rows(run, "train")]))
-    display(data_funnel.shape(lengths, estimate_pass_rates(config, run, verifier)))
+    display(data_funnel.draw_prompts(lengths, estimate_pass_rates(config, run, verifier)))
     print(f"shortest prompt {lengths[0]} tokens, median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
     reply = config.grpo.max_completion_length
     print(f"longest prompt and longest reply together: {lengths[-1]} + {reply} = {lengths[-1] + reply} tokens")

@@ -53,7 +53,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 @command
 def demo(name: Name = None, force: Force = False) -> None:
     """The whole chain on the embedded policy: data, accuracy, GRPO, accuracy, submission.zip, check, picture."""
-    from grpo_kit.display import html_report
+    from grpo_kit.display.report import save_report
     from grpo_kit.evaluation import evaluate as evaluating
 
     config, run = session.open_run(["tiny"], ["run.name=demo"], name, force=force)
@@ -65,10 +65,10 @@ def demo(name: Name = None, force: Force = False) -> None:
     zip_path = stages.package(config, run, None)
     stages.check(zip_path, config.policy, run)
     report = evaluating.compare(run)
-    html_report.save(run)
-    terminal.accuracy(report, run)
-    terminal.example(run)
-    terminal.where(run, zip_path, time.monotonic() - started)
+    save_report(run)
+    terminal.print_comparison(report, run)
+    terminal.print_example(run)
+    terminal.print_locations(run, zip_path, time.monotonic() - started)
 
 
 @command
@@ -77,7 +77,7 @@ def env() -> None:
     from grpo_kit.planning.machine_check import check_machine
 
     found = check_machine()
-    terminal.verdicts(found)
+    terminal.print_machine_check(found)
     if not all(fine for _, _, fine, _ in found):
         raise typer.Exit(1)
 
@@ -131,9 +131,9 @@ def calibrate(
     from grpo_kit.planning import calibrate as counting
 
     config, run = session.open_run(sources or (), overrides or (), name)
-    with terminal.working("answering prompts") as show:
+    with terminal.show_progress("answering prompts") as show:
         found = counting.calibrate(config, run, prompts, show)
-    terminal.placement(found)
+    terminal.print_placement(found)
 
 
 @command
@@ -149,7 +149,7 @@ def evaluate(
         from grpo_kit.evaluation.evaluate import compare
 
         stages.evaluate(config, run, "after")
-        terminal.accuracy(compare(run), run)
+        terminal.print_comparison(compare(run), run)
 
 
 @command
@@ -179,18 +179,18 @@ def tune(
 
     axes, overrides = space.parse_search(words)
     config, run = session.open_run(sources or (), overrides, name, "train", force)
-    with terminal.working("searching") as show:
+    with terminal.show_progress("searching") as show:
         found = tuning.tune(config, run, axes, trials, steps, every, grid, show)
-    terminal.tuned(found, run)
+    terminal.print_search(found, run)
 
 
 @command
 def report(name: Name = None) -> None:
     """The run as report.html and report.png, finished or interrupted; neither needs a server."""
-    from grpo_kit.display import html_report
+    from grpo_kit.display.report import save_report
 
     _, run = session.open_run((), (), name)
-    html_report.save(run)
+    save_report(run)
     terminal.out.print(f"{run.page}\n{run.picture}")
 
 
@@ -222,7 +222,7 @@ def handoff(
     from grpo_kit.handoff import export as handing
 
     config, run = session.open_run(sources or (), overrides or (), name, "package")
-    with terminal.working("handing over") as show:
+    with terminal.show_progress("handing over") as show:
         folder = handing.write(config, run, to, out, merge, show)
     terminal.out.print(f"{folder}\n{folder / 'README.md'} says how to start it, and what does not carry over")
 
@@ -243,8 +243,8 @@ def plan(
     where = machines.with_processes(machines.find_device(device) if device else machines.this_device(), num_processes)
     hits = routing(config.policy)
     found = make_plan(config, where, prompt_tokens, None if device else step_time.measure_bandwidths(), hits)
-    terminal.plan(found)
-    terminal.ways(two_gpus.compare_layouts(found, hits))
+    terminal.print_plan(found)
+    terminal.print_two_gpus(two_gpus.compare_layouts(found, hits))
     if not found.fits:
         raise typer.Exit(1)
 

@@ -17,22 +17,22 @@ def data(config: RunConfig, run: Run) -> None:
     from grpo_kit.data.preparation import prepare
 
     verifier = load_reward(config.evaluation.verifier)
-    with terminal.stage(run, "data", "preparing data") as show:
+    with terminal.show_stage(run, "data", "preparing data") as show:
         manifest = prepare(config, run, verifier, show)
-    terminal.data(manifest)
+    terminal.print_data(manifest)
     if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
         from grpo_kit.display import data_funnel
 
-        data_funnel.save(manifest, run)
+        data_funnel.save_funnel(manifest, run)
 
 
 def screen(config: RunConfig, run: Run) -> None:
     """Pass rates of the training prompts."""
     from grpo_kit.evaluation.screening import screen as screen_prompts
 
-    with terminal.stage(run, "screen", "screening") as show:
+    with terminal.show_stage(run, "screen", "screening") as show:
         found = screen_prompts(config, run, progress=show)
-    terminal.screening(found, config.data.pass_rate)
+    terminal.print_screening(found, config.data.pass_rate)
 
 
 def train(config: RunConfig, run: Run) -> None:
@@ -40,9 +40,9 @@ def train(config: RunConfig, run: Run) -> None:
     from grpo_kit.training import train as training
 
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
-    with terminal.stage(run, "train", "training") as show:
-        step = terminal.training(run, config.grpo.max_steps, show)
-        last = training.train(config, run, rewards, step, terminal.forecast)
+    with terminal.show_stage(run, "train", "training") as show:
+        step = terminal.follow_training(run, config.grpo.max_steps, show)
+        last = training.train(config, run, rewards, step, terminal.print_forecast)
     terminal.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
     if (
         run.stages()["train"].get("out_of_time") and processes.is_first()
@@ -55,9 +55,9 @@ def evaluate(config: RunConfig, run: Run, stage: str) -> None:
     """Held-out accuracy, `stage` before or after."""
     from grpo_kit.evaluation.evaluate import measure
 
-    with terminal.stage(run, stage, f"accuracy {stage}") as show:
+    with terminal.show_stage(run, stage, f"accuracy {stage}") as show:
         found = measure(config, run, stage, progress=show)
-    terminal.measured(found)
+    terminal.print_measurement(found)
 
 
 def package(
@@ -69,7 +69,7 @@ def package(
     from grpo_kit.submission.package import package_adapter as pack
 
     notes: list[str] = []
-    with terminal.working("packing") if adapters else terminal.stage(run, "package", "packing") as show:
+    with terminal.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
         path = pack(
             config, run, to, adapters, base_name(base) if base else None, dtype, ranks, stacked, notes.append, show
         )
@@ -83,9 +83,9 @@ def score(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> 
     """The challenge's scorer, rehearsed; accuracies by family."""
     from grpo_kit.evaluation.rehearsal import rehearse_score
 
-    with terminal.stage(run, "score", "scoring") as show:
+    with terminal.show_stage(run, "score", "scoring") as show:
         found = rehearse_score(config, run, problems, zip_path, show)
-    terminal.scored(found, run)
+    terminal.print_score(found, run)
 
 
 def check(path: Path, policy: Policy | None, run: Run | None) -> None:
@@ -94,6 +94,6 @@ def check(path: Path, policy: Policy | None, run: Run | None) -> None:
     from grpo_kit.submission.output_check import check_submission as examine
 
     findings = examine(path, policy, run.probe if run else None)
-    terminal.findings(path, findings)
+    terminal.print_findings(path, findings)
     if fatal(findings):
         raise RuntimeError(f"{path} must not be submitted (see fatal above). Follow the remedy, then check again.")

@@ -18,7 +18,7 @@ def show_machine() -> None:
     """Show a table of this machine and its libraries, each row with a verdict."""
     from grpo_kit.planning.machine_check import check_machine
 
-    terminal.verdicts(check_machine())
+    terminal.print_machine_check(check_machine())
 
 
 def show_plan(config: RunConfig, device_name: str | None = None) -> None:
@@ -34,7 +34,7 @@ def show_plan(config: RunConfig, device_name: str | None = None) -> None:
     from grpo_kit.planning.plan import plan
 
     planned = plan(config, device_name, search=False)
-    display(charts.plan(planned))
+    display(charts.draw_plan(planned))
     print(planned.verdict)
 
 
@@ -73,7 +73,7 @@ def show_sources(config: RunConfig) -> None:
 
 def show_data(manifest: Mapping[str, Any]) -> None:
     """Show what the data stage did: rows dropped by reason, rows in each split, and each file's sha256."""
-    terminal.data(manifest)
+    terminal.print_data(manifest)
     for split, digest in manifest["sha256"].items():
         print(f"{split:<5} sha256 {digest[:12]}")
 
@@ -84,16 +84,17 @@ def show_funnel(manifest: Mapping[str, Any], run: Run, count: int = 10) -> None:
 
     from grpo_kit.display import data_funnel
 
-    display(data_funnel.picture(manifest))
+    display(data_funnel.draw_funnel(manifest))
     for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:count]:
         print(f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})\n  {row['problem'][:100]!r}")
 
 
 def show_alarms(run: Run) -> None:
     """Print every alarm of the training with its step."""
-    from grpo_kit.display import html_report, run_figures
+    from grpo_kit.display.report import read_steps
+    from grpo_kit.display.run_figures import list_alarms
 
-    for step, sentence in run_figures.alarms(html_report.rows_of(run)):
+    for step, sentence in list_alarms(read_steps(run)):
         print(f"step {step}: {sentence}")
 
 
@@ -101,10 +102,10 @@ def show_curves(run: Run) -> None:
     """Show the run's charts as a picture, and save them with a few completions as `report.png` and `report.html`."""
     from IPython.display import display
 
-    from grpo_kit.display import html_report
+    from grpo_kit.display.report import draw_report, save_report
 
-    display(html_report.picture(run))
-    html_report.save(run)
+    display(draw_report(run))
+    save_report(run)
     print(f"The page is {run.page}.")
 
 
@@ -121,14 +122,14 @@ def show_completions(run: Run, count: int = 4) -> None:
 
 def show_example(run: Run) -> None:
     """Print one problem that the policy guessed wrong before training and worked out after it, if there is one."""
-    terminal.example(run)
+    terminal.print_example(run)
 
 
 def show_findings(zip_path: Path, findings: Sequence[Any]) -> None:
     """Show what `check` found in a zip. Raises ValueError when a finding is fatal."""
     from grpo_kit.adapters.findings import fatal
 
-    terminal.findings(zip_path, findings)
+    terminal.print_findings(zip_path, findings)
     if fatal(findings):
         raise ValueError(
             f"{zip_path} has fatal findings. Do not submit it; follow the remedies above, then pack again."
@@ -137,4 +138,4 @@ def show_findings(zip_path: Path, findings: Sequence[Any]) -> None:
 
 def show_trials(result: Mapping[str, Any], run: Run) -> None:
     """Show the trials of a search, the best first, and whether the best is better than the run's own settings."""
-    terminal.tuned(result, run)
+    terminal.print_search(result, run)

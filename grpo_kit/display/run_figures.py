@@ -1,6 +1,6 @@
-"""What a run's metrics rows say: panels to draw, and the few figures a person asks for first.
+"""What a run's metrics rows show: the panels to draw, and the few figures that people ask for first.
 
-A row that lacks a figure has a gap there, and a panel without any figure is left out; nothing is made up.
+A row that lacks a figure leaves a gap in the curve, and a panel without any figure is left out.
 """
 
 import functools
@@ -13,14 +13,25 @@ from typing import Any
 from grpo_kit.runs.run import Run
 
 Row = dict[str, Any]
-# Okabe and Ito's palette (Color Universal Design, 2008), told apart with any kind of colour vision.
+# The palette of Okabe and Ito (Color Universal Design, 2008): the colours differ for every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, PINK, SKY, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#9a9a9a"
 INK = "#333333"
+RECENT = 9  # rows that a mean is taken over, in the summary and in smoothed curves
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `xs` steps, `ys` values (NaN: a gap), `low` and `high` the edges of its band where it has one."""
+    """One curve.
+
+    Attributes:
+        label: its name in the legend; empty for none.
+        color: as `#rrggbb`.
+        xs: steps.
+        ys: values, NaN for a gap.
+        low: lower edge of its band or error bars; empty for none.
+        high: upper edge.
+        style: `line`, `faint`, `dashed`, or `points` (with error bars instead of a band).
+    """
 
     label: str
     color: str
@@ -28,12 +39,20 @@ class Line:
     ys: list[float]
     low: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
-    style: str = "line"  # line, faint, dashed, or points with bars instead of a band
+    style: str = "line"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart. `stacked`: lines of the style `line` are shares laid on one another; `percent`: 0 to 1 is written 0 % to 100 %."""
+    """One small chart.
+
+    Attributes:
+        title: what it shows.
+        unit: of the values.
+        lines: the curves.
+        percent: the axis runs from 0 % to 100 % for values from 0 to 1.
+        stacked: lines of the style `line` are shares, drawn on top of one another.
+    """
 
     title: str
     unit: str
@@ -42,181 +61,193 @@ class Panel:
     stacked: bool = False
 
 
-def panels(run: Run, rows: list[Row]) -> list[Panel]:
-    """The charts of a run, at most six: reward, accuracy, useful groups, length, speed, and memory (else entropy)."""
-    memory = _plain("Memory in use", "GiB", rows, ("memory_gib", "GPU peak", PINK))
-    found = [
-        _reward(rows),
-        _accuracy(run, rows),
-        _useful(rows),
-        _length(rows),
-        _plain("Speed", "tokens a second", rows, ("tokens_per_second", "completions sampled and trained on", BLUE))
-        or _plain("Speed", "seconds a step", rows, ("step_time", "sampling and training", BLUE)),
-        memory or _plain("Entropy of the policy", "nats a token", rows, ("entropy", "mean over completions", PINK)),
+def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
+    """The charts of a run, at most six: reward, accuracy, groups, length, speed, and memory (else entropy)."""
+    panels = [
+        _reward_panel(rows),
+        _accuracy_panel(run, rows),
+        _groups_panel(rows),
+        _length_panel(rows),
+        _simple_panel("Speed", "tokens a second", rows, "tokens_per_second", "completions sampled and trained on", BLUE)
+        or _simple_panel("Speed", "seconds a step", rows, "step_time", "sampling and training", BLUE),
+        _simple_panel("Memory in use", "GiB", rows, "memory_gib", "GPU peak", PINK)
+        or _simple_panel("Entropy of the policy", "nats a token", rows, "entropy", "mean over completions", PINK),
     ]
-    return [panel for panel in found if panel]
+    return [panel for panel in panels if panel]
 
 
-def summary(run: Run, rows: list[Row]) -> dict[str, str]:
-    """{name: value in words}, of the last rows: step, reward, useful, accuracy, time left and so on.
+def summarise_run(run: Run, rows: list[Row]) -> dict[str, str]:
+    """The figures to show first, as {name: value in words}: step, reward, shares, accuracies, memory and time left.
 
-    Reward and shares are means of the last 9 rows. What is not known is left out.
+    Reward, shares and speed are means of the last RECENT rows. A figure that is not known is left out.
     """
-    forecast = read(run.forecast) or {}
+    forecast = read_report(run.forecast) or {}
     last, steps = rows[-1] if rows else {}, forecast.get("steps")
-    found = {"step": f"{last.get('step', 0)} of {steps}" if steps else f"{last.get('step', 0)}"}
+    figures = {"step": f"{last.get('step', 0)} of {steps}" if steps else f"{last.get('step', 0)}"}
     for name, values, form in (
-        ("reward", column(rows, "reward"), "{:.2f}"),
-        ("groups with a gradient", useful_share(rows), "{:.0%}"),
-        ("cut off", column(rows, "completions/clipped_ratio"), "{:.0%}"),
-        ("tokens a second", column(rows, "tokens_per_second"), "{:,.0f}"),
+        ("reward", metric_values(rows, "reward"), "{:.2f}"),
+        ("groups with a gradient", gradient_shares(rows), "{:.0%}"),
+        ("cut off", metric_values(rows, "completions/clipped_ratio"), "{:.0%}"),
+        ("tokens a second", metric_values(rows, "tokens_per_second"), "{:,.0f}"),
     ):
-        recent = [v for v in values[-9:] if not math.isnan(v)]
+        recent = [value for value in values[-RECENT:] if not math.isnan(value)]
         if recent:
-            found[name] = form.format(sum(recent) / len(recent))
-    accuracies = [("validation", value, interval) for _, value, interval in _held_out(rows)[-1:]]
-    accuracies += [(f"test {name}", report["pass@1"], report["ci95"]) for name, report in measured(run).items()]
+            figures[name] = form.format(sum(recent) / len(recent))
+    accuracies = [("validation", value, interval) for _, value, interval in _validation_points(rows)[-1:]]
+    accuracies += [(f"test {name}", report["pass@1"], report["ci95"]) for name, report in read_accuracies(run).items()]
     for name, value, interval in accuracies:
-        found[f"accuracy, {name}"] = f"{value:.0%}" + (" ({:.0%} to {:.0%})".format(*interval) if interval else "")
+        figures[f"accuracy, {name}"] = f"{value:.0%}" + (" ({:.0%} to {:.0%})".format(*interval) if interval else "")
     if last.get("memory_gib"):
-        found["memory"] = f"{last['memory_gib']:.1f} GiB"
+        figures["memory"] = f"{last['memory_gib']:.1f} GiB"
     if last.get("skipped_steps"):
-        found["skipped in fp16"] = f"{last['skipped_steps']} steps"
+        figures["skipped in fp16"] = f"{last['skipped_steps']} steps"
     if rows:
-        found["elapsed"] = duration(last["seconds"])
-    seconds = seconds_left(rows, steps, forecast)
+        figures["elapsed"] = format_duration(last["seconds"])
+    seconds = estimate_seconds_left(rows, steps, forecast)
     if seconds:
-        found["time left"] = duration(seconds) if rows else f"at most {duration(seconds)}"
-    return found
+        figures["time left"] = format_duration(seconds) if rows else f"at most {format_duration(seconds)}"
+    return figures
 
 
-def measured(run: Run) -> dict[str, Row]:
-    """The accuracies on the test split that were measured so far: `before` and `after`."""
-    found = {name: read(run.evaluation / f"{name}.json") for name in ("before", "after")}
-    return {name: report for name, report in found.items() if report}
+def read_accuracies(run: Run) -> dict[str, Row]:
+    """The measurements on the test split that are finished: `before` and `after`, without their problems."""
+    reports = {name: read_report(run.evaluation / f"{name}.json") for name in ("before", "after")}
+    return {name: report for name, report in reports.items() if report}
 
 
-def read(path: Path) -> Row | None:
-    """A report of the run, without its problems; None when it is not there (yet). An unchanged file is read once."""
-    return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
+def read_report(path: Path) -> Row | None:
+    """A JSON report of the run without its problems; None when it does not exist yet. An unchanged file is read once."""
+    return _read_json(path, path.stat().st_mtime_ns) if path.is_file() else None
 
 
 @functools.lru_cache(maxsize=8)
-def _read(path: Path, changed: int) -> Row:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in found.items() if key != "problems"}
+def _read_json(path: Path, changed: int) -> Row:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in report.items() if key != "problems"}
 
 
-def seconds_left(rows: list[Row], steps: int | None, forecast: Row) -> float | None:
-    """Seconds to the end by the mean of the last 20 steps; by the probe's forecast before the first; None: unknown."""
+def estimate_seconds_left(rows: list[Row], steps: int | None, forecast: Row) -> float | None:
+    """Seconds until the training ends.
+
+    Args:
+        rows: the metrics rows so far.
+        steps: how many steps the training takes; None if not known.
+        forecast: `seconds` for the whole run, as the probe step estimated it; used before the first step.
+
+    Returns:
+        The steps left times the mean of the last 20 steps; None if not known.
+    """
     if not rows:
         return forecast.get("seconds")
     if not steps:
         return None
     recent = rows[-21:]
     passed, taken = recent[-1]["seconds"] - recent[0]["seconds"], len(recent) - 1
-    if passed <= 0:  # one row, or the clock began anew when the run was resumed
+    if passed <= 0:  # one row, or the clock restarted because the run was resumed
         passed, taken = recent[-1]["seconds"], 1
     return max(0.0, steps - rows[-1]["step"]) * passed / taken
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`40 s`, `12 minutes` or `3.4 h`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def alarms(rows: list[Row]) -> list[tuple[int, str]]:
-    """[(step, sentence)] of the alarms that rang, each sentence where it rang last."""
+def list_alarms(rows: list[Row]) -> list[tuple[int, str]]:
+    """[(step, sentence)] of the run's alarms, each sentence once, with the last step at which it was raised."""
     last = {sentence: row["step"] for row in rows for sentence in row.get("alarms") or []}
     return [(step, sentence) for sentence, step in last.items()]
 
 
-def column(rows: list[Row], key: str) -> list[float]:
-    """One number a row, NaN where a row has none."""
+def metric_values(rows: list[Row], key: str) -> list[float]:
+    """One number per row, NaN where a row has none."""
     return [math.nan if row.get(key) is None else float(row[key]) for row in rows]
 
 
-def useful_share(rows: list[Row]) -> list[float]:
-    """Share of groups with a gradient, 0 to 1: `groups/with_gradient`, else what TRL's `frac_reward_zero_std` leaves."""
-    flat = column(rows, "frac_reward_zero_std")
-    return [1 - zero if math.isnan(share) else share for share, zero in zip(column(rows, "groups/with_gradient"), flat)]
+def gradient_shares(rows: list[Row]) -> list[float]:
+    """Share of groups with a gradient, 0 to 1, per row: `groups/with_gradient`, else from TRL's `frac_reward_zero_std`."""
+    zero_std, shares = metric_values(rows, "frac_reward_zero_std"), metric_values(rows, "groups/with_gradient")
+    return [1 - zero if math.isnan(share) else share for share, zero in zip(shares, zero_std)]
 
 
-def smooth(values: list[float], window: int = 9) -> list[float]:
-    """Centred moving average over `window` steps, shorter at the ends; gaps are passed over, and stay."""
-    half, found = window // 2, []
+def moving_average(values: list[float], window: int = RECENT) -> list[float]:
+    """Centred moving average over `window` steps, shorter at the ends. Gaps (NaN) do not count, and stay gaps."""
+    half, means = window // 2, []
     for i, value in enumerate(values):
         near = [v for v in values[max(0, i - half) : i + half + 1] if not math.isnan(v)]
-        found.append(value if math.isnan(value) else sum(near) / len(near))
-    return found
+        means.append(value if math.isnan(value) else sum(near) / len(near))
+    return means
 
 
 def _steps(rows: list[Row]) -> list[float]:
     return [row["step"] for row in rows]
 
 
-def _reward(rows: list[Row]) -> Panel | None:
-    xs, total = _steps(rows), column(rows, "reward")
+def _reward_panel(rows: list[Row]) -> Panel | None:
+    xs, total = _steps(rows), metric_values(rows, "reward")
     if all(map(math.isnan, total)):
         return None
     names = dict.fromkeys(key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean"))
     lines = [
-        Line(name.split("/")[1], color, xs, smooth(column(rows, name)), style="dashed")
+        Line(name.split("/")[1], color, xs, moving_average(metric_values(rows, name)), style="dashed")
         for name, color in zip(names, (ORANGE, GREEN, PINK, RED, SKY, GREY))
     ]
-    lines += [Line("", BLUE, xs, total, style="faint"), Line("weighted sum, mean of 9 steps", BLUE, xs, smooth(total))]
+    lines.append(Line("", BLUE, xs, total, style="faint"))
+    lines.append(Line(f"weighted sum, mean of {RECENT} steps", BLUE, xs, moving_average(total)))
     return Panel("Reward", "of the sampled completions", lines)
 
 
-def _accuracy(run: Run, rows: list[Row]) -> Panel | None:
-    points = _held_out(rows)
-    lines = [_measured("validation rows", BLUE, points, "line")] if points else []
-    for name, report in measured(run).items():
+def _accuracy_panel(run: Run, rows: list[Row]) -> Panel | None:
+    points = _validation_points(rows)
+    lines = [_accuracy_line("validation rows", BLUE, points, "line")] if points else []
+    for name, report in read_accuracies(run).items():
         step, color = (0, ORANGE) if name == "before" else (rows[-1]["step"] if rows else 0, GREEN)
-        lines.append(_measured(f"test split, {name}", color, [(step, report["pass@1"], report["ci95"])], "points"))
+        points = [(step, report["pass@1"], report["ci95"])]
+        lines.append(_accuracy_line(f"test split, {name}", color, points, "points"))
     return Panel("Held-out accuracy", "95 % interval", lines, percent=True) if lines else None
 
 
-def _held_out(rows: list[Row]) -> list[tuple[int, float, Any]]:
+def _validation_points(rows: list[Row]) -> list[tuple[int, float, Any]]:
+    """[(step, accuracy on validation rows, its interval)] of the steps at which it was measured."""
     return [(row["step"], row["held_out"], row.get("held_out_ci95")) for row in rows if row.get("held_out") is not None]
 
 
-def _measured(label: str, color: str, points: list[tuple[int, float, Any]], style: str) -> Line:
+def _accuracy_line(label: str, color: str, points: list[tuple[int, float, Any]], style: str) -> Line:
     xs, ys, intervals = zip(*points)
     low, high = zip(*[interval or (y, y) for y, interval in zip(ys, intervals)])
     return Line(label, color, list(xs), list(ys), list(low), list(high), style)
 
 
-def _useful(rows: list[Row]) -> Panel | None:
-    """The groups as they were drawn, by what became of them; dashed: with a gradient once others had replaced some."""
-    share, replaced = useful_share(rows), column(rows, "groups/replaced")
+def _groups_panel(rows: list[Row]) -> Panel | None:
+    """The groups as they were sampled, by kind; dashed: the share with a gradient after some were replaced."""
+    share, replaced = gradient_shares(rows), metric_values(rows, "groups/replaced")
     if all(map(math.isnan, share)):
         return None
-    drawn = [after if math.isnan(more) else after - more for after, more in zip(share, replaced)]
-    parts = [("with a gradient", BLUE, drawn)]
+    sampled = [after if math.isnan(more) else after - more for after, more in zip(share, replaced)]
+    parts = [("with a gradient", BLUE, sampled)]
     for name, color in (("all_right", GREEN), ("all_wrong", RED), ("truncated", ORANGE), ("unjudged", GREY)):
-        values = column(rows, f"groups/{name}")
+        values = metric_values(rows, f"groups/{name}")
         if any(values) and not all(map(math.isnan, values)):
             parts.append((name.replace("_", " "), color, values))
-    lines = [Line(label, color, _steps(rows), smooth(values)) for label, color, values in parts]
+    lines = [Line(label, color, _steps(rows), moving_average(values)) for label, color, values in parts]
     if any(more > 0 for more in replaced):
-        lines.append(Line("after replacement", INK, _steps(rows), smooth(share), style="dashed"))
+        lines.append(Line("after replacement", INK, _steps(rows), moving_average(share), style="dashed"))
     return Panel("Groups with a gradient", "share of groups", lines, percent=True, stacked=True)
 
 
-def _length(rows: list[Row]) -> Panel | None:
-    mean = column(rows, "completions/mean_length")
+def _length_panel(rows: list[Row]) -> Panel | None:
+    mean = metric_values(rows, "completions/mean_length")
     if all(map(math.isnan, mean)):
         return None
-    low, high = (column(rows, f"completions/{edge}_length") for edge in ("min", "max"))
-    return Panel(
-        "Completion length", "tokens", [Line("mean, from shortest to longest", BLUE, _steps(rows), mean, low, high)]
-    )
+    low, high = (metric_values(rows, f"completions/{edge}_length") for edge in ("min", "max"))
+    line = Line("mean, from shortest to longest", BLUE, _steps(rows), mean, low, high)
+    return Panel("Completion length", "tokens", [line])
 
 
-def _plain(title: str, unit: str, rows: list[Row], *curves: tuple[str, str, str]) -> Panel | None:
-    lines = [Line(label, color, _steps(rows), column(rows, key)) for key, label, color in curves]
-    lines = [line for line in lines if not all(map(math.isnan, line.ys))]
-    return Panel(title, unit, lines) if lines else None
+def _simple_panel(title: str, unit: str, rows: list[Row], key: str, label: str, color: str) -> Panel | None:
+    values = metric_values(rows, key)
+    if all(map(math.isnan, values)):
+        return None
+    return Panel(title, unit, [Line(label, color, _steps(rows), values)])

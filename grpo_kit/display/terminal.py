@@ -25,10 +25,10 @@ out.soft_wrap = not out.is_jupyter  # under a cell a long line would have to be 
 
 
 @contextlib.contextmanager
-def stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
+def show_stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
     """Show a stage: a progress bar while it works, then one line that says what was done or skipped."""
     before = run.stages().get(name)
-    with working(doing) as show:
+    with show_progress(doing) as show:
         yield show
     note = run.stages()[name]
     if note == before:
@@ -40,7 +40,7 @@ def stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
 
 
 @contextlib.contextmanager
-def working(doing: str) -> Iterator[Callable[..., None]]:
+def show_progress(doing: str) -> Iterator[Callable[..., None]]:
     """A progress bar while something works; call what it gives with (done, total, note)."""
     columns = (
         TextColumn("{task.description:<34}"),
@@ -58,13 +58,13 @@ def working(doing: str) -> Iterator[Callable[..., None]]:
         yield show
 
 
-def training(run: Run, steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
+def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     """What to call with each metrics row: the figures beside the progress bar, and each alarm printed as it rings."""
     rows: list[dict[str, Any]] = []
 
     def step(row: dict[str, Any]) -> None:
         rows.append(row)
-        found = run_figures.summary(run, rows[-9:])
+        found = run_figures.summarise_run(run, rows[-9:])
         short = {
             "reward": "reward {}",
             "groups with a gradient": "gradient {}",
@@ -78,17 +78,17 @@ def training(run: Run, steps: int, show: Callable[..., None]) -> Callable[[dict[
     return step
 
 
-def forecast(found: dict[str, Any]) -> None:
+def print_forecast(found: dict[str, Any]) -> None:
     """What the probe step found: the longest step fits, and how long it and the run take at most."""
     step = found["sampling_seconds"] + found["training_seconds"]
     peak = "" if found["peak_bytes"] is None else f", {found['peak_bytes'] / 2**30:.2f} GiB on the GPU"
     out.print(
         f"         the longest step fits ({found['prompt_tokens']} + {found['completion_tokens']} tokens{peak}); at most "
-        f"{step:.1f} s a step, {found['steps']} steps in {run_figures.duration(found['seconds'])}"
+        f"{step:.1f} s a step, {found['steps']} steps in {run_figures.format_duration(found['seconds'])}"
     )
 
 
-def placement(found: dict[str, Any]) -> None:
+def print_placement(found: dict[str, Any]) -> None:
     """What `calibrate` counted, and what putting the coldest experts on the host is worth."""
     out.print(
         f"{found['rows']:,} rows of {found['prompts']} prompts and their completions were routed.\n"
@@ -97,7 +97,7 @@ def placement(found: dict[str, Any]) -> None:
     )
 
 
-def screening(found: dict[str, Any], band: list[float]) -> None:
+def print_screening(found: dict[str, Any], band: list[float]) -> None:
     """What `screen` found: how many prompts are kept, a histogram of pass rates, and what stopping early saved."""
     reasons = ", ".join(f"{found[why]} {why}" for why in ("too hard", "too easy", "gold cannot be used") if found[why])
     out.print(
@@ -115,7 +115,7 @@ def screening(found: dict[str, Any], band: list[float]) -> None:
     )
 
 
-def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
+def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:
     """A table of (what, what was found, whether that is fine, the remedy if not)."""
     table = Table("what", "found", "verdict")
     table.columns[1].overflow = "fold"
@@ -124,7 +124,7 @@ def verdicts(findings: list[tuple[str, str, bool, str]]) -> None:
     out.print(table)
 
 
-def plan(found: Any) -> None:
+def print_plan(found: Any) -> None:
     """A `planning.fit.Plan`: what each place holds when it is fullest, the largest settings that fit, and the verdict."""
     count = found.device.processes
     where = f"{found.device.name}, one of {count} processes; the host's of all" if count > 1 else found.device.name
@@ -157,7 +157,7 @@ def plan(found: Any) -> None:
     out.print(f"step time: {seconds}\n{escape(found.verdict)}")
 
 
-def ways(found: list[Any]) -> None:
+def print_two_gpus(found: list[Any]) -> None:
     """Both `two_gpus.GpuLayout`s to use a machine's GPUs: whether they fit, what limits them, and how long a step takes where known."""
     table = Table("way", "fits", "limited by", "in words", title="two ways to use these GPUs", show_lines=True)
     for way in found:
@@ -167,7 +167,7 @@ def ways(found: list[Any]) -> None:
         out.print(table)
 
 
-def data(manifest: dict[str, Any]) -> None:
+def print_data(manifest: dict[str, Any]) -> None:
     """Where each row went: the funnel, what leaked from which evaluation set, and how many rows each split has."""
     margin = "" if out.is_jupyter else " " * 9  # in the terminal under the word that names the stage
     if manifest["funnel"]:
@@ -194,7 +194,7 @@ def data(manifest: dict[str, Any]) -> None:
     out.print(f"{margin}{rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {kept}")
 
 
-def measured(found: dict[str, Any]) -> None:
+def print_measurement(found: dict[str, Any]) -> None:
     """One measurement's accuracy, and why vLLM did not make it where it is there and failed its probe."""
     low, high = found["ci95"]
     out.print(f"         pass@1 {found['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {found['n']} held-out problems")
@@ -202,7 +202,7 @@ def measured(found: dict[str, Any]) -> None:
         out.print(f"         [yellow]drawn by transformers: {escape(why)}[/]")
 
 
-def scored(found: dict[str, Any], run: Run) -> None:
+def print_score(found: dict[str, Any], run: Run) -> None:
     """A rehearsed score, whole and by family, each with its 95 % interval, and what drew it."""
     table = Table(
         "family", "score", "95 % interval", "puzzles", title=f"the challenge's scorer, rehearsed on run {run.name!r}"
@@ -219,7 +219,7 @@ def scored(found: dict[str, Any], run: Run) -> None:
     )
 
 
-def accuracy(report: dict[str, Any], run: Run) -> None:
+def print_comparison(report: dict[str, Any], run: Run) -> None:
     """Before, after and the difference, each with its 95 % interval, whole and by group; and whether it is real."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")
     for heading in ("", "before", "after", "difference", "95 % interval", "problems"):
@@ -240,7 +240,7 @@ def accuracy(report: dict[str, Any], run: Run) -> None:
     out.print(escape(report["words"]))
 
 
-def tuned(found: dict[str, Any], run: Run) -> None:
+def print_search(found: dict[str, Any], run: Run) -> None:
     """The trials of a search, the best first, what the best is worth, and how to use it."""
     table = Table(
         "trial", "settings", "step", "accuracy", "95 % interval", "seconds", title=f"search of run {run.name!r}"
@@ -260,7 +260,7 @@ def tuned(found: dict[str, Any], run: Run) -> None:
     )
 
 
-def findings(path: Path, found: list[Finding]) -> None:
+def print_findings(path: Path, found: list[Finding]) -> None:
     """What the doctor says about a zip, the worst first; one column of words, so that it can be read on 80 characters."""
     table = Table("", "finding, what the scorer does, remedy", title=escape(str(path)), show_lines=True)
     table.columns[1].overflow = "fold"
@@ -273,7 +273,7 @@ def findings(path: Path, found: list[Finding]) -> None:
     out.print(table)
 
 
-def example(run: Run) -> None:
+def print_example(run: Run) -> None:
     """One problem that was guessed wrong before and worked out after: what training changed, in the policy's words."""
     found = {name: {p["id"]: p for p in _problems(run, name)} for name in ("before", "after")}
     for key, old in found["before"].items():
@@ -290,7 +290,7 @@ def _problems(run: Run, name: str) -> list[dict[str, Any]]:
     return json.loads((run.evaluation / f"{name}.json").read_text())["problems"]
 
 
-def where(run: Run, zip_path: Path, seconds: float) -> None:
+def print_locations(run: Run, zip_path: Path, seconds: float) -> None:
     """Where everything lies, and what to do next."""
     table = Table(title=f"done in {seconds:.0f} s", show_header=False)
     for what, where in (

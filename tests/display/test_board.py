@@ -19,10 +19,11 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from grpo_kit import config
-from grpo_kit.data import preparation
 from grpo_kit.data.preparation import prepare
-from grpo_kit.display.board import Board, answer_clicks, figures
+from grpo_kit.display import run_figures, templates
+from grpo_kit.display.board import Board
 from grpo_kit.display.board import time as time_board
+from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.run import find_run
@@ -58,7 +59,7 @@ def until_stopped(run, should_stop, most=5000):
 
 def test_a_finished_run_is_shown_without_a_training(trained):
     board = Board(trained[1])
-    assert "4 of 4" in board.head.value and "<svg" in board.chart.value
+    assert "4 of 4" in board.head.value and "<img" in board.chart.value
     assert (board.step.min, board.step.value, board.step.max) == (1, 4, 4)
     assert len(board.group.options) == 4 and board.group_html.value.count('class="completion"') == 4
     assert board.stop_button.disabled
@@ -66,11 +67,11 @@ def test_a_finished_run_is_shown_without_a_training(trained):
 
 def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
     board = Board(run)
-    assert board.chart.value == "" and "svg" not in board.group_html.value
+    assert board.chart.value == "" and "img" not in board.group_html.value
     take(run, 1)
     board.next_draw = 0
     board.refresh()
-    assert len(board.rows) == 1 and "<svg" in board.chart.value and "a1" in board.group_html.value
+    assert len(board.rows) == 1 and "<img" in board.chart.value and "a1" in board.group_html.value
 
 
 def test_it_says_when_a_training_will_be_done_and_only_while_there_is_one(run):
@@ -135,6 +136,35 @@ def test_it_draws_at_most_once_a_second_and_a_hundredth_of_the_time(run, monkeyp
     assert draws == pytest.approx([1000.0, 1005.1, 1010.15, 1015.2], abs=0.2)
 
 
+def test_charts_are_drawn_at_most_a_twentieth_of_the_time_and_figures_go_on_meanwhile(run, monkeypatch):
+    board = Board(run)
+    clock, drawn, seen = [1000.0], [], []
+    monkeypatch.setattr(time_board, "monotonic", lambda: clock[0])
+
+    def render_chart(panels):
+        drawn.append(clock[0])
+        clock[0] += 0.5
+        return ""
+
+    monkeypatch.setattr(templates, "render_chart", render_chart)
+    board.next_draw = board.next_chart = 0.0
+    for step in range(1, 251):
+        take(run, step)
+        board.refresh()
+        seen.append(len(board.rows))
+        clock[0] += 0.1
+    assert drawn == pytest.approx([1000.0, 1010.5, 1021.0], abs=1.1)  # each takes 0.5 s, 20 times that lies between
+    assert len(set(seen)) >= 23  # figures about once a second
+
+
+def test_the_last_chart_shows_the_whole_training(run, monkeypatch):
+    board = Board(run)
+    shown = []
+    monkeypatch.setattr(templates, "render_chart", lambda panels: shown.append(panels[0].lines[0].xs[-1:]) or "")
+    asyncio.run(board.during(until_stopped_soon, run))
+    assert shown[-1] == [5]
+
+
 def test_a_training_runs_in_a_thread_and_its_return_is_the_cells(run):
     board = Board(run)
     last = asyncio.run(board.during(until_stopped_soon, run))
@@ -180,7 +210,7 @@ def test_an_exception_of_the_training_is_raised_in_the_cell(run):
 
 def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
     board = Board(run)
-    monkeypatch.setattr(figures, "panels", lambda *_: 1 / 0)
+    monkeypatch.setattr(run_figures, "build_panels", lambda *_: 1 / 0)
     assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
     assert "the board cannot be drawn" in board.head.value
 
@@ -208,15 +238,18 @@ def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
 
 SETUP = """
 import json, threading, time
-from grpo_kit import dashboard, workspace
+from grpo_kit.display.board import Board
+from grpo_kit.runs.run import find_run
 {training}
-run = workspace.find_run("r", {root!r})
-board = dashboard.Board(run)
+run = find_run("r", {root!r})
+board = Board(run)
 print(board.stop_button.comm.comm_id, board.step.comm.comm_id)
 """
 
 
-def test_a_kernel_of_ipykernel_6_answers_clicks_and_leaves_cells_in_its_queue(monkeypatch):
+@pytest.fixture
+def old_kernel(monkeypatch):
+    """(a stand-in for a kernel of ipykernel 6 with four messages in its queue, the messages it handled, parents it set)."""
     queue, done, parents = asyncio.Queue(), [], []
 
     async def dispatch(frames):
@@ -231,10 +264,30 @@ def test_a_kernel_of_ipykernel_6_answers_clicks_and_leaves_cells_in_its_queue(mo
         set_parent=lambda *args: parents.append(args),
     )  # fmt: skip
     monkeypatch.setattr("IPython.get_ipython", lambda: types.SimpleNamespace(kernel=kernel))
-    asyncio.run(answer_clicks())
+    monkeypatch.setattr("ipykernel.version_info", (6, 29, 5))
+    return kernel, done, parents
+
+
+def numbers(queue):
+    return [queue.get_nowait()[0] for _ in range(queue.qsize())]
+
+
+def test_a_kernel_of_ipykernel_6_answers_clicks_and_leaves_cells_in_its_queue(old_kernel):
+    kernel, done, parents = old_kernel
+    asyncio.run(answer_widget_messages())
     assert [message["number"] for message in done] == [0, 2]
-    assert [queue.get_nowait()[0] for _ in range(queue.qsize())] == [1, 3]  # in their order
+    assert numbers(kernel.msg_queue) == [1, 3]  # in their order
     assert parents == [(b"me", "the cell", "shell")]  # what is printed next belongs to the cell again
+
+
+def test_another_version_or_a_kernel_without_the_private_parts_is_left_alone(old_kernel, monkeypatch):
+    kernel, done, parents = old_kernel
+    monkeypatch.setattr("ipykernel.version_info", (7, 4, 0))
+    asyncio.run(answer_widget_messages())
+    monkeypatch.setattr("ipykernel.version_info", (6, 99, 0))
+    del kernel._parent_ident
+    asyncio.run(answer_widget_messages())
+    assert not done and not parents and numbers(kernel.msg_queue) == [0, 1, 2, 3]
 
 
 TRAINING = inspect.getsource(take) + inspect.getsource(until_stopped)
@@ -265,7 +318,7 @@ class Kernel:
                 return text
 
     def tell(self, comm, data):
-        message = self.client.session.msg("comm_msg", {"comm_id": comm, "data": preparation})
+        message = self.client.session.msg("comm_msg", {"comm_id": comm, "data": data})
         self.client.shell_channel.send(message)
 
 

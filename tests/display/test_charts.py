@@ -1,5 +1,6 @@
-"""Panels drawn twice: SVG that is well-formed whatever it is given, and a matplotlib figure."""
+"""A run's panels and a memory plan as matplotlib figures, and a figure as an image that is well-formed whatever it holds."""
 
+import base64
 import math
 import xml.etree.ElementTree as ElementTree
 
@@ -13,28 +14,31 @@ from grpo_kit.planning.plan import plan
 
 NAN = math.nan
 CURVE = Panel("Reward", "mean", [Line("a", "#0072b2", [1, 2, 3], [0.1, NAN, 0.3], [0.0, NAN, 0.2], [0.2, NAN, 0.4])])
-SHARES = Panel("Shares", "", [Line("a", "#111", [1, 2], [0.5, 0.4]), Line("b", "#222", [1, 2], [0.5, 0.6])], True, True)
+SHARES = Panel(
+    "Shares", "", [Line("a", "#111111", [1, 2], [0.5, 0.4]), Line("b", "#222222", [1, 2], [0.5, 0.6])], True, True
+)
 POINT = Panel("Accuracy", "", [Line("before", "#e69f00", [0], [0.4], [0.3], [0.5], "points")], percent=True)
 
 
 def drawn(*panels):
-    """Every element of the SVG; a viewer would refuse what this parser refuses."""
-    return list(ElementTree.fromstring(charts.svg(list(panels))).iter())
+    """The image's SVG and every element of it; a viewer would refuse what this parser refuses."""
+    url = charts.image_url(charts.draw_panels(list(panels)))
+    svg = base64.b64decode(url.removeprefix("data:image/svg+xml;base64,")).decode()
+    return svg, list(ElementTree.fromstring(svg).iter())
 
 
-def texts(elements):
-    return ["".join(e.itertext()) for e in elements if e.tag.endswith("text")]
+def test_every_panel_has_a_title_a_unit_a_legend_and_ticks_as_text():
+    words = ["".join(element.itertext()) for element in drawn(CURVE, SHARES, POINT)[1] if element.tag.endswith("text")]
+    assert {"Reward", "mean", "Shares", "Accuracy", "a", "b", "before", "step", "100 %", "0.20"} <= set(words)
 
 
-def test_every_panel_has_a_title_a_unit_a_legend_and_ticks():
-    words = texts(drawn(CURVE, SHARES, POINT))
-    assert {"Rewardmean", "Shares", "Accuracy", "a", "b", "before", "step", "100 %", "0.2"} <= set(words)
-
-
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a & b", '"><img src=x onerror=alert(1)>', "]]>"])
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "a & b", '"><img src=x onerror=alert(1)>', "]]>", "costs $x^{$", "-->"]
+)
 def test_a_name_is_text_whatever_it_holds(name):
-    elements = drawn(Panel(name, name, [Line(name, "#000000", [1, 2], [1.0, 2.0])]))
-    assert {e.tag.rpartition("}")[2] for e in elements} <= {"svg", "g", "path", "circle", "text", "tspan"}
+    svg, elements = drawn(Panel(name, name, [Line(name, "#000000", [1, 2], [1.0, 2.0])]))
+    assert {"script", "img"}.isdisjoint(e.tag.rpartition("}")[2] for e in elements)
+    assert ["".join(e.itertext()) for e in elements if e.tag.endswith("text")].count(name) == 3  # title, unit, legend
 
 
 @pytest.mark.parametrize(
@@ -50,54 +54,64 @@ def test_a_name_is_text_whatever_it_holds(name):
 )
 def test_odd_values_are_drawn_inside_the_panel(ys):
     panel = Panel("t", "u", [Line("a", "#000000", [1, 2, 3], ys)])
-    assert "nan" not in charts.svg([panel]) and "inf" not in charts.svg([panel])
-    low, high = charts.limits(panel)
+    paths = [element.get("d", "") for element in drawn(panel)[1]]
+    assert not any(word in path.lower() for path in paths for word in ("nan", "inf"))
+    (axis,) = charts.draw_panels([panel]).axes
+    low, high = axis.get_ylim()
     assert low < high and all(low <= y <= high for y in ys if math.isfinite(y))
-    assert len(charts.picture([panel], "t").axes) == 1
 
 
 def test_a_long_run_is_thinned_and_keeps_its_last_step():
-    points = [(x, x) for x in range(10_000)]
-    thin = charts.thinned(points)
-    assert len(thin) <= charts.POINTS + 1 and thin[0] == (0, 0) and thin[-1] == (9999, 9999)
-    assert charts.thinned(points[:300]) == points[:300] and charts.thinned([]) == []
+    xs = list(range(10_000))
+    band = Line("a", "#000000", xs, xs, [x - 1 for x in xs], [x + 1 for x in xs])
+    (axis,) = charts.draw_panels([Panel("t", "", [band])]).axes
+    points = list(axis.lines[0].get_xdata())
+    assert len(points) <= charts.POINTS + 1 and points[0] == 0 and points[-1] == 9999
+    assert len(drawn(Panel("t", "", [band]))[0]) < 100_000
+    assert charts.thin_out(xs[:300]) == xs[:300] and charts.thin_out([]) == []
 
 
-def test_shares_are_laid_on_one_another():
-    areas = [e.get("d") for e in drawn(SHARES) if e.get("fill-opacity") == ".75"]
-    lowest, upper = areas
-    top = lowest.split("L")[:2]
-    assert upper.rstrip("Z").split("L")[2:] == [top[1], top[0].removeprefix("M")]  # the one's edge is the other's floor
+def test_shares_are_drawn_on_top_of_one_another():
+    (axis,) = charts.draw_panels([SHARES]).axes
+    lowest, upper = ({tuple(map(float, p)) for p in area.get_paths()[0].vertices} for area in axis.collections)
+    assert lowest == {(1, 0), (2, 0), (1, 0.5), (2, 0.4)} and upper == {(1, 0.5), (2, 0.4), (1, 1.0), (2, 1.0)}
 
 
 def test_a_dashed_line_lies_over_the_shares():
-    panel = Panel("t", "", [*SHARES.lines, Line("c", "#333", [1, 2], [0.9, 0.9], style="dashed")], True, True)
-    assert [e.get("stroke") for e in drawn(panel) if e.get("fill") == "none"] == ["#333"]
-    (axis,) = charts.picture([panel], "t").axes
-    assert len(axis.collections) == 2 and len(axis.lines) == 1
+    panel = Panel("t", "", [*SHARES.lines, Line("c", "#333333", [1, 2], [0.9, 0.9], style="dashed")], True, True)
+    (axis,) = charts.draw_panels([panel]).axes
+    (line,) = axis.lines
+    assert len(axis.collections) == 2 and (line.get_color(), line.get_linestyle()) == ("#333333", "--")
 
 
 def test_all_panels_share_the_axis_of_steps():
     long = Panel("long", "", [Line("a", "#000000", [1, 100], [1.0, 1.0])])
-    assert charts.last_step([CURVE, long]) == 100 and "M42" not in charts.svg([long]).partition("stroke-width='2'")[2]
-    axes = charts.picture([CURVE, long], "t").axes
-    assert axes[0].get_xlim() == axes[1].get_xlim()
+    axes = charts.draw_panels([CURVE, long]).axes
+    assert axes[0].get_xlim() == axes[1].get_xlim() and axes[0].get_xlim()[1] > 100
 
 
-def test_the_picture_holds_the_same_curves():
-    figure = charts.picture([CURVE, SHARES, POINT], "run 'r'")
+def test_the_figure_holds_the_curves_of_every_panel():
+    figure = charts.draw_panels([CURVE, SHARES, POINT], "run 'r'")
+    assert figure.get_suptitle() == "run 'r'"
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["Reward", "Shares", "Accuracy"]
     curve, shares, point = figure.axes
     assert list(curve.lines[0].get_xdata()) == [1, 2, 3] and len(shares.collections) == 2
     assert [text.get_text() for text in point.get_legend().get_texts()] == ["before"]
 
 
-@pytest.mark.parametrize(
-    ("value", "percent", "text"),
-    [(0.5, True, "50 %"), (1500, False, "1,500"), (0.05, False, "0.05"), (0.1 + 0.2, False, "0.3"), (20, False, "20")],
-)
-def test_ticks_are_written_short(value, percent, text):
-    assert charts.written(value, percent) == text
+def test_what_is_drawn_stays_inside_the_figure():
+    """The margins are fixed, so every label has to fit into them."""
+    wide = Panel("Speed", "tokens a second", [Line("a", "#000000", [1, 2], [0.0, 98_765.0])])
+    figure = charts.draw_panels([wide, SHARES, POINT, CURVE], "run 'r'")
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+
+
+def test_a_figure_is_saved_in_one_step(tmp_path):
+    charts.save_figure(charts.draw_panels([CURVE]), tmp_path / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def planned(device, *overrides, preset="t4"):
@@ -106,26 +120,26 @@ def planned(device, *overrides, preset="t4"):
 
 def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
     found = planned(machines.DEVICES["t4"])
-    axes = charts.plan(found).axes
+    axes = charts.draw_plan(found).axes
     assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["GPU", "host", "disk"]
     for axis, need in zip(axes, found.needs.values()):
         assert sum(bar.get_width() for bar in axis.patches) == pytest.approx(need.nbytes / 2**30)
         ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
         assert [bar.get_x() for bar in axis.patches] == pytest.approx([0, *ends[:-1]])  # end to end
-        assert len(axis.patches) <= len(charts.PARTS) + 1
+        assert len(axis.patches) <= len(charts.PART_COLORS) + 1
     limits = [[line.get_xdata()[0] for line in axis.lines] for axis in axes]
     assert limits == [[pytest.approx(14.6)], [pytest.approx(12.7e9 / 2**30)], []]  # nobody knows the disk
 
 
 def test_a_plan_that_does_not_fit_passes_the_line_and_says_so():
-    figure = charts.plan(planned(machines.DEVICES["t4"], "grpo.max_completion_length=9000"))
+    figure = charts.draw_plan(planned(machines.DEVICES["t4"], "grpo.max_completion_length=9000"))
     assert "does not fit" in figure.get_suptitle()
     (limit,) = figure.axes[0].lines
     assert sum(bar.get_width() for bar in figure.axes[0].patches) > limit.get_xdata()[0]
 
 
 def test_a_plan_with_room_to_spare_is_drawn_by_its_parts_and_not_by_the_room():
-    figure = charts.plan(planned(machines.Device("a large machine", 0.0, 900.0), preset="tiny"))
+    figure = charts.draw_plan(planned(machines.Device("a large machine", 0.0, 900.0), preset="tiny"))
     host = figure.axes[0]
-    assert host.lines[:] == [] and "there is 900.00 GiB" in host.get_title(loc="left")
+    assert host.lines[:] == [] and "900.00 GiB available" in host.get_title(loc="left")
     assert host.get_xlim()[1] < 2 * sum(bar.get_width() for bar in host.patches)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from grpo_kit.display import completions
+from grpo_kit.display import completions, templates
 from grpo_kit.runs.files import write_lines
 
 
@@ -86,7 +86,7 @@ def test_groups_are_neighbours_with_the_same_prompt(path):
     ],
 )
 def test_a_reward_has_a_colour(value, rewards, color):
-    assert completions.color(value, [line(m=reward) for reward in rewards]) == color
+    assert completions.reward_color(value, [line(m=reward) for reward in rewards]) == color
 
 
 HOSTILE = [
@@ -103,18 +103,18 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_policy_writes_is_text(text):
     """The markup is the same whatever the texts are."""
-    plain = completions.group_html([line(1, "p", "t</think>a", name=0.0)])
-    odd = completions.group_html([line(1, text, f"{text}</think>{text}", **{text: 0.0}) | {"answer": text}])
+    plain = templates.render_group([line(1, "p", "t</think>a", name=0.0)])
+    odd = templates.render_group([line(1, text, f"{text}</think>{text}", **{text: 0.0}) | {"answer": text}])
     assert re.findall(r"<[^>]*>", odd) == re.findall(r"<[^>]*>", plain)
 
 
 def test_thinking_is_folded_and_its_end_is_missed():
-    shown = completions.group_html([line(), line(completion="on and on", m=None)])
+    shown = templates.render_group([line(), line(completion="on and on", m=None)])
     assert shown.count("<details>") == 2 and "<details open" not in shown
     assert "no answer: the thinking never ends" in shown and "m not judged" in shown
 
 
 def test_what_is_shown_is_bounded():
-    shown = completions.group_html([line(completion="<" * 100_000)] * 100)
+    shown = templates.render_group([line(completion="<" * 100_000)] * 100)
     assert "96,000 more characters" in shown and "and 84 more" in shown
-    assert len(shown) < completions.MOST * (completions.LONGEST * 4 + 2000)
+    assert len(shown) < templates.MOST * (templates.LONGEST * 4 + 2000)

@@ -12,7 +12,7 @@ def test_the_funnel_has_a_bar_for_what_is_left_and_one_for_what_each_reason_took
         "funnel": [{"reason": "proof", "dropped": 3, "left": 7}, {"reason": "image", "dropped": 1, "left": 6}],
         "rows": {"train": 3, "val": 1, "test": 2},
     }
-    (axis,) = data_funnel.picture(manifest).axes
+    (axis,) = data_funnel.draw_funnel(manifest).axes
     assert [bar.get_width() for bar in axis.patches] == [10, 0, 7, 3, 6, 1, 3, 1, 2]
     assert [bar.get_x() for bar in axis.patches][-3:] == [0, 3, 4]  # the splits, end to end
     assert [label.get_text() for label in axis.get_yticklabels()] == ["read", "proof", "image", "split into"]
@@ -20,10 +20,10 @@ def test_the_funnel_has_a_bar_for_what_is_left_and_one_for_what_each_reason_took
 
 
 def test_the_shape_of_the_rows_is_their_lengths_and_their_pass_rates_where_there_are_any():
-    lengths, rates = data_funnel.shape([10, 10, 20], [0.5, 1.0]).axes
+    lengths, rates = data_funnel.draw_prompts([10, 10, 20], [0.5, 1.0]).axes
     assert sum(bar.get_height() for bar in lengths.patches) == 3
     assert [bar.get_height() for bar in rates.patches] == [0, 0, 0, 0, 1, 0, 0, 0, 1]  # none to all of eight
     colors = [to_hex(bar.get_facecolor()) for bar in rates.patches]
     assert colors == [GREY, *[BLUE] * 7, GREY]  # all or none right teaches nothing
     assert rates.get_title(loc="left") == "How hard: 2 problems tried"
-    assert data_funnel.shape([10], []).axes[1].get_title(loc="left") == "How hard: not tried yet"
+    assert data_funnel.draw_prompts([10], []).axes[1].get_title(loc="left") == "How hard: not tried yet"

@@ -22,7 +22,7 @@ def rows(count, **values):
 
 
 def titles(run, found):
-    return [panel.title for panel in run_figures.panels(run, found)]
+    return [panel.title for panel in run_figures.build_panels(run, found)]
 
 
 def same(found, expected):
@@ -30,7 +30,7 @@ def same(found, expected):
 
 
 def test_a_run_without_rows_has_no_panel_and_is_at_step_0(run):
-    assert run_figures.panels(run, []) == [] and run_figures.summary(run, []) == {"step": "0"}
+    assert run_figures.build_panels(run, []) == [] and run_figures.summarise_run(run, []) == {"step": "0"}
 
 
 def test_panels_appear_with_their_figures(run):
@@ -38,7 +38,7 @@ def test_panels_appear_with_their_figures(run):
     assert titles(run, rows(3, reward=0.5, frac_reward_zero_std=0.25)) == ["Reward", "Groups with a gradient"]
     whole = rows(3, reward=0.5, held_out=0.4, tokens_per_second=9.0, step_time=1.0, memory_gib=3.0, entropy=0.1)
     assert titles(run, whole) == ["Reward", "Held-out accuracy", "Speed", "Memory in use"]
-    assert [panel.unit for panel in run_figures.panels(run, whole)][2] == "tokens a second"
+    assert [panel.unit for panel in run_figures.build_panels(run, whole)][2] == "tokens a second"
     assert titles(run, rows(3, step_time=1.0, entropy=0.1)) == ["Speed", "Entropy of the policy"]
 
 
@@ -47,21 +47,21 @@ def test_accuracies_on_the_test_split_stand_beside_those_on_validation_rows(run)
         report = {"pass@1": value, "ci95": [value - 0.1, value + 0.1], "problems": ["long"] * 9}
         write_text(run.evaluation / f"{name}.json", json.dumps(report))
     found = [*rows(2), {"step": 3, "seconds": 6.0, "held_out": 0.5, "held_out_ci95": [0.4, 0.6]}]
-    (panel,) = run_figures.panels(run, found)
+    (panel,) = run_figures.build_panels(run, found)
     assert [(line.label, line.xs, line.ys, line.low) for line in panel.lines] == [
         ("validation rows", [3], [0.5], [0.4]),
         ("test split, before", [0], [0.4], [pytest.approx(0.3)]),
         ("test split, after", [3], [0.9], [0.8]),
     ]
-    assert run_figures.summary(run, found)["accuracy, validation"] == "50% (40% to 60%)"
-    assert "problems" not in run_figures.measured(run)["after"]
+    assert run_figures.summarise_run(run, found)["accuracy, validation"] == "50% (40% to 60%)"
+    assert "problems" not in run_figures.read_accuracies(run)["after"]
 
 
 def test_a_report_that_changes_is_read_again(run):
     path = run.evaluation / "before.json"
     for value in (0.1, 0.2):
         write_text(path, json.dumps({"pass@1": value, "ci95": [0, 1]}))
-        assert run_figures.measured(run)["before"]["pass@1"] == value
+        assert run_figures.read_accuracies(run)["before"]["pass@1"] == value
 
 
 @pytest.mark.parametrize(
@@ -73,21 +73,21 @@ def test_a_report_that_changes_is_read_again(run):
     ],
 )
 def test_the_share_of_groups_with_a_gradient(row, share):
-    assert same(run_figures.useful_share([row]), [share])
+    assert same(run_figures.gradient_shares([row]), [share])
 
 
 def test_why_groups_teach_nothing_is_stacked_on_those_that_do(run):
     found = rows(
         3, **{"groups/with_gradient": 0.5, "groups/all_right": 0.3, "groups/all_wrong": 0.2, "groups/truncated": 0.0}
     )
-    (panel,) = run_figures.panels(run, found)
+    (panel,) = run_figures.build_panels(run, found)
     assert [line.label for line in panel.lines] == ["with a gradient", "all right", "all wrong"]  # none was truncated
     assert panel.stacked and sum(line.ys[0] for line in panel.lines) == pytest.approx(1)
 
 
 def test_replaced_groups_are_not_counted_twice(run):
     """Drawn: 1 of 8 had a gradient, 7 were all right; 3 of those were replaced. The parts are of the groups as drawn."""
-    (panel,) = run_figures.panels(
+    (panel,) = run_figures.build_panels(
         run, rows(3, **{"groups/with_gradient": 0.5, "groups/replaced": 0.375, "groups/all_right": 0.875})
     )
     assert [(line.label, line.ys[0]) for line in panel.lines] == [
@@ -96,7 +96,7 @@ def test_replaced_groups_are_not_counted_twice(run):
 
 
 def test_a_row_without_a_figure_leaves_a_gap():
-    assert same(run_figures.column([{"a": 1}, {}, {"a": None}], "a"), [1.0, NAN, NAN])
+    assert same(run_figures.metric_values([{"a": 1}, {}, {"a": None}], "a"), [1.0, NAN, NAN])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_row_without_a_figure_leaves_a_gap():
     ],
 )
 def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
-    assert same(run_figures.smooth(values), smooth)
+    assert same(run_figures.moving_average(values), smooth)
 
 
 @pytest.mark.parametrize(
@@ -126,15 +126,15 @@ def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
     ],
 )
 def test_the_time_left(found, steps, forecast, left):
-    assert run_figures.seconds_left(found, steps, forecast) == left
+    assert run_figures.estimate_seconds_left(found, steps, forecast) == left
 
 
 def test_the_words(run):
     write_text(run.forecast, json.dumps({"steps": 40, "seconds": 7300.0}))
-    assert run_figures.summary(run, []) == {"step": "0 of 40", "time left": "at most 2.0 h"}
+    assert run_figures.summarise_run(run, []) == {"step": "0 of 40", "time left": "at most 2.0 h"}
     found = rows(30, reward=0.5, frac_reward_zero_std=0.5, tokens_per_second=1234.0, memory_gib=3.21, skipped_steps=2)
     found[-1] |= {"reward": 9.5, "completions/clipped_ratio": 0.87}
-    assert run_figures.summary(run, found) == {
+    assert run_figures.summarise_run(run, found) == {
         "step": "30 of 40", "reward": "1.50", "groups with a gradient": "50%", "cut off": "87%",
         "tokens a second": "1,234", "memory": "3.2 GiB", "skipped in fp16": "2 steps", "elapsed": "60 s",
         "time left": "20 s",
@@ -143,4 +143,4 @@ def test_the_words(run):
 
 def test_an_alarm_stands_once_with_the_step_it_rang_at_last():
     found = [{"step": 1, "alarms": ["a"]}, {"step": 2}, {"step": 3, "alarms": ["a", "b"]}]
-    assert run_figures.alarms(found) == [(3, "a"), (3, "b")]
+    assert run_figures.list_alarms(found) == [(3, "a"), (3, "b")]

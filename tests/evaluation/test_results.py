@@ -60,7 +60,7 @@ def test_groups_are_compared_on_their_own_problems(capsys):
 
     sides = {name: results.summarise_problems(list(p.values()), 1) for name, p in (("before", old), ("after", new))}
     whole = {**sides, "difference": 0.5, "difference_ci95": [0.2, 0.8], "n": 16, "words": "It is so.", "by": found}
-    terminal.accuracy(whole, Run(Path("runs"), "r"))
+    terminal.print_comparison(whole, Run(Path("runs"), "r"))
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "pass@1 0.500 1.000 +0.500 +0.200 to +0.800 16" in said and "family plus 0.000 1.000 +1.000" in said
     assert said.endswith("It is so.")

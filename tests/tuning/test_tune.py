@@ -191,5 +191,5 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
             2,
         ]
     assert "train" not in run.stages() and not run.adapter.exists()
-    terminal.tuned(found, run)
+    terminal.print_search(found, run)
     assert f"to use the best: {found['best']['overrides'][0]}" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A run as a page and a picture: self-contained, without scripts, from files alone, also of a run that was cut short."""
 
+import base64
 import json
 import re
 import shutil
@@ -7,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from grpo_kit.display import html_report
+from grpo_kit.display import report
 from grpo_kit.runs.files import read_lines, write_lines
 from grpo_kit.runs.run import find_run
 
@@ -35,17 +36,21 @@ def copied(trained, tmp_path):
 
 
 def test_the_page_asks_nothing_of_anyone(copied):
-    html_report.save(copied)
+    report.save_report(copied)
     page = Reader(copied.page.read_text())
-    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "img", "object", "form", "a"})
-    assert not [name for _, attrs in page.tags for name in attrs if name in ("src", "href") or name.startswith("on")]
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "a"})
+    assert not [name for _, attrs in page.tags for name in attrs if name == "href" or name.startswith("on")]
+    sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
+    assert len(sources) == 1 and sources[0].startswith("data:image/svg+xml;base64,")
     assert re.search(r"url\(|@import", copied.page.read_text()) is None
     assert "default-src 'none'" in copied.page.read_text()
 
 
 def test_the_page_shows_figures_charts_and_completions(copied):
-    page = Reader(html_report.page(copied))
-    assert "4 of 4" in page.text and "accuracy, test before" in page.text and "Held-out accuracy" in page.text
+    page = Reader(report.render_page(copied))
+    assert "4 of 4" in page.text and "accuracy, test before" in page.text
+    (chart,) = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert "Held-out accuracy" in chart["alt"] and b"Held-out accuracy" in base64.b64decode(chart["src"].split(",")[1])
     assert re.findall(r"Step (\d+)", page.text) == ["1", "2", "3", "4"]
     assert len([1 for tag, attrs in page.tags if attrs.get("class") == "completion"]) == 64
     assert len([1 for tag, _ in page.tags if tag == "summary"]) == 4 + 64
@@ -57,14 +62,14 @@ def test_alarms_are_on_the_page_as_text(copied):
     write_lines(copied.metrics, rows)
     assert (
         "step 4: 87 % of completions are &lt;cut&gt;: use <code>grpo-kit screen</code>, or <code>&lt;stop&gt;</code>."
-        in html_report.page(copied)
+        in report.render_page(copied)
     )
 
 
 def test_the_picture_is_a_png_of_every_panel(copied):
-    html_report.save_picture(copied)
+    report.save_report(copied)
     assert copied.picture.read_bytes().startswith(b"\x89PNG") and copied.picture.stat().st_size > 10_000
-    axes = html_report.picture(copied).axes
+    axes = report.draw_report(copied).axes
     assert [axis.get_title(loc="left") for axis in axes][:3] == [
         "Reward",
         "Held-out accuracy",
@@ -75,7 +80,7 @@ def test_the_picture_is_a_png_of_every_panel(copied):
 
 def test_what_is_not_measured_yet_is_left_out(copied):
     (copied.evaluation / "after.json").unlink()
-    assert "accuracy, test after" not in html_report.page(copied)
+    assert "accuracy, test after" not in report.render_page(copied)
 
 
 def test_a_run_that_was_cut_short_has_a_page(copied):
@@ -85,12 +90,12 @@ def test_a_run_that_was_cut_short_has_a_page(copied):
     copied.completions.unlink()
     lines = copied.metrics.read_text().splitlines(keepends=True)
     copied.metrics.write_text("".join(lines[:2]) + lines[2][:50])  # killed in the middle of a line
-    assert "2 of 4" in Reader(html_report.page(copied)).text
+    assert "2 of 4" in Reader(report.render_page(copied)).text
 
 
 def test_an_untrained_run_has_no_page_and_no_picture(tmp_path):
     run = find_run("r", tmp_path)
-    for make in (html_report.page, html_report.picture):
+    for make in (report.render_page, report.draw_report):
         with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
             make(run)
     assert list(tmp_path.iterdir()) == []
@@ -99,4 +104,4 @@ def test_an_untrained_run_has_no_page_and_no_picture(tmp_path):
 def test_a_long_run_is_shown_at_a_few_steps(copied):
     few = read_lines(copied.completions)[:64]
     write_lines(copied.completions, [line | {"step": step} for step in range(1, 300) for line in few[:8]])
-    assert re.findall(r"Step (\d+)", Reader(html_report.page(copied)).text) == ["1", "75", "150", "225", "299"]
+    assert re.findall(r"Step (\d+)", Reader(report.render_page(copied)).text) == ["1", "75", "150", "225", "299"]

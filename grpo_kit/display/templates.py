@@ -1,0 +1,76 @@
+"""HTML for the live board and the report, from Jinja templates that escape every value.
+
+Completions are written by a policy and may hold anything, so they never become markup, and a long one is cut.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from grpo_kit.display import charts
+from grpo_kit.display.completions import first_reward, reward_color
+from grpo_kit.display.run_figures import Panel, Row, list_alarms
+from grpo_kit.policy.chat import split_thinking
+
+LONGEST = 4000  # characters that are shown of a completion's thinking, and of its answer
+MOST = 16  # completions of one group that are shown
+
+
+def mark_code(text: str) -> Markup:
+    """`text` escaped, with the words between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+ENVIRONMENT.filters |= {"mark_code": mark_code, "thousands": "{:,}".format}
+PARTS = ENVIRONMENT.get_template("parts.html").module
+
+
+def render_page(**values: Any) -> str:
+    """`report.html` filled with `values`."""
+    return ENVIRONMENT.get_template("report.html").render(**values)
+
+
+def render_figures(figures: dict[str, str]) -> Markup:
+    """The figures of `run_figures.summarise_run` as tiles."""
+    return PARTS.figures(figures)
+
+
+def render_alarms(rows: list[Row], most: int = 6) -> Markup:
+    """The last alarms of a run, each with the step that raised it; empty when there are none."""
+    return PARTS.alarms(list_alarms(rows)[-most:])
+
+
+def render_chart(panels: list[Panel]) -> Markup:
+    """The panels as one image that needs no other file; empty when there are none."""
+    if not panels:
+        return Markup()
+    url = charts.image_url(charts.draw_panels(panels))
+    return PARTS.chart(url, [panel.title for panel in panels], min(charts.COLUMNS, len(panels)))
+
+
+def render_group(group: list[dict[str, Any]]) -> Markup:
+    """One group's prompt, reference answer and completions; thinking is folded, rewards are written and coloured.
+
+    Args:
+        group: lines of `completions.jsonl` that answer the same prompt.
+    """
+    lines = []
+    for line in group[:MOST]:
+        thinking, final = split_thinking(line["completion"])
+        rewards = " · ".join(
+            f"{name} {'not judged' if value is None else f'{value:.3g}'}" for name, value in line["rewards"].items()
+        )
+        lines.append(
+            {
+                "prompt": line["prompt"], "answer": str(line["answer"]), "color": reward_color(first_reward(line), group),
+                "rewards": rewards, "thinking": thinking, "final": final,
+            }
+        )  # fmt: skip
+    return PARTS.group(lines, max(0, len(group) - MOST), LONGEST)
