@@ -23,6 +23,7 @@ KERNELS = {
     expert_kernel.DOWN: "down",
 }
 SHIM = Path(__file__).with_name("cuda_shim.h")
+KERNEL_ERROR = 1e-5  # of the largest value; seen: 5e-7, and any of WRONG below is off by more than 1e-4
 
 
 class Emulated:
@@ -133,7 +134,7 @@ def test_it_says_what_the_dequantised_matrices_say(emulated, up, choice, dtype):
     x, weights = draw(len(index), up[1]).to(dtype), draw(*index.shape, seed=1)
     out = torch.full((*index.shape, up[1]), torch.nan)
     expert_kernel.experts(x, index, weights, addresses(rows), up, out)
-    assert off(out, expected(x, index, weights, rows, up)) <= 2e-6
+    assert off(out, expected(x, index, weights, rows, up)) <= KERNEL_ERROR
     assert emulated.launches == ["up_half" if dtype == torch.float16 else "up_float", "down"]
 
 
@@ -143,7 +144,7 @@ def test_the_published_sizes(emulated, dtype):
     x, weights = draw(2, REAL[1]).to(dtype), draw(2, 2, seed=1)
     out = torch.full((2, 2, REAL[1]), torch.nan)
     expert_kernel.experts(x, index, weights, addresses(rows), REAL, out)
-    assert off(out, expected(x, index, weights, rows, REAL)) <= 2e-6
+    assert off(out, expected(x, index, weights, rows, REAL)) <= KERNEL_ERROR
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (7, 320), (97, 192)])  # 192: rows begin within a nested scale's 256 blocks
@@ -162,7 +163,7 @@ def test_what_is_not_in_the_table_is_left_alone(emulated):
     expert_kernel.experts(x, index, weights, table * torch.tensor([0, 1]), TINY, out)
     assert (out[index == 0] == 7).all() and (out[index == 1] != 7).all()
     expert_kernel.experts(x, index, weights, table * torch.tensor([1, 0]), TINY, out)
-    assert off(out, expected(x, index, weights, rows, TINY)) <= 2e-6
+    assert off(out, expected(x, index, weights, rows, TINY)) <= KERNEL_ERROR
 
 
 def test_a_nan_stays_one_and_large_sums_pass_where_float16_would_not(emulated):
@@ -170,7 +171,7 @@ def test_a_nan_stays_one_and_large_sums_pass_where_float16_would_not(emulated):
     x, weights, out = (1e4 * draw(1, 128)).half(), torch.full((1, 1), 1e-4), torch.empty((1, 1, 128))
     expert_kernel.experts(x, index, weights, addresses(rows), TINY, out)
     assert (x.float() @ matrices(rows[0], TINY)[0].T).relu().square().max() > 65504
-    assert off(out, expected(x, index, weights, rows, TINY)) <= 2e-6
+    assert off(out, expected(x, index, weights, rows, TINY)) <= KERNEL_ERROR
     x[0, 5] = torch.nan
     expert_kernel.experts(x, index, weights, addresses(rows), TINY, out)
     assert out.isnan().all()
@@ -293,7 +294,7 @@ def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatc
     assert emulated.launches == []
     monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
     together, _ = decoded(share, slots)
-    assert (one_by_one - together).abs().max() <= 1e-5
+    assert (one_by_one - together).abs().max() <= 2e-4  # seen: 6e-6; logits have a deviation of 3
     assert len(emulated.launches) >= 2 * 2 * 6
 
 

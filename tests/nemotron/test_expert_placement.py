@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.test_experts import IDS, tiered, with_routed_lora
 
 from grpo_kit.nemotron import expert_placement
+from tests.helpers.experts import IDS, load_tiered, load_with_expert_lora
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_statistics_of_another_model_are_refused():
 
 
 def test_the_share_of_rows_that_goes_to_the_host_is_counted_as_the_statistics_say():
-    model, layers = tiered(0.0)
+    model, layers = load_tiered(0.0)
     for layer in layers:
         layer.counting = True
     with torch.inference_mode():
@@ -47,7 +47,7 @@ def test_the_share_of_rows_that_goes_to_the_host_is_counted_as_the_statistics_sa
 
 
 def test_experts_that_no_token_of_weight_chose_are_known():
-    model = with_routed_lora().train()
+    model = load_with_expert_lora().train()
     assert len(expert_placement.unreached(model)) == 16
     model(input_ids=IDS[:1, :1]).logits.sum().backward()
     waiting = expert_placement.unreached(model)
@@ -71,4 +71,4 @@ def test_experts_that_no_token_of_weight_chose_are_known():
     ],
 )
 def test_only_a_target_that_means_routed_experts_opens_them(targets, opened):
-    assert expert_placement.open_for_lora(tiered(0.0)[0], targets) is opened
+    assert expert_placement.open_for_lora(load_tiered(0.0)[0], targets) is opened

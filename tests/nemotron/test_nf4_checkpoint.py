@@ -151,7 +151,7 @@ def test_in_half_precision_what_needs_more_keeps_it(published, tmp_path, expecte
     bias = model.get_buffer("model.layers.1.mixer.gate.e_score_correction_bias")
     assert torch.equal(bias, 64 + torch.arange(8) * 1e-3)
     assert model.lm_head.weight.dtype == torch.float16
-    assert (logits(model).float() - expected).abs().max() / expected.std() < 0.05
+    assert (logits(model).float() - expected).abs().max() / expected.std() < 0.1  # seen: 0.009
 
 
 def test_a_matrix_is_quantised_from_what_was_published_and_not_from_fp16(source, tmp_path):

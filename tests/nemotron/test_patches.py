@@ -44,14 +44,14 @@ def test_cached_decoding_equals_one_full_forward_only_with_the_limit_undone(fixe
     ids = torch.randint(16, 272, (3, 50), generator=torch.Generator().manual_seed(0))
     full, stepped = logits_by_one_forward_and_step_by_step(model, ids)
     gap = (full - stepped).abs().max().item()
-    assert gap < 1e-4 if fixed else gap > 1e-3
+    assert gap < 1e-3 if fixed else gap > 1e-2  # seen: 2e-5 and 7e-2
 
 
 def test_the_embedded_policy_decodes_as_it_reads(tiny_policy):
     model, tokenizer = tiny_policy
     ids = torch.tensor([tokenizer.encode("What is 47 + 38? <think>\n7+8=15 4+3+1=8\n</think>\n\\boxed{85}")])
     full, stepped = logits_by_one_forward_and_step_by_step(model, ids)
-    assert (full - stepped).abs().max().item() < 1e-4
+    assert (full - stepped).abs().max().item() < 1e-3
 
 
 def test_left_padding_changes_nothing(tiny_policy):
@@ -63,7 +63,7 @@ def test_left_padding_changes_nothing(tiny_policy):
         alone = torch.cat(
             [model(**tokenizer(t, return_tensors="pt", add_special_tokens=False)).logits[:, -1] for t in texts]
         )
-    assert (together - alone).abs().max().item() < 1e-4
+    assert (together - alone).abs().max().item() < 1e-3
 
 
 def test_the_fused_kernel_that_passes_out_proj_by_is_still_called_by_that_name():

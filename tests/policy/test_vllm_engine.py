@@ -16,10 +16,12 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.adapters.lora import attach_adapter
+from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt
 from grpo_kit.policy.load import Path, load_policy, source_of
+from grpo_kit.runs.run import find_run
 
 ASKED = [[{"role": "user", "content": text}] for text in ("What is 47 + 38?", "What is 90 - 12?", "What is 5 + 6?")]
 
@@ -161,9 +163,9 @@ def test_vllm_is_not_tried_where_it_cannot_serve_or_is_not_wanted(vllm, monkeypa
 
 
 def test_an_evaluation_says_what_drew_it(vllm, tmp_path, math_reward):
-    from tests.test_evaluate import fresh
-
-    settings, run = fresh(tmp_path)
+    settings = config.load_config(["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2"])
+    run = find_run("r", tmp_path / "runs")
+    prepare(settings, run)
     found = evaluate.measure(settings, run, "before", math_reward)
     assert (found["sampling"]["engine"], found["sampling"]["engine_why"]) == ("vllm 0.17.1", "")
 
