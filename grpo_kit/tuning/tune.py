@@ -26,7 +26,7 @@ from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_tex
 from grpo_kit.runs.run import Run
 from grpo_kit.training import train
 from grpo_kit.tuning import report
-from grpo_kit.tuning.space import Axis
+from grpo_kit.tuning.space import Axis, parse_search
 
 OnTrial = Callable[[int, int, str], None]
 
@@ -36,18 +36,39 @@ class Trial(Run):
 
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(run.path / "tune", f"trial_{number:03}")
-        self.manifest, self.rows = run.manifest, run.rows
+        self.manifest, self.data_file = run.manifest, run.data_file
 
 
 def tune(
-    config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], trials: int = 12, steps: int = 30,
-    every: int = 5, grid: bool = False, on_trial: OnTrial | None = None,
+    config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis] | Sequence[str], trials: int = 12,
+    steps: int = 30, every: int = 5, grid: bool = False, on_trial: OnTrial | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Search, and write and return `tune/tune.json`; `tune/tune.png` shows it.
+    """Search for the settings that learn best, by short trainings. An interrupted search continues.
 
-    `trials` in all, counting those of a search that goes on; with `grid` every combination once. The run's own values,
-    where they lie on the axes, are the first trial. Raises ValueError for unfit values, for a run without validation
-    rows and for a search that was begun otherwise.
+    Args:
+        config: the run's configuration. If its own values are in the search space, they are the first trial.
+        run: a run with data; the search writes into its folder `tune/` only.
+        axes: the settings to search, such as `["grpo.learning_rate=log(1e-4,1e-2)", "lora.r=[8,16]"]`, or what
+            `space.parse_search` makes of them.
+        trials: number of trials in all; those of an interrupted search count.
+        steps: training steps of each trial.
+        every: training steps between two measurements on the validation rows.
+        grid: try every combination of the choices once; `trials` is then ignored.
+        on_trial: called with (finished trials, trials in all, note) after each trial.
+
+    Returns:
+        What `tune/tune.json` holds: `trials`, the best first, each with its `overrides`, its `accuracy` in [0, 1] and the
+        95 % interval `ci95`; the `best` of them; and `words`, which compares it with the run's own settings.
+        `tune/tune.png` shows the trials.
+
+    Raises:
+        ValueError: a setting that cannot be searched, numbers that do not fit, a run without validation rows, or a
+            search that was started with different settings.
+        FileNotFoundError: the run has no data.
+
+    Example:
+        >>> tune(config, run, ["lora.r=[8,16]"], trials=4)["best"]["overrides"]     # doctest: +SKIP
+        ['lora.r=16']
     """
     import optuna
 
@@ -57,6 +78,12 @@ def tune(
             f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, measured at "
             "least once. Give 1 or more each, and --every at most --steps."
         )
+    if not isinstance(axes, Mapping):
+        axes, single_values = parse_search(axes)
+        if single_values:
+            raise ValueError(
+                f"{single_values[0]!r} has one value, so there is nothing to search. Set it in the configuration instead."
+            )
     config = _with(config, [f"grpo.max_steps={steps}"])
     settings = _checked(config, run, axes, steps, every, grid)
     folder = run.path / "tune"

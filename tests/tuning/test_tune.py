@@ -90,6 +90,14 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_trained(run, trai
     assert trained_with == [] and not (run.path / "tune").exists()
 
 
+def test_the_settings_to_search_can_be_given_as_they_are_written(run, trained_with):
+    chosen = config.load_config(["tiny"])
+    tune.tune(chosen, run, [LR], trials=1, steps=4, every=1)
+    assert trained_with == [0.001]
+    with pytest.raises(ValueError, match="'lora.r=8' has one value"):
+        tune.tune(chosen, run, [LR, "lora.r=8"])
+
+
 def test_a_run_without_validation_rows_is_refused(tmp_path):
     chosen = config.load_config(["tiny"], ["data.limit=20", "data.val_size=0", "data.test_size=5"])
     bare = find_run("bare", tmp_path)
