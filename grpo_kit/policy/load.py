@@ -16,11 +16,27 @@ LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it stream
 
 
 def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
-    """(model, tokenizer) of `policy.model`: the embedded `tiny`, a local folder, or a Hub id.
+    """Load the model that acts, without an adapter, and its tokenizer.
 
-    The model is in evaluation mode on this process's GPU, or on the CPU where there is none; the tokenizer pads left.
-    In 4 bit a large Nemotron-H is quantised as it streams in, once, into an NF4 checkpoint (`policy.nf4_folder`).
-    Raises FileNotFoundError when neither folder nor Hub has the model; else what `convert` and `checkpoint.load` raise.
+    A large Nemotron-H in 4 bit is quantised file by file while it is read. The result is saved once as an NF4 checkpoint
+    (`policy.nf4_folder`), and later calls read that.
+
+    Args:
+        policy: the `policy` section of a configuration; its `model` is `tiny`, a local folder, or an id on the Hub.
+
+    Returns:
+        (model, tokenizer). The model is in evaluation mode, on this process's GPU or, without one, on the CPU. The
+        tokenizer pads on the left.
+
+    Raises:
+        FileNotFoundError: neither the folder nor the Hub has the model.
+        ValueError: the model's files do not fit together, or it cannot be loaded in 4 bit.
+
+    Example:
+        >>> from grpo_kit.config import load_config
+        >>> model, tokenizer = load_policy(load_config(["tiny"]).policy)            # doctest: +SKIP
+        >>> model.num_parameters()                                                  # doctest: +SKIP
+        534116
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

@@ -15,10 +15,25 @@ FOLDER = Path(__file__).resolve().parents[1]
 
 
 def load_reward(spec: str) -> Callable[..., list[float | None]]:
-    """The reward function that `FILE.py:function` names, or `FILE.py` where one function there ends in `_reward`.
+    """Load a reward function from a Python file. The file is executed.
 
-    Raises ValueError for a spec of another shape or a missing or ambiguous function, FileNotFoundError for a missing
-    file; what executing the file raises is passed on.
+    Args:
+        spec: `FILE.py:function`, or `FILE.py` if exactly one function there has a name that ends in `_reward`. A file
+            name is looked up in the working folder first, then among the kit's own rewards.
+
+    Returns:
+        The function. It takes `completions` and the columns of the data as lists, and returns one number for each
+        completion, or None where the reference answer cannot be used.
+
+    Raises:
+        ValueError: `spec` has another form, or the file has no such function or several.
+        FileNotFoundError: the file does not exist.
+        Exception: whatever executing the file raises.
+
+    Example:
+        >>> math_reward = load_reward("math_answer.py:math_reward")
+        >>> math_reward(completions=[r"</think>\\boxed{85}", r"</think>\\boxed{83}"], answer=["85", "85"])
+        [1.0, 0.0]
     """
     name, colon, function = spec.rpartition(":")
     if not colon or spec.endswith(".py"):
