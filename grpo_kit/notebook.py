@@ -31,10 +31,10 @@ from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run, find_run
 
 __all__ = [
-    "notebook_link", "open_from_form", "read_rows", "read_search_space", "render_prompt", "require_stage",
-    "sample_group", "sample_reply", "show_alarms", "show_comparison", "show_completions", "show_curves", "show_data",
-    "show_difficulty", "show_effects", "show_example", "show_findings", "show_funnel", "show_group", "show_machine",
-    "show_plan", "show_progress", "show_reply", "show_secrets", "show_settings", "show_sources", "show_trials",
+    "open_from_form", "read_rows", "render_prompt", "require_stage", "sample_group", "sample_reply", "show_alarms",
+    "show_comparison", "show_completions", "show_curves", "show_data", "show_difficulty", "show_effects",
+    "show_example", "show_findings", "show_funnel", "show_group", "show_machine", "show_plan", "show_progress",
+    "show_reply", "show_search_space", "show_secrets", "show_settings", "show_sources", "show_trials",
     "show_trl_settings", "submit_zip",
 ]  # fmt: skip
 # Owner/name on GitHub; notebooks/build.py writes it into every badge, link and install cell.
@@ -254,14 +254,13 @@ def submit_zip(zip_path: Path, message: str, send: bool) -> None:
 # Notebook 5: the search over settings
 
 
-def read_search_space(search: str) -> dict[str, Any]:
-    """The settings to search, from `key=log(a,b) key=[a,b,c]`; prints a line for each."""
+def show_search_space(search: str) -> None:
+    """Print each setting to search and its values; `search` is written as `key=log(a,b) key=[a,b,c]`."""
     from grpo_kit.tuning import space
 
     axes, _ = space.parse_search(search.split())
     for key, axis in axes.items():
         print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
-    return axes
 
 
 def show_effects(result: Mapping[str, Any], run: Run) -> None:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import grpo_kit
+from grpo_kit import notebook
 from tests.helpers.settings import ROOT
 
 SOURCE = ast.parse((ROOT / "grpo_kit/__init__.py").read_text(encoding="utf-8"))
@@ -100,6 +101,11 @@ def modules_used(source: str) -> set[str]:
 def test_a_notebook_uses_public_names_and_grpo_kit_notebook_only(path):
     ours = {name for name in modules_used(path.read_text(encoding="utf-8")) if name.split(".")[0] == "grpo_kit"}
     assert ours == {"grpo_kit"}
+
+
+def test_every_helper_of_the_notebooks_is_used_by_one():
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "notebooks/src").glob("*.py"))
+    assert set(re.findall(r"\bnotebook\.(\w+)", text)) == set(notebook.__all__)
 
 
 def test_the_check_on_notebooks_can_fail():

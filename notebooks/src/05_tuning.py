@@ -83,7 +83,7 @@ notebook.require_stage(run, "data", "02_data")
 # Search only a few settings. If the trials differ in many, no number of trials shows which one mattered.
 
 # %%
-axes = notebook.read_search_space(search)
+notebook.show_search_space(search)
 
 # %% [markdown]
 # **You should see** one line for each setting that is searched.
@@ -99,7 +99,8 @@ axes = notebook.read_search_space(search)
 from grpo_kit import tune
 
 progress = notebook.show_progress("trials")
-result = tune(config, run, axes, trials, steps, every=max(1, steps // 3), on_trial=progress)
+settings = search.split()
+result = tune(config, run, settings, trials, steps, every=max(1, steps // 3), on_trial=progress)
 
 # %% [markdown]
 # **You should see** the best accuracy so far rise.
