@@ -1,4 +1,4 @@
-"""What goes wrong in runs, told in plain words from the figures of each step, with the setting that mends it."""
+"""Problems of a run that its figures show: each in plain words, with the setting that helps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,21 +8,21 @@ WINDOW = 10  # steps; one bad step says little
 
 
 class Rule(NamedTuple):
-    """`holds` looks at the mean of WINDOW rows, of those that have the figure; `says` words it."""
+    """An alarm: `rings` and `words` take the means of the last WINDOW rows and the settings of `grpo`."""
 
     name: str
-    holds: Callable[[Row, Row], bool]
-    says: Callable[[Row, Row], str]
+    rings: Callable[[Row, Row], bool]
+    words: Callable[[Row, Row], str]
 
 
-def _most_teach_nothing(mean: Row) -> bool:
-    """Of the groups trained on, after others took the place of flat ones (`grpo.resample_budget`)."""
+def _most_groups_are_flat(mean: Row) -> bool:
+    """Of the groups trained on, after others replaced the flat ones (`grpo.resample_budget`)."""
     return mean.get("groups/with_gradient", 0) < 0.5
 
 
-def _in_their_place(mean: Row) -> str:
+def _after_replacement(mean: Row) -> str:
     replaced = mean.get("groups/replaced", 0)
-    return f", and others in their place bring {mean['groups/with_gradient']:.0%} that do" if replaced else ""
+    return f"; with replacements {mean['groups/with_gradient']:.0%} of those trained on have one" if replaced else ""
 
 
 RULES = [
@@ -36,17 +36,17 @@ RULES = [
     ),
     Rule(
         "solved",
-        lambda m, g: m.get("groups/all_right", 0) > 0.5 and _most_teach_nothing(m),
+        lambda m, g: m.get("groups/all_right", 0) > 0.5 and _most_groups_are_flat(m),
         lambda m, g: (
-            f"{m['groups/all_right']:.0%} of groups are all right and teach nothing{_in_their_place(m)}: use harder prompts "
+            f"{m['groups/all_right']:.0%} of groups are all right and have no gradient{_after_replacement(m)}: use harder prompts "
             "(`grpo-kit screen`), or stop here."
         ),
     ),
     Rule(
         "hopeless",
-        lambda m, g: m.get("groups/all_wrong", 0) > 0.5 and _most_teach_nothing(m),
+        lambda m, g: m.get("groups/all_wrong", 0) > 0.5 and _most_groups_are_flat(m),
         lambda m, g: (
-            f"{m['groups/all_wrong']:.0%} of groups are all wrong and teach nothing{_in_their_place(m)}: use easier prompts "
+            f"{m['groups/all_wrong']:.0%} of groups are all wrong and have no gradient{_after_replacement(m)}: use easier prompts "
             "(`grpo-kit screen`), or more generations (grpo.num_generations)."
         ),
     ),
@@ -79,14 +79,14 @@ RULES = [
         lambda m, g: m.get("sampling/logp_gap", 0) > 0.1,
         lambda m, g: (
             f"sampled and trained log-probs differ by {m['sampling/logp_gap']:.2f} nats a token: sampler and trainer see "
-            "different models; nothing learned from that can be trusted."
+            "different models, and the training cannot be trusted."
         ),
     ),
     Rule(
         "exploding",
         lambda m, g: m.get("grad_norm", 0) > 20 * max(g["max_grad_norm"], 1e-9),
         lambda m, g: (
-            f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times the bound: lower "
+            f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times grpo.max_grad_norm: lower "
             "grpo.learning_rate."
         ),
     ),
@@ -94,21 +94,30 @@ RULES = [
 
 
 def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
-    """[(name, sentence)] of what the last WINDOW metrics rows show; none before there are as many. `grpo`: the settings.
+    """The alarms that the last WINDOW metrics rows ring; none while there are fewer rows.
 
-    >>> [name for name, _ in find_alarms([{"step": i, "completions/clipped_ratio": 0.9} for i in range(10)],
-    ...                             {"max_completion_length": 512, "max_grad_norm": 1.0})]
-    ['truncated']
+    Args:
+        rows: of `metrics.jsonl`, under today's names.
+        grpo: the settings of `grpo`.
+
+    Returns:
+        (name, sentence) of each alarm.
+
+    Example:
+        >>> truncated = [{"step": i, "completions/clipped_ratio": 0.9} for i in range(10)]
+        >>> [name for name, _ in find_alarms(truncated, {"max_completion_length": 512, "max_grad_norm": 1.0})]
+        ['truncated']
     """
     if len(rows) < WINDOW:
         return []
     window = rows[-WINDOW:]
-    # A batch that is trained on again is not sampled again, and one that teaches nothing has no entropy.
-    known: dict[str, list[float]] = {}
+    # Not every row has every figure: a batch that is trained on again is not sampled again, and a batch without a
+    # gradient has no entropy.
+    values: dict[str, list[float]] = {}
     for row in window:
         for key, value in row.items():
             if isinstance(value, int | float):
-                known.setdefault(key, []).append(value)
-    mean = {key: sum(values) / len(values) for key, values in known.items()}
+                values.setdefault(key, []).append(value)
+    mean = {key: sum(numbers) / len(numbers) for key, numbers in values.items()}
     mean |= {key: window[-1].get(key, 0) for key in ("step", "skipped_steps")}
-    return [(rule.name, rule.says(mean, grpo)) for rule in RULES if rule.holds(mean, grpo)]
+    return [(rule.name, rule.words(mean, grpo)) for rule in RULES if rule.rings(mean, grpo)]

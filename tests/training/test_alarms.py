@@ -27,28 +27,28 @@ def rows(count=10, **changed):
         (
             {"groups/all_right": 0.75, "groups/with_gradient": 0.25},
             "solved",
-            "75% of groups are all right and teach nothing: use",
+            "75% of groups are all right and have no gradient: use",
         ),
         (
             {"groups/all_wrong": 0.9, "groups/with_gradient": 0.1},
             "hopeless",
-            "90% of groups are all wrong and teach nothing: use",
+            "90% of groups are all wrong and have no gradient: use",
         ),
         (
             {"groups/all_right": 0.95, "groups/with_gradient": 0.375, "groups/replaced": 0.325},
             "solved",
-            "95% of groups are all right and teach nothing, and others in their place bring 38% that do: use harder prompts",
+            "95% of groups are all right and have no gradient; with replacements 38% of those trained on have one: use harder prompts",
         ),
         (
             {"groups/all_wrong": 0.9, "groups/with_gradient": 0.4, "groups/replaced": 0.3},
             "hopeless",
-            "teach nothing, and others in their place bring 40% that do: use easier prompts",
+            "have no gradient; with replacements 40% of those trained on have one: use easier prompts",
         ),
         ({"groups/unjudged": 0.5}, "unjudged", "completions.jsonl"),
         ({"entropy": 0.001}, "collapsed", "lower grpo.learning_rate or raise grpo.temperature"),
         ({"skipped_steps": 7}, "overflow", "7 of 10 steps overflowed in fp16"),
         ({"sampling/logp_gap": 0.4}, "mismatch", "differ by 0.40 nats"),
-        ({"grad_norm": 50.0}, "exploding", "50 times the bound"),
+        ({"grad_norm": 50.0}, "exploding", "50 times grpo.max_grad_norm"),
     ],
 )
 def test_an_alarm_rings_alone(changed, name, said):
