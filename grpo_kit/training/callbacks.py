@@ -1,36 +1,54 @@
-"""What is done between the steps of a training: context stages, checks, checkpoints, the clock."""
+"""What happens between the steps of a training: context stages, checks, measurements, checkpoints and the time limit.
 
+Every callback gets its trainer when it is made; only `StageCallback` needs TRL's GRPOTrainer.
+"""
+
+import os
+import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import psutil
 from transformers import TrainerCallback
 
-from grpo_kit.config import Grpo
+from grpo_kit.config import Grpo, Stage
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.runs import processes
 from grpo_kit.training import checkpoints
-from grpo_kit.training.length_stages import stage_of
 from grpo_kit.training.metrics_log import MetricsCallback, is_step
 from grpo_kit.training.trl_settings import trl_epsilon_high
 
+CLIPPED = 0.3  # share of truncated completions above which a context stage is too short for what the policy writes
+PLATEAU = 20  # steps without a better mean reward
+# Hours of a session: Kaggle's rule, and Colab's usual end, which it may cut short.
+SESSION_HOURS = {"KAGGLE_KERNEL_RUN_TYPE": 12.0, "COLAB_RELEASE_TAG": 12.0}
+
+Callback = TypeVar("Callback", bound=TrainerCallback)
+
+
+def find_callback(trainer: Any, kind: type[Callback]) -> Callback:
+    """The trainer's callback of this class."""
+    return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
+
 
 class StageCallback(TrainerCallback):
-    """Sets length, KL, upper clip and learning rate of the stage that the coming step is in, and notes its number as `stage`.
+    """Sets length, KL, upper clip and learning rate of the context stage that the coming step is in, and notes its number.
 
-    A batch that is trained on several times keeps the stage it was drawn in.
+    A context that grows over a run: DeepScaleR trained with 8K, 16K and 24K tokens. A batch that is trained on several
+    times keeps the stage it was drawn in.
     """
 
-    def __init__(self, grpo: Grpo, metrics: MetricsCallback) -> None:
-        self.grpo, self.metrics, self.trainer = grpo, metrics, None
+    def __init__(self, trainer: Any, grpo: Grpo, metrics: MetricsCallback) -> None:
+        self.trainer, self.grpo, self.metrics = trainer, grpo, metrics
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not self.grpo.stages:
             return
-        whole = len(self.metrics.rows) - len(self.metrics.rows) % args.num_iterations
-        number = stage_of(self.grpo.stages, self.metrics.rows[:whole])
+        rows = self.metrics.rows
+        number = find_stage(self.grpo.stages, rows[: len(rows) - len(rows) % args.num_iterations])
         stage = self.grpo.stages[number]
         length = stage.max_completion_length
         self.trainer.max_completion_length = args.max_completion_length = length
@@ -43,17 +61,45 @@ class StageCallback(TrainerCallback):
     def _set_rate(self, rate: float) -> None:
         """Let the schedule go on from where it is, as a multiple of `rate`."""
         schedule, groups = self.trainer.lr_scheduler, self.trainer.optimizer.param_groups
-        for group, at, base in zip(groups, schedule.get_last_lr(), schedule.base_lrs, strict=True):
+        for group, current, base in zip(groups, schedule.get_last_lr(), schedule.base_lrs, strict=True):
             if base != rate:
-                group["lr"] = at * rate / base
+                group["lr"] = current * rate / base
         schedule.base_lrs = [rate] * len(groups)
 
 
-class GradientCheckCallback(TrainerCallback):
-    """Stops a run whose LoRA is dead in part: before the first update that has a gradient, every pair must have one.
+def find_stage(stages: list[Stage], rows: list[dict[str, Any]]) -> int:
+    """The number, from 0, of the context stage that the step after `rows` is in.
 
-    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups alike) says nothing yet, nor
-    does a routed expert that no token of weight chose.
+    It depends on the metrics rows alone, so a resumed run is in the stage it was in. A stage ends when its `steps` are
+    over, or earlier when the next stage's `enter` holds: `clipped`, when more than 30 % of the completions of 10 steps
+    were truncated; `plateau`, when the mean reward of the last 20 steps is not better than that of the 20 before.
+    """
+    number, began = 0, 0
+    for done in range(1, len(rows) + 1):
+        if number + 1 < len(stages) and _is_over(stages[number], stages[number + 1], rows[began:done]):
+            number, began = number + 1, done
+    return number
+
+
+def _is_over(stage: Stage, following: Stage, rows: list[dict[str, Any]]) -> bool:
+    if stage.steps is not None and len(rows) >= stage.steps:
+        return True
+    if following.enter == "clipped" and len(rows) >= 10:
+        return _mean(rows[-10:], "completions/clipped_ratio") > CLIPPED
+    if following.enter == "plateau" and len(rows) >= 2 * PLATEAU:
+        return _mean(rows[-PLATEAU:], "reward") <= _mean(rows[-2 * PLATEAU : -PLATEAU], "reward")
+    return False
+
+
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return sum(row.get(key) or 0.0 for row in rows) / len(rows)
+
+
+class GradientCheckCallback(TrainerCallback):
+    """Stops a run in which some LoRA pairs are dead: before the first update with a gradient, every pair must have one.
+
+    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups flat) says nothing yet, nor
+    does a routed expert that no token with an advantage chose.
     """
 
     def __init__(self) -> None:
@@ -77,7 +123,7 @@ class GradientCheckCallback(TrainerCallback):
 
 
 class HeldOutCallback(TrainerCallback):
-    """Measures accuracy on validation rows every `steps`, by `measure`, and notes it as `held_out` with `held_out_ci95`."""
+    """Measures accuracy on validation rows every `steps` by `measure`, and notes it as `held_out` with `held_out_ci95`."""
 
     def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsCallback) -> None:
         self.steps, self.measure, self.metrics = steps, measure, metrics
@@ -90,14 +136,24 @@ class HeldOutCallback(TrainerCallback):
 
 
 class StopCallback(TrainerCallback):
-    """Ends the run after a step, and says why: it was asked to, a new alarm rings, or the next step would pass `deadline`
-    (`time.time()`). Stands behind the metrics, whose last row it looks at."""
+    """Ends the run after a step, and says why: the user stops it, a new alarm rings, or the time is up.
+
+    Args:
+        metrics: whose last row is looked at; this callback comes after it.
+        deadline: in seconds of `time.time()`; a step that is expected to end later is not begun.
+        should_stop: whether the user wants to stop; asked after every step.
+        on_alarm: `grpo.on_alarm`; `stop` ends the run at the first alarm.
+    """
 
     def __init__(
-        self, metrics: MetricsCallback, deadline: float | None, asked: Callable[[], bool] | None, on_alarm: str
+        self,
+        metrics: MetricsCallback,
+        deadline: float | None,
+        should_stop: Callable[[], bool] | None,
+        on_alarm: str,
     ) -> None:
-        self.metrics, self.deadline, self.asked, self.on_alarm = metrics, deadline, asked, on_alarm
-        self.began, self.longest = 0.0, 0.0
+        self.metrics, self.deadline, self.should_stop, self.on_alarm = metrics, deadline, should_stop, on_alarm
+        self.began, self.longest = 0.0, 0.0  # of a step, in seconds
         self.out_of_time = False
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -107,44 +163,83 @@ class StopCallback(TrainerCallback):
         if not is_step(logs):
             return
         self.longest = max(self.longest, time.time() - self.began)
-        why, self.out_of_time = processes.broadcast_from_first(
-            self._why
-        )  # by one clock, and by whoever sees the button
-        if why and state.global_step < state.max_steps:
+        # One process decides for all: clocks differ, and only the first sees a button.
+        reason, self.out_of_time = processes.broadcast_from_first(self._find_reason)
+        if reason and state.global_step < state.max_steps:
             control.should_training_stop = True
             warnings.warn(
-                f"Stopped at step {state.global_step} of {state.max_steps}: {why} Call again to go on.", stacklevel=2
+                f"Stopped at step {state.global_step} of {state.max_steps}: {reason} Run the training again to continue.",
+                stacklevel=2,
             )
 
-    def _why(self) -> tuple[str | None, bool]:
-        """(why to stop, whether for the time)."""
-        rung = self.metrics.rows[-1].get("alarms", [])
-        if rung and self.on_alarm == "stop":
-            return rung[0], False
-        if self.asked and self.asked():
-            return "it was asked to.", False
+    def _find_reason(self) -> tuple[str | None, bool]:
+        """(why to stop, whether because of the time)."""
+        ringing = self.metrics.rows[-1].get("alarms", [])
+        if ringing and self.on_alarm == "stop":
+            return ringing[0], False
+        if self.should_stop and self.should_stop():
+            return "the user stopped it.", False
         if self.deadline and time.time() + self.longest > self.deadline:
             return "its time is up (run.time_limit).", True
         return None, False
 
 
-class CheckpointCallback(TrainerCallback):
-    """Asks for a checkpoint every `steps`, and for one at the end; the trainer writes it by `keep`. Stands last."""
+def parse_duration(text: str) -> float:
+    """`3h30m`, `45m`, `1d` or `90s` in seconds. Raises ValueError for anything else.
 
-    def __init__(self, folder: Path, steps: int, settings: dict[str, Any], base: str) -> None:
-        self.folder, self.steps, self.settings, self.base, self.trainer = folder, steps, settings, base, None
+    >>> parse_duration("3h30m")
+    12600.0
+    """
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(
+            f"run.time_limit is {text!r}; a duration is a number and d, h, m or s. Set it like 3h30m, 45m or 90s."
+        )
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
+def session_deadline(limit: str | None, reserve: float, environ: Mapping[str, str] = os.environ) -> float | None:
+    """When training must stop so that what follows still fits into the session.
+
+    Args:
+        limit: `run.time_limit`, such as 3h30m, counted from the start of this process; None: what Kaggle or Colab give.
+        reserve: seconds for what comes after training.
+        environ: the environment variables that tell where this runs.
+
+    Returns:
+        Seconds of `time.time()`, never before now; None where nothing ends the session.
+    """
+    hours = next((hours for name, hours in SESSION_HOURS.items() if environ.get(name)), None)
+    if limit is None and hours is None:
+        return None
+    allowed = parse_duration(limit) if limit else hours * 3600
+    return max(psutil.Process().create_time() + allowed - reserve, time.time())
+
+
+class CheckpointCallback(TrainerCallback):
+    """Writes a checkpoint every `steps` and one at the end. Comes last, so that it sees whether the run stops.
+
+    Args:
+        trainer: a `trl_internals.ResumableTrainer`.
+        folder: the run's `checkpoints`.
+        steps: between checkpoints.
+        settings: what the training is made with; a checkpoint of other settings is not resumed.
+        base: name of the base model.
+    """
+
+    def __init__(self, trainer: Any, folder: Path, steps: int, settings: dict[str, Any], base: str) -> None:
+        self.trainer, self.folder, self.steps, self.settings, self.base = trainer, folder, steps, settings, base
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if is_step(logs):
             last = state.global_step >= state.max_steps or control.should_training_stop
-            whole = state.global_step % args.num_iterations == 0  # no batch is half used
-            control.should_save = last or (whole and state.global_step % self.steps == 0)
+            complete = state.global_step % getattr(args, "num_iterations", 1) == 0  # no batch is half used
+            control.should_save = last or (complete and state.global_step % self.steps == 0)
 
-    def keep(self) -> None:
-        """Write `checkpoints/step_N`, whole or not at all."""
-        step = self.trainer.state.global_step
-        if processes.is_first():  # all have the same: gradients are shared, prompts drawn alike
+    def on_save(self, args, state, control, **kwargs):
+        if processes.is_first():  # all processes have the same: gradients are shared, prompts drawn alike
             checkpoints.save_checkpoint(
-                self.folder, step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base)
-            )
+                self.folder, state.global_step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base)
+            )  # fmt: skip
         self.trainer.accelerator.wait_for_everyone()

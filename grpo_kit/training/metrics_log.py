@@ -1,4 +1,4 @@
-"""What a training leaves behind as it goes: a row of figures a step, and a line a completion with what it was paid."""
+"""What a training records as it goes: a row of figures per step, and a line per completion with its rewards."""
 
 import functools
 import inspect
@@ -21,20 +21,31 @@ OnStep = Callable[[dict[str, Any]], None]
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends TRL's figures to `metrics.jsonl`, one row a step: `step`, `seconds` since the first, and TRL's names.
+    """Appends a row per step to `metrics.jsonl`: `step`, `seconds` since the first step, and the trainer's own figures.
 
-    Ours beside them: `tokens_per_second`, sampled, of the step; `memory_gib`, at most, on a GPU; `host_share`, of the step's
-    routed rows, where experts lie on the host; `skipped_steps` so far, whose gradients overflowed in fp16 so that the scaler
-    dropped them, where there is a scaler; `alarms`, sentences, when one begins to ring (`settings` are `grpo`'s). What `extra` holds is added to the next row and forgotten. A training that goes
-    on from a checkpoint drops the rows behind it; `rows` are those that stand.
+    The kit's figures beside them:
+
+    - `tokens_per_second`: sampled, of the step;
+    - `memory_gib`: the most that PyTorch held, on a GPU;
+    - `host_share`: share of the step's routed rows whose expert lies on the host, where experts do;
+    - `skipped_steps`: so far, those whose gradients overflowed in fp16, so that the scaler dropped them;
+    - `alarms`: sentences, when an alarm begins to ring.
+
+    What `extra` holds is added to the next row. A resumed training drops the rows after its checkpoint; `rows` are those
+    that stand.
+
+    Args:
+        trainer: the transformers Trainer whose steps are recorded.
+        path: the file.
+        settings: those of `grpo`, which the alarms name.
+        on_step: is called with each row, in the first process.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], on_step: OnStep | None = None) -> None:
-        self.path, self.settings, self.on_step = path, settings, on_step
-        self.trainer: Any = None
+    def __init__(self, trainer: Any, path: Path, settings: dict[str, Any], on_step: OnStep | None = None) -> None:
+        self.trainer, self.path, self.settings, self.on_step = trainer, path, settings, on_step
         self.rows: list[dict[str, Any]] = []
         self.extra: dict[str, Any] = {}
-        self.skipped, self.started, self.tokens, self.began = 0, 0.0, 0.0, 0.0
+        self.skipped, self.started, self.tokens, self.step_began = 0, 0.0, 0.0, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.rows = processes.broadcast_from_first(lambda: checkpoints.drop_rows_after(self.path, state.global_step))
@@ -43,7 +54,7 @@ class MetricsCallback(TrainerCallback):
         self.started = time.monotonic() - last.get("seconds", 0.0)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.began = time.monotonic()
+        self.step_began = time.monotonic()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.skipped += bool(self.trainer.accelerator.optimizer_step_was_skipped)
@@ -51,26 +62,12 @@ class MetricsCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not is_step(logs):
             return
-        now = time.monotonic()
-        row = {"step": state.global_step, "seconds": round(now - self.started, 3), **logs}
-        row.pop("epoch", None)  # prompts are drawn; no epoch passes
-        drawn = row.get("num_tokens", 0.0) - self.tokens
-        row["tokens_per_second"], self.tokens = (
-            round(drawn / max(now - self.began, 1e-9), 1),
-            row.get("num_tokens", 0.0),
-        )
-        if torch.cuda.is_available():
-            row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        if (share := expert_placement.traffic(self.trainer.model)) is not None:
-            row["host_share"] = round(share, 6)
-            expert_placement.forget_traffic(self.trainer.model)
-        if self.trainer.accelerator.scaler is not None:
-            row["skipped_steps"] = self.skipped
-        row, self.extra = row | self.extra, {}
-        rang = {name for name, _ in alarms.find_alarms(self.rows, self.settings)}
+        row, self.extra = self._figures(state.global_step, logs) | self.extra, {}
+        ringing = {name for name, _ in alarms.find_alarms(self.rows, self.settings)}
         self.rows.append(row)
-        if new := [said for name, said in alarms.find_alarms(self.rows, self.settings) if name not in rang]:
-            row["alarms"] = new
+        begun = [text for name, text in alarms.find_alarms(self.rows, self.settings) if name not in ringing]
+        if begun:
+            row["alarms"] = begun
         if not processes.is_first():
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -78,22 +75,42 @@ class MetricsCallback(TrainerCallback):
         if self.on_step:
             self.on_step(row)
 
+    def _figures(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
+        now = time.monotonic()
+        row = {"step": step, "seconds": round(now - self.started, 3), **logs}
+        row.pop("epoch", None)  # prompts are drawn, so no epoch passes
+        tokens = row.get("num_tokens", 0.0)
+        row["tokens_per_second"] = round((tokens - self.tokens) / max(now - self.step_began, 1e-9), 1)
+        self.tokens = tokens
+        if torch.cuda.is_available():
+            row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        if (share := expert_placement.traffic(self.trainer.model)) is not None:
+            row["host_share"] = round(share, 6)
+            expert_placement.forget_traffic(self.trainer.model)
+        if self.trainer.accelerator.scaler is not None:
+            row["skipped_steps"] = self.skipped
+        return row
+
 
 def is_step(logs: dict[str, Any] | None) -> bool:
-    """Whether what the trainer logs is a step's figures, and not the closing summary."""
+    """Whether what the trainer logs are the figures of a step, and not the closing summary."""
     return bool(logs) and "train_runtime" not in logs
 
 
 class CompletionRecorder(TrainerCallback):
-    """Stands between TRL and the rewards and keeps what each completion was paid, in `completions.jsonl`.
+    """Stands between TRL and the rewards and records what each completion was paid, in `completions.jsonl`.
 
-    TRL calls the rewards one after the other on the same batch; when the last has answered, the batch is written:
-    `step`, `prompt`, `completion`, `answer` and `rewards` by name, one line a completion.
+    TRL calls the rewards one after the other on the same batch; when the last has answered, the batch is written, one
+    line per completion: `step`, `prompt`, `completion`, `answer`, and `rewards` by name.
+
+    Args:
+        path: the file.
+        rewards: the reward functions. `watched` are the same, recorded; TRL takes those.
     """
 
     def __init__(self, path: Path, rewards: list[Reward]) -> None:
         self.path, self.paid = path, {}
-        # An async reward is awaited by TRL, side by side with others; it works as ever and is not recorded.
+        # An async reward is awaited by TRL, side by side with others; it works, and is not recorded.
         recorded = [reward for reward in rewards if not inspect.iscoroutinefunction(reward)]
         self.last = recorded[-1] if recorded else None
         self.watched = [self._watch(reward) if reward in recorded else reward for reward in rewards]

@@ -1,8 +1,9 @@
-"""Which prompts to ask next: those whose answers are likely to differ, by all that is known of their pass rates.
+"""Draws the prompts of each step: those whose completions are likely to be partly right, by all that is known of them.
 
 A group whose completions are all right or all wrong has no gradient. With pass rate p that happens with probability
-p^n + (1 - p)^n; a prompt is drawn in proportion to the rest. What is known: a screening before the run, the run's own
-groups, older ones counting less because the policy has changed, and for prompts never asked the mean of first visits.
+p^n + (1 - p)^n; a prompt is drawn in proportion to the rest, the probability of a mixed group. Pass rates come from a
+screening before the run and from the run's own groups, of which older ones count less because the policy has changed. A
+prompt that was never sampled is expected to pass as often as others did at their first visit.
 """
 
 import math
@@ -11,50 +12,66 @@ from typing import Any
 import numpy as np
 
 KINDS = ("useful", "shuffled", "in_order")
-FLOOR = 0.02  # of a sure prompt's weight: solved and hopeless ones come back, rarely
+FLOOR = 0.02  # least weight of a prompt: solved and hopeless ones come back, rarely
 DECAY = 0.5  # what an earlier visit counts at the next one
-RECENT = 0.97  # what a group's outcome counts after the next one: some thirty groups say how the policy stands now
+RECENT = 0.97  # what a group counts after the next one: some thirty groups say how the policy stands now
 PRIOR = 1.0  # completions that the mean of first visits counts as
-SHARP = 3.0  # power of that likelihood where a prompt replaces another: those that were mixed of late come first
+SHARPNESS = 3.0  # power of the weight where a prompt replaces another: those that were mixed of late come first
 SCREENED = 16.0  # completions that a screened pass rate counts as
 
 
 class PromptSampler:
-    """What is known of each training prompt, and the draw of the next ones. The same seed, facts and calls give the same
-    draws; `state` and `restore` carry it over an interruption.
+    """What is known of each training prompt, and the draw of the next ones.
 
-    `known`: pass rates in [0, 1] from screening, None where there is none. `kind`: `useful` as above; `shuffled`, each
-    once a round in random order; `in_order`, as the rows lie, which is the curriculum that screening wrote.
+    The same seed, pass rates and calls give the same draws; `state` and `restore` carry it over an interruption.
+
+    Args:
+        pass_rates: for each prompt its pass rate in [0, 1] from screening, None where there is none.
+        num_generations: completions per group.
+        seed: of the draw.
+        kind: `useful` draws by the probability of a mixed group; `shuffled` each prompt once per round in random
+            order; `in_order` as the rows lie, which is the curriculum that screening wrote.
+
+    Example:
+        >>> sampler = PromptSampler([0.5, 1.0, 0.0], num_generations=8, seed=0)
+        >>> sampler.draw(1)  # the prompt that was right half the time
+        [0]
     """
 
-    def __init__(self, known: list[float | None], num_generations: int, seed: int, kind: str = "useful") -> None:
-        self.num_generations, self.seed, self.kind, self.size = num_generations, seed, kind, len(known)
-        screened = np.array([np.nan if rate is None else rate for rate in known], dtype=float)
+    def __init__(
+        self, pass_rates: list[float | None], num_generations: int, seed: int, kind: str = "useful"
+    ) -> None:  # fmt: skip
+        self.num_generations, self.seed, self.kind, self.size = num_generations, seed, kind, len(pass_rates)
+        screened = np.array([np.nan if rate is None else rate for rate in pass_rates], dtype=float)
         self.tried = np.where(np.isnan(screened), 0.0, SCREENED)
         self.right = np.nan_to_num(screened) * self.tried
         self.draws = self.more = 0  # prompts drawn so far, and in place of others
         self.first = [0.0, 0.0]  # right and tried over first visits
-        self.teaching = [1.0, 1.0]  # groups that taught, and groups
+        self.teaching = [1.0, 1.0]  # recent groups with a gradient, and recent groups
 
     def rates(self) -> np.ndarray:
         """The pass rate expected of each prompt, `(prompts,)` in (0, 1)."""
         mean = (self.first[0] + 1) / (self.first[1] + 2)
         return (self.right + PRIOR * mean) / (self.tried + PRIOR)
 
-    def draw_more(self, count: int) -> list[int]:
-        """`count` further prompts for this step, in place of some that taught nothing: useful ones, whatever the order;
-        the order's own place stays."""
-        if self.kind == "shuffled":
-            return self.draw(count)
-        chosen = self._weighted(count, SHARP)
-        self.more += count
+    def draw(self, count: int) -> list[int]:
+        """Numbers of `count` prompts, different ones where there are enough."""
+        if self.kind == "useful":
+            chosen = self._draw_weighted(count)
+        else:
+            chosen = [self._prompt_at(self.draws + i) for i in range(count)]
+        self.draws += count
         return chosen
 
-    def draw(self, count: int) -> list[int]:
-        """`count` prompts' numbers, different ones where there are enough."""
-        useful = self.kind == "useful"
-        chosen = self._weighted(count) if useful else [self._walk(self.draws + i) for i in range(count)]
-        self.draws += count
+    def draw_more(self, count: int) -> list[int]:
+        """Numbers of `count` further prompts for this step, in place of some whose groups had no gradient.
+
+        `in_order` draws them by weight as well, and goes on afterwards where it was.
+        """
+        if self.kind == "shuffled":
+            return self.draw(count)
+        chosen = self._draw_weighted(count, SHARPNESS)
+        self.more += count
         return chosen
 
     def learn(self, prompt: int, right: float, tried: int) -> None:
@@ -65,8 +82,8 @@ class PromptSampler:
         self.right[prompt] = DECAY * self.right[prompt] + right
         self.tried[prompt] = DECAY * self.tried[prompt] + tried
 
-    def likely_useful(self) -> float:
-        """Share of the last groups whose completions differed, in (0, 1]."""
+    def mixed_share(self) -> float:
+        """Share of the recent groups whose completions were partly right, in (0, 1]."""
         return max(self.teaching[0] / self.teaching[1], FLOOR)
 
     def state(self) -> dict[str, Any]:
@@ -81,7 +98,8 @@ class PromptSampler:
         """Go on from `state`. Raises ValueError when it is of other rows."""
         if state["size"] != self.size:
             raise ValueError(
-                f"The checkpoint knows {state['size']} prompts and the run has {self.size}; they are of other data. Train with --force."
+                f"The checkpoint knows {state['size']} prompts and the run has {self.size}, so it was made with other data. "
+                "Train from the start with --force."
             )
         self.draws, self.more, self.first = state["draws"], state["more"], list(state["first"])
         self.teaching = list(state["teaching"])
@@ -89,17 +107,19 @@ class PromptSampler:
         for i, (right, tried) in state["seen"].items():
             self.right[int(i)], self.tried[int(i)] = right, tried
 
-    def _weighted(self, count: int, sharpness: float = 1.0) -> list[int]:
-        """Without replacement, in proportion to how likely a prompt's group is mixed, to the power `sharpness` (Gumbel's
-        trick: the largest of log w + noise)."""
+    def _draw_weighted(self, count: int, sharpness: float = 1.0) -> list[int]:
+        """Without replacement, by the probability of a mixed group to the power `sharpness`.
+
+        Gumbel's trick: the largest of log weight + Gumbel noise are such a draw.
+        """
         p, n = self.rates(), self.num_generations
         weight = np.maximum(1 - p**n - (1 - p) ** n, FLOOR)
         noise = np.random.default_rng([self.seed, self.draws, self.more]).gumbel(size=self.size)
         order = np.argsort(-(sharpness * np.log(weight) + noise), kind="stable").tolist()
         return (order * math.ceil(count / self.size))[:count]
 
-    def _walk(self, position: int) -> int:
-        turn, at = divmod(position, self.size)
+    def _prompt_at(self, position: int) -> int:
+        round_number, place = divmod(position, self.size)
         if self.kind == "in_order":
-            return at
-        return int(np.random.default_rng([self.seed, turn]).permutation(self.size)[at])
+            return place
+        return int(np.random.default_rng([self.seed, round_number]).permutation(self.size)[place])

@@ -1,4 +1,4 @@
-"""A run repeated from its own record: the same data, the same training, and what came out otherwise."""
+"""Repeats a run from its own record and says what came out differently."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,54 +13,69 @@ from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run, describe_environment
 from grpo_kit.training import train
 
-CLOCK = ("second", "time", "memory_gib")  # what a metrics row says of the machine and not of the run
-Show = Callable[[str], None]
+CLOCK = ("second", "time", "memory_gib")  # parts of names of figures that describe the machine and not the run
+OnStage = Callable[[str], None]
 
 
-def reproduce(run: Run, show: Show = lambda _: None) -> tuple[Run, list[str]]:
-    """Repeat `run` beside it, as NAME-again, from its `config.yaml` and `run.json`; (the repetition, what differs).
+def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, list[str]]:
+    """Repeat a run's data, screening and training beside it, as NAME-again, from its `config.yaml` and `run.json`.
 
-    Each difference is a sentence: of the machine and the versions, of rewards edited since, of the data, of metrics from the
-    first step that differs, of the adapter; none means bit for bit the same. `show(stage)` is called before each stage.
-    Raises FileNotFoundError for a run that is not trained.
+    Args:
+        run: a trained run.
+        on_stage: is called with `data`, `screen` or `train` before that stage begins.
+
+    Returns:
+        The repetition, and a sentence for each difference: of the machine and the versions, of rewards that were edited
+        since, of the data, of the metrics from the first step that differs, of the adapter. Without a difference both
+        runs are the same, bit for bit.
+
+    Raises:
+        FileNotFoundError: the run is not trained.
+
+    Example:
+        >>> again, differences = reproduce(find_run("mine"))  # doctest: +SKIP
+        >>> again.name, differences  # doctest: +SKIP
+        ('mine-again', [])
     """
     run.require_stage("train", "grpo-kit train")
-    notes = run.stages()
+    stages = run.stages()
     config = load_config([str(run.config)])
     again = Run(run.root, f"{run.name}-again")
     config = replace(config, run=replace(config.run, name=again.name, force=True))
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
-    told = notes["train"]["settings"]["rewards"]
-    found = list_differences(notes["train"]["environment"], describe_environment())
-    found += [
+    recorded = stages["train"]["settings"]["rewards"]
+    sentences = list_differences(stages["train"]["environment"], describe_environment())
+    sentences += [
         f"reward {reward.__name__} was edited since"
         for reward in rewards
-        if told.get(reward.__name__) != fingerprint(reward)
+        if recorded.get(reward.__name__) != fingerprint(reward)
     ]
-    _repeat(config, again, rewards, "screen" in notes, show)
+    _repeat(config, again, rewards, "screen" in stages, on_stage)
     for split in ("train", "val", "test"):
-        if hash_of(run.data_file(split)) != hash_of(again.data_file(split)):
-            found.append(f"the {split} rows differ: {run.data_file(split)} and {again.data_file(split)}")
+        first, second = run.data_file(split), again.data_file(split)
+        if hash_of(first) != hash_of(second):
+            sentences.append(f"the {split} rows differ: {first} and {second}")
     before, now = _figures(run), _figures(again)
     step = next((a["step"] for a, b in zip(before, now) if a != b), None)
     if step is not None or len(before) != len(now):
-        found.append(f"the metrics differ from step {step or min(len(before), len(now)) + 1} on")
+        sentences.append(f"the metrics differ from step {step or min(len(before), len(now)) + 1} on")
     if hash_of(run.adapter) != hash_of(again.adapter):
-        found.append("the adapter differs")
-    return again, found
+        sentences.append("the adapter differs")
+    return again, sentences
 
 
-def _repeat(config: RunConfig, again: Run, rewards: list[Any], screened: bool, show: Show) -> None:
+def _repeat(config: RunConfig, again: Run, rewards: list[Any], screened: bool, on_stage: OnStage) -> None:
     verifier = load_reward(config.evaluation.verifier)
-    show("data")
+    on_stage("data")
     prepare(config, again, verifier)
     if screened:
-        show("screen")
+        on_stage("screen")
         screening.screen(config, again, verifier)
-    show("train")
+    on_stage("train")
     train.train(config, again, rewards)
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
+    """Metrics rows without what the clock and the machine decide."""
     rows = read_metrics(run.metrics)
-    return [{key: value for key, value in row.items() if not any(word in key for word in CLOCK)} for row in rows]
+    return [{name: value for name, value in row.items() if not any(part in name for part in CLOCK)} for row in rows]

@@ -1,43 +1,32 @@
-"""GRPO on the run's training rows, by TRL's own trainer with the kit's draw of prompts (`trainer`).
+"""GRPO on a run's training rows, by TRL's trainer with the kit's draw of prompts (`trainer.GroupTrainer`)."""
 
-A run is resumed where its last checkpoint stands, by the same call. What is left behind: a metrics row per step and a line
-per completion, the adapter written whole or not at all, and a probe of the trained policy's logits, so that what is
-packed later can be proved to be this policy.
-"""
-
-import functools
 import json
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit.adapters.lora import add_lora, save_adapter
-from grpo_kit.config import RunConfig, to_yaml
-from grpo_kit.data import curriculum
+from grpo_kit.adapters.lora import add_lora
+from grpo_kit.config import RunConfig
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
-from grpo_kit.planning import memory
 from grpo_kit.policy import vllm_engine
-from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.loading import fingerprint
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import hash_of, new_folder, read_lines, write_text
+from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
-from grpo_kit.submission import output_check
-from grpo_kit.training import checkpoints, trackers
-from grpo_kit.training.time_limit import deadline
+from grpo_kit.training import trackers
+from grpo_kit.training.rows import longest_prompts, order_of_draw, training_rows
+from grpo_kit.training.stage import TrainingStage
 from grpo_kit.training.worst_step import WorstStepCallback
 
 # The policy has quieted warnings that the next imports would print.
 # isort: split
 
 import datasets
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from grpo_kit.training import callbacks
 from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback, OnStep, Reward
@@ -47,8 +36,6 @@ from grpo_kit.training.trl_settings import make_trl_config
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
     from grpo_kit.training.trainer import GroupTrainer
 
-RESERVED = 120.0  # seconds of a session left for packing when its time is up, beside what measuring took before
-
 OnForecast = Callable[[dict[str, Any]], None]
 
 
@@ -56,172 +43,152 @@ def train(
     config: RunConfig, run: Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
     on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train and write `adapter/`, `metrics.jsonl` and `completions.jsonl`; returns the last metrics row.
+    """Train the policy's LoRA adapter with GRPO, or resume or recognise a training that was begun before.
 
-    `reward_funcs`: one function for each entry of `grpo.reward_weights`, in its order; the first is the verifier.
-    `on_forecast` is called with what the probe step found (`probe.Forecast`, in `forecast.json` too), `on_step` with each
-    metrics row; after each step `should_stop` is asked. An interrupted run goes on from its last checkpoint; one that was
-    stopped keeps what it has and goes on when called again; one that is through is left as it is. Raises
-    FileNotFoundError when its data is missing, ValueError when it was begun with other settings.
+    An interrupted run resumes from its last checkpoint; one that was stopped keeps its adapter and continues when called
+    again; a finished one is left as it is, unless `run.force` is set.
+
+    Args:
+        config: the run's configuration; `grpo` and `lora` say how to train.
+        run: a run whose data is prepared.
+        reward_funcs: one function for each of `grpo.reward_weights`, in its order; the first is the verifier.
+        on_step: is called with each metrics row, after it is written.
+        on_forecast: is called before the first step with what the longest step takes: `worst_step.Forecast` as a dict,
+            in seconds, tokens and bytes.
+        should_stop: is called after each step; when it returns True, the training saves what it has and ends.
+
+    Returns:
+        The last row of `metrics.jsonl`. The run folder then holds `adapter/`, `metrics.jsonl`, `completions.jsonl`,
+        `forecast.json`, `checkpoints/` and `evaluation/probe.safetensors`.
+
+    Raises:
+        FileNotFoundError: the run's data is missing.
+        ValueError: the run was trained or begun with other settings; a tracker of `run.report_to` is not installed;
+            the processes do not divide the completions of a step.
+        RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient.
+
+    Source: GRPO is DeepSeekMath's, arXiv:2402.03300; the losses are those of TRL's GRPOTrainer.
+
+    Example:
+        >>> rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]  # doctest: +SKIP
+        >>> train(config, run, rewards)["reward"]  # doctest: +SKIP
+        0.97
     """
     run.require_stage("data", "grpo-kit data")
     trackers.check_trackers(config.run.report_to)
-    settings, reads = settings_of(config, run, reward_funcs), [run.manifest]
-    if screening.is_screened(run):
-        reads.append(run.screened)
     processes.split_batch(config.grpo)
-    known = run.stages().get("train", {}).get("steps")
-    if (
-        processes.broadcast_from_first(lambda: run.is_done("train", settings, reads, config.run.force))
-        and known == config.grpo.max_steps
-    ):
+    stage = grpo_stage(config, run, reward_funcs)
+    if stage.is_finished():
         return read_metrics(run.metrics)[-1]
-
-    started = time.monotonic()
-    folder = run.path / "checkpoints"
-
-    def last_kept() -> tuple[int, Path] | None:
-        found = None if config.run.force else checkpoints.find_checkpoint(folder, settings | _hashes(reads))
-        if found is None:
-            checkpoints.clear_checkpoints(folder)
-        return found
-
-    found = processes.broadcast_from_first(last_kept)
-    trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop)
-    if (
-        found and found[0] >= config.grpo.max_steps
-    ):  # killed between its last step and its note; transformers would go on
-        trainer.restore(*found)
-        for path in (run.metrics, run.completions):
-            processes.broadcast_from_first(functools.partial(checkpoints.drop_rows_after, path, found[0]))
-    else:
-        trainer.train(resume_from_checkpoint=str(found[1]) if found else None)
-
-    def write() -> None:
-        model = trainer.accelerator.unwrap_model(trainer.model).eval()
-        with new_folder(run.adapter) as aside:
-            save_adapter(model, aside, config.policy.model)
-        asked = [row["prompt"] for row in read_lines(run.data_file("test"))[:8]]
-        output_check.write_probe(model, trainer.processing_class, asked, config.policy.enable_thinking, run.probe)
-        wrote = [run.adapter, run.probe, run.metrics, run.completions]
-        steps = trainer.state.global_step
-        late = steps < config.grpo.max_steps and trainer.stop.out_of_time
-        seconds = time.monotonic() - started
-        run.record_stage("train", settings, reads, wrote, seconds, to_yaml(config), steps=steps, out_of_time=late)
-
-    processes.broadcast_from_first(write)
+    checkpoint = stage.find_checkpoint()
+    trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
+    stage.train(trainer, checkpoint)
+    stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time)
     return read_metrics(run.metrics)[-1]
 
 
-def settings_of(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> dict[str, Any]:
-    """What decides a training's outcome, besides the data."""
-    order = {"screening": {"sigma": config.screening.sigma}} if screening.is_screened(run) else {}
+def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> TrainingStage:
+    """The stage with what decides its outcome: policy, LoRA, GRPO, seed, rewards, and the order of screened rows.
+
+    Raises:
+        ValueError: the rows have changed since they were screened.
+        FileNotFoundError: the screened rows are gone.
+    """
+    screened = screening.is_screened(run)
     grpo = {key: value for key, value in asdict(config.grpo).items() if key not in ("save_steps", "on_alarm")}
-    return order | {
+    settings = {"screening": {"sigma": config.screening.sigma}} if screened else {}
+    settings |= {
         "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": grpo, "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
     }  # fmt: skip
+    return TrainingStage(config, run, settings, config.grpo.max_steps, screened)
 
 
 def make_trainer(
     config: RunConfig, run: Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
     on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
-    policy: tuple[Any, Any] | None = None,
+    policy: tuple[Any, Any] | None = None, stage: TrainingStage | None = None,
 ) -> "GroupTrainer":  # fmt: skip
     """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
 
-    `policy` is what `load_policy` would load, (model, tokenizer), where it is there already.
+    Args:
+        config, run, reward_funcs, on_step, on_forecast, should_stop: as `train` takes them.
+        policy: what `load_policy` would load, (model, tokenizer), where it is loaded already.
+        stage: what `grpo_stage` would return, where it is made already.
     """
-    from grpo_kit.training.trainer import GroupTrainer
-    from grpo_kit.training.trl_internals import fit_log_probs
-
-    fit_log_probs()
-    drawn_by, why = processes.broadcast_from_first(lambda: vllm_engine.sampler(config))
-    if why:
+    stage = stage or grpo_stage(config, run, reward_funcs)
+    vllm, reason = processes.broadcast_from_first(lambda: vllm_engine.sampler(config))
+    if reason:
         warnings.warn(
-            f"grpo.vllm={config.grpo.vllm} is not used ({why}); transformers draws the completions.", stacklevel=2
+            f"grpo.vllm={config.grpo.vllm} is not used ({reason}); transformers draws the completions.", stacklevel=2
         )
     model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
-    record = CompletionRecorder(run.completions, reward_funcs)
-    in_order, draw = screening.is_screened(run), config.grpo.draw
-    rows = read_lines(run.screened if in_order else run.data_file("train"))
-    if in_order:
-        draw = "in_order" if draw == "useful" else draw  # the curriculum goes by pass rates already
-        rows = curriculum.order_rows(rows, _prompts_asked(config), config.screening.sigma, config.run.seed)
-    thinking = config.policy.enable_thinking
-    opened = prompts_open_thinking(tokenizer, rows, thinking)  # rewards may ask: what is unclosed then?
-    asked = template_conversations(tokenizer, rows, thinking)
-    rows = [
-        row | {"prompt": turns, "prompt_opened_think": opens}
-        for row, turns, opens in zip(rows, asked, opened, strict=True)
+    rows = training_rows(config, run, tokenizer, stage.screened)
+    recorder = CompletionRecorder(run.completions, reward_funcs)
+    trainer = _build_trainer(stage, model, tokenizer, rows, recorder.watched, vllm)
+
+    def save_forecast(forecast: dict[str, Any]) -> None:
+        if processes.is_first():
+            write_text(run.forecast, json.dumps(forecast, indent=2) + "\n")
+            if on_forecast:
+                on_forecast(forecast)
+
+    def measure_held_out() -> dict[str, Any]:
+        return _held_out(config, run, model, tokenizer, reward_funcs[0])
+
+    grpo, metrics = config.grpo, MetricsCallback(trainer, run.metrics, stage.settings["grpo"], on_step)
+    deadline = callbacks.session_deadline(config.run.time_limit, stage.reserved_seconds())
+    in_order: list[TrainerCallback] = [
+        WorstStepCallback(trainer, longest_prompts(config, tokenizer, rows), save_forecast),
+        metrics,
+        recorder,
+        callbacks.StageCallback(trainer, grpo, metrics),
+        callbacks.GradientCheckCallback(),
+        callbacks.HeldOutCallback(grpo.eval_steps, measure_held_out, metrics),
+        callbacks.StopCallback(metrics, deadline, should_stop, grpo.on_alarm),
+        callbacks.CheckpointCallback(trainer, stage.checkpoints, grpo.save_steps, stage.identity, config.policy.model),
+        *trackers.make_tensorboard(config.run.report_to, run.path),
     ]
-
-    def foretell(found: dict[str, Any]) -> None:
-        if not processes.is_first():
-            return
-        write_text(run.forecast, json.dumps(found, indent=2) + "\n")
-        if on_forecast:
-            on_forecast(found)
-
-    def held_out() -> dict[str, Any]:
-        found = evaluate.score_rows(model, tokenizer, read_lines(run.data_file("val")), reward_funcs[0], config)
-        known = [score for score in found.values() if score is not None]
-        interval = list(mean_interval(known, config.run.seed)) if known else None
-        return {"held_out": sum(known) / len(known), "held_out_ci95": interval} if known else {}
-
-    settings = settings_of(config, run, reward_funcs)
-    metrics = MetricsCallback(run.metrics, settings["grpo"], on_step)
-    probe = WorstStepCallback(_longest(config, tokenizer, rows), foretell)
-    stages = callbacks.StageCallback(config.grpo, metrics)
-    keeper = callbacks.CheckpointCallback(
-        run.path / "checkpoints", config.grpo.save_steps,
-        settings | _hashes([run.manifest, *([run.screened] if in_order else [])]), config.policy.model,
-    )  # fmt: skip
-    left = run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
-    stop = callbacks.StopCallback(metrics, deadline(config.run.time_limit, left), should_stop, config.grpo.on_alarm)
-    trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
-    args = make_trl_config(config, run.path / "checkpoints", **drawn_by)
-    # For a KL TRL would keep a copy of the fresh adapter; it says what the base says, which is had by switching ours off.
-    beta, args.beta = args.beta, 0.0
-    trainer = GroupTrainer(
-        model=model,
-        reward_funcs=record.watched,
-        args=args,
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=tokenizer,
-        callbacks=[
-            probe, metrics, record, stages, callbacks.GradientCheckCallback(),
-            callbacks.HeldOutCallback(config.grpo.eval_steps, held_out, metrics), stop, keeper,
-            *trackers.make_tensorboard(config.run.report_to, run.path),
-        ],
-        grpo=config.grpo,
-        book=PromptSampler([row.get("pass_rate") for row in rows], config.grpo.num_generations, config.run.seed, draw),
-    )  # fmt: skip
-    trainer.beta = args.beta = beta
-    probe.trainer = metrics.trainer = stages.trainer = keeper.trainer = trainer
-    trainer.keep, trainer.stop = keeper.keep, stop
-    for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
-        value.data = data
-    trainer.remove_callback(PrinterCallback)  # prints every row in full; `on_step` is the caller's to show
+    for callback in in_order:
+        trainer.add_callback(callback)
     return trainer
 
 
-def _hashes(reads: list[Path]) -> dict[str, Any]:
-    return {"reads": {path.name: hash_of(path) for path in reads}}
+def _build_trainer(
+    stage: TrainingStage, model: Any, tokenizer: Any, rows: list[dict[str, Any]], rewards: list[Reward], vllm: dict[str, Any]
+) -> "GroupTrainer":  # fmt: skip
+    from grpo_kit.training import trl_internals
+    from grpo_kit.training.trainer import GroupTrainer
+
+    trl_internals.check_versions()
+    trl_internals.fit_log_probs()
+    config = stage.config
+    pass_rates, draw = [row.get("pass_rate") for row in rows], order_of_draw(config, stage.screened)
+    args = make_trl_config(config, stage.checkpoints, **vllm)
+    # For a KL TRL would keep a copy of the fresh adapter. It says what the base says, which the adapter switched off gives.
+    beta, args.beta = args.beta, 0.0
+    trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    trainer = GroupTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+        grpo=config.grpo,
+        prompt_sampler=PromptSampler(pass_rates, config.grpo.num_generations, config.run.seed, draw),
+    )
+    trainer.beta = args.beta = beta
+    for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
+        value.data = data
+    trainer.remove_callback(PrinterCallback)  # it prints every row in full; `on_step` is the caller's to show
+    return trainer
 
 
-def _prompts_asked(config: RunConfig) -> int:
-    """How many prompts the run asks in all, a prompt that comes again counted again."""
-    grpo = config.grpo
-    step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
-    return -(-grpo.max_steps // grpo.num_iterations) * step
-
-
-def _longest(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
-    """Token ids of the longest prompts, as many as a step asks at most, the longest first. Found by characters, then counted."""
-    step = memory.sampled_at_once(config.grpo) // config.grpo.num_generations
-    longest = sorted(rows, key=lambda row: -len(completion_text(row["prompt"])))[: max(step, 64)]
-    thinking = config.policy.enable_thinking
-    ids = sorted((encode_prompt(tokenizer, row["prompt"], thinking) for row in longest), key=len, reverse=True)
-    return [ids[i % len(ids)] for i in range(step)]
+def _held_out(config: RunConfig, run: Run, model: Any, tokenizer: Any, verifier: Reward) -> dict[str, Any]:
+    """Accuracy on the validation rows with its 95 % interval; empty where no gold could be used."""
+    scores = evaluate.score_rows(model, tokenizer, read_lines(run.data_file("val")), verifier, config)
+    judged = [score for score in scores.values() if score is not None]
+    if not judged:
+        return {}
+    return {"held_out": sum(judged) / len(judged), "held_out_ci95": list(mean_interval(judged, config.run.seed))}

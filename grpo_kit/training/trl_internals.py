@@ -1,14 +1,34 @@
 """Every private name of TRL and transformers that the kit uses, behind names of its own.
 
-They were read in the versions below, which requirements.txt pins; `tests/training/test_trl_internals.py` notices when one
-of them moves.
+They were read in the versions of VERSIONS, which requirements.txt pins; `tests/training/test_trl_internals.py` notices when
+one of them moves.
 """
 
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
 import torch
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import chunked_logprob
 
+from grpo_kit.adapters import lora
 from grpo_kit.planning import memory
+from grpo_kit.training.batches import Batch
+
+VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
+
+
+def check_versions() -> None:
+    """Warn when TRL or transformers is not the version whose private names are used here."""
+    for library, version in VERSIONS.items():
+        if (installed := metadata.version(library)) != version:
+            warnings.warn(
+                f"{library} is {installed}; training uses names that are private in {library} and was tested with {version}. "
+                f"Install that version: pip install {library}=={version}",
+                stacklevel=2,
+            )
 
 
 def use_one_gpu(args: GRPOConfig) -> None:
@@ -28,3 +48,82 @@ def fit_log_probs() -> None:
         chunked_logprob._TRITON_AVAILABLE = False
     if not gpu or not chunked_logprob._TRITON_AVAILABLE:
         chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
+
+
+class ResumableTrainer:
+    """Beside a transformers Trainer of any stage: its checkpoints hold the adapter in the kit's own form.
+
+    `callbacks.CheckpointCallback` writes them; the state of the stage itself goes through `save_extra` and `load_extra`.
+    """
+
+    def write_checkpoint(self, folder: Path, base: str) -> None:
+        """Write all that resuming needs: adapter, optimiser, schedule, scaler, random numbers, trainer and stage state.
+
+        Args:
+            folder: an existing folder.
+            base: the base model's name, for `adapter_config.json`.
+        """
+        lora.save_adapter(self.accelerator.unwrap_model(self.model), folder, base)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.save_extra(folder)
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def load_checkpoint(self, folder: Path, step: int) -> None:
+        """Take over the policy of a checkpoint after `step` steps, without training on."""
+        self._load_from_checkpoint(str(folder))
+        self.state.global_step = step
+
+    def save_extra(self, folder: Path) -> None:
+        """Write what the stage itself has to remember."""
+
+    def load_extra(self, folder: Path) -> None:
+        """Read what `save_extra` wrote."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Nothing: transformers calls `on_save` of the callbacks next, and `CheckpointCallback` writes there."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # PEFT's own reader would stack the experts' pairs.
+        folder = Path(resume_from_checkpoint)
+        lora.load_adapter_values(self.accelerator.unwrap_model(self.model), folder)
+        self.load_extra(folder)
+
+
+class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
+    """TRL's GRPOTrainer with the steps that the kit changes under public names; as it stands it does what TRL does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
+        self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
+        self.trained_logps: torch.Tensor | None = (
+            None  # (rows, tokens), of the micro-batch last passed through the model
+        )
+
+    @property
+    def figures(self) -> dict[str, list[float]]:
+        """What TRL has noted for the next row of the log: values by name."""
+        return self._metrics["train"]
+
+    def make_batch(self, rows: list[dict[str, Any]]) -> Batch:
+        """The generation batch of a training step. `rows` are those that TRL's own sampler has chosen."""
+        return self.sample_batch(rows)
+
+    def sample_batch(self, rows: list[dict[str, Any]]) -> Batch:
+        """TRL's batch of one completion per row, scored; `reward_table` and `scored_ids` are of this batch afterwards."""
+        return super()._generate_and_score_completions(rows)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
+        return self.make_batch(inputs) if self.model.training else self.sample_batch(inputs)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        self.reward_table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self.scored_ids = completion_ids_list
+        return self.reward_table
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self.trained_logps = outputs[0].detach()
+        return outputs

@@ -1,8 +1,8 @@
-"""A step at its worst, tried before the first one is taken: does it fit, and how long will the run last at most?
+"""The longest step of a run, tried before the first: does it fit, and how long will the run last at most?
 
-The longest prompts of the run are sampled from and a micro-batch of full length goes forward and backward, on the prepared
-model and by TRL's own loss, so that what runs out of memory does so in the first minute and not in the fourth hour. Nothing
-is learned from it: gradients are dropped, random numbers and figures are as they were.
+The longest prompts of the run are sampled from, and a micro-batch of full length goes forward and backward, on the prepared
+model and by TRL's own loss. What runs out of memory does so in the first minute and not in the fourth hour. Nothing is
+learned from it: gradients are dropped, random numbers and figures are as they were.
 """
 
 import copy
@@ -21,8 +21,16 @@ TOKENS = 16  # sampled to learn what one costs; at full length keys and values t
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the probe found. `sampling_seconds` and `training_seconds` are of a whole step whose completions all run to
-    `completion_tokens`; `peak_bytes` is the GPU memory PyTorch held at most, None without a GPU."""
+    """What the trial measured.
+
+    Args:
+        prompt_tokens: of the longest prompt.
+        completion_tokens: to which all completions of the step run.
+        sampling_seconds: of a whole step.
+        training_seconds: of a whole step.
+        steps: that are left.
+        peak_bytes: of GPU memory that PyTorch held at most; None without a GPU.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -33,38 +41,40 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, at most."""
+        """Seconds of the whole run, at most."""
         return self.steps * (self.sampling_seconds + self.training_seconds)
 
 
 class WorstStepCallback(TrainerCallback):
-    """Tries the worst step when the first is about to begin, and hands the forecast to `tell`.
+    """Tries the longest step when the first is about to begin.
 
-    `longest` are token ids of the run's longest prompts, as many as a step has; `trainer` is set once there is one.
+    Args:
+        trainer: a `trl_internals.OpenGRPOTrainer`.
+        longest: token ids of the run's longest prompts, as many as a step has.
+        on_forecast: is called with the `Forecast` as a dict, and its `seconds`.
     """
 
-    def __init__(self, longest: list[list[int]], tell: Callable[[dict[str, Any]], None]) -> None:
-        self.longest, self.tell, self.trainer, self.done = longest, tell, None, False
+    def __init__(self, trainer: Any, longest: list[list[int]], on_forecast: Callable[[dict[str, Any]], None]) -> None:
+        self.trainer, self.longest, self.on_forecast, self.done = trainer, longest, on_forecast, False
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.done:
             return
         self.done = True
         try:
-            found = forecast(self.trainer, self.longest, args.max_steps - state.global_step)
+            forecast = try_longest_step(self.trainer, self.longest, args.max_steps - state.global_step)
         except torch.OutOfMemoryError as error:
-            sizes = (
-                f"{args.per_device_train_batch_size} x ({len(self.longest[0])} + {args.max_completion_length}) tokens"
-            )
+            prompt_tokens, completion_tokens = len(self.longest[0]), args.max_completion_length
+            sizes = f"{args.per_device_train_batch_size} x ({prompt_tokens} + {completion_tokens}) tokens"
             raise RuntimeError(
                 f"The longest step of this run ({sizes} in training) does not fit the GPU ({str(error).split('. ')[0]}); nothing "
                 "was trained. Lower grpo.per_device_train_batch_size or grpo.max_completion_length; `grpo-kit plan` says by how much."
             ) from None
-        self.tell(asdict(found) | {"seconds": found.seconds})
+        self.on_forecast(asdict(forecast) | {"seconds": forecast.seconds})
 
 
-def forecast(trainer: Any, longest: list[list[int]], steps: int) -> Forecast:
-    """Sample from `longest` and train on one micro-batch of full length; `trainer` is a prepared GRPOTrainer.
+def try_longest_step(trainer: Any, longest: list[list[int]], steps: int) -> Forecast:
+    """Sample from `longest` and train on one micro-batch of full length; `trainer` is an `OpenGRPOTrainer` that trains.
 
     Raises torch.OutOfMemoryError when it does not fit.
     """
@@ -73,22 +83,26 @@ def forecast(trainer: Any, longest: list[list[int]], steps: int) -> Forecast:
         torch.cuda.reset_peak_memory_stats()
     training = trainer.model.training
     with torch.random.fork_rng():
-        first, each = _sampling(trainer, longest)
+        first, each = _time_sampling(trainer, longest)
         trainer.model.train(training)
-        once = _timed(lambda: _micro_batch(trainer, len(longest[0])))
+        once = _time(lambda: _train_micro_batch(trainer, len(longest[0])))
     trainer.model.zero_grad(set_to_none=True)
-    trainer._metrics["train"].clear()  # TRL 1.16: what the loss noted is no figure of the run
+    trainer.figures.clear()  # what the loss noted is not a figure of the run
     expert_placement.forget(trainer.model)
     peak = torch.cuda.max_memory_allocated() if cuda else None
     if cuda:
         torch.cuda.empty_cache()
-    sampling = first + each * (args.max_completion_length - 1)
     return Forecast(
-        len(longest[0]), args.max_completion_length, sampling, once * args.gradient_accumulation_steps, steps, peak
+        prompt_tokens=len(longest[0]),
+        completion_tokens=args.max_completion_length,
+        sampling_seconds=first + each * (args.max_completion_length - 1),
+        training_seconds=once * args.gradient_accumulation_steps,
+        steps=steps,
+        peak_bytes=peak,
     )
 
 
-def _sampling(trainer: Any, longest: list[list[int]]) -> tuple[float, float]:
+def _time_sampling(trainer: Any, longest: list[list[int]]) -> tuple[float, float]:
     """Seconds until a generation batch has its first token, and for each further one."""
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     padded = trainer.processing_class.pad({"input_ids": longest}, padding_side="left", return_tensors="pt")
@@ -96,18 +110,18 @@ def _sampling(trainer: Any, longest: list[list[int]]) -> tuple[float, float]:
         name: value.repeat_interleave(trainer.num_generations, 0).to(model.device) for name, value in padded.items()
     }
 
-    def draw(tokens: int) -> None:
-        how = copy.deepcopy(trainer.generation_config)
-        how.max_new_tokens = how.min_new_tokens = tokens
+    def sample(tokens: int) -> None:
+        settings = copy.deepcopy(trainer.generation_config)
+        settings.max_new_tokens = settings.min_new_tokens = tokens
         with torch.no_grad():
-            model.generate(**batch, generation_config=how)
+            model.generate(**batch, generation_config=settings)
 
     few = min(TOKENS, trainer.args.max_completion_length)
-    first, all_ = _timed(lambda: draw(1)), _timed(lambda: draw(few))
-    return first, max(0.0, all_ - first) / max(1, few - 1)
+    first, several = _time(lambda: sample(1)), _time(lambda: sample(few))
+    return first, max(0.0, several - first) / max(1, few - 1)
 
 
-def _micro_batch(trainer: Any, prompt_tokens: int) -> None:
+def _train_micro_batch(trainer: Any, prompt_tokens: int) -> None:
     """One forward and backward pass of TRL's loss, every row as long as a row can be."""
     args, device = trainer.args, trainer.accelerator.device
     rows, length = args.per_device_train_batch_size, args.max_completion_length
@@ -128,7 +142,7 @@ def _micro_batch(trainer: Any, prompt_tokens: int) -> None:
     trainer.accelerator.backward(loss)
 
 
-def _timed(work: Callable[[], None]) -> float:
+def _time(work: Callable[[], None]) -> float:
     started = time.monotonic()
     work()
     if torch.cuda.is_available():

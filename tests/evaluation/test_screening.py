@@ -313,7 +313,7 @@ def test_a_run_longer_than_its_rows_falls_once_and_not_once_an_epoch(screened):
 def test_without_screening_training_draws_from_all_rows_by_what_it_learns_of_them(tmp_path):
     chosen, run = prepared(tmp_path, [0.5] * 12, "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]")
     trainer = train.make_trainer(chosen, run, [wrong_reward])
-    assert len(trainer.train_dataset) == trainer.book.size == 12 and trainer.book.kind == "useful"
+    assert len(trainer.train_dataset) == trainer.prompt_sampler.size == 12 and trainer.prompt_sampler.kind == "useful"
 
 
 def test_a_trained_run_that_is_screened_later_is_not_passed_for_one_trained_on_it(tmp_path, drawn):

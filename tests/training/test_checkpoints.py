@@ -40,7 +40,7 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, damage):
     for step in (1, 2):
         checkpoints.save_checkpoint(tmp_path, step, SETTINGS, write(str(step)))
     damage(tmp_path / "step_2")
-    with pytest.warns(UserWarning, match="step_2 is damaged and passed over"):
+    with pytest.warns(UserWarning, match="step_2 is damaged and is skipped"):
         assert checkpoints.find_checkpoint(tmp_path, SETTINGS)[0] == 1
 
 

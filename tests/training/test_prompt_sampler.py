@@ -90,13 +90,13 @@ def test_an_interrupted_book_draws_on_as_it_would_have(kind):
 
 def test_it_knows_how_many_of_the_last_groups_taught():
     book = PromptSampler([None] * 4, num_generations=8, seed=1)
-    assert book.likely_useful() == 1
+    assert book.mixed_share() == 1
     for _ in range(200):
         book.learn(0, 8, 8)
-    assert book.likely_useful() < 0.05
+    assert book.mixed_share() < 0.05
     for i in range(200):
         book.learn(1, 4 * (i % 2), 8)
-    assert 0.45 < book.likely_useful() < 0.55
+    assert 0.45 < book.mixed_share() < 0.55
 
 
 def test_what_replaces_others_was_mixed_of_late():
@@ -112,5 +112,5 @@ def test_another_seed_draws_otherwise():
 
 
 def test_a_book_of_other_rows_is_refused():
-    with pytest.raises(ValueError, match="knows 3 prompts and the run has 4"):
+    with pytest.raises(ValueError, match="knows 3 prompts and the run has 4, so it was made with other data"):
         PromptSampler([None] * 4, 4, 1).restore(PromptSampler([None] * 3, 4, 1).state())

@@ -2,21 +2,16 @@
 
 import asyncio
 import json
-import types
-from dataclasses import asdict
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.planning import memory
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
-from grpo_kit.training import train, trl_settings
-from grpo_kit.training.trl_settings import make_trl_config
+from grpo_kit.training import train
 from tests.helpers.settings import SAMPLE, SMALL
 
 
@@ -33,19 +28,6 @@ def length_reward(completions, **kwargs):
 
 def zero_reward(completions, **kwargs):
     return [0.0] * len(completions)
-
-
-@pytest.mark.parametrize("preset", ["tiny", "t4", "80gb"])
-def test_every_grpo_key_arrives_in_trls_config(preset, tmp_path):
-    chosen = config.load_config([preset], ["grpo.epsilon_high=0.28", "grpo.warmup_steps=3"])
-    args = make_trl_config(chosen, tmp_path)
-    for key, value in asdict(chosen.grpo).items():
-        if key not in trl_settings.OURS:
-            arrived = getattr(args, key)
-            assert getattr(arrived, "value", arrived) == value, key
-    assert args.activation_checkpointing == chosen.grpo.gradient_checkpointing
-    assert args.chat_template_kwargs == {"enable_thinking": True} and args.seed == chosen.run.seed
-    assert args.bf16 is False
 
 
 def test_training_leaves_what_it_promised(trained):
@@ -231,78 +213,6 @@ def test_in_4_bit_the_lora_is_float32_after_trl_has_cast_it(tmp_path):
     assert all(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
-@pytest.fixture
-def log_probs(monkeypatch):
-    """TRL's module of log-probs, put back as it was afterwards."""
-    from trl.kernels import chunked_logprob
-
-    for name in ("TOKEN_CHUNK_SIZE", "_TRITON_AVAILABLE"):  # a name that has moved fails here
-        monkeypatch.setattr(chunked_logprob, name, getattr(chunked_logprob, name))
-    return chunked_logprob
-
-
-# what CUDA answers (None: no GPU), whether TRL has Triton, then: whether it may use it, and its tile's tokens
-@pytest.mark.parametrize(
-    ("capability", "has_triton", "uses_triton", "tokens"),
-    [
-        ((7, 5), True, False, 512),  # a T4: installed, but not for it
-        ((7, 5), False, False, 512),
-        ((8, 0), True, True, 4096),  # an A100: TRL as it is
-        ((9, 0), False, False, 512),  # a GPU without Triton installed holds the float32 copies, too
-        (None, True, True, 512),  # on a CPU TRL does not use it anyway
-    ],
-)
-def test_log_probs_are_computed_in_what_the_machine_has(
-    monkeypatch, log_probs, capability, has_triton, uses_triton, tokens
-):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    log_probs.TOKEN_CHUNK_SIZE, log_probs._TRITON_AVAILABLE = 4096, has_triton
-    from grpo_kit.training import trl_internals
-
-    trl_internals.fit_log_probs()
-    assert {"triton": uses_triton, "tokens": tokens} == {
-        "triton": log_probs._TRITON_AVAILABLE,
-        "tokens": log_probs.TOKEN_CHUNK_SIZE,
-    }
-    assert log_probs._use_triton(torch.device("cuda")) == uses_triton  # the one place that TRL asks
-
-
-@pytest.mark.parametrize("tile", [1, 7, 64, 512])
-def test_log_probs_and_gradients_are_the_same_in_smaller_tiles(log_probs, tile):
-    generator = torch.Generator().manual_seed(0)
-    hidden, head = torch.randn(200, 32, generator=generator), torch.randn(300, 32, generator=generator)
-    targets, found = torch.randint(300, (200,), generator=generator), []
-    for tokens in (4096, tile):
-        log_probs.TOKEN_CHUNK_SIZE, x = tokens, hidden.clone().requires_grad_()
-        said, entropy, *_ = log_probs.ChunkedLogProbFunction.apply(
-            x, head, None, targets, 0.7, 128, None, 1.0, ("entropy",)
-        )
-        (said * torch.arange(200)).sum().backward()
-        found.append((said.detach(), entropy.detach(), x.grad))
-    for whole, tiled in zip(*found):
-        assert (whole - tiled).abs().max() <= 1e-5 * whole.abs().max()
-
-
-def test_training_sets_the_tile(tmp_path, log_probs):
-    log_probs.TOKEN_CHUNK_SIZE = 4096
-    chosen, run = small(tmp_path)
-    train.make_trainer(chosen, run, [length_reward, zero_reward])
-    assert log_probs.TOKEN_CHUNK_SIZE == memory.TILE_TOKENS
-
-
-def test_a_second_gpu_does_not_double_the_batch(tmp_path, monkeypatch):
-    chosen = config.load_config(["t4x2"])
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    from transformers import TrainingArguments
-
-    theirs = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to="none")
-    theirs._n_gpu = torch.cuda.device_count()  # as transformers sets it where there are GPUs
-    assert theirs.train_batch_size == 4
-    args = make_trl_config(chosen, tmp_path)
-    assert args.train_batch_size == 2 and args.n_gpu <= 1
-
-
 def test_on_a_cpu_fp16_asks_for_nothing_and_training_goes_on(tmp_path):
     """The T4 preset's scaler: without a GPU accelerate leaves mixed precision off, so the key changes nothing."""
     adapters = []
@@ -341,30 +251,3 @@ def test_a_routed_expert_whose_lora_is_passed_by_is_named(tmp_path, monkeypatch)
     )
     with pytest.raises(RuntimeError, match=r"16 of \d+ LoRA pairs get no gradient.*experts.0.up_proj"):
         trainer.train()
-
-
-@pytest.mark.parametrize(("scaler", "row"), [(None, {}), (object(), {"skipped_steps": 2})])
-def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
-    """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no such figure."""
-    accelerator = types.SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=False)
-    record = train.MetricsCallback(tmp_path / "metrics.jsonl", {})
-    record.trainer = types.SimpleNamespace(accelerator=accelerator, model=torch.nn.Linear(1, 1))
-    state = types.SimpleNamespace(global_step=4)
-    record.on_train_begin(None, state, None)
-    for skipped in (True, False, True, False):
-        accelerator.optimizer_step_was_skipped = skipped
-        record.on_optimizer_step(None, state, None)
-    record.on_log(None, state, None, logs={"loss": 1.0})
-    (written,) = read_lines(tmp_path / "metrics.jsonl")
-    assert (
-        written.pop("seconds") >= 0
-        and written.pop("tokens_per_second") >= 0
-        and written == {"step": 4, "loss": 1.0, **row}
-    )
-
-
-def test_accelerate_still_says_whether_a_step_was_skipped():
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.optimizer_step_was_skipped is False and accelerator.scaler is None

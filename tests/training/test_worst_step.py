@@ -10,6 +10,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train, worst_step
+from grpo_kit.training.callbacks import find_callback
 from tests.helpers.settings import SMALL
 
 
@@ -26,26 +27,18 @@ def prepared(tmp_path, *overrides):
 
 def test_it_tries_the_longest_prompts_and_completions_and_foretells_the_run(tmp_path):
     chosen, run = prepared(tmp_path)
-    told, asked = [], []
-    trainer = train.make_trainer(chosen, run, [length_reward] * 2, on_forecast=told.append)
+    forecasts, shapes = [], []
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2, on_forecast=forecasts.append)
     forward = trainer.model.forward
-    trainer.model.forward = lambda *a, **k: asked.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
+    trainer.model.forward = lambda *a, **k: shapes.append(tuple(k["input_ids"].shape)) or forward(*a, **k)
     trainer.train()
-    (found,) = told
-    longest = found["prompt_tokens"]
-    assert (
-        longest
-        == len(
-            next(c for c in trainer.callback_handler.callbacks if isinstance(c, worst_step.WorstStepCallback)).longest[
-                0
-            ]
-        )
-        and found["steps"] == 2
-    )
-    assert asked[0] == (16, longest + 40)  # a whole micro-batch at full length, before any real one
-    assert all(found[key] > 0 for key in ("sampling_seconds", "training_seconds"))
-    assert found["seconds"] == pytest.approx(2 * (found["sampling_seconds"] + found["training_seconds"]))
-    assert found["peak_bytes"] is None and json.loads(run.forecast.read_text()) == found
+    (forecast,) = forecasts
+    longest = find_callback(trainer, worst_step.WorstStepCallback).longest[0]
+    assert forecast["prompt_tokens"] == len(longest) and forecast["steps"] == 2
+    assert shapes[0] == (16, len(longest) + 40)  # a whole micro-batch at full length, before any real one
+    assert all(forecast[key] > 0 for key in ("sampling_seconds", "training_seconds"))
+    assert forecast["seconds"] == pytest.approx(2 * (forecast["sampling_seconds"] + forecast["training_seconds"]))
+    assert forecast["peak_bytes"] is None and json.loads(run.forecast.read_text()) == forecast
 
 
 def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
@@ -62,7 +55,7 @@ def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
     assert adapter_of("without") == with_probe
 
 
-@pytest.mark.parametrize("part", ["_sampling", "_micro_batch"])
+@pytest.mark.parametrize("part", ["_time_sampling", "_train_micro_batch"])
 def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypatch, part):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.48 GiB. GPU 0 has ...")
@@ -74,23 +67,3 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypa
     ) as error:
         train.train(chosen, run, [length_reward] * 2)
     assert "\n" not in str(error.value) and read_lines(run.metrics) == [] and not run.adapter.exists()
-
-
-def test_trls_notes_are_still_kept_under_the_name_that_is_cleared(tmp_path):
-    chosen, run = prepared(tmp_path)
-    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
-    assert trainer._metrics["train"] == {}
-    trainer.train()
-
-
-def test_a_step_with_more_prompts_than_there_are_repeats_them(tmp_path):
-    chosen, run = prepared(tmp_path, "data.limit=90")
-    rows = read_lines(run.data_file("train"))
-    assert len(rows) == 10
-    from grpo_kit.policy.load import load_tokenizer
-
-    asked = ["grpo.per_device_train_batch_size=40", "grpo.num_generations=4", "grpo.resample_budget=1"]
-    longest = train._longest(config.load_config(["tiny"], asked), load_tokenizer(chosen.policy), rows)
-    assert len(longest) == 20 and [len(ids) for ids in longest[:10]] == sorted(
-        (len(ids) for ids in longest[:10]), reverse=True
-    )

@@ -1,7 +1,9 @@
-"""Which context stage a run is in is read from its metrics alone."""
+"""Context stages are read from the metrics alone; a time limit counts from the start of the process."""
 
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from grpo_kit import config
@@ -10,7 +12,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import callbacks, train
-from grpo_kit.training.length_stages import stage_of
+from grpo_kit.training.callbacks import find_stage, parse_duration, session_deadline
 from tests.helpers.settings import SMALL
 
 
@@ -45,7 +47,7 @@ def rows(*parts):
     ],
 )
 def test_the_stage_of_the_coming_step(stages, seen, number):
-    assert stage_of(stages, seen) == number
+    assert find_stage(stages, seen) == number
 
 
 def test_stages_come_from_yaml_and_dotlist(tmp_path):
@@ -144,25 +146,26 @@ def test_interrupted_within_a_stage_it_ends_the_same(staged, tmp_path, math_rewa
         train.train(chosen, run, [math_reward, shape], steps.append, should_stop=lambda: len(steps) == 3)
     train.train(chosen, run, [math_reward, shape])
     assert hash_of(run.adapter) == hash_of(staged[0].adapter)
+    assert all(row["grad_norm"] > 0 for row in read_lines(run.metrics))  # or equal adapters would say nothing
 
 
 def test_a_batch_that_is_used_twice_keeps_its_stage():
     """Otherwise a batch drawn without reference log-probs would be trained on with a KL."""
     grpo = config.Grpo(stages=[Stage(8, 3), Stage(16, beta=0.1)], num_iterations=2)
     metrics = SimpleNamespace(rows=rows((3, 0, 0)), extra={})
-    stages = callbacks.StageCallback(grpo, metrics)
     schedule = SimpleNamespace(base_lrs=[1e-5], get_last_lr=lambda: [1e-5])
-    stages.trainer = SimpleNamespace(
+    trainer = SimpleNamespace(
         generation_config=SimpleNamespace(),
         lr_scheduler=schedule,
         optimizer=SimpleNamespace(param_groups=[{"lr": 1e-5}]),
     )
+    stages = callbacks.StageCallback(trainer, grpo, metrics)
     args = SimpleNamespace(num_iterations=2)
     stages.on_step_begin(args, None, None)
-    assert metrics.extra["stage"] == 0 and stages.trainer.beta == 0.0
+    assert metrics.extra["stage"] == 0 and trainer.beta == 0.0
     metrics.rows = rows((4, 0, 0))
     stages.on_step_begin(args, None, None)
-    assert metrics.extra["stage"] == 1 and stages.trainer.beta == 0.1
+    assert metrics.extra["stage"] == 1 and trainer.beta == 0.1
 
 
 def test_the_deepscaler_preset_asks_128_prompts_8_times_in_three_contexts():
@@ -172,3 +175,30 @@ def test_the_deepscaler_preset_asks_128_prompts_8_times_in_three_contexts():
         (8192, 240, 0.0, 0.2, 2e-6), (16384, 290, 1e-3, 0.28, 2e-6), (24576, 50, 1e-4, 0.28, 5e-7),
     ]  # fmt: skip
     assert sum(stage.steps for stage in grpo.stages) == grpo.max_steps
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3h30m", 12600), ("45m", 2700), ("90s", 90), ("1d", 86400), ("1.5h", 5400), ("1h1m1s", 3661)]
+)
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "3", "3 h", "h", "3h30", "-1h", "3x", "1h,30m"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="like 3h30m"):
+        parse_duration(text)
+
+
+def test_the_session_began_with_the_process_and_packing_has_its_time():
+    began = psutil.Process().create_time()
+    assert session_deadline("100h", 60, {}) == pytest.approx(began + 100 * 3600 - 60, abs=1)
+    assert session_deadline(None, 60, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}) == pytest.approx(
+        began + 12 * 3600 - 60, abs=1
+    )
+    assert session_deadline(None, 60, {"COLAB_RELEASE_TAG": "x"}) is not None
+    assert session_deadline(None, 60, {}) is None
+
+
+def test_time_that_is_up_already_is_now():
+    assert session_deadline("1s", 3600, {}) == pytest.approx(time.time(), abs=5)

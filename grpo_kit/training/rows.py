@@ -1,0 +1,68 @@
+"""The training rows as the trainer takes them."""
+
+from typing import Any
+
+from grpo_kit.config import RunConfig
+from grpo_kit.data import curriculum
+from grpo_kit.evaluation import screening
+from grpo_kit.planning import memory
+from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
+from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.run import Run
+
+
+def training_rows(config: RunConfig, run: Run, tokenizer: Any, screened: bool | None = None) -> list[dict[str, Any]]:
+    """The rows that a run trains on, in their order.
+
+    Args:
+        config: the run's configuration.
+        run: a run whose data is prepared.
+        tokenizer: the policy's, whose chat template decides how a prompt is put.
+        screened: whether the screened rows are taken, in the order of the curriculum; None: where the run has them.
+
+    Returns:
+        The rows of the data file. `prompt` are the messages with the row's options as the template takes them;
+        `prompt_opened_think`, for rewards, says whether the prompt ends inside an open `<think>`.
+
+    Raises:
+        ValueError: the rows have changed since they were screened.
+        FileNotFoundError: the data or the screened rows are gone.
+    """
+    if screened is None:
+        screened = screening.is_screened(run)
+    if screened:
+        rows = read_lines(run.screened)
+        rows = curriculum.order_rows(rows, prompts_in_run(config), config.screening.sigma, config.run.seed)
+    else:
+        rows = read_lines(run.data_file("train"))
+    thinking = config.policy.enable_thinking
+    prompts = template_conversations(tokenizer, rows, thinking)
+    opened = prompts_open_thinking(tokenizer, rows, thinking)
+    return [
+        row | {"prompt": messages, "prompt_opened_think": opens}
+        for row, messages, opens in zip(rows, prompts, opened, strict=True)
+    ]
+
+
+def order_of_draw(config: RunConfig, screened: bool) -> str:
+    """How prompts are drawn: `grpo.draw`, but screened rows lie in order of their pass rates and are taken so."""
+    return "in_order" if screened and config.grpo.draw == "useful" else config.grpo.draw
+
+
+def prompts_in_run(config: RunConfig) -> int:
+    """How many prompts all steps take, a repeated prompt counted each time, replacements of flat groups not counted."""
+    grpo = config.grpo
+    per_step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    return -(-grpo.max_steps // grpo.num_iterations) * per_step
+
+
+def longest_prompts(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
+    """Token ids of the longest prompts, the longest first, as many as a step samples at most.
+
+    Candidates are the longest by characters; tokens are counted for those only. Fewer rows are repeated.
+    """
+    count = memory.sampled_at_once(config.grpo) // config.grpo.num_generations
+    candidates = sorted(rows, key=lambda row: -len(completion_text(row["prompt"])))[: max(count, 64)]
+    thinking = config.policy.enable_thinking
+    ids = sorted((encode_prompt(tokenizer, row["prompt"], thinking) for row in candidates), key=len, reverse=True)
+    return [ids[i % len(ids)] for i in range(count)]

@@ -1,0 +1,36 @@
+"""Figures of a step that the kit adds to TRL's."""
+
+import types
+
+import pytest
+import torch
+
+from grpo_kit.runs.files import read_lines
+from grpo_kit.training.metrics_log import MetricsCallback
+
+
+@pytest.mark.parametrize(("scaler", "row"), [(None, {}), (object(), {"skipped_steps": 2})])
+def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
+    """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no such figure."""
+    accelerator = types.SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=False)
+    trainer = types.SimpleNamespace(accelerator=accelerator, model=torch.nn.Linear(1, 1))
+    record = MetricsCallback(trainer, tmp_path / "metrics.jsonl", {})
+    state = types.SimpleNamespace(global_step=4)
+    record.on_train_begin(None, state, None)
+    for skipped in (True, False, True, False):
+        accelerator.optimizer_step_was_skipped = skipped
+        record.on_optimizer_step(None, state, None)
+    record.on_log(None, state, None, logs={"loss": 1.0})
+    (written,) = read_lines(tmp_path / "metrics.jsonl")
+    assert (
+        written.pop("seconds") >= 0
+        and written.pop("tokens_per_second") >= 0
+        and written == {"step": 4, "loss": 1.0, **row}
+    )
+
+
+def test_accelerate_still_says_whether_a_step_was_skipped():
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.optimizer_step_was_skipped is False and accelerator.scaler is None

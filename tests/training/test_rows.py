@@ -1,0 +1,67 @@
+"""The rows that a run trains on, their order, and the longest of their prompts."""
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data import curriculum
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import screening
+from grpo_kit.policy.load import load_tokenizer
+from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.run import find_run
+from grpo_kit.training import train
+from grpo_kit.training.rows import longest_prompts, order_of_draw, prompts_in_run, training_rows
+from tests.helpers.settings import SMALL
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    settings = config.load_config(["tiny"], [*SMALL, "data.limit=90"])
+    run = find_run("r", tmp_path / "runs")
+    prepare(settings, run)
+    return settings, run, load_tokenizer(settings.policy)
+
+
+def test_rows_are_those_of_the_data_file_with_what_rewards_ask_of_a_prompt(prepared):
+    settings, run, tokenizer = prepared
+    rows, on_disk = training_rows(settings, run, tokenizer), read_lines(run.data_file("train"))
+    assert [row["id"] for row in rows] == [row["id"] for row in on_disk] and len(rows) == 10
+    assert all(row["prompt_opened_think"] for row in rows)  # the tiny policy's template opens <think>
+    assert [row["prompt"][-1]["content"] for row in rows] == [row["prompt"][-1]["content"] for row in on_disk]
+
+
+def test_screened_rows_come_in_the_order_of_the_curriculum_as_often_as_the_run_takes_them(prepared):
+    settings, run, tokenizer = prepared
+    screened = [row | {"pass_rate": i / 10} for i, row in enumerate(read_lines(run.data_file("train")), 1)]
+    write_lines(run.screened, screened)
+    rows = training_rows(settings, run, tokenizer, screened=True)
+    length = prompts_in_run(settings)
+    assert len(rows) == length == 4 * 4  # steps, and prompts of a step
+    expected = curriculum.order_rows(screened, length, settings.screening.sigma, settings.run.seed)
+    assert [row["id"] for row in rows] == [row["id"] for row in expected]
+    assert rows[0]["pass_rate"] > rows[-1]["pass_rate"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "screened", "order"),
+    [("useful", True, "in_order"), ("useful", False, "useful"), ("shuffled", True, "shuffled")],
+)
+def test_screened_rows_are_drawn_as_they_lie(draw, screened, order):
+    assert order_of_draw(config.load_config(["tiny"], [f"grpo.draw={draw}"]), screened) == order
+
+
+def test_a_training_asks_once_whether_its_rows_are_screened(prepared, monkeypatch):
+    settings, run, _ = prepared
+    calls, inner = [], screening.is_screened
+    monkeypatch.setattr(screening, "is_screened", lambda run: calls.append(run) or inner(run))
+    settings = config.load_config(["tiny"], [*SMALL, "data.limit=90", "grpo.max_steps=1"])
+    train.train(settings, run, [lambda completions, **_: [0.0] * len(completions)] * 2)
+    assert calls == [run]
+
+
+def test_a_step_with_more_prompts_than_there_are_repeats_them(prepared):
+    settings, run, tokenizer = prepared
+    large = ["grpo.per_device_train_batch_size=40", "grpo.num_generations=4", "grpo.resample_budget=1"]
+    longest = longest_prompts(config.load_config(["tiny"], large), tokenizer, read_lines(run.data_file("train")))
+    lengths = [len(ids) for ids in longest]
+    assert len(longest) == 20 and lengths[:10] == sorted(lengths[:10], reverse=True) and lengths[10:] == lengths[:10]

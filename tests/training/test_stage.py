@@ -1,0 +1,140 @@
+"""A training that was stopped, killed or has run out of time goes on and ends as one that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.run import find_run
+from grpo_kit.training import metrics_log, stage, train
+from tests.helpers.settings import SMALL
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def small(tmp_path, *overrides):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = find_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def test_a_stopped_run_keeps_what_it_has_and_goes_on_when_called_again(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=4")
+    whole, other = small(tmp_path / "whole", "grpo.max_steps=4")
+    train.train(whole, other, [length_reward] * 2)
+    seen = []
+    last = train.train(chosen, run, [length_reward] * 2, on_step=seen.append, should_stop=lambda: len(seen) == 2)
+    assert (
+        last["step"] == 2
+        and run.stages()["train"]["steps"] == 2
+        and (run.adapter / "adapter_model.safetensors").is_file()
+    )
+    last = train.train(chosen, run, [length_reward] * 2)
+    assert last["step"] == 4 and hash_of(run.adapter) == hash_of(other.adapter)
+    assert all(row["grad_norm"] > 0 for row in read_lines(run.metrics))  # or equal adapters would say nothing
+    assert train.train(chosen, run, [length_reward] * 2) == last  # and is then left as it is
+
+
+def test_a_run_killed_after_its_last_step_takes_no_further_one(tmp_path, monkeypatch):
+    chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.save_steps=1")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "save_adapter", killed)
+        train.train(chosen, run, [length_reward] * 2)
+    assert "train" not in run.stages() and len(read_lines(run.metrics)) == 2
+    rows = read_lines(run.metrics)
+    assert train.train(chosen, run, [length_reward] * 2) == rows[-1] and read_lines(run.metrics) == rows
+    whole, other = small(tmp_path / "whole", "grpo.max_steps=2", "grpo.save_steps=1")
+    train.train(whole, other, [length_reward] * 2)
+    assert hash_of(run.adapter) == hash_of(other.adapter)
+
+
+def test_a_run_whose_time_is_up_stops_before_it_is(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=50", "run.time_limit=1s")
+    assert train.train(chosen, run, [length_reward] * 2)["step"] == 1
+
+
+def test_an_alarm_stops_the_run_where_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        metrics_log.alarms, "find_alarms", lambda rows, grpo: [("cut", "too short")] if len(rows) == 2 else []
+    )
+    chosen, run = small(tmp_path, "grpo.max_steps=5", "grpo.on_alarm=stop")
+    with pytest.warns(UserWarning, match="Stopped at step 2 of 5: too short"):
+        assert train.train(chosen, run, [length_reward] * 2)["step"] == 2
+
+
+def test_a_training_begun_with_other_settings_is_not_gone_on_with(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=4", "grpo.save_steps=1")
+    with pytest.raises(KeyboardInterrupt):
+        train.train(
+            chosen,
+            run,
+            [length_reward] * 2,
+            on_step=lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] == 3 else None,
+        )
+    other = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=4", "grpo.learning_rate=0.5"])
+    with pytest.raises(ValueError, match="learning_rate was 0.001, now 0.5.*--force"):
+        train.train(other, run, [length_reward] * 2)
+
+
+KILLED = """
+from grpo_kit import config
+from grpo_kit.runs.run import find_run
+from grpo_kit.training import train
+from tests.helpers.settings import SMALL
+from tests.training.test_stage import length_reward
+settings = config.load_config(["tiny"], [*SMALL, *{overrides}])
+train.train(settings, find_run("r", {root!r}), [length_reward] * 2)
+"""
+
+
+KILLS = int(os.environ.get("GRPO_KIT_KILLS", "2"))  # twenty take some minutes
+
+
+def figures(run):
+    """Metrics rows without the clock."""
+    clock = ("second", "time")
+    return [{k: v for k, v in row.items() if not any(c in k for c in clock)} for row in read_lines(run.metrics)]
+
+
+def test_killed_at_any_moment_and_rerun_it_ends_as_one_that_was_left_alone(tmp_path):
+    overrides = ["grpo.max_steps=12", "grpo.save_steps=1", "grpo.resample_budget=1"]
+    chosen, alone = small(tmp_path / "alone", *overrides)
+    train.train(chosen, alone, [length_reward] * 2)
+    chosen, run = small(tmp_path / "killed", *overrides)
+    command = [sys.executable, "-W", "ignore", "-c", KILLED.format(overrides=overrides, root=str(run.root))]
+    pick, kills = random.Random(1), 0
+    for _ in range(KILLS):
+        stamp = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else 0
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+        while child.poll() is None and (not run.metrics.is_file() or run.metrics.stat().st_mtime_ns == stamp):
+            time.sleep(0.02)  # until it trains
+        time.sleep(pick.uniform(0, 1.5))
+        child.kill()
+        _, said = child.communicate(timeout=300)
+        if child.returncode == 0:  # it was through before
+            break
+        assert child.returncode == -signal.SIGKILL, said.decode()
+        kills += 1
+    else:
+        train.train(chosen, run, [length_reward] * 2)
+    assert kills > 1
+    assert figures(run) == figures(alone) and [row["step"] for row in figures(run)] == list(range(1, 13))
+    assert sum(row["grad_norm"] > 0 for row in figures(run)) > 6  # or equal adapters would say nothing
+    assert hash_of(run.adapter) == hash_of(alone.adapter)
+    steps = [line["step"] for line in read_lines(run.completions)]
+    assert steps == [line["step"] for line in read_lines(alone.completions)]

@@ -1,0 +1,150 @@
+"""The private names of TRL and transformers: they are where they were, and do what the kit takes them for."""
+
+import inspect
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import trl
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.planning import memory
+from grpo_kit.runs.run import find_run
+from grpo_kit.training import train, trl_internals
+from grpo_kit.training.trl_settings import make_trl_config
+from tests.helpers.settings import SMALL
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(c[0]["content"])) for c in completions]
+
+
+def small(tmp_path, *overrides):
+    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", *overrides])
+    run = find_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    return chosen, run
+
+
+def test_the_overridden_methods_are_still_called_by_those_names():
+    grpo = inspect.getsource(trl.GRPOTrainer)
+    for call in (
+        "self._generate_and_score_completions(generation_batch)",
+        "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)",
+        "per_token_logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(",
+    ):
+        assert call in grpo
+    trainer = inspect.getsource(transformers.Trainer)
+    for call in (
+        "self._save_checkpoint(model, trial)\n            self.control = self.callback_handler.on_save(",
+        "self._load_from_checkpoint(resume_from_checkpoint",
+        "self._save_rng_state(",
+        "self._save_scaler(",
+        "self._save_optimizer_and_scheduler(",
+    ):
+        assert call in trainer
+    # The versions these names were read in.
+    assert {"trl": trl.__version__, "transformers": transformers.__version__} == trl_internals.VERSIONS
+
+
+def test_another_version_is_named_with_the_remedy(monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trl_internals.check_versions()
+    monkeypatch.setitem(trl_internals.VERSIONS, "trl", "0.1.0")
+    with pytest.warns(UserWarning, match=r"trl is 1\.16\.0; .* pip install trl==0\.1\.0"):
+        trl_internals.check_versions()
+
+
+def test_no_other_file_touches_a_private_name_of_trl_or_transformers():
+    names = "|".join(
+        ["_metrics", "_n_gpu", "_TRITON_AVAILABLE", "_generate_and_score_completions", "_calculate_rewards",
+         "_get_per_token_logps_and_entropies", "_save_checkpoint", "_load_from_checkpoint", "_save_rng_state", "_save_scaler",
+         "_save_optimizer_and_scheduler"]
+    )  # fmt: skip
+    users = {
+        path.name for path in Path(train.__file__).parent.glob("*.py") if re.search(rf"\b({names})\b", path.read_text())
+    }
+    assert users == {"trl_internals.py"}
+
+
+def test_trls_notes_are_still_kept_under_the_name_that_is_cleared(tmp_path):
+    chosen, run = small(tmp_path)
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.figures["ours"].append(0.5)
+    trainer.log({"loss": 1.0})
+    assert trainer.figures == {} and trainer.state.log_history[-1]["ours"] == 0.5
+
+
+@pytest.fixture
+def log_probs(monkeypatch):
+    """TRL's module of log-probs, put back as it was afterwards."""
+    from trl.kernels import chunked_logprob
+
+    for name in ("TOKEN_CHUNK_SIZE", "_TRITON_AVAILABLE"):  # a name that has moved fails here
+        monkeypatch.setattr(chunked_logprob, name, getattr(chunked_logprob, name))
+    return chunked_logprob
+
+
+# what CUDA answers (None: no GPU), whether TRL has Triton, then: whether it may use it, and its tile's tokens
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "uses_triton", "tokens"),
+    [
+        ((7, 5), True, False, 512),  # a T4: installed, but not for it
+        ((7, 5), False, False, 512),
+        ((8, 0), True, True, 4096),  # an A100: TRL as it is
+        ((9, 0), False, False, 512),  # a GPU without Triton installed holds the float32 copies, too
+        (None, True, True, 512),  # on a CPU TRL does not use it anyway
+    ],
+)
+def test_log_probs_are_computed_in_what_the_machine_has(
+    monkeypatch, log_probs, capability, has_triton, uses_triton, tokens
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    log_probs.TOKEN_CHUNK_SIZE, log_probs._TRITON_AVAILABLE = 4096, has_triton
+    trl_internals.fit_log_probs()
+    assert {"triton": uses_triton, "tokens": tokens} == {
+        "triton": log_probs._TRITON_AVAILABLE,
+        "tokens": log_probs.TOKEN_CHUNK_SIZE,
+    }
+    assert log_probs._use_triton(torch.device("cuda")) == uses_triton  # the one place that TRL asks
+
+
+@pytest.mark.parametrize("tile", [1, 7, 64, 512])
+def test_log_probs_and_gradients_are_the_same_in_smaller_tiles(log_probs, tile):
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(200, 32, generator=generator), torch.randn(300, 32, generator=generator)
+    targets, found = torch.randint(300, (200,), generator=generator), []
+    for tokens in (4096, tile):
+        log_probs.TOKEN_CHUNK_SIZE, x = tokens, hidden.clone().requires_grad_()
+        said, entropy, *_ = log_probs.ChunkedLogProbFunction.apply(
+            x, head, None, targets, 0.7, 128, None, 1.0, ("entropy",)
+        )
+        (said * torch.arange(200)).sum().backward()
+        found.append((said.detach(), entropy.detach(), x.grad))
+    for whole, tiled in zip(*found):
+        assert (whole - tiled).abs().max() <= 1e-5 * whole.abs().max()
+
+
+def test_training_sets_the_tile(tmp_path, log_probs):
+    log_probs.TOKEN_CHUNK_SIZE = 4096
+    chosen, run = small(tmp_path)
+    train.make_trainer(chosen, run, [length_reward] * 2)
+    assert log_probs.TOKEN_CHUNK_SIZE == memory.TILE_TOKENS
+
+
+def test_a_second_gpu_does_not_double_the_batch(tmp_path, monkeypatch):
+    chosen = config.load_config(["t4x2"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    from transformers import TrainingArguments
+
+    theirs = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, report_to="none")
+    theirs._n_gpu = torch.cuda.device_count()  # as transformers sets it where there are GPUs
+    assert theirs.train_batch_size == 4
+    args = make_trl_config(chosen, tmp_path)
+    assert args.train_batch_size == 2 and args.n_gpu <= 1
