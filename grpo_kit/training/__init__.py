@@ -1,1 +1,1 @@
-"""GRPO by TRL's trainer: groups, callbacks, metrics, checkpoints."""
+"""Stages of training: what they share, in this folder; what is GRPO's alone, in `grpo/`."""

@@ -1,4 +1,4 @@
-"""GRPO on a run's training rows, by TRL's trainer with the kit's draw of prompts (`trainer.GroupTrainer`)."""
+"""GRPO on a run's training rows, by TRL's trainer with the kit's draw of prompts (`grpo.trainer.GroupTrainer`)."""
 
 import json
 import warnings
@@ -18,9 +18,9 @@ from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 from grpo_kit.training import trackers
+from grpo_kit.training.grpo.worst_step import WorstStepCallback
 from grpo_kit.training.rows import longest_prompts, order_of_draw, training_rows
 from grpo_kit.training.stage import TrainingStage
-from grpo_kit.training.worst_step import WorstStepCallback
 
 # The policy has quieted warnings that the next imports would print.
 # isort: split
@@ -29,12 +29,12 @@ import datasets
 from transformers import PrinterCallback, TrainerCallback
 
 from grpo_kit.training import callbacks
+from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback, OnStep, Reward
-from grpo_kit.training.prompt_sampler import PromptSampler
 from grpo_kit.training.trl_settings import make_trl_config
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
-    from grpo_kit.training.trainer import GroupTrainer
+    from grpo_kit.training.grpo.trainer import GroupTrainer
 
 OnForecast = Callable[[dict[str, Any]], None]
 
@@ -53,7 +53,7 @@ def train(
         run: a run whose data is prepared.
         reward_funcs: one function for each of `grpo.reward_weights`, in its order; the first is the verifier.
         on_step: is called with each metrics row, after it is written.
-        on_forecast: is called before the first step with what the longest step takes: `worst_step.Forecast` as a dict,
+        on_forecast: is called before the first step with what the longest step takes: `grpo.worst_step.Forecast` as a dict,
             in seconds, tokens and bytes.
         should_stop: is called after each step; when it returns True, the training saves what it has and ends.
 
@@ -159,7 +159,7 @@ def _build_trainer(
     stage: TrainingStage, model: Any, tokenizer: Any, rows: list[dict[str, Any]], rewards: list[Reward], vllm: dict[str, Any]
 ) -> "GroupTrainer":  # fmt: skip
     from grpo_kit.training import trl_internals
-    from grpo_kit.training.trainer import GroupTrainer
+    from grpo_kit.training.grpo.trainer import GroupTrainer
 
     trl_internals.check_versions()
     trl_internals.fit_log_probs()

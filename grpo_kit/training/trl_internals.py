@@ -15,8 +15,8 @@ from trl.kernels import chunked_logprob
 
 from grpo_kit.adapters import lora
 from grpo_kit.planning import memory
-from grpo_kit.training.batches import Batch
 
+Batch = dict[str, torch.Tensor]
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
 
 

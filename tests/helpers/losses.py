@@ -11,7 +11,7 @@ import torch
 from trl import GRPOTrainer
 
 from grpo_kit.config import Grpo
-from grpo_kit.training.trainer import GroupTrainer
+from grpo_kit.training.grpo.trainer import GroupTrainer
 from grpo_kit.training.trl_settings import trl_epsilon_high
 
 

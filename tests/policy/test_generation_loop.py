@@ -13,7 +13,8 @@ from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.run import find_run
-from grpo_kit.training import train, worst_step
+from grpo_kit.training import train
+from grpo_kit.training.grpo import worst_step
 from tests.helpers.settings import SMALL
 
 QUESTIONS = [f"What is {n} + {n % 7 + 20}?" for n in range(40, 48)]

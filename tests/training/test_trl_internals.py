@@ -67,7 +67,9 @@ def test_no_other_file_touches_a_private_name_of_trl_or_transformers():
          "_save_optimizer_and_scheduler"]
     )  # fmt: skip
     users = {
-        path.name for path in Path(train.__file__).parent.glob("*.py") if re.search(rf"\b({names})\b", path.read_text())
+        path.name
+        for path in Path(train.__file__).parent.rglob("*.py")
+        if re.search(rf"\b({names})\b", path.read_text())
     }
     assert users == {"trl_internals.py"}
 

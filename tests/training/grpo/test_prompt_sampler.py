@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from grpo_kit.training.prompt_sampler import PromptSampler
+from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 
 
 def drawn(book, rounds, count=2):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit.training.advantages import compute_advantages, is_flat
+from grpo_kit.training.grpo.advantages import compute_advantages, is_flat
 
 NAN = float("nan")
 

@@ -14,8 +14,8 @@ from transformers import set_seed
 
 from grpo_kit.config import Grpo
 from grpo_kit.runs import processes
-from grpo_kit.training.advantages import compute_advantages, is_flat
-from grpo_kit.training.batches import (
+from grpo_kit.training.grpo.advantages import compute_advantages, is_flat
+from grpo_kit.training.grpo.batches import (
     LEFT_PADDED,
     Batch,
     drop_rows_without_gradient,
@@ -24,7 +24,7 @@ from grpo_kit.training.batches import (
     pad_columns,
     take_groups,
 )
-from grpo_kit.training.prompt_sampler import PromptSampler
+from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 from grpo_kit.training.trl_internals import OpenGRPOTrainer
 
 ENOUGH = 0.85  # share of a step's groups with a gradient from which sampling further groups costs more than it brings

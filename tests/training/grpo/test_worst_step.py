@@ -9,8 +9,9 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
-from grpo_kit.training import train, worst_step
+from grpo_kit.training import train
 from grpo_kit.training.callbacks import find_callback
+from grpo_kit.training.grpo import worst_step
 from tests.helpers.settings import SMALL
 
 

@@ -11,8 +11,8 @@ from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.training.callbacks import find_callback
+from grpo_kit.training.grpo.worst_step import WorstStepCallback
 from grpo_kit.training.trl_settings import make_trl_config
-from grpo_kit.training.worst_step import WorstStepCallback
 from tests.helpers.settings import SMALL
 
 
