@@ -1,7 +1,7 @@
-"""Problems as numbers: a text's tokens, and a 64-bit hash of every run of n tokens, many texts at a time in numpy.
+"""Problems as numbers: their tokens, and a 64-bit hash of every run of n tokens, for many texts at a time in numpy.
 
-Two texts with equal tokens ask the same problem: case, white space, compatibility forms, `$`, braces, spacing commands
-and a problem's number in front do not count; words, digits and operators do.
+Two texts with equal tokens are the same problem: case, white space, compatibility forms, `$`, braces, spacing commands and a
+problem's number in front make no difference; words, digits and operators do.
 """
 
 import hashlib
@@ -12,51 +12,62 @@ from typing import NamedTuple
 
 import numpy as np
 
-CHUNK = 20_000  # texts that are held as numbers at a time
+CHUNK = 20_000  # texts whose numbers are in memory at a time
 
-_NUMBERED = re.compile(r"\s*(?:(?:problem|example|exercise|question)\s*\d{1,3}\s*[.:)]?|\d{1,3}\s*[.)])\s+(?=\D)")
+_NUMBER_IN_FRONT = re.compile(
+    r"\s*(?:(?:problem|example|exercise|question)\s*\d{1,3}\s*[.:)]?|\d{1,3}\s*[.)])\s+(?=\D)"
+)
 _DECORATION = re.compile(r"\\(?:left|right|displaystyle|[,;:! ()\[\]])|[${}~]")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+|[^\w\s.,;:?\"'`]")
 _FIGURE = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 class Runs(NamedTuple):
-    """Hashes of all runs of n tokens of some texts, one text after another; text i owns `hashes[starts[i]:starts[i + 1]]`."""
+    """Hashes of all runs of n tokens of some texts, one text after another.
 
-    hashes: np.ndarray  # uint64
-    starts: np.ndarray  # int64, one more than there are texts
+    Attributes:
+        hashes: (runs,) uint64.
+        starts: (texts + 1,) int64; the runs of text i are `hashes[starts[i]:starts[i + 1]]`.
+    """
+
+    hashes: np.ndarray
+    starts: np.ndarray
 
 
 def split_tokens(text: str) -> list[str]:
-    r"""The words, numbers and operators of a problem, in lower case.
+    r"""Split a problem into its words, numbers and operators, in lower case.
 
     >>> split_tokens(r"12. What is $\left( 2+X \right)$?") == split_tokens("what is (2 + x)")
     True
     """
     plain = unicodedata.normalize("NFKC", text).casefold().replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
-    numbered = _NUMBERED.match(plain)
-    return _TOKEN.findall(_DECORATION.sub(" ", plain[numbered.end() :] if numbered else plain))
+    number = _NUMBER_IN_FRONT.match(plain)
+    return _TOKEN.findall(_DECORATION.sub(" ", plain[number.end() :] if number else plain))
 
 
 def split_words(text: str) -> list[str]:
-    """The tokens that are letters or digits, figures drawn in Asymptote left out: what a reader would call its words."""
+    """Split a problem into the tokens that are letters or digits; figures drawn in Asymptote are left out.
+
+    >>> split_words("Find $x+1$. [asy] draw((0,0)--(1,1)); [/asy]")
+    ['find', 'x', '1']
+    """
     return [token for token in split_tokens(_FIGURE.sub(" ", text)) if token.isalnum()]
 
 
 def digest_tokens(text: str) -> bytes:
-    """A digest that two texts share when their tokens are equal."""
+    """A digest of 16 bytes that two texts share when their tokens are equal."""
     return _digest(split_tokens(text))
 
 
 def split_and_digest(text: str) -> tuple[list[str], bytes]:
-    """(`split_words`, `digest_tokens`) of a text, at the price of one."""
-    read = split_tokens(text)
-    drawn = _FIGURE.search(text)
-    return split_words(text) if drawn else [token for token in read if token.isalnum()], _digest(read)
+    """(`split_words`, `digest_tokens`) of a text; a text without a figure is split once for both."""
+    tokens = split_tokens(text)
+    has_figure = _FIGURE.search(text)
+    return split_words(text) if has_figure else [token for token in tokens if token.isalnum()], _digest(tokens)
 
 
-def _digest(read: list[str]) -> bytes:
-    return hashlib.blake2b(" ".join(read).encode(), digest_size=16).digest()
+def _digest(tokens: list[str]) -> bytes:
+    return hashlib.blake2b(" ".join(tokens).encode(), digest_size=16).digest()
 
 
 class Vocabulary(dict):
@@ -68,23 +79,35 @@ class Vocabulary(dict):
 
 
 def hash_runs(texts: Sequence[Iterable[str]], n: int, vocabulary: Vocabulary, short: bool) -> Runs:
-    """Hashes of each run of `n` tokens; `texts` are token lists. A text of fewer than n has one run of all it has, if `short`."""
+    """Hash each run of `n` tokens.
+
+    Args:
+        texts: the tokens of each text.
+        n: tokens in a run.
+        vocabulary: hashes of tokens, kept from call to call.
+        short: whether a text of fewer than n tokens has one run of all its tokens, or none.
+
+    Returns:
+        The hashes of all texts.
+    """
     lists = [list(map(vocabulary.__getitem__, text)) for text in texts]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     ends = np.cumsum(lengths)
-    flat = np.fromiter((value for one in lists for value in one), np.uint64, int(ends[-1]) if len(ends) else 0)
+    flat = np.fromiter((value for tokens in lists for value in tokens), np.uint64, int(ends[-1]) if len(ends) else 0)
     counts = np.maximum(lengths - n + 1, 0)
     if short:
         counts = np.maximum(counts, (lengths > 0).astype(np.int64))
     starts = np.concatenate(([0], np.cumsum(counts)))
     # where each run begins in `flat`: the text's first token, plus the run's number within its text
-    at = np.repeat(ends - lengths - starts[:-1], counts) + np.arange(starts[-1])
-    stop = np.repeat(ends, counts)
-    hashes = np.zeros(len(at), np.uint64)
+    begins = np.repeat(ends - lengths - starts[:-1], counts) + np.arange(starts[-1])
+    text_ends = np.repeat(ends, counts)
+    hashes = np.zeros(len(begins), np.uint64)
     for step in range(n):
-        here = at + step
-        value = flat[np.minimum(here, len(flat) - 1)] if len(flat) else flat
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + np.where(here < stop, value, np.uint64(step + 1))
+        place = begins + step
+        value = flat[np.minimum(place, len(flat) - 1)] if len(flat) else flat
+        # past the end of a short text, the step's own number stands for a token
+        value = np.where(place < text_ends, value, np.uint64(step + 1))
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + value
         hashes ^= hashes >> np.uint64(29)
     return Runs(hashes, starts)
 

@@ -44,9 +44,9 @@ def test_rows_of_one_pass_rate_are_all_used_before_any_comes_again():
 
 
 def test_of_many_alike_the_lower_aims_do_not_skip_any():
-    assert curriculum._nearest([0.5] * 4 + [0.75] * 4, [0.52, 0.53, 0.54]) == [0, 1, 2]
-    assert curriculum._nearest([0.1, 0.2, 0.3], [0.9, 0.8]) == [2, 1]
-    assert curriculum._nearest([0.1, 0.2, 0.3], [-1.0, -2.0, -3.0]) == [2, 1, 0]
+    assert curriculum._match_rates([0.5] * 4 + [0.75] * 4, [0.52, 0.53, 0.54]) == [0, 1, 2]
+    assert curriculum._match_rates([0.1, 0.2, 0.3], [0.9, 0.8]) == [2, 1]
+    assert curriculum._match_rates([0.1, 0.2, 0.3], [-1.0, -2.0, -3.0]) == [2, 1, 0]
 
 
 def test_the_pass_rate_falls_along_a_line_with_the_spread_asked_for():
@@ -85,8 +85,8 @@ def test_every_window_has_the_mixs_shares(length):
 
 
 def test_shares_that_do_not_divide_are_given_in_turn():
-    assert curriculum._places({"a": 3, "b": 1}, 8) == {"a": [0, 1, 3, 4, 5, 7], "b": [2, 6]}
-    assert curriculum._places({"a": 1, "b": 1000}, 3) == {"a": [], "b": [0, 1, 2]}
+    assert curriculum._share_places({"a": 3, "b": 1}, 8) == {"a": [0, 1, 3, 4, 5, 7], "b": [2, 6]}
+    assert curriculum._share_places({"a": 1, "b": 1000}, 3) == {"a": [], "b": [0, 1, 2]}
 
 
 def test_the_same_rows_and_seed_give_the_same_order_whatever_order_they_come_in():
