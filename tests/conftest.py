@@ -1,6 +1,8 @@
 """What many tests share: no network, the shared data sets where they exist, one small trained run; the long files come first."""
 
 import os
+import time
+import types
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -85,16 +87,18 @@ def loopback(tmp_path, monkeypatch):
     """A Kaggle on loopback that the official client takes for the real one; `slept` holds the seconds that were waited."""
     from kagglesdk import kaggle_env
 
+    from grpo_kit.kaggle import api
     from grpo_kit.kaggle import client as client_module
-    from grpo_kit.kaggle import connection
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
     from tests.helpers.fake_kaggle import KEY, USER, FakeKaggle
 
     fake = FakeKaggle()
-    fake.slept, client = [], Client
+    fake.slept, client = [], KaggleClient
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.url)
-    monkeypatch.setattr(connection, "SILENCE", (0.5, 0.5))
-    monkeypatch.setattr(client_module, "Client", lambda found, sleep=fake.slept.append: client(found, sleep))
+    monkeypatch.setattr(api, "TIMEOUTS", (0.5, 0.5))
+    clock = types.SimpleNamespace(sleep=fake.slept.append, time=time.time)
+    monkeypatch.setattr("urllib3.util.retry.time", clock)  # the pauses between tries
+    monkeypatch.setattr(client_module, "KaggleClient", lambda found, sleep=fake.slept.append: client(found, sleep))
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
     for name, value in (

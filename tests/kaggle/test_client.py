@@ -1,10 +1,12 @@
-"""The official client against a Kaggle on loopback: what it sends, what is sent twice, and what is said when it fails."""
+"""The official client against a Kaggle on loopback: what it sends, what it repeats, what its errors say."""
 
 import json
 import os
 import subprocess
 import sys
 import traceback
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -13,23 +15,24 @@ from grpo_kit.kaggle import credentials
 from tests.helpers.fake_kaggle import KEY, TOKEN, USER
 
 SLUG = "nvidia-nemotron-model-reasoning-challenge"
+UNAVAILABLE = (503, {"Retry-After": "1"})  # urllib3 alone would repeat any call after this answer
 
 
 @pytest.fixture
 def client(loopback):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
-    return Client(credentials.Credentials("the test", USER, KEY))
+    return KaggleClient(credentials.Credentials("the test", USER, KEY))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    from grpo_kit.kaggle import kernel_notebook
+    from grpo_kit.kaggle import kernel
 
-    notebook = kernel_notebook.find_notebook("03_training")
-    kernel = kernel_notebook.kernel(USER, notebook, "NvidiaRtxPro6000", tmp_path, kernels=["ada/grpo-kit-02-data"])
-    kernel.write()
-    return kernel.folder
+    notebook = kernel.find_notebook("03_training")
+    made = kernel.build_kernel(USER, notebook, "NvidiaRtxPro6000", tmp_path, kernels=["ada/grpo-kit-02-data"])
+    made.write()
+    return made.folder
 
 
 def archive(tmp_path, size=300_000):
@@ -40,40 +43,40 @@ def archive(tmp_path, size=300_000):
 
 def send(client, path):
     began = []
-    return client.submit(path, "words [tag]", SLUG, lambda: began.append(1)), began
+    return client.submit_zip(path, "words [tag]", SLUG, lambda: began.append(1)), began
 
 
 # --- Who we are
 
 
 def test_a_key_is_used_as_it_is_and_a_token_is_asked_its_name(loopback):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
-    assert Client(credentials.Credentials("the test", USER, KEY)).owner == USER and loopback.calls == []
-    client = Client(credentials.Credentials("the test", token=TOKEN))
+    assert KaggleClient(credentials.Credentials("the test", USER, KEY)).owner == USER and loopback.calls == []
+    client = KaggleClient(credentials.Credentials("the test", token=TOKEN))
     assert client.owner == USER and [name for name, _ in loopback.calls] == ["IntrospectToken"]
-    assert client.allowance(SLUG) == (0, 5)
+    assert client.submission_limits(SLUG) == (0, 5)
 
 
 def test_the_credentials_chosen_are_used_whatever_else_lies_around(loopback, monkeypatch, tmp_path):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
     monkeypatch.setenv("KAGGLE_API_TOKEN", "another")
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle/access_token").write_text("another one")
-    assert Client(credentials.Credentials("the test", USER, KEY)).allowance(SLUG) == (0, 5)
+    assert KaggleClient(credentials.Credentials("the test", USER, KEY)).submission_limits(SLUG) == (0, 5)
 
 
 def test_a_token_that_has_ended_is_said_to_have(loopback):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
     loopback.token_lives = False
     with pytest.raises(PermissionError, match="from the test is not valid any more. Make a new one at"):
-        Client(credentials.Credentials("the test", token=TOKEN))
+        KaggleClient(credentials.Credentials("the test", token=TOKEN))
 
 
 def test_the_login_that_the_clients_own_command_left_is_used(loopback, tmp_path, monkeypatch):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
         monkeypatch.delenv(name)
@@ -87,8 +90,8 @@ def test_the_login_that_the_clients_own_command_left_is_used(loopback, tmp_path,
     }
     path.write_text(json.dumps(told))
     path.chmod(0o600)
-    client = Client(credentials.find())
-    assert client.owner == USER and client.allowance(SLUG) == (0, 5)
+    client = KaggleClient(credentials.find_credentials())
+    assert client.owner == USER and client.submission_limits(SLUG) == (0, 5)
 
 
 def test_importing_the_client_neither_logs_in_nor_prints_nor_makes_a_folder(tmp_path):
@@ -99,9 +102,9 @@ import os, socket
 def refuse(*_, **__): raise AssertionError("the network was touched")
 socket.getaddrinfo = socket.create_connection = refuse
 before = dict(os.environ)
-from grpo_kit import kaggle_kernel
+from grpo_kit.kaggle import api
 assert dict(os.environ) == before
-assert kaggle_kernel._Api.args == [] and kaggle_kernel.extended.KaggleApi.args == []
+assert api.OfficialClient.args == [] and api.extended.KaggleApi.args == []
 """
     environ = os.environ | {"HOME": str(tmp_path), "VERBOSE": "1", "KAGGLE_API_TOKEN": TOKEN}
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
@@ -110,26 +113,32 @@ assert kaggle_kernel._Api.args == [] and kaggle_kernel.extended.KaggleApi.args =
 
 
 def test_what_of_the_clients_inside_is_touched_is_there():
+    import kagglesdk
     from kagglesdk.kaggle_client import KaggleClient
 
-    from grpo_kit.kaggle.client import Line, extended
+    from grpo_kit.kaggle.api import READS, Adapter, UploadAdapter, extended, mount_adapters
 
-    http = KaggleClient(username="a", password="b").http_client()
-    http._init_session()
-    assert http._session.get_adapter("https://www.kaggle.com") and http.BearerAuth("t").token == "t"
+    http = mount_adapters(KaggleClient(username="a", password="b").http_client())
+    assert isinstance(http._session.get_adapter("https://www.kaggle.com"), Adapter)
+    assert http.BearerAuth("t").token == "t"
+    folder = Path(kagglesdk.__file__).parent
+    code = "".join(path.read_text() for path in folder.glob("*/services/*.py"))
+    assert all(f'"{service}", "{name}"' in code for service, name in (call.split("/") for call in READS))
     ends = extended.ResumableUploadResult
     assert len({ends.COMPLETE, ends.FAILED, ends.INCOMPLETE, ends.EXPIRED}) == 4
-    for name in ("kernels_push", "kernels_status", "kernels_output", "competition_submissions", "competition_submit",
-                 "competition_get_submission_limits", "upload_complete", "with_retry", "build_kaggle_client"):  # fmt: skip
+    for name in (
+        "kernels_push", "kernels_status", "kernels_output", "competition_submissions", "competition_submit",
+        "competition_get_submission_limits", "upload_complete", "with_retry", "build_kaggle_client",
+    ):  # fmt: skip
         assert callable(getattr(extended.KaggleApi, name))
-    assert extended.HTTPAdapter is Line
+    assert extended.HTTPAdapter is UploadAdapter
 
 
 # --- Push, status, output
 
 
 def test_a_push_sends_the_metadata_and_the_accelerator(client, loopback, folder):
-    answer = client.push(folder, "NvidiaRtxPro6000")
+    answer = client.push_kernel(folder, "NvidiaRtxPro6000")
     assert answer.version_number == 1 and answer.url.endswith("/ada/grpo-kit-03-training")
     [sent] = loopback.pushed
     assert sent["slug"] == "ada/grpo-kit-03-training" and sent["newTitle"] == "grpo-kit 03 training"
@@ -137,39 +146,39 @@ def test_a_push_sends_the_metadata_and_the_accelerator(client, loopback, folder)
     assert sent["modelDataSources"] == ["metric/nemotron-3-nano-30b-a3b-bf16/Transformers/default/1"]
     assert sent["datasetDataSources"] == ["ada/grpo-kit-wheels-cp312"] and sent["isPrivate"] is True
     assert sent["kernelDataSources"] == ["ada/grpo-kit-02-data"] and sent["competitionDataSources"] == [SLUG]
-    assert json.loads(sent["text"])["cells"][0]["source"].startswith("# Put here by `grpo-kit push`")
+    assert json.loads(sent["text"])["cells"][0]["source"].startswith("# Added by `grpo-kit push`")
 
 
 def test_a_push_that_leaves_a_source_out_is_no_success(client, loopback, folder):
     loopback.invalid = {"invalidDatasetSources": ["ada/grpo-kit-wheels-cp312"]}
-    with pytest.raises(RuntimeError, match="without dataset ada/grpo-kit-wheels-cp312.*Stop it at https"):
-        client.push(folder, "NvidiaRtxPro6000")
+    with pytest.raises(RuntimeError, match="without dataset ada/grpo-kit-wheels-cp312.*Stop the run at https"):
+        client.push_kernel(folder, "NvidiaRtxPro6000")
 
 
 def test_a_push_that_kaggle_answers_with_an_error_is_no_success(client, loopback, folder):
     loopback.invalid = {"error": "Maximum batch GPU session count of 2 reached."}
     with pytest.raises(RuntimeError, match="refused the kernel: Maximum batch GPU session count"):
-        client.push(folder, "NvidiaRtxPro6000")
+        client.push_kernel(folder, "NvidiaRtxPro6000")
 
 
-@pytest.mark.parametrize("fault", ["cut", "cut after", "slow", "half", "html", 500, 502, 503])
+@pytest.mark.parametrize("fault", ["cut", "cut after", "slow", "half", "html", 500, 502, 503, UNAVAILABLE])
 def test_a_push_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, folder, fault):
     loopback.faults["SaveKernel"] = [fault]
     with pytest.raises(ConnectionError, match="gave no answer"):
-        client.push(folder, "NvidiaRtxPro6000")
+        client.push_kernel(folder, "NvidiaRtxPro6000")
     assert loopback.count("SaveKernel") == 1
 
 
 def test_a_push_that_was_turned_away_at_the_door_is_sent_again(client, loopback, folder):
     loopback.faults["SaveKernel"] = [(429, {"Retry-After": "20"}), 429]
-    assert client.push(folder, "NvidiaRtxPro6000").version_number == 1
-    assert loopback.count("SaveKernel") == 3 and 20 <= loopback.slept[0] <= 25
+    assert client.push_kernel(folder, "NvidiaRtxPro6000").version_number == 1
+    assert loopback.count("SaveKernel") == 3 and loopback.slept[0] == 20 and 2 <= loopback.slept[1] <= 3
 
 
 def test_status_gives_the_state_and_the_reason(client, loopback, folder):
-    client.push(folder, "NvidiaRtxPro6000")
+    client.push_kernel(folder, "NvidiaRtxPro6000")
     loopback.states, loopback.failure = ["RUNNING", "ERROR"], "Your notebook ran out of memory"
-    assert [client.status("ada/grpo-kit-03-training/1")[0] for _ in "ab"] == ["RUNNING", "ERROR"]
+    assert [client.kernel_status("ada/grpo-kit-03-training/1")[0] for _ in "ab"] == ["RUNNING", "ERROR"]
     assert loopback.calls[-1][1]["versionLabel"] == "v1"
 
 
@@ -182,7 +191,7 @@ def test_output_is_fetched_page_by_page_without_the_checkpoint(client, loopback,
         "z": b"",
     }
     loopback.log = "words"
-    client.output("ada/grpo-kit-03-training/1", tmp_path / "out", r"^(?!nf4/)")
+    client.download_output("ada/grpo-kit-03-training/1", tmp_path / "out", r"^(?!nf4/)")
     there = {
         p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
     }
@@ -194,19 +203,20 @@ def test_output_is_fetched_page_by_page_without_the_checkpoint(client, loopback,
 def test_an_output_that_would_escape_its_folder_is_refused(client, loopback, tmp_path):
     loopback.files = {"../evil": b"x"}
     with pytest.raises(ValueError, match="Refusing to download"):
-        client.output("ada/grpo-kit-03-training/1", tmp_path / "out", "")
+        client.download_output("ada/grpo-kit-03-training/1", tmp_path / "out", "")
     assert not (tmp_path / "evil").exists()
 
 
 # --- Reads are tried again
 
 
-@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "cut", "slow", "half"])
+@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, 520, "cut", "slow", "half"])
 def test_a_read_is_tried_again_after_what_may_pass(client, loopback, fault):
     loopback.faults["GetSubmissionLimits"] = [fault] * 3
-    assert client.allowance(SLUG) == (0, 5)
-    assert loopback.count("GetSubmissionLimits") == 4 and len(loopback.slept) == 3
-    assert all(due <= pause <= 1.25 * due for pause, due in zip(loopback.slept, [1, 2, 4]))
+    assert client.submission_limits(SLUG) == (0, 5)
+    assert loopback.count("GetSubmissionLimits") == 4
+    assert len(loopback.slept) == 2  # the second try comes at once
+    assert all(due <= pause <= due + 1 for pause, due in zip(loopback.slept, [2, 4]))
 
 
 @pytest.mark.parametrize(
@@ -217,26 +227,37 @@ def test_a_read_is_tried_again_after_what_may_pass(client, loopback, fault):
         (403, PermissionError, "does not allow ada .*rules", 1),
         (404, FileNotFoundError, "has nothing called competition", 1),
         (429, RuntimeError, "too many calls .*Call again later", 6),
+        ((429, {"Retry-After": "soon"}), RuntimeError, "Call again later", 6),
+        ((429, {"Retry-After": "301"}), RuntimeError, "Call again in 301 s", 1),
         ((429, {"Retry-After": "3600"}), RuntimeError, "Call again in 3600 s", 1),
         (500, ConnectionError, "no answer about competition .*500", 6),
         ("cut", ConnectionError, "no answer about competition", 6),
+        ("half", ConnectionError, "no answer about competition", 6),
         ("html", ConnectionError, "cannot read it", 1),
     ],
 )
 def test_what_does_not_pass_is_one_clear_sentence(client, loopback, fault, error, says, calls):
     loopback.faults["GetSubmissionLimits"] = [fault] * 9
     with pytest.raises(error, match=says) as caught:
-        client.allowance(SLUG)
+        client.submission_limits(SLUG)
     assert type(caught.value) is error and "\n" not in str(caught.value)
     assert loopback.count("GetSubmissionLimits") == calls
 
 
 def test_nobody_at_the_other_end_means_that_nothing_was_done(client, loopback, folder):
     loopback.close()
-    for call in (lambda: client.allowance(SLUG), lambda: client.push(folder, "NvidiaRtxPro6000")):
+    for call in (lambda: client.submission_limits(SLUG), lambda: client.push_kernel(folder, "NvidiaRtxPro6000")):
         with pytest.raises(RuntimeError, match="cannot be reached, so nothing was done"):
             call()
-    assert len(loopback.slept) == 10  # never left, so even the push was tried again
+    assert len(loopback.slept) == 8  # four pauses each: even the push was tried again, since it was never sent
+
+
+def test_a_server_is_waited_for_until_the_date_it_names(client, loopback):
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    loopback.faults["GetSubmissionLimits"] = [(503, {"Retry-After": later}), (429, {"Retry-After": past})]
+    assert client.submission_limits(SLUG) == (0, 5)
+    assert 90 <= loopback.slept[0] <= 100 and 2 <= loopback.slept[1] <= 3
 
 
 @pytest.mark.parametrize("call", ["kernels_status", "kernels_output"])
@@ -244,7 +265,9 @@ def test_nobody_at_the_other_end_means_that_nothing_was_done(client, loopback, f
 def test_the_clients_own_words_for_a_refusal_are_replaced(client, loopback, tmp_path, call, status):
     loopback.faults["GetKernelSessionStatus"] = loopback.faults["ListKernelSessionOutput"] = [status]
     with pytest.raises(PermissionError, match=str(status)) as caught:
-        client.status("ada/any-kernel/1") if call == "kernels_status" else client.output("ada/any-kernel", tmp_path, "")
+        client.kernel_status("ada/any-kernel/1") if call == "kernels_status" else client.download_output(
+            "ada/any-kernel", tmp_path, ""
+        )
     assert "benchmark" not in str(caught.value)
 
 
@@ -286,7 +309,7 @@ def test_an_upload_that_never_begins_is_tried_again_and_submits_nothing(client, 
     assert loopback.count("StartSubmissionUpload") == 6
 
 
-@pytest.mark.parametrize("fault", ["cut", "cut after", "late", "slow", "half", "html", 500, 504])
+@pytest.mark.parametrize("fault", ["cut", "cut after", "late", "slow", "half", "html", 500, 504, UNAVAILABLE])
 def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, tmp_path, fault):
     loopback.faults["CreateSubmission"] = [fault]
     with pytest.raises(ConnectionError):
@@ -297,12 +320,12 @@ def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client,
 def test_a_submission_turned_away_for_now_is_sent_again_without_another_upload(client, loopback, tmp_path):
     loopback.faults["CreateSubmission"] = [(429, {"Retry-After": "9"})]
     assert send(client, archive(tmp_path))[0] == 1000
-    assert loopback.count("upload") == 1 and loopback.count("CreateSubmission") == 2 and 9 <= loopback.slept[0] <= 11.25
+    assert loopback.count("upload") == 1 and loopback.count("CreateSubmission") == 2 and loopback.slept == [9]
 
 
 def test_the_list_of_submissions_is_read_to_its_end(client, loopback):
     loopback.submissions = [{"ref": n, "description": f"[{n}]", "status": "COMPLETE"} for n in range(230)]
-    assert [one.ref for one in client.submissions(SLUG, "[229]")] == [229]
+    assert [one.ref for one in client.list_submissions(SLUG, "[229]")] == [229]
     assert loopback.count("ListSubmissions") == 3
 
 
@@ -312,11 +335,11 @@ def test_the_list_of_submissions_is_read_to_its_end(client, loopback):
 @pytest.mark.parametrize("secret", ["key", "token"])
 @pytest.mark.parametrize("fault", [401, 403, 500, "cut", "html"])
 def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, monkeypatch, secret, fault):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
     monkeypatch.setenv("VERBOSE", "1")
     told = {"username": USER, "key": KEY} if secret == "key" else {"token": TOKEN}
-    client = Client(credentials.Credentials("the test", **told))
+    client = KaggleClient(credentials.Credentials("the test", **told))
     wrong = (
         credentials.Credentials("the test", USER, KEY[::-1])
         if secret == "key"
@@ -326,7 +349,7 @@ def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, m
         client.api.credentials = found
         loopback.faults["GetSubmissionLimits"] = [fault] * 6
         with pytest.raises((OSError, RuntimeError)) as caught:
-            client.allowance(SLUG)
+            client.submission_limits(SLUG)
         said = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(capfd.readouterr())
         import base64
 
