@@ -160,7 +160,7 @@ def show_secrets() -> None:
     """Print where Kaggle's and Hugging Face's credentials were found; never the credentials."""
     from grpo_kit.kaggle import credentials
 
-    print(credentials.summary())
+    print(credentials.describe_credentials())
 
 
 def render_prompt(tokenizer: Any, config: RunConfig, problem: str) -> str:

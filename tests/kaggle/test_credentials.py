@@ -12,9 +12,21 @@ from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
 
 
 @pytest.fixture(autouse=True)
-def nothing_else(monkeypatch):
+def environ(monkeypatch, tmp_path):
+    """Sets variables; there are no others, the home folder is empty, and neither Colab nor Kaggle is here."""
     for name in ("google.colab", "kaggle_secrets"):
         monkeypatch.setitem(sys.modules, name, None)
+    for name in (
+        "KAGGLE_USERNAME",
+        "KAGGLE_KEY",
+        "KAGGLE_API_TOKEN",
+        "KAGGLE_CONFIG_DIR",
+        "XDG_CONFIG_HOME",
+        "HF_TOKEN",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return lambda **values: [monkeypatch.setenv(name, value) for name, value in values.items()]
 
 
 def write(home, name, text, mode=0o600):
@@ -27,43 +39,45 @@ def write(home, name, text, mode=0o600):
 
 def test_nothing_anywhere_names_every_place(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle.json.*Colab.*Make a token"):
-        credentials.find({}, tmp_path)
+        credentials.find_credentials()
 
 
 @pytest.mark.parametrize(
-    ("environ", "token", "username", "key"),
+    ("values", "token", "username", "key"),
     [
         ({"KAGGLE_API_TOKEN": TOKEN}, TOKEN, "", ""),
         ({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}, "", USER, KEY),
         ({"KAGGLE_API_TOKEN": TOKEN, "KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}, TOKEN, "", ""),  # as the client does
     ],
 )
-def test_the_environment_comes_first(tmp_path, environ, token, username, key):
+def test_the_environment_comes_first(tmp_path, environ, values, token, username, key):
+    environ(**values)
     write(tmp_path, "kaggle.json", json.dumps({"username": "other", "key": "other"}))
-    found = credentials.find(environ, tmp_path)
+    found = credentials.find_credentials()
     assert (found.token, found.username, found.key, found.warning) == (token, username, key, "")
 
 
-def test_half_a_pair_in_the_environment_is_none(tmp_path):
+def test_half_a_pair_in_the_environment_is_none(tmp_path, environ):
     write(tmp_path, "access_token", TOKEN + "\n")
-    assert credentials.find({"KAGGLE_USERNAME": USER}, tmp_path).source.endswith("access_token")
+    environ(KAGGLE_USERNAME=USER)
+    assert credentials.find_credentials().source.endswith("access_token")
 
 
-def test_the_environment_may_name_a_file(tmp_path):
+def test_the_environment_may_name_a_file(tmp_path, environ):
     (tmp_path / "t").write_text(f" {TOKEN}\n")
-    assert credentials.find({"KAGGLE_API_TOKEN": str(tmp_path / "t")}, tmp_path).token == TOKEN
+    environ(KAGGLE_API_TOKEN=str(tmp_path / "t"))
+    assert credentials.find_credentials().token == TOKEN
 
 
 @pytest.mark.parametrize("place", ["home", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"])
-def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, place):
+def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, environ, place):
     path = write(tmp_path, "kaggle.json", json.dumps({"username": USER, "key": KEY}))
-    environ = {}
     if place != "home":
         moved = tmp_path / "elsewhere" / "kaggle" / "kaggle.json"
         moved.parent.mkdir(parents=True)
         path.rename(moved)
-        environ = {place: str(moved.parent if place == "KAGGLE_CONFIG_DIR" else moved.parent.parent)}
-    found = credentials.find(environ, tmp_path)
+        environ(**{place: str(moved.parent if place == "KAGGLE_CONFIG_DIR" else moved.parent.parent)})
+    found = credentials.find_credentials()
     assert (found.username, found.key) == (USER, KEY)
 
 
@@ -74,7 +88,7 @@ def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, place):
 def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
     text = TOKEN if name == "access_token" else json.dumps({"username": USER, "key": KEY})
     path = write(tmp_path, name, text, mode)
-    said = credentials.find({}, tmp_path).warning
+    said = credentials.find_credentials().warning
     assert (f"chmod 600 {path}" in said) is warns and KEY not in said and TOKEN not in said
 
 
@@ -82,14 +96,15 @@ def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
 def test_a_kaggle_json_that_is_none_is_named_without_its_content(tmp_path, text):
     write(tmp_path, "kaggle.json", text)
     with pytest.raises(ValueError, match="kaggle.json is not") as caught:
-        credentials.find({}, tmp_path)
+        credentials.find_credentials()
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("bad", [f"{KEY}\nHost: evil", f"{KEY} x", f"{KEY}\r", "schlüssel"])
-def test_a_secret_that_would_break_a_header_is_refused_without_showing_it(tmp_path, bad):
+def test_a_secret_that_would_break_a_header_is_refused_without_showing_it(environ, bad):
+    environ(KAGGLE_USERNAME=USER, KAGGLE_KEY=bad)
     with pytest.raises(ValueError, match="Copy them again") as caught:
-        credentials.find({"KAGGLE_USERNAME": USER, "KAGGLE_KEY": bad}, tmp_path)
+        credentials.find_credentials()
     assert KEY not in str(caught.value)
 
 
@@ -110,15 +125,16 @@ def colab(values):
 def test_colabs_secrets(tmp_path, monkeypatch, values):
     for name, module in colab(values).items():
         monkeypatch.setitem(sys.modules, name, module)
-    found = credentials.find({}, tmp_path)
+    found = credentials.find_credentials()
     assert "Colab" in found.source and (found.token or found.key) in (TOKEN, KEY)
 
 
-def test_colabs_secrets_are_not_asked_for_when_there_is_something_else(tmp_path, monkeypatch):
+def test_colabs_secrets_are_not_asked_for_when_there_is_something_else(environ, monkeypatch):
+    environ(KAGGLE_API_TOKEN=TOKEN)
     for name, module in colab({}).items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(sys.modules["google.colab"].userdata, "get", lambda name: pytest.fail("asked"))
-    assert credentials.find({"KAGGLE_API_TOKEN": TOKEN}, tmp_path).token == TOKEN
+    assert credentials.find_credentials().token == TOKEN
 
 
 def test_kaggles_secrets(tmp_path, monkeypatch):
@@ -129,7 +145,7 @@ def test_kaggles_secrets(tmp_path, monkeypatch):
             return {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}[name]
 
     monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=UserSecretsClient))
-    found = credentials.find({}, tmp_path)
+    found = credentials.find_credentials()
     assert "Kaggle's secrets" in found.source and found.key == KEY
 
 
@@ -140,7 +156,7 @@ def test_neither_repr_nor_a_hidden_text_shows_a_secret():
 
 
 @pytest.mark.parametrize(
-    ("environ", "modules", "source"),
+    ("values", "modules", "source"),
     [
         ({}, {}, ""),
         ({"HF_TOKEN": TOKEN}, {}, "HF_TOKEN in the environment"),
@@ -149,11 +165,11 @@ def test_neither_repr_nor_a_hidden_text_shows_a_secret():
         ({"HF_TOKEN": TOKEN}, {"HF_TOKEN": "other"}, "HF_TOKEN in the environment"),
     ],
 )
-def test_the_hubs_token_is_told_to_the_process_and_nobody_else(monkeypatch, environ, modules, source):
+def test_the_hubs_token_is_told_to_the_process_and_nobody_else(monkeypatch, values, modules, source):
     for name, module in colab(modules).items() if modules else ():
         monkeypatch.setitem(sys.modules, name, module)
-    assert credentials.hub_token(environ) == source
-    assert environ == ({"HF_TOKEN": TOKEN} if source else {})
+    assert credentials.find_hub_token(values) == source
+    assert values == ({"HF_TOKEN": TOKEN} if source else {})
 
 
 def test_the_hubs_token_of_kaggles_secrets_and_a_client_that_cannot_be_made(monkeypatch):
@@ -162,24 +178,21 @@ def test_the_hubs_token_of_kaggles_secrets_and_a_client_that_cannot_be_made(monk
 
     module = types.SimpleNamespace(UserSecretsClient=Client)
     monkeypatch.setitem(sys.modules, "kaggle_secrets", module)
-    environ = {}
-    assert credentials.hub_token(environ) == "HF_TOKEN in Kaggle's secrets" and environ == {"HF_TOKEN": TOKEN}
+    values = {}
+    assert credentials.find_hub_token(values) == "HF_TOKEN in Kaggle's secrets" and values == {"HF_TOKEN": TOKEN}
 
     def none():
         raise RuntimeError("no token in the environment of this kernel")
 
     module.UserSecretsClient = none
-    assert credentials.hub_token({}) == ""
+    assert credentials.find_hub_token({}) == ""
 
 
-def test_the_summary_says_where_and_never_what(monkeypatch, tmp_path):
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert credentials.summary() == (
+def test_the_summary_says_where_and_never_what(environ):
+    environ(HF_TOKEN=TOKEN)
+    assert credentials.describe_credentials() == (
         "Kaggle       none; only submitting from here needs them\nHugging Face HF_TOKEN in the environment"
     )
-    monkeypatch.setenv("KAGGLE_API_TOKEN", TOKEN)
-    assert credentials.summary().startswith("Kaggle       KAGGLE_API_TOKEN in the environment\n")
-    assert TOKEN not in credentials.summary()
+    environ(KAGGLE_API_TOKEN=TOKEN)
+    assert credentials.describe_credentials().startswith("Kaggle       KAGGLE_API_TOKEN in the environment\n")
+    assert TOKEN not in credentials.describe_credentials()

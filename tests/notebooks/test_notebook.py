@@ -163,7 +163,7 @@ def test_a_zip_that_would_lose_a_try_is_never_sent(monkeypatch, capsys, tmp_path
     from grpo_kit.kaggle import credentials
     from grpo_kit.submission import package
 
-    monkeypatch.setattr(credentials, "find", lambda: pytest.fail("asked who we are"))
+    monkeypatch.setattr(credentials, "find_credentials", lambda: pytest.fail("asked who we are"))
     path = package.package_adapter(*trained, tmp_path / "submission.zip")
     if send:
         with pytest.raises(ValueError, match="embedded tiny policy"):
