@@ -1,167 +1,295 @@
 """Submit a zip to the competition exactly once, and wait for its score.
 
-Five tries a day, two hours each. A connection that is cut between the question and the answer leaves it open whether a
-try was spent; then Kaggle's own list is asked for our tag before anything is sent again.
+A team has five submissions a day. When the connection breaks between a submission and Kaggle's answer, nobody knows
+whether the submission was spent. Therefore a note is written beside the zip before it is sent, its tag stands in the
+submission's description, and Kaggle's own list is searched for the tag before anything is sent again.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.adapters.findings import fatal
-from grpo_kit.kaggle import credentials, retry, submission_note
 from grpo_kit.kaggle.kernel import COMPETITION
+from grpo_kit.runs.files import hash_of, write_text
 
-A_DAY = 5
-SETTLED = 600.0  # seconds after which a submission that Kaggle's list does not show was never made
-PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
+DAILY_LIMIT = 5
+LISTED_AFTER = 600.0  # seconds after which a submission that Kaggle's list does not show was never made
+LIST_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
+LOOK_AGAIN = (5.0, 10.0, 20.0, 40.0, 80.0)  # seconds between searches for a submission whose answer was lost
+SCORE_PAUSES = (15.0, 22.0, 34.0, 50.0, 76.0, 114.0, 171.0, 256.0)  # seconds between looks at the score; then 300
+
+Say = Callable[[str], None]
 
 
-def submit(
-    path: Path, message: str = "", follow: bool = True, dry_run: bool = False, say: Callable[[str], None] = print
-) -> str | None:
-    """Check the zip, submit it once and wait for its public score; returns the score, or None without `follow`.
+def submit(path: Path, message: str = "", follow: bool = True, dry_run: bool = False, say: Say = print) -> str | None:
+    """Check a zip, submit it once and wait for its public score.
 
-    A zip that was submitted before is not sent again; with `dry_run` the calls to Kaggle are named and none is made. `say`
-    gets a line for each thing that was done. Raises ValueError when the check finds something that would cost a try,
-    RuntimeError when Kaggle refuses the zip, ConnectionError when it is not known whether Kaggle got it.
+    A zip that was submitted before is not sent again: the call goes on waiting for its score.
+
+    Args:
+        path: The zip.
+        message: Stands in Kaggle's list of submissions.
+        follow: Wait for the score.
+        dry_run: Only name the calls to Kaggle; nothing is sent or written.
+        say: Gets a line for each thing that was done.
+
+    Returns:
+        The score as Kaggle writes it, or None without `follow`.
+
+    Raises:
+        FileNotFoundError: There is no such zip, or there are no Kaggle credentials.
+        ValueError: The check found something that would waste a submission.
+        PermissionError: Kaggle does not accept the credentials, or the account has not joined the competition.
+        RuntimeError: Kaggle refused the zip or could not score it.
+        ConnectionError: It is not known yet whether Kaggle received the zip. Calling again is safe.
+
+    Example:
+        >>> submit(Path("submission/submission.zip"), "first try")  # doctest: +SKIP
+        '0.86'
     """
-    examine(path)
-    intent = submission_note.Intent(path)
-    say(f"{path} {intent.tag}")
+    check_zip(path)
+    submission = Submission(path)
+    say(f"{path} {submission.tag}")
     if dry_run:
-        described = " ".join(filter(None, (message.strip(), intent.tag)))
-        say_calls(
+        describe_calls(
             say,
             ("competition_submissions", {"competition": COMPETITION}),
             ("competition_get_submission_limits", {"competition_name": COMPETITION}),
-            ("competition_submit", {"file_name": str(path), "message": described, "competition": COMPETITION}),
+            (
+                "competition_submit",
+                {"file_name": str(path), "message": submission.describe(message), "competition": COMPETITION},
+            ),
             ("competition_submissions", {"competition": COMPETITION}),
         )
         return None
+    from grpo_kit.kaggle.client import open_client  # loads the official client
+
     client = open_client(say)
-    intent = send_once(client, path, message, say)
-    return wait_for_score(client, intent, say) if follow else None
+    send_once(client, submission, message, say)
+    return wait_for_score(client, submission, say) if follow else None
 
 
-def examine(path: Path) -> None:
-    """Raise ValueError or FileNotFoundError for a zip on which a try would be lost: a fatal finding, or the tiny policy's zip."""
-    from grpo_kit.submission import inspect_zip
+def check_zip(path: Path) -> None:
+    """Raise for a zip that would waste a submission: one with a fatal finding, or one of the embedded tiny policy.
 
-    lost = fatal(inspect_zip.inspect_submission(path), "send")
-    if lost:
+    Raises:
+        FileNotFoundError: There is no such zip.
+        ValueError: The first such finding, with its remedy.
+    """
+    from grpo_kit.submission.inspect_zip import inspect_submission  # loads torch
+
+    for finding in fatal(inspect_submission(path), "send"):
         raise ValueError(
-            f"{path} is not submitted: {lost[0].what} {lost[0].remedy} `grpo-kit check {path}` shows all that was found."
+            f"{path} is not submitted: {finding.what} {finding.remedy} "
+            f"`grpo-kit check {path}` shows everything that was found."
         )
 
 
-def open_client(say: Callable[[str], None]) -> Any:
-    """A `client.Client` for the credentials of this machine; `say` gets a line with the account."""
-    found = credentials.find()
-    if found.warning:
-        say(found.warning)
-    from grpo_kit.kaggle import client as kaggle_client
-
-    client = kaggle_client.Client(found)
-    say(f"as {client.owner}, by {found.source}")
-    return client
-
-
-def say_calls(say: Callable[[str], None], *calls: tuple[str, dict[str, Any]]) -> None:
-    """What a dry run prints: each call to Kaggle with its arguments."""
+def describe_calls(say: Say, *calls: tuple[str, dict[str, Any]]) -> None:
+    """What a dry run prints: each call to Kaggle, (method of the official client, arguments), on a line."""
     for method, arguments in calls:
         say(f"{method}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})")
     say("dry run: nothing was sent or written")
 
 
-def send_once(client: Any, path: Path, message: str, say: Callable[[str], None]) -> submission_note.Intent:
-    """Submit `path` unless that was done before; the intent's note then says `sent` or more.
+@dataclass(frozen=True)
+class Note:
+    """What is known about the submission of a zip.
 
-    `client`: a `kaggle_kernel.Client`. `say` gets a line for each thing that was done. Raises RuntimeError when Kaggle
-    refuses, ConnectionError when it is still open whether the zip was submitted.
+    Attributes:
+        sha256: Hash of the zip.
+        state: `sending` (no answer yet), `sent`, `scored` or `failed`.
+        at: When the note was written, UTC, ISO 8601.
+        ref: Kaggle's number for the submission, 0 if unknown.
     """
-    intent = submission_note.Intent(path)
-    note = intent.read()
+
+    sha256: str
+    state: str
+    at: str
+    message: str = ""
+    ref: int = 0
+    score: str = ""
+
+    def age(self) -> float:
+        """Seconds since the note was written."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds()
+
+
+class Submission:
+    """The submission of one zip, identified by its content, with a note in `submitted-HASH.json` beside it.
+
+    Creating the object writes nothing.
+
+    Args:
+        path: The zip.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.zip, self.sha256 = path, hash_of(path) or ""
+        self.tag = f"[grpo-kit {self.sha256[:12]}]"
+        self.note_path = path.with_name(f"submitted-{self.sha256[:12]}.json")
+
+    def describe(self, message: str) -> str:
+        """The description in Kaggle's list: the message and the tag."""
+        return " ".join(filter(None, (message.strip(), self.tag)))
+
+    def read_note(self) -> Note | None:
+        """The note, None if there is none. Raises ValueError for a damaged one: then nobody knows what was sent."""
+        if not self.note_path.is_file():
+            return None
+        try:
+            return Note(**json.loads(self.note_path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"{self.note_path} is damaged, so nobody knows whether this zip was submitted. Look for {self.tag} in "
+                f"Kaggle's list ({LIST_PAGE}), then delete the file."
+            ) from None
+
+    def begin(self, message: str) -> None:
+        """Note that the zip is being sent. Raises FileExistsError when another process has noted that before."""
+        note = Note(self.sha256, "sending", _now(), message)
+        try:
+            with self.note_path.open("x", encoding="utf-8") as file:
+                file.write(_to_json(note))
+        except FileExistsError:
+            raise FileExistsError(
+                f"{self.note_path} says that another process is submitting this zip. Wait for it."
+            ) from None
+
+    def update(self, state: str, ref: int = 0, score: str = "") -> None:
+        """Write a new state into the note; without `ref` the number that is there stays."""
+        note = self.read_note() or Note(self.sha256, state, _now())
+        write_text(self.note_path, _to_json(replace(note, state=state, at=_now(), ref=ref or note.ref, score=score)))
+
+    def discard_note(self) -> None:
+        """Remove the note: nothing was sent."""
+        self.note_path.unlink(missing_ok=True)
+
+
+def send_once(client: Any, submission: Submission, message: str, say: Say) -> None:
+    """Submit a zip unless that was done before; its note says `sent` or a later state afterwards.
+
+    Args:
+        client: A `client.KaggleClient`.
+        submission: The zip.
+        message: Stands in Kaggle's list of submissions.
+        say: Gets a line for each thing that was done.
+
+    Raises:
+        RuntimeError: Kaggle refused, or allows no more submissions today.
+        ConnectionError: It is not known yet whether the zip was submitted.
+        FileExistsError: Another process is submitting the same zip.
+    """
+    note = submission.read_note()
     if note and note.state != "sending":
         say(f"submitted before, {note.at[:16]} UTC; the same zip is not sent twice")
-        return intent
-    if _seen(client, intent, say):
-        return intent
-    if note and submission_note.age(note) < SETTLED:
-        raise ConnectionError(
-            f"This zip was sent at {note.at[11:16]} UTC without an answer, and Kaggle's list does not show it yet. Look at {PAGE}, or run "
-            f"the same command again in {(SETTLED - submission_note.age(note)) / 60:.0f} minutes: it looks before it sends."
-        )
+        return
+    if _is_listed(client, submission, say):
+        return
     if note:
-        intent.forget()
+        _discard_old_note(submission, note)
         say("the earlier attempt never reached Kaggle's list; sending again")
-    today, allowed = client.allowance(COMPETITION)
+    today, allowed = client.submission_limits(COMPETITION)
     if today and not allowed:
         raise RuntimeError(
-            f"{today} submissions were made today and Kaggle allows no more ({A_DAY} a day). Run the same command after midnight UTC."
+            f"{today} submissions were made today and Kaggle allows no more ({DAILY_LIMIT} a day). "
+            "Run the same command after midnight UTC."
         )
+    path, description = submission.zip, submission.describe(message)
     say(f"uploading {path} ({path.stat().st_size / 2**20:.1f} MiB)")
-    described = " ".join(filter(None, (message.strip(), intent.tag)))
     try:
-        ref = client.submit(path, described, COMPETITION, lambda: intent.begin(message))
-    except ConnectionError as error:  # open: the note stays until the list has been asked
-        for pause in islice(retry.waits(5.0, 80.0), 5):
+        ref = client.submit_zip(path, description, COMPETITION, lambda: submission.begin(message))
+    except ConnectionError as error:  # the note stays until Kaggle's list has shown what happened
+        for pause in LOOK_AGAIN:
             client.sleep(pause)
-            if _seen(client, intent, say):
-                return intent
+            if _is_listed(client, submission, say):
+                return
         raise ConnectionError(
-            f"{error} Whether the zip was submitted is open, and Kaggle's list does not show it so far. Run the same command again in "
-            f"{SETTLED / 60:.0f} minutes: it looks before it sends."
+            f"{error} It is not known whether the zip was submitted; Kaggle's list does not show it so far. "
+            f"Run the same command again in {LISTED_AFTER / 60:.0f} minutes: it looks before it sends."
         ) from None
-    except FileExistsError:  # another process is at it: the note is not ours
+    except FileExistsError:  # the note belongs to another process
         raise
     except RuntimeError as error:
-        intent.forget()
-        limit = f" Kaggle allows {A_DAY} submissions a day." if "refused" in str(error) else ""
+        submission.discard_note()
+        limit = f" Kaggle allows {DAILY_LIMIT} submissions a day." if "refused" in str(error) else ""
         raise RuntimeError(f"{error}{limit}") from None
     except (OSError, ValueError):
-        intent.forget()
+        submission.discard_note()
         raise
-    intent.become("sent", ref)
-    say(f"submitted{f' as {ref}' if ref else ''}: {described}")
-    return intent
+    submission.update("sent", ref)
+    say(f"submitted{f' as {ref}' if ref else ''}: {description}")
 
 
-def wait_for_score(client: Any, intent: submission_note.Intent, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> str:  # fmt: skip
-    """Wait until the submission is scored; returns the public score. Interrupted, it goes on when called again.
+def wait_for_score(client: Any, submission: Submission, say: Say, clock: Callable[[], float] = time.monotonic) -> str:
+    """Wait until a submission is scored. When it is interrupted, calling it again goes on.
 
-    Raises RuntimeError when Kaggle could not score it or shows it no more.
+    Args:
+        client: A `client.KaggleClient`.
+        submission: The zip, sent before.
+        say: Gets a line for each new state.
+        clock: Seconds that go on; tests pass their own.
+
+    Returns:
+        The public score as Kaggle writes it, or `not published`.
+
+    Raises:
+        RuntimeError: Kaggle could not score the zip, or its list does not show the submission.
+        ConnectionError: Kaggle does not answer.
     """
     started, last = clock(), ""
-    for pause in _polls():
-        listed = client.submissions(COMPETITION, intent.tag)
+    for pause in chain(SCORE_PAUSES, repeat(300.0)):
+        listed = client.list_submissions(COMPETITION, submission.tag)
         status = listed[0].status.name if listed else "not listed yet"
         if status != last:
             say(f"{status.lower()} after {(clock() - started) / 60:.0f} min")
             last = status
         if status == "COMPLETE":
-            intent.become("scored", listed[0].ref, listed[0].public_score or "")
+            submission.update("scored", listed[0].ref, listed[0].public_score or "")
             return listed[0].public_score or "not published"
         if status == "ERROR":
-            intent.become("failed", listed[0].ref)
-            why = " ".join((listed[0].error_description or "no reason given").split())
-            raise RuntimeError(f"Kaggle could not score the zip: {why.rstrip('.')}. `grpo-kit check` looks for what its scorer cannot load.")  # fmt: skip
-        if not listed and clock() - started > SETTLED:
-            raise RuntimeError(f"Kaggle's list has not shown the submission for {SETTLED / 60:.0f} minutes. Look at {PAGE}.")  # fmt: skip
+            submission.update("failed", listed[0].ref)
+            reason = " ".join((listed[0].error_description or "no reason given").split()).rstrip(".")
+            raise RuntimeError(
+                f"Kaggle could not score the zip: {reason}. `grpo-kit check` finds most reasons why its scorer fails."
+            )
+        if not listed and clock() - started > LISTED_AFTER:
+            raise RuntimeError(
+                f"Kaggle's list has not shown the submission for {LISTED_AFTER / 60:.0f} minutes. Look at {LIST_PAGE}."
+            )
         client.sleep(pause)
-    raise AssertionError("the pauses have no end")
+    raise AssertionError("the pauses never end")
 
 
-def _polls() -> Iterator[float]:
-    return retry.waits(15.0, 300.0, 1.5)
-
-
-def _seen(client: Any, intent: submission_note.Intent, say: Callable[[str], None]) -> bool:
-    """Whether Kaggle lists our tag; noted if so."""
-    listed = client.submissions(COMPETITION, intent.tag)
+def _is_listed(client: Any, submission: Submission, say: Say) -> bool:
+    """Whether Kaggle's list shows the tag; the note is updated if so."""
+    listed = client.list_submissions(COMPETITION, submission.tag)
     if listed:
-        intent.become("sent", listed[0].ref)
+        submission.update("sent", listed[0].ref)
         say(f"Kaggle has this zip already, as {listed[0].ref}; it is not sent twice")
     return bool(listed)
+
+
+def _discard_old_note(submission: Submission, note: Note) -> None:
+    """Discard a note without an answer. Raises ConnectionError while Kaggle's list may still come to show the zip."""
+    minutes = (LISTED_AFTER - note.age()) / 60
+    if minutes > 0:
+        raise ConnectionError(
+            f"This zip was sent at {note.at[11:16]} UTC without an answer, and Kaggle's list does not show it yet. "
+            f"Look at {LIST_PAGE}, or run the same command again in {minutes:.0f} minutes: it looks before it sends."
+        )
+    submission.discard_note()
+
+
+def _to_json(note: Note) -> str:
+    return json.dumps(asdict(note), indent=2) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

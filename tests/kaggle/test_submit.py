@@ -1,27 +1,27 @@
-"""One intent, one submission: whatever breaks, and however often it is called, Kaggle sees one."""
+"""A zip is submitted once: whatever breaks, and however often it is called, Kaggle sees one."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from grpo_kit.kaggle import credentials, submission_note
-from grpo_kit.kaggle.submit import send_once
-from grpo_kit.kaggle.submit import wait_for_score as score
+from grpo_kit.kaggle import credentials
+from grpo_kit.kaggle.submit import Submission, send_once, wait_for_score
 from tests.helpers.fake_kaggle import KEY, USER
 
 
 @pytest.fixture
 def client(loopback):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
-    return Client(credentials.Credentials("the test", USER, KEY))
+    return KaggleClient(credentials.Credentials("the test", USER, KEY))
 
 
 @pytest.fixture
@@ -32,23 +32,24 @@ def path(tmp_path):
 
 
 def submit(client, path, message="words"):
-    said = []
-    return send_once(client, path, message, said.append), " | ".join(said)
+    said, submission = [], Submission(path)
+    send_once(client, submission, message, said.append)
+    return submission, " | ".join(said)
 
 
-def grow_old(intent, seconds=700):
-    note = replace(intent.read(), at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat())
-    intent.path.write_text(json.dumps(vars(note)))
+def grow_old(submission, seconds=700):
+    note = replace(submission.read_note(), at=(datetime.now(UTC) - timedelta(seconds=seconds)).isoformat())
+    submission.note_path.write_text(json.dumps(vars(note)))
 
 
 def test_a_zip_is_submitted_noted_and_scored(client, loopback, path):
-    intent, said = submit(client, path)
-    assert "submitted as 1000: words [grpo-kit " in said and intent.read().state == "sent"
+    submission, said = submit(client, path)
+    assert "submitted as 1000: words [grpo-kit " in said and submission.read_note().state == "sent"
     said = []
     loopback.outcomes = ["PENDING", "PENDING", "COMPLETE"]
-    assert score(client, intent, said.append) == "0.86"
+    assert wait_for_score(client, submission, said.append) == "0.86"
     assert [line.split()[0] for line in said] == ["pending", "complete"] and len(loopback.slept) == 2
-    assert intent.read() == replace(intent.read(), state="scored", ref=1000, score="0.86")
+    assert submission.read_note() == replace(submission.read_note(), state="scored", ref=1000, score="0.86")
 
 
 def test_the_same_zip_is_never_sent_twice(client, loopback, path, tmp_path):
@@ -57,8 +58,8 @@ def test_the_same_zip_is_never_sent_twice(client, loopback, path, tmp_path):
     elsewhere = tmp_path / "copy"
     elsewhere.mkdir()
     (elsewhere / "submission.zip").write_bytes(path.read_bytes())  # another machine: no note, but Kaggle's list
-    intent, said = submit(client, elsewhere / "submission.zip")
-    assert "Kaggle has this zip already, as 1000" in said and intent.read().ref == 1000
+    submission, said = submit(client, elsewhere / "submission.zip")
+    assert "Kaggle has this zip already, as 1000" in said and submission.read_note().ref == 1000
     assert loopback.count("CreateSubmission") == 1
 
 
@@ -74,24 +75,23 @@ def test_an_answer_that_was_lost_is_looked_for_in_the_list(client, loopback, pat
     """`html`: the fake does nothing then, so it is put into the list by hand, as if it had."""
     loopback.faults["CreateSubmission"] = [fault]
     if fault == "html":
-        loopback.submissions = [
-            {"ref": 1000, "description": f"words {submission_note.Intent(path).tag}", "status": "PENDING"}
-        ]
+        loopback.submissions = [{"ref": 1000, "description": f"words {Submission(path).tag}", "status": "PENDING"}]
         loopback.listed_after = 1
     else:
         loopback.listed_after = 3  # the first look, before sending, and two after
-    intent, said = submit(client, path)
-    assert "not sent twice" in said and intent.read() == replace(intent.read(), state="sent", ref=1000)
+    submission, said = submit(client, path)
+    assert "not sent twice" in said and submission.read_note() == replace(
+        submission.read_note(), state="sent", ref=1000
+    )
     assert loopback.count("CreateSubmission") == 1 == len(loopback.submissions)
 
 
 def test_an_open_outcome_stays_open_until_the_list_shows_it(client, loopback, path):
     loopback.faults["CreateSubmission"], loopback.listed_after = ["cut after"], 99
-    with pytest.raises(
-        ConnectionError, match="open.*Run the same command again in 10 minutes: it looks before it sends"
-    ):
+    says = "not known whether the zip was submitted.*Run the same command again in 10 minutes: it looks before it sends"
+    with pytest.raises(ConnectionError, match=says):
         submit(client, path)
-    assert loopback.slept == [5, 10, 20, 40, 80] and submission_note.Intent(path).read().state == "sending"
+    assert loopback.slept == [5, 10, 20, 40, 80] and Submission(path).read_note().state == "sending"
     with pytest.raises(ConnectionError, match="without an answer.*looks before it sends"):  # too early to tell
         submit(client, path)
     loopback.listed_after = 0
@@ -115,14 +115,14 @@ def test_what_never_arrived_is_sent_when_the_list_has_had_its_time(client, loopb
     with pytest.raises(ConnectionError):
         submit(client, path)
     assert loopback.count("CreateSubmission") == 1
-    grow_old(submission_note.Intent(path))
+    grow_old(Submission(path))
     assert "never reached" in submit(client, path)[1]
     assert loopback.count("CreateSubmission") == 2 and len(loopback.submissions) == 1
 
 
 def test_the_list_out_of_reach_after_a_lost_answer_sends_nothing_again(client, loopback, path):
     loopback.faults["CreateSubmission"] = ["cut after"]
-    send = client.submit
+    send = client.submit_zip
 
     def submit_then_lose_the_list(*words):
         try:
@@ -130,10 +130,10 @@ def test_the_list_out_of_reach_after_a_lost_answer_sends_nothing_again(client, l
         finally:
             loopback.faults["ListSubmissions"] = [503] * 6
 
-    client.submit = submit_then_lose_the_list
+    client.submit_zip = submit_then_lose_the_list
     with pytest.raises(ConnectionError):
         submit(client, path)
-    assert submission_note.Intent(path).read().state == "sending"
+    assert Submission(path).read_note().state == "sending"
     assert "not sent twice" in submit(client, path)[1]
     assert loopback.count("CreateSubmission") == 1
 
@@ -145,7 +145,7 @@ def test_a_refusal_leaves_no_note_so_that_it_can_be_sent_later(client, loopback,
     loopback.faults["CreateSubmission"] = [fault]
     with pytest.raises(error):
         submit(client, path)
-    assert submission_note.Intent(path).read() is None and loopback.submissions == []
+    assert Submission(path).read_note() is None and loopback.submissions == []
     assert "submitted as 1000" in submit(client, path)[1]
 
 
@@ -160,34 +160,32 @@ def test_a_day_used_up_meanwhile_is_refused_with_kaggles_words_and_the_limit(cli
     loopback.allowed, loopback.today = 0, 0  # what Kaggle says of a team that has none yet
     with pytest.raises(RuntimeError, match="daily submission allowance.*Kaggle allows 5 submissions a day"):
         submit(client, path)
-    assert submission_note.Intent(path).read() is None
+    assert Submission(path).read_note() is None
 
 
 def test_an_upload_that_fails_leaves_no_note(client, loopback, path):
     loopback.faults["upload"] = [400]
     with pytest.raises(RuntimeError, match="nothing was submitted"):
         submit(client, path)
-    assert submission_note.Intent(path).read() is None
+    assert Submission(path).read_note() is None
 
 
 def test_a_second_process_that_was_faster_is_left_its_note(client, loopback, path):
-    intent = submission_note.Intent(path)
-    send = client.submit
+    submission = Submission(path)
+    send = client.submit_zip
 
     def late(where, message, slug, before):
-        intent.begin("the other process")
+        submission.begin("the other process")
         return send(where, message, slug, before)
 
-    client.submit = late
+    client.submit_zip = late
     with pytest.raises(FileExistsError, match="another process"):
         submit(client, path)
-    assert intent.read().message == "the other process" and loopback.count("CreateSubmission") == 0
+    assert submission.read_note().message == "the other process" and loopback.count("CreateSubmission") == 0
 
 
 def test_where_the_note_cannot_be_written_nothing_is_sent(client, loopback, path, monkeypatch):
-    monkeypatch.setattr(
-        submission_note.Intent, "begin", lambda *_: (_ for _ in ()).throw(PermissionError(13, "read-only"))
-    )
+    monkeypatch.setattr(Submission, "begin", lambda *_: (_ for _ in ()).throw(PermissionError(13, "read-only")))
     with pytest.raises(PermissionError):
         submit(client, path)
     assert loopback.count("CreateSubmission") == 0
@@ -200,16 +198,20 @@ import sys
 from kagglesdk import kaggle_env
 kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = {loopback.url!r}
 from pathlib import Path
-from grpo_kit import competition, credentials, kaggle_kernel
-client = kaggle_kernel.Client(credentials.Credentials("x", {USER!r}, {KEY!r}))
+from grpo_kit.kaggle import api, credentials
+from grpo_kit.kaggle.client import KaggleClient
+from grpo_kit.kaggle.submit import Submission, send_once
+client = KaggleClient(credentials.Credentials("x", {USER!r}, {KEY!r}))
+def wait_to_be_killed():
+    print("now", flush=True, file=sys.__stdout__)
+    sys.stdin.read()
 if {moment!r} == "uploading":
-    client.api.before = None
-    kaggle_kernel._Api.upload_complete = lambda *_, **__: (print("now", flush=True, file=sys.__stdout__), sys.stdin.read())
+    client.api.before_submit = None
+    api.OfficialClient.upload_complete = lambda *_, **__: wait_to_be_killed()
 else:
-    import grpo_kit.intents as intents
-    begin = intents.Intent.begin
-    intents.Intent.begin = lambda *words: (begin(*words), print("now", flush=True, file=sys.__stdout__), sys.stdin.read())
-competition.submit(client, Path({str(path)!r}), "words", lambda line: None)
+    begin = Submission.begin
+    Submission.begin = lambda *words: (begin(*words), wait_to_be_killed())
+send_once(client, Submission(Path({str(path)!r})), "words", lambda line: None)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "now\n"
@@ -221,31 +223,89 @@ competition.submit(client, Path({str(path)!r}), "words", lambda line: None)
         with pytest.raises(ConnectionError, match="looks before it sends"):
             submit(client, path)
         assert loopback.count("CreateSubmission") == 0
-        grow_old(submission_note.Intent(path))
+        grow_old(Submission(path))
     submit(client, path)
     assert loopback.count("CreateSubmission") == 1 == len(loopback.submissions)
 
 
 def test_a_zip_that_cannot_be_scored_is_told_with_kaggles_reason(client, loopback, path):
-    intent, _ = submit(client, path)
+    submission, _ = submit(client, path)
     loopback.outcomes, loopback.error = ["ERROR"], "Evaluation metric raised an unexpected error"
     with pytest.raises(RuntimeError, match="could not score the zip: Evaluation metric raised.*grpo-kit check"):
-        score(client, intent, lambda line: None)
-    assert intent.read().state == "failed"
+        wait_for_score(client, submission, lambda line: None)
+    assert submission.read_note().state == "failed"
 
 
 def test_waiting_for_the_score_outlasts_a_bad_line_and_goes_on_when_called_again(client, loopback, path):
-    intent, _ = submit(client, path)
+    submission, _ = submit(client, path)
     loopback.faults["ListSubmissions"] = [503, "cut", 429]
-    assert score(client, intent, lambda line: None) == "0.86"
+    assert wait_for_score(client, submission, lambda line: None) == "0.86"
     loopback.faults["ListSubmissions"] = [503] * 6
     with pytest.raises(ConnectionError):
-        score(client, intent, lambda line: None)
-    assert score(client, intent, lambda line: None) == "0.86"
+        wait_for_score(client, submission, lambda line: None)
+    assert wait_for_score(client, submission, lambda line: None) == "0.86"
 
 
 def test_a_submission_that_the_list_never_shows_ends_the_waiting(client, loopback, path):
-    intent, _ = submit(client, path)
+    submission, _ = submit(client, path)
     loopback.listed_after, clock = 999, iter(range(0, 100_000, 200))
     with pytest.raises(RuntimeError, match="has not shown the submission for 10 minutes"):
-        score(client, intent, lambda line: None, lambda: next(clock))
+        wait_for_score(client, submission, lambda line: None, lambda: next(clock))
+
+
+# --- The note of a submission: written before it is sent, by one process only, for these bytes only
+
+
+@pytest.fixture
+def submission(tmp_path):
+    (tmp_path / "submission.zip").write_bytes(b"adapter")
+    return Submission(tmp_path / "submission.zip")
+
+
+def test_creating_a_submission_writes_nothing(submission, tmp_path):
+    assert submission.read_note() is None and [path.name for path in tmp_path.iterdir()] == ["submission.zip"]
+
+
+def test_a_submission_is_the_zips_content(submission, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/other.zip").write_bytes(b"adapter")
+    (tmp_path / "submission.zip").write_bytes(b"another adapter")
+    assert Submission(tmp_path / "elsewhere/other.zip").tag == submission.tag
+    assert Submission(tmp_path / "submission.zip").tag != submission.tag
+
+
+def test_a_note_begins_becomes_and_is_forgotten(submission):
+    submission.begin("words")
+    assert submission.read_note().state == "sending" and submission.read_note().age() < 60
+    submission.update("sent", 7)
+    submission.update("scored", score="0.86")
+    note = submission.read_note()
+    assert (note.state, note.ref, note.score, note.message) == ("scored", 7, "0.86", "words")
+    submission.discard_note()
+    assert submission.read_note() is None
+
+
+def test_of_many_who_begin_at_once_one_does(submission):
+    began, gate = [], threading.Barrier(8)
+
+    def begin():
+        gate.wait()
+        try:
+            submission.begin("words")
+            began.append(1)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert began == [1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"state": "sent"}), json.dumps({"sha": 1})])
+def test_a_damaged_note_is_not_taken_for_none(submission, text):
+    submission.note_path.write_text(text)
+    with pytest.raises(ValueError, match="damaged.*Look for .grpo-kit .*in Kaggle's list"):
+        submission.read_note()
