@@ -1,34 +1,47 @@
-"""`kernel-metadata.json`: what a Kaggle kernel is to run, on which accelerator and with what mounted, checked beforehand.
+"""A notebook of the kit as a Kaggle kernel: a copy with its form fields filled in, and `kernel-metadata.json`.
 
-Kaggle takes a wrong one without a word and starts something else: a title whose slug is another makes another kernel, a
-source in the wrong form is left out. Each rule here is one of those. Fields as the official client documents them.
+Kaggle accepts wrong metadata silently and starts something else: a title that does not match the id makes another
+kernel, and a data source in the wrong form is left out. `check_metadata` refuses each of these before anything is
+pushed. The notebook in the repository stays as it is; the copy lies in the run's folder.
 """
 
 import difflib
+import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo_kit import config as configuration
 from grpo_kit.config.checks import require
+from grpo_kit.kaggle import wheels
+from grpo_kit.runs.files import write_text
+from grpo_kit.runs.run import find_run
 
 COMPETITION = "nvidia-nemotron-model-reasoning-challenge"
 MODEL = "metric/nemotron-3-nano-30b-a3b-bf16/Transformers/default/1"
 MOUNTED_MODEL = "/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1"
-FILE = "kernel-metadata.json"
+METADATA_FILE = "kernel-metadata.json"
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A machine that Kaggle lends: what its GPU calls itself, which of our presets suits it, what to know."""
+    """A machine that Kaggle lends.
+
+    Attributes:
+        gpu: Part of the name that its GPU reports.
+        preset: Our preset that suits it.
+        note: What to know about it, for messages.
+    """
 
     gpu: str
     preset: str
     note: str = ""
 
 
-# The names are Kaggle's (its client's documentation of February 2026); the client of today says P100 is retired.
+# Kaggle's names, from the documentation of its client (February 2026). Today's client says that P100 is retired.
 ACCELERATORS = {
     "NvidiaTeslaT4": Accelerator("T4", "t4x2", "two T4"),
     "NvidiaTeslaT4Highmem": Accelerator("T4", "t4", "not open to everyone"),
@@ -40,33 +53,70 @@ ACCELERATORS = {
     "NvidiaRtxPro6000": Accelerator("RTX PRO 6000", "80gb", "this competition; no internet"),
 }
 OFFLINE = "NvidiaRtxPro6000"  # "Internet cannot be enabled for this competition with the current accelerator."
-OWNED = r"[A-Za-z0-9][A-Za-z0-9_-]*/[a-z0-9]+(?:-[a-z0-9]+)*"
+SLUG = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+OWNED = rf"[A-Za-z0-9][A-Za-z0-9_-]*/{SLUG}"
+# {metadata key: (form of each source, the form in words)}
+SOURCES = {
+    "competition_sources": (SLUG, "a slug"),
+    "dataset_sources": (OWNED, "owner/slug"),
+    "kernel_sources": (OWNED, "owner/slug"),
+    "model_sources": (r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/[0-9]+", "owner/model/framework/variation/version"),
+}
+GPU_LINE = "grpo-kit kernel on"  # the first cell prints it before the GPU's name; `run_kernel` looks for it in the log
+FIRST_CELL = """\
+# Added by `grpo-kit push`. Kaggle may start another machine than the one requested: stop before hours are spent.
+import subprocess
+
+REQUESTED, GPU = {requested!r}, {gpu!r}
+query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+try:
+    gpus = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
+except (OSError, subprocess.CalledProcessError):
+    gpus = []
+print("{gpu_line}", ", ".join(gpus) or "no GPU", flush=True)
+if not any(GPU in gpu for gpu in gpus):
+    raise RuntimeError(
+        f"{{REQUESTED}} was requested, but this machine has {{', '.join(gpus) or 'no GPU'}}. Stopped to save the quota."
+    )"""
 
 
-def accelerator(name: str) -> Accelerator:
+def find_accelerator(name: str) -> Accelerator:
     """The accelerator called `name`. Raises ValueError, with the nearest name, for one that Kaggle does not have."""
-    meant = [known for known in ACCELERATORS if name and name.lower() in known.lower()]
-    meant = meant or difflib.get_close_matches(name, ACCELERATORS, n=1, cutoff=0.4)
-    hint = f" Did you mean {meant[0]}?" if meant else " Name one of them."
-    require(name in ACCELERATORS, f"accelerator is {name!r}; Kaggle knows {', '.join(ACCELERATORS)}.{hint}")
+    near = [other for other in ACCELERATORS if name and name.lower() in other.lower()]
+    near = near or difflib.get_close_matches(name, ACCELERATORS, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    require(name in ACCELERATORS, f"accelerator is {name!r}; Kaggle has {', '.join(ACCELERATORS)}.{hint}")
     return ACCELERATORS[name]
 
 
-def slug(title: str) -> str:
+def make_slug(title: str) -> str:
     """What Kaggle makes of a title in an address.
 
-    >>> slug("grpo-kit: 03 Training")
+    >>> make_slug("grpo-kit: 03 Training")
     'grpo-kit-03-training'
     """
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def metadata(
-    owner: str, title: str, code_file: str, machine_shape: str, datasets: tuple[str, ...] = (), kernels: tuple[str, ...] = (), models: tuple[str, ...] = (MODEL,)
+def make_metadata(
+    owner: str, title: str, code_file: str, accelerator: str,
+    datasets: Sequence[str] = (), kernels: Sequence[str] = (), models: Sequence[str] = (MODEL,),
 ) -> dict[str, Any]:  # fmt: skip
-    """The metadata of a private notebook without internet for this competition, every field in it; not yet checked."""
+    """Unchecked metadata of a private notebook without internet for this competition, with every field.
+
+    Args:
+        owner: The Kaggle user name.
+        title: 5 to 50 characters; the slug in the id is made from it.
+        code_file: Name of the notebook's file.
+        accelerator: Kaggle's name of the machine.
+        datasets, kernels: owner/slug of what is mounted.
+        models: owner/model/framework/variation/version of what is mounted.
+
+    Source:
+        https://github.com/Kaggle/kaggle-api/blob/main/docs/kernels_metadata.md
+    """
     return {
-        "id": f"{owner}/{slug(title)}",
+        "id": f"{owner}/{make_slug(title)}",
         "title": title,
         "code_file": code_file,
         "language": "python",
@@ -75,7 +125,7 @@ def metadata(
         "enable_gpu": True,
         "enable_tpu": False,
         "enable_internet": False,
-        "machine_shape": machine_shape,
+        "machine_shape": accelerator,
         "competition_sources": [COMPETITION],
         "model_sources": list(models),
         "dataset_sources": list(datasets),
@@ -83,77 +133,167 @@ def metadata(
     }
 
 
-def check(told: dict[str, Any], code: str) -> None:
-    """Raise ValueError for the first thing in `told` that Kaggle would not take, or would take to mean something else.
+def check_metadata(metadata: dict[str, Any], code: str) -> None:
+    """Raise ValueError for the first field that Kaggle would refuse or misread.
 
-    `code`: the text of the notebook, which has to be valid and free of outputs.
+    Args:
+        metadata: Every field of `make_metadata`.
+        code: The text of the notebook, which must be a notebook without outputs.
     """
-    title, name, shape = told["title"], told["id"], told["machine_shape"]
+    title, name, accelerator = metadata["title"], metadata["id"], metadata["machine_shape"]
     require(
         5 <= len(title) <= 50,
-        f"title is {title!r}, {len(title)} characters; Kaggle takes 5 to 50. Pick another run name.",
+        f"title is {title!r}, {len(title)} characters; Kaggle takes 5 to 50. Choose another run name.",
     )
     require(
-        re.fullmatch(OWNED, name) is not None, f"id is {name!r}; it is written owner/slug, in small letters, digits and hyphens. Write it so."
-    )  # fmt: skip
-    require(
-        name.split("/")[1] == slug(title),
-        f"id is {name!r}, but Kaggle makes {slug(title)!r} of the title {title!r} and would start another kernel. Make them agree.",
+        re.fullmatch(OWNED, name) is not None,
+        f"id is {name!r}; Kaggle takes owner/slug, the slug in lower case with digits and single hyphens.",
     )
     require(
-        (told["language"], told["kernel_type"]) == ("python", "notebook"),
-        f"language and kernel_type are {told['language']!r} and {told['kernel_type']!r}; a notebook of the kit is 'python' and 'notebook'. Set them so.",
+        name.split("/")[1] == make_slug(title),
+        f"id is {name!r}, but Kaggle makes {make_slug(title)!r} of the title {title!r} and would start another kernel. "
+        "Make them agree.",
     )
-    accelerator(shape)
+    kind = (metadata["language"], metadata["kernel_type"])
     require(
-        told["enable_gpu"] is True and told["enable_tpu"] is False,
-        f"enable_gpu is {told['enable_gpu']} and enable_tpu {told['enable_tpu']}; {shape} is a GPU. Set true and false.",
+        kind == ("python", "notebook"),
+        f"language and kernel_type are {kind[0]!r} and {kind[1]!r}; set them to 'python' and 'notebook'.",
+    )
+    find_accelerator(accelerator)
+    require(
+        metadata["enable_gpu"] is True and metadata["enable_tpu"] is False,
+        f"enable_gpu is {metadata['enable_gpu']} and enable_tpu {metadata['enable_tpu']}, but {accelerator} is a GPU. "
+        "Set them to true and false.",
     )
     require(
-        not (shape == OFFLINE and told["enable_internet"]),
-        f"enable_internet is true; Kaggle refuses internet with {OFFLINE} in this competition. Set it to false and mount wheels.",
+        not (accelerator == OFFLINE and metadata["enable_internet"]),
+        f"enable_internet is true; Kaggle refuses internet with {OFFLINE} in this competition. Set it to false and "
+        "mount wheels.",
     )
-    forms = {
-        "competition_sources": (r"[a-z0-9]+(?:-[a-z0-9]+)*", "a slug"),
-        "dataset_sources": (OWNED, "owner/slug"),
-        "kernel_sources": (OWNED, "owner/slug"),
-        "model_sources": (r"[^/\s]+/[^/\s]+/[^/\s]+/[^/\s]+/[0-9]+", "owner/model/framework/variation/version"),
-    }
-    for key, (form, words) in forms.items():
-        for source in told[key]:
+    for key, (form, words) in SOURCES.items():
+        for source in metadata[key]:
             require(
                 isinstance(source, str) and re.fullmatch(form, source) is not None,
-                f"{key} holds {source!r}; it takes {words}, and Kaggle would leave this one out. Write it so.",
+                f"{key} contains {source!r}; it takes {words}, and Kaggle would silently leave this one out.",
             )
-        require(len(set(told[key])) == len(told[key]), f"{key} names something twice: {told[key]}. Name it once.")
-    _check_notebook(told["code_file"], code)
+        require(len(set(metadata[key])) == len(metadata[key]), f"{key} names a source twice: {metadata[key]}.")
+    _check_code(metadata["code_file"], code)
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """The metadata in `folder`, checked with the notebook beside it. Raises FileNotFoundError, ValueError as `check`."""
-    path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `grpo-kit push` writes one. Check the folder.")
+@dataclass(frozen=True)
+class Kernel:
+    """What is pushed: the metadata, the notebook's text, and the folder where both are written."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    code: str
+
+    @property
+    def content(self) -> str:
+        """sha256 of what is pushed: the same content is the same push."""
+        return hashlib.sha256((json.dumps(self.metadata, sort_keys=True) + self.code).encode()).hexdigest()
+
+    def write(self) -> None:
+        """Write both files, each in one step."""
+        write_text(self.folder / self.metadata["code_file"], self.code)
+        write_text(self.folder / METADATA_FILE, json.dumps(self.metadata, indent=2, ensure_ascii=False) + "\n")
+
+
+def find_notebook(name: str) -> Path:
+    """The notebook called `03_training` or `03_training.ipynb`, or a path. Raises FileNotFoundError with all names."""
+    kit = Path(__file__).resolve().parents[2] / "notebooks"
+    file = name if name.endswith(".ipynb") else f"{name}.ipynb"
+    for path in (Path(file), Path("notebooks") / file, kit / file):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in (*Path("notebooks").glob("[0-9]*.ipynb"), *kit.glob("[0-9]*.ipynb")))
+    hint = f" There are {', '.join(dict.fromkeys(names))}." if names else " Run it in a checkout of the kit."
+    raise FileNotFoundError(f"No notebook {file} here or in notebooks/.{hint}")
+
+
+def build_kernel(
+    owner: str, notebook: Path, accelerator: str, root: Path, run: str | None = None, preset: str | None = None,
+    overrides: Sequence[str] = (), datasets: Sequence[str] = (), kernels: Sequence[str] = (),
+) -> Kernel:  # fmt: skip
+    """The notebook as a kernel, checked but not yet written.
+
+    Args:
+        owner: The Kaggle user name.
+        notebook: The notebook's file.
+        accelerator: Kaggle's name of the machine.
+        root: The folder of all runs; the kernel goes into `NAME/kaggle/SLUG` there.
+        run: Name of the run, on Kaggle as here; the preset's name by default.
+        preset: The one that suits the accelerator by default.
+        overrides: key=value, without spaces.
+        datasets: owner/slug of what is mounted; the owner's wheels by default, as `grpo-kit wheels` names them.
+        kernels: owner/slug of kernels whose output is mounted, such as that of an earlier run.
+
+    Raises:
+        ValueError: Settings, sources or the notebook would fail on Kaggle.
+    """
+    preset = preset or find_accelerator(accelerator).preset
+    presets = configuration.preset_names()
+    require(
+        preset in presets,
+        f"--config is {preset!r}; Kaggle has no files of yours, so a kernel takes a preset: {', '.join(presets)}.",
+    )
+    datasets = datasets or [f"{owner}/{wheels.dataset_name()}"]  # there is no internet, so wheels must be mounted
+    tiny = configuration.load_config([preset], overrides).policy.model == "tiny"
+    if not tiny and not any(text.startswith("policy.model=") for text in overrides):
+        overrides = [f"policy.model={MOUNTED_MODEL}", *overrides]
+    with_space = next((text for text in overrides if " " in text), "")
+    require(
+        not with_space,
+        f"{with_space!r} contains a space, but the notebook's form separates overrides at spaces. Write it without.",
+    )
+    name = find_run(run or preset, root).name
+    title = f"grpo-kit {notebook.stem.replace('_', ' ')}" + (f" {run}" if run else "")
+    metadata = make_metadata(owner, title, notebook.name, accelerator, datasets, kernels, () if tiny else (MODEL,))
+    form = {"preset": preset, "run_name": name, "overrides": " ".join(overrides)}
+    code = fill_notebook(notebook, form, accelerator)
+    check_metadata(metadata, code)
+    return Kernel(root / name / "kaggle" / make_slug(title), metadata, code)
+
+
+def fill_notebook(notebook: Path, form: dict[str, str], accelerator: str) -> str:
+    """The notebook's text with `form` in its form fields and two cells in front: the machine check and the wheels.
+
+    Raises:
+        ValueError: The file is not a notebook, or a field does not occur exactly once in it.
+    """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        code = folder / Path(told["code_file"]).name
+        content = json.loads(notebook.read_text(encoding="utf-8"))
+        cells = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+        texts = ["".join(cell["source"]) for cell in cells]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is not kernel metadata with a code_file; `grpo-kit push` writes it anew.") from None
-    missing = metadata("", "", "", "").keys() - told.keys()
-    require(not missing, f"{path} lacks {', '.join(sorted(missing))}; `grpo-kit push` writes it anew.")
-    if not code.is_file() or code.name != told["code_file"]:
-        raise FileNotFoundError(
-            f"code_file is {told['code_file']!r}; no such file lies beside {path}. Name a notebook there."
+        raise ValueError(f"{notebook} is not a notebook. Build it again with `make notebooks`.") from None
+    for name, value in form.items():
+        field = re.compile(rf"^{name} = .*?(?=\s*#\s?@param)", re.MULTILINE)
+        require(
+            sum(len(field.findall(text)) for text in texts) == 1,
+            f"{notebook} does not have exactly one form field `{name} = ...  #@param`, which push fills in. "
+            "Add it to the settings cell.",
         )
-    check(told, code.read_text(encoding="utf-8"))
-    return told
+        texts = [field.sub(lambda _, n=name, v=value: f"{n} = {json.dumps(v)}", text) for text in texts]
+    for cell, text in zip(cells, texts):
+        cell["source"] = text
+    gpu = find_accelerator(accelerator).gpu
+    first = FIRST_CELL.format(requested=accelerator, gpu=gpu, gpu_line=GPU_LINE)
+    added = {"grpo-kit-machine": first, "grpo-kit-wheels": wheels.INSTALL_CELL}
+    content["cells"] = [*(_code_cell(name, text) for name, text in added.items()), *content["cells"]]
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _check_notebook(name: str, code: str) -> None:
+def _code_cell(name: str, text: str) -> dict[str, Any]:
+    return {"cell_type": "code", "id": name, "metadata": {}, "execution_count": None, "outputs": [], "source": text}
+
+
+def _check_code(name: str, code: str) -> None:
+    """Raise ValueError unless `code` is a notebook without outputs."""
     try:
         cells = json.loads(code)["cells"]
-        held = [n for n, cell in enumerate(cells) if cell.get("outputs") or cell.get("execution_count") is not None]
+        run = [n for n, cell in enumerate(cells, 1) if cell.get("outputs") or cell.get("execution_count") is not None]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{name} is not a notebook; code_file takes an .ipynb. Name one.") from None
-    require(name.endswith(".ipynb"), f"code_file is {name!r}; a notebook ends in .ipynb. Name it so.")
-    require(not held, f"{name} holds outputs (cell {held[0] + 1 if held else 0}); a kernel starts without. Clear them.")
+        raise ValueError(f"{name} is not a notebook; code_file takes an .ipynb.") from None
+    require(name.endswith(".ipynb"), f"code_file is {name!r}; a notebook's name ends in .ipynb.")
+    require(not run, f"{name} holds outputs (cell {run[0] if run else 0}); clear them, since a kernel starts without.")

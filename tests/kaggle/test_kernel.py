@@ -1,6 +1,9 @@
-"""Kernel metadata: sound ones pass, and each way in which Kaggle would misread one is refused."""
+"""A notebook as a kernel: metadata that Kaggle would misread is refused, the form filled in, the GPU checked first."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from slugify import slugify
@@ -8,10 +11,11 @@ from slugify import slugify
 from grpo_kit.kaggle import kernel
 
 CODE = json.dumps({"cells": [{"cell_type": "code", "source": "1", "outputs": [], "execution_count": None}]})
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def sound(**other):
-    made = kernel.metadata(
+    made = kernel.make_metadata(
         "ada",
         "grpo-kit 03 training",
         "03_training.ipynb",
@@ -23,22 +27,31 @@ def sound(**other):
 
 
 def test_every_field_is_there_and_sound():
-    told = sound()
-    kernel.check(told, CODE)
-    assert told == {
-        "id": "ada/grpo-kit-03-training", "title": "grpo-kit 03 training", "code_file": "03_training.ipynb", "language": "python",
-        "kernel_type": "notebook", "is_private": True, "enable_gpu": True, "enable_tpu": False, "enable_internet": False,
-        "machine_shape": "NvidiaRtxPro6000", "competition_sources": ["nvidia-nemotron-model-reasoning-challenge"],
-        "model_sources": ["metric/nemotron-3-nano-30b-a3b-bf16/Transformers/default/1"], "dataset_sources": ["ada/wheels"],
+    metadata = sound()
+    kernel.check_metadata(metadata, CODE)
+    assert metadata == {
+        "id": "ada/grpo-kit-03-training",
+        "title": "grpo-kit 03 training",
+        "code_file": "03_training.ipynb",
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": "NvidiaRtxPro6000",
+        "competition_sources": ["nvidia-nemotron-model-reasoning-challenge"],
+        "model_sources": ["metric/nemotron-3-nano-30b-a3b-bf16/Transformers/default/1"],
+        "dataset_sources": ["ada/wheels"],
         "kernel_sources": ["ada/grpo-kit-02-data"],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", kernel.ACCELERATORS)
 def test_every_accelerator_is_taken_and_has_a_preset_of_ours(name):
     from grpo_kit import config
 
-    kernel.check(sound(machine_shape=name), CODE)
+    kernel.check_metadata(sound(machine_shape=name), CODE)
     assert kernel.ACCELERATORS[name].preset in config.preset_names()
 
 
@@ -57,7 +70,7 @@ def test_every_accelerator_is_taken_and_has_a_preset_of_ours(name):
         ({"machine_shape": ""}, "accelerator is ''"),
         ({"machine_shape": "t4"}, "Did you mean NvidiaTeslaT4?"),
         ({"machine_shape": "NvidiaRTXPro6000"}, "Did you mean NvidiaRtxPro6000?"),
-        ({"machine_shape": "TpuV5E8"}, "Kaggle knows"),
+        ({"machine_shape": "TpuV5E8"}, "Kaggle has"),
         ({"enable_gpu": False}, "enable_gpu"),
         ({"enable_tpu": True}, "enable_tpu"),
         ({"enable_gpu": "true"}, "enable_gpu"),
@@ -75,11 +88,11 @@ def test_every_accelerator_is_taken_and_has_a_preset_of_ours(name):
 )  # fmt: skip
 def test_what_kaggle_would_misread_is_refused(other, says):
     with pytest.raises(ValueError, match=says.replace("?", r"\?")):
-        kernel.check(sound(**other), CODE)
+        kernel.check_metadata(sound(**other), CODE)
 
 
 def test_internet_is_not_refused_with_other_accelerators():
-    kernel.check(sound(machine_shape="NvidiaTeslaT4", enable_internet=True), CODE)
+    kernel.check_metadata(sound(machine_shape="NvidiaTeslaT4", enable_internet=True), CODE)
 
 
 @pytest.mark.parametrize(
@@ -95,28 +108,123 @@ def test_internet_is_not_refused_with_other_accelerators():
 )
 def test_the_code_file_is_a_notebook_without_outputs(code, says):
     with pytest.raises(ValueError, match=says):
-        kernel.check(sound(), code)
+        kernel.check_metadata(sound(), code)
 
 
 @pytest.mark.parametrize("title", ["grpo-kit: 03 Training", "A  b__c", "-x-", "grpo-kit 03 training 80gb.v2"])
 def test_the_slug_is_the_one_that_the_official_client_makes(title):
-    assert kernel.slug(title) == slugify(title)
+    assert kernel.make_slug(title) == slugify(title)
 
 
-def test_a_folder_is_checked_as_a_whole(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        kernel.check_folder(tmp_path)
-    (tmp_path / kernel.FILE).write_text(json.dumps(sound()))
-    with pytest.raises(FileNotFoundError, match="no such file lies beside"):
-        kernel.check_folder(tmp_path)
-    (tmp_path / "03_training.ipynb").write_text(CODE)
-    assert kernel.check_folder(tmp_path)["id"] == "ada/grpo-kit-03-training"
-    (tmp_path / kernel.FILE).write_text(json.dumps(sound(code_file="../03_training.ipynb")))
-    with pytest.raises(FileNotFoundError, match="no such file lies beside"):
-        kernel.check_folder(tmp_path)
-    (tmp_path / kernel.FILE).write_text(json.dumps({"code_file": "03_training.ipynb"}))
-    with pytest.raises(ValueError, match="lacks"):
-        kernel.check_folder(tmp_path)
-    (tmp_path / kernel.FILE).write_text("[")
-    with pytest.raises(ValueError, match="not kernel metadata"):
-        kernel.check_folder(tmp_path)
+# --- The notebook
+
+
+def stage(tmp_path, notebook="03_training", **other):
+    settings = {"owner": "ada", "accelerator": "NvidiaTeslaT4", "root": tmp_path} | other
+    return kernel.build_kernel(notebook=kernel.find_notebook(notebook), **settings)
+
+
+def text(made):
+    return "\n".join("".join(cell["source"]) for cell in json.loads(made.code)["cells"])
+
+
+@pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")))
+def test_every_notebook_of_the_kit_makes_a_sound_kernel(tmp_path, notebook):
+    made = stage(tmp_path, notebook, preset="tiny", run="r", overrides=["grpo.max_steps=2"])
+    made.write()
+    metadata = json.loads((made.folder / kernel.METADATA_FILE).read_text())
+    kernel.check_metadata(metadata, (made.folder / f"{notebook}.ipynb").read_text())
+    assert metadata == made.metadata and metadata["code_file"] == f"{notebook}.ipynb"
+    assert 'preset = "tiny"' in text(made) and 'run_name = "r"' in text(made)
+    assert made.metadata["dataset_sources"] == ["ada/grpo-kit-wheels-cp312"] and made.metadata["model_sources"] == []
+
+
+def test_the_form_is_filled_in_and_stays_a_form(tmp_path):
+    said = text(stage(tmp_path, overrides=["grpo.max_steps=2", 'data.prompt_suffix="\\\\boxed"']))
+    line = next(line for line in said.splitlines() if line.startswith("overrides ="))
+    assert line.endswith('#@param {type:"string"}')
+    value = json.loads(line.removeprefix("overrides = ").partition("  #@param")[0].strip())
+    assert value == f'policy.model={kernel.MOUNTED_MODEL} grpo.max_steps=2 data.prompt_suffix="\\\\boxed"'
+    assert 'preset = "t4x2"  #@param' in said and 'run_name = "t4x2"  #@param' in said
+
+
+def test_a_model_of_ones_own_stays_and_the_tiny_policy_mounts_none(tmp_path):
+    assert kernel.MOUNTED_MODEL not in text(stage(tmp_path, overrides=["policy.model=/kaggle/input/mine"]))
+    assert kernel.MOUNTED_MODEL not in text(stage(tmp_path, preset="tiny"))
+
+
+def test_nothing_is_written_before_it_is_asked_for_and_nothing_into_the_repository(tmp_path):
+    before = {path: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")}
+    made = stage(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    made.write()
+    assert sorted(path.name for path in made.folder.iterdir()) == ["03_training.ipynb", "kernel-metadata.json"]
+    assert made.folder.is_relative_to(tmp_path / "t4x2")
+    assert {path: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")} == before
+
+
+def test_the_same_content_is_the_same_push_and_another_accelerator_is_another(tmp_path):
+    assert stage(tmp_path).content == stage(tmp_path).content
+    assert stage(tmp_path).content != stage(tmp_path, accelerator="NvidiaL4X1").content
+    assert stage(tmp_path).content != stage(tmp_path, overrides=["grpo.max_steps=3"]).content
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "says"),
+    [
+        ({"notebook": "09_nothing"}, FileNotFoundError, "There are 01_setup"),
+        ({"accelerator": "H100"}, ValueError, r"Did you mean NvidiaH100\?"),
+        ({"preset": "mine.yaml"}, ValueError, "takes a preset"),
+        ({"overrides": ["grpo.max_step=3"]}, ValueError, "Did you mean grpo.max_steps"),
+        ({"overrides": ["grpo.max_steps=many"]}, ValueError, "does not fit"),
+        ({"overrides": ["data.prompt_suffix=a b"]}, ValueError, "separates overrides at spaces"),
+        ({"run": "../up"}, ValueError, "cannot name a run"),
+        ({"run": "r" * 40}, ValueError, "5 to 50"),
+        ({"datasets": ["wheels"]}, ValueError, "owner/slug"),
+        ({"kernels": ["ada/a/b/c"]}, ValueError, "owner/slug"),
+    ],
+)
+def test_what_would_fail_on_kaggle_is_refused_here(tmp_path, other, error, says):
+    with pytest.raises(error, match=says):
+        stage(tmp_path, **other)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["x = 1", 'preset = "tiny"', 'preset = "a"  #@param\npreset = "b"  #@param', 'if 1:\n    preset = "a"  #@param'],
+)
+def test_a_notebook_without_the_form_field_is_refused(tmp_path, source):
+    cells = [{"cell_type": "code", "source": [source], "outputs": [], "execution_count": None, "metadata": {}}]
+    path = tmp_path / "mine.ipynb"
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    with pytest.raises(ValueError, match="not have exactly one form field `preset"):
+        kernel.fill_notebook(path, {"preset": "tiny"}, "NvidiaTeslaT4")
+    path.write_text("no notebook")
+    with pytest.raises(ValueError, match="not a notebook"):
+        kernel.fill_notebook(path, {"preset": "tiny"}, "NvidiaTeslaT4")
+
+
+@pytest.mark.parametrize(
+    ("shape", "gpus", "stops"),
+    [
+        ("NvidiaTeslaT4", ["Tesla T4", "Tesla T4"], False),
+        ("NvidiaTeslaT4", ["Tesla P100-PCIE-16GB"], True),
+        ("NvidiaRtxPro6000", ["NVIDIA RTX PRO 6000 Blackwell Server Edition"], False),
+        ("NvidiaRtxPro6000", ["Tesla P100-PCIE-16GB"], True),
+        ("NvidiaH100", ["NVIDIA H100 80GB HBM3"], False),
+        ("NvidiaL4X1", [], True),
+    ],
+)
+def test_the_first_cell_names_the_gpu_and_stops_on_another_than_was_asked_for(tmp_path, shape, gpus, stops):
+    code = "".join(json.loads(stage(tmp_path, accelerator=shape).code)["cells"][0]["source"])
+    assert len(code.splitlines()) <= 25
+    tool = tmp_path / "nvidia-smi"
+    if gpus:
+        tool.write_text("#!/bin/sh\n" + "".join(f"echo '{gpu}'\n" for gpu in gpus))
+        tool.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PATH": f"{tmp_path}:/bin"}, capture_output=True, text=True
+    )
+    assert (done.returncode != 0) is stops
+    assert done.stdout.strip() == f"{kernel.GPU_LINE} {', '.join(gpus) or 'no GPU'}"
+    assert not stops or "Stopped to save the quota" in done.stderr
