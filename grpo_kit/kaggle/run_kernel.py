@@ -1,7 +1,7 @@
-"""Push a kernel, follow it, fetch what it left, and see which machine it was.
+"""Push a kernel, follow it, download its output, and find out which GPU it ran on.
 
-A push spends hours of a weekly quota, so it is noted in the kernel's folder: the same content is not pushed twice unasked,
-and calling again goes on following, however the first call ended.
+A push spends hours of a weekly quota. Therefore it is noted in `push.json` in the kernel's folder: the same content is
+not pushed again without `force`, and the next call follows the run, however the earlier call ended.
 """
 
 import contextlib
@@ -9,144 +9,277 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.kaggle import retry
-from grpo_kit.kaggle.kernel import accelerator as accelerator_kernel
-from grpo_kit.kaggle.kernel import check_folder
-from grpo_kit.kaggle.kernel_notebook import SEEN, Kernel
+from grpo_kit.kaggle.kernel import GPU_LINE, Kernel, find_accelerator
+from grpo_kit.kaggle.submit import describe_calls
 from grpo_kit.runs.files import write_text
 
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
-WANTED = r"^(?!nf4/)"  # the 4-bit checkpoint is made anew from the mounted model; it has gigabytes
-UNSEEN = 300.0  # seconds in which Kaggle may not know yet of what it has just taken
+DOWNLOADED = (
+    r"^(?!nf4/)"  # all but the 4-bit checkpoint, which has gigabytes and can be made again from the mounted model
+)
+UNKNOWN_FOR = 300.0  # seconds for which Kaggle may not know yet what it has just received
+STATUS_PAUSES = (5.0, 8.0, 12.0, 18.0, 27.0, 40.0)  # seconds between looks at the run; then 60
+NOBODY = "your-username"  # the owner in a dry run, which needs no credentials
+
+Say = Callable[[str], None]
 
 
-def push(client: Any, kernel: Kernel, force: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Push `kernel`, unless the same content was pushed before; returns the note: `kernel`, `version`, `url`, `state`.
+@dataclass(frozen=True)
+class Outcome:
+    """How a kernel's run ended.
 
-    `client`: a `kaggle_kernel.Client`. Raises what it raises; ConnectionError while it is open whether the push arrived.
+    Attributes:
+        accelerator: The machine that was requested.
+        state: COMPLETE, ERROR or CANCEL_ACKNOWLEDGED.
+        reason: Kaggle's reason for a failure, empty if it gives none.
+        output: Folder of the downloaded files.
+        files: The downloaded files.
+        right_gpu: Whether the requested GPU ran; None when nothing in the output tells.
+        gpu_sentence: The same in words.
+    """
+
+    accelerator: str
+    state: str
+    reason: str
+    output: Path
+    files: list[Path]
+    right_gpu: bool | None
+    gpu_sentence: str
+
+    def problem(self) -> str:
+        """Why the run is a failure, with the remedy; empty when it is not one."""
+        if self.state != "COMPLETE":
+            reason = f" ({self.reason.rstrip('.')})" if self.reason else ""
+            return f"The run ended as {self.state}{reason}; its log is in {self.output}. --force pushes the same again."
+        if self.right_gpu is False:
+            return (
+                f"{self.accelerator} did not run. Choose the competition's accelerator in Kaggle's editor, or another "
+                "--accelerator, and push again."
+            )
+        return ""
+
+
+def run_kernel(
+    build: Callable[[str], Kernel], follow: bool = True, dry_run: bool = False, force: bool = False, say: Say = print
+) -> Outcome | None:
+    """Push a kernel, follow it to its end and download its output.
+
+    Args:
+        build: Gives the kernel for an owner's user name, such as a partial `kernel.build_kernel`.
+        follow: Wait for the end; without it the call returns after the push.
+        dry_run: Only name the calls to Kaggle; nothing is sent or written.
+        force: Push even if the same content was pushed before.
+        say: Gets a line for each thing that was done.
+
+    Returns:
+        How the run ended; None without `follow` and in a dry run.
+
+    Raises:
+        FileNotFoundError: There are no Kaggle credentials.
+        ValueError: The kernel would fail on Kaggle.
+        PermissionError, RuntimeError: Kaggle refused the push.
+        ConnectionError: Kaggle does not answer. Calling again is safe.
+    """
+    if dry_run:
+        kernel = build(NOBODY)
+        name = f"{kernel.metadata['id']}/VERSION"
+        output = str(kernel.folder / "output-VERSION")
+        for line in json.dumps(kernel.metadata, indent=2).splitlines():
+            say(line)
+        describe_calls(
+            say,
+            ("kernels_push", {"folder": str(kernel.folder), "acc": kernel.metadata["machine_shape"]}),
+            ("kernels_status", {"kernel": name}),
+            ("kernels_output", {"kernel": name, "path": output, "file_pattern": DOWNLOADED}),
+        )
+        return None
+    from grpo_kit.kaggle.client import open_client  # loads the official client
+
+    build(NOBODY)  # mistakes in the settings come before a question of credentials
+    client = open_client(say)
+    kernel = build(client.owner)
+    note = push_once(client, kernel, force, say)
+    if not follow:
+        return None
+    state, reason = follow_run(client, note, say)
+    output, files = download_output(client, note, kernel.folder)
+    accelerator = kernel.metadata["machine_shape"]
+    right, sentence = compare_gpu(find_gpu(output, note["at"]), accelerator)
+    return Outcome(accelerator, state, reason, output, files, right, sentence)
+
+
+def push_once(client: Any, kernel: Kernel, force: bool, say: Say) -> dict[str, Any]:
+    """Push a kernel, unless the same content was pushed before.
+
+    Args:
+        client: A `client.KaggleClient`.
+        kernel: The kernel.
+        force: Push it again anyway.
+        say: Gets a line with what was done.
+
+    Returns:
+        The note in push.json: `kernel`, `version` (0 if unknown), `url`, `content`, `accelerator`, `state`, `at`.
+
+    Raises:
+        PermissionError, RuntimeError, ValueError: Kaggle refused; no note is left.
+        ConnectionError: The answer was lost, so the kernel may have started.
     """
     path = kernel.folder / "push.json"
-    note = _read(path)
+    note = _read_note(path)
     same = note.get("content") == kernel.content and not force
     name, accelerator = kernel.metadata["id"], kernel.metadata["machine_shape"]
     if same and note["state"] == "pushed":
-        say(f"pushed before, {note['at'][:16]} UTC, as version {note['version']}: following it; --force pushes anew")
+        say(f"pushed before, {note['at'][:16]} UTC, as version {note['version']}: following it; --force pushes again")
         return note
-    if same and _is_under_way(client, name):
-        say("the earlier push had no answer, but a run is under way: following it")
+    if same and _is_running(client, name):
+        say("the earlier push had no answer, but the kernel is running: following it")
         return note
     kernel.write()
-    check_folder(kernel.folder)
-    note = {"kernel": name, "version": 0, "url": f"https://www.kaggle.com/code/{name}", "content": kernel.content}
-    note |= {"accelerator": accelerator, "state": "sending", "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    _write(path, note)
+    note = {
+        "kernel": name, "version": 0, "url": f"https://www.kaggle.com/code/{name}", "content": kernel.content,
+        "accelerator": accelerator, "state": "sending", "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    _write_note(path, note)
     try:
-        answer = client.push(kernel.folder, accelerator)
+        answer = client.push_kernel(kernel.folder, accelerator)
     except ConnectionError as error:
-        raise ConnectionError(f"{error} It may have started: run the same command again, which looks before it pushes, or see {note['url']}.") from None  # fmt: skip
+        raise ConnectionError(
+            f"{error} The kernel may have started: run the same command again, which looks before it pushes, or see "
+            f"{note['url']}."
+        ) from None
     except (OSError, RuntimeError, ValueError):
         path.unlink()
         raise
     note |= {"version": answer.version_number, "url": answer.url or note["url"], "state": "pushed"}
-    _write(path, note)
+    _write_note(path, note)
     say(f"pushed version {note['version']} on {accelerator}: {note['url']}")
     return note
 
 
-def follow(client: Any, note: dict[str, Any], say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> tuple[str, str]:  # fmt: skip
-    """Wait for the run's end; returns (COMPLETE, ERROR or CANCEL_ACKNOWLEDGED, Kaggle's reason, empty if it gives none)."""
+def follow_run(
+    client: Any, note: dict[str, Any], say: Say, clock: Callable[[], float] = time.monotonic
+) -> tuple[str, str]:
+    """Wait for the end of a run.
+
+    Args:
+        client: A `client.KaggleClient`.
+        note: What `push_once` returned.
+        say: Gets a line for each new state.
+        clock: Seconds that go on; tests pass their own.
+
+    Returns:
+        (COMPLETE, ERROR or CANCEL_ACKNOWLEDGED; Kaggle's reason for a failure, empty if it gives none).
+
+    Raises:
+        FileNotFoundError: Kaggle does not know the kernel, also not after five minutes.
+        ConnectionError: Kaggle does not answer; the run goes on.
+    """
     started, last = clock(), ""
-    for pause in retry.waits(5.0, 60.0, 1.5):
+    for pause in chain(STATUS_PAUSES, repeat(60.0)):
         try:
-            status, why = client.status(versioned(note))
+            status, reason = client.kernel_status(versioned_name(note))
         except FileNotFoundError:
-            if clock() - started > UNSEEN:
+            if clock() - started > UNKNOWN_FOR:
                 raise
-            status, why = "not known yet", ""
+            status, reason = "not known yet", ""
         except ConnectionError as error:
             raise ConnectionError(f"{error} The run goes on: the same command follows it again.") from None
         if status != last:
             say(f"{status.lower().replace('_', ' ')} after {(clock() - started) / 60:.0f} min")
             last = status
         if status in ENDED:
-            return status, why
+            return status, reason
         client.sleep(pause)
-    raise AssertionError("the pauses have no end")
+    raise AssertionError("the pauses never end")
 
 
-def fetch(client: Any, note: dict[str, Any], folder: Path) -> tuple[Path, list[Path]]:
-    """(where they lie, the run's files and log) without the 4-bit checkpoint; each version has a folder of its own."""
+def download_output(client: Any, note: dict[str, Any], folder: Path) -> tuple[Path, list[Path]]:
+    """Download a run's files and log without the 4-bit checkpoint; each version has a folder of its own.
+
+    Returns:
+        (the folder, the files in it).
+    """
     output = folder / (f"output-{note['version']}" if note["version"] else "output")
     output.mkdir(parents=True, exist_ok=True)
-    return output, client.output(versioned(note), output, WANTED)
+    return output, client.download_output(versioned_name(note), output, DOWNLOADED)
 
 
-def versioned(note: dict[str, Any]) -> str:
-    """owner/slug/version, or without a version where the push had no answer: then the latest is meant."""
+def versioned_name(note: dict[str, Any]) -> str:
+    """owner/slug/version; without a version, which means the latest, when the push had no answer."""
     return f"{note['kernel']}/{note['version']}" if note["version"] else note["kernel"]
 
 
-def ran_on(folder: Path, since: str) -> tuple[str, str] | None:
-    """(GPU, where that stands): of the first cell's line in the log, else of a stage that the run noted after `since`.
+def find_gpu(folder: Path, since: str) -> tuple[str, str] | None:
+    """The GPU that a run had, from the first cell's line in the log or else from a stage that ended after `since`.
 
-    None where neither says. `since`: UTC, ISO 8601.
+    Args:
+        folder: The downloaded output.
+        since: UTC, ISO 8601.
+
+    Returns:
+        (GPU, the file that says so), or None when no file does.
     """
     for log in sorted(folder.glob("*.log")):
-        seen = re.search(rf"{SEEN} (.*?)(?:\\n|\n|\"|$)", log.read_text(encoding="utf-8", errors="replace"))
-        if seen:
-            return seen[1], str(log)
-    for notes in sorted(folder.glob("**/run.json")):
+        line = re.search(rf"{GPU_LINE} (.*?)(?:\\n|\n|\"|$)", log.read_text(encoding="utf-8", errors="replace"))
+        if line:
+            return line[1], str(log)
+    for path in sorted(folder.glob("**/run.json")):
         try:
-            stages = json.loads(notes.read_text(encoding="utf-8"))["stages"].values()
-            new = [stage["environment"]["gpu"] for stage in stages if stage["finished"] >= since]
+            stages = json.loads(path.read_text(encoding="utf-8"))["stages"].values()
+            gpus = [stage["environment"]["gpu"] for stage in stages if stage["finished"] >= since]
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # not ours
-        if new:
-            return new[-1] or "no GPU", str(notes)
+            continue  # not a run.json of the kit
+        if gpus:
+            return gpus[-1] or "no GPU", str(path)
     return None
 
 
-def verdict(found: tuple[str, str] | None, accelerator: str) -> tuple[bool | None, str]:
-    """(whether the accelerator asked for ran, None where nothing says; a sentence)."""
+def compare_gpu(found: tuple[str, str] | None, accelerator: str) -> tuple[bool | None, str]:
+    """Compare what `find_gpu` returned with the requested accelerator.
+
+    Returns:
+        (whether the requested machine ran, None when unknown; the same in words).
+    """
     if found is None:
-        return None, "Which GPU ran cannot be established: neither the log nor a run.json in the output names it."
-    gpu, where = found
-    wanted = accelerator_kernel(accelerator).gpu
-    if re.search(rf"\b{re.escape(wanted)}\b", gpu, re.IGNORECASE):
-        return True, f"It ran on {gpu}, which is the {accelerator} that was asked for ({where})."
-    return (
-        False,
-        f"{accelerator} was asked for, but it ran on {gpu} ({where}); Kaggle gives some accelerators to some only.",
+        return None, "It is not known which GPU ran: neither the log nor a run.json in the output names it."
+    gpu, file = found
+    if re.search(rf"\b{re.escape(find_accelerator(accelerator).gpu)}\b", gpu, re.IGNORECASE):
+        return True, f"It ran on {gpu}, which is the requested {accelerator} ({file})."
+    return False, (
+        f"{accelerator} was requested, but it ran on {gpu} ({file}). Kaggle offers some accelerators only in some "
+        "competitions."
     )
 
 
-def last_words(folder: Path, lines: int = 12) -> list[str]:
-    """The last lines that the run printed, from Kaggle's log, which is JSON or plain text."""
+def read_last_lines(folder: Path, count: int = 12) -> list[str]:
+    """The last `count` lines that the run printed, from Kaggle's log, which is JSON or plain text."""
     for log in sorted(folder.glob("*.log")):
         text = log.read_text(encoding="utf-8", errors="replace")
         with contextlib.suppress(ValueError, AttributeError, TypeError):
             text = "".join(str(entry.get("data", "")) for entry in json.loads(text))
-        return [line for line in text.splitlines() if line.strip()][-lines:]
+        return [line for line in text.splitlines() if line.strip()][-count:]
     return []
 
 
-def _is_under_way(client: Any, name: str) -> bool:
+def _is_running(client: Any, name: str) -> bool:
     try:
-        return client.status(name)[0] in ("QUEUED", "RUNNING")
-    except FileNotFoundError:  # the very first push, and it never arrived
+        return client.kernel_status(name)[0] in ("QUEUED", "RUNNING")
+    except FileNotFoundError:  # the first push of this kernel never arrived
         return False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_note(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return {}
 
 
-def _write(path: Path, note: dict[str, Any]) -> None:
+def _write_note(path: Path, note: dict[str, Any]) -> None:
     write_text(path, json.dumps(note, indent=2) + "\n")

@@ -1,7 +1,8 @@
-"""A folder of wheels for a kernel without internet: what the kit needs, for the kernel's Python, around the image's torch.
+"""A folder of wheels for a Kaggle kernel without internet: the kit and what it needs, without torch.
 
-Torch, numpy, pillow and NVIDIA's libraries are the image's: a torch brought along breaks what was built against the one
-there. pip is shown empty stand-ins of the image's versions, so that it resolves around them and downloads none.
+`uv pip compile` chooses the versions for the kernel's Python and platform, around the versions of torch, numpy and
+pillow that the kernel's image has: a torch brought along would break what was built against the image's. `pip download`
+fetches the wheels that the image does not have.
 """
 
 import json
@@ -11,25 +12,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from grpo_kit.config.checks import require
-from grpo_kit.kaggle import wheel_closure
 from grpo_kit.runs.files import new_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "grpo_kit", "data")
-CELL, METADATA = "install_cell.py", "dataset-metadata.json"
+# Never brought along, since other packages of the image are built against them. The versions are used unless --have
+# gives others. They are the oldest that are likely, so that what is resolved with them suits later ones too.
+IMAGE = {
+    "torch": "2.10.0", "torchvision": "0.25.0", "torchaudio": "2.10.0", "triton": "3.6.0", "numpy": "2.0.2",
+    "pillow": "11.3.0",
+}  # fmt: skip
+CELL_FILE, METADATA_FILE = "install_cell.py", "dataset-metadata.json"
 INSTALL_CELL = """\
-# Install grpo_kit and what it needs from the wheels that are mounted. No internet is used, and the image's torch stays.
+# Install grpo_kit and what it needs from the mounted wheels. Uses no internet, and the image's torch stays.
 import importlib.util
 import subprocess
 import sys
@@ -43,150 +47,194 @@ if own:
     subprocess.run([*pip, *files], check=True)
     importlib.invalidate_caches()
 elif importlib.util.find_spec("grpo_kit") is None:
-    raise FileNotFoundError("No grpo_kit wheel lies under /kaggle/input. Mount the dataset that `grpo-kit wheels` made.")
+    raise FileNotFoundError("No grpo_kit wheel is under /kaggle/input. Mount the dataset that `grpo-kit wheels` made.")
 """
 
 
-def build(
-    out: Path, python: str, platform: str, have: dict[str, str], owner: str, show: Callable[[str], None]
+def build_wheels(
+    out: Path, python: str, platform: str, image: Mapping[str, str], owner: str, show: Callable[[str], None]
 ) -> list[Path]:
-    """Fill `out` with the wheels, the install cell and the dataset's metadata; returns the wheels.
+    """Fill a folder with the wheels, the install cell and the metadata of a Kaggle dataset.
 
-    `python`: such as 3.12. `platform`: a wheel tag such as manylinux_2_28_x86_64; older ones it includes are taken too.
-    `have`: {canonical name: version} of the image. Raises ValueError for what no set of wheels can meet, RuntimeError when
-    pip fails, FileNotFoundError where the kit's own source is not at hand.
+    Args:
+        out: The folder; it appears when everything is in it.
+        python: The kernel's Python, such as 3.12.
+        platform: The newest wheel tag that the kernel takes, such as manylinux_2_28_x86_64; older ones are used too.
+        image: {canonical name: version} of the packages that the image has. A fitting version is left to the image.
+        owner: The Kaggle user name.
+        show: Gets a word on what is being done.
+
+    Returns:
+        The wheels.
+
+    Raises:
+        ValueError: `python` or `platform` is not written as above.
+        RuntimeError: uv is not installed, no set of wheels meets the requirements, or pip fails.
+        FileNotFoundError: The source of the kit is not here.
+
+    Example:
+        >>> build_wheels(Path("wheels"), "3.12", "manylinux_2_28_x86_64", IMAGE, "ada", print)  # doctest: +SKIP
     """
-    require(re.fullmatch(r"3\.\d+", python) is not None, f"--python is {python!r}; it is written 3.12. Write it so.")
-    platforms = expand(platform)
+    require(re.fullmatch(r"3\.\d+", python) is not None, f"--python is {python!r}; write it like 3.12.")
+    platforms = expand_platform(platform)
     if not (ROOT / "pyproject.toml").is_file():
-        raise FileNotFoundError(f"{ROOT} holds no pyproject.toml to build grpo_kit's own wheel from. Run it in a clone of the kit.")  # fmt: skip
-    target = wheel_closure.environment(python, platform.split("_", 1)[1].removeprefix("2_").lstrip("0123456789_"))
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    roots = [text for line in lines if (text := line.partition("#")[0].strip())]
-    where = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
-    where += [word for name in platforms for word in ("--platform", name)]
+        raise FileNotFoundError(f"{ROOT} has no pyproject.toml to build grpo_kit from. Run this in a clone of the kit.")
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
-        aside = Path(temporary)
-        asked, wanted, unmet = list(roots), [], list(roots)
-        for _ in range(3):  # again when the other Python needs something that this one does not
-            show("resolving")
-            wanted, unmet = wheel_closure.walk(roots, _resolve(asked, where, have, aside), have, target)
-            if not unmet or set(unmet) <= set(asked):
-                break
-            asked += unmet
-        require(
-            not unmet,
-            f"Nothing meets {', '.join(unmet[:4])} for Python {python} on {platform} with what the image has. Name a later --platform, "
-            "or the image's packages with --have.",
-        )
-        show(f"downloading {len(wanted)} wheels")
-        pins = [f"{package.name}=={package.version}" for package in wanted]
+        show("resolving")
+        pins = resolve(python, platform, image, Path(temporary))
+        show(f"downloading {len(pins)} wheels")
         if pins:
-            _pip("download", "-q", "--no-deps", *where, "-d", str(folder), *pins)
+            target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+            target += [word for name in platforms for word in ("--platform", name)]
+            _run_pip("download", "-q", "--no-deps", *target, "-d", str(folder), *pins)
         show("building grpo_kit's own wheel")
-        _own_wheel(folder, aside)
-        found = verify(folder, python, platforms, {package.name: package.version for package in wanted})
-        name = dataset(python)
-        told = {"id": f"{owner}/{name}", "title": name.replace("-", " "), "licenses": [{"name": "other"}]}
-        write_text(folder / METADATA, json.dumps(told, indent=2) + "\n")
-        write_text(folder / CELL, INSTALL_CELL)
-    return [out / path.name for path in found]
+        build_own_wheel(folder, Path(temporary))
+        name = dataset_name(python)
+        metadata = {"id": f"{owner}/{name}", "title": name.replace("-", " "), "licenses": [{"name": "other"}]}
+        write_text(folder / METADATA_FILE, json.dumps(metadata, indent=2) + "\n")
+        write_text(folder / CELL_FILE, INSTALL_CELL)
+        files = sorted(folder.glob("*.whl"))
+    return [out / path.name for path in files]
 
 
-def dataset(python: str = "3.12") -> str:
-    """The name (slug) of the dataset that the wheels for this Python make."""
+def dataset_name(python: str = "3.12") -> str:
+    """The name (slug) of the Kaggle dataset that holds the wheels for this Python."""
     return f"grpo-kit-wheels-cp{python.replace('.', '')}"
 
 
-def expand(platform: str) -> list[str]:
-    """The platform tags that a machine of `platform` takes, newest first.
+def expand_platform(platform: str) -> list[str]:
+    """The platform tags of wheels that run where those of `platform` do, newest first.
 
-    >>> expand("manylinux2014_x86_64")
+    >>> expand_platform("manylinux2014_x86_64")
     ['manylinux_2_17_x86_64', 'manylinux2014_x86_64']
 
-    Raises ValueError for a tag that is not a manylinux one from glibc 2.17 on.
+    Raises:
+        ValueError: It is not a manylinux tag from glibc 2.17 on.
     """
     match = re.fullmatch(r"manylinux(?:2014|_2_(\d+))_(x86_64|aarch64)", platform)
     newest = int(match[1] or 17) if match else 0
     require(
         17 <= newest < 60,
-        f"--platform is {platform!r}; it is written manylinux2014_x86_64 or manylinux_2_28_x86_64. Write it so.",
+        f"--platform is {platform!r}; write it like manylinux2014_x86_64 or manylinux_2_28_x86_64.",
     )
     machine = match[2] if match else ""
     return [f"manylinux_2_{n}_{machine}" for n in range(newest, 16, -1)] + [f"manylinux2014_{machine}"]
 
 
-def verify(folder: Path, python: str, platforms: list[str], wanted: dict[str, str]) -> list[Path]:
-    """The wheels in `folder`. Raises ValueError when one is the image's own, does not fit, or is missing."""
-    major, minor = map(int, python.split("."))
-    fits: set[Tag] = set(cpython_tags((major, minor), platforms=platforms))
-    fits |= set(compatible_tags((major, minor), f"cp{major}{minor}", platforms))
-    there, found = {}, sorted(folder.glob("*.whl"))
-    for path in found:
-        name, version, _, tags = parse_wheel_filename(path.name)
-        require(not wheel_closure.is_images(name), f"{path.name} is the image's own and must not be brought along.")
-        require(bool(tags & fits), f"{path.name} does not fit Python {python} on {platforms[0]}.")
-        there[str(name)] = version
-    expected = {name: Version(version) for name, version in wanted.items()}
-    own = there.pop("grpo-kit", None)
-    require(
-        own is not None and there == expected, f"{folder} holds {sorted(there)}, not {sorted(expected)} and grpo-kit."
-    )
-    return found
+def read_freeze_file(path: Path) -> dict[str, str]:
+    """The packages of an image, from a file with what `pip freeze` prints in it.
+
+    Args:
+        path: A file of lines `name==version`; other lines are passed over.
+
+    Returns:
+        {canonical name: version}, with `IMAGE` for the names that the file does not have.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: No line has a version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; --have takes a file with what `pip freeze` prints in the image."
+        )
+    versions = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^\s;]+)", line.strip())
+        if match:
+            try:
+                versions[canonicalize_name(match[1])] = str(Version(match[2]))
+            except InvalidVersion:
+                continue
+    require(bool(versions), "--have names no package as name==version; give it what `pip freeze` prints in the image.")
+    return IMAGE | versions
 
 
-def _resolve(roots: list[str], where: list[str], have: dict[str, str], aside: Path) -> dict[str, wheel_closure.Package]:
-    """What pip would install, around stand-ins of the image's own packages; nothing is downloaded but metadata."""
-    stand_ins, report = aside / "stand-ins", aside / "report.json"
-    shutil.rmtree(stand_ins, ignore_errors=True)
-    stand_ins.mkdir()
-    pinned = [_stand_in(stand_ins, name, version) for name, version in have.items() if wheel_closure.is_images(name)]
-    (aside / "pinned.txt").write_text("\n".join(pinned) + "\n")
-    _pip(
-        "install", "-q", "--dry-run", "--ignore-installed", "--target", str(aside / "nowhere"), *where, "--find-links",
-        str(stand_ins), "-c", str(aside / "pinned.txt"), "--report", str(report), *roots,
-    )  # fmt: skip
-    told: list[dict[str, Any]] = [entry["metadata"] for entry in json.loads(report.read_text())["install"]]
-    packages = [
-        wheel_closure.Package(canonicalize_name(one["name"]), one["version"], tuple(one.get("requires_dist", ())))
-        for one in told
-    ]
-    return {package.name: package for package in packages}
+def is_never_brought(name: str) -> bool:
+    """Whether a package, by its canonical name, always comes from the image: torch and what belongs to it."""
+    return name in IMAGE or name == "cuda-toolkit" or name.startswith(("nvidia-", "cuda-bindings", "cuda-pathfinder"))
 
 
-def _stand_in(folder: Path, name: str, version: str) -> str:
-    """An empty wheel of the image's version; its local label makes it the one that the returned pin means."""
-    local = version if "+" in version else f"{version}+image"
-    stem = f"{name.replace('-', '_')}-{local}"
-    with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {local}\n")
-        wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{stem}.dist-info/RECORD", "")
-    return f"{name}=={local}"
+def resolve(python: str, platform: str, image: Mapping[str, str], folder: Path) -> list[str]:
+    """Choose the packages to bring along, for the requirements of the kit.
+
+    Args:
+        python, platform, image: As in `build_wheels`.
+        folder: For temporary files.
+
+    Returns:
+        Pins, `name==version`, of what the image does not have.
+
+    Raises:
+        RuntimeError: uv is not installed, or no set of wheels meets the requirements.
+    """
+    if find_spec("uv") is None:
+        raise RuntimeError("`grpo-kit wheels` chooses versions with uv, which is not installed. Run `pip install uv`.")
+    public = {name: Version(version).public for name, version in image.items()}  # no index has 2.10.0+cu128
+    constraints, pins = folder / "image.txt", folder / "pins.txt"
+    constraints.write_text("".join(f"{name}=={public[name]}\n" for name in IMAGE))
+    # uv keeps the versions in an output file that is there already, wherever they fit.
+    pins.write_text("".join(f"{name}=={public[name]}\n" for name in public if not is_never_brought(name)))
+    command = [
+        sys.executable, "-m", "uv", "pip", "compile", "-q", str(ROOT / "requirements.txt"),
+        "-c", str(constraints), "-o", str(pins), "--no-header", "--annotation-style", "line",
+        "--python-version", python, "--python-platform", _uv_platform(platform),
+        "--only-binary", ":all:", "--no-python-downloads",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = " ".join(done.stderr.split()).removeprefix("error: ")[:600].rstrip(".")
+        raise RuntimeError(
+            f"uv found no wheels for Python {python} on {platform}: {reason}. Name a later --platform, or give --have "
+            "what `pip freeze` prints in the image. uv reads another index from UV_DEFAULT_INDEX, not from pip's files."
+        )
+    return _not_in_image(pins.read_text(), public)
 
 
-def _own_wheel(folder: Path, aside: Path) -> None:
-    """Build from a copy: building writes into the source."""
-    source = aside / "source"
+def _not_in_image(text: str, image: Mapping[str, str]) -> list[str]:
+    """The pins that the image does not have, and that something else than the image's packages needs.
+
+    Args:
+        text: Lines `name==version  # via PARENTS` of uv.
+        image: {canonical name: version}.
+    """
+    lines = re.findall(r"^(\S+)==(\S+)\s+# via (.+)$", text, re.MULTILINE)
+    in_image = {name for name, version, _ in lines if is_never_brought(name) or image.get(name) == version}
+    needed = {name: set(parents.split(", ")) for name, _, parents in lines}
+    while more := {name for name, parents in needed.items() if parents <= in_image} - in_image:
+        in_image |= more  # such as networkx, which only torch needs
+    return [f"{name}=={version}" for name, version, _ in lines if name not in in_image]
+
+
+def _uv_platform(platform: str) -> str:
+    """uv's name for a platform, or for the newest older one that uv knows."""
+    version, machine = re.findall(r"^manylinux_2_(\d+)_(\w+)$", expand_platform(platform)[0])[0]
+    return f"{machine}-manylinux_2_{max(n for n in (17, 28, *range(31, 41)) if n <= int(version))}"
+
+
+def build_own_wheel(folder: Path, temporary: Path) -> None:
+    """Build the kit's own wheel into `folder`, from a copy, since building writes into the source."""
+    source = temporary / "source"
     for name in SOURCE:
-        one = ROOT / name
-        if one.is_dir():
-            shutil.copytree(one, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        elif one.is_file():
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        elif path.is_file():
             source.mkdir(exist_ok=True)
-            shutil.copy(one, source)
-    here = [found.version for found in distributions(name="setuptools")]
-    tools = ["--no-build-isolation"] if here and Version(here[0]) >= Version("77") else []  # else pip downloads it
-    _pip("wheel", "-q", "--no-deps", *tools, "-w", str(folder), str(source))
+            shutil.copy(path, source)
+    versions = [found.version for found in distributions(name="setuptools")]
+    # With a setuptools here that is new enough, pip does not have to download one.
+    isolation = ["--no-build-isolation"] if versions and Version(versions[0]) >= Version("77") else []
+    _run_pip("wheel", "-q", "--no-deps", *isolation, "-w", str(folder), str(source))
 
 
-def _pip(*words: str) -> None:
+def _run_pip(*words: str) -> None:
     environ = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, env=environ)
     if done.returncode:
-        said = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = re.sub(r" \(from versions: [^)]*\)", "", " ".join(said) or done.stderr.strip()[-300:])[:400]
+        errors = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = re.sub(r" \(from versions: [^)]*\)", "", " ".join(errors) or done.stderr.strip()[-300:])[:400]
         raise RuntimeError(
-            f"pip {words[0]} failed: {reason.rstrip('.')}. Where wheels are missing, name a later --platform or another --python; where "
-            "versions disagree, take the package out of --have."
+            f"pip {words[0]} failed: {reason.rstrip('.')}. Where wheels are missing, use a later --platform or another "
+            "--python."
         )

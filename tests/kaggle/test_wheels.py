@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from grpo_kit.kaggle import wheel_closure, wheels
+from grpo_kit.kaggle import wheels
 
-ANY, LINUX = "py3-none-any", "cp312-cp312-manylinux_2_28_x86_64"
+ANY, LINUX, OLD = "py3-none-any", "cp312-cp312-manylinux_2_28_x86_64", "py3-none-manylinux2014_x86_64"
 
 
 def wheel(folder, name, version, requires=(), tag=ANY):
@@ -32,13 +31,21 @@ def index(tmp_path, monkeypatch):
     there.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(there))
-    wheel(there, "torch", "2.13.0", ["nvidia-cublas-cu12"], LINUX)
-    wheel(there, "nvidia-cublas-cu12", "12.0", (), LINUX)
-    wheel(there, "numpy", "2.4.0", (), LINUX)
+    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = [{json.dumps(str(there))}]\n")
+    monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
+    for version in ("2.9.0", "2.10.0", "2.13.0"):
+        wheel(there, "torch", version, ["nvidia-cublas-cu12", "graphs"], OLD)
+    wheel(there, "nvidia-cublas-cu12", "12.0", (), OLD)
+    wheel(there, "graphs", "1.0")
+    for version in ("2.0.2", "2.4.0"):
+        wheel(there, "numpy", version, (), OLD)
     wheel(there, "fast", "1.0", ["torch>=2.3", "numpy>=1.26", "common>=2"], "cp312-cp312-manylinux_2_24_x86_64")
     wheel(there, "fast", "1.0", [], "cp311-cp311-manylinux_2_24_x86_64")
+    wheel(there, "common", "2.1")
     wheel(there, "common", "2.5", ["late; python_version >= '3.12'", "early; python_version < '3.12'"])
-    wheel(there, "late", "1.0")
+    for version in ("0.3", "1.0"):
+        wheel(there, "late", version)
     wheel(there, "early", "1.0")
     root = tmp_path / "project"
     (root / "grpo_kit").mkdir(parents=True)
@@ -53,8 +60,8 @@ def index(tmp_path, monkeypatch):
     return there
 
 
-def build(tmp_path, python="3.12", platform="manylinux_2_28_x86_64", have=wheel_closure.IMAGE):
-    return wheels.build(tmp_path / "out", python, platform, dict(have), "ada", lambda line: None)
+def build(tmp_path, python="3.12", platform="manylinux_2_28_x86_64", have=wheels.IMAGE):
+    return wheels.build_wheels(tmp_path / "out", python, platform, dict(have), "ada", lambda line: None)
 
 
 def stems(found):
@@ -66,9 +73,9 @@ def test_the_folder_holds_what_is_needed_and_no_torch(index, tmp_path):
     found = build(tmp_path)
     assert stems(found) == ["common-2.5", "fast-1.0", "grpo_kit-0.1", "late-1.0"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        [path.name for path in found] + [wheels.CELL, wheels.METADATA]
+        [path.name for path in found] + [wheels.CELL_FILE, wheels.METADATA_FILE]
     )
-    told = json.loads((tmp_path / "out" / wheels.METADATA).read_text())
+    told = json.loads((tmp_path / "out" / wheels.METADATA_FILE).read_text())
     assert told == {
         "id": "ada/grpo-kit-wheels-cp312",
         "title": "grpo kit wheels cp312",
@@ -83,13 +90,18 @@ def test_another_python_gets_its_own_wheels(index, tmp_path):
     assert stems(build(tmp_path, "3.11")) == ["common-2.5", "early-1.0", "fast-1.0", "grpo_kit-0.1"]
 
 
-def test_what_the_image_has_is_left_to_it(index, tmp_path):
-    assert stems(build(tmp_path, have=wheel_closure.IMAGE | {"common": "2.1"})) == ["fast-1.0", "grpo_kit-0.1"]
-
-
-def test_what_the_image_has_too_old_is_brought(index, tmp_path):
-    found = build(tmp_path, have=wheel_closure.IMAGE | {"common": "1.9", "late": "0.3"})
-    assert stems(found) == ["common-2.5", "fast-1.0", "grpo_kit-0.1"]
+@pytest.mark.parametrize(
+    ("image", "brought"),
+    [
+        ({}, ["common==2.5", "fast==1.0", "late==1.0"]),
+        ({"common": "2.1"}, ["fast==1.0"]),
+        ({"common": "1.9", "late": "0.3"}, ["common==2.5", "fast==1.0"]),  # too old; its requirement is there
+        ({"torch": "2.13.0+cu128"}, ["common==2.5", "fast==1.0", "late==1.0"]),
+        ({"common": "2.3+local"}, ["common==2.5", "fast==1.0", "late==1.0"]),  # a version that the index does not have
+    ],
+)
+def test_a_fitting_version_is_left_to_the_image(index, tmp_path, image, brought):
+    assert wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE | image, tmp_path) == brought
 
 
 @pytest.mark.parametrize(
@@ -98,17 +110,17 @@ def test_what_the_image_has_too_old_is_brought(index, tmp_path):
         (
             {"platform": "manylinux2014_x86_64"},
             RuntimeError,
-            "No matching distribution found for fast==1.0.*later --platform",
+            "uv found no wheels for Python 3.12 on manylinux2014_x86_64: .*fast.*later --platform",
         ),
         ({"platform": "linux_x86_64"}, ValueError, "manylinux2014_x86_64 or manylinux_2_28"),
         ({"platform": "win_amd64"}, ValueError, "manylinux2014_x86_64 or manylinux_2_28"),
-        ({"have": wheel_closure.IMAGE | {"torch": "2.9.0"}}, RuntimeError, "pip install failed.*--have"),
+        ({"have": wheels.IMAGE | {"torch": "2.9.0"}}, RuntimeError, "torch>=2.10.*torch==2.9.0.*--have"),
     ],
 )
 def test_what_cannot_be_met_is_said_and_leaves_no_folder(index, tmp_path, other, error, says):
     with pytest.raises(error, match=says) as caught:
         build(tmp_path, **other)
-    assert "from versions" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -118,35 +130,79 @@ def test_without_its_own_source_it_is_said(index, tmp_path):
         build(tmp_path)
 
 
+def test_versions_are_chosen_around_the_images_numpy(index, tmp_path):
+    wheel(index, "fast", "1.0", ["numpy<2.1"], "cp312-cp312-manylinux_2_24_x86_64")
+    assert wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE, tmp_path) == ["fast==1.0"]
+    with pytest.raises(RuntimeError, match="uv found no wheels.*numpy==2.4.0"):
+        wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE | {"numpy": "2.4.0"}, tmp_path)
+
+
+def test_without_uv_it_is_said(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(wheels, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="uv, which is not installed. Run `pip install uv`"):
+        build(tmp_path)
+
+
+LINES = """\
+common==2.5        # via fast, late, -r requirements.txt
+fast==1.0          # via -r requirements.txt
+graphs==1.0        # via torch
+late==1.0          # via common
+links==3.0         # via graphs, torch
+numpy==2.0.2       # via fast, -c image.txt
+nvidia-cublas-cu12==12.0  # via torch
+torch==2.10.0      # via fast, -c image.txt, -r requirements.txt
+"""
+
+
 @pytest.mark.parametrize(
-    ("name", "tag", "says"),
+    ("image", "brought"),
     [
-        ("torch", LINUX, "image's own"),
-        ("nvidia-cudnn-cu12", LINUX, "image's own"),
-        ("extra", ANY, "not"),
-        ("a", "cp311-cp311-manylinux_2_28_x86_64", "does not fit Python 3.12"),
-        ("a", "cp312-cp312-manylinux_2_34_x86_64", "does not fit Python 3.12"),
-        ("a", "cp312-cp312-manylinux_2_28_aarch64", "does not fit Python 3.12"),
-        ("a", "cp312-cp312-win_amd64", "does not fit Python 3.12"),
+        ({}, ["common==2.5", "fast==1.0", "late==1.0"]),
+        ({"common": "2.5"}, ["fast==1.0"]),  # and with it what only it needs
+        ({"common": "2.1"}, ["common==2.5", "fast==1.0", "late==1.0"]),
+        ({"late": "1.0"}, ["common==2.5", "fast==1.0"]),
+        ({"fast": "1.0"}, ["common==2.5", "late==1.0"]),  # the kit needs common too
     ],
 )
-def test_what_came_is_looked_at(tmp_path, name, tag, says):
-    wheel(tmp_path, "grpo-kit", "0.1")
-    wheel(tmp_path, name, "1.0", (), tag)
-    with pytest.raises(ValueError, match=says):
-        wheels.verify(tmp_path, "3.12", wheels.expand("manylinux_2_28_x86_64"), {"a": "1.0"})
+def test_what_the_image_has_and_what_only_that_needs_is_not_brought(image, brought):
+    assert wheels._not_in_image(LINES, image) == brought
 
 
-def test_a_missing_or_another_wheel_is_noticed_and_abi3_fits(tmp_path):
-    platforms = wheels.expand("manylinux_2_28_x86_64")
-    wheel(tmp_path, "a", "1.0", (), "cp39-abi3-manylinux2014_x86_64")
-    with pytest.raises(ValueError, match="and grpo-kit"):
-        wheels.verify(tmp_path, "3.12", platforms, {"a": "1.0"})
-    wheel(tmp_path, "grpo-kit", "0.1")
-    assert len(wheels.verify(tmp_path, "3.12", platforms, {"a": "1.0.0"})) == 2
-    for wanted in ({"a": "2.0"}, {"a": "1.0", "b": "1.0"}):
-        with pytest.raises(ValueError, match="holds"):
-            wheels.verify(tmp_path, "3.12", platforms, wanted)
+def test_what_is_never_brought():
+    names = ["torch", "numpy", "pillow", "triton", "nvidia-cublas-cu12", "torchao", "scipy"]
+    assert [name for name in names if not wheels.is_never_brought(name)] == ["torchao", "scipy"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"),
+    [
+        ("manylinux2014_x86_64", "x86_64-manylinux_2_17"),
+        ("manylinux_2_24_x86_64", "x86_64-manylinux_2_17"),
+        ("manylinux_2_28_aarch64", "aarch64-manylinux_2_28"),
+        ("manylinux_2_35_x86_64", "x86_64-manylinux_2_35"),
+        ("manylinux_2_50_x86_64", "x86_64-manylinux_2_40"),
+    ],
+)
+def test_uv_is_given_a_platform_that_it_knows(platform, name, tmp_path):
+    assert wheels._uv_platform(platform) == name
+    (tmp_path / "none.txt").touch()
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--offline", "--python-platform", name]
+    subprocess.run([*command, str(tmp_path / "none.txt")], check=True)
+
+
+def test_a_freeze_is_read_and_completed(tmp_path):
+    lines = ["# comment", "torch==2.11.0+cu128", "PyYAML==6.0.2", "mine @ file:///x/y.whl", "-e git+https://x#egg=z"]
+    (tmp_path / "freeze.txt").write_text("\n".join([*lines, "bad==!!", "scipy==1.15.3 ", ""]))
+    versions = wheels.read_freeze_file(tmp_path / "freeze.txt")
+    assert versions == wheels.IMAGE | {"torch": "2.11.0+cu128", "pyyaml": "6.0.2", "scipy": "1.15.3"}
+
+
+@pytest.mark.parametrize("text", ["", "torch", "torch>=2", "{}"])
+def test_a_freeze_without_a_version_is_refused(tmp_path, text):
+    (tmp_path / "freeze.txt").write_text(text)
+    with pytest.raises(ValueError, match="pip freeze"):
+        wheels.read_freeze_file(tmp_path / "freeze.txt")
 
 
 def test_the_install_cell_installs_from_the_mount_and_asks_nobody(index, tmp_path):
@@ -156,7 +212,7 @@ def test_the_install_cell_installs_from_the_mount_and_asks_nobody(index, tmp_pat
     (tmp_path / "out").rename(mount)
     for path in mount.glob("fast-*"):  # a Python 3.12 wheel, which this Python may not be
         path.unlink()
-    cell = (mount / wheels.CELL).read_text().replace("/kaggle/input", str(tmp_path / "kaggle/input"))
+    cell = (mount / wheels.CELL_FILE).read_text().replace("/kaggle/input", str(tmp_path / "kaggle/input"))
     assert len(cell.splitlines()) <= 25
     environ = {"PIP_TARGET": str(tmp_path / "site"), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", cell], check=True, env=environ, cwd=tmp_path)
@@ -174,11 +230,13 @@ def test_the_install_cell_says_what_to_mount_when_there_is_nothing(tmp_path):
 
 
 def test_the_kits_own_wheel_holds_its_presets_recipes_and_tiny_policy(tmp_path):
-    wheels._own_wheel(tmp_path, tmp_path)
+    wheels.build_own_wheel(tmp_path, tmp_path)
     [made] = tmp_path.glob("grpo_kit-*.whl")
     held = set(zipfile.ZipFile(made).namelist())
-    for name in ("presets/tiny.yaml", "tiny_policy/model.safetensors", "kaggle_kernel.py", "nemotron_3_nano.json"):
+    for name in (
+        "config/presets/tiny.yaml", "nemotron/tiny_policy/model.safetensors", "kaggle/kernel.py",
+        "nemotron/nemotron_3_nano.json", "handoff/keys.yaml", "handoff/train.py.txt",
+    ):  # fmt: skip
         assert f"grpo_kit/{name}" in held
     assert any(name.startswith("grpo_kit/recipes/") for name in held)
-    root = Path(wheels.__file__).resolve().parents[1]
-    assert not (root / "build").exists()
+    assert not (wheels.ROOT / "build").exists()
