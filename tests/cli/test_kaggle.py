@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from grpo_kit.cli import kaggle
 from grpo_kit.cli.main import app
-from grpo_kit.kaggle import kernel_notebook
+from grpo_kit.kaggle import credentials
+from grpo_kit.kaggle.kernel import GPU_LINE
 from grpo_kit.nemotron import base_models
 from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
 from tests.helpers.submissions import submission
@@ -64,13 +64,18 @@ def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monk
 
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was touched"))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was touched"))
-    monkeypatch.setattr(kaggle.credentials, "find", lambda: pytest.fail("credentials were looked for"))
+    monkeypatch.setattr(credentials, "find_credentials", lambda: pytest.fail("credentials were looked for"))
     before = everything(here)
     said = call("push", "03_training", "--dry-run", "--kernel-source", "ada/grpo-kit-02-data", "grpo.max_steps=5")
     for part in (
-        "kernels_push(folder=", "acc='NvidiaRtxPro6000')", "kernels_status(kernel='your-username/grpo-kit-03-training/VERSION')",
-        "kernels_output(kernel=", '"machine_shape": "NvidiaRtxPro6000"', '"enable_internet": false', "nothing was sent or written",
-    ):  # fmt: skip
+        "kernels_push(folder=",
+        "acc='NvidiaRtxPro6000')",
+        "kernels_status(kernel='your-username/grpo-kit-03-training/VERSION')",
+        "kernels_output(kernel=",
+        '"machine_shape": "NvidiaRtxPro6000"',
+        '"enable_internet": false',
+        "nothing was sent or written",
+    ):
         assert part in said
     said = call("submit", "submission.zip", "-m", "first", "--dry-run")
     for part in (
@@ -95,7 +100,7 @@ def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monk
         (["submit", "submission.zip"], "No Kaggle credentials"),
         (["wheels", "--have", "nothing.txt"], "does not exist"),
         (["wheels", "--platform", "any"], "manylinux2014_x86_64"),
-        (["wheels", "--python", "three"], "written 3.12"),
+        (["wheels", "--python", "three"], "write it like 3.12"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(here, words, says):
@@ -110,10 +115,17 @@ def test_a_mistake_is_one_sentence_and_status_2(here, words, says):
 
 def test_push_from_the_first_call_to_the_output(online, here):
     online.files = {"submission.zip": b"zip", "runs/80gb/run.json": b"{}"}
-    online.log = log(f"{kernel_notebook.SEEN} {PRO}")
+    online.log = log(f"{GPU_LINE} {PRO}")
     said = call("push", "03_training")
-    for part in ("as ada, by KAGGLE_USERNAME and KAGGLE_KEY in the environment", "pushed version 1", "queued after 0 min",
-                 "complete after 0 min", "3 files in", f"ok It ran on {PRO}", "next: grpo-kit submit"):  # fmt: skip
+    for part in (
+        "as ada, by KAGGLE_USERNAME and KAGGLE_KEY in the environment",
+        "pushed version 1",
+        "queued after 0 min",
+        "complete after 0 min",
+        "3 files in",
+        f"ok It ran on {PRO}",
+        "next: grpo-kit submit",
+    ):
         assert part in said
     staged = here / "runs/80gb/kaggle/grpo-kit-03-training"
     assert everything(staged) == [
@@ -126,18 +138,18 @@ def test_push_from_the_first_call_to_the_output(online, here):
 
 def test_push_on_another_machine_than_asked_for_fails_and_says_so(online, here):
     online.states, online.failure = ["ERROR"], "Notebook threw exception"
-    online.log = log(f"{kernel_notebook.SEEN} Tesla P100-PCIE-16GB", "RuntimeError: NvidiaRtxPro6000 was asked for")
+    online.log = log(f"{GPU_LINE} Tesla P100-PCIE-16GB", "RuntimeError: NvidiaRtxPro6000 was requested")
     said = call("push", "03_training", status=1)
-    assert "FAIL NvidiaRtxPro6000 was asked for, but it ran on Tesla P100-PCIE-16GB" in said
+    assert "FAIL NvidiaRtxPro6000 was requested, but it ran on Tesla P100-PCIE-16GB" in said
     assert (
-        "| RuntimeError: NvidiaRtxPro6000 was asked for" in said and "ended as ERROR (Notebook threw exception)" in said
+        "| RuntimeError: NvidiaRtxPro6000 was requested" in said and "ended as ERROR (Notebook threw exception)" in said
     )
     online.states = ["COMPLETE"]
-    assert "did not run. Take the competition's accelerator" in call("push", "03_training", "--force", status=1)
+    assert "did not run. Choose the competition's accelerator" in call("push", "03_training", "--force", status=1)
 
 
 def test_push_where_nothing_names_the_gpu_says_that(online, here):
-    assert "? Which GPU ran cannot be established" in call("push", "03_training")
+    assert "? It is not known which GPU ran" in call("push", "03_training")
 
 
 # --- Submit
@@ -174,8 +186,8 @@ def test_an_adapter_of_the_miniature_spends_no_try(online, here):
         (403, 1, "Accept the competition's rules"),
         (404, 2, "has nothing called"),
         ((429, {"Retry-After": "9999"}), 1, "Call again in 9999 s"),
-        (500, 1, "Whether the zip was submitted is open"),
-        ("cut", 1, "Whether the zip was submitted is open"),
+        (500, 1, "not known whether the zip was submitted"),
+        ("cut", 1, "not known whether the zip was submitted"),
     ],
 )
 def test_what_kaggle_answers_is_one_sentence_and_a_status(online, here, fault, status, says):
@@ -189,7 +201,7 @@ def test_what_kaggle_answers_is_one_sentence_and_a_status(online, here, fault, s
 
 @pytest.mark.parametrize("kind", ["key", "token", "kaggle.json", "access_token"])
 def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd, caplog, kind):
-    """Everything that is said, logged and written in good and bad times, searched for the secret in each of its forms."""
+    """Everything printed, logged and written, in success and failure, is searched for each form of the secret."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("VERBOSE", "1")
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
@@ -205,7 +217,7 @@ def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd
         text = json.dumps({"username": USER, "key": KEY}) if kind == "kaggle.json" else TOKEN
         (kept / kind).write_text(text)
         (kept / kind).chmod(0o644)
-    online.log = log(f"{kernel_notebook.SEEN} {PRO}")
+    online.log = log(f"{GPU_LINE} {PRO}")
     said = call("push", "03_training", "--dry-run") + call("submit", "submission.zip", "--dry-run")
     said += call("push", "03_training")
     assert ("chmod 600" in said) is (kind in ("kaggle.json", "access_token"))
@@ -231,7 +243,7 @@ def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd
 
 
 def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
-    from grpo_kit.kaggle import wheel_closure, wheels
+    from grpo_kit.kaggle import wheels
 
     asked = []
 
@@ -241,7 +253,7 @@ def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
         (out / "a-1-py3-none-any.whl").write_bytes(b"x" * 2**20)
         return [out / "a-1-py3-none-any.whl"]
 
-    monkeypatch.setattr(wheels, "build", build)
+    monkeypatch.setattr(wheels, "build_wheels", build)
     (here / "freeze.txt").write_text("torch==2.11.0+cu128\nscipy==1.15.3\n")
     said = call("wheels", "--have", "freeze.txt", "--out", "w")
     assert asked == [
@@ -249,7 +261,7 @@ def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
             Path("w"),
             "3.12",
             "manylinux_2_28_x86_64",
-            wheel_closure.IMAGE | {"torch": "2.11.0+cu128", "scipy": "1.15.3"},
+            wheels.IMAGE | {"torch": "2.11.0+cu128", "scipy": "1.15.3"},
             "your-username",
         )
     ]

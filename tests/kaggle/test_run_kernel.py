@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from grpo_kit.kaggle import credentials, kernel_notebook, run_kernel
+from grpo_kit.kaggle import credentials, run_kernel
+from grpo_kit.kaggle.kernel import GPU_LINE, build_kernel, find_notebook
 from tests.helpers.fake_kaggle import KEY, USER
 
 T4, PRO = "Tesla T4", "NVIDIA RTX PRO 6000 Blackwell Server Edition"
@@ -12,19 +13,19 @@ T4, PRO = "Tesla T4", "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
 @pytest.fixture
 def client(loopback):
-    from grpo_kit.kaggle.client import Client
+    from grpo_kit.kaggle.client import KaggleClient
 
-    return Client(credentials.Credentials("the test", USER, KEY))
+    return KaggleClient(credentials.Credentials("the test", USER, KEY))
 
 
 @pytest.fixture
 def kernel(tmp_path):
-    return kernel_notebook.kernel(USER, kernel_notebook.find_notebook("03_training"), "NvidiaRtxPro6000", tmp_path)
+    return build_kernel(USER, find_notebook("03_training"), "NvidiaRtxPro6000", tmp_path)
 
 
 def push(client, kernel, force=False):
     said = []
-    return run_kernel.push(client, kernel, force, said.append), " | ".join(said)
+    return run_kernel.push_once(client, kernel, force, said.append), " | ".join(said)
 
 
 def log(*lines):
@@ -36,16 +37,16 @@ def test_a_kernel_is_pushed_followed_and_fetched(client, loopback, kernel):
     assert "pushed version 1 on NvidiaRtxPro6000" in said
     said = []
     loopback.states = ["QUEUED", "QUEUED", "RUNNING", "RUNNING", "COMPLETE"]
-    assert run_kernel.follow(client, note, said.append) == ("COMPLETE", "")
+    assert run_kernel.follow_run(client, note, said.append) == ("COMPLETE", "")
     assert [line.split()[0] for line in said] == ["queued", "running", "complete"]
-    assert loopback.slept == [5.0, 7.5, 11.25, 16.875]
-    loopback.files, loopback.log = {"submission.zip": b"zip"}, log(f"{kernel_notebook.SEEN} {PRO}")
-    output, fetched = run_kernel.fetch(client, note, kernel.folder)
+    assert loopback.slept == [5, 8, 12, 18]
+    loopback.files, loopback.log = {"submission.zip": b"zip"}, log(f"{GPU_LINE} {PRO}")
+    output, fetched = run_kernel.download_output(client, note, kernel.folder)
     assert output == kernel.folder / "output-1" and sorted(path.name for path in fetched) == [
         "grpo-kit-03-training.log",
         "submission.zip",
     ]
-    assert run_kernel.verdict(run_kernel.ran_on(output, note["at"]), "NvidiaRtxPro6000")[0] is True
+    assert run_kernel.compare_gpu(run_kernel.find_gpu(output, note["at"]), "NvidiaRtxPro6000")[0] is True
 
 
 def test_the_same_content_is_pushed_once_unless_asked_otherwise(client, loopback, kernel):
@@ -56,8 +57,8 @@ def test_the_same_content_is_pushed_once_unless_asked_otherwise(client, loopback
 
 def test_other_content_is_another_push(client, loopback, kernel, tmp_path):
     push(client, kernel)
-    other = kernel_notebook.kernel(
-        USER, kernel_notebook.find_notebook("03_training"), "NvidiaRtxPro6000", tmp_path, overrides=["grpo.max_steps=3"]
+    other = build_kernel(
+        USER, find_notebook("03_training"), "NvidiaRtxPro6000", tmp_path, overrides=["grpo.max_steps=3"]
     )
     assert push(client, other)[0]["version"] == 2
 
@@ -67,9 +68,9 @@ def test_a_push_without_an_answer_is_followed_if_it_runs(client, loopback, kerne
     with pytest.raises(ConnectionError, match="looks before it pushes"):
         push(client, kernel)
     note, said = push(client, kernel)
-    assert "a run is under way" in said and loopback.count("SaveKernel") == 1
-    assert run_kernel.follow(client, note, lambda line: None)[0] == "COMPLETE"
-    assert run_kernel.versioned(note) == "ada/grpo-kit-03-training"
+    assert "the kernel is running" in said and loopback.count("SaveKernel") == 1
+    assert run_kernel.follow_run(client, note, lambda line: None)[0] == "COMPLETE"
+    assert run_kernel.versioned_name(note) == "ada/grpo-kit-03-training"
 
 
 def test_a_push_that_never_arrived_is_pushed_again(client, loopback, kernel):
@@ -90,18 +91,18 @@ def test_a_refused_push_leaves_no_note(client, loopback, kernel):
 def test_a_kernel_that_kaggle_does_not_know_yet_is_waited_for_but_not_for_ever(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = [404, 404]
-    assert run_kernel.follow(client, note, lambda line: None)[0] == "COMPLETE"
+    assert run_kernel.follow_run(client, note, lambda line: None)[0] == "COMPLETE"
     loopback.faults["GetKernelSessionStatus"] = [404] * 99
     clock = iter(range(0, 10_000, 100))
     with pytest.raises(FileNotFoundError, match="nothing called kernel ada/grpo-kit-03-training/1"):
-        run_kernel.follow(client, note, lambda line: None, lambda: next(clock))
+        run_kernel.follow_run(client, note, lambda line: None, lambda: next(clock))
 
 
 def test_following_outlasts_a_bad_line_and_tells_the_reason_of_a_failure(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = ["cut", 503, (429, {"Retry-After": "40"})]
     loopback.states, loopback.failure = ["ERROR"], "Notebook timed out"
-    assert run_kernel.follow(client, note, lambda line: None) == ("ERROR", "Notebook timed out")
+    assert run_kernel.follow_run(client, note, lambda line: None) == ("ERROR", "Notebook timed out")
     assert max(loopback.slept) >= 40
 
 
@@ -123,11 +124,11 @@ def test_following_outlasts_a_bad_line_and_tells_the_reason_of_a_failure(client,
     ],
 )
 def test_the_machine_that_ran_is_told_from_the_log(tmp_path, gpu, asked, right):
-    for text in (log("Loading", f"{kernel_notebook.SEEN} {gpu}", "step 1"), f"x\n{kernel_notebook.SEEN} {gpu}\ny"):
+    for text in (log("Loading", f"{GPU_LINE} {gpu}", "step 1"), f"x\n{GPU_LINE} {gpu}\ny"):
         (tmp_path / "k.log").write_text(text)
-        found = run_kernel.ran_on(tmp_path, "2026")
+        found = run_kernel.find_gpu(tmp_path, "2026")
         assert found == (gpu, str(tmp_path / "k.log"))
-        assert run_kernel.verdict(found, asked)[0] is right
+        assert run_kernel.compare_gpu(found, asked)[0] is right
 
 
 def test_without_that_line_the_runs_own_record_tells_but_only_of_stages_done_since(tmp_path):
@@ -138,36 +139,34 @@ def test_without_that_line_the_runs_own_record_tells_but_only_of_stages_done_sin
     path = tmp_path / "runs/80gb/run.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"stages": stages}))
-    assert run_kernel.ran_on(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
-    assert run_kernel.ran_on(tmp_path, "2026-11-26T00:00:00+00:00") is None
+    assert run_kernel.find_gpu(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
+    assert run_kernel.find_gpu(tmp_path, "2026-11-26T00:00:00+00:00") is None
     (tmp_path / "run.json").write_text("[]")
-    assert run_kernel.ran_on(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
+    assert run_kernel.find_gpu(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
 
 
 def test_where_nothing_tells_that_is_said(tmp_path):
-    assert run_kernel.ran_on(tmp_path, "2026") is None
-    right, said = run_kernel.verdict(None, "NvidiaTeslaT4")
-    assert right is None and "cannot be established" in said
+    assert run_kernel.find_gpu(tmp_path, "2026") is None
+    right, said = run_kernel.compare_gpu(None, "NvidiaTeslaT4")
+    assert right is None and "not known which GPU ran" in said
 
 
 def test_a_traceback_that_quotes_the_first_cell_is_not_taken_for_its_line(tmp_path):
-    (tmp_path / "k.log").write_text(
-        log(f'print("{kernel_notebook.SEEN}", ", ".join(gpus) or "no GPU")', "RuntimeError")
-    )
-    assert run_kernel.ran_on(tmp_path, "2026") is None
+    (tmp_path / "k.log").write_text(log(f'print("{GPU_LINE}", ", ".join(gpus) or "no GPU")', "RuntimeError"))
+    assert run_kernel.find_gpu(tmp_path, "2026") is None
 
 
 def test_the_last_words_of_a_log(tmp_path):
     (tmp_path / "k.log").write_text(log("one", "", "two", "RuntimeError: three"))
-    assert run_kernel.last_words(tmp_path, 2) == ["two", "RuntimeError: three"]
+    assert run_kernel.read_last_lines(tmp_path, 2) == ["two", "RuntimeError: three"]
     (tmp_path / "k.log").write_text("plain\nwords\n")
-    assert run_kernel.last_words(tmp_path) == ["plain", "words"]
+    assert run_kernel.read_last_lines(tmp_path) == ["plain", "words"]
 
 
 def test_a_line_that_stays_down_ends_the_following_not_the_run(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = [503] * 6
     with pytest.raises(ConnectionError, match="The run goes on: the same command follows it again"):
-        run_kernel.follow(client, note, lambda line: None)
-    assert run_kernel.follow(client, push(client, kernel)[0], lambda line: None)[0] == "COMPLETE"
+        run_kernel.follow_run(client, note, lambda line: None)
+    assert run_kernel.follow_run(client, push(client, kernel)[0], lambda line: None)[0] == "COMPLETE"
     assert loopback.count("SaveKernel") == 1
