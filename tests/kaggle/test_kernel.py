@@ -178,7 +178,7 @@ def test_the_same_content_is_the_same_push_and_another_accelerator_is_another(tm
         ({"overrides": ["grpo.max_step=3"]}, ValueError, "Did you mean grpo.max_steps"),
         ({"overrides": ["grpo.max_steps=many"]}, ValueError, "does not fit"),
         ({"overrides": ["data.prompt_suffix=a b"]}, ValueError, "separates overrides at spaces"),
-        ({"run": "../up"}, ValueError, "cannot name a run"),
+        ({"run": "../up"}, ValueError, "Invalid run name"),
         ({"run": "r" * 40}, ValueError, "5 to 50"),
         ({"datasets": ["wheels"]}, ValueError, "owner/slug"),
         ({"kernels": ["ada/a/b/c"]}, ValueError, "owner/slug"),
