@@ -87,7 +87,6 @@ def loopback(tmp_path, monkeypatch):
     """A Kaggle on loopback that the official client takes for the real one; `slept` holds the seconds that were waited."""
     from kagglesdk import kaggle_env
 
-    from grpo_kit.kaggle import api
     from grpo_kit.kaggle import client as client_module
     from grpo_kit.kaggle.client import KaggleClient
     from tests.helpers.fake_kaggle import KEY, USER, FakeKaggle
@@ -95,7 +94,6 @@ def loopback(tmp_path, monkeypatch):
     fake = FakeKaggle()
     fake.slept, client = [], KaggleClient
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.url)
-    monkeypatch.setattr(api, "TIMEOUTS", (0.5, 0.5))
     clock = types.SimpleNamespace(sleep=fake.slept.append, time=time.time)
     monkeypatch.setattr("urllib3.util.retry.time", clock)  # the pauses between tries
     monkeypatch.setattr(client_module, "KaggleClient", lambda found, sleep=fake.slept.append: client(found, sleep))

@@ -1,9 +1,15 @@
-"""A Kaggle on loopback: what the official client (kaggle 2.2.5, kagglesdk 0.1.38) asks for, with faults to order.
+"""A server on loopback that answers the official client (kaggle 2.2.5, kagglesdk 0.1.38) as Kaggle does, or badly.
 
-It takes what the client sends and checks it as far as the kit depends on it; it is no model of Kaggle's behaviour beyond
-that. `faults[call]` is a list from which each call takes one: a status, `cut` (the line breaks before anything is done),
-`cut after` (it breaks when everything is done), `half` (in the middle of the answer), `slow` (longer than the client
-waits), `html` (a page instead of JSON), `late` (done only after the line broke), or a pair (status, headers).
+It checks what the client sends as far as the kit depends on it, and does not imitate Kaggle beyond that. `faults[call]`
+is a list from which each call takes one:
+
+- a status, or a pair (status, headers);
+- `cut`: the connection breaks before anything is done;
+- `cut after`: it breaks when everything is done;
+- `half`: it breaks in the middle of the answer;
+- `late`: it breaks first, and everything is done afterwards;
+- `slow`: there is no answer until the client hangs up;
+- `html`: the answer is a page instead of JSON.
 """
 
 import base64
@@ -22,7 +28,12 @@ BASIC = "Basic " + base64.b64encode(f"{USER}:{KEY}".encode()).decode()
 
 
 class FakeKaggle:
-    """The server and what it has seen. `calls`: (name, body); `files`: {name: bytes} of a run's output."""
+    """The server and what it has seen.
+
+    Attributes:
+        calls: (name, body) of each call.
+        files: {name: bytes} of a run's output.
+    """
 
     def __init__(self) -> None:
         self.faults: dict[str, list[Any]] = defaultdict(list)
@@ -51,7 +62,7 @@ class FakeKaggle:
     def count(self, name: str) -> int:
         return sum(called == name for called, _ in self.calls)
 
-    # what each call does
+    # What each call does; a method has the call's name.
 
     def IntrospectToken(self, body: dict[str, Any]) -> Any:
         return {"active": True, "username": USER} if self.token_lives and body["token"] == TOKEN else {"active": False}
@@ -59,9 +70,8 @@ class FakeKaggle:
     def SaveKernel(self, body: dict[str, Any]) -> Any:
         self.pushed.append(body)
         slug = body["slug"]
-        return {
-            "ref": f"/code/{slug}", "url": f"https://www.kaggle.com/code/{slug}", "versionNumber": len(self.pushed), **self.invalid
-        }  # fmt: skip
+        url = f"https://www.kaggle.com/code/{slug}"
+        return {"ref": f"/code/{slug}", "url": url, "versionNumber": len(self.pushed), **self.invalid}
 
     def GetKernelSessionStatus(self, body: dict[str, Any]) -> Any:
         if not self.pushed or not re.fullmatch(r"v\d+", body.get("versionLabel", "v1")):
@@ -133,8 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             return self.cut()
         if fault == "slow":
-            time.sleep(1.0)
-            return self.cut()
+            return self.wait_for_the_client_to_hang_up()
         if fault == "html":
             return self.answer(200, b"<html>busy</html>", {"Content-Type": "text/html"})
         if isinstance(fault, int | tuple):
@@ -143,28 +152,27 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "late":
             self.cut()
             time.sleep(0.2)
-        found = getattr(self.fake, name)(body)
+        result = getattr(self.fake, name)(body)
         if fault in ("cut after", "late"):
             return self.cut()
-        if isinstance(found, tuple):
-            return self.answer(found[0], {"code": found[0], "message": found[1]})
-        return self.answer(200, found, half=fault == "half")
+        if isinstance(result, tuple):
+            return self.answer(result[0], {"code": result[0], "message": result[1]})
+        return self.answer(200, result, half=fault == "half")
 
     def do_PUT(self) -> None:
         token = self.path.rsplit("/", 1)[-1]
         self.fake.calls.append(("upload", dict(self.headers)))
-        held, whole = self.fake.uploads[token], self.fake.expected[token]
+        held, size = self.fake.uploads[token], self.fake.expected[token]
         span = re.fullmatch(r"bytes (?:\*|(\d+)-\d+)/\d+", self.headers.get("Content-Range", ""))
-        if span and span[1] is None:  # how much is there?
-            if len(held) == whole:
+        if span and span[1] is None:  # the client asks how much has arrived
+            if len(held) == size:
                 return self.answer(200, {})
             return self.answer(308, b"", {"Range": f"bytes=0-{len(held) - 1}"} if held else {})
         fault = self.fake.faults["upload"].pop(0) if self.fake.faults["upload"] else None
         length = int(self.headers.get("Content-Length") or 0)
         del held[int(span[1]) if span else 0 :]
         if fault == "slow":
-            time.sleep(1.0)
-            return self.cut()
+            return self.wait_for_the_client_to_hang_up()
         if fault == "cut":
             held += self.rfile.read(length // 2)
             return self.cut()
@@ -192,6 +200,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data[: len(data) // 2] if half else data)
         if half:
             self.cut()
+
+    def wait_for_the_client_to_hang_up(self) -> None:
+        self.close_connection = True
+        while self.connection.recv(1 << 16):
+            pass
 
     def cut(self) -> None:
         self.close_connection = True

@@ -26,6 +26,14 @@ def client(loopback):
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+    """For `slow` answers: the client waits half a second only."""
+    from grpo_kit.kaggle import api
+
+    return lambda fault: fault == "slow" and monkeypatch.setattr(api, "TIMEOUTS", (0.5, 0.5))
+
+
+@pytest.fixture
 def folder(tmp_path):
     from grpo_kit.kaggle import kernel
 
@@ -162,7 +170,8 @@ def test_a_push_that_kaggle_answers_with_an_error_is_no_success(client, loopback
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut after", "slow", "half", "html", 500, 502, 503, UNAVAILABLE])
-def test_a_push_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, folder, fault):
+def test_a_push_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, impatient, folder, fault):
+    impatient(fault)
     loopback.faults["SaveKernel"] = [fault]
     with pytest.raises(ConnectionError, match="gave no answer"):
         client.push_kernel(folder, "NvidiaRtxPro6000")
@@ -211,7 +220,8 @@ def test_an_output_that_would_escape_its_folder_is_refused(client, loopback, tmp
 
 
 @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, 520, "cut", "slow", "half"])
-def test_a_read_is_tried_again_after_what_may_pass(client, loopback, fault):
+def test_a_read_is_tried_again_after_what_may_pass(client, loopback, impatient, fault):
+    impatient(fault)
     loopback.faults["GetSubmissionLimits"] = [fault] * 3
     assert client.submission_limits(SLUG) == (0, 5)
     assert loopback.count("GetSubmissionLimits") == 4
@@ -285,7 +295,8 @@ def test_a_zip_is_uploaded_whole_under_the_name_the_scorer_knows_then_submitted(
 
 
 @pytest.mark.parametrize("faults", [["cut"], [503], ["slow"], ["cut", 503, "cut"]])
-def test_a_cut_upload_goes_on_where_it_stood(client, loopback, tmp_path, faults):
+def test_a_cut_upload_goes_on_where_it_stood(client, loopback, impatient, tmp_path, faults):
+    impatient(faults[0])
     loopback.faults["upload"] = list(faults)
     path = archive(tmp_path, 3_000_000)
     assert send(client, path) == (1000, [1])
@@ -310,7 +321,8 @@ def test_an_upload_that_never_begins_is_tried_again_and_submits_nothing(client, 
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut after", "late", "slow", "half", "html", 500, 504, UNAVAILABLE])
-def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, tmp_path, fault):
+def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, impatient, tmp_path, fault):
+    impatient(fault)
     loopback.faults["CreateSubmission"] = [fault]
     with pytest.raises(ConnectionError):
         send(client, archive(tmp_path))
