@@ -115,7 +115,7 @@ def train(
     """GRPO on the run's training rows: adapter/, metrics.jsonl, completions.jsonl."""
     config, run = session.open_run(sources or (), overrides or (), name, "train", force)
     if num_processes > 1 and not dry_run and processes.process_count() == 1:
-        raise typer.Exit(processes.launch(num_processes, config.grpo, sys.argv[2:]))
+        raise typer.Exit(processes.launch_training(num_processes, config.grpo, sys.argv[2:]))
     if not _is_dry(
         dry_run, config, run, f"reads {run.data_file('train')}", [run.adapter, run.metrics, run.completions]
     ):
@@ -287,9 +287,9 @@ def rewards_audit(
     ] = None,
 ) -> None:
     """Put a reward on trial: wrong answers paid, right ones refused, hangs and exceptions, by kind and from two threads."""
-    from grpo_kit.rewards.tools.audit import audit_file, print_report
+    from grpo_kit.rewards.tools.audit import audit_reward, print_report
 
-    print_report(audit_file(reward, cases), terminal.out)
+    print_report(audit_reward(reward, cases), terminal.out)
 
 
 for _function in kaggle.COMMANDS:

@@ -181,7 +181,7 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["check", "none.zip"], "none.zip", "grpo-kit package"),
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
-        (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "line 1", "reward_cases.jsonl"),
+        (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "Line 1", "reward_cases.jsonl"),
         (["evaluate", "evaluation.protocol=kaggle"], "'kaggle'", "challenge"),
         (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data` first"),
         (["tune", "lora.r=8"], "nothing to search", "'lora.r=[8,16,32]'"),
