@@ -1,8 +1,8 @@
-"""The same run on several processes, one a GPU: who is first, who takes which part, and how what they know is brought together.
+"""The same run on several processes, one a GPU: who is first, who takes which part, and how results are exchanged.
 
-`accelerate launch` (or `torchrun`) starts them and says how many in the environment; alone, everything here costs nothing.
-The rule that all else follows from: what is random or chosen is computed alike everywhere from the same seed, work is
-shared out, results are brought together in the order one process would have had them, and the first one writes.
+`accelerate launch` (or `torchrun`) starts the processes and tells them in the environment how many there are. A process
+alone exchanges nothing. The rules are: what is random or chosen is computed in every process from the same seed; work
+is shared out; results are gathered in the order in which one process would have made them; the first process writes.
 """
 
 import math
@@ -21,72 +21,79 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    """Which of them this is, from 0."""
+    """Which of the processes this is, from 0."""
     return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
 
 
 def process_device() -> str:
-    """Where this process computes: cuda:N, its own GPU, or cpu."""
+    """Where this process computes: `cuda:N`, its own GPU, or `cpu`."""
     import torch
 
-    return (
-        f"cuda:{os.environ.get('LOCAL_RANK', '0') if process_count() > 1 else 0}"
-        if torch.cuda.is_available()
-        else "cpu"
-    )
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0') if process_count() > 1 else 0}"
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and shows."""
+    """Whether this process is the one that writes and prints."""
     return process_rank() == 0
 
 
 def local_slice(size: int) -> slice:
-    """This process's part of `size` things in order, which the processes divide evenly."""
+    """This process's part of `size` things in order; the number of processes must divide `size`."""
     each = size // process_count()
     return slice(process_rank() * each, (process_rank() + 1) * each)
 
 
 def groups_to_pad(groups: int, size: int) -> int:
-    """How many more groups of `size` it takes until the processes divide all that is in them evenly."""
+    """How many groups of `size` to add so that the number of processes divides all their members."""
     return -groups % (process_count() // math.gcd(size, process_count()))
 
 
 def all_gather(values: Sequence[T]) -> list[T]:
-    """The values of all processes, in their order; each may have another number of them."""
+    """The values of all processes in the order of the processes, which may have different numbers of them."""
     if process_count() == 1:
         return list(values)
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    PartialState(cpu=process_device() == "cpu")  # joins the others, where nobody has yet
+    PartialState(cpu=process_device() == "cpu")  # connects the processes, unless that was done before
     return gather_object(list(values))
 
 
 def broadcast_from_first(work: Callable[[], T]) -> T:
-    """What `work` gives in the first process, in all of them; an error there is raised in all of them."""
+    """Do `work` in the first process and return its result in all of them; an error is raised in all of them too."""
     if process_count() == 1:
         return work()
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=process_device() == "cpu")
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # (result, error)
     if is_first():
         try:
-            found = [work(), None]
-        except Exception as error:  # the others wait for an answer, and must learn that there is none
-            found = [None, error]
-    value, error = broadcast_object_list(found)
+            outcome = [work(), None]
+        except Exception as error:  # the others wait for a result, and must learn that there is none
+            outcome = [None, error]
+    result, error = broadcast_object_list(outcome)
     if error is not None:
         raise error
-    return value
+    return result
 
 
-def launch(processes: int, grpo: Any, words: Sequence[str]) -> int:
-    """Run `python -m grpo_kit train` with `words` in so many processes on this machine; returns its exit status.
+def launch_training(processes: int, grpo: Any, arguments: Sequence[str]) -> int:
+    """Run `python -m grpo_kit train` with `arguments` in so many processes on this machine, and wait for it.
 
-    Without a GPU they talk by gloo. Raises ValueError for a number that the step or the machine has not.
+    Args:
+        processes: how many, one a GPU; without a GPU they exchange over gloo.
+        grpo: the run's `Grpo` section, whose step is shared out.
+        arguments: the command line of `train`; its `--num-processes` is left out.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: if the processes do not divide the step, or the machine has fewer GPUs.
     """
     import torch
 
@@ -94,34 +101,43 @@ def launch(processes: int, grpo: Any, words: Sequence[str]) -> int:
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise ValueError(
-            f"{processes} processes were asked for and this machine has {gpus} GPUs, one a process. Use {gpus}."
+            f"{processes} processes need a GPU each, but this machine has {gpus}. Use --num-processes {gpus}."
         )
-    told = [
-        word for i, word in enumerate(words) if "--num-processes" not in (word.split("=")[0], words[i - 1] if i else "")
-    ]
+    kept = []
+    for i, argument in enumerate(arguments):
+        before = arguments[i - 1] if i else ""
+        if "--num-processes" not in (argument.split("=")[0], before):  # the option, or its value after a space
+            kept.append(argument)
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no",
-        "--dynamo_backend=no", f"--num_processes={processes}", "-m", "grpo_kit", "train", *told,
+        "--dynamo_backend=no", f"--num_processes={processes}", "-m", "grpo_kit", "train", *kept,
     ]  # fmt: skip
     return subprocess.run(command, env=os.environ | ({} if gpus else {"ACCELERATE_USE_CPU": "true"})).returncode
 
 
 def split_batch(grpo: Any, processes: int | None = None) -> tuple[int, int]:
-    """(per_device_train_batch_size, gradient_accumulation_steps) of each process, which together make the step that `grpo`
-    asks one process for; of those that run, or of `processes`.
+    """Each process's part of a step, so that all parts together make the step that `grpo` describes for one process.
 
-    Raises ValueError when the processes do not divide a step's completions, naming numbers that do.
+    Args:
+        grpo: the run's `Grpo` section.
+        processes: how many processes; by default those that run.
+
+    Returns:
+        (per_device_train_batch_size, gradient_accumulation_steps) of each process.
+
+    Raises:
+        ValueError: if the processes do not divide a step's completions; the message names numbers that do.
     """
-    step, n = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps, processes or process_count()
+    batch, n = grpo.per_device_train_batch_size, processes or process_count()
+    step = batch * grpo.gradient_accumulation_steps
     if step % n:
-        fit = [str(k) for k in range(1, step + 1) if step % k == 0]
-        batch = grpo.per_device_train_batch_size
+        divisors = [str(k) for k in range(1, step + 1) if step % k == 0]
         while batch * grpo.gradient_accumulation_steps % math.lcm(n, grpo.num_generations):
             batch += 1
         raise ValueError(
-            f"{n} processes do not divide the {step} completions of a step evenly. Use {', '.join(fit[:-1])} or {fit[-1]} "
-            f"processes, or grpo.per_device_train_batch_size={batch}."
+            f"{n} processes do not divide the {step} completions of a step evenly. Use {', '.join(divisors[:-1])} or "
+            f"{divisors[-1]} processes, or grpo.per_device_train_batch_size={batch}."
         )
     each = step // n
-    batch = max(k for k in range(1, grpo.per_device_train_batch_size + 1) if each % k == 0)
-    return batch, each // batch
+    micro_batch = max(k for k in range(1, batch + 1) if each % k == 0)
+    return micro_batch, each // micro_batch

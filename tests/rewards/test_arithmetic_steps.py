@@ -112,7 +112,7 @@ def test_any_text_is_checked_without_raising(text):
 
 
 @pytest.mark.parametrize("piece", ["1", "1+", "1+1=2 ", "1+1=2\n", "<<", "<<1+1=2>>", "(", "1/", " ", "=", "$"])
-def test_a_megabyte_of_one_piece_takes_less_than_3_seconds(piece):
-    start = time.perf_counter()
+def test_a_megabyte_of_one_piece_takes_less_than_10_seconds_of_processor_time(piece):
+    start = time.process_time()
     arithmetic_steps_reward([piece * (1_000_000 // len(piece))], [piece * 1000], ["5"], outcome_gated=False)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 10.0

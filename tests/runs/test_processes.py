@@ -69,11 +69,11 @@ def test_alone_nothing_is_exchanged_and_a_part_is_the_whole():
 
 def test_parts_in_order_make_the_whole(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    found = []
+    parts = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        found += list(range(12))[processes.local_slice(12)]
-    assert found == list(range(12))
+        parts += list(range(12))[processes.local_slice(12)]
+    assert parts == list(range(12))
 
 
 @pytest.mark.parametrize("count", range(1, 13))

@@ -1,29 +1,32 @@
-"""Puts a reward on trial: any reward function, over labelled cases, from the main and from a worker
-thread.
+"""Test a reward function on labelled answers, from the main thread and from a worker thread.
 
-    report = audit(my_reward, load_cases())  # a function of the notebook will do
-    report = audit_file("my_reward.py")      # what `grpo-kit rewards audit` calls
+    report = audit_reward("my_reward.py")   # a file, as `grpo-kit rewards audit` does, or a function of a notebook
     print_report(report)
 
-The reward runs in a forked process, one case at a time, and a case that takes longer than `seconds`
-is counted as a hang: its process is killed and the next case goes on in a new one. So nothing that
-a reward does, freezing the interpreter included, can hang the audit. Covered: whether replies are
-paid as labelled, how long that takes, what is raised, whether threads differ. Not covered: groups
-(a reward that compares completions sees one at a time). Needs os.fork, that is Linux or macOS.
+The reward runs in a forked process, one case at a time. A case that takes longer than `seconds` counts as a hang: its
+process is killed and the next case runs in a new one, so nothing that a reward does can hang the audit, not even
+freezing the interpreter. Covered: whether replies are paid as labelled, how long that takes, what is raised, whether
+the threads differ. Not covered: rewards that compare the completions of a group, since each call has one completion.
+Needs os.fork, that is Linux or macOS.
 """
 
 import json
 import multiprocessing
-import threading
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from grpo_kit.rewards.tools.loading import load_reward
 
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
 THREADS = ("main", "worker")
+STARTING = 60.0  # seconds that importing a reward file and its first call may take
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,11 @@ class Report:
     def row(self, kind: str | None = None) -> Row:
         """The figures of one kind, or of all cases."""
         trials = [t for t in self.trials if kind in (None, t.case.kind)]
-        return Row(
-            kind or "all",
-            len(trials),
-            sum(t.right for t in trials) / max(len(trials), 1),
-            sum(t.paid_wrong for t in trials),
-            sum(t.refused_right for t in trials),
-            max((s for t in trials for s in t.seconds.values()), default=0.0),
-            sum(bool(t.hung) for t in trials),
-            sum(bool(t.errors) for t in trials),
-        )
+        right, wrong_paid = sum(t.right for t in trials), sum(t.paid_wrong for t in trials)
+        refused, hangs = sum(t.refused_right for t in trials), sum(bool(t.hung) for t in trials)
+        slowest = max((seconds for t in trials for seconds in t.seconds.values()), default=0.0)
+        accuracy, raised = right / max(len(trials), 1), sum(bool(t.errors) for t in trials)
+        return Row(kind or "all", len(trials), accuracy, wrong_paid, refused, slowest, hangs, raised)
 
     @property
     def rows(self) -> list[Row]:
@@ -104,12 +102,57 @@ class Report:
         return [self.row(kind) for kind in dict.fromkeys(t.case.kind for t in self.trials)]
 
 
-def load_cases(path: str | Path = SAMPLE) -> list[Case]:
-    """The cases of a JSONL file, one object a line.
+def audit_reward(
+    reward: str | Callable, cases: str | Path | Iterable[Case | dict[str, Any]] | None = None, seconds: float = 10.0
+) -> Report:
+    """Call a reward on labelled cases, each from both threads, and report what it paid.
 
-    Keys: `gold`; `completion` (or `pred`); `reward` 1, 0 or null (or `equal`, a bool); `kind` (or
-    `category`). Raises ValueError, naming the line, for a line without them; FileNotFoundError for
-    a missing file.
+    Args:
+        reward: `FILE.py`, `FILE.py:function` (see `load_reward`) or a function. It is called as TRL calls it, by
+            keyword, with one completion as a message list, or as a string where a trial call shows that it only
+            understands strings. The gold goes to `answer` and to `solution`.
+        cases: a JSON Lines file (see `load_cases`), Case objects or dicts with their fields; by default the kit's own.
+        seconds: the longest that one case may take; a case that hangs counts as this long.
+
+    Returns:
+        The report, for `print_report`.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: for a missing or ambiguous function, a line that is not a case, or no cases at all.
+        RuntimeError: where processes cannot fork.
+
+    Example:
+        >>> cases = [{"kind": "sums", "gold": "4", "completion": "The answer is 4.", "reward": 1.0}]
+        >>> audit_reward("math_answer.py", cases).row().accuracy
+        1.0
+    """
+    if isinstance(reward, str):
+        load_reward(reward)  # raises its mistakes here, before a process starts
+    if cases is None or isinstance(cases, str | Path):
+        listed = load_cases(cases or SAMPLE)
+    else:
+        listed = [case if isinstance(case, Case) else Case(**case) for case in cases]
+    if not listed:
+        where = f"{cases} holds" if isinstance(cases, str | Path) else "there are"
+        raise ValueError(
+            f"{where} 0 cases; an audit needs at least 1. Pass some, or omit them for the kit's own sample."
+        )
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise RuntimeError("This system cannot fork, which guards the audit from hangs. Use Linux or macOS.")
+    trials = [Trial(case) for case in listed]
+    for thread in THREADS:
+        done = 0
+        while done < len(trials):
+            done = _try_until_stuck(reward, trials, done, thread, seconds)
+    return Report(trials)
+
+
+def load_cases(path: str | Path = SAMPLE) -> list[Case]:
+    """Read the cases of a JSON Lines file.
+
+    Keys of each line: `gold`; `completion` (or `pred`); `reward` 1, 0 or null (or `equal`, a bool); `kind` (or
+    `category`). Raises ValueError, naming the line, for a line without them; FileNotFoundError for a missing file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -127,159 +170,99 @@ def load_cases(path: str | Path = SAMPLE) -> list[Case]:
             cases.append(Case(kind, row["gold"], completion, None if label is None else float(label)))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"line {number} of {path} is no case ({error}); a case has gold, completion, "
+                f"Line {number} of {path} is not a case ({error}); a case has gold, completion, "
                 "reward and kind. Compare data/reward_cases.jsonl."
             ) from None
     return cases
 
 
-def audit(reward: Callable, cases: Iterable[Case | dict], seconds: float = 10.0) -> Report:
-    """Every case from both threads, `seconds` being the longest that one may take (hangs count as
-    that long).
-
-    reward: called as TRL calls it, by keyword, with one completion as a message list, or as a
-    string where a trial call shows that only strings are understood. Golds go to `answer` and to
-    `solution`. cases: Case objects, or dicts with their fields. Raises ValueError when there are no
-    cases, RuntimeError where processes cannot fork.
-    """
-    listed = [case if isinstance(case, Case) else Case(**case) for case in cases]
-    if not listed:
-        raise ValueError("there are 0 cases; an audit needs at least 1. Pass load_cases(), the kit's own sample.")
-    return _run(lambda: reward, listed, seconds)
-
-
-def audit_file(spec: str, cases_path: str | Path | None = None, seconds: float = 10.0) -> Report:
-    """Audits the reward in `FILE.py` or `FILE.py:function`, the user's own code, over the kit's
-    sample or `cases_path`.
-
-    Without a name the file's one function that ends in `_reward` is taken. Raises FileNotFoundError
-    for a missing file, ValueError for a missing or ambiguous function; what importing the file
-    raises is passed on.
-    """
-    load_reward(spec)  # so that its mistakes are raised here, before any process is started
-    cases = load_cases(cases_path or SAMPLE)
-    if not cases:
-        raise ValueError(f"{cases_path} holds 0 cases; an audit needs at least 1. Add some, or omit --cases.")
-    return _run(lambda: load_reward(spec), cases, seconds)
-
-
-def print_report(report: Report, console=None, examples: int = 10) -> None:
-    """The table by kind, with the total last, and up to `examples` cases that went wrong."""
+def print_report(report: Report, console: Any = None, examples: int = 10) -> None:
+    """Print the table by kind, with the total last, and up to `examples` cases that went wrong."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = console or Console()
     table = Table(title=f"{len(report.trials)} cases, each from the main and a worker thread")
-    headings = (
-        "kind",
-        "cases",
-        "right",
-        "wrong\npaid",
-        "right\nrefused",
-        "slowest\n(s)",
-        "hangs",
-        "raised",
-    )
-    for heading in headings:
+    for heading in ("kind", "cases", "right", "wrong\npaid", "right\nrefused", "slowest\n(s)", "hangs", "raised"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
-    rows = report.rows
-    for i, row in enumerate([*rows, report.row()]):
-        cells = (
-            row.cases,
-            f"{row.accuracy:.1%}",
-            row.wrong_paid,
-            row.right_refused,
-            f"{row.slowest:.3f}",
-        )
-        table.add_row(
-            escape(row.kind),
-            *map(str, cells),
-            str(row.hangs),
-            str(row.exceptions),
-            end_section=i == len(rows) - 1,
-        )
+    kinds = report.rows
+    for row in [*kinds, report.row()]:
+        cells = (row.cases, f"{row.accuracy:.1%}", row.wrong_paid, row.right_refused, f"{row.slowest:.3f}", row.hangs)
+        table.add_row(escape(row.kind), *map(str, cells), str(row.exceptions), end_section=row is kinds[-1])
     console.print(table)
     failed = [trial for trial in report.trials if not trial.right]
     for trial in failed[:examples]:
-        what = "hung" if trial.hung else next(iter(trial.errors.values()), "")
-        what = what or (
-            "paid, wrongly" if trial.paid_wrong else "refused, wrongly" if trial.refused_right else "not None"
-        )
         reply = trial.case.completion if len(trial.case.completion) < 80 else "..." + trial.case.completion[-77:]
-        console.print(
-            escape(f"{trial.case.kind}: gold {trial.case.gold[:40]!r}, reply {reply!r}: {what}"),
-            soft_wrap=True,
-        )
+        line = f"{trial.case.kind}: gold {trial.case.gold[:40]!r}, reply {reply!r}: {_failure(trial)}"
+        console.print(escape(line), soft_wrap=True)
     if len(failed) > examples:
         console.print(f"and {len(failed) - examples} more")
 
 
-def _run(get_reward: Callable[[], Callable], cases: list[Case], seconds: float) -> Report:
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise RuntimeError("this system cannot fork, which guards the audit from hangs. Use Linux or macOS.")
-    context = multiprocessing.get_context("fork")
-    trials = [Trial(case) for case in cases]
-    for thread in THREADS:
-        done = 0
-        while done < len(trials):
-            ours, theirs = context.Pipe(duplex=False)
-            child = context.Process(target=_serve, args=(get_reward, cases[done:], thread, theirs), daemon=False)
-            child.start()
-            theirs.close()
-            done = _collect(ours, trials, done, thread, seconds)
-            child.kill()  # it has ended, or hangs
-            child.join()
-            ours.close()
-    return Report(trials)
+def _failure(trial: Trial) -> str:
+    if trial.hung:
+        return "hung"
+    if trial.errors:
+        return next(iter(trial.errors.values()))
+    return "paid, wrongly" if trial.paid_wrong else "refused, wrongly" if trial.refused_right else "not None"
 
 
-def _collect(pipe, trials: list[Trial], done: int, thread: str, seconds: float) -> int:
-    """Takes results until all are in or the child hangs or dies; how many trials are done."""
-    patience = 60.0 + seconds  # for the import of a reward file and its first call
-    while done < len(trials):
-        trial = trials[done]
-        try:
-            if not pipe.poll(patience):
+def _try_until_stuck(reward: str | Callable, trials: list[Trial], done: int, thread: str, seconds: float) -> int:
+    """Run the trials from `done` on in a new process, until all are through or it hangs or dies; how many are through."""
+    fork = multiprocessing.get_context("fork")  # a function of a notebook cannot be pickled, but forks inherit it
+    with ProcessPoolExecutor(1, fork, initializer=_inherit, initargs=(reward, thread)) as pool:
+        process, loading = pool.submit(os.getpid).result(), pool.submit(_load)
+        for trial in trials[done:]:
+            done += 1
+            try:
+                loading.result(STARTING)
+                trial.seconds[thread], error, value = pool.submit(_judge, trial.case).result(seconds)
+            except (TimeoutError, KeyboardInterrupt) as stop:
+                os.kill(process, signal.SIGKILL)  # or leaving the pool would wait for it
+                if isinstance(stop, KeyboardInterrupt):
+                    raise
                 trial.hung.add(thread)
                 trial.seconds[thread] = seconds
-                return done + 1
-            message = pipe.recv()
-        except (EOFError, OSError):
-            trial.errors[thread] = "the process died"
-            return done + 1
-        if message == "ready":
-            patience = seconds
-            continue
-        trial.seconds[thread], error, reward = message
-        if error:
-            trial.errors[thread] = error
-        else:
-            trial.rewards[thread] = reward
-        done += 1
+                break
+            except BrokenProcessPool:
+                trial.errors[thread] = "the process died"
+                break
+            if error:
+                trial.errors[thread] = error
+            else:
+                trial.rewards[thread] = value
     return done
 
 
-def _serve(get_reward: Callable[[], Callable], cases: list[Case], thread: str, pipe) -> None:
-    """In the child: judges the cases in order and reports each as (seconds, error, reward)."""
-    if thread == "worker":
-        worker = threading.Thread(target=_judge_all, args=(get_reward(), cases, pipe))
-        worker.start()
-        worker.join()
-    else:
-        _judge_all(get_reward(), cases, pipe)
+# What follows runs in the forked process, which keeps the reward, the thread and how to call the reward.
+_kept: dict[str, Any] = {}
+_worker = ThreadPoolExecutor(1)  # starts its thread with the first call
 
 
-def _judge_all(reward: Callable, cases: list[Case], pipe) -> None:
-    as_messages = _takes_messages(reward)
-    pipe.send("ready")
-    for case in cases:
-        start = time.perf_counter()
-        try:
-            value, error = _call(reward, case, as_messages), ""
-        except BaseException as raised:  # noqa: B036 - a reward that exits is a finding, not the audit's end
-            value, error = None, f"{type(raised).__name__}: {raised}"[:300] or "exception"
-        pipe.send((time.perf_counter() - start, error, value))
+def _inherit(reward: str | Callable, thread: str) -> None:
+    _kept.update(reward=reward, thread=thread)
+
+
+def _load() -> None:
+    reward = _kept["reward"]
+    _kept["reward"] = load_reward(reward) if isinstance(reward, str) else reward
+    _kept["as_messages"] = _in_thread(_takes_messages, _kept["reward"])
+
+
+def _in_thread(function: Callable, *arguments: Any) -> Any:
+    """Call a function in the thread that is audited."""
+    return _worker.submit(function, *arguments).result() if _kept["thread"] == "worker" else function(*arguments)
+
+
+def _judge(case: Case) -> tuple[float, str, float | None]:
+    """(seconds, error, reward) of one case."""
+    start = time.perf_counter()
+    try:
+        value, error = _in_thread(_call_reward, _kept["reward"], case, _kept["as_messages"]), ""
+    except BaseException as raised:  # noqa: B036 - a reward that exits is a finding, not the audit's end
+        value, error = None, f"{type(raised).__name__}: {raised}"[:300] or "exception"
+    return time.perf_counter() - start, error, value
 
 
 def _takes_messages(reward: Callable) -> bool:
@@ -287,13 +270,13 @@ def _takes_messages(reward: Callable) -> bool:
     paid = []
     for as_messages in (True, False):
         try:
-            paid.append(_call(reward, Case("probe", "1", r"1 </think> \boxed{1}", 1.0), as_messages) or 0.0)
+            paid.append(_call_reward(reward, Case("probe", "1", r"1 </think> \boxed{1}", 1.0), as_messages) or 0.0)
         except Exception:
             paid.append(-1.0)
     return paid[0] >= paid[1]
 
 
-def _call(reward: Callable, case: Case, as_messages: bool) -> float | None:
+def _call_reward(reward: Callable, case: Case, as_messages: bool) -> float | None:
     completion = [{"role": "assistant", "content": case.completion}] if as_messages else case.completion
     rewards = reward(
         prompts=[[{"role": "user", "content": ""}] if as_messages else ""],

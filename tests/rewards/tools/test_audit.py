@@ -1,14 +1,14 @@
-"""audit: what it finds in good, lazy, frozen and raising rewards; none of them can hang it."""
+"""The audit: what it finds in good, lazy, frozen and raising rewards; none of them can hang it."""
 
 import io
 import json
 import os
-import time
 
 import pytest
 from rich.console import Console
 
-from grpo_kit.rewards.tools.audit import SAMPLE, Case, audit, audit_file, load_cases, print_report
+from grpo_kit.rewards.tools import audit
+from grpo_kit.rewards.tools.audit import SAMPLE, Case, audit_reward, load_cases, print_report
 from grpo_kit.rewards.tools.loading import load_reward
 
 CASES = [
@@ -39,9 +39,7 @@ def generous_reward(completions, **kwargs):
 
 
 def test_a_frozen_interpreter_an_exit_and_a_death_are_counted_and_the_audit_goes_on():
-    start = time.perf_counter()
-    report = audit(boxed_reward, CASES, seconds=1.0)
-    assert time.perf_counter() - start < 10
+    report = audit_reward(boxed_reward, CASES, seconds=1.0)
     total, easy = report.row(), report.row("easy")
     assert (total.cases, total.hangs, total.exceptions) == (7, 1, 2)
     assert (total.wrong_paid, total.right_refused, total.slowest) == (0, 0, 1.0)
@@ -53,8 +51,19 @@ def test_a_frozen_interpreter_an_exit_and_a_death_are_counted_and_the_audit_goes
     assert died.errors == {"main": "the process died", "worker": "the process died"}
 
 
+def test_a_file_whose_import_hangs_is_counted_too(tmp_path, monkeypatch):
+    path = tmp_path / "slow.py"
+    path.write_text(
+        f"import os, time\nif os.getpid() != {os.getpid()}:\n    time.sleep(600)\n"
+        "def slow_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n"
+    )
+    monkeypatch.setattr(audit, "STARTING", 0.5)
+    report = audit.audit_reward(str(path), CASES[:1], seconds=1.0)
+    assert report.trials[0].hung == {"main", "worker"} and report.row().accuracy == 0.0
+
+
 def test_a_generous_reward_pays_the_wrong_ones_and_the_unusable_gold():
-    total = audit(generous_reward, CASES).row()
+    total = audit_reward(generous_reward, CASES).row()
     assert (total.wrong_paid, total.right_refused, total.hangs) == (5, 0, 0)
     assert total.accuracy == pytest.approx(2 / 7)
 
@@ -67,7 +76,7 @@ def test_a_reward_defined_on_the_spot_and_one_for_strings_are_understood():
         return [float(rf"\boxed{{{gold}}}" in completion) for completion, gold in zip(completions, answer)]
 
     for reward in (strings_only, silent_on_messages):
-        assert audit(reward, CASES[:2]).row().accuracy == 1.0
+        assert audit_reward(reward, CASES[:2]).row().accuracy == 1.0
 
 
 def test_threads_that_differ_are_no_success():
@@ -78,16 +87,16 @@ def test_threads_that_differ_are_no_success():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # raises in every thread but the main one
         return [1.0]
 
-    report = audit(main_only, CASES[:1])
+    report = audit_reward(main_only, CASES[:1])
     assert report.row().accuracy == 0.0
     assert "ValueError" in report.trials[0].errors["worker"] and report.trials[0].rewards == {"main": 1.0}
 
 
 def test_cases_may_be_dicts_and_must_be_some():
     case = {"kind": "a", "gold": "4", "completion": r"1</think>\boxed{4}", "reward": 1.0}
-    assert audit(generous_reward, [case]).row().accuracy == 1.0
-    with pytest.raises(ValueError, match="0 cases.*at least 1.*Pass"):
-        audit(generous_reward, [])
+    assert audit_reward(generous_reward, [case]).row().accuracy == 1.0
+    with pytest.raises(ValueError, match="0 cases.*at least 1.*Pass some"):
+        audit_reward(generous_reward, [])
 
 
 def test_both_spellings_of_a_cases_file_are_read(tmp_path):
@@ -101,7 +110,7 @@ def test_both_spellings_of_a_cases_file_are_read(tmp_path):
     path.write_text("\n\n".join(map(json.dumps, rows)))
     assert [case.reward for case in load_cases(path)] == [1.0, 0.0, 0.0, None]
     path.write_text('{"gold": "1"}')
-    with pytest.raises(ValueError, match="line 1 of .*a case has gold.*Compare"):
+    with pytest.raises(ValueError, match="Line 1 of .*a case has gold.*Compare"):
         load_cases(path)
 
 
@@ -118,32 +127,34 @@ def test_a_users_file_is_audited_by_path(tmp_path):
     path.write_text(
         "def lazy_reward(completions, **kwargs):\n    return [0.0] * len(completions)\ndef helper():\n    pass\n"
     )
-    report = audit_file(str(path))
+    report = audit_reward(str(path))
     assert report.row().wrong_paid == 0 and report.row().right_refused > 30
     assert load_reward(f"{path}:helper").__name__ == "helper"
 
 
 def test_a_wrong_path_or_name_says_what_there_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.py is no reward file.*existing path"):
-        audit_file(str(tmp_path / "none.py"))
+        audit_reward(str(tmp_path / "none.py"))
     path = tmp_path / "two.py"
     path.write_text("def a_reward(): pass\ndef b_reward(): pass\n")
     with pytest.raises(ValueError, match="no single function.*a_reward, b_reward.*two.py:function"):
-        audit_file(str(path))
+        audit_reward(str(path))
     with pytest.raises(ValueError, match="no function 'c_reward'.*a_reward, b_reward"):
-        audit_file(f"{path}:c_reward")
+        audit_reward(f"{path}:c_reward")
 
 
 def test_the_table_shows_each_kind_the_total_and_examples():
     out = io.StringIO()
-    print_report(audit(generous_reward, CASES[:3]), Console(file=out, width=80, no_color=True))
+    print_report(audit_reward(generous_reward, CASES[:3]), Console(file=out, width=80, no_color=True))
     text = out.getvalue()
     for word in ("easy", "gold", "all", "33.3%", "50.0%", "paid, wrongly", "3 cases"):
         assert word in text, text
 
 
-def test_the_kits_referee_passes_its_own_audit():
-    report = audit_file(str(SAMPLE.parent.parent / "grpo_kit/rewards/math_answer.py"), seconds=8)
+def test_the_kits_referee_passes_its_own_audit(tmp_path):
+    text = (SAMPLE.parent.parent / "grpo_kit/rewards/math_answer.py").read_text()
+    path = tmp_path / "math_answer.py"
+    path.write_text(text.replace("DEADLINE = 2.0", "DEADLINE = 20.0"))  # for a busy machine
+    report = audit_reward(str(path), seconds=30)
     total = report.row()
     assert (total.accuracy, total.wrong_paid, total.hangs, total.exceptions) == (1.0, 0, 0, 0)
-    assert total.slowest < 3.0
