@@ -1,11 +1,11 @@
-"""Build `notebooks/NN_name.ipynb` from `notebooks/src/NN_name.py` (py:percent), the same bytes from the same source.
+"""Builds `notebooks/NN_name.ipynb` from `notebooks/src/NN_name.py` (py:percent format).
 
     python notebooks/build.py
 
-Edit the sources, never the notebooks: a test fails when the two differ. The word REPOSITORY in a source becomes
-`grpo_kit.notebook.REPOSITORY`, owner and name on GitHub: a fork changes that one line and builds again. A notebook as built has no outputs, no
-execution counts and no metadata of the machine or the tool that made it; a cell's id is a hash of its text, so an
-edit moves no other cell's id.
+Edit the sources, not the notebooks: a test fails if the two differ. The same source always gives the same bytes. The
+word REPOSITORY in a source becomes `grpo_kit.notebook.REPOSITORY`, the owner and name on GitHub; a fork changes that
+one line and builds again. A built notebook has no outputs, no execution counts, and no metadata of the machine that
+built it. A cell's id is a hash of its text, so that an edit does not change the ids of other cells.
 """
 
 import hashlib
@@ -27,26 +27,26 @@ METADATA = {
 
 
 def build(source: Path) -> str:
-    """The notebook's JSON for a py:percent file."""
+    """Convert one py:percent file into the text of a notebook."""
     cells, seen = [], Counter()
     text = source.read_text(encoding="utf-8").replace("REPOSITORY", REPOSITORY)
     for cell in jupytext.reads(text, fmt="py:percent").cells:
-        # The formatter writes `# @param`; Colab's own spelling of a form field has no space.
+        # The formatter writes `# @param`; Colab writes form fields without the space.
         body = re.sub(r"# @(?=param|title)", "#@", cell.source)
         digest = hashlib.sha256(f"{cell.cell_type} {body}".encode()).hexdigest()[:12]
         seen[digest] += 1
         new = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell
-        made = new(body, id=digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
+        built = new(body, id=digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
         if "cellView" in cell.metadata:
-            made.metadata["cellView"] = cell.metadata["cellView"]  # Colab then shows the form and folds the code
-        cells.append(made)
+            built.metadata["cellView"] = cell.metadata["cellView"]  # Colab shows the form and hides the code
+        cells.append(built)
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
     nbformat.validate(notebook)
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
 def main() -> None:
-    """Write every notebook whose source lies in `src/`."""
+    """Build every notebook that has a source in `src/`."""
     for source in sorted((FOLDER / "src").glob("[0-9][0-9]_*.py")):
         target = FOLDER / f"{source.stem}.ipynb"
         target.write_text(build(source), encoding="utf-8", newline="\n")

@@ -1,9 +1,9 @@
-"""Build `notebooks/gallery/NN_name.html`: the notebooks run in order on the tiny policy, with what they showed.
+"""Builds `notebooks/gallery/NN_name.html`: the notebooks as run on the tiny policy, with their outputs.
 
     python notebooks/gallery.py
 
-Each runs in a fresh kernel on a run of its own making, in a folder that is thrown away. The board needs a kernel; in the
-pages it stands as it was when the training ended.
+Each notebook runs in a fresh kernel, all in one temporary folder. The board needs a kernel; the pages show it as it was
+when the training ended.
 """
 
 import os
@@ -22,8 +22,8 @@ NOTE = "The board as it was when the training ended; in a notebook it has a butt
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 
 
-def frozen(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with the HTML that its widgets showed in their place: pages need no script for it, and no server."""
+def freeze_widgets(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Replace each widget by the HTML that it showed, so that a page needs neither a script nor a server."""
     state = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
 
     def html(model: str) -> str:
@@ -38,26 +38,26 @@ def frozen(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def at_home(text: str, folder: str) -> str:
-    """`text` with `~` in the folder's place, a table's cells as wide as before."""
-    text = re.sub(rf"{folder}([^│\n]*)│", lambda found: f"~{found[1]}{' ' * (len(folder) - 1)}│", text)
+def hide_folder(text: str, folder: str) -> str:
+    """Write `~` for `folder` in a text; cells of tables keep their width."""
+    text = re.sub(rf"{folder}([^│\n]*)│", lambda match: f"~{match[1]}{' ' * (len(folder) - 1)}│", text)
     return text.replace(folder, "~")
 
 
 def main() -> None:
-    """Run them, and write a page each; the first error ends it."""
+    """Run the notebooks and write one page for each; stop at the first error."""
     (FOLDER / "gallery").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GRPO_KIT_ROOT": f"{folder}/runs", "PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
         os.environ.pop("MPLBACKEND", None)
         for source in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")):
             notebook, started = nbformat.read(source, as_version=4), time.monotonic()
-            # Over TCP every kernel warns that nothing is encrypted.
+            # Over TCP every kernel would warn that the connection is not encrypted.
             quiet = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
             resources = {"metadata": {"path": folder}}
             nbclient.NotebookClient(notebook, timeout=1800, resources=resources, config=quiet).execute()
-            page, _ = HTMLExporter().from_notebook_node(frozen(notebook), {"metadata": {"name": source.stem}})
-            page = at_home(at_home(page, folder), str(FOLDER.parent))
+            page, _ = HTMLExporter().from_notebook_node(freeze_widgets(notebook), {"metadata": {"name": source.stem}})
+            page = hide_folder(hide_folder(page, folder), str(FOLDER.parent))
             target = FOLDER / "gallery" / f"{source.stem}.html"
             target.write_text(re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', page), encoding="utf-8")
             print(f"{target.relative_to(FOLDER.parent)} in {time.monotonic() - started:.0f} s", flush=True)

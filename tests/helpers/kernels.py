@@ -1,4 +1,4 @@
-"""Runs notebooks as a reader does: form fields filled in, each in a fresh kernel with its own environment and folder."""
+"""Runs notebooks as a reader does: form fields filled in, each in a fresh kernel with its own environment."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def pictures(notebook):
 
 
 def environment(*paths, **variables):
-    """A kernel's variables: the folders `paths` and then this checkout on Python's path; the Hub's library is offline."""
+    """A kernel's variables: the folders `paths`, then this checkout, on Python's path; the Hub is offline."""
     variables_here = {name: value for name, value in os.environ.items() if name not in OWN}
     variables_here |= {
         "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))),
@@ -53,7 +53,8 @@ def client(name, folder, env, **fields):
     notebook = read(name)
     form = code(notebook)[1]
     for field, value in fields.items():
-        form.source, hits = re.subn(rf"(?m)^{field} = .*?(?=\s*#@param)", lambda _: f"{field} = {value!r}", form.source)  # noqa: B023
+        line = f"{field} = {value!r}".replace("\\", "\\\\")
+        form.source, hits = re.subn(rf"(?m)^{field} = .*?(?=\s*#@param)", line, form.source)
         assert hits == 1, f"{name} has no field {field}"
     folder.mkdir(parents=True, exist_ok=True)
     runner = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})

@@ -1,4 +1,4 @@
-"""What the notebooks share: where they run, the preset that suits the machine, the run, and what they print without it."""
+"""What the notebooks share: where they run, the preset for the machine, the run, and what they print without it."""
 
 import sys
 import types
@@ -9,6 +9,7 @@ from grpo_kit import config, notebook
 from grpo_kit.planning import machines
 from grpo_kit.runs.run import Run, find_run
 
+ON_GITHUB = f"{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 
 
@@ -34,8 +35,8 @@ def shown(monkeypatch):
     ("environ", "place", "link"),
     [
         ({}, "local", "02_data.ipynb"),
-        (COLAB, "colab", f"https://colab.research.google.com/github/{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"),
-        (KAGGLE, "kaggle", f"https://kaggle.com/kernels/welcome?src=https://github.com/{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"),
+        (COLAB, "colab", f"https://colab.research.google.com/github/{ON_GITHUB}"),
+        (KAGGLE, "kaggle", f"https://kaggle.com/kernels/welcome?src=https://github.com/{ON_GITHUB}"),
         (COLAB | KAGGLE, "kaggle", None),  # Kaggle's image descends from Colab's
     ],
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """The notebooks on an imitation of Colab and of Kaggle: their modules, folders and environment variables, no network.
 
 A kernel starts with a `sitecustomize` that makes the kit use a folder as the root of the machine and refuses every
-connection that leaves it. Each notebook runs on a fresh machine: on Colab only Google Drive is kept, on Kaggle only what
-is mounted as a read-only input. Not covered: the images' own versions of Python and its packages.
+connection that leaves it. Each notebook runs on a fresh machine: on Colab only Google Drive is kept, on Kaggle only
+what is mounted as a read-only input. Not covered: the images' own versions of Python and its packages.
 """
 
 import hashlib

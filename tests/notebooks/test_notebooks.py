@@ -1,8 +1,8 @@
 """The notebooks: built from their sources, with the promised structure, and run one after another on the tiny policy.
 
-Covered: the five in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and once
-more when it is done; each without the stage that it needs. Colab and Kaggle are `test_notebook_places`, a browser is
-`test_board_in_browser`. Not covered: Colab's and Kaggle's own machines, and the 30B.
+Covered: the five in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and
+once more when it is done; each without the stage that it needs. Colab and Kaggle are in `test_notebook_places`, a
+browser is in `test_board_in_browser`. Not covered: Colab's and Kaggle's own machines, and the 30B.
 """
 
 import ast
@@ -50,8 +50,8 @@ FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_dri
 MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
 # Cells that take long for the 30B, by what they call.
 LONG = (
-    "load_policy(", "sample_reply(", "sample_group(", "prepare_data(", "show_difficulty(", "measure(", "board.during(", "check(",
-    "tune(",
+    "load_policy(", "sample_reply(", "sample_group(", "prepare_data(", "show_difficulty(", "measure(",
+    "board.during(", "check(", "tune(",
 )  # fmt: skip
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -202,7 +202,7 @@ def test_links_to_other_notebooks_lead_somewhere(name):
 
 
 def calls(path_or_text):
-    """(library's function or class, keyword) of every call of a name that is imported from TRL, PEFT or transformers."""
+    """(function or class, keyword) of every call of a name that is imported from TRL, PEFT or transformers."""
     tree = ast.parse(path_or_text)
     owners = {
         alias.asname or alias.name: (node.module, alias.name)
@@ -251,7 +251,7 @@ def test_every_setting_of_every_preset_is_one_of_trls_or_ours():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """{name: executed} of the five in order, and of 03 again: `killed` midway, `resumed`, `finished`; (folder, that)."""
+    """(folder, {name: executed}) of the five in order, and of 03 again: `killed` midway, `resumed`, `finished`."""
     folder = tmp_path_factory.mktemp("machine")
     env, other = (environment(GRPO_KIT_ROOT=folder / place / "runs") for place in ("straight", "killed"))
     executed = chain(folder, lambda name: env, NAMES[:2])
