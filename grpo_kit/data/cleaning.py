@@ -1,8 +1,8 @@
-r"""What makes a row unfit to train on, one step each with its reason; and what is mended instead of dropped.
+"""Text of problems: what is mended in it, and what makes a row unfit to train on.
 
-Mended: line ends, exotic and zero-width spaces, control characters, Unicode composed (NFC, so that x² stays x²).
-Dropped: the `FILTERS`, in order, by the text alone; and golds that the run's own verifier cannot use, of which a right
-reply in a box would earn nothing.
+Mended: line ends, unusual and zero-width spaces, control characters, and Unicode is composed (NFC, so that x² stays x²).
+Dropped: rows that one of the `FILTERS` matches. They look at the text alone; golds that the verifier cannot use are found by
+`gold_answers.find_unusable_golds`.
 """
 
 import re
@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
-_SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # exotic spaces: a plain one
+_SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # replaced by a plain space
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
 _IMAGE = re.compile(r"!\[[^\]]{0,300}\]\(|<img\b|\\includegraphics|\w\.(?:png|jpe?g|gif|svg)\b", re.I)
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.I | re.S)
@@ -21,7 +21,9 @@ _FIGURE = re.compile(
     r"|\bsee (?:the )?(?:figure|diagram|picture|drawing|image)\b",
     re.I,
 )
-_NOUN = re.compile(r"(?i:figure|diagram|picture|drawing|graph|image)")  # without one of them, nothing to look closer at
+_NOUN = re.compile(
+    r"(?i:figure|diagram|picture|drawing|graph|image)"
+)  # a quick test: without one of them _FIGURE cannot match
 _DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tabular|array|tikzpicture|picture)|^\|.*\|[ \t]*$", re.I | re.M)
 _PROOF = re.compile(
     r"(?:^|[.;:!?)]\s{1,9}|[$,]\s{0,9}|\band )(?:prove|show|demonstrate|verify|justify)\b(?! your)", re.I | re.M
@@ -33,20 +35,34 @@ _TASK = re.compile(_ASKS.pattern + r"|\b(?:prove|show|write|express)\b", re.I)
 
 
 class RowFilter(NamedTuple):
-    """A reason to drop a row: how the funnel calls it, the sentence behind it, and whether (problem, gold) is such a row."""
+    """A rule that drops rows.
+
+    Attributes:
+        reason: its name in the funnel.
+        detail: the sentence behind the name.
+        matches: whether the rule drops a row of (problem, gold).
+    """
 
     reason: str
-    why: str
-    drops: Callable[[str, str], bool]
+    detail: str
+    matches: Callable[[str, str], bool]
 
 
-def _parts(problem: str) -> int:
-    """How many of the problem's lettered or numbered parts ask for something; conditions and options do not."""
+def _count_tasks(problem: str) -> int:
+    """How many of the problem's lettered or numbered parts ask for something; conditions and options do not count."""
     return sum(bool(_TASK.search(part)) for part in _PART.split(problem)[1:])
 
 
-def _wordless(problem: str) -> bool:
-    return len(re.findall(r"[^\W\d_]{2,}", _ASY.sub(" ", problem))) < 4
+def _is_drawing_only(problem: str) -> bool:
+    return "[asy]" in problem.lower() and len(re.findall(r"[^\W\d_]{2,}", _ASY.sub(" ", problem))) < 4
+
+
+def _lacks_figure(problem: str) -> bool:
+    return bool(_NOUN.search(problem)) and bool(_FIGURE.search(problem)) and not _DRAWN.search(problem)
+
+
+def _is_proof(problem: str) -> bool:
+    return bool(_PROOF.search(problem)) and not _ASKS.search(problem)
 
 
 FILTERS = (
@@ -54,45 +70,51 @@ FILTERS = (
     RowFilter("no answer", "there is nothing to check a reply against", lambda problem, gold: not gold),
     RowFilter("broken characters", "bytes were lost on the way here", lambda problem, gold: "\ufffd" in problem + gold),
     RowFilter("image", "the problem shows an image", lambda problem, gold: bool(_IMAGE.search(problem))),
-    RowFilter(
-        "figure only",
-        "what is asked stands in a drawn figure alone",
-        lambda problem, gold: "[asy]" in problem.lower() and _wordless(problem),
-    ),
+    RowFilter("figure only", "the question is only in a drawn figure", lambda problem, gold: _is_drawing_only(problem)),
     RowFilter(
         "missing figure",
         "the problem refers to a figure that is not in the text",
-        lambda problem, gold: (
-            bool(_NOUN.search(problem)) and bool(_FIGURE.search(problem)) and not _DRAWN.search(problem)
-        ),
+        lambda problem, gold: _lacks_figure(problem),
     ),
     RowFilter(
-        "proof",
-        "it asks for a proof, which no final answer can check",
-        lambda problem, gold: bool(_PROOF.search(problem)) and not _ASKS.search(problem),
+        "proof", "it asks for a proof, which no final answer can check", lambda problem, gold: _is_proof(problem)
     ),
     RowFilter(
-        "several parts",
-        "it asks several questions and has one gold",
-        lambda problem, gold: _parts(problem) > 1,
+        "several parts", "it asks several questions and has one gold", lambda problem, gold: _count_tasks(problem) > 1
     ),
 )
 
 
 def find_unfit_reason(problem: str, gold: str) -> str | None:
-    """The first of `FILTERS` that drops the row, or None.
+    """Find out whether a row is unfit to train on.
 
-    >>> find_unfit_reason("Prove that 2 is prime.", "proof")
-    'proof'
+    Args:
+        problem: the mended text of the problem.
+        gold: its reference answer.
+
+    Returns:
+        The reason of the first of the `FILTERS` that matches, or None for a fit row.
+
+    Example:
+        >>> find_unfit_reason("Prove that 2 is prime.", "proof")
+        'proof'
     """
-    return next((step.reason for step in FILTERS if step.drops(problem, gold)), None)
+    return next((rule.reason for rule in FILTERS if rule.matches(problem, gold)), None)
 
 
 def tidy_text(text: str) -> str:
-    r"""The text mended: NFC, plain spaces, line feeds, nothing invisible, none at the ends. Lone surrogates become U+FFFD.
+    r"""Mend a text without changing what it says.
 
-    >>> tidy_text("x\u00a0= 1\u200b\r\n")
-    'x = 1'
+    Args:
+        text: any string.
+
+    Returns:
+        The text in NFC with plain spaces and line feeds, without invisible characters, stripped. Lone surrogates are
+        replaced by U+FFFD, which the filter "broken characters" then finds.
+
+    Example:
+        >>> tidy_text("x\u00a0= 1\u200b\r\n")
+        'x = 1'
     """
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -101,9 +123,16 @@ def tidy_text(text: str) -> str:
 
 
 def normalise_text(problem: str) -> str:
-    """What an id is a hash of: compatibility forms, case and white space do not count.
+    """Normalise a problem so that compatibility forms, case and white space make no difference. Ids are hashes of this.
 
-    >>> normalise_text("  What is\\n2 + 2? ") == normalise_text("what is 2 + 2?")
-    True
+    Args:
+        problem: the text of a problem.
+
+    Returns:
+        The text in NFKC and lower case, words separated by single spaces.
+
+    Example:
+        >>> normalise_text("  What is\\n2 + 2? ")
+        'what is 2 + 2?'
     """
     return " ".join(unicodedata.normalize("NFKC", problem).casefold().split())

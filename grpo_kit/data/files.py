@@ -1,126 +1,172 @@
-"""A local JSONL, JSON, CSV or Parquet file, row by row, however it is broken: what is wrong is named with file and line.
+"""Reader of problem files that users bring: JSON Lines, JSON, CSV and Parquet, row by row.
 
-The files come from outside. Nothing in them is run, a row is held at a time, and no line may be longer than 64 MiB.
+Covered: every file is opened once and streamed (only a `.json` array is loaded whole), and an error names the file, the
+line and the remedy. No line may be longer than 64 MiB. Files that the kit itself wrote are read by `runs.files.read_lines`.
+
+CSV is read by Python's `csv` and not by pandas, because pandas fills short rows with empty text, shifts the columns of a row
+that is too long, and has no line numbers. JSON is read by `json`, because pandas turns an integer gold into 3.0 where
+another row lacks that column.
 """
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-LONGEST = 2**26  # bytes in a line
-PEEK = 1000  # rows of a JSONL that are looked at for its columns
-PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
+LONGEST_LINE = 2**26  # bytes
+PEEKED_ROWS = 1000  # rows of a JSON file that are read to learn its columns
+WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
+
+NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # (line in the file, row)
 
 
-def columns_of(path: Path) -> list[str]:
-    """Names of the file's columns; of a JSONL, those in its first 1,000 rows. [] for an empty file.
+class Table(NamedTuple):
+    """An open file or Hub set.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that cannot be read.
+    Attributes:
+        columns: names of the columns; [] for an empty file. Of a JSON file, those of its first 1,000 rows.
+        read_rows: gives the (line, row) pairs, once. It takes the names of the columns that are needed, or None for
+            all; only Parquet saves time by it, other files give every column.
+    """
+
+    columns: list[str]
+    read_rows: Callable[[Collection[str] | None], NumberedRows]
+
+
+def open_table(path: Path) -> Table:
+    """Open a file by its suffix and read what is needed to know its columns.
+
+    Args:
+        path: a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+
+    Returns:
+        The open `Table`. Lines count from 1; of a `.json` array and a Parquet file the line is the number of the row.
+        Every value of a CSV file is text, so `0011` stays `0011`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the suffix is another one, or the file cannot be read. Reading the rows raises it as well.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, or is no file. Check the path.")
-    if path.suffix.lower() == ".parquet":
-        with _parquet(path) as file:
-            return list(file.schema_arrow.names)
-    if path.suffix.lower() == ".csv":
-        return list(_csv_reader(path).fieldnames or [])
-    return list(dict.fromkeys(key for _, row in islice(read(path), PEEK) for key in row))
-
-
-def read(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of each row; a Parquet's line is its row, from 1. Every value of a CSV is a string (`0011` stays so).
-
-    `columns`: all that is read of a Parquet, where that saves much. Raises ValueError at the line that cannot be read.
-    """
+        raise FileNotFoundError(f"{path} is not a file. Check the path.")
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}. Convert it to one of them.")
     if suffix == ".parquet":
-        return _read_parquet(path, columns)
-    return {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}[suffix](path)
+        return _open_parquet(path)
+    if suffix == ".csv":
+        return _open_csv(path)
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path} is not one of {', '.join(SUFFIXES)}. Convert it to one of them.")
+    rows = _read_jsonl(path) if suffix == ".jsonl" else _read_json_array(path)
+    peeked = list(islice(rows, PEEKED_ROWS))
+    columns = list(dict.fromkeys(name for _, row in peeked for name in row))
+    return Table(columns, lambda _: chain(peeked, rows))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    begun = False
+def read_rows(path: Path, columns: Collection[str] | None = None) -> NumberedRows:
+    """Read all rows of a file.
+
+    Args:
+        path: a file that `open_table` takes.
+        columns: names of the columns to read of a Parquet file; None: all.
+
+    Returns:
+        An iterator of (line, row). Nothing is opened before the first row is requested.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_table`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "a.csv")
+        >>> _ = path.write_text("problem,answer\\nWhat is 1 + 1?,2\\n")
+        >>> list(read_rows(path))
+        [(2, {'problem': 'What is 1 + 1?', 'answer': '2'})]
+    """
+    yield from open_table(path).read_rows(columns)
+
+
+def _read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    has_text = False
     with path.open("rb") as file:
-        for number, raw in enumerate(iter(lambda: file.readline(LONGEST), b""), start=1):
-            if len(raw) == LONGEST:
-                raise ValueError(f"{path}, line {number} is longer than 64 MiB; it cannot be a row. Check the file.")
-            text = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
-            if not begun and text.lower().startswith(PAGES):
-                raise ValueError(
-                    f"{path}, line {number} begins a web page, not data; failed downloads leave such files. Fetch it again."
-                )
-            if not begun and text.startswith(b"version https://git-lfs"):
-                raise ValueError(
-                    f"{path}, line {number} is a Git LFS pointer, not the data. Fetch it with `git lfs pull`."
-                )
-            begun = begun or bool(text)
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+            if len(raw) == LONGEST_LINE:
+                raise ValueError(f"{path}, line {number} is longer than 64 MiB, so it cannot be a row. Check the file.")
+            if not has_text:
+                start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
+                _refuse_failed_download(path, number, start)
+                has_text = bool(start)
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path}, line {number} is not UTF-8 (byte 0x{raw[error.start]:02x}, the {error.start + 1}. of the line). "
-                    "Save the whole file as UTF-8."
+                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1} of the line is 0x{raw[error.start]:02x}). "
+                    "Save the file as UTF-8."
                 ) from None
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _lines(path):
+def _refuse_failed_download(path: Path, number: int, start: bytes) -> None:
+    if start.lower().startswith(WEB_PAGE_STARTS):
+        raise ValueError(f"{path}, line {number} begins a web page; the download failed. Download the file again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer and holds no data. Fetch the data with `git lfs pull`.")
+
+
+def _read_jsonl(path: Path) -> NumberedRows:
+    for number, line in _read_text_lines(path):
         if line.strip():
-            yield number, _object(path, number, _parsed(path, number, line), line)
+            yield number, _require_object(path, number, _parse_json(path, number, line), line)
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """One array of objects, as some sets on the Hub are kept; the number is that of the object in the array."""
-    rows = _parsed(path, 1, "".join(line for _, line in _lines(path)))
+def _read_json_array(path: Path) -> NumberedRows:
+    """Rows of one array of objects, as some Hub sets are stored."""
+    rows = _parse_json(path, 1, "".join(line for _, line in _read_text_lines(path)))
     if not isinstance(rows, list):
-        raise ValueError(f"{path} holds no array of rows. Convert it to JSON Lines.")
+        raise ValueError(f"{path} is not an array of rows. Convert it to JSON Lines.")
     for number, row in enumerate(rows, start=1):
-        yield number, _object(path, number, row, str(row))
+        yield number, _require_object(path, number, row, str(row))
 
 
-def _parsed(path: Path, number: int, text: str) -> Any:
+def _parse_json(path: Path, number: int, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         line = number + getattr(error, "lineno", 1) - 1
-        what = str(error).split(": line ")[0]
-        raise ValueError(f"{path}, line {line} is not JSON ({what}). Correct or remove the line.") from None
+        reason = str(error).split(": line ")[0]
+        raise ValueError(f"{path}, line {line} is not JSON ({reason}). Correct or remove the line.") from None
 
 
-def _object(path: Path, number: int, row: Any, text: str) -> dict[str, Any]:
+def _require_object(path: Path, number: int, row: Any, text: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(
-            f"{path}, line {number} holds no object but {text.strip()[:40]!r}; each row is an object with columns. Correct or remove it."
+            f"{path}, line {number} is {text.strip()[:40]!r}; a row must be an object with columns. "
+            "Correct or remove the line."
         )
     return row
 
 
-def _csv_reader(path: Path) -> csv.DictReader:
-    csv.field_size_limit(2**24)  # the default of 128 KiB refuses long solutions
-    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
+def _open_csv(path: Path) -> Table:
+    csv.field_size_limit(2**24)  # the default of 128 KiB is too short for long solutions
+    reader = csv.DictReader((line for _, line in _read_text_lines(path)), strict=True)
     try:
-        names = reader.fieldnames or []
+        names = list(reader.fieldnames or [])
     except csv.Error as error:
         raise ValueError(f"{path}, line 1 is not CSV ({error}). Correct the header.") from None
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{path}, line 1 names column {twice[0]!r} twice. Rename one of them.")
-    return reader
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{path}, line 1 names the column {repeated[0]!r} twice. Rename one of them.")
+    return Table(names, lambda _: _read_csv(path, reader))
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = _csv_reader(path)
+def _read_csv(path: Path, reader: csv.DictReader) -> NumberedRows:
     try:
         for row in reader:
-            if None in row or None in row.values():
+            if None in row or None in row.values():  # DictReader's marks for a long and for a short row
                 raise ValueError(
-                    f"{path}, line {reader.line_num} has another number of fields than the header ({len(reader.fieldnames)}). Correct the row."
+                    f"{path}, line {reader.line_num} does not have {len(reader.fieldnames)} fields as the header does. "
+                    "Correct the row."
                 )
             yield reader.line_num, row
     except csv.Error as error:
@@ -129,24 +175,29 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from None
 
 
-def _read_parquet(path: Path, columns: list[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    with _parquet(path) as file:
-        for batch in file.iter_batches(batch_size=1000, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+def _open_parquet(path: Path) -> Table:
+    import pyarrow.parquet
+
+    with _parquet_errors(path):
+        file = pyarrow.parquet.ParquetFile(path)
+
+    def read(columns: Collection[str] | None) -> NumberedRows:
+        number = 0
+        with _parquet_errors(path), file:
+            for batch in file.iter_batches(batch_size=1000, columns=columns and sorted(columns)):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+
+    return Table(list(file.schema_arrow.names), read)
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Any]:
+def _parquet_errors(path: Path) -> Iterator[None]:
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            yield file
+        yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is not readable Parquet ({str(error).splitlines()[0]}). Fetch the file again."
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is not readable as Parquet ({reason}). Download the file again.") from None

@@ -1,68 +1,108 @@
-r"""Reference answers (golds): taken out of a worked solution, written without delimiters, and compared by a verifier."""
+r"""Golds (reference answers): extracted from a solution, stripped of their delimiters, and compared by the run's verifier."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-Reward = Callable[..., list[float | None]]
+Verifier = Callable[..., list[float | None]]  # a reward function, called as TRL calls one
 
 
 def extract_gold(answer: str) -> str:
-    """The final answer in an answer column: what follows the last line-opening `#### ` (GSM8K's mark), else all of it.
+    r"""Take the final answer out of an answer column.
 
-    >>> extract_gold("48/2 = <<48/2=24>>24\\n#### 1,072")
-    '1,072'
+    Args:
+        answer: an answer, or a worked solution that ends in GSM8K's mark (a line `#### 42`).
+
+    Returns:
+        What follows the last `#### ` at the beginning of a line; without one, the whole text. Stripped.
+
+    Example:
+        >>> extract_gold("48/2 = <<48/2=24>>24\n#### 1,072")
+        '1,072'
     """
     marked = re.findall(r"^#### (.+)$", answer, flags=re.MULTILINE)
     return (marked[-1] if marked else answer).strip()
 
 
 def extract_last_box(solution: str) -> str:
-    r"""What the last `\boxed{}` (or `\fbox{}`) of a worked solution holds; "" without one that is closed.
+    r"""Take the content of the last `\boxed{}` or `\fbox{}` out of a worked solution.
 
-    >>> extract_last_box(r"so \boxed{1}, no: \boxed{\frac{1}{2}}.")
-    '\\frac{1}{2}'
+    Args:
+        solution: LaTeX of any length; the time grows with the length only.
+
+    Returns:
+        The content, stripped; "" where no box is closed.
+
+    Example:
+        >>> extract_last_box(r"so \boxed{1}, no: \boxed{\frac{1}{2}}.")
+        '\\frac{1}{2}'
     """
-    opened: list[int | None] = []  # where the content of each open box begins; None for any other brace
-    last, found = -1, ""
+    open_braces: list[int | None] = []  # where the content of each open box begins; None for any other brace
+    last_begin, content = -1, ""
     for mark in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", solution, re.S):
         if mark.group().endswith("{") and mark.group() != "\\{":
-            opened.append(mark.end() if len(mark.group()) > 1 else None)
-        elif mark.group() == "}" and opened:
-            begin = opened.pop()
-            if begin is not None and begin > last:
-                last, found = begin, solution[begin : mark.start()]
-    return found.strip()
+            open_braces.append(mark.end() if len(mark.group()) > 1 else None)
+        elif mark.group() == "}" and open_braces:
+            begin = open_braces.pop()
+            if begin is not None and begin > last_begin:
+                last_begin, content = begin, solution[begin : mark.start()]
+    return content.strip()
 
 
 def strip_delimiters(gold: str) -> str:
-    r"""A gold without the dollar signs or `\( \)` around it, as NeMo-RL wants it (it boxes what it is given).
+    r"""Remove the `$ $`, `$$ $$` or `\( \)` around a gold. NeMo-RL needs golds so, because it boxes them itself.
 
-    >>> strip_delimiters(r"$\frac{1}{2}$"), strip_delimiters(r"\(x\)"), strip_delimiters("$5")
-    ('\\frac{1}{2}', 'x', '$5')
+    Args:
+        gold: a gold as the source has it.
+
+    Returns:
+        What the delimiters enclose; the gold itself where they do not enclose all of it.
+
+    Example:
+        >>> strip_delimiters(r"$\frac{1}{2}$"), strip_delimiters(r"\(x\)"), strip_delimiters("$5")
+        ('\\frac{1}{2}', 'x', '$5')
     """
-    found = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\$\$([^$]+)\$\$", gold, re.S)
-    return next(part for part in found.groups() if part).strip() if found else gold
+    match = re.fullmatch(r"\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\$\$([^$]+)\$\$", gold, re.S)
+    return next(part for part in match.groups() if part).strip() if match else gold
 
 
-def find_unusable_golds(golds: Iterable[str], verifier: Reward) -> set[str]:
-    r"""The golds for which `verifier` pays a reply that boxes the very gold not 1.0: None (it cannot use them) or less."""
-    different = list(dict.fromkeys(golds))
-    paid = _judged(different, different, verifier)
-    return {gold for gold, reward in zip(different, paid, strict=True) if reward != 1.0}
+def find_unusable_golds(golds: Iterable[str], verifier: Verifier) -> set[str]:
+    r"""Find the golds that the verifier does not accept even as their own answer.
+
+    Args:
+        golds: golds, which may repeat.
+        verifier: the reward function that judges replies.
+
+    Returns:
+        The golds g for which the reply `\boxed{g}` is not paid 1.0: training on them would reward nothing.
+    """
+    distinct = list(dict.fromkeys(golds))
+    rewards = _judge_boxed(distinct, distinct, verifier)
+    return {gold for gold, reward in zip(distinct, rewards, strict=True) if reward != 1.0}
 
 
-def make_gold_comparison(verifier: Reward | None) -> Callable[[str, str], bool]:
-    """Whether two golds are one answer: spelled alike, or accepted for each other by the run's verifier."""
+def make_gold_comparison(verifier: Verifier | None) -> Callable[[str, str], bool]:
+    """Make the function that decides whether two golds are the same answer.
 
-    def same(one: str, other: str) -> bool:
-        if "".join(one.split()).casefold() == "".join(other.split()).casefold():
+    Args:
+        verifier: accepts one gold as an answer to the other; None: only the spelling is compared.
+
+    Returns:
+        A function of two golds. Case and white space never make a difference.
+
+    Example:
+        >>> make_gold_comparison(None)(" A b", "ab ")
+        True
+    """
+
+    def is_same(first: str, second: str) -> bool:
+        if "".join(first.split()).casefold() == "".join(second.split()).casefold():
             return True
-        return verifier is not None and 1.0 in _judged([one, other], [other, one], verifier)
+        return verifier is not None and 1.0 in _judge_boxed([first, second], [second, first], verifier)
 
-    return same
+    return is_same
 
 
-def _judged(replies: Sequence[str], golds: Sequence[str], verifier: Reward) -> list[float | None]:
-    """What the verifier, called as TRL calls a reward, pays replies that are nothing but a box."""
-    boxed = [f"\\boxed{{{reply}}}" for reply in replies]
-    return verifier(prompts=[""] * len(boxed), completions=boxed, answer=list(golds))
+def _judge_boxed(answers: Sequence[str], golds: Sequence[str], verifier: Verifier) -> list[float | None]:
+    """What the verifier pays for replies that consist of a box."""
+    replies = [f"\\boxed{{{answer}}}" for answer in answers]
+    return verifier(prompts=[""] * len(replies), completions=replies, answer=list(golds))

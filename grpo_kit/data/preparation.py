@@ -1,13 +1,9 @@
-"""From any sets of problems to clean, split, traceable rows: `data/{train,val,test}/data.jsonl` and `manifest.json`.
+"""Preparation of a run's data: from any sets of problems to clean, split, traceable rows.
 
-Every source goes the same way: read and mended (`sources`), unfit rows dropped (`cleaning`), problems of evaluation sets
-kept out (`leaks`), repetitions dropped and variants tied together (`duplicates`), and split by a hash of the normalised
-problem. Where each row went is counted in the manifest's funnel and kept in `dropped.jsonl`; the same inputs, seed and
-versions give the same bytes. What a killed preparation had finished lies in the run's hidden `.data` folder, and the
-next one goes on from there.
+The run then has `data/{train,val,test}/data.jsonl`, `data/dropped.jsonl` with every dropped row and its reason, and
+`data/manifest.json`, which counts what each step did. The same inputs, seed and versions give the same bytes.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -17,216 +13,322 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_kit import __version__
 from grpo_kit.config import Data, RunConfig, to_yaml
 from grpo_kit.data import gold_answers, recipes, row_options, sources
-from grpo_kit.data.steps import Pipeline, Row, Show, digest_of, kept_for_later
+from grpo_kit.data.columns import SourceRow
+from grpo_kit.data.steps import Pipeline, Progress, Row, digest_json, keep_finished_steps
 from grpo_kit.policy.chat import build_messages
 from grpo_kit.rewards.tools.loading import fingerprint
 from grpo_kit.runs.files import hash_of, new_folder, write_lines, write_text
 from grpo_kit.runs.run import Run
 
 SPLITS = ("train", "val", "test")
-AGENT = {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"}  # NeMo-Gym's for math
-VERSIONS = ("datasets", "numpy", "pyarrow")
+AGENT = {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"}  # NeMo-Gym's agent for math
+PACKAGES = ("datasets", "numpy", "pyarrow")  # their versions are recorded, because they can change the rows
+
+
+class HeldOutSet(NamedTuple):
+    """An evaluation set that the training rows are kept apart from; `rows` are read once."""
+
+    source: sources.Source
+    rows: Iterator[SourceRow]
 
 
 def prepare(
-    config: RunConfig, run: Run, verifier: gold_answers.Reward | None = None, show: Show | None = None
+    config: RunConfig, run: Run, verifier: gold_answers.Verifier | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write the run's data and return its manifest; a run whose data stands already is left as it is.
+    """Write the run's data. A run whose data is already there is left as it is.
 
-    `verifier`: the reward that decides which golds are usable and which are the same; without it golds are compared as
-    text. `show(step, steps, name)` is told of each step. Raises FileNotFoundError for a source that is not to be had,
-    ValueError for one without usable columns, rows, or enough of them; then nothing is left behind.
+    Args:
+        config: `data` says where problems come from and how they are split, `run.seed` is the seed of the split.
+        run: the run whose `data/` is written.
+        verifier: the reward function that decides which golds can be used and which golds are the same; None: golds are
+            compared as text.
+        progress: called as `progress(step, steps, name)` when a step begins.
+
+    Returns:
+        The manifest, as in `data/manifest.json`.
+
+    Raises:
+        FileNotFoundError: a source is not available.
+        ValueError: a source has no usable columns or rows, an evaluation set is named as a source, or there are too few
+            rows for the splits. Nothing is left behind then. Also where the run's data was made with other settings.
+
+    Example:
+        >>> import tempfile
+        >>> from grpo_kit.config import load_config
+        >>> from grpo_kit.runs.run import find_run
+        >>> config = load_config(["tiny"], ["data.limit=20", "data.val_size=2", "data.test_size=6"])
+        >>> prepare(config, find_run("sums", tempfile.mkdtemp()))["rows"]
+        {'train': 12, 'val': 2, 'test': 6}
     """
     started = time.monotonic()
-    settings = {"data": config.data.identity(), "seed": config.run.seed, "verifier": verifier and fingerprint(verifier)}
-    del settings["data"]["paths"]  # where a set lies on this machine; its bytes count, and are among what is read
-    if config.data.max_prompt_tokens:
-        settings["tokenizer"] = config.policy.model
-    items = _items(config.data.source)
-    if run.is_done("data", settings, _files_here(items, config.data), config.run.force):
+    settings = _collect_settings(config, verifier)
+    training, missing = _locate_training(config)
+    hashes = _hash_files(training)
+    if run.is_done("data", settings, hashes, config.run.force):
         return json.loads(run.manifest.read_text())
-    found = locate_sources(config)
-    for source in found:
-        if source.recipe.evaluation:
-            raise ValueError(
-                f"data.source has {source.name}, a set to be judged by; training on it makes every later accuracy worthless. "
-                f"Name training sets: {', '.join(recipes.list_recipes(evaluation=False))}."
-            )
-    held, not_checked = evaluation_sets(config, found)
-    reads = [path for source in (*found, *held) for path in source.files]
-    inputs = {str(path): hash_of(path) for path in reads}
-    key = {**settings, "read": inputs, "held": [source.name for source in held], "version": __version__}
-    with kept_for_later(run.path / ".data", key) as finished:
-        pipeline = Pipeline(config, finished, show or (lambda *_: None))
-        pipeline.read(found)
+    if missing:
+        raise missing
+    _refuse_evaluation_sets(training)
+    held_out, not_checked = _open_held_out_sets(config, training)
+    hashes |= _hash_files([held.source for held in held_out])
+    key = {
+        **settings,
+        "read": {str(path): digest for path, digest in hashes.items()},
+        "held": [held.source.name for held in held_out],
+        "version": __version__,
+    }
+    with keep_finished_steps(run.path / ".data", key) as finished:
+        pipeline = Pipeline(config, finished, progress or (lambda *_: None))
+        pipeline.read(training)
         pipeline.clean(verifier)
-        report = pipeline.keep_out(held)
-        ties = pipeline.deduplicate(verifier)
-        pipeline.show("writing")
-        seed = config.run.seed
-        splits = split(pipeline.ids(), ties, config.data, seed)
-        parts = {name: map(pipeline.rows.__getitem__, numbers) for name, numbers in splits.items()}
+        leaks = pipeline.drop_leaks({held.source.name: held.rows for held in held_out})
+        ties = pipeline.drop_duplicates(verifier)
+        pipeline.announce("writing")
+        splits = split_rows(pipeline.kept_ids(), ties, config.data, config.run.seed)
         manifest = {
-            "run_hash": digest_of({**settings, "read": sorted(str(digest) for digest in inputs.values())})[:16],
-            "source_splits": list(dict.fromkeys(source.recipe.split for source in found)),
+            "run_hash": digest_json({**settings, "read": sorted(map(str, hashes.values()))})[:16],
+            "source_splits": list(dict.fromkeys(source.recipe.split for source in training)),
             "source": config.data.source,
-            "sources": [_lineage(source) | pipeline.counts[source.name] for source in found],
+            "sources": [_describe_source(source, hashes) | pipeline.counts[source.name] for source in training],
             "read": len(pipeline.rows),
-            "dropped": dict(Counter(why[0] for why in pipeline.gone.values())),
+            "dropped": dict(Counter(reason for reason, _ in pipeline.dropped.values())),
             "funnel": pipeline.funnel(),
-            "evaluation": report,
+            "evaluation": leaks,
             "not_checked": not_checked,
             "versions": {"python": platform.python_version(), "grpo-kit": __version__}
-            | {name: metadata.version(name) for name in VERSIONS},
+            | {name: metadata.version(name) for name in PACKAGES},
         }
         with new_folder(run.manifest.parent) as folder:
-            rows = {
-                name: map(functools.partial(row_of, data=config.data, seed=seed if name == "train" else None), of_split)
-                for name, of_split in parts.items()
-            }
-            manifest = write(folder, rows, manifest)
-            write_lines(folder / "dropped.jsonl", pipeline.dropped())
+            manifest = write_splits(folder, _format_splits(splits, pipeline.rows, config), manifest)
+            write_lines(folder / "dropped.jsonl", pipeline.dropped_rows())
     wrote = [run.manifest, *(run.data_file(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
-    run.record_stage("data", settings, reads, wrote, time.monotonic() - started, to_yaml(config))
+    run.record_stage("data", settings, hashes, wrote, time.monotonic() - started, to_yaml(config))
     return manifest
 
 
-def write(folder: Path, splits: Mapping[str, Iterable[dict[str, Any]]], manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write `{train,val,test}/data.jsonl` and `manifest.json` into `folder`; returns the manifest as written.
+def locate_sources(config: RunConfig) -> list[sources.Source]:
+    """Locate the sources that `data.source` names.
 
-    The manifest gets the keys that NeMo-RL's step reads (`train`, `val`, `test`, `mode`; `source_splits` and `run_hash`
-    are the caller's), the number of rows of each split and its sha256. Paths in it are relative to itself.
+    Args:
+        config: gives `data`.
+
+    Returns:
+        The sources in their order; files with the same name are told apart by their folders.
+
+    Raises:
+        ValueError: a source is unknown, none is named, or one is named twice.
+        FileNotFoundError: a file does not exist.
+
+    Example:
+        >>> from grpo_kit.config import load_config
+        >>> [source.name for source in locate_sources(load_config(["tiny"]))]
+        ['tiny-sums']
+    """
+    training, missing = _locate_training(config)
+    if missing:
+        raise missing
+    return training
+
+
+def split_rows(ids: Mapping[int, str], ties: Mapping[int, int], data: Data, seed: int) -> dict[str, list[int]]:
+    """Split rows into train, val and test by a hash of seed and id. Rows that are tied to each other stay together.
+
+    Args:
+        ids: id of each row, by number.
+        ties: number of a row to the number that it is tied to.
+        data: gives `test_size` and `val_size` in rows.
+        seed: another seed gives another split.
+
+    Returns:
+        Numbers of the rows of each split. A group of tied rows that does not fit into test or val goes to train.
+
+    Raises:
+        ValueError: no row is left to train on, or test cannot be filled.
+    """
+    sizes = {"test": data.test_size, "val": data.val_size}
+    if len(ids) <= sum(sizes.values()):
+        raise ValueError(
+            f"{data.source} has {len(ids)} usable rows; data.test_size {data.test_size} and data.val_size "
+            f"{data.val_size} leave none to train on. Set data.test_size and data.val_size lower."
+        )
+    groups: dict[int, list[int]] = {}
+    for number in ids:
+        groups.setdefault(ties.get(number, number), []).append(number)
+
+    def hash_group(members: list[int]) -> bytes:
+        return hashlib.sha256(f"{seed} {min(ids[number] for number in members)}".encode()).digest()
+
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for members in sorted(groups.values(), key=hash_group):
+        with_room = (name for name, size in sizes.items() if len(splits[name]) + len(members) <= size)
+        splits[next(with_room, "train")] += members
+    filled = len(splits["test"])
+    if filled < data.test_size:
+        remedy = f"Set data.test_size to {filled}." if filled else "Add a source with other problems."
+        raise ValueError(
+            f"data.test_size is {data.test_size}, but {data.source} has only {filled} rows for it that are not variants of "
+            f"rows in train (same wording, other numbers). {remedy}"
+        )
+    return splits
+
+
+def write_splits(
+    folder: Path, splits: Mapping[str, Iterable[dict[str, Any]]], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """Write `{train,val,test}/data.jsonl` and `manifest.json` into a folder.
+
+    Args:
+        folder: an existing folder.
+        splits: the rows of each split; no more than one row is held in memory.
+        manifest: what the caller knows, with `source_splits` and `run_hash`.
+
+    Returns:
+        The manifest as written: with the keys that NeMo-RL's step reads (`train`, `val`, `test`, `mode`), the number of
+        rows of each split and its sha256. Its paths are relative to itself.
     """
     counts = dict.fromkeys(SPLITS, 0)
 
-    def counted(name: str) -> Iterator[dict[str, Any]]:
+    def count_rows(name: str) -> Iterator[dict[str, Any]]:
         for row in splits[name]:
             counts[name] += 1
             yield row
 
     for name in SPLITS:
-        write_lines(folder / name / "data.jsonl", counted(name))
-    whole = {
+        write_lines(folder / name / "data.jsonl", count_rows(name))
+    manifest = {
         **{name: f"{name}/data.jsonl" for name in SPLITS},
         "mode": "resolve",
         **manifest,
         "rows": counts,
         "sha256": {name: hash_of(folder / name / "data.jsonl") for name in SPLITS},
     }
-    write_text(folder / "manifest.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    return whole
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return manifest
 
 
-def row_of(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
-    """The row as it is written: ours, then NeMo-RL's `input` and `output`, then NeMo-Gym's math row.
+def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
+    """Format a row as it is written: our columns, then NeMo-RL's `input` and `output`, then NeMo-Gym's columns for math.
 
-    With `seed`, as a training row, it may ask for no thinking or state a budget (`row_options`).
+    Args:
+        row: problem and gold.
+        data: gives the system prompt, the prompt's suffix and the row options.
+        seed: given for training rows only, which can then have an option of `row_options`.
     """
-    kept = {
+    bare_gold = gold_answers.strip_delimiters(row.answer)
+    columns = {
         "id": row.id,
         "prompt": build_messages(row.problem, data.prompt_suffix, data.system_prompt),
         "answer": row.answer,
         "source": row.source,
-        "pass_rate": None,  # not screened
+        "pass_rate": None,  # until the run is screened
         "input": row.problem,
-        "output": gold_answers.strip_delimiters(row.answer),
+        "output": bare_gold,
         "question": row.problem,
-        "expected_answer": gold_answers.strip_delimiters(row.answer),
+        "expected_answer": bare_gold,
     }
-    kept = kept if seed is None else row_options.add_row_option(kept, data, seed)
-    return kept | {"responses_create_params": {"input": kept["prompt"]}, "agent_ref": AGENT}
+    if seed is not None:
+        columns = row_options.add_row_option(columns, data, seed)
+    return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
 
 
-def split(ids: Mapping[int, str], ties: Mapping[int, int], data: Data, seed: int) -> dict[str, list[int]]:
-    """Numbers of the rows in train, val and test: shuffled by a hash of seed and id, tied rows staying together.
-
-    `ids`: number to id. `ties`: number to the number it is tied to. A tied group that does not fit what is left of test
-    or val goes to train. Raises ValueError when nothing is left to train on, or test cannot be filled.
-    """
-    wanted = {"test": data.test_size, "val": data.val_size}
-    if len(ids) <= sum(wanted.values()):
-        raise ValueError(
-            f"{data.source} has {len(ids)} usable rows, and data.test_size {data.test_size} with data.val_size "
-            f"{data.val_size} leaves none to train on. Set data.test_size and data.val_size lower."
-        )
-    groups: dict[int, list[int]] = {}
-    for number in ids:
-        groups.setdefault(ties.get(number, number), []).append(number)
-
-    def place(members: list[int]) -> bytes:
-        return hashlib.sha256(f"{seed} {min(ids[number] for number in members)}".encode()).digest()
-
-    parts: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for members in sorted(groups.values(), key=place):
-        fits = (name for name, size in wanted.items() if len(parts[name]) + len(members) <= size)
-        parts[next(fits, "train")] += members
-    if len(parts["test"]) < data.test_size:
-        raise ValueError(
-            f"data.test_size is {data.test_size}, and {data.source} has {len(parts['test'])} rows for it that are no variants of "
-            "rows in train (same wording, other numbers). "
-            + ("Set data.test_size so." if parts["test"] else "Add a source with other problems.")
-        )
-    return parts
+def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier | None) -> dict[str, Any]:
+    """What decides the rows besides the bytes that are read."""
+    data = config.data.identity()
+    del data["paths"]  # where a set is on this machine does not matter; the hash of its bytes is recorded
+    settings = {"data": data, "seed": config.run.seed, "verifier": verifier and fingerprint(verifier)}
+    return settings | ({"tokenizer": config.policy.model} if config.data.max_prompt_tokens else {})
 
 
-def evaluation_sets(config: RunConfig, found: Sequence[sources.Source]) -> tuple[list[sources.Source], dict[str, str]]:
-    """(sets to keep out, {set: why it was not checked}). Sets named in `data.decontaminate` must be there.
-
-    Where none are named every set is taken that lies here or that the Hub gives; problems the kit makes leak nothing.
-    """
-    asked = config.data.decontaminate
-    if asked is None and all(source.generated for source in found):
-        return [], {}
-    names = recipes.list_recipes(evaluation=True) if asked is None else asked
-    held, not_checked = [], {}
-    for source in (sources.locate_source(name, config.data) for name in names):
+def _locate_training(config: RunConfig) -> tuple[list[sources.Source], FileNotFoundError | None]:
+    """The sources whose files exist, and the error of a missing one, if any: a finished run does not need its sources."""
+    training, missing = [], None
+    for item in _split_items(config.data.source):
         try:
-            if not source.files:
-                next(sources.read_source(source, config.data, config.run.seed), None)
-            held.append(source)
-        except (FileNotFoundError, ValueError) as error:  # not to be had, or another set than its recipe says
-            if asked is not None:
-                raise
-            not_checked[source.name] = str(error)
-    return held, not_checked
+            training.append(sources.locate_source(item, config.data))
+        except FileNotFoundError as error:
+            missing = missing or error
+    return _tell_apart(training), missing
 
 
-def locate_sources(config: RunConfig) -> list[sources.Source]:
-    """The sources that `data.source` names. Raises ValueError for an unknown one, FileNotFoundError for a missing file."""
-    return _named_apart([sources.locate_source(item, config.data) for item in _items(config.data.source)])
-
-
-def _items(source: str) -> list[str]:
-    """The sources named, separated by commas; a file whose name has a comma is one source."""
+def _split_items(source: str) -> list[str]:
+    """The items of `data.source`, which commas separate; the path of a file may contain a comma itself."""
     items = [source] if Path(source).is_file() else [item.strip() for item in source.split(",") if item.strip()]
     if not items or len(items) != len(set(items)):
-        raise ValueError(f"data.source is {source!r}; it names one source or several different ones. Write it as a,b.")
+        raise ValueError(
+            f"data.source is {source!r}; it must name one source or several different ones. Write them as a,b."
+        )
     return items
 
 
-def _files_here(items: list[str], data: Data) -> list[Path]:
-    """The sources' files that lie on this machine; a run that is done does not need them any more."""
-    found = []
-    for item in items:
-        with contextlib.suppress(FileNotFoundError):
-            found += sources.locate_source(item, data).files
-    return found
+def _tell_apart(located: list[sources.Source]) -> list[sources.Source]:
+    """The sources; where several files have the same name, their folders' names are added."""
+    names = Counter(source.name for source in located)
+    return [
+        replace(source, name="/".join(source.files[0].parts[-2:]))
+        if names[source.name] > 1 and source.files
+        else source
+        for source in located
+    ]
 
 
-def _named_apart(found: list[sources.Source]) -> list[sources.Source]:
-    """The sources, files of one name told apart by their folders."""
-    names = [source.name for source in found]
-    apart = ["/".join(s.files[0].parts[-2:]) if names.count(s.name) > 1 and s.files else s.name for s in found]
-    return [replace(source, name=name) for source, name in zip(found, apart)]
+def _hash_files(located: Iterable[sources.Source]) -> dict[Path, str | None]:
+    return {path: hash_of(path) for source in located for path in source.files}
 
 
-def _lineage(source: sources.Source) -> dict[str, Any]:
-    known = {key: value for key, value in asdict(source.recipe).items() if value not in (None, "", [], False)}
-    files = {path.name: hash_of(path) for path in source.files}
-    return {"name": source.name, "files": files, "recipe": known}
+def _refuse_evaluation_sets(training: Sequence[sources.Source]) -> None:
+    for source in training:
+        if source.recipe.evaluation:
+            raise ValueError(
+                f"data.source names {source.name}, an evaluation set; training on it makes every later accuracy "
+                f"worthless. Name training sets: {', '.join(recipes.list_recipes(evaluation=False))}."
+            )
+
+
+def _open_held_out_sets(
+    config: RunConfig, training: Sequence[sources.Source]
+) -> tuple[list[HeldOutSet], dict[str, str]]:
+    """(evaluation sets to keep the rows apart from, {name of a set: why it cannot be checked}).
+
+    Sets that `data.decontaminate` names must be available. Where it names none, every available set is taken, unless the
+    kit makes all problems itself.
+    """
+    names = config.data.decontaminate
+    required = names is not None
+    if not required:
+        names = [] if all(source.generated for source in training) else recipes.list_recipes(evaluation=True)
+    all_rows = Data(paths=config.data.paths)  # without the limit and the columns of the training sources
+    held_out, not_checked = [], {}
+    for source in (sources.locate_source(name, config.data) for name in names):
+        rows = sources.read_source(source, all_rows, config.run.seed)
+        try:
+            if not source.files:  # only reading the first row shows whether the Hub gives the set
+                rows = chain([next(rows)], rows)
+            held_out.append(HeldOutSet(source, rows))
+        except (FileNotFoundError, ValueError) as error:  # not available, or not the set that the recipe describes
+            if required:
+                raise
+            not_checked[source.name] = str(error)
+    return held_out, not_checked
+
+
+def _describe_source(source: sources.Source, hashes: Mapping[Path, str | None]) -> dict[str, Any]:
+    recipe = {key: value for key, value in asdict(source.recipe).items() if value not in (None, "", [], False)}
+    return {"name": source.name, "files": {path.name: hashes[path] for path in source.files}, "recipe": recipe}
+
+
+def _format_splits(
+    splits: Mapping[str, Sequence[int]], rows: Sequence[Row], config: RunConfig
+) -> dict[str, Iterator[dict[str, Any]]]:
+    """The rows of each split as they are written, made one by one."""
+    seeds = {"train": config.run.seed}
+    return {
+        name: map(functools.partial(format_row, data=config.data, seed=seeds.get(name)), (rows[n] for n in numbers))
+        for name, numbers in splits.items()
+    }

@@ -11,14 +11,15 @@ GENERATED = {
     "tiny-sums": "sums and differences of two numbers, made by the kit",
     "puzzles": "the challenge's six families of puzzles, made by the kit",
 }
-_HERE = Path(__file__).resolve().parents[1]
-# An installed wheel carries the recipes inside the package; in a clone they lie in the top-level data folder.
-FOLDER = next((p for p in (_HERE / "recipes", _HERE.parent / "data/recipes") if p.is_dir()), _HERE / "recipes")
+_PACKAGE = Path(__file__).resolve().parents[1]
+# An installed wheel carries the recipes inside the package; in a clone they are in the top-level data folder.
+_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "data/recipes")
+FOLDER = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as its file has it; `data/recipes/README.md` says what each key means."""
+    """The contents of a recipe file; `data/recipes/README.md` explains each key."""
 
     about: str
     licence: str
@@ -40,21 +41,47 @@ class Recipe:
 
 
 def list_recipes(evaluation: bool | None = None) -> list[str]:
-    """Names of the recipes: of all, or of those that are (or are not) sets to be judged by."""
+    """List the names of the recipes.
+
+    Args:
+        evaluation: True: only evaluation sets; False: only training sets; None: all.
+
+    Returns:
+        The names, sorted.
+
+    Example:
+        >>> list_recipes(evaluation=True)
+        ['aime2024', 'aime2025', 'amc23', 'gsm8k_test', 'math500']
+    """
     names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     return [name for name in names if evaluation is None or load_recipe(name).evaluation == evaluation]
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe `name`. Raises ValueError for an unknown one, or for a file with unknown keys."""
+    """Load the recipe `data/recipes/NAME.yaml`.
+
+    Args:
+        name: the file's name without `.yaml`.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: there is no such recipe, or its file has an unknown key.
+
+    Example:
+        >>> load_recipe("gsm8k").hub
+        'openai/gsm8k'
+    """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
-        near = difflib.get_close_matches(name, [*list_recipes(), *GENERATED], n=1)
+        similar = difflib.get_close_matches(name, [*list_recipes(), *GENERATED], n=1)
+        remedy = f"Did you mean {similar[0]}?" if similar else "Name one of them, or give the path of a file."
         raise ValueError(
-            f"{name!r} is no recipe, file or Hub dataset (owner/name); recipes are {', '.join(list_recipes())}."
-            + (f" Did you mean {near[0]}?" if near else " Name one of them, or give a path.")
+            f"{name!r} is not a recipe, a file or a Hub dataset (owner/name); "
+            f"the recipes are {', '.join(list_recipes())}. {remedy}"
         )
     keys = OmegaConf.to_container(OmegaConf.load(path))
-    if unknown := set(keys) - {f.name for f in fields(Recipe)}:
-        raise ValueError(f"{path} has unknown keys {', '.join(sorted(unknown))}. Remove or correct them.")
+    if unknown := set(keys) - {key.name for key in fields(Recipe)}:
+        raise ValueError(f"{path} has unknown keys: {', '.join(sorted(unknown))}. Remove or correct them.")
     return Recipe(**keys)

@@ -1,7 +1,7 @@
-"""A row's way from its source to the splits, step by step: read, cleaned, kept out, deduplicated, or gone with a reason.
+"""Steps of the preparation: rows are read, cleaned, kept apart from evaluation sets and deduplicated.
 
-Each step looks at the rows that are left, and each step that takes long keeps its results in a file, so that what a killed
-preparation had finished is not done again.
+Each step looks at the rows that no earlier step has dropped. The result of each slow step is kept in a file, so that a
+preparation that was killed continues after its last finished step.
 """
 
 import contextlib
@@ -9,22 +9,23 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit.config import Data, RunConfig
+from grpo_kit.config import RunConfig
 from grpo_kit.data import cleaning, gold_answers, sources
+from grpo_kit.data.columns import SourceRow
 from grpo_kit.policy.chat import build_messages, make_token_counter
 from grpo_kit.runs.files import read_lines, write_lines
 
-BATCH = 1000  # prompts whose tokens are counted at a time
-Why = tuple[str, str]  # reason, and what the row was like
-Show = Callable[[int, int, str], None]
+TOKEN_BATCH = 1000  # prompts whose tokens are counted at a time
+Reason = tuple[str, str]  # the reason's name, and what the row was like
+Progress = Callable[[int, int, str], None]  # (step, number of steps, name of the step)
 
 
 class Row(NamedTuple):
-    """A row on its way: the source's name, the line there, problem and gold."""
+    """A row on its way to the splits; `line` is its line in the source."""
 
     source: str
     line: int
@@ -33,139 +34,154 @@ class Row(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What the row is called for good: a hash of its normalised problem."""
+        """The row's name in every run: a hash of its normalised problem."""
         return hashlib.sha256(cleaning.normalise_text(self.problem).encode()).hexdigest()[:16]
 
 
 class Pipeline:
-    """The rows of all sources, and for each that is gone the reason; every step asks `finished` first.
+    """The rows of all sources, and the reason of each row that was dropped.
 
-    `rows` are numbered in the order they were read. Steps look only at the rows that are left.
+    Attributes:
+        rows: all rows in the order they were read; a row's place in this list is its number.
+        dropped: the reason of each dropped row, by number, in the order of the steps.
+        counts: `rows` and `rows_sha256` of each source, by the source's name.
     """
 
     STEPS = ("reading", "cleaning", "tokens", "golds", "leaks", "duplicates", "writing")
 
-    def __init__(self, config: RunConfig, finished: "Finished", show: Show) -> None:
-        self.config, self.finished, self._show = config, finished, show
+    def __init__(self, config: RunConfig, finished: "FinishedSteps", progress: Progress) -> None:
+        self.config, self.finished, self._progress = config, finished, progress
         self.rows: list[Row] = []
-        self.gone: dict[int, Why] = {}
-        self.counts: dict[str, dict[str, Any]] = {}  # of each source: rows and a sha256 of what was read
+        self.dropped: dict[int, Reason] = {}
+        self.counts: dict[str, dict[str, Any]] = {}
 
-    def show(self, step: str) -> None:
-        """Say which step is at work."""
-        self._show(self.STEPS.index(step), len(self.STEPS), step)
+    def announce(self, step: str) -> None:
+        """Report the step that begins."""
+        self._progress(self.STEPS.index(step), len(self.STEPS), step)
 
-    def left(self) -> list[int]:
+    def kept(self) -> list[int]:
         """Numbers of the rows that no step has dropped."""
-        return [number for number in range(len(self.rows)) if number not in self.gone]
+        return [number for number in range(len(self.rows)) if number not in self.dropped]
 
-    def ids(self) -> dict[int, str]:
-        """Number to id, of the rows that are left."""
-        return {number: self.rows[number].id for number in self.left()}
+    def kept_ids(self) -> dict[int, str]:
+        """The id of each row that is kept, by number."""
+        return {number: self.rows[number].id for number in self.kept()}
 
     def label(self, number: int) -> str:
         """Where a row came from, for people."""
         return f"{self.rows[number].source}, line {self.rows[number].line}"
 
-    def read(self, found: Sequence[sources.Source]) -> None:
-        """Take every source's rows; rows that a recipe drops are gone at once."""
-        self.show("reading")
-        for position, source in enumerate(found):
-            taken = sources.read_source(source, self.config.data, self.config.run.seed)
+    def read(self, training: Sequence[sources.Source]) -> None:
+        """Read all rows of the training sources, and drop those that their recipes drop."""
+        self.announce("reading")
+        for position, source in enumerate(training):
+            source_rows = sources.read_source(source, self.config.data, self.config.run.seed)
             digest, begin = hashlib.sha256(), len(self.rows)
-            for line, problem, answer, reason, why in self.finished.step(f"read-{position}", taken):
+            for line, problem, answer, reason, detail in self.finished.run(f"read-{position}", source_rows):
                 digest.update(f"{problem}\0{answer}\0".encode())
                 if reason:
-                    self.gone[len(self.rows)] = (reason, why)
+                    self.dropped[len(self.rows)] = (reason, detail)
                 self.rows.append(Row(source.name, line, problem, answer))
             self.counts[source.name] = {"rows": len(self.rows) - begin, "rows_sha256": digest.hexdigest()}
 
-    def clean(self, verifier: gold_answers.Reward | None) -> None:
-        """Drop what is unfit by its text, prompts that are too long, and golds the verifier cannot use."""
-        self.show("cleaning")
-        unfit = {number: cleaning.find_unfit_reason(*self.rows[number][2:]) for number in self.left()}
-        for step in cleaning.FILTERS:
-            self.gone |= {number: (step.reason, step.why) for number, reason in unfit.items() if reason == step.reason}
-        if limit := self.config.data.max_prompt_tokens:
-            self.show("tokens")
-            self._drop("tokens", lambda: self._too_long(limit))
+    def clean(self, verifier: gold_answers.Verifier | None) -> None:
+        """Drop rows that are unfit by their text, prompts that are too long, and golds that the verifier cannot use."""
+        self.announce("cleaning")
+        unfit = {number: cleaning.find_unfit_reason(*self.rows[number][2:]) for number in self.kept()}
+        for rule in cleaning.FILTERS:
+            self.dropped |= {number: rule[:2] for number, reason in unfit.items() if reason == rule.reason}
+        if self.config.data.max_prompt_tokens:
+            self.announce("tokens")
+            self._drop(self.finished.run("tokens", self._find_long_prompts(self.config.data.max_prompt_tokens)))
         if verifier is not None:
-            self.show("golds")
-            self._drop("golds", lambda: self._unusable(verifier))
-        if not self.left():
-            why = ", ".join(
-                f"{count} with {reason}" for reason, count in Counter(w[0] for w in self.gone.values()).items()
-            )
+            self.announce("golds")
+            self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
+        if not self.kept():
+            counts = Counter(reason for reason, _ in self.dropped.values())
+            reasons = ", ".join(f"{count} with {reason}" for reason, count in counts.items())
             raise ValueError(
-                f"{self.config.data.source} has no usable row ({why}). If other columns hold problem and gold, name them with data.columns.prompt and data.columns.answer."
+                f"{self.config.data.source} has no usable row ({reasons}). If other columns hold problem and gold, name "
+                "them with data.columns.prompt and data.columns.answer."
             )
 
-    def keep_out(self, held: Sequence[sources.Source]) -> dict[str, Any]:
-        """Drop problems that stand in an evaluation set, or give one away; returns what was hit, set by set."""
+    def drop_leaks(self, held_out: Mapping[str, Iterable[SourceRow]]) -> dict[str, dict[str, int]]:
+        """Drop problems that are in an evaluation set or give one of its problems away.
+
+        Args:
+            held_out: rows of each evaluation set, by its name.
+
+        Returns:
+            For each set the counts of `leaks.find_leaks`; {} without a set.
+        """
         from grpo_kit.data import leaks
 
-        self.show("leaks")
-        if not held:
+        self.announce("leaks")
+        if not held_out:
             return {}
-        numbers, data = self.left(), Data(paths=self.config.data.paths)
+        numbers = self.kept()
 
         def find() -> Iterator[Any]:
-            texts = {
-                s.name: [taken.problem for taken in sources.read_source(s, data, self.config.run.seed)] for s in held
-            }
-            found = leaks.find_leaks([self.rows[number].problem for number in numbers], texts)
-            yield found.report
-            yield from ((numbers[at], *why) for at, why in found.dropped.items())
+            texts = {name: [row.problem for row in rows] for name, rows in held_out.items()}
+            result = leaks.find_leaks([self.rows[number].problem for number in numbers], texts)
+            yield result.report
+            yield from ((numbers[place], *reason) for place, reason in result.dropped.items())
 
-        report, *dropped = self.finished.step("leaks", find())
-        self.gone |= {number: (reason, why) for number, reason, why in dropped}
+        report, *dropped = self.finished.run("leaks", find())
+        self._drop(dropped)
         return report
 
-    def deduplicate(self, verifier: gold_answers.Reward | None) -> dict[int, int]:
-        """Drop repetitions; returns which of the rows left are tied to which."""
+    def drop_duplicates(self, verifier: gold_answers.Verifier | None) -> dict[int, int]:
+        """Drop repeated problems.
+
+        Args:
+            verifier: decides which golds are the same.
+
+        Returns:
+            Of the kept rows that are variants of another one: number to the number that it is tied to.
+        """
         from grpo_kit.data import duplicates
 
-        self.show("duplicates")
-        numbers = self.left()
+        self.announce("duplicates")
+        numbers = self.kept()
 
         def find() -> Iterator[Any]:
-            found = duplicates.find_duplicates(
+            result = duplicates.find_duplicates(
                 [self.rows[number].problem for number in numbers],
                 [self.rows[number].answer for number in numbers],
                 gold_answers.make_gold_comparison(verifier),
-                lambda at: self.label(numbers[at]),
+                lambda place: self.label(numbers[place]),
             )
-            yield {str(numbers[at]): numbers[tied] for at, tied in found.ties.items()}
-            yield from ((numbers[at], *why) for at, why in found.dropped.items())
+            yield {str(numbers[place]): numbers[tied] for place, tied in result.ties.items()}
+            yield from ((numbers[place], *reason) for place, reason in result.dropped.items())
 
-        ties, *dropped = self.finished.step("duplicates", find())
-        self.gone |= {number: (reason, why) for number, reason, why in dropped}
+        ties, *dropped = self.finished.run("duplicates", find())
+        self._drop(dropped)
         return {int(number): tied for number, tied in ties.items()}
 
-    def _drop(self, step: str, find: Callable[[], Iterator[tuple[int, str, str]]]) -> None:
-        self.gone |= {number: (reason, why) for number, reason, why in self.finished.step(step, find())}
+    def _drop(self, dropped: Iterable[tuple[int, str, str]]) -> None:
+        self.dropped |= {number: (reason, detail) for number, reason, detail in dropped}
 
-    def _too_long(self, limit: int) -> Iterator[tuple[int, str, str]]:
-        count = make_token_counter(self.config.policy)
-        numbers, data = self.left(), self.config.data
-        for start in range(0, len(numbers), BATCH):
-            part = numbers[start : start + BATCH]
-            asked = [build_messages(self.rows[n].problem, data.prompt_suffix, data.system_prompt) for n in part]
-            for number, length in zip(part, count(asked), strict=True):
+    def _find_long_prompts(self, limit: int) -> Iterator[tuple[int, str, str]]:
+        count_tokens = make_token_counter(self.config.policy)
+        numbers, data = self.kept(), self.config.data
+        for start in range(0, len(numbers), TOKEN_BATCH):
+            batch = numbers[start : start + TOKEN_BATCH]
+            prompts = [build_messages(self.rows[n].problem, data.prompt_suffix, data.system_prompt) for n in batch]
+            for number, length in zip(batch, count_tokens(prompts), strict=True):
                 if length > limit:
                     yield number, "long prompt", f"{length} tokens"
 
-    def _unusable(self, verifier: gold_answers.Reward) -> Iterator[tuple[int, str, str]]:
-        numbers = self.left()
-        bad = gold_answers.find_unusable_golds((self.rows[number].answer for number in numbers), verifier)
+    def _find_unusable_golds(self, verifier: gold_answers.Verifier) -> Iterator[tuple[int, str, str]]:
+        numbers = self.kept()
+        unusable = gold_answers.find_unusable_golds((self.rows[number].answer for number in numbers), verifier)
         for number in numbers:
-            if self.rows[number].answer in bad:
-                yield number, "unusable gold", "the verifier refuses the gold in its own box"
+            if self.rows[number].answer in unusable:
+                yield number, "unusable gold", "the verifier rejects the gold itself when it is written in a box"
 
     def funnel(self) -> list[dict[str, Any]]:
-        """What each reason took, in the order of the steps: rows dropped and left, and three examples."""
+        """For each reason, in the order of the steps: rows `dropped` and `left`, and three `examples`."""
         by_reason: dict[str, list[int]] = {}
-        for number, (reason, _) in self.gone.items():
+        for number, (reason, _) in self.dropped.items():
             by_reason.setdefault(reason, []).append(number)
         left, table = len(self.rows), []
         for reason, numbers in by_reason.items():
@@ -175,63 +191,72 @@ class Pipeline:
         return table
 
     def _example(self, number: int) -> dict[str, Any]:
-        row = self.rows[number]
+        row, (_, detail) = self.rows[number], self.dropped[number]
         return {
             "from": self.label(number),
             "problem": row.problem[:200],
             "answer": row.answer[:200],
-            "why": self.gone[number][1],
+            "why": detail,
         }
 
-    def dropped(self) -> Iterator[dict[str, Any]]:
-        """Every row that is gone, whole, with its reason, in the order it was read."""
-        for number in sorted(self.gone):
-            row, (reason, why) = self.rows[number], self.gone[number]
+    def dropped_rows(self) -> Iterator[dict[str, Any]]:
+        """Every dropped row with its reason, in the order the rows were read."""
+        for number in sorted(self.dropped):
+            row, (reason, detail) = self.rows[number], self.dropped[number]
             yield {
                 "source": row.source,
                 "line": row.line,
                 "reason": reason,
-                "why": why,
+                "why": detail,
                 "problem": row.problem,
                 "answer": row.answer,
             }
 
 
-class Finished:
-    """What earlier tries with the same settings and inputs have finished: a JSON Lines file a step."""
+class FinishedSteps:
+    """Results of the steps that earlier attempts with the same settings and inputs have finished, one file for each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def step(self, name: str, make: Iterable[Any]) -> list[Any]:
-        """The step's results from its file, else made and kept there; results are what JSON can hold."""
+    def run(self, name: str, results: Iterable[Any]) -> list[Any]:
+        """Results of a step: read from its file, or else computed and written to it.
+
+        Args:
+            name: the step's name, which is the file's name.
+            results: a lazy iterable of values that JSON can hold; it is left alone where the file exists.
+        """
         path = self.folder / f"{name}.jsonl"
-        if not path.is_file():
-            results = list(make)
-            write_lines(path, results)
-            return results
-        return read_lines(path)
+        if path.is_file():
+            return read_lines(path)
+        results = list(results)
+        write_lines(path, results)
+        return results
 
 
 @contextlib.contextmanager
-def kept_for_later(folder: Path, key: dict[str, Any]) -> Iterator[Finished]:
-    """The finished steps for exactly these settings and inputs; gone when the block ends well or the input is at fault."""
+def keep_finished_steps(folder: Path, key: dict[str, Any]) -> Iterator[FinishedSteps]:
+    """Keep the results of steps in `folder` while the block runs, for exactly the settings and inputs in `key`.
+
+    The folder is removed when the block succeeds or raises ValueError (then the input is at fault, and a repetition would
+    fail too); after any other exception it stays, so that the next attempt finds it.
+    """
     try:
-        yield Finished(folder / digest_of(key)[:16])
+        yield FinishedSteps(folder / digest_json(key)[:16])
     except ValueError:
-        _remove(folder)
+        _remove_folder(folder)
         raise
-    _remove(folder)
+    _remove_folder(folder)
 
 
-def _remove(folder: Path) -> None:
-    """The folder, and those above it that it leaves empty (a run that came to nothing leaves no trace)."""
+def _remove_folder(folder: Path) -> None:
+    """Remove the folder, and the two folders above it if they are empty: a run that failed at once leaves no trace."""
     shutil.rmtree(folder, ignore_errors=True)
-    for above in list(folder.parents)[:2]:
+    for parent in list(folder.parents)[:2]:
         with contextlib.suppress(OSError):
-            above.rmdir()
+            parent.rmdir()
 
 
-def digest_of(value: Any) -> str:
-    """sha256 of anything JSON can hold, whatever the order of its keys."""
+def digest_json(value: Any) -> str:
+    """sha256 of a value that JSON can hold; the order of keys makes no difference."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,7 @@
-"""What a policy is measured on: the run's own test split and sets by name, asked in the run's words or a protocol's."""
+"""Problems that a policy is measured on: the run's own test split, and sets that are named.
+
+Without a protocol a problem is asked with the run's system prompt and suffix. A protocol (`config.protocols`) replaces both.
+"""
 
 import hashlib
 import json
@@ -9,15 +12,16 @@ from typing import Any, NamedTuple
 from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.data import sources
+from grpo_kit.data.columns import get_text
+from grpo_kit.data.files import read_rows
 from grpo_kit.data.gold_answers import extract_gold
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.runs.files import hash_of as hash_of_file
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import Run
 
 PROBLEM_COLUMNS = ("prompt", "problem", "question")
-# What a reward is called with besides the dataset's columns; a column of that name would hide it.
-RESERVED = (
+# Arguments that a reward gets besides the columns of the data; a column with such a name would hide the argument.
+REWARD_ARGUMENTS = (
     "prompts",
     "completions",
     "completion_ids",
@@ -29,7 +33,7 @@ RESERVED = (
 
 
 class Problem(NamedTuple):
-    """One problem: the set it is of, the conversation that asks it, and the row that the verifier gets."""
+    """One problem: the name of its set, the conversation that asks it, and the row that the verifier gets."""
 
     set: str
     prompt: list[dict[str, str]]
@@ -37,85 +41,102 @@ class Problem(NamedTuple):
 
 
 def load_problems(config: RunConfig, run: Run) -> list[Problem]:
-    """The problems of `evaluation.sets`, at most `num_problems` of each, in order.
+    """Load the problems of `evaluation.sets`, at most `evaluation.num_problems` of each set, in order.
 
-    With a protocol the problem alone is followed by the protocol's words. Without one the run's test rows are asked as
-    they stand, other sets with `data.system_prompt` and `data.prompt_suffix`. Raises what `load_set` raises, and
-    ValueError for a set named twice or no set at all.
+    Args:
+        config: names the sets, the protocol, and the words around a problem.
+        run: gives the set `test`, whose prompts are taken as they are where there is no protocol.
+
+    Returns:
+        The problems, each with its conversation.
+
+    Raises:
+        ValueError: no set or a set twice is named; or as `load_set`.
+        FileNotFoundError: as `load_set`.
     """
     names = config.evaluation.sets
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"evaluation.sets is {names}; it names at least one set, and each once. Correct the list.")
+        raise ValueError(f"evaluation.sets is {names}; it must name at least one set, and each once. Correct the list.")
     protocol = PROTOCOLS.get(config.evaluation.protocol or "")
-    suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
-    found = []
+    data_settings = run.stages().get("data", {}).get("settings", {}).get("data", {})
+    suffix = data_settings.get("prompt_suffix", "")  # the one that the run's own prompts end in
+    problems = []
     for name in names:
         for row in load_set(name, config, run)[: config.evaluation.num_problems]:
             prompt = row["prompt"]
-            bare = prompt if isinstance(prompt, str) else prompt[-1]["content"].removesuffix(suffix)
+            is_text = isinstance(prompt, str)
+            bare_problem = prompt if is_text else prompt[-1]["content"].removesuffix(suffix)
             if protocol:
-                turns = build_messages(bare, protocol.prompt_suffix)
-            elif isinstance(prompt, str):
-                turns = build_messages(bare, config.data.prompt_suffix, config.data.system_prompt)
-            else:
-                turns = prompt
-            found.append(Problem(name, turns, {key: value for key, value in row.items() if key != "prompt"}))
-    return found
-
-
-def hash_sets(config: RunConfig) -> dict[str, list[str | None]]:
-    """{set: sha256 of each file it is read from}; the run's own split is not among them, a set on the Hub has no files.
-
-    Raises what `sources.locate_source` raises.
-    """
-    named = [name for name in config.evaluation.sets if name != "test"]
-    return {name: [hash_of_file(path) for path in sources.locate_source(name, config.data).files] for name in named}
-
-
-def hash_problems(asked: list[Problem]) -> str:
-    """sha256 of problems that come from no set with a name."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+                prompt = build_messages(bare_problem, protocol.prompt_suffix)
+            elif is_text:
+                prompt = build_messages(bare_problem, config.data.prompt_suffix, config.data.system_prompt)
+            problems.append(Problem(name, prompt, {key: value for key, value in row.items() if key != "prompt"}))
+    return problems
 
 
 def load_set(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
-    """The rows of one set, whole and in order: `test`, the run's own split (messages), or what `sources` finds by name.
+    """Load all rows of one set, in order.
 
-    Each has `id`, `prompt`, `answer` and `source`; those of a .jsonl file have its other columns too. Raises
-    FileNotFoundError for a missing set, ValueError for an unknown one or one without problems or golds.
+    Args:
+        name: `test` for the run's own test split, or a source as in `data.source`.
+        config: gives `data` and `run.seed`.
+        run: gives the set `test`.
+
+    Returns:
+        Rows with `id`, `prompt`, `answer` and `source`. The prompt is a list of messages for `test`, and the problem's
+        text for other sets. Rows of a `.jsonl` file have its other columns too.
+
+    Raises:
+        ValueError: the set is unknown, or has no problems or no golds.
+        FileNotFoundError: the set is not available.
     """
     if name == "test":
         return read_lines(run.data_file("test"))
     source = sources.locate_source(name, config.data)
-    if source.files != (Path(name),) or Path(name).suffix != ".jsonl":
-        taken = sources.read_source(source, replace(config.data, limit=None), config.run.seed)
-        return [
-            {"id": f"{name}:{row.line}", "prompt": row.problem, "answer": row.answer, "source": source.name}
-            for row in taken
-            if row.problem and row.answer and not row.reason
-        ]
-    return _rows_of_jsonl(name)
+    if source.files == (Path(name),) and Path(name).suffix == ".jsonl":
+        return _load_jsonl(Path(name), name)
+    return [
+        {"id": f"{name}:{row.line}", "prompt": row.problem, "answer": row.gold, "source": source.name}
+        for row in sources.read_source(source, replace(config.data, limit=None), config.run.seed)
+        if row.problem and row.gold and not row.reason
+    ]
 
 
-def _rows_of_jsonl(name: str) -> list[dict[str, Any]]:
-    path = Path(name)
+def hash_sets(config: RunConfig) -> dict[str, list[str | None]]:
+    """Hash the files of `evaluation.sets`.
+
+    Args:
+        config: names the sets.
+
+    Returns:
+        The sha256 of each file by the set's name; [] for a set that is read from the Hub. The set `test` is left out.
+
+    Raises:
+        ValueError, FileNotFoundError: as `sources.locate_source`.
+    """
+    names = [name for name in config.evaluation.sets if name != "test"]
+    return {name: [hash_of(path) for path in sources.locate_source(name, config.data).files] for name in names}
+
+
+def hash_problems(problems: list[Problem]) -> str:
+    """sha256 of problems that do not come from a named set."""
+    return hashlib.sha256(json.dumps(problems, sort_keys=True).encode()).hexdigest()
+
+
+def _load_jsonl(path: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a user's file with all of its columns, which the verifier may need."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            column = next(c for c in PROBLEM_COLUMNS if row.get(c))
-            problem = row[column] if isinstance(row[column], str) else row[column][-1]["content"]  # TRL's messages
-            answer = str(row["answer"])
-        except (ValueError, AttributeError, KeyError, IndexError, TypeError, StopIteration):
+    for line, row in read_rows(path):
+        column = next((column for column in PROBLEM_COLUMNS if row.get(column)), None)
+        problem = get_text(row[column]) if column and isinstance(row[column], (str, list)) else ""
+        if not problem or "answer" not in row:
             raise ValueError(
-                f"{name}, line {number} is no object with a problem (one of {', '.join(PROBLEM_COLUMNS)}) and an answer. Correct it."
-            ) from None
-        rest = {key: value for key, value in row.items() if key not in (*RESERVED, column)}
-        source = str(row.get("source") or path.stem)
-        rows.append(
-            {**rest, "id": f"{name}:{number}", "prompt": problem, "answer": extract_gold(answer), "source": source}
-        )
+                f"{name}, line {line} lacks a problem (in one of {', '.join(PROBLEM_COLUMNS)}) or an answer. "
+                "Correct the line."
+            )
+        others = {key: value for key, value in row.items() if key not in (*REWARD_ARGUMENTS, column)}
+        gold, source = extract_gold(str(row["answer"])), str(row.get("source") or path.stem)
+        rows.append({**others, "id": f"{name}:{line}", "prompt": problem, "answer": gold, "source": source})
     if not rows:
-        raise ValueError(f"{name} holds no problem; an accuracy needs one. Name another set.")
+        raise ValueError(f"{name} holds no problem; an accuracy needs at least one. Name another set.")
     return rows

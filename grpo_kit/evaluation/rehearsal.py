@@ -17,7 +17,7 @@ from grpo_kit.adapters.findings import fatal
 from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import CHALLENGE_SUFFIX, PROTOCOLS
 from grpo_kit.data import cleaning, puzzles, sources
-from grpo_kit.data.files import read
+from grpo_kit.data.files import read_rows
 from grpo_kit.evaluation.evaluate import Measurement, run_measurement
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.chat import build_messages
@@ -132,7 +132,7 @@ def _read_train_csv(config: RunConfig) -> list[dict[str, Any]]:
             f"`kaggle competitions download -c {COMPETITION}` downloads it."
         )
     rows = []
-    for line, row in read(files[0], list(COLUMNS)):
+    for line, row in read_rows(files[0], list(COLUMNS)):
         if not all(isinstance(row.get(column), str) and row[column] for column in COLUMNS):
             raise ValueError(
                 f"{files[0]}, line {line} has no {', '.join(COLUMNS)}, so it is not the competition's train.csv. "

@@ -26,8 +26,9 @@ def write(tmp_path, name, text):
 )
 def test_usual_files_are_read_with_their_lines(tmp_path, name, text, rows):
     path = write(tmp_path, name, text)
-    assert list(files.read(path)) == rows
-    assert files.columns_of(path) == list(rows[0][1])
+    table = files.open_table(path)
+    assert table.columns == list(rows[0][1])
+    assert list(table.read_rows(None)) == rows == list(files.read_rows(path))
 
 
 def test_a_parquet_is_read_in_part(tmp_path):
@@ -38,8 +39,11 @@ def test_a_parquet_is_read_in_part(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"p": ["x", "y"], "a": [{"b": "1"}, {"b": "2"}], "long": ["z", "z"]}), path
     )
-    assert files.columns_of(path) == ["p", "a", "long"]
-    assert list(files.read(path, ["a", "p"])) == [(1, {"p": "x", "a": {"b": "1"}}), (2, {"p": "y", "a": {"b": "2"}})]
+    assert files.open_table(path).columns == ["p", "a", "long"]
+    assert list(files.read_rows(path, ["a", "p"])) == [
+        (1, {"p": "x", "a": {"b": "1"}}),
+        (2, {"p": "y", "a": {"b": "2"}}),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -47,29 +51,29 @@ def test_a_parquet_is_read_in_part(tmp_path):
     [
         ("x.jsonl", '{"p": 1}\n{"p": 2', "x.jsonl, line 2 is not JSON"),  # cut off
         ("x.jsonl", '{"p": 1}\nnonsense\n{"p": 2}', "line 2 is not JSON"),  # one broken line
-        ("x.jsonl", '{"p": 1}\n[1]', "line 2 holds no object"),
+        ("x.jsonl", '{"p": 1}\n[1]', "line 2 is \'\\[1\\]\'; a row must be an object"),
         ("x.jsonl", "[" * 100_000, "line 1 is not JSON"),  # nested too deep
         ("x.json", '[{"p": 1},\n{"p" 2}]', "line 2 is not JSON"),
-        ("x.json", '{"p": 1}', "holds no array"),
+        ("x.json", '{"p": 1}', "is not an array of rows"),
         ("x.jsonl", "<!DOCTYPE html>\n<html>", "line 1 begins a web page"),  # an error page saved as data
         ("x.csv", "\n <html lang=en>\n<p>404, not found</p>", "line 2 begins a web page"),
         ("x.csv", "<!doctype html><title>Sorry, you have been blocked</title>\n", "line 1 begins a web page"),
         ("x.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        ("x.csv", "p,a\na,b\nc\n", "line 3 has another number of fields"),
-        ("x.csv", "p,a\na,b,c\n", "line 2 has another number of fields"),
+        ("x.csv", "p,a\na,b\nc\n", "line 3 does not have 2 fields"),
+        ("x.csv", "p,a\na,b,c\n", "line 2 does not have 2 fields"),
         ("x.csv", 'p,a\n"a,b\n', "the row after line 1 is not CSV"),  # a quote that never closes
-        ("x.csv", "p,a,a\n1,2,3\n", "line 1 names column 'a' twice"),
-        ("x.csv", b"p,a\nx,1\n\xe9t\xe9,1\n", r"x.csv, line 3 is not UTF-8 \(byte 0xe9, the 1\. of the line\)"),  # Latin-1 in the middle
+        ("x.csv", "p,a,a\n1,2,3\n", "line 1 names the column 'a' twice"),
+        ("x.csv", b"p,a\nx,1\n\xe9t\xe9,1\n", r"x.csv, line 3 is not UTF-8 \(byte 1 of the line is 0xe9\)"),  # Latin-1 in the middle
         ("x.jsonl", b'{"p": "ok"}\n{"p": "caf\xe9"}\n', "line 2 is not UTF-8"),
         ("x.jsonl", '{"p": 1}'.encode("utf-16"), "line 1 is not UTF-8"),
-        ("x.parquet", b"PAR1 not really", "x.parquet is not readable Parquet"),
-        ("x.xlsx", b"PK", "none of .jsonl"),
+        ("x.parquet", b"PAR1 not really", "x.parquet is not readable as Parquet"),
+        ("x.xlsx", b"PK", "not one of .jsonl"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named_with_its_line_in_one_sentence(tmp_path, name, text, said):
     path = write(tmp_path, name, text)
     with pytest.raises(ValueError, match=said) as error:
-        list(files.read(path))
+        list(files.read_rows(path))
     assert "\n" not in str(error.value) and name in str(error.value)
 
 
@@ -81,8 +85,8 @@ def test_a_truncated_parquet_is_named(tmp_path, share):
     whole = tmp_path / "whole.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"p": [str(i) for i in range(5000)]}), whole)
     cut = write(tmp_path, "cut.parquet", whole.read_bytes()[: int(share * whole.stat().st_size)])
-    with pytest.raises(ValueError, match="cut.parquet is not readable Parquet"):
-        files.columns_of(cut)
+    with pytest.raises(ValueError, match="cut.parquet is not readable as Parquet"):
+        files.open_table(cut)
 
 
 def test_a_parquet_damaged_in_the_middle_is_named(tmp_path):
@@ -94,18 +98,32 @@ def test_a_parquet_damaged_in_the_middle_is_named(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[100:2000] = bytes(1900)
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="x.parquet is not readable Parquet"):
-        list(files.read(path))
+    with pytest.raises(ValueError, match="x.parquet is not readable as Parquet"):
+        list(files.read_rows(path))
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LONGEST", 1000)
+    monkeypatch.setattr(files, "LONGEST_LINE", 1000)
     with pytest.raises(ValueError, match="line 2 is longer than"):
-        list(files.read(write(tmp_path, "x.jsonl", '{"p": 1}\n' + json.dumps({"p": "x" * 2000}))))
+        list(files.read_rows(write(tmp_path, "x.jsonl", '{"p": 1}\n' + json.dumps({"p": "x" * 2000}))))
 
 
 def test_columns_of_a_jsonl_are_those_of_all_its_first_rows(tmp_path):
-    assert files.columns_of(write(tmp_path, "x.jsonl", '{"p": 1}\n{"p": 1, "a": 2}\n')) == ["p", "a"]
-    assert files.columns_of(write(tmp_path, "e.jsonl", "")) == [] == files.columns_of(write(tmp_path, "e.csv", ""))
-    with pytest.raises(FileNotFoundError, match="none.csv does not exist"):
-        files.columns_of(tmp_path / "none.csv")
+    assert files.open_table(write(tmp_path, "x.jsonl", '{"p": 1}\n{"p": 1, "a": 2}\n')).columns == ["p", "a"]
+    for name in ("e.jsonl", "e.csv"):
+        assert files.open_table(write(tmp_path, name, "")).columns == []
+    with pytest.raises(FileNotFoundError, match="none.csv is not a file"):
+        files.open_table(tmp_path / "none.csv")
+
+
+def test_a_file_is_opened_once_and_a_long_jsonl_is_not_loaded_whole(tmp_path, monkeypatch):
+    opened, parsed = [], []
+    path = write(tmp_path, "x.jsonl", "".join(f'{{"p": {i}}}\n' for i in range(5 * files.PEEKED_ROWS)))
+    real_open, real_parse = files.Path.open, files._parse_json
+    monkeypatch.setattr(files.Path, "open", lambda *args: opened.append(args[0]) or real_open(*args))
+    monkeypatch.setattr(files, "_parse_json", lambda *args: parsed.append(args[1]) or real_parse(*args))
+    rows = files.open_table(path).read_rows(None)
+    assert len(parsed) == files.PEEKED_ROWS  # as many as it takes to know the columns
+    assert [next(rows)[1]["p"] for _ in range(files.PEEKED_ROWS + 1)] == list(range(files.PEEKED_ROWS + 1))
+    assert len(parsed) == files.PEEKED_ROWS + 1 and len(list(rows)) == 4 * files.PEEKED_ROWS - 1
+    assert opened == [path]

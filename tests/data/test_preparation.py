@@ -1,14 +1,18 @@
 """Any source through one door: columns found, golds taken, splits disjoint, bad files named with their line."""
 
+import hashlib
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from grpo_kit import config
-from grpo_kit.data import cleaning, preparation, recipes, sources
+from grpo_kit.data import cleaning, hub, preparation, recipes, sources
 from grpo_kit.data.preparation import SPLITS
 from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.steps import Pipeline
+from grpo_kit.runs import run as run_module
 from grpo_kit.runs.files import hash_of, read_lines, write_lines
 from grpo_kit.runs.run import find_run
 
@@ -59,7 +63,7 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path):
         ("array.json", '[{"problem": "p1", "answer": "2"}, {"problem": "p2", "answer": "3"}]'),
     ],
 )  # fmt: skip
-def test_usual_shapes_are_read_without_being_told(tmp_path, name, text):
+def test_usual_columns_are_found(tmp_path, name, text):
     source = sources.locate_source(str(write(tmp_path, name, text)), config.Data())
     assert [row[1:3] for row in sources.read_source(source, config.Data(), 0)] == [("p1", "2"), ("p2", "3")]
 
@@ -110,22 +114,26 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("x.csv", "prompt,solution\na,b\n", r"columns prompt, solution and none of answer, .*data\.columns\.answer="),
+        (
+            "x.csv",
+            "prompt,solution\na,b\n",
+            r"the columns prompt, solution, but none of answer, .*data\.columns\.answer=",
+        ),
         ("x.csv", "title,answer\na,b\n", r"none of prompt, problem.*data\.columns\.prompt="),
         ("x.csv", "", "holds 0 rows"),  # empty
         ("x.csv", "prompt,answer\n", "holds 0 rows"),  # header only
         ("x.jsonl", "", "holds 0 rows"),
         ("x.jsonl", '{"prompt": "a", "answer": "1"}\n{"prompt": "a"', r"line 2 is not JSON"),  # cut off
-        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n[1]', r"line 2 holds no object"),
+        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n[1]', r"line 2 is '\[1\]'; a row must be an object"),
         ("x.jsonl", "<!DOCTYPE html>\n<html>", r"line 1 begins a web page"),  # an error page saved as data
-        ("x.csv", "prompt,answer\na,b\nc\n", r"line 3 has another number of fields"),
-        ("x.csv", "prompt,answer\na,b,c\n", r"line 2 has another number of fields"),
+        ("x.csv", "prompt,answer\na,b\nc\n", r"line 3 does not have 2 fields"),
+        ("x.csv", "prompt,answer\na,b,c\n", r"line 2 does not have 2 fields"),
         ("x.csv", 'prompt,answer\n"a,b\n', r"the row after line 1 is not CSV"),  # a quote that never closes
-        ("x.csv", b"prompt,answer\n\xff\xfe,1\n", r"line 2 is not UTF-8 \(byte 0xff"),
-        ("x.parquet", b"PAR1 not really", "not readable Parquet"),
-        ("x.txt", "prompt", r"none of \.jsonl, \.json, \.csv, \.parquet"),
+        ("x.csv", b"prompt,answer\n\xff\xfe,1\n", r"line 2 is not UTF-8 \(byte 1 of the line is 0xff"),
+        ("x.parquet", b"PAR1 not really", "not readable as Parquet"),
+        ("x.txt", "prompt", r"not one of \.jsonl, \.json, \.csv, \.parquet"),
         ("x.jsonl", '{"prompt": "", "answer": ""}\n', r"no usable row.*1 with no problem"),
-        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n' * 9, r"1 usable rows.*leaves none to train on"),
+        ("x.jsonl", '{"prompt": "a", "answer": "1"}\n' * 9, r"1 usable rows.*leave none to train on"),
     ],
 )
 def test_a_bad_file_is_named_in_one_sentence_and_nothing_is_written(tmp_path, name, text, said):
@@ -136,11 +144,11 @@ def test_a_bad_file_is_named_in_one_sentence_and_nothing_is_written(tmp_path, na
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.csv, and no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.csv is not an existing file"):
         prepare(tmp_path, tmp_path / "none.csv")
 
 
-def test_a_hub_name_that_cannot_be_had_says_so(tmp_path):
+def test_a_hub_set_that_is_not_available_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nobody/nothing'.*the Hub did not give it"):
         prepare(tmp_path, "nobody/nothing")
 
@@ -265,7 +273,7 @@ def test_variants_of_one_problem_stay_in_one_split(tmp_path):
 def test_a_template_alone_cannot_fill_a_test_split_and_that_is_said(tmp_path):
     text = "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three dollars a dozen. What does he earn?"
     rows = [{"problem": text.format(n), "answer": str(n)} for n in range(10, 40)]
-    with pytest.raises(ValueError, match="0 rows for it that are no variants .* Add a source"):
+    with pytest.raises(ValueError, match="only 0 rows for it that are not variants .* Add a source"):
         prepare(tmp_path, write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
     assert not (tmp_path / "runs").exists()
 
@@ -300,7 +308,7 @@ def test_evaluation_sets_that_are_not_here_are_named_and_those_asked_for_must_be
     manifest, _ = prepare(tmp_path, eight(tmp_path))
     assert set(manifest["not_checked"]) == set(recipes.list_recipes(evaluation=True)) and manifest["evaluation"] == {}
     assert "data.paths.aime2024=" in manifest["not_checked"]["aime2024"]
-    with pytest.raises(FileNotFoundError, match="'aime2024' is no file here"):
+    with pytest.raises(FileNotFoundError, match="'aime2024' has no file on this machine"):
         prepare(tmp_path, eight(tmp_path), "data.decontaminate=[aime2024]", name="other")
     manifest, _ = prepare(tmp_path, eight(tmp_path), "data.decontaminate=[]", name="none")
     assert manifest["not_checked"] == {}
@@ -311,9 +319,9 @@ def test_sums_of_the_kits_own_are_checked_against_nothing(tmp_path):
     assert manifest["evaluation"] == {} == manifest["not_checked"]
 
 
-def test_a_set_to_be_judged_by_is_no_source(tmp_path):
+def test_an_evaluation_set_is_refused_as_a_source(tmp_path):
     path = write(tmp_path, "x.jsonl", '{"problem": "p", "answer": "1"}\n')
-    with pytest.raises(ValueError, match="a set to be judged by"):
+    with pytest.raises(ValueError, match="names aime2024, an evaluation set"):
         prepare(tmp_path, "aime2024", f"data.paths.aime2024={path}")
 
 
@@ -335,8 +343,8 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        at = {"leaks": "keep_out", "duplicates": "deduplicate"}
-        patch.setattr(*((preparation, "write") if step == "write" else (Pipeline, at[step])), killed)
+        at = {"leaks": "drop_leaks", "duplicates": "drop_duplicates"}
+        patch.setattr(*((preparation, "write_splits") if step == "write" else (Pipeline, at[step])), killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path, path, *wanted)
     run = find_run("r", tmp_path / "runs")
@@ -354,16 +362,78 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "data", "run.json"]
 
 
+def test_each_source_is_located_opened_and_hashed_once(tmp_path, monkeypatch):
+    """A local file and a Hub set to train on, a local and a Hub set to keep out: nothing is touched twice."""
+    import datasets
+
+    path = eight(tmp_path)
+    held = write(tmp_path, "held/x.jsonl", json.dumps({"problem": EIGHT[1]["problem"], "answer": "43"}) + "\n")
+    calls = Counter()
+
+    def count(module, function, name_of):
+        real = getattr(module, function)
+
+        def counted(*args, **options):
+            calls[function, name_of(args)] += 1
+            return real(*args, **options)
+
+        monkeypatch.setattr(module, function, counted)
+
+    def load_dataset(name, *_, **__):
+        calls["load_dataset", name] += 1
+        return iter([{"problem": f"What is the {name} of {word}?", "answer": "1"} for word in ("ant", "bee")])
+
+    count(sources, "locate_source", lambda args: args[0])
+    count(sources, "open_table", lambda args: args[0])
+    count(preparation, "hash_of", lambda args: args[0])
+    count(run_module, "hash_of", lambda args: args[0])
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "check_hub_reachable", lambda: None)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    options = ("data.decontaminate=[math500,aime2024]", f"data.paths.math500={held}")
+    manifest, run = prepare(tmp_path, f"{path},me/mine", *options)
+    assert manifest["evaluation"].keys() == {"math500", "aime2024"} and manifest["read"] == 10
+    touched = {key: times for key, times in calls.items() if run.path not in Path(key[1]).parents}
+    assert touched == {
+        **{("locate_source", name): 1 for name in (str(path), "me/mine", "math500", "aime2024")},
+        **{(function, file): 1 for function in ("open_table", "hash_of") for file in (path, held)},
+        **{("load_dataset", name): 1 for name in ("me/mine", "HuggingFaceH4/aime_2024")},
+    }
+    calls.clear()
+    prepare(tmp_path, f"{path},me/mine", *options)  # the run is done
+    touched = {key: times for key, times in calls.items() if run.path not in Path(key[1]).parents}
+    assert touched == {("locate_source", str(path)): 1, ("locate_source", "me/mine"): 1, ("hash_of", path): 1}
+
+
+def test_a_run_of_an_earlier_version_is_recognised_as_done(tmp_path):
+    """The settings as version 0.1 wrote them, key by key: a change here makes every finished run refuse to go on."""
+    path = eight(tmp_path)
+    _, run = prepare(tmp_path, path)
+    notes = json.loads(run.notes.read_text())
+    assert notes["stages"]["data"]["settings"] == {
+        "data": {
+            "source": str(path), "subset": None, "split": "train", "columns": {"prompt": None, "answer": None},
+            "system_prompt": "", "prompt_suffix": "", "limit": None, "max_prompt_tokens": None, "decontaminate": None,
+            "no_thinking": 0.0, "budgeted": 0.0, "token_budgets": [], "val_size": 1, "test_size": 2,
+        },
+        "seed": 3407,
+        "verifier": None,
+    }  # fmt: skip
+    assert notes["stages"]["data"]["read"] == {str(path): hash_of(path)}
+    settings = json.dumps(notes["stages"]["data"]["settings"] | {"read": [hash_of(path)]}, sort_keys=True)
+    assert json.loads(run.manifest.read_text())["run_hash"] == hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
 def test_what_was_finished_for_other_settings_is_not_used(tmp_path, monkeypatch):
     path = eight(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preparation, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path, path)
     manifest, _ = prepare(tmp_path, path, "data.limit=6")
     assert manifest["read"] == 6
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(preparation, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path, path, name="q")
     eight(tmp_path, {"problem": "One more?", "answer": "1"})  # the file has changed meanwhile

@@ -1,0 +1,97 @@
+"""Each recipe reads its set's columns; a recipe file with an unknown key is refused."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from grpo_kit import config
+from grpo_kit.data import recipes
+from tests.helpers.source_rows import read_rows, write_jsonl
+
+DAPO = recipes.load_recipe("dapo_math_17k")
+# A row or two of each set as its Hub card shows its columns; what comes out: (problem, gold, reason).
+ROWS = {
+    "numina_math_15": (
+        [
+            {"problem": "p1", "solution": "s", "answer": "1", "problem_type": "Algebra", "question_type": "math-word-problem",
+             "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "amc_aime", "synthetic": False},
+            {"problem": "p2", "solution": "s", "answer": "proof", "problem_type": "Algebra", "question_type": "proof",
+             "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False},
+            {"problem": "p3", "solution": "s", "answer": "notfound", "problem_type": "Algebra", "question_type": "math-word-problem",
+             "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False},
+            {"problem": "p4", "solution": "s", "answer": "2", "problem_type": "Algebra", "question_type": "MCQ",
+             "problem_is_valid": "Incomplete", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False},
+            {"problem": "p5", "solution": "s", "answer": "2", "problem_type": "Algebra", "question_type": "MCQ",
+             "problem_is_valid": "Yes", "solution_is_valid": "Problem not solved", "source": "olympiads", "synthetic": True},
+        ],
+        [("p1", "1", ""), ("p2", "proof", "proof"), ("p3", "notfound", "no answer"), ("p4", "2", "invalid"), ("p5", "2", "invalid")],
+    ),
+    "numina_math_cot": (
+        [{"source": "aops", "problem": "p", "solution": r"\boxed{1} or \boxed{\frac{1}{2}}", "messages": [{"role": "user", "content": "p"}]}],
+        [("p", r"\frac{1}{2}", "")],
+    ),
+    "gsm8k": ([{"question": "p", "answer": "x\n#### 1,072"}], [("p", "1,072", "")]),
+    "gsm8k_test": ([{"question": "p", "answer": "x\n#### 3"}], [("p", "3", "")]),
+    "math": (
+        [{"problem": "p", "level": "Level 5", "type": "Algebra", "solution": r"so $\boxed{7}$"}],
+        [("p", "7", "")],
+    ),
+    "deepscaler": ([{"problem": "p", "answer": "7", "solution": ""}], [("p", "7", "")]),
+    "dapo_math_17k": (
+        [{"data_source": "math_dapo", "prompt": [{"role": "user", "content": f"{DAPO.prefix}p\n\nq{DAPO.suffix}"}],
+          "ability": "MATH", "reward_model": {"ground_truth": "34", "style": "rule"}, "extra_info": {"index": "0"}}],
+        [("p\n\nq", "34", "")],
+    ),
+    "open_math_reasoning": (
+        [{"expected_answer": "5", "problem_type": "has_answer_extracted", "problem_source": "aops_c4", "generation_model": "m",
+          "pass_rate_72b_tir": "0.5", "problem": "p", "generated_solution": "<think>", "inference_mode": "cot", "used_in_kaggle": True},
+         {"expected_answer": "5", "problem_type": "no_answer_extracted", "problem_source": "aops_c4", "generation_model": "m",
+          "pass_rate_72b_tir": "n/a", "problem": "q", "generated_solution": "<think>", "inference_mode": "cot", "used_in_kaggle": True}],
+        [("p", "5", ""), ("q", "5", "no answer")],
+    ),
+    "skywork_or1": (
+        [{"data_source": "train-math-x", "prompt": [{"content": "p", "role": "user"}], "ability": "math",
+          "reward_model": {"ground_truth": '["\\\\frac{1}{2}"]', "style": "rule"}, "extra_info": {"index": 0}},
+         {"data_source": "train-math-x", "prompt": [{"content": "q", "role": "user"}], "ability": "math",
+          "reward_model": {"ground_truth": '["1", "2"]', "style": "rule"}, "extra_info": {"index": 1}}],
+        [("p", r"\frac{1}{2}", ""), ("q", '["1", "2"]', "several answers")],
+    ),
+    "aime_1983_2023": (
+        [{"ID": "1983-1", "Year": 1983, "Problem Number": 1, "Question": "p", "Answer": "060", "Part": None},
+         {"ID": "2024-1", "Year": 2024, "Problem Number": 1, "Question": "q", "Answer": "204", "Part": "I"}],
+        [("p", "060", ""), ("q", "204", "evaluation year")],
+    ),
+    "nemotron_challenge": ([{"id": "00066667", "prompt": "p", "answer": "0011"}], [("p", "0011", "")]),
+    "aime2024": ([{"id": 60, "problem": "p", "solution": "s", "answer": "204", "url": "u", "year": "2024"}], [("p", "204", "")]),
+    "aime2025": ([{"problem": "p", "answer": "70", "id": "0"}], [("p", "70", "")]),
+    "math500": ([{"problem": "p", "solution": "s", "answer": "x", "subject": "A", "level": 2, "unique_id": "u"}], [("p", "x", "")]),
+    "amc23": ([{"id": 0, "question": "p", "answer": "27.0", "url": "u"}], [("p", "27.0", "")]),
+}  # fmt: skip
+
+
+def test_there_is_a_fixture_for_each_recipe():
+    assert set(ROWS) == set(recipes.list_recipes())
+    assert set(recipes.list_recipes(evaluation=True)) == {"aime2024", "aime2025", "math500", "amc23", "gsm8k_test"}
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_a_recipe_reads_its_sets_columns(tmp_path, name):
+    rows, expected = ROWS[name]
+    path = write_jsonl(tmp_path / "x.jsonl", rows)
+    assert read_rows(name, config.Data(paths={name: str(path)})) == expected
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_a_recipe_says_where_from_under_which_licence_and_what_was_checked(name):
+    known = recipes.load_recipe(name)
+    assert known.about and known.licence and known.verified and known.files
+    assert known.hub or name == "nemotron_challenge"
+    assert all({"column", "reason", "why"} < set(rule) for rule in known.drop)
+    keys = OmegaConf.to_container(OmegaConf.load(recipes.FOLDER / f"{name}.yaml"))
+    assert all(f"`{key}`" in (recipes.FOLDER / "README.md").read_text() for key in keys)
+
+
+def test_a_recipe_with_a_misspelt_key_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("about: x\nlicense: mit\nverified: x\n")
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="unknown keys: license"):
+        recipes.load_recipe("mine")
