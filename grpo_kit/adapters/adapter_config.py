@@ -191,6 +191,10 @@ def parse_adapter_config(fields: dict[str, Any], findings: list[Finding] | None 
     return AdapterConfig(fields, findings, rank, alpha, ranks, alphas)
 
 
+def _quote(value: Any) -> str:
+    return f"'{printable(value, 60)}'" if isinstance(value, str) else printable(value, 60)
+
+
 def _is_rank(value: Any) -> bool:
     return type(value) is int and 0 < value <= LARGEST_RANK
 
@@ -208,16 +212,16 @@ def _check_method(fields: dict[str, Any]) -> list[Finding]:
     if kind == "LORA":
         return []
     if kind is None or (isinstance(kind, str) and kind.upper() == "LORA"):
-        what = f"peft_type is {printable(kind)}; PEFT needs LORA."
+        what = f"peft_type is {_quote(kind)}; PEFT needs LORA."
         return [Finding("peft-type-missing", WARNING, what, IGNORES, 'Write "LORA".')]
-    what = f"peft_type is {printable(kind)}; the scorer loads LoRA and nothing else."
+    what = f"peft_type is {_quote(kind)}; the scorer loads LoRA and nothing else."
     return [Finding("peft-type", FATAL, what, "vLLM cannot load it, so the submission will fail.", "Train a LoRA.")]
 
 
 def _check_rank(fields: dict[str, Any]) -> list[Finding]:
     r = fields.get("r")
     if not _is_rank(r):
-        what = f"r is {printable(r)}; a rank is a whole number above 0, and the scorer takes up to {SCORER_MAX_RANK}."
+        what = f"r is {_quote(r)}; a rank is a whole number above 0, and the scorer takes up to {SCORER_MAX_RANK}."
         return [Finding("rank", FATAL, what, REJECTS, "Write the rank that the tensors have.")]
     if r > SCORER_MAX_RANK:
         what = f"r is {r}; the scorer takes ranks up to {SCORER_MAX_RANK}."
@@ -233,7 +237,7 @@ def _check_scale(fields: dict[str, Any]) -> list[Finding]:
         what, does = "lora_alpha is 0; it is a number above 0.", "vLLM adds nothing: the score is the base's."
         findings.append(Finding("alpha", FATAL, what, does, "Write the alpha that it was trained with."))
     elif not _is_alpha(alpha):
-        what = f"lora_alpha is {printable(alpha)}; it is a number above 0 and at most {LARGEST_ALPHA:,.0f}."
+        what = f"lora_alpha is {_quote(alpha)}; it is a number above 0 and at most {LARGEST_ALPHA:,.0f}."
         does = "vLLM rejects it, or scores an update that was not trained."
         findings.append(Finding("alpha", FATAL, what, does, "Write the alpha that it was trained with."))
     elif _is_rank(r) and not WEAK <= (scale := lora_scale(alpha, r, rslora)) <= STRONG:
@@ -259,7 +263,7 @@ def _check_patterns(fields: dict[str, Any]) -> list[Finding]:
             does = "Such a tensor does not fit into vLLM's buffers: the submission will fail."
             remedy = "Pack it with grpo-kit package, which reduces the rank by SVD."
             findings.append(Finding("rank-pattern-too-high", FATAL, what, does, remedy))
-        what = f"rank_pattern gives some modules another rank than {printable(fields.get('r'))}."
+        what = f"rank_pattern gives some modules another rank than {_quote(fields.get('r'))}."
         does = (
             "vLLM ignores it: it scales every module by lora_alpha / r, and fails where experts of one layer have "
             "different ranks."
@@ -280,11 +284,11 @@ def _check_patterns(fields: dict[str, Any]) -> list[Finding]:
 def _check_targets(fields: dict[str, Any]) -> list[Finding]:
     targets = fields.get("target_modules")
     if isinstance(targets, str) and targets:
-        what = f"target_modules is an expression, {printable(targets, 60)}, not a list of names."
+        what = f"target_modules is an expression, {_quote(targets)}, not a list of names."
         does = "vLLM loads whatever tensors the file has; one participant scored 0.02 less with an expression."
         return [Finding("targets-regex", WARNING, what, does, "List the names of the modules.")]
     if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
-        what = f"target_modules is {printable(targets, 60)}; it is a list of names."
+        what = f"target_modules is {_quote(targets)}; it is a list of names."
         return [Finding("targets", FATAL, what, REJECTS, "List the names of the modules that were trained.")]
     return []
 
@@ -301,7 +305,7 @@ def _check_extras(fields: dict[str, Any]) -> list[Finding]:
         ("layer-replication", "layer_replication", bool(fields.get("layer_replication")), "Train on the published layers."),
     ):  # fmt: skip
         if set_:
-            what = f"{field} is {printable(fields[field], 60)}; the scorer loads LoRA pairs and nothing else."
+            what = f"{field} is {_quote(fields[field])}; the scorer loads LoRA pairs and nothing else."
             findings.append(Finding(code, FATAL, what, REJECTS, remedy))
     for field, reason in OTHER_METHODS.items():
         if fields.get(field):
@@ -310,13 +314,13 @@ def _check_extras(fields: dict[str, Any]) -> list[Finding]:
             findings.append(Finding("not-plain-lora", WARNING, what, does, "Train a plain LoRA."))
     init = fields.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
-        what = f"init_lora_weights is {printable(init)}, which changes the base's own weights."
+        what = f"init_lora_weights is {_quote(init)}, which changes the base's own weights."
         does = "vLLM puts the adapter on the published weights."
         remedy = "Save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA."
         findings.append(Finding("init-changes-base", WARNING, what, does, remedy))
     targets = fields.get("target_parameters") or []
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        what = f"target_parameters is {printable(targets, 60)}; it is a list of names."
+        what = f"target_parameters is {_quote(targets)}; it is a list of names."
         findings.append(Finding("target-parameters-invalid", WARNING, what, IGNORES, "Save the adapter again."))
     return findings
 
@@ -325,7 +329,7 @@ def _check_leftovers(fields: dict[str, Any]) -> list[Finding]:
     """Fields of the training framework that have no effect at the scorer."""
     findings = []
     if fields.get("inference_mode") is not True:
-        what = f"inference_mode is {printable(fields.get('inference_mode'))}."
+        what = f"inference_mode is {_quote(fields.get('inference_mode'))}."
         findings.append(Finding("inference-mode", WARNING, what, IGNORES, "grpo-kit package writes true."))
     leftovers = sorted(
         printable(key)

@@ -1,6 +1,6 @@
-"""The LoRA adapter, all that we train: made, written, and read back from files that came from outside.
+"""A LoRA on a model: added for training, saved, and attached from files of any origin.
 
-The only file that knows PEFT.
+The only file that imports PEFT.
 """
 
 import json
@@ -17,7 +17,7 @@ from grpo_kit.adapters.names import published_name
 from grpo_kit.config import Lora
 from grpo_kit.nemotron import expert_placement
 
-# That import has quieted what the next imports would print.
+# That import silences warnings that the next imports would print.
 # isort: split
 
 from peft import LoraConfig, get_peft_model
@@ -25,24 +25,26 @@ from peft.tuners import tuners_utils
 from safetensors.torch import load_file
 from transformers import set_seed
 
-# Fields of an adapter's config that are handed to PEFT. Everything else in the file is ignored, for it came from outside.
+# Fields of an adapter's config that are passed to PEFT. Everything else in the file is ignored, because it may be anybody's.
 USED_FIELDS = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "bias",
-    "rank_pattern",
-    "alpha_pattern",
-    "use_rslora",
-)
+    "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "rank_pattern", "alpha_pattern", "use_rslora",
+)  # fmt: skip
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """`model` with a fresh LoRA (B = 0: it says at first what the base says), in float32, base frozen.
+    """Put a fresh LoRA in float32 on a model and freeze the base. B is zero, so the model answers as before.
 
-    `up_proj` and `down_proj` mean the routed experts of a 4-bit policy too, one pair a matrix. Raises ValueError when a
-    target module matches nothing, naming it and what does exist, and for dropout on routed experts.
+    Args:
+        model: the base, as `policy.load` loads it.
+        lora: rank, alpha, dropout and target modules; `up_proj` and `down_proj` mean the routed experts of a 4-bit policy too,
+            with one pair for each expert's matrix.
+        seed: of A's random values.
+
+    Returns:
+        PEFT's model.
+
+    Raises:
+        ValueError: a target module does not exist in the model, or dropout is set for routed experts.
     """
     if expert_placement.open_for_lora(model, lora.target_modules) and lora.lora_dropout:
         raise ValueError(
@@ -52,9 +54,10 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     leaves = {name for name, module in model.named_modules() if not list(module.children())}
     for target in lora.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in leaves):
-            there = sorted({name.rsplit(".", 1)[-1] for name in leaves if name.endswith("_proj")})
+            existing = sorted({name.rsplit(".", 1)[-1] for name in leaves if name.endswith("_proj")})
             raise ValueError(
-                f"lora.target_modules names {target!r}, which matches nothing in this model; it has {', '.join(there)}. Correct the name."
+                f"lora.target_modules names {target!r}, which matches nothing in this model; it has {', '.join(existing)}. "
+                "Correct the name."
             )
     set_seed(seed)
     return _with_lora(
@@ -67,18 +70,21 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, and nothing else, into `folder`.
+    """Save a model's adapter as `adapter_config.json` and `adapter_model.safetensors`, and nothing else.
 
-    `base` is recorded as the base model's name: PEFT would record this machine's path.
+    Args:
+        model: from `add_lora`.
+        folder: where to write.
+        base: recorded as the base's name, because PEFT would record this machine's path.
     """
     model.save_pretrained(folder)
     for extra in folder.iterdir():
         if extra.name not in (CONFIG_FILE, TENSORS_FILE):
             extra.unlink()
     path = folder / CONFIG_FILE
-    saved = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
-    saved["target_modules"] = sorted(saved["target_modules"])
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    fields = json.loads(path.read_text()) | {"base_model_name_or_path": base, "inference_mode": True}
+    fields["target_modules"] = sorted(fields["target_modules"])
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def attach_adapter(model: Any, folder: Path) -> Any:
@@ -134,15 +140,16 @@ def _add_to_expert(stacks: dict[str, torch.Tensor], pair: Pair) -> bool:
 
 
 def load_adapter_values(attached: Any, folder: Path) -> None:
-    """Give a model that has the LoRA's modules the values of `folder`, in the type the modules have.
+    """Load the values of a saved adapter into a model that has its LoRA already, in the type that the model's LoRA has.
 
-    Raises ValueError when config and tensors do not fit each other or the model.
+    Raises:
+        ValueError: the tensors do not fit the model's LoRA.
     """
     _load(attached, load_file(folder / TENSORS_FILE))
 
 
 def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
-    # PEFT's own loader would stack the experts' pairs for the fused experts that transformers has and we have not.
+    # PEFT's own loader would stack the experts' pairs for transformers' fused experts, which a 4-bit policy does not have.
     prefix = attached.get_base_model().base_model_prefix
     tensors = {
         re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", name.replace(".backbone.", f".{prefix}.", 1)): value
@@ -150,24 +157,25 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
     }
     try:
         outcome = attached.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:  # torch's word for tensors of another shape
+    except RuntimeError as error:  # raised by torch for tensors of another shape
         raise ValueError(
-            f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack the adapter again."
+            f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack the adapter "
+            "again."
         ) from None
     missing = [key for key in outcome.missing_keys if "lora_" in key]
     if missing or outcome.unexpected_keys:
         first = (missing or outcome.unexpected_keys)[0]
         raise ValueError(
-            f"The adapter lacks {len(missing)} tensors its config announces and holds {len(outcome.unexpected_keys)} that "
-            f"fit nowhere (first: {first}); every LoRA pair must find its module. Pack the adapter again."
+            f"The adapter lacks {len(missing)} tensors that its config announces, and {len(outcome.unexpected_keys)} of its tensors "
+            f"have no module in this base (first: {first}); every LoRA pair needs a module. Pack the adapter again."
         )
 
 
 def _with_lora(model: Any, lora: Any) -> Any:
     """PEFT's `get_peft_model`, with Mamba's out_proj allowed.
 
-    PEFT 0.21 refuses it for Mamba models, because a fused kernel would pass the LoRA by; that kernel is switched off
-    here (`nemotron_h.route_through_out_proj`), and training stops when a LoRA gets no gradient.
+    PEFT 0.21 refuses it for Mamba models, because a fused kernel would skip the LoRA. `nemotron.patches` switches that kernel
+    off, and training stops when a LoRA gets no gradient.
     """
     refuse = tuners_utils._check_lora_target_modules_mamba
     tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None

@@ -1,6 +1,6 @@
-"""Arithmetic on low-rank updates, from their factors alone: joined exactly, or brought down to a rank with the loss known.
+"""Arithmetic on low-rank updates by their factors: the exact sum of several, and the best one of a smaller rank.
 
-An update is B A with A (r, in) and B (out, r); the product, as large as the base's own matrix, is never formed.
+An update is B A with A (r, in) and B (out, r). The product, as large as the base's own matrix, is never computed.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import torch
 
 
 class Part(NamedTuple):
-    """Factors of one summand: `a` (r, in), `b` (rows, r), a factor, and the first of the sum's rows that it adds to."""
+    """One summand: `a` (r, in), `b` (rows, r), its factor, and the first row of the sum that it adds to."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -19,9 +19,20 @@ class Part(NamedTuple):
 
 
 def join_updates(parts: Sequence[Part], out: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(A, B), float32, whose product is the sum of `scale * b a` over the parts, exactly; its rank is the sum of theirs.
+    """The exact sum of several updates.
 
-    `out`: rows of the sum; a part with fewer fills its own rows and leaves the others at zero.
+    Args:
+        parts: the summands; one with fewer rows than `out` leaves the other rows at zero.
+        out: rows of the sum.
+
+    Returns:
+        A (R, in) and B (out, R) in float32, R the sum of the ranks, with B A the sum of `scale * b a`.
+
+    Example:
+        >>> one = Part(torch.ones(1, 2), torch.ones(3, 1), 2.0)
+        >>> a, b = join_updates([one, one], 3)
+        >>> (b @ a)[0].tolist()
+        [4.0, 4.0]
     """
     a = torch.cat([part.a.float() for part in parts])
     b, column = torch.zeros(out, a.shape[0]), 0
@@ -33,18 +44,35 @@ def join_updates(parts: Sequence[Part], out: int) -> tuple[torch.Tensor, torch.T
 
 
 def reduce_rank(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """(A, B, loss) of the best update of `rank` (Eckart and Young 1936), A and B float32.
+    """The best approximation of an update by one of at most `rank`.
 
-    `loss`: |BA - B'A'| / |BA| in the Frobenius norm, in [0, 1]; 0 for an update of zero. By QR of both factors and an SVD
-    of an (r, r) matrix, in float64. Raises ValueError for factors that are not finite.
+    Computed from the QR decompositions of both factors and an SVD of an (r, r) matrix, in float64.
+
+    Args:
+        a: (r, in).
+        b: (out, r).
+        rank: the largest rank of the result.
+
+    Returns:
+        A and B in float32, and |BA - B'A'| / |BA| in the Frobenius norm, in [0, 1]; 0 for an update of zero.
+
+    Raises:
+        ValueError: a factor holds NaN or infinity.
+
+    Source: Eckart and Young (1936).
+
+    Example:
+        >>> a, b, loss = reduce_rank(torch.eye(2), torch.diag(torch.tensor([4.0, 3.0])), 1)
+        >>> round(loss, 3)  # 3 / 5 is lost
+        0.6
     """
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("A LoRA pair holds NaN or infinity, so its rank cannot be brought down. Train again.")
+        raise ValueError("A LoRA pair holds NaN or infinity, so its rank cannot be reduced. Train again.")
     left, upper = torch.linalg.qr(b.double())
     right, lower = torch.linalg.qr(a.double().T)
     u, s, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
     root = s[:rank].sqrt()
     kept_b, kept_a = left @ (u[:, :rank] * root), (right @ (v[:rank].T * root)).T
-    whole = s.square().sum()
-    loss = (s[rank:].square().sum() / whole).sqrt().item() if whole > 0 else 0.0
+    total = s.square().sum()
+    loss = (s[rank:].square().sum() / total).sqrt().item() if total > 0 else 0.0
     return kept_a.float().contiguous(), kept_b.float().contiguous(), loss

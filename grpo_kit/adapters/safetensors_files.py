@@ -9,6 +9,7 @@ Source: https://github.com/huggingface/safetensors, "Format" (8 bytes for the he
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -29,6 +30,18 @@ class TensorEntry(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: on pieces this small threads mostly wait for each other, and the order in which a sum is
+    added up, and so the last bits of a result, must not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:

@@ -1,7 +1,7 @@
-"""The base with the adapter added, as a published model in bf16: written shard by shard, one tensor in memory at a time.
+"""The base with the adapter added, as a published model in bf16, written shard by shard with one tensor in memory at a time.
 
-A 30B has 59 GiB in bf16; the machine that trained its adapter in NF4 has a fifth of that in memory. So the safetensors are
-written as they are read: the header first, for every size is known from the base's own headers, then each tensor's bytes.
+A 30B has 59 GiB in bf16, and the machine that trained its adapter in NF4 has a fifth of that in memory. So each shard is written
+while it is read: the header first, because every size is known from the base's own headers, then each tensor's bytes.
 """
 
 import errno
@@ -23,39 +23,47 @@ from grpo_kit.nemotron.nf4_checkpoint import IN_FLOAT32
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 INDEX = "model.safetensors.index.json"
-SPARE = 1 << 28  # bytes left over for what lies beside the weights
+SPARE = 1 << 28  # bytes for the files beside the weights
 
 Progress = Callable[[int, int, str], None]
 
 
 def find_base_folder(name: str, revision: str | None = None) -> Path:
-    """The folder that holds the published safetensors of `name`: a folder, or a Hub id's snapshot in the cache.
+    """The folder that holds the safetensors of a base: a folder by that name, or a Hub id's snapshot in the cache.
 
-    Raises FileNotFoundError when they are not on this machine.
+    Raises:
+        FileNotFoundError: they are not on this machine.
     """
     folder = Path(name)
     if not folder.is_dir():
-        found = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-        folder = Path(found).parent if isinstance(found, str) else folder
+        config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+        folder = Path(config).parent if isinstance(config, str) else folder
     if not any((folder / file).is_file() for file in (INDEX, "model.safetensors")):
         raise FileNotFoundError(
-            f"The base {name!r} has no safetensors on this machine; a merged model is made of them. Fetch it with "
+            f"The base {name!r} has no safetensors on this machine, and a merged model is made from them. Fetch it with "
             f"`hf download {name} --local-dir FOLDER` and give policy.model=FOLDER, or leave --merge out."
         )
     return folder
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> None:
-    """Write into `out`, a new folder, the model of `base` with the LoRA of `adapter` added, in bf16.
+    """Write the model of a base with a LoRA added, in bf16.
 
-    `base` holds safetensors under published names: experts one by one, or stacked as (experts, out, in). What a router or
-    a state-space scan keeps stays in its own type. `progress(number, count, shard)` comes before each
-    shard. Raises OSError (ENOSPC) before the first byte when the disk has no room, ValueError when a shard or the adapter
-    is damaged, or a pair of the adapter finds no matrix.
+    What a router or a state-space scan keeps stays in its own type.
+
+    Args:
+        base: a folder of safetensors under published names, with experts one by one or stacked as (experts, out, in).
+        adapter: an adapter folder; ranks and alphas by pattern are read as PEFT reads them.
+        out: a new folder.
+        progress: called with (number, count, shard) before each shard.
+
+    Raises:
+        OSError: the disk has no room (ENOSPC); raised before the first byte is written.
+        ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, or a pair has no matrix in the base.
     """
-    shards = _shards(base)
+    shards = _list_shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
-    beside = [path for path in kept if not path.name.endswith(".index.json")]
+    others = [path for path in kept if not path.name.endswith(".index.json")]
     check_disk_space(base, out.parent)
     pairs, _ = read_pairs(AdapterFolder(adapter), None)
     _check_fit(base, shards, pairs, adapter)
@@ -65,10 +73,10 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
         if progress:
             progress(number, len(shards), shard)
         with _open_shard(base / shard) as file, (out / shard).open("wb") as target:
-            entries = {name: _stored_as(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            entries = {name: _stored_form(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in entries))
             shard_of |= dict.fromkeys(entries, shard)
-    for path in beside:
+    for path in others:
         shutil.copyfile(path, out / path.name)
     if (base / INDEX).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
@@ -78,34 +86,34 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     (out / "config.json").write_text(json.dumps(config | {key: "bfloat16"}, indent=2) + "\n", encoding="utf-8")
 
 
-def check_disk_space(base: Path, where: Path) -> None:
-    """Raise OSError (ENOSPC), naming both sizes, unless the disk of `where` has room for the merged model."""
-    need = SPARE
-    for shard in _shards(base):
+def check_disk_space(base: Path, out: Path) -> None:
+    """Raise OSError (ENOSPC) unless the disk of the folder `out`, which need not exist, has room for the merged model."""
+    needed = SPARE
+    for shard in _list_shards(base):
         with _open_shard(base / shard) as file:
-            need += sum(count_bytes(*_stored_as(file, name)) for name in file.keys())  # noqa: SIM118 (not a mapping)
-    while not where.exists():
-        where = where.parent
-    if (free := shutil.disk_usage(where).free) < need:
+            needed += sum(count_bytes(*_stored_form(file, name)) for name in file.keys())  # noqa: SIM118 (not a mapping)
+    while not out.exists():
+        out = out.parent
+    if (free := shutil.disk_usage(out).free) < needed:
         raise OSError(
             errno.ENOSPC,
-            f"The merged model takes {need / 2**30:,.2f} GiB and the disk of {where} has {free / 2**30:,.2f} GiB free; nothing "
+            f"The merged model takes {needed / 2**30:,.2f} GiB and the disk of {out} has {free / 2**30:,.2f} GiB free; nothing "
             "was written. Make room, or choose another disk with --out.",
         )
 
 
-def _shards(base: Path) -> list[str]:
+def _list_shards(base: Path) -> list[str]:
     """Names of the base's safetensors. Raises ValueError for a damaged index, FileNotFoundError for a missing shard."""
     if not (base / INDEX).is_file():
         return ["model.safetensors"]
     try:
-        named = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{base / INDEX} is no index of shards; it is damaged. Fetch it again.") from None
-    for shard in named:
+        raise ValueError(f"{base / INDEX} is not an index of shards; it is damaged. Fetch it again.") from None
+    for shard in names:
         if Path(shard).name != shard or not (base / shard).is_file():
             raise FileNotFoundError(f"{base / shard} is missing; the index names it. Fetch it again.")
-    return named
+    return names
 
 
 def _open_shard(path: Path) -> Any:
@@ -115,7 +123,7 @@ def _open_shard(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or missing ({short(error)}). Fetch or train it again.") from None
 
 
-def _stored_as(file: Any, name: str) -> tuple[str, list[int]]:
+def _stored_form(file: Any, name: str) -> tuple[str, list[int]]:
     """(type, shape) in which a tensor is written."""
     piece = file.get_slice(name)
     kind = piece.get_dtype()
@@ -131,7 +139,7 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 piece = file.get_slice(name)
                 if piece.get_dtype() in DTYPES:
-                    matrices |= dict.fromkeys(_modules(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
+                    matrices |= dict.fromkeys(_modules_in(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
     for module, pair in sorted(pairs.items()):
         if matrices.get(module) != pair.shape:
             raise ValueError(
@@ -141,7 +149,7 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
             )
 
 
-def _modules(name: str, shape: list[int]) -> list[str]:
+def _modules_in(name: str, shape: list[int]) -> list[str]:
     """The modules whose matrices a stored tensor holds: one, or one an expert where they are stacked."""
     if len(shape) == 3 and not name.endswith(".weight"):
         above, _, matrix = ours(name).rpartition(".")
@@ -151,11 +159,11 @@ def _modules(name: str, shape: list[int]) -> list[str]:
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
     """The tensor with what the adapter adds to it, summed in float32, in the type it is written in."""
-    tensor, kind = file.get_tensor(name), DTYPES.get(_stored_as(file, name)[0])
+    tensor, kind = file.get_tensor(name), DTYPES.get(_stored_form(file, name)[0])
     if kind is None:
         return tensor
     merged = tensor.to(kind, copy=True)
-    for place, module in enumerate(_modules(name, list(tensor.shape))):
+    for place, module in enumerate(_modules_in(name, list(tensor.shape))):
         if module in pairs:
             a, b = (half.float() for half in pairs[module].load())
             target, source = (merged[place], tensor[place]) if tensor.ndim == 3 else (merged, tensor)

@@ -1,8 +1,9 @@
-"""What an adapter for a base model is made of: every module that can carry a LoRA and its shape, and whose a saved tensor is.
+"""Base models and the modules of them that can carry a LoRA, by published name and with their shapes.
 
-Taken from the real architecture, transformers' Nemotron-H, built without weights from a config.json; the 30B's is in the
-package, so nothing is downloaded. Names are the published ones: `backbone.layers.0.mixer.in_proj`, routed experts one
-matrix each, `lm_head`. Routers, convolutions and embeddings are left out: the challenge's scorer (vLLM) puts no LoRA there.
+The modules come from the real architecture, transformers' Nemotron-H, built without weights from a config.json; the 30B's is in
+the package, so nothing is downloaded. Names are the published ones: `backbone.layers.0.mixer.in_proj`, routed experts with one
+matrix each, `lm_head`. Routers, convolutions and embeddings are left out, because the challenge's scorer (vLLM) puts no LoRA
+there.
 """
 
 import functools
@@ -20,40 +21,62 @@ TINY = "grpo-kit/tiny"
 Modules = dict[str, tuple[int, int]]
 
 
-def recognize_base(base: object) -> str | None:
-    """Which base a name means: PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any
-    case), TINY for the embedded policy's; else None. Nothing is looked up."""
-    if not isinstance(base, str):
+def recognize_base(name: object) -> str | None:
+    """The base that a name means, without looking anything up.
+
+    Args:
+        name: anything, such as `base_model_name_or_path` of an adapter.
+
+    Returns:
+        PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any case), TINY for the embedded
+        policy, else None.
+
+    Example:
+        >>> recognize_base("unsloth/Nemotron-3-Nano-30B-A3B")
+        'nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16'
+    """
+    if not isinstance(name, str):
         return None
     # The pretrained `-Base-` model has the same shapes and other weights.
-    if re.search(r"nemotron-3-nano-30b-a3b(?!-base)", base.lower()):
+    if re.search(r"nemotron-3-nano-30b-a3b(?!-base)", name.lower()):
         return PUBLISHED
-    return TINY if base in ("tiny", TINY) else None
+    return TINY if name in ("tiny", TINY) else None
 
 
-def resolve_base(base: object) -> str | None:
-    """What `recognize_base` says, and `base` itself for a local folder with a config.json; else None."""
-    if (which := recognize_base(base)) or not isinstance(base, str) or not base or "\0" in base or len(base) > 4096:
-        return which
-    return base if Path(base, "config.json").is_file() else None
+def resolve_base(name: object) -> str | None:
+    """What `recognize_base` returns, and `name` itself where it is a local folder with a config.json; else None."""
+    if (base := recognize_base(name)) or not isinstance(name, str) or not name or "\0" in name or len(name) > 4096:
+        return base
+    return name if Path(name, "config.json").is_file() else None
 
 
 def lora_modules(base: str) -> Modules:
-    """{published name: (out_features, in_features)} of every module of `base` that can carry a LoRA, in the model's order.
+    """The modules of a base that can carry a LoRA.
 
-    `base` is any name that `resolve_base` knows. Raises FileNotFoundError for another, ValueError when a folder's config.json
-    is not a Nemotron-H's.
+    Args:
+        base: any name that `resolve_base` resolves.
+
+    Returns:
+        {published name: (out_features, in_features)}, in the model's order.
+
+    Raises:
+        FileNotFoundError: the base is unknown.
+        ValueError: the folder's config.json is not a Nemotron-H's.
+
+    Example:
+        >>> lora_modules("tiny")["backbone.layers.2.mixer.q_proj"]
+        (128, 128)
     """
-    if (which := resolve_base(base)) is None:
+    if (resolved := resolve_base(base)) is None:
         raise FileNotFoundError(
-            f"{base!r} is no base model known here. Give {PUBLISHED}, tiny, or a local folder with a config.json."
+            f"{base!r} is not a known base model. Give {PUBLISHED}, tiny, or a local folder with a config.json."
         )
-    path = {PUBLISHED: NANO, TINY: tiny.FOLDER / "config.json"}.get(which, Path(which, "config.json"))
-    return dict(_modules(path, path.read_text(encoding="utf-8")))
+    path = {PUBLISHED: NANO, TINY: tiny.FOLDER / "config.json"}.get(resolved, Path(resolved, "config.json"))
+    return dict(_read_modules(path, path.read_text(encoding="utf-8")))
 
 
 @functools.lru_cache(maxsize=4)
-def _modules(path: Path, text: str) -> Modules:  # `text`, so that a changed file is read anew
+def _read_modules(path: Path, text: str) -> Modules:  # `text` is an argument so that a changed file is read again
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from torch import nn
@@ -61,23 +84,23 @@ def _modules(path: Path, text: str) -> Modules:  # `text`, so that a changed fil
 
     try:
         if (kind := json.loads(text).get("model_type")) != "nemotron_h":
-            raise ValueError(f"a {kind!r}")
+            raise ValueError(f"model_type is {kind!r}")
         with torch.device("meta"):
             model = NemotronHForCausalLM._from_config(NemotronHConfig.from_json_file(path), dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is no config of a Nemotron-H ({said}). Give the folder of one.") from None
-    found: Modules = {}
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not the config of a Nemotron-H ({reason}). Give the folder of one.") from None
+    modules: Modules = {}
     for name, module in model.named_modules():
         name = f"backbone.{name.removeprefix('model.')}" if name.startswith("model.") else name
         if isinstance(module, nn.Linear):
-            found[name] = (module.out_features, module.in_features)
+            modules[name] = (module.out_features, module.in_features)
         elif type(module).__name__ == "NemotronHExperts":
             for expert in range(module.up_proj.shape[0]):
                 for matrix in ("up_proj", "down_proj"):
                     out, inside = getattr(module, matrix).shape[1:]
-                    found[f"{name}.{expert}.{matrix}"] = (out, inside)
-    return found
+                    modules[f"{name}.{expert}.{matrix}"] = (out, inside)
+    return modules
 
 
 def name_endings(name: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""What a policy says to a few prompts: kept from the trained one, and held against what the submitted zip makes of its base.
+"""Check of a submission's outputs: the logits of a few prompts, compared with the base's and the trained policy's.
 
-The proof of a zip that nothing else gives: on a fresh base its outputs must differ from the base's, and equal the logits
-that were taken from the trained policy while it was still in memory.
+Only this proves a zip: loaded onto a fresh base, its outputs must differ from the base's, and equal the logits that were saved
+while the trained policy was still in memory.
 """
 
 import json
@@ -19,24 +19,36 @@ from grpo_kit.submission import inspect_zip
 
 
 def check_submission(path: Path, policy: Policy | None = None, probe: Path | None = None) -> list[Finding]:
-    """The doctor's findings, and when none is fatal and the base's weights are at hand, what the outputs show.
+    """Check a submission: its files, and when none of that is fatal and the base's weights are here, its outputs.
 
-    `policy`: the base; without it the one the adapter names. `probe`: the trained policy's logits as `write_probe` left
-    them; without it the zip is compared with the base only. Raises FileNotFoundError for a missing file or base.
+    Args:
+        path: the zip.
+        policy: the base; None for the one that the adapter names.
+        probe: the trained policy's logits, as `write_probe` left them; without them the zip is compared with the base only.
+
+    Returns:
+        findings; `findings.fatal` picks those that forbid submitting the zip.
+
+    Raises:
+        FileNotFoundError: the zip or the base is missing.
+
+    Example:
+        >>> fatal(check_submission(path, config.policy, run.probe))  # doctest: +SKIP
+        []
     """
-    found = inspect_zip.inspect_submission(path, policy.model if policy else None)
-    if fatal(found):
-        return found
-    if policy is None and any(finding.code == "base-tiny" for finding in found):
+    findings = inspect_zip.inspect_submission(path, policy.model if policy else None)
+    if fatal(findings):
+        return findings
+    if policy is None and any(finding.code == "base-tiny" for finding in findings):
         policy = Policy()
-    if policy is None or not _at_hand(policy):
-        how = "grpo-kit check FILE.zip -c t4 policy.model=FOLDER loads it where FOLDER holds the base's weights."
-        what = "It was not loaded: the base's weights are not at hand. What is said above is what the files show."
-        return [*found, Finding("not-loaded", WARNING, what, "", how)]
-    return [*found, *_compare(policy, path, probe)]
+    if policy is None or not _has_weights(policy):
+        what = "The adapter was not loaded, because the base's weights are not on this machine; only its files were checked."
+        remedy = "grpo-kit check FILE.zip -c t4 policy.model=FOLDER loads it where FOLDER holds the base's weights."
+        return [*findings, Finding("not-loaded", WARNING, what, "", remedy)]
+    return [*findings, *_compare_outputs(policy, path, probe)]
 
 
-def _at_hand(policy: Policy) -> bool:
+def _has_weights(policy: Policy) -> bool:
     """Whether the policy can be loaded without a download."""
     from grpo_kit.policy.load import nf4_folder
 
@@ -45,42 +57,37 @@ def _at_hand(policy: Policy) -> bool:
     return policy.load_in_4bit and (nf4_folder(policy) / "nf4.json").is_file()
 
 
-def _compare(policy: Policy, path: Path, probe: Path | None) -> list[Finding]:
+def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Finding]:
     import torch
 
     from grpo_kit.policy.load import load_policy
 
     model, tokenizer = load_policy(policy)
-    asked = _read_probe(probe) if probe and probe.is_file() else _default_probe(tokenizer, policy.enable_thinking)
-    base = _last_logits(model, asked)
-    submitted = _last_logits(_attach_submission(model, path), asked)
-    moved = (submitted - base).abs().max().item()
-    # What arithmetic alone would change: an adapter of zeros moves logits by a few units in the last place.
+    prompts = _read_probe(probe) if probe and probe.is_file() else _default_prompts(tokenizer, policy.enable_thinking)
+    base = _last_logits(model, prompts)
+    submitted = _last_logits(_attach_submission(model, path), prompts)
+    change = (submitted - base).abs().max().item()
+    # What rounding alone would change: an adapter of zeros changes logits by a few units in the last place.
     noise = 10 * torch.finfo(getattr(torch, policy.dtype)).eps * base.abs().max().item()
-    said = f"(largest logit change {moved:.3g})"
-    if not moved > noise:  # NaN too
-        what = f"The outputs do not differ from the base's {said}."
-        findings = [
-            Finding("outputs-unmoved", FATAL, what, "The score is the base's, or noise.", "Train, and pack again.")
-        ]
+    if not change > noise:  # NaN too
+        what = f"The outputs do not differ from the base's (largest logit change {change:.3g})."
+        does = "The score is the base's, or noise."
+        findings = [Finding("outputs-unmoved", FATAL, what, does, "Train, and pack again.")]
     else:
-        findings = [Finding("outputs-moved", OK, f"The outputs differ from the base model's {said}.")]
-    if "trained" not in asked:
-        what = "It was not compared with a trained policy."
-        return [*findings, Finding("not-compared", WARNING, what, "", "grpo-kit check FILE.zip --run NAME does.")]
-    gap = (submitted - asked["trained"]).abs().max().item()
-    # Relative to what training changed: the zip must be the trained policy, not something between it and the base.
-    if gap <= max(noise, 1e-2 * moved):
+        what = f"The outputs differ from the base model's (largest logit change {change:.3g})."
+        findings = [Finding("outputs-moved", OK, what)]
+    if "trained" not in prompts:
+        what = "The outputs were not compared with a trained policy's."
+        remedy = "grpo-kit check FILE.zip --run NAME compares them."
+        return [*findings, Finding("not-compared", WARNING, what, "", remedy)]
+    gap = (submitted - prompts["trained"]).abs().max().item()
+    # Relative to what training changed: the zip must be the trained policy, and not something between it and the base.
+    if gap <= max(noise, 1e-2 * change):
         what = f"The outputs equal the trained policy's (largest logit gap {gap:.2g})."
         return [*findings, Finding("outputs-equal", OK, what)]
-    what = (
-        f"The outputs are not the trained policy's (largest logit gap {gap:.2g}, of {moved:.2g} that training moved)."
-    )
-    does = "It scores something that was not trained."
-    return [
-        *findings,
-        Finding("outputs-differ", FATAL, what, does, "Pack the run's adapter again with grpo-kit package."),
-    ]
+    what = f"The outputs are not the trained policy's (largest logit gap {gap:.2g}; training changed {change:.2g})."
+    does, remedy = "vLLM scores something that was not trained.", "Pack the run's adapter again with grpo-kit package."
+    return [*findings, Finding("outputs-differ", FATAL, what, does, remedy)]
 
 
 def _attach_submission(model: Any, path: Path) -> Any:
@@ -116,34 +123,42 @@ def _attach_submission(model: Any, path: Path) -> Any:
 
 
 def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thinking: bool, path: Path) -> None:
-    """Keep the trained policy's logits of the first answer token for a few prompts, taken from memory, float32."""
+    """Save the trained policy's logits of the first answer token for a few prompts, so that a zip can be compared with them.
+
+    Args:
+        model: the trained policy, in memory.
+        tokenizer: with the chat template.
+        conversations: the prompts, as lists of messages.
+        enable_thinking: passed to the chat template.
+        path: the file to write: token ids, mask, and float32 logits (prompts, vocabulary).
+    """
     from safetensors.torch import save_file
 
-    asked = _tokenized(tokenizer, conversations, enable_thinking)
+    prompts = _tokenize(tokenizer, conversations, enable_thinking)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    save_file({**asked, "trained": _last_logits(model, asked)}, aside)
+    save_file({**prompts, "trained": _last_logits(model, prompts)}, aside)
     aside.replace(path)
 
 
-def _last_logits(model: Any, asked: dict[str, Any]) -> Any:
+def _last_logits(model: Any, prompts: dict[str, Any]) -> Any:
     """(prompts, vocabulary) logits after the last prompt token; prompts are padded on the left."""
     import torch
 
     with torch.inference_mode():
-        ids, mask = asked["input_ids"].to(model.device), asked["attention_mask"].to(model.device)
+        ids, mask = prompts["input_ids"].to(model.device), prompts["attention_mask"].to(model.device)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits.float().cpu().clone()
 
 
-def _tokenized(tokenizer: Any, conversations: list[Any], enable_thinking: bool) -> dict[str, Any]:
+def _tokenize(tokenizer: Any, conversations: list[Any], enable_thinking: bool) -> dict[str, Any]:
     texts = [render_prompt(tokenizer, turns, enable_thinking) for turns in conversations]
     return dict(tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"))
 
 
-def _default_probe(tokenizer: Any, enable_thinking: bool) -> dict[str, Any]:
-    asked = [[{"role": "user", "content": f"What is {n} + {n + 7}?"}] for n in range(20, 80, 10)]
-    return _tokenized(tokenizer, asked, enable_thinking)
+def _default_prompts(tokenizer: Any, enable_thinking: bool) -> dict[str, Any]:
+    questions = [[{"role": "user", "content": f"What is {n} + {n + 7}?"}] for n in range(20, 80, 10)]
+    return _tokenize(tokenizer, questions, enable_thinking)
 
 
 def _read_probe(path: Path) -> dict[str, Any]:

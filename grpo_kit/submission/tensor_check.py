@@ -17,7 +17,7 @@ import torch
 from grpo_kit.adapters.adapter_config import SCORER_MAX_RANK, AdapterConfig
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable, printable_list
 from grpo_kit.adapters.names import parse_lora_key, published_name
-from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, read_pieces
+from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, one_thread, read_pieces
 from grpo_kit.nemotron.base_models import Modules, name_endings, select_modules
 
 USUAL_DTYPES = ("F32", "F16", "BF16")
@@ -244,7 +244,7 @@ def _check_types(entries: Mapping[str, TensorEntry]) -> list[Finding]:
 def summarize_values(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Values]:
     """{key: what its values are like} of the floating tensors of a safetensors file, with 1 MiB of them in memory."""
     values = {}
-    with path.open("rb") as file:
+    with path.open("rb") as file, one_thread():
         for key, entry in entries.items():
             if entry.dtype in DTYPES:
                 largest = torch.zeros((), dtype=torch.float64)

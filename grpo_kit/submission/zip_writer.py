@@ -18,7 +18,7 @@ import torch
 from grpo_kit.adapters.adapter_config import CONFIG_FILE
 from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.layouts import Pair
-from grpo_kit.adapters.safetensors_files import write_safetensors
+from grpo_kit.adapters.safetensors_files import one_thread, write_safetensors
 from grpo_kit.nemotron.base_models import Modules, select_modules
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -105,9 +105,6 @@ def _rank_pattern(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
 def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | None = None) -> None:
     """Write the zip aside and rename it into place, with one pair in memory at a time.
 
-    Computed on one thread: the order in which a sum is added up, and so the bytes, must not depend on the number of threads,
-    and matrices this small are not faster on several.
-
     Args:
         plan: from `plan_zip`.
         path: the zip.
@@ -116,8 +113,6 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
     Raises:
         ValueError: a value is too large for float16.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     dtype = DTYPES[str(plan.dtype).removeprefix("torch.")]
@@ -127,7 +122,7 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
         entries[f"base_model.model.{pair.name}.lora_A.weight"] = (dtype, (rank, inside))
         entries[f"base_model.model.{pair.name}.lora_B.weight"] = (dtype, (out, rank))
     try:
-        with zipfile.ZipFile(aside, "w") as archive:
+        with zipfile.ZipFile(aside, "w") as archive, one_thread():
             config = json.dumps(plan.config, indent=2, sort_keys=True) + "\n"
             archive.writestr(_zip_entry(CONFIG_FILE, zipfile.ZIP_DEFLATED), config)
             # Stored: weights hardly shrink, and deflating gigabytes takes minutes.
@@ -136,7 +131,6 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-        torch.set_num_threads(threads)
 
 
 def _finished_tensors(plan: Plan, progress: Callable[[int, int], None] | None) -> Iterator[torch.Tensor]:

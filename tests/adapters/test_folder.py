@@ -42,10 +42,10 @@ def test_tensors_are_read_one_at_a_time_as_they_were_saved(tmp_path):
     ("changes", "match"),
     [
         ({"use_dora": True}, "use_dora is True; .* Train a LoRA without DoRA"),
-        ({"bias": "all"}, "bias is all"),
-        ({"bias": "lora_only"}, "bias is lora_only"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"bias": "lora_only"}, "bias is 'lora_only'"),
         ({"lora_bias": True}, "lora_bias=False"),
-        ({"peft_type": "IA3"}, "peft_type is IA3"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"peft_type": "PREFIX_TUNING"}, "loads LoRA and nothing else"),
         ({"peft_type": ["LORA"]}, "peft_type"),
         ({"use_qalora": True}, "use_qalora is set. QALoRA pools"),
@@ -57,7 +57,7 @@ def test_tensors_are_read_one_at_a_time_as_they_were_saved(tmp_path):
         ({"r": -4}, "r is -4"),
         ({"r": 4.5}, "r is 4.5"),
         ({"r": True}, "r is True"),
-        ({"r": "4"}, "r is 4"),
+        ({"r": "4"}, "r is '4'"),
         ({"r": None}, "r is None"),
         ({"r": 10**30}, "r is 10+\\.\\.\\.|r is 10+; a rank is a whole number"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
@@ -66,11 +66,11 @@ def test_tensors_are_read_one_at_a_time_as_they_were_saved(tmp_path):
         ({"rank_pattern": ["q"]}, "rank_pattern is not a table"),
         ({"rank_pattern": {"q": "4"}}, "rank_pattern"),
         ({"alpha_pattern": {"q": -1}}, "alpha_pattern"),
-        ({"target_parameters": "x"}, "target_parameters is x; it is a list of names"),
+        ({"target_parameters": "x"}, "target_parameters is 'x'; it is a list of names"),
         ({"target_parameters": [1]}, "a list of names"),
     ],
 )
-def test_a_config_that_is_no_plain_lora_is_refused(folder, changes, match):
+def test_a_config_that_is_not_a_plain_lora_is_refused(folder, changes, match):
     with pytest.raises(ValueError, match=match) as caught:
         AdapterFolder(configured(folder, **changes))
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
@@ -85,7 +85,7 @@ def test_inits_that_leave_the_base_alone_are_read(folder, init):
     "content",
     [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"r": NaN}', b"[" * 100_000, b'{"a":' * 50_000, b" " * (1 << 20) + b"{}", b'{"r": Infinity}', b"1e999"],
 )  # fmt: skip
-def test_a_config_that_is_no_json_object_is_refused(folder, content):
+def test_a_config_that_is_not_a_json_object_is_refused(folder, content):
     (folder / "adapter_config.json").write_bytes(content)
     with pytest.raises(ValueError, match="adapter_config") as caught:
         AdapterFolder(folder)

@@ -434,9 +434,9 @@ def test_an_adapter_twice_is_twice_the_adapter_and_loses_nothing(trainer, packed
         (lambda t: t | {f"{PREFIX}layers.1.mixer.gate.lora_{h}.weight": torch.ones(4, 4) for h in "AB"}, {}, "no such matrix"),
         (lambda t: t | {f"{PREFIX}layers.9.mixer.q_proj.lora_{h}.weight": torch.ones(4, 4) for h in "AB"}, {}, "no such matrix"),
         (lambda t: t | {"base_model.model.lm_head.weight": torch.ones(2, 2)}, {}, "modules_to_save"),
-        (lambda t: t | {f"{PREFIX}embeddings.lora_embedding_A": torch.ones(2, 2)}, {}, "no half of a LoRA pair"),
-        (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_magnitude_vector.weight": torch.ones(2)}, {}, "no half of a LoRA pair"),
-        (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_B.bias": torch.ones(2)}, {}, "no half of a LoRA pair"),
+        (lambda t: t | {f"{PREFIX}embeddings.lora_embedding_A": torch.ones(2, 2)}, {}, "not half of a LoRA pair"),
+        (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_magnitude_vector.weight": torch.ones(2)}, {}, "not half of a LoRA pair"),
+        (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_B.bias": torch.ones(2)}, {}, "not half of a LoRA pair"),
         (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_A.other.weight": torch.ones(4, 128)}, {}, "twice"),
         (lambda t: t | {f"base_model.model.backbone.layers.2.mixer.q_proj.lora_{h}.weight": t[f"{PREFIX}layers.2.mixer.q_proj.lora_{h}.weight"].clone() for h in "AB"}, {}, "twice"),
         (lambda t: {k: v[:2] if "q_proj.lora_A" in k else v for k, v in t.items()}, {}, r"they are \(r, in\)"),
@@ -451,7 +451,7 @@ def test_an_adapter_twice_is_twice_the_adapter_and_loses_nothing(trainer, packed
         (lambda t: {k: v[:30] if "experts.base_layer.lora_A" in k else v for k, v in t.items()}, {}, "no known way of stacking"),
         (lambda t: {k: v[:, :5] if "layers.1.mixer.experts.lora_A" in k else v for k, v in t.items()}, {}, "no known way of stacking"),
         (lambda t: {}, {}, "no LoRA pair"),
-        (lambda t: {"x" * 600 + ".lora_A.weight": torch.ones(1, 1)}, {}, "no half of a LoRA pair"),
+        (lambda t: {"x" * 600 + ".lora_A.weight": torch.ones(1, 1)}, {}, "not half of a LoRA pair"),
     ],
 )  # fmt: skip
 def test_what_no_pair_can_be_made_of_is_refused_in_a_sentence(trainer, packed, tmp_path, tensors, changes, match):

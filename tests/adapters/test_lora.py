@@ -94,12 +94,12 @@ def damaged(folder, change_config=None, change_tensors=None):
 @pytest.mark.parametrize(
     ("change_config", "change_tensors", "said"),
     [
-        ({"peft_type": "IA3"}, None, "peft_type is IA3; the scorer loads LoRA"),
+        ({"peft_type": "IA3"}, None, "peft_type is 'IA3'; the scorer loads LoRA"),
         ({"target_modules": ".*"}, None, "not a list of names"),  # a regular expression from outside
         ({"rank_pattern": {"(a+)+b": 2}}, None, "are not evaluated"),
         (None, lambda t: dict(list(t.items())[1:]), "without its other half"),
         (None, lambda t: dict(list(t.items())[2:]), "lacks 2 tensors"),
-        (None, lambda t: {**t, f"{LAYER}9.mixer.x.lora_A.weight": torch.zeros(16, 2), f"{LAYER}9.mixer.x.lora_B.weight": torch.zeros(2, 16)}, "2 that fit nowhere"),
+        (None, lambda t: {**t, f"{LAYER}9.mixer.x.lora_A.weight": torch.zeros(16, 2), f"{LAYER}9.mixer.x.lora_B.weight": torch.zeros(2, 16)}, "2 of its tensors have no module"),
         (None, lambda t: {k: v[:, :3].clone() for k, v in t.items()}, r"they are \(r, in\)"),
         (None, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}, "do not fit"),
     ],

@@ -89,7 +89,7 @@ def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
     Path("c.zip").write_bytes(b"no zip")
     assert "is not a zip" in call("check", "c.zip", status=1)
     assert "is no file" in call("check", "none.zip", status=2)
-    assert "no base model known" in call("check", "b.zip", "policy.model=no/such", status=2)
+    assert "not a known base model" in call("check", "b.zip", "policy.model=no/such", status=2)
     assert everything(here) == ["a.zip", "b.zip", "c.zip"]
 
 

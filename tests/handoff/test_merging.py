@@ -176,8 +176,8 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
             {"use_dora": True},
             "use_dora is True; the scorer loads LoRA pairs",
         ),
-        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"bias": "all"}, "bias is all"),
-        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"peft_type": "LOHA"}, "peft_type is LOHA"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"bias": "all"}, "bias is 'all'"),
+        ({"model.layers.2.mixer.q_proj": (128, 128)}, {"peft_type": "LOHA"}, "peft_type is 'LOHA'"),
         ({"model.layers.2.mixer.q_proj": (128, 128)}, {"rank_pattern": {"q_proj": 2}}, "has rank 4 .* config says 2"),
     ],
 )
@@ -192,7 +192,7 @@ def test_what_is_no_pair_is_not_left_out_silently(tmp_path):
     random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
     path = tmp_path / "a/adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
-    with pytest.raises(ValueError, match="holds base_model.model.lm_head.weight, which is no half"):
+    with pytest.raises(ValueError, match="holds base_model.model.lm_head.weight, which is not half"):
         merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
 
 
@@ -221,7 +221,7 @@ def test_rank_stabilised_scale(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "kind", "said"),
     [
-        (lambda base: (base / merging.INDEX).write_text("{"), ValueError, "is no index of shards"),
+        (lambda base: (base / merging.INDEX).write_text("{"), ValueError, "is not an index of shards"),
         (
             lambda base: sorted(base.glob("*.safetensors"))[1].unlink(),
             FileNotFoundError,

@@ -83,7 +83,7 @@ def test_a_folder_is_read_by_its_own_config(tmp_path):
 )
 def test_a_folder_of_another_model_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="no config of a Nemotron-H"):
+    with pytest.raises(ValueError, match="not the config of a Nemotron-H"):
         base_models.lora_modules(str(tmp_path))
 
 
@@ -111,7 +111,7 @@ def test_a_base_is_known_by_its_names(base, which):
 
 
 def test_an_unknown_base_says_what_is_known():
-    with pytest.raises(FileNotFoundError, match="'Qwen/Qwen3-4B' is no base model known here"):
+    with pytest.raises(FileNotFoundError, match="'Qwen/Qwen3-4B' is not a known base model"):
         base_models.lora_modules("Qwen/Qwen3-4B")
 
 

@@ -389,7 +389,7 @@ def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
         inspect_zip.inspect_submission(tmp_path / "none.zip")
     with pytest.raises(FileNotFoundError, match="is not a file"):
         inspect_zip.inspect_submission(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no base model known"):
+    with pytest.raises(FileNotFoundError, match="not a known base model"):
         inspect_zip.inspect_submission(submission(tmp_path / "x.zip"), "no/such")
 
 

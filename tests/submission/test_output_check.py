@@ -87,7 +87,7 @@ def test_an_adapter_too_small_to_matter_does_not_pass_for_a_change(packed):
 )
 def test_what_is_fatal_already_is_not_loaded(packed, said, tensors, code, monkeypatch):
     policy, probe, path = packed
-    monkeypatch.setattr(output_check, "_compare", None)
+    monkeypatch.setattr(output_check, "_compare_outputs", None)
     assert code in codes(output_check.check_submission(repacked(path, said, tensors), policy, probe), "fatal")
 
 
@@ -124,7 +124,7 @@ def test_routed_experts_count(tmp_path):
     change = {"target_modules": [f"experts.{i}.{name}_proj" for i in range(8) for name in ("up", "down")]}
     path = made(tmp_path / "a.zip", change, lambda tensors: {key: value * 0.2 for key, value in tensors.items()})
     assert "outputs-moved" in codes(output_check.check_submission(path), "ok")
-    asked = output_check._default_probe(load_policy(config.Policy())[1], True)
+    asked = output_check._default_prompts(load_policy(config.Policy())[1], True)
     said = []
     for load_in_4bit in (False, True):
         model = load_policy(config.Policy(load_in_4bit=load_in_4bit))[0]
@@ -151,7 +151,7 @@ def test_ranks_by_pattern_are_scaled_as_the_scorer_does(tmp_path):
     asked, said = None, []
     for path in (low, full):
         model, tokenizer = load_policy(config.Policy())
-        asked = asked or output_check._default_probe(tokenizer, True)
+        asked = asked or output_check._default_prompts(tokenizer, True)
         said.append(output_check._last_logits(output_check._attach_submission(model, path), asked))
     assert (said[0] - said[1]).abs().max() < 1e-4
 
@@ -180,5 +180,5 @@ def test_a_local_folder_is_loaded(tmp_path):
 def test_a_missing_zip_or_base_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.zip is not a file"):
         output_check.check_submission(tmp_path / "none.zip")
-    with pytest.raises(FileNotFoundError, match="no base model known"):
+    with pytest.raises(FileNotFoundError, match="not a known base model"):
         output_check.check_submission(made(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))
