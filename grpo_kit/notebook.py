@@ -270,4 +270,4 @@ def show_effects(result: Mapping[str, Any], run: Run) -> None:
     from grpo_kit.tuning import report
 
     display(Image(run.path / "tune" / "tune.png"))
-    print("\n".join(report.moved(result)))
+    print("\n".join(report.describe_effects(result)))

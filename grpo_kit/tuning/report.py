@@ -1,33 +1,45 @@
-"""What a search found, to look at: a picture of its trials, and a sentence for each setting on whether it moved the accuracy."""
+"""Shows what a search found: a chart of its trials, and whether each setting changed the accuracy.
 
-import random
+Optuna's own `plot_slice` leaves out the trials that were stopped early, and `optuna.importance` gives shares that add up
+to 1 also where no setting matters: for 12 trials of random accuracy it gave one of three settings up to 0.93.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from grpo_kit.display.run_figures import GREEN, GREY, ORANGE
 from grpo_kit.tuning.space import Axis
 
-BEST, OWN, OTHER = "#009e73", "#e69f00", "#a6a6a6"  # of the palette that `figures` has, floors above
+ORDERS = 999  # random orders that a correlation is compared with
+SIGNIFICANT = 0.05
 
 
-def picture(found: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
-    """A `matplotlib.figure.Figure` of `tune.json`: accuracy by step, a line a trial, and by the value of each of `axes`, a mark
-    a trial; choices stand in their order."""
+def draw_trials(result: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
+    """A `matplotlib.figure.Figure` of the trials: accuracy by step, a line each, and by the value of each setting.
+
+    Args:
+        result: what `tune` returns.
+        axes: the search space; choices are drawn in their order.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(3.2 * (1 + len(axes)), 3.4), layout="constrained")
     curves, *panels = figure.subplots(1, 1 + len(axes), sharey=True)
-    for row in reversed(found["trials"]):  # the best last, over the others
-        main, label = row is found["best"], "the run's own values" if row["own"] else None
-        style = {"color": BEST, "linewidth": 2.4} if main else {"color": OWN if row["own"] else OTHER}
-        style |= {"marker": "o" if row["state"] == "complete" else "x"}
-        curves.plot(*zip(*row["curve"]) if row["curve"] else ((), ()), label="best" if main else label, **style)
-        values = dict(override.split("=", 1) for override in row["overrides"])
+    for row in reversed(result["trials"]):  # the best last, over the others
+        is_best, marker = row is result["best"], "o" if row["state"] == "complete" else "x"
+        color = GREEN if is_best else ORANGE if row["own"] else GREY
+        label = "best" if is_best else "the run's own values" if row["own"] else None
+        steps, accuracies = zip(*row["curve"]) if row["curve"] else ((), ())
+        curves.plot(steps, accuracies, color=color, marker=marker, linewidth=2.4 if is_best else 1.5, label=label)
+        values = _values_by_key(row)
         for panel, (key, axis) in zip(panels, axes.items(), strict=True):
             if row["accuracy"] is not None:
-                value = axis.choices.index(values[key]) if axis.kind == "choice" else float(values[key])
-                panel.plot([value], [row["accuracy"]], color=style["color"], marker=style["marker"])
-    curves.plot([], [], "x", color=OTHER, label="broken off")
+                place = axis.choices.index(values[key]) if axis.kind == "choice" else float(values[key])
+                panel.plot([place], [row["accuracy"]], color=color, marker=marker)
+    curves.plot([], [], "x", color=GREY, label="stopped early")
     curves.set(xlabel="GRPO step", ylabel="accuracy on the validation split", ylim=(-0.02, 1.05))
     curves.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     curves.legend(loc="lower right", frameon=False, fontsize=8)
@@ -42,43 +54,64 @@ def picture(found: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
     return figure
 
 
-def moved(found: Mapping[str, Any], seed: int = 0) -> list[str]:
-    """For each key a sentence: whether accuracy went with its value over the trials of `tune.json`, or not as far as they show.
+def describe_effects(result: Mapping[str, Any], seed: int = 0) -> list[str]:
+    """For each setting a sentence: whether the accuracy rises, falls or differs with it, as far as the trials show.
 
-    By rank correlation (Kruskal and Wallis's H for choices that are no numbers) against the same trials in 1,000 random
-    orders: `p` is the share that goes together at least as well. Accuracy is that of the last step that every trial reached,
-    so those that were broken off count, and are compared after as much training; none counts that was never measured.
+    All trials that were measured count, and are compared at the last step that every one of them reached. The measure is
+    the rank correlation, or Kruskal and Wallis's H for choices that are not numbers; `p` is the share of random orders
+    of the accuracies that go with the setting at least as well.
+
+    Args:
+        result: what `tune` returns.
+        seed: of the random orders.
     """
+    rows = [row for row in result["trials"] if row["curve"]]
+    if not rows:
+        return []
+    curves = [dict(row["curve"]) for row in rows]
+    step = max(set.intersection(*map(set, curves)), default=None)
+    if step is None:
+        return []
+    accuracies, trials = [curve[step] for curve in curves], [_values_by_key(row) for row in rows]
+    return [
+        f"{key}: {_describe_effect([values[key] for values in trials], accuracies, step, seed)}" for key in trials[0]
+    ]
+
+
+def _describe_effect(values: Sequence[str], accuracies: Sequence[float], step: int, seed: int) -> str:
     from scipy import stats
 
-    rows = [row for row in found["trials"] if row["curve"]]
-    values = [dict(override.split("=", 1) for override in row["overrides"]) for row in rows]
-    curves = [dict(row["curve"]) for row in rows]
-    step = max(set.intersection(*map(set, curves)), default=None) if curves else None
-    said, draw = [], random.Random(seed)
-    for key in values[0] if step is not None else ():
-        here, accuracy = [value[key] for value in values], [curve[step] for curve in curves]
-        if len(set(here)) < 2 or len(set(accuracy)) < 2:
-            said.append(f"{key}: nothing to tell from {len(rows)} trials that are alike.")
-            continue
-        numbers = _numbers(here)
+    if len(set(values)) < 2 or len(set(accuracies)) < 2:
+        return f"the {len(values)} trials do not differ, so they show nothing."
+    # Both measures depend on ranks alone, so random orders of the ranks are enough.
+    ranks, numbers = stats.zscore(stats.rankdata(accuracies)), _as_numbers(values)
+    if numbers:
+        places = stats.zscore(stats.rankdata(numbers))
+        correlation = float(np.mean(places * ranks))
+        direction, measure = "rises" if correlation > 0 else "falls", f"rank correlation {correlation:+.2f}"
 
-        def together(order: list[float], here: list[str] = here, numbers: list[float] | None = numbers) -> float:
-            if numbers:
-                return float(stats.spearmanr(numbers, order).statistic)
-            return float(stats.kruskal(*[[a for a, h in zip(order, here) if h == one] for one in sorted(set(here))])[0])
+        def strength(order: np.ndarray, axis: int = -1) -> np.ndarray:
+            return np.abs(np.mean(places * order, axis))
+    else:
+        kinds = [np.array([value == kind for value in values]) for kind in sorted(set(values))]
+        h = stats.kruskal(*[np.array(accuracies)[kind] for kind in kinds]).statistic
+        direction, measure = "differs", f"H {h:.2f}"
 
-        seen = together(accuracy)
-        orders = (draw.sample(accuracy, len(accuracy)) for _ in range(1000))
-        p = (1 + sum(abs(together(order)) >= abs(seen) - 1e-9 for order in orders)) / 1001
-        way = ("rises" if seen > 0 else "falls") if numbers else "differs"
-        how = f"rank correlation {seen:+.2f}" if numbers else f"H {seen:.2f}"
-        moves = f"accuracy {way} with it" if p < 0.05 else "no effect is shown"
-        said.append(f"{key}: {moves} ({how} over {len(rows)} trials at step {step}, p = {p:.3f}).")
-    return said
+        def strength(order: np.ndarray, axis: int = -1) -> np.ndarray:
+            return sum(order[..., kind].sum(axis) ** 2 / kind.sum() for kind in kinds)
+
+    p = stats.permutation_test(
+        (ranks,), strength, permutation_type="pairings", n_resamples=ORDERS, alternative="greater", rng=seed
+    ).pvalue
+    effect = f"accuracy {direction} with it" if p < SIGNIFICANT else "no effect is shown"
+    return f"{effect} ({measure} over {len(values)} trials at step {step}, p = {p:.3f})."
 
 
-def _numbers(texts: Sequence[str]) -> list[float] | None:
+def _values_by_key(row: Mapping[str, Any]) -> dict[str, str]:
+    return dict(override.split("=", 1) for override in row["overrides"])
+
+
+def _as_numbers(texts: Sequence[str]) -> list[float] | None:
     try:
         return [float(text) for text in texts]
     except ValueError:

@@ -1,9 +1,9 @@
-"""Which settings learn best in a few steps? Short trainings of the run's own policy on its own rows, by Optuna.
+"""Searches with Optuna for the settings that learn best in a few steps.
 
-Every trial is trained for the same steps from the same seed and measured on the same validation problems every few
-steps; one that lies below the median of the others there is broken off. The search is a SQLite file in the run folder
-(`tune/study.db`), so a search that was broken off goes on; each trial leaves its metrics and completions beside it. The
-only file that knows Optuna. One process searches at a time.
+Each trial trains the run's own policy on its own rows, for the same steps from the same seed, and is measured on the same
+validation problems every few steps; a trial below the median of the others is stopped early. The search is a SQLite file
+in the run folder (`tune/study.db`), so an interrupted search continues; each trial leaves its metrics and completions
+beside it. One process searches at a time.
 """
 
 import itertools
@@ -20,12 +20,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
+from grpo_kit.display.charts import save_figure
 from grpo_kit.evaluation import evaluate, intervals
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.training import train
-from grpo_kit.tuning import report
+from grpo_kit.tuning.report import draw_trials
 from grpo_kit.tuning.space import Axis, parse_search
 
 OnTrial = Callable[[int, int, str], None]
@@ -84,8 +85,8 @@ def tune(
             raise ValueError(
                 f"{single_values[0]!r} has one value, so there is nothing to search. Set it in the configuration instead."
             )
-    config = _with(config, [f"grpo.max_steps={steps}"])
-    settings = _checked(config, run, axes, steps, every, grid)
+    config = _override(config, [f"grpo.max_steps={steps}"])
+    settings = _check_search(config, run, axes, steps, every, grid)
     folder = run.path / "tune"
     if config.run.force:
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,83 +96,88 @@ def tune(
         storage=f"sqlite:///{(folder / 'study.db').absolute()}", study_name=run.name, direction="maximize", load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
-    if other := list_differences(study.user_attrs.get("settings", settings), settings):
+    if changes := list_differences(study.user_attrs.get("settings", settings), settings):
         raise ValueError(
-            f"The search of run {run.name!r} was begun otherwise ({'; '.join(other[:3])}). Begin anew with --force, or name another run."
+            f"The search of run {run.name!r} was started with different settings ({'; '.join(changes[:3])}). Use --force to start again, "
+            "or --run for another run."
         )
     study.set_user_attr("settings", settings)
     if grid:
         trials = math.prod(len(axis.choices) for axis in axes.values())
-    _enqueue(study, config, axes, grid)
+    _enqueue_trials(study, config, axes, grid)
 
-    def show() -> int:
-        done, values = len(_finished(study)), [t.value for t in _finished(study) if t.value is not None]
+    def report_progress() -> int:
+        finished = _finished_trials(study)
+        values = [trial.value for trial in finished if trial.value is not None]
         if on_trial:
-            on_trial(done, trials, f"best so far {max(values):.2f}" if values else "")
-        return done
+            on_trial(len(finished), trials, f"best so far {max(values):.2f}" if values else "")
+        return len(finished)
 
-    while (done := show()) < trials:
-        study.sampler = _sampler(config.run.seed, done, trials)
+    while (done := report_progress()) < trials:
+        study.sampler = _make_sampler(config.run.seed, done, trials)
         study.optimize(
-            lambda trial: _accuracy_of(trial, config, run, axes, steps, every), n_trials=1, catch=torch.OutOfMemoryError
+            lambda trial: _run_trial(trial, config, run, axes, steps, every), n_trials=1, catch=torch.OutOfMemoryError
         )
         torch.cuda.empty_cache()
-    return _result(study, config, run, axes)
+    return _save_result(study, config, run, axes)
 
 
-def _accuracy_of(
+def _run_trial(
     trial: Any, config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], steps: int, every: int
 ) -> float:
-    """Train one trial; its accuracy, by problem the mean of the later half of its measurements.
+    """Train one trial and return its accuracy: the mean over problems of the later half of its measurements.
 
-    Raises Optuna's TrialPruned when it lies below the median on the way.
+    Raises Optuna's TrialPruned when the trial is below the median on the way.
     """
     import optuna
 
     overrides = [f"{key}={axis.suggest(trial, key)}" for key, axis in axes.items()]
-    chosen = _with(config, overrides)
+    settings = _override(config, overrides)
     trial.set_user_attr("overrides", overrides)
-    verifier, rows = load_reward(chosen.evaluation.verifier), read_lines(run.data_file("val"))
+    verifier, rows = load_reward(settings.evaluation.verifier), read_lines(run.data_file("val"))
     own = trial.user_attrs.get("own", False)
-    measured: list[dict[str, float | None]] = []
+    measurements: list[dict[str, float | None]] = []
 
     def on_step(row: dict[str, Any]) -> None:
         step = row["step"]
         if step % every and step != steps:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
-        measured.append(evaluate.score_rows(model, trainer.processing_class, rows, verifier, chosen))
-        if (accuracy := _mean(measured[-1])) is None:
+        measurements.append(evaluate.score_rows(model, trainer.processing_class, rows, verifier, settings))
+        if (accuracy := _mean(measurements[-1])) is None:
             raise ValueError(f"The verifier could use none of {len(rows)} validation golds. Check evaluation.verifier.")
         trial.report(accuracy, step)
-        if step < steps and not own and trial.should_prune():  # the run's own values are what others are compared with
+        # The run's own values are what the others are compared with, so they are not stopped early.
+        if step < steps and not own and trial.should_prune():
             raise optuna.TrialPruned
 
-    rewards = [load_reward(spec) for spec in chosen.grpo.reward_funcs]
+    rewards = [load_reward(spec) for spec in settings.grpo.reward_funcs]
     try:
-        trainer = train.make_trainer(chosen, Trial(run, trial.number), rewards, on_step)
+        trainer = train.make_trainer(settings, Trial(run, trial.number), rewards, on_step)
         trainer.train()
     except torch.OutOfMemoryError:
         trial.set_user_attr("no_room", True)
         raise
     finally:
-        last = measured[len(measured) // 2 :]  # one measurement is too noisy to choose by
-        scores = {key: _mean(dict(enumerate(m[key] for m in last))) for key in (last[0] if last else ())}
+        later = measurements[len(measurements) // 2 :]  # one measurement is too noisy to choose by
+        scores = {
+            problem: _mean({i: m[problem] for i, m in enumerate(later)}) for problem in (later[0] if later else ())
+        }
         trial.set_user_attr("scores", scores)
     return _mean(scores)
 
 
 def _mean(scores: Mapping[Any, float | None]) -> float | None:
-    """The mean of the scores that there are; None where no gold could be used."""
-    known = [score for score in scores.values() if score is not None]
-    return sum(known) / len(known) if known else None
+    """The mean of the scores that are not None; None where there is none, because no gold could be used."""
+    usable = [score for score in scores.values() if score is not None]
+    return sum(usable) / len(usable) if usable else None
 
 
-def _sampler(seed: int, done: int, trials: int) -> Any:
-    """What proposes the next trial: the first half is spread evenly over the space, the others lie where it was good.
+def _make_sampler(seed: int, done: int, trials: int) -> Any:
+    """Optuna's sampler for the next trial: the first half spreads evenly over the space, the rest go where it was good.
 
-    A space-filling sequence keeps its place in the study's file; the other sampler is seeded by how many trials are done,
-    or a search that goes on would repeat its draws.
+    The space-filling sequence keeps its place in the study's file. The other sampler is seeded by the number of finished
+    trials; with one seed a continued search would repeat its draws.
     """
     import optuna
 
@@ -184,13 +190,13 @@ def _sampler(seed: int, done: int, trials: int) -> Any:
     return optuna.samplers.TPESampler(seed=seed + done, n_startup_trials=0)
 
 
-def _finished(study: Any) -> list[Any]:
-    """Trials that need no more work: through, broken off below the median, or without room in memory."""
+def _finished_trials(study: Any) -> list[Any]:
+    """Trials that need no more work: complete, stopped early, or out of memory."""
     return [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED") or "no_room" in t.user_attrs]
 
 
-def _enqueue(study: Any, config: configuration.RunConfig, axes: Mapping[str, Axis], grid: bool) -> None:
-    """Put in line what is to come first: trials that were killed, the run's own values, a grid's combinations."""
+def _enqueue_trials(study: Any, config: configuration.RunConfig, axes: Mapping[str, Axis], grid: bool) -> None:
+    """Queue what comes first: trials that were killed, the run's own values, and with `grid` every combination."""
     import optuna
 
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
@@ -198,23 +204,25 @@ def _enqueue(study: Any, config: configuration.RunConfig, axes: Mapping[str, Axi
         if set(trial.params) == set(axes):
             study.enqueue_trial(trial.params, user_attrs={"own": trial.user_attrs.get("own", False)})
     waiting = study.get_trials(states=[optuna.trial.TrialState.WAITING])
-    known = [t.params for t in _finished(study)] + [t.system_attrs["fixed_params"] for t in waiting]
-    whole = OmegaConf.structured(config)
-    own = {key: OmegaConf.select(whole, key) for key in axes}
+    present = [t.params for t in _finished_trials(study)] + [t.system_attrs["fixed_params"] for t in waiting]
+    structured = OmegaConf.structured(config)
+    own = {key: OmegaConf.select(structured, key) for key in axes}
     if all(axis.holds(own[key]) for key, axis in axes.items()):
-        asked = {key: axis.param(own[key]) for key, axis in axes.items()}
-        if asked not in known:
-            study.enqueue_trial(asked, user_attrs={"own": True})
-            known.append(asked)
+        params = {key: axis.param(own[key]) for key, axis in axes.items()}
+        if params not in present:
+            study.enqueue_trial(params, user_attrs={"own": True})
+            present.append(params)
     if grid:
         for values in itertools.product(*(axis.choices for axis in axes.values())):
-            if (asked := dict(zip(axes, values, strict=True))) not in known:
-                study.enqueue_trial(asked)
+            params = dict(zip(axes, values, strict=True))
+            if params not in present:
+                study.enqueue_trial(params)
 
 
-def _result(study: Any, config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
+def _save_result(study: Any, config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
+    """Write `tune.json` and `tune.png`; returns what the first holds."""
     rows = []
-    for trial in _finished(study):
+    for trial in _finished_trials(study):
         scores = [s for s in trial.user_attrs.get("scores", {}).values() if s is not None]
         rows.append(
             {
@@ -227,51 +235,49 @@ def _result(study: Any, config: configuration.RunConfig, run: Run, axes: Mapping
             }
         )  # fmt: skip
     rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
-    found = {"trials": rows, "best": rows[0], "words": _words(study, rows)}
-    write_text(run.path / "tune" / "tune.json", json.dumps(found, indent=1) + "\n")
-    aside = run.path / "tune" / ".tune.partial.png"
-    report.picture(found, axes).savefig(aside, dpi=120)
-    aside.replace(aside.with_name("tune.png"))
-    return found
+    result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
+    write_text(run.path / "tune" / "tune.json", json.dumps(result, indent=1) + "\n")
+    save_figure(draw_trials(result, axes), run.path / "tune" / "tune.png")
+    return result
 
 
-def _words(study: Any, rows: Sequence[dict[str, Any]]) -> str:
-    """Whether the best trial is better than the run's own values, and what that is worth."""
+def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
+    """A sentence: whether the best trial is better than the run's own values, and how far that can be trusted."""
     best, own = rows[0], next((row for row in rows if row["own"]), None)
     if best["state"] != "complete" or (own and own["state"] != "complete"):
-        return "Nothing can be compared: the run's own values or all trials found no room in memory."
+        return "Nothing can be compared: the trial of the run's own values, or every trial, ran out of memory."
     if own is None:
-        return "The run's own values do not lie on the axes, so there is nothing to compare the best trial with."
+        return "The run's own values are not in the search space, so there is nothing to compare the best trial with."
     if own is best:
         return "No trial did better than the run's own values."
     scores = {t.number: t.user_attrs["scores"] for t in study.trials if t.number in (best["trial"], own["trial"])}
-    said = intervals.compare_scores(
+    comparison = intervals.compare_scores(
         scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
     )
-    return f"{said['words']} It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
+    return f"{comparison['words']} It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
 
 
-def _checked(
+def _check_search(
     config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], steps: int, every: int, grid: bool
 ) -> dict[str, Any]:
-    """What the search is of, once all that can be checked before it begins is."""
+    """Check all that can be checked before the first trial; returns what the search is made with."""
     if ranges := [key for key, axis in axes.items() if axis.kind != "choice"] if grid else []:
         raise ValueError(
             f"{ranges[0]} is a range, and a grid takes choices. Write {ranges[0]}=[a,b,c], or leave out --grid."
         )
     for values in itertools.islice(itertools.product(*(axis.ends() for axis in axes.values())), 10_000):
-        _with(config, [f"{key}={value}" for key, value in zip(axes, values, strict=True)])
+        _override(config, [f"{key}={value}" for key, value in zip(axes, values, strict=True)])
     if not read_lines(run.data_file("val")):
         raise ValueError("The run has no validation rows to measure trials on. Prepare data with data.val_size=100.")
-    told = {key: value for key, value in asdict(config).items() if key != "run"}
+    sections = {key: value for key, value in asdict(config).items() if key != "run"}
     rewards = {spec: fingerprint(load_reward(spec)) for spec in [*config.grpo.reward_funcs, config.evaluation.verifier]}
     return {
-        **told, "seed": config.run.seed, "data": hash_of(run.manifest), "rewards": rewards, "every": every, "grid": grid,
+        **sections, "seed": config.run.seed, "data": hash_of(run.manifest), "rewards": rewards, "every": every, "grid": grid,
         "space": {key: repr(axis) for key, axis in axes.items()},
     }  # fmt: skip
 
 
-def _with(config: configuration.RunConfig, overrides: Sequence[str]) -> configuration.RunConfig:
+def _override(config: configuration.RunConfig, overrides: Sequence[str]) -> configuration.RunConfig:
     try:
         return configuration.keep_finished_settings(config, [], overrides)
     except OmegaConfBaseException as error:

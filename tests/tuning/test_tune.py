@@ -141,7 +141,7 @@ def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, tr
     more = search(run, LR, trials=5)
     assert len(trained_with) == len(set(trained_with)) == 5  # nothing drawn twice
     assert {r["trial"]: r for r in first["trials"]}.items() <= {r["trial"]: r for r in more["trials"]}.items()
-    with pytest.raises(ValueError, match="begun otherwise .*grpo.max_steps was 4, now 5.*--force"):
+    with pytest.raises(ValueError, match="different settings .*grpo.max_steps was 4, now 5.*--force"):
         search(run, LR, trials=5, steps=5)
     assert len(search(run, LR, trials=2, steps=5, force=True)["trials"]) == 2
 
@@ -184,7 +184,7 @@ def test_settings_without_room_in_memory_are_marked_and_the_search_goes_on(run, 
 
 
 def test_without_the_runs_own_value_on_the_axis_nothing_is_compared(run, trained_with):
-    assert "do not lie on the axes" in search(run, "grpo.learning_rate=log(1e-2,1e-1)", trials=2)["words"]
+    assert "are not in the search space" in search(run, "grpo.learning_rate=log(1e-2,1e-1)", trials=2)["words"]
 
 
 def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, capsys):
