@@ -84,7 +84,7 @@ def test_a_real_equation_whose_answer_is_determined_is_answered_right(real):
     checked = 0
     for row in real["equation transformation"][::10]:
         shown = re.findall(r"^(\S{5}) = (\S+)$", row["prompt"], re.MULTILINE)
-        found = equations.answers(shown, row["prompt"].rpartition(" ")[2])
+        found = equations.weigh_answers(shown, row["prompt"].rpartition(" ")[2])
         assert found, row["id"]  # the rules explain every puzzle
         if len(found) == 1 and None not in found:
             assert set(found) == {row["answer"]}
@@ -210,16 +210,16 @@ def test_symbol_equations_agree_with_trying_every_filling():
                 ("".join(digit.get(c, c) for c in left), "".join(digit[c] for c in right)) for left, right in shown
             ]
             query = "".join(digit.get(c, c) for c in asked)
-            if not all(rules.possible(left, way) for left, _ in [*lines, (query, "")]):
+            if not all(rules.is_possible(left, way) for left, _ in [*lines, (query, "")]):
                 continue
             back = {number: symbol for symbol, number in digit.items()}
             for rule in rules.RULES:
-                if all(rules.written(rule, way, left) == right for left, right in lines):
-                    answer = "".join(back.get(c, c if c == "+" else "?") for c in rules.written(rule, way, query))
+                if all(rules.write_result(rule, way, left) == right for left, right in lines):
+                    answer = "".join(back.get(c, c if c == "+" else "?") for c in rules.write_result(rule, way, query))
                     answer = None if "?" in answer else answer
-                    share = rules.weight_of_all({"+": rule}, way, True) / 5_040
+                    share = rules.weigh_rules({"+": rule}, way, True) / 5_040
                     expected[answer] = expected.get(answer, 0) + share
-    found = cryptarithms.answers(shown, asked)
+    found = cryptarithms.weigh_answers(shown, asked)
     assert len(expected) > 2
     assert found == pytest.approx(expected)
 
@@ -236,7 +236,7 @@ def test_products_and_quotients_in_a_trace_are_right(family):
         for a, sign, b, told, result in steps:
             true = Decimal(a) * Decimal(b) if sign == "*" else Decimal(a) / Decimal(b)
             assert abs(true - Decimal(told)) < (Decimal("0.0001") if sign == "*" else Decimal("0.000006"))
-            assert sign == "/" or physics.rounded(true) == physics.rounded(Decimal(told)) == Decimal(result)
+            assert sign == "/" or physics.round_half_up(true) == physics.round_half_up(Decimal(told)) == Decimal(result)
 
 
 def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
@@ -300,8 +300,8 @@ def test_knobs_turn_what_they_say():
 @pytest.mark.parametrize(
     ("family", "knobs", "said"),
     [
-        ("chess", {}, "'chess' is no puzzle family.*bit manipulation"),
-        ("gravity", {"example": (3, 5)}, "'example' is no knob of gravity; it has examples, seconds, g"),
+        ("chess", {}, "'chess' is not a puzzle family.*bit manipulation"),
+        ("gravity", {"example": (3, 5)}, "'example' is not a knob of gravity; it has examples, seconds, g"),
         ("gravity", {"seconds": (5.0, 1.0)}, r"seconds is \(5.0, 1.0\)"),
         ("gravity", {"examples": (0, 3)}, r"examples is \(0, 3\).*1 or more"),
         ("gravity", {"examples": (1.5, 3)}, "whole numbers"),
@@ -341,10 +341,10 @@ def test_rows_take_turns_and_begin_alike():
     [
         ({"count": 0}, "0 rows of 6 families"),
         ({"count": 3, "families": []}, "3 rows of 0 families"),
-        ({"count": 3, "families": ["sums"]}, "'sums' is no puzzle family"),
+        ({"count": 3, "families": ["sums"]}, "'sums' is not a puzzle family"),
         (
             {"count": 99, "families": ["numeral system"], "difficulty": {"numeral system": {"numbers": (1, 2)}}},
-            "2 different puzzles of 99",
+            "only 2 different puzzles of 99",
         ),
     ],
 )
@@ -374,13 +374,13 @@ def test_rows_that_cannot_be_had_are_refused(arguments, said):
     ],
 )
 def test_how_a_rule_writes_its_result(rule, way, left, right):
-    assert rules.written(rule, way, left) == right
+    assert rules.write_result(rule, way, left) == right
 
 
 def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
     def given(shown, way):
         return list(
-            rules.assignments(shown, way, lambda rule, way, *pair: rules.written(rule, way, pair[0]) == pair[1])
+            rules.assign_rules(shown, way, lambda rule, way, *pair: rules.write_result(rule, way, pair[0]) == pair[1])
         )
 
     assert given([("12#34", "46"), ("12$34", "47")], 0) == []  # two sums
@@ -391,9 +391,9 @@ def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
 def test_copies_and_their_sources_are_the_same_thing():
     for name in bits.COPIES:
         for byte in (0b10110010, 0b00000001, 0b11111111):
-            told = [bits.source(place, *name) for place in range(8)]
+            told = [bits.find_source(place, *name) for place in range(8)]
             text = "".join("0" if at is None else f"{byte:08b}"[at] for at in told)
-            assert f"{bits.copy(byte, *name):08b}" == text, name
+            assert f"{bits.shift_byte(byte, *name):08b}" == text, name
 
 
 @pytest.mark.parametrize(
@@ -408,36 +408,36 @@ def test_copies_and_their_sources_are_the_same_thing():
     ],
 )
 def test_a_rule_on_whole_words(rule, value):
-    assert f"{bits.evaluated(rule, [0b0011, 0b0101, 0b0010], 0b1111):04b}" == value
+    assert f"{bits.evaluate_rule(rule, [0b0011, 0b0101, 0b0010], 0b1111):04b}" == value
 
 
 def test_factors_that_the_examples_allow():
     shown = [(Decimal(10), Decimal("12.35")), (Decimal(20), Decimal("24.70"))]
-    low, high = physics.allowed(shown)
+    low, high = physics.allowed_factors(shown)
     assert (low, high) == (Decimal("1.23475"), Decimal("1.23525"))
-    assert physics.determined(shown)
-    assert not physics.determined([(Decimal(1), Decimal("0.10"))])  # 0.095 to 0.105
-    assert not physics.determined([(Decimal(1), Decimal("1.00")), (Decimal(1), Decimal("2.00"))])  # nothing fits
+    assert physics.is_determined(shown)
+    assert not physics.is_determined([(Decimal(1), Decimal("0.10"))])  # 0.095 to 0.105
+    assert not physics.is_determined([(Decimal(1), Decimal("1.00")), (Decimal(1), Decimal("2.00"))])  # nothing fits
     lines = "10.0 m becomes 12.35\n20.0 m becomes 24.70\n"
     assert (
         puzzles.solve_prompt(f"{physics.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m")
         == "49.40"
     )
-    assert physics.rounded(Decimal("0.125")) == Decimal("0.13")
+    assert physics.round_half_up(Decimal("0.125")) == Decimal("0.13")
 
 
 @pytest.mark.parametrize(("number", "letters"), [(1, "I"), (4, "IV"), (49, "XLIX"), (100, "C"), (1994, "MCMXCIV"), (3999, "MMMCMXCIX")])  # fmt: skip
 def test_roman_numerals(number, letters):
-    assert numerals.roman(number) == letters
-    assert sum(value for value, _ in numerals.parts(number)) == number
+    assert numerals.to_roman(number) == letters
+    assert sum(value for value, _ in numerals.split_number(number)) == number
 
 
 def test_an_unseen_letter_is_told_by_the_words_that_fit():
-    key, lines = cipher.learn([("abc", "cat")])
+    key, lines = cipher.learn_key([("abc", "cat")])
     assert key == {"a": "c", "b": "a", "c": "t"} and lines == ["abc = cat: a=c b=a c=t"]
-    assert cipher.learn([("abc", "cat"), ("abd", "tat")]) is None  # a is both c and t
-    assert cipher.learn([("abc", "cat"), ("xbc", "cat")]) is None  # both a and x are c
-    found = {cipher.decrypted(new, "abc dxxe cef") for new in cipher.readings(key, "abc dxxe cef")}
+    assert cipher.learn_key([("abc", "cat"), ("abd", "tat")]) is None  # a is both c and t
+    assert cipher.learn_key([("abc", "cat"), ("xbc", "cat")]) is None  # both a and x are c
+    found = {cipher.decrypt(new, "abc dxxe cef") for new in cipher.find_readings(key, "abc dxxe cef")}
     assert found == set()  # "sees" has its ends alike
     assert len(cipher.WORDS) == 77
 

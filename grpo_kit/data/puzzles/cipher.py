@@ -1,7 +1,7 @@
 """Text encryption: one letter stands for another, the same one everywhere, in sentences of 77 words.
 
-The examples do not always show every letter of the text to decrypt (in 62 % of the challenge's puzzles they do not);
-the rest follows from the words and the four shapes of a sentence that all texts have.
+The examples do not always show every letter of the text to decrypt (in 62 % of the challenge's puzzles they do not). The
+other letters follow from the words and from the four shapes of a sentence that all texts have.
 """
 
 import random
@@ -9,7 +9,7 @@ import re
 import string
 from collections.abc import Iterator
 
-from grpo_kit.data.puzzles.puzzle import Family, Knobs, after
+from grpo_kit.data.puzzles.puzzle import Family, Knobs, text_after
 
 _BOTH = "garden castle forest"  # a thing and a place
 WHO, DOES, KIND, IN, WHAT, WHERE = (
@@ -29,12 +29,12 @@ WORDS = sorted({word for shape in SHAPES for slot in shape for word in slot})
 OPENING = "In Alice's Wonderland, secret encryption rules are used on text."
 
 
-def sentence(rng: random.Random) -> str:
+def draw_sentence(rng: random.Random) -> str:
     """Three to five words in one of the four shapes."""
     return " ".join(rng.choice(slot) for slot in rng.choice(SHAPES))
 
 
-def extended(key: dict[str, str], secret: str, plain: str) -> dict[str, str] | None:
+def extend_key(key: dict[str, str], secret: str, plain: str) -> dict[str, str] | None:
     """`key` (secret letter to plain letter) with this word's letters, None where they contradict it or each other."""
     if len(secret) != len(plain):
         return None
@@ -45,14 +45,14 @@ def extended(key: dict[str, str], secret: str, plain: str) -> dict[str, str] | N
     return key
 
 
-def readings(key: dict[str, str], text: str) -> Iterator[dict[str, str]]:
+def find_readings(key: dict[str, str], text: str) -> Iterator[dict[str, str]]:
     """Every key that extends `key` and turns `text` into a sentence; the word with the fewest readings is tried first."""
 
     def go(key: dict[str, str], open_words: list[tuple[str, list[str]]]) -> Iterator[dict[str, str]]:
         if not open_words:
             yield key
             return
-        choices = [[new for word in slot if (new := extended(key, secret, word))] for secret, slot in open_words]
+        choices = [[new for word in slot if (new := extend_key(key, secret, word))] for secret, slot in open_words]
         least = min(range(len(choices)), key=lambda i: len(choices[i]))
         for new in choices[least]:
             yield from go(new, open_words[:least] + open_words[least + 1 :])
@@ -63,18 +63,18 @@ def readings(key: dict[str, str], text: str) -> Iterator[dict[str, str]]:
             yield from go(key, list(zip(words, shape)))
 
 
-def decrypted(key: dict[str, str], text: str) -> str:
+def decrypt(key: dict[str, str], text: str) -> str:
     return "".join(letter if letter == " " else key.get(letter, "?") for letter in text)
 
 
-def learn(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] | None:
+def learn_key(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] | None:
     """(key, one line of working for each example word that shows a new letter), None where the examples contradict."""
     key, lines = {}, []
     for secret, plain in pairs:
         if len(secret.split()) != len(plain.split()):
             return None
         for a, b in zip(secret.split(), plain.split()):
-            new = extended(key, a, b)
+            new = extend_key(key, a, b)
             if new is None:
                 return None
             if fresh := [f"{letter}={new[letter]}" for letter in dict.fromkeys(a) if letter not in key]:
@@ -83,27 +83,27 @@ def learn(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] | No
     return key, lines
 
 
-def work_out(key: dict[str, str], text: str, final: dict[str, str]) -> list[str]:
-    """Lines that read `text` word by word; a word with unknown letters waits, and is told from those that fit."""
+def explain_decryption(key: dict[str, str], text: str, final: dict[str, str]) -> list[str]:
+    """Lines that read `text` word by word; a word with unknown letters waits, and is then chosen among those that fit."""
     lines, waiting = [], text.split()
     while waiting:
-        secret = min(waiting, key=lambda word: decrypted(key, word).count("?"))  # the first of the best known
+        secret = min(waiting, key=lambda word: decrypt(key, word).count("?"))  # the first of the best known
         waiting.remove(secret)
-        spelled, word = decrypted(key, secret), decrypted(final, secret)
+        spelled, word = decrypt(key, secret), decrypt(final, secret)
         letters = " ".join(f"{letter}={key.get(letter, '?')}" for letter in secret)
-        fitting = [known for known in WORDS if extended(key, secret, known)]
-        told = f" -> {spelled}" + ("" if "?" not in spelled else f", fits {' or '.join(fitting)}: {word}")
-        lines.append(f"{secret}: {letters}{told}")
-        key = extended(key, secret, word)
+        fitting = [candidate for candidate in WORDS if extend_key(key, secret, candidate)]
+        reading = f" -> {spelled}" + ("" if "?" not in spelled else f", fits {' or '.join(fitting)}: {word}")
+        lines.append(f"{secret}: {letters}{reading}")
+        key = extend_key(key, secret, word)
     return lines
 
 
-def draw(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
+def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
     for _ in range(10_000):
         letters = list(string.ascii_lowercase)
         rng.shuffle(letters)
         back = dict(zip(string.ascii_lowercase, letters))
-        *plain, answer = (sentence(rng) for _ in range(rng.randint(*knobs["examples"]) + 1))
+        *plain, answer = (draw_sentence(rng) for _ in range(rng.randint(*knobs["examples"]) + 1))
         hidden = len(set(answer) - set("".join(plain)) - {" "})
         if len({*plain, answer}) == len(plain) + 1 and knobs["hidden"][0] <= hidden <= knobs["hidden"][1]:
             break
@@ -111,24 +111,26 @@ def draw(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
         raise ValueError(
             f"no sentences with {knobs['examples']} examples hide {knobs['hidden']} letters of the last. Set hidden lower."
         )
-    pairs = [(decrypted(back, text), text) for text in plain]
-    text = decrypted(back, answer)
+    pairs = [(decrypt(back, text), text) for text in plain]
+    text = decrypt(back, answer)
     prompt = (
         f"{OPENING} Here are some examples:\n{''.join(f'{a} -> {b}{chr(10)}' for a, b in pairs)}"
         f"Now, decrypt the following text: {text}"
     )
-    key, lines = learn(pairs)
-    trace = [*lines, *work_out(key, text, {a: b for b, a in back.items()}), answer]
-    return prompt, answer, "\n".join(trace), len({decrypted(new, text) for new in readings(key, text)}) == 1
+    key, lines = learn_key(pairs)
+    trace = [*lines, *explain_decryption(key, text, {a: b for b, a in back.items()}), answer]
+    return prompt, answer, "\n".join(trace), len({decrypt(new, text) for new in find_readings(key, text)}) == 1
 
 
-def solve(prompt: str) -> str | None:
-    learned = learn(re.findall(r"^([a-z ]+) -> ([a-z ]+)$", prompt, re.MULTILINE))
-    text = after(prompt, "decrypt the following text: ")
+def solve_puzzle(prompt: str) -> str | None:
+    learned = learn_key(re.findall(r"^([a-z ]+) -> ([a-z ]+)$", prompt, re.MULTILINE))
+    text = text_after(prompt, "decrypt the following text: ")
     if learned is None or not re.fullmatch("[a-z ]+", text):
         return None
-    spelled = decrypted(learned[0], text)
-    return next((decrypted(key, text) for key in readings(learned[0], text)), spelled if "?" not in spelled else None)
+    spelled = decrypt(learned[0], text)
+    return next(
+        (decrypt(key, text) for key in find_readings(learned[0], text)), spelled if "?" not in spelled else None
+    )
 
 
-CIPHER = Family("text encryption", OPENING, {"examples": (3, 5), "hidden": (0, 5)}, draw, solve)
+CIPHER = Family("text encryption", OPENING, {"examples": (3, 5), "hidden": (0, 5)}, draw_puzzle, solve_puzzle)

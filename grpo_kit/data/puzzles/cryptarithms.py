@@ -12,7 +12,15 @@ from collections import Counter
 
 import numpy as np
 
-from grpo_kit.data.puzzles.rules import WAYS, assignments, for_query, possible, usual, weight_of_all, written
+from grpo_kit.data.puzzles.rules import (
+    WAYS,
+    are_usual_signs,
+    assign_rules,
+    is_possible,
+    rules_of_query,
+    weigh_rules,
+    write_result,
+)
 
 LARGEST = 1_000_000  # rows of a joined table; a combination of rules that needs more is left out
 _LEFT = np.array([[a // 10, a % 10, b // 10, b % 10] for a in range(100) for b in range(100)], np.int16)
@@ -21,12 +29,12 @@ _MINUS = {"": 0, "front": 1, "back": 2}
 
 
 @functools.lru_cache(None)
-def results(rule: str, way: int) -> tuple[np.ndarray, np.ndarray]:
+def tabulate_results(rule: str, way: int) -> tuple[np.ndarray, np.ndarray]:
     """For each of the 10,000 left sides: (digits of the right side, -1 where it has ended; where the minus stands)."""
     digits, minus = np.full((len(_LEFT), 4), -1, np.int16), np.full(len(_LEFT), -1, np.int16)
     for i, (p, q, r, s) in enumerate(_LEFT.tolist()):
-        if possible(left := f"{p}{q}-{r}{s}", way):
-            right = written(rule, way, left)
+        if is_possible(left := f"{p}{q}-{r}{s}", way):
+            right = write_result(rule, way, left)
             bare = right.strip("-")
             digits[i, : len(bare)] = [int(digit) for digit in bare]
             minus[i] = _MINUS["" if bare == right else "front" if right[0] == "-" else "back"]
@@ -36,13 +44,13 @@ def results(rule: str, way: int) -> tuple[np.ndarray, np.ndarray]:
 @functools.lru_cache(None)
 def _of_length(rule: str, way: int, length: int, minus: int) -> np.ndarray:
     """Left and right digits, side by side, of the equations whose right side has that length and minus."""
-    digits, signs = results(rule, way)
+    digits, signs = tabulate_results(rule, way)
     keep = (signs == minus) & ((digits >= 0).sum(axis=1) == length)
     return np.concatenate([_LEFT[keep], digits[keep, :length]], axis=1)
 
 
 @functools.lru_cache(2048)
-def rows(pattern: tuple[int, ...], minus: int, rule: str, way: int) -> np.ndarray:
+def list_equations(pattern: tuple[int, ...], minus: int, rule: str, way: int) -> np.ndarray:
     """The table of one example, a column for each symbol. pattern: its symbols, numbered, four left and then right."""
     table, count = _of_length(rule, way, len(pattern) - 4, minus), max(pattern) + 1
     first = [pattern.index(symbol) for symbol in range(count)]
@@ -61,7 +69,9 @@ def _used(table: np.ndarray) -> np.ndarray:
     return bits
 
 
-def join(columns: list[str], left: np.ndarray, symbols: list[str], right: np.ndarray) -> tuple[list[str], np.ndarray]:
+def join_tables(
+    columns: list[str], left: np.ndarray, symbols: list[str], right: np.ndarray
+) -> tuple[list[str], np.ndarray]:
     """Rows of both tables that agree on shared symbols and give no digit twice; MemoryError past LARGEST rows."""
     shared = [symbol for symbol in symbols if symbol in columns]
     new = [i for i, symbol in enumerate(symbols) if symbol not in columns]
@@ -91,26 +101,26 @@ def _taken_apart(left: str, right: str) -> tuple[list[str], tuple[int, ...], int
     return symbols, tuple(symbols.index(symbol) for symbol in text), minus
 
 
-def answers(shown: list[tuple[str, str]], asked: str) -> dict[str | None, float]:
-    """As equations.answers."""
-    found: Counter = Counter()
-    usual_signs = usual("".join({left[2] for left, _ in shown} | {asked[2]}))
+def weigh_answers(shown: list[tuple[str, str]], query: str) -> dict[str | None, float]:
+    """The weight of each answer; as `equations.weigh_answers`."""
+    weights: Counter = Counter()
+    usual_signs = are_usual_signs("".join({left[2] for left, _ in shown} | {query[2]}))
     seen = {symbol for left, right in shown for symbol in left[:2] + left[3:] + right.strip(left[2])}
-    seen |= set(asked[:2] + asked[3:])
+    seen |= set(query[:2] + query[3:])
     examples = {pair: _taken_apart(*pair) for pair in shown}
 
     def fits(rule: str, way: int, left: str, right: str) -> bool:
         if rule.startswith("join"):
-            return written(rule, way, left) == right
+            return write_result(rule, way, left) == right
         _, pattern, minus = examples[left, right]
-        return len(pattern) <= 8 and len(rows(pattern, minus, rule, way)) > 0
+        return len(pattern) <= 8 and len(list_equations(pattern, minus, rule, way)) > 0
 
     for way in range(len(WAYS)):
-        leading = {left[i] for left in [asked, *(left for left, _ in shown)] for i in ((0, 3) if way == 0 else (1, 4))}
-        for rules in assignments(shown, way, fits):
-            share = weight_of_all(rules, way, usual_signs)
+        leading = {left[i] for left in [query, *(left for left, _ in shown)] for i in ((0, 3) if way == 0 else (1, 4))}
+        for rules in assign_rules(shown, way, fits):
+            share = weigh_rules(rules, way, usual_signs)
             tables = [
-                (symbols, rows(pattern, minus, rules[left[2]], way))
+                (symbols, list_equations(pattern, minus, rules[left[2]], way))
                 for (left, _), (symbols, pattern, minus) in examples.items()
                 if not rules[left[2]].startswith("join")
             ]
@@ -119,12 +129,12 @@ def answers(shown: list[tuple[str, str]], asked: str) -> dict[str | None, float]
                 table = table[(table[:, [i for i, symbol in enumerate(columns) if symbol in leading]] > 0).all(axis=1)]
                 if not len(table):
                     continue
-                for rule, part in for_query(rules, asked[2], way, usual_signs).items():
-                    for answer, value in _read_off(columns, table, asked, rule, way, seen, leading).items():
-                        found[answer] += share * part * value
-            except MemoryError:  # not looked at, so what it says is not known
-                found[None] += share
-    return found
+                for rule, part in rules_of_query(rules, query[2], way, usual_signs).items():
+                    for answer, value in _read_off(columns, table, query, rule, way, seen, leading).items():
+                        weights[answer] += share * part * value
+            except MemoryError:  # too many fillings to count, so this share of the weight has no answer
+                weights[None] += share
+    return weights
 
 
 def _all_joined(tables: list[tuple[list[str], np.ndarray]]) -> tuple[list[str], np.ndarray]:
@@ -132,22 +142,22 @@ def _all_joined(tables: list[tuple[list[str], np.ndarray]]) -> tuple[list[str], 
     while tables and len(table):
         # The one that should leave fewest rows.
         sizes = [len(rows) / 10 ** sum(symbol in columns for symbol in symbols) for symbols, rows in tables]
-        columns, table = join(columns, table, *tables.pop(sizes.index(min(sizes))))
+        columns, table = join_tables(columns, table, *tables.pop(sizes.index(min(sizes))))
     return columns, table
 
 
 def _read_off(
-    columns: list[str], table: np.ndarray, asked: str, rule: str, way: int, seen: set[str], leading: set[str]
+    columns: list[str], table: np.ndarray, query: str, rule: str, way: int, seen: set[str], leading: set[str]
 ) -> Counter:
     """Answer to its weight under one rule; symbols that stand in no table may be any digit left."""
     if rule.startswith("join"):
-        return Counter({written(rule, way, asked): len(table) / math.perm(10, len(columns))})
-    left = asked[:2] + asked[3:]
+        return Counter({write_result(rule, way, query): len(table) / math.perm(10, len(columns))})
+    left = query[:2] + query[3:]
     for symbol in dict.fromkeys(left):
         if symbol not in columns:
             digits = np.arange(1 if symbol in leading else 0, 10, dtype=np.int16)[:, None]
-            columns, table = join(columns, table, [symbol], digits)
-    digits, minus = results(rule, way)
+            columns, table = join_tables(columns, table, [symbol], digits)
+    digits, minus = tabulate_results(rule, way)
     number = functools.reduce(lambda total, symbol: total * 10 + table[:, columns.index(symbol)].astype(int), left, 0)
     # Which column holds each digit; -1 where none does, and then it is a symbol's that stands in no table.
     where = np.full((len(table), 11), -1, np.int16)
@@ -165,7 +175,7 @@ def _read_off(
         unknown += new
         places.append(place)
         code = code * 21 + place
-    found: Counter = Counter()
+    weights: Counter = Counter()
     free = sorted(seen - set(columns))
     for value, count in zip(*np.unique(code, return_counts=True)):
         value, letters = int(value), []
@@ -179,6 +189,6 @@ def _read_off(
         for choice in choices:
             names = dict(enumerate(columns)) | dict(zip(hidden, choice)) | {20: ""}
             text = "".join(names[letter] for letter in letters)
-            found[(text, asked[2] + text, text + asked[2])[value]] += weight
-        found[None] += weight * (ways - len(choices))
-    return +found
+            weights[(text, query[2] + text, text + query[2])[value]] += weight
+        weights[None] += weight * (ways - len(choices))
+    return +weights

@@ -16,24 +16,34 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (bits.BITS, physics.GRAVITY, physics.UNIT, cipher.CIPHER, numerals.NUMERALS, equations.EQUATIONS)
 }
-_DRAWS = 1000
+_DRAWS = 1000  # attempts at a puzzle whose examples determine the answer
 
 
 def make_puzzle(
     family: str, seed: int, index: int, difficulty: Knobs | None = None, determined_only: bool = True
 ) -> Puzzle:
-    """The puzzle of a family that belongs to (seed, index, knobs), whatever was made before it.
+    """Make one puzzle.
 
-    difficulty: knobs of the family as (lowest, highest), the others stay as in the challenge (`FAMILIES[name].knobs`).
-    determined_only: draw again until the examples determine the answer; False keeps the first draw and marks it.
-    Raises ValueError for an unknown family or knob, and when 1,000 draws give no determined puzzle.
+    Args:
+        family: a name in `FAMILIES`.
+        seed: together with the index and the knobs, decides the puzzle, whatever was made before.
+        index: number of the puzzle, from 0.
+        difficulty: knobs of the family as (lowest, highest); the others stay as in the challenge.
+        determined_only: draw again until the examples determine the answer; False keeps the first draw and marks it.
 
-    >>> make_puzzle("numeral system", seed=1, index=0, difficulty={"numbers": (90, 95), "examples": (1, 1)}).determined
-    True
+    Returns:
+        The puzzle.
+
+    Raises:
+        ValueError: the family or a knob is unknown, or 1,000 draws gave no determined puzzle.
+
+    Example:
+        >>> make_puzzle("numeral system", seed=1, index=0, difficulty={"numbers": (90, 95), "examples": (1, 1)}).answer
+        'XC'
     """
     if family not in FAMILIES:
-        raise ValueError(f"{family!r} is no puzzle family; there are {', '.join(FAMILIES)}. Name one of them.")
-    knobs = FAMILIES[family].turned(difficulty or {})
+        raise ValueError(f"{family!r} is not a puzzle family; there are {', '.join(FAMILIES)}. Name one of them.")
+    knobs = FAMILIES[family].set_knobs(difficulty or {})
     rng = random.Random(f"{VERSION} {family} {seed} {index}")
     for _ in range(_DRAWS):
         puzzle = Puzzle(family, *FAMILIES[family].draw(rng, knobs), knobs)
@@ -47,40 +57,67 @@ def make_puzzle(
 def make_rows(
     count: int, seed: int, families: Sequence[str] = tuple(FAMILIES), difficulty: dict[str, Knobs] | None = None
 ) -> list[dict[str, str]]:
-    """`count` rows with different prompts: `id`, `prompt`, `answer`, `family`, `trace`; the families take turns.
+    """Make rows with different prompts; the families take turns.
 
-    difficulty: knobs by family name. A larger count begins with the rows of a smaller one. Raises ValueError for an
-    unknown family, for none, and where a family's knobs allow too few different puzzles.
+    Args:
+        count: number of rows.
+        seed: decides the rows; a larger count begins with the rows of a smaller one.
+        families: names in `FAMILIES`.
+        difficulty: knobs by the name of the family.
+
+    Returns:
+        Rows with `id`, `prompt`, `answer`, `family` and `trace`.
+
+    Raises:
+        ValueError: a family is unknown, none is named, the count is below 1, or the knobs allow too few different puzzles.
+
+    Example:
+        >>> [row["id"] for row in make_rows(2, seed=7)]
+        ['bit-manipulation-1-7-0', 'gravity-1-7-1']
     """
     if count < 1 or not families:
         raise ValueError(
-            f"{count} rows of {len(families)} families were asked for; both are 1 or more. Set data.limit so."
+            f"There are {count} rows of {len(families)} families to make; both must be at least 1. "
+            "Set data.limit to 1 or more."
         )
-    found: dict[str, dict[str, str]] = {}
+    rows: dict[str, dict[str, str]] = {}
     index = 0
-    while len(found) < count:
+    while len(rows) < count:
         family = families[index % len(families)]
         puzzle = make_puzzle(family, seed, index, (difficulty or {}).get(family))
         name = f"{family.replace(' ', '-')}-{VERSION}-{seed}-{index}"
         row = {"id": name, "prompt": puzzle.prompt, "answer": puzzle.answer, "family": family, "trace": puzzle.trace}
-        found.setdefault(puzzle.prompt, row)
+        rows.setdefault(puzzle.prompt, row)
         index += 1
         if index > 10 * count + 1000:
             raise ValueError(
-                f"{index} draws gave {len(found)} different puzzles of {count}. Widen the knobs, or ask for fewer."
+                f"{index} draws gave only {len(rows)} different puzzles of {count}. Widen the knobs, or make fewer rows."
             )
-    return list(found.values())
+    return list(rows.values())
 
 
 def classify_prompt(prompt: str) -> str | None:
-    """The family that a prompt opens as, None for any other prompt.
+    """Name the family of a prompt by the words it begins with; None for any other prompt.
 
-    >>> classify_prompt("What is 2 + 2?")
+    >>> classify_prompt("In Alice's Wonderland, the gravitational constant has been secretly changed. Here are")
+    'gravity'
     """
     return next((name for name, family in FAMILIES.items() if prompt.lstrip().startswith(family.opening)), None)
 
 
 def solve_prompt(prompt: str) -> str | None:
-    """The answer by the simplest or likeliest rule that agrees with the examples; None for no family or no such rule."""
+    """Solve a puzzle of any family.
+
+    Args:
+        prompt: a prompt of ours or of the challenge, damaged ones included.
+
+    Returns:
+        The answer by the simplest or likeliest rule that agrees with the examples; None for another prompt, or where no
+        rule agrees.
+
+    Example:
+        >>> solve_prompt(make_puzzle("gravity", seed=7, index=0).prompt) is None
+        False
+    """
     family = classify_prompt(prompt)
     return FAMILIES[family].solve(prompt) if family else None

@@ -1,7 +1,7 @@
-"""Gravity and unit conversion: one hidden factor, and results rounded to two decimals.
+"""Gravity and unit conversion: one hidden factor, and results that are rounded to two decimals.
 
 A distance is factor * t^2 (the factor is g/2), a converted measurement factor * x. A rounded result allows an interval
-of factors, all results together their intersection (`allowed`). The worked trace divides where the result is largest,
+of factors, all results together their intersection (`allowed_factors`). The worked trace divides where the result is largest,
 because its rounding weighs least, and tries the factor on every other example. A generated puzzle's hidden factor is
 the number that this yields, so the trace's answer is exact and not only within the scorer's 1 %.
 """
@@ -10,7 +10,7 @@ import random
 import re
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 
-from grpo_kit.data.puzzles.puzzle import Family, Knobs, after
+from grpo_kit.data.puzzles.puzzle import Family, Knobs, text_after
 
 TOLERANCE = Decimal("0.01")  # the scorer's, relative to the larger number
 _NUMBER = r"(\d{1,4}(?:\.\d{1,4})?)"
@@ -18,12 +18,12 @@ _NUMBER = r"(\d{1,4}(?:\.\d{1,4})?)"
 Shown = list[tuple[Decimal, Decimal]]  # what is multiplied (t^2, or the measurement), what is shown for it
 
 
-def rounded(value: Decimal, decimals: int = 2) -> Decimal:
+def round_half_up(value: Decimal, decimals: int = 2) -> Decimal:
     """Halves up, as by hand."""
     return value.quantize(Decimal(1).scaleb(-decimals), rounding=ROUND_HALF_UP)
 
 
-def allowed(shown: Shown) -> tuple[Decimal, Decimal]:
+def allowed_factors(shown: Shown) -> tuple[Decimal, Decimal]:
     """(lowest, highest) factor that agrees with every example; lowest > highest when none does."""
     half = Decimal("0.005")
     return max((result - half) / value for value, result in shown), min(
@@ -31,9 +31,9 @@ def allowed(shown: Shown) -> tuple[Decimal, Decimal]:
     )
 
 
-def determined(shown: Shown) -> bool:
-    """Do all allowed factors give answers that the scorer takes for equal?"""
-    low, high = allowed(shown)
+def is_determined(shown: Shown) -> bool:
+    """Whether all allowed factors give answers that the scorer counts as equal."""
+    low, high = allowed_factors(shown)
     return low <= high and high - low <= TOLERANCE * high
 
 
@@ -50,22 +50,22 @@ def _product(value: Decimal, factor: Decimal) -> str:
 def _draw_shown(
     rng: random.Random, count: int, given: tuple[float, float], factors: tuple[float, float], power: int
 ) -> tuple[list[Decimal], Shown, Decimal, Decimal]:
-    """(given numbers, of them the last is asked; examples; factor; its answer), the factor told by the largest result."""
+    """(given numbers, the last of which is the query; examples; factor; its answer). The largest result gives the factor."""
     low, high = (round(100 * end) for end in given)
     if not 0 < low < high - count or factors[0] <= 0:
         raise ValueError(
-            f"{count} examples between {given} with factors {factors} were asked for; all are above 0, and the numbers, "
-            "in hundredths, differ. Set the knobs further apart."
+            f"There are {count} examples between {given} with factors {factors} to draw; all must be above 0, and the "
+            "numbers, in hundredths, must differ. Set the knobs further apart."
         )
     for _ in range(1000):
         hidden = Decimal(rng.randint(round(1000 * factors[0]), round(1000 * factors[1]))) / 1000
         names = [Decimal(cents) / 100 for cents in rng.sample(range(low, high + 1), count + 1)]
         values = [name**power for name in names]
-        shown = [(value, rounded(value * hidden)) for value in values[:-1]]
+        shown = [(value, round_half_up(value * hidden)) for value in values[:-1]]
         best, result = max(shown)
-        factor = rounded(result / best, 5)
-        if all(rounded(value * factor) == result for value, result in shown):
-            return names, shown, factor, rounded(values[-1] * factor)
+        factor = round_half_up(result / best, 5)
+        if all(round_half_up(value * factor) == result for value, result in shown):
+            return names, shown, factor, round_half_up(values[-1] * factor)
     raise ValueError(
         f"no factor in {factors} with five decimals gave the examples between {given}. Set larger numbers there."
     )
@@ -75,23 +75,23 @@ def draw_gravity(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]
     count, halves = rng.randint(*knobs["examples"]), (knobs["g"][0] / 2, knobs["g"][1] / 2)
     names, shown, factor, answer = _draw_shown(rng, count, knobs["seconds"], halves, power=2)
     lines = [f"For t = {_plain(t)}s, distance = {_plain(result)} m\n" for t, (_, result) in zip(names, shown)]
-    asked = _plain(names[-1])
+    query = _plain(names[-1])
     prompt = (
         f"{GRAVITY_OPENING} Here are some example observations:\n{''.join(lines)}"
-        f"Now, determine the falling distance for t = {asked}s given d = 0.5*g*t^2."
+        f"Now, determine the falling distance for t = {query}s given d = 0.5*g*t^2."
     )
     best = shown.index(max(shown))
     trace = [
         "0.5*g = d / t^2 is the same in every line; the longest fall tells it best.",
         f"t = {_plain(names[best])}: t^2 = {shown[best][0]}, {_plain(shown[best][1])} / {shown[best][0]} = {factor}",
         *(
-            f"check t = {_plain(t)}: t^2 = {value}, {_product(value, factor)} -> {_plain(rounded(value * factor))}"
+            f"check t = {_plain(t)}: t^2 = {value}, {_product(value, factor)} -> {_plain(round_half_up(value * factor))}"
             for i, (t, (value, _)) in enumerate(zip(names, shown))
             if i != best
         ),
-        f"t = {asked}: t^2 = {names[-1] ** 2}, {_product(names[-1] ** 2, factor)} -> {_plain(answer)}",
+        f"t = {query}: t^2 = {names[-1] ** 2}, {_product(names[-1] ** 2, factor)} -> {_plain(answer)}",
     ]
-    return prompt, _plain(answer), "\n".join(trace), determined(shown)
+    return prompt, _plain(answer), "\n".join(trace), is_determined(shown)
 
 
 def draw_unit(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
@@ -105,31 +105,35 @@ def draw_unit(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
     trace = [
         "The factor is the same in every line; the largest measurement tells it best.",
         f"{best[1]} / {_plain(best[0])} = {factor}",
-        *(f"check {_product(value, factor)} -> {rounded(value * factor)}" for value, _ in shown if value != best[0]),
+        *(
+            f"check {_product(value, factor)} -> {round_half_up(value * factor)}"
+            for value, _ in shown
+            if value != best[0]
+        ),
         f"{_product(names[-1], factor)} -> {answer}",
     ]
-    return prompt, str(answer), "\n".join(trace), determined(shown)
+    return prompt, str(answer), "\n".join(trace), is_determined(shown)
 
 
-def _solve(pairs: list[tuple[str, str]], asked: str, power: int) -> Decimal | None:
-    """The middle of the allowed factors, times what is asked."""
-    number = re.match(_NUMBER, asked)
+def _solve(pairs: list[tuple[str, str]], query: str, power: int) -> Decimal | None:
+    """The middle of the allowed factors, times the query."""
+    number = re.match(_NUMBER, query)
     shown = [(Decimal(given) ** power, Decimal(result)) for given, result in pairs if Decimal(given)]
     if not number or not shown:
         return None
-    low, high = allowed(shown)
-    return rounded((low + high) / 2 * Decimal(number[1]) ** power) if low <= high else None
+    low, high = allowed_factors(shown)
+    return round_half_up((low + high) / 2 * Decimal(number[1]) ** power) if low <= high else None
 
 
 def solve_gravity(prompt: str) -> str | None:
     pairs = re.findall(rf"^For t = {_NUMBER}s, distance = {_NUMBER} m$", prompt, re.MULTILINE)
-    answer = _solve(pairs, after(prompt, "falling distance for t = "), power=2)
+    answer = _solve(pairs, text_after(prompt, "falling distance for t = "), power=2)
     return None if answer is None else _plain(answer)
 
 
 def solve_unit(prompt: str) -> str | None:
     pairs = re.findall(rf"^{_NUMBER} m becomes {_NUMBER}$", prompt, re.MULTILINE)
-    answer = _solve(pairs, after(prompt, "following measurement: "), power=1)
+    answer = _solve(pairs, text_after(prompt, "following measurement: "), power=1)
     return None if answer is None else str(answer)
 
 

@@ -1,17 +1,22 @@
-"""What the six families share: the puzzle, the family, and how a knob is turned."""
+"""What the six families share: the puzzle, the family, and how its knobs are set."""
 
 import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-Knobs = dict[str, tuple[float, float]]
+Knobs = dict[str, tuple[float, float]]  # name of a knob: (lowest, highest)
 
 
 class Puzzle(NamedTuple):
-    """One puzzle. `trace` works it out from what the prompt shows and ends in `answer`.
+    """One puzzle.
 
-    determined: True when every rule of the family that agrees with the examples gives the same answer. difficulty: the
-    knobs it was drawn with, as (lowest, highest).
+    Attributes:
+        family: name of the family.
+        prompt: the problem, in the wording of the challenge.
+        answer: the reference answer.
+        trace: a solution that uses only what the prompt shows; it ends in `answer`.
+        determined: whether all rules of the family that agree with the examples give the same answer.
+        difficulty: the knobs that the puzzle was drawn with.
     """
 
     family: str
@@ -23,9 +28,14 @@ class Puzzle(NamedTuple):
 
 
 class Family(NamedTuple):
-    """One family: how its prompts open, its knobs as (lowest, highest), how one is drawn and how one is solved.
+    """One family of puzzles.
 
-    draw(rng, knobs): (prompt, answer, trace, determined). solve(prompt): the answer, None where no rule fits.
+    Attributes:
+        name: the family's name.
+        opening: the words with which its prompts begin.
+        knobs: each knob with its range in the challenge.
+        draw: takes a random generator and knobs; returns (prompt, answer, trace, determined).
+        solve: takes a prompt; returns the answer, or None where no rule fits.
     """
 
     name: str
@@ -34,24 +44,34 @@ class Family(NamedTuple):
     draw: Callable[[random.Random, Knobs], tuple[str, str, str, bool]]
     solve: Callable[[str], str | None]
 
-    def turned(self, difficulty: Knobs) -> Knobs:
-        """All knobs, those in `difficulty` in place of the family's own; ValueError for one it lacks or cannot turn so."""
+    def set_knobs(self, difficulty: Knobs) -> Knobs:
+        """Set some knobs.
+
+        Args:
+            difficulty: the knobs to set; the others keep their range.
+
+        Returns:
+            All knobs of the family.
+
+        Raises:
+            ValueError: the family has no such knob, or the knob does not take the value.
+        """
         for name, value in difficulty.items():
             if name not in self.knobs:
                 raise ValueError(
-                    f"{name!r} is no knob of {self.name}; it has {', '.join(self.knobs)}. Turn one of these."
+                    f"{name!r} is not a knob of {self.name}; it has {', '.join(self.knobs)}. Set one of these."
                 )
-            whole = all(isinstance(end, int) for end in self.knobs[name])
-            kinds = int if whole else (int, float)
+            is_whole = all(isinstance(end, int) for end in self.knobs[name])
+            kinds = int if is_whole else (int, float)
             least = 1 if name == "examples" else 0
             if len(value) != 2 or not all(isinstance(end, kinds) for end in value) or not least <= value[0] <= value[1]:
                 raise ValueError(
-                    f"{name} is {value!r}; a knob of {self.name} is (lowest, highest) in {'whole ' if whole else ''}numbers "
-                    f"of {least} or more. Set it like {self.knobs[name]}."
+                    f"{name} is {value!r}; a knob of {self.name} is (lowest, highest) in {'whole ' if is_whole else ''}"
+                    f"numbers of {least} or more. Set it like {self.knobs[name]}."
                 )
         return self.knobs | {name: (value[0], value[1]) for name, value in difficulty.items()}
 
 
-def after(prompt: str, words: str) -> str:
-    """What follows `words` on their line, stripped; empty where they do not stand in the prompt."""
+def text_after(prompt: str, words: str) -> str:
+    """The text that follows `words` on their line, stripped; "" where the prompt does not contain them."""
     return prompt.partition(words)[2].partition("\n")[0].strip()

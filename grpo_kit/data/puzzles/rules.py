@@ -1,8 +1,8 @@
 """What an equation's sign can mean, how often, and how the result is written.
 
 Three ways of writing: as it stands; each number and the result backwards; the whole line backwards (which swaps the
-numbers). The sign stands in place of the minus. RULES say what occurs, `weight` how often; the weights were fitted to
-the examples, not to the answers, of the challenge's digit puzzles.
+numbers). The sign stands in place of the minus. RULES lists what a sign can mean, `weigh_rule` says how often; the weights were
+fitted to the examples, and not to the answers, of the challenge's digit puzzles.
 """
 
 import math
@@ -41,13 +41,13 @@ _USUAL = {"+": ("sum", "join"), "-": ("difference",), "*": ("product", "join")}
 WAY_SHARES = {True: (0.02, 0.96, 0.02), False: (0.52, 0.24, 0.24)}
 
 
-def usual(signs: str) -> bool:
+def are_usual_signs(signs: str) -> bool:
     """Are all signs of a puzzle among + - *?"""
     return set(signs) <= set(_USUAL)
 
 
-def weight(rule: str, sign: str, way: int, usual_signs: bool) -> float:
-    """How often a sign means a rule, not normalised."""
+def weigh_rule(rule: str, sign: str, way: int, usual_signs: bool) -> float:
+    """How often a sign has the meaning of a rule, not normalised."""
     plain = rule in ("add", "multiply", "subtract")
     if usual_signs:
         if rule == "join swapped" or RULES[rule][0] not in _USUAL[sign]:
@@ -58,26 +58,26 @@ def weight(rule: str, sign: str, way: int, usual_signs: bool) -> float:
     return {"join": 2.0, "join swapped": 0.3}.get(rule, 6.0 if plain else 1.0)
 
 
-def weight_of_all(rules: dict[str, str], way: int, usual_signs: bool) -> float:
-    """How often a way of writing comes with these rules of the signs, not normalised."""
+def weigh_rules(rules: dict[str, str], way: int, usual_signs: bool) -> float:
+    """How often a way of writing occurs with these rules of the signs, not normalised."""
     return WAY_SHARES[usual_signs][way] * math.prod(
-        weight(rule, sign, way, usual_signs) for sign, rule in rules.items()
+        weigh_rule(rule, sign, way, usual_signs) for sign, rule in rules.items()
     )
 
 
-def read(left: str, way: int) -> tuple[str, str]:
+def read_numbers(left: str, way: int) -> tuple[str, str]:
     """The two numbers of a left side as the rule takes them, two digits each."""
     a, b = left[:2], left[3:]
     return (a, b) if way == 0 else (a[::-1], b[::-1]) if way == 1 else (b[::-1], a[::-1])
 
 
-def written(rule: str, way: int, left: str) -> str:
+def write_result(rule: str, way: int, left: str) -> str:
     """The right side.
 
-    >>> written("subtract", 2, "69/52"), written("multiply", 0, "12*12")
+    >>> write_result("subtract", 2, "69/52"), write_result("multiply", 0, "12*12")
     ('17/', '144')
     """
-    a, b = read(left, way)
+    a, b = read_numbers(left, way)
     if rule.startswith("join"):
         text = a + b if rule == "join" else b + a
         return text[::-1] if way else text
@@ -86,12 +86,12 @@ def written(rule: str, way: int, left: str) -> str:
     return minus + digits if way == 0 else minus + digits[::-1] if way == 1 else digits[::-1] + minus
 
 
-def possible(left: str, way: int) -> bool:
+def is_possible(left: str, way: int) -> bool:
     """Are both numbers 10 or more?"""
-    return not any(number.startswith("0") for number in read(left, way))
+    return not any(number.startswith("0") for number in read_numbers(left, way))
 
 
-def assignments(
+def assign_rules(
     shown: list[tuple[str, str]], way: int, fits: Callable[[str, int, str, str], bool]
 ) -> Iterator[dict[str, str]]:
     """Every choice of a rule for each sign that stands in the examples, two signs never of one group but joins.
@@ -116,18 +116,18 @@ def assignments(
     return go({}, set())
 
 
-def for_query(rules: dict[str, str], sign: str, way: int, usual_signs: bool) -> dict[str, float]:
-    """What the asked sign may mean, as shares: its rule where it was shown, else any of a group not yet used."""
+def rules_of_query(rules: dict[str, str], sign: str, way: int, usual_signs: bool) -> dict[str, float]:
+    """What the sign of the query may mean, as shares: its rule where it was shown, else any rule of an unused group."""
     if sign in rules:
         return {rules[sign]: 1.0}
     used = {RULES[rule][0] for rule in rules.values()} - {"join"}
-    open_rules = {rule: weight(rule, sign, way, usual_signs) for rule in RULES if RULES[rule][0] not in used}
+    open_rules = {rule: weigh_rule(rule, sign, way, usual_signs) for rule in RULES if RULES[rule][0] not in used}
     return {rule: share / sum(open_rules.values()) for rule, share in open_rules.items()}
 
 
-def worked(rule: str, way: int, left: str) -> str:
+def format_working(rule: str, way: int, left: str) -> str:
     """`34/44` as `43 - 44 = -1`, before it is written."""
-    a, b = read(left, way)
+    a, b = read_numbers(left, way)
     larger, smaller = max(a, b), min(a, b)
-    said = _WORKINGS[rule].format(a=a, b=b, larger=larger, smaller=smaller)
-    return f"{said} = {RULES[rule][1](int(a), int(b)) if RULES[rule][1] else (a + b if rule == 'join' else b + a)}"
+    working = _WORKINGS[rule].format(a=a, b=b, larger=larger, smaller=smaller)
+    return f"{working} = {RULES[rule][1](int(a), int(b)) if RULES[rule][1] else (a + b if rule == 'join' else b + a)}"
