@@ -1,4 +1,4 @@
-"""`python -m grpo_kit ...` is `grpo-kit ...`."""
+"""The command line: `python -m grpo_kit ...` does the same as `grpo-kit ...`."""
 
 from grpo_kit.cli.main import app
 
