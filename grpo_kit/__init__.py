@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from grpo_kit.kaggle.submit import submit
     from grpo_kit.planning.plan import plan
     from grpo_kit.policy.load import load_policy
-    from grpo_kit.rewards.tools.audit import audit_file as audit_reward
+    from grpo_kit.rewards.tools.audit import audit_reward
     from grpo_kit.rewards.tools.loading import load_reward
     from grpo_kit.runs.session import open_run
     from grpo_kit.submission.output_check import check_submission as check
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
 # Public name: the module that defines it, and its name there.
 _HOMES = {
     "Board": ("grpo_kit.display.board", "Board"),
-    "audit_reward": ("grpo_kit.rewards.tools.audit", "audit_file"),
+    "audit_reward": ("grpo_kit.rewards.tools.audit", "audit_reward"),
     "check": ("grpo_kit.submission.output_check", "check_submission"),
     "compare": ("grpo_kit.evaluation.evaluate", "compare"),
     "load_config": ("grpo_kit.config", "load_config"),
