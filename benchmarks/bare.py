@@ -9,33 +9,33 @@ from grpo_kit.runs.files import read_lines
 from grpo_kit.training.trl_settings import make_trl_config
 
 
-def trainer(chosen, run, rewards, args=None):
+def trainer(settings, run, rewards, args=None):
     """A plain GRPOTrainer; `args` are the run's own settings, or a GRPOConfig."""
     from trl import GRPOTrainer
 
-    model, tokenizer = load_policy(chosen.policy)
+    model, tokenizer = load_policy(settings.policy)
     rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in read_lines(run.data_file("train"))]
     lora = LoraConfig(
-        r=chosen.lora.r, lora_alpha=chosen.lora.lora_alpha, target_modules=list(chosen.lora.target_modules),
+        r=settings.lora.r, lora_alpha=settings.lora.lora_alpha, target_modules=list(settings.lora.target_modules),
         task_type="CAUSAL_LM",
     )  # fmt: skip
-    set_seed(chosen.run.seed)
-    made = GRPOTrainer(
-        model=model, reward_funcs=rewards, args=args or make_trl_config(chosen, run.path / "bare"),
+    set_seed(settings.run.seed)
+    bare_trainer = GRPOTrainer(
+        model=model, reward_funcs=rewards, args=args or make_trl_config(settings, run.path / "bare"),
         train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora,
     )  # fmt: skip
-    made.remove_callback(PrinterCallback)
-    return made
+    bare_trainer.remove_callback(PrinterCallback)
+    return bare_trainer
 
 
-def defaults(chosen, run):
+def defaults(settings, run):
     """TRL's own defaults for all that is not a size."""
     from trl import GRPOConfig
 
-    grpo = chosen.grpo
+    grpo = settings.grpo
     return GRPOConfig(
         output_dir=str(run.path / "bare"), max_steps=grpo.max_steps, num_generations=grpo.num_generations,
         per_device_train_batch_size=grpo.per_device_train_batch_size, max_completion_length=grpo.max_completion_length,
-        seed=chosen.run.seed, bf16=False, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
+        seed=settings.run.seed, bf16=False, report_to="none", logging_steps=1, save_strategy="no", disable_tqdm=True,
         dataloader_pin_memory=False,
     )  # fmt: skip

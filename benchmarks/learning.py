@@ -1,10 +1,10 @@
-"""How soon does the embedded policy work sums out? A bare TRL script with its defaults, the same with our settings, the kit.
+"""How soon does the embedded policy solve sums? Compares TRL with its defaults, TRL with the kit's settings, the kit.
 
 Accuracy is measured on the 500 test problems every few steps, with the clock stopped; seconds are the process's own of
-training alone, which other work on the machine does not stretch. A run that does not get there in the steps given counts
-with all its seconds, which flatters it. The three take turns, seed by seed, at the preset's settings. Bars: to 0.85 the kit
-takes at most half the seconds of the bare script, and to what the demo ends at fewer than either; its groups teach in 0.9
-of cases or more where groups drawn by chance fall below 0.6.
+training alone, which other work on the machine does not stretch. A run that does not get there in the steps given
+counts with all its seconds, which flatters it. The three take turns, seed by seed, at the preset's settings. Bars: to
+0.85 the kit takes at most half the seconds of the bare script, and to what the demo ends at fewer than either; its
+groups teach in 0.9 of cases or more where groups drawn by chance fall below 0.6.
 """
 
 import statistics
@@ -33,9 +33,9 @@ GOALS, LOOK = (0.85, 0.97), 4  # accuracies: the bar's, the demo's; steps betwee
 class Watch(TrainerCallback):
     """Accuracy by seconds of training."""
 
-    def __init__(self, chosen, run, verifier, tokenizer):
+    def __init__(self, settings, run, verifier, tokenizer):
         self.look = lambda model: evaluate.score_rows(
-            model, tokenizer, read_lines(run.data_file("test")), verifier, chosen
+            model, tokenizer, read_lines(run.data_file("test")), verifier, settings
         )
         self.seconds, self.since, self.curve, self.taught = 0.0, 0.0, [], []
 
@@ -59,30 +59,30 @@ class Watch(TrainerCallback):
 
 
 def main():
-    asked = report.arguments(__doc__)
-    seeds, steps = ((1,), 8) if asked.quick else ((1, 2, 3), 40)
+    options = report.arguments(__doc__)
+    seeds, steps = ((1,), 8) if options.quick else ((1, 2, 3), 40)
     builders = {
         "bare TRL, its defaults": lambda *given: bare.trainer(*given, args=bare.defaults(*given[:2])),
         "bare TRL, our settings": bare.trainer,
         "grpo_kit": train.make_trainer,
         "grpo_kit, nothing replaced": train.make_trainer,
     }
-    found = {name: [] for name in builders}
+    watches_of = {name: [] for name in builders}
     for seed in seeds:
         for name, build in builders.items():
-            options = [f"grpo.max_steps={steps}", "grpo.eval_steps=0", f"run.seed={seed}", "run.report_to=[none]"]
-            options += ["grpo.resample_budget=0"] if name.endswith("replaced") else []
-            chosen = config.load_config(["tiny"], options)
+            overrides = [f"grpo.max_steps={steps}", "grpo.eval_steps=0", f"run.seed={seed}", "run.report_to=[none]"]
+            overrides += ["grpo.resample_budget=0"] if name.endswith("replaced") else []
+            settings = config.load_config(["tiny"], overrides)
             run = find_run("learning", tempfile.mkdtemp())
-            prepare(chosen, run)
-            rewards = [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs]
-            trainer = build(chosen, run, rewards)
-            watch = Watch(chosen, run, rewards[0], trainer.processing_class)
+            prepare(settings, run)
+            rewards = [loading.load_reward(spec) for spec in settings.grpo.reward_funcs]
+            trainer = build(settings, run, rewards)
+            watch = Watch(settings, run, rewards[0], trainer.processing_class)
             trainer.add_callback(watch)
             trainer.train()
-            found[name].append(watch)
+            watches_of[name].append(watch)
     rows, seconds = [], {}
-    for name, watches in found.items():
+    for name, watches in watches_of.items():
         row = {"trainer": name}
         for goal in GOALS:
             reached = [watch.to(goal) for watch in watches]
@@ -93,7 +93,7 @@ def main():
         row["groups that teach"] = f"{statistics.mean(t for watch in watches for t in watch.taught):.3f}"
         row["least in 10 steps"] = f"{min(least(watch.taught) for watch in watches):.3f}"
         rows.append(row)
-    defaults, ours, kit, lazy = found
+    defaults, ours, kit, lazy = watches_of
     figures = {
         "ratio": round(seconds[kit, GOALS[0]] / seconds[defaults, GOALS[0]], 3),
         "bar": 0.5,
@@ -103,7 +103,7 @@ def main():
         "teach": rows[2]["groups that teach"],
         "by chance": rows[1]["groups that teach"],
     }
-    report.finish("learning", rows, figures, asked.record)
+    report.finish("learning", rows, figures, options.record)
 
 
 def least(shares, window=10):

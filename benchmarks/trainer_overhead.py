@@ -1,7 +1,7 @@
-"""What the kit adds to a step of TRL: the same model, data and settings through a bare script and through grpo_kit.train.
+"""What the kit adds to a step of TRL: the same model, data and settings through a bare script and through the kit.
 
-The two take turns, several rounds each, every round from the same seed; prompts differ, for the kit draws its own. A step
-is timed from its beginning to the beginning of the next, writing of metrics and completions included. Bar: 1.05.
+The two take turns, several rounds each, every round from the same seed; prompts differ, because the kit draws its own. A
+step is timed from its beginning to the beginning of the next, writing of metrics and completions included. Bar: 1.05.
 """
 
 import statistics
@@ -37,18 +37,18 @@ class Clock(TrainerCallback):
 
 
 def main():
-    asked = report.arguments(__doc__)
-    rounds, steps = (2, 12) if asked.quick else (6, 22)
+    options = report.arguments(__doc__)
+    rounds, steps = (2, 12) if options.quick else (6, 22)
     equal = ["grpo.resample_budget=0", "grpo.draw=shuffled", "run.report_to=[none]"]  # the same work for both
-    chosen = config.load_config(["tiny"], [f"grpo.max_steps={steps}", *equal])
+    settings = config.load_config(["tiny"], [f"grpo.max_steps={steps}", *equal])
     run = find_run("overhead", tempfile.mkdtemp())
-    prepare(chosen, run)
-    rewards = [loading.load_reward(spec) for spec in chosen.grpo.reward_funcs]
+    prepare(settings, run)
+    rewards = [loading.load_reward(spec) for spec in settings.grpo.reward_funcs]
     builders = {"bare TRL": bare.trainer, "grpo_kit.training.train": train.make_trainer}
     seconds = {name: [] for name in builders}
     for number in range(rounds):
         for name, build in list(builders.items())[:: 1 if number % 2 == 0 else -1]:
-            trainer, clock = build(chosen, run, rewards), Clock()
+            trainer, clock = build(settings, run, rewards), Clock()
             trainer.add_callback(clock)
             trainer.train()
             seconds[name] += clock.steps()
@@ -63,7 +63,7 @@ def main():
         }
         for name, times in seconds.items()
     ]
-    report.finish("trainer_overhead", rows, {"ratio": round(ratio, 4), "bar": 1.05}, asked.record)
+    report.finish("trainer_overhead", rows, {"ratio": round(ratio, 4), "bar": 1.05}, options.record)
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ class Grpo:
     max_grad_norm: float = 1.0
     optim: str = "adamw_torch"
     loss_type: str = "dapo"  # one of LOSSES
-    advantage: str = "group"  # or leave_one_out (training.advantages)
+    advantage: str = "group"  # or leave_one_out (training.grpo.advantages)
     normalize_rewards: bool = True  # divide advantages by the group's standard deviation
     draw: str = (
-        "useful"  # which prompts come next: those that teach most; or shuffled, in_order (training.prompt_sampler)
+        "useful"  # which prompts come next: those that teach most; or shuffled, in_order (training.grpo.prompt_sampler)
     )
     resample_budget: float = 1.0  # groups with equal rewards that a step may replace, as a share of its groups
-    stages: list[Stage] = field(default_factory=list)  # context lengths one after the other (training.length_stages)
+    stages: list[Stage] = field(default_factory=list)  # context lengths one after the other (training.callbacks)
     save_steps: int = 10
     eval_steps: int = 0  # measure accuracy on the validation rows every so many steps; 0: never
     on_alarm: str = "warn"  # or stop (training.alarms)

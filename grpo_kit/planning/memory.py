@@ -24,8 +24,8 @@ RESERVE = 0.75 * GIB  # CUDA context, cuBLAS workspaces and fragmentation of eac
 SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
 # trl/kernels/chunked_logprob.py computes logits in tiles of TRL_TILE_TOKENS x TILE_WORDS in the weights' type. Without
 # Triton its backward pass holds TILE_COPIES more of them in float32 (z, log p, p, the gradient and what they are made
-# of; tests/planning/test_memory.py counts them). So training/train.py sets the tile to TILE_TOKENS there: the largest
-# power of two with which, on a T4, a layer's backward pass needs more than the logits do.
+# of; tests/planning/test_memory.py counts them). So training/trl_internals.py sets the tile to TILE_TOKENS there: the
+# largest power of two with which, on a T4, a layer's backward pass needs more than the logits do.
 TRL_TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
 TILE_TOKENS = 512
 DECODE_STATES = 5  # float32 tensors as large as a layer's state in transformers' mamba2_selective_state_update

@@ -30,32 +30,32 @@ RULES = [
         "truncated",
         lambda m, g: m.get("completions/clipped_ratio", 0) > 0.5,
         lambda m, g: (
-            f"{m['completions/clipped_ratio']:.0%} of completions are cut at {g['max_completion_length']} tokens: raise "
-            "grpo.max_completion_length or penalise length (grpo_kit/rewards/brevity.py)."
+            f"{m['completions/clipped_ratio']:.0%} of completions are cut at {g['max_completion_length']} tokens: "
+            "raise grpo.max_completion_length or penalise length (grpo_kit/rewards/brevity.py)."
         ),
     ),
     Rule(
         "solved",
         lambda m, g: m.get("groups/all_right", 0) > 0.5 and _most_groups_are_flat(m),
         lambda m, g: (
-            f"{m['groups/all_right']:.0%} of groups are all right and have no gradient{_after_replacement(m)}: use harder prompts "
-            "(`grpo-kit screen`), or stop here."
+            f"{m['groups/all_right']:.0%} of groups are all right and have no gradient{_after_replacement(m)}: use "
+            "harder prompts (`grpo-kit screen`), or stop here."
         ),
     ),
     Rule(
         "hopeless",
         lambda m, g: m.get("groups/all_wrong", 0) > 0.5 and _most_groups_are_flat(m),
         lambda m, g: (
-            f"{m['groups/all_wrong']:.0%} of groups are all wrong and have no gradient{_after_replacement(m)}: use easier prompts "
-            "(`grpo-kit screen`), or more generations (grpo.num_generations)."
+            f"{m['groups/all_wrong']:.0%} of groups are all wrong and have no gradient{_after_replacement(m)}: use "
+            "easier prompts (`grpo-kit screen`), or more generations (grpo.num_generations)."
         ),
     ),
     Rule(
         "unjudged",
         lambda m, g: m.get("groups/unjudged", 0) > 0.1,
         lambda m, g: (
-            f"{m['groups/unjudged']:.0%} of groups could not be judged: look at their answers in completions.jsonl; the golds "
-            "may be unusable."
+            f"{m['groups/unjudged']:.0%} of groups could not be judged: look at their answers in completions.jsonl; "
+            "the golds may be unusable."
         ),
     ),
     Rule(
@@ -70,24 +70,24 @@ RULES = [
         "overflow",
         lambda m, g: m.get("skipped_steps", 0) > 0.3 * m["step"],
         lambda m, g: (
-            f"{m['skipped_steps']:.0f} of {m['step']:.0f} steps overflowed in fp16 and were skipped: lower grpo.learning_rate or "
-            "grpo.max_grad_norm."
+            f"{m['skipped_steps']:.0f} of {m['step']:.0f} steps overflowed in fp16 and were skipped: lower "
+            "grpo.learning_rate or grpo.max_grad_norm."
         ),
     ),
     Rule(
         "mismatch",
         lambda m, g: m.get("sampling/logp_gap", 0) > 0.1,
         lambda m, g: (
-            f"sampled and trained log-probs differ by {m['sampling/logp_gap']:.2f} nats a token: sampler and trainer see "
-            "different models, and the training cannot be trusted."
+            f"sampled and trained log-probs differ by {m['sampling/logp_gap']:.2f} nats a token: sampler and trainer "
+            "see different models, and the training cannot be trusted."
         ),
     ),
     Rule(
         "exploding",
         lambda m, g: m.get("grad_norm", 0) > 20 * max(g["max_grad_norm"], 1e-9),
         lambda m, g: (
-            f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times grpo.max_grad_norm: lower "
-            "grpo.learning_rate."
+            f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times "
+            "grpo.max_grad_norm: lower grpo.learning_rate."
         ),
     ),
 ]

@@ -35,7 +35,7 @@ def find_callback(trainer: Any, kind: type[Callback]) -> Callback:
 
 
 class StageCallback(TrainerCallback):
-    """Sets length, KL, upper clip and learning rate of the context stage that the coming step is in, and notes its number.
+    """Sets length, KL, upper clip and learning rate of the context stage of the coming step, and notes its number.
 
     A context that grows over a run: DeepScaleR trained with 8K, 16K and 24K tokens. A batch that is trained on several
     times keeps the stage it was drawn in.
@@ -98,8 +98,8 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 class GradientCheckCallback(TrainerCallback):
     """Stops a run in which some LoRA pairs are dead: before the first update with a gradient, every pair must have one.
 
-    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups flat) says nothing yet, nor
-    does a routed expert that no token with an advantage chose.
+    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups flat) says nothing yet,
+    nor does a routed expert that no token with an advantage chose.
     """
 
     def __init__(self) -> None:
@@ -117,13 +117,13 @@ class GradientCheckCallback(TrainerCallback):
         dead = [name for name, has in pairs.items() if not has]
         if dead:
             raise RuntimeError(
-                f"{len(dead)} of {len(pairs)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them changes "
-                "nothing. Take them out of lora.target_modules."
+                f"{len(dead)} of {len(pairs)} LoRA pairs get no gradient ({', '.join(dead[:3])}); training them "
+                "changes nothing. Take them out of lora.target_modules."
             )
 
 
 class HeldOutCallback(TrainerCallback):
-    """Measures accuracy on validation rows every `steps` by `measure`, and notes it as `held_out` with `held_out_ci95`."""
+    """Measures accuracy on validation rows by `measure`, every `steps`, and notes it for the next metrics row."""
 
     def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsCallback) -> None:
         self.steps, self.measure, self.metrics = steps, measure, metrics
@@ -168,7 +168,8 @@ class StopCallback(TrainerCallback):
         if reason and state.global_step < state.max_steps:
             control.should_training_stop = True
             warnings.warn(
-                f"Stopped at step {state.global_step} of {state.max_steps}: {reason} Run the training again to continue.",
+                f"Stopped at step {state.global_step} of {state.max_steps}: {reason} Run the training again to "
+                "continue.",
                 stacklevel=2,
             )
 
@@ -239,7 +240,9 @@ class CheckpointCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if processes.is_first():  # all processes have the same: gradients are shared, prompts drawn alike
-            checkpoints.save_checkpoint(
-                self.folder, state.global_step, self.settings, lambda folder: self.trainer.write_checkpoint(folder, self.base)
-            )  # fmt: skip
+
+            def write(folder: Path) -> None:
+                self.trainer.write_checkpoint(folder, self.base)
+
+            checkpoints.save_checkpoint(self.folder, state.global_step, self.settings, write)
         self.trainer.accelerator.wait_for_everyone()

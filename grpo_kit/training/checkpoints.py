@@ -1,7 +1,7 @@
 """Checkpoints of a training: complete or absent, the last two only, and checked before they are used.
 
-`checkpoints/step_N/` is written aside and renamed; `kept.json` in it names each file's sha256 and the settings it was made
-with. When the disk is full or read-only, a checkpoint is missing; the run warns and goes on.
+`checkpoints/step_N/` is written aside and renamed; `kept.json` in it names each file's sha256 and the settings it was
+made with. When the disk is full or read-only, a checkpoint is missing; the run warns and goes on.
 """
 
 import json
@@ -34,7 +34,8 @@ def save_checkpoint(folder: Path, step: int, settings: dict[str, Any], write: Ca
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a write that failed
         warnings.warn(
-            f"No checkpoint at step {step}: {' '.join(str(error).split())[:160]}. The run goes on; make room in {folder}.",
+            f"No checkpoint at step {step}: {' '.join(str(error).split())[:160]}. The run goes on; "
+            f"make room in {folder}.",
             stacklevel=2,
         )
         return None
@@ -42,7 +43,7 @@ def save_checkpoint(folder: Path, step: int, settings: dict[str, Any], write: Ca
 
 
 def find_checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] | None:
-    """(step, folder) of the newest checkpoint whose files are as they were written; damaged ones are skipped with a warning.
+    """(step, folder) of the newest checkpoint with all its files as written; damaged ones are skipped with a warning.
 
     Leftovers of an interrupted write are removed. Raises ValueError when the newest was made with other `settings`.
     """
@@ -59,8 +60,8 @@ def find_checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] 
             continue
         if changes := list_differences(seal["settings"], json.loads(json.dumps(settings))):
             raise ValueError(
-                f"{folder} holds an interrupted training with different settings ({'; '.join(changes[:3])}). Use the same settings "
-                "to resume it, or --force (run.force=true) to start again."
+                f"{folder} holds an interrupted training with different settings ({'; '.join(changes[:3])}). Use the "
+                "same settings to resume it, or --force (run.force=true) to start again."
             )
         return seal["step"], path
     return None
@@ -73,7 +74,7 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the lines of a JSON Lines file that are of later steps than `step` or incomplete; returns the rows that remain.
+    """Remove the lines of a JSON Lines file that are of steps after `step` or incomplete; return the rows that remain.
 
     The file itself keeps the names that an earlier version wrote; the rows have today's.
     """

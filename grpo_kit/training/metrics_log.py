@@ -31,8 +31,8 @@ class MetricsCallback(TrainerCallback):
     - `skipped_steps`: so far, those whose gradients overflowed in fp16, so that the scaler dropped them;
     - `alarms`: sentences, when an alarm begins to ring.
 
-    What `extra` holds is added to the next row. A resumed training drops the rows after its checkpoint; `rows` are those
-    that stand.
+    What `extra` holds is added to the next row. A resumed training drops the rows after its checkpoint; `rows` are
+    those that stand.
 
     Args:
         trainer: the transformers Trainer whose steps are recorded.

@@ -8,14 +8,15 @@ KNOWN = ("tensorboard", "wandb", "trackio")
 
 
 def check_trackers(names: list[str]) -> None:
-    """Raise ValueError for a tracker that the kit does not know or that is not installed, before anything slow begins."""
+    """Raise ValueError for a tracker that the kit does not know or that is not installed."""
     for name in names:
         if name not in KNOWN:
             raise ValueError(f"run.report_to names {name!r}; it takes {', '.join(KNOWN)}. Name one of these.")
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of wandb's logs looks like a package, but has no file
             raise ValueError(
-                f"run.report_to names {name!r}, which is not installed. `pip install {name}`, or take it out of run.report_to."
+                f"run.report_to names {name!r}, which is not installed. `pip install {name}`, or take it out of "
+                "run.report_to."
             )
 
 
@@ -25,7 +26,7 @@ def transformers_trackers(names: list[str]) -> list[str]:
 
 
 def make_tensorboard(names: list[str], run: Path) -> list[Any]:
-    """[TensorBoard's callback] where `names` has it, else []. Its files lie in the run's `tensorboard/`, also after a restart."""
+    """[TensorBoard's callback] where `names` has it, else []. Its files lie in `tensorboard/` of the folder `run`."""
     if "tensorboard" not in names:
         return []
     from torch.utils.tensorboard import SummaryWriter

@@ -45,16 +45,16 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the policy's LoRA adapter with GRPO, or resume or recognise a training that was begun before.
 
-    An interrupted run resumes from its last checkpoint; one that was stopped keeps its adapter and continues when called
-    again; a finished one is left as it is, unless `run.force` is set.
+    An interrupted run resumes from its last checkpoint; one that was stopped keeps its adapter and continues when
+    called again; a finished one is left as it is, unless `run.force` is set.
 
     Args:
         config: the run's configuration; `grpo` and `lora` say how to train.
         run: a run whose data is prepared.
         reward_funcs: one function for each of `grpo.reward_weights`, in its order; the first is the verifier.
         on_step: is called with each metrics row, after it is written.
-        on_forecast: is called before the first step with what the longest step takes: `grpo.worst_step.Forecast` as a dict,
-            in seconds, tokens and bytes.
+        on_forecast: is called before the first step with what the longest step takes, in seconds, tokens and bytes:
+            `grpo.worst_step.Forecast` as a dict.
         should_stop: is called after each step; when it returns True, the training saves what it has and ends.
 
     Returns:
@@ -156,7 +156,8 @@ def make_trainer(
 
 
 def _build_trainer(
-    stage: TrainingStage, model: Any, tokenizer: Any, rows: list[dict[str, Any]], rewards: list[Reward], vllm: dict[str, Any]
+    stage: TrainingStage, model: Any, tokenizer: Any, rows: list[dict[str, Any]], rewards: list[Reward],
+    vllm: dict[str, Any],
 ) -> "GroupTrainer":  # fmt: skip
     from grpo_kit.training import trl_internals
     from grpo_kit.training.grpo.trainer import GroupTrainer
@@ -166,7 +167,7 @@ def _build_trainer(
     config = stage.config
     pass_rates, draw = [row.get("pass_rate") for row in rows], order_of_draw(config, stage.screened)
     args = make_trl_config(config, stage.checkpoints, **vllm)
-    # For a KL TRL would keep a copy of the fresh adapter. It says what the base says, which the adapter switched off gives.
+    # For a KL, TRL would keep a copy of the fresh adapter; the base model without the adapter computes the same.
     beta, args.beta = args.beta, 0.0
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
     trainer = GroupTrainer(

@@ -1,7 +1,7 @@
 """Every private name of TRL and transformers that the kit uses, behind names of its own.
 
-They were read in the versions of VERSIONS, which requirements.txt pins; `tests/training/test_trl_internals.py` notices when
-one of them moves.
+They were read in the versions of VERSIONS, which requirements.txt pins; `tests/training/test_trl_internals.py` notices
+when one of them moves.
 """
 
 import warnings
@@ -25,7 +25,8 @@ def check_versions() -> None:
     for library, version in VERSIONS.items():
         if (installed := metadata.version(library)) != version:
             warnings.warn(
-                f"{library} is {installed}; training uses names that are private in {library} and was tested with {version}. "
+                f"{library} is {installed}; training uses names that are private in {library} and was tested with "
+                f"{version}. "
                 f"Install that version: pip install {library}=={version}",
                 stacklevel=2,
             )
@@ -39,9 +40,9 @@ def use_one_gpu(args: GRPOConfig) -> None:
 def fit_log_probs() -> None:
     """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
 
-    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies of a
-    tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the tile's
-    size changes nothing but memory.
+    TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies
+    of a tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the
+    tile's size changes nothing but memory.
     """
     gpu = torch.cuda.is_available()
     if gpu and torch.cuda.get_device_capability() < (8, 0):
@@ -53,7 +54,8 @@ def fit_log_probs() -> None:
 class ResumableTrainer:
     """Beside a transformers Trainer of any stage: its checkpoints hold the adapter in the kit's own form.
 
-    `callbacks.CheckpointCallback` writes them; the state of the stage itself goes through `save_extra` and `load_extra`.
+    `callbacks.CheckpointCallback` writes them; the state of the stage itself goes through `save_extra` and
+    `load_extra`.
     """
 
     def write_checkpoint(self, folder: Path, base: str) -> None:
@@ -112,7 +114,7 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return self.sample_batch(rows)
 
     def sample_batch(self, rows: list[dict[str, Any]]) -> Batch:
-        """TRL's batch of one completion per row, scored; `reward_table` and `scored_ids` are of this batch afterwards."""
+        """TRL's scored batch of one completion per row; `reward_table` and `scored_ids` then describe this batch."""
         return super()._generate_and_score_completions(rows)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:

@@ -1,7 +1,7 @@
 """Shows what a search found: a chart of its trials, and whether each setting changed the accuracy.
 
-Optuna's own `plot_slice` leaves out the trials that were stopped early, and `optuna.importance` gives shares that add up
-to 1 also where no setting matters: for 12 trials of random accuracy it gave one of three settings up to 0.93.
+Optuna's own `plot_slice` leaves out the trials that were stopped early, and `optuna.importance` gives shares that add
+up to 1 also where no setting matters: for 12 trials of random accuracy it gave one of three settings up to 0.93.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,9 +57,9 @@ def draw_trials(result: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
 def describe_effects(result: Mapping[str, Any], seed: int = 0) -> list[str]:
     """For each setting a sentence: whether the accuracy rises, falls or differs with it, as far as the trials show.
 
-    All trials that were measured count, and are compared at the last step that every one of them reached. The measure is
-    the rank correlation, or Kruskal and Wallis's H for choices that are not numbers; `p` is the share of random orders
-    of the accuracies that go with the setting at least as well.
+    All trials that were measured count, and are compared at the last step that every one of them reached. The measure
+    is the rank correlation, or Kruskal and Wallis's H for choices that are not numbers; `p` is the share of random
+    orders of the accuracies that go with the setting at least as well.
 
     Args:
         result: what `tune` returns.

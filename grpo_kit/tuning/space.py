@@ -22,7 +22,7 @@ SEARCHED = (
 
 @dataclass(frozen=True)
 class Axis:
-    """The values of one key: a range (`kind` is log, uniform or int) from `low` to `high`, or `choices`, each as JSON."""
+    """The values of one key: from `low` to `high` (`kind` is log, uniform or int), or `choices`, each as JSON."""
 
     kind: str
     low: float = 0
@@ -56,7 +56,8 @@ def parse_search(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
     """Separate what is searched from what has one value.
 
     Args:
-        words: each `key=log(a,b)`, `key=uniform(a,b)`, `key=int(a,b)`, `key=[a,b,c]` or `key=value`. For a key that takes
+        words: each `key=log(a,b)`, `key=uniform(a,b)`, `key=int(a,b)`, `key=[a,b,c]` or `key=value`. For a key that
+        takes
             a list, choices are lists in a list.
 
     Returns:
@@ -82,7 +83,8 @@ def parse_search(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
             rest.append(word)
         elif key.split(".")[0] not in SEARCHED or key == "grpo.max_steps":
             raise ValueError(
-                f"{key} cannot be searched: trials may differ in {', '.join(SEARCHED)} only, have the same length (--steps) and "
+                f"{key} cannot be searched: trials may differ in {', '.join(SEARCHED)} only, have the same length "
+                "(--steps) and "
                 "be measured alike. Set it to one value."
             )
         elif choices:
@@ -101,6 +103,7 @@ def _parse_range(word: str, kind: str, low: str, high: str) -> Axis:
         ends = [1, 0]
     if not ends[0] < ends[1] or not all(map(math.isfinite, ends)) or (kind == "log" and ends[0] <= 0):
         raise ValueError(
-            f"{word!r} is not a range: its ends are numbers, the lower one first, above 0 with log, whole with int. Correct it."
+            f"{word!r} is not a range: its ends are numbers, the lower one first, above 0 with log, whole with int. "
+            "Correct it."
         )
     return Axis(kind, *ends)

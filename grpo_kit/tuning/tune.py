@@ -1,9 +1,9 @@
 """Searches with Optuna for the settings that learn best in a few steps.
 
-Each trial trains the run's own policy on its own rows, for the same steps from the same seed, and is measured on the same
-validation problems every few steps; a trial below the median of the others is stopped early. The search is a SQLite file
-in the run folder (`tune/study.db`), so an interrupted search continues; each trial leaves its metrics and completions
-beside it. One process searches at a time.
+Each trial trains the run's own policy on its own rows, for the same steps from the same seed, and is measured on the
+same validation problems every few steps; a trial below the median of the others is stopped early. The search is a
+SQLite file in the run folder (`tune/study.db`), so an interrupted search continues; each trial leaves its metrics and
+completions beside it. One process searches at a time.
 """
 
 import itertools
@@ -58,8 +58,8 @@ def tune(
         on_trial: called with (finished trials, trials in all, note) after each trial.
 
     Returns:
-        What `tune/tune.json` holds: `trials`, the best first, each with its `overrides`, its `accuracy` in [0, 1] and the
-        95 % interval `ci95`; the `best` of them; and `words`, which compares it with the run's own settings.
+        What `tune/tune.json` holds: `trials`, the best first, each with its `overrides`, its `accuracy` in [0, 1] and
+        the 95 % interval `ci95`; the `best` of them; and `words`, which compares it with the run's own settings.
         `tune/tune.png` shows the trials.
 
     Raises:
@@ -76,14 +76,16 @@ def tune(
     run.require_stage("data", "grpo-kit data")
     if trials < 1 or steps < 1 or not 1 <= every <= steps:
         raise ValueError(
-            f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, measured at "
+            f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, "
+            "measured at "
             "least once. Give 1 or more each, and --every at most --steps."
         )
     if not isinstance(axes, Mapping):
         axes, single_values = parse_search(axes)
         if single_values:
             raise ValueError(
-                f"{single_values[0]!r} has one value, so there is nothing to search. Set it in the configuration instead."
+                f"{single_values[0]!r} has one value, so there is nothing to search. Set it in the configuration "
+                "instead."
             )
     config = _override(config, [f"grpo.max_steps={steps}"])
     settings = _check_search(config, run, axes, steps, every, grid)
@@ -93,12 +95,13 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=f"sqlite:///{(folder / 'study.db').absolute()}", study_name=run.name, direction="maximize", load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
+        storage=f"sqlite:///{(folder / 'study.db').absolute()}", study_name=run.name, direction="maximize",
+        load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
     if changes := list_differences(study.user_attrs.get("settings", settings), settings):
         raise ValueError(
-            f"The search of run {run.name!r} was started with different settings ({'; '.join(changes[:3])}). Use --force to start again, "
+            f"The search of run {run.name!r} was started with different settings ({'; '.join(changes[:3])}). Use "
+            "--force to start again, "
             "or --run for another run."
         )
     study.set_user_attr("settings", settings)
@@ -176,8 +179,8 @@ def _mean(scores: Mapping[Any, float | None]) -> float | None:
 def _make_sampler(seed: int, done: int, trials: int) -> Any:
     """Optuna's sampler for the next trial: the first half spreads evenly over the space, the rest go where it was good.
 
-    The space-filling sequence keeps its place in the study's file. The other sampler is seeded by the number of finished
-    trials; with one seed a continued search would repeat its draws.
+    The space-filling sequence keeps its place in the study's file. The other sampler is seeded by the number of
+    finished trials; with one seed a continued search would repeat its draws.
     """
     import optuna
 
@@ -254,7 +257,8 @@ def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
     comparison = intervals.compare_scores(
         scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
     )
-    return f"{comparison['words']} It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
+    caution = f"It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
+    return f"{comparison['words']} {caution}"
 
 
 def _check_search(
@@ -272,8 +276,8 @@ def _check_search(
     sections = {key: value for key, value in asdict(config).items() if key != "run"}
     rewards = {spec: fingerprint(load_reward(spec)) for spec in [*config.grpo.reward_funcs, config.evaluation.verifier]}
     return {
-        **sections, "seed": config.run.seed, "data": hash_of(run.manifest), "rewards": rewards, "every": every, "grid": grid,
-        "space": {key: repr(axis) for key, axis in axes.items()},
+        **sections, "seed": config.run.seed, "data": hash_of(run.manifest), "rewards": rewards, "every": every,
+        "grid": grid, "space": {key: repr(axis) for key, axis in axes.items()},
     }  # fmt: skip
 
 

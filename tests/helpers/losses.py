@@ -1,4 +1,4 @@
-"""The losses themselves on ratios written down by hand: TRL's `_compute_loss` and ours around it, without a model.
+"""The losses on ratios written by hand: TRL's `_compute_loss`, and the kit's around it, without a model.
 
 notes/method.md shows its formulas on these, so that the page says what the code computes.
 """
@@ -47,26 +47,29 @@ def _loss(
 
     def log_probs(model: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
         passed.append(len(ids))
-        found = torch.full((len(ids), kwargs.get("logits_to_keep") or args[1]), -1.0, requires_grad=True)
-        return found, torch.zeros_like(found), None
+        values = torch.full((len(ids), kwargs.get("logits_to_keep") or args[1]), -1.0, requires_grad=True)
+        return values, torch.zeros_like(values), None
 
     trainer = object.__new__(kind)
-    as_it_is = {name: lambda value, **_: value for name in ("gather", "reduce", "gather_for_metrics")}
-    told = {
+    unchanged = {name: lambda value, **_: value for name in ("gather", "reduce", "gather_for_metrics")}
+    attributes = {
         "loss_type": "grpo" if loss_type == "gspo" else loss_type,
         "importance_sampling_level": "sequence" if loss_type == "gspo" else "token",
-        "epsilon_low": epsilon, "epsilon_high": trl_epsilon_high(Grpo(loss_type=loss_type, epsilon_high=epsilon_high)), "max_completion_length": max_completion_length,
+        "epsilon_low": epsilon, "epsilon_high": trl_epsilon_high(Grpo(loss_type=loss_type, epsilon_high=epsilon_high)),
+        "max_completion_length": max_completion_length,
         "beta": beta, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "aux_loss_enabled": False,
         "use_vllm": False, "_entropy_bonus_enabled": False, "current_gradient_accumulation_steps": 1,
         "args": SimpleNamespace(delta=None, use_bias_correction_kl=False, steps_per_generation=1, report_to=[]),
-        "accelerator": SimpleNamespace(num_processes=1, is_main_process=False, **as_it_is), "_metrics": {"train": defaultdict(list)},
+        "accelerator": SimpleNamespace(num_processes=1, is_main_process=False, **unchanged),
+        "_metrics": {"train": defaultdict(list)},
         "model": SimpleNamespace(training=True, parameters=lambda: [torch.zeros(1, requires_grad=True)]),
         "_get_per_token_logps_and_entropies": log_probs,
     }  # fmt: skip
-    vars(trainer).update(told)
+    vars(trainer).update(attributes)
     old = -1.0 - ratio.log()
     inputs = {
-        "prompt_ids": torch.ones(len(ratios), 1, dtype=torch.long), "prompt_mask": torch.ones(len(ratios), 1, dtype=torch.long),
+        "prompt_ids": torch.ones(len(ratios), 1, dtype=torch.long),
+        "prompt_mask": torch.ones(len(ratios), 1, dtype=torch.long),
         "completion_ids": torch.ones_like(mask), "completion_mask": mask, "advantages": torch.tensor(advantages),
         "old_per_token_logps": old, "num_items_in_batch": mask.sum().float(),
         "ref_per_token_logps": torch.full_like(old, -1.0) + torch.tensor(reference).log(),

@@ -6,9 +6,9 @@ from grpo_kit.training.alarms import find_alarms
 
 GRPO = {"max_completion_length": 512, "max_grad_norm": 1.0}
 FINE = {
-    "completions/clipped_ratio": 0.05, "groups/all_right": 0.2, "groups/all_wrong": 0.1, "groups/unjudged": 0.0, "groups/with_gradient": 0.7,
-    "groups/replaced": 0.0, "entropy": 0.4,
-    "skipped_steps": 0, "sampling/logp_gap": 0.002, "grad_norm": 0.3,
+    "completions/clipped_ratio": 0.05, "groups/all_right": 0.2, "groups/all_wrong": 0.1, "groups/unjudged": 0.0,
+    "groups/with_gradient": 0.7, "groups/replaced": 0.0, "entropy": 0.4, "skipped_steps": 0,
+    "sampling/logp_gap": 0.002, "grad_norm": 0.3,
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def rows(count=10, **changed):
         (
             {"groups/all_right": 0.95, "groups/with_gradient": 0.375, "groups/replaced": 0.325},
             "solved",
-            "95% of groups are all right and have no gradient; with replacements 38% of those trained on have one: use harder prompts",
+            "95% of groups are all right and have no gradient; with replacements 38% of those trained on have one: use",
         ),
         (
             {"groups/all_wrong": 0.9, "groups/with_gradient": 0.4, "groups/replaced": 0.3},

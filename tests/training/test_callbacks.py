@@ -89,8 +89,10 @@ def test_a_stage_s_own_settings_are_checked(stages, said):
 
 
 STAGED = [
-    *SMALL, "grpo.max_steps=6", "grpo.lr_scheduler_type=linear", "grpo.eval_steps=0", "grpo.save_steps=1", "run.report_to=[]",
-    "grpo.stages=[{max_completion_length: 30, steps: 2}, {max_completion_length: 34, steps: 2, beta: 0.1, epsilon_high: 0.4, "
+    *SMALL, "grpo.max_steps=6", "grpo.lr_scheduler_type=linear", "grpo.eval_steps=0", "grpo.save_steps=1",
+    "run.report_to=[]",
+    "grpo.stages=[{max_completion_length: 30, steps: 2}, "
+    "{max_completion_length: 34, steps: 2, beta: 0.1, epsilon_high: 0.4, "
     "learning_rate: 1e-4}, {max_completion_length: 32}]",
 ]  # fmt: skip
 

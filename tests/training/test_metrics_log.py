@@ -11,7 +11,7 @@ from grpo_kit.training.metrics_log import MetricsCallback
 
 @pytest.mark.parametrize(("scaler", "row"), [(None, {}), (object(), {"skipped_steps": 2})])
 def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
-    """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no such figure."""
+    """accelerate says after each optimiser step whether gradients overflowed; without a scaler there is no figure."""
     accelerator = types.SimpleNamespace(scaler=scaler, optimizer_step_was_skipped=False)
     trainer = types.SimpleNamespace(accelerator=accelerator, model=torch.nn.Linear(1, 1))
     record = MetricsCallback(trainer, tmp_path / "metrics.jsonl", {})

@@ -172,9 +172,9 @@ def test_an_async_reward_works_as_in_trl(tmp_path):
 def test_real_word_problems_need_no_special_case(tmp_path, math_reward):
     chosen = config.load_config(
         ["tiny"],
-        [f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5", "grpo.max_steps=2", "grpo.per_device_train_batch_size=8",
-         "grpo.num_generations=4", "grpo.gradient_accumulation_steps=2", "grpo.max_completion_length=24",
-         "grpo.resample_budget=0"],
+        [f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5", "grpo.max_steps=2",
+         "grpo.per_device_train_batch_size=8", "grpo.num_generations=4", "grpo.gradient_accumulation_steps=2",
+         "grpo.max_completion_length=24", "grpo.resample_budget=0"],
     )  # fmt: skip
     run = find_run("words", tmp_path)
     prepare(chosen, run)

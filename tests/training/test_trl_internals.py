@@ -63,8 +63,8 @@ def test_another_version_is_named_with_the_remedy(monkeypatch):
 def test_no_other_file_touches_a_private_name_of_trl_or_transformers():
     names = "|".join(
         ["_metrics", "_n_gpu", "_TRITON_AVAILABLE", "_generate_and_score_completions", "_calculate_rewards",
-         "_get_per_token_logps_and_entropies", "_save_checkpoint", "_load_from_checkpoint", "_save_rng_state", "_save_scaler",
-         "_save_optimizer_and_scheduler"]
+         "_get_per_token_logps_and_entropies", "_save_checkpoint", "_load_from_checkpoint", "_save_rng_state",
+         "_save_scaler", "_save_optimizer_and_scheduler"]
     )  # fmt: skip
     users = {
         path.name

@@ -28,7 +28,11 @@ def test_the_chart_has_a_mark_per_trial_and_choices_by_name_in_their_order():
 def result_of(count, accuracy, state="complete", **values):
     """A search's result whose trial i has values[key](i) and accuracy(i)."""
     return {"trials": [
-        {"state": state, "curve": [(4, accuracy(i))], "overrides": [f"{key}={value(i)}" for key, value in values.items()]} for i in range(count)
+        {
+            "state": state, "curve": [(4, accuracy(i))],
+            "overrides": [f"{key}={value(i)}" for key, value in values.items()],
+        }
+        for i in range(count)
     ]}  # fmt: skip
 
 

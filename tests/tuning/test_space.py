@@ -4,6 +4,8 @@ import pytest
 
 from grpo_kit.tuning.space import Axis, parse_search
 
+MODULES = ('["q_proj"]', '["q_proj", "k_proj"]')
+
 
 @pytest.mark.parametrize(
     ("word", "axis"),
@@ -14,7 +16,7 @@ from grpo_kit.tuning.space import Axis, parse_search
         ("lora.r=[8,16]", Axis("choice", choices=("8", "16"))),
         ("grpo.loss_type=[dapo,dr_grpo]", Axis("choice", choices=('"dapo"', '"dr_grpo"'))),
         ("grpo.epsilon_high=[null,0.28]", Axis("choice", choices=("null", "0.28"))),
-        ("lora.target_modules=[[q_proj],[q_proj,k_proj]]", Axis("choice", choices=('["q_proj"]', '["q_proj", "k_proj"]'))),
+        ("lora.target_modules=[[q_proj],[q_proj,k_proj]]", Axis("choice", choices=MODULES)),
     ],
 )  # fmt: skip
 def test_what_is_searched_is_read_from_its_word(word, axis):

@@ -1,7 +1,7 @@
-"""TRL's generation batches as dicts of tensors: joined, padded, cut to groups, and cut to the rows that have a gradient.
+"""Joins and pads TRL's batches of tensors, and cuts them to groups or to the rows that have a gradient.
 
-A tensor of two dimensions is `(completions, tokens)`: prompts are padded on the left, everything else on the right. One of
-one dimension is `(completions,)`; a scalar belongs to the batch as a whole.
+A tensor of two dimensions is `(completions, tokens)`: prompts are padded on the left, everything else on the right.
+One of one dimension is `(completions,)`; a scalar belongs to the batch as a whole.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Draws the prompts of each step: those whose completions are likely to be partly right, by all that is known of them.
+"""Draws the prompts of each step: those whose completions are likely to be partly right.
 
 A group whose completions are all right or all wrong has no gradient. With pass rate p that happens with probability
 p^n + (1 - p)^n; a prompt is drawn in proportion to the rest, the probability of a mixed group. Pass rates come from a
@@ -98,8 +98,8 @@ class PromptSampler:
         """Go on from `state`. Raises ValueError when it is of other rows."""
         if state["size"] != self.size:
             raise ValueError(
-                f"The checkpoint knows {state['size']} prompts and the run has {self.size}, so it was made with other data. "
-                "Train from the start with --force."
+                f"The checkpoint knows {state['size']} prompts and the run has {self.size}, so it was made with other "
+                "data. Train from the start with --force."
             )
         self.draws, self.more, self.first = state["draws"], state["more"], list(state["first"])
         self.teaching = list(state["teaching"])

@@ -34,8 +34,8 @@ SAMPLER_FILE = "drawing.json"  # of a checkpoint; the name is that of the first 
 class GroupTrainer(OpenGRPOTrainer):
     """A GRPOTrainer whose prompts come from `prompt_sampler`.
 
-    `grpo` holds `advantage`, `normalize_rewards` and `resample_budget`. The first reward function is the verifier: above
-    0.5 a completion counts as a pass.
+    `grpo` holds `advantage`, `normalize_rewards` and `resample_budget`. The first reward function is the verifier:
+    above 0.5 a completion counts as a pass.
     """
 
     def __init__(self, *args: Any, grpo: Grpo, prompt_sampler: PromptSampler, **kwargs: Any) -> None:
@@ -51,8 +51,8 @@ class GroupTrainer(OpenGRPOTrainer):
         """A generation batch of drawn prompts; groups without a gradient are replaced as far as the budget goes.
 
         One round samples as many groups as are likely to give the step's number with a gradient, and one standard
-        deviation more: sampling takes as long as its longest completion, so one large round costs less than two. Of `rows`
-        only the number counts.
+        deviation more: sampling takes as long as its longest completion, so one large round costs less than two. Of
+        `rows` only the number counts.
         """
         groups = len(rows) * processes.process_count() // self.num_generations
         budget = round(self.grpo.resample_budget * groups)
@@ -93,8 +93,8 @@ class GroupTrainer(OpenGRPOTrainer):
     def _sample_groups(self, prompts: list[int]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
         """Sample and score a group for each of `prompts`, numbers of rows.
 
-        Every process samples its part and has the whole batch afterwards. Every round has random numbers of its own, from
-        the seed, the step and the round, so that they do not depend on how long the earlier rounds were.
+        Every process samples its part and has the whole batch afterwards. Every round has random numbers of its own,
+        from the seed, the step and the round, so that they do not depend on how long the earlier rounds were.
 
         Returns:
             TRL's batch with the kit's advantages; `(groups,)` bool, whether a group is flat; the share of groups by the
@@ -156,7 +156,7 @@ class GroupTrainer(OpenGRPOTrainer):
         return gathered
 
     def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """TRL's loss of the completions that have a gradient; the others cost no pass through the model and change nothing.
+        """TRL's loss; completions without a gradient do not change it and are not passed through the model.
 
         Notes `sampling/logp_gap`, the mean absolute difference in nats per token between the log-probs that the sampler
         and the trainer give to the sampled tokens.

@@ -1,8 +1,8 @@
 """The longest step of a run, tried before the first: does it fit, and how long will the run last at most?
 
-The longest prompts of the run are sampled from, and a micro-batch of full length goes forward and backward, on the prepared
-model and by TRL's own loss. What runs out of memory does so in the first minute and not in the fourth hour. Nothing is
-learned from it: gradients are dropped, random numbers and figures are as they were.
+The longest prompts of the run are sampled from, and a micro-batch of full length goes forward and backward, on the
+prepared model and by TRL's own loss. What runs out of memory does so in the first minute and not in the fourth hour.
+Nothing is learned from it: gradients are dropped, random numbers and figures are as they were.
 """
 
 import copy
@@ -67,8 +67,10 @@ class WorstStepCallback(TrainerCallback):
             prompt_tokens, completion_tokens = len(self.longest[0]), args.max_completion_length
             sizes = f"{args.per_device_train_batch_size} x ({prompt_tokens} + {completion_tokens}) tokens"
             raise RuntimeError(
-                f"The longest step of this run ({sizes} in training) does not fit the GPU ({str(error).split('. ')[0]}); nothing "
-                "was trained. Lower grpo.per_device_train_batch_size or grpo.max_completion_length; `grpo-kit plan` says by how much."
+                f"The longest step of this run ({sizes} in training) does not fit the GPU "
+                f"({str(error).split('. ')[0]}); nothing "
+                "was trained. Lower grpo.per_device_train_batch_size or grpo.max_completion_length; `grpo-kit plan` "
+                "says by how much."
             ) from None
         self.on_forecast(asdict(forecast) | {"seconds": forecast.seconds})
 

@@ -1,4 +1,4 @@
-"""Batches are joined, cut to groups and cut to rows with a gradient; prompts are padded on the left, completions on the right."""
+"""Batches are joined, cut to groups and cut to rows with a gradient, each column padded on its own side."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from grpo_kit.training.grpo.batches import drop_rows_without_gradient, join_batc
 
 
 def batch_of(prompt, completion, advantages):
-    """A batch whose rows have so many prompt and completion tokens each; the ids are 1, 2, 3 and so on, padding is 9."""
+    """A batch whose rows have so many prompt and completion tokens; the ids are 1, 2, 3 and so on, padding is 9."""
     rows, longest = len(advantages), (max(prompt), max(completion))
     fields = {
         "prompt_ids": [[9] * (longest[0] - n) + list(range(1, n + 1)) for n in prompt],

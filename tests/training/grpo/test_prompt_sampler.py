@@ -1,4 +1,4 @@
-"""Prompts are drawn by how likely their answers differ; the draw is fixed by seed and facts, and survives an interruption."""
+"""Prompts are drawn by how likely their group is mixed; seed and pass rates fix the draw, also when resumed."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What is ours in the trainer, on real GRPO steps: the draw, replaced groups, stages, stopping, and going on after a kill."""
+"""The kit's part of the trainer, on real GRPO steps: drawn prompts, replaced groups, losses, context stages."""
 
 import json
 
@@ -219,7 +219,8 @@ def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_
 
 
 def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
-    stages = "grpo.stages=[{max_completion_length: 8, steps: 1}, {max_completion_length: 8, steps: 1, epsilon_high: 4}, {max_completion_length: 8}]"
+    stages = ["max_completion_length: 8, steps: 1", "max_completion_length: 8, steps: 1, epsilon_high: 4"]
+    stages = f"grpo.stages=[{', '.join(f'{{{stage}}}' for stage in [*stages, 'max_completion_length: 8'])}]"
     chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
     trainer, seen = train.make_trainer(chosen, run, [length_reward] * 2), []
     whole = trainer.compute_loss

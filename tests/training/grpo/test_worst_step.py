@@ -1,4 +1,4 @@
-"""The worst step is tried before the first: what it finds, that it leaves no trace, and what is said when it does not fit."""
+"""The longest step is tried before the first: what it measures, that it leaves no trace, and when it does not fit."""
 
 import json
 
