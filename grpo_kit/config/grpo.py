@@ -64,7 +64,7 @@ class Grpo:
     on_alarm: str = "warn"  # or stop (training.alarms)
     beta: float = 0.0
     epsilon: float = 0.2
-    # How far above 1 a ratio is clipped, for every loss (TRL's is the bound itself for cispo); None: as far as `epsilon`.
+    # How far above 1 a ratio is clipped, for every loss (TRL's is the bound itself for cispo); None: as `epsilon`.
     epsilon_high: float | None = 0.28  # "clip higher" of DAPO (arXiv:2503.14476)
     num_iterations: int = 1
     mask_truncated_completions: bool = True
@@ -100,13 +100,13 @@ class Grpo:
         )
         require(
             all(stage.steps for stage, after in zip(self.stages, self.stages[1:]) if after.enter == "steps"),
-            "A stage of grpo.stages has no steps, and the enter of the next one is 'steps', so the next one would never "
-            "begin. Give the stage steps.",
+            "A stage of grpo.stages has no steps, and the enter of the next one is 'steps', so the next one would "
+            "never begin. Give the stage steps.",
         )
         require(self.learning_rate > 0, f"grpo.learning_rate is {self.learning_rate}; it must be above 0.")
         require(
             self.temperature > 0,
-            f"grpo.temperature is {self.temperature}; at 0 all samples of a group are equal. Set grpo.temperature to 1.0.",
+            f"grpo.temperature is {self.temperature}; at 0 all samples of a group are equal. Set it to 1.0.",
         )
         require(
             not (self.fp16 and self.bf16), "grpo.fp16 and grpo.bf16 are both true; only one can be. Set one to false."
@@ -131,8 +131,8 @@ class Grpo:
         )
         require(
             weights == rewards,
-            f"grpo.reward_weights has {weights} entries and grpo.reward_funcs has {rewards}; each reward has one weight. "
-            "Give both lists the same length.",
+            f"grpo.reward_weights has {weights} entries and grpo.reward_funcs has {rewards}; each reward has one "
+            "weight. Give both lists the same length.",
         )
 
     def clip_above(self, stage: Stage | None = None) -> float:

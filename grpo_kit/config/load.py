@@ -1,4 +1,4 @@
-"""Loading of a configuration: a preset, then YAML files, then `key=value` overrides, merged by OmegaConf and checked."""
+"""Loading of a configuration: presets, YAML files and `key=value` overrides, merged by OmegaConf and checked."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -71,7 +71,7 @@ def keep_finished_settings(
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML, every key in a fixed order. `run.force`, which is meant for one command, is left out."""
+    """The configuration as YAML, keys in a fixed order. `run.force`, which is meant for one command, is left out."""
     sections = asdict(config)
     del sections["run"]["force"]
     return OmegaConf.to_yaml(OmegaConf.create(sections))
@@ -122,10 +122,8 @@ def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: st
     for key in layer:
         name = f"{prefix}{key}"
         if key not in types:
-            suggestion = suggest_nearest(name, list(_all_keys()))
-            raise ValueError(
-                f"{name} is not a key of the configuration.{suggestion or ' `grpo-kit train --dry-run` prints them all.'}"
-            )
+            remedy = suggest_nearest(name, list(_all_keys())) or " `grpo-kit train --dry-run` prints them all."
+            raise ValueError(f"{name} is not a key of the configuration.{remedy}")
         if is_dataclass(types[key]):
             section = layer._get_node(key)  # layer[key] would resolve a missing value instead
             if not OmegaConf.is_dict(section):

@@ -26,7 +26,8 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # Kaggle's NVIDIA Nemotron Model Reasoning Challenge, from its Evaluation page; the verifier is the metric's last version.
+    # Kaggle's NVIDIA Nemotron Model Reasoning Challenge, from its Evaluation page.
+    # The verifier is the last version of the challenge's metric.
     "challenge": Protocol(
         {
             "num_generations": 1, "max_completion_length": 7680, "temperature": 0.0, "top_p": 1.0, "top_k": 0,

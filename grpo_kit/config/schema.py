@@ -1,7 +1,7 @@
 """The sections of a configuration: frozen dataclasses with defaults, each checked when it is made.
 
-Keys have the names that TRL, PEFT and transformers use, so a person who knows `GRPOConfig` knows `grpo` (in `config.grpo`).
-OmegaConf checks the types; what it cannot know (a rank above 32, a share above 1) is checked here.
+Keys have the names that TRL, PEFT and transformers use, so a person who knows `GRPOConfig` knows `grpo` (in
+`config.grpo`). OmegaConf checks the types; what it cannot know (a rank above 32, a share above 1) is checked here.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -96,8 +96,8 @@ class Data:
         self._check_row_options()
         require(
             len(self.pass_rate) == 2 and 0 <= self.pass_rate[0] <= self.pass_rate[-1] <= 1,
-            f"data.pass_rate is {self.pass_rate}; it must be the lowest and the highest pass rate to keep, from 0 to 1. Set "
-            "data.pass_rate=[0.1,0.9].",
+            f"data.pass_rate is {self.pass_rate}; it must be the lowest and highest pass rate to keep, from 0 to 1. "
+            "Set data.pass_rate=[0.1,0.9].",
         )
         require_at_least("data.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
         tokens = 1 if self.max_prompt_tokens is None else self.max_prompt_tokens
@@ -110,13 +110,13 @@ class Data:
         require_share("data.budgeted", self.budgeted)
         require(
             self.no_thinking + self.budgeted <= 1,
-            f"data.no_thinking {self.no_thinking} and data.budgeted {self.budgeted} are more than all rows together; a row "
-            "is of one kind. Lower one of them.",
+            f"data.no_thinking {self.no_thinking} and data.budgeted {self.budgeted} are more than all rows together; a "
+            "row is of one kind. Lower one of them.",
         )
         require(
             not self.budgeted or bool(self.token_budgets),
-            f"data.budgeted is {self.budgeted} and data.token_budgets is empty; each budget is drawn from that list. Set "
-            "data.token_budgets=[128,256,512], in tokens.",
+            f"data.budgeted is {self.budgeted} and data.token_budgets is empty; each budget is drawn from that list. "
+            "Set data.token_budgets=[128,256,512], in tokens.",
         )
         for tokens in self.token_budgets:
             require_at_least("data.token_budgets", tokens, 1, "a budget is a number of tokens")
@@ -128,7 +128,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How accuracy on held-out problems is measured, before and after training. A `protocol` fixes what it publishes."""
+    """How accuracy on held-out problems is measured. A `protocol` fixes the settings that it publishes."""
 
     sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split; recipes, files, Hub ids
     protocol: str | None = None  # challenge: its scorer's sampling, prompt and verifier replace the other keys

@@ -1,8 +1,8 @@
 """Text of problems: what is mended in it, and what makes a row unfit to train on.
 
-Mended: line ends, unusual and zero-width spaces, control characters, and Unicode is composed (NFC, so that x² stays x²).
-Dropped: rows that one of the `FILTERS` matches. They look at the text alone; golds that the verifier cannot use are found by
-`gold_answers.find_unusable_golds`.
+Mended: line ends, unusual and zero-width spaces, control characters, and Unicode is composed (NFC, so that x² stays
+x²). Dropped: rows that one of the `FILTERS` matches. They look at the text alone; golds that the verifier cannot use
+are found by `gold_answers.find_unusable_golds`.
 """
 
 import re

@@ -1,8 +1,8 @@
 """The order of the training prompts: easy ones first, hard ones last, every source at every moment.
 
-Source: the Nemotron 3 Nano report (arXiv:2512.20848, 3.2.2). The sources keep their shares throughout, and within each the
-pass rate that is aimed at is Gaussian with a mean that falls linearly. The report gives neither the width nor the ends;
-here the mean falls from the highest pass rate of the source to the lowest.
+Source: the Nemotron 3 Nano report (arXiv:2512.20848, 3.2.2). The sources keep their shares throughout, and within
+each the pass rate that is aimed at is Gaussian with a mean that falls linearly. The report gives neither the width
+nor the ends; here the mean falls from the highest pass rate of the source to the lowest.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ def order_rows(rows: list[dict[str, Any]], length: int, sigma: float, seed: int)
 
     Args:
         rows: rows with `id`, `source` and `pass_rate` (0 to 1), in any order.
-        length: how many rows to return. If it is smaller than the number of rows, those nearest to the pass rates aimed at
-            are taken; if it is larger, rows are repeated, each at most (places of its source / rows of its source), rounded up, times.
+        length: how many rows to return. If it is smaller than the number of rows, those nearest to the pass rates
+            aimed at are taken; if it is larger, rows are repeated, each at most as often as that needs.
         sigma: standard deviation of the pass rate aimed at; 0: strictly from easy to hard.
         seed: the same rows and seed give the same order.
 

@@ -1,12 +1,12 @@
 """Problems that occur twice: equal in their tokens, or near duplicates that MinHash finds and an exact count confirms.
 
-MinHash (Broder 1997) with 126 hashes in 21 bands of 6 (Leskovec, Rajaraman, Ullman, chapter 3): two problems whose sets of
-3-token runs overlap by 0.8 (Jaccard) share a band with probability 0.998. Only pairs whose exact overlap is 0.8 or more
-count. Equal wording with other numbers has another answer: such variants are kept, and tied to each other so that a split
-does not separate them.
+MinHash (Broder 1997) with 126 hashes in 21 bands of 6 (Leskovec, Rajaraman, Ullman, chapter 3): two problems whose
+sets of 3-token runs overlap by 0.8 (Jaccard) share a band with probability 0.998. Only pairs whose exact overlap is
+0.8 or more count. Equal wording with other numbers has another answer: such variants are kept, and tied to each other
+so that a split does not separate them.
 
-What differs from datasketch: the hashes of all problems are computed at once in numpy, and each bucket is searched within a
-window, so that a million problems made from one template cost millions of comparisons and not a trillion.
+What differs from datasketch: the hashes of all problems are computed at once in numpy, and each bucket is searched
+within a window, so that a million problems made from one template cost millions of comparisons and not a trillion.
 """
 
 from collections import defaultdict
@@ -124,8 +124,8 @@ def compute_minhash(problems: Sequence[str]) -> np.ndarray:
         problems: the texts.
 
     Returns:
-        (problems, 126) uint32: for each of 126 hash functions the least value over the problem's 3-token runs. The share of
-        equal values of two signatures estimates the overlap of their problems.
+        (problems, 126) uint32: for each of 126 hash functions the least value over the problem's 3-token runs. The
+        share of equal values of two signatures estimates the overlap of their problems.
     """
     count, rng = BANDS * ROWS, np.random.default_rng(0)
     factors, shifts = (rng.integers(1, 2**63, count, dtype=np.uint64) | np.uint64(1) for _ in range(2))
@@ -145,7 +145,8 @@ def compute_minhash(problems: Sequence[str]) -> np.ndarray:
 def _candidates(signatures: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (lower, higher) that share a band, in arrays.
 
-    A bucket holds the problems that share a band; it is sorted by the next band, so that the most similar are neighbours.
+    A bucket holds the problems that share a band; it is sorted by the next band, so that the most similar are
+    neighbours.
     """
     prime = np.uint64(0x100000001B3)
     keys = np.zeros((BANDS, len(signatures)), np.uint64)

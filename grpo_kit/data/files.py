@@ -1,11 +1,12 @@
 """Reader of problem files that users bring: JSON Lines, JSON, CSV and Parquet, row by row.
 
-Covered: every file is opened once and streamed (only a `.json` array is loaded whole), and an error names the file, the
-line and the remedy. No line may be longer than 64 MiB. Files that the kit itself wrote are read by `runs.files.read_lines`.
+Covered: every file is opened once and streamed (only a `.json` array is loaded whole), and an error names the file,
+the line and the remedy. No line may be longer than 64 MiB. Files that the kit itself wrote are read by
+`runs.files.read_lines`.
 
-CSV is read by Python's `csv` and not by pandas, because pandas fills short rows with empty text, shifts the columns of a row
-that is too long, and has no line numbers. JSON is read by `json`, because pandas turns an integer gold into 3.0 where
-another row lacks that column.
+CSV is read by Python's `csv` and not by pandas, because pandas fills short rows with empty text, shifts the columns
+of a row that is too long, and has no line numbers. JSON is read by `json`, because pandas turns an integer gold into
+3.0 where another row lacks that column.
 """
 
 import csv
@@ -103,8 +104,8 @@ def _read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1} of the line is 0x{raw[error.start]:02x}). "
-                    "Save the file as UTF-8."
+                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1} of the line is "
+                    f"0x{raw[error.start]:02x}). Save the file as UTF-8."
                 ) from None
 
 

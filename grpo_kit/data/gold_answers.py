@@ -1,4 +1,4 @@
-r"""Golds (reference answers): extracted from a solution, stripped of their delimiters, and compared by the run's verifier."""
+r"""Golds (reference answers): extracted from solutions, stripped of delimiters, and compared by the verifier."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence

@@ -4,9 +4,10 @@ Two kinds of hits are counted. *Equal*: the same tokens. *Overlap*: shared 8-wor
 - the training problem contains the whole evaluation problem (every run of it);
 - they share 13 words in a row or more (6 runs) that are not a stock phrase;
 - they share half of the evaluation problem's runs and at least 6, of which at least 3 are not a stock phrase.
-A single shared run decides nothing: "where m and n are relatively prime positive integers. Find m + n" is part of hundreds
-of problems. A run is a stock phrase when it contains a set phrase of contests (`STOCK`), or when it occurs in three
-evaluation problems or in five different training problems (one in 20,000 where there are more than 100,000).
+
+A single shared run decides nothing: "where m and n are relatively prime positive integers. Find m + n" is part of
+hundreds of problems. A run is a stock phrase when it contains a set phrase of contests (`STOCK`), or when it occurs
+in three evaluation problems or in five different training problems (one in 20,000 where there are more than 100,000).
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,9 +57,9 @@ def find_leaks(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Le
         sets: the problems of each evaluation set, by its name.
 
     Returns:
-        The problems to drop, and a report: for each set, how many `problems` it has, how many of them `leaked`, and of the
-        training problems how many are `equal` to one, how many `overlap` one, and how many were `kept` although they share
-        a run of eight words with one.
+        The problems to drop, and a report: for each set, how many `problems` it has, how many of them `leaked`, and
+        of the training problems how many are `equal` to one, how many `overlap` one, and how many were `kept`
+        although they share a run of eight words with one.
 
     Example:
         >>> find_leaks(["What is 17 + 25?", "What is 1 + 2?"], {"contest": ["what is 17+25"]}).dropped
@@ -93,7 +94,7 @@ def find_leaks(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Le
 
 
 def _find_overlaps(problems: Sequence[str], evaluation: list[str]) -> tuple[list[tuple[int, int, bool]], list[bytes]]:
-    """([(training problem, evaluation problem, whether it leaks)] of pairs that share a run, digests of the problems)."""
+    """([(training problem, evaluation problem, is it a leak)] of pairs that share a run, digests of the problems)."""
     vocabulary = ngrams.Vocabulary()
     runs = _collect_runs([ngrams.split_words(text) for text in evaluation], vocabulary)
     count = len(runs.hashes)

@@ -173,8 +173,8 @@ def split_rows(ids: Mapping[int, str], ties: Mapping[int, int], data: Data, seed
     if filled < data.test_size:
         remedy = f"Set data.test_size to {filled}." if filled else "Add a source with other problems."
         raise ValueError(
-            f"data.test_size is {data.test_size}, but {data.source} has only {filled} rows for it that are not variants of "
-            f"rows in train (same wording, other numbers). {remedy}"
+            f"data.test_size is {data.test_size}, but {data.source} has only {filled} rows for it that are not "
+            f"variants of rows in train (same wording, other numbers). {remedy}"
         )
     return splits
 
@@ -214,7 +214,7 @@ def write_splits(
 
 
 def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
-    """Format a row as it is written: our columns, then NeMo-RL's `input` and `output`, then NeMo-Gym's columns for math.
+    """Format a row as it is written: our columns, NeMo-RL's `input` and `output`, and NeMo-Gym's columns for math.
 
     Args:
         row: problem and gold.
@@ -247,7 +247,7 @@ def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier | None)
 
 
 def _locate_training(config: RunConfig) -> tuple[list[sources.Source], FileNotFoundError | None]:
-    """The sources whose files exist, and the error of a missing one, if any: a finished run does not need its sources."""
+    """The sources whose files exist, and the error of a missing one; a finished run does not need its sources."""
     training, missing = [], None
     for item in _split_items(config.data.source):
         try:
@@ -296,8 +296,8 @@ def _open_held_out_sets(
 ) -> tuple[list[HeldOutSet], dict[str, str]]:
     """(evaluation sets to keep the rows apart from, {name of a set: why it cannot be checked}).
 
-    Sets that `data.decontaminate` names must be available. Where it names none, every available set is taken, unless the
-    kit makes all problems itself.
+    Sets that `data.decontaminate` names must be available. Where it names none, every available set is taken, unless
+    the kit makes all problems itself.
     """
     names = config.data.decontaminate
     required = names is not None

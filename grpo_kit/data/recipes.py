@@ -1,4 +1,4 @@
-"""Recipes: where a published set of problems is, which columns it has, and which rows to drop (`data/recipes/NAME.yaml`)."""
+"""Recipes (`data/recipes/NAME.yaml`): where a published set is, which columns it has, which rows to drop."""
 
 import difflib
 from dataclasses import dataclass, field, fields

@@ -1,9 +1,9 @@
 """Options of single training rows: an answer without thinking, or a stated budget of tokens to think in.
 
-A share of the training rows of each kind keeps a policy able to do both. The seed and the row's id alone decide which rows,
-so a row keeps its option when others are added or removed. Nemotron-3-Nano learned both from supervised data (report,
-3.1.5: the thinking was removed from a tenth of the samples and cut short in 3 %); here the prompt asks for it, and the
-reward judges the answer.
+A share of the training rows of each kind keeps a policy able to do both. The seed and the row's id alone decide which
+rows, so a row keeps its option when others are added or removed. Nemotron-3-Nano learned both from supervised data
+(report, 3.1.5: the thinking was removed from a tenth of the samples and cut short in 3 %); here the prompt asks for
+it, and the reward judges the answer.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ def add_row_option(row: dict[str, Any], data: Data, seed: int) -> dict[str, Any]
         seed: another seed chooses other rows.
 
     Returns:
-        The row with `enable_thinking` (False: answer without thinking) and `token_budget` (tokens, or None). A budget is
-        stated in a sentence at the end of the prompt. Where both shares are 0, the row is returned as it is.
+        The row with `enable_thinking` (False: answer without thinking) and `token_budget` (tokens, or None). A budget
+        is stated in a sentence at the end of the prompt. Where both shares are 0, the row is returned as it is.
 
     Example:
         >>> row = {"id": "a", "prompt": [{"role": "user", "content": "1 + 1?"}]}

@@ -1,8 +1,8 @@
 """Sources of problems: a recipe's set, a user's file, a dataset on the Hub, or a generator of the kit.
 
-A source is first located, which reads nothing, and then read. The files of a recipe's set (`data/recipes/NAME.yaml`) are
-looked for where `data.paths.NAME` points, then in the folder that the environment variable `GRPO_KIT_DATA` names, then in
-Kaggle's mounts. Only without such files is the set read from the Hub.
+A source is first located, which reads nothing, and then read. The files of a recipe's set (`data/recipes/NAME.yaml`)
+are looked for where `data.paths.NAME` points, then in the folder that the environment variable `GRPO_KIT_DATA` names,
+then in Kaggle's mounts. Only without such files is the set read from the Hub.
 """
 
 import os
@@ -23,7 +23,7 @@ GENERATED_ROWS = 4000  # how many problems are made where `data.limit` does not 
 
 @dataclass(frozen=True)
 class Source:
-    """A located source: its name in the rows, its recipe, and its local files; without files it is read from the Hub."""
+    """A located source: its name in the rows, its recipe, its local files. Without files it is read from the Hub."""
 
     name: str
     recipe: Recipe

@@ -100,8 +100,8 @@ class Pipeline:
             counts = Counter(reason for reason, _ in self.dropped.values())
             reasons = ", ".join(f"{count} with {reason}" for reason, count in counts.items())
             raise ValueError(
-                f"{self.config.data.source} has no usable row ({reasons}). If other columns hold problem and gold, name "
-                "them with data.columns.prompt and data.columns.answer."
+                f"{self.config.data.source} has no usable row ({reasons}). If other columns hold problem and gold, "
+                "name them with data.columns.prompt and data.columns.answer."
             )
 
     def drop_leaks(self, held_out: Mapping[str, Iterable[SourceRow]]) -> dict[str, dict[str, int]]:
@@ -238,8 +238,8 @@ class FinishedSteps:
 def keep_finished_steps(folder: Path, key: dict[str, Any]) -> Iterator[FinishedSteps]:
     """Keep the results of steps in `folder` while the block runs, for exactly the settings and inputs in `key`.
 
-    The folder is removed when the block succeeds or raises ValueError (then the input is at fault, and a repetition would
-    fail too); after any other exception it stays, so that the next attempt finds it.
+    The folder is removed when the block succeeds or raises ValueError (then the input is at fault, and a repetition
+    would fail too); after any other exception it stays, so that the next attempt finds it.
     """
     try:
         yield FinishedSteps(folder / digest_json(key)[:16])

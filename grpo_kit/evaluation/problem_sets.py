@@ -1,6 +1,7 @@
 """Problems that a policy is measured on: the run's own test split, and sets that are named.
 
-Without a protocol a problem is asked with the run's system prompt and suffix. A protocol (`config.protocols`) replaces both.
+Without a protocol a problem is asked with the run's system prompt and suffix. A protocol (`config.protocols`)
+replaces both.
 """
 
 import hashlib

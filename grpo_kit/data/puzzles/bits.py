@@ -1,7 +1,7 @@
 """Bit manipulation: eight bits from up to three shifted or rotated copies of the input, joined bit by bit.
 
-A rule is a truth table over at most three of 22 copies (rotated left by 0-7, shifted left or right by 1-7): that covers all that
-NOT, AND, OR, XOR, majority and choice of three copies can give. An example's byte shows eight rows of that table, so
+A rule is a truth table over at most three of 22 copies (rotated left by 0-7, shifted left or right by 1-7), which
+covers NOT, AND, OR, XOR, majority and choice of three copies. An example's byte shows eight rows of that table, so
 a few ANDs on long integers show which tables agree: bit j of every word is one observation.
 """
 
@@ -129,8 +129,8 @@ def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
     low, high = knobs["copies"]
     if not 1 <= low <= high <= MOST_COPIES or knobs["examples"][1] > 255:
         raise ValueError(
-            f"copies is {(low, high)} and examples {knobs['examples']}; a rule joins 1 to {MOST_COPIES} copies, and there "
-            "are 256 bytes. Set copies=(1, 3) and examples=(7, 10)."
+            f"copies is {(low, high)} and examples {knobs['examples']}; a rule joins 1 to {MOST_COPIES} copies, and "
+            "there are 256 bytes. Set copies=(1, 3) and examples=(7, 10)."
         )
     count = rng.randint(low, high)
     kinds = rng.sample(list(KINDS), count)
@@ -178,7 +178,7 @@ def _trace(shown: list[tuple[int, int]], query: int, names: list[tuple[str, int]
 
 
 def solve_puzzle(prompt: str) -> str | None:
-    """The answer that most rules with the fewest copies give; rules whose table the examples show completely count most."""
+    """The answer that most of the simplest rules give; a rule whose table is shown completely counts most."""
     pairs = re.findall(r"^([01]{8}) -> ([01]{8})$", prompt, re.MULTILINE)
     query = re.match(r"[01]{8}\b", text_after(prompt, "determine the output for: "))
     if not pairs or not query:

@@ -1,7 +1,7 @@
 """Text encryption: one letter stands for another, the same one everywhere, in sentences of 77 words.
 
-The examples do not always show every letter of the text to decrypt (in 62 % of the challenge's puzzles they do not). The
-other letters follow from the words and from the four shapes of a sentence that all texts have.
+The examples do not always show every letter of the text to decrypt (in 62 % of the challenge's puzzles they do not).
+The other letters follow from the words and from the four shapes of a sentence that all texts have.
 """
 
 import random
@@ -46,7 +46,7 @@ def extend_key(key: dict[str, str], secret: str, plain: str) -> dict[str, str] |
 
 
 def find_readings(key: dict[str, str], text: str) -> Iterator[dict[str, str]]:
-    """Every key that extends `key` and turns `text` into a sentence; the word with the fewest readings is tried first."""
+    """Every extension of `key` that turns `text` into a sentence; the word with the fewest readings is tried first."""
 
     def go(key: dict[str, str], open_words: list[tuple[str, list[str]]]) -> Iterator[dict[str, str]]:
         if not open_words:
@@ -84,7 +84,7 @@ def learn_key(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] 
 
 
 def explain_decryption(key: dict[str, str], text: str, final: dict[str, str]) -> list[str]:
-    """Lines that read `text` word by word; a word with unknown letters waits, and is then chosen among those that fit."""
+    """Lines that read `text` word by word; a word with unknown letters waits until the others are read."""
     lines, waiting = [], text.split()
     while waiting:
         secret = min(waiting, key=lambda word: decrypt(key, word).count("?"))  # the first of the best known
@@ -109,7 +109,8 @@ def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
             break
     else:
         raise ValueError(
-            f"no sentences with {knobs['examples']} examples hide {knobs['hidden']} letters of the last. Set hidden lower."
+            f"No sentences with {knobs['examples']} examples hide {knobs['hidden']} letters of the last. "
+            "Set hidden lower."
         )
     pairs = [(decrypt(back, text), text) for text in plain]
     text = decrypt(back, answer)

@@ -30,7 +30,7 @@ SYMBOLS = "".join(sign for sign in SIGNS if sign not in "+-*")  # what digits tu
 
 
 def weigh_answers(shown: list[tuple[str, str]], query: str) -> dict[str | None, float]:
-    """The weight of each answer over all rules that agree with the examples; None: answers with a symbol never shown."""
+    """Weight of each answer over all rules that agree with the examples; None: answers with a symbol never shown."""
     if query[0] not in string.digits:
         from grpo_kit.data.puzzles import cryptarithms  # numpy, which nothing else here needs
 
@@ -50,8 +50,8 @@ def weigh_answers(shown: list[tuple[str, str]], query: str) -> dict[str | None, 
 def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
     if not 1 <= knobs["operators"][0] <= knobs["operators"][1] <= 3 or knobs["symbols"][1] > 1:
         raise ValueError(
-            f"operators is {knobs['operators']} and symbols {knobs['symbols']}; a puzzle has 1 to 3 operators, and symbols "
-            "are 0 (digits) or 1. Set operators=(2, 3) and symbols=(0, 1)."
+            f"operators is {knobs['operators']} and symbols {knobs['symbols']}; a puzzle has 1 to 3 operators, and "
+            "symbols are 0 (digits) or 1. Set operators=(2, 3) and symbols=(0, 1)."
         )
     symbols, plain_signs = rng.randint(*knobs["symbols"]), rng.random() < 0.5
     way = rng.choices(range(len(WAYS)), WAY_SHARES[plain_signs])[0]

@@ -39,7 +39,7 @@ def make_puzzle(
 
     Example:
         >>> make_puzzle("numeral system", seed=1, index=0, difficulty={"numbers": (90, 95), "examples": (1, 1)}).answer
-        'XC'
+        'XCV'
     """
     if family not in FAMILIES:
         raise ValueError(f"{family!r} is not a puzzle family; there are {', '.join(FAMILIES)}. Name one of them.")
@@ -69,7 +69,7 @@ def make_rows(
         Rows with `id`, `prompt`, `answer`, `family` and `trace`.
 
     Raises:
-        ValueError: a family is unknown, none is named, the count is below 1, or the knobs allow too few different puzzles.
+        ValueError: a family is unknown, none is named, the count is below 1, or the knobs allow too few puzzles.
 
     Example:
         >>> [row["id"] for row in make_rows(2, seed=7)]
@@ -91,7 +91,8 @@ def make_rows(
         index += 1
         if index > 10 * count + 1000:
             raise ValueError(
-                f"{index} draws gave only {len(rows)} different puzzles of {count}. Widen the knobs, or make fewer rows."
+                f"{index} draws gave only {len(rows)} different puzzles of {count}. "
+                "Widen the knobs, or make fewer rows."
             )
     return list(rows.values())
 

@@ -1,9 +1,10 @@
 """Gravity and unit conversion: one hidden factor, and results that are rounded to two decimals.
 
-A distance is factor * t^2 (the factor is g/2), a converted measurement factor * x. A rounded result allows an interval
-of factors, all results together their intersection (`allowed_factors`). The worked trace divides where the result is largest,
-because its rounding weighs least, and tries the factor on every other example. A generated puzzle's hidden factor is
-the number that this yields, so the trace's answer is exact and not only within the scorer's 1 %.
+A distance is factor * t^2 (the factor is g/2), a converted measurement factor * x. A rounded result allows an
+interval of factors, all results together their intersection (`allowed_factors`). The worked trace divides where the
+result is largest, because its rounding weighs least, and tries the factor on every other example. A generated
+puzzle's hidden factor is the number that this yields, so the trace's answer is exact and not only within the scorer's
+1 %.
 """
 
 import random
@@ -50,7 +51,7 @@ def _product(value: Decimal, factor: Decimal) -> str:
 def _draw_shown(
     rng: random.Random, count: int, given: tuple[float, float], factors: tuple[float, float], power: int
 ) -> tuple[list[Decimal], Shown, Decimal, Decimal]:
-    """(given numbers, the last of which is the query; examples; factor; its answer). The largest result gives the factor."""
+    """(given numbers, the last being the query; examples; factor; answer). The largest result gives the factor."""
     low, high = (round(100 * end) for end in given)
     if not 0 < low < high - count or factors[0] <= 0:
         raise ValueError(
@@ -81,14 +82,15 @@ def draw_gravity(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]
         f"Now, determine the falling distance for t = {query}s given d = 0.5*g*t^2."
     )
     best = shown.index(max(shown))
+
+    def check(t: Decimal, value: Decimal) -> str:
+        product = _product(value, factor)
+        return f"check t = {_plain(t)}: t^2 = {value}, {product} -> {_plain(round_half_up(value * factor))}"
+
     trace = [
         "0.5*g = d / t^2 is the same in every line; the longest fall tells it best.",
         f"t = {_plain(names[best])}: t^2 = {shown[best][0]}, {_plain(shown[best][1])} / {shown[best][0]} = {factor}",
-        *(
-            f"check t = {_plain(t)}: t^2 = {value}, {_product(value, factor)} -> {_plain(round_half_up(value * factor))}"
-            for i, (t, (value, _)) in enumerate(zip(names, shown))
-            if i != best
-        ),
+        *(check(t, value) for i, (t, (value, _)) in enumerate(zip(names, shown)) if i != best),
         f"t = {query}: t^2 = {names[-1] ** 2}, {_product(names[-1] ** 2, factor)} -> {_plain(answer)}",
     ]
     return prompt, _plain(answer), "\n".join(trace), is_determined(shown)

@@ -1,8 +1,8 @@
 """What an equation's sign can mean, how often, and how the result is written.
 
 Three ways of writing: as it stands; each number and the result backwards; the whole line backwards (which swaps the
-numbers). The sign stands in place of the minus. RULES lists what a sign can mean, `weigh_rule` says how often; the weights were
-fitted to the examples, and not to the answers, of the challenge's digit puzzles.
+numbers). The sign stands in place of the minus. RULES lists what a sign can mean, `weigh_rule` says how often; the
+weights were fitted to the examples, and not to the answers, of the challenge's digit puzzles.
 """
 
 import math
