@@ -1,7 +1,7 @@
 """An adapter folder from anywhere: its config checked, its tensors read one at a time.
 
-PEFT, Unsloth, Tinker, verl and NeMo-RL's DTensor files all write `adapter_config.json` and `adapter_model.safetensors`. None
-of them is trusted: pickles are never opened, and nothing is loaded before its shape is known.
+PEFT, Unsloth, Tinker, verl and NeMo-RL's DTensor files all write `adapter_config.json` and `adapter_model.safetensors`.
+None of them is trusted: pickles are never opened, and nothing is loaded before its shape is known.
 """
 
 from pathlib import Path
@@ -53,8 +53,8 @@ class AdapterFolder:
         for key, entry in self.entries.items():
             if entry.dtype not in DTYPES:
                 raise ValueError(
-                    f"{self.path} holds {key[:120]} as {entry.dtype}; LoRA tensors are {', '.join(DTYPES)}. Save the adapter in one "
-                    "of them."
+                    f"{self.path} holds {key[:120]} as {entry.dtype}; LoRA tensors are {', '.join(DTYPES)}. Save the "
+                    "adapter in one of them."
                 )
         self._file: BinaryIO | None = None
 

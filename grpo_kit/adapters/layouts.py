@@ -2,11 +2,12 @@
 
 Layouts that are converted to that form:
 - other prefixes (`model.layers`, `_orig_mod.`, `lora_A.default.weight`, `model.lm_head`);
-- PEFT's `target_parameters`: one pair for all experts of a layer, saved under `experts` and `experts.base_layer` (PEFT wraps
-  the module once for each parameter, the first parameter innermost). A is (E r, in), expert by expert, and B is (out, r E),
-  rank by rank, for E experts. Before PEFT 0.19 in and out were exchanged;
+- PEFT's `target_parameters`: one pair for all experts of a layer, saved under `experts` and `experts.base_layer` (PEFT
+  wraps the module once for each parameter, the first parameter innermost). A is (E r, in), expert by expert, and B is
+  (out, r E), rank by rank, for E experts. Before PEFT 0.19 in and out were exchanged;
 - pairs with an axis for experts: A (E, r, in), and B (E, out, r) or (out, E, r); either may have one expert for all;
-- Tinker's names: `w1` and `w2` for up and down, an empty `w3`, Mamba's `in_proj` in two halves, `gate_proj` above `x_proj`.
+- Tinker's names: `w1` and `w2` for up and down, an empty `w3`, Mamba's `in_proj` in two halves, `gate_proj` above
+  `x_proj`.
 """
 
 import functools
@@ -59,8 +60,8 @@ def read_pairs(
         adapter: the opened folder.
         modules: the base's modules (`base_models.lora_modules`), whose names the pairs get; None for a base of another
             architecture: pairs are then taken as they are, and only `base_model.model.` is cut off their names.
-        stacked: how a flat B of all experts is laid out: `rank-first` (PEFT), `expert-first` (newer Unsloth), or `auto`, which
-            looks for the mark that Unsloth leaves in the config.
+        stacked: how a flat B of all experts is laid out: `rank-first` (PEFT), `expert-first` (newer Unsloth), or
+            `auto`, which looks for the mark that Unsloth leaves in the config.
 
     Returns:
         ({module name: its pair}, sentences on what was converted or left out).
@@ -87,7 +88,8 @@ def read_pairs(
     if reader.num_flat:
         trainer = "PEFT" if layout == "rank-first" else "Unsloth"
         notes.append(
-            f"{reader.num_flat} stacks of experts were read {layout}, as {trainer} lays them out; --stacked changes that"
+            f"{reader.num_flat} stacks of experts were read {layout}, as {trainer} lays them out; --stacked changes "
+            "that"
         )
     return reader.pairs, notes
 
@@ -102,7 +104,8 @@ def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], in
                 num_frozen += 1
                 continue
             raise ValueError(
-                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair; the scorer loads LoRA pairs and nothing "
+                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair; the scorer loads LoRA pairs and "
+                "nothing "
                 "else: no whole modules (modules_to_save), embeddings, biases or DoRA magnitudes. Train without them."
             )
         name, half = parsed
@@ -112,7 +115,8 @@ def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], in
     for name, keys in keys_of.items():
         if len(keys) < 2:
             raise ValueError(
-                f"{adapter.path} holds lora_{next(iter(keys))} of {name[:120]} without its other half. Save the adapter again."
+                f"{adapter.path} holds lora_{next(iter(keys))} of {name[:120]} without its other half. Save the "
+                "adapter again."
             )
     return keys_of, num_frozen
 
@@ -141,8 +145,8 @@ class _Reader:
             pair = self._plain_pair(name, keys, *shapes)
             if pair.shape != self.modules[name]:
                 raise ValueError(
-                    f"{self.adapter.path} has a LoRA of (out, in) {pair.shape} on {name}, which is {self.modules[name]} in this "
-                    f"base. {_CHECK_BASE}"
+                    f"{self.adapter.path} has a LoRA of (out, in) {pair.shape} on {name}, which is "
+                    f"{self.modules[name]} in this base. {_CHECK_BASE}"
                 )
             self._add(pair)
         elif match := re.fullmatch(r"(.+\.experts)((?:\.base_layer)*)", name):
@@ -153,8 +157,8 @@ class _Reader:
             self._in_proj_halves.setdefault(f"{parent}.in_proj", {})[leaf] = self._plain_pair(name, keys, *shapes)
         else:
             raise ValueError(
-                f"{self.adapter.path} has a LoRA on {saved[:120]}, and the base has no such matrix; the scorer cannot load it. "
-                f"{_CHECK_BASE}"
+                f"{self.adapter.path} has a LoRA on {saved[:120]}, and the base has no such matrix; the scorer cannot "
+                f"load it. {_CHECK_BASE}"
             )
 
     def finish(self) -> None:
@@ -174,33 +178,36 @@ class _Reader:
     def _plain_pair(self, name: str, keys: dict[str, str], a: tuple[int, ...], b: tuple[int, ...]) -> Pair:
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not all((*a, *b)):
             raise ValueError(
-                f"{self.adapter.path} has lora_A of shape {a} and lora_B of {b} for {name[:120]}; they are (r, in) and (out, r). "
-                "Save the adapter again."
+                f"{self.adapter.path} has lora_A of shape {a} and lora_B of {b} for {name[:120]}; they are (r, in) "
+                "and (out, r). Save the adapter again."
             )
         read = self.adapter.read_tensor
         return self._scaled_pair(name, name, a[0], (b[0], a[1]), keys, lambda: (read(keys["A"]), read(keys["B"])))
 
     def _scaled_pair(
-        self, name: str, trained: str, rank: int, shape: tuple[int, int], keys: dict[str, str], load: Callable[[], Halves]
+        self, name: str, trained: str, rank: int, shape: tuple[int, int], keys: dict[str, str],
+        load: Callable[[], Halves],
     ) -> Pair:  # fmt: skip
         """A pair with the scale that the config gives it; `trained` is the module's name in its trainer's model."""
         config, trained = self.adapter.config, published_name(trained)
         if rank not in (announced := config.possible_ranks(trained)):
             raise ValueError(
-                f"{self.adapter.path} has rank {rank} for {trained[:120]}, and its config says {announced.pop()}; so the scale "
-                "that it was trained with is unknown. Correct r or rank_pattern."
+                f"{self.adapter.path} has rank {rank} for {trained[:120]}, and its config says {announced.pop()}; so "
+                "the scale that it was trained with is unknown. Correct r or rank_pattern."
             )
         dtypes = [self.adapter.dtype_of(key) for key in keys.values()]
         return Pair(name, rank, shape, config.scale_of(trained, rank), torch.promote_types(*dtypes), load)
 
     def _add_wrapped(self, module: str, levels: dict[int, dict[str, str]]) -> None:
-        """Add PEFT's `target_parameters`: the deepest wrapper belongs to the first of the parameters that were targeted."""
+        """Add PEFT's `target_parameters`: the deepest wrapper belongs to the first of the parameters that were
+        targeted."""
         targets = self.adapter.config.fields.get("target_parameters") or ()
         endings = tuple(f".{end}" for target in targets for end in (target, published_name(target)))
         parameters = [p for p in _PARAMETERS if f".{module}.{p}".endswith(endings)] or list(_PARAMETERS)
         if sorted(levels) != list(range(len(parameters))):
             raise ValueError(
-                f"{self.adapter.path} holds {len(levels)} stacks for {module}, and its config targets {len(parameters)} parameters "
+                f"{self.adapter.path} holds {len(levels)} stacks for {module}, and its config targets "
+                f"{len(parameters)} parameters "
                 "there; which stack belongs to which is unknown. Keep the target_parameters that it was trained with."
             )
         for parameter, depth in zip(parameters, sorted(levels, reverse=True)):
@@ -213,8 +220,8 @@ class _Reader:
         shape = self.modules[names[0]] if names else (0, 0)
         if not names or (stacking := _recognize_stacking(a, b, len(names), shape, self.layout)) is None:
             raise ValueError(
-                f"{self.adapter.path} has a LoRA of shapes {a} and {b} on {module}.{parameter}, {len(names)} matrices of (out, in) "
-                f"{shape} in this base, and no known way of stacking gives that. {_CHECK_BASE}"
+                f"{self.adapter.path} has a LoRA of shapes {a} and {b} on {module}.{parameter}, {len(names)} matrices "
+                f"of (out, in) {shape} in this base, and no known way of stacking gives that. {_CHECK_BASE}"
             )
         self.num_flat += len(b) == 2
         rank, exchanged, views = stacking
@@ -245,7 +252,8 @@ class _Reader:
         out, inside = self.modules[module]
         if set(halves) != {"gate_proj", "x_proj"}:
             raise ValueError(
-                f"{self.adapter.path} has {next(iter(halves))} for {module} without its other half. Export the adapter again."
+                f"{self.adapter.path} has {next(iter(halves))} for {module} without its other half. Export the "
+                "adapter again."
             )
         gate, x = halves["gate_proj"], halves["x_proj"]
         if {gate.shape[1], x.shape[1]} != {inside} or gate.shape[0] + x.shape[0] > out:

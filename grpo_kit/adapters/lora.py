@@ -25,7 +25,8 @@ from peft.tuners import tuners_utils
 from safetensors.torch import load_file
 from transformers import set_seed
 
-# Fields of an adapter's config that are passed to PEFT. Everything else in the file is ignored, because it may be anybody's.
+# Fields of an adapter's config that are passed to PEFT. Everything else in the file is ignored, because it may be
+# anybody's.
 USED_FIELDS = (
     "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "rank_pattern", "alpha_pattern", "use_rslora",
 )  # fmt: skip
@@ -36,8 +37,8 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
 
     Args:
         model: the base, as `policy.load` loads it.
-        lora: rank, alpha, dropout and target modules; `up_proj` and `down_proj` mean the routed experts of a 4-bit policy too,
-            with one pair for each expert's matrix.
+        lora: rank, alpha, dropout and target modules; `up_proj` and `down_proj` mean the routed experts of a 4-bit
+            policy too, with one pair for each expert's matrix.
         seed: of A's random values.
 
     Returns:
@@ -48,16 +49,16 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     """
     if expert_placement.open_for_lora(model, lora.target_modules) and lora.lora_dropout:
         raise ValueError(
-            f"lora.lora_dropout is {lora.lora_dropout} and lora.target_modules names routed experts, whose backward pass "
-            "computes them again and would drop other values. Set lora.lora_dropout=0."
+            f"lora.lora_dropout is {lora.lora_dropout} and lora.target_modules names routed experts, whose backward "
+            "pass computes them again and would drop other values. Set lora.lora_dropout=0."
         )
     leaves = {name for name, module in model.named_modules() if not list(module.children())}
     for target in lora.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in leaves):
             existing = sorted({name.rsplit(".", 1)[-1] for name in leaves if name.endswith("_proj")})
             raise ValueError(
-                f"lora.target_modules names {target!r}, which matches nothing in this model; it has {', '.join(existing)}. "
-                "Correct the name."
+                f"lora.target_modules names {target!r}, which matches nothing in this model; it has "
+                f"{', '.join(existing)}. Correct the name."
             )
     set_seed(seed)
     return _with_lora(
@@ -108,8 +109,8 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     )
     expert_placement.open_for_lora(model, lora.target_modules)
     pairs, _ = read_pairs(adapter, None)
-    # transformers keeps all experts of a layer in one weight. PEFT could put a LoRA on that too, and would compute the update
-    # of all experts again in every forward pass, so their pairs are added to the weight.
+    # transformers keeps all experts of a layer in one weight. PEFT could put a LoRA on that too, and would compute the
+    # update of all experts again in every forward pass, so their pairs are added to the weight.
     stacks = {published_name(name): value for name, value in model.named_parameters() if value.ndim == 3}
     left = {name: pair for name, pair in pairs.items() if not _add_to_expert(stacks, pair)}
     if not left:
@@ -126,7 +127,8 @@ def attach_adapter(model: Any, folder: Path) -> Any:
 
 
 def _add_to_expert(stacks: dict[str, torch.Tensor], pair: Pair) -> bool:
-    """Add a routed expert's pair to the weight that holds all experts of its layer; False when there is no such weight."""
+    """Add a routed expert's pair to the weight that holds all experts of its layer; False when there is no such
+    weight."""
     match = re.fullmatch(r"(.+\.experts)\.(\d+)\.(up_proj|down_proj)", published_name(pair.name))
     weight = stacks.get(f"{match[1]}.{match[3]}") if match else None
     if weight is None or int(match[2]) >= len(weight):
@@ -149,7 +151,8 @@ def load_adapter_values(attached: Any, folder: Path) -> None:
 
 
 def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
-    # PEFT's own loader would stack the experts' pairs for transformers' fused experts, which a 4-bit policy does not have.
+    # PEFT's own loader would stack the experts' pairs for transformers' fused experts, which a 4-bit policy does not
+    # have.
     prefix = attached.get_base_model().base_model_prefix
     tensors = {
         re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", name.replace(".backbone.", f".{prefix}.", 1)): value
@@ -159,14 +162,15 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
         outcome = attached.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # raised by torch for tensors of another shape
         raise ValueError(
-            f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack the adapter "
-            "again."
+            f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack "
+            "the adapter again."
         ) from None
     missing = [key for key in outcome.missing_keys if "lora_" in key]
     if missing or outcome.unexpected_keys:
         first = (missing or outcome.unexpected_keys)[0]
         raise ValueError(
-            f"The adapter lacks {len(missing)} tensors that its config announces, and {len(outcome.unexpected_keys)} of its tensors "
+            f"The adapter lacks {len(missing)} tensors that its config announces, and {len(outcome.unexpected_keys)} "
+            "of its tensors "
             f"have no module in this base (first: {first}); every LoRA pair needs a module. Pack the adapter again."
         )
 
@@ -174,8 +178,8 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
 def _with_lora(model: Any, lora: Any) -> Any:
     """PEFT's `get_peft_model`, with Mamba's out_proj allowed.
 
-    PEFT 0.21 refuses it for Mamba models, because a fused kernel would skip the LoRA. `nemotron.patches` switches that kernel
-    off, and training stops when a LoRA gets no gradient.
+    PEFT 0.21 refuses it for Mamba models, because a fused kernel would skip the LoRA. `nemotron.patches` switches that
+    kernel off, and training stops when a LoRA gets no gradient.
     """
     refuse = tuners_utils._check_lora_target_modules_mamba
     tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None

@@ -1,7 +1,7 @@
 """Names of modules in adapter files, and PEFT's patterns over such names.
 
-One rule for names: whatever a trainer wrote before it, a module is called as in the published base. One rule for patterns:
-PEFT's, the first expression that matches.
+One rule for names: whatever a trainer wrote before it, a module is called as in the published base. One rule for
+patterns: PEFT's, the first expression that matches.
 """
 
 import re
@@ -25,7 +25,8 @@ def parse_lora_key(key: str) -> tuple[str, str] | None:
         key: a key of adapter_model.safetensors.
 
     Returns:
-        (module name as saved, without the wrappers of torch.compile and FSDP; `A` or `B`), or None for any other tensor.
+        (module name as saved, without the wrappers of torch.compile and FSDP; `A` or `B`), or None for any other
+        tensor.
 
     Example:
         >>> parse_lora_key("base_model.model._orig_mod.lm_head.lora_A.default.weight")
@@ -51,10 +52,11 @@ def published_name(name: str) -> str:
 
 
 class Pattern:
-    """PEFT's `rank_pattern` or `alpha_pattern`: the first key that matches a module's name, or an ending of it, decides.
+    """PEFT's `rank_pattern` or `alpha_pattern`: the first key that matches a module's name, or an ending of it,
+    decides.
 
-    PEFT takes the keys for regular expressions. An expression from outside could run for ever, so only names, `.*`, `^`, `$`
-    and an escaped dot are evaluated here; other keys are listed in `unreadable_keys` and match nothing.
+    PEFT takes the keys for regular expressions. An expression from outside could run for ever, so only names, `.*`,
+    `^`, `$` and an escaped dot are evaluated here; other keys are listed in `unreadable_keys` and match nothing.
 
     Args:
         table: {key: value} as in adapter_config.json, in its order; None for an empty one.

@@ -3,7 +3,8 @@
 The safetensors library checks a header; it cannot write to a stream, and what it reads through its memory map counts as
 memory in use, so tensors are read and written here.
 
-Source: https://github.com/huggingface/safetensors, "Format" (8 bytes for the header's length, the header as JSON, the tensors).
+Source: https://github.com/huggingface/safetensors, "Format" (8 bytes for the header's length, the header as JSON, the
+tensors).
 """
 
 import json
@@ -24,7 +25,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class TensorEntry(NamedTuple):
-    """A tensor in a file: its type in safetensors' words (`BF16`), its shape, its first byte and the one past its last."""
+    """A tensor in a file: its type in safetensors' words (`BF16`), its shape, its first byte and the one past its
+    last."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,8 +36,8 @@ class TensorEntry(NamedTuple):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: on pieces this small threads mostly wait for each other, and the order in which a sum is
-    added up, and so the last bits of a result, must not depend on how many there are."""
+    """Let torch compute on one thread: on pieces this small threads mostly wait for each other, and the order in which
+    a sum is added up, and so the last bits of a result, must not depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -65,7 +67,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             header = json.loads(file.read(length), object_pairs_hook=_unique)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise Refused(
-            "not-safetensors", f"{path.name} is not a safetensors file: {printable(' '.join(str(error).split()), 150)}.",
+            "not-safetensors", f"{path.name} is not a safetensors file: {printable(' '.join(str(error).split()), 99)}.",
             "The safetensors library rejects the file, so the submission will fail.",
             "Save the adapter again; the file was cut off or written by something else.",
         ) from None  # fmt: skip

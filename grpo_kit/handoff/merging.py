@@ -1,7 +1,9 @@
-"""The base with the adapter added, as a published model in bf16, written shard by shard with one tensor in memory at a time.
+"""The base with the adapter added, as a published model in bf16, written shard by shard with one tensor in memory at a
+time.
 
-A 30B has 59 GiB in bf16, and the machine that trained its adapter in NF4 has a fifth of that in memory. So each shard is written
-while it is read: the header first, because every size is known from the base's own headers, then each tensor's bytes.
+A 30B has 59 GiB in bf16, and the machine that trained its adapter in NF4 has a fifth of that in memory. So each shard
+is written while it is read: the header first, because every size is known from the base's own headers, then each
+tensor's bytes.
 """
 
 import errno
@@ -40,8 +42,8 @@ def find_base_folder(name: str, revision: str | None = None) -> Path:
         folder = Path(config).parent if isinstance(config, str) else folder
     if not any((folder / file).is_file() for file in (INDEX, "model.safetensors")):
         raise FileNotFoundError(
-            f"The base {name!r} has no safetensors on this machine, and a merged model is made from them. Fetch it with "
-            f"`hf download {name} --local-dir FOLDER` and give policy.model=FOLDER, or leave --merge out."
+            f"The base {name!r} has no safetensors on this machine, and a merged model is made from them. Fetch it "
+            f"with `hf download {name} --local-dir FOLDER` and give policy.model=FOLDER, or leave --merge out."
         )
     return folder
 
@@ -59,7 +61,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
 
     Raises:
         OSError: the disk has no room (ENOSPC); raised before the first byte is written.
-        ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, or a pair has no matrix in the base.
+        ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, or a pair has no matrix in the
+            base.
     """
     shards = _list_shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
@@ -87,7 +90,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
 
 
 def check_disk_space(base: Path, out: Path) -> None:
-    """Raise OSError (ENOSPC) unless the disk of the folder `out`, which need not exist, has room for the merged model."""
+    """Raise OSError (ENOSPC) unless the disk of the folder `out`, which need not exist, has room for the merged
+    model."""
     needed = SPARE
     for shard in _list_shards(base):
         with _open_shard(base / shard) as file:
@@ -97,8 +101,8 @@ def check_disk_space(base: Path, out: Path) -> None:
     if (free := shutil.disk_usage(out).free) < needed:
         raise OSError(
             errno.ENOSPC,
-            f"The merged model takes {needed / 2**30:,.2f} GiB and the disk of {out} has {free / 2**30:,.2f} GiB free; nothing "
-            "was written. Make room, or choose another disk with --out.",
+            f"The merged model takes {needed / 2**30:,.2f} GiB and the disk of {out} has {free / 2**30:,.2f} GiB "
+            "free; nothing was written. Make room, or choose another disk with --out.",
         )
 
 
@@ -144,8 +148,8 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
         if matrices.get(module) != pair.shape:
             raise ValueError(
                 f"The pair {module} of {adapter} is for a matrix of {pair.shape}, and {base} has "
-                f"{matrices.get(module) or 'none in 16 bit or more'} there; the adapter belongs to another model. Give the base "
-                "that it was trained on as policy.model."
+                f"{matrices.get(module) or 'none in 16 bit or more'} there; the adapter belongs to another model. "
+                "Give the base that it was trained on as policy.model."
             )
 
 

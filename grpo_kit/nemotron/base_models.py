@@ -1,9 +1,9 @@
 """Base models and the modules of them that can carry a LoRA, by published name and with their shapes.
 
-The modules come from the real architecture, transformers' Nemotron-H, built without weights from a config.json; the 30B's is in
-the package, so nothing is downloaded. Names are the published ones: `backbone.layers.0.mixer.in_proj`, routed experts with one
-matrix each, `lm_head`. Routers, convolutions and embeddings are left out, because the challenge's scorer (vLLM) puts no LoRA
-there.
+The modules come from the real architecture, transformers' Nemotron-H, built without weights from a config.json; the
+30B's is in the package, so nothing is downloaded. Names are the published ones: `backbone.layers.0.mixer.in_proj`,
+routed experts with one matrix each, `lm_head`. Routers, convolutions and embeddings are left out, because the
+challenge's scorer (vLLM) puts no LoRA there.
 """
 
 import functools
@@ -28,8 +28,8 @@ def recognize_base(name: object) -> str | None:
         name: anything, such as `base_model_name_or_path` of an adapter.
 
     Returns:
-        PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any case), TINY for the embedded
-        policy, else None.
+        PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any case), TINY for the
+        embedded policy, else None.
 
     Example:
         >>> recognize_base("unsloth/Nemotron-3-Nano-30B-A3B")

@@ -1,8 +1,9 @@
 """Check of a submission: what is wrong with the zip, what the challenge's scorer would do with it, and the remedy.
 
-The scorer unpacks the zip, takes the folder of the first `adapter_config.json` that it finds (`**/adapter_config.json`), and
-has vLLM load that folder as a LoRA. It reports a failure as "Evaluation metric raised an unexpected error", two hours later.
-No model is loaded here. The two files are unpacked into a temporary folder, and no more than a MiB of tensors is in memory.
+The scorer unpacks the zip, takes the folder of the first `adapter_config.json` that it finds
+(`**/adapter_config.json`), and has vLLM load that folder as a LoRA. It reports a failure as "Evaluation metric raised
+an unexpected error", two hours later. No model is loaded here. The two files are unpacked into a temporary folder, and
+no more than a MiB of tensors is in memory.
 """
 
 import re
@@ -23,7 +24,8 @@ LARGEST_ACCEPTED = 3_200_000_000  # bytes of a zip; one of 3,095 MB was accepted
 PLACES = re.compile(
     r"metric/nemotron-3-nano-30b-a3b-bf16/transformers/default|models--nvidia--nvidia-nemotron-3-nano-30b-a3b-bf16"
 )
-# A published id, on the Hub (owner/name) or on Kaggle (owner/model/framework/variation), and not a path on some machine.
+# A published id, on the Hub (owner/name) or on Kaggle (owner/model/framework/variation), and not a path on some
+# machine.
 PUBLISHED_ID = re.compile(r"(?![./~])[\w.-]+/[\w.-]+(/(?i:transformers|pytorch|keras|gguf)/[\w.-]+(/\d+)?)?")
 OWN_BASE = "vLLM does not read the name: it loads its own base."
 
@@ -33,8 +35,8 @@ def inspect_submission(path: Path, base: str | None = None) -> list[Finding]:
 
     Args:
         path: the zip.
-        base: the model that it must fit, any name that `base_models.lora_modules` takes; without it the one that the adapter
-            names, else the challenge's.
+        base: the model that it must fit, any name that `base_models.lora_modules` takes; without it the one that the
+            adapter names, else the challenge's.
 
     Returns:
         findings, fatal ones first. `findings.fatal` picks those that forbid submitting it.
@@ -77,7 +79,8 @@ def unpack_adapter(path: Path, folder: Path) -> None:
 
 
 def unpack_files(zipped: zipfile.ZipFile, inside: PurePosixPath, folder: Path) -> None:
-    """Unpack config and tensors from the folder `inside` of a zip; only read every other member, which must be undamaged."""
+    """Unpack config and tensors from the folder `inside` of a zip; only read every other member, which must be
+    undamaged."""
     for member in zipped.infolist():
         if member.is_dir():
             continue

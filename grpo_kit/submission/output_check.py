@@ -1,7 +1,7 @@
 """Check of a submission's outputs: the logits of a few prompts, compared with the base's and the trained policy's.
 
-Only this proves a zip: loaded onto a fresh base, its outputs must differ from the base's, and equal the logits that were saved
-while the trained policy was still in memory.
+Only this proves a zip: loaded onto a fresh base, its outputs must differ from the base's, and equal the logits that
+were saved while the trained policy was still in memory.
 """
 
 import json
@@ -24,7 +24,8 @@ def check_submission(path: Path, policy: Policy | None = None, probe: Path | Non
     Args:
         path: the zip.
         policy: the base; None for the one that the adapter names.
-        probe: the trained policy's logits, as `write_probe` left them; without them the zip is compared with the base only.
+        probe: the trained policy's logits, as `write_probe` left them; without them the zip is compared with the base
+            only.
 
     Returns:
         findings; `findings.fatal` picks those that forbid submitting the zip.
@@ -42,7 +43,7 @@ def check_submission(path: Path, policy: Policy | None = None, probe: Path | Non
     if policy is None and any(finding.code == "base-tiny" for finding in findings):
         policy = Policy()
     if policy is None or not _has_weights(policy):
-        what = "The adapter was not loaded, because the base's weights are not on this machine; only its files were checked."
+        what = "The adapter was not loaded: the base's weights are not on this machine, so only its files were checked."
         remedy = "grpo-kit check FILE.zip -c t4 policy.model=FOLDER loads it where FOLDER holds the base's weights."
         return [*findings, Finding("not-loaded", WARNING, what, "", remedy)]
     return [*findings, *_compare_outputs(policy, path, probe)]
@@ -111,8 +112,9 @@ def _attach_submission(model: Any, path: Path) -> Any:
         ranks = {name: len(pair["A"]) for name, pair in halves.items() if len(pair["A"]) != config.rank}
         scale = config.scorer_scale
         fields = {
-            "peft_type": "LORA", "r": config.rank, "lora_alpha": scale * config.rank, "target_modules": list(halves),
-            "rank_pattern": ranks, "alpha_pattern": {name: scale * rank for name, rank in ranks.items()}, "bias": "none",
+            "peft_type": "LORA", "bias": "none", "r": config.rank, "lora_alpha": scale * config.rank,
+            "target_modules": list(halves), "rank_pattern": ranks,
+            "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
         }  # fmt: skip
         (folder / CONFIG_FILE).write_text(json.dumps(fields))
         tensors = {
@@ -123,7 +125,8 @@ def _attach_submission(model: Any, path: Path) -> Any:
 
 
 def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thinking: bool, path: Path) -> None:
-    """Save the trained policy's logits of the first answer token for a few prompts, so that a zip can be compared with them.
+    """Save the trained policy's logits of the first answer token for a few prompts, so that a zip can be compared with
+    them.
 
     Args:
         model: the trained policy, in memory.

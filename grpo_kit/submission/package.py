@@ -1,7 +1,7 @@
 """Packing an adapter, a run's own or folders from elsewhere, as `submission.zip`.
 
-The zip holds the two files that the challenge's scorer loads, and nothing else: every pair below the scorer's rank, and one for
-every routed expert of a layer that has any. How the pairs are written is in `zip_writer`.
+The zip holds the two files that the challenge's scorer loads, and nothing else: every pair below the scorer's rank, and
+one for every routed expert of a layer that has any. How the pairs are written is in `zip_writer`.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from grpo_kit.adapters import low_rank
-from grpo_kit.adapters.adapter_config import SCORER_MAX_RANK
+from grpo_kit.adapters.config_check import SCORER_MAX_RANK
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import STACKED, Pair, join_pairs, read_pairs
 from grpo_kit.config import RunConfig, to_yaml
@@ -34,7 +34,8 @@ def package_adapter(
 ) -> Path:  # fmt: skip
     """Write an adapter as a zip with exactly the two files that the scorer reads.
 
-    The same adapter gives the same bytes. A zip of the run that is up to date is not written again, unless `config.run.force`.
+    The same adapter gives the same bytes. A zip of the run that is up to date is not written again, unless
+    `config.run.force`.
 
     Args:
         config: names the policy.
@@ -78,8 +79,8 @@ def package_adapter(
 
 
 def pack_folders(
-    folders: Sequence[Path], base: str | None, out: Path, dtype: str | None = None, ranks: str = "pad", stacked: str = "auto",
-    progress: Progress | None = None,
+    folders: Sequence[Path], base: str | None, out: Path, dtype: str | None = None, ranks: str = "pad",
+    stacked: str = "auto", progress: Progress | None = None,
 ) -> list[str]:  # fmt: skip
     """Write the adapters of `folders` as one zip; the arguments are those of `package_adapter`.
 
@@ -102,8 +103,8 @@ def pack_folders(
     known_base = base_models.resolve_base(base or bases[0])
     if base is None and (known_base is None or any(base_models.resolve_base(other) != known_base for other in bases)):
         raise ValueError(
-            f"{' and '.join(map(str, folders))} were trained on {' and '.join(str(name)[:80] for name in bases)}, which is not one "
-            f"known base. Name the base with policy.model=..., such as {base_models.PUBLISHED}."
+            f"{' and '.join(map(str, folders))} were trained on {' and '.join(str(name)[:80] for name in bases)}, "
+            f"which is not one known base. Name the base with policy.model=..., such as {base_models.PUBLISHED}."
         )
     try:
         modules = base_models.lora_modules(known_base) if known_base else None
@@ -117,7 +118,8 @@ def pack_folders(
     pairs = join_adapters(adapters)
     if modules and (added := missing_experts(pairs, modules)):
         notes.append(
-            f"{len(added)} pairs of zeros were added, because the scorer stacks all matrices of a layer's experts or fails"
+            f"{len(added)} pairs of zeros were added, because the scorer stacks all matrices of a layer's experts or "
+            "fails"
         )
         pairs |= added
     write_zip(plan_zip(reduce_ranks(pairs, losses), known_base or str(base), modules, dtype, ranks), out, progress)

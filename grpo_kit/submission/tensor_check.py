@@ -1,8 +1,8 @@
 """Check of an adapter's tensors: names, shapes and types against the base's architecture, then values.
 
-How vLLM 0.17 takes names is in `vllm/lora/utils.py` and `lora_model.py`: a key ends in `.lora_A.weight` or `.lora_B.weight`,
-`base_model.model.` is cut off and `backbone.` read as `model.`. It fails on a name whose last part no module of the model has,
-and ignores a name whose last part exists but which lies nowhere in the model.
+How vLLM 0.17 takes names is in `vllm/lora/utils.py` and `lora_model.py`: a key ends in `.lora_A.weight` or
+`.lora_B.weight`, `base_model.model.` is cut off and `backbone.` read as `model.`. It fails on a name whose last part no
+module of the model has, and ignores a name whose last part exists but which lies nowhere in the model.
 """
 
 import math
@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from grpo_kit.adapters.adapter_config import SCORER_MAX_RANK, AdapterConfig
+from grpo_kit.adapters.adapter_config import AdapterConfig
+from grpo_kit.adapters.config_check import SCORER_MAX_RANK
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable, printable_list
 from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, one_thread, read_pieces
@@ -23,17 +24,30 @@ from grpo_kit.nemotron.base_models import Modules, name_endings, select_modules
 USUAL_DTYPES = ("F32", "F16", "BF16")
 LARGE = 1e4  # a magnitude that no LoRA weight has
 REJECTS = "vLLM rejects these tensors, so the submission will fail."
+SCALES = "vLLM scales by lora_alpha / r of the config, and fails where experts of a layer have different ranks."
 CONVERT = "grpo-kit package converts it."
 PAD = "Pack it with grpo-kit package, which pads all pairs to one rank."
 # (code, keys of that kind, what they are, what vLLM does, remedy); the first that fits counts.
 KINDS = (
-    ("keys-fused", r".*\bexperts\.(?:\d+\.)?(?:w1|w2|w3|w13|gate_up_proj)\b.*|.*\bmlp\.experts\b.*", "fused or renamed experts", REJECTS, CONVERT),
-    ("keys-stacked", r".*\bexperts(?:\.base_layer)*\.lora_[AB](?:\.\w+)?(?:\.weight)?", "stacks of all experts", REJECTS, CONVERT),
+    (
+        "keys-fused", r".*\bexperts\.(?:\d+\.)?(?:w1|w2|w3|w13|gate_up_proj)\b.*|.*\bmlp\.experts\b.*",
+        "fused or renamed experts", REJECTS, CONVERT,
+    ),
+    (
+        "keys-stacked", r".*\bexperts(?:\.base_layer)*\.lora_[AB](?:\.\w+)?(?:\.weight)?",
+        "stacks of all experts", REJECTS, CONVERT,
+    ),
     ("keys-dora", r".*lora_magnitude_vector.*", "DoRA's magnitudes", REJECTS, "Train a LoRA without DoRA."),
     ("keys-bias", r".*\.bias", "biases", REJECTS, "Train with bias none and without lora_bias."),
     ("keys-embedding", r".*lora_embedding_[AB].*", "LoRA on embeddings", REJECTS, "Train without embeddings."),
-    ("keys-adapter-name", r".*\.lora_[AB]\.(?!weight$).+|.*\.lora_[AB]", "keys without .weight or with an adapter's name", REJECTS, "Save it with PEFT's save_pretrained, or: " + CONVERT),
-    ("keys-prefix", r"(?!base_model\.model\.).*\.lora_[AB]\.weight", "keys without base_model.model.", "vLLM ignores them: the score is the base's.", CONVERT),
+    (
+        "keys-adapter-name", r".*\.lora_[AB]\.(?!weight$).+|.*\.lora_[AB]",
+        "keys without .weight or with an adapter's name", REJECTS, "Use PEFT's save_pretrained, or: " + CONVERT,
+    ),
+    (
+        "keys-prefix", r"(?!base_model\.model\.).*\.lora_[AB]\.weight", "keys without base_model.model.",
+        "vLLM ignores them: the score is the base's.", CONVERT,
+    ),
     ("module-unknown", r"base_model\.model\..+\.lora_[AB]\.weight", "", "", ""),
     ("keys-whole", r".*\.weight", "whole weights (modules_to_save)", REJECTS, "Train LoRA on these modules instead."),
     ("keys-unknown", r".*", "something else than LoRA pairs", REJECTS, "Save the LoRA alone."),
@@ -146,11 +160,13 @@ def _check_complete(halves: Halves, config: AdapterConfig, modules: Modules) -> 
     if missing := [place for place in announced if place not in halves]:
         what = f"{len(missing):,} of {len(announced):,} tensors that target_modules announces are missing: "
         what += printable_list([f"{name}.lora_{half}" for name, half in missing]) + "."
-        does = "vLLM scores what is there, which is not what was trained; it fails where a layer has some experts and not all."
+        does = "vLLM scores what is there, not what was trained; it fails where a layer has only some of its experts."
         remedy = "Save the adapter again."
         if missing == [place for place in announced if ".experts." in place[0]]:
             does = "vLLM scores what is there: the routed experts are the base's."
-            remedy = "Save the routed experts too; if they were not trained, target shared_experts.up_proj and shared_experts.down_proj."
+            remedy = (
+                "Save the routed experts too; if they were not trained, target shared_experts.up_proj and .down_proj."
+            )
         findings.append(Finding("tensors-missing", FATAL, what, does, remedy))
     expected = set(announced)
     if extra := [key for place, (key, _) in halves.items() if place not in expected]:
@@ -209,11 +225,14 @@ def _check_shapes(halves: Halves, config: AdapterConfig, modules: Modules) -> li
             elif rank not in ranks if ranks else rank > SCORER_MAX_RANK:
                 wrong["shape-rank"].append(line)
     words = {
-        "zero-size": ("have no values", "vLLM fails on tensors of size zero.", f"Leave empty pairs (w3) out: {CONVERT}"),
+        "zero-size": ("have no values", "vLLM fails on empty tensors.", f"Leave empty pairs (w3) out: {CONVERT}"),
         "shape-stacked": ("are stacks of experts", REJECTS, CONVERT),
         "shape-transposed": ("are transposed", REJECTS, "A is (r, in) and B is (out, r)."),
-        "shape": ("do not fit the base", REJECTS, "Train on this base, or unpack experts the right way round: A is (r, in), B is (out, r)."),
-        "shape-rank": ("have another rank than the config says", "vLLM scales by lora_alpha / r of the config, and fails where experts of a layer have different ranks.", PAD),
+        "shape": (
+            "do not fit the base", REJECTS,
+            "Train on this base, or unpack experts the right way round: A is (r, in), B is (out, r).",
+        ),
+        "shape-rank": ("have another rank than the config says", SCALES, PAD),
     }  # fmt: skip
     findings = []
     for code, lines in wrong.items():
@@ -277,7 +296,8 @@ def check_values(values: Mapping[str, Values], halves: Halves) -> list[Finding]:
         what = f"{alive}: the adapter changes nothing."
         remedy = "Train; lora_B starts at zero."
         return [*findings, Finding("dead-all", FATAL, what, "The score is the base's.", remedy)]
-    # Two kinds of pairs may be zero without harm: those that a fused kernel skips, and those of experts that no token chose.
+    # Two kinds of pairs may be zero without harm: those that a fused kernel skips, and those of experts that no token
+    # chose.
     out_proj = {name for name in names if name.endswith(".out_proj")}
     routed = {name for name in names if ".experts." in name}
     grave = list(dead)

@@ -1,8 +1,8 @@
 """A zip from outside, opened without trusting it: its directory is checked before a byte of it is unpacked.
 
-Python's zipfile reads it. It does not bound what it reads at once, nor reject names that leave the folder, links, compression
-that another extractor may not know, absurd sizes, and local headers that differ from the directory (two extractors would then
-see two archives), so these checks stand here.
+Python's zipfile reads it. It does not bound what it reads at once, nor reject names that leave the folder, links,
+compression that another extractor may not know, absurd sizes, and local headers that differ from the directory (two
+extractors would then see two archives), so these checks stand here.
 """
 
 import errno
@@ -88,8 +88,8 @@ def unpack_member(zipped: zipfile.ZipFile, name: str, target: Path | None, large
     if target and (free := shutil.disk_usage(target.parent).free) < size:
         raise OSError(
             errno.ENOSPC,
-            f"Unpacking takes {size / 2**30:.2f} GiB, and the disk of {target.parent} has {free / 2**30:.2f} GiB free. Make room, "
-            "or name a folder on another disk in the environment variable TMPDIR.",
+            f"Unpacking takes {size / 2**30:.2f} GiB, and the disk of {target.parent} has {free / 2**30:.2f} GiB "
+            "free. Make room, or name a folder on another disk in the environment variable TMPDIR.",
         )
     with target.open("wb") if target else nullcontext() as file:
         for piece in _read_member(zipped, name):
@@ -134,7 +134,7 @@ def _check_name(entry: zipfile.ZipInfo) -> None:
         or len(name) > 255
     ):
         raise Refused(
-            "unsafe-path", f"A member is named {printable(name) or 'nothing'}; names are plain, relative and stay inside.",
+            "unsafe-path", f"A member is named {printable(name) or 'nothing'}; names are plain and relative.",
             "Whoever unpacks it refuses it, or writes somewhere else.", PACK_AGAIN,
         )  # fmt: skip
 
@@ -190,7 +190,7 @@ def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file:
             or (method == zipfile.ZIP_STORED and entry.compress_size != entry.file_size)
         ):
             raise Refused(
-                "ambiguous", f"{printable(entry.filename)} is one thing in the zip's directory and another where it lies.",
+                "ambiguous", f"{printable(entry.filename)} has two different headers in the zip.",
                 "What it reads depends on the extractor.", PACK_AGAIN,
             )  # fmt: skip
         if data + entry.compress_size > end:

@@ -1,9 +1,9 @@
 """LoRA pairs as submission.zip: one rank, one scale, one type; written tensor by tensor, the same bytes each time.
 
-The scorer (vLLM) uses `r` and `lora_alpha` for all modules, ignores `rank_pattern` and `alpha_pattern`, and stacks the experts of
-a layer. So pairs of several ranks are padded with zeros to the largest, and what distinguishes a pair's own scale from the
-common one is multiplied into its B. With ranks="pattern" they keep their ranks, and every scale is 1, which is right whether
-the patterns are read or not.
+The scorer (vLLM) uses `r` and `lora_alpha` for all modules, ignores `rank_pattern` and `alpha_pattern`, and stacks the
+experts of a layer. So pairs of several ranks are padded with zeros to the largest, and what distinguishes a pair's own
+scale from the common one is multiplied into its B. With ranks="pattern" they keep their ranks, and every scale is 1,
+which is right whether the patterns are read or not.
 """
 
 import json

@@ -32,8 +32,9 @@ ALL = [
 ]
 EXPERTS = ["mixer.experts.up_proj", "mixer.experts.down_proj"]
 PREFIX = "base_model.model.model."
-# Largest difference of two logits that counts as equal. Norms and the scan stay in float32 even in a float64 model: 4e-6 was seen
-# on one processor. An adapter moves the logits by more than 0.05, so a scale that is 1 % off moves them by 5e-4.
+# Largest difference of two logits that counts as equal. Norms and the scan stay in float32 even in a float64 model:
+# 4e-6 was seen on one processor. An adapter moves the logits by more than 0.05, so a scale that is 1 % off moves them
+# by 5e-4.
 SAME = 1e-4
 
 
@@ -48,7 +49,8 @@ def exact():
 
 
 def logits(model):
-    """The logits in float64, where rounding in another order (another processor, zero columns) stays far below a difference."""
+    """The logits in float64, where rounding in another order (another processor, zero columns) stays far below a
+    difference."""
     torch.manual_seed(1)
     ids = torch.randint(16, 272, (3, 24))
     model = model.double()
@@ -103,8 +105,8 @@ def packed(tmp_path):
 def said(path, tmp_path, merged=False):
     """What the zip says when the kit loads it, on a fresh base; or merged into one of float64.
 
-    Adding to weights in float32 moves the tiny policy's logits by 2e-5 however exact the sum is, so what is compared with
-    weights that something was added to is added there too, where it moves nothing.
+    Adding to weights in float32 moves the tiny policy's logits by 2e-5 however exact the sum is, so what is compared
+    with weights that something was added to is added there too, where it moves nothing.
     """
     folder = tmp_path / "unpacked"
     folder.mkdir(exist_ok=True)
@@ -138,8 +140,13 @@ FORMS = {
     "experts alone": {"target_modules": [], "target_parameters": EXPERTS},
     "up alone": {"target_parameters": EXPERTS[:1]},
     "down alone": {"target_parameters": EXPERTS[1:]},
-    "targets named in full": {"target_parameters": ["model.layers.3.mixer.experts.down_proj", "model.layers.1.mixer.experts.up_proj"]},
-    "mixed ranks": {"target_parameters": EXPERTS, "rank_pattern": {"q_proj": 7, "layers.1.mixer.experts.up_proj": 2, "in_proj": 1}},
+    "targets named in full": {
+        "target_parameters": ["model.layers.3.mixer.experts.down_proj", "model.layers.1.mixer.experts.up_proj"]
+    },
+    "mixed ranks": {
+        "target_parameters": EXPERTS,
+        "rank_pattern": {"q_proj": 7, "layers.1.mixer.experts.up_proj": 2, "in_proj": 1},
+    },
     "mixed ranks and scales": {
         "target_parameters": EXPERTS,
         "rank_pattern": {"k_proj": 32, "mixer.experts.down_proj": 3, "model.layers.2.mixer.v_proj": 5},
@@ -148,7 +155,7 @@ FORMS = {
     "rank-stabilised": {"use_rslora": True, "r": 8, "target_parameters": EXPERTS},
     "rank-stabilised of an odd rank": {"use_rslora": True, "r": 3, "lora_alpha": 5},
     "head": {"target_modules": [*ALL, "lm_head"]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("ranks", ["pad", "pattern"])
@@ -214,7 +221,8 @@ def expert_first(tensors):
 
 
 def by_axis(second):
-    """With an axis for experts: A (E, r, in), and B (E, out, r) or, where `second`, (out, E, r); names without wrappers."""
+    """With an axis for experts: A (E, r, in), and B (E, out, r) or, where `second`, (out, E, r); names without
+    wrappers."""
 
     def change(tensors):
         found = {}
@@ -252,11 +260,19 @@ REWRITTEN = {
     "published names": (renamed(("model.model.layers", "model.backbone.layers")), {}, {}),
     "both prefixes": (renamed(("model.model.layers", "model.model.backbone.layers")), {}, {}),
     "no prefix": (renamed(("base_model.model.model.layers", "layers")), {}, {}),
-    "wrapped by FSDP": (renamed((".mixer.", "._fsdp_wrapped_module.mixer."), ("base_model.", "module._orig_mod.base_model.")), {}, {}),
+    "wrapped by FSDP": (
+        renamed((".mixer.", "._fsdp_wrapped_module.mixer."), ("base_model.", "module._orig_mod.base_model.")),
+        {},
+        {},
+    ),
     "no .weight": (renamed((".weight", "")), {}, {}),
     "regular expression for targets": (None, {"target_modules": ".*_proj"}, {}),
-    "leftovers of a framework": (None, {"qalora_group_size": 16, "unsloth": {"a": 1}, "megatron_core": "megatron.core"}, {}),
-}  # fmt: skip
+    "leftovers of a framework": (
+        None,
+        {"qalora_group_size": 16, "unsloth": {"a": 1}, "megatron_core": "megatron.core"},
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("form", REWRITTEN)
@@ -289,7 +305,8 @@ def test_the_head_has_one_name(trainer, packed, tmp_path, base_logits, name):
 
 
 def tinker(rank, shared, seed=0):
-    """(tensors as Tinker writes them, {published module: its update}) of experts, halves of in_proj and one plain module."""
+    """(tensors as Tinker writes them, {published module: its update}) of experts, halves of in_proj and one plain
+    module."""
     torch.manual_seed(seed)
     tensors, updates = {}, {}
 
@@ -429,16 +446,48 @@ def test_an_adapter_twice_is_twice_the_adapter_and_loses_nothing(trainer, packed
 @pytest.mark.parametrize(
     ("tensors", "changes", "match"),
     [
-        (lambda t: {k: v for k, v in t.items() if "layers.2.mixer.q_proj.lora_B" not in k}, {}, "without its other half"),
-        (lambda t: t | {f"{PREFIX}layers.2.mixer.gate_proj.lora_{h}.weight": torch.ones(4, 4) for h in "AB"}, {}, "no such matrix"),
-        (lambda t: t | {f"{PREFIX}layers.1.mixer.gate.lora_{h}.weight": torch.ones(4, 4) for h in "AB"}, {}, "no such matrix"),
-        (lambda t: t | {f"{PREFIX}layers.9.mixer.q_proj.lora_{h}.weight": torch.ones(4, 4) for h in "AB"}, {}, "no such matrix"),
+        (
+            lambda t: {k: v for k, v in t.items() if "layers.2.mixer.q_proj.lora_B" not in k},
+            {},
+            "without its other half",
+        ),
+        (
+            lambda t: t | {f"{PREFIX}layers.2.mixer.gate_proj.lora_{h}.weight": torch.ones(4, 4) for h in "AB"},
+            {},
+            "no such matrix",
+        ),
+        (
+            lambda t: t | {f"{PREFIX}layers.1.mixer.gate.lora_{h}.weight": torch.ones(4, 4) for h in "AB"},
+            {},
+            "no such matrix",
+        ),
+        (
+            lambda t: t | {f"{PREFIX}layers.9.mixer.q_proj.lora_{h}.weight": torch.ones(4, 4) for h in "AB"},
+            {},
+            "no such matrix",
+        ),
         (lambda t: t | {"base_model.model.lm_head.weight": torch.ones(2, 2)}, {}, "modules_to_save"),
         (lambda t: t | {f"{PREFIX}embeddings.lora_embedding_A": torch.ones(2, 2)}, {}, "not half of a LoRA pair"),
-        (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_magnitude_vector.weight": torch.ones(2)}, {}, "not half of a LoRA pair"),
+        (
+            lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_magnitude_vector.weight": torch.ones(2)},
+            {},
+            "not half of a LoRA pair",
+        ),
         (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_B.bias": torch.ones(2)}, {}, "not half of a LoRA pair"),
         (lambda t: t | {f"{PREFIX}layers.2.mixer.q_proj.lora_A.other.weight": torch.ones(4, 128)}, {}, "twice"),
-        (lambda t: t | {f"base_model.model.backbone.layers.2.mixer.q_proj.lora_{h}.weight": t[f"{PREFIX}layers.2.mixer.q_proj.lora_{h}.weight"].clone() for h in "AB"}, {}, "twice"),
+        (
+            lambda t: (
+                t
+                | {
+                    f"base_model.model.backbone.layers.2.mixer.q_proj.lora_{h}.weight": t[
+                        f"{PREFIX}layers.2.mixer.q_proj.lora_{h}.weight"
+                    ].clone()
+                    for h in "AB"
+                }
+            ),
+            {},
+            "twice",
+        ),
         (lambda t: {k: v[:2] if "q_proj.lora_A" in k else v for k, v in t.items()}, {}, r"they are \(r, in\)"),
         (lambda t: {k: v[:0] if "q_proj.lora_A" in k else v for k, v in t.items()}, {}, r"they are \(r, in\)"),
         (lambda t: {k: v[:, :64] if "q_proj.lora_A" in k else v for k, v in t.items()}, {}, r"which is \(128, 128\)"),
@@ -446,14 +495,26 @@ def test_an_adapter_twice_is_twice_the_adapter_and_loses_nothing(trainer, packed
         (None, {"r": 8}, "has rank 4 .* config says 8"),
         (None, {"rank_pattern": {"q_proj": 2}}, "has rank 4 .* config says 2"),
         (None, {"rank_pattern": {"(a+)+b": 2}}, "names of modules"),
-        (None, {"target_parameters": "gone", "target_modules": EXPERTS[:1]}, None),  # both stacks are there: their order is known
+        (
+            None,
+            {"target_parameters": "gone", "target_modules": EXPERTS[:1]},
+            None,
+        ),  # both stacks are there: their order is known
         (None, {"target_parameters": EXPERTS[:1]}, "which is whose is unknown"),
-        (lambda t: {k: v[:30] if "experts.base_layer.lora_A" in k else v for k, v in t.items()}, {}, "no known way of stacking"),
-        (lambda t: {k: v[:, :5] if "layers.1.mixer.experts.lora_A" in k else v for k, v in t.items()}, {}, "no known way of stacking"),
+        (
+            lambda t: {k: v[:30] if "experts.base_layer.lora_A" in k else v for k, v in t.items()},
+            {},
+            "no known way of stacking",
+        ),
+        (
+            lambda t: {k: v[:, :5] if "layers.1.mixer.experts.lora_A" in k else v for k, v in t.items()},
+            {},
+            "no known way of stacking",
+        ),
         (lambda t: {}, {}, "no LoRA pair"),
         (lambda t: {"x" * 600 + ".lora_A.weight": torch.ones(1, 1)}, {}, "not half of a LoRA pair"),
     ],
-)  # fmt: skip
+)
 def test_what_no_pair_can_be_made_of_is_refused_in_a_sentence(trainer, packed, tmp_path, tensors, changes, match):
     folder, _ = trainer(target_parameters=EXPERTS)
     broken = rewritten(folder, tmp_path / "b", tensors, **changes)

@@ -99,11 +99,19 @@ def damaged(folder, change_config=None, change_tensors=None):
         ({"rank_pattern": {"(a+)+b": 2}}, None, "are not evaluated"),
         (None, lambda t: dict(list(t.items())[1:]), "without its other half"),
         (None, lambda t: dict(list(t.items())[2:]), "lacks 2 tensors"),
-        (None, lambda t: {**t, f"{LAYER}9.mixer.x.lora_A.weight": torch.zeros(16, 2), f"{LAYER}9.mixer.x.lora_B.weight": torch.zeros(2, 16)}, "2 of its tensors have no module"),
+        (
+            None,
+            lambda t: {
+                **t,
+                f"{LAYER}9.mixer.x.lora_A.weight": torch.zeros(16, 2),
+                f"{LAYER}9.mixer.x.lora_B.weight": torch.zeros(2, 16),
+            },
+            "2 of its tensors have no module",
+        ),
         (None, lambda t: {k: v[:, :3].clone() for k, v in t.items()}, r"they are \(r, in\)"),
         (None, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}, "do not fit"),
     ],
-)  # fmt: skip
+)
 def test_an_adapter_that_does_not_fit_is_refused(lora_model, tmp_path, change_config, change_tensors, said):
     lora.save_adapter(lora_model[0], tmp_path, "tiny")
     damaged(tmp_path, change_config, change_tensors)

@@ -1,4 +1,5 @@
-"""One name for a module, whatever stood before it; PEFT's patterns read without running anybody's regular expression."""
+"""One name for a module, whatever stood before it; PEFT's patterns read without running anybody's regular
+expression."""
 
 import itertools
 
@@ -74,14 +75,29 @@ def test_a_key_says_its_module(key, module):
 
 
 NAMES = [
-    "model.layers.1.mixer.experts.0.up_proj", "model.layers.1.mixer.shared_experts.up_proj", "model.layers.11.mixer.q_proj",
-    "model.layers.2.mixer.q_proj", "lm_head",
-]  # fmt: skip
+    "model.layers.1.mixer.experts.0.up_proj",
+    "model.layers.1.mixer.shared_experts.up_proj",
+    "model.layers.11.mixer.q_proj",
+    "model.layers.2.mixer.q_proj",
+    "lm_head",
+]
 KEYS = [
-    "q_proj", "mixer.q_proj", "model.layers.2.mixer.q_proj", "layers.1.mixer.experts.0.up_proj", r"^model\.layers\.2\..*q_proj$",
-    ".*experts.*up_proj", "shared_experts.up_proj", "proj", "lm_head", "1.mixer.q_proj", r".*\.up_proj", "^q_proj", "^lm_head$",
-    "^.*v_proj", ".*q_proj",
-]  # fmt: skip
+    "q_proj",
+    "mixer.q_proj",
+    "model.layers.2.mixer.q_proj",
+    "layers.1.mixer.experts.0.up_proj",
+    r"^model\.layers\.2\..*q_proj$",
+    ".*experts.*up_proj",
+    "shared_experts.up_proj",
+    "proj",
+    "lm_head",
+    "1.mixer.q_proj",
+    r".*\.up_proj",
+    "^q_proj",
+    "^lm_head$",
+    "^.*v_proj",
+    ".*q_proj",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)

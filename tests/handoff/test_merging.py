@@ -1,4 +1,5 @@
-"""The merged model: the base's own names, each value the sum that PEFT would make, and one tensor in memory at a time."""
+"""The merged model: the base's own names, each value the sum that PEFT would make, and one tensor in memory at a
+time."""
 
 import json
 import shutil

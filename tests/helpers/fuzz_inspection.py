@@ -1,7 +1,9 @@
-"""Throw broken submissions at the check and watch the process: python -m tests.helpers.fuzz_inspection COUNT FOLDER [SEED]
+"""Throw broken submissions at the check and watch the process: python -m tests.helpers.fuzz_inspection COUNT FOLDER
+[SEED]
 
-The last line is JSON: cases, kinds of findings seen, cases without a fatal one, processor seconds of the slowest, MiB that memory
-grew by, and files that the check wrote outside of its temporary folder, or left there. An exception ends it with a trace.
+The last line is JSON: cases, kinds of findings seen, cases without a fatal one, processor seconds of the slowest, MiB
+that memory grew by, and files that the check wrote outside of its temporary folder, or left there. An exception ends it
+with a trace.
 """
 
 import io

@@ -29,8 +29,8 @@ def config(**change):
 def shapes_of(said, there, root="backbone."):
     """{key in adapter_model.safetensors: shape} of a complete adapter: A is (r, in), B is (out, r).
 
-    `said`: an adapter_config.json with a list of `target_modules`; `there`: what `base_models.lora_modules` says. `root`: `backbone.` as
-    published or `model.` as transformers 5 saves; both load.
+    `said`: an adapter_config.json with a list of `target_modules`; `there`: what `base_models.lora_modules` says.
+    `root`: `backbone.` as published or `model.` as transformers 5 saves; both load.
     """
     shapes, ranks = {}, Pattern(said.get("rank_pattern"))
     for name in base_models.select_modules(said["target_modules"], there):

@@ -68,8 +68,14 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "nothing": ({"members": {CONFIG: None, TENSORS: None}}, "no-config"),
     "two configs": ({"members": {"checkpoint-10/" + CONFIG: config()}}, "two-configs"),
     "no tensors": ({"members": {TENSORS: None}}, "no-tensors"),
-    "tensors by another name": ({"members": {TENSORS: None, "model.safetensors": save(tensors(config()))}}, "no-tensors"),
-    "tensors in another folder": ({"members": {TENSORS: None, "adapter/" + TENSORS: save(tensors(config()))}}, "no-tensors"),
+    "tensors by another name": (
+        {"members": {TENSORS: None, "model.safetensors": save(tensors(config()))}},
+        "no-tensors",
+    ),
+    "tensors in another folder": (
+        {"members": {TENSORS: None, "adapter/" + TENSORS: save(tensors(config()))}},
+        "no-tensors",
+    ),
     "shards": ({"members": {TENSORS: None, "adapter_model-00001-of-00002.safetensors": b""}}, "no-tensors"),
     "a pickle": ({"members": {TENSORS: None, "adapter_model.bin": b"\x80\x04K\x01."}}, "pickle"),
     "an older pickle": ({"members": {TENSORS: None, "adapter_model.pt": b"PK"}}, "pickle"),
@@ -102,7 +108,10 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "alpha -8": ({"change": {"lora_alpha": -8}}, "alpha"),
     "alpha beyond sense": ({"change": {"lora_alpha": 1e7}}, "alpha"),
     "rank beyond sense": ({"says": {"r": 10**30}}, "rank"),
-    "another rank than the first pattern that matches": ({"change": {"rank_pattern": {"q_proj": 2}}, "says": {"rank_pattern": {".*q_proj": 4, "q_proj": 2}}}, "shape-rank"),
+    "another rank than the first pattern that matches": (
+        {"change": {"rank_pattern": {"q_proj": 2}}, "says": {"rank_pattern": {".*q_proj": 4, "q_proj": 2}}},
+        "shape-rank",
+    ),
     "a rank that no part of an expression gives": ({"says": {"r": 8, "rank_pattern": {"(q|k)_proj": 2}}}, "shape-rank"),
     "names that vLLM does not know": ({"edit": renamed("model.backbone.", "model.model.backbone.")}, "module-unknown"),
     "alpha as text": ({"change": {"lora_alpha": "8"}}, "alpha"),
@@ -124,13 +133,19 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     # the base
     "another model": ({"change": {"base_model_name_or_path": "Qwen/Qwen3-4B"}}, "wrong-base"),
     "another Nemotron": ({"change": {"base_model_name_or_path": "nvidia/NVIDIA-Nemotron-Nano-9B-v2"}}, "wrong-base"),
-    "the pretrained one": ({"change": {"base_model_name_or_path": "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16"}}, "wrong-base"),
+    "the pretrained one": (
+        {"change": {"base_model_name_or_path": "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16"}},
+        "wrong-base",
+    ),
     "another on Kaggle": ({"change": {"base_model_name_or_path": "qwen-lm/qwen-3/transformers/4b/1"}}, "wrong-base"),
     "the 30B's name over the tiny's tensors": ({"change": {"base_model_name_or_path": base_models.PUBLISHED}}, "shape"),
     # targets and tensors
     "targets that match nothing": ({"change": {"target_modules": ["gate_proj"]}}, "target-unmatched"),
     "the router alone": ({"change": {"target_modules": ["gate"]}}, "target-unmatched"),
-    "tensors on gate_proj": ({"edit": also(KEY + "1.mixer.shared_experts.gate_proj.lora_A.weight", (4, 128))}, "module-unknown"),
+    "tensors on gate_proj": (
+        {"edit": also(KEY + "1.mixer.shared_experts.gate_proj.lora_A.weight", (4, 128))},
+        "module-unknown",
+    ),
     "tensors on the router": ({"edit": also(KEY + "1.mixer.gate.lora_A.weight", (4, 128))}, "module-unknown"),
     "tensors on a convolution": ({"edit": also(KEY + "0.mixer.conv1d.lora_A.weight", (4, 128))}, "module-unknown"),
     "Tinker's x_proj": ({"edit": renamed("in_proj", "x_proj")}, "module-unknown"),
@@ -138,7 +153,10 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "a layer too many": ({"edit": renamed("layers.3.", "layers.4.")}, "module-unknown"),
     "an expert too many": ({"edit": renamed("experts.7.", "experts.8.")}, "module-unknown"),
     "experts as w1 and w2": ({"edit": lambda v: renamed("up_proj", "w1")(renamed("down_proj", "w2")(v))}, "keys-fused"),
-    "Unsloth's gate_up_proj": ({"edit": also(KEY + "1.mlp.experts.gate_up_proj.lora_A.weight", (4, 128))}, "keys-fused"),
+    "Unsloth's gate_up_proj": (
+        {"edit": also(KEY + "1.mlp.experts.gate_up_proj.lora_A.weight", (4, 128))},
+        "keys-fused",
+    ),
     "stacks of experts": ({"edit": stacked}, "keys-stacked"),
     "PEFT's base_layer": ({"edit": also(KEY + "1.mixer.experts.base_layer.lora_B.weight", (64, 32))}, "keys-stacked"),
     "an adapter's name in the keys": ({"edit": renamed(".weight", ".default.weight")}, "keys-adapter-name"),
@@ -148,7 +166,10 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "biases": ({"edit": also(KEY + "2.mixer.q_proj.lora_B.bias", (128,))}, "keys-bias"),
     "embeddings": ({"edit": also("base_model.model.backbone.embeddings.lora_embedding_A", (4, 272))}, "keys-embedding"),
     "a whole head": ({"edit": also("base_model.model.lm_head.weight", (272, 128))}, "keys-whole"),
-    "a merged model": ({"edit": lambda _: {"backbone.layers.0.mixer.in_proj.weight": np.ones((4, 4), "f4")}}, "keys-whole"),
+    "a merged model": (
+        {"edit": lambda _: {"backbone.layers.0.mixer.in_proj.weight": np.ones((4, 4), "f4")}},
+        "keys-whole",
+    ),
     "an optimiser": ({"edit": also("step", (1,))}, "keys-unknown"),
     "a key of nothing": ({"edit": also("", (1,))}, "keys-unknown"),
     "both prefixes": ({"edit": lambda v: v | renamed("backbone", "model")(v)}, "keys-twice"),
@@ -156,33 +177,57 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "one tensor missing": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "tensors-missing"),
     "its half without the other": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "pair-broken"),
     "an expert missing": ({"edit": without("experts.3.")}, "tensors-missing"),
-    "some experts' down_proj missing, unannounced": ({"edit": without("experts.3.down"), "says": {"target_modules": "(.)+_proj"}}, "experts-partial"),
-    "a few experts, as announced": ({"change": {"target_modules": ["experts.0.up_proj", "experts.0.down_proj"]}}, "experts-partial"),
+    "some experts' down_proj missing, unannounced": (
+        {"edit": without("experts.3.down"), "says": {"target_modules": "(.)+_proj"}},
+        "experts-partial",
+    ),
+    "a few experts, as announced": (
+        {"change": {"target_modules": ["experts.0.up_proj", "experts.0.down_proj"]}},
+        "experts-partial",
+    ),
     "up_proj alone": ({"change": {"target_modules": ["up_proj"]}}, "experts-partial"),
     "experts of two ranks by pattern": ({"change": {"rank_pattern": {"experts.3.up_proj": 2}}}, "experts-ranks"),
     "all routed experts missing": ({"edit": without(".experts.")}, "tensors-missing"),
     "a layer missing": ({"edit": without("layers.0.")}, "tensors-missing"),
     "transposed": ({"edit": changed(only("q_proj"), lambda v: np.ascontiguousarray(v.T))}, "shape-transposed"),
-    "a half transposed": ({"edit": changed(only("k_proj.lora_A"), lambda v: np.ascontiguousarray(v.T))}, "shape-transposed"),
+    "a half transposed": (
+        {"edit": changed(only("k_proj.lora_A"), lambda v: np.ascontiguousarray(v.T))},
+        "shape-transposed",
+    ),
     "(out, r, E)": ({"edit": scrambled}, "shape-stacked"),
     "(E, r, in)": ({"edit": changed(only("experts.0.up_proj.lora_A"), lambda v: np.stack([v] * 8))}, "shape-stacked"),
     "(out, r E)": ({"edit": changed(only("experts.0.up_proj.lora_B"), lambda v: np.tile(v, 8))}, "shape-rank"),
-    "up for down": ({"edit": lambda v: renamed("\0", "up_proj")(renamed("up_proj", "down_proj")(renamed("down_proj", "\0")(v)))}, "shape"),
-    "A for B": ({"edit": lambda v: renamed("\0", "lora_A")(renamed("lora_A", "lora_B")(renamed("lora_B", "\0")(v)))}, "shape"),
+    "up for down": (
+        {"edit": lambda v: renamed("\0", "up_proj")(renamed("up_proj", "down_proj")(renamed("down_proj", "\0")(v)))},
+        "shape",
+    ),
+    "A for B": (
+        {"edit": lambda v: renamed("\0", "lora_A")(renamed("lora_A", "lora_B")(renamed("lora_B", "\0")(v)))},
+        "shape",
+    ),
     "a vector": ({"edit": changed(only("v_proj.lora_A"), lambda v: v[0])}, "shape"),
     "a scalar": ({"edit": changed(only("v_proj.lora_A"), lambda v: np.array(v[0, 0]))}, "shape"),
     "another rank than the config's": ({"says": {"r": 8}}, "shape-rank"),
-    "one tensor of another rank": ({"edit": changed(only("2.mixer.q_proj"), lambda v: v[:2] if v.shape[0] == 4 else v[:, :2])}, "shape-rank"),
+    "one tensor of another rank": (
+        {"edit": changed(only("2.mixer.q_proj"), lambda v: v[:2] if v.shape[0] == 4 else v[:, :2])},
+        "shape-rank",
+    ),
     "rank 0 tensors": ({"edit": changed(only("q_proj.lora_A"), lambda v: v[:0])}, "zero-size"),
     "an empty w3": ({"edit": also(KEY + "1.mixer.experts.w3.lora_A.weight", (0, 128))}, "keys-fused"),
     # values
     "NaN": ({"edit": changed(only("q_proj.lora_A"), lambda v: v * np.float32("nan"))}, "not-finite"),
-    "one infinity": ({"edit": changed(only("in_proj.lora_B"), lambda v: np.where(v == v.max(), np.float32("inf"), v))}, "not-finite"),
+    "one infinity": (
+        {"edit": changed(only("in_proj.lora_B"), lambda v: np.where(v == v.max(), np.float32("inf"), v))},
+        "not-finite",
+    ),
     "all zero": ({"edit": changed(only(""), zeroed)}, "dead-all"),
     "lora_B never moved": ({"edit": changed(only(B), zeroed)}, "dead-all"),
     "one lora_B zero": ({"edit": changed(only("q_proj.lora_B"), zeroed)}, "dead-pairs"),
     "one lora_A zero": ({"edit": changed(only("k_proj.lora_A"), zeroed)}, "dead-pairs"),
-    "all routed experts zero": ({"edit": lambda v: {k: x * 0 if ".experts." in k and B in k else x for k, x in v.items()}}, "dead-pairs"),
+    "all routed experts zero": (
+        {"edit": lambda v: {k: x * 0 if ".experts." in k and B in k else x for k, x in v.items()}},
+        "dead-pairs",
+    ),
     # types
     "8-bit integers": ({"edit": half("i1")}, "dtype"),
     "32-bit integers": ({"edit": half("i4")}, "dtype"),
@@ -191,26 +236,54 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     # the file
     "no safetensors": ({"members": {TENSORS: b"\x80\x04K\x01." * 20}}, "not-safetensors"),
     "an empty file": ({"members": {TENSORS: b""}}, "not-safetensors"),
-    "a pointer of Git LFS": ({"members": {TENSORS: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"}}, "not-safetensors"),
+    "a pointer of Git LFS": (
+        {"members": {TENSORS: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"}},
+        "not-safetensors",
+    ),
     "cut off in the middle": ({"members": {TENSORS: save(tensors(config()))[:-100]}}, "not-safetensors"),
     "longer than it says": ({"members": {TENSORS: save(tensors(config())) + b"x"}}, "not-safetensors"),
-}  # fmt: skip
+}
 
 WARNING = {  # it loads, and somebody should look: (how, the code it must raise); none is fatal
-    "a folder": ({"members": {CONFIG: None, TENSORS: None, "adapter/" + CONFIG: config(), "adapter/" + TENSORS: save(tensors(config()))}}, "nested"),
-    "tokenizer and template": ({"members": {"tokenizer.json": b"{}", "chat_template.jinja": b"", "README.md": b""}}, "ignored-files"),
+    "a folder": (
+        {
+            "members": {
+                CONFIG: None,
+                TENSORS: None,
+                "adapter/" + CONFIG: config(),
+                "adapter/" + TENSORS: save(tensors(config())),
+            }
+        },
+        "nested",
+    ),
+    "tokenizer and template": (
+        {"members": {"tokenizer.json": b"{}", "chat_template.jinja": b"", "README.md": b""}},
+        "ignored-files",
+    ),
     "what a Mac adds": ({"members": MAC}, "ignored-files"),
     "a checkpoint's pickles": ({"members": {"training_args.bin": b"", "optimizer.pt": b""}}, "pickle-ignored"),
-    "an expression": ({"members": {CONFIG: config(target_modules=r".*\.(in_proj|out_proj|up_proj|down_proj|[qkvo]_proj)$")}}, "targets-regex"),
+    "an expression": (
+        {"members": {CONFIG: config(target_modules=r".*\.(in_proj|out_proj|up_proj|down_proj|[qkvo]_proj)$")}},
+        "targets-regex",
+    ),
     "all-linear": ({"says": {"target_modules": "all-linear"}}, "targets-regex"),
-    "an expression that takes for ever": ({"members": {CONFIG: config(target_modules="(a+)+" * 100 + "$")}}, "targets-regex"),
+    "an expression that takes for ever": (
+        {"members": {CONFIG: config(target_modules="(a+)+" * 100 + "$")}},
+        "targets-regex",
+    ),
     "gate_proj among others": ({"change": {"target_modules": [*ALL, "gate_proj"]}}, "target-unmatched"),
     "the router among others": ({"change": {"target_modules": [*ALL, "gate"]}}, "target-unmatched"),
-    "a head that is not announced": ({"edit": lambda v: v | tensors(config(target_modules=["lm_head"]))}, "tensors-extra"),
+    "a head that is not announced": (
+        {"edit": lambda v: v | tensors(config(target_modules=["lm_head"]))},
+        "tensors-extra",
+    ),
     "lower ranks by pattern": ({"change": {"rank_pattern": {"q_proj": 2}}}, "rank-pattern"),
     "a pattern of expressions": ({"change": {"rank_pattern": {".*q_prox": 2}}}, "rank-pattern"),
     "an expression with .* in a pattern": ({"change": {"r": 8, "rank_pattern": {".*q_proj": 4}}}, "rank-pattern"),
-    "a pattern that is not evaluated": ({"change": {"r": 4}, "says": {"r": 8, "rank_pattern": {"([qkvo]|in|out|up|down)_proj": 4}}}, "pattern-expression"),
+    "a pattern that is not evaluated": (
+        {"change": {"r": 4}, "says": {"r": 8, "rank_pattern": {"([qkvo]|in|out|up|down)_proj": 4}}},
+        "pattern-expression",
+    ),
     "Arrow": ({"change": {"arrow_config": {"top_k": 1}}}, "not-plain-lora"),
     "lower case": ({"change": {"peft_type": "lora"}}, "peft-type-missing"),
     "an alpha_pattern that is a list": ({"change": {"alpha_pattern": ["q_proj"]}}, "alpha-pattern-invalid"),
@@ -231,12 +304,24 @@ WARNING = {  # it loads, and somebody should look: (how, the code it must raise)
     "NaN where nobody looks": ({"members": {CONFIG: json.dumps(config(lora_dropout=float("nan")))}}, "config-odd"),
     "64-bit floats": ({"edit": half("f8")}, "dtype-wide"),
     "types mixed": ({"edit": changed(only("lora_A"), lambda v: v.astype("f2"))}, "dtype-mixed"),
-    "Mamba's out_proj dead": ({"edit": lambda v: {k: x * 0 if "out_proj.lora_B" in k else x for k, x in v.items()}}, "dead-out-proj"),
+    "Mamba's out_proj dead": (
+        {"edit": lambda v: {k: x * 0 if "out_proj.lora_B" in k else x for k, x in v.items()}},
+        "dead-out-proj",
+    ),
     "an expert no token chose": ({"edit": changed(only("experts.3.up_proj.lora_B"), zeroed)}, "dead-experts"),
     "absurd values": ({"edit": changed(only("q_proj.lora_A"), lambda v: v + 1e6)}, "values-large"),
-    "a head under the backbone": ({"change": {"target_modules": [*ALL, "lm_head"]}, "edit": renamed("model.lm_head", "model.backbone.lm_head")}, "lm-head-name"),
-    "the head's weight beside its LoRA": ({"change": {"target_modules": [*ALL, "lm_head"]}, "edit": also("base_model.model.lm_head.base_layer.weight", (272, 128))}, "base-weight"),
-}  # fmt: skip
+    "a head under the backbone": (
+        {"change": {"target_modules": [*ALL, "lm_head"]}, "edit": renamed("model.lm_head", "model.backbone.lm_head")},
+        "lm-head-name",
+    ),
+    "the head's weight beside its LoRA": (
+        {
+            "change": {"target_modules": [*ALL, "lm_head"]},
+            "edit": also("base_model.model.lm_head.base_layer.weight", (272, 128)),
+        },
+        "base-weight",
+    ),
+}
 
 SOUND = {
     "as packed": {},
@@ -248,10 +333,19 @@ SOUND = {
     "shared experts alone": {"change": {"target_modules": ["shared_experts.up_proj", "shared_experts.down_proj"]}},
     "rank 32": {"change": {"r": 32, "lora_alpha": 32}},
     "rank 1": {"change": {"r": 1, "lora_alpha": 1.5}},
-    "the bare config": {"members": {CONFIG: {k: config()[k] for k in ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "inference_mode")}}},
-    "full names for targets": {"change": {"target_modules": [name for name in base_models.lora_modules("tiny") if "proj" in name]}},
+    "the bare config": {
+        "members": {
+            CONFIG: {
+                k: config()[k]
+                for k in ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "inference_mode")
+            }
+        }
+    },
+    "full names for targets": {
+        "change": {"target_modules": [name for name in base_models.lora_modules("tiny") if "proj" in name]}
+    },
     "two targets": {"change": {"target_modules": ["in_proj", "out_proj"]}},
-}  # fmt: skip
+}
 
 
 def codes(findings, *severities):
@@ -434,7 +528,8 @@ def test_names_from_outside_are_printed_as_plain_text(tmp_path):
 
 
 def test_what_is_hostile_to_time_ends(tmp_path):
-    """A config of a megabyte in which every list and table is as long as it can be: minutes, if all were tried on all."""
+    """A config of a megabyte in which every list and table is as long as it can be: minutes, if all were tried on
+    all."""
     many = [f"m{i}" for i in range(50_000)]
     wild = [f".*a.*b{i}" for i in range(10_000)]
     ranks = dict.fromkeys(wild, 4) | dict.fromkeys(many[:5000], 4)
@@ -457,7 +552,8 @@ def test_unpacking_takes_what_the_scorer_takes(tmp_path):
 
 
 def test_a_fuzzed_submission_is_told_apart_and_nothing_else_happens(tmp_path):
-    """In a process of its own: random bytes, zips cut, mutated, with mutated headers and configs. See fuzz_inspection."""
+    """In a process of its own: random bytes, zips cut, mutated, with mutated headers and configs. See
+    fuzz_inspection."""
     call = [sys.executable, "-B", "-m", "tests.helpers.fuzz_inspection", "400", str(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
     assert done.returncode == 0, done.stdout + done.stderr

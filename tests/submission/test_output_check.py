@@ -1,4 +1,5 @@
-"""A zip is the policy that was trained, or is found out: what it says on a fresh base is compared with what that one said."""
+"""A zip is the policy that was trained, or is found out: what it says on a fresh base is compared with what that one
+said."""
 
 import json
 import zipfile
@@ -118,7 +119,8 @@ def test_an_expression_for_targets_is_not_evaluated_and_a_folder_is_looked_into(
 
 
 def test_routed_experts_count(tmp_path):
-    """Pairs of routed experts alone move the outputs, whichever way transformers keeps the experts; each scales as said."""
+    """Pairs of routed experts alone move the outputs, whichever way transformers keeps the experts; each scales as
+    said."""
     from grpo_kit.policy.load import load_policy
 
     change = {"target_modules": [f"experts.{i}.{name}_proj" for i in range(8) for name in ("up", "down")]}
@@ -134,7 +136,8 @@ def test_routed_experts_count(tmp_path):
 
 
 def test_ranks_by_pattern_are_scaled_as_the_scorer_does(tmp_path):
-    """lora_alpha / r for every module, whatever its own rank and alpha: the same pairs padded with zeros say the same."""
+    """lora_alpha / r for every module, whatever its own rank and alpha: the same pairs padded with zeros say the
+    same."""
     import numpy as np
 
     from grpo_kit.policy.load import load_policy

@@ -99,7 +99,12 @@ REFUSED = {
     "a method nobody knows": (lambda: patched(WHOLE, (LOCAL, 8, "<H", 99), (CENTRAL, 10, "<H", 99)), "compression"),
     # sizes
     "a bomb": (lambda: zipped([("a", bytes(70 << 20))], zipfile.ZIP_DEFLATED), "bomb"),
-    "terabytes by its own word": (lambda: patched(zipped(how=zipfile.ZIP_DEFLATED), (CENTRAL, 24, "<L", 0xFFFFFFFE), (LOCAL, 22, "<L", 0xFFFFFFFE)), "bomb"),
+    "terabytes by its own word": (
+        lambda: patched(
+            zipped(how=zipfile.ZIP_DEFLATED), (CENTRAL, 24, "<L", 0xFFFFFFFE), (LOCAL, 22, "<L", 0xFFFFFFFE)
+        ),
+        "bomb",
+    ),
     "a thousand and one members": (lambda: zipped([(str(i), b"") for i in range(1001)]), "too-many-members"),
     # two archives in one
     "a name twice": (twice, "member-twice"),
@@ -107,10 +112,18 @@ REFUSED = {
     "another name where it lies": (lambda: patched(WHOLE, (LOCAL, 30, "<B", ord("b"))), "ambiguous"),
     "another size where it lies": (lambda: patched(WHOLE, (LOCAL, 22, "<L", 499)), "ambiguous"),
     "another method where it lies": (lambda: patched(WHOLE, (LOCAL, 8, "<H", 8)), "ambiguous"),
-    "stored, and of two sizes": (lambda: patched(WHOLE, (LOCAL, 22, "<L", 5000), (CENTRAL, 24, "<L", 5000)), "ambiguous"),
+    "stored, and of two sizes": (
+        lambda: patched(WHOLE, (LOCAL, 22, "<L", 5000), (CENTRAL, 24, "<L", 5000)),
+        "ambiguous",
+    ),
     "one in the other": (quoted, "overlap"),
-    "over its own directory": (lambda: patched(WHOLE, (LOCAL, 18, "<L", 900), (LOCAL, 22, "<L", 900), (CENTRAL, 20, "<L", 900), (CENTRAL, 24, "<L", 900)), "overlap"),
-}  # fmt: skip
+    "over its own directory": (
+        lambda: patched(
+            WHOLE, (LOCAL, 18, "<L", 900), (LOCAL, 22, "<L", 900), (CENTRAL, 20, "<L", 900), (CENTRAL, 24, "<L", 900)
+        ),
+        "overlap",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
