@@ -223,7 +223,7 @@ def handoff(
 
     config, run = session.open_run(sources or (), overrides or (), name, "package")
     with terminal.show_progress("handing over") as show:
-        folder = handing.write(config, run, to, out, merge, show)
+        folder = handing.export_run(config, run, to, out, merge, show)
     terminal.out.print(f"{folder}\n{folder / 'README.md'} says how to start it, and what does not carry over")
 
 

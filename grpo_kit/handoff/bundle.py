@@ -1,4 +1,4 @@
-"""What every engine is handed: the run's rows, policy and settings as they were resolved, and where the folder will lie."""
+"""What every engine receives: the run's rows, adapter and resolved settings, and the place of the folder."""
 
 import json
 import math
@@ -23,10 +23,16 @@ from grpo_kit.runs.run import Run
 
 
 class Part(NamedTuple):
-    """A part of the run that an engine is started once for: the whole of it, or one of `grpo.stages`."""
+    """The part of a run that one start of an engine trains: the whole run, or one of `grpo.stages`.
 
-    name: str  # "" for the whole
-    length: int  # tokens of a completion; of a stage, of prompt and completion
+    Attributes:
+        name: Empty for the whole run.
+        length: Longest completion in tokens; for a stage, prompt and completion together.
+        steps: Number of training steps.
+    """
+
+    name: str
+    length: int
     steps: int
     beta: float
     epsilon_high: float
@@ -35,46 +41,54 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A run on its way out. Files are written into `aside`; what they say of paths is where they will lie, in `out`."""
+    """Everything that is written for an engine.
+
+    Attributes:
+        out: The final folder; the paths inside the files point to it.
+        folder: The temporary folder that is filled first.
+        merge: Whether the folder contains the merged model.
+        rows: {train, val, test: rows}, as the run trained on them.
+        prompt_tokens: Number of tokens of the longest prompt.
+    """
 
     config: RunConfig
     run: Run
     out: Path
-    aside: Path
+    folder: Path
     merge: bool
-    rows: dict[str, list[dict[str, Any]]]  # of train, val, test; as the run trained on them
+    rows: dict[str, list[dict[str, Any]]]
     tokenizer: Any
-    prompt_tokens: int  # of the longest prompt
+    prompt_tokens: int
 
     @property
-    def batch(self) -> int:
-        """Completions of a step."""
+    def completions_per_step(self) -> int:
+        """Number of completions in a step."""
         return self.config.grpo.per_device_train_batch_size * self.config.grpo.gradient_accumulation_steps
 
     @property
-    def prompts(self) -> int:
-        """Prompts of a step."""
-        return self.batch // self.config.grpo.num_generations
+    def prompts_per_step(self) -> int:
+        """Number of prompts in a step."""
+        return self.completions_per_step // self.config.grpo.num_generations
 
     @property
     def gpus(self) -> int:
-        """GPUs of a node, at most 8, among which a step's completions can be shared out evenly."""
-        return max(count for count in range(1, 9) if self.batch % count == 0)
+        """Largest number of GPUs, at most 8, that share a step's completions evenly."""
+        return max(count for count in range(1, 9) if self.completions_per_step % count == 0)
 
     @property
     def micro_batch(self) -> int:
-        """Completions passed through the model at once: the run's number, as far as each GPU's share is a multiple of it."""
-        return math.gcd(self.config.grpo.per_device_train_batch_size, self.batch // self.gpus)
+        """Completions in one forward pass: the largest divisor of the run's number that divides each GPU's share."""
+        return math.gcd(self.config.grpo.per_device_train_batch_size, self.completions_per_step // self.gpus)
 
     @property
-    def in_order(self) -> bool:
-        """Whether the training rows are to come in the order they lie in."""
+    def keeps_order(self) -> bool:
+        """Whether the engine must keep the order of the training rows."""
         draw = self.config.grpo.draw
         return draw == "in_order" or (draw == "useful" and screening.is_screened(self.run))
 
     @property
-    def base(self) -> str:
-        """The base as an engine loads it: a folder, or a Hub id. The embedded policy travels in the bundle."""
+    def base_model(self) -> str:
+        """The base model as an engine loads it, a folder or a Hub id. The tiny policy is copied into the bundle."""
         name = base_name(self.config.policy)
         if self.config.policy.model == "tiny":
             return str(self.out / "base")
@@ -82,36 +96,36 @@ class Bundle:
 
     @property
     def verifier(self) -> tuple[Path, str]:
-        """(file, function) of the first reward, which says right or wrong."""
+        """(file, function) of the first reward, which says whether an answer is right."""
         return self.rewards()[0]
 
     def rewards(self) -> list[tuple[Path, str]]:
         """(file, function) of each of `grpo.reward_funcs`, in their order."""
-        found = []
+        functions = []
         for spec in self.config.grpo.reward_funcs:
             name, colon, function = spec.rpartition(":")
             if not colon or spec.endswith(".py"):
                 name, function = spec, load_reward(spec).__name__
-            found.append((find_reward(name), function))
-        return found
+            functions.append((find_reward(name), function))
+        return functions
 
-    def opened_think(self, split: str) -> list[bool]:
+    def prompts_open_thinking(self, split: str) -> list[bool]:
         """For each row, whether its prompt ends inside an open `<think>`."""
         return prompts_open_thinking(self.tokenizer, self.rows[split], self.config.policy.enable_thinking)
 
-    def epochs(self, steps: int) -> int:
-        """How often the training rows are gone through in so many steps; engines stop at the end of the last."""
+    def count_epochs(self, steps: int) -> int:
+        """Number of epochs over the training rows that `steps` steps need; an engine stops after its last epoch."""
         rows = len(self.rows["train"])
-        return -(-steps * self.prompts // (rows - rows % self.prompts or rows))
+        return -(-steps * self.prompts_per_step // (rows - rows % self.prompts_per_step or rows))
 
     def parts(self) -> list[Part]:
-        """The whole run, or its stages; one without `steps` has as many as the run took there, or else what is left."""
+        """The whole run, or its stages. A stage without `steps` gets those that the run took in it, or the rest."""
         grpo = self.config.grpo
         if not grpo.stages:
             return [
                 Part("", grpo.max_completion_length, grpo.max_steps, grpo.beta, grpo.clip_above(), grpo.learning_rate)
             ]
-        found, left = [], grpo.max_steps
+        parts, left = [], grpo.max_steps
         taken = Counter(row.get("stage") for row in read_metrics(self.run.metrics))
         for number, stage in enumerate(grpo.stages, 1):
             steps = stage.steps or taken[number - 1] or max(1, left)
@@ -120,12 +134,20 @@ class Bundle:
             label = f"{length // 1024}K" if length % 1024 == 0 else str(length)
             beta = grpo.beta if stage.beta is None else stage.beta
             rate = grpo.learning_rate if stage.learning_rate is None else stage.learning_rate
-            found.append(Part(f"stage{number}_{label}", length, steps, beta, grpo.clip_above(stage), rate))
-        return found
+            parts.append(Part(f"stage{number}_{label}", length, steps, beta, grpo.clip_above(stage), rate))
+        return parts
 
 
-def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) -> Bundle:
-    """The run's `Bundle`, with its adapter (and the embedded policy, where that is the base) copied into `aside`."""
+def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: bool) -> Bundle:
+    """Read a run for an engine, and copy its adapter (and the tiny policy, if that is the base) into `folder`.
+
+    Args:
+        config: The run's configuration.
+        run: The trained run.
+        out: The final folder.
+        folder: The temporary folder to fill.
+        merge: Whether the merged model will be in it.
+    """
     rows = {split: read_lines(run.data_file(split)) for split in SPLITS}
     if screening.is_screened(run):
         screened = read_lines(run.screened)
@@ -133,23 +155,23 @@ def collect(config: RunConfig, run: Run, out: Path, aside: Path, merge: bool) ->
     tokenizer = load_tokenizer(config.policy)
     count = make_token_counter(config.policy)
     longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
-    shutil.copytree(run.adapter, aside / "adapter")
-    bundle = Bundle(config, run, out, aside, merge, rows, tokenizer, longest)
+    shutil.copytree(run.adapter, folder / "adapter")
+    bundle = Bundle(config, run, out, folder, merge, rows, tokenizer, longest)
     if config.policy.model == "tiny":
-        shutil.copytree(tiny.FOLDER, aside / "base")
-    name = {"base_model_name_or_path": bundle.base}
-    path = aside / "adapter" / "adapter_config.json"
+        shutil.copytree(tiny.FOLDER, folder / "base")
+    name = {"base_model_name_or_path": bundle.base_model}
+    path = folder / "adapter" / "adapter_config.json"
     write_text(path, json.dumps(json.loads(path.read_text()) | name, indent=2) + "\n")
     return bundle
 
 
-def gold(row: dict[str, Any]) -> str:
-    """The row's gold as text, without the dollar signs or `\\( \\)` around it."""
+def reference_answer(row: dict[str, Any]) -> str:
+    """The row's reference answer as text, without the dollar signs or `\\( \\)` around it."""
     return gold_answers.strip_delimiters(str(row["answer"]).strip())
 
 
-def turns(row: dict[str, Any]) -> list[dict[str, str]]:
-    """The row's conversation, roles and texts only."""
+def chat_turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    """The row's conversation, with roles and texts only."""
     return [{"role": turn["role"], "content": turn["content"]} for turn in row["prompt"]]
 
 

@@ -1,8 +1,8 @@
-"""A trained run handed to an engine for more GPUs: one folder that NeMo-RL, verl or TRL takes as it is.
+"""Export a trained run to an engine for more GPUs: one folder that NeMo-RL, verl or TRL can train from.
 
-The folder holds the adapter, the rows as the engine reads them, its configuration, the reward where it takes one, the
-commands, and a README that says what carries over: `keys.yaml` maps every key of our configuration to theirs, or to
-nothing with the reason. It is filled aside and appears whole, or not at all.
+The folder contains the adapter, the rows and the configuration in the engine's format, the reward if the engine takes
+one, and a README with the commands and with what does not carry over. `keys.yaml` maps every key of our configuration
+to the engine's key, or to nothing with the reason. The folder is filled elsewhere and moved into place when complete.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from grpo_kit.config import RunConfig, Stage
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_rl, trl, verl
-from grpo_kit.handoff.bundle import Bundle, collect
+from grpo_kit.handoff.bundle import Bundle, collect_bundle
 from grpo_kit.policy.load import base_name, source_of
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_text
@@ -26,16 +26,32 @@ ENGINES = {"nemo-rl": nemo_rl, "verl": verl, "trl": trl}
 TABLE = Path(__file__).with_name("keys.yaml")
 
 
-def write(
+def export_run(
     config: RunConfig, run: Run, to: str, out: Path | None = None, merge: bool = False,
     progress: merging.Progress | None = None,
 ) -> Path:  # fmt: skip
-    """Write the folder for the engine `to` (`nemo-rl`, `verl`, `trl`) into `out`, else `handoff/<to>` of the run; returns it.
+    """Write the folder for an engine. After an error nothing is left behind.
 
-    With `merge` it holds the base with the adapter added too, in bf16; `progress(number, count, shard)` comes before each
-    of its shards. Raises FileNotFoundError when the run is not trained or its adapter, rows or base are gone,
-    FileExistsError when `out` is there and not empty, OSError when the disk has no room for the merged model, ValueError
-    for another engine or a damaged adapter; nothing is left behind then.
+    Args:
+        config: The run's configuration.
+        run: A trained run.
+        to: The engine: `nemo-rl`, `verl` or `trl`.
+        out: A folder that does not exist yet or is empty; `handoff/ENGINE` of the run by default.
+        merge: Also write the base model with the adapter merged into it, in bf16.
+        progress: Called with (number, count, name) before each shard of the merged model.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: The run is not trained, or its adapter, rows or base model are missing.
+        FileExistsError: `out` is not an empty folder.
+        OSError: The disk has no room for the merged model.
+        ValueError: There is no such engine, or the adapter is not the one that training wrote.
+
+    Example:
+        >>> export_run(config, run, "trl")  # doctest: +SKIP
+        PosixPath('/home/ada/runs/tiny/handoff/trl')
     """
     require_one_of("--to", to, tuple(ENGINES))
     out = (out or run.path / "handoff" / to).absolute()
@@ -44,30 +60,30 @@ def write(
     if base:
         merging.check_disk_space(base, out)
     try:
-        with new_folder(out) as aside:
-            bundle = collect(config, run, out, aside, merge)
+        with new_folder(out) as folder:
+            bundle = collect_bundle(config, run, out, folder, merge)
             if base:
-                merging.merge_adapter(base, run.adapter, aside / "model", progress)
-            start, lost = ENGINES[to].write(bundle)
-            write_text(aside / "README.md", readme(bundle, to, start, lost))
+                merging.merge_adapter(base, run.adapter, folder / "model", progress)
+            start, lost = ENGINES[to].write_files(bundle)
+            write_text(folder / "README.md", make_readme(bundle, to, start, lost))
     finally:
-        with contextlib.suppress(OSError):  # where nothing came of it the folder above is empty, and goes too
+        with contextlib.suppress(OSError):  # after an error the folder above is empty and goes too
             (run.path / "handoff").rmdir()
     return out
 
 
-def table(to: str) -> dict[str, str]:
-    """{key of our configuration: the engine's, or `nothing: why`}, for every key there is."""
+def read_key_table(to: str) -> dict[str, str]:
+    """{key of our configuration: the engine's key, or `nothing: reason`}, for every key."""
     entries = OmegaConf.to_container(OmegaConf.load(TABLE))
-    return {key: told if isinstance(told, str) else told[to] for key, told in entries.items()}
+    return {key: entry if isinstance(entry, str) else entry[to] for key, entry in entries.items()}
 
 
-def values(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of every leaf of a configuration; the keys of `grpo.stages` have a list, one value a stage."""
+def list_settings(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every setting of a configuration; a key of `grpo.stages` has a list with one value per stage."""
     for field in fields(config):
         name, value = f"{above}{field.name}", getattr(config, field.name)
         if is_dataclass(value):
-            yield from values(value, f"{name}.")
+            yield from list_settings(value, f"{name}.")
             continue
         yield name, value
         if name == "grpo.stages":
@@ -76,17 +92,17 @@ def values(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
             )
 
 
-def readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
-    """What the folder is, how to start it, what does not carry over, and the table with this run's values."""
-    note, told = bundle.run.stages()["train"], table(to)
-    taken = f"{note['steps']} of {bundle.config.grpo.max_steps} steps" if "steps" in note else "trained"
+def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
+    """The folder's README: how to start, what does not carry over, and the table of all keys with this run's values."""
+    note, keys = bundle.run.stages()["train"], read_key_table(to)
+    progress = f"{note['steps']} of {bundle.config.grpo.max_steps} steps" if "steps" in note else "trained"
     rows = ", ".join(f"{len(of)} {split}" for split, of in bundle.rows.items())
     lines = [
         f"# Run {bundle.config.run.name!r} for {to}",
         "",
-        f"Base `{base_name(bundle.config.policy)}`; {taken}; rows: {rows}. adapter/ is the run's own "
-        f"(sha256 of its tensors {hash_of(bundle.aside / 'adapter' / 'adapter_model.safetensors')}).",
-        "Paths in these files are where the folder was written; after moving it, write it again with --out."
+        f"Base `{base_name(bundle.config.policy)}`; {progress}; rows: {rows}. adapter/ is the run's own "
+        f"(sha256 of its tensors {hash_of(bundle.folder / 'adapter' / 'adapter_model.safetensors')}).",
+        "The paths in these files point to this place. After moving the folder, write it again with --out."
         if to != "trl" else "The folder may be moved.",
         "",
         "## Start",
@@ -95,50 +111,51 @@ def readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         *(f"- {sentence}" for sentence in [*lost, *_changed_rewards(bundle, note)]),
         "",
         "## Every key",
-        "What carries over, by the name it has there; the rest with the reason.",
+        "What carries over is listed with its name in the engine, the rest with the reason.",
         "",
-        "| here | value | there |",
+        "| grpo-kit | value | engine |",
         "|---|---|---|",
-        *(f"| {key} | {_cell(value)} | {_cell(told[key])} |" for key, value in values(bundle.config)),
+        *(f"| {key} | {_cell(value)} | {_cell(keys[key])} |" for key, value in list_settings(bundle.config)),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def _check(run: Run, out: Path) -> None:
-    """Raise unless the run is trained, its files are what was written, and `out` is free."""
+    """Raise unless the run is trained, its adapter is the one that training wrote, and `out` is free."""
     run.require_stage("data", "grpo-kit data")
     run.require_stage("train", "grpo-kit train")
     noted = run.stages()["train"]["wrote"].get(run.adapter.name)
     if hash_of(run.adapter) != noted:
         raise ValueError(
-            f"{run.adapter} is not what training wrote (its sha256 differs); only that is handed over. Put it back, or train "
-            "again with `grpo-kit train --force`."
+            f"{run.adapter} is not what training wrote (its sha256 differs), and only that is exported. Restore it, or "
+            "train again with `grpo-kit train --force`."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
-            f"{out} is there and not an empty folder; a bundle is written into a new one. Move it away, or name another with --out."
+            f"{out} exists and is not an empty folder; the export needs a new one. Move it, or name another with --out."
         )
 
 
 def _base(config: RunConfig) -> Path:
-    """Where the base's published safetensors lie; of an NF4 checkpoint, those it was made of."""
+    """The folder of the base model's published safetensors; for an NF4 checkpoint, of those it was made from."""
     tiny = config.policy.model == "tiny"
     name = source_of(config.policy) if tiny else base_name(config.policy)
     return merging.find_base_folder(name, config.policy.revision)
 
 
 def _changed_rewards(bundle: Bundle, note: dict[str, Any]) -> list[str]:
-    """A sentence for each reward that is not what the run learned from."""
-    noted = note["settings"]["rewards"]
-    found = []
+    """A sentence for each reward that is not the one the run was trained with."""
+    fingerprints = note["settings"]["rewards"]
+    sentences = []
     for spec in bundle.config.grpo.reward_funcs:
         reward = load_reward(spec)
-        if noted.get(reward.__name__) != fingerprint(reward):
-            found.append(
-                f"The reward {reward.__name__} is not the one the run learned from: its file has changed since, or it was another."
+        if fingerprints.get(reward.__name__) != fingerprint(reward):
+            sentences.append(
+                f"The reward {reward.__name__} is not the one that the run was trained with: its file has changed, or "
+                "the run had another one."
             )
-    return found
+    return sentences
 
 
 def _cell(value: Any) -> str:

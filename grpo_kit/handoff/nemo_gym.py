@@ -1,7 +1,7 @@
-"""The run for NeMo-Gym's math server: its rows, the manifest, and the command of Nemotron's `steps` with what it lacks.
+"""The run for NeMo-Gym's math server: rows, manifest, and the command of Nemotron's `steps` with the settings it needs.
 
-The shipped `nemo_gym` configuration asserts what it does not set (an async engine, a batch that is the whole of a step's
-completions) and names servers that these rows do not need.
+The `nemo_gym` configuration that NVIDIA ships asserts settings that it does not set itself (an async engine, a batch of
+all completions of a step) and names servers that these rows do not need. The command sets them. It was never run here.
 """
 
 import json
@@ -10,57 +10,59 @@ from typing import Any
 
 from grpo_kit.data.preparation import AGENT
 from grpo_kit.handoff import nemo_overlay
-from grpo_kit.handoff.bundle import Bundle, Part, gold, turns
+from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
 
 MODEL_SERVER = "responses_api_models/vllm_model/configs/vllm_model_for_training.yaml"
 MATH_SERVER = "resources_servers/math_with_judge/configs/math_with_judge.yaml"
 
 
-def row_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for NeMo-Gym's math server: the conversation, the question, and the gold as text, with the agent to send it to."""
+def make_gym_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for NeMo-Gym's math server: conversation, question, reference answer as text, and its agent."""
     return {
-        "id": row["id"], "question": str(row["question"]), "expected_answer": gold(row),
-        "responses_create_params": {"input": turns(row)}, "agent_ref": AGENT,
+        "id": row["id"], "question": str(row["question"]), "expected_answer": reference_answer(row),
+        "responses_create_params": {"input": chat_turns(row)}, "agent_ref": AGENT,
     }  # fmt: skip
 
 
-def manifest(bundle: Bundle) -> dict[str, Any]:
-    """The six keys of NVIDIA's data preparation, paths absolute; a split without rows is ""."""
-    known = json.loads(bundle.run.manifest.read_text())
-    paths = {s: str(bundle.out / s / "data.jsonl") if rows else "" for s, rows in bundle.rows.items()}
-    return paths | {"mode": "resolve", "source_splits": known["source_splits"], "run_hash": known["run_hash"]}
+def make_manifest(bundle: Bundle) -> dict[str, Any]:
+    """The six keys of NVIDIA's data preparation with absolute paths; a split without rows is empty text."""
+    own = json.loads(bundle.run.manifest.read_text())
+    paths = {split: str(bundle.out / split / "data.jsonl") if rows else "" for split, rows in bundle.rows.items()}
+    return paths | {"mode": "resolve", "source_splits": own["source_splits"], "run_hash": own["run_hash"]}
 
 
-def overrides(bundle: Bundle, part: Part) -> dict[str, Any]:
-    """What `nemotron steps run rl/nemo_rl/rlvr -c nemo_gym` has to be told beside its shipped configuration."""
-    whole = nemo_overlay.overlay(bundle, "v06", part)
-    grpo = {key: value for key, value in whole["grpo"].items() if key != "adv_estimator"}
-    told = {
+def make_overrides(bundle: Bundle, part: Part) -> dict[str, Any]:
+    """The settings that `nemotron steps run rl/nemo_rl/rlvr -c nemo_gym` needs beside its shipped configuration."""
+    overlay = nemo_overlay.make_overlay(bundle, "v06", part)
+    grpo = {key: value for key, value in overlay["grpo"].items() if key != "adv_estimator"}
+    settings = {
         "data.manifest_path": str(bundle.out / "manifest.json"),
         **({} if bundle.rows["val"] else {"data.allow_train_as_validation": True}),
-        "data.shuffle": not bundle.in_order,
-        **_flat({"grpo": grpo | {"max_val_samples": None, "val_batch_size": None}, "loss_fn": whole["loss_fn"]}),
-        **_flat({"policy": whole["policy"]}),
+        "data.shuffle": not bundle.keeps_order,
+        **_flat({"grpo": grpo | {"max_val_samples": None, "val_batch_size": None}, "loss_fn": overlay["loss_fn"]}),
+        **_flat({"policy": overlay["policy"]}),
         "policy.generation.vllm_cfg.async_engine": True,
         "policy.generation.vllm_cfg.expose_http_server": True,
         "env.should_use_nemo_gym": True,
         "env.nemo_gym.config_paths": [MODEL_SERVER, MATH_SERVER],
-        **_flat({"checkpointing": {**whole["checkpointing"], "metric_name": "val:total_reward/mean"}}),
-        **_flat({"logger": whole["logger"], "cluster": whole["cluster"]}),
+        **_flat({"checkpointing": {**overlay["checkpointing"], "metric_name": "val:total_reward/mean"}}),
+        **_flat({"logger": overlay["logger"], "cluster": overlay["cluster"]}),
     }
     if not bundle.rows["val"] or not bundle.config.grpo.eval_steps:
-        told["checkpointing.metric_name"] = None
-    return told
+        settings["checkpointing.metric_name"] = None
+    return settings
 
 
-def script(bundle: Bundle, part: Part) -> str:
-    told = [shlex.quote(f"{key}={_dotlist(value)}") for key, value in overrides(bundle, part).items()]
-    line = " \\\n  ".join(["nemotron steps run rl/nemo_rl/rlvr -c nemo_gym", *told])
-    return f"#!/bin/sh\n# NeMo-Gym's math server through Nemotron's steps (image v0.6.0); more words are passed on.\n{line} \"$@\"\n"
+def make_script(bundle: Bundle, part: Part) -> str:
+    """The shell script that trains `part` through NeMo-Gym."""
+    settings = [shlex.quote(f"{key}={_dotlist(value)}") for key, value in make_overrides(bundle, part).items()]
+    line = " \\\n  ".join(["nemotron steps run rl/nemo_rl/rlvr -c nemo_gym", *settings])
+    comment = "# NeMo-Gym's math server through Nemotron's steps (image v0.6.0); further arguments are passed on."
+    return f'#!/bin/sh\n{comment}\n{line} "$@"\n'
 
 
 def _dotlist(value: Any) -> str:
-    """A value on a command line, as OmegaConf and Hydra both read it."""
+    """A value in the form in which both OmegaConf and Hydra read it on a command line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_dotlist(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -70,8 +72,8 @@ def _dotlist(value: Any) -> str:
 
 def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     """{"a.b": value} of a nested mapping."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{above}.{key}" if above else key
-        found |= _flat(value, name) if isinstance(value, dict) else {name: value}
-    return found
+        flat |= _flat(value, name) if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,7 +1,7 @@
-"""The run for TRL alone: `train.py` of one screen, the rewards' files, rows, tokenizer, and the commands for more GPUs.
+"""The run for TRL alone: a short `train.py`, the files of the rewards, rows, tokenizer, and commands for more GPUs.
 
-Nothing in the folder asks for this package; the settings are what the run's `GRPOConfig` was made of, each spelled out,
-because TRL's own defaults are others.
+Nothing in the folder imports this package. `train.py` spells out every setting of the run's `GRPOConfig`, because TRL's
+defaults differ from ours.
 """
 
 import re
@@ -12,75 +12,76 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from grpo_kit.handoff.bundle import Bundle, turns
+from grpo_kit.handoff.bundle import Bundle, chat_turns
 from grpo_kit.policy.chat import template_conversations
 from grpo_kit.runs.files import write_lines, write_text
 
 TEMPLATE = Path(__file__).with_name("train.py.txt")
 
 
-def write(bundle: Bundle) -> tuple[str, list[str]]:
-    """Fill the bundle's folder; returns (how to start it, Markdown; what does not carry over, sentences)."""
+def write_files(bundle: Bundle) -> tuple[str, list[str]]:
+    """Fill the bundle's folder. Returns (how to start, as Markdown; sentences on what does not carry over)."""
     from grpo_kit.training.trl_settings import trl_arguments
 
     for split in ("train", "val"):
         if bundle.rows[split]:
-            write_lines(bundle.aside / f"{split}.jsonl", rows(bundle, split))
-    bundle.tokenizer.save_pretrained(bundle.aside / "tokenizer")
-    modules = reward_modules(bundle)
+            write_lines(bundle.folder / f"{split}.jsonl", make_rows(bundle, split))
+    bundle.tokenizer.save_pretrained(bundle.folder / "tokenizer")
+    modules = name_reward_modules(bundle)
     for path, name in modules.items():
-        (bundle.aside / "rewards").mkdir(exist_ok=True)
-        shutil.copyfile(path, bundle.aside / "rewards" / f"{name}.py")
+        (bundle.folder / "rewards").mkdir(exist_ok=True)
+        shutil.copyfile(path, bundle.folder / "rewards" / f"{name}.py")
     config, functions = bundle.config, [name for _, name in bundle.rewards()]
-    own = [f"reward_{number}" for number in range(1, len(functions) + 1)]
+    names = [f"reward_{number}" for number in range(1, len(functions) + 1)]
     imports = [
         f"from rewards.{modules[path]} import {function} as {name}"
-        for name, (path, function) in zip(own, bundle.rewards(), strict=True)
+        for name, (path, function) in zip(names, bundle.rewards(), strict=True)
     ]
-    told = trl_arguments(config) | {"run_name": config.run.name}
+    settings = trl_arguments(config) | {"run_name": config.run.name}
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        del told[key]
-    base = '"base"' if config.policy.model == "tiny" else repr(bundle.base)
+        del settings[key]
+    base = '"base"' if config.policy.model == "tiny" else repr(bundle.base_model)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        trl=metadata.version("trl"), imports="\n".join(sorted(imports)), rewards=", ".join(own), batch=bundle.batch,
-        micro=config.grpo.per_device_train_batch_size, base=base, dtype=config.policy.dtype, save=config.grpo.save_steps,
-        settings="\n".join(f"    {key}={value!r}," for key, value in told.items()),
+        trl=metadata.version("trl"), imports="\n".join(sorted(imports)), rewards=", ".join(names),
+        batch=bundle.completions_per_step, micro=config.grpo.per_device_train_batch_size,
+        base=base, dtype=config.policy.dtype, save=config.grpo.save_steps,
+        settings="\n".join(f"    {key}={value!r}," for key, value in settings.items()),
     )  # fmt: skip
-    write_text(bundle.aside / "train.py", text)
-    write_text(bundle.aside / "accelerate.yaml", accelerate(bundle))
+    write_text(bundle.folder / "train.py", text)
+    write_text(bundle.folder / "accelerate.yaml", make_accelerate_config(bundle))
     return _start(bundle), _not_carried(bundle)
 
 
-def rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
-    """The rows as TRL hands them to the rewards: the conversation, the gold, and what rewards ask of a prompt.
+def make_rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
+    """The rows as TRL passes them to the rewards: conversation, reference answer, and columns that rewards read.
 
-    Where rows have a word of their own on thinking it rides on their last turn, and the tokenizer's template heeds it.
+    If a row sets `enable_thinking` itself, its last turn carries that, and the tokenizer's template follows it.
     """
-    of_split = bundle.rows[split]
-    asked = template_conversations(bundle.tokenizer, of_split, bundle.config.policy.enable_thinking)
-    found = []
-    for row, conversation, opens in zip(of_split, asked, bundle.opened_think(split), strict=True):
+    rows = bundle.rows[split]
+    conversations = template_conversations(bundle.tokenizer, rows, bundle.config.policy.enable_thinking)
+    records = []
+    for row, conversation, opens in zip(rows, conversations, bundle.prompts_open_thinking(split), strict=True):
         own = {key: conversation[-1][key] for key in ("enable_thinking",) if key in conversation[-1]}
-        prompt = [*turns(row)[:-1], turns(row)[-1] | own]
-        found.append(
+        prompt = [*chat_turns(row)[:-1], chat_turns(row)[-1] | own]
+        records.append(
             {"prompt": prompt, "answer": str(row["answer"]), "prompt_opened_think": opens, "id": row["id"]} | own
         )
-    return found
+    return records
 
 
-def reward_modules(bundle: Bundle) -> dict[Path, str]:
-    """{reward file: what it is called in `rewards/`}: its own name as far as Python can import it, told apart."""
-    found: dict[Path, str] = {}
+def name_reward_modules(bundle: Bundle) -> dict[Path, str]:
+    """{reward file: its module in `rewards/`}: its own name, changed if Python cannot import it or another has it."""
+    modules: dict[Path, str] = {}
     for path, _ in bundle.rewards():
         name = re.sub(r"\W", "_", path.stem)
         name = name if name.isidentifier() else f"reward_{name}"
-        while path not in found and name in found.values():
+        while path not in modules and name in modules.values():
             name += "_"
-        found.setdefault(path, name)
-    return found
+        modules.setdefault(path, name)
+    return modules
 
 
-def accelerate(bundle: Bundle) -> str:
+def make_accelerate_config(bundle: Bundle) -> str:
     """accelerate's configuration for two processes, one GPU each."""
     grpo = bundle.config.grpo
     return (
@@ -97,13 +98,15 @@ def _start(bundle: Bundle) -> str:
             f"    pip install trl=={metadata.version('trl')} peft=={metadata.version('peft')} math-verify",
             f"    python {here}/train.py   # one process, no vLLM",
             "",
-            "Several GPUs, one of which samples (`pip install trl[vllm]`); the two commands run side by side:",
+            "Several GPUs, one of which samples (`pip install trl[vllm]`); run the two commands side by side:",
             "",
-            f"    CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model {shlex.quote(bundle.base)}",
-            f"    CUDA_VISIBLE_DEVICES=1,2 accelerate launch --config_file {here}/accelerate.yaml {here}/train.py --vllm",
+            f"    CUDA_VISIBLE_DEVICES=0 trl vllm-serve --model {shlex.quote(bundle.base_model)}",
+            "    CUDA_VISIBLE_DEVICES=1,2 accelerate launch "  # one line with the next
+            f"--config_file {here}/accelerate.yaml {here}/train.py --vllm",
             "",
-            f"The number of processes has to divide {bundle.batch}, the completions of a step; `--num_processes` sets another.",
-            "`trained/` then holds the adapter.",
+            f"The number of processes must divide {bundle.completions_per_step}, the completions of a step; "
+            "`--num_processes` changes it.",
+            "The trained adapter is written to `trained/`.",
             "",
         ]
     )
@@ -111,20 +114,24 @@ def _start(bundle: Bundle) -> str:
 
 def _not_carried(bundle: Bundle) -> list[str]:
     grpo, policy = bundle.config.grpo, bundle.config.policy
-    found = [
-        "Optimiser state, the step counter and the book of pass rates stay here; TRL counts from 0 and draws rows its own way: "
-        "a group whose answers are all alike is not replaced (grpo.resample_budget).",
-        "`train.py` does not evaluate; the validation rows lie beside it.",
-        "Random numbers go by process there: the same seed draws other completions.",
+    sentences = [
+        "The optimiser state, the step counter and the pass rates of prompts are not exported. TRL counts steps from 0 "
+        "and chooses rows itself: groups with equal rewards for all answers are not replaced (grpo.resample_budget).",
+        "`train.py` does not evaluate; the validation rows are beside it.",
+        "TRL draws random numbers per process: the same seed gives other completions.",
     ]
     if grpo.advantage == "leave_one_out":
-        found.append("TRL has the group's mean as baseline only (grpo.advantage).")
+        sentences.append("TRL's only baseline is the mean of the group (grpo.advantage).")
     if grpo.stages:
-        found.append("TRL has no stages: the longest length and grpo's own clip, KL and learning rate are set.")
+        sentences.append(
+            "TRL has no stages: `train.py` has the longest length and grpo's own clip, KL and learning rate."
+        )
     if policy.load_in_4bit:
-        found.append(
+        sentences.append(
             "The base is loaded in 16 bit: bitsandbytes alone leaves routed experts unquantised (policy.load_in_4bit)."
         )
     if "out_proj" in " ".join(bundle.config.lora.target_modules):
-        found.append("PEFT refuses a LoRA on Mamba's out_proj; here it was allowed with the fused kernel switched off.")
-    return found
+        sentences.append(
+            "PEFT refuses a LoRA on Mamba's out_proj; this run had one, with the fused kernel switched off."
+        )
+    return sentences

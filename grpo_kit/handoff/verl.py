@@ -1,52 +1,53 @@
-"""The run for verl: train and validation Parquet, the verifier as `compute_score`, and `run.sh`.
+"""The run for verl: Parquet files of rows, the first reward as `compute_score`, and `run.sh`.
 
-Keys as in verl of January 2026 (b178a3c), FSDP. verl takes one score of one completion; the verifier's is handed over.
+The keys are those of verl with FSDP in January 2026 (commit b178a3c), read in its source; the script was never run with
+verl here. verl takes one score per completion, so only the first reward is exported.
 """
 
 import shlex
 from typing import Any
 
-from grpo_kit.handoff.bundle import Bundle, turns
+from grpo_kit.handoff.bundle import Bundle, chat_turns
 from grpo_kit.runs.files import write_text
 
 FOOTER = '''
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
-    """verl's entry: what {name} pays one completion; 0.0 where the gold cannot be used."""
+    """verl calls this: the reward of {name} for one completion, or 0.0 if the reference answer cannot be used."""
     row = extra_info or {{}}
     columns = {{key: [row[key]] for key in ("prompt_opened_think", "enable_thinking") if row.get(key) is not None}}
-    (paid,) = {name}(completions=[solution_str], answer=[ground_truth], **columns)
-    return 0.0 if paid is None else float(paid)
+    (reward,) = {name}(completions=[solution_str], answer=[ground_truth], **columns)
+    return 0.0 if reward is None else float(reward)
 '''
 AGGREGATES = {"dapo": "token-mean", "bnpo": "token-mean", "cispo": "token-mean", "dr_grpo": "seq-mean-token-sum-norm"}
 
 
-def write(bundle: Bundle) -> tuple[str, list[str]]:
-    """Fill the bundle's folder; returns (how to start it, Markdown; what does not carry over, sentences)."""
+def write_files(bundle: Bundle) -> tuple[str, list[str]]:
+    """Fill the bundle's folder. Returns (how to start, as Markdown; sentences on what does not carry over)."""
     import pyarrow
     from pyarrow import parquet
 
     for split in ("train", "val"):
-        if found := rows(bundle, split):
-            parquet.write_table(pyarrow.Table.from_pylist(found), bundle.aside / f"{split}.parquet")
+        if rows := make_rows(bundle, split):
+            parquet.write_table(pyarrow.Table.from_pylist(rows), bundle.folder / f"{split}.parquet")
     path, name = bundle.verifier
-    write_text(bundle.aside / "reward.py", reward_file(path.read_text(encoding="utf-8"), name))
-    told = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in settings(bundle).items())
-    line = f'cd "$(dirname "$0")"\npython3 -m verl.trainer.main_ppo \\\n  {told} "$@"\n'
-    write_text(
-        bundle.aside / "run.sh", f"#!/bin/sh\n# GRPO goes on from adapter/; more words are passed on.\nset -e\n{line}"
-    )
-    start = f"    pip install math-verify   # beside verl; the referee asks it about algebra\n    sh {shlex.quote(str(bundle.out))}/run.sh\n"
+    write_text(bundle.folder / "reward.py", make_reward_file(path.read_text(encoding="utf-8"), name))
+    settings = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in make_settings(bundle).items())
+    head = "#!/bin/sh\n# GRPO continues from adapter/; further arguments are passed on.\nset -e\n"
+    command = f'cd "$(dirname "$0")"\npython3 -m verl.trainer.main_ppo \\\n  {settings} "$@"\n'
+    write_text(bundle.folder / "run.sh", head + command)
+    script = shlex.quote(str(bundle.out)) + "/run.sh"
+    start = f"    pip install math-verify   # beside verl; the reward uses it for algebra\n    sh {script}\n"
     return start, _not_carried(bundle)
 
 
-def rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
-    """verl's rows of a split: `data_source`, `prompt`, `ability`, `reward_model` (the gold, text) and `extra_info`."""
-    opened = bundle.opened_think(split)
+def make_rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
+    """verl's rows of a split, with the reference answer under `reward_model`."""
+    open_thinking = bundle.prompts_open_thinking(split)
     return [
         {
             "data_source": str(row["source"]),
-            "prompt": turns(row),
+            "prompt": chat_turns(row),
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": str(row["answer"])},
             "extra_info": {
@@ -54,17 +55,17 @@ def rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
                 "enable_thinking": row.get("enable_thinking"),
             },
         }
-        for index, (row, opens) in enumerate(zip(bundle.rows[split], opened, strict=True))
+        for index, (row, opens) in enumerate(zip(bundle.rows[split], open_thinking, strict=True))
     ]  # fmt: skip
 
 
-def reward_file(source: str, name: str) -> str:
-    """`reward.py`: a reward's whole file, as text, with `compute_score` behind it."""
+def make_reward_file(source: str, name: str) -> str:
+    """The text of `reward.py`: a reward's whole file, followed by `compute_score`."""
     return source.rstrip("\n") + "\n" + FOOTER.format(name=name)
 
 
-def settings(bundle: Bundle) -> dict[str, Any]:
-    """verl's keys, `+` before those that its configuration leaves open."""
+def make_settings(bundle: Bundle) -> dict[str, Any]:
+    """{verl's key: value}; a `+` stands before keys that verl's configuration does not have yet."""
     config, grpo, evaluation = bundle.config, bundle.config.grpo, bundle.config.evaluation
     part = bundle.parts()[0]
     actor, model, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
@@ -76,13 +77,13 @@ def settings(bundle: Bundle) -> dict[str, Any]:
         "algorithm.use_kl_in_reward": False,
         "data.train_files": f"{bundle.out}/train.parquet",
         "data.val_files": f"{bundle.out}/{'val' if bundle.rows['val'] else 'train'}.parquet",
-        "data.train_batch_size": bundle.prompts,
+        "data.train_batch_size": bundle.prompts_per_step,
         "data.max_prompt_length": bundle.prompt_tokens,
         "data.max_response_length": length,
-        "data.shuffle": not bundle.in_order,
+        "data.shuffle": not bundle.keeps_order,
         "++data.seed": config.run.seed,
         "+data.apply_chat_template_kwargs.enable_thinking": config.policy.enable_thinking,
-        f"{model}.path": bundle.base,
+        f"{model}.path": bundle.base_model,
         f"{model}.lora_adapter_path": f"{bundle.out}/adapter",
         f"{model}.lora_rank": config.lora.r,
         f"{model}.lora_alpha": config.lora.lora_alpha,
@@ -91,10 +92,12 @@ def settings(bundle: Bundle) -> dict[str, Any]:
         f"{actor}.optim.lr": part.learning_rate,
         f"{actor}.optim.lr_warmup_steps": 0 if grpo.lr_scheduler_type == "constant" else grpo.warmup_steps,
         f"{actor}.optim.weight_decay": 0.0,
-        f"{actor}.ppo_mini_batch_size": bundle.prompts,
+        f"{actor}.ppo_mini_batch_size": bundle.prompts_per_step,
         f"{actor}.ppo_micro_batch_size_per_gpu": micro,
         f"{actor}.ppo_epochs": grpo.num_iterations,
-        f"{actor}.clip_ratio_low": 1.0 if grpo.loss_type == "cispo" else grpo.epsilon,  # TRL's weight has no lower end
+        f"{actor}.clip_ratio_low": 1.0
+        if grpo.loss_type == "cispo"
+        else grpo.epsilon,  # TRL's weight has no lower bound
         f"{actor}.clip_ratio_high": part.epsilon_high,
         f"{actor}.clip_ratio_c": 1e6,  # TRL clips once
         f"{actor}.loss_agg_mode": AGGREGATES.get(grpo.loss_type, "seq-mean-token-mean"),
@@ -124,7 +127,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
         "trainer.n_gpus_per_node": bundle.gpus,
         "trainer.nnodes": 1,
         "trainer.total_training_steps": grpo.max_steps,
-        "trainer.total_epochs": bundle.epochs(grpo.max_steps),
+        "trainer.total_epochs": bundle.count_epochs(grpo.max_steps),
         "trainer.save_freq": grpo.save_steps,
         "trainer.test_freq": grpo.eval_steps or -1,
         "trainer.val_before_train": False,
@@ -136,7 +139,7 @@ def settings(bundle: Bundle) -> dict[str, Any]:
 
 
 def _hydra(value: Any) -> str:
-    """A value as Hydra reads it on a shell's line."""
+    """A value in the form in which Hydra reads it on a command line."""
     if isinstance(value, list):
         return shlex.quote("[" + ",".join(str(item) for item in value) + "]")
     return shlex.quote(str(value))
@@ -144,26 +147,26 @@ def _hydra(value: Any) -> str:
 
 def _not_carried(bundle: Bundle) -> list[str]:
     config = bundle.config
-    found = [
-        "Optimiser state, the step counter and the book of pass rates stay here; the engine counts from 0.",
-        "Completions that were cut count in the loss there; verl has no mask for them.",
-        f"The machine is written as {bundle.gpus} GPUs of one node, the most up to 8 that share {bundle.batch} completions "
-        "evenly; memory and parallelism were not computed. Whether verl and vLLM of your version take this model and its "
-        "LoRA was not tried.",
+    sentences = [
+        "The optimiser state, the step counter and the pass rates of prompts are not exported; steps count from 0.",
+        "Truncated completions count in the loss; verl cannot mask them.",
+        f"The machine is written as {bundle.gpus} GPUs of one node, the most up to 8 that share "
+        f"{bundle.completions_per_step} completions evenly. Memory and parallelism were not computed. It was not tried "
+        "whether verl and vLLM accept this model and its LoRA.",
     ]
-    others = [f"{name} (weight {weight})" for (_, name), weight in zip(bundle.rewards(), config.grpo.reward_weights)][
-        1:
-    ]
+    rewards = zip(bundle.rewards(), config.grpo.reward_weights)
+    _, *others = (f"{name} (weight {weight})" for (_, name), weight in rewards)
     if others:
-        found.append(
-            f"verl is given one score, the verifier's; {', '.join(others)}: add it in `compute_score` if you want it."
+        sentences.append(
+            f"verl takes one score, that of the first reward. Not exported: {', '.join(others)}; add it in "
+            "`compute_score` if you want it."
         )
     if config.grpo.advantage == "leave_one_out" and config.grpo.normalize_rewards:
-        found.append("verl's rloo does not divide by the standard deviation (grpo.normalize_rewards).")
+        sentences.append("verl's rloo does not divide by the standard deviation (grpo.normalize_rewards).")
     if config.grpo.stages:
-        found.append("verl has no stages: the longest length and the first stage's clip, KL and learning rate are set.")
+        sentences.append("verl has no stages: `run.sh` has the longest length and the first stage's clip, KL and rate.")
     if not bundle.rows["val"]:
-        found.append(
-            "The run has no validation rows and verl wants some: the training rows stand in, and are never measured."
+        sentences.append(
+            "The run has no validation rows, but verl needs some: it gets the training rows and never measures on them."
         )
-    return found
+    return sentences

@@ -27,7 +27,7 @@ def bundles(trained, tmp_path_factory):
     """{engine: its folder}, of the small run."""
     chosen, run = trained
     folder = tmp_path_factory.mktemp("bundles")
-    return {to: export.write(chosen, run, to, folder / to) for to in export.ENGINES}
+    return {to: export.export_run(chosen, run, to, folder / to) for to in export.ENGINES}
 
 
 def keys_of(section=config.RunConfig, above=""):
@@ -44,14 +44,14 @@ def keys_of(section=config.RunConfig, above=""):
 
 @pytest.mark.parametrize("to", export.ENGINES)
 def test_the_table_has_every_key_and_no_other(to):
-    told = export.table(to)
+    told = export.read_key_table(to)
     assert set(told) == keys_of()
     assert all(re.fullmatch(r"nothing: \w.{5,}|[\w., ]+(; .+)?", text) for text in told.values())
 
 
 def theirs(to):
     """{key: their names}, of the keys that become something."""
-    told = {key: text for key, text in export.table(to).items() if not text.startswith("nothing")}
+    told = {key: text for key, text in export.read_key_table(to).items() if not text.startswith("nothing")}
     return {key: text.partition(";")[0].split(", ") for key, text in told.items()}
 
 
@@ -151,7 +151,7 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_left(copied, damage, 
     damage(run)
     before = everything(run.path)
     with pytest.raises(kind, match=said):
-        export.write(chosen, run, to)
+        export.export_run(chosen, run, to)
     assert everything(run.path) == before
 
 
@@ -165,36 +165,36 @@ def test_too_little_disk_is_said_before_the_first_byte(copied, monkeypatch):
     with pytest.raises(
         OSError, match=r"takes 0\.25 GiB and the disk of .* has 0\.00 GiB free; nothing was written.*--out"
     ):
-        export.write(chosen, run, "nemo-rl", merge=True)
+        export.export_run(chosen, run, "nemo-rl", merge=True)
     assert everything(run.path.parent) == before
 
 
 def test_one_that_breaks_off_leaves_nothing(copied, monkeypatch):
     chosen, run = copied
     before = everything(run.path)
-    monkeypatch.setattr(export, "readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(export, "make_readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        export.write(chosen, run, "trl", merge=True)
+        export.export_run(chosen, run, "trl", merge=True)
     assert everything(run.path) == before
 
 
 def test_an_empty_folder_is_filled(copied, tmp_path):
     (tmp_path / "there").mkdir()
-    folder = export.write(*copied, "verl", tmp_path / "there")
+    folder = export.export_run(*copied, "verl", tmp_path / "there")
     assert (folder / "run.sh").is_file() and not list(tmp_path.glob(".there*"))
 
 
 def test_a_stopped_run_says_how_far_it_came(copied, tmp_path):
     chosen, run = copied
     more = replace(chosen, grpo=replace(chosen.grpo, max_steps=9))
-    assert "4 of 9 steps" in (export.write(more, run, "verl", tmp_path / "o") / "README.md").read_text()
+    assert "4 of 9 steps" in (export.export_run(more, run, "verl", tmp_path / "o") / "README.md").read_text()
 
 
 def test_a_base_that_is_not_here_is_named(copied, monkeypatch):
     chosen, run = copied
     elsewhere = replace(chosen, policy=replace(chosen.policy, model="nobody/none"))
     with pytest.raises(FileNotFoundError, match=r"'nobody/none' has no safetensors.*policy\.model=FOLDER"):
-        export.write(elsewhere, run, "nemo-rl", merge=True)
+        export.export_run(elsewhere, run, "nemo-rl", merge=True)
 
 
 def test_on_the_command_line(copied, monkeypatch):

@@ -1,4 +1,4 @@
-"""What NeMo-RL and NeMo-Gym are handed: overlays that merge with their defaults and hold no key they lack; rows; manifest.
+"""The export for NeMo-RL and NeMo-Gym: overlays that merge with their defaults and add no unknown key; rows; manifest.
 
 Neither is installed here. Their defaults and formats are written down in `nemo_rl_defaults.yaml` and below.
 """
@@ -92,14 +92,14 @@ def asserted(whole, block):
 @pytest.fixture(scope="module")
 def bundle(trained, tmp_path_factory):
     chosen, run = trained
-    return export.write(chosen, run, "nemo-rl", tmp_path_factory.mktemp("nemo") / "b", merge=True)
+    return export.export_run(chosen, run, "nemo-rl", tmp_path_factory.mktemp("nemo") / "b", merge=True)
 
 
 @pytest.fixture(scope="module")
 def collected(trained, tmp_path_factory):
     """What the engines' files are made from, of the small run."""
     aside = tmp_path_factory.mktemp("collected")
-    return export.collect(*trained, aside / "b", aside, merge=False)
+    return export.collect_bundle(*trained, aside / "b", aside, merge=False)
 
 
 @pytest.mark.parametrize(("version", "block"), VERSIONS.items())
@@ -136,7 +136,7 @@ def test_up_to_v07_the_merged_model_goes_on_and_from_v08_the_adapter(bundle):
 
 def test_without_a_merged_model_it_says_so_at_the_top(trained, tmp_path):
     chosen, run = trained
-    folder = export.write(chosen, run, "nemo-rl", tmp_path / "b")
+    folder = export.export_run(chosen, run, "nemo-rl", tmp_path / "b")
     assert "model/ is NOT here" in (folder / "nemo_rl/grpo_v06.yaml").read_text().partition("defaults:")[0]
     assert "NOT here" not in (folder / "nemo_rl/grpo_v08.yaml").read_text()
     assert "which --merge writes" in (folder / "README.md").read_text()
@@ -186,7 +186,7 @@ def test_without_a_merged_model_it_says_so_at_the_top(trained, tmp_path):
 def test_settings_in_their_words(collected, overrides, expected):
     other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
     for version, block in VERSIONS.items():
-        whole = merged(nemo_overlay.overlay(other, version, other.parts()[0]), version)
+        whole = merged(nemo_overlay.make_overlay(other, version, other.parts()[0]), version)
         asserted(whole, block)
         assert {name: OmegaConf.select(whole, name) for name in expected} == expected
 
@@ -210,7 +210,7 @@ def test_a_schedule_is_transformers_own(collected, kind, warm):
 
     told = [f"grpo.lr_scheduler_type={kind}", f"grpo.warmup_steps={warm}"]
     other = replace(collected, config=config.keep_finished_settings(collected.config, [], told))
-    *parts, last = nemo_overlay.scheduler(other, 8)
+    *parts, last = nemo_overlay.make_scheduler(other, 8)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     made = [getattr(torch.optim.lr_scheduler, p["name"].rpartition(".")[2])(optimizer, **p["kwargs"]) for p in parts]
     theirs = torch.optim.lr_scheduler.SequentialLR(optimizer, made, last["milestones"])
@@ -253,7 +253,7 @@ def trapped(trained, tmp_path_factory):
     )  # fmt: skip
     chosen = replace(chosen, data=asked, run=replace(chosen.run, force=True))
     prepare(chosen, copied, load_reward("math_answer.py:math_reward"))
-    return export.write(chosen, copied, "nemo-rl", folder / "b"), copied
+    return export.export_run(chosen, copied, "nemo-rl", folder / "b"), copied
 
 
 EXPECTED = {0: "6", 1: "\\frac{5}{6}", 2: "\\{-1, 1\\}", 3: "$7", 4: "0.5"}
@@ -362,8 +362,8 @@ def test_a_gold_of_any_kind_becomes_bare_text(answer):
         "answer": answer,
         "prompt": [{"role": "user", "content": "q", "enable_thinking": False}],
     }
-    assert nemo_rl.math_row(row) == {"input": "q", "output": "6"}
-    jsonschema.validate(nemo_gym.row_of(row), GYM_ROW)
+    assert nemo_rl.make_math_row(row) == {"input": "q", "output": "6"}
+    jsonschema.validate(nemo_gym.make_gym_row(row), GYM_ROW)
 
 
 def test_rows_that_state_a_budget_are_asked_as_they_were(trained, tmp_path):
@@ -373,7 +373,7 @@ def test_rows_that_state_a_budget_are_asked_as_they_were(trained, tmp_path):
     asked = replace(chosen.data, prompt_suffix=" Box {it}.", budgeted=0.5, token_budgets=[16])
     chosen = replace(chosen, data=asked, run=replace(chosen.run, force=True))
     prepare(chosen, copied)
-    folder = export.write(chosen, copied, "nemo-rl", tmp_path / "b")
+    folder = export.export_run(chosen, copied, "nemo-rl", tmp_path / "b")
     prompt, rows = (folder / "nemo_rl/prompt.txt").read_text(), read_lines(folder / "nemo_rl/train.jsonl")
     asked = [prompt.format(row["input"]) for row in rows]
     assert asked == [row["prompt"][-1]["content"] for row in read_lines(copied.data_file("train"))]
@@ -411,7 +411,7 @@ def test_without_validation_rows_none_are_promised(trained, tmp_path):
     copied = find_run(run.name, tmp_path / "runs")
     chosen = replace(chosen, data=replace(chosen.data, val_size=0), run=replace(chosen.run, force=True))
     prepare(chosen, copied)
-    folder = export.write(chosen, copied, "nemo-rl", tmp_path / "b")
+    folder = export.export_run(chosen, copied, "nemo-rl", tmp_path / "b")
     overlay = read(folder / "nemo_rl/grpo_v06.yaml")
     assert overlay["data"]["validation"] is None and overlay["grpo"]["val_period"] == 0
     assert overlay["checkpointing"]["metric_name"] is None
@@ -431,7 +431,7 @@ def test_a_screened_run_hands_over_what_it_kept_easy_ones_first(trained, tmp_pat
         "screen", {"screening": {"sigma": 0.0}}, [copied.manifest], [copied.screened], 1.0, config.to_yaml(chosen)
     )
     strict = config.keep_finished_settings(chosen, [], ["screening.sigma=0"])
-    folder = export.write(strict, copied, "nemo-rl", tmp_path / "b")
+    folder = export.export_run(strict, copied, "nemo-rl", tmp_path / "b")
     assert read(folder / "nemo_rl/grpo_v06.yaml")["data"]["shuffle"] is False
     rates = {row["question"]: row["pass_rate"] for row in rows}
     handed = [rates[row["input"]] for row in read_lines(folder / "nemo_rl/train.jsonl")]
@@ -450,7 +450,7 @@ def deepscaler(trained, tmp_path_factory):
     """The small run handed over with the training settings of the preset."""
     chosen, run = trained
     other = replace(chosen, grpo=config.load_config(["deepscaler"]).grpo)
-    return export.write(other, run, "nemo-rl", tmp_path_factory.mktemp("deepscaler") / "b", merge=True)
+    return export.export_run(other, run, "nemo-rl", tmp_path_factory.mktemp("deepscaler") / "b", merge=True)
 
 
 @pytest.mark.parametrize(("version", "block"), VERSIONS.items())
@@ -512,6 +512,6 @@ def test_a_stage_without_steps_has_as_many_as_the_run_took(trained, tmp_path):
     write_lines(copied.metrics, [{"step": n, "stage": int(n > 3)} for n in range(1, 9)])
     stages = [config.Stage(32), config.Stage(40, enter="clipped", beta=0.1), config.Stage(64, enter="plateau")]
     other = replace(chosen, grpo=replace(chosen.grpo, stages=stages, max_steps=12))
-    folder = export.write(other, copied, "nemo-rl", tmp_path / "b")
+    folder = export.export_run(other, copied, "nemo-rl", tmp_path / "b")
     grpo = [read(path)["grpo"] for path in sorted((folder / "nemo_rl").glob("grpo_v06*"))]
     assert [section["max_num_steps"] for section in grpo] == [3, 5, 4]

@@ -27,7 +27,7 @@ def bundle(trained, tmp_path_factory):
     """Written, then moved: its own folder is all it needs."""
     chosen, run = trained
     folder = tmp_path_factory.mktemp("trl")
-    export.write(chosen, run, "trl", folder / "written").rename(folder / "moved")
+    export.export_run(chosen, run, "trl", folder / "written").rename(folder / "moved")
     return folder / "moved"
 
 
@@ -35,8 +35,8 @@ def bundle(trained, tmp_path_factory):
 def without_us(tmp_path_factory):
     """The Python of a fresh virtual environment that has the libraries and not this package.
 
-    Its own .pth names the folder the libraries lie in; .pth files in there, by which an editable install of this package is
-    found, are not read.
+    A .pth file of its own names the folder of the libraries. The .pth files in that folder, which an editable install of
+    this package uses, are not read.
     """
     folder = tmp_path_factory.mktemp("venv") / "env"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
@@ -127,7 +127,7 @@ def test_rows_with_a_word_on_thinking_keep_it(trained, tmp_path):
     copied = find_run(run.name, tmp_path / "runs")
     chosen = replace(chosen, data=replace(chosen.data, no_thinking=0.5), run=replace(chosen.run, force=True))
     prepare(chosen, copied)
-    folder = export.write(chosen, copied, "trl", tmp_path / "b")
+    folder = export.export_run(chosen, copied, "trl", tmp_path / "b")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     rows = read_lines(folder / "train.jsonl")
     ends = {
@@ -143,7 +143,7 @@ def test_rows_with_a_word_on_thinking_keep_it(trained, tmp_path):
 def test_what_trl_calls_epsilon_high_under_cispo_is_the_largest_weight(trained, tmp_path):
     chosen, run = trained
     other = config.keep_finished_settings(chosen, [], ["grpo.loss_type=cispo", "grpo.epsilon_high=4"])
-    assert "    epsilon_high=5.0,\n" in (export.write(other, run, "trl", tmp_path / "b") / "train.py").read_text()
+    assert "    epsilon_high=5.0,\n" in (export.export_run(other, run, "trl", tmp_path / "b") / "train.py").read_text()
 
 
 def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
         specs.append(f"{folder}/my-reward.py:{folder}_reward")
     chosen, run = trained
     other = config.keep_finished_settings(chosen, [], [f"grpo.reward_funcs=[{','.join(specs)}]"])
-    folder = export.write(other, run, "trl", tmp_path / "b")
+    folder = export.export_run(other, run, "trl", tmp_path / "b")
     assert sorted(path.name for path in (folder / "rewards").iterdir()) == ["my_reward.py", "my_reward_.py"]
     text = (folder / "train.py").read_text()
     assert "from rewards.my_reward import one_reward as reward_1" in text
@@ -176,6 +176,6 @@ def test_a_base_elsewhere_is_named_by_its_place(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(tiny.FOLDER, tmp_path / "my model")
     other = replace(chosen, policy=replace(chosen.policy, model=str(tmp_path / "my model")))
-    folder = export.write(other, run, "trl", tmp_path / "b")
+    folder = export.export_run(other, run, "trl", tmp_path / "b")
     assert f"HERE / '{tmp_path}/my model'" in (folder / "train.py").read_text() and not (folder / "base").exists()
     assert trl.TEMPLATE.is_file() and Path(tmp_path / "my model").is_dir()

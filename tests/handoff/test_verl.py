@@ -1,4 +1,4 @@
-"""What verl is handed: Parquet that pyarrow reads back, and a `compute_score` that judges in verl's processes as we do."""
+"""The export for verl: Parquet that pyarrow reads back, and a `compute_score` that agrees with ours in its processes."""
 
 import json
 import multiprocessing
@@ -17,18 +17,20 @@ from tests.helpers.verl_worker import scores
 @pytest.fixture(scope="module")
 def bundle(trained, tmp_path_factory):
     chosen, run = trained
-    return export.write(chosen, run, "verl", tmp_path_factory.mktemp("verl") / "b")
+    return export.export_run(chosen, run, "verl", tmp_path_factory.mktemp("verl") / "b")
 
 
 @pytest.fixture(scope="module")
 def collected(trained, tmp_path_factory):
     aside = tmp_path_factory.mktemp("collected")
-    return export.collect(*trained, aside / "b", aside, merge=False)
+    return export.collect_bundle(*trained, aside / "b", aside, merge=False)
 
 
 def begun(rewards, table, completions):
-    """A process that scores, and the pipe its scores come by. Spawned and daemonic, as pools of workers have them: such a
-    process cannot have children through multiprocessing."""
+    """A process that scores, and the pipe from which its scores are read.
+
+    It is spawned and daemonic like the workers of a pool, so that it cannot have children through multiprocessing.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=scores, args=(rewards, table, completions, theirs), daemon=True)
@@ -75,10 +77,10 @@ def test_on_the_shared_pairs_a_spawned_process_agrees_on_every_one(collected, ma
     assert len(pairs) == 700
     row = collected.rows["train"][0]
     rows = [row | {"id": str(pair["id"]), "answer": pair["gold"]} for pair in pairs]
-    table = pyarrow.Table.from_pylist(verl.rows(replace(collected, rows={"train": rows}), "train"))
+    table = pyarrow.Table.from_pylist(verl.make_rows(replace(collected, rows={"train": rows}), "train"))
     parquet.write_table(table, tmp_path / "pairs.parquet")
     text = (FOLDER / "math_answer.py").read_text(encoding="utf-8")
-    (tmp_path / "reward.py").write_text(verl.reward_file(text, "math_reward"), encoding="utf-8")
+    (tmp_path / "reward.py").write_text(verl.make_reward_file(text, "math_reward"), encoding="utf-8")
     completions = [rf"I add it up.\n</think>\nIt is $\boxed{{{pair['pred']}}}$." for pair in pairs]
     process, pipe = begun(tmp_path / "reward.py", tmp_path / "pairs.parquet", completions)
     expected = math_reward(completions, [pair["gold"] for pair in pairs], prompt_opened_think=True)
@@ -148,7 +150,7 @@ def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
 )
 def test_settings_in_their_words(collected, overrides, key, value):
     other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
-    assert verl.settings(other)[key] == value
+    assert verl.make_settings(other)[key] == value
 
 
 def test_a_reward_of_one_s_own_becomes_the_score(trained, tmp_path, monkeypatch):
@@ -158,5 +160,5 @@ def test_a_reward_of_one_s_own_becomes_the_score(trained, tmp_path, monkeypatch)
     )
     chosen, run = trained
     other = config.keep_finished_settings(chosen, [], ["grpo.reward_funcs=[mine.py]", "grpo.reward_weights=[1.0]"])
-    folder = export.write(other, run, "verl", tmp_path / "b")
+    folder = export.export_run(other, run, "verl", tmp_path / "b")
     assert spawned(folder / "reward.py", folder / "val.parquet", ["1234", ""] * 10) == [0.4, 0.0] * 10
