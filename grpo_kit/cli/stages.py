@@ -1,4 +1,4 @@
-"""One stage of a run, done and shown: a bar while it works, then what came of it."""
+"""One stage of a run with its terminal output: a progress bar while it works, then its results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +12,8 @@ from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run
 
 
-def data(config: RunConfig, run: Run) -> None:
-    """Read, clean, split; the funnel as a picture."""
+def prepare_data(config: RunConfig, run: Run) -> None:
+    """Read, clean and split the problems; save the funnel as a picture."""
     from grpo_kit.data.preparation import prepare
 
     verifier = load_reward(config.evaluation.verifier)
@@ -26,52 +26,58 @@ def data(config: RunConfig, run: Run) -> None:
         data_funnel.save_funnel(manifest, run)
 
 
-def screen(config: RunConfig, run: Run) -> None:
-    """Pass rates of the training prompts."""
-    from grpo_kit.evaluation.screening import screen as screen_prompts
+def screen_prompts(config: RunConfig, run: Run) -> None:
+    """Measure the pass rates of the training prompts."""
+    from grpo_kit.evaluation.screening import screen
 
     with terminal.show_stage(run, "screen", "screening") as show:
-        found = screen_prompts(config, run, progress=show)
-    terminal.print_screening(found, config.data.pass_rate)
+        summary = screen(config, run, progress=show)
+    terminal.print_screening(summary, config.data.pass_rate)
 
 
-def train(config: RunConfig, run: Run) -> None:
-    """GRPO on the training rows."""
-    from grpo_kit.training import train as training
+def train_policy(config: RunConfig, run: Run) -> None:
+    """Train on the run's training rows."""
+    from grpo_kit.training.train import train
 
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     with terminal.show_stage(run, "train", "training") as show:
-        step = terminal.follow_training(run, config.grpo.max_steps, show)
-        last = training.train(config, run, rewards, step, terminal.print_forecast)
+        after_step = terminal.follow_training(run, config.grpo.max_steps, show)
+        last = train(config, run, rewards, after_step, terminal.print_forecast)
     terminal.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
-    if (
-        run.stages()["train"].get("out_of_time") and processes.is_first()
-    ):  # what there is, measured and packed before the session ends
-        evaluate(config, run, "after")
-        package(config, run, None)
+    if run.stages()["train"].get("out_of_time") and processes.is_first():
+        # The session ends soon: measure and package what there is.
+        measure_accuracy(config, run, "after")
+        package_adapter(config, run, None)
 
 
-def evaluate(config: RunConfig, run: Run, stage: str) -> None:
-    """Held-out accuracy, `stage` before or after."""
+def measure_accuracy(config: RunConfig, run: Run, stage: str) -> None:
+    """Measure held-out accuracy; `stage` is before or after."""
     from grpo_kit.evaluation.evaluate import measure
 
     with terminal.show_stage(run, stage, f"accuracy {stage}") as show:
-        found = measure(config, run, stage, progress=show)
-    terminal.print_measurement(found)
+        report = measure(config, run, stage, progress=show)
+    terminal.print_measurement(report)
 
 
-def package(
-    config: RunConfig, run: Run, to: Path | None, adapters: Sequence[Path] = (), base: Policy | None = None,
-    dtype: str | None = None, ranks: str = "pad", stacked: str = "auto",
-) -> Path:  # fmt: skip
-    """The adapter as a zip, the run's own or one from elsewhere for the policy `base`; returns its path."""
+def package_adapter(
+    config: RunConfig,
+    run: Run,
+    zip_path: Path | None,
+    adapters: Sequence[Path] = (),
+    base: Policy | None = None,
+    dtype: str | None = None,
+    ranks: str = "pad",
+    stacked: str = "auto",
+) -> Path:
+    """Package the run's adapter, or `adapters` from elsewhere for the policy `base`; returns the path of the zip."""
     from grpo_kit.policy.load import base_name
-    from grpo_kit.submission.package import package_adapter as pack
+    from grpo_kit.submission import package
 
     notes: list[str] = []
+    model = base_name(base) if base else None
     with terminal.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
-        path = pack(
-            config, run, to, adapters, base_name(base) if base else None, dtype, ranks, stacked, notes.append, show
+        path = package.package_adapter(
+            config, run, zip_path, adapters, model, dtype, ranks, stacked, notes.append, show
         )
     for note in notes:
         terminal.out.print(f"         {escape(note)}")
@@ -79,21 +85,27 @@ def package(
     return path
 
 
-def score(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> None:
-    """The challenge's scorer, rehearsed; accuracies by family."""
+def score_puzzles(config: RunConfig, run: Run, problems: int, zip_path: Path | None) -> None:
+    """Rehearse the challenge's scorer; print accuracies by family."""
     from grpo_kit.evaluation.rehearsal import rehearse_score
 
     with terminal.show_stage(run, "score", "scoring") as show:
-        found = rehearse_score(config, run, problems, zip_path, show)
-    terminal.print_score(found, run)
+        report = rehearse_score(config, run, problems, zip_path, show)
+    terminal.print_score(report, run)
 
 
-def check(path: Path, policy: Policy | None, run: Run | None) -> None:
-    """What is wrong with a zip, as a table, on the base `policy` or the one the zip names. Raises RuntimeError for a fatal finding."""
+def check_zip(path: Path, policy: Policy | None, run: Run | None) -> None:
+    """Print what is wrong with a zip for the base `policy`, by default the one that the zip names.
+
+    Raises:
+        RuntimeError: if a finding is fatal.
+    """
     from grpo_kit.adapters.findings import fatal
-    from grpo_kit.submission.output_check import check_submission as examine
+    from grpo_kit.submission.output_check import check_submission
 
-    findings = examine(path, policy, run.probe if run else None)
+    findings = check_submission(path, policy, run.probe if run else None)
     terminal.print_findings(path, findings)
     if fatal(findings):
-        raise RuntimeError(f"{path} must not be submitted (see fatal above). Follow the remedy, then check again.")
+        raise RuntimeError(
+            f"{path} must not be submitted (see fatal above). Follow the remedy, then run `grpo-kit check` again."
+        )

@@ -1,7 +1,7 @@
-"""Which experts do real prompts hit? Counted once, so that the coldest can lie in the slower memory.
+"""Count which routed experts real prompts hit, so that the coldest ones can lie in the slower memory.
 
-The policy answers some of the run's training prompts; every row that a router sends to an expert is counted, prompts and
-completions alike. What was counted lies beside the NF4 checkpoint and decides where experts are put from then on.
+The policy answers some of the run's training prompts. Every row that a router sends to an expert is counted, of prompts
+and completions alike. The counts lie beside the NF4 checkpoint and decide from then on where experts are put.
 """
 
 import json
@@ -18,20 +18,32 @@ from grpo_kit.policy.load import load_policy, routing_file
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.run import Run
 
-TOKENS = 128  # of each completion; what a router likes shows early
+TOKENS = 128  # of each completion; a few show already what a router prefers
 
 
-def calibrate(
+def count_routed_rows(
     config: RunConfig, run: Run, prompts: int = 64, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """Count on the run's first `prompts` training rows; write `routing.json` and return what was found.
+    """Answer the run's first training prompts, count the rows that each expert gets, and write `routing.json`.
 
-    `rows` routed, `hits` as (layers, experts), and the share of the rows that goes to the host, in [0, 1], with
-    `experts_on_host` of the experts there: `host_share_last`, each layer's last ones, and `host_share_coldest`, as they
-    are laid out from now on. Raises ValueError where no experts lie in tiers, FileNotFoundError without data.
+    Args:
+        config: the run's configuration.
+        run: the run, whose data stage must be done.
+        prompts: how many prompts to answer, at least 1.
+        progress: called with (prompts answered, prompts in all).
+
+    Returns:
+        What `routing.json` holds: `model`, `prompts`, `rows` (how many were routed), `hits` (rows of each expert, shape
+        (layers, experts)), `experts_on_host` (the configured share of experts in host memory, in [0, 1]), and the share
+        of rows that needs those: `host_share_last` if they are each layer's last ones, `host_share_coldest` if they are
+        the coldest ones, as from now on.
+
+    Raises:
+        ValueError: if the policy has no routed experts in 4 bit, or `prompts` is below 1.
+        FileNotFoundError: if the run has no data.
     """
     if prompts < 1:
-        raise ValueError(f"{prompts} prompts are no sample; at least one is needed. Ask for 64.")
+        raise ValueError(f"--prompts must be at least 1, got {prompts} (default 64).")
     run.require_stage("data", "grpo-kit data")
     model, tokenizer = load_policy(replace(config.policy, routing=None))
     layers = list(expert_placement.tiers_of(model).values())
@@ -42,20 +54,20 @@ def calibrate(
         )
     for layer in layers:
         layer.counting = True
-    asked = [row["prompt"] for row in read_lines(run.data_file("train"))[:prompts]]
-    how = replace(
-        config.evaluation, max_completion_length=min(TOKENS, config.grpo.max_completion_length), temperature=1.0
-    )
-    sample(model, tokenizer, asked, how, config.run.seed, config.policy.enable_thinking, progress)
+    questions = [row["prompt"] for row in read_lines(run.data_file("train"))[:prompts]]
+    length = min(TOKENS, config.grpo.max_completion_length)
+    settings = replace(config.evaluation, max_completion_length=length, temperature=1.0)
+    sample(model, tokenizer, questions, settings, config.run.seed, config.policy.enable_thinking, progress)
     hits, share = torch.stack([layer.hits for layer in layers]), config.policy.experts_on_host
-    found = {
+    last, coldest = (expert_placement.layout(*hits.shape, share, by) for by in (None, hits))
+    counts = {
         "model": config.policy.model,
-        "prompts": len(asked),
+        "prompts": len(questions),
         "rows": int(hits.sum()),
         "experts_on_host": share,
-        "host_share_last": expert_placement.host_share(hits, expert_placement.layout(*hits.shape, share)),
-        "host_share_coldest": expert_placement.host_share(hits, expert_placement.layout(*hits.shape, share, hits)),
+        "host_share_last": expert_placement.host_share(hits, last),
+        "host_share_coldest": expert_placement.host_share(hits, coldest),
         "hits": hits.tolist(),
     }
-    write_text(routing_file(config.policy), json.dumps(found) + "\n")
-    return found
+    write_text(routing_file(config.policy), json.dumps(counts) + "\n")
+    return counts

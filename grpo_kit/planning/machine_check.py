@@ -1,4 +1,4 @@
-"""What this machine is, whether the tested versions of the libraries are there, and where runs will lie."""
+"""Check this machine: its Python, the versions of the libraries, its GPU, and where runs will lie."""
 
 import importlib.metadata
 import shutil
@@ -8,29 +8,47 @@ from grpo_kit.nemotron import tiny
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import find_root
 
+PYTHONS = (3, 11), (3, 14)  # the first that works, and the first that does not
+
 
 def check_machine() -> list[tuple[str, str, bool, str]]:
-    """(what, what was found, whether that is fine, the remedy if not), one for each thing a run needs."""
-    import torch
-    from packaging.requirements import Requirement
+    """Check each thing that a run needs.
 
-    found = [("Python", sys.version.split()[0], (3, 11) <= sys.version_info < (3, 14), "use Python 3.11, 3.12 or 3.13")]
-    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
-        need = Requirement(text)
-        if need.marker is None:
-            has = _version(need.name)
-            fine = bool(has) and has in need.specifier
-            found.append((need.name, has or "missing", fine, f"pip install '{need}'"))
+    Returns:
+        (thing, what is there, whether that is fine, the remedy if not) for each of them.
+    """
+    import torch
+
+    findings = [_check_python(), *_check_packages()]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
-    found.append(("GPU", gpu, True, ""))
+    findings.append(("GPU", gpu, True, ""))
     root = find_root().absolute()
-    free = shutil.disk_usage(next(p for p in (root, *root.parents) if p.exists())).free / 2**30
-    found.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
+    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**30
+    findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
     weights = tiny.FOLDER / "model.safetensors"
     intact = weights.is_file() and hash_of(weights) == tiny.WEIGHTS_SHA256
     remedy = "reinstall grpo-kit, or make it in a clone: python scripts/make_tiny_policy.py"
-    found.append(("embedded policy", str(tiny.FOLDER), intact, remedy))
-    return found
+    findings.append(("embedded policy", str(tiny.FOLDER), intact, remedy))
+    return findings
+
+
+def _check_python() -> tuple[str, str, bool, str]:
+    fine = PYTHONS[0] <= sys.version_info < PYTHONS[1]
+    return "Python", sys.version.split()[0], fine, "use Python 3.11, 3.12 or 3.13"
+
+
+def _check_packages() -> list[tuple[str, str, bool, str]]:
+    """The libraries that grpo-kit requires on every machine; none when it runs from a folder, not installed."""
+    from packaging.requirements import Requirement
+
+    findings = []
+    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
+        requirement = Requirement(text)
+        if requirement.marker is None:  # the others are for extras
+            version = _version(requirement.name)
+            fine = bool(version) and version in requirement.specifier
+            findings.append((requirement.name, version or "missing", fine, f"pip install '{requirement}'"))
+    return findings
 
 
 def _version(package: str) -> str | None:

@@ -12,7 +12,7 @@ from grpo_kit.runs.run import find_run
 def ended(work):
     """The exit status of a command that does `work`."""
     with pytest.raises(typer.Exit) as found:
-        errors.one_sentence(work)()
+        errors.report_errors(work)()
     return found.value.exit_code
 
 
@@ -38,8 +38,8 @@ def test_what_the_system_refuses_is_a_failure(tmp_path, capsys):
     assert ended(work) == 1 and "Permission denied" in capsys.readouterr().err
 
 
-def test_an_interruption_says_that_finished_stages_stand(capsys):
-    assert ended(interrupted) == 130 and "finished stages stand" in capsys.readouterr().err
+def test_an_interruption_says_that_finished_stages_are_kept(capsys):
+    assert ended(interrupted) == 130 and "Finished stages are kept" in capsys.readouterr().err
 
 
 def test_a_chosen_status_stays_what_it_is():
@@ -49,4 +49,4 @@ def test_a_chosen_status_stays_what_it_is():
 @pytest.mark.parametrize("work", [lambda: json.loads("{"), lambda: {}["missing"]])
 def test_a_defect_of_ours_or_of_a_library_keeps_its_trace(work):
     with pytest.raises((ValueError, KeyError)):
-        errors.one_sentence(work)()
+        errors.report_errors(work)()

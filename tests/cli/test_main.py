@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -13,7 +16,7 @@ from grpo_kit.cli.main import app
 from grpo_kit.display import terminal
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import find_run
-from tests.helpers.settings import SAMPLE, SMALL
+from tests.helpers.settings import ROOT, SAMPLE, SMALL
 from tests.helpers.submissions import submission as made
 
 FEW = ["data.limit=80", "data.test_size=10", "data.val_size=5", *SMALL[3:], "grpo.max_steps=1"]
@@ -80,7 +83,9 @@ def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
 def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
     made("a.zip", {"r": 64})
     said = call("check", "a.zip", status=1)
-    assert " fatal " in said and "r is 64" in said and "scorer: It" in said and "must not be submitted" in said
+    assert (
+        " fatal " in said and "r is 64" in said and "scorer: vLLM rejects" in said and "must not be submitted" in said
+    )
     made("b.zip")
     assert " fatal " not in call("check", "b.zip")
     assert "wrong" not in call("check", "b.zip", "policy.model=tiny")
@@ -88,7 +93,7 @@ def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
     assert "The adapter is for" in said
     Path("c.zip").write_bytes(b"no zip")
     assert "is not a zip" in call("check", "c.zip", status=1)
-    assert "is no file" in call("check", "none.zip", status=2)
+    assert "is not a file" in call("check", "none.zip", status=2)
     assert "not a known base model" in call("check", "b.zip", "policy.model=no/such", status=2)
     assert everything(here) == ["a.zip", "b.zip", "c.zip"]
 
@@ -235,8 +240,12 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
     )
 
 
-def test_a_plan_says_what_fits_and_what_does_not(here):
-    assert "It fits t4" in call("plan", "-c", "tiny", "--device", "t4")
+def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
+    from grpo_kit.planning import plan
+
+    monkeypatch.setattr(plan, "largest_setting", lambda *_: 7)  # a search that takes most of the time
+    said = call("plan", "-c", "tiny", "--device", "t4")
+    assert "It fits t4" in said and re.search(r"largest grpo\.max_completion_length[^:]*: 7 ", said)
     said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
     assert "It does not fit cpu" in said and "step time: not estimated, no bandwidth of cpu was measured" in said
     assert "two ways" not in said
@@ -284,7 +293,30 @@ def test_an_interrupt_is_said_in_words(here, monkeypatch):
     from grpo_kit.data import preparation
 
     monkeypatch.setattr(preparation, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert "finished stages stand" in call("data", status=130)
+    assert "Finished stages are kept" in call("data", status=130)
+
+
+def app_commands(words):
+    """The names of the commands that `grpo-kit WORDS --help` lists; none for a command."""
+    return [] if words else [*typer.main.get_command(app).commands, "rewards"]
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["plan"], ["check"], ["rewards", "audit"], ["push"]])
+def test_help_loads_nothing_heavy_and_the_module_is_the_command(words):
+    """In a process of its own: `python -m grpo_kit ... --help` prints what `grpo-kit ... --help` does."""
+    heavy = "('torch', 'transformers', 'trl', 'peft', 'datasets', 'pandas', 'matplotlib', 'optuna', 'kaggle', 'scipy')"
+    code = (
+        "import atexit, runpy, sys\n"
+        f"atexit.register(lambda: print('loaded:', *({{*{heavy}}} & set(sys.modules))))\n"
+        "runpy.run_module('grpo_kit', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True, cwd=ROOT)
+    text, _, loaded = done.stdout.rpartition("loaded:")
+    assert done.returncode == 0, done.stderr
+    assert loaded.split() == []
+    assert text.startswith(f"Usage: {' '.join(['grpo-kit', *words])} [OPTIONS]")
+    for name in app_commands(words):
+        assert f" {name} " in text
 
 
 def test_env_finds_this_machine_well(here):

@@ -30,12 +30,14 @@ def test_what_was_counted_decides_where_experts_lie(prepared, tmp_path):
     even = [layer.on_host for layer in expert_placement.tiers_of(load_policy(chosen.policy)[0]).values()]
     assert even == [{6, 7}] * 2  # nobody has counted yet
     seen = []
-    found = calibrate.calibrate(chosen, run, prompts=12, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (12, 12) and found["prompts"] == 12
-    hits = torch.tensor(found["hits"])
-    assert hits.shape == (2, 8) and int(hits.sum()) == found["rows"] and hits[0].sum() == hits[1].sum()
-    assert found["host_share_coldest"] <= found["host_share_last"]
-    assert json.loads((tmp_path / "nf4/tiny/routing.json").read_text())["hits"] == found["hits"]
+    counts = calibrate.count_routed_rows(
+        chosen, run, prompts=12, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (12, 12) and counts["prompts"] == 12
+    hits = torch.tensor(counts["hits"])
+    assert hits.shape == (2, 8) and int(hits.sum()) == counts["rows"] and hits[0].sum() == hits[1].sum()
+    assert counts["host_share_coldest"] <= counts["host_share_last"]
+    assert json.loads((tmp_path / "nf4/tiny/routing.json").read_text())["hits"] == counts["hits"]
     model, _ = load_policy(chosen.policy)
     placed = [sorted(layer.on_host) for layer in expert_placement.tiers_of(model).values()]
     assert placed == expert_placement.layout(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
@@ -45,9 +47,9 @@ def test_it_may_lie_elsewhere(prepared, tmp_path):
     _, run = prepared
     path = tmp_path / "elsewhere.json"
     chosen = config.load_config(["tiny"], [*SMALL, *FOUR, f"policy.routing={path}"])
-    found = calibrate.calibrate(chosen, run, prompts=2)
-    assert json.loads(path.read_text()) == found
-    assert routing(chosen.policy).tolist() == found["hits"]
+    counts = calibrate.count_routed_rows(chosen, run, prompts=2)
+    assert json.loads(path.read_text()) == counts
+    assert routing(chosen.policy).tolist() == counts["hits"]
 
 
 def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
@@ -75,6 +77,6 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_a_policy_without_tiers_has_nothing_to_count(prepared):
     _, run = prepared
     with pytest.raises(ValueError, match="no routed experts in 4 bit.*policy.load_in_4bit=true"):
-        calibrate.calibrate(config.load_config(["tiny"], SMALL), run)
-    with pytest.raises(ValueError, match="0 prompts are no sample"):
-        calibrate.calibrate(config.load_config(["tiny"], SMALL), run, prompts=0)
+        calibrate.count_routed_rows(config.load_config(["tiny"], SMALL), run)
+    with pytest.raises(ValueError, match="--prompts must be at least 1, got 0"):
+        calibrate.count_routed_rows(config.load_config(["tiny"], SMALL), run, prompts=0)

@@ -1,0 +1,71 @@
+"""The arguments and options of the commands in `main`, each with its help text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _option(*names: str, help: str, **more: object) -> object:
+    return typer.Option(*names, help=help, show_default=False, **more)
+
+
+# Of several commands
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as grpo.num_generations=16", show_default=False)
+]
+Sources = Annotated[
+    list[str] | None,
+    _option("--config", "-c", help="a preset (tiny, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; may be repeated"),
+]
+RunName = Annotated[str | None, _option("--run", help="the run's name; its folder is runs/NAME")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="print the resolved configuration and what would be done; change nothing")
+]
+Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is done")]
+NumProcesses = Annotated[int, typer.Option(min=1, help="share each step between so many processes, one a GPU")]
+
+# calibrate
+Prompts = Annotated[int, typer.Option(help="how many training prompts to answer, at least 1")]
+
+# score
+Problems = Annotated[int, typer.Option(help="how many held-out puzzles; each family gets its share")]
+ScoredZip = Annotated[Path | None, _option("--zip", metavar="FILE.zip", help="score this zip, not the run's adapter")]
+
+# tune
+SearchWords = Annotated[
+    list[str], typer.Argument(help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value")
+]
+ForceSearch = Annotated[bool, typer.Option("--force", help="start the search again from the beginning")]
+Trials = Annotated[int, typer.Option(help="number of trials in all")]
+Steps = Annotated[int, typer.Option(help="training steps of each trial")]
+Every = Annotated[int, typer.Option(help="steps between measurements on the validation split")]
+Grid = Annotated[bool, typer.Option("--grid", help="try every combination of the choices once")]
+
+# package
+ZipPath = Annotated[Path | None, _option("--out", help="where to write the zip")]
+Adapters = Annotated[
+    list[Path] | None,
+    _option("--adapter", help="package the adapter in this folder, not the run's; given twice, both are stacked"),
+]
+Dtype = Annotated[str | None, _option(help="float32, float16 or bfloat16; default: the adapter's own")]
+Ranks = Annotated[str, typer.Option(help="for several ranks: pad to one rank, or declare them in a pattern")]
+Stacked = Annotated[
+    str, typer.Option(help="layout of a lora_B with all experts: auto, rank-first (PEFT) or expert-first (Unsloth)")
+]
+
+# handoff
+Engine = Annotated[str, typer.Option("--to", help="nemo-rl, verl or trl")]
+HandoffFolder = Annotated[Path | None, _option("--out", help="a new folder; default: handoff/ENGINE of the run")]
+Merge = Annotated[bool, typer.Option("--merge", help="add the base with the adapter merged into it, in bf16")]
+
+# plan
+DeviceName = Annotated[str | None, _option(help="t4, t4x2, 24gb, 40gb, 80gb or cpu; default: this machine")]
+PromptTokens = Annotated[int, typer.Option(help="length of the longest prompt in tokens")]
+PlannedProcesses = Annotated[int, typer.Option(min=1, help="plan for one of so many processes, one a GPU")]
+
+# reproduce, check, rewards audit
+RepeatedRun = Annotated[str, typer.Argument(metavar="RUN", help="the run to repeat")]
+CheckedZip = Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")]
+RewardFile = Annotated[str, typer.Argument(metavar="FILE.py", help="a reward file, or FILE.py:function")]
+Cases = Annotated[Path | None, _option(help="labelled cases in JSON Lines; default: the kit's own sample")]
