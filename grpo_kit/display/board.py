@@ -20,9 +20,10 @@ from grpo_kit.runs.run import Run
 
 LOOK_EVERY = 0.2  # seconds between looks at the files
 DRAW_EVERY = 1.0  # seconds between drawings at least
-# Figures and completions are drawn again after DRAW_SHARE times what that took, the charts, which take longest, after
-# CHART_SHARE times: at most 1 % and 5 % of one core.
-DRAW_SHARE, CHART_SHARE = 100, 20
+# Figures and completions are drawn again after DRAW_SHARE times what that took: at most 1 % of one core. The charts take
+# longest: they wait CHART_SHARE times what one took, 5 % of one core, but no more seconds than CHART_EVERY, since the first
+# drawing in a process loads matplotlib too.
+DRAW_SHARE, CHART_SHARE, CHART_EVERY = 100, 20, 10.0
 
 
 class Board(widgets.VBox):
@@ -71,6 +72,7 @@ class Board(widgets.VBox):
             Exception: whatever `train` raises.
         """
         self.stopping.clear()
+        self.next_chart = 0.0  # the first step shows at once
         self._set_state("training", stoppable=True)
         interrupted = False
         work = asyncio.ensure_future(asyncio.to_thread(train, *args, should_stop=self.stopping.is_set))
@@ -95,7 +97,7 @@ class Board(widgets.VBox):
         self._set_state("stopping after this step")
 
     def refresh(self) -> None:
-        """Read the run's files and draw what is new: figures at most once a second, charts at most 5 % of the time."""
+        """Read the run's files and draw what is new: figures at most once a second, charts every few seconds."""
         if time.monotonic() < self.next_draw:
             return
         started = time.monotonic()
@@ -136,7 +138,8 @@ class Board(widgets.VBox):
         if self.chart_is_old and started >= self.next_chart:
             self.chart.value = str(templates.render_chart(run_figures.build_panels(self.run, self.rows)))
             self.chart_is_old = False
-            self.next_chart = time.monotonic() + CHART_SHARE * (time.monotonic() - started)
+            now = time.monotonic()
+            self.next_chart = now + min(CHART_EVERY, CHART_SHARE * (now - started))
 
     def _end_time(self) -> str:
         """When a training in progress will be done, as far as it is known."""
