@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from grpo_kit.adapters.findings import FATAL, WARNING, Finding, printable, printable_list
+from grpo_kit.config.protocols import MAX_LORA_RANK
 
-SCORER_MAX_RANK = 32
 LARGEST_RANK = 4096  # of an adapter that is read at all; packing reduces it to the scorer's
 LARGEST_ALPHA = 1e6
 STRONG, WEAK = 16, 1 / 32  # scales beyond which somebody should look
@@ -99,10 +99,10 @@ def _check_method(fields: dict[str, Any]) -> list[Finding]:
 def _check_rank(fields: dict[str, Any]) -> list[Finding]:
     r = fields.get("r")
     if not is_rank(r):
-        what = f"r is {_quote(r)}; a rank is a whole number above 0, and the scorer takes up to {SCORER_MAX_RANK}."
+        what = f"r is {_quote(r)}; a rank is a whole number above 0, and the scorer takes up to {MAX_LORA_RANK}."
         return [Finding("rank", FATAL, what, REJECTS, "Write the rank that the tensors have.")]
-    if r > SCORER_MAX_RANK:
-        what = f"r is {r}; the scorer takes ranks up to {SCORER_MAX_RANK}."
+    if r > MAX_LORA_RANK:
+        what = f"r is {r}; the scorer takes ranks up to {MAX_LORA_RANK}."
         remedy = "Pack it with grpo-kit package, which reduces the rank by SVD."
         return [Finding("rank-too-high", FATAL, what, REJECTS, remedy)]
     return []
@@ -136,8 +136,8 @@ def _check_patterns(fields: dict[str, Any]) -> list[Finding]:
             what = f"rank_pattern is not a table of names and whole numbers from 1 to {LARGEST_RANK}."
             does = "vLLM ignores it, and PEFT fails on it."
             return [Finding("rank-pattern-invalid", FATAL, what, does, "Remove it.")]
-        if high := [name for name, rank in ranks.items() if rank > SCORER_MAX_RANK]:
-            what = f"rank_pattern gives {printable_list(high)} a rank over {SCORER_MAX_RANK}."
+        if high := [name for name, rank in ranks.items() if rank > MAX_LORA_RANK]:
+            what = f"rank_pattern gives {printable_list(high)} a rank over {MAX_LORA_RANK}."
             does = "Such a tensor does not fit into vLLM's buffers: the submission will fail."
             remedy = "Pack it with grpo-kit package, which reduces the rank by SVD."
             findings.append(Finding("rank-pattern-too-high", FATAL, what, does, remedy))

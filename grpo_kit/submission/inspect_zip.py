@@ -85,9 +85,9 @@ def unpack_files(zipped: zipfile.ZipFile, inside: PurePosixPath, folder: Path) -
         if member.is_dir():
             continue
         name = PurePosixPath(member.filename)
-        wanted = name.parent == inside and name.name in (CONFIG_FILE, TENSORS_FILE)
-        largest = LARGEST_CONFIG if wanted and name.name == CONFIG_FILE else zip_reader.MOST_UNPACKED
-        zip_reader.unpack_member(zipped, member.filename, folder / name.name if wanted else None, largest)
+        is_adapter = name.parent == inside and name.name in (CONFIG_FILE, TENSORS_FILE)
+        largest = LARGEST_CONFIG if is_adapter and name.name == CONFIG_FILE else zip_reader.MOST_UNPACKED
+        zip_reader.unpack_member(zipped, member.filename, folder / name.name if is_adapter else None, largest)
 
 
 def check_folder(folder: Path, base: str | None) -> list[Finding]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from grpo_kit.adapters import low_rank
-from grpo_kit.adapters.config_check import SCORER_MAX_RANK
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import STACKED, Pair, join_pairs, read_pairs
 from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.config.protocols import MAX_LORA_RANK
 from grpo_kit.nemotron import base_models
 from grpo_kit.nemotron.base_models import Modules
 from grpo_kit.runs.run import Run
@@ -126,7 +126,7 @@ def pack_folders(
     if losses:
         worst = sorted(losses, key=lambda name: (-losses[name], name))
         notes.append(
-            f"{len(losses)} modules were cut to rank {SCORER_MAX_RANK}; relative error of their update (Frobenius): "
+            f"{len(losses)} modules were cut to rank {MAX_LORA_RANK}; relative error of their update (Frobenius): "
             f"largest {losses[worst[0]]:.2e}, median {statistics.median(losses.values()):.2e}"
         )
         notes += [f"{losses[name]:.2e} {name}" for name in worst[:MOST_LOSSES]]
@@ -168,9 +168,9 @@ def reduce_ranks(pairs: Mapping[str, Pair], losses: dict[str, float]) -> dict[st
 
     def reduced(pair: Pair) -> Pair:
         def load() -> tuple[torch.Tensor, torch.Tensor]:
-            a, b, losses[pair.name] = low_rank.reduce_rank(*pair.load(), SCORER_MAX_RANK)
+            a, b, losses[pair.name] = low_rank.reduce_rank(*pair.load(), MAX_LORA_RANK)
             return a, b
 
-        return pair._replace(rank=min(SCORER_MAX_RANK, *pair.shape), load=load)
+        return pair._replace(rank=min(MAX_LORA_RANK, *pair.shape), load=load)
 
-    return {name: reduced(pair) if pair.rank > SCORER_MAX_RANK else pair for name, pair in pairs.items()}
+    return {name: reduced(pair) if pair.rank > MAX_LORA_RANK else pair for name, pair in pairs.items()}

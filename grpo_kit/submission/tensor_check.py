@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 
 from grpo_kit.adapters.adapter_config import AdapterConfig
-from grpo_kit.adapters.config_check import SCORER_MAX_RANK
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable, printable_list
 from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, one_thread, read_pieces
+from grpo_kit.config.protocols import MAX_LORA_RANK
 from grpo_kit.nemotron.base_models import Modules, name_endings, select_modules
 
 USUAL_DTYPES = ("F32", "F16", "BF16")
@@ -222,7 +222,7 @@ def _check_shapes(halves: Halves, config: AdapterConfig, modules: Modules) -> li
             if side != width:
                 transposed = width == rank and (not ranks or side in ranks)
                 wrong["shape-transposed" if transposed else "shape"].append(line)
-            elif rank not in ranks if ranks else rank > SCORER_MAX_RANK:
+            elif rank not in ranks if ranks else rank > MAX_LORA_RANK:
                 wrong["shape-rank"].append(line)
     words = {
         "zero-size": ("have no values", "vLLM fails on empty tensors.", f"Leave empty pairs (w3) out: {CONVERT}"),

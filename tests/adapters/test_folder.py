@@ -83,7 +83,10 @@ def test_inits_that_leave_the_base_alone_are_read(folder, init):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"r": NaN}', b"[" * 100_000, b'{"a":' * 50_000, b" " * (1 << 20) + b"{}", b'{"r": Infinity}', b"1e999"],
+    [
+        b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"r": NaN}', b"[" * 100_000, b'{"a":' * 50_000,
+        b" " * (1 << 20) + b"{}", b'{"r": Infinity}', b"1e999",
+    ],
 )  # fmt: skip
 def test_a_config_that_is_not_a_json_object_is_refused(folder, content):
     (folder / "adapter_config.json").write_bytes(content)

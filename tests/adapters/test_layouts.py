@@ -500,7 +500,7 @@ def test_an_adapter_twice_is_twice_the_adapter_and_loses_nothing(trainer, packed
             {"target_parameters": "gone", "target_modules": EXPERTS[:1]},
             None,
         ),  # both stacks are there: their order is known
-        (None, {"target_parameters": EXPERTS[:1]}, "which is whose is unknown"),
+        (None, {"target_parameters": EXPERTS[:1]}, "which stack belongs to which is unknown"),
         (
             lambda t: {k: v[:30] if "experts.base_layer.lora_A" in k else v for k, v in t.items()},
             {},

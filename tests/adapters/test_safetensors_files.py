@@ -137,7 +137,8 @@ def test_a_tensor_is_read_in_pieces(tmp_path, monkeypatch, dtype):
 def test_the_library_reads_what_was_written():
     tensors = {
         "a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, 2).T.to(torch.bfloat16), "c": torch.tensor([True, False]),
-        "d": torch.ones(5).to(torch.float8_e4m3fn), "e": torch.arange(3), "f": torch.empty(0, 4), "g": torch.tensor(7.0),
+        "d": torch.ones(5).to(torch.float8_e4m3fn), "e": torch.arange(3), "f": torch.empty(0, 4),
+        "g": torch.tensor(7.0),
     }  # fmt: skip
     kinds = {
         torch.float32: "F32",

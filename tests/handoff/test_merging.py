@@ -90,7 +90,8 @@ def llama(tmp_path):
     """A small Llama in shards, tied embeddings, as published."""
     torch.manual_seed(0)
     tiny_llama = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=64,
         tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(tiny_llama).save_pretrained(tmp_path / "llama", max_shard_size="10KB")

@@ -139,7 +139,8 @@ def case(rng):
     whole = zipped(SAID, SAVED, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
     kinds = (
         lambda: rng.randbytes(rng.choice((0, 1, 22, 100, 10_000))), lambda: b"PK\3\4" + rng.randbytes(200),
-        lambda: whole[: rng.randrange(len(whole))], lambda: whole[rng.randrange(len(whole)) :], lambda: mutated(rng, whole),
+        lambda: whole[: rng.randrange(len(whole))], lambda: whole[rng.randrange(len(whole)) :],
+        lambda: mutated(rng, whole),
         lambda: structure(rng, whole), lambda: structure(rng, whole), lambda: header(rng), lambda: header(rng),
         lambda: fields(rng), lambda: fields(rng), lambda: entries(rng), lambda: entries(rng),
         lambda: zipped(mutated(rng, json.dumps(SAID).encode()), SAVED), lambda: zipped(SAID, mutated(rng, SAVED)),
@@ -179,7 +180,8 @@ def main(count, folder, seed=1):
         seen |= {finding.code for finding in findings}
         passed += not fatal(findings)
     print(json.dumps({
-        "cases": count, "findings": len(seen), "passed": passed, "slowest_cpu_s": round(slowest, 2), "mebibytes": round(most),
+        "cases": count, "findings": len(seen), "passed": passed, "slowest_cpu_s": round(slowest, 2),
+        "mebibytes": round(most),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "written": written,
     }))  # fmt: skip
 

@@ -17,7 +17,8 @@ KEY = "base_model.model.backbone.layers."
 def config(**change):
     """What PEFT writes for an adapter of all linear layers, with fields changed; a field that is `...` is left out."""
     said = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "grpo-kit/tiny", "inference_mode": True,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "grpo-kit/tiny",
+        "inference_mode": True,
         "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ALL, "bias": "none", "modules_to_save": None,
         "rank_pattern": {}, "alpha_pattern": {}, "use_dora": False, "use_rslora": False, "init_lora_weights": True,
         "auto_mapping": None, "target_parameters": None, "use_qalora": False, "qalora_group_size": 16,

@@ -1,4 +1,4 @@
-"""The doctor on submissions of every kind: what it must say of each, and what it must not."""
+"""The check of submissions of every kind: which finding each must have, and which it must not have."""
 
 import json
 import subprocess
