@@ -17,7 +17,7 @@ def rows(count=10, **changed):
 
 
 @pytest.mark.parametrize(
-    ("changed", "name", "said"),
+    ("changed", "name", "words"),
     [
         (
             {"completions/clipped_ratio": 0.87},
@@ -51,9 +51,9 @@ def rows(count=10, **changed):
         ({"grad_norm": 50.0}, "exploding", "50 times grpo.max_grad_norm"),
     ],
 )
-def test_an_alarm_rings_alone(changed, name, said):
-    ((found, sentence),) = find_alarms(rows(**changed), GRPO)
-    assert found == name and said in sentence
+def test_an_alarm_rings_alone(changed, name, words):
+    ((ringing, sentence),) = find_alarms(rows(**changed), GRPO)
+    assert ringing == name and words in sentence
 
 
 def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
@@ -61,16 +61,18 @@ def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
     assert find_alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
 
 
-@pytest.mark.parametrize("why", ["all_right", "all_wrong"])
-def test_groups_that_others_took_the_place_of_are_no_alarm(why):
-    assert find_alarms(rows(**{f"groups/{why}": 0.9, "groups/with_gradient": 1.0, "groups/replaced": 0.9}), GRPO) == []
+@pytest.mark.parametrize("cause", ["all_right", "all_wrong"])
+def test_groups_that_others_took_the_place_of_are_no_alarm(cause):
+    assert (
+        find_alarms(rows(**{f"groups/{cause}": 0.9, "groups/with_gradient": 1.0, "groups/replaced": 0.9}), GRPO) == []
+    )
 
 
 def test_steps_that_sampled_nothing_do_not_count():
     sampled = {"groups/all_right": 0.8, "groups/with_gradient": 0.2, "completions/clipped_ratio": 0.9}
     again = [{key: value for key, value in row.items() if key not in sampled} for row in rows(5)]
-    found = find_alarms([row for pair in zip(rows(5, **sampled), again) for row in pair], GRPO)
-    assert [name for name, _ in found] == ["truncated", "solved"] and found[1][1].startswith("80% of groups")
+    alarms = find_alarms([row for pair in zip(rows(5, **sampled), again) for row in pair], GRPO)
+    assert [name for name, _ in alarms] == ["truncated", "solved"] and alarms[1][1].startswith("80% of groups")
     assert find_alarms([*rows(9, entropy=None), *rows(1)], GRPO) == []  # nothing taught, nothing known of entropy
 
 

@@ -63,7 +63,7 @@ def test_stages_come_from_yaml_and_dotlist(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "message"),
     [
         ("[{max_completion_length: 8}, {max_completion_length: 16}]", "would never begin"),
         ("[{max_completion_length: 0, steps: 1}]", "at least 1"),
@@ -71,20 +71,20 @@ def test_stages_come_from_yaml_and_dotlist(tmp_path):
         ("[{length: 8}]", "length"),
     ],
 )
-def test_stages_that_make_no_sense_are_refused(stages, said):
-    with pytest.raises(ValueError, match=said):
+def test_stages_that_make_no_sense_are_refused(stages, message):
+    with pytest.raises(ValueError, match=message):
         config.load_config(["tiny"], [f"grpo.stages={stages}"])
 
 
 @pytest.mark.parametrize(
-    ("stages", "said"),
+    ("stages", "message"),
     [
         ("[{beta: -0.1}]", "beta is -0.1"),
         ("[{learning_rate: 0}]", "learning_rate is 0"),
     ],
 )
-def test_a_stage_s_own_settings_are_checked(stages, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_stage_s_own_settings_are_checked(stages, message):
+    with pytest.raises(ValueError, match=message):
         config.load_config(["tiny"], [f"grpo.stages={stages}"])
 
 

@@ -1,4 +1,4 @@
-"""A run repeated from its record is the same, and what is not is said."""
+"""A run repeated from its record is the same, and every difference is named."""
 
 import json
 
@@ -16,16 +16,16 @@ from tests.helpers.settings import SMALL
 @pytest.fixture
 def run(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", "run.name=r"])
-    found = find_run("r", tmp_path / "runs")
-    prepare(chosen, found, math_reward)
-    train.train(chosen, found, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
-    return found
+    sentences = find_run("r", tmp_path / "runs")
+    prepare(chosen, sentences, math_reward)
+    train.train(chosen, sentences, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
+    return sentences
 
 
 def test_a_run_is_repeated_bit_for_bit_and_beside_the_old_one(run):
     stages = []
-    again, found = reproduce.reproduce(run, stages.append)
-    assert found == [] and stages == ["data", "train"] and again.path.name == "r-again"
+    again, sentences = reproduce.reproduce(run, stages.append)
+    assert sentences == [] and stages == ["data", "train"] and again.path.name == "r-again"
     assert hash_of(again.adapter) == hash_of(run.adapter)
 
 
@@ -38,9 +38,9 @@ def test_what_differs_is_said(run):
     rows[1]["reward"] = 9.0
     write_lines(run.metrics, rows)
     (run.adapter / "adapter_config.json").write_text("{}")
-    _, found = reproduce.reproduce(run)
-    assert found[0].startswith("packages.torch was 1.0, now 2.")
-    assert found[1:] == [
+    _, sentences = reproduce.reproduce(run)
+    assert sentences[0].startswith("packages.torch was 1.0, now 2.")
+    assert sentences[1:] == [
         "reward math_reward was edited since",
         "the metrics differ from step 2 on",
         "the adapter differs",

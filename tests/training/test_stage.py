@@ -125,10 +125,10 @@ def test_killed_at_any_moment_and_rerun_it_ends_as_one_that_was_left_alone(tmp_p
             time.sleep(0.02)  # until it trains
         time.sleep(pick.uniform(0, 1.5))
         child.kill()
-        _, said = child.communicate(timeout=300)
+        _, errors = child.communicate(timeout=300)
         if child.returncode == 0:  # it was through before
             break
-        assert child.returncode == -signal.SIGKILL, said.decode()
+        assert child.returncode == -signal.SIGKILL, errors.decode()
         kills += 1
     else:
         train.train(chosen, run, [length_reward] * 2)

@@ -10,20 +10,20 @@ from grpo_kit.training.trl_settings import make_trl_config
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         (["mlflow"], "'mlflow'; it takes tensorboard, wandb, trackio"),
         (["tensorboard", "wandb"], "'wandb', which is not installed. `pip install wandb`"),
     ],
 )
-def test_a_tracker_that_cannot_be_used_is_named(names, said, monkeypatch, tmp_path):
+def test_a_tracker_that_cannot_be_used_is_named(names, message, monkeypatch, tmp_path):
     (tmp_path / "wandb").mkdir()  # the folder wandb logs into looks like a package
     monkeypatch.setattr(sys, "path", [str(tmp_path), *[p for p in sys.path if "site-packages" not in p]])
     monkeypatch.setattr(trackers, "KNOWN", ("tensorboard", "wandb", "trackio"))
     monkeypatch.setitem(sys.modules, "tensorboard", pytest)  # there, as far as this test goes
     with pytest.raises(ValueError) as error:
         trackers.check_trackers(names)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_tensorboard_is_the_default_and_its_files_lie_in_the_run(trained):
@@ -32,11 +32,13 @@ def test_tensorboard_is_the_default_and_its_files_lie_in_the_run(trained):
     (events,) = (run.path / "tensorboard").iterdir()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(events)).Reload()
-    assert [event.step for event in found.Scalars("train/reward")] == [1, 2, 3, 4]
+    reader = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in reader.Scalars("train/reward")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("names", "told"), [("[]", []), ("[tensorboard]", []), ("[tensorboard,wandb]", ["wandb"])])
-def test_transformers_is_told_of_the_others(names, told, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "report_to"), [("[]", []), ("[tensorboard]", []), ("[tensorboard,wandb]", ["wandb"])]
+)
+def test_transformers_is_told_of_the_others(names, report_to, tmp_path):
     args = make_trl_config(config.load_config(["tiny"], [f"run.report_to={names}"]), tmp_path)
-    assert args.report_to == told and args.run_name == "tiny"
+    assert args.report_to == report_to and args.run_name == "tiny"

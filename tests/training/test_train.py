@@ -90,7 +90,7 @@ def test_the_reward_is_what_changes_the_policy(tmp_path):
         chosen, run = small(tmp_path, name=name)
         train.train(chosen, run, [reward, zero_reward])
         tensors[name] = load_file(run.adapter / "adapter_model.safetensors")
-    moved = {name: sum(v.abs().sum() for k, v in found.items() if "lora_B" in k) for name, found in tensors.items()}
+    moved = {name: sum(v.abs().sum() for k, v in adapter.items() if "lora_B" in k) for name, adapter in tensors.items()}
     assert moved["long"] > 0 and moved["none"] == 0
 
 

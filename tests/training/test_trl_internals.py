@@ -121,16 +121,16 @@ def test_log_probs_are_computed_in_what_the_machine_has(
 def test_log_probs_and_gradients_are_the_same_in_smaller_tiles(log_probs, tile):
     generator = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(200, 32, generator=generator), torch.randn(300, 32, generator=generator)
-    targets, found = torch.randint(300, (200,), generator=generator), []
+    targets, results = torch.randint(300, (200,), generator=generator), []
     for tokens in (4096, tile):
         log_probs.TOKEN_CHUNK_SIZE, x = tokens, hidden.clone().requires_grad_()
-        said, entropy, *_ = log_probs.ChunkedLogProbFunction.apply(
+        logps, entropy, *_ = log_probs.ChunkedLogProbFunction.apply(
             x, head, None, targets, 0.7, 128, None, 1.0, ("entropy",)
         )
-        (said * torch.arange(200)).sum().backward()
-        found.append((said.detach(), entropy.detach(), x.grad))
-    for whole, tiled in zip(*found):
-        assert (whole - tiled).abs().max() <= 1e-5 * whole.abs().max()
+        (logps * torch.arange(200)).sum().backward()
+        results.append((logps.detach(), entropy.detach(), x.grad))
+    for large, tiled in zip(*results):
+        assert (large - tiled).abs().max() <= 1e-5 * large.abs().max()
 
 
 def test_training_sets_the_tile(tmp_path, log_probs):

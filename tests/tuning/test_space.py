@@ -26,7 +26,7 @@ def test_what_is_searched_is_read_from_its_word(word, axis):
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("grpo.learning_rate=1e-3", "nothing to search"),
         ("grpo.learning_rate=log(0,1)", "above 0 with log"),
@@ -39,8 +39,8 @@ def test_what_is_searched_is_read_from_its_word(word, axis):
         ("grpo.max_steps=[10,20]", "--steps"),
     ],
 )
-def test_what_is_no_axis_is_refused(word, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_axis_is_refused(word, message):
+    with pytest.raises(ValueError, match=message):
         parse_search([word])
 
 

@@ -1,4 +1,4 @@
-"""A search tries what it was told to, breaks off what lies behind, goes on where it was killed, and says what it found.
+"""A search tries what it is given, stops weak trials early, continues after a kill, and describes its result.
 
 Most tests put a stand-in in the place of training, whose accuracy is a known function of the settings; one trains.
 """
@@ -30,9 +30,9 @@ LR = "grpo.learning_rate=log(1e-4,1e-1)"
 @pytest.fixture
 def run(tmp_path):
     chosen = config.load_config(["tiny"], ["data.limit=60", "data.val_size=40", "data.test_size=5"])
-    found = find_run("r", tmp_path / "runs")
-    prepare(chosen, found)
-    return found
+    prepared = find_run("r", tmp_path / "runs")
+    prepare(chosen, prepared)
+    return prepared
 
 
 @pytest.fixture
@@ -72,10 +72,10 @@ def search(run, *words, **options):
 
 
 @pytest.mark.parametrize(
-    ("words", "options", "said"),
+    ("words", "options", "message"),
     [
         (["grpo.learning_rat=log(1e-4,1e-2)"], {}, "grpo.learning_rate?"),  # the nearest key
-        (["lora.r=[8,64]"], {}, "lora.r is 64"),  # found before the first trial, not at the second
+        (["lora.r=[8,64]"], {}, "lora.r is 64"),  # noticed before the first trial, not at the second
         (["lora.r=[8,many]"], {}, "lora.r"),
         (["grpo.num_generations=[8,7]"], {}, "multiple of 7"),
         ([LR], {"grid": True}, "a grid takes choices"),
@@ -84,8 +84,8 @@ def search(run, *words, **options):
         ([LR], {"trials": 0}, "--trials is 0, --steps 4, --every 1"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_anything_is_trained(run, trained_with, words, options, said):
-    with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+def test_what_cannot_be_searched_is_refused_before_anything_is_trained(run, trained_with, words, options, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         search(run, *words, **options)
     assert trained_with == [] and not (run.path / "tune").exists()
 
@@ -107,33 +107,33 @@ def test_a_run_without_validation_rows_is_refused(tmp_path):
 
 
 def test_the_search_finds_the_best_breaks_off_the_worst_and_says_how_it_compares(run, trained_with):
-    found = search(run, LR, trials=14)
-    best = float(found["best"]["overrides"][0].split("=")[1])
+    result = search(run, LR, trials=14)
+    best = float(result["best"]["overrides"][0].split("=")[1])
     assert trained_with[0] == 0.001  # the run's own comes first
-    assert len(found["trials"]) == 14 and 0.005 < best < 0.02
-    assert found["words"].startswith("The difference is real: ") and "best of 14" in found["words"]
-    accuracies = [row["accuracy"] for row in found["trials"] if row["state"] == "complete"]
+    assert len(result["trials"]) == 14 and 0.005 < best < 0.02
+    assert result["words"].startswith("The difference is real: ") and "best of 14" in result["words"]
+    accuracies = [row["accuracy"] for row in result["trials"] if row["state"] == "complete"]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] > 0.8
-    pruned = [row for row in found["trials"] if row["state"] == "pruned"]  # below the median on the way
+    pruned = [row for row in result["trials"] if row["state"] == "pruned"]  # below the median on the way
     assert pruned and all(row["step"] < 4 and row["accuracy"] < accuracies[0] for row in pruned)
-    assert json.loads((run.path / "tune/tune.json").read_text())["best"]["trial"] == found["best"]["trial"]
+    assert json.loads((run.path / "tune/tune.json").read_text())["best"]["trial"] == result["best"]["trial"]
     assert (run.path / "tune/tune.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_grid_tries_every_combination_once(run, trained_with):
     words = ("grpo.learning_rate=[0.001,0.01]", "lora.r=[8,16,32]")
-    found = search(run, *words, grid=True)
-    tried = {tuple(row["overrides"]) for row in found["trials"]}
-    assert len(found["trials"]) == len(tried) == len(trained_with) == 6
-    assert found["best"]["overrides"][0] == "grpo.learning_rate=0.01"
-    assert search(run, *words, grid=True) == found and len(trained_with) == 6  # done already
+    result = search(run, *words, grid=True)
+    tried = {tuple(row["overrides"]) for row in result["trials"]}
+    assert len(result["trials"]) == len(tried) == len(trained_with) == 6
+    assert result["best"]["overrides"][0] == "grpo.learning_rate=0.01"
+    assert search(run, *words, grid=True) == result and len(trained_with) == 6  # done already
 
 
 def test_it_counts_to_the_last_trial(run, trained_with):
-    said = []
-    search(run, LR, trials=2, on_trial=lambda *what: said.append(what))
-    assert [(done, of) for done, of, _ in said] == [(0, 2), (1, 2), (2, 2)]
-    assert said[0][2] == "" and said[2][2].startswith("best so far ")
+    calls = []
+    search(run, LR, trials=2, on_trial=lambda *what: calls.append(what))
+    assert [(done, of) for done, of, _ in calls] == [(0, 2), (1, 2), (2, 2)]
+    assert calls[0][2] == "" and calls[2][2].startswith("best so far ")
 
 
 def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, trained_with):
@@ -160,13 +160,13 @@ def test_a_trial_that_was_killed_is_made_again(run, trained_with, monkeypatch):
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
     monkeypatch.setattr(evaluate, "score_rows", whole)
-    found = search(run, LR, trials=4)
+    result = search(run, LR, trials=4)
     assert len(trained_with) == 2  # two stood, one was made again, one was left
     import optuna
 
     tried = optuna.load_study(study_name="r", storage=f"sqlite:///{run.path}/tune/study.db").trials
     assert [t.state.name for t in tried] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert tried[3].params == tried[2].params and len(found["trials"]) == 4
+    assert tried[3].params == tried[2].params and len(result["trials"]) == 4
 
 
 def test_settings_without_room_in_memory_are_marked_and_the_search_goes_on(run, trained_with, monkeypatch):
@@ -178,9 +178,9 @@ def test_settings_without_room_in_memory_are_marked_and_the_search_goes_on(run, 
         return whole(chosen, *rest)
 
     monkeypatch.setattr(train, "make_trainer", make_trainer)
-    found = search(run, "lora.r=[8,16,32]", grid=True)
-    assert [row["state"] for row in found["trials"]] == ["complete", "complete", "fail"]
-    assert found["trials"][-1]["accuracy"] is None
+    result = search(run, "lora.r=[8,16,32]", grid=True)
+    assert [row["state"] for row in result["trials"]] == ["complete", "complete", "fail"]
+    assert result["trials"][-1]["accuracy"] is None
 
 
 def test_without_the_runs_own_value_on_the_axis_nothing_is_compared(run, trained_with):
@@ -191,13 +191,13 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
     chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
     run = find_run("r", tmp_path)
     prepare(chosen, run)
-    found = tune.tune(chosen, run, {"grpo.learning_rate": space.Axis("log", 1e-4, 1e-2)}, trials=2, steps=2, every=1)
-    assert [len(row["curve"]) for row in found["trials"]] == [2, 2] and found["trials"][0]["accuracy"] > 0
+    result = tune.tune(chosen, run, {"grpo.learning_rate": space.Axis("log", 1e-4, 1e-2)}, trials=2, steps=2, every=1)
+    assert [len(row["curve"]) for row in result["trials"]] == [2, 2] and result["trials"][0]["accuracy"] > 0
     for number in (0, 1):
         assert [row["step"] for row in read_lines(run.path / f"tune/trial_00{number}/metrics.jsonl")] == [
             1,
             2,
         ]
     assert "train" not in run.stages() and not run.adapter.exists()
-    terminal.print_search(found, run)
-    assert f"to use the best: {found['best']['overrides'][0]}" in capsys.readouterr().out
+    terminal.print_search(result, run)
+    assert f"to use the best: {result['best']['overrides'][0]}" in capsys.readouterr().out

@@ -34,8 +34,9 @@ class PromptSampler:
 
     Example:
         >>> sampler = PromptSampler([0.5, 1.0, 0.0], num_generations=8, seed=0)
-        >>> sampler.draw(1)  # the prompt that was right half the time
-        [0]
+        >>> draws = [sampler.draw(1)[0] for _ in range(100)]
+        >>> max(range(3), key=draws.count)  # the prompt that was right half the time
+        0
     """
 
     def __init__(

@@ -30,9 +30,9 @@ NAN = float("nan")
 )
 def test_the_numbers_of_nemo_rl(right, n, kind, of_right, of_wrong):
     rewards = torch.tensor([1.0] * right + [0.0] * (n - right))
-    found = compute_advantages(rewards, n, kind)
-    assert found[:right].tolist() == pytest.approx([of_right] * right, abs=5e-4)
-    assert found[right:].tolist() == pytest.approx([of_wrong] * (n - right), abs=5e-4)
+    values = compute_advantages(rewards, n, kind)
+    assert values[:right].tolist() == pytest.approx([of_right] * right, abs=5e-4)
+    assert values[right:].tolist() == pytest.approx([of_wrong] * (n - right), abs=5e-4)
 
 
 def test_without_normalisation_it_is_the_difference():
@@ -55,8 +55,8 @@ def test_no_advantage_explodes_over_a_spread_of_rounding(kind, rewards):
 
 
 def test_an_unknown_reward_counts_in_no_mean_and_gets_none():
-    found = compute_advantages(torch.tensor([1.0, NAN, 0.0, NAN]), 4)
-    assert found.tolist() == pytest.approx([0.7071, 0.0, -0.7071, 0.0], abs=1e-3)
+    values = compute_advantages(torch.tensor([1.0, NAN, 0.0, NAN]), 4)
+    assert values.tolist() == pytest.approx([0.7071, 0.0, -0.7071, 0.0], abs=1e-3)
     assert compute_advantages(torch.tensor([1.0, NAN, NAN, NAN]), 4, "leave_one_out").tolist() == [0.0] * 4
     assert compute_advantages(torch.tensor([NAN] * 4), 4).tolist() == [0.0] * 4
 

@@ -73,18 +73,18 @@ def test_an_interrupted_book_draws_on_as_it_would_have(kind):
     def fresh():
         return PromptSampler([None, 0.5, 0.2, None, 0.9, 0.1], num_generations=4, seed=3, kind=kind)
 
-    whole, first = fresh(), fresh()
-    for book in (whole, first):
+    uninterrupted, first = fresh(), fresh()
+    for book in (uninterrupted, first):
         for step in range(5):
             for i in book.draw(2):
                 book.learn(i, step % 5, 4)
     second = fresh()
     second.restore(json.loads(json.dumps(first.state())))
     for step in range(5):
-        a, b = whole.draw(2), second.draw(2)
+        a, b = uninterrupted.draw(2), second.draw(2)
         assert a == b
         for i in a:
-            whole.learn(i, step, 4)
+            uninterrupted.learn(i, step, 4)
             second.learn(i, step, 4)
 
 

@@ -97,7 +97,7 @@ def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, 
 
     train.train(chosen, run, [all_right_but_every_fourth_group, lambda completions, **_: [0.0] * len(completions)])
     rows = read_lines(run.metrics)
-    rung = [said for row in rows for said in row.get("alarms", []) if "all right" in said]
+    rung = [sentence for row in rows for sentence in row.get("alarms", []) if "all right" in sentence]
     assert sum(row["groups/all_right"] for row in rows) / 10 > 0.6
     assert not rung if others_teach else len(rung) == 1
 
@@ -169,11 +169,11 @@ def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeyp
     monkeypatch.setattr(
         trainer_of, "_get_per_token_logps_and_entropies", lambda *a, **k: passed.append(len(a[1])) or inner(*a, **k)
     )
-    part, found = gradient(trainer_of, trainer_of.compute_loss, batch)
+    part, gradients = gradient(trainer_of, trainer_of.compute_loss, batch)
     assert passed == [sum(a != 0 and n > 0 for a, n in zip(advantages, tokens))]
     assert torch.allclose(part, whole, atol=1e-6) and any(g.any() for g in expected)
     largest = max(g.abs().max() for g in expected)
-    assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+    assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(gradients, expected))
 
 
 CAPPED = ["grpo.loss_type=cispo", "grpo.epsilon=0.1"]
@@ -198,15 +198,15 @@ def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_
     inner = trainer._get_per_token_logps_and_entropies
 
     def kept(*args, **kwargs):
-        found = inner(*args, **kwargs)
-        logps.append(found[0])
-        return found
+        outputs = inner(*args, **kwargs)
+        logps.append(outputs[0])
+        return outputs
 
     trainer._get_per_token_logps_and_entropies = kept
     trainer.compute_loss(trainer.model, batch)
     ratios = torch.tensor([[0.1, 1.0, 1.05, 9.0], [1.2, 0.5, 3.0, 1.0], [7.0, 1.4, 1.0, 1.0]])
     batch["old_per_token_logps"] = logps[0].detach() - ratios.log()
-    _, found = gradient(trainer, trainer.compute_loss, batch)
+    _, gradients = gradient(trainer, trainer.compute_loss, batch)
 
     def by_formula(model, batch):
         weighed = ratios.clamp(max=cap) * torch.tensor(worth)[:, None] * batch["completion_mask"]
@@ -215,7 +215,7 @@ def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_
 
     _, expected = gradient(trainer, by_formula, batch)
     largest = max(g.abs().max() for g in expected)
-    assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(found, expected))
+    assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(gradients, expected))
 
 
 def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
@@ -230,16 +230,16 @@ def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
 
 
 def test_a_batch_that_teaches_nothing_has_a_gradient_of_zeros(trainer_of):
-    loss, found = gradient(trainer_of, trainer_of.compute_loss, batch_of(trainer_of, [0.0] * 4, [3, 2, 4, 1]))
-    assert loss == 0 and not any(g.any() for g in found)
+    loss, gradients = gradient(trainer_of, trainer_of.compute_loss, batch_of(trainer_of, [0.0] * 4, [3, 2, 4, 1]))
+    assert loss == 0 and not any(g.any() for g in gradients)
 
 
 def test_with_a_kl_term_every_completion_counts(trainer_of, monkeypatch):
     monkeypatch.setattr(trainer_of, "beta", 0.1)
     batch = batch_of(trainer_of, [0.0, 0.0], [3, 4])
     batch["ref_per_token_logps"] = torch.zeros(2, 4)
-    loss, found = gradient(trainer_of, trainer_of.compute_loss, batch)
-    assert loss > 0 and any(g.any() for g in found)
+    loss, gradients = gradient(trainer_of, trainer_of.compute_loss, batch)
+    assert loss > 0 and any(g.any() for g in gradients)
 
 
 @pytest.mark.parametrize("four", ["policy.load_in_4bit=false", "policy.load_in_4bit=true"])
