@@ -117,7 +117,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     speed = step_time.measure_bandwidths(device)
     planned = plan(chosen, scale, speed)
     model, rows = load("tiered", chosen, folder, device, planned)
-    layers = list(expert_placement.tiers_of(model).values())
+    layers = list(expert_placement.find_tiered_layers(model).values())
     bench, tier = layers[0].bench, sum(layer.rows[e].nbytes for layer in layers for e in layer.on_host)
     ids, gpu = prompts(model, scale), device != "cpu"
     architecture = Architecture.of(chosen.policy)
@@ -184,7 +184,7 @@ def count(model: Any, scale: Scale, work: Callable[[], Any]) -> tuple[int, int]:
             for where, experts in enumerate((chosen - layer.on_host, chosen & layer.on_host)):
                 found[where] += len(experts) * layer.geometry.nbytes
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in expert_placement.tiers_of(model).values()]
+    hooks = [layer.register_forward_pre_hook(look) for layer in expert_placement.find_tiered_layers(model).values()]
     work()
     for hook in hooks:
         hook.remove()

@@ -24,12 +24,12 @@ NF4 = {"compress_statistics": True, "quant_type": "nf4"}
 def tiered(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """The kit's own; `share` of each layer's experts in host memory. `folder` holds the config.json."""
     drawn = ((folder, name, value) for name, value in tensors(folder, dtype, device))
-    return generation_loop.install(nf4_checkpoint.assemble(folder, dtype, drawn, device, share))
+    return generation_loop.install_loop(nf4_checkpoint.assemble_model(folder, dtype, drawn, device, share))
 
 
 def parametrised(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """Fused stacks, quantised as parameters: there is no way to keep some of a stack elsewhere, so `share` is nothing."""
-    model, quantizer = nf4_checkpoint.skeleton(folder, dtype)
+    model, quantizer = nf4_checkpoint.build_skeleton(folder, dtype)
     for module in fused(model).values():
         for name in ("up_proj", "down_proj"):
             stack = torch.empty(getattr(module, name).shape, dtype=dtype, device=device)
@@ -44,7 +44,7 @@ def parametrised(folder: Path, dtype: torch.dtype, device: str, share: float) ->
 
 def offloaded(folder: Path, dtype: torch.dtype, device: str, share: float) -> Any:
     """Experts un-fused, `share` of each layer's on the CPU, brought by accelerate when they are called."""
-    model, quantizer = nf4_checkpoint.skeleton(folder, dtype)
+    model, quantizer = nf4_checkpoint.build_skeleton(folder, dtype)
     for name, stacks in fused(model).items():
         experts = Unfused(stacks, dtype, device)
         for expert in list(experts)[len(experts) - round(share * len(experts)) :]:
@@ -106,14 +106,14 @@ def rest(model: Any, quantizer: Any, folder: Path, dtype: torch.dtype, device: s
     """Everything but routed experts, and what a loaded model is given."""
     for name, value in tensors(folder, dtype, device, without=".experts."):
         owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        if nf4.is_linear(owner):
-            nf4.into_linear(owner, value, dtype)
+        if nf4.is_4bit_linear(owner):
+            nf4.set_4bit_weight(owner, value, dtype)
         elif leaf in owner._buffers:
             owner._buffers[leaf] = value
         else:
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     quantizer.postprocess_model(model)
-    patches.prepare(model)
+    patches.prepare_model(model)
     return model.eval()
 
 
@@ -121,11 +121,11 @@ def tensors(
     folder: Path, dtype: torch.dtype, device: str, without: str | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, value) of every tensor, quantised matrices as bytes, one at a time; not of names with `without` in them."""
-    wanted = nf4_checkpoint.wanted_tensors(nf4_checkpoint.skeleton(folder, dtype)[0], dtype)
+    wanted = nf4_checkpoint.list_model_tensors(nf4_checkpoint.build_skeleton(folder, dtype)[0], dtype)
     for name, (shape, kind) in wanted.items():
         if without is None or without not in name:
             value = draw(name, shape, kind or dtype, device)
-            yield name, value if kind else nf4.pack(value)
+            yield name, value if kind else nf4.pack_matrix(value)
 
 
 def draw(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:

@@ -248,13 +248,13 @@ def plan(
 ) -> None:
     """Say whether a run fits a machine, part by part, computed before anything is downloaded. Status 1: it does not."""
     from grpo_kit.planning import machines, plan, step_time, two_gpus
-    from grpo_kit.policy.load import routing
+    from grpo_kit.policy.load import read_routing_counts
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     machine = machines.find_device(device) if device else machines.this_device()
     machine = machines.with_processes(machine, num_processes)
     bandwidths = None if device else step_time.measure_bandwidths()
-    hits = routing(config.policy)
+    hits = read_routing_counts(config.policy)
     planned = plan.plan(config, machine, prompt_tokens, bandwidths, hits)
     terminal.print_plan(planned)
     terminal.print_two_gpus(two_gpus.compare_layouts(planned, hits))

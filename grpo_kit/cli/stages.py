@@ -70,11 +70,11 @@ def package_adapter(
     stacked: str = "auto",
 ) -> Path:
     """Package the run's adapter, or `adapters` from elsewhere for the policy `base`; returns the path of the zip."""
-    from grpo_kit.policy.load import base_name
+    from grpo_kit.policy.load import base_model_name
     from grpo_kit.submission import package
 
     notes: list[str] = []
-    model = base_name(base) if base else None
+    model = base_model_name(base) if base else None
     with terminal.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
         path = package.package_adapter(
             config, run, zip_path, adapters, model, dtype, ranks, stacked, notes.append, show

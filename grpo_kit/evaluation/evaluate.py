@@ -20,7 +20,7 @@ from grpo_kit.evaluation import intervals, problem_sets, results
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
-from grpo_kit.policy.generate import Sample, sample
+from grpo_kit.policy.generate import Sample, sample_completions
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, list_differences, write_lines, write_text
 from grpo_kit.runs.run import Run
@@ -155,7 +155,7 @@ def run_measurement(
     engine, engine_reason = vllm_engine.open_engine(config, adapter, max_model_len)
     prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
     prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
-    generate.room(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
+    generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
     sampling = {
         "engine": engine.name, "engine_why": engine_reason, "protocol": evaluation.protocol, "sets": evaluation.sets,
         "num_generations": evaluation.num_generations, "temperature": evaluation.temperature, "top_p": evaluation.top_p,
@@ -206,7 +206,7 @@ def score_rows(
     evaluation, thinking = config.evaluation, config.policy.enable_thinking
     problems = [Problem("", row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
     conversations = [problem.prompt for problem in problems for _ in range(evaluation.num_generations)]
-    samples = sample(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
+    samples = sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
     judged = _judge_problems(verifier, tokenizer, problems, samples, evaluation.num_generations, thinking)
     return {problem["id"]: problem["score"] for problem in judged}
 
@@ -261,10 +261,10 @@ def _sample_batches(
     done = {line["batch"]: line for line in lines[1:]}
     seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
     with partial.open("a", encoding="utf-8") as file:
-        for number, batch in enumerate(generate.batches(prompts, batch_size)):
+        for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
             if number not in done:
                 started = time.monotonic()
-                batch_samples = engine([prompts[i] for i in batch], generate.seed_of(seed, number))
+                batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
                 seconds = round(time.monotonic() - started, 3)
                 done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
                 file.write(json.dumps(done[number], ensure_ascii=False) + "\n")

@@ -21,7 +21,7 @@ from grpo_kit.data.files import read_rows
 from grpo_kit.evaluation.evaluate import Measurement, run_measurement
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.policy.load import base_name
+from grpo_kit.policy.load import base_model_name
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run
@@ -66,7 +66,7 @@ def rehearse_score(
         measurement = replace(measurement, adapter=run.adapter, problems=held_out_puzzles(config, run, num_puzzles))
         return run_measurement(config, run, measurement, verifier, progress)
     with tempfile.TemporaryDirectory() as folder:
-        _refuse_fatal_zip(zip_path, base_name(config.policy))
+        _refuse_fatal_zip(zip_path, base_model_name(config.policy))
         inspect_zip.unpack_adapter(zip_path, Path(folder))
         problems = held_out_puzzles(config, run, num_puzzles)
         measurement = replace(measurement, adapter=Path(folder), source=zip_path, problems=problems)

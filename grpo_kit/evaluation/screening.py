@@ -23,8 +23,9 @@ from typing import Any
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.evaluation import intervals
-from grpo_kit.evaluation.evaluate import Reward, call_verifier, sample, score_rows
+from grpo_kit.evaluation.evaluate import Reward, call_verifier, score_rows
 from grpo_kit.policy.chat import template_conversations
+from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_lines, write_text
@@ -190,7 +191,9 @@ def _sample_rounds(
             repeated = [row for row, count in zip(batch, tries, strict=True) for _ in range(count)]
             state = " ".join(f"{row['id']}:{line['samples']}" for row, line in zip(batch, before, strict=True))
             seed = int.from_bytes(hashlib.sha256(f"{config.run.seed} {state}".encode()).digest()[:4])
-            samples = sample(model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking)
+            samples = sample_completions(
+                model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking
+            )
             rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking))
             for row, line, count in zip(batch, before, tries, strict=True):
                 usable = [reward for reward in (next(rewards) for _ in range(count)) if reward is not None]

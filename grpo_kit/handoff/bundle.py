@@ -15,7 +15,7 @@ from grpo_kit.data.preparation import SPLITS
 from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking
-from grpo_kit.policy.load import base_name, load_tokenizer
+from grpo_kit.policy.load import base_model_name, load_tokenizer
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.metrics import read_metrics
@@ -89,7 +89,7 @@ class Bundle:
     @property
     def base_model(self) -> str:
         """The base model as an engine loads it, a folder or a Hub id. The tiny policy is copied into the bundle."""
-        name = base_name(self.config.policy)
+        name = base_model_name(self.config.policy)
         if self.config.policy.model == "tiny":
             return str(self.out / "base")
         return str(Path(name).absolute()) if Path(name).is_dir() else name

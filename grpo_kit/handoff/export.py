@@ -17,7 +17,7 @@ from grpo_kit.config import RunConfig, Stage
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect_bundle
-from grpo_kit.policy.load import base_name, source_of
+from grpo_kit.policy.load import base_model_name, policy_source
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_text
 from grpo_kit.runs.run import Run
@@ -100,7 +100,7 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
     lines = [
         f"# Run {bundle.config.run.name!r} for {to}",
         "",
-        f"Base `{base_name(bundle.config.policy)}`; {progress}; rows: {rows}. adapter/ is the run's own "
+        f"Base `{base_model_name(bundle.config.policy)}`; {progress}; rows: {rows}. adapter/ is the run's own "
         f"(sha256 of its tensors {hash_of(bundle.folder / 'adapter' / 'adapter_model.safetensors')}).",
         "The paths in these files point to this place. After moving the folder, write it again with --out."
         if to != "trl" else "The folder may be moved.",
@@ -140,7 +140,7 @@ def _check(run: Run, out: Path) -> None:
 def _base(config: RunConfig) -> Path:
     """The folder of the base model's published safetensors; for an NF4 checkpoint, of those it was made from."""
     tiny = config.policy.model == "tiny"
-    name = source_of(config.policy) if tiny else base_name(config.policy)
+    name = policy_source(config.policy) if tiny else base_model_name(config.policy)
     return merging.find_base_folder(name, config.policy.revision)
 
 

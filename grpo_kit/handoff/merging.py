@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, write_safetensors
-from grpo_kit.nemotron.checkpoint_files import ours, short
-from grpo_kit.nemotron.nf4_checkpoint import IN_FLOAT32
+from grpo_kit.nemotron.checkpoint_files import shorten_error, transformers_name
+from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 INDEX = "model.safetensors.index.json"
@@ -124,14 +124,14 @@ def _open_shard(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or missing ({short(error)}). Fetch or train it again.") from None
+        raise ValueError(f"{path} is damaged or missing ({shorten_error(error)}). Fetch or train it again.") from None
 
 
 def _stored_form(file: Any, name: str) -> tuple[str, list[int]]:
     """(type, shape) in which a tensor is written."""
     piece = file.get_slice(name)
     kind = piece.get_dtype()
-    keep = kind not in DTYPES or name.endswith(IN_FLOAT32)
+    keep = kind not in DTYPES or name.endswith(KEPT_IN_FLOAT32)
     return kind if keep else "BF16", piece.get_shape()
 
 
@@ -156,9 +156,9 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
 def _modules_in(name: str, shape: list[int]) -> list[str]:
     """The modules whose matrices a stored tensor holds: one, or one an expert where they are stacked."""
     if len(shape) == 3 and not name.endswith(".weight"):
-        above, _, matrix = ours(name).rpartition(".")
+        above, _, matrix = transformers_name(name).rpartition(".")
         return [f"{above}.{expert}.{matrix}" for expert in range(shape[0])]
-    return [ours(name).removesuffix(".weight")] if len(shape) == 2 else []
+    return [transformers_name(name).removesuffix(".weight")] if len(shape) == 2 else []
 
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:

@@ -15,7 +15,7 @@ BESIDE = (
 )  # fmt: skip
 
 
-class Published:
+class PublishedCheckpoint:
     """A published checkpoint: a local folder, which is only read, or a Hub id, whose files pass through `cache`."""
 
     def __init__(self, name: str, revision: str | None, cache: Path) -> None:
@@ -29,14 +29,14 @@ class Published:
         try:
             path = Path(huggingface_hub.hf_hub_download(self.name, name, revision=self.revision, cache_dir=self.cache))
         except (hub_errors.EntryNotFoundError, OSError, ValueError) as error:
-            if is_full(error):
+            if is_disk_full(error):
                 raise
             offline = isinstance(error, hub_errors.LocalEntryNotFoundError)
             if isinstance(error, hub_errors.EntryNotFoundError) and not offline:
                 return None
             raise FileNotFoundError(
                 f"{name} of {self.name!r} could not be had: it is no folder here and the Hub did not give it. Check the "
-                f"spelling, the network and HF_TOKEN, and call again; parts done are kept. ({short(error)})"
+                f"spelling, the network and HF_TOKEN, and call again; parts done are kept. ({shorten_error(error)})"
             ) from None
         self.revision = path.parent.name  # .../snapshots/<commit>/<name>: all shards come from this commit
         return path
@@ -63,17 +63,17 @@ class Published:
             return {"model.safetensors": sorted(wanted)}
         try:
             listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            where = {ours(name): shard for name, shard in listed.items() if Path(shard).name == shard}
+            where = {transformers_name(name): shard for name, shard in listed.items() if Path(shard).name == shard}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index} is no index of shards; it is damaged. Fetch it again.") from None
-        compare(where, wanted, wanted, index)
+        check_tensor_names(where, wanted, wanted, index)
         shards: dict[str, list[str]] = {}
         for name in sorted(wanted, key=lambda name: (where[name], name)):
             shards.setdefault(where[name], []).append(name)
         return shards
 
 
-def copy_beside(origin: Published, out: Path) -> None:
+def copy_small_files(origin: PublishedCheckpoint, out: Path) -> None:
     """config.json, once it is known to be a Nemotron-H's, and what else is small: tokenizer, chat template."""
     config = origin.file("config.json")
     if config is None:
@@ -92,22 +92,22 @@ def copy_beside(origin: Published, out: Path) -> None:
             shutil.copyfile(path, out / name)
 
 
-def compare(held: dict[str, str], promised: Iterable[str], known: Iterable[str], where: Path) -> None:
+def check_tensor_names(held: dict[str, str], promised: Iterable[str], known: Iterable[str], where: Path) -> None:
     if lacks := [name for name in promised if name not in held]:
         raise ValueError(f"{where} lacks {lacks[0]}, which must be there. Fetch it again; parts done are kept.")
     if odd := [name for name in held if name not in known and not name.startswith("mtp")]:
         raise ValueError(f"{where} holds {odd[0]}, which has no place in this model. Give an unquantised Nemotron-H.")
 
 
-def ours(name: str) -> str:
+def transformers_name(name: str) -> str:
     """A published tensor's name as transformers' module tree has it: `backbone.` is `model.` there."""
     return f"model.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether the disk is full, which safetensors words as an error of its own."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
-def short(error: BaseException) -> str:
+def shorten_error(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]

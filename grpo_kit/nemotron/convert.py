@@ -18,25 +18,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from grpo_kit.nemotron import nf4
-from grpo_kit.nemotron.checkpoint_files import Published, compare, copy_beside, is_full, ours, short
+from grpo_kit.nemotron.checkpoint_files import (
+    PublishedCheckpoint,
+    check_tensor_names,
+    copy_small_files,
+    is_disk_full,
+    shorten_error,
+    transformers_name,
+)
 from grpo_kit.nemotron.nf4_checkpoint import (
     FORMAT,
     MANIFEST,
     SUFFIX,
-    Wanted,
-    is_nf4,
-    nbytes_of,
-    read_notes,
-    skeleton,
-    stands,
-    wanted_tensors,
+    TensorSpecs,
+    build_skeleton,
+    is_nf4_checkpoint,
+    is_part_intact,
+    list_model_tensors,
+    read_manifest,
+    stored_nbytes,
 )
 from grpo_kit.runs.files import hash_of, write_text
 
 DTYPES = ("float16", "bfloat16", "float32")
 
 
-def convert(
+def convert_to_nf4(
     source: str | Path, out: str | Path, dtype: str = "float16", revision: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Path:  # fmt: skip
@@ -53,15 +60,15 @@ def convert(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be a floating-point type. Choose one of {', '.join(DTYPES)}.")
     settings = {"format": FORMAT, "source": str(source), "revision": revision, "dtype": dtype}
-    notes = read_notes(out) if is_nf4(out) else settings | {"commit": revision, "parts": {}}
+    notes = read_manifest(out) if is_nf4_checkpoint(out) else settings | {"commit": revision, "parts": {}}
     for key, now in settings.items():
         if notes[key] != now:
             was = f"{out} holds a conversion with {key} {notes[key]!r}, now {now!r}"
             raise ValueError(f"{was}; parts of two do not mix. Choose another folder.")
-    origin = Published(str(source), notes["commit"], out / ".download")
+    origin = PublishedCheckpoint(str(source), notes["commit"], out / ".download")
     try:
-        copy_beside(origin, out)
-        wanted = wanted_tensors(skeleton(out, getattr(torch, dtype))[0], getattr(torch, dtype))
+        copy_small_files(origin, out)
+        wanted = list_model_tensors(build_skeleton(out, getattr(torch, dtype))[0], getattr(torch, dtype))
         shards = origin.shards(wanted)
         notes |= {"commit": origin.revision, "count": len(shards)}
         notes["matrices"] = {name: shape for name, (shape, kind) in wanted.items() if kind is None}
@@ -69,7 +76,7 @@ def convert(
             part = out / f"nf4-{number:05}-of-{len(shards):05}.safetensors"
             read = {"shard": shard, "shard_bytes": origin.size(shard), "tensors": names}
             done = notes["parts"].get(part.name, {})
-            if done.items() >= read.items() and stands(part, done, check_hash=True):
+            if done.items() >= read.items() and is_part_intact(part, done, check_hash=True):
                 continue
             if progress:
                 progress(number, len(shards), shard)
@@ -78,19 +85,19 @@ def convert(
             notes["parts"][part.name] = whole | read
             write_text(out / MANIFEST, json.dumps(notes, indent=1) + "\n")
     except (OSError, SafetensorError) as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         raise OSError(
-            errno.ENOSPC, f"The disk of {out} is full: {short(error)}. A part must fit; make room and call again, "
+            errno.ENOSPC, f"The disk of {out} is full: {shorten_error(error)}. A part must fit; make room and call again, "
             f"the {len(notes['parts'])} parts done are kept.",
         ) from None  # fmt: skip
     shutil.rmtree(origin.cache, ignore_errors=True)
     return out
 
 
-def _write_part(origin: Published, shard: str, names: list[str], wanted: Wanted, part: Path) -> None:
+def _write_part(origin: PublishedCheckpoint, shard: str, names: list[str], wanted: TensorSpecs, part: Path) -> None:
     """Quantise what `shard` promises into the file `part`, written aside and renamed."""
-    need = sum(nbytes_of(*wanted[name]) + 256 for name in names)  # 256: its place in the header
+    need = sum(stored_nbytes(*wanted[name]) + 256 for name in names)  # 256: its place in the header
     if not origin.has(shard):
         need += 2 * sum(math.prod(wanted[name][0]) for name in names)  # published in 16 bit
     if (free := shutil.disk_usage(part.parent).free) < need:
@@ -111,16 +118,18 @@ def _write_part(origin: Published, shard: str, names: list[str], wanted: Wanted,
     origin.drop(path)
 
 
-def _quantised(path: Path, names: list[str], wanted: Wanted) -> dict[str, torch.Tensor]:
+def _quantised(path: Path, names: list[str], wanted: TensorSpecs) -> dict[str, torch.Tensor]:
     """{stored name: tensor} on the CPU for `names` of the shard at `path`. Raises ValueError when it is damaged."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with safe_open(path, "pt") as file:
-            held = {ours(name): name for name in file.keys()}  # noqa: SIM118 (no mapping)
-            compare(held, names, wanted, path)
+            held = {transformers_name(name): name for name in file.keys()}  # noqa: SIM118 (no mapping)
+            check_tensor_names(held, names, wanted, path)
             return dict(_stored(name, file.get_tensor(held[name]), *wanted[name], device, path) for name in names)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({short(error)}). Fetch it and call again; parts done are kept.") from None
+        raise ValueError(
+            f"{path} is damaged ({shorten_error(error)}). Fetch it and call again; parts done are kept."
+        ) from None
 
 
 def _stored(
@@ -136,4 +145,4 @@ def _stored(
         raise ValueError(f"{name} in {path} is not finite in {value.dtype}; weights are. Fetch it again, or set dtype.")
     if dtype:
         return name, value.cpu().contiguous()
-    return name + SUFFIX, nf4.pack(value).cpu()
+    return name + SUFFIX, nf4.pack_matrix(value).cpu()

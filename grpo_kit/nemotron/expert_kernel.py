@@ -29,7 +29,9 @@ SHARED = 48 * 1024 - 4 * (256 + 16)  # bytes a block may take on any GPU, less t
 AGREE = 1e-4  # of the largest value: sums in another order differ by far less, a wrong scale or nibble by far more
 
 
-def experts(hidden: Tensor, index: Tensor, weights: Tensor, table: Tensor, up: tuple[int, int], out: Tensor) -> None:
+def run_experts(
+    hidden: Tensor, index: Tensor, weights: Tensor, table: Tensor, up: tuple[int, int], out: Tensor
+) -> None:
     """Write weight * down(relu2(up(x))) into `out` for every chosen expert that `table` has; leave what others are to get.
 
     `hidden` is (tokens, hidden), float16 or float32; `index`, int64, and `weights`, float32, are (tokens, k); `table`,
@@ -39,11 +41,11 @@ def experts(hidden: Tensor, index: Tensor, weights: Tensor, table: Tensor, up: t
     """
     inner = torch.empty((index.numel(), up[0]), dtype=torch.float32, device=hidden.device)
     _launch(UP[hidden.dtype], hidden, index, weights, table, up, 0, inner)
-    _launch(DOWN, inner, index, weights, table, up[::-1], nf4.nbytes(up), out)
+    _launch(DOWN, inner, index, weights, table, up[::-1], nf4.packed_nbytes(up), out)
 
 
 @functools.cache
-def usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> bool:
+def is_usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether `experts` works on this device for matrices of this shape and rows of this type: compiled, tried, compared.
 
     False on a CPU. Warns, once, where a GPU's kernel cannot be compiled or says something else than `nf4.dequantise`.
@@ -51,7 +53,7 @@ def usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> boo
     if device.type != "cuda":
         return False
     try:
-        wrong = _disagreement(device, up, dtype)
+        wrong = find_disagreement(device, up, dtype)
     except (AssertionError, AttributeError, ImportError, OSError, RuntimeError, TypeError) as error:
         wrong = f"it cannot be run ({type(error).__name__}: {error})"
     if wrong:
@@ -63,7 +65,7 @@ def usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> boo
     return not wrong
 
 
-def _disagreement(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> str:
+def find_disagreement(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> str:
     """What is wrong with `experts` on four tokens and three random experts; empty when nothing is."""
     if dtype not in UP or up[0] % nf4.BLOCK or up[1] % nf4.BLOCK:
         return "rows must be float16 or float32 and whole blocks of 64 values"
@@ -74,16 +76,16 @@ def _disagreement(device: torch.device, up: tuple[int, int], dtype: torch.dtype)
     index = torch.tensor(
         [[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 2, 1]], device=device
     )  # each four times: two blocks' worth
-    middle, data, wanted = nf4.nbytes(up), [], torch.empty((4, 3, up[1]), dtype=torch.float64, device=device)
+    middle, data, wanted = nf4.packed_nbytes(up), [], torch.empty((4, 3, up[1]), dtype=torch.float64, device=device)
     for expert in range(3):
-        data.append(torch.cat([nf4.pack(0.02 * draw(shape)) for shape in (up, up[::-1])]))
-        matrices = nf4.unpack(data[-1][:middle], up), nf4.unpack(data[-1][middle:], up[::-1])
-        for_up, for_down = (nf4.dequantise(m, torch.empty(m.shape, device=device)).double() for m in matrices)
+        data.append(torch.cat([nf4.pack_matrix(0.02 * draw(shape)) for shape in (up, up[::-1])]))
+        matrices = nf4.unpack_matrix(data[-1][:middle], up), nf4.unpack_matrix(data[-1][middle:], up[::-1])
+        for_up, for_down = (nf4.dequantise_matrix(m, torch.empty(m.shape, device=device)).double() for m in matrices)
         said = (x.double() @ for_up.T).relu().square() @ for_down.T
         wanted[index == expert] = (weights[:, :, None] * said[:, None])[index == expert]
     table = torch.tensor([each.data_ptr() for each in data], device=device)
     out = torch.full_like(wanted, torch.nan, dtype=torch.float32)
-    experts(x, index, weights, table, up, out)
+    run_experts(x, index, weights, table, up, out)
     off = ((out - wanted).abs().max() / wanted.abs().max()).item()
     return "" if off <= AGREE else f"results are off by {off:.2g} of the largest"
 
@@ -92,10 +94,10 @@ def _launch(
     name: str, x: Tensor, index: Tensor, weights: Tensor, table: Tensor, shape: tuple[int, int], start: int, out: Tensor
 ) -> None:
     """One product of rows of x with matrices of `shape` that begin `start` bytes behind the addresses in `table`."""
-    tensors = [x.contiguous(), index.contiguous(), table, weights.contiguous(), *nf4.tables(x.device), out]
-    pairs, sections = index.numel(), [start + at for at in nf4.offsets(shape)[:4]]
+    tensors = [x.contiguous(), index.contiguous(), table, weights.contiguous(), *nf4.lookup_tables(x.device), out]
+    pairs, sections = index.numel(), [start + at for at in nf4.section_offsets(shape)[:4]]
     with torch.cuda.device_of(x):
-        compiled(x.device, name)(
+        compile_kernel(x.device, name)(
             grid=(pairs, -(-shape[0] // TILE), 1),
             block=(THREADS, 1, 1),
             args=[*tensors, pairs, pairs // len(x), *shape, *sections],
@@ -108,7 +110,7 @@ def _shared(columns: int) -> int:
 
 
 @functools.cache
-def compiled(device: torch.device, name: str) -> Callable:
+def compile_kernel(device: torch.device, name: str) -> Callable:
     """A kernel of `grouped.cu` for this device: `(grid, block, args, shared_mem)` launches it on the current stream.
 
     Goes through `torch.cuda._compile_kernel`, a private name, checked with torch 2.13.

@@ -17,7 +17,7 @@ class ExpertMatrix(nn.Linear):
         self.bias = None
 
 
-class Lora(NamedTuple):
+class ExpertLora(NamedTuple):
     """What PEFT trains for one matrix: `a` (r, in), `b` (out, r), and alpha / r."""
 
     a: torch.Tensor
@@ -29,17 +29,17 @@ class Lora(NamedTuple):
         return result + (F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scale).to(result.dtype)
 
 
-Loras = tuple[Lora | None, Lora | None]  # of an expert's up and down matrix
+ExpertLoras = tuple[ExpertLora | None, ExpertLora | None]  # of an expert's up and down matrix
 
 
-def added(lora: Lora | None, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+def add_update(lora: ExpertLora | None, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """`result` with the update of `lora`, if there is one."""
     return lora.added(x, result) if lora else result
 
 
-def lora_of(matrix: nn.Module) -> Lora | None:
+def active_lora(matrix: nn.Module) -> ExpertLora | None:
     """The active LoRA that PEFT has put around `matrix`, if any."""
     if isinstance(matrix, ExpertMatrix) or matrix.disable_adapters:
         return None
     (name,) = [name for name in matrix.active_adapters if name in matrix.lora_A]
-    return Lora(matrix.lora_A[name].weight, matrix.lora_B[name].weight, matrix.scaling[name])
+    return ExpertLora(matrix.lora_A[name].weight, matrix.lora_B[name].weight, matrix.scaling[name])

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from grpo_kit.nemotron.experts import Geometry, TieredExperts, Workbench
+from grpo_kit.nemotron.experts import ExpertShape, TieredExperts, Workbench
 
 
-def tiers_of(model: nn.Module) -> dict[str, TieredExperts]:
+def find_tiered_layers(model: nn.Module) -> dict[str, TieredExperts]:
     """{module name: a layer's tiered experts}, in the order of the layers."""
     return {name: module for name, module in model.named_modules() if isinstance(module, TieredExperts)}
 
@@ -17,7 +17,7 @@ def open_for_lora(model: nn.Module, targets: Sequence[str]) -> bool:
     """Show routed experts to PEFT if one of `targets`, endings of module names, means them; returns whether one does."""
     chosen = {
         name: tiers
-        for name, tiers in tiers_of(model).items()
+        for name, tiers in find_tiered_layers(model).items()
         for expert in range(tiers.num_experts)
         for leaf in ("up_proj", "down_proj")
         if any(f".{name}.{expert}.{leaf}".endswith(f".{target}") for target in targets)
@@ -27,33 +27,37 @@ def open_for_lora(model: nn.Module, targets: Sequence[str]) -> bool:
     return bool(chosen)
 
 
-def unreached(model: nn.Module) -> tuple[str, ...]:
+def unreached_experts(model: nn.Module) -> tuple[str, ...]:
     """Names of the routed experts with a LoRA that no gradient has come to: no token that mattered chose them."""
-    opened = {name: tiers.reached.tolist() for name, tiers in tiers_of(model).items() if tiers.reached is not None}
+    opened = {
+        name: tiers.reached.tolist() for name, tiers in find_tiered_layers(model).items() if tiers.reached is not None
+    }
     return tuple(f"{name}.{expert}." for name, all_ in opened.items() for expert, got in enumerate(all_) if not got)
 
 
-def forget_traffic(model: nn.Module) -> None:
+def reset_traffic(model: nn.Module) -> None:
     """Start counting anew what goes to the host."""
-    for tiers in tiers_of(model).values():
+    for tiers in find_tiered_layers(model).values():
         tiers.traffic = [0, 0]
 
 
-def forget(model: nn.Module) -> None:
+def reset_counts(model: nn.Module) -> None:
     """Start counting anew what goes to the host and whose LoRA is reached."""
-    forget_traffic(model)
-    for tiers in tiers_of(model).values():
+    reset_traffic(model)
+    for tiers in find_tiered_layers(model).values():
         if tiers.reached is not None:
             tiers.reached.zero_()
 
 
-def traffic(model: nn.Module) -> float | None:
+def host_traffic_share(model: nn.Module) -> float | None:
     """The share of routed rows, in [0, 1], that went to experts on the host so far; None where none lies there."""
-    rows = [tiers.traffic for tiers in tiers_of(model).values() if tiers.on_host]
+    rows = [tiers.traffic for tiers in find_tiered_layers(model).values() if tiers.on_host]
     return sum(far for _, far in rows) / max(1, sum(all_ for all_, _ in rows)) if rows else None
 
 
-def layout(layers: int, count: int, share_on_host: float, hits: torch.Tensor | None = None) -> list[list[int]]:
+def choose_host_experts(
+    layers: int, count: int, share_on_host: float, hits: torch.Tensor | None = None
+) -> list[list[int]]:
     """For each layer which of its `count` experts go to the host, `share_on_host` in [0, 1] of all.
 
     With `hits`, int64 `(layers, count)`, the coldest of all layers; without, each layer's last ones. Raises ValueError
@@ -70,12 +74,12 @@ def layout(layers: int, count: int, share_on_host: float, hits: torch.Tensor | N
     return [[i - layer * count for i in coldest if i // count == layer] for layer in range(layers)]
 
 
-def host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
+def expected_host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
     """The share of counted rows, in [0, 1], that experts on the host get; `hits` is (layers, count)."""
     return sum(int(hits[layer][chosen].sum()) for layer, chosen in enumerate(on_host)) / max(1, int(hits.sum()))
 
 
-def replace(
+def replace_experts(
     model: nn.Module, share_on_host: float = 0.0, hits: torch.Tensor | None = None, slots: int = 8,
     device: torch.device | None = None, dtype: torch.dtype | None = None, host: torch.device | None = None,
 ) -> dict[str, tuple[nn.Module, TieredExperts]]:  # fmt: skip
@@ -88,11 +92,13 @@ def replace(
     if not there:
         return {}
     count, intermediate, hidden = next(iter(there.values())).up_proj.shape
-    lays = layout(len(there), count, share_on_host, hits)
+    lays = choose_host_experts(len(there), count, share_on_host, hits)
     done, bench = {}, None
     for (name, fused), on_host in zip(there.items(), lays, strict=True):
         stack = fused.up_proj
-        bench = bench or Workbench(Geometry(hidden, intermediate), device or stack.device, dtype or stack.dtype, slots)
+        bench = bench or Workbench(
+            ExpertShape(hidden, intermediate), device or stack.device, dtype or stack.dtype, slots
+        )
         tiered = TieredExperts(bench.geometry, count, fused.act_fn, bench)
         tiered.place(on_host, host)
         model.set_submodule(name, tiered)
@@ -100,13 +106,13 @@ def replace(
     return done
 
 
-def install(
+def install_tiered_experts(
     model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None,
     host: torch.device | None = None,
 ) -> list[TieredExperts]:  # fmt: skip
     """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts made of its weights."""
     layers = []
-    for fused, tiered in replace(model, share_on_host, hits, slots, host=host).values():
+    for fused, tiered in replace_experts(model, share_on_host, hits, slots, host=host).values():
         for expert in range(tiered.num_experts):
             tiered.write(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
         layers.append(tiered)

@@ -18,13 +18,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from grpo_kit.nemotron import expert_kernel, nf4, pinned_memory
-from grpo_kit.nemotron.expert_lora import ExpertMatrix, Loras, added, lora_of
+from grpo_kit.nemotron.expert_lora import ExpertLoras, ExpertMatrix, active_lora, add_update
 
-FEW = 8  # rows an expert gets; up to here the fused 4-bit product reads less memory than dequantising
-DECODING = 32  # tokens whose experts `grouped` takes all at once, reading one again for every two of its rows
+MAX_FUSED_ROWS = 8  # rows an expert gets; up to here the fused 4-bit product reads less memory than dequantising
+MAX_DECODING_TOKENS = (
+    32  # tokens whose experts `grouped` takes all at once, reading one again for every two of its rows
+)
 
 
-class Geometry(NamedTuple):
+class ExpertShape(NamedTuple):
     """Sizes of one expert: `up` is (intermediate, hidden), `down` is (hidden, intermediate)."""
 
     hidden: int
@@ -41,12 +43,12 @@ class Geometry(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of one expert in NF4, up and down behind one another."""
-        return nf4.nbytes(self.up) + nf4.nbytes(self.down)
+        return nf4.packed_nbytes(self.up) + nf4.packed_nbytes(self.down)
 
     def views(self, data: torch.Tensor) -> tuple[nf4.Nf4, nf4.Nf4]:
         """(up, down) as views into an expert's bytes."""
-        middle = nf4.nbytes(self.up)
-        return nf4.unpack(data[:middle], self.up), nf4.unpack(data[middle:], self.down)
+        middle = nf4.packed_nbytes(self.up)
+        return nf4.unpack_matrix(data[:middle], self.up), nf4.unpack_matrix(data[middle:], self.down)
 
 
 class Workbench:
@@ -55,7 +57,7 @@ class Workbench:
     `slots` experts can be in flight or in use at once; each takes `geometry.nbytes`.
     """
 
-    def __init__(self, geometry: Geometry, device: torch.device, dtype: torch.dtype, slots: int = 8) -> None:
+    def __init__(self, geometry: ExpertShape, device: torch.device, dtype: torch.dtype, slots: int = 8) -> None:
         self.geometry, self.device, self.dtype = geometry, device, dtype
         self.up = torch.empty(geometry.up, dtype=dtype, device=device)
         self.down = torch.empty(geometry.down, dtype=dtype, device=device)
@@ -103,7 +105,7 @@ class TieredExperts(nn.Module):
     `(num_experts,)` on the CPU, while `counting` is on; `traffic` is [rows, rows to the host] since some expert lies there.
     """
 
-    def __init__(self, geometry: Geometry, num_experts: int, act: Callable, bench: Workbench) -> None:
+    def __init__(self, geometry: ExpertShape, num_experts: int, act: Callable, bench: Workbench) -> None:
         super().__init__()
         self.geometry, self.num_experts, self.act, self.bench = geometry, num_experts, act, bench
         self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
@@ -132,7 +134,7 @@ class TieredExperts(nn.Module):
         near = [e for e in range(self.num_experts) if e not in set(far)]
         sizes = {True: (len(far), self.geometry.nbytes), False: (len(near), self.geometry.nbytes)}
         tiers = {
-            True: pinned_memory.empty(*sizes[True])
+            True: pinned_memory.allocate_pinned(*sizes[True])
             if pin
             else torch.empty(sizes[True], dtype=torch.uint8, device=host),
             False: torch.empty(sizes[False], dtype=torch.uint8, device=self.bench.device),
@@ -159,19 +161,21 @@ class TieredExperts(nn.Module):
             }
             self.add_module(str(expert), nn.ModuleDict(matrices))
 
-    def loras(self) -> dict[int, Loras]:
+    def loras(self) -> dict[int, ExpertLoras]:
         """{expert: its LoRA pairs as they are now}; empty where there are none or they are switched off."""
         if self.reached is None:
             return {}
         matrices = {expert: self.get_submodule(str(expert)) for expert in range(self.num_experts)}
-        found = {expert: (lora_of(pair["up_proj"]), lora_of(pair["down_proj"])) for expert, pair in matrices.items()}
+        found = {
+            expert: (active_lora(pair["up_proj"]), active_lora(pair["down_proj"])) for expert, pair in matrices.items()
+        }
         return {expert: pairs for expert, pairs in found.items() if any(pairs)}
 
     def write(self, expert: int, up: torch.Tensor, down: torch.Tensor) -> None:
         """Quantise one expert's matrices, (intermediate, hidden) and (hidden, intermediate), into its place."""
-        middle = nf4.nbytes(self.geometry.up)
-        whole = torch.cat([nf4.pack(up.to(self.bench.device)), nf4.pack(down.to(self.bench.device))])
-        assert middle + nf4.nbytes(self.geometry.down) == whole.numel()
+        middle = nf4.packed_nbytes(self.geometry.up)
+        whole = torch.cat([nf4.pack_matrix(up.to(self.bench.device)), nf4.pack_matrix(down.to(self.bench.device))])
+        assert middle + nf4.packed_nbytes(self.geometry.down) == whole.numel()
         self.rows[expert].copy_(whole)
 
     def forward(
@@ -181,9 +185,14 @@ class TieredExperts(nn.Module):
         loras = self.loras()
         # Under mixed precision autocast would compute the backward pass in other types than the forward pass.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            few = not torch.is_grad_enabled() and 0 < len(hidden_states) <= DECODING and self.is_relu2 and not loras
+            few = (
+                not torch.is_grad_enabled()
+                and 0 < len(hidden_states) <= MAX_DECODING_TOKENS
+                and self.is_relu2
+                and not loras
+            )
             kind = torch.float16 if hidden_states.dtype == torch.float16 else torch.float32  # the kernel knows no bf16
-            if few and expert_kernel.usable(hidden_states.device, self.geometry.up, kind):
+            if few and expert_kernel.is_usable(hidden_states.device, self.geometry.up, kind):
                 said = self.decode(hidden_states.to(kind), top_k_index, top_k_weights.float())
                 return said.to(hidden_states.dtype)
             trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
@@ -194,7 +203,7 @@ class TieredExperts(nn.Module):
         bench's slots that experts from the host fill. The host waits to learn what was chosen only if some lie there."""
         said = torch.empty((*index.shape, self.geometry.hidden), dtype=torch.float32, device=hidden.device)
         known = self.chosen(index) if self.on_host or self.counting else list
-        expert_kernel.experts(
+        expert_kernel.run_experts(
             hidden, index, weights, self.at_hand, self.geometry.up, said
         )  # queued before the host waits
         if far := sorted(self.on_host.intersection(known())):
@@ -204,7 +213,7 @@ class TieredExperts(nn.Module):
             for i, expert in enumerate(far):
                 tables[i // together, expert] = slots[i % len(slots)].data_ptr()
             for table, _ in zip(tables.to(hidden.device, non_blocking=True), coming):
-                expert_kernel.experts(hidden, index, weights, table, self.geometry.up, said)
+                expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, said)
             next(coming, None)  # lets the last slots be marked free
         return said.sum(1).to(hidden.dtype)
 
@@ -250,13 +259,15 @@ class TieredExperts(nn.Module):
             yield (expert, positions, *self.geometry.views(data))
         next(coming, None)  # lets the last slot be marked free
 
-    def apply_expert(self, x: torch.Tensor, up: nf4.Nf4, down: nf4.Nf4, loras: Loras = (None, None)) -> torch.Tensor:
+    def apply_expert(
+        self, x: torch.Tensor, up: nf4.Nf4, down: nf4.Nf4, loras: ExpertLoras = (None, None)
+    ) -> torch.Tensor:
         """down(act(up(x))) for the rows of one expert, (rows, hidden)."""
-        if len(x) <= FEW and not torch.is_grad_enabled():
-            inner = self.act(added(loras[0], x, nf4.linear(x, up)))
-            return added(loras[1], inner, nf4.linear(inner, down))
-        inner = self.act(added(loras[0], x, F.linear(x, nf4.dequantise(up, self.bench.up))))
-        return added(loras[1], inner, F.linear(inner, nf4.dequantise(down, self.bench.down)))
+        if len(x) <= MAX_FUSED_ROWS and not torch.is_grad_enabled():
+            inner = self.act(add_update(loras[0], x, nf4.multiply_rows(x, up)))
+            return add_update(loras[1], inner, nf4.multiply_rows(inner, down))
+        inner = self.act(add_update(loras[0], x, F.linear(x, nf4.dequantise_matrix(up, self.bench.up))))
+        return add_update(loras[1], inner, F.linear(inner, nf4.dequantise_matrix(down, self.bench.down)))
 
 
 class _Routed(torch.autograd.Function):

@@ -32,18 +32,18 @@ class Nf4(NamedTuple):
     shape: tuple[int, int]  # (out, in)
 
 
-def nbytes(shape: tuple[int, int]) -> int:
+def packed_nbytes(shape: tuple[int, int]) -> int:
     """Bytes of a matrix of `shape` (out, in) in this layout. Raises ValueError unless blocks of 64 fill it."""
-    return offsets(shape)[-1]
+    return section_offsets(shape)[-1]
 
 
-def pack(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+def pack_matrix(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
     """The bytes, `(nbytes,)` uint8, of a 2-D floating-point `weight` (out, in), on its device or into `into`."""
     shape = tuple(weight.shape)
     if into is None:  # zeros: what lies between the sections is part of the bytes
-        into = torch.zeros(nbytes(shape), dtype=torch.uint8, device=weight.device)
+        into = torch.zeros(packed_nbytes(shape), dtype=torch.uint8, device=weight.device)
     packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
-    target = unpack(into, shape)
+    target = unpack_matrix(into, shape)
     target.packed.copy_(packed.view(-1, 1))
     target.absmax.copy_(state.absmax)
     target.nested.copy_(state.state2.absmax)
@@ -51,9 +51,9 @@ def pack(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor
     return into
 
 
-def unpack(data: torch.Tensor, shape: tuple[int, int]) -> Nf4:
+def unpack_matrix(data: torch.Tensor, shape: tuple[int, int]) -> Nf4:
     """Views into `data`, bytes that `pack` made of a matrix of `shape`; nothing is copied."""
-    a, b, c, d, end = offsets(shape)
+    a, b, c, d, end = section_offsets(shape)
     blocks = shape[0] * shape[1] // BLOCK
     return Nf4(
         packed=data[a : a + blocks * BLOCK // 2].view(-1, 1),
@@ -64,10 +64,10 @@ def unpack(data: torch.Tensor, shape: tuple[int, int]) -> Nf4:
     )
 
 
-def dequantise(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
+def dequantise_matrix(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
     """Write the matrix into `out`, (out, in) in any floating-point type, and return it."""
     scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
-        matrix.absmax, matrix.nested, code(out.device), NESTED, torch.float32
+        matrix.absmax, matrix.nested, scale_values(out.device), NESTED, torch.float32
     )
     scales += matrix.offset
     operator = torch.ops.bitsandbytes.dequantize_4bit
@@ -80,26 +80,26 @@ def dequantise(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
     return out.copy_(operator.default(matrix.packed, scales, BLOCK, "nf4", rows, out.dtype).view(matrix.shape))
 
 
-def linear(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
+def multiply_rows(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
     """`x @ W.T` for a few rows of x, (rows, in); on CUDA by the fused 4-bit product, without W in 16 bit. No gradient."""
     if not x.is_cuda:
-        return torch.nn.functional.linear(x, dequantise(matrix, x.new_empty(matrix.shape)))
+        return torch.nn.functional.linear(x, dequantise_matrix(matrix, x.new_empty(matrix.shape)))
     return torch.ops.bitsandbytes.gemm_4bit.default(
         x, matrix.packed, matrix.shape, matrix.nested, BLOCK, "nf4",
-        absmax_8bit=matrix.absmax, absmax_code=code(x.device), absmax_offset=matrix.offset,
+        absmax_8bit=matrix.absmax, absmax_code=scale_values(x.device), absmax_offset=matrix.offset,
     )  # fmt: skip
 
 
-def is_linear(module: torch.nn.Module) -> bool:
+def is_4bit_linear(module: torch.nn.Module) -> bool:
     """Whether it is bitsandbytes' 4-bit linear layer."""
     return isinstance(module, bitsandbytes.nn.Linear4bit)
 
 
-def into_linear(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype) -> None:
+def set_4bit_weight(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype) -> None:
     """Give a `Linear4bit` the weight whose bytes are `data`, to be computed with in `dtype`; nothing is copied."""
     shape, device = (module.out_features, module.in_features), data.device
-    matrix = unpack(data, shape)
-    scales = bnb.QuantState(matrix.nested, code=code(device), blocksize=NESTED, dtype=torch.float32)
+    matrix = unpack_matrix(data, shape)
+    scales = bnb.QuantState(matrix.nested, code=scale_values(device), blocksize=NESTED, dtype=torch.float32)
     state = bnb.QuantState(
         matrix.absmax, torch.Size(shape), bnb.get_4bit_type("nf4", device), BLOCK, "nf4", dtype, matrix.offset, scales
     )
@@ -112,17 +112,17 @@ def into_linear(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype)
 
 
 @functools.cache
-def tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def lookup_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The 256 values that 8-bit scales stand for, and the 16 that packed ones do; float32, one copy a device."""
     return bnb.create_dynamic_map().to(device), bnb.get_4bit_type("nf4", device)
 
 
-def code(device: torch.device) -> torch.Tensor:
+def scale_values(device: torch.device) -> torch.Tensor:
     """The 256 values that 8-bit scales stand for, float32."""
-    return tables(device)[0]
+    return lookup_tables(device)[0]
 
 
-def offsets(shape: tuple[int, int]) -> tuple[int, ...]:
+def section_offsets(shape: tuple[int, int]) -> tuple[int, ...]:
     """Where the bytes of a matrix of `shape` have their four sections, in the order of `Nf4`, and where they end."""
     values = shape[0] * shape[1]
     if values % BLOCK:

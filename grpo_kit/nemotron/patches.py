@@ -7,7 +7,7 @@ One place for facts about the architecture as transformers 5.23 implements it, s
 import functools
 
 
-def prepare(model) -> None:
+def prepare_model(model) -> None:
     """Everything below that a loaded Nemotron-H of this type needs; once per model."""
     import torch
 

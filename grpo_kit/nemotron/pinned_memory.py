@@ -13,7 +13,7 @@ import numpy
 import torch
 
 
-def empty(rows: int, nbytes: int) -> torch.Tensor:
+def allocate_pinned(rows: int, nbytes: int) -> torch.Tensor:
     """(rows, nbytes) uint8 in page-locked host memory, unregistered when the last tensor on it is gone.
 
     Falls back to PyTorch's pinned memory, rounded up, where the driver refuses to register.

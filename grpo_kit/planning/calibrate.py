@@ -13,8 +13,8 @@ import torch
 
 from grpo_kit.config import RunConfig
 from grpo_kit.nemotron import expert_placement
-from grpo_kit.policy.generate import sample
-from grpo_kit.policy.load import load_policy, routing_file
+from grpo_kit.policy.generate import sample_completions
+from grpo_kit.policy.load import load_policy, routing_path
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.run import Run
 
@@ -46,7 +46,7 @@ def count_routed_rows(
         raise ValueError(f"--prompts must be at least 1, got {prompts} (default 64).")
     run.require_stage("data", "grpo-kit data")
     model, tokenizer = load_policy(replace(config.policy, routing=None))
-    layers = list(expert_placement.tiers_of(model).values())
+    layers = list(expert_placement.find_tiered_layers(model).values())
     if not layers:
         raise ValueError(
             f"policy.model {config.policy.model!r} has no routed experts in 4 bit, so there is nothing to place. "
@@ -57,17 +57,17 @@ def count_routed_rows(
     questions = [row["prompt"] for row in read_lines(run.data_file("train"))[:prompts]]
     length = min(TOKENS, config.grpo.max_completion_length)
     settings = replace(config.evaluation, max_completion_length=length, temperature=1.0)
-    sample(model, tokenizer, questions, settings, config.run.seed, config.policy.enable_thinking, progress)
+    sample_completions(model, tokenizer, questions, settings, config.run.seed, config.policy.enable_thinking, progress)
     hits, share = torch.stack([layer.hits for layer in layers]), config.policy.experts_on_host
-    last, coldest = (expert_placement.layout(*hits.shape, share, by) for by in (None, hits))
+    last, coldest = (expert_placement.choose_host_experts(*hits.shape, share, by) for by in (None, hits))
     counts = {
         "model": config.policy.model,
         "prompts": len(questions),
         "rows": int(hits.sum()),
         "experts_on_host": share,
-        "host_share_last": expert_placement.host_share(hits, last),
-        "host_share_coldest": expert_placement.host_share(hits, coldest),
+        "host_share_last": expert_placement.expected_host_share(hits, last),
+        "host_share_coldest": expert_placement.expected_host_share(hits, coldest),
         "hits": hits.tolist(),
     }
-    write_text(routing_file(config.policy), json.dumps(counts) + "\n")
+    write_text(routing_path(config.policy), json.dumps(counts) + "\n")
     return counts

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.nemotron import base_models, experts
-from grpo_kit.policy.load import source_of
+from grpo_kit.policy.load import policy_source
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The residual stream: float32 beside fp16 weights, as nemotron_h.keep_residual_in_float32 leaves it.
@@ -46,7 +46,7 @@ class Architecture:
         self.kinds = {kind: config.layers_block_type.count(kind) for kind in sorted(set(config.layers_block_type))}
         self.routed = self.kinds.get("moe", 0) * config.n_routed_experts
         self.linears = {n: m.weight.shape for n, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
-        self.expert = experts.Geometry(config.moe_latent_size or config.hidden_size, config.moe_intermediate_size)
+        self.expert = experts.ExpertShape(config.moe_latent_size or config.hidden_size, config.moe_intermediate_size)
         self.parts, self.nf4 = Counter(), Counter()
         for name, value in [*skeleton.named_parameters(), *skeleton.named_buffers()]:
             part, n = next(part for text, part in PARTS.items() if text in name), value.numel()
@@ -62,7 +62,7 @@ class Architecture:
         if "Nemotron-3-Nano-30B-A3B" in policy.model and not Path(policy.model).exists():
             return Architecture(NemotronHConfig(**json.loads(base_models.NANO.read_text())))
         try:
-            config = AutoConfig.from_pretrained(source_of(policy), revision=policy.revision)
+            config = AutoConfig.from_pretrained(policy_source(policy), revision=policy.revision)
         except (OSError, ValueError) as error:
             text = f"policy.model is {policy.model!r}; neither a folder here nor the Hub gives its config.json"
             raise FileNotFoundError(f"{text}. Check the name. ({' '.join(str(error).split())[:200]})") from None

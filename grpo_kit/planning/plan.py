@@ -62,8 +62,8 @@ def plan(
         return fit
     rows_off_gpu = fit.share_off_gpu
     if hits is not None:
-        coldest = expert_placement.layout(*hits.shape, fit.share_off_gpu, hits)
-        rows_off_gpu = expert_placement.host_share(hits, coldest)
+        coldest = expert_placement.choose_host_experts(*hits.shape, fit.share_off_gpu, hits)
+        rows_off_gpu = expert_placement.expected_host_share(hits, coldest)
     sequences = sampled_at_once(config.grpo, device.processes)
     return replace(
         fit,

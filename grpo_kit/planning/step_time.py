@@ -29,7 +29,7 @@ def measure_bandwidths(device: str | torch.device | None = None) -> Bandwidths:
     device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     gpu, nbytes, n = device.type == "cuda", COPIED[device.type], WIDTH[device.type]
     source, target = (torch.ones(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
-    host = pinned_memory.empty(1, nbytes)[0].zero_() if gpu else source
+    host = pinned_memory.allocate_pinned(1, nbytes)[0].zero_() if gpu else source
     a, b = (torch.randn(n, n, dtype=torch.float16 if gpu else torch.float32, device=device) for _ in range(2))
     copy = shortest_seconds(device, lambda: target.copy_(source))
     transfer = shortest_seconds(device, lambda: target.copy_(host, non_blocking=True))

@@ -25,18 +25,18 @@ class Sample(NamedTuple):
     finished: bool
 
 
-def batches(ids: list[list[int]], size: int) -> list[list[int]]:
+def make_batches(ids: list[list[int]], size: int) -> list[list[int]]:
     """Positions in `ids` by batches, the longest prompts first: what will not fit fails at once."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def seed_of(seed: int, batch: int) -> int:
+def batch_seed(seed: int, batch: int) -> int:
     """The seed of one batch, in [0, 2**63)."""
     return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:8], "big") >> 1
 
 
-def room(ids: list[list[int]], evaluation: Evaluation, max_model_len: int | None) -> list[int]:
+def completion_limits(ids: list[list[int]], evaluation: Evaluation, max_model_len: int | None) -> list[int]:
     """How many tokens each completion may have. Raises ValueError for a prompt that leaves no room."""
     limit = evaluation.max_completion_length
     left = [min(limit, max_model_len - len(prompt)) if max_model_len else limit for prompt in ids]
@@ -48,13 +48,13 @@ def room(ids: list[list[int]], evaluation: Evaluation, max_model_len: int | None
     return left
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a completion."""
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
     return sorted(set(ends if isinstance(ends, list) else [ends]))
 
 
-class Transformers:
+class TransformersEngine:
     """Draws by `model.generate`. Called with the token ids of one batch and its seed, gives a `Sample` for each."""
 
     def __init__(self, model: Any, tokenizer: Any, evaluation: Evaluation, max_model_len: int | None = None) -> None:
@@ -62,8 +62,8 @@ class Transformers:
         self.name = f"transformers {transformers.__version__}"
 
     def __call__(self, ids: list[list[int]], seed: int) -> list[Sample]:
-        how, ends = self.evaluation, end_tokens(self.model, self.tokenizer)
-        left = room(ids, how, self.max_model_len)
+        how, ends = self.evaluation, find_end_tokens(self.model, self.tokenizer)
+        left = completion_limits(ids, how, self.max_model_len)
         drawing = {"do_sample": False}
         if how.temperature > 0:
             drawing = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
@@ -82,27 +82,27 @@ class Transformers:
             )
         self.model.train(training)
         drawn = out[:, padded["input_ids"].shape[1] :].tolist()
-        return [finish(self.tokenizer, tokens[:most], ends) for tokens, most in zip(drawn, left, strict=True)]
+        return [make_sample(self.tokenizer, tokens[:most], ends) for tokens, most in zip(drawn, left, strict=True)]
 
 
-def finish(tokenizer: Any, tokens: list[int], ends: list[int]) -> Sample:
+def make_sample(tokenizer: Any, tokens: list[int], ends: list[int]) -> Sample:
     """The `Sample` that drawn tokens make, up to the first end token if there is one."""
     stop = next((at for at, token in enumerate(tokens) if token in ends), None)
     kept = tokens if stop is None else tokens[: stop + 1]
     return Sample(tokenizer.decode(kept, skip_special_tokens=True), len(kept), stop is not None)
 
 
-def sample(
+def sample_completions(
     model: Any, tokenizer: Any, conversations: list[list[dict[str, str]]], evaluation: Evaluation, seed: int,
     enable_thinking: bool = True, progress: Callable[[int, int], None] | None = None,
 ) -> list[Sample]:  # fmt: skip
     """One completion for each conversation, in order; `seed` fixes them all. `progress` is told (done, total). Of several
     processes each draws every so-manieth batch, and all have all."""
     ids = [encode_prompt(tokenizer, messages, enable_thinking) for messages in conversations]
-    draw, found = Transformers(model, tokenizer, evaluation), {}
-    for number, batch in enumerate(batches(ids, evaluation.batch_size)):
+    draw, found = TransformersEngine(model, tokenizer, evaluation), {}
+    for number, batch in enumerate(make_batches(ids, evaluation.batch_size)):
         if number % processes.process_count() == processes.process_rank():
-            found |= zip(batch, draw([ids[i] for i in batch], seed_of(seed, number)), strict=True)
+            found |= zip(batch, draw([ids[i] for i in batch], batch_seed(seed, number)), strict=True)
         if progress:
             progress(len(found), len(ids))
     found = dict(processes.all_gather(list(found.items())))

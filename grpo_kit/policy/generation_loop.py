@@ -27,7 +27,7 @@ THEIRS = ("custom_generate", "streamer", "assistant_model", "synced_gpus", "toke
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SamplingStats:
     """What the last `generate` did: `rows` asked for, `prompts` read, `tokens` drawn up to each row's end.
 
     `row_steps` counts the rows of all decoding steps, the prompts' reading aside; `row_steps_of_all` those that they
@@ -43,7 +43,7 @@ class Sampled:
     logps: torch.Tensor | None = None
 
 
-def install(model: Any) -> Any:
+def install_loop(model: Any) -> Any:
     """`model`, whose `generate` goes through this file from now on, also from inside a PEFT model around it.
 
     `model.last_sampling` is the last call's `Sampled`, or None when that call was left to transformers. `model.part_of` may
@@ -54,7 +54,7 @@ def install(model: Any) -> Any:
     return model
 
 
-def _draw(probabilities: torch.Tensor, part_of: tuple[int, int] | None) -> torch.Tensor:
+def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) -> torch.Tensor:
     """One token a row, `(rows,)`. `part_of` = (first, all): the rows are some of a larger batch whose others are drawn
     elsewhere, from the same random state; each gets what `torch.multinomial` would have drawn for it in the whole batch,
     which is the argmax of p / q with q exponential (torch 2.13, `aten/native/Distributions.cpp`)."""
@@ -102,7 +102,7 @@ def _decode(
         while True:
             scores = logits_processor(input_ids, logits)
             if generation_config.do_sample:
-                drawn = _draw(scores.softmax(dim=-1), model.part_of)
+                drawn = draw_tokens(scores.softmax(dim=-1), model.part_of)
             else:
                 drawn = scores.argmax(dim=-1)
             if model.keep_logps:
@@ -130,7 +130,7 @@ def _decode(
                 logits = logits.new_zeros((rows, logits.shape[1])).index_copy_(0, at, logits)
             row_steps, steps = row_steps + len(running), steps + 1
     kept = torch.stack(logps, 1) if logps else None
-    model.last_sampling = Sampled(rows, len(firsts), tokens, row_steps, steps * rows, kept)
+    model.last_sampling = SamplingStats(rows, len(firsts), tokens, row_steps, steps * rows, kept)
     return input_ids
 
 

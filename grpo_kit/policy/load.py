@@ -44,9 +44,9 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
     from grpo_kit.policy import generation_loop
 
-    tokenizer, host = load_tokenizer(policy), overflow(policy)
+    tokenizer, host = load_tokenizer(policy), overflow_device(policy)
     if policy.load_in_4bit and _is_streamed(policy):
-        return generation_loop.install(_streamed(policy, host)), tokenizer
+        return generation_loop.install_loop(_streamed(policy, host)), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": processes.process_device()}
@@ -59,19 +59,21 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
         progress.disable_progress_bar()  # it loads in a blink
-    model = AutoModelForCausalLM.from_pretrained(source_of(policy), **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(policy_source(policy), **options).eval()
     if bars:
         progress.enable_progress_bar()
     if model.config.model_type == "nemotron_h":
-        patches.prepare(model)
+        patches.prepare_model(model)
     if policy.load_in_4bit:
         from grpo_kit.nemotron import expert_placement
 
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
-        expert_placement.install(model, policy.experts_on_host, hits=routing(policy), host=host)
-    return generation_loop.install(model), tokenizer
+        expert_placement.install_tiered_experts(
+            model, policy.experts_on_host, hits=read_routing_counts(policy), host=host
+        )
+    return generation_loop.install_loop(model), tokenizer
 
 
 def _is_streamed(policy: settings.Policy) -> bool:
@@ -81,9 +83,9 @@ def _is_streamed(policy: settings.Policy) -> bool:
 
     from grpo_kit.nemotron import nf4_checkpoint
 
-    if nf4_checkpoint.is_nf4(source_of(policy)):
+    if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
         return True
-    published = AutoConfig.from_pretrained(source_of(policy), revision=policy.revision)
+    published = AutoConfig.from_pretrained(policy_source(policy), revision=policy.revision)
     if published.model_type != "nemotron_h":
         return False
     with torch.device("meta"):
@@ -97,7 +99,7 @@ def _streamed(policy: settings.Policy, host: Any) -> Any:
     from grpo_kit.nemotron import convert, nf4_checkpoint
 
     folder = nf4_folder(policy)
-    if folder != Path(source_of(policy)):
+    if folder != Path(policy_source(policy)):
         with tqdm(desc="quantising", unit="shard") as bar:
 
             def show(number: int, count: int, shard: str) -> None:
@@ -105,19 +107,19 @@ def _streamed(policy: settings.Policy, host: Any) -> Any:
                 bar.set_postfix_str(shard)
 
             processes.broadcast_from_first(
-                lambda: convert.convert(source_of(policy), folder, policy.dtype, policy.revision, show)
+                lambda: convert.convert_to_nf4(policy_source(policy), folder, policy.dtype, policy.revision, show)
             )
-    stored = nf4_checkpoint.verify(folder)["dtype"]
+    stored = nf4_checkpoint.verify_checkpoint(folder)["dtype"]
     if stored != policy.dtype:
         raise ValueError(
             f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
         )
-    return nf4_checkpoint.load(
-        folder, processes.process_device(), policy.experts_on_host, hits=routing(policy), host=host
+    return nf4_checkpoint.load_nf4_model(
+        folder, processes.process_device(), policy.experts_on_host, hits=read_routing_counts(policy), host=host
     )
 
 
-def overflow(policy: settings.Policy) -> Any:
+def overflow_device(policy: settings.Policy) -> Any:
     """The `torch.device` of experts that the first GPU has no room for. Raises ValueError for a GPU that is not there."""
     import torch
 
@@ -141,24 +143,24 @@ def nf4_folder(policy: settings.Policy) -> Path:
     """Where the policy's NF4 checkpoint lies or is to lie: the policy itself if it is one."""
     from grpo_kit.nemotron import nf4_checkpoint
 
-    if nf4_checkpoint.is_nf4(source_of(policy)):
-        return Path(source_of(policy))
+    if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
+        return Path(policy_source(policy))
     return Path(policy.nf4_folder) if policy.nf4_folder else default_nf4_folder(policy.model)
 
 
-def routing_file(policy: settings.Policy) -> Path:
+def routing_path(policy: settings.Policy) -> Path:
     """Where `calibrate` leaves its counts for this policy."""
     return Path(policy.routing) if policy.routing else nf4_folder(policy) / "routing.json"
 
 
-def routing(policy: settings.Policy) -> Any:
+def read_routing_counts(policy: settings.Policy) -> Any:
     """How many rows each routed expert got from real prompts, int64 (layers, experts); None where nobody has counted.
 
     Raises FileNotFoundError for a `policy.routing` that is not there, ValueError for a file that holds no such table.
     """
     import torch
 
-    path = routing_file(policy)
+    path = routing_path(policy)
     if not path.is_file():
         if policy.routing:
             raise FileNotFoundError(
@@ -184,8 +186,8 @@ def load_tokenizer(policy: settings.Policy) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return usable_tokenizer(
-            AutoTokenizer.from_pretrained(source_of(policy), revision=policy.revision, padding_side="left")
+        return prepare_tokenizer(
+            AutoTokenizer.from_pretrained(policy_source(policy), revision=policy.revision, padding_side="left")
         )
     except (OSError, ValueError) as error:  # ValueError: a folder or id that holds no model type known
         raise FileNotFoundError(
@@ -194,21 +196,21 @@ def load_tokenizer(policy: settings.Policy) -> Any:
         ) from None
 
 
-def base_name(policy: settings.Policy) -> str:
+def base_model_name(policy: settings.Policy) -> str:
     """The name an adapter's base goes by: the published id, also where the policy is an NF4 checkpoint of it."""
     from grpo_kit.nemotron import nf4_checkpoint
 
-    if nf4_checkpoint.is_nf4(source_of(policy)):
-        return nf4_checkpoint.read_notes(Path(policy.model))["source"]
+    if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
+        return nf4_checkpoint.read_manifest(Path(policy.model))["source"]
     return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
 
 
-def source_of(policy: settings.Policy) -> str:
+def policy_source(policy: settings.Policy) -> str:
     """The folder or Hub id that `policy.model` stands for."""
     return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
 
 
-def usable_tokenizer(tokenizer: Any) -> Any:
+def prepare_tokenizer(tokenizer: Any) -> Any:
     """`tokenizer` with a padding token, and with thinking tags that stay visible.
 
     TRL decodes completions without special tokens; a tokenizer that counts `</think>` among those would leave every

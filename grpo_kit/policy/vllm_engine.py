@@ -19,7 +19,7 @@ from grpo_kit.adapters.lora import attach_adapter
 from grpo_kit.config import RunConfig
 from grpo_kit.policy import generate
 from grpo_kit.policy.chat import build_messages, encode_prompt
-from grpo_kit.policy.load import load_policy, source_of
+from grpo_kit.policy.load import load_policy, policy_source
 
 PROBE = build_messages("What is 12 + 34?")
 PROBE_TOKENS = 16
@@ -27,7 +27,7 @@ SERVER, TIMEOUT = "http://127.0.0.1:8000", 60.0  # where TRL looks for one; seco
 CLOSE = 0.1  # largest difference of a log-probability, in nats, that 16-bit arithmetic in another order may make
 
 
-class Vllm:
+class VllmEngine:
     """Draws by vLLM. Called with the token ids of one batch and its seed, gives a `generate.Sample` for each."""
 
     def __init__(
@@ -46,18 +46,18 @@ class Vllm:
         rank = json.loads((adapter / "adapter_config.json").read_text())["r"] if adapter else 0
         self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self.llm = vllm.LLM(
-            model=source_of(config.policy), revision=config.policy.revision, dtype=config.policy.dtype,
+            model=policy_source(config.policy), revision=config.policy.revision, dtype=config.policy.dtype,
             max_model_len=max_model_len, seed=config.run.seed, enable_lora=bool(adapter),
             max_lora_rank=max(8, 2 ** math.ceil(math.log2(rank or 1))),
         )  # fmt: skip
 
     def __call__(self, ids: list[list[int]], seed: int) -> list[generate.Sample]:
-        how, left = self.evaluation, generate.room(ids, self.evaluation, self.max_model_len)
+        how, left = self.evaluation, generate.completion_limits(ids, self.evaluation, self.max_model_len)
         asked = [
             {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "seed": (seed + i) % 2**63, "max_tokens": most}
             for i, most in enumerate(left)
         ]  # fmt: skip
-        return [generate.finish(self.tokenizer, tokens, self.ends) for tokens, _ in self._ask(ids, asked)]
+        return [generate.make_sample(self.tokenizer, tokens, self.ends) for tokens, _ in self._ask(ids, asked)]
 
     def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[float]]:
         """(tokens, their log-probabilities) of the likeliest completion, at most `count` tokens."""
@@ -75,7 +75,7 @@ class Vllm:
         ]
 
 
-class Server:
+class VllmServer:
     """A running `trl vllm-serve` or `vllm serve`, asked by its public completions API; raises what `requests` raises."""
 
     def __init__(self, url: str = SERVER) -> None:
@@ -98,7 +98,7 @@ class Server:
         return answer.json()
 
 
-def sampler(config: RunConfig) -> tuple[dict[str, Any], str]:
+def choose_trainer_engine(config: RunConfig) -> tuple[dict[str, Any], str]:
     """(what `GRPOConfig` is to be told so that vLLM draws a training's completions, or nothing; why nothing, or "").
 
     Asked and held against transformers with the base as it is: that the adapter's updates arrive later is what the training's
@@ -111,14 +111,14 @@ def sampler(config: RunConfig) -> tuple[dict[str, Any], str]:
         return {}, why
     model, tokenizer = load_policy(config.policy)
     ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
-    expected, ends = _greedy(model, tokenizer, ids), generate.end_tokens(model, tokenizer)
+    expected, ends = _greedy(model, tokenizer, ids), generate.find_end_tokens(model, tokenizer)
     del model
     _free()
     try:
-        engine = Server() if mode == "server" else Vllm(config, None, tokenizer, ends, None)
-        if mode == "server" and engine.model != source_of(config.policy):
-            return {}, f"the server has {engine.model}, not {source_of(config.policy)}"
-        why = differs(expected, engine.greedy(ids, PROBE_TOKENS))
+        engine = VllmServer() if mode == "server" else VllmEngine(config, None, tokenizer, ends, None)
+        if mode == "server" and engine.model != policy_source(config.policy):
+            return {}, f"the server has {engine.model}, not {policy_source(config.policy)}"
+        why = describe_difference(expected, engine.greedy(ids, PROBE_TOKENS))
     except Exception as error:  # a library, or a server, that fails in ways of its own
         why = f"vLLM failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     engine = None
@@ -128,18 +128,18 @@ def sampler(config: RunConfig) -> tuple[dict[str, Any], str]:
 
 def open_engine(
     config: RunConfig, adapter: Path | None, max_model_len: int | None = None
-) -> tuple[generate.Transformers | Vllm, str]:
+) -> tuple[generate.TransformersEngine | VllmEngine, str]:
     """(what draws completions of the policy, with the adapter if one is given; why that is not vLLM, or "")."""
     model, tokenizer = _load(config, adapter)
     why = _unfit(config)
     if not why:
         ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
-        expected, ends = _greedy(model, tokenizer, ids), generate.end_tokens(model, tokenizer)
+        expected, ends = _greedy(model, tokenizer, ids), generate.find_end_tokens(model, tokenizer)
         del model  # the card holds one of the two at a time
         _free()
         try:
-            engine = Vllm(config, adapter, tokenizer, ends, max_model_len)
-            why = differs(expected, engine.greedy(ids, PROBE_TOKENS))
+            engine = VllmEngine(config, adapter, tokenizer, ends, max_model_len)
+            why = describe_difference(expected, engine.greedy(ids, PROBE_TOKENS))
         except Exception as error:  # a library that fails in ways of its own; what it says is kept as the reason
             why = f"vLLM failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if not why:
@@ -147,10 +147,10 @@ def open_engine(
         engine = None
         _free()
         model, tokenizer = _load(config, adapter)
-    return generate.Transformers(model, tokenizer, config.evaluation, max_model_len), why
+    return generate.TransformersEngine(model, tokenizer, config.evaluation, max_model_len), why
 
 
-def differs(expected: tuple[list[int], list[float]], told: tuple[list[int], list[float]]) -> str:
+def describe_difference(expected: tuple[list[int], list[float]], told: tuple[list[int], list[float]]) -> str:
     """In what vLLM's greedy (tokens, log-probabilities) are not those of transformers; "" where they agree."""
     if expected[0] != told[0]:
         pairs = zip(expected[0], told[0])
@@ -182,7 +182,7 @@ def _load(config: RunConfig, adapter: Path | None) -> tuple[Any, Any]:
 
 
 def _greedy(model: Any, tokenizer: Any, ids: list[int]) -> tuple[list[int], list[float]]:
-    asked, ends = torch.tensor([ids], device=model.device), generate.end_tokens(model, tokenizer)
+    asked, ends = torch.tensor([ids], device=model.device), generate.find_end_tokens(model, tokenizer)
     with torch.inference_mode():
         whole = model.generate(
             asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=PROBE_TOKENS,

@@ -60,7 +60,7 @@ def package_adapter(
         >>> package_adapter(config, run)  # doctest: +SKIP
         PosixPath('submission/submission.zip')
     """
-    from grpo_kit.policy.load import base_name
+    from grpo_kit.policy.load import base_model_name
 
     started, out, folders = time.monotonic(), out or run.submission, [Path(folder) for folder in adapters]
     settings = {"dtype": dtype, "ranks": ranks, "stacked": stacked}
@@ -71,7 +71,7 @@ def package_adapter(
         written_before = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
         if written_before and run.is_done("package", settings, [run.adapter], config.run.force, derived=True):
             return out
-        notes = pack_folders([run.adapter], base or base_name(config.policy), out, **settings, progress=progress)
+        notes = pack_folders([run.adapter], base or base_model_name(config.policy), out, **settings, progress=progress)
         run.record_stage("package", settings, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
     for note in notes if say else ():
         say(note)

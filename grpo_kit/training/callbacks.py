@@ -112,7 +112,7 @@ class GradientCheckCallback(TrainerCallback):
         if not any(alive.values()):
             return
         self.done = True
-        waiting = expert_placement.unreached(model)
+        waiting = expert_placement.unreached_experts(model)
         pairs = {name.split(".lora_B.")[0]: has for name, has in alive.items() if not name.startswith(waiting)}
         dead = [name for name, has in pairs.items() if not has]
         if dead:

@@ -84,9 +84,9 @@ class MetricsCallback(TrainerCallback):
         self.tokens = tokens
         if torch.cuda.is_available():
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        if (share := expert_placement.traffic(self.trainer.model)) is not None:
+        if (share := expert_placement.host_traffic_share(self.trainer.model)) is not None:
             row["host_share"] = round(share, 6)
-            expert_placement.forget_traffic(self.trainer.model)
+            expert_placement.reset_traffic(self.trainer.model)
         if self.trainer.accelerator.scaler is not None:
             row["skipped_steps"] = self.skipped
         return row

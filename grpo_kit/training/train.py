@@ -117,7 +117,7 @@ def make_trainer(
         stage: what `grpo_stage` would return, where it is made already.
     """
     stage = stage or grpo_stage(config, run, reward_funcs)
-    vllm, reason = processes.broadcast_from_first(lambda: vllm_engine.sampler(config))
+    vllm, reason = processes.broadcast_from_first(lambda: vllm_engine.choose_trainer_engine(config))
     if reason:
         warnings.warn(
             f"grpo.vllm={config.grpo.vllm} is not used ({reason}); transformers draws the completions.", stacklevel=2

@@ -70,7 +70,7 @@ def test_a_triton_kernel_is_refused_and_triton_is_left_as_it_was(monkeypatch):
 def nf4_folder(tmp_path_factory):
     """The embedded policy, published as others publish, converted under the audit."""
     with t4_audit.audit(STACK) as audit:
-        folder = convert.convert(tiny.FOLDER, tmp_path_factory.mktemp("nf4") / "out", "float16")
+        folder = convert.convert_to_nf4(tiny.FOLDER, tmp_path_factory.mktemp("nf4") / "out", "float16")
     assert audit.seen > 50
     return folder
 
@@ -80,12 +80,12 @@ def nf4_folder(tmp_path_factory):
 )
 def test_loading_sampling_and_training_in_4_bit_and_float16_stay_within_a_t4(nf4_folder, targets):
     with t4_audit.audit(STACK) as audit:
-        model = nf4_checkpoint.load(nf4_folder, "cpu", experts_on_host=0.5)
+        model = nf4_checkpoint.load_nf4_model(nf4_folder, "cpu", experts_on_host=0.5)
         model = lora.add_lora(model, config.Lora(r=4, target_modules=targets), seed=1)
         model.generate(IDS, max_new_tokens=8, pad_token_id=0)
         model.train().gradient_checkpointing_enable()
         model(input_ids=IDS, labels=IDS).loss.backward()
-    assert audit.seen > 1000 and len(expert_placement.tiers_of(model)) == 2
+    assert audit.seen > 1000 and len(expert_placement.find_tiered_layers(model)) == 2
     assert all(p.grad is not None for n, p in model.named_parameters() if "lora_B" in n and ".experts." not in n)
 
 

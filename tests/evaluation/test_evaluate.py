@@ -248,8 +248,10 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
         file.write('{"batch": 4, "seconds": 0.1, "sam')  # killed in the middle of a line
 
     calls = []
-    draw = generate.Transformers.__call__
-    monkeypatch.setattr(generate.Transformers, "__call__", lambda self, *asked: calls.append(1) or draw(self, *asked))
+    draw = generate.TransformersEngine.__call__
+    monkeypatch.setattr(
+        generate.TransformersEngine, "__call__", lambda self, *asked: calls.append(1) or draw(self, *asked)
+    )
     found = evaluate.measure(chosen, other, "before", math_reward)
     assert len(calls) == 2  # of six batches
     assert without_seconds(found) == without_seconds(whole) and not partial.exists()

@@ -48,7 +48,7 @@ def drawn(tiny_policy, monkeypatch):
         batches.append([turns[-1]["content"] for turns in asked])
         return [Sample("right" if rng.random() < chance else "wrong", 1, True) for chance in chances]
 
-    monkeypatch.setattr(screening, "sample", sample)
+    monkeypatch.setattr(screening, "sample_completions", sample)
     monkeypatch.setattr(screening, "load_policy", lambda policy: tiny_policy)
     return batches
 
@@ -207,7 +207,7 @@ def test_samples_made_otherwise_are_not_mixed_in(tmp_path, drawn, monkeypatch, o
 def test_a_screened_run_is_not_screened_again(tmp_path, drawn, monkeypatch):
     chosen, run = prepared(tmp_path, [0.5] * 12 + [0.0] * 4)
     first = screening.screen(chosen, run, right_reward)
-    monkeypatch.setattr(screening, "sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(screening, "sample_completions", lambda *_: pytest.fail("sampled again"))
     assert screening.screen(chosen, run, right_reward) == first
 
 

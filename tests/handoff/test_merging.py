@@ -16,7 +16,7 @@ from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.config import Lora, Policy
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import nf4_checkpoint, tiny
-from grpo_kit.policy.load import load_policy, source_of
+from grpo_kit.policy.load import load_policy, policy_source
 
 
 def stored(folder):
@@ -49,11 +49,11 @@ def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     assert set(merged) == set(stored(tiny.FOLDER))
     checked = 0
     for name, tensor in merged.items():
-        mine = whole.get(merging.ours(name))
+        mine = whole.get(merging.transformers_name(name))
         if mine is not None:
             checked += 1
             torch.testing.assert_close(tensor.float(), mine, rtol=2**-8, atol=0)
-            assert tensor.dtype == (torch.float16 if name.endswith(nf4_checkpoint.IN_FLOAT32) else torch.bfloat16)
+            assert tensor.dtype == (torch.float16 if name.endswith(nf4_checkpoint.KEPT_IN_FLOAT32) else torch.bfloat16)
     assert checked == len(merged) - 32  # all but the experts, which transformers stacks
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert again.dtype == torch.bfloat16
@@ -246,4 +246,4 @@ def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, said):
 
 
 def test_the_base_of_the_embedded_policy_is_its_folder():
-    assert merging.find_base_folder(source_of(Policy())) == tiny.FOLDER
+    assert merging.find_base_folder(policy_source(Policy())) == tiny.FOLDER

@@ -78,7 +78,7 @@ def library(tmp_path_factory):
 @pytest.fixture
 def emulated(library, monkeypatch):
     kernel = Emulated(library)
-    monkeypatch.setattr(expert_kernel, "compiled", kernel)
+    monkeypatch.setattr(expert_kernel, "compile_kernel", kernel)
     return kernel
 
 
@@ -89,15 +89,15 @@ def draw(*shape, seed=0):
 def packed(up, count, seed=0):
     """`count` experts' bytes, one behind the other as a tier keeps them."""
     rows = [
-        torch.cat([nf4.pack(0.02 * draw(*s, seed=seed + 2 * e + i)) for i, s in enumerate((up, up[::-1]))])
+        torch.cat([nf4.pack_matrix(0.02 * draw(*s, seed=seed + 2 * e + i)) for i, s in enumerate((up, up[::-1]))])
         for e in range(count)
     ]
     return torch.stack(rows)
 
 
 def matrices(row, up):
-    geometry = experts.Geometry(up[1], up[0])
-    return [nf4.dequantise(m, torch.empty(m.shape)) for m in geometry.views(row)]
+    geometry = experts.ExpertShape(up[1], up[0])
+    return [nf4.dequantise_matrix(m, torch.empty(m.shape)) for m in geometry.views(row)]
 
 
 def expected(x, index, weights, rows, up):
@@ -133,7 +133,7 @@ def test_it_says_what_the_dequantised_matrices_say(emulated, up, choice, dtype):
     index, rows = torch.tensor(CHOICES[choice]), packed(up, 3)
     x, weights = draw(len(index), up[1]).to(dtype), draw(*index.shape, seed=1)
     out = torch.full((*index.shape, up[1]), torch.nan)
-    expert_kernel.experts(x, index, weights, addresses(rows), up, out)
+    expert_kernel.run_experts(x, index, weights, addresses(rows), up, out)
     assert off(out, expected(x, index, weights, rows, up)) <= KERNEL_ERROR
     assert emulated.launches == ["up_half" if dtype == torch.float16 else "up_float", "down"]
 
@@ -143,37 +143,37 @@ def test_the_published_sizes(emulated, dtype):
     index, rows = torch.tensor([[1, 0], [0, 0]]), packed(REAL, 2)
     x, weights = draw(2, REAL[1]).to(dtype), draw(2, 2, seed=1)
     out = torch.full((2, 2, REAL[1]), torch.nan)
-    expert_kernel.experts(x, index, weights, addresses(rows), REAL, out)
+    expert_kernel.run_experts(x, index, weights, addresses(rows), REAL, out)
     assert off(out, expected(x, index, weights, rows, REAL)) <= KERNEL_ERROR
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (7, 320), (97, 192)])  # 192: rows begin within a nested scale's 256 blocks
 def test_every_value_is_decoded_bit_for_bit(emulated, shape):
     """Rows of the identity pick columns; `down` with weights of one gives them as they are."""
-    data = nf4.pack(draw(*shape))
+    data = nf4.pack_matrix(draw(*shape))
     columns, table = torch.eye(shape[1]), torch.tensor([data.data_ptr()])
     index, out = torch.zeros((shape[1], 1), dtype=torch.int64), torch.full((shape[1], shape[0]), torch.nan)
     expert_kernel._launch(expert_kernel.DOWN, columns, index, torch.ones(shape[1], 1), table, shape, 0, out)
-    assert torch.equal(out.T, nf4.dequantise(nf4.unpack(data, shape), torch.empty(shape)))
+    assert torch.equal(out.T, nf4.dequantise_matrix(nf4.unpack_matrix(data, shape), torch.empty(shape)))
 
 
 def test_what_is_not_in_the_table_is_left_alone(emulated):
     index, rows, out = torch.tensor([[0, 1], [1, 0]]), packed(TINY, 2), torch.full((2, 2, 128), 7.0)
     x, weights, table = draw(2, 128), torch.ones(2, 2), addresses(rows)
-    expert_kernel.experts(x, index, weights, table * torch.tensor([0, 1]), TINY, out)
+    expert_kernel.run_experts(x, index, weights, table * torch.tensor([0, 1]), TINY, out)
     assert (out[index == 0] == 7).all() and (out[index == 1] != 7).all()
-    expert_kernel.experts(x, index, weights, table * torch.tensor([1, 0]), TINY, out)
+    expert_kernel.run_experts(x, index, weights, table * torch.tensor([1, 0]), TINY, out)
     assert off(out, expected(x, index, weights, rows, TINY)) <= KERNEL_ERROR
 
 
 def test_a_nan_stays_one_and_large_sums_pass_where_float16_would_not(emulated):
     index, rows = torch.tensor([[0]]), packed(TINY, 1)
     x, weights, out = (1e4 * draw(1, 128)).half(), torch.full((1, 1), 1e-4), torch.empty((1, 1, 128))
-    expert_kernel.experts(x, index, weights, addresses(rows), TINY, out)
+    expert_kernel.run_experts(x, index, weights, addresses(rows), TINY, out)
     assert (x.float() @ matrices(rows[0], TINY)[0].T).relu().square().max() > 65504
     assert off(out, expected(x, index, weights, rows, TINY)) <= KERNEL_ERROR
     x[0, 5] = torch.nan
-    expert_kernel.experts(x, index, weights, addresses(rows), TINY, out)
+    expert_kernel.run_experts(x, index, weights, addresses(rows), TINY, out)
     assert out.isnan().all()
 
 
@@ -181,9 +181,9 @@ def test_the_order_in_which_threads_run_changes_nothing(library, monkeypatch):
     index, rows = torch.tensor([[0, 1], [1, 2], [2, 1]]), packed((192, 128), 3)
     both = []
     for descending in (False, True):
-        monkeypatch.setattr(expert_kernel, "compiled", Emulated(library, descending))
+        monkeypatch.setattr(expert_kernel, "compile_kernel", Emulated(library, descending))
         out = torch.full((3, 2, 128), torch.nan)
-        expert_kernel.experts(draw(3, 128), index, torch.ones(3, 2), addresses(rows), (192, 128), out)
+        expert_kernel.run_experts(draw(3, 128), index, torch.ones(3, 2), addresses(rows), (192, 128), out)
         both.append(out)
     assert torch.equal(*both)
 
@@ -207,9 +207,9 @@ def test_the_emulation_notices(what, tmp_path, monkeypatch):
     index, rows, both = torch.tensor([[0], [0]]), packed(TINY, 1), []
     try:
         for descending in (False, True):
-            monkeypatch.setattr(expert_kernel, "compiled", Emulated(kernel, descending))
+            monkeypatch.setattr(expert_kernel, "compile_kernel", Emulated(kernel, descending))
             out = torch.empty((2, 1, 128))
-            expert_kernel.experts(draw(2, 128), index, torch.ones(2, 1), addresses(rows), TINY, out)
+            expert_kernel.run_experts(draw(2, 128), index, torch.ones(2, 1), addresses(rows), TINY, out)
             both.append(out)
         said = "same" if torch.equal(*both) else "nan" if torch.stack(both).isnan().any() else "differ"
     except AssertionError as error:
@@ -222,7 +222,7 @@ def test_the_emulation_notices(what, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_kernel_agrees_with_itself_compared_to_nf4(emulated, dtype):
-    assert expert_kernel._disagreement(CPU, (192, 128), dtype) == ""
+    assert expert_kernel.find_disagreement(CPU, (192, 128), dtype) == ""
 
 
 WRONG = {
@@ -238,8 +238,8 @@ WRONG = {
 def test_a_wrong_kernel_is_found_out_and_not_used(what, tmp_path, monkeypatch):
     source = expert_kernel.SOURCE.read_text()
     assert WRONG[what][0] in source
-    monkeypatch.setattr(expert_kernel, "compiled", Emulated(build(tmp_path, source.replace(*WRONG[what]))))
-    assert "off by" in expert_kernel._disagreement(CPU, (192, 128), torch.float32)
+    monkeypatch.setattr(expert_kernel, "compile_kernel", Emulated(build(tmp_path, source.replace(*WRONG[what]))))
+    assert "off by" in expert_kernel.find_disagreement(CPU, (192, 128), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +251,11 @@ def test_a_wrong_kernel_is_found_out_and_not_used(what, tmp_path, monkeypatch):
     ],
 )
 def test_what_the_kernel_cannot_do_is_said(up, dtype, reason):
-    assert reason in expert_kernel._disagreement(CPU, up, dtype)
+    assert reason in expert_kernel.find_disagreement(CPU, up, dtype)
 
 
 def test_without_a_gpu_it_is_not_used_and_nobody_is_warned(recwarn):
-    assert not expert_kernel.usable(CPU, TINY, torch.float32) and not recwarn.list
+    assert not expert_kernel.is_usable(CPU, TINY, torch.float32) and not recwarn.list
 
 
 def test_where_it_cannot_be_compiled_there_is_one_warning_and_no_use():
@@ -263,9 +263,9 @@ def test_where_it_cannot_be_compiled_there_is_one_warning_and_no_use():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here, on which it compiles")
     device = torch.device("cuda", 7)
-    expert_kernel.usable.cache_clear()
+    expert_kernel.is_usable.cache_clear()
     with pytest.warns(UserWarning, match="one after the other on cuda:7, slower but right") as caught:
-        assert [expert_kernel.usable(device, TINY, torch.float16) for _ in range(3)] == [False] * 3
+        assert [expert_kernel.is_usable(device, TINY, torch.float16) for _ in range(3)] == [False] * 3
     assert len(caught) == 1
 
 
@@ -277,7 +277,7 @@ IDS = torch.randint(16, 272, (3, 12), generator=torch.Generator().manual_seed(0)
 def decoded(share, slots=2, steps=5, counting=False):
     """Logits of a prompt and some single tokens after it, as sampling computes them; and the layers."""
     model, _ = load_policy(config.Policy())
-    layers, cache, logits = expert_placement.install(model, share, slots), None, []
+    layers, cache, logits = expert_placement.install_tiered_experts(model, share, slots), None, []
     for layer in layers:
         layer.counting = counting
     with torch.inference_mode():
@@ -292,14 +292,14 @@ def decoded(share, slots=2, steps=5, counting=False):
 def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatch, share, slots):
     one_by_one, _ = decoded(share, slots)
     assert emulated.launches == []
-    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
     together, _ = decoded(share, slots)
     assert (one_by_one - together).abs().max() <= 2e-4  # seen: 6e-6; logits have a deviation of 3
     assert len(emulated.launches) >= 2 * 2 * 6
 
 
 def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(emulated, monkeypatch):
-    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
     monkeypatch.setattr(experts.Workbench, "bring", None)
     monkeypatch.setattr(experts.TieredExperts, "chosen", None)
     decoded(0.0, steps=5)
@@ -308,21 +308,21 @@ def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(em
 
 def test_hits_are_counted_while_decoding(emulated, monkeypatch):
     _, loop = decoded(0.25, counting=True)
-    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
     _, layers = decoded(0.25, counting=True)
     assert all(torch.equal(a.hits, b.hits) for a, b in zip(loop, layers)) and layers[0].hits.sum() == IDS.numel() * 2
 
 
 @pytest.mark.parametrize("why", ["a gradient is wanted", "many tokens", "another activation"])
 def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, why):
-    monkeypatch.setattr(expert_kernel, "usable", lambda *_: True)
-    bench = experts.Workbench(experts.Geometry(128, 64), CPU, torch.float32)
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
+    bench = experts.Workbench(experts.ExpertShape(128, 64), CPU, torch.float32)
     act = torch.nn.functional.silu if why == "another activation" else lambda x: x.relu().square()
     layer = experts.TieredExperts(bench.geometry, 2, act, bench)
     layer.place()
     layer.write(0, draw(64, 128), draw(128, 64))
     layer.write(1, draw(64, 128), draw(128, 64))
-    tokens = experts.DECODING + 1 if why == "many tokens" else 3
+    tokens = experts.MAX_DECODING_TOKENS + 1 if why == "many tokens" else 3
     with torch.set_grad_enabled(why == "a gradient is wanted"):
         layer(draw(tokens, 128), torch.zeros((tokens, 1), dtype=torch.int64), torch.ones(tokens, 1))
     assert emulated.launches == []
@@ -373,7 +373,7 @@ def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability,
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     properties = type("", (), {"major": int(capability[0]), "minor": int(capability[1])})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    assert expert_kernel.compiled.__wrapped__(torch.device("cuda", 0), name) == "kernel"
+    assert expert_kernel.compile_kernel.__wrapped__(torch.device("cuda", 0), name) == "kernel"
     assert [binary[:4] for binary in compiled] == [b"\x7fELF"]
 
 

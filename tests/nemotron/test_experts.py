@@ -16,7 +16,7 @@ def fused_dequantised():
         if type(module).__name__ == "NemotronHExperts":
             for stack in (module.up_proj, module.down_proj):
                 for weight in stack.data:
-                    nf4.dequantise(nf4.unpack(nf4.pack(weight), tuple(weight.shape)), weight)
+                    nf4.dequantise_matrix(nf4.unpack_matrix(nf4.pack_matrix(weight), tuple(weight.shape)), weight)
     return model
 
 
@@ -114,14 +114,16 @@ def in_16_bit(model):
             delattr(mixer.experts, leaf)
             setattr(mixer.experts, leaf, stack + torch.stack(deltas))
             shared = getattr(mixer.shared_experts, leaf)
-            quantised = nf4.dequantise(
-                nf4.unpack(nf4.pack(shared.weight.data), tuple(shared.weight.shape)), shared.weight.data
+            quantised = nf4.dequantise_matrix(
+                nf4.unpack_matrix(nf4.pack_matrix(shared.weight.data), tuple(shared.weight.shape)), shared.weight.data
             )
             del shared.weight
             shared.weight = quantised + loras[stem("shared_experts", "B")] @ loras[stem("shared_experts", "A")] * 2
     for name, module in dense.named_modules():
         if name.endswith("_proj") and "experts" not in name and isinstance(module, torch.nn.Linear):
-            nf4.dequantise(nf4.unpack(nf4.pack(module.weight.data), tuple(module.weight.shape)), module.weight.data)
+            nf4.dequantise_matrix(
+                nf4.unpack_matrix(nf4.pack_matrix(module.weight.data), tuple(module.weight.shape)), module.weight.data
+            )
     return dense
 
 

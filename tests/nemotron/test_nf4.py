@@ -16,7 +16,7 @@ def matrix(*shape, dtype=torch.float32, seed=0):
 def test_it_says_what_bitsandbytes_says(shape, dtype):
     weight = matrix(*shape, dtype=dtype)
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
-    ours = nf4.dequantise(nf4.unpack(nf4.pack(weight), shape), torch.empty_like(weight))
+    ours = nf4.dequantise_matrix(nf4.unpack_matrix(nf4.pack_matrix(weight), shape), torch.empty_like(weight))
     assert torch.equal(ours, bnb.dequantize_4bit(packed, state))
 
 
@@ -24,7 +24,7 @@ def test_it_says_what_bitsandbytes_says(shape, dtype):
 def test_rows_that_are_not_a_multiple_of_64_long_are_right_too(shape):
     """bitsandbytes 0.50.2 takes the wrong scales for these on some CPUs, with AVX-512 for example."""
     weight = matrix(*shape)
-    ours = nf4.dequantise(nf4.unpack(nf4.pack(weight), shape), torch.empty_like(weight))
+    ours = nf4.dequantise_matrix(nf4.unpack_matrix(nf4.pack_matrix(weight), shape), torch.empty_like(weight))
     blocks = weight.view(-1, 64)
     largest = blocks.abs().amax(1, keepdim=True)
     assert ((ours.view(-1, 64) - blocks).abs() <= 0.2 * largest).all()  # NF4's widest gap is 0.304 of a block's largest
@@ -32,25 +32,27 @@ def test_rows_that_are_not_a_multiple_of_64_long_are_right_too(shape):
 
 def test_the_room_is_the_published_one():
     """One routed expert of the 30B, 9.978 M values: 4.909 MiB, 4.127 bits a value."""
-    both = nf4.nbytes((1856, 2688)) + nf4.nbytes((2688, 1856))
+    both = nf4.packed_nbytes((1856, 2688)) + nf4.packed_nbytes((2688, 1856))
     assert both / 2**20 == pytest.approx(4.909, abs=5e-4)
     assert 8 * both / (2 * 1856 * 2688) == pytest.approx(4.127, abs=5e-4)
 
 
 def test_bytes_go_into_a_given_place_and_views_copy_nothing():
-    place = torch.zeros(3, nf4.nbytes((64, 64)), dtype=torch.uint8)
-    nf4.pack(matrix(64, 64), place[1])
+    place = torch.zeros(3, nf4.packed_nbytes((64, 64)), dtype=torch.uint8)
+    nf4.pack_matrix(matrix(64, 64), place[1])
     assert not place[0].any() and not place[2].any() and place[1].any()
-    views = nf4.unpack(place[1], (64, 64))
+    views = nf4.unpack_matrix(place[1], (64, 64))
     assert views.packed.untyped_storage().data_ptr() == place.untyped_storage().data_ptr()
 
 
 def test_the_product_is_the_dequantised_product():
     weight, x = matrix(128, 64), matrix(3, 64, seed=1)
-    packed = nf4.unpack(nf4.pack(weight), (128, 64))
-    assert torch.allclose(nf4.linear(x, packed), x @ nf4.dequantise(packed, torch.empty(128, 64)).T, atol=1e-5)
+    packed = nf4.unpack_matrix(nf4.pack_matrix(weight), (128, 64))
+    assert torch.allclose(
+        nf4.multiply_rows(x, packed), x @ nf4.dequantise_matrix(packed, torch.empty(128, 64)).T, atol=1e-5
+    )
 
 
 def test_a_matrix_of_broken_blocks_is_refused():
     with pytest.raises(ValueError, match="5 x 7 matrix has 35 values; NF4 needs whole blocks of 64"):
-        nf4.pack(matrix(5, 7))
+        nf4.pack_matrix(matrix(5, 7))

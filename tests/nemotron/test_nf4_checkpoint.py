@@ -60,7 +60,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(published, tmp_path_factory):
-    return convert.convert(published, tmp_path_factory.mktemp("converted") / "nf4", "float32")
+    return convert.convert_to_nf4(published, tmp_path_factory.mktemp("converted") / "nf4", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +107,21 @@ def change(path, edit):
 
 
 def test_it_says_what_the_model_quantised_by_transformers_says(converted, expected):
-    assert (logits(nf4_checkpoint.load(converted, "cpu")) - expected).abs().max() <= 1e-5
+    assert (logits(nf4_checkpoint.load_nf4_model(converted, "cpu")) - expected).abs().max() <= 1e-5
 
 
 def test_a_checkpoint_in_one_file_does_too(tmp_path):
-    folder = convert.convert(tiny.FOLDER, tmp_path / "nf4", "float32")
+    folder = convert.convert_to_nf4(tiny.FOLDER, tmp_path / "nf4", "float32")
     whole, _ = load_policy(config.Policy(load_in_4bit=True))
-    assert (logits(nf4_checkpoint.load(folder, "cpu")) - logits(whole)).abs().max() <= 1e-5
+    assert (logits(nf4_checkpoint.load_nf4_model(folder, "cpu")) - logits(whole)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_wherever_the_experts_lie_it_says_the_same(converted, expected, share):
-    model = nf4_checkpoint.load(converted, "cpu", share, slots=2)
+    model = nf4_checkpoint.load_nf4_model(converted, "cpu", share, slots=2)
     layers = [module for module in model.modules() if isinstance(module, experts.TieredExperts)]
     assert [sorted(layer.on_host) for layer in layers] == [list(range(8 - round(8 * share), 8))] * 2
-    assert torch.equal(logits(model), logits(nf4_checkpoint.load(converted, "cpu")))
+    assert torch.equal(logits(model), logits(nf4_checkpoint.load_nf4_model(converted, "cpu")))
 
 
 def test_every_matrix_is_in_four_bits_and_nothing_else(converted):
@@ -135,11 +135,11 @@ def test_every_matrix_is_in_four_bits_and_nothing_else(converted):
     }  # fmt: skip
     assert len(packed) == 2 + 4 + 2 * (2 + 16)
     shapes = json.loads((converted / "nf4.json").read_text())["matrices"]
-    assert all(stored[f"{n}.nf4"].shape == (nf4.nbytes(tuple(shape)),) for n, shape in shapes.items())
+    assert all(stored[f"{n}.nf4"].shape == (nf4.packed_nbytes(tuple(shape)),) for n, shape in shapes.items())
 
 
 def test_in_half_precision_what_needs_more_keeps_it(published, tmp_path, expected):
-    model = nf4_checkpoint.load(convert.convert(published, tmp_path / "nf4", "float16"), "cpu")
+    model = nf4_checkpoint.load_nf4_model(convert.convert_to_nf4(published, tmp_path / "nf4", "float16"), "cpu")
     kept = {n for n, p in [*model.named_parameters(), *model.named_buffers()] if p.dtype == torch.float32}
     assert {name.rsplit("mixer.", 1)[-1] for name in kept} == {
         "A_log",
@@ -160,14 +160,14 @@ def test_a_matrix_is_quantised_from_what_was_published_and_not_from_fp16(source,
         torch.bfloat16
     )  # fp16 has 1, 2, 3
     change(path, lambda tensors: tensors.update({EXPERT: faint}))
-    out = convert.convert(source, tmp_path / "nf4", "float16")
+    out = convert.convert_to_nf4(source, tmp_path / "nf4", "float16")
     stored = {name: value for path in out.glob("*.safetensors") for name, value in load_file(path).items()}
-    packed = torch.zeros(nf4.nbytes((128, 64)), dtype=torch.uint8)
-    assert torch.equal(stored[EXPERT.replace("backbone", "model") + ".nf4"], nf4.pack(faint.float(), packed))
+    packed = torch.zeros(nf4.packed_nbytes((128, 64)), dtype=torch.uint8)
+    assert torch.equal(stored[EXPERT.replace("backbone", "model") + ".nf4"], nf4.pack_matrix(faint.float(), packed))
 
 
 def test_nothing_stays_on_meta_nothing_is_trained_and_it_counts_as_a_4_bit_model(converted):
-    model = nf4_checkpoint.load(converted, "cpu")
+    model = nf4_checkpoint.load_nf4_model(converted, "cpu")
     values = [*model.named_parameters(), *model.named_buffers()]
     assert [n for n, p in values if p.is_meta or p.requires_grad] == []
     assert model.is_loaded_in_4bit and model.is_quantized and not model.training and model.hf_quantizer.is_trainable
@@ -183,7 +183,7 @@ def test_a_lora_on_it_gets_the_gradients_it_would_get_on_the_model_quantised_by_
         model(input_ids=IDS, labels=IDS).loss.backward()
         return {n: p.grad for n, p in model.named_parameters() if "lora_B" in n}
 
-    ours = gradients(nf4_checkpoint.load(converted, "cpu", 0.5))
+    ours = gradients(nf4_checkpoint.load_nf4_model(converted, "cpu", 0.5))
     theirs = gradients(load_policy(config.Policy(model=str(published), load_in_4bit=True))[0])
     assert len(ours) == 2 + 4 + 2 * 2 and all(grad.abs().max() > 0 for grad in ours.values())
     assert ours.keys() == theirs.keys() and all((ours[n] - theirs[n]).abs().max() <= 1e-5 for n in ours)
@@ -210,21 +210,21 @@ def dirty_memory():
 
 def test_converting_again_gives_the_same_bytes(published, converted, tmp_path, dirty_memory):
     assert torch.empty(4, dtype=torch.uint8).tolist() == [255] * 4
-    assert parts(convert.convert(published, tmp_path / "nf4", "float32")) == parts(converted)
+    assert parts(convert.convert_to_nf4(published, tmp_path / "nf4", "float32")) == parts(converted)
 
 
 def test_a_source_that_may_only_be_read_stays_as_it_was(source, tmp_path):
     before = hash_of(source)
     for path in [*source.iterdir(), source]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    out = convert.convert(source, tmp_path / "nf4")
+    out = convert.convert_to_nf4(source, tmp_path / "nf4")
     assert hash_of(source) == before
     assert all(path.stat().st_mode & 0o644 == 0o644 for path in out.iterdir())  # ours can be replaced and copied
 
 
 def test_a_finished_conversion_reads_no_shard_again(converted, published, monkeypatch):
     monkeypatch.setattr(convert, "safe_open", None)
-    assert convert.convert(published, converted, "float32", progress=pytest.fail) == converted
+    assert convert.convert_to_nf4(published, converted, "float32", progress=pytest.fail) == converted
 
 
 # Stopped and resumed
@@ -248,7 +248,7 @@ def finish(source, out, converted, monkeypatch, first):
     """Finish a conversion; the parts before `first` must not be touched, and the whole must be what it always is."""
     monkeypatch.undo()
     before, seen = {name: (out / name).stat().st_mtime_ns for name in recorded(out)}, []
-    convert.convert(source, out, "float32", progress=lambda number, count, name: seen.append(number))
+    convert.convert_to_nf4(source, out, "float32", progress=lambda number, count, name: seen.append(number))
     assert seen == list(range(first, len(index_files(source)) + 1))
     assert all((out / name).stat().st_mtime_ns == at for name, at in before.items())
     ours, theirs = parts(out), parts(converted)
@@ -263,9 +263,9 @@ def test_interrupted_after_the_first_part_it_goes_on_with_the_second(source, con
     out = tmp_path / "nf4"
     stop_at(monkeypatch, 2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        convert.convert(source, out, "float32")
+        convert.convert_to_nf4(source, out, "float32")
     with pytest.raises(ValueError, match=r"holds 1 of \d+ parts"):
-        nf4_checkpoint.load(out, "cpu")
+        nf4_checkpoint.load_nf4_model(out, "cpu")
     finish(source, out, converted, monkeypatch, 2)
 
 
@@ -275,12 +275,12 @@ def test_a_part_that_was_damaged_since_is_made_again_alone(source, converted, tm
     (out / "nf4.json").write_text(json.dumps(notes | {"source": str(source)}))
     path = out / recorded(out)[2]
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))  # same size
-    nf4_checkpoint.verify(out)
+    nf4_checkpoint.verify_checkpoint(out)
     with pytest.raises(ValueError, match=re.escape(path.name)):
-        nf4_checkpoint.load(out, "cpu", check_hashes=True)
+        nf4_checkpoint.load_nf4_model(out, "cpu", check_hashes=True)
     seen = []
-    convert.convert(source, out, "float32", progress=lambda number, count, name: seen.append(number))
-    assert seen == [3] and nf4_checkpoint.verify(out, check_hashes=True)
+    convert.convert_to_nf4(source, out, "float32", progress=lambda number, count, name: seen.append(number))
+    assert seen == [3] and nf4_checkpoint.verify_checkpoint(out, check_hashes=True)
 
 
 @pytest.mark.parametrize("end", [-1, 100, 0], ids=["a byte short", "in the header", "empty"])
@@ -289,7 +289,7 @@ def test_a_part_cut_short_is_not_loaded(converted, tmp_path, end):
     path = out / recorded(out)[1]
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(ValueError, match=f"{path.name} is not what was written"):
-        nf4_checkpoint.load(out, "cpu")
+        nf4_checkpoint.load_nf4_model(out, "cpu")
 
 
 def flip(position):
@@ -315,7 +315,7 @@ def test_a_damaged_shard_is_named_and_what_was_done_is_kept(source, converted, t
     good = path.read_bytes()
     path.write_bytes(damage(good))
     with pytest.raises(ValueError, match=f"{path.name} is damaged.*Fetch it and call again; parts done are kept"):
-        convert.convert(source, out, "float32")
+        convert.convert_to_nf4(source, out, "float32")
     assert recorded(out) == [p.name for p in out.glob("*.safetensors")] and len(recorded(out)) == 1
     path.write_bytes(good)
     finish(source, out, converted, monkeypatch, 2)
@@ -325,7 +325,7 @@ def test_a_shard_whose_numbers_are_not_finite_is_refused(source, tmp_path):
     name = next(name for name, file in index(source).items() if file == shard(source, 2).name)
     change(shard(source, 2), lambda tensors: tensors[name].view(-1)[-1:].fill_(float("nan")))
     with pytest.raises(ValueError, match="is not finite"):
-        convert.convert(source, tmp_path / "nf4", "float32")
+        convert.convert_to_nf4(source, tmp_path / "nf4", "float32")
 
 
 # Something is missing, or too much
@@ -335,7 +335,7 @@ def test_a_tensor_that_the_index_promises_and_its_shard_lacks_is_named(source, t
     path = source / index(source)[EXPERT]
     change(path, lambda tensors: tensors.pop(EXPERT))
     with pytest.raises(ValueError, match=f"{path.name} lacks {OURS}"):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
     assert len(recorded(tmp_path / "nf4")) >= 1
 
 
@@ -344,20 +344,20 @@ def test_a_tensor_that_not_even_the_index_promises_is_named_before_any_work(sour
     where.pop(EXPERT)
     (source / INDEX).write_text(json.dumps({"weight_map": where}))
     with pytest.raises(ValueError, match=f"{INDEX} lacks {OURS}"):
-        convert.convert(source, tmp_path / "nf4", progress=pytest.fail)
+        convert.convert_to_nf4(source, tmp_path / "nf4", progress=pytest.fail)
 
 
 def test_a_tensor_that_a_single_file_lacks_is_named(tmp_path):
     source = shutil.copytree(tiny.FOLDER, tmp_path / "source")
     change(source / "model.safetensors", lambda tensors: tensors.pop(EXPERT))
     with pytest.raises(ValueError, match=f"model.safetensors lacks {OURS}"):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
 def test_a_shard_that_is_not_there_is_named(source, tmp_path):
     shard(source, 2).unlink()
     with pytest.raises(FileNotFoundError, match="model-00002-of-.* is not in"):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
 def test_a_part_that_lacks_a_tensor_does_not_load_half_a_model(converted, tmp_path):
@@ -368,19 +368,19 @@ def test_a_part_that_lacks_a_tensor_does_not_load_half_a_model(converted, tmp_pa
     note["bytes"] = (out / part).stat().st_size
     (out / "nf4.json").write_text(json.dumps(notes))
     with pytest.raises(ValueError, match=r"lacks model\.norm_f\.weight"):
-        nf4_checkpoint.load(out, "cpu")
+        nf4_checkpoint.load_nf4_model(out, "cpu")
 
 
 def test_scales_of_a_checkpoint_that_is_quantised_already_are_not_ignored(source, tmp_path):
     change(shard(source, 2), lambda tensors: tensors.update({"backbone.layers.1.mixer.weight_scale": torch.ones(1)}))
     with pytest.raises(ValueError, match="holds model.layers.1.mixer.weight_scale, which has no place"):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
 def test_weights_for_predicting_further_tokens_are_left_out(tmp_path):
     source = shutil.copytree(tiny.FOLDER, tmp_path / "source")
     change(source / "model.safetensors", lambda tensors: tensors.update({"mtp.layers.0.norm.weight": torch.ones(8)}))
-    assert nf4_checkpoint.verify(convert.convert(source, tmp_path / "nf4"))
+    assert nf4_checkpoint.verify_checkpoint(convert.convert_to_nf4(source, tmp_path / "nf4"))
 
 
 def test_a_tensor_of_another_shape_or_type_is_named(source, tmp_path):
@@ -389,10 +389,10 @@ def test_a_tensor_of_another_shape_or_type_is_named(source, tmp_path):
     with pytest.raises(
         ValueError, match=rf"{OURS} in .* is \(64, 128\) of torch.float16; config.json calls for \(128, 64\)"
     ):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
     change(path, lambda tensors: tensors.update({EXPERT: tensors[EXPERT].T.to(torch.int8).contiguous()}))
     with pytest.raises(ValueError, match=f"{OURS} in .*torch.int8"):
-        convert.convert(source, tmp_path / "nf4b")
+        convert.convert_to_nf4(source, tmp_path / "nf4b")
 
 
 # The disk is full
@@ -407,7 +407,7 @@ def test_a_disk_that_fills_up_in_a_part_leaves_the_parts_before_it(source, conve
     out = tmp_path / "nf4"
     stop_at(monkeypatch, 2, error, half_written=True)
     with pytest.raises(OSError, match="is full.*make room and call again, the 1 parts done are kept") as caught:
-        convert.convert(source, out, "float32")
+        convert.convert_to_nf4(source, out, "float32")
     assert caught.value.errno == errno.ENOSPC
     assert sorted(p.name for p in out.iterdir() if "nf4" in p.name) == sorted([*recorded(out), "nf4.json"])
     finish(source, out, converted, monkeypatch, 2)
@@ -417,7 +417,7 @@ def test_a_part_that_would_not_fit_is_not_begun(source, converted, tmp_path, mon
     out, free, Usage = tmp_path / "nf4", iter([10**9, 20_000]), namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(next(free)))
     with pytest.raises(OSError, match=r"0\.0 MiB free, 0\.\d MiB needed for nf4-00002-of.*the 1 parts done are kept"):
-        convert.convert(source, out, "float32")
+        convert.convert_to_nf4(source, out, "float32")
     finish(source, out, converted, monkeypatch, 2)
 
 
@@ -457,7 +457,7 @@ def test_one_part_and_one_tensor_is_all_that_is_held(published, tmp_path, monkey
 
     monkeypatch.setattr(convert, "safe_open", Watched)
     monkeypatch.setattr(convert, "save_file", save)
-    convert.convert(published, tmp_path / "nf4", "float32")
+    convert.convert_to_nf4(published, tmp_path / "nf4", "float32")
     assert len(most) > 40 and max(most) <= 2  # the one that came and the one before it
 
 
@@ -489,7 +489,7 @@ def hub(published, monkeypatch):
 
 
 def test_from_the_hub_one_shard_lies_on_the_disk_at_a_time_and_all_are_of_one_commit(hub, converted, tmp_path):
-    out = convert.convert("nvidia/published", tmp_path / "nf4", "float32")
+    out = convert.convert_to_nf4("nvidia/published", tmp_path / "nf4", "float32")
     ours, theirs = parts(out), parts(converted)
     assert all(ours[name] == theirs[name] for name in theirs if name != "nf4.json")
     assert hub["most"] == 1 and not (out / ".download").exists()
@@ -512,9 +512,9 @@ def test_a_shard_damaged_on_its_way_is_fetched_anew(hub, published, tmp_path, mo
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(ValueError, match="is damaged"):
-        convert.convert("nvidia/published", tmp_path / "nf4")
-    convert.convert("nvidia/published", tmp_path / "nf4")
-    assert nf4_checkpoint.verify(tmp_path / "nf4", check_hashes=True)["commit"] == "c0ffee"
+        convert.convert_to_nf4("nvidia/published", tmp_path / "nf4")
+    convert.convert_to_nf4("nvidia/published", tmp_path / "nf4")
+    assert nf4_checkpoint.verify_checkpoint(tmp_path / "nf4", check_hashes=True)["commit"] == "c0ffee"
 
 
 def test_the_room_for_a_shard_on_its_way_is_counted(hub, published, tmp_path, monkeypatch):
@@ -522,12 +522,12 @@ def test_the_room_for_a_shard_on_its_way_is_counted(hub, published, tmp_path, mo
     Usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(largest * 1.5))  # a part fits, with its shard not
     with pytest.raises(OSError, match="0.2 MiB free, 0.[3-9] MiB needed for nf4-00001"):
-        convert.convert("nvidia/published", tmp_path / "nf4", "float16")
+        convert.convert_to_nf4("nvidia/published", tmp_path / "nf4", "float16")
 
 
 def test_a_name_that_neither_folder_nor_hub_knows(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match="'nvidia/nothing' could not be had.*HF_TOKEN"):
-        convert.convert("nvidia/nothing", tmp_path / "nf4")
+        convert.convert_to_nf4("nvidia/nothing", tmp_path / "nf4")
 
 
 # Not what is converted here
@@ -536,13 +536,13 @@ def test_a_name_that_neither_folder_nor_hub_knows(hub, tmp_path):
 def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty holds no config.json"):
-        convert.convert(tmp_path / "empty", tmp_path / "nf4")
+        convert.convert_to_nf4(tmp_path / "empty", tmp_path / "nf4")
     shutil.copy(converted / "config.json", tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="model.safetensors is not in"):
-        convert.convert(tmp_path / "empty", tmp_path / "nf4")
+        convert.convert_to_nf4(tmp_path / "empty", tmp_path / "nf4")
     with pytest.raises(FileNotFoundError, match="holds no nf4.json"):
-        nf4_checkpoint.load(tmp_path / "empty", "cpu")
-    assert not nf4_checkpoint.is_nf4(tmp_path / "empty") and nf4_checkpoint.is_nf4(converted)
+        nf4_checkpoint.load_nf4_model(tmp_path / "empty", "cpu")
+    assert not nf4_checkpoint.is_nf4_checkpoint(tmp_path / "empty") and nf4_checkpoint.is_nf4_checkpoint(converted)
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
 def test_a_config_that_is_no_nemotron_h(source, tmp_path, text, says):
     (source / "config.json").write_text(text)
     with pytest.raises(ValueError, match=says):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
     assert not (tmp_path / "nf4").exists()
 
 
@@ -565,14 +565,14 @@ def test_a_config_that_is_no_nemotron_h(source, tmp_path, text, says):
 def test_an_index_that_is_none(source, tmp_path, text):
     (source / INDEX).write_text(text)
     with pytest.raises(ValueError, match="is no index of shards"):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
 def test_an_index_cannot_point_outside_its_folder(source, tmp_path):
     where = index(source)
     (source / INDEX).write_text(json.dumps({"weight_map": where | {EXPERT: f"../{where[EXPERT]}"}}))
     with pytest.raises(ValueError, match=f"lacks {OURS}"):
-        convert.convert(source, tmp_path / "nf4")
+        convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
 def test_two_conversions_do_not_mix(converted, published):
@@ -581,21 +581,21 @@ def test_two_conversions_do_not_mix(converted, published):
         ({"revision": "v2"}, "revision None"),
     ):
         with pytest.raises(ValueError, match=says):
-            convert.convert(published, converted, **{"dtype": "float32"} | changed)
+            convert.convert_to_nf4(published, converted, **{"dtype": "float32"} | changed)
     with pytest.raises(ValueError, match="source"):
-        convert.convert(tiny.FOLDER, converted, "float32")
+        convert.convert_to_nf4(tiny.FOLDER, converted, "float32")
 
 
 def test_a_type_that_is_none(published, tmp_path):
     with pytest.raises(ValueError, match="dtype is 'int8'"):
-        convert.convert(published, tmp_path / "nf4", "int8")
+        convert.convert_to_nf4(published, tmp_path / "nf4", "int8")
 
 
 def test_a_format_from_the_future_is_not_guessed_at(converted, tmp_path):
     notes = json.loads((converted / "nf4.json").read_text())
     (tmp_path / "nf4.json").write_text(json.dumps(notes | {"format": 2}))
     with pytest.raises(ValueError, match="of format 2; this version reads 1"):
-        nf4_checkpoint.load(tmp_path, "cpu")
+        nf4_checkpoint.load_nf4_model(tmp_path, "cpu")
     (tmp_path / "nf4.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
-        nf4_checkpoint.load(tmp_path, "cpu")
+        nf4_checkpoint.load_nf4_model(tmp_path, "cpu")

@@ -43,19 +43,19 @@ def driver(monkeypatch):
 
 
 def test_not_a_byte_more_than_asked_for_is_registered_from_a_page_on(driver):
-    data = pinned_memory.empty(39, 5_000_000)  # PyTorch would take 256 MiB for these 186
+    data = pinned_memory.allocate_pinned(39, 5_000_000)  # PyTorch would take 256 MiB for these 186
     assert (data.shape, data.dtype, data.is_contiguous()) == ((39, 5_000_000), torch.uint8, True)
     assert driver.registered == {data.data_ptr(): 39 * 5_000_000}
     assert data.data_ptr() % mmap.PAGESIZE == 0
 
 
 def test_small_blocks_share_no_page(driver):
-    blocks = [pinned_memory.empty(3, 100) for _ in range(20)]
+    blocks = [pinned_memory.allocate_pinned(3, 100) for _ in range(20)]
     assert len({block.data_ptr() // mmap.PAGESIZE for block in blocks}) == len(driver.registered) == 20
 
 
 def test_it_is_unregistered_when_the_last_view_is_gone_and_no_copy_is_under_way(driver):
-    data = pinned_memory.empty(4, 1000)
+    data = pinned_memory.allocate_pinned(4, 1000)
     row = data[2].fill_(7)
     del data
     gc.collect()
@@ -66,7 +66,7 @@ def test_it_is_unregistered_when_the_last_view_is_gone_and_no_copy_is_under_way(
 
 
 def test_nothing_is_registered_for_nothing(driver):
-    assert pinned_memory.empty(0, 1000).shape == (0, 1000) and not driver.registered
+    assert pinned_memory.allocate_pinned(0, 1000).shape == (0, 1000) and not driver.registered
 
 
 def test_where_the_driver_refuses_pytorchs_own_pinned_memory_is_taken(driver, monkeypatch):
@@ -82,12 +82,12 @@ def test_where_the_driver_refuses_pytorchs_own_pinned_memory_is_taken(driver, mo
 
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch, "zeros", zeros)
-    assert pinned_memory.empty(2, 64).shape == (2, 64)
+    assert pinned_memory.allocate_pinned(2, 64).shape == (2, 64)
     assert asked == {"pin_memory": True} and launched == ["cuda"] and not driver.registered
 
 
 def tiered(device):
-    geometry = experts.Geometry(128, 64)
+    geometry = experts.ExpertShape(128, 64)
     bench = experts.Workbench(geometry, torch.device(device), torch.float32)
     return geometry, experts.TieredExperts(geometry, 8, torch.relu, bench)
 
@@ -102,7 +102,7 @@ def test_the_host_tier_of_a_gpu_is_registered_and_moves_when_experts_do(driver):
 
 
 def test_on_a_cpu_nothing_is_registered(monkeypatch):
-    monkeypatch.setattr(pinned_memory, "empty", lambda *_: pytest.fail("asked for pinned memory"))
+    monkeypatch.setattr(pinned_memory, "allocate_pinned", lambda *_: pytest.fail("asked for pinned memory"))
     tiered("cpu")[1].place([1, 5])
 
 

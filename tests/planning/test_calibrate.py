@@ -9,7 +9,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import calibrate
-from grpo_kit.policy.load import load_policy, routing
+from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.runs.run import find_run
 from tests.helpers.settings import SMALL
 
@@ -27,7 +27,7 @@ def prepared(tmp_path, monkeypatch):
 
 def test_what_was_counted_decides_where_experts_lie(prepared, tmp_path):
     chosen, run = prepared
-    even = [layer.on_host for layer in expert_placement.tiers_of(load_policy(chosen.policy)[0]).values()]
+    even = [layer.on_host for layer in expert_placement.find_tiered_layers(load_policy(chosen.policy)[0]).values()]
     assert even == [{6, 7}] * 2  # nobody has counted yet
     seen = []
     counts = calibrate.count_routed_rows(
@@ -39,8 +39,8 @@ def test_what_was_counted_decides_where_experts_lie(prepared, tmp_path):
     assert counts["host_share_coldest"] <= counts["host_share_last"]
     assert json.loads((tmp_path / "nf4/tiny/routing.json").read_text())["hits"] == counts["hits"]
     model, _ = load_policy(chosen.policy)
-    placed = [sorted(layer.on_host) for layer in expert_placement.tiers_of(model).values()]
-    assert placed == expert_placement.layout(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
+    placed = [sorted(layer.on_host) for layer in expert_placement.find_tiered_layers(model).values()]
+    assert placed == expert_placement.choose_host_experts(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
 
 
 def test_it_may_lie_elsewhere(prepared, tmp_path):
@@ -49,7 +49,7 @@ def test_it_may_lie_elsewhere(prepared, tmp_path):
     chosen = config.load_config(["tiny"], [*SMALL, *FOUR, f"policy.routing={path}"])
     counts = calibrate.count_routed_rows(chosen, run, prompts=2)
     assert json.loads(path.read_text()) == counts
-    assert routing(chosen.policy).tolist() == counts["hits"]
+    assert read_routing_counts(chosen.policy).tolist() == counts["hits"]
 
 
 def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
@@ -65,13 +65,13 @@ def test_a_file_that_holds_no_counts_is_refused(tmp_path, text):
     path = tmp_path / "routing.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="holds no table of routed rows") as error:
-        routing(config.Policy(routing=str(path)))
+        read_routing_counts(config.Policy(routing=str(path)))
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="policy.routing is .*nowhere.json.*calibrate"):
-        routing(config.Policy(routing=str(tmp_path / "nowhere.json")))
+        read_routing_counts(config.Policy(routing=str(tmp_path / "nowhere.json")))
 
 
 def test_a_policy_without_tiers_has_nothing_to_count(prepared):

@@ -16,15 +16,15 @@ def ask(*problems):
 
 def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
     asked = ask("What is 47 + 38?", "What is 1?", "What is 90 - 12?", "A much longer question than all of these?")
-    together = generate.sample(*tiny_policy, asked, GREEDY, seed=1)
-    alone = [generate.sample(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in asked]
+    together = generate.sample_completions(*tiny_policy, asked, GREEDY, seed=1)
+    alone = [generate.sample_completions(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in asked]
     assert together == alone
 
 
 def test_a_seed_fixes_the_draw(tiny_policy):
     how = config.Evaluation(max_completion_length=40, batch_size=4)
     asked = ask(*["What is 47 + 38?"] * 8)
-    first, second, other = (generate.sample(*tiny_policy, asked, how, seed) for seed in (1, 1, 2))
+    first, second, other = (generate.sample_completions(*tiny_policy, asked, how, seed) for seed in (1, 1, 2))
     assert first == second != other
     assert first[:4] != first[4:]  # a batch of the same prompts is not drawn as the one before
 
@@ -32,39 +32,43 @@ def test_a_seed_fixes_the_draw(tiny_policy):
 def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
     how = config.Evaluation(max_completion_length=40, batch_size=4)
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 8)]
-    whole = generate.sample(*tiny_policy, ask(*["What is 47 + 38?"] * 8), how, seed=5)
-    draw = generate.Transformers(*tiny_policy, how)
-    assert draw(ids[4:], generate.seed_of(5, 1)) == whole[4:]
+    whole = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 8), how, seed=5)
+    draw = generate.TransformersEngine(*tiny_policy, how)
+    assert draw(ids[4:], generate.batch_seed(5, 1)) == whole[4:]
 
 
 def test_drawing_leaves_the_random_state_and_the_mode_as_they_were(tiny_policy):
     model, _ = tiny_policy
     before = torch.get_rng_state()
     model.train()
-    generate.sample(*tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1)
+    generate.sample_completions(
+        *tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1
+    )
     assert torch.equal(torch.get_rng_state(), before) and model.training
     model.eval()
 
 
 def test_a_cut_completion_is_marked_and_a_finished_one_ends(tiny_policy):
-    (cut,) = generate.sample(*tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1)
+    (cut,) = generate.sample_completions(
+        *tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1
+    )
     assert (cut.tokens, cut.finished) == (5, False)
-    (whole,) = generate.sample(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
+    (whole,) = generate.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
     assert whole.finished and whole.text.endswith("}") and "</think>" in whole.text
 
 
 def test_thinking_can_be_turned_off(tiny_policy):
-    (said,) = generate.sample(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1, enable_thinking=False)
+    (said,) = generate.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1, enable_thinking=False)
     assert said.text.startswith("\\boxed{")
 
 
 def test_prompt_and_completion_share_the_room_there_is(tiny_policy):
     conversations = ask("What is 1?", "What is 47 + 38?")
     short, long = (encode_prompt(tiny_policy[1], messages, True) for messages in conversations)
-    draw = generate.Transformers(*tiny_policy, GREEDY, max_model_len=len(long) + 3)
+    draw = generate.TransformersEngine(*tiny_policy, GREEDY, max_model_len=len(long) + 3)
     assert [(s.tokens, s.finished) for s in draw([short, long], 1)] == [(3 + len(long) - len(short), False), (3, False)]
     with pytest.raises(ValueError, match=f"has {len(long)} tokens"):
-        generate.room([short, long], GREEDY, len(long))
+        generate.completion_limits([short, long], GREEDY, len(long))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_prompt_and_completion_share_the_room_there_is(tiny_policy):
     ],
 )
 def test_batches(lengths, size, expected):
-    assert generate.batches([[0] * length for length in lengths], size) == expected
+    assert generate.make_batches([[0] * length for length in lengths], size) == expected
 
 
 @pytest.mark.parametrize(
@@ -88,4 +92,4 @@ def test_batches(lengths, size, expected):
     ],
 )
 def test_what_comes_after_the_end_token_is_not_the_reply(tiny_policy, tokens, text, count, finished):
-    assert generate.finish(tiny_policy[1], tokens, [2, 11]) == (text, count, finished)
+    assert generate.make_sample(tiny_policy[1], tokens, [2, 11]) == (text, count, finished)

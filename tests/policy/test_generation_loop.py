@@ -9,8 +9,7 @@ from transformers import DynamicCache, LlamaConfig, LogitsProcessorList, Qwen3Co
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import evaluate
-from grpo_kit.policy import generation_loop
+from grpo_kit.policy import generate, generation_loop
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
@@ -157,7 +156,7 @@ def random_model(kind):
             layer_types=["sliding_attention", "full_attention"],
         ),
     }[kind]  # fmt: skip
-    return generation_loop.install(AutoModelForCausalLM.from_config(wanted, attn_implementation="eager").eval())
+    return generation_loop.install_loop(AutoModelForCausalLM.from_config(wanted, attn_implementation="eager").eval())
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "sliding"])
@@ -201,7 +200,7 @@ def test_the_prompt_is_read_once_and_the_finished_leave(tiny_policy):
     said = drawn[:, asked["input_ids"].shape[1] :]
     tokens = (said == 11).int().cumsum(1).clamp(max=1).logical_not().sum().item() + (said == 11).any(1).sum().item()
     steps = said.shape[1] - 1
-    assert model.last_sampling == generation_loop.Sampled(64, 8, tokens, sum(seen.batch[1:]), 64 * steps)
+    assert model.last_sampling == generation_loop.SamplingStats(64, 8, tokens, sum(seen.batch[1:]), 64 * steps)
 
 
 def test_a_row_is_left_when_its_idle_steps_have_cost_what_leaving_costs(tiny_policy):
@@ -387,7 +386,7 @@ def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
 
 
 def test_a_deep_copy_samples_from_itself_and_installing_twice_is_once():
-    model = generation_loop.install(random_model("llama"))
+    model = generation_loop.install_loop(random_model("llama"))
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.lm_head.weight.copy_(model.lm_head.weight.flip(0))
@@ -401,7 +400,9 @@ def test_evaluation_and_a_peft_model_go_through_it():
     model = lora.add_lora(model, config.Lora(target_modules=["in_proj"]), seed=1)
     turns = [[{"role": "user", "content": QUESTIONS[i // 4]}] for i in range(8)]
     with Rows(model.get_base_model()) as seen:
-        evaluate.sample(model, tokenizer, turns, config.Evaluation(max_completion_length=40, batch_size=8), seed=1)
+        generate.sample_completions(
+            model, tokenizer, turns, config.Evaluation(max_completion_length=40, batch_size=8), seed=1
+        )
     assert seen.batch[:2] == [2, 8] and model.last_sampling.prompts == 2 and model.last_sampling.rows == 8
 
 

@@ -6,7 +6,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.policy import load
-from grpo_kit.policy.load import base_name, load_policy, load_tokenizer, tiny, usable_tokenizer
+from grpo_kit.policy.load import base_model_name, load_policy, load_tokenizer, prepare_tokenizer, tiny
 
 
 def last_logits(model, tokenizer):
@@ -43,7 +43,7 @@ def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_check
     asked = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
     streamed, _ = load_policy(asked)
     assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
-    assert base_name(config.Policy(model=str(tmp_path / "nf4"))) == str(tiny.FOLDER)  # what it was made of
+    assert base_model_name(config.Policy(model=str(tmp_path / "nf4"))) == str(tiny.FOLDER)  # what it was made of
     made = (tmp_path / "nf4/nf4.json").stat().st_mtime_ns
     again, _ = load_policy(asked)  # and the next time it is read as it is
     kept, _ = load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True))  # by its folder, too
@@ -82,7 +82,7 @@ def test_a_tokenizer_that_hides_the_closing_tag_is_mended():
         [AddedToken(tag, special=True, normalized=False) for tag in ("<think>", "</think>")], special_tokens=True
     )
     assert tokenizer.decode([13], skip_special_tokens=True) == ""
-    mended = usable_tokenizer(tokenizer)
+    mended = prepare_tokenizer(tokenizer)
     assert mended.decode([12, 13, 11], skip_special_tokens=True) == "<think></think>"
     assert mended.encode("<think></think>é", add_special_tokens=False)[:2] == [12, 13]
     assert (mended.chat_template, mended.pad_token_id, mended.eos_token_id) == (tokenizer.chat_template, 0, 11)

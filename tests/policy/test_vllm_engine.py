@@ -20,7 +20,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt
-from grpo_kit.policy.load import Path, load_policy, source_of
+from grpo_kit.policy.load import Path, load_policy, policy_source
 from grpo_kit.runs.run import find_run
 
 ASKED = [[{"role": "user", "content": text}] for text in ("What is 47 + 38?", "What is 90 - 12?", "What is 5 + 6?")]
@@ -106,7 +106,7 @@ def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_pol
     assert (engine.name, why) == ("vllm 0.17.1", "")
     assert vllm.opened == [{"enable_lora": False, "max_lora_rank": 8, "max_model_len": 300}]
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ASKED]
-    expected = generate.Transformers(*tiny_policy, chosen(temperature=0.0).evaluation)(ids, 1)
+    expected = generate.TransformersEngine(*tiny_policy, chosen(temperature=0.0).evaluation)(ids, 1)
     assert engine(ids, 1) == expected
 
 
@@ -149,7 +149,7 @@ def test_a_vllm_at_fault_is_left_for_transformers_and_the_reason_said(vllm, stro
     ],
 )
 def test_what_counts_as_saying_the_same(expected, told, said):
-    found = vllm_engine.differs(expected, told)
+    found = vllm_engine.describe_difference(expected, told)
     assert said in found and bool(said) == bool(found)
 
 
@@ -180,11 +180,11 @@ def training(mode):
 def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_path):
     from grpo_kit.training.trl_settings import make_trl_config
 
-    told, why = vllm_engine.sampler(training("colocate"))
+    told, why = vllm_engine.choose_trainer_engine(training("colocate"))
     assert (told, why) == ({"use_vllm": True, "vllm_mode": "colocate"}, "")
     args = make_trl_config(training("colocate"), tmp_path, **told)
     assert args.use_vllm and args.vllm_mode == "colocate" and not make_trl_config(training(None), tmp_path).use_vllm
-    assert vllm_engine.sampler(training(None)) == ({}, "")
+    assert vllm_engine.choose_trainer_engine(training(None)) == ({}, "")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_pa
 )
 def test_one_at_fault_does_not(vllm, monkeypatch, fault, said):
     monkeypatch.setattr(vllm, "fault", fault)
-    told, why = vllm_engine.sampler(training("colocate"))
+    told, why = vllm_engine.choose_trainer_engine(training("colocate"))
     assert told == {} and said in why
 
 
@@ -214,7 +214,7 @@ def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_pat
 @pytest.fixture
 def server(tiny_policy, monkeypatch):
     """The two answers of `vllm serve` that are asked for, on loopback; `fault` as StandIn's, or another model's name."""
-    state = types.SimpleNamespace(fault=None, model=source_of(config.Policy()))
+    state = types.SimpleNamespace(fault=None, model=policy_source(config.Policy()))
 
     class Answers(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -238,13 +238,15 @@ def server(tiny_policy, monkeypatch):
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
-        monkeypatch.setattr(vllm_engine.Server.__init__, "__defaults__", (f"http://127.0.0.1:{served.server_port}",))
+        monkeypatch.setattr(
+            vllm_engine.VllmServer.__init__, "__defaults__", (f"http://127.0.0.1:{served.server_port}",)
+        )
         yield state
         served.shutdown()
 
 
 def test_a_faithful_server_draws_for_the_training(vllm, server):
-    assert vllm_engine.sampler(training("server")) == ({"use_vllm": True, "vllm_mode": "server"}, "")
+    assert vllm_engine.choose_trainer_engine(training("server")) == ({"use_vllm": True, "vllm_mode": "server"}, "")
 
 
 @pytest.mark.parametrize(
@@ -257,11 +259,11 @@ def test_a_faithful_server_draws_for_the_training(vllm, server):
 )
 def test_another_server_does_not(vllm, server, fault, model, said):
     server.fault, server.model = fault, model or server.model
-    told, why = vllm_engine.sampler(training("server"))
+    told, why = vllm_engine.choose_trainer_engine(training("server"))
     assert told == {} and said in why
 
 
 def test_no_server_at_all_is_a_reason(vllm, monkeypatch):
-    monkeypatch.setattr(vllm_engine.Server.__init__, "__defaults__", ("http://127.0.0.1:1",))
-    told, why = vllm_engine.sampler(training("server"))
+    monkeypatch.setattr(vllm_engine.VllmServer.__init__, "__defaults__", ("http://127.0.0.1:1",))
+    told, why = vllm_engine.choose_trainer_engine(training("server"))
     assert told == {} and "vLLM failed: ConnectionError" in why

@@ -95,17 +95,17 @@ def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
         torch.manual_seed(5)
         size = 6 // parts
         at = (part * size, 6)
-        drawn.append([generation_loop._draw(p[at[0] : at[0] + size], at) for _ in range(20)])
+        drawn.append([generation_loop.draw_tokens(p[at[0] : at[0] + size], at) for _ in range(20)])
     for step in range(20):
         assert torch.equal(torch.cat([part[step] for part in drawn]), whole[step])
 
 
 def test_a_second_gpu_is_not_given_away_twice(monkeypatch):
-    from grpo_kit.policy.load import overflow
+    from grpo_kit.policy.load import overflow_device
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="experts_overflow is cuda:1.*2 processes.*Set it to host"):
-        overflow(config.Policy(experts_overflow="cuda:1"))
+        overflow_device(config.Policy(experts_overflow="cuda:1"))
 
 
 def started(run, count, *more):

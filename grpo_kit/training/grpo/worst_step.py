@@ -90,7 +90,7 @@ def try_longest_step(trainer: Any, longest: list[list[int]], steps: int) -> Fore
         once = _time(lambda: _train_micro_batch(trainer, len(longest[0])))
     trainer.model.zero_grad(set_to_none=True)
     trainer.figures.clear()  # what the loss noted is not a figure of the run
-    expert_placement.forget(trainer.model)
+    expert_placement.reset_counts(trainer.model)
     peak = torch.cuda.max_memory_allocated() if cuda else None
     if cuda:
         torch.cuda.empty_cache()
