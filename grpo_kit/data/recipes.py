@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+RULE_KEYS = {"column", "is", "is_not", "reason", "why"}
 GENERATED = {
     "tiny-sums": "sums and differences of two numbers, made by the kit",
     "puzzles": "the challenge's six families of puzzles, made by the kit",
@@ -84,4 +85,10 @@ def load_recipe(name: str) -> Recipe:
     keys = OmegaConf.to_container(OmegaConf.load(path))
     if unknown := set(keys) - {key.name for key in fields(Recipe)}:
         raise ValueError(f"{path} has unknown keys: {', '.join(sorted(unknown))}. Remove or correct them.")
-    return Recipe(**keys)
+    recipe = Recipe(**keys)
+    # In YAML's short form a comma ends the value; the rest of the sentence would silently become a key.
+    if unknown := {key for rule in recipe.drop for key in rule} - RULE_KEYS:
+        raise ValueError(
+            f"{path} has a drop rule with unknown keys: {', '.join(sorted(unknown))}. Quote values that contain commas."
+        )
+    return recipe

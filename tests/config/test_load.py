@@ -10,9 +10,9 @@ from grpo_kit import config
 
 @pytest.mark.parametrize("preset", ["tiny", "t4", "t4x2", "24gb", "80gb", "deepscaler"])
 def test_every_preset_resolves_to_every_key(preset):
-    chosen = config.load_config([preset])
-    assert chosen.run.name == preset
-    assert set(OmegaConf.create(config.to_yaml(chosen))) == {
+    settings = config.load_config([preset])
+    assert settings.run.name == preset
+    assert set(OmegaConf.create(config.to_yaml(settings))) == {
         "policy",
         "lora",
         "data",
@@ -29,23 +29,23 @@ def test_presets_are_the_files():
 
 @pytest.mark.parametrize("preset", ["t4", "t4x2"])
 def test_t4_asks_for_nothing_sm_75_lacks_and_for_a_scaler(preset):
-    chosen = config.load_config([preset])
-    assert chosen.policy.dtype == "float16" and chosen.grpo.fp16 and not chosen.grpo.bf16
+    settings = config.load_config([preset])
+    assert settings.policy.dtype == "float16" and settings.grpo.fp16 and not settings.grpo.bf16
 
 
 def test_layers_merge_left_to_right(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("grpo: {max_steps: 7, learning_rate: 2.0e-5}\n")
-    chosen = config.load_config(["tiny", str(mine)], ["grpo.max_steps=9"])
-    assert (chosen.grpo.max_steps, chosen.grpo.learning_rate, chosen.policy.model) == (9, 2e-5, "tiny")
+    settings = config.load_config(["tiny", str(mine)], ["grpo.max_steps=9"])
+    assert (settings.grpo.max_steps, settings.grpo.learning_rate, settings.policy.model) == (9, 2e-5, "tiny")
 
 
 def test_the_written_configuration_reads_back_the_same(tmp_path):
-    chosen = config.load_config(["t4"], ["grpo.epsilon_high=0.28", "data.system_prompt='a: b # c'", "run.force=true"])
-    (tmp_path / "c.yaml").write_text(config.to_yaml(chosen))
+    settings = config.load_config(["t4"], ["grpo.epsilon_high=0.28", "data.system_prompt='a: b # c'", "run.force=true"])
+    (tmp_path / "c.yaml").write_text(config.to_yaml(settings))
     again = config.load_config([str(tmp_path / "c.yaml")])
     assert not again.run.force  # meant for one command
-    assert {**asdict(again), "run": 0} == {**asdict(chosen), "run": 0}
+    assert {**asdict(again), "run": 0} == {**asdict(settings), "run": 0}
 
 
 def test_a_configuration_cannot_be_changed_later():
@@ -91,8 +91,8 @@ def test_a_configuration_cannot_be_changed_later():
 def test_a_bad_override_is_one_sentence_with_value_and_remedy(overrides, value, remedy):
     with pytest.raises(ValueError) as error:
         config.load_config(["tiny"], overrides)
-    said = str(error.value)
-    assert value in said and remedy in said and "\n" not in said
+    message = str(error.value)
+    assert value in message and remedy in message and "\n" not in message
 
 
 def test_an_unknown_preset_names_the_nearest():
@@ -149,8 +149,8 @@ def test_settle_keeps_what_finished_stages_were_made_with():
 
 def test_settle_lets_an_explicit_override_through_so_that_the_stage_can_object():
     made = {"data": asdict(config.Data(source="mine.jsonl"))}
-    asked = config.load_config(["tiny"], ["data.source=other.jsonl"])
-    assert config.keep_finished_settings(asked, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"
+    settings = config.load_config(["tiny"], ["data.source=other.jsonl"])
+    assert config.keep_finished_settings(settings, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda", "cuda:0", "cuda:2", "disk", ""])

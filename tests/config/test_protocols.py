@@ -10,13 +10,18 @@ from grpo_kit.rewards.tools.loading import load_reward
 
 
 def test_the_challenges_published_settings():
-    found = config.load_config(
+    evaluation = config.load_config(
         ["tiny"], ["evaluation.protocol=challenge", "evaluation.temperature=1", "evaluation.top_p=0.9"]
     ).evaluation
     # The Evaluation page: max_tokens 7680, top_p 1.0, temperature 0.0, max_model_len 8192.
-    assert (found.max_completion_length, found.top_p, found.temperature, found.num_generations) == (7680, 1.0, 0.0, 1)
+    assert (evaluation.max_completion_length, evaluation.top_p, evaluation.temperature, evaluation.num_generations) == (
+        7680,
+        1.0,
+        0.0,
+        1,
+    )
     assert (PROTOCOLS["challenge"].max_model_len, PROTOCOLS["challenge"].enable_thinking) == (8192, True)
-    verifier = load_reward(found.verifier)
+    verifier = load_reward(evaluation.verifier)
     assert inspect.signature(verifier).parameters["version"].default == "v15"  # the metric's last version
 
 

@@ -1,4 +1,4 @@
-"""What is mended, what is dropped and why, and golds that no reply could match."""
+"""What is mended in a text, and which rows are dropped for which reason."""
 
 import csv
 import json
@@ -53,7 +53,8 @@ def test_unfit_rows_are_dropped_with_their_reason(problem, gold, reason):
 @pytest.mark.parametrize(
     "problem",
     [
-        "Let $M$ be the midpoint, as in the figure. Find $x$ if the two small triangles have equal areas. [asy] draw((0,0)--(1,1)); [/asy]",
+        "Let $M$ be the midpoint, as in the figure. Find $x$ if the two small triangles have equal areas. "
+        "[asy] draw((0,0)--(1,1)); [/asy]",
         "The figures of a number are its digits. Find the number.",
         "She drew a picture of a horse and sold it for $5. How much is that?",
         "Show your work. How many apples are there?",

@@ -1,4 +1,4 @@
-"""Easy first, hard last, every source at every moment: the order checked literally where it is strict, by windows elsewhere."""
+"""Easy rows first, hard rows last, every source at every moment; checked literally where the order is strict."""
 
 import random
 

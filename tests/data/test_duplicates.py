@@ -1,4 +1,4 @@
-"""Repetitions found, near ones confirmed, variants kept and tied, contradictions thrown out; no pair goes missing at scale."""
+"""Repetitions are found, near ones confirmed, variants kept and tied, and contradicting golds dropped."""
 
 import random
 
@@ -7,8 +7,8 @@ import numpy as np
 from grpo_kit.data import duplicates
 
 LONG = (
-    "A farmer has {} chickens and twice as many ducks, and every week he sells half of the eggs that they lay at the market "
-    "in town for three dollars a dozen. How many dollars does he earn in a month of four weeks?"
+    "A farmer has {} chickens and twice as many ducks, and every week he sells half of the eggs that they lay at the "
+    "market in town for three dollars a dozen. How many dollars does he earn in a month of four weeks?"
 )
 
 
@@ -17,37 +17,37 @@ def equal(one, other):
 
 
 def test_equal_problems_are_dropped_but_the_first():
-    found = duplicates.find_duplicates(["What is 2 + 2?", "Other", " what is 2+2 ? "], ["4", "1", "4"], equal)
-    assert found.dropped == {2: ("repeated problem", "equals 0")} and found.ties == {}
+    result = duplicates.find_duplicates(["What is 2 + 2?", "Other", " what is 2+2 ? "], ["4", "1", "4"], equal)
+    assert result.dropped == {2: ("repeated problem", "equals 0")} and result.ties == {}
 
 
 def test_equal_problems_whose_golds_contradict_are_all_dropped():
-    found = duplicates.find_duplicates(["What is 2 + 2?", "what is 2 + 2?", "WHAT IS 2 + 2?"], ["4", "4", "5"], equal)
-    assert set(found.dropped) == {0, 1, 2}
-    assert found.dropped[0] == ("contradicting golds", "equal problems say 4 and 5")
+    result = duplicates.find_duplicates(["What is 2 + 2?", "what is 2 + 2?", "WHAT IS 2 + 2?"], ["4", "4", "5"], equal)
+    assert set(result.dropped) == {0, 1, 2}
+    assert result.dropped[0] == ("contradicting golds", "equal problems say 4 and 5")
 
 
 def test_golds_that_the_judge_calls_the_same_do_not_contradict():
-    found = duplicates.find_duplicates(
+    result = duplicates.find_duplicates(
         ["What is 2 + 2?", "what is 2 + 2?"], ["4", "4.0"], lambda one, other: float(one) == float(other)
     )
-    assert found.dropped[1][0] == "repeated problem" and 0 not in found.dropped
+    assert result.dropped[1][0] == "repeated problem" and 0 not in result.dropped
 
 
 def test_a_near_duplicate_with_the_same_gold_is_dropped_and_named():
     reworded = LONG.replace("in town ", "")
-    found = duplicates.find_duplicates(
+    result = duplicates.find_duplicates(
         ["x", LONG.format(7), reworded.format(7)], ["1", "42", "42"], equal, label="row {}".format
     )
-    reason, why = found.dropped[2]
+    reason, why = result.dropped[2]
     assert reason == "near duplicate" and why.startswith("overlaps row 1 by 0.8")
 
 
 def test_the_same_wording_with_other_numbers_is_kept_and_tied():
     problems = [LONG.format(7), "Something else entirely is asked here.", LONG.format(8), LONG.format(9)]
-    found = duplicates.find_duplicates(problems, ["42", "1", "48", "54"], equal)
-    assert found.dropped == {}
-    assert len({found.ties[0], found.ties[2], found.ties[3]}) == 1 and 1 not in found.ties
+    result = duplicates.find_duplicates(problems, ["42", "1", "48", "54"], equal)
+    assert result.dropped == {}
+    assert len({result.ties[0], result.ties[2], result.ties[3]}) == 1 and 1 not in result.ties
 
 
 def test_short_problems_that_differ_in_one_number_are_neither():
@@ -57,8 +57,8 @@ def test_short_problems_that_differ_in_one_number_are_neither():
 
 def test_empty_and_tiny_problems_do_no_harm():
     assert duplicates.find_duplicates([], [], equal) == ({}, {})
-    found = duplicates.find_duplicates(["", "x", "", "y"], ["1", "1", "1", "1"], equal)
-    assert set(found.dropped) == {2}
+    result = duplicates.find_duplicates(["", "x", "", "y"], ["1", "1", "1", "1"], equal)
+    assert set(result.dropped) == {2}
 
 
 def overlap(one, other):
@@ -79,11 +79,14 @@ def test_near_pairs_are_those_that_counting_every_pair_finds():
                 copy[rng.randrange(60)] = rng.choice(vocabulary)
             problems.append(" ".join(copy))
     expected = {
-        (a, b) for b in range(len(problems)) for a in range(b) if overlap(problems[a], problems[b]) >= duplicates.THRESHOLD
-    }  # fmt: skip
-    found = {(a, b) for a, b, _ in duplicates.find_near_pairs(problems)}
-    assert found <= expected and len(expected) > 40
-    assert len(found) >= 0.98 * len(expected)  # MinHash misses one in 500 at the threshold itself
+        (a, b)
+        for b in range(len(problems))
+        for a in range(b)
+        if overlap(problems[a], problems[b]) >= duplicates.THRESHOLD
+    }
+    result = {(a, b) for a, b, _ in duplicates.find_near_pairs(problems)}
+    assert result <= expected and len(expected) > 40
+    assert len(result) >= 0.98 * len(expected)  # MinHash misses one in 500 at the threshold itself
 
 
 def test_minhash_estimates_the_overlap():

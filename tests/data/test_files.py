@@ -47,7 +47,7 @@ def test_a_parquet_is_read_in_part(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("x.jsonl", '{"p": 1}\n{"p": 2', "x.jsonl, line 2 is not JSON"),  # cut off
         ("x.jsonl", '{"p": 1}\nnonsense\n{"p": 2}', "line 2 is not JSON"),  # one broken line
@@ -63,16 +63,17 @@ def test_a_parquet_is_read_in_part(tmp_path):
         ("x.csv", "p,a\na,b,c\n", "line 2 does not have 2 fields"),
         ("x.csv", 'p,a\n"a,b\n', "the row after line 1 is not CSV"),  # a quote that never closes
         ("x.csv", "p,a,a\n1,2,3\n", "line 1 names the column 'a' twice"),
-        ("x.csv", b"p,a\nx,1\n\xe9t\xe9,1\n", r"x.csv, line 3 is not UTF-8 \(byte 1 of the line is 0xe9\)"),  # Latin-1 in the middle
+        # Latin-1 in the middle
+        ("x.csv", b"p,a\nx,1\n\xe9t\xe9,1\n", r"x.csv, line 3 is not UTF-8 \(byte 1 of the line is 0xe9\)"),
         ("x.jsonl", b'{"p": "ok"}\n{"p": "caf\xe9"}\n', "line 2 is not UTF-8"),
         ("x.jsonl", '{"p": 1}'.encode("utf-16"), "line 1 is not UTF-8"),
         ("x.parquet", b"PAR1 not really", "x.parquet is not readable as Parquet"),
         ("x.xlsx", b"PK", "not one of .jsonl"),
     ],
 )  # fmt: skip
-def test_a_broken_file_is_named_with_its_line_in_one_sentence(tmp_path, name, text, said):
+def test_a_broken_file_is_named_with_its_line_in_one_sentence(tmp_path, name, text, message):
     path = write(tmp_path, name, text)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         list(files.read_rows(path))
     assert "\n" not in str(error.value) and name in str(error.value)
 

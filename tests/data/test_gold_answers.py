@@ -50,6 +50,9 @@ def test_same_answer_is_the_verifiers_business():
     )
 
 
-@pytest.mark.parametrize(("gold", "bare"), [("$x$", "x"), (r"\(x\)", "x"), ("$$x$$", "x"), ("$5", "$5"), ("$a$ or $b$", "$a$ or $b$"), ("$$", "$$")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gold", "bare"),
+    [("$x$", "x"), (r"\(x\)", "x"), ("$$x$$", "x"), ("$5", "$5"), ("$a$ or $b$", "$a$ or $b$"), ("$$", "$$")],
+)
 def test_golds_without_their_dollars(gold, bare):
     assert gold_answers.strip_delimiters(gold) == bare

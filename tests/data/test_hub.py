@@ -17,10 +17,10 @@ def test_a_machine_without_a_network_does_not_wait_for_the_hub(tmp_path, monkeyp
 def test_a_set_on_the_hub_is_read_by_datasets_and_streamed_when_large(monkeypatch):
     import datasets
 
-    asked = []
+    requests = []
 
     def load(name, subset, split, streaming):
-        asked.append((name, subset, split, streaming))
+        requests.append((name, subset, split, streaming))
         return iter([{"question": "p", "problem": "p", "answer": "#### 3", "solution": r"\boxed{3}"}] * 3)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
@@ -30,9 +30,11 @@ def test_a_set_on_the_hub_is_read_by_datasets_and_streamed_when_large(monkeypatc
     assert read_rows("gsm8k", **nowhere) == [("p", "3", "")] * 3
     assert read_rows("numina_math_cot", config.Data(limit=2), **nowhere) == [("p", "3", "")] * 2
     assert read_rows("me/mine", config.Data(subset="s", split="dev"), **nowhere) == [("p", "3", "")] * 3
-    assert asked == [
-        ("openai/gsm8k", "main", "train", False), ("AI-MO/NuminaMath-CoT", None, "train", True), ("me/mine", "s", "dev", False),
-    ]  # fmt: skip
+    assert requests == [
+        ("openai/gsm8k", "main", "train", False),
+        ("AI-MO/NuminaMath-CoT", None, "train", True),
+        ("me/mine", "s", "dev", False),
+    ]
 
 
 def test_a_stream_that_breaks_off_is_no_missing_set(monkeypatch):

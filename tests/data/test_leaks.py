@@ -6,11 +6,11 @@ from grpo_kit.data import leaks
 
 HELD = {
     "contest": [
-        "Every morning Aya goes for a nine kilometer long walk and stops at a coffee shop afterwards. When she walks at a "
-        "constant speed of s kilometers per hour, the walk takes her four hours, including t minutes spent in the coffee shop. "
-        "Find the number of minutes that she walks.",
-        "Alice and Bob play a game with a stack of tokens. Find the number of positive integers n less than 2024 for which Bob "
-        "wins, written in the form m/n, where m and n are relatively prime positive integers. Find m + n.",
+        "Every morning Aya goes for a nine kilometer long walk and stops at a coffee shop afterwards. When she "
+        "walks at a constant speed of s kilometers per hour, the walk takes her four hours, including t minutes spent "
+        "in the coffee shop. Find the number of minutes that she walks.",
+        "Alice and Bob play a game with a stack of tokens. Find the number of positive integers n less than 2024 for "
+        "which Bob wins, written in the form m/n, where m and n are relatively prime positive integers. Find m + n.",
         r"Let $x$ be a number so that $\frac{x}{3} = 12$. Compute $x$.",
     ],
     "short": ["Compute 17 + 25.", "What is the remainder when 5462 is divided by 9?"],
@@ -19,8 +19,8 @@ WALK = HELD["contest"][0]
 
 
 def caught(problem, others=()):
-    found = leaks.find_leaks([problem, *others], HELD)
-    return found.dropped.get(0, ("kept", ""))
+    result = leaks.find_leaks([problem, *others], HELD)
+    return result.dropped.get(0, ("kept", ""))
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def caught(problem, others=()):
         (WALK.upper(), "leaked, equal"),  # casing
         (WALK.replace("Aya", "Ben").replace("nine", "ten").upper(), "leaked, overlap"),  # casing and a few words
         ("Tom does as follows. " + WALK + " Then double it.", "leaked, overlap"),  # the whole within another
-        ("Ben likes tea. When she walks at a constant speed of s kilometers per hour, the walk takes her four hours, including "
-         "t minutes spent in the coffee shop. What is s?", "leaked, overlap"),  # a long sentence of it
+        ("Ben likes tea. When she walks at a constant speed of s kilometers per hour, the walk takes her four hours, "
+         "including t minutes spent in the coffee shop. What is s?", "leaked, overlap"),  # a long sentence of it
         ("compute  17+25", "leaked, equal"),  # too short for runs of eight words
         ("Quickly: what is the remainder when 5462 is divided by 9? Explain.", "leaked, overlap"),  # a short one, whole
         (r"Let x be a number so that $\dfrac{x}{3}=12$. Compute x.", "leaked, equal"),  # LaTeX spelled otherwise
@@ -46,8 +46,8 @@ def test_planted_leaks_are_caught(problem, reason):
 @pytest.mark.parametrize(
     "problem",
     [
-        "A bag holds red and blue balls. The probability can be written in the form m/n, where m and n are relatively prime "
-        "positive integers. Find m + n.",  # twelve words and more, every contest has them
+        "A bag holds red and blue balls. The probability can be written in the form m/n, where m and n are relatively "
+        "prime positive integers. Find m + n.",  # twelve words and more, every contest has them
         "Carl counts. Find the number of positive integers n less than 2024 that are even.",  # nine words in a row
         "What is the remainder when 5463 is divided by 9?",  # the same question about another number
         "Compute 17 + 26.",
@@ -61,7 +61,10 @@ def test_near_misses_are_kept(problem):
 
 def test_a_phrase_of_five_problems_is_a_stock_phrase_but_five_copies_of_one_are_not():
     phrase = "in the coffee shop. Find the number of minutes that she walks"  # not in the table of set phrases
-    sentence = "When she walks at a constant speed of s kilometers per hour, the walk takes her four hours, including t minutes spent "
+    sentence = (
+        "When she walks at a constant speed of s kilometers per hour, the walk takes her four hours, "
+        "including t minutes spent "
+    )
     problem = f"Here {sentence}{phrase}."
     assert caught(problem)[0] == "leaked, overlap"
     others = [f"{name} says: {sentence}{phrase} backwards {name}" for name in ("Ann", "Ben", "Cem", "Dan", "Eve")]
@@ -77,10 +80,10 @@ def test_the_report_counts_both_hits_and_what_was_kept():
         "Every morning Aya goes for a nine kilometer long run.",
         "Compute 17 + 25.",
     ]
-    found = leaks.find_leaks(problems, HELD)
-    assert found.report["contest"] == {"problems": 3, "leaked": 1, "equal": 2, "overlap": 3, "kept": 1}
-    assert found.report["short"] == {"problems": 2, "leaked": 1, "equal": 1, "overlap": 0, "kept": 0}
-    assert found.dropped[2] == ("leaked, overlap", f"contest: {WALK[:80]}")
+    result = leaks.find_leaks(problems, HELD)
+    assert result.report["contest"] == {"problems": 3, "leaked": 1, "equal": 2, "overlap": 3, "kept": 1}
+    assert result.report["short"] == {"problems": 2, "leaked": 1, "equal": 1, "overlap": 0, "kept": 0}
+    assert result.dropped[2] == ("leaked, overlap", f"contest: {WALK[:80]}")
 
 
 def test_nothing_to_compare_with_finds_nothing():
@@ -90,8 +93,11 @@ def test_nothing_to_compare_with_finds_nothing():
 
 
 def test_a_template_of_evaluation_problems_leaks_by_equality_only():
-    frame = "In a secret land a hidden rule turns every number into another one, as the examples below will show you. What becomes of {}?"
+    frame = (
+        "In a secret land a hidden rule turns every number into another one, as the examples below will show you. "
+        "What becomes of {}?"
+    )
     held = {"puzzles": [frame.format(n) for n in range(100, 200)]}
-    found = leaks.find_leaks([frame.format(n) for n in range(190, 300)], held)
-    assert found.report["puzzles"]["equal"] == 10 and set(found.dropped) == set(range(10))
-    assert found.report["puzzles"]["kept"] == 0  # the frame itself is not even looked at
+    result = leaks.find_leaks([frame.format(n) for n in range(190, 300)], held)
+    assert result.report["puzzles"]["equal"] == 10 and set(result.dropped) == set(range(10))
+    assert result.report["puzzles"]["kept"] == 0  # the frame itself is not even looked at

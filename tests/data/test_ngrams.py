@@ -39,9 +39,9 @@ def test_another_problem_stays_another(other):
 
 def test_runs_are_within_a_text_and_short_texts_have_one_if_wanted():
     texts = [list("abcd"), [], list("ab"), list("bcd")]
-    found = ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=True)
-    assert found.starts.tolist() == [0, 2, 2, 3, 4]  # abc bcd, none, ab, bcd
-    assert found.hashes[1] == found.hashes[3] and len(set(found.hashes.tolist())) == 3
+    runs = ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=True)
+    assert runs.starts.tolist() == [0, 2, 2, 3, 4]  # abc bcd, none, ab, bcd
+    assert runs.hashes[1] == runs.hashes[3] and len(set(runs.hashes.tolist())) == 3
     assert ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=False).starts.tolist() == [0, 2, 2, 2, 3]
     alone = ngrams.hash_runs([list("ab"), list("cd"), list("ab")], 3, ngrams.Vocabulary(), short=True).hashes
     assert alone[0] == alone[2]  # what stands beside a short text does not count
@@ -49,18 +49,21 @@ def test_runs_are_within_a_text_and_short_texts_have_one_if_wanted():
 
 
 def test_order_of_tokens_counts():
-    found = ngrams.hash_runs([list("abc"), list("acb"), list("cba")], 3, ngrams.Vocabulary(), short=True)
-    assert len(set(found.hashes.tolist())) == 3
+    runs = ngrams.hash_runs([list("abc"), list("acb"), list("cba")], 3, ngrams.Vocabulary(), short=True)
+    assert len(set(runs.hashes.tolist())) == 3
 
 
 def test_hashes_are_the_same_in_every_process():
-    code = "from grpo_kit.data import ngrams; print(ngrams.hash_runs([['a', 'b']], 2, ngrams.Vocabulary(), short=True).hashes[0])"
-    said = {
+    code = (
+        "from grpo_kit.data import ngrams; "
+        "print(ngrams.hash_runs([['a', 'b']], 2, ngrams.Vocabulary(), short=True).hashes[0])"
+    )
+    outputs = {
         subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
                        capture_output=True, text=True, check=True).stdout
         for seed in ("1", "2")
     }  # fmt: skip
-    assert len(said) == 1
+    assert len(outputs) == 1
 
 
 def test_words_leave_figures_and_signs_out():

@@ -1,4 +1,4 @@
-"""Any source through one door: columns found, golds taken, splits disjoint, bad files named with their line."""
+"""Any source is prepared: columns are found, golds extracted, splits disjoint, bad files named with their line."""
 
 import hashlib
 import json
@@ -20,9 +20,9 @@ SIZES = ["data.val_size=1", "data.test_size=2"]
 
 
 def prepare(tmp_path, source, *overrides, name="r"):
-    chosen = config.load_config(["tiny"], [f"data.source={source}", *SIZES, *overrides])
+    settings = config.load_config(["tiny"], [f"data.source={source}", *SIZES, *overrides])
     run = find_run(name, tmp_path / "runs")
-    return prepare_preparation(chosen, run), run
+    return prepare_preparation(settings, run), run
 
 
 def rows_of(run):
@@ -54,11 +54,14 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("gsm8k.jsonl", '{"question": "p1", "answer": "so <<1+1=2>>2\\n#### 2"}\n{"question": "p2", "answer": "#### 3"}\n'),
+        ("gsm8k.jsonl", '{"question": "p1", "answer": "so <<1+1=2>>2\\n#### 2"}\n'
+                        '{"question": "p2", "answer": "#### 3"}\n'),
         ("math.jsonl", '{"problem": "p1", "answer": "2", "type": "x"}\n{"problem": "p2", "answer": 3}\n'),
-        ("nemo.jsonl", '{"input": "p1", "output": "2"}\n\n{"input": "p2", "output": "3"}'),  # an empty line, no last newline
+        # an empty line, no last newline
+        ("nemo.jsonl", '{"input": "p1", "output": "2"}\n\n{"input": "p2", "output": "3"}'),
         ("bom.csv", "\ufeffid,prompt,answer\r\n7,p1,2\r\n8,p2,3\r\n"),  # Excel's byte-order mark and line ends
-        ("chat.jsonl", '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p1"}], "answer": "2"}\n'
+        ("chat.jsonl", '{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p1"}], '
+                       '"answer": "2"}\n'
                        '{"prompt": [{"role": "user", "content": "p2"}], "answer": "3"}'),
         ("array.json", '[{"problem": "p1", "answer": "2"}, {"problem": "p2", "answer": "3"}]'),
     ],
@@ -112,7 +115,7 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         (
             "x.csv",
@@ -136,9 +139,9 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
         ("x.jsonl", '{"prompt": "a", "answer": "1"}\n' * 9, r"1 usable rows.*leave none to train on"),
     ],
 )
-def test_a_bad_file_is_named_in_one_sentence_and_nothing_is_written(tmp_path, name, text, said):
+def test_a_bad_file_is_named_in_one_sentence_and_nothing_is_written(tmp_path, name, text, message):
     path = write(tmp_path, name, text)
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         prepare(tmp_path, path)
     assert "\n" not in str(error.value) and not (tmp_path / "runs").exists()
 
@@ -196,8 +199,14 @@ def test_the_shipped_sample_has_200_rows_with_numbers_for_golds(tmp_path):
     assert all(row["answer"].replace(",", "").lstrip("-").isdigit() for row in rows_of(run))
 
 
-EIGHT = [{"problem": f"How many {word} are there in a box of {n} and another of {n + 1}?", "answer": str(2 * n + 1)}
-         for n, word in enumerate(("apples", "books", "cars", "dogs", "eggs", "forks", "goats", "hats"), start=20)]  # fmt: skip
+HENS = (
+    "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three "
+    "dollars a dozen. What does he earn?"
+)
+EIGHT = [
+    {"problem": f"How many {word} are there in a box of {n} and another of {n + 1}?", "answer": f"{2 * n + 1}"}
+    for n, word in enumerate(["apples", "books", "cars", "dogs", "eggs", "forks", "goats", "hats"], start=20)
+]
 
 
 def eight(tmp_path, *more):
@@ -220,7 +229,8 @@ def test_a_manifest_has_the_six_keys_and_the_lineage(tmp_path):
     path = eight(tmp_path, {"problem": "", "answer": "1"})
     manifest, run = prepare(tmp_path, path)
     assert {key: manifest[key] for key in ("train", "val", "test", "mode", "source_splits")} == {
-        "train": "train/data.jsonl", "val": "val/data.jsonl", "test": "test/data.jsonl", "mode": "resolve", "source_splits": ["train"],
+        "train": "train/data.jsonl", "val": "val/data.jsonl", "test": "test/data.jsonl", "mode": "resolve",
+        "source_splits": ["train"],
     }  # fmt: skip
     assert len(manifest["run_hash"]) == 16
     (source,) = manifest["sources"]
@@ -261,8 +271,7 @@ def test_several_sources_come_together_and_a_problem_in_both_is_kept_once(tmp_pa
 
 
 def test_variants_of_one_problem_stay_in_one_split(tmp_path):
-    text = "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three dollars a dozen. What does he earn?"
-    variants = [{"problem": text.format(n), "answer": str(n)} for n in (10, 20, 30)]
+    variants = [{"problem": HENS.format(n), "answer": str(n)} for n in (10, 20, 30)]
     for seed in range(4):
         _, run = prepare(tmp_path, eight(tmp_path, *variants), "data.val_size=3", f"run.seed={seed}", name=f"s{seed}")
         homes = {split for split in SPLITS for row in read_lines(run.data_file(split)) if "farmer" in row["input"]}
@@ -271,18 +280,17 @@ def test_variants_of_one_problem_stay_in_one_split(tmp_path):
 
 
 def test_a_template_alone_cannot_fill_a_test_split_and_that_is_said(tmp_path):
-    text = "A farmer has {} hens and sells half of all the eggs that they lay in a week at the market in town for three dollars a dozen. What does he earn?"
-    rows = [{"problem": text.format(n), "answer": str(n)} for n in range(10, 40)]
+    rows = [{"problem": HENS.format(n), "answer": str(n)} for n in range(10, 40)]
     with pytest.raises(ValueError, match="only 0 rows for it that are not variants .* Add a source"):
         prepare(tmp_path, write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
     assert not (tmp_path / "runs").exists()
 
 
 def test_golds_that_the_verifier_cannot_use_are_dropped(tmp_path, math_reward):
-    chosen = config.load_config(
+    settings = config.load_config(
         ["tiny"], [f"data.source={eight(tmp_path, {'problem': 'What is it?', 'answer': '}'})}", *SIZES]
     )
-    manifest = prepare_preparation(chosen, find_run("r", tmp_path / "runs"), math_reward)
+    manifest = prepare_preparation(settings, find_run("r", tmp_path / "runs"), math_reward)
     assert manifest["dropped"] == {"unusable gold": 1}
 
 
@@ -297,8 +305,8 @@ def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
     held = EIGHT[0]["problem"]
     write(tmp_path, "math/held.jsonl", json.dumps({"problem": held.upper(), "answer": "41"}) + "\n")
     leak = {"problem": "Think of this: " + held + " Say it.", "answer": "41"}
-    wanted = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'math/held.jsonl'}")
-    manifest, run = prepare(tmp_path, eight(tmp_path, leak), *wanted)
+    options = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'math/held.jsonl'}")
+    manifest, run = prepare(tmp_path, eight(tmp_path, leak), *options)
     assert manifest["dropped"] == {"leaked, equal": 1, "leaked, overlap": 1}
     assert manifest["evaluation"] == {"math500": {"problems": 1, "leaked": 1, "equal": 1, "overlap": 2, "kept": 0}}
     assert not [row for row in rows_of(run) if "apples" in row["input"]]
@@ -336,8 +344,8 @@ def test_a_run_that_is_done_does_not_need_its_source_any_more(tmp_path):
 def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_path, monkeypatch, step):
     path = eight(tmp_path, {"problem": EIGHT[0]["problem"].upper(), "answer": "41"})
     write(tmp_path, "held/x.jsonl", json.dumps({"problem": EIGHT[1]["problem"], "answer": "43"}) + "\n")
-    wanted = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'held/x.jsonl'}")
-    _, whole = prepare(tmp_path, path, *wanted, name="whole")
+    options = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'held/x.jsonl'}")
+    _, whole = prepare(tmp_path, path, *options, name="whole")
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -346,7 +354,7 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
         at = {"leaks": "drop_leaks", "duplicates": "drop_duplicates"}
         patch.setattr(*((preparation, "write_splits") if step == "write" else (Pipeline, at[step])), killed)
         with pytest.raises(KeyboardInterrupt):
-            prepare(tmp_path, path, *wanted)
+            prepare(tmp_path, path, *options)
     run = find_run("r", tmp_path / "runs")
     assert not run.manifest.exists()
     finished = {p.stem for p in run.path.rglob("*.jsonl")}
@@ -357,7 +365,7 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
     monkeypatch.setattr(
         sources, "read_source", lambda source, *rest: real(held, *rest)
     )  # the source itself is not read again
-    _, run = prepare(tmp_path, path, *wanted)
+    _, run = prepare(tmp_path, path, *options)
     assert hash_of(run.manifest.parent) == hash_of(whole.manifest.parent)
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "data", "run.json"]
 
@@ -452,18 +460,22 @@ def test_gsm8k_math_and_aime_together_with_planted_leaks(tmp_path, shared_data, 
         other.replace(" ", "\n "),  # white space
         json.loads((shared_data / "math/math500_test.jsonl").read_text().splitlines()[7])["problem"].upper(),  # casing
         f"Tom runs. {sentence}. What is Tom's time?",  # a long sentence
-        "A die is thrown. The chance can be written as m/n, where m and n are relatively prime positive integers. Find m + n.",
+        "A die is thrown. The chance can be written as m/n, where m and n are relatively prime positive integers. "
+        "Find m + n.",
         "Ann sells scarves. How much in dollars does she make every day at the market in town?",
     ]
     path = write(tmp_path, "planted.jsonl", "".join(json.dumps({"problem": p, "answer": "7"}) + "\n" for p in planted))
-    chosen = config.load_config(["tiny"], [f"data.source=gsm8k,math,aime_1983_2023,{path}", "data.decontaminate=[math500,aime2024,aime2025,gsm8k_test]"])  # fmt: skip
+    held_out = "data.decontaminate=[math500,aime2024,aime2025,gsm8k_test]"
+    settings = config.load_config(["tiny"], [f"data.source=gsm8k,math,aime_1983_2023,{path}", held_out])
     run = find_run("r", tmp_path / "runs")
-    manifest = prepare_preparation(chosen, run, math_reward)
+    manifest = prepare_preparation(settings, run, math_reward)
     assert manifest["read"] == 7473 + 7474 + 975 + 6
-    gone = {row["line"]: row["reason"] for row in read_lines(run.manifest.parent / "dropped.jsonl") if row["source"] == "planted.jsonl"}  # fmt: skip
+    dropped = read_lines(run.manifest.parent / "dropped.jsonl")
+    gone = {row["line"]: row["reason"] for row in dropped if row["source"] == "planted.jsonl"}
     assert gone == {1: "leaked, equal", 2: "leaked, equal", 3: "leaked, equal", 4: "leaked, overlap"}
     assert manifest["dropped"] == {
-        "no answer": 4, "figure only": 1, "missing figure": 11, "unusable gold": 1, "leaked, equal": 9, "leaked, overlap": 67,
+        "no answer": 4, "figure only": 1, "missing figure": 11, "unusable gold": 1, "leaked, equal": 9,
+        "leaked, overlap": 67,
         "repeated problem": 338, "near duplicate": 47,
     }  # fmt: skip
     assert sum(manifest["rows"].values()) + sum(manifest["dropped"].values()) == manifest["read"]

@@ -31,12 +31,12 @@ def real(shared_data) -> dict[str, list[dict[str, str]]]:
             ["bit manipulation", "gravitational", "unit conversion", "encryption", "numeral system", "equations"],
         )
     )
-    found = {family: [] for family in COUNTS}
+    rows = {family: [] for family in COUNTS}
     with (shared_data / "nemotron_challenge" / "train.csv").open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             (family,) = (name for name, word in words.items() if word in row["prompt"])
-            found[family].append(row)
-    return found
+            rows[family].append(row)
+    return rows
 
 
 def paid(answer: str, told: str | None) -> bool:
@@ -59,8 +59,8 @@ def test_every_real_prompt_is_named_and_counted(real):
 def test_no_other_prompt_is_named(shared_data, name):
     for line in (shared_data / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        asked = row.get("question") or row["problem"]
-        assert puzzles.classify_prompt(asked) is puzzles.solve_prompt(asked) is None
+        prompt = row.get("question") or row["problem"]
+        assert puzzles.classify_prompt(prompt) is puzzles.solve_prompt(prompt) is None
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_a_real_equation_whose_answer_is_determined_is_answered_right(real):
     checked = 0
     for row in real["equation transformation"][::10]:
         shown = re.findall(r"^(\S{5}) = (\S+)$", row["prompt"], re.MULTILINE)
-        found = equations.weigh_answers(shown, row["prompt"].rpartition(" ")[2])
-        assert found, row["id"]  # the rules explain every puzzle
-        if len(found) == 1 and None not in found:
-            assert set(found) == {row["answer"]}
+        answers = equations.weigh_answers(shown, row["prompt"].rpartition(" ")[2])
+        assert answers, row["id"]  # the rules explain every puzzle
+        if len(answers) == 1 and None not in answers:
+            assert set(answers) == {row["answer"]}
             checked += 1
     assert checked > 60
 
@@ -133,19 +133,19 @@ def test_a_generated_puzzle_is_determined_solved_and_paid(family):
         assert made.trace.endswith(made.answer) and "boxed" not in made.trace
         completion = f"{made.trace}\n</think>\n\\boxed{{{made.answer}}}"
         assert challenge_reward([completion], answer=[made.answer]) == [1.0]
-        told = puzzles.solve_prompt(made.prompt + SUFFIX)
+        solved = puzzles.solve_prompt(made.prompt + SUFFIX)
         # The middle of the factors a measure's examples allow may differ in the last decimal; nothing else may differ.
-        assert paid(made.answer, told) if family in ("gravity", "unit conversion") else told == made.answer, made
+        assert paid(made.answer, solved) if family in ("gravity", "unit conversion") else solved == made.answer, made
 
 
 @pytest.mark.parametrize("family", EVERY)
 def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
-    there = [puzzles.make_puzzle(family, 3, index) for index in range(12)]
+    forwards = [puzzles.make_puzzle(family, 3, index) for index in range(12)]
     random.seed(99)
     back = [puzzles.make_puzzle(family, 3, index) for index in reversed(range(12))]
-    assert there == back[::-1]
-    assert len({made.prompt for made in there}) == 12
-    assert puzzles.make_puzzle(family, 4, 0) != there[0]
+    assert forwards == back[::-1]
+    assert len({made.prompt for made in forwards}) == 12
+    assert puzzles.make_puzzle(family, 4, 0) != forwards[0]
 
 
 def test_puzzles_stay_what_they_were_until_the_version_goes_up():
@@ -184,24 +184,24 @@ def test_determined_bits_agree_with_a_search_that_shares_no_code():
     for index in range(4):
         made = puzzles.make_puzzle("bit manipulation", 31, index, {"copies": (2, 2)}, determined_only=False)
         shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
-        asked = made.prompt[-8:]
-        told = set()
-        for chosen in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(4)):
+        query = made.prompt[-8:]
+        outputs = set()
+        for copies in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(4)):
             table, works = {}, True
             for given, output in shown:
                 for place in range(8):
-                    row = tuple(bit(given, place, *name) for name in chosen)
+                    row = tuple(bit(given, place, *name) for name in copies)
                     works = works and table.setdefault(row, output[place]) == output[place]
                 if not works:
                     break
             if works:
-                told.add("".join(table.get(tuple(bit(asked, p, *name) for name in chosen), "?") for p in range(8)))
-        assert made.determined == (told == {made.answer})
-        assert made.answer in told
+                outputs.add("".join(table.get(tuple(bit(query, p, *name) for name in copies), "?") for p in range(8)))
+        assert made.determined == (outputs == {made.answer})
+        assert made.answer in outputs
 
 
 def test_symbol_equations_agree_with_trying_every_filling():
-    shown, asked = [("ab+ca", "dc")], "ba+ac"  # 5,040 fillings, three ways, twelve rules
+    shown, query_sums = [("ab+ca", "dc")], "ba+ac"  # 5,040 fillings, three ways, twelve rules
     expected = {}
     for way in range(3):
         for filling in itertools.permutations("0123456789", 4):
@@ -209,7 +209,7 @@ def test_symbol_equations_agree_with_trying_every_filling():
             lines = [
                 ("".join(digit.get(c, c) for c in left), "".join(digit[c] for c in right)) for left, right in shown
             ]
-            query = "".join(digit.get(c, c) for c in asked)
+            query = "".join(digit.get(c, c) for c in query_sums)
             if not all(rules.is_possible(left, way) for left, _ in [*lines, (query, "")]):
                 continue
             back = {number: symbol for symbol, number in digit.items()}
@@ -219,9 +219,9 @@ def test_symbol_equations_agree_with_trying_every_filling():
                     answer = None if "?" in answer else answer
                     share = rules.weigh_rules({"+": rule}, way, True) / 5_040
                     expected[answer] = expected.get(answer, 0) + share
-    found = cryptarithms.weigh_answers(shown, asked)
+    answers = cryptarithms.weigh_answers(shown, query_sums)
     assert len(expected) > 2
-    assert found == pytest.approx(expected)
+    assert answers == pytest.approx(expected)
 
 
 # ---- traces: every step that is written is true
@@ -233,10 +233,12 @@ def test_products_and_quotients_in_a_trace_are_right(family):
         trace = puzzles.make_puzzle(family, 41, index).trace
         steps = re.findall(r"([\d.]+) ([*/]) ([\d.]+) = ([\d.]+)(?: -> ([\d.]+))?", trace)
         assert [sign for _, sign, *_ in steps].count("/") == 1 and len(steps) >= 3
-        for a, sign, b, told, result in steps:
+        for a, sign, b, result_shown, result in steps:
             true = Decimal(a) * Decimal(b) if sign == "*" else Decimal(a) / Decimal(b)
-            assert abs(true - Decimal(told)) < (Decimal("0.0001") if sign == "*" else Decimal("0.000006"))
-            assert sign == "/" or physics.round_half_up(true) == physics.round_half_up(Decimal(told)) == Decimal(result)
+            assert abs(true - Decimal(result_shown)) < (Decimal("0.0001") if sign == "*" else Decimal("0.000006"))
+            assert sign == "/" or physics.round_half_up(true) == physics.round_half_up(
+                Decimal(result_shown)
+            ) == Decimal(result)
 
 
 def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
@@ -246,8 +248,8 @@ def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
         for which, letter in ((0, "i"), (1, "o")):
             columns = re.findall(rf"^{letter}\d ([01]+)\b", made.trace, re.MULTILINE)
             assert columns == ["".join(pair[which][place] for pair in shown) for place in range(8)]
-        found = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", made.trace, re.MULTILINE)
-        assert len(found) == 8 and all(said == got for said, got in found)
+        columns = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", made.trace, re.MULTILINE)
+        assert len(columns) == 8 and all(shown == got for shown, got in columns)
         assert "".join(re.findall(r"^o\d = .* = ([01])$", made.trace, re.MULTILINE)) == made.answer
 
 
@@ -257,23 +259,23 @@ def test_letters_in_a_trace_spell_its_words():
         read = re.findall(
             r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", made.trace, re.MULTILINE
         )
-        told = {secret: word or spelled for secret, _, spelled, word in read}
+        readings = {secret: word or spelled for secret, _, spelled, word in read}
         assert all([*spelled] == [pair[2:] for pair in letters.split()] for _, letters, spelled, _ in read)
-        assert " ".join(told[secret] for secret in made.prompt.rpartition(": ")[2].split()) == made.answer
+        assert " ".join(readings[secret] for secret in made.prompt.rpartition(": ")[2].split()) == made.answer
 
 
 def test_equations_in_a_trace_are_right():
     for index in range(60):
         made = puzzles.make_puzzle("equation transformation", 41, index)
         written = re.findall(r", written (\S+), shown (\S+)$", made.trace, re.MULTILINE)
-        assert all(told == shown for told, shown in written)
+        assert all(value_shown == shown for value_shown, shown in written)
         assert len(written) == made.prompt.count(" = ") or "copies" in made.trace
         steps = "\n".join(line for line in made.trace.split("\n") if " is " not in line)  # not the filled-in examples
-        found = re.findall(r"(\d+) ?([-+*]) ?(\d+)(?: ([-+]) 1)? ?= ?(-?\d+)\b", steps)
-        assert found or "remainder" in steps or "|" in steps or "copies" in steps or "joined" in steps
-        for a, sign, b, one, told in found:
+        sums = re.findall(r"(\d+) ?([-+*]) ?(\d+)(?: ([-+]) 1)? ?= ?(-?\d+)\b", steps)
+        assert sums or "remainder" in steps or "|" in steps or "copies" in steps or "joined" in steps
+        for a, sign, b, one, value_shown in sums:
             value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
-            assert int(told) == value + {"+": 1, "-": -1, "": 0}[one]
+            assert int(value_shown) == value + {"+": 1, "-": -1, "": 0}[one]
 
 
 # ---- difficulty
@@ -298,7 +300,7 @@ def test_knobs_turn_what_they_say():
 
 
 @pytest.mark.parametrize(
-    ("family", "knobs", "said"),
+    ("family", "knobs", "message"),
     [
         ("chess", {}, "'chess' is not a puzzle family.*bit manipulation"),
         ("gravity", {"example": (3, 5)}, "'example' is not a knob of gravity; it has examples, seconds, g"),
@@ -318,8 +320,8 @@ def test_knobs_turn_what_they_say():
         ("equation transformation", {"symbols": (0, 2)}, "0 .digits. or 1"),
     ],
 )
-def test_a_wrong_knob_is_named(family, knobs, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_knob_is_named(family, knobs, message):
+    with pytest.raises(ValueError, match=message):
         puzzles.make_puzzle(family, 0, 0, knobs)
 
 
@@ -337,7 +339,7 @@ def test_rows_take_turns_and_begin_alike():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"count": 0}, "0 rows of 6 families"),
         ({"count": 3, "families": []}, "3 rows of 0 families"),
@@ -348,8 +350,8 @@ def test_rows_take_turns_and_begin_alike():
         ),
     ],
 )
-def test_rows_that_cannot_be_had_are_refused(arguments, said):
-    with pytest.raises(ValueError, match=said):
+def test_rows_that_cannot_be_had_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         puzzles.make_rows(seed=1, **arguments)
 
 
@@ -391,8 +393,8 @@ def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
 def test_copies_and_their_sources_are_the_same_thing():
     for name in bits.COPIES:
         for byte in (0b10110010, 0b00000001, 0b11111111):
-            told = [bits.find_source(place, *name) for place in range(8)]
-            text = "".join("0" if at is None else f"{byte:08b}"[at] for at in told)
+            sources = [bits.find_source(place, *name) for place in range(8)]
+            text = "".join("0" if at is None else f"{byte:08b}"[at] for at in sources)
             assert f"{bits.shift_byte(byte, *name):08b}" == text, name
 
 
@@ -426,7 +428,10 @@ def test_factors_that_the_examples_allow():
     assert physics.round_half_up(Decimal("0.125")) == Decimal("0.13")
 
 
-@pytest.mark.parametrize(("number", "letters"), [(1, "I"), (4, "IV"), (49, "XLIX"), (100, "C"), (1994, "MCMXCIV"), (3999, "MMMCMXCIX")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "letters"),
+    [(1, "I"), (4, "IV"), (49, "XLIX"), (100, "C"), (1994, "MCMXCIV"), (3999, "MMMCMXCIX")],
+)
 def test_roman_numerals(number, letters):
     assert numerals.to_roman(number) == letters
     assert sum(value for value, _ in numerals.split_number(number)) == number
@@ -437,8 +442,8 @@ def test_an_unseen_letter_is_told_by_the_words_that_fit():
     assert key == {"a": "c", "b": "a", "c": "t"} and lines == ["abc = cat: a=c b=a c=t"]
     assert cipher.learn_key([("abc", "cat"), ("abd", "tat")]) is None  # a is both c and t
     assert cipher.learn_key([("abc", "cat"), ("xbc", "cat")]) is None  # both a and x are c
-    found = {cipher.decrypt(new, "abc dxxe cef") for new in cipher.find_readings(key, "abc dxxe cef")}
-    assert found == set()  # "sees" has its ends alike
+    texts = {cipher.decrypt(new, "abc dxxe cef") for new in cipher.find_readings(key, "abc dxxe cef")}
+    assert texts == set()  # "sees" has its ends alike
     assert len(cipher.WORDS) == 77
 
 
@@ -461,8 +466,8 @@ def test_a_damaged_prompt_never_raises(family):
         puzzles.FAMILIES[family].opening,
     ]
     for prompt in damaged:
-        told = puzzles.solve_prompt(prompt)
-        assert told is None or isinstance(told, str)
+        answer = puzzles.solve_prompt(prompt)
+        assert answer is None or isinstance(answer, str)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +482,8 @@ def test_a_damaged_prompt_never_raises(family):
         f"{equations.OPENING}\n11+11 = 99\nNow, determine the result for: 22+22",
         f"{equations.OPENING}\nab+cd = abcdef\nNow, determine the result for: ab+cd",
         f"{equations.OPENING}\nab+cd = abc\nNow, determine the result for: 12+34",
-        f"{physics.UNIT_OPENING}\n1.0 m becomes 1.00\n1.0 m becomes 2.00\nNow, convert the following measurement: 3.0 m",
+        f"{physics.UNIT_OPENING}\n1.0 m becomes 1.00\n1.0 m becomes 2.00\n"
+        "Now, convert the following measurement: 3.0 m",
     ],
 )
 def test_what_no_rule_explains_has_no_answer(prompt):

@@ -12,21 +12,28 @@ DAPO = recipes.load_recipe("dapo_math_17k")
 ROWS = {
     "numina_math_15": (
         [
-            {"problem": "p1", "solution": "s", "answer": "1", "problem_type": "Algebra", "question_type": "math-word-problem",
-             "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "amc_aime", "synthetic": False},
-            {"problem": "p2", "solution": "s", "answer": "proof", "problem_type": "Algebra", "question_type": "proof",
-             "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False},
-            {"problem": "p3", "solution": "s", "answer": "notfound", "problem_type": "Algebra", "question_type": "math-word-problem",
-             "problem_is_valid": "Yes", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False},
-            {"problem": "p4", "solution": "s", "answer": "2", "problem_type": "Algebra", "question_type": "MCQ",
-             "problem_is_valid": "Incomplete", "solution_is_valid": "Yes", "source": "olympiads", "synthetic": False},
-            {"problem": "p5", "solution": "s", "answer": "2", "problem_type": "Algebra", "question_type": "MCQ",
-             "problem_is_valid": "Yes", "solution_is_valid": "Problem not solved", "source": "olympiads", "synthetic": True},
+            {"problem": "p1", "solution": "s", "answer": "1", "problem_type": "Algebra",
+             "question_type": "math-word-problem", "problem_is_valid": "Yes", "solution_is_valid": "Yes",
+             "source": "amc_aime", "synthetic": False},
+            {"problem": "p2", "solution": "s", "answer": "proof", "problem_type": "Algebra",
+             "question_type": "proof", "problem_is_valid": "Yes", "solution_is_valid": "Yes",
+             "source": "olympiads", "synthetic": False},
+            {"problem": "p3", "solution": "s", "answer": "notfound", "problem_type": "Algebra",
+             "question_type": "math-word-problem", "problem_is_valid": "Yes", "solution_is_valid": "Yes",
+             "source": "olympiads", "synthetic": False},
+            {"problem": "p4", "solution": "s", "answer": "2", "problem_type": "Algebra",
+             "question_type": "MCQ", "problem_is_valid": "Incomplete", "solution_is_valid": "Yes",
+             "source": "olympiads", "synthetic": False},
+            {"problem": "p5", "solution": "s", "answer": "2", "problem_type": "Algebra",
+             "question_type": "MCQ", "problem_is_valid": "Yes",
+             "solution_is_valid": "Problem not solved", "source": "olympiads", "synthetic": True},
         ],
-        [("p1", "1", ""), ("p2", "proof", "proof"), ("p3", "notfound", "no answer"), ("p4", "2", "invalid"), ("p5", "2", "invalid")],
+        [("p1", "1", ""), ("p2", "proof", "proof"), ("p3", "notfound", "no answer"), ("p4", "2", "invalid"),
+         ("p5", "2", "invalid")],
     ),
     "numina_math_cot": (
-        [{"source": "aops", "problem": "p", "solution": r"\boxed{1} or \boxed{\frac{1}{2}}", "messages": [{"role": "user", "content": "p"}]}],
+        [{"source": "aops", "problem": "p", "solution": r"\boxed{1} or \boxed{\frac{1}{2}}",
+          "messages": [{"role": "user", "content": "p"}]}],
         [("p", r"\frac{1}{2}", "")],
     ),
     "gsm8k": ([{"question": "p", "answer": "x\n#### 1,072"}], [("p", "1,072", "")]),
@@ -42,10 +49,14 @@ ROWS = {
         [("p\n\nq", "34", "")],
     ),
     "open_math_reasoning": (
-        [{"expected_answer": "5", "problem_type": "has_answer_extracted", "problem_source": "aops_c4", "generation_model": "m",
-          "pass_rate_72b_tir": "0.5", "problem": "p", "generated_solution": "<think>", "inference_mode": "cot", "used_in_kaggle": True},
-         {"expected_answer": "5", "problem_type": "no_answer_extracted", "problem_source": "aops_c4", "generation_model": "m",
-          "pass_rate_72b_tir": "n/a", "problem": "q", "generated_solution": "<think>", "inference_mode": "cot", "used_in_kaggle": True}],
+        [{"expected_answer": "5", "problem_type": "has_answer_extracted", "problem_source": "aops_c4",
+          "generation_model": "m",
+          "pass_rate_72b_tir": "0.5", "problem": "p", "generated_solution": "<think>",
+          "inference_mode": "cot", "used_in_kaggle": True},
+         {"expected_answer": "5", "problem_type": "no_answer_extracted", "problem_source": "aops_c4",
+          "generation_model": "m",
+          "pass_rate_72b_tir": "n/a", "problem": "q", "generated_solution": "<think>",
+          "inference_mode": "cot", "used_in_kaggle": True}],
         [("p", "5", ""), ("q", "5", "no answer")],
     ),
     "skywork_or1": (
@@ -61,9 +72,15 @@ ROWS = {
         [("p", "060", ""), ("q", "204", "evaluation year")],
     ),
     "nemotron_challenge": ([{"id": "00066667", "prompt": "p", "answer": "0011"}], [("p", "0011", "")]),
-    "aime2024": ([{"id": 60, "problem": "p", "solution": "s", "answer": "204", "url": "u", "year": "2024"}], [("p", "204", "")]),
+    "aime2024": (
+        [{"id": 60, "problem": "p", "solution": "s", "answer": "204", "url": "u", "year": "2024"}],
+        [("p", "204", "")],
+    ),
     "aime2025": ([{"problem": "p", "answer": "70", "id": "0"}], [("p", "70", "")]),
-    "math500": ([{"problem": "p", "solution": "s", "answer": "x", "subject": "A", "level": 2, "unique_id": "u"}], [("p", "x", "")]),
+    "math500": (
+        [{"problem": "p", "solution": "s", "answer": "x", "subject": "A", "level": 2, "unique_id": "u"}],
+        [("p", "x", "")],
+    ),
     "amc23": ([{"id": 0, "question": "p", "answer": "27.0", "url": "u"}], [("p", "27.0", "")]),
 }  # fmt: skip
 
@@ -82,12 +99,10 @@ def test_a_recipe_reads_its_sets_columns(tmp_path, name):
 
 @pytest.mark.parametrize("name", recipes.list_recipes())
 def test_a_recipe_says_where_from_under_which_licence_and_what_was_checked(name):
-    known = recipes.load_recipe(name)
-    assert known.about and known.licence and known.verified and known.files
-    assert known.hub or name == "nemotron_challenge"
-    assert all(
-        {"column", "reason", "why"} < set(rule) <= {"column", "reason", "why", "is", "is_not"} for rule in known.drop
-    )
+    recipe = recipes.load_recipe(name)
+    assert recipe.about and recipe.licence and recipe.verified and recipe.files
+    assert recipe.hub or name == "nemotron_challenge"
+    assert all({"column", "reason", "why"} < set(rule) for rule in recipe.drop)
     keys = OmegaConf.to_container(OmegaConf.load(recipes.FOLDER / f"{name}.yaml"))
     assert all(f"`{key}`" in (recipes.FOLDER / "README.md").read_text() for key in keys)
 
@@ -96,4 +111,12 @@ def test_a_recipe_with_a_misspelt_key_is_refused(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("about: x\nlicense: mit\nverified: x\n")
     monkeypatch.setattr(recipes, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="unknown keys: license"):
+        recipes.load_recipe("mine")
+
+
+def test_a_drop_rule_whose_sentence_is_cut_at_a_comma_is_refused(tmp_path, monkeypatch):
+    rule = "{column: a, is: [b], reason: c, why: first, then the rest}"
+    (tmp_path / "mine.yaml").write_text(f"about: x\nlicence: mit\nverified: x\ndrop:\n  - {rule}\n")
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="unknown keys: then the rest. Quote values that contain commas"):
         recipes.load_recipe("mine")

@@ -1,4 +1,4 @@
-"""Rows asked not to think, rows told a budget: how many, which, what the template makes of them, and what they are paid."""
+"""Rows without thinking and rows with a budget: how many, which, their prompts, and their rewards."""
 
 import pytest
 
@@ -18,17 +18,17 @@ def row(number, **more):
     return {"id": f"r{number}", "prompt": [{"role": "user", "content": f"q{number}"}], "answer": "4", **more}
 
 
-def told(*overrides, count=2000, seed=1):
-    chosen = config.load_config(["tiny"], overrides).data
-    return [row_options.add_row_option(row(i), chosen, seed) for i in range(count)]
+def make_rows(*overrides, count=2000, seed=1):
+    settings = config.load_config(["tiny"], overrides).data
+    return [row_options.add_row_option(row(i), settings, seed) for i in range(count)]
 
 
 def test_by_default_a_row_is_left_as_it_is():
-    assert told(count=3) == [row(0), row(1), row(2)]
+    assert make_rows(count=3) == [row(0), row(1), row(2)]
 
 
 def test_the_shares_are_those_asked_for_and_a_row_is_of_one_kind():
-    rows = told(*BOTH)
+    rows = make_rows(*BOTH)
     bare, budgeted = [r for r in rows if not r["enable_thinking"]], [r for r in rows if r["token_budget"]]
     assert len(bare) / len(rows) == pytest.approx(0.3, abs=0.03)
     assert len(budgeted) / len(rows) == pytest.approx(0.2, abs=0.03)
@@ -37,26 +37,26 @@ def test_the_shares_are_those_asked_for_and_a_row_is_of_one_kind():
 
 
 def test_a_budget_is_stated_at_the_end_of_the_prompt_and_nothing_else_is_changed():
-    for given, found in zip(map(row, range(200)), told(*BOTH, count=200), strict=True):
-        said = f"\nThink for at most {found['token_budget']} tokens." if found["token_budget"] else ""
-        assert found["prompt"] == [{"role": "user", "content": given["prompt"][0]["content"] + said}]
+    for given, changed in zip(map(row, range(200)), make_rows(*BOTH, count=200), strict=True):
+        sentence = f"\nThink for at most {changed['token_budget']} tokens." if changed["token_budget"] else ""
+        assert changed["prompt"] == [{"role": "user", "content": given["prompt"][0]["content"] + sentence}]
 
 
 def test_which_rows_is_a_matter_of_seed_and_id_alone():
-    assert told(*BOTH, count=50) == told(*BOTH, count=100)[:50]
-    assert told(*BOTH, count=50, seed=1) != told(*BOTH, count=50, seed=2)
+    assert make_rows(*BOTH, count=50) == make_rows(*BOTH, count=100)[:50]
+    assert make_rows(*BOTH, count=50, seed=1) != make_rows(*BOTH, count=50, seed=2)
 
 
 def test_only_training_rows_have_options(tmp_path):
-    chosen = config.load_config(["tiny"], [*SMALL, *BOTH])
+    settings = config.load_config(["tiny"], [*SMALL, *BOTH])
     run = find_run("r", tmp_path)
-    prepare(chosen, run)
+    prepare(settings, run)
     assert all("enable_thinking" in r for r in read_lines(run.data_file("train")))
     assert not any("enable_thinking" in r for split in ("val", "test") for r in read_lines(run.data_file(split)))
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["data.no_thinking=1.5"], r"data\.no_thinking is 1\.5; it is a share"),
         (["data.budgeted=-1"], r"data\.budgeted is -1\.0; it is a share"),
@@ -65,29 +65,29 @@ def test_only_training_rows_have_options(tmp_path):
         (["data.budgeted=0.5", "data.token_budgets=[8,0]"], r"data\.token_budgets is 0"),
     ],
 )
-def test_shares_and_budgets_that_make_no_sense_are_refused(overrides, said):
-    with pytest.raises(ValueError, match=said):
+def test_shares_and_budgets_that_make_no_sense_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
         config.load_config(["tiny"], overrides)
 
 
 def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path):
     """TRL 1.16 knows one set of template keywords for all rows; what its prompts end in is read off its own tokens."""
-    chosen = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])
+    settings = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])
     run = find_run("r", tmp_path)
-    prepare(chosen, run)
+    prepare(settings, run)
     batches, texts = [], []
 
     def watching_reward(**batch):
         batches.append(batch)
         return [float(i % 2) for i in range(len(batch["completions"]))]
 
-    trainer = train.make_trainer(chosen, run, [watching_reward, load_reward("reasoning_format.py")])
+    trainer = train.make_trainer(settings, run, [watching_reward, load_reward("reasoning_format.py")])
     tokenizer, template = trainer.processing_class, trainer.processing_class.apply_chat_template
 
     def reading(conversation, **options):
-        found = template(conversation, **options)
-        texts.append([tokenizer.decode(ids) for ids in found["input_ids"]])
-        return found
+        encoded = template(conversation, **options)
+        texts.append([tokenizer.decode(ids) for ids in encoded["input_ids"]])
+        return encoded
 
     tokenizer.apply_chat_template = reading
     trainer.train()
@@ -102,7 +102,7 @@ def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path)
 
 
 def test_a_row_that_was_not_to_think_is_paid_for_its_bare_answer_and_another_is_not(math_reward):
-    said = [[{"role": "assistant", "content": "\\boxed{4}"}]] * 2
+    completions = [[{"role": "assistant", "content": "\\boxed{4}"}]] * 2
     columns = {"prompt_opened_think": [True, False], "enable_thinking": [True, False]}
-    assert math_reward(completions=said, answer=["4", "4"], **columns) == [0.0, 1.0]
-    assert load_reward("reasoning_format.py")(completions=said, answer=["4", "4"], **columns) == [0.0, 1.0]
+    assert math_reward(completions=completions, answer=["4", "4"], **columns) == [0.0, 1.0]
+    assert load_reward("reasoning_format.py")(completions=completions, answer=["4", "4"], **columns) == [0.0, 1.0]

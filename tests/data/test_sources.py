@@ -46,15 +46,15 @@ def test_puzzles_are_made_when_they_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("item", "error", "said"),
+    ("item", "error", "message"),
     [
         ("gsm8", ValueError, "is not a recipe, a file or a Hub dataset.*Did you mean gsm8k"),
         ("none.csv", FileNotFoundError, "is not an existing file. Check the path"),
         (".", ValueError, "is a folder"),
     ],
 )
-def test_unknown_sources_are_named(item, error, said):
-    with pytest.raises(error, match=said):
+def test_unknown_sources_are_named(item, error, message):
+    with pytest.raises(error, match=message):
         sources.locate_source(item, config.Data())
 
 

@@ -15,17 +15,17 @@ from grpo_kit.runs.run import find_run
 
 @pytest.fixture
 def run(tmp_path):
-    found = find_run("r", tmp_path / "runs")
+    prepared = find_run("r", tmp_path / "runs")
     prepare(
         config.load_config(
             ["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2", "data.prompt_suffix=now"]
         ),
-        found,
+        prepared,
     )
-    return found
+    return prepared
 
 
-def told(path, *evaluation):
+def make_config(path, *evaluation):
     return config.load_config(
         ["tiny"],
         [f"evaluation.sets=[test,{path}]", "data.prompt_suffix=now", "data.system_prompt=Be brief.", *evaluation],
@@ -35,7 +35,7 @@ def told(path, *evaluation):
 def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
-    *own, other = problem_sets.load_problems(told(path), run)
+    *own, other = problem_sets.load_problems(make_config(path), run)
     assert [p.prompt for p in own] == [row["prompt"] for row in read_lines(run.data_file("test"))]
     assert other.prompt == build_messages("What is 1 + 1?", "now", "Be brief.")
     assert other.row == {"answer": "2", "id": f"{path}:1", "source": "a"} and other.set == str(path)
@@ -44,13 +44,13 @@ def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run,
 def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
-    found = problem_sets.load_problems(told(path, "evaluation.protocol=challenge"), run)
-    assert found[-1].prompt == build_messages("What is 1 + 1?", CHALLENGE_SUFFIX)
-    assert all("now" not in p.prompt[0]["content"] and len(p.prompt) == 1 for p in found)
+    problems = problem_sets.load_problems(make_config(path, "evaluation.protocol=challenge"), run)
+    assert problems[-1].prompt == build_messages("What is 1 + 1?", CHALLENGE_SUFFIX)
+    assert all("now" not in p.prompt[0]["content"] and len(p.prompt) == 1 for p in problems)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "error", "said"),
+    ("name", "text", "error", "message"),
     [
         ("mathh500", None, ValueError, "Did you mean math500"),
         ("math500", None, FileNotFoundError, "math500"),  # a recipe whose set is not here
@@ -65,12 +65,12 @@ def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
         ("a.jsonl", '{"prompt": [{"role": "user"}], "answer": "1"}\n', ValueError, "line 1"),
     ],
 )  # fmt: skip
-def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, said):
+def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, message):
     path = tmp_path / name if name.endswith("jsonl") else name
     if text is not None:
         path.write_text(text)
-    with pytest.raises(error, match=said):
-        problem_sets.load_set(str(path), told(path), run)
+    with pytest.raises(error, match=message):
+        problem_sets.load_set(str(path), make_config(path), run)
 
 
 @pytest.mark.parametrize("sets", ["[]", "[test,test]"])
@@ -82,7 +82,7 @@ def test_no_set_and_a_set_named_twice_are_refused(run, sets):
 @pytest.mark.parametrize("name", ["aime/aime2024.jsonl", "math/math500_test.jsonl", "gsm8k/test.jsonl"])
 def test_published_files_are_read(run, shared_data, name):
     path = shared_data / name
-    rows = problem_sets.load_set(str(path), told(path), run)
+    rows = problem_sets.load_set(str(path), make_config(path), run)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == len(lines) and all(row["prompt"] and 0 < len(row["answer"]) < 200 for row in rows)
 
@@ -92,7 +92,7 @@ def test_published_files_are_read(run, shared_data, name):
 )
 def test_sets_are_found_by_the_names_of_their_recipes(run, shared_data, monkeypatch, name, count):
     monkeypatch.setenv("GRPO_KIT_DATA", str(shared_data))
-    chosen = told(name, "evaluation.num_problems=1000000")
-    rows = problem_sets.load_set(name, chosen, run)
+    settings = make_config(name, "evaluation.num_problems=1000000")
+    rows = problem_sets.load_set(name, settings, run)
     assert len(rows) == count and rows[0]["id"] == f"{name}:1" and rows[0]["source"] == name
-    assert len(problem_sets.hash_sets(chosen)[name][0]) == 64
+    assert len(problem_sets.hash_sets(settings)[name][0]) == 64
