@@ -1,7 +1,7 @@
 """The tables of notes/t4.md and README.md: what `grpo-kit plan` computes for the machines that one can rent.
 
-Nothing here is measured. Seconds are the plan's roofline at bandwidths as the cards are sold, in place of measured ones, so
-a real step takes longer. tests/test_notes.py holds the pages against the plan of today.
+Nothing here is measured. Seconds are the plan's lower bound at the bandwidths of the cards' data sheets, so a real step
+takes longer. tests/test_notes.py compares the pages with today's plan.
 
     python benchmarks/hardware.py            # prints the tables
     python benchmarks/hardware.py --write    # puts them into the pages
@@ -44,27 +44,27 @@ MACHINES = (
     Machine("H100 80 GB", "80gb", "80gb", Bandwidths(3350, 64, 989)),
 )
 
-TOO_SMALL = (("24gb", "t4"), ("80gb", "24gb"), ("80gb", "40gb"))  # preset, device: what one may hope for in vain
+TOO_SMALL = (("24gb", "t4"), ("80gb", "24gb"), ("80gb", "40gb"))  # preset, device: pairs that do not fit
 
 Table = list[dict[str, str]]
 
 
 def plans(search: bool) -> list[Plan]:
     """The plan of each machine; with `search` the largest settings are looked for too, ten times as long."""
-    found: dict[tuple[str, str], Plan] = {}
+    made: dict[tuple[str, str], Plan] = {}
     for machine in MACHINES:
         key = (machine.preset, machine.device)
-        if key not in found:
-            found[key] = make_plan(
+        if key not in made:
+            made[key] = make_plan(
                 config.load_config([machine.preset]), machines.find_device(machine.device), search=search
             )
-    return [found[machine.preset, machine.device] for machine in MACHINES]
+    return [made[machine.preset, machine.device] for machine in MACHINES]
 
 
-def fits(found: list[Plan]) -> Table:
+def fits(planned: list[Plan]) -> Table:
     """What each machine's GPU, host and disk must hold, and where the routed experts lie."""
     rows = []
-    for machine, plan in zip(MACHINES, found):
+    for machine, plan in zip(MACHINES, planned):
         gpu = plan.needs["GPU"]
         away = [f"{n:,} on the {place}" for place, n in plan.experts.items() if place != "GPU"]
         rows.append({
@@ -98,11 +98,11 @@ def settings() -> Table:
     return rows
 
 
-def largest(found: list[Plan]) -> Table:
+def largest(planned: list[Plan]) -> Table:
     """The largest batch, group and length that fit, each with the others as the preset has them."""
     return [
         {"machine": machine.name} | {f"`{key}`": f"{plan.largest[key]}" for key in KEYS}
-        for machine, plan in zip(MACHINES, found)
+        for machine, plan in zip(MACHINES, planned)
     ]
 
 
@@ -110,8 +110,8 @@ def refused() -> Table:
     """What does not fit, in the plan's words."""
     rows = []
     for preset, device in TOO_SMALL:
-        said = make_plan(config.load_config([preset]), machines.find_device(device)).verdict
-        rows.append({"call": f"`grpo-kit plan -c {preset} --device {device}`", "says": said})
+        verdict = make_plan(config.load_config([preset]), machines.find_device(device)).verdict
+        rows.append({"call": f"`grpo-kit plan -c {preset} --device {device}`", "says": verdict})
     return rows
 
 
@@ -119,8 +119,8 @@ def times() -> Table:
     """A step's seconds at best, computed from bandwidths as sold."""
     rows = []
     for machine in MACHINES:
-        asked, device = config.load_config([machine.preset]), machines.find_device(machine.device)
-        plan = make_plan(asked, device, bandwidths=machine.sold, search=False)
+        chosen, device = config.load_config([machine.preset]), machines.find_device(machine.device)
+        plan = make_plan(chosen, device, bandwidths=machine.sold, search=False)
         sampling, training = plan.seconds
         rows.append({
             "machine": machine.name,
@@ -135,14 +135,18 @@ def times() -> Table:
     return rows
 
 
-def short(found: list[Plan]) -> Table:
+def short(planned: list[Plan]) -> Table:
     """The README's: one line a machine."""
     return [
         {
-            "machine": row["machine"], "preset": told["preset"], "weights": told["weights"], "GPU, GiB": row["GPU, GiB"],
-            "routed experts not on the GPU": row["routed experts not on the GPU"], "completion, tokens": told["completion, tokens"],
+            "machine": row["machine"],
+            "preset": setting["preset"],
+            "weights": setting["weights"],
+            "GPU, GiB": row["GPU, GiB"],
+            "routed experts not on the GPU": row["routed experts not on the GPU"],
+            "completion, tokens": setting["completion, tokens"],
         }
-        for row, told in zip(fits(found), settings())
+        for row, setting in zip(fits(planned), settings())
     ]  # fmt: skip
 
 
@@ -165,11 +169,11 @@ def put(page: Path, name: str, table: Table) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into notes/t4.md and README.md")
-    write, found = parser.parse_args().write, plans(search=True)
+    write, planned = parser.parse_args().write, plans(search=True)
     page = ROOT / "notes" / "t4.md"
     for where, name, table in (
-        (page, "fits", fits(found)), (page, "settings", settings()), (page, "largest", largest(found)),
-        (page, "refused", refused()), (page, "times", times()), (ROOT / "README.md", "hardware", short(found)),
+        (page, "fits", fits(planned)), (page, "settings", settings()), (page, "largest", largest(planned)),
+        (page, "refused", refused()), (page, "times", times()), (ROOT / "README.md", "hardware", short(planned)),
     ):  # fmt: skip
         print(f"{name}\n{markdown(table)}\n")
         if write:

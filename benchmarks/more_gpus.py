@@ -1,9 +1,9 @@
-"""The tables of notes/scale.md: what 2, 8 and 64 GPUs would do, from the plan, cards as sold, and one measured figure.
+"""The tables of notes/scale.md: steps on 2, 8 and 64 GPUs, from the plan, data sheets, and one measured figure.
 
-Computed, all of it. A step is the plan's of one process (its part of sampling and training, `grpo_kit/planning/step_time.py`), then the
-exchange: LoRA gradients summed around a ring, 2 (N - 1) / N times their bytes over the slowest link (Patarasuk and Yuan, 2009),
-and the waiting of a step that benchmarks/scale.py measured with two processes. tests/test_notes.py holds the page against
-the plan of today.
+All of it is computed. A step is the sampling and training of one process (`grpo_kit/planning/step_time.py`) and the
+exchange. That is the LoRA gradients summed around a ring, 2 (N - 1) / N times their bytes over the slowest link
+(Patarasuk and Yuan, 2009), and the waiting in a step that benchmarks/scale.py measured with two processes.
+tests/test_notes.py compares the page with today's plan.
 
     python benchmarks/more_gpus.py            # prints the tables
     python benchmarks/more_gpus.py --write    # puts them into the page
@@ -26,7 +26,8 @@ from grpo_kit.planning.plan import plan as make_plan
 PAGE = hardware.ROOT / "notes" / "scale.md"
 COUNTS = (1, 2, 8, 64)
 IN_ONE = 8  # GPUs in a machine
-# GB/s one way, by NVIDIA's data sheets: PCIe 3 x16 of a T4; NVLink 4 in a machine of 8 H100, 400 Gb/s a GPU between two.
+# GB/s one way, by NVIDIA's data sheets: PCIe 3 x16 of a T4; NVLink 4 within a machine of 8 H100; 400 Gb/s a GPU
+# between two machines.
 PCIE, NVLINK, NETWORK = 16.0, 450.0, 50.0
 QUESTIONS = 7473  # GSM8K's training split
 H100 = next(machine.sold for machine in hardware.MACHINES if machine.name == "H100 80 GB")
@@ -54,17 +55,18 @@ def seconds(plan: Plan, link: float) -> tuple[float, float, float]:
     return (*plan.seconds, exchange(plan, link))
 
 
-def told(parts: tuple[float, float, float]) -> dict[str, str]:
+def step_cells(parts: tuple[float, float, float]) -> dict[str, str]:
     names = ("sampling, s", "training, s", "exchange, s", "a step, s")
     return {name: f"{value:.2f}" for name, value in zip(names, (*parts, sum(parts)))}
 
 
 def two_t4() -> hardware.Table:
-    """Both ways to use Kaggle's two T4."""
-    found = make_plan(config.load_config(["t4x2"]), machines.find_device("t4x2"), bandwidths=T4, search=False)
+    """Both layouts for Kaggle's two T4."""
+    planned_for_one = make_plan(config.load_config(["t4x2"]), machines.find_device("t4x2"), bandwidths=T4, search=False)
     return [
-        {"way": way.name, "fits": "yes" if way.fits else "no", "limited by": way.limit} | told(seconds(way.plan, PCIE))
-        for way in two_gpus.compare_layouts(found)
+        {"way": way.name, "fits": "yes" if way.fits else "no", "limited by": way.limit}
+        | step_cells(seconds(way.plan, PCIE))
+        for way in two_gpus.compare_layouts(planned_for_one)
     ]
 
 
@@ -95,7 +97,7 @@ def scaled(grows: bool) -> hardware.Table:
             "completions, each": f"{completions:,}, {completions // count}",
             "GPU, GiB": f"{gpu.nbytes / machines.GIB:.2f} of {gpu.has / machines.GIB:.2f}",
             "host of a machine, GiB": f"{plan.needs['host'].nbytes / count * min(count, IN_ONE) / machines.GIB:.0f}",
-            **told(parts),
+            **step_cells(parts),
             "GSM8K once, h": f"{hours:.2f}",
             "times one GPU": f"{alone / hours:.1f}",
         })  # fmt: skip

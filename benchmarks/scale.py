@@ -1,10 +1,10 @@
-"""The same training on one process and on two: what a second process brings, and how long each waits for the other.
+"""The same training on one process and on two: how much faster two are, and how long each waits for the other.
 
-The embedded policy, one global batch, CPU processes that talk by gloo, one thread each; the ways take turns. Before everything
-that the processes exchange each of them waits for the other at a barrier of its own, and that time is what is called waiting
-here; it includes the barrier itself, 0.1 ms or so. A step is timed from its beginning to the beginning of the next. The third
-way, one process with half of the batch and the other core idle, is what two could come to if nothing were exchanged. Two
-processes on two cores prove the mechanism; of a GPU's speed they say nothing.
+The embedded policy trains with one global batch on CPU processes that exchange over gloo, one thread each; the ways
+take turns. Before each exchange the processes meet at an extra barrier, and the time there is called waiting; it includes
+the barrier itself, about 0.1 ms. A step is timed from its start to the start of the next. The third way, one process
+with half of the batch and the other core idle, shows what two could reach if nothing were exchanged. Two processes on
+two cores prove the mechanism; they say nothing of a GPU's speed.
 """
 
 import functools
@@ -44,7 +44,7 @@ OVERRIDES = ("grpo.eval_steps=0", "grpo.save_steps=1000", "run.report_to=[none]"
 
 
 class Clock(TrainerCallback):
-    """Of each step but the first, which warms up: seconds in all, in sampling (rewards included), and waiting in either."""
+    """Times each step but the first, which warms up: in all, in sampling (with rewards), and waiting in either."""
 
     def __init__(self, trainer) -> None:
         self.trainer, self.rows, self.now = trainer, [], None
@@ -154,8 +154,8 @@ def summed(runs: list[list[list[dict[str, float]]]]) -> dict[str, float]:
 
 
 def main() -> None:
-    asked = report.arguments(__doc__)
-    rounds, steps = (1, 6) if asked.quick else (3, 21)
+    arguments = report.arguments(__doc__)
+    rounds, steps = (1, 6) if arguments.quick else (3, 21)
     runs = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as root:
         for number in range(rounds):
@@ -175,9 +175,12 @@ def main() -> None:
     figures = {
         "times_one": round(one["median"] / two["median"], 3), "times_at_best": round(one["median"] / half["median"], 3),
         "waiting": round(two["sampling, waiting"] + two["training, waiting"], 4),
-        "same_tokens": all([row["tokens"] for row in a[0]] == [row["tokens"] for row in b[0]] for a, b in zip(runs["one"], runs["two"])),
+        "same_tokens": all(
+            [row["tokens"] for row in a[0]] == [row["tokens"] for row in b[0]]
+            for a, b in zip(runs["one"], runs["two"])
+        ),
     }  # fmt: skip
-    report.finish("scale", rows, figures, asked.record)
+    report.finish("scale", rows, figures, arguments.record)
 
 
 if __name__ == "__main__":

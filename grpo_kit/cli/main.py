@@ -71,7 +71,7 @@ def data(
     dry_run: options.DryRun = False,
     force: options.Force = False,
 ) -> None:
-    """Read problems, clean, decontaminate, deduplicate and split them: data/{train,val,test}/data.jsonl, manifest.json."""
+    """Read, clean, decontaminate, deduplicate and split problems: data/{train,val,test}/data.jsonl, manifest.json."""
     config, run = open_run(sources or (), overrides or (), name, "data", force)
     if not _is_dry_run(dry_run, config, run, "data.source", [run.manifest.parent]):
         stages.prepare_data(config, run)
@@ -296,7 +296,7 @@ def check(
 @rewards_app.command("audit")
 @report_errors
 def audit(reward: options.RewardFile, cases: options.Cases = None) -> None:
-    """Test a reward function on labelled answers: wrong answers paid, right ones refused, hangs and exceptions by kind."""
+    """Test a reward function on labelled answers: wrong ones paid, right ones refused, hangs and exceptions by kind."""
     from grpo_kit.rewards.tools.audit import audit_reward, print_report
 
     print_report(audit_reward(reward, cases), terminal.out)

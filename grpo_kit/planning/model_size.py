@@ -1,7 +1,8 @@
-"""What a Nemotron-H weighs, and what its layers keep and hold while they work, without a weight of it in memory.
+"""The size of a Nemotron-H, and the memory that its layers need while they work, counted without loading a weight.
 
-Parameters are counted on the real architecture on the meta device; activations by running one layer of each kind on
-tensors without data and following the memory of each (`layer_bytes`). Nothing here is a measurement of a GPU.
+Parameters are counted on the real architecture on the meta device. Activations are counted by running one layer of
+each kind on tensors without data and following the memory of each tensor (`layer_bytes`). Nothing here is a measurement
+of a GPU.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from grpo_kit.policy.load import policy_source
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The residual stream: float32 beside fp16 weights, as nemotron_h.keep_residual_in_float32 leaves it.
 STREAM = {"float32": torch.float32, "float16": torch.float32, "bfloat16": torch.bfloat16}
-PARTS = {  # what a parameter's name holds: the part it belongs to; the first that fits
+PARTS = {  # text in a parameter's name: the part of the model; the first entry that matches counts
     ".shared_experts.": "shared experts", ".experts.": "routed experts", ".in_proj.": "Mamba in_proj",
     ".out_proj.": "Mamba out_proj", ".q_proj.": "attention", ".k_proj.": "attention", ".v_proj.": "attention",
     ".o_proj.": "attention", ".gate.": "router", "embeddings.": "embeddings", "lm_head.": "lm_head",
@@ -56,7 +57,12 @@ class Architecture:
     @staticmethod
     @functools.cache
     def of(policy: Policy) -> "Architecture":
-        """Of `policy.model`; Nemotron-3-Nano's is in the package. Raises FileNotFoundError or ValueError."""
+        """The architecture of `policy.model`; Nemotron-3-Nano's config.json is in the package.
+
+        Raises:
+            FileNotFoundError: if neither a folder nor the Hub gives a config.json.
+            ValueError: if the policy is not a Nemotron-H.
+        """
         from transformers import AutoConfig, NemotronHConfig
 
         if "Nemotron-3-Nano-30B-A3B" in policy.model and not Path(policy.model).exists():
@@ -71,10 +77,10 @@ class Architecture:
         return Architecture(config)
 
     def nbytes(self, part: str, policy: Policy) -> int:
-        """Bytes of a part's weights; in 4 bit, routed experts as experts.py lays them out, and the router in float32."""
+        """Bytes of a part's weights. In 4 bit, experts.py lays out the routed experts, and the router is in float32."""
         if not policy.load_in_4bit or part in NOT_IN_4BIT:
-            wide = part == "router" and policy.load_in_4bit
-            return self.parts[part] * (4 if wide else BYTES[policy.dtype])
+            in_float32 = part == "router" and policy.load_in_4bit
+            return self.parts[part] * (4 if in_float32 else BYTES[policy.dtype])
         return self.routed * self.expert.nbytes if part == "routed experts" else self.nf4[part]
 
     @property
@@ -84,7 +90,7 @@ class Architecture:
         return c.mamba_num_heads * c.mamba_head_dim * c.ssm_state_size * 4
 
     def state_bytes(self, policy: Policy) -> int:
-        """Bytes of a sequence's states in all Mamba layers, those of the convolutions too, which are in the policy's type."""
+        """Bytes of a sequence's states in all Mamba layers; those of the convolutions are in the policy's type."""
         c = self.config
         channels = c.mamba_num_heads * c.mamba_head_dim + 2 * c.n_groups * c.ssm_state_size
         each = self.ssm_bytes + channels * c.conv_kernel * BYTES[policy.dtype]
@@ -92,7 +98,7 @@ class Architecture:
 
 
 class Alive(TorchDispatchMode):
-    """Follows the memory of every tensor that is made while it is on, by storage, until it is gone."""
+    """While it is on, adds up the memory of all tensors that are made, by storage, until they are freed."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
@@ -114,20 +120,22 @@ class Alive(TorchDispatchMode):
 
 
 def _with_lora(base: nn.Linear, a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What PEFT's LoRA on a 4-bit layer computes: a copy of the result, and rank r in float32 on an input in float32."""
-    said = nn.functional.linear(x, base.weight, base.bias).clone()
-    return said + (x.float() @ a @ b * 1.0).to(said.dtype)
+    """What PEFT's LoRA on a 4-bit layer computes: a copy of the result, and rank r in float32 on a float32 input."""
+    result = nn.functional.linear(x, base.weight, base.bias).clone()
+    return result + (x.float() @ a @ b * 1.0).to(result.dtype)
 
 
 @functools.lru_cache(maxsize=4096)
 def layer_bytes(
     model: Architecture, kind: str, seq: int, dtype: str, r: int, targets: tuple[str, ...], grad: bool
 ) -> tuple[int, int]:
-    """(bytes kept for the backward pass, most alive until its end) of one layer with LoRA on one sequence, or of its
-    forward pass without `grad`; input and weights not counted, routed experts neither.
+    """Memory of one layer with LoRA on one sequence of `seq` tokens; its input, weights and routed experts not counted.
 
     transformers' own code runs on tensors without data, in PyTorch's operations (an upper bound where mamba_ssm is
-    installed); attention is fused, as on CUDA, so that nothing is seq x seq but the mask.
+    installed). Attention is fused, as on CUDA, so only the mask is seq x seq.
+
+    Returns:
+        (bytes kept for the backward pass, most bytes alive until its end), or of the forward pass without `grad`.
     """
     from transformers.models.nemotron_h import modeling_nemotron_h as code
 
@@ -158,8 +166,11 @@ def layer_bytes(
 
 
 def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -> tuple[int, int]:
-    """(kept, most) bytes of a layer's routed experts. In 4 bit, experts.py holds one expert's rows at a time, at most all
-    tokens (none chooses an expert twice); transformers' own (grouped_mm, frozen weights) hold everyone's rows at once."""
+    """(bytes kept, most bytes alive) of a layer's routed experts on so many tokens.
+
+    In 4 bit, experts.py holds one expert's rows at a time, which are at most all tokens, since no token chooses an
+    expert twice. transformers' own experts (grouped_mm, frozen weights) hold the rows of all experts at once.
+    """
     (hidden, inner), size, k = model.expert, BYTES[policy.dtype], model.config.num_experts_per_tok
     routing, result = tokens * k * 12, tokens * hidden * (4 + size)  # int64 and float32; summed in float32, then cast
     if not policy.load_in_4bit:
@@ -171,7 +182,7 @@ def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -
 
 
 def activation_bytes(model: Architecture, config: RunConfig, batch: int, seq: int, grad: bool) -> tuple[int, int]:
-    """(bytes all layers keep, most that one has alive beside what is kept until then) on (batch, seq) tokens."""
+    """(bytes that all layers keep, most bytes that one layer has alive beside them) on (batch, seq) tokens."""
     lora, dtype, costs, kept, most = config.lora, config.policy.dtype, {}, 0, 0
     targets = tuple(f".{name}" for name in lora.target_modules)
     for kind in model.kinds:

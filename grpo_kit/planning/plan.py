@@ -31,7 +31,7 @@ def plan(
 
     Args:
         config: the run's configuration.
-        device: the machine, or its name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine as it is now.
+        device: the machine, or its name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine as it is.
         prompt_tokens: length of the longest prompt in tokens.
         bandwidths: the device's, from `step_time.measure_bandwidths`; with them the plan gives the seconds of a step.
         hits: how often each routed expert was chosen, int64 of shape (layers, experts), from `calibrate`; without them
@@ -162,8 +162,8 @@ def _possible_changes(config: RunConfig, largest: dict[str, int]) -> dict[str, R
     changes += [{"per_device_train_batch_size": n, "gradient_accumulation_steps": step // n} for n in pieces]
     if length := largest.get("max_completion_length"):
         changes.append({"max_completion_length": length})
-    configs = {
-        " ".join(f"grpo.{key}={value}" for key, value in change.items()).lower(): replace(config, grpo=replace(grpo, **change))
-        for change in changes
-    }  # fmt: skip
+    configs = {}
+    for change in changes:
+        words = " ".join(f"grpo.{key}={value}" for key, value in change.items()).lower()
+        configs[words] = replace(config, grpo=replace(grpo, **change))
     return configs | {"policy.load_in_4bit=true": replace(config, policy=replace(config.policy, load_in_4bit=True))}

@@ -57,7 +57,7 @@ def shortest_seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def resident_token_bytes(model: Architecture, plan: Plan, sequences: int) -> float:
-    """Bytes read for one sampled token of so many sequences, whatever experts it chooses: dense weights, states twice."""
+    """Bytes read to sample one token of each of so many sequences, besides experts: dense weights, and states twice."""
     policy = plan.config.policy
     dense = [part for part in model.parts if part not in ("routed experts", "embeddings")]
     return sum(model.nbytes(part, policy) for part in dense) + 2 * sequences * model.state_bytes(policy)
@@ -76,7 +76,7 @@ def sampling_seconds(
     routed = model.nbytes("routed experts", plan.config.policy)
 
     def expert_bytes(share: float, rows: float) -> float:
-        """Bytes of the experts that some sequence chooses among a `share` of all, which gets a share `rows` of tokens."""
+        """Bytes of the experts that some sequence chooses, of a `share` of all that gets a share `rows` of tokens."""
         if not share:
             return 0.0
         unhit = (1 - min(1.0, rows * chosen / (share * experts))) ** sequences

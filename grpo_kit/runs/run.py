@@ -58,7 +58,8 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
     """
     if not re.fullmatch(RUN_NAME, name):
         raise ValueError(
-            f"Invalid run name {name!r}. Use at most 100 letters, digits, '.', '_' and '-', starting with a letter or digit."
+            f"Invalid run name {name!r}. Use at most 100 letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit."
         )
     run = Run(Path(root) if root else find_root(filesystem=filesystem), name)
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") and not run.path.exists():
@@ -170,7 +171,7 @@ class Run:
         config_yaml: str,
         **more: Any,
     ) -> None:
-        """Record a finished stage, with `more` beside it; `run.json` and `config.yaml` are each replaced in one step."""
+        """Record a finished stage and `more` about it; `run.json` and `config.yaml` are each replaced in one step."""
         record = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
         record["stages"][stage] = {
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -12,8 +12,12 @@ from grpo_kit.runs.run import Run, find_run
 STAGES = ("data", "screen", "before", "train", "after", "package")
 # For each command, the finished stages it builds on; their settings stay what they were.
 BUILDS_ON = {
-    "data": (), "screen": ("data",), "train": ("data", "screen"), "evaluate": ("data", "train"), "package": ("data", "train"),
-}  # fmt: skip
+    "data": (),
+    "screen": ("data",),
+    "train": ("data", "screen"),
+    "evaluate": ("data", "train"),
+    "package": ("data", "train"),
+}
 
 
 def open_run(

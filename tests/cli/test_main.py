@@ -51,8 +51,8 @@ def test_the_stages_one_by_one_then_again(here):
     assert "train skipped" in call("train", "--run", "r")
     assert "package skipped" in call("package", "--run", "r")
     assert sorted(p.name for p in (here / "runs/r").iterdir()) == [
-        "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json", "metrics.jsonl",
-            "run.json", "tensorboard",
+        "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json",
+        "metrics.jsonl", "run.json", "tensorboard",
     ]  # fmt: skip
 
 

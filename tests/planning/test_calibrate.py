@@ -58,7 +58,8 @@ def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"hits": 3}', '{"hits": [[1, 2], [3]]}', '{"hits": [[0.5]]}', '{"hits": [[-1]]}', '{"hits": [["1"]]}',
+    ["", "[]", "{}", '{"hits": 3}',
+     '{"hits": [[1, 2], [3]]}', '{"hits": [[0.5]]}', '{"hits": [[-1]]}', '{"hits": [["1"]]}',
      '{"hits": [[1e400]]}', '{"hits": [[99999999999999999999999]]}', '{"hits": []}'],
 )  # fmt: skip
 def test_a_file_that_holds_no_counts_is_refused(tmp_path, text):

@@ -129,7 +129,8 @@ def test_doubling_the_completion_never_lowers_a_term(device):
 def test_conventions_are_marked_as_assumed():
     found = plan_for("t4")
     assert {r.part for r in found.rows if r.kind == "assumed"} == {
-        "CUDA context, fragmentation", "the system, Python, CUDA", "one source shard", "one source shard, and what is made of it",
+        "CUDA context, fragmentation", "the system, Python, CUDA", "one source shard",
+        "one source shard, and what is made of it",
     }  # fmt: skip
     assert all(r.source for r in found.rows)
 

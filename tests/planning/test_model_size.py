@@ -21,7 +21,8 @@ def nano():
     return Architecture.of(config.load_config(["t4"]).policy)
 
 
-# counted by hand from the published configuration: part, millions of parameters, GiB in bf16, GiB in NF4 (None: not quantised)
+# Counted by hand from the published configuration: part, millions of parameters, GiB in bf16 and in NF4 (None: not
+# quantised).
 TABLE = [
     ("routed experts", 29_374.81, 54.715, 14.113),
     ("shared experts", 458.98, 0.855, 0.221),

@@ -31,7 +31,8 @@ def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
         ("t4", "t4", ["policy.experts_on_host=0.306"], "(4.30 GiB)."),  # as good as
         ("t4", "t4x2", [], "; set policy.experts_overflow=cuda:1."),
         ("t4x2", "t4", [], "; set policy.experts_overflow=host."),
-        ("t4x2", "t4x2", [ALL_HERE, "policy.experts_overflow=host"], "; set policy.experts_on_host=0.305 policy.experts_overflow=cuda:1."),
+        ("t4x2", "t4x2", [ALL_HERE, "policy.experts_overflow=host"],
+         "; set policy.experts_on_host=0.305 policy.experts_overflow=cuda:1."),
         ("t4", "80gb", [ALL_HERE, "policy.experts_overflow=cuda:1"], "in one place."),  # nothing overflows
         ("t4", "24gb", [], "; set policy.experts_on_host=0.000."),
     ],

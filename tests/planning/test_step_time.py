@@ -104,7 +104,7 @@ def test_this_machine_measures_itself():
 
 
 def test_a_gpu_is_measured_by_its_own_clock(monkeypatch):
-    """With a clock of 2, 5 and 9 ms for the three pieces of work, each tried several times: the arithmetic, and no more."""
+    """With a clock of 2, 5 and 9 ms for three pieces of work, each tried several times: only the arithmetic."""
     milliseconds = iter([2.0] * step_time.TRIES + [5.0] * step_time.TRIES + [9.0] * step_time.TRIES)
     event = type("Event", (), {"__init__": lambda self, enable_timing: None, "record": lambda self: None,
                                "elapsed_time": lambda self, other: next(milliseconds)})  # fmt: skip

@@ -1,4 +1,4 @@
-"""The same run on one process and on several: the same draw, the same adapter, one writer, and arithmetic that says what fits."""
+"""The same run on one process and on several: the same draw, the same adapter, one writer, and what divides evenly."""
 
 import os
 import signal
@@ -22,7 +22,10 @@ from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ["data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=10", "grpo.eval_steps=5", "run.report_to=[]"]  # fmt: skip
+STEPS = [
+    "data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=10", "grpo.eval_steps=5",
+    "run.report_to=[]",
+]  # fmt: skip
 
 
 def grpo(batch, accumulation=1, generations=8):
@@ -109,7 +112,8 @@ def test_a_second_gpu_is_not_given_away_twice(monkeypatch):
 
 
 def started(run, count, *more):
-    command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name, f"--num-processes={count}", *more]  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name]
+    command += [f"--num-processes={count}", *more]
     env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -209,7 +209,7 @@ def _failure(trial: Trial) -> str:
 
 
 def _try_until_stuck(reward: str | Callable, trials: list[Trial], done: int, thread: str, seconds: float) -> int:
-    """Run the trials from `done` on in a new process, until all are through or it hangs or dies; how many are through."""
+    """Run the trials from `done` on in a new process until it hangs, dies or did all; returns how many are done."""
     fork = multiprocessing.get_context("fork")  # a function of a notebook cannot be pickled, but forks inherit it
     with ProcessPoolExecutor(1, fork, initializer=_inherit, initargs=(reward, thread)) as pool:
         process, loading = pool.submit(os.getpid).result(), pool.submit(_load)

@@ -1,6 +1,6 @@
-"""Rewards are files, not imports: `FILE.py:function` names one, be it the kit's or your own copy of it.
+"""Load a reward function by its file: `FILE.py:function` names one of the kit's or your own copy of it.
 
-The file is the user's own code, named by the user, and is executed as such. A bare file name is looked for in the
+The file is the user's own code, named by the user, so it is executed. A bare file name is looked for in the
 working folder first and then among the kit's rewards, so a copy beside your notebook takes the kit's place.
 """
 
@@ -73,12 +73,12 @@ def fingerprint(reward: Callable[..., object]) -> str | None:
 def answer_reader(reward: Callable[..., object]) -> Callable[..., str | None] | None:
     """The function `final_answer` that a reward's file (or notebook) defines beside it; None where there is none.
 
-    `final_answer(completion, **columns)` gives the answer a completion commits to, spelled so that the reward holds equal
-    spellings for one answer, and None where there is no answer; `columns` are the row's, with `prompt_opened_think`.
-    Majority voting counts by it: a reward tells right from wrong, but not one wrong answer from another.
+    `final_answer(completion, **columns)` returns the answer that a completion commits to, or None without one. Answers
+    that the reward takes for equal must be spelled alike. `columns` are the row's, with `prompt_opened_think`. Majority
+    voting needs it, because a reward tells right from wrong but not one wrong answer from another.
     """
-    found = getattr(inspect.unwrap(reward), "__globals__", {}).get("final_answer")
-    return found if callable(found) else None
+    reader = getattr(inspect.unwrap(reward), "__globals__", {}).get("final_answer")
+    return reader if callable(reader) else None
 
 
 def find_reward(name: str) -> Path:
@@ -87,4 +87,6 @@ def find_reward(name: str) -> Path:
         if path.is_file():
             return path
     own = ", ".join(sorted(p.name for p in FOLDER.glob("[a-z]*.py")))
-    raise FileNotFoundError(f"{name} is no reward file here, nor one of the kit's ({own}). Give an existing path.")
+    raise FileNotFoundError(
+        f"{name} is neither a file here nor one of the kit's rewards ({own}). Give an existing path."
+    )

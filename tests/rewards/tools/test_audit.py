@@ -133,7 +133,7 @@ def test_a_users_file_is_audited_by_path(tmp_path):
 
 
 def test_a_wrong_path_or_name_says_what_there_is(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.py is no reward file.*existing path"):
+    with pytest.raises(FileNotFoundError, match="none.py is neither a file here.*existing path"):
         audit_reward(str(tmp_path / "none.py"))
     path = tmp_path / "two.py"
     path.write_text("def a_reward(): pass\ndef b_reward(): pass\n")

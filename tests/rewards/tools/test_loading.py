@@ -39,7 +39,7 @@ def test_a_file_with_one_reward_needs_no_function_name(tmp_path):
 
 
 def test_a_missing_file_names_the_kits_own():
-    with pytest.raises(FileNotFoundError, match=r"none\.py is no reward file.*math_answer\.py"):
+    with pytest.raises(FileNotFoundError, match=r"none\.py is neither a file here.*math_answer\.py"):
         load_reward("none.py:f")
 
 
