@@ -4,8 +4,6 @@ The run then has `data/{train,val,test}/data.jsonl`, `data/dropped.jsonl` with e
 `data/manifest.json`, which counts what each step did. The same inputs, seed and versions give the same bytes.
 """
 
-import functools
-import hashlib
 import json
 import platform
 import time
@@ -19,16 +17,14 @@ from typing import Any, NamedTuple
 
 from grpo_kit import __version__
 from grpo_kit.config import Data, RunConfig, to_yaml
-from grpo_kit.data import gold_answers, recipes, row_options, sources
+from grpo_kit.data import gold_answers, recipes, sources
 from grpo_kit.data.columns import SourceRow
-from grpo_kit.data.steps import Pipeline, Progress, Row, digest_json, keep_finished_steps
-from grpo_kit.policy.chat import build_messages
+from grpo_kit.data.splits import SPLITS, format_splits, split_rows, write_splits
+from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
 from grpo_kit.rewards.tools.loading import fingerprint
-from grpo_kit.runs.files import hash_of, new_folder, write_lines, write_text
+from grpo_kit.runs.files import hash_of, new_folder, write_lines
 from grpo_kit.runs.run import Run
 
-SPLITS = ("train", "val", "test")
-AGENT = {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"}  # NeMo-Gym's agent for math
 PACKAGES = ("datasets", "numpy", "pyarrow")  # their versions are recorded, because they can change the rows
 
 
@@ -106,7 +102,7 @@ def prepare(
             | {name: metadata.version(name) for name in PACKAGES},
         }
         with new_folder(run.manifest.parent) as folder:
-            manifest = write_splits(folder, _format_splits(splits, pipeline.rows, config), manifest)
+            manifest = write_splits(folder, format_splits(splits, pipeline.rows, config), manifest)
             write_lines(folder / "dropped.jsonl", pipeline.dropped_rows())
     wrote = [run.manifest, *(run.data_file(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
     run.record_stage("data", settings, hashes, wrote, time.monotonic() - started, to_yaml(config))
@@ -135,107 +131,6 @@ def locate_sources(config: RunConfig) -> list[sources.Source]:
     if missing:
         raise missing
     return training
-
-
-def split_rows(ids: Mapping[int, str], ties: Mapping[int, int], data: Data, seed: int) -> dict[str, list[int]]:
-    """Split rows into train, val and test by a hash of seed and id. Rows that are tied to each other stay together.
-
-    Args:
-        ids: id of each row, by number.
-        ties: number of a row to the number that it is tied to.
-        data: gives `test_size` and `val_size` in rows.
-        seed: another seed gives another split.
-
-    Returns:
-        Numbers of the rows of each split. A group of tied rows that does not fit into test or val goes to train.
-
-    Raises:
-        ValueError: no row is left to train on, or test cannot be filled.
-    """
-    sizes = {"test": data.test_size, "val": data.val_size}
-    if len(ids) <= sum(sizes.values()):
-        raise ValueError(
-            f"{data.source} has {len(ids)} usable rows; data.test_size {data.test_size} and data.val_size "
-            f"{data.val_size} leave none to train on. Set data.test_size and data.val_size lower."
-        )
-    groups: dict[int, list[int]] = {}
-    for number in ids:
-        groups.setdefault(ties.get(number, number), []).append(number)
-
-    def hash_group(members: list[int]) -> bytes:
-        return hashlib.sha256(f"{seed} {min(ids[number] for number in members)}".encode()).digest()
-
-    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for members in sorted(groups.values(), key=hash_group):
-        with_room = (name for name, size in sizes.items() if len(splits[name]) + len(members) <= size)
-        splits[next(with_room, "train")] += members
-    filled = len(splits["test"])
-    if filled < data.test_size:
-        remedy = f"Set data.test_size to {filled}." if filled else "Add a source with other problems."
-        raise ValueError(
-            f"data.test_size is {data.test_size}, but {data.source} has only {filled} rows for it that are not "
-            f"variants of rows in train (same wording, other numbers). {remedy}"
-        )
-    return splits
-
-
-def write_splits(
-    folder: Path, splits: Mapping[str, Iterable[dict[str, Any]]], manifest: dict[str, Any]
-) -> dict[str, Any]:
-    """Write `{train,val,test}/data.jsonl` and `manifest.json` into a folder.
-
-    Args:
-        folder: an existing folder.
-        splits: the rows of each split; no more than one row is held in memory.
-        manifest: what the caller knows, with `source_splits` and `run_hash`.
-
-    Returns:
-        The manifest as written: with the keys that NeMo-RL's step reads (`train`, `val`, `test`, `mode`), the number of
-        rows of each split and its sha256. Its paths are relative to itself.
-    """
-    counts = dict.fromkeys(SPLITS, 0)
-
-    def count_rows(name: str) -> Iterator[dict[str, Any]]:
-        for row in splits[name]:
-            counts[name] += 1
-            yield row
-
-    for name in SPLITS:
-        write_lines(folder / name / "data.jsonl", count_rows(name))
-    manifest = {
-        **{name: f"{name}/data.jsonl" for name in SPLITS},
-        "mode": "resolve",
-        **manifest,
-        "rows": counts,
-        "sha256": {name: hash_of(folder / name / "data.jsonl") for name in SPLITS},
-    }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return manifest
-
-
-def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
-    """Format a row as it is written: our columns, NeMo-RL's `input` and `output`, and NeMo-Gym's columns for math.
-
-    Args:
-        row: problem and gold.
-        data: gives the system prompt, the prompt's suffix and the row options.
-        seed: given for training rows only, which can then have an option of `row_options`.
-    """
-    bare_gold = gold_answers.strip_delimiters(row.answer)
-    columns = {
-        "id": row.id,
-        "prompt": build_messages(row.problem, data.prompt_suffix, data.system_prompt),
-        "answer": row.answer,
-        "source": row.source,
-        "pass_rate": None,  # until the run is screened
-        "input": row.problem,
-        "output": bare_gold,
-        "question": row.problem,
-        "expected_answer": bare_gold,
-    }
-    if seed is not None:
-        columns = row_options.add_row_option(columns, data, seed)
-    return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
 
 
 def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier | None) -> dict[str, Any]:
@@ -321,14 +216,3 @@ def _open_held_out_sets(
 def _describe_source(source: sources.Source, hashes: Mapping[Path, str | None]) -> dict[str, Any]:
     recipe = {key: value for key, value in asdict(source.recipe).items() if value not in (None, "", [], False)}
     return {"name": source.name, "files": {path.name: hashes[path] for path in source.files}, "recipe": recipe}
-
-
-def _format_splits(
-    splits: Mapping[str, Sequence[int]], rows: Sequence[Row], config: RunConfig
-) -> dict[str, Iterator[dict[str, Any]]]:
-    """The rows of each split as they are written, made one by one."""
-    seeds = {"train": config.run.seed}
-    return {
-        name: map(functools.partial(format_row, data=config.data, seed=seeds.get(name)), (rows[n] for n in numbers))
-        for name, numbers in splits.items()
-    }

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data import curriculum, gold_answers
-from grpo_kit.data.preparation import SPLITS
+from grpo_kit.data.splits import SPLITS
 from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking

@@ -8,7 +8,7 @@ import json
 import shlex
 from typing import Any
 
-from grpo_kit.data.preparation import AGENT
+from grpo_kit.data.splits import AGENT
 from grpo_kit.handoff import nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from grpo_kit import config
-from grpo_kit.data import cleaning, hub, preparation, recipes, sources
-from grpo_kit.data.preparation import SPLITS
+from grpo_kit.data import cleaning, hub, preparation, recipes, sources, splits
 from grpo_kit.data.preparation import prepare as prepare_preparation
+from grpo_kit.data.splits import SPLITS
 from grpo_kit.data.steps import Pipeline
 from grpo_kit.runs import run as run_module
 from grpo_kit.runs.files import hash_of, read_lines, write_lines
@@ -177,7 +177,7 @@ def test_an_interrupted_preparation_leaves_the_old_data_whole(tmp_path, monkeypa
             raise KeyboardInterrupt
         real(path, rows)
 
-    monkeypatch.setattr(preparation, "write_lines", stopped)
+    monkeypatch.setattr(splits, "write_lines", stopped)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, "tiny-sums", "data.limit=60", "run.force=true")
     assert hash_of(run.manifest.parent) == old

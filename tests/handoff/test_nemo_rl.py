@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from grpo_kit import config
-from grpo_kit.data.preparation import SPLITS, prepare
+from grpo_kit.data.preparation import prepare
+from grpo_kit.data.splits import SPLITS
 from grpo_kit.handoff import export, nemo_gym, nemo_overlay, nemo_rl
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines, write_lines
