@@ -1,10 +1,10 @@
 """The same training on one process and on two: how much faster two are, and how long each waits for the other.
 
 The embedded policy trains with one global batch on CPU processes that exchange over gloo, one thread each; the ways
-take turns. Before each exchange the processes meet at an extra barrier, and the time there is called waiting; it includes
-the barrier itself, about 0.1 ms. A step is timed from its start to the start of the next. The third way, one process
-with half of the batch and the other core idle, shows what two could reach if nothing were exchanged. Two processes on
-two cores prove the mechanism; they say nothing of a GPU's speed.
+take turns. Before each exchange the processes meet at an extra barrier, and the time there is called waiting; it
+includes the barrier itself, about 0.1 ms. A step is timed from its start to the start of the next. The third way, one
+process with half of the batch and the other core idle, shows what two could reach if nothing were exchanged. Two
+processes on two cores prove the mechanism; they say nothing of a GPU's speed.
 """
 
 import functools

@@ -100,10 +100,10 @@ class Architecture:
 class Alive(TorchDispatchMode):
     """While it is on, adds up the memory of all tensors that are made, by storage, until they are freed."""
 
-    def __init__(self, known: list[torch.Tensor]) -> None:
+    def __init__(self, existing: list[torch.Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.seen = {value.untyped_storage()._cdata: 0 for value in known}
+        self.seen = {value.untyped_storage()._cdata: 0 for value in existing}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -145,19 +145,19 @@ def layer_bytes(
         stack.enter_context(FakeTensorMode())
         block = code.NemotronHBlock(model.config, model.config.layers_block_type.index(kind))
         block.requires_grad_(False).train(grad)
-        known = [*block.parameters(), *block.buffers()]
+        existing = [*block.parameters(), *block.buffers()]
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear) and f".{name}".endswith(targets):
                 sizes = (module.in_features, r), (r, module.out_features)
                 pair = [torch.empty(size, dtype=torch.float32, requires_grad=True) for size in sizes]
                 module.forward = functools.partial(_with_lora, module, *pair)
-                known += pair
+                existing += pair
         if kind == "moe":  # something of the result's shape
             block.mixer.experts.forward = lambda hidden, index, weights: hidden * weights[:, :1].to(hidden.dtype)
         x = torch.empty(1, seq, model.config.hidden_size, dtype=STREAM[dtype], requires_grad=grad)
         mask = torch.ones(1, 1, seq, seq, dtype=torch.bool) if kind == "full_attention" else None
         stack.enter_context(torch.set_grad_enabled(grad))
-        alive = stack.enter_context(Alive([x, *known]))
+        alive = stack.enter_context(Alive([x, *existing]))
         y = block(x, attention_mask=mask)
         kept = alive.now
         if grad:
