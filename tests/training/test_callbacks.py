@@ -79,8 +79,8 @@ def test_stages_that_make_no_sense_are_refused(stages, message):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ("[{beta: -0.1}]", "beta is -0.1"),
-        ("[{learning_rate: 0}]", "learning_rate is 0"),
+        ("[{beta: -0.1}]", "beta -0.1"),
+        ("[{learning_rate: 0}]", "learning_rate 0.0"),
     ],
 )
 def test_a_stage_s_own_settings_are_checked(stages, message):

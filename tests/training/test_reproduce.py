@@ -16,10 +16,10 @@ from tests.helpers.settings import SMALL
 @pytest.fixture
 def run(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=2", "run.name=r"])
-    sentences = find_run("r", tmp_path / "runs")
-    prepare(chosen, sentences, math_reward)
-    train.train(chosen, sentences, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
-    return sentences
+    prepared = find_run("r", tmp_path / "runs")
+    prepare(chosen, prepared, math_reward)
+    train.train(chosen, prepared, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
+    return prepared
 
 
 def test_a_run_is_repeated_bit_for_bit_and_beside_the_old_one(run):
