@@ -20,9 +20,9 @@ from grpo_kit.runs.run import Run
 
 LOOK_EVERY = 0.2  # seconds between looks at the files
 DRAW_EVERY = 1.0  # seconds between drawings at least
-# Figures and completions are drawn again after DRAW_SHARE times what that took: at most 1 % of one core. The charts take
-# longest: they wait CHART_SHARE times what one took, 5 % of one core, but no more seconds than CHART_EVERY, since the first
-# drawing in a process loads matplotlib too.
+# Figures and completions are drawn again after DRAW_SHARE times what that took: at most 1 % of one core. The charts
+# take longest: they wait CHART_SHARE times what one took, 5 % of one core, but no more seconds than CHART_EVERY, since
+# the first drawing in a process loads matplotlib too.
 DRAW_SHARE, CHART_SHARE, CHART_EVERY = 100, 20, 10.0
 
 

@@ -115,7 +115,7 @@ def last_step(panels: list[Panel]) -> float:
 
 
 def value_limits(panel: Panel) -> tuple[float, float]:
-    """(lowest, highest) value that a panel shows: 0 to 1 for shares, else from 0 or below to a little above the highest."""
+    """(lowest, highest) value that a panel shows: 0 to 1 for shares, else 0 or below to above the highest."""
     if panel.percent:
         return 0.0, 1.0
     values = [v for line in panel.lines for v in (*line.ys, *line.low, *line.high) if math.isfinite(v)]

@@ -1,4 +1,4 @@
-"""Lets a kernel of ipykernel 6 answer clicks on widgets while a cell awaits. All use of ipykernel's private parts is here."""
+"""Lets a kernel of ipykernel 6 answer clicks while a cell awaits, the only use of ipykernel's private parts."""
 
 PRIVATE_PARTS = ("msg_queue", "session", "_parent_ident", "get_parent", "set_parent")
 
@@ -6,8 +6,8 @@ PRIVATE_PARTS = ("msg_queue", "session", "_parent_ident", "get_parent", "set_par
 async def answer_widget_messages() -> None:
     """Handle the widget messages that wait in the kernel's queue; cells that wait there ("Run all") stay, in order.
 
-    Colab and Kaggle have ipykernel 6, which handles no message while a cell awaits; version 7 handles them by itself, so
-    nothing is done there, nor where a version lacks one of the private parts. Checked with ipykernel 6.17.1 and 6.29.5.
+    Colab and Kaggle have ipykernel 6, which handles no message while a cell awaits. Version 7 handles them by itself,
+    so nothing is done there, nor where a version lacks one of the private parts. Checked with 6.17.1 and 6.29.5.
     """
     from IPython import get_ipython
 

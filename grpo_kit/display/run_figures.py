@@ -116,7 +116,7 @@ def read_accuracies(run: Run) -> dict[str, Row]:
 
 
 def read_report(path: Path) -> Row | None:
-    """A JSON report of the run without its problems; None when it does not exist yet. An unchanged file is read once."""
+    """A JSON report of the run without its problems; None if it does not exist yet. An unchanged file is read once."""
     return _read_json(path, path.stat().st_mtime_ns) if path.is_file() else None
 
 
@@ -167,7 +167,7 @@ def metric_values(rows: list[Row], key: str) -> list[float]:
 
 
 def gradient_shares(rows: list[Row]) -> list[float]:
-    """Share of groups with a gradient, 0 to 1, per row: `groups/with_gradient`, else from TRL's `frac_reward_zero_std`."""
+    """Share of groups with a gradient, 0 to 1, per row, ours or else from TRL's `frac_reward_zero_std`."""
     zero_std, shares = metric_values(rows, "frac_reward_zero_std"), metric_values(rows, "groups/with_gradient")
     return [1 - zero if math.isnan(share) else share for share, zero in zip(shares, zero_std)]
 

@@ -69,8 +69,8 @@ def render_group(group: list[dict[str, Any]]) -> Markup:
         )
         lines.append(
             {
-                "prompt": line["prompt"], "answer": str(line["answer"]), "color": reward_color(first_reward(line), group),
-                "rewards": rewards, "thinking": thinking, "final": final,
+                "prompt": line["prompt"], "answer": str(line["answer"]), "rewards": rewards,
+                "color": reward_color(first_reward(line), group), "thinking": thinking, "final": final,
             }
         )  # fmt: skip
     return PARTS.group(lines, max(0, len(group) - MOST), LONGEST)

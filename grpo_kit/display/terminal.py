@@ -1,4 +1,4 @@
-"""What the command line prints: progress of a stage, one line about its result, and tables of plans, data and accuracies."""
+"""What the command line prints: a stage's progress and result, and tables of plans, data and accuracies."""
 
 import contextlib
 import json
@@ -63,7 +63,10 @@ def show_progress(doing: str) -> Iterator[Callable[..., None]]:
 def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
     """A function to call with each metrics row: it shows figures beside the progress bar and prints each alarm."""
     rows: list[dict[str, Any]] = []
-    forms = {"reward": "reward {}", "groups with a gradient": "gradient {}", "cut off": "cut {}", "tokens a second": "{} tok/s"}  # fmt: skip
+    forms = {
+        "reward": "reward {}", "groups with a gradient": "gradient {}", "cut off": "cut {}",
+        "tokens a second": "{} tok/s",
+    }  # fmt: skip
 
     def on_step(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -82,17 +85,18 @@ def print_forecast(forecast: dict[str, Any]) -> None:
     tokens = f"{forecast['prompt_tokens']} + {forecast['completion_tokens']} tokens"
     duration = run_figures.format_duration(forecast["seconds"])
     out.print(
-        f"{INDENT}the longest step fits ({tokens}{peak}); at most {step:.1f} s a step, {forecast['steps']} steps in {duration}"
+        f"{INDENT}the longest step fits ({tokens}{peak}); at most {step:.1f} s a step, "
+        f"{forecast['steps']} steps in {duration}"
     )
 
 
 def print_placement(result: dict[str, Any]) -> None:
-    """The result of `calibrate`: how many token rows were routed, and what moving the coldest experts to the host saves."""
+    """The result of `calibrate`: how many token rows were routed, and what placing the coldest experts saves."""
     out.print(
         f"Counted {result['rows']:,} token rows of {result['prompts']} prompts and their completions.\n"
-        f"With {result['experts_on_host']:.1%} of the experts in host memory, {result['host_share_last']:.1%} of the rows need "
-        f"them when each layer's last experts are there, and {result['host_share_coldest']:.1%} when the coldest are, as from "
-        "now on."
+        f"With {result['experts_on_host']:.1%} of the experts in host memory, {result['host_share_last']:.1%} of the "
+        f"rows need them when each layer's last experts are there, and {result['host_share_coldest']:.1%} when the "
+        "coldest are, as from now on."
     )
 
 
@@ -124,7 +128,7 @@ def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:
 
 
 def print_plan(plan: Any) -> None:
-    """A `planning.fit.Plan`: what each place holds at its peak, the largest settings that fit, the step time, the verdict."""
+    """A `planning.fit.Plan`: the peak of each place, the largest settings that fit, step time and verdict."""
     count, name = plan.device.processes, plan.device.name
     machine = f"{name}, one of {count} processes; host memory is that of all" if count > 1 else name
     table = Table("place", "part", "GiB", "how counted", title=f"{plan.config.policy.model} on {machine}")
@@ -154,7 +158,7 @@ def _describe_step_time(plan: Any) -> str:
 
 
 def print_two_gpus(layouts: list[Any]) -> None:
-    """Both `two_gpus.GpuLayout`s of a machine with several GPUs: whether each fits, what limits it, and its step time."""
+    """Each `two_gpus.GpuLayout` of a machine with several GPUs: whether it fits, its limit and its step time."""
     table = Table("way", "fits", "limited by", "in words", title="two ways to use these GPUs", show_lines=True)
     for layout in layouts:
         seconds = layout.plan.seconds if layout.plan else None
@@ -214,13 +218,13 @@ def print_score(report: dict[str, Any], run: Run) -> None:
     sampling = report["sampling"]
     reason = f" ({sampling['engine_why']})" if sampling["engine_why"] else ""
     out.print(
-        f"sampled greedily by {escape(sampling['engine'] + reason)}; {report['truncated']:.1%} of the answers were cut at "
-        f"{sampling['max_completion_length']} tokens; {run.evaluation / 'score.json'}"
+        f"sampled greedily by {escape(sampling['engine'] + reason)}; {report['truncated']:.1%} of the answers were cut "
+        f"at {sampling['max_completion_length']} tokens; {run.evaluation / 'score.json'}"
     )
 
 
 def print_comparison(report: dict[str, Any], run: Run) -> None:
-    """Accuracy before and after and the difference with its 95 % interval, in all and by group; and whether it is real."""
+    """Accuracy before and after, and the difference with its interval, in all and by group."""
     table = Table(title=f"held-out accuracy of run {run.name!r}")
     for heading in ("", "before", "after", "difference", "95 % interval", "problems"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -109,8 +109,8 @@ def compare(run: Run) -> dict[str, Any]:
     stages = run.stages()
     if changes := list_differences(stages["before"]["settings"], stages["after"]["settings"]):
         raise ValueError(
-            f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), which "
-            "would be part of their difference. Measure both again with `grpo-kit evaluate --force`."
+            f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), "
+            "which would be part of their difference. Measure both again with `grpo-kit evaluate --force`."
         )
     reports = {name: json.loads((run.evaluation / f"{name}.json").read_text()) for name in ("before", "after")}
     before, after = ({problem["id"]: problem for problem in report["problems"]} for report in reports.values())
@@ -125,7 +125,8 @@ def compare(run: Run) -> dict[str, Any]:
     }
     engines = [side["sampling"]["engine"] for side in reports.values()]
     if engines[0] != engines[1]:
-        report["words"] += f" Before was sampled by {engines[0]} and after by {engines[1]}; part of the difference may come from that."  # fmt: skip
+        by = f" Before was sampled by {engines[0]} and after by {engines[1]}"
+        report["words"] += f"{by}; part of the difference may come from that."
     write_text(run.evaluation / "report.json", json.dumps(report, indent=2) + "\n")
     return report
 
@@ -133,7 +134,7 @@ def compare(run: Run) -> dict[str, Any]:
 def run_measurement(
     config: RunConfig, run: Run, measurement: Measurement, verifier: Reward, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Sample, judge and summarise one measurement; write and return `evaluation/<stage>.json` as `measure` describes it."""
+    """Sample, judge and summarise one measurement; write and return `evaluation/<stage>.json` as `measure` does."""
     started, config_yaml = time.monotonic(), to_yaml(config)
     evaluation = measurement.settings or config.evaluation
     config = replace(config, evaluation=evaluation)
@@ -214,7 +215,7 @@ def score_rows(
 def call_verifier(
     verifier: Reward, tokenizer: Any, rows: Sequence[dict[str, Any]], samples: Sequence[Sample], enable_thinking: bool
 ) -> list[float | None]:
-    """The reward of each row's sample. The verifier is called as TRL calls a reward; a column that a row lacks is None."""
+    """The reward of each row's sample. The verifier is called as TRL calls it; a column that a row lacks is None."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "prompt"))
     return verifier(
         completions=[[{"role": "assistant", "content": s.text}] for s in samples],
@@ -227,7 +228,7 @@ def call_verifier(
 def _judge_problems(
     verifier: Reward, tokenizer: Any, problems: list[Problem], samples: list[Sample], tries: int, thinking: bool
 ) -> list[dict[str, Any]]:
-    """Each problem with its samples and rewards; with a majority vote if the verifier offers a reader of final answers."""
+    """Each problem with its samples and rewards; with a majority vote if the verifier can read final answers."""
     rows = [problem.row | {"prompt": problem.prompt} for problem in problems for _ in range(tries)]
     rewards = call_verifier(verifier, tokenizer, rows, samples, thinking)
     answers, read_answer = None, answer_reader(verifier) if tries > 1 else None

@@ -145,7 +145,8 @@ def compare_scores(
     shared = [key for key, score in before.items() if score is not None and after.get(key) is not None]
     if not shared:
         raise ValueError(
-            f"No problem has a score both {names[0]} and {names[1]}, so there is nothing to compare. Measure both again."
+            f"No problem has a score both {names[0]} and {names[1]}, so there is nothing to compare. "
+            "Measure both again."
         )
     old, new = ([scores[key] for key in shared] for scores in (before, after))
     low, high = difference_interval(old, new, seed)
@@ -163,7 +164,7 @@ def compare_scores(
 
 
 def describe_comparison(report: Mapping[str, Any]) -> str:
-    """The report of `evaluate.compare` in words: before, after and the change, each with its interval, and whether it is real."""
+    """The report of `evaluate.compare` in words: before, after and the change, and whether it is real."""
     lines = []
     for name in ("before", "after"):
         side, (low, high) = report[name], report[name]["ci95"]

@@ -1,4 +1,4 @@
-"""Rehearses the challenge's scorer: its prompt, template, token limits and latest metric (v15) on its own training rows.
+"""Rehearses the challenge's scorer: its prompt, template, token limits and latest metric (v15) on its training rows.
 
 The puzzles are those rows of the competition's train.csv that the run was not trained on, sampled by the run's seed,
 each family in proportion. A rehearsed score cannot tell how the hidden puzzles go, nor what another version of vLLM on
@@ -143,7 +143,7 @@ def _read_train_csv(config: RunConfig) -> list[dict[str, Any]]:
 
 
 def _training_problems(run: Run) -> set[str]:
-    """The run's training problems, by id (a hash of the text) and by text without the words that were added after it."""
+    """The run's training problems, by id (a hash of the text) and by text without the suffix that was added."""
     if not run.data_file("train").is_file():
         return set()
     suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")

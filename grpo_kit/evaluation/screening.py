@@ -1,14 +1,16 @@
 """Screens training prompts by difficulty: measures their pass rates before training and keeps those in a band.
 
-Prompts that the policy solves always or never are left out: all their rewards are alike, so GRPO learns nothing from them.
+Prompts that the policy solves always or never are left out: all their rewards are alike, so GRPO learns nothing from
+them.
 
 Each round samples a few answers to a batch of prompts with training's settings and appends a line per prompt to
-`screening.jsonl`: `right` of `tried`, the pass rate with its Wilson interval [`low`, `high`], and whether it is `decided`:
-the interval lies wholly inside the band `data.pass_rate` or wholly outside it. A prompt that is decided, or was sampled
-`screening.num_generations` times, makes room for the next one. A batch and its seed follow from the lines before it, so a
-run that was killed and resumes writes the same bytes as one that was not.
+`screening.jsonl`: `right` of `tried`, the pass rate with its Wilson interval [`low`, `high`], and whether it is
+`decided`: the interval lies wholly inside the band `data.pass_rate` or wholly outside it. A prompt that is decided, or
+was sampled `screening.num_generations` times, makes room for the next one. A batch and its seed follow from the lines
+before it, so a run that was killed and resumes writes the same bytes as one that was not.
 
-Checking after every round makes an interval a little less certain than its 95 %; what is kept depends on the pass rate only.
+Checking after every round makes an interval a little less certain than its 95 %; what is kept depends on the pass rate
+only.
 """
 
 import hashlib
@@ -43,8 +45,8 @@ def screen(
     """Measure the pass rates of the run's training prompts, and write which to keep and which to leave out.
 
     `screened.jsonl` gets the rows to keep, with `pass_rate`, in the order of a curriculum; `left_out.jsonl` the others,
-    with their `reason`. A run that is already screened with the same settings is left as it is; an interrupted screening
-    resumes.
+    with their `reason`. A run that is already screened with the same settings is left as it is; an interrupted
+    screening resumes.
 
     Args:
         config: the run's configuration: `data.pass_rate` is the band, `screening` says how many samples.
@@ -53,14 +55,14 @@ def screen(
         progress: called with (prompts settled, prompts in all, a note) after each round.
 
     Returns:
-        A summary: how many `prompts` there are, how many are `kept` and left out by reason, how many `samples` were drawn
-        and how many (`at_most`) it would take without stopping early, a `histogram` of pass rates in ten bins, and
-        [kept, all] by source.
+        A summary: how many `prompts` there are, how many are `kept` and left out by reason, how many `samples` were
+        drawn and how many (`at_most`) it would take without stopping early, a `histogram` of pass rates in ten bins,
+        and [kept, all] by source.
 
     Raises:
         FileNotFoundError: the run has no data.
-        ValueError: no prompt would be kept; or the samples on file belong to another policy, verifier, data or sampling,
-            which `run.force` discards.
+        ValueError: no prompt would be kept; or the samples on file belong to another policy, verifier, data or
+            sampling, which `run.force` discards.
 
     Example:
         >>> screen(config, run)["kept"]                             # doctest: +SKIP
@@ -76,7 +78,8 @@ def screen(
         "rows": hash_of(run.data_file("train")),
     }
     settings = {
-        **made_with, "data": {"pass_rate": config.data.pass_rate}, "screening": asdict(config.screening), "seed": config.run.seed,
+        **made_with, "data": {"pass_rate": config.data.pass_rate}, "screening": asdict(config.screening),
+        "seed": config.run.seed,
     }  # fmt: skip
     rows = read_lines(run.data_file("train"))
     if run.is_done("screen", settings, [run.manifest], config.run.force, derived=True):
@@ -92,8 +95,9 @@ def screen(
     left_out = [row | {"reason": reason} for row, reason in zip(rated, reasons, strict=True) if reason]
     if not kept:
         raise ValueError(
-            f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} ({summary[HARD]} {HARD}, "
-            f"{summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable gold). Widen the band, or take other problems."
+            f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} "
+            f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable gold). "
+            "Widen the band, or take other problems."
         )
     write_lines(run.left_out, left_out)
     write_lines(run.screened, curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed))
@@ -147,14 +151,14 @@ def is_screened(run: Run) -> bool:
     changed = [name for name, digest in hashes.items() if hash_of(run.path / name) != digest]
     if changed:
         raise ValueError(
-            f"{run.path / changed[0]} has changed since the run's prompts were screened, so the screening is out of date. "
-            "Run `grpo-kit screen` again."
+            f"{run.path / changed[0]} has changed since the run's prompts were screened, so the screening is out of "
+            "date. Run `grpo-kit screen` again."
         )
     return True
 
 
 def training_sampling(config: RunConfig) -> Evaluation:
-    """Evaluation settings that sample as training does: its temperature, top_p, top_k and length; evaluation's batch size."""
+    """Evaluation settings that sample as training does; the batch size stays evaluation's."""
     grpo = config.grpo
     return replace(
         config.evaluation, max_completion_length=grpo.max_completion_length, temperature=grpo.temperature,
@@ -199,7 +203,8 @@ def _sample_rounds(
                 usable = [reward for reward in (next(rewards) for _ in range(count)) if reward is not None]
                 right, tried = line["right"] + sum(r == 1.0 for r in usable), line["tried"] + len(usable)
                 lines[row["id"]] = {
-                    **_make_line(row["id"], right, tried, line["samples"] + count, band), "round": number, "of": len(batch),
+                    **_make_line(row["id"], right, tried, line["samples"] + count, band),
+                    "round": number, "of": len(batch),
                 }  # fmt: skip
             file.write("".join(json.dumps(lines[row["id"]]) + "\n" for row in batch))
             file.flush()
@@ -255,7 +260,7 @@ def _latest_lines(lines: list[Line]) -> dict[str, Line]:
 
 
 def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Line]:
-    """The lines of all complete rounds; the file is left with these, below a first line that says what it was made with.
+    """The lines of all complete rounds; the file is left with these, below a line that says what it was made with.
 
     Raises ValueError for a damaged file, and for one with different settings unless `force` discards it.
     """
@@ -273,9 +278,9 @@ def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Lin
     if lines and (changes := list_differences(lines[0]["made_with"], made_with)):
         if not force:
             raise ValueError(
-                f"{path} has {len(lines) - 1} lines that were made with different settings ({'; '.join(changes[:3])}); their "
-                "pass rates cannot be mixed with new ones. Discard them with --force (run.force=true), or name another run "
-                "with --run (run.name)."
+                f"{path} has {len(lines) - 1} lines that were made with different settings ({'; '.join(changes[:3])}); "
+                "their pass rates cannot be mixed with new ones. Discard them with --force (run.force=true), or name "
+                "another run with --run (run.name)."
             )
         lines = []
     head, rounds = {"made_with": made_with}, lines[1:]

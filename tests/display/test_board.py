@@ -1,7 +1,8 @@
 """The board: it follows a run's files, runs a training in a thread, and obeys its button and the kernel's interrupt.
 
 Covered: a stand-in training and a real one, in this process and in a real kernel with clicks sent as a front end sends
-them. `test_board_in_browser.py` drives the same in JupyterLab. Tried by hand: ipykernel 6.17.1 and 6.29.5, ipywidgets 7.7.1.
+them. `test_board_in_browser.py` drives the same in JupyterLab. Tried by hand: ipykernel 6.17.1 and
+6.29.5, ipywidgets 7.7.1.
 """
 
 import asyncio
@@ -42,9 +43,10 @@ def run(tmp_path):
 
 def take(run, step, **more):
     """What a training leaves after a step."""
-    for path, row in ((run.metrics, {"seconds": step / 10, "reward": 0.5} | more), *[(run.completions, {"prompt": p, "completion": f"t</think>{p}{step}", "answer": "7", "rewards": {"m": 1.0}}) for p in "aab"]):  # fmt: skip
+    replies = [{"prompt": p, "completion": f"t</think>{p}{step}", "answer": "7", "rewards": {"m": 1.0}} for p in "aab"]
+    for path, rows in ((run.metrics, [{"seconds": step / 10, "reward": 0.5} | more]), (run.completions, replies)):
         with path.open("a") as file:
-            file.write(json.dumps({"step": step} | row) + "\n")
+            file.writelines(json.dumps({"step": step} | row) + "\n" for row in rows)
 
 
 def until_stopped(run, should_stop, most=5000):
@@ -254,7 +256,7 @@ print(board.stop_button.comm.comm_id, board.step.comm.comm_id)
 
 @pytest.fixture
 def old_kernel(monkeypatch):
-    """(a stand-in for a kernel of ipykernel 6 with four messages in its queue, the messages it handled, parents it set)."""
+    """(a stand-in for a kernel of ipykernel 6 with four messages queued, the messages it handled, parents it set)."""
     queue, done, parents = asyncio.Queue(), [], []
 
     async def dispatch(frames):

@@ -1,8 +1,8 @@
-"""The training notebook in JupyterLab in a real browser: its board drawn, its completions read, its stop button pressed.
+"""The training notebook in JupyterLab in a real browser: its board, its completions, its stop button.
 
-Covered: Debian's Chromium, headless, "Run all" on the tiny policy: on the notebook as it is to its end, and on one that is set
-to run for long until the button is pressed. With GRPO_KIT_PICTURES=FOLDER the screenshots are kept there. Not covered:
-Colab's and Kaggle's own front ends.
+Covered: Debian's Chromium, headless, "Run all" on the tiny policy: on the notebook as it is to its end, and on one that
+is set to run for long until the button is pressed. With GRPO_KIT_PICTURES=FOLDER the screenshots are kept there. Not
+covered: Colab's and Kaggle's own front ends.
 """
 
 import json
@@ -28,8 +28,8 @@ from grpo_kit.runs.run import find_run
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1400,1500",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1500",
 ]  # fmt: skip
 # Far more steps than are taken: the run ends because the button is pressed.
 SETTINGS = ["data.test_size=60", "data.val_size=20", "grpo.max_steps=500", "grpo.per_device_train_batch_size=32"]
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, math_reward):
-    """A working folder as notebook 2 leaves it, with notebook 3 in it as it is, and as `long.ipynb` set to run for long."""
+    """A working folder as notebook 2 leaves it, with notebook 3 as it is, and as `long.ipynb` set to run for long."""
     folder = tmp_path_factory.mktemp("lab")
     preset, chosen = config.load_config(["tiny"]), config.load_config(["tiny"], SETTINGS)
     prepare(preset, find_run("tiny", folder / "runs"), math_reward)
@@ -153,7 +153,8 @@ SHOWN = ".jp-OutputArea"
 BOARD = ".jp-OutputArea .jupyter-widgets"
 READY = """
 const panel = window.jupyterapp?.shell.currentWidget, kernel = panel?.sessionContext?.session?.kernel;
-return panel?.context?.path == arguments[0] && kernel?.connectionStatus == 'connected' && kernel.status == 'idle' && panel.content.widgets.length > 20
+return panel?.context?.path == arguments[0] && kernel?.connectionStatus == 'connected' && kernel.status == 'idle'
+    && panel.content.widgets.length > 20
 """
 
 
@@ -183,7 +184,8 @@ def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, pictu
     # Completions are read while the training runs: another group is another prompt, thinking is folded until asked for.
     page.script("window.before = document.querySelector('.completion').parentNode.textContent")
     page.script(
-        "const s = document.querySelector('.jp-OutputArea select'); s.selectedIndex = 1; s.dispatchEvent(new Event('change', {bubbles: true}))"
+        "const s = document.querySelector('.jp-OutputArea select'); s.selectedIndex = 1;"
+        "s.dispatchEvent(new Event('change', {bubbles: true}))"
     )
     wait(
         20, lambda: page.script("return document.querySelector('.completion').parentNode.textContent != window.before")

@@ -1,4 +1,4 @@
-"""A run's panels and a memory plan as matplotlib figures, and a figure as an image that is well-formed whatever it holds."""
+"""Panels and a memory plan as matplotlib figures; a figure as an image that is well-formed whatever it holds."""
 
 import base64
 import math

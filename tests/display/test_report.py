@@ -1,4 +1,4 @@
-"""A run as a page and a picture: self-contained, without scripts, from files alone, also of a run that was cut short."""
+"""A run as a page and a picture: self-contained, without scripts, also of a run that was interrupted."""
 
 import base64
 import json

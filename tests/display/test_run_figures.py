@@ -86,7 +86,7 @@ def test_why_groups_teach_nothing_is_stacked_on_those_that_do(run):
 
 
 def test_replaced_groups_are_not_counted_twice(run):
-    """Drawn: 1 of 8 had a gradient, 7 were all right; 3 of those were replaced. The parts are of the groups as drawn."""
+    """Sampled: 1 of 8 had a gradient, 7 were all right, 3 of which were replaced. The parts are as sampled."""
     (panel,) = run_figures.build_panels(
         run, rows(3, **{"groups/with_gradient": 0.5, "groups/replaced": 0.375, "groups/all_right": 0.875})
     )

@@ -139,7 +139,8 @@ def test_the_challenge_protocol_asks_and_judges_as_its_scorer_does(tmp_path):
     )
     assert asked.split("\n")[0].endswith("?")  # the problem alone, without the run's own words
     assert said["sampling"].items() >= {
-        "protocol": "challenge", "temperature": 0.0, "max_completion_length": 7680, "max_model_len": 8192, "num_generations": 1,
+        "protocol": "challenge", "temperature": 0.0, "max_completion_length": 7680, "max_model_len": 8192,
+        "num_generations": 1,
     }.items()  # fmt: skip
     challenge = load_reward("challenge.py")
     for problem in said["problems"]:

@@ -30,7 +30,8 @@ FEW = ["data.val_size=0", "data.test_size=1", "evaluation.batch_size=12"]
 
 def right_reward(completions, **columns):
     """The stand-in for a verifier: `right` is right; a gold of `none` cannot be used."""
-    return [None if gold == "none" else float(c[0]["content"] == "right") for c, gold in zip(completions, columns["answer"], strict=True)]  # fmt: skip
+    pairs = zip(completions, columns["answer"], strict=True)
+    return [None if gold == "none" else float(turns[0]["content"] == "right") for turns, gold in pairs]
 
 
 def wrong_reward(completions, **columns):
@@ -54,7 +55,7 @@ def drawn(tiny_policy, monkeypatch):
 
 
 def prepared(tmp_path, chances, *overrides, answers=None, name="r"):
-    """(config, run) whose training rows are right with these chances; one more like the last, and one of all is held out."""
+    """(config, run) whose training rows are right with these chances; a row more is there, and one is held out."""
     path = tmp_path / f"{name}.jsonl"
     lines = [
         {"prompt": f"{c} {i}", "answer": (answers or {}).get(i, "1")} for i, c in enumerate([*chances, chances[-1]])
@@ -90,10 +91,10 @@ def test_a_decided_prompt_is_not_tried_again(tmp_path, drawn):
 def test_an_interval_wholly_outside_decides_too(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 1.0, 0.5] * 4, "screening.num_generations=100", "data.pass_rate=[0.3,0.7]")
     screening.screen(chosen, run, right_reward)
+    rows, lines = read_lines(run.data_file("train")), by_id(run)
     samples = {
-        chance: {by_id(run)[row["id"]]["samples"] for row in read_lines(run.data_file("train")) if chance_of(row) == chance}
-        for chance in (0.0, 1.0)
-    }  # fmt: skip
+        chance: {lines[row["id"]]["samples"] for row in rows if chance_of(row) == chance} for chance in (0.0, 1.0)
+    }
     assert samples == {0.0: {12}, 1.0: {12}}  # Wilson's upper bound for 0 of 8 is 0.32, for 0 of 12 0.24
 
 
@@ -256,7 +257,8 @@ def test_without_data_it_says_so(tmp_path):
 
 
 def test_a_row_that_is_not_to_think_is_tried_so(tmp_path, math_reward):
-    chosen = config.load_config(["tiny"], [*SMALL, "data.limit=100", "data.no_thinking=0.5", "data.pass_rate=[0,1]"])  # fmt: skip
+    overrides = ["data.limit=100", "data.no_thinking=0.5", "data.pass_rate=[0,1]"]
+    chosen = config.load_config(["tiny"], [*SMALL, *overrides])
     run = find_run("r", tmp_path)
     prepare(chosen, run)
     seen = []
@@ -277,8 +279,8 @@ def test_a_row_that_is_not_to_think_is_tried_so(tmp_path, math_reward):
 def screened(tmp_path, drawn):
     chosen, run = prepared(
         tmp_path, [0.3, 0.5, 0.7] * 20 + [0.0, 1.0] * 4, "grpo.max_steps=3", "grpo.per_device_train_batch_size=8",
-        "grpo.num_generations=2", "grpo.max_completion_length=8", "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]",
-        "screening.sigma=0.05", "grpo.resample_budget=0",
+        "grpo.num_generations=2", "grpo.max_completion_length=8", "grpo.reward_funcs=[x.py:f]",
+        "grpo.reward_weights=[1.0]", "screening.sigma=0.05", "grpo.resample_budget=0",
     )  # fmt: skip
     screening.screen(chosen, run, right_reward)
     return chosen, run
