@@ -2,15 +2,16 @@
 
     python scripts/make_tiny_policy.py [FOLDER]
 
-The script draws fresh weights from a fixed seed, trains them for a few minutes on two cores and saves model and tokenizer
-(float16, about 1 MB). Without FOLDER it replaces the policy inside the package and prints the new sha256, which belongs
-into `grpo_kit/nemotron/tiny.py`. The same seed gives the same weights on the same processor and library versions only.
+The script draws fresh weights from a fixed seed, trains them for a few minutes on two cores and saves model and
+tokenizer (float16, about 1 MB). Without FOLDER it replaces the policy inside the package and prints the new sha256,
+which belongs into `grpo_kit/nemotron/tiny.py`. The same seed gives the same weights on the same processor and library
+versions only.
 
-The teacher mixes two kinds of replies on purpose. About two of five work the digits out; the others say "looks like" and a
-number near the result. So GRPO has something to improve: working the digits out is rewarded, guessing is not.
+The teacher mixes two kinds of replies on purpose. About two of five work the digits out; the others say "looks like"
+and a number near the result. So GRPO has something to improve: working the digits out is rewarded, guessing is not.
 
-What differs from Nemotron-3-Nano: bytes as tokens (so any text can be encoded), 8 experts with 2 active instead of 128 and
-6, and 4 layers instead of 52.
+What differs from Nemotron-3-Nano: bytes as tokens (so any text can be encoded), 8 experts with 2 active instead of 128
+and 6, and 4 layers instead of 52.
 """
 
 import json

@@ -129,8 +129,9 @@ def template_conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_th
         marked, unmarked = conversations[different[0]], rows[different[0]]["prompt"]
         require(
             render_prompt(tokenizer, marked, enable_thinking) != render_prompt(tokenizer, unmarked, enable_thinking),
-            "Some rows have an enable_thinking that differs from the run's, and the policy's chat template renders them "
-            "like all others because it ignores enable_thinking. Set data.no_thinking=0 and prepare the data again.",
+            "Some rows have an enable_thinking that differs from the run's, and the policy's chat template renders "
+            "them like all others because it ignores enable_thinking. Set data.no_thinking=0 and prepare the data "
+            "again.",
         )
     return conversations
 

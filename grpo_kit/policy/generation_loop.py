@@ -1,16 +1,17 @@
-"""Sampling that uses what GRPO knows: a group shares its prompt, and a finished sequence needs no more work.
+"""A generation loop that uses what GRPO knows: a group shares its prompt, and a finished row needs no more work.
 
-Stands behind `model.generate` in the place of transformers' loop (`install`). Equal prompts of a batch are read once and
-their state copied to every row; rows that are finished leave the model's batch and its cache. Everything else is
-transformers': the preparation, the logits processors, the stopping criteria, and the draw itself, which is made for the
-whole batch. So the same seed draws the same tokens as transformers' loop, but for rounding in matrices of other sizes.
+`install_loop` puts it in place of the loop inside `model.generate`. Equal prompts of a batch are read once and their
+cache is copied to every row. Rows that are finished leave the batch and the cache. transformers does everything else:
+preparation, logits processors, stopping criteria, and drawing the tokens, which happens for the whole batch. So the
+same seed gives the same tokens as transformers' own loop, except where rounding differs because matrices have other
+sizes.
 
-What is not plain sampling or greedy decoding from token ids with a cache that grows is left to transformers as it was
-asked: beams, assistants, streamers, stop strings, scores or a dictionary to be returned, a cache or embeddings of the
-caller's, static, quantised and offloaded caches, prefill in chunks, several processes in step.
+The loop handles sampling and greedy decoding from token ids with a growing cache. The rest is left to transformers:
+beams, assistants, streamers, stop strings, returned scores or dictionaries, a cache or embeddings from the caller,
+static, quantised and offloaded caches, prefill in chunks, and several processes in step.
 
-Checked with transformers 5.23: the loop is handed over by its public `custom_generate`, and uses three private names
-(`_pad_token_tensor`, `_update_model_kwargs_for_generation`, `_optimize_model_for_decode`), as its own loops do.
+Checked with transformers 5.23. The loop is passed by the public argument `custom_generate`; like transformers' own
+loops it uses the private names in `PRIVATE_NAMES`. Where one of them is missing, transformers' loop is used.
 """
 
 import functools
@@ -22,17 +23,26 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
-# Arguments of `generate` that a loop handed over is never told of, or that make the cache the caller's.
-THEIRS = ("custom_generate", "streamer", "assistant_model", "synced_gpus", "tokenizer", "past_key_values")
+# Arguments of `generate` that a custom loop does not receive, or that make the cache the caller's.
+UNSUPPORTED = ("custom_generate", "streamer", "assistant_model", "synced_gpus", "tokenizer", "past_key_values")
+PRIVATE_NAMES = {
+    GenerationConfig: ("_pad_token_tensor",),  # set while `generate` prepares the loop
+    GenerationMixin: ("_update_model_kwargs_for_generation", "_optimize_model_for_decode"),
+}
 
 
 @dataclass(frozen=True)
 class SamplingStats:
-    """What the last `generate` did: `rows` asked for, `prompts` read, `tokens` drawn up to each row's end.
+    """What one call of `generate` did.
 
-    `row_steps` counts the rows of all decoding steps, the prompts' reading aside; `row_steps_of_all` those that they
-    would be had no row left. `logps`, (rows, drawn) float32, are the log-probs of what was drawn, as the sampler saw them
-    (whatever stands behind a row's end is to be passed over), where `model.keep_logps` asks for them.
+    Attributes:
+        rows: Rows of the batch.
+        prompts: Distinct prompts, each read once.
+        tokens: Tokens drawn, up to the end of each row.
+        row_steps: Rows in the model's batch, summed over the decoding steps; reading the prompts does not count.
+        row_steps_of_all: The same sum if no row had left the batch.
+        logps: (rows, drawn) float32 log-probabilities of the drawn tokens in nats, as they were sampled; None unless
+            `model.keep_logps` is set. Values after a row's end have no meaning.
     """
 
     rows: int
@@ -44,10 +54,17 @@ class SamplingStats:
 
 
 def install_loop(model: Any) -> Any:
-    """`model`, whose `generate` goes through this file from now on, also from inside a PEFT model around it.
+    """Let `model.generate` use this file's loop from now on, also from inside a PEFT model around it.
 
-    `model.last_sampling` is the last call's `Sampled`, or None when that call was left to transformers. `model.part_of` may
-    say that the batches are parts of larger ones (`_draw`).
+    Sets three attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
+    ran; `model.keep_logps` (False) asks for log-probabilities; `model.part_of` (None) says that the batches are parts
+    of larger ones, see `draw_tokens`.
+
+    Args:
+        model: A transformers model that generates.
+
+    Returns:
+        The same model.
     """
     model.generate = types.MethodType(_generate, model)  # bound, so that a deep copy of the model calls itself
     model.last_sampling, model.keep_logps, model.part_of = None, False, None
@@ -55,9 +72,21 @@ def install_loop(model: Any) -> Any:
 
 
 def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) -> torch.Tensor:
-    """One token a row, `(rows,)`. `part_of` = (first, all): the rows are some of a larger batch whose others are drawn
-    elsewhere, from the same random state; each gets what `torch.multinomial` would have drawn for it in the whole batch,
-    which is the argmax of p / q with q exponential (torch 2.13, `aten/native/Distributions.cpp`)."""
+    """Draw one token for each row.
+
+    Args:
+        probabilities: (rows, vocabulary).
+        part_of: None, or (first, all): the rows are part of a larger batch of `all` rows, starting at `first`, whose
+            other rows are drawn by other processes from the same random state. Each row then gets the token that
+            `torch.multinomial` would draw for it in the whole batch.
+
+    Returns:
+        (rows,) int64 token ids.
+
+    Source:
+        `torch.multinomial` takes the argmax of p / q with q exponential: torch 2.13,
+        `aten/src/ATen/native/Distributions.cpp`.
+    """
     if part_of is None:
         return torch.multinomial(probabilities, num_samples=1).squeeze(1)
     first, rows = part_of
@@ -68,31 +97,35 @@ def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) ->
 @functools.wraps(GenerationMixin.generate)
 def _generate(self, *args: Any, **kwargs: Any) -> Any:
     self.last_sampling = None
-    plain = type(self).generate
-    if len(args) <= 2 and all(kwargs.get(name) is None for name in THEIRS):  # by position: inputs, generation_config
-        drawn = plain(self, *args, **kwargs, custom_generate=_decode)
-        if drawn is not None:
-            return drawn
-    return plain(self, *args, **kwargs)
+    plain_generate = type(self).generate
+    # By position come inputs and generation_config only; more positional arguments are left to transformers.
+    if len(args) <= 2 and all(kwargs.get(name) is None for name in UNSUPPORTED):
+        sequences = plain_generate(self, *args, **kwargs, custom_generate=_decode)
+        if sequences is not None:
+            return sequences
+    return plain_generate(self, *args, **kwargs)
 
 
 def _decode(
     model: Any, input_ids: torch.Tensor, logits_processor: LogitsProcessorList, stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig, **inputs: Any,
 ) -> torch.Tensor | None:  # fmt: skip
-    """The loop: (rows, prompt) token ids in, (rows, prompt + drawn) out, padded after each end. None: not for us."""
-    inputs = {name: value for name, value in inputs.items() if value is not None}
-    if not _is_ours(input_ids, generation_config, inputs):
-        return None
-    rows, device = len(input_ids), input_ids.device
-    pad, ends = generation_config._pad_token_tensor, any(hasattr(c, "eos_token_id") for c in stopping_criteria)
+    """The loop: (rows, prompt) token ids in, (rows, prompt + drawn) out, padded after each row's end.
 
-    firsts, source = _distinct([input_ids, *(v for v in inputs.values() if isinstance(v, torch.Tensor))])
+    Returns None if transformers' loop should run instead.
+    """
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    if not can_decode(model, input_ids, generation_config, inputs):
+        return None
+    rows, device, pad = len(input_ids), input_ids.device, generation_config._pad_token_tensor
+    has_end_token = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+
+    firsts, prompt_of_row = _find_distinct([input_ids, *(v for v in inputs.values() if isinstance(v, torch.Tensor))])
     at = torch.tensor(firsts, device=device)
-    inputs, logits = _forward(model, input_ids[at], _take(inputs, at), is_first_iteration=True)
+    inputs, logits = _forward(model, input_ids[at], take_rows(inputs, at), is_first_iteration=True)
     if len(firsts) < rows:
-        at = torch.tensor(source, device=device)
-        inputs, logits = _take(inputs, at), logits[at]
+        at = torch.tensor(prompt_of_row, device=device)
+        inputs, logits = take_rows(inputs, at), logits[at]
 
     running = alive = list(range(rows))  # rows in the model's batch; those of them that are not finished
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
@@ -107,26 +140,27 @@ def _decode(
                 drawn = scores.argmax(dim=-1)
             if model.keep_logps:
                 logps.append(scores.gather(1, drawn[:, None])[:, 0] - scores.logsumexp(-1))
-            if ends:
+            if has_end_token:
                 drawn = torch.where(unfinished, drawn, pad)
             input_ids = torch.cat([input_ids, drawn[:, None]], dim=1)
             unfinished = unfinished & ~stopping_criteria(input_ids, None)
             tokens += len(alive)
-            going = unfinished.tolist()  # the step's one synchronisation
-            if not any(going):
+            goes_on = unfinished.tolist()  # the only synchronisation of the step
+            if not any(goes_on):
                 break
-            if ends:  # without an end token transformers draws on in every row until all are finished
-                alive = [row for row in alive if going[row]]
-            # A finished row costs a step's work, every step; to leave it costs a copy of the state of each row that stays,
-            # which is less. Left is when the steps have added up to the copies: waiting never costs more than leaving.
+            if has_end_token:  # without an end token transformers continues every row until all are finished
+                alive = [row for row in alive if goes_on[row]]
+            # A finished row costs the work of a step, at every step. Removing finished rows costs a copy of the cache
+            # of each row that stays, which is less. They are removed when the idle steps have added up to the copies,
+            # so that waiting never costs more than removing.
             idle += len(running) - len(alive)
             if idle >= len(alive):
-                where = {row: number for number, row in enumerate(running)}
-                inputs = _take(inputs, torch.tensor([where[row] for row in alive], device=device))
+                place = {row: number for number, row in enumerate(running)}
+                inputs = take_rows(inputs, torch.tensor([place[row] for row in alive], device=device))
                 running, idle, at = alive, 0, torch.tensor(alive, device=device)
-            whole = len(running) == rows
-            inputs, logits = _forward(model, input_ids if whole else input_ids[at], inputs, next_sequence_length=1)
-            if not whole:  # what processors see and what is drawn from has a line for every row
+            all_run = len(running) == rows
+            inputs, logits = _forward(model, input_ids if all_run else input_ids[at], inputs, next_sequence_length=1)
+            if not all_run:  # processors and drawing expect a line for every row
                 logits = logits.new_zeros((rows, logits.shape[1])).index_copy_(0, at, logits)
             row_steps, steps = row_steps + len(running), steps + 1
     kept = torch.stack(logps, 1) if logps else None
@@ -134,40 +168,55 @@ def _decode(
     return input_ids
 
 
-def _is_ours(input_ids: torch.Tensor, how: GenerationConfig, inputs: dict[str, Any]) -> bool:
-    """Whether what `generate` has prepared is plain sampling or greedy decoding with a growing cache, still empty."""
+def can_decode(
+    model: Any, input_ids: torch.Tensor, generation_config: GenerationConfig, inputs: dict[str, Any]
+) -> bool:
+    """Whether this loop can do what `generate` has prepared: sampling or greedy decoding, with an empty growing cache.
+
+    Args:
+        model: The model whose `generate` was called.
+        input_ids: (rows, prompt) token ids.
+        generation_config: The settings of this call, as `generate` has prepared them.
+        inputs: The model's other inputs by name, the cache included.
+    """
     cache = inputs.get("past_key_values")
     return (
-        how.get_generation_mode() in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
-        and not how.return_dict_in_generate
-        and how.prefill_chunk_size is None
+        generation_config.get_generation_mode() in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
+        and not generation_config.return_dict_in_generate
+        and generation_config.prefill_chunk_size is None
         and type(cache) is DynamicCache
         and not cache.offloading
-        and not cache.is_compileable  # of fixed shape throughout, which transformers compiles on a GPU
-        and all(  # nothing by row but what is by token, as masks and positions are: no embeddings, no pictures
+        and not cache.is_compileable  # of fixed shape, which transformers compiles on a GPU
+        and all(hasattr(generation_config, name) for name in PRIVATE_NAMES[GenerationConfig])
+        and all(hasattr(model, name) for name in PRIVATE_NAMES[GenerationMixin])
+        and all(  # per row only what is also per token, such as masks and positions: no embeddings, no images
             value.shape == input_ids.shape if isinstance(value, torch.Tensor) else isinstance(value, int | DynamicCache)
             for value in inputs.values()
         )
     )
 
 
-def _distinct(told: list[torch.Tensor]) -> tuple[list[int], list[int]]:
-    """([first row of each distinct prompt], [number of its prompt, for each row]), by all that the model is told."""
-    number_of: dict[tuple[int, ...], int] = {}
-    source = [number_of.setdefault(tuple(row), len(number_of)) for row in torch.cat(told, dim=1).tolist()]
-    return [source.index(number) for number in range(len(number_of))], source
-
-
-def _take(inputs: dict[str, Any], at: torch.Tensor) -> dict[str, Any]:
-    """The rows `at` of all that the model is told, its cache included; a row may be taken several times."""
-    inputs["past_key_values"].reorder_cache(at)  # of all its batch operations the one that recurrent states know too
+def take_rows(inputs: dict[str, Any], at: torch.Tensor) -> dict[str, Any]:
+    """The rows `at`, (taken,) int64, of the model's inputs and their cache. A row may be taken several times."""
+    # Of the cache's operations on rows, `reorder_cache` is the only one that recurrent states implement too.
+    inputs["past_key_values"].reorder_cache(at)
     return {name: value[at] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
+def _find_distinct(tensors: list[torch.Tensor]) -> tuple[list[int], list[int]]:
+    """([first row of each distinct prompt], [the number of its prompt, for each row]).
+
+    Two rows have the same prompt if all `tensors`, each (rows, prompt), are equal there: token ids, mask, positions.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    prompt_of_row = [numbers.setdefault(tuple(row), len(numbers)) for row in torch.cat(tensors, dim=1).tolist()]
+    return [prompt_of_row.index(number) for number in range(len(numbers))], prompt_of_row
+
+
 def _forward(
-    model: Any, input_ids: torch.Tensor, inputs: dict[str, Any], **which: Any
+    model: Any, input_ids: torch.Tensor, inputs: dict[str, Any], **step: Any
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """(inputs of the next step, the last position's logits in float32, (rows, vocabulary) on the tokens' device)."""
-    out = model(**model.prepare_inputs_for_generation(input_ids, **which, **inputs), return_dict=True)
-    logits = out.logits[:, -1].to(device=input_ids.device, dtype=torch.float32, copy=True)
-    return model._update_model_kwargs_for_generation(out, inputs), logits
+    """(inputs of the next step, the last position's logits: (rows, vocabulary) float32 on the tokens' device)."""
+    output = model(**model.prepare_inputs_for_generation(input_ids, **step, **inputs), return_dict=True)
+    logits = output.logits[:, -1].to(device=input_ids.device, dtype=torch.float32, copy=True)
+    return model._update_model_kwargs_for_generation(output, inputs), logits

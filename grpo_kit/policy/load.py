@@ -1,4 +1,4 @@
-"""The policy: a causal language model with its tokenizer, whole or in 4 bit, from wherever it lies."""
+"""Load the policy: a causal language model and its tokenizer, unquantised or in 4 bit, from a folder or the Hub."""
 
 import json
 import logging
@@ -12,14 +12,14 @@ from grpo_kit.nemotron import patches, tiny
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import default_nf4_folder
 
-LARGEST_WHOLE = 3e9  # parameters; a larger Nemotron-H is quantised as it streams in
+LARGEST_UNSTREAMED = 3e9  # parameters; a larger Nemotron-H is quantised shard by shard
 
 
 def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     """Load the model that acts, without an adapter, and its tokenizer.
 
-    A large Nemotron-H in 4 bit is quantised file by file while it is read. The result is saved once as an NF4 checkpoint
-    (`policy.nf4_folder`), and later calls read that.
+    A large Nemotron-H in 4 bit is quantised file by file while it is read. The result is saved once as an NF4
+    checkpoint (`policy.nf4_folder`), and later calls read that.
 
     Args:
         policy: the `policy` section of a configuration; its `model` is `tiny`, a local folder, or an id on the Hub.
@@ -40,13 +40,13 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from transformers.utils import logging as progress
+    from transformers.utils import logging as transformers_logging
 
     from grpo_kit.policy import generation_loop
 
     tokenizer, host = load_tokenizer(policy), overflow_device(policy)
-    if policy.load_in_4bit and _is_streamed(policy):
-        return generation_loop.install_loop(_streamed(policy, host)), tokenizer
+    if policy.load_in_4bit and _needs_nf4_checkpoint(policy):
+        return generation_loop.install_loop(_load_from_nf4_checkpoint(policy, host)), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": processes.process_device()}
@@ -55,29 +55,27 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
         )  # fmt: skip
-    bars = progress.is_progress_bar_enabled()
+    bars_enabled = transformers_logging.is_progress_bar_enabled()
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
-        progress.disable_progress_bar()  # it loads in a blink
+        transformers_logging.disable_progress_bar()  # it loads in a moment
     model = AutoModelForCausalLM.from_pretrained(policy_source(policy), **options).eval()
-    if bars:
-        progress.enable_progress_bar()
+    if bars_enabled:
+        transformers_logging.enable_progress_bar()
     if model.config.model_type == "nemotron_h":
         patches.prepare_model(model)
     if policy.load_in_4bit:
-        from grpo_kit.nemotron import expert_placement
+        from grpo_kit.nemotron import expert_placement, nf4
 
-        for module in model.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
+        nf4.disable_bf16_path(model)
         expert_placement.install_tiered_experts(
             model, policy.experts_on_host, hits=read_routing_counts(policy), host=host
         )
     return generation_loop.install_loop(model), tokenizer
 
 
-def _is_streamed(policy: settings.Policy) -> bool:
-    """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to be loaded whole and then quantised."""
+def _needs_nf4_checkpoint(policy: settings.Policy) -> bool:
+    """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to load unquantised."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -89,11 +87,11 @@ def _is_streamed(policy: settings.Policy) -> bool:
     if published.model_type != "nemotron_h":
         return False
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_WHOLE
+        return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_UNSTREAMED
 
 
-def _streamed(policy: settings.Policy, host: Any) -> Any:
-    """The model from its NF4 checkpoint, which is made first, shard by shard, where there is none yet."""
+def _load_from_nf4_checkpoint(policy: settings.Policy, host: Any) -> Any:
+    """The model from its NF4 checkpoint. The checkpoint is made first, shard by shard, if it does not exist yet."""
     from tqdm.auto import tqdm
 
     from grpo_kit.nemotron import convert, nf4_checkpoint
@@ -102,17 +100,20 @@ def _streamed(policy: settings.Policy, host: Any) -> Any:
     if folder != Path(policy_source(policy)):
         with tqdm(desc="quantising", unit="shard") as bar:
 
-            def show(number: int, count: int, shard: str) -> None:
+            def show_progress(number: int, count: int, shard: str) -> None:
                 bar.total, bar.n = count, number - 1
                 bar.set_postfix_str(shard)
 
             processes.broadcast_from_first(
-                lambda: convert.convert_to_nf4(policy_source(policy), folder, policy.dtype, policy.revision, show)
+                lambda: convert.convert_to_nf4(
+                    policy_source(policy), folder, policy.dtype, policy.revision, show_progress
+                )
             )
     stored = nf4_checkpoint.verify_checkpoint(folder)["dtype"]
     if stored != policy.dtype:
         raise ValueError(
-            f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; what stays unquantised has one type. Set policy.dtype={stored}."
+            f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; the weights that are not quantised "
+            f"have that type. Set policy.dtype={stored}."
         )
     return nf4_checkpoint.load_nf4_model(
         folder, processes.process_device(), policy.experts_on_host, hits=read_routing_counts(policy), host=host
@@ -120,27 +121,32 @@ def _streamed(policy: settings.Policy, host: Any) -> Any:
 
 
 def overflow_device(policy: settings.Policy) -> Any:
-    """The `torch.device` of experts that the first GPU has no room for. Raises ValueError for a GPU that is not there."""
+    """The `torch.device` for experts that do not fit on the first GPU, from `policy.experts_overflow`.
+
+    Raises:
+        ValueError: The GPU does not exist, or several processes run and each has a GPU already.
+    """
     import torch
 
     if policy.experts_overflow == "host":
         return torch.device("cpu")
     if processes.process_count() > 1:
         raise ValueError(
-            f"policy.experts_overflow is {policy.experts_overflow}, which gives the second GPU to one process's experts, and there "
-            f"are {processes.process_count()} processes, each with a GPU of its own. Set it to host, or start one process."
+            f"policy.experts_overflow is {policy.experts_overflow}, which uses the second GPU for one process's "
+            f"experts; there are {processes.process_count()} processes, each with its own GPU. Set it to host, or start "
+            "one process."
         )
-    device, there = torch.device(policy.experts_overflow), torch.cuda.device_count()
-    if device.index >= there:
+    device, gpus = torch.device(policy.experts_overflow), torch.cuda.device_count()
+    if device.index >= gpus:
         raise ValueError(
-            f"policy.experts_overflow is {policy.experts_overflow}; this machine has {there} GPUs, counted from cuda:0. "
+            f"policy.experts_overflow is {policy.experts_overflow}; this machine has {gpus} GPUs, counted from cuda:0. "
             "Set it to host."
         )
     return device
 
 
 def nf4_folder(policy: settings.Policy) -> Path:
-    """Where the policy's NF4 checkpoint lies or is to lie: the policy itself if it is one."""
+    """The folder of the policy's NF4 checkpoint, whether it exists yet or not; `policy.model` itself if it is one."""
     from grpo_kit.nemotron import nf4_checkpoint
 
     if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
@@ -149,14 +155,19 @@ def nf4_folder(policy: settings.Policy) -> Path:
 
 
 def routing_path(policy: settings.Policy) -> Path:
-    """Where `calibrate` leaves its counts for this policy."""
+    """The file in which `grpo-kit calibrate` writes this policy's routing counts."""
     return Path(policy.routing) if policy.routing else nf4_folder(policy) / "routing.json"
 
 
 def read_routing_counts(policy: settings.Policy) -> Any:
-    """How many rows each routed expert got from real prompts, int64 (layers, experts); None where nobody has counted.
+    """Read how often real prompts were routed to each expert, as counted by `grpo-kit calibrate`.
 
-    Raises FileNotFoundError for a `policy.routing` that is not there, ValueError for a file that holds no such table.
+    Returns:
+        int64 counts of shape (layers, experts); None if nothing was counted.
+
+    Raises:
+        FileNotFoundError: `policy.routing` is set and does not exist.
+        ValueError: The file does not contain a table of counts.
     """
     import torch
 
@@ -164,7 +175,7 @@ def read_routing_counts(policy: settings.Policy) -> Any:
     if not path.is_file():
         if policy.routing:
             raise FileNotFoundError(
-                f"policy.routing is {path}, and no such file exists. `grpo-kit calibrate` makes it."
+                f"policy.routing is {path}, which does not exist. Make it with `grpo-kit calibrate`."
             )
         return None
     try:
@@ -173,15 +184,17 @@ def read_routing_counts(policy: settings.Policy) -> Any:
             raise ValueError("not a table of counts")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{path} holds no table of routed rows ({' '.join(str(error).split())[:80]}). Make it again with `grpo-kit calibrate`."
+            f"{path} is not a table of routing counts ({' '.join(str(error).split())[:80]}). Make it again with "
+            "`grpo-kit calibrate`."
         ) from None
     return hits
 
 
 def load_tokenizer(policy: settings.Policy) -> Any:
-    """The tokenizer of `policy.model` alone, fit for training: pads left, thinking tags visible.
+    """Load only the tokenizer of a policy, prepared for training: it pads on the left and keeps thinking tags visible.
 
-    Raises FileNotFoundError when neither folder nor Hub has the model.
+    Raises:
+        FileNotFoundError: Neither a local folder nor the Hub has the model.
     """
     from transformers import AutoTokenizer
 
@@ -189,15 +202,16 @@ def load_tokenizer(policy: settings.Policy) -> Any:
         return prepare_tokenizer(
             AutoTokenizer.from_pretrained(policy_source(policy), revision=policy.revision, padding_side="left")
         )
-    except (OSError, ValueError) as error:  # ValueError: a folder or id that holds no model type known
+    except (OSError, ValueError) as error:  # ValueError: the folder or id has no model type that transformers knows
         raise FileNotFoundError(
-            f"policy.model is {policy.model!r}; neither a folder here nor a model the Hub would give holds that name. "
-            f"Check the spelling, the network and HF_TOKEN, or give a local folder. ({' '.join(str(error).split())[:200]})"
+            f"policy.model is {policy.model!r}; there is no such folder here, and the Hub did not provide such a "
+            "model. Check the spelling, the network and HF_TOKEN, or give a local folder. "
+            f"({' '.join(str(error).split())[:200]})"
         ) from None
 
 
 def base_model_name(policy: settings.Policy) -> str:
-    """The name an adapter's base goes by: the published id, also where the policy is an NF4 checkpoint of it."""
+    """The name of an adapter's base model: the published id, also if the policy is an NF4 checkpoint made of it."""
     from grpo_kit.nemotron import nf4_checkpoint
 
     if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
@@ -211,15 +225,20 @@ def policy_source(policy: settings.Policy) -> str:
 
 
 def prepare_tokenizer(tokenizer: Any) -> Any:
-    """`tokenizer` with a padding token, and with thinking tags that stay visible.
+    """Give a tokenizer a padding token, and make its thinking tags ordinary tokens with the same ids.
 
-    TRL decodes completions without special tokens; a tokenizer that counts `</think>` among those would leave every
-    reward blind. The tags are then made ordinary tokens with the same ids.
+    TRL decodes completions without special tokens. If `</think>` were special, no reward could see it.
+
+    Args:
+        tokenizer: A transformers tokenizer; a padding token may be added to it.
+
+    Returns:
+        `tokenizer` itself, or a copy with ordinary thinking tags where they were special.
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    close = tokenizer.encode("</think>", add_special_tokens=False)
-    if tokenizer.decode(close, skip_special_tokens=True) == "</think>":
+    closing_ids = tokenizer.encode("</think>", add_special_tokens=False)
+    if tokenizer.decode(closing_ids, skip_special_tokens=True) == "</think>":
         return tokenizer
     from transformers import AutoTokenizer
 
@@ -232,7 +251,7 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
 
 
 def _with_ordinary_tags(node: Any) -> Any:
-    """The tokenizer's JSON with `special` false on the thinking tags, and the tags in no list of special tokens."""
+    """A tokenizer's JSON in which the thinking tags are not special and are in no list of special tokens."""
     tags = ("<think>", "</think>")
     if isinstance(node, list):
         return [_with_ordinary_tags(item) for item in node]
@@ -245,15 +264,18 @@ def _with_ordinary_tags(node: Any) -> Any:
     return node | {"special": False} if node.get("content") in tags else node
 
 
-def _quiet() -> None:
-    """Drop warnings that are as they should be here and would stand in front of what a user has to read."""
-    for module, about in (
+def _hide_expected_warnings() -> None:
+    """Hide warnings about things that are intended here, so that users see the warnings that matter."""
+    for module, text in (
         ("hub_kernels", "is falling back to its reference PyTorch implementation"),
-        ("integration_utils", 'attempting to log a value of "None"'),  # a figure that a step has not, at every step
+        (
+            "integration_utils",
+            'attempting to log a value of "None"',
+        ),  # at every step, for figures that a step does not have
     ):
         logger = logging.getLogger(f"transformers.integrations.{module}")
-        logger.addFilter(lambda said, about=about: about not in said.getMessage())
+        logger.addFilter(lambda record, text=text: text not in record.getMessage())
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
-_quiet()
+_hide_expected_warnings()

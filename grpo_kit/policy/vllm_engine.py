@@ -1,16 +1,16 @@
-"""Completions by vLLM where it is installed and says what transformers says; the only file that knows vLLM.
+"""Completions by vLLM, where it is installed and gives the same results as transformers. Only this file imports vLLM.
 
-vLLM is many times faster on the GPUs it is made for, and on others it has been seen to leave LoRA modules out or to
-crash. So it is asked one short question first, greedily, with the adapter on, and is used only where it draws the same
-tokens with the same log-probabilities as transformers does. Written for vLLM 0.17's public API, which could not be
-installed where this was written: no figure of it has been measured, and the tests put a stand-in in its place.
+vLLM is many times faster on the GPUs it supports. On others it has been seen to ignore LoRA modules or to crash. So it
+first answers one short prompt greedily, with the adapter, and is used only if tokens and log-probabilities agree with
+those of transformers. This is written for the public API of vLLM 0.17, which could not be installed here: the tests use
+a stand-in, and nothing was measured with vLLM itself.
 """
 
 import gc
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 import torch
@@ -23,12 +23,28 @@ from grpo_kit.policy.load import load_policy, policy_source
 
 PROBE = build_messages("What is 12 + 34?")
 PROBE_TOKENS = 16
-SERVER, TIMEOUT = "http://127.0.0.1:8000", 60.0  # where TRL looks for one; seconds for an answer
-CLOSE = 0.1  # largest difference of a log-probability, in nats, that 16-bit arithmetic in another order may make
+SERVER_URL = "http://127.0.0.1:8000"  # where TRL expects a vLLM server
+TIMEOUT = 60.0  # seconds to wait for the server's answer
+LARGEST_GAP = 0.1  # nats; 16-bit arithmetic in another order may change a log-probability by that much
+
+
+class Continuation(NamedTuple):
+    """A greedy completion: its token ids and their log-probabilities in nats."""
+
+    tokens: list[int]
+    logprobs: list[float]
 
 
 class VllmEngine:
-    """Draws by vLLM. Called with the token ids of one batch and its seed, gives a `generate.Sample` for each."""
+    """Samples completions with vLLM in this process.
+
+    Args:
+        config: The policy, the sampling settings and the seed.
+        adapter: Folder of the LoRA adapter to use; None for the base model.
+        tokenizer: The policy's tokenizer.
+        ends: Ids of the tokens that end a completion.
+        max_model_len: Tokens that prompt and completion may have together; None for the model's own limit.
+    """
 
     def __init__(
         self, config: RunConfig, adapter: Path | None, tokenizer: Any, ends: list[int], max_model_len: int | None
@@ -36,13 +52,9 @@ class VllmEngine:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        self.tokenizer, self.ends, self.evaluation, self.max_model_len = (
-            tokenizer,
-            ends,
-            config.evaluation,
-            max_model_len,
-        )
-        self.name, self.params = f"vllm {vllm.__version__}", vllm.SamplingParams
+        self.tokenizer, self.ends = tokenizer, ends
+        self.evaluation, self.max_model_len = config.evaluation, max_model_len
+        self.name, self.sampling_params = f"vllm {vllm.__version__}", vllm.SamplingParams
         rank = json.loads((adapter / "adapter_config.json").read_text())["r"] if adapter else 0
         self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self.llm = vllm.LLM(
@@ -51,149 +63,184 @@ class VllmEngine:
             max_lora_rank=max(8, 2 ** math.ceil(math.log2(rank or 1))),
         )  # fmt: skip
 
-    def __call__(self, ids: list[list[int]], seed: int) -> list[generate.Sample]:
-        how, left = self.evaluation, generate.completion_limits(ids, self.evaluation, self.max_model_len)
-        asked = [
-            {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k, "seed": (seed + i) % 2**63, "max_tokens": most}
-            for i, most in enumerate(left)
+    def __call__(self, prompt_ids: list[list[int]], seed: int) -> list[generate.Sample]:
+        """Sample one completion for each prompt of a batch; completion i is sampled with seed `seed` + i."""
+        settings = self.evaluation
+        sampling = [
+            {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k,
+             "seed": (seed + i) % 2**63, "max_tokens": limit}
+            for i, limit in enumerate(generate.completion_limits(prompt_ids, settings, self.max_model_len))
         ]  # fmt: skip
-        return [generate.make_sample(self.tokenizer, tokens, self.ends) for tokens, _ in self._ask(ids, asked)]
+        completions = self._generate(prompt_ids, sampling)
+        return [generate.make_sample(self.tokenizer, completion.tokens, self.ends) for completion in completions]
 
-    def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[float]]:
-        """(tokens, their log-probabilities) of the likeliest completion, at most `count` tokens."""
-        return self._ask([ids], [{"temperature": 0.0, "max_tokens": count, "logprobs": 0}])[0]
+    def continue_greedily(self, prompt_ids: list[int], count: int) -> Continuation:
+        """The most likely completion of a prompt, of at most `count` tokens."""
+        return self._generate([prompt_ids], [{"temperature": 0.0, "max_tokens": count, "logprobs": 0}])[0]
 
-    def _ask(self, ids: list[list[int]], asked: list[dict[str, Any]]) -> list[tuple[list[int], list[float]]]:
-        done = self.llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in ids],
-            [self.params(stop_token_ids=self.ends, **how) for how in asked], lora_request=self.lora, use_tqdm=False,
+    def _generate(self, prompt_ids: list[list[int]], sampling: list[dict[str, Any]]) -> list[Continuation]:
+        """One completion for each prompt, sampled with the settings at the same place in `sampling`."""
+        answers = self.llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompt_ids],
+            [self.sampling_params(stop_token_ids=self.ends, **settings) for settings in sampling],
+            lora_request=self.lora, use_tqdm=False,
         )  # fmt: skip
-        told = [request.outputs[0] for request in done]
-        return [
-            (list(t.token_ids), [step[token].logprob for token, step in zip(t.token_ids, t.logprobs or [])])
-            for t in told
-        ]
+        continuations = []
+        for output in (answer.outputs[0] for answer in answers):
+            steps = zip(output.token_ids, output.logprobs or [])
+            continuations.append(Continuation(list(output.token_ids), [step[token].logprob for token, step in steps]))
+        return continuations
 
 
 class VllmServer:
-    """A running `trl vllm-serve` or `vllm serve`, asked by its public completions API; raises what `requests` raises."""
+    """A running `trl vllm-serve` or `vllm serve`, called through its public completions API.
 
-    def __init__(self, url: str = SERVER) -> None:
+    Its methods raise what `requests` raises.
+    """
+
+    def __init__(self, url: str = SERVER_URL) -> None:
         self.url = url
-        self.model = self._told(requests.get(f"{url}/v1/models", timeout=TIMEOUT))["data"][0]["id"]
+        self.model = self._read_json(requests.get(f"{url}/v1/models", timeout=TIMEOUT))["data"][0]["id"]
 
-    def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[float]]:
-        """(tokens, their log-probabilities) of the likeliest completion, at most `count` tokens."""
-        asked = {
-            "model": self.model, "prompt": ids, "max_tokens": count, "temperature": 0, "logprobs": 0,
+    def continue_greedily(self, prompt_ids: list[int], count: int) -> Continuation:
+        """The most likely completion of a prompt, of at most `count` tokens."""
+        body = {
+            "model": self.model, "prompt": prompt_ids, "max_tokens": count, "temperature": 0, "logprobs": 0,
             "return_tokens_as_token_ids": True,
         }  # fmt: skip
-        told = self._told(requests.post(f"{self.url}/v1/completions", json=asked, timeout=TIMEOUT))
-        found = told["choices"][0]["logprobs"]
-        return [int(name.removeprefix("token_id:")) for name in found["tokens"]], found["token_logprobs"]
+        answer = self._read_json(requests.post(f"{self.url}/v1/completions", json=body, timeout=TIMEOUT))
+        logprobs = answer["choices"][0]["logprobs"]
+        tokens = [int(name.removeprefix("token_id:")) for name in logprobs["tokens"]]
+        return Continuation(tokens, logprobs["token_logprobs"])
 
     @staticmethod
-    def _told(answer: requests.Response) -> Any:
-        answer.raise_for_status()
-        return answer.json()
+    def _read_json(response: requests.Response) -> Any:
+        response.raise_for_status()
+        return response.json()
 
 
 def choose_trainer_engine(config: RunConfig) -> tuple[dict[str, Any], str]:
-    """(what `GRPOConfig` is to be told so that vLLM draws a training's completions, or nothing; why nothing, or "").
+    """Decide whether vLLM samples a training's completions.
 
-    Asked and held against transformers with the base as it is: that the adapter's updates arrive later is what the training's
-    own `sampling/logp_gap` shows.
+    vLLM is compared with transformers on the base model. Whether the adapter's updates reach it later is shown by the
+    training's own metric `sampling/logp_gap`.
+
+    Args:
+        config: `grpo.vllm` is `colocate`, `server` or None.
+
+    Returns:
+        (arguments for `GRPOConfig`, empty if transformers samples; the reason why vLLM is not used, or "").
     """
     mode = config.grpo.vllm
     if mode is None:
         return {}, ""
-    if why := _missing(config):
-        return {}, why
+    if reason := _find_obstacle(config):
+        return {}, reason
     model, tokenizer = load_policy(config.policy)
-    ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
-    expected, ends = _greedy(model, tokenizer, ids), generate.find_end_tokens(model, tokenizer)
+    prompt_ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
+    expected, ends = (
+        continue_with_transformers(model, tokenizer, prompt_ids),
+        generate.find_end_tokens(model, tokenizer),
+    )
     del model
-    _free()
+    _free_memory()
     try:
         engine = VllmServer() if mode == "server" else VllmEngine(config, None, tokenizer, ends, None)
         if mode == "server" and engine.model != policy_source(config.policy):
             return {}, f"the server has {engine.model}, not {policy_source(config.policy)}"
-        why = describe_difference(expected, engine.greedy(ids, PROBE_TOKENS))
-    except Exception as error:  # a library, or a server, that fails in ways of its own
-        why = f"vLLM failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = describe_difference(expected, engine.continue_greedily(prompt_ids, PROBE_TOKENS))
+    except Exception as error:  # vLLM and servers fail with exceptions of their own
+        reason = _describe_failure(error)
     engine = None
-    _free()
-    return ({}, why) if why else ({"use_vllm": True, "vllm_mode": mode}, "")
+    _free_memory()
+    return ({}, reason) if reason else ({"use_vllm": True, "vllm_mode": mode}, "")
 
 
 def open_engine(
     config: RunConfig, adapter: Path | None, max_model_len: int | None = None
 ) -> tuple[generate.TransformersEngine | VllmEngine, str]:
-    """(what draws completions of the policy, with the adapter if one is given; why that is not vLLM, or "")."""
-    model, tokenizer = _load(config, adapter)
-    why = _unfit(config)
-    if not why:
-        ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
-        expected, ends = _greedy(model, tokenizer, ids), generate.find_end_tokens(model, tokenizer)
-        del model  # the card holds one of the two at a time
-        _free()
+    """Load the policy into the engine that samples an evaluation's completions.
+
+    Args:
+        config: The policy and the sampling settings; `evaluation.use_vllm` allows vLLM.
+        adapter: Folder of the LoRA adapter to use; None for the base model.
+        max_model_len: Tokens that prompt and completion may have together; None for no such limit.
+
+    Returns:
+        (the engine, the reason why it is not vLLM or "").
+    """
+    model, tokenizer = _load_with_adapter(config, adapter)
+    reason = _find_obstacle(config) if config.evaluation.use_vllm else "evaluation.use_vllm is false"
+    if not reason:
+        prompt_ids = encode_prompt(tokenizer, PROBE, config.policy.enable_thinking)
+        expected = continue_with_transformers(model, tokenizer, prompt_ids)
+        ends = generate.find_end_tokens(model, tokenizer)
+        del model  # the GPU has room for one of the two at a time
+        _free_memory()
         try:
             engine = VllmEngine(config, adapter, tokenizer, ends, max_model_len)
-            why = describe_difference(expected, engine.greedy(ids, PROBE_TOKENS))
-        except Exception as error:  # a library that fails in ways of its own; what it says is kept as the reason
-            why = f"vLLM failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if not why:
+            reason = describe_difference(expected, engine.continue_greedily(prompt_ids, PROBE_TOKENS))
+        except Exception as error:  # vLLM fails with exceptions of its own; the message is kept as the reason
+            reason = _describe_failure(error)
+        if not reason:
             return engine, ""
         engine = None
-        _free()
-        model, tokenizer = _load(config, adapter)
-    return generate.TransformersEngine(model, tokenizer, config.evaluation, max_model_len), why
+        _free_memory()
+        model, tokenizer = _load_with_adapter(config, adapter)
+    return generate.TransformersEngine(model, tokenizer, config.evaluation, max_model_len), reason
 
 
-def describe_difference(expected: tuple[list[int], list[float]], told: tuple[list[int], list[float]]) -> str:
-    """In what vLLM's greedy (tokens, log-probabilities) are not those of transformers; "" where they agree."""
-    if expected[0] != told[0]:
-        pairs = zip(expected[0], told[0])
-        at = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(expected[0]), len(told[0])))
-        return f"vLLM draws another token than transformers, at {at + 1} of {len(expected[0])}"
-    apart = [abs(a - b) for a, b in zip(expected[1], told[1], strict=True)]
-    if all(nats <= CLOSE for nats in apart):  # NaN is not
+def describe_difference(transformers: Continuation, vllm: Continuation) -> str:
+    """How vLLM's greedy completion differs from that of transformers; "" if they agree.
+
+    They agree if the tokens are equal and no log-probability differs by more than `LARGEST_GAP` nats.
+    """
+    expected, tokens = transformers.tokens, vllm.tokens
+    if expected != tokens:
+        different = (at for at, (a, b) in enumerate(zip(expected, tokens)) if a != b)
+        at = next(different, min(len(expected), len(tokens)))
+        return f"vLLM generates another token than transformers, at {at + 1} of {len(expected)}"
+    gaps = [abs(a - b) for a, b in zip(transformers.logprobs, vllm.logprobs, strict=True)]
+    if all(gap <= LARGEST_GAP for gap in gaps):  # false for NaN
         return ""
-    return f"vLLM's log-probabilities are not those of transformers: {', '.join(f'{nats:.2f}' for nats in apart)} nats away"
+    listed = ", ".join(f"{gap:.2f}" for gap in gaps)
+    return f"vLLM's log-probabilities differ from those of transformers by {listed} nats"
 
 
-def _unfit(config: RunConfig) -> str:
-    return _missing(config) if config.evaluation.use_vllm else "evaluation.use_vllm is false"
+def continue_with_transformers(model: Any, tokenizer: Any, prompt_ids: list[int]) -> Continuation:
+    """The most likely completion of a prompt by transformers, of at most `PROBE_TOKENS` tokens."""
+    inputs = torch.tensor([prompt_ids], device=model.device)
+    with torch.inference_mode():
+        sequence = model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=PROBE_TOKENS,
+            eos_token_id=generate.find_end_tokens(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        logprobs = model(sequence).logits[0, len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+    tokens = sequence[0, len(prompt_ids) :]
+    return Continuation(tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist())
 
 
-def _missing(config: RunConfig) -> str:
+def _find_obstacle(config: RunConfig) -> str:
+    """Why vLLM cannot be tried at all; "" if it can."""
     if config.policy.load_in_4bit:
         return "the policy is in 4 bit as transformers loads it"
     try:
         import vllm  # noqa: F401
-    except Exception as error:  # it may be missing, or be there without a library of its own
+    except Exception as error:  # vLLM may be missing, or a library that it needs
         return f"vLLM does not import ({type(error).__name__})"
     return ""
 
 
-def _load(config: RunConfig, adapter: Path | None) -> tuple[Any, Any]:
+def _load_with_adapter(config: RunConfig, adapter: Path | None) -> tuple[Any, Any]:
     model, tokenizer = load_policy(config.policy)
     return (attach_adapter(model, adapter) if adapter else model), tokenizer
 
 
-def _greedy(model: Any, tokenizer: Any, ids: list[int]) -> tuple[list[int], list[float]]:
-    asked, ends = torch.tensor([ids], device=model.device), generate.find_end_tokens(model, tokenizer)
-    with torch.inference_mode():
-        whole = model.generate(
-            asked, attention_mask=torch.ones_like(asked), do_sample=False, max_new_tokens=PROBE_TOKENS,
-            eos_token_id=ends, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        logits = model(whole).logits[0, len(ids) - 1 : -1].float().log_softmax(-1)
-    tokens = whole[0, len(ids) :]
-    return tokens.tolist(), logits.gather(1, tokens[:, None])[:, 0].tolist()
+def _describe_failure(error: Exception) -> str:
+    return f"vLLM failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _free() -> None:
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

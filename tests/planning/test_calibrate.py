@@ -65,7 +65,7 @@ def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
 def test_a_file_that_holds_no_counts_is_refused(tmp_path, text):
     path = tmp_path / "routing.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="holds no table of routed rows") as error:
+    with pytest.raises(ValueError, match="is not a table of routing counts") as error:
         read_routing_counts(config.Policy(routing=str(path)))
     assert "\n" not in str(error.value)
 

@@ -310,12 +310,14 @@ def test_the_callers_cache_embeddings_and_streamer_are_left_to_transformers(caps
 
 def test_caches_and_inputs_that_cannot_be_taken_row_by_row_are_left_to_transformers():
     model, ids = random_model("llama"), torch.ones(2, 3, dtype=torch.long)
-    told = {"past_key_values": DynamicCache(config=model.config), "use_cache": True, "attention_mask": ids}
-    assert generation_loop._is_ours(ids, model.generation_config, told)
+    inputs = {"past_key_values": DynamicCache(config=model.config), "use_cache": True, "attention_mask": ids}
+    prepared = copy.deepcopy(model.generation_config)
+    prepared._pad_token_tensor = torch.tensor(0)  # as `generate` leaves it
+    assert generation_loop.can_decode(model, ids, prepared, inputs)
     for other in (torch.ones(2, 3, 4), torch.ones(3), ["a", "b"]):
-        assert not generation_loop._is_ours(ids, model.generation_config, told | {"pictures": other})
-    told["past_key_values"].offloading = True  # set by hand: to make such a cache takes a GPU
-    assert not generation_loop._is_ours(ids, model.generation_config, told)
+        assert not generation_loop.can_decode(model, ids, prepared, inputs | {"pictures": other})
+    inputs["past_key_values"].offloading = True  # set by hand: to make such a cache takes a GPU
+    assert not generation_loop.can_decode(model, ids, prepared, inputs)
 
 
 def test_inputs_and_configuration_may_come_by_position():
@@ -334,6 +336,27 @@ def test_a_wrong_argument_is_refused_as_by_transformers():
         random_model("llama").generate(torch.ones(1, 2, dtype=torch.long), not_an_argument=1)
 
 
+def test_transformers_still_has_the_private_names():
+    """When this fails, transformers has moved one of them: the loop is not used until `PRIVATE_NAMES` follows."""
+    model = random_model("llama")
+    ours(model, input_ids=torch.arange(20, 28)[None], max_new_tokens=2, do_sample=False, pad_token_id=0)
+    assert model.last_sampling is not None
+    for name in generation_loop.PRIVATE_NAMES[generation_loop.GenerationMixin]:
+        assert callable(getattr(generation_loop.GenerationMixin, name))
+
+
+@pytest.mark.parametrize("missing", ["_optimize_model_for_decode", "_pad_token_tensor"])
+def test_without_a_private_name_transformers_loop_runs(monkeypatch, missing):
+    names = {
+        owner: tuple(f"{n}_moved" if n == missing else n for n in names)
+        for owner, names in generation_loop.PRIVATE_NAMES.items()
+    }
+    monkeypatch.setattr(generation_loop, "PRIVATE_NAMES", names)
+    model, ids = random_model("llama"), torch.arange(20, 28).repeat(2, 1)
+    how = {"input_ids": ids, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(ours(model, **how), theirs(model, **how)) and model.last_sampling is None
+
+
 @pytest.mark.parametrize("kind", ["nemotron", "sliding"])
 def test_every_tensor_of_every_kind_of_cache_layer_follows_its_row(tiny_policy, kind):
     """Notices when transformers keeps something by row in its cache that `reorder_cache` does not carry."""
@@ -344,7 +367,7 @@ def test_every_tensor_of_every_kind_of_cache_layer_follows_its_row(tiny_policy, 
     before = [tensors_of(layer) for layer in cache.layers]
     assert sum(map(len, before)) == 4  # nemotron: conv, state, keys, values; sliding: two of keys and values
     at = torch.tensor([2, 0, 0, 1])
-    inputs = generation_loop._take({"past_key_values": cache, "attention_mask": torch.arange(3)[:, None]}, at)
+    inputs = generation_loop.take_rows({"past_key_values": cache, "attention_mask": torch.arange(3)[:, None]}, at)
     assert inputs["attention_mask"].flatten().tolist() == at.tolist()
     for layer, old in zip(cache.layers, before, strict=True):
         assert all(torch.equal(value, old[name][at]) for name, value in tensors_of(layer).items())
@@ -363,9 +386,12 @@ def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
     model, counts = random_model("llama"), {}
     for name in ("item", "tolist", "__bool__", "__int__", "cpu", "nonzero", "numpy"):
         plain = getattr(torch.Tensor, name)
-        monkeypatch.setattr(
-            torch.Tensor, name, lambda self, *a, _n=name, _f=plain, **k: counts.update({_n: counts.get(_n, 0) + 1}) or _f(self, *a, **k)
-        )  # fmt: skip
+
+        def counting(self, *args, _name=name, _plain=plain, **kwargs):
+            counts[_name] = counts.get(_name, 0) + 1
+            return _plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counting)
     ids = torch.randint(3, 64, (2, 8))[[0, 1, 0, 1]]
     found = {}
     for run in (ours, theirs):

@@ -39,7 +39,7 @@ def test_in_4_bit_every_large_matrix_is_4_bit():
 
 def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
     whole, tokenizer = load_policy(config.Policy(load_in_4bit=True))
-    monkeypatch.setattr(load, "LARGEST_WHOLE", 1000)
+    monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
     asked = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
     streamed, _ = load_policy(asked)
     assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
@@ -66,7 +66,7 @@ def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_pa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     asked = config.Policy(load_in_4bit=True, experts_on_host=0.5, experts_overflow="cuda:1", nf4_folder=str(tmp_path))
     load_policy(asked)  # whole
-    monkeypatch.setattr(load, "LARGEST_WHOLE", 1000)
+    monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
     load_policy(asked)  # by an NF4 checkpoint
     assert placed == [(4, torch.device("cuda:1"))] * 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

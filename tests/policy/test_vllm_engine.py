@@ -1,7 +1,7 @@
-"""vLLM is used where it says what transformers says, and nowhere else.
+"""vLLM is used where it gives the results of transformers, and nowhere else.
 
-vLLM itself is not installed where these tests run: a stand-in with the part of its API that is used answers through the
-same policy, faithfully or with one of the faults that have been reported of it. What it does on a GPU is not covered.
+vLLM itself is not installed where these tests run. A stand-in with the part of its API that is used answers with the
+same policy, correctly or with one of the faults that were reported of vLLM. Its behaviour on a GPU is not covered.
 """
 
 import http.server
@@ -50,26 +50,26 @@ class StandIn:
         assert use_tqdm is False and len(prompts) == len(sampling_params)
         if lora_request and not self.attached and StandIn.fault != "no adapter":
             self.model, self.attached = attach_adapter(self.model, lora_request.path), True
-        return [self._answer(p["prompt_token_ids"], how) for p, how in zip(prompts, sampling_params, strict=True)]
+        return [self._answer(p["prompt_token_ids"], params) for p, params in zip(prompts, sampling_params, strict=True)]
 
-    def _answer(self, ids, how):
-        drawing = {"do_sample": how.temperature > 0}
-        if how.temperature > 0:
-            torch.manual_seed(how.seed)
-            drawing |= {"temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k}
-        asked = torch.tensor([ids])
-        whole = self.model.requires_grad_(False).generate(
-            asked, attention_mask=torch.ones_like(asked), max_new_tokens=how.max_tokens, eos_token_id=how.stop_token_ids,
-            pad_token_id=0, **drawing,
+    def _answer(self, ids, params):
+        sampling = {"do_sample": params.temperature > 0}
+        if params.temperature > 0:
+            torch.manual_seed(params.seed)
+            sampling |= {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
+        inputs = torch.tensor([ids])
+        sequence = self.model.requires_grad_(False).generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=params.max_tokens,
+            eos_token_id=params.stop_token_ids, pad_token_id=0, **sampling,
         )  # fmt: skip
-        tokens = whole[0, len(ids) :].tolist()
-        logits = self.model(whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        tokens = sequence[0, len(ids) :].tolist()
+        logits = self.model(sequence).logits[0, len(ids) - 1 : -1].log_softmax(-1)
         off = 0.3 if StandIn.fault == "other numbers" else 0.0
         logprobs = [
             {t: types.SimpleNamespace(logprob=float(row[t]) + off)} for t, row in zip(tokens, logits, strict=True)
         ]
-        told = types.SimpleNamespace(token_ids=tokens, logprobs=None if how.logprobs is None else logprobs)
-        return types.SimpleNamespace(outputs=[told])
+        output = types.SimpleNamespace(token_ids=tokens, logprobs=None if params.logprobs is None else logprobs)
+        return types.SimpleNamespace(outputs=[output])
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def vllm(monkeypatch):
     module.LLM, module.SamplingParams, module.__version__ = StandIn, SamplingParams, "0.17.1"
     request = types.ModuleType("vllm.lora.request")
     request.LoRARequest = lambda name, number, path: types.SimpleNamespace(name=name, number=number, path=Path(path))
-    for name, found in (("vllm", module), ("vllm.lora", types.ModuleType("vllm.lora")), ("vllm.lora.request", request)):
-        monkeypatch.setitem(sys.modules, name, found)
+    for name, fake in (("vllm", module), ("vllm.lora", types.ModuleType("vllm.lora")), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, fake)
     monkeypatch.setattr(StandIn, "fault", None)
     monkeypatch.setattr(StandIn, "opened", [])
     return StandIn
@@ -96,14 +96,14 @@ def strong_adapter(trained, tmp_path):
     import shutil
 
     folder = shutil.copytree(trained[1].adapter, tmp_path / "adapter")
-    told = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(told | {"lora_alpha": 10 * told["lora_alpha"]}))
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 10 * settings["lora_alpha"]}))
     return folder
 
 
 def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_policy):
-    engine, why = vllm_engine.open_engine(chosen(temperature=0.0), None, 300)
-    assert (engine.name, why) == ("vllm 0.17.1", "")
+    engine, reason = vllm_engine.open_engine(chosen(temperature=0.0), None, 300)
+    assert (engine.name, reason) == ("vllm 0.17.1", "")
     assert vllm.opened == [{"enable_lora": False, "max_lora_rank": 8, "max_model_len": 300}]
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ASKED]
     expected = generate.TransformersEngine(*tiny_policy, chosen(temperature=0.0).evaluation)(ids, 1)
@@ -119,44 +119,46 @@ def test_each_request_is_drawn_from_its_own_seed(vllm, tiny_policy):
 
 
 def test_the_adapter_is_on_while_vllm_is_tried(vllm, strong_adapter):
-    engine, why = vllm_engine.open_engine(chosen(), strong_adapter)
-    assert (engine.name, why) == ("vllm 0.17.1", "") and vllm.opened[0]["enable_lora"]
+    engine, reason = vllm_engine.open_engine(chosen(), strong_adapter)
+    assert (engine.name, reason) == ("vllm 0.17.1", "") and vllm.opened[0]["enable_lora"]
     assert vllm.opened[0]["max_lora_rank"] == 16
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "message"),
     [
         ("crash", "vLLM failed: RuntimeError: CUDA error: an illegal memory access"),
         ("no adapter", "vLLM"),
-        ("other numbers", "log-probabilities are not those of transformers: 0.30, 0.30"),
+        ("other numbers", "log-probabilities differ from those of transformers by 0.30, 0.30"),
     ],
 )
-def test_a_vllm_at_fault_is_left_for_transformers_and_the_reason_said(vllm, strong_adapter, monkeypatch, fault, said):
+def test_a_vllm_at_fault_is_left_for_transformers_and_the_reason_said(
+    vllm, strong_adapter, monkeypatch, fault, message
+):
     monkeypatch.setattr(vllm, "fault", fault)
-    engine, why = vllm_engine.open_engine(chosen(), strong_adapter)
-    assert engine.name.startswith("transformers ") and said in why
+    engine, reason = vllm_engine.open_engine(chosen(), strong_adapter)
+    assert engine.name.startswith("transformers ") and message in reason
 
 
 @pytest.mark.parametrize(
     ("expected", "told", "said"),
     [
         (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.15, -0.2]), ""),
-        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, -0.31]), "0.00, 0.11 nats away"),
+        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, -0.31]), "0.00, 0.11 nats"),
         (([1, 2], [-0.1, -0.2]), ([1, 3], [-0.1, -0.2]), "another token than transformers, at 2 of 2"),
         (([1, 2], [-0.1, -0.2]), ([1], [-0.1]), "at 2 of 2"),  # it ended early
-        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, float("nan")]), "0.00, nan nats away"),
+        (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, float("nan")]), "0.00, nan nats"),
     ],
 )
 def test_what_counts_as_saying_the_same(expected, told, said):
-    found = vllm_engine.describe_difference(expected, told)
-    assert said in found and bool(said) == bool(found)
+    difference = vllm_engine.describe_difference(vllm_engine.Continuation(*expected), vllm_engine.Continuation(*told))
+    assert said in difference and bool(said) == bool(difference)
 
 
 def test_vllm_is_not_tried_where_it_cannot_serve_or_is_not_wanted(vllm, monkeypatch):
     assert vllm_engine.open_engine(chosen(use_vllm=False), None)[1] == "evaluation.use_vllm is false"
     four_bit = replace(chosen(), policy=config.Policy(load_in_4bit=True))
-    assert "4 bit" in vllm_engine._unfit(four_bit)
+    assert "4 bit" in vllm_engine.open_engine(four_bit, None)[1]
     monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
     assert vllm_engine.open_engine(chosen(), None)[1] == "vLLM does not import (ModuleNotFoundError)"
     assert vllm.opened == []
@@ -166,8 +168,8 @@ def test_an_evaluation_says_what_drew_it(vllm, tmp_path, math_reward):
     settings = config.load_config(["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2"])
     run = find_run("r", tmp_path / "runs")
     prepare(settings, run)
-    found = evaluate.measure(settings, run, "before", math_reward)
-    assert (found["sampling"]["engine"], found["sampling"]["engine_why"]) == ("vllm 0.17.1", "")
+    report = evaluate.measure(settings, run, "before", math_reward)
+    assert (report["sampling"]["engine"], report["sampling"]["engine_why"]) == ("vllm 0.17.1", "")
 
 
 # --- Who draws a training's completions
@@ -180,25 +182,21 @@ def training(mode):
 def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_path):
     from grpo_kit.training.trl_settings import make_trl_config
 
-    told, why = vllm_engine.choose_trainer_engine(training("colocate"))
-    assert (told, why) == ({"use_vllm": True, "vllm_mode": "colocate"}, "")
-    args = make_trl_config(training("colocate"), tmp_path, **told)
+    arguments, reason = vllm_engine.choose_trainer_engine(training("colocate"))
+    assert (arguments, reason) == ({"use_vllm": True, "vllm_mode": "colocate"}, "")
+    args = make_trl_config(training("colocate"), tmp_path, **arguments)
     assert args.use_vllm and args.vllm_mode == "colocate" and not make_trl_config(training(None), tmp_path).use_vllm
     assert vllm_engine.choose_trainer_engine(training(None)) == ({}, "")
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"), [("crash", "vLLM failed: RuntimeError"), ("other numbers", "0.30 nats away")]
-)
-def test_one_at_fault_does_not(vllm, monkeypatch, fault, said):
+@pytest.mark.parametrize(("fault", "message"), [("crash", "vLLM failed: RuntimeError"), ("other numbers", "0.30 nats")])
+def test_one_at_fault_does_not(vllm, monkeypatch, fault, message):
     monkeypatch.setattr(vllm, "fault", fault)
-    told, why = vllm_engine.choose_trainer_engine(training("colocate"))
-    assert told == {} and said in why
+    arguments, reason = vllm_engine.choose_trainer_engine(training("colocate"))
+    assert arguments == {} and message in reason
 
 
 def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_path, monkeypatch):
-    from grpo_kit.data.preparation import prepare
-    from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
     from tests.helpers.settings import SMALL
 
@@ -213,7 +211,7 @@ def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_pat
 
 @pytest.fixture
 def server(tiny_policy, monkeypatch):
-    """The two answers of `vllm serve` that are asked for, on loopback; `fault` as StandIn's, or another model's name."""
+    """The two answers of `vllm serve` that are used, on loopback; `fault` as StandIn's, or another model's name."""
     state = types.SimpleNamespace(fault=None, model=policy_source(config.Policy()))
 
     class Answers(http.server.BaseHTTPRequestHandler):
@@ -221,12 +219,12 @@ def server(tiny_policy, monkeypatch):
             self.say({"data": [{"id": state.model}]} if self.path == "/v1/models" else {})
 
         def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            tokens, logprobs = vllm_engine._greedy(*tiny_policy, asked["prompt"])
-            assert asked["max_tokens"] == vllm_engine.PROBE_TOKENS and asked["temperature"] == 0
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            tokens, logprobs = vllm_engine.continue_with_transformers(*tiny_policy, body["prompt"])
+            assert body["max_tokens"] == vllm_engine.PROBE_TOKENS and body["temperature"] == 0
             off = 0.3 if state.fault == "other numbers" else 0.0
-            found = {"tokens": [f"token_id:{t}" for t in tokens], "token_logprobs": [p + off for p in logprobs]}
-            self.say({"choices": [{"logprobs": found}]})
+            answer = {"tokens": [f"token_id:{t}" for t in tokens], "token_logprobs": [p + off for p in logprobs]}
+            self.say({"choices": [{"logprobs": answer}]})
 
         def say(self, what):
             self.send_response(500 if state.fault == "crash" else 200)
@@ -250,20 +248,20 @@ def test_a_faithful_server_draws_for_the_training(vllm, server):
 
 
 @pytest.mark.parametrize(
-    ("fault", "model", "said"),
+    ("fault", "model", "message"),
     [
-        ("other numbers", None, "0.30 nats away"),
+        ("other numbers", None, "0.30 nats"),
         ("crash", None, "vLLM failed: HTTPError: 500"),
         (None, "another/model", "the server has another/model, not"),
     ],
 )
-def test_another_server_does_not(vllm, server, fault, model, said):
+def test_another_server_does_not(vllm, server, fault, model, message):
     server.fault, server.model = fault, model or server.model
-    told, why = vllm_engine.choose_trainer_engine(training("server"))
-    assert told == {} and said in why
+    arguments, reason = vllm_engine.choose_trainer_engine(training("server"))
+    assert arguments == {} and message in reason
 
 
 def test_no_server_at_all_is_a_reason(vllm, monkeypatch):
     monkeypatch.setattr(vllm_engine.VllmServer.__init__, "__defaults__", ("http://127.0.0.1:1",))
-    told, why = vllm_engine.choose_trainer_engine(training("server"))
-    assert told == {} and "vLLM failed: ConnectionError" in why
+    arguments, reason = vllm_engine.choose_trainer_engine(training("server"))
+    assert arguments == {} and "vLLM failed: ConnectionError" in reason
