@@ -1,4 +1,4 @@
-"""A published checkpoint as files to read: a local folder or Kaggle mount, or a Hub id whose files are fetched one by one."""
+"""The files of a published checkpoint: from a local folder, or from the Hub, downloaded one by one."""
 
 import errno
 import json
@@ -9,21 +9,33 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-BESIDE = (
+INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 
 
 class PublishedCheckpoint:
-    """A published checkpoint: a local folder, which is only read, or a Hub id, whose files pass through `cache`."""
+    """A published checkpoint: a local folder, which is only read, or a model on the Hub.
+
+    Args:
+        name: A local folder or a Hub id.
+        revision: Branch, tag or commit on the Hub. After the first download it is that download's commit, so that all
+            files come from the same commit.
+        cache: Folder for downloads.
+    """
 
     def __init__(self, name: str, revision: str | None, cache: Path) -> None:
         self.name, self.revision, self.cache = name, revision, cache
         self.folder = Path(name) if Path(name).is_dir() else None
 
-    def file(self, name: str) -> Path | None:
-        """The file `name`, downloaded if need be; None when the checkpoint has none. Raises FileNotFoundError."""
+    def get_file(self, name: str) -> Path | None:
+        """The path of a file, which is downloaded if necessary; None if the checkpoint has no such file.
+
+        Raises:
+            FileNotFoundError: The checkpoint is neither a folder nor a model that the Hub provides.
+        """
         if self.folder:
             return self.folder / name if (self.folder / name).is_file() else None
         try:
@@ -35,79 +47,103 @@ class PublishedCheckpoint:
             if isinstance(error, hub_errors.EntryNotFoundError) and not offline:
                 return None
             raise FileNotFoundError(
-                f"{name} of {self.name!r} could not be had: it is no folder here and the Hub did not give it. Check the "
-                f"spelling, the network and HF_TOKEN, and call again; parts done are kept. ({shorten_error(error)})"
+                f"{name} of {self.name!r} was not found: there is no such folder here, and the Hub did not provide it. "
+                "Check the spelling, the network and HF_TOKEN, and call again; finished parts are kept. "
+                f"({shorten_error(error)})"
             ) from None
-        self.revision = path.parent.name  # .../snapshots/<commit>/<name>: all shards come from this commit
+        self.revision = path.parent.name  # .../snapshots/<commit>/<name>
         return path
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a local file; None on the Hub, where a commit says that nothing changed."""
-        return path.stat().st_size if self.folder and (path := self.file(name)) else None
+    def file_size(self, name: str) -> int | None:
+        """Bytes of a local file; None on the Hub, where the commit already says whether a file has changed."""
+        return path.stat().st_size if self.folder and (path := self.get_file(name)) else None
 
-    def has(self, name: str) -> bool:
-        """Whether the file need not be downloaded."""
-        found = huggingface_hub.try_to_load_from_cache
-        return bool(self.folder) or isinstance(found(self.name, name, self.cache, self.revision), str)
+    def has_file(self, name: str) -> bool:
+        """Whether the file is on this machine already."""
+        cached = huggingface_hub.try_to_load_from_cache
+        return bool(self.folder) or isinstance(cached(self.name, name, self.cache, self.revision), str)
 
-    def drop(self, path: Path) -> None:
-        """Delete a downloaded file and the blob it points to; a local folder's files stay."""
+    def delete_download(self, path: Path) -> None:
+        """Delete a downloaded file and the blob it points to. Files of a local folder stay."""
         if not self.folder:
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
-    def shards(self, wanted: dict) -> dict[str, list[str]]:
-        """{shard: the wanted tensors it promises}, in order; every wanted tensor is promised by one."""
-        index = self.file("model.safetensors.index.json")
+    def list_shards(self, needed: dict) -> dict[str, list[str]]:
+        """{shard: the needed tensors in it}, in order, as the checkpoint's index lists them.
+
+        Args:
+            needed: The model's tensors by transformers' names.
+
+        Raises:
+            ValueError: The index is damaged, lacks a needed tensor, or lists one that the model does not have.
+        """
+        index = self.get_file(INDEX)
         if index is None:
-            return {"model.safetensors": sorted(wanted)}
+            return {SINGLE_FILE: sorted(needed)}
         try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            where = {transformers_name(name): shard for name, shard in listed.items() if Path(shard).name == shard}
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            # A shard is a plain file name; an index cannot point outside its folder.
+            shard_of = {
+                transformers_name(name): shard for name, shard in weight_map.items() if Path(shard).name == shard
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{index} is no index of shards; it is damaged. Fetch it again.") from None
-        check_tensor_names(where, wanted, wanted, index)
+            raise ValueError(f"{index} is not an index of shards; it is damaged. Download it again.") from None
+        check_tensor_names(shard_of, needed, needed, index)
         shards: dict[str, list[str]] = {}
-        for name in sorted(wanted, key=lambda name: (where[name], name)):
-            shards.setdefault(where[name], []).append(name)
+        for name in sorted(needed, key=lambda name: (shard_of[name], name)):
+            shards.setdefault(shard_of[name], []).append(name)
         return shards
 
 
-def copy_small_files(origin: PublishedCheckpoint, out: Path) -> None:
-    """config.json, once it is known to be a Nemotron-H's, and what else is small: tokenizer, chat template."""
-    config = origin.file("config.json")
+def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
+    """Copy config.json, tokenizer and chat template into `out`, after checking that the model is a Nemotron-H.
+
+    Raises:
+        FileNotFoundError: The checkpoint has no config.json.
+        ValueError: config.json is damaged or describes another kind of model.
+    """
+    config = checkpoint.get_file("config.json")
     if config is None:
         raise FileNotFoundError(
-            f"{origin.name} holds no config.json; a checkpoint does. Give a model's folder or Hub id."
+            f"{checkpoint.name} has no config.json, which every checkpoint has. Give a model's folder or Hub id."
         )
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError):
-        raise ValueError(f"{config} is no JSON object; it is damaged. Fetch it again.") from None
-    if kind != "nemotron_h":
-        raise ValueError(f"{origin.name} is a {kind!r}; what is converted here is a 'nemotron_h'. Give such a model.")
+        raise ValueError(f"{config} is not a JSON object; it is damaged. Download it again.") from None
+    if model_type != "nemotron_h":
+        raise ValueError(f"{checkpoint.name} is a {model_type!r}; only 'nemotron_h' models are converted. Give one.")
     out.mkdir(parents=True, exist_ok=True)
-    for name in BESIDE:
-        if path := origin.file(name):
+    for name in SMALL_FILES:
+        if path := checkpoint.get_file(name):
             shutil.copyfile(path, out / name)
 
 
-def check_tensor_names(held: dict[str, str], promised: Iterable[str], known: Iterable[str], where: Path) -> None:
-    if lacks := [name for name in promised if name not in held]:
-        raise ValueError(f"{where} lacks {lacks[0]}, which must be there. Fetch it again; parts done are kept.")
-    if odd := [name for name in held if name not in known and not name.startswith("mtp")]:
-        raise ValueError(f"{where} holds {odd[0]}, which has no place in this model. Give an unquantised Nemotron-H.")
+def check_tensor_names(names: Iterable[str], required: Iterable[str], allowed: Iterable[str], file: Path) -> None:
+    """Compare the tensors in `file` with those of the model. Weights for multi-token prediction (`mtp`) are ignored.
+
+    Raises:
+        ValueError: A required tensor is missing, or there is one that is not allowed.
+    """
+    if missing := [name for name in required if name not in names]:
+        raise ValueError(
+            f"{file} lacks {missing[0]}, which the model needs. Download it again; finished parts are kept."
+        )
+    if unknown := [name for name in names if name not in allowed and not name.startswith("mtp")]:
+        raise ValueError(f"{file} holds {unknown[0]}, which is not in this model. Give an unquantised Nemotron-H.")
 
 
-def transformers_name(name: str) -> str:
-    """A published tensor's name as transformers' module tree has it: `backbone.` is `model.` there."""
-    return f"model.{name.removeprefix('backbone.')}" if name.startswith("backbone.") else name
+def transformers_name(published: str) -> str:
+    """A published tensor's name in transformers' module tree, where `backbone.` is `model.`."""
+    return f"model.{published.removeprefix('backbone.')}" if published.startswith("backbone.") else published
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk is full, which safetensors words as an error of its own."""
+    """Whether the error says that the disk is full; safetensors has a message of its own for that."""
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def shorten_error(error: BaseException) -> str:
+    """The error's message on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]

@@ -35,9 +35,9 @@ def run_experts(
     """Write weight * down(relu2(up(x))) into `out` for every chosen expert that `table` has; leave what others are to get.
 
     `hidden` is (tokens, hidden), float16 or float32; `index`, int64, and `weights`, float32, are (tokens, k); `table`,
-    (experts,) int64, holds the addresses of experts (`nf4` bytes of an `up`-shaped matrix, (intermediate, hidden), and of
-    the down matrix behind it) and 0 for those that are not here; `out` is (tokens, k, hidden) float32. Sums are float32,
-    in the same order every time. Two launches on the current stream; the host waits for nothing.
+    (experts,) int64, holds the addresses of experts (`nf4` bytes of an `up`-shaped matrix, (intermediate, hidden), and
+    of the down matrix behind it) and 0 for those that are not here; `out` is (tokens, k, hidden) float32. Sums are
+    float32, in the same order every time. Two launches on the current stream; the host waits for nothing.
     """
     inner = torch.empty((index.numel(), up[0]), dtype=torch.float32, device=hidden.device)
     _launch(UP[hidden.dtype], hidden, index, weights, table, up, 0, inner)

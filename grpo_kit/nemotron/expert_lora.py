@@ -1,4 +1,4 @@
-"""LoRA on routed experts: what PEFT is shown of a matrix that lies in NF4, and what it has trained for it."""
+"""LoRA on routed experts: a stand-in that PEFT can wrap for a matrix in NF4, and the LoRA that PEFT trains for it."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,13 @@ from torch.nn import functional as F
 
 
 class ExpertMatrix(nn.Linear):
-    """Stands for one matrix of one expert, so that PEFT can hang a LoRA on it; the values lie in NF4, `weight` is empty."""
+    """Stands for one matrix of one expert, so that PEFT can add a LoRA to it. The values are in NF4; `weight` is empty.
+
+    Args:
+        shape: (out, in) of the matrix.
+        device: Where PEFT puts the LoRA.
+        dtype: Type of the empty weight.
+    """
 
     def __init__(self, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
@@ -18,27 +24,34 @@ class ExpertMatrix(nn.Linear):
 
 
 class ExpertLora(NamedTuple):
-    """What PEFT trains for one matrix: `a` (r, in), `b` (out, r), and alpha / r."""
+    """The LoRA of one matrix: `a` (r, in), `b` (out, r), and the scale alpha / r."""
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
-
-    def added(self, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        """`result`, (rows, out), with the update for `x`, (rows, in), computed in the LoRA's own type."""
-        return result + (F.linear(F.linear(x.to(self.a.dtype), self.a), self.b) * self.scale).to(result.dtype)
 
 
 ExpertLoras = tuple[ExpertLora | None, ExpertLora | None]  # of an expert's up and down matrix
 
 
 def add_update(lora: ExpertLora | None, x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """`result` with the update of `lora`, if there is one."""
-    return lora.added(x, result) if lora else result
+    """Add a LoRA's update to a product.
+
+    Args:
+        lora: The LoRA; None adds nothing.
+        x: (rows, in), the input of the matrix.
+        result: (rows, out), the product of x and the frozen matrix.
+
+    Returns:
+        (rows, out) in `result`'s type; the update is computed in the LoRA's type.
+    """
+    if lora is None:
+        return result
+    return result + (F.linear(F.linear(x.to(lora.a.dtype), lora.a), lora.b) * lora.scale).to(result.dtype)
 
 
 def active_lora(matrix: nn.Module) -> ExpertLora | None:
-    """The active LoRA that PEFT has put around `matrix`, if any."""
+    """The active LoRA that PEFT has added to `matrix`; None without one, or while adapters are disabled."""
     if isinstance(matrix, ExpertMatrix) or matrix.disable_adapters:
         return None
     (name,) = [name for name in matrix.active_adapters if name in matrix.lora_A]

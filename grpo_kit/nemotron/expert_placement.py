@@ -86,7 +86,8 @@ def replace_experts(
     """Put tiered experts, still empty, in place of every `NemotronHExperts`: {module name: (what was there, they)}.
 
     `share_on_host` of the experts lie on the host (or on `host`, a second GPU), by `hits` where there are any (see
-    `layout`); `slots` of those can be on their way at once. `device` and `dtype` are the replaced parameters' own unless given.
+    `layout`); `slots` of those can be on their way at once. `device` and `dtype` are the replaced parameters' own
+    unless given.
     """
     there = {name: m for name, m in model.named_modules() if type(m).__name__ == "NemotronHExperts"}
     if not there:

@@ -1,9 +1,9 @@
 """Routed experts in NF4 and in tiers: most in the GPU's memory, the rest in host memory (or on a second GPU).
 
 Stands in for transformers' `NemotronHExperts`, which keeps a layer's experts as two 3-D parameters that bitsandbytes
-skips. Here an expert is one run of bytes (its up and its down matrix, `nf4`), so that bringing one over PCIe is one copy.
-Only experts that a batch hits are brought, on a side stream, while those at hand are being worked on. Nothing is kept
-in 16 bit: the forward pass writes a matrix into one reused buffer, or multiplies in 4 bit where rows are few; the
+skips. Here an expert is one run of bytes (its up and its down matrix, `nf4`), so that bringing one over PCIe is one
+copy. Only experts that a batch hits are brought, on a side stream, while those at hand are being worked on. Nothing is
+kept in 16 bit: the forward pass writes a matrix into one reused buffer, or multiplies in 4 bit where rows are few; the
 backward pass brings and dequantises again. A decoding step takes all experts at hand at once (`grouped`).
 
 Which experts stay on the host is decided by routing statistics: `hits` counts what real prompts choose, `layout` puts
@@ -102,7 +102,8 @@ class TieredExperts(nn.Module):
     """A layer's routed experts. Its bytes are no parameters: they are frozen, and `model.to()` must not move them.
 
     `place` decides where they lie; `write` fills one. Rows routed to each expert are counted in `hits`, int64
-    `(num_experts,)` on the CPU, while `counting` is on; `traffic` is [rows, rows to the host] since some expert lies there.
+    `(num_experts,)` on the CPU, while `counting` is on; `traffic` is [rows, rows to the host] since some expert lies
+    there.
     """
 
     def __init__(self, geometry: ExpertShape, num_experts: int, act: Callable, bench: Workbench) -> None:

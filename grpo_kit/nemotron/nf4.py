@@ -1,8 +1,13 @@
-"""One weight matrix in real 4 bit, as one run of bytes that can be moved, stored and multiplied with.
+"""One weight matrix in 4 bit, as one run of bytes that can be moved, stored and multiplied with.
 
-NF4 with double quantisation (QLoRA, arXiv:2305.14314, section 3): blocks of 64 values share a scale, and blocks of 256
-scales are themselves kept in 8 bit. 4.127 bits a value. bitsandbytes does the arithmetic; what is ours is the layout:
-packed values, 8-bit scales, their scales, their mean, one behind the other, so that a matrix is one copy over PCIe.
+The format is NF4 with double quantisation: blocks of 64 values share a scale, and blocks of 256 scales are stored in 8
+bit themselves, which makes 4.127 bits a value. bitsandbytes does the arithmetic. The layout is this file's: packed
+values, 8-bit scales, their scales and their mean follow one another, so that a matrix is a single copy over PCIe.
+
+bitsandbytes' private parts are used here only. Checked with bitsandbytes 0.50.2; `tests/nemotron/test_nf4.py` compares
+every result with bitsandbytes' public functions.
+
+Source: QLoRA, arXiv:2305.14314, section 3.
 """
 
 import functools
@@ -11,36 +16,51 @@ from typing import NamedTuple
 
 import torch
 
-# bitsandbytes says on import that it lacks a kernel for CPUs that nothing here asks for.
+# On import bitsandbytes warns that it lacks a CPU kernel which is not used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
 )
 import bitsandbytes  # noqa: E402
 from bitsandbytes import functional as bnb  # noqa: E402
 
-BLOCK, NESTED = 64, 256  # values a scale, scales a nested scale
-ALIGN = 16  # bytes; float32 views need 4, the packed values are read 16 at a time
+BLOCK, NESTED = 64, 256  # values per scale, scales per nested scale
+ALIGN = 16  # bytes; float32 views need 4, and the packed values are read 16 at a time
 
 
 class Nf4(NamedTuple):
-    """Views into a matrix's bytes: what bitsandbytes' 4-bit operators take."""
+    """A matrix as views into its bytes, in the form that bitsandbytes' 4-bit operators take."""
 
     packed: torch.Tensor  # (values / 2, 1) uint8
-    absmax: torch.Tensor  # (values / 64,) uint8
-    nested: torch.Tensor  # (values / 64 / 256,) float32
-    offset: torch.Tensor  # () float32
+    absmax: torch.Tensor  # (values / 64,) uint8: the scales' codes
+    nested: torch.Tensor  # (values / 64 / 256,) float32: the scales of the codes
+    offset: torch.Tensor  # () float32: the scales' mean
     shape: tuple[int, int]  # (out, in)
 
 
 def packed_nbytes(shape: tuple[int, int]) -> int:
-    """Bytes of a matrix of `shape` (out, in) in this layout. Raises ValueError unless blocks of 64 fill it."""
+    """Bytes that a matrix of `shape` (out, in) takes in this layout.
+
+    Raises:
+        ValueError: The number of values is not a multiple of 64.
+    """
     return section_offsets(shape)[-1]
 
 
 def pack_matrix(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-    """The bytes, `(nbytes,)` uint8, of a 2-D floating-point `weight` (out, in), on its device or into `into`."""
+    """Quantise a matrix.
+
+    Args:
+        weight: (out, in) floating-point.
+        into: (packed_nbytes,) uint8 that receives the bytes; None allocates it on the weight's device.
+
+    Returns:
+        The bytes, (packed_nbytes,) uint8.
+
+    Raises:
+        ValueError: The number of values is not a multiple of 64.
+    """
     shape = tuple(weight.shape)
-    if into is None:  # zeros: what lies between the sections is part of the bytes
+    if into is None:  # zeros, because the gaps between the sections belong to the bytes that are stored
         into = torch.zeros(packed_nbytes(shape), dtype=torch.uint8, device=weight.device)
     packed, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
     target = unpack_matrix(into, shape)
@@ -52,20 +72,20 @@ def pack_matrix(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch
 
 
 def unpack_matrix(data: torch.Tensor, shape: tuple[int, int]) -> Nf4:
-    """Views into `data`, bytes that `pack` made of a matrix of `shape`; nothing is copied."""
-    a, b, c, d, end = section_offsets(shape)
+    """Views into `data`, the bytes that `pack_matrix` made of a matrix of `shape` (out, in). Nothing is copied."""
+    packed_at, absmax_at, nested_at, offset_at, _ = section_offsets(shape)
     blocks = shape[0] * shape[1] // BLOCK
     return Nf4(
-        packed=data[a : a + blocks * BLOCK // 2].view(-1, 1),
-        absmax=data[b : b + blocks],
-        nested=data[c : c + 4 * -(-blocks // NESTED)].view(torch.float32),
-        offset=data[d : d + 4].view(torch.float32)[0],
+        packed=data[packed_at : packed_at + blocks * BLOCK // 2].view(-1, 1),
+        absmax=data[absmax_at : absmax_at + blocks],
+        nested=data[nested_at : nested_at + 4 * -(-blocks // NESTED)].view(torch.float32),
+        offset=data[offset_at : offset_at + 4].view(torch.float32)[0],
         shape=shape,
     )
 
 
 def dequantise_matrix(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
-    """Write the matrix into `out`, (out, in) in any floating-point type, and return it."""
+    """Write the matrix's values into `out`, (out, in) of any floating-point type, and return `out`."""
     scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
         matrix.absmax, matrix.nested, scale_values(out.device), NESTED, torch.float32
     )
@@ -74,14 +94,23 @@ def dequantise_matrix(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
     if out.is_cuda:
         operator.out(matrix.packed, scales, BLOCK, "nf4", matrix.shape, out.dtype, out=out)
         return out
-    # On the CPU bitsandbytes 0.50.2 has no in-place form, and takes wrong scales where a row is no multiple of 64 long:
-    # as rows of one block each it gets every matrix right.
-    rows = (matrix.packed.numel() * 2 // BLOCK, BLOCK)
-    return out.copy_(operator.default(matrix.packed, scales, BLOCK, "nf4", rows, out.dtype).view(matrix.shape))
+    # On a CPU bitsandbytes 0.50.2 has no in-place operator. Some of its CPU kernels also take wrong scales when a row
+    # is not a multiple of 64 values long. As rows of exactly one block every matrix comes out right.
+    one_block_rows = (matrix.packed.numel() * 2 // BLOCK, BLOCK)
+    values = operator.default(matrix.packed, scales, BLOCK, "nf4", one_block_rows, out.dtype)
+    return out.copy_(values.view(matrix.shape))
 
 
 def multiply_rows(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
-    """`x @ W.T` for a few rows of x, (rows, in); on CUDA by the fused 4-bit product, without W in 16 bit. No gradient."""
+    """`x @ W.T` for a few rows, without a gradient. CUDA uses the fused 4-bit product and never stores W in 16 bit.
+
+    Args:
+        x: (rows, in) floating-point.
+        matrix: W, (out, in).
+
+    Returns:
+        (rows, out) in x's type.
+    """
     if not x.is_cuda:
         return torch.nn.functional.linear(x, dequantise_matrix(matrix, x.new_empty(matrix.shape)))
     return torch.ops.bitsandbytes.gemm_4bit.default(
@@ -91,12 +120,18 @@ def multiply_rows(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
 
 
 def is_4bit_linear(module: torch.nn.Module) -> bool:
-    """Whether it is bitsandbytes' 4-bit linear layer."""
+    """Whether the module is bitsandbytes' 4-bit linear layer."""
     return isinstance(module, bitsandbytes.nn.Linear4bit)
 
 
 def set_4bit_weight(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dtype) -> None:
-    """Give a `Linear4bit` the weight whose bytes are `data`, to be computed with in `dtype`; nothing is copied."""
+    """Give a `Linear4bit` the weight with the bytes `data`. Nothing is copied.
+
+    Args:
+        module: bitsandbytes' 4-bit linear layer.
+        data: The bytes of an (out_features, in_features) matrix, as `pack_matrix` makes them.
+        dtype: The type to compute with.
+    """
     shape, device = (module.out_features, module.in_features), data.device
     matrix = unpack_matrix(data, shape)
     scales = bnb.QuantState(matrix.nested, code=scale_values(device), blocksize=NESTED, dtype=torch.float32)
@@ -108,30 +143,48 @@ def set_4bit_weight(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dt
         quant_storage=torch.uint8, module=module, bnb_quantized=True,
     )  # fmt: skip
     module.quant_state = state
-    module.support_avx512bf16_for_cpu = False  # that path rounds to bf16 and refuses sizes not of 32
+    disable_bf16_path(module)
+
+
+def disable_bf16_path(model: torch.nn.Module) -> None:
+    """Switch off bitsandbytes' path for CPUs with AVX-512, which rounds to bf16 and needs multiples of 32 as sizes."""
+    for module in model.modules():
+        if is_4bit_linear(module):
+            module.support_avx512bf16_for_cpu = False
 
 
 @functools.cache
 def lookup_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 256 values that 8-bit scales stand for, and the 16 that packed ones do; float32, one copy a device."""
+    """(the 256 values of the scales' 8-bit codes, the 16 values of the packed codes), float32, kept once per device."""
     return bnb.create_dynamic_map().to(device), bnb.get_4bit_type("nf4", device)
 
 
 def scale_values(device: torch.device) -> torch.Tensor:
-    """The 256 values that 8-bit scales stand for, float32."""
+    """(256,) float32: the values of the scales' 8-bit codes."""
     return lookup_tables(device)[0]
 
 
 def section_offsets(shape: tuple[int, int]) -> tuple[int, ...]:
-    """Where the bytes of a matrix of `shape` have their four sections, in the order of `Nf4`, and where they end."""
+    """Where the four sections of a matrix's bytes begin, in the order of `Nf4`, and where the last one ends.
+
+    Args:
+        shape: (out, in).
+
+    Returns:
+        Five byte offsets, multiples of 16.
+
+    Raises:
+        ValueError: The number of values is not a multiple of 64.
+    """
     values = shape[0] * shape[1]
     if values % BLOCK:
         raise ValueError(
-            f"A {shape[0]} x {shape[1]} matrix has {values} values; NF4 needs whole blocks of {BLOCK}. Keep it in 16 bit."
+            f"A {shape[0]} x {shape[1]} matrix has {values} values; NF4 needs whole blocks of {BLOCK}. "
+            "Keep it in 16 bit."
         )
     sizes = (values // 2, values // BLOCK, 4 * -(-values // BLOCK // NESTED), 4)
-    at, offsets = 0, []
+    end, offsets = 0, []
     for size in sizes:
-        offsets.append(at)
-        at += -(-size // ALIGN) * ALIGN
-    return (*offsets, at)
+        offsets.append(end)
+        end += -(-size // ALIGN) * ALIGN
+    return (*offsets, end)

@@ -1,8 +1,8 @@
-"""An NF4 checkpoint, and how it becomes a model: bytes go straight where they will lie, experts into their tiers.
+"""An NF4 checkpoint on disk, and the model that is loaded from it without ever holding a quantised matrix in 16 bit.
 
-A folder that `convert` made: `nf4.json`, part files with every quantised matrix as one run of bytes (`nf4`), and what stands
-beside a published model. Which matrices are quantised is transformers' own rule for bitsandbytes (every linear layer but
-the head), and the routed experts, which that rule leaves out. No quantised matrix exists in 16 bit on the way.
+The folder is made by `convert_to_nf4`. It holds `nf4.json`, part files with each quantised matrix as one run of bytes
+(see nf4.py), and the small files of the published model. Quantised are all linear layers except the head, which is
+transformers' own rule for bitsandbytes, and the routed experts, which that rule leaves out.
 """
 
 import json
@@ -20,53 +20,75 @@ from grpo_kit.nemotron.experts import TieredExperts
 from grpo_kit.runs.files import hash_of
 
 FORMAT, MANIFEST, SUFFIX = 1, "nf4.json", ".nf4"
-AGAIN = "Copy it again, or convert again: only what is missing is redone."
-# Kept in float32 whatever the rest is: differences between router biases are lost in 16 bit; the others are tiny.
+REMEDY = "Copy it again, or convert again: only what is missing is redone."
+# Always in float32: in 16 bit the router biases lose their differences; the other tensors are tiny.
 KEPT_IN_FLOAT32 = ("e_score_correction_bias", "gate.weight", "A_log", "mixer.D", "dt_bias")
 TensorSpecs = dict[str, tuple[tuple[int, ...], torch.dtype | None]]  # {name: (shape, dtype, or None for NF4)}
 
 
 def is_nf4_checkpoint(folder: str | Path) -> bool:
-    """Whether `folder` is what `convert` makes, finished or not."""
+    """Whether `convert_to_nf4` made this folder, finished or not."""
     return Path(folder, MANIFEST).is_file()
 
 
 def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:
-    """What `nf4.json` says, once each part is there in its recorded size, and with its sha256 when asked (a minute).
+    """Check that all parts of an NF4 checkpoint have their recorded size.
 
-    Raises FileNotFoundError when `folder` is no NF4 checkpoint, ValueError when it is unfinished, damaged or of
-    another format.
+    Args:
+        folder: The NF4 checkpoint.
+        check_hashes: Also compare each part's sha256, which takes a minute for the 30B.
+
+    Returns:
+        The content of `nf4.json`.
+
+    Raises:
+        FileNotFoundError: `folder` is not an NF4 checkpoint.
+        ValueError: It is unfinished, damaged or of another format.
     """
     folder = Path(folder)
     if not is_nf4_checkpoint(folder):
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}; an NF4 checkpoint does. Make one with convert.")
-    notes = read_manifest(folder)
-    if notes["format"] != FORMAT:
-        raise ValueError(f"{folder} is of format {notes['format']}; this version reads {FORMAT}. Convert again.")
-    if (done := len(notes["parts"])) < notes["count"]:
-        raise ValueError(f"{folder} holds {done} of {notes['count']} parts; all are needed. Let convert finish it.")
-    for part, note in notes["parts"].items():
-        if not is_part_intact(folder / part, note, check_hashes):
-            raise ValueError(f"{folder / part} is not what was written (or missing). {AGAIN}")
-    return notes
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST}; an NF4 checkpoint does. Make one with convert_to_nf4.")
+    manifest = read_manifest(folder)
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{folder} is of format {manifest['format']}; this version reads {FORMAT}. Convert again.")
+    if (done := len(manifest["parts"])) < manifest["count"]:
+        raise ValueError(
+            f"{folder} holds {done} of {manifest['count']} parts; all are needed. Let the conversion finish."
+        )
+    for part, record in manifest["parts"].items():
+        if not is_part_intact(folder / part, record, check_hashes):
+            raise ValueError(f"{folder / part} is not what was written, or is missing. {REMEDY}")
+    return manifest
 
 
 def load_nf4_model(
     folder: str | Path, device: str | torch.device, experts_on_host: float = 0.0, slots: int = 8,
     check_hashes: bool = False, hits: torch.Tensor | None = None, host: torch.device | None = None,
 ) -> Any:  # fmt: skip
-    """The model in `folder`, an NF4 checkpoint, on `device`, for evaluation: a 4-bit `NemotronHForCausalLM`.
+    """Load the model of an NF4 checkpoint in evaluation mode.
 
-    `experts_on_host` in [0, 1] is the share of the routed experts that lie in host memory (or on `host`, a second GPU), the
-    coldest by `hits` or else the last of each layer; `slots` of them can be on their way at once. transformers, PEFT and
-    TRL take it for a model that was loaded with a `BitsAndBytesConfig`. Raises what `verify` raises, and ValueError when a
-    tensor is missing or does not fit.
+    transformers, PEFT and TRL treat it like a model that was loaded with a `BitsAndBytesConfig`.
+
+    Args:
+        folder: The NF4 checkpoint.
+        device: Where the model goes.
+        experts_on_host: Share in [0, 1] of the routed experts that stay in host memory.
+        slots: How many of those experts can be on their way to the device at once.
+        check_hashes: Also compare each part's sha256.
+        hits: int64 (layers, experts) routing counts; the least used experts go to the host. None: each layer's last.
+        host: Device for the experts "on the host", for example a second GPU. None: host memory.
+
+    Returns:
+        A `NemotronHForCausalLM` in 4 bit.
+
+    Raises:
+        FileNotFoundError: `folder` is not an NF4 checkpoint.
+        ValueError: It is unfinished, damaged, of another format, or lacks a tensor.
     """
     folder = Path(folder)
-    notes = verify_checkpoint(folder, check_hashes)
-    model = assemble_model(
-        folder, getattr(torch, notes["dtype"]), _stored(folder, notes), device, experts_on_host, slots, hits, host
-    )
+    manifest = verify_checkpoint(folder, check_hashes)
+    dtype, tensors = getattr(torch, manifest["dtype"]), _read_parts(folder, manifest)
+    model = assemble_model(folder, dtype, tensors, device, experts_on_host, slots, hits, host)
     model.config.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
@@ -79,45 +101,53 @@ def assemble_model(
     folder: Path, dtype: torch.dtype, tensors: Iterable[tuple[Path, str, torch.Tensor]], device: str | torch.device,
     experts_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None, host: torch.device | None = None,
 ) -> Any:  # fmt: skip
-    """The 4-bit model of which `folder` holds the config.json, made of `tensors`: (where it is from, name, value).
+    """Build the 4-bit model that a config.json describes out of single tensors.
 
-    Names and shapes are those of `wanted_tensors`; a quantised matrix is the bytes that `nf4.pack` makes. Raises ValueError
-    when one is missing or does not fit, naming where it is from.
+    Args:
+        folder: Holds the config.json.
+        dtype: The type of the tensors that are not quantised.
+        tensors: (source for messages, name, value), with names and shapes as in `list_model_tensors`. A quantised
+            matrix comes as the bytes of `nf4.pack_matrix`.
+        device, experts_on_host, slots, hits, host: As in `load_nf4_model`.
+
+    Returns:
+        A `NemotronHForCausalLM` in 4 bit, in evaluation mode.
+
+    Raises:
+        ValueError: A tensor is missing or does not fit; the message names its source.
     """
     device = torch.device(device)
     model, quantizer = build_skeleton(folder, dtype)
-    wanted = list_model_tensors(model, dtype)
-    rows = _matrices(expert_placement.replace_experts(model, experts_on_host, hits, slots, device, dtype, host))
-    missing = dict.fromkeys(wanted)
-    for origin, name, tensor in tensors:
+    specs = list_model_tensors(model, dtype)
+    layers = expert_placement.replace_experts(model, experts_on_host, hits, slots, device, dtype, host)
+    expert_bytes = _map_expert_bytes(layers)
+    missing = dict.fromkeys(specs)
+    for source, name, tensor in tensors:
         try:
-            _put(model, name, tensor, wanted[name], rows, device, dtype)
+            _set_tensor(model, name, tensor, specs[name], expert_bytes, device, dtype)
         except LookupError as error:
-            raise ValueError(f"{origin} is damaged ({shorten_error(error)}). {AGAIN}") from None
+            raise ValueError(f"{source} is damaged ({shorten_error(error)}). {REMEDY}") from None
         missing.pop(name, None)
     model.tie_weights()
-    left = [*missing, *(n for n, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta)]
-    if left:
-        raise ValueError(f"{folder} lacks {left[0]}, which its config.json calls for. Convert into another folder.")
+    on_meta = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
+    if lacking := [*missing, *on_meta]:
+        raise ValueError(f"{folder} lacks {lacking[0]}, which its config.json calls for. Convert into another folder.")
     quantizer.postprocess_model(model)
     model.hf_quantizer = quantizer
     patches.prepare_model(model)
     return model.eval()
 
 
-def _stored(folder: Path, notes: dict[str, Any]) -> Iterator[tuple[Path, str, torch.Tensor]]:
-    """(part, name, value) of everything in the checkpoint. Raises ValueError for a part that cannot be read."""
-    for part in notes["parts"]:
-        try:
-            with safe_open(folder / part, "pt") as file:
-                for stored in file.keys():  # noqa: SIM118 (no mapping)
-                    yield folder / part, stored.removesuffix(SUFFIX), file.get_tensor(stored)
-        except SafetensorError as error:
-            raise ValueError(f"{folder / part} is damaged ({shorten_error(error)}). {AGAIN}") from None
-
-
 def build_skeleton(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """(model on the meta device with 4-bit linear layers, transformers' quantizer). No code of the checkpoint is run."""
+    """The model without weights, as config.json describes it. No code of the checkpoint runs.
+
+    Args:
+        folder: Holds the config.json.
+        dtype: The type of the tensors that are not quantised, and of the computation.
+
+    Returns:
+        (model on the meta device with 4-bit linear layers, transformers' quantizer).
+    """
     from transformers import BitsAndBytesConfig, NemotronHConfig, NemotronHForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
@@ -134,69 +164,90 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def list_model_tensors(model: Any, dtype: torch.dtype) -> TensorSpecs:
-    """Every tensor the model is made of, routed experts one matrix each as they are published."""
-    wanted: TensorSpecs = {}
+    """Shape and type of every tensor of a skeleton, with routed experts as single matrices, as they are published.
+
+    Args:
+        model: What `build_skeleton` returns.
+        dtype: The type of the tensors that are not quantised.
+
+    Raises:
+        ValueError: A matrix cannot be quantised because its size is not a multiple of 64.
+    """
+    specs: TensorSpecs = {}
     for name, module in model.named_modules():
         if nf4.is_4bit_linear(module):
-            wanted[f"{name}.weight"] = ((module.out_features, module.in_features), None)
+            specs[f"{name}.weight"] = ((module.out_features, module.in_features), None)
         elif type(module).__name__ == "NemotronHExperts":
             for expert in range(module.up_proj.shape[0]):
                 for matrix in ("up_proj", "down_proj"):
-                    wanted[f"{name}.{expert}.{matrix}.weight"] = (tuple(getattr(module, matrix).shape[1:]), None)
+                    specs[f"{name}.{expert}.{matrix}.weight"] = (tuple(getattr(module, matrix).shape[1:]), None)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in wanted and not name.endswith(("experts.up_proj", "experts.down_proj")):
-            wanted[name] = (tuple(value.shape), torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype)
-    for shape, kind in wanted.values():
-        stored_nbytes(shape, kind)  # a matrix that cannot be packed is refused now, not after ten shards
-    return wanted
+        if name not in specs and not name.endswith(("experts.up_proj", "experts.down_proj")):
+            specs[name] = (tuple(value.shape), torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype)
+    for shape, tensor_dtype in specs.values():
+        stored_nbytes(shape, tensor_dtype)  # refuse a matrix that cannot be quantised now, not after ten shards
+    return specs
 
 
 def stored_nbytes(shape: tuple[int, ...], dtype: torch.dtype | None) -> int:
+    """Bytes of a stored tensor of `shape`; `dtype` None means NF4."""
     return math.prod(shape) * dtype.itemsize if dtype else nf4.packed_nbytes(shape)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `nf4.json`. Raises ValueError if it is not JSON."""
     try:
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(f"{folder / MANIFEST} is no JSON; it is damaged. {AGAIN}") from None
+        raise ValueError(f"{folder / MANIFEST} is not JSON; it is damaged. {REMEDY}") from None
 
 
-def is_part_intact(path: Path, note: dict[str, Any], check_hash: bool) -> bool:
-    if not path.is_file() or path.stat().st_size != note["bytes"]:
+def is_part_intact(path: Path, record: dict[str, Any], check_hash: bool) -> bool:
+    """Whether a part file has the size, and if `check_hash` the sha256, that `nf4.json` records."""
+    if not path.is_file() or path.stat().st_size != record["bytes"]:
         return False
-    return not check_hash or hash_of(path) == note["sha256"]
+    return not check_hash or hash_of(path) == record["sha256"]
 
 
-def _matrices(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str, torch.Tensor]:
-    """{name of an expert's matrix: where its bytes go}."""
-    rows = {}
+def _read_parts(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """(part, tensor's name, value) of everything in the checkpoint. Raises ValueError for a damaged part."""
+    for part in manifest["parts"]:
+        try:
+            with safe_open(folder / part, "pt") as file:
+                for stored_name in file.keys():  # noqa: SIM118 (not a mapping)
+                    yield folder / part, stored_name.removesuffix(SUFFIX), file.get_tensor(stored_name)
+        except SafetensorError as error:
+            raise ValueError(f"{folder / part} is damaged ({shorten_error(error)}). {REMEDY}") from None
+
+
+def _map_expert_bytes(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str, torch.Tensor]:
+    """{name of an expert's matrix: view of the bytes where it belongs}."""
+    views = {}
     for name, (_, tiered) in layers.items():
         middle = nf4.packed_nbytes(tiered.geometry.up)
         for expert, row in enumerate(tiered.rows):
-            rows[f"{name}.{expert}.up_proj.weight"] = row[:middle]
-            rows[f"{name}.{expert}.down_proj.weight"] = row[middle:]
-    return rows
+            views[f"{name}.{expert}.up_proj.weight"] = row[:middle]
+            views[f"{name}.{expert}.down_proj.weight"] = row[middle:]
+    return views
 
 
-def _put(
-    model: Any, name: str, tensor: torch.Tensor, wanted: tuple[tuple[int, ...], torch.dtype | None],
-    rows: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype,
+def _set_tensor(
+    model: Any, name: str, tensor: torch.Tensor, spec: tuple[tuple[int, ...], torch.dtype | None],
+    expert_bytes: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """Lay one stored tensor where it belongs. Raises LookupError when it does not fit there."""
-    shape, kind = wanted
-    expected = (shape, kind) if kind else ((nf4.packed_nbytes(shape),), torch.uint8)
+    """Put one stored tensor where it belongs in the model. Raises LookupError if it does not fit there."""
+    shape, tensor_dtype = spec
+    expected = (shape, tensor_dtype) if tensor_dtype else ((nf4.packed_nbytes(shape),), torch.uint8)
     if (tuple(tensor.shape), tensor.dtype) != expected:
         raise LookupError(f"{name} is {tuple(tensor.shape)} of {tensor.dtype}")
-    if name in rows:
-        rows[name].copy_(tensor)
+    if name in expert_bytes:
+        expert_bytes[name].copy_(tensor)
         return
     owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-    data = tensor.to(device, copy=True)  # on a CPU too: the file is free to go
-    if kind is not None:
-        if leaf in owner._buffers:
-            owner._buffers[leaf] = data
-        else:
-            owner._parameters[leaf] = torch.nn.Parameter(data, requires_grad=False)
-        return
-    nf4.set_4bit_weight(owner, data, dtype)
+    data = tensor.to(device, copy=True)  # a copy on a CPU too, so that the file can be closed and deleted
+    if tensor_dtype is None:
+        nf4.set_4bit_weight(owner, data, dtype)
+    elif leaf in owner._buffers:
+        owner._buffers[leaf] = data
+    else:
+        owner._parameters[leaf] = torch.nn.Parameter(data, requires_grad=False)

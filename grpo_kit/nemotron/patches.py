@@ -1,14 +1,16 @@
-"""What every Nemotron-H needs before it can be trusted, whatever its size.
+"""Corrections that every Nemotron-H of transformers 5.23 needs before its results can be trusted, whatever its size.
 
-One place for facts about the architecture as transformers 5.23 implements it, so that a change there is noticed here
-(`tests/test_nemotron_h.py`) and nowhere else.
+All private names of transformers' Nemotron-H that are patched are in this file; `tests/nemotron/test_patches.py` fails
+when transformers moves one of them.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 
-def prepare_model(model) -> None:
-    """Everything below that a loaded Nemotron-H of this type needs; once per model."""
+def prepare_model(model: Any) -> None:
+    """Apply every correction in this file that a loaded Nemotron-H of this type needs. Call it once per model."""
     import torch
 
     fix_time_step_limit(model)
@@ -19,12 +21,16 @@ def prepare_model(model) -> None:
         keep_residual_in_float32(model)
 
 
-def fix_time_step_limit(model) -> int:
-    """Let sampling and training see the same model: set every Mamba mixer's limit to (0, inf); returns how many.
+def fix_time_step_limit(model: Any) -> int:
+    """Set every Mamba mixer's time-step limit to (0, inf), so that sampling and training see the same model.
 
-    transformers takes the lower limit from `time_step_min` (0.001) and applies it in the chunked scan only, which
+    transformers takes the lower limit from `time_step_min` (0.001) and applies it only in the chunked scan, which
     training uses, and not in the one-token update, which sampling uses. The published model has no lower limit
-    (`time_step_limit` is (0, inf) in its config), so the clamp makes GRPO's sampled and trained log-probs disagree.
+    (`time_step_limit` is (0, inf) in its config). With the limit, GRPO's log-probabilities in sampling and training
+    disagree.
+
+    Returns:
+        The number of mixers.
     """
     mixers = [module for module in model.modules() if hasattr(module, "time_step_limit")]
     for mixer in mixers:
@@ -33,11 +39,11 @@ def fix_time_step_limit(model) -> int:
 
 
 def route_through_out_proj() -> None:
-    """Make every Mamba mixer call its `out_proj` as a module, so that a LoRA or 4-bit weight there is used.
+    """Make every Mamba mixer call its `out_proj` as a module, so that a LoRA or a 4-bit weight there is used.
 
-    Where `mamba_ssm` is installed, training hands `out_proj.weight` to a fused kernel: a LoRA on it never sees a
-    gradient (all 23 lora_B stay 0), and a packed weight is read as if it were numbers. Refusing that kernel leaves the
-    others. Patched is the name that transformers 5.23's forward looks up.
+    Where `mamba_ssm` is installed, training passes `out_proj.weight` to a fused kernel. A LoRA on `out_proj` then gets
+    no gradient (all 23 lora_B stay 0), and a packed weight is read as if it were plain numbers. This disables that
+    kernel by the name that the forward pass looks up; the other kernels stay.
     """
     from transformers.models.nemotron_h import modeling_nemotron_h
 
@@ -45,10 +51,11 @@ def route_through_out_proj() -> None:
 
 
 def keep_scan_out_of_autocast() -> None:
-    """Let the state-space scan do its sums in float32 under mixed precision.
+    """Compute the state-space scan in float32 under mixed precision too.
 
-    It upcasts its inputs, but `torch.autocast` casts the products inside back to 16 bit: 5 to 20 % error in the output
-    where 0.15 % is what 16-bit weights cost. Patched are the names that transformers 5.23's forward looks up.
+    The scan converts its inputs to float32, but `torch.autocast` converts the products inside back to 16 bit. The
+    output is then off by 5 to 20 %, where 16-bit weights alone cost 0.15 %. Patches the names that the forward pass
+    looks up.
     """
     from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
@@ -58,11 +65,14 @@ def keep_scan_out_of_autocast() -> None:
             setattr(modeling, name, _outside_autocast(scan))
 
 
-def keep_routers_out_of_autocast(model) -> int:
-    """Let routers choose in float32 under mixed precision too; returns how many there are.
+def keep_routers_out_of_autocast(model: Any) -> int:
+    """Let routers choose experts in float32 under mixed precision too.
 
-    They upcast, and `torch.autocast` would cast their product back to 16 bit, where the published correction biases, of
-    about 2^6 with differences below 2^-2, no longer tell experts apart.
+    They convert their inputs to float32, but `torch.autocast` would convert their product back to 16 bit. The published
+    correction biases are about 2^6 with differences below 2^-2, so in 16 bit experts could not be told apart.
+
+    Returns:
+        The number of routers.
     """
     routers = [module for module in model.modules() if type(module).__name__ == "NemotronHTopkRouter"]
     for router in routers:
@@ -71,28 +81,30 @@ def keep_routers_out_of_autocast(model) -> int:
     return len(routers)
 
 
-def _outside_autocast(scan):
+def keep_residual_in_float32(model: Any) -> None:
+    """Sum the layers' outputs in float32 between 16-bit layers, so that 52 sums do not round 52 times.
+
+    Two hooks do this: the embeddings come out in float32, and the last norm gives the head its own type. Each block
+    casts
+    its input by itself.
+    """
+    base = model.get_submodule(model.base_model_prefix)
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())
+    base.norm_f.register_forward_hook(lambda module, args, output: output.to(model.lm_head.weight.dtype))
+
+
+def _outside_autocast(function: Callable) -> Callable:
+    """`function`, called with autocast off on the device of its first argument."""
     import torch
 
-    @functools.wraps(scan)
+    @functools.wraps(function)
     def wrapped(hidden_states, *args, **kwargs):
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return scan(hidden_states, *args, **kwargs)
+            return function(hidden_states, *args, **kwargs)
 
     wrapped._outside_autocast = True
     return wrapped
 
 
-def keep_residual_in_float32(model) -> None:
-    """Add up the layers' outputs in float32 between 16-bit layers, so that 52 sums do not round 52 times.
-
-    Hooks on both ends: embeddings come out in float32, the last norm gives the head its own type. Each block casts
-    what it reads by itself.
-    """
-    base = model.get_submodule(model.base_model_prefix)
-    model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.float())
-    base.norm_f.register_forward_hook(lambda module, args, out: out.to(model.lm_head.weight.dtype))
-
-
 def _no_fused_kernel(*args, **kwargs):
-    return None  # "not available": the caller goes on step by step
+    return None  # means "not available": the caller goes on step by step

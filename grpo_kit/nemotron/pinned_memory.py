@@ -1,8 +1,8 @@
-"""Host memory that a GPU can read by itself: page-locked, and not a byte more than asked for.
+"""Page-locked host memory, which a GPU can read by itself, of exactly the size that is needed.
 
-PyTorch's own pinned memory comes in powers of two: a layer's 39 experts of 4.9 MiB take 256 MiB instead of 191. On a
-machine with 12 GB of memory that is the difference between fitting and not. Ordinary memory registered with CUDA is as
-fast, and PyTorch takes it for pinned, since it asks the driver.
+PyTorch rounds its own pinned memory up to powers of two: 39 experts of 4.9 MiB take 256 MiB instead of 191. On a
+machine with 12 GB of memory this decides whether a model fits. Ordinary memory that is registered with CUDA is as fast,
+and PyTorch treats it as pinned, because it asks the driver.
 """
 
 import contextlib
@@ -14,25 +14,32 @@ import torch
 
 
 def allocate_pinned(rows: int, nbytes: int) -> torch.Tensor:
-    """(rows, nbytes) uint8 in page-locked host memory, unregistered when the last tensor on it is gone.
+    """Allocate page-locked host memory. It is unregistered when the last tensor that uses it is gone.
 
-    Falls back to PyTorch's pinned memory, rounded up, where the driver refuses to register.
+    Falls back to PyTorch's pinned memory, with its rounding, where the driver refuses to register memory.
+
+    Args:
+        rows: Number of rows.
+        nbytes: Bytes of each row.
+
+    Returns:
+        (rows, nbytes) uint8, not initialised.
     """
     size = rows * nbytes
     if not size:
         return torch.empty((rows, nbytes), dtype=torch.uint8)
     raw = numpy.empty(size + mmap.PAGESIZE, dtype=numpy.uint8)
-    start = -raw.ctypes.data % mmap.PAGESIZE  # a page that two blocks share could be registered only once
+    start = -raw.ctypes.data % mmap.PAGESIZE  # whole pages, because a page that two blocks share can be registered once
     data, cuda = torch.from_numpy(raw[start : start + size]), torch.cuda.cudart()
     if cuda.cudaHostRegister(data.data_ptr(), size, 0) != cuda.cudaError.success:
-        with contextlib.suppress(RuntimeError):  # CUDA raises a refusal again at the next launch; let it be this one
+        with contextlib.suppress(RuntimeError):  # CUDA reports a refusal again at the next launch: at this one
             torch.zeros(1, device="cuda")
         return torch.empty((rows, nbytes), dtype=torch.uint8, pin_memory=True)
-    # NumPy calls this before it frees the memory. At the end of the process the driver cleans up by itself.
+    # NumPy runs this before it frees the memory. At the end of the process the driver cleans up by itself.
     weakref.finalize(raw, _unregister, data.data_ptr()).atexit = False
     return data.view(rows, nbytes)
 
 
 def _unregister(pointer: int) -> None:
-    torch.cuda.synchronize()  # no copy from it may be under way
+    torch.cuda.synchronize()  # no copy from this memory may be running
     torch.cuda.cudart().cudaHostUnregister(pointer)

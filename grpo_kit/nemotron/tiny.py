@@ -1,7 +1,7 @@
 """The embedded policy `tiny`: where its files are, and the sums and differences it was trained on.
 
-It is a Nemotron-H with every part of Nemotron-3-Nano (Mamba-2, attention, routed experts with a shared one, an untied head,
-a chat template that opens `<think>`) in half a million parameters, so the whole workflow runs on a laptop's CPU.
+It is a Nemotron-H with every part of Nemotron-3-Nano (Mamba-2, attention, routed experts with a shared one, an untied
+head, a chat template that opens `<think>`) in half a million parameters, so the whole workflow runs on a laptop's CPU.
 `scripts/make_tiny_policy.py` makes the weights and says what they were taught.
 """
 

@@ -314,7 +314,9 @@ def test_a_damaged_shard_is_named_and_what_was_done_is_kept(source, converted, t
     out, path = tmp_path / "nf4", shard(source, 2)
     good = path.read_bytes()
     path.write_bytes(damage(good))
-    with pytest.raises(ValueError, match=f"{path.name} is damaged.*Fetch it and call again; parts done are kept"):
+    with pytest.raises(
+        ValueError, match=f"{path.name} is damaged.*Download it and call again; finished parts are kept"
+    ):
         convert.convert_to_nf4(source, out, "float32")
     assert recorded(out) == [p.name for p in out.glob("*.safetensors")] and len(recorded(out)) == 1
     path.write_bytes(good)
@@ -373,7 +375,7 @@ def test_a_part_that_lacks_a_tensor_does_not_load_half_a_model(converted, tmp_pa
 
 def test_scales_of_a_checkpoint_that_is_quantised_already_are_not_ignored(source, tmp_path):
     change(shard(source, 2), lambda tensors: tensors.update({"backbone.layers.1.mixer.weight_scale": torch.ones(1)}))
-    with pytest.raises(ValueError, match="holds model.layers.1.mixer.weight_scale, which has no place"):
+    with pytest.raises(ValueError, match="holds model.layers.1.mixer.weight_scale, which is not in this model"):
         convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
@@ -526,7 +528,7 @@ def test_the_room_for_a_shard_on_its_way_is_counted(hub, published, tmp_path, mo
 
 
 def test_a_name_that_neither_folder_nor_hub_knows(hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match="'nvidia/nothing' could not be had.*HF_TOKEN"):
+    with pytest.raises(FileNotFoundError, match="'nvidia/nothing' was not found.*HF_TOKEN"):
         convert.convert_to_nf4("nvidia/nothing", tmp_path / "nf4")
 
 
@@ -535,7 +537,7 @@ def test_a_name_that_neither_folder_nor_hub_knows(hub, tmp_path):
 
 def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty holds no config.json"):
+    with pytest.raises(FileNotFoundError, match="empty has no config.json"):
         convert.convert_to_nf4(tmp_path / "empty", tmp_path / "nf4")
     shutil.copy(converted / "config.json", tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="model.safetensors is not in"):
@@ -550,8 +552,8 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
     [
         ('{"model_type": "qwen3"}', "is a 'qwen3'"),
         ("{}", "is a None"),
-        ("[1]", "no JSON object"),
-        ("{", "no JSON object"),
+        ("[1]", "not a JSON object"),
+        ("{", "not a JSON object"),
     ],
 )
 def test_a_config_that_is_no_nemotron_h(source, tmp_path, text, says):
@@ -564,7 +566,7 @@ def test_a_config_that_is_no_nemotron_h(source, tmp_path, text, says):
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"metadata": {}}'])
 def test_an_index_that_is_none(source, tmp_path, text):
     (source / INDEX).write_text(text)
-    with pytest.raises(ValueError, match="is no index of shards"):
+    with pytest.raises(ValueError, match="is not an index of shards"):
         convert.convert_to_nf4(source, tmp_path / "nf4")
 
 
@@ -597,5 +599,5 @@ def test_a_format_from_the_future_is_not_guessed_at(converted, tmp_path):
     with pytest.raises(ValueError, match="of format 2; this version reads 1"):
         nf4_checkpoint.load_nf4_model(tmp_path, "cpu")
     (tmp_path / "nf4.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         nf4_checkpoint.load_nf4_model(tmp_path, "cpu")
