@@ -1,4 +1,4 @@
-"""A folder from outside is opened without trust: plain LoRA in safetensors, or a sentence that says why not."""
+"""Opening an adapter folder of unknown origin: plain LoRA in safetensors is read, the rest is refused with a reason."""
 
 import json
 import pickle
@@ -20,19 +20,19 @@ def folder(tmp_path):
     return tmp_path
 
 
-def configured(folder, **changes):
+def write_config(folder, **changes):
     (folder / "adapter_config.json").write_text(json.dumps(GOOD | changes))
     return folder
 
 
-def test_tensors_are_read_one_at_a_time_as_they_were_saved(tmp_path):
+def test_each_tensor_is_read_with_the_values_and_dtype_that_were_saved(tmp_path):
     kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     saved = {str(kind): torch.randn(3, 5).to(kind) for kind in kinds} | {
         "empty": torch.empty(0),
         "deep": torch.randn(2, 3, 4),
     }
     save_file(saved, tmp_path / "adapter_model.safetensors")
-    source = AdapterFolder(configured(tmp_path))
+    source = AdapterFolder(write_config(tmp_path))
     assert set(source.entries) == set(saved)
     for key in reversed(saved):
         assert torch.equal(source.read_tensor(key), saved[key]) and source.dtype_of(key) == saved[key].dtype
@@ -72,13 +72,13 @@ def test_tensors_are_read_one_at_a_time_as_they_were_saved(tmp_path):
 )
 def test_a_config_that_is_not_a_plain_lora_is_refused(folder, changes, match):
     with pytest.raises(ValueError, match=match) as caught:
-        AdapterFolder(configured(folder, **changes))
+        AdapterFolder(write_config(folder, **changes))
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal", None])
-def test_inits_that_leave_the_base_alone_are_read(folder, init):
-    AdapterFolder(configured(folder, init_lora_weights=init))
+def test_initialisations_that_do_not_change_the_base_are_accepted(folder, init):
+    AdapterFolder(write_config(folder, init_lora_weights=init))
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_a_config_that_is_not_a_json_object_is_refused(folder, content):
     assert len(str(caught.value)) < 600
 
 
-WHOLE = save({"a.lora_A.weight": torch.ones(2, 4)})
+VALID = save({"a.lora_A.weight": torch.ones(2, 4)})
 
 
-def header(text, data=b""):
+def file_with_header(text, data=b""):
     return len(text).to_bytes(8, "little") + text + data
 
 
@@ -107,22 +107,22 @@ def header(text, data=b""):
     [
         b"",
         b"\0" * 7,
-        WHOLE[:-1],  # cut
-        WHOLE + b"x",  # more than the header tells
-        WHOLE[:40],
+        VALID[:-1],  # cut
+        VALID + b"x",  # more bytes than the header announces
+        VALID[:40],
         (2**63).to_bytes(8, "little") + b"{}",
         (2**31).to_bytes(8, "little") + b"{}",
-        header(b"[]"),
-        header(b"{"),
-        header(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', b"\0" * 4),  # too few bytes
-        header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"\0" * 4),
-        header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', b"\0" * 4),
-        header(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
-        header(b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,4]}}', b"\0" * 4),
-        header(b'{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}', b"\0" * 8),
-        header(b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}', b"\0"),
-        header(b'{"a":1}'),
-        header(b"[" * 50_000),
+        file_with_header(b"[]"),
+        file_with_header(b"{"),
+        file_with_header(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', b"\0" * 4),  # too few bytes
+        file_with_header(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"\0" * 4),
+        file_with_header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}', b"\0" * 4),
+        file_with_header(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+        file_with_header(b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,4]}}', b"\0" * 4),
+        file_with_header(b'{"a":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}', b"\0" * 8),
+        file_with_header(b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}', b"\0"),
+        file_with_header(b'{"a":1}'),
+        file_with_header(b"[" * 50_000),
         pickle.dumps({"a": 1}),
         b"PK\x03\x04" + b"\0" * 100,
     ],
@@ -134,21 +134,21 @@ def test_tensors_that_cannot_be_read_are_refused(folder, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickle_is_named_and_never_opened(folder):
+def test_a_pickle_is_refused_by_name_and_never_loaded(folder):
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     with pytest.raises(FileNotFoundError, match="adapter_model.bin, a pickle"):
         AdapterFolder(folder)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_a_missing_file_or_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_config.json does not exist"):
         AdapterFolder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no adapter_model.safetensors"):
-        AdapterFolder(configured(tmp_path))
+        AdapterFolder(write_config(tmp_path))
 
 
-def test_a_file_that_shrinks_meanwhile_is_noticed(folder):
+def test_a_file_that_gets_shorter_after_it_was_opened_is_refused(folder):
     source = AdapterFolder(folder)
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
@@ -156,11 +156,11 @@ def test_a_file_that_shrinks_meanwhile_is_noticed(folder):
         source.read_tensor("a.lora_A.weight")
 
 
-def test_bytes_at_random_end_in_a_sentence_or_in_tensors(folder):
+def test_a_file_with_random_bytes_is_read_or_refused_in_one_sentence(folder):
     path, rng = folder / "adapter_model.safetensors", random.Random(7)
-    whole = path.read_bytes()
+    data = path.read_bytes()
     for _ in range(400):
-        broken = bytearray(whole[: rng.randrange(len(whole) + 1)] if rng.random() < 0.3 else whole)
+        broken = bytearray(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data)
         for _ in range(rng.randint(0, 4)):
             if broken:
                 broken[rng.randrange(len(broken))] = rng.randrange(256)

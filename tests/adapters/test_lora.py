@@ -24,11 +24,11 @@ def lora_model():
     return lora.add_lora(model, TINY.lora, seed=1), tokenizer
 
 
-def test_a_fresh_lora_says_what_the_base_says(lora_model, tiny_policy):
+def test_a_fresh_lora_gives_the_logits_of_the_base(lora_model, tiny_policy):
     assert torch.equal(last_logits(*lora_model), last_logits(*tiny_policy))
 
 
-def test_lora_sits_on_every_target_and_on_nothing_else(lora_model):
+def test_every_target_module_and_no_other_gets_a_lora(lora_model):
     names = {
         n.removeprefix("base_model.model.").split(".lora_")[0]
         for n, _ in lora_model[0].named_parameters()
@@ -46,12 +46,12 @@ def test_only_lora_is_trained_and_in_float32(lora_model):
     assert len(trained) == 18 and set(trained.values()) == {torch.float32} and all("lora_" in n for n in trained)
 
 
-def test_the_seed_fixes_the_lora():
-    def drawn(seed):
+def test_the_seed_determines_the_first_lora_weights():
+    def draw_lora(seed):
         model = lora.add_lora(load_policy(config.Policy())[0], TINY.lora, seed)
         return next(p.clone() for n, p in model.named_parameters() if "lora_A" in n)
 
-    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    assert torch.equal(draw_lora(1), draw_lora(1)) and not torch.equal(draw_lora(1), draw_lora(2))
 
 
 @pytest.mark.parametrize("target", ["gate_proj", "proj", "experts", "in_prj"])
@@ -61,7 +61,7 @@ def test_a_target_that_matches_nothing_is_named(target):
         lora.add_lora(model, config.Lora(target_modules=["q_proj", target]), seed=1)
 
 
-def randomised(model):
+def set_random_lora_b(model):
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         if "lora_B" in name:
@@ -69,20 +69,20 @@ def randomised(model):
     return model
 
 
-def test_an_adapter_comes_back_the_same_and_names_no_machine(lora_model, tmp_path):
+def test_a_saved_adapter_gives_the_same_logits_and_names_no_local_path(lora_model, tmp_path):
     model, tokenizer = lora_model
-    lora.save_adapter(randomised(model), tmp_path, "tiny")
+    lora.save_adapter(set_random_lora_b(model), tmp_path, "tiny")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == "tiny" and isinstance(saved["target_modules"], list)
-    again = lora.attach_adapter(load_policy(config.Policy())[0], tmp_path)
-    assert torch.equal(last_logits(again, tokenizer), last_logits(model.eval(), tokenizer))
+    restored = lora.attach_adapter(load_policy(config.Policy())[0], tmp_path)
+    assert torch.equal(last_logits(restored, tokenizer), last_logits(model.eval(), tokenizer))
 
 
 LAYER = "base_model.model.model.layers."
 
 
-def damaged(folder, change_config=None, change_tensors=None):
+def change_adapter(folder, change_config=None, change_tensors=None):
     if change_config:
         path = folder / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change_config))
@@ -92,7 +92,7 @@ def damaged(folder, change_config=None, change_tensors=None):
 
 
 @pytest.mark.parametrize(
-    ("change_config", "change_tensors", "said"),
+    ("change_config", "change_tensors", "match"),
     [
         ({"peft_type": "IA3"}, None, "peft_type is 'IA3'; the scorer loads LoRA"),
         ({"target_modules": ".*"}, None, "not a list of names"),  # a regular expression from outside
@@ -112,29 +112,29 @@ def damaged(folder, change_config=None, change_tensors=None):
         (None, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}, "do not fit"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(lora_model, tmp_path, change_config, change_tensors, said):
+def test_an_adapter_that_does_not_fit_is_refused(lora_model, tmp_path, change_config, change_tensors, match):
     lora.save_adapter(lora_model[0], tmp_path, "tiny")
-    damaged(tmp_path, change_config, change_tensors)
-    with pytest.raises(ValueError, match=said):
+    change_adapter(tmp_path, change_config, change_tensors)
+    with pytest.raises(ValueError, match=match):
         lora.attach_adapter(load_policy(config.Policy())[0], tmp_path)
 
 
 def test_unknown_config_keys_from_outside_are_ignored(lora_model, tmp_path):
     lora.save_adapter(lora_model[0], tmp_path, "tiny")
-    damaged(tmp_path, {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}, "qalora": True})
+    change_adapter(tmp_path, {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}, "qalora": True})
     lora.attach_adapter(load_policy(config.Policy())[0], tmp_path)
 
 
-def test_an_adapter_on_routed_experts_has_the_published_names_and_comes_back_the_same(tmp_path):
-    four = config.Policy(load_in_4bit=True, experts_on_host=0.25)
-    model, tokenizer = load_policy(four)
-    model = randomised(lora.add_lora(model, config.Lora(r=4, target_modules=["up_proj", "down_proj"]), seed=1))
+def test_a_saved_adapter_of_routed_experts_has_published_names_and_gives_the_same_logits(tmp_path):
+    policy = config.Policy(load_in_4bit=True, experts_on_host=0.25)
+    model, tokenizer = load_policy(policy)
+    model = set_random_lora_b(lora.add_lora(model, config.Lora(r=4, target_modules=["up_proj", "down_proj"]), seed=1))
     lora.save_adapter(model, tmp_path, "tiny")
     names = set(load_file(tmp_path / "adapter_model.safetensors"))
     assert len(names) == 2 * 2 * 2 * (8 + 1)  # A and B, up and down, two layers, eight routed experts and a shared one
     assert "base_model.model.model.layers.3.mixer.experts.7.down_proj.lora_B.weight" in names
-    again = lora.attach_adapter(load_policy(four)[0], tmp_path)
-    assert torch.equal(last_logits(again, tokenizer), last_logits(model.eval(), tokenizer))
+    restored = lora.attach_adapter(load_policy(policy)[0], tmp_path)
+    assert torch.equal(last_logits(restored, tokenizer), last_logits(model.eval(), tokenizer))
 
 
 def test_dropout_on_routed_experts_is_refused():
@@ -152,7 +152,7 @@ def test_lora_on_out_proj_is_allowed_and_gets_a_gradient():
     assert len(grads) == 1 and grads[0].abs().max() > 0
 
 
-def test_peft_still_refuses_out_proj_by_the_name_that_we_go_round():
+def test_peft_still_refuses_out_proj_which_the_kit_works_around():
     from peft import LoraConfig, get_peft_model
 
     with pytest.raises(ValueError, match="out_proj' is incompatible"):
@@ -160,12 +160,12 @@ def test_peft_still_refuses_out_proj_by_the_name_that_we_go_round():
 
 
 @pytest.mark.parametrize("rows", [64, 63])
-def test_experts_kept_in_one_weight_take_their_pairs_if_these_fit(tmp_path, rows):
+def test_a_lora_pair_of_one_expert_is_added_to_the_joint_weight_if_it_fits(tmp_path, rows):
     key = "base_model.model.backbone.layers.1.mixer.experts.3.up_proj"
     a, b = torch.randn(2, 128), torch.randn(rows, 2)
     save_file({f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}, tmp_path / "adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "target_modules": ["experts.3.up_proj"]}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    saved = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "target_modules": ["experts.3.up_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
     model = load_policy(config.Policy())[0]
     before = model.model.layers[1].mixer.experts.up_proj.detach().clone()
     if rows != 64:

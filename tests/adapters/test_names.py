@@ -1,5 +1,4 @@
-"""One name for a module, whatever stood before it; PEFT's patterns read without running anybody's regular
-expression."""
+"""One name for each module, whatever its prefix; PEFT's patterns, read without running a regular expression."""
 
 import itertools
 
@@ -33,7 +32,7 @@ from grpo_kit.adapters.names import LONGEST_KEY, Pattern, parse_lora_key, publis
         ("a.lora_A.de fault.weight", None),
     ],
 )
-def test_halves_by_key(key, expected):
+def test_a_key_is_parsed_into_a_module_and_its_half(key, expected):
     assert parse_lora_key(key) == expected
 
 
@@ -69,7 +68,7 @@ def test_published_names(name, expected):
         ),
     ],
 )
-def test_a_key_says_its_module(key, module):
+def test_a_key_gives_the_published_name_of_its_module(key, module):
     name, half = parse_lora_key(key)
     assert (published_name(name), half) == module
 
@@ -102,12 +101,12 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_key_means_what_it_means_to_peft(key, name):
-    to_peft = get_pattern_key([key], name) == key
-    assert (Pattern({key: 7}).value_of(published_name(name), None) == 7) == (to_peft or key == name)
+def test_a_pattern_matches_the_names_that_it_matches_in_peft(key, name):
+    peft_matches = get_pattern_key([key], name) == key
+    assert (Pattern({key: 7}).value_of(published_name(name), None) == 7) == (peft_matches or key == name)
 
 
-def test_the_first_key_that_matches_decides_as_in_peft():
+def test_the_first_matching_pattern_counts_as_in_peft():
     """Every order of three keys: PEFT's own lookup says which of them counts."""
     for keys in itertools.permutations(KEYS, 3):
         pattern = Pattern({key: key for key in keys})
@@ -116,23 +115,23 @@ def test_the_first_key_that_matches_decides_as_in_peft():
             assert pattern.value_of(published_name(name), name) == expected, (keys, name)
 
 
-def test_without_a_match_the_default_counts():
+def test_a_name_without_a_matching_pattern_gets_the_default():
     name = "backbone.layers.2.mixer.q_proj"
     assert Pattern({"k_proj": 1}).value_of(name, 0) == 0 and Pattern(None).value_of(name, 5) == 5
 
 
 @pytest.mark.parametrize("key", ["(a+)+$", "a|b", "[ab]", "a{2}", r"\d+", "a?", "a*b", "", "x y", "a\nb", "a" * 600])
-def test_other_expressions_are_listed_and_not_evaluated(key):
+def test_other_regular_expressions_are_listed_and_not_evaluated(key):
     pattern = Pattern({key: 1, "b": 2})
     assert pattern.unreadable_keys == [key] and pattern.value_of("a.b", 0) == 2 and pattern.value_of("a.a", 0) == 0
 
 
-def test_only_some_hundred_keys_with_wildcards_are_read():
+def test_at_most_500_patterns_with_wildcards_are_read():
     keys = [f".*.x{number}" for number in range(1000)]
     pattern = Pattern(dict.fromkeys(keys, 1))
     assert pattern.unreadable_keys == keys[500:] and pattern.value_of("a.x499", 0) == 1
 
 
-def test_a_key_made_to_hang_does_not():
-    key = ".*a" * (LONGEST_KEY // 3 - 1) + "b"  # as a regular expression this would not end within a lifetime
+def test_a_pattern_written_to_take_forever_is_matched_at_once():
+    key = ".*a" * (LONGEST_KEY // 3 - 1) + "b"  # as a regular expression this would practically never end
     assert Pattern({key: 1}).value_of("backbone.layers.1." + "a" * 480, 0) == 0

@@ -1,5 +1,5 @@
-"""A zip is the policy that was trained, or is found out: what it says on a fresh base is compared with what that one
-said."""
+"""A zip without the trained adapter is detected: its outputs on a fresh base are compared with those that the trained
+policy gave."""
 
 import json
 import zipfile
@@ -11,8 +11,7 @@ from safetensors.torch import load, save
 from grpo_kit import config
 from grpo_kit.adapters.findings import fatal
 from grpo_kit.submission import output_check, package
-from tests.helpers.submissions import ALL, CONFIG, TENSORS
-from tests.helpers.submissions import submission as made
+from tests.helpers.submissions import ALL, CONFIG, TENSORS, submission
 
 
 @pytest.fixture
@@ -21,12 +20,12 @@ def packed(trained, tmp_path):
     return chosen.policy, run.probe, package.package_adapter(chosen, run, tmp_path / "submission.zip")
 
 
-def repacked(path, said=None, tensors=None):
+def repack_zip(path, config_change=None, tensors=None):
     """The zip with its config and tensors changed by functions."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    if said:
-        members[CONFIG] = json.dumps(said(json.loads(members[CONFIG]))).encode()
+    if config_change:
+        members[CONFIG] = json.dumps(config_change(json.loads(members[CONFIG]))).encode()
     if tensors:
         members[TENSORS] = save(tensors(load(members[TENSORS])))
     with zipfile.ZipFile(path, "w") as archive:
@@ -39,7 +38,7 @@ def codes(findings, *severities):
     return [finding.code for finding in findings if not severities or finding.severity in severities]
 
 
-def scaled(part, factor):
+def scale_tensors(part, factor):
     return lambda tensors: {key: value * factor if part in key else value for key, value in tensors.items()}
 
 
@@ -51,64 +50,66 @@ def test_the_trained_adapter_passes_every_check(packed):
     assert codes(findings, "warning", "fatal") == ["base-tiny"] and sorted(path.parent.iterdir()) == before
 
 
-def test_without_a_run_it_is_compared_with_the_base_that_it_names(packed):
+def test_without_a_run_a_zip_is_compared_only_with_its_base(packed):
     findings = output_check.check_submission(packed[2])
     assert codes(findings)[-2:] == ["outputs-moved", "not-compared"] and not fatal(findings)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, -1.0])
-def test_an_adapter_that_is_not_the_trained_one_is_found_out(packed, factor):
+def test_an_adapter_other_than_the_trained_one_is_detected(packed, factor):
     policy, probe, path = packed
-    findings = output_check.check_submission(repacked(path, tensors=scaled("lora_B", factor)), policy, probe)
+    findings = output_check.check_submission(repack_zip(path, tensors=scale_tensors("lora_B", factor)), policy, probe)
     assert codes(findings, "fatal") == ["outputs-differ"]
 
 
-def test_another_scaling_is_found_out(packed):
+def test_another_lora_alpha_is_detected(packed):
     policy, probe, path = packed
     assert "outputs-differ" in codes(
-        output_check.check_submission(repacked(path, lambda c: c | {"lora_alpha": 8}), policy, probe), "fatal"
+        output_check.check_submission(repack_zip(path, lambda c: c | {"lora_alpha": 8}), policy, probe), "fatal"
     )
 
 
-def test_an_adapter_too_small_to_matter_does_not_pass_for_a_change(packed):
+def test_an_adapter_that_barely_changes_the_outputs_counts_as_unmoved(packed):
     policy, probe, path = packed
-    findings = output_check.check_submission(repacked(path, tensors=scaled("lora_B", 1e-6)), policy, probe)
+    findings = output_check.check_submission(repack_zip(path, tensors=scale_tensors("lora_B", 1e-6)), policy, probe)
     assert codes(findings, "fatal") == ["outputs-unmoved", "outputs-differ"]
 
 
 @pytest.mark.parametrize(
-    ("said", "tensors", "code"),
+    ("config_change", "tensors", "code"),
     [
-        (None, scaled("q_proj.lora_B", 0), "dead-pairs"),  # one pair never moved
-        (None, scaled("lora_B", 0), "dead-all"),  # an adapter that does nothing
-        (None, scaled("v_proj.lora_B", float("nan")), "not-finite"),
+        (None, scale_tensors("q_proj.lora_B", 0), "dead-pairs"),  # one pair never moved
+        (None, scale_tensors("lora_B", 0), "dead-all"),  # an adapter that does nothing
+        (None, scale_tensors("v_proj.lora_B", float("nan")), "not-finite"),
         (lambda c: c | {"r": 8}, None, "shape-rank"),
         (None, lambda t: dict(list(t.items())[2:]), "tensors-missing"),
     ],
 )
-def test_what_is_fatal_already_is_not_loaded(packed, said, tensors, code, monkeypatch):
+def test_a_zip_with_a_fatal_finding_is_not_loaded(packed, config_change, tensors, code, monkeypatch):
     policy, probe, path = packed
     monkeypatch.setattr(output_check, "_compare_outputs", None)
-    assert code in codes(output_check.check_submission(repacked(path, said, tensors), policy, probe), "fatal")
+    assert code in codes(
+        output_check.check_submission(repack_zip(path, config_change, tensors), policy, probe), "fatal"
+    )
 
 
 @pytest.mark.parametrize(
     "prefix",
     ["base_model.model.backbone.layers.", "base_model.model.model.layers."],
 )
-def test_either_prefix_is_the_same_policy(packed, prefix):
+def test_both_prefixes_of_keys_give_the_same_outputs(packed, prefix):
     policy, probe, path = packed
 
-    def renamed(tensors):
+    def rename_keys(tensors):
         return {prefix + key.partition(".layers.")[2]: value for key, value in tensors.items()}
 
-    renamed = repacked(path, tensors=renamed)
-    assert codes(output_check.check_submission(renamed, policy, probe), "ok")[-1] == "outputs-equal"
+    repack_zip(path, tensors=rename_keys)
+    assert codes(output_check.check_submission(path, policy, probe), "ok")[-1] == "outputs-equal"
 
 
-def test_an_expression_for_targets_is_not_evaluated_and_a_folder_is_looked_into(packed):
+def test_a_regular_expression_for_targets_is_not_evaluated_and_a_folder_in_the_zip_is_read(packed):
     policy, probe, path = packed
-    repacked(path, lambda c: c | {"target_modules": "(a+)+$"})
+    repack_zip(path, lambda c: c | {"target_modules": "(a+)+$"})
     with zipfile.ZipFile(path) as archive:
         members = {f"adapter/{name}": archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -118,26 +119,27 @@ def test_an_expression_for_targets_is_not_evaluated_and_a_folder_is_looked_into(
     assert {"nested", "targets-regex", "outputs-equal"} <= set(codes(findings)), findings
 
 
-def test_routed_experts_count(tmp_path):
-    """Pairs of routed experts alone move the outputs, whichever way transformers keeps the experts; each scales as
-    said."""
+def test_an_adapter_of_routed_experts_alone_moves_the_outputs(tmp_path):
+    """The outputs move in both forms in which the experts can be kept, and by nearly the same amount."""
     from grpo_kit.policy.load import load_policy
 
     change = {"target_modules": [f"experts.{i}.{name}_proj" for i in range(8) for name in ("up", "down")]}
-    path = made(tmp_path / "a.zip", change, lambda tensors: {key: value * 0.2 for key, value in tensors.items()})
+    path = submission(tmp_path / "a.zip", change, lambda tensors: {key: value * 0.2 for key, value in tensors.items()})
     assert "outputs-moved" in codes(output_check.check_submission(path), "ok")
-    asked = output_check._default_prompts(load_policy(config.Policy())[1], True)
-    said = []
+    prompts = output_check._default_prompts(load_policy(config.Policy())[1], True)
+    config_change = []
     for load_in_4bit in (False, True):
         model = load_policy(config.Policy(load_in_4bit=load_in_4bit))[0]
-        base = output_check._last_logits(model, asked)
-        said.append(output_check._last_logits(output_check._attach_submission(model, path), asked) - base)
-    assert (said[0] - said[1]).abs().max() < 0.2 * said[0].abs().max()  # 4 bit costs something
+        base = output_check._last_logits(model, prompts)
+        config_change.append(output_check._last_logits(output_check._attach_submission(model, path), prompts) - base)
+    assert (config_change[0] - config_change[1]).abs().max() < 0.2 * config_change[
+        0
+    ].abs().max()  # 4 bit rounds the weights
 
 
-def test_ranks_by_pattern_are_scaled_as_the_scorer_does(tmp_path):
-    """lora_alpha / r for every module, whatever its own rank and alpha: the same pairs padded with zeros say the
-    same."""
+def test_a_rank_pattern_is_scaled_as_the_scorer_scales_it(tmp_path):
+    """The scale is lora_alpha / r for every module, whatever its own rank, so the same pairs padded with zeros give the
+    same logits."""
     import numpy as np
 
     from grpo_kit.policy.load import load_policy
@@ -148,22 +150,22 @@ def test_ranks_by_pattern_are_scaled_as_the_scorer_does(tmp_path):
             for key, v in values.items()
         }
 
-    low = made(tmp_path / "a.zip", {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}})
+    low = submission(tmp_path / "a.zip", {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}})
     change = {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}}
-    full = made(tmp_path / "b.zip", change, edit=padded, says={"rank_pattern": {}})
-    asked, said = None, []
+    full = submission(tmp_path / "b.zip", change, edit=padded, says={"rank_pattern": {}})
+    prompts, config_change = None, []
     for path in (low, full):
         model, tokenizer = load_policy(config.Policy())
-        asked = asked or output_check._default_prompts(tokenizer, True)
-        said.append(output_check._last_logits(output_check._attach_submission(model, path), asked))
-    assert (said[0] - said[1]).abs().max() < 1e-4
+        prompts = prompts or output_check._default_prompts(tokenizer, True)
+        config_change.append(output_check._last_logits(output_check._attach_submission(model, path), prompts))
+    assert (config_change[0] - config_change[1]).abs().max() < 1e-4
 
 
-def test_without_the_bases_weights_the_files_are_examined_and_the_table_says_so(tmp_path):
+def test_without_the_weights_of_the_base_only_the_files_are_checked_and_a_finding_says_so(tmp_path):
     from grpo_kit.nemotron import base_models
 
     change = {"base_model_name_or_path": base_models.PUBLISHED, "target_modules": ["q_proj"], "r": 1}
-    path = made(tmp_path / "a.zip", change, base=base_models.PUBLISHED)
+    path = submission(tmp_path / "a.zip", change, base=base_models.PUBLISHED)
     for policy in (None, config.Policy(model=base_models.PUBLISHED)):
         findings = output_check.check_submission(path, policy)
         assert codes(findings)[-1] == "not-loaded" and not fatal(findings), findings
@@ -172,10 +174,10 @@ def test_without_the_bases_weights_the_files_are_examined_and_the_table_says_so(
     assert codes(wrong, "fatal")[0] == "wrong-base"
 
 
-def test_a_local_folder_is_loaded(tmp_path):
+def test_a_base_in_a_local_folder_is_loaded(tmp_path):
     from grpo_kit.nemotron import tiny
 
-    path = made(tmp_path / "a.zip", {"target_modules": ALL})
+    path = submission(tmp_path / "a.zip", {"target_modules": ALL})
     findings = output_check.check_submission(path, config.Policy(model=str(tiny.FOLDER)))
     assert "outputs-moved" in codes(findings, "ok")
 
@@ -184,4 +186,4 @@ def test_a_missing_zip_or_base_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.zip is not a file"):
         output_check.check_submission(tmp_path / "none.zip")
     with pytest.raises(FileNotFoundError, match="not a known base model"):
-        output_check.check_submission(made(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))
+        output_check.check_submission(submission(tmp_path / "a.zip"), replace(config.Policy(), model="no/such"))

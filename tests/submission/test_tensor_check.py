@@ -1,4 +1,4 @@
-"""What a tensor's values are like is seen in every type and in every piece of a file."""
+"""The summary of a tensor's values is right for every dtype and for every piece of a file."""
 
 import math
 
@@ -29,13 +29,13 @@ def summarize(tmp_path, **tensors):
         ([], True, True, 0.0),
     ],
 )
-def test_values_are_seen_in_every_type(tmp_path, dtype, values, zero, finite, largest):
-    seen = summarize(tmp_path, a=torch.tensor(values, dtype=dtype))["a"]
-    assert (seen.zero, seen.finite) == (zero, finite)
-    assert math.isnan(seen.largest) if largest is None else seen.largest == largest
+def test_zero_finite_and_largest_are_right_for_every_dtype(tmp_path, dtype, values, zero, finite, largest):
+    summary = summarize(tmp_path, a=torch.tensor(values, dtype=dtype))["a"]
+    assert (summary.zero, summary.finite) == (zero, finite)
+    assert math.isnan(summary.largest) if largest is None else summary.largest == largest
 
 
-def test_a_value_is_seen_in_every_piece_of_a_large_tensor(tmp_path, monkeypatch):
+def test_a_single_value_counts_wherever_it_lies_in_a_large_tensor(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_files, "PIECE", 64)
     for at in (0, 31, 32, 33, 99):
         value = torch.zeros(100, dtype=torch.bfloat16)
@@ -46,5 +46,5 @@ def test_a_value_is_seen_in_every_piece_of_a_large_tensor(tmp_path, monkeypatch)
     assert summarize(tmp_path, a=torch.zeros(100), b=value)["a"].zero
 
 
-def test_types_that_are_not_floats_have_no_values(tmp_path):
+def test_tensors_that_are_not_floats_get_no_summary(tmp_path):
     assert set(summarize(tmp_path, a=torch.ones(3, dtype=torch.int8), b=torch.ones(1))) == {"b"}

@@ -1,4 +1,4 @@
-"""One rank, one scale, one type, the same bytes: the zip is what the scorer reads, whatever the pairs were."""
+"""A packed zip has one rank, one scale and one dtype, and is the same bytes for the same adapter."""
 
 import json
 import zipfile
@@ -11,7 +11,7 @@ from safetensors.torch import load, save_file
 from grpo_kit.nemotron import base_models
 from grpo_kit.submission import package, zip_writer
 
-THERE = base_models.lora_modules("tiny")
+BASE_MODULES = base_models.lora_modules("tiny")
 Q, V, UP = (
     "backbone.layers.2.mixer.q_proj",
     "backbone.layers.2.mixer.v_proj",
@@ -20,33 +20,33 @@ Q, V, UP = (
 
 
 def halves(name, rank, seed=0, dtype=torch.float32, size=1.0):
-    out, inside = THERE[name]
-    drawn = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(rank, inside, generator=drawn) * size, torch.randn(out, rank, generator=drawn) * size
+    out, width = BASE_MODULES[name]
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(rank, width, generator=generator) * size, torch.randn(out, rank, generator=generator) * size
     return {
         f"base_model.model.{name}.lora_A.weight": a.to(dtype),
         f"base_model.model.{name}.lora_B.weight": b.to(dtype),
     }
 
 
-def folder(path, tensors, **settings):
+def write_adapter(path, tensors, **settings):
     path.mkdir()
-    told = {"r": 4, "lora_alpha": 8, "base_model_name_or_path": "grpo-kit/tiny"} | settings
-    (path / "adapter_config.json").write_text(json.dumps(told))
+    saved = {"r": 4, "lora_alpha": 8, "base_model_name_or_path": "grpo-kit/tiny"} | settings
+    (path / "adapter_config.json").write_text(json.dumps(saved))
     save_file(tensors, path / "adapter_model.safetensors")
     return path
 
 
-def opened(path):
+def read_zip(path):
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"] and archive.testzip() is None
         return json.loads(archive.read("adapter_config.json")), load(archive.read("adapter_model.safetensors"))
 
 
-def updates(told, tensors):
+def scaled_updates(saved, tensors):
     return {
-        key[17:-14]: told["lora_alpha"]
-        / told["r"]
+        key[17:-14]: saved["lora_alpha"]
+        / saved["r"]
         * tensors[key.replace("lora_A", "lora_B")].double()
         @ tensors[key].double()
         for key in tensors
@@ -54,24 +54,24 @@ def updates(told, tensors):
     }
 
 
-def test_an_adapter_of_one_rank_keeps_every_bit(tmp_path):
+def test_tensors_of_one_rank_are_packed_bit_for_bit(tmp_path):
     tensors = halves(Q, 4) | halves(UP, 4, 1)
-    package.pack_folders([folder(tmp_path / "a", tensors)], None, tmp_path / "z.zip")
-    told, found = opened(tmp_path / "z.zip")
-    assert set(found) == set(tensors) and all(torch.equal(found[key], tensors[key]) for key in tensors)
-    assert (told["r"], told["lora_alpha"], told["base_model_name_or_path"]) == (4, 8, "grpo-kit/tiny")
-    assert isinstance(told["lora_alpha"], int)
-    assert told["inference_mode"] is True and told["modules_to_save"] is None and told["auto_mapping"] is None
-    assert "target_parameters" not in told and told["bias"] == "none" and told["use_dora"] is False
+    package.pack_folders([write_adapter(tmp_path / "a", tensors)], None, tmp_path / "z.zip")
+    saved, packed = read_zip(tmp_path / "z.zip")
+    assert set(packed) == set(tensors) and all(torch.equal(packed[key], tensors[key]) for key in tensors)
+    assert (saved["r"], saved["lora_alpha"], saved["base_model_name_or_path"]) == (4, 8, "grpo-kit/tiny")
+    assert isinstance(saved["lora_alpha"], int)
+    assert saved["inference_mode"] is True and saved["modules_to_save"] is None and saved["auto_mapping"] is None
+    assert "target_parameters" not in saved and saved["bias"] == "none" and saved["use_dora"] is False
 
 
-def test_the_same_adapter_gives_the_same_bytes_in_whatever_order_it_lies(tmp_path):
+def test_the_order_of_tensors_and_config_keys_does_not_change_the_zip(tmp_path):
     tensors = halves(Q, 4) | halves(V, 4, 1) | halves(UP, 4, 2)
-    first = folder(tmp_path / "a", tensors)
+    first = write_adapter(tmp_path / "a", tensors)
     # Written by hand in the opposite order; the library would sort.
-    other = tmp_path / "b"
-    other.mkdir()
-    (other / "adapter_config.json").write_text(
+    second = tmp_path / "b"
+    second.mkdir()
+    (second / "adapter_config.json").write_text(
         json.dumps(dict(reversed(json.loads((first / "adapter_config.json").read_text()).items())))
     )
     header, data = {}, b""
@@ -80,21 +80,24 @@ def test_the_same_adapter_gives_the_same_bytes_in_whatever_order_it_lies(tmp_pat
         header[key] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(header).encode()
-    (other / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
-    for name, source in (("1", first), ("2", other), ("3", first)):
+    (second / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    for name, source in (("1", first), ("2", second), ("3", first)):
         package.pack_folders([source], None, tmp_path / f"{name}.zip")
     assert len({(tmp_path / f"{name}.zip").read_bytes() for name in "123"}) == 1
 
 
-def test_the_order_of_two_adapters_moves_no_name(tmp_path):
-    one, other = folder(tmp_path / "a", halves(V, 4)), folder(tmp_path / "b", halves(Q, 4, 1) | halves(UP, 4, 2))
-    package.pack_folders([one, other], None, tmp_path / "1.zip")
-    package.pack_folders([other, one], None, tmp_path / "2.zip")
+def test_the_order_of_two_adapters_of_different_modules_does_not_change_the_zip(tmp_path):
+    first, second = (
+        write_adapter(tmp_path / "a", halves(V, 4)),
+        write_adapter(tmp_path / "b", halves(Q, 4, 1) | halves(UP, 4, 2)),
+    )
+    package.pack_folders([first, second], None, tmp_path / "1.zip")
+    package.pack_folders([second, first], None, tmp_path / "2.zip")
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
 
 
-def test_a_cut_adapter_has_the_same_bytes_on_any_number_of_threads(tmp_path):
-    source = folder(tmp_path / "a", halves(Q, 48) | halves(UP, 48, 1), r=48)
+def test_a_rank_reduction_gives_the_same_zip_on_any_number_of_threads(tmp_path):
+    source = write_adapter(tmp_path / "a", halves(Q, 48) | halves(UP, 48, 1), r=48)
     threads = torch.get_num_threads()
     for number in (1, 2):
         torch.set_num_threads(number)
@@ -104,29 +107,31 @@ def test_a_cut_adapter_has_the_same_bytes_on_any_number_of_threads(tmp_path):
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_type_is_kept_or_chosen(tmp_path, kept):
-    source = folder(tmp_path / "a", halves(Q, 4, dtype=kept))
+@pytest.mark.parametrize("saved_dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_dtype_is_kept_unless_another_is_chosen(tmp_path, saved_dtype):
+    source = write_adapter(tmp_path / "a", halves(Q, 4, dtype=saved_dtype))
     for chosen in (None, "float32", "float16", "bfloat16"):
         package.pack_folders([source], None, tmp_path / "z.zip", chosen)
-        _, found = opened(tmp_path / "z.zip")
-        wanted = getattr(torch, chosen) if chosen else kept
-        assert all(torch.equal(found[key], value.to(wanted)) for key, value in halves(Q, 4, dtype=kept).items())
+        _, packed = read_zip(tmp_path / "z.zip")
+        expected_dtype = getattr(torch, chosen) if chosen else saved_dtype
+        assert all(
+            torch.equal(packed[key], value.to(expected_dtype)) for key, value in halves(Q, 4, dtype=saved_dtype).items()
+        )
 
 
-def test_of_several_types_the_widest_is_kept_and_float64_becomes_float32(tmp_path):
+def test_mixed_16_bit_dtypes_and_float64_become_float32(tmp_path):
     mixed = halves(Q, 4, dtype=torch.bfloat16) | halves(V, 4, dtype=torch.float16)
-    package.pack_folders([folder(tmp_path / "a", mixed)], None, tmp_path / "z.zip")
-    assert {v.dtype for v in opened(tmp_path / "z.zip")[1].values()} == {torch.float32}
-    package.pack_folders([folder(tmp_path / "b", halves(Q, 4, dtype=torch.float64))], None, tmp_path / "z.zip")
-    assert {v.dtype for v in opened(tmp_path / "z.zip")[1].values()} == {torch.float32}
+    package.pack_folders([write_adapter(tmp_path / "a", mixed)], None, tmp_path / "z.zip")
+    assert {v.dtype for v in read_zip(tmp_path / "z.zip")[1].values()} == {torch.float32}
+    package.pack_folders([write_adapter(tmp_path / "b", halves(Q, 4, dtype=torch.float64))], None, tmp_path / "z.zip")
+    assert {v.dtype for v in read_zip(tmp_path / "z.zip")[1].values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_float16_cannot_hold_is_refused_and_the_old_zip_stands(tmp_path, kind):
+def test_a_value_too_large_for_float16_is_refused_and_the_old_zip_stays(tmp_path, kind):
     tensors = halves(Q, 4, dtype=kind)
     tensors[f"base_model.model.{Q}.lora_B.weight"][3, 1] = 7e4
-    source = folder(tmp_path / "a", tensors)
+    source = write_adapter(tmp_path / "a", tensors)
     package.pack_folders([source], None, tmp_path / "z.zip", "bfloat16")
     old = (tmp_path / "z.zip").read_bytes()
     with pytest.raises(ValueError, match=r"q_proj has a value of 7.*--dtype bfloat16"):
@@ -134,51 +139,57 @@ def test_what_float16_cannot_hold_is_refused_and_the_old_zip_stands(tmp_path, ki
     assert (tmp_path / "z.zip").read_bytes() == old and sorted(p.name for p in tmp_path.iterdir()) == ["a", "z.zip"]
 
 
-def test_scales_are_folded_where_they_differ_and_nowhere_else(tmp_path):
+def test_only_a_scale_that_differs_is_folded_into_its_lora_b(tmp_path):
     tensors = halves(Q, 4) | halves(V, 4, 1) | halves(UP, 4, 2)
-    package.pack_folders([folder(tmp_path / "a", tensors, alpha_pattern={"v_proj": 2})], None, tmp_path / "z.zip")
-    told, found = opened(tmp_path / "z.zip")
-    assert told["lora_alpha"] == 8 and told["r"] == 4 and told["alpha_pattern"] == {}
-    for name, by in ((Q, 1), (UP, 1), (V, 0.25)):
+    package.pack_folders(
+        [write_adapter(tmp_path / "a", tensors, alpha_pattern={"v_proj": 2})], None, tmp_path / "z.zip"
+    )
+    saved, packed = read_zip(tmp_path / "z.zip")
+    assert saved["lora_alpha"] == 8 and saved["r"] == 4 and saved["alpha_pattern"] == {}
+    for name, factor in ((Q, 1), (UP, 1), (V, 0.25)):
         key = f"base_model.model.{name}.lora_B.weight"
-        assert torch.equal(found[key], tensors[key] * by)
+        assert torch.equal(packed[key], tensors[key] * factor)
 
 
-def test_padding_adds_zeros_and_changes_no_update(tmp_path):
+def test_padding_to_one_rank_changes_no_update(tmp_path):
     tensors = halves(Q, 2) | halves(V, 16, 1)
-    source = folder(tmp_path / "a", tensors, rank_pattern={"q_proj": 2, "v_proj": 16}, alpha_pattern={"q_proj": 4})
+    source = write_adapter(
+        tmp_path / "a", tensors, rank_pattern={"q_proj": 2, "v_proj": 16}, alpha_pattern={"q_proj": 4}
+    )
     package.pack_folders([source], None, tmp_path / "z.zip")
-    told, found = opened(tmp_path / "z.zip")
-    assert told["r"] == 16 and {v.shape[0] for k, v in found.items() if "lora_A" in k} == {16}
-    whole = updates(told, found)
+    saved, packed = read_zip(tmp_path / "z.zip")
+    assert saved["r"] == 16 and {v.shape[0] for k, v in packed.items() if "lora_A" in k} == {16}
+    packed_updates = scaled_updates(saved, packed)
     for name, scale in ((Q, 2.0), (V, 0.5)):
         a, b = (tensors[f"base_model.model.{name}.lora_{half}.weight"].double() for half in "AB")
-        torch.testing.assert_close(whole[name], scale * b @ a, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(packed_updates[name], scale * b @ a, rtol=1e-6, atol=1e-6)
 
 
-def test_a_rank_above_the_scorers_is_cut_and_the_loss_told(tmp_path):
+def test_a_rank_above_the_scorers_limit_is_cut_and_the_loss_is_reported(tmp_path):
     notes = package.pack_folders(
-        [folder(tmp_path / "a", halves(Q, 64) | halves(UP, 64, 1), r=64)], None, tmp_path / "z.zip"
+        [write_adapter(tmp_path / "a", halves(Q, 64) | halves(UP, 64, 1), r=64)], None, tmp_path / "z.zip"
     )
-    assert opened(tmp_path / "z.zip")[0]["r"] == 32
+    assert read_zip(tmp_path / "z.zip")[0]["r"] == 32
     assert "2 modules were cut to rank 32" in notes[0] and len(notes) == 3 and notes[1].endswith((Q, UP))
 
 
-def test_what_is_not_finite_cannot_be_cut(tmp_path):
+def test_tensors_with_nan_cannot_be_cut(tmp_path):
     tensors = {key: value * float("nan") for key, value in halves(Q, 64).items()}
     with pytest.raises(ValueError, match="NaN or infinity"):
-        package.pack_folders([folder(tmp_path / "a", tensors, r=64)], None, tmp_path / "z.zip")
+        package.pack_folders([write_adapter(tmp_path / "a", tensors, r=64)], None, tmp_path / "z.zip")
 
 
-def test_targets_name_what_there_is_and_no_more():
+def test_the_shortest_targets_select_exactly_the_packed_modules():
     for chosen in (
         ["q_proj", "v_proj"], ["up_proj"], ["shared_experts.up_proj"], ["shared_experts.up_proj", "lm_head"],
         ["layers.1.mixer.shared_experts.up_proj"], ["experts.3.down_proj"], ["layers.3.mixer.experts.3.down_proj"],
     ):  # fmt: skip
-        names = base_models.select_modules(chosen, THERE)
-        assert set(base_models.select_modules(zip_writer.shortest_targets(names, THERE), THERE)) == set(names)
-        assert len(zip_writer.shortest_targets(names, THERE)) <= len(chosen) + 1
-    everything = zip_writer.shortest_targets(THERE, THERE)
+        names = base_models.select_modules(chosen, BASE_MODULES)
+        assert set(base_models.select_modules(zip_writer.shortest_targets(names, BASE_MODULES), BASE_MODULES)) == set(
+            names
+        )
+        assert len(zip_writer.shortest_targets(names, BASE_MODULES)) <= len(chosen) + 1
+    everything = zip_writer.shortest_targets(BASE_MODULES, BASE_MODULES)
     assert everything == [
         "down_proj",
         "in_proj",
@@ -193,76 +204,80 @@ def test_targets_name_what_there_is_and_no_more():
 
 
 @pytest.mark.parametrize(
-    ("base", "told", "written"),
+    ("base", "base_name", "expected_name"),
     [
         ("tiny", "anything", "grpo-kit/tiny"),
         (None, "grpo-kit/tiny", "grpo-kit/tiny"),
         (None, "tiny", "grpo-kit/tiny"),
     ],
 )
-def test_the_base_goes_by_its_published_name(tmp_path, base, told, written):
-    package.pack_folders([folder(tmp_path / "a", halves(Q, 4), base_model_name_or_path=told)], base, tmp_path / "z.zip")
-    assert opened(tmp_path / "z.zip")[0]["base_model_name_or_path"] == written
+def test_the_base_is_written_under_its_published_name(tmp_path, base, base_name, expected_name):
+    package.pack_folders(
+        [write_adapter(tmp_path / "a", halves(Q, 4), base_model_name_or_path=base_name)], base, tmp_path / "z.zip"
+    )
+    assert read_zip(tmp_path / "z.zip")[0]["base_model_name_or_path"] == expected_name
 
 
-def test_the_30b_under_any_of_its_names(tmp_path):
+def test_every_name_of_the_30b_model_becomes_the_published_one(tmp_path):
     name = "base_model.model.model.layers.5.mixer.k_proj"
     tensors = {f"{name}.lora_A.weight": torch.ones(2, 2688), f"{name}.lora_B.weight": torch.ones(256, 2)}
-    for number, told in enumerate(
+    for number, base_name in enumerate(
         (
             "/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1",
             "unsloth/NVIDIA-Nemotron-3-Nano-30B-A3B",
         )
     ):
-        source = folder(tmp_path / str(number), tensors, base_model_name_or_path=told, r=2, target_modules="all-linear")
+        source = write_adapter(
+            tmp_path / str(number), tensors, base_model_name_or_path=base_name, r=2, target_modules="all-linear"
+        )
         package.pack_folders([source], None, tmp_path / "z.zip")
-        written, found = opened(tmp_path / "z.zip")
-        assert written["base_model_name_or_path"] == base_models.PUBLISHED
-        assert written["target_modules"] == ["layers.5.mixer.k_proj"]
-        assert set(found) == {f"base_model.model.backbone.layers.5.mixer.k_proj.lora_{half}.weight" for half in "AB"}
+        saved, packed = read_zip(tmp_path / "z.zip")
+        assert saved["base_model_name_or_path"] == base_models.PUBLISHED
+        assert saved["target_modules"] == ["layers.5.mixer.k_proj"]
+        assert set(packed) == {f"base_model.model.backbone.layers.5.mixer.k_proj.lora_{half}.weight" for half in "AB"}
 
 
 @pytest.mark.parametrize(
-    "told", [None, "", "someone/else", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16", 7, ["tiny"]]
+    "base_name", [None, "", "someone/else", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16", 7, ["tiny"]]
 )
-def test_an_unknown_base_is_asked_for(tmp_path, told):
+def test_an_unknown_base_is_refused_with_the_option_that_names_it(tmp_path, base_name):
     with pytest.raises(ValueError, match="policy.model="):
         package.pack_folders(
-            [folder(tmp_path / "a", halves(Q, 4), base_model_name_or_path=told)], None, tmp_path / "z.zip"
+            [write_adapter(tmp_path / "a", halves(Q, 4), base_model_name_or_path=base_name)], None, tmp_path / "z.zip"
         )
 
 
-def test_adapters_of_two_bases_are_not_stacked(tmp_path):
-    one = folder(tmp_path / "a", halves(Q, 4))
-    other = folder(tmp_path / "b", halves(Q, 4), base_model_name_or_path=base_models.PUBLISHED)
+def test_adapters_of_two_bases_cannot_be_packed_together(tmp_path):
+    first = write_adapter(tmp_path / "a", halves(Q, 4))
+    second = write_adapter(tmp_path / "b", halves(Q, 4), base_model_name_or_path=base_models.PUBLISHED)
     with pytest.raises(ValueError, match="not one known base"):
-        package.pack_folders([one, other], None, tmp_path / "z.zip")
+        package.pack_folders([first, second], None, tmp_path / "z.zip")
 
 
-def test_a_policy_of_another_architecture_is_packed_as_it_is(tmp_path):
+def test_an_adapter_of_another_architecture_is_packed_unchanged(tmp_path):
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
-    package.pack_folders([folder(tmp_path / "a", tensors, r=2)], "someone/else", tmp_path / "z.zip")
-    told, found = opened(tmp_path / "z.zip")
-    assert set(found) == set(tensors) and told["target_modules"] == ["q_proj"]
-    assert told["base_model_name_or_path"] == "someone/else"
+    package.pack_folders([write_adapter(tmp_path / "a", tensors, r=2)], "someone/else", tmp_path / "z.zip")
+    saved, packed = read_zip(tmp_path / "z.zip")
+    assert set(packed) == set(tensors) and saved["target_modules"] == ["q_proj"]
+    assert saved["base_model_name_or_path"] == "someone/else"
 
 
 @pytest.mark.parametrize(
-    ("how", "match"),
+    ("options", "match"),
     [
         ({"dtype": "fp8"}, "dtype is 'fp8'; it is one of float32"),
         ({"ranks": "x"}, "pad, pattern"),
         ({"stacked": "x"}, "rank-first"),
     ],
 )
-def test_an_unknown_option_is_named(tmp_path, how, match):
+def test_an_unknown_value_of_an_option_is_named_with_the_valid_ones(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):
-        package.pack_folders([folder(tmp_path / "a", halves(Q, 4))], None, tmp_path / "z.zip", **how)
+        package.pack_folders([write_adapter(tmp_path / "a", halves(Q, 4))], None, tmp_path / "z.zip", **options)
 
 
-def test_what_is_written_is_a_safetensors_file_the_library_reads_lazily(tmp_path):
-    package.pack_folders([folder(tmp_path / "a", halves(Q, 4) | halves(UP, 4))], None, tmp_path / "z.zip")
+def test_the_safetensors_library_reads_the_packed_file_lazily(tmp_path):
+    package.pack_folders([write_adapter(tmp_path / "a", halves(Q, 4) | halves(UP, 4))], None, tmp_path / "z.zip")
     with zipfile.ZipFile(tmp_path / "z.zip") as archive:
         archive.extractall(tmp_path / "out")
     with safe_open(tmp_path / "out" / "adapter_model.safetensors", "pt") as file:
@@ -271,12 +286,12 @@ def test_what_is_written_is_a_safetensors_file_the_library_reads_lazily(tmp_path
     assert not (tmp_path / "z.zip").stat().st_mode & 0o111
 
 
-def test_progress_is_told_by_module(tmp_path):
-    seen = []
+def test_progress_is_reported_module_by_module(tmp_path):
+    calls = []
     package.pack_folders(
-        [folder(tmp_path / "a", halves(Q, 4) | halves(V, 4))],
+        [write_adapter(tmp_path / "a", halves(Q, 4) | halves(V, 4))],
         None,
         tmp_path / "z.zip",
-        progress=lambda *at: seen.append(at),
+        progress=lambda *call: calls.append(call),
     )
-    assert seen == [(1, 2), (2, 2)]
+    assert calls == [(1, 2), (2, 2)]
