@@ -125,19 +125,19 @@ def tiered(scale: Scale) -> dict[str, Any]:
 
     with t4_audit.audit(stack):  # not timed: counts, warms up, and fails on what a T4 lacks
         near, far = count(model, scale, lambda: draw(model, ids, scale.drawn))
-    marks = [bench.brought]
+    marks = [bench.bytes_brought]
     fresh()
     first = draw(model, ids, 1)
-    marks.append(bench.brought)
+    marks.append(bench.bytes_brought)
     rows.append(line("tiered", f"prefill {scale.rows} x {scale.prompt}", first, ids.numel(), marks[1] - marks[0]))
     decoding = draw(model, ids, scale.drawn) - first
-    marks.append(bench.brought)
+    marks.append(bench.bytes_brought)
     tokens, pcie = scale.rows * (scale.drawn - 1), marks[2] - marks[1] - (marks[1] - marks[0])
     resident = (scale.drawn - 1) * step_time.resident_token_bytes(architecture, planned, scale.rows)
     reached = ((resident + near) / speed.vram_gb_s + far / speed.pcie_gb_s) / 1e9 / decoding
     rows.append(line("tiered", f"decode {scale.rows} x {scale.drawn}", decoding, tokens, pcie, reached))
     seconds, trained = grpo_step(chosen, scale, model)
-    share, pcie, length = sum(planned.seconds) / seconds, bench.brought - marks[2], scale.prompt + scale.drawn
+    share, pcie, length = sum(planned.seconds) / seconds, bench.bytes_brought - marks[2], scale.prompt + scale.drawn
     rows.append(line("tiered", f"GRPO step {scale.rows} x {length}", seconds, scale.rows * length, pcie, share))
     figures = {
         "decode_tokens_per_s": round(tokens / decoding, 1), "decode_share_of_roofline": round(reached, 3),

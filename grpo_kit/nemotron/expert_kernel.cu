@@ -1,18 +1,19 @@
-// Products of a few rows with many NF4 matrices, one launch for all of them. grouped.py launches these kernels.
+// Products of a few rows with many NF4 matrices, one launch for all of them. expert_kernel.py launches these kernels.
 //
-// A pair is a row of x and an expert. Block (p, t) owns TILE outputs of pair p, and of the next pair of the same expert
-// if there is one: every byte of the matrix is read and decoded once for both. Pairs that follow another of their expert
-// at an odd place, and pairs whose expert has no address in `table`, have nothing to do.
+// A pair is a row of x and an expert. Block (p, t) computes TILE outputs of pair p, and of the next pair of the same
+// expert if there is one: every byte of the matrix is read and decoded once for both. Pairs at an odd place among those
+// of their expert, and pairs whose expert has no address in `table`, have nothing to do.
 //
-// A warp takes TALL matrix rows at once, a lane 32 values of each at a time (one 16-byte load, half a scale block): a warp
-// reads 512 neighbouring bytes. Nothing here needs more than sm_75, and no header. Sums are float32, in a fixed order.
+// A warp takes TALL matrix rows at once, and a lane 32 values of each at a time (one 16-byte load, half a scale block),
+// so that a warp reads 512 neighbouring bytes. This needs sm_75 or newer and no header. Sums are float32, in a fixed
+// order.
 
 constexpr int WARPS = 8, TALL = 4, TILE = WARPS * TALL, ROWS = 2;
-constexpr int PADDED = 36;  // floats that 32 values of x take: lanes then read 16 bytes each without bank conflicts
+constexpr int PADDED = 36;  // floats that 32 values of x take, so that lanes read 16 bytes without bank conflicts
 
 struct Matrix {
     const uint4* packed;          // 32 values each, the first in the high half of the first byte
-    const unsigned char* absmax;  // a code a block of 64 values
+    const unsigned char* absmax;  // a code for each block of 64 values
     const float* nested;          // a scale for 256 codes
     float offset;
 };
@@ -31,15 +32,15 @@ __device__ float widen(unsigned short half) {
 
 __device__ unsigned below(int bit) { return bit <= 0 ? 0u : bit >= 32 ? ~0u : (1u << bit) - 1; }
 
-// Of the pairs that share `pair`'s expert: how many come before it, and the next one, or -1. The whole warp asks together.
+// Of the pairs with the expert of `pair`: how many come before it, and the next one, or -1. The whole warp takes part.
 __device__ int2 neighbours(const long long* index, int pairs, int pair) {
     const int lane = threadIdx.x % 32;
     int before = 0, next = -1;
     for (int base = 0; base < pairs; base += 32) {
         const bool same = base + lane < pairs && index[base + lane] == index[pair];
-        const unsigned found = __ballot_sync(~0u, same);
-        before += __popc(found & below(pair - base));
-        const unsigned after = found & ~below(pair - base + 1);
+        const unsigned matches = __ballot_sync(~0u, same);
+        before += __popc(matches & below(pair - base));
+        const unsigned after = matches & ~below(pair - base + 1);
         if (next < 0 && after) next = base + __ffs(after) - 1;
     }
     return make_int2(before, next);
@@ -57,7 +58,7 @@ __device__ void dot(const Matrix& matrix, const float* x, const float* code, con
         for (int r = 0; r < TALL; ++r) {
             const int at = min(first + r, N - 1) * chunks + chunk;
             *(uint4*)packed[r] = __ldg(matrix.packed + at);
-            // Rounded twice, as bitsandbytes does it.
+            // Rounded twice, as bitsandbytes does.
             const float block = __fmul_rn(code[__ldg(matrix.absmax + at / 2)], __ldg(matrix.nested + at / 512));
             scale[r] = __fadd_rn(block, matrix.offset);
         }
@@ -88,7 +89,7 @@ __device__ void dot(const Matrix& matrix, const float* x, const float* code, con
 }
 
 __device__ float relu2(float value) {
-    const float positive = value < 0 ? 0 : value;  // a NaN stays one
+    const float positive = value < 0 ? 0 : value;  // NaN stays NaN
     return positive * positive;
 }
 
@@ -110,8 +111,9 @@ __device__ void rows(const Matrix& matrix, const float* x, const float* code, co
         }
 }
 
-// For every pair, relu2 of the product, or the product times the pair's weight. x is float, or unsigned short for float16;
-// pair p has its row p / fan. A matrix is N x K, and its parts lie so many bytes behind the address in the table.
+// For every pair, relu2 of the product, or the product times the pair's weight. x is float, or unsigned short for
+// float16; the row of pair p is p / fan. A matrix is N x K; its sections begin at byte offsets from the address in
+// `table`.
 template <typename In, bool WEIGHTED>
 __global__ void __launch_bounds__(32 * WARPS, 3)
 product(const In* x, const long long* index, const long long* table, const float* weights, const float* codes,
@@ -121,9 +123,9 @@ product(const In* x, const long long* index, const long long* table, const float
     __shared__ float code[256], level[16];
     const char* data = (const char*)table[index[blockIdx.x]];
     if (!data) return;
-    const int2 found = neighbours(index, pairs, blockIdx.x);
-    if (found.x % ROWS) return;
-    const int2 pair = make_int2(blockIdx.x, found.y);
+    const int2 place = neighbours(index, pairs, blockIdx.x);
+    if (place.x % ROWS) return;
+    const int2 pair = make_int2(blockIdx.x, place.y);
 
     float* kept = (float*)staged;
     for (int m = 0; m < ROWS && (m == 0 || pair.y >= 0); ++m) {

@@ -1,11 +1,12 @@
-"""A model's routed experts as a whole: put into tiers, the coldest in the slower one, opened to LoRA, counted."""
+"""All routed experts of a model: put into tiers with the least used on the host, opened to LoRA, counted."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from grpo_kit.nemotron.experts import ExpertShape, TieredExperts, Workbench
+from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
+from grpo_kit.nemotron.experts import TieredExperts
 
 
 def find_tiered_layers(model: nn.Module) -> dict[str, TieredExperts]:
@@ -14,60 +15,82 @@ def find_tiered_layers(model: nn.Module) -> dict[str, TieredExperts]:
 
 
 def open_for_lora(model: nn.Module, targets: Sequence[str]) -> bool:
-    """Show routed experts to PEFT if one of `targets`, endings of module names, means them; returns whether one does."""
+    """Show routed experts to PEFT, where the targets include them.
+
+    Args:
+        model: The model with tiered experts.
+        targets: LoRA's target modules, as endings of module names.
+
+    Returns:
+        Whether some target means a routed expert.
+    """
     chosen = {
-        name: tiers
-        for name, tiers in find_tiered_layers(model).items()
-        for expert in range(tiers.num_experts)
+        name: layer
+        for name, layer in find_tiered_layers(model).items()
+        for expert in range(layer.num_experts)
         for leaf in ("up_proj", "down_proj")
         if any(f".{name}.{expert}.{leaf}".endswith(f".{target}") for target in targets)
     }
-    for tiers in chosen.values():
-        tiers.open_for_lora()
+    for layer in chosen.values():
+        layer.open_for_lora()
     return bool(chosen)
 
 
 def unreached_experts(model: nn.Module) -> tuple[str, ...]:
-    """Names of the routed experts with a LoRA that no gradient has come to: no token that mattered chose them."""
-    opened = {
-        name: tiers.reached.tolist() for name, tiers in find_tiered_layers(model).items() if tiers.reached is not None
-    }
-    return tuple(f"{name}.{expert}." for name, all_ in opened.items() for expert, got in enumerate(all_) if not got)
+    """Names of the routed experts whose LoRA no gradient has reached, because no token that mattered chose them."""
+    return tuple(
+        f"{name}.{expert}."
+        for name, layer in find_tiered_layers(model).items()
+        if layer.reached is not None
+        for expert, reached in enumerate(layer.reached.tolist())
+        if not reached
+    )
 
 
 def reset_traffic(model: nn.Module) -> None:
-    """Start counting anew what goes to the host."""
-    for tiers in find_tiered_layers(model).values():
-        tiers.traffic = [0, 0]
+    """Count again from zero how many rows go to the host."""
+    for layer in find_tiered_layers(model).values():
+        layer.traffic = [0, 0]
 
 
 def reset_counts(model: nn.Module) -> None:
-    """Start counting anew what goes to the host and whose LoRA is reached."""
+    """Count again from zero how many rows go to the host and which experts' LoRA is reached."""
     reset_traffic(model)
-    for tiers in find_tiered_layers(model).values():
-        if tiers.reached is not None:
-            tiers.reached.zero_()
+    for layer in find_tiered_layers(model).values():
+        if layer.reached is not None:
+            layer.reached.zero_()
 
 
 def host_traffic_share(model: nn.Module) -> float | None:
-    """The share of routed rows, in [0, 1], that went to experts on the host so far; None where none lies there."""
-    rows = [tiers.traffic for tiers in find_tiered_layers(model).values() if tiers.on_host]
-    return sum(far for _, far in rows) / max(1, sum(all_ for all_, _ in rows)) if rows else None
+    """The share of routed rows, in [0, 1], that went to experts on the host; None if no expert is there."""
+    counts = [layer.traffic for layer in find_tiered_layers(model).values() if layer.on_host]
+    if not counts:
+        return None
+    return sum(on_host for _, on_host in counts) / max(1, sum(rows for rows, _ in counts))
 
 
 def choose_host_experts(
     layers: int, count: int, share_on_host: float, hits: torch.Tensor | None = None
 ) -> list[list[int]]:
-    """For each layer which of its `count` experts go to the host, `share_on_host` in [0, 1] of all.
+    """Choose which experts go to the host: the least used of all layers, or without counts each layer's last ones.
 
-    With `hits`, int64 `(layers, count)`, the coldest of all layers; without, each layer's last ones. Raises ValueError
-    for hits of another shape.
+    Args:
+        layers: Number of layers with experts.
+        count: Experts in a layer.
+        share_on_host: Share of all experts, in [0, 1].
+        hits: (layers, count) int64, how many rows each expert got.
+
+    Returns:
+        For each layer the sorted numbers of its experts on the host.
+
+    Raises:
+        ValueError: `hits` has another shape.
     """
     if hits is None:
         return [list(range(count - round(share_on_host * count), count))] * layers
     if tuple(hits.shape) != (layers, count):
         raise ValueError(
-            f"The routing statistics are of {tuple(hits.shape)} experts and this model has {layers} layers of {count}; "
+            f"The routing counts are of {tuple(hits.shape)} experts and this model has {layers} layers of {count}; "
             "they belong to another model. Count again with `grpo-kit calibrate`."
         )
     coldest = hits.flatten().argsort(stable=True)[: round(share_on_host * hits.numel())].sort().values.tolist()
@@ -75,27 +98,39 @@ def choose_host_experts(
 
 
 def expected_host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
-    """The share of counted rows, in [0, 1], that experts on the host get; `hits` is (layers, count)."""
-    return sum(int(hits[layer][chosen].sum()) for layer, chosen in enumerate(on_host)) / max(1, int(hits.sum()))
+    """The share of counted rows, in [0, 1], that would go to the host.
+
+    Args:
+        hits: (layers, experts) int64, how many rows each expert got.
+        on_host: For each layer the numbers of its experts on the host.
+    """
+    return sum(int(hits[layer][experts].sum()) for layer, experts in enumerate(on_host)) / max(1, int(hits.sum()))
 
 
 def replace_experts(
     model: nn.Module, share_on_host: float = 0.0, hits: torch.Tensor | None = None, slots: int = 8,
     device: torch.device | None = None, dtype: torch.dtype | None = None, host: torch.device | None = None,
 ) -> dict[str, tuple[nn.Module, TieredExperts]]:  # fmt: skip
-    """Put tiered experts, still empty, in place of every `NemotronHExperts`: {module name: (what was there, they)}.
+    """Put tiered experts, still empty, in place of every `NemotronHExperts`.
 
-    `share_on_host` of the experts lie on the host (or on `host`, a second GPU), by `hits` where there are any (see
-    `layout`); `slots` of those can be on their way at once. `device` and `dtype` are the replaced parameters' own
-    unless given.
+    Args:
+        model: A Nemotron-H; it is changed.
+        share_on_host: Share of the experts on the host, in [0, 1].
+        hits: (layers, experts) int64 routing counts, see `choose_host_experts`.
+        slots: How many experts from the host can be on their way at once.
+        device, dtype: Where the experts are computed and in what type; None: like the replaced parameters.
+        host: Device of the host tier, for example a second GPU; None: host memory.
+
+    Returns:
+        {module name: (the replaced module, the tiered experts)}.
     """
-    there = {name: m for name, m in model.named_modules() if type(m).__name__ == "NemotronHExperts"}
-    if not there:
+    replaced = {name: module for name, module in model.named_modules() if type(module).__name__ == "NemotronHExperts"}
+    if not replaced:
         return {}
-    count, intermediate, hidden = next(iter(there.values())).up_proj.shape
-    lays = choose_host_experts(len(there), count, share_on_host, hits)
-    done, bench = {}, None
-    for (name, fused), on_host in zip(there.items(), lays, strict=True):
+    count, intermediate, hidden = next(iter(replaced.values())).up_proj.shape
+    placement = choose_host_experts(len(replaced), count, share_on_host, hits)
+    layers, bench = {}, None
+    for (name, fused), on_host in zip(replaced.items(), placement, strict=True):
         stack = fused.up_proj
         bench = bench or Workbench(
             ExpertShape(hidden, intermediate), device or stack.device, dtype or stack.dtype, slots
@@ -103,18 +138,24 @@ def replace_experts(
         tiered = TieredExperts(bench.geometry, count, fused.act_fn, bench)
         tiered.place(on_host, host)
         model.set_submodule(name, tiered)
-        done[name] = (fused, tiered)
-    return done
+        layers[name] = (fused, tiered)
+    return layers
 
 
 def install_tiered_experts(
     model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None,
     host: torch.device | None = None,
 ) -> list[TieredExperts]:  # fmt: skip
-    """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts made of its weights."""
+    """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts with its weights.
+
+    Args are those of `replace_experts`.
+
+    Returns:
+        The tiered experts in the order of the layers.
+    """
     layers = []
     for fused, tiered in replace_experts(model, share_on_host, hits, slots, host=host).values():
         for expert in range(tiered.num_experts):
-            tiered.write(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
+            tiered.write_expert(expert, fused.up_proj.data[expert], fused.down_proj.data[expert])
         layers.append(tiered)
     return layers

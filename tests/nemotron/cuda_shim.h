@@ -1,4 +1,4 @@
-// Enough of CUDA for g++ to run the kernels of grouped.cu on a CPU: each thread of a block is a fiber of its own stack,
+// Enough of CUDA for g++ to run the kernels of expert_kernel.cu on a CPU: each thread of a block is a fiber of its own stack,
 // and fibers change at barriers, votes and shuffles only. Threads run in ascending or descending order, so that a missing
 // barrier gives different results. Shared memory begins as NaNs. What a GPU would not forgive fails: a load that is not
 // aligned, a barrier, vote or shuffle that some never reach, more shared memory than was asked for. Include before the source.

@@ -27,7 +27,7 @@ KERNEL_ERROR = 1e-5  # of the largest value; seen: 5e-7, and any of WRONG below 
 
 
 class Emulated:
-    """What `grouped.compiled` gives, for CPU tensors: the same source, compiled by g++."""
+    """Stands in for `expert_kernel.compile_kernel`, for CPU tensors: the same source, compiled by g++."""
 
     def __init__(self, library, descending=False):
         self.library, self.descending, self.launches = library, descending, []
@@ -264,7 +264,7 @@ def test_where_it_cannot_be_compiled_there_is_one_warning_and_no_use():
         pytest.skip("there is a GPU here, on which it compiles")
     device = torch.device("cuda", 7)
     expert_kernel.is_usable.cache_clear()
-    with pytest.warns(UserWarning, match="one after the other on cuda:7, slower but right") as caught:
+    with pytest.warns(UserWarning, match="one after the other on cuda:7, which is slower but correct") as caught:
         assert [expert_kernel.is_usable(device, TINY, torch.float16) for _ in range(3)] == [False] * 3
     assert len(caught) == 1
 
@@ -300,8 +300,8 @@ def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatc
 
 def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(emulated, monkeypatch):
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
-    monkeypatch.setattr(experts.Workbench, "bring", None)
-    monkeypatch.setattr(experts.TieredExperts, "chosen", None)
+    monkeypatch.setattr(experts.Workbench, "bring_experts", None)
+    monkeypatch.setattr(experts.TieredExperts, "start_reading_choice", None)
     decoded(0.0, steps=5)
     assert emulated.launches == ["up_float", "down"] * 2 * 6  # two layers; a prompt of 21 tokens, five times 3
 
@@ -320,8 +320,8 @@ def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, why):
     act = torch.nn.functional.silu if why == "another activation" else lambda x: x.relu().square()
     layer = experts.TieredExperts(bench.geometry, 2, act, bench)
     layer.place()
-    layer.write(0, draw(64, 128), draw(128, 64))
-    layer.write(1, draw(64, 128), draw(128, 64))
+    layer.write_expert(0, draw(64, 128), draw(128, 64))
+    layer.write_expert(1, draw(64, 128), draw(128, 64))
     tokens = experts.MAX_DECODING_TOKENS + 1 if why == "many tokens" else 3
     with torch.set_grad_enabled(why == "a gradient is wanted"):
         layer(draw(tokens, 128), torch.zeros((tokens, 1), dtype=torch.int64), torch.ones(tokens, 1))

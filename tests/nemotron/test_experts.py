@@ -96,7 +96,7 @@ def test_hits_count_every_routed_row_once():
 
 def test_an_expert_that_does_not_exist_cannot_be_placed():
     _, layers = load_tiered(0.0)
-    with pytest.raises(ValueError, match="Expert 8 was to go to the host; there are experts 0 to 7"):
+    with pytest.raises(ValueError, match="There is no expert 8 to put on the host; this layer has experts 0 to 7"):
         layers[0].place([8])
 
 

@@ -100,7 +100,7 @@ def test_routed_experts_in_4_bit_stay_below_what_is_planned_for_them(grad):
     layer.place()
     x, index = torch.randn(512, model.expert.hidden, requires_grad=grad), torch.tensor([[1, 5]]).repeat(512, 1)
     for number in range(8):
-        layer.write(number, torch.randn(model.expert.up) / 16, torch.randn(model.expert.down) / 16)
+        layer.write_expert(number, torch.randn(model.expert.up) / 16, torch.randn(model.expert.down) / 16)
     weights = torch.full((512, 2), 0.5, requires_grad=grad)
     with model_size.Alive([x, index, weights, bench.up, bench.down, bench.slots, *layer.rows]) as alive:
         out = layer(x, index, weights)

@@ -1,0 +1,94 @@
+"""Sizes of a routed expert, and the device memory that all layers share: buffers, and slots for arriving experts."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from grpo_kit.nemotron import nf4
+
+
+class ExpertShape(NamedTuple):
+    """Sizes of one expert: its up matrix is (intermediate, hidden), its down matrix (hidden, intermediate)."""
+
+    hidden: int
+    intermediate: int
+
+    @property
+    def up(self) -> tuple[int, int]:
+        return self.intermediate, self.hidden
+
+    @property
+    def down(self) -> tuple[int, int]:
+        return self.hidden, self.intermediate
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one expert in NF4: the up matrix, then the down matrix."""
+        return nf4.packed_nbytes(self.up) + nf4.packed_nbytes(self.down)
+
+    def views(self, data: torch.Tensor) -> tuple[nf4.Nf4, nf4.Nf4]:
+        """(up, down) as views into an expert's bytes, (nbytes,) uint8."""
+        middle = nf4.packed_nbytes(self.up)
+        return nf4.unpack_matrix(data[:middle], self.up), nf4.unpack_matrix(data[middle:], self.down)
+
+
+class Workbench:
+    """Memory of one device that all its layers share: two buffers for dequantised matrices, and the slots.
+
+    Args:
+        geometry: The experts' sizes.
+        device: Where the memory is.
+        dtype: Type of the buffers.
+        slots: How many experts from the host can be on their way or in use at once; each slot takes `geometry.nbytes`.
+    """
+
+    def __init__(self, geometry: ExpertShape, device: torch.device, dtype: torch.dtype, slots: int = 8) -> None:
+        self.geometry, self.device, self.dtype = geometry, device, dtype
+        self.up = torch.empty(geometry.up, dtype=dtype, device=device)
+        self.down = torch.empty(geometry.down, dtype=dtype, device=device)
+        self.slots = torch.empty((slots, geometry.nbytes), dtype=torch.uint8, device=device)
+        self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.slot_free: list[Any] = [None] * slots  # the event after which a slot may be overwritten
+        self.bytes_brought = 0  # copied into slots so far
+
+    def bring_experts(self, rows: list[torch.Tensor], together: int = 1) -> Iterator[list[torch.Tensor]]:
+        """Copy experts to this device beside the caller's work.
+
+        The first copies start at once, one per slot. Each further copy starts when a slot is free, that is when the
+        caller asks for the next experts. The caller must ask once more after the last ones, to free their slots.
+
+        Args:
+            rows: The experts' bytes, (nbytes,) uint8 each.
+            together: How many experts to hand out at a time, at most the number of slots.
+
+        Yields:
+            The experts' bytes on this device, in order, `together` at a time; expert i is in slot i % slots.
+        """
+        events = [self._start_copy(row, i) for i, row in enumerate(rows[: len(self.slots)])]
+        return self._hand_out(rows, events, together)
+
+    def _hand_out(self, rows: list[torch.Tensor], events: list[Any], together: int) -> Iterator[list[torch.Tensor]]:
+        for first in range(0, len(rows), together):
+            numbers = range(first, min(first + together, len(rows)))
+            if self.copy_stream is not None:
+                torch.cuda.current_stream(self.device).wait_event(events[numbers[-1]])  # copies end in order
+            yield [self.slots[i % len(self.slots)] for i in numbers]
+            used = self.copy_stream and torch.cuda.current_stream(self.device).record_event()
+            for i in numbers:
+                self.slot_free[i % len(self.slots)] = used
+                if (following := i + len(self.slots)) < len(rows):
+                    events.append(self._start_copy(rows[following], following))
+
+    def _start_copy(self, row: torch.Tensor, number: int) -> Any:
+        """Start to copy an expert into its slot; returns the event that ends the copy, None on a CPU."""
+        slot = number % len(self.slots)
+        self.bytes_brought += row.nbytes
+        if self.copy_stream is None:
+            self.slots[slot].copy_(row)
+            return None
+        with torch.cuda.stream(self.copy_stream):
+            if self.slot_free[slot] is not None:
+                self.copy_stream.wait_event(self.slot_free[slot])
+            self.slots[slot].copy_(row, non_blocking=True)
+            return self.copy_stream.record_event()
