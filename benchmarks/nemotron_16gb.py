@@ -1,18 +1,18 @@
-"""Nemotron-3-Nano-30B in real 4 bit within the memory of one T4: loaded, sampled, trained; and what else one could do.
+"""Nemotron-3-Nano-30B in real 4 bit within the memory of one T4: load, sample, train; beside two alternatives.
 
-Random weights in the real shapes, drawn and quantised matrix by matrix, so nothing is downloaded. They route about
-evenly, the worst case for experts in host memory. PyTorch's allocator is capped at 14.6 GiB, and everything keeps to
-what a T4 has, whatever the card: no bf16, no Triton, no grouped_mm, no flash attention. Each contender (tiered, ours;
-parametrised and offloaded, see random_nemotron.py) is a process of its own. One that does not fit is tried again
-without the cap, to learn what it asks for.
+The weights are random, in the real shapes, drawn and quantised matrix by matrix, so nothing is downloaded. They route
+almost evenly, which is the worst case for experts in host memory. PyTorch's allocator is capped at 14.6 GiB, and
+nothing is used that a T4 lacks, whatever the card: no bf16, no Triton, no grouped_mm, no flash attention. Each
+contender (tiered: the kit's own; parametrised and offloaded: see random_nemotron.py) runs in its own process. One that
+does not fit is tried again without the cap, to learn how much it needs.
 
     python benchmarks/nemotron_16gb.py --scale full --record    # any CUDA card of 16 GB or more
     python benchmarks/nemotron_16gb.py --scale tiny             # the same on a CPU, in the embedded policy's sizes
 
-Share of roofline: the time that a phase's bytes and products take at the bandwidths measured in the same run, one after
-the other, over the time it took. For decoding the bytes are those of the experts that were chosen, counted.
-Bars: decoding 5 times as fast as the best alternative that fits, half of its roofline, `plan`'s peak within 10 %, host
-tier at most 4.5 GiB, process at most 11 GiB.
+Share of roofline: the time that a phase's bytes and products would take one after the other, at the bandwidths measured
+in the same run, divided by the time it took. For decoding, the bytes are those of the experts that were chosen.
+Bars: decoding 5 times as fast as the best alternative that fits and at half of its roofline, `plan`'s peak within 10 %,
+host tier at most 4.5 GiB, process at most 11 GiB.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ import report
 CAP, RSS = 14.6, 11.0  # GiB that PyTorch's allocator and the process may take
 CONTENDERS = ("tiered", "parametrised", "offloaded")
 STEP = [
-    "grpo.max_steps=1", "grpo.num_generations=8", "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4",
-    "grpo.gradient_checkpointing=true", "grpo.mask_truncated_completions=false", "grpo.reward_funcs=[here:spread]",
-    "grpo.reward_weights=[1.0]",
+    "grpo.max_steps=1", "grpo.num_generations=8", "grpo.per_device_train_batch_size=2",
+    "grpo.gradient_accumulation_steps=4", "grpo.gradient_checkpointing=true", "grpo.mask_truncated_completions=false",
+    "grpo.reward_funcs=[here:spread]", "grpo.reward_weights=[1.0]",
 ]  # fmt: skip
 
 
 class Scale(NamedTuple):
-    """`rows` prompts of `prompt` tokens get `drawn` tokens each; `few` of the alternatives, whose speed needs no more."""
+    """`rows` prompts of `prompt` tokens get `drawn` tokens each; `few` with the alternatives."""
 
     preset: str
     settings: list[str]
@@ -57,25 +57,27 @@ SCALES = {
 
 
 def main() -> None:
-    asked = report.arguments(__doc__, scale=tuple(SCALES), contender=("all", *CONTENDERS))
-    scale = "tiny" if asked.quick else asked.scale
-    if asked.contender != "all":
-        print(json.dumps(compete(asked.contender, SCALES[scale])))
+    arguments = report.arguments(__doc__, scale=tuple(SCALES), contender=("all", *CONTENDERS))
+    scale = "tiny" if arguments.quick else arguments.scale
+    if arguments.contender != "all":
+        print(json.dumps(compete(arguments.contender, SCALES[scale])))
         return
-    found = {}
+    results = {}
     for contender in CONTENDERS:
         child = [sys.executable, __file__, "--scale", scale, "--contender", contender]
         done = subprocess.run(child, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             sys.exit(done.returncode)
-        found[contender] = json.loads(done.stdout.splitlines()[-1])
-    speeds = {name: each["tokens_per_s"] for name, each in found.items() if each["fits"]}
+        results[contender] = json.loads(done.stdout.splitlines()[-1])
+    speeds = {name: each["tokens_per_s"] for name, each in results.items() if each["fits"]}
     ours = speeds.pop("tiered")
     best = max(speeds, key=speeds.__getitem__, default=None)
-    figures = {"scale": scale, **found["tiered"]["figures"], "best_alternative": best}
+    figures = {"scale": scale, **results["tiered"]["figures"], "best_alternative": best}
     figures |= {"times_best_alternative": round(ours / speeds[best], 2) if best else None, "bar_times": 5}
-    figures["alternatives_that_do_not_fit"] = [name for name, each in found.items() if not each["fits"]]
-    report.finish("nemotron_16gb", [row for each in found.values() for row in each["rows"]], figures, asked.record)
+    figures["alternatives_that_do_not_fit"] = [name for name, each in results.items() if not each["fits"]]
+    report.finish(
+        "nemotron_16gb", [row for each in results.values() for row in each["rows"]], figures, arguments.record
+    )
 
 
 def compete(contender: str, scale: Scale) -> dict[str, Any]:
@@ -88,17 +90,17 @@ def compete(contender: str, scale: Scale) -> dict[str, Any]:
     torch.backends.cuda.enable_flash_sdp(False)
     if contender == "tiered":
         return tiered(scale)
-    asked = ""
+    failure = ""
     for gib in (CAP, None) if gpu else (None,):
         limit(gib)
         try:
-            return alternative(contender, scale, not gpu or gib is not None, asked)
+            return alternative(contender, scale, not gpu or gib is not None, failure)
         except torch.OutOfMemoryError as error:
-            tried = " ".join(str(error).split(". ")[1:2])
-            asked = f"does not fit: {torch.cuda.memory_allocated() / 2**30:.2f} taken. {tried}"
+            request = " ".join(str(error).split(". ")[1:2])
+            failure = f"does not fit: {torch.cuda.memory_allocated() / 2**30:.2f} taken. {request}"
         gc.collect()
         torch.cuda.empty_cache()
-    return {"rows": [line(contender, "load", None) | {"peak VRAM, GiB": asked}], "fits": False, "tokens_per_s": None}
+    return {"rows": [line(contender, "load", None) | {"peak VRAM, GiB": failure}], "fits": False, "tokens_per_s": None}
 
 
 # ours
@@ -155,40 +157,42 @@ def peaks(rows: list[dict[str, Any]], planned: Any) -> dict[str, Any]:
     """The card's fullest moment beside what `plan` says, both with the CUDA context; two rows more for the table."""
     import torch
 
-    found: dict[str, Any] = dict.fromkeys(("peak_gib", "planned_gib", "planned_off"))
+    figures: dict[str, Any] = dict.fromkeys(("peak_gib", "planned_gib", "planned_off"))
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         context = total - free - torch.cuda.memory_reserved()
         peak = max(float(row["peak VRAM, GiB"]) for row in rows) + context / 2**30
-        said = planned.needs["GPU"].nbytes / 2**30
-        found = {
+        expected = planned.needs["GPU"].nbytes / 2**30
+        figures = {
             "peak_gib": round(peak, 2),
-            "planned_gib": round(said, 2),
-            "planned_off": round(abs(said / peak - 1), 3),
+            "planned_gib": round(expected, 2),
+            "planned_off": round(abs(expected / peak - 1), 3),
         }
     for phase, key in (("peak, measured", "peak_gib"), ("peak, by plan", "planned_gib")):
-        shown = "no GPU" if found[key] is None else f"{found[key]:.2f}"
+        shown = "no GPU" if figures[key] is None else f"{figures[key]:.2f}"
         rows.append(line("tiered", phase, None) | {"peak VRAM, GiB": shown})
-    return found
+    return figures
 
 
 def count(model: Any, scale: Scale, work: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes of the experts that decoding steps choose while `work` runs, each once a step: (on the GPU, on the host)."""
+    """(bytes on the GPU, bytes on the host) of the experts that decoding steps choose during `work`, once a step."""
     from grpo_kit.nemotron import expert_placement
 
-    found = [0, 0]
+    nbytes = [0, 0]
 
-    def look(layer: Any, given: tuple[Any, ...]) -> None:
-        if len(given[1]) <= scale.rows:  # (tokens, k) of one step; prompts are longer
-            chosen = set(given[1].flatten().tolist())
+    def add_choice(layer: Any, inputs: tuple[Any, ...]) -> None:
+        if len(inputs[1]) <= scale.rows:  # (tokens, k) of one step; prompts are longer
+            chosen = set(inputs[1].flatten().tolist())
             for where, experts in enumerate((chosen - layer.on_host, chosen & layer.on_host)):
-                found[where] += len(experts) * layer.geometry.nbytes
+                nbytes[where] += len(experts) * layer.geometry.nbytes
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in expert_placement.find_tiered_layers(model).values()]
+    hooks = [
+        layer.register_forward_pre_hook(add_choice) for layer in expert_placement.find_tiered_layers(model).values()
+    ]
     work()
     for hook in hooks:
         hook.remove()
-    return found[0], found[1]
+    return nbytes[0], nbytes[1]
 
 
 def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
@@ -232,8 +236,8 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
 # the others
 
 
-def alternative(contender: str, scale: Scale, capped: bool, asked: str) -> dict[str, Any]:
-    """Loaded and sampled from. `asked` is what it asked for when it was capped and did not fit."""
+def alternative(contender: str, scale: Scale, capped: bool, failure: str) -> dict[str, Any]:
+    """Load an alternative and sample from it. `failure` tells how it did not fit under the cap, if it did not."""
     chosen, folder, device = settings(scale)
     model, rows = load(contender, chosen, folder, device, plan(chosen, scale))
     ids = prompts(model, scale)
@@ -244,7 +248,7 @@ def alternative(contender: str, scale: Scale, capped: bool, asked: str) -> dict[
     decoding, tokens = draw(model, ids, scale.few) - first, scale.rows * (scale.few - 1)
     rows.append(line(contender, f"decode {scale.rows} x {scale.few}", decoding, tokens))
     if not capped:
-        rows[0]["phase"] += f", without the cap ({asked})"
+        rows[0]["phase"] += f", without the cap ({failure})"
     return {"rows": rows, "fits": capped and rss() <= RSS, "tokens_per_s": tokens / decoding}
 
 
@@ -277,7 +281,7 @@ def plan(chosen: Any, scale: Scale, speed: Any = None) -> Any:
 
 
 def load(contender: str, chosen: Any, folder: Path, device: str, planned: Any) -> tuple[Any, list[dict[str, Any]]]:
-    """The model, with as many experts on the host as is planned for a GPU, or configured for a CPU; and the table's row."""
+    """(the model, with experts on the host as planned for a GPU or configured for a CPU; the table's row)."""
     import random_nemotron
     import torch
 
@@ -296,12 +300,12 @@ def prompts(model: Any, scale: Scale) -> Any:
 
 
 def draw(model: Any, ids: Any, tokens: int) -> float:
-    """Seconds until every row has `tokens` more, its prompt read first."""
+    """Seconds to read the prompts and draw `tokens` tokens for every row."""
     import torch
 
     torch.manual_seed(1)
-    how = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": True, "pad_token_id": 0}
-    seconds, out = timed(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **how))
+    settings = {"min_new_tokens": tokens, "max_new_tokens": tokens, "do_sample": True, "pad_token_id": 0}
+    seconds, out = timed(lambda: model.generate(ids, attention_mask=torch.ones_like(ids), **settings))
     assert out.shape == (len(ids), ids.shape[1] + tokens)
     return seconds
 
@@ -329,7 +333,7 @@ def line(
     contender: str, phase: str, seconds: float | None, tokens: int | None = None, pcie: int | None = None,
     share: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A row of the table: the GPU's peak since the last one, the process's since it began."""
+    """A row of the table: the GPU's peak since the last row, the process's peak since it started."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -348,7 +352,7 @@ def line(
 
 
 def fresh() -> None:
-    """Let the GPU's peak begin anew."""
+    """Start measuring the GPU's peak again."""
     import torch
 
     if torch.cuda.is_available():
@@ -356,7 +360,7 @@ def fresh() -> None:
 
 
 def rss() -> float:
-    """The most memory that this process has had, GiB."""
+    """The largest memory that this process has used so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -1,7 +1,12 @@
-"""What a T4 has not, caught where it happens: an audit for tests, benchmarks, and one's own first run.
+"""Operations that a T4 cannot run, found on any machine: an audit for tests, for benchmarks and for a first run.
 
-A T4 is of compute capability 7.5: no bf16, no `grouped_mm`, no Triton since its version 3.3. And 16 GB have no room for a
-layer's experts in 16 bit side by side. All of these work on the machines where code is written, and fail where it runs.
+A T4 has compute capability 7.5: no bf16, no `grouped_mm`, and no Triton since Triton 3.3. Its 16 GB have no room for
+all of a layer's experts in 16 bit. Where code is written all of this works; on a T4 it fails.
+
+    with t4_audit.audit((experts, intermediate, hidden)):
+        model.generate(...)
+
+Uses two private modules of torch 2.13 (`_python_dispatch`, `_pytree`) and `JITFunction.run` of Triton 3.
 """
 
 import contextlib
@@ -15,15 +20,19 @@ from torch.utils._pytree import tree_leaves
 
 
 class Audit(TorchDispatchMode):
-    """Looks at every operation while it is on, forward and backward; `seen` counts them.
+    """Checks every operation while it is on, in forward and backward passes.
 
-    `stack` is (experts, intermediate, hidden) of the model's routed experts.
+    Args:
+        stack: (experts, intermediate, hidden) of the model's routed experts.
+
+    Attributes:
+        seen: The number of operations so far.
     """
 
     def __init__(self, stack: tuple[int, int, int]) -> None:
         super().__init__()
         count, inner, hidden = stack
-        # One projection of all experts, in each order of its axes, and with experts and rows in one axis.
+        # One matrix of all experts, with its axes in either order, and with experts and rows in one axis.
         self.stacks = {(count, inner, hidden), (count, hidden, inner), (count * inner, hidden), (count * hidden, inner)}
         self.seen = 0
 
@@ -39,15 +48,25 @@ class Audit(TorchDispatchMode):
                 raise RuntimeError(f"{function} met a bf16 tensor {tuple(value.shape)}; a T4 has fp16. Set the dtype.")
             if value.is_floating_point() and tuple(value.shape) in self.stacks:
                 raise RuntimeError(
-                    f"{function} met {tuple(value.shape)} of {value.dtype}, a layer's experts side by side; a T4 has no room "
-                    "for that. Use the tiered experts (policy.load_in_4bit)."
+                    f"{function} met {tuple(value.shape)} of {value.dtype}, a layer's experts side by side; a T4 has "
+                    "no room for that. Use the tiered experts (policy.load_in_4bit)."
                 )
         return out
 
 
 @contextlib.contextmanager
 def audit(stack: tuple[int, int, int]) -> Iterator[Audit]:
-    """Raise RuntimeError, naming the operation, as soon as the block does what a T4 cannot."""
+    """Check everything that the block runs.
+
+    Args:
+        stack: (experts, intermediate, hidden) of the model's routed experts.
+
+    Yields:
+        The audit, whose `seen` counts operations.
+
+    Raises:
+        RuntimeError: The block ran an operation that a T4 cannot run; the message names it.
+    """
     with contextlib.ExitStack() as exits:
         if importlib.util.find_spec("triton"):
             exits.enter_context(_no_triton())
@@ -56,7 +75,7 @@ def audit(stack: tuple[int, int, int]) -> Iterator[Audit]:
 
 @contextlib.contextmanager
 def _no_triton() -> Iterator[None]:
-    """Every kernel written in Triton starts in `JITFunction.run` (Triton 3)."""
+    """Refuse every kernel written in Triton: all of them start in `JITFunction.run` (Triton 3)."""
     from triton.runtime.jit import JITFunction
 
     def refuse(kernel: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The kernel, run by a CPU's emulation of a GPU, says what the dequantised matrices say; and it compiles where GPUs do."""
+"""The kernel, run on a CPU that emulates a GPU, gives what the dequantised matrices give; and it compiles for GPUs."""
 
 import contextlib
 import ctypes
@@ -192,7 +192,9 @@ def test_the_order_in_which_threads_run_changes_nothing(library, monkeypatch):
 
 BROKEN = {
     "a barrier that is missing": ("    __syncthreads();\n", "", "nan|differ"),
-    "a barrier that some never reach": ("    code[threadIdx.x] =", "    if (threadIdx.x == 9) return;\n    code[threadIdx.x] =", "never come"),
+    "a barrier that some never reach": (
+        "    code[threadIdx.x] =", "    if (threadIdx.x == 9) return;\n    code[threadIdx.x] =", "never come"
+    ),
     "a load across a boundary": ("data + packed_at", "data + packed_at + 4", "not aligned"),
     "more shared memory than asked for": ("PADDED = 36;", "PADDED = 40;", "more shared memory"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The embedded policy as it is shipped: its problems, its tokenizer, its parts, and that the weights are the right ones."""
+"""The embedded policy as it is shipped: its problems, its tokenizer, its parts and its weights."""
 
 import hashlib
 import json
