@@ -1,4 +1,7 @@
-"""What many tests share: no network, the shared data sets where they exist, one small trained run; the long files come first."""
+"""Fixtures that many tests share: the full data sets, one small trained run, an imitation of Kaggle.
+
+Tests have no network. The slowest files run first.
+"""
 
 import os
 import time
@@ -7,18 +10,18 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is made meanwhile keeps its width for good
+os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is created then keeps that width
 
 import pytest
 
 from tests.helpers.settings import SHARED, SMALL
 
-# Files that execute notebooks, a browser, wheels, several processes, benchmarks or the demo: `make test-fast` leaves them out,
-# together with the single tests that are marked `slow`. They run first, the longest ones foremost, so that no process is left
-# with one of them at the end.
+# Files that execute notebooks, a browser, wheels, several processes, benchmarks or the demo. `make test-fast` leaves them
+# out, together with single tests that are marked `slow`. They run first, the longest ones at the front, so that no worker
+# process starts one of them at the end.
 SLOW_FILES = (
-    "notebooks/test_notebook_places", "notebooks/test_notebooks", "runs/test_processes", "display/test_board_in_browser",
-    "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels", "test_notes",
+    "notebooks/test_notebook_places", "notebooks/test_notebooks", "runs/test_processes",
+    "display/test_board_in_browser", "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels", "test_notes",
 )  # fmt: skip
 LONG_FILES = (
     "training/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train", "tuning/test_tune",
@@ -41,9 +44,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of full data sets that lies beside a checkout on our machines; elsewhere the test is skipped."""
+    """The folder of full data sets next to the checkout; without it the test is skipped."""
     if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} is not here; this test reads full data sets")
+        pytest.skip(f"{SHARED} does not exist; this test reads full data sets")
     return SHARED
 
 
@@ -56,7 +59,7 @@ def math_reward():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, math_reward):
-    """(config, run): the tiny policy after four real GRPO steps, measured before and after. Tests must not change it."""
+    """(config, run): the tiny policy, measured before and after four real GRPO steps. Tests must not change it."""
     from grpo_kit import config
     from grpo_kit.data.preparation import prepare
     from grpo_kit.evaluation import evaluate
@@ -75,7 +78,7 @@ def trained(tmp_path_factory, math_reward):
 
 @pytest.fixture(scope="session")
 def tiny_policy():
-    """(model, tokenizer) of the embedded policy, shared; tests that change it load their own."""
+    """(model, tokenizer) of the embedded policy, shared by tests that do not change it."""
     from grpo_kit import config
     from grpo_kit.policy.load import load_policy
 
@@ -84,7 +87,7 @@ def tiny_policy():
 
 @pytest.fixture
 def loopback(tmp_path, monkeypatch):
-    """A Kaggle on loopback that the official client takes for the real one; `slept` holds the seconds that were waited."""
+    """A Kaggle on loopback that the official client uses as the real one; `slept` lists the pauses in seconds."""
     from kagglesdk import kaggle_env
 
     from grpo_kit.kaggle import client as client_module
@@ -96,7 +99,9 @@ def loopback(tmp_path, monkeypatch):
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, fake.url)
     clock = types.SimpleNamespace(sleep=fake.slept.append, time=time.time)
     monkeypatch.setattr("urllib3.util.retry.time", clock)  # the pauses between tries
-    monkeypatch.setattr(client_module, "KaggleClient", lambda found, sleep=fake.slept.append: client(found, sleep))
+    monkeypatch.setattr(
+        client_module, "KaggleClient", lambda credentials, sleep=fake.slept.append: client(credentials, sleep)
+    )
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
     for name, value in (

@@ -18,12 +18,12 @@ import pytest
 
 from tests.helpers.settings import ROOT
 
-# From the ground up. A file imports from its own folder and from folders before it; imports inside functions count too.
+# A file imports only from its own folder and from folders before it. Imports inside functions count too.
 ORDER = [
-    "config", "rewards", "runs", "nemotron", "adapters", "policy", "data", "planning", "submission", "display", "evaluation",
-    "kaggle", "training", "tuning", "handoff", "notebook", "cli",
+    "config", "rewards", "runs", "nemotron", "adapters", "policy", "data", "planning", "submission", "display",
+    "evaluation", "kaggle", "training", "tuning", "handoff", "notebook", "cli",
 ]  # fmt: skip
-# Only these files and folders may know a library.
+# Each of these libraries is imported in one place only.
 OWNERS = {
     "trl": "training/",
     "peft": "adapters/",
@@ -34,7 +34,7 @@ OWNERS = {
     "optuna": "tuning/",
 }
 PACKAGE = ROOT / "grpo_kit"
-FACE = {"grpo_kit/__init__.py", "grpo_kit/__main__.py"}  # the public names and the entry point reach everywhere
+FACE = {"grpo_kit/__init__.py", "grpo_kit/__main__.py"}  # the public names and the entry point may import anything
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def module_file(dotted: str) -> str | None:
     return None
 
 
-def own_imports(path: str) -> set[str]:
+def imported_files(path: str) -> set[str]:
     files = {module_file(name) for name in imports()[path] if name.split(".")[0] == "grpo_kit"}
     return {file for file in files if file} - {path}
 
@@ -77,24 +77,24 @@ def test_every_folder_is_in_the_order():
     assert {folder(path) for path in imports() if path not in FACE} == set(ORDER)
 
 
-def test_no_import_goes_up():
+def test_no_file_imports_from_a_folder_above_its_own():
     rank = {name: number for number, name in enumerate(ORDER)}
     upward = [
-        f"{path} imports {other}"
+        f"{path} imports {imported}"
         for path in imports()
         if path not in FACE
-        for other in own_imports(path) - FACE
-        if rank[folder(other)] > rank[folder(path)]
+        for imported in imported_files(path) - FACE
+        if rank[folder(imported)] > rank[folder(path)]
     ]
     assert upward == []
 
 
-def test_no_circle_between_files():
-    arrows = {path: own_imports(path) - FACE for path in imports() if path not in FACE}
+def test_imports_form_no_circle():
+    arrows = {path: imported_files(path) - FACE for path in imports() if path not in FACE}
     list(graphlib.TopologicalSorter(arrows).static_order())  # raises CycleError, which names the files
 
 
-def test_folders_stay_small():
+def test_a_folder_has_at_most_15_modules_and_the_package_6():
     flat = [path for path in imports() if path.count("/") == 1 and path not in FACE]
     assert len(flat) <= 6
     for name in ORDER:
@@ -105,19 +105,21 @@ def test_folders_stay_small():
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_library_is_known_to_its_owner_only(library):
+def test_a_heavy_library_is_imported_by_its_owner_only(library):
     users = {path for path, names in imports().items() if any(name.split(".")[0] == library for name in names)}
-    users -= {path for path in users if path.startswith("grpo_kit/rewards/") and "/tools/" not in path}  # files to copy
+    users -= {
+        path for path in users if path.startswith("grpo_kit/rewards/") and "/tools/" not in path
+    }  # rewards are files to copy
     assert [path for path in users if not path.startswith(f"grpo_kit/{OWNERS[library]}")] == []
 
 
-def test_nothing_imports_a_reward():
+def test_the_package_does_not_import_rewards():
     for path, names in imports().items():
         rewards = [name for name in names if name.startswith("grpo_kit.rewards.") and ".tools" not in name]
         assert rewards == [], path
 
 
-def test_rewards_import_nothing_of_ours():
+def test_rewards_do_not_import_the_package():
     for path, names in imports().items():
         if path.startswith("grpo_kit/rewards/") and "/tools/" not in path:
             assert not any(name.startswith("grpo_kit") for name in names), path
@@ -134,7 +136,7 @@ def test_light_modules_load_no_heavy_library(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_nothing_evaluates_text():
+def test_no_code_evaluates_text():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""

@@ -83,8 +83,8 @@ class FakeKaggle:
         start, size = int(body.get("pageToken") or 0), 2  # small pages, so that there are several
         names = sorted(self.files)
         page = [{"fileName": name, "url": f"{self.url}/files/{name}"} for name in names[start : start + size]]
-        more = {"nextPageToken": str(start + size)} if start + size < len(names) else {}
-        return {"files": page, "log": self.log, **more}
+        next_page = {"nextPageToken": str(start + size)} if start + size < len(names) else {}
+        return {"files": page, "log": self.log, **next_page}
 
     def GetSubmissionLimits(self, body: dict[str, Any]) -> Any:
         return {"numToday": self.today, "numAllowedNow": self.allowed}
@@ -97,7 +97,7 @@ class FakeKaggle:
     def CreateSubmission(self, body: dict[str, Any]) -> Any:
         token = body["blobFileTokens"]
         if len(self.uploads[token]) != self.expected[token]:
-            return 400, "the upload is not whole"
+            return 400, "the upload is not complete"
         if not self.allowed:
             return 400, "Submission not allowed: your team has used its daily submission allowance (5) today"
         self.allowed, self.today = self.allowed - 1, self.today + 1
@@ -162,24 +162,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         token = self.path.rsplit("/", 1)[-1]
         self.fake.calls.append(("upload", dict(self.headers)))
-        held, size = self.fake.uploads[token], self.fake.expected[token]
+        received, size = self.fake.uploads[token], self.fake.expected[token]
         span = re.fullmatch(r"bytes (?:\*|(\d+)-\d+)/\d+", self.headers.get("Content-Range", ""))
         if span and span[1] is None:  # the client asks how much has arrived
-            if len(held) == size:
+            if len(received) == size:
                 return self.answer(200, {})
-            return self.answer(308, b"", {"Range": f"bytes=0-{len(held) - 1}"} if held else {})
+            return self.answer(308, b"", {"Range": f"bytes=0-{len(received) - 1}"} if received else {})
         fault = self.fake.faults["upload"].pop(0) if self.fake.faults["upload"] else None
         length = int(self.headers.get("Content-Length") or 0)
-        del held[int(span[1]) if span else 0 :]
+        del received[int(span[1]) if span else 0 :]
         if fault == "slow":
             return self.wait_for_the_client_to_hang_up()
         if fault == "cut":
-            held += self.rfile.read(length // 2)
+            received += self.rfile.read(length // 2)
             return self.cut()
         if isinstance(fault, int):
             self.rfile.read(length)
             return self.answer(fault, {})
-        held += self.rfile.read(length)
+        received += self.rfile.read(length)
         return self.answer(200, {})
 
     def do_GET(self) -> None:

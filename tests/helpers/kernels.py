@@ -1,4 +1,4 @@
-"""Runs notebooks as a reader does: form fields filled in, each in a fresh kernel with its own environment."""
+"""Run notebooks as a reader does: with form fields filled in, each in a fresh kernel with its own environment."""
 
 import json
 import os
@@ -19,39 +19,39 @@ TRAINING = f"grpo.max_steps={STEPS} grpo.per_device_train_batch_size=16 grpo.num
 SEARCH = {"search": "lora.r=[4,16]", "trials": 2, "steps": 1, "overrides": TRAINING}
 
 
-def read(name):
+def read_notebook(name):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def code(notebook):
+def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def printed(notebook):
-    """What a reader sees as text under the cells: streams and plain forms of what was displayed."""
-    outputs = [output for cell in code(notebook) for output in cell.outputs]
+def printed_text(notebook):
+    """The text that a reader sees under the cells: streams, and the plain text of displayed objects."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-def pictures(notebook):
-    return sum("image/png" in output.get("data", {}) for cell in code(notebook) for output in cell.outputs)
+def count_pictures(notebook):
+    return sum("image/png" in output.get("data", {}) for cell in code_cells(notebook) for output in cell.outputs)
 
 
-def environment(*paths, **variables):
-    """A kernel's variables: the folders `paths`, then this checkout, on Python's path; the Hub is offline."""
-    variables_here = {name: value for name, value in os.environ.items() if name not in OWN}
-    variables_here |= {
+def kernel_environment(*paths, **variables):
+    """Environment variables for a kernel: `paths` and this checkout on Python's path, and no access to the Hub."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    inherited |= {
         "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    return variables_here | {name: str(value) for name, value in variables.items()}
+    return inherited | {name: str(value) for name, value in variables.items()}
 
 
-def client(name, folder, env, **fields):
-    """(client, notebook, env) with `fields` of the form filled in; the kernel runs in `folder`."""
-    notebook = read(name)
-    form = code(notebook)[1]
+def notebook_client(name, folder, env, **fields):
+    """(client, notebook, env) with these `fields` of the form filled in; the kernel runs in `folder`."""
+    notebook = read_notebook(name)
+    form = code_cells(notebook)[1]
     for field, value in fields.items():
         line = f"{field} = {value!r}".replace("\\", "\\\\")
         form.source, hits = re.subn(rf"(?m)^{field} = .*?(?=\s*#@param)", line, form.source)
@@ -61,9 +61,9 @@ def client(name, folder, env, **fields):
     return runner, notebook, env
 
 
-def execute(name, folder, env, **fields):
+def execute_notebook(name, folder, env, **fields):
     """(the executed notebook, the error that ended it or None)."""
-    runner, notebook, env = client(name, folder, env, **fields)
+    runner, notebook, env = notebook_client(name, folder, env, **fields)
     try:
         runner.execute(env=env)
     except nbclient.exceptions.CellExecutionError as error:
@@ -71,16 +71,16 @@ def execute(name, folder, env, **fields):
     return notebook, None
 
 
-def chain(folder, env_of, names=NAMES, before=lambda name: None):
+def execute_in_order(folder, env_of, names=NAMES, before=lambda name: None):
     """Run the notebooks in order, each in its own folder with small settings; {name: executed notebook}."""
     fields = {"02_data": {"overrides": DATA}, "03_training": {"overrides": TRAINING}, "05_tuning": SEARCH}
-    done = {}
+    executed = {}
     for name in names:
         before(name)
-        done[name], error = execute(name, folder / name, env_of(name), **fields.get(name, {}))
+        executed[name], error = execute_notebook(name, folder / name, env_of(name), **fields.get(name, {}))
         assert error is None, f"{name}: {error}"
-    return done
+    return executed
 
 
-def lines(path):
+def read_jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -22,18 +22,18 @@ class Loss(NamedTuple):
     passed: int
 
 
-def trl_loss(loss_type: str, ratios: list[list[float]], advantages: list[float], **more: Any) -> Loss:
+def trl_loss(loss_type: str, ratios: list[list[float]], advantages: list[float], **options: Any) -> Loss:
     """TRL's loss of completions whose tokens have these ratios of new to old probability, their log-prob being -1.
 
-    An empty list is a completion that was masked whole. `more`: epsilon and epsilon_high as `grpo` means them,
+    An empty list is a completion that was masked completely. `options`: epsilon and epsilon_high as `grpo` means them,
     max_completion_length, beta with `reference`, the ratio of the reference's probability to the policy's.
     """
-    return _loss(GRPOTrainer, loss_type, ratios, advantages, **more)
+    return _loss(GRPOTrainer, loss_type, ratios, advantages, **options)
 
 
-def kit_loss(loss_type: str, ratios: list[list[float]], advantages: list[float], **more: Any) -> Loss:
+def kit_loss(loss_type: str, ratios: list[list[float]], advantages: list[float], **options: Any) -> Loss:
     """The same by the kit's trainer."""
-    return _loss(GroupTrainer, loss_type, ratios, advantages, **more)
+    return _loss(GroupTrainer, loss_type, ratios, advantages, **options)
 
 
 def _loss(

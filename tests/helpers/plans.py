@@ -5,15 +5,15 @@ from grpo_kit.planning import machines
 from grpo_kit.planning.plan import plan
 
 
-def plan_for(preset, device="t4", *overrides, **more):
+def plan_for(preset, device="t4", *overrides, **options):
     """The plan of a preset on a named device."""
-    return plan(config.load_config([preset], list(overrides)), machines.find_device(device), **more, search=False)
+    return plan(config.load_config([preset], list(overrides)), machines.find_device(device), **options, search=False)
 
 
-def plan_shared(count, preset="t4x2", device="t4x2", *overrides, **more):
+def plan_shared(count, preset="t4x2", device="t4x2", *overrides, **options):
     """The plan of one of `count` processes."""
-    where = machines.with_processes(machines.find_device(device), count)
-    return plan(config.load_config([preset], list(overrides)), where, **more, search=False)
+    machine = machines.with_processes(machines.find_device(device), count)
+    return plan(config.load_config([preset], list(overrides)), machine, **options, search=False)
 
 
 def part_bytes(plan, part, place="GPU"):

@@ -1,4 +1,4 @@
-"""Submissions to try the check on: a sound adapter of the tiny policy in a few lines, and what can be done to it."""
+"""Submissions to try the check on: a sound adapter of the tiny policy, and changes to its config, tensors and files."""
 
 import json
 import zipfile
@@ -16,7 +16,7 @@ KEY = "base_model.model.backbone.layers."
 
 def config(**change):
     """What PEFT writes for an adapter of all linear layers, with fields changed; a field that is `...` is left out."""
-    said = {
+    fields = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "grpo-kit/tiny",
         "inference_mode": True,
         "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ALL, "bias": "none", "modules_to_save": None,
@@ -24,31 +24,33 @@ def config(**change):
         "auto_mapping": None, "target_parameters": None, "use_qalora": False, "qalora_group_size": 16,
         "megatron_core": "megatron.core", "loftq_config": {}, "layers_to_transform": None, "lora_bias": False,
     }  # fmt: skip
-    return {name: value for name, value in (said | change).items() if value is not ...}
+    return {name: value for name, value in (fields | change).items() if value is not ...}
 
 
-def shapes_of(said, there, root="backbone."):
+def shapes_of(saved, base_modules, root="backbone."):
     """{key in adapter_model.safetensors: shape} of a complete adapter: A is (r, in), B is (out, r).
 
-    `said`: an adapter_config.json with a list of `target_modules`; `there`: what `base_models.lora_modules` says.
-    `root`: `backbone.` as published or `model.` as transformers 5 saves; both load.
+    Args:
+        saved: an adapter_config.json with a list of `target_modules`.
+        base_modules: {module: (out, in)}, as `base_models.lora_modules` returns it.
+        root: `backbone.` as published or `model.` as transformers 5 saves; both load.
     """
-    shapes, ranks = {}, Pattern(said.get("rank_pattern"))
-    for name in base_models.select_modules(said["target_modules"], there):
-        (out, inside), r = there[name], ranks.value_of(name, said["r"])
+    shapes, ranks = {}, Pattern(saved.get("rank_pattern"))
+    for name in base_models.select_modules(saved["target_modules"], base_modules):
+        (out, width), r = base_modules[name], ranks.value_of(name, saved["r"])
         key = f"base_model.model.{name.replace('backbone.', root, 1)}"
-        shapes[f"{key}.lora_A.weight"], shapes[f"{key}.lora_B.weight"] = (r, inside), (out, r)
+        shapes[f"{key}.lora_A.weight"], shapes[f"{key}.lora_B.weight"] = (r, width), (out, r)
     return shapes
 
 
-def tensors(said, base="tiny", root="backbone.", dtype="float32", seed=0):
+def tensors(saved, base="tiny", root="backbone.", dtype="float32", seed=0):
     """{key: random values} of a complete adapter for a config."""
     rng = np.random.default_rng(seed)
-    shapes = shapes_of(said, base_models.lora_modules(base), root)
+    shapes = shapes_of(saved, base_models.lora_modules(base), root)
     return {key: (rng.random(shape, "f4") - 0.5).astype(dtype) for key, shape in shapes.items()}
 
 
-def write(path, members, compression=zipfile.ZIP_STORED):
+def write_zip(path, members, compression=zipfile.ZIP_STORED):
     """A zip of `members`, {name or ZipInfo: bytes, text or JSON}, in order; pairs may repeat a name."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members.items() if isinstance(members, dict) else members:
@@ -56,11 +58,18 @@ def write(path, members, compression=zipfile.ZIP_STORED):
     return path
 
 
-def submission(path, change=None, edit=None, members=None, says=None, compression=zipfile.ZIP_STORED, **how):
-    """A zip of the tiny adapter: `change` config fields and the tensors with them, `says` fields of the config alone,
-    `edit` the tensors, `members` {name: content, or None for none}."""
-    said = config(**(change or {}))
-    values = tensors(said, **how)
-    inside = {CONFIG: config(**(change or {}) | (says or {})), TENSORS: save(edit(values) if edit else values)}
-    inside |= members or {}
-    return write(path, {name: content for name, content in inside.items() if content is not None}, compression)
+def submission(path, change=None, edit=None, members=None, config_only=None, compression=zipfile.ZIP_STORED, **options):
+    """A zip of the tiny adapter.
+
+    Args:
+        change: config fields to change, together with the tensors that follow from them.
+        edit: a function of the tensors that returns those to save.
+        members: {name: content} of more files; None as content leaves a file out.
+        config_only: config fields to change without changing the tensors.
+        options: arguments of `tensors`.
+    """
+    saved = config(**(change or {}))
+    values = tensors(saved, **options)
+    contents = {CONFIG: config(**(change or {}) | (config_only or {})), TENSORS: save(edit(values) if edit else values)}
+    contents |= members or {}
+    return write_zip(path, {name: content for name, content in contents.items() if content is not None}, compression)

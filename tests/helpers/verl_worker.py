@@ -1,4 +1,7 @@
-"""What a worker of verl does with reward.py: loads it by its path and scores rows. Light, because each process imports it."""
+"""A worker of verl with reward.py: it loads the file by its path and scores rows.
+
+The module imports little, because each process imports it.
+"""
 
 import importlib.util
 
@@ -6,7 +9,7 @@ from pyarrow import parquet
 
 
 def scores(rewards, table, completions, pipe):
-    """Send through `pipe` what `rewards` pays each of `completions`, one a row of `table`."""
+    """Send through `pipe` the reward of each completion; `completions` has one for each row of `table`."""
     spec = importlib.util.spec_from_file_location("custom_module", rewards)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,4 +1,4 @@
-"""What the notebooks share: where they run, the preset for the machine, the run, and what they print without it."""
+"""What the notebooks share: where they run, the preset for the machine, the run, and messages about a missing stage."""
 
 import sys
 import types
@@ -14,7 +14,7 @@ COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "In
 
 
 @pytest.fixture(autouse=True)
-def empty_place(monkeypatch, tmp_path):
+def local_machine(monkeypatch, tmp_path):
     """Neither Colab nor Kaggle, and an empty folder."""
     for name in (*COLAB, *KAGGLE, "GRPO_KIT_ROOT"):
         monkeypatch.delenv(name, raising=False)
@@ -22,12 +22,12 @@ def empty_place(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def shown(monkeypatch):
-    """What was displayed, as text."""
+def displayed_texts(monkeypatch):
+    """The texts that were displayed."""
     import IPython.display as display
 
     texts = []
-    monkeypatch.setattr(display, "display", lambda what, **_: texts.append(what.data))
+    monkeypatch.setattr(display, "display", lambda content, **_: texts.append(content.data))
     return texts
 
 
@@ -40,7 +40,7 @@ def shown(monkeypatch):
         (COLAB | KAGGLE, "kaggle", None),  # Kaggle's image descends from Colab's
     ],
 )  # fmt: skip
-def test_a_notebook_is_opened_where_one_is(environ, place, link):
+def test_the_place_is_detected_and_links_stay_in_it(environ, place, link):
     assert notebook.detect_place(environ) == place
     assert link is None or notebook.notebook_link("02_data", environ) == link
 
@@ -50,9 +50,9 @@ def test_a_notebook_is_opened_where_one_is(environ, place, link):
     [
         (machines.Device("laptop", 0.0), "tiny"),
         (machines.Device("a card for games", 8.0), "tiny"),
-        (machines.Device("Tesla T4", 14.56, triton=False), "t4"),  # as PyTorch reports it
+        (machines.Device("Tesla T4", 14.56, triton=False), "t4"),  # memory as PyTorch reports it
         (machines.Device("Tesla T4", 14.56, gpus=2, triton=False), "t4x2"),
-        (machines.Device("Tesla P100", 15.9, triton=False), "t4"),  # no bf16 either
+        (machines.Device("Tesla P100", 15.9, triton=False), "t4"),  # no bf16, like the T4
         (machines.Device("NVIDIA L4", 22.0), "24gb"),
         (machines.Device("Quadro RTX 6000", 23.6, triton=False), "t4"),  # 24 GB without bf16
         (machines.Device("NVIDIA A100-SXM4-40GB", 39.4), "24gb"),
@@ -60,64 +60,73 @@ def test_a_notebook_is_opened_where_one_is(environ, place, link):
         (machines.Device("NVIDIA H100 80GB HBM3", 79.1), "80gb"),
     ],
 )
-def test_the_preset_suits_the_machine_and_its_arithmetic(device, preset):
+def test_the_suggested_preset_fits_the_memory_and_the_dtypes_of_the_machine(device, preset):
     assert notebook.suggest_preset(device) == preset
     assert preset == "tiny" or config.load_config([preset])
 
 
-def test_auto_takes_what_suits_the_machine_and_names_the_run_after_it(monkeypatch, capsys):
+def test_auto_takes_the_suggested_preset_and_names_the_run_after_it(monkeypatch, capsys):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["t4"])
-    chosen, run = notebook.open_from_form("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
-    assert (run.name, chosen.policy.load_in_4bit, chosen.grpo.max_steps, chosen.grpo.beta) == ("t4", True, 7, 0.1)
+    config_of_form, run = notebook.open_from_form("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
+    assert (run.name, config_of_form.policy.load_in_4bit, config_of_form.grpo.max_steps, config_of_form.grpo.beta) == (
+        "t4",
+        True,
+        7,
+        0.1,
+    )
     assert "run 't4' in " in capsys.readouterr().out
 
 
-def test_auto_goes_on_with_a_run_of_that_name_whatever_the_machine(monkeypatch):
+def test_auto_continues_a_run_of_that_name_with_its_settings_on_any_machine(monkeypatch):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["80gb"])
-    chosen = config.load_config(["t4"], ["grpo.max_steps=7"])
-    find_run("mine").record_stage("data", {}, [], [], 1.0, config.to_yaml(chosen))
-    chosen_again, run = notebook.open_from_form("auto", "mine")
-    assert (run.name, chosen_again.policy.dtype, chosen_again.grpo.max_steps) == ("mine", "float16", 7)
-    assert notebook.open_from_form("tiny", "mine")[0].policy.model == "tiny"  # a preset that is named counts
-    assert notebook.open_from_form("auto", "", "run.name=mine")[0].grpo.max_steps == 7  # as an error's remedy words it
+    config_of_form = config.load_config(["t4"], ["grpo.max_steps=7"])
+    find_run("mine").record_stage("data", {}, [], [], 1.0, config.to_yaml(config_of_form))
+    config_again, run = notebook.open_from_form("auto", "mine")
+    assert (run.name, config_again.policy.dtype, config_again.grpo.max_steps) == ("mine", "float16", 7)
+    assert notebook.open_from_form("tiny", "mine")[0].policy.model == "tiny"  # a preset that is named wins
+    assert (
+        notebook.open_from_form("auto", "", "run.name=mine")[0].grpo.max_steps == 7
+    )  # as the remedy of an error suggests
 
 
 @pytest.mark.parametrize(
     "fields", [("tinny", "", ""), ("tiny", "a/b", ""), ("tiny", "", "grpo.max_step=3"), ("tiny", "", "fast")]
 )
-def test_a_field_that_cannot_be_is_refused_in_a_sentence(fields):
+def test_an_invalid_field_is_refused_in_one_sentence(fields):
     with pytest.raises(ValueError, match=r"\w\."):
         notebook.open_from_form(*fields)
 
 
-def drive(monkeypatch, mount):
+def fake_drive(monkeypatch, mount):
     module = types.SimpleNamespace(drive=types.SimpleNamespace(mount=mount))
     monkeypatch.setitem(sys.modules, "google.colab", module)
 
 
-def test_drive_is_asked_for_once_and_not_at_all_where_it_is(monkeypatch, tmp_path):
-    asked = []
-    drive(monkeypatch, lambda path: (tmp_path / "content/drive/MyDrive").mkdir(parents=True) or asked.append(path))
+def test_drive_is_mounted_only_once(monkeypatch, tmp_path):
+    mounted = []
+    fake_drive(
+        monkeypatch, lambda path: (tmp_path / "content/drive/MyDrive").mkdir(parents=True) or mounted.append(path)
+    )
     assert [notebook.mount_drive(tmp_path) for _ in range(2)] == [
         "Google Drive is mounted: the run is kept when the session ends."
     ] * 2
-    assert asked == [str(tmp_path / "content/drive")]
+    assert mounted == [str(tmp_path / "content/drive")]
 
 
-@pytest.mark.parametrize("why", ["mount failed", "", "Error: credential propagation was unsuccessful"])
-def test_drive_refused_or_overlooked_the_run_goes_on_without_it(monkeypatch, tmp_path, why):
+@pytest.mark.parametrize("reason", ["mount failed", "", "Error: credential propagation was unsuccessful"])
+def test_a_notebook_continues_without_drive_when_mounting_fails(monkeypatch, tmp_path, reason):
     def refuse(path):
-        raise ValueError(why)
+        raise ValueError(reason)
 
-    drive(monkeypatch, refuse)
+    fake_drive(monkeypatch, refuse)
     assert notebook.mount_drive(tmp_path) == (
-        f"Google Drive is not mounted ({why or 'ValueError'}), so the run is kept on this machine's disk and is lost "
-        "when the session ends. Run this cell again to be asked again."
+        f"Google Drive is not mounted ({reason or 'ValueError'}), so the run is kept on this machine's disk and is "
+        "lost when the session ends. Run this cell again to be asked again."
     )
 
 
-def test_drive_is_not_asked_for_where_it_is_not_wanted_or_not_colab(monkeypatch, capsys):
-    drive(monkeypatch, lambda path: pytest.fail("asked"))
+def test_drive_is_not_mounted_outside_colab_or_when_it_is_switched_off(monkeypatch, capsys):
+    fake_drive(monkeypatch, lambda path: pytest.fail("Drive was mounted"))
     notebook.open_from_form("tiny")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     monkeypatch.setenv("GRPO_KIT_ROOT", "runs")
@@ -126,9 +135,11 @@ def test_drive_is_not_asked_for_where_it_is_not_wanted_or_not_colab(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("environ", "more"), [({}, ""), (COLAB, ""), (KAGGLE, " On Kaggle, add that notebook's output")]
+    ("environ", "advice"), [({}, ""), (COLAB, ""), (KAGGLE, " On Kaggle, add that notebook's output")]
 )
-def test_a_missing_stage_is_a_sentence_and_a_link(monkeypatch, shown, tmp_path, environ, more):
+def test_a_missing_stage_is_reported_in_one_sentence_with_a_link(
+    monkeypatch, displayed_texts, tmp_path, environ, advice
+):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     link = notebook.notebook_link("02_data")
@@ -137,22 +148,22 @@ def test_a_missing_stage_is_a_sentence_and_a_link(monkeypatch, shown, tmp_path, 
     assert (
         str(raised.value) == f"Run 'r' has no finished stage 'data' in {tmp_path / 'r'}. Run `notebook {link}` first."
     )
-    assert shown[0].startswith(f"Run **[02_data]({link})** first, then this notebook again.{more}")
+    assert displayed_texts[0].startswith(f"Run **[02_data]({link})** first, then this notebook again.{advice}")
 
 
-def test_a_stage_that_is_there_is_not_spoken_of(shown, tmp_path):
+def test_nothing_is_shown_for_a_stage_that_is_finished(displayed_texts, tmp_path):
     run = Run(tmp_path, "r")
     run.record_stage("data", {}, [], [], 1.0, "")
     notebook.require_stage(run, "data", "02_data")
-    assert shown == []
+    assert displayed_texts == []
 
 
-def test_a_count_is_one_line_that_changes(monkeypatch):
+def test_progress_updates_one_line(monkeypatch):
     import IPython.display as display
 
     lines = []
-    line = types.SimpleNamespace(update=lambda what: lines.append(what.data))
-    monkeypatch.setattr(display, "display", lambda what, display_id: line)
+    line = types.SimpleNamespace(update=lambda content: lines.append(content.data))
+    monkeypatch.setattr(display, "display", lambda content, display_id: line)
     count = notebook.show_progress("trials")
     count(1, 8)
     count(2, 8, "best so far 0.50")
@@ -160,11 +171,11 @@ def test_a_count_is_one_line_that_changes(monkeypatch):
 
 
 @pytest.mark.parametrize("send", [False, True])
-def test_a_zip_that_would_lose_a_try_is_never_sent(monkeypatch, capsys, tmp_path, trained, send):
+def test_a_zip_of_the_tiny_policy_is_never_sent(monkeypatch, capsys, tmp_path, trained, send):
     from grpo_kit.kaggle import credentials
     from grpo_kit.submission import package
 
-    monkeypatch.setattr(credentials, "find_credentials", lambda: pytest.fail("asked who we are"))
+    monkeypatch.setattr(credentials, "find_credentials", lambda: pytest.fail("credentials were looked up"))
     path = package.package_adapter(*trained, tmp_path / "submission.zip")
     if send:
         with pytest.raises(ValueError, match="embedded tiny policy"):

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.helpers.kernels import NAMES, chain, code, environment, printed
+from tests.helpers.kernels import NAMES, code_cells, execute_in_order, kernel_environment, printed_text
 
 CHAIN = NAMES[:4]
 SECRET = "KGAT_not_to_be_seen"
@@ -26,7 +26,7 @@ from grpo_kit.data import sources
 from grpo_kit.runs import run
 
 ROOT = pathlib.Path(os.environ["MACHINE"])
-for module in (run, sources, notebook):  # where a parameter `filesystem` is the root of the machine
+for module in (run, sources, notebook):  # a parameter `filesystem` gets this root as its default
     for _, function in inspect.getmembers(module, inspect.isfunction):
         if function.__defaults__:
             function.__defaults__ = tuple(ROOT if v == pathlib.Path("/") else v for v in function.__defaults__)
@@ -48,7 +48,7 @@ LOCAL = (None, "", "127.0.0.1", "localhost", "::1", "0.0.0.0")
 inner, socket.socket.connect = socket.socket.connect, connect
 look, socket.getaddrinfo = socket.getaddrinfo, getaddrinfo
 """
-# What the real modules offer of what the kit uses; names and exceptions are theirs.
+# The part of the real modules that the kit uses, with the real names and exceptions.
 COLAB = {
     "google/colab/__init__.py": "",
     "google/colab/drive.py": """
@@ -88,28 +88,30 @@ def install(folder, modules):
     (folder / "home").mkdir()
 
 
-def colab(folder):
-    """The executed notebooks; the machine is thrown away before each."""
+def run_on_colab(folder):
+    """The executed notebooks; the machine is deleted before each."""
     machine, drive = folder / "machine", folder / "drive"
     install(folder, COLAB)
     drive.mkdir()
 
-    def fresh(name):
+    def prepare_machine(name):
         shutil.rmtree(machine, ignore_errors=True)
         (machine / "content").mkdir(parents=True)
 
     variables = {"MACHINE": machine, "DRIVE": drive, "HOME": folder / "home", "COLAB_RELEASE_TAG": "release-colab"}
-    return chain(machine / "content", lambda name: environment(folder / "modules", **variables), CHAIN, fresh)
+    return execute_in_order(
+        machine / "content", lambda name: kernel_environment(folder / "modules", **variables), CHAIN, prepare_machine
+    )
 
 
-def kaggle(folder):
-    """The executed notebooks; what one leaves is mounted for the next, and nothing else is there."""
+def run_on_kaggle(folder):
+    """The executed notebooks; the output of one is mounted for the next, which finds nothing else."""
     machine = folder / "machine"
     install(folder, KAGGLE)
     working, inputs = machine / "kaggle/working", machine / "kaggle/input"
     working.mkdir(parents=True)
 
-    def fresh(name):
+    def prepare_machine(name):
         if (working / "runs").exists():
             shutil.rmtree(inputs, ignore_errors=True)
             shutil.copytree(working, inputs / "notebooks/grpo-kit-earlier")
@@ -121,9 +123,11 @@ def kaggle(folder):
 
     mounted = {}
     variables = {"MACHINE": machine, "HOME": folder / "home", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}
-    done = chain(folder / "here", lambda name: environment(folder / "modules", **variables), CHAIN, fresh)
+    notebooks = execute_in_order(
+        folder / "here", lambda name: kernel_environment(folder / "modules", **variables), CHAIN, prepare_machine
+    )
     assert list(mounted) == ["03_training", "04_submit"] and hashes(inputs) == mounted["04_submit"]
-    return done
+    return notebooks
 
 
 def hashes(folder):
@@ -132,35 +136,36 @@ def hashes(folder):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """{place: (folder, executed notebooks)}, both at once."""
-    folders = {place.__name__: tmp_path_factory.mktemp(place.__name__) for place in (colab, kaggle)}
-    with ThreadPoolExecutor(2) as both:
-        done = list(both.map(lambda place: place(folders[place.__name__]), (colab, kaggle)))
-    return {name: (folders[name], executed) for name, executed in zip(folders, done)}
+    """{place: (folder, executed notebooks)}; both places run at the same time."""
+    runs = {"colab": run_on_colab, "kaggle": run_on_kaggle}
+    folders = {place: tmp_path_factory.mktemp(place) for place in runs}
+    with ThreadPoolExecutor(2) as executor:
+        notebooks = list(executor.map(lambda place: runs[place](folders[place]), runs))
+    return {place: (folders[place], executed) for place, executed in zip(runs, notebooks)}
 
 
-here = pytest.mark.parametrize("place", ["colab", "kaggle"])
+both_places = pytest.mark.parametrize("place", ["colab", "kaggle"])
 
 
-@here
-def test_each_notebook_finds_on_a_fresh_machine_what_the_previous_one_left(places, place):
-    _, done = places[place]
+@both_places
+def test_each_notebook_finds_the_stages_of_the_previous_one_on_a_fresh_machine(places, place):
+    _, notebooks = places[place]
     stages = ["data", "before", "train", "after", "package"]
     for name, finished in (("01_setup", 0), ("02_data", 0), ("03_training", 1), ("04_submit", 3)):
-        text = printed(done[name])
+        text = printed_text(notebooks[name])
         assert re.findall(r"^  (\w+) +done", text, re.MULTILINE) == stages[:finished], name
 
 
 def test_on_colab_the_run_and_the_zip_are_on_google_drive(places):
-    folder, done = places["colab"]
+    folder, notebooks = places["colab"]
     assert all(
-        "Google Drive is mounted: the run is kept when the session ends." in printed(notebook)
-        for notebook in done.values()
+        "Google Drive is mounted: the run is kept when the session ends." in printed_text(notebook)
+        for notebook in notebooks.values()
     )
     assert (folder / "drive/grpo-kit/runs/tiny/evaluation/report.json").is_file()
     assert (folder / "drive/grpo-kit/submission/submission.zip").is_file()
-    left = [p for p in (folder / "machine/content").rglob("*") if p.is_file() and "MyDrive" not in p.parts]
-    assert left == []  # and nothing beside the notebooks
+    local_files = [p for p in (folder / "machine/content").rglob("*") if p.is_file() and "MyDrive" not in p.parts]
+    assert local_files == []  # nothing lies next to the notebooks
 
 
 def test_on_kaggle_the_zip_is_at_the_top_of_the_output_and_the_inputs_are_unchanged(places):
@@ -178,29 +183,33 @@ def test_on_kaggle_the_zip_is_at_the_top_of_the_output_and_the_inputs_are_unchan
         ("kaggle", "Hugging Face HF_TOKEN in Kaggle's secrets"),
     ],
 )
-def test_secrets_are_found_where_they_are_kept_and_written_nowhere(places, place, line):
-    folder, done = places[place]
-    assert line in printed(done["01_setup"])
-    assert not [name for name, notebook in done.items() if SECRET in json.dumps(notebook)]
-    kept = (p for p in folder.rglob("*") if p.is_file() and "modules" not in p.parts)
-    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+def test_secrets_are_read_from_the_place_and_written_nowhere(places, place, line):
+    folder, notebooks = places[place]
+    assert line in printed_text(notebooks["01_setup"])
+    assert not [name for name, notebook in notebooks.items() if SECRET in json.dumps(notebook)]
+    files = (p for p in folder.rglob("*") if p.is_file() and "modules" not in p.parts)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize("call", ["create_connection(('192.0.2.1', 80), 2)", "getaddrinfo('example.org', 443)"])
 def test_an_imitated_machine_has_no_network(tmp_path, call):
     install(tmp_path, {})
-    env = environment(tmp_path / "modules", MACHINE=tmp_path, HOME=tmp_path / "home")
-    ended = subprocess.run(
+    env = kernel_environment(tmp_path / "modules", MACHINE=tmp_path, HOME=tmp_path / "home")
+    process = subprocess.run(
         [sys.executable, "-c", f"import socket; socket.{call}"], env=env, capture_output=True, text=True
     )
-    assert "there is no network here" in ended.stderr and (tmp_path / "home/connections.txt").is_file()
+    assert "there is no network here" in process.stderr and (tmp_path / "home/connections.txt").is_file()
 
 
-@here
+@both_places
 def test_no_notebook_tries_to_connect_or_prints_an_error(places, place):
-    folder, done = places[place]
+    folder, notebooks = places[place]
     assert not (folder / "home/connections.txt").exists()
     errors = [
-        o for notebook in done.values() for cell in code(notebook) for o in cell.outputs if o.get("name") == "stderr"
+        o
+        for notebook in notebooks.values()
+        for cell in code_cells(notebook)
+        for o in cell.outputs
+        if o.get("name") == "stderr"
     ]
     assert errors == []

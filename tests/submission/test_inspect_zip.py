@@ -1,4 +1,4 @@
-"""The check of submissions of every kind: which finding each must have, and which it must not have."""
+"""The check of many kinds of submissions: which findings each must have, and which it must not have."""
 
 import json
 import subprocess
@@ -19,47 +19,47 @@ from grpo_kit.submission import inspect_zip
 from tests.helpers.submissions import ALL, CONFIG, KEY, TENSORS, config, submission, tensors
 
 
-def only(*parts):
+def containing(*parts):
     return lambda key: any(part in key for part in parts)
 
 
-def changed(where, what):
-    """Tensors whose key `where` says get `what`."""
-    return lambda values: {key: what(value) if where(key) else value for key, value in values.items()}
+def change_tensors(is_selected, change):
+    """A function of tensors that applies `change` to those whose key `is_selected`."""
+    return lambda values: {key: change(value) if is_selected(key) else value for key, value in values.items()}
 
 
-def renamed(old, new):
+def rename_keys(old, new):
     return lambda values: {key.replace(old, new): value for key, value in values.items()}
 
 
-def without(*parts):
-    return lambda values: {key: value for key, value in values.items() if not only(*parts)(key)}
+def remove(*parts):
+    return lambda values: {key: value for key, value in values.items() if not containing(*parts)(key)}
 
 
-def also(key, shape, dtype="f4"):
+def add_tensor(key, shape, dtype="f4"):
     return lambda values: values | {key: np.ones(shape, dtype)}
 
 
-def stacked(values):
+def stack_experts(values):
     """The routed experts as PEFT's target_parameters saves them."""
-    left = without(".experts.")(values)
+    rest = remove(".experts.")(values)
     stem = KEY + "1.mixer.experts"
-    return left | {f"{stem}.lora_A.weight": np.ones((32, 64), "f4"), f"{stem}.lora_B.weight": np.ones((128, 32), "f4")}
+    return rest | {f"{stem}.lora_A.weight": np.ones((32, 64), "f4"), f"{stem}.lora_B.weight": np.ones((128, 32), "f4")}
 
 
-def scrambled(values):
+def stack_last(values):
     return {k: v[None].transpose(1, 2, 0) if ".experts." in k and "lora_B" in k else v for k, v in values.items()}
 
 
-def half(dtype):
+def cast(dtype):
     return lambda values: {key: value.astype(dtype) for key, value in values.items()}
 
 
-zeroed, B = (lambda value: value * 0), "lora_B"
+to_zero, B = (lambda value: value * 0), "lora_B"
 MAC = {"__MACOSX/._adapter_config.json": b"\0\5\26\7"}
 
-FATAL = {  # what was done to a sound submission: (how, the code it must raise)
-    # the zip's inside
+FATAL = {  # change to a sound submission: (arguments of `submission`, code of the finding)
+    # files in the zip
     "no config": ({"members": {CONFIG: None}}, "no-config"),
     "a config in capitals": ({"members": {CONFIG: None, "Adapter_Config.json": config()}}, "no-config"),
     "a config with another end": ({"members": {CONFIG: None, CONFIG + ".txt": config()}}, "no-config"),
@@ -94,33 +94,39 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "an empty object": ({"members": {CONFIG: b"{}"}}, "rank"),
     "rank 33": ({"change": {"r": 33}}, "rank-too-high"),
     "rank 64": ({"change": {"r": 64}}, "rank-too-high"),
-    "rank 0": ({"says": {"r": 0}}, "rank"),
-    "rank -1": ({"says": {"r": -1}}, "rank"),
-    "rank as text": ({"says": {"r": "32"}}, "rank"),
-    "rank as a fraction": ({"says": {"r": 4.5}}, "rank"),
-    "rank as truth": ({"says": {"r": True}}, "rank"),
-    "no rank": ({"says": {"r": ...}}, "rank"),
+    "rank 0": ({"config_only": {"r": 0}}, "rank"),
+    "rank -1": ({"config_only": {"r": -1}}, "rank"),
+    "rank as text": ({"config_only": {"r": "32"}}, "rank"),
+    "rank as a fraction": ({"config_only": {"r": 4.5}}, "rank"),
+    "rank as a boolean": ({"config_only": {"r": True}}, "rank"),
+    "no rank": ({"config_only": {"r": ...}}, "rank"),
     "rank not a number": ({"members": {CONFIG: json.dumps(config(r=float("nan")))}}, "rank"),
     "a pattern over 32": ({"change": {"rank_pattern": {"q_proj": 64}}}, "rank-pattern-too-high"),
-    "a pattern of text": ({"says": {"rank_pattern": {"q_proj": "8"}}}, "rank-pattern-invalid"),
-    "a pattern that is a list": ({"says": {"rank_pattern": ["q_proj"]}}, "rank-pattern-invalid"),
+    "a pattern of text": ({"config_only": {"rank_pattern": {"q_proj": "8"}}}, "rank-pattern-invalid"),
+    "a pattern that is a list": ({"config_only": {"rank_pattern": ["q_proj"]}}, "rank-pattern-invalid"),
     "alpha 0": ({"change": {"lora_alpha": 0}}, "alpha"),
     "alpha -8": ({"change": {"lora_alpha": -8}}, "alpha"),
-    "alpha beyond sense": ({"change": {"lora_alpha": 1e7}}, "alpha"),
-    "rank beyond sense": ({"says": {"r": 10**30}}, "rank"),
+    "an absurd alpha": ({"change": {"lora_alpha": 1e7}}, "alpha"),
+    "an absurd rank": ({"config_only": {"r": 10**30}}, "rank"),
     "another rank than the first pattern that matches": (
-        {"change": {"rank_pattern": {"q_proj": 2}}, "says": {"rank_pattern": {".*q_proj": 4, "q_proj": 2}}},
+        {"change": {"rank_pattern": {"q_proj": 2}}, "config_only": {"rank_pattern": {".*q_proj": 4, "q_proj": 2}}},
         "shape-rank",
     ),
-    "a rank that no part of an expression gives": ({"says": {"r": 8, "rank_pattern": {"(q|k)_proj": 2}}}, "shape-rank"),
-    "names that vLLM does not know": ({"edit": renamed("model.backbone.", "model.model.backbone.")}, "module-unknown"),
+    "a rank that no part of an expression gives": (
+        {"config_only": {"r": 8, "rank_pattern": {"(q|k)_proj": 2}}},
+        "shape-rank",
+    ),
+    "names that vLLM does not know": (
+        {"edit": rename_keys("model.backbone.", "model.model.backbone.")},
+        "module-unknown",
+    ),
     "alpha as text": ({"change": {"lora_alpha": "8"}}, "alpha"),
     "alpha infinite": ({"members": {CONFIG: json.dumps(config(lora_alpha=float("inf")))}}, "alpha"),
     "no alpha": ({"change": {"lora_alpha": ...}}, "alpha"),
-    "no targets": ({"says": {"target_modules": ...}}, "targets"),
-    "null targets": ({"says": {"target_modules": None}}, "targets"),
-    "an empty list of targets": ({"says": {"target_modules": []}}, "targets"),
-    "targets that are numbers": ({"says": {"target_modules": [1]}}, "targets"),
+    "no targets": ({"config_only": {"target_modules": ...}}, "targets"),
+    "null targets": ({"config_only": {"target_modules": None}}, "targets"),
+    "an empty list of targets": ({"config_only": {"target_modules": []}}, "targets"),
+    "targets that are numbers": ({"config_only": {"target_modules": [1]}}, "targets"),
     "DoRA": ({"change": {"use_dora": True}}, "dora"),
     "bias": ({"change": {"bias": "all"}}, "bias"),
     "bias of LoRA": ({"change": {"bias": "lora_only"}}, "bias"),
@@ -143,42 +149,54 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     "targets that match nothing": ({"change": {"target_modules": ["gate_proj"]}}, "target-unmatched"),
     "the router alone": ({"change": {"target_modules": ["gate"]}}, "target-unmatched"),
     "tensors on gate_proj": (
-        {"edit": also(KEY + "1.mixer.shared_experts.gate_proj.lora_A.weight", (4, 128))},
+        {"edit": add_tensor(KEY + "1.mixer.shared_experts.gate_proj.lora_A.weight", (4, 128))},
         "module-unknown",
     ),
-    "tensors on the router": ({"edit": also(KEY + "1.mixer.gate.lora_A.weight", (4, 128))}, "module-unknown"),
-    "tensors on a convolution": ({"edit": also(KEY + "0.mixer.conv1d.lora_A.weight", (4, 128))}, "module-unknown"),
-    "Tinker's x_proj": ({"edit": renamed("in_proj", "x_proj")}, "module-unknown"),
-    "Llama's names": ({"edit": renamed("mixer", "self_attn")}, "module-unknown"),
-    "a layer too many": ({"edit": renamed("layers.3.", "layers.4.")}, "module-unknown"),
-    "an expert too many": ({"edit": renamed("experts.7.", "experts.8.")}, "module-unknown"),
-    "experts as w1 and w2": ({"edit": lambda v: renamed("up_proj", "w1")(renamed("down_proj", "w2")(v))}, "keys-fused"),
-    "Unsloth's gate_up_proj": (
-        {"edit": also(KEY + "1.mlp.experts.gate_up_proj.lora_A.weight", (4, 128))},
+    "tensors on the router": ({"edit": add_tensor(KEY + "1.mixer.gate.lora_A.weight", (4, 128))}, "module-unknown"),
+    "tensors on a convolution": (
+        {"edit": add_tensor(KEY + "0.mixer.conv1d.lora_A.weight", (4, 128))},
+        "module-unknown",
+    ),
+    "Tinker's x_proj": ({"edit": rename_keys("in_proj", "x_proj")}, "module-unknown"),
+    "Llama's names": ({"edit": rename_keys("mixer", "self_attn")}, "module-unknown"),
+    "a layer too many": ({"edit": rename_keys("layers.3.", "layers.4.")}, "module-unknown"),
+    "an expert too many": ({"edit": rename_keys("experts.7.", "experts.8.")}, "module-unknown"),
+    "experts as w1 and w2": (
+        {"edit": lambda v: rename_keys("up_proj", "w1")(rename_keys("down_proj", "w2")(v))},
         "keys-fused",
     ),
-    "stacks of experts": ({"edit": stacked}, "keys-stacked"),
-    "PEFT's base_layer": ({"edit": also(KEY + "1.mixer.experts.base_layer.lora_B.weight", (64, 32))}, "keys-stacked"),
-    "an adapter's name in the keys": ({"edit": renamed(".weight", ".default.weight")}, "keys-adapter-name"),
-    "keys without .weight": ({"edit": renamed(".weight", "")}, "keys-adapter-name"),
-    "no prefix": ({"edit": renamed("base_model.model.", "")}, "keys-prefix"),
-    "magnitudes": ({"edit": also(KEY + "2.mixer.q_proj.lora_magnitude_vector.weight", (128,))}, "keys-dora"),
-    "biases": ({"edit": also(KEY + "2.mixer.q_proj.lora_B.bias", (128,))}, "keys-bias"),
-    "embeddings": ({"edit": also("base_model.model.backbone.embeddings.lora_embedding_A", (4, 272))}, "keys-embedding"),
-    "a whole head": ({"edit": also("base_model.model.lm_head.weight", (272, 128))}, "keys-whole"),
+    "Unsloth's gate_up_proj": (
+        {"edit": add_tensor(KEY + "1.mlp.experts.gate_up_proj.lora_A.weight", (4, 128))},
+        "keys-fused",
+    ),
+    "stacks of experts": ({"edit": stack_experts}, "keys-stacked"),
+    "PEFT's base_layer": (
+        {"edit": add_tensor(KEY + "1.mixer.experts.base_layer.lora_B.weight", (64, 32))},
+        "keys-stacked",
+    ),
+    "an adapter's name in the keys": ({"edit": rename_keys(".weight", ".default.weight")}, "keys-adapter-name"),
+    "keys without .weight": ({"edit": rename_keys(".weight", "")}, "keys-adapter-name"),
+    "no prefix": ({"edit": rename_keys("base_model.model.", "")}, "keys-prefix"),
+    "magnitudes": ({"edit": add_tensor(KEY + "2.mixer.q_proj.lora_magnitude_vector.weight", (128,))}, "keys-dora"),
+    "biases": ({"edit": add_tensor(KEY + "2.mixer.q_proj.lora_B.bias", (128,))}, "keys-bias"),
+    "embeddings": (
+        {"edit": add_tensor("base_model.model.backbone.embeddings.lora_embedding_A", (4, 272))},
+        "keys-embedding",
+    ),
+    "a whole head": ({"edit": add_tensor("base_model.model.lm_head.weight", (272, 128))}, "keys-whole"),
     "a merged model": (
         {"edit": lambda _: {"backbone.layers.0.mixer.in_proj.weight": np.ones((4, 4), "f4")}},
         "keys-whole",
     ),
-    "an optimiser": ({"edit": also("step", (1,))}, "keys-unknown"),
-    "a key of nothing": ({"edit": also("", (1,))}, "keys-unknown"),
-    "both prefixes": ({"edit": lambda v: v | renamed("backbone", "model")(v)}, "keys-twice"),
+    "an optimiser": ({"edit": add_tensor("step", (1,))}, "keys-unknown"),
+    "a key of nothing": ({"edit": add_tensor("", (1,))}, "keys-unknown"),
+    "both prefixes": ({"edit": lambda v: v | rename_keys("backbone", "model")(v)}, "keys-twice"),
     "no tensor at all": ({"edit": lambda _: {}}, "no-tensors"),
-    "one tensor missing": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "tensors-missing"),
-    "its half without the other": ({"edit": without("layers.2.mixer.q_proj.lora_A")}, "pair-broken"),
-    "an expert missing": ({"edit": without("experts.3.")}, "tensors-missing"),
+    "one tensor missing": ({"edit": remove("layers.2.mixer.q_proj.lora_A")}, "tensors-missing"),
+    "its half without the other": ({"edit": remove("layers.2.mixer.q_proj.lora_A")}, "pair-broken"),
+    "an expert missing": ({"edit": remove("experts.3.")}, "tensors-missing"),
     "some experts' down_proj missing, unannounced": (
-        {"edit": without("experts.3.down"), "says": {"target_modules": "(.)+_proj"}},
+        {"edit": remove("experts.3.down"), "config_only": {"target_modules": "(.)+_proj"}},
         "experts-partial",
     ),
     "a few experts, as announced": (
@@ -187,52 +205,72 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
     ),
     "up_proj alone": ({"change": {"target_modules": ["up_proj"]}}, "experts-partial"),
     "experts of two ranks by pattern": ({"change": {"rank_pattern": {"experts.3.up_proj": 2}}}, "experts-ranks"),
-    "all routed experts missing": ({"edit": without(".experts.")}, "tensors-missing"),
-    "a layer missing": ({"edit": without("layers.0.")}, "tensors-missing"),
-    "transposed": ({"edit": changed(only("q_proj"), lambda v: np.ascontiguousarray(v.T))}, "shape-transposed"),
-    "a half transposed": (
-        {"edit": changed(only("k_proj.lora_A"), lambda v: np.ascontiguousarray(v.T))},
+    "all routed experts missing": ({"edit": remove(".experts.")}, "tensors-missing"),
+    "a layer missing": ({"edit": remove("layers.0.")}, "tensors-missing"),
+    "transposed": (
+        {"edit": change_tensors(containing("q_proj"), lambda v: np.ascontiguousarray(v.T))},
         "shape-transposed",
     ),
-    "(out, r, E)": ({"edit": scrambled}, "shape-stacked"),
-    "(E, r, in)": ({"edit": changed(only("experts.0.up_proj.lora_A"), lambda v: np.stack([v] * 8))}, "shape-stacked"),
-    "(out, r E)": ({"edit": changed(only("experts.0.up_proj.lora_B"), lambda v: np.tile(v, 8))}, "shape-rank"),
+    "a half transposed": (
+        {"edit": change_tensors(containing("k_proj.lora_A"), lambda v: np.ascontiguousarray(v.T))},
+        "shape-transposed",
+    ),
+    "(out, r, E)": ({"edit": stack_last}, "shape-stacked"),
+    "(E, r, in)": (
+        {"edit": change_tensors(containing("experts.0.up_proj.lora_A"), lambda v: np.stack([v] * 8))},
+        "shape-stacked",
+    ),
+    "(out, r E)": (
+        {"edit": change_tensors(containing("experts.0.up_proj.lora_B"), lambda v: np.tile(v, 8))},
+        "shape-rank",
+    ),
     "up for down": (
-        {"edit": lambda v: renamed("\0", "up_proj")(renamed("up_proj", "down_proj")(renamed("down_proj", "\0")(v)))},
+        {
+            "edit": lambda v: rename_keys("\0", "up_proj")(
+                rename_keys("up_proj", "down_proj")(rename_keys("down_proj", "\0")(v))
+            )
+        },
         "shape",
     ),
     "A for B": (
-        {"edit": lambda v: renamed("\0", "lora_A")(renamed("lora_A", "lora_B")(renamed("lora_B", "\0")(v)))},
+        {
+            "edit": lambda v: rename_keys("\0", "lora_A")(
+                rename_keys("lora_A", "lora_B")(rename_keys("lora_B", "\0")(v))
+            )
+        },
         "shape",
     ),
-    "a vector": ({"edit": changed(only("v_proj.lora_A"), lambda v: v[0])}, "shape"),
-    "a scalar": ({"edit": changed(only("v_proj.lora_A"), lambda v: np.array(v[0, 0]))}, "shape"),
-    "another rank than the config's": ({"says": {"r": 8}}, "shape-rank"),
+    "a vector": ({"edit": change_tensors(containing("v_proj.lora_A"), lambda v: v[0])}, "shape"),
+    "a scalar": ({"edit": change_tensors(containing("v_proj.lora_A"), lambda v: np.array(v[0, 0]))}, "shape"),
+    "another rank than the config's": ({"config_only": {"r": 8}}, "shape-rank"),
     "one tensor of another rank": (
-        {"edit": changed(only("2.mixer.q_proj"), lambda v: v[:2] if v.shape[0] == 4 else v[:, :2])},
+        {"edit": change_tensors(containing("2.mixer.q_proj"), lambda v: v[:2] if v.shape[0] == 4 else v[:, :2])},
         "shape-rank",
     ),
-    "rank 0 tensors": ({"edit": changed(only("q_proj.lora_A"), lambda v: v[:0])}, "zero-size"),
-    "an empty w3": ({"edit": also(KEY + "1.mixer.experts.w3.lora_A.weight", (0, 128))}, "keys-fused"),
+    "rank 0 tensors": ({"edit": change_tensors(containing("q_proj.lora_A"), lambda v: v[:0])}, "zero-size"),
+    "an empty w3": ({"edit": add_tensor(KEY + "1.mixer.experts.w3.lora_A.weight", (0, 128))}, "keys-fused"),
     # values
-    "NaN": ({"edit": changed(only("q_proj.lora_A"), lambda v: v * np.float32("nan"))}, "not-finite"),
+    "NaN": ({"edit": change_tensors(containing("q_proj.lora_A"), lambda v: v * np.float32("nan"))}, "not-finite"),
     "one infinity": (
-        {"edit": changed(only("in_proj.lora_B"), lambda v: np.where(v == v.max(), np.float32("inf"), v))},
+        {"edit": change_tensors(containing("in_proj.lora_B"), lambda v: np.where(v == v.max(), np.float32("inf"), v))},
         "not-finite",
     ),
-    "all zero": ({"edit": changed(only(""), zeroed)}, "dead-all"),
-    "lora_B never moved": ({"edit": changed(only(B), zeroed)}, "dead-all"),
-    "one lora_B zero": ({"edit": changed(only("q_proj.lora_B"), zeroed)}, "dead-pairs"),
-    "one lora_A zero": ({"edit": changed(only("k_proj.lora_A"), zeroed)}, "dead-pairs"),
+    "all zero": ({"edit": change_tensors(containing(""), to_zero)}, "dead-all"),
+    "lora_B never moved": ({"edit": change_tensors(containing(B), to_zero)}, "dead-all"),
+    "one lora_B zero": ({"edit": change_tensors(containing("q_proj.lora_B"), to_zero)}, "dead-pairs"),
+    "one lora_A zero": ({"edit": change_tensors(containing("k_proj.lora_A"), to_zero)}, "dead-pairs"),
     "all routed experts zero": (
         {"edit": lambda v: {k: x * 0 if ".experts." in k and B in k else x for k, x in v.items()}},
         "dead-pairs",
     ),
     # types
-    "8-bit integers": ({"edit": half("i1")}, "dtype"),
-    "32-bit integers": ({"edit": half("i4")}, "dtype"),
-    "truth": ({"edit": half("?")}, "dtype"),
-    "one tensor of integers": ({"edit": changed(only("q_proj.lora_A"), lambda v: np.ones(v.shape, "i8"))}, "dtype"),
+    "8-bit integers": ({"edit": cast("i1")}, "dtype"),
+    "32-bit integers": ({"edit": cast("i4")}, "dtype"),
+    "truth": ({"edit": cast("?")}, "dtype"),
+    "one tensor of integers": (
+        {"edit": change_tensors(containing("q_proj.lora_A"), lambda v: np.ones(v.shape, "i8"))},
+        "dtype",
+    ),
     # the file
     "no safetensors": ({"members": {TENSORS: b"\x80\x04K\x01." * 20}}, "not-safetensors"),
     "an empty file": ({"members": {TENSORS: b""}}, "not-safetensors"),
@@ -241,10 +279,10 @@ FATAL = {  # what was done to a sound submission: (how, the code it must raise)
         "not-safetensors",
     ),
     "cut off in the middle": ({"members": {TENSORS: save(tensors(config()))[:-100]}}, "not-safetensors"),
-    "longer than it says": ({"members": {TENSORS: save(tensors(config())) + b"x"}}, "not-safetensors"),
+    "longer than its header says": ({"members": {TENSORS: save(tensors(config())) + b"x"}}, "not-safetensors"),
 }
 
-WARNING = {  # it loads, and somebody should look: (how, the code it must raise); none is fatal
+WARNING = {  # changes after which a submission still loads: (arguments of `submission`, code of the warning)
     "a folder": (
         {
             "members": {
@@ -266,8 +304,8 @@ WARNING = {  # it loads, and somebody should look: (how, the code it must raise)
         {"members": {CONFIG: config(target_modules=r".*\.(in_proj|out_proj|up_proj|down_proj|[qkvo]_proj)$")}},
         "targets-regex",
     ),
-    "all-linear": ({"says": {"target_modules": "all-linear"}}, "targets-regex"),
-    "an expression that takes for ever": (
+    "all-linear": ({"config_only": {"target_modules": "all-linear"}}, "targets-regex"),
+    "an expression that never ends": (
         {"members": {CONFIG: config(target_modules="(a+)+" * 100 + "$")}},
         "targets-regex",
     ),
@@ -281,7 +319,7 @@ WARNING = {  # it loads, and somebody should look: (how, the code it must raise)
     "a pattern of expressions": ({"change": {"rank_pattern": {".*q_prox": 2}}}, "rank-pattern"),
     "an expression with .* in a pattern": ({"change": {"r": 8, "rank_pattern": {".*q_proj": 4}}}, "rank-pattern"),
     "a pattern that is not evaluated": (
-        {"change": {"r": 4}, "says": {"r": 8, "rank_pattern": {"([qkvo]|in|out|up|down)_proj": 4}}},
+        {"change": {"r": 4}, "config_only": {"r": 8, "rank_pattern": {"([qkvo]|in|out|up|down)_proj": 4}}},
         "pattern-expression",
     ),
     "Arrow": ({"change": {"arrow_config": {"top_k": 1}}}, "not-plain-lora"),
@@ -293,31 +331,37 @@ WARNING = {  # it loads, and somebody should look: (how, the code it must raise)
     "a weak alpha": ({"change": {"lora_alpha": 0.01}}, "alpha-odd"),
     "rsLoRA": ({"change": {"use_rslora": True}}, "rslora"),
     "not for inference": ({"change": {"inference_mode": False}}, "inference-mode"),
-    "no word on inference": ({"change": {"inference_mode": ...}}, "inference-mode"),
+    "no inference_mode": ({"change": {"inference_mode": ...}}, "inference-mode"),
     "no peft_type": ({"change": {"peft_type": ...}}, "peft-type-missing"),
     "Unsloth's mapping": ({"change": {"auto_mapping": {"unsloth_fixed": True}}}, "leftovers"),
     "target parameters": ({"change": {"target_parameters": ["mixer.experts.up_proj"]}}, "leftovers"),
     "QALoRA": ({"change": {"use_qalora": True}}, "not-plain-lora"),
-    "a field of somebody's": ({"change": {"unsloth_version": "2026.5"}}, "leftovers"),
+    "a field of another tool": ({"change": {"unsloth_version": "2026.5"}}, "leftovers"),
     "PiSSA": ({"change": {"init_lora_weights": "pissa_niter_16"}}, "init-changes-base"),
     "a field twice": ({"members": {CONFIG: json.dumps(config())[:-1] + ', "r": 4}'}}, "config-odd"),
-    "NaN where nobody looks": ({"members": {CONFIG: json.dumps(config(lora_dropout=float("nan")))}}, "config-odd"),
-    "64-bit floats": ({"edit": half("f8")}, "dtype-wide"),
-    "types mixed": ({"edit": changed(only("lora_A"), lambda v: v.astype("f2"))}, "dtype-mixed"),
+    "NaN in an unused field": ({"members": {CONFIG: json.dumps(config(lora_dropout=float("nan")))}}, "config-odd"),
+    "64-bit floats": ({"edit": cast("f8")}, "dtype-wide"),
+    "types mixed": ({"edit": change_tensors(containing("lora_A"), lambda v: v.astype("f2"))}, "dtype-mixed"),
     "Mamba's out_proj dead": (
         {"edit": lambda v: {k: x * 0 if "out_proj.lora_B" in k else x for k, x in v.items()}},
         "dead-out-proj",
     ),
-    "an expert no token chose": ({"edit": changed(only("experts.3.up_proj.lora_B"), zeroed)}, "dead-experts"),
-    "absurd values": ({"edit": changed(only("q_proj.lora_A"), lambda v: v + 1e6)}, "values-large"),
+    "an expert no token chose": (
+        {"edit": change_tensors(containing("experts.3.up_proj.lora_B"), to_zero)},
+        "dead-experts",
+    ),
+    "absurd values": ({"edit": change_tensors(containing("q_proj.lora_A"), lambda v: v + 1e6)}, "values-large"),
     "a head under the backbone": (
-        {"change": {"target_modules": [*ALL, "lm_head"]}, "edit": renamed("model.lm_head", "model.backbone.lm_head")},
+        {
+            "change": {"target_modules": [*ALL, "lm_head"]},
+            "edit": rename_keys("model.lm_head", "model.backbone.lm_head"),
+        },
         "lm-head-name",
     ),
     "the head's weight beside its LoRA": (
         {
             "change": {"target_modules": [*ALL, "lm_head"]},
-            "edit": also("base_model.model.lm_head.base_layer.weight", (272, 128)),
+            "edit": add_tensor("base_model.model.lm_head.base_layer.weight", (272, 128)),
         },
         "base-weight",
     ),
@@ -354,15 +398,15 @@ def codes(findings, *severities):
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path_factory, monkeypatch):
-    """Where temporary folders are made; empty after the test."""
+    """The folder in which temporary folders are made; it must be empty after the test."""
     folder = tmp_path_factory.mktemp("scratch")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
     assert list(folder.iterdir()) == []
 
 
-def examined(path):
-    """The findings, after checking what holds for any: said in plain words, with a remedy, and nothing left behind."""
+def inspect(path):
+    """The findings, after checking what holds for all: printable text, a remedy, and no file left behind."""
     before = sorted(path.parent.iterdir())
     findings = inspect_zip.inspect_submission(path)
     assert sorted(path.parent.iterdir()) == before
@@ -374,38 +418,38 @@ def examined(path):
 
 
 @pytest.mark.parametrize("name", FATAL)
-def test_what_must_not_be_submitted(tmp_path, name):
-    how, code = FATAL[name]
-    findings = examined(submission(tmp_path / "submission.zip", **how))
+def test_a_submission_that_would_fail_gets_a_fatal_finding(tmp_path, name):
+    options, code = FATAL[name]
+    findings = inspect(submission(tmp_path / "submission.zip", **options))
     assert code in codes(findings, "fatal") and fatal(findings), findings
 
 
 @pytest.mark.parametrize("name", WARNING)
-def test_what_is_worth_a_look(tmp_path, name):
-    how, code = WARNING[name]
-    findings = examined(submission(tmp_path / "submission.zip", **how))
+def test_a_submission_that_loads_but_looks_odd_gets_a_warning(tmp_path, name):
+    options, code = WARNING[name]
+    findings = inspect(submission(tmp_path / "submission.zip", **options))
     assert code in codes(findings, "warning") and not fatal(findings), findings
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_what_is_sound(tmp_path, name):
-    findings = examined(submission(tmp_path / "submission.zip", **SOUND[name]))
+def test_a_sound_submission_gets_no_warning(tmp_path, name):
+    findings = inspect(submission(tmp_path / "submission.zip", **SOUND[name]))
     assert codes(findings) == ["base-tiny", "archive", "tensors", "values"], findings
 
 
-def test_a_demo_expression_is_read_for_completeness(tmp_path):
-    """The official demo's expression is plain enough to be understood: what it announces and is missing is missed."""
+def test_missing_tensors_are_found_when_targets_are_a_simple_expression(tmp_path):
+    """The expression of the official demo is simple enough to read, so a tensor that it announces must be there."""
     expression = r".*\.(in_proj|out_proj|up_proj|down_proj)$"
-    whole = {
+    options = {
         "change": {"target_modules": ["in_proj", "out_proj", "up_proj", "down_proj"]},
-        "says": {"target_modules": expression},
+        "config_only": {"target_modules": expression},
     }
-    assert not fatal(examined(submission(tmp_path / "a.zip", **whole)))
-    cut = examined(submission(tmp_path / "b.zip", **whole, edit=without("experts.3.up_proj")))
+    assert not fatal(inspect(submission(tmp_path / "a.zip", **options)))
+    cut = inspect(submission(tmp_path / "b.zip", **options, edit=remove("experts.3.up_proj")))
     assert codes(cut, "fatal") == ["tensors-missing", "experts-partial"]
 
 
-BASES = [  # what base_model_name_or_path says, the base that is given, the finding
+BASES = [  # base_model_name_or_path, the base that the caller gives, code and severity of the finding
     (base_models.PUBLISHED, None, "base", "ok"),
     ("metric/nemotron-3-nano-30b-a3b-bf16/transformers/default", None, "base", "ok"),
     ("/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1", None, "base", "ok"),
@@ -427,32 +471,32 @@ BASES = [  # what base_model_name_or_path says, the base that is given, the find
 ]
 
 
-@pytest.mark.parametrize(("said", "base", "code", "severity"), BASES)
-def test_the_base_is_the_one_given_or_named_or_the_scorers(tmp_path, said, base, code, severity):
-    fits = "tiny" if base == "tiny" or (base is None and said == base_models.TINY) else base_models.PUBLISHED
-    change = {"base_model_name_or_path": said, "target_modules": ["q_proj"], "r": 1}
+@pytest.mark.parametrize(("base_name", "base", "code", "severity"), BASES)
+def test_the_base_is_the_given_one_then_the_named_one_then_the_scorers(tmp_path, base_name, base, code, severity):
+    fits = "tiny" if base == "tiny" or (base is None and base_name == base_models.TINY) else base_models.PUBLISHED
+    change = {"base_model_name_or_path": base_name, "target_modules": ["q_proj"], "r": 1}
     findings = inspect_zip.inspect_submission(submission(tmp_path / "x.zip", change=change, base=fits), base)
     assert (code, severity) in [(finding.code, finding.severity) for finding in findings]
     assert bool(fatal(findings)) == (severity == "fatal")
 
 
-def test_a_local_folder_is_a_base_by_its_config(tmp_path):
+def test_a_local_folder_is_recognised_as_a_base_by_its_config(tmp_path):
     from grpo_kit.nemotron import tiny
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((tiny.FOLDER / "config.json").read_text())
     folder = str(tmp_path / "model")
-    for said, code in ((folder, "base"), (base_models.TINY, "base"), ("Qwen/Qwen3-4B", "wrong-base")):
-        path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": said})
+    for base_name, code in ((folder, "base"), (base_models.TINY, "base"), ("Qwen/Qwen3-4B", "wrong-base")):
+        path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": base_name})
         assert code in codes(inspect_zip.inspect_submission(path, folder))
     path = submission(tmp_path / "x.zip", change={"base_model_name_or_path": folder})
     assert "shape" in codes(
         inspect_zip.inspect_submission(path)
-    )  # a path in a zip is not looked up: it is the 30B's then
+    )  # a path from a zip is not opened, so the 30B counts as the base
 
 
-def test_a_whole_adapter_of_the_30b(tmp_path):
-    """12,008 tensors for all linear layers, 12,010 with the head, none to spare."""
+def test_a_complete_adapter_of_the_30b_model_is_sound(tmp_path):
+    """Exactly 12,008 tensors for all linear layers, and 12,010 with the head."""
     change = {
         "base_model_name_or_path": base_models.PUBLISHED,
         "target_modules": [*ALL, "lm_head"],
@@ -461,16 +505,18 @@ def test_a_whole_adapter_of_the_30b(tmp_path):
     }
     values = tensors(config(**change), base_models.PUBLISHED, dtype="float16")
 
-    def found(edit, targets):
-        says = change | {"target_modules": targets}
-        return inspect_zip.inspect_submission(submission(tmp_path / "x.zip", edit=lambda _: edit(values), says=says))
+    def inspect(edit, targets):
+        config_only = change | {"target_modules": targets}
+        return inspect_zip.inspect_submission(
+            submission(tmp_path / "x.zip", edit=lambda _: edit(values), config_only=config_only)
+        )
 
-    for edit, targets, count in ((without("lm_head"), ALL, "12,008"), (dict, [*ALL, "lm_head"], "12,010")):
-        findings = found(edit, targets)
+    for edit, targets, count in ((remove("lm_head"), ALL, "12,008"), (dict, [*ALL, "lm_head"], "12,010")):
+        findings = inspect(edit, targets)
         assert (
             codes(findings) == ["archive", "base", "tensors", "values"] and f"{count} LoRA tensors" in findings[2].what
         )
-    missing, partial = [f for f in found(without("lm_head", ".experts.127."), ALL) if f.severity == "fatal"]
+    missing, partial = [f for f in inspect(remove("lm_head", ".experts.127."), ALL) if f.severity == "fatal"]
     assert (
         partial.code == "experts-partial"
         and missing.code == "tensors-missing"
@@ -478,7 +524,7 @@ def test_a_whole_adapter_of_the_30b(tmp_path):
     )
 
 
-def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
+def test_a_missing_file_or_unknown_base_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.zip is not a file"):
         inspect_zip.inspect_submission(tmp_path / "none.zip")
     with pytest.raises(FileNotFoundError, match="is not a file"):
@@ -487,12 +533,12 @@ def test_a_missing_file_or_base_is_the_callers_mistake(tmp_path):
         inspect_zip.inspect_submission(submission(tmp_path / "x.zip"), "no/such")
 
 
-def test_a_large_zip_is_worth_a_look(tmp_path, monkeypatch):
+def test_a_large_zip_gets_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(inspect_zip, "LARGEST_ACCEPTED", 1000)
     assert "size" in codes(inspect_zip.inspect_submission(submission(tmp_path / "x.zip")), "warning")
 
 
-def test_a_member_that_nobody_reads_must_be_whole_too(tmp_path):
+def test_damage_in_an_unused_file_of_the_zip_is_fatal(tmp_path):
     path = submission(tmp_path / "x.zip", members={"README.md": b"a readme" * 50})
     data = bytearray(path.read_bytes())
     data[data.find(b"a readme")] ^= 1
@@ -504,14 +550,14 @@ def test_a_member_that_nobody_reads_must_be_whole_too(tmp_path):
     ("dtype", "code"),
     [(torch.bfloat16, None), (torch.float8_e4m3fn, "dtype"), (torch.float8_e5m2, "dtype"), (torch.complex64, "dtype")],
 )
-def test_types_that_numpy_has_not(tmp_path, dtype, code):
+def test_dtypes_that_numpy_does_not_have(tmp_path, dtype, code):
     values = {key: torch.from_numpy(value).to(dtype) for key, value in tensors(config()).items()}
-    findings = examined(submission(tmp_path / "x.zip", members={TENSORS: torch_save(values)}))
+    findings = inspect(submission(tmp_path / "x.zip", members={TENSORS: torch_save(values)}))
     assert codes(findings, "fatal") == ([code] if code else []), findings
 
 
-def test_the_worst_comes_first(tmp_path):
-    path = submission(tmp_path / "x.zip", change={"r": 4, "inference_mode": False}, edit=without("q_proj"))
+def test_findings_are_sorted_by_severity(tmp_path):
+    path = submission(tmp_path / "x.zip", change={"r": 4, "inference_mode": False}, edit=remove("q_proj"))
     severities = [finding.severity for finding in inspect_zip.inspect_submission(path)]
     assert severities == sorted(severities, key=["fatal", "warning", "ok"].index) and len(set(severities)) == 3
 
@@ -520,25 +566,24 @@ def test_names_from_outside_are_printed_as_plain_text(tmp_path):
     hostile = "\x1b[31m[red]\u202e" + "x" * 5000
     path = submission(
         tmp_path / "x.zip",
-        edit=also(hostile, (1,)),
-        says={"peft_type": hostile, hostile: 1, "target_modules": [hostile]},
+        edit=add_tensor(hostile, (1,)),
+        config_only={"peft_type": hostile, hostile: 1, "target_modules": [hostile]},
     )
-    for finding in examined(path):
+    for finding in inspect(path):
         assert finding.what.isascii()
 
 
-def test_what_is_hostile_to_time_ends(tmp_path):
-    """A config of a megabyte in which every list and table is as long as it can be: minutes, if all were tried on
-    all."""
-    many = [f"m{i}" for i in range(50_000)]
+def test_a_config_built_to_take_long_is_checked(tmp_path):
+    """A config of a megabyte with the longest possible lists: trying every entry on every module would take minutes."""
+    names = [f"m{i}" for i in range(50_000)]
     wild = [f".*a.*b{i}" for i in range(10_000)]
-    ranks = dict.fromkeys(wild, 4) | dict.fromkeys(many[:5000], 4)
-    change = {"target_modules": many, "base_model_name_or_path": base_models.PUBLISHED}
-    path = submission(tmp_path / "x.zip", says=change | {"rank_pattern": ranks})
-    assert "target-unmatched" in codes(examined(path), "fatal")
+    ranks = dict.fromkeys(wild, 4) | dict.fromkeys(names[:5000], 4)
+    change = {"target_modules": names, "base_model_name_or_path": base_models.PUBLISHED}
+    path = submission(tmp_path / "x.zip", config_only=change | {"rank_pattern": ranks})
+    assert "target-unmatched" in codes(inspect(path), "fatal")
 
 
-def test_unpacking_takes_what_the_scorer_takes(tmp_path):
+def test_unpacking_takes_the_files_that_the_scorer_takes(tmp_path):
     path = submission(
         tmp_path / "x.zip",
         members={CONFIG: None, TENSORS: None, "a/" + CONFIG: config(), "a/" + TENSORS: b"x", "b/" + TENSORS: b"y"},
@@ -551,13 +596,12 @@ def test_unpacking_takes_what_the_scorer_takes(tmp_path):
         inspect_zip.unpack_adapter(submission(tmp_path / "y.zip", members={"a/" + CONFIG: config()}), tmp_path / "out")
 
 
-def test_a_fuzzed_submission_is_told_apart_and_nothing_else_happens(tmp_path):
-    """In a process of its own: random bytes, zips cut, mutated, with mutated headers and configs. See
-    fuzz_inspection."""
+def test_random_damage_never_crashes_the_check_or_writes_files(tmp_path):
+    """A process of its own checks random bytes and zips that were cut or changed: tests/helpers/fuzz_inspection.py."""
     call = [sys.executable, "-B", "-m", "tests.helpers.fuzz_inspection", "400", str(tmp_path)]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["cases"] == 400 and said["written"] == [] and said["mebibytes"] < 200
-    assert said["findings"] > 25 and said["passed"] > 0  # it got past the first hurdle
-    print(said)
+    process = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
+    assert process.returncode == 0, process.stdout + process.stderr
+    base_name = json.loads(process.stdout.splitlines()[-1])
+    assert base_name["cases"] == 400 and base_name["written"] == [] and base_name["mebibytes"] < 200
+    assert base_name["findings"] > 25 and base_name["passed"] > 0  # some cases get past the first checks
+    print(base_name)

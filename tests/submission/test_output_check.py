@@ -152,7 +152,7 @@ def test_a_rank_pattern_is_scaled_as_the_scorer_scales_it(tmp_path):
 
     low = submission(tmp_path / "a.zip", {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}})
     change = {"target_modules": ["q_proj", "o_proj"], "rank_pattern": {"q_proj": 2}}
-    full = submission(tmp_path / "b.zip", change, edit=padded, says={"rank_pattern": {}})
+    full = submission(tmp_path / "b.zip", change, edit=padded, config_only={"rank_pattern": {}})
     prompts, config_change = None, []
     for path in (low, full):
         model, tokenizer = load_policy(config.Policy())

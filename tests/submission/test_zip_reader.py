@@ -1,4 +1,4 @@
-"""Zips of unknown origin: unsafe, damaged or ambiguous ones are refused with a code; sound ones of any form are read."""
+"""Zips of unknown origin: unsafe, damaged or ambiguous ones are refused with a code, and sound ones are read."""
 
 import errno
 import io
