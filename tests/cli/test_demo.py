@@ -16,10 +16,10 @@ from grpo_kit.runs.run import find_run
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     here = tmp_path_factory.mktemp("demo")
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "grpo_kit", "demo"], cwd=here, check=True, capture_output=True, text=True
     )
-    return here, said.stdout
+    return here, process.stdout
 
 
 def test_it_learns_to_work_sums_out(demo):
@@ -32,13 +32,13 @@ def test_it_learns_to_work_sums_out(demo):
 
 
 def test_it_thinks_where_it_guessed(demo):
-    here, said = demo
+    here, output = demo
     thought = {}
     for name in ("before", "after"):
         problems = json.loads((here / f"runs/demo/evaluation/{name}.json").read_text())["problems"]
         thought[name] = sum(p["completions"][0].startswith("looks like") for p in problems) / len(problems)
     assert thought["before"] > 0.4 and thought["after"] < 0.05
-    assert "thinks looks like" in said
+    assert "thinks looks like" in output
 
 
 def test_it_fits_into_three_gibibytes(demo):
@@ -47,23 +47,25 @@ def test_it_fits_into_three_gibibytes(demo):
 
 
 def test_it_leaves_zip_picture_and_table(demo):
-    here, said = demo
+    here, output = demo
     with zipfile.ZipFile(here / "submission/submission.zip") as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
     assert (here / "runs/demo/report.png").stat().st_size > 10_000
     assert "Held-out accuracy" in (here / "runs/demo/report.html").read_text()
     for words in ("95 % interval", "submission/submission.zip", "runs/demo/report.png", "Next:"):
-        assert words in said
-    assert said.count(" ok ") == 5 and " fatal " not in said
+        assert words in output
+    assert output.count(" ok ") == 5 and " fatal " not in output
 
 
 def test_held_out_problems_share_no_prompt_with_training(demo):
     run = find_run("demo", demo[0] / "runs")
-    asked = {
+    prompts = {
         split: {row["prompt"][-1]["content"] for row in read_lines(run.data_file(split))}
         for split in ("train", "val", "test")
     }
-    assert not asked["train"] & asked["test"] and not asked["train"] & asked["val"] and len(asked["test"]) >= 300
+    assert (
+        not prompts["train"] & prompts["test"] and not prompts["train"] & prompts["val"] and len(prompts["test"]) >= 300
+    )
 
 
 def test_a_second_call_skips_what_is_done_and_says_so(demo):

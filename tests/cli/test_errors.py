@@ -11,9 +11,9 @@ from grpo_kit.runs.run import find_run
 
 def ended(work):
     """The exit status of a command that does `work`."""
-    with pytest.raises(typer.Exit) as found:
+    with pytest.raises(typer.Exit) as raised:
         errors.report_errors(work)()
-    return found.value.exit_code
+    return raised.value.exit_code
 
 
 def interrupted():
@@ -26,8 +26,8 @@ def leaves_with_three():
 
 def test_what_the_kit_refuses_is_usage_and_one_sentence(capsys):
     assert ended(lambda: find_run("../up")) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "../up" in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "../up" in message and "Traceback" not in message
 
 
 def test_what_the_system_refuses_is_a_failure(tmp_path, capsys):

@@ -66,7 +66,7 @@ def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monk
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the network was touched"))
     monkeypatch.setattr(credentials, "find_credentials", lambda: pytest.fail("credentials were looked for"))
     before = everything(here)
-    said = call("push", "03_training", "--dry-run", "--kernel-source", "ada/grpo-kit-02-data", "grpo.max_steps=5")
+    output = call("push", "03_training", "--dry-run", "--kernel-source", "ada/grpo-kit-02-data", "grpo.max_steps=5")
     for part in (
         "kernels_push(folder=",
         "acc='NvidiaRtxPro6000')",
@@ -76,14 +76,14 @@ def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monk
         '"enable_internet": false',
         "nothing was sent or written",
     ):
-        assert part in said
-    said = call("submit", "submission.zip", "-m", "first", "--dry-run")
+        assert part in output
+    output = call("submit", "submission.zip", "-m", "first", "--dry-run")
     for part in (
         "competition_submissions(",
         "competition_get_submission_limits(",
         "competition_submit(file_name='submission.zip', message='first [grpo-kit ",
     ):
-        assert part in said
+        assert part in output
     assert everything(here) == before
 
 
@@ -105,8 +105,8 @@ def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monk
 )
 def test_a_mistake_is_one_sentence_and_status_2(here, words, says):
     (here / "runs.txt").write_text("no zip")
-    said = call(*words, status=2)
-    assert says in said and "Traceback" not in said
+    output = call(*words, status=2)
+    assert says in output and "Traceback" not in output
     assert not (here / "runs").exists()
 
 
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_sentence_and_status_2(here, words, says):
 def test_push_from_the_first_call_to_the_output(online, here):
     online.files = {"submission.zip": b"zip", "runs/80gb/run.json": b"{}"}
     online.log = log(f"{GPU_LINE} {PRO}")
-    said = call("push", "03_training")
+    output = call("push", "03_training")
     for part in (
         "as ada, by KAGGLE_USERNAME and KAGGLE_KEY in the environment",
         "pushed version 1",
@@ -126,7 +126,7 @@ def test_push_from_the_first_call_to_the_output(online, here):
         f"ok It ran on {PRO}",
         "next: grpo-kit submit",
     ):
-        assert part in said
+        assert part in output
     staged = here / "runs/80gb/kaggle/grpo-kit-03-training"
     assert everything(staged) == [
         "03_training.ipynb", "kernel-metadata.json", "output-1/grpo-kit-03-training.log", "output-1/runs/80gb/run.json",
@@ -139,10 +139,11 @@ def test_push_from_the_first_call_to_the_output(online, here):
 def test_push_on_another_machine_than_asked_for_fails_and_says_so(online, here):
     online.states, online.failure = ["ERROR"], "Notebook threw exception"
     online.log = log(f"{GPU_LINE} Tesla P100-PCIE-16GB", "RuntimeError: NvidiaRtxPro6000 was requested")
-    said = call("push", "03_training", status=1)
-    assert "FAIL NvidiaRtxPro6000 was requested, but it ran on Tesla P100-PCIE-16GB" in said
+    output = call("push", "03_training", status=1)
+    assert "FAIL NvidiaRtxPro6000 was requested, but it ran on Tesla P100-PCIE-16GB" in output
     assert (
-        "| RuntimeError: NvidiaRtxPro6000 was requested" in said and "ended as ERROR (Notebook threw exception)" in said
+        "| RuntimeError: NvidiaRtxPro6000 was requested" in output
+        and "ended as ERROR (Notebook threw exception)" in output
     )
     online.states = ["COMPLETE"]
     assert "did not run. Choose the competition's accelerator" in call("push", "03_training", "--force", status=1)
@@ -156,10 +157,10 @@ def test_push_where_nothing_names_the_gpu_says_that(online, here):
 
 
 def test_submit_from_the_zip_to_the_score(online, here):
-    said = call("submit", "submission.zip", "-m", "first")
-    assert "submitted as 1000: first [grpo-kit " in said and "score 0.86 on the public leaderboard" in said
-    said = call("submit", "submission.zip")
-    assert "submitted before" in said and "score 0.86" in said and online.count("CreateSubmission") == 1
+    output = call("submit", "submission.zip", "-m", "first")
+    assert "submitted as 1000: first [grpo-kit " in output and "score 0.86 on the public leaderboard" in output
+    output = call("submit", "submission.zip")
+    assert "submitted before" in output and "score 0.86" in output and online.count("CreateSubmission") == 1
     assert len(list(here.glob("submitted-*.json"))) == 1
 
 
@@ -192,8 +193,8 @@ def test_an_adapter_of_the_miniature_spends_no_try(online, here):
 )
 def test_what_kaggle_answers_is_one_sentence_and_a_status(online, here, fault, status, says):
     online.faults["CreateSubmission"] = [fault]
-    said = call("submit", "submission.zip", status=status)
-    assert says in said and "Traceback" not in said and online.count("CreateSubmission") == 1
+    output = call("submit", "submission.zip", status=status)
+    assert says in output and "Traceback" not in output and online.count("CreateSubmission") == 1
 
 
 # --- Secrets
@@ -218,24 +219,24 @@ def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd
         (kept / kind).write_text(text)
         (kept / kind).chmod(0o644)
     online.log = log(f"{GPU_LINE} {PRO}")
-    said = call("push", "03_training", "--dry-run") + call("submit", "submission.zip", "--dry-run")
-    said += call("push", "03_training")
-    assert ("chmod 600" in said) is (kind in ("kaggle.json", "access_token"))
+    output = call("push", "03_training", "--dry-run") + call("submit", "submission.zip", "--dry-run")
+    output += call("push", "03_training")
+    assert ("chmod 600" in output) is (kind in ("kaggle.json", "access_token"))
     for fault in (401, 403, 500, "cut", "html", 400):
         online.faults["CreateSubmission"] = [fault]
         done = CliRunner().invoke(app, ["submit", "submission.zip"])
         assert done.exit_code == 1
-        said += done.output + repr(done.exception)
+        output += done.output + repr(done.exception)
         for path in here.glob("submitted-*.json"):
-            said += path.read_text()
+            output += path.read_text()
             path.unlink()
-    said += call("submit", "submission.zip") + "".join(capfd.readouterr()) + caplog.text
+    output += call("submit", "submission.zip") + "".join(capfd.readouterr()) + caplog.text
     written = [path for path in here.rglob("*") if path.is_file() and not path.is_relative_to(kept)]
     for path in written:
-        said += path.read_bytes().decode("latin-1")
-    assert len(written) > 5 and "score 0.86" in said.replace("score    ", "score ")
+        output += path.read_bytes().decode("latin-1")
+    assert len(written) > 5 and "score 0.86" in output.replace("score    ", "score ")
     for secret in (KEY, TOKEN, BASIC.removeprefix("Basic ")):
-        assert secret not in said
+        assert secret not in output
     assert Path(sys.modules["kaggle"].__file__).name == "__init__.py"  # the real client, not a stand-in
 
 
@@ -245,18 +246,18 @@ def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd
 def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
     from grpo_kit.kaggle import wheels
 
-    asked = []
+    calls = []
 
     def build(out, python, platform, have, owner, show):
-        asked.append((out, python, platform, have, owner))
+        calls.append((out, python, platform, have, owner))
         out.mkdir()
         (out / "a-1-py3-none-any.whl").write_bytes(b"x" * 2**20)
         return [out / "a-1-py3-none-any.whl"]
 
     monkeypatch.setattr(wheels, "build_wheels", build)
     (here / "freeze.txt").write_text("torch==2.11.0+cu128\nscipy==1.15.3\n")
-    said = call("wheels", "--have", "freeze.txt", "--out", "w")
-    assert asked == [
+    output = call("wheels", "--have", "freeze.txt", "--out", "w")
+    assert calls == [
         (
             Path("w"),
             "3.12",
@@ -271,4 +272,4 @@ def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
         "put your name in place of your-username",
         "--no-index",
     ):
-        assert part in said
+        assert part in output

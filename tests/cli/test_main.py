@@ -43,11 +43,11 @@ def test_the_stages_one_by_one_then_again(here):
     assert "55 rows" not in call("data", "-c", "tiny", "--run", "r", *FEW)
     assert "pass@1" in call("evaluate", "--run", "r")
     assert "1 steps" in call("train", "--run", "r")
-    said = call("evaluate", "--run", "r")
-    assert "before skipped" in said and "after done" in said and "difference" in said
+    output = call("evaluate", "--run", "r")
+    assert "before skipped" in output and "after done" in output and "difference" in output
     assert "submission.zip" in call("package", "--run", "r")
-    said = call("check", "submission/submission.zip", "--run", "r")
-    assert said.count(" ok ") == 5 and " fatal " not in said and "equal the trained" in said
+    output = call("check", "submission/submission.zip", "--run", "r")
+    assert output.count(" ok ") == 5 and " fatal " not in output and "equal the trained" in output
     assert "train skipped" in call("train", "--run", "r")
     assert "package skipped" in call("package", "--run", "r")
     assert sorted(p.name for p in (here / "runs/r").iterdir()) == [
@@ -69,11 +69,15 @@ def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
     assert "policy.model=" in call("package", "--adapter", "sft", "--out", "z.zip", status=2)
     assert "nothing was touched" in call("package", "--adapter", "sft", "--out", "z.zip", "--dry-run")
     assert not Path("z.zip").exists()
-    said = call("package", "--adapter", "sft", "--out", "z.zip", "policy.model=tiny", "--dtype", "bfloat16")
-    assert "2 modules were cut to rank 32" in said and "backbone.layers.0.mixer.in_proj" in said and "z.zip" in said
+    output = call("package", "--adapter", "sft", "--out", "z.zip", "policy.model=tiny", "--dtype", "bfloat16")
+    assert (
+        "2 modules were cut to rank 32" in output and "backbone.layers.0.mixer.in_proj" in output and "z.zip" in output
+    )
     assert " fatal " not in call("check", "z.zip")
-    said = call("package", "--adapter", "sft", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--ranks", "pattern")
-    assert "2 modules were cut" in said
+    output = call(
+        "package", "--adapter", "sft", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--ranks", "pattern"
+    )
+    assert "2 modules were cut" in output
     assert "dtype is 'fp8'" in call(
         "package", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--dtype", "fp8", status=2
     )
@@ -82,15 +86,18 @@ def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
 
 def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
     made("a.zip", {"r": 64})
-    said = call("check", "a.zip", status=1)
+    output = call("check", "a.zip", status=1)
     assert (
-        " fatal " in said and "r is 64" in said and "scorer: vLLM rejects" in said and "must not be submitted" in said
+        " fatal " in output
+        and "r is 64" in output
+        and "scorer: vLLM rejects" in output
+        and "must not be submitted" in output
     )
     made("b.zip")
     assert " fatal " not in call("check", "b.zip")
     assert "wrong" not in call("check", "b.zip", "policy.model=tiny")
-    said = call("check", "b.zip", "policy.model=nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", status=1)
-    assert "The adapter is for" in said
+    output = call("check", "b.zip", "policy.model=nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", status=1)
+    assert "The adapter is for" in output
     Path("c.zip").write_bytes(b"no zip")
     assert "is not a zip" in call("check", "c.zip", status=1)
     assert "is not a file" in call("check", "none.zip", status=2)
@@ -102,8 +109,8 @@ def test_a_report_is_a_page_and_a_picture_and_needs_a_step(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     assert "no finished stage 'train'" in call("report", "--run", "r", status=2)
     call("train", "--run", "r", *FEW)
-    said = call("report", "--run", "r")
-    assert "runs/r/report.html" in said and "runs/r/report.png" in said
+    output = call("report", "--run", "r")
+    assert "runs/r/report.html" in output and "runs/r/report.png" in output
     assert (here / "runs/r/report.html").stat().st_size > 5000
 
 
@@ -133,12 +140,12 @@ def test_data_shows_where_each_row_went_and_draws_it(here, monkeypatch):
     ]
     rows += [rows[0], {"question": "Prove that it is so.", "answer": "x"}]
     (here / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = call("data", "-c", "tiny", "--run", "r", "data.source=mine.jsonl", "data.test_size=2", "data.val_size=1")
-    said = " ".join(said.replace("│", " ").split())
-    assert "10 rows read" in said and "proof 1 9 mine.jsonl, line 10: Prove" in said
-    assert "repeated problem 1 8" in said and "equals mine.jsonl, line 1" in said
-    assert "5 rows to train on, 1 val, 2 test; dropped: 2" in said
-    assert "not checked against aime2024, aime2025, amc23, gsm8k_test, math500" in said
+    output = call("data", "-c", "tiny", "--run", "r", "data.source=mine.jsonl", "data.test_size=2", "data.val_size=1")
+    output = " ".join(output.replace("│", " ").split())
+    assert "10 rows read" in output and "proof 1 9 mine.jsonl, line 10: Prove" in output
+    assert "repeated problem 1 8" in output and "equals mine.jsonl, line 1" in output
+    assert "5 rows to train on, 1 val, 2 test; dropped: 2" in output
+    assert "not checked against aime2024, aime2025, amc23, gsm8k_test, math500" in output
     assert (here / "runs/r/data/funnel.png").read_bytes().startswith(b"\x89PNG")
     assert everything(here / "runs/r") == [
         "config.yaml", "data", "data/dropped.jsonl", "data/funnel.png", "data/manifest.json", "data/test",
@@ -156,8 +163,8 @@ def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
 @pytest.mark.parametrize("command", ["data", "train", "evaluate", "package"])
 @pytest.mark.parametrize("preset", ["tiny", "t4", "24gb"])
 def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, preset):
-    said = call(command, "-c", preset, "--dry-run", "grpo.num_generations=2")
-    assert f"name: {preset}" in said and "num_generations: 2" in said and "nothing was touched" in said
+    output = call(command, "-c", preset, "--dry-run", "grpo.num_generations=2")
+    assert f"name: {preset}" in output and "num_generations: 2" in output and "nothing was touched" in output
     assert everything(here) == []
 
 
@@ -198,8 +205,8 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(here, words, val
     (here / "noanswer.csv").write_text("prompt,solution\na,b\n")
     (here / "empty.jsonl").write_text("")
     before = everything(here)
-    said = call(*words, status=2)
-    assert said.startswith("error: ") and value in said and remedy in said and "Traceback" not in said
+    output = call(*words, status=2)
+    assert output.startswith("error: ") and value in output and remedy in output and "Traceback" not in output
     assert everything(here) == before
 
 
@@ -211,10 +218,10 @@ def test_unknown_commands_and_options_are_usage_errors(here, words):
 def test_a_run_made_otherwise_is_not_overwritten(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     before = (here / "runs/r/data/train/data.jsonl").read_bytes()
-    said = call("data", "--run", "r", "data.limit=70", status=2)
-    assert "data.limit was 80, now 70" in said and "--force" in said
-    said = call("train", "--run", "r", "data.limit=70", "grpo.max_steps=1", *FEW[3:], status=0)
-    assert (here / "runs/r/data/train/data.jsonl").read_bytes() == before and "train done" in said
+    output = call("data", "--run", "r", "data.limit=70", status=2)
+    assert "data.limit was 80, now 70" in output and "--force" in output
+    output = call("train", "--run", "r", "data.limit=70", "grpo.max_steps=1", *FEW[3:], status=0)
+    assert (here / "runs/r/data/train/data.jsonl").read_bytes() == before and "train done" in output
 
 
 def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_path):
@@ -232,11 +239,11 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
     with zipfile.ZipFile("changed.zip", "w") as archive:
         for path in folder.iterdir():
             archive.write(path, path.name)
-    said = call("check", "changed.zip", "--run", "small", status=1)
+    output = call("check", "changed.zip", "--run", "small", status=1)
     assert (
-        " fatal " in said
-        and "The outputs are not the trained policy's" in said
-        and "error: changed.zip must not" in said
+        " fatal " in output
+        and "The outputs are not the trained policy's" in output
+        and "error: changed.zip must not" in output
     )
 
 
@@ -244,11 +251,11 @@ def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
     from grpo_kit.planning import plan
 
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 7)  # a search that takes most of the time
-    said = call("plan", "-c", "tiny", "--device", "t4")
-    assert "It fits t4" in said and re.search(r"largest grpo\.max_completion_length[^:]*: 7 ", said)
-    said = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
-    assert "It does not fit cpu" in said and "step time: not estimated, no bandwidth of cpu was measured" in said
-    assert "two ways" not in said
+    output = call("plan", "-c", "tiny", "--device", "t4")
+    assert "It fits t4" in output and re.search(r"largest grpo\.max_completion_length[^:]*: 7 ", output)
+    output = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
+    assert "It does not fit cpu" in output and "step time: not estimated, no bandwidth of cpu was measured" in output
+    assert "two ways" not in output
     assert everything(here) == []
 
 
@@ -256,29 +263,32 @@ def test_a_plan_for_two_gpus_says_both_ways_and_plans_one_process_of_two(here, m
     from grpo_kit.planning import plan
 
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
-    said = call("plan", "-c", "t4x2", "--device", "t4x2")
-    assert "two ways" in said and "one copy each" in said and "8.60" in said
-    said = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
-    assert "one of 2 processes" in said and "8.60 GiB for 2 processes" in said and "two ways" in said
-    said = call("plan", "-c", "t4", "--device", "t4", "--num-processes", "2", status=2)
-    assert "t4 has 1 GPU" in said and "Traceback" not in said
+    output = call("plan", "-c", "t4x2", "--device", "t4x2")
+    assert "two ways" in output and "one copy each" in output and "8.60" in output
+    output = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
+    assert "one of 2 processes" in output and "8.60 GiB for 2 processes" in output and "two ways" in output
+    output = call("plan", "-c", "t4", "--device", "t4", "--num-processes", "2", status=2)
+    assert "t4 has 1 GPU" in output and "Traceback" not in output
 
 
 def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     from grpo_kit.planning import plan
 
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
-    said = call("plan", "-c", "tiny")
-    assert "step time: sampling" in said and "measured here" in said and "It fits this machine" in said
-    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, asked at once\), training", said)
+    output = call("plan", "-c", "tiny")
+    assert "step time: sampling" in output and "measured here" in output and "It fits this machine" in output
+    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, asked at once\), training", output)
     assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
 
 
 def test_a_reward_of_ones_own_is_put_on_trial(here):
     (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{5}", "reward": 0, "kind": "plain"}\n')
-    said = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
-    assert "plain 1 0.0% 1 0" in said.replace("│", "").replace("  ", " ").replace("  ", " ") and "paid, wrongly" in said
+    output = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
+    assert (
+        "plain 1 0.0% 1 0" in output.replace("│", "").replace("  ", " ").replace("  ", " ")
+        and "paid, wrongly" in output
+    )
 
 
 def test_a_defect_is_not_dressed_up_as_a_usage_error(here, monkeypatch):
@@ -320,8 +330,8 @@ def test_help_loads_nothing_heavy_and_the_module_is_the_command(words):
 
 
 def test_env_finds_this_machine_well(here):
-    said = call("env")
-    assert "transformers" in said and "embedded policy" in said and "make_tiny_policy.py" not in said
+    output = call("env")
+    assert "transformers" in output and "embedded policy" in output and "make_tiny_policy.py" not in output
 
 
 def test_env_names_what_is_wrong(here, monkeypatch):
@@ -333,8 +343,8 @@ def test_env_names_what_is_wrong(here, monkeypatch):
 
 def test_a_training_whose_time_is_up_is_measured_and_packed(here):
     call("data", "-c", "tiny", "--run", "r", "data.limit=300", "data.test_size=20", "data.val_size=5")
-    said = call(
+    output = call(
         "train", "--run", "r", *SMALL[3:], "grpo.max_steps=30", "run.time_limit=1s", "evaluation.num_problems=4"
     )
-    assert "Stopped at step 1 of 30: its time is up" in said or "1 steps" in said
-    assert "after" in said and (here / "submission/submission.zip").is_file()
+    assert "Stopped at step 1 of 30: its time is up" in output or "1 steps" in output
+    assert "after" in output and (here / "submission/submission.zip").is_file()

@@ -131,8 +131,8 @@ def test_an_override_may_hold_spaces_equals_and_slashes():
 
 
 def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
-    here, there = config.Policy(experts_on_host=0.3, experts_overflow="cuda:1", nf4_folder="/a"), config.Policy()
-    assert here.identity() == there.identity() != config.Policy(load_in_4bit=True).identity()
+    placed, plain = config.Policy(experts_on_host=0.3, experts_overflow="cuda:1", nf4_folder="/a"), config.Policy()
+    assert placed.identity() == plain.identity() != config.Policy(load_in_4bit=True).identity()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])

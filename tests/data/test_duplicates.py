@@ -39,8 +39,8 @@ def test_a_near_duplicate_with_the_same_gold_is_dropped_and_named():
     result = duplicates.find_duplicates(
         ["x", LONG.format(7), reworded.format(7)], ["1", "42", "42"], equal, label="row {}".format
     )
-    reason, why = result.dropped[2]
-    assert reason == "near duplicate" and why.startswith("overlaps row 1 by 0.8")
+    reason, detail = result.dropped[2]
+    assert reason == "near duplicate" and detail.startswith("overlaps row 1 by 0.8")
 
 
 def test_the_same_wording_with_other_numbers_is_kept_and_tied():

@@ -83,9 +83,9 @@ def test_a_truncated_parquet_is_named(tmp_path, share):
     import pyarrow
     import pyarrow.parquet
 
-    whole = tmp_path / "whole.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"p": [str(i) for i in range(5000)]}), whole)
-    cut = write(tmp_path, "cut.parquet", whole.read_bytes()[: int(share * whole.stat().st_size)])
+    complete = tmp_path / "whole.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"p": [str(i) for i in range(5000)]}), complete)
+    cut = write(tmp_path, "cut.parquet", complete.read_bytes()[: int(share * complete.stat().st_size)])
     with pytest.raises(ValueError, match="cut.parquet is not readable as Parquet"):
         files.open_table(cut)
 

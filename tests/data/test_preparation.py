@@ -345,7 +345,7 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
     path = eight(tmp_path, {"problem": EIGHT[0]["problem"].upper(), "answer": "41"})
     write(tmp_path, "held/x.jsonl", json.dumps({"problem": EIGHT[1]["problem"], "answer": "43"}) + "\n")
     options = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'held/x.jsonl'}")
-    _, whole = prepare(tmp_path, path, *options, name="whole")
+    _, undisturbed = prepare(tmp_path, path, *options, name="whole")
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -366,7 +366,7 @@ def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_
         sources, "read_source", lambda source, *rest: real(held, *rest)
     )  # the source itself is not read again
     _, run = prepare(tmp_path, path, *options)
-    assert hash_of(run.manifest.parent) == hash_of(whole.manifest.parent)
+    assert hash_of(run.manifest.parent) == hash_of(undisturbed.manifest.parent)
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "data", "run.json"]
 
 

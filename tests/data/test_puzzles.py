@@ -39,8 +39,8 @@ def real(shared_data) -> dict[str, list[dict[str, str]]]:
     return rows
 
 
-def paid(answer: str, told: str | None) -> bool:
-    return told is not None and challenge_score(answer, f"\\boxed{{{told}}}") == 1.0
+def paid(answer: str, reply: str | None) -> bool:
+    return reply is not None and challenge_score(answer, f"\\boxed{{{reply}}}") == 1.0
 
 
 # ---- the challenge's own puzzles

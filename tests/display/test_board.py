@@ -88,8 +88,8 @@ def test_it_says_when_a_training_will_be_done_and_only_while_there_is_one(run):
 
     asyncio.run(board.during(train))
     later = datetime.now(UTC) + timedelta(hours=2)
-    said = re.search(r"training, done at about (\d\d:\d\d) UTC", done["seen"])[1]
-    assert said in {f"{later - timedelta(minutes=m):%H:%M}" for m in (0, 1)}
+    clock = re.search(r"training, done at about (\d\d:\d\d) UTC", done["seen"])[1]
+    assert clock in {f"{later - timedelta(minutes=m):%H:%M}" for m in (0, 1)}
     assert "done at about" not in board.head.value
 
 
@@ -312,12 +312,12 @@ class Kernel:
         self.client.start_channels()
         self.client.wait_for_ready(60)
 
-    def said(self, asked):
+    def read_output(self, cell):
         """What the cell `asked` printed or raised, once it is done."""
         text = ""
         while True:
             message = self.client.get_iopub_msg(timeout=60)
-            if message["parent_header"].get("msg_id") != asked:
+            if message["parent_header"].get("msg_id") != cell:
                 continue
             content = message["content"]
             text += content.get("text", "") + content.get("ename", "")
@@ -339,7 +339,9 @@ def kernel():
 
 def begin(kernel, run):
     """(the cell that trains, the comm ids of button and slider), once some steps are taken."""
-    button, slider = kernel.said(kernel.client.execute(SETUP.format(root=str(run.root), training=TRAINING))).split()
+    button, slider = kernel.read_output(
+        kernel.client.execute(SETUP.format(root=str(run.root), training=TRAINING))
+    ).split()
     cell = kernel.client.execute("print((await board.during(until_stopped, run))['step'])")
     end = time.monotonic() + 60
     while len(read_lines(run.metrics) if run.metrics.is_file() else []) < 100:
@@ -353,13 +355,13 @@ def test_in_a_kernel_the_slider_and_the_button_work_while_the_cell_runs(kernel, 
     behind = kernel.client.execute("print('behind', board.step.value, 'a2' in board.group_html.value)")
     kernel.tell(slider, {"method": "update", "state": {"value": 2}, "buffer_paths": []})
     kernel.tell(button, {"method": "custom", "content": {"event": "click"}})
-    assert 100 <= int(kernel.said(cell)) < 5000
-    assert kernel.said(behind) == "behind 2 True\n"  # it waited for its turn
+    assert 100 <= int(kernel.read_output(cell)) < 5000
+    assert kernel.read_output(behind) == "behind 2 True\n"  # it waited for its turn
 
 
 def test_interrupting_the_kernel_saves_and_then_interrupts(kernel, run):
     cell, _, _ = begin(kernel, run)
     kernel.manager.interrupt_kernel()
-    assert kernel.said(cell) == "KeyboardInterrupt"
-    assert "stopped and saved" in kernel.said(kernel.client.execute("print(board.head.value)"))
+    assert kernel.read_output(cell) == "KeyboardInterrupt"
+    assert "stopped and saved" in kernel.read_output(kernel.client.execute("print(board.head.value)"))
     assert 100 <= len(read_lines(run.metrics)) < 5000

@@ -162,8 +162,8 @@ def wait(seconds, holds, otherwise=lambda: ""):
     """What `holds` returns once it is true; it is asked again and again."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := holds():
-            return found
+        if value := holds():
+            return value
         time.sleep(0.3)
     raise AssertionError(f"not within {seconds} s: {otherwise()[-3000:]}")
 

@@ -119,10 +119,10 @@ def planned(device, *overrides, preset="t4"):
 
 
 def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
-    found = planned(machines.DEVICES["t4"])
-    axes = charts.draw_plan(found).axes
+    result = planned(machines.DEVICES["t4"])
+    axes = charts.draw_plan(result).axes
     assert [axis.get_title(loc="left").split(":")[0] for axis in axes] == ["GPU", "host", "disk"]
-    for axis, need in zip(axes, found.needs.values()):
+    for axis, need in zip(axes, result.needs.values()):
         assert sum(bar.get_width() for bar in axis.patches) == pytest.approx(need.nbytes / 2**30)
         ends = [bar.get_x() + bar.get_width() for bar in axis.patches]
         assert [bar.get_x() for bar in axis.patches] == pytest.approx([0, *ends[:-1]])  # end to end

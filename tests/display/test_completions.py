@@ -56,18 +56,18 @@ def test_a_file_begun_anew_is_read_from_its_start(path):
 
 
 def test_groups_are_neighbours_with_the_same_prompt(path):
-    found = completions.Completions(path)
-    found.refresh()
-    assert found.steps == [] and found.groups(1) == []
+    reader = completions.Completions(path)
+    reader.refresh()
+    assert reader.steps == [] and reader.groups(1) == []
     add(path, line(1, "ä"), line(1, "ä"), line(1, "b"), line(1, "ä"), line(2, "\u2028"))
-    found.refresh()
-    assert found.steps == [1, 2]
-    assert [[each["prompt"] for each in group] for group in found.groups(1)] == [["ä", "ä"], ["b"], ["ä"]]
-    assert found.groups(2) == [[line(2, "\u2028")]]
+    reader.refresh()
+    assert reader.steps == [1, 2]
+    assert [[each["prompt"] for each in group] for group in reader.groups(1)] == [["ä", "ä"], ["b"], ["ä"]]
+    assert reader.groups(2) == [[line(2, "\u2028")]]
     path.write_text("")
     add(path, line(1, "c"))
-    found.refresh()
-    assert found.steps == [1] and found.groups(1) == [[line(1, "c")]]
+    reader.refresh()
+    assert reader.steps == [1] and reader.groups(1) == [[line(1, "c")]]
 
 
 @pytest.mark.parametrize(

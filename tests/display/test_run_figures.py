@@ -21,12 +21,12 @@ def rows(count, **values):
     return [{"step": i + 1, "seconds": 2.0 * (i + 1)} | values for i in range(count)]
 
 
-def titles(run, found):
-    return [panel.title for panel in run_figures.build_panels(run, found)]
+def titles(run, metrics):
+    return [panel.title for panel in run_figures.build_panels(run, metrics)]
 
 
-def same(found, expected):
-    return found == pytest.approx(expected, nan_ok=True)
+def same(actual, expected):
+    return actual == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_run_without_rows_has_no_panel_and_is_at_step_0(run):
@@ -36,9 +36,9 @@ def test_a_run_without_rows_has_no_panel_and_is_at_step_0(run):
 def test_panels_appear_with_their_figures(run):
     assert titles(run, rows(3)) == []
     assert titles(run, rows(3, reward=0.5, frac_reward_zero_std=0.25)) == ["Reward", "Groups with a gradient"]
-    whole = rows(3, reward=0.5, held_out=0.4, tokens_per_second=9.0, step_time=1.0, memory_gib=3.0, entropy=0.1)
-    assert titles(run, whole) == ["Reward", "Held-out accuracy", "Speed", "Memory in use"]
-    assert [panel.unit for panel in run_figures.build_panels(run, whole)][2] == "tokens a second"
+    metrics = rows(3, reward=0.5, held_out=0.4, tokens_per_second=9.0, step_time=1.0, memory_gib=3.0, entropy=0.1)
+    assert titles(run, metrics) == ["Reward", "Held-out accuracy", "Speed", "Memory in use"]
+    assert [panel.unit for panel in run_figures.build_panels(run, metrics)][2] == "tokens a second"
     assert titles(run, rows(3, step_time=1.0, entropy=0.1)) == ["Speed", "Entropy of the policy"]
 
 
@@ -46,14 +46,14 @@ def test_accuracies_on_the_test_split_stand_beside_those_on_validation_rows(run)
     for name, value in (("before", 0.4), ("after", 0.9)):
         report = {"pass@1": value, "ci95": [value - 0.1, value + 0.1], "problems": ["long"] * 9}
         write_text(run.evaluation / f"{name}.json", json.dumps(report))
-    found = [*rows(2), {"step": 3, "seconds": 6.0, "held_out": 0.5, "held_out_ci95": [0.4, 0.6]}]
-    (panel,) = run_figures.build_panels(run, found)
+    metrics = [*rows(2), {"step": 3, "seconds": 6.0, "held_out": 0.5, "held_out_ci95": [0.4, 0.6]}]
+    (panel,) = run_figures.build_panels(run, metrics)
     assert [(line.label, line.xs, line.ys, line.low) for line in panel.lines] == [
         ("validation rows", [3], [0.5], [0.4]),
         ("test split, before", [0], [0.4], [pytest.approx(0.3)]),
         ("test split, after", [3], [0.9], [0.8]),
     ]
-    assert run_figures.summarise_run(run, found)["accuracy, validation"] == "50% (40% to 60%)"
+    assert run_figures.summarise_run(run, metrics)["accuracy, validation"] == "50% (40% to 60%)"
     assert "problems" not in run_figures.read_accuracies(run)["after"]
 
 
@@ -77,10 +77,10 @@ def test_the_share_of_groups_with_a_gradient(row, share):
 
 
 def test_why_groups_teach_nothing_is_stacked_on_those_that_do(run):
-    found = rows(
+    metrics = rows(
         3, **{"groups/with_gradient": 0.5, "groups/all_right": 0.3, "groups/all_wrong": 0.2, "groups/truncated": 0.0}
     )
-    (panel,) = run_figures.build_panels(run, found)
+    (panel,) = run_figures.build_panels(run, metrics)
     assert [line.label for line in panel.lines] == ["with a gradient", "all right", "all wrong"]  # none was truncated
     assert panel.stacked and sum(line.ys[0] for line in panel.lines) == pytest.approx(1)
 
@@ -114,7 +114,7 @@ def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
 
 
 @pytest.mark.parametrize(
-    ("found", "steps", "forecast", "left"),
+    ("metrics", "steps", "forecast", "left"),
     [
         ([], 60, {"seconds": 250.0}, 250.0),  # the probe's, before the first step
         ([], 60, {}, None),
@@ -125,16 +125,16 @@ def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
         ([{"step": 1, "seconds": 90.0}, {"step": 2, "seconds": 3.0}], 4, {}, 6.0),  # resumed: the clock began anew
     ],
 )
-def test_the_time_left(found, steps, forecast, left):
-    assert run_figures.estimate_seconds_left(found, steps, forecast) == left
+def test_the_time_left(metrics, steps, forecast, left):
+    assert run_figures.estimate_seconds_left(metrics, steps, forecast) == left
 
 
 def test_the_words(run):
     write_text(run.forecast, json.dumps({"steps": 40, "seconds": 7300.0}))
     assert run_figures.summarise_run(run, []) == {"step": "0 of 40", "time left": "at most 2.0 h"}
-    found = rows(30, reward=0.5, frac_reward_zero_std=0.5, tokens_per_second=1234.0, memory_gib=3.21, skipped_steps=2)
-    found[-1] |= {"reward": 9.5, "completions/clipped_ratio": 0.87}
-    assert run_figures.summarise_run(run, found) == {
+    metrics = rows(30, reward=0.5, frac_reward_zero_std=0.5, tokens_per_second=1234.0, memory_gib=3.21, skipped_steps=2)
+    metrics[-1] |= {"reward": 9.5, "completions/clipped_ratio": 0.87}
+    assert run_figures.summarise_run(run, metrics) == {
         "step": "30 of 40", "reward": "1.50", "groups with a gradient": "50%", "cut off": "87%",
         "tokens a second": "1,234", "memory": "3.2 GiB", "skipped in fp16": "2 steps", "elapsed": "60 s",
         "time left": "20 s",
@@ -142,5 +142,5 @@ def test_the_words(run):
 
 
 def test_an_alarm_stands_once_with_the_step_it_rang_at_last():
-    found = [{"step": 1, "alarms": ["a"]}, {"step": 2}, {"step": 3, "alarms": ["a", "b"]}]
-    assert run_figures.list_alarms(found) == [(3, "a"), (3, "b")]
+    metrics = [{"step": 1, "alarms": ["a"]}, {"step": 2}, {"step": 3, "alarms": ["a", "b"]}]
+    assert run_figures.list_alarms(metrics) == [(3, "a"), (3, "b")]

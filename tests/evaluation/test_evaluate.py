@@ -34,17 +34,17 @@ def test_the_report_has_what_was_promised(trained):
 
 def test_before_and_after_ask_the_same_held_out_problems(trained):
     _, run = trained
-    asked = {
+    problems = {
         name: json.loads((run.evaluation / f"{name}.json").read_text())["problems"] for name in ("before", "after")
     }
-    assert [p["id"] for p in asked["before"]] == [p["id"] for p in asked["after"]]
+    assert [p["id"] for p in problems["before"]] == [p["id"] for p in problems["after"]]
     held_out = {row["id"] for row in read_lines(run.data_file("test"))}
     seen = {row["id"] for row in read_lines(run.data_file("train"))}
-    assert {p["id"] for p in asked["before"]} == held_out and not held_out & seen
+    assert {p["id"] for p in problems["before"]} == held_out and not held_out & seen
     train_prompts = {
         cleaning.normalise_text(row["prompt"][-1]["content"]) for row in read_lines(run.data_file("train"))
     }
-    assert not train_prompts & {cleaning.normalise_text(p["prompt"]) for p in asked["before"]}
+    assert not train_prompts & {cleaning.normalise_text(p["prompt"]) for p in problems["before"]}
 
 
 def fresh(tmp_path, *overrides):
@@ -56,8 +56,8 @@ def fresh(tmp_path, *overrides):
 
 def test_unusable_golds_count_neither_way(tmp_path):
     chosen, run = fresh(tmp_path)
-    found = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
-    assert (found["pass@1"], found["n"]) == (0.75, 4)
+    report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
+    assert (report["pass@1"], report["n"]) == (0.75, 4)
 
 
 def test_no_usable_gold_is_an_error_not_an_accuracy(tmp_path):
@@ -69,8 +69,8 @@ def test_no_usable_gold_is_an_error_not_an_accuracy(tmp_path):
 
 def test_several_samples_a_problem_give_shares(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=3")
-    found = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
-    assert (found["pass@1"], found["n"], found["samples"]) == (0.5, 3, 12)
+    report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
+    assert (report["pass@1"], report["n"], report["samples"]) == (0.5, 3, 12)
 
 
 def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
@@ -111,9 +111,9 @@ def test_another_verifier_is_another_measurement(tmp_path, math_reward):
 
 def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     chosen, run = fresh(tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.num_problems=1")
-    found = evaluate.measure(chosen, run, "before", math_reward)
+    report = evaluate.measure(chosen, run, "before", math_reward)
     (row,) = read_lines(run.data_file("test"))[:1]
-    assert found["prompt"] == {
+    assert report["prompt"] == {
         "rendered": f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{row['prompt'][0]['content']}<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n",
         "add_generation_prompt": True,
@@ -121,29 +121,29 @@ def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     }
     assert row["prompt"][0]["content"].endswith("? Answer in a box.")
     assert (
-        found["sampling"].items()
+        report["sampling"].items()
         >= {"temperature": 1.0, "max_completion_length": 40, "seed": 3407, "sets": ["test"]}.items()
     )
-    assert found["sampling"]["engine"].startswith("transformers ") and "vLLM" in found["sampling"]["engine_why"]
+    assert report["sampling"]["engine"].startswith("transformers ") and "vLLM" in report["sampling"]["engine_why"]
 
 
 def test_the_challenge_protocol_asks_and_judges_as_its_scorer_does(tmp_path):
     chosen, run = fresh(
         tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.protocol=challenge", "evaluation.batch_size=6"
     )
-    said = evaluate.measure(chosen, run, "before", load_reward(chosen.evaluation.verifier))
-    asked = said["problems"][0]["prompt"]
+    report = evaluate.measure(chosen, run, "before", load_reward(chosen.evaluation.verifier))
+    prompt = report["problems"][0]["prompt"]
     assert (
-        asked.split("\n", 1)[1]
+        prompt.split("\n", 1)[1]
         == "Please put your final answer inside `\\boxed{}`. For example: `\\boxed{your answer}`"
     )
-    assert asked.split("\n")[0].endswith("?")  # the problem alone, without the run's own words
-    assert said["sampling"].items() >= {
+    assert prompt.split("\n")[0].endswith("?")  # the problem alone, without the run's own words
+    assert report["sampling"].items() >= {
         "protocol": "challenge", "temperature": 0.0, "max_completion_length": 7680, "max_model_len": 8192,
         "num_generations": 1,
     }.items()  # fmt: skip
     challenge = load_reward("challenge.py")
-    for problem in said["problems"]:
+    for problem in report["problems"]:
         assert problem["paid"] == challenge(completions=problem["completions"], answer=[problem["answer"]])
 
 
@@ -164,17 +164,17 @@ def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
         tmp_path, f"evaluation.sets=[test,{path}]", "evaluation.num_problems=3", "data.prompt_suffix=now"
     )
     seen = {}
-    found = evaluate.measure(
+    report = evaluate.measure(
         chosen, run, "before", lambda **batch: seen.update(batch) or [1.0, 0.0, None, 1.0, 1.0, 0.0]
     )
-    assert [p["prompt"] for p in found["problems"]][3:] == [
+    assert [p["prompt"] for p in report["problems"]][3:] == [
         "What is 12 + 34?now",
         "What is 90 - 12?now",
         "What is 45 - 12?now",
     ]
     assert seen["answer"][3:] == ["46", "78", "33"] and seen["options"] == [None, None, None, ["x"], None, None]
-    assert (found["pass@1"], found["n"]) == (0.6, 5)
-    figures = {kind: {name: (f["pass@1"], f["n"]) for name, f in named.items()} for kind, named in found["by"].items()}
+    assert (report["pass@1"], report["n"]) == (0.6, 5)
+    figures = {kind: {name: (f["pass@1"], f["n"]) for name, f in named.items()} for kind, named in report["by"].items()}
     assert figures == {
         "set": {"test": (0.5, 2), str(path): (2 / 3, 3)},
         "source": {"tiny-sums": (0.5, 2), "a": (1.0, 2), "mine": (0.0, 1)},
@@ -203,18 +203,18 @@ def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_readin
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
     drawn = [evaluate.Sample(text, 9, True) for text in texts]
     monkeypatch.setattr(evaluate, "_sample_batches", lambda *_: (drawn, 0.0))
-    found = evaluate.measure(chosen, run, "before", math_reward)
-    value = {name: measure["value"] for name, measure in found["measures"].items()}
+    report = evaluate.measure(chosen, run, "before", math_reward)
+    value = {name: measure["value"] for name, measure in report["measures"].items()}
     assert value == pytest.approx(
         {"pass@1": 3 / 8, "pass@2": (1 - 1 / 6 + 1 - 3 / 6) / 2, "pass@4": 1.0, "avg@4": 3 / 8, "maj@4": 0.5}
     )
-    assert all(m["ci95"][0] <= m["value"] <= m["ci95"][1] for m in found["measures"].values())
+    assert all(m["ci95"][0] <= m["value"] <= m["ci95"][1] for m in report["measures"].values())
 
 
 def test_a_verifier_that_reads_no_answers_gives_no_vote(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=3", "evaluation.num_problems=2")
-    found = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0, 1.0] * 2)
-    assert set(found["measures"]) == {"pass@1", "pass@2", "pass@3", "avg@3"}
+    report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0, 1.0] * 2)
+    assert set(report["measures"]) == {"pass@1", "pass@2", "pass@3", "avg@3"}
 
 
 # Broken off and gone on with
@@ -225,14 +225,14 @@ def kill_after(count, done):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def without_seconds(found):
-    return {key: value for key, value in found.items() if key != "seconds"}
+def without_seconds(report):
+    return {key: value for key, value in report.items() if key != "seconds"}
 
 
 def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path, math_reward, monkeypatch):
     settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
     chosen, run = fresh(tmp_path, *settings)
-    whole = evaluate.measure(chosen, run, "before", math_reward)
+    undisturbed = evaluate.measure(chosen, run, "before", math_reward)
     other = find_run("other", tmp_path / "runs")
     prepare(chosen, other)
     partial = other.evaluation / "before.partial.jsonl"
@@ -251,16 +251,16 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
     calls = []
     draw = generate.TransformersEngine.__call__
     monkeypatch.setattr(
-        generate.TransformersEngine, "__call__", lambda self, *asked: calls.append(1) or draw(self, *asked)
+        generate.TransformersEngine, "__call__", lambda self, *arguments: calls.append(1) or draw(self, *arguments)
     )
-    found = evaluate.measure(chosen, other, "before", math_reward)
+    resumed = evaluate.measure(chosen, other, "before", math_reward)
     assert len(calls) == 2  # of six batches
-    assert without_seconds(found) == without_seconds(whole) and not partial.exists()
-    assert len({text for p in whole["problems"] for text in p["completions"]}) > 12  # it was drawn, not greedy
+    assert without_seconds(resumed) == without_seconds(undisturbed) and not partial.exists()
+    assert len({text for p in undisturbed["problems"] for text in p["completions"]}) > 12  # it was drawn, not greedy
 
 
 @pytest.mark.parametrize(
-    ("text", "whole"),
+    ("text", "expected"),
     [
         ("", 0),
         ('{"a": 1}\n{"a": 2}\n', 2),
@@ -269,10 +269,10 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
         ('{"a": 1}\n{"a": "\xc3', 1),  # in the middle of a letter
     ],
 )
-def test_a_file_is_read_up_to_where_it_was_broken_off(tmp_path, text, whole):
+def test_a_file_is_read_up_to_where_it_was_broken_off(tmp_path, text, expected):
     path = tmp_path / "x.jsonl"
     path.write_bytes(text.encode("latin-1"))
-    assert len(evaluate._read_whole_lines(path)) == whole
+    assert len(evaluate._read_whole_lines(path)) == expected
     assert evaluate._read_whole_lines(tmp_path / "none") == []
 
 
@@ -313,7 +313,7 @@ def test_another_engine_is_said(tmp_path, trained):
     _, run = trained
     run = copy_of(run, tmp_path)
     path = run.evaluation / "after.json"
-    found = json.loads(path.read_text())
-    found["sampling"]["engine"] = "vllm 1"
-    path.write_text(json.dumps(found))
+    report = json.loads(path.read_text())
+    report["sampling"]["engine"] = "vllm 1"
+    path.write_text(json.dumps(report))
     assert "after by vllm 1" in evaluate.compare(run)["words"]

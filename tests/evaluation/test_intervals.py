@@ -148,21 +148,21 @@ def single(gained, lost, same):
     ],
 )
 def test_one_sample_a_problem_is_decided_by_mcnemar(gained, lost, same, real):
-    found = intervals.compare_scores(*single(gained, lost, same))
-    assert (found["real"], found["gained"], found["lost"], found["n"]) == (real, gained, lost, 100)
-    assert found["difference"] == pytest.approx((gained - lost) / 100)
-    assert found["words"].startswith("The difference is real" if real else "No difference is shown")
+    comparison = intervals.compare_scores(*single(gained, lost, same))
+    assert (comparison["real"], comparison["gained"], comparison["lost"], comparison["n"]) == (real, gained, lost, 100)
+    assert comparison["difference"] == pytest.approx((gained - lost) / 100)
+    assert comparison["words"].startswith("The difference is real" if real else "No difference is shown")
 
 
 def test_shares_are_decided_by_the_interval():
     rng = random.Random(1)
     before = scores(*[rng.choice([0.0, 0.25, 0.5]) for _ in range(200)])
     raised = {key: value + 0.25 for key, value in before.items()}
-    found = intervals.compare_scores(before, raised)
-    assert found["real"] and found["p_value"] is None and "excludes zero" in found["words"]
+    comparison = intervals.compare_scores(before, raised)
+    assert comparison["real"] and comparison["p_value"] is None and "excludes zero" in comparison["words"]
     shuffled = dict(zip(before, rng.sample(list(before.values()), 200), strict=True))
-    found = intervals.compare_scores(before, shuffled)
-    assert not found["real"] and "includes zero" in found["words"]
+    comparison = intervals.compare_scores(before, shuffled)
+    assert not comparison["real"] and "includes zero" in comparison["words"]
 
 
 def test_nothing_changed_is_found_real_about_once_in_twenty_at_most():
@@ -174,8 +174,8 @@ def test_nothing_changed_is_found_real_about_once_in_twenty_at_most():
 
 
 def test_only_problems_with_a_score_in_both_count():
-    found = intervals.compare_scores(scores(0.0, None, 1.0, 0.0), {"0": 1.0, "1": 1.0, "2": 1.0, "9": 0.0})
-    assert (found["n"], found["difference"]) == (2, 0.5)
+    comparison = intervals.compare_scores(scores(0.0, None, 1.0, 0.0), {"0": 1.0, "1": 1.0, "2": 1.0, "9": 0.0})
+    assert (comparison["n"], comparison["difference"]) == (2, 0.5)
 
 
 def test_nothing_in_common_is_an_error():
@@ -200,10 +200,10 @@ def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in
         "before": {"pass@1": 0.42, "n": 50, "ci95": [0.38, 0.46]},
         "after": {"pass@1": 0.98, "n": 50, "ci95": [0.96, 0.99]},
     }
-    said = intervals.describe_comparison(
+    lines = intervals.describe_comparison(
         sides | {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": "It is real: so; by chance."}
     ).splitlines()
-    assert said == [
+    assert lines == [
         "Before: 42.0% of 50 held-out problems solved;",
         "  with 95 % confidence the true rate lies between 38.0% and 46.0%.",
         "After: 98.0% of 50 held-out problems solved;",

@@ -37,12 +37,12 @@ def file(tmp_path):
 @pytest.fixture
 def short(monkeypatch):
     """The scorer's protocol with 24 tokens in place of 7,680: the tiny policy has nothing to say about puzzles."""
-    whole = PROTOCOLS["challenge"]
-    cut = replace(whole, evaluation=whole.evaluation | {"max_completion_length": 24})
+    protocol = PROTOCOLS["challenge"]
+    cut = replace(protocol, evaluation=protocol.evaluation | {"max_completion_length": 24})
     monkeypatch.setitem(PROTOCOLS, "challenge", cut)
 
 
-def told(path, *overrides):
+def puzzle_config(path, *overrides):
     return config.load_config(["tiny"], [f"data.paths.nemotron_challenge={path}", *overrides])
 
 
@@ -53,9 +53,9 @@ def untrained(tmp_path):
 
 def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
     path, rows = file
-    asked = rehearsal.held_out_puzzles(told(path), untrained, 60)
-    assert [p.row["id"] for p in asked] == [row["id"] for row in rows]
-    assert {p.row["id"]: p.prompt for p in asked} == {
+    problems = rehearsal.held_out_puzzles(puzzle_config(path), untrained, 60)
+    assert [p.row["id"] for p in problems] == [row["id"] for row in rows]
+    assert {p.row["id"]: p.prompt for p in problems} == {
         row["id"]: [
             {
                 "role": "user",
@@ -65,34 +65,34 @@ def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
         ]
         for row in rows
     }
-    assert all(p.row["answer"] == row["answer"] and p.row["family"] == row["family"] for p, row in zip(asked, rows))
+    assert all(p.row["answer"] == row["answer"] and p.row["family"] == row["family"] for p, row in zip(problems, rows))
 
 
 def test_each_family_has_its_share_and_the_seed_decides(file, untrained):
     path, _ = file
-    drawn = rehearsal.held_out_puzzles(told(path), untrained, 20)
+    drawn = rehearsal.held_out_puzzles(puzzle_config(path), untrained, 20)
     assert len(drawn) == 20 and set(Counter(p.row["family"] for p in drawn).values()) == {3, 4}
     assert (
         drawn
-        == rehearsal.held_out_puzzles(told(path), untrained, 20)
-        != rehearsal.held_out_puzzles(told(path, "run.seed=1"), untrained, 20)
+        == rehearsal.held_out_puzzles(puzzle_config(path), untrained, 20)
+        != rehearsal.held_out_puzzles(puzzle_config(path, "run.seed=1"), untrained, 20)
     )
     assert (
-        len(rehearsal.held_out_puzzles(told(path), untrained, 1)) == 1
-        and len(rehearsal.held_out_puzzles(told(path), untrained, 999)) == 60
+        len(rehearsal.held_out_puzzles(puzzle_config(path), untrained, 1)) == 1
+        and len(rehearsal.held_out_puzzles(puzzle_config(path), untrained, 999)) == 60
     )
 
 
 def test_rows_that_were_trained_on_are_not_asked(file, untrained):
     path, rows = file
-    chosen = told(
+    chosen = puzzle_config(
         path, "data.source=nemotron_challenge", "data.test_size=20", "data.val_size=10", "data.prompt_suffix=' Think.'"
     )
     prepare(chosen, untrained)
     trained = {row["id"] for row in read_lines(untrained.data_file("train"))}
-    asked = rehearsal.held_out_puzzles(chosen, untrained, 999)
-    assert len(trained) == 30 and len(asked) == 30
-    assert not {cleaning.normalise_text(p.prompt[-1]["content"]) for p in asked} & {
+    problems = rehearsal.held_out_puzzles(chosen, untrained, 999)
+    assert len(trained) == 30 and len(problems) == 30
+    assert not {cleaning.normalise_text(p.prompt[-1]["content"]) for p in problems} & {
         cleaning.normalise_text(row["prompt"][-1]["content"]) for row in read_lines(untrained.data_file("train"))
     }
     # Rows that came under other ids, as in a file of the user's, are known by what they say.
@@ -104,12 +104,12 @@ def test_rows_that_were_trained_on_are_not_asked(file, untrained):
         for row in rows[:25]
     ]
     write_lines(untrained.data_file("train"), lines)
-    assert {p.row["id"] for p in rehearsal.held_out_puzzles(told(path), untrained, 999)} == {
+    assert {p.row["id"] for p in rehearsal.held_out_puzzles(puzzle_config(path), untrained, 999)} == {
         row["id"] for row in rows[25:]
     }
     write_lines(untrained.data_file("train"), [{"id": "x", "prompt": row["prompt"]} for row in rows])
     with pytest.raises(ValueError, match="every row"):
-        rehearsal.held_out_puzzles(told(path), untrained, 5)
+        rehearsal.held_out_puzzles(puzzle_config(path), untrained, 5)
 
 
 @pytest.fixture
@@ -117,20 +117,20 @@ def scored(trained, tmp_path, file, short):
     """(config, a copy of the trained run) that can be scored."""
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
-    return replace(chosen, data=told(file[0]).data), find_run(run.name, tmp_path / "runs")
+    return replace(chosen, data=puzzle_config(file[0]).data), find_run(run.name, tmp_path / "runs")
 
 
 def test_the_trained_policy_is_scored_by_family(scored):
     chosen, run = scored
-    found = rehearsal.rehearse_score(chosen, run, 12)
-    assert found == json.loads((run.evaluation / "score.json").read_text())
-    assert found["n"] == 12 and set(found["by"]["family"]) == set(puzzles.FAMILIES)
-    for part in (found, *found["by"]["family"].values()):
+    report = rehearsal.rehearse_score(chosen, run, 12)
+    assert report == json.loads((run.evaluation / "score.json").read_text())
+    assert report["n"] == 12 and set(report["by"]["family"]) == set(puzzles.FAMILIES)
+    for part in (report, *report["by"]["family"].values()):
         low, high = part["ci95"]
         assert 0 <= low <= part["pass@1"] <= high <= 1
-    assert found["sampling"]["temperature"] == 0 and found["sampling"]["max_model_len"] == 8192
-    assert found["sampling"]["protocol"] == "challenge" and found["prompt"]["enable_thinking"] is True
-    assert found["prompt"]["rendered"].endswith("<|im_start|>assistant\n<think>\n")
+    assert report["sampling"]["temperature"] == 0 and report["sampling"]["max_model_len"] == 8192
+    assert report["sampling"]["protocol"] == "challenge" and report["prompt"]["enable_thinking"] is True
+    assert report["prompt"]["rendered"].endswith("<|im_start|>assistant\n<think>\n")
     assert "protocol: null" in run.config.read_text()  # a rehearsal does not change how the run is measured
     assert not list(run.evaluation.glob("score.partial*"))
 
@@ -147,7 +147,7 @@ def test_a_score_is_kept_until_something_it_hangs_on_changes(scored, monkeypatch
 def test_the_last_metric_decides(scored, monkeypatch):
     """v15, not v14: an answer that ends in a brace is right, and a gold of 0s and 1s is text."""
     chosen, run = scored
-    said = {"}1": r"\boxed{}1}", "0101": r"\boxed{101}"}
+    answers = {"}1": r"\boxed{}1}", "0101": r"\boxed{101}"}
 
     class Engine:
         name = "a stand-in"
@@ -158,7 +158,8 @@ def test_the_last_metric_decides(scored, monkeypatch):
         def __call__(self, ids, seed):
             texts = self.tokenizer.batch_decode(ids)
             return [
-                Sample(next(answer for gold, answer in said.items() if f"[{gold}]" in text), 3, True) for text in texts
+                Sample(next(answer for gold, answer in answers.items() if f"[{gold}]" in text), 3, True)
+                for text in texts
             ]
 
     from grpo_kit.policy.load import load_tokenizer
@@ -168,10 +169,10 @@ def test_the_last_metric_decides(scored, monkeypatch):
     with open(path, "w", newline="", encoding="utf-8") as out:  # noqa: PTH123
         writer = csv.writer(out)
         writer.writerow(["id", "prompt", "answer"])
-        writer.writerows([[gold, f"what is [{gold}]", gold] for gold in said])
-    found = rehearsal.rehearse_score(chosen, run, 5)
-    assert {p["id"]: p["score"] for p in found["problems"]} == {"}1": 1.0, "0101": 0.0}
-    assert {p["family"] for p in found["problems"]} == {"other"}
+        writer.writerows([[gold, f"what is [{gold}]", gold] for gold in answers])
+    report = rehearsal.rehearse_score(chosen, run, 5)
+    assert {p["id"]: p["score"] for p in report["problems"]} == {"}1": 1.0, "0101": 0.0}
+    assert {p["family"] for p in report["problems"]} == {"other"}
 
 
 def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
@@ -179,10 +180,10 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
     own = rehearsal.rehearse_score(chosen, run, 6)
     elsewhere = find_run("other", tmp_path / "elsewhere")
-    found = rehearsal.rehearse_score(chosen, elsewhere, 60, zip_path)
-    assert found["n"] == 60  # that run was trained on nothing
-    said = {p["id"]: p["completions"] for p in found["problems"]}
-    assert all(said[p["id"]] == p["completions"] for p in own["problems"])
+    report = rehearsal.rehearse_score(chosen, elsewhere, 60, zip_path)
+    assert report["n"] == 60  # that run was trained on nothing
+    completions = {p["id"]: p["completions"] for p in report["problems"]}
+    assert all(completions[p["id"]] == p["completions"] for p in own["problems"])
     read = elsewhere.stages()["score"]["read"]
     assert read[str(zip_path)] == hashlib.sha256(zip_path.read_bytes()).hexdigest()
     assert set(read) == {str(zip_path), "data/manifest.json"}  # and no folder that is gone
@@ -233,15 +234,15 @@ def test_another_file_of_that_name_is_refused(untrained, tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("id,prompt\n1,x\n")
     with pytest.raises(ValueError, match="line 2 has no id, prompt, answer"):
-        rehearsal.held_out_puzzles(told(path), untrained, 5)
+        rehearsal.held_out_puzzles(puzzle_config(path), untrained, 5)
 
 
 def test_the_real_file(shared_data, untrained):
     folder = shared_data / "nemotron_challenge"
-    asked = rehearsal.held_out_puzzles(
-        told(folder), untrained, 600
+    problems = rehearsal.held_out_puzzles(
+        puzzle_config(folder), untrained, 600
     )  # the folder holds test.csv too, which has no answers
-    counted = Counter(p.row["family"] for p in asked)
+    counted = Counter(p.row["family"] for p in problems)
     assert set(counted) == set(puzzles.FAMILIES) and min(counted.values()) >= 98 and sum(counted.values()) == 600
-    assert len({p.row["id"] for p in asked}) == 600
-    assert sum(p.row["answer"].startswith("0") for p in asked) > 30  # bits keep their leading zeros
+    assert len({p.row["id"] for p in problems}) == 600
+    assert sum(p.row["answer"].startswith("0") for p in problems) > 30  # bits keep their leading zeros

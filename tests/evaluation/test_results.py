@@ -10,8 +10,8 @@ from grpo_kit.runs.run import Path, Run
 
 
 def problem(key, paid, votes=None, **row):
-    asked = Problem(row.pop("set", "test"), [{"role": "user", "content": "?"}], {"id": key, "answer": "4", **row})
-    return results.judge_problem(asked, [Sample("", 1, True)] * len(paid), paid, votes)
+    question = Problem(row.pop("set", "test"), [{"role": "user", "content": "?"}], {"id": key, "answer": "4", **row})
+    return results.judge_problem(question, [Sample("", 1, True)] * len(paid), paid, votes)
 
 
 @pytest.mark.parametrize(
@@ -28,18 +28,20 @@ def problem(key, paid, votes=None, **row):
     ],
 )
 def test_what_is_kept_of_a_problem(paid, votes, score, majority):
-    found = problem("a", paid, votes)
-    assert (found["score"], found.get("majority", "absent")) == (score, majority)
+    record = problem("a", paid, votes)
+    assert (record["score"], record.get("majority", "absent")) == (score, majority)
 
 
 def test_one_sample_a_problem_has_one_measure():
-    found = results.summarise_problems([problem("a", [1.0]), problem("b", [0.0]), problem("c", [None])], seed=1)
-    assert (found["pass@1"], found["n"], set(found["measures"]), found["by"]) == (0.5, 2, {"pass@1"}, {})
+    summary = results.summarise_problems([problem("a", [1.0]), problem("b", [0.0]), problem("c", [None])], seed=1)
+    assert (summary["pass@1"], summary["n"], set(summary["measures"]), summary["by"]) == (0.5, 2, {"pass@1"}, {})
 
 
 def test_pass_at_k_in_powers_of_two_and_all():
-    found = results.summarise_problems([problem("a", [1.0, *[0.0] * 5]), problem("b", [0.0] * 6)], seed=1)["measures"]
-    assert {name: found[name]["value"] for name in found} == pytest.approx(
+    measures = results.summarise_problems([problem("a", [1.0, *[0.0] * 5]), problem("b", [0.0] * 6)], seed=1)[
+        "measures"
+    ]
+    assert {name: measures[name]["value"] for name in measures} == pytest.approx(
         {"pass@1": 1 / 12, "pass@2": 1 / 6, "pass@4": 1 / 3, "pass@6": 1 / 2, "avg@6": 1 / 12}
     )
 
@@ -52,24 +54,31 @@ def side(*scores, **rows):
 def test_groups_are_compared_on_their_own_problems(capsys):
     family = {"family": ["plus"] * 8 + ["minus"] * 8, "source": ["a"] * 16}
     old, new = side(*[0.0] * 8, *[1.0] * 8, **family), side(*[1.0] * 8, *[1.0] * 8, **family)
-    found = results.compare_groups(old, new)
-    assert set(found) == {"family"}  # one source is no group
-    plus, minus = found["family"]["plus"], found["family"]["minus"]
+    groups = results.compare_groups(old, new)
+    assert set(groups) == {"family"}  # one source is no group
+    plus, minus = groups["family"]["plus"], groups["family"]["minus"]
     assert (plus["before"], plus["after"], plus["difference"], plus["real"]) == (0.0, 1.0, 1.0, True)
     assert (minus["difference"], minus["real"], minus["n"]) == (0.0, False, 8)
 
     sides = {name: results.summarise_problems(list(p.values()), 1) for name, p in (("before", old), ("after", new))}
-    whole = {**sides, "difference": 0.5, "difference_ci95": [0.2, 0.8], "n": 16, "words": "It is so.", "by": found}
-    terminal.print_comparison(whole, Run(Path("runs"), "r"))
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "pass@1 0.500 1.000 +0.500 +0.200 to +0.800 16" in said and "family plus 0.000 1.000 +1.000" in said
-    assert said.endswith("It is so.")
+    comparison = {
+        **sides,
+        "difference": 0.5,
+        "difference_ci95": [0.2, 0.8],
+        "n": 16,
+        "words": "It is so.",
+        "by": groups,
+    }
+    terminal.print_comparison(comparison, Run(Path("runs"), "r"))
+    output = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "pass@1 0.500 1.000 +0.500 +0.200 to +0.800 16" in output and "family plus 0.000 1.000 +1.000" in output
+    assert output.endswith("It is so.")
 
 
 def test_a_problem_that_one_side_lacks_is_left_out_of_its_group():
     old, new = side(0.0, 0.0, 1.0, set=["a", "b", "b"]), side(1.0, 1.0, 1.0, set=["a", "b", "b"])
     del new["1"]
-    found = results.compare_groups(old, new)["set"]
-    assert (found["a"]["n"], found["b"]["n"]) == (1, 1)
+    groups = results.compare_groups(old, new)["set"]
+    assert (groups["a"]["n"], groups["b"]["n"]) == (1, 1)
     del new["0"]
     assert results.compare_groups(old, new) == {}  # what is left is one group

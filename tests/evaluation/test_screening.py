@@ -43,10 +43,10 @@ def drawn(tiny_policy, monkeypatch):
     """The sampler replaced: a prompt `0.5 3` is answered right with chance 0.5. Gives the list of batches asked."""
     batches = []
 
-    def sample(model, tokenizer, asked, how, seed, enable_thinking=True):
+    def sample(model, tokenizer, prompts, sampling, seed, enable_thinking=True):
         rng = random.Random(seed)
-        chances = [float(turns[-1]["content"].split()[0]) for turns in asked]
-        batches.append([turns[-1]["content"] for turns in asked])
+        chances = [float(turns[-1]["content"].split()[0]) for turns in prompts]
+        batches.append([turns[-1]["content"] for turns in prompts])
         return [Sample("right" if rng.random() < chance else "wrong", 1, True) for chance in chances]
 
     monkeypatch.setattr(screening, "sample_completions", sample)
@@ -77,15 +77,15 @@ def by_id(run):
 
 def test_a_decided_prompt_is_not_tried_again(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 30 + [0.0] * 6 + [1.0] * 4)
-    found = screening.screen(chosen, run, right_reward)
+    report = screening.screen(chosen, run, right_reward)
     for line in by_id(run).values():
         inside = line["low"] >= 0.1 and line["high"] <= 0.9
         assert line["decided"] == inside and (inside or line["samples"] == 16)
         assert line["pass_rate"] == line["right"] / line["tried"] and line["samples"] == line["tried"] <= 16
     assert any(line["samples"] == 4 for line in by_id(run).values())
-    assert found["samples"] == sum(map(len, drawn)) < 0.7 * found["at_most"] and found["at_most"] == 16 * 40
+    assert report["samples"] == sum(map(len, drawn)) < 0.7 * report["at_most"] and report["at_most"] == 16 * 40
     assert all(len(batch) <= 12 for batch in drawn) and sum(len(batch) == 12 for batch in drawn) > len(drawn) - 5
-    assert sum(found["histogram"]) == 40 and found["undecided"] >= 9
+    assert sum(report["histogram"]) == 40 and report["undecided"] >= 9
 
 
 def test_an_interval_wholly_outside_decides_too(tmp_path, drawn):
@@ -100,10 +100,10 @@ def test_an_interval_wholly_outside_decides_too(tmp_path, drawn):
 
 def test_the_band_is_kept_and_the_rest_is_left_with_a_reason(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 10 + [0.0] * 3 + [1.0] * 2 + [0.5], answers={15: "none"})
-    found = screening.screen(chosen, run, right_reward)
+    report = screening.screen(chosen, run, right_reward)
     kept, left = read_lines(run.screened), read_lines(run.left_out)
     reasons = [row["reason"] for row in left]
-    assert (found["kept"], found["too hard"], found["too easy"], found["gold cannot be used"]) == (
+    assert (report["kept"], report["too hard"], report["too easy"], report["gold cannot be used"]) == (
         len(kept), reasons.count("too hard"), reasons.count("too easy"), reasons.count("gold cannot be used"),
     )  # fmt: skip
     assert len(kept) + len(left) == 16
@@ -111,14 +111,14 @@ def test_the_band_is_kept_and_the_rest_is_left_with_a_reason(tmp_path, drawn):
         assert 0.1 <= row["pass_rate"] <= 0.9 and row["pass_rate"] == by_id(run)[row["id"]]["pass_rate"]
         assert list(row) == list(left[0])[: len(row)] and chance_of(row) == 0.5
     assert {(chance_of(row), row["reason"]) for row in left} >= {(0.0, "too hard"), (1.0, "too easy")}
-    assert found["sources"] == {"r.jsonl": [len(kept), len(kept) + len(left)]}
+    assert report["sources"] == {"r.jsonl": [len(kept), len(kept) + len(left)]}
 
 
 def test_an_unusable_gold_is_asked_once_and_has_no_pass_rate(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 8, answers=dict.fromkeys(range(3), "none"))
-    found = screening.screen(chosen, run, right_reward)
+    report = screening.screen(chosen, run, right_reward)
     lines = [line for line in by_id(run).values() if line["pass_rate"] is None]
-    assert found["gold cannot be used"] == len(lines) >= 2
+    assert report["gold cannot be used"] == len(lines) >= 2
     assert all((line["samples"], line["tried"], line["low"], line["high"]) == (4, 0, 0.0, 1.0) for line in lines)
 
 
@@ -132,25 +132,25 @@ def test_the_kept_rows_are_in_the_order_of_a_curriculum(tmp_path, drawn):
 def test_a_file_cut_off_anywhere_is_gone_on_with_to_the_same_bytes(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 0.3, 0.5, 1.0] * 5)
     screening.screen(chosen, run, right_reward)
-    whole, kept = run.screening.read_bytes(), run.screened.read_bytes()
-    asked = len(drawn)
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    samples, kept = run.screening.read_bytes(), run.screened.read_bytes()
+    batch_count = len(drawn)
+    ends = [i + 1 for i, byte in enumerate(samples) if byte == 10]
     cuts = {
         0,
         1,
         50,
-        len(whole) - 1,
+        len(samples) - 1,
         *ends[:3],
         *ends[3::7],
         *(end - 1 for end in ends[5::9]),
         *(end + 20 for end in ends[2:-1:8]),
     }
     for cut in sorted(cuts):
-        run.screening.write_bytes(whole[:cut])
+        run.screening.write_bytes(samples[:cut])
         drawn.clear()
         screening.screen(chosen, run, right_reward)
-        assert (run.screening.read_bytes(), run.screened.read_bytes()) == (whole, kept), cut
-        assert (len(drawn) == asked) == (cut < ends[3]), "whole rounds are not drawn again"
+        assert (run.screening.read_bytes(), run.screened.read_bytes()) == (samples, kept), cut
+        assert (len(drawn) == batch_count) == (cut < ends[3]), "whole rounds are not drawn again"
 
 
 def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
@@ -174,15 +174,15 @@ def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
     left = runs["killed"].screening.read_bytes()
     assert left.count(b"\n") >= 3 and "screen" not in runs["killed"].stages()
     screening.screen(chosen, runs["undisturbed"], math_reward)
-    whole = runs["undisturbed"].screening.read_bytes()
-    assert whole.startswith(left[: left.rfind(b"\n") + 1]) and len(left) < len(whole)
+    undisturbed = runs["undisturbed"].screening.read_bytes()
+    assert undisturbed.startswith(left[: left.rfind(b"\n") + 1]) and len(left) < len(undisturbed)
     screening.screen(chosen, runs["killed"], math_reward)
-    assert runs["killed"].screening.read_bytes() == whole
+    assert runs["killed"].screening.read_bytes() == undisturbed
     assert runs["killed"].screened.read_bytes() == runs["undisturbed"].screened.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "verifier", "said"),
+    ("overrides", "verifier", "message"),
     [
         (["policy.revision=other"], right_reward, r"policy\.revision was None, now other"),
         (["grpo.temperature=0.7"], right_reward, r"sampling\.temperature was 1\.0, now 0\.7"),
@@ -190,14 +190,14 @@ def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
         ([], wrong_reward, "verifier was right_reward, now wrong_reward"),
     ],
 )
-def test_samples_made_otherwise_are_not_mixed_in(tmp_path, drawn, monkeypatch, overrides, verifier, said):
+def test_samples_made_otherwise_are_not_mixed_in(tmp_path, drawn, monkeypatch, overrides, verifier, message):
     monkeypatch.setattr(screening, "fingerprint", lambda reward: reward.__name__)
     chosen, run = prepared(tmp_path, [0.5] * 12)
     screening.screen(chosen, run, right_reward)
     write_text(run.notes, json.dumps({"stages": {"data": run.stages()["data"]}}))  # as if it had been cut off
     before, drawn[:] = run.screening.read_bytes(), []
     other = config.load_config([str(run.config)], overrides)
-    with pytest.raises(ValueError, match=f"lines that were made with different settings .*{said}.*--force"):
+    with pytest.raises(ValueError, match=f"lines that were made with different settings .*{message}.*--force"):
         screening.screen(other, run, verifier)
     assert run.screening.read_bytes() == before and not drawn
     with contextlib.suppress(ValueError):  # wrong_reward leaves nothing to keep
@@ -220,8 +220,8 @@ def test_another_band_is_applied_to_the_samples_there_are(tmp_path, drawn):
     other = replace(chosen, data=replace(chosen.data, pass_rate=[0.0, 1.0]))
     with pytest.raises(ValueError, match=r"data\.pass_rate was \[0\.1, 0\.9\], now \[0\.0, 1\.0\].*--force"):
         screening.screen(other, run, right_reward)
-    found = screening.screen(replace(other, run=replace(other.run, force=True)), run, right_reward)
-    assert not drawn and run.screening.read_bytes() == before and found["kept"] == found["prompts"]
+    report = screening.screen(replace(other, run=replace(other.run, force=True)), run, right_reward)
+    assert not drawn and run.screening.read_bytes() == before and report["kept"] == report["prompts"]
     narrow = replace(chosen, data=replace(chosen.data, pass_rate=[0.4, 0.6]), run=replace(chosen.run, force=True))
     screening.screen(narrow, run, right_reward)
     assert drawn and run.screening.read_bytes().startswith(before)
@@ -290,9 +290,9 @@ def test_training_takes_the_screened_rows_in_their_order_over_the_run(screened):
     chosen, run = screened
     kept = read_lines(run.screened)
     train.train(chosen, run, [wrong_reward])
-    asked = [line["prompt"] for line in read_lines(run.completions)[::2]]
+    prompts = [line["prompt"] for line in read_lines(run.completions)[::2]]
     ordered = curriculum.order_rows(kept, 12, 0.05, chosen.run.seed)
-    assert asked == [row["prompt"][-1]["content"] for row in ordered]
+    assert prompts == [row["prompt"][-1]["content"] for row in ordered]
     rates = [row["pass_rate"] for row in ordered]
     assert sum(rates[:4]) > sum(rates[4:8]) > sum(rates[8:])
     note = run.stages()["train"]
@@ -369,11 +369,13 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
         "nothing was touched" in call("screen", "--run", "r", "--dry-run")
         and not (tmp_path / "runs/r/screening.jsonl").exists()
     )
-    said = call("screen", "--run", "r")
+    output = call("screen", "--run", "r")
     assert (
-        "screen done" in said and "of 14 prompts kept, pass rate 0.1 to 0.9; left out:" in said and "too hard" in said
+        "screen done" in output
+        and "of 14 prompts kept, pass rate 0.1 to 0.9; left out:" in output
+        and "too hard" in output
     )
-    assert "0.5 to 0.6 █" in said and "of the 224 without stopping early" in said
+    assert "0.5 to 0.6 █" in output and "of the 224 without stopping early" in output
     assert "screen skipped" in call("screen", "--run", "r")
     assert "--force" in call("screen", "--run", "r", "data.pass_rate=[0.2,0.8]", status=2)
     assert "pass rate 0.2 to 0.8" in call("screen", "--run", "r", "--force", "data.pass_rate=[0.2,0.8]")

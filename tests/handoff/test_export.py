@@ -33,33 +33,33 @@ def bundles(trained, tmp_path_factory):
 def keys_of(section=config.RunConfig, above=""):
     """Every key a configuration can have, from the classes alone; `grpo.stages` with the keys of a stage."""
     hints = get_type_hints(section)
-    found = set()
+    keys = set()
     for field in fields(section):
         name, kind = f"{above}{field.name}", hints[field.name]
-        found |= keys_of(kind, f"{name}.") if is_dataclass(kind) else {name}
+        keys |= keys_of(kind, f"{name}.") if is_dataclass(kind) else {name}
         if kind == list[config.Stage]:
-            found |= keys_of(config.Stage, f"{name}.")
-    return found
+            keys |= keys_of(config.Stage, f"{name}.")
+    return keys
 
 
 @pytest.mark.parametrize("to", export.ENGINES)
 def test_the_table_has_every_key_and_no_other(to):
-    told = export.read_key_table(to)
-    assert set(told) == keys_of()
-    assert all(re.fullmatch(r"nothing: \w.{5,}|[\w., ]+(; .+)?", text) for text in told.values())
+    table = export.read_key_table(to)
+    assert set(table) == keys_of()
+    assert all(re.fullmatch(r"nothing: \w.{5,}|[\w., ]+(; .+)?", text) for text in table.values())
 
 
 def theirs(to):
     """{key: their names}, of the keys that become something."""
-    told = {key: text for key, text in export.read_key_table(to).items() if not text.startswith("nothing")}
-    return {key: text.partition(";")[0].split(", ") for key, text in told.items()}
+    table = {key: text for key, text in export.read_key_table(to).items() if not text.startswith("nothing")}
+    return {key: text.partition(";")[0].split(", ") for key, text in table.items()}
 
 
 def test_what_the_table_promises_of_nemo_rl_stands_in_the_overlay(bundles):
     overlay = OmegaConf.load(bundles["nemo-rl"] / "nemo_rl" / "grpo_v06.yaml")
     missing = object()
-    told = [name for names in theirs("nemo-rl").values() for name in names]
-    assert [name for name in told if OmegaConf.select(overlay, name, default=missing) is missing] == []
+    overlay_keys = [name for names in theirs("nemo-rl").values() for name in names]
+    assert [name for name in overlay_keys if OmegaConf.select(overlay, name, default=missing) is missing] == []
 
 
 def test_what_the_table_promises_of_verl_stands_in_its_script(bundles):
@@ -135,7 +135,7 @@ def a_file(run):
 
 
 @pytest.mark.parametrize(
-    ("damage", "to", "kind", "said"),
+    ("damage", "to", "kind", "message"),
     [
         (unfinished, "trl", FileNotFoundError, r"no finished stage 'train'.*`grpo-kit train` first"),
         (no_adapter, "trl", FileNotFoundError, r"adapter, written by stage 'train', is gone"),
@@ -146,11 +146,11 @@ def a_file(run):
         (lambda run: None, "nemo_rl", ValueError, r"'nemo_rl'.*Did you mean nemo-rl\?"),
     ],
 )
-def test_bad_input_is_refused_in_a_sentence_and_nothing_is_left(copied, damage, to, kind, said):
+def test_bad_input_is_refused_in_a_sentence_and_nothing_is_left(copied, damage, to, kind, message):
     chosen, run = copied
     damage(run)
     before = everything(run.path)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         export.export_run(chosen, run, to)
     assert everything(run.path) == before
 
@@ -205,13 +205,15 @@ def test_on_the_command_line(copied, monkeypatch):
         done = CliRunner().invoke(app, ["handoff", "--run", run.name, *words])
         return done.exit_code, " ".join(done.output.split())
 
-    status, said = call("--to", "trl")
-    assert status == 0 and f"{run.path}/handoff/trl/README.md" in said.replace(" ", "") or "README.md says how" in said
+    status, output = call("--to", "trl")
+    assert (
+        status == 0 and f"{run.path}/handoff/trl/README.md" in output.replace(" ", "") or "README.md says how" in output
+    )
     assert (run.path / "handoff/trl/train.py").is_file()
     assert call("--to", "trl")[0] == 2 and "not an empty folder" in call("--to", "trl")[1]
     assert call("--to", "ray")[0] == 2
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
     assert call("--to", "verl", "--merge")[0] == 1
     shutil.rmtree(run.adapter)
-    status, said = call("--to", "verl")
-    assert status == 2 and said.startswith("error: ") and "is gone" in said
+    status, output = call("--to", "verl")
+    assert status == 2 and output.startswith("error: ") and "is gone" in output

@@ -32,8 +32,8 @@ def random_adapter(folder, shapes, r=4, alpha=6, **config):
         pairs[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out, r)
     folder.mkdir()
     save_file(pairs, folder / "adapter_model.safetensors")
-    told = {"peft_type": "LORA", "r": r, "lora_alpha": alpha, "bias": "none"} | config
-    (folder / "adapter_config.json").write_text(json.dumps(told))
+    settings = {"peft_type": "LORA", "r": r, "lora_alpha": alpha, "bias": "none"} | config
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     return {
         module: pairs[f"base_model.model.{module}.lora_B.weight"] @ pairs[f"base_model.model.{module}.lora_A.weight"]
         for module in shapes
@@ -44,12 +44,12 @@ def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     chosen, run = trained
     merging.merge_adapter(tiny.FOLDER, run.adapter, tmp_path / "model")
     model, tokenizer = load_policy(chosen.policy)
-    whole = lora.attach_adapter(model, run.adapter).merge_and_unload().state_dict()
+    reference = lora.attach_adapter(model, run.adapter).merge_and_unload().state_dict()
     merged = stored(tmp_path / "model")
     assert set(merged) == set(stored(tiny.FOLDER))
     checked = 0
     for name, tensor in merged.items():
-        mine = whole.get(merging.transformers_name(name))
+        mine = reference.get(merging.transformers_name(name))
         if mine is not None:
             checked += 1
             torch.testing.assert_close(tensor.float(), mine, rtol=2**-8, atol=0)
@@ -164,7 +164,7 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "config", "said"),
+    ("shapes", "config", "message"),
     [
         (
             {"model.layers.0.mixer.q_proj": (128, 128)},
@@ -183,9 +183,9 @@ def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
         ({"model.layers.2.mixer.q_proj": (128, 128)}, {"rank_pattern": {"q_proj": 2}}, "has rank 4 .* config says 2"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path, shapes, config, said):
+def test_an_adapter_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path, shapes, config, message):
     random_adapter(tmp_path / "a", shapes, **config)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
@@ -221,7 +221,7 @@ def test_rank_stabilised_scale(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "kind", "said"),
+    ("damage", "kind", "message"),
     [
         (lambda base: (base / merging.INDEX).write_text("{"), ValueError, "is not an index of shards"),
         (
@@ -237,10 +237,10 @@ def test_rank_stabilised_scale(tmp_path):
         ),
     ],
 )
-def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, said):
+def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, message):
     random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
     damage(llama)
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m")
     assert not (tmp_path / "m").exists()
 

@@ -29,25 +29,25 @@ DEFAULTS = OmegaConf.load(Path(__file__).with_name("nemo_rl_defaults.yaml"))
 VERSIONS = {"v06": "dtensor_cfg", "v08": "automodel_cfg"}
 # What `data` takes, which an overlay replaces whole (`_override_`).
 OF_SET = {
-    "dataset_name", "data_path", "input_key", "output_key", "prompt_file", "system_prompt_file", "processor", "env_name",
-    "subset", "split", "split_validation_size", "seed", "repeat",
+    "dataset_name", "data_path", "input_key", "output_key", "prompt_file", "system_prompt_file", "processor",
+    "env_name", "subset", "split", "split_validation_size", "seed", "repeat",
 }  # fmt: skip
 ANY_DATA = {"_override_": 1, **DEFAULTS.data} | dict.fromkeys(("train", "validation", "default"), dict.fromkeys(OF_SET))
 
 
 def defaults(version):
-    """v0.8: the block renamed, `_v2` gone, `restore_from` new; what is not known to be there still is taken out."""
-    whole = OmegaConf.to_container(DEFAULTS)
+    """NeMo-RL's defaults. v0.8 renames the block, adds `restore_from` and may lack two keys, which are removed."""
+    settings = OmegaConf.to_container(DEFAULTS)
     if version == "v08":
-        block = whole["policy"].pop("dtensor_cfg")
-        del block["_v2"], whole["checkpointing"]["save_consolidated"]
+        block = settings["policy"].pop("dtensor_cfg")
+        del block["_v2"], settings["checkpointing"]["save_consolidated"]
         block["lora_cfg"]["restore_from"] = None
-        whole["policy"]["automodel_cfg"] = block
-    return whole
+        settings["policy"]["automodel_cfg"] = block
+    return settings
 
 
-def merged(overlay, version):
-    """As NeMo-RL loads it: defaults below, mappings merged, one that says `_override_` put in place whole."""
+def merge_overlay(overlay, version):
+    """Loads an overlay as NeMo-RL does: over the defaults; a section with `_override_` replaces the default one."""
     base, over = defaults(version), copy.deepcopy(overlay)
     assert over.pop("defaults") == "/opt/nemo-rl/examples/configs/grpo_math_1B.yaml"
     for name, section in over.items():
@@ -56,26 +56,26 @@ def merged(overlay, version):
     return OmegaConf.merge(base, over)
 
 
-def unknown(overlay, known, above=""):
+def unknown_keys(overlay, schema, above=""):
     """Keys of an overlay that the schema lacks."""
-    found = []
+    keys = []
     for key, value in overlay.items():
-        if key not in known:
-            found.append(f"{above}{key}")
-        elif isinstance(value, dict) and isinstance(known[key], dict):
-            found += unknown(value, known[key], f"{above}{key}.")
-    return found
+        if key not in schema:
+            keys.append(f"{above}{key}")
+        elif isinstance(value, dict) and isinstance(schema[key], dict):
+            keys += unknown_keys(value, schema[key], f"{above}{key}.")
+    return keys
 
 
 def read(path):
     return OmegaConf.to_container(OmegaConf.load(path))
 
 
-def asserted(whole, block):
-    """What NeMo-RL asserts of its batches, and what else would stop it or train on something else."""
-    grpo, policy, loss = whole.grpo, whole.policy, whole.loss_fn
+def check_settings(settings, block):
+    """Asserts what NeMo-RL asserts of its batches, and what else would stop it or change what it trains on."""
+    grpo, policy, loss = settings.grpo, settings.policy, settings.loss_fn
     drawn = grpo.num_prompts_per_step * grpo.num_generations_per_prompt
-    ranks = whole.cluster.gpus_per_node * whole.cluster.num_nodes
+    ranks = settings.cluster.gpus_per_node * settings.cluster.num_nodes
     assert drawn % policy.train_global_batch_size == 0
     assert policy.train_global_batch_size == drawn or not loss.force_on_policy_ratio
     assert policy.train_global_batch_size % (ranks * policy.train_micro_batch_size) == 0
@@ -86,8 +86,8 @@ def asserted(whole, block):
     lora = policy[block].lora_cfg
     assert not (lora.match_all_linear and lora.target_modules)
     assert policy.generation.max_new_tokens <= policy.max_total_sequence_length
-    assert "train" in whole.data and "split_validation_size" not in whole.data.train
-    assert whole.checkpointing.metric_name in (None, "val:accuracy")
+    assert "train" in settings.data and "split_validation_size" not in settings.data.train
+    assert settings.checkpointing.metric_name in (None, "val:accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -106,19 +106,20 @@ def collected(trained, tmp_path_factory):
 @pytest.mark.parametrize(("version", "block"), VERSIONS.items())
 def test_an_overlay_merges_and_holds_no_key_its_schema_lacks(bundle, version, block):
     overlay = read(bundle / f"nemo_rl/grpo_{version}.yaml")
-    assert unknown(overlay, defaults(version) | {"data": ANY_DATA, "defaults": ""}) == []
-    whole = merged(overlay, version)
-    asserted(whole, block)
-    assert OmegaConf.to_container(whole, resolve=True)["data"]["max_input_seq_length"] == 128
-    assert (whole.grpo.num_prompts_per_step, whole.grpo.num_generations_per_prompt, whole.grpo.max_num_steps) == (
-        4,
-        4,
-        4,
-    )
-    assert whole.policy.optimizer["kwargs"].lr == 1e-3 and whole.policy.optimizer["kwargs"].betas == [0.9, 0.999]
-    assert not whole.grpo.use_leave_one_out_baseline and not whole.grpo.adv_estimator.use_leave_one_out_baseline
+    assert unknown_keys(overlay, defaults(version) | {"data": ANY_DATA, "defaults": ""}) == []
+    settings = merge_overlay(overlay, version)
+    check_settings(settings, block)
+    assert OmegaConf.to_container(settings, resolve=True)["data"]["max_input_seq_length"] == 128
     assert (
-        whole.policy.tokenizer.name == "${policy.model_name}" or whole.policy.tokenizer.name == whole.policy.model_name
+        settings.grpo.num_prompts_per_step,
+        settings.grpo.num_generations_per_prompt,
+        settings.grpo.max_num_steps,
+    ) == (4, 4, 4)
+    assert settings.policy.optimizer["kwargs"].lr == 1e-3 and settings.policy.optimizer["kwargs"].betas == [0.9, 0.999]
+    assert not settings.grpo.use_leave_one_out_baseline and not settings.grpo.adv_estimator.use_leave_one_out_baseline
+    assert (
+        settings.policy.tokenizer.name == "${policy.model_name}"
+        or settings.policy.tokenizer.name == settings.policy.model_name
     )
 
 
@@ -187,9 +188,9 @@ def test_without_a_merged_model_it_says_so_at_the_top(trained, tmp_path):
 def test_settings_in_their_words(collected, overrides, expected):
     other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
     for version, block in VERSIONS.items():
-        whole = merged(nemo_overlay.make_overlay(other, version, other.parts()[0]), version)
-        asserted(whole, block)
-        assert {name: OmegaConf.select(whole, name) for name in expected} == expected
+        settings = merge_overlay(nemo_overlay.make_overlay(other, version, other.parts()[0]), version)
+        check_settings(settings, block)
+        assert {name: OmegaConf.select(settings, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -209,8 +210,8 @@ def test_a_schedule_is_transformers_own(collected, kind, warm):
     import torch
     from transformers import get_scheduler
 
-    told = [f"grpo.lr_scheduler_type={kind}", f"grpo.warmup_steps={warm}"]
-    other = replace(collected, config=config.keep_finished_settings(collected.config, [], told))
+    overrides = [f"grpo.lr_scheduler_type={kind}", f"grpo.warmup_steps={warm}"]
+    other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
     *parts, last = nemo_overlay.make_scheduler(other, 8)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     made = [getattr(torch.optim.lr_scheduler, p["name"].rpartition(".")[2])(optimizer, **p["kwargs"]) for p in parts]
@@ -249,10 +250,10 @@ def trapped(trained, tmp_path_factory):
     path.write_text("".join(json.dumps(row) + "\n" for row in [*TRAPS, *extra]))
     shutil.copytree(run.path, folder / "runs" / run.name)
     copied = find_run(run.name, folder / "runs")
-    asked = replace(
+    data = replace(
         chosen.data, source=str(path), system_prompt=SYSTEM, prompt_suffix=SUFFIX, limit=None, val_size=2, test_size=2,
     )  # fmt: skip
-    chosen = replace(chosen, data=asked, run=replace(chosen.run, force=True))
+    chosen = replace(chosen, data=data, run=replace(chosen.run, force=True))
     prepare(chosen, copied, load_reward("math_answer.py:math_reward"))
     return export.export_run(chosen, copied, "nemo-rl", folder / "b"), copied
 
@@ -335,11 +336,11 @@ MANIFEST = {
 
 def test_gym_rows_and_manifest_are_what_gym_reads(trapped, bundle):
     for folder in (trapped[0], bundle):
-        found = json.loads((folder / "manifest.json").read_text())
-        jsonschema.validate(found, MANIFEST)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        jsonschema.validate(manifest, MANIFEST)
         for split in ("train", "val", "test"):
-            assert Path(found[split]) == folder / split / "data.jsonl"
-            for row in read_lines(Path(found[split])):
+            assert Path(manifest[split]) == folder / split / "data.jsonl"
+            for row in read_lines(Path(manifest[split])):
                 jsonschema.validate(row, GYM_ROW)
 
 
@@ -371,39 +372,46 @@ def test_rows_that_state_a_budget_are_asked_as_they_were(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     copied = find_run(run.name, tmp_path / "runs")
-    asked = replace(chosen.data, prompt_suffix=" Box {it}.", budgeted=0.5, token_budgets=[16])
-    chosen = replace(chosen, data=asked, run=replace(chosen.run, force=True))
+    data = replace(chosen.data, prompt_suffix=" Box {it}.", budgeted=0.5, token_budgets=[16])
+    chosen = replace(chosen, data=data, run=replace(chosen.run, force=True))
     prepare(chosen, copied)
     folder = export.export_run(chosen, copied, "nemo-rl", tmp_path / "b")
     prompt, rows = (folder / "nemo_rl/prompt.txt").read_text(), read_lines(folder / "nemo_rl/train.jsonl")
-    asked = [prompt.format(row["input"]) for row in rows]
-    assert asked == [row["prompt"][-1]["content"] for row in read_lines(copied.data_file("train"))]
-    assert any(text.endswith("Think for at most 16 tokens.") for text in asked) and any(
-        text.endswith("{it}.") for text in asked
+    prompts = [prompt.format(row["input"]) for row in rows]
+    assert prompts == [row["prompt"][-1]["content"] for row in read_lines(copied.data_file("train"))]
+    assert any(text.endswith("Think for at most 16 tokens.") for text in prompts) and any(
+        text.endswith("{it}.") for text in prompts
     )
 
 
-def told_of(path):
-    """{key: value} that a script tells `nemotron steps`, read as OmegaConf reads a dotlist."""
+def parse_arguments(path):
+    """{key: value} that a script passes to `nemotron steps`, read as OmegaConf reads a dotlist."""
     words = shlex.split(path.read_text().replace("\\\n", " ").partition("nemotron ")[2])
     assert words[:5] == ["steps", "run", "rl/nemo_rl/rlvr", "-c", "nemo_gym"] and words[-1] == "$@"
     return OmegaConf.from_dotlist(words[5:-1])
 
 
 def test_the_gym_command_tells_what_the_shipped_configuration_lacks(bundle):
-    told = told_of(bundle / "nemo_rl/gym.sh")
-    assert told.data.manifest_path == str(bundle / "manifest.json") and told.policy.model_name == str(bundle / "model")
-    assert told.policy.generation.vllm_cfg.async_engine is True and told.env.should_use_nemo_gym is True
-    assert told.policy.generation.vllm_cfg.expose_http_server is True
-    assert told.env.nemo_gym.config_paths[0] == "responses_api_models/vllm_model/configs/vllm_model_for_training.yaml"
-    assert told.cluster == {"gpus_per_node": 8, "num_nodes": 1}
-    assert told.grpo.max_val_samples is None and told.grpo.val_batch_size is None  # Gym takes the whole file
-    assert told.grpo.max_num_epochs == 1 and told.grpo.max_num_epochs is not True
-    assert told.loss_fn.force_on_policy_ratio is True
-    assert told.policy.train_global_batch_size == told.grpo.num_prompts_per_step * told.grpo.num_generations_per_prompt
-    assert told.checkpointing.metric_name == "val:total_reward/mean"
-    assert told.policy.scheduler[0].kwargs.start_factor == 1.0 and told.policy.scheduler[2].milestones == [1]
-    assert "*.q_proj" in told.policy.dtensor_cfg.lora_cfg.target_modules
+    settings = parse_arguments(bundle / "nemo_rl/gym.sh")
+    assert settings.data.manifest_path == str(bundle / "manifest.json") and settings.policy.model_name == str(
+        bundle / "model"
+    )
+    assert settings.policy.generation.vllm_cfg.async_engine is True and settings.env.should_use_nemo_gym is True
+    assert settings.policy.generation.vllm_cfg.expose_http_server is True
+    assert (
+        settings.env.nemo_gym.config_paths[0] == "responses_api_models/vllm_model/configs/vllm_model_for_training.yaml"
+    )
+    assert settings.cluster == {"gpus_per_node": 8, "num_nodes": 1}
+    assert settings.grpo.max_val_samples is None and settings.grpo.val_batch_size is None  # Gym takes the whole file
+    assert settings.grpo.max_num_epochs == 1 and settings.grpo.max_num_epochs is not True
+    assert settings.loss_fn.force_on_policy_ratio is True
+    assert (
+        settings.policy.train_global_batch_size
+        == settings.grpo.num_prompts_per_step * settings.grpo.num_generations_per_prompt
+    )
+    assert settings.checkpointing.metric_name == "val:total_reward/mean"
+    assert settings.policy.scheduler[0].kwargs.start_factor == 1.0 and settings.policy.scheduler[2].milestones == [1]
+    assert "*.q_proj" in settings.policy.dtensor_cfg.lora_cfg.target_modules
 
 
 def test_without_validation_rows_none_are_promised(trained, tmp_path):
@@ -416,10 +424,10 @@ def test_without_validation_rows_none_are_promised(trained, tmp_path):
     overlay = read(folder / "nemo_rl/grpo_v06.yaml")
     assert overlay["data"]["validation"] is None and overlay["grpo"]["val_period"] == 0
     assert overlay["checkpointing"]["metric_name"] is None
-    asserted(merged(overlay, "v06"), "dtensor_cfg")
-    found = json.loads((folder / "manifest.json").read_text())
-    jsonschema.validate(found, MANIFEST)
-    assert found["val"] == "" and told_of(folder / "nemo_rl/gym.sh").data.allow_train_as_validation is True
+    check_settings(merge_overlay(overlay, "v06"), "dtensor_cfg")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    jsonschema.validate(manifest, MANIFEST)
+    assert manifest["val"] == "" and parse_arguments(folder / "nemo_rl/gym.sh").data.allow_train_as_validation is True
 
 
 def test_a_screened_run_hands_over_what_it_kept_easy_ones_first(trained, tmp_path):
@@ -460,16 +468,19 @@ def test_deepscaler_s_stages_come_out_with_the_published_values(deepscaler, vers
     assert names == {f"grpo_{version}_{stage}.yaml" for stage in STAGES}
     for stage, published in STAGES.items():
         overlay = read(deepscaler / f"nemo_rl/grpo_{version}_{stage}.yaml")
-        assert unknown(overlay, defaults(version) | {"data": ANY_DATA, "defaults": ""}) == []
-        whole = merged(overlay, version)
-        asserted(whole, block)
-        assert (whole.grpo.num_prompts_per_step, whole.grpo.num_generations_per_prompt) == (128, 8)
-        assert whole.loss_fn.ratio_clip_min == 0.2 and whole.grpo.use_leave_one_out_baseline
-        found = (
-            whole.policy.max_total_sequence_length, whole.grpo.max_num_steps, whole.loss_fn.reference_policy_kl_penalty,
-            whole.loss_fn.ratio_clip_max, whole.policy.optimizer["kwargs"].lr,
-        )  # fmt: skip
-        assert found == published
+        assert unknown_keys(overlay, defaults(version) | {"data": ANY_DATA, "defaults": ""}) == []
+        settings = merge_overlay(overlay, version)
+        check_settings(settings, block)
+        assert (settings.grpo.num_prompts_per_step, settings.grpo.num_generations_per_prompt) == (128, 8)
+        assert settings.loss_fn.ratio_clip_min == 0.2 and settings.grpo.use_leave_one_out_baseline
+        values = (
+            settings.policy.max_total_sequence_length,
+            settings.grpo.max_num_steps,
+            settings.loss_fn.reference_policy_kl_penalty,
+            settings.loss_fn.ratio_clip_max,
+            settings.policy.optimizer["kwargs"].lr,
+        )
+        assert values == published
 
 
 def test_a_stage_goes_on_from_what_the_one_before_it_leaves(deepscaler):
@@ -492,7 +503,9 @@ def test_a_stage_goes_on_from_what_the_one_before_it_leaves(deepscaler):
     ):
         assert f"merge_stage.py {began} {weights}/policy/weights/model {weights}/policy/weights/hf" in text
     for stage in STAGES:
-        assert told_of(deepscaler / f"nemo_rl/gym_{stage}.sh").policy.max_total_sequence_length == STAGES[stage][0]
+        assert (
+            parse_arguments(deepscaler / f"nemo_rl/gym_{stage}.sh").policy.max_total_sequence_length == STAGES[stage][0]
+        )
     assert "policy.train_global_batch_size=64" in text  # what the recipe does and this run did not
 
 

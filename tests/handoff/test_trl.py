@@ -35,7 +35,7 @@ def bundle(trained, tmp_path_factory):
 def without_us(tmp_path_factory):
     """The Python of a fresh virtual environment that has the libraries and not this package.
 
-    A .pth file of its own names the folder of the libraries. The .pth files in that folder, which an editable install of
+    Its own .pth file names the folder of the libraries. The .pth files in that folder, which an editable install of
     this package uses, are not read.
     """
     folder = tmp_path_factory.mktemp("venv") / "env"
@@ -84,8 +84,8 @@ def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_pa
     own = make_trl_config(chosen, tmp_path).to_dict()
     made = space["args"].to_dict()
     bookkeeping = {
-        "output_dir", "shuffle_dataset", "save_strategy", "save_steps", "ignore_data_skip", "report_to", "project", "disable_tqdm",
-        "dataloader_pin_memory", "logging_dir", "vllm_mode", "use_cpu", "ddp_find_unused_parameters",
+        "output_dir", "shuffle_dataset", "save_strategy", "save_steps", "ignore_data_skip", "report_to", "project",
+        "disable_tqdm", "dataloader_pin_memory", "logging_dir", "vllm_mode", "use_cpu", "ddp_find_unused_parameters",
     }  # fmt: skip
     assert {key for key in own if own[key] != made.get(key)} <= bookkeeping
 
@@ -108,8 +108,8 @@ def test_a_step_stays_as_large_whatever_number_of_processes(bundle, monkeypatch,
 def test_accelerate_reads_its_configuration(bundle):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    told = load_config_from_file(str(bundle / "accelerate.yaml"))
-    assert told.distributed_type == "MULTI_GPU" and told.num_processes == 2 and told.mixed_precision == "no"
+    settings = load_config_from_file(str(bundle / "accelerate.yaml"))
+    assert settings.distributed_type == "MULTI_GPU" and settings.num_processes == 2 and settings.mixed_precision == "no"
     assert yaml.safe_load((bundle / "accelerate.yaml").read_text())["mixed_precision"] == "no"
 
 

@@ -1,4 +1,4 @@
-"""The export for verl: Parquet that pyarrow reads back, and a `compute_score` that agrees with ours in its processes."""
+"""The export for verl: Parquet that pyarrow reads back, and a `compute_score` that pays what our rewards pay."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ def collected(trained, tmp_path_factory):
     return export.collect_bundle(*trained, aside / "b", aside, merge=False)
 
 
-def begun(rewards, table, completions):
+def start_scorer(rewards, table, completions):
     """A process that scores, and the pipe from which its scores are read.
 
     It is spawned and daemonic like the workers of a pool, so that it cannot have children through multiprocessing.
@@ -39,12 +39,12 @@ def begun(rewards, table, completions):
     return process, ours
 
 
-def spawned(rewards, table, completions):
-    process, pipe = begun(rewards, table, completions)
-    found = pipe.recv()
+def score_in_process(rewards, table, completions):
+    process, pipe = start_scorer(rewards, table, completions)
+    results = pipe.recv()
     process.join(20)
     assert process.exitcode == 0
-    return found
+    return results
 
 
 def test_the_rows_have_verl_s_columns(bundle, trained):
@@ -64,9 +64,9 @@ def test_a_spawned_process_scores_as_the_run_did(bundle, math_reward):
     golds = [row["reward_model"]["ground_truth"] for row in rows]
     texts = [f"so</think>\\boxed{{{gold if n % 3 else int(gold) + 1}}}" for n, gold in enumerate(golds)]
     texts[1] = texts[1].replace("</think>", "")  # never closed its thinking, which the template opened
-    found = spawned(bundle / "reward.py", bundle / "val.parquet", texts)
-    assert found == math_reward(texts, golds, prompt_opened_think=True)
-    assert found[:3] == [0.0, 0.0, 1.0] and all(isinstance(score, float) for score in found)
+    results = score_in_process(bundle / "reward.py", bundle / "val.parquet", texts)
+    assert results == math_reward(texts, golds, prompt_opened_think=True)
+    assert results[:3] == [0.0, 0.0, 1.0] and all(isinstance(score, float) for score in results)
 
 
 def test_on_the_shared_pairs_a_spawned_process_agrees_on_every_one(collected, math_reward, shared_data, tmp_path):
@@ -82,28 +82,28 @@ def test_on_the_shared_pairs_a_spawned_process_agrees_on_every_one(collected, ma
     text = (FOLDER / "math_answer.py").read_text(encoding="utf-8")
     (tmp_path / "reward.py").write_text(verl.make_reward_file(text, "math_reward"), encoding="utf-8")
     completions = [rf"I add it up.\n</think>\nIt is $\boxed{{{pair['pred']}}}$." for pair in pairs]
-    process, pipe = begun(tmp_path / "reward.py", tmp_path / "pairs.parquet", completions)
+    process, pipe = start_scorer(tmp_path / "reward.py", tmp_path / "pairs.parquet", completions)
     expected = math_reward(completions, [pair["gold"] for pair in pairs], prompt_opened_think=True)
-    found = pipe.recv()
+    results = pipe.recv()
     process.join(20)
-    assert found == [paid or 0.0 for paid in expected]
-    assert 200 < sum(found) < 700
+    assert results == [paid or 0.0 for paid in expected]
+    assert 200 < sum(results) < 700
 
 
 def test_the_reward_is_the_whole_file_and_nothing_of_the_package(bundle):
     text = (bundle / "reward.py").read_text(encoding="utf-8")
-    whole = (FOLDER / "math_answer.py").read_text(encoding="utf-8").rstrip("\n")
-    assert text.startswith(whole) and "import grpo_kit" not in text and "from grpo_kit" not in text
+    source = (FOLDER / "math_answer.py").read_text(encoding="utf-8").rstrip("\n")
+    assert text.startswith(source) and "import grpo_kit" not in text and "from grpo_kit" not in text
 
 
-def told_of(folder):
+def parse_arguments(folder):
     words = shlex.split((folder / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo")[2])
     assert words[-1] == "$@"
     return dict(word.split("=", 1) for word in words[:-1])
 
 
 def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
-    told = told_of(bundle)
+    settings = parse_arguments(bundle)
     rollout, actor, model = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "model"))
     expected = {
         "algorithm.adv_estimator": "grpo", "data.train_files": f"{bundle}/train.parquet",
@@ -114,7 +114,7 @@ def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
         f"{actor}.loss_agg_mode": "token-mean", f"{actor}.use_kl_loss": "False", f"{actor}.optim.weight_decay": "0.0",
         "+data.apply_chat_template_kwargs.enable_thinking": "True",
     }  # fmt: skip
-    assert {key: told[key] for key in expected} == expected
+    assert {key: settings[key] for key in expected} == expected
     for key in (
         "data.train_files",
         "data.val_files",
@@ -122,7 +122,7 @@ def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
         f"{model}.path",
         f"{model}.lora_adapter_path",
     ):
-        assert (bundle / told[key]).exists()
+        assert (bundle / settings[key]).exists()
 
 
 @pytest.mark.parametrize(
@@ -161,4 +161,4 @@ def test_a_reward_of_one_s_own_becomes_the_score(trained, tmp_path, monkeypatch)
     chosen, run = trained
     other = config.keep_finished_settings(chosen, [], ["grpo.reward_funcs=[mine.py]", "grpo.reward_weights=[1.0]"])
     folder = export.export_run(other, run, "verl", tmp_path / "b")
-    assert spawned(folder / "reward.py", folder / "val.parquet", ["1234", ""] * 10) == [0.4, 0.0] * 10
+    assert score_in_process(folder / "reward.py", folder / "val.parquet", ["1234", ""] * 10) == [0.4, 0.0] * 10

@@ -90,13 +90,13 @@ def test_the_login_that_the_clients_own_command_left_is_used(loopback, tmp_path,
         monkeypatch.delenv(name)
     path = tmp_path / ".kaggle/credentials.json"
     path.parent.mkdir()
-    told = {
+    login = {
         "refresh_token": "r",
         "access_token": TOKEN,
         "access_token_expiration": "2999-01-01T00:00:00+00:00",
         "username": USER,
     }
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(login))
     path.chmod(0o600)
     client = KaggleClient(credentials.find_credentials())
     assert client.owner == USER and client.submission_limits(SLUG) == (0, 5)
@@ -201,10 +201,10 @@ def test_output_is_fetched_page_by_page_without_the_checkpoint(client, loopback,
     }
     loopback.log = "words"
     client.download_output("ada/grpo-kit-03-training/1", tmp_path / "out", r"^(?!nf4/)")
-    there = {
+    fetched = {
         p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
     }
-    assert there == {name: data for name, data in loopback.files.items() if name != "nf4/x"} | {
+    assert fetched == {name: data for name, data in loopback.files.items() if name != "nf4/x"} | {
         "grpo-kit-03-training.log": b"words"
     }
 
@@ -350,23 +350,23 @@ def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, m
     from grpo_kit.kaggle.client import KaggleClient
 
     monkeypatch.setenv("VERBOSE", "1")
-    told = {"username": USER, "key": KEY} if secret == "key" else {"token": TOKEN}
-    client = KaggleClient(credentials.Credentials("the test", **told))
+    secrets = {"username": USER, "key": KEY} if secret == "key" else {"token": TOKEN}
+    client = KaggleClient(credentials.Credentials("the test", **secrets))
     wrong = (
         credentials.Credentials("the test", USER, KEY[::-1])
         if secret == "key"
         else credentials.Credentials("t", token=TOKEN[::-1])
     )
-    for found in (client.api.credentials, wrong):  # the server answers a wrong one with the header it got
-        client.api.credentials = found
+    for login in (client.api.credentials, wrong):  # the server answers a wrong one with the header it got
+        client.api.credentials = login
         loopback.faults["GetSubmissionLimits"] = [fault] * 6
         with pytest.raises((OSError, RuntimeError)) as caught:
             client.submission_limits(SLUG)
-        said = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(capfd.readouterr())
+        output = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(capfd.readouterr())
         import base64
 
         for hidden in (KEY, TOKEN, KEY[::-1], TOKEN[::-1], base64.b64encode(f"{USER}:{KEY[::-1]}".encode()).decode()):
-            assert hidden not in said
+            assert hidden not in output
 
 
 def test_only_the_owner_imports_kaggle_and_nothing_light_does():

@@ -53,8 +53,8 @@ def test_nothing_anywhere_names_every_place(tmp_path):
 def test_the_environment_comes_first(tmp_path, environ, values, token, username, key):
     environ(**values)
     write(tmp_path, "kaggle.json", json.dumps({"username": "other", "key": "other"}))
-    found = credentials.find_credentials()
-    assert (found.token, found.username, found.key, found.warning) == (token, username, key, "")
+    login = credentials.find_credentials()
+    assert (login.token, login.username, login.key, login.warning) == (token, username, key, "")
 
 
 def test_half_a_pair_in_the_environment_is_none(tmp_path, environ):
@@ -77,8 +77,8 @@ def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, environ, place
         moved.parent.mkdir(parents=True)
         path.rename(moved)
         environ(**{place: str(moved.parent if place == "KAGGLE_CONFIG_DIR" else moved.parent.parent)})
-    found = credentials.find_credentials()
-    assert (found.username, found.key) == (USER, KEY)
+    login = credentials.find_credentials()
+    assert (login.username, login.key) == (USER, KEY)
 
 
 @pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
@@ -88,8 +88,8 @@ def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, environ, place
 def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
     text = TOKEN if name == "access_token" else json.dumps({"username": USER, "key": KEY})
     path = write(tmp_path, name, text, mode)
-    said = credentials.find_credentials().warning
-    assert (f"chmod 600 {path}" in said) is warns and KEY not in said and TOKEN not in said
+    warning = credentials.find_credentials().warning
+    assert (f"chmod 600 {path}" in warning) is warns and KEY not in warning and TOKEN not in warning
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"username": "ada"}', "null", KEY, f'{{"key": "{KEY}"'])
@@ -125,8 +125,8 @@ def colab(values):
 def test_colabs_secrets(tmp_path, monkeypatch, values):
     for name, module in colab(values).items():
         monkeypatch.setitem(sys.modules, name, module)
-    found = credentials.find_credentials()
-    assert "Colab" in found.source and (found.token or found.key) in (TOKEN, KEY)
+    login = credentials.find_credentials()
+    assert "Colab" in login.source and (login.token or login.key) in (TOKEN, KEY)
 
 
 def test_colabs_secrets_are_not_asked_for_when_there_is_something_else(environ, monkeypatch):
@@ -145,14 +145,14 @@ def test_kaggles_secrets(tmp_path, monkeypatch):
             return {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}[name]
 
     monkeypatch.setitem(sys.modules, "kaggle_secrets", types.SimpleNamespace(UserSecretsClient=UserSecretsClient))
-    found = credentials.find_credentials()
-    assert "Kaggle's secrets" in found.source and found.key == KEY
+    login = credentials.find_credentials()
+    assert "Kaggle's secrets" in login.source and login.key == KEY
 
 
 def test_neither_repr_nor_a_hidden_text_shows_a_secret():
-    found = credentials.Credentials("somewhere", USER, KEY, TOKEN)
-    said = repr(found) + str(found) + found.hide(f"key {KEY}, token {TOKEN}, header {BASIC}")
-    assert KEY not in said and TOKEN not in said and BASIC.removeprefix("Basic ") not in said
+    login = credentials.Credentials("somewhere", USER, KEY, TOKEN)
+    output = repr(login) + str(login) + login.hide(f"key {KEY}, token {TOKEN}, header {BASIC}")
+    assert KEY not in output and TOKEN not in output and BASIC.removeprefix("Basic ") not in output
 
 
 @pytest.mark.parametrize(

@@ -140,12 +140,12 @@ def test_every_notebook_of_the_kit_makes_a_sound_kernel(tmp_path, notebook):
 
 
 def test_the_form_is_filled_in_and_stays_a_form(tmp_path):
-    said = text(stage(tmp_path, overrides=["grpo.max_steps=2", 'data.prompt_suffix="\\\\boxed"']))
-    line = next(line for line in said.splitlines() if line.startswith("overrides ="))
+    source = text(stage(tmp_path, overrides=["grpo.max_steps=2", 'data.prompt_suffix="\\\\boxed"']))
+    line = next(line for line in source.splitlines() if line.startswith("overrides ="))
     assert line.endswith('#@param {type:"string"}')
     value = json.loads(line.removeprefix("overrides = ").partition("  #@param")[0].strip())
     assert value == f'policy.model={kernel.MOUNTED_MODEL} grpo.max_steps=2 data.prompt_suffix="\\\\boxed"'
-    assert 'preset = "t4x2"  #@param' in said and 'run_name = "t4x2"  #@param' in said
+    assert 'preset = "t4x2"  #@param' in source and 'run_name = "t4x2"  #@param' in source
 
 
 def test_a_model_of_ones_own_stays_and_the_tiny_policy_mounts_none(tmp_path):

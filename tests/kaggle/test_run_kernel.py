@@ -24,8 +24,8 @@ def kernel(tmp_path):
 
 
 def push(client, kernel, force=False):
-    said = []
-    return run_kernel.push_once(client, kernel, force, said.append), " | ".join(said)
+    messages = []
+    return run_kernel.push_once(client, kernel, force, messages.append), " | ".join(messages)
 
 
 def log(*lines):
@@ -33,12 +33,12 @@ def log(*lines):
 
 
 def test_a_kernel_is_pushed_followed_and_fetched(client, loopback, kernel):
-    note, said = push(client, kernel)
-    assert "pushed version 1 on NvidiaRtxPro6000" in said
-    said = []
+    note, output = push(client, kernel)
+    assert "pushed version 1 on NvidiaRtxPro6000" in output
+    messages = []
     loopback.states = ["QUEUED", "QUEUED", "RUNNING", "RUNNING", "COMPLETE"]
-    assert run_kernel.follow_run(client, note, said.append) == ("COMPLETE", "")
-    assert [line.split()[0] for line in said] == ["queued", "running", "complete"]
+    assert run_kernel.follow_run(client, note, messages.append) == ("COMPLETE", "")
+    assert [line.split()[0] for line in messages] == ["queued", "running", "complete"]
     assert loopback.slept == [5, 8, 12, 18]
     loopback.files, loopback.log = {"submission.zip": b"zip"}, log(f"{GPU_LINE} {PRO}")
     output, fetched = run_kernel.download_output(client, note, kernel.folder)
@@ -67,8 +67,8 @@ def test_a_push_without_an_answer_is_followed_if_it_runs(client, loopback, kerne
     loopback.faults["SaveKernel"], loopback.states = ["cut after"], ["RUNNING", "COMPLETE"]
     with pytest.raises(ConnectionError, match="looks before it pushes"):
         push(client, kernel)
-    note, said = push(client, kernel)
-    assert "the kernel is running" in said and loopback.count("SaveKernel") == 1
+    note, output = push(client, kernel)
+    assert "the kernel is running" in output and loopback.count("SaveKernel") == 1
     assert run_kernel.follow_run(client, note, lambda line: None)[0] == "COMPLETE"
     assert run_kernel.versioned_name(note) == "ada/grpo-kit-03-training"
 
@@ -107,7 +107,7 @@ def test_following_outlasts_a_bad_line_and_tells_the_reason_of_a_failure(client,
 
 
 @pytest.mark.parametrize(
-    ("gpu", "asked", "right"),
+    ("gpu", "requested", "right"),
     [
         (PRO, "NvidiaRtxPro6000", True),
         (f"{T4}, {T4}", "NvidiaTeslaT4", True),
@@ -123,12 +123,12 @@ def test_following_outlasts_a_bad_line_and_tells_the_reason_of_a_failure(client,
         ("no GPU", "NvidiaTeslaT4", False),
     ],
 )
-def test_the_machine_that_ran_is_told_from_the_log(tmp_path, gpu, asked, right):
+def test_the_machine_that_ran_is_told_from_the_log(tmp_path, gpu, requested, right):
     for text in (log("Loading", f"{GPU_LINE} {gpu}", "step 1"), f"x\n{GPU_LINE} {gpu}\ny"):
         (tmp_path / "k.log").write_text(text)
-        found = run_kernel.find_gpu(tmp_path, "2026")
-        assert found == (gpu, str(tmp_path / "k.log"))
-        assert run_kernel.compare_gpu(found, asked)[0] is right
+        machine = run_kernel.find_gpu(tmp_path, "2026")
+        assert machine == (gpu, str(tmp_path / "k.log"))
+        assert run_kernel.compare_gpu(machine, requested)[0] is right
 
 
 def test_without_that_line_the_runs_own_record_tells_but_only_of_stages_done_since(tmp_path):
@@ -147,8 +147,8 @@ def test_without_that_line_the_runs_own_record_tells_but_only_of_stages_done_sin
 
 def test_where_nothing_tells_that_is_said(tmp_path):
     assert run_kernel.find_gpu(tmp_path, "2026") is None
-    right, said = run_kernel.compare_gpu(None, "NvidiaTeslaT4")
-    assert right is None and "not known which GPU ran" in said
+    right, message = run_kernel.compare_gpu(None, "NvidiaTeslaT4")
+    assert right is None and "not known which GPU ran" in message
 
 
 def test_a_traceback_that_quotes_the_first_cell_is_not_taken_for_its_line(tmp_path):

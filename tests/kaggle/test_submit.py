@@ -32,9 +32,9 @@ def path(tmp_path):
 
 
 def submit(client, path, message="words"):
-    said, submission = [], Submission(path)
-    send_once(client, submission, message, said.append)
-    return submission, " | ".join(said)
+    messages, submission = [], Submission(path)
+    send_once(client, submission, message, messages.append)
+    return submission, " | ".join(messages)
 
 
 def grow_old(submission, seconds=700):
@@ -43,12 +43,12 @@ def grow_old(submission, seconds=700):
 
 
 def test_a_zip_is_submitted_noted_and_scored(client, loopback, path):
-    submission, said = submit(client, path)
-    assert "submitted as 1000: words [grpo-kit " in said and submission.read_note().state == "sent"
-    said = []
+    submission, output = submit(client, path)
+    assert "submitted as 1000: words [grpo-kit " in output and submission.read_note().state == "sent"
+    messages = []
     loopback.outcomes = ["PENDING", "PENDING", "COMPLETE"]
-    assert wait_for_score(client, submission, said.append) == "0.86"
-    assert [line.split()[0] for line in said] == ["pending", "complete"] and len(loopback.slept) == 2
+    assert wait_for_score(client, submission, messages.append) == "0.86"
+    assert [line.split()[0] for line in messages] == ["pending", "complete"] and len(loopback.slept) == 2
     assert submission.read_note() == replace(submission.read_note(), state="scored", ref=1000, score="0.86")
 
 
@@ -58,8 +58,8 @@ def test_the_same_zip_is_never_sent_twice(client, loopback, path, tmp_path):
     elsewhere = tmp_path / "copy"
     elsewhere.mkdir()
     (elsewhere / "submission.zip").write_bytes(path.read_bytes())  # another machine: no note, but Kaggle's list
-    submission, said = submit(client, elsewhere / "submission.zip")
-    assert "Kaggle has this zip already, as 1000" in said and submission.read_note().ref == 1000
+    submission, output = submit(client, elsewhere / "submission.zip")
+    assert "Kaggle has this zip already, as 1000" in output and submission.read_note().ref == 1000
     assert loopback.count("CreateSubmission") == 1
 
 
@@ -79,8 +79,8 @@ def test_an_answer_that_was_lost_is_looked_for_in_the_list(client, loopback, pat
         loopback.listed_after = 1
     else:
         loopback.listed_after = 3  # the first look, before sending, and two after
-    submission, said = submit(client, path)
-    assert "not sent twice" in said and submission.read_note() == replace(
+    submission, output = submit(client, path)
+    assert "not sent twice" in output and submission.read_note() == replace(
         submission.read_note(), state="sent", ref=1000
     )
     assert loopback.count("CreateSubmission") == 1 == len(loopback.submissions)

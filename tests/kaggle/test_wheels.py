@@ -15,11 +15,11 @@ ANY, LINUX, OLD = "py3-none-any", "cp312-cp312-manylinux_2_28_x86_64", "py3-none
 
 def wheel(folder, name, version, requires=(), tag=ANY):
     stem = f"{name.replace('-', '_')}-{version}"
-    told = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + "".join(
         f"Requires-Dist: {r}\n" for r in requires
     )
     with zipfile.ZipFile(folder / f"{stem}-{tag}.whl", "w") as archive:
-        archive.writestr(f"{stem}.dist-info/METADATA", told)
+        archive.writestr(f"{stem}.dist-info/METADATA", metadata)
         archive.writestr(f"{stem}.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
         archive.writestr(f"{stem}.dist-info/RECORD", "")
 
@@ -27,26 +27,26 @@ def wheel(folder, name, version, requires=(), tag=ANY):
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """A small project in place of the kit, and an index that has what it needs, torch and its libraries among it."""
-    there = tmp_path / "index"
-    there.mkdir()
+    folder = tmp_path / "index"
+    folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(there))
-    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = [{json.dumps(str(there))}]\n")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = [{json.dumps(str(folder))}]\n")
     monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
     for version in ("2.9.0", "2.10.0", "2.13.0"):
-        wheel(there, "torch", version, ["nvidia-cublas-cu12", "graphs"], OLD)
-    wheel(there, "nvidia-cublas-cu12", "12.0", (), OLD)
-    wheel(there, "graphs", "1.0")
+        wheel(folder, "torch", version, ["nvidia-cublas-cu12", "graphs"], OLD)
+    wheel(folder, "nvidia-cublas-cu12", "12.0", (), OLD)
+    wheel(folder, "graphs", "1.0")
     for version in ("2.0.2", "2.4.0"):
-        wheel(there, "numpy", version, (), OLD)
-    wheel(there, "fast", "1.0", ["torch>=2.3", "numpy>=1.26", "common>=2"], "cp312-cp312-manylinux_2_24_x86_64")
-    wheel(there, "fast", "1.0", [], "cp311-cp311-manylinux_2_24_x86_64")
-    wheel(there, "common", "2.1")
-    wheel(there, "common", "2.5", ["late; python_version >= '3.12'", "early; python_version < '3.12'"])
+        wheel(folder, "numpy", version, (), OLD)
+    wheel(folder, "fast", "1.0", ["torch>=2.3", "numpy>=1.26", "common>=2"], "cp312-cp312-manylinux_2_24_x86_64")
+    wheel(folder, "fast", "1.0", [], "cp311-cp311-manylinux_2_24_x86_64")
+    wheel(folder, "common", "2.1")
+    wheel(folder, "common", "2.5", ["late; python_version >= '3.12'", "early; python_version < '3.12'"])
     for version in ("0.3", "1.0"):
-        wheel(there, "late", version)
-    wheel(there, "early", "1.0")
+        wheel(folder, "late", version)
+    wheel(folder, "early", "1.0")
     root = tmp_path / "project"
     (root / "grpo_kit").mkdir(parents=True)
     (root / "data").mkdir()
@@ -57,26 +57,26 @@ def index(tmp_path, monkeypatch):
         '[project]\nname = "grpo-kit"\nversion = "0.1"\n[tool.setuptools]\npackages = ["grpo_kit"]\n'
     )
     monkeypatch.setattr(wheels, "ROOT", root)
-    return there
+    return folder
 
 
 def build(tmp_path, python="3.12", platform="manylinux_2_28_x86_64", have=wheels.IMAGE):
     return wheels.build_wheels(tmp_path / "out", python, platform, dict(have), "ada", lambda line: None)
 
 
-def stems(found):
-    return sorted("-".join(path.name.split("-")[:2]) for path in found)
+def stems(paths):
+    return sorted("-".join(path.name.split("-")[:2]) for path in paths)
 
 
 def test_the_folder_holds_what_is_needed_and_no_torch(index, tmp_path):
     before = sorted(path for path in wheels.ROOT.rglob("*"))
-    found = build(tmp_path)
-    assert stems(found) == ["common-2.5", "fast-1.0", "grpo_kit-0.1", "late-1.0"]
+    paths = build(tmp_path)
+    assert stems(paths) == ["common-2.5", "fast-1.0", "grpo_kit-0.1", "late-1.0"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        [path.name for path in found] + [wheels.CELL_FILE, wheels.METADATA_FILE]
+        [path.name for path in paths] + [wheels.CELL_FILE, wheels.METADATA_FILE]
     )
-    told = json.loads((tmp_path / "out" / wheels.METADATA_FILE).read_text())
-    assert told == {
+    metadata = json.loads((tmp_path / "out" / wheels.METADATA_FILE).read_text())
+    assert metadata == {
         "id": "ada/grpo-kit-wheels-cp312",
         "title": "grpo kit wheels cp312",
         "licenses": [{"name": "other"}],

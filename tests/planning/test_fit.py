@@ -7,17 +7,17 @@ from tests.helpers.plans import part_bytes, plan_for, plan_shared
 
 
 def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
-    found = plan_for("t4")
-    assert found.fits and found.needs["GPU"].nbytes <= 14.6 * GIB
-    assert found.experts["GPU"] + found.experts["host"] == 2944
-    tier = part_bytes(found, "routed experts", "host")
-    assert tier == sum(r.nbytes for r in found.rows if r.place == "host" and r.phases == ("load",)) <= 4.5 * GIB
-    assert found.needs["GPU"].nbytes + tier > 14.6 * GIB
-    one_more = found.needs["GPU"].nbytes + part_bytes(found, "routed experts") / found.experts["GPU"] * 23
+    plan = plan_for("t4")
+    assert plan.fits and plan.needs["GPU"].nbytes <= 14.6 * GIB
+    assert plan.experts["GPU"] + plan.experts["host"] == 2944
+    tier = part_bytes(plan, "routed experts", "host")
+    assert tier == sum(r.nbytes for r in plan.rows if r.place == "host" and r.phases == ("load",)) <= 4.5 * GIB
+    assert plan.needs["GPU"].nbytes + tier > 14.6 * GIB
+    one_more = plan.needs["GPU"].nbytes + part_bytes(plan, "routed experts") / plan.experts["GPU"] * 23
     assert one_more > 14.6 * GIB  # as many as fit stay
-    assert f"{found.experts['host']:,} of 2,944 routed experts on the host" in found.verdict
+    assert f"{plan.experts['host']:,} of 2,944 routed experts on the host" in plan.verdict
     # by hand: 3.4 to 4.1 GiB overflow with about 2.5 GiB reserved, more with more: 14.6 - 2.04 - reserve hold experts.
-    reserve = found.needs["GPU"].nbytes - part_bytes(found, "routed experts") - 2.06 * GIB
+    reserve = plan.needs["GPU"].nbytes - part_bytes(plan, "routed experts") - 2.06 * GIB
     assert tier / GIB == pytest.approx(14.113 - (14.6 - 2.06 - reserve / GIB), abs=0.12)
     assert 2.0 < reserve / GIB < 4.0
 
@@ -43,14 +43,14 @@ def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
     ],
 )
 def test_verdicts(preset, device, fits, places):
-    found = plan_for(preset, device)
-    assert found.fits == fits and set(found.experts) == places
-    assert found.verdict.startswith(f"It {'fits' if fits else 'does not fit'} {device}")
-    assert found.verdict.count(". ") == 0 and found.verdict.endswith(".")
-    for place, need in found.needs.items():
-        assert sum(r.nbytes for r in found.at_peak(place)) == need.nbytes
-        assert max(r.nbytes for r in found.rows if r.place == place) <= need.nbytes
-    assert min(r.nbytes for r in found.rows) >= 0
+    plan = plan_for(preset, device)
+    assert plan.fits == fits and set(plan.experts) == places
+    assert plan.verdict.startswith(f"It {'fits' if fits else 'does not fit'} {device}")
+    assert plan.verdict.count(". ") == 0 and plan.verdict.endswith(".")
+    for place, need in plan.needs.items():
+        assert sum(r.nbytes for r in plan.at_peak(place)) == need.nbytes
+        assert max(r.nbytes for r in plan.rows if r.place == place) <= need.nbytes
+    assert min(r.nbytes for r in plan.rows) >= 0
 
 
 def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():

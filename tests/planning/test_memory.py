@@ -27,20 +27,18 @@ from tests.helpers.plans import part_bytes, plan_for
 def test_lora_has_the_size_the_facts_give(targets, millions):
     t4 = config.load_config(["t4"])
     for r, expected in zip((8, 16, 32), millions):
-        asked = replace(t4, lora=replace(t4.lora, r=r, target_modules=targets))
-        found = assess_fit(Architecture.of(t4.policy), asked, machines.find_device("t4"), 256)
-        assert part_bytes(found, "LoRA") / 4e6 == pytest.approx(expected, rel=0.01)
+        settings = replace(t4, lora=replace(t4.lora, r=r, target_modules=targets))
+        plan = assess_fit(Architecture.of(t4.policy), settings, machines.find_device("t4"), 256)
+        assert part_bytes(plan, "LoRA") / 4e6 == pytest.approx(expected, rel=0.01)
         assert (
-            part_bytes(found, "AdamW states")
-            == 2 * part_bytes(found, "LoRA gradients")
-            == 2 * part_bytes(found, "LoRA")
+            part_bytes(plan, "AdamW states") == 2 * part_bytes(plan, "LoRA gradients") == 2 * part_bytes(plan, "LoRA")
         )
 
 
 def test_states_are_those_of_the_facts():
-    found = plan_for("t4")  # samples 8 sequences of 256 + 512, and 8 that may replace them
-    assert part_bytes(found, "recurrent states") / 16 / 2**20 == pytest.approx(46 + 1.1, rel=0.01)
-    assert part_bytes(found, "keys and values") / 16 / 768 / 1024 == pytest.approx(
+    plan = plan_for("t4")  # samples 8 sequences of 256 + 512, and 8 that may replace them
+    assert part_bytes(plan, "recurrent states") / 16 / 2**20 == pytest.approx(46 + 1.1, rel=0.01)
+    assert part_bytes(plan, "keys and values") / 16 / 768 / 1024 == pytest.approx(
         6 * 7 / 6, rel=0.01
     )  # 6 KiB, one layer twice
 
@@ -85,7 +83,7 @@ def test_only_distinct_prompts_are_read():
 
 
 def test_unquantised_on_80_gb():
-    found = plan_for(
+    plan = plan_for(
         "24gb",
         "80gb",
         "policy.load_in_4bit=false",
@@ -93,18 +91,18 @@ def test_unquantised_on_80_gb():
         "grpo.gradient_accumulation_steps=4",
     )
     weights = sum(
-        r.nbytes for r in found.rows if r.place == "GPU" and (r.part == "routed experts" or "M parameters" in r.source)
+        r.nbytes for r in plan.rows if r.place == "GPU" and (r.part == "routed experts" or "M parameters" in r.source)
     )
     assert weights / GIB == pytest.approx(58.818, rel=0.01)
-    assert found.fits and found.experts == {"GPU": 2944}
-    assert "experts' buffers and slots" not in {r.part for r in found.rows}
+    assert plan.fits and plan.experts == {"GPU": 2944}
+    assert "experts' buffers and slots" not in {r.part for r in plan.rows}
 
 
 def test_the_tiny_policy_takes_megabytes():
-    found = plan_for("tiny", "cpu", prompt_tokens=64)
-    assert {r.place for r in found.rows} == {"host", "disk"}
-    assert 20 < found.needs["host"].nbytes / 2**20 < 500
-    weights = sum(r.nbytes for r in found.rows if "M parameters" in r.source or r.part == "routed experts")
+    plan = plan_for("tiny", "cpu", prompt_tokens=64)
+    assert {r.place for r in plan.rows} == {"host", "disk"}
+    assert 20 < plan.needs["host"].nbytes / 2**20 < 500
+    weights = sum(r.nbytes for r in plan.rows if "M parameters" in r.source or r.part == "routed experts")
     parts = Architecture.of(config.Policy()).parts
     assert weights == 4 * parts.total()
 
@@ -112,27 +110,27 @@ def test_the_tiny_policy_takes_megabytes():
 @pytest.mark.parametrize("device", ["t4", "t4x2", "24gb", "cpu"])
 def test_doubling_the_completion_never_lowers_a_term(device):
     def terms(length):
-        found = assess_fit(model, vary_setting(t4, "max_completion_length", length), machines.find_device(device), 256)
-        away = {"host tier": sum(r.nbytes for r in found.rows if r.place == "host" and r.phases == ("load",))}
-        away["second GPU"] = sum(r.nbytes for r in found.rows if r.place == "second GPU")
-        rows = [r for r in found.rows if r.part != "routed experts" and r.place != "second GPU"]
+        plan = assess_fit(model, vary_setting(t4, "max_completion_length", length), machines.find_device(device), 256)
+        away = {"host tier": sum(r.nbytes for r in plan.rows if r.place == "host" and r.phases == ("load",))}
+        away["second GPU"] = sum(r.nbytes for r in plan.rows if r.place == "second GPU")
+        rows = [r for r in plan.rows if r.part != "routed experts" and r.place != "second GPU"]
         return {(r.place, r.part, r.phases): r.nbytes for r in rows} | away  # what stays on the GPU is what is left
 
     t4 = config.load_config(["t4"])
     model, lengths = Architecture.of(t4.policy), [64, 128, 256, 512, 1024, 2048]
-    found = [terms(length) for length in lengths]
-    for shorter, longer in zip(found, found[1:]):
+    sizes = [terms(length) for length in lengths]
+    for shorter, longer in zip(sizes, sizes[1:]):
         assert shorter.keys() == longer.keys()
         assert [name for name in shorter if longer[name] < shorter[name]] == []
 
 
 def test_conventions_are_marked_as_assumed():
-    found = plan_for("t4")
-    assert {r.part for r in found.rows if r.kind == "assumed"} == {
+    plan = plan_for("t4")
+    assert {r.part for r in plan.rows if r.kind == "assumed"} == {
         "CUDA context, fragmentation", "the system, Python, CUDA", "one source shard",
         "one source shard, and what is made of it",
     }  # fmt: skip
-    assert all(r.source for r in found.rows)
+    assert all(r.source for r in plan.rows)
 
 
 # preset, processes, sequences each samples at once, prompts they belong to at most
@@ -149,12 +147,12 @@ def test_conventions_are_marked_as_assumed():
     ],
 )
 def test_of_several_processes_each_samples_its_part(preset, count, sampled, prompts):
-    asked = config.load_config([preset])
-    assert memory.sampled_at_once(asked.grpo, count) == sampled
+    settings = config.load_config([preset])
+    assert memory.sampled_at_once(settings.grpo, count) == sampled
     device = machines.Device("large", 80.0, gpus=count, processes=count)
-    found = assess_fit(Architecture.of(asked.policy), asked, device, 64)
-    assert next(r.source for r in found.rows if r.part == "recurrent states") == f"{sampled} sequences"
-    assert next(r.source for r in found.rows if r.part == "one layer reads the prompts") == f"{prompts} x 64 tokens"
+    plan = assess_fit(Architecture.of(settings.policy), settings, device, 64)
+    assert next(r.source for r in plan.rows if r.part == "recurrent states") == f"{sampled} sequences"
+    assert next(r.source for r in plan.rows if r.part == "one layer reads the prompts") == f"{prompts} x 64 tokens"
 
 
 def test_lora_on_routed_experts_is_counted_pair_by_pair():
@@ -163,5 +161,5 @@ def test_lora_on_routed_experts_is_counted_pair_by_pair():
         plan_for("t4", "80gb", "lora.r=8", f"lora.target_modules=[{names}]")
         for names in ("in_proj,shared_experts.up_proj,shared_experts.down_proj", "in_proj,up_proj,down_proj")
     )
-    lora = [sum(row.nbytes for row in found.rows if row.part == "LoRA") for found in (small, all_linear)]
+    lora = [sum(row.nbytes for row in plan.rows if row.part == "LoRA") for plan in (small, all_linear)]
     assert (lora[1] - lora[0]) / 4 == pytest.approx(214e6, rel=0.01)

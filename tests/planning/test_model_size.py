@@ -38,11 +38,11 @@ TABLE = [
 
 @pytest.mark.parametrize(("part", "millions", "bf16", "nf4"), TABLE)
 def test_parts_of_the_real_model_are_those_of_the_byte_table(nano, part, millions, bf16, nf4):
-    whole = config.Policy(dtype="bfloat16")
+    policy = config.Policy(dtype="bfloat16")
     assert nano.parts[part] / 1e6 == pytest.approx(millions, rel=0.01)
-    assert nano.nbytes(part, whole) / GIB == pytest.approx(bf16, rel=0.01, abs=0.0005)
+    assert nano.nbytes(part, policy) / GIB == pytest.approx(bf16, rel=0.01, abs=0.0005)
     if nf4:
-        assert nano.nbytes(part, replace(whole, load_in_4bit=True)) / GIB == pytest.approx(nf4, rel=0.01)
+        assert nano.nbytes(part, replace(policy, load_in_4bit=True)) / GIB == pytest.approx(nf4, rel=0.01)
 
 
 def test_the_table_is_the_whole_model(nano):
@@ -72,11 +72,11 @@ def test_attention_is_fused_and_keeps_nothing_of_sequence_times_sequence_but_the
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkpointing):
     """A real forward and backward pass of the embedded policy, unquantised, with PEFT's LoRA, every tensor followed."""
-    asked = config.load_config(
+    settings = config.load_config(
         ["tiny"], ["grpo.per_device_train_batch_size=8", f"grpo.gradient_checkpointing={checkpointing}"]
     )
-    model, _ = load_policy(asked.policy)
-    model = add_lora(model, asked.lora, 0)
+    model, _ = load_policy(settings.policy)
+    model = add_lora(model, settings.lora, 0)
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
@@ -86,7 +86,7 @@ def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkp
     with model_size.Alive([ids, mask, *model.parameters(), *model.buffers()]) as alive:
         hidden = model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         hidden.backward(torch.ones_like(hidden))
-    planned = sum(model_size.activation_bytes(Architecture.of(asked.policy), asked, 8, 96, True))
+    planned = sum(model_size.activation_bytes(Architecture.of(settings.policy), settings, 8, 96, True))
     planned += sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)  # their gradients
     assert planned == pytest.approx(alive.peak, rel=0.10)
 

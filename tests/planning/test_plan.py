@@ -19,13 +19,13 @@ ALL_HERE = "policy.experts_on_host=0"
     ("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("24gb", "24gb"), ("80gb", "80gb"), ("tiny", "cpu")]
 )
 def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
-    found = plan_for(preset, device)
-    assert found.fits and "set" not in found.verdict
+    result = plan_for(preset, device)
+    assert result.fits and "set" not in result.verdict
 
 
 # preset, device, configured, what the verdict says to set (None: nothing)
 @pytest.mark.parametrize(
-    ("preset", "device", "configured", "said"),
+    ("preset", "device", "configured", "ending"),
     [
         ("t4", "t4", [ALL_HERE], "; set policy.experts_on_host=0.305."),
         ("t4", "t4", ["policy.experts_on_host=0.306"], "(4.30 GiB)."),  # as good as
@@ -37,14 +37,14 @@ def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
         ("t4", "24gb", [], "; set policy.experts_on_host=0.000."),
     ],
 )  # fmt: skip
-def test_configured_otherwise_it_says_what_to_set(preset, device, configured, said):
-    assert plan_for(preset, device, *configured).verdict.endswith(said)
+def test_configured_otherwise_it_says_what_to_set(preset, device, configured, ending):
+    assert plan_for(preset, device, *configured).verdict.endswith(ending)
 
 
 def test_a_plan_that_fails_names_a_change_that_works():
     large = ["grpo.per_device_train_batch_size=16", "grpo.gradient_accumulation_steps=1"]
-    found = plan_for("t4", "t4", *large)
-    assert "first set grpo.per_device_train_batch_size=8 grpo.gradient_accumulation_steps=2." in found.verdict
+    result = plan_for("t4", "t4", *large)
+    assert "first set grpo.per_device_train_batch_size=8 grpo.gradient_accumulation_steps=2." in result.verdict
     assert plan_for("t4", "t4", "grpo.per_device_train_batch_size=8", "grpo.gradient_accumulation_steps=2").fits
     assert (
         "first set grpo.gradient_checkpointing=true."
@@ -56,27 +56,27 @@ def test_a_plan_that_fails_names_a_change_that_works():
 
 @pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("80gb", "24gb")])
 def test_the_largest_found_is_the_largest(preset, device):
-    asked, where = config.load_config([preset]), machines.find_device(device)
-    found = plan(asked, where)
+    settings, where = config.load_config([preset]), machines.find_device(device)
+    result = plan(settings, where)
     for key in KEYS:
-        possible = [getattr(vary_setting(asked, key, m).grpo, key) for m in range(1, 20_000)]
-        m = possible.index(found.largest[key]) + 1 if found.largest[key] else 0
-        model = Architecture.of(asked.policy)
-        fits = [assess_fit(model, vary_setting(asked, key, n), where, 256).fits for n in (m, m + 1) if n]
+        possible = [getattr(vary_setting(settings, key, m).grpo, key) for m in range(1, 20_000)]
+        m = possible.index(result.largest[key]) + 1 if result.largest[key] else 0
+        model = Architecture.of(settings.policy)
+        fits = [assess_fit(model, vary_setting(settings, key, n), where, 256).fits for n in (m, m + 1) if n]
         assert fits == ([True, False] if m else [False]), key
 
 
 def test_settings_that_are_varied_are_valid_ones():
     for overrides in ([], ["grpo.num_generations=4"], ["grpo.per_device_train_batch_size=8"]):
-        asked = config.load_config(["t4"], overrides)
+        settings = config.load_config(["t4"], overrides)
         for key in KEYS:
-            values = [getattr(vary_setting(asked, key, m).grpo, key) for m in range(1, 30)]
+            values = [getattr(vary_setting(settings, key, m).grpo, key) for m in range(1, 30)]
             assert values == sorted(values) and values[0] >= 1
 
 
 def test_group_size_keeps_the_prompts_of_a_step():
-    asked = config.load_config(["t4"], ["grpo.gradient_accumulation_steps=8"])  # 2 x 8 completions: 2 prompts
-    varied = vary_setting(asked, "num_generations", 12)
+    settings = config.load_config(["t4"], ["grpo.gradient_accumulation_steps=8"])  # 2 x 8 completions: 2 prompts
+    varied = vary_setting(settings, "num_generations", 12)
     assert (varied.grpo.num_generations, varied.grpo.gradient_accumulation_steps) == (12, 12)
 
 
@@ -103,12 +103,12 @@ def test_a_second_gpu_that_is_taken_is_not_to_hold_experts():
 
 
 def test_the_largest_for_several_processes_can_be_shared_out():
-    asked, where = config.load_config(["t4x2"]), replace(machines.find_device("t4x2"), gpus=3, processes=3)
+    settings, where = config.load_config(["t4x2"]), replace(machines.find_device("t4x2"), gpus=3, processes=3)
     with pytest.raises(ValueError, match="3 processes do not divide the 8 completions"):
-        plan(asked, where, search=False)
+        plan(settings, where, search=False)
     for key in KEYS[:2]:
         for m in range(1, 20):
-            varied = vary_setting(asked, key, m, 3).grpo
+            varied = vary_setting(settings, key, m, 3).grpo
             assert processes.split_batch(varied, 3)
             step = varied.per_device_train_batch_size * varied.gradient_accumulation_steps
             assert step % varied.num_generations == 0

@@ -27,12 +27,12 @@ def test_seconds_are_the_roofline_of_the_facts():
     """by hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
     fast = 1e12  # a link or product that takes no time
     only = {"vram": machines.Bandwidths(1, fast, fast), "products": machines.Bandwidths(fast, fast, 1)}
-    asked = [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
-    asked += ["grpo.resample_budget=0"]
-    found = {name: plan_for("t4", "24gb", *asked, bandwidths=speed).seconds for name, speed in only.items()}
-    assert found["vram"][0] / 512 == pytest.approx(7.09, rel=0.05)
-    assert found["vram"][1] == pytest.approx(4 * 3 * 133, rel=0.02)  # four micro-batches, three passes
-    assert found["products"][1] == pytest.approx(4 * 29.7, rel=0.15)  # the facts leave lm_head out, we count it
+    overrides = [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
+    overrides += ["grpo.resample_budget=0"]
+    seconds = {name: plan_for("t4", "24gb", *overrides, bandwidths=speed).seconds for name, speed in only.items()}
+    assert seconds["vram"][0] / 512 == pytest.approx(7.09, rel=0.05)
+    assert seconds["vram"][1] == pytest.approx(4 * 3 * 133, rel=0.02)  # four micro-batches, three passes
+    assert seconds["products"][1] == pytest.approx(4 * 29.7, rel=0.15)  # the facts leave lm_head out, we count it
     slow = plan_for("t4", "t4", bandwidths=machines.Bandwidths(fast, 10, fast)).seconds
     assert slow[1] == pytest.approx(4 * 3 * part_bytes(plan_for("t4"), "routed experts", "host") / 10e9, rel=0.01)
 
@@ -40,26 +40,27 @@ def test_seconds_are_the_roofline_of_the_facts():
 def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
     """by hand: a sequence's states are 49.4 MB, 23 layers of 64 x 64 x 128 in float32 and 6,144 x 4 in 16 bit, read and
     written; of 128 experts 6 a token, 8 sequences hit 0.3189 and 16 hit 0.5361."""
-    fast, asked = 1e12, [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
+    fast, overrides = 1e12, [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
     vram = machines.Bandwidths(1, fast, fast)
-    found, none = (
-        plan_for("t4", "24gb", *asked, f"grpo.resample_budget={budget}", bandwidths=vram) for budget in (1.0, 0)
+    replacing, none = (
+        plan_for("t4", "24gb", *overrides, f"grpo.resample_budget={budget}", bandwidths=vram) for budget in (1.0, 0)
     )
-    assert found.seconds == none.seconds and none.sampling_all == none.seconds[0]  # the states of the step's own 8 only
+    # Without replacements, sampling_all has the states of the step's own 8 sequences only.
+    assert replacing.seconds == none.seconds and none.sampling_all == none.seconds[0]
     states = 23 * (64 * 64 * 128 * 4 + 6144 * 4 * 2)
-    more = 2 * 8 * states + part_bytes(found, "routed experts", "GPU") * (0.5361 - 0.3189)
-    assert (found.sampling_all - found.seconds[0]) / 512 == pytest.approx(more / 1e9, rel=1e-3)
+    more = 2 * 8 * states + part_bytes(replacing, "routed experts", "GPU") * (0.5361 - 0.3189)
+    assert (replacing.sampling_all - replacing.seconds[0]) / 512 == pytest.approx(more / 1e9, rel=1e-3)
 
 
 def test_replacements_off_the_gpu_come_over_pcie():
     """by hand, all experts off it: 16 sequences bring 0.5361 of them a token where 8 bring 0.3189."""
     away = ["policy.experts_overflow=host", "grpo.resample_budget=1"]
-    found = plan_for("t4", "t4", *away, bandwidths=machines.Bandwidths(1e12, 1, 1e12))
-    k, count = 6, 128 * found.share_off_gpu
-    hit = [1 - (1 - k * found.share_off_gpu / count) ** n for n in (8, 16)]
+    result = plan_for("t4", "t4", *away, bandwidths=machines.Bandwidths(1e12, 1, 1e12))
+    k, count = 6, 128 * result.share_off_gpu
+    hit = [1 - (1 - k * result.share_off_gpu / count) ** n for n in (8, 16)]
     assert hit == pytest.approx([0.3189, 0.5361], abs=1e-4)
-    brought = part_bytes(found, "routed experts", "host")
-    assert [t / 512 for t in (found.seconds[0], found.sampling_all)] == pytest.approx(
+    brought = part_bytes(result, "routed experts", "host")
+    assert [t / 512 for t in (result.seconds[0], result.sampling_all)] == pytest.approx(
         [h * brought / 1e9 for h in hit], rel=1e-3
     )
 
@@ -99,8 +100,8 @@ def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_when_placemen
 def test_this_machine_measures_itself():
     here = step_time.measure_bandwidths("cpu")
     assert here.vram_gb_s == pytest.approx(2 * here.pcie_gb_s, rel=0.9) and min(here) > 0
-    found = plan_for("tiny", "cpu", bandwidths=here)
-    assert found.bandwidths == here and min(found.seconds) > 0
+    result = plan_for("tiny", "cpu", bandwidths=here)
+    assert result.bandwidths == here and min(result.seconds) > 0
 
 
 def test_a_gpu_is_measured_by_its_own_clock(monkeypatch):

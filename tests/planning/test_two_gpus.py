@@ -10,9 +10,9 @@ from grpo_kit.planning.plan import plan
 
 
 def both(preset, device, *overrides, count=1, **more):
-    asked = config.load_config([preset], list(overrides))
+    settings = config.load_config([preset], list(overrides))
     where = device if isinstance(device, machines.Device) else machines.find_device(device)
-    return two_gpus.compare_layouts(plan(asked, machines.with_processes(where, count), **more, search=False))
+    return two_gpus.compare_layouts(plan(settings, machines.with_processes(where, count), **more, search=False))
 
 
 @pytest.mark.parametrize("count", [1, 2])

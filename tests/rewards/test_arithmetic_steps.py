@@ -47,9 +47,9 @@ STEPS = [  # text, (true, earns) of each step, what the row is about
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "expected", "why"), STEPS)
-def test_steps_are_true_new_and_grounded_or_earn_nothing(text, expected, why):
-    assert [(true, earns) for _, true, earns in check_steps(text, QUESTION)] == expected, why
+@pytest.mark.parametrize(("text", "expected", "note"), STEPS)
+def test_steps_are_true_new_and_grounded_or_earn_nothing(text, expected, note):
+    assert [(true, earns) for _, true, earns in check_steps(text, QUESTION)] == expected, note
 
 
 def test_the_reward_is_the_share_of_steps_that_earn_and_the_outcome_gates_it():

@@ -82,9 +82,9 @@ def test_the_answer_is_found_where_the_scorer_finds_it(completion, v15, v14):
     assert extract_answer(completion, "v14") == extract_answer(completion, "launch") == v14
 
 
-@pytest.mark.parametrize(("gold", "told", "verdict"), COMPARISON)
-def test_answers_are_compared_as_the_scorer_compares_them(gold, told, verdict):
-    assert challenge_score(gold, rf"\boxed{{{told}}}") == verdict
+@pytest.mark.parametrize(("gold", "answer", "verdict"), COMPARISON)
+def test_answers_are_compared_as_the_scorer_compares_them(gold, answer, verdict):
+    assert challenge_score(gold, rf"\boxed{{{answer}}}") == verdict
 
 
 def test_before_v14_binary_golds_were_numbers():

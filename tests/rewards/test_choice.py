@@ -41,9 +41,9 @@ CHOICES = [  # completion, gold, options, reward, what the row is about
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("completion", "gold", "options", "reward", "why"), CHOICES)
-def test_the_option_that_a_reply_commits_to_is_the_one_that_counts(completion, gold, options, reward, why):
-    assert choice_reward([completion], [gold], [options]) == [reward], why
+@pytest.mark.parametrize(("completion", "gold", "options", "reward", "note"), CHOICES)
+def test_the_option_that_a_reply_commits_to_is_the_one_that_counts(completion, gold, options, reward, note):
+    assert choice_reward([completion], [gold], [options]) == [reward], note
 
 
 def test_messages_are_read_and_lists_of_different_lengths_raise():

@@ -47,8 +47,8 @@ REFUSED = [  # parts, the best wrong score, the worst right one, what the row is
 ]
 
 
-@pytest.mark.parametrize(("parts", "wrong", "right", "why"), REFUSED)
-def test_a_wrong_reply_that_could_outscore_a_right_one_is_refused_and_both_are_shown(parts, wrong, right, why):
+@pytest.mark.parametrize(("parts", "wrong", "right", "note"), REFUSED)
+def test_a_wrong_reply_that_could_outscore_a_right_one_is_refused_and_both_are_shown(parts, wrong, right, note):
     with pytest.raises(
         ValueError,
         match=rf"a wrong reply could score {wrong} \(outcome 0.*right one {right} \(.*Lower",

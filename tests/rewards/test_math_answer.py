@@ -184,15 +184,15 @@ UNEQUAL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("gold", "answer", "why"), EQUAL)
-def test_another_spelling_of_the_gold_is_right(gold, answer, why):
-    assert math_verdict(boxed(answer), gold) == (1.0, "right"), why
+@pytest.mark.parametrize(("gold", "answer", "note"), EQUAL)
+def test_another_spelling_of_the_gold_is_right(gold, answer, note):
+    assert math_verdict(boxed(answer), gold) == (1.0, "right"), note
 
 
-@pytest.mark.parametrize(("gold", "answer", "why"), UNEQUAL)
-def test_another_value_or_another_kind_of_answer_is_wrong(gold, answer, why):
+@pytest.mark.parametrize(("gold", "answer", "note"), UNEQUAL)
+def test_another_value_or_another_kind_of_answer_is_wrong(gold, answer, note):
     reward, reason = math_verdict(boxed(answer), gold)
-    assert reward == 0.0 and reason in REASONS, why
+    assert reward == 0.0 and reason in REASONS, note
 
 
 EXTRACTED = [  # the whole reply, the reason for gold 42, what the row is about
@@ -236,9 +236,9 @@ EXTRACTED = [  # the whole reply, the reason for gold 42, what the row is about
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reply", "reason", "why"), EXTRACTED)
-def test_the_answer_a_reply_commits_to_is_the_one_that_counts(reply, reason, why):
-    assert math_verdict(reply, "42").reason == reason, why
+@pytest.mark.parametrize(("reply", "reason", "note"), EXTRACTED)
+def test_the_answer_a_reply_commits_to_is_the_one_that_counts(reply, reason, note):
+    assert math_verdict(reply, "42").reason == reason, note
 
 
 def test_a_parameter_says_that_the_prompt_opened_the_thinking():

@@ -24,10 +24,10 @@ SHAPES = [  # completion, when the prompt opened <think>, when it did not, what 
 ]
 
 
-@pytest.mark.parametrize(("completion", "opened", "unopened", "why"), SHAPES)
-def test_only_thinking_closed_once_and_then_an_answer_earns(completion, opened, unopened, why):
-    assert reasoning_format_reward([completion]) == [opened], why
-    assert reasoning_format_reward([completion], prompt_opened_think=False) == [unopened], why
+@pytest.mark.parametrize(("completion", "opened", "unopened", "note"), SHAPES)
+def test_only_thinking_closed_once_and_then_an_answer_earns(completion, opened, unopened, note):
+    assert reasoning_format_reward([completion]) == [opened], note
+    assert reasoning_format_reward([completion], prompt_opened_think=False) == [unopened], note
 
 
 def test_message_lists_are_read_and_other_columns_ignored():
@@ -36,11 +36,11 @@ def test_message_lists_are_read_and_other_columns_ignored():
 
 
 def test_columns_have_one_entry_a_completion():
-    said = ["a</think>4", "a</think>4", "<think>a</think>4", "4", "4", "a</think>4", "<think></think>", " "]
+    completions = ["a</think>4", "a</think>4", "<think>a</think>4", "4", "4", "a</think>4", "<think></think>", " "]
     opened = [True, False, False, False, True, False, False, False]
     thinks = [True, True, None, False, True, False, False, False]
-    found = reasoning_format_reward(said, prompt_opened_think=opened, enable_thinking=thinks)
-    assert found == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    rewards = reasoning_format_reward(completions, prompt_opened_think=opened, enable_thinking=thinks)
+    assert rewards == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("column", ["prompt_opened_think", "enable_thinking"])

@@ -6,8 +6,9 @@ from grpo_kit.runs.metrics import read_metrics
 
 # A line as version 0.1.0 wrote it.
 OLD = {
-    "step": 2, "seconds": 1.5, "reward": 0.5, "useful/unjudged": 0.0, "useful/truncated": 0.125, "useful/all_right": 0.25,
-    "useful/all_wrong": 0.5, "useful/share": 0.75, "useful/replaced": 0.625, "useful/asked": 2.0, "held_out": 0.4,
+    "step": 2, "seconds": 1.5, "reward": 0.5, "useful/unjudged": 0.0, "useful/truncated": 0.125,
+    "useful/all_right": 0.25, "useful/all_wrong": 0.5, "useful/share": 0.75, "useful/replaced": 0.625,
+    "useful/asked": 2.0, "held_out": 0.4,
 }  # fmt: skip
 
 

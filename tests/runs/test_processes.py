@@ -92,7 +92,7 @@ def test_groups_are_added_until_the_processes_divide_them_and_no_more(monkeypatc
 def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
     p = torch.rand(6, 1000, generator=torch.Generator().manual_seed(1)).softmax(-1)
     torch.manual_seed(5)
-    whole = [torch.multinomial(p, 1).squeeze(1) for _ in range(20)]
+    expected = [torch.multinomial(p, 1).squeeze(1) for _ in range(20)]
     drawn = []
     for part in range(parts):
         torch.manual_seed(5)
@@ -100,7 +100,7 @@ def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
         at = (part * size, 6)
         drawn.append([generation_loop.draw_tokens(p[at[0] : at[0] + size], at) for _ in range(20)])
     for step in range(20):
-        assert torch.equal(torch.cat([part[step] for part in drawn]), whole[step])
+        assert torch.equal(torch.cat([part[step] for part in drawn]), expected[step])
 
 
 def test_a_second_gpu_is_not_given_away_twice(monkeypatch):
@@ -146,9 +146,9 @@ def apart(a, b):
 def test_two_processes_end_as_one_does(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     child = started(run, 2)
-    said, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, said
-    assert said.count("train    done in") == 1 and said.count("10 steps, reward") == 1  # the first one shows
+    output, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, output
+    assert output.count("train    done in") == 1 and output.count("10 steps, reward") == 1  # the first one shows
     assert run.completions.read_text() == alone.completions.read_text()
     assert [row["step"] for row in figures(run)] == list(range(1, 11))
     for one, two in zip(figures(alone), figures(run), strict=True):
@@ -187,13 +187,13 @@ def test_begun_alone_it_goes_on_on_two(alone, tmp_path):
     rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
     train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 8)
     child = started(run, 2)
-    said, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, said
+    output, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, output
     assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
     assert run.completions.read_text() == alone.completions.read_text()
 
 
 def test_a_number_that_does_not_fit_is_one_sentence(alone):
     child = started(alone, 7)
-    said, _ = child.communicate(timeout=60)
-    assert child.returncode == 2 and "7 processes do not divide" in said and "Traceback" not in said
+    output, _ = child.communicate(timeout=60)
+    assert child.returncode == 2 and "7 processes do not divide" in output and "Traceback" not in output

@@ -20,18 +20,18 @@ def half_done(tmp_path, monkeypatch):
 
 
 def test_without_sources_the_runs_own_configuration_is_taken(half_done):
-    found, run = session.open_run(name="r", stage="train")
-    assert (found.grpo.max_steps, found.data.source, run.name, found.run.name) == (7, "mine.csv", "r", "r")
+    settings, run = session.open_run(name="r", stage="train")
+    assert (settings.grpo.max_steps, settings.data.source, run.name, settings.run.name) == (7, "mine.csv", "r", "r")
 
 
 def test_a_preset_replaces_all_but_what_finished_stages_were_made_with(half_done):
-    found, _ = session.open_run(["t4"], ["grpo.max_steps=2"], "r", "train")
-    assert (found.grpo.max_steps, found.data.source, found.policy.dtype) == (2, "mine.csv", "float16")
+    settings, _ = session.open_run(["t4"], ["grpo.max_steps=2"], "r", "train")
+    assert (settings.grpo.max_steps, settings.data.source, settings.policy.dtype) == (2, "mine.csv", "float16")
 
 
 def test_the_data_stage_itself_is_asked_anew(half_done):
-    found, _ = session.open_run(["tiny"], [], "r", "data")
-    assert found.data.source == "tiny-sums"
+    settings, _ = session.open_run(["tiny"], [], "r", "data")
+    assert settings.data.source == "tiny-sums"
 
 
 def test_without_a_stage_whatever_is_finished_stands(half_done):
@@ -41,8 +41,8 @@ def test_without_a_stage_whatever_is_finished_stands(half_done):
 
 def test_a_new_run_takes_the_tiny_preset_and_creates_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
-    found, run = session.open_run(name="new")
-    assert found.policy.model == "tiny" and not run.root.exists()
+    settings, run = session.open_run(name="new")
+    assert settings.policy.model == "tiny" and not run.root.exists()
 
 
 def test_force_is_for_this_call(half_done):
@@ -51,15 +51,15 @@ def test_force_is_for_this_call(half_done):
 
 
 def test_standing_names_every_stage(half_done):
-    said = session.describe_run(half_done).splitlines()
-    assert len(said) == 6 and "done" in said[1] and all("not yet" in line for line in said[2:])
+    lines = session.describe_run(half_done).splitlines()
+    assert len(lines) == 6 and "done" in lines[1] and all("not yet" in line for line in lines[2:])
 
 
 def test_a_screening_stands_beside_the_data_it_was_made_of(half_done):
     settings = {"data": {"pass_rate": [0.2, 0.8]}, "screening": {"sigma": 0.5}, "seed": 1}
     half_done.record_stage("screen", settings, [], [], 1.0, config.to_yaml(config.load_config(["tiny"])))
-    found, _ = session.open_run(["tiny"], [], "r", "train")
-    assert (found.data.source, found.data.pass_rate, found.screening.sigma) == ("mine.csv", [0.2, 0.8], 0.5)
+    loaded, _ = session.open_run(["tiny"], [], "r", "train")
+    assert (loaded.data.source, loaded.data.pass_rate, loaded.screening.sigma) == ("mine.csv", [0.2, 0.8], 0.5)
     assert session.open_run(["tiny"], ["screening.sigma=0"], "r", "train")[0].screening.sigma == 0
     assert session.open_run(["tiny"], [], "r", "screen")[0].data.pass_rate == [0.1, 0.9]
     assert "screen   done" in session.describe_run(half_done)

@@ -108,12 +108,12 @@ def staged(tmp_path_factory, math_reward):
 
         def watched(*args, **kwargs):
             trainer = make(*args, **kwargs)
-            whole = trainer.compute_loss
+            original_loss = trainer.compute_loss
 
             def compute_loss(*args, **kwargs):
                 rate = round(trainer.optimizer.param_groups[0]["lr"], 9)
                 seen.append((trainer.max_completion_length, trainer.beta, trainer.epsilon_high, rate))
-                return whole(*args, **kwargs)
+                return original_loss(*args, **kwargs)
 
             trainer.compute_loss = compute_loss
             return trainer

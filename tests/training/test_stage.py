@@ -31,8 +31,8 @@ def small(tmp_path, *overrides):
 
 def test_a_stopped_run_keeps_what_it_has_and_goes_on_when_called_again(tmp_path):
     chosen, run = small(tmp_path, "grpo.max_steps=4")
-    whole, other = small(tmp_path / "whole", "grpo.max_steps=4")
-    train.train(whole, other, [length_reward] * 2)
+    settings, other = small(tmp_path / "whole", "grpo.max_steps=4")
+    train.train(settings, other, [length_reward] * 2)
     seen = []
     last = train.train(chosen, run, [length_reward] * 2, on_step=seen.append, should_stop=lambda: len(seen) == 2)
     assert (
@@ -58,8 +58,8 @@ def test_a_run_killed_after_its_last_step_takes_no_further_one(tmp_path, monkeyp
     assert "train" not in run.stages() and len(read_lines(run.metrics)) == 2
     rows = read_lines(run.metrics)
     assert train.train(chosen, run, [length_reward] * 2) == rows[-1] and read_lines(run.metrics) == rows
-    whole, other = small(tmp_path / "whole", "grpo.max_steps=2", "grpo.save_steps=1")
-    train.train(whole, other, [length_reward] * 2)
+    settings, other = small(tmp_path / "whole", "grpo.max_steps=2", "grpo.save_steps=1")
+    train.train(settings, other, [length_reward] * 2)
     assert hash_of(run.adapter) == hash_of(other.adapter)
 
 

@@ -147,19 +147,19 @@ def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, tr
 
 
 def test_a_trial_that_was_killed_is_made_again(run, trained_with, monkeypatch):
-    whole = evaluate.score_rows
+    score_rows = evaluate.score_rows
 
     def killed(model, *rest):
         if len(trained_with) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return whole(model, *rest)
+        return score_rows(model, *rest)
 
     monkeypatch.setattr(evaluate, "score_rows", killed)
     child = multiprocessing.get_context("fork").Process(target=search, args=(run, LR), kwargs={"trials": 4})
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    monkeypatch.setattr(evaluate, "score_rows", whole)
+    monkeypatch.setattr(evaluate, "score_rows", score_rows)
     result = search(run, LR, trials=4)
     assert len(trained_with) == 2  # two stood, one was made again, one was left
     import optuna
@@ -170,12 +170,12 @@ def test_a_trial_that_was_killed_is_made_again(run, trained_with, monkeypatch):
 
 
 def test_settings_without_room_in_memory_are_marked_and_the_search_goes_on(run, trained_with, monkeypatch):
-    whole = train.make_trainer
+    original_maker = train.make_trainer
 
     def make_trainer(chosen, *rest):
         if chosen.lora.r == 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(chosen, *rest)
+        return original_maker(chosen, *rest)
 
     monkeypatch.setattr(train, "make_trainer", make_trainer)
     result = search(run, "lora.r=[8,16,32]", grid=True)

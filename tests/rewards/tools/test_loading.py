@@ -87,8 +87,8 @@ def test_a_reward_file_may_say_how_answers_are_read(tmp_path):
 )
 def test_the_kits_verifiers_spell_equal_answers_alike(reward, alike, other, silent):
     read = answer_reader(load_reward(reward))
-    told = [read(text, options=["Rome", "Paris"]) for text in alike]
-    assert len(set(told)) == 1 and told[0] is not None
+    answers = [read(text, options=["Rome", "Paris"]) for text in alike]
+    assert len(set(answers)) == 1 and answers[0] is not None
     others = [read(text, options=["Rome", "Paris"]) for text in other]
-    assert None not in others and len({told[0], *others}) == 1 + len(other)
+    assert None not in others and len({answers[0], *others}) == 1 + len(other)
     assert [read(text, options=["Rome", "Paris"]) for text in silent] == [None] * len(silent)

@@ -43,11 +43,11 @@ def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
 
 def test_flat_groups_are_replaced_within_the_budget(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=1")
-    asked = []
+    batches = []
 
     def first_batch_is_flat(completions, prompts, **kwargs):
-        asked.append([p[-1]["content"] for p in prompts])
-        if len(asked) == 1:  # of four groups the first three are all right, all wrong, unjudged
+        batches.append([p[-1]["content"] for p in prompts])
+        if len(batches) == 1:  # of four groups the first three are all right, all wrong, unjudged
             return [1.0] * 4 + [0.0] * 4 + [None] * 4 + [1.0, 0.0, 1.0, 0.0]
         return [float(i % 2) for i in range(len(completions))]
 
@@ -57,8 +57,8 @@ def test_flat_groups_are_replaced_within_the_budget(tmp_path):
     trainer.compute_loss = lambda model, inputs, **k: trained.append(inputs) or inner(model, inputs, **k)
     find_callback(trainer, WorstStepCallback).done = True  # only real batches are looked at
     trainer.train()
-    assert [len(batch) for batch in asked] == [16, 32] and not set(asked[0]) & set(
-        asked[1]
+    assert [len(batch) for batch in batches] == [16, 32] and not set(batches[0]) & set(
+        batches[1]
     )  # three of four: asks on widely
     (row,) = read_lines(run.metrics)
     assert (row["groups/all_right"], row["groups/all_wrong"], row["groups/unjudged"]) == (0.25, 0.25, 0.25)
@@ -163,7 +163,7 @@ def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeyp
     monkeypatch.setattr(trainer_of, "loss_type", "grpo" if loss == "gspo" else loss)
     monkeypatch.setattr(trainer_of, "importance_sampling_level", "sequence" if loss == "gspo" else "token")
     batch = batch_of(trainer_of, advantages, tokens)
-    whole, expected = gradient(trainer_of, super(type(trainer_of), trainer_of).compute_loss, batch)
+    full, expected = gradient(trainer_of, super(type(trainer_of), trainer_of).compute_loss, batch)
     passed = []
     inner = trainer_of._get_per_token_logps_and_entropies
     monkeypatch.setattr(
@@ -171,7 +171,7 @@ def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeyp
     )
     part, gradients = gradient(trainer_of, trainer_of.compute_loss, batch)
     assert passed == [sum(a != 0 and n > 0 for a, n in zip(advantages, tokens))]
-    assert torch.allclose(part, whole, atol=1e-6) and any(g.any() for g in expected)
+    assert torch.allclose(part, full, atol=1e-6) and any(g.any() for g in expected)
     largest = max(g.abs().max() for g in expected)
     assert all((a - b).abs().max() < 1e-5 * largest for a, b in zip(gradients, expected))
 
@@ -223,8 +223,8 @@ def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
     stages = f"grpo.stages=[{', '.join(f'{{{stage}}}' for stage in [*stages, 'max_completion_length: 8'])}]"
     chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
     trainer, seen = train.make_trainer(chosen, run, [length_reward] * 2), []
-    whole = trainer.compute_loss
-    trainer.compute_loss = lambda *args, **kwargs: seen.append(trainer.epsilon_high) or whole(*args, **kwargs)
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: seen.append(trainer.epsilon_high) or compute_loss(*args, **kwargs)
     trainer.train()
     assert seen[-3:] == [1.1, 5.0, 1.1]
 
