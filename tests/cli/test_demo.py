@@ -22,7 +22,7 @@ def demo(tmp_path_factory):
     return here, process.stdout
 
 
-def test_it_learns_to_work_sums_out(demo):
+def test_the_demo_learns_to_solve_sums(demo):
     here, _ = demo
     report = json.loads((here / "runs/demo/evaluation/report.json").read_text())
     before, after = report["before"], report["after"]
@@ -31,7 +31,7 @@ def test_it_learns_to_work_sums_out(demo):
     assert report["difference_ci95"][0] > 0
 
 
-def test_it_thinks_where_it_guessed(demo):
+def test_the_trained_demo_policy_thinks_where_the_untrained_one_guessed(demo):
     here, output = demo
     thought = {}
     for name in ("before", "after"):
@@ -41,12 +41,12 @@ def test_it_thinks_where_it_guessed(demo):
     assert "thinks looks like" in output
 
 
-def test_it_fits_into_three_gibibytes(demo):
+def test_the_demo_fits_into_three_gibibytes(demo):
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # GiB; the largest child so far
     assert peak < 3
 
 
-def test_it_leaves_zip_picture_and_table(demo):
+def test_the_demo_leaves_a_zip_a_picture_and_a_table(demo):
     here, output = demo
     with zipfile.ZipFile(here / "submission/submission.zip") as archive:
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]

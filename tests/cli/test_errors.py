@@ -24,13 +24,13 @@ def leaves_with_three():
     raise typer.Exit(3)
 
 
-def test_what_the_kit_refuses_is_usage_and_one_sentence(capsys):
+def test_errors_that_the_kit_raises_are_usage_errors_in_one_sentence(capsys):
     assert ended(lambda: find_run("../up")) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "../up" in message and "Traceback" not in message
 
 
-def test_what_the_system_refuses_is_a_failure(tmp_path, capsys):
+def test_errors_of_the_operating_system_are_failures(tmp_path, capsys):
     def work():
         error = PermissionError(13, "Permission denied", str(tmp_path))
         raise error
@@ -42,11 +42,11 @@ def test_an_interruption_says_that_finished_stages_are_kept(capsys):
     assert ended(interrupted) == 130 and "Finished stages are kept" in capsys.readouterr().err
 
 
-def test_a_chosen_status_stays_what_it_is():
+def test_a_chosen_exit_status_is_kept():
     assert ended(leaves_with_three) == 3
 
 
 @pytest.mark.parametrize("work", [lambda: json.loads("{"), lambda: {}["missing"]])
-def test_a_defect_of_ours_or_of_a_library_keeps_its_trace(work):
+def test_a_bug_in_the_kit_or_a_library_keeps_its_traceback(work):
     with pytest.raises((ValueError, KeyError)):
         errors.report_errors(work)()

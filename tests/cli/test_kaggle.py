@@ -59,7 +59,7 @@ def log(*lines):
 # --- Dry run
 
 
-def test_a_dry_run_prints_every_call_needs_nobody_and_touches_nothing(here, monkeypatch):
+def test_a_dry_run_prints_every_call_without_a_login_and_changes_nothing(here, monkeypatch):
     import socket
 
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was touched"))
@@ -136,7 +136,7 @@ def test_push_from_the_first_call_to_the_output(online, here):
     assert "pushed version 2" in call("push", "03_training", "--force", "--no-follow")
 
 
-def test_push_on_another_machine_than_asked_for_fails_and_says_so(online, here):
+def test_push_fails_when_the_kernel_ran_on_another_gpu_than_requested(online, here):
     online.states, online.failure = ["ERROR"], "Notebook threw exception"
     online.log = log(f"{GPU_LINE} Tesla P100-PCIE-16GB", "RuntimeError: NvidiaRtxPro6000 was requested")
     output = call("push", "03_training", status=1)
@@ -149,7 +149,7 @@ def test_push_on_another_machine_than_asked_for_fails_and_says_so(online, here):
     assert "did not run. Choose the competition's accelerator" in call("push", "03_training", "--force", status=1)
 
 
-def test_push_where_nothing_names_the_gpu_says_that(online, here):
+def test_push_says_when_the_gpu_is_not_known(online, here):
     assert "? It is not known which GPU ran" in call("push", "03_training")
 
 
@@ -164,18 +164,18 @@ def test_submit_from_the_zip_to_the_score(online, here):
     assert len(list(here.glob("submitted-*.json"))) == 1
 
 
-def test_submit_without_waiting_then_with(online, here):
+def test_submit_first_without_waiting_then_waiting(online, here):
     assert "the same command waits for the score" in call("submit", "submission.zip", "--no-follow")
     assert "score 0.86" in call("submit", "submission.zip") and online.count("CreateSubmission") == 1
 
 
-def test_a_broken_zip_spends_no_try(online, here):
+def test_a_broken_zip_is_not_submitted(online, here):
     with zipfile.ZipFile(here / "nested.zip", "w") as archive:
         archive.writestr("adapter/adapter_config.json", "{}")
     assert "is not submitted" in call("submit", "nested.zip", status=2) and online.calls == []
 
 
-def test_an_adapter_of_the_miniature_spends_no_try(online, here):
+def test_an_adapter_of_the_tiny_policy_is_not_submitted(online, here):
     submission(here / "tiny.zip")
     assert "embedded tiny policy" in call("submit", "tiny.zip", status=2) and online.calls == []
 
@@ -191,7 +191,7 @@ def test_an_adapter_of_the_miniature_spends_no_try(online, here):
         ("cut", 1, "not known whether the zip was submitted"),
     ],
 )
-def test_what_kaggle_answers_is_one_sentence_and_a_status(online, here, fault, status, says):
+def test_an_error_of_kaggle_is_one_sentence_and_an_exit_status(online, here, fault, status, says):
     online.faults["CreateSubmission"] = [fault]
     output = call("submit", "submission.zip", status=status)
     assert says in output and "Traceback" not in output and online.count("CreateSubmission") == 1

@@ -124,7 +124,7 @@ def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path,
     assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
 
 
-def test_data_once_made_stands_when_training_names_the_preset_again(here):
+def test_existing_data_is_kept_when_training_names_the_preset_again(here):
     call("data", "-c", "tiny", "--run", "r", f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5")
     call("train", "-c", "tiny", "--run", "r", *FEW[3:], "grpo.max_completion_length=8")
     completions = read_lines(here / "runs/r/completions.jsonl")
@@ -215,7 +215,7 @@ def test_unknown_commands_and_options_are_usage_errors(here, words):
     call(*words, status=2)
 
 
-def test_a_run_made_otherwise_is_not_overwritten(here):
+def test_a_stage_with_different_settings_is_not_overwritten(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     before = (here / "runs/r/data/train/data.jsonl").read_bytes()
     output = call("data", "--run", "r", "data.limit=70", status=2)
@@ -259,7 +259,7 @@ def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
     assert everything(here) == []
 
 
-def test_a_plan_for_two_gpus_says_both_ways_and_plans_one_process_of_two(here, monkeypatch):
+def test_a_plan_for_two_gpus_compares_both_layouts_and_plans_one_process_of_two(here, monkeypatch):
     from grpo_kit.planning import plan
 
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
@@ -281,7 +281,7 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
 
 
-def test_a_reward_of_ones_own_is_put_on_trial(here):
+def test_rewards_audit_tests_a_users_reward(here):
     (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{5}", "reward": 0, "kind": "plain"}\n')
     output = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
@@ -291,7 +291,7 @@ def test_a_reward_of_ones_own_is_put_on_trial(here):
     )
 
 
-def test_a_defect_is_not_dressed_up_as_a_usage_error(here, monkeypatch):
+def test_a_bug_is_not_reported_as_a_usage_error(here, monkeypatch):
     from grpo_kit.data import preparation
 
     monkeypatch.setattr(preparation, "prepare", lambda *_: json.loads("{"))
@@ -299,7 +299,7 @@ def test_a_defect_is_not_dressed_up_as_a_usage_error(here, monkeypatch):
     assert isinstance(done.exception, json.JSONDecodeError)
 
 
-def test_an_interrupt_is_said_in_words(here, monkeypatch):
+def test_an_interrupt_is_reported_in_a_sentence(here, monkeypatch):
     from grpo_kit.data import preparation
 
     monkeypatch.setattr(preparation, "prepare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -329,19 +329,19 @@ def test_help_loads_nothing_heavy_and_the_module_is_the_command(words):
         assert f" {name} " in text
 
 
-def test_env_finds_this_machine_well(here):
+def test_env_reports_this_machine_as_usable(here):
     output = call("env")
     assert "transformers" in output and "embedded policy" in output and "make_tiny_policy.py" not in output
 
 
-def test_env_names_what_is_wrong(here, monkeypatch):
+def test_env_names_each_problem(here, monkeypatch):
     from grpo_kit.nemotron import tiny
 
     monkeypatch.setattr(tiny, "WEIGHTS_SHA256", "other")
     assert "scripts/make_tiny_policy.py" in call("env", status=1)
 
 
-def test_a_training_whose_time_is_up_is_measured_and_packed(here):
+def test_a_training_stopped_by_its_time_limit_is_measured_and_packed(here):
     call("data", "-c", "tiny", "--run", "r", "data.limit=300", "data.test_size=20", "data.val_size=5")
     output = call(
         "train", "--run", "r", *SMALL[3:], "grpo.max_steps=30", "run.time_limit=1s", "evaluation.num_problems=4"

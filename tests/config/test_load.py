@@ -28,7 +28,7 @@ def test_presets_are_the_files():
 
 
 @pytest.mark.parametrize("preset", ["t4", "t4x2"])
-def test_t4_asks_for_nothing_sm_75_lacks_and_for_a_scaler(preset):
+def test_the_t4_presets_use_float16_with_a_loss_scaler(preset):
     settings = config.load_config([preset])
     assert settings.policy.dtype == "float16" and settings.grpo.fp16 and not settings.grpo.bf16
 
@@ -130,24 +130,24 @@ def test_an_override_may_hold_spaces_equals_and_slashes():
     assert config.load_config(["tiny"], ["data.source=/a b/c=d.jsonl"]).data.source == "/a b/c=d.jsonl"
 
 
-def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
+def test_the_placement_of_weights_does_not_change_a_policys_identity():
     placed, plain = config.Policy(experts_on_host=0.3, experts_overflow="cuda:1", nf4_folder="/a"), config.Policy()
     assert placed.identity() == plain.identity() != config.Policy(load_in_4bit=True).identity()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_of_experts_is_a_share(share):
+def test_a_share_of_experts_outside_0_to_1_is_refused(share):
     with pytest.raises(ValueError, match=f"experts_on_host is {share}"):
         config.load_config(["tiny"], [f"policy.experts_on_host={share}"])
 
 
-def test_settle_keeps_what_finished_stages_were_made_with():
+def test_keep_finished_settings_keeps_the_settings_of_finished_stages():
     made = {"data": asdict(config.Data(source="mine.jsonl", test_size=9)), "seed": 1}
     settled = config.keep_finished_settings(config.load_config(["tiny"], ["grpo.max_steps=5"]), [made])
     assert (settled.data.source, settled.data.test_size, settled.grpo.max_steps) == ("mine.jsonl", 9, 5)
 
 
-def test_settle_lets_an_explicit_override_through_so_that_the_stage_can_object():
+def test_keep_finished_settings_lets_an_explicit_override_through_so_that_the_stage_can_object():
     made = {"data": asdict(config.Data(source="mine.jsonl"))}
     settings = config.load_config(["tiny"], ["data.source=other.jsonl"])
     assert config.keep_finished_settings(settings, [made], ["data.source=other.jsonl"]).data.source == "other.jsonl"

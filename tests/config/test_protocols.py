@@ -9,7 +9,7 @@ from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.rewards.tools.loading import load_reward
 
 
-def test_the_challenges_published_settings():
+def test_the_challenge_protocol_has_the_published_settings():
     evaluation = config.load_config(
         ["tiny"], ["evaluation.protocol=challenge", "evaluation.temperature=1", "evaluation.top_p=0.9"]
     ).evaluation
@@ -25,7 +25,7 @@ def test_the_challenges_published_settings():
     assert inspect.signature(verifier).parameters["version"].default == "v15"  # the metric's last version
 
 
-def test_without_a_protocol_everything_is_as_set():
+def test_without_a_protocol_settings_are_unchanged():
     assert config.load_config(["tiny"], ["evaluation.temperature=0.5"]).evaluation.temperature == 0.5
 
 

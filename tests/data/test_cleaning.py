@@ -20,7 +20,7 @@ from grpo_kit.data import cleaning, gold_answers, ngrams
         ("  two  spaces\tstay  ", "two  spaces\tstay"),  # inner white space can be part of a puzzle
     ],
 )
-def test_text_is_mended(text, mended):
+def test_text_is_cleaned(text, mended):
     assert cleaning.tidy_text(text) == mended
 
 
@@ -82,7 +82,7 @@ def test_the_challenges_puzzles_and_gsm8k_are_left_alone(shared_data):
 @pytest.mark.parametrize(
     "text", ["[asy]", "\n(a) ", "![", "see the ", ", prove ", "a.", "|\n", ". \n", "in the figure", "\\boxed {", "1. "]
 )
-def test_text_that_repeats_itself_takes_no_time_to_speak_of(text):
+def test_repetitive_text_is_cleaned_quickly(text):
     long = text * 100_000  # hours, if any rule looked at the rest of the text from every place in it
     cleaning.find_unfit_reason(cleaning.tidy_text(long), gold_answers.strip_delimiters(gold_answers.extract_gold(long)))
     ngrams.split_words(long)

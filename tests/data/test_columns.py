@@ -8,13 +8,13 @@ from grpo_kit.data.columns import choose_columns, get_text
 from tests.helpers.source_rows import read_rows, write_jsonl
 
 
-def test_a_copy_without_the_column_that_rows_are_dropped_by_is_refused(tmp_path):
+def test_a_file_without_the_column_of_a_drop_rule_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "x.jsonl", [{"problem": "p", "answer": "1"}])
     with pytest.raises(ValueError, match="has no column question_type, which its recipe needs to drop rows"):
         read_rows("numina_math_15", config.Data(paths={"numina_math_15": str(path)}))
 
 
-def test_a_column_named_by_the_user_goes_before_the_usual_names():
+def test_a_column_named_by_the_user_wins_over_the_usual_names():
     columns = ["prompt", "answer", "q", "a"]
     plain = recipes.Recipe("", "", "")
     assert choose_columns(columns, plain, config.Columns(), "x").columns() == {"prompt", "answer"}

@@ -30,7 +30,7 @@ def test_without_spread_the_order_is_strictly_from_easy_to_hard():
         (18, [0.9, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1]),  # twice each
     ],
 )
-def test_as_many_as_are_asked_for_along_a_line(length, expected):
+def test_a_requested_number_of_rows_is_spaced_evenly_over_the_pass_rates(length, expected):
     given = rows(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     assert rates(curriculum.order_rows(given, length, 0.0, 1)) == expected
 
@@ -43,7 +43,7 @@ def test_rows_of_one_pass_rate_are_all_used_before_any_comes_again():
     assert {names.count(row["id"]) for row in given} <= {1, 2, 3} and len(names) == 50
 
 
-def test_of_many_alike_the_lower_aims_do_not_skip_any():
+def test_lower_targets_do_not_skip_rows_of_equal_pass_rate():
     assert curriculum._match_rates([0.5] * 4 + [0.75] * 4, [0.52, 0.53, 0.54]) == [0, 1, 2]
     assert curriculum._match_rates([0.1, 0.2, 0.3], [0.9, 0.8]) == [2, 1]
     assert curriculum._match_rates([0.1, 0.2, 0.3], [-1.0, -2.0, -3.0]) == [2, 1, 0]
@@ -99,18 +99,18 @@ def test_the_same_rows_and_seed_give_the_same_order_whatever_order_they_come_in(
     assert first == second != other
 
 
-def test_nothing_cannot_be_ordered():
+def test_an_empty_list_cannot_be_ordered():
     with pytest.raises(ValueError, match="0 rows to order.*data.pass_rate"):
         curriculum.order_rows([], 5, 0.1, 1)
 
 
 @pytest.mark.parametrize("band", ["[0.9,0.1]", "[0.1]", "[-0.1,0.5]", "[0.1,1.5]", "[]", "[0.1,0.5,0.9]", "[nan,0.5]"])
-def test_a_band_that_is_none_is_refused(band):
+def test_an_invalid_pass_rate_band_is_refused(band):
     with pytest.raises(ValueError, match=r"data\.pass_rate is .*data\.pass_rate=\[0\.1,0\.9\]"):
         config.load_config(["tiny"], [f"data.pass_rate={band}"])
 
 
 @pytest.mark.parametrize("override", ["num_generations=0", "samples_per_round=0", "sigma=-0.1"])
-def test_settings_that_make_no_sense_are_refused(override):
+def test_invalid_screening_settings_are_refused(override):
     with pytest.raises(ValueError, match=rf"screening\.{override.split('=')[0]} is"):
         config.load_config(["tiny"], [f"screening.{override}"])

@@ -27,7 +27,7 @@ def test_equal_problems_whose_golds_contradict_are_all_dropped():
     assert result.dropped[0] == ("contradicting golds", "equal problems say 4 and 5")
 
 
-def test_golds_that_the_judge_calls_the_same_do_not_contradict():
+def test_golds_that_the_verifier_calls_equal_do_not_contradict():
     result = duplicates.find_duplicates(
         ["What is 2 + 2?", "what is 2 + 2?"], ["4", "4.0"], lambda one, other: float(one) == float(other)
     )
@@ -43,19 +43,19 @@ def test_a_near_duplicate_with_the_same_gold_is_dropped_and_named():
     assert reason == "near duplicate" and detail.startswith("overlaps row 1 by 0.8")
 
 
-def test_the_same_wording_with_other_numbers_is_kept_and_tied():
+def test_the_same_wording_with_other_numbers_is_kept_and_grouped():
     problems = [LONG.format(7), "Something else entirely is asked here.", LONG.format(8), LONG.format(9)]
     result = duplicates.find_duplicates(problems, ["42", "1", "48", "54"], equal)
     assert result.dropped == {}
     assert len({result.ties[0], result.ties[2], result.ties[3]}) == 1 and 1 not in result.ties
 
 
-def test_short_problems_that_differ_in_one_number_are_neither():
+def test_short_problems_that_differ_in_one_number_are_neither_dropped_nor_grouped():
     problems = [f"What is {a} + {b}?" for a in range(10, 40) for b in range(10, 40)]
     assert duplicates.find_duplicates(problems, [str(i) for i in range(len(problems))], equal) == ({}, {})
 
 
-def test_empty_and_tiny_problems_do_no_harm():
+def test_empty_and_tiny_problems_are_handled():
     assert duplicates.find_duplicates([], [], equal) == ({}, {})
     result = duplicates.find_duplicates(["", "x", "", "y"], ["1", "1", "1", "1"], equal)
     assert set(result.dropped) == {2}
@@ -66,7 +66,7 @@ def overlap(one, other):
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
-def test_near_pairs_are_those_that_counting_every_pair_finds():
+def test_near_pairs_equal_those_of_an_exhaustive_search():
     rng = random.Random(0)
     vocabulary = ["w" + "abcdefghij"[i // 100] + "abcdefghij"[i // 10 % 10] + "abcdefghij"[i % 10] for i in range(1000)]
     problems = []

@@ -103,7 +103,7 @@ def test_a_parquet_damaged_in_the_middle_is_named(tmp_path):
         list(files.read_rows(path))
 
 
-def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+def test_an_overlong_line_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LONGEST_LINE", 1000)
     with pytest.raises(ValueError, match="line 2 is longer than"):
         list(files.read_rows(write(tmp_path, "x.jsonl", '{"p": 1}\n' + json.dumps({"p": "x" * 2000}))))

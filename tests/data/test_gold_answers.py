@@ -10,7 +10,7 @@ from grpo_kit.rewards.tools.loading import load_reward
     ("answer", "gold"),
     [("so <<1+1=2>>2\n#### 2", "2"), ("#### 1\n#### 3", "3"), ("####", "####"), (" 5 ", "5"), ("a #### b", "a #### b")],
 )
-def test_golds_of_worked_solutions(answer, gold):
+def test_golds_are_extracted_from_worked_solutions(answer, gold):
     assert gold_answers.extract_gold(answer) == gold
 
 
@@ -28,11 +28,11 @@ def test_golds_of_worked_solutions(answer, gold):
         (r"\boxed{" * 200_000, ""),  # in time that grows with the length
     ],
 )
-def test_last_box(solution, gold):
+def test_the_last_box_of_a_solution_is_extracted(solution, gold):
     assert gold_answers.extract_last_box(solution) == gold
 
 
-def test_golds_the_verifier_cannot_use():
+def test_golds_that_the_verifier_cannot_read_are_recognised():
     verifier = load_reward("math_answer.py:math_reward")
     golds = ["72", r"\frac{1}{2}", "", "}", "72", r"\approx 8.24 \text{ mph}", "%%\\"]  # the last breaks its own box
     assert gold_answers.find_unusable_golds(golds, verifier) == {"", "}", r"\approx 8.24 \text{ mph}", "%%\\"}
@@ -40,7 +40,7 @@ def test_golds_the_verifier_cannot_use():
     assert gold_answers.find_unusable_golds(["00110100", "17/"], challenge) == set()
 
 
-def test_same_answer_is_the_verifiers_business():
+def test_the_verifier_decides_whether_two_golds_are_equal():
     verifier = load_reward("math_answer.py:math_reward")
     same = gold_answers.make_gold_comparison(verifier)
     assert same("097", "97") and same(r"7-2\pi", r"7 - 2 \pi") and same("1/2", "0.5")
@@ -54,5 +54,5 @@ def test_same_answer_is_the_verifiers_business():
     ("gold", "bare"),
     [("$x$", "x"), (r"\(x\)", "x"), ("$$x$$", "x"), ("$5", "$5"), ("$a$ or $b$", "$a$ or $b$"), ("$$", "$$")],
 )
-def test_golds_without_their_dollars(gold, bare):
+def test_dollar_signs_around_a_gold_are_removed(gold, bare):
     assert gold_answers.strip_delimiters(gold) == bare

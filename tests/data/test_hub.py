@@ -37,7 +37,7 @@ def test_a_set_on_the_hub_is_read_by_datasets_and_streamed_when_large(monkeypatc
     ]
 
 
-def test_a_stream_that_breaks_off_is_no_missing_set(monkeypatch):
+def test_an_interrupted_stream_is_not_reported_as_a_missing_data_set(monkeypatch):
     import datasets
 
     def rows():

@@ -86,7 +86,7 @@ def test_the_report_counts_both_hits_and_what_was_kept():
     assert result.dropped[2] == ("leaked, overlap", f"contest: {WALK[:80]}")
 
 
-def test_nothing_to_compare_with_finds_nothing():
+def test_without_evaluation_problems_there_are_no_leaks():
     assert leaks.find_leaks([], HELD).dropped == {}
     assert leaks.find_leaks(["What?"], {}) == ({}, {})
     assert leaks.find_leaks(["What?"], {"short": ["Why?"]}).dropped == {}

@@ -19,7 +19,7 @@ from grpo_kit.data import ngrams
         "What is ２ + ｘ, if x = 3?",  # full-width forms
     ],
 )
-def test_spelling_does_not_make_another_problem(other):
+def test_spelling_does_not_change_the_digest_of_a_problem(other):
     assert ngrams.digest_tokens(other) == ngrams.digest_tokens("What is 2 + x, if x = 3?")
 
 
@@ -33,11 +33,11 @@ def test_spelling_does_not_make_another_problem(other):
         "3.5 What is 2 + x, if x = 3?",  # no problem's number
     ],
 )
-def test_another_problem_stays_another(other):
+def test_different_problems_have_different_digests(other):
     assert ngrams.digest_tokens(other) != ngrams.digest_tokens("What is 2 + x, if x = 3?")
 
 
-def test_runs_are_within_a_text_and_short_texts_have_one_if_wanted():
+def test_ngrams_stay_within_a_text_and_short_texts_may_have_one():
     texts = [list("abcd"), [], list("ab"), list("bcd")]
     runs = ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=True)
     assert runs.starts.tolist() == [0, 2, 2, 3, 4]  # abc bcd, none, ab, bcd
@@ -48,7 +48,7 @@ def test_runs_are_within_a_text_and_short_texts_have_one_if_wanted():
     assert ngrams.hash_runs([], 3, ngrams.Vocabulary(), short=True).starts.tolist() == [0]
 
 
-def test_order_of_tokens_counts():
+def test_the_order_of_tokens_matters():
     runs = ngrams.hash_runs([list("abc"), list("acb"), list("cba")], 3, ngrams.Vocabulary(), short=True)
     assert len(set(runs.hashes.tolist())) == 3
 
@@ -66,5 +66,5 @@ def test_hashes_are_the_same_in_every_process():
     assert len(outputs) == 1
 
 
-def test_words_leave_figures_and_signs_out():
+def test_words_leave_out_drawings_and_signs():
     assert ngrams.split_words("Find $x+1$. [asy] draw((0,0)--(1,1)); [/asy] Now!") == ["find", "x", "1", "now"]

@@ -167,7 +167,7 @@ def test_a_second_call_writes_nothing_and_force_writes_again(tmp_path):
     assert manifest["rows"]["train"] == 57
 
 
-def test_an_interrupted_preparation_leaves_the_old_data_whole(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_the_old_data_unchanged(tmp_path, monkeypatch):
     _, run = prepare(tmp_path, "tiny-sums", "data.limit=50")
     old = hash_of(run.manifest.parent)
     real = write_lines
@@ -279,7 +279,7 @@ def test_variants_of_one_problem_stay_in_one_split(tmp_path):
         assert len(read_lines(run.data_file("test"))) == 2
 
 
-def test_a_template_alone_cannot_fill_a_test_split_and_that_is_said(tmp_path):
+def test_variants_of_one_template_cannot_fill_a_test_split_and_the_error_says_so(tmp_path):
     rows = [{"problem": HENS.format(n), "answer": str(n)} for n in range(10, 40)]
     with pytest.raises(ValueError, match="only 0 rows for it that are not variants .* Add a source"):
         prepare(tmp_path, write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
@@ -312,7 +312,7 @@ def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
     assert not [row for row in rows_of(run) if "apples" in row["input"]]
 
 
-def test_evaluation_sets_that_are_not_here_are_named_and_those_asked_for_must_be(tmp_path):
+def test_missing_evaluation_sets_are_named_and_requested_ones_are_required(tmp_path):
     manifest, _ = prepare(tmp_path, eight(tmp_path))
     assert set(manifest["not_checked"]) == set(recipes.list_recipes(evaluation=True)) and manifest["evaluation"] == {}
     assert "data.paths.aime2024=" in manifest["not_checked"]["aime2024"]
@@ -322,7 +322,7 @@ def test_evaluation_sets_that_are_not_here_are_named_and_those_asked_for_must_be
     assert manifest["not_checked"] == {}
 
 
-def test_sums_of_the_kits_own_are_checked_against_nothing(tmp_path):
+def test_generated_sums_are_not_checked_for_leaks(tmp_path):
     manifest, _ = prepare(tmp_path, "tiny-sums", "data.limit=50")
     assert manifest["evaluation"] == {} == manifest["not_checked"]
 
@@ -333,7 +333,7 @@ def test_an_evaluation_set_is_refused_as_a_source(tmp_path):
         prepare(tmp_path, "aime2024", f"data.paths.aime2024={path}")
 
 
-def test_a_run_that_is_done_does_not_need_its_source_any_more(tmp_path):
+def test_a_finished_run_does_not_need_its_source(tmp_path):
     path = eight(tmp_path)
     prepare(tmp_path, path)
     path.unlink()
@@ -341,7 +341,7 @@ def test_a_run_that_is_done_does_not_need_its_source_any_more(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["leaks", "duplicates", "write"])
-def test_a_killed_preparation_goes_on_where_it_was_and_gives_the_same_bytes(tmp_path, monkeypatch, step):
+def test_a_killed_preparation_resumes_and_gives_the_same_bytes(tmp_path, monkeypatch, step):
     path = eight(tmp_path, {"problem": EIGHT[0]["problem"].upper(), "answer": "41"})
     write(tmp_path, "held/x.jsonl", json.dumps({"problem": EIGHT[1]["problem"], "answer": "43"}) + "\n")
     options = ("data.decontaminate=[math500]", f"data.paths.math500={tmp_path / 'held/x.jsonl'}")
@@ -432,7 +432,7 @@ def test_a_run_of_an_earlier_version_is_recognised_as_done(tmp_path):
     assert json.loads(run.manifest.read_text())["run_hash"] == hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def test_what_was_finished_for_other_settings_is_not_used(tmp_path, monkeypatch):
+def test_partial_results_of_other_settings_are_not_used(tmp_path, monkeypatch):
     path = eight(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(preparation, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -46,7 +46,7 @@ def paid(answer: str, reply: str | None) -> bool:
 # ---- the challenge's own puzzles
 
 
-def test_every_real_prompt_is_named_and_counted(real):
+def test_every_real_prompt_is_assigned_to_a_family(real):
     for family, rows in real.items():
         assert len(rows) == COUNTS[family]
         assert {puzzles.classify_prompt(row["prompt"]) for row in rows} == {family}
@@ -56,7 +56,7 @@ def test_every_real_prompt_is_named_and_counted(real):
 @pytest.mark.parametrize(
     "name", ["gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.jsonl", "math/math500_test.jsonl"]
 )
-def test_no_other_prompt_is_named(shared_data, name):
+def test_other_prompts_belong_to_no_family(shared_data, name):
     for line in (shared_data / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         prompt = row.get("question") or row["problem"]
@@ -74,7 +74,7 @@ def test_no_other_prompt_is_named(shared_data, name):
         ("equation transformation", 0.70),  # all 1,555: 76.8 %; many leave the answer open
     ],
 )
-def test_a_solver_answers_the_real_ones(real, family, share):
+def test_a_solver_answers_the_real_puzzles(real, family, share):
     sample = real[family][::10]
     right = sum(paid(row["answer"], puzzles.solve_prompt(row["prompt"])) for row in sample)
     assert right / len(sample) >= share
@@ -148,13 +148,13 @@ def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
     assert puzzles.make_puzzle(family, 4, 0) != forwards[0]
 
 
-def test_puzzles_stay_what_they_were_until_the_version_goes_up():
+def test_puzzles_change_only_with_the_version():
     text = "".join(puzzles.make_puzzle(family, 0, index).prompt for family in EVERY for index in range(3))
     assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "3a0a8651193b76ec")
 
 
 @pytest.mark.parametrize("family", ["bit manipulation", "equation transformation"])
-def test_what_the_examples_leave_open_is_marked(family):
+def test_an_answer_that_the_examples_leave_open_is_marked(family):
     kept = [puzzles.make_puzzle(family, 5, index, determined_only=False) for index in range(60)]
     marks = {made.determined for made in kept}
     assert marks == {True, False}
@@ -281,7 +281,7 @@ def test_equations_in_a_trace_are_right():
 # ---- difficulty
 
 
-def test_knobs_turn_what_they_say():
+def test_generator_settings_change_what_they_name():
     for index in range(20):
         made = puzzles.make_puzzle("numeral system", 1, index, {"numbers": (1000, 3999), "examples": (2, 2)})
         assert "M" in made.answer and made.prompt.count(" -> ") == 2
@@ -320,7 +320,7 @@ def test_knobs_turn_what_they_say():
         ("equation transformation", {"symbols": (0, 2)}, "0 .digits. or 1"),
     ],
 )
-def test_a_wrong_knob_is_named(family, knobs, message):
+def test_a_wrong_generator_setting_is_named(family, knobs, message):
     with pytest.raises(ValueError, match=message):
         puzzles.make_puzzle(family, 0, 0, knobs)
 
@@ -328,7 +328,7 @@ def test_a_wrong_knob_is_named(family, knobs, message):
 # ---- rows
 
 
-def test_rows_take_turns_and_begin_alike():
+def test_families_alternate_and_fewer_rows_are_a_prefix_of_more():
     rows = puzzles.make_rows(30, seed=2)
     assert [row["family"] for row in rows] == EVERY * 5
     assert all(list(row) == ["id", "prompt", "answer", "family", "trace"] for row in rows)
@@ -350,7 +350,7 @@ def test_rows_take_turns_and_begin_alike():
         ),
     ],
 )
-def test_rows_that_cannot_be_had_are_refused(arguments, message):
+def test_impossible_requests_for_rows_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         puzzles.make_rows(seed=1, **arguments)
 
@@ -375,11 +375,11 @@ def test_rows_that_cannot_be_had_are_refused(arguments, message):
         ("join swapped", 0, "83*15", "1583"),
     ],
 )
-def test_how_a_rule_writes_its_result(rule, way, left, right):
+def test_a_rule_writes_its_result_in_the_given_format(rule, way, left, right):
     assert rules.write_result(rule, way, left) == right
 
 
-def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
+def test_two_signs_of_a_puzzle_have_rules_of_two_groups_unless_both_concatenate():
     def given(shown, way):
         return list(
             rules.assign_rules(shown, way, lambda rule, way, *pair: rules.write_result(rule, way, pair[0]) == pair[1])
@@ -390,7 +390,7 @@ def test_two_signs_of_a_puzzle_are_of_two_groups_unless_both_join():
     assert given([("12#34", "1234"), ("12$34", "1234")], 0) == [{"#": "join", "$": "join"}]
 
 
-def test_copies_and_their_sources_are_the_same_thing():
+def test_copied_bits_equal_their_sources():
     for name in bits.COPIES:
         for byte in (0b10110010, 0b00000001, 0b11111111):
             sources = [bits.find_source(place, *name) for place in range(8)]
@@ -409,11 +409,11 @@ def test_copies_and_their_sources_are_the_same_thing():
         (("choice", 2, 0, 1), "0111"),  # the first word where the third has 1, else the second
     ],
 )
-def test_a_rule_on_whole_words(rule, value):
+def test_bit_rules_are_evaluated_on_whole_words(rule, value):
     assert f"{bits.evaluate_rule(rule, [0b0011, 0b0101, 0b0010], 0b1111):04b}" == value
 
 
-def test_factors_that_the_examples_allow():
+def test_the_examples_bound_the_possible_factors():
     shown = [(Decimal(10), Decimal("12.35")), (Decimal(20), Decimal("24.70"))]
     low, high = physics.allowed_factors(shown)
     assert (low, high) == (Decimal("1.23475"), Decimal("1.23525"))
@@ -437,7 +437,7 @@ def test_roman_numerals(number, letters):
     assert sum(value for value, _ in numerals.split_number(number)) == number
 
 
-def test_an_unseen_letter_is_told_by_the_words_that_fit():
+def test_an_unseen_letter_is_inferred_from_the_words_that_fit():
     key, lines = cipher.learn_key([("abc", "cat")])
     assert key == {"a": "c", "b": "a", "c": "t"} and lines == ["abc = cat: a=c b=a c=t"]
     assert cipher.learn_key([("abc", "cat"), ("abd", "tat")]) is None  # a is both c and t
@@ -486,18 +486,18 @@ def test_a_damaged_prompt_never_raises(family):
         "Now, convert the following measurement: 3.0 m",
     ],
 )
-def test_what_no_rule_explains_has_no_answer(prompt):
+def test_examples_that_no_rule_explains_give_no_answer(prompt):
     assert puzzles.solve_prompt(prompt) is None
 
 
-def test_many_signs_do_not_multiply():
+def test_many_different_signs_do_not_make_solving_slow():
     lines = "".join(f"a{i}{sign}b{i} = {i}\n" for i, sign in zip("cdefghij", "!#$%&?@^"))
     assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
     lines = "".join(f"ab{chr(0x4E00 + i)}cd = abcd\n" for i in range(3000))
     assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
 
 
-def test_a_copied_pair_is_told_in_the_order_of_its_examples():
+def test_a_trace_names_the_order_of_a_copied_pair_as_in_its_examples():
     for index in range(120):
         made = puzzles.make_puzzle("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
         for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", made.trace, re.MULTILINE):

@@ -98,7 +98,7 @@ def test_a_recipe_reads_its_sets_columns(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", recipes.list_recipes())
-def test_a_recipe_says_where_from_under_which_licence_and_what_was_checked(name):
+def test_a_recipe_names_its_source_its_licence_and_what_was_checked(name):
     recipe = recipes.load_recipe(name)
     assert recipe.about and recipe.licence and recipe.verified and recipe.files
     assert recipe.hub or name == "nemotron_challenge"

@@ -42,7 +42,7 @@ def test_a_budget_is_stated_at_the_end_of_the_prompt_and_nothing_else_is_changed
         assert changed["prompt"] == [{"role": "user", "content": given["prompt"][0]["content"] + sentence}]
 
 
-def test_which_rows_is_a_matter_of_seed_and_id_alone():
+def test_the_choice_of_rows_depends_on_seed_and_id_alone():
     assert make_rows(*BOTH, count=50) == make_rows(*BOTH, count=100)[:50]
     assert make_rows(*BOTH, count=50, seed=1) != make_rows(*BOTH, count=50, seed=2)
 
@@ -65,12 +65,12 @@ def test_only_training_rows_have_options(tmp_path):
         (["data.budgeted=0.5", "data.token_budgets=[8,0]"], r"data\.token_budgets is 0"),
     ],
 )
-def test_shares_and_budgets_that_make_no_sense_are_refused(overrides, message):
+def test_invalid_shares_and_budgets_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         config.load_config(["tiny"], overrides)
 
 
-def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path):
+def test_training_passes_row_options_to_the_template_and_the_rewards(tmp_path):
     """TRL 1.16 knows one set of template keywords for all rows; what its prompts end in is read off its own tokens."""
     settings = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])
     run = find_run("r", tmp_path)
@@ -101,7 +101,7 @@ def test_in_training_options_arrive_in_the_template_and_in_the_rewards(tmp_path)
             assert (f"Think for at most {budget} tokens." in text) == (budget is not None)
 
 
-def test_a_row_that_was_not_to_think_is_paid_for_its_bare_answer_and_another_is_not(math_reward):
+def test_a_bare_answer_is_paid_only_on_rows_with_thinking_off(math_reward):
     completions = [[{"role": "assistant", "content": "\\boxed{4}"}]] * 2
     columns = {"prompt_opened_think": [True, False], "enable_thinking": [True, False]}
     assert math_reward(completions=completions, answer=["4", "4"], **columns) == [0.0, 1.0]

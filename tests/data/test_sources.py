@@ -35,7 +35,7 @@ def test_shards_of_a_set_are_read_in_order_and_a_folder_can_be_named(tmp_path):
     assert [row[0] for row in read_rows("gsm8k", config.Data(paths=data.paths, limit=1))] == ["p0"]
 
 
-def test_puzzles_are_made_when_they_are_named(monkeypatch):
+def test_naming_the_puzzle_source_generates_puzzles(monkeypatch):
     from grpo_kit.data import puzzles
 
     def make_rows(count, seed):

@@ -76,7 +76,7 @@ def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
     assert len(board.rows) == 1 and "<img" in board.chart.value and "a1" in board.group_html.value
 
 
-def test_it_says_when_a_training_will_be_done_and_only_while_there_is_one(run):
+def test_the_board_shows_the_expected_end_only_during_a_training(run):
     write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
     board = Board(run)
     assert "done at about" not in board.head.value  # nobody trains
@@ -107,7 +107,7 @@ def test_the_browser_follows_the_newest_step_until_another_is_picked(run):
     assert (board.step.value, board.step.max) == (2, 4) and "b2" in board.group_html.value
 
 
-def test_a_run_begun_anew_is_shown_from_its_start(run):
+def test_a_restarted_run_is_shown_from_its_start(run):
     take(run, 1)
     take(run, 2)
     board = Board(run)
@@ -120,7 +120,7 @@ def test_a_run_begun_anew_is_shown_from_its_start(run):
     assert len(board.rows) == 1
 
 
-def test_it_draws_at_most_once_a_second_and_a_hundredth_of_the_time(run, monkeypatch):
+def test_drawing_happens_at_most_once_a_second_and_takes_a_hundredth_of_the_time(run, monkeypatch):
     board = Board(run)
     clock = [1000.0]
     monkeypatch.setattr(time_board, "monotonic", lambda: clock[0])
@@ -142,7 +142,7 @@ def test_it_draws_at_most_once_a_second_and_a_hundredth_of_the_time(run, monkeyp
     ("seconds", "between"),
     [(0.2, 4.2), (0.4, 8.4), (3.0, 13.0)],  # 20 times what one drawing takes, but never more than 10 s
 )
-def test_charts_wait_by_what_they_cost_and_figures_go_on_meanwhile(run, monkeypatch, seconds, between):
+def test_slow_charts_are_drawn_less_often_while_figures_keep_updating(run, monkeypatch, seconds, between):
     board = Board(run)
     clock, drawn, seen = [1000.0], [], []
     monkeypatch.setattr(time_board, "monotonic", lambda: clock[0])
@@ -172,7 +172,7 @@ def test_the_last_chart_shows_the_whole_training(run, monkeypatch):
     assert shown[-1] == [5]
 
 
-def test_a_training_runs_in_a_thread_and_its_return_is_the_cells(run):
+def test_a_training_runs_in_a_thread_and_the_cell_gets_its_return_value(run):
     board = Board(run)
     last = asyncio.run(board.during(until_stopped_soon, run))
     assert last["step"] == 5 and last["thread"] is not threading.main_thread()
@@ -183,7 +183,7 @@ def until_stopped_soon(run, should_stop):
     return until_stopped(run, should_stop, most=5)
 
 
-def test_the_button_ends_it(run):
+def test_the_stop_button_ends_the_training(run):
     board = Board(run)
 
     async def press():
@@ -287,7 +287,7 @@ def test_a_kernel_of_ipykernel_6_answers_clicks_and_leaves_cells_in_its_queue(ol
     assert parents == [(b"me", "the cell", "shell")]  # what is printed next belongs to the cell again
 
 
-def test_another_version_or_a_kernel_without_the_private_parts_is_left_alone(old_kernel, monkeypatch):
+def test_an_unsupported_ipykernel_is_not_patched(old_kernel, monkeypatch):
     kernel, done, parents = old_kernel
     monkeypatch.setattr("ipykernel.version_info", (7, 4, 0))
     asyncio.run(answer_widget_messages())

@@ -168,7 +168,7 @@ def wait(seconds, holds, otherwise=lambda: ""):
     raise AssertionError(f"not within {seconds} s: {otherwise()[-3000:]}")
 
 
-def test_the_board_lives_and_obeys_in_a_real_browser(folder, server, page, pictures):
+def test_the_board_updates_and_reacts_to_clicks_in_a_real_browser(folder, server, page, pictures):
     run, output = find_run("long", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "long.ipynb", folder / "lab.log")
 

@@ -71,7 +71,7 @@ def test_a_long_run_is_thinned_and_keeps_its_last_step():
     assert charts.thin_out(xs[:300]) == xs[:300] and charts.thin_out([]) == []
 
 
-def test_shares_are_drawn_on_top_of_one_another():
+def test_shares_are_stacked():
     (axis,) = charts.draw_panels([SHARES]).axes
     lowest, upper = ({tuple(map(float, p)) for p in area.get_paths()[0].vertices} for area in axis.collections)
     assert lowest == {(1, 0), (2, 0), (1, 0.5), (2, 0.4)} and upper == {(1, 0.5), (2, 0.4), (1, 1.0), (2, 1.0)}

@@ -23,7 +23,7 @@ def path(tmp_path):
     return tmp_path / "completions.jsonl"
 
 
-def test_a_file_is_followed_as_it_grows(path):
+def test_a_growing_file_is_read_as_it_grows(path):
     tail = completions.Tail(path)
     assert tail.new() == []  # not there yet
     add(path, {"step": 1}, {"step": 2})
@@ -43,7 +43,7 @@ def test_figures_of_an_earlier_version_have_todays_names(path):
     assert row == {"step": 1, "groups/with_gradient": 0.5}
 
 
-def test_a_file_begun_anew_is_read_from_its_start(path):
+def test_a_restarted_file_is_read_from_its_start(path):
     tail = completions.Tail(path)
     add(path, {"step": 1}, {"step": 2})
     tail.new()
@@ -101,20 +101,20 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_policy_writes_is_text(text):
+def test_completions_are_escaped_as_text(text):
     """The markup is the same whatever the texts are."""
     plain = templates.render_group([line(1, "p", "t</think>a", name=0.0)])
     odd = templates.render_group([line(1, text, f"{text}</think>{text}", **{text: 0.0}) | {"answer": text}])
     assert re.findall(r"<[^>]*>", odd) == re.findall(r"<[^>]*>", plain)
 
 
-def test_thinking_is_folded_and_its_end_is_missed():
+def test_thinking_is_folded_and_a_missing_end_is_reported():
     shown = templates.render_group([line(), line(completion="on and on", m=None)])
     assert shown.count("<details>") == 2 and "<details open" not in shown
     assert "no answer: the thinking never ends" in shown and "m not judged" in shown
 
 
-def test_what_is_shown_is_bounded():
+def test_the_shown_text_has_a_maximum_length():
     shown = templates.render_group([line(completion="<" * 100_000)] * 100)
     assert "96,000 more characters" in shown and "and 84 more" in shown
     assert len(shown) < templates.MOST * (templates.LONGEST * 4 + 2000)

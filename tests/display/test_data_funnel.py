@@ -6,7 +6,7 @@ from grpo_kit.display import data_funnel
 from grpo_kit.display.run_figures import BLUE, GREY
 
 
-def test_the_funnel_has_a_bar_for_what_is_left_and_one_for_what_each_reason_took():
+def test_the_funnel_has_a_bar_for_the_kept_rows_and_one_for_each_drop_reason():
     manifest = {
         "read": 10,
         "funnel": [{"reason": "proof", "dropped": 3, "left": 7}, {"reason": "image", "dropped": 1, "left": 6}],
@@ -19,7 +19,7 @@ def test_the_funnel_has_a_bar_for_what_is_left_and_one_for_what_each_reason_took
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["train 3", "val 1", "test 2"]
 
 
-def test_the_shape_of_the_rows_is_their_lengths_and_their_pass_rates_where_there_are_any():
+def test_row_charts_show_lengths_and_known_pass_rates():
     lengths, rates = data_funnel.draw_prompts([10, 10, 20], [0.5, 1.0]).axes
     assert sum(bar.get_height() for bar in lengths.patches) == 3
     assert [bar.get_height() for bar in rates.patches] == [0, 0, 0, 0, 1, 0, 0, 0, 1]  # none to all of eight

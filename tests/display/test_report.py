@@ -35,7 +35,7 @@ def copied(trained, tmp_path):
     return run
 
 
-def test_the_page_asks_nothing_of_anyone(copied):
+def test_the_page_loads_nothing_from_the_network(copied):
     report.save_report(copied)
     page = Reader(copied.page.read_text())
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "a"})
@@ -78,7 +78,7 @@ def test_the_picture_is_a_png_of_every_panel(copied):
     assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["test split, before", "test split, after"]
 
 
-def test_what_is_not_measured_yet_is_left_out(copied):
+def test_missing_measurements_are_left_out_of_the_page(copied):
     (copied.evaluation / "after.json").unlink()
     assert "accuracy, test after" not in report.render_page(copied)
 

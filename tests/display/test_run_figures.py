@@ -76,7 +76,7 @@ def test_the_share_of_groups_with_a_gradient(row, share):
     assert same(run_figures.gradient_shares([row]), [share])
 
 
-def test_why_groups_teach_nothing_is_stacked_on_those_that_do(run):
+def test_reasons_for_groups_without_a_gradient_are_stacked_on_the_others(run):
     metrics = rows(
         3, **{"groups/with_gradient": 0.5, "groups/all_right": 0.3, "groups/all_wrong": 0.2, "groups/truncated": 0.0}
     )
@@ -95,7 +95,7 @@ def test_replaced_groups_are_not_counted_twice(run):
     ]  # fmt: skip
 
 
-def test_a_row_without_a_figure_leaves_a_gap():
+def test_a_row_without_a_value_leaves_a_gap_in_the_curve():
     assert same(run_figures.metric_values([{"a": 1}, {}, {"a": None}], "a"), [1.0, NAN, NAN])
 
 
@@ -125,11 +125,11 @@ def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
         ([{"step": 1, "seconds": 90.0}, {"step": 2, "seconds": 3.0}], 4, {}, 6.0),  # resumed: the clock began anew
     ],
 )
-def test_the_time_left(metrics, steps, forecast, left):
+def test_the_remaining_time_is_estimated(metrics, steps, forecast, left):
     assert run_figures.estimate_seconds_left(metrics, steps, forecast) == left
 
 
-def test_the_words(run):
+def test_the_summary_of_a_run_shows_recent_means_with_units(run):
     write_text(run.forecast, json.dumps({"steps": 40, "seconds": 7300.0}))
     assert run_figures.summarise_run(run, []) == {"step": "0 of 40", "time left": "at most 2.0 h"}
     metrics = rows(30, reward=0.5, frac_reward_zero_std=0.5, tokens_per_second=1234.0, memory_gib=3.21, skipped_steps=2)
@@ -141,6 +141,6 @@ def test_the_words(run):
     }  # fmt: skip
 
 
-def test_an_alarm_stands_once_with_the_step_it_rang_at_last():
+def test_an_alarm_is_listed_once_with_its_last_step():
     metrics = [{"step": 1, "alarms": ["a"]}, {"step": 2}, {"step": 3, "alarms": ["a", "b"]}]
     assert run_figures.list_alarms(metrics) == [(3, "a"), (3, "b")]

@@ -32,7 +32,7 @@ def test_the_report_has_what_was_promised(trained):
     assert report["seconds"] == pytest.approx(sum(report["seconds_by_stage"].values()), abs=0.1)
 
 
-def test_before_and_after_ask_the_same_held_out_problems(trained):
+def test_before_and_after_use_the_same_held_out_problems(trained):
     _, run = trained
     problems = {
         name: json.loads((run.evaluation / f"{name}.json").read_text())["problems"] for name in ("before", "after")
@@ -54,20 +54,20 @@ def fresh(tmp_path, *overrides):
     return chosen, run
 
 
-def test_unusable_golds_count_neither_way(tmp_path):
+def test_problems_with_unusable_golds_are_not_counted(tmp_path):
     chosen, run = fresh(tmp_path)
     report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
     assert (report["pass@1"], report["n"]) == (0.75, 4)
 
 
-def test_no_usable_gold_is_an_error_not_an_accuracy(tmp_path):
+def test_without_any_usable_gold_measuring_raises(tmp_path):
     chosen, run = fresh(tmp_path)
     with pytest.raises(ValueError, match="none of the 6 reference answers"):
         evaluate.measure(chosen, run, "before", lambda completions, **_: [None] * len(completions))
     assert not (run.evaluation / "before.json").exists() and "before" not in run.stages()
 
 
-def test_several_samples_a_problem_give_shares(tmp_path):
+def test_several_samples_per_problem_give_fractional_scores(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=3")
     report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))
     assert (report["pass@1"], report["n"], report["samples"]) == (0.5, 3, 12)
@@ -83,7 +83,7 @@ def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
     assert seen["completions"][0][0]["role"] == "assistant" and len({len(v) for v in seen.values()}) == 1
 
 
-def test_stages_that_are_missing_are_named(tmp_path, math_reward):
+def test_missing_stages_are_named(tmp_path, math_reward):
     chosen = config.load_config(["tiny"])
     run = find_run("r", tmp_path)
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
@@ -95,14 +95,14 @@ def test_stages_that_are_missing_are_named(tmp_path, math_reward):
         evaluate.compare(run)
 
 
-def test_a_second_call_does_not_measure_again(tmp_path, math_reward, monkeypatch):
+def test_a_second_call_reuses_the_measurement(tmp_path, math_reward, monkeypatch):
     chosen, run = fresh(tmp_path)
     first = evaluate.measure(chosen, run, "before", math_reward)
     monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("measured again"))
     assert evaluate.measure(chosen, run, "before", math_reward) == first
 
 
-def test_another_verifier_is_another_measurement(tmp_path, math_reward):
+def test_another_verifier_measures_again(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     evaluate.measure(chosen, run, "before", math_reward)
     with pytest.raises(ValueError, match="verifier was"):
@@ -127,7 +127,7 @@ def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     assert report["sampling"]["engine"].startswith("transformers ") and "vLLM" in report["sampling"]["engine_why"]
 
 
-def test_the_challenge_protocol_asks_and_judges_as_its_scorer_does(tmp_path):
+def test_the_challenge_protocol_prompts_and_judges_like_its_scorer(tmp_path):
     chosen, run = fresh(
         tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.protocol=challenge", "evaluation.batch_size=6"
     )
@@ -182,7 +182,7 @@ def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
     }
 
 
-def test_an_edited_set_is_another_measurement(tmp_path, math_reward):
+def test_an_edited_problem_set_is_measured_again(tmp_path, math_reward):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(SET[0]))
     chosen, run = fresh(tmp_path, f"evaluation.sets=[{path}]")
@@ -195,7 +195,9 @@ def test_an_edited_set_is_another_measurement(tmp_path, math_reward):
 # pass@k, avg@n, maj@n
 
 
-def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_reading(tmp_path, math_reward, monkeypatch):
+def test_several_samples_give_pass_at_k_and_a_majority_vote_over_the_answers_the_verifier_reads(
+    tmp_path, math_reward, monkeypatch
+):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=2")
     golds = [row["answer"] for row in read_lines(run.data_file("test"))[:2]]
     first = [f"{golds[0]}.0", "7", "8", f"\\frac{{{golds[0]}}}{{1}}"]  # two of four, spelled apart
@@ -211,7 +213,7 @@ def test_several_samples_give_pass_at_k_and_the_vote_of_the_verifiers_own_readin
     assert all(m["ci95"][0] <= m["value"] <= m["ci95"][1] for m in report["measures"].values())
 
 
-def test_a_verifier_that_reads_no_answers_gives_no_vote(tmp_path):
+def test_without_a_verifier_that_reads_answers_there_is_no_majority_vote(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=3", "evaluation.num_problems=2")
     report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0, 1.0] * 2)
     assert set(report["measures"]) == {"pass@1", "pass@2", "pass@3", "avg@3"}
@@ -229,7 +231,7 @@ def without_seconds(report):
     return {key: value for key, value in report.items() if key != "seconds"}
 
 
-def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path, math_reward, monkeypatch):
+def test_a_measurement_killed_twice_resumes_and_equals_an_undisturbed_one(tmp_path, math_reward, monkeypatch):
     settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
     chosen, run = fresh(tmp_path, *settings)
     undisturbed = evaluate.measure(chosen, run, "before", math_reward)
@@ -269,14 +271,14 @@ def test_a_measurement_killed_twice_goes_on_and_ends_as_one_left_alone(tmp_path,
         ('{"a": 1}\n{"a": "\xc3', 1),  # in the middle of a letter
     ],
 )
-def test_a_file_is_read_up_to_where_it_was_broken_off(tmp_path, text, expected):
+def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, text, expected):
     path = tmp_path / "x.jsonl"
     path.write_bytes(text.encode("latin-1"))
     assert len(evaluate._read_whole_lines(path)) == expected
     assert evaluate._read_whole_lines(tmp_path / "none") == []
 
 
-def test_what_was_drawn_otherwise_is_not_gone_on_with(tmp_path, math_reward):
+def test_samples_drawn_with_different_settings_are_not_resumed(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     partial = run.evaluation / "before.partial.jsonl"
     write_lines(partial, [{"of": "something else"}, {"batch": 0, "seconds": 9e9, "samples": [["", 1, True]] * 6}])
@@ -286,7 +288,7 @@ def test_what_was_drawn_otherwise_is_not_gone_on_with(tmp_path, math_reward):
 # Side by side
 
 
-def test_the_report_says_what_is_real(tmp_path, trained):
+def test_the_report_says_whether_the_difference_is_real(tmp_path, trained):
     _, run = trained
     report = evaluate.compare(run)
     assert report["words"].startswith("The difference is real" if report["real"] else "No difference is shown")
@@ -298,7 +300,7 @@ def copy_of(run, tmp_path):
     return Run(tmp_path, "copy")
 
 
-def test_before_and_after_measured_otherwise_are_not_compared(tmp_path, trained, math_reward):
+def test_before_and_after_with_different_settings_are_not_compared(tmp_path, trained, math_reward):
     chosen, run = trained
     run = copy_of(run, tmp_path)
     greedy = replace(
@@ -309,7 +311,7 @@ def test_before_and_after_measured_otherwise_are_not_compared(tmp_path, trained,
         evaluate.compare(run)
 
 
-def test_another_engine_is_said(tmp_path, trained):
+def test_a_different_engine_is_reported(tmp_path, trained):
     _, run = trained
     run = copy_of(run, tmp_path)
     path = run.evaluation / "after.json"

@@ -23,7 +23,7 @@ def test_pass_at_k(n, c, k, value):
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(8, 9, 1), (8, -1, 1), (8, 1, 0), (8, 1, 9)])
-def test_pass_at_k_refuses_what_makes_no_sense(n, c, k):
+def test_pass_at_k_refuses_impossible_counts(n, c, k):
     with pytest.raises(ValueError, match="pass_at_k got"):
         intervals.pass_at_k(n, c, k)
 
@@ -57,7 +57,7 @@ def test_mcnemars_exact_test(gained, lost, same, p):
     assert intervals.mcnemar(before, after) == pytest.approx(p)
 
 
-def test_mcnemars_test_refuses_shares_and_other_problems():
+def test_mcnemars_test_refuses_fractional_scores_and_different_problems():
     with pytest.raises(ValueError, match="verdicts of 0 and 1"):
         intervals.mcnemar([0.5], [1.0])
     with pytest.raises(ValueError, match="1 problems and after 2"):
@@ -73,7 +73,7 @@ def test_mcnemars_test_refuses_shares_and_other_problems():
         (1, 1, 0.2065, 1.0),
     ],
 )
-def test_the_interval_of_right_and_wrong_is_wilsons(right, n, low, high):
+def test_scores_of_0_and_1_get_wilsons_interval(right, n, low, high):
     assert intervals.mean_interval([1.0] * right + [0.0] * (n - right)) == pytest.approx((low, high), abs=2e-4)
 
 
@@ -92,12 +92,12 @@ def test_wilsons_interval(right, tried, low, high):
 
 
 @pytest.mark.parametrize(("right", "tried"), [(0, 0), (2, 1), (-1, 4)])
-def test_wilsons_interval_refuses_what_makes_no_sense(right, tried):
+def test_wilsons_interval_refuses_impossible_counts(right, tried):
     with pytest.raises(ValueError, match="needs 0 <= right <= tried"):
         intervals.wilson_interval(right, tried)
 
 
-def test_the_interval_of_shares_is_a_bootstrap_over_problems():
+def test_fractional_scores_get_a_bootstrap_interval_over_problems():
     low, high = intervals.mean_interval([0.25, 0.5, 0.75, 1.0] * 50)
     assert 0.57 < low < 0.6 < 0.65 < high < 0.68
     assert (low, high) == intervals.mean_interval([0.25, 0.5, 0.75, 1.0] * 50)  # the same for the same seed
@@ -108,13 +108,13 @@ def test_no_scores_have_no_interval():
         intervals.mean_interval([])
 
 
-def test_a_paired_difference_is_tighter_than_two_intervals():
+def test_a_paired_difference_has_a_tighter_interval_than_two_separate_ones():
     before, after = [0.0] * 50 + [1.0] * 50, [0.0] * 40 + [1.0] * 60
     low, high = intervals.difference_interval(before, after)
     assert 0.0 < low < 0.1 < high < 0.2
 
 
-def test_no_change_is_no_difference():
+def test_equal_scores_give_no_difference():
     assert intervals.difference_interval([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == (0.0, 0.0)
 
 
@@ -147,14 +147,14 @@ def single(gained, lost, same):
         (0, 0, 100, False),
     ],
 )
-def test_one_sample_a_problem_is_decided_by_mcnemar(gained, lost, same, real):
+def test_one_sample_per_problem_is_decided_by_mcnemars_test(gained, lost, same, real):
     comparison = intervals.compare_scores(*single(gained, lost, same))
     assert (comparison["real"], comparison["gained"], comparison["lost"], comparison["n"]) == (real, gained, lost, 100)
     assert comparison["difference"] == pytest.approx((gained - lost) / 100)
     assert comparison["words"].startswith("The difference is real" if real else "No difference is shown")
 
 
-def test_shares_are_decided_by_the_interval():
+def test_fractional_scores_are_decided_by_the_interval():
     rng = random.Random(1)
     before = scores(*[rng.choice([0.0, 0.25, 0.5]) for _ in range(200)])
     raised = {key: value + 0.25 for key, value in before.items()}
@@ -165,7 +165,7 @@ def test_shares_are_decided_by_the_interval():
     assert not comparison["real"] and "includes zero" in comparison["words"]
 
 
-def test_nothing_changed_is_found_real_about_once_in_twenty_at_most():
+def test_equal_policies_are_called_different_at_most_once_in_twenty():
     rng, real = random.Random(3), 0
     for _ in range(400):
         before, after = (scores(*[float(rng.random() < 0.5) for _ in range(100)]) for _ in range(2))
@@ -178,12 +178,12 @@ def test_only_problems_with_a_score_in_both_count():
     assert (comparison["n"], comparison["difference"]) == (2, 0.5)
 
 
-def test_nothing_in_common_is_an_error():
+def test_scores_without_a_common_problem_raise():
     with pytest.raises(ValueError, match="before training and after training"):
         intervals.compare_scores({"a": 1.0}, {"b": 1.0})
 
 
-def test_the_sentence_names_the_two_and_the_direction():
+def test_the_sentence_names_both_sides_and_the_direction():
     words = intervals.compare_scores(*single(2, 30, 68), names=("with the preset", "with trial 3"))["words"]
     assert (
         "28.0 percentage points fewer problems are solved with trial 3 than with the preset" in words

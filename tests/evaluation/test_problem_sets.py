@@ -32,7 +32,7 @@ def make_config(path, *evaluation):
     )
 
 
-def test_the_runs_rows_are_asked_as_they_stand_and_others_in_the_runs_words(run, tmp_path):
+def test_own_rows_keep_their_prompts_and_other_sets_get_the_runs_prompt_format(run, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
     *own, other = problem_sets.load_problems(make_config(path), run)
@@ -65,7 +65,7 @@ def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
         ("a.jsonl", '{"prompt": [{"role": "user"}], "answer": "1"}\n', ValueError, "line 1"),
     ],
 )  # fmt: skip
-def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, message):
+def test_an_unknown_problem_set_is_refused(run, tmp_path, name, text, error, message):
     path = tmp_path / name if name.endswith("jsonl") else name
     if text is not None:
         path.write_text(text)
@@ -74,7 +74,7 @@ def test_what_is_no_set_is_refused(run, tmp_path, name, text, error, message):
 
 
 @pytest.mark.parametrize("sets", ["[]", "[test,test]"])
-def test_no_set_and_a_set_named_twice_are_refused(run, sets):
+def test_an_empty_list_and_a_set_named_twice_are_refused(run, sets):
     with pytest.raises(ValueError, match="each once"):
         problem_sets.load_problems(config.load_config(["tiny"], [f"evaluation.sets={sets}"]), run)
 

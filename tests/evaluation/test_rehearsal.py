@@ -51,7 +51,7 @@ def untrained(tmp_path):
     return find_run("r", tmp_path / "runs")
 
 
-def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
+def test_a_problem_has_the_scorers_prompt(file, untrained):
     path, rows = file
     problems = rehearsal.held_out_puzzles(puzzle_config(path), untrained, 60)
     assert [p.row["id"] for p in problems] == [row["id"] for row in rows]
@@ -68,7 +68,7 @@ def test_a_problem_is_asked_in_the_scorers_words(file, untrained):
     assert all(p.row["answer"] == row["answer"] and p.row["family"] == row["family"] for p, row in zip(problems, rows))
 
 
-def test_each_family_has_its_share_and_the_seed_decides(file, untrained):
+def test_every_family_is_sampled_equally_and_the_seed_decides_which_puzzles(file, untrained):
     path, _ = file
     drawn = rehearsal.held_out_puzzles(puzzle_config(path), untrained, 20)
     assert len(drawn) == 20 and set(Counter(p.row["family"] for p in drawn).values()) == {3, 4}
@@ -83,7 +83,7 @@ def test_each_family_has_its_share_and_the_seed_decides(file, untrained):
     )
 
 
-def test_rows_that_were_trained_on_are_not_asked(file, untrained):
+def test_rows_used_for_training_are_not_scored(file, untrained):
     path, rows = file
     chosen = puzzle_config(
         path, "data.source=nemotron_challenge", "data.test_size=20", "data.val_size=10", "data.prompt_suffix=' Think.'"
@@ -135,7 +135,7 @@ def test_the_trained_policy_is_scored_by_family(scored):
     assert not list(run.evaluation.glob("score.partial*"))
 
 
-def test_a_score_is_kept_until_something_it_hangs_on_changes(scored, monkeypatch):
+def test_a_score_is_reused_until_one_of_its_inputs_changes(scored, monkeypatch):
     chosen, run = scored
     first = rehearsal.rehearse_score(chosen, run, 6)
     monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda *_: pytest.fail("it was drawn again"))
@@ -144,7 +144,7 @@ def test_a_score_is_kept_until_something_it_hangs_on_changes(scored, monkeypatch
         rehearsal.rehearse_score(chosen, run, 7)
 
 
-def test_the_last_metric_decides(scored, monkeypatch):
+def test_the_score_is_that_of_version_15_of_the_metric(scored, monkeypatch):
     """v15, not v14: an answer that ends in a brace is right, and a gold of 0s and 1s is text."""
     chosen, run = scored
     answers = {"}1": r"\boxed{}1}", "0101": r"\boxed{101}"}
@@ -189,7 +189,7 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     assert set(read) == {str(zip_path), "data/manifest.json"}  # and no folder that is gone
 
 
-def test_a_zip_s_score_is_kept_until_the_zip_is_another(scored, tmp_path, monkeypatch):
+def test_a_zips_score_is_reused_until_the_zip_changes(scored, tmp_path, monkeypatch):
     chosen, run = scored
     zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
     first = rehearsal.rehearse_score(chosen, run, 6, zip_path)
@@ -230,14 +230,14 @@ def test_what_is_missing_is_named(scored, untrained, tmp_path, monkeypatch):
         rehearsal.held_out_puzzles(chosen, run, 0)
 
 
-def test_another_file_of_that_name_is_refused(untrained, tmp_path):
+def test_a_different_file_of_the_same_name_is_refused(untrained, tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("id,prompt\n1,x\n")
     with pytest.raises(ValueError, match="line 2 has no id, prompt, answer"):
         rehearsal.held_out_puzzles(puzzle_config(path), untrained, 5)
 
 
-def test_the_real_file(shared_data, untrained):
+def test_the_real_challenge_file_gives_600_puzzles_of_all_families(shared_data, untrained):
     folder = shared_data / "nemotron_challenge"
     problems = rehearsal.held_out_puzzles(
         puzzle_config(folder), untrained, 600

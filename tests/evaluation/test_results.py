@@ -27,12 +27,12 @@ def problem(key, paid, votes=None, **row):
         ([0.0, 0.0], [None, None], 0.0, 0.0),  # nobody voted
     ],
 )
-def test_what_is_kept_of_a_problem(paid, votes, score, majority):
+def test_a_judged_problem_has_a_score_and_a_majority_verdict(paid, votes, score, majority):
     record = problem("a", paid, votes)
     assert (record["score"], record.get("majority", "absent")) == (score, majority)
 
 
-def test_one_sample_a_problem_has_one_measure():
+def test_one_sample_per_problem_gives_pass_at_1_only():
     summary = results.summarise_problems([problem("a", [1.0]), problem("b", [0.0]), problem("c", [None])], seed=1)
     assert (summary["pass@1"], summary["n"], set(summary["measures"]), summary["by"]) == (0.5, 2, {"pass@1"}, {})
 

@@ -75,7 +75,7 @@ def by_id(run):
     return {line["id"]: line for line in read_lines(run.screening)[1:]}
 
 
-def test_a_decided_prompt_is_not_tried_again(tmp_path, drawn):
+def test_a_prompt_whose_pass_rate_is_decided_is_not_sampled_again(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 30 + [0.0] * 6 + [1.0] * 4)
     report = screening.screen(chosen, run, right_reward)
     for line in by_id(run).values():
@@ -88,7 +88,7 @@ def test_a_decided_prompt_is_not_tried_again(tmp_path, drawn):
     assert sum(report["histogram"]) == 40 and report["undecided"] >= 9
 
 
-def test_an_interval_wholly_outside_decides_too(tmp_path, drawn):
+def test_a_confidence_interval_outside_the_band_decides_a_prompt_early(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 1.0, 0.5] * 4, "screening.num_generations=100", "data.pass_rate=[0.3,0.7]")
     screening.screen(chosen, run, right_reward)
     rows, lines = read_lines(run.data_file("train")), by_id(run)
@@ -98,7 +98,7 @@ def test_an_interval_wholly_outside_decides_too(tmp_path, drawn):
     assert samples == {0.0: {12}, 1.0: {12}}  # Wilson's upper bound for 0 of 8 is 0.32, for 0 of 12 0.24
 
 
-def test_the_band_is_kept_and_the_rest_is_left_with_a_reason(tmp_path, drawn):
+def test_prompts_inside_the_band_are_kept_and_the_others_get_a_reason(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 10 + [0.0] * 3 + [1.0] * 2 + [0.5], answers={15: "none"})
     report = screening.screen(chosen, run, right_reward)
     kept, left = read_lines(run.screened), read_lines(run.left_out)
@@ -114,7 +114,7 @@ def test_the_band_is_kept_and_the_rest_is_left_with_a_reason(tmp_path, drawn):
     assert report["sources"] == {"r.jsonl": [len(kept), len(kept) + len(left)]}
 
 
-def test_an_unusable_gold_is_asked_once_and_has_no_pass_rate(tmp_path, drawn):
+def test_a_prompt_with_an_unusable_gold_is_sampled_once_and_has_no_pass_rate(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 8, answers=dict.fromkeys(range(3), "none"))
     report = screening.screen(chosen, run, right_reward)
     lines = [line for line in by_id(run).values() if line["pass_rate"] is None]
@@ -129,7 +129,7 @@ def test_the_kept_rows_are_in_the_order_of_a_curriculum(tmp_path, drawn):
     assert rates == sorted(rates, reverse=True) and rates[0] > rates[-1]
 
 
-def test_a_file_cut_off_anywhere_is_gone_on_with_to_the_same_bytes(tmp_path, drawn):
+def test_a_screening_file_cut_anywhere_resumes_to_the_same_bytes(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 0.3, 0.5, 1.0] * 5)
     screening.screen(chosen, run, right_reward)
     samples, kept = run.screening.read_bytes(), run.screened.read_bytes()
@@ -153,7 +153,7 @@ def test_a_file_cut_off_anywhere_is_gone_on_with_to_the_same_bytes(tmp_path, dra
         assert (len(drawn) == batch_count) == (cut < ends[3]), "whole rounds are not drawn again"
 
 
-def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
+def test_a_killed_screening_process_resumes_to_the_same_bytes(tmp_path, math_reward):
     """SIGKILL to a process that screens on the embedded policy; the file is then one that an undisturbed run began."""
     chosen = config.load_config(["tiny"], [*SMALL[1:], "data.limit=104", "evaluation.batch_size=32"])
     runs = {name: find_run(name, tmp_path / "runs") for name in ("killed", "undisturbed")}
@@ -190,7 +190,7 @@ def test_killed_for_real_it_goes_on_to_the_same_bytes(tmp_path, math_reward):
         ([], wrong_reward, "verifier was right_reward, now wrong_reward"),
     ],
 )
-def test_samples_made_otherwise_are_not_mixed_in(tmp_path, drawn, monkeypatch, overrides, verifier, message):
+def test_samples_made_with_different_settings_are_refused(tmp_path, drawn, monkeypatch, overrides, verifier, message):
     monkeypatch.setattr(screening, "fingerprint", lambda reward: reward.__name__)
     chosen, run = prepared(tmp_path, [0.5] * 12)
     screening.screen(chosen, run, right_reward)
@@ -212,7 +212,7 @@ def test_a_screened_run_is_not_screened_again(tmp_path, drawn, monkeypatch):
     assert screening.screen(chosen, run, right_reward) == first
 
 
-def test_another_band_is_applied_to_the_samples_there_are(tmp_path, drawn):
+def test_another_band_is_applied_to_the_existing_samples(tmp_path, drawn):
     """Only what the new band leaves open is tried further."""
     chosen, run = prepared(tmp_path, [0.3, 0.5] * 10 + [1.0] * 4, "screening.num_generations=8")
     screening.screen(chosen, run, right_reward)
@@ -250,13 +250,13 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path, drawn, spoilt, line):
     assert "\n" not in str(error.value) and run.screening.read_bytes() == before
 
 
-def test_without_data_it_says_so(tmp_path):
+def test_screening_without_data_names_the_missing_stage(tmp_path):
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
         screening.screen(config.load_config(["tiny"]), find_run("r", tmp_path), right_reward)
     assert not (tmp_path / "r").exists()
 
 
-def test_a_row_that_is_not_to_think_is_tried_so(tmp_path, math_reward):
+def test_a_row_with_thinking_off_is_sampled_with_thinking_off(tmp_path, math_reward):
     overrides = ["data.limit=100", "data.no_thinking=0.5", "data.pass_rate=[0,1]"]
     chosen = config.load_config(["tiny"], [*SMALL, *overrides])
     run = find_run("r", tmp_path)
@@ -303,7 +303,7 @@ def test_training_takes_the_screened_rows_in_their_order_over_the_run(screened):
         train.train(replace(chosen, screening=Screening(sigma=0.3)), run, [wrong_reward])
 
 
-def test_a_run_longer_than_its_rows_falls_once_and_not_once_an_epoch(screened):
+def test_a_run_longer_than_its_rows_goes_from_easy_to_hard_once_not_once_per_epoch(screened):
     chosen, run = screened
     longer = replace(chosen, grpo=replace(chosen.grpo, max_steps=40, num_iterations=2))
     trainer = train.make_trainer(longer, run, [wrong_reward])
@@ -312,13 +312,13 @@ def test_a_run_longer_than_its_rows_falls_once_and_not_once_an_epoch(screened):
     assert sum(rates[:20]) > sum(rates[20:40]) > sum(rates[40:60]) > sum(rates[60:])
 
 
-def test_without_screening_training_draws_from_all_rows_by_what_it_learns_of_them(tmp_path):
+def test_without_screening_training_samples_all_rows_by_their_learned_pass_rates(tmp_path):
     chosen, run = prepared(tmp_path, [0.5] * 12, "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]")
     trainer = train.make_trainer(chosen, run, [wrong_reward])
     assert len(trainer.train_dataset) == trainer.prompt_sampler.size == 12 and trainer.prompt_sampler.kind == "useful"
 
 
-def test_a_trained_run_that_is_screened_later_is_not_passed_for_one_trained_on_it(tmp_path, drawn):
+def test_screening_after_training_puts_the_training_out_of_date(tmp_path, drawn):
     chosen, run = prepared(
         tmp_path, [0.5] * 12, "grpo.max_steps=1", "grpo.per_device_train_batch_size=4", "grpo.num_generations=2",
         "grpo.max_completion_length=4", "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]",
@@ -329,7 +329,7 @@ def test_a_trained_run_that_is_screened_later_is_not_passed_for_one_trained_on_i
         train.train(chosen, run, [wrong_reward])
 
 
-def test_data_made_anew_puts_a_screening_out_of_date(screened, drawn):
+def test_new_data_makes_a_screening_out_of_date(screened, drawn):
     chosen, run = screened
     again = replace(chosen, data=replace(chosen.data, prompt_suffix="?"), run=replace(chosen.run, force=True))
     prepare(again, run)
@@ -385,7 +385,7 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     assert run.manifest.stat().st_mtime_ns == made
 
 
-def test_a_glance_tries_a_few_rows_and_keeps_nothing(tmp_path, math_reward):
+def test_estimating_pass_rates_samples_a_few_rows_and_writes_nothing(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
     run = find_run("r", tmp_path)
     prepare(chosen, run)
@@ -395,7 +395,7 @@ def test_a_glance_tries_a_few_rows_and_keeps_nothing(tmp_path, math_reward):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_glance_takes_what_is_on_record_left_out_rows_included_and_never_loads_a_large_model(screened, monkeypatch):
+def test_estimating_pass_rates_reads_recorded_ones_and_never_loads_a_large_model(screened, monkeypatch):
     chosen, run = screened[:2]
     monkeypatch.setattr(screening, "load_policy", lambda policy: pytest.fail("loaded"))
     on_record = {line["id"]: line["pass_rate"] for line in read_lines(run.screening)[1:]}

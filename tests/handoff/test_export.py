@@ -55,20 +55,20 @@ def theirs(to):
     return {key: text.partition(";")[0].split(", ") for key, text in table.items()}
 
 
-def test_what_the_table_promises_of_nemo_rl_stands_in_the_overlay(bundles):
+def test_settings_that_the_table_names_for_nemo_rl_are_in_the_overlay(bundles):
     overlay = OmegaConf.load(bundles["nemo-rl"] / "nemo_rl" / "grpo_v06.yaml")
     missing = object()
     overlay_keys = [name for names in theirs("nemo-rl").values() for name in names]
     assert [name for name in overlay_keys if OmegaConf.select(overlay, name, default=missing) is missing] == []
 
 
-def test_what_the_table_promises_of_verl_stands_in_its_script(bundles):
+def test_settings_that_the_table_names_for_verl_are_in_its_script(bundles):
     words = shlex.split((bundles["verl"] / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo")[2])
     set_there = {word.partition("=")[0].lstrip("+") for word in words}
     assert [name for names in theirs("verl").values() for name in names if name not in set_there] == []
 
 
-def test_what_the_table_promises_of_trl_stands_in_its_script(bundles):
+def test_settings_that_the_table_names_for_trl_are_in_its_script(bundles):
     text = (bundles["trl"] / "train.py").read_text()
     assert [name for names in theirs("trl").values() for name in names if not re.search(rf"\b{name} ?=", text)] == []
 
@@ -94,7 +94,7 @@ def test_the_adapter_is_the_run_s_and_names_the_base_that_travels_with_it(bundle
         )
 
 
-def test_a_reward_that_has_changed_since_is_named(bundles):
+def test_a_reward_other_than_the_trained_one_is_named(bundles):
     # The fixture trained with a function of its own in the second place.
     for folder in bundles.values():
         text = (folder / "README.md").read_text()
@@ -155,7 +155,7 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_left(copied, damage, 
     assert everything(run.path) == before
 
 
-def test_too_little_disk_is_said_before_the_first_byte(copied, monkeypatch):
+def test_too_little_disk_space_raises_before_anything_is_written(copied, monkeypatch):
     chosen, run = copied
     before = everything(run.path.parent)
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_too_little_disk_is_said_before_the_first_byte(copied, monkeypatch):
     assert everything(run.path.parent) == before
 
 
-def test_one_that_breaks_off_leaves_nothing(copied, monkeypatch):
+def test_an_interrupted_export_leaves_nothing(copied, monkeypatch):
     chosen, run = copied
     before = everything(run.path)
     monkeypatch.setattr(export, "make_readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -178,19 +178,19 @@ def test_one_that_breaks_off_leaves_nothing(copied, monkeypatch):
     assert everything(run.path) == before
 
 
-def test_an_empty_folder_is_filled(copied, tmp_path):
+def test_an_existing_empty_folder_is_accepted(copied, tmp_path):
     (tmp_path / "there").mkdir()
     folder = export.export_run(*copied, "verl", tmp_path / "there")
     assert (folder / "run.sh").is_file() and not list(tmp_path.glob(".there*"))
 
 
-def test_a_stopped_run_says_how_far_it_came(copied, tmp_path):
+def test_the_export_of_a_stopped_run_says_how_many_steps_it_took(copied, tmp_path):
     chosen, run = copied
     more = replace(chosen, grpo=replace(chosen.grpo, max_steps=9))
     assert "4 of 9 steps" in (export.export_run(more, run, "verl", tmp_path / "o") / "README.md").read_text()
 
 
-def test_a_base_that_is_not_here_is_named(copied, monkeypatch):
+def test_a_missing_base_model_is_named(copied, monkeypatch):
     chosen, run = copied
     elsewhere = replace(chosen, policy=replace(chosen.policy, model="nobody/none"))
     with pytest.raises(FileNotFoundError, match=r"'nobody/none' has no safetensors.*policy\.model=FOLDER"):

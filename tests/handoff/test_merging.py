@@ -61,7 +61,7 @@ def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     assert json.loads((tmp_path / "model/config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_experts_are_added_to_one_by_one_and_stacked_alike(tmp_path):
+def test_experts_are_merged_alike_whether_separate_or_stacked(tmp_path):
     single = "model.layers.1.mixer.experts"
     moved = random_adapter(
         tmp_path / "a", {f"{single}.{e}.up_proj": (64, 128) for e in (0, 5)} | {f"{single}.5.down_proj": (128, 64)}
@@ -121,7 +121,7 @@ def test_a_llama_in_shards_keeps_its_shards(llama, tmp_path):
             assert (model(ids).logits - merged(ids).logits).abs().max() > 0.1
 
 
-def test_no_more_than_a_tensor_is_held(llama, tmp_path, monkeypatch):
+def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
     assert random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
     alive, most, halves = 0, 0, 0
 
@@ -190,7 +190,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_pa
     assert not (tmp_path / "m").exists()
 
 
-def test_what_is_no_pair_is_not_left_out_silently(tmp_path):
+def test_a_tensor_that_is_not_half_of_a_lora_pair_is_refused(tmp_path):
     random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
     path = tmp_path / "a/adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
@@ -198,7 +198,7 @@ def test_what_is_no_pair_is_not_left_out_silently(tmp_path):
         merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
 
 
-def test_patterns_are_read(tmp_path):
+def test_rank_and_alpha_patterns_are_applied(tmp_path):
     """A pair of the rank and alpha that patterns give it is scaled by them, not by r and lora_alpha."""
     module = "model.layers.2.mixer.q_proj"
     patterns = {"rank_pattern": {".*q_proj": 4}, "alpha_pattern": {"mixer.q_proj": 12}}
@@ -211,7 +211,7 @@ def test_patterns_are_read(tmp_path):
     torch.testing.assert_close(stored(tmp_path / "m")[name].float(), expected, rtol=2**-8, atol=1e-6)
 
 
-def test_rank_stabilised_scale(tmp_path):
+def test_rank_stabilised_lora_is_scaled_by_the_root_of_the_rank(tmp_path):
     module = "model.layers.2.mixer.q_proj"
     moved = random_adapter(tmp_path / "a", {module: (128, 128)}, use_rslora=True)
     merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")

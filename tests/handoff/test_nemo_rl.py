@@ -123,7 +123,7 @@ def test_an_overlay_merges_and_holds_no_key_its_schema_lacks(bundle, version, bl
     )
 
 
-def test_up_to_v07_the_merged_model_goes_on_and_from_v08_the_adapter(bundle):
+def test_v07_and_earlier_continue_from_the_merged_model_and_v08_from_the_adapter(bundle):
     old, new = (read(bundle / f"nemo_rl/grpo_{version}.yaml")["policy"] for version in VERSIONS)
     assert old["model_name"] == str(bundle / "model") and "restore_from" not in old["dtensor_cfg"]["lora_cfg"]
     assert new["model_name"] == str(bundle / "base")
@@ -136,7 +136,7 @@ def test_up_to_v07_the_merged_model_goes_on_and_from_v08_the_adapter(bundle):
     assert sorted(lora["target_modules"]) == sorted(f"*.{name}" for name in saved["target_modules"])
 
 
-def test_without_a_merged_model_it_says_so_at_the_top(trained, tmp_path):
+def test_without_a_merged_model_the_overlay_says_so_at_the_top(trained, tmp_path):
     chosen, run = trained
     folder = export.export_run(chosen, run, "nemo-rl", tmp_path / "b")
     assert "model/ is NOT here" in (folder / "nemo_rl/grpo_v06.yaml").read_text().partition("defaults:")[0]
@@ -206,7 +206,7 @@ def test_settings_in_their_words(collected, overrides, expected):
         ("cosine", 2),
     ],
 )
-def test_a_schedule_is_transformers_own(collected, kind, warm):
+def test_a_learning_rate_schedule_equals_that_of_transformers(collected, kind, warm):
     import torch
     from transformers import get_scheduler
 
@@ -261,7 +261,7 @@ def trapped(trained, tmp_path_factory):
 EXPECTED = {0: "6", 1: "\\frac{5}{6}", 2: "\\{-1, 1\\}", 3: "$7", 4: "0.5"}
 
 
-def test_traps_come_out_right_as_plain_rows(trapped):
+def test_difficult_answers_are_exported_correctly_as_plain_rows(trapped):
     folder, run = trapped
     prompt = (folder / "nemo_rl/prompt.txt").read_text()
     rows = [json.loads(line) for s in ("train", "val") for line in (folder / f"nemo_rl/{s}.jsonl").open()]
@@ -357,7 +357,7 @@ def test_gym_keeps_the_system_turn_and_strips_the_gold(trapped):
 
 
 @pytest.mark.parametrize("answer", [6, "6", "$6$", "\\(6\\)", " $6$ "])
-def test_a_gold_of_any_kind_becomes_bare_text(answer):
+def test_every_kind_of_gold_becomes_bare_text(answer):
     row = {
         "id": "x",
         "question": "q",
@@ -368,7 +368,7 @@ def test_a_gold_of_any_kind_becomes_bare_text(answer):
     jsonschema.validate(nemo_gym.make_gym_row(row), GYM_ROW)
 
 
-def test_rows_that_state_a_budget_are_asked_as_they_were(trained, tmp_path):
+def test_rows_that_state_a_token_budget_keep_their_prompts(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     copied = find_run(run.name, tmp_path / "runs")
@@ -391,7 +391,7 @@ def parse_arguments(path):
     return OmegaConf.from_dotlist(words[5:-1])
 
 
-def test_the_gym_command_tells_what_the_shipped_configuration_lacks(bundle):
+def test_the_gym_command_sets_what_the_shipped_configuration_lacks(bundle):
     settings = parse_arguments(bundle / "nemo_rl/gym.sh")
     assert settings.data.manifest_path == str(bundle / "manifest.json") and settings.policy.model_name == str(
         bundle / "model"
@@ -414,7 +414,7 @@ def test_the_gym_command_tells_what_the_shipped_configuration_lacks(bundle):
     assert "*.q_proj" in settings.policy.dtensor_cfg.lora_cfg.target_modules
 
 
-def test_without_validation_rows_none_are_promised(trained, tmp_path):
+def test_without_validation_rows_the_manifest_has_none(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     copied = find_run(run.name, tmp_path / "runs")
@@ -430,7 +430,7 @@ def test_without_validation_rows_none_are_promised(trained, tmp_path):
     assert manifest["val"] == "" and parse_arguments(folder / "nemo_rl/gym.sh").data.allow_train_as_validation is True
 
 
-def test_a_screened_run_hands_over_what_it_kept_easy_ones_first(trained, tmp_path):
+def test_a_screened_run_exports_the_kept_rows_easy_ones_first(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     copied = find_run(run.name, tmp_path / "runs")
@@ -463,7 +463,7 @@ def deepscaler(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("version", "block"), VERSIONS.items())
-def test_deepscaler_s_stages_come_out_with_the_published_values(deepscaler, version, block):
+def test_the_deepscaler_stages_have_the_published_values(deepscaler, version, block):
     names = {path.name for path in (deepscaler / "nemo_rl").glob(f"grpo_{version}*")}
     assert names == {f"grpo_{version}_{stage}.yaml" for stage in STAGES}
     for stage, published in STAGES.items():
@@ -483,7 +483,7 @@ def test_deepscaler_s_stages_come_out_with_the_published_values(deepscaler, vers
         assert values == published
 
 
-def test_a_stage_goes_on_from_what_the_one_before_it_leaves(deepscaler):
+def test_a_stage_starts_from_what_the_stage_before_it_leaves(deepscaler):
     first, second, third = (
         {v: read(deepscaler / f"nemo_rl/grpo_{v}_{s}.yaml")["policy"] for v in VERSIONS} for s in STAGES
     )
@@ -509,7 +509,7 @@ def test_a_stage_goes_on_from_what_the_one_before_it_leaves(deepscaler):
     assert "policy.train_global_batch_size=64" in text  # what the recipe does and this run did not
 
 
-def test_what_merges_a_stage_does(deepscaler, tmp_path, monkeypatch):
+def test_the_merge_script_between_stages_adds_the_adapter_to_the_base(deepscaler, tmp_path, monkeypatch):
     """On the embedded policy: base and adapter in, a model out."""
     script, out = deepscaler / "nemo_rl/merge_stage.py", tmp_path / "hf"
     monkeypatch.setattr(sys, "argv", [str(part) for part in (script, deepscaler / "base", deepscaler / "adapter", out)])
@@ -519,7 +519,7 @@ def test_what_merges_a_stage_does(deepscaler, tmp_path, monkeypatch):
     assert (mine[name].float() - theirs[name].float()).abs().max() < 0.02 and (out / "tokenizer.json").is_file()
 
 
-def test_a_stage_without_steps_has_as_many_as_the_run_took(trained, tmp_path):
+def test_stages_without_steps_get_the_steps_that_the_run_took(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     copied = find_run(run.name, tmp_path / "runs")

@@ -67,7 +67,7 @@ def test_it_trains_in_a_fresh_environment_without_this_package(bundle, without_u
     assert all(0 < change < 0.01 for change in moved.values())
 
 
-def test_the_script_is_one_screen_and_knows_nothing_of_us(bundle):
+def test_the_script_fits_on_one_screen_and_does_not_import_the_package(bundle):
     text = (bundle / "train.py").read_text()
     assert len(text.splitlines()) <= 80 and "grpo_kit" not in text
     assert all("grpo_kit" not in path.read_text() for path in (bundle / "rewards").glob("*.py"))
@@ -91,7 +91,7 @@ def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_pa
 
 
 @pytest.mark.parametrize(("world", "each"), [("1", (16, 1)), ("2", (8, 1)), ("4", (4, 1)), ("3", None)])
-def test_a_step_stays_as_large_whatever_number_of_processes(bundle, monkeypatch, world, each):
+def test_a_step_has_the_same_size_with_any_number_of_processes(bundle, monkeypatch, world, each):
     text = (bundle / "train.py").read_text()
     begin, end = text.index("HERE ="), text.index("args = GRPOConfig")
     head = "import math, os, sys\nfrom pathlib import Path\n"
@@ -119,7 +119,7 @@ def test_the_readme_has_the_commands(bundle):
         assert words in text
 
 
-def test_rows_with_a_word_on_thinking_keep_it(trained, tmp_path):
+def test_rows_that_turn_thinking_on_or_off_keep_that(trained, tmp_path):
     from transformers import AutoTokenizer
 
     chosen, run = trained
@@ -146,7 +146,7 @@ def test_what_trl_calls_epsilon_high_under_cispo_is_the_largest_weight(trained, 
     assert "    epsilon_high=5.0,\n" in (export.export_run(other, run, "trl", tmp_path / "b") / "train.py").read_text()
 
 
-def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
+def test_rewards_with_the_same_name_are_distinguished(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     specs = []
     for folder in ("one", "two"):
@@ -162,7 +162,7 @@ def test_rewards_of_one_name_are_told_apart(trained, tmp_path, monkeypatch):
     assert "from rewards.my_reward_ import two_reward as reward_2" in text
 
 
-def test_the_golds_are_as_the_rewards_know_them(bundle, trained):
+def test_exported_rows_have_the_golds_that_the_rewards_read(bundle, trained):
     _, run = trained
     ours = read_lines(run.data_file("train"))
     theirs = [json.loads(line) for line in (bundle / "train.jsonl").open()]
@@ -170,7 +170,7 @@ def test_the_golds_are_as_the_rewards_know_them(bundle, trained):
     assert all(set(row) == {"id", "prompt", "answer", "prompt_opened_think"} for row in theirs)
 
 
-def test_a_base_elsewhere_is_named_by_its_place(trained, tmp_path):
+def test_a_base_in_another_folder_is_named_by_its_path(trained, tmp_path):
     from grpo_kit.nemotron import tiny
 
     chosen, run = trained

@@ -90,7 +90,7 @@ def test_on_the_shared_pairs_a_spawned_process_agrees_on_every_one(collected, ma
     assert 200 < sum(results) < 700
 
 
-def test_the_reward_is_the_whole_file_and_nothing_of_the_package(bundle):
+def test_the_reward_file_is_copied_whole_and_does_not_import_the_package(bundle):
     text = (bundle / "reward.py").read_text(encoding="utf-8")
     source = (FOLDER / "math_answer.py").read_text(encoding="utf-8").rstrip("\n")
     assert text.startswith(source) and "import grpo_kit" not in text and "from grpo_kit" not in text
@@ -102,7 +102,7 @@ def parse_arguments(folder):
     return dict(word.split("=", 1) for word in words[:-1])
 
 
-def test_the_script_goes_on_from_the_adapter_with_the_run_s_settings(bundle):
+def test_the_script_continues_from_the_adapter_with_the_runs_settings(bundle):
     settings = parse_arguments(bundle)
     rollout, actor, model = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "model"))
     expected = {
@@ -153,7 +153,7 @@ def test_settings_in_their_words(collected, overrides, key, value):
     assert verl.make_settings(other)[key] == value
 
 
-def test_a_reward_of_one_s_own_becomes_the_score(trained, tmp_path, monkeypatch):
+def test_a_users_reward_becomes_the_score(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
         "def length_reward(completions, **_):\n    return [None if not c else len(c) / 10 for c in completions]\n"

@@ -57,7 +57,7 @@ def send(client, path):
 # --- Who we are
 
 
-def test_a_key_is_used_as_it_is_and_a_token_is_asked_its_name(loopback):
+def test_a_key_is_used_directly_and_a_tokens_username_is_looked_up(loopback):
     from grpo_kit.kaggle.client import KaggleClient
 
     assert KaggleClient(credentials.Credentials("the test", USER, KEY)).owner == USER and loopback.calls == []
@@ -66,7 +66,7 @@ def test_a_key_is_used_as_it_is_and_a_token_is_asked_its_name(loopback):
     assert client.submission_limits(SLUG) == (0, 5)
 
 
-def test_the_credentials_chosen_are_used_whatever_else_lies_around(loopback, monkeypatch, tmp_path):
+def test_the_given_credentials_win_over_all_others(loopback, monkeypatch, tmp_path):
     from grpo_kit.kaggle.client import KaggleClient
 
     monkeypatch.setenv("KAGGLE_API_TOKEN", "another")
@@ -75,7 +75,7 @@ def test_the_credentials_chosen_are_used_whatever_else_lies_around(loopback, mon
     assert KaggleClient(credentials.Credentials("the test", USER, KEY)).submission_limits(SLUG) == (0, 5)
 
 
-def test_a_token_that_has_ended_is_said_to_have(loopback):
+def test_an_expired_token_is_reported(loopback):
     from grpo_kit.kaggle.client import KaggleClient
 
     loopback.token_lives = False
@@ -83,7 +83,7 @@ def test_a_token_that_has_ended_is_said_to_have(loopback):
         KaggleClient(credentials.Credentials("the test", token=TOKEN))
 
 
-def test_the_login_that_the_clients_own_command_left_is_used(loopback, tmp_path, monkeypatch):
+def test_the_login_of_the_kaggle_command_is_used(loopback, tmp_path, monkeypatch):
     from grpo_kit.kaggle.client import KaggleClient
 
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
@@ -120,7 +120,7 @@ assert api.OfficialClient.args == [] and api.extended.KaggleApi.args == []
     assert sorted(path.name for path in tmp_path.iterdir()) == [".kaggle"]
 
 
-def test_what_of_the_clients_inside_is_touched_is_there():
+def test_the_private_parts_of_the_client_that_we_use_exist():
     import kagglesdk
     from kagglesdk.kaggle_client import KaggleClient
 
@@ -157,20 +157,20 @@ def test_a_push_sends_the_metadata_and_the_accelerator(client, loopback, folder)
     assert json.loads(sent["text"])["cells"][0]["source"].startswith("# Added by `grpo-kit push`")
 
 
-def test_a_push_that_leaves_a_source_out_is_no_success(client, loopback, folder):
+def test_a_push_that_drops_a_source_fails(client, loopback, folder):
     loopback.invalid = {"invalidDatasetSources": ["ada/grpo-kit-wheels-cp312"]}
     with pytest.raises(RuntimeError, match="without dataset ada/grpo-kit-wheels-cp312.*Stop the run at https"):
         client.push_kernel(folder, "NvidiaRtxPro6000")
 
 
-def test_a_push_that_kaggle_answers_with_an_error_is_no_success(client, loopback, folder):
+def test_a_push_answered_with_an_error_fails(client, loopback, folder):
     loopback.invalid = {"error": "Maximum batch GPU session count of 2 reached."}
     with pytest.raises(RuntimeError, match="refused the kernel: Maximum batch GPU session count"):
         client.push_kernel(folder, "NvidiaRtxPro6000")
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut after", "slow", "half", "html", 500, 502, 503, UNAVAILABLE])
-def test_a_push_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, impatient, folder, fault):
+def test_a_push_without_an_answer_is_sent_once_and_its_outcome_is_unknown(client, loopback, impatient, folder, fault):
     impatient(fault)
     loopback.faults["SaveKernel"] = [fault]
     with pytest.raises(ConnectionError, match="gave no answer"):
@@ -178,7 +178,7 @@ def test_a_push_without_an_answer_is_sent_once_and_said_to_be_open(client, loopb
     assert loopback.count("SaveKernel") == 1
 
 
-def test_a_push_that_was_turned_away_at_the_door_is_sent_again(client, loopback, folder):
+def test_a_push_rejected_with_status_429_is_sent_again(client, loopback, folder):
     loopback.faults["SaveKernel"] = [(429, {"Retry-After": "20"}), 429]
     assert client.push_kernel(folder, "NvidiaRtxPro6000").version_number == 1
     assert loopback.count("SaveKernel") == 3 and loopback.slept[0] == 20 and 2 <= loopback.slept[1] <= 3
@@ -220,7 +220,7 @@ def test_an_output_that_would_escape_its_folder_is_refused(client, loopback, tmp
 
 
 @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, 520, "cut", "slow", "half"])
-def test_a_read_is_tried_again_after_what_may_pass(client, loopback, impatient, fault):
+def test_a_read_is_retried_after_a_temporary_error(client, loopback, impatient, fault):
     impatient(fault)
     loopback.faults["GetSubmissionLimits"] = [fault] * 3
     assert client.submission_limits(SLUG) == (0, 5)
@@ -246,7 +246,7 @@ def test_a_read_is_tried_again_after_what_may_pass(client, loopback, impatient, 
         ("html", ConnectionError, "cannot read it", 1),
     ],
 )
-def test_what_does_not_pass_is_one_clear_sentence(client, loopback, fault, error, says, calls):
+def test_a_permanent_error_is_one_sentence(client, loopback, fault, error, says, calls):
     loopback.faults["GetSubmissionLimits"] = [fault] * 9
     with pytest.raises(error, match=says) as caught:
         client.submission_limits(SLUG)
@@ -254,7 +254,7 @@ def test_what_does_not_pass_is_one_clear_sentence(client, loopback, fault, error
     assert loopback.count("GetSubmissionLimits") == calls
 
 
-def test_nobody_at_the_other_end_means_that_nothing_was_done(client, loopback, folder):
+def test_an_unreachable_server_means_that_nothing_was_sent(client, loopback, folder):
     loopback.close()
     for call in (lambda: client.submission_limits(SLUG), lambda: client.push_kernel(folder, "NvidiaRtxPro6000")):
         with pytest.raises(RuntimeError, match="cannot be reached, so nothing was done"):
@@ -262,7 +262,7 @@ def test_nobody_at_the_other_end_means_that_nothing_was_done(client, loopback, f
     assert len(loopback.slept) == 8  # four pauses each: even the push was tried again, since it was never sent
 
 
-def test_a_server_is_waited_for_until_the_date_it_names(client, loopback):
+def test_a_retry_waits_until_the_date_in_retry_after(client, loopback):
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     past = "Wed, 21 Oct 2015 07:28:00 GMT"
     loopback.faults["GetSubmissionLimits"] = [(503, {"Retry-After": later}), (429, {"Retry-After": past})]
@@ -284,7 +284,7 @@ def test_the_clients_own_words_for_a_refusal_are_replaced(client, loopback, tmp_
 # --- Submit
 
 
-def test_a_zip_is_uploaded_whole_under_the_name_the_scorer_knows_then_submitted(client, loopback, tmp_path):
+def test_a_zip_is_uploaded_under_the_name_the_scorer_expects_then_submitted(client, loopback, tmp_path):
     path = archive(tmp_path)
     assert send(client, path) == (1000, [1])
     assert loopback.uploads["blob-0"] == path.read_bytes()
@@ -295,7 +295,7 @@ def test_a_zip_is_uploaded_whole_under_the_name_the_scorer_knows_then_submitted(
 
 
 @pytest.mark.parametrize("faults", [["cut"], [503], ["slow"], ["cut", 503, "cut"]])
-def test_a_cut_upload_goes_on_where_it_stood(client, loopback, impatient, tmp_path, faults):
+def test_a_cut_upload_resumes_where_it_stopped(client, loopback, impatient, tmp_path, faults):
     impatient(faults[0])
     loopback.faults["upload"] = list(faults)
     path = archive(tmp_path, 3_000_000)
@@ -306,14 +306,14 @@ def test_a_cut_upload_goes_on_where_it_stood(client, loopback, impatient, tmp_pa
 
 
 @pytest.mark.parametrize("fault", [503, 400, 403])
-def test_an_upload_that_does_not_come_to_its_end_submits_nothing(client, loopback, tmp_path, fault):
+def test_an_unfinished_upload_submits_nothing(client, loopback, tmp_path, fault):
     loopback.faults["upload"] = [fault] * 20
     with pytest.raises(RuntimeError, match="nothing was submitted"):
         send(client, archive(tmp_path))
     assert loopback.count("CreateSubmission") == 0
 
 
-def test_an_upload_that_never_begins_is_tried_again_and_submits_nothing(client, loopback, tmp_path):
+def test_an_upload_that_cannot_start_is_retried_and_submits_nothing(client, loopback, tmp_path):
     loopback.faults["StartSubmissionUpload"] = ["cut"] * 9
     with pytest.raises(RuntimeError, match="Nothing was submitted"):
         send(client, archive(tmp_path))
@@ -321,7 +321,9 @@ def test_an_upload_that_never_begins_is_tried_again_and_submits_nothing(client, 
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut after", "late", "slow", "half", "html", 500, 504, UNAVAILABLE])
-def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client, loopback, impatient, tmp_path, fault):
+def test_a_submission_without_an_answer_is_sent_once_and_its_outcome_is_unknown(
+    client, loopback, impatient, tmp_path, fault
+):
     impatient(fault)
     loopback.faults["CreateSubmission"] = [fault]
     with pytest.raises(ConnectionError):
@@ -329,13 +331,13 @@ def test_a_submission_without_an_answer_is_sent_once_and_said_to_be_open(client,
     assert loopback.count("CreateSubmission") == 1
 
 
-def test_a_submission_turned_away_for_now_is_sent_again_without_another_upload(client, loopback, tmp_path):
+def test_a_submission_rejected_temporarily_is_sent_again_without_another_upload(client, loopback, tmp_path):
     loopback.faults["CreateSubmission"] = [(429, {"Retry-After": "9"})]
     assert send(client, archive(tmp_path))[0] == 1000
     assert loopback.count("upload") == 1 and loopback.count("CreateSubmission") == 2 and loopback.slept == [9]
 
 
-def test_the_list_of_submissions_is_read_to_its_end(client, loopback):
+def test_all_pages_of_the_submission_list_are_read(client, loopback):
     loopback.submissions = [{"ref": n, "description": f"[{n}]", "status": "COMPLETE"} for n in range(230)]
     assert [one.ref for one in client.list_submissions(SLUG, "[229]")] == [229]
     assert loopback.count("ListSubmissions") == 3
@@ -369,6 +371,6 @@ def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, m
             assert hidden not in output
 
 
-def test_only_the_owner_imports_kaggle_and_nothing_light_does():
+def test_only_the_client_module_imports_kaggle_and_light_modules_do_not():
     code = "import sys, grpo_kit.cli; sys.exit(bool({'kaggle', 'kagglesdk', 'requests'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

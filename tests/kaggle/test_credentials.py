@@ -37,7 +37,7 @@ def write(home, name, text, mode=0o600):
     return path
 
 
-def test_nothing_anywhere_names_every_place(tmp_path):
+def test_without_credentials_the_error_names_every_place_searched(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"KAGGLE_API_TOKEN.*access_token.*kaggle.json.*Colab.*Make a token"):
         credentials.find_credentials()
 
@@ -57,7 +57,7 @@ def test_the_environment_comes_first(tmp_path, environ, values, token, username,
     assert (login.token, login.username, login.key, login.warning) == (token, username, key, "")
 
 
-def test_half_a_pair_in_the_environment_is_none(tmp_path, environ):
+def test_a_username_without_a_key_is_ignored(tmp_path, environ):
     write(tmp_path, "access_token", TOKEN + "\n")
     environ(KAGGLE_USERNAME=USER)
     assert credentials.find_credentials().source.endswith("access_token")
@@ -85,7 +85,7 @@ def test_kaggle_json_is_found_where_the_client_keeps_it(tmp_path, environ, place
 @pytest.mark.parametrize(
     ("mode", "warns"), [(0o600, False), (0o400, False), (0o644, True), (0o660, True), (0o604, True)]
 )
-def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
+def test_a_file_that_others_can_read_gives_a_warning(tmp_path, name, mode, warns):
     text = TOKEN if name == "access_token" else json.dumps({"username": USER, "key": KEY})
     path = write(tmp_path, name, text, mode)
     warning = credentials.find_credentials().warning
@@ -93,7 +93,7 @@ def test_a_file_that_others_can_read_is_warned_of(tmp_path, name, mode, warns):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"username": "ada"}', "null", KEY, f'{{"key": "{KEY}"'])
-def test_a_kaggle_json_that_is_none_is_named_without_its_content(tmp_path, text):
+def test_an_invalid_kaggle_json_is_named_without_its_content(tmp_path, text):
     write(tmp_path, "kaggle.json", text)
     with pytest.raises(ValueError, match="kaggle.json is not") as caught:
         credentials.find_credentials()
@@ -122,14 +122,14 @@ def colab(values):
 
 
 @pytest.mark.parametrize("values", [{"KAGGLE_API_TOKEN": TOKEN}, {"KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY}])
-def test_colabs_secrets(tmp_path, monkeypatch, values):
+def test_credentials_are_read_from_colabs_secrets(tmp_path, monkeypatch, values):
     for name, module in colab(values).items():
         monkeypatch.setitem(sys.modules, name, module)
     login = credentials.find_credentials()
     assert "Colab" in login.source and (login.token or login.key) in (TOKEN, KEY)
 
 
-def test_colabs_secrets_are_not_asked_for_when_there_is_something_else(environ, monkeypatch):
+def test_colabs_secrets_are_read_only_when_nothing_else_is_set(environ, monkeypatch):
     environ(KAGGLE_API_TOKEN=TOKEN)
     for name, module in colab({}).items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -137,7 +137,7 @@ def test_colabs_secrets_are_not_asked_for_when_there_is_something_else(environ, 
     assert credentials.find_credentials().token == TOKEN
 
 
-def test_kaggles_secrets(tmp_path, monkeypatch):
+def test_credentials_are_read_from_kaggles_secrets(tmp_path, monkeypatch):
     class UserSecretsClient:
         def get_secret(self, name):
             if name == "KAGGLE_API_TOKEN":
@@ -149,7 +149,7 @@ def test_kaggles_secrets(tmp_path, monkeypatch):
     assert "Kaggle's secrets" in login.source and login.key == KEY
 
 
-def test_neither_repr_nor_a_hidden_text_shows_a_secret():
+def test_neither_repr_nor_a_redacted_text_shows_a_secret():
     login = credentials.Credentials("somewhere", USER, KEY, TOKEN)
     output = repr(login) + str(login) + login.hide(f"key {KEY}, token {TOKEN}, header {BASIC}")
     assert KEY not in output and TOKEN not in output and BASIC.removeprefix("Basic ") not in output
@@ -165,14 +165,14 @@ def test_neither_repr_nor_a_hidden_text_shows_a_secret():
         ({"HF_TOKEN": TOKEN}, {"HF_TOKEN": "other"}, "HF_TOKEN in the environment"),
     ],
 )
-def test_the_hubs_token_is_told_to_the_process_and_nobody_else(monkeypatch, values, modules, source):
+def test_the_hubs_token_is_found_and_set_in_the_environment(monkeypatch, values, modules, source):
     for name, module in colab(modules).items() if modules else ():
         monkeypatch.setitem(sys.modules, name, module)
     assert credentials.find_hub_token(values) == source
     assert values == ({"HF_TOKEN": TOKEN} if source else {})
 
 
-def test_the_hubs_token_of_kaggles_secrets_and_a_client_that_cannot_be_made(monkeypatch):
+def test_the_hubs_token_is_read_from_kaggles_secrets_unless_their_client_fails(monkeypatch):
     class Client:
         get_secret = {"HF_TOKEN": TOKEN}.__getitem__
 
@@ -188,7 +188,7 @@ def test_the_hubs_token_of_kaggles_secrets_and_a_client_that_cannot_be_made(monk
     assert credentials.find_hub_token({}) == ""
 
 
-def test_the_summary_says_where_and_never_what(environ):
+def test_the_summary_names_the_source_but_not_the_secret(environ):
     environ(HF_TOKEN=TOKEN)
     assert credentials.describe_credentials() == (
         "Kaggle       none; only submitting from here needs them\nHugging Face HF_TOKEN in the environment"

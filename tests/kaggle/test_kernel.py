@@ -26,7 +26,7 @@ def sound(**other):
     return made | other
 
 
-def test_every_field_is_there_and_sound():
+def test_every_metadata_field_is_present_and_valid():
     metadata = sound()
     kernel.check_metadata(metadata, CODE)
     assert metadata == {
@@ -86,7 +86,7 @@ def test_every_accelerator_is_taken_and_has_a_preset_of_ours(name):
         ({"code_file": "03_training.py"}, "ends in .ipynb"),
     ],
 )  # fmt: skip
-def test_what_kaggle_would_misread_is_refused(other, says):
+def test_values_that_kaggle_would_misread_are_refused(other, says):
     with pytest.raises(ValueError, match=says.replace("?", r"\?")):
         kernel.check_metadata(sound(**other), CODE)
 
@@ -139,7 +139,7 @@ def test_every_notebook_of_the_kit_makes_a_sound_kernel(tmp_path, notebook):
     assert made.metadata["dataset_sources"] == ["ada/grpo-kit-wheels-cp312"] and made.metadata["model_sources"] == []
 
 
-def test_the_form_is_filled_in_and_stays_a_form(tmp_path):
+def test_the_notebook_form_is_filled_in_and_remains_a_form(tmp_path):
     source = text(stage(tmp_path, overrides=["grpo.max_steps=2", 'data.prompt_suffix="\\\\boxed"']))
     line = next(line for line in source.splitlines() if line.startswith("overrides ="))
     assert line.endswith('#@param {type:"string"}')
@@ -148,12 +148,12 @@ def test_the_form_is_filled_in_and_stays_a_form(tmp_path):
     assert 'preset = "t4x2"  #@param' in source and 'run_name = "t4x2"  #@param' in source
 
 
-def test_a_model_of_ones_own_stays_and_the_tiny_policy_mounts_none(tmp_path):
+def test_a_users_model_is_kept_and_the_tiny_policy_mounts_no_model(tmp_path):
     assert kernel.MOUNTED_MODEL not in text(stage(tmp_path, overrides=["policy.model=/kaggle/input/mine"]))
     assert kernel.MOUNTED_MODEL not in text(stage(tmp_path, preset="tiny"))
 
 
-def test_nothing_is_written_before_it_is_asked_for_and_nothing_into_the_repository(tmp_path):
+def test_building_writes_only_when_called_and_never_into_the_repository(tmp_path):
     before = {path: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")}
     made = stage(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -184,7 +184,7 @@ def test_the_same_content_is_the_same_push_and_another_accelerator_is_another(tm
         ({"kernels": ["ada/a/b/c"]}, ValueError, "owner/slug"),
     ],
 )
-def test_what_would_fail_on_kaggle_is_refused_here(tmp_path, other, error, says):
+def test_settings_that_would_fail_on_kaggle_are_refused(tmp_path, other, error, says):
     with pytest.raises(error, match=says):
         stage(tmp_path, **other)
 

@@ -49,7 +49,7 @@ def test_a_kernel_is_pushed_followed_and_fetched(client, loopback, kernel):
     assert run_kernel.compare_gpu(run_kernel.find_gpu(output, note["at"]), "NvidiaRtxPro6000")[0] is True
 
 
-def test_the_same_content_is_pushed_once_unless_asked_otherwise(client, loopback, kernel):
+def test_the_same_content_is_pushed_once_unless_forced(client, loopback, kernel):
     push(client, kernel)
     assert "pushed before" in push(client, kernel)[1] and loopback.count("SaveKernel") == 1
     assert push(client, kernel, force=True)[0]["version"] == 2
@@ -88,7 +88,7 @@ def test_a_refused_push_leaves_no_note(client, loopback, kernel):
     assert push(client, kernel)[0]["version"] == 1
 
 
-def test_a_kernel_that_kaggle_does_not_know_yet_is_waited_for_but_not_for_ever(client, loopback, kernel):
+def test_a_kernel_that_kaggle_does_not_list_yet_is_awaited_for_a_limited_time(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = [404, 404]
     assert run_kernel.follow_run(client, note, lambda line: None)[0] == "COMPLETE"
@@ -98,7 +98,7 @@ def test_a_kernel_that_kaggle_does_not_know_yet_is_waited_for_but_not_for_ever(c
         run_kernel.follow_run(client, note, lambda line: None, lambda: next(clock))
 
 
-def test_following_outlasts_a_bad_line_and_tells_the_reason_of_a_failure(client, loopback, kernel):
+def test_following_survives_connection_errors_and_reports_why_a_kernel_failed(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = ["cut", 503, (429, {"Retry-After": "40"})]
     loopback.states, loopback.failure = ["ERROR"], "Notebook timed out"
@@ -123,7 +123,7 @@ def test_following_outlasts_a_bad_line_and_tells_the_reason_of_a_failure(client,
         ("no GPU", "NvidiaTeslaT4", False),
     ],
 )
-def test_the_machine_that_ran_is_told_from_the_log(tmp_path, gpu, requested, right):
+def test_the_gpu_that_ran_is_read_from_the_log(tmp_path, gpu, requested, right):
     for text in (log("Loading", f"{GPU_LINE} {gpu}", "step 1"), f"x\n{GPU_LINE} {gpu}\ny"):
         (tmp_path / "k.log").write_text(text)
         machine = run_kernel.find_gpu(tmp_path, "2026")
@@ -131,7 +131,7 @@ def test_the_machine_that_ran_is_told_from_the_log(tmp_path, gpu, requested, rig
         assert run_kernel.compare_gpu(machine, requested)[0] is right
 
 
-def test_without_that_line_the_runs_own_record_tells_but_only_of_stages_done_since(tmp_path):
+def test_without_a_log_line_the_gpu_is_read_from_stages_finished_since_the_push(tmp_path):
     stages = {
         "data": {"finished": "2026-11-01T00:00:00+00:00", "environment": {"gpu": T4}},
         "train": {"finished": "2026-11-25T12:00:00+00:00", "environment": {"gpu": PRO}},
@@ -145,13 +145,13 @@ def test_without_that_line_the_runs_own_record_tells_but_only_of_stages_done_sin
     assert run_kernel.find_gpu(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
 
 
-def test_where_nothing_tells_that_is_said(tmp_path):
+def test_an_unknown_gpu_is_reported_as_unknown(tmp_path):
     assert run_kernel.find_gpu(tmp_path, "2026") is None
     right, message = run_kernel.compare_gpu(None, "NvidiaTeslaT4")
     assert right is None and "not known which GPU ran" in message
 
 
-def test_a_traceback_that_quotes_the_first_cell_is_not_taken_for_its_line(tmp_path):
+def test_a_traceback_that_quotes_the_first_cell_does_not_name_the_gpu(tmp_path):
     (tmp_path / "k.log").write_text(log(f'print("{GPU_LINE}", ", ".join(gpus) or "no GPU")', "RuntimeError"))
     assert run_kernel.find_gpu(tmp_path, "2026") is None
 
@@ -163,7 +163,7 @@ def test_the_last_words_of_a_log(tmp_path):
     assert run_kernel.read_last_lines(tmp_path) == ["plain", "words"]
 
 
-def test_a_line_that_stays_down_ends_the_following_not_the_run(client, loopback, kernel):
+def test_a_lost_connection_ends_the_following_but_not_the_kernel(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = [503] * 6
     with pytest.raises(ConnectionError, match="The run goes on: the same command follows it again"):

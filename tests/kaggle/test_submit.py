@@ -63,7 +63,7 @@ def test_the_same_zip_is_never_sent_twice(client, loopback, path, tmp_path):
     assert loopback.count("CreateSubmission") == 1
 
 
-def test_another_zip_is_another_intent(client, loopback, path):
+def test_another_zip_is_another_submission(client, loopback, path):
     submit(client, path)
     path.write_bytes(b"repacked")
     submit(client, path)
@@ -71,7 +71,7 @@ def test_another_zip_is_another_intent(client, loopback, path):
 
 
 @pytest.mark.parametrize("fault", ["cut after", "half", "html"])
-def test_an_answer_that_was_lost_is_looked_for_in_the_list(client, loopback, path, fault):
+def test_after_a_lost_answer_the_submission_list_is_searched(client, loopback, path, fault):
     """`html`: the fake does nothing then, so it is put into the list by hand, as if it had."""
     loopback.faults["CreateSubmission"] = [fault]
     if fault == "html":
@@ -86,7 +86,7 @@ def test_an_answer_that_was_lost_is_looked_for_in_the_list(client, loopback, pat
     assert loopback.count("CreateSubmission") == 1 == len(loopback.submissions)
 
 
-def test_an_open_outcome_stays_open_until_the_list_shows_it(client, loopback, path):
+def test_an_unknown_outcome_stays_unknown_until_the_list_shows_it(client, loopback, path):
     loopback.faults["CreateSubmission"], loopback.listed_after = ["cut after"], 99
     says = "not known whether the zip was submitted.*Run the same command again in 10 minutes: it looks before it sends"
     with pytest.raises(ConnectionError, match=says):
@@ -108,7 +108,7 @@ def test_a_submission_that_kaggle_makes_after_the_line_broke_is_found_by_the_nex
     assert "not sent twice" in submit(client, path)[1] and loopback.count("CreateSubmission") == 1
 
 
-def test_what_never_arrived_is_sent_when_the_list_has_had_its_time(client, loopback, path):
+def test_a_zip_that_never_arrived_is_sent_again_after_the_waiting_time(client, loopback, path):
     loopback.faults["CreateSubmission"] = ["cut"]
     with pytest.raises(ConnectionError):
         submit(client, path)
@@ -120,7 +120,7 @@ def test_what_never_arrived_is_sent_when_the_list_has_had_its_time(client, loopb
     assert loopback.count("CreateSubmission") == 2 and len(loopback.submissions) == 1
 
 
-def test_the_list_out_of_reach_after_a_lost_answer_sends_nothing_again(client, loopback, path):
+def test_without_the_list_a_lost_answer_is_never_sent_again(client, loopback, path):
     loopback.faults["CreateSubmission"] = ["cut after"]
     send = client.submit_zip
 
@@ -149,14 +149,14 @@ def test_a_refusal_leaves_no_note_so_that_it_can_be_sent_later(client, loopback,
     assert "submitted as 1000" in submit(client, path)[1]
 
 
-def test_a_day_that_is_used_up_is_said_before_anything_is_uploaded(client, loopback, path):
+def test_a_used_up_daily_limit_is_reported_before_the_upload(client, loopback, path):
     loopback.allowed, loopback.today = 0, 5
     with pytest.raises(RuntimeError, match=r"5 submissions were made today.*\(5 a day\).*after midnight UTC"):
         submit(client, path)
     assert loopback.uploads == {}
 
 
-def test_a_day_used_up_meanwhile_is_refused_with_kaggles_words_and_the_limit(client, loopback, path):
+def test_a_daily_limit_that_kaggle_reports_at_submission_is_refused_with_its_message(client, loopback, path):
     loopback.allowed, loopback.today = 0, 0  # what Kaggle says of a team that has none yet
     with pytest.raises(RuntimeError, match="daily submission allowance.*Kaggle allows 5 submissions a day"):
         submit(client, path)
@@ -170,7 +170,7 @@ def test_an_upload_that_fails_leaves_no_note(client, loopback, path):
     assert Submission(path).read_note() is None
 
 
-def test_a_second_process_that_was_faster_is_left_its_note(client, loopback, path):
+def test_a_faster_process_keeps_its_note(client, loopback, path):
     submission = Submission(path)
     send = client.submit_zip
 
@@ -228,7 +228,7 @@ send_once(client, Submission(Path({str(path)!r})), "words", lambda line: None)
     assert loopback.count("CreateSubmission") == 1 == len(loopback.submissions)
 
 
-def test_a_zip_that_cannot_be_scored_is_told_with_kaggles_reason(client, loopback, path):
+def test_a_zip_that_cannot_be_scored_is_reported_with_kaggles_reason(client, loopback, path):
     submission, _ = submit(client, path)
     loopback.outcomes, loopback.error = ["ERROR"], "Evaluation metric raised an unexpected error"
     with pytest.raises(RuntimeError, match="could not score the zip: Evaluation metric raised.*grpo-kit check"):
@@ -236,7 +236,7 @@ def test_a_zip_that_cannot_be_scored_is_told_with_kaggles_reason(client, loopbac
     assert submission.read_note().state == "failed"
 
 
-def test_waiting_for_the_score_outlasts_a_bad_line_and_goes_on_when_called_again(client, loopback, path):
+def test_waiting_for_the_score_survives_connection_errors_and_can_be_resumed(client, loopback, path):
     submission, _ = submit(client, path)
     loopback.faults["ListSubmissions"] = [503, "cut", 429]
     assert wait_for_score(client, submission, lambda line: None) == "0.86"
@@ -266,7 +266,7 @@ def test_creating_a_submission_writes_nothing(submission, tmp_path):
     assert submission.read_note() is None and [path.name for path in tmp_path.iterdir()] == ["submission.zip"]
 
 
-def test_a_submission_is_the_zips_content(submission, tmp_path):
+def test_a_submission_is_identified_by_the_zips_content(submission, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/other.zip").write_bytes(b"adapter")
     (tmp_path / "submission.zip").write_bytes(b"another adapter")
@@ -274,7 +274,7 @@ def test_a_submission_is_the_zips_content(submission, tmp_path):
     assert Submission(tmp_path / "submission.zip").tag != submission.tag
 
 
-def test_a_note_begins_becomes_and_is_forgotten(submission):
+def test_a_note_is_created_updated_and_deleted(submission):
     submission.begin("words")
     assert submission.read_note().state == "sending" and submission.read_note().age() < 60
     submission.update("sent", 7)
@@ -285,7 +285,7 @@ def test_a_note_begins_becomes_and_is_forgotten(submission):
     assert submission.read_note() is None
 
 
-def test_of_many_who_begin_at_once_one_does(submission):
+def test_only_one_of_many_simultaneous_submissions_begins(submission):
     began, gate = [], threading.Barrier(8)
 
     def begin():
@@ -305,7 +305,7 @@ def test_of_many_who_begin_at_once_one_does(submission):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"state": "sent"}), json.dumps({"sha": 1})])
-def test_a_damaged_note_is_not_taken_for_none(submission, text):
+def test_a_damaged_note_is_not_treated_as_missing(submission, text):
     submission.note_path.write_text(text)
     with pytest.raises(ValueError, match="damaged.*Look for .grpo-kit .*in Kaggle's list"):
         submission.read_note()

@@ -100,7 +100,7 @@ def test_another_python_gets_its_own_wheels(index, tmp_path):
         ({"common": "2.3+local"}, ["common==2.5", "fast==1.0", "late==1.0"]),  # a version that the index does not have
     ],
 )
-def test_a_fitting_version_is_left_to_the_image(index, tmp_path, image, brought):
+def test_a_package_of_the_image_that_fits_is_not_downloaded(index, tmp_path, image, brought):
     assert wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE | image, tmp_path) == brought
 
 
@@ -117,14 +117,14 @@ def test_a_fitting_version_is_left_to_the_image(index, tmp_path, image, brought)
         ({"have": wheels.IMAGE | {"torch": "2.9.0"}}, RuntimeError, "torch>=2.10.*torch==2.9.0.*--have"),
     ],
 )
-def test_what_cannot_be_met_is_said_and_leaves_no_folder(index, tmp_path, other, error, says):
+def test_unmet_requirements_raise_and_leave_no_folder(index, tmp_path, other, error, says):
     with pytest.raises(error, match=says) as caught:
         build(tmp_path, **other)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_without_its_own_source_it_is_said(index, tmp_path):
+def test_without_the_kits_source_building_raises(index, tmp_path):
     (wheels.ROOT / "pyproject.toml").unlink()
     with pytest.raises(FileNotFoundError, match="in a clone of the kit"):
         build(tmp_path)
@@ -137,7 +137,7 @@ def test_versions_are_chosen_around_the_images_numpy(index, tmp_path):
         wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE | {"numpy": "2.4.0"}, tmp_path)
 
 
-def test_without_uv_it_is_said(index, tmp_path, monkeypatch):
+def test_without_uv_building_raises(index, tmp_path, monkeypatch):
     monkeypatch.setattr(wheels, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match="uv, which is not installed. Run `pip install uv`"):
         build(tmp_path)
@@ -165,11 +165,11 @@ torch==2.10.0      # via fast, -c image.txt, -r requirements.txt
         ({"fast": "1.0"}, ["common==2.5", "late==1.0"]),  # the kit needs common too
     ],
 )
-def test_what_the_image_has_and_what_only_that_needs_is_not_brought(image, brought):
+def test_packages_of_the_image_and_their_requirements_are_left_out(image, brought):
     assert wheels._not_in_image(LINES, image) == brought
 
 
-def test_what_is_never_brought():
+def test_torch_and_its_companions_are_never_included():
     names = ["torch", "numpy", "pillow", "triton", "nvidia-cublas-cu12", "torchao", "scipy"]
     assert [name for name in names if not wheels.is_never_brought(name)] == ["torchao", "scipy"]
 
@@ -184,7 +184,7 @@ def test_what_is_never_brought():
         ("manylinux_2_50_x86_64", "x86_64-manylinux_2_40"),
     ],
 )
-def test_uv_is_given_a_platform_that_it_knows(platform, name, tmp_path):
+def test_the_platform_is_translated_for_uv(platform, name, tmp_path):
     assert wheels._uv_platform(platform) == name
     (tmp_path / "none.txt").touch()
     command = [sys.executable, "-m", "uv", "pip", "compile", "-q", "--offline", "--python-platform", name]
@@ -205,7 +205,7 @@ def test_a_freeze_without_a_version_is_refused(tmp_path, text):
         wheels.read_freeze_file(tmp_path / "freeze.txt")
 
 
-def test_the_install_cell_installs_from_the_mount_and_asks_nobody(index, tmp_path):
+def test_the_install_cell_installs_from_the_mount_without_a_network(index, tmp_path):
     build(tmp_path)
     mount = tmp_path / "kaggle/input/datasets/ada/grpo-kit-wheels-cp312"
     mount.parent.mkdir(parents=True)

@@ -25,7 +25,7 @@ def prepared(tmp_path, monkeypatch):
     return chosen, run
 
 
-def test_what_was_counted_decides_where_experts_lie(prepared, tmp_path):
+def test_counted_hits_decide_which_experts_stay_on_the_host(prepared, tmp_path):
     chosen, run = prepared
     even = [layer.on_host for layer in expert_placement.find_tiered_layers(load_policy(chosen.policy)[0]).values()]
     assert even == [{6, 7}] * 2  # nobody has counted yet
@@ -43,7 +43,7 @@ def test_what_was_counted_decides_where_experts_lie(prepared, tmp_path):
     assert placed == expert_placement.choose_host_experts(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
 
 
-def test_it_may_lie_elsewhere(prepared, tmp_path):
+def test_the_counts_may_be_written_to_another_path(prepared, tmp_path):
     _, run = prepared
     path = tmp_path / "elsewhere.json"
     chosen = config.load_config(["tiny"], [*SMALL, *FOUR, f"policy.routing={path}"])
@@ -52,7 +52,7 @@ def test_it_may_lie_elsewhere(prepared, tmp_path):
     assert read_routing_counts(chosen.policy).tolist() == counts["hits"]
 
 
-def test_where_bytes_lie_is_no_part_of_what_a_policy_is():
+def test_the_placement_of_weights_does_not_change_a_policys_identity():
     assert config.Policy(routing="x.json", experts_on_host=0.5).identity() == config.Policy().identity()
 
 
@@ -70,12 +70,12 @@ def test_a_file_that_holds_no_counts_is_refused(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_counts_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="policy.routing is .*nowhere.json.*calibrate"):
         read_routing_counts(config.Policy(routing=str(tmp_path / "nowhere.json")))
 
 
-def test_a_policy_without_tiers_has_nothing_to_count(prepared):
+def test_a_policy_without_tiered_experts_cannot_be_counted(prepared):
     _, run = prepared
     with pytest.raises(ValueError, match="no routed experts in 4 bit.*policy.load_in_4bit=true"):
         calibrate.count_routed_rows(config.load_config(["tiny"], SMALL), run)

@@ -42,7 +42,7 @@ def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
         ("tiny", "t4", True, {"GPU"}),
     ],
 )
-def test_verdicts(preset, device, fits, places):
+def test_the_verdict_says_whether_the_preset_fits_the_device(preset, device, fits, places):
     plan = plan_for(preset, device)
     assert plan.fits == fits and set(plan.experts) == places
     assert plan.verdict.startswith(f"It {'fits' if fits else 'does not fit'} {device}")
@@ -61,7 +61,7 @@ def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():
     assert plan_for("tiny", "cpu", "policy.dtype=bfloat16").fits
 
 
-def test_processes_have_a_gpu_each_and_one_host_which_one_of_them_converts_on():
+def test_each_process_has_a_gpu_and_all_share_one_host_on_which_one_converts():
     one, two = plan_for("t4", "t4x2", "policy.experts_overflow=host"), plan_shared(2)
     tier = part_bytes(two, "routed experts", "host")
     assert tier == 2 * part_bytes(plan_for("t4"), "routed experts", "host") > 0

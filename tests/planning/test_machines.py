@@ -20,7 +20,7 @@ def test_an_unknown_device_is_one_sentence_with_the_nearest(name, near):
         assert f"Did you mean {near}?" in str(caught.value)
 
 
-def test_named_devices_are_nominal_and_this_machine_is_not():
+def test_named_devices_have_nominal_sizes_and_this_machine_is_measured():
     assert all(device.nominal for device in machines.DEVICES.values())
     here, cpu = machines.this_device(), machines.find_device("cpu")
     assert not here.nominal and not cpu.nominal and cpu.gpu == 0 and here.host > 0 and here.disk > 0
@@ -45,7 +45,7 @@ def test_processes_need_a_gpu_each():
         machines.with_processes(machines.find_device("t4"), 2)
 
 
-def test_of_a_card_there_are_as_many_as_it_takes_and_without_cards_processes_share_the_machine():
+def test_each_process_gets_a_gpu_and_processes_on_a_cpu_share_the_machine():
     eight = machines.with_processes(machines.find_device("80gb"), 8)
     assert (eight.gpus, eight.processes, eight.gpu) == (8, 8, machines.find_device("80gb").gpu)
     assert machines.with_processes(machines.find_device("cpu"), 4).processes == 4

@@ -24,7 +24,7 @@ from tests.helpers.plans import part_bytes, plan_for
         (["shared_experts.up_proj", "shared_experts.down_proj"], (2.36, 4.71, 9.42)),
     ],
 )
-def test_lora_has_the_size_the_facts_give(targets, millions):
+def test_lora_has_the_size_computed_by_hand(targets, millions):
     t4 = config.load_config(["t4"])
     for r, expected in zip((8, 16, 32), millions):
         settings = replace(t4, lora=replace(t4.lora, r=r, target_modules=targets))
@@ -35,7 +35,7 @@ def test_lora_has_the_size_the_facts_give(targets, millions):
         )
 
 
-def test_states_are_those_of_the_facts():
+def test_recurrent_states_and_cache_have_the_sizes_computed_by_hand():
     plan = plan_for("t4")  # samples 8 sequences of 256 + 512, and 8 that may replace them
     assert part_bytes(plan, "recurrent states") / 16 / 2**20 == pytest.approx(46 + 1.1, rel=0.01)
     assert part_bytes(plan, "keys and values") / 16 / 768 / 1024 == pytest.approx(
@@ -82,7 +82,7 @@ def test_only_distinct_prompts_are_read():
     assert part_bytes(two, "recurrent states") == part_bytes(one, "recurrent states")
 
 
-def test_unquantised_on_80_gb():
+def test_the_unquantised_30b_fits_an_80_gb_gpu():
     plan = plan_for(
         "24gb",
         "80gb",
@@ -146,7 +146,7 @@ def test_conventions_are_marked_as_assumed():
         ("tiny", 64, 7, 2),  # 448 sequences of 56 groups: a part of 7 ends within the next group
     ],
 )
-def test_of_several_processes_each_samples_its_part(preset, count, sampled, prompts):
+def test_each_of_several_processes_samples_its_part(preset, count, sampled, prompts):
     settings = config.load_config([preset])
     assert memory.sampled_at_once(settings.grpo, count) == sampled
     device = machines.Device("large", 80.0, gpus=count, processes=count)

@@ -37,7 +37,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("part", "millions", "bf16", "nf4"), TABLE)
-def test_parts_of_the_real_model_are_those_of_the_byte_table(nano, part, millions, bf16, nf4):
+def test_parts_of_the_real_model_have_the_published_sizes(nano, part, millions, bf16, nf4):
     policy = config.Policy(dtype="bfloat16")
     assert nano.parts[part] / 1e6 == pytest.approx(millions, rel=0.01)
     assert nano.nbytes(part, policy) / GIB == pytest.approx(bf16, rel=0.01, abs=0.0005)
@@ -45,14 +45,14 @@ def test_parts_of_the_real_model_are_those_of_the_byte_table(nano, part, million
         assert nano.nbytes(part, replace(policy, load_in_4bit=True)) / GIB == pytest.approx(nf4, rel=0.01)
 
 
-def test_the_table_is_the_whole_model(nano):
+def test_the_parts_sum_to_the_whole_model(nano):
     assert set(nano.parts) == {part for part, *_ in TABLE}
     assert nano.parts.total() / 1e6 == pytest.approx(31_577.94, rel=0.001)
     assert nano.kinds == {"linear_attention": 23, "moe": 23, "full_attention": 6}
     assert nano.expert.nbytes / 2**20 == pytest.approx(4.909, rel=0.01)  # one expert
 
 
-def test_a_mamba_layer_keeps_what_was_measured(nano):
+def test_a_mamba_layer_keeps_the_measured_activations(nano):
     """measured: the chunk scan keeps 476 KiB a token at the real sizes, fp32, 768 tokens, no LoRA."""
     kept, peak = model_size.layer_bytes(nano, "linear_attention", 768, "float32", 1, (), True)
     assert kept / 768 / 1024 - 2688 * 4 / 1024 == pytest.approx(476, rel=0.01)  # beside the layer's output
@@ -62,7 +62,7 @@ def test_a_mamba_layer_keeps_what_was_measured(nano):
     )
 
 
-def test_attention_is_fused_and_keeps_nothing_of_sequence_times_sequence_but_the_mask(nano):
+def test_fused_attention_keeps_no_quadratic_tensor_but_the_mask(nano):
     short, long = (
         model_size.layer_bytes(nano, "full_attention", n, "float16", 1, (), True)[1] / n for n in (1024, 4096)
     )
@@ -70,7 +70,7 @@ def test_attention_is_fused_and_keeps_nothing_of_sequence_times_sequence_but_the
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkpointing):
+def test_planned_activations_of_the_tiny_policy_equal_those_held_in_training(checkpointing):
     """A real forward and backward pass of the embedded policy, unquantised, with PEFT's LoRA, every tensor followed."""
     settings = config.load_config(
         ["tiny"], ["grpo.per_device_train_batch_size=8", f"grpo.gradient_checkpointing={checkpointing}"]
@@ -92,7 +92,7 @@ def test_what_is_planned_for_the_tiny_policy_is_what_lives_when_it_trains(checkp
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_routed_experts_in_4_bit_stay_below_what_is_planned_for_them(grad):
+def test_routed_experts_in_4_bit_use_less_than_planned(grad):
     """experts.py at work on the embedded policy's sizes, every token choosing the same two experts: the worst case."""
     model = Architecture.of(config.Policy())
     bench = experts.Workbench(model.expert, torch.device("cpu"), torch.float32)

@@ -18,7 +18,7 @@ ALL_HERE = "policy.experts_on_host=0"
 @pytest.mark.parametrize(
     ("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("24gb", "24gb"), ("80gb", "80gb"), ("tiny", "cpu")]
 )
-def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
+def test_a_preset_fits_its_device_as_it_is_configured(preset, device):
     result = plan_for(preset, device)
     assert result.fits and "set" not in result.verdict
 
@@ -37,7 +37,7 @@ def test_a_preset_is_set_as_the_plan_of_its_device_says(preset, device):
         ("t4", "24gb", [], "; set policy.experts_on_host=0.000."),
     ],
 )  # fmt: skip
-def test_configured_otherwise_it_says_what_to_set(preset, device, configured, ending):
+def test_the_verdict_says_which_setting_to_change(preset, device, configured, ending):
     assert plan_for(preset, device, *configured).verdict.endswith(ending)
 
 
@@ -55,7 +55,7 @@ def test_a_plan_that_fails_names_a_change_that_works():
 
 
 @pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("80gb", "24gb")])
-def test_the_largest_found_is_the_largest(preset, device):
+def test_the_largest_value_fits_and_the_next_one_does_not(preset, device):
     settings, where = config.load_config([preset]), machines.find_device(device)
     result = plan(settings, where)
     for key in KEYS:
@@ -80,7 +80,7 @@ def test_group_size_keeps_the_prompts_of_a_step():
     assert (varied.grpo.num_generations, varied.grpo.gradient_accumulation_steps) == (12, 12)
 
 
-def test_what_cannot_be_planned_is_one_sentence(tmp_path):
+def test_a_configuration_that_cannot_be_planned_raises_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a folder here nor the Hub"):
         plan_for("tiny", "cpu", "policy.model=no/such-model")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
@@ -90,19 +90,19 @@ def test_what_cannot_be_planned_is_one_sentence(tmp_path):
         plan_for("tiny", "cpu", prompt_tokens=0)
 
 
-def test_a_host_too_small_for_all_processes_sends_back_to_one():
+def test_a_host_too_small_for_all_processes_advises_one_process():
     two = plan(config.load_config(["t4x2"]), replace(machines.find_device("t4x2"), host=9.0, processes=2), search=False)
     assert not two.fits and "whose host has 9.0 of 12.6 GiB needed; start one process." in two.verdict
     assert plan(two.config, replace(two.device, processes=1), search=False).fits
 
 
-def test_a_second_gpu_that_is_taken_is_not_to_hold_experts():
+def test_a_second_gpu_with_its_own_process_cannot_hold_experts():
     assert plan_shared(2).verdict.endswith("(8.60 GiB for 2 processes); set policy.experts_overflow=host.")
     # where nothing is left over, the run would still be refused with that setting
     assert "policy.experts_overflow=host" in plan_shared(2, "t4x2", "80gb").verdict
 
 
-def test_the_largest_for_several_processes_can_be_shared_out():
+def test_the_largest_value_for_several_processes_divides_among_them():
     settings, where = config.load_config(["t4x2"]), replace(machines.find_device("t4x2"), gpus=3, processes=3)
     with pytest.raises(ValueError, match="3 processes do not divide the 8 completions"):
         plan(settings, where, search=False)
@@ -114,7 +114,7 @@ def test_the_largest_for_several_processes_can_be_shared_out():
             assert step % varied.num_generations == 0
 
 
-def test_a_machine_is_a_device_or_its_name_or_this_one():
+def test_the_device_is_given_by_name_or_is_this_machine():
     tiny = config.load_config(["tiny"])
     assert plan(tiny, "t4x2", search=False).device == machines.find_device("t4x2")
     assert plan(tiny, search=False).device.name == machines.this_device().name

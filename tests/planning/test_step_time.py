@@ -19,11 +19,11 @@ def counted(rows_of_the_cold):
     return torch.where(torch.arange(23 * 128).view(23, 128) % 2 == 0, rows_of_the_cold, 100)
 
 
-def test_no_seconds_without_measured_bandwidths():
+def test_without_measured_bandwidths_there_is_no_step_time():
     assert plan_for("t4").seconds is None
 
 
-def test_seconds_are_the_roofline_of_the_facts():
+def test_step_time_is_the_roofline_computed_by_hand():
     """by hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
     fast = 1e12  # a link or product that takes no time
     only = {"vram": machines.Bandwidths(1, fast, fast), "products": machines.Bandwidths(fast, fast, 1)}
@@ -88,7 +88,7 @@ def test_placement_by_hits_costs_less_than_uniform_routing_and_uniform_is_the_de
     assert len({training for _, training in times}) == 1  # training passes over every expert
 
 
-def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_when_placement_knows_the_hits():
+def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_with_counted_hits():
     """Why the preset keeps 2 x 4: with half of what uniform routing sends over PCIe, 1 x 8 is the slower one."""
     small = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=8"]
     speed = machines.Bandwidths(224, 10, 25)  # a T4's, as sold: for the comparison only
@@ -116,14 +116,14 @@ def test_a_gpu_is_measured_by_its_own_clock(monkeypatch):
     assert taken == pytest.approx([0.002, 0.005, 0.009])
 
 
-def test_a_step_shared_out_takes_less_training_and_sampling_that_goes_on_token_by_token():
+def test_a_divided_step_trains_faster_and_still_samples_token_by_token():
     speed = machines.Bandwidths(320, 16, 65)
     one, two = (plan_shared(n, "24gb", "24gb", bandwidths=speed).seconds for n in (1, 2))
     assert two[1] == pytest.approx(one[1] / 2, rel=0.01)
     assert one[0] / 2 < two[0] < one[0]  # the dense weights are read for 4 sequences as for 8
 
 
-def test_processes_without_a_gpu_share_what_the_machine_has():
+def test_processes_on_a_cpu_share_its_bandwidth():
     speed = machines.Bandwidths(20, 20, 0.1)
     cpu = machines.Device("cpu", 0.0, triton=False)
     one, two = (

@@ -87,7 +87,7 @@ def test_answers_are_compared_as_the_scorer_compares_them(gold, answer, verdict)
     assert challenge_score(gold, rf"\boxed{{{answer}}}") == verdict
 
 
-def test_before_v14_binary_golds_were_numbers():
+def test_before_version_14_binary_golds_were_compared_as_numbers():
     assert challenge_score("01", r"\boxed{1}", "launch") == 1.0
     assert challenge_score("11111011", r"\boxed{11111000}", "launch") == 1.0
     assert challenge_score("01", r"\boxed{1}", "v14") == 0.0

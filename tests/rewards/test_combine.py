@@ -16,7 +16,7 @@ def style(completions, **kwargs):
     return [int(completion[1:]) / 10 if completion[1:] else None for completion in completions]
 
 
-def test_parts_are_weighted_and_none_counts_nothing():
+def test_parts_are_weighted_and_a_score_of_none_adds_nothing():
     reward = combine(outcome, style=Part(style, weight=0.2))
     assert reward(completions=["r10", "w10", "r", "w0", "x5"]) == [1.2, 0.2, 1.0, 0.0, None]
 
@@ -63,7 +63,7 @@ def test_a_wrong_reply_that_could_outscore_a_right_one_is_refused_and_both_are_s
     wrong=st.lists(st.floats(-1, 1), min_size=3, max_size=3),
     gates=st.lists(st.booleans(), min_size=3, max_size=3),
 )
-def test_what_is_not_refused_never_pays_a_wrong_reply_as_much_as_a_right_one(weights, right, wrong, gates):
+def test_accepted_combinations_never_pay_a_wrong_reply_as_much_as_a_right_one(weights, right, wrong, gates):
     def part(i):
         return lambda completions, **_: [right[i] if c == "r" else wrong[i] for c in completions]
 

@@ -301,7 +301,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("thread", ["main", "worker"])
-def test_a_bomb_earns_nothing_and_costs_little_from_either_thread(thread):
+def test_an_answer_that_is_expensive_to_evaluate_earns_nothing_and_costs_little(thread):
     def explode():
         start = time.process_time()
         for gold in ("9", r"\frac{1}{7}", r"\sqrt{2}", "x+1"):
@@ -387,7 +387,7 @@ def test_without_math_verify_an_undecided_answer_raises_and_an_exact_one_does_no
         math_verdict(boxed("(x^2+13x)/x"), "x+13")
 
 
-def test_nothing_in_a_reply_is_run(tmp_path):
+def test_code_in_a_reply_is_never_executed(tmp_path):
     mark = tmp_path / "was-here"
     for answer in (
         f'__import__("os").system("touch {mark}")',
@@ -399,7 +399,7 @@ def test_nothing_in_a_reply_is_run(tmp_path):
     assert not mark.exists()
 
 
-def test_many_threads_share_one_child():
+def test_many_threads_share_one_child_process():
     with ThreadPoolExecutor(8) as pool:
         pairs = [(boxed(f"(x^2+{n}x)/x"), f"x+{n + n % 2}") for n in range(20, 60)]
         rewards = list(pool.map(lambda pair: math_verdict(*pair).reward, pairs))

@@ -35,7 +35,7 @@ def test_message_lists_are_read_and_other_columns_ignored():
     assert reasoning_format_reward(completions=[messages, []], answer=["1", "2"]) == [1.0, 0.0]
 
 
-def test_columns_have_one_entry_a_completion():
+def test_columns_have_one_entry_per_completion():
     completions = ["a</think>4", "a</think>4", "<think>a</think>4", "4", "4", "a</think>4", "<think></think>", " "]
     opened = [True, False, False, False, True, False, False, False]
     thinks = [True, True, None, False, True, False, False, False]

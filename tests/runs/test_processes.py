@@ -45,7 +45,7 @@ def grpo(batch, accumulation=1, generations=8):
         (6, 4, 2, (6, 2)),
     ],
 )
-def test_a_step_is_shared_out_and_stays_what_it_was(batch, accumulation, count, share):
+def test_a_step_divided_among_processes_keeps_its_size(batch, accumulation, count, share):
     assert processes.split_batch(grpo(batch, accumulation), count) == share
 
 
@@ -64,7 +64,7 @@ def test_a_number_that_does_not_divide_the_step_names_what_does(batch, accumulat
     assert processes.split_batch(grpo(larger, accumulation), count)
 
 
-def test_alone_nothing_is_exchanged_and_a_part_is_the_whole():
+def test_a_single_process_exchanges_nothing_and_gets_the_whole_batch():
     assert (processes.process_count(), processes.process_rank(), processes.is_first()) == (1, 0, True)
     assert processes.all_gather((1, 2)) == [1, 2] and processes.broadcast_from_first(lambda: 3) == 3
     assert list(range(10))[processes.local_slice(10)] == list(range(10))
@@ -89,7 +89,7 @@ def test_groups_are_added_until_the_processes_divide_them_and_no_more(monkeypatc
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
-def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
+def test_a_part_samples_the_same_tokens_as_in_the_whole_batch(parts):
     p = torch.rand(6, 1000, generator=torch.Generator().manual_seed(1)).softmax(-1)
     torch.manual_seed(5)
     expected = [torch.multinomial(p, 1).squeeze(1) for _ in range(20)]
@@ -103,7 +103,7 @@ def test_a_part_draws_what_torch_draws_for_it_in_the_whole_batch(parts):
         assert torch.equal(torch.cat([part[step] for part in drawn]), expected[step])
 
 
-def test_a_second_gpu_is_not_given_away_twice(monkeypatch):
+def test_a_second_gpu_with_its_own_process_does_not_take_experts(monkeypatch):
     from grpo_kit.policy.load import overflow_device
 
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -143,7 +143,7 @@ def apart(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def test_two_processes_end_as_one_does(alone, tmp_path):
+def test_two_processes_give_the_same_result_as_one(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     child = started(run, 2)
     output, _ = child.communicate(timeout=300)
@@ -166,7 +166,7 @@ def test_two_processes_end_as_one_does(alone, tmp_path):
     assert max(t.abs().max() for t in load_file(run.adapter / "adapter_model.safetensors").values()) > 0.01
 
 
-def test_killed_on_two_it_goes_on_alone(alone, tmp_path):
+def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
     chosen, run = prepared(tmp_path, "grpo.save_steps=2")
     child = started(run, 2)
     while child.poll() is None and not (run.path / "checkpoints/step_4").is_dir():
@@ -182,7 +182,7 @@ def test_killed_on_two_it_goes_on_alone(alone, tmp_path):
     assert run.completions.read_text() == alone.completions.read_text()
 
 
-def test_begun_alone_it_goes_on_on_two(alone, tmp_path):
+def test_a_run_started_on_one_process_resumes_on_two(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
     train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 8)
@@ -193,7 +193,7 @@ def test_begun_alone_it_goes_on_on_two(alone, tmp_path):
     assert run.completions.read_text() == alone.completions.read_text()
 
 
-def test_a_number_that_does_not_fit_is_one_sentence(alone):
+def test_a_process_count_that_does_not_divide_the_step_is_one_sentence(alone):
     child = started(alone, 7)
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 2 and "7 processes do not divide" in output and "Traceback" not in output

@@ -10,7 +10,7 @@ from grpo_kit.runs.run import Run, default_nf4_folder, find_root, find_run
 from grpo_kit.runs.session import describe_run
 
 
-def test_runs_lie_in_the_working_folder_elsewhere(tmp_path):
+def test_on_other_machines_runs_lie_in_the_working_folder(tmp_path):
     assert find_root({}, tmp_path).as_posix() == "runs"
 
 
@@ -41,7 +41,7 @@ def test_an_explicit_root_wins(tmp_path):
     assert find_root({"GRPO_KIT_ROOT": "/x", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path).as_posix() == "/x"
 
 
-def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
+def test_an_earlier_kernel_output_is_copied_on_kaggle(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     earlier = tmp_path / "kaggle/input/my-output/runs/r1"
     earlier.mkdir(parents=True)
@@ -55,7 +55,7 @@ def test_kaggle_brings_an_earlier_output_over(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", ".hidden", "-x", "a b", "x" * 101, "a\n"])
-def test_a_name_that_is_no_folder_name_is_refused(name, tmp_path):
+def test_a_name_that_is_not_a_folder_name_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match="Invalid run name.*Use at most 100 letters"):
         find_run(name, tmp_path)
 
@@ -179,7 +179,7 @@ def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
     target = tmp_path / "d"
     with new_folder(target) as aside:
         (aside / "one").write_text("1")
@@ -192,7 +192,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
 
 
-def test_lines_survive_any_text(tmp_path):
+def test_jsonl_lines_round_trip_any_text(tmp_path):
     rows = [{"t": 'quote " newline \n separator \u2028 nul \x00 emoji 😀 {braces}'}, {"t": ""}]
     write_lines(tmp_path / "x.jsonl", rows)
     assert read_lines(tmp_path / "x.jsonl") == rows

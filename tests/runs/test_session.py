@@ -19,22 +19,22 @@ def half_done(tmp_path, monkeypatch):
     return run
 
 
-def test_without_sources_the_runs_own_configuration_is_taken(half_done):
+def test_without_sources_the_runs_own_configuration_is_used(half_done):
     settings, run = session.open_run(name="r", stage="train")
     assert (settings.grpo.max_steps, settings.data.source, run.name, settings.run.name) == (7, "mine.csv", "r", "r")
 
 
-def test_a_preset_replaces_all_but_what_finished_stages_were_made_with(half_done):
+def test_a_preset_replaces_all_but_the_settings_of_finished_stages(half_done):
     settings, _ = session.open_run(["t4"], ["grpo.max_steps=2"], "r", "train")
     assert (settings.grpo.max_steps, settings.data.source, settings.policy.dtype) == (2, "mine.csv", "float16")
 
 
-def test_the_data_stage_itself_is_asked_anew(half_done):
+def test_opening_a_run_for_the_data_stage_ignores_the_finished_data_settings(half_done):
     settings, _ = session.open_run(["tiny"], [], "r", "data")
     assert settings.data.source == "tiny-sums"
 
 
-def test_without_a_stage_whatever_is_finished_stands(half_done):
+def test_without_a_stage_the_settings_of_finished_stages_are_kept(half_done):
     assert session.open_run(["tiny"], [], "r")[0].data.source == "mine.csv"
     assert session.open_run(["tiny"], ["data.source=other.csv"], "r")[0].data.source == "other.csv"
 
@@ -50,12 +50,12 @@ def test_force_is_for_this_call(half_done):
     assert not session.open_run(name="r")[0].run.force
 
 
-def test_standing_names_every_stage(half_done):
+def test_the_description_of_a_run_names_every_stage(half_done):
     lines = session.describe_run(half_done).splitlines()
     assert len(lines) == 6 and "done" in lines[1] and all("not yet" in line for line in lines[2:])
 
 
-def test_a_screening_stands_beside_the_data_it_was_made_of(half_done):
+def test_settings_of_a_screening_are_kept_beside_those_of_its_data(half_done):
     settings = {"data": {"pass_rate": [0.2, 0.8]}, "screening": {"sigma": 0.5}, "seed": 1}
     half_done.record_stage("screen", settings, [], [], 1.0, config.to_yaml(config.load_config(["tiny"])))
     loaded, _ = session.open_run(["tiny"], [], "r", "train")

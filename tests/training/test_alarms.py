@@ -51,18 +51,18 @@ def rows(count=10, **changed):
         ({"grad_norm": 50.0}, "exploding", "50 times grpo.max_grad_norm"),
     ],
 )
-def test_an_alarm_rings_alone(changed, name, words):
+def test_each_alarm_fires_on_its_own(changed, name, words):
     ((ringing, sentence),) = find_alarms(rows(**changed), GRPO)
     assert ringing == name and words in sentence
 
 
-def test_a_healthy_run_is_quiet_and_so_is_a_young_one():
+def test_healthy_runs_and_young_runs_raise_no_alarm():
     assert find_alarms(rows(), GRPO) == []
     assert find_alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
 
 
 @pytest.mark.parametrize("cause", ["all_right", "all_wrong"])
-def test_groups_that_others_took_the_place_of_are_no_alarm(cause):
+def test_replaced_groups_raise_no_alarm(cause):
     assert (
         find_alarms(rows(**{f"groups/{cause}": 0.9, "groups/with_gradient": 1.0, "groups/replaced": 0.9}), GRPO) == []
     )
@@ -76,7 +76,7 @@ def test_steps_that_sampled_nothing_do_not_count():
     assert find_alarms([*rows(9, entropy=None), *rows(1)], GRPO) == []  # nothing taught, nothing known of entropy
 
 
-def test_one_bad_step_is_no_alarm_and_old_ones_are_forgotten():
+def test_one_bad_step_raises_no_alarm_and_old_steps_are_forgotten():
     assert find_alarms([*rows(9), *rows(1, **{"completions/clipped_ratio": 1.0})], GRPO) == []
     assert find_alarms([*rows(30, **{"completions/clipped_ratio": 1.0}), *rows(10)], GRPO) == []
 

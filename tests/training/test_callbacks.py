@@ -46,7 +46,7 @@ def rows(*parts):
         ([Stage(512), Stage(1024, enter="clipped"), Stage(2048, enter="clipped")], rows((10, 0.9, 0), (10, 0.9, 0)), 2),
     ],
 )
-def test_the_stage_of_the_coming_step(stages, seen, number):
+def test_the_stage_of_the_next_step_is_found_from_earlier_rows(stages, seen, number):
     assert find_stage(stages, seen) == number
 
 
@@ -71,7 +71,7 @@ def test_stages_come_from_yaml_and_dotlist(tmp_path):
         ("[{length: 8}]", "length"),
     ],
 )
-def test_stages_that_make_no_sense_are_refused(stages, message):
+def test_invalid_stages_are_refused(stages, message):
     with pytest.raises(ValueError, match=message):
         config.load_config(["tiny"], [f"grpo.stages={stages}"])
 
@@ -127,7 +127,7 @@ def shape(completions, **_):
     return [1.0] * len(completions)
 
 
-def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_gives_them_back(staged):
+def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_restores_them(staged):
     run, seen = staged
     assert seen == [
         (30, 0.0, 0.28, 1e-3), (30, 0.0, 0.28, round(1e-3 * 5 / 6, 9)),
@@ -140,7 +140,7 @@ def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_gives_them_back(staged):
     assert [row.get("kl") is not None for row in rows] == [False, False, True, True, False, False]
 
 
-def test_interrupted_within_a_stage_it_ends_the_same(staged, tmp_path, math_reward):
+def test_a_training_interrupted_within_a_stage_gives_the_same_result(staged, tmp_path, math_reward):
     chosen = config.load_config(["tiny"], STAGED)
     run, steps = find_run("r", tmp_path), []
     prepare(chosen, run)
@@ -170,7 +170,7 @@ def test_a_batch_that_is_used_twice_keeps_its_stage():
     assert metrics.extra["stage"] == 1 and trainer.beta == 0.1
 
 
-def test_the_deepscaler_preset_asks_128_prompts_8_times_in_three_contexts():
+def test_the_deepscaler_preset_samples_128_prompts_8_times_at_three_lengths():
     grpo = config.load_config(["deepscaler"]).grpo
     assert grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps == 128 * 8 and grpo.num_generations == 8
     assert [(s.max_completion_length, s.steps, s.beta, s.epsilon_high, s.learning_rate) for s in grpo.stages] == [
@@ -182,17 +182,17 @@ def test_the_deepscaler_preset_asks_128_prompts_8_times_in_three_contexts():
 @pytest.mark.parametrize(
     ("text", "seconds"), [("3h30m", 12600), ("45m", 2700), ("90s", 90), ("1d", 86400), ("1.5h", 5400), ("1h1m1s", 3661)]
 )
-def test_durations(text, seconds):
+def test_durations_are_parsed_to_seconds(text, seconds):
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "3", "3 h", "h", "3h30", "-1h", "3x", "1h,30m"])
-def test_what_is_no_duration_is_refused(text):
+def test_an_invalid_duration_is_refused(text):
     with pytest.raises(ValueError, match="like 3h30m"):
         parse_duration(text)
 
 
-def test_the_session_began_with_the_process_and_packing_has_its_time():
+def test_the_deadline_counts_from_the_process_start_and_reserves_time_for_packing():
     began = psutil.Process().create_time()
     assert session_deadline("100h", 60, {}) == pytest.approx(began + 100 * 3600 - 60, abs=1)
     assert session_deadline(None, 60, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}) == pytest.approx(
@@ -202,5 +202,5 @@ def test_the_session_began_with_the_process_and_packing_has_its_time():
     assert session_deadline(None, 60, {}) is None
 
 
-def test_time_that_is_up_already_is_now():
+def test_a_deadline_in_the_past_becomes_the_present():
     assert session_deadline("1s", 3600, {}) == pytest.approx(time.time(), abs=5)

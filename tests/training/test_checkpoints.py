@@ -17,7 +17,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_the_last_two_are_kept_by_step_not_by_name(tmp_path):
+def test_the_last_two_checkpoints_are_kept_by_step_not_by_name(tmp_path):
     for step in (2, 9, 10, 11):
         checkpoints.save_checkpoint(tmp_path, step, SETTINGS, write(str(step)))
     assert names(tmp_path) == ["step_10", "step_11"]
@@ -36,7 +36,7 @@ def test_the_last_two_are_kept_by_step_not_by_name(tmp_path):
         lambda path: (path / "kept.json").write_text("{}"),
     ],
 )
-def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, damage):
     for step in (1, 2):
         checkpoints.save_checkpoint(tmp_path, step, SETTINGS, write(str(step)))
     damage(tmp_path / "step_2")
@@ -44,13 +44,13 @@ def test_a_damaged_one_is_passed_over_with_a_word(tmp_path, damage):
         assert checkpoints.find_checkpoint(tmp_path, SETTINGS)[0] == 1
 
 
-def test_none_is_found_where_none_is_and_half_written_ones_are_cleared_away(tmp_path):
+def test_an_empty_folder_has_no_checkpoint_and_half_written_ones_are_removed(tmp_path):
     assert checkpoints.find_checkpoint(tmp_path / "nowhere", SETTINGS) is None
     (tmp_path / ".step_3.99.partial").mkdir()
     assert checkpoints.find_checkpoint(tmp_path, SETTINGS) is None and names(tmp_path) == []
 
 
-def test_one_made_with_other_settings_is_refused_and_kept(tmp_path):
+def test_a_checkpoint_with_different_settings_is_refused_and_kept(tmp_path):
     checkpoints.save_checkpoint(tmp_path, 1, SETTINGS, write("1"))
     with pytest.raises(ValueError, match="grpo.learning_rate was 0.1, now 0.2.*--force"):
         checkpoints.find_checkpoint(tmp_path, {"grpo": {"learning_rate": 0.2}})
@@ -60,7 +60,7 @@ def test_one_made_with_other_settings_is_refused_and_kept(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), PermissionError("read-only"), RuntimeError("write failed")]
 )
-def test_a_disk_that_will_not_have_it_costs_a_checkpoint_and_no_more(tmp_path, error):
+def test_a_full_disk_loses_a_checkpoint_but_not_the_training(tmp_path, error):
     checkpoints.save_checkpoint(tmp_path, 1, SETTINGS, write("1"))
 
     def fails(folder):
@@ -72,7 +72,7 @@ def test_a_disk_that_will_not_have_it_costs_a_checkpoint_and_no_more(tmp_path, e
     assert names(tmp_path) == ["step_1"] and checkpoints.find_checkpoint(tmp_path, SETTINGS)[0] == 1
 
 
-def test_rows_behind_a_checkpoint_and_torn_ones_are_cut(tmp_path):
+def test_metrics_after_the_checkpoint_and_torn_lines_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "x": "é"}, ensure_ascii=False) for step in (1, 2, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"step": 4, "re', encoding="utf-8")
@@ -90,7 +90,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_figures_under_todays_na
     assert path.read_text() == lines[0]  # what stands is left as it was written
 
 
-def test_clearing_leaves_nothing_of_a_training(tmp_path):
+def test_clearing_removes_everything_of_a_training(tmp_path):
     checkpoints.save_checkpoint(tmp_path, 1, SETTINGS, write("1"))
     (tmp_path / ".step_2.5.partial").mkdir()
     (tmp_path / "tensorboard").mkdir()

@@ -29,7 +29,7 @@ def test_steps_that_the_fp16_scaler_skips_are_counted(tmp_path, scaler, row):
     )
 
 
-def test_accelerate_still_says_whether_a_step_was_skipped():
+def test_accelerate_still_reports_whether_a_step_was_skipped():
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)

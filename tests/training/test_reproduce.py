@@ -22,14 +22,14 @@ def run(tmp_path, math_reward):
     return prepared
 
 
-def test_a_run_is_repeated_bit_for_bit_and_beside_the_old_one(run):
+def test_a_run_is_reproduced_bit_for_bit_in_its_own_folder(run):
     stages = []
     again, sentences = reproduce.reproduce(run, stages.append)
     assert sentences == [] and stages == ["data", "train"] and again.path.name == "r-again"
     assert hash_of(again.adapter) == hash_of(run.adapter)
 
 
-def test_what_differs_is_said(run):
+def test_differences_to_the_original_run_are_listed(run):
     notes = json.loads(run.notes.read_text())
     notes["stages"]["train"]["environment"]["packages"]["torch"] = "1.0"
     notes["stages"]["train"]["settings"]["rewards"]["math_reward"] = "0" * 64

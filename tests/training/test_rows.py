@@ -22,7 +22,7 @@ def prepared(tmp_path):
     return settings, run, load_tokenizer(settings.policy)
 
 
-def test_rows_are_those_of_the_data_file_with_what_rewards_ask_of_a_prompt(prepared):
+def test_rows_are_those_of_the_data_file_with_the_columns_that_rewards_need(prepared):
     settings, run, tokenizer = prepared
     rows, on_disk = training_rows(settings, run, tokenizer), read_lines(run.data_file("train"))
     assert [row["id"] for row in rows] == [row["id"] for row in on_disk] and len(rows) == 10
@@ -46,11 +46,11 @@ def test_screened_rows_come_in_the_order_of_the_curriculum_as_often_as_the_run_t
     ("draw", "screened", "order"),
     [("useful", True, "in_order"), ("useful", False, "useful"), ("shuffled", True, "shuffled")],
 )
-def test_screened_rows_are_drawn_as_they_lie(draw, screened, order):
+def test_screened_rows_are_drawn_in_their_order(draw, screened, order):
     assert order_of_draw(config.load_config(["tiny"], [f"grpo.draw={draw}"]), screened) == order
 
 
-def test_a_training_asks_once_whether_its_rows_are_screened(prepared, monkeypatch):
+def test_a_training_checks_once_whether_its_rows_are_screened(prepared, monkeypatch):
     settings, run, _ = prepared
     calls, inner = [], screening.is_screened
     monkeypatch.setattr(screening, "is_screened", lambda run: calls.append(run) or inner(run))

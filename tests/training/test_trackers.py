@@ -39,6 +39,6 @@ def test_tensorboard_is_the_default_and_its_files_lie_in_the_run(trained):
 @pytest.mark.parametrize(
     ("names", "report_to"), [("[]", []), ("[tensorboard]", []), ("[tensorboard,wandb]", ["wandb"])]
 )
-def test_transformers_is_told_of_the_others(names, report_to, tmp_path):
+def test_other_trackers_are_passed_to_transformers(names, report_to, tmp_path):
     args = make_trl_config(config.load_config(["tiny"], [f"run.report_to={names}"]), tmp_path)
     assert args.report_to == report_to and args.run_name == "tiny"

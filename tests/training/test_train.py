@@ -30,7 +30,7 @@ def zero_reward(completions, **kwargs):
     return [0.0] * len(completions)
 
 
-def test_training_leaves_what_it_promised(trained):
+def test_training_leaves_the_documented_files(trained):
     chosen, run = trained
     assert sorted(p.name for p in run.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     metrics = read_lines(run.metrics)
@@ -57,7 +57,7 @@ def test_every_lora_pair_has_moved(trained):
     assert all(value.any() for name, value in tensors.items() if "lora_B" in name)
 
 
-def test_with_a_kl_from_the_start_the_reference_is_the_base(tmp_path):
+def test_with_a_kl_term_from_the_start_the_reference_is_the_base_model(tmp_path):
     chosen, run = small(tmp_path, "grpo.beta=0.1", "grpo.learning_rate=3e-3")
     train.train(chosen, run, [length_reward, zero_reward])
     first, second = (row["kl"] for row in read_lines(run.metrics))
@@ -66,7 +66,7 @@ def test_with_a_kl_from_the_start_the_reference_is_the_base(tmp_path):
     assert not any(".ref." in name for name in load_file(run.adapter / "adapter_model.safetensors"))
 
 
-def test_the_run_notes_its_lineage(trained):
+def test_the_run_records_its_inputs(trained):
     _, run = trained
     notes = run.stages()
     assert notes["train"]["read"] == {"data/manifest.json": hash_of(run.manifest)}
@@ -115,7 +115,7 @@ def test_another_reward_of_the_same_name_is_noticed(tmp_path):
         train.train(chosen, run, [other, zero_reward])
 
 
-def test_a_run_without_data_says_so(tmp_path):
+def test_training_without_data_names_the_missing_stage(tmp_path):
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
         train.train(config.load_config(["tiny"]), find_run("r", tmp_path), [length_reward, zero_reward])
 
@@ -169,7 +169,7 @@ def test_an_async_reward_works_as_in_trl(tmp_path):
     assert set(read_lines(run.completions)[0]["rewards"]) == {"length_reward"}
 
 
-def test_real_word_problems_need_no_special_case(tmp_path, math_reward):
+def test_training_runs_on_real_word_problems(tmp_path, math_reward):
     chosen = config.load_config(
         ["tiny"],
         [f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5", "grpo.max_steps=2",
@@ -213,7 +213,7 @@ def test_in_4_bit_the_lora_is_float32_after_trl_has_cast_it(tmp_path):
     assert all(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
-def test_on_a_cpu_fp16_asks_for_nothing_and_training_goes_on(tmp_path):
+def test_fp16_on_a_cpu_is_ignored_and_training_continues(tmp_path):
     """The T4 preset's scaler: without a GPU accelerate leaves mixed precision off, so the key changes nothing."""
     adapters = []
     for value in ("false", "true"):
@@ -223,7 +223,7 @@ def test_on_a_cpu_fp16_asks_for_nothing_and_training_goes_on(tmp_path):
     assert adapters[0] == adapters[1]
 
 
-def test_experts_that_no_token_chose_are_no_dead_lora_pairs(tmp_path):
+def test_experts_that_no_token_chose_are_not_dead_lora_pairs(tmp_path):
     chosen, run = small(
         tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]", "grpo.max_steps=1",
         "grpo.max_completion_length=1", "grpo.per_device_train_batch_size=2", "grpo.num_generations=2",
@@ -240,7 +240,7 @@ def test_experts_that_no_token_chose_are_no_dead_lora_pairs(tmp_path):
     assert 0 < len(untouched) < len(loras)
 
 
-def test_a_routed_expert_whose_lora_is_passed_by_is_named(tmp_path, monkeypatch):
+def test_a_routed_expert_whose_lora_is_bypassed_is_named(tmp_path, monkeypatch):
     from grpo_kit.nemotron import experts
 
     chosen, run = small(tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]")

@@ -51,7 +51,7 @@ def test_the_overridden_methods_are_still_called_by_those_names():
     assert {"trl": trl.__version__, "transformers": transformers.__version__} == trl_internals.VERSIONS
 
 
-def test_another_version_is_named_with_the_remedy(monkeypatch):
+def test_an_unsupported_version_is_named_with_the_remedy(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trl_internals.check_versions()
@@ -74,7 +74,7 @@ def test_no_other_file_touches_a_private_name_of_trl_or_transformers():
     assert users == {"trl_internals.py"}
 
 
-def test_trls_notes_are_still_kept_under_the_name_that_is_cleared(tmp_path):
+def test_trl_still_keeps_its_log_under_the_name_that_we_clear(tmp_path):
     chosen, run = small(tmp_path)
     trainer = train.make_trainer(chosen, run, [length_reward] * 2)
     trainer.figures["ours"].append(0.5)
@@ -103,7 +103,7 @@ def log_probs(monkeypatch):
         (None, True, True, 512),  # on a CPU TRL does not use it anyway
     ],
 )
-def test_log_probs_are_computed_in_what_the_machine_has(
+def test_log_probs_are_computed_in_the_dtype_of_the_machine(
     monkeypatch, log_probs, capability, has_triton, uses_triton, tokens
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)

@@ -43,7 +43,7 @@ def test_a_setting_with_an_effect_is_distinguished_from_one_without():
     assert rank.startswith("rank: no effect is shown (rank correlation +0.22 over 8 trials at step 4, p = 0.")
 
 
-def test_trials_that_were_stopped_early_are_compared_after_as_much_training():
+def test_trials_stopped_early_are_compared_at_equal_steps():
     result = result_of(8, lambda i: i / 10, rate=lambda i: i)
     for trial in result["trials"][4:]:  # the good ones went on; their later accuracy is not compared
         trial["curve"].append((8, 0.1))
@@ -67,7 +67,7 @@ def test_trials_without_a_step_in_common_are_not_compared():
     assert report.describe_effects(result) == []
 
 
-def test_a_choice_of_words_is_compared_by_its_kinds():
+def test_a_categorical_setting_is_compared_by_its_values():
     result = result_of(10, lambda i: i / 10, kind=lambda i: '"a"' if i < 5 else '"b"')
     (kind,) = report.describe_effects(result)
     assert kind.startswith("kind: accuracy differs with it (H 6.82 over 10 trials at step 4, p = 0.0")
@@ -88,7 +88,7 @@ def test_few_or_equal_trials_show_no_effect(result):
     assert "no effect is shown" in sentences[0] or "they show nothing" in sentences[0]
 
 
-def test_chance_gives_an_effect_no_more_than_once_in_twenty():
+def test_random_trials_show_an_effect_at_most_once_in_twenty():
     draw = random.Random(7)
     sentences = [report.describe_effects(result_of(8, lambda i: draw.random(), rate=lambda i: i))[0] for _ in range(40)]
     assert sum("no effect" not in text for text in sentences) <= 6  # 2 expected; seven or more come once in 200 times

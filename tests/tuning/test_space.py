@@ -19,7 +19,7 @@ MODULES = ('["q_proj"]', '["q_proj", "k_proj"]')
         ("lora.target_modules=[[q_proj],[q_proj,k_proj]]", Axis("choice", choices=MODULES)),
     ],
 )  # fmt: skip
-def test_what_is_searched_is_read_from_its_word(word, axis):
+def test_search_axes_are_parsed(word, axis):
     axes, rest = parse_search([word, "grpo.num_generations=4", "lora.target_modules=[q_proj]"])
     assert axes == {word.split("=")[0]: axis}
     assert rest == ["grpo.num_generations=4", "lora.target_modules=[q_proj]"]  # a key's own list is one value
@@ -39,7 +39,7 @@ def test_what_is_searched_is_read_from_its_word(word, axis):
         ("grpo.max_steps=[10,20]", "--steps"),
     ],
 )
-def test_what_is_no_axis_is_refused(word, message):
+def test_an_invalid_axis_is_refused(word, message):
     with pytest.raises(ValueError, match=message):
         parse_search([word])
 
@@ -52,5 +52,5 @@ def test_what_is_no_axis_is_refused(word, message):
         (Axis("choice", choices=('["q_proj"]',)), [["q_proj"]], [["k_proj"]]),
     ],
 )
-def test_whether_a_value_lies_on_an_axis(axis, inside, outside):
+def test_a_value_is_recognised_as_on_or_off_an_axis(axis, inside, outside):
     assert all(axis.holds(value) for value in inside) and not any(axis.holds(value) for value in outside)

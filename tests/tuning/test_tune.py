@@ -84,7 +84,7 @@ def search(run, *words, **options):
         ([LR], {"trials": 0}, "--trials is 0, --steps 4, --every 1"),
     ],
 )
-def test_what_cannot_be_searched_is_refused_before_anything_is_trained(run, trained_with, words, options, message):
+def test_an_invalid_search_is_refused_before_training(run, trained_with, words, options, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         search(run, *words, **options)
     assert trained_with == [] and not (run.path / "tune").exists()
@@ -106,7 +106,7 @@ def test_a_run_without_validation_rows_is_refused(tmp_path):
         search(bare, LR)
 
 
-def test_the_search_finds_the_best_breaks_off_the_worst_and_says_how_it_compares(run, trained_with):
+def test_the_search_finds_the_best_trial_stops_the_worst_early_and_reports_the_comparison(run, trained_with):
     result = search(run, LR, trials=14)
     best = float(result["best"]["overrides"][0].split("=")[1])
     assert trained_with[0] == 0.001  # the run's own comes first
@@ -129,14 +129,14 @@ def test_a_grid_tries_every_combination_once(run, trained_with):
     assert search(run, *words, grid=True) == result and len(trained_with) == 6  # done already
 
 
-def test_it_counts_to_the_last_trial(run, trained_with):
+def test_progress_counts_to_the_last_trial(run, trained_with):
     calls = []
     search(run, LR, trials=2, on_trial=lambda *what: calls.append(what))
     assert [(done, of) for done, of, _ in calls] == [(0, 2), (1, 2), (2, 2)]
     assert calls[0][2] == "" and calls[2][2].startswith("best so far ")
 
 
-def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, trained_with):
+def test_a_search_resumes_with_more_trials_but_not_with_other_axes(run, trained_with):
     first = search(run, LR, trials=3)
     more = search(run, LR, trials=5)
     assert len(trained_with) == len(set(trained_with)) == 5  # nothing drawn twice
@@ -146,7 +146,7 @@ def test_a_search_goes_on_with_more_trials_and_not_with_another_question(run, tr
     assert len(search(run, LR, trials=2, steps=5, force=True)["trials"]) == 2
 
 
-def test_a_trial_that_was_killed_is_made_again(run, trained_with, monkeypatch):
+def test_a_killed_trial_is_repeated(run, trained_with, monkeypatch):
     score_rows = evaluate.score_rows
 
     def killed(model, *rest):
@@ -169,7 +169,7 @@ def test_a_trial_that_was_killed_is_made_again(run, trained_with, monkeypatch):
     assert tried[3].params == tried[2].params and len(result["trials"]) == 4
 
 
-def test_settings_without_room_in_memory_are_marked_and_the_search_goes_on(run, trained_with, monkeypatch):
+def test_a_trial_out_of_memory_is_marked_and_the_search_continues(run, trained_with, monkeypatch):
     original_maker = train.make_trainer
 
     def make_trainer(chosen, *rest):
@@ -183,7 +183,7 @@ def test_settings_without_room_in_memory_are_marked_and_the_search_goes_on(run, 
     assert result["trials"][-1]["accuracy"] is None
 
 
-def test_without_the_runs_own_value_on_the_axis_nothing_is_compared(run, trained_with):
+def test_no_comparison_is_made_when_the_runs_own_value_is_off_the_axis(run, trained_with):
     assert "are not in the search space" in search(run, "grpo.learning_rate=log(1e-2,1e-1)", trials=2)["words"]
 
 

@@ -79,7 +79,7 @@ def test_a_reward_defined_on_the_spot_and_one_for_strings_are_understood():
         assert audit_reward(reward, CASES[:2]).row().accuracy == 1.0
 
 
-def test_threads_that_differ_are_no_success():
+def test_different_results_between_threads_fail_the_audit():
     def main_only(completions, answer, **kwargs):
         import signal
 
@@ -92,7 +92,7 @@ def test_threads_that_differ_are_no_success():
     assert "ValueError" in report.trials[0].errors["worker"] and report.trials[0].rewards == {"main": 1.0}
 
 
-def test_cases_may_be_dicts_and_must_be_some():
+def test_cases_may_be_dicts_and_must_not_be_empty():
     case = {"kind": "a", "gold": "4", "completion": r"1</think>\boxed{4}", "reward": 1.0}
     assert audit_reward(generous_reward, [case]).row().accuracy == 1.0
     with pytest.raises(ValueError, match="0 cases.*at least 1.*Pass some"):
@@ -132,7 +132,7 @@ def test_a_users_file_is_audited_by_path(tmp_path):
     assert load_reward(f"{path}:helper").__name__ == "helper"
 
 
-def test_a_wrong_path_or_name_says_what_there_is(tmp_path):
+def test_a_wrong_path_or_name_lists_what_exists(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.py is neither a file here.*existing path"):
         audit_reward(str(tmp_path / "none.py"))
     path = tmp_path / "two.py"
@@ -151,7 +151,7 @@ def test_the_table_shows_each_kind_the_total_and_examples():
         assert word in text, text
 
 
-def test_the_kits_referee_passes_its_own_audit(tmp_path):
+def test_the_kits_math_reward_passes_its_own_audit(tmp_path):
     text = (SAMPLE.parent.parent / "grpo_kit/rewards/math_answer.py").read_text()
     path = tmp_path / "math_answer.py"
     path.write_text(text.replace("DEADLINE = 2.0", "DEADLINE = 20.0"))  # for a busy machine

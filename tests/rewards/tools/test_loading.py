@@ -10,7 +10,7 @@ def test_the_kits_own_rewards_are_found_by_name():
     assert load_reward("reasoning_format.py:reasoning_format_reward")(completions=["a</think>b"]) == [1.0]
 
 
-def test_a_copy_in_the_working_folder_takes_the_kits_place(tmp_path, monkeypatch):
+def test_a_copy_in_the_working_folder_replaces_the_kits_reward(tmp_path, monkeypatch):
     (tmp_path / "math_answer.py").write_text("def math_reward(completions, **kwargs):\n    return [7.0]\n")
     monkeypatch.chdir(tmp_path)
     assert load_reward("math_answer.py:math_reward")(completions=["x"]) == [7.0]
@@ -60,7 +60,7 @@ def test_a_function_without_source_has_none():
     assert fingerprint(len) is None
 
 
-def test_a_reward_file_may_say_how_answers_are_read(tmp_path):
+def test_a_reward_file_may_define_how_answers_are_read(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n\n"
         "def final_answer(completion, **kwargs):\n    return completion.strip() or None\n"

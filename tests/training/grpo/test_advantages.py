@@ -28,14 +28,14 @@ NAN = float("nan")
         (1, 16, "leave_one_out", 1.000, -0.258),
     ],
 )
-def test_the_numbers_of_nemo_rl(right, n, kind, of_right, of_wrong):
+def test_advantages_equal_those_of_nemo_rl(right, n, kind, of_right, of_wrong):
     rewards = torch.tensor([1.0] * right + [0.0] * (n - right))
     values = compute_advantages(rewards, n, kind)
     assert values[:right].tolist() == pytest.approx([of_right] * right, abs=5e-4)
     assert values[right:].tolist() == pytest.approx([of_wrong] * (n - right), abs=5e-4)
 
 
-def test_without_normalisation_it_is_the_difference():
+def test_without_normalisation_an_advantage_is_the_difference_from_the_mean():
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0])
     assert compute_advantages(rewards, 4, "group", normalize=False).tolist() == [0.75, -0.25, -0.25, -0.25]
     assert compute_advantages(rewards, 4, "leave_one_out", normalize=False).tolist() == pytest.approx(
@@ -43,25 +43,25 @@ def test_without_normalisation_it_is_the_difference():
     )
 
 
-def test_groups_do_not_look_at_each_other():
+def test_groups_do_not_affect_each_other():
     together = compute_advantages(torch.tensor([1.0, 0.0, 5.0, 5.0]), 2)
     assert together.tolist() == pytest.approx([0.7071, -0.7071, 0.0, 0.0], abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["group", "leave_one_out"])
 @pytest.mark.parametrize("rewards", [[0.95] * 7 + [0.0], [0.1 + 0.2, 0.3] * 4, [1e-8, 0.0] * 4, [1 / 3] * 8])
-def test_no_advantage_explodes_over_a_spread_of_rounding(kind, rewards):
+def test_rounding_differences_within_a_group_give_no_large_advantage(kind, rewards):
     assert compute_advantages(torch.tensor(rewards), 8, kind).abs().max() < 3
 
 
-def test_an_unknown_reward_counts_in_no_mean_and_gets_none():
+def test_a_reward_of_none_is_left_out_of_the_mean_and_gets_no_advantage():
     values = compute_advantages(torch.tensor([1.0, NAN, 0.0, NAN]), 4)
     assert values.tolist() == pytest.approx([0.7071, 0.0, -0.7071, 0.0], abs=1e-3)
     assert compute_advantages(torch.tensor([1.0, NAN, NAN, NAN]), 4, "leave_one_out").tolist() == [0.0] * 4
     assert compute_advantages(torch.tensor([NAN] * 4), 4).tolist() == [0.0] * 4
 
 
-def test_by_the_group_it_is_what_trl_computes_but_for_its_epsilon():
+def test_group_normalised_advantages_equal_trls_without_its_epsilon():
     rewards = torch.rand(24, generator=torch.Generator().manual_seed(0))
     groups = rewards.view(-1, 8)
     trl = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
@@ -81,5 +81,5 @@ def test_by_the_group_it_is_what_trl_computes_but_for_its_epsilon():
         ([NAN] * 4, True),
     ],
 )
-def test_a_group_is_flat_when_all_that_is_known_of_it_is_equal(rewards, flat):
+def test_a_group_is_flat_when_all_its_known_rewards_are_equal(rewards, flat):
     assert is_flat(torch.tensor(rewards), 4).tolist() == [flat]

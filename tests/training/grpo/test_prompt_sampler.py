@@ -12,12 +12,12 @@ def drawn(book, rounds, count=2):
     return Counter(i for _ in range(rounds) for i in book.draw(count))
 
 
-def test_solved_and_hopeless_prompts_come_back_rarely_and_never_stay_away():
+def test_solved_and_hopeless_prompts_are_drawn_rarely_but_not_never():
     counts = drawn(PromptSampler([1.0, 0.0, 0.5, 0.5, 0.4, 0.6], num_generations=8, seed=1), rounds=2000)
     assert all(counts[i] > 3 * max(counts[0], counts[1]) for i in (2, 3, 4, 5)) and min(counts.values()) > 50
 
 
-def test_what_a_run_learns_of_a_prompt_changes_how_often_it_is_drawn():
+def test_observed_rewards_change_how_often_a_prompt_is_drawn():
     book = PromptSampler([None] * 4, num_generations=8, seed=1)
     even = drawn(book, 500)
     for _ in range(3):
@@ -34,14 +34,14 @@ def test_a_later_visit_counts_more_than_an_earlier_one():
     assert book.rates()[0] > 0.6
 
 
-def test_prompts_never_asked_are_expected_to_be_as_first_visits_were():
+def test_unseen_prompts_are_estimated_from_the_first_visits_of_others():
     book = PromptSampler([None] * 10, num_generations=8, seed=1)
     for prompt in range(5):
         book.learn(prompt, 8, 8)
     assert book.rates()[9] > 0.9
 
 
-def test_a_screened_rate_is_believed_until_the_run_knows_better():
+def test_a_screened_pass_rate_is_used_until_the_run_observes_another():
     book = PromptSampler([0.9, None], num_generations=8, seed=1)
     assert 0.8 < book.rates()[0] < 0.9 and book.rates()[1] == 0.5
     book.learn(0, 0, 8)
@@ -50,17 +50,17 @@ def test_a_screened_rate_is_believed_until_the_run_knows_better():
 
 
 @pytest.mark.parametrize("kind", ["useful", "shuffled", "in_order"])
-def test_a_step_never_asks_a_prompt_twice_while_there_are_others(kind):
+def test_a_step_repeats_a_prompt_only_when_there_are_no_others(kind):
     book = PromptSampler([None] * 12, num_generations=4, seed=1, kind=kind)
     assert all(len(set(book.draw(4))) == 4 for _ in range(30))
 
 
 @pytest.mark.parametrize("kind", ["useful", "shuffled", "in_order"])
-def test_more_prompts_than_there_are_repeats_them(kind):
+def test_asking_for_more_prompts_than_exist_repeats_them(kind):
     assert Counter(PromptSampler([None] * 3, 4, 1, kind).draw(6)) == {0: 2, 1: 2, 2: 2}
 
 
-def test_shuffled_asks_each_once_a_round_and_in_order_follows_the_rows():
+def test_shuffled_order_draws_each_prompt_once_a_round_and_fixed_order_follows_the_rows():
     book = PromptSampler([None] * 10, 4, 1, "shuffled")
     rounds = [[i for _ in range(5) for i in book.draw(2)] for _ in range(2)]
     assert [sorted(r) for r in rounds] == [list(range(10))] * 2 and rounds[0] != rounds[1]
@@ -69,7 +69,7 @@ def test_shuffled_asks_each_once_a_round_and_in_order_follows_the_rows():
 
 
 @pytest.mark.parametrize("kind", ["useful", "shuffled", "in_order"])
-def test_an_interrupted_book_draws_on_as_it_would_have(kind):
+def test_a_restored_sampler_continues_the_same_draws(kind):
     def fresh():
         return PromptSampler([None, 0.5, 0.2, None, 0.9, 0.1], num_generations=4, seed=3, kind=kind)
 
@@ -88,7 +88,7 @@ def test_an_interrupted_book_draws_on_as_it_would_have(kind):
             second.learn(i, step, 4)
 
 
-def test_it_knows_how_many_of_the_last_groups_taught():
+def test_the_sampler_tracks_the_share_of_groups_with_a_gradient():
     book = PromptSampler([None] * 4, num_generations=8, seed=1)
     assert book.mixed_share() == 1
     for _ in range(200):
@@ -99,18 +99,18 @@ def test_it_knows_how_many_of_the_last_groups_taught():
     assert 0.45 < book.mixed_share() < 0.55
 
 
-def test_what_replaces_others_was_mixed_of_late():
+def test_replacements_are_drawn_from_prompts_with_mixed_results():
     book = PromptSampler([0.5] * 5 + [0.95] * 95, num_generations=8, seed=1)
     first, more = (Counter(i for _ in range(300) for i in draw(1)) for draw in (book.draw, book.draw_more))
     share = [sum(counts[i] for i in range(5)) / 300 for counts in (first, more)]
     assert share[1] > 2 * share[0]
 
 
-def test_another_seed_draws_otherwise():
+def test_another_seed_draws_other_prompts():
     draws = [[PromptSampler([None] * 50, 4, seed).draw(8) for seed in (1, 1, 2)]]
     assert draws[0][0] == draws[0][1] != draws[0][2]
 
 
-def test_a_book_of_other_rows_is_refused():
+def test_the_state_of_a_sampler_of_other_rows_is_refused():
     with pytest.raises(ValueError, match="knows 3 prompts and the run has 4, so it was made with other data"):
         PromptSampler([None] * 4, 4, 1).restore(PromptSampler([None] * 3, 4, 1).state())

@@ -70,7 +70,7 @@ def test_flat_groups_are_replaced_within_the_budget(tmp_path):
     assert row["groups/sampled"] == 3 and len(read_lines(run.completions)) == 48
 
 
-def test_a_set_that_teaches_nothing_costs_the_budget_and_no_more(tmp_path):
+def test_a_data_set_without_gradients_costs_the_resampling_budget_and_no_more(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=2")
     calls = []
 
@@ -85,7 +85,7 @@ def test_a_set_that_teaches_nothing_costs_the_budget_and_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("others_teach", [True, False])
-def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, others_teach):
+def test_a_solved_data_set_raises_an_alarm_unless_replacements_have_a_gradient(tmp_path, others_teach):
     chosen, run = small(
         tmp_path, "grpo.resample_budget=4", "grpo.max_steps=10", "grpo.mask_truncated_completions=false"
     )
@@ -102,7 +102,7 @@ def test_a_solved_set_rings_unless_what_is_asked_in_its_place_teaches(tmp_path, 
     assert not rung if others_teach else len(rung) == 1
 
 
-def test_where_few_groups_teach_more_are_asked_at_once(tmp_path):
+def test_when_few_groups_have_a_gradient_more_are_sampled_at_once(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=3", "grpo.max_steps=1")
     calls = []
 
@@ -159,7 +159,7 @@ def gradient(trainer, compute, batch):
         ([0.5, -0.5], [4, 4]),  # all teach
     ],
 )
-def test_what_has_no_gradient_costs_no_pass_and_changes_none(trainer_of, monkeypatch, loss, advantages, tokens):
+def test_rows_without_a_gradient_cost_no_pass_and_change_no_gradient(trainer_of, monkeypatch, loss, advantages, tokens):
     monkeypatch.setattr(trainer_of, "loss_type", "grpo" if loss == "gspo" else loss)
     monkeypatch.setattr(trainer_of, "importance_sampling_level", "sequence" if loss == "gspo" else "token")
     batch = batch_of(trainer_of, advantages, tokens)
@@ -218,7 +218,7 @@ def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_
     assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(gradients, expected))
 
 
-def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
+def test_a_stages_epsilon_high_is_used_under_cispo(tmp_path):
     stages = ["max_completion_length: 8, steps: 1", "max_completion_length: 8, steps: 1, epsilon_high: 4"]
     stages = f"grpo.stages=[{', '.join(f'{{{stage}}}' for stage in [*stages, 'max_completion_length: 8'])}]"
     chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
@@ -229,7 +229,7 @@ def test_a_stage_s_cap_arrives_under_cispo(tmp_path):
     assert seen[-3:] == [1.1, 5.0, 1.1]
 
 
-def test_a_batch_that_teaches_nothing_has_a_gradient_of_zeros(trainer_of):
+def test_a_batch_with_zero_advantages_has_a_gradient_of_zeros(trainer_of):
     loss, gradients = gradient(trainer_of, trainer_of.compute_loss, batch_of(trainer_of, [0.0] * 4, [3, 2, 4, 1]))
     assert loss == 0 and not any(g.any() for g in gradients)
 
@@ -243,7 +243,7 @@ def test_with_a_kl_term_every_completion_counts(trainer_of, monkeypatch):
 
 
 @pytest.mark.parametrize("four", ["policy.load_in_4bit=false", "policy.load_in_4bit=true"])
-def test_sampler_and_trainer_see_the_same_log_probs_and_a_gap_would_show(tmp_path, four):
+def test_sampler_and_trainer_compute_the_same_log_probs_and_a_gap_is_logged(tmp_path, four):
     chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.resample_budget=1", four)
     trainer = train.make_trainer(chosen, run, [length_reward] * 2)
     trainer.train()

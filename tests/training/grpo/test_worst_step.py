@@ -26,7 +26,7 @@ def prepared(tmp_path, *overrides):
     return chosen, run
 
 
-def test_it_tries_the_longest_prompts_and_completions_and_foretells_the_run(tmp_path):
+def test_the_probe_step_uses_the_longest_inputs_and_forecasts_the_run(tmp_path):
     chosen, run = prepared(tmp_path)
     forecasts, shapes = [], []
     trainer = train.make_trainer(chosen, run, [length_reward] * 2, on_forecast=forecasts.append)
@@ -42,7 +42,7 @@ def test_it_tries_the_longest_prompts_and_completions_and_foretells_the_run(tmp_
     assert forecast["peak_bytes"] is None and json.loads(run.forecast.read_text()) == forecast
 
 
-def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
+def test_the_run_is_the_same_with_and_without_the_probe_step(tmp_path, monkeypatch):
     def adapter_of(name):
         chosen, run = prepared(tmp_path / name, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
         train.train(chosen, run, [length_reward] * 2)
@@ -57,7 +57,7 @@ def test_the_run_is_the_same_with_and_without_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["_time_sampling", "_train_micro_batch"])
-def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, monkeypatch, part):
+def test_a_step_that_does_not_fit_raises_before_training(tmp_path, monkeypatch, part):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.48 GiB. GPU 0 has ...")
 
