@@ -1,4 +1,4 @@
-"""The newcomer's first command, for real: the bar it has to reach, and what a second call does. The slowest test."""
+"""The demo command, for real: the accuracy it has to reach, and what a second call does. The slowest test."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""A command ends in one sentence and a status, or in the trace of a defect."""
+"""A command ends with one sentence and an exit status, or with the traceback of a bug."""
 
 import json
 

@@ -313,7 +313,7 @@ def app_commands(words):
 
 @pytest.mark.parametrize("words", [[], ["train"], ["plan"], ["check"], ["rewards", "audit"], ["push"]])
 def test_help_loads_nothing_heavy_and_the_module_is_the_command(words):
-    """In a process of its own: `python -m grpo_kit ... --help` prints what `grpo-kit ... --help` does."""
+    """In a separate process: `python -m grpo_kit ... --help` prints the same as `grpo-kit ... --help`."""
     heavy = "('torch', 'transformers', 'trl', 'peft', 'datasets', 'pandas', 'matplotlib', 'optuna', 'kaggle', 'scipy')"
     code = (
         "import atexit, runpy, sys\n"

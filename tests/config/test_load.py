@@ -60,7 +60,7 @@ def test_a_configuration_cannot_be_changed_later():
         (["num_generations=3"], "num_generations", "Did you mean grpo.num_generations?"),  # section forgotten
         (["grpo.r=3"], "grpo.r", "Did you mean lora.r?"),  # wrong section
         (["zzz.qqq=3"], "zzz", "--dry-run"),  # nothing like it
-        (["grpo=5"], "grpo", "grpo.max_steps="),  # a section is no value
+        (["grpo=5"], "grpo", "grpo.max_steps="),  # a section is not a value
         (["data.columns=null"], "data.columns", "data.columns.prompt="),  # nor can it be removed
         (["grpo.num_generations"], "'grpo.num_generations'", "key=value"),  # no equals sign
         (["=3"], "'=3'", "key=value"),  # no key

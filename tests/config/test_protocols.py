@@ -1,4 +1,4 @@
-"""A protocol says what its publisher says, and nothing else can be said beside it."""
+"""A protocol sets its publisher's values, which win over other values for the same keys."""
 
 import inspect
 

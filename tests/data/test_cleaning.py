@@ -1,4 +1,4 @@
-"""What is mended in a text, and which rows are dropped for which reason."""
+"""How texts are cleaned, and which rows are dropped for which reason."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Repetitions are found, near ones confirmed, variants kept and tied, and contradicting golds dropped."""
+"""Duplicates are dropped, near ones confirmed, variants kept and grouped, and contradicting golds dropped."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Files from outside: usual ones read whole, broken ones named with file and line."""
+"""Users' files: valid ones are read completely, broken ones are named with file and line."""
 
 import json
 

@@ -18,7 +18,7 @@ def test_golds_are_extracted_from_worked_solutions(answer, gold):
     ("solution", "gold"),
     [
         (r"so \boxed{1} then \boxed{\frac{1}{2}} at last", r"\frac{1}{2}"),
-        (r"\boxed{\{1,2\}}", r"\{1,2\}"),  # escaped braces are no braces
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),  # escaped braces do not count
         (r"\fbox{7}", "7"),
         (r"\boxed {7}", "7"),
         (r"\boxed{7} and \boxed{8", "7"),  # one never closed

@@ -1,4 +1,4 @@
-"""Planted leaks are caught, and what merely sounds like a contest is kept."""
+"""Planted leaks are caught, and problems that only sound like a contest are kept."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def test_ngrams_stay_within_a_text_and_short_texts_may_have_one():
     assert runs.hashes[1] == runs.hashes[3] and len(set(runs.hashes.tolist())) == 3
     assert ngrams.hash_runs(texts, 3, ngrams.Vocabulary(), short=False).starts.tolist() == [0, 2, 2, 2, 3]
     alone = ngrams.hash_runs([list("ab"), list("cd"), list("ab")], 3, ngrams.Vocabulary(), short=True).hashes
-    assert alone[0] == alone[2]  # what stands beside a short text does not count
+    assert alone[0] == alone[2]  # neighbours of a short text do not matter
     assert ngrams.hash_runs([], 3, ngrams.Vocabulary(), short=True).starts.tolist() == [0]
 
 

@@ -371,7 +371,7 @@ def test_a_killed_preparation_resumes_and_gives_the_same_bytes(tmp_path, monkeyp
 
 
 def test_each_source_is_located_opened_and_hashed_once(tmp_path, monkeypatch):
-    """A local file and a Hub set to train on, a local and a Hub set to keep out: nothing is touched twice."""
+    """A local file and a Hub set to train on, a local and a Hub set to keep out: each is opened once."""
     import datasets
 
     path = eight(tmp_path)
@@ -414,7 +414,7 @@ def test_each_source_is_located_opened_and_hashed_once(tmp_path, monkeypatch):
 
 
 def test_a_run_of_an_earlier_version_is_recognised_as_done(tmp_path):
-    """The settings as version 0.1 wrote them, key by key: a change here makes every finished run refuse to go on."""
+    """The settings as version 0.1 wrote them, key by key: a change would make finished runs refuse to resume."""
     path = eight(tmp_path)
     _, run = prepare(tmp_path, path)
     notes = json.loads(run.notes.read_text())
@@ -449,7 +449,7 @@ def test_partial_results_of_other_settings_are_not_used(tmp_path, monkeypatch):
 
 
 def test_gsm8k_math_and_aime_together_with_planted_leaks(tmp_path, shared_data, monkeypatch, math_reward):
-    """The three sets at once, kept apart from four to be judged by, with four leaks and two near misses planted."""
+    """Three training sets against four evaluation sets, with four planted leaks and two near misses."""
     monkeypatch.setenv("GRPO_KIT_DATA", str(shared_data))
     held = json.loads((shared_data / "aime/aime2024.jsonl").read_text().splitlines()[0])["problem"]
     other = json.loads((shared_data / "gsm8k/test.jsonl").read_text().splitlines()[0])["question"]

@@ -1,4 +1,4 @@
-"""Six puzzle families: shaped as the challenge's, the same by seed and index, solved from their examples, or marked."""
+"""Six puzzle families: like the challenge's, fixed by seed and index, solved from their examples, or marked."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ SUFFIX = "\nPlease put your final answer inside `\\boxed{}`. For example: `\\box
 
 @pytest.fixture(scope="module")
 def real(shared_data) -> dict[str, list[dict[str, str]]]:
-    """The challenge's rows by family, told apart by a word of their own and not by `classify`."""
+    """The challenge's rows by family, recognised by a word of the prompt and not by `classify_prompt`."""
     words = dict(
         zip(
             COUNTS,
@@ -447,7 +447,7 @@ def test_an_unseen_letter_is_inferred_from_the_words_that_fit():
     assert len(cipher.WORDS) == 77
 
 
-# ---- what is no puzzle
+# ---- prompts that are not puzzles
 
 
 @pytest.mark.parametrize("family", EVERY)

@@ -71,7 +71,7 @@ def test_invalid_shares_and_budgets_are_refused(overrides, message):
 
 
 def test_training_passes_row_options_to_the_template_and_the_rewards(tmp_path):
-    """TRL 1.16 knows one set of template keywords for all rows; what its prompts end in is read off its own tokens."""
+    """TRL 1.16 knows one set of template keywords for all rows; the end of its prompts is read from their tokens."""
     settings = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])
     run = find_run("r", tmp_path)
     prepare(settings, run)

@@ -1,4 +1,4 @@
-"""Each set's columns through its recipe, local copies found where they lie, and a remedy where they do not."""
+"""Each data set is read through its recipe, local copies are found, and a missing one gives a remedy."""
 
 import pytest
 

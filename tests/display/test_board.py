@@ -1,4 +1,4 @@
-"""The board: it follows a run's files, runs a training in a thread, and obeys its button and the kernel's interrupt.
+"""The board follows a run's files, runs a training in a thread, and obeys its button and the kernel's interrupt.
 
 Covered: a stand-in training and a real one, in this process and in a real kernel with clicks sent as a front end sends
 them. `test_board_in_browser.py` drives the same in JupyterLab. Tried by hand: ipykernel 6.17.1 and
@@ -42,7 +42,7 @@ def run(tmp_path):
 
 
 def take(run, step, **more):
-    """What a training leaves after a step."""
+    """Writes the files that a training has written after a step."""
     replies = [{"prompt": p, "completion": f"t</think>{p}{step}", "answer": "7", "rewards": {"m": 1.0}} for p in "aab"]
     for path, rows in ((run.metrics, [{"seconds": step / 10, "reward": 0.5} | more]), (run.completions, replies)):
         with path.open("a") as file:
@@ -79,7 +79,7 @@ def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
 def test_the_board_shows_the_expected_end_only_during_a_training(run):
     write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
     board = Board(run)
-    assert "done at about" not in board.head.value  # nobody trains
+    assert "done at about" not in board.head.value  # no training runs
     done = {}
 
     def train(should_stop):
@@ -301,7 +301,7 @@ TRAINING = inspect.getsource(take) + inspect.getsource(until_stopped)
 
 
 class Kernel:
-    """A real kernel, spoken to as a front end does."""
+    """A real kernel, driven with the messages of a front end."""
 
     def __init__(self):
         self.manager = KernelManager(kernel_name="python3")
@@ -313,7 +313,7 @@ class Kernel:
         self.client.wait_for_ready(60)
 
     def read_output(self, cell):
-        """What the cell `asked` printed or raised, once it is done."""
+        """Returns what the cell printed or raised, once it is done."""
         text = ""
         while True:
             message = self.client.get_iopub_msg(timeout=60)

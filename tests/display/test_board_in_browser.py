@@ -109,7 +109,7 @@ def answers(address):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """Chromium, with ways to read and press what is on the page."""
+    """Chromium, with methods that read and click elements of the page."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -133,7 +133,7 @@ class Page:
         self.driver.find_element("css selector", css).click()
 
     def steps(self):
-        """How far the board says the training is."""
+        """The step that the board shows."""
         return int((re.findall(r"step(\d+) of \d+", self.text(SHOWN)) or [0])[0])
 
     def run_all(self, server, name, log):
@@ -159,7 +159,7 @@ return panel?.context?.path == arguments[0] && kernel?.connectionStatus == 'conn
 
 
 def wait(seconds, holds, otherwise=lambda: ""):
-    """What `holds` returns once it is true; it is asked again and again."""
+    """Calls `holds` until it returns something true, and returns that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := holds():

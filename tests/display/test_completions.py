@@ -1,4 +1,4 @@
-"""Completions by step and group from a file that grows, is cut and begun anew; shown as text, never as markup."""
+"""Completions by step and group from a file that grows, is cut or restarted; shown as text, never as markup."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The funnel picture shows what each step left and took."""
+"""The funnel chart shows how many rows each step kept and dropped."""
 
 from matplotlib.colors import to_hex
 

@@ -1,4 +1,4 @@
-"""A run as a page and a picture: self-contained, without scripts, also of a run that was interrupted."""
+"""A run as a page and a picture: self-contained, without scripts, also for an interrupted run."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Metrics rows become panels and words; what a row lacks is a gap, never a made-up number."""
+"""Metrics rows become panels and a summary; a missing value is a gap, never an invented number."""
 
 import json
 import math
@@ -120,7 +120,7 @@ def test_smoothing_is_a_centred_mean_shorter_at_the_ends(values, smooth):
         ([], 60, {}, None),
         (rows(1), 10, {"seconds": 9.0}, 18.0),  # 9 more of 2 s
         (rows(30), 40, {}, 20.0),
-        (rows(30), None, {}, None),  # nobody said how many
+        (rows(30), None, {}, None),  # the number of steps is unknown
         (rows(5), 4, {}, 0.0),  # more than asked: not less than nothing
         ([{"step": 1, "seconds": 90.0}, {"step": 2, "seconds": 3.0}], 4, {}, 6.0),  # resumed: the clock began anew
     ],

@@ -1,4 +1,4 @@
-"""Accuracies are measured on the same held-out problems, with everything kept that was said."""
+"""Accuracies are measured on the same held-out problems, and every completion is kept."""
 
 import json
 import multiprocessing

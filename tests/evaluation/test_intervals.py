@@ -32,8 +32,8 @@ def test_pass_at_k_refuses_impossible_counts(n, c, k):
     ("answers", "winner"),
     [
         (["4", "5", "5"], 1),  # the first sample that gave the winning answer
-        (["4", "5"], 0),  # a tie goes to what was said first
-        ([None, None, "5"], 2),  # no answer is no vote, however frequent
+        (["4", "5"], 0),  # a tie goes to the first answer
+        ([None, None, "5"], 2),  # a missing answer is not a vote, however frequent
         ([None, None], None),
         ([], None),
     ],

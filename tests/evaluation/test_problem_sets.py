@@ -1,4 +1,4 @@
-"""Sets by name: what is read, how it is asked, and what is refused."""
+"""Problem sets by name: which rows are read, how their prompts are built, and which sets are refused."""
 
 import json
 

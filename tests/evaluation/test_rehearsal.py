@@ -1,4 +1,4 @@
-"""A rehearsed score asks what the scorer asks, as it asks it, and nothing that the run was trained on."""
+"""A rehearsed score uses the scorer's prompts and settings, and no row that the run was trained on."""
 
 import csv
 import hashlib
@@ -23,7 +23,7 @@ from grpo_kit.submission import package
 
 @pytest.fixture
 def file(tmp_path):
-    """A train.csv of sixty puzzles of the kit's own, ten a family, and the rows."""
+    """A train.csv of sixty generated puzzles, ten per family, and its rows."""
     rows = puzzles.make_rows(60, seed=5)
     path = tmp_path / "given" / "train.csv"
     path.parent.mkdir()
@@ -36,7 +36,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The scorer's protocol with 24 tokens in place of 7,680: the tiny policy has nothing to say about puzzles."""
+    """The scorer's protocol with 24 tokens in place of 7,680: the tiny policy cannot solve puzzles."""
     protocol = PROTOCOLS["challenge"]
     cut = replace(protocol, evaluation=protocol.evaluation | {"max_completion_length": 24})
     monkeypatch.setitem(PROTOCOLS, "challenge", cut)
@@ -95,7 +95,7 @@ def test_rows_used_for_training_are_not_scored(file, untrained):
     assert not {cleaning.normalise_text(p.prompt[-1]["content"]) for p in problems} & {
         cleaning.normalise_text(row["prompt"][-1]["content"]) for row in read_lines(untrained.data_file("train"))
     }
-    # Rows that came under other ids, as in a file of the user's, are known by what they say.
+    # Rows with other ids, as in a user's file, are recognised by their text.
     lines = [
         {
             "id": "mine",

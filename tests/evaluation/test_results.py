@@ -1,4 +1,4 @@
-"""Figures from verdicts, by hand."""
+"""Measures computed from verdicts, against values worked out by hand."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def problem(key, paid, votes=None, **row):
         ([0.0, 1.0, 1.0], ["5", "4", "4"], 2 / 3, 1.0),
         ([1.0, 0.0, 0.0], ["4", "5", "5"], 1 / 3, 0.0),  # wrong together
         ([1.0, 0.0, 0.0], ["4", "5", "6"], 1 / 3, 1.0),  # a tie goes to the first
-        ([0.0, 1.0, 0.0], [None, "4", None], 1 / 3, 1.0),  # who says nothing does not vote
+        ([0.0, 1.0, 0.0], [None, "4", None], 1 / 3, 1.0),  # a completion without an answer does not vote
         ([0.0, 0.0], [None, None], 0.0, 0.0),  # nobody voted
     ],
 )
@@ -55,7 +55,7 @@ def test_groups_are_compared_on_their_own_problems(capsys):
     family = {"family": ["plus"] * 8 + ["minus"] * 8, "source": ["a"] * 16}
     old, new = side(*[0.0] * 8, *[1.0] * 8, **family), side(*[1.0] * 8, *[1.0] * 8, **family)
     groups = results.compare_groups(old, new)
-    assert set(groups) == {"family"}  # one source is no group
+    assert set(groups) == {"family"}  # a single source does not make a group
     plus, minus = groups["family"]["plus"], groups["family"]["minus"]
     assert (plus["before"], plus["after"], plus["difference"], plus["real"]) == (0.0, 1.0, 1.0, True)
     assert (minus["difference"], minus["real"], minus["n"]) == (0.0, False, 8)

@@ -1,4 +1,4 @@
-"""Pass rates measured in rounds, stopped early, gone on with after a kill, applied as a band, and read by training."""
+"""Pass rates are measured in rounds, stopped early, resumed after a kill, applied as a band, and read by training."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ FEW = ["data.val_size=0", "data.test_size=1", "evaluation.batch_size=12"]
 
 
 def right_reward(completions, **columns):
-    """The stand-in for a verifier: `right` is right; a gold of `none` cannot be used."""
+    """Stands in for a verifier: `right` is right; a gold of `none` cannot be used."""
     pairs = zip(completions, columns["answer"], strict=True)
     return [None if gold == "none" else float(turns[0]["content"] == "right") for turns, gold in pairs]
 
@@ -40,7 +40,7 @@ def wrong_reward(completions, **columns):
 
 @pytest.fixture
 def drawn(tiny_policy, monkeypatch):
-    """The sampler replaced: a prompt `0.5 3` is answered right with chance 0.5. Gives the list of batches asked."""
+    """Replaces the sampler: a prompt `0.5 3` is answered right with chance 0.5. Returns the list of sampled batches."""
     batches = []
 
     def sample(model, tokenizer, prompts, sampling, seed, enable_thinking=True):
@@ -213,7 +213,7 @@ def test_a_screened_run_is_not_screened_again(tmp_path, drawn, monkeypatch):
 
 
 def test_another_band_is_applied_to_the_existing_samples(tmp_path, drawn):
-    """Only what the new band leaves open is tried further."""
+    """Only prompts that the new band leaves undecided are sampled again."""
     chosen, run = prepared(tmp_path, [0.3, 0.5] * 10 + [1.0] * 4, "screening.num_generations=8")
     screening.screen(chosen, run, right_reward)
     before, drawn[:] = run.screening.read_bytes(), []
@@ -381,7 +381,9 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     assert "pass rate 0.2 to 0.8" in call("screen", "--run", "r", "--force", "data.pass_rate=[0.2,0.8]")
     assert "`grpo-kit data` first" in call("screen", "--run", "nobody", status=2)
     made = run.manifest.stat().st_mtime_ns
-    prepare(replace(chosen, data=replace(chosen.data, pass_rate=[0.2, 0.8])), run)  # another band is no other data
+    prepare(
+        replace(chosen, data=replace(chosen.data, pass_rate=[0.2, 0.8])), run
+    )  # another band does not change the data
     assert run.manifest.stat().st_mtime_ns == made
 
 

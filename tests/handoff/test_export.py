@@ -1,4 +1,4 @@
-"""One folder an engine, whole or not there; every key of the configuration accounted for; bad input in one sentence."""
+"""One folder per engine, complete or absent; every configuration key has a row; bad input is one sentence."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_the_table_has_every_key_and_no_other(to):
 
 
 def theirs(to):
-    """{key: their names}, of the keys that become something."""
+    """{our key: the engine's names}, of the keys that have one."""
     table = {key: text for key, text in export.read_key_table(to).items() if not text.startswith("nothing")}
     return {key: text.partition(";")[0].split(", ") for key, text in table.items()}
 
@@ -95,7 +95,7 @@ def test_the_adapter_is_the_run_s_and_names_the_base_that_travels_with_it(bundle
 
 
 def test_a_reward_other_than_the_trained_one_is_named(bundles):
-    # The fixture trained with a function of its own in the second place.
+    # The fixture trained with its own function as the second reward.
     for folder in bundles.values():
         text = (folder / "README.md").read_text()
         assert "The reward reasoning_format_reward is not the one" in text and "The reward math_reward" not in text
@@ -103,7 +103,7 @@ def test_a_reward_other_than_the_trained_one_is_named(bundles):
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A copy of the small run, to be damaged."""
+    """A copy of the small run, which tests damage."""
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
     return chosen, find_run(run.name, tmp_path / "runs")

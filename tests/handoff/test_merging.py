@@ -199,7 +199,7 @@ def test_a_tensor_that_is_not_half_of_a_lora_pair_is_refused(tmp_path):
 
 
 def test_rank_and_alpha_patterns_are_applied(tmp_path):
-    """A pair of the rank and alpha that patterns give it is scaled by them, not by r and lora_alpha."""
+    """A pair whose rank and alpha come from patterns is scaled by these, not by r and lora_alpha."""
     module = "model.layers.2.mixer.q_proj"
     patterns = {"rank_pattern": {".*q_proj": 4}, "alpha_pattern": {"mixer.q_proj": 12}}
     moved = random_adapter(tmp_path / "a", {module: (128, 128)}, **patterns)

@@ -27,7 +27,7 @@ from grpo_kit.runs.run import find_run
 
 DEFAULTS = OmegaConf.load(Path(__file__).with_name("nemo_rl_defaults.yaml"))
 VERSIONS = {"v06": "dtensor_cfg", "v08": "automodel_cfg"}
-# What `data` takes, which an overlay replaces whole (`_override_`).
+# The keys of `data`, which an overlay replaces completely (`_override_`).
 OF_SET = {
     "dataset_name", "data_path", "input_key", "output_key", "prompt_file", "system_prompt_file", "processor",
     "env_name", "subset", "split", "split_validation_size", "seed", "repeat",
@@ -239,7 +239,7 @@ SUFFIX = "\nPut it in `\\boxed{}`, as `\\boxed{your answer}`."
 
 @pytest.fixture(scope="module")
 def trapped(trained, tmp_path_factory):
-    """The small run on other rows: traps, with a system turn first and braces in what stands around the problem."""
+    """The small run on difficult rows: a system turn comes first, and braces surround the problem."""
     chosen, run = trained
     folder = tmp_path_factory.mktemp("traps")
     path = folder / "traps.jsonl"
@@ -456,7 +456,7 @@ STAGES = {  # NVIDIA's published values: context, steps, KL, upper clip, learnin
 
 @pytest.fixture(scope="module")
 def deepscaler(trained, tmp_path_factory):
-    """The small run handed over with the training settings of the preset."""
+    """The small run exported with the training settings of the preset."""
     chosen, run = trained
     other = replace(chosen, grpo=config.load_config(["deepscaler"]).grpo)
     return export.export_run(other, run, "nemo-rl", tmp_path_factory.mktemp("deepscaler") / "b", merge=True)
@@ -506,11 +506,11 @@ def test_a_stage_starts_from_what_the_stage_before_it_leaves(deepscaler):
         assert (
             parse_arguments(deepscaler / f"nemo_rl/gym_{stage}.sh").policy.max_total_sequence_length == STAGES[stage][0]
         )
-    assert "policy.train_global_batch_size=64" in text  # what the recipe does and this run did not
+    assert "policy.train_global_batch_size=64" in text  # as in the recipe, not as in this run
 
 
 def test_the_merge_script_between_stages_adds_the_adapter_to_the_base(deepscaler, tmp_path, monkeypatch):
-    """On the embedded policy: base and adapter in, a model out."""
+    """The script merges the embedded policy and an adapter into a model."""
     script, out = deepscaler / "nemo_rl/merge_stage.py", tmp_path / "hf"
     monkeypatch.setattr(sys, "argv", [str(part) for part in (script, deepscaler / "base", deepscaler / "adapter", out)])
     runpy.run_path(str(script))

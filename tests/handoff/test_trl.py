@@ -1,4 +1,4 @@
-"""What TRL is handed trains as it stands, where this package cannot be imported."""
+"""The export for TRL trains without changes, where this package cannot be imported."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from grpo_kit.training.trl_settings import make_trl_config
 
 @pytest.fixture(scope="module")
 def bundle(trained, tmp_path_factory):
-    """Written, then moved: its own folder is all it needs."""
+    """The exported folder, moved after it was written: it must not need anything outside."""
     chosen, run = trained
     folder = tmp_path_factory.mktemp("trl")
     export.export_run(chosen, run, "trl", folder / "written").rename(folder / "moved")
@@ -63,7 +63,7 @@ def test_it_trains_in_a_fresh_environment_without_this_package(bundle, without_u
     before, after = (load_file(bundle / name / "adapter_model.safetensors") for name in ("adapter", "trained"))
     assert set(before) == set(after)
     moved = {name: (after[name] - value).abs().max().item() for name, value in before.items()}
-    # It went on from what was trained: all pairs moved, by about as much as four steps of 1e-3 can.
+    # Training continued from the adapter: all pairs moved, by about as much as four steps of 1e-3 can.
     assert all(0 < change < 0.01 for change in moved.values())
 
 
@@ -75,7 +75,7 @@ def test_the_script_fits_on_one_screen_and_does_not_import_the_package(bundle):
 
 
 def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_path, monkeypatch):
-    """The arguments that train.py makes, against `make_trl_config`'s: but for what is bookkeeping, nothing differs."""
+    """The arguments that train.py makes, against `make_trl_config`'s: only bookkeeping differs."""
     chosen, _ = trained
     text = (bundle / "train.py").read_text()
     begin, end = text.index("HERE ="), text.index("with (HERE")

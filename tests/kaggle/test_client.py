@@ -1,4 +1,4 @@
-"""The official client against a Kaggle on loopback: what it sends, what it repeats, what its errors say."""
+"""The official client against a fake Kaggle on loopback: its requests, its retries and its error messages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where credentials are found, in which order, and that nothing shows them."""
+"""Where credentials are searched, in which order, and that no output shows them."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
 
 @pytest.fixture(autouse=True)
 def environ(monkeypatch, tmp_path):
-    """Sets variables; there are no others, the home folder is empty, and neither Colab nor Kaggle is here."""
+    """Sets these variables only, with an empty home folder and neither Colab nor Kaggle."""
     for name in ("google.colab", "kaggle_secrets"):
         monkeypatch.setitem(sys.modules, name, None)
     for name in (

@@ -1,4 +1,4 @@
-"""A notebook as a kernel: metadata that Kaggle would misread is refused, the form filled in, the GPU checked first."""
+"""A notebook as a Kaggle kernel: misreadable metadata is refused, the form filled in, the GPU checked first."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Push once, follow to the end, fetch, and see which machine it was."""
+"""A kernel is pushed once, followed to its end and fetched, and its GPU is checked."""
 
 import json
 

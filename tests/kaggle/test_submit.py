@@ -1,4 +1,4 @@
-"""A zip is submitted once: whatever breaks, and however often it is called, Kaggle sees one."""
+"""A zip is submitted once: after any failure and any number of calls Kaggle has one submission."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_another_zip_is_another_submission(client, loopback, path):
 
 @pytest.mark.parametrize("fault", ["cut after", "half", "html"])
 def test_after_a_lost_answer_the_submission_list_is_searched(client, loopback, path, fault):
-    """`html`: the fake does nothing then, so it is put into the list by hand, as if it had."""
+    """With `html` the fake does not submit, so the test adds the submission to the list by hand."""
     loopback.faults["CreateSubmission"] = [fault]
     if fault == "html":
         loopback.submissions = [{"ref": 1000, "description": f"words {Submission(path).tag}", "status": "PENDING"}]
@@ -157,7 +157,7 @@ def test_a_used_up_daily_limit_is_reported_before_the_upload(client, loopback, p
 
 
 def test_a_daily_limit_that_kaggle_reports_at_submission_is_refused_with_its_message(client, loopback, path):
-    loopback.allowed, loopback.today = 0, 0  # what Kaggle says of a team that has none yet
+    loopback.allowed, loopback.today = 0, 0  # Kaggle's answer for a team without submissions
     with pytest.raises(RuntimeError, match="daily submission allowance.*Kaggle allows 5 submissions a day"):
         submit(client, path)
     assert Submission(path).read_note() is None
@@ -219,7 +219,7 @@ send_once(client, Submission(Path({str(path)!r})), "words", lambda line: None)
     process.wait()
     process.stdin.close()
     process.stdout.close()
-    if moment == "creating":  # whether it was sent, nobody knows: look first, then wait
+    if moment == "creating":  # it is unknown whether it was sent: look first, then wait
         with pytest.raises(ConnectionError, match="looks before it sends"):
             submit(client, path)
         assert loopback.count("CreateSubmission") == 0

@@ -1,4 +1,4 @@
-"""The offline folder, from an index of tiny wheels made here: nothing is asked of the network."""
+"""The offline folder is built from an index of tiny wheels made here, without a network."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def wheel(folder, name, version, requires=(), tag=ANY):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A small project in place of the kit, and an index that has what it needs, torch and its libraries among it."""
+    """A small project in place of the kit, and an index with its requirements, including torch and its libraries."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -159,7 +159,7 @@ torch==2.10.0      # via fast, -c image.txt, -r requirements.txt
     ("image", "brought"),
     [
         ({}, ["common==2.5", "fast==1.0", "late==1.0"]),
-        ({"common": "2.5"}, ["fast==1.0"]),  # and with it what only it needs
+        ({"common": "2.5"}, ["fast==1.0"]),  # its own requirements are left out too
         ({"common": "2.1"}, ["common==2.5", "fast==1.0", "late==1.0"]),
         ({"late": "1.0"}, ["common==2.5", "fast==1.0"]),
         ({"fast": "1.0"}, ["common==2.5", "late==1.0"]),  # the kit needs common too

@@ -1,4 +1,4 @@
-"""Counting which experts real prompts hit, and that experts are placed by it from then on."""
+"""Experts that real prompts hit are counted, and experts are then placed by these counts."""
 
 import json
 
@@ -28,7 +28,7 @@ def prepared(tmp_path, monkeypatch):
 def test_counted_hits_decide_which_experts_stay_on_the_host(prepared, tmp_path):
     chosen, run = prepared
     even = [layer.on_host for layer in expert_placement.find_tiered_layers(load_policy(chosen.policy)[0]).values()]
-    assert even == [{6, 7}] * 2  # nobody has counted yet
+    assert even == [{6, 7}] * 2  # nothing is counted yet
     seen = []
     counts = calibrate.count_routed_rows(
         chosen, run, prompts=12, progress=lambda done, total: seen.append((done, total))

@@ -1,4 +1,4 @@
-"""Where routed experts lie, and whether every place holds what it must."""
+"""Where routed experts are placed, and whether everything fits there."""
 
 import pytest
 

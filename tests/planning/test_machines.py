@@ -1,4 +1,4 @@
-"""Machines by name and the one here; how many processes one has GPUs for."""
+"""Devices by name and this machine; how many processes a device has GPUs for."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What needs memory, part by part: as many bytes as counting by hand gives."""
+"""Memory part by part: the same bytes as counted by hand."""
 
 from dataclasses import replace
 
@@ -114,7 +114,7 @@ def test_doubling_the_completion_never_lowers_a_term(device):
         away = {"host tier": sum(r.nbytes for r in plan.rows if r.place == "host" and r.phases == ("load",))}
         away["second GPU"] = sum(r.nbytes for r in plan.rows if r.place == "second GPU")
         rows = [r for r in plan.rows if r.part != "routed experts" and r.place != "second GPU"]
-        return {(r.place, r.part, r.phases): r.nbytes for r in rows} | away  # what stays on the GPU is what is left
+        return {(r.place, r.part, r.phases): r.nbytes for r in rows} | away  # the GPU holds the rest
 
     t4 = config.load_config(["t4"])
     model, lengths = Architecture.of(t4.policy), [64, 128, 256, 512, 1024, 2048]

@@ -1,4 +1,4 @@
-"""The architecture weighs what the byte table says, and its layers hold what really lives while they work."""
+"""Sizes of weights equal the byte table; planned activations equal the tensors that layers really keep."""
 
 import json
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_the_parts_sum_to_the_whole_model(nano):
 
 
 def test_a_mamba_layer_keeps_the_measured_activations(nano):
-    """measured: the chunk scan keeps 476 KiB a token at the real sizes, fp32, 768 tokens, no LoRA."""
+    """Measured: the chunk scan keeps 476 KiB a token at the real sizes, fp32, 768 tokens, no LoRA."""
     kept, peak = model_size.layer_bytes(nano, "linear_attention", 768, "float32", 1, (), True)
     assert kept / 768 / 1024 - 2688 * 4 / 1024 == pytest.approx(476, rel=0.01)  # beside the layer's output
     assert kept < peak < 1.5 * kept
@@ -93,7 +93,7 @@ def test_planned_activations_of_the_tiny_policy_equal_those_held_in_training(che
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_routed_experts_in_4_bit_use_less_than_planned(grad):
-    """experts.py at work on the embedded policy's sizes, every token choosing the same two experts: the worst case."""
+    """The worst case at the embedded policy's sizes: every token chooses the same two experts."""
     model = Architecture.of(config.Policy())
     bench = experts.Workbench(model.expert, torch.device("cpu"), torch.float32)
     layer = experts.TieredExperts(model.expert, 8, lambda x: torch.relu(x).square(), bench)

@@ -23,7 +23,7 @@ def test_a_preset_fits_its_device_as_it_is_configured(preset, device):
     assert result.fits and "set" not in result.verdict
 
 
-# preset, device, configured, what the verdict says to set (None: nothing)
+# preset, device, configured, the setting that the verdict advises (None: nothing)
 @pytest.mark.parametrize(
     ("preset", "device", "configured", "ending"),
     [

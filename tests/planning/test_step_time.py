@@ -1,4 +1,4 @@
-"""The seconds of a step at best: the roofline, worked out by hand."""
+"""The shortest possible seconds of a step: the roofline, worked out by hand."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def test_without_measured_bandwidths_there_is_no_step_time():
 
 
 def test_step_time_is_the_roofline_computed_by_hand():
-    """by hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
+    """By hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
     fast = 1e12  # a link or product that takes no time
     only = {"vram": machines.Bandwidths(1, fast, fast), "products": machines.Bandwidths(fast, fast, 1)}
     overrides = [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
@@ -38,7 +38,7 @@ def test_step_time_is_the_roofline_computed_by_hand():
 
 
 def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
-    """by hand: a sequence's states are 49.4 MB, 23 layers of 64 x 64 x 128 in float32 and 6,144 x 4 in 16 bit, read and
+    """By hand: a sequence's states are 49.4 MB, 23 layers of 64 x 64 x 128 in float32 and 6,144 x 4 in 16 bit, read and
     written; of 128 experts 6 a token, 8 sequences hit 0.3189 and 16 hit 0.5361."""
     fast, overrides = 1e12, [ALL_HERE, "grpo.per_device_train_batch_size=2", "grpo.gradient_accumulation_steps=4"]
     vram = machines.Bandwidths(1, fast, fast)
@@ -53,7 +53,7 @@ def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
 
 
 def test_replacements_off_the_gpu_come_over_pcie():
-    """by hand, all experts off it: 16 sequences bring 0.5361 of them a token where 8 bring 0.3189."""
+    """By hand, with all experts off the GPU: 16 sequences bring 0.5361 of them a token where 8 bring 0.3189."""
     away = ["policy.experts_overflow=host", "grpo.resample_budget=1"]
     result = plan_for("t4", "t4", *away, bandwidths=machines.Bandwidths(1e12, 1, 1e12))
     k, count = 6, 128 * result.share_off_gpu

@@ -1,4 +1,4 @@
-"""Both ways to use several GPUs, each with what limits it."""
+"""The two layouts for several GPUs, each with its limit."""
 
 from dataclasses import replace
 

@@ -43,7 +43,7 @@ EXTRACTION = [  # completion, under v15, under v14 and launch; facts/challenge.m
     ("minus -5.25 m", "-5.25", "-5.25"),  # a sign and a point
     ("no digits here\nlast line ", "last line", "last line"),  # the last line
 ]
-COMPARISON = [  # gold, told, verdict
+COMPARISON = [  # gold, answer, verdict
     ("11011", "00011011", 0),  # binary golds are strings: no padding
     ("01", "1", 0),  # no leading zeros
     ("10", "10.0", 0),  # no decimals

@@ -1,4 +1,4 @@
-"""The same run on one process and on several: the same draw, the same adapter, one writer, and what divides evenly."""
+"""A run on one process and on several: the same samples, the same adapter, one writer, and even division."""
 
 import os
 import signal

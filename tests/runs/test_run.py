@@ -1,4 +1,4 @@
-"""Runs lie where people look for them, are written whole or not at all, and finished work is not overwritten."""
+"""Run folders are where users look for them, are written completely or not at all, and keep finished work."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_a_stage_made_the_same_way_is_done(tmp_path):
 
 
 def test_a_record_made_by_version_0_1_still_holds(tmp_path):
-    """Word for word as `Run.note` wrote it, all but hashes and versions shortened."""
+    """A record as version 0.1 wrote it, with hashes and versions shortened."""
     run = find_run("old", tmp_path)
     (run.path / "data").mkdir(parents=True)
     run.manifest.write_text("{}\n")

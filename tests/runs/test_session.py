@@ -1,4 +1,4 @@
-"""A run is picked up where it stands, by the command line and the notebooks alike."""
+"""The command line and the notebooks open a run with the settings of its finished stages."""
 
 from dataclasses import asdict
 

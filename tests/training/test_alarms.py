@@ -1,4 +1,4 @@
-"""Each alarm rings for what it is named after, in plain words with the setting that mends it, and for nothing else."""
+"""Each alarm fires for its own problem only and names the setting that fixes it."""
 
 import pytest
 

@@ -152,7 +152,7 @@ def test_a_training_interrupted_within_a_stage_gives_the_same_result(staged, tmp
 
 
 def test_a_batch_that_is_used_twice_keeps_its_stage():
-    """Otherwise a batch drawn without reference log-probs would be trained on with a KL."""
+    """A batch that was sampled without reference log-probs must not be trained on with a KL term."""
     grpo = config.Grpo(stages=[Stage(8, 3), Stage(16, beta=0.1)], num_iterations=2)
     metrics = SimpleNamespace(rows=rows((3, 0, 0)), extra={})
     schedule = SimpleNamespace(base_lrs=[1e-5], get_last_lr=lambda: [1e-5])

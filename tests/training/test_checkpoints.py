@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the last two, checked before they are trusted, never the end of a run."""
+"""Checkpoints are complete or absent, the last two are kept, and a damaged one never ends a run."""
 
 import json
 
@@ -87,7 +87,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_its_figures_under_todays_na
     lines = [json.dumps({"step": step, "useful/all_right": 0.75}) + "\n" for step in (1, 2)]
     path.write_text("".join(lines))
     assert checkpoints.drop_rows_after(path, 1) == [{"step": 1, "groups/all_right": 0.75}]
-    assert path.read_text() == lines[0]  # what stands is left as it was written
+    assert path.read_text() == lines[0]  # the existing lines are unchanged
 
 
 def test_clearing_removes_everything_of_a_training(tmp_path):

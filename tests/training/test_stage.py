@@ -1,4 +1,4 @@
-"""A training that was stopped, killed or has run out of time goes on and ends as one that was left alone."""
+"""A training that was stopped, killed or ran out of time resumes and ends like an undisturbed one."""
 
 import os
 import random
@@ -43,7 +43,7 @@ def test_a_stopped_run_keeps_its_adapter_and_resumes_when_called_again(tmp_path)
     last = train.train(chosen, run, [length_reward] * 2)
     assert last["step"] == 4 and hash_of(run.adapter) == hash_of(other.adapter)
     assert all(row["grad_norm"] > 0 for row in read_lines(run.metrics))  # or equal adapters would say nothing
-    assert train.train(chosen, run, [length_reward] * 2) == last  # and is then left as it is
+    assert train.train(chosen, run, [length_reward] * 2) == last  # a finished training is not changed
 
 
 def test_a_run_killed_after_its_last_step_trains_no_further_step(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ KILLS = int(os.environ.get("GRPO_KIT_KILLS", "2"))  # twenty take some minutes
 
 
 def figures(run):
-    """Metrics rows without the clock."""
+    """Metrics rows without the columns of time."""
     clock = ("second", "time")
     return [{k: v for k, v in row.items() if not any(c in k for c in clock)} for row in read_lines(run.metrics)]
 

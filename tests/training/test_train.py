@@ -1,4 +1,4 @@
-"""Real GRPO steps through TRL, what they leave behind, and that the configuration arrives where it should."""
+"""Real GRPO steps through TRL: the files they write, and that the configuration reaches the trainer."""
 
 import asyncio
 import json
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_adapter(tmp_path):
 
 
 def test_the_reward_is_what_changes_the_policy(tmp_path):
-    """Paying for length makes replies longer than paying for shortness; with no difference paid nothing moves."""
+    """Paying for length makes replies longer than paying for shortness; with equal rewards no weight moves."""
     tensors = {}
     for name, reward in (("long", length_reward), ("none", zero_reward)):
         chosen, run = small(tmp_path, name=name)

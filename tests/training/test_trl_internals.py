@@ -1,4 +1,4 @@
-"""The private names of TRL and transformers: they are where they were, and do what the kit takes them for."""
+"""The private names of TRL and transformers that the kit uses still exist and behave as expected."""
 
 import inspect
 import re
@@ -84,7 +84,7 @@ def test_trl_still_keeps_its_log_under_the_name_that_we_clear(tmp_path):
 
 @pytest.fixture
 def log_probs(monkeypatch):
-    """TRL's module of log-probs, put back as it was afterwards."""
+    """TRL's module of log-probs, restored afterwards."""
     from trl.kernels import chunked_logprob
 
     for name in ("TOKEN_CHUNK_SIZE", "_TRITON_AVAILABLE"):  # a name that has moved fails here

@@ -1,4 +1,4 @@
-"""The configuration arrives in TRL's where it should."""
+"""Every configuration key reaches its argument of TRL's GRPOConfig."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""The chart has every trial where it belongs, and a setting is said to have changed the accuracy only when it did."""
+"""The chart places every trial, and a setting is reported to change the accuracy only when it did."""
 
 import random
 

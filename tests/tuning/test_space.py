@@ -1,4 +1,4 @@
-"""What a person writes to search over, and what is refused."""
+"""How search axes are parsed, and which ones are refused."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """A search tries what it is given, stops weak trials early, continues after a kill, and describes its result.
 
-Most tests put a stand-in in the place of training, whose accuracy is a known function of the settings; one trains.
+Most tests replace training by a stand-in whose accuracy is a known function of the settings; one trains.
 """
 
 import json

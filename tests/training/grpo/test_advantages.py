@@ -1,4 +1,4 @@
-"""Advantages by the group and by the others, with the numbers NeMo-RL computes."""
+"""Advantages against the group's mean and against the others' mean, with the numbers that NeMo-RL computes."""
 
 import pytest
 import torch

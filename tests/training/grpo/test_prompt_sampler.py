@@ -1,4 +1,4 @@
-"""Prompts are drawn by how likely their group is mixed; seed and pass rates fix the draw, also when resumed."""
+"""Prompts are drawn by the chance that their group has mixed results; seed and pass rates fix the draw."""
 
 import json
 from collections import Counter

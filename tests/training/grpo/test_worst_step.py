@@ -1,4 +1,4 @@
-"""The longest step is tried before the first: what it measures, that it leaves no trace, and when it does not fit."""
+"""The longest step is tried before the first one: its forecast, that it changes nothing, and its error."""
 
 import json
 
