@@ -16,18 +16,19 @@ import pytest
 
 from tests.helpers.settings import SHARED, SMALL
 
-# Files that execute notebooks, a browser, wheels, several processes, benchmarks or the demo. `make test-fast` leaves them
-# out, together with single tests that are marked `slow`. They run first, the longest ones at the front, so that no worker
-# process starts one of them at the end.
+# Files that execute notebooks, a browser, wheels, several processes, benchmarks or the demo. `make test-fast` leaves
+# out these files and single tests that are marked `slow`. They run first, the longest ones at the front, so that no
+# worker process starts one of them at the end.
 SLOW_FILES = (
     "notebooks/test_notebook_places", "notebooks/test_notebooks", "runs/test_processes",
     "display/test_board_in_browser", "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels", "test_notes",
 )  # fmt: skip
 LONG_FILES = (
-    "training/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train", "tuning/test_tune",
-    "evaluation/test_screening",
+    "training/grpo/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train",
+    "tuning/test_tune", "evaluation/test_screening",
 )  # fmt: skip
 TESTS = Path(__file__).parent
+assert all((TESTS / f"{name}.py").is_file() for name in SLOW_FILES + LONG_FILES)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""The pages are true: their tables are what the plan computes today, their examples run, what they name exists."""
+"""The pages are true: their tables hold what the plan computes today, their examples run, and what they name exists."""
 
 import bisect
 import doctest
@@ -32,7 +32,7 @@ PAGES = [
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def benchmark(name):
+def load_benchmark(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -42,77 +42,77 @@ def benchmark(name):
 
 @pytest.fixture(scope="module")
 def hardware():
-    return benchmark("hardware")
+    return load_benchmark("hardware")
 
 
 @pytest.fixture(scope="module")
 def more_gpus(hardware):
-    return benchmark("more_gpus")
+    return load_benchmark("more_gpus")
 
 
-def table(page: Path, name: str) -> list[dict[str, str]]:
-    """The table that follows the mark of that name."""
+def read_table(page: Path, name: str) -> list[dict[str, str]]:
+    """The rows of the table after the mark of this name."""
     lines = re.search(rf"<!-- {name}: .*-->\n((?:\|.*\n)*)", page.read_text())[1].splitlines()
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def assert_same(found: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
-    """Words are the same, numbers within 1 %: another torch counts a few bytes more or fewer."""
-    assert len(found) == len(expected)
-    for row, wanted in zip(found, expected):
-        assert row.keys() == wanted.keys()
-        for name, cell in wanted.items():
+def assert_same_table(rows: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Words must be equal and numbers within 1 %, because other versions of torch count a few bytes more or fewer."""
+    assert len(rows) == len(expected)
+    for row, expected_row in zip(rows, expected):
+        assert row.keys() == expected_row.keys()
+        for name, cell in expected_row.items():
             assert NUMBER.sub("#", row[name]) == NUMBER.sub("#", cell), name
             values = ([float(n.replace(",", "")) for n in NUMBER.findall(text)] for text in (row[name], cell))
             assert next(values) == pytest.approx(next(values), rel=0.01), (row, name)
 
 
 @pytest.mark.parametrize("name", ["fits", "settings", "refused", "times"])
-def test_the_hardware_page_says_what_the_plan_computes(hardware, name):
-    made = hardware.fits(hardware.plans(search=False)) if name == "fits" else getattr(hardware, name)()
-    assert_same(table(T4, name), made)
+def test_the_tables_of_the_hardware_page_are_what_the_plan_computes(hardware, name):
+    computed = hardware.fits(hardware.plans(search=False)) if name == "fits" else getattr(hardware, name)()
+    assert_same_table(read_table(T4, name), computed)
 
 
-def test_the_readmes_hardware_table_is_the_same(hardware):
-    assert_same(table(README, "hardware"), hardware.short(hardware.plans(search=False)))
+def test_the_hardware_table_of_the_readme_is_what_the_plan_computes(hardware):
+    assert_same_table(read_table(README, "hardware"), hardware.short(hardware.plans(search=False)))
 
 
 def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
-    """Searching takes minutes; that a value fits and the next possible one does not takes two plans."""
-    rows = {(m.preset, m.device): row for m, row in zip(hardware.MACHINES, table(T4, "largest"), strict=True)}
+    """Two plans per value show that it fits and the next possible one does not. The search itself takes minutes."""
+    rows = {(m.preset, m.device): row for m, row in zip(hardware.MACHINES, read_table(T4, "largest"), strict=True)}
     for (preset, device), row in rows.items():
-        asked, where = config.load_config([preset]), machines.find_device(device)
-        model = Architecture.of(asked.policy)
+        settings, machine = config.load_config([preset]), machines.find_device(device)
+        model = Architecture.of(settings.policy)
         for key in KEYS:
-            value, valued = int(row[f"`{key}`"]), lambda m, a=asked, k=key: getattr(vary_setting(a, k, m).grpo, k)
-            m = bisect.bisect_left(range(2**16), value, key=valued)
-            assert valued(m) == value  # a value that the key can have
-            fits = [assess_fit(model, vary_setting(asked, key, n), where, 256).fits for n in (m, m + 1)]
+            value, value_of = int(row[f"`{key}`"]), lambda m, a=settings, k=key: getattr(vary_setting(a, k, m).grpo, k)
+            m = bisect.bisect_left(range(2**16), value, key=value_of)
+            assert value_of(m) == value  # the key can have this value
+            fits = [assess_fit(model, vary_setting(settings, key, n), machine, 256).fits for n in (m, m + 1)]
             assert fits == [True, False], (preset, device, key)
 
 
-def test_machines_of_one_preset_and_device_share_a_row(hardware):
-    rows = table(T4, "largest")
+def test_two_machines_with_the_same_preset_and_device_have_equal_rows(hardware):
+    rows = read_table(T4, "largest")
     assert [row["machine"] for row in rows] == [machine.name for machine in hardware.MACHINES]
     assert list(rows[-1].values())[1:] == list(rows[-2].values())[1:]  # A100 80 GB and H100
 
 
 @pytest.mark.parametrize("name", ["two T4", "same step", "more prompts"])
-def test_the_page_of_several_gpus_says_what_the_plan_computes(more_gpus, name):
-    assert_same(table(SCALE, name), more_gpus.TABLES[name]())
+def test_the_tables_of_the_page_on_several_gpus_are_what_the_plan_computes(more_gpus, name):
+    assert_same_table(read_table(SCALE, name), more_gpus.TABLES[name]())
 
 
-def test_a_ring_of_two_carries_the_gradients_once_and_of_64_nearly_twice(more_gpus, monkeypatch):
+def test_an_exchange_sends_the_gradients_once_with_2_gpus_and_almost_twice_with_64(more_gpus, monkeypatch):
     monkeypatch.setattr(more_gpus, "waited", lambda: 0.25)
     gradients = 4 * 16 * 709_952  # float32, r, and in + out of the preset's matrices
     for count, times in ((2, 1.0), (8, 1.75), (64, 1.96875)):
-        found = more_gpus.exchange(more_gpus.planned(count, count), 50.0)
-        assert found == pytest.approx(0.25 + times * gradients / 50e9, abs=1e-9)
+        seconds = more_gpus.exchange(more_gpus.planned(count, count), 50.0)
+        assert seconds == pytest.approx(0.25 + times * gradients / 50e9, abs=1e-9)
     assert more_gpus.exchange(more_gpus.planned(1, 1), 50.0) == 0.0
 
 
-def test_the_page_of_several_gpus_quotes_the_last_measurement_and_the_plans_refusal(more_gpus):
+def test_the_page_on_several_gpus_quotes_the_last_measurement_and_the_refusal_of_the_plan(more_gpus):
     text = " ".join(SCALE.read_text().split())
     last = (ROOT / "notes" / "benchmarks.md").read_text().split("\n### scale, ")[-1]
     figures = dict(re.findall(r"(\w+) ([\d.]+|True)", last.split("\n\n")[2]))
@@ -129,7 +129,7 @@ def test_the_page_of_several_gpus_quotes_the_last_measurement_and_the_plans_refu
     assert "Every figure for a GPU on this page is computed; none was measured" in text
 
 
-def test_a_table_is_put_where_its_mark_is_and_nowhere_else(hardware, tmp_path):
+def test_a_table_replaces_only_the_one_after_its_mark(hardware, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- x: here -->\n| old |\n|---|\n\n| another |\n")
     for _ in range(2):
@@ -145,63 +145,64 @@ def test_the_methods_formulas_are_what_the_code_computes():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page):
+def test_every_link_to_a_file_exists(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (page.parent / target).exists(), target
 
 
-def commands() -> dict[str, click.Command]:
-    """{words after grpo-kit: command}, those of groups too."""
-    found = {}
+def all_commands() -> dict[str, click.Command]:
+    """{words after `grpo-kit`: command}, including the commands of groups."""
+    commands = {}
 
     def walk(group: click.Group, words: str) -> None:
         for name, command in group.commands.items():
             path = f"{words}{name}"
-            found[path] = command
+            commands[path] = command
             if isinstance(command, click.Group):
                 walk(command, f"{path} ")
 
     walk(typer.main.get_command(app), "")
-    return found
+    return commands
 
 
-def named(page: Path) -> list[str]:
-    """Every `grpo-kit ...` of a page, up to what is no longer the command: in blocks a line, in sentences the code span."""
+def mentioned_commands(page: Path) -> list[str]:
+    """Every `grpo-kit ...` on a page: indented lines without their comment, and code spans in sentences."""
     text = page.read_text()
     lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith("    grpo-kit ")]
-    return [found.strip() for found in [*lines, *re.findall(r"`(grpo-kit [^`]+)`", text)]]
+    return [command.strip() for command in [*lines, *re.findall(r"`(grpo-kit [^`]+)`", text)]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_that_is_named_exists_with_its_options(page):
-    known = commands()
-    for line in named(page):
+def test_every_command_on_a_page_exists_with_its_options(page):
+    commands = all_commands()
+    for line in mentioned_commands(page):
         words = line.split()[1:]
-        name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+        name = " ".join(words[:2]) if " ".join(words[:2]) in commands else words[0]
         if name.startswith("-"):
             continue
-        assert name in known, line
-        options = {option for parameter in known[name].params for option in (*parameter.opts, "--help")}
-        options |= {option for parameter in known[name].params for option in parameter.secondary_opts}
+        assert name in commands, line
+        options = {option for parameter in commands[name].params for option in (*parameter.opts, "--help")}
+        options |= {option for parameter in commands[name].params for option in parameter.secondary_opts}
         assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options, line
 
 
-def test_the_command_lines_own_help_answers_for_each():
+def test_every_command_has_help():
     from typer.testing import CliRunner
 
-    for name in commands():
-        done = CliRunner().invoke(app, [*name.split(), "--help"])
-        assert done.exit_code == 0 and "Usage" in done.output, name
+    for name in all_commands():
+        result = CliRunner().invoke(app, [*name.split(), "--help"])
+        assert result.exit_code == 0 and "Usage" in result.output, name
 
 
-def test_the_readme_shows_every_command_but_those_told_elsewhere():
-    shown = {" ".join(line.split()[1:3]) for line in named(README)} | {line.split()[1] for line in named(README)}
-    assert set(commands()) - shown - {"rewards", "demo"} == set()
+def test_the_readme_shows_every_command_except_rewards_and_demo():
+    words = [line.split()[1:3] for line in mentioned_commands(README)]
+    shown = {" ".join(pair) for pair in words} | {pair[0] for pair in words}
+    assert set(all_commands()) - shown - {"rewards", "demo"} == set()
 
 
-def test_the_example_of_a_copied_reward_trains(tmp_path):
-    """The block as it stands, with the reward's file pasted above it, on the embedded policy and rows of our own."""
+def test_the_readme_example_of_a_copied_reward_trains(tmp_path):
+    """The unchanged block runs below the pasted reward file, with the embedded policy and rows of this test."""
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(list(filter(None, block.splitlines()))) == 5
     pasted = (ROOT / "grpo_kit" / "rewards" / "math_answer.py").read_text()
@@ -213,22 +214,25 @@ rows = Dataset.from_list([{{"prompt": [{{"role": "user", "content": q}}], "answe
 """
     script = tmp_path / "cell.py"
     script.write_text(f"{pasted}\n{setup}\n{block}\nassert trainer.state.global_step == 1\n")
-    done = subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "[1.0, 0.0]" in done.stdout
+    process = subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "[1.0, 0.0]" in process.stdout
 
 
-def test_each_line_of_the_requirements_has_its_reason_above_it_and_nothing_else_is_imported():
+def test_every_requirement_has_a_reason_above_it_and_nothing_else_is_imported():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    asked = [line for line in lines if not line.startswith("#")]
+    requirements = [line for line in lines if not line.startswith("#")]
     assert all(
-        lines[lines.index(line) - 1].startswith("# ") and lines[lines.index(line) - 1].endswith(".") for line in asked
+        lines[lines.index(line) - 1].startswith("# ") and lines[lines.index(line) - 1].endswith(".")
+        for line in requirements
     )
-    beside = re.findall(r"\w+", "\n".join(lines).partition("# Imported as well")[2])
-    known = (
-        {re.split(r"[=<>]", line)[0].replace("-", "_") for line in asked} | set(beside) | set(sys.stdlib_module_names)
+    indirect = re.findall(r"\w+", "\n".join(lines).partition("# Imported as well")[2])
+    allowed = (
+        {re.split(r"[=<>]", line)[0].replace("-", "_") for line in requirements}
+        | set(indirect)
+        | set(sys.stdlib_module_names)
     )
-    # Where they are only: Colab and Kaggle have their own; Triton comes with a torch that can use it, vLLM is the user's choice.
-    known |= {"grpo_kit", "google", "kaggle_secrets", "triton", "vllm"}
+    # Colab and Kaggle bring their own modules, Triton comes with the builds of torch that can use it, vLLM is optional.
+    allowed |= {"grpo_kit", "google", "kaggle_secrets", "triton", "vllm"}
     libraries = {name.split(".")[0] for names in imports().values() for name in names}
-    assert libraries - known == set()
+    assert libraries - allowed == set()
