@@ -109,7 +109,7 @@ def kill_preparation(folder, paths, name):
 
 
 def count_pairs_with_datasketch(texts):
-    """The number of pairs that share a bucket of datasketch's MinHashLSH at the kit's threshold, as its documentation shows."""
+    """How many pairs share a bucket of datasketch's MinHashLSH, at the kit's threshold."""
     import datasketch
 
     index = datasketch.MinHashLSH(threshold=duplicates.THRESHOLD, num_perm=128)
@@ -131,26 +131,28 @@ def main():
         folder = Path(temporary)
         for size in sizes:
             paths = write_problems(folder, size)
-            figures_of_run = run_preparation(folder, paths, f"whole-{size}")
+            run_figures = run_preparation(folder, paths, f"whole-{size}")
             rows.append({
-                "what": "the data stage", "rows": f"{size:,}", "seconds": f"{figures_of_run['seconds']:.1f}",
-                "rows a second": f"{size / figures_of_run['seconds']:,.0f}", "peak, MiB": f"{figures_of_run['mib']:,.0f}",
-                "seconds by step": ", ".join(f"{step} {seconds}" for step, seconds in figures_of_run["steps"].items()),
+                "what": "the data stage", "rows": f"{size:,}", "seconds": f"{run_figures['seconds']:.1f}",
+                "rows a second": f"{size / run_figures['seconds']:,.0f}", "peak, MiB": f"{run_figures['mib']:,.0f}",
+                "seconds by step": ", ".join(f"{step} {seconds}" for step, seconds in run_figures["steps"].items()),
             })  # fmt: skip
             figures |= {
-                f"rows_per_s_{size}": round(size / figures_of_run["seconds"]),
-                f"peak_mib_{size}": round(figures_of_run["mib"]),
+                f"rows_per_s_{size}": round(size / run_figures["seconds"]),
+                f"peak_mib_{size}": round(run_figures["mib"]),
             }
-            print(f"{size:,} rows: {json.dumps(figures_of_run)}", file=sys.stderr)
+            print(f"{size:,} rows: {json.dumps(run_figures)}", file=sys.stderr)
         paths = (folder / f"{sizes[1]}.jsonl", folder / f"evaluation-{sizes[1]}.jsonl")
         finished = kill_preparation(folder, paths, "killed")
-        figures_of_run = run_preparation(folder, paths, "killed")
+        run_figures = run_preparation(folder, paths, "killed")
         same = hash_of(folder / "runs/killed/data") == hash_of(folder / f"runs/whole-{sizes[1]}/data")
         rows.append({
-            "what": f"killed after {', '.join(finished)}; again", "rows": f"{sizes[1]:,}", "seconds": f"{figures_of_run['seconds']:.1f}",
-            "rows a second": "", "peak, MiB": f"{figures_of_run['mib']:,.0f}", "seconds by step": "the same bytes" if same else "OTHER BYTES",
+            "what": f"killed after {', '.join(finished)}; again", "rows": f"{sizes[1]:,}",
+            "seconds": f"{run_figures['seconds']:.1f}",
+            "rows a second": "", "peak, MiB": f"{run_figures['mib']:,.0f}",
+            "seconds by step": "the same bytes" if same else "OTHER BYTES",
         })  # fmt: skip
-        figures |= {"killed_again_s": round(figures_of_run["seconds"], 1), "killed_same_bytes": same}
+        figures |= {"killed_again_s": round(run_figures["seconds"], 1), "killed_same_bytes": same}
         texts = [row["problem"] for row in read_lines(folder / f"{sizes[0 if options.quick else 1]}.jsonl")]
     finders = {"near duplicates, the kit": lambda some: len(duplicates.find_near_pairs(some))}
     if importlib.util.find_spec("datasketch"):
@@ -164,7 +166,8 @@ def main():
             seconds[name] += time.perf_counter() - started
     for name in finders:
         rows.append({
-            "what": name, "rows": f"{len(texts):,}", "seconds": f"{seconds[name]:.1f}", "rows a second": f"{len(texts) / seconds[name]:,.0f}",
+            "what": name, "rows": f"{len(texts):,}", "seconds": f"{seconds[name]:.1f}",
+            "rows a second": f"{len(texts) / seconds[name]:,.0f}",
             "peak, MiB": "", "seconds by step": f"{pairs[name]:,} pairs",
         })  # fmt: skip
     if len(seconds) == 2:

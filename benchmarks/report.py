@@ -1,4 +1,4 @@
-"""What every benchmark prints: a table for people, one line of JSON for machines, and with --record a row in the notes."""
+"""What every benchmark prints: a table, one line of JSON, and with --record a row in the notes."""
 
 import argparse
 import json
@@ -48,4 +48,5 @@ def hardware() -> str:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{os.cpu_count()} cores {platform.machine()}, {gpu}, {versions}"

@@ -130,8 +130,10 @@ def main() -> None:
             cuts = [1e3 * cut for cut in statistics.quantiles(seconds, n=100)]
             rows.append(
                 {
-                    "workload": name, "pairs": len(pairs), "judge": judge, "verdicts a second": f"{len(seconds) / sum(seconds):,.0f}",
-                    "p50, ms": f"{cuts[49]:.3f}", "p99, ms": f"{cuts[98]:.3f}", "slowest, ms": f"{1e3 * max(seconds):.1f}",
+                    "workload": name, "pairs": len(pairs), "judge": judge,
+                    "verdicts a second": f"{len(seconds) / sum(seconds):,.0f}",
+                    "p50, ms": f"{cuts[49]:.3f}", "p99, ms": f"{cuts[98]:.3f}",
+                    "slowest, ms": f"{1e3 * max(seconds):.1f}",
                 }
             )  # fmt: skip
             if name != "symbolic":  # decided by math-verify itself, in both

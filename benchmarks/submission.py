@@ -35,7 +35,8 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "up_pr
 def write_adapter(folder: Path, base: str) -> int:
     """Write an adapter for `base` into `folder`, one tensor at a time; returns the number of tensors."""
     settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, "bias": "none",
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS,
+        "bias": "none",
         "base_model_name_or_path": base, "inference_mode": True, "modules_to_save": None, "lora_dropout": 0.0,
     }  # fmt: skip
     shapes = shapes_of(settings, base_models.lora_modules(base), "model.")

@@ -1,7 +1,8 @@
 """What the kit adds to a step of TRL: the same model, data and settings through a bare script and through the kit.
 
 The two take turns, several rounds each, every round from the same seed. The prompts differ, because the kit draws its
-own. A step is timed from its beginning to the beginning of the next, writing of metrics and completions included. Bar: 1.05.
+own. A step is timed from its beginning to the beginning of the next, writing of metrics and completions included. The
+bar is a ratio of 1.05.
 """
 
 import statistics

@@ -133,8 +133,8 @@ def overflow_device(policy: settings.Policy) -> Any:
     if processes.process_count() > 1:
         raise ValueError(
             f"policy.experts_overflow is {policy.experts_overflow}, which uses the second GPU for one process's "
-            f"experts; there are {processes.process_count()} processes, each with its own GPU. Set it to host, or start "
-            "one process."
+            f"experts; there are {processes.process_count()} processes, each with its own GPU. Set it to host, or "
+            "start one process."
         )
     device, gpus = torch.device(policy.experts_overflow), torch.cuda.device_count()
     if device.index >= gpus:

@@ -26,9 +26,10 @@ def said():
     return done.stdout
 
 
+PHASES = ("load", "prefill 8 x 96", "decode 8 x 16", "GRPO step 8 x 112", "peak, measured", "peak, by plan")
 ROWS = [
-    *(("tiered", phase) for phase in ("load", "prefill 8 x 96", "decode 8 x 16", "GRPO step 8 x 112", "peak, measured", "peak, by plan")),
-    *((other, phase) for other in ("parametrised", "offloaded") for phase in ("load", "prefill 8 x 96", "decode 8 x 8")),
+    *(("tiered", phase) for phase in PHASES),
+    *((other, phase) for other in ("parametrised", "offloaded") for phase in (*PHASES[:2], "decode 8 x 8")),
 ]  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def test_an_adapter_in_real_shapes_is_packed_and_checked_and_broken_ones_cost_li
 
 
 def test_scale_tells_waiting_from_sampling_and_from_training(monkeypatch):
-    """By a clock made here: a step samples 10 s and trains 3 s, each with an exchange of 0.5 s that is waited for 2 s."""
+    """By the test's clock a step samples 10 s and trains 3 s, each with an exchange of 0.5 s after a wait of 2 s."""
     scale, now = imported("scale", monkeypatch), [0.0]
 
     def lasts(seconds):
