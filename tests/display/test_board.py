@@ -71,7 +71,7 @@ def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
     board = Board(run)
     assert board.chart.value == "" and "img" not in board.group_html.value
     take(run, 1)
-    board.next_draw = 0
+    board.next_draw = board.next_chart = 0
     board.refresh()
     assert len(board.rows) == 1 and "<img" in board.chart.value and "a1" in board.group_html.value
 
