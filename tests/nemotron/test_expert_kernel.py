@@ -55,8 +55,8 @@ def build(folder, source=None):
     if shutil.which("g++") is None:
         pytest.skip("there is no g++; it compiles the kernel's emulation")
     (folder / "kernel.cu").write_text(source or expert_kernel.SOURCE.read_text())
-    wanted = [f"EMULATED({name}, {kernel})" for kernel, name in KERNELS.items()]
-    (folder / "emulated.cpp").write_text("\n".join([f'#include "{SHIM}"', '#include "kernel.cu"', *wanted, ""]))
+    instances = [f"EMULATED({name}, {kernel})" for kernel, name in KERNELS.items()]
+    (folder / "emulated.cpp").write_text("\n".join([f'#include "{SHIM}"', '#include "kernel.cu"', *instances, ""]))
     flags = [
         "-std=c++17",
         "-O2",
@@ -105,8 +105,8 @@ def expected(x, index, weights, rows, up):
     out = torch.empty((*index.shape, up[1]), dtype=torch.float64)
     for expert in index.unique().tolist():
         for_up, for_down = (m.double() for m in matrices(rows[expert], up))
-        said = (x.double() @ for_up.T).relu().square() @ for_down.T
-        out[index == expert] = (weights.double()[..., None] * said[:, None])[index == expert]
+        output = (x.double() @ for_up.T).relu().square() @ for_down.T
+        out[index == expert] = (weights.double()[..., None] * output[:, None])[index == expert]
     return out
 
 
@@ -114,8 +114,8 @@ def addresses(rows):
     return torch.tensor([row.data_ptr() for row in rows])
 
 
-def off(ours, wanted):
-    return ((ours - wanted).abs().max() / wanted.abs().max()).item()
+def off(ours, truth):
+    return ((ours - truth).abs().max() / truth.abs().max()).item()
 
 
 CHOICES = {
@@ -213,10 +213,10 @@ def test_the_emulation_notices(what, tmp_path, monkeypatch):
             out = torch.empty((2, 1, 128))
             expert_kernel.run_experts(draw(2, 128), index, torch.ones(2, 1), addresses(rows), TINY, out)
             both.append(out)
-        said = "same" if torch.equal(*both) else "nan" if torch.stack(both).isnan().any() else "differ"
+        outcome = "same" if torch.equal(*both) else "nan" if torch.stack(both).isnan().any() else "differ"
     except AssertionError as error:
-        said = str(error)
-    assert any(word in said for word in reason.split("|")), said
+        outcome = str(error)
+    assert any(word in outcome for word in reason.split("|")), outcome
 
 
 # --- believed only after it was compared ---
@@ -315,17 +315,17 @@ def test_hits_are_counted_while_decoding(emulated, monkeypatch):
     assert all(torch.equal(a.hits, b.hits) for a, b in zip(loop, layers)) and layers[0].hits.sum() == IDS.numel() * 2
 
 
-@pytest.mark.parametrize("why", ["a gradient is wanted", "many tokens", "another activation"])
-def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, why):
+@pytest.mark.parametrize("reason", ["a gradient is needed", "many tokens", "another activation"])
+def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, reason):
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
     bench = experts.Workbench(experts.ExpertShape(128, 64), CPU, torch.float32)
-    act = torch.nn.functional.silu if why == "another activation" else lambda x: x.relu().square()
+    act = torch.nn.functional.silu if reason == "another activation" else lambda x: x.relu().square()
     layer = experts.TieredExperts(bench.geometry, 2, act, bench)
     layer.place()
     layer.write_expert(0, draw(64, 128), draw(128, 64))
     layer.write_expert(1, draw(64, 128), draw(128, 64))
-    tokens = experts.MAX_DECODING_TOKENS + 1 if why == "many tokens" else 3
-    with torch.set_grad_enabled(why == "a gradient is wanted"):
+    tokens = experts.MAX_DECODING_TOKENS + 1 if reason == "many tokens" else 3
+    with torch.set_grad_enabled(reason == "a gradient is needed"):
         layer(draw(tokens, 128), torch.zeros((tokens, 1), dtype=torch.int64), torch.ones(tokens, 1))
     assert emulated.launches == []
 
@@ -337,10 +337,10 @@ def test_nvcc_compiles_it_without_spills(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc; it tells registers and spills")
     source, named = tmp_path / "kernel.cu", ", ".join(f"(void*){name}" for name in KERNELS)
-    source.write_text(f"{expert_kernel.SOURCE.read_text()}\nvoid* wanted[] = {{{named}}};\n")
+    source.write_text(f"{expert_kernel.SOURCE.read_text()}\nvoid* kernels[] = {{{named}}};\n")
     command = ["nvcc", "-cubin", "-arch=sm_75", "-Xptxas=-v", "-o", tmp_path / "kernel.cubin", source]
-    said = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (said.stdout + said.stderr).count("0 bytes spill stores, 0 bytes spill loads") == 3
+    compiler = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert (compiler.stdout + compiler.stderr).count("0 bytes spill stores, 0 bytes spill loads") == 3
 
 
 def nvrtc():
@@ -358,8 +358,8 @@ def nvrtc():
 @pytest.mark.parametrize("name", KERNELS)
 def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability, monkeypatch):
     """Through the private function that `torch.cuda._compile_kernel` calls; this notices when either has moved."""
-    found = nvrtc()
-    if found is None:
+    library = nvrtc()
+    if library is None:
         pytest.skip("there is no NVRTC; the package nvidia-cuda-nvrtc has it")
     from torch.cuda import _utils
 
@@ -369,7 +369,7 @@ def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability,
         compiled.append(binary)
         return {names[0]: "kernel"}
 
-    monkeypatch.setattr(_utils, "_get_gpu_rtc_library", lambda: found[0])
+    monkeypatch.setattr(_utils, "_get_gpu_rtc_library", lambda: library[0])
     monkeypatch.setattr(_utils, "_cuda_load_module", keep)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -1,5 +1,6 @@
-"""A matrix as bytes: the same values bitsandbytes gives, in the room the published table says."""
+"""A matrix as bytes: it has the values that bitsandbytes gives, and the size that the published table gives."""
 
+import bitsandbytes
 import pytest
 import torch
 from bitsandbytes import functional as bnb
@@ -13,7 +14,7 @@ def matrix(*shape, dtype=torch.float32, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", [(128, 64), (64, 128), (1, 64), (192, 4096), (7, 640)])
-def test_it_says_what_bitsandbytes_says(shape, dtype):
+def test_its_values_are_those_of_bitsandbytes(shape, dtype):
     weight = matrix(*shape, dtype=dtype)
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
     ours = nf4.dequantise_matrix(nf4.unpack_matrix(nf4.pack_matrix(weight), shape), torch.empty_like(weight))
@@ -30,7 +31,7 @@ def test_rows_that_are_not_a_multiple_of_64_long_are_right_too(shape):
     assert ((ours.view(-1, 64) - blocks).abs() <= 0.2 * largest).all()  # NF4's widest gap is 0.304 of a block's largest
 
 
-def test_the_room_is_the_published_one():
+def test_its_size_is_the_published_one():
     """One routed expert of the 30B, 9.978 M values: 4.909 MiB, 4.127 bits a value."""
     both = nf4.packed_nbytes((1856, 2688)) + nf4.packed_nbytes((2688, 1856))
     assert both / 2**20 == pytest.approx(4.909, abs=5e-4)
@@ -56,3 +57,14 @@ def test_the_product_is_the_dequantised_product():
 def test_a_matrix_of_broken_blocks_is_refused():
     with pytest.raises(ValueError, match="5 x 7 matrix has 35 values; NF4 needs whole blocks of 64"):
         nf4.pack_matrix(matrix(5, 7))
+
+
+def test_bitsandbytes_still_has_the_switch_and_the_operators_that_are_used():
+    """When this fails, bitsandbytes has moved one of them: nf4.py must follow."""
+    layer = torch.nn.Sequential(bitsandbytes.nn.Linear4bit(64, 64))
+    assert hasattr(layer[0], "support_avx512bf16_for_cpu")
+    layer[0].support_avx512bf16_for_cpu = True
+    nf4.disable_bf16_path(layer)
+    assert layer[0].support_avx512bf16_for_cpu is False
+    for name in ("dequantize_blockwise", "dequantize_4bit", "gemm_4bit"):
+        assert hasattr(torch.ops.bitsandbytes, name)

@@ -14,7 +14,7 @@ def test_transformers_still_sets_the_limit_that_we_undo():
 
     model = NemotronHForCausalLM.from_pretrained(tiny.FOLDER)
     limits = [m.time_step_limit for m in model.modules() if hasattr(m, "time_step_limit")]
-    assert limits == [(0.001, float("inf"))]  # when this moves, nemotron_h.fix_time_step_limit can go or must follow
+    assert limits == [(0.001, float("inf"))]  # when this fails, patches.fix_time_step_limit can go or must follow
     assert patches.fix_time_step_limit(model) == 1
 
 
@@ -142,5 +142,7 @@ def test_routers_choose_in_float32_under_autocast():
         with torch.autocast("cpu", dtype=torch.float16):
             ours, theirs = router(x), plain(router, x)
     assert all(torch.equal(a, b) for a, b in zip(ours, exact))
-    assert not all(torch.equal(a, b) for a, b in zip(theirs, exact))  # when this holds, the detour can go
+    assert not all(
+        torch.equal(a, b) for a, b in zip(theirs, exact)
+    )  # when this fails, patches.keep_routers_out_of_autocast can go
     assert patches.keep_routers_out_of_autocast(model) == 2

@@ -70,10 +70,10 @@ def test_nothing_is_registered_for_nothing(driver):
 
 
 def test_where_the_driver_refuses_pytorchs_own_pinned_memory_is_taken(driver, monkeypatch):
-    driver.refuses, asked, launched, real = True, {}, [], torch.empty
+    driver.refuses, options, launched, real = True, {}, [], torch.empty
 
     def empty(*size, pin_memory=False, **kwargs):
-        asked["pin_memory"] = pin_memory
+        options["pin_memory"] = pin_memory
         return real(*size, **kwargs)
 
     def zeros(*size, device):
@@ -83,7 +83,7 @@ def test_where_the_driver_refuses_pytorchs_own_pinned_memory_is_taken(driver, mo
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch, "zeros", zeros)
     assert pinned_memory.allocate_pinned(2, 64).shape == (2, 64)
-    assert asked == {"pin_memory": True} and launched == ["cuda"] and not driver.registered
+    assert options == {"pin_memory": True} and launched == ["cuda"] and not driver.registered
 
 
 def tiered(device):
@@ -102,7 +102,7 @@ def test_the_host_tier_of_a_gpu_is_registered_and_moves_when_experts_do(driver):
 
 
 def test_on_a_cpu_nothing_is_registered(monkeypatch):
-    monkeypatch.setattr(pinned_memory, "allocate_pinned", lambda *_: pytest.fail("asked for pinned memory"))
+    monkeypatch.setattr(pinned_memory, "allocate_pinned", lambda *_: pytest.fail("pinned memory was allocated"))
     tiered("cpu")[1].place([1, 5])
 
 

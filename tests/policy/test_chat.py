@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tokenizers import processors
 
 from grpo_kit import config
 from grpo_kit.config.protocols import CHALLENGE_SUFFIX
@@ -50,7 +51,9 @@ def test_a_system_turn_comes_first_and_the_suffix_last():
 def test_a_prompt_ends_where_the_reply_begins_and_has_no_token_twice(tokenizer, enable_thinking, end):
     text = chat.render_prompt(tokenizer, QUESTION, enable_thinking)
     assert text.endswith(f"What is 47 + 38?<|im_end|>\n<|im_start|>assistant\n{end}")
-    tokenizer.bos_token = "<s>"  # a tokenizer that would put this in front of every text
+    start = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = start  # as tokenizers do that begin every text with `<s>`
+    assert tokenizer.encode(text)[0] == 1
     assert tokenizer.decode(chat.encode_prompt(tokenizer, QUESTION, enable_thinking)) == text
     assert chat.template_opens_thinking(tokenizer, enable_thinking) is enable_thinking
 

@@ -15,25 +15,29 @@ def ask(*problems):
 
 
 def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
-    asked = ask("What is 47 + 38?", "What is 1?", "What is 90 - 12?", "A much longer question than all of these?")
-    together = generate.sample_completions(*tiny_policy, asked, GREEDY, seed=1)
-    alone = [generate.sample_completions(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in asked]
+    conversations = ask(
+        "What is 47 + 38?", "What is 1?", "What is 90 - 12?", "A much longer question than all of these?"
+    )
+    together = generate.sample_completions(*tiny_policy, conversations, GREEDY, seed=1)
+    alone = [generate.sample_completions(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in conversations]
     assert together == alone
 
 
 def test_a_seed_fixes_the_draw(tiny_policy):
-    how = config.Evaluation(max_completion_length=40, batch_size=4)
-    asked = ask(*["What is 47 + 38?"] * 8)
-    first, second, other = (generate.sample_completions(*tiny_policy, asked, how, seed) for seed in (1, 1, 2))
+    settings = config.Evaluation(max_completion_length=40, batch_size=4)
+    conversations = ask(*["What is 47 + 38?"] * 8)
+    first, second, other = (
+        generate.sample_completions(*tiny_policy, conversations, settings, seed) for seed in (1, 1, 2)
+    )
     assert first == second != other
     assert first[:4] != first[4:]  # a batch of the same prompts is not drawn as the one before
 
 
 def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
-    how = config.Evaluation(max_completion_length=40, batch_size=4)
+    settings = config.Evaluation(max_completion_length=40, batch_size=4)
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 8)]
-    whole = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 8), how, seed=5)
-    draw = generate.TransformersEngine(*tiny_policy, how)
+    whole = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 8), settings, seed=5)
+    draw = generate.TransformersEngine(*tiny_policy, settings)
     assert draw(ids[4:], generate.batch_seed(5, 1)) == whole[4:]
 
 
@@ -58,8 +62,10 @@ def test_a_cut_completion_is_marked_and_a_finished_one_ends(tiny_policy):
 
 
 def test_thinking_can_be_turned_off(tiny_policy):
-    (said,) = generate.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1, enable_thinking=False)
-    assert said.text.startswith("\\boxed{")
+    (sample,) = generate.sample_completions(
+        *tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1, enable_thinking=False
+    )
+    assert sample.text.startswith("\\boxed{")
 
 
 def test_prompt_and_completion_share_the_room_there_is(tiny_policy):

@@ -27,14 +27,14 @@ def ask(tokenizer, which):
     )
 
 
-def theirs(model, seed=1, **how):
+def theirs(model, seed=1, **settings):
     torch.manual_seed(seed)
-    return type(model).generate(model, **how)
+    return type(model).generate(model, **settings)
 
 
-def ours(model, seed=1, **how):
+def ours(model, seed=1, **settings):
     torch.manual_seed(seed)
-    return model.generate(**how)
+    return model.generate(**settings)
 
 
 class Rows:
@@ -84,12 +84,12 @@ GREEDY = [
 
 
 @pytest.mark.parametrize("which", [[0], [0, 0, 0, 0], [8, 0, 1, 0, 8, 8, 2, 0], [3, 8, 1]])
-@pytest.mark.parametrize("how", GREEDY, ids=str)
-def test_greedy_tokens_equal_transformers_own(tiny_policy, how, which):
+@pytest.mark.parametrize("settings", GREEDY, ids=str)
+def test_greedy_tokens_equal_transformers_own(tiny_policy, settings, which):
     model, tokenizer = tiny_policy
-    how = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0} | how
-    asked = ask(tokenizer, which)
-    assert torch.equal(ours(model, **asked, **how), theirs(model, **asked, **how))
+    settings = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0} | settings
+    inputs = ask(tokenizer, which)
+    assert torch.equal(ours(model, **inputs, **settings), theirs(model, **inputs, **settings))
     assert model.last_sampling.prompts == len(set(which)) and model.last_sampling.rows == len(which)
 
 
@@ -103,31 +103,31 @@ SAMPLED = [
 ]
 
 
-@pytest.mark.parametrize("how", SAMPLED, ids=str)
-def test_the_same_seed_draws_what_transformers_draws_with_duplicates_and_early_ends(tiny_policy, how):
+@pytest.mark.parametrize("settings", SAMPLED, ids=str)
+def test_the_same_seed_draws_what_transformers_draws_with_duplicates_and_early_ends(tiny_policy, settings):
     model, tokenizer = tiny_policy
-    how = {"max_new_tokens": 36, "do_sample": True, "top_k": 0, "pad_token_id": 0} | how
-    asked = ask(tokenizer, [0, 8, 0, 1, 1, 0, 0, 2, 8, 0])
-    drawn = ours(model, **asked, **how)
-    assert torch.equal(drawn, theirs(model, **asked, **how))
+    settings = {"max_new_tokens": 36, "do_sample": True, "top_k": 0, "pad_token_id": 0} | settings
+    inputs = ask(tokenizer, [0, 8, 0, 1, 1, 0, 0, 2, 8, 0])
+    drawn = ours(model, **inputs, **settings)
+    assert torch.equal(drawn, theirs(model, **inputs, **settings))
     seen = model.last_sampling
     assert seen.prompts == 4 and seen.row_steps < seen.row_steps_of_all
-    assert not torch.equal(drawn, ours(model, seed=2, **asked, **how))
+    assert not torch.equal(drawn, ours(model, seed=2, **inputs, **settings))
 
 
 def test_rows_of_one_prompt_are_drawn_independently_from_its_distribution(tiny_policy):
     model, tokenizer = tiny_policy
     rows = 4000
-    asked = ask(tokenizer, [0] * rows)
-    first = ours(model, **asked, max_new_tokens=2, do_sample=True, top_k=0, temperature=2.0)[:, -2:]
+    inputs = ask(tokenizer, [0] * rows)
+    first = ours(model, **inputs, max_new_tokens=2, do_sample=True, top_k=0, temperature=2.0)[:, -2:]
     with torch.inference_mode():
-        expected = rows * (model(asked["input_ids"][:1]).logits[0, -1] / 2.0).softmax(-1)
+        expected = rows * (model(inputs["input_ids"][:1]).logits[0, -1] / 2.0).softmax(-1)
     counts = torch.bincount(first[:, 0], minlength=len(expected))
     often = expected >= 5
     observed = torch.cat([counts[often], counts[~often].sum()[None]])
-    wanted = torch.cat([expected[often], expected[~often].sum()[None]])
-    freedom = len(wanted) - 1
-    chi2 = ((observed - wanted) ** 2 / wanted).sum().item()
+    expected_counts = torch.cat([expected[often], expected[~often].sum()[None]])
+    freedom = len(expected_counts) - 1
+    chi2 = ((observed - expected_counts) ** 2 / expected_counts).sum().item()
     assert freedom >= 5 and chi2 < freedom + 4 * (2 * freedom) ** 0.5
     assert model.last_sampling.prompts == 1
     neighbours = (first[:-1, 0] == first[1:, 0]).float().mean().item()  # equal as often as two independent draws
@@ -148,7 +148,7 @@ def random_model(kind):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    wanted = {
+    model_config = {
         "llama": LlamaConfig(**TINY, num_hidden_layers=2),
         "qwen3": Qwen3Config(**TINY, num_hidden_layers=2, head_dim=8),
         "sliding": Qwen3Config(
@@ -156,7 +156,9 @@ def random_model(kind):
             layer_types=["sliding_attention", "full_attention"],
         ),
     }[kind]  # fmt: skip
-    return generation_loop.install_loop(AutoModelForCausalLM.from_config(wanted, attn_implementation="eager").eval())
+    return generation_loop.install_loop(
+        AutoModelForCausalLM.from_config(model_config, attn_implementation="eager").eval()
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "sliding"])
@@ -167,23 +169,23 @@ def test_models_with_attention_alone(kind, do_sample):
     mask = torch.ones_like(ids)
     mask[2, :4] = 0  # the tokens of rows 0 and 5, but another prompt
     mask[3:5, :2] = 0
-    how = {"max_new_tokens": 24, "do_sample": do_sample, "eos_token_id": list(range(40, 48)), "pad_token_id": 0}
-    drawn = ours(model, input_ids=ids, attention_mask=mask, **how)
-    assert torch.equal(drawn, theirs(model, input_ids=ids, attention_mask=mask, **how))
+    settings = {"max_new_tokens": 24, "do_sample": do_sample, "eos_token_id": list(range(40, 48)), "pad_token_id": 0}
+    drawn = ours(model, input_ids=ids, attention_mask=mask, **settings)
+    assert torch.equal(drawn, theirs(model, input_ids=ids, attention_mask=mask, **settings))
     seen = model.last_sampling
     assert seen.prompts == 4 and (not do_sample or seen.row_steps < seen.row_steps_of_all)
 
 
-@pytest.mark.parametrize("how", [{"dtype": "float16"}, {"load_in_4bit": True, "experts_on_host": 0.5}], ids=str)
-def test_half_precision_and_4_bit(how):
-    model, tokenizer = load_policy(config.Policy(**how))
-    asked = ask(tokenizer, [0, 8, 0, 1])
+@pytest.mark.parametrize("settings", [{"dtype": "float16"}, {"load_in_4bit": True, "experts_on_host": 0.5}], ids=str)
+def test_half_precision_and_4_bit(settings):
+    model, tokenizer = load_policy(config.Policy(**settings))
+    inputs = ask(tokenizer, [0, 8, 0, 1])
     drawn = {}
     for name, run in (("ours", ours), ("theirs", theirs)):
-        drawn[name] = run(model, **asked, max_new_tokens=24, do_sample=False, pad_token_id=0)[
-            :, asked["input_ids"].shape[1] :
+        drawn[name] = run(model, **inputs, max_new_tokens=24, do_sample=False, pad_token_id=0)[
+            :, inputs["input_ids"].shape[1] :
         ]
-    if how.get("load_in_4bit"):
+    if settings.get("load_in_4bit"):
         assert torch.equal(drawn["ours"], drawn["theirs"])
     else:  # rounding to 16 bit depends on the batch, and may flip a near tie
         assert (drawn["ours"] == drawn["theirs"]).float().mean() > 0.9
@@ -192,22 +194,24 @@ def test_half_precision_and_4_bit(how):
 def test_the_prompt_is_read_once_and_the_finished_leave(tiny_policy):
     """Eight groups of eight, as TRL asks: the model sees 8 rows, then 64, then fewer and fewer."""
     model, tokenizer = tiny_policy
-    asked = ask(tokenizer, [i // 8 for i in range(64)])
+    inputs = ask(tokenizer, [i // 8 for i in range(64)])
     with Rows(model) as seen:
-        drawn = ours(model, **asked, max_new_tokens=40, do_sample=True, pad_token_id=0)
+        drawn = ours(model, **inputs, max_new_tokens=40, do_sample=True, pad_token_id=0)
     assert seen.batch[:2] == [8, 64] and seen.batch[1:] == sorted(seen.batch[1:], reverse=True) and seen.batch[-1] < 32
     assert set(seen.positions) == {1}  # no logits but the last position's
-    said = drawn[:, asked["input_ids"].shape[1] :]
-    tokens = (said == 11).int().cumsum(1).clamp(max=1).logical_not().sum().item() + (said == 11).any(1).sum().item()
-    steps = said.shape[1] - 1
+    completions = drawn[:, inputs["input_ids"].shape[1] :]
+    tokens = (completions == 11).int().cumsum(1).clamp(max=1).logical_not().sum().item() + (completions == 11).any(
+        1
+    ).sum().item()
+    steps = completions.shape[1] - 1
     assert model.last_sampling == generation_loop.SamplingStats(64, 8, tokens, sum(seen.batch[1:]), 64 * steps)
 
 
 def test_a_row_is_left_when_its_idle_steps_have_cost_what_leaving_costs(tiny_policy):
     model, tokenizer = tiny_policy
-    asked = ask(tokenizer, [0] * 8)
-    ends = StoppingCriteriaList([EndsAfter(asked["input_ids"].shape[1], [4, 2, 3, 1, 5, 8, 7, 6])])
-    how = {
+    inputs = ask(tokenizer, [0] * 8)
+    ends = StoppingCriteriaList([EndsAfter(inputs["input_ids"].shape[1], [4, 2, 3, 1, 5, 8, 7, 6])])
+    settings = {
         "max_new_tokens": 12,
         "do_sample": True,
         "stopping_criteria": ends,
@@ -215,31 +219,37 @@ def test_a_row_is_left_when_its_idle_steps_have_cost_what_leaving_costs(tiny_pol
         "suppress_tokens": [11],
     }
     with Rows(model) as seen:
-        drawn = ours(model, **asked, **how)
+        drawn = ours(model, **inputs, **settings)
     # Going on after each step: 7, 6, 5, 4, 3, 2, 1 rows. Idle so far: 1, then 1 + 2, then 1 + 2 + 3 >= 5 that stay.
     assert seen.batch == [1, 8, 8, 5, 5, 3, 3, 1]
-    assert model.last_sampling.tokens == sum(range(1, 9)) == (drawn[:, asked["input_ids"].shape[1] :] != 0).sum()
-    assert torch.equal(drawn, theirs(model, **asked, **how))
+    assert model.last_sampling.tokens == sum(range(1, 9)) == (drawn[:, inputs["input_ids"].shape[1] :] != 0).sum()
+    assert torch.equal(drawn, theirs(model, **inputs, **settings))
 
 
 def test_half_of_the_rows_leave_at_once(tiny_policy):
     model, tokenizer = tiny_policy
-    asked = ask(tokenizer, [0, 1] * 4)
-    ends = StoppingCriteriaList([EndsAfter(asked["input_ids"].shape[1], [2, 4] * 4)])
+    inputs = ask(tokenizer, [0, 1] * 4)
+    ends = StoppingCriteriaList([EndsAfter(inputs["input_ids"].shape[1], [2, 4] * 4)])
     with Rows(model) as seen:
-        ours(model, **asked, max_new_tokens=9, stopping_criteria=ends, pad_token_id=0, suppress_tokens=[11])
+        ours(model, **inputs, max_new_tokens=9, stopping_criteria=ends, pad_token_id=0, suppress_tokens=[11])
     assert seen.batch == [2, 8, 4, 4]
 
 
 def test_without_an_end_token_a_finished_row_goes_on_as_in_transformers(tiny_policy):
     model, tokenizer = tiny_policy
-    asked = ask(tokenizer, [0, 0, 1])
-    ends = StoppingCriteriaList([EndsAfter(asked["input_ids"].shape[1], [2, 4, 6])])
-    how = {"max_new_tokens": 9, "do_sample": True, "eos_token_id": None, "stopping_criteria": ends, "pad_token_id": 0}
+    inputs = ask(tokenizer, [0, 0, 1])
+    ends = StoppingCriteriaList([EndsAfter(inputs["input_ids"].shape[1], [2, 4, 6])])
+    settings = {
+        "max_new_tokens": 9,
+        "do_sample": True,
+        "eos_token_id": None,
+        "stopping_criteria": ends,
+        "pad_token_id": 0,
+    }
     model.generation_config.eos_token_id, kept = None, model.generation_config.eos_token_id
     try:
-        drawn = ours(model, **asked, **how)
-        assert torch.equal(drawn, theirs(model, **asked, **how))
+        drawn = ours(model, **inputs, **settings)
+        assert torch.equal(drawn, theirs(model, **inputs, **settings))
     finally:
         model.generation_config.eos_token_id = kept
     assert model.last_sampling.row_steps == model.last_sampling.row_steps_of_all == 15
@@ -247,7 +257,7 @@ def test_without_an_end_token_a_finished_row_goes_on_as_in_transformers(tiny_pol
 
 def test_processors_and_constraints_meet_every_row_in_its_place(tiny_policy):
     model, tokenizer = tiny_policy
-    asked = ask(tokenizer, [0, 8, 0, 0, 1, 8])
+    inputs = ask(tokenizer, [0, 8, 0, 0, 1, 8])
     shapes = []
 
     def by_row(input_ids, scores):  # forbids in each row what another may say, and counts on its place in the batch
@@ -255,11 +265,11 @@ def test_processors_and_constraints_meet_every_row_in_its_place(tiny_policy):
         scores[torch.arange(6), torch.arange(6) + 40] = -float("inf")
         return scores
 
-    how = {
+    settings = {
         "max_new_tokens": 30, "do_sample": True, "pad_token_id": 0, "logits_processor": LogitsProcessorList([by_row]),
         "prefix_allowed_tokens_fn": lambda row, ids: [11, *range(16 + row, 272)],
     }  # fmt: skip
-    assert torch.equal(ours(model, **asked, **how), theirs(model, **asked, **how))
+    assert torch.equal(ours(model, **inputs, **settings), theirs(model, **inputs, **settings))
     assert set(shapes) == {(6, 6)} and model.last_sampling.row_steps < model.last_sampling.row_steps_of_all
 
 
@@ -279,32 +289,32 @@ LEFT = {
 @pytest.mark.parametrize("what", LEFT)
 def test_what_is_not_plain_sampling_is_left_to_transformers(what):
     model = random_model("llama")
-    how = {"input_ids": torch.arange(20, 28).repeat(1 if what == "prompt lookup" else 2, 1), "do_sample": True}
-    how |= {"max_new_tokens": 6, "eos_token_id": 3, "pad_token_id": 0} | LEFT[what]
+    settings = {"input_ids": torch.arange(20, 28).repeat(1 if what == "prompt lookup" else 2, 1), "do_sample": True}
+    settings |= {"max_new_tokens": 6, "eos_token_id": 3, "pad_token_id": 0} | LEFT[what]
     if what == "stop strings":
-        how["tokenizer"] = load_tokenizer(config.Policy())
+        settings["tokenizer"] = load_tokenizer(config.Policy())
     model.last_sampling = "of an earlier call"
-    drawn, wanted = ours(model, **how), theirs(model, **how)
+    drawn, expected = ours(model, **settings), theirs(model, **settings)
     assert model.last_sampling is None
     if what == "a dictionary":
-        assert len(drawn.scores) == len(wanted.scores) == drawn.sequences.shape[1] - 8
-        drawn, wanted = drawn.sequences, wanted.sequences
-    assert torch.equal(drawn, wanted)
+        assert len(drawn.scores) == len(expected.scores) == drawn.sequences.shape[1] - 8
+        drawn, expected = drawn.sequences, expected.sequences
+    assert torch.equal(drawn, expected)
 
 
 def test_the_callers_cache_embeddings_and_streamer_are_left_to_transformers(capsys):
     model = random_model("llama")
     ids = torch.arange(20, 28).repeat(2, 1)
-    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    wanted = theirs(model, input_ids=ids, **how)
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    expected = theirs(model, input_ids=ids, **settings)
     cache = DynamicCache(config=model.config)
-    assert torch.equal(ours(model, input_ids=ids, past_key_values=cache, **how), wanted)
+    assert torch.equal(ours(model, input_ids=ids, past_key_values=cache, **settings), expected)
     assert cache.get_seq_length() == 11 and len(cache.layers[0].keys) == 2  # as the caller may count on
     embedded = model.get_input_embeddings()(ids)
-    assert torch.equal(ours(model, inputs_embeds=embedded, **how), wanted[:, 8:])
+    assert torch.equal(ours(model, inputs_embeds=embedded, **settings), expected[:, 8:])
     assert model.last_sampling is None
-    one = ours(model, inputs=ids[:1], streamer=TextStreamer(load_tokenizer(config.Policy())), **how)
-    assert torch.equal(one, wanted[:1]) and model.last_sampling is None
+    one = ours(model, inputs=ids[:1], streamer=TextStreamer(load_tokenizer(config.Policy())), **settings)
+    assert torch.equal(one, expected[:1]) and model.last_sampling is None
     assert len(capsys.readouterr().out.strip("\n")) >= 1
 
 
@@ -323,11 +333,11 @@ def test_caches_and_inputs_that_cannot_be_taken_row_by_row_are_left_to_transform
 def test_inputs_and_configuration_may_come_by_position():
     model = random_model("llama")
     ids = torch.arange(20, 28).repeat(2, 1)
-    how = copy.deepcopy(model.generation_config)
-    how.update(max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert torch.equal(model.generate(ids, how), theirs(model, inputs=ids, generation_config=how))
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(model.generate(ids, settings), theirs(model, inputs=ids, generation_config=settings))
     assert model.last_sampling.prompts == 1
-    model.generate(ids, how, LogitsProcessorList())
+    model.generate(ids, settings, LogitsProcessorList())
     assert model.last_sampling is None
 
 
@@ -353,8 +363,8 @@ def test_without_a_private_name_transformers_loop_runs(monkeypatch, missing):
     }
     monkeypatch.setattr(generation_loop, "PRIVATE_NAMES", names)
     model, ids = random_model("llama"), torch.arange(20, 28).repeat(2, 1)
-    how = {"input_ids": ids, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(ours(model, **how), theirs(model, **how)) and model.last_sampling is None
+    settings = {"input_ids": ids, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(ours(model, **settings), theirs(model, **settings)) and model.last_sampling is None
 
 
 @pytest.mark.parametrize("kind", ["nemotron", "sliding"])
@@ -374,11 +384,11 @@ def test_every_tensor_of_every_kind_of_cache_layer_follows_its_row(tiny_policy, 
 
 
 def tensors_of(layer):
-    found = {}
+    tensors = {}
     for name, value in vars(layer).items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
-        found |= {(name, key): part for key, part in parts if isinstance(part, torch.Tensor) and part.ndim}
-    return found
+        tensors |= {(name, key): part for key, part in parts if isinstance(part, torch.Tensor) and part.ndim}
+    return tensors
 
 
 def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
@@ -393,7 +403,7 @@ def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, counting)
     ids = torch.randint(3, 64, (2, 8))[[0, 1, 0, 1]]
-    found = {}
+    waits = {}
     for run in (ours, theirs):
         for new in (10, 30):
             counts.clear()
@@ -406,9 +416,9 @@ def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
                 suppress_tokens=[3],
                 pad_token_id=0,
             )
-            found[run.__name__, new] = sum(counts.values())
-    assert found["ours", 30] - found["ours", 10] == found["theirs", 30] - found["theirs", 10] == 20
-    assert found["ours", 10] - found["theirs", 10] == 1  # and one more a call, to compare the prompts
+            waits[run.__name__, new] = sum(counts.values())
+    assert waits["ours", 30] - waits["ours", 10] == waits["theirs", 30] - waits["theirs", 10] == 20
+    assert waits["ours", 10] - waits["theirs", 10] == 1  # and one more a call, to compare the prompts
 
 
 def test_a_deep_copy_samples_from_itself_and_installing_twice_is_once():
@@ -416,9 +426,9 @@ def test_a_deep_copy_samples_from_itself_and_installing_twice_is_once():
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.lm_head.weight.copy_(model.lm_head.weight.flip(0))
-    ids, how = torch.tensor([[5, 6, 7]]), {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(other.generate(ids, **how), theirs(other, inputs=ids, **how))
-    assert not torch.equal(other.generate(ids, **how), model.generate(ids, **how))
+    ids, settings = torch.tensor([[5, 6, 7]]), {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(other.generate(ids, **settings), theirs(other, inputs=ids, **settings))
+    assert not torch.equal(other.generate(ids, **settings), model.generate(ids, **settings))
 
 
 def test_evaluation_and_a_peft_model_go_through_it():

@@ -40,12 +40,12 @@ def test_in_4_bit_every_large_matrix_is_4_bit():
 def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
     whole, tokenizer = load_policy(config.Policy(load_in_4bit=True))
     monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
-    asked = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
-    streamed, _ = load_policy(asked)
+    policy = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
+    streamed, _ = load_policy(policy)
     assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
     assert base_model_name(config.Policy(model=str(tmp_path / "nf4"))) == str(tiny.FOLDER)  # what it was made of
     made = (tmp_path / "nf4/nf4.json").stat().st_mtime_ns
-    again, _ = load_policy(asked)  # and the next time it is read as it is
+    again, _ = load_policy(policy)  # and the next time it is read as it is
     kept, _ = load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True))  # by its folder, too
     assert torch.equal(last_logits(again, tokenizer), last_logits(kept, tokenizer))
     assert (tmp_path / "nf4/nf4.json").stat().st_mtime_ns == made
@@ -64,14 +64,14 @@ def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_pa
 
     monkeypatch.setattr(experts.TieredExperts, "place", watched)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    asked = config.Policy(load_in_4bit=True, experts_on_host=0.5, experts_overflow="cuda:1", nf4_folder=str(tmp_path))
-    load_policy(asked)  # whole
+    policy = config.Policy(load_in_4bit=True, experts_on_host=0.5, experts_overflow="cuda:1", nf4_folder=str(tmp_path))
+    load_policy(policy)  # whole
     monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
-    load_policy(asked)  # by an NF4 checkpoint
+    load_policy(policy)  # by an NF4 checkpoint
     assert placed == [(4, torch.device("cuda:1"))] * 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="experts_overflow is cuda:1; this machine has 1 GPUs.*Set it to host"):
-        load_policy(asked)
+        load_policy(policy)
 
 
 def test_a_tokenizer_that_hides_the_closing_tag_is_mended():

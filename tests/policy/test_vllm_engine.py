@@ -141,7 +141,7 @@ def test_a_vllm_at_fault_is_left_for_transformers_and_the_reason_said(
 
 
 @pytest.mark.parametrize(
-    ("expected", "told", "said"),
+    ("expected", "answer", "message"),
     [
         (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.15, -0.2]), ""),
         (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, -0.31]), "0.00, 0.11 nats"),
@@ -150,9 +150,9 @@ def test_a_vllm_at_fault_is_left_for_transformers_and_the_reason_said(
         (([1, 2], [-0.1, -0.2]), ([1, 2], [-0.1, float("nan")]), "0.00, nan nats"),
     ],
 )
-def test_what_counts_as_saying_the_same(expected, told, said):
-    difference = vllm_engine.describe_difference(vllm_engine.Continuation(*expected), vllm_engine.Continuation(*told))
-    assert said in difference and bool(said) == bool(difference)
+def test_what_counts_as_the_same_result(expected, answer, message):
+    difference = vllm_engine.describe_difference(vllm_engine.Continuation(*expected), vllm_engine.Continuation(*answer))
+    assert message in difference and bool(message) == bool(difference)
 
 
 def test_vllm_is_not_tried_where_it_cannot_serve_or_is_not_wanted(vllm, monkeypatch):
