@@ -232,7 +232,8 @@ def test_every_requirement_has_a_reason_above_it_and_nothing_else_is_imported():
         | set(indirect)
         | set(sys.stdlib_module_names)
     )
-    # Colab and Kaggle bring their own modules, Triton comes with the builds of torch that can use it, vLLM is optional.
-    allowed |= {"grpo_kit", "google", "kaggle_secrets", "triton", "vllm"}
+    # Colab and Kaggle bring their own modules, every notebook kernel brings ipykernel, a torch that can use Triton
+    # brings it, and vLLM is optional.
+    allowed |= {"grpo_kit", "google", "ipykernel", "kaggle_secrets", "triton", "vllm"}
     libraries = {name.split(".")[0] for names in imports().values() for name in names}
     assert libraries - allowed == set()

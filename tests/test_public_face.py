@@ -19,34 +19,34 @@ SECTIONS = ("Args", "Returns", "Raises", "Example")
 each_name = pytest.mark.parametrize("name", grpo_kit.__all__)
 
 
-def for_editors() -> dict[str, tuple[str, str]]:
+def names_for_editors() -> dict[str, tuple[str, str]]:
     """{public name: (module, name there)} as the TYPE_CHECKING block imports them."""
     block = next(node for node in SOURCE.body if isinstance(node, ast.If))
     imported = ((node.module, alias) for node in block.body for alias in node.names)
     return {alias.asname or alias.name: (module, alias.name) for module, alias in imported}
 
 
-def test_there_are_12_to_16_names_and_editors_see_the_same_ones():
+def test_there_are_12_to_16_public_names_and_editors_see_the_same_ones():
     assert 12 <= len(grpo_kit.__all__) <= 16 and sorted(grpo_kit.__all__) == list(grpo_kit.__all__)
-    assert set(for_editors()) == set(grpo_kit.__all__) <= set(dir(grpo_kit))
+    assert set(names_for_editors()) == set(grpo_kit.__all__) <= set(dir(grpo_kit))
 
 
 @each_name
-def test_a_name_is_the_object_of_the_module_that_editors_are_sent_to(name):
-    module, attribute = for_editors()[name]
+def test_a_public_name_is_the_object_that_editors_show(name):
+    module, attribute = names_for_editors()[name]
     public = getattr(grpo_kit, name)
     assert public is getattr(importlib.import_module(module), attribute)
     assert public.__module__.startswith("grpo_kit.") and callable(public)
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error():
+def test_a_name_that_does_not_exist_raises():
     with pytest.raises(AttributeError, match="module 'grpo_kit' has no attribute 'trian'"):
         grpo_kit.trian  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'trian'"):
         from grpo_kit import trian  # noqa: F401
 
 
-def test_importing_the_package_loads_one_module_of_it_and_no_other_library():
+def test_importing_the_package_loads_one_of_its_modules_and_no_library():
     code = (
         "import sys; before = set(sys.modules); import grpo_kit; dir(grpo_kit); new = set(sys.modules) - before;"
         "print(*sorted(name for name in new if name.split('.')[0] not in sys.stdlib_module_names), len(new))"
@@ -58,21 +58,21 @@ def test_importing_the_package_loads_one_module_of_it_and_no_other_library():
 
 def sections(docstring: str) -> dict[str, str]:
     """{heading: text} of a docstring in Google style; the opening lines are under ""."""
-    parts = re.split(r"^([A-Z]\w+):\n", inspect.cleandoc(docstring), flags=re.MULTILINE)
-    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2]))
+    blocks = re.split(r"^([A-Z]\w+):\n", inspect.cleandoc(docstring), flags=re.MULTILINE)
+    return {"": blocks[0]} | dict(zip(blocks[1::2], blocks[2::2]))
 
 
 def assert_documented(function, headings):
-    found = sections(function.__doc__)
-    assert found[""].strip() and set(headings) <= set(found), set(headings) - set(found)
-    described = set(re.findall(r"^    \*{0,2}(\w+)(?: \([^)]*\))?:", found["Args"], flags=re.MULTILINE))
-    taken = [name for name in inspect.signature(function).parameters if name != "self"]
-    assert described == set(taken), "Args names every parameter, and no other"
-    assert all(found[heading].strip() for heading in headings)
+    parts = sections(function.__doc__)
+    assert parts[""].strip() and set(headings) <= set(parts), set(headings) - set(parts)
+    described = set(re.findall(r"^    \*{0,2}(\w+)(?: \([^)]*\))?:", parts["Args"], flags=re.MULTILINE))
+    parameters = [name for name in inspect.signature(function).parameters if name != "self"]
+    assert described == set(parameters), "Args names every parameter, and no other"
+    assert all(parts[heading].strip() for heading in headings)
 
 
 @each_name
-def test_a_public_name_says_what_it_takes_returns_and_raises_with_an_example(name):
+def test_a_public_name_documents_arguments_result_errors_and_an_example(name):
     public = getattr(grpo_kit, name)
     if inspect.isclass(public):
         assert_documented(public, ("Args", "Example"))
@@ -95,8 +95,8 @@ def modules_used(source: str) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks/src").glob("*.py")), ids=lambda path: path.stem)
 def test_a_notebook_uses_public_names_and_grpo_kit_notebook_only(path):
-    ours = {name for name in modules_used(path.read_text(encoding="utf-8")) if name.split(".")[0] == "grpo_kit"}
-    assert ours == {"grpo_kit"}
+    kit_modules = {name for name in modules_used(path.read_text(encoding="utf-8")) if name.split(".")[0] == "grpo_kit"}
+    assert kit_modules == {"grpo_kit"}
 
 
 def test_every_helper_of_the_notebooks_is_used_by_one():
