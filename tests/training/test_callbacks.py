@@ -203,4 +203,5 @@ def test_the_deadline_counts_from_the_process_start_and_reserves_time_for_packin
 
 
 def test_a_deadline_in_the_past_becomes_the_present():
-    assert session_deadline("1s", 3600, {}) == pytest.approx(time.time(), abs=5)
+    before = time.time()
+    assert before <= session_deadline("1s", 3600, {}) <= time.time()
