@@ -105,11 +105,11 @@ def test_prompts_have_the_shape_of_the_real_ones(real, family):
     def examples(prompt):
         return len(re.findall(r"^(?:For t|.* (?:->|=|becomes)) \S.*$", prompt, re.MULTILINE))
 
-    made = [puzzles.make_puzzle(family, 11, index).prompt for index in range(60)]
-    assert {skeleton(prompt) for prompt in made} == {skeleton(row["prompt"]) for row in real[family]}
-    assert {examples(prompt) for prompt in made} <= {examples(row["prompt"]) for row in real[family]}
+    prompts = [puzzles.make_puzzle(family, 11, index).prompt for index in range(60)]
+    assert {skeleton(prompt) for prompt in prompts} == {skeleton(row["prompt"]) for row in real[family]}
+    assert {examples(prompt) for prompt in prompts} <= {examples(row["prompt"]) for row in real[family]}
     lengths = [len(row["prompt"]) for row in real[family]]
-    assert min(lengths) - 10 <= min(map(len, made)) and max(map(len, made)) <= max(lengths) + 10
+    assert min(lengths) - 10 <= min(map(len, prompts)) and max(map(len, prompts)) <= max(lengths) + 10
 
 
 # ---- generated puzzles
@@ -127,15 +127,17 @@ FORMATS = {
 @pytest.mark.parametrize("family", EVERY)
 def test_a_generated_puzzle_is_determined_solved_and_paid(family):
     for index in range(120):
-        made = puzzles.make_puzzle(family, 21, index)
-        assert made.determined and made.family == puzzles.classify_prompt(made.prompt) == family
-        assert re.fullmatch(FORMATS[family], made.answer), made
-        assert made.trace.endswith(made.answer) and "boxed" not in made.trace
-        completion = f"{made.trace}\n</think>\n\\boxed{{{made.answer}}}"
-        assert challenge_reward([completion], answer=[made.answer]) == [1.0]
-        solved = puzzles.solve_prompt(made.prompt + SUFFIX)
+        puzzle = puzzles.make_puzzle(family, 21, index)
+        assert puzzle.determined and puzzle.family == puzzles.classify_prompt(puzzle.prompt) == family
+        assert re.fullmatch(FORMATS[family], puzzle.answer), puzzle
+        assert puzzle.trace.endswith(puzzle.answer) and "boxed" not in puzzle.trace
+        completion = f"{puzzle.trace}\n</think>\n\\boxed{{{puzzle.answer}}}"
+        assert challenge_reward([completion], answer=[puzzle.answer]) == [1.0]
+        solved = puzzles.solve_prompt(puzzle.prompt + SUFFIX)
         # The middle of the factors a measure's examples allow may differ in the last decimal; nothing else may differ.
-        assert paid(made.answer, solved) if family in ("gravity", "unit conversion") else solved == made.answer, made
+        assert paid(puzzle.answer, solved) if family in ("gravity", "unit conversion") else solved == puzzle.answer, (
+            puzzle
+        )
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -144,7 +146,7 @@ def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
     random.seed(99)
     back = [puzzles.make_puzzle(family, 3, index) for index in reversed(range(12))]
     assert forwards == back[::-1]
-    assert len({made.prompt for made in forwards}) == 12
+    assert len({puzzle.prompt for puzzle in forwards}) == 12
     assert puzzles.make_puzzle(family, 4, 0) != forwards[0]
 
 
@@ -156,20 +158,20 @@ def test_puzzles_change_only_with_the_version():
 @pytest.mark.parametrize("family", ["bit manipulation", "equation transformation"])
 def test_an_answer_that_the_examples_leave_open_is_marked(family):
     kept = [puzzles.make_puzzle(family, 5, index, determined_only=False) for index in range(60)]
-    marks = {made.determined for made in kept}
+    marks = {puzzle.determined for puzzle in kept}
     assert marks == {True, False}
-    for made in kept:
-        assert made.trace.endswith(made.answer)
-        assert not made.determined or puzzles.solve_prompt(made.prompt) == made.answer
+    for puzzle in kept:
+        assert puzzle.trace.endswith(puzzle.answer)
+        assert not puzzle.determined or puzzles.solve_prompt(puzzle.prompt) == puzzle.answer
 
 
 def test_an_operator_that_no_example_shows_is_never_called_determined():
     unshown = 0
     for index in range(80):
-        made = puzzles.make_puzzle("equation transformation", 6, index, {"symbols": (0, 0)}, determined_only=False)
-        *lines, query = made.prompt.split("\n")[1:]
+        puzzle = puzzles.make_puzzle("equation transformation", 6, index, {"symbols": (0, 0)}, determined_only=False)
+        *lines, query = puzzle.prompt.split("\n")[1:]
         if all(line[2] != query.rpartition(" ")[2][2] for line in lines):
-            assert not made.determined and "never shown" in made.trace
+            assert not puzzle.determined and "never shown" in puzzle.trace
             unshown += 1
     assert unshown > 5
 
@@ -182,9 +184,9 @@ def test_determined_bits_agree_with_a_search_that_shares_no_code():
         return padded[place + (0 if kind == "r" else n)]
 
     for index in range(4):
-        made = puzzles.make_puzzle("bit manipulation", 31, index, {"copies": (2, 2)}, determined_only=False)
-        shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
-        query = made.prompt[-8:]
+        puzzle = puzzles.make_puzzle("bit manipulation", 31, index, {"copies": (2, 2)}, determined_only=False)
+        shown = re.findall("^([01]{8}) -> ([01]{8})$", puzzle.prompt, re.MULTILINE)
+        query = puzzle.prompt[-8:]
         outputs = set()
         for copies in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(4)):
             table, works = {}, True
@@ -196,8 +198,8 @@ def test_determined_bits_agree_with_a_search_that_shares_no_code():
                     break
             if works:
                 outputs.add("".join(table.get(tuple(bit(query, p, *name) for name in copies), "?") for p in range(8)))
-        assert made.determined == (outputs == {made.answer})
-        assert made.answer in outputs
+        assert puzzle.determined == (outputs == {puzzle.answer})
+        assert puzzle.answer in outputs
 
 
 def test_symbol_equations_agree_with_trying_every_filling():
@@ -243,34 +245,34 @@ def test_products_and_quotients_in_a_trace_are_right(family):
 
 def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
     for index in range(30):
-        made = puzzles.make_puzzle("bit manipulation", 41, index)
-        shown = re.findall("^([01]{8}) -> ([01]{8})$", made.prompt, re.MULTILINE)
+        puzzle = puzzles.make_puzzle("bit manipulation", 41, index)
+        shown = re.findall("^([01]{8}) -> ([01]{8})$", puzzle.prompt, re.MULTILINE)
         for which, letter in ((0, "i"), (1, "o")):
-            columns = re.findall(rf"^{letter}\d ([01]+)\b", made.trace, re.MULTILINE)
+            columns = re.findall(rf"^{letter}\d ([01]+)\b", puzzle.trace, re.MULTILINE)
             assert columns == ["".join(pair[which][place] for pair in shown) for place in range(8)]
-        columns = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", made.trace, re.MULTILINE)
+        columns = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", puzzle.trace, re.MULTILINE)
         assert len(columns) == 8 and all(shown == got for shown, got in columns)
-        assert "".join(re.findall(r"^o\d = .* = ([01])$", made.trace, re.MULTILINE)) == made.answer
+        assert "".join(re.findall(r"^o\d = .* = ([01])$", puzzle.trace, re.MULTILINE)) == puzzle.answer
 
 
 def test_letters_in_a_trace_spell_its_words():
     for index in range(40):
-        made = puzzles.make_puzzle("text encryption", 41, index)
+        puzzle = puzzles.make_puzzle("text encryption", 41, index)
         read = re.findall(
-            r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", made.trace, re.MULTILINE
+            r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", puzzle.trace, re.MULTILINE
         )
         readings = {secret: word or spelled for secret, _, spelled, word in read}
         assert all([*spelled] == [pair[2:] for pair in letters.split()] for _, letters, spelled, _ in read)
-        assert " ".join(readings[secret] for secret in made.prompt.rpartition(": ")[2].split()) == made.answer
+        assert " ".join(readings[secret] for secret in puzzle.prompt.rpartition(": ")[2].split()) == puzzle.answer
 
 
 def test_equations_in_a_trace_are_right():
     for index in range(60):
-        made = puzzles.make_puzzle("equation transformation", 41, index)
-        written = re.findall(r", written (\S+), shown (\S+)$", made.trace, re.MULTILINE)
+        puzzle = puzzles.make_puzzle("equation transformation", 41, index)
+        written = re.findall(r", written (\S+), shown (\S+)$", puzzle.trace, re.MULTILINE)
         assert all(value_shown == shown for value_shown, shown in written)
-        assert len(written) == made.prompt.count(" = ") or "copies" in made.trace
-        steps = "\n".join(line for line in made.trace.split("\n") if " is " not in line)  # not the filled-in examples
+        assert len(written) == puzzle.prompt.count(" = ") or "copies" in puzzle.trace
+        steps = "\n".join(line for line in puzzle.trace.split("\n") if " is " not in line)  # not the filled-in examples
         sums = re.findall(r"(\d+) ?([-+*]) ?(\d+)(?: ([-+]) 1)? ?= ?(-?\d+)\b", steps)
         assert sums or "remainder" in steps or "|" in steps or "copies" in steps or "joined" in steps
         for a, sign, b, one, value_shown in sums:
@@ -283,20 +285,20 @@ def test_equations_in_a_trace_are_right():
 
 def test_generator_settings_change_what_they_name():
     for index in range(20):
-        made = puzzles.make_puzzle("numeral system", 1, index, {"numbers": (1000, 3999), "examples": (2, 2)})
-        assert "M" in made.answer and made.prompt.count(" -> ") == 2
-        made = puzzles.make_puzzle("text encryption", 1, index, {"hidden": (0, 0)})
-        assert set(made.prompt.rpartition(": ")[2]) <= set(made.prompt.partition("Now,")[0])
-        assert "?" not in made.trace
-        made = puzzles.make_puzzle("gravity", 1, index, {"g": (1.6, 1.7), "seconds": (10.0, 20.0)})
-        assert 1.5 < 2 * float(made.answer) / float(re.search(r"for t = ([\d.]+)s", made.prompt)[1]) ** 2 < 1.8
-        made = puzzles.make_puzzle("unit conversion", 1, index, {"factor": (3.0, 3.0)})
-        assert re.search(r"= (3\.00\d{3}|2\.99\d{3})$", made.trace, re.MULTILINE)
-        made = puzzles.make_puzzle("bit manipulation", 1, index, {"copies": (1, 1)})
-        assert not re.search(" and | or | xor |majority|choice", made.trace.partition("\n")[2])
-        made = puzzles.make_puzzle("equation transformation", 1, index, {"symbols": (0, 0), "operators": (1, 1)})
-        assert made.prompt[-1].isdigit() and len({line[2] for line in made.prompt.split("\n")[1:-1]}) == 1
-        assert made.difficulty == {"examples": (3, 5), "operators": (1, 1), "symbols": (0, 0)}
+        puzzle = puzzles.make_puzzle("numeral system", 1, index, {"numbers": (1000, 3999), "examples": (2, 2)})
+        assert "M" in puzzle.answer and puzzle.prompt.count(" -> ") == 2
+        puzzle = puzzles.make_puzzle("text encryption", 1, index, {"hidden": (0, 0)})
+        assert set(puzzle.prompt.rpartition(": ")[2]) <= set(puzzle.prompt.partition("Now,")[0])
+        assert "?" not in puzzle.trace
+        puzzle = puzzles.make_puzzle("gravity", 1, index, {"g": (1.6, 1.7), "seconds": (10.0, 20.0)})
+        assert 1.5 < 2 * float(puzzle.answer) / float(re.search(r"for t = ([\d.]+)s", puzzle.prompt)[1]) ** 2 < 1.8
+        puzzle = puzzles.make_puzzle("unit conversion", 1, index, {"factor": (3.0, 3.0)})
+        assert re.search(r"= (3\.00\d{3}|2\.99\d{3})$", puzzle.trace, re.MULTILINE)
+        puzzle = puzzles.make_puzzle("bit manipulation", 1, index, {"copies": (1, 1)})
+        assert not re.search(" and | or | xor |majority|choice", puzzle.trace.partition("\n")[2])
+        puzzle = puzzles.make_puzzle("equation transformation", 1, index, {"symbols": (0, 0), "operators": (1, 1)})
+        assert puzzle.prompt[-1].isdigit() and len({line[2] for line in puzzle.prompt.split("\n")[1:-1]}) == 1
+        assert puzzle.difficulty == {"examples": (3, 5), "operators": (1, 1), "symbols": (0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -453,16 +455,18 @@ def test_an_unseen_letter_is_inferred_from_the_words_that_fit():
 @pytest.mark.parametrize("family", EVERY)
 def test_a_damaged_prompt_never_raises(family):
     rng = random.Random(1)
-    made = puzzles.make_puzzle(family, 8, 0).prompt
-    damaged = [made[:cut] for cut in range(0, len(made), 7)]
+    prompt = puzzles.make_puzzle(family, 8, 0).prompt
+    damaged = [prompt[:cut] for cut in range(0, len(prompt), 7)]
     for _ in range(40):
-        at = rng.randrange(90, len(made))
-        damaged.append(made[:at] + rng.choice(["\n", "0", "²", "٣", "=", "->", "9" * 40, "\0", " "]) + made[at + 1 :])
+        at = rng.randrange(90, len(prompt))
+        damaged.append(
+            prompt[:at] + rng.choice(["\n", "0", "²", "٣", "=", "->", "9" * 40, "\0", " "]) + prompt[at + 1 :]
+        )
     damaged += [
-        made.replace("\n", "\r\n"),
-        made + made,
-        made.replace("1", "x"),
-        made.upper(),
+        prompt.replace("\n", "\r\n"),
+        prompt + prompt,
+        prompt.replace("1", "x"),
+        prompt.upper(),
         puzzles.FAMILIES[family].opening,
     ]
     for prompt in damaged:
@@ -499,6 +503,6 @@ def test_many_different_signs_do_not_make_solving_slow():
 
 def test_a_trace_names_the_order_of_a_copied_pair_as_in_its_examples():
     for index in range(120):
-        made = puzzles.make_puzzle("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
-        for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", made.trace, re.MULTILINE):
+        puzzle = puzzles.make_puzzle("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
+        for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", puzzle.trace, re.MULTILINE):
             assert right == (left[:2] + left[3:] if order == "left" else left[3:] + left[:2])

@@ -211,18 +211,20 @@ def test_a_learning_rate_schedule_equals_that_of_transformers(collected, kind, w
     from transformers import get_scheduler
 
     overrides = [f"grpo.lr_scheduler_type={kind}", f"grpo.warmup_steps={warm}"]
-    other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
-    *parts, last = nemo_overlay.make_scheduler(other, 8)
+    changed = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
+    *parts, last = nemo_overlay.make_scheduler(changed, 8)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    made = [getattr(torch.optim.lr_scheduler, p["name"].rpartition(".")[2])(optimizer, **p["kwargs"]) for p in parts]
-    theirs = torch.optim.lr_scheduler.SequentialLR(optimizer, made, last["milestones"])
-    ours = get_scheduler(kind, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), warm, 8)
+    schedulers = [
+        getattr(torch.optim.lr_scheduler, p["name"].rpartition(".")[2])(optimizer, **p["kwargs"]) for p in parts
+    ]
+    nemo_schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, schedulers, last["milestones"])
+    transformers_schedule = get_scheduler(kind, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), warm, 8)
     for step in range(8):
         # torch's warm-up cannot begin at 0: it is a step ahead there.
         gap = 1e-6 + (1 / (warm + 1) if step < warm and kind != "constant" else 0)
-        assert theirs.get_last_lr()[0] == pytest.approx(ours.get_last_lr()[0], abs=gap), step
-        for schedule in (theirs, ours):
-            schedule.optimizer.step() if schedule is ours else optimizer.step()
+        assert nemo_schedule.get_last_lr()[0] == pytest.approx(transformers_schedule.get_last_lr()[0], abs=gap), step
+        for schedule in (nemo_schedule, transformers_schedule):
+            schedule.optimizer.step() if schedule is transformers_schedule else optimizer.step()
             schedule.step()
 
 
@@ -267,8 +269,8 @@ def test_difficult_answers_are_exported_correctly_as_plain_rows(trapped):
     rows = [json.loads(line) for s in ("train", "val") for line in (folder / f"nemo_rl/{s}.jsonl").open()]
     ours = [row for s in ("train", "val") for row in read_lines(run.data_file(s))]
     golds = {row["input"]: row["output"] for row in rows}
-    seen = [trap["problem"] in golds for trap in TRAPS]
-    assert sum(seen) >= 3
+    is_exported = [trap["problem"] in golds for trap in TRAPS]
+    assert sum(is_exported) >= 3
     for number, trap in enumerate(TRAPS):
         assert golds.get(trap["problem"], EXPECTED[number]) == EXPECTED[number]
     for row, own in zip(rows, ours, strict=True):

@@ -82,12 +82,12 @@ def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_pa
     space = {"__file__": str(bundle / "train.py")}
     exec(compile(text[: text.index("from rewards")] + text[begin:end], "train.py", "exec"), space)
     own = make_trl_config(chosen, tmp_path).to_dict()
-    made = space["args"].to_dict()
+    rebuilt = space["args"].to_dict()
     bookkeeping = {
         "output_dir", "shuffle_dataset", "save_strategy", "save_steps", "ignore_data_skip", "report_to", "project",
         "disable_tqdm", "dataloader_pin_memory", "logging_dir", "vllm_mode", "use_cpu", "ddp_find_unused_parameters",
     }  # fmt: skip
-    assert {key for key in own if own[key] != made.get(key)} <= bookkeeping
+    assert {key for key in own if own[key] != rebuilt.get(key)} <= bookkeeping
 
 
 @pytest.mark.parametrize(("world", "each"), [("1", (16, 1)), ("2", (8, 1)), ("4", (4, 1)), ("3", None)])

@@ -38,9 +38,9 @@ def folder(tmp_path):
     from grpo_kit.kaggle import kernel
 
     notebook = kernel.find_notebook("03_training")
-    made = kernel.build_kernel(USER, notebook, "NvidiaRtxPro6000", tmp_path, kernels=["ada/grpo-kit-02-data"])
-    made.write()
-    return made.folder
+    staged_kernel = kernel.build_kernel(USER, notebook, "NvidiaRtxPro6000", tmp_path, kernels=["ada/grpo-kit-02-data"])
+    staged_kernel.write()
+    return staged_kernel.folder
 
 
 def archive(tmp_path, size=300_000):

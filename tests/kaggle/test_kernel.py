@@ -15,7 +15,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def sound(**other):
-    made = kernel.make_metadata(
+    metadata = kernel.make_metadata(
         "ada",
         "grpo-kit 03 training",
         "03_training.ipynb",
@@ -23,7 +23,7 @@ def sound(**other):
         ("ada/wheels",),
         ("ada/grpo-kit-02-data",),
     )
-    return made | other
+    return metadata | other
 
 
 def test_every_metadata_field_is_present_and_valid():
@@ -124,19 +124,21 @@ def stage(tmp_path, notebook="03_training", **other):
     return kernel.build_kernel(notebook=kernel.find_notebook(notebook), **settings)
 
 
-def text(made):
-    return "\n".join("".join(cell["source"]) for cell in json.loads(made.code)["cells"])
+def text(staged):
+    return "\n".join("".join(cell["source"]) for cell in json.loads(staged.code)["cells"])
 
 
 @pytest.mark.parametrize("notebook", sorted(path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb")))
 def test_every_notebook_of_the_kit_makes_a_sound_kernel(tmp_path, notebook):
-    made = stage(tmp_path, notebook, preset="tiny", run="r", overrides=["grpo.max_steps=2"])
-    made.write()
-    metadata = json.loads((made.folder / kernel.METADATA_FILE).read_text())
-    kernel.check_metadata(metadata, (made.folder / f"{notebook}.ipynb").read_text())
-    assert metadata == made.metadata and metadata["code_file"] == f"{notebook}.ipynb"
-    assert 'preset = "tiny"' in text(made) and 'run_name = "r"' in text(made)
-    assert made.metadata["dataset_sources"] == ["ada/grpo-kit-wheels-cp312"] and made.metadata["model_sources"] == []
+    staged = stage(tmp_path, notebook, preset="tiny", run="r", overrides=["grpo.max_steps=2"])
+    staged.write()
+    metadata = json.loads((staged.folder / kernel.METADATA_FILE).read_text())
+    kernel.check_metadata(metadata, (staged.folder / f"{notebook}.ipynb").read_text())
+    assert metadata == staged.metadata and metadata["code_file"] == f"{notebook}.ipynb"
+    assert 'preset = "tiny"' in text(staged) and 'run_name = "r"' in text(staged)
+    assert (
+        staged.metadata["dataset_sources"] == ["ada/grpo-kit-wheels-cp312"] and staged.metadata["model_sources"] == []
+    )
 
 
 def test_the_notebook_form_is_filled_in_and_remains_a_form(tmp_path):
@@ -155,11 +157,11 @@ def test_a_users_model_is_kept_and_the_tiny_policy_mounts_no_model(tmp_path):
 
 def test_building_writes_only_when_called_and_never_into_the_repository(tmp_path):
     before = {path: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")}
-    made = stage(tmp_path)
+    staged = stage(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    made.write()
-    assert sorted(path.name for path in made.folder.iterdir()) == ["03_training.ipynb", "kernel-metadata.json"]
-    assert made.folder.is_relative_to(tmp_path / "t4x2")
+    staged.write()
+    assert sorted(path.name for path in staged.folder.iterdir()) == ["03_training.ipynb", "kernel-metadata.json"]
+    assert staged.folder.is_relative_to(tmp_path / "t4x2")
     assert {path: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")} == before
 
 

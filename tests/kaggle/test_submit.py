@@ -26,9 +26,9 @@ def client(loopback):
 
 @pytest.fixture
 def path(tmp_path):
-    made = tmp_path / "submission.zip"
-    made.write_bytes(os.urandom(5000))
-    return made
+    path = tmp_path / "submission.zip"
+    path.write_bytes(os.urandom(5000))
+    return path
 
 
 def submit(client, path, message="words"):

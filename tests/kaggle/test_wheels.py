@@ -225,18 +225,18 @@ def test_the_install_cell_installs_from_the_mount_without_a_network(index, tmp_p
 
 def test_the_install_cell_says_what_to_mount_when_there_is_nothing(tmp_path):
     cell = wheels.INSTALL_CELL.replace("/kaggle/input", str(tmp_path))
-    done = subprocess.run([sys.executable, "-S", "-c", cell], capture_output=True, text=True, cwd=tmp_path, env={})
-    assert done.returncode == 1 and "Mount the dataset that `grpo-kit wheels` made" in done.stderr
+    process = subprocess.run([sys.executable, "-S", "-c", cell], capture_output=True, text=True, cwd=tmp_path, env={})
+    assert process.returncode == 1 and "Mount the dataset that `grpo-kit wheels` made" in process.stderr
 
 
 def test_the_kits_own_wheel_holds_its_presets_recipes_and_tiny_policy(tmp_path):
     wheels.build_own_wheel(tmp_path, tmp_path)
-    [made] = tmp_path.glob("grpo_kit-*.whl")
-    held = set(zipfile.ZipFile(made).namelist())
+    [wheel] = tmp_path.glob("grpo_kit-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
     for name in (
         "config/presets/tiny.yaml", "nemotron/tiny_policy/model.safetensors", "kaggle/kernel.py",
         "nemotron/nemotron_3_nano.json", "handoff/keys.yaml", "handoff/train.py.txt",
     ):  # fmt: skip
-        assert f"grpo_kit/{name}" in held
-    assert any(name.startswith("grpo_kit/recipes/") for name in held)
+        assert f"grpo_kit/{name}" in names
+    assert any(name.startswith("grpo_kit/recipes/") for name in names)
     assert not (wheels.ROOT / "build").exists()

@@ -26,7 +26,7 @@ def rows(*parts):
 
 
 @pytest.mark.parametrize(
-    ("stages", "seen", "number"),
+    ("stages", "rows", "number"),
     [
         ([Stage(512, 3), Stage(1024, 2), Stage(2048)], rows(), 0),
         ([Stage(512, 3), Stage(1024, 2), Stage(2048)], rows((2, 0, 0)), 0),
@@ -46,8 +46,8 @@ def rows(*parts):
         ([Stage(512), Stage(1024, enter="clipped"), Stage(2048, enter="clipped")], rows((10, 0.9, 0), (10, 0.9, 0)), 2),
     ],
 )
-def test_the_stage_of_the_next_step_is_found_from_earlier_rows(stages, seen, number):
-    assert find_stage(stages, seen) == number
+def test_the_stage_of_the_next_step_is_found_from_earlier_rows(stages, rows, number):
+    assert find_stage(stages, rows) == number
 
 
 def test_stages_come_from_yaml_and_dotlist(tmp_path):
@@ -101,7 +101,7 @@ STAGED = [
 def staged(tmp_path_factory, math_reward):
     """(run, what each step was computed with): where TRL computes the loss, after the probe step."""
     chosen = config.load_config(["tiny"], STAGED)
-    run, seen = find_run("r", tmp_path_factory.mktemp("staged")), []
+    run, settings = find_run("r", tmp_path_factory.mktemp("staged")), []
     prepare(chosen, run)
     with pytest.MonkeyPatch.context() as patch:
         make = train.make_trainer
@@ -112,7 +112,7 @@ def staged(tmp_path_factory, math_reward):
 
             def compute_loss(*args, **kwargs):
                 rate = round(trainer.optimizer.param_groups[0]["lr"], 9)
-                seen.append((trainer.max_completion_length, trainer.beta, trainer.epsilon_high, rate))
+                settings.append((trainer.max_completion_length, trainer.beta, trainer.epsilon_high, rate))
                 return original_loss(*args, **kwargs)
 
             trainer.compute_loss = compute_loss
@@ -120,7 +120,7 @@ def staged(tmp_path_factory, math_reward):
 
         patch.setattr(train, "make_trainer", watched)
         train.train(chosen, run, [math_reward, shape])
-    return run, seen[1:]
+    return run, settings[1:]
 
 
 def shape(completions, **_):
@@ -128,8 +128,8 @@ def shape(completions, **_):
 
 
 def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_restores_them(staged):
-    run, seen = staged
-    assert seen == [
+    run, settings = staged
+    assert settings == [
         (30, 0.0, 0.28, 1e-3), (30, 0.0, 0.28, round(1e-3 * 5 / 6, 9)),
         (34, 0.1, 0.4, round(1e-4 * 4 / 6, 9)), (34, 0.1, 0.4, round(1e-4 * 3 / 6, 9)),
         (32, 0.0, 0.28, round(1e-3 * 2 / 6, 9)), (32, 0.0, 0.28, round(1e-3 * 1 / 6, 9)),

@@ -33,8 +33,8 @@ def test_a_stopped_run_keeps_its_adapter_and_resumes_when_called_again(tmp_path)
     chosen, run = small(tmp_path, "grpo.max_steps=4")
     settings, other = small(tmp_path / "whole", "grpo.max_steps=4")
     train.train(settings, other, [length_reward] * 2)
-    seen = []
-    last = train.train(chosen, run, [length_reward] * 2, on_step=seen.append, should_stop=lambda: len(seen) == 2)
+    rows = []
+    last = train.train(chosen, run, [length_reward] * 2, on_step=rows.append, should_stop=lambda: len(rows) == 2)
     assert (
         last["step"] == 2
         and run.stages()["train"]["steps"] == 2

@@ -185,9 +185,9 @@ def test_training_runs_on_real_word_problems(tmp_path, math_reward):
 
 def test_on_step_sees_each_metrics_row(tmp_path):
     chosen, run = small(tmp_path)
-    seen = []
-    train.train(chosen, run, [length_reward, zero_reward], seen.append)
-    assert [json.loads(json.dumps(row)) for row in seen] == read_lines(run.metrics)
+    rows = []
+    train.train(chosen, run, [length_reward, zero_reward], rows.append)
+    assert [json.loads(json.dumps(row)) for row in rows] == read_lines(run.metrics)
 
 
 def test_a_lora_that_gets_no_gradient_stops_the_run_and_is_named(tmp_path):

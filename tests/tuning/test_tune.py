@@ -131,8 +131,8 @@ def test_a_grid_tries_every_combination_once(run, trained_with):
 
 def test_progress_counts_to_the_last_trial(run, trained_with):
     calls = []
-    search(run, LR, trials=2, on_trial=lambda *what: calls.append(what))
-    assert [(done, of) for done, of, _ in calls] == [(0, 2), (1, 2), (2, 2)]
+    search(run, LR, trials=2, on_trial=lambda *call: calls.append(call))
+    assert [(finished, total) for finished, total, _ in calls] == [(0, 2), (1, 2), (2, 2)]
     assert calls[0][2] == "" and calls[2][2].startswith("best so far ")
 
 

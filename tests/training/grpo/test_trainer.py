@@ -134,13 +134,13 @@ def batch_of(trainer, advantages, tokens):
 @pytest.fixture(scope="module")
 def trainer_of(tmp_path_factory):
     chosen, run = small(tmp_path_factory.mktemp("losses"))
-    made = train.make_trainer(chosen, run, [length_reward] * 2)
-    made.current_gradient_accumulation_steps = 1
-    for name, value in made.model.named_parameters():
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trainer.current_gradient_accumulation_steps = 1
+    for name, value in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.05, generator=torch.Generator().manual_seed(len(name)))
-    made.model.train()
-    return made
+    trainer.model.train()
+    return trainer
 
 
 def gradient(trainer, compute, batch):
@@ -222,11 +222,13 @@ def test_a_stages_epsilon_high_is_used_under_cispo(tmp_path):
     stages = ["max_completion_length: 8, steps: 1", "max_completion_length: 8, steps: 1, epsilon_high: 4"]
     stages = f"grpo.stages=[{', '.join(f'{{{stage}}}' for stage in [*stages, 'max_completion_length: 8'])}]"
     chosen, run = small(tmp_path, *CAPPED, "grpo.epsilon_high=null", stages, "grpo.max_steps=3")
-    trainer, seen = train.make_trainer(chosen, run, [length_reward] * 2), []
+    trainer, epsilons = train.make_trainer(chosen, run, [length_reward] * 2), []
     compute_loss = trainer.compute_loss
-    trainer.compute_loss = lambda *args, **kwargs: seen.append(trainer.epsilon_high) or compute_loss(*args, **kwargs)
+    trainer.compute_loss = lambda *args, **kwargs: (
+        epsilons.append(trainer.epsilon_high) or compute_loss(*args, **kwargs)
+    )
     trainer.train()
-    assert seen[-3:] == [1.1, 5.0, 1.1]
+    assert epsilons[-3:] == [1.1, 5.0, 1.1]
 
 
 def test_a_batch_with_zero_advantages_has_a_gradient_of_zeros(trainer_of):
