@@ -245,9 +245,9 @@ def test_a_routed_expert_whose_lora_is_bypassed_is_named(tmp_path, monkeypatch):
 
     chosen, run = small(tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]")
     trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
-    inner = experts.TieredExperts.loras
+    inner = experts.TieredExperts.active_loras
     monkeypatch.setattr(
-        experts.TieredExperts, "loras", lambda self: {e: (None, down) for e, (_, down) in inner(self).items()}
+        experts.TieredExperts, "active_loras", lambda self: {e: (None, down) for e, (_, down) in inner(self).items()}
     )
     with pytest.raises(RuntimeError, match=r"16 of \d+ LoRA pairs get no gradient.*experts.0.up_proj"):
         trainer.train()
