@@ -193,6 +193,7 @@ def stale_names(code: str) -> list[str]:
     return stale + [dotted for dotted in used if not exists(dotted)]
 
 
+@pytest.mark.slow
 def test_every_name_that_is_taken_from_a_module_exists():
     folders = [ROOT / name for name in ("grpo_kit", "tests", "benchmarks", "notebooks", "scripts")]
     paths = [path for folder in folders for path in folder.rglob("*.py")]

@@ -68,6 +68,7 @@ def assert_same_table(rows: list[dict[str, str]], expected: list[dict[str, str]]
             assert next(values) == pytest.approx(next(values), rel=0.01), (row, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fits", "settings", "refused", "times"])
 def test_the_tables_of_the_hardware_page_are_what_the_plan_computes(hardware, name):
     computed = hardware.fits(hardware.plans(search=False)) if name == "fits" else getattr(hardware, name)()
@@ -78,6 +79,7 @@ def test_the_hardware_table_of_the_readme_is_what_the_plan_computes(hardware):
     assert_same_table(read_table(README, "hardware"), hardware.short(hardware.plans(search=False)))
 
 
+@pytest.mark.slow
 def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
     """Two plans per value show that it fits and the next possible one does not. The search itself takes minutes."""
     rows = {(m.preset, m.device): row for m, row in zip(hardware.MACHINES, read_table(T4, "largest"), strict=True)}
@@ -98,11 +100,13 @@ def test_two_machines_with_the_same_preset_and_device_have_equal_rows(hardware):
     assert list(rows[-1].values())[1:] == list(rows[-2].values())[1:]  # A100 80 GB and H100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two T4", "same step", "more prompts"])
 def test_the_tables_of_the_page_on_several_gpus_are_what_the_plan_computes(more_gpus, name):
     assert_same_table(read_table(SCALE, name), more_gpus.TABLES[name]())
 
 
+@pytest.mark.slow
 def test_an_exchange_sends_the_gradients_once_with_2_gpus_and_almost_twice_with_64(more_gpus, monkeypatch):
     monkeypatch.setattr(more_gpus, "waited", lambda: 0.25)
     gradients = 4 * 16 * 709_952  # float32, r, and in + out of the preset's matrices
@@ -139,6 +143,7 @@ def test_a_table_replaces_only_the_one_after_its_mark(hardware, tmp_path):
         hardware.put(page, "y", [{"a": "1"}])
 
 
+@pytest.mark.slow
 def test_the_methods_formulas_are_what_the_code_computes():
     failed, tried = doctest.testfile(str(METHOD), module_relative=False)
     assert failed == 0 and tried >= 25
@@ -187,6 +192,7 @@ def test_every_command_on_a_page_exists_with_its_options(page):
         assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= options, line
 
 
+@pytest.mark.slow
 def test_every_command_has_help():
     from typer.testing import CliRunner
 
@@ -201,6 +207,7 @@ def test_the_readme_shows_every_command_except_rewards_and_demo():
     assert set(all_commands()) - shown - {"rewards", "demo"} == set()
 
 
+@pytest.mark.slow
 def test_the_readme_example_of_a_copied_reward_trains(tmp_path):
     """The unchanged block runs below the pasted reward file, with the embedded policy and rows of this test."""
     (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -219,6 +226,7 @@ rows = Dataset.from_list([{{"prompt": [{{"role": "user", "content": q}}], "answe
     assert "[1.0, 0.0]" in process.stdout
 
 
+@pytest.mark.slow
 def test_every_requirement_has_a_reason_above_it_and_nothing_else_is_imported():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     requirements = [line for line in lines if not line.startswith("#")]

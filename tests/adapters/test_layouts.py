@@ -408,6 +408,7 @@ def merge_one_by_one(folders):
     return logits(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -447,6 +448,7 @@ def test_two_adapters_whose_ranks_exceed_32_are_cut_to_the_best_approximation_of
         assert float(line.split()[0]) == pytest.approx(loss.item(), rel=0.01)
 
 
+@pytest.mark.slow
 def test_an_adapter_packed_twice_counts_double_and_loses_nothing(train_adapter, pack, tmp_path, base_logits):
     folder, _ = train_adapter(r=32, spread=0.03)
     path, _, _, notes = pack(folder, folder)

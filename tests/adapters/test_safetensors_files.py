@@ -98,6 +98,7 @@ def test_more_tensors_than_an_adapter_can_have_are_refused(tmp_path, monkeypatch
     assert refused.value.finding.code == "too-many-tensors"
 
 
+@pytest.mark.slow
 def test_the_same_files_are_accepted_and_refused_as_by_the_library(tmp_path):
     """2000 headers with one or two changes. Only a name that occurs twice is refused by the kit alone."""
     rng, counts = random.Random(7), {True: 0, False: 0}

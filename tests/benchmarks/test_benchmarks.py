@@ -62,6 +62,7 @@ def test_the_last_line_says_the_figures_and_leaves_a_gpus_open(said):
         assert "full size" in figures["owed"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here the full size would run")
 def test_without_a_gpu_the_full_size_says_what_it_needs():
     done = run("nemotron_16gb", "--scale", "full")
@@ -81,6 +82,7 @@ def ways(monkeypatch):
     return imported("random_nemotron", monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["tiered", "parametrised", "offloaded"])
 def test_experts_elsewhere_change_no_logit(ways, tmp_path, way):
     from grpo_kit.nemotron import tiny
@@ -104,6 +106,7 @@ def test_bitsandbytes_still_loses_the_scales_of_what_accelerate_puts_away(ways, 
         ways.offloaded(tmp_path, torch.float32, "cpu", 1.0)(torch.arange(16, 80).view(2, 32))
 
 
+@pytest.mark.slow
 def test_an_adapter_in_real_shapes_is_packed_and_checked_and_broken_ones_cost_little():
     done = run("submission", "--quick")
     assert done.returncode == 0, done.stdout + done.stderr

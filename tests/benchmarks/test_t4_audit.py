@@ -79,6 +79,7 @@ def nf4_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets", [["in_proj", "out_proj", "shared_experts.up_proj"], ["q_proj", "up_proj", "down_proj"]]
 )
@@ -93,6 +94,7 @@ def test_loading_sampling_and_training_in_4_bit_and_float16_stay_within_a_t4(nf4
     assert all(p.grad is not None for n, p in model.named_parameters() if "lora_B" in n and ".experts." not in n)
 
 
+@pytest.mark.slow
 def test_a_whole_grpo_step_in_4_bit_stays_within_a_t4(tmp_path, nf4_folder, monkeypatch):
     """TRL's own casts included, after which it would hold bf16; sampled, paid, trained, stepped."""
     monkeypatch.setattr(memory, "TILE_TOKENS", 500)  # 512 tokens have the shape of this policy's experts in one axis

@@ -68,6 +68,7 @@ def test_held_out_problems_share_no_prompt_with_training(demo):
     )
 
 
+@pytest.mark.slow
 def test_a_second_call_skips_what_is_done_and_says_so(demo):
     here, _ = demo
     before = hash_of(here / "runs/demo/adapter"), (here / "submission/submission.zip").stat().st_mtime_ns

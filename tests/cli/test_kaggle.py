@@ -200,6 +200,7 @@ def test_an_error_of_kaggle_is_one_sentence_and_an_exit_status(online, here, fau
 # --- Secrets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["key", "token", "kaggle.json", "access_token"])
 def test_no_secret_is_printed_logged_or_written(online, here, monkeypatch, capfd, caplog, kind):
     """Everything printed, logged and written, in success and failure, is searched for each form of the secret."""

@@ -39,6 +39,7 @@ def everything(folder):
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_the_stages_one_by_one_then_again(here):
     assert "55 rows" not in call("data", "-c", "tiny", "--run", "r", *FEW)
     assert "pass@1" in call("evaluate", "--run", "r")
@@ -56,6 +57,7 @@ def test_the_stages_one_by_one_then_again(here):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
     tensors = {}
     for name, (out, inside) in {"2.mixer.q_proj": (128, 128), "0.mixer.in_proj": (460, 128)}.items():
@@ -84,6 +86,7 @@ def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
     made("a.zip", {"r": 64})
     output = call("check", "a.zip", status=1)
@@ -105,6 +108,7 @@ def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
     assert everything(here) == ["a.zip", "b.zip", "c.zip"]
 
 
+@pytest.mark.slow
 def test_a_report_is_a_page_and_a_picture_and_needs_a_step(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     assert "no finished stage 'train'" in call("report", "--run", "r", status=2)
@@ -124,6 +128,7 @@ def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path,
     assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_existing_data_is_kept_when_training_names_the_preset_again(here):
     call("data", "-c", "tiny", "--run", "r", f"data.source={SAMPLE}", "data.test_size=20", "data.val_size=5")
     call("train", "-c", "tiny", "--run", "r", *FEW[3:], "grpo.max_completion_length=8")
@@ -153,6 +158,7 @@ def test_data_shows_where_each_row_went_and_draws_it(here, monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     assert "data done" in call("data", "--run", "r", "--force")
@@ -168,6 +174,7 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
     assert everything(here) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "value", "remedy"),
     [
@@ -215,6 +222,7 @@ def test_unknown_commands_and_options_are_usage_errors(here, words):
     call(*words, status=2)
 
 
+@pytest.mark.slow
 def test_a_stage_with_different_settings_is_not_overwritten(here):
     call("data", "-c", "tiny", "--run", "r", *FEW)
     before = (here / "runs/r/data/train/data.jsonl").read_bytes()
@@ -247,6 +255,7 @@ def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
     from grpo_kit.planning import plan
 
@@ -341,6 +350,7 @@ def test_env_names_each_problem(here, monkeypatch):
     assert "scripts/make_tiny_policy.py" in call("env", status=1)
 
 
+@pytest.mark.slow
 def test_a_training_stopped_by_its_time_limit_is_measured_and_packed(here):
     call("data", "-c", "tiny", "--run", "r", "data.limit=300", "data.test_size=20", "data.val_size=5")
     output = call(

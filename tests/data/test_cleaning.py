@@ -70,6 +70,7 @@ def test_fit_rows_are_kept(problem):
     assert cleaning.find_unfit_reason(problem, "1") is None
 
 
+@pytest.mark.slow
 def test_the_challenges_puzzles_and_gsm8k_are_left_alone(shared_data):
     with (shared_data / "nemotron_challenge/train.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -79,6 +80,7 @@ def test_the_challenges_puzzles_and_gsm8k_are_left_alone(shared_data):
     assert {cleaning.find_unfit_reason(json.loads(line)["question"], "1") for line in lines} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["[asy]", "\n(a) ", "![", "see the ", ", prove ", "a.", "|\n", ". \n", "in the figure", "\\boxed {", "1. "]
 )

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pytest
 
 from grpo_kit.data import duplicates
 
@@ -66,6 +67,7 @@ def overlap(one, other):
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
+@pytest.mark.slow
 def test_near_pairs_equal_those_of_an_exhaustive_search():
     rng = random.Random(0)
     vocabulary = ["w" + "abcdefghij"[i // 100] + "abcdefghij"[i // 10 % 10] + "abcdefghij"[i % 10] for i in range(1000)]
@@ -99,6 +101,7 @@ def test_minhash_estimates_the_overlap():
     assert np.array_equal(signatures, duplicates.compute_minhash([one, other, "nothing in common with them at all"]))
 
 
+@pytest.mark.slow
 def test_a_thousand_problems_of_one_template_are_not_compared_with_each_other(monkeypatch):
     compared = []
     real = duplicates._candidates

@@ -53,6 +53,7 @@ def test_the_order_of_tokens_matters():
     assert len(set(runs.hashes.tolist())) == 3
 
 
+@pytest.mark.slow
 def test_hashes_are_the_same_in_every_process():
     code = (
         "from grpo_kit.data import ngrams; "

@@ -44,6 +44,7 @@ def test_tiny_sums_become_three_disjoint_splits(tmp_path):
         assert manifest["sha256"][split] == hash_of(run.data_file(split))
 
 
+@pytest.mark.slow
 def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path):
     first, _ = prepare(tmp_path, "tiny-sums", "data.limit=50", name="a")
     second, _ = prepare(tmp_path, "tiny-sums", "data.limit=50", name="b")
@@ -183,6 +184,7 @@ def test_an_interrupted_preparation_leaves_the_old_data_unchanged(tmp_path, monk
     assert hash_of(run.manifest.parent) == old
 
 
+@pytest.mark.slow
 def test_the_challenges_rows_leading_zeros_and_braces_survive(tmp_path, shared_data):
     manifest, run = prepare(tmp_path, shared_data / "nemotron_challenge/train.csv", "data.decontaminate=[]")
     assert manifest["dropped"] == {}
@@ -448,6 +450,7 @@ def test_partial_results_of_other_settings_are_not_used(tmp_path, monkeypatch):
     assert prepare(tmp_path, path, name="q")[0]["read"] == 9
 
 
+@pytest.mark.slow
 def test_gsm8k_math_and_aime_together_with_planted_leaks(tmp_path, shared_data, monkeypatch, math_reward):
     """Three training sets against four evaluation sets, with four planted leaks and two near misses."""
     monkeypatch.setenv("GRPO_KIT_DATA", str(shared_data))

@@ -63,6 +63,7 @@ def test_other_prompts_belong_to_no_family(shared_data, name):
         assert puzzles.classify_prompt(prompt) is puzzles.solve_prompt(prompt) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "share"),
     [
@@ -80,6 +81,7 @@ def test_a_solver_answers_the_real_puzzles(real, family, share):
     assert right / len(sample) >= share
 
 
+@pytest.mark.slow
 def test_a_real_equation_whose_answer_is_determined_is_answered_right(real):
     checked = 0
     for row in real["equation transformation"][::10]:
@@ -124,6 +126,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_a_generated_puzzle_is_determined_solved_and_paid(family):
     for index in range(120):
@@ -155,6 +158,7 @@ def test_puzzles_change_only_with_the_version():
     assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "3a0a8651193b76ec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bit manipulation", "equation transformation"])
 def test_an_answer_that_the_examples_leave_open_is_marked(family):
     kept = [puzzles.make_puzzle(family, 5, index, determined_only=False) for index in range(60)]
@@ -501,6 +505,7 @@ def test_many_different_signs_do_not_make_solving_slow():
     assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
 
 
+@pytest.mark.slow
 def test_a_trace_names_the_order_of_a_copied_pair_as_in_its_examples():
     for index in range(120):
         puzzle = puzzles.make_puzzle("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)

@@ -70,6 +70,7 @@ def test_invalid_shares_and_budgets_are_refused(overrides, message):
         config.load_config(["tiny"], overrides)
 
 
+@pytest.mark.slow
 def test_training_passes_row_options_to_the_template_and_the_rewards(tmp_path):
     """TRL 1.16 knows one set of template keywords for all rows; the end of its prompts is read from their tokens."""
     settings = config.load_config(["tiny"], [*SMALL, *BOTH, "grpo.max_steps=3"])

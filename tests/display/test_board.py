@@ -59,6 +59,7 @@ def until_stopped(run, should_stop, most=5000):
     return {"step": step, "thread": threading.current_thread()}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_without_a_training(trained):
     board = Board(trained[1])
     assert "4 of 4" in board.head.value and "<img" in board.chart.value
@@ -222,6 +223,7 @@ def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
     assert "the board cannot be drawn" in board.head.value
 
 
+@pytest.mark.slow
 def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
     """The rewards answer from the thread, the adapter is written, and the stage is noted."""
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=50"])
@@ -350,6 +352,7 @@ def begin(kernel, run):
     return cell, button, slider
 
 
+@pytest.mark.slow
 def test_in_a_kernel_the_slider_and_the_button_work_while_the_cell_runs(kernel, run):
     cell, button, slider = begin(kernel, run)
     behind = kernel.client.execute("print('behind', board.step.value, 'a2' in board.group_html.value)")
@@ -359,6 +362,7 @@ def test_in_a_kernel_the_slider_and_the_button_work_while_the_cell_runs(kernel, 
     assert kernel.read_output(behind) == "behind 2 True\n"  # it waited for its turn
 
 
+@pytest.mark.slow
 def test_interrupting_the_kernel_saves_and_then_interrupts(kernel, run):
     cell, _, _ = begin(kernel, run)
     kernel.manager.interrupt_kernel()

@@ -130,7 +130,18 @@ class Page:
 
     def click(self, css):
         self.script("document.querySelector(arguments[0]).scrollIntoView({block: 'center'})", css)
-        self.driver.find_element("css selector", css).click()
+        self.with_element(css, lambda element: element.click())
+
+    def with_element(self, css, act):
+        """What `act` returns for the element; the board may replace an element between finding it and using it."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        for _ in range(20):
+            try:
+                return act(self.driver.find_element("css selector", css))
+            except StaleElementReferenceException:
+                time.sleep(0.1)
+        raise AssertionError(f"{css} was replaced again and again")
 
     def steps(self):
         """The step that the board shows."""
@@ -145,7 +156,7 @@ class Page:
     def look_at(self, css, path):
         """A screenshot of the element."""
         self.script("document.querySelector(arguments[0]).scrollIntoView({block: 'start'})", css)
-        assert self.driver.find_element("css selector", css).screenshot(str(path))
+        assert self.with_element(css, lambda element: element.screenshot(str(path)))
         assert path.stat().st_size > 10_000
 
 
@@ -168,6 +179,7 @@ def wait(seconds, holds, otherwise=lambda: ""):
     raise AssertionError(f"not within {seconds} s: {otherwise()[-3000:]}")
 
 
+@pytest.mark.slow
 def test_the_board_updates_and_reacts_to_clicks_in_a_real_browser(folder, server, page, pictures):
     run, output = find_run("long", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "long.ipynb", folder / "lab.log")
@@ -207,6 +219,7 @@ def test_the_board_updates_and_reacts_to_clicks_in_a_real_browser(folder, server
     assert (run.adapter / "adapter_model.safetensors").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_run_all_on_the_notebook_as_it_is_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
     run, output = find_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "03_training.ipynb", folder / "lab.log")

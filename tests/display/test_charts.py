@@ -131,6 +131,7 @@ def test_a_plan_is_a_bar_for_each_place_whose_parts_sum_to_what_it_needs():
     assert limits == [[pytest.approx(14.6)], [pytest.approx(12.7e9 / 2**30)], []]  # the size of the disk is unknown
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_passes_the_line_and_says_so():
     figure = charts.draw_plan(planned(machines.DEVICES["t4"], "grpo.max_completion_length=9000"))
     assert "does not fit" in figure.get_suptitle()

@@ -35,6 +35,7 @@ def copied(trained, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_the_network(copied):
     report.save_report(copied)
     page = Reader(copied.page.read_text())
@@ -56,6 +57,7 @@ def test_the_page_shows_figures_charts_and_completions(copied):
     assert len([1 for tag, _ in page.tags if tag == "summary"]) == 4 + 64
 
 
+@pytest.mark.slow
 def test_alarms_are_on_the_page_as_text(copied):
     rows = read_lines(copied.metrics)
     rows[-1]["alarms"] = ["87 % of completions are <cut>: use `grpo-kit screen`, or `<stop>`."]
@@ -66,6 +68,7 @@ def test_alarms_are_on_the_page_as_text(copied):
     )
 
 
+@pytest.mark.slow
 def test_the_picture_is_a_png_of_every_panel(copied):
     report.save_report(copied)
     assert copied.picture.read_bytes().startswith(b"\x89PNG") and copied.picture.stat().st_size > 10_000

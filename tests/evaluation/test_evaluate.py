@@ -231,6 +231,7 @@ def without_seconds(report):
     return {key: value for key, value in report.items() if key != "seconds"}
 
 
+@pytest.mark.slow
 def test_a_measurement_killed_twice_resumes_and_equals_an_undisturbed_one(tmp_path, math_reward, monkeypatch):
     settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
     chosen, run = fresh(tmp_path, *settings)
@@ -300,6 +301,7 @@ def copy_of(run, tmp_path):
     return Run(tmp_path, "copy")
 
 
+@pytest.mark.slow
 def test_before_and_after_with_different_settings_are_not_compared(tmp_path, trained, math_reward):
     chosen, run = trained
     run = copy_of(run, tmp_path)

@@ -165,6 +165,7 @@ def test_fractional_scores_are_decided_by_the_interval():
     assert not comparison["real"] and "includes zero" in comparison["words"]
 
 
+@pytest.mark.slow
 def test_equal_policies_are_called_different_at_most_once_in_twenty():
     rng, real = random.Random(3), 0
     for _ in range(400):

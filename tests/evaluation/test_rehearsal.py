@@ -120,6 +120,7 @@ def scored(trained, tmp_path, file, short):
     return replace(chosen, data=puzzle_config(file[0]).data), find_run(run.name, tmp_path / "runs")
 
 
+@pytest.mark.slow
 def test_the_trained_policy_is_scored_by_family(scored):
     chosen, run = scored
     report = rehearsal.rehearse_score(chosen, run, 12)
@@ -135,6 +136,7 @@ def test_the_trained_policy_is_scored_by_family(scored):
     assert not list(run.evaluation.glob("score.partial*"))
 
 
+@pytest.mark.slow
 def test_a_score_is_reused_until_one_of_its_inputs_changes(scored, monkeypatch):
     chosen, run = scored
     first = rehearsal.rehearse_score(chosen, run, 6)
@@ -175,6 +177,7 @@ def test_the_score_is_that_of_version_15_of_the_metric(scored, monkeypatch):
     assert {p["family"] for p in report["problems"]} == {"other"}
 
 
+@pytest.mark.slow
 def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     chosen, run = scored
     zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")
@@ -189,6 +192,7 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     assert set(read) == {str(zip_path), "data/manifest.json"}  # and no folder that is gone
 
 
+@pytest.mark.slow
 def test_a_zips_score_is_reused_until_the_zip_changes(scored, tmp_path, monkeypatch):
     chosen, run = scored
     zip_path = package.package_adapter(chosen, run, tmp_path / "s.zip")

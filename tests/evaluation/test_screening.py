@@ -129,6 +129,7 @@ def test_the_kept_rows_are_in_the_order_of_a_curriculum(tmp_path, drawn):
     assert rates == sorted(rates, reverse=True) and rates[0] > rates[-1]
 
 
+@pytest.mark.slow
 def test_a_screening_file_cut_anywhere_resumes_to_the_same_bytes(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 0.3, 0.5, 1.0] * 5)
     screening.screen(chosen, run, right_reward)
@@ -153,6 +154,7 @@ def test_a_screening_file_cut_anywhere_resumes_to_the_same_bytes(tmp_path, drawn
         assert (len(drawn) == batch_count) == (cut < ends[3]), "whole rounds are not drawn again"
 
 
+@pytest.mark.slow
 def test_a_killed_screening_process_resumes_to_the_same_bytes(tmp_path, math_reward):
     """SIGKILL to a process that screens on the embedded policy; the file is then one that an undisturbed run began."""
     chosen = config.load_config(["tiny"], [*SMALL[1:], "data.limit=104", "evaluation.batch_size=32"])
@@ -256,6 +258,7 @@ def test_screening_without_data_names_the_missing_stage(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_row_with_thinking_off_is_sampled_with_thinking_off(tmp_path, math_reward):
     overrides = ["data.limit=100", "data.no_thinking=0.5", "data.pass_rate=[0,1]"]
     chosen = config.load_config(["tiny"], [*SMALL, *overrides])
@@ -286,6 +289,7 @@ def screened(tmp_path, drawn):
     return chosen, run
 
 
+@pytest.mark.slow
 def test_training_takes_the_screened_rows_in_their_order_over_the_run(screened):
     chosen, run = screened
     kept = read_lines(run.screened)
@@ -318,6 +322,7 @@ def test_without_screening_training_samples_all_rows_by_their_learned_pass_rates
     assert len(trainer.train_dataset) == trainer.prompt_sampler.size == 12 and trainer.prompt_sampler.kind == "useful"
 
 
+@pytest.mark.slow
 def test_screening_after_training_puts_the_training_out_of_date(tmp_path, drawn):
     chosen, run = prepared(
         tmp_path, [0.5] * 12, "grpo.max_steps=1", "grpo.per_device_train_batch_size=4", "grpo.num_generations=2",
@@ -353,6 +358,7 @@ def test_a_file_changed_by_hand_is_noticed(screened, name):
         screening.is_screened(run)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "right.py").write_text(
@@ -387,6 +393,7 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     assert run.manifest.stat().st_mtime_ns == made
 
 
+@pytest.mark.slow
 def test_estimating_pass_rates_samples_a_few_rows_and_writes_nothing(tmp_path, math_reward):
     chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
     run = find_run("r", tmp_path)

@@ -197,6 +197,7 @@ def test_a_missing_base_model_is_named(copied, monkeypatch):
         export.export_run(elsewhere, run, "nemo-rl", merge=True)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(copied, monkeypatch):
     _, run = copied
     monkeypatch.setenv("GRPO_KIT_ROOT", str(run.root))

@@ -136,6 +136,7 @@ def test_v07_and_earlier_continue_from_the_merged_model_and_v08_from_the_adapter
     assert sorted(lora["target_modules"]) == sorted(f"*.{name}" for name in saved["target_modules"])
 
 
+@pytest.mark.slow
 def test_without_a_merged_model_the_overlay_says_so_at_the_top(trained, tmp_path):
     chosen, run = trained
     folder = export.export_run(chosen, run, "nemo-rl", tmp_path / "b")
@@ -336,6 +337,7 @@ MANIFEST = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gym_rows_and_manifest_are_what_gym_reads(trapped, bundle):
     for folder in (trapped[0], bundle):
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -521,6 +523,7 @@ def test_the_merge_script_between_stages_adds_the_adapter_to_the_base(deepscaler
     assert (mine[name].float() - theirs[name].float()).abs().max() < 0.02 and (out / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_stages_without_steps_get_the_steps_that_the_run_took(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)

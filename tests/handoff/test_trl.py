@@ -53,6 +53,7 @@ def call(python, *words, cwd):
     return subprocess.run([python, *words], cwd=cwd, env=plain, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_it_trains_in_a_fresh_environment_without_this_package(bundle, without_us, tmp_path):
     gone = call(without_us, "-c", "import grpo_kit", cwd=tmp_path)
     assert gone.returncode == 1 and "No module named 'grpo_kit'" in gone.stderr

@@ -59,6 +59,7 @@ def test_the_rows_have_verl_s_columns(bundle, trained):
             assert row["extra_info"]["prompt_opened_think"] is True and row["ability"] == "math"
 
 
+@pytest.mark.slow
 def test_a_spawned_process_scores_as_the_run_did(bundle, math_reward):
     rows = parquet.read_table(bundle / "val.parquet").to_pylist()
     golds = [row["reward_model"]["ground_truth"] for row in rows]
@@ -69,6 +70,7 @@ def test_a_spawned_process_scores_as_the_run_did(bundle, math_reward):
     assert results[:3] == [0.0, 0.0, 1.0] and all(isinstance(score, float) for score in results)
 
 
+@pytest.mark.slow
 def test_on_the_shared_pairs_a_spawned_process_agrees_on_every_one(collected, math_reward, shared_data, tmp_path):
     import pyarrow
 
@@ -153,6 +155,7 @@ def test_settings_in_their_words(collected, overrides, key, value):
     assert verl.make_settings(other)[key] == value
 
 
+@pytest.mark.slow
 def test_a_users_reward_becomes_the_score(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(

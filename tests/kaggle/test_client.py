@@ -102,6 +102,7 @@ def test_the_login_of_the_kaggle_command_is_used(loopback, tmp_path, monkeypatch
     assert client.owner == USER and client.submission_limits(SLUG) == (0, 5)
 
 
+@pytest.mark.slow
 def test_importing_the_client_neither_logs_in_nor_prints_nor_makes_a_folder(tmp_path):
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle/access_token").write_text(TOKEN)

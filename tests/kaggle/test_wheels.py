@@ -68,6 +68,7 @@ def stems(paths):
     return sorted("-".join(path.name.split("-")[:2]) for path in paths)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_is_needed_and_no_torch(index, tmp_path):
     before = sorted(path for path in wheels.ROOT.rglob("*"))
     paths = build(tmp_path)
@@ -84,12 +85,14 @@ def test_the_folder_holds_what_is_needed_and_no_torch(index, tmp_path):
     assert sorted(path for path in wheels.ROOT.rglob("*")) == before  # building wrote nothing into the source
 
 
+@pytest.mark.slow
 def test_another_python_gets_its_own_wheels(index, tmp_path):
     (index / "fast-1.0-cp312-cp312-manylinux_2_24_x86_64.whl").unlink()
     wheel(index, "fast", "1.0", ["common"], "cp311-cp311-manylinux_2_24_x86_64")
     assert stems(build(tmp_path, "3.11")) == ["common-2.5", "early-1.0", "fast-1.0", "grpo_kit-0.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("image", "brought"),
     [
@@ -104,6 +107,7 @@ def test_a_package_of_the_image_that_fits_is_not_downloaded(index, tmp_path, ima
     assert wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE | image, tmp_path) == brought
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "error", "says"),
     [
@@ -130,6 +134,7 @@ def test_without_the_kits_source_building_raises(index, tmp_path):
         build(tmp_path)
 
 
+@pytest.mark.slow
 def test_versions_are_chosen_around_the_images_numpy(index, tmp_path):
     wheel(index, "fast", "1.0", ["numpy<2.1"], "cp312-cp312-manylinux_2_24_x86_64")
     assert wheels.resolve("3.12", "manylinux_2_28_x86_64", wheels.IMAGE, tmp_path) == ["fast==1.0"]
@@ -205,6 +210,7 @@ def test_a_freeze_without_a_version_is_refused(tmp_path, text):
         wheels.read_freeze_file(tmp_path / "freeze.txt")
 
 
+@pytest.mark.slow
 def test_the_install_cell_installs_from_the_mount_without_a_network(index, tmp_path):
     build(tmp_path)
     mount = tmp_path / "kaggle/input/datasets/ada/grpo-kit-wheels-cp312"
@@ -229,6 +235,7 @@ def test_the_install_cell_says_what_to_mount_when_there_is_nothing(tmp_path):
     assert process.returncode == 1 and "Mount the dataset that `grpo-kit wheels` made" in process.stderr
 
 
+@pytest.mark.slow
 def test_the_kits_own_wheel_holds_its_presets_recipes_and_tiny_policy(tmp_path):
     wheels.build_own_wheel(tmp_path, tmp_path)
     [wheel] = tmp_path.glob("grpo_kit-*.whl")

@@ -126,6 +126,7 @@ CHOICES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("up", [TINY, (192, 64), (64, 1088), (1088, 192)])
 @pytest.mark.parametrize("choice", CHOICES)
@@ -138,6 +139,7 @@ def test_it_says_what_the_dequantised_matrices_say(emulated, up, choice, dtype):
     assert emulated.launches == ["up_half" if dtype == torch.float16 else "up_float", "down"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_published_sizes(emulated, dtype):
     index, rows = torch.tensor([[1, 0], [0, 0]]), packed(REAL, 2)
@@ -200,6 +202,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BROKEN)
 def test_the_emulation_notices(what, tmp_path, monkeypatch):
     old, new, reason = BROKEN[what]
@@ -236,6 +239,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_kernel_is_found_out_and_not_used(what, tmp_path, monkeypatch):
     source = expert_kernel.SOURCE.read_text()
@@ -290,6 +294,7 @@ def decoded(share, slots=2, steps=5, counting=False):
     return torch.cat(logits, 1), layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share, slots", [(0.0, 2), (0.5, 2), (1.0, 1), (1.0, 3), (1.0, 16)])
 def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatch, share, slots):
     one_by_one, _ = decoded(share, slots)
@@ -300,6 +305,7 @@ def test_decoding_says_what_one_expert_after_the_other_says(emulated, monkeypatc
     assert len(emulated.launches) >= 2 * 2 * 6
 
 
+@pytest.mark.slow
 def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(emulated, monkeypatch):
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
     monkeypatch.setattr(experts.Workbench, "bring_experts", None)
@@ -308,6 +314,7 @@ def test_with_all_at_hand_a_layer_is_two_launches_and_the_host_learns_nothing(em
     assert emulated.launches == ["up_float", "down"] * 2 * 6  # two layers; a prompt of 21 tokens, five times 3
 
 
+@pytest.mark.slow
 def test_hits_are_counted_while_decoding(emulated, monkeypatch):
     _, loop = decoded(0.25, counting=True)
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
@@ -333,6 +340,7 @@ def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, reason):
 # --- it compiles for the GPUs it is meant for ---
 
 
+@pytest.mark.slow
 def test_nvcc_compiles_it_without_spills(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("there is no nvcc; it tells registers and spills")

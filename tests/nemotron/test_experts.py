@@ -59,6 +59,7 @@ def test_any_number_of_slots_gives_the_same(slots):
     assert torch.equal(few, many)
 
 
+@pytest.mark.slow
 def test_decoding_with_a_cache_equals_one_full_forward():
     model, _ = load_tiered(0.5)
     cache, parts = None, []
@@ -152,6 +153,7 @@ def test_a_switched_off_lora_on_experts_says_what_the_base_says():
             assert torch.equal(model(IDS).logits, base(IDS).logits)
 
 
+@pytest.mark.slow
 def test_a_single_token_takes_the_lora_too():
     model = load_with_expert_lora().eval()
     with torch.inference_mode():
@@ -164,6 +166,7 @@ def test_a_single_token_takes_the_lora_too():
     assert (full - torch.cat(parts, 1)).abs().max() <= 1e-3
 
 
+@pytest.mark.slow
 def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     """The demo's bar, with real 4-bit weights and a quarter of the experts on the host."""
     from grpo_kit.data.preparation import prepare

@@ -504,6 +504,7 @@ def test_from_the_hub_one_shard_lies_on_the_disk_at_a_time_and_all_are_of_one_co
     assert [revision for name, revision in hub["asked"] if name.startswith("model-")] == ["c0ffee"] * (len(theirs) - 1)
 
 
+@pytest.mark.slow
 def test_a_shard_damaged_on_its_way_is_fetched_anew(hub, published, tmp_path, monkeypatch):
     honest, bad = huggingface_hub.hf_hub_download, [shard(published, 2).name]
 

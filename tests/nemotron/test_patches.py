@@ -33,6 +33,7 @@ def logits_by_one_forward_and_step_by_step(model, ids):
     return full, torch.cat(parts, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", [True, False])
 def test_cached_decoding_equals_one_full_forward_only_with_the_limit_undone(fixed):
     model, _ = load_policy(config.Policy())
@@ -47,6 +48,7 @@ def test_cached_decoding_equals_one_full_forward_only_with_the_limit_undone(fixe
     assert gap < 1e-3 if fixed else gap > 1e-2  # seen: 2e-5 and 7e-2
 
 
+@pytest.mark.slow
 def test_the_embedded_policy_decodes_as_it_reads(tiny_policy):
     model, tokenizer = tiny_policy
     ids = torch.tensor([tokenizer.encode("What is 47 + 38? <think>\n7+8=15 4+3+1=8\n</think>\n\\boxed{85}")])
@@ -104,6 +106,7 @@ def test_preparing_twice_wraps_once():
     assert modeling.mamba2_chunk_scan is once and not hasattr(once.__wrapped__, "_outside_autocast")
 
 
+@pytest.mark.slow
 def test_in_float16_the_residual_stream_is_float32_and_comes_nearer_to_the_truth(tiny_policy):
     exact, tokenizer = tiny_policy
     half, _ = load_policy(config.Policy(dtype="float16"))

@@ -54,6 +54,7 @@ def test_small_blocks_share_no_page(driver):
     assert len({block.data_ptr() // mmap.PAGESIZE for block in blocks}) == len(driver.registered) == 20
 
 
+@pytest.mark.slow
 def test_it_is_unregistered_when_the_last_view_is_gone_and_no_copy_is_under_way(driver):
     data = pinned_memory.allocate_pinned(4, 1000)
     row = data[2].fill_(7)
@@ -92,6 +93,7 @@ def tiered(device):
     return geometry, experts.TieredExperts(geometry, 8, torch.relu, bench)
 
 
+@pytest.mark.slow
 def test_the_host_tier_of_a_gpu_is_registered_and_moves_when_experts_do(driver):
     geometry, layer = tiered("meta")  # stands in for a GPU
     layer.place([1, 5, 6])

@@ -33,6 +33,7 @@ def test_more_rows_than_exist_are_refused(count):
         tiny.draw_rows(count, seed=0)
 
 
+@pytest.mark.slow
 def test_all_rows_that_exist_can_be_drawn():
     assert len(tiny.draw_rows(12_195, seed=0)) == 12_195
 

@@ -77,6 +77,7 @@ def test_auto_takes_the_suggested_preset_and_names_the_run_after_it(monkeypatch,
     assert "run 't4' in " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_auto_continues_a_run_of_that_name_with_its_settings_on_any_machine(monkeypatch):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["80gb"])
     config_of_form = config.load_config(["t4"], ["grpo.max_steps=7"])

@@ -191,6 +191,7 @@ def test_secrets_are_read_from_the_place_and_written_nowhere(places, place, line
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["create_connection(('192.0.2.1', 80), 2)", "getaddrinfo('example.org', 443)"])
 def test_an_imitated_machine_has_no_network(tmp_path, call):
     install(tmp_path, {})

@@ -224,6 +224,7 @@ def accepts_keyword(module, name, method, keyword):
     return keyword in signature.parameters or any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
+@pytest.mark.slow
 def test_every_keyword_passed_to_trl_peft_and_transformers_exists_in_the_pinned_versions():
     pins = dict(re.findall(r"^(transformers|trl|peft)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     assert {name: importlib.metadata.version(name) for name in pins} == pins and len(pins) == 3
@@ -310,6 +311,7 @@ def test_02_prepares_data_and_counts_it(executed_notebooks):
     assert count_pictures(notebooks["02_data"]) == 2  # the funnel; lengths and pass rates
 
 
+@pytest.mark.slow
 def test_02_shows_the_funnel_the_leaks_and_ten_rows_of_each_source(tmp_path):
     (tmp_path / "math").mkdir()
     sample = ROOT / "data/gsm8k_sample.jsonl"
@@ -433,6 +435,7 @@ def test_a_notebook_shows_no_warnings(executed_notebooks, name):
     assert "Warning" not in printed_text(executed_notebooks[1][name])
 
 
+@pytest.mark.slow
 def test_a_notebook_without_its_previous_stage_stops_with_one_sentence_and_a_link(tmp_path):
     missing = {
         "03_training": ("data", "02_data"),

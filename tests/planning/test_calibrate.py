@@ -25,6 +25,7 @@ def prepared(tmp_path, monkeypatch):
     return chosen, run
 
 
+@pytest.mark.slow
 def test_counted_hits_decide_which_experts_stay_on_the_host(prepared, tmp_path):
     chosen, run = prepared
     even = [layer.on_host for layer in expert_placement.find_tiered_layers(load_policy(chosen.policy)[0]).values()]
@@ -43,6 +44,7 @@ def test_counted_hits_decide_which_experts_stay_on_the_host(prepared, tmp_path):
     assert placed == expert_placement.choose_host_experts(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
 
 
+@pytest.mark.slow
 def test_the_counts_may_be_written_to_another_path(prepared, tmp_path):
     _, run = prepared
     path = tmp_path / "elsewhere.json"

@@ -53,6 +53,7 @@ def test_the_verdict_says_whether_the_preset_fits_the_device(preset, device, fit
     assert min(r.nbytes for r in plan.rows) >= 0
 
 
+@pytest.mark.slow
 def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():
     assert (
         plan_for("24gb", "t4").verdict == "It does not fit t4, whose GPU has no bf16; first set policy.dtype=float16."

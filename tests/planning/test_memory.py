@@ -15,6 +15,7 @@ from tests.helpers.plans import part_bytes, plan_for
 
 
 # LoRA parameters in millions at rank 8, 16, 32 (by hand)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "millions"),
     [
@@ -35,6 +36,7 @@ def test_lora_has_the_size_computed_by_hand(targets, millions):
         )
 
 
+@pytest.mark.slow
 def test_recurrent_states_and_cache_have_the_sizes_computed_by_hand():
     plan = plan_for("t4")  # samples 8 sequences of 256 + 512, and 8 that may replace them
     assert part_bytes(plan, "recurrent states") / 16 / 2**20 == pytest.approx(46 + 1.1, rel=0.01)
@@ -69,6 +71,7 @@ def test_without_triton_the_backward_pass_of_trl_holds_seven_and_a_quarter_tiles
     assert alive.peak / values == pytest.approx(dtype.itemsize + 4 * memory.TILE_COPIES, rel=0.01)
 
 
+@pytest.mark.slow
 def test_where_triton_runs_the_tile_is_trls_own():
     tiles = {r.source for name in ("t4", "24gb") for r in plan_for("24gb", name).rows if r.part.startswith("logits")}
     assert tiles == {"TRL, 512 of 5116 tokens", "TRL, 4096 of 4096 tokens"}
@@ -82,6 +85,7 @@ def test_only_distinct_prompts_are_read():
     assert part_bytes(two, "recurrent states") == part_bytes(one, "recurrent states")
 
 
+@pytest.mark.slow
 def test_the_unquantised_30b_fits_an_80_gb_gpu():
     plan = plan_for(
         "24gb",
@@ -98,6 +102,7 @@ def test_the_unquantised_30b_fits_an_80_gb_gpu():
     assert "experts' buffers and slots" not in {r.part for r in plan.rows}
 
 
+@pytest.mark.slow
 def test_the_tiny_policy_takes_megabytes():
     plan = plan_for("tiny", "cpu", prompt_tokens=64)
     assert {r.place for r in plan.rows} == {"host", "disk"}
@@ -107,6 +112,7 @@ def test_the_tiny_policy_takes_megabytes():
     assert weights == 4 * parts.total()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["t4", "t4x2", "24gb", "cpu"])
 def test_doubling_the_completion_never_lowers_a_term(device):
     def terms(length):
@@ -134,6 +140,7 @@ def test_conventions_are_marked_as_assumed():
 
 
 # preset, processes, sequences each samples at once, prompts they belong to at most
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "count", "sampled", "prompts"),
     [
@@ -155,6 +162,7 @@ def test_each_of_several_processes_samples_its_part(preset, count, sampled, prom
     assert next(r.source for r in plan.rows if r.part == "one layer reads the prompts") == f"{prompts} x 64 tokens"
 
 
+@pytest.mark.slow
 def test_lora_on_routed_experts_is_counted_pair_by_pair():
     """All-linear at rank 8: 214 M parameters on the routed experts, four times 0.8 GiB with gradients and AdamW."""
     small, all_linear = (

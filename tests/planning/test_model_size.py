@@ -52,6 +52,7 @@ def test_the_parts_sum_to_the_whole_model(nano):
     assert nano.expert.nbytes / 2**20 == pytest.approx(4.909, rel=0.01)  # one expert
 
 
+@pytest.mark.slow
 def test_a_mamba_layer_keeps_the_measured_activations(nano):
     """Measured: the chunk scan keeps 476 KiB a token at the real sizes, fp32, 768 tokens, no LoRA."""
     kept, peak = model_size.layer_bytes(nano, "linear_attention", 768, "float32", 1, (), True)
@@ -62,6 +63,7 @@ def test_a_mamba_layer_keeps_the_measured_activations(nano):
     )
 
 
+@pytest.mark.slow
 def test_fused_attention_keeps_no_quadratic_tensor_but_the_mask(nano):
     short, long = (
         model_size.layer_bytes(nano, "full_attention", n, "float16", 1, (), True)[1] / n for n in (1024, 4096)
@@ -69,6 +71,7 @@ def test_fused_attention_keeps_no_quadratic_tensor_but_the_mask(nano):
     assert long / short < 1.6  # unfused, with 32 heads of 4096 scores a token, it would be four times as much
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_planned_activations_of_the_tiny_policy_equal_those_held_in_training(checkpointing):
     """A real forward and backward pass of the embedded policy, unquantised, with PEFT's LoRA, every tensor followed."""

@@ -24,6 +24,7 @@ def test_a_preset_fits_its_device_as_it_is_configured(preset, device):
 
 
 # preset, device, configured, the setting that the verdict advises (None: nothing)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "device", "configured", "ending"),
     [
@@ -41,6 +42,7 @@ def test_the_verdict_says_which_setting_to_change(preset, device, configured, en
     assert plan_for(preset, device, *configured).verdict.endswith(ending)
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_names_a_change_that_works():
     large = ["grpo.per_device_train_batch_size=16", "grpo.gradient_accumulation_steps=1"]
     result = plan_for("t4", "t4", *large)
@@ -54,6 +56,7 @@ def test_a_plan_that_fails_names_a_change_that_works():
     assert "take 80gb." in plan_for("t4", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("80gb", "24gb")])
 def test_the_largest_value_fits_and_the_next_one_does_not(preset, device):
     settings, where = config.load_config([preset]), machines.find_device(device)

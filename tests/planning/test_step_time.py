@@ -23,6 +23,7 @@ def test_without_measured_bandwidths_there_is_no_step_time():
     assert plan_for("t4").seconds is None
 
 
+@pytest.mark.slow
 def test_step_time_is_the_roofline_computed_by_hand():
     """By hand: 8 sequences read 7.09 GB a token in VRAM; 1,536 tokens are 29.7 TF; dequantising is 133 GB a pass."""
     fast = 1e12  # a link or product that takes no time
@@ -97,6 +98,7 @@ def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_with_counted_
     assert sum(one.seconds) > sum(two.seconds)
 
 
+@pytest.mark.slow
 def test_this_machine_measures_itself():
     here = step_time.measure_bandwidths("cpu")
     assert here.vram_gb_s == pytest.approx(2 * here.pcie_gb_s, rel=0.9) and min(here) > 0

@@ -32,6 +32,7 @@ def test_a_host_with_room_for_one_process_only_leaves_the_split_layout():
     assert copies.limit == "host: 12.6 of 9.0 GiB for 2 processes" and "start one process" in copies.verdict
 
 
+@pytest.mark.slow
 def test_longer_completions_fit_when_split_but_not_as_copies():
     split, copies = both("t4x2", replace(machines.find_device("t4x2"), host=16.0), "grpo.max_completion_length=3000")
     assert split.fits and not copies.fits and split.limit.startswith("second GPU: ")
@@ -49,6 +50,7 @@ def test_a_step_that_two_processes_cannot_divide_is_a_verdict_not_an_error():
     assert copies.limit == "the step" and "2 processes do not divide the 3 completions" in copies.verdict
 
 
+@pytest.mark.slow
 def test_a_plan_that_needs_one_gpu_says_that_the_second_idles():
     idle, copies = both("80gb", "80gb", count=2)
     assert idle.name == "one process, the other GPUs idle" and idle.limit.startswith("GPU: ")

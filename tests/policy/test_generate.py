@@ -14,6 +14,7 @@ def ask(*problems):
     return [[{"role": "user", "content": problem}] for problem in problems]
 
 
+@pytest.mark.slow
 def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
     conversations = ask(
         "What is 47 + 38?", "What is 1?", "What is 90 - 12?", "A much longer question than all of these?"
@@ -23,6 +24,7 @@ def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
     assert together == alone
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_draw(tiny_policy):
     settings = config.Evaluation(max_completion_length=40, batch_size=4)
     conversations = ask(*["What is 47 + 38?"] * 8)
@@ -33,6 +35,7 @@ def test_a_seed_fixes_the_draw(tiny_policy):
     assert first[:4] != first[4:]  # a batch of the same prompts is not drawn as the one before
 
 
+@pytest.mark.slow
 def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
     settings = config.Evaluation(max_completion_length=40, batch_size=4)
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 8)]

@@ -83,6 +83,7 @@ GREEDY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [[0], [0, 0, 0, 0], [8, 0, 1, 0, 8, 8, 2, 0], [3, 8, 1]])
 @pytest.mark.parametrize("settings", GREEDY, ids=str)
 def test_greedy_tokens_equal_transformers_own(tiny_policy, settings, which):
@@ -103,6 +104,7 @@ SAMPLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SAMPLED, ids=str)
 def test_the_same_seed_draws_what_transformers_draws_with_duplicates_and_early_ends(tiny_policy, settings):
     model, tokenizer = tiny_policy
@@ -115,6 +117,7 @@ def test_the_same_seed_draws_what_transformers_draws_with_duplicates_and_early_e
     assert not torch.equal(drawn, ours(model, seed=2, **inputs, **settings))
 
 
+@pytest.mark.slow
 def test_rows_of_one_prompt_are_drawn_independently_from_its_distribution(tiny_policy):
     model, tokenizer = tiny_policy
     rows = 4000
@@ -176,6 +179,7 @@ def test_models_with_attention_alone(kind, do_sample):
     assert seen.prompts == 4 and (not do_sample or seen.row_steps < seen.row_steps_of_all)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"dtype": "float16"}, {"load_in_4bit": True, "experts_on_host": 0.5}], ids=str)
 def test_half_precision_and_4_bit(settings):
     model, tokenizer = load_policy(config.Policy(**settings))
@@ -255,6 +259,7 @@ def test_without_an_end_token_a_finished_row_goes_on_as_in_transformers(tiny_pol
     assert model.last_sampling.row_steps == model.last_sampling.row_steps_of_all == 15
 
 
+@pytest.mark.slow
 def test_processors_and_constraints_meet_every_row_in_its_place(tiny_policy):
     model, tokenizer = tiny_policy
     inputs = ask(tokenizer, [0, 8, 0, 0, 1, 8])
@@ -442,6 +447,7 @@ def test_evaluation_and_a_peft_model_go_through_it():
     assert seen.batch[:2] == [2, 8] and model.last_sampling.prompts == 2 and model.last_sampling.rows == 8
 
 
+@pytest.mark.slow
 def test_training_goes_through_it(tmp_path, monkeypatch):
     monkeypatch.setattr(worst_step.WorstStepCallback, "on_step_begin", lambda *args, **kwargs: None)
     chosen = config.load_config(

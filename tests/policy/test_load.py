@@ -37,6 +37,7 @@ def test_in_4_bit_every_large_matrix_is_4_bit():
     assert kinds["lm_head"] == "Linear"
 
 
+@pytest.mark.slow
 def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
     whole, tokenizer = load_policy(config.Policy(load_in_4bit=True))
     monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)

@@ -101,6 +101,7 @@ def strong_adapter(trained, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_policy):
     engine, reason = vllm_engine.open_engine(chosen(temperature=0.0), None, 300)
     assert (engine.name, reason) == ("vllm 0.17.1", "")
@@ -110,6 +111,7 @@ def test_a_faithful_vllm_is_used_and_answers_as_transformers_does(vllm, tiny_pol
     assert engine(ids, 1) == expected
 
 
+@pytest.mark.slow
 def test_each_request_is_drawn_from_its_own_seed(vllm, tiny_policy):
     engine, _ = vllm_engine.open_engine(chosen(), None)
     ids = [encode_prompt(tiny_policy[1], ASKED[0], True)] * 4
@@ -118,12 +120,14 @@ def test_each_request_is_drawn_from_its_own_seed(vllm, tiny_policy):
     assert len(engine(ids[:2], 2**63 - 1)) == 2  # the largest seed has no successor
 
 
+@pytest.mark.slow
 def test_the_adapter_is_on_while_vllm_is_tried(vllm, strong_adapter):
     engine, reason = vllm_engine.open_engine(chosen(), strong_adapter)
     assert (engine.name, reason) == ("vllm 0.17.1", "") and vllm.opened[0]["enable_lora"]
     assert vllm.opened[0]["max_lora_rank"] == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -164,6 +168,7 @@ def test_vllm_is_not_tried_where_it_cannot_serve_or_is_not_wanted(vllm, monkeypa
     assert vllm.opened == []
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_what_drew_it(vllm, tmp_path, math_reward):
     settings = config.load_config(["tiny"], ["data.limit=20", "data.test_size=6", "data.val_size=2"])
     run = find_run("r", tmp_path / "runs")
@@ -179,6 +184,7 @@ def training(mode):
     return replace(config.load_config(["tiny"]), grpo=replace(config.load_config(["tiny"]).grpo, vllm=mode))
 
 
+@pytest.mark.slow
 def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_path):
     from grpo_kit.training.trl_settings import make_trl_config
 
@@ -189,6 +195,7 @@ def test_a_faithful_vllm_in_the_same_process_draws_for_the_training(vllm, tmp_pa
     assert vllm_engine.choose_trainer_engine(training(None)) == ({}, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "message"), [("crash", "vLLM failed: RuntimeError"), ("other numbers", "0.30 nats")])
 def test_one_at_fault_does_not(vllm, monkeypatch, fault, message):
     monkeypatch.setattr(vllm, "fault", fault)
@@ -243,10 +250,12 @@ def server(tiny_policy, monkeypatch):
         served.shutdown()
 
 
+@pytest.mark.slow
 def test_a_faithful_server_draws_for_the_training(vllm, server):
     assert vllm_engine.choose_trainer_engine(training("server")) == ({"use_vllm": True, "vllm_mode": "server"}, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "model", "message"),
     [
@@ -261,6 +270,7 @@ def test_another_server_does_not(vllm, server, fault, model, message):
     assert arguments == {} and message in reason
 
 
+@pytest.mark.slow
 def test_no_server_at_all_is_a_reason(vllm, monkeypatch):
     monkeypatch.setattr(vllm_engine.VllmServer.__init__, "__defaults__", ("http://127.0.0.1:1",))
     arguments, reason = vllm_engine.choose_trainer_engine(training("server"))

@@ -97,6 +97,7 @@ def test_all_4282_annotations_of_the_gsm8k_test_split_are_true():
     assert [equation for equation, true, _ in steps if not true] == []
 
 
+@pytest.mark.slow
 def test_gsm8k_golds_earn_nine_tenths_on_average():
     rows = gsm8k()
     texts = [row["answer"] for row in rows]
@@ -104,6 +105,7 @@ def test_gsm8k_golds_earn_nine_tenths_on_average():
     assert sum(rewards) / len(rewards) > 0.9
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(text=st.one_of(st.text(), st.text(alphabet="0123456789+-*/=<>.,%$() \n", max_size=200)))
 def test_any_text_is_checked_without_raising(text):
@@ -111,6 +113,7 @@ def test_any_text_is_checked_without_raising(text):
     assert 0.0 <= reward <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", ["1", "1+", "1+1=2 ", "1+1=2\n", "<<", "<<1+1=2>>", "(", "1/", " ", "=", "$"])
 def test_a_megabyte_of_one_piece_takes_less_than_10_seconds_of_processor_time(piece):
     start = time.process_time()

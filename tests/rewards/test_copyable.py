@@ -116,6 +116,7 @@ def test_every_reward_file_is_in_the_table():
     assert {path.stem for path in REWARDS.glob("[a-z]*.py")} == set(CALLS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_pasted_file_pays_the_same_called_as_trl_calls_it(name, tmp_path):
     reward, texts, expected = CALLS[name]

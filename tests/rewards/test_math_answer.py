@@ -324,6 +324,7 @@ def fresh_child(monkeypatch):
     math_answer._stop()
 
 
+@pytest.mark.slow
 def test_a_comparison_that_overruns_is_killed_and_the_next_one_is_answered(fresh_child):
     # big integers hold the interpreter lock: no signal handler and no thread could stop this
     stuck = "def same(gold, answer):\n    if gold == 'x+2':\n        9**9**9\n"
@@ -339,6 +340,7 @@ def test_a_comparison_that_overruns_is_killed_and_the_next_one_is_answered(fresh
     assert math_answer._child is first
 
 
+@pytest.mark.slow
 def test_the_two_seconds_are_counted_from_the_start_of_the_work(fresh_child):
     fresh_child.setattr(math_answer, "DEADLINE", 2.0)
     slow = "import time\ntime.sleep(2.5)\n"  # an import that takes longer than the deadline
@@ -346,6 +348,7 @@ def test_the_two_seconds_are_counted_from_the_start_of_the_work(fresh_child):
     assert math_verdict(boxed("(x^2+4x)/x"), "x+4") == (1.0, "right")
 
 
+@pytest.mark.slow
 def test_a_child_that_needs_too_much_memory_ends_and_is_replaced(fresh_child):
     hungry = "def same(gold, answer):\n    if gold == 'x+5':\n        bytearray(2 << 30)\n"
     fresh_child.setattr(math_answer, "_WORKER", math_answer._WORKER.replace("def same(gold, answer):\n", hungry))
@@ -353,6 +356,7 @@ def test_a_child_that_needs_too_much_memory_ends_and_is_replaced(fresh_child):
     assert math_verdict(boxed("(x^2+6x)/x"), "x+6") == (1.0, "right")
 
 
+@pytest.mark.slow
 def test_a_child_that_died_while_idle_is_replaced(fresh_child):
     assert math_verdict(boxed("(x^2+7x)/x"), "x+7") == (1.0, "right")
     os.kill(math_answer._child.process.pid, signal.SIGKILL)
@@ -360,6 +364,7 @@ def test_a_child_that_died_while_idle_is_replaced(fresh_child):
     assert math_verdict(boxed("(x^2+9x)/x"), "x+9") == (1.0, "right")
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_no_late_answer_for_the_next_question(fresh_child):
     slow = "def same(gold, answer):\n    import time; time.sleep(0.6)\n    return gold == 'x+11'\n"
     fresh_child.setattr(math_answer, "_WORKER", math_answer._WORKER.replace("def same(gold, answer):\n", slow))
@@ -399,6 +404,7 @@ def test_code_in_a_reply_is_never_executed(tmp_path):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_many_threads_share_one_child_process():
     with ThreadPoolExecutor(8) as pool:
         pairs = [(boxed(f"(x^2+{n}x)/x"), f"x+{n + n % 2}") for n in range(20, 60)]
@@ -411,6 +417,7 @@ def _in_child(queue, numbers):
     queue.put([math_verdict(*pair).reward for pair in pairs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_forked_and_a_spawned_process_have_their_own_child(method):
     assert math_verdict(boxed(r"\sqrt{18}"), r"3\sqrt{2}").reward == 1.0
@@ -443,6 +450,7 @@ def test_a_process_forked_while_another_thread_asks_does_not_wait_for_its_lock()
     assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_the_child_ends_with_its_parent_even_when_that_is_killed():
     program = (
         "from grpo_kit.rewards import math_answer as m\n"
@@ -489,6 +497,7 @@ def test_lists_of_different_lengths_raise_with_value_rule_and_remedy():
         math_reward(["a", "b"], ["1"])
 
 
+@pytest.mark.slow
 def test_at_least_97_percent_of_the_shared_pairs_are_judged_as_labelled():
     rows = shared_rows("equal_pairs.jsonl")
     verdicts = [math_verdict(row["pred"], row["gold"]) for row in rows]
@@ -594,6 +603,7 @@ def test_every_rational_equals_its_spellings_and_not_the_next_one(n, d):
     assert math_verdict(rf"\boxed{{{n + 1}/{d}}}", f"{n}/{d}").reward == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

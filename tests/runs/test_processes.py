@@ -143,6 +143,7 @@ def apart(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_result_as_one(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     child = started(run, 2)
@@ -166,6 +167,7 @@ def test_two_processes_give_the_same_result_as_one(alone, tmp_path):
     assert max(t.abs().max() for t in load_file(run.adapter / "adapter_model.safetensors").values()) > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
     chosen, run = prepared(tmp_path, "grpo.save_steps=2")
     child = started(run, 2)
@@ -182,6 +184,7 @@ def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
     assert run.completions.read_text() == alone.completions.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_started_on_one_process_resumes_on_two(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
@@ -193,6 +196,7 @@ def test_a_run_started_on_one_process_resumes_on_two(alone, tmp_path):
     assert run.completions.read_text() == alone.completions.read_text()
 
 
+@pytest.mark.slow
 def test_a_process_count_that_does_not_divide_the_step_is_one_sentence(alone):
     child = started(alone, 7)
     output, _ = child.communicate(timeout=60)

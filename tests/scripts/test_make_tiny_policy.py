@@ -64,6 +64,7 @@ def test_the_shipped_tokenizer_and_config_are_the_scripts():
     assert names == {name: value.shape for name, value in kept.named_parameters()}
 
 
+@pytest.mark.slow
 def test_two_steps_write_a_policy_that_loads_and_the_shipped_one_stays(tmp_path, capsys):
     make_tiny_policy.make_policy(tmp_path, steps=2)
     model, tokenizer = load_policy(config.Policy(model=str(tmp_path)))

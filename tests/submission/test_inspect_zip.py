@@ -495,6 +495,7 @@ def test_a_local_folder_is_recognised_as_a_base_by_its_config(tmp_path):
     )  # a path from a zip is not opened, so the 30B counts as the base
 
 
+@pytest.mark.slow
 def test_a_complete_adapter_of_the_30b_model_is_sound(tmp_path):
     """Exactly 12,008 tensors for all linear layers, and 12,010 with the head."""
     change = {
@@ -573,6 +574,7 @@ def test_names_from_outside_are_printed_as_plain_text(tmp_path):
         assert finding.what.isascii()
 
 
+@pytest.mark.slow
 def test_a_config_built_to_take_long_is_checked(tmp_path):
     """A config of a megabyte with the longest possible lists: trying every entry on every module would take minutes."""
     names = [f"m{i}" for i in range(50_000)]
@@ -596,6 +598,7 @@ def test_unpacking_takes_the_files_that_the_scorer_takes(tmp_path):
         inspect_zip.unpack_adapter(submission(tmp_path / "y.zip", members={"a/" + CONFIG: config()}), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_random_damage_never_crashes_the_check_or_writes_files(tmp_path):
     """A process of its own checks random bytes and zips that were cut or changed: tests/helpers/fuzz_inspection.py."""
     call = [sys.executable, "-B", "-m", "tests.helpers.fuzz_inspection", "400", str(tmp_path)]

@@ -140,6 +140,7 @@ def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_restores_them(staged):
     assert [row.get("kl") is not None for row in rows] == [False, False, True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_training_interrupted_within_a_stage_gives_the_same_result(staged, tmp_path, math_reward):
     chosen = config.load_config(["tiny"], STAGED)
     run, steps = find_run("r", tmp_path), []

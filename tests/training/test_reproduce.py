@@ -22,6 +22,7 @@ def run(tmp_path, math_reward):
     return prepared
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_bit_for_bit_in_its_own_folder(run):
     stages = []
     again, sentences = reproduce.reproduce(run, stages.append)
@@ -29,6 +30,7 @@ def test_a_run_is_reproduced_bit_for_bit_in_its_own_folder(run):
     assert hash_of(again.adapter) == hash_of(run.adapter)
 
 
+@pytest.mark.slow
 def test_differences_to_the_original_run_are_listed(run):
     notes = json.loads(run.notes.read_text())
     notes["stages"]["train"]["environment"]["packages"]["torch"] = "1.0"

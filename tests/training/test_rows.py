@@ -50,6 +50,7 @@ def test_screened_rows_are_drawn_in_their_order(draw, screened, order):
     assert order_of_draw(config.load_config(["tiny"], [f"grpo.draw={draw}"]), screened) == order
 
 
+@pytest.mark.slow
 def test_a_training_checks_once_whether_its_rows_are_screened(prepared, monkeypatch):
     settings, run, _ = prepared
     calls, inner = [], screening.is_screened

@@ -29,6 +29,7 @@ def small(tmp_path, *overrides):
     return chosen, run
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_its_adapter_and_resumes_when_called_again(tmp_path):
     chosen, run = small(tmp_path, "grpo.max_steps=4")
     settings, other = small(tmp_path / "whole", "grpo.max_steps=4")
@@ -46,6 +47,7 @@ def test_a_stopped_run_keeps_its_adapter_and_resumes_when_called_again(tmp_path)
     assert train.train(chosen, run, [length_reward] * 2) == last  # a finished training is not changed
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_its_last_step_trains_no_further_step(tmp_path, monkeypatch):
     chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.save_steps=1")
 
@@ -63,11 +65,13 @@ def test_a_run_killed_after_its_last_step_trains_no_further_step(tmp_path, monke
     assert hash_of(run.adapter) == hash_of(other.adapter)
 
 
+@pytest.mark.slow
 def test_a_run_stops_before_its_deadline(tmp_path):
     chosen, run = small(tmp_path, "grpo.max_steps=50", "run.time_limit=1s")
     assert train.train(chosen, run, [length_reward] * 2)["step"] == 1
 
 
+@pytest.mark.slow
 def test_an_alarm_stops_the_run_when_configured(tmp_path, monkeypatch):
     monkeypatch.setattr(
         metrics_log.alarms, "find_alarms", lambda rows, grpo: [("cut", "too short")] if len(rows) == 2 else []
@@ -77,6 +81,7 @@ def test_an_alarm_stops_the_run_when_configured(tmp_path, monkeypatch):
         assert train.train(chosen, run, [length_reward] * 2)["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_training_with_different_settings_is_not_resumed(tmp_path):
     chosen, run = small(tmp_path, "grpo.max_steps=4", "grpo.save_steps=1")
     with pytest.raises(KeyboardInterrupt):
@@ -111,6 +116,7 @@ def figures(run):
     return [{k: v for k, v in row.items() if not any(c in k for c in clock)} for row in read_lines(run.metrics)]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_and_rerun_equals_an_undisturbed_one(tmp_path):
     overrides = ["grpo.max_steps=12", "grpo.save_steps=1", "grpo.resample_budget=1"]
     chosen, alone = small(tmp_path / "alone", *overrides)

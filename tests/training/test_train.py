@@ -57,6 +57,7 @@ def test_every_lora_pair_has_moved(trained):
     assert all(value.any() for name, value in tensors.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_with_a_kl_term_from_the_start_the_reference_is_the_base_model(tmp_path):
     chosen, run = small(tmp_path, "grpo.beta=0.1", "grpo.learning_rate=3e-3")
     train.train(chosen, run, [length_reward, zero_reward])
@@ -74,6 +75,7 @@ def test_the_run_records_its_inputs(trained):
     assert config.load_config([str(run.config)]).grpo.max_steps == 4
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter(tmp_path):
     hashes = []
     for name in ("a", "b"):
@@ -83,6 +85,7 @@ def test_the_same_seed_gives_the_same_adapter(tmp_path):
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 def test_the_reward_is_what_changes_the_policy(tmp_path):
     """Paying for length makes replies longer than paying for shortness; with equal rewards no weight moves."""
     tensors = {}
@@ -94,6 +97,7 @@ def test_the_reward_is_what_changes_the_policy(tmp_path):
     assert moved["long"] > 0 and moved["none"] == 0
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_not_trained_again(tmp_path, monkeypatch):
     chosen, run = small(tmp_path)
     last = train.train(chosen, run, [length_reward, zero_reward])
@@ -104,6 +108,7 @@ def test_a_trained_run_is_not_trained_again(tmp_path, monkeypatch):
         train.train(other, run, [length_reward, zero_reward])
 
 
+@pytest.mark.slow
 def test_another_reward_of_the_same_name_is_noticed(tmp_path):
     chosen, run = small(tmp_path, "grpo.max_steps=1")
     train.train(chosen, run, [length_reward, zero_reward])
@@ -120,6 +125,7 @@ def test_training_without_data_names_the_missing_stage(tmp_path):
         train.train(config.load_config(["tiny"]), find_run("r", tmp_path), [length_reward, zero_reward])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("a reward broke")])
 def test_an_interrupted_training_leaves_the_earlier_stages_whole_and_no_adapter(tmp_path, stop):
     chosen, run = small(tmp_path)
@@ -138,6 +144,7 @@ def test_an_interrupted_training_leaves_the_earlier_stages_whole_and_no_adapter(
     assert [row["step"] for row in read_lines(run.metrics)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_an_interrupted_repetition_keeps_the_old_adapter(tmp_path):
     chosen, run = small(tmp_path)
     train.train(chosen, run, [length_reward, zero_reward])
@@ -148,6 +155,7 @@ def test_an_interrupted_repetition_keeps_the_old_adapter(tmp_path):
     assert hash_of(run.adapter) == old
 
 
+@pytest.mark.slow
 def test_an_unusable_gold_is_skipped_and_recorded_as_none(tmp_path):
     chosen, run = small(tmp_path)
 
@@ -158,6 +166,7 @@ def test_an_unusable_gold_is_skipped_and_recorded_as_none(tmp_path):
     assert {c["rewards"]["half"] for c in read_lines(run.completions)} == {None, 1.0}
 
 
+@pytest.mark.slow
 def test_an_async_reward_works_as_in_trl(tmp_path):
     async def slow_reward(completions, **kwargs):
         await asyncio.sleep(0)
@@ -169,6 +178,7 @@ def test_an_async_reward_works_as_in_trl(tmp_path):
     assert set(read_lines(run.completions)[0]["rewards"]) == {"length_reward"}
 
 
+@pytest.mark.slow
 def test_training_runs_on_real_word_problems(tmp_path, math_reward):
     chosen = config.load_config(
         ["tiny"],
@@ -183,6 +193,7 @@ def test_training_runs_on_real_word_problems(tmp_path, math_reward):
     assert "####" not in {c["answer"] for c in read_lines(run.completions)}
 
 
+@pytest.mark.slow
 def test_on_step_sees_each_metrics_row(tmp_path):
     chosen, run = small(tmp_path)
     rows = []
@@ -190,6 +201,7 @@ def test_on_step_sees_each_metrics_row(tmp_path):
     assert [json.loads(json.dumps(row)) for row in rows] == read_lines(run.metrics)
 
 
+@pytest.mark.slow
 def test_a_lora_that_gets_no_gradient_stops_the_run_and_is_named(tmp_path):
     chosen, run = small(tmp_path)
     trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
@@ -199,11 +211,13 @@ def test_a_lora_that_gets_no_gradient_stops_the_run_and_is_named(tmp_path):
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_batch_without_any_gradient_does_not_stop_a_run(tmp_path):
     chosen, run = small(tmp_path)
     assert train.train(chosen, run, [zero_reward, zero_reward])["step"] == 2
 
 
+@pytest.mark.slow
 def test_in_4_bit_the_lora_is_float32_after_trl_has_cast_it(tmp_path):
     chosen, run = small(tmp_path, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
     trainer = train.make_trainer(chosen, run, [length_reward, zero_reward])
@@ -213,6 +227,7 @@ def test_in_4_bit_the_lora_is_float32_after_trl_has_cast_it(tmp_path):
     assert all(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
+@pytest.mark.slow
 def test_fp16_on_a_cpu_is_ignored_and_training_continues(tmp_path):
     """The T4 preset's scaler: without a GPU accelerate leaves mixed precision off, so the key changes nothing."""
     adapters = []
@@ -223,6 +238,7 @@ def test_fp16_on_a_cpu_is_ignored_and_training_continues(tmp_path):
     assert adapters[0] == adapters[1]
 
 
+@pytest.mark.slow
 def test_experts_that_no_token_chose_are_not_dead_lora_pairs(tmp_path):
     chosen, run = small(
         tmp_path, "policy.load_in_4bit=true", "lora.target_modules=[q_proj,up_proj,down_proj]", "grpo.max_steps=1",
@@ -240,6 +256,7 @@ def test_experts_that_no_token_chose_are_not_dead_lora_pairs(tmp_path):
     assert 0 < len(untouched) < len(loras)
 
 
+@pytest.mark.slow
 def test_a_routed_expert_whose_lora_is_bypassed_is_named(tmp_path, monkeypatch):
     from grpo_kit.nemotron import experts
 

@@ -90,6 +90,7 @@ def test_an_invalid_search_is_refused_before_training(run, trained_with, words, 
     assert trained_with == [] and not (run.path / "tune").exists()
 
 
+@pytest.mark.slow
 def test_the_settings_to_search_can_be_given_as_they_are_written(run, trained_with):
     chosen = config.load_config(["tiny"])
     tune.tune(chosen, run, [LR], trials=1, steps=4, every=1)
@@ -106,6 +107,7 @@ def test_a_run_without_validation_rows_is_refused(tmp_path):
         search(bare, LR)
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_best_trial_stops_the_worst_early_and_reports_the_comparison(run, trained_with):
     result = search(run, LR, trials=14)
     best = float(result["best"]["overrides"][0].split("=")[1])
@@ -120,6 +122,7 @@ def test_the_search_finds_the_best_trial_stops_the_worst_early_and_reports_the_c
     assert (run.path / "tune/tune.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_grid_tries_every_combination_once(run, trained_with):
     words = ("grpo.learning_rate=[0.001,0.01]", "lora.r=[8,16,32]")
     result = search(run, *words, grid=True)
@@ -129,6 +132,7 @@ def test_a_grid_tries_every_combination_once(run, trained_with):
     assert search(run, *words, grid=True) == result and len(trained_with) == 6  # done already
 
 
+@pytest.mark.slow
 def test_progress_counts_to_the_last_trial(run, trained_with):
     calls = []
     search(run, LR, trials=2, on_trial=lambda *call: calls.append(call))
@@ -136,6 +140,7 @@ def test_progress_counts_to_the_last_trial(run, trained_with):
     assert calls[0][2] == "" and calls[2][2].startswith("best so far ")
 
 
+@pytest.mark.slow
 def test_a_search_resumes_with_more_trials_but_not_with_other_axes(run, trained_with):
     first = search(run, LR, trials=3)
     more = search(run, LR, trials=5)
@@ -146,6 +151,7 @@ def test_a_search_resumes_with_more_trials_but_not_with_other_axes(run, trained_
     assert len(search(run, LR, trials=2, steps=5, force=True)["trials"]) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_repeated(run, trained_with, monkeypatch):
     score_rows = evaluate.score_rows
 
@@ -169,6 +175,7 @@ def test_a_killed_trial_is_repeated(run, trained_with, monkeypatch):
     assert tried[3].params == tried[2].params and len(result["trials"]) == 4
 
 
+@pytest.mark.slow
 def test_a_trial_out_of_memory_is_marked_and_the_search_continues(run, trained_with, monkeypatch):
     original_maker = train.make_trainer
 
@@ -183,10 +190,12 @@ def test_a_trial_out_of_memory_is_marked_and_the_search_continues(run, trained_w
     assert result["trials"][-1]["accuracy"] is None
 
 
+@pytest.mark.slow
 def test_no_comparison_is_made_when_the_runs_own_value_is_off_the_axis(run, trained_with):
     assert "are not in the search space" in search(run, "grpo.learning_rate=log(1e-2,1e-1)", trials=2)["words"]
 
 
+@pytest.mark.slow
 def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, capsys):
     chosen = config.load_config(["tiny"], [*SMALL, "run.name=r"])
     run = find_run("r", tmp_path)

@@ -38,6 +38,7 @@ def generous_reward(completions, **kwargs):
     return [1.0] * len(completions)
 
 
+@pytest.mark.slow
 def test_a_frozen_interpreter_an_exit_and_a_death_are_counted_and_the_audit_goes_on():
     report = audit_reward(boxed_reward, CASES, seconds=1.0)
     total, easy = report.row(), report.row("easy")
@@ -51,6 +52,7 @@ def test_a_frozen_interpreter_an_exit_and_a_death_are_counted_and_the_audit_goes
     assert died.errors == {"main": "the process died", "worker": "the process died"}
 
 
+@pytest.mark.slow
 def test_a_file_whose_import_hangs_is_counted_too(tmp_path, monkeypatch):
     path = tmp_path / "slow.py"
     path.write_text(
@@ -151,6 +153,7 @@ def test_the_table_shows_each_kind_the_total_and_examples():
         assert word in text, text
 
 
+@pytest.mark.slow
 def test_the_kits_math_reward_passes_its_own_audit(tmp_path):
     text = (SAMPLE.parent.parent / "grpo_kit/rewards/math_answer.py").read_text()
     path = tmp_path / "math_answer.py"

@@ -27,6 +27,7 @@ def small(tmp_path, *overrides):
     return chosen, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "gspo", "cispo"])
 def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
     chosen, run = small(tmp_path, f"grpo.loss_type={loss}", "grpo.max_steps=1", "grpo.advantage=leave_one_out")
@@ -41,6 +42,7 @@ def test_every_named_loss_takes_a_step_and_moves_the_policy(tmp_path, loss):
     assert any(p.any() for n, p in trainer.model.named_parameters() if "lora_B" in n)
 
 
+@pytest.mark.slow
 def test_flat_groups_are_replaced_within_the_budget(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=1")
     batches = []
@@ -70,6 +72,7 @@ def test_flat_groups_are_replaced_within_the_budget(tmp_path):
     assert row["groups/sampled"] == 3 and len(read_lines(run.completions)) == 48
 
 
+@pytest.mark.slow
 def test_a_data_set_without_gradients_costs_the_resampling_budget_and_no_more(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=2")
     calls = []
@@ -84,6 +87,7 @@ def test_a_data_set_without_gradients_costs_the_resampling_budget_and_no_more(tm
     assert [row["groups/with_gradient"] for row in rows] == [0, 0] and [row["groups/sampled"] for row in rows] == [3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others_teach", [True, False])
 def test_a_solved_data_set_raises_an_alarm_unless_replacements_have_a_gradient(tmp_path, others_teach):
     chosen, run = small(
@@ -102,6 +106,7 @@ def test_a_solved_data_set_raises_an_alarm_unless_replacements_have_a_gradient(t
     assert not rung if others_teach else len(rung) == 1
 
 
+@pytest.mark.slow
 def test_when_few_groups_have_a_gradient_more_are_sampled_at_once(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=3", "grpo.max_steps=1")
     calls = []
@@ -218,6 +223,7 @@ def test_under_cispo_a_token_s_weight_is_its_ratio_up_to_1_and_epsilon_high(tmp_
     assert largest > 0 and all((a - b).abs().max() < 1e-5 * largest for a, b in zip(gradients, expected))
 
 
+@pytest.mark.slow
 def test_a_stages_epsilon_high_is_used_under_cispo(tmp_path):
     stages = ["max_completion_length: 8, steps: 1", "max_completion_length: 8, steps: 1, epsilon_high: 4"]
     stages = f"grpo.stages=[{', '.join(f'{{{stage}}}' for stage in [*stages, 'max_completion_length: 8'])}]"
@@ -244,6 +250,7 @@ def test_with_a_kl_term_every_completion_counts(trainer_of, monkeypatch):
     assert loss > 0 and any(g.any() for g in gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("four", ["policy.load_in_4bit=false", "policy.load_in_4bit=true"])
 def test_sampler_and_trainer_compute_the_same_log_probs_and_a_gap_is_logged(tmp_path, four):
     chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.resample_budget=1", four)
@@ -259,6 +266,7 @@ def test_sampler_and_trainer_compute_the_same_log_probs_and_a_gap_is_logged(tmp_
     assert read_lines(run.metrics)[0]["sampling/logp_gap"] > 1e-3
 
 
+@pytest.mark.slow
 def test_stages_change_the_length_and_go_on_from_the_same_adapter(tmp_path):
     chosen, run = small(
         tmp_path, "grpo.stages=[{max_completion_length: 6, steps: 2},{max_completion_length: 40}]", "grpo.max_steps=4",

@@ -26,6 +26,7 @@ def prepared(tmp_path, *overrides):
     return chosen, run
 
 
+@pytest.mark.slow
 def test_the_probe_step_uses_the_longest_inputs_and_forecasts_the_run(tmp_path):
     chosen, run = prepared(tmp_path)
     forecasts, shapes = [], []
@@ -42,6 +43,7 @@ def test_the_probe_step_uses_the_longest_inputs_and_forecasts_the_run(tmp_path):
     assert forecast["peak_bytes"] is None and json.loads(run.forecast.read_text()) == forecast
 
 
+@pytest.mark.slow
 def test_the_run_is_the_same_with_and_without_the_probe_step(tmp_path, monkeypatch):
     def adapter_of(name):
         chosen, run = prepared(tmp_path / name, "policy.load_in_4bit=true", "policy.experts_on_host=0.5")
@@ -56,6 +58,7 @@ def test_the_run_is_the_same_with_and_without_the_probe_step(tmp_path, monkeypat
     assert adapter_of("without") == with_probe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["_time_sampling", "_train_micro_batch"])
 def test_a_step_that_does_not_fit_raises_before_training(tmp_path, monkeypatch, part):
     def full(*args):
