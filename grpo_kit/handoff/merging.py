@@ -76,7 +76,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
         if progress:
             progress(number, len(shards), shard)
         with _open_shard(base / shard) as file, (out / shard).open("wb") as target:
-            entries = {name: _stored_form(file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            entries = {name: _stored_form(file, name) for name in file.keys()}  # noqa: SIM118
             total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in entries))
             shard_of |= dict.fromkeys(entries, shard)
     for path in others:
@@ -95,7 +95,7 @@ def check_disk_space(base: Path, out: Path) -> None:
     needed = SPARE
     for shard in _list_shards(base):
         with _open_shard(base / shard) as file:
-            needed += sum(count_bytes(*_stored_form(file, name)) for name in file.keys())  # noqa: SIM118 (not a mapping)
+            needed += sum(count_bytes(*_stored_form(file, name)) for name in file.keys())  # noqa: SIM118
     while not out.exists():
         out = out.parent
     if (free := shutil.disk_usage(out).free) < needed:
@@ -140,7 +140,7 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
     matrices: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         with _open_shard(base / shard) as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
+            for name in file.keys():  # noqa: SIM118
                 piece = file.get_slice(name)
                 if piece.get_dtype() in DTYPES:
                     matrices |= dict.fromkeys(_modules_in(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
