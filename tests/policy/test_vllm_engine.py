@@ -242,7 +242,7 @@ def server(tiny_policy, monkeypatch):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(
             vllm_engine.VllmServer.__init__, "__defaults__", (f"http://127.0.0.1:{served.server_port}",)
         )
