@@ -125,6 +125,7 @@ def test_unknown_config_keys_from_outside_are_ignored(lora_model, tmp_path):
     lora.attach_adapter(load_policy(config.Policy())[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_saved_adapter_of_routed_experts_has_published_names_and_gives_the_same_logits(tmp_path):
     policy = config.Policy(load_in_4bit=True, experts_on_host=0.25)
     model, tokenizer = load_policy(policy)

@@ -268,6 +268,7 @@ def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
     assert everything(here) == []
 
 
+@pytest.mark.slow
 def test_a_plan_for_two_gpus_compares_both_layouts_and_plans_one_process_of_two(here, monkeypatch):
     from grpo_kit.planning import plan
 
@@ -280,6 +281,7 @@ def test_a_plan_for_two_gpus_compares_both_layouts_and_plans_one_process_of_two(
     assert "t4 has 1 GPU" in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     from grpo_kit.planning import plan
 

@@ -272,6 +272,7 @@ def test_several_sources_come_together_and_a_problem_in_both_is_kept_once(tmp_pa
         prepare(tmp_path, f"{sums},{sums}")
 
 
+@pytest.mark.slow
 def test_variants_of_one_problem_stay_in_one_split(tmp_path):
     variants = [{"problem": HENS.format(n), "answer": str(n)} for n in (10, 20, 30)]
     for seed in range(4):
@@ -342,6 +343,7 @@ def test_a_finished_run_does_not_need_its_source(tmp_path):
     assert prepare(tmp_path, path)[0]["read"] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["leaks", "duplicates", "write"])
 def test_a_killed_preparation_resumes_and_gives_the_same_bytes(tmp_path, monkeypatch, step):
     path = eight(tmp_path, {"problem": EIGHT[0]["problem"].upper(), "answer": "41"})

@@ -102,6 +102,7 @@ def skeleton(prompt: str) -> str:
     return "\n".join(line for line, _ in itertools.groupby(prompt.split("\n")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_prompts_have_the_shape_of_the_real_ones(real, family):
     def examples(prompt):

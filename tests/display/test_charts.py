@@ -139,6 +139,7 @@ def test_a_plan_that_does_not_fit_passes_the_line_and_says_so():
     assert sum(bar.get_width() for bar in figure.axes[0].patches) > limit.get_xdata()[0]
 
 
+@pytest.mark.slow
 def test_a_plan_with_room_to_spare_is_drawn_by_its_parts_and_not_by_the_room():
     figure = charts.draw_plan(planned(machines.Device("a large machine", 0.0, 900.0), preset="tiny"))
     host = figure.axes[0]

@@ -44,6 +44,7 @@ def random_adapter(folder, shapes, r=4, alpha=6, **config):
     }
 
 
+@pytest.mark.slow
 def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     chosen, run = trained
     merging.merge_adapter(tiny.FOLDER, run.adapter, tmp_path / "model")

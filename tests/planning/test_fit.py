@@ -23,6 +23,7 @@ def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
 
 
 # preset, device, fits, where routed experts lie
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "device", "fits", "places"),
     [

@@ -77,6 +77,7 @@ def test_where_triton_runs_the_tile_is_trls_own():
     assert tiles == {"TRL, 512 of 5116 tokens", "TRL, 4096 of 4096 tokens"}
 
 
+@pytest.mark.slow
 def test_only_distinct_prompts_are_read():
     one, two = plan_for("t4"), plan_for("t4", "t4", "grpo.num_generations=4")
     reading = "one layer reads the prompts"

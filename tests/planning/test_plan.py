@@ -15,6 +15,7 @@ from tests.helpers.plans import plan_for, plan_shared
 ALL_HERE = "policy.experts_on_host=0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "device"), [("t4", "t4"), ("t4x2", "t4x2"), ("24gb", "24gb"), ("80gb", "80gb"), ("tiny", "cpu")]
 )

@@ -137,6 +137,7 @@ def test_an_adapter_of_routed_experts_alone_moves_the_outputs(tmp_path):
     ].abs().max()  # 4 bit rounds the weights
 
 
+@pytest.mark.slow
 def test_a_rank_pattern_is_scaled_as_the_scorer_scales_it(tmp_path):
     """The scale is lora_alpha / r for every module, whatever its own rank, so the same pairs padded with zeros give the
     same logits."""

@@ -127,6 +127,7 @@ def shape(completions, **_):
     return [1.0] * len(completions)
 
 
+@pytest.mark.slow
 def test_a_stage_sets_kl_clip_and_rate_of_its_steps_and_restores_them(staged):
     run, settings = staged
     assert settings == [

@@ -30,6 +30,7 @@ def zero_reward(completions, **kwargs):
     return [0.0] * len(completions)
 
 
+@pytest.mark.slow
 def test_training_leaves_the_documented_files(trained):
     chosen, run = trained
     assert sorted(p.name for p in run.adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
@@ -50,6 +51,7 @@ def test_training_leaves_the_documented_files(trained):
         assert sum(paid) / len(paid) == pytest.approx(metrics[step - 1]["rewards/math_reward/mean"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_every_lora_pair_has_moved(trained):
     _, run = trained
     tensors = load_file(run.adapter / "adapter_model.safetensors")
@@ -67,6 +69,7 @@ def test_with_a_kl_term_from_the_start_the_reference_is_the_base_model(tmp_path)
     assert not any(".ref." in name for name in load_file(run.adapter / "adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_run_records_its_inputs(trained):
     _, run = trained
     notes = run.stages()
