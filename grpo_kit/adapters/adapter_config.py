@@ -86,9 +86,11 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         )
     if (size := path.stat().st_size) > LARGEST_CONFIG:
         raise Refused(
-            "too-large", f"{CONFIG_FILE} has {size:,} bytes; a config has at most {LARGEST_CONFIG:,}.", REJECTS,
+            "too-large",
+            f"{CONFIG_FILE} has {size:,} bytes; a config has at most {LARGEST_CONFIG:,}.",
+            REJECTS,
             "Save the adapter again.",
-        )  # fmt: skip
+        )
     oddities: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,9 +109,11 @@ def read_adapter_config(path: Path) -> AdapterConfig:
             raise ValueError(f"it is a {type(fields).__name__}, not an object")
     except (ValueError, RecursionError) as error:
         raise Refused(
-            "config-unreadable", f"{CONFIG_FILE} cannot be read: {printable(str(error))}.",
-            "vLLM cannot read it either, so the submission will fail.", "Write it as plain JSON in UTF-8, like PEFT.",
-        ) from None  # fmt: skip
+            "config-unreadable",
+            f"{CONFIG_FILE} cannot be read: {printable(str(error))}.",
+            "vLLM cannot read it either, so the submission will fail.",
+            "Write it as plain JSON in UTF-8, like PEFT.",
+        ) from None
     odd = [
         Finding("config-odd", WARNING, f"{CONFIG_FILE} {oddity}.", "vLLM reads it as Python does.", "Save it again.")
         for oddity in dict.fromkeys(oddities)
@@ -130,10 +134,12 @@ def parse_adapter_config(fields: dict[str, Any], findings: list[Finding] | None 
         if pattern.unreadable_keys:
             findings.append(
                 Finding(
-                    "pattern-expression", WARNING,
+                    "pattern-expression",
+                    WARNING,
                     f"{name} has the keys {printable_list(pattern.unreadable_keys)}, which are not evaluated: only "
                     "names of modules, endings of names, and .* are.",
-                    IGNORES, "Write names of modules or their endings.",
+                    IGNORES,
+                    "Write names of modules or their endings.",
                 )
-            )  # fmt: skip
+            )
     return AdapterConfig(fields, findings, rank, alpha, ranks, alphas)

@@ -30,11 +30,29 @@ OTHER_METHODS = {
 }
 # Fields with a check of their own, and fields that have no effect once the adapter is trained.
 NOT_LEFTOVERS = {
-    "r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "lora_bias",
-    "modules_to_save", "peft_type", "base_model_name_or_path", "inference_mode", "init_lora_weights",
-    "trainable_token_indices", "layer_replication", *OTHER_METHODS,
-    "qalora_group_size", "lora_dropout", "peft_version", "revision", "task_type",
-}  # fmt: skip
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "lora_bias",
+    "modules_to_save",
+    "peft_type",
+    "base_model_name_or_path",
+    "inference_mode",
+    "init_lora_weights",
+    "trainable_token_indices",
+    "layer_replication",
+    *OTHER_METHODS,
+    "qalora_group_size",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
+}
 
 
 def lora_scale(alpha: float, rank: int, rslora: bool = False) -> float:

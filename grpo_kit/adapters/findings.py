@@ -11,11 +11,26 @@ FATAL, WARNING, OK = "fatal", "warning", "ok"
 
 # An adapter with one of these is not a LoRA whose update is scale * B A on the published base, or its config cannot be
 # understood: it can be neither packed nor attached nor merged, whatever the scorer would do with it.
-NOT_PLAIN_LORA = frozenset({
-    "too-large", "config-unreadable", "not-safetensors", "too-many-tensors", "peft-type", "rank", "alpha",
-    "rank-pattern-invalid", "alpha-pattern-invalid", "pattern-expression", "target-parameters-invalid", "bias", "dora",
-    "layer-replication", "not-plain-lora", "init-changes-base",
-})  # fmt: skip
+NOT_PLAIN_LORA = frozenset(
+    {
+        "too-large",
+        "config-unreadable",
+        "not-safetensors",
+        "too-many-tensors",
+        "peft-type",
+        "rank",
+        "alpha",
+        "rank-pattern-invalid",
+        "alpha-pattern-invalid",
+        "pattern-expression",
+        "target-parameters-invalid",
+        "bias",
+        "dora",
+        "layer-replication",
+        "not-plain-lora",
+        "init-changes-base",
+    }
+)
 # Codes that stop a use beside fatal severity ("submit", "send") or beside NOT_PLAIN_LORA ("pack", "attach").
 EXTRA_CODES = {
     "submit": frozenset(),

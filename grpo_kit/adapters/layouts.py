@@ -28,6 +28,7 @@ _TINKER_NAMES = {"w1": "up_proj", "w2": "down_proj"}
 _CHECK_BASE = "Check that policy.model names the base that it was trained on."
 
 Halves = tuple[torch.Tensor, torch.Tensor]
+LoadHalves = Callable[[], Halves]
 View = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -48,7 +49,7 @@ class Pair(NamedTuple):
     shape: tuple[int, int]
     scale: float
     dtype: torch.dtype
-    load: Callable[[], Halves]
+    load: LoadHalves
 
 
 def read_pairs(
@@ -82,14 +83,13 @@ def read_pairs(
         raise ValueError(f"{adapter.path} holds no LoRA pair. Give the folder of a trained adapter.")
     notes = []
     if num_frozen:
-        notes.append(f"{num_frozen} frozen base weights, which PEFT saves beside a LoRA on them, were left out")
+        notes.append(f"{num_frozen} frozen base weights were left out, which PEFT saves beside a LoRA on them")
     if reader.num_empty:
         notes.append(f"{reader.num_empty} empty pairs (w3) were left out")
     if reader.num_flat:
         trainer = "PEFT" if layout == "rank-first" else "Unsloth"
         notes.append(
-            f"{reader.num_flat} stacks of experts were read {layout}, as {trainer} lays them out; --stacked changes "
-            "that"
+            f"{reader.num_flat} stacks of experts were read {layout}, as {trainer} writes them; --stacked changes that"
         )
     return reader.pairs, notes
 
@@ -104,9 +104,8 @@ def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], in
                 num_frozen += 1
                 continue
             raise ValueError(
-                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair; the scorer loads LoRA pairs and "
-                "nothing "
-                "else: no whole modules (modules_to_save), embeddings, biases or DoRA magnitudes. Train without them."
+                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair. The scorer loads only such "
+                "pairs, no whole modules (modules_to_save), embeddings, biases or DoRA magnitudes. Train without them."
             )
         name, half = parsed
         if half in keys_of.setdefault(name, {}):
@@ -130,7 +129,8 @@ class _Reader:
         self.num_flat = self.num_empty = 0
         self._in_proj_halves: dict[str, dict[str, Pair]] = {}  # Tinker's
         self._wrappers: dict[str, dict[int, dict[str, str]]] = {}  # PEFT's, around one module of experts, by depth
-        self._recent_stacks: dict[str, torch.Tensor] = {}
+        # Four stacks stay in memory, A and B of both matrices, because an expert's two pairs are loaded in turn.
+        self.read_stack = functools.lru_cache(4)(lambda key, view: view(adapter.read_tensor(key)).contiguous())
 
     def add_module(self, saved: str, keys: dict[str, str]) -> None:
         """Add one module's halves, by the name that they were saved under."""
@@ -185,30 +185,28 @@ class _Reader:
         return self._scaled_pair(name, name, a[0], (b[0], a[1]), keys, lambda: (read(keys["A"]), read(keys["B"])))
 
     def _scaled_pair(
-        self, name: str, trained: str, rank: int, shape: tuple[int, int], keys: dict[str, str],
-        load: Callable[[], Halves],
-    ) -> Pair:  # fmt: skip
+        self, name: str, trained: str, rank: int, shape: tuple[int, int], keys: dict[str, str], load: LoadHalves
+    ) -> Pair:
         """A pair with the scale that the config gives it; `trained` is the module's name in its trainer's model."""
         config, trained = self.adapter.config, published_name(trained)
         if rank not in (announced := config.possible_ranks(trained)):
             raise ValueError(
-                f"{self.adapter.path} has rank {rank} for {trained[:120]}, and its config says {announced.pop()}; so "
+                f"{self.adapter.path} has rank {rank} for {trained[:120]}, but its config says {announced.pop()}, so "
                 "the scale that it was trained with is unknown. Correct r or rank_pattern."
             )
         dtypes = [self.adapter.dtype_of(key) for key in keys.values()]
         return Pair(name, rank, shape, config.scale_of(trained, rank), torch.promote_types(*dtypes), load)
 
     def _add_wrapped(self, module: str, levels: dict[int, dict[str, str]]) -> None:
-        """Add PEFT's `target_parameters`: the deepest wrapper belongs to the first of the parameters that were
-        targeted."""
+        """Add PEFT's `target_parameters`: the deepest wrapper belongs to the first targeted parameter."""
         targets = self.adapter.config.fields.get("target_parameters") or ()
         endings = tuple(f".{end}" for target in targets for end in (target, published_name(target)))
         parameters = [p for p in _PARAMETERS if f".{module}.{p}".endswith(endings)] or list(_PARAMETERS)
         if sorted(levels) != list(range(len(parameters))):
             raise ValueError(
-                f"{self.adapter.path} holds {len(levels)} stacks for {module}, and its config targets "
-                f"{len(parameters)} parameters "
-                "there; which stack belongs to which is unknown. Keep the target_parameters that it was trained with."
+                f"{self.adapter.path} holds {len(levels)} stacks for {module}, but its config targets "
+                f"{len(parameters)} parameters there, so it is unknown which stack belongs to which parameter. Write "
+                "the target_parameters that it was trained with."
             )
         for parameter, depth in zip(parameters, sorted(levels, reverse=True)):
             self._add_experts(module, parameter, levels[depth])
@@ -221,31 +219,18 @@ class _Reader:
         if not names or (stacking := _recognize_stacking(a, b, len(names), shape, self.layout)) is None:
             raise ValueError(
                 f"{self.adapter.path} has a LoRA of shapes {a} and {b} on {module}.{parameter}, {len(names)} matrices "
-                f"of (out, in) {shape} in this base, and no known way of stacking gives that. {_CHECK_BASE}"
+                f"of (out, in) {shape} in this base. No known way of stacking experts gives these shapes. {_CHECK_BASE}"
             )
         self.num_flat += len(b) == 2
         rank, exchanged, views = stacking
         for number, name in enumerate(names):
-            load = self._expert_loader(keys, exchanged, views, number)
+            load = functools.partial(self._load_expert, keys, exchanged, views, number)
             self._add(self._scaled_pair(name, f"{module}.{parameter}", rank, shape, keys, load))
 
-    def _expert_loader(
-        self, keys: dict[str, str], exchanged: bool, views: tuple[View, View], number: int
-    ) -> Callable[[], Halves]:
-        def load() -> Halves:
-            stacks = [self._read_stack(keys[half], view) for half, view in zip("AB", views)]
-            a, b = (stack[number if len(stack) > 1 else 0] for stack in stacks)
-            return (b.T, a.T) if exchanged else (a, b)
-
-        return load
-
-    def _read_stack(self, key: str, view: View) -> torch.Tensor:
-        """A stack, expert by expert. The last four stay in memory, because an expert's two pairs are loaded in turn."""
-        if key not in self._recent_stacks:
-            while len(self._recent_stacks) > 3:
-                del self._recent_stacks[next(iter(self._recent_stacks))]
-            self._recent_stacks[key] = view(self.adapter.read_tensor(key)).contiguous()
-        return self._recent_stacks[key]
+    def _load_expert(self, keys: dict[str, str], exchanged: bool, views: tuple[View, View], number: int) -> Halves:
+        stacks = [self.read_stack(keys[half], view) for half, view in zip("AB", views)]
+        a, b = (stack[number if len(stack) > 1 else 0] for stack in stacks)
+        return (b.T, a.T) if exchanged else (a, b)
 
     def _add_in_proj(self, module: str, halves: dict[str, Pair]) -> None:
         """Add Tinker's gate_proj and x_proj as rows of `in_proj`, gate first; the rows of B, C and dt get no update."""
@@ -278,10 +263,16 @@ def _recognize_stacking(
         exchanged = (a[1], b[0]) == (out, inside) != (inside, out)
         if rest or not rank or b[1] != a[0] or not (exchanged or (a[1], b[0]) == (inside, out)):
             return None
-        flat = (lambda t: t.view(-1, rank, num_experts).permute(2, 0, 1)) if layout == "rank-first" else (
-            lambda t: t.view(-1, num_experts, rank).transpose(0, 1)
-        )  # fmt: skip
-        return rank, exchanged, (lambda t: t.view(num_experts, rank, -1), flat)
+
+        def split_a(stack: torch.Tensor) -> torch.Tensor:
+            return stack.view(num_experts, rank, -1)
+
+        def split_b(stack: torch.Tensor) -> torch.Tensor:
+            if layout == "rank-first":
+                return stack.view(-1, rank, num_experts).permute(2, 0, 1)
+            return stack.view(-1, num_experts, rank).transpose(0, 1)
+
+        return rank, exchanged, (split_a, split_b)
     if len(a) != 3 or len(b) != 3 or a[0] not in (1, num_experts) or a[2] != inside or not a[1]:
         return None
     rank, views = a[1], []

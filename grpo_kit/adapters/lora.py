@@ -28,8 +28,15 @@ from transformers import set_seed
 # Fields of an adapter's config that are passed to PEFT. Everything else in the file is ignored, because it may be
 # anybody's.
 USED_FIELDS = (
-    "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "rank_pattern", "alpha_pattern", "use_rslora",
-)  # fmt: skip
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+)
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -64,10 +71,14 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     return _with_lora(
         model,
         LoraConfig(
-            r=lora.r, lora_alpha=lora.lora_alpha, lora_dropout=lora.lora_dropout,
-            target_modules=list(lora.target_modules), bias="none", task_type="CAUSAL_LM",
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,
+            lora_dropout=lora.lora_dropout,
+            target_modules=list(lora.target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
         ),
-    )  # fmt: skip
+    )
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:

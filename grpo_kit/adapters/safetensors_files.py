@@ -67,10 +67,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             header = json.loads(file.read(length), object_pairs_hook=_unique)
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise Refused(
-            "not-safetensors", f"{path.name} is not a safetensors file: {printable(' '.join(str(error).split()), 99)}.",
+            "not-safetensors",
+            f"{path.name} is not a safetensors file: {printable(' '.join(str(error).split()), 99)}.",
             "The safetensors library rejects the file, so the submission will fail.",
             "Save the adapter again; the file was cut off or written by something else.",
-        ) from None  # fmt: skip
+        ) from None
     header.pop("__metadata__", None)
     if len(header) > MOST_TENSORS:
         what = f"{path.name} holds {len(header):,} tensors; a complete adapter has 12,010."

@@ -16,7 +16,7 @@ from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, Refused, pri
 from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.nemotron import base_models
-from grpo_kit.submission import tensor_check, zip_reader
+from grpo_kit.submission import tensor_check, value_check, zip_reader
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 LARGEST_ACCEPTED = 3_200_000_000  # bytes of a zip; one of 3,095 MB was accepted
@@ -107,8 +107,8 @@ def check_folder(folder: Path, base: str | None) -> list[Finding]:
             return [*findings, refused.finding]
         modules = base_models.lora_modules(fit_to)
         halves, about_tensors = tensor_check.check_tensors(entries, config, modules)
-        values = tensor_check.summarize_values(folder / TENSORS_FILE, entries)
-        findings += [*about_tensors, *tensor_check.check_values(values, halves)]
+        values = value_check.summarize_values(folder / TENSORS_FILE, entries)
+        findings += [*about_tensors, *value_check.check_values(values, halves)]
     return findings
 
 

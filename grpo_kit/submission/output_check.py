@@ -112,10 +112,14 @@ def _attach_submission(model: Any, path: Path) -> Any:
         ranks = {name: len(pair["A"]) for name, pair in halves.items() if len(pair["A"]) != config.rank}
         scale = config.scorer_scale
         fields = {
-            "peft_type": "LORA", "bias": "none", "r": config.rank, "lora_alpha": scale * config.rank,
-            "target_modules": list(halves), "rank_pattern": ranks,
+            "peft_type": "LORA",
+            "bias": "none",
+            "r": config.rank,
+            "lora_alpha": scale * config.rank,
+            "target_modules": list(halves),
+            "rank_pattern": ranks,
             "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
-        }  # fmt: skip
+        }
         (folder / CONFIG_FILE).write_text(json.dumps(fields))
         tensors = {
             f"base_model.model.{name}.lora_{half}.weight": t for name, p in halves.items() for half, t in p.items()

@@ -79,9 +79,14 @@ def package_adapter(
 
 
 def pack_folders(
-    folders: Sequence[Path], base: str | None, out: Path, dtype: str | None = None, ranks: str = "pad",
-    stacked: str = "auto", progress: Progress | None = None,
-) -> list[str]:  # fmt: skip
+    folders: Sequence[Path],
+    base: str | None,
+    out: Path,
+    dtype: str | None = None,
+    ranks: str = "pad",
+    stacked: str = "auto",
+    progress: Progress | None = None,
+) -> list[str]:
     """Write the adapters of `folders` as one zip; the arguments are those of `package_adapter`.
 
     Returns:

@@ -25,14 +25,26 @@ MOST_UNPACKED = 16 << 30  # bytes; an adapter of all linear layers at rank 32 in
 # A member of BOMB_SIZE bytes or more must not be more than BOMB_RATIO times its packed size.
 BOMB_RATIO, BOMB_SIZE = 100, 64 << 20
 OTHER_FORMATS = {
-    b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR", b"\xfd7zXZ": "xz", b"BZh": "bzip2",
+    b"\x1f\x8b": "gzip",
+    b"7z\xbc\xaf": "7-Zip",
+    b"Rar!": "RAR",
+    b"\xfd7zXZ": "xz",
+    b"BZh": "bzip2",
     b"\x28\xb5\x2f\xfd": "Zstandard",
-}  # fmt: skip
+}
 # What zipfile, zlib and the parsing around them raise on bytes that are not a zip, or a damaged one.
 DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, OSError, ValueError,
-    OverflowError, LookupError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    LookupError,
+)
 PACK_AGAIN = "Pack the adapter again with grpo-kit package."
 FAILS = "It cannot be unpacked, so the submission will fail."
 
@@ -134,9 +146,11 @@ def _check_name(entry: zipfile.ZipInfo) -> None:
         or len(name) > 255
     ):
         raise Refused(
-            "unsafe-path", f"A member is named {printable(name) or 'nothing'}; names are plain and relative.",
-            "Whoever unpacks it refuses it, or writes somewhere else.", PACK_AGAIN,
-        )  # fmt: skip
+            "unsafe-path",
+            f"A member is named {printable(name) or 'nothing'}; names are plain and relative.",
+            "Whoever unpacks it refuses it, or writes somewhere else.",
+            PACK_AGAIN,
+        )
 
 
 def _check_kind(entry: zipfile.ZipInfo) -> None:
@@ -149,18 +163,22 @@ def _check_kind(entry: zipfile.ZipInfo) -> None:
         raise Refused("encrypted", f"{printable(entry.filename)} is encrypted.", FAILS, "Pack it without a password.")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Refused(
-            "compression", f"{printable(entry.filename)} is compressed by method {entry.compress_type}.",
-            "Not every extractor knows it: the submission may fail.", "Store or deflate it; grpo-kit package stores.",
-        )  # fmt: skip
+            "compression",
+            f"{printable(entry.filename)} is compressed by method {entry.compress_type}.",
+            "Not every extractor knows it: the submission may fail.",
+            "Store or deflate it; grpo-kit package stores.",
+        )
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo]) -> None:
     names = [entry.filename.removesuffix("/") for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise Refused(
-            "member-twice", f"{printable_list(twice)} is in the zip more than once.",
-            "Which of them it would read depends on the extractor.", PACK_AGAIN,
-        )  # fmt: skip
+            "member-twice",
+            f"{printable_list(twice)} is in the zip more than once.",
+            "Which of them it would read depends on the extractor.",
+            PACK_AGAIN,
+        )
     if (total := sum(entry.file_size for entry in entries)) > MOST_UNPACKED:
         raise Refused("bomb", f"It unpacks to {total:,} bytes; at most {MOST_UNPACKED:,} are read.", FAILS, PACK_AGAIN)
     for entry in entries:
@@ -190,9 +208,11 @@ def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file:
             or (method == zipfile.ZIP_STORED and entry.compress_size != entry.file_size)
         ):
             raise Refused(
-                "ambiguous", f"{printable(entry.filename)} has two different headers in the zip.",
-                "What it reads depends on the extractor.", PACK_AGAIN,
-            )  # fmt: skip
+                "ambiguous",
+                f"{printable(entry.filename)} has two different headers in the zip.",
+                "What it reads depends on the extractor.",
+                PACK_AGAIN,
+            )
         if data + entry.compress_size > end:
             raise Refused(
                 "overlap", f"{printable(entry.filename)} lies over another member or the zip's end.", FAILS, PACK_AGAIN

@@ -59,12 +59,23 @@ def plan_zip(
         own, pattern = dict.fromkeys(pairs, rank), {}
     alpha = scale * rank
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "auto_mapping": None,
-        "inference_mode": True, "r": rank, "lora_alpha": round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha,
-        "lora_dropout": 0.0, "bias": "none", "target_modules": shortest_targets(pairs, modules or pairs),
-        "modules_to_save": None, "use_rslora": False, "use_dora": False, "fan_in_fan_out": False,
-        "rank_pattern": pattern, "alpha_pattern": dict(pattern),
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "auto_mapping": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": round(alpha) if abs(alpha - round(alpha)) < 1e-9 else alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": shortest_targets(pairs, modules or pairs),
+        "modules_to_save": None,
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+    }
     widest = ordered[0].dtype
     for pair in ordered[1:]:
         widest = torch.promote_types(widest, pair.dtype)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from grpo_kit.adapters import safetensors_files
-from grpo_kit.submission.tensor_check import summarize_values
+from grpo_kit.submission.value_check import summarize_values
 
 
 def summarize(tmp_path, **tensors):

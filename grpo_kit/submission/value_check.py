@@ -1,0 +1,80 @@
+"""Check of an adapter's values: NaN and infinity, absurd magnitudes, pairs that are zero."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable_list
+from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, one_thread, read_pieces
+from grpo_kit.submission.tensor_check import Halves
+
+LARGE = 1e4  # a magnitude that no LoRA weight has
+
+
+class Values(NamedTuple):
+    """What a tensor's values are like; `largest` is the largest magnitude, NaN where one is NaN."""
+
+    zero: bool
+    finite: bool
+    largest: float
+
+
+def summarize_values(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Values]:
+    """{key: what its values are like} of the floating tensors of a safetensors file, with 1 MiB of them in memory."""
+    values = {}
+    with path.open("rb") as file, one_thread():
+        for key, entry in entries.items():
+            if entry.dtype in DTYPES:
+                largest = torch.zeros((), dtype=torch.float64)
+                for piece in read_pieces(file, entry):
+                    largest = torch.maximum(largest, piece.abs().max().double())  # NaN stays NaN
+                values[key] = Values(largest.item() == 0, bool(largest.isfinite()), largest.item())
+    return values
+
+
+def check_values(values: Mapping[str, Values], halves: Halves) -> list[Finding]:
+    """Findings about numbers: not finite, zero, absurdly large. `values` by key; halves without values are left out."""
+    findings = []
+    if bad := [key for key, value in values.items() if not value.finite]:
+        what = f"{len(bad):,} tensors hold NaN or infinity: {printable_list(bad)}."
+        remedy = "Train again; see the alarms of the run."
+        findings.append(Finding("not-finite", FATAL, what, "Every answer is noise.", remedy))
+    if large := [key for key, value in values.items() if value.finite and value.largest > LARGE]:
+        what = f"{len(large):,} tensors hold magnitudes over {LARGE:g}: {printable_list(large)}."
+        remedy = "Make sure that training did not diverge."
+        findings.append(Finding("values-large", WARNING, what, "vLLM uses them.", remedy))
+    zero = {place for place, (key, _) in halves.items() if key in values and values[key].zero}
+    names = [name for name, half in halves if half == "A" and (name, "B") in halves]
+    dead = [name for name in names if (name, "A") in zero or (name, "B") in zero]
+    if not dead:
+        if names and not findings:
+            findings.append(Finding("values", OK, f"All {len(names):,} LoRA pairs are non-zero and finite."))
+        return findings
+    alive = f"{len(names) - len(dead):,} of {len(names):,} LoRA pairs are non-zero"
+    if len(dead) == len(names):
+        what = f"{alive}: the adapter changes nothing."
+        remedy = "Train; lora_B starts at zero."
+        return [*findings, Finding("dead-all", FATAL, what, "The score is the base's.", remedy)]
+    # Two kinds of pairs may be zero without harm: those that a fused kernel skips, and those of experts that no token
+    # chose.
+    out_proj = {name for name in names if name.endswith(".out_proj")}
+    routed = {name for name in names if ".experts." in name}
+    grave = list(dead)
+    if out_proj and out_proj <= set(dead):
+        what = f"All {len(out_proj)} pairs of Mamba's out_proj are zero."
+        remedy = "Training ran through a fused kernel that skips the LoRA: switch it off, or drop the target."
+        findings.append(Finding("dead-out-proj", WARNING, what, "They change nothing, which is harmless.", remedy))
+        grave = [name for name in grave if name not in out_proj]
+    if not routed <= set(dead) and (cold := routed & set(dead)):
+        what = f"{len(cold):,} of {len(routed):,} pairs of routed experts are zero."
+        does = "These experts are the base's, which is harmless."
+        remedy = "No training token chose them; more data may."
+        findings.append(Finding("dead-experts", WARNING, what, does, remedy))
+        grave = [name for name in grave if name not in cold]
+    if grave:
+        what = f"{alive}; zero: {printable_list(grave)}."
+        does = "These modules answer like the base, though they were to be trained."
+        findings.append(Finding("dead-pairs", FATAL, what, does, "Find out why no gradient came; train again."))
+    return findings
