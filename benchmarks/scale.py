@@ -161,7 +161,7 @@ def main() -> None:
         for number in range(rounds):
             for way in list(WAYS)[:: -1 if number % 2 else 1]:
                 runs[way].append(measured(way, root, f"round{number}-{way.split()[-1]}-{WAYS[way][0]}", steps))
-    found = {way: summed(done) for way, done in runs.items()}
+    summaries = {way: summed(done) for way, done in runs.items()}
     rows = [
         {
             "processes": way, "steps": of["steps"], "median step, ms": f"{1e3 * of['median']:.0f}",
@@ -169,9 +169,9 @@ def main() -> None:
             "waiting in it": f"{of['sampling, waiting']:.1%}", "in training": f"{of['training, waiting']:.1%}",
             "exchanges a step": f"{of['exchanges']:.0f}",
         }
-        for way, of in found.items()
+        for way, of in summaries.items()
     ]  # fmt: skip
-    one, two, half = found.values()
+    one, two, half = summaries.values()
     figures = {
         "times_one": round(one["median"] / two["median"], 3), "times_at_best": round(one["median"] / half["median"], 3),
         "waiting": round(two["sampling, waiting"] + two["training, waiting"], 4),

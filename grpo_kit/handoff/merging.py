@@ -76,8 +76,9 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
         if progress:
             progress(number, len(shards), shard)
         with _open_shard(base / shard) as file, (out / shard).open("wb") as target:
-            entries = {name: _stored_form(file, name) for name in file.keys()}  # noqa: SIM118
-            total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in entries))
+            names = file.keys()
+            entries = {name: _stored_form(file, name) for name in names}
+            total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in names))
             shard_of |= dict.fromkeys(entries, shard)
     for path in others:
         shutil.copyfile(path, out / path.name)
@@ -95,7 +96,8 @@ def check_disk_space(base: Path, out: Path) -> None:
     needed = SPARE
     for shard in _list_shards(base):
         with _open_shard(base / shard) as file:
-            needed += sum(count_bytes(*_stored_form(file, name)) for name in file.keys())  # noqa: SIM118
+            names = file.keys()
+            needed += sum(count_bytes(*_stored_form(file, name)) for name in names)
     while not out.exists():
         out = out.parent
     if (free := shutil.disk_usage(out).free) < needed:
@@ -140,7 +142,8 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
     matrices: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         with _open_shard(base / shard) as file:
-            for name in file.keys():  # noqa: SIM118
+            names = file.keys()
+            for name in names:
                 piece = file.get_slice(name)
                 if piece.get_dtype() in DTYPES:
                     matrices |= dict.fromkeys(_modules_in(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))

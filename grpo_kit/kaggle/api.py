@@ -104,7 +104,7 @@ class Adapter(HTTPAdapter):
         while True:
             response = super().send(request, *args, **options)
             try:
-                response.content  # noqa: B018
+                response.content  # noqa: B018 (reads the whole answer)
                 return response
             except requests.RequestException as error:
                 try:

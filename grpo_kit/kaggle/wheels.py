@@ -28,9 +28,13 @@ SOURCE = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "grpo_ki
 # Never brought along, since other packages of the image are built against them. The versions are used unless --have
 # gives others. They are the oldest that are likely, so that what is resolved with them suits later ones too.
 IMAGE = {
-    "torch": "2.10.0", "torchvision": "0.25.0", "torchaudio": "2.10.0", "triton": "3.6.0", "numpy": "2.0.2",
+    "torch": "2.10.0",
+    "torchvision": "0.25.0",
+    "torchaudio": "2.10.0",
+    "triton": "3.6.0",
+    "numpy": "2.0.2",
     "pillow": "11.3.0",
-}  # fmt: skip
+}
 CELL_FILE, METADATA_FILE = "install_cell.py", "dataset-metadata.json"
 INSTALL_CELL = """\
 # Install grpo_kit and what it needs from the mounted wheels. Uses no internet, and the image's torch stays.
@@ -150,7 +154,7 @@ def read_freeze_file(path: Path) -> dict[str, str]:
     return IMAGE | versions
 
 
-def is_never_brought(name: str) -> bool:
+def comes_from_image(name: str) -> bool:
     """Whether a package, by its canonical name, always comes from the image: torch and what belongs to it."""
     return name in IMAGE or name == "cuda-toolkit" or name.startswith(("nvidia-", "cuda-bindings", "cuda-pathfinder"))
 
@@ -174,7 +178,7 @@ def resolve(python: str, platform: str, image: Mapping[str, str], folder: Path) 
     constraints, pins = folder / "image.txt", folder / "pins.txt"
     constraints.write_text("".join(f"{name}=={public[name]}\n" for name in IMAGE))
     # uv keeps the versions in an output file that is there already, wherever they fit.
-    pins.write_text("".join(f"{name}=={public[name]}\n" for name in public if not is_never_brought(name)))
+    pins.write_text("".join(f"{name}=={public[name]}\n" for name in public if not comes_from_image(name)))
     command = [
         sys.executable, "-m", "uv", "pip", "compile", "-q", str(ROOT / "requirements.txt"),
         "-c", str(constraints), "-o", str(pins), "--no-header", "--annotation-style", "line",
@@ -199,7 +203,7 @@ def _not_in_image(text: str, image: Mapping[str, str]) -> list[str]:
         image: {canonical name: version}.
     """
     lines = re.findall(r"^(\S+)==(\S+)\s+# via (.+)$", text, re.MULTILINE)
-    in_image = {name for name, version, _ in lines if is_never_brought(name) or image.get(name) == version}
+    in_image = {name for name, version, _ in lines if comes_from_image(name) or image.get(name) == version}
     needed = {name: set(parents.split(", ")) for name, _, parents in lines}
     while more := {name for name, parents in needed.items() if parents <= in_image} - in_image:
         in_image |= more  # such as networkx, which only torch needs
@@ -222,7 +226,7 @@ def build_own_wheel(folder: Path, temporary: Path) -> None:
         elif path.is_file():
             source.mkdir(exist_ok=True)
             shutil.copy(path, source)
-    versions = [found.version for found in distributions(name="setuptools")]
+    versions = [distribution.version for distribution in distributions(name="setuptools")]
     # With a setuptools here that is new enough, pip does not have to download one.
     isolation = ["--no-build-isolation"] if versions and Version(versions[0]) >= Version("77") else []
     _run_pip("wheel", "-q", "--no-deps", *isolation, "-w", str(folder), str(source))

@@ -45,9 +45,12 @@ HEADER_BYTES = 256  # of a tensor in a part file's header, at most
 
 
 def convert_to_nf4(
-    source: str | Path, out: str | Path, dtype: str = "float16", revision: str | None = None,
+    source: str | Path,
+    out: str | Path,
+    dtype: str = "float16",
+    revision: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Convert a published checkpoint, or continue an interrupted conversion.
 
     Memory holds one part (a quarter of its shard, more where the embeddings are) and one tensor. The first GPU
@@ -101,9 +104,10 @@ def convert_to_nf4(
         if not is_disk_full(error):
             raise
         raise OSError(
-            errno.ENOSPC, f"The disk of {out} is full: {shorten_error(error)}. A part must fit; make room and call "
+            errno.ENOSPC,
+            f"The disk of {out} is full: {shorten_error(error)}. A part must fit; make room and call "
             f"again, the {len(manifest['parts'])} parts done are kept.",
-        ) from None  # fmt: skip
+        ) from None
     shutil.rmtree(checkpoint.cache, ignore_errors=True)
     return out
 
@@ -142,7 +146,8 @@ def _quantise_shard(path: Path, names: list[str], specs: TensorSpecs) -> dict[st
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         with safe_open(path, "pt") as file:
-            published = {transformers_name(name): name for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            stored_names = file.keys()
+            published = {transformers_name(name): name for name in stored_names}
             check_tensor_names(published, names, specs, path)
             return dict(
                 _convert_tensor(name, file.get_tensor(published[name]), *specs[name], device, path) for name in names

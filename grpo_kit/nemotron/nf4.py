@@ -20,8 +20,8 @@ import torch
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
     lambda record: "Failed to load CPU gemm_4bit_forward" not in record.getMessage()
 )
-import bitsandbytes  # noqa: E402
-from bitsandbytes import functional as bnb  # noqa: E402
+import bitsandbytes  # noqa: E402 (after the filter)
+from bitsandbytes import functional as bnb  # noqa: E402 (after the filter)
 
 BLOCK, NESTED = 64, 256  # values per scale, scales per nested scale
 ALIGN = 16  # bytes; float32 views need 4, and the packed values are read 16 at a time
@@ -114,9 +114,16 @@ def multiply_rows(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
     if not x.is_cuda:
         return torch.nn.functional.linear(x, dequantise_matrix(matrix, x.new_empty(matrix.shape)))
     return torch.ops.bitsandbytes.gemm_4bit.default(
-        x, matrix.packed, matrix.shape, matrix.nested, BLOCK, "nf4",
-        absmax_8bit=matrix.absmax, absmax_code=scale_values(x.device), absmax_offset=matrix.offset,
-    )  # fmt: skip
+        x,
+        matrix.packed,
+        matrix.shape,
+        matrix.nested,
+        BLOCK,
+        "nf4",
+        absmax_8bit=matrix.absmax,
+        absmax_code=scale_values(x.device),
+        absmax_offset=matrix.offset,
+    )
 
 
 def is_4bit_linear(module: torch.nn.Module) -> bool:
@@ -139,9 +146,15 @@ def set_4bit_weight(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dt
         matrix.absmax, torch.Size(shape), bnb.get_4bit_type("nf4", device), BLOCK, "nf4", dtype, matrix.offset, scales
     )
     module.weight = bitsandbytes.nn.Params4bit(
-        matrix.packed, quant_state=state, blocksize=BLOCK, compress_statistics=True, quant_type="nf4",
-        quant_storage=torch.uint8, module=module, bnb_quantized=True,
-    )  # fmt: skip
+        matrix.packed,
+        quant_state=state,
+        blocksize=BLOCK,
+        compress_statistics=True,
+        quant_type="nf4",
+        quant_storage=torch.uint8,
+        module=module,
+        bnb_quantized=True,
+    )
     module.quant_state = state
     disable_bf16_path(module)
 

@@ -62,9 +62,14 @@ def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[st
 
 
 def load_nf4_model(
-    folder: str | Path, device: str | torch.device, experts_on_host: float = 0.0, slots: int = 8,
-    check_hashes: bool = False, hits: torch.Tensor | None = None, host: torch.device | None = None,
-) -> Any:  # fmt: skip
+    folder: str | Path,
+    device: str | torch.device,
+    experts_on_host: float = 0.0,
+    slots: int = 8,
+    check_hashes: bool = False,
+    hits: torch.Tensor | None = None,
+    host: torch.device | None = None,
+) -> Any:
     """Load the model of an NF4 checkpoint in evaluation mode.
 
     transformers, PEFT and TRL treat it like a model that was loaded with a `BitsAndBytesConfig`.
@@ -98,9 +103,15 @@ def load_nf4_model(
 
 
 def assemble_model(
-    folder: Path, dtype: torch.dtype, tensors: Iterable[tuple[Path, str, torch.Tensor]], device: str | torch.device,
-    experts_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None, host: torch.device | None = None,
-) -> Any:  # fmt: skip
+    folder: Path,
+    dtype: torch.dtype,
+    tensors: Iterable[tuple[Path, str, torch.Tensor]],
+    device: str | torch.device,
+    experts_on_host: float = 0.0,
+    slots: int = 8,
+    hits: torch.Tensor | None = None,
+    host: torch.device | None = None,
+) -> Any:
     """Build the 4-bit model that a config.json describes out of single tensors.
 
     Args:
@@ -214,7 +225,8 @@ def _read_parts(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, 
     for part in manifest["parts"]:
         try:
             with safe_open(folder / part, "pt") as file:
-                for stored_name in file.keys():  # noqa: SIM118 (not a mapping)
+                stored_names = file.keys()
+                for stored_name in stored_names:
                     yield folder / part, stored_name.removesuffix(SUFFIX), file.get_tensor(stored_name)
         except SafetensorError as error:
             raise ValueError(f"{folder / part} is damaged ({shorten_error(error)}). {REMEDY}") from None
@@ -232,9 +244,14 @@ def _map_expert_bytes(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str,
 
 
 def _set_tensor(
-    model: Any, name: str, tensor: torch.Tensor, spec: tuple[tuple[int, ...], torch.dtype | None],
-    expert_bytes: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype,
-) -> None:  # fmt: skip
+    model: Any,
+    name: str,
+    tensor: torch.Tensor,
+    spec: tuple[tuple[int, ...], torch.dtype | None],
+    expert_bytes: dict[str, torch.Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
     """Put one stored tensor where it belongs in the model. Raises LookupError if it does not fit there."""
     shape, tensor_dtype = spec
     expected = (shape, tensor_dtype) if tensor_dtype else ((nf4.packed_nbytes(shape),), torch.uint8)

@@ -170,4 +170,4 @@ def test_a_file_with_random_bytes_is_read_or_refused_in_one_sentence(folder):
             for key in source.entries:
                 source.read_tensor(key)
         except ValueError as error:
-            assert "\n" not in str(error) and len(str(error)) < 600  # noqa: PT017
+            assert "\n" not in str(error) and len(str(error)) < 600

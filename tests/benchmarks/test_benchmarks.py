@@ -20,7 +20,7 @@ def run(name, *words):
 
 
 @pytest.fixture(scope="module")
-def said():
+def printed():
     done = run("nemotron_16gb", "--scale", "tiny")
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -33,9 +33,9 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_the_table_has_a_row_for_every_phase_of_every_contender(said):
+def test_the_table_has_a_row_for_every_phase_of_every_contender(printed):
     cells = [
-        [cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if line.startswith("│")
+        [cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if line.startswith("│")
     ]
     assert [tuple(row[:2]) for row in cells] == ROWS
     for contender, phase, seconds, tokens, vram, rss, pcie, share in cells:
@@ -48,8 +48,8 @@ def test_the_table_has_a_row_for_every_phase_of_every_contender(said):
             assert float(pcie) > 0 and share.endswith("%") and 0 <= float(share[:-1]) < 100  # a busy machine has 0.0
 
 
-def test_the_last_line_says_the_figures_and_leaves_a_gpus_open(said):
-    figures = json.loads(said.splitlines()[-1])
+def test_the_last_line_says_the_figures_and_leaves_a_gpus_open(printed):
+    figures = json.loads(printed.splitlines()[-1])
     assert figures["benchmark"] == "nemotron_16gb" and figures["scale"] == "tiny"
     assert figures["decode_tokens_per_s"] > 0 and figures["times_best_alternative"] > 0
     assert (
@@ -88,13 +88,13 @@ def test_experts_elsewhere_change_no_logit(ways, tmp_path, way):
     from grpo_kit.nemotron import tiny
 
     (tmp_path / "config.json").write_text((tiny.FOLDER / "config.json").read_text())
-    ids, found = torch.arange(16, 80).view(2, 32), []
+    ids, outputs = torch.arange(16, 80).view(2, 32), []
     for share in (0.0, 0.5):
         torch.manual_seed(0)
         model = getattr(ways, way)(tmp_path, torch.float32, "cpu", share)
         with torch.no_grad():
-            found += [model(ids).logits, model(ids).logits]  # twice: what was brought can be brought again
-    assert all(torch.equal(found[0], logits) for logits in found[1:]) and found[0].isfinite().all()
+            outputs += [model(ids).logits, model(ids).logits]  # twice: what was brought can be brought again
+    assert all(torch.equal(outputs[0], logits) for logits in outputs[1:]) and outputs[0].isfinite().all()
 
 
 def test_bitsandbytes_still_loses_the_scales_of_what_accelerate_puts_away(ways, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -168,7 +169,7 @@ def test_the_score_is_that_of_version_15_of_the_metric(scored, monkeypatch):
 
     monkeypatch.setattr(evaluate.vllm_engine, "open_engine", lambda c, a, room: (Engine(load_tokenizer(c.policy)), ""))
     path = chosen.data.paths["nemotron_challenge"]
-    with open(path, "w", newline="", encoding="utf-8") as out:  # noqa: PTH123
+    with Path(path).open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["id", "prompt", "answer"])
         writer.writerows([[gold, f"what is [{gold}]", gold] for gold in answers])

@@ -64,18 +64,19 @@ def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
     from safetensors import safe_open
 
     with safe_open(tiny.FOLDER / "model.safetensors", "pt") as weights:
-        stored = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    found = base_models.lora_modules("tiny")
-    assert {f"{name}.weight": shape for name, shape in found.items()}.items() <= stored.items()
-    left = {key.removesuffix(".weight") for key in stored if "proj" in key} - found.keys()
+        keys = weights.keys()
+        stored = {key: tuple(weights.get_slice(key).get_shape()) for key in keys}
+    modules = base_models.lora_modules("tiny")
+    assert {f"{name}.weight": shape for name, shape in modules.items()}.items() <= stored.items()
+    left = {key.removesuffix(".weight") for key in stored if "proj" in key} - modules.keys()
     assert left == set()
 
 
 def test_a_folder_is_read_by_its_own_config(tmp_path):
     saved = json.loads((tiny.FOLDER / "config.json").read_text()) | {"n_routed_experts": 3}
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    found = base_models.lora_modules(str(tmp_path))
-    assert len(base_models.select_modules(["up_proj"], found)) == 2 * (3 + 1)
+    modules = base_models.lora_modules(str(tmp_path))
+    assert len(base_models.select_modules(["up_proj"], modules)) == 2 * (3 + 1)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +126,9 @@ def test_rank_pattern_counts_by_the_end_of_a_name():
     assert shapes[key.format("1.mixer.shared_experts.up_proj", "A")] == (8, 128)
 
 
-def test_keys_can_be_had_as_transformers_saves_them():
-    config, there = {"r": 8, "target_modules": ["q_proj", "lm_head"]}, base_models.lora_modules("tiny")
-    assert list(shapes_of(config, there, "model.")) == [
+def test_keys_can_be_named_as_transformers_saves_them():
+    config, modules = {"r": 8, "target_modules": ["q_proj", "lm_head"]}, base_models.lora_modules("tiny")
+    assert list(shapes_of(config, modules, "model.")) == [
         "base_model.model.model.layers.2.mixer.q_proj.lora_A.weight",
         "base_model.model.model.layers.2.mixer.q_proj.lora_B.weight",
         "base_model.model.lm_head.lora_A.weight",
@@ -142,7 +143,8 @@ def test_every_name_of_a_saved_adapter_is_expected(trained):
     _, run = trained
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     with safe_open(run.adapter / "adapter_model.safetensors", "pt") as saved:
-        held = {key: tuple(saved.get_slice(key).get_shape()) for key in saved.keys()}  # noqa: SIM118
+        keys = saved.keys()
+        held = {key: tuple(saved.get_slice(key).get_shape()) for key in keys}
     assert held == shapes_of(config, base_models.lora_modules("tiny"), "model.")
 
 

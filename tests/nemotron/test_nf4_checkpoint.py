@@ -112,8 +112,8 @@ def test_it_says_what_the_model_quantised_by_transformers_says(converted, expect
 
 def test_a_checkpoint_in_one_file_does_too(tmp_path):
     folder = convert.convert_to_nf4(tiny.FOLDER, tmp_path / "nf4", "float32")
-    whole, _ = load_policy(config.Policy(load_in_4bit=True))
-    assert (logits(nf4_checkpoint.load_nf4_model(folder, "cpu")) - logits(whole)).abs().max() <= 1e-5
+    model, _ = load_policy(config.Policy(load_in_4bit=True))
+    assert (logits(nf4_checkpoint.load_nf4_model(folder, "cpu")) - logits(model)).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])

@@ -17,19 +17,19 @@ class Answers(IntEnum):
 class Driver:
     """Stands in for `torch.cuda.cudart()`: keeps what is registered, refuses what it is told to."""
 
-    cudaError = Answers  # noqa: N815 (CUDA's name)
+    cudaError = Answers
 
     def __init__(self):
         self.registered, self.calls, self.refuses = {}, [], False
 
-    def cudaHostRegister(self, pointer, size, flags):  # noqa: N802
+    def cudaHostRegister(self, pointer, size, flags):
         if self.refuses:
             return Answers.out_of_memory
         assert pointer not in self.registered and flags == 0
         self.registered[pointer] = size
         return Answers.success
 
-    def cudaHostUnregister(self, pointer):  # noqa: N802
+    def cudaHostUnregister(self, pointer):
         del self.registered[pointer]
         return Answers.success
 

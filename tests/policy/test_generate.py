@@ -39,9 +39,9 @@ def test_a_seed_fixes_the_draw(tiny_policy):
 def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
     settings = config.Evaluation(max_completion_length=40, batch_size=4)
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 8)]
-    whole = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 8), settings, seed=5)
+    completions = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 8), settings, seed=5)
     draw = generate.TransformersEngine(*tiny_policy, settings)
-    assert draw(ids[4:], generate.batch_seed(5, 1)) == whole[4:]
+    assert draw(ids[4:], generate.batch_seed(5, 1)) == completions[4:]
 
 
 def test_drawing_leaves_the_random_state_and_the_mode_as_they_were(tiny_policy):
@@ -60,8 +60,8 @@ def test_a_cut_completion_is_marked_and_a_finished_one_ends(tiny_policy):
         *tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1
     )
     assert (cut.tokens, cut.finished) == (5, False)
-    (whole,) = generate.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
-    assert whole.finished and whole.text.endswith("}") and "</think>" in whole.text
+    (sample,) = generate.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
+    assert sample.finished and sample.text.endswith("}") and "</think>" in sample.text
 
 
 def test_thinking_can_be_turned_off(tiny_policy):

@@ -39,11 +39,11 @@ def test_in_4_bit_every_large_matrix_is_4_bit():
 
 @pytest.mark.slow
 def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
-    whole, tokenizer = load_policy(config.Policy(load_in_4bit=True))
+    unstreamed, tokenizer = load_policy(config.Policy(load_in_4bit=True))
     monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
     policy = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
     streamed, _ = load_policy(policy)
-    assert torch.equal(last_logits(streamed, tokenizer), last_logits(whole, tokenizer))
+    assert torch.equal(last_logits(streamed, tokenizer), last_logits(unstreamed, tokenizer))
     assert base_model_name(config.Policy(model=str(tmp_path / "nf4"))) == str(tiny.FOLDER)  # what it was made of
     made = (tmp_path / "nf4/nf4.json").stat().st_mtime_ns
     again, _ = load_policy(policy)  # and the next time it is read as it is

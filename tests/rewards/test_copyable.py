@@ -150,7 +150,7 @@ def test_the_check_itself_passes_a_good_file(tmp_path):
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_deliberately_broken_file_fails_the_check(fault, tmp_path):
-    with pytest.raises(Exception):  # noqa: B017 - an assertion here, a NameError or TypeError there
+    with pytest.raises(Exception):  # noqa: B017 (an assertion or a NameError or TypeError)
         check(BROKEN[fault], "r_reward", ["4"], [1.0], tmp_path)
 
 

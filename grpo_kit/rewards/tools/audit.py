@@ -260,7 +260,7 @@ def _judge(case: Case) -> tuple[float, str, float | None]:
     start = time.perf_counter()
     try:
         value, error = _in_thread(_call_reward, _kept["reward"], case, _kept["as_messages"]), ""
-    except BaseException as raised:  # noqa: B036 - a reward that exits is a finding, not the audit's end
+    except BaseException as raised:  # noqa: B036 (a reward that exits is a finding and must not end the audit)
         value, error = None, f"{type(raised).__name__}: {raised}"[:300] or "exception"
     return time.perf_counter() - start, error, value
 

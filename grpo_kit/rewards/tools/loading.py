@@ -53,8 +53,8 @@ def load_reward(spec: str) -> Callable[..., list[float | None]]:
     if chosen and callable(getattr(module, chosen, None)):
         return getattr(module, chosen)
     missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
-    there = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
-    raise ValueError(f"{path} has no {missing}; its functions are: {there}. Name one as {name}:function.")
+    names = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
+    raise ValueError(f"{path} has no {missing}; its functions are: {names}. Name one as {name}:function.")
 
 
 def fingerprint(reward: Callable[..., object]) -> str | None:
