@@ -31,12 +31,35 @@ from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run, find_run
 
 __all__ = [
-    "open_from_form", "read_rows", "render_prompt", "require_stage", "sample_group", "sample_reply", "show_alarms",
-    "show_comparison", "show_completions", "show_curves", "show_data", "show_difficulty", "show_effects",
-    "show_example", "show_findings", "show_funnel", "show_group", "show_machine", "show_plan", "show_progress",
-    "show_reply", "show_search_space", "show_secrets", "show_settings", "show_sources", "show_trials",
-    "show_trl_settings", "submit_zip",
-]  # fmt: skip
+    "open_from_form",
+    "read_rows",
+    "render_prompt",
+    "require_stage",
+    "sample_group",
+    "sample_reply",
+    "show_alarms",
+    "show_comparison",
+    "show_completions",
+    "show_curves",
+    "show_data",
+    "show_difficulty",
+    "show_effects",
+    "show_example",
+    "show_findings",
+    "show_funnel",
+    "show_group",
+    "show_machine",
+    "show_plan",
+    "show_progress",
+    "show_reply",
+    "show_search_space",
+    "show_secrets",
+    "show_settings",
+    "show_sources",
+    "show_trials",
+    "show_trl_settings",
+    "submit_zip",
+]
 # Owner/name on GitHub; notebooks/build.py writes it into every badge, link and install cell.
 REPOSITORY = "grpo-kit/grpo-kit"
 AUTO = "auto"
@@ -79,7 +102,7 @@ def suggest_preset(device: Any) -> str:
 
 def open_from_form(
     preset: str, run_name: str = "", overrides: str = "", use_drive: bool = True
-) -> tuple[RunConfig, Run]:  # fmt: skip
+) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
     Args:

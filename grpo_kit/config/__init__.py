@@ -5,6 +5,18 @@ from grpo_kit.config.load import keep_finished_settings, load_config, preset_nam
 from grpo_kit.config.schema import Columns, Data, Evaluation, Lora, Policy, Run, RunConfig, Screening
 
 __all__ = [
-    "Columns", "Data", "Evaluation", "Grpo", "Lora", "Policy", "Run", "RunConfig", "Screening", "Stage",
-    "keep_finished_settings", "load_config", "preset_names", "to_yaml",
-]  # fmt: skip
+    "Columns",
+    "Data",
+    "Evaluation",
+    "Grpo",
+    "Lora",
+    "Policy",
+    "Run",
+    "RunConfig",
+    "Screening",
+    "Stage",
+    "keep_finished_settings",
+    "load_config",
+    "preset_names",
+    "to_yaml",
+]

@@ -30,12 +30,18 @@ PROTOCOLS = {
     # The verifier is the last version of the challenge's metric.
     "challenge": Protocol(
         {
-            "num_generations": 1, "max_completion_length": 7680, "temperature": 0.0, "top_p": 1.0, "top_k": 0,
+            "num_generations": 1,
+            "max_completion_length": 7680,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "top_k": 0,
             "verifier": "challenge.py:challenge_reward",
         },
-        CHALLENGE_SUFFIX, enable_thinking=True, max_model_len=8192,
+        CHALLENGE_SUFFIX,
+        enable_thinking=True,
+        max_model_len=8192,
     ),
-}  # fmt: skip
+}
 
 
 def apply_protocol(evaluation: Any) -> None:

@@ -22,10 +22,21 @@ LEAST = 6  # shared runs: 13 words in a row have six
 COMMON = 20  # a run that occurs in more evaluation problems is the frame of a template
 RARE = 3  # shared runs that are not stock phrases, where half of the evaluation problem is shared
 STOCK = (
-    "relatively prime", "square of any prime", "square of a prime", "in the form", "in simplest form",
-    "enter your answer", "express your answer", "give your answer", "round your answer", "your answer as",
-    "find the remainder when", "what is the remainder when", "the following text", "are positive integers",
-)  # fmt: skip
+    "relatively prime",
+    "square of any prime",
+    "square of a prime",
+    "in the form",
+    "in simplest form",
+    "enter your answer",
+    "express your answer",
+    "give your answer",
+    "round your answer",
+    "your answer as",
+    "find the remainder when",
+    "what is the remainder when",
+    "the following text",
+    "are positive integers",
+)
 
 
 class Leaks(NamedTuple):

@@ -25,9 +25,12 @@ def mark_code(text: str) -> Markup:
 
 
 ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
     lstrip_blocks=True,
-)  # fmt: skip
+)
 ENVIRONMENT.filters |= {"mark_code": mark_code, "thousands": "{:,}".format}
 PARTS = ENVIRONMENT.get_template("parts.html").module
 
@@ -69,8 +72,12 @@ def render_group(group: list[dict[str, Any]]) -> Markup:
         )
         lines.append(
             {
-                "prompt": line["prompt"], "answer": str(line["answer"]), "rewards": rewards,
-                "color": reward_color(first_reward(line), group), "thinking": thinking, "final": final,
+                "prompt": line["prompt"],
+                "answer": str(line["answer"]),
+                "rewards": rewards,
+                "color": reward_color(first_reward(line), group),
+                "thinking": thinking,
+                "final": final,
             }
-        )  # fmt: skip
+        )
     return PARTS.group(lines, max(0, len(group) - MOST), LONGEST)

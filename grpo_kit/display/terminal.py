@@ -64,9 +64,11 @@ def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable
     """A function to call with each metrics row: it shows figures beside the progress bar and prints each alarm."""
     rows: list[dict[str, Any]] = []
     forms = {
-        "reward": "reward {}", "groups with a gradient": "gradient {}", "cut off": "cut {}",
+        "reward": "reward {}",
+        "groups with a gradient": "gradient {}",
+        "cut off": "cut {}",
         "tokens a second": "{} tok/s",
-    }  # fmt: skip
+    }
 
     def on_step(row: dict[str, Any]) -> None:
         rows.append(row)
@@ -294,10 +296,13 @@ def print_locations(run: Run, zip_path: Path, seconds: float) -> None:
     """Where the results of `demo` lie, and what to do next."""
     table = Table(title=f"done in {seconds:.0f} s", show_header=False)
     for name, path in (
-        ("the zip", zip_path), ("the picture", run.picture), ("the page", run.page),
+        ("the zip", zip_path),
+        ("the picture", run.picture),
+        ("the page", run.page),
         ("the accuracies", run.evaluation / "report.json"),
-        ("every completion", run.completions), ("the adapter", run.adapter),
-    ):  # fmt: skip
+        ("every completion", run.completions),
+        ("the adapter", run.adapter),
+    ):
         table.add_row(name, str(path))
     script = (
         "python -m grpo_kit" if sys.argv[0].endswith("__main__.py") else sys.argv[0]

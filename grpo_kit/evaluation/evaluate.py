@@ -140,10 +140,12 @@ def run_measurement(
     config = replace(config, evaluation=evaluation)
     stage, adapter, problems = measurement.stage, measurement.adapter, measurement.problems
     settings = {
-        "policy": config.policy.identity(), "evaluation": asdict(evaluation), "seed": config.run.seed,
+        "policy": config.policy.identity(),
+        "evaluation": asdict(evaluation),
+        "seed": config.run.seed,
         "verifier": fingerprint(verifier),
         "sets": problem_sets.hash_sets(config) if problems is None else problem_sets.hash_problems(problems),
-    }  # fmt: skip
+    }
     reads = [run.manifest, *([measurement.source or adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
@@ -158,11 +160,19 @@ def run_measurement(
     prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
     generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
     sampling = {
-        "engine": engine.name, "engine_why": engine_reason, "protocol": evaluation.protocol, "sets": evaluation.sets,
-        "num_generations": evaluation.num_generations, "temperature": evaluation.temperature, "top_p": evaluation.top_p,
-        "top_k": evaluation.top_k, "max_completion_length": evaluation.max_completion_length,
-        "max_model_len": max_model_len, "batch_size": evaluation.batch_size, "seed": config.run.seed,
-    }  # fmt: skip
+        "engine": engine.name,
+        "engine_why": engine_reason,
+        "protocol": evaluation.protocol,
+        "sets": evaluation.sets,
+        "num_generations": evaluation.num_generations,
+        "temperature": evaluation.temperature,
+        "top_p": evaluation.top_p,
+        "top_k": evaluation.top_k,
+        "max_completion_length": evaluation.max_completion_length,
+        "max_model_len": max_model_len,
+        "batch_size": evaluation.batch_size,
+        "seed": config.run.seed,
+    }
     depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
     samples, seconds_before = _sample_batches(
         engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress
@@ -247,9 +257,14 @@ def _judge_problems(
 
 
 def _sample_batches(
-    engine: Any, prompts: list[list[int]], batch_size: int, seed: int, depends_on: Any, partial: Path,
+    engine: Any,
+    prompts: list[list[int]],
+    batch_size: int,
+    seed: int,
+    depends_on: Any,
+    partial: Path,
     progress: Progress | None,
-) -> tuple[list[Sample], float]:  # fmt: skip
+) -> tuple[list[Sample], float]:
     """(one sample per prompt, in order; seconds spent in earlier calls). Each batch is saved to `partial` as it comes.
 
     Every batch has its own seed, so a lost one is sampled again to the same text. Lines of `partial` whose first line

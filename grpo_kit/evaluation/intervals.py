@@ -216,7 +216,12 @@ def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float]:
     if len(set(values)) == 1:  # nothing to resample
         return float(values[0]), float(values[0])
     result = bootstrap(
-        (numpy.asarray(values, dtype=float),), numpy.mean, confidence_level=CONFIDENCE, n_resamples=2000,
-        method="percentile", rng=seed, vectorized=True,
-    )  # fmt: skip
+        (numpy.asarray(values, dtype=float),),
+        numpy.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=2000,
+        method="percentile",
+        rng=seed,
+        vectorized=True,
+    )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)

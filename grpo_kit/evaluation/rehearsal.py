@@ -33,9 +33,12 @@ COMPETITION = "nvidia-nemotron-model-reasoning-challenge"
 
 
 def rehearse_score(
-    config: RunConfig, run: Run, num_puzzles: int = 300, zip_path: Path | None = None,
+    config: RunConfig,
+    run: Run,
+    num_puzzles: int = 300,
+    zip_path: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Score the run's trained policy, or a submission zip, as the challenge's scorer would.
 
     A score that is finished with the same settings is not repeated, and an interrupted one resumes.

@@ -78,9 +78,11 @@ def screen(
         "rows": hash_of(run.data_file("train")),
     }
     settings = {
-        **made_with, "data": {"pass_rate": config.data.pass_rate}, "screening": asdict(config.screening),
+        **made_with,
+        "data": {"pass_rate": config.data.pass_rate},
+        "screening": asdict(config.screening),
         "seed": config.run.seed,
-    }  # fmt: skip
+    }
     rows = read_lines(run.data_file("train"))
     if run.is_done("screen", settings, [run.manifest], config.run.force, derived=True):
         return _summarise(config, rows, _latest_lines(_read_rounds(run.screening, made_with, force=False)))
@@ -161,15 +163,23 @@ def training_sampling(config: RunConfig) -> Evaluation:
     """Evaluation settings that sample as training does; the batch size stays evaluation's."""
     grpo = config.grpo
     return replace(
-        config.evaluation, max_completion_length=grpo.max_completion_length, temperature=grpo.temperature,
-        top_p=grpo.top_p, top_k=grpo.top_k,
-    )  # fmt: skip
+        config.evaluation,
+        max_completion_length=grpo.max_completion_length,
+        temperature=grpo.temperature,
+        top_p=grpo.top_p,
+        top_k=grpo.top_k,
+    )
 
 
 def _sample_rounds(
-    config: RunConfig, sampling: Evaluation, rows: list[dict[str, Any]], verifier: Reward, earlier: list[Line],
-    path: Path, progress: Progress | None,
-) -> dict[str, Line]:  # fmt: skip
+    config: RunConfig,
+    sampling: Evaluation,
+    rows: list[dict[str, Any]],
+    verifier: Reward,
+    earlier: list[Line],
+    path: Path,
+    progress: Progress | None,
+) -> dict[str, Line]:
     """Sample until every row is settled, after the lines `earlier`; each row's last line by its id."""
     screening, band, thinking = config.screening, config.data.pass_rate, config.policy.enable_thinking
     lines, batch_size = _latest_lines(earlier), max(1, sampling.batch_size // screening.samples_per_round)
@@ -204,8 +214,9 @@ def _sample_rounds(
                 right, tried = line["right"] + sum(r == 1.0 for r in usable), line["tried"] + len(usable)
                 lines[row["id"]] = {
                     **_make_line(row["id"], right, tried, line["samples"] + count, band),
-                    "round": number, "of": len(batch),
-                }  # fmt: skip
+                    "round": number,
+                    "of": len(batch),
+                }
             file.write("".join(json.dumps(lines[row["id"]]) + "\n" for row in batch))
             file.flush()
             waiting = [row for row in batch if not is_settled(row)] + waiting[batch_size:]
@@ -218,9 +229,14 @@ def _sample_rounds(
 def _make_line(name: str, right: int, tried: int, samples: int, band: list[float]) -> Line:
     low, high = intervals.wilson_interval(right, tried) if tried else (0.0, 1.0)
     line = {
-        "id": name, "right": right, "tried": tried, "samples": samples, "pass_rate": right / tried if tried else None,
-        "low": round(low, 6), "high": round(high, 6),
-    }  # fmt: skip
+        "id": name,
+        "right": right,
+        "tried": tried,
+        "samples": samples,
+        "pass_rate": right / tried if tried else None,
+        "low": round(low, 6),
+        "high": round(high, 6),
+    }
     return line | {"decided": _is_decided(line, band)}
 
 

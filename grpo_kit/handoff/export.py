@@ -27,9 +27,13 @@ TABLE = Path(__file__).with_name("keys.yaml")
 
 
 def export_run(
-    config: RunConfig, run: Run, to: str, out: Path | None = None, merge: bool = False,
+    config: RunConfig,
+    run: Run,
+    to: str,
+    out: Path | None = None,
+    merge: bool = False,
     progress: merging.Progress | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write the folder for an engine. After an error nothing is left behind.
 
     Args:
@@ -103,7 +107,8 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         f"Base `{base_model_name(bundle.config.policy)}`; {progress}; rows: {rows}. adapter/ is the run's own "
         f"(sha256 of its tensors {hash_of(bundle.folder / 'adapter' / 'adapter_model.safetensors')}).",
         "The paths in these files point to this place. After moving the folder, write it again with --out."
-        if to != "trl" else "The folder may be moved.",
+        if to != "trl"
+        else "The folder may be moved.",
         "",
         "## Start",
         start,
@@ -117,7 +122,7 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         "|---|---|---|",
         *(f"| {key} | {_cell(value)} | {_cell(keys[key])} |" for key, value in list_settings(bundle.config)),
         "",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)
 
 

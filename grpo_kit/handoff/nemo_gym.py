@@ -19,9 +19,12 @@ MATH_SERVER = "resources_servers/math_with_judge/configs/math_with_judge.yaml"
 def make_gym_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row for NeMo-Gym's math server: conversation, question, reference answer as text, and its agent."""
     return {
-        "id": row["id"], "question": str(row["question"]), "expected_answer": reference_answer(row),
-        "responses_create_params": {"input": chat_turns(row)}, "agent_ref": AGENT,
-    }  # fmt: skip
+        "id": row["id"],
+        "question": str(row["question"]),
+        "expected_answer": reference_answer(row),
+        "responses_create_params": {"input": chat_turns(row)},
+        "agent_ref": AGENT,
+    }
 
 
 def make_manifest(bundle: Bundle) -> dict[str, Any]:

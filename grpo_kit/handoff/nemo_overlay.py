@@ -40,16 +40,23 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
     return {
         "defaults": f"{HOME}/examples/configs/grpo_math_1B.yaml",
         "grpo": {
-            "num_prompts_per_step": bundle.prompts_per_step, "num_generations_per_prompt": grpo.num_generations,
-            "max_num_steps": part.steps, "max_num_epochs": bundle.count_epochs(part.steps), **normalising,
+            "num_prompts_per_step": bundle.prompts_per_step,
+            "num_generations_per_prompt": grpo.num_generations,
+            "max_num_steps": part.steps,
+            "max_num_epochs": bundle.count_epochs(part.steps),
+            **normalising,
             "adv_estimator": {"name": "grpo", **normalising},
-            "val_period": grpo.eval_steps if rows else 0, "max_val_samples": rows, "val_batch_size": max(1, rows),
-            "overlong_filtering": grpo.mask_truncated_completions, "use_dynamic_sampling": False,
+            "val_period": grpo.eval_steps if rows else 0,
+            "max_val_samples": rows,
+            "val_batch_size": max(1, rows),
+            "overlong_filtering": grpo.mask_truncated_completions,
+            "use_dynamic_sampling": False,
             "seed": config.run.seed,
         },
         "loss_fn": make_loss(bundle, part),
         "checkpointing": {
-            "checkpoint_dir": results_folder(bundle, part), "save_period": grpo.save_steps,
+            "checkpoint_dir": results_folder(bundle, part),
+            "save_period": grpo.save_steps,
             "metric_name": "val:accuracy" if rows and grpo.eval_steps else None,
             **({"save_consolidated": True} if version == "v06" else {}),
         },
@@ -57,7 +64,8 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
             "model_name": bundle.base_model if version == "v08" else starting_model(bundle, part),
             "tokenizer": {"chat_template_kwargs": {"enable_thinking": config.policy.enable_thinking}},
             "train_global_batch_size": bundle.completions_per_step,
-            "train_micro_batch_size": micro, "logprob_batch_size": micro,
+            "train_micro_batch_size": micro,
+            "logprob_batch_size": micro,
             **_lengths(bundle, part),
             "precision": "float32" if config.policy.dtype == "float32" else "bfloat16",
             BLOCK[version]: {"activation_checkpointing": grpo.gradient_checkpointing, "lora_cfg": lora},
@@ -66,13 +74,20 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
             "scheduler": make_scheduler(bundle, part.steps),
         },
         "data": {
-            "_override_": True, "max_input_seq_length": "${policy.max_total_sequence_length}",
-            "shuffle": not bundle.keeps_order, "num_workers": 1, "use_multiple_dataloader": False,
+            "_override_": True,
+            "max_input_seq_length": "${policy.max_total_sequence_length}",
+            "shuffle": not bundle.keeps_order,
+            "num_workers": 1,
+            "use_multiple_dataloader": False,
             "train": {"dataset_name": "ResponseDataset", "data_path": f"{data}/train.jsonl"},
             "validation": {"dataset_name": "ResponseDataset", "data_path": f"{data}/val.jsonl"} if rows else None,
             "default": {
-                "input_key": "input", "output_key": "output", "prompt_file": f"{data}/prompt.txt",
-                "system_prompt_file": None, "processor": "math_hf_data_processor", "env_name": "math",
+                "input_key": "input",
+                "output_key": "output",
+                "prompt_file": f"{data}/prompt.txt",
+                "system_prompt_file": None,
+                "processor": "math_hf_data_processor",
+                "env_name": "math",
             },
         },
         "env": {"math": {"num_workers": 8, "math_verify_impl": "hf_math_verify"}},
@@ -81,7 +96,7 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
             **{f"{name}_enabled": name in config.run.report_to for name in ("tensorboard", "wandb")},
         },
         "cluster": {"gpus_per_node": bundle.gpus, "num_nodes": 1},
-    }  # fmt: skip
+    }
 
 
 def make_loss(bundle: Bundle, part: Part) -> dict[str, Any]:
@@ -106,10 +121,17 @@ def make_lora(bundle: Bundle) -> dict[str, Any]:
     """A LoRA like the run's. `match_all_linear` is off: it would also adapt lm_head, and excludes `target_modules`."""
     lora = bundle.config.lora
     return {
-        "enabled": True, "target_modules": [f"*.{name}" for name in lora.target_modules], "exclude_modules": [],
-        "match_all_linear": False, "dim": lora.r, "alpha": lora.lora_alpha, "dropout": lora.lora_dropout,
-        "dropout_position": "post", "lora_A_init": "xavier", "use_triton": True,
-    }  # fmt: skip
+        "enabled": True,
+        "target_modules": [f"*.{name}" for name in lora.target_modules],
+        "exclude_modules": [],
+        "match_all_linear": False,
+        "dim": lora.r,
+        "alpha": lora.lora_alpha,
+        "dropout": lora.lora_dropout,
+        "dropout_position": "post",
+        "lora_A_init": "xavier",
+        "use_triton": True,
+    }
 
 
 def make_scheduler(bundle: Bundle, steps: int) -> list[dict[str, Any]]:
@@ -143,10 +165,12 @@ def _lengths(bundle: Bundle, part: Part) -> dict[str, Any]:
         "max_total_sequence_length": total,
         "generation": {
             "max_new_tokens": part.length,
-            "temperature": grpo.temperature, "top_p": grpo.top_p, "top_k": grpo.top_k or None,
+            "temperature": grpo.temperature,
+            "top_p": grpo.top_p,
+            "top_k": grpo.top_k or None,
             "vllm_cfg": {"gpu_memory_utilization": 0.5},
         },
-    }  # fmt: skip
+    }
 
 
 def results_folder(bundle: Bundle, part: Part) -> str:

@@ -42,11 +42,16 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
         del settings[key]
     base = '"base"' if config.policy.model == "tiny" else repr(bundle.base_model)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        trl=metadata.version("trl"), imports="\n".join(sorted(imports)), rewards=", ".join(names),
-        batch=bundle.completions_per_step, micro=config.grpo.per_device_train_batch_size,
-        base=base, dtype=config.policy.dtype, save=config.grpo.save_steps,
+        trl=metadata.version("trl"),
+        imports="\n".join(sorted(imports)),
+        rewards=", ".join(names),
+        batch=bundle.completions_per_step,
+        micro=config.grpo.per_device_train_batch_size,
+        base=base,
+        dtype=config.policy.dtype,
+        save=config.grpo.save_steps,
         settings="\n".join(f"    {key}={value!r}," for key, value in settings.items()),
-    )  # fmt: skip
+    )
     write_text(bundle.folder / "train.py", text)
     write_text(bundle.folder / "accelerate.yaml", make_accelerate_config(bundle))
     return _start(bundle), _not_carried(bundle)

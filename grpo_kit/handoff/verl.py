@@ -51,12 +51,15 @@ def make_rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
             "ability": "math",
             "reward_model": {"style": "rule", "ground_truth": str(row["answer"])},
             "extra_info": {
-                "split": split, "index": index, "id": row["id"], "prompt_opened_think": opens,
+                "split": split,
+                "index": index,
+                "id": row["id"],
+                "prompt_opened_think": opens,
                 "enable_thinking": row.get("enable_thinking"),
             },
         }
         for index, (row, opens) in enumerate(zip(bundle.rows[split], open_thinking, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def make_reward_file(source: str, name: str) -> str:

@@ -99,9 +99,14 @@ def make_slug(title: str) -> str:
 
 
 def make_metadata(
-    owner: str, title: str, code_file: str, accelerator: str,
-    datasets: Sequence[str] = (), kernels: Sequence[str] = (), models: Sequence[str] = (MODEL,),
-) -> dict[str, Any]:  # fmt: skip
+    owner: str,
+    title: str,
+    code_file: str,
+    accelerator: str,
+    datasets: Sequence[str] = (),
+    kernels: Sequence[str] = (),
+    models: Sequence[str] = (MODEL,),
+) -> dict[str, Any]:
     """Unchecked metadata of a private notebook without internet for this competition, with every field.
 
     Args:
@@ -212,9 +217,16 @@ def find_notebook(name: str) -> Path:
 
 
 def build_kernel(
-    owner: str, notebook: Path, accelerator: str, root: Path, run: str | None = None, preset: str | None = None,
-    overrides: Sequence[str] = (), datasets: Sequence[str] = (), kernels: Sequence[str] = (),
-) -> Kernel:  # fmt: skip
+    owner: str,
+    notebook: Path,
+    accelerator: str,
+    root: Path,
+    run: str | None = None,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    kernels: Sequence[str] = (),
+) -> Kernel:
     """The notebook as a kernel, checked but not yet written.
 
     Args:

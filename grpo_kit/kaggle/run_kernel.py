@@ -142,9 +142,14 @@ def push_once(client: Any, kernel: Kernel, force: bool, say: Say) -> dict[str, A
         return note
     kernel.write()
     note = {
-        "kernel": name, "version": 0, "url": f"https://www.kaggle.com/code/{name}", "content": kernel.content,
-        "accelerator": accelerator, "state": "sending", "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+        "kernel": name,
+        "version": 0,
+        "url": f"https://www.kaggle.com/code/{name}",
+        "content": kernel.content,
+        "accelerator": accelerator,
+        "state": "sending",
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     _write_note(path, note)
     try:
         answer = client.push_kernel(kernel.folder, accelerator)

@@ -108,9 +108,14 @@ def expected_host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
 
 
 def replace_experts(
-    model: nn.Module, share_on_host: float = 0.0, hits: torch.Tensor | None = None, slots: int = 8,
-    device: torch.device | None = None, dtype: torch.dtype | None = None, host: torch.device | None = None,
-) -> dict[str, tuple[nn.Module, TieredExperts]]:  # fmt: skip
+    model: nn.Module,
+    share_on_host: float = 0.0,
+    hits: torch.Tensor | None = None,
+    slots: int = 8,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    host: torch.device | None = None,
+) -> dict[str, tuple[nn.Module, TieredExperts]]:
     """Put tiered experts, still empty, in place of every `NemotronHExperts`.
 
     Args:
@@ -143,9 +148,12 @@ def replace_experts(
 
 
 def install_tiered_experts(
-    model: nn.Module, share_on_host: float = 0.0, slots: int = 8, hits: torch.Tensor | None = None,
+    model: nn.Module,
+    share_on_host: float = 0.0,
+    slots: int = 8,
+    hits: torch.Tensor | None = None,
     host: torch.device | None = None,
-) -> list[TieredExperts]:  # fmt: skip
+) -> list[TieredExperts]:
     """Replace every `NemotronHExperts` of a loaded model by tiered NF4 experts with its weights.
 
     Args are those of `replace_experts`.

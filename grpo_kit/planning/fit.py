@@ -82,12 +82,19 @@ def assess_fit(model: Architecture, config: RunConfig, device: Device, prompt_to
     }
     holds = all(need.has is None or need.nbytes <= need.has for need in needs.values())
     return Plan(
-        config, device, prompt_tokens, rows, needs,
+        config,
+        device,
+        prompt_tokens,
+        rows,
+        needs,
         experts={place: count * model.kinds.get("moe", 0) for place, count in placed.items() if count},
         share_off_gpu=1 - next(iter(placed.values())) / per_layer if per_layer else 0.0,
         fits=holds and not lacks_bf16(config, device),
-        largest={}, bandwidths=None, seconds=None, verdict="",
-    )  # fmt: skip
+        largest={},
+        bandwidths=None,
+        seconds=None,
+        verdict="",
+    )
 
 
 def lacks_bf16(config: RunConfig, device: Device) -> bool:

@@ -77,9 +77,13 @@ class Workload(NamedTuple):
 def count_rows(work: Workload) -> list[Row]:
     """Every row of the plan but those of the routed experts; some may need no bytes."""
     return [
-        *weight_rows(work), *lora_rows(work), *buffer_rows(work), *sampling_rows(work), *training_rows(work),
+        *weight_rows(work),
+        *lora_rows(work),
+        *buffer_rows(work),
+        *sampling_rows(work),
+        *training_rows(work),
         *loading_rows(work),
-    ]  # fmt: skip
+    ]
 
 
 def sampled_at_once(grpo: Grpo, count: int = 1) -> int:

@@ -92,9 +92,11 @@ class TransformersEngine:
         sampling: dict[str, Any] = {"do_sample": False}
         if settings.temperature > 0:
             sampling = {
-                "do_sample": True, "temperature": settings.temperature,
-                "top_p": settings.top_p, "top_k": settings.top_k,
-            }  # fmt: skip
+                "do_sample": True,
+                "temperature": settings.temperature,
+                "top_p": settings.top_p,
+                "top_k": settings.top_k,
+            }
         device = self.model.device
         padded = self.tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(device)
         was_training = self.model.training
@@ -121,9 +123,14 @@ def make_sample(tokenizer: Any, completion_ids: list[int], ends: list[int]) -> S
 
 
 def sample_completions(
-    model: Any, tokenizer: Any, conversations: list[Messages], evaluation: Evaluation, seed: int,
-    enable_thinking: bool = True, progress: Callable[[int, int], None] | None = None,
-) -> list[Sample]:  # fmt: skip
+    model: Any,
+    tokenizer: Any,
+    conversations: list[Messages],
+    evaluation: Evaluation,
+    seed: int,
+    enable_thinking: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Sample]:
     """Sample one completion for each conversation, in order.
 
     With several processes, each samples every n-th batch, and all of them return all completions.

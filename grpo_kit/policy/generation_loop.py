@@ -107,9 +107,13 @@ def _generate(self, *args: Any, **kwargs: Any) -> Any:
 
 
 def _decode(
-    model: Any, input_ids: torch.Tensor, logits_processor: LogitsProcessorList, stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig, **inputs: Any,
-) -> torch.Tensor | None:  # fmt: skip
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **inputs: Any,
+) -> torch.Tensor | None:
     """The loop: (rows, prompt) token ids in, (rows, prompt + drawn) out, padded after each row's end.
 
     Returns None if transformers' loop should run instead.

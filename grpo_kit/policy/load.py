@@ -52,9 +52,11 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         options["device_map"] = {"": processes.process_device()}
     if policy.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
-        )  # fmt: skip
+        )
     bars_enabled = transformers_logging.is_progress_bar_enabled()
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine

@@ -58,19 +58,28 @@ class VllmEngine:
         rank = json.loads((adapter / "adapter_config.json").read_text())["r"] if adapter else 0
         self.lora = LoRARequest("adapter", 1, str(adapter)) if adapter else None
         self.llm = vllm.LLM(
-            model=policy_source(config.policy), revision=config.policy.revision, dtype=config.policy.dtype,
-            max_model_len=max_model_len, seed=config.run.seed, enable_lora=bool(adapter),
+            model=policy_source(config.policy),
+            revision=config.policy.revision,
+            dtype=config.policy.dtype,
+            max_model_len=max_model_len,
+            seed=config.run.seed,
+            enable_lora=bool(adapter),
             max_lora_rank=max(8, 2 ** math.ceil(math.log2(rank or 1))),
-        )  # fmt: skip
+        )
 
     def __call__(self, prompt_ids: list[list[int]], seed: int) -> list[generate.Sample]:
         """Sample one completion for each prompt of a batch; completion i is sampled with seed `seed` + i."""
         settings = self.evaluation
         sampling = [
-            {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k,
-             "seed": (seed + i) % 2**63, "max_tokens": limit}
+            {
+                "temperature": settings.temperature,
+                "top_p": settings.top_p,
+                "top_k": settings.top_k,
+                "seed": (seed + i) % 2**63,
+                "max_tokens": limit,
+            }
             for i, limit in enumerate(generate.completion_limits(prompt_ids, settings, self.max_model_len))
-        ]  # fmt: skip
+        ]
         completions = self._generate(prompt_ids, sampling)
         return [generate.make_sample(self.tokenizer, completion.tokens, self.ends) for completion in completions]
 
@@ -83,8 +92,9 @@ class VllmEngine:
         answers = self.llm.generate(
             [{"prompt_token_ids": ids} for ids in prompt_ids],
             [self.sampling_params(stop_token_ids=self.ends, **settings) for settings in sampling],
-            lora_request=self.lora, use_tqdm=False,
-        )  # fmt: skip
+            lora_request=self.lora,
+            use_tqdm=False,
+        )
         continuations = []
         for output in (answer.outputs[0] for answer in answers):
             steps = zip(output.token_ids, output.logprobs or [])
@@ -105,9 +115,13 @@ class VllmServer:
     def continue_greedily(self, prompt_ids: list[int], count: int) -> Continuation:
         """The most likely completion of a prompt, of at most `count` tokens."""
         body = {
-            "model": self.model, "prompt": prompt_ids, "max_tokens": count, "temperature": 0, "logprobs": 0,
+            "model": self.model,
+            "prompt": prompt_ids,
+            "max_tokens": count,
+            "temperature": 0,
+            "logprobs": 0,
             "return_tokens_as_token_ids": True,
-        }  # fmt: skip
+        }
         answer = self._read_json(requests.post(f"{self.url}/v1/completions", json=body, timeout=TIMEOUT))
         logprobs = answer["choices"][0]["logprobs"]
         tokens = [int(name.removeprefix("token_id:")) for name in logprobs["tokens"]]
@@ -212,9 +226,13 @@ def continue_with_transformers(model: Any, tokenizer: Any, prompt_ids: list[int]
     inputs = torch.tensor([prompt_ids], device=model.device)
     with torch.inference_mode():
         sequence = model.generate(
-            inputs, attention_mask=torch.ones_like(inputs), do_sample=False, max_new_tokens=PROBE_TOKENS,
-            eos_token_id=generate.find_end_tokens(model, tokenizer), pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            do_sample=False,
+            max_new_tokens=PROBE_TOKENS,
+            eos_token_id=generate.find_end_tokens(model, tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+        )
         logprobs = model(sequence).logits[0, len(prompt_ids) - 1 : -1].float().log_softmax(-1)
     tokens = sequence[0, len(prompt_ids) :]
     return Continuation(tokens.tolist(), logprobs.gather(1, tokens[:, None])[:, 0].tolist())
@@ -225,7 +243,7 @@ def _find_obstacle(config: RunConfig) -> str:
     if config.policy.load_in_4bit:
         return "the policy is in 4 bit as transformers loads it"
     try:
-        import vllm  # noqa: F401
+        import vllm  # noqa: F401 (only whether it can be imported)
     except Exception as error:  # vLLM may be missing, or a library that it needs
         return f"vLLM does not import ({type(error).__name__})"
     return ""

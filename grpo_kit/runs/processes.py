@@ -108,10 +108,9 @@ def launch_training(processes: int, grpo: Any, arguments: Sequence[str]) -> int:
         before = arguments[i - 1] if i else ""
         if "--num-processes" not in (argument.split("=")[0], before):  # the option, or its value after a space
             kept.append(argument)
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no",
-        "--dynamo_backend=no", f"--num_processes={processes}", "-m", "grpo_kit", "train", *kept,
-    ]  # fmt: skip
+    options = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, f"--num_processes={processes}"]
+    command += ["-m", "grpo_kit", "train", *kept]
     return subprocess.run(command, env=os.environ | ({} if gpus else {"ACCELERATE_USE_CPU": "true"})).returncode
 
 

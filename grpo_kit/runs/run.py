@@ -105,7 +105,7 @@ class Run:
 
     def is_done(
         self, stage: str, settings: dict[str, Any], reads: Files, force: bool = False, derived: bool = False
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Whether `stage` is up to date: made with these settings from these files, and its own files intact.
 
         Args:
@@ -212,6 +212,10 @@ def describe_environment() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {
-        "python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count(), "gpu": gpu,
-        "packages": versions, "commit": commit,
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "gpu": gpu,
+        "packages": versions,
+        "commit": commit,
+    }

@@ -106,9 +106,14 @@ class TrainingStage:
             thinking = self.config.policy.enable_thinking
             output_check.write_probe(model, trainer.processing_class, prompts, thinking, run.probe)
             run.record_stage(
-                "train", self.settings, self.reads, [run.adapter, run.probe, run.metrics, run.completions],
-                time.monotonic() - self.began, to_yaml(self.config), steps=steps,
+                "train",
+                self.settings,
+                self.reads,
+                [run.adapter, run.probe, run.metrics, run.completions],
+                time.monotonic() - self.began,
+                to_yaml(self.config),
+                steps=steps,
                 out_of_time=out_of_time and steps < self.steps,
-            )  # fmt: skip
+            )
 
         processes.broadcast_from_first(save)

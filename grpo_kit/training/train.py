@@ -98,17 +98,25 @@ def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> Train
     grpo = {key: value for key, value in asdict(config.grpo).items() if key not in ("save_steps", "on_alarm")}
     settings = {"screening": {"sigma": config.screening.sigma}} if screened else {}
     settings |= {
-        "policy": config.policy.identity(), "lora": asdict(config.lora), "grpo": grpo, "seed": config.run.seed,
+        "policy": config.policy.identity(),
+        "lora": asdict(config.lora),
+        "grpo": grpo,
+        "seed": config.run.seed,
         "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
-    }  # fmt: skip
+    }
     return TrainingStage(config, run, settings, config.grpo.max_steps, screened)
 
 
 def make_trainer(
-    config: RunConfig, run: Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
-    policy: tuple[Any, Any] | None = None, stage: TrainingStage | None = None,
-) -> "GroupTrainer":  # fmt: skip
+    config: RunConfig,
+    run: Run,
+    reward_funcs: list[Reward],
+    on_step: OnStep | None = None,
+    on_forecast: OnForecast | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    policy: tuple[Any, Any] | None = None,
+    stage: TrainingStage | None = None,
+) -> "GroupTrainer":
     """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
 
     Args:
@@ -156,9 +164,13 @@ def make_trainer(
 
 
 def _build_trainer(
-    stage: TrainingStage, model: Any, tokenizer: Any, rows: list[dict[str, Any]], rewards: list[Reward],
+    stage: TrainingStage,
+    model: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    rewards: list[Reward],
     vllm: dict[str, Any],
-) -> "GroupTrainer":  # fmt: skip
+) -> "GroupTrainer":
     from grpo_kit.training import trl_internals
     from grpo_kit.training.grpo.trainer import GroupTrainer
 

@@ -13,9 +13,17 @@ if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
 
 # Keys of `grpo` that TRL does not have: reward functions go to the trainer, the rest is the kit's own.
 OURS = (
-    "reward_funcs", "advantage", "normalize_rewards", "draw", "resample_budget", "stages", "save_steps", "eval_steps",
-    "on_alarm", "vllm",
-)  # fmt: skip
+    "reward_funcs",
+    "advantage",
+    "normalize_rewards",
+    "draw",
+    "resample_budget",
+    "stages",
+    "save_steps",
+    "eval_steps",
+    "on_alarm",
+    "vllm",
+)
 
 
 def trl_arguments(config: RunConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import string
 from collections import Counter
 
 from grpo_kit.data.puzzles.puzzle import Family, Knobs, text_after
-from grpo_kit.data.puzzles.rules import (  # fmt: skip
+from grpo_kit.data.puzzles.rules import (
     WAY_SHARES,
     WAYS,
     are_usual_signs,

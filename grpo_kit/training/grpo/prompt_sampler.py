@@ -39,9 +39,7 @@ class PromptSampler:
         0
     """
 
-    def __init__(
-        self, pass_rates: list[float | None], num_generations: int, seed: int, kind: str = "useful"
-    ) -> None:  # fmt: skip
+    def __init__(self, pass_rates: list[float | None], num_generations: int, seed: int, kind: str = "useful") -> None:
         self.num_generations, self.seed, self.kind, self.size = num_generations, seed, kind, len(pass_rates)
         screened = np.array([np.nan if rate is None else rate for rate in pass_rates], dtype=float)
         self.tried = np.where(np.isnan(screened), 0.0, SCREENED)
@@ -91,9 +89,13 @@ class PromptSampler:
         """All that changes, as JSON."""
         seen = np.flatnonzero(self.tried).tolist()
         return {
-            "draws": self.draws, "more": self.more, "first": self.first, "teaching": self.teaching, "size": self.size,
+            "draws": self.draws,
+            "more": self.more,
+            "first": self.first,
+            "teaching": self.teaching,
+            "size": self.size,
             "seen": {str(i): [float(self.right[i]), float(self.tried[i])] for i in seen},
-        }  # fmt: skip
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises ValueError when it is of other rows."""

@@ -129,9 +129,11 @@ def _train_micro_batch(trainer: Any, prompt_tokens: int) -> None:
     rows, length = args.per_device_train_batch_size, args.max_completion_length
     token = trainer.processing_class.eos_token_id
     ids = {
-        "prompt_ids": torch.full((rows, prompt_tokens), token), "prompt_mask": torch.ones(rows, prompt_tokens),
-        "completion_ids": torch.full((rows, length), token), "completion_mask": torch.ones(rows, length),
-    }  # fmt: skip
+        "prompt_ids": torch.full((rows, prompt_tokens), token),
+        "prompt_mask": torch.ones(rows, prompt_tokens),
+        "completion_ids": torch.full((rows, length), token),
+        "completion_mask": torch.ones(rows, length),
+    }
     inputs = {name: value.long().to(device) for name, value in ids.items()}
     inputs |= {
         "advantages": torch.ones(rows, device=device),
