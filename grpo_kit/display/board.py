@@ -13,10 +13,12 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
+from IPython.display import display
 
 from grpo_kit.display import completions, run_figures, templates
 from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_run
 
 LOOK_EVERY = 0.2  # seconds between looks at the files
 DRAW_EVERY = 1.0  # seconds between drawings at least
@@ -26,18 +28,25 @@ DRAW_EVERY = 1.0  # seconds between drawings at least
 DRAW_SHARE, CHART_SHARE, CHART_EVERY = 100, 20, 10.0
 
 
-class Board(widgets.VBox):
-    """The live board of a run, a widget for ipywidgets 7.7 to 8.
+class Board:
+    """The live board of a run in a notebook. Works with ipywidgets 7.7 to 8; `widget` is what is displayed.
 
     Args:
-        run: the run to show; it may not have started yet.
+        run: the run to show, as `open_run` returns it; it may not have started yet.
+
+    Raises:
+        TypeError: `run` is not a run.
 
     Example:
-        >>> board = Board(run)                                                  # doctest: +SKIP
-        >>> last = await board.during(train.train, config, run, rewards)        # doctest: +SKIP
+        >>> from grpo_kit import Board, open_run, train
+        >>> config, run = open_run(name="first")
+        >>> board = Board(run)
+        >>> display(board)  # doctest: +SKIP
+        >>> last = await board.during(train, config, run, config.grpo.reward_funcs)  # doctest: +SKIP
     """
 
     def __init__(self, run: Run) -> None:
+        require_run(run)
         self.run, self.tail = run, completions.Tail(run.metrics)
         self.completions = completions.Completions(run.completions)
         self.rows: list[dict[str, Any]] = []
@@ -51,8 +60,11 @@ class Board(widgets.VBox):
         self.step.observe(self._show_step, "value")
         self.group.observe(self._show_group, "value")
         selection = widgets.HBox([self.step, self.group])
-        super().__init__([self.head, self.stop_button, self.chart, selection, self.group_html])
+        self.widget = widgets.VBox([self.head, self.stop_button, self.chart, selection, self.group_html])
         self.refresh()
+
+    def _ipython_display_(self) -> None:
+        display(self.widget)
 
     async def during(self, train: Callable[..., Any], *args: Any) -> Any:
         """Run a training in a thread and keep the board up to date until it ends.

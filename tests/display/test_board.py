@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from IPython.core.formatters import format_display_data
 from jupyter_client.manager import KernelManager
 
 from grpo_kit import config
@@ -75,6 +76,14 @@ def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
     board.next_draw = board.next_chart = 0
     board.refresh()
     assert len(board.rows) == 1 and "<img" in board.chart.value and "a1" in board.group_html.value
+
+
+def test_displaying_the_board_shows_its_widget(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr("grpo_kit.display.board.display", shown.append)
+    board = Board(run)
+    format_display_data(board)
+    assert shown == [board.widget] and board.stop_button in board.widget.children
 
 
 def test_the_board_shows_the_expected_end_only_during_a_training(run):
