@@ -174,7 +174,7 @@ def tune(
     force: options.ForceSearch = False,
     trials: options.Trials = 12,
     steps: options.Steps = 30,
-    every: options.Every = 5,
+    every: options.Every = None,
     grid: options.Grid = False,
 ) -> None:
     """Search for settings that learn best in a few steps: tune/tune.json, tune/tune.png. A stopped search continues."""

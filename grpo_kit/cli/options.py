@@ -39,7 +39,10 @@ SearchWords = Annotated[
 ForceSearch = Annotated[bool, typer.Option("--force", help="start the search again from the beginning")]
 Trials = Annotated[int, typer.Option(help="number of trials in all")]
 Steps = Annotated[int, typer.Option(help="training steps of each trial")]
-Every = Annotated[int, typer.Option(help="steps between measurements on the validation split")]
+Every = Annotated[
+    int | None,
+    _option(help="steps between measurements on the validation split; default: 5, or --steps if that is less"),
+]
 Grid = Annotated[bool, typer.Option("--grid", help="try every combination of the choices once")]
 
 # package

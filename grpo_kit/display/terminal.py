@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -248,14 +249,17 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
 def print_search(result: dict[str, Any], run: Run) -> None:
     """The trials of a search, the best first, what the best is worth, and how to use it."""
     title = f"search of run {run.name!r}"
-    table = Table("trial", "settings", "step", "accuracy", "95 % interval", "seconds", title=title)
-    table.columns[1].overflow = "fold"
-    states = {"complete": "", "pruned": " stopped early"}
+    table = Table("trial", "settings", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("step", "accuracy", "95 % interval", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    states = {"complete": "", "pruned": "\n(stopped early)"}
     for row in result["trials"]:
         accuracy = ("", "") if row["accuracy"] is None else (f"{row['accuracy']:.3f}", _interval(row["ci95"]))
-        settings = escape("\n".join(row["overrides"])) + "\n(the run's own)" * row["own"]
-        step = f"{row['step']}{states.get(row['state'], ' out of memory')}"
-        table.add_row(f"{row['trial']}", settings, step, *accuracy, f"{row['seconds']:.0f}")
+        # A long setting wraps at the spaces, so that no number is split.
+        settings = escape("\n".join(override.replace("=", " = ", 1) for override in row["overrides"]))
+        settings += "\n(the run's own)" * row["own"]
+        settings += states.get(row["state"], "\n(out of memory)")
+        table.add_row(f"{row['trial']}", settings, f"{row['step']}", *accuracy, f"{row['seconds']:.0f}")
     out.print(table)
     out.print(escape(result["words"]))
     best = escape(" ".join(result["best"]["overrides"]))

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit.config import RunConfig
 
 RANGE = re.compile(r"(log|uniform|int)\(\s*([^,()]+?)\s*,\s*([^,()]+?)\s*\)")
-SEARCHED = (
-    "policy",
-    "lora",
-    "grpo",
-    "run",
-)  # the other sections decide how, and on which problems, a trial is measured
+# The other sections decide how, and on which problems, a trial is measured.
+SEARCHED = ("policy", "lora", "grpo", "run")
+FORMS = (
+    "A setting to search is written KEY=log(a,b), KEY=uniform(a,b), KEY=int(a,b) or KEY=[a,b,c], such as "
+    "'lora.r=[8,16,32]'."
+)
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,13 @@ def parse_search(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
 
     Args:
         words: each `key=log(a,b)`, `key=uniform(a,b)`, `key=int(a,b)`, `key=[a,b,c]` or `key=value`. For a key that
-        takes
-            a list, choices are lists in a list.
+            takes a list, choices are lists in a list.
 
     Returns:
         The axes by key, and the words that have one value.
 
     Raises:
-        ValueError: nothing is searched, a range is not one, or a key cannot be searched.
+        ValueError: nothing is searched, a range or a list of choices cannot be read, or a key cannot be searched.
 
     Example:
         >>> axes, rest = parse_search(["lora.r=[8,16]", "grpo.beta=0.1"])
@@ -74,26 +74,50 @@ def parse_search(words: Sequence[str]) -> tuple[dict[str, Axis], list[str]]:
     axes, rest = {}, []
     structured = OmegaConf.structured(RunConfig)
     for word in words:
-        key, _, value = (part.strip() for part in word.partition("="))
+        key, equals, value = (part.strip() for part in word.partition("="))
+        if not (key and equals):
+            raise ValueError(f"{word!r} is not a setting. {FORMS}")
+        section, own_value = key.split(".")[0], _read_own_value(structured, key)
         span = RANGE.fullmatch(value)
-        choices = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"] if value.startswith("[") else None
-        if choices and OmegaConf.is_list(OmegaConf.select(structured, key)) and not isinstance(choices[0], list):
+        choices = _parse_choices(word, value) if value.startswith("[") else None
+        if choices and OmegaConf.is_list(own_value) and not isinstance(choices[0], list):
             choices = None  # it is the one value of a key that takes a list
+        is_call = re.match(r"\w+\(", value) and not isinstance(own_value, str)
+        if is_call and not span and (section in SEARCHED or section not in structured):
+            raise ValueError(f"{word!r} has a range that cannot be read. {FORMS}")
         if not span and not choices:
             rest.append(word)
-        elif key.split(".")[0] not in SEARCHED or key == "grpo.max_steps":
+        elif section in structured and section not in SEARCHED or key == "grpo.max_steps":
             raise ValueError(
                 f"{key} cannot be searched: trials may differ in {', '.join(SEARCHED)} only, have the same length "
-                "(--steps) and "
-                "be measured alike. Set it to one value."
+                "(--steps) and be measured alike. Set it to one value."
             )
         elif choices:
             axes[key] = Axis("choice", choices=tuple(json.dumps(choice) for choice in choices))
         else:
             axes[key] = _parse_range(word, *span.groups())
     if not axes:
-        raise ValueError("There is nothing to search. Name a key with a range or choices, such as 'lora.r=[8,16,32]'.")
+        given = f"{', '.join(words)} has one value" if words else "No setting is given"
+        raise ValueError(f"{given}, so there is nothing to search. {FORMS}")
     return axes, rest
+
+
+def _read_own_value(structured: Any, key: str) -> Any:
+    """The value that a key has by default; None for a name that is not a key, which the configuration reports later."""
+    try:
+        return OmegaConf.select(structured, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _parse_choices(word: str, value: str) -> list[Any]:
+    try:
+        choices = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]
+    except Exception:  # YAML's scanner and OmegaConf's grammar raise unrelated types
+        choices = None
+    if not isinstance(choices, list) or not choices:
+        raise ValueError(f"{word!r} has choices that cannot be read. {FORMS}")
+    return choices
 
 
 def _parse_range(word: str, kind: str, low: str, high: str) -> Axis:
@@ -104,6 +128,6 @@ def _parse_range(word: str, kind: str, low: str, high: str) -> Axis:
     if not ends[0] < ends[1] or not all(map(math.isfinite, ends)) or (kind == "log" and ends[0] <= 0):
         raise ValueError(
             f"{word!r} is not a range: its ends are numbers, the lower one first, above 0 with log, whole with int. "
-            "Correct it."
+            f"{FORMS}"
         )
     return Axis(kind, *ends)

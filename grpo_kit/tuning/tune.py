@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +20,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
+from grpo_kit.config.arguments import as_texts
 from grpo_kit.display.charts import save_figure
 from grpo_kit.evaluation import evaluate, intervals
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_text
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import train
 from grpo_kit.tuning.report import draw_trials
 from grpo_kit.tuning.space import Axis, parse_search
@@ -41,19 +43,19 @@ class Trial(Run):
 
 
 def tune(
-    config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis] | Sequence[str], trials: int = 12,
-    steps: int = 30, every: int = 5, grid: bool = False, on_trial: OnTrial | None = None,
+    config: configuration.RunConfig, run: Run, axes: str | Iterable[str] | Mapping[str, Axis], trials: int = 12,
+    steps: int = 30, every: int | None = None, grid: bool = False, on_trial: OnTrial | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search for the settings that learn best, by short trainings. An interrupted search continues.
 
     Args:
         config: the run's configuration. If its own values are in the search space, they are the first trial.
         run: a run with data; the search writes into its folder `tune/` only.
-        axes: the settings to search, such as `["grpo.learning_rate=log(1e-4,1e-2)", "lora.r=[8,16]"]`, or what
-            `space.parse_search` makes of them.
+        axes: the setting to search, or a list of settings, such as
+            `["grpo.learning_rate=log(1e-4,1e-2)", "lora.r=[8,16]"]`; or what `tuning.space.parse_search` makes of them.
         trials: number of trials in all; those of an interrupted search count.
         steps: training steps of each trial.
-        every: training steps between two measurements on the validation rows.
+        every: training steps between two measurements on the validation rows; None: 5, or `steps` if that is less.
         grid: try every combination of the choices once; `trials` is then ignored.
         on_trial: called with (finished trials, trials in all, note) after each trial.
 
@@ -66,22 +68,26 @@ def tune(
         ValueError: a setting that cannot be searched, numbers that do not fit, a run without validation rows, or a
             search that was started with different settings.
         FileNotFoundError: the run has no data.
+        TypeError: an argument has another type.
 
     Example:
-        >>> tune(config, run, ["lora.r=[8,16]"], trials=4)["best"]["overrides"]     # doctest: +SKIP
+        >>> from grpo_kit import open_run, tune
+        >>> config, run = open_run(name="first")
+        >>> tune(config, run, "lora.r=[8,16]", trials=4)["best"]["overrides"]  # doctest: +SKIP
         ['lora.r=16']
     """
     import optuna
 
+    require_config_and_run(config, run)
+    every = min(5, steps) if every is None else every
     run.require_stage("data", "grpo-kit data")
     if trials < 1 or steps < 1 or not 1 <= every <= steps:
         raise ValueError(
             f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, "
-            "measured at "
-            "least once. Give 1 or more each, and --every at most --steps."
+            "measured at least once. Give 1 or more each, and --every at most --steps."
         )
     if not isinstance(axes, Mapping):
-        axes, single_values = parse_search(axes)
+        axes, single_values = parse_search(as_texts("axes", axes, '["lora.r=[8,16]"]'))
         if single_values:
             raise ValueError(
                 f"{single_values[0]!r} has one value, so there is nothing to search. Set it in the configuration "
@@ -101,8 +107,7 @@ def tune(
     if changes := list_differences(study.user_attrs.get("settings", settings), settings):
         raise ValueError(
             f"The search of run {run.name!r} was started with different settings ({'; '.join(changes[:3])}). Use "
-            "--force to start again, "
-            "or --run for another run."
+            "--force to start again, or --run for another run."
         )
     study.set_user_attr("settings", settings)
     if grid:
@@ -148,7 +153,9 @@ def _run_trial(
         model = trainer.accelerator.unwrap_model(trainer.model)
         measurements.append(evaluate.score_rows(model, trainer.processing_class, rows, verifier, settings))
         if (accuracy := _mean(measurements[-1])) is None:
-            raise ValueError(f"The verifier could use none of {len(rows)} validation golds. Check evaluation.verifier.")
+            raise ValueError(
+                f"The verifier could use none of {len(rows)} reference answers. Check evaluation.verifier."
+            )
         trial.report(accuracy, step)
         # The run's own values are what the others are compared with, so they are not stopped early.
         if step < steps and not own and trial.should_prune():
@@ -171,7 +178,7 @@ def _run_trial(
 
 
 def _mean(scores: Mapping[Any, float | None]) -> float | None:
-    """The mean of the scores that are not None; None where there is none, because no gold could be used."""
+    """The mean of the scores that are not None; None where there is none, because no answer could be used."""
     usable = [score for score in scores.values() if score is not None]
     return sum(usable) / len(usable) if usable else None
 

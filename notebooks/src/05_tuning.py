@@ -47,8 +47,8 @@ if importlib.util.find_spec("grpo_kit") is None:
 # apply to the trials. Separate them by spaces: `grpo.num_generations=16 grpo.beta=0.01`.
 # - `search` names two or three settings and their values: `log(a,b)`, `uniform(a,b)`, `int(a,b)`, or choices
 #   `[a,b,c]`.
-# - `trials` is the number of short trainings, and `steps` is the length of each. The first trial uses the run's own
-#   settings.
+# - `trials` is the number of short trainings, and `steps` is the length of each. If the run's own settings lie in the
+#   space, the first trial uses them.
 #
 # The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
 # **nothing has been run on a T4 so far.**
@@ -103,7 +103,7 @@ settings = search.split()
 result = tune(config, run, settings, trials, steps, every=max(1, steps // 3), on_trial=progress)
 
 # %% [markdown]
-# **You should see** the best accuracy so far rise.
+# **You should see** the best accuracy so far after each trial; it rises or stays the same.
 
 # %% [markdown]
 # ## All trials

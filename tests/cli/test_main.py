@@ -204,6 +204,8 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["evaluate", "evaluation.protocol=kaggle"], "'kaggle'", "challenge"),
         (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data` first"),
         (["tune", "lora.r=8"], "nothing to search", "'lora.r=[8,16,32]'"),
+        (["tune", "lora.r=[8"], "'lora.r=[8'", "'lora.r=[8,16,32]'"),
+        (["tune", "x=foo(1,2)"], "'x=foo(1,2)'", "KEY=log(a,b)"),
         (["plan", "--device", "t5"], "'t5'", "Did you mean t4?"),  # no such device
         (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
     ],

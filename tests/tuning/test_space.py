@@ -28,7 +28,17 @@ def test_search_axes_are_parsed(word, axis):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("grpo.learning_rate=1e-3", "nothing to search"),
+        (
+            "grpo.learning_rate=1e-3",
+            "grpo.learning_rate=1e-3 has one value, so there is nothing to search.*'lora.r=\\[",
+        ),
+        ("lora.r", r"'lora.r' is not a setting. .*KEY=log\(a,b\).*KEY=\[a,b,c\]"),
+        ("lora.r=[8", r"'lora.r=\[8' has choices that cannot be read. .*KEY=\[a,b,c\], such as 'lora.r=\[8,16,32\]'"),
+        ("lora.r=[8,16] grpo.beta=[0,1]", "has choices that cannot be read"),  # two settings in one word
+        ("lora.r=[]", "has choices that cannot be read"),
+        ("lora.r=foo(1,2)", r"'lora.r=foo\(1,2\)' has a range that cannot be read. .*KEY=log\(a,b\)"),
+        ("x=foo(1,2)", r"'x=foo\(1,2\)' has a range that cannot be read"),
+        ("lora.r=int(1,2", "has a range that cannot be read"),
         ("grpo.learning_rate=log(0,1)", "above 0 with log"),
         ("grpo.learning_rate=log(1e-2,1e-3)", "lower one first"),
         ("grpo.learning_rate=log(1e-2,inf)", "its ends are numbers"),
@@ -42,6 +52,11 @@ def test_search_axes_are_parsed(word, axis):
 def test_an_invalid_axis_is_refused(word, message):
     with pytest.raises(ValueError, match=message):
         parse_search([word])
+
+
+def test_a_text_may_look_like_a_range():
+    axes, rest = parse_search(["lora.r=[8,16]", "policy.model=foo(1)", "data.prompt_suffix=log(x)"])
+    assert list(axes) == ["lora.r"] and rest == ["policy.model=foo(1)", "data.prompt_suffix=log(x)"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Most tests replace training by a stand-in whose accuracy is a known function of the settings; one trains.
 """
 
+import io
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
@@ -210,3 +212,22 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
     assert "train" not in run.stages() and not run.adapter.exists()
     terminal.print_search(result, run)
     assert f"to use the best: {result['best']['overrides'][0]}" in capsys.readouterr().out
+
+
+def test_the_table_of_trials_splits_no_number_at_80_characters(tmp_path, monkeypatch):
+    console = Console(width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(terminal, "out", console)
+    overrides = ["grpo.learning_rate=0.0003162", "grpo.gradient_accumulation_steps=16"]
+    row = {"trial": 11, "state": "pruned", "own": True, "overrides": overrides, "step": 100, "accuracy": 0.5,
+           "ci95": [0.123, 0.456], "seconds": 12345.6}  # fmt: skip
+    terminal.print_search({"trials": [row], "best": row, "words": ""}, find_run("r", tmp_path))
+    text = console.export_text().partition("picture:")[0]
+    numbers = {"0.0003162", "16", "11", "100", "0.500", "0.123", "0.456", "12346"}
+    assert numbers <= set(text.split())
+    assert "(the run's own)" in text and "(stopped early)" in text
+
+
+@pytest.mark.parametrize(("steps", "measured"), [(3, [3]), (12, [5, 10, 12])])
+def test_trials_are_measured_every_five_steps_or_at_the_end_of_shorter_ones(run, trained_with, steps, measured):
+    result = tune.tune(config.load_config("tiny"), run, "lora.r=[8,16]", trials=1, steps=steps)
+    assert [step for step, _ in result["trials"][0]["curve"]] == measured
