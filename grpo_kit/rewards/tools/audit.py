@@ -1,7 +1,7 @@
-"""Test a reward function on labelled answers, from the main thread and from a worker thread.
+"""Test a reward function on labelled answers, once from the main thread and once from a worker thread.
 
-    report = audit_reward("my_reward.py")   # a file, as `grpo-kit rewards audit` does, or a function of a notebook
-    print_report(report)
+    from grpo_kit import audit_reward
+    print(audit_reward("my_reward.py"))  # a file, as `grpo-kit rewards audit` takes it, or a function of a notebook
 
 The reward runs in a forked process, one case at a time. A case that takes longer than `seconds` counts as a hang: its
 process is killed and the next case runs in a new one, so nothing that a reward does can hang the audit, not even
@@ -10,28 +10,36 @@ the threads differ. Not covered: rewards that compare the completions of a group
 Needs os.fork, that is Linux or macOS.
 """
 
+import io
 import json
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.config.arguments import require_type
+from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
 
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
 THREADS = ("main", "worker")
+CALLS = "called once from the main thread and once from a worker thread"
+CASE_RULE = (
+    "A case is a dict such as "
+    + str({"gold": "4", "completion": "It is 4.", "reward": 1.0, "kind": "sums"})
+    + " (see data/reward_cases.jsonl)"
+)
 STARTING = 60.0  # seconds that importing a reward file and its first call may take
 
 
 @dataclass(frozen=True)
 class Case:
-    """A completion, its gold, and the reward it deserves: 1.0, 0.0, or None (unusable gold)."""
+    """A completion, its reference answer `gold`, and the reward it deserves: 1.0, 0.0, or None (unusable `gold`)."""
 
     kind: str
     gold: str
@@ -101,38 +109,58 @@ class Report:
         """One row for each kind, in the order in which the kinds first appear."""
         return [self.row(kind) for kind in dict.fromkeys(t.case.kind for t in self.trials)]
 
+    def __str__(self) -> str:
+        """What `print_report` prints, as plain text."""
+        from rich.console import Console
+
+        text = io.StringIO()
+        print_report(self, Console(file=text, width=100))
+        return text.getvalue().rstrip("\n")
+
 
 def audit_reward(
-    reward: str | Callable, cases: str | Path | Iterable[Case | dict[str, Any]] | None = None, seconds: float = 10.0
+    reward: str | Path | Callable,
+    cases: str | Path | Case | Mapping[str, Any] | Iterable[Case | Mapping[str, Any]] | None = None,
+    seconds: float = 10.0,
 ) -> Report:
-    """Call a reward on labelled cases, each from both threads, and report what it paid.
+    """Report what a reward pays for labelled cases, called once from the main thread and once from a worker thread.
 
     Args:
-        reward: `FILE.py`, `FILE.py:function` (see `load_reward`) or a function. It is called as TRL calls it, by
+        reward: `FILE.py`, `FILE.py:function` (as for `load_reward`) or a function. It is called as TRL calls it, by
             keyword, with one completion as a message list, or as a string where a trial call shows that it only
-            understands strings. The gold goes to `answer` and to `solution`.
-        cases: a JSON Lines file (see `load_cases`), Case objects or dicts with their fields; by default the kit's own.
+            understands strings. The reference answer goes to `answer` and to `solution`.
+        cases: a dict or a list of dicts, or the path of a JSON Lines file with one on each line; by default the kit's
+            own cases. Keys of a case: `gold`, the reference answer; the `completion`; the `reward` that it deserves,
+            1, 0, or None where `gold` cannot be used; its `kind`, by which the report groups the cases.
         seconds: the longest that one case may take; a case that hangs counts as this long.
 
     Returns:
-        The report, for `print_report`.
+        The report. `print` it for a table by kind and the cases that went wrong; `row()` has the figures of all cases
+        and `row(kind)` those of one kind.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
-        ValueError: for a missing or ambiguous function, a line that is not a case, or no cases at all.
+        ValueError: for a missing or ambiguous function, something that is not a case, or no cases at all.
+        TypeError: for an argument of another type.
         RuntimeError: where processes cannot fork.
 
     Example:
-        >>> cases = [{"kind": "sums", "gold": "4", "completion": "The answer is 4.", "reward": 1.0}]
-        >>> audit_reward("math_answer.py", cases).row().accuracy
+        >>> from grpo_kit import audit_reward
+        >>> case = {"kind": "sums", "gold": "4", "completion": "The answer is 4.", "reward": 1.0}
+        >>> audit_reward("math_answer.py", case).row().accuracy
         1.0
     """
-    if isinstance(reward, str):
-        load_reward(reward)  # raises its mistakes here, before a process starts
+    resolve_reward("reward", reward)  # raises its mistakes here, before a process starts
     if cases is None or isinstance(cases, str | Path):
         listed = load_cases(cases or SAMPLE)
     else:
-        listed = [case if isinstance(case, Case) else Case(**case) for case in cases]
+        single = isinstance(cases, Case | Mapping)
+        types = (Case, Mapping, Iterable)
+        require_type("cases", cases, types, "a list of cases or the path of a JSON Lines file", f"{CASE_RULE}.")
+        listed = [
+            case if isinstance(case, Case) else _read_case(case, f"Case {number}")
+            for number, case in enumerate([cases] if single else cases, 1)
+        ]
     if not listed:
         where = f"{cases} holds" if isinstance(cases, str | Path) else "there are"
         raise ValueError(
@@ -164,16 +192,23 @@ def load_cases(path: str | Path = SAMPLE) -> list[Case]:
             continue
         try:
             row = json.loads(line)
-            label = row["reward"] if "reward" in row else float(row["equal"])
-            kind = row.get("kind", row.get("category", "all"))
-            completion = row["completion"] if "completion" in row else row["pred"]
-            cases.append(Case(kind, row["gold"], completion, None if label is None else float(label)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"Line {number} of {path} is not a case ({error}); a case has gold, completion, "
-                "reward and kind. Compare data/reward_cases.jsonl."
-            ) from None
+        except ValueError as error:
+            raise ValueError(f"Line {number} of {path} is not JSON ({error}). {CASE_RULE}.") from None
+        cases.append(_read_case(row, f"Line {number} of {path}"))
     return cases
+
+
+def _read_case(row: Any, place: str) -> Case:
+    """The case that a dict describes. Raises ValueError, which starts with `place`, where it describes none."""
+    try:
+        label = float(row["equal"]) if "equal" in row else row["reward"]
+        kind = row.get("kind", row.get("category", "all"))
+        completion = row["pred"] if "pred" in row else row["completion"]
+        return Case(kind, row["gold"], completion, None if label is None else float(label))
+    except KeyError as error:
+        raise ValueError(f"{place} is not a case: it has no {error}. {CASE_RULE}.") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{place} is not a case ({error}). {CASE_RULE}.") from None
 
 
 def print_report(report: Report, console: Any = None, examples: int = 10) -> None:
@@ -183,7 +218,7 @@ def print_report(report: Report, console: Any = None, examples: int = 10) -> Non
     from rich.table import Table
 
     console = console or Console()
-    table = Table(title=f"{len(report.trials)} cases, each from the main and a worker thread")
+    table = Table(title=f"{len(report.trials)} cases, each {CALLS}")
     for heading in ("kind", "cases", "right", "wrong\npaid", "right\nrefused", "slowest\n(s)", "hangs", "raised"):
         table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
     kinds = report.rows
@@ -246,7 +281,7 @@ def _inherit(reward: str | Callable, thread: str) -> None:
 
 def _load() -> None:
     reward = _kept["reward"]
-    _kept["reward"] = load_reward(reward) if isinstance(reward, str) else reward
+    _kept["reward"] = reward if callable(reward) else load_reward(reward)
     _kept["as_messages"] = _in_thread(_takes_messages, _kept["reward"])
 
 

@@ -8,13 +8,18 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from grpo_kit.config.arguments import require_type
+
 FOLDER = Path(__file__).resolve().parents[1]
+RULE = "a reward function or the path of its file"
+REMEDY = 'Write "math_answer.py", or pass a function that you defined.'
+Reward = Callable[..., list[float | None]]
 
 
-def load_reward(spec: str) -> Callable[..., list[float | None]]:
+def load_reward(spec: str | Path) -> Reward:
     """Load a reward function from a Python file. The file is executed.
 
     Args:
@@ -28,13 +33,17 @@ def load_reward(spec: str) -> Callable[..., list[float | None]]:
     Raises:
         ValueError: `spec` has another form, or the file has no such function or several.
         FileNotFoundError: the file does not exist.
+        TypeError: `spec` is not a text or a path.
         Exception: whatever executing the file raises.
 
     Example:
+        >>> from grpo_kit import load_reward
         >>> math_reward = load_reward("math_answer.py:math_reward")
         >>> math_reward(completions=[r"</think>\\boxed{85}", r"</think>\\boxed{83}"], answer=["85", "85"])
         [1.0, 0.0]
     """
+    require_type("spec", spec, (str, Path), "the path of a reward file", 'Write load_reward("math_answer.py").')
+    spec = str(spec)
     name, colon, function = spec.rpartition(":")
     if not colon or spec.endswith(".py"):
         name, function = spec, ""
@@ -55,6 +64,39 @@ def load_reward(spec: str) -> Callable[..., list[float | None]]:
     missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
     names = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
     raise ValueError(f"{path} has no {missing}; its functions are: {names}. Name one as {name}:function.")
+
+
+def resolve_reward(name: str, reward: Reward | str | Path) -> Reward:
+    """A reward function, loaded from its file where the file's path is given.
+
+    Args:
+        name: the argument's name, for the message.
+        reward: a function, or what `load_reward` takes.
+
+    Raises:
+        TypeError: it is neither; other errors are those of `load_reward`.
+    """
+    if callable(reward):
+        return reward
+    require_type(name, reward, (str, Path), RULE, REMEDY)
+    return load_reward(reward)
+
+
+def resolve_rewards(name: str, rewards: Reward | str | Path | Iterable[Reward | str | Path]) -> list[Reward]:
+    """The reward functions of a list as `resolve_reward` takes them; a single one counts as a list of one.
+
+    Raises:
+        TypeError: an item is not a reward, or is a callable without a name, under which its rewards would be recorded.
+    """
+    is_list = isinstance(rewards, Iterable) and not callable(rewards) and not isinstance(rewards, str)
+    functions = [resolve_reward(name, reward) for reward in (rewards if is_list else [rewards])]
+    for function in functions:
+        if not hasattr(function, "__name__"):
+            raise TypeError(
+                f"{name} has a {type(function).__name__} without a name; rewards are recorded under their names. "
+                "Define a function with def that calls it."
+            )
+    return functions
 
 
 def fingerprint(reward: Callable[..., object]) -> str | None:

@@ -112,7 +112,7 @@ def test_both_spellings_of_a_cases_file_are_read(tmp_path):
     path.write_text("\n\n".join(map(json.dumps, rows)))
     assert [case.reward for case in load_cases(path)] == [1.0, 0.0, 0.0, None]
     path.write_text('{"gold": "1"}')
-    with pytest.raises(ValueError, match="Line 1 of .*a case has gold.*Compare"):
+    with pytest.raises(ValueError, match="Line 1 of .* has no 'reward'. A case is a dict such as .*'gold'.*'reward'"):
         load_cases(path)
 
 
