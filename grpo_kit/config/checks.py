@@ -3,6 +3,15 @@
 import difflib
 from collections.abc import Sequence
 
+# What other trainers call a key, in any section or, with a section, there only: the key's name here.
+SYNONYMS = {
+    "lr": "grpo.learning_rate", "grpo.batch_size": "grpo.per_device_train_batch_size", "steps": "grpo.max_steps",
+    "grad_accum": "grpo.gradient_accumulation_steps", "group_size": "grpo.num_generations",
+    "num_samples": "grpo.num_generations", "max_tokens": "grpo.max_completion_length",
+    "max_new_tokens": "grpo.max_completion_length", "kl": "grpo.beta", "kl_coef": "grpo.beta", "rank": "lora.r",
+    "lora_rank": "lora.r", "alpha": "lora.lora_alpha", "model_name": "policy.model", "dataset": "data.source",
+}  # fmt: skip
+
 
 def require(holds: bool, sentence: str) -> None:
     """Raise ValueError with `sentence` unless `holds`."""
@@ -44,7 +53,13 @@ def suggest_nearest(word: str, choices: Sequence[str]) -> str:
         >>> suggest_nearest("num_generations", ["grpo.num_generations", "grpo.max_steps"])
         ' Did you mean grpo.num_generations?'
     """
-    leaf = word.rsplit(".", 1)[-1]  # a key without its section, or in the wrong one, is the likeliest mistake
-    similar = [choice for choice in choices if choice.rsplit(".", 1)[-1] == leaf]
-    similar = similar or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" Did you mean {similar[0]}?" if similar else ""
+    section, _, leaf = word.rpartition(".")
+    for synonym in (word, leaf):
+        if SYNONYMS.get(synonym) in choices:
+            return f" Did you mean {SYNONYMS[synonym]}?"
+    # A key without its section, or in the wrong one, is the likeliest mistake; so only the last parts are compared.
+    leaves = [choice.rpartition(".")[2] for choice in choices]
+    if not (nearest := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)):
+        return ""
+    similar = [choice for choice, other in zip(choices, leaves, strict=True) if other == nearest[0]]
+    return f" Did you mean {next((c for c in similar if c.rpartition('.')[0] == section), similar[0])}?"

@@ -1,26 +1,35 @@
 """Loading of a configuration: presets, YAML files and `key=value` overrides, merged by OmegaConf and checked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from grpo_kit.config.arguments import OneOrMore, as_texts
 from grpo_kit.config.checks import suggest_nearest
 from grpo_kit.config.schema import RunConfig
 
 PRESETS = Path(__file__).with_name("presets")
+# The types of keys, the containers first: what a value must be, and an example for a key without a default.
+TYPES = {
+    list: ("a list", "[a,b]"), dict: ("a mapping", "{a: b}"), bool: ("true or false", "true"),
+    int: ("a whole number", "10"), float: ("a number", "0.5"), str: ("a text", '"a text"'),
+}  # fmt: skip
+ABSENT = object()
+ITEMS = {int: " of whole numbers", float: " of numbers", str: " of texts"}
 
 
-def load_config(sources: Sequence[str] = ("tiny",), overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()) -> RunConfig:
     """Load a configuration.
 
     Args:
-        sources: names of presets (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`, `deepscaler`) or paths of YAML files. A later
-            one replaces the keys of an earlier one.
-        overrides: single settings as `section.key=value`, which replace those of the sources.
+        sources: the name of a preset (`tiny`, `t4`, `t4x2`, `24gb`, `80gb`, `deepscaler`), the path of a YAML file, or
+            a list of these, of which a later one replaces the keys of an earlier one.
+        overrides: a setting as `section.key=value`, or a list of these; they replace those of the sources.
 
     Returns:
         The configuration with every key, checked.
@@ -28,20 +37,22 @@ def load_config(sources: Sequence[str] = ("tiny",), overrides: Sequence[str] = (
     Raises:
         ValueError: a preset, a key or a value is not valid. The message names the most similar valid name.
         FileNotFoundError: a YAML file does not exist.
+        TypeError: `sources` or `overrides` are not texts.
 
     Example:
-        >>> load_config(["tiny"], ["grpo.num_generations=16"]).grpo.num_generations
+        >>> from grpo_kit import load_config
+        >>> load_config("tiny", "grpo.num_generations=16").grpo.num_generations
         16
     """
+    sources = as_texts("sources", sources, '["tiny"]')
+    overrides = as_texts("overrides", overrides, '["grpo.max_steps=200"]')
     layers = [*map(_read_layer, sources), *map(_read_override, overrides)]
     for layer in layers:
         _refuse_unknown_keys(layer)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *layers))
     except ValidationError as error:
-        key = f"{error.full_key} " if error.full_key else ""
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{key}does not fit: {reason}. Give a value of the type that the preset has there.") from None
+        raise ValueError(_describe_wrong_type(error, layers)) from None
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"The configuration cannot be merged: {reason}. Correct the file or the override.") from None
@@ -93,7 +104,7 @@ def _read_layer(source: str) -> DictConfig:
                 f"{suggest_nearest(source, preset_names())}"
             )
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; -c takes a preset ({names}) or an existing YAML file.")
+            raise FileNotFoundError(f"{path} does not exist. Name a preset ({names}) or an existing YAML file.")
     try:
         layer = OmegaConf.load(path)
     except Exception as error:  # the errors of YAML have no common built-in base
@@ -113,8 +124,33 @@ def _read_override(text: str) -> DictConfig:
         )
     try:
         return OmegaConf.from_dotlist([text])
-    except Exception as error:  # YAML's scanner and OmegaConf's grammar raise unrelated types
-        raise ValueError(f"{text!r} cannot be read: {' '.join(str(error).split())}. Quote the value.") from None
+    except Exception:  # YAML's scanner and OmegaConf's grammar raise unrelated types
+        raise ValueError(
+            f"{text!r} cannot be read: its value is not valid YAML. Close every bracket and quotation mark; write a "
+            f"list as '{key}=[a,b]', and a text that contains brackets or a colon as '{key}=\"a: b\"'."
+        ) from None
+
+
+def _describe_wrong_type(error: ValidationError, layers: Sequence[DictConfig]) -> str:
+    """A sentence on a value that has another type than its key: the value, the type in plain words, and an example."""
+    key = re.sub(r"\[.*", "", error.full_key or "")  # of an item of a list, the key of the list
+    default = OmegaConf.select(OmegaConf.structured(RunConfig), key)
+    values = [OmegaConf.select(layer, key, default=ABSENT) for layer in layers]
+    hint, values = RunConfig, [value for value in values if value is not ABSENT]
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name, object) if is_dataclass(hint) else object
+    hints = (hint, get_origin(hint), *get_args(hint))  # of an optional type, the type is among the arguments
+    kind = next((kind for kind in TYPES if kind in hints), None)
+    if not key or kind is None or not values:
+        return f"{key or 'A value'} has a wrong type: {str(error).splitlines()[0]}. Correct the file or the override."
+    given = OmegaConf.to_container(values[-1]) if OmegaConf.is_config(values[-1]) else values[-1]
+    words, example = TYPES[kind]
+    if kind is list:
+        words += next((text for item, text in ITEMS.items() if item in hints), "")
+        example = f"[{','.join(map(str, default))}]" if default else example
+    elif kind in (int, float) and default is not None:
+        example = default
+    return f"{key} is {given!r}; it must be {words}. Write '{key}={example}'."
 
 
 def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: str = "") -> None:

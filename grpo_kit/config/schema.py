@@ -7,6 +7,7 @@ Keys have the names that TRL, PEFT and transformers use, so a person who knows `
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from grpo_kit.config.arguments import require_type
 from grpo_kit.config.checks import require, require_at_least, require_one_of, require_share
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
@@ -39,6 +40,12 @@ class Policy:
         """The settings that decide the policy's answers; where its bytes are on this machine is left out."""
         places = ("experts_on_host", "experts_overflow", "routing", "nf4_folder")
         return {key: value for key, value in asdict(self).items() if key not in places}
+
+
+def require_policy(policy: Any) -> None:
+    """Raise TypeError unless `policy` is the policy section of a configuration."""
+    remedy = 'Write load_config("tiny").policy, or config.policy where you have a configuration.'
+    require_type("policy", policy, Policy, "the policy section of a configuration", remedy)
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,19 @@ def test_a_configuration_cannot_be_changed_later():
         (["data.columns=null"], "data.columns", "data.columns.prompt="),  # nor can it be removed
         (["grpo.num_generations"], "'grpo.num_generations'", "key=value"),  # no equals sign
         (["=3"], "'=3'", "key=value"),  # no key
-        (["grpo.num_generations=abc"], "grpo.num_generations", "type"),  # text for a number
-        (["grpo.max_steps=1.5"], "grpo.max_steps", "type"),  # half a step
-        (["data.source=null"], "data.source", "type"),  # required
+        (["grpo.num_generations=abc"], "grpo.num_generations is 'abc'; it must be a whole number", "=8'"),
+        (["grpo.max_steps=1.5"], "grpo.max_steps is 1.5; it must be a whole number", "Write 'grpo.max_steps="),
+        (["data.source=null"], "data.source is None; it must be a text", "Write 'data.source="),  # required
+        (["grpo.reward_funcs=a.py"], "'a.py'; it must be a list of texts", "Write 'grpo.reward_funcs=[math_answer.py"),
+        (["grpo.reward_weights=[1,x]"], "[1, 'x']; it must be a list of numbers", "=[1.0,0.1]'"),
+        (["policy.load_in_4bit=maybe"], "'maybe'; it must be true or false", "=true'"),
+        (["data.limit=x"], "'x'; it must be a whole number", "=10'"),  # None by default
+        (["grpo.stages=[{max_completion_length: x}]"], "Value 'x'", "Correct the"),
+        (["grpo.reward_funcs=[a"], "'grpo.reward_funcs=[a' cannot be read", "Close every bracket"),
+        (["grpo.lr=3"], "grpo.lr", "Did you mean grpo.learning_rate?"),  # another trainer's name
+        (["grpo.batch_size=3"], "grpo.batch_size", "Did you mean grpo.per_device_train_batch_size?"),
+        (["lora.temprature=3"], "lora.temprature", "Did you mean grpo.temperature?"),  # the last part decides
+        (["evaluation.temprature=3"], "evaluation.temprature", "Did you mean evaluation.temperature?"),
         (["grpo.num_generations=1"], "is 1;", "2 or more"),  # a group of one
         (["grpo.num_generations=7"], "is 7", "multiple of 7"),  # 64 completions hold no whole number of groups of 7
         (["grpo.max_steps=0"], "is 0;", "1 or more"),
@@ -98,6 +108,28 @@ def test_a_bad_override_is_one_sentence_with_value_and_remedy(overrides, value, 
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ValueError, match="'tinny' is neither .* Did you mean tiny?"):
         config.load_config(["tinny"])
+
+
+def test_one_source_and_one_override_need_no_list(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("grpo: {max_steps: 3}")
+    expected = config.load_config(["tiny"], ["grpo.max_steps=3"])
+    assert config.load_config("tiny", "grpo.max_steps=3") == expected
+    assert config.load_config(path) == config.load_config([path]) == config.load_config([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3,), r'sources is 3; it must be a text or a list of texts. Write sources=\["tiny"\].'),
+        ((config.Policy(),), "sources is of type Policy; it must be"),
+        ((["tiny", None],), "An item of sources is None; it must be a text."),
+        (("tiny", {"grpo.max_steps": 3}), r"overrides is {.*: 3}; .* Write overrides=\["),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_one_sentence(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        config.load_config(*arguments)
 
 
 def test_a_missing_yaml_file_is_named():

@@ -178,7 +178,7 @@ def test_the_same_content_is_the_same_push_and_another_accelerator_is_another(tm
         ({"accelerator": "H100"}, ValueError, r"Did you mean NvidiaH100\?"),
         ({"preset": "mine.yaml"}, ValueError, "takes a preset"),
         ({"overrides": ["grpo.max_step=3"]}, ValueError, "Did you mean grpo.max_steps"),
-        ({"overrides": ["grpo.max_steps=many"]}, ValueError, "does not fit"),
+        ({"overrides": ["grpo.max_steps=many"]}, ValueError, "it must be a whole number"),
         ({"overrides": ["data.prompt_suffix=a b"]}, ValueError, "separates overrides at spaces"),
         ({"run": "../up"}, ValueError, "Invalid run name"),
         ({"run": "r" * 40}, ValueError, "5 to 50"),
