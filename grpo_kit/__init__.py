@@ -1,16 +1,34 @@
 """grpo-kit trains Nemotron-3-Nano-30B-A3B with GRPO on one GPU, and a tiny model of the same architecture on a laptop.
 
-The names in `__all__` are the public interface. Each is loaded when it is first used, so `import grpo_kit` is quick and
-does not load torch. The whole chain, small enough for half a minute on two processor cores:
+The public names; `help(grpo_kit.train)` and the like describe one of them:
+
+    open_run      Open a run, a new one or one that exists; returns its configuration and the run.
+    load_config   Load a configuration from presets, YAML files and settings.
+    plan          Say whether a run fits a machine, before anything is downloaded.
+    load_reward   Load a reward function from its file.
+    audit_reward  Report what a reward pays for labelled cases.
+    prepare_data  Write the run's training, validation and test problems.
+    screen        Keep the training problems of medium difficulty.
+    load_policy   Load the model without an adapter, and its tokenizer.
+    measure       Measure the accuracy before or after training.
+    train         Train a LoRA adapter with GRPO.
+    Board         The live board of a run in a notebook.
+    compare       Compare the accuracies before and after training.
+    tune          Search for the settings that learn best, by short trainings.
+    package       Write the adapter as submission.zip.
+    check         Check a zip, its files and its outputs.
+    submit        Submit a zip once and wait for its score.
+
+Each is loaded when it is first used, so `import grpo_kit` is quick and does not load torch. The whole chain, small
+enough for half a minute on two processor cores:
 
 ```python
-from grpo_kit import check, compare, load_reward, measure, open_run, package, prepare_data, train
+from grpo_kit import check, compare, measure, open_run, package, prepare_data, train
 
-config, run = open_run(["tiny"], ["data.test_size=60", "grpo.max_steps=5"], name="first")
-verifier = load_reward(config.evaluation.verifier)
-prepare_data(config, run, verifier)
+config, run = open_run("tiny", ["data.test_size=60", "grpo.max_steps=5"], name="first")
+prepare_data(config, run, config.evaluation.verifier)
 measure(config, run, "before")
-train(config, run, [load_reward(name) for name in config.grpo.reward_funcs])
+train(config, run, config.grpo.reward_funcs)
 measure(config, run, "after")
 print(compare(run)["words"])
 zip_path = package(config, run)

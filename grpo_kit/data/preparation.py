@@ -21,9 +21,10 @@ from grpo_kit.data import gold_answers, recipes, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.data.splits import SPLITS, format_splits, split_rows, write_splits
 from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
-from grpo_kit.rewards.tools.loading import fingerprint
+from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_lines
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_config_and_run
 
 PACKAGES = ("datasets", "numpy", "pyarrow")  # their versions are recorded, because they can change the rows
 
@@ -36,15 +37,16 @@ class HeldOutSet(NamedTuple):
 
 
 def prepare(
-    config: RunConfig, run: Run, verifier: gold_answers.Verifier | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+    config: RunConfig, run: Run, verifier: gold_answers.Verifier | str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the run's data. A run whose data is already there is left as it is.
 
     Args:
         config: `data` says where problems come from and how they are split, `run.seed` is the seed of the split.
         run: the run whose `data/` is written.
-        verifier: the reward function that decides which golds can be used and which golds are the same; None: golds are
-            compared as text.
+        verifier: the reward function that decides which reference answers can be used and which are the same, or the
+            path of its file; None: reference answers are compared as text.
         progress: called as `progress(step, steps, name)` when a step begins.
 
     Returns:
@@ -54,15 +56,18 @@ def prepare(
         FileNotFoundError: a source is not available.
         ValueError: a source has no usable columns or rows, an evaluation set is named as a source, or there are too few
             rows for the splits. Nothing is left behind then. Also where the run's data was made with other settings.
+        TypeError: an argument has another type.
 
     Example:
         >>> import tempfile
-        >>> from grpo_kit.config import load_config
-        >>> from grpo_kit.runs.run import find_run
-        >>> config = load_config(["tiny"], ["data.limit=20", "data.val_size=2", "data.test_size=6"])
-        >>> prepare(config, find_run("sums", tempfile.mkdtemp()))["rows"]
+        >>> from grpo_kit import open_run, prepare_data
+        >>> sizes = ["data.limit=20", "data.val_size=2", "data.test_size=6"]
+        >>> config, run = open_run("tiny", [*sizes, f"run.root={tempfile.mkdtemp()}"], name="sums")
+        >>> prepare_data(config, run)["rows"]
         {'train': 12, 'val': 2, 'test': 6}
     """
+    require_config_and_run(config, run)
+    verifier = verifier and resolve_reward("verifier", verifier)
     started = time.monotonic()
     settings = _collect_settings(config, verifier)
     training, missing = _locate_training(config)

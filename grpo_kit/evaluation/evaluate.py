@@ -21,11 +21,11 @@ from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample_completions
-from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
+from grpo_kit.rewards.tools.loading import Reward, answer_reader, fingerprint, resolve_reward
 from grpo_kit.runs.files import hash_of, list_differences, write_lines, write_text
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_config_and_run, require_run
 
-Reward = Callable[..., list[float | None]]
 Progress = Callable[[int, int], None]
 
 
@@ -49,17 +49,19 @@ class Measurement:
 
 
 def measure(
-    config: RunConfig, run: Run, stage: str, verifier: Reward | None = None, progress: Progress | None = None
-) -> dict[str, Any]:
+    config: RunConfig, run: Run, stage: str, verifier: Reward | str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure the policy's accuracy on held-out problems, before or after training.
 
     A stage that is finished with the same settings is not repeated, and an interrupted one resumes.
 
     Args:
         config: the run's configuration; its `evaluation` section says which problems, how many samples and how long.
-        run: the run folder.
+        run: the run, as `open_run` returns it.
         stage: "before" measures the untrained policy, "after" the policy with the run's adapter.
-        verifier: the reward function that judges answers, 1 for a right one; None loads `evaluation.verifier`.
+        verifier: the reward function that judges answers, 1 for a right one, or the path of its file; None loads
+            `evaluation.verifier`.
         progress: called with (samples drawn, samples in all) after each batch.
 
     Returns:
@@ -70,18 +72,22 @@ def measure(
     Raises:
         ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings.
         FileNotFoundError: the run has no data, or no adapter for "after".
+        TypeError: an argument has another type.
 
     Example:
-        >>> measure(config, run, "before")["pass@1"]                # doctest: +SKIP
+        >>> from grpo_kit import measure, open_run
+        >>> config, run = open_run(name="first")
+        >>> measure(config, run, "before")["pass@1"]  # doctest: +SKIP
         0.42
     """
+    require_config_and_run(config, run)
     if stage not in ("before", "after"):
         raise ValueError(f'stage is {stage!r}; it must be "before" or "after" training.')
     run.require_stage("data", "grpo-kit data")
     if stage == "after":
         run.require_stage("train", "grpo-kit train")
     measurement = Measurement(stage, adapter=run.adapter if stage == "after" else None)
-    verifier = verifier or load_reward(config.evaluation.verifier)
+    verifier = resolve_reward("verifier", verifier or config.evaluation.verifier)
     return run_measurement(config, run, measurement, verifier, progress)
 
 
@@ -99,11 +105,15 @@ def compare(run: Run) -> dict[str, Any]:
     Raises:
         FileNotFoundError: one of the two is not measured yet.
         ValueError: the two were measured with different settings.
+        TypeError: `run` is not a run.
 
     Example:
-        >>> compare(run)["difference"]                              # doctest: +SKIP
+        >>> from grpo_kit import compare, open_run
+        >>> config, run = open_run(name="first")
+        >>> compare(run)["difference"]  # doctest: +SKIP
         0.56
     """
+    require_run(run)
     run.require_stage("before", "grpo-kit evaluate")
     run.require_stage("after", "grpo-kit evaluate")
     stages = run.stages()

@@ -25,13 +25,14 @@ from typing import Any
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.evaluation import intervals
-from grpo_kit.evaluation.evaluate import Reward, call_verifier, score_rows
+from grpo_kit.evaluation.evaluate import call_verifier, score_rows
 from grpo_kit.policy.chat import template_conversations
 from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
-from grpo_kit.rewards.tools.loading import fingerprint, load_reward
+from grpo_kit.rewards.tools.loading import Reward, fingerprint, resolve_reward
 from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_lines, write_text
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_config_and_run
 
 HARD, EASY, UNUSABLE = "too hard", "too easy", "gold cannot be used"
 NOT_TRIED = {"right": 0, "tried": 0, "samples": 0}
@@ -40,7 +41,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def screen(
-    config: RunConfig, run: Run, verifier: Reward | None = None, progress: Progress | None = None
+    config: RunConfig, run: Run, verifier: Reward | str | Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Measure the pass rates of the run's training prompts, and write which to keep and which to leave out.
 
@@ -51,7 +52,7 @@ def screen(
     Args:
         config: the run's configuration: `data.pass_rate` is the band, `screening` says how many samples.
         run: a run with prepared data.
-        verifier: the reward function that judges answers; None loads `evaluation.verifier`.
+        verifier: the reward function that judges answers, or the path of its file; None loads `evaluation.verifier`.
         progress: called with (prompts settled, prompts in all, a note) after each round.
 
     Returns:
@@ -63,13 +64,17 @@ def screen(
         FileNotFoundError: the run has no data.
         ValueError: no prompt would be kept; or the samples on file belong to another policy, verifier, data or
             sampling, which `run.force` discards.
+        TypeError: an argument has another type.
 
     Example:
-        >>> screen(config, run)["kept"]                             # doctest: +SKIP
+        >>> from grpo_kit import open_run, screen
+        >>> config, run = open_run(name="first")
+        >>> screen(config, run)["kept"]  # doctest: +SKIP
         1830
     """
+    require_config_and_run(config, run)
     run.require_stage("data", "grpo-kit data")
-    verifier = verifier or load_reward(config.evaluation.verifier)
+    verifier = resolve_reward("verifier", verifier or config.evaluation.verifier)
     sampling = training_sampling(config)
     made_with = {
         "policy": config.policy.identity(),
@@ -98,7 +103,7 @@ def screen(
     if not kept:
         raise ValueError(
             f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} "
-            f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable gold). "
+            f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable reference answer). "
             "Widen the band, or take other problems."
         )
     write_lines(run.left_out, left_out)

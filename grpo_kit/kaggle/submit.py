@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.adapters.findings import fatal
+from grpo_kit.config.arguments import as_path
 from grpo_kit.kaggle.kernel import COMPETITION
 from grpo_kit.runs.files import hash_of, write_text
 
@@ -27,7 +28,9 @@ SCORE_PAUSES = (15.0, 22.0, 34.0, 50.0, 76.0, 114.0, 171.0, 256.0)  # seconds be
 Say = Callable[[str], None]
 
 
-def submit(path: Path, message: str = "", follow: bool = True, dry_run: bool = False, say: Say = print) -> str | None:
+def submit(
+    path: str | Path, message: str = "", follow: bool = True, dry_run: bool = False, say: Say = print
+) -> str | None:  # fmt: skip
     """Check a zip, submit it once and wait for its public score.
 
     A zip that was submitted before is not sent again: the call goes on waiting for its score.
@@ -48,11 +51,14 @@ def submit(path: Path, message: str = "", follow: bool = True, dry_run: bool = F
         PermissionError: Kaggle does not accept the credentials, or the account has not joined the competition.
         RuntimeError: Kaggle refused the zip or could not score it.
         ConnectionError: It is not known yet whether Kaggle received the zip. Calling again is safe.
+        TypeError: `path` is not a path.
 
     Example:
-        >>> submit(Path("submission/submission.zip"), "first try")  # doctest: +SKIP
+        >>> from grpo_kit import submit
+        >>> submit("submission/submission.zip", "first try")  # doctest: +SKIP
         '0.86'
     """
+    path = as_path("path", path)
     check_zip(path)
     submission = Submission(path)
     say(f"{path} {submission.tag}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from grpo_kit.config import RunConfig
+from grpo_kit.config.arguments import require_type
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import step_time
 from grpo_kit.planning.fit import Plan, assess_fit, lacks_bf16
@@ -33,9 +34,10 @@ def plan(
         config: the run's configuration.
         device: the machine, or its name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine as it is.
         prompt_tokens: length of the longest prompt in tokens.
-        bandwidths: the device's, from `step_time.measure_bandwidths`; with them the plan gives the seconds of a step.
-        hits: how often each routed expert was chosen, int64 of shape (layers, experts), from `calibrate`; without them
-            every expert counts as chosen equally often.
+        bandwidths: the device's, from `planning.step_time.measure_bandwidths`; with them the plan gives the seconds of
+            a step.
+        hits: how often each routed expert was chosen, int64 of shape (layers, experts), from `grpo-kit calibrate`;
+            without them every expert counts as chosen equally often.
         search: whether to look for the largest settings that fit, which takes most of the time.
 
     Returns:
@@ -44,12 +46,15 @@ def plan(
     Raises:
         ValueError: if the policy is not a Nemotron-H, the device is unknown, or `prompt_tokens` is below 1.
         FileNotFoundError: if the policy's config.json cannot be found.
+        TypeError: if an argument has another type.
 
     Example:
-        >>> from grpo_kit.config import load_config
-        >>> plan(load_config(["tiny"]), "t4", search=False).verdict
+        >>> from grpo_kit import load_config, plan
+        >>> plan(load_config("tiny"), "t4", search=False).verdict
         'It fits t4 with every weight in one place.'
     """
+    require_type("config", config, RunConfig, "a configuration", 'Write load_config("tiny").')
+    require_type("device", device, (Device, str, type(None)), "the name of a machine", 'Write "t4" or "80gb".')
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens is {prompt_tokens}; a prompt has at least one token. Set it to 1 or more.")
     if not isinstance(device, Device):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit import config as settings
+from grpo_kit.config.schema import require_policy
 from grpo_kit.nemotron import patches, tiny
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import default_nf4_folder
@@ -31,13 +32,15 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     Raises:
         FileNotFoundError: neither the folder nor the Hub has the model.
         ValueError: the model's files do not fit together, or it cannot be loaded in 4 bit.
+        TypeError: `policy` is not the section of a configuration.
 
     Example:
-        >>> from grpo_kit.config import load_config
-        >>> model, tokenizer = load_policy(load_config(["tiny"]).policy)            # doctest: +SKIP
-        >>> model.num_parameters()                                                  # doctest: +SKIP
+        >>> from grpo_kit import load_config, load_policy
+        >>> model, tokenizer = load_policy(load_config("tiny").policy)  # doctest: +SKIP
+        >>> model.num_parameters()  # doctest: +SKIP
         534116
     """
+    require_policy(policy)
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging

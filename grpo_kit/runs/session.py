@@ -3,12 +3,16 @@
 The command line and the notebooks open a run in the same way, so each continues what the other has done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from grpo_kit import config as configuration
+from grpo_kit.config.arguments import OneOrMore, as_texts, require_type
+from grpo_kit.config.checks import require_one_of
 from grpo_kit.runs.run import Run, find_run
 
+OPEN = 'Write config, run = open_run("tiny", name="first").'  # the remedy for an argument that is neither
 STAGES = ("data", "screen", "before", "train", "after", "package")
 # For each command, the finished stages it builds on; their settings stay what they were.
 BUILDS_ON = {
@@ -21,7 +25,7 @@ BUILDS_ON = {
 
 
 def open_run(
-    sources: Sequence[str] = (), overrides: Sequence[str] = (), name: str | None = None, stage: str | None = None,
+    sources: OneOrMore = (), overrides: str | Iterable[str] = (), name: str | None = None, stage: str | None = None,
     force: bool = False,
 ) -> tuple[configuration.RunConfig, Run]:  # fmt: skip
     """Open a run, a new one or one that exists, with the configuration it goes on with. Nothing is created on the disk.
@@ -29,8 +33,9 @@ def open_run(
     The sections that finished stages were made with keep their values, except where an override names another one.
 
     Args:
-        sources: presets and YAML files; without any, the run's own config.yaml, or the preset `tiny` for a new run.
-        overrides: settings such as `"grpo.max_steps=200"`.
+        sources: a preset, the path of a YAML file, or a list of these; without any, the run's own config.yaml, or the
+            preset `tiny` for a new run.
+        overrides: a setting such as `"grpo.max_steps=200"`, or a list of settings.
         name: the run's name, by default `run.name` of the configuration. Its folder lies where `find_root` says.
         stage: what is to be done next: `data`, `screen`, `train`, `evaluate` or `package`. Only the stages that it
             builds on keep their settings; without it, all finished stages do.
@@ -40,14 +45,22 @@ def open_run(
         The configuration and the run.
 
     Raises:
-        ValueError: for an unknown key or preset, a value out of range, or a name that is not a plain folder name.
+        ValueError: for an unknown key, preset or stage, a value out of range, or a name that is not a plain folder
+            name.
         FileNotFoundError: for a YAML file that does not exist.
+        TypeError: for an argument that is not text.
 
     Example:
-        >>> config, run = open_run(["tiny"], ["grpo.max_steps=5"], name="first")
+        >>> from grpo_kit import open_run
+        >>> config, run = open_run("tiny", "grpo.max_steps=5", name="first")
         >>> config.grpo.max_steps, run.name
         (5, 'first')
     """
+    sources = as_texts("sources", sources, '["tiny"]')
+    overrides = as_texts("overrides", overrides, '["grpo.max_steps=200"]')
+    require_type("name", name, (str, type(None)), "the name of a run", 'Write name="first".')
+    if stage is not None:
+        require_one_of("stage", stage, tuple(BUILDS_ON))
     config = configuration.load_config(sources or ["tiny"], overrides)
     run = find_run(name or config.run.name, config.run.root)
     if not sources and run.config.is_file():
@@ -56,6 +69,17 @@ def open_run(
     finished = [records[done]["settings"] for done in (BUILDS_ON[stage] if stage else STAGES) if done in records]
     config = configuration.keep_finished_settings(config, finished, overrides)
     return replace(config, run=replace(config.run, name=run.name, force=force or config.run.force)), run
+
+
+def require_run(run: Any) -> None:
+    """Raise TypeError unless `run` is a run, as `open_run` returns it."""
+    require_type("run", run, Run, "the run that open_run returns", OPEN)
+
+
+def require_config_and_run(config: Any, run: Any) -> None:
+    """Raise TypeError unless the arguments are a configuration and a run, as `open_run` returns them."""
+    require_type("config", config, configuration.RunConfig, "the configuration that open_run returns", OPEN)
+    require_run(run)
 
 
 def describe_run(run: Run) -> str:

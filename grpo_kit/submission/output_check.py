@@ -14,29 +14,40 @@ from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, fatal
 from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.config import Policy
+from grpo_kit.config.arguments import as_path
+from grpo_kit.config.schema import require_policy
 from grpo_kit.policy.chat import render_prompt
 from grpo_kit.submission import inspect_zip
 
 
-def check_submission(path: Path, policy: Policy | None = None, probe: Path | None = None) -> list[Finding]:
+def check_submission(
+    path: str | Path, policy: Policy | None = None, probe: str | Path | None = None
+) -> list[Finding]:  # fmt: skip
     """Check a submission: its files, and when none of that is fatal and the base's weights are here, its outputs.
 
     Args:
         path: the zip.
-        policy: the base; None for the one that the adapter names.
-        probe: the trained policy's logits, as `write_probe` left them; without them the zip is compared with the base
-            only.
+        policy: the base, such as `config.policy`; None for the one that the adapter names.
+        probe: the file of the trained policy's logits, `run.probe`; without it the zip is compared with the base only.
 
     Returns:
-        findings; `findings.fatal` picks those that forbid submitting the zip.
+        the findings. Each has a `severity`, the sentence `what` and a `remedy`. Do not submit a zip with a finding
+        whose severity is "fatal".
 
     Raises:
         FileNotFoundError: the zip or the base is missing.
+        TypeError: an argument has another type.
 
     Example:
-        >>> fatal(check_submission(path, config.policy, run.probe))  # doctest: +SKIP
+        >>> from grpo_kit import check, open_run
+        >>> config, run = open_run(name="first")
+        >>> findings = check("submission/submission.zip", config.policy, run.probe)  # doctest: +SKIP
+        >>> [finding.what for finding in findings if finding.severity == "fatal"]  # doctest: +SKIP
         []
     """
+    path, probe = as_path("path", path), as_path("probe", probe) if probe else None
+    if policy is not None:
+        require_policy(policy)
     findings = inspect_zip.inspect_submission(path, policy.model if policy else None)
     if fatal(findings):
         return findings

@@ -16,10 +16,12 @@ from grpo_kit.adapters import low_rank
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import STACKED, Pair, join_pairs, read_pairs
 from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.config.arguments import OneOrMore, as_path, as_texts
 from grpo_kit.config.protocols import MAX_LORA_RANK
 from grpo_kit.nemotron import base_models
 from grpo_kit.nemotron.base_models import Modules
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.submission.zip_writer import DTYPES, RANKS, plan_zip, write_zip
 
 MOST_LOSSES = 64  # at most so many modules are named with what they lost
@@ -28,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 def package_adapter(
-    config: RunConfig, run: Run, out: Path | None = None, adapters: Sequence[Path] = (), base: str | None = None,
+    config: RunConfig, run: Run, out: str | Path | None = None, adapters: OneOrMore = (), base: str | None = None,
     dtype: str | None = None, ranks: str = "pad", stacked: str = "auto", say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Path:  # fmt: skip
@@ -41,7 +43,8 @@ def package_adapter(
         config: names the policy.
         run: its adapter is packed, unless `adapters` are given.
         out: the zip; None for the run's `submission/submission.zip`.
-        adapters: folders from elsewhere; several are joined into one adapter whose update is the sum of theirs.
+        adapters: a folder from elsewhere, or a list of folders, which are joined into one adapter whose update is the
+            sum of theirs.
         base: the name of the model the adapter is for; None for the policy's, or the one that a foreign adapter names.
         dtype: `float32`, `float16` or `bfloat16`; None keeps the tensors' own.
         ranks: `pad` pads several ranks to one; `pattern` declares them in rank_pattern.
@@ -55,14 +58,19 @@ def package_adapter(
     Raises:
         FileNotFoundError: the run is not trained, or a folder is missing.
         ValueError: the scorer cannot load the adapter in any form, or an option is unknown.
+        TypeError: an argument has another type.
 
     Example:
-        >>> package_adapter(config, run)  # doctest: +SKIP
+        >>> from grpo_kit import open_run, package
+        >>> config, run = open_run(name="first")
+        >>> package(config, run)  # doctest: +SKIP
         PosixPath('submission/submission.zip')
     """
     from grpo_kit.policy.load import base_model_name
 
-    started, out, folders = time.monotonic(), out or run.submission, [Path(folder) for folder in adapters]
+    require_config_and_run(config, run)
+    started, out = time.monotonic(), as_path("out", out or run.submission)
+    folders = [Path(folder) for folder in as_texts("adapters", adapters, '["FOLDER"]')]
     settings = {"dtype": dtype, "ranks": ranks, "stacked": stacked}
     if folders:
         notes = pack_folders(folders, base, out, **settings, progress=progress)

@@ -13,10 +13,10 @@ from transformers import TrainerCallback
 
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.chat import completion_text
+from grpo_kit.rewards.tools.loading import Reward
 from grpo_kit.runs import processes
 from grpo_kit.training import alarms, checkpoints
 
-Reward = Callable[..., list[float | None]]
 OnStep = Callable[[dict[str, Any]], None]
 
 

@@ -2,8 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_kit.adapters.lora import add_lora
@@ -12,11 +13,12 @@ from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.policy import vllm_engine
 from grpo_kit.policy.load import load_policy
-from grpo_kit.rewards.tools.loading import fingerprint
+from grpo_kit.rewards.tools.loading import Reward, fingerprint, resolve_rewards
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers
 from grpo_kit.training.grpo.worst_step import WorstStepCallback
 from grpo_kit.training.rows import longest_prompts, order_of_draw, training_rows
@@ -30,7 +32,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from grpo_kit.training import callbacks
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
-from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback, OnStep, Reward
+from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback, OnStep
 from grpo_kit.training.trl_settings import make_trl_config
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
@@ -40,8 +42,9 @@ OnForecast = Callable[[dict[str, Any]], None]
 
 
 def train(
-    config: RunConfig, run: Run, reward_funcs: list[Reward], on_step: OnStep | None = None,
-    on_forecast: OnForecast | None = None, should_stop: Callable[[], bool] | None = None,
+    config: RunConfig, run: Run, reward_funcs: Reward | str | Path | Iterable[Reward | str | Path],
+    on_step: OnStep | None = None, on_forecast: OnForecast | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the policy's LoRA adapter with GRPO, or resume or recognise a training that was begun before.
 
@@ -51,7 +54,8 @@ def train(
     Args:
         config: the run's configuration; `grpo` and `lora` say how to train.
         run: a run whose data is prepared.
-        reward_funcs: one function for each of `grpo.reward_weights`, in its order; the first is the verifier.
+        reward_funcs: one function, or path of a reward file, for each of `grpo.reward_weights`, in its order; the first
+            is the verifier.
         on_step: is called with each metrics row, after it is written.
         on_forecast: is called before the first step with what the longest step takes, in seconds, tokens and bytes:
             `grpo.worst_step.Forecast` as a dict.
@@ -64,16 +68,26 @@ def train(
     Raises:
         FileNotFoundError: the run's data is missing.
         ValueError: the run was trained or begun with other settings; a tracker of `run.report_to` is not installed;
-            the processes do not divide the completions of a step.
+            the processes do not divide the completions of a step; there are not as many rewards as weights.
         RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient.
+        TypeError: an argument has another type.
 
     Source: GRPO is DeepSeekMath's, arXiv:2402.03300; the losses are those of TRL's GRPOTrainer.
 
     Example:
-        >>> rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]  # doctest: +SKIP
-        >>> train(config, run, rewards)["reward"]  # doctest: +SKIP
+        >>> from grpo_kit import open_run, train
+        >>> config, run = open_run(name="first")
+        >>> train(config, run, config.grpo.reward_funcs)["reward"]  # doctest: +SKIP
         0.97
     """
+    require_config_and_run(config, run)
+    reward_funcs, weights = resolve_rewards("reward_funcs", reward_funcs), config.grpo.reward_weights
+    if len(reward_funcs) != len(weights):
+        raise ValueError(
+            f"reward_funcs has {len(reward_funcs)} rewards and grpo.reward_weights {len(weights)} weights; each reward "
+            "has one weight. Pass as many rewards as weights, or change grpo.reward_funcs and grpo.reward_weights, "
+            "which are lists of the same length."
+        )
     run.require_stage("data", "grpo-kit data")
     trackers.check_trackers(config.run.report_to)
     processes.split_batch(config.grpo)
