@@ -85,32 +85,33 @@ def prepare(
         "held": [held.source.name for held in held_out],
         "version": __version__,
     }
-    with keep_finished_steps(run.path / ".data", key) as finished:
-        pipeline = Pipeline(config, finished, progress or (lambda *_: None))
-        pipeline.read(training)
-        pipeline.clean(verifier)
-        leaks = pipeline.drop_leaks({held.source.name: held.rows for held in held_out})
-        ties = pipeline.drop_duplicates(verifier)
-        pipeline.announce("writing")
-        splits = split_rows(pipeline.kept_ids(), ties, config.data, config.run.seed)
-        manifest = {
-            "run_hash": digest_json({**settings, "read": sorted(map(str, hashes.values()))})[:16],
-            "source_splits": list(dict.fromkeys(source.recipe.split for source in training)),
-            "source": config.data.source,
-            "sources": [_describe_source(source, hashes) | pipeline.counts[source.name] for source in training],
-            "read": len(pipeline.rows),
-            "dropped": dict(Counter(reason for reason, _ in pipeline.dropped.values())),
-            "funnel": pipeline.funnel(),
-            "evaluation": leaks,
-            "not_checked": not_checked,
-            "versions": {"python": platform.python_version(), "grpo-kit": __version__}
-            | {name: metadata.version(name) for name in PACKAGES},
-        }
-        with new_folder(run.manifest.parent) as folder:
-            manifest = write_splits(folder, format_splits(splits, pipeline.rows, config), manifest)
-            write_lines(folder / "dropped.jsonl", pipeline.dropped_rows())
-    wrote = [run.manifest, *(run.data_file(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
-    run.record_stage("data", settings, hashes, wrote, time.monotonic() - started, to_yaml(config))
+    with run.lock("data"):
+        with keep_finished_steps(run.path / ".data", key) as finished:
+            pipeline = Pipeline(config, finished, progress or (lambda *_: None))
+            pipeline.read(training)
+            pipeline.clean(verifier)
+            leaks = pipeline.drop_leaks({held.source.name: held.rows for held in held_out})
+            ties = pipeline.drop_duplicates(verifier)
+            pipeline.announce("writing")
+            splits = split_rows(pipeline.kept_ids(), ties, config.data, config.run.seed)
+            manifest = {
+                "run_hash": digest_json({**settings, "read": sorted(map(str, hashes.values()))})[:16],
+                "source_splits": list(dict.fromkeys(source.recipe.split for source in training)),
+                "source": config.data.source,
+                "sources": [_describe_source(source, hashes) | pipeline.counts[source.name] for source in training],
+                "read": len(pipeline.rows),
+                "dropped": dict(Counter(reason for reason, _ in pipeline.dropped.values())),
+                "funnel": pipeline.funnel(),
+                "evaluation": leaks,
+                "not_checked": not_checked,
+                "versions": {"python": platform.python_version(), "grpo-kit": __version__}
+                | {name: metadata.version(name) for name in PACKAGES},
+            }
+            with new_folder(run.manifest.parent) as folder:
+                manifest = write_splits(folder, format_splits(splits, pipeline.rows, config), manifest)
+                write_lines(folder / "dropped.jsonl", pipeline.dropped_rows())
+        wrote = [run.manifest, *(run.data_file(name) for name in SPLITS), run.manifest.parent / "dropped.jsonl"]
+        run.record_stage("data", settings, hashes, wrote, time.monotonic() - started, to_yaml(config))
     return manifest
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.display.run_figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Line, Panel
+from grpo_kit.runs.files import new_file
 
 COLUMNS = 3  # panels side by side
 POINTS = 300  # per curve; a longer one is thinned, because an image has no more pixels for it
@@ -33,9 +34,8 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 @styled
 def save_figure(figure: Any, path: Path) -> None:
     """Write a matplotlib figure to `path` in one step; the ending, such as `.png`, gives the format."""
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(partial, dpi=120)
-    partial.replace(path)
+    with new_file(path) as aside:
+        figure.savefig(aside, dpi=120, format=path.suffix.removeprefix("."))
 
 
 @styled

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,53 +160,56 @@ def run_measurement(
     reads = [run.manifest, *([measurement.source or adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
+        with suppress(OSError):  # of a process that was killed when it had recorded the stage
+            partial.unlink()
         return json.loads(path.read_text())
 
-    problems = problem_sets.load_problems(config, run) if problems is None else problems
-    protocol = PROTOCOLS.get(evaluation.protocol or "")
-    thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
-    max_model_len = protocol.max_model_len if protocol else None
-    engine, engine_reason = vllm_engine.open_engine(config, adapter, max_model_len)
-    prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
-    prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
-    generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
-    sampling = {
-        "engine": engine.name,
-        "engine_why": engine_reason,
-        "protocol": evaluation.protocol,
-        "sets": evaluation.sets,
-        "num_generations": evaluation.num_generations,
-        "temperature": evaluation.temperature,
-        "top_p": evaluation.top_p,
-        "top_k": evaluation.top_k,
-        "max_completion_length": evaluation.max_completion_length,
-        "max_model_len": max_model_len,
-        "batch_size": evaluation.batch_size,
-        "seed": config.run.seed,
-    }
-    depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
-    samples, seconds_before = _sample_batches(
-        engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress
-    )
+    with run.lock(stage):
+        problems = problem_sets.load_problems(config, run) if problems is None else problems
+        protocol = PROTOCOLS.get(evaluation.protocol or "")
+        thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
+        max_model_len = protocol.max_model_len if protocol else None
+        engine, engine_reason = vllm_engine.open_engine(config, adapter, max_model_len)
+        prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
+        prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
+        generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
+        sampling = {
+            "engine": engine.name,
+            "engine_why": engine_reason,
+            "protocol": evaluation.protocol,
+            "sets": evaluation.sets,
+            "num_generations": evaluation.num_generations,
+            "temperature": evaluation.temperature,
+            "top_p": evaluation.top_p,
+            "top_k": evaluation.top_k,
+            "max_completion_length": evaluation.max_completion_length,
+            "max_model_len": max_model_len,
+            "batch_size": evaluation.batch_size,
+            "seed": config.run.seed,
+        }
+        depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
+        samples, seconds_before = _sample_batches(
+            engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress
+        )
 
-    judged = _judge_problems(verifier, engine.tokenizer, problems, samples, evaluation.num_generations, thinking)
-    report = {
-        **results.summarise_problems(judged, config.run.seed),
-        "samples": len(samples),
-        "mean_tokens": sum(s.tokens for s in samples) / len(samples),
-        "truncated": sum(not s.finished for s in samples) / len(samples),
-        "seconds": round(seconds_before + time.monotonic() - started, 2),
-        "sampling": sampling,
-        "prompt": {
-            "rendered": render_prompt(engine.tokenizer, problems[0].prompt, thinking),
-            "add_generation_prompt": True,
-            "enable_thinking": thinking,
-        },
-        "problems": judged,
-    }
-    write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    run.record_stage(stage, settings, reads, [path], report["seconds"], config_yaml)
-    partial.unlink(missing_ok=True)
+        judged = _judge_problems(verifier, engine.tokenizer, problems, samples, evaluation.num_generations, thinking)
+        report = {
+            **results.summarise_problems(judged, config.run.seed),
+            "samples": len(samples),
+            "mean_tokens": sum(s.tokens for s in samples) / len(samples),
+            "truncated": sum(not s.finished for s in samples) / len(samples),
+            "seconds": round(seconds_before + time.monotonic() - started, 2),
+            "sampling": sampling,
+            "prompt": {
+                "rendered": render_prompt(engine.tokenizer, problems[0].prompt, thinking),
+                "add_generation_prompt": True,
+                "enable_thinking": thinking,
+            },
+            "problems": judged,
+        }
+        write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        run.record_stage(stage, settings, reads, [path], report["seconds"], config_yaml)
+        partial.unlink(missing_ok=True)
     return report
 
 

@@ -92,24 +92,25 @@ def screen(
     if run.is_done("screen", settings, [run.manifest], config.run.force, derived=True):
         return _summarise(config, rows, _latest_lines(_read_rounds(run.screening, made_with, force=False)))
 
-    started = time.monotonic()
-    earlier = _read_rounds(run.screening, made_with, config.run.force)
-    lines = _sample_rounds(config, sampling, rows, verifier, earlier, run.screening, progress)
-    summary = _summarise(config, rows, lines)
-    rated = [row | {"pass_rate": lines[row["id"]]["pass_rate"]} for row in rows]
-    reasons = [_reason(lines[row["id"]], config.data.pass_rate) for row in rows]
-    kept = [row for row, reason in zip(rated, reasons, strict=True) if not reason]
-    left_out = [row | {"reason": reason} for row, reason in zip(rated, reasons, strict=True) if reason]
-    if not kept:
-        raise ValueError(
-            f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} "
-            f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable reference answer). "
-            "Widen the band, or take other problems."
-        )
-    write_lines(run.left_out, left_out)
-    write_lines(run.screened, curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed))
-    files = [run.screening, run.screened, run.left_out]
-    run.record_stage("screen", settings, [run.manifest], files, time.monotonic() - started, to_yaml(config))
+    with run.lock("screen"):
+        started = time.monotonic()
+        earlier = _read_rounds(run.screening, made_with, config.run.force)
+        lines = _sample_rounds(config, sampling, rows, verifier, earlier, run.screening, progress)
+        summary = _summarise(config, rows, lines)
+        rated = [row | {"pass_rate": lines[row["id"]]["pass_rate"]} for row in rows]
+        reasons = [_reason(lines[row["id"]], config.data.pass_rate) for row in rows]
+        kept = [row for row, reason in zip(rated, reasons, strict=True) if not reason]
+        left_out = [row | {"reason": reason} for row, reason in zip(rated, reasons, strict=True) if reason]
+        if not kept:
+            raise ValueError(
+                f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} "
+                f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable reference "
+                "answer). Widen the band, or take other problems."
+            )
+        write_lines(run.left_out, left_out)
+        write_lines(run.screened, curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed))
+        files = [run.screening, run.screened, run.left_out]
+        run.record_stage("screen", settings, [run.manifest], files, time.monotonic() - started, to_yaml(config))
     return summary
 
 

@@ -1,13 +1,16 @@
 """The files of a published checkpoint: from a local folder, or from the Hub, downloaded one by one."""
 
+import contextlib
 import errno
 import json
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import WeakFileLock
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 SMALL_FILES = (
@@ -146,6 +149,21 @@ def check_tensor_names(names: Iterable[str], required: Iterable[str], allowed: I
 def transformers_name(published: str) -> str:
     """A published tensor's name in transformers' module tree, where `backbone.` is `model.`."""
     return f"model.{published.removeprefix('backbone.')}" if published.startswith("backbone.") else published
+
+
+def remove_incomplete_downloads(cache: Path, idle: float = 60.0) -> None:
+    """Delete what killed processes left of downloads in a cache of the Hub, whose client does not continue them.
+
+    Args:
+        cache: the folder.
+        idle: seconds without a write after which a download has ended. One that holds its lock stays.
+    """
+    for part in cache.glob("*/blobs/*.incomplete"):
+        lock = cache / ".locks" / part.parent.parent.name / f"{part.name.split('.')[0]}.lock"
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime >= idle and lock.parent.is_dir():
+                with WeakFileLock(lock, timeout=0.1):  # raises Timeout, an OSError, while a download holds it
+                    part.unlink()
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ from grpo_kit.nemotron.nf4_checkpoint import (
     read_manifest,
     stored_nbytes,
 )
-from grpo_kit.runs.files import hash_of, write_text
+from grpo_kit.runs.files import hash_of, new_file, write_text
 
 DTYPES = ("float16", "bfloat16", "float32")
 HEADER_BYTES = 256  # of a tensor in a part file's header, at most
@@ -124,16 +124,13 @@ def _write_part(checkpoint: PublishedCheckpoint, shard: str, names: list[str], s
         raise FileNotFoundError(
             f"{shard} is not in {checkpoint.name}, where its weights should be. Download it; finished parts are kept."
         )
-    aside = part.with_name(f".{part.name}.partial")
     try:
-        save_file(_quantise_shard(path, names, specs), aside, metadata={"format": "pt"})
-        aside.chmod(0o644)  # safetensors makes it readable for its owner only
-        aside.replace(part)
+        with new_file(part) as aside:
+            save_file(_quantise_shard(path, names, specs), aside, metadata={"format": "pt"})
+            aside.chmod(0o644)  # safetensors makes it readable for its owner only
     except ValueError:
         checkpoint.delete_download(path)  # it is damaged; the next call downloads it again
         raise
-    finally:
-        aside.unlink(missing_ok=True)
     checkpoint.delete_download(path)
 
 

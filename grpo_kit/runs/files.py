@@ -1,13 +1,21 @@
 """Files and folders that are complete or absent, never half written; JSON Lines, hashes, and settings compared."""
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+# `.NAME.PID.partial` is being written, `.NAME.PID.old` is being replaced. Version 0.2.0 left the number out of some.
+LEFTOVER = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.(?P<kind>partial|old)")
 
 
 def list_differences(before: Any, now: Any, name: str = "") -> list[str]:
@@ -41,18 +49,25 @@ def hash_of(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str | Iterable[str]) -> None:
-    """Replace `path` in one step: a reader sees the old text or the new one, never a part. Pieces are joined."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; it becomes `path` in one step when the block succeeds and is deleted when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    clean_leftovers(path.parent, path.name)
+    aside = _path_aside(path, "partial")
     try:
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines([text] if isinstance(text, str) else text)
-            file.flush()
+        yield aside
+        with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Replace `path` in one step: a reader sees the old text or the new one, never a part. Pieces are joined."""
+    with new_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines([text] if isinstance(text, str) else text)
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
@@ -70,7 +85,10 @@ def read_lines(path: Path) -> list[Any]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; it becomes `path` when the block succeeds and is deleted when the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
+    clean_leftovers(path.parent, path.name)
+    aside, old = _path_aside(path, "partial"), _path_aside(path, "old")
+    for leftover in (old, aside):  # of an earlier block of this process
+        _undo(leftover)
     aside.mkdir()
     try:
         yield aside
@@ -78,5 +96,58 @@ def new_folder(path: Path) -> Iterator[Path]:
             path.replace(old)
         aside.replace(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for leftover in (old, aside):
+            _undo(leftover)
+
+
+def _path_aside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
+
+def clean_leftovers(folder: Path, name: str | None = None) -> None:
+    """Undo what killed processes left in `folder`, which `new_file` and `new_folder` write.
+
+    Half-written files and folders are removed. Where a kill came between the two renames of `new_folder`, the folder
+    that was to be replaced is put back, because the records still describe that one. What a running process writes
+    stays, and so does what cannot be removed.
+
+    Args:
+        folder: is searched with all its folders, unless there is a name.
+        name: of the one file or folder, directly in `folder`, whose leftovers are cleaned.
+    """
+    pattern = "**/.*" if name is None else f".{glob.escape(name)}.*"
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        paths = [path for path in folder.glob(pattern) if _is_leftover(path, name)]
+        for path in sorted(paths, key=lambda path: path.suffix):  # `.old` before `.partial`
+            _undo(path)
+
+
+def _undo(leftover: Path) -> None:
+    """Remove a leftover, or put it back where nothing has replaced it."""
+    target = leftover.with_name(LEFTOVER.fullmatch(leftover.name)["name"])
+    with contextlib.suppress(OSError):
+        if leftover.suffix == ".old" and leftover.exists() and not target.exists():
+            leftover.replace(target)
+        elif leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _is_leftover(path: Path, name: str | None) -> bool:
+    match = LEFTOVER.fullmatch(path.name)
+    if match is None or name not in (None, match["name"]):
+        return False
+    # A process that began after the leftover was written only has the number of the dead one, as in containers.
+    return match["pid"] is None or not is_running(int(match["pid"]), path.stat().st_mtime)
+
+
+def is_running(pid: int, since: float) -> bool:
+    """Whether a process with this number runs on this machine, and ran at `since`, in seconds of `time.time()`."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= since + 1
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # another user's
+        return True

@@ -13,13 +13,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import hash_of, list_differences, new_folder, write_text
+from grpo_kit.runs import interrupts, processes
+from grpo_kit.runs.files import clean_leftovers, hash_of, list_differences, new_folder, write_text
+from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
 Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
@@ -66,9 +69,13 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
         earlier = sorted((filesystem / "kaggle/input").glob(f"**/runs/{name}/run.json"))
         if earlier:
             with new_folder(run.path) as aside:
-                shutil.copytree(earlier[-1].parent, aside, dirs_exist_ok=True)
+                shutil.copytree(
+                    earlier[-1].parent, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK, ".*.partial")
+                )
                 for path in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and copies keep that mode
                     path.chmod(path.stat().st_mode | 0o200)
+    if run.path.is_dir() and not is_locked(run.path):
+        clean_leftovers(run.path)
     return run
 
 
@@ -77,6 +84,7 @@ class Run:
 
     def __init__(self, root: Path, name: str) -> None:
         self.root, self.name, self.path = root, name, root / name
+        self._seen: dict[str, Any] = {}  # the record of each stage when `is_done` was last asked
         self.config = self.path / "config.yaml"
         self.notes = self.path / "run.json"
         self.manifest = self.path / "data" / "manifest.json"
@@ -103,6 +111,22 @@ class Run:
             return {}
         return json.loads(self.notes.read_text())["stages"]
 
+    @contextmanager
+    def lock(self, stage: str) -> Iterator[None]:
+        """Be the only one that writes the run while the block runs; SIGTERM and SIGINT end the block at once.
+
+        The processes of one training share the lock, which the first of them holds.
+
+        Raises:
+            RuntimeError: another process writes the run, or has finished this stage since `is_done` was asked.
+        """
+        with hold_lock(self.path, f"Run {self.name!r}", stage) if processes.is_first() else interrupts.interruptible():
+            if stage in self._seen and self.stages().get(stage) != self._seen[stage]:
+                raise RuntimeError(
+                    f"Another process has just finished stage {stage!r} of run {self.name!r}. Call again."
+                )
+            yield
+
     def is_done(
         self, stage: str, settings: dict[str, Any], reads: Files, force: bool = False, derived: bool = False
     ) -> bool:
@@ -119,7 +143,7 @@ class Run:
             ValueError: if the stage finished with different settings or inputs, and neither `force` nor (for inputs)
                 `derived` is set.
         """
-        record = self.stages().get(stage)
+        record = self._seen[stage] = self.stages().get(stage)
         if record is None or force:
             return False
         if any(hash_of(self.path / name) != digest for name, digest in record["wrote"].items()):

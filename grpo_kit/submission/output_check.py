@@ -17,6 +17,7 @@ from grpo_kit.config import Policy
 from grpo_kit.config.arguments import as_path
 from grpo_kit.config.schema import require_policy
 from grpo_kit.policy.chat import render_prompt
+from grpo_kit.runs.files import new_file
 from grpo_kit.submission import inspect_zip
 
 
@@ -153,10 +154,8 @@ def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thi
     from safetensors.torch import save_file
 
     prompts = _tokenize(tokenizer, conversations, enable_thinking)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    save_file({**prompts, "trained": _last_logits(model, prompts)}, aside)
-    aside.replace(path)
+    with new_file(path) as aside:
+        save_file({**prompts, "trained": _last_logits(model, prompts)}, aside)
 
 
 def _last_logits(model: Any, prompts: dict[str, Any]) -> Any:

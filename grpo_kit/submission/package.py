@@ -79,8 +79,10 @@ def package_adapter(
         written_before = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
         if written_before and run.is_done("package", settings, [run.adapter], config.run.force, derived=True):
             return out
-        notes = pack_folders([run.adapter], base or base_model_name(config.policy), out, **settings, progress=progress)
-        run.record_stage("package", settings, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
+        base = base or base_model_name(config.policy)
+        with run.lock("package"):
+            notes = pack_folders([run.adapter], base, out, **settings, progress=progress)
+            run.record_stage("package", settings, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
     for note in notes if say else ():
         say(note)
     return out

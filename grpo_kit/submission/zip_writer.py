@@ -20,6 +20,7 @@ from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.layouts import Pair
 from grpo_kit.adapters.safetensors_files import one_thread, write_safetensors
 from grpo_kit.nemotron.base_models import Modules, select_modules
+from grpo_kit.runs.files import new_file
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 RANKS = ("pad", "pattern")
@@ -124,24 +125,18 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
     Raises:
         ValueError: a value is too large for float16.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
     dtype = DTYPES[str(plan.dtype).removeprefix("torch.")]
     entries = {}
     for pair in plan.pairs:
         rank, (out, inside) = plan.ranks[pair.name], pair.shape
         entries[f"base_model.model.{pair.name}.lora_A.weight"] = (dtype, (rank, inside))
         entries[f"base_model.model.{pair.name}.lora_B.weight"] = (dtype, (out, rank))
-    try:
-        with zipfile.ZipFile(aside, "w") as archive, one_thread():
-            config = json.dumps(plan.config, indent=2, sort_keys=True) + "\n"
-            archive.writestr(_zip_entry(CONFIG_FILE, zipfile.ZIP_DEFLATED), config)
-            # Stored: weights hardly shrink, and deflating gigabytes takes minutes.
-            with archive.open(_zip_entry(TENSORS_FILE, zipfile.ZIP_STORED), "w", force_zip64=True) as target:
-                write_safetensors(target, entries, _finished_tensors(plan, progress))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with new_file(path) as aside, zipfile.ZipFile(aside, "w") as archive, one_thread():
+        config = json.dumps(plan.config, indent=2, sort_keys=True) + "\n"
+        archive.writestr(_zip_entry(CONFIG_FILE, zipfile.ZIP_DEFLATED), config)
+        # Stored: weights hardly shrink, and deflating gigabytes takes minutes.
+        with archive.open(_zip_entry(TENSORS_FILE, zipfile.ZIP_STORED), "w", force_zip64=True) as target:
+            write_safetensors(target, entries, _finished_tensors(plan, progress))
 
 
 def _finished_tensors(plan: Plan, progress: Callable[[int, int], None] | None) -> Iterator[torch.Tensor]:

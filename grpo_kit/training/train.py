@@ -94,10 +94,11 @@ def train(
     stage = grpo_stage(config, run, reward_funcs)
     if stage.is_finished():
         return read_metrics(run.metrics)[-1]
-    checkpoint = stage.find_checkpoint()
-    trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
-    stage.train(trainer, checkpoint)
-    stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time)
+    with run.lock("train"):
+        checkpoint = stage.find_checkpoint()
+        trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
+        stage.train(trainer, checkpoint)
+        stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time)
     return read_metrics(run.metrics)[-1]
 
 

@@ -76,8 +76,6 @@ def tune(
         >>> tune(config, run, "lora.r=[8,16]", trials=4)["best"]["overrides"]  # doctest: +SKIP
         ['lora.r=16']
     """
-    import optuna
-
     require_config_and_run(config, run)
     every = min(5, steps) if every is None else every
     run.require_stage("data", "grpo-kit data")
@@ -95,6 +93,17 @@ def tune(
             )
     config = _override(config, [f"grpo.max_steps={steps}"])
     settings = _check_search(config, run, axes, steps, every, grid)
+    with run.lock("tune"):
+        return _search(config, run, axes, settings, trials, steps, every, grid, on_trial)
+
+
+def _search(
+    config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], settings: dict[str, Any], trials: int,
+    steps: int, every: int, grid: bool, on_trial: OnTrial | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run the trials that are left, and write the result."""
+    import optuna
+
     folder = run.path / "tune"
     if config.run.force:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from grpo_kit.runs.files import hash_of, new_folder, read_lines, write_lines, write_text
+from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, read_lines, write_lines, write_text
 from grpo_kit.runs.run import Run, default_nf4_folder, find_root, find_run
 from grpo_kit.runs.session import describe_run
 
@@ -206,3 +209,61 @@ def test_a_folders_hash_sees_names_and_contents(tmp_path):
     second = hash_of(tmp_path / "d")
     (tmp_path / "d" / "b").write_text("2")
     assert len({first, second, hash_of(tmp_path / "d"), hash_of(tmp_path / "none")}) == 4
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from grpo_kit.runs.files import new_file, new_folder
+target = Path(sys.argv[1])
+with new_folder(target / "adapter") as aside:
+    (aside / "old").write_text("old")
+replace = Path.replace
+def killed(self, other):
+    if self.name.endswith(".partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, other)
+Path.replace = killed
+with (new_file if sys.argv[2] == "file" else new_folder)(target / sys.argv[3]) as aside:
+    (aside if sys.argv[2] == "file" else aside / "new").write_text("new")
+"""
+
+
+def kill_writer(folder, kind, name):
+    """A process that is killed when it has written `name` and is about to rename it; returns its process id."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(folder), kind, name])
+    assert process.wait() == -signal.SIGKILL
+    return process.pid
+
+
+def test_what_a_killed_process_left_is_removed_and_a_half_replaced_folder_is_put_back(tmp_path):
+    pid = kill_writer(tmp_path, "folder", "adapter")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".adapter.{pid}.old", f".adapter.{pid}.partial"]
+    pid = kill_writer(tmp_path / "deep", "file", "a.json")
+    assert (tmp_path / "deep" / f".a.json.{pid}.partial").is_file()
+    (tmp_path / ".submission.zip.partial").write_text("of version 0.2.0")
+    clean_leftovers(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        "adapter", "adapter/old", "deep", "deep/adapter", "deep/adapter/old",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["partial", "old"])
+def test_a_leftover_of_the_same_process_number_does_not_block(tmp_path, end):
+    leftover = tmp_path / f".d.{os.getpid()}.{end}"
+    leftover.mkdir()
+    (leftover / "one").write_text("1")
+    if end == "partial":
+        os.utime(leftover, (0, 0))  # from before this process; in a container each start has the same number
+    (tmp_path / "d").mkdir()
+    with new_folder(tmp_path / "d") as aside:
+        (aside / "two").write_text("2")
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"] and list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_what_a_running_process_writes_is_not_cleaned(tmp_path):
+    with new_folder(tmp_path / "d") as aside, new_file(tmp_path / "f") as file:
+        file.write_text("1")
+        clean_leftovers(tmp_path)
+        assert aside.is_dir() and file.is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
