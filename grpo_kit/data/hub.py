@@ -33,6 +33,9 @@ def open_hub_set(recipe: Recipe, limit: int | None) -> Table:
     check_hub_reachable()
     import datasets
 
+    from grpo_kit.nemotron.checkpoint_files import remove_incomplete_downloads
+
+    remove_incomplete_downloads()
     streaming = recipe.streaming or limit is not None
     table = datasets.load_dataset(recipe.hub, recipe.subset, split=recipe.split, streaming=streaming)
     rows = _number_rows(table, recipe.hub)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import WeakFileLock
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -41,6 +42,7 @@ class PublishedCheckpoint:
     def __init__(self, name: str, revision: str | None, cache: Path) -> None:
         self.name, self.revision, self.cache = name, revision, cache
         self.folder = Path(name) if Path(name).is_dir() else None
+        remove_incomplete_downloads(cache)
 
     def get_file(self, name: str) -> Path | None:
         """The path of a file, which is downloaded if necessary; None if the checkpoint has no such file.
@@ -151,11 +153,11 @@ def transformers_name(published: str) -> str:
     return f"model.{published.removeprefix('backbone.')}" if published.startswith("backbone.") else published
 
 
-def remove_incomplete_downloads(cache: Path, idle: float = 60.0) -> None:
+def remove_incomplete_downloads(cache: Path = Path(HF_HUB_CACHE), idle: float = 60.0) -> None:
     """Delete what killed processes left of downloads in a cache of the Hub, whose client does not continue them.
 
     Args:
-        cache: the folder.
+        cache: the folder, by default the one that all of the user's programs share.
         idle: seconds without a write after which a download has ended. One that holds its lock stays.
     """
     for part in cache.glob("*/blobs/*.incomplete"):

@@ -64,6 +64,10 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if policy.model == "tiny":
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
         transformers_logging.disable_progress_bar()  # it loads in a moment
+    if not Path(policy_source(policy)).is_dir():
+        from grpo_kit.nemotron.checkpoint_files import remove_incomplete_downloads
+
+        remove_incomplete_downloads()
     model = AutoModelForCausalLM.from_pretrained(policy_source(policy), **options).eval()
     if bars_enabled:
         transformers_logging.enable_progress_bar()
