@@ -1,6 +1,7 @@
 """Checks of settings. Each raises a ValueError with the value, the rule and the remedy."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 # What other trainers call a key, in any section or, with a section, there only: the key's name here.
@@ -37,6 +38,22 @@ def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
 def require_share(name: str, value: float) -> None:
     """Raise ValueError for a `value` outside [0, 1]."""
     require(0 <= value <= 1, f"{name} is {value}; it is a share. Set {name} to a number from 0 to 1.")
+
+
+def parse_duration(name: str, text: str) -> float:
+    """The seconds of a duration such as `3h30m`, `45m`, `1d` or `90s`; ValueError for anything else, and for 0.
+
+    >>> parse_duration("run.time_limit", "3h30m")
+    12600.0
+    """
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    require(
+        seconds > 0 and "".join(number + unit for number, unit in parts) == text,
+        f"{name} is {text!r}; a duration is a number above 0 and d, h, m or s. Set it like 3h30m, 45m or 90s.",
+    )
+    return seconds
 
 
 def suggest_nearest(word: str, choices: Sequence[str]) -> str:

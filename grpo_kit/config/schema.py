@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from grpo_kit.config.arguments import require_type
-from grpo_kit.config.checks import require, require_at_least, require_one_of, require_share
+from grpo_kit.config.checks import parse_duration, require, require_at_least, require_one_of, require_share
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
 
@@ -187,6 +187,10 @@ class Run:
     force: bool = False  # repeat a stage that is already done
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # also wandb, trackio; or none
     time_limit: str | None = None  # of the session, such as 3h30m; None: Kaggle's 12 h on Kaggle, none elsewhere
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            parse_duration("run.time_limit", self.time_limit)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Every callback gets its trainer when it is made; only `StageCallback` needs TRL'
 """
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import psutil
 from transformers import TrainerCallback
 
 from grpo_kit.config import Grpo, Stage
+from grpo_kit.config.checks import parse_duration
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.runs import processes
 from grpo_kit.training import checkpoints
@@ -185,21 +185,6 @@ class StopCallback(TrainerCallback):
         return None, False
 
 
-def parse_duration(text: str) -> float:
-    """`3h30m`, `45m`, `1d` or `90s` in seconds. Raises ValueError for anything else.
-
-    >>> parse_duration("3h30m")
-    12600.0
-    """
-    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(
-            f"run.time_limit is {text!r}; a duration is a number and d, h, m or s. Set it like 3h30m, 45m or 90s."
-        )
-    return sum(float(number) * units[unit] for number, unit in parts)
-
-
 def session_deadline(limit: str | None, reserve: float, environ: Mapping[str, str] = os.environ) -> float | None:
     """When training must stop so that what follows still fits into the session.
 
@@ -214,7 +199,7 @@ def session_deadline(limit: str | None, reserve: float, environ: Mapping[str, st
     hours = next((hours for name, hours in SESSION_HOURS.items() if environ.get(name)), None)
     if limit is None and hours is None:
         return None
-    allowed = parse_duration(limit) if limit else hours * 3600
+    allowed = parse_duration("run.time_limit", limit) if limit else hours * 3600
     return max(psutil.Process().create_time() + allowed - reserve, time.time())
 
 

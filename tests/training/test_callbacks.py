@@ -12,7 +12,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import callbacks, train
-from grpo_kit.training.callbacks import find_stage, parse_duration, session_deadline
+from grpo_kit.training.callbacks import find_stage, session_deadline
 from tests.helpers.settings import SMALL
 
 
@@ -179,19 +179,6 @@ def test_the_deepscaler_preset_samples_128_prompts_8_times_at_three_lengths():
         (8192, 240, 0.0, 0.2, 2e-6), (16384, 290, 1e-3, 0.28, 2e-6), (24576, 50, 1e-4, 0.28, 5e-7),
     ]  # fmt: skip
     assert sum(stage.steps for stage in grpo.stages) == grpo.max_steps
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("3h30m", 12600), ("45m", 2700), ("90s", 90), ("1d", 86400), ("1.5h", 5400), ("1h1m1s", 3661)]
-)
-def test_durations_are_parsed_to_seconds(text, seconds):
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "3", "3 h", "h", "3h30", "-1h", "3x", "1h,30m"])
-def test_an_invalid_duration_is_refused(text):
-    with pytest.raises(ValueError, match="like 3h30m"):
-        parse_duration(text)
 
 
 def test_the_deadline_counts_from_the_process_start_and_reserves_time_for_packing():
