@@ -186,8 +186,12 @@ def load_cases(path: str | Path = SAMPLE) -> list[Case]:
         raise FileNotFoundError(
             f"{path} does not exist; an audit needs labelled cases. Give an existing JSONL file with --cases."
         )
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (its byte {error.start + 1} is wrong). Save it as UTF-8.") from None
     cases = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:

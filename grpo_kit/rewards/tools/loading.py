@@ -8,12 +8,14 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from grpo_kit.config.arguments import require_type
 
 FOLDER = Path(__file__).resolve().parents[1]
+MODULE_PREFIX = "grpo_kit_reward_"  # of the modules that reward files are loaded as
 RULE = "a reward function or the path of its file"
 REMEDY = 'Write "math_answer.py", or pass a function that you defined.'
 Reward = Callable[..., list[float | None]]
@@ -31,10 +33,9 @@ def load_reward(spec: str | Path) -> Reward:
         completion, or None where the reference answer cannot be used.
 
     Raises:
-        ValueError: `spec` has another form, or the file has no such function or several.
+        ValueError: `spec` has another form, the file has no such function or several, or executing it fails.
         FileNotFoundError: the file does not exist.
         TypeError: `spec` is not a text or a path.
-        Exception: whatever executing the file raises.
 
     Example:
         >>> from grpo_kit import load_reward
@@ -52,10 +53,17 @@ def load_reward(spec: str | Path) -> Reward:
             f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
         )
     path = find_reward(name)
-    module_spec = importlib.util.spec_from_file_location(f"grpo_kit_reward_{path.stem}", path)
+    module_spec = importlib.util.spec_from_file_location(f"{MODULE_PREFIX}{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses and pickling look a module up by its name
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_spec.name]
+        trace = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {frame.lineno}, " for frame in trace if frame.filename == module_spec.origin]
+        reason = f"{lines[-1] if lines else ''}{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{path} cannot be loaded ({reason}). Correct the file.") from error
     own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
     rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
     chosen = function or (rewards[0] if len(rewards) == 1 else "")

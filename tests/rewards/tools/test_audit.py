@@ -116,6 +116,12 @@ def test_both_spellings_of_a_cases_file_are_read(tmp_path):
         load_cases(path)
 
 
+def test_cases_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "cases.jsonl").write_bytes(b'{"gold": "caf\xe9"}')
+    with pytest.raises(ValueError, match=r"cases.jsonl is not UTF-8 \(its byte 14 is wrong\). Save it"):
+        load_cases(tmp_path / "cases.jsonl")
+
+
 def test_the_kits_sample_is_labelled_and_mixed():
     cases = load_cases()
     assert SAMPLE.is_file() and 60 <= len(cases) <= 120

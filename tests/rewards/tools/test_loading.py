@@ -92,3 +92,20 @@ def test_the_kits_verifiers_spell_equal_answers_alike(reward, alike, other, sile
     others = [read(text, options=["Rome", "Paris"]) for text in other]
     assert None not in others and len({answers[0], *others}) == 1 + len(other)
     assert [read(text, options=["Rome", "Paris"]) for text in silent] == [None] * len(silent)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import nothing_there", r"line 1, ModuleNotFoundError: No module named 'nothing_there'"),
+        ("\n1 / 0", "line 2, ZeroDivisionError"),
+        ("def x_reward(:", r"SyntaxError: .*line 1"),
+        ("\0", "SyntaxError: .*null bytes"),
+    ],
+)
+def test_a_file_that_cannot_be_executed_is_named_with_the_reason(tmp_path, text, reason):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.py cannot be loaded .*{reason}.*Correct the file") as raised:
+        load_reward(str(path))
+    assert raised.value.__cause__ is not None
