@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from grpo_kit.config.checks import require
-from grpo_kit.runs.files import new_folder, write_text
+from grpo_kit.runs.files import new_folder, require_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "grpo_kit", "data")
@@ -72,7 +72,7 @@ def build_wheels(
         The wheels.
 
     Raises:
-        ValueError: `python` or `platform` is not written as above.
+        ValueError: `python` or `platform` is not written as above, or `out` holds other files, which would be lost.
         RuntimeError: uv is not installed, no set of wheels meets the requirements, or pip fails.
         FileNotFoundError: The source of the kit is not here.
 
@@ -83,7 +83,15 @@ def build_wheels(
     platforms = expand_platform(platform)
     if not (ROOT / "pyproject.toml").is_file():
         raise FileNotFoundError(f"{ROOT} has no pyproject.toml to build grpo_kit from. Run this in a clone of the kit.")
-    with new_folder(out) as folder, tempfile.TemporaryDirectory() as temporary:
+    require_folder(out, "Name another path with --out.")
+    own = (METADATA_FILE, CELL_FILE)
+    for path in out.glob("*"):
+        require(
+            path.suffix == ".whl" or path.name in own,
+            f"{out} would be replaced, but it holds {path.name}, which `grpo-kit wheels` did not write. Name a new "
+            "folder with --out.",
+        )
+    with new_folder(out.absolute()) as folder, tempfile.TemporaryDirectory() as temporary:
         show("resolving")
         pins = resolve(python, platform, image, Path(temporary))
         show(f"downloading {len(pins)} wheels")
@@ -143,7 +151,7 @@ def read_freeze_file(path: Path) -> dict[str, str]:
             f"{path} does not exist; --have takes a file with what `pip freeze` prints in the image."
         )
     versions = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         match = re.fullmatch(r"([A-Za-z0-9._-]+)==([^\s;]+)", line.strip())
         if match:
             try:

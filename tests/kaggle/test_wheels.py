@@ -208,6 +208,23 @@ def test_a_freeze_without_a_version_is_refused(tmp_path, text):
     (tmp_path / "freeze.txt").write_text(text)
     with pytest.raises(ValueError, match="pip freeze"):
         wheels.read_freeze_file(tmp_path / "freeze.txt")
+    (tmp_path / "freeze.txt").write_bytes(b"\xff\xfe" + text.encode("utf-16-le"))
+    with pytest.raises(ValueError, match="pip freeze"):
+        wheels.read_freeze_file(tmp_path / "freeze.txt")
+
+
+def test_a_folder_with_other_files_and_a_file_are_not_replaced(index, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(NotADirectoryError, match="out is a file.*--out"):
+        build(tmp_path)
+    assert out.read_text() == "mine"
+    out.unlink()
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="would be replaced, but it holds mine.txt.*--out"):
+        build(tmp_path)
+    assert (out / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.slow
