@@ -62,8 +62,8 @@ def screen(
 
     Raises:
         FileNotFoundError: the run has no data.
-        ValueError: no prompt would be kept; or the samples on file belong to another policy, verifier, data or
-            sampling, which `run.force` discards.
+        RuntimeError: no prompt would be kept.
+        ValueError: the samples on file belong to another policy, verifier, data or sampling; `run.force` discards them.
         TypeError: an argument has another type.
 
     Example:
@@ -102,7 +102,7 @@ def screen(
         kept = [row for row, reason in zip(rated, reasons, strict=True) if not reason]
         left_out = [row | {"reason": reason} for row, reason in zip(rated, reasons, strict=True) if reason]
         if not kept:
-            raise ValueError(
+            raise RuntimeError(
                 f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} "
                 f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable reference "
                 "answer). Widen the band, or take other problems."

@@ -202,7 +202,7 @@ def test_samples_made_with_different_settings_are_refused(tmp_path, drawn, monke
     with pytest.raises(ValueError, match=f"lines that were made with different settings .*{message}.*--force"):
         screening.screen(other, run, verifier)
     assert run.screening.read_bytes() == before and not drawn
-    with contextlib.suppress(ValueError):  # wrong_reward leaves nothing to keep
+    with contextlib.suppress(RuntimeError):  # wrong_reward leaves nothing to keep
         screening.screen(replace(other, run=replace(other.run, force=True)), run, verifier)
     assert drawn and before.split(b"\n")[0] not in run.screening.read_bytes()
 
@@ -232,7 +232,7 @@ def test_another_band_is_applied_to_the_existing_samples(tmp_path, drawn):
 
 def test_when_nothing_is_kept_the_samples_stay_and_no_stage_is_done(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0] * 5)
-    with pytest.raises(ValueError, match=r"None of 5 prompts .*\(5 too hard, 0 too easy.*Widen the band"):
+    with pytest.raises(RuntimeError, match=r"None of 5 prompts .*\(5 too hard, 0 too easy.*Widen the band"):
         screening.screen(chosen, run, right_reward)
     assert not run.screened.exists() and not run.left_out.exists() and "screen" not in run.stages()
     assert len(by_id(run)) == 5
@@ -385,7 +385,7 @@ def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     assert "screen skipped" in call("screen", "--run", "r")
     assert "--force" in call("screen", "--run", "r", "data.pass_rate=[0.2,0.8]", status=2)
     assert "pass rate 0.2 to 0.8" in call("screen", "--run", "r", "--force", "data.pass_rate=[0.2,0.8]")
-    assert "`grpo-kit data` first" in call("screen", "--run", "nobody", status=2)
+    assert "`grpo-kit data --run nobody` first" in call("screen", "--run", "nobody", status=2)
     made = run.manifest.stat().st_mtime_ns
     prepare(
         replace(chosen, data=replace(chosen.data, pass_rate=[0.2, 0.8])), run
