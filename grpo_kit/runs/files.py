@@ -81,6 +81,14 @@ def read_lines(path: Path) -> list[Any]:
         return [json.loads(line) for line in file if line != "\n"]
 
 
+def require_folder(path: Path, remedy: str) -> None:
+    """Raise NotADirectoryError, which ends with `remedy`, where `path` or a folder above it is a file."""
+    absolute = path.absolute()
+    nearest = next(place for place in (absolute, *absolute.parents) if place.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{path} cannot be a folder, because {nearest} is a file. {remedy}")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill; it becomes `path` when the block succeeds and is deleted when the block fails."""

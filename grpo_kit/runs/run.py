@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs import interrupts, processes
-from grpo_kit.runs.files import clean_leftovers, hash_of, list_differences, new_folder, write_text
+from grpo_kit.runs.files import clean_leftovers, hash_of, list_differences, new_folder, require_folder, write_text
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
@@ -58,6 +58,7 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
 
     Raises:
         ValueError: if `name` is not a plain folder name.
+        NotADirectoryError: if a file stands where the run's folder, or one above it, should be.
     """
     if not re.fullmatch(RUN_NAME, name):
         raise ValueError(
@@ -65,6 +66,7 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
             "starting with a letter or digit."
         )
     run = Run(Path(root) if root else find_root(filesystem=filesystem), name)
+    require_folder(run.path, "Set run.root to the folder that is to hold the runs.")
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") and not run.path.exists():
         earlier = sorted((filesystem / "kaggle/input").glob(f"**/runs/{name}/run.json"))
         if earlier:
@@ -155,10 +157,10 @@ class Run:
         differences = list_differences(record["settings"], settings)
         differences += [f"{path} changed since" for path in changed]
         if differences:
+            alternative = "--out for a second zip" if stage == "package" else "--run (run.name) for a new run"
             raise ValueError(
                 f"Stage {stage!r} of run {self.name!r} already finished with different settings "
-                f"({'; '.join(differences[:3])}). Use --force (run.force=true) to replace it, "
-                "or --run (run.name) for a new run."
+                f"({'; '.join(differences[:3])}). Use --force (run.force=true) to replace it, or {alternative}."
             )
         return True
 
@@ -172,7 +174,8 @@ class Run:
         Raises:
             FileNotFoundError: if the stage is not done or one of its files is missing.
         """
-        record = self.stages().get(stage)
+        stages = self.stages()
+        record = stages.get(stage)
         missing = [name for name in (record["wrote"] if record else []) if not (self.path / name).exists()]
         if missing:
             raise FileNotFoundError(
@@ -181,8 +184,10 @@ class Run:
         if record is None:
             runs = sorted(path.name for path in self.root.glob("*") if (path / "run.json").is_file())
             others = f" Runs in {self.root}: {', '.join(runs)}." if runs and self.name not in runs else ""
+            before = "" if stage == "data" or "data" in stages else "`grpo-kit data` and then "
             raise FileNotFoundError(
-                f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run `{command}` first.{others}"
+                f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run {before}`{command}` first."
+                f"{others}"
             )
 
     def record_stage(

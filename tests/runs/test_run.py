@@ -110,6 +110,29 @@ def test_a_stage_made_with_different_settings_is_refused_and_says_how_it_differs
     assert not run.is_done("data", {"a": {"b": 2}}, [], force=True)
 
 
+def test_a_zip_made_with_different_settings_may_be_written_beside_the_first(tmp_path):
+    run = find_run("r", tmp_path)
+    run.record_stage("package", {"dtype": None}, [], [], 1.0, "")
+    with pytest.raises(ValueError, match=r"dtype was None, now float32.*--force.*or --out for a second zip"):
+        run.is_done("package", {"dtype": "float32"}, [])
+
+
+def test_a_file_where_a_runs_folder_should_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path, tmp_path / "file", tmp_path / "file/x"):
+        with pytest.raises(NotADirectoryError, match="cannot be a folder, because .*file is a file. Set run.root"):
+            find_run("file", root)
+
+
+def test_a_run_without_data_is_told_to_prepare_it_first(tmp_path):
+    run = find_run("r", tmp_path)
+    with pytest.raises(FileNotFoundError, match="Run `grpo-kit data` and then `grpo-kit train` first"):
+        run.require_stage("train", "grpo-kit train")
+    make_stage(run, {})
+    with pytest.raises(FileNotFoundError, match="Run `grpo-kit train` first"):
+        run.require_stage("train", "grpo-kit train")
+
+
 def test_a_stage_whose_input_changed_is_refused(tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("one")
