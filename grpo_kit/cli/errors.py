@@ -1,8 +1,10 @@
 """How a failing command ends: one sentence, and status 2 for usage, 1 for failure, 130 when interrupted."""
 
 import functools
+import re
+import shlex
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +12,85 @@ import typer
 from rich.markup import escape
 
 from grpo_kit.display import terminal
+from grpo_kit.rewards.tools.loading import MODULE_PREFIX
 
 USAGE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 PACKAGE = Path(__file__).parents[1]
+# What to do about an error of the operating system that names a path.
+REMEDIES = {
+    FileNotFoundError: "Check the path.",
+    FileExistsError: "Name another path.",
+    NotADirectoryError: "A file stands where a folder is needed; name another path.",
+    IsADirectoryError: "A file is needed; name one.",
+    PermissionError: "Change its permissions, or name another path.",
+}
+# The commands that messages recommend and that take --config, --run and settings.
+STAGE_COMMANDS = "data|screen|train|calibrate|evaluate|score|package"
 
 
 def report_errors(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn the kit's own errors into one sentence and an exit status; a defect keeps its traceback."""
+    """Turn errors that the user can correct into one sentence and an exit status; a defect keeps its traceback."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
-        except typer.Exit:  # a RuntimeError by descent
+        except (typer.Exit, BrokenPipeError):  # Typer ends the command; a closed pipe is the end of `| head`
             raise
         except KeyboardInterrupt:
             terminal.err.print("Interrupted. Finished stages are kept; the same command continues from there.")
             raise typer.Exit(130) from None
-        except (ValueError, RuntimeError, OSError) as error:
-            if not _is_for_the_user(error):
+        except Exception as error:
+            in_reward = _describe_reward_error(error)
+            sentence = in_reward or _describe_error(error)
+            if not sentence:
                 raise  # a defect, ours or a library's: its traceback is what helps
-            terminal.err.print(f"[bold red]error:[/] {escape(str(error))}")
-            raise typer.Exit(2 if isinstance(error, USAGE) else 1) from None
+            terminal.err.print(f"[bold red]error:[/] {escape(_complete_message(sentence, kwargs))}")
+            raise typer.Exit(2 if isinstance(error, USAGE) and not in_reward else 1) from None
 
     return guarded
 
 
-def _is_for_the_user(error: BaseException) -> bool:
-    """Whether the kit's own code raised the error, worded for the user, or the operating system did."""
+def _describe_reward_error(error: Exception) -> str | None:
+    """What was raised in a reward file of the user, with the last line of that file that was executed."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path = frame.f_code.co_filename
+        if str(frame.f_globals.get("__name__")).startswith(MODULE_PREFIX) and not Path(path).is_relative_to(PACKAGE):
+            return f"{path}, line {line} raised {type(error).__name__}: {_join_lines(error)}. Correct the reward."
+    return None
+
+
+def _describe_error(error: Exception) -> str | None:
+    """A sentence where the kit's own code raised the error, worded for the user, or the operating system did."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(last).is_relative_to(PACKAGE) or type(error) in (OSError, PermissionError)
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        remedy = next((REMEDIES[kind] for kind in type(error).__mro__ if kind in REMEDIES), "Name another path.")
+        return f"{error.filename} cannot be used ({error.strerror}). {remedy}"
+    if isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object.strip()[:200]!r} is not UTF-8, as the names of files have to be. Rename the file."
+    if isinstance(error, ValueError | RuntimeError) and Path(last).is_relative_to(PACKAGE):
+        return str(error)
+    return None
+
+
+def _join_lines(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _complete_message(sentence: str, arguments: Mapping[str, Any]) -> str:
+    """Make each command in the sentence one that can be pasted: with the run, the presets and the settings given here.
+
+    >>> _complete_message("Run `grpo-kit data` first.", {"name": "mine", "sources": ["t4"]})
+    'Run `grpo-kit data -c t4 --run mine` first.'
+    """
+    words = [word for source in arguments.get("sources") or () for word in ("-c", source)]
+    if arguments.get("name"):
+        words += ["--run", arguments["name"]]
+    elif "name" in arguments:
+        sentence = re.sub(r"^(Run '[^']+') has", r"\1 (no --run was given) has", sentence)
+        sentence = re.sub(r"( Runs in .*)\.$", r"\1; name one with --run.", sentence)
+    given = "".join(f" {shlex.quote(word)}" for word in [*words, *(arguments.get("overrides") or ())])
+    sentence = re.sub(rf"(`grpo-kit (?:{STAGE_COMMANDS})\b[^`]*)`", lambda match: f"{match[1]}{given}`", sentence)
+    return sentence.replace("`grpo-kit ", f"`{terminal.program_name()} ")

@@ -1,5 +1,6 @@
 """`grpo-kit push`, `submit` and `wheels`. `main` registers them; the work is done in `grpo_kit.kaggle`."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,7 @@ def push(
     if problem := outcome.problem():
         raise RuntimeError(problem)
     for zip_path in sorted(outcome.output.glob("**/submission.zip")):
-        _say(f"next: grpo-kit submit {zip_path}")
+        _say(f"next: {terminal.program_name()} submit {shlex.quote(str(zip_path))}")
 
 
 def submit(
@@ -113,7 +114,8 @@ def wheels(
     )
     if owner == run_kernel.NOBODY:
         _say(f"put your name in place of {owner} in {out / wheel_folder.METADATA_FILE}")
-    _say(f"upload: kaggle datasets create -p {out}   (later: kaggle datasets version -p {out} -m again)")
+    folder = shlex.quote(str(out))
+    _say(f"upload: kaggle datasets create -p {folder}   (later: kaggle datasets version -p {folder} -m again)")
     _say(f"install cell ({out / wheel_folder.CELL_FILE}), which `grpo-kit push` adds by itself:")
     terminal.out.print(escape(wheel_folder.INSTALL_CELL), end="")
 

@@ -3,6 +3,8 @@
 A command skips a finished stage and says so. An error is one sentence: exit status 2 for usage, 1 for failure.
 """
 
+import inspect
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit.cli import kaggle, options, stages
+from grpo_kit.cli import kaggle, machine, options, rewards, stages
 from grpo_kit.cli.errors import report_errors
 from grpo_kit.display import terminal
 from grpo_kit.runs import processes
@@ -22,13 +24,21 @@ from grpo_kit.runs.session import open_run
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-rewards_app = typer.Typer(help="Test reward functions.", no_args_is_help=True)
-app.add_typer(rewards_app, name="rewards")
+app.add_typer(rewards.app, name="rewards")
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a subcommand."""
-    return app.command()(report_errors(function))
+@app.callback()
+def start(version: options.Version = False) -> None:
+    """Prepare the output for a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the name of a file may have letters that the terminal has not
+            stream.reconfigure(errors="backslashreplace")
+
+
+def command(function: Callable[..., None], hidden: bool = False) -> Callable[..., None]:
+    """Register a subcommand, which `grpo-kit --help` lists with the whole first paragraph of its docstring."""
+    summary = " ".join(inspect.getdoc(function).split("\n\n")[0].split())
+    return app.command(short_help=summary, hidden=hidden)(report_errors(function))
 
 
 @command
@@ -52,15 +62,8 @@ def demo(name: options.RunName = None, force: options.Force = False) -> None:
     terminal.print_locations(run, zip_path, time.monotonic() - started)
 
 
-@command
-def env() -> None:
-    """Check this machine: Python, the versions of the libraries, the GPU, and where runs will lie."""
-    from grpo_kit.planning.machine_check import check_machine
-
-    findings = check_machine()
-    terminal.print_machine_check(findings)
-    if not all(fine for _, _, fine, _ in findings):
-        raise typer.Exit(1)
+command(machine.env)
+command(machine.doctor, hidden=True)
 
 
 @command
@@ -73,7 +76,7 @@ def data(
 ) -> None:
     """Read, clean, decontaminate, deduplicate and split problems: data/{train,val,test}/data.jsonl, manifest.json."""
     config, run = open_run(sources or (), overrides or (), name, "data", force)
-    if not _is_dry_run(dry_run, config, run, "data.source", [run.manifest.parent]):
+    if not _is_dry_run(dry_run, config, run, config.data.source, [run.manifest.parent]):
         stages.prepare_data(config, run)
 
 
@@ -212,6 +215,11 @@ def package(
     stacked: options.Stacked = "auto",
 ) -> None:
     """Write the trained adapter as submission.zip, or convert one that was trained elsewhere."""
+    if name and adapters:
+        raise ValueError(
+            f"--run {name} names a run and --adapter {adapters[0]} an adapter from elsewhere; a zip holds one of them. "
+            "Leave one of the two out."
+        )
     config, run = open_run(sources or (), overrides or (), name, "package", force)
     reads = ", ".join(map(str, adapters or [run.adapter]))
     if not _is_dry_run(dry_run, config, run, reads, [out or run.submission]):
@@ -238,28 +246,7 @@ def handoff(
     terminal.out.print(f"{folder}\n{folder / 'README.md'} says how to start it, and what does not carry over")
 
 
-@command
-def plan(
-    overrides: options.Overrides = None,
-    sources: options.Sources = None,
-    device: options.DeviceName = None,
-    prompt_tokens: options.PromptTokens = 256,
-    num_processes: options.PlannedProcesses = 1,
-) -> None:
-    """Say whether a run fits a machine, part by part, computed before anything is downloaded. Status 1: it does not."""
-    from grpo_kit.planning import machines, plan, step_time, two_gpus
-    from grpo_kit.policy.load import read_routing_counts
-
-    config = configuration.load_config(sources or ["tiny"], overrides or [])
-    machine = machines.find_device(device) if device else machines.this_device()
-    machine = machines.with_processes(machine, num_processes)
-    bandwidths = None if device else step_time.measure_bandwidths()
-    hits = read_routing_counts(config.policy)
-    planned = plan.plan(config, machine, prompt_tokens, bandwidths, hits)
-    terminal.print_plan(planned)
-    terminal.print_two_gpus(two_gpus.compare_layouts(planned, hits))
-    if not planned.fits:
-        raise typer.Exit(1)
+command(machine.plan)
 
 
 @command
@@ -269,9 +256,7 @@ def reproduce(name: options.RepeatedRun) -> None:
 
     _, run = open_run((), (), name)
     again, differences = reproduction.reproduce(run, lambda stage: terminal.out.print(f"{stage} again"))
-    terminal.out.print(f"{again.path}: " + ("" if differences else "the same, bit for bit"))
-    for sentence in differences:
-        terminal.out.print(f"  {escape(sentence)}")
+    terminal.print_repetition(run, again, differences)
 
 
 @command
@@ -291,15 +276,6 @@ def check(
         run.require_stage("train", "grpo-kit train")
     names_base = name or sources or any(word.startswith("policy.") for word in overrides or ())
     stages.check_zip(zip_path, config.policy if names_base else None, run if name else None)
-
-
-@rewards_app.command("audit")
-@report_errors
-def audit(reward: options.RewardFile, cases: options.Cases = None) -> None:
-    """Test a reward function on labelled answers: wrong ones paid, right ones refused, hangs and exceptions by kind."""
-    from grpo_kit.rewards.tools.audit import audit_reward, print_report
-
-    print_report(audit_reward(reward, cases), terminal.out)
 
 
 for _function in kaggle.COMMANDS:

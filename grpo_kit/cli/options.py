@@ -5,10 +5,23 @@ from typing import Annotated
 
 import typer
 
+from grpo_kit import __version__
+
 
 def _option(*names: str, help: str, **more: object) -> object:
     return typer.Option(*names, help=help, show_default=False, **more)
 
+
+# Of `grpo-kit` itself
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"grpo-kit {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
 
 # Of several commands
 Overrides = Annotated[

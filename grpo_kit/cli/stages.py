@@ -1,5 +1,6 @@
 """One stage of a run with its terminal output: a progress bar while it works, then its results."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from grpo_kit.config import Policy, RunConfig
 from grpo_kit.display import terminal
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
+from grpo_kit.runs.files import require_folder
 from grpo_kit.runs.run import Run
 
 
@@ -73,6 +75,11 @@ def package_adapter(
     from grpo_kit.policy.load import base_model_name
     from grpo_kit.submission import package
 
+    out = zip_path or run.submission
+    if out.is_dir():
+        raise IsADirectoryError(f"--out is {out}, a folder; the zip is a file. Write --out {out / 'submission.zip'}.")
+    require_folder(out.parent, "Name another path with --out.")
+    creates_folder = zip_path and not out.parent.exists()
     notes: list[str] = []
     model = base_model_name(base) if base else None
     with terminal.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
@@ -81,6 +88,8 @@ def package_adapter(
         )
     for note in notes:
         terminal.out.print(f"         {escape(note)}")
+    if creates_folder:
+        terminal.out.print(f"         the folder {path.parent} is new")
     terminal.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
     return path
 
@@ -107,5 +116,6 @@ def check_zip(path: Path, policy: Policy | None, run: Run | None) -> None:
     terminal.print_findings(path, findings)
     if fatal(findings):
         raise RuntimeError(
-            f"{path} must not be submitted (see fatal above). Follow the remedy, then run `grpo-kit check` again."
+            f"{path} must not be submitted (see fatal above). Follow the remedy, then run "
+            f"`grpo-kit check {shlex.quote(str(path))}` again."
         )

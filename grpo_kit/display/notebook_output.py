@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import RunConfig, to_yaml
-from grpo_kit.display import terminal
+from grpo_kit.display import machine_tables, terminal
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import Run
@@ -18,7 +18,7 @@ def show_machine() -> None:
     """Show a table of this machine and its libraries, each row with a verdict."""
     from grpo_kit.planning.machine_check import check_machine
 
-    terminal.print_machine_check(check_machine())
+    machine_tables.print_machine_check(check_machine())
 
 
 def show_plan(config: RunConfig, device_name: str | None = None) -> None:

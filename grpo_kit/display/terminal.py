@@ -19,6 +19,7 @@ from grpo_kit.adapters.findings import Finding
 from grpo_kit.display import run_figures
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs import processes
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run
 
 # Of several processes only the first one prints.
@@ -26,6 +27,14 @@ out, err = (Console(highlight=False, soft_wrap=True, stderr=e, quiet=not process
 out.soft_wrap = not out.is_jupyter  # under a cell a long line would have to be scrolled
 INDENT = " " * 9  # under the word that names the stage
 COLORS = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
+
+
+def program_name() -> str:
+    """How the user starts the command line: `grpo-kit` where that is on the path, else as this process was started."""
+    script = Path(sys.argv[0])
+    if not shutil.which("grpo-kit") and script.parts[-2:] == ("grpo_kit", "__main__.py"):
+        return "python -m grpo_kit"
+    return sys.argv[0] if not shutil.which("grpo-kit") and script.name == "grpo-kit" else "grpo-kit"
 
 
 @contextlib.contextmanager
@@ -121,56 +130,6 @@ def print_screening(summary: dict[str, Any], band: list[float]) -> None:
     )
 
 
-def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:
-    """A table of (subject, what was found, whether that is fine, the remedy if not)."""
-    table = Table("what", "found", "verdict")
-    table.columns[1].overflow = "fold"
-    for subject, value, is_fine, remedy in findings:
-        table.add_row(subject, escape(value), "[green]ok[/]" if is_fine else f"[red]{escape(remedy)}[/]")
-    out.print(table)
-
-
-def print_plan(plan: Any) -> None:
-    """A `planning.fit.Plan`: the peak of each place, the largest settings that fit, step time and verdict."""
-    count, name = plan.device.processes, plan.device.name
-    machine = f"{name}, one of {count} processes; host memory is that of all" if count > 1 else name
-    table = Table("place", "part", "GiB", "how counted", title=f"{plan.config.policy.model} on {machine}")
-    table.columns[2].justify = "right"
-    for place, need in plan.needs.items():
-        for row in sorted(plan.at_peak(place), key=lambda row: -row.nbytes):
-            mark = "" if row.kind == "computed" else f" ({row.kind})"
-            table.add_row(place, row.part, f"{row.nbytes / 2**30:.2f}", escape(row.source) + mark)
-        size = "unknown" if need.has is None else f"{need.has / 2**30:.2f}" + " nominal" * plan.device.nominal
-        total = f"[bold]{need.nbytes / 2**30:.2f}[/]"
-        table.add_row(place, f"[bold]sum in {need.phase}[/]", total, f"available: {size}", end_section=True)
-    out.print(table)
-    for key, value in plan.largest.items():
-        out.print(f"largest grpo.{key} that fits, other settings unchanged: {value or 'none'}")
-    out.print(f"step time: {_describe_step_time(plan)}\n{escape(plan.verdict)}")
-
-
-def _describe_step_time(plan: Any) -> str:
-    if plan.bandwidths is None:
-        return f"not estimated, no bandwidth of {plan.device.name} was measured; run this there without --device"
-    (sampling, training), most = plan.seconds, plan.sampling_all
-    first, every, last = (f"{n:.1f}" if n >= 10 else f"{n:.2g}" for n in (sampling, most, training))
-    more = f" ({every} s with every replacement, asked at once)" if most > sampling else ""
-    pcie = f"{plan.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if plan.device.gpu else ""
-    measured = f"{plan.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{plan.bandwidths.matmul_tflops:.2f} TFLOPS"
-    return f"sampling {first} s{more}, training {last} s, at best; measured here: {measured}"
-
-
-def print_two_gpus(layouts: list[Any]) -> None:
-    """Each `two_gpus.GpuLayout` of a machine with several GPUs: whether it fits, its limit and its step time."""
-    table = Table("way", "fits", "limited by", "in words", title="two ways to use these GPUs", show_lines=True)
-    for layout in layouts:
-        seconds = layout.plan.seconds if layout.plan else None
-        best = f"\nA step takes {sum(seconds):.1f} s at best." if seconds else ""
-        table.add_row(layout.name, "yes" if layout.fits else "no", layout.limit, escape(layout.verdict) + best)
-    if layouts:
-        out.print(table)
-
-
 def print_data(manifest: dict[str, Any]) -> None:
     """Where each row went: rows dropped by reason, rows leaked from evaluation sets, and rows in each split."""
     indent = "" if out.is_jupyter else INDENT
@@ -246,6 +205,17 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
     out.print(escape(report["words"]))
 
 
+def print_repetition(run: Run, again: Run, differences: list[str]) -> None:
+    """Whether the repetition of a run gave the same adapter, and a line for each difference."""
+    same = hash_of(again.adapter) == hash_of(run.adapter)
+    result = "its adapter is the same, bit for bit" if same else "its adapter differs"
+    out.print(f"Run {run.name!r} was repeated in {again.path}; {result}.")
+    if differences:
+        out.print("All differences between the two runs:")
+    for sentence in differences:
+        out.print(f"  {escape(sentence)}")
+
+
 def print_search(result: dict[str, Any], run: Run) -> None:
     """The trials of a search, the best first, what the best is worth, and how to use it."""
     title = f"search of run {run.name!r}"
@@ -308,10 +278,7 @@ def print_locations(run: Run, zip_path: Path, seconds: float) -> None:
         ("the adapter", run.adapter),
     ):
         table.add_row(name, str(path))
-    script = (
-        "python -m grpo_kit" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
-    )  # .venv/bin/grpo-kit from make
-    command = "grpo-kit" if shutil.which("grpo-kit") else script
+    command = program_name()
     out.print("", table)
     out.print(
         "Next: open notebooks/01_setup.ipynb in Colab or Kaggle; or train on your own problems here:\n"

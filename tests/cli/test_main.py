@@ -1,6 +1,7 @@
 """The command line: stages in order, skipped when done, errors in one sentence with the right exit status."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from grpo_kit import __version__
 from grpo_kit.cli.main import app
+from grpo_kit.config import load_config
 from grpo_kit.display import terminal
 from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.run import find_run
@@ -71,6 +74,8 @@ def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
     assert "policy.model=" in call("package", "--adapter", "sft", "--out", "z.zip", status=2)
     assert "nothing was touched" in call("package", "--adapter", "sft", "--out", "z.zip", "--dry-run")
     assert not Path("z.zip").exists()
+    output = call("package", "--adapter", "sft", "--out", "new/z.zip", "policy.model=tiny")
+    assert "the folder new is new" in output and Path("new/z.zip").is_file()
     output = call("package", "--adapter", "sft", "--out", "z.zip", "policy.model=tiny", "--dtype", "bfloat16")
     assert (
         "2 modules were cut to rank 32" in output and "backbone.layers.0.mixer.in_proj" in output and "z.zip" in output
@@ -171,6 +176,8 @@ def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
 def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, preset):
     output = call(command, "-c", preset, "--dry-run", "grpo.num_generations=2")
     assert f"name: {preset}" in output and "num_generations: 2" in output and "nothing was touched" in output
+    source = load_config([preset]).data.source
+    assert command != "data" or f"# reads {source} # writes runs/{preset}/data" in output
     assert everything(here) == []
 
 
@@ -191,23 +198,29 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["data", "data.source=noanswer.csv,none.csv"], "none.csv", "Check the path"),  # the second of two
         (["data", "data.max_prompt_tokens=0"], "is 0", "1 or more"),
         (["data", "--run", "../up"], "'../up'", "Use at most 100 letters"),  # would leave the folder
-        (["train", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),  # unknown run
+        (["train", "--run", "nobody"], "'nobody'", "`grpo-kit data --run nobody` first"),  # unknown run
         (["train", "grpo.num_generations=1"], "is 1;", "2 or more"),  # group of one
         (["train", "grpo.num_generations=7"], "is 7", "multiple of 7"),  # a batch that groups do not divide
         (["train", "grpo.reward_funcs=[none.py:f,none.py:g]"], "none.py", "existing path"),  # unknown reward
-        (["evaluate", "--run", "nobody"], "'nobody'", "`grpo-kit data` first"),
-        (["package", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
+        (["evaluate", "--run", "nobody"], "'nobody'", "`grpo-kit data --run nobody` first"),
+        (["package", "--run", "nobody"], "'nobody'", "and then `grpo-kit train --run nobody` first"),
+        (["package", "--run", "a", "--adapter", "b"], "--run a", "Leave one of the two out"),
+        (["package", "--adapter", "b", "--out", "."], "--out is .", "Write --out submission.zip"),
+        (["package", "--adapter", "b", "--out", "empty.jsonl/z.zip"], "empty.jsonl", "Name another path with --out"),
+        (["data", "run.root=empty.jsonl"], "empty.jsonl", "Set run.root"),  # a file
+        (["train", "run.time_limit=0h", "--dry-run"], "'0h'", "like 3h30m"),
+        (["doctor"], "grpo-kit doctor", "`grpo-kit env`"),
         (["check", "none.zip"], "none.zip", "grpo-kit package"),
         (["rewards", "audit", "none.py"], "none.py", "existing path"),  # no such reward
         (["rewards", "audit", "math_answer.py", "--cases", "none.jsonl"], "none.jsonl", "existing JSONL"),
         (["rewards", "audit", "math_answer.py", "--cases", "noanswer.csv"], "Line 1", "reward_cases.jsonl"),
         (["evaluate", "evaluation.protocol=kaggle"], "'kaggle'", "challenge"),
-        (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data` first"),
+        (["tune", "--run", "nobody", "lora.r=[8,16]"], "'nobody'", "`grpo-kit data --run nobody` first"),
         (["tune", "lora.r=8"], "nothing to search", "'lora.r=[8,16,32]'"),
         (["tune", "lora.r=[8"], "'lora.r=[8'", "'lora.r=[8,16,32]'"),
         (["tune", "x=foo(1,2)"], "'x=foo(1,2)'", "KEY=log(a,b)"),
         (["plan", "--device", "t5"], "'t5'", "Did you mean t4?"),  # no such device
-        (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train` first"),
+        (["check", "none.zip", "--run", "nobody"], "'nobody'", "`grpo-kit train --run nobody` first"),
     ],
 )
 def test_bad_input_is_one_sentence_status_2_and_nothing_written(here, words, value, remedy):
@@ -297,11 +310,14 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
 def test_rewards_audit_tests_a_users_reward(here):
     (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{5}", "reward": 0, "kind": "plain"}\n')
-    output = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
+    output = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl", status=1)
     assert (
         "plain 1 0.0% 1 0" in output.replace("│", "").replace("  ", " ").replace("  ", " ")
         and "paid, wrongly" in output
+        and "error: mine.py judged 1 of 1 cases wrongly." in output
     )
+    (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{4}", "reward": 1, "kind": "plain"}\n')
+    assert "error" not in call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
 
 
 def test_a_bug_is_not_reported_as_a_usage_error(here, monkeypatch):
@@ -319,9 +335,36 @@ def test_an_interrupt_is_reported_in_a_sentence(here, monkeypatch):
     assert "Finished stages are kept" in call("data", status=130)
 
 
+def test_the_help_shows_whole_summaries_and_the_version_is_that_of_the_package(here):
+    output = call("--help")
+    assert "..." not in output.replace("[ARGS]...", "") and "Status 1: it does not." in output
+    assert "doctor" not in output and "..." not in call("rewards", "--help").replace("[ARGS]...", "")
+    assert call("--version") == f"grpo-kit {__version__}"
+
+
+def test_without_run_the_message_says_so_and_names_the_runs_that_exist(here):
+    for name in ("mine", "other"):
+        (here / "runs" / name).mkdir(parents=True)
+        (here / "runs" / name / "run.json").write_text(json.dumps({"stages": {}}))
+    output = call("report", status=2)
+    assert "Run 'tiny' (no --run was given) has no finished stage" in output
+    assert output.endswith("Runs in runs: mine, other; name one with --run.")
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_with_escapes(here):
+    name = "caf\udce9.zip"
+    Path(name).write_bytes(b"no zip")
+    done = subprocess.run(
+        [sys.executable, "-m", "grpo_kit", "check", name], capture_output=True, text=True, cwd=here,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert r"caf\udce9.zip is not a zip" in " ".join(done.stdout.split())
+
+
 def app_commands(words):
     """The names of the commands that `grpo-kit WORDS --help` lists; none for a command."""
-    return [] if words else [*typer.main.get_command(app).commands, "rewards"]
+    return [] if words else [name for name, it in typer.main.get_command(app).commands.items() if not it.hidden]
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["plan"], ["check"], ["rewards", "audit"], ["push"]])

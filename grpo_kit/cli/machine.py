@@ -1,0 +1,45 @@
+"""`grpo-kit env` and `plan`: what this machine has, and whether a run fits it. `main` registers them."""
+
+import typer
+
+from grpo_kit import config as configuration
+from grpo_kit.cli import options
+from grpo_kit.display import machine_tables
+
+
+def env() -> None:
+    """Check this machine: Python, the versions of the libraries, the GPU, and where runs will lie."""
+    from grpo_kit.planning.machine_check import check_machine
+
+    findings = check_machine()
+    machine_tables.print_machine_check(findings)
+    if not all(fine for _, _, fine, _ in findings):
+        raise typer.Exit(1)
+
+
+def doctor() -> None:
+    """Say that the command is called `env` now."""
+    raise ValueError("`grpo-kit doctor` is called `grpo-kit env` now. Run that.")
+
+
+def plan(
+    overrides: options.Overrides = None,
+    sources: options.Sources = None,
+    device: options.DeviceName = None,
+    prompt_tokens: options.PromptTokens = 256,
+    num_processes: options.PlannedProcesses = 1,
+) -> None:
+    """Say whether a run fits a machine, part by part, computed before anything is downloaded. Status 1: it does not."""
+    from grpo_kit.planning import machines, plan, step_time, two_gpus
+    from grpo_kit.policy.load import read_routing_counts
+
+    config = configuration.load_config(sources or ["tiny"], overrides or [])
+    machine = machines.find_device(device) if device else machines.this_device()
+    machine = machines.with_processes(machine, num_processes)
+    bandwidths = None if device else step_time.measure_bandwidths()
+    hits = read_routing_counts(config.policy)
+    planned = plan.plan(config, machine, prompt_tokens, bandwidths, hits)
+    machine_tables.print_plan(planned)
+    machine_tables.print_two_gpus(two_gpus.compare_layouts(planned, hits))
+    if not planned.fits:
+        raise typer.Exit(1)

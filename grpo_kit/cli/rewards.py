@@ -1,0 +1,31 @@
+"""`grpo-kit rewards audit`. `main` registers it; the work is done in `grpo_kit.rewards.tools`."""
+
+import typer
+
+from grpo_kit.cli import options
+from grpo_kit.cli.errors import report_errors
+from grpo_kit.display import terminal
+
+app = typer.Typer(help="Test reward functions.", no_args_is_help=True)
+
+
+@app.callback()
+def rewards() -> None:
+    """Keep `audit` a subcommand, although it is the only one."""
+
+
+@app.command(short_help="Test a reward function on labelled answers.")
+@report_errors
+def audit(reward: options.RewardFile, cases: options.Cases = None) -> None:
+    """Test a reward function on labelled answers: wrong ones paid, right ones refused, hangs and exceptions by kind.
+
+    The exit status is 1 where the reward judged a case wrongly.
+    """
+    from grpo_kit.rewards.tools.audit import audit_reward, print_report
+
+    report = audit_reward(reward, cases)
+    print_report(report, terminal.out)
+    if wrong := sum(not trial.right for trial in report.trials):
+        raise RuntimeError(
+            f"{reward} judged {wrong} of {len(report.trials)} cases wrongly. Correct it before training."
+        )
