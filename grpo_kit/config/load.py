@@ -158,6 +158,9 @@ def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: st
     for key in layer:
         name = f"{prefix}{key}"
         if key not in types:
+            node = layer._get_node(key)
+            while OmegaConf.is_dict(node) and len(node):  # of an unknown section, its key may have a name here
+                name, node = f"{name}.{next(iter(node))}", node._get_node(next(iter(node)))
             remedy = suggest_nearest(name, list(_all_keys())) or " `grpo-kit train --dry-run` prints them all."
             raise ValueError(f"{name} is not a key of the configuration.{remedy}")
         if is_dataclass(types[key]):

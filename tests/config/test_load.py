@@ -74,6 +74,7 @@ def test_a_configuration_cannot_be_changed_later():
         (["grpo.stages=[{max_completion_length: x}]"], "Value 'x'", "Correct the"),
         (["grpo.reward_funcs=[a"], "'grpo.reward_funcs=[a' cannot be read", "Close every bracket"),
         (["grpo.lr=3"], "grpo.lr", "Did you mean grpo.learning_rate?"),  # another trainer's name
+        (["train.lr=3"], "train.lr is not a key", "Did you mean grpo.learning_rate?"),  # and its section
         (["grpo.batch_size=3"], "grpo.batch_size", "Did you mean grpo.per_device_train_batch_size?"),
         (["lora.temprature=3"], "lora.temprature", "Did you mean grpo.temperature?"),  # the last part decides
         (["evaluation.temprature=3"], "evaluation.temprature", "Did you mean evaluation.temperature?"),
