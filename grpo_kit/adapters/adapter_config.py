@@ -72,7 +72,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     """Read and check an adapter_config.json, whoever wrote it.
 
     Returns:
-        the parsed config; its findings say what the scorer cannot do with it (`findings.fatal` decides what that
+        The parsed config; its findings say what the scorer cannot do with it (`findings.fatal` decides what that
         forbids).
 
     Raises:

@@ -12,13 +12,12 @@ from typing import Any
 from grpo_kit.adapters.findings import FATAL, WARNING, Finding, printable, printable_list
 from grpo_kit.config.protocols import MAX_LORA_RANK
 
-LARGEST_RANK = 4096  # of an adapter that is read at all; packing reduces it to the scorer's
+LARGEST_RANK = 4096  # that is read; packing reduces it to the scorer's
 LARGEST_ALPHA = 1e6
-STRONG, WEAK = 16, 1 / 32  # scales beyond which somebody should look
+STRONG, WEAK = 16, 1 / 32  # a scale outside this range gives a warning
 REJECTS = "vLLM rejects this field, so the submission will fail."
 IGNORES = "vLLM ignores this field."
-# Initialisations that change the base's own weights: the adapter is a difference to weights that the scorer does not
-# have.
+# Initialisations that change the base's own weights. Such an adapter belongs to weights that the scorer does not have.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Methods that vLLM does not look for, so it would score another update than the trained one.
 OTHER_METHODS = {
@@ -110,7 +109,7 @@ def _check_method(fields: dict[str, Any]) -> list[Finding]:
     if kind is None or (isinstance(kind, str) and kind.upper() == "LORA"):
         what = f"peft_type is {_quote(kind)}; PEFT needs LORA."
         return [Finding("peft-type-missing", WARNING, what, IGNORES, 'Write "LORA".')]
-    what = f"peft_type is {_quote(kind)}; the scorer loads LoRA and nothing else."
+    what = f"peft_type is {_quote(kind)}; the scorer loads only LoRA."
     return [Finding("peft-type", FATAL, what, "vLLM cannot load it, so the submission will fail.", "Train a LoRA.")]
 
 
@@ -202,7 +201,7 @@ def _check_extras(fields: dict[str, Any]) -> list[Finding]:
     ):
         value = fields.get(field)
         if value not in (None, "none") if field == "bias" else value:
-            what = f"{field} is {_quote(value)}; the scorer loads LoRA pairs and nothing else."
+            what = f"{field} is {_quote(value)}; the scorer loads only LoRA pairs."
             findings.append(Finding(code, FATAL, what, REJECTS, remedy))
     for field, reason in OTHER_METHODS.items():
         if fields.get(field):

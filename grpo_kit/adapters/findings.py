@@ -31,7 +31,7 @@ NOT_PLAIN_LORA = frozenset(
         "init-changes-base",
     }
 )
-# Codes that stop a use beside fatal severity ("submit", "send") or beside NOT_PLAIN_LORA ("pack", "attach").
+# The codes that stop each use. A fatal finding of any code also stops "submit" and "send".
 EXTRA_CODES = {
     "submit": frozenset(),
     "send": frozenset({"base-tiny"}),  # the zip is sound, but a try on Kaggle would be lost

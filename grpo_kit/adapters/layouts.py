@@ -83,7 +83,7 @@ def read_pairs(
         raise ValueError(f"{adapter.path} holds no LoRA pair. Give the folder of a trained adapter.")
     notes = []
     if num_frozen:
-        notes.append(f"{num_frozen} frozen base weights were left out, which PEFT saves beside a LoRA on them")
+        notes.append(f"{num_frozen} frozen base weights, which PEFT saves with a LoRA on them, were left out")
     if reader.num_empty:
         notes.append(f"{reader.num_empty} empty pairs (w3) were left out")
     if reader.num_flat:

@@ -25,8 +25,7 @@ from peft.tuners import tuners_utils
 from safetensors.torch import load_file
 from transformers import set_seed
 
-# Fields of an adapter's config that are passed to PEFT. Everything else in the file is ignored, because it may be
-# anybody's.
+# Fields of an adapter's config that are passed to PEFT. All others are ignored, because the file may be anybody's.
 USED_FIELDS = (
     "r",
     "lora_alpha",
@@ -107,7 +106,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
         folder: holds the adapter's two files, from anywhere.
 
     Returns:
-        the model with the adapter, in evaluation mode.
+        The model with the adapter, in evaluation mode.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -138,8 +137,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
 
 
 def _add_to_expert(stacks: dict[str, torch.Tensor], pair: Pair) -> bool:
-    """Add a routed expert's pair to the weight that holds all experts of its layer; False when there is no such
-    weight."""
+    """Add a routed expert's pair to the weight of all experts of its layer; False if there is no such weight."""
     match = re.fullmatch(r"(.+\.experts)\.(\d+)\.(up_proj|down_proj)", published_name(pair.name))
     weight = stacks.get(f"{match[1]}.{match[3]}") if match else None
     if weight is None or int(match[2]) >= len(weight):
@@ -181,8 +179,8 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
         first = (missing or outcome.unexpected_keys)[0]
         raise ValueError(
             f"The adapter lacks {len(missing)} tensors that its config announces, and {len(outcome.unexpected_keys)} "
-            "of its tensors "
-            f"have no module in this base (first: {first}); every LoRA pair needs a module. Pack the adapter again."
+            f"of its tensors have no module in this base (first: {first}). Every LoRA pair needs a module. Pack the "
+            "adapter again."
         )
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on low-rank updates by their factors: the exact sum of several, and the best one of a smaller rank.
+"""Arithmetic on low-rank updates by their factors: exact sums, and the best approximation of a smaller rank.
 
 An update is B A with A (r, in) and B (out, r). The product, as large as the base's own matrix, is never computed.
 """

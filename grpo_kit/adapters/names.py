@@ -1,7 +1,7 @@
 """Names of modules in adapter files, and PEFT's patterns over such names.
 
-One rule for names: whatever a trainer wrote before it, a module is called as in the published base. One rule for
-patterns: PEFT's, the first expression that matches.
+Names: a module has its name in the published base, whatever prefix a trainer wrote. Patterns: the first expression that
+matches decides, as in PEFT.
 """
 
 import re
@@ -52,8 +52,7 @@ def published_name(name: str) -> str:
 
 
 class Pattern:
-    """PEFT's `rank_pattern` or `alpha_pattern`: the first key that matches a module's name, or an ending of it,
-    decides.
+    """PEFT's `rank_pattern` or `alpha_pattern`: the first key that matches a name, or an ending of it, decides.
 
     PEFT takes the keys for regular expressions. An expression from outside could run for ever, so only names, `.*`,
     `^`, `$` and an escaped dot are evaluated here; other keys are listed in `unreadable_keys` and match nothing.
@@ -67,9 +66,8 @@ class Pattern:
     def __init__(self, table: Mapping[str, Any] | None) -> None:
         self.unreadable_keys: list[str] = []
         self.values = set(table.values()) if table else set()
-        self._endings: dict[
-            str, tuple[int, Any]
-        ] = {}  # a key without wildcards is looked up: an adapter may have 6,000
+        # Keys without wildcards are looked up, because an adapter may have 6,000.
+        self._endings: dict[str, tuple[int, Any]] = {}
         self._whole: dict[str, tuple[int, Any]] = {}
         self._wildcards: list[tuple[int, re.Pattern[str], Any]] = []
         for place, (key, value) in enumerate((table or {}).items()):

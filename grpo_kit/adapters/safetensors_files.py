@@ -25,8 +25,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 class TensorEntry(NamedTuple):
-    """A tensor in a file: its type in safetensors' words (`BF16`), its shape, its first byte and the one past its
-    last."""
+    """A tensor in a file: its type in safetensors' words (`BF16`), shape, first byte, and the byte after its last."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -36,8 +35,10 @@ class TensorEntry(NamedTuple):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: on pieces this small threads mostly wait for each other, and the order in which
-    a sum is added up, and so the last bits of a result, must not depend on how many there are."""
+    """Let torch compute on one thread.
+
+    On small pieces threads mostly wait for each other. The last bits of a sum would also depend on their number.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -109,10 +110,10 @@ def write_safetensors(
     Args:
         target: where to write; only `write` is used.
         entries: {name: (type in safetensors' words, shape)}, in the order of `tensors`.
-        tensors: each is asked for after the one before was written.
+        tensors: taken one by one, each after the one before was written.
 
     Returns:
-        how many bytes all tensors take together.
+        The bytes of all tensors together.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

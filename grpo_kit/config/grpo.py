@@ -13,9 +13,7 @@ class Stage:
 
     max_completion_length: int = 512  # tokens
     steps: int | None = None  # None: until the `enter` rule of the next stage holds
-    enter: str = (
-        "steps"  # begin when the steps of the stage before are over; or earlier: clipped, plateau (length_stages)
-    )
+    enter: str = "steps"  # begin after the steps of the stage before, or earlier: clipped, plateau (find_stage)
     beta: float | None = None  # weight of the KL; its reference is the policy before training
     epsilon_high: float | None = None
     learning_rate: float | None = None  # the scheduler multiplies it
@@ -54,13 +52,11 @@ class Grpo:
     loss_type: str = "dapo"  # one of LOSSES
     advantage: str = "group"  # or leave_one_out (training.grpo.advantages)
     normalize_rewards: bool = True  # divide advantages by the group's standard deviation
-    draw: str = (
-        "useful"  # which prompts come next: those that teach most; or shuffled, in_order (training.grpo.prompt_sampler)
-    )
+    draw: str = "useful"  # prefer the prompts that teach most; or shuffled, in_order (training.grpo.prompt_sampler)
     resample_budget: float = 1.0  # groups with equal rewards that a step may replace, as a share of its groups
-    stages: list[Stage] = field(default_factory=list)  # context lengths one after the other (training.callbacks)
+    stages: list[Stage] = field(default_factory=list)  # one context length after the other (training.callbacks)
     save_steps: int = 10
-    eval_steps: int = 0  # measure accuracy on the validation rows every so many steps; 0: never
+    eval_steps: int = 0  # steps between measurements of the accuracy on the validation rows; 0: never
     on_alarm: str = "warn"  # or stop (training.alarms)
     beta: float = 0.0
     epsilon: float = 0.2

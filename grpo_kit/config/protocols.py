@@ -1,4 +1,4 @@
-"""Protocols: the settings of published scorers, by name, so that our figure means what the publisher's figure means."""
+"""Protocols: the settings of published scorers, by name, so that our figures are comparable with theirs."""
 
 from dataclasses import dataclass
 from typing import Any

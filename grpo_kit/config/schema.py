@@ -24,10 +24,8 @@ class Policy:
     dtype: str = "float32"  # of the frozen weights; LoRA itself stays in float32
     load_in_4bit: bool = False  # NF4 with double quantisation, routed experts included
     experts_on_host: float = 0.0  # share of the routed experts kept in host memory, with load_in_4bit
-    experts_overflow: str = "host"  # where that share is kept instead: cuda:1, a second GPU
-    routing: str | None = (
-        None  # file of `calibrate`, which shows the rarely used experts; None: beside the NF4 checkpoint
-    )
+    experts_overflow: str = "host"  # where that share is kept: host memory, or cuda:1 (a second GPU)
+    routing: str | None = None  # file of `calibrate` with the use of experts; None: beside the NF4 checkpoint
     nf4_folder: str | None = None  # folder of a streamed model's NF4 checkpoint; None: beside the runs
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 

@@ -1,8 +1,8 @@
-"""Text of problems: what is mended in it, and what makes a row unfit to train on.
+"""The text of problems: mended without changing what it says, and tested for what makes a row unfit to train on.
 
-Mended: line ends, unusual and zero-width spaces, control characters, and Unicode is composed (NFC, so that x² stays
-x²). Dropped: rows that one of the `FILTERS` matches. They look at the text alone; golds that the verifier cannot use
-are found by `gold_answers.find_unusable_golds`.
+`tidy_text` mends line ends, unusual and zero-width spaces and control characters, and composes Unicode (NFC, so that
+x² stays x²). `FILTERS` drop rows by their text alone; `gold_answers.find_unusable_golds` finds golds that the verifier
+cannot use.
 """
 
 import re
@@ -21,9 +21,8 @@ _FIGURE = re.compile(
     r"|\bsee (?:the )?(?:figure|diagram|picture|drawing|image)\b",
     re.I,
 )
-_NOUN = re.compile(
-    r"(?i:figure|diagram|picture|drawing|graph|image)"
-)  # a quick test: without one of them _FIGURE cannot match
+# A quick test: without one of these nouns _FIGURE cannot match.
+_NOUN = re.compile(r"(?i:figure|diagram|picture|drawing|graph|image)")
 _DRAWN = re.compile(r"\[asy\]|\\begin\{(?:tabular|array|tikzpicture|picture)|^\|.*\|[ \t]*$", re.I | re.M)
 _PROOF = re.compile(
     r"(?:^|[.;:!?)]\s{1,9}|[$,]\s{0,9}|\band )(?:prove|show|demonstrate|verify|justify)\b(?! your)", re.I | re.M
@@ -39,7 +38,7 @@ class RowFilter(NamedTuple):
 
     Attributes:
         reason: its name in the funnel.
-        detail: the sentence behind the name.
+        detail: the reason as a sentence.
         matches: whether the rule drops a row of (problem, gold).
     """
 

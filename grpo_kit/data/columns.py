@@ -1,4 +1,4 @@
-"""Columns of a source: which hold the problem and the gold, and how one row of them is read.
+"""Columns of a source: which of them hold the problem and the gold, and how a row is read.
 
 A gold is the reference answer that a reply is compared with.
 """

@@ -1,8 +1,8 @@
-"""The order of the training prompts: easy ones first, hard ones last, every source at every moment.
+"""The order of the training prompts: easy ones first, hard ones last, with all sources mixed throughout.
 
-Source: the Nemotron 3 Nano report (arXiv:2512.20848, 3.2.2). The sources keep their shares throughout, and within
-each the pass rate that is aimed at is Gaussian with a mean that falls linearly. The report gives neither the width
-nor the ends; here the mean falls from the highest pass rate of the source to the lowest.
+Source: the Nemotron 3 Nano report (arXiv:2512.20848, 3.2.2). The sources keep their shares throughout. Within each, the
+target pass rate is Gaussian with a mean that falls linearly. The report gives neither the width nor the ends; here the
+mean falls from the highest pass rate of the source to the lowest.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ def order_rows(rows: list[dict[str, Any]], length: int, sigma: float, seed: int)
 
     Args:
         rows: rows with `id`, `source` and `pass_rate` (0 to 1), in any order.
-        length: how many rows to return. If it is smaller than the number of rows, those nearest to the pass rates
-            aimed at are taken; if it is larger, rows are repeated, each at most as often as that needs.
-        sigma: standard deviation of the pass rate aimed at; 0: strictly from easy to hard.
+        length: how many rows to return. If it is smaller than the number of rows, those nearest to the target
+            pass rates are taken; if it is larger, rows are repeated, each no more often than needed.
+        sigma: standard deviation of the target pass rate; 0: strictly from easy to hard.
         seed: the same rows and seed give the same order.
 
     Returns:
@@ -69,10 +69,10 @@ def _match_rates(rates: list[float], aims: list[float]) -> list[int]:
     `rates` ascend, and there are at least as many of them as `aims`.
     """
     chosen, least = [0] * len(aims), 0
-    for done, which in enumerate(sorted(range(len(aims)), key=aims.__getitem__)):
-        most = len(rates) - len(aims) + done  # leaves one rate for each aim that is still to come
-        position = bisect_left(rates, aims[which], least, most)
-        if position > least and aims[which] - rates[position - 1] < rates[position] - aims[which]:
+    for count, index in enumerate(sorted(range(len(aims)), key=aims.__getitem__)):
+        most = len(rates) - len(aims) + count  # leaves one rate for each of the remaining aims
+        position = bisect_left(rates, aims[index], least, most)
+        if position > least and aims[index] - rates[position - 1] < rates[position] - aims[index]:
             position = bisect_left(rates, rates[position - 1], least)  # the first unused one of equal rates
-        chosen[which], least = position, position + 1
+        chosen[index], least = position, position + 1
     return chosen

@@ -2,10 +2,10 @@
 
 MinHash (Broder 1997) with 126 hashes in 21 bands of 6 (Leskovec, Rajaraman, Ullman, chapter 3): two problems whose
 sets of 3-token runs overlap by 0.8 (Jaccard) share a band with probability 0.998. Only pairs whose exact overlap is
-0.8 or more count. Equal wording with other numbers has another answer: such variants are kept, and tied to each other
-so that a split does not separate them.
+0.8 or more count. Problems of equal wording with other numbers have other answers. Such variants are kept, and tied to
+each other so that a split does not separate them.
 
-What differs from datasketch: the hashes of all problems are computed at once in numpy, and each bucket is searched
+Unlike datasketch: the hashes of all problems are computed at once in numpy, and each bucket is searched
 within a window, so that a million problems made from one template cost millions of comparisons and not a trillion.
 """
 

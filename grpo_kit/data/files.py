@@ -1,8 +1,7 @@
 """Reader of problem files that users bring: JSON Lines, JSON, CSV and Parquet, row by row.
 
-Covered: every file is opened once and streamed (only a `.json` array is loaded whole), and an error names the file,
-the line and the remedy. No line may be longer than 64 MiB. Files that the kit itself wrote are read by
-`runs.files.read_lines`.
+Every file is opened once and streamed (only a `.json` array is loaded whole). An error names the file, the line and the
+remedy. No line may be longer than 64 MiB. `runs.files.read_lines` reads the files that the kit itself wrote.
 
 CSV is read by Python's `csv` and not by pandas, because pandas fills short rows with empty text, shifts the columns
 of a row that is too long, and has no line numbers. JSON is read by `json`, because pandas turns an integer gold into

@@ -1,6 +1,6 @@
 """Training problems that give an evaluation problem away: equal tokens, or shared runs of eight words.
 
-Two kinds of hits are counted. *Equal*: the same tokens. *Overlap*: shared 8-word runs, and one of these holds:
+There are two kinds of hits. *Equal* means the same tokens. *Overlap* means shared 8-word runs, and one of these:
 - the training problem contains the whole evaluation problem (every run of it);
 - they share 13 words in a row or more (6 runs) that are not a stock phrase;
 - they share half of the evaluation problem's runs and at least 6, of which at least 3 are not a stock phrase.
@@ -111,7 +111,7 @@ def _find_overlaps(problems: Sequence[str], evaluation: list[str]) -> tuple[list
     count = len(runs.hashes)
     row, hit, digests = _match_runs(problems, runs.hashes, vocabulary)
 
-    distinct = np.zeros(len(problems), bool)  # copies of one problem do not make its words a stock phrase
+    distinct = np.zeros(len(problems), bool)  # copies of a problem must not make its words a stock phrase
     distinct[list({digest: number for number, digest in enumerate(digests)}.values())] = True
     stock = np.bincount(hit[distinct[row]], minlength=count) >= max(5, len(problems) // 20_000)
     stock |= np.bincount(runs.run_of_pair, minlength=count) >= 3
@@ -126,9 +126,8 @@ def _find_overlaps(problems: Sequence[str], evaluation: list[str]) -> tuple[list
     shared = np.bincount(inverse, minlength=len(pairs))
     rare = np.bincount(inverse, weights=~np.repeat(stock[hit], times), minlength=len(pairs))
     number, other = np.divmod(pairs, max(len(evaluation), 1))
-    size = np.bincount(runs.problem_of_pair, minlength=len(evaluation))[
-        other
-    ]  # different runs of the evaluation problem
+    runs_in_problem = np.bincount(runs.problem_of_pair, minlength=len(evaluation))  # different ones
+    size = runs_in_problem[other]
     is_half = (2 * shared >= size) & (shared >= LEAST) & (rare >= RARE)
     is_leak = (shared == size) | (rare >= LEAST) | is_half
     return list(zip(number.tolist(), other.tolist(), is_leak.tolist())), digests
@@ -156,8 +155,8 @@ def _collect_runs(texts: list[list[str]], vocabulary: ngrams.Vocabulary) -> _Eva
     """The runs of evaluation problems, given as words, without those that occur in more than `COMMON` problems."""
     runs = ngrams.hash_runs(texts, RUN, vocabulary, short=False)
     owner = np.repeat(np.arange(len(texts)), np.diff(runs.starts))
-    hashes, first, which = np.unique(runs.hashes, return_index=True, return_inverse=True)
-    run_of_pair, problem_of_pair = np.unique(np.stack([which, owner]), axis=1)  # a run counts once in a problem
+    hashes, first, inverse = np.unique(runs.hashes, return_index=True, return_inverse=True)
+    run_of_pair, problem_of_pair = np.unique(np.stack([inverse, owner]), axis=1)  # a run counts once in a problem
     is_kept = np.bincount(run_of_pair, minlength=len(hashes)) <= COMMON
     kept_pairs = is_kept[run_of_pair]
     places = zip(owner[first], first - runs.starts[owner[first]])

@@ -1,7 +1,7 @@
 """Problems as numbers: their tokens, and a 64-bit hash of every run of n tokens, for many texts at a time in numpy.
 
-Two texts with equal tokens are the same problem: case, white space, compatibility forms, `$`, braces, spacing
-commands and a problem's number in front make no difference; words, digits and operators do.
+Two texts with equal tokens are the same problem. Case, white space, compatibility forms, `$`, braces, spacing commands
+and a number in front of the problem make no difference; words, digits and operators do.
 """
 
 import hashlib

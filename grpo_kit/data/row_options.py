@@ -1,6 +1,6 @@
-"""Options of single training rows: an answer without thinking, or a stated budget of tokens to think in.
+"""Options of single training rows: an answer without thinking, or a stated budget of thinking tokens.
 
-A share of the training rows of each kind keeps a policy able to do both. The seed and the row's id alone decide which
+A share of training rows with each option keeps a policy able to do both. The seed and the row's id alone decide which
 rows, so a row keeps its option when others are added or removed. Nemotron-3-Nano learned both from supervised data
 (report, 3.1.5: the thinking was removed from a tenth of the samples and cut short in 3 %); here the prompt asks for
 it, and the reward judges the answer.

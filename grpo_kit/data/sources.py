@@ -18,7 +18,7 @@ from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
 from grpo_kit.nemotron import tiny
 
-GENERATED_ROWS = 4000  # how many problems are made where `data.limit` does not say
+GENERATED_ROWS = 4000  # problems that are made without `data.limit`
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from grpo_kit.policy.chat import build_messages, make_token_counter
 from grpo_kit.runs.files import read_lines, write_lines
 
 TOKEN_BATCH = 1000  # prompts whose tokens are counted at a time
-Reason = tuple[str, str]  # the reason's name, and what the row was like
+Reason = tuple[str, str]  # (name of the reason, detail about the row)
 Progress = Callable[[int, int, str], None]  # (step, number of steps, name of the step)
 
 

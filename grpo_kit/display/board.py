@@ -1,6 +1,6 @@
-"""The live board of a run in a notebook: its figures, charts and completions, during the training and afterwards.
+"""The live board of a run in a notebook: figures, charts and completions, during a training and afterwards.
 
-The board reads the run's files, so it also shows a run of another kernel or of last week. The training runs in a thread
+The board reads the run's files, so it also shows a run of another kernel or an old run. The training runs in a thread
 while the cell awaits it, so that the kernel can answer clicks meanwhile.
 """
 
@@ -22,9 +22,9 @@ from grpo_kit.runs.session import require_run
 
 LOOK_EVERY = 0.2  # seconds between looks at the files
 DRAW_EVERY = 1.0  # seconds between drawings at least
-# Figures and completions are drawn again after DRAW_SHARE times what that took: at most 1 % of one core. The charts
-# take longest: they wait CHART_SHARE times what one took, 5 % of one core, but no more seconds than CHART_EVERY, since
-# the first drawing in a process loads matplotlib too.
+# The board waits DRAW_SHARE times as long as the last drawing took, so that drawing takes at most 1 % of one core. It
+# waits CHART_SHARE times as long after a chart (5 % of one core), but at most CHART_EVERY seconds, because the first
+# chart in a process also loads matplotlib.
 DRAW_SHARE, CHART_SHARE, CHART_EVERY = 100, 20, 10.0
 
 

@@ -135,10 +135,10 @@ def draw_plan(plan: Any) -> Any:
     """A memory plan as a matplotlib figure: a bar per place (GPU, host, disk) of its parts at its peak, and its size.
 
     Args:
-        plan: a `planning.memory.Plan`.
+        plan: a `planning.fit.Plan`.
 
     Returns:
-        The figure. Where a place is far larger than needed, the axis ends before its size, which the title gives.
+        The figure. If a place is far larger than needed, the axis ends before its size; the title gives the size.
     """
     from matplotlib.figure import Figure
 

@@ -8,7 +8,7 @@ from grpo_kit.display.run_figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
 from grpo_kit.runs.run import Run
 
 SPLIT_COLORS = {"train": SKY, "val": ORANGE, "test": GREEN}
-TRIES = 8  # pass rates are counted in bars for none to all of so many tries
+TRIES = 8  # the bars of pass rates stand for 0 to 8 of 8 tries
 
 
 def draw_funnel(manifest: dict[str, Any]) -> Any:

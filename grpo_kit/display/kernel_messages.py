@@ -1,20 +1,20 @@
-"""Lets a kernel of ipykernel 6 answer clicks while a cell awaits, the only use of ipykernel's private parts."""
+"""Let a kernel of ipykernel 6 answer clicks while a cell awaits. Only this file uses ipykernel's private parts."""
 
 PRIVATE_PARTS = ("msg_queue", "session", "_parent_ident", "get_parent", "set_parent")
 
 
 async def answer_widget_messages() -> None:
-    """Handle the widget messages that wait in the kernel's queue; cells that wait there ("Run all") stay, in order.
+    """Handle the widget messages in the kernel's queue; cells that wait there ("Run all") stay in their order.
 
     Colab and Kaggle have ipykernel 6, which handles no message while a cell awaits. Version 7 handles them by itself,
-    so nothing is done there, nor where a version lacks one of the private parts. Checked with 6.17.1 and 6.29.5.
+    so this does nothing there, nor in a version that lacks one of the private parts. Checked with 6.17.1 and 6.29.5.
     """
     from IPython import get_ipython
 
     kernel = getattr(get_ipython(), "kernel", None)
     if kernel is None or not all(hasattr(kernel, part) for part in PRIVATE_PARTS):
         return
-    import ipykernel  # it is there, since there is a kernel
+    import ipykernel  # is installed, because there is a kernel
 
     if ipykernel.version_info[0] != 6:
         return

@@ -38,10 +38,12 @@ def print_plan(plan: Any) -> None:
 
 def _describe_step_time(plan: Any) -> str:
     if plan.bandwidths is None:
-        return f"not estimated, no bandwidth of {plan.device.name} was measured; run this there without --device"
+        return (
+            f"not estimated, no bandwidth of {plan.device.name} was measured; run this on that machine without --device"
+        )
     (sampling, training), most = plan.seconds, plan.sampling_all
     first, every, last = (f"{n:.1f}" if n >= 10 else f"{n:.2g}" for n in (sampling, most, training))
-    more = f" ({every} s with every replacement, asked at once)" if most > sampling else ""
+    more = f" ({every} s with every replacement, sampled at once)" if most > sampling else ""
     pcie = f"{plan.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if plan.device.gpu else ""
     measured = f"{plan.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{plan.bandwidths.matmul_tflops:.2f} TFLOPS"
     return f"sampling {first} s{more}, training {last} s, at best; measured here: {measured}"

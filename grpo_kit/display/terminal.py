@@ -24,8 +24,8 @@ from grpo_kit.runs.run import Run
 
 # Of several processes only the first one prints.
 out, err = (Console(highlight=False, soft_wrap=True, stderr=e, quiet=not processes.is_first()) for e in (False, True))
-out.soft_wrap = not out.is_jupyter  # under a cell a long line would have to be scrolled
-INDENT = " " * 9  # under the word that names the stage
+out.soft_wrap = not out.is_jupyter  # below a notebook's cell a long line would have to be scrolled
+INDENT = " " * 9  # the width of the stage's name in front
 COLORS = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
 
 
@@ -108,7 +108,7 @@ def print_placement(result: dict[str, Any]) -> None:
         f"Counted {result['rows']:,} token rows of {result['prompts']} prompts and their completions.\n"
         f"With {result['experts_on_host']:.1%} of the experts in host memory, {result['host_share_last']:.1%} of the "
         f"rows need them when each layer's last experts are there, and {result['host_share_coldest']:.1%} when the "
-        "coldest are, as from now on."
+        "coldest are there. From now on, the coldest experts go there."
     )
 
 
@@ -158,7 +158,7 @@ def print_data(manifest: dict[str, Any]) -> None:
 
 
 def print_measurement(report: dict[str, Any]) -> None:
-    """One measurement's accuracy; and why vLLM was not used, where it is installed but failed its probe."""
+    """One measurement's accuracy, and the reason why vLLM was not used if it is installed but failed its probe."""
     low, high = report["ci95"]
     out.print(
         f"{INDENT}pass@1 {report['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {report['n']} held-out problems"

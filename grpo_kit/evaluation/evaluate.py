@@ -1,4 +1,4 @@
-"""Measures held-out accuracy before and after training, and compares the two.
+"""Measure held-out accuracy before and after training, and compare the two.
 
 A problem's score is the share of its samples that the verifier gives reward 1. `evaluation/before.json` and
 `evaluation/after.json` keep every completion; `evaluation/report.json` compares the two and says whether they differ.
@@ -281,8 +281,8 @@ def _sample_batches(
 ) -> tuple[list[Sample], float]:
     """(one sample per prompt, in order; seconds spent in earlier calls). Each batch is saved to `partial` as it comes.
 
-    Every batch has its own seed, so a lost one is sampled again to the same text. Lines of `partial` whose first line
-    does not match `depends_on`, all that the samples depend on, are dropped.
+    Every batch has its own seed, so a lost batch is sampled again to the same text. The lines of `partial` are dropped
+    if its first line does not match `depends_on`, which is everything that the samples depend on.
     """
     head = {"of": hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()}
     lines = _read_whole_lines(partial)

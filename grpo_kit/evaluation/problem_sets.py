@@ -1,4 +1,4 @@
-"""Problems that a policy is measured on: the run's own test split, and sets that are named.
+"""Problems that a policy is measured on: the run's own test split, and named sets.
 
 Without a protocol a problem is asked with the run's system prompt and suffix. A protocol (`config.protocols`)
 replaces both.

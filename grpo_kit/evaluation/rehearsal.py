@@ -1,8 +1,8 @@
-"""Rehearses the challenge's scorer: its prompt, template, token limits and latest metric (v15) on its training rows.
+"""Rehearse the challenge's scorer: its prompt, template, token limits and latest metric (v15) on its training rows.
 
 The puzzles are those rows of the competition's train.csv that the run was not trained on, sampled by the run's seed,
-each family in proportion. A rehearsed score cannot tell how the hidden puzzles go, nor what another version of vLLM on
-another card answers.
+each family in proportion. A rehearsed score does not predict the score on the hidden puzzles, nor what another version
+of vLLM answers on another card.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def rehearse_score(
     Args:
         config: the run's configuration.
         run: the run folder; its training rows are left out of the puzzles.
-        num_puzzles: how many puzzles to ask; all there are, where there are fewer.
+        num_puzzles: how many puzzles to ask, or all of them if there are fewer.
         zip_path: the submission to score; None scores the run's adapter.
         progress: called with (samples drawn, samples in all) after each batch.
 
@@ -82,7 +82,7 @@ def held_out_puzzles(config: RunConfig, run: Run, count: int) -> list[Problem]:
     Args:
         config: its `data.paths` says where train.csv lies, its `run.seed` decides which rows.
         run: the run whose training rows are left out.
-        count: how many rows; all there are, where there are fewer.
+        count: how many rows, or all of them if there are fewer.
 
     Returns:
         The puzzles in the file's order.
@@ -106,7 +106,7 @@ def held_out_puzzles(config: RunConfig, run: Run, count: int) -> list[Problem]:
     count, rng, chosen = min(count, total), random.Random(f"score {config.run.seed}"), []
     shares = {name: count * len(rows) / total for name, rows in families.items()}
     counts = {name: int(share) for name, share in shares.items()}
-    # Largest remainders: what rounding down left over goes to the families that lost most by it.
+    # Largest remainders: the puzzles that rounding down leaves over go to the families that lost most.
     for name in sorted(shares, key=lambda name: (counts[name] - shares[name], name))[: count - sum(counts.values())]:
         counts[name] += 1
     for name in sorted(families):

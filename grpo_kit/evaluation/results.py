@@ -1,4 +1,4 @@
-"""Turns verdicts into accuracies: the record of each problem, pass@k, avg@n and maj@n over problems, and by group."""
+"""Turn verdicts into accuracies: a record of each problem; pass@k, avg@n and maj@n over all problems and by group."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

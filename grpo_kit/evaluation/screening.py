@@ -1,6 +1,6 @@
-"""Screens training prompts by difficulty: measures their pass rates before training and keeps those in a band.
+"""Screen training prompts by difficulty: measure their pass rates before training and keep those in a band.
 
-Prompts that the policy solves always or never are left out: all their rewards are alike, so GRPO learns nothing from
+Prompts that the policy solves always or never are left out. All their rewards are equal, so GRPO learns nothing from
 them.
 
 Each round samples a few answers to a batch of prompts with training's settings and appends a line per prompt to
@@ -9,8 +9,8 @@ Each round samples a few answers to a batch of prompts with training's settings 
 was sampled `screening.num_generations` times, makes room for the next one. A batch and its seed follow from the lines
 before it, so a run that was killed and resumes writes the same bytes as one that was not.
 
-Checking after every round makes an interval a little less certain than its 95 %; what is kept depends on the pass rate
-only.
+Because an interval is checked after every round, it is a little less certain than 95 %. Which prompts are kept depends
+only on their pass rates.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def estimate_pass_rates(
         tries: samples for each of them.
 
     Returns:
-        Rates in [0, 1]: those that `screen` found or that came with the source, otherwise those of a trial. Only the
+        Rates in [0, 1]: those of `screen` or of the source if there are any, else those of a trial. Only the
         embedded policy is tried, which takes seconds; for a larger one the list is empty.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every engine receives: the run's rows, adapter and resolved settings, and the place of the folder."""
+"""What every engine receives: the run's rows, adapter and settings, and the folder to write."""
 
 import json
 import math
@@ -26,9 +26,9 @@ class Part(NamedTuple):
     """The part of a run that one start of an engine trains: the whole run, or one of `grpo.stages`.
 
     Attributes:
-        name: Empty for the whole run.
-        length: Longest completion in tokens; for a stage, prompt and completion together.
-        steps: Number of training steps.
+        name: empty for the whole run.
+        length: longest completion in tokens; for a stage, prompt and completion together.
+        steps: number of training steps.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Bundle:
     """Everything that is written for an engine.
 
     Attributes:
-        out: The final folder; the paths inside the files point to it.
-        folder: The temporary folder that is filled first.
-        merge: Whether the folder contains the merged model.
+        out: the final folder; the paths inside the files point to it.
+        folder: the temporary folder that is filled first.
+        merge: whether the folder contains the merged model.
         rows: {train, val, test: rows}, as the run trained on them.
-        prompt_tokens: Number of tokens of the longest prompt.
+        prompt_tokens: number of tokens of the longest prompt.
     """
 
     config: RunConfig
@@ -77,7 +77,7 @@ class Bundle:
 
     @property
     def micro_batch(self) -> int:
-        """Completions in one forward pass: the largest divisor of the run's number that divides each GPU's share."""
+        """Completions in one forward pass: the largest divisor of both the run's number and each GPU's share."""
         return math.gcd(self.config.grpo.per_device_train_batch_size, self.completions_per_step // self.gpus)
 
     @property
@@ -142,11 +142,11 @@ def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: 
     """Read a run for an engine, and copy its adapter (and the tiny policy, if that is the base) into `folder`.
 
     Args:
-        config: The run's configuration.
-        run: The trained run.
-        out: The final folder.
-        folder: The temporary folder to fill.
-        merge: Whether the merged model will be in it.
+        config: the run's configuration.
+        run: the trained run.
+        out: the final folder.
+        folder: the temporary folder to fill.
+        merge: whether the merged model will be in it.
     """
     rows = {split: read_lines(run.data_file(split)) for split in SPLITS}
     if screening.is_screened(run):

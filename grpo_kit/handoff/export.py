@@ -37,21 +37,21 @@ def export_run(
     """Write the folder for an engine. After an error nothing is left behind.
 
     Args:
-        config: The run's configuration.
-        run: A trained run.
-        to: The engine: `nemo-rl`, `verl` or `trl`.
-        out: A folder that does not exist yet or is empty; `handoff/ENGINE` of the run by default.
-        merge: Also write the base model with the adapter merged into it, in bf16.
-        progress: Called with (number, count, name) before each shard of the merged model.
+        config: the run's configuration.
+        run: a trained run.
+        to: the engine: `nemo-rl`, `verl` or `trl`.
+        out: a folder that does not exist yet or is empty; `handoff/ENGINE` of the run by default.
+        merge: also write the base model with the adapter merged into it, in bf16.
+        progress: called with (number, count, name) before each shard of the merged model.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: The run is not trained, or its adapter, rows or base model are missing.
+        FileNotFoundError: the run is not trained, or its adapter, rows or base model are missing.
         FileExistsError: `out` is not an empty folder.
-        OSError: The disk has no room for the merged model.
-        ValueError: There is no such engine, or the adapter is not the one that training wrote.
+        OSError: the disk has no room for the merged model.
+        ValueError: there is no such engine, or the adapter is not the one that training wrote.
 
     Example:
         >>> export_run(config, run, "trl")  # doctest: +SKIP

@@ -1,5 +1,4 @@
-"""The base with the adapter added, as a published model in bf16, written shard by shard with one tensor in memory at a
-time.
+"""Write the base with the adapter merged into it, in bf16, shard by shard with one tensor in memory at a time.
 
 A 30B has 59 GiB in bf16, and the machine that trained its adapter in NF4 has a fifth of that in memory. So each shard
 is written while it is read: the header first, because every size is known from the base's own headers, then each
@@ -25,7 +24,7 @@ from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 INDEX = "model.safetensors.index.json"
-SPARE = 1 << 28  # bytes for the files beside the weights
+SPARE = 1 << 28  # bytes for the files other than weights
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,7 +50,7 @@ def find_base_folder(name: str, revision: str | None = None) -> Path:
 def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> None:
     """Write the model of a base with a LoRA added, in bf16.
 
-    What a router or a state-space scan keeps stays in its own type.
+    Tensors that routers and state-space scans need in float32 keep their type.
 
     Args:
         base: a folder of safetensors under published names, with experts one by one or stacked as (experts, out, in).
@@ -91,8 +90,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
 
 
 def check_disk_space(base: Path, out: Path) -> None:
-    """Raise OSError (ENOSPC) unless the disk of the folder `out`, which need not exist, has room for the merged
-    model."""
+    """Raise OSError (ENOSPC) unless the merged model fits on the disk of the folder `out`, which need not exist."""
     needed = SPARE
     for shard in _list_shards(base):
         with _open_shard(base / shard) as file:
@@ -150,14 +148,14 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
     for module, pair in sorted(pairs.items()):
         if matrices.get(module) != pair.shape:
             raise ValueError(
-                f"The pair {module} of {adapter} is for a matrix of {pair.shape}, and {base} has "
-                f"{matrices.get(module) or 'none in 16 bit or more'} there; the adapter belongs to another model. "
+                f"The pair {module} of {adapter} is for a matrix of {pair.shape}, but {base} has "
+                f"{matrices.get(module) or 'no matrix in 16 bit or more'} there. The adapter belongs to another model. "
                 "Give the base that it was trained on as policy.model."
             )
 
 
 def _modules_in(name: str, shape: list[int]) -> list[str]:
-    """The modules whose matrices a stored tensor holds: one, or one an expert where they are stacked."""
+    """The modules whose matrices a stored tensor holds: one module, or one per expert if experts are stacked."""
     if len(shape) == 3 and not name.endswith(".weight"):
         above, _, matrix = transformers_name(name).rpartition(".")
         return [f"{above}.{expert}.{matrix}" for expert in range(shape[0])]
@@ -165,7 +163,7 @@ def _modules_in(name: str, shape: list[int]) -> list[str]:
 
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
-    """The tensor with what the adapter adds to it, summed in float32, in the type it is written in."""
+    """The tensor plus the adapter's update, summed in float32, in the type in which it is written."""
     tensor, kind = file.get_tensor(name), DTYPES.get(_stored_form(file, name)[0])
     if kind is None:
         return tensor

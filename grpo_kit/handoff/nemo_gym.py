@@ -35,7 +35,7 @@ def make_manifest(bundle: Bundle) -> dict[str, Any]:
 
 
 def make_overrides(bundle: Bundle, part: Part) -> dict[str, Any]:
-    """The settings that `nemotron steps run rl/nemo_rl/rlvr -c nemo_gym` needs beside its shipped configuration."""
+    """The settings that `nemotron steps run rl/nemo_rl/rlvr -c nemo_gym` needs besides its shipped configuration."""
     overlay = nemo_overlay.make_overlay(bundle, "v06", part)
     grpo = {key: value for key, value in overlay["grpo"].items() if key != "adv_estimator"}
     settings = {

@@ -19,9 +19,9 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
     """The settings that differ from NeMo-RL's defaults.
 
     Args:
-        bundle: The run.
+        bundle: the run.
         version: `v06` (v0.6, v0.7 and main of August 2026) or `v08` (guessed from the documentation of v0.8).
-        part: The whole run or one of its stages.
+        part: the whole run or one of its stages.
 
     Returns:
         The overlay; its `defaults` name the configuration that it is put on.

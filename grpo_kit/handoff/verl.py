@@ -37,7 +37,7 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
     command = f'cd "$(dirname "$0")"\npython3 -m verl.trainer.main_ppo \\\n  {settings} "$@"\n'
     write_text(bundle.folder / "run.sh", head + command)
     script = shlex.quote(str(bundle.out)) + "/run.sh"
-    start = f"    pip install math-verify   # beside verl; the reward uses it for algebra\n    sh {script}\n"
+    start = f"    pip install math-verify   # in addition to verl; the reward uses it for algebra\n    sh {script}\n"
     return start, _not_carried(bundle)
 
 
@@ -74,6 +74,7 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
     actor, model, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
     length = max(stage.length for stage in bundle.parts())
     micro = bundle.micro_batch
+    clip_below = 1.0 if grpo.loss_type == "cispo" else grpo.epsilon  # TRL's weight of cispo has no lower bound
     return {
         "algorithm.adv_estimator": "rloo" if grpo.advantage == "leave_one_out" else "grpo",
         "algorithm.norm_adv_by_std_in_grpo": grpo.normalize_rewards,
@@ -98,9 +99,7 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
         f"{actor}.ppo_mini_batch_size": bundle.prompts_per_step,
         f"{actor}.ppo_micro_batch_size_per_gpu": micro,
         f"{actor}.ppo_epochs": grpo.num_iterations,
-        f"{actor}.clip_ratio_low": 1.0
-        if grpo.loss_type == "cispo"
-        else grpo.epsilon,  # TRL's weight has no lower bound
+        f"{actor}.clip_ratio_low": clip_below,
         f"{actor}.clip_ratio_high": part.epsilon_high,
         f"{actor}.clip_ratio_c": 1e6,  # TRL clips once
         f"{actor}.loss_agg_mode": AGGREGATES.get(grpo.loss_type, "seq-mean-token-mean"),

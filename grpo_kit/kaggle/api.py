@@ -4,8 +4,8 @@ This is the only file that imports `kaggle` (checked with 2.2.5). It changes the
 
 - Importing `kaggle` logs in over the network without a timeout and prints help when that fails. Here it is imported in
   an environment without credentials, and `OfficialClient.log_in` sends ours later.
-- The client has no timeouts, and its retries do not know which calls are safe to repeat. `with_retry` does nothing
-  here; the adapters that `mount_adapters` puts under its sessions set timeouts and repeat what may be repeated.
+- The client has no timeouts, and its retries do not know which calls are safe to repeat. Here `with_retry` does
+  nothing; the adapters that `mount_adapters` mounts set timeouts and repeat only calls that are safe to repeat.
 - The client restarts an interrupted upload from the first byte. `OfficialClient.upload_complete` resumes it.
 """
 
@@ -26,7 +26,7 @@ from grpo_kit.kaggle.credentials import SETTINGS_PAGE, Credentials
 
 @contextlib.contextmanager
 def without_credentials() -> Iterator[None]:
-    """An environment in which the client finds no credentials and no wish to print headers; its output is dropped."""
+    """Hide all credentials from the client, and the settings that make it print headers; drop what it prints."""
     kept = dict(os.environ)
     with tempfile.TemporaryDirectory() as empty, contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -63,7 +63,7 @@ READS = (
 class RetryPolicy(Retry):
     """urllib3's Retry, limited to the status codes in `status_forcelist` and to pauses of `LONGEST_WAIT` seconds."""
 
-    # urllib3 also repeats calls answered 503 with a Retry-After header; a write may have been carried out then.
+    # urllib3 also repeats calls answered 503 with a Retry-After header, but a write may already have been carried out.
     RETRY_AFTER_STATUS_CODES = frozenset()
 
     def parse_retry_after(self, retry_after: str) -> float:
@@ -115,7 +115,7 @@ class Adapter(HTTPAdapter):
 
 
 class UploadAdapter(Adapter):
-    """The connection of uploads: `upload_complete` resumes them, so the client's own retries are not taken over."""
+    """The connection for uploads, without the retries that the client asks for: `upload_complete` resumes uploads."""
 
     def __init__(self, max_retries: Any = None) -> None:
         super().__init__(max_retries=0)
@@ -125,11 +125,11 @@ extended.HTTPAdapter = UploadAdapter
 
 
 def mount_adapters(http: Any) -> Any:
-    """Put our adapters under the session of a `KaggleHttpClient`, which is returned."""
+    """Mount our adapters in the session of a `KaggleHttpClient`, and return that client."""
     http._init_session()
     for scheme in ("https://", "http://"):
         http._session.mount(scheme, Adapter(max_retries=WRITE_POLICY))
-    for call in READS:  # the longest prefix of an address decides
+    for call in READS:  # the adapter with the longest matching prefix is used
         http._session.mount(http._get_request_url(*call.split("/")), Adapter(max_retries=READ_POLICY))
     return http
 
@@ -144,8 +144,8 @@ class OfficialClient(extended.KaggleApi):
     """The official client with our credentials and adapters.
 
     Attributes:
-        uploaded: Whether the last upload reached its end.
-        before_submit: Called when an upload is complete, right before the call that submits it.
+        uploaded: whether the last upload reached its end.
+        before_submit: called when an upload is complete, right before the call that submits it.
     """
 
     args: list[str] = []  # the client's flags; `--verbose` among them would print headers with secrets
@@ -162,7 +162,7 @@ class OfficialClient(extended.KaggleApi):
             The user name.
 
         Raises:
-            PermissionError: The token has expired or was revoked.
+            PermissionError: the token has expired or was revoked.
         """
         if not (self.credentials.key or self.credentials.token):  # `kaggle auth login` was used
             with super().build_kaggle_client() as kaggle:
@@ -186,7 +186,7 @@ class OfficialClient(extended.KaggleApi):
         return name
 
     def build_kaggle_client(self) -> Any:
-        """A client that sends our credentials with every call, whatever others lie on this machine."""
+        """A client that sends our credentials with every call, even if this machine has other ones."""
         kaggle = super().build_kaggle_client()
         http, credentials = mount_adapters(kaggle.http_client()), self.credentials
         token = credentials.token
@@ -198,7 +198,7 @@ class OfficialClient(extended.KaggleApi):
         return func
 
     def upload_complete(self, path: str, url: str, quiet: bool, resume: bool = False) -> Any:
-        """Upload a file in up to six tries, each of which goes on where the one before was cut off."""
+        """Upload a file in up to six tries; each continues where the one before was cut off."""
         results = extended.ResumableUploadResult
         result = super().upload_complete(path, url, quiet, resume)
         for pause in UPLOAD_PAUSES:

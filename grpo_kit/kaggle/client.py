@@ -31,14 +31,15 @@ def open_client(say: Callable[[str], None] = print) -> "KaggleClient":
     """Log in with the credentials of this machine.
 
     Args:
-        say: Gets a line with the account and the place of the credentials, and a warning when others can read them.
+        say: called with a line that names the account and the place of its credentials, and with a warning when other
+            users can read them.
 
     Returns:
         The client.
 
     Raises:
-        FileNotFoundError: There are no credentials.
-        ValueError: The credentials that were found cannot be used.
+        FileNotFoundError: there are no credentials.
+        ValueError: the credentials that were found cannot be used.
         PermissionError: Kaggle does not accept them.
 
     Example:
@@ -54,11 +55,11 @@ def open_client(say: Callable[[str], None] = print) -> "KaggleClient":
 
 
 class KaggleClient:
-    """The calls that the kit makes, as the user `owner`. The module's first lines say what each of them raises.
+    """The calls that the kit makes, as the user `owner`. The module's docstring says what each of them raises.
 
     Args:
-        account: Whose credentials are sent.
-        sleep: Waits for so many seconds; tests pass a function that returns at once.
+        account: whose credentials are sent.
+        sleep: waits for a number of seconds; tests pass a function that returns at once.
     """
 
     def __init__(self, account: accounts.Credentials, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -70,7 +71,7 @@ class KaggleClient:
         """Save the kernel in `folder` and start it, at most once.
 
         Args:
-            folder: Holds `kernel-metadata.json` and the notebook.
+            folder: holds `kernel-metadata.json` and the notebook.
             accelerator: Kaggle's name of the machine, such as `NvidiaTeslaT4`.
 
         Returns:
@@ -78,7 +79,7 @@ class KaggleClient:
 
         Raises:
             RuntimeError: Kaggle refused the kernel, or started it without one of its data sources.
-            ConnectionError: The answer was lost; the kernel may have started.
+            ConnectionError: the answer was lost; the kernel may have started.
         """
         with self._translate_errors(f"the kernel in {folder}"):
             answer = self.api.kernels_push(str(folder), acc=accelerator)
@@ -113,8 +114,8 @@ class KaggleClient:
 
         Args:
             kernel: owner/slug, or owner/slug/version.
-            folder: Where the files go.
-            pattern: A regular expression; files whose path it does not match are left out.
+            folder: where the files go.
+            pattern: a regular expression; files whose path it does not match are left out.
 
         Returns:
             The files of the output that match, the log among them.
@@ -144,17 +145,17 @@ class KaggleClient:
         """Upload `path` under the name submission.zip and submit it, at most once.
 
         Args:
-            path: The zip.
-            message: The description in Kaggle's list of submissions.
-            competition: The competition's slug.
-            before: Called when the upload is complete, right before the one call that spends a submission.
+            path: the zip.
+            message: the description in Kaggle's list of submissions.
+            competition: the competition's slug.
+            before: called when the upload is complete, right before the one call that spends a submission.
 
         Returns:
             Kaggle's number for the submission, 0 if it gives none.
 
         Raises:
             RuntimeError: Kaggle refused, or the upload failed; nothing was submitted.
-            ConnectionError: The answer was lost; the zip may have been submitted.
+            ConnectionError: the answer was lost; the zip may have been submitted.
         """
         self.api.uploaded, self.api.before_submit = False, before
         with tempfile.TemporaryDirectory() as folder:
@@ -188,10 +189,12 @@ class KaggleClient:
             raise _lost_answer(subject, reason) from None
         except requests.RequestException as error:
             if api.was_never_sent(error):
-                raise RuntimeError("Kaggle cannot be reached, so nothing was done. Is there internet here?") from None
+                raise RuntimeError(
+                    "Kaggle cannot be reached, so nothing was done. Check the internet connection."
+                ) from None
             raise _lost_answer(subject, type(error).__name__) from None
         except ValueError as error:
-            if isinstance(error.__context__, requests.HTTPError):  # the client has its own words for some refusals
+            if isinstance(error.__context__, requests.HTTPError):  # the client turns some refusals into a ValueError
                 raise self._status_error(error.__context__, subject) from None
             text = f"Kaggle's client does not accept {subject}: {error}"
             raise ValueError(self.api.credentials.hide(text)) from None

@@ -24,8 +24,8 @@ class Credentials:
     """A token, or a user name and key, or neither where `kaggle auth login` was used. The repr hides secrets.
 
     Attributes:
-        source: Where they were found, for messages.
-        warning: A sentence when other users of this machine can read them, else empty.
+        source: where they were found, for messages.
+        warning: a sentence when other users of this machine can read them, else empty.
     """
 
     source: str
@@ -43,34 +43,34 @@ class Credentials:
 
 
 def find_credentials() -> Credentials:
-    """The first Kaggle credentials on this machine; the module's first lines give the order. Nothing is sent.
+    """The first Kaggle credentials on this machine; the module's docstring gives the order. Nothing is sent.
 
     Returns:
         The credentials and where they were found.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: there are none.
         ValueError: kaggle.json is damaged, or a secret contains characters that no secret has.
 
     Example:
         >>> find_credentials().source  # doctest: +SKIP
         '/home/ada/.kaggle/kaggle.json'
     """
-    found = next(_search(), None)
-    if found is None:
+    credentials = next(_search(), None)
+    if credentials is None:
         raise FileNotFoundError(
             f"No Kaggle credentials: neither {TOKEN} nor {USERNAME} with {KEY} is set in the environment, there is no "
             "~/.kaggle/access_token and no ~/.kaggle/kaggle.json, and Colab and Kaggle have no secret of these names. "
             f"Make a token at {SETTINGS_PAGE} and store it in one of these places."
         )
-    for secret in filter(None, (found.username, found.key, found.token)):
+    for secret in filter(None, (credentials.username, credentials.key, credentials.token)):
         # With a line break in a header, the HTTP library would show the secret in its error.
         if not (secret.isascii() and secret.isprintable() and " " not in secret):
             raise ValueError(
-                f"The Kaggle credentials in {found.source} contain a space, a line break or another character that "
-                "credentials never contain. Copy them again."
+                f"The Kaggle credentials in {credentials.source} contain a space, a line break or another character "
+                "that credentials never contain. Copy them again."
             )
-    return found
+    return credentials
 
 
 def find_hub_token(environ: MutableMapping[str, str] = os.environ) -> str:

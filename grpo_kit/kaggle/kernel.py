@@ -1,7 +1,7 @@
 """A notebook of the kit as a Kaggle kernel: a copy with its form fields filled in, and `kernel-metadata.json`.
 
-Kaggle accepts wrong metadata silently and starts something else: a title that does not match the id makes another
-kernel, and a data source in the wrong form is left out. `check_metadata` refuses each of these before anything is
+Kaggle accepts wrong metadata silently and starts something else: a title that does not match the id creates another
+kernel, and Kaggle leaves out a data source in the wrong form. `check_metadata` refuses each of these before anything is
 pushed. The notebook in the repository stays as it is; the copy lies in the run's folder.
 """
 
@@ -31,9 +31,9 @@ class Accelerator:
     """A machine that Kaggle lends.
 
     Attributes:
-        gpu: Part of the name that its GPU reports.
-        preset: Our preset that suits it.
-        note: What to know about it, for messages.
+        gpu: part of the name that its GPU reports.
+        preset: our preset that suits it.
+        note: what to know about it, for messages.
     """
 
     gpu: str
@@ -41,7 +41,7 @@ class Accelerator:
     note: str = ""
 
 
-# Kaggle's names, from the documentation of its client (February 2026). Today's client says that P100 is retired.
+# Kaggle's names, from its client's documentation of February 2026. Today's client says that P100 is retired.
 ACCELERATORS = {
     "NvidiaTeslaT4": Accelerator("T4", "t4x2", "two T4"),
     "NvidiaTeslaT4Highmem": Accelerator("T4", "t4", "not open to everyone"),
@@ -90,7 +90,7 @@ def find_accelerator(name: str) -> Accelerator:
 
 
 def make_slug(title: str) -> str:
-    """What Kaggle makes of a title in an address.
+    """The slug, the part of a kernel's address that Kaggle makes from its title.
 
     >>> make_slug("grpo-kit: 03 Training")
     'grpo-kit-03-training'
@@ -110,9 +110,9 @@ def make_metadata(
     """Unchecked metadata of a private notebook without internet for this competition, with every field.
 
     Args:
-        owner: The Kaggle user name.
+        owner: the Kaggle user name.
         title: 5 to 50 characters; the slug in the id is made from it.
-        code_file: Name of the notebook's file.
+        code_file: name of the notebook's file.
         accelerator: Kaggle's name of the machine.
         datasets, kernels: owner/slug of what is mounted.
         models: owner/model/framework/variation/version of what is mounted.
@@ -142,8 +142,8 @@ def check_metadata(metadata: dict[str, Any], code: str) -> None:
     """Raise ValueError for the first field that Kaggle would refuse or misread.
 
     Args:
-        metadata: Every field of `make_metadata`.
-        code: The text of the notebook, which must be a notebook without outputs.
+        metadata: every field of `make_metadata`.
+        code: the text of the notebook, which must be a notebook without outputs.
     """
     title, name, accelerator = metadata["title"], metadata["id"], metadata["machine_shape"]
     require(
@@ -195,7 +195,7 @@ class Kernel:
 
     @property
     def content(self) -> str:
-        """sha256 of what is pushed: the same content is the same push."""
+        """sha256 of what is pushed: equal hashes mean that nothing has changed."""
         return hashlib.sha256((json.dumps(self.metadata, sort_keys=True) + self.code).encode()).hexdigest()
 
     def write(self) -> None:
@@ -230,24 +230,24 @@ def build_kernel(
     """The notebook as a kernel, checked but not yet written.
 
     Args:
-        owner: The Kaggle user name.
-        notebook: The notebook's file.
+        owner: the Kaggle user name.
+        notebook: the notebook's file.
         accelerator: Kaggle's name of the machine.
-        root: The folder of all runs; the kernel goes into `NAME/kaggle/SLUG` there.
-        run: Name of the run, on Kaggle as here; the preset's name by default.
-        preset: The one that suits the accelerator by default.
+        root: the folder of all runs; the kernel goes into `NAME/kaggle/SLUG` there.
+        run: name of the run, on Kaggle as here; the preset's name by default.
+        preset: name of a preset; None: the one that suits the accelerator.
         overrides: key=value, without spaces.
         datasets: owner/slug of what is mounted; the owner's wheels by default, as `grpo-kit wheels` names them.
         kernels: owner/slug of kernels whose output is mounted, such as that of an earlier run.
 
     Raises:
-        ValueError: Settings, sources or the notebook would fail on Kaggle.
+        ValueError: settings, sources or the notebook would fail on Kaggle.
     """
     preset = preset or find_accelerator(accelerator).preset
     presets = configuration.preset_names()
     require(
         preset in presets,
-        f"--config is {preset!r}; Kaggle has no files of yours, so a kernel takes a preset: {', '.join(presets)}.",
+        f"--config is {preset!r}; Kaggle does not have your files, so a kernel takes a preset: {', '.join(presets)}.",
     )
     datasets = datasets or [f"{owner}/{wheels.dataset_name()}"]  # there is no internet, so wheels must be mounted
     tiny = configuration.load_config([preset], overrides).policy.model == "tiny"
@@ -271,7 +271,7 @@ def fill_notebook(notebook: Path, form: dict[str, str], accelerator: str) -> str
     """The notebook's text with `form` in its form fields and two cells in front: the machine check and the wheels.
 
     Raises:
-        ValueError: The file is not a notebook, or a field does not occur exactly once in it.
+        ValueError: the file is not a notebook, or a field does not occur exactly once in it.
     """
     try:
         content = json.loads(notebook.read_text(encoding="utf-8"))
@@ -308,4 +308,7 @@ def _check_code(name: str, code: str) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{name} is not a notebook; code_file takes an .ipynb.") from None
     require(name.endswith(".ipynb"), f"code_file is {name!r}; a notebook's name ends in .ipynb.")
-    require(not run, f"{name} holds outputs (cell {run[0] if run else 0}); clear them, since a kernel starts without.")
+    require(
+        not run,
+        f"{name} holds outputs (cell {run[0] if run else 0}); clear them, because a kernel starts without outputs.",
+    )

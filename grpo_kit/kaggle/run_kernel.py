@@ -20,10 +20,9 @@ from grpo_kit.kaggle.submit import describe_calls
 from grpo_kit.runs.files import write_text
 
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
-DOWNLOADED = (
-    r"^(?!nf4/)"  # all but the 4-bit checkpoint, which has gigabytes and can be made again from the mounted model
-)
-UNKNOWN_FOR = 300.0  # seconds for which Kaggle may not know yet what it has just received
+# Everything but the 4-bit checkpoint, which has gigabytes and can be made again from the mounted model.
+DOWNLOADED = r"^(?!nf4/)"
+UNKNOWN_FOR = 300.0  # seconds for which Kaggle may not know a kernel that it has just received
 STATUS_PAUSES = (5.0, 8.0, 12.0, 18.0, 27.0, 40.0)  # seconds between looks at the run; then 60
 NOBODY = "your-username"  # the owner in a dry run, which needs no credentials
 
@@ -35,13 +34,13 @@ class Outcome:
     """How a kernel's run ended.
 
     Attributes:
-        accelerator: The machine that was requested.
+        accelerator: the machine that was requested.
         state: COMPLETE, ERROR or CANCEL_ACKNOWLEDGED.
         reason: Kaggle's reason for a failure, empty if it gives none.
-        output: Folder of the downloaded files.
-        files: The downloaded files.
-        right_gpu: Whether the requested GPU ran; None when nothing in the output tells.
-        gpu_sentence: The same in words.
+        output: folder of the downloaded files.
+        files: the downloaded files.
+        right_gpu: whether the requested GPU ran; None when the output does not say.
+        gpu_sentence: the same in words.
     """
 
     accelerator: str
@@ -71,18 +70,18 @@ def run_kernel(
     """Push a kernel, follow it to its end and download its output.
 
     Args:
-        build: Gives the kernel for an owner's user name, such as a partial `kernel.build_kernel`.
-        follow: Wait for the end; without it the call returns after the push.
-        dry_run: Only name the calls to Kaggle; nothing is sent or written.
-        force: Push even if the same content was pushed before.
-        say: Gets a line for each thing that was done.
+        build: gives the kernel for an owner's user name, such as a partial `kernel.build_kernel`.
+        follow: wait for the end; without it the call returns after the push.
+        dry_run: only name the calls to Kaggle; nothing is sent or written.
+        force: push even if the same content was pushed before.
+        say: gets a line for each thing that was done.
 
     Returns:
         How the run ended; None without `follow` and in a dry run.
 
     Raises:
-        FileNotFoundError: There are no Kaggle credentials.
-        ValueError: The kernel would fail on Kaggle.
+        FileNotFoundError: there are no Kaggle credentials.
+        ValueError: the kernel would fail on Kaggle.
         PermissionError, RuntimeError: Kaggle refused the push.
         ConnectionError: Kaggle does not answer. Calling again is safe.
     """
@@ -101,7 +100,7 @@ def run_kernel(
         return None
     from grpo_kit.kaggle.client import open_client  # loads the official client
 
-    build(NOBODY)  # mistakes in the settings come before a question of credentials
+    build(NOBODY)  # report mistakes in the settings before asking for credentials
     client = open_client(say)
     kernel = build(client.owner)
     note = push_once(client, kernel, force, say)
@@ -119,16 +118,16 @@ def push_once(client: Any, kernel: Kernel, force: bool, say: Say) -> dict[str, A
 
     Args:
         client: A `client.KaggleClient`.
-        kernel: The kernel.
-        force: Push it again anyway.
-        say: Gets a line with what was done.
+        kernel: the kernel.
+        force: push it again anyway.
+        say: gets a line with what was done.
 
     Returns:
         The note in push.json: `kernel`, `version` (0 if unknown), `url`, `content`, `accelerator`, `state`, `at`.
 
     Raises:
         PermissionError, RuntimeError, ValueError: Kaggle refused; no note is left.
-        ConnectionError: The answer was lost, so the kernel may have started.
+        ConnectionError: the answer was lost, so the kernel may have started.
     """
     path = kernel.folder / "push.json"
     note = _read_note(path)
@@ -155,7 +154,7 @@ def push_once(client: Any, kernel: Kernel, force: bool, say: Say) -> dict[str, A
         answer = client.push_kernel(kernel.folder, accelerator)
     except ConnectionError as error:
         raise ConnectionError(
-            f"{error} The kernel may have started: run the same command again, which looks before it pushes, or see "
+            f"{error} The kernel may have started. Run the same command again (it checks before it pushes), or look at "
             f"{note['url']}."
         ) from None
     except (OSError, RuntimeError, ValueError):
@@ -174,15 +173,15 @@ def follow_run(
 
     Args:
         client: A `client.KaggleClient`.
-        note: What `push_once` returned.
-        say: Gets a line for each new state.
-        clock: Seconds that go on; tests pass their own.
+        note: what `push_once` returned.
+        say: gets a line for each new state.
+        clock: a monotonic clock in seconds; tests pass their own.
 
     Returns:
         (COMPLETE, ERROR or CANCEL_ACKNOWLEDGED; Kaggle's reason for a failure, empty if it gives none).
 
     Raises:
-        FileNotFoundError: Kaggle does not know the kernel, also not after five minutes.
+        FileNotFoundError: Kaggle still does not know the kernel after five minutes.
         ConnectionError: Kaggle does not answer; the run goes on.
     """
     started, last = clock(), ""
@@ -194,7 +193,7 @@ def follow_run(
                 raise
             status, reason = "not known yet", ""
         except ConnectionError as error:
-            raise ConnectionError(f"{error} The run goes on: the same command follows it again.") from None
+            raise ConnectionError(f"{error} The run goes on. Run the same command again to follow it.") from None
         if status != last:
             say(f"{status.lower().replace('_', ' ')} after {(clock() - started) / 60:.0f} min")
             last = status
@@ -216,7 +215,7 @@ def download_output(client: Any, note: dict[str, Any], folder: Path) -> tuple[Pa
 
 
 def versioned_name(note: dict[str, Any]) -> str:
-    """owner/slug/version; without a version, which means the latest, when the push had no answer."""
+    """owner/slug/version, or owner/slug, which means the latest version, if the push had no answer."""
     return f"{note['kernel']}/{note['version']}" if note["version"] else note["kernel"]
 
 
@@ -224,7 +223,7 @@ def find_gpu(folder: Path, since: str) -> tuple[str, str] | None:
     """The GPU that a run had, from the first cell's line in the log or else from a stage that ended after `since`.
 
     Args:
-        folder: The downloaded output.
+        folder: the downloaded output.
         since: UTC, ISO 8601.
 
     Returns:
@@ -245,15 +244,15 @@ def find_gpu(folder: Path, since: str) -> tuple[str, str] | None:
     return None
 
 
-def compare_gpu(found: tuple[str, str] | None, accelerator: str) -> tuple[bool | None, str]:
+def compare_gpu(source: tuple[str, str] | None, accelerator: str) -> tuple[bool | None, str]:
     """Compare what `find_gpu` returned with the requested accelerator.
 
     Returns:
         (whether the requested machine ran, None when unknown; the same in words).
     """
-    if found is None:
+    if source is None:
         return None, "It is not known which GPU ran: neither the log nor a run.json in the output names it."
-    gpu, file = found
+    gpu, file = source
     if re.search(rf"\b{re.escape(find_accelerator(accelerator).gpu)}\b", gpu, re.IGNORECASE):
         return True, f"It ran on {gpu}, which is the requested {accelerator} ({file})."
     return False, (

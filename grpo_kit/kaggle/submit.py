@@ -20,7 +20,7 @@ from grpo_kit.kaggle.kernel import COMPETITION
 from grpo_kit.runs.files import hash_of, write_text
 
 DAILY_LIMIT = 5
-LISTED_AFTER = 600.0  # seconds after which a submission that Kaggle's list does not show was never made
+LISTED_AFTER = 600.0  # seconds; a submission that Kaggle's list does not show by then was never made
 LIST_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
 LOOK_AGAIN = (5.0, 10.0, 20.0, 40.0, 80.0)  # seconds between searches for a submission whose answer was lost
 SCORE_PAUSES = (15.0, 22.0, 34.0, 50.0, 76.0, 114.0, 171.0, 256.0)  # seconds between looks at the score; then 300
@@ -36,21 +36,21 @@ def submit(
     A zip that was submitted before is not sent again: the call goes on waiting for its score.
 
     Args:
-        path: The zip.
-        message: Stands in Kaggle's list of submissions.
-        follow: Wait for the score.
-        dry_run: Only name the calls to Kaggle; nothing is sent or written.
-        say: Gets a line for each thing that was done.
+        path: the zip.
+        message: stands in Kaggle's list of submissions.
+        follow: wait for the score.
+        dry_run: only name the calls to Kaggle; nothing is sent or written.
+        say: gets a line for each thing that was done.
 
     Returns:
         The score as Kaggle writes it, or None without `follow`.
 
     Raises:
-        FileNotFoundError: There is no such zip, or there are no Kaggle credentials.
-        ValueError: The check found something that would waste a submission.
+        FileNotFoundError: there is no such zip, or there are no Kaggle credentials.
+        ValueError: the check found something that would waste a submission.
         PermissionError: Kaggle does not accept the credentials, or the account has not joined the competition.
         RuntimeError: Kaggle refused the zip or could not score it.
-        ConnectionError: It is not known yet whether Kaggle received the zip. Calling again is safe.
+        ConnectionError: it is not known yet whether Kaggle received the zip. Calling again is safe.
         TypeError: `path` is not a path.
 
     Example:
@@ -85,8 +85,8 @@ def check_zip(path: Path) -> None:
     """Raise for a zip that would waste a submission: one with a fatal finding, or one of the embedded tiny policy.
 
     Raises:
-        FileNotFoundError: There is no such zip.
-        ValueError: The first such finding, with its remedy.
+        FileNotFoundError: there is no such zip.
+        ValueError: the first such finding, with its remedy.
     """
     from grpo_kit.submission.inspect_zip import inspect_submission  # loads torch
 
@@ -98,7 +98,7 @@ def check_zip(path: Path) -> None:
 
 
 def describe_calls(say: Say, *calls: tuple[str, dict[str, Any]]) -> None:
-    """What a dry run prints: each call to Kaggle, (method of the official client, arguments), on a line."""
+    """Print for a dry run, one on each line, the calls to Kaggle: (method of the official client, arguments)."""
     for method, arguments in calls:
         say(f"{method}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})")
     say("dry run: nothing was sent or written")
@@ -109,9 +109,9 @@ class Note:
     """What is known about the submission of a zip.
 
     Attributes:
-        sha256: Hash of the zip.
+        sha256: hash of the zip.
         state: `sending` (no answer yet), `sent`, `scored` or `failed`.
-        at: When the note was written, UTC, ISO 8601.
+        at: when the note was written, UTC, ISO 8601.
         ref: Kaggle's number for the submission, 0 if unknown.
     """
 
@@ -133,7 +133,7 @@ class Submission:
     Creating the object writes nothing.
 
     Args:
-        path: The zip.
+        path: the zip.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,7 +169,7 @@ class Submission:
             ) from None
 
     def update(self, state: str, ref: int = 0, score: str = "") -> None:
-        """Write a new state into the note; without `ref` the number that is there stays."""
+        """Write a new state into the note; without `ref` the old number stays."""
         note = self.read_note() or Note(self.sha256, state, _now())
         write_text(self.note_path, _to_json(replace(note, state=state, at=_now(), ref=ref or note.ref, score=score)))
 
@@ -183,14 +183,14 @@ def send_once(client: Any, submission: Submission, message: str, say: Say) -> No
 
     Args:
         client: A `client.KaggleClient`.
-        submission: The zip.
-        message: Stands in Kaggle's list of submissions.
-        say: Gets a line for each thing that was done.
+        submission: the zip.
+        message: stands in Kaggle's list of submissions.
+        say: gets a line for each thing that was done.
 
     Raises:
         RuntimeError: Kaggle refused, or allows no more submissions today.
-        ConnectionError: It is not known yet whether the zip was submitted.
-        FileExistsError: Another process is submitting the same zip.
+        ConnectionError: it is not known yet whether the zip was submitted.
+        FileExistsError: another process is submitting the same zip.
     """
     note = submission.read_note()
     if note and note.state != "sending":
@@ -218,7 +218,7 @@ def send_once(client: Any, submission: Submission, message: str, say: Say) -> No
                 return
         raise ConnectionError(
             f"{error} It is not known whether the zip was submitted; Kaggle's list does not show it so far. "
-            f"Run the same command again in {LISTED_AFTER / 60:.0f} minutes: it looks before it sends."
+            f"Run the same command again in {LISTED_AFTER / 60:.0f} minutes: it checks the list before it sends."
         ) from None
     except FileExistsError:  # the note belongs to another process
         raise
@@ -238,9 +238,9 @@ def wait_for_score(client: Any, submission: Submission, say: Say, clock: Callabl
 
     Args:
         client: A `client.KaggleClient`.
-        submission: The zip, sent before.
-        say: Gets a line for each new state.
-        clock: Seconds that go on; tests pass their own.
+        submission: the zip, sent before.
+        say: gets a line for each new state.
+        clock: a monotonic clock in seconds; tests pass their own.
 
     Returns:
         The public score as Kaggle writes it, or `not published`.
@@ -283,12 +283,13 @@ def _is_listed(client: Any, submission: Submission, say: Say) -> bool:
 
 
 def _discard_old_note(submission: Submission, note: Note) -> None:
-    """Discard a note without an answer. Raises ConnectionError while Kaggle's list may still come to show the zip."""
+    """Discard a note without an answer. Raises ConnectionError while the zip may still appear in Kaggle's list."""
     minutes = (LISTED_AFTER - note.age()) / 60
     if minutes > 0:
         raise ConnectionError(
             f"This zip was sent at {note.at[11:16]} UTC without an answer, and Kaggle's list does not show it yet. "
-            f"Look at {LIST_PAGE}, or run the same command again in {minutes:.0f} minutes: it looks before it sends."
+            f"Look at {LIST_PAGE}, or run the same command again in {minutes:.0f} minutes: it checks the list before "
+            "it sends."
         )
     submission.discard_note()
 

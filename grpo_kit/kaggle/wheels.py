@@ -1,8 +1,8 @@
 """A folder of wheels for a Kaggle kernel without internet: the kit and what it needs, without torch.
 
 `uv pip compile` chooses the versions for the kernel's Python and platform, around the versions of torch, numpy and
-pillow that the kernel's image has: a torch brought along would break what was built against the image's. `pip download`
-fetches the wheels that the image does not have.
+pillow that the kernel's image has: another torch would break packages that were built against the image's torch. `pip
+download` fetches the wheels that the image does not have.
 """
 
 import json
@@ -25,8 +25,8 @@ from grpo_kit.runs.files import new_folder, require_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "grpo_kit", "data")
-# Never brought along, since other packages of the image are built against them. The versions are used unless --have
-# gives others. They are the oldest that are likely, so that what is resolved with them suits later ones too.
+# These packages always come from the image, because its other packages are built against them. The versions apply
+# unless --have gives others. They are the oldest that an image may have, so that the wheels also suit later images.
 IMAGE = {
     "torch": "2.10.0",
     "torchvision": "0.25.0",
@@ -61,12 +61,13 @@ def build_wheels(
     """Fill a folder with the wheels, the install cell and the metadata of a Kaggle dataset.
 
     Args:
-        out: The folder; it appears when everything is in it.
-        python: The kernel's Python, such as 3.12.
-        platform: The newest wheel tag that the kernel takes, such as manylinux_2_28_x86_64; older ones are used too.
-        image: {canonical name: version} of the packages that the image has. A fitting version is left to the image.
-        owner: The Kaggle user name.
-        show: Gets a word on what is being done.
+        out: the folder; it appears when everything is in it.
+        python: the kernel's Python, such as 3.12.
+        platform: the newest wheel tag that the kernel takes, such as manylinux_2_28_x86_64; older tags are taken too.
+        image: {canonical name: version} of the packages that the image has. A package whose version meets the
+            requirements is left to the image.
+        owner: the Kaggle user name.
+        show: called with a few words on what is being done.
 
     Returns:
         The wheels.
@@ -74,7 +75,7 @@ def build_wheels(
     Raises:
         ValueError: `python` or `platform` is not written as above, or `out` holds other files, which would be lost.
         RuntimeError: uv is not installed, no set of wheels meets the requirements, or pip fails.
-        FileNotFoundError: The source of the kit is not here.
+        FileNotFoundError: the source of the kit is not here.
 
     Example:
         >>> build_wheels(Path("wheels"), "3.12", "manylinux_2_28_x86_64", IMAGE, "ada", print)  # doctest: +SKIP
@@ -121,7 +122,7 @@ def expand_platform(platform: str) -> list[str]:
     ['manylinux_2_17_x86_64', 'manylinux2014_x86_64']
 
     Raises:
-        ValueError: It is not a manylinux tag from glibc 2.17 on.
+        ValueError: it is not a manylinux tag from glibc 2.17 on.
     """
     match = re.fullmatch(r"manylinux(?:2014|_2_(\d+))_(x86_64|aarch64)", platform)
     newest = int(match[1] or 17) if match else 0
@@ -137,14 +138,14 @@ def read_freeze_file(path: Path) -> dict[str, str]:
     """The packages of an image, from a file with what `pip freeze` prints in it.
 
     Args:
-        path: A file of lines `name==version`; other lines are passed over.
+        path: a file of lines `name==version`; other lines are ignored.
 
     Returns:
         {canonical name: version}, with `IMAGE` for the names that the file does not have.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: No line has a version.
+        FileNotFoundError: there is no such file.
+        ValueError: no line has a version.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -158,12 +159,14 @@ def read_freeze_file(path: Path) -> dict[str, str]:
                 versions[canonicalize_name(match[1])] = str(Version(match[2]))
             except InvalidVersion:
                 continue
-    require(bool(versions), "--have names no package as name==version; give it what `pip freeze` prints in the image.")
+    require(
+        bool(versions), "--have has no line name==version. Give it a file with what `pip freeze` prints in the image."
+    )
     return IMAGE | versions
 
 
 def comes_from_image(name: str) -> bool:
-    """Whether a package, by its canonical name, always comes from the image: torch and what belongs to it."""
+    """Whether a package, by its canonical name, always comes from the image: torch and its companions."""
     return name in IMAGE or name == "cuda-toolkit" or name.startswith(("nvidia-", "cuda-bindings", "cuda-pathfinder"))
 
 
@@ -171,8 +174,8 @@ def resolve(python: str, platform: str, image: Mapping[str, str], folder: Path) 
     """Choose the packages to bring along, for the requirements of the kit.
 
     Args:
-        python, platform, image: As in `build_wheels`.
-        folder: For temporary files.
+        python, platform, image: as in `build_wheels`.
+        folder: for temporary files.
 
     Returns:
         Pins, `name==version`, of what the image does not have.
@@ -204,10 +207,10 @@ def resolve(python: str, platform: str, image: Mapping[str, str], folder: Path) 
 
 
 def _not_in_image(text: str, image: Mapping[str, str]) -> list[str]:
-    """The pins that the image does not have, and that something else than the image's packages needs.
+    """The pins to bring along: the image does not have them, and a package outside the image needs them.
 
     Args:
-        text: Lines `name==version  # via PARENTS` of uv.
+        text: lines `name==version  # via PARENTS` of uv.
         image: {canonical name: version}.
     """
     lines = re.findall(r"^(\S+)==(\S+)\s+# via (.+)$", text, re.MULTILINE)

@@ -44,7 +44,7 @@ def recognize_base(name: object) -> str | None:
 
 
 def resolve_base(name: object) -> str | None:
-    """What `recognize_base` returns, and `name` itself where it is a local folder with a config.json; else None."""
+    """The base that a name means (`recognize_base`), or the name if it is a folder with a config.json, or None."""
     if (base := recognize_base(name)) or not isinstance(name, str) or not name or "\0" in name or len(name) > 4096:
         return base
     return name if Path(name, "config.json").is_file() else None
@@ -89,7 +89,9 @@ def _read_modules(path: Path, text: str) -> Modules:  # `text` is an argument so
             model = NemotronHForCausalLM._from_config(NemotronHConfig.from_json_file(path), dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is not the config of a Nemotron-H ({reason}). Give the folder of one.") from None
+        raise ValueError(
+            f"{path} is not the config of a Nemotron-H ({reason}). Give the folder of a Nemotron-H."
+        ) from None
     modules: Modules = {}
     for name, module in model.named_modules():
         name = f"backbone.{name.removeprefix('model.')}" if name.startswith("model.") else name
@@ -104,7 +106,7 @@ def _read_modules(path: Path, text: str) -> Modules:  # `text` is an argument so
 
 
 def name_endings(name: str) -> list[str]:
-    """A module's name and what is left of it without its first parts.
+    """A module's name and its endings, each shorter by one part.
 
     Example:
         >>> name_endings("a.b.c")
@@ -115,7 +117,7 @@ def name_endings(name: str) -> list[str]:
 
 
 def select_modules(targets: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The modules that a list of target modules means: each is named in full or by its end, as PEFT takes a list.
+    """The modules that a list of target modules means. As in PEFT, a target is a full name or an ending of names.
 
     Example:
         >>> select_modules(["q_proj"], ["layers.2.mixer.q_proj", "layers.2.mixer.k_proj"])

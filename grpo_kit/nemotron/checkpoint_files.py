@@ -33,10 +33,10 @@ class PublishedCheckpoint:
     """A published checkpoint: a local folder, which is only read, or a model on the Hub.
 
     Args:
-        name: A local folder or a Hub id.
-        revision: Branch, tag or commit on the Hub. After the first download it is that download's commit, so that all
+        name: a local folder or a Hub id.
+        revision: branch, tag or commit on the Hub. After the first download it is that download's commit, so that all
             files come from the same commit.
-        cache: Folder for downloads.
+        cache: folder for downloads.
     """
 
     def __init__(self, name: str, revision: str | None, cache: Path) -> None:
@@ -48,7 +48,7 @@ class PublishedCheckpoint:
         """The path of a file, which is downloaded if necessary; None if the checkpoint has no such file.
 
         Raises:
-            FileNotFoundError: The checkpoint is neither a folder nor a model that the Hub provides.
+            FileNotFoundError: the checkpoint is neither a folder nor a model that the Hub provides.
         """
         if self.folder:
             return self.folder / name if (self.folder / name).is_file() else None
@@ -87,10 +87,10 @@ class PublishedCheckpoint:
         """{shard: the needed tensors in it}, in order, as the checkpoint's index lists them.
 
         Args:
-            needed: The model's tensors by transformers' names.
+            needed: the model's tensors by transformers' names.
 
         Raises:
-            ValueError: The index is damaged, lacks a needed tensor, or lists one that the model does not have.
+            ValueError: the index is damaged, lacks a needed tensor, or lists one that the model does not have.
         """
         index = self.get_file(INDEX)
         if index is None:
@@ -114,7 +114,7 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
     """Copy config.json, tokenizer and chat template into `out`, after checking that the model is a Nemotron-H.
 
     Raises:
-        FileNotFoundError: The checkpoint has no config.json.
+        FileNotFoundError: the checkpoint has no config.json.
         ValueError: config.json is damaged or describes another kind of model.
     """
     config = checkpoint.get_file("config.json")
@@ -127,7 +127,9 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
     except (ValueError, AttributeError):
         raise ValueError(f"{config} is not a JSON object; it is damaged. Download it again.") from None
     if model_type != "nemotron_h":
-        raise ValueError(f"{checkpoint.name} is a {model_type!r}; only 'nemotron_h' models are converted. Give one.")
+        raise ValueError(
+            f"{checkpoint.name} is a {model_type!r}; only 'nemotron_h' models are converted. Give a Nemotron-H."
+        )
     out.mkdir(parents=True, exist_ok=True)
     for name in SMALL_FILES:
         if path := checkpoint.get_file(name):
@@ -138,7 +140,7 @@ def check_tensor_names(names: Iterable[str], required: Iterable[str], allowed: I
     """Compare the tensors in `file` with those of the model. Weights for multi-token prediction (`mtp`) are ignored.
 
     Raises:
-        ValueError: A required tensor is missing, or there is one that is not allowed.
+        ValueError: a required tensor is missing, or there is one that is not allowed.
     """
     if missing := [name for name in required if name not in names]:
         raise ValueError(

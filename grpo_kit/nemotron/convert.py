@@ -41,7 +41,7 @@ from grpo_kit.nemotron.nf4_checkpoint import (
 from grpo_kit.runs.files import hash_of, new_file, write_text
 
 DTYPES = ("float16", "bfloat16", "float32")
-HEADER_BYTES = 256  # of a tensor in a part file's header, at most
+HEADER_BYTES = 256  # at most; what a tensor takes in the header of a part file
 
 
 def convert_to_nf4(
@@ -57,11 +57,11 @@ def convert_to_nf4(
     quantises, where there is one. The same source, kind of device and versions give the same bytes.
 
     Args:
-        source: A folder with safetensors files, or a Hub id.
-        out: The NF4 checkpoint's folder.
-        dtype: The type of the tensors that are not quantised: float16, bfloat16 or float32.
-        revision: Branch, tag or commit on the Hub.
-        progress: Called with (number, count, shard) before each shard that is read.
+        source: a folder with safetensors files, or a Hub id.
+        out: the NF4 checkpoint's folder.
+        dtype: the type of the tensors that are not quantised: float16, bfloat16 or float32.
+        revision: branch, tag or commit on the Hub.
+        progress: called with (number, count, shard) before each shard that is read.
 
     Returns:
         `out` as a Path.
@@ -69,7 +69,7 @@ def convert_to_nf4(
     Raises:
         FileNotFoundError: `source` is not a checkpoint, or the Hub does not provide it.
         ValueError: `source` is another kind of model, damaged or incomplete, or `out` holds another conversion.
-        OSError: The disk is full (ENOSPC). Finished parts are kept.
+        OSError: the disk is full (ENOSPC). Finished parts are kept.
     """
     out = Path(out)
     if dtype not in DTYPES:
@@ -105,8 +105,8 @@ def convert_to_nf4(
             raise
         raise OSError(
             errno.ENOSPC,
-            f"The disk of {out} is full: {shorten_error(error)}. A part must fit; make room and call "
-            f"again, the {len(manifest['parts'])} parts done are kept.",
+            f"The disk of {out} is full: {shorten_error(error)}. The disk must hold a whole part. Make "
+            f"room and call again; the {len(manifest['parts'])} finished parts are kept.",
         ) from None
     shutil.rmtree(checkpoint.cache, ignore_errors=True)
     return out
@@ -138,7 +138,7 @@ def _quantise_shard(path: Path, names: list[str], specs: TensorSpecs) -> dict[st
     """{stored name: tensor} on the CPU, for the tensors `names` of the shard at `path`.
 
     Raises:
-        ValueError: The shard is damaged, or does not have the tensors that the model needs.
+        ValueError: the shard is damaged, or does not have the tensors that the model needs.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

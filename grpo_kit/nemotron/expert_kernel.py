@@ -21,10 +21,10 @@ from grpo_kit.nemotron import nf4
 SOURCE = Path(__file__).with_suffix(".cu")
 UP = {torch.float16: "product<unsigned short, false>", torch.float32: "product<float, false>"}  # by the rows' type
 DOWN = "product<float, true>"
-# Of a block, as in expert_kernel.cu: threads, matrix rows, rows of x, floats that 32 values of x take.
+# Sizes of a block, as in expert_kernel.cu: threads, matrix rows, rows of x, floats that 32 values of x take.
 THREADS, TILE, ROWS, PADDED = 256, 32, 2, 36
 SHARED = 48 * 1024 - 4 * (256 + 16)  # bytes of shared memory that any GPU gives a block, less the kernel's two tables
-# Of the largest value. Sums in another order differ by far less; a wrong scale or nibble makes a far larger difference.
+# As a share of the largest value. Sums in another order differ by far less, a wrong scale or nibble by far more.
 LARGEST_ERROR = 1e-4
 
 
@@ -41,7 +41,7 @@ def run_experts(
         index: (tokens, k) int64, the chosen experts.
         weights: (tokens, k) float32.
         table: (experts,) int64, the addresses of the experts' NF4 bytes (the up matrix, then the down matrix), or 0.
-        up: Shape of an up matrix, (intermediate, hidden).
+        up: shape of an up matrix, (intermediate, hidden).
         out: (tokens, k, hidden) float32.
     """
     inner = torch.empty((index.numel(), up[0]), dtype=torch.float32, device=hidden.device)
@@ -56,9 +56,9 @@ def is_usable(device: torch.device, up: tuple[int, int], dtype: torch.dtype) -> 
     Warns once for each device, shape and type on which it does not work; a CPU gives no warning.
 
     Args:
-        device: Where to run.
-        up: Shape of an up matrix, (intermediate, hidden).
-        dtype: Type of the rows.
+        device: where to run.
+        up: shape of an up matrix, (intermediate, hidden).
+        dtype: type of the rows.
     """
     if device.type != "cuda":
         return False

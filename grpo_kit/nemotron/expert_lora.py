@@ -12,8 +12,8 @@ class ExpertMatrix(nn.Linear):
 
     Args:
         shape: (out, in) of the matrix.
-        device: Where PEFT puts the LoRA.
-        dtype: Type of the empty weight.
+        device: where PEFT puts the LoRA.
+        dtype: type of the empty weight.
     """
 
     def __init__(self, shape: tuple[int, int], device: torch.device, dtype: torch.dtype) -> None:
@@ -38,7 +38,7 @@ def add_update(lora: ExpertLora | None, x: torch.Tensor, result: torch.Tensor) -
     """Add a LoRA's update to a product.
 
     Args:
-        lora: The LoRA; None adds nothing.
+        lora: the LoRA; None adds nothing.
         x: (rows, in), the input of the matrix.
         result: (rows, out), the product of x and the frozen matrix.
 

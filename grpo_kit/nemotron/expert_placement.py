@@ -18,7 +18,7 @@ def open_for_lora(model: nn.Module, targets: Sequence[str]) -> bool:
     """Show routed experts to PEFT, where the targets include them.
 
     Args:
-        model: The model with tiered experts.
+        model: the model with tiered experts.
         targets: LoRA's target modules, as endings of module names.
 
     Returns:
@@ -37,7 +37,7 @@ def open_for_lora(model: nn.Module, targets: Sequence[str]) -> bool:
 
 
 def unreached_experts(model: nn.Module) -> tuple[str, ...]:
-    """Names of the routed experts whose LoRA no gradient has reached, because no token that mattered chose them."""
+    """Names of the routed experts whose LoRA no gradient has reached, because no token with an advantage chose them."""
     return tuple(
         f"{name}.{expert}."
         for name, layer in find_tiered_layers(model).items()
@@ -75,9 +75,9 @@ def choose_host_experts(
     """Choose which experts go to the host: the least used of all layers, or without counts each layer's last ones.
 
     Args:
-        layers: Number of layers with experts.
-        count: Experts in a layer.
-        share_on_host: Share of all experts, in [0, 1].
+        layers: number of layers with experts.
+        count: experts in a layer.
+        share_on_host: share of all experts, in [0, 1].
         hits: (layers, count) int64, how many rows each expert got.
 
     Returns:
@@ -102,7 +102,7 @@ def expected_host_share(hits: torch.Tensor, on_host: list[list[int]]) -> float:
 
     Args:
         hits: (layers, experts) int64, how many rows each expert got.
-        on_host: For each layer the numbers of its experts on the host.
+        on_host: for each layer the numbers of its experts on the host.
     """
     return sum(int(hits[layer][experts].sum()) for layer, experts in enumerate(on_host)) / max(1, int(hits.sum()))
 
@@ -120,11 +120,11 @@ def replace_experts(
 
     Args:
         model: A Nemotron-H; it is changed.
-        share_on_host: Share of the experts on the host, in [0, 1].
+        share_on_host: share of the experts on the host, in [0, 1].
         hits: (layers, experts) int64 routing counts, see `choose_host_experts`.
-        slots: How many experts from the host can be on their way at once.
-        device, dtype: Where the experts are computed and in what type; None: like the replaced parameters.
-        host: Device of the host tier, for example a second GPU; None: host memory.
+        slots: how many experts from the host can be on their way at once.
+        device, dtype: where the experts are computed and in what type; None: like the replaced parameters.
+        host: device of the host tier, for example a second GPU; None: host memory.
 
     Returns:
         {module name: (the replaced module, the tiered experts)}.

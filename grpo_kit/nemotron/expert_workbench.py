@@ -37,10 +37,10 @@ class Workbench:
     """Memory of one device that all its layers share: two buffers for dequantised matrices, and the slots.
 
     Args:
-        geometry: The experts' sizes.
-        device: Where the memory is.
-        dtype: Type of the buffers.
-        slots: How many experts from the host can be on their way or in use at once; each slot takes `geometry.nbytes`.
+        geometry: the experts' sizes.
+        device: where the memory is.
+        dtype: type of the buffers.
+        slots: how many experts from the host can be on their way or in use at once; each slot takes `geometry.nbytes`.
     """
 
     def __init__(self, geometry: ExpertShape, device: torch.device, dtype: torch.dtype, slots: int = 8) -> None:
@@ -59,8 +59,8 @@ class Workbench:
         caller asks for the next experts. The caller must ask once more after the last ones, to free their slots.
 
         Args:
-            rows: The experts' bytes, (nbytes,) uint8 each.
-            together: How many experts to hand out at a time, at most the number of slots.
+            rows: the experts' bytes, (nbytes,) uint8 each.
+            together: how many experts to hand out at a time, at most the number of slots.
 
         Yields:
             The experts' bytes on this device, in order, `together` at a time; expert i is in slot i % slots.

@@ -6,7 +6,7 @@ bringing it over PCIe is one copy. Only the experts that a batch uses are brough
 experts on the GPU are being computed.
 
 Nothing is kept in 16 bit. The forward pass dequantises a matrix into one reused buffer, or multiplies in 4 bit where
-rows are few; the backward pass brings and dequantises again. A decoding step computes all experts on the GPU at once
+rows are few; the backward pass copies and dequantises it again. A decoding step computes all experts on the GPU at once
 (expert_kernel.py). The experts are frozen; LoRA on them is PEFT's, one pair per matrix (expert_lora.py).
 """
 
@@ -32,14 +32,14 @@ class TieredExperts(nn.Module):
     `place` decides where the experts are, and `write_expert` fills one.
 
     Args:
-        geometry: The experts' sizes.
-        num_experts: How many experts the layer has.
-        act: The activation between up and down.
-        bench: The memory that all layers of the device share.
+        geometry: the experts' sizes.
+        num_experts: how many experts the layer has.
+        act: the activation between up and down.
+        bench: the memory that all layers of the device share.
 
     Attributes:
-        rows: The experts' bytes, (nbytes,) uint8 each, wherever they are.
-        on_host: Numbers of the experts on the host tier.
+        rows: the experts' bytes, (nbytes,) uint8 each, wherever they are.
+        on_host: numbers of the experts on the host tier.
         hits: (num_experts,) int64 on the CPU: rows routed to each expert while `counting` was on.
         traffic: [rows, rows to the host tier] since `place`, counted only while some expert is on the host tier.
         reached: (num_experts,) bool: whether a non-zero gradient has reached the expert's LoRA; None without LoRA.
@@ -58,11 +58,11 @@ class TieredExperts(nn.Module):
         self.reached: torch.Tensor | None = None
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
-        """Put the experts into the two tiers. Bytes that exist already move along.
+        """Put the experts into the two tiers. Existing bytes move with them.
 
         Args:
-            on_host: Numbers of the experts for the host tier; the others go to the bench's device.
-            host: Device of the host tier, for example a second GPU. None: where it was before, at first host memory,
+            on_host: numbers of the experts for the host tier; the others go to the bench's device.
+            host: device of the host tier, for example a second GPU. None: where it was before, at first host memory,
                 which is page-locked for a GPU.
 
         Raises:
@@ -72,7 +72,7 @@ class TieredExperts(nn.Module):
         if wrong:
             raise ValueError(
                 f"There is no expert {wrong[0]} to put on the host; this layer has experts 0 to "
-                f"{self.num_experts - 1}. Name those."
+                f"{self.num_experts - 1}. Name one of those."
             )
         self.host = host or self.host
         far = sorted(set(on_host))
@@ -139,7 +139,7 @@ class TieredExperts(nn.Module):
             (tokens, hidden) in the type of `hidden_states`.
         """
         loras = self.active_loras()
-        # Under mixed precision autocast would compute the backward pass in other types than the forward pass.
+        # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
         with torch.autocast(hidden_states.device.type, enabled=False):
             if not loras and (dtype := self._decoding_dtype(hidden_states)):
                 output = self.decode(hidden_states.to(dtype), top_k_index, top_k_weights.float())
@@ -156,10 +156,10 @@ class TieredExperts(nn.Module):
         return dtype if expert_kernel.is_usable(hidden.device, self.geometry.up, dtype) else None
 
     def decode(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """`forward` for few tokens without gradient, by the kernel.
+        """`forward` by the kernel, for a few tokens without a gradient.
 
-        All experts on the device take two launches, and so does every half of the bench's slots that experts from the
-        host fill. The host waits to learn the router's choice only if some experts are there.
+        All experts on the device take two launches. Experts from the host arrive in portions of half of the bench's
+        slots, and each portion takes two more launches. The host waits for the router's choice only if it has experts.
 
         Args:
             hidden: (tokens, hidden) float16 or float32.
@@ -247,7 +247,7 @@ class TieredExperts(nn.Module):
 
 
 class _RoutedExperts(torch.autograd.Function):
-    """Routed experts whose weights exist one at a time. The backward pass keeps only the inputs.
+    """Routed experts whose weights exist one at a time. Only the inputs are kept for the backward pass.
 
     The LoRAs' tensors are inputs too (`trained`, in the order of `loras`), so that they get their gradients.
     """

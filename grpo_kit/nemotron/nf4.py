@@ -41,7 +41,7 @@ def packed_nbytes(shape: tuple[int, int]) -> int:
     """Bytes that a matrix of `shape` (out, in) takes in this layout.
 
     Raises:
-        ValueError: The number of values is not a multiple of 64.
+        ValueError: the number of values is not a multiple of 64.
     """
     return section_offsets(shape)[-1]
 
@@ -57,7 +57,7 @@ def pack_matrix(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch
         The bytes, (packed_nbytes,) uint8.
 
     Raises:
-        ValueError: The number of values is not a multiple of 64.
+        ValueError: the number of values is not a multiple of 64.
     """
     shape = tuple(weight.shape)
     if into is None:  # zeros, because the gaps between the sections belong to the bytes that are stored
@@ -136,8 +136,8 @@ def set_4bit_weight(module: torch.nn.Module, data: torch.Tensor, dtype: torch.dt
 
     Args:
         module: bitsandbytes' 4-bit linear layer.
-        data: The bytes of an (out_features, in_features) matrix, as `pack_matrix` makes them.
-        dtype: The type to compute with.
+        data: the bytes of an (out_features, in_features) matrix, as `pack_matrix` makes them.
+        dtype: the type to compute with.
     """
     shape, device = (module.out_features, module.in_features), data.device
     matrix = unpack_matrix(data, shape)
@@ -187,7 +187,7 @@ def section_offsets(shape: tuple[int, int]) -> tuple[int, ...]:
         Five byte offsets, multiples of 16.
 
     Raises:
-        ValueError: The number of values is not a multiple of 64.
+        ValueError: the number of values is not a multiple of 64.
     """
     values = shape[0] * shape[1]
     if values % BLOCK:

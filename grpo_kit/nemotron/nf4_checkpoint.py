@@ -1,8 +1,8 @@
 """An NF4 checkpoint on disk, and the model that is loaded from it without ever holding a quantised matrix in 16 bit.
 
 The folder is made by `convert_to_nf4`. It holds `nf4.json`, part files with each quantised matrix as one run of bytes
-(see nf4.py), and the small files of the published model. Quantised are all linear layers except the head, which is
-transformers' own rule for bitsandbytes, and the routed experts, which that rule leaves out.
+(see nf4.py), and the small files of the published model. All linear layers except the head are quantised, as
+transformers does for bitsandbytes, and so are the routed experts, which transformers leaves out.
 """
 
 import json
@@ -35,15 +35,15 @@ def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[st
     """Check that all parts of an NF4 checkpoint have their recorded size.
 
     Args:
-        folder: The NF4 checkpoint.
-        check_hashes: Also compare each part's sha256, which takes a minute for the 30B.
+        folder: the NF4 checkpoint.
+        check_hashes: also compare each part's sha256, which takes a minute for the 30B.
 
     Returns:
         The content of `nf4.json`.
 
     Raises:
         FileNotFoundError: `folder` is not an NF4 checkpoint.
-        ValueError: It is unfinished, damaged or of another format.
+        ValueError: it is unfinished, damaged or of another format.
     """
     folder = Path(folder)
     if not is_nf4_checkpoint(folder):
@@ -75,20 +75,20 @@ def load_nf4_model(
     transformers, PEFT and TRL treat it like a model that was loaded with a `BitsAndBytesConfig`.
 
     Args:
-        folder: The NF4 checkpoint.
-        device: Where the model goes.
-        experts_on_host: Share in [0, 1] of the routed experts that stay in host memory.
-        slots: How many of those experts can be on their way to the device at once.
-        check_hashes: Also compare each part's sha256.
+        folder: the NF4 checkpoint.
+        device: where the model goes.
+        experts_on_host: share in [0, 1] of the routed experts that stay in host memory.
+        slots: how many of those experts can be on their way to the device at once.
+        check_hashes: also compare each part's sha256.
         hits: int64 (layers, experts) routing counts; the least used experts go to the host. None: each layer's last.
-        host: Device for the experts "on the host", for example a second GPU. None: host memory.
+        host: device for the experts "on the host", for example a second GPU. None: host memory.
 
     Returns:
         A `NemotronHForCausalLM` in 4 bit.
 
     Raises:
         FileNotFoundError: `folder` is not an NF4 checkpoint.
-        ValueError: It is unfinished, damaged, of another format, or lacks a tensor.
+        ValueError: it is unfinished, damaged, of another format, or lacks a tensor.
     """
     folder = Path(folder)
     manifest = verify_checkpoint(folder, check_hashes)
@@ -115,11 +115,11 @@ def assemble_model(
     """Build the 4-bit model that a config.json describes out of single tensors.
 
     Args:
-        folder: Holds the config.json.
-        dtype: The type of the tensors that are not quantised.
+        folder: holds the config.json.
+        dtype: the type of the tensors that are not quantised.
         tensors: (source for messages, name, value), with names and shapes as in `list_model_tensors`. A quantised
             matrix comes as the bytes of `nf4.pack_matrix`.
-        device, experts_on_host, slots, hits, host: As in `load_nf4_model`.
+        device, experts_on_host, slots, hits, host: as in `load_nf4_model`.
 
     Returns:
         A `NemotronHForCausalLM` in 4 bit, in evaluation mode.
@@ -153,8 +153,8 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """The model without weights, as config.json describes it. No code of the checkpoint runs.
 
     Args:
-        folder: Holds the config.json.
-        dtype: The type of the tensors that are not quantised, and of the computation.
+        folder: holds the config.json.
+        dtype: the type of the tensors that are not quantised, and of the computation.
 
     Returns:
         (model on the meta device with 4-bit linear layers, transformers' quantizer).
@@ -178,8 +178,8 @@ def list_model_tensors(model: Any, dtype: torch.dtype) -> TensorSpecs:
     """Shape and type of every tensor of a skeleton, with routed experts as single matrices, as they are published.
 
     Args:
-        model: What `build_skeleton` returns.
-        dtype: The type of the tensors that are not quantised.
+        model: what `build_skeleton` returns.
+        dtype: the type of the tensors that are not quantised.
 
     Raises:
         ValueError: A matrix cannot be quantised because its size is not a multiple of 64.
@@ -196,7 +196,7 @@ def list_model_tensors(model: Any, dtype: torch.dtype) -> TensorSpecs:
         if name not in specs and not name.endswith(("experts.up_proj", "experts.down_proj")):
             specs[name] = (tuple(value.shape), torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype)
     for shape, tensor_dtype in specs.values():
-        stored_nbytes(shape, tensor_dtype)  # refuse a matrix that cannot be quantised now, not after ten shards
+        stored_nbytes(shape, tensor_dtype)  # refuses a matrix that cannot be quantised, before any shard is read
     return specs
 
 

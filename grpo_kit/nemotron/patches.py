@@ -85,8 +85,7 @@ def keep_residual_in_float32(model: Any) -> None:
     """Sum the layers' outputs in float32 between 16-bit layers, so that 52 sums do not round 52 times.
 
     Two hooks do this: the embeddings come out in float32, and the last norm gives the head its own type. Each block
-    casts
-    its input by itself.
+    casts its input by itself.
     """
     base = model.get_submodule(model.base_model_prefix)
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output.float())

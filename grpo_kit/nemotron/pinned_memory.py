@@ -19,8 +19,8 @@ def allocate_pinned(rows: int, nbytes: int) -> torch.Tensor:
     Falls back to PyTorch's pinned memory, with its rounding, where the driver refuses to register memory.
 
     Args:
-        rows: Number of rows.
-        nbytes: Bytes of each row.
+        rows: number of rows.
+        nbytes: bytes of each row.
 
     Returns:
         (rows, nbytes) uint8, not initialised.
@@ -29,10 +29,12 @@ def allocate_pinned(rows: int, nbytes: int) -> torch.Tensor:
     if not size:
         return torch.empty((rows, nbytes), dtype=torch.uint8)
     raw = numpy.empty(size + mmap.PAGESIZE, dtype=numpy.uint8)
-    start = -raw.ctypes.data % mmap.PAGESIZE  # whole pages, because a page that two blocks share can be registered once
+    start = (
+        -raw.ctypes.data % mmap.PAGESIZE
+    )  # whole pages, because a page that two blocks share can be registered only once
     data, cuda = torch.from_numpy(raw[start : start + size]), torch.cuda.cudart()
     if cuda.cudaHostRegister(data.data_ptr(), size, 0) != cuda.cudaError.success:
-        with contextlib.suppress(RuntimeError):  # CUDA reports a refusal again at the next launch: at this one
+        with contextlib.suppress(RuntimeError):  # CUDA reports the refusal again at the next launch, which is this one
             torch.zeros(1, device="cuda")
         return torch.empty((rows, nbytes), dtype=torch.uint8, pin_memory=True)
     # NumPy runs this before it frees the memory. At the end of the process the driver cleans up by itself.

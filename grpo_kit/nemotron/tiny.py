@@ -40,14 +40,14 @@ def draw_rows(count: int, seed: int) -> list[dict[str, str]]:
     """Draw distinct problems as data rows; the same count and seed give the same rows.
 
     Args:
-        count: How many rows, 1 to 12,195.
-        seed: Seed of the draw.
+        count: how many rows, 1 to 12,195.
+        seed: seed of the draw.
 
     Returns:
         Rows with a `prompt` (the question) and an `answer` (the result as text).
 
     Raises:
-        ValueError: `count` is below 1, or there are not so many distinct problems.
+        ValueError: `count` is below 1 or above the number of distinct problems.
 
     Example:
         >>> draw_rows(1, seed=0)

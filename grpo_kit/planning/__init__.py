@@ -1,1 +1,1 @@
-"""Before a run: does it fit into memory, how long is a step, is this machine ready."""
+"""Before a run: whether it fits into memory, how long a step takes, and whether this machine is ready."""

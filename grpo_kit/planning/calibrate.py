@@ -18,7 +18,7 @@ from grpo_kit.policy.load import load_policy, routing_path
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.run import Run
 
-TOKENS = 128  # of each completion; a few show already what a router prefers
+TOKENS = 128  # of each completion; so few already show what a router prefers
 
 
 def count_routed_rows(
@@ -35,8 +35,8 @@ def count_routed_rows(
     Returns:
         What `routing.json` holds: `model`, `prompts`, `rows` (how many were routed), `hits` (rows of each expert, shape
         (layers, experts)), `experts_on_host` (the configured share of experts in host memory, in [0, 1]), and the share
-        of rows that needs those: `host_share_last` if they are each layer's last ones, `host_share_coldest` if they are
-        the coldest ones, as from now on.
+        of rows that need them: `host_share_last` if these are each layer's last experts, `host_share_coldest` if they
+        are the coldest ones, which later runs put there.
 
     Raises:
         ValueError: if the policy has no routed experts in 4 bit, or `prompts` is below 1.

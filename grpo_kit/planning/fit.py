@@ -1,7 +1,7 @@
-"""Does a configuration fit a machine? The rows of `memory`, the routed experts in the room they leave, and the sums.
+"""Whether a configuration fits a machine: adds up the rows of `memory` and places the routed experts in what is free.
 
-What must fit is the largest phase of each place. As many routed experts as fit stay on the first GPU; the others go to
-a second GPU, and where there is none or it is too small, to the host.
+Each place must have room for its largest phase. As many routed experts as fit stay on the first GPU. The others go to
+a second GPU, or to the host if there is no second GPU or it is too small.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Need(NamedTuple):
 class Plan:
     """What a configuration needs of a machine.
 
-    Where a machine has several processes the figures are those of one of them, but the host's rows are for all.
+    For several processes the figures are those of one of them, except that the host's rows are for all.
 
     Attributes:
         config: the configuration planned for.
@@ -40,8 +40,8 @@ class Plan:
             without a search.
         bandwidths: those that `seconds` were computed from, or None.
         seconds: (sampling, training) of a step at best, with no group replaced; None without bandwidths.
-        sampling_all: seconds of sampling with all groups that may replace others (`grpo.resample_budget`) asked at
-            once, which is as many sequences as the rows have room for; None without bandwidths.
+        sampling_all: seconds of sampling if all groups that may replace others (`grpo.resample_budget`) are sampled in
+            the same round; `rows` have room for these sequences. None without bandwidths.
         verdict: one sentence: how it fits, or what is short and what to change.
     """
 
@@ -65,9 +65,9 @@ class Plan:
 
 
 def assess_fit(model: Architecture, config: RunConfig, device: Device, prompt_tokens: int) -> Plan:
-    """The plan without what takes a search or a measurement: rows, where experts lie, and whether everything fits."""
+    """The plan before any search or measurement: its rows, the places of the experts, and whether everything fits."""
     rows = count_rows(Workload(model, config, device, prompt_tokens))
-    # With a process a GPU, the second GPU has its own copy of the policy and no room to give away.
+    # With one process per GPU, the second GPU has its own copy of the policy and no room for the first one's experts.
     second_gpu = device.gpu if device.gpus > 1 and device.processes == 1 else 0.0
     sizes = zip(PLACES, (device.gpu, second_gpu, device.host, device.disk))
     capacity = {place: gib and gib * GIB for place, gib in sizes}
@@ -124,14 +124,14 @@ def _expert_rows(model: Architecture, config: RunConfig, device: Device, placed:
         if place == "second GPU":
             rows.append(context_row(place))
         nbytes = count * model.nbytes("routed experts", config.policy) / model.config.n_routed_experts
-        pinned = place == "host" and device.gpu > 0  # there from loading on; converting is over by then
+        pinned = place == "host" and device.gpu > 0  # from loading on, when converting is over
         source = f"{count * layers:,} of {model.routed:,}"
         rows.append(Row(place, "routed experts", nbytes, source, ("load",) if pinned else ()))
     return rows
 
 
 def _for_all_processes(row: Row, count: int) -> Row:
-    """What `count` processes need of the host: each what one does, except converting, which one does for all."""
+    """What `count` processes need of the host: `count` times a row, except converting, which one does for all."""
     if count == 1 or row.place != "host" or "convert" in row.phases:
         return row
     return row._replace(nbytes=count * row.nbytes, source=f"{count} processes: {row.source}")

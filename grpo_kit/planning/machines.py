@@ -1,4 +1,4 @@
-"""The machines that a run is planned for: some that can be rented, by name, and the one that this runs on."""
+"""The machines that a run is planned for: some to rent, by name, and the machine that this runs on."""
 
 import difflib
 import shutil
@@ -78,7 +78,7 @@ def this_device() -> Device:
 
 
 def with_processes(device: Device, processes: int) -> Device:
-    """`device` with so many processes, each with a GPU of its own.
+    """`device` with several processes, each with a GPU of its own.
 
     A named card without a known host, such as `80gb`, stands for as many GPUs as there are processes.
 

@@ -2,8 +2,8 @@
 
 Nothing here is a measurement. Parameters are counted on the real architecture, built without memory; activations by
 running one layer of each kind without data and following every tensor that lives (`model_size`). The rest is arithmetic
-on the configuration. Each row names its source, and is marked `assumed` where that source is only a convention. A row
-belongs to some of the phases that follow one another, or to all of them. Routed experts are not here: where they go
+on the configuration. Each row names its source, and is marked `assumed` if that source is only a convention. A row
+belongs to some of the phases of a run, or to all of them. Routed experts are not counted here, because their place
 depends on what the other rows leave free (`fit`).
 """
 
@@ -75,7 +75,7 @@ class Workload(NamedTuple):
 
 
 def count_rows(work: Workload) -> list[Row]:
-    """Every row of the plan but those of the routed experts; some may need no bytes."""
+    """Every row of the plan except those of the routed experts; some may need 0 bytes."""
     return [
         *weight_rows(work),
         *lora_rows(work),
@@ -93,7 +93,7 @@ def sampled_at_once(grpo: Grpo, count: int = 1) -> int:
 
 
 def weight_rows(work: Workload) -> list[Row]:
-    """The weights that are always there, that is all but the routed experts."""
+    """All weights except those of the routed experts."""
     return [
         Row(work.place, part, nbytes, f"{work.model.parts[part] / 1e6:,.2f} M parameters")
         for part, nbytes in work.weight_bytes.items()
@@ -143,8 +143,8 @@ def sampling_rows(work: Workload) -> list[Row]:
     grpo, policy, shapes = config.grpo, config.policy, model.config
     size, stream, group = BYTES[policy.dtype], STREAM[policy.dtype].itemsize, grpo.num_generations
     sampled = sampled_at_once(grpo, device.processes)
-    # A group's prompt is read once, then each of the group gets a copy of its state. With several processes, the
-    # sequences of one of them may begin and end within a group.
+    # A group's prompt is read once, and each of its completions gets a copy of the state. The sequences of one of
+    # several processes may begin and end within a group.
     starts = range(0, sampled * device.processes, sampled)
     prompts = max((start + sampled - 1) // group - start // group + 1 for start in starts)
     states, prompt_states = (count * model.state_bytes(policy) for count in (sampled, prompts))
@@ -174,7 +174,7 @@ def sampling_rows(work: Workload) -> list[Row]:
 
 
 def training_rows(work: Workload) -> list[Row]:
-    """The activations and logits of one micro-batch. The optimiser's own step comes when all of this is gone."""
+    """The activations and logits of one micro-batch, which are freed before the optimiser's own step."""
     model, config, device, _ = work
     grpo, shapes, size = config.grpo, model.config, BYTES[config.policy.dtype]
     micro_batch, tokens = work.micro_batch, work.sequence_tokens

@@ -24,7 +24,7 @@ from grpo_kit.nemotron import base_models, experts
 from grpo_kit.policy.load import policy_source
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# The residual stream: float32 beside fp16 weights, as nemotron_h.keep_residual_in_float32 leaves it.
+# The residual stream: float32 beside fp16 weights (nemotron.patches.keep_residual_in_float32).
 STREAM = {"float32": torch.float32, "float16": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = {  # text in a parameter's name: the part of the model; the first entry that matches counts
     ".shared_experts.": "shared experts", ".experts.": "routed experts", ".in_proj.": "Mamba in_proj",
@@ -73,7 +73,9 @@ class Architecture:
             text = f"policy.model is {policy.model!r}; neither a folder here nor the Hub gives its config.json"
             raise FileNotFoundError(f"{text}. Check the name. ({' '.join(str(error).split())[:200]})") from None
         if config.model_type != "nemotron_h":
-            raise ValueError(f"policy.model is a {config.model_type}; only a Nemotron-H can be planned. Name one.")
+            raise ValueError(
+                f"policy.model is a {config.model_type}; only a Nemotron-H can be planned. Name a Nemotron-H."
+            )
         return Architecture(config)
 
     def nbytes(self, part: str, policy: Policy) -> int:
@@ -98,7 +100,7 @@ class Architecture:
 
 
 class Alive(TorchDispatchMode):
-    """While it is on, adds up the memory of all tensors that are made, by storage, until they are freed."""
+    """Adds up, while it is active, the memory of all new tensors by storage until they are freed."""
 
     def __init__(self, existing: list[torch.Tensor]) -> None:
         super().__init__()
@@ -152,7 +154,7 @@ def layer_bytes(
                 pair = [torch.empty(size, dtype=torch.float32, requires_grad=True) for size in sizes]
                 module.forward = functools.partial(_with_lora, module, *pair)
                 existing += pair
-        if kind == "moe":  # something of the result's shape
+        if kind == "moe":  # a stand-in with the result's shape
             block.mixer.experts.forward = lambda hidden, index, weights: hidden * weights[:, :1].to(hidden.dtype)
         x = torch.empty(1, seq, model.config.hidden_size, dtype=STREAM[dtype], requires_grad=grad)
         mask = torch.ones(1, 1, seq, seq, dtype=torch.bool) if kind == "full_attention" else None
@@ -166,7 +168,7 @@ def layer_bytes(
 
 
 def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -> tuple[int, int]:
-    """(bytes kept, most bytes alive) of a layer's routed experts on so many tokens.
+    """(bytes kept, most bytes alive) of a layer's routed experts on a number of tokens.
 
     In 4 bit, experts.py holds one expert's rows at a time, which are at most all tokens, since no token chooses an
     expert twice. transformers' own experts (grouped_mm, frozen weights) hold the rows of all experts at once.
@@ -193,6 +195,8 @@ def activation_bytes(model: Architecture, config: RunConfig, batch: int, seq: in
     if not grad or config.grpo.gradient_checkpointing:  # each layer's input, in the residual stream's type
         one = batch * seq * model.config.hidden_size * STREAM[dtype].itemsize
         return one * sum(model.kinds.values()), max(peak for _, peak in costs.values())
-    for saved, peak in [costs[kind] for kind in model.config.layers_block_type]:  # those behind are through by then
+    for saved, peak in [
+        costs[kind] for kind in model.config.layers_block_type
+    ]:  # the backward pass has freed the later layers by then
         kept, most = kept + saved, max(most, kept + peak)
     return kept, max(0, most - kept)

@@ -20,7 +20,7 @@ from grpo_kit.planning.machines import DEVICES, GIB, Bandwidths, Device, find_de
 from grpo_kit.planning.memory import sampled_at_once
 from grpo_kit.planning.model_size import Architecture
 
-KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")  # those that are searched
+KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")  # whose largest value is searched
 LARGEST_STEP = 2**16  # where the search ends
 
 
@@ -79,10 +79,10 @@ def plan(
 
 
 def vary_setting(config: RunConfig, key: str, step: int, processes: int = 1) -> RunConfig:
-    """`config` with one of KEYS at its `step`-th possible value, from 1.
+    """`config` with one of KEYS at its `step`-th possible value, counted from 1.
 
-    Possible are values with which whole groups fill whole micro-batches and `processes` divide a step's completions. A
-    larger group keeps the prompts of a step and the micro-batch, and accumulates more.
+    A value is possible if whole groups fill whole micro-batches and `processes` divide a step's completions. With a
+    larger group, a step keeps its prompts and its micro-batch, and accumulates more micro-batches.
     """
     batch, accumulation = config.grpo.per_device_train_batch_size, config.grpo.gradient_accumulation_steps
     group, prompts = config.grpo.num_generations, batch * accumulation // config.grpo.num_generations
@@ -105,7 +105,7 @@ def largest_setting(model: Architecture, fit: Plan, key: str) -> int:
         return assess_fit(model, varied(step), fit.device, fit.prompt_tokens).fits
 
     low, high = 0, 1  # `low` fits, or is 0
-    if key == "max_completion_length":  # the step is the length itself; long ones take long, and `fit` is one answer
+    if key == "max_completion_length":  # the step is the length; `fit` already assessed one, and long ones take long
         length = fit.config.grpo.max_completion_length
         low, high = (length, 2 * length) if fit.fits else (0, length if fits(1) else 1)
     while high < LARGEST_STEP and fits(high):
@@ -132,11 +132,11 @@ def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
     if device.processes > 1 and assess_fit(model, config, replace(device, processes=1), fit.prompt_tokens).fits:
         return f"{short}; start one process."
     fitting = [name for name, other in DEVICES.items() if assess_fit(model, config, other, fit.prompt_tokens).fits]
-    return f"{short}, and no one setting changes that; take {fitting[0] if fitting else 'a larger device'}."
+    return f"{short}, and no single setting changes that; use {fitting[0] if fitting else 'a larger device'}."
 
 
 def _expert_places(model: Architecture, fit: Plan) -> str:
-    """Where routed experts lie that the first GPU has no room for."""
+    """The places of the routed experts that do not fit on the first GPU."""
     processes = f" for {fit.device.processes} processes" if fit.device.processes > 1 else ""
     texts = [
         f"{fit.experts[row.place]:,} of {model.routed:,} routed experts on the {row.place} "
@@ -159,7 +159,7 @@ def _placement_advice(fit: Plan) -> str:
 
 
 def _possible_changes(config: RunConfig, largest: dict[str, int]) -> dict[str, RunConfig]:
-    """{overrides as one writes them: the configuration with them}, the mildest first."""
+    """{overrides, as they are typed: the configuration with them}, the mildest change first."""
     grpo = config.grpo
     step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps  # stays, in smaller pieces
     pieces = [size for size in range(grpo.per_device_train_batch_size - 1, 0, -1) if step % size == 0]

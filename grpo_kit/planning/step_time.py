@@ -1,7 +1,7 @@
-"""How long does a step take at best? Its bytes and operations, divided by bandwidths that were measured.
+"""How long a step takes at best: its bytes and operations, divided by measured bandwidths.
 
-This is a roofline: a lower bound on the time, without kernel launches, in which nothing waits for anything else and one
-thing happens at a time. It has not been compared with a GPU yet.
+This is a roofline, a lower bound on the time. It adds up reading, copying and computing, and counts neither kernel
+launches nor waiting. It has not been compared with a GPU yet.
 """
 
 import time
@@ -17,7 +17,7 @@ from grpo_kit.runs import processes
 
 COPIED = {"cuda": 2**28, "cpu": 2**26}  # bytes; far more than any cache holds
 WIDTH = {"cuda": 4096, "cpu": 1024}  # rows and columns of the matrices that are multiplied
-TRIES = 5  # the best counts: on a shared machine the others are slower
+TRIES = 5  # the fastest counts, because others may be slowed down on a shared machine
 
 
 def measure_bandwidths(device: str | torch.device | None = None) -> Bandwidths:
@@ -57,7 +57,7 @@ def shortest_seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def resident_token_bytes(model: Architecture, plan: Plan, sequences: int) -> float:
-    """Bytes read to sample one token of each of so many sequences, besides experts: dense weights, and states twice."""
+    """Bytes read to sample a token of each of `sequences`, without experts: dense weights once, states twice."""
     policy = plan.config.policy
     dense = [part for part in model.parts if part not in ("routed experts", "embeddings")]
     return sum(model.nbytes(part, policy) for part in dense) + 2 * sequences * model.state_bytes(policy)
@@ -92,8 +92,8 @@ def step_seconds(model: Architecture, plan: Plan, bandwidths: Bandwidths, rows_o
 
     Training passes three times (twice without checkpointing) over all weights; each expert is dequantised for each
     micro-batch. `rows_off_gpu` in [0, 1] is the share of routed tokens that go to experts off the GPU, evenly among
-    those. With several processes these are the seconds of each, on a GPU of its own; without a GPU they share what was
-    measured.
+    those. Each of several processes takes these seconds on a GPU of its own; without a GPU they share the measured
+    bandwidths.
     """
     policy, shapes, grpo = plan.config.policy, model.config, plan.config.grpo
     memory_speed, pcie_speed, product_speed = _speeds(plan, bandwidths)

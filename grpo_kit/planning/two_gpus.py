@@ -1,8 +1,8 @@
-"""Two layouts for several GPUs: one process with experts on a second GPU, or one process a GPU.
+"""Two layouts for several GPUs: one process with experts on a second GPU, or one process per GPU.
 
-The first layout trains on one GPU and needs the host's memory once. The second shares each step out between copies of
-the policy, and the host holds once a process what a process puts there, experts without room on the GPU among it. The
-plan says which of them fits.
+The first layout trains on one GPU and needs the host's memory once. The second divides each step between copies of the
+policy; the host then holds everything that a process keeps there once per process, experts that do not fit on its GPU
+included. The plan says which layout fits.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class GpuLayout(NamedTuple):
     """One layout.
 
     Attributes:
-        name: what it is and how to ask for it.
+        name: what the layout is, and the option that chooses it.
         fits: whether it fits.
         verdict: the plan's sentence.
         limit: the place that limits it, and what that place holds in GiB when it is fullest.
@@ -33,7 +33,7 @@ class GpuLayout(NamedTuple):
 
 
 def compare_layouts(base: Plan, hits: torch.Tensor | None = None) -> list[GpuLayout]:
-    """Both layouts of `base.config` on the GPUs of `base.device`, whichever of them `base` is; none for a single GPU.
+    """The plans of both layouts of `base.config` on the GPUs of `base.device`; an empty list for a single GPU.
 
     `hits` as for `plan.plan`. Neither layout is searched for its largest settings.
     """
@@ -46,7 +46,7 @@ def _layout(count: int, base: Plan, hits: torch.Tensor | None) -> GpuLayout:
     name = f"one copy each, --num-processes {count}"
     try:
         planned = plan(base.config, device, base.prompt_tokens, base.bandwidths, hits, search=False)
-    except ValueError as error:  # so many processes do not divide the step
+    except ValueError as error:  # the processes do not divide the step
         return GpuLayout(name, False, str(error), "the step", None)
     if count == 1:
         used = f"experts on {' and '.join(planned.experts)}" if planned.share_off_gpu else "the other GPUs idle"

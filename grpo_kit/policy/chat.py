@@ -23,9 +23,9 @@ def build_messages(problem: str, suffix: str = "", system: str = "") -> Messages
     """Build the conversation that asks one problem.
 
     Args:
-        problem: The problem's text.
-        suffix: Text that is appended to the problem, for example how to write the answer.
-        system: Text of the system turn; without it the conversation has no system turn.
+        problem: the problem's text.
+        suffix: text that is appended to the problem, for example how to write the answer.
+        system: text of the system turn; without it the conversation has no system turn.
 
     Returns:
         An optional system turn, then one user turn.
@@ -42,9 +42,9 @@ def render_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool) -> 
     """Render a conversation with the tokenizer's chat template, up to where the model's reply begins.
 
     Args:
-        tokenizer: A transformers tokenizer with a chat template.
-        messages: The conversation.
-        enable_thinking: Whether the model should think before it answers; templates that do not use it ignore it.
+        tokenizer: a transformers tokenizer with a chat template.
+        messages: the conversation.
+        enable_thinking: whether the model should think before it answers; templates that do not use it ignore it.
 
     Returns:
         The prompt's text, with all special tokens written out.
@@ -72,9 +72,9 @@ def prompts_open_thinking(tokenizer: Any, rows: list[dict[str, Any]], enable_thi
     """For each row, whether its prompt ends inside an open `<think>`: the rewards' column `prompt_opened_think`.
 
     Args:
-        tokenizer: A transformers tokenizer with a chat template.
-        rows: Data rows; a row's own `enable_thinking`, where it has one, counts for that row.
-        enable_thinking: The run's setting, for rows without their own.
+        tokenizer: a transformers tokenizer with a chat template.
+        rows: data rows; a row's own `enable_thinking`, where it has one, counts for that row.
+        enable_thinking: the run's setting, for rows without their own.
     """
     settings = [_row_thinking(row, enable_thinking) for row in rows]
     opens = {setting: template_opens_thinking(tokenizer, setting) for setting in set(settings)}
@@ -108,15 +108,15 @@ def template_conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_th
     each such row's last turn carries its value.
 
     Args:
-        tokenizer: A transformers tokenizer with a chat template. Its template may be changed.
-        rows: Data rows with a `prompt` (messages) and perhaps an `enable_thinking`.
-        enable_thinking: The run's setting, for rows without their own.
+        tokenizer: a transformers tokenizer with a chat template. Its template may be changed.
+        rows: data rows with a `prompt` (messages) and perhaps an `enable_thinking`.
+        enable_thinking: the run's setting, for rows without their own.
 
     Returns:
         One conversation for each row.
 
     Raises:
-        ValueError: A row's setting differs from the run's and the chat template ignores `enable_thinking`.
+        ValueError: a row's setting differs from the run's and the chat template ignores `enable_thinking`.
     """
     settings = [row.get("enable_thinking") for row in rows]
     if all(setting is None for setting in settings):
@@ -140,13 +140,13 @@ def make_token_counter(policy: Policy) -> Callable[[list[Messages]], list[int]]:
     """Load the policy's tokenizer and return a function that counts the tokens of prompts.
 
     Args:
-        policy: The policy; its `enable_thinking` is passed to the chat template.
+        policy: the policy; its `enable_thinking` is passed to the chat template.
 
     Returns:
         A function from conversations to their lengths in tokens, with the chat template included.
 
     Raises:
-        FileNotFoundError: The policy's tokenizer is neither in a local folder nor on the Hub.
+        FileNotFoundError: the policy's tokenizer is neither in a local folder nor on the Hub.
     """
     from grpo_kit.policy.load import load_tokenizer
 

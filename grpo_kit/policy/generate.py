@@ -29,8 +29,8 @@ def make_batches(prompt_ids: list[list[int]], batch_size: int) -> list[list[int]
     """Group prompts of similar length into batches, the longest first, so that what does not fit fails at once.
 
     Args:
-        prompt_ids: Token ids of each prompt.
-        batch_size: Prompts in a batch.
+        prompt_ids: token ids of each prompt.
+        batch_size: prompts in a batch.
 
     Returns:
         For each batch the positions of its prompts in `prompt_ids`.
@@ -48,9 +48,9 @@ def completion_limits(prompt_ids: list[list[int]], evaluation: Evaluation, max_m
     """The largest number of tokens that each completion may have.
 
     Args:
-        prompt_ids: Token ids of each prompt.
-        evaluation: Its `max_completion_length` limits every completion.
-        max_model_len: Tokens that prompt and completion may have together; None for no such limit.
+        prompt_ids: token ids of each prompt.
+        evaluation: its `max_completion_length` limits every completion.
+        max_model_len: tokens that prompt and completion may have together; None for no such limit.
 
     Raises:
         ValueError: A prompt leaves no room for a completion.
@@ -75,10 +75,10 @@ class TransformersEngine:
     """Samples completions with `model.generate`.
 
     Args:
-        model: The policy.
-        tokenizer: Its tokenizer.
-        evaluation: The sampling settings; a temperature of 0 decodes greedily.
-        max_model_len: Tokens that prompt and completion may have together; None for no such limit.
+        model: the policy.
+        tokenizer: its tokenizer.
+        evaluation: the sampling settings; a temperature of 0 decodes greedily.
+        max_model_len: tokens that prompt and completion may have together; None for no such limit.
     """
 
     def __init__(self, model: Any, tokenizer: Any, evaluation: Evaluation, max_model_len: int | None = None) -> None:
@@ -136,13 +136,13 @@ def sample_completions(
     With several processes, each samples every n-th batch, and all of them return all completions.
 
     Args:
-        model: The policy.
-        tokenizer: Its tokenizer.
-        conversations: The prompts as messages.
-        evaluation: Sampling settings and batch size.
-        seed: Determines all completions.
-        enable_thinking: Passed to the chat template.
-        progress: Called with (completions so far, all completions) after each batch.
+        model: the policy.
+        tokenizer: its tokenizer.
+        conversations: the prompts as messages.
+        evaluation: sampling settings and batch size.
+        seed: determines all completions.
+        enable_thinking: passed to the chat template.
+        progress: called with (completions so far, all completions) after each batch.
     """
     prompt_ids = [encode_prompt(tokenizer, messages, enable_thinking) for messages in conversations]
     engine, samples = TransformersEngine(model, tokenizer, evaluation), {}

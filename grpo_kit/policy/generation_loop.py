@@ -36,11 +36,11 @@ class SamplingStats:
     """What one call of `generate` did.
 
     Attributes:
-        rows: Rows of the batch.
-        prompts: Distinct prompts, each read once.
-        tokens: Tokens drawn, up to the end of each row.
-        row_steps: Rows in the model's batch, summed over the decoding steps; reading the prompts does not count.
-        row_steps_of_all: The same sum if no row had left the batch.
+        rows: rows of the batch.
+        prompts: distinct prompts, each read once.
+        tokens: tokens drawn, up to the end of each row.
+        row_steps: rows in the model's batch, summed over the decoding steps; reading the prompts does not count.
+        row_steps_of_all: the same sum if no row had left the batch.
         logps: (rows, drawn) float32 log-probabilities of the drawn tokens in nats, as they were sampled; None unless
             `model.keep_logps` is set. Values after a row's end have no meaning.
     """
@@ -61,7 +61,7 @@ def install_loop(model: Any) -> Any:
     of larger ones, see `draw_tokens`.
 
     Args:
-        model: A transformers model that generates.
+        model: a transformers model that generates.
 
     Returns:
         The same model.
@@ -178,10 +178,10 @@ def can_decode(
     """Whether this loop can do what `generate` has prepared: sampling or greedy decoding, with an empty growing cache.
 
     Args:
-        model: The model whose `generate` was called.
+        model: the model whose `generate` was called.
         input_ids: (rows, prompt) token ids.
-        generation_config: The settings of this call, as `generate` has prepared them.
-        inputs: The model's other inputs by name, the cache included.
+        generation_config: the settings of this call, as `generate` has prepared them.
+        inputs: the model's other inputs by name, the cache included.
     """
     cache = inputs.get("past_key_values")
     return (

@@ -133,7 +133,7 @@ def overflow_device(policy: settings.Policy) -> Any:
     """The `torch.device` for experts that do not fit on the first GPU, from `policy.experts_overflow`.
 
     Raises:
-        ValueError: The GPU does not exist, or several processes run and each has a GPU already.
+        ValueError: the GPU does not exist, or several processes run and each has a GPU already.
     """
     import torch
 
@@ -176,7 +176,7 @@ def read_routing_counts(policy: settings.Policy) -> Any:
 
     Raises:
         FileNotFoundError: `policy.routing` is set and does not exist.
-        ValueError: The file does not contain a table of counts.
+        ValueError: the file does not contain a table of counts.
     """
     import torch
 
@@ -203,7 +203,7 @@ def load_tokenizer(policy: settings.Policy) -> Any:
     """Load only the tokenizer of a policy, prepared for training: it pads on the left and keeps thinking tags visible.
 
     Raises:
-        FileNotFoundError: Neither a local folder nor the Hub has the model.
+        FileNotFoundError: neither a local folder nor the Hub has the model.
     """
     from transformers import AutoTokenizer
 
@@ -239,7 +239,7 @@ def prepare_tokenizer(tokenizer: Any) -> Any:
     TRL decodes completions without special tokens. If `</think>` were special, no reward could see it.
 
     Args:
-        tokenizer: A transformers tokenizer; a padding token may be added to it.
+        tokenizer: a transformers tokenizer; a padding token may be added to it.
 
     Returns:
         `tokenizer` itself, or a copy with ordinary thinking tags where they were special.

@@ -39,11 +39,11 @@ class VllmEngine:
     """Samples completions with vLLM in this process.
 
     Args:
-        config: The policy, the sampling settings and the seed.
-        adapter: Folder of the LoRA adapter to use; None for the base model.
-        tokenizer: The policy's tokenizer.
-        ends: Ids of the tokens that end a completion.
-        max_model_len: Tokens that prompt and completion may have together; None for the model's own limit.
+        config: the policy, the sampling settings and the seed.
+        adapter: folder of the LoRA adapter to use; None for the base model.
+        tokenizer: the policy's tokenizer.
+        ends: ids of the tokens that end a completion.
+        max_model_len: tokens that prompt and completion may have together; None for the model's own limit.
     """
 
     def __init__(
@@ -176,9 +176,9 @@ def open_engine(
     """Load the policy into the engine that samples an evaluation's completions.
 
     Args:
-        config: The policy and the sampling settings; `evaluation.use_vllm` allows vLLM.
-        adapter: Folder of the LoRA adapter to use; None for the base model.
-        max_model_len: Tokens that prompt and completion may have together; None for no such limit.
+        config: the policy and the sampling settings; `evaluation.use_vllm` allows vLLM.
+        adapter: folder of the LoRA adapter to use; None for the base model.
+        max_model_len: tokens that prompt and completion may have together; None for no such limit.
 
     Returns:
         (the engine, the reason why it is not vLLM or "").

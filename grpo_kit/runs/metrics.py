@@ -1,11 +1,11 @@
-"""Reads `metrics.jsonl`, the figures of each training step, under the names that they have today."""
+"""Read `metrics.jsonl`, the figures of each training step, under their current names."""
 
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs.files import read_lines
 
-# What version 0.1.0 wrote, and what the same figure is called since.
+# {name that version 0.1.0 wrote: name of the same figure today}
 RENAMED = {
     "useful/share": "groups/with_gradient",
     "useful/asked": "groups/sampled",

@@ -1,8 +1,8 @@
-"""The same run on several processes, one a GPU: who is first, who takes which part, and how results are exchanged.
+"""The same run on several processes, one per GPU: which is the first, how work is divided and results exchanged.
 
-`accelerate launch` (or `torchrun`) starts the processes and tells them in the environment how many there are. A process
-alone exchanges nothing. The rules are: what is random or chosen is computed in every process from the same seed; work
-is shared out; results are gathered in the order in which one process would have made them; the first process writes.
+`accelerate launch` (or `torchrun`) starts the processes and sets environment variables that say how many there are. A
+single process exchanges nothing. Every process computes random numbers and choices from the same seed. The work is
+divided, results are gathered in the order in which one process would have made them, and only the first process writes.
 """
 
 import math
@@ -82,10 +82,10 @@ def broadcast_from_first(work: Callable[[], T]) -> T:
 
 
 def launch_training(processes: int, grpo: Any, arguments: Sequence[str]) -> int:
-    """Run `python -m grpo_kit train` with `arguments` in so many processes on this machine, and wait for it.
+    """Run `python -m grpo_kit train` with `arguments` in several processes on this machine, and wait for them.
 
     Args:
-        processes: how many, one a GPU; without a GPU they exchange over gloo.
+        processes: how many, one per GPU; without a GPU they exchange over gloo.
         grpo: the run's `Grpo` section, whose step is shared out.
         arguments: the command line of `train`; its `--num-processes` is left out.
 
@@ -115,7 +115,7 @@ def launch_training(processes: int, grpo: Any, arguments: Sequence[str]) -> int:
 
 
 def split_batch(grpo: Any, processes: int | None = None) -> tuple[int, int]:
-    """Each process's part of a step, so that all parts together make the step that `grpo` describes for one process.
+    """Each process's part of a step; all parts together make the step that `grpo` describes for one process.
 
     Args:
         grpo: the run's `Grpo` section.

@@ -2,8 +2,8 @@
 
 A stage (`data`, `screen`, `before`, `train`, `after`, `package`) writes to temporary files and renames them into place.
 Then it records in `run.json` its settings, the files it read and the files it wrote, with their sha256. A stage whose
-record still holds is skipped. One that would now have different settings or inputs is refused, because overwriting an
-adapter that took a night to train is the worst thing that a kit can do.
+record still holds is skipped. A finished stage is not replaced without `force` when its settings or inputs have
+changed, because overwriting an adapter that took a night to train is the worst thing that a kit can do.
 """
 
 import json
@@ -132,13 +132,13 @@ class Run:
     def is_done(
         self, stage: str, settings: dict[str, Any], reads: Files, force: bool = False, derived: bool = False
     ) -> bool:
-        """Whether `stage` is up to date: made with these settings from these files, and its own files intact.
+        """Whether `stage` is up to date: made with these settings from these files, with its own files intact.
 
         Args:
             stage: the stage's name.
             settings: what the stage would be made with now.
             reads: the files that it would read now, or {path: sha256} where the caller has hashed them already.
-            force: whether to make it again whatever its record says.
+            force: whether to make it again although it is up to date.
             derived: whether the stage may be made again when its inputs changed, because that is cheap.
 
         Raises:

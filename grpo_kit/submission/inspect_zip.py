@@ -27,7 +27,7 @@ PLACES = re.compile(
 # A published id, on the Hub (owner/name) or on Kaggle (owner/model/framework/variation), and not a path on some
 # machine.
 PUBLISHED_ID = re.compile(r"(?![./~])[\w.-]+/[\w.-]+(/(?i:transformers|pytorch|keras|gguf)/[\w.-]+(/\d+)?)?")
-OWN_BASE = "vLLM does not read the name: it loads its own base."
+OWN_BASE = "vLLM does not read this name; it loads its own base."
 
 
 def inspect_submission(path: Path, base: str | None = None) -> list[Finding]:
@@ -39,7 +39,7 @@ def inspect_submission(path: Path, base: str | None = None) -> list[Finding]:
             adapter names, else the challenge's.
 
     Returns:
-        findings, fatal ones first. `findings.fatal` picks those that forbid submitting it.
+        Findings, fatal ones first. `findings.fatal` picks those that forbid submitting it.
 
     Raises:
         FileNotFoundError: there is no such file or base.
@@ -79,8 +79,7 @@ def unpack_adapter(path: Path, folder: Path) -> None:
 
 
 def unpack_files(zipped: zipfile.ZipFile, inside: PurePosixPath, folder: Path) -> None:
-    """Unpack config and tensors from the folder `inside` of a zip; only read every other member, which must be
-    undamaged."""
+    """Unpack config and tensors from the folder `inside` of a zip; read the other members, which must be undamaged."""
     for member in zipped.infolist():
         if member.is_dir():
             continue
@@ -95,57 +94,61 @@ def check_folder(folder: Path, base: str | None) -> list[Finding]:
     findings = []
     try:
         config = read_adapter_config(folder / CONFIG_FILE)
-        fit_to, about_base = check_base(config.fields.get("base_model_name_or_path"), base)
+        base, about_base = check_base(config.fields.get("base_model_name_or_path"), base)
         findings += [*config.findings, *about_base]
     except Refused as refused:
         findings.append(refused.finding)
-        config, fit_to = parse_adapter_config({}), base or base_models.PUBLISHED
+        config, base = parse_adapter_config({}), base or base_models.PUBLISHED
     if (folder / TENSORS_FILE).is_file():
         try:
             entries = read_header(folder / TENSORS_FILE)
         except Refused as refused:
             return [*findings, refused.finding]
-        modules = base_models.lora_modules(fit_to)
+        modules = base_models.lora_modules(base)
         halves, about_tensors = tensor_check.check_tensors(entries, config, modules)
         values = value_check.summarize_values(folder / TENSORS_FILE, entries)
         findings += [*about_tensors, *value_check.check_values(values, halves)]
     return findings
 
 
-def check_base(named: object, given: str | None) -> tuple[str, list[Finding]]:
-    """(the base that the adapter is compared with, findings about its name).
+def check_base(name: object, expected: str | None) -> tuple[str, list[Finding]]:
+    """Choose the base to compare an adapter with, and judge the name that the adapter gives its base.
 
     Args:
-        named: `base_model_name_or_path` of the adapter.
-        given: the base that the user names; None for the adapter's own, or the challenge's where that is unknown.
+        name: `base_model_name_or_path` of the adapter.
+        expected: the base that the user gives; None takes the adapter's own, or the challenge's if that is unknown.
+
+    Returns:
+        (the base, findings about the name).
     """
-    meant = base_models.recognize_base(named)
-    base = base_models.recognize_base(given) or given or meant or base_models.PUBLISHED
+    recognized = base_models.recognize_base(name)
+    base = base_models.recognize_base(expected) or expected or recognized or base_models.PUBLISHED
     remedy = f"Write {printable(base)} into base_model_name_or_path."
-    if base == meant == base_models.TINY:
-        what = "It is an adapter for the embedded tiny policy."
-        does = f"vLLM loads {base_models.PUBLISHED}, which nothing of this adapter fits."
+    if base == recognized == base_models.TINY:
+        what = "The adapter is for the embedded tiny policy."
+        does = f"vLLM loads {base_models.PUBLISHED}, and no tensor of this adapter fits it."
         return base, [Finding("base-tiny", WARNING, what, does, "Use it only to try the workflow.")]
-    if meant and (base == meant or base_models.lora_modules(base) == base_models.lora_modules(meant)):
-        if named in (base_models.PUBLISHED, base_models.TINY) or PLACES.search(named.lower()):
-            return base, [Finding("base", OK, f"The base is {printable(named)}.")]
-        what = f"The base is named {printable(named)}, not {printable(base)}."
-        remedy = f"If it is not a model that was trained further: {remedy}"
+    if recognized and (base == recognized or base_models.lora_modules(base) == base_models.lora_modules(recognized)):
+        if name in (base_models.PUBLISHED, base_models.TINY) or PLACES.search(name.lower()):
+            return base, [Finding("base", OK, f"The base is {printable(name)}.")]
+        what = f"The base is named {printable(name)}, not {printable(base)}."
+        remedy = f"Unless this base was trained further, write {printable(base)} into base_model_name_or_path."
         return base, [Finding("base-name", WARNING, what, OWN_BASE, remedy)]
-    if given and named == given:
-        return base, [Finding("base", OK, f"The base is {printable(named)}.")]
-    if not isinstance(named, str) or not PUBLISHED_ID.fullmatch(named):
-        what = f"base_model_name_or_path is {printable(named)}, which does not say what the base is."
+    if expected and name == expected:
+        return base, [Finding("base", OK, f"The base is {printable(name)}.")]
+    if not isinstance(name, str) or not PUBLISHED_ID.fullmatch(name):
+        what = f"base_model_name_or_path is {printable(name)}, which does not say what the base is."
         return base, [Finding("base-unknown", WARNING, what, OWN_BASE, remedy)]
-    what = f"The adapter is for {printable(named)}, not for {printable(base)}."
+    what = f"The adapter is for {printable(name)}, not for {printable(base)}."
     does = "vLLM puts it on its own base: it fails, or scores weights that were trained for another model."
-    return base, [Finding("wrong-base", FATAL, what, does, f"Train on {printable(base)}. If it was: {remedy}")]
+    remedy = f"Train on {printable(base)}. If you did, write that name into base_model_name_or_path."
+    return base, [Finding("wrong-base", FATAL, what, does, remedy)]
 
 
 def _check_archive(zipped: zipfile.ZipFile, path: Path) -> list[Finding]:
     size, findings = path.stat().st_size, []
     if size > LARGEST_ACCEPTED:
-        what = f"The zip has {size / 1e6:,.0f} MB; the largest that is known to have been accepted had 3,095."
+        what = f"The zip has {size / 1e6:,.0f} MB; the largest zip that Kaggle is known to have accepted had 3,095."
         remedy = "Save it in bfloat16 or float16, or at a lower rank."
         findings.append(Finding("size", WARNING, what, "Whether Kaggle accepts it is unknown.", remedy))
     files = sum(not entry.is_dir() for entry in zipped.infolist())
@@ -172,7 +175,7 @@ def _find_adapter(zipped: zipfile.ZipFile, findings: list[Finding]) -> PurePosix
         return None
     if len(configs) > 1:
         what = f"{len(configs)} files are named {CONFIG_FILE}: {printable_list([str(member) for member in configs])}."
-        does = "The scorer takes the first that it finds, whichever that is."
+        does = "The scorer takes the first one that it finds; which one that is cannot be told."
         findings.append(Finding("two-configs", FATAL, what, does, "Pack one adapter, without checkpoints."))
         return None
     folder = configs[0].parent
@@ -190,7 +193,7 @@ def _find_adapter(zipped: zipfile.ZipFile, findings: list[Finding]) -> PurePosix
         findings.append(Finding("pickle-ignored", WARNING, what, "vLLM reads only the safetensors.", "Leave them out."))
     if others := [name for name in ignored if name not in pickles]:
         what = f"{len(others)} more files: {printable_list(others, 6)}."
-        does = "vLLM ignores them; tokenizer and chat template are the base's, whatever the zip holds."
+        does = "vLLM ignores them; it takes the tokenizer and the chat template of the base."
         remedy = "Leave them out, and train with the base's chat template."
         findings.append(Finding("ignored-files", WARNING, what, does, remedy))
     return folder

@@ -94,7 +94,7 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
         remedy = "grpo-kit check FILE.zip --run NAME compares them."
         return [*findings, Finding("not-compared", WARNING, what, "", remedy)]
     gap = (submitted - prompts["trained"]).abs().max().item()
-    # Relative to what training changed: the zip must be the trained policy, and not something between it and the base.
+    # The gap must be small compared with what training changed, or the zip is not quite the trained policy.
     if gap <= max(noise, 1e-2 * change):
         what = f"The outputs equal the trained policy's (largest logit gap {gap:.2g})."
         return [*findings, Finding("outputs-equal", OK, what)]
@@ -106,7 +106,7 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
 def _attach_submission(model: Any, path: Path) -> Any:
     """The model with the pairs of a zip that has no fatal finding, scaled as the scorer scales them.
 
-    Of the config only r and the scale are used; which module has a pair, and of what rank, the tensors say.
+    Only r and the scale come from the config; the tensors say which modules have a pair, and of what rank.
     """
     from safetensors.torch import load_file, save_file
 
@@ -141,8 +141,7 @@ def _attach_submission(model: Any, path: Path) -> Any:
 
 
 def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thinking: bool, path: Path) -> None:
-    """Save the trained policy's logits of the first answer token for a few prompts, so that a zip can be compared with
-    them.
+    """Save the trained policy's logits of the first answer token for a few prompts, to compare a zip with them.
 
     Args:
         model: the trained policy, in memory.

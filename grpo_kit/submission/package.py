@@ -1,7 +1,7 @@
 """Packing an adapter, a run's own or folders from elsewhere, as `submission.zip`.
 
-The zip holds the two files that the challenge's scorer loads, and nothing else: every pair below the scorer's rank, and
-one for every routed expert of a layer that has any. How the pairs are written is in `zip_writer`.
+The zip holds only the two files that the challenge's scorer loads. No pair is above the scorer's rank; if one routed
+expert of a layer has a pair, all its experts have one. `zip_writer` writes the pairs.
 """
 
 import functools
@@ -24,7 +24,7 @@ from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.submission.zip_writer import DTYPES, RANKS, plan_zip, write_zip
 
-MOST_LOSSES = 64  # at most so many modules are named with what they lost
+MOST_LOSSES = 64  # modules that are listed with what they lost, at most
 
 Progress = Callable[[int, int], None]
 
@@ -100,7 +100,7 @@ def pack_folders(
     """Write the adapters of `folders` as one zip; the arguments are those of `package_adapter`.
 
     Returns:
-        sentences on what was converted, and what that lost.
+        Sentences that say what was converted, and what that lost.
 
     Raises:
         FileNotFoundError: a folder or file is missing.
@@ -133,8 +133,7 @@ def pack_folders(
     pairs = join_adapters(adapters)
     if modules and (added := missing_experts(pairs, modules)):
         notes.append(
-            f"{len(added)} pairs of zeros were added, because the scorer stacks all matrices of a layer's experts or "
-            "fails"
+            f"{len(added)} pairs of zeros were added, because the scorer fails if a layer has only some of its experts"
         )
         pairs |= added
     write_zip(plan_zip(reduce_ranks(pairs, losses), known_base or str(base), modules, dtype, ranks), out, progress)
@@ -158,7 +157,7 @@ def join_adapters(adapters: Sequence[Mapping[str, Pair]]) -> dict[str, Pair]:
 
 
 def missing_experts(pairs: Mapping[str, Pair], modules: Modules) -> dict[str, Pair]:
-    """Pairs of zeros for the routed matrices that have none in layers where others have one."""
+    """Pairs of zeros for the routed matrices without a pair, in layers in which other routed matrices have one."""
     routed = {name.partition(".experts.")[0]: pair for name, pair in pairs.items() if ".experts." in name}
     missing = {}
     for name, (out, inside) in modules.items():

@@ -128,7 +128,7 @@ def _place_tensors(entries: Mapping[str, TensorEntry], modules: Modules) -> tupl
 
 
 def _check_complete(halves: Halves, config: AdapterConfig, modules: Modules) -> list[Finding]:
-    """Every announced tensor is there, with its other half, and no other."""
+    """Findings unless every announced tensor is there, each with its other half, and no others."""
     findings = []
     if alone := [key for (name, half), (key, _) in halves.items() if (name, "BA"["AB".index(half)]) not in halves]:
         what = f"{len(alone):,} tensors lack their other half: {printable_list(alone)}."
@@ -147,10 +147,10 @@ def _check_complete(halves: Halves, config: AdapterConfig, modules: Modules) -> 
     if missing := [place for place in announced if place not in halves]:
         what = f"{len(missing):,} of {len(announced):,} tensors that target_modules announces are missing: "
         what += printable_list([f"{name}.lora_{half}" for name, half in missing]) + "."
-        does = "vLLM scores what is there, not what was trained; it fails where a layer has only some of its experts."
+        does = "vLLM scores the tensors that are there; it fails if a layer has only some of its experts."
         remedy = "Save the adapter again."
         if missing == [place for place in announced if ".experts." in place[0]]:
-            does = "vLLM scores what is there: the routed experts are the base's."
+            does = "vLLM scores the tensors that are there, with the routed experts of the base."
             remedy = (
                 "Save the routed experts too; if they were not trained, target shared_experts.up_proj and .down_proj."
             )
@@ -164,7 +164,7 @@ def _check_complete(halves: Halves, config: AdapterConfig, modules: Modules) -> 
 
 
 def _check_experts(halves: Halves, modules: Modules) -> list[Finding]:
-    """vLLM stacks a layer's experts (`pack_moe`): where one has a pair, all need one, up and down, of one rank."""
+    """vLLM stacks a layer's experts (`pack_moe`): if one has a pair, all need pairs, up and down, of the same rank."""
     members: dict[str, list[str]] = defaultdict(list)
     for name in modules:
         if ".experts." in name:

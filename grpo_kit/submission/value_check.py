@@ -14,7 +14,7 @@ LARGE = 1e4  # a magnitude that no LoRA weight has
 
 
 class Values(NamedTuple):
-    """What a tensor's values are like; `largest` is the largest magnitude, NaN where one is NaN."""
+    """A summary of a tensor's values; `largest` is the largest magnitude, NaN if a value is NaN."""
 
     zero: bool
     finite: bool
@@ -22,7 +22,7 @@ class Values(NamedTuple):
 
 
 def summarize_values(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Values]:
-    """{key: what its values are like} of the floating tensors of a safetensors file, with 1 MiB of them in memory."""
+    """{key: summary of its values} of the floating tensors of a safetensors file, with 1 MiB of them in memory."""
     values = {}
     with path.open("rb") as file, one_thread():
         for key, entry in entries.items():
@@ -70,11 +70,11 @@ def check_values(values: Mapping[str, Values], halves: Halves) -> list[Finding]:
     if not routed <= set(dead) and (cold := routed & set(dead)):
         what = f"{len(cold):,} of {len(routed):,} pairs of routed experts are zero."
         does = "These experts are the base's, which is harmless."
-        remedy = "No training token chose them; more data may."
+        remedy = "No training token chose them. Train on more data if that matters."
         findings.append(Finding("dead-experts", WARNING, what, does, remedy))
         grave = [name for name in grave if name not in cold]
     if grave:
         what = f"{alive}; zero: {printable_list(grave)}."
-        does = "These modules answer like the base, though they were to be trained."
-        findings.append(Finding("dead-pairs", FATAL, what, does, "Find out why no gradient came; train again."))
+        does = "These modules answer like the base, although they should have been trained."
+        findings.append(Finding("dead-pairs", FATAL, what, does, "Find out why they got no gradient, and train again."))
     return findings

@@ -1,8 +1,8 @@
 """A zip from outside, opened without trusting it: its directory is checked before a byte of it is unpacked.
 
-Python's zipfile reads it. It does not bound what it reads at once, nor reject names that leave the folder, links,
-compression that another extractor may not know, absurd sizes, and local headers that differ from the directory (two
-extractors would then see two archives), so these checks stand here.
+Python's zipfile reads it, but it reads any amount at once and accepts names that leave the folder, links, compression
+that another extractor may not know, absurd sizes, and local headers that differ from the directory (two extractors
+would then see two archives). This file checks for all of these.
 """
 
 import errno
@@ -124,7 +124,7 @@ def _damaged(name: str, error: BaseException, what: str | None = None) -> Refuse
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which little can be read at once: zipfile reads the directory in one piece, whatever size it claims."""
+    """A file that refuses large reads, because zipfile reads the directory in one piece, whatever size it claims."""
 
     def read(self, size: int | None = -1) -> bytes:
         bounded = size is not None and 0 <= size <= MOST_AT_ONCE
@@ -135,7 +135,7 @@ class _BoundedFile(io.FileIO):
 
 
 def _check_name(entry: zipfile.ZipInfo) -> None:
-    """A name must lie inside wherever it is unpacked, and mean the same to every reader."""
+    """Refuse a name that leaves the folder it is unpacked into, or that readers may understand differently."""
     name = entry.orig_filename  # zipfile cuts `filename` at a NUL
     parts = name.removesuffix("/").split("/")
     if (
@@ -148,13 +148,13 @@ def _check_name(entry: zipfile.ZipInfo) -> None:
         raise Refused(
             "unsafe-path",
             f"A member is named {printable(name) or 'nothing'}; names are plain and relative.",
-            "Whoever unpacks it refuses it, or writes somewhere else.",
+            "An extractor refuses it, or writes outside the folder.",
             PACK_AGAIN,
         )
 
 
 def _check_kind(entry: zipfile.ZipInfo) -> None:
-    """A member is a file or a folder, plain or deflated."""
+    """Refuse a member that is not a file or a folder, stored or deflated."""
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if entry.create_system == 3 and kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         what = "a symbolic link" if kind == stat.S_IFLNK else "a special file"
@@ -176,7 +176,7 @@ def _check_sizes(entries: list[zipfile.ZipInfo]) -> None:
         raise Refused(
             "member-twice",
             f"{printable_list(twice)} is in the zip more than once.",
-            "Which of them it would read depends on the extractor.",
+            "The extractor decides which of them it reads.",
             PACK_AGAIN,
         )
     if (total := sum(entry.file_size for entry in entries)) > MOST_UNPACKED:
@@ -184,11 +184,13 @@ def _check_sizes(entries: list[zipfile.ZipInfo]) -> None:
     for entry in entries:
         if entry.file_size >= BOMB_SIZE and entry.file_size > BOMB_RATIO * entry.compress_size:
             what = f"{printable(entry.filename)} unpacks from {entry.compress_size:,} to {entry.file_size:,} bytes"
-            raise Refused("bomb", f"{what}; weights do not compress so.", "It unpacks a bomb, or nothing.", PACK_AGAIN)
+            raise Refused(
+                "bomb", f"{what}; weights do not compress that far.", "Unpacking it would fill the disk.", PACK_AGAIN
+            )
 
 
 def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file: BinaryIO) -> None:
-    """Each member's own header says what the directory says, and no member lies over another or over the directory."""
+    """Refuse a member whose own header differs from the directory, or that overlaps another member or the directory."""
     end = zipped.start_dir
     for entry in sorted(entries, key=lambda entry: entry.header_offset, reverse=True):
         file.seek(entry.header_offset)
@@ -210,7 +212,7 @@ def _check_layout(zipped: zipfile.ZipFile, entries: list[zipfile.ZipInfo], file:
             raise Refused(
                 "ambiguous",
                 f"{printable(entry.filename)} has two different headers in the zip.",
-                "What it reads depends on the extractor.",
+                "The extractor decides which of them it believes.",
                 PACK_AGAIN,
             )
         if data + entry.compress_size > end:

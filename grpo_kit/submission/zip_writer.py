@@ -1,8 +1,8 @@
 """LoRA pairs as submission.zip: one rank, one scale, one type; written tensor by tensor, the same bytes each time.
 
 The scorer (vLLM) uses `r` and `lora_alpha` for all modules, ignores `rank_pattern` and `alpha_pattern`, and stacks the
-experts of a layer. So pairs of several ranks are padded with zeros to the largest, and what distinguishes a pair's own
-scale from the common one is multiplied into its B. With ranks="pattern" they keep their ranks, and every scale is 1,
+experts of a layer. So pairs of several ranks are padded with zeros to the largest rank, and the ratio of a pair's own
+scale to the common one is multiplied into its B. With ranks="pattern" pairs keep their ranks and every scale is 1,
 which is right whether the patterns are read or not.
 """
 
@@ -52,12 +52,12 @@ def plan_zip(
     sizes = Counter(pair.rank for pair in ordered)
     rank = max(sizes)
     if ranks == "pattern" and len(sizes) > 1:
-        scale, own = 1.0, {pair.name: pair.rank for pair in ordered}
-        pattern = _rank_pattern(own, rank)
+        scale, ranks_in_file = 1.0, {pair.name: pair.rank for pair in ordered}
+        pattern = _rank_pattern(ranks_in_file, rank)
     else:
         scales = Counter(pair.scale for pair in ordered)
         scale = max(scales, key=lambda value: (scales[value], value))
-        own, pattern = dict.fromkeys(pairs, rank), {}
+        ranks_in_file, pattern = dict.fromkeys(pairs, rank), {}
     alpha = scale * rank
     config = {
         "peft_type": "LORA",
@@ -80,12 +80,12 @@ def plan_zip(
     widest = ordered[0].dtype
     for pair in ordered[1:]:
         widest = torch.promote_types(widest, pair.dtype)
-    kept = getattr(torch, dtype) if dtype else torch.float32 if widest == torch.float64 else widest
-    return Plan(ordered, scale, own, kept, config)
+    written = getattr(torch, dtype) if dtype else torch.float32 if widest == torch.float64 else widest
+    return Plan(ordered, scale, ranks_in_file, written, config)
 
 
 def shortest_targets(names: Iterable[str], modules: Iterable[str]) -> list[str]:
-    """The shortest endings of module names that mean exactly `names` among all `modules`.
+    """The shortest endings of module names that select exactly `names` among all `modules`.
 
     Example:
         >>> shortest_targets(["a.q_proj"], ["a.q_proj", "a.k_proj"]), shortest_targets(["a.x"], ["a.x", "b.x"])
@@ -94,15 +94,15 @@ def shortest_targets(names: Iterable[str], modules: Iterable[str]) -> list[str]:
     left, targets = set(names), []
     for parts in (1, 2):
         for ending in sorted({".".join(name.split(".")[-parts:]) for name in left}):
-            meant = set(select_modules([ending], modules))
-            if meant <= left:
+            selected = set(select_modules([ending], modules))
+            if selected <= left:
                 targets.append(ending)
-                left -= meant
+                left -= selected
     return sorted([*targets, *(name.removeprefix("backbone.") for name in left)])
 
 
 def _rank_pattern(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
-    """PEFT's rank_pattern: by the last part of the name where all modules that end so agree, else by module."""
+    """PEFT's rank_pattern: by the last part of a name if all modules with that part agree, else by the whole name."""
     by_leaf: dict[str, set[int]] = {}
     for name, rank in ranks.items():
         by_leaf.setdefault(name.rpartition(".")[2], set()).add(rank)

@@ -1,1 +1,1 @@
-"""Stages of training: what they share, in this folder; what is GRPO's alone, in `grpo/`."""
+"""Stages that train. This folder holds what all of them share, `grpo/` what only GRPO needs."""

@@ -1,4 +1,4 @@
-"""Problems of a run that its figures show: each in plain words, with the setting that helps."""
+"""Alarms: problems that a run's figures show, each as a sentence with the setting that helps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class Rule(NamedTuple):
 
 
 def _most_groups_are_flat(mean: Row) -> bool:
-    """Of the groups trained on, after others replaced the flat ones (`grpo.resample_budget`)."""
+    """Whether most groups have no gradient, after others replaced flat ones (`grpo.resample_budget`)."""
     return mean.get("groups/with_gradient", 0) < 0.5
 
 

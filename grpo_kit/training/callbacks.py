@@ -37,8 +37,8 @@ def find_callback(trainer: Any, kind: type[Callback]) -> Callback:
 class StageCallback(TrainerCallback):
     """Sets length, KL, upper clip and learning rate of the context stage of the coming step, and notes its number.
 
-    A context that grows over a run: DeepScaleR trained with 8K, 16K and 24K tokens. A batch that is trained on several
-    times keeps the stage it was drawn in.
+    With stages the context grows over a run; DeepScaleR trained with 8K, 16K and 24K tokens. A batch that is trained on
+    several times keeps the stage in which it was drawn.
     """
 
     def __init__(self, trainer: Any, grpo: Grpo, metrics: MetricsCallback) -> None:
@@ -98,8 +98,8 @@ def _mean(rows: list[dict[str, Any]], key: str) -> float:
 class GradientCheckCallback(TrainerCallback):
     """Stops a run in which some LoRA pairs are dead: before the first update with a gradient, every pair must have one.
 
-    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any (all groups flat) says nothing yet,
-    nor does a routed expert that no token with an advantage chose.
+    A LoRA's B starts at 0, so at first only B gets a gradient. A batch without any gradient (all groups flat) says
+    nothing yet, and neither does a routed expert that no token with an advantage chose.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class GradientCheckCallback(TrainerCallback):
 
 
 class HeldOutCallback(TrainerCallback):
-    """Measures accuracy on validation rows by `measure`, every `steps`, and notes it for the next metrics row."""
+    """Calls `measure` every `steps` steps and adds the accuracy on validation rows to the next metrics row."""
 
     def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsCallback) -> None:
         self.steps, self.measure, self.metrics = steps, measure, metrics
@@ -139,7 +139,7 @@ class StopCallback(TrainerCallback):
     """Ends the run after a step, and says why: the user stops it, a new alarm rings, or the time is up.
 
     Args:
-        metrics: whose last row is looked at; this callback comes after it.
+        metrics: the callback whose last row is read; it must come before this one.
         deadline: in seconds of `time.time()`; a step that is expected to end later is not begun.
         should_stop: whether the user wants to stop; asked after every step.
         on_alarm: `grpo.on_alarm`; `stop` ends the run at the first alarm.
@@ -174,7 +174,7 @@ class StopCallback(TrainerCallback):
             )
 
     def _find_reason(self) -> tuple[str | None, bool]:
-        """(why to stop, whether because of the time)."""
+        """(the reason to stop or None, whether the time is up)."""
         ringing = self.metrics.rows[-1].get("alarms", [])
         if ringing and self.on_alarm == "stop":
             return ringing[0], False
@@ -210,7 +210,7 @@ class CheckpointCallback(TrainerCallback):
         trainer: a `trl_internals.ResumableTrainer`.
         folder: the run's `checkpoints`.
         steps: between checkpoints.
-        settings: what the training is made with; a checkpoint of other settings is not resumed.
+        settings: those of the training; a checkpoint with other settings is not resumed.
         base: name of the base model.
     """
 

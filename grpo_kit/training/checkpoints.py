@@ -1,7 +1,7 @@
-"""Checkpoints of a training: complete or absent, the last two only, and checked before they are used.
+"""Checkpoints of a training: each is complete or absent, the last two are kept, and files are checked before use.
 
-`checkpoints/step_N/` is written aside and renamed; `kept.json` in it names each file's sha256 and the settings it was
-made with. When the disk is full or read-only, a checkpoint is missing; the run warns and goes on.
+`checkpoints/step_N/` is written aside and renamed. Its `kept.json` names each file's sha256 and the settings of the
+training. If the disk is full or read-only, the run warns and goes on without a checkpoint.
 """
 
 import json

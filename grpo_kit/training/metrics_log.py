@@ -1,4 +1,4 @@
-"""What a training records as it goes: a row of figures per step, and a line per completion with its rewards."""
+"""What a training records: a row of figures for each step, and a line for each completion with its rewards."""
 
 import functools
 import inspect
@@ -25,19 +25,19 @@ class MetricsCallback(TrainerCallback):
 
     The kit's figures beside them:
 
-    - `tokens_per_second`: sampled, of the step;
-    - `memory_gib`: the most that PyTorch held, on a GPU;
-    - `host_share`: share of the step's routed rows whose expert lies on the host, where experts do;
-    - `skipped_steps`: so far, those whose gradients overflowed in fp16, so that the scaler dropped them;
-    - `alarms`: sentences, when an alarm begins to ring.
+    - `tokens_per_second`: tokens sampled in the step, per second of the step;
+    - `memory_gib`: the most GPU memory that PyTorch held;
+    - `host_share`: share of the step's routed rows whose expert lies on the host, if experts lie there;
+    - `skipped_steps`: steps so far that the scaler skipped because gradients overflowed in fp16;
+    - `alarms`: the sentences of alarms that began to ring at this step.
 
     What `extra` holds is added to the next row. A resumed training drops the rows after its checkpoint; `rows` are
-    those that stand.
+    the rows that remain.
 
     Args:
         trainer: the transformers Trainer whose steps are recorded.
         path: the file.
-        settings: those of `grpo`, which the alarms name.
+        settings: the settings of `grpo`, which the alarms name.
         on_step: is called with each row, in the first process.
     """
 

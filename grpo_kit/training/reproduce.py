@@ -1,4 +1,4 @@
-"""Repeats a run from its own record and says what came out differently."""
+"""Repeat a run from its own record, and list what came out differently."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -17,11 +17,11 @@ def training_rows(config: RunConfig, run: Run, tokenizer: Any, screened: bool | 
     Args:
         config: the run's configuration.
         run: a run whose data is prepared.
-        tokenizer: the policy's, whose chat template decides how a prompt is put.
+        tokenizer: the policy's, whose chat template writes the prompt.
         screened: whether the screened rows are taken, in the order of the curriculum; None: where the run has them.
 
     Returns:
-        The rows of the data file. `prompt` are the messages with the row's options as the template takes them;
+        The rows of the data file. `prompt` is the list of messages with the row's options, as the template takes them;
         `prompt_opened_think`, for rewards, says whether the prompt ends inside an open `<think>`.
 
     Raises:
@@ -45,7 +45,7 @@ def training_rows(config: RunConfig, run: Run, tokenizer: Any, screened: bool | 
 
 
 def order_of_draw(config: RunConfig, screened: bool) -> str:
-    """How prompts are drawn: `grpo.draw`, but screened rows lie in order of their pass rates and are taken so."""
+    """How prompts are drawn: `grpo.draw`, except that screened rows replace `useful` by their own order."""
     return "in_order" if screened and config.grpo.draw == "useful" else config.grpo.draw
 
 

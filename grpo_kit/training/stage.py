@@ -1,4 +1,4 @@
-"""What every stage of training shares: is it finished, where does it resume, and what does it leave in the run folder.
+"""What stages that train share: whether a stage is finished, where it resumes, and what it writes into the run folder.
 
 A stage brings its own settings and its own trainer, a `trl_internals.ResumableTrainer`; `train` is GRPO's.
 """
@@ -17,8 +17,8 @@ from grpo_kit.runs.run import Run
 from grpo_kit.submission import output_check
 from grpo_kit.training import checkpoints
 
-RESERVED = 120.0  # seconds of a session that are kept for packing, beside the time that measuring took before
-PROBED = 8  # test prompts whose logits prove later that what is packed is this policy
+RESERVED = 120.0  # seconds of a session reserved for packing, in addition to what measuring took before training
+PROBED = 8  # test prompts whose logits prove later that the zip holds this policy
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TrainingStage:
     Args:
         config: the run's configuration.
         run: the run.
-        settings: what decides the outcome, beside the files that are read.
+        settings: what decides the result besides the files that are read.
         steps: optimiser steps until the stage is finished.
         screened: whether the training rows are the screened ones.
     """
@@ -52,7 +52,7 @@ class TrainingStage:
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Settings and hashes of what is read: a checkpoint of another identity is not resumed."""
+        """Settings and hashes of the inputs; a checkpoint with another identity is not resumed."""
         return self.settings | {"reads": {path.name: hash_of(path) for path in self.reads}}
 
     def reserved_seconds(self) -> float:
@@ -60,7 +60,7 @@ class TrainingStage:
         return self.run.stages().get("before", {}).get("seconds", 0.0) + RESERVED
 
     def is_finished(self) -> bool:
-        """Whether the stage stands as it would be made now, with all its steps.
+        """Whether the stage is up to date, with all its steps.
 
         Raises:
             ValueError: it was made with other settings, and `run.force` is not set.
@@ -72,7 +72,7 @@ class TrainingStage:
         return stands and steps == self.steps
 
     def find_checkpoint(self) -> tuple[int, Path] | None:
-        """(step, folder) to resume from; None for a stage that starts anew, whose leftovers are then removed."""
+        """(step, folder) to resume from; None if the stage starts again, after removing its old checkpoints."""
 
         def find() -> tuple[int, Path] | None:
             newest = None if self.config.run.force else checkpoints.find_checkpoint(self.checkpoints, self.identity)

@@ -1,4 +1,4 @@
-"""The experiment trackers that `run.report_to` names, which get a run's figures beside its own files."""
+"""The experiment trackers that `run.report_to` names, which get a run's figures in addition to its files."""
 
 import importlib.util
 from pathlib import Path

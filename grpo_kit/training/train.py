@@ -24,7 +24,7 @@ from grpo_kit.training.grpo.worst_step import WorstStepCallback
 from grpo_kit.training.rows import longest_prompts, order_of_draw, training_rows
 from grpo_kit.training.stage import TrainingStage
 
-# The policy has quieted warnings that the next imports would print.
+# Importing the policy silences warnings that the next imports would print.
 # isort: split
 
 import datasets
@@ -103,7 +103,7 @@ def train(
 
 
 def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> TrainingStage:
-    """The stage with what decides its outcome: policy, LoRA, GRPO, seed, rewards, and the order of screened rows.
+    """The stage with all settings that decide its result: policy, LoRA, GRPO, seed, rewards, order of screened rows.
 
     Raises:
         ValueError: the rows have changed since they were screened.
@@ -132,12 +132,12 @@ def make_trainer(
     policy: tuple[Any, Any] | None = None,
     stage: TrainingStage | None = None,
 ) -> "GroupTrainer":
-    """The trainer on this run's policy, rows and rewards, recording into the run folder from its first step on.
+    """The trainer for this run's policy, rows and rewards; it records into the run folder from its first step on.
 
     Args:
         config, run, reward_funcs, on_step, on_forecast, should_stop: as `train` takes them.
-        policy: what `load_policy` would load, (model, tokenizer), where it is loaded already.
-        stage: what `grpo_stage` would return, where it is made already.
+        policy: (model, tokenizer) if they are loaded already; None loads them.
+        stage: the result of `grpo_stage` if there is one already; None calls it.
     """
     stage = stage or grpo_stage(config, run, reward_funcs)
     vllm, reason = processes.broadcast_from_first(lambda: vllm_engine.choose_trainer_engine(config))

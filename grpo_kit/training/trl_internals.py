@@ -1,6 +1,6 @@
 """Every private name of TRL and transformers that the kit uses, behind names of its own.
 
-They were read in the versions of VERSIONS, which requirements.txt pins; `tests/training/test_trl_internals.py` notices
+They were read in the versions in VERSIONS, which requirements.txt pins; `tests/training/test_trl_internals.py` fails
 when one of them moves.
 """
 
@@ -26,19 +26,18 @@ def check_versions() -> None:
         if (installed := metadata.version(library)) != version:
             warnings.warn(
                 f"{library} is {installed}; training uses names that are private in {library} and was tested with "
-                f"{version}. "
-                f"Install that version: pip install {library}=={version}",
+                f"{version}. Install that version: pip install {library}=={version}",
                 stacklevel=2,
             )
 
 
 def use_one_gpu(args: GRPOConfig) -> None:
-    """Take back that transformers 5.23 multiplies the batch by the GPUs it sees: a second GPU holds experts only."""
+    """Undo that transformers 5.23 multiplies the batch by the number of GPUs: a second GPU only holds experts."""
     args._n_gpu = min(1, args.n_gpu)
 
 
 def fit_log_probs() -> None:
-    """Let TRL compute log-probs in what this machine has: no Triton below sm_80, and without Triton in small tiles.
+    """Make TRL compute log-probs without Triton below sm_80, and in small tiles if it has no Triton.
 
     TRL 1.16 takes Triton wherever it is installed; Triton 3.3 dropped sm_75. Without it TRL holds 7.25 float32 copies
     of a tile of logits, 3.6 GiB of them at its own 4096 tokens. A token's log-prob needs no other token's, so the
@@ -52,7 +51,7 @@ def fit_log_probs() -> None:
 
 
 class ResumableTrainer:
-    """Beside a transformers Trainer of any stage: its checkpoints hold the adapter in the kit's own form.
+    """A mixin for a transformers Trainer: its checkpoints hold the adapter in the kit's own form.
 
     `callbacks.CheckpointCallback` writes them; the state of the stage itself goes through `save_extra` and
     `load_extra`.
@@ -73,7 +72,7 @@ class ResumableTrainer:
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def load_checkpoint(self, folder: Path, step: int) -> None:
-        """Take over the policy of a checkpoint after `step` steps, without training on."""
+        """Load the policy of a checkpoint after `step` steps, without further training."""
         self._load_from_checkpoint(str(folder))
         self.state.global_step = step
 
@@ -94,15 +93,13 @@ class ResumableTrainer:
 
 
 class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
-    """TRL's GRPOTrainer with the steps that the kit changes under public names; as it stands it does what TRL does."""
+    """TRL's GRPOTrainer with public names for the steps that the kit changes. By itself it does what TRL does."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
-        self.trained_logps: torch.Tensor | None = (
-            None  # (rows, tokens), of the micro-batch last passed through the model
-        )
+        self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
 
     @property
     def figures(self) -> dict[str, list[float]]:

@@ -51,7 +51,7 @@ def trl_arguments(config: RunConfig) -> dict[str, Any]:
     if grpo["loss_type"] == "gspo":
         grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
     grpo["epsilon_high"] = trl_epsilon_high(config.grpo)
-    checkpointing = grpo.pop("gradient_checkpointing")  # TRL's name; transformers 5 calls it activation_checkpointing
+    checkpointing = grpo.pop("gradient_checkpointing")  # transformers 5 calls it activation_checkpointing
     return grpo | {
         "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
         "activation_checkpointing": checkpointing,
@@ -65,7 +65,7 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
 
     Args:
         config: the run's configuration.
-        output_dir: the folder that TRL takes for its own; nothing is written by TRL itself.
+        output_dir: the folder that TRL is given; TRL itself writes nothing there.
         **more: further keywords of `GRPOConfig`, such as those of vLLM.
 
     Raises:
@@ -82,7 +82,7 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
         # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
         ddp_find_unused_parameters=any(t in ("up_proj", "down_proj") for t in config.lora.target_modules),
         output_dir=str(output_dir),
-        shuffle_dataset=False,  # the trainer draws prompts when it needs them, whichever rows TRL hands over
+        shuffle_dataset=False,  # the trainer draws its own prompts, whatever rows TRL hands over
         logging_steps=1,
         save_strategy="no",  # `callbacks.CheckpointCallback` says when
         ignore_data_skip=True,

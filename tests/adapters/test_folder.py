@@ -46,7 +46,7 @@ def test_each_tensor_is_read_with_the_values_and_dtype_that_were_saved(tmp_path)
         ({"bias": "lora_only"}, "bias is 'lora_only'"),
         ({"lora_bias": True}, "lora_bias=False"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"peft_type": "PREFIX_TUNING"}, "loads LoRA and nothing else"),
+        ({"peft_type": "PREFIX_TUNING"}, "loads only LoRA"),
         ({"peft_type": ["LORA"]}, "peft_type"),
         ({"use_qalora": True}, "use_qalora is set. QALoRA pools"),
         ({"alora_invocation_tokens": [1, 2]}, "An activated LoRA is on for a part"),

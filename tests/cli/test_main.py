@@ -303,7 +303,7 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
     output = call("plan", "-c", "tiny")
     assert "step time: sampling" in output and "measured here" in output and "It fits this machine" in output
-    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, asked at once\), training", output)
+    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, sampled at once\), training", output)
     assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
 
 

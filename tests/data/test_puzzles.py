@@ -322,7 +322,7 @@ def test_generator_settings_change_what_they_name():
         ("bit manipulation", {"copies": (1, 4)}, r"copies is \(1, 4\)"),
         ("bit manipulation", {"examples": (7, 300)}, "256 bytes"),
         ("bit manipulation", {"examples": (1, 1)}, "1000 draws.*more examples"),
-        ("text encryption", {"hidden": (20, 26)}, r"hide \(20, 26\)"),
+        ("text encryption", {"hidden": (20, 26)}, "20 to 26 letters that its 3 to 5 examples"),
         ("equation transformation", {"operators": (4, 5)}, "1 to 3 operators"),
         ("equation transformation", {"symbols": (0, 2)}, "0 .digits. or 1"),
     ],

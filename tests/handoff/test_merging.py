@@ -174,10 +174,10 @@ def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
         (
             {"model.layers.0.mixer.q_proj": (128, 128)},
             {},
-            "has none in 16 bit or more there; the adapter belongs to another",
+            "has no matrix in 16 bit or more there. The adapter belongs to another",
         ),
         ({"model.layers.2.mixer.q_proj": (64, 128)}, {}, r"a matrix of \(64, 128\), and .* has \(128, 128\) there"),
-        ({"model.layers.1.mixer.experts.8.up_proj": (64, 128)}, {}, "has none in 16 bit"),  # there are eight
+        ({"model.layers.1.mixer.experts.8.up_proj": (64, 128)}, {}, "has no matrix in 16 bit"),  # there are eight
         (
             {"model.layers.2.mixer.q_proj": (128, 128)},
             {"use_dora": True},

@@ -65,7 +65,7 @@ def test_other_content_is_another_push(client, loopback, kernel, tmp_path):
 
 def test_a_push_without_an_answer_is_followed_if_it_runs(client, loopback, kernel):
     loopback.faults["SaveKernel"], loopback.states = ["cut after"], ["RUNNING", "COMPLETE"]
-    with pytest.raises(ConnectionError, match="looks before it pushes"):
+    with pytest.raises(ConnectionError, match="checks before it pushes"):
         push(client, kernel)
     note, output = push(client, kernel)
     assert "the kernel is running" in output and loopback.count("SaveKernel") == 1
@@ -166,7 +166,7 @@ def test_the_last_words_of_a_log(tmp_path):
 def test_a_lost_connection_ends_the_following_but_not_the_kernel(client, loopback, kernel):
     note, _ = push(client, kernel)
     loopback.faults["GetKernelSessionStatus"] = [503] * 6
-    with pytest.raises(ConnectionError, match="The run goes on: the same command follows it again"):
+    with pytest.raises(ConnectionError, match="The run goes on. Run the same command again to follow it"):
         run_kernel.follow_run(client, note, lambda line: None)
     assert run_kernel.follow_run(client, push(client, kernel)[0], lambda line: None)[0] == "COMPLETE"
     assert loopback.count("SaveKernel") == 1

@@ -88,11 +88,13 @@ def test_after_a_lost_answer_the_submission_list_is_searched(client, loopback, p
 
 def test_an_unknown_outcome_stays_unknown_until_the_list_shows_it(client, loopback, path):
     loopback.faults["CreateSubmission"], loopback.listed_after = ["cut after"], 99
-    says = "not known whether the zip was submitted.*Run the same command again in 10 minutes: it looks before it sends"
-    with pytest.raises(ConnectionError, match=says):
+    message = "not known whether the zip was submitted.*again in 10 minutes: it checks the list before it sends"
+    with pytest.raises(ConnectionError, match=message):
         submit(client, path)
     assert loopback.slept == [5, 10, 20, 40, 80] and Submission(path).read_note().state == "sending"
-    with pytest.raises(ConnectionError, match="without an answer.*looks before it sends"):  # too early to tell
+    with pytest.raises(
+        ConnectionError, match="without an answer.*checks the list before it sends"
+    ):  # too early to tell
         submit(client, path)
     loopback.listed_after = 0
     assert "not sent twice" in submit(client, path)[1]
@@ -220,7 +222,7 @@ send_once(client, Submission(Path({str(path)!r})), "words", lambda line: None)
     process.stdin.close()
     process.stdout.close()
     if moment == "creating":  # it is unknown whether it was sent: look first, then wait
-        with pytest.raises(ConnectionError, match="looks before it sends"):
+        with pytest.raises(ConnectionError, match="checks the list before it sends"):
             submit(client, path)
         assert loopback.count("CreateSubmission") == 0
         grow_old(Submission(path))

@@ -410,7 +410,7 @@ def test_a_tensor_of_another_shape_or_type_is_named(source, tmp_path):
 def test_a_disk_that_fills_up_in_a_part_leaves_the_parts_before_it(source, converted, tmp_path, monkeypatch, error):
     out = tmp_path / "nf4"
     stop_at(monkeypatch, 2, error, half_written=True)
-    with pytest.raises(OSError, match="is full.*make room and call again, the 1 parts done are kept") as caught:
+    with pytest.raises(OSError, match="is full.*Make room and call again; the 1 finished parts are kept") as caught:
         convert.convert_to_nf4(source, out, "float32")
     assert caught.value.errno == errno.ENOSPC
     assert sorted(p.name for p in out.iterdir() if "nf4" in p.name) == sorted([*recorded(out), "nf4.json"])
@@ -420,7 +420,7 @@ def test_a_disk_that_fills_up_in_a_part_leaves_the_parts_before_it(source, conve
 def test_a_part_that_would_not_fit_is_not_begun(source, converted, tmp_path, monkeypatch):
     out, free, Usage = tmp_path / "nf4", iter([10**9, 20_000]), namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(next(free)))
-    with pytest.raises(OSError, match=r"0\.0 MiB free, 0\.\d MiB needed for nf4-00002-of.*the 1 parts done are kept"):
+    with pytest.raises(OSError, match=r"0\.0 MiB free, 0\.\d MiB needed for nf4-00002-of.*1 finished parts are kept"):
         convert.convert_to_nf4(source, out, "float32")
     finish(source, out, converted, monkeypatch, 2)
 

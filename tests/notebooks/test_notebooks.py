@@ -415,7 +415,7 @@ def test_04_packs_a_zip_that_passes_the_check_and_sends_nothing(executed_noteboo
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
     text = printed_text(notebooks["04_submit"])
     assert "fatal" not in text and "equal the trained policy's" in text
-    assert "is not submitted: It is an adapter for the embedded tiny policy." in text and "Nothing was sent." in text
+    assert "is not submitted: The adapter is for the embedded tiny policy." in text and "Nothing was sent." in text
 
 
 def test_05_tries_settings_and_reports_their_effect(executed_notebooks):

@@ -1,4 +1,4 @@
-"""The six puzzle families of the Nemotron challenge: endless generators, and a solver for each.
+"""The six puzzle families of the Nemotron challenge: a generator and a solver for each.
 
 make_puzzle("gravity", seed=7, index=0)      one puzzle; the same arguments always give the same puzzle
 make_rows(100, seed=7)                       rows with prompt and answer, the families in turn

@@ -109,8 +109,8 @@ def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
             break
     else:
         raise ValueError(
-            f"No sentences with {knobs['examples']} examples hide {knobs['hidden']} letters of the last. "
-            "Set hidden lower."
+            "10,000 draws gave no sentence with {} to {} letters that its {} to {} examples do not show. "
+            "Set hidden lower.".format(*knobs["hidden"], *knobs["examples"])
         )
     pairs = [(decrypt(back, text), text) for text in plain]
     text = decrypt(back, answer)

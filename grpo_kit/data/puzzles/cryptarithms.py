@@ -42,7 +42,7 @@ def tabulate_results(rule: str, way: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(None)
-def _of_length(rule: str, way: int, length: int, minus: int) -> np.ndarray:
+def _select_length(rule: str, way: int, length: int, minus: int) -> np.ndarray:
     """Left and right digits, side by side, of the equations whose right side has that length and minus."""
     digits, signs = tabulate_results(rule, way)
     keep = (signs == minus) & ((digits >= 0).sum(axis=1) == length)
@@ -52,7 +52,7 @@ def _of_length(rule: str, way: int, length: int, minus: int) -> np.ndarray:
 @functools.lru_cache(2048)
 def list_equations(pattern: tuple[int, ...], minus: int, rule: str, way: int) -> np.ndarray:
     """The table of one example, a column for each symbol. pattern: its symbols, numbered, four left and then right."""
-    table, count = _of_length(rule, way, len(pattern) - 4, minus), max(pattern) + 1
+    table, count = _select_length(rule, way, len(pattern) - 4, minus), max(pattern) + 1
     first = [pattern.index(symbol) for symbol in range(count)]
     for place, symbol in enumerate(pattern):
         if place != first[symbol]:
@@ -92,7 +92,7 @@ def join_tables(
     return columns, np.concatenate([left[at[apart]], right[other[apart]][:, new]], axis=1)
 
 
-def _taken_apart(left: str, right: str) -> tuple[list[str], tuple[int, ...], int]:
+def _split_example(left: str, right: str) -> tuple[list[str], tuple[int, ...], int]:
     """(symbols, their pattern, where the minus stands) of one example."""
     bare = right.strip(left[2]) or right
     minus = 0 if bare == right else 1 if right[0] == left[2] else 2
@@ -107,7 +107,7 @@ def weigh_answers(shown: list[tuple[str, str]], query: str) -> dict[str | None, 
     usual_signs = are_usual_signs("".join({left[2] for left, _ in shown} | {query[2]}))
     seen = {symbol for left, right in shown for symbol in left[:2] + left[3:] + right.strip(left[2])}
     seen |= set(query[:2] + query[3:])
-    examples = {pair: _taken_apart(*pair) for pair in shown}
+    examples = {pair: _split_example(*pair) for pair in shown}
 
     def fits(rule: str, way: int, left: str, right: str) -> bool:
         if rule.startswith("join"):
@@ -125,19 +125,19 @@ def weigh_answers(shown: list[tuple[str, str]], query: str) -> dict[str | None, 
                 if not rules[left[2]].startswith("join")
             ]
             try:
-                columns, table = _all_joined(tables)
+                columns, table = _join_all_tables(tables)
                 table = table[(table[:, [i for i, symbol in enumerate(columns) if symbol in leading]] > 0).all(axis=1)]
                 if not len(table):
                     continue
                 for rule, part in rules_of_query(rules, query[2], way, usual_signs).items():
-                    for answer, value in _read_off(columns, table, query, rule, way, seen, leading).items():
+                    for answer, value in _weigh_query(columns, table, query, rule, way, seen, leading).items():
                         weights[answer] += share * part * value
             except MemoryError:  # too many fillings to count, so this share of the weight has no answer
                 weights[None] += share
     return weights
 
 
-def _all_joined(tables: list[tuple[list[str], np.ndarray]]) -> tuple[list[str], np.ndarray]:
+def _join_all_tables(tables: list[tuple[list[str], np.ndarray]]) -> tuple[list[str], np.ndarray]:
     columns, table, tables = [], np.zeros((1, 0), np.int16), list(tables)
     while tables and len(table):
         # The one that should leave fewest rows.
@@ -146,7 +146,7 @@ def _all_joined(tables: list[tuple[list[str], np.ndarray]]) -> tuple[list[str], 
     return columns, table
 
 
-def _read_off(
+def _weigh_query(
     columns: list[str], table: np.ndarray, query: str, rule: str, way: int, seen: set[str], leading: set[str]
 ) -> Counter:
     """Answer to its weight under one rule; symbols that stand in no table may be any digit left."""

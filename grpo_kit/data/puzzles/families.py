@@ -1,7 +1,7 @@
-"""The list of the six families, and what works for all of them: make a puzzle, make rows, classify a prompt, solve it.
+"""The six families, and functions for all of them: make a puzzle, make rows, classify a prompt, solve it.
 
-Prompts have the wording of the challenge's train.csv, answers its formats (leading zeros, `}`, decimals). When the
-examples of a drawn puzzle do not determine its answer, the puzzle is drawn again, or, with `determined_only=False`, it
+Prompts have the wording of the challenge's train.csv, and answers have its formats (leading zeros, `}`, decimals). If
+the examples of a drawn puzzle do not determine its answer, the puzzle is drawn again; with `determined_only=False` it
 is kept and marked.
 """
 
@@ -77,7 +77,7 @@ def make_rows(
     """
     if count < 1 or not families:
         raise ValueError(
-            f"There are {count} rows of {len(families)} families to make; both must be at least 1. "
+            f"Cannot make {count} rows of {len(families)} families; both numbers must be at least 1. "
             "Set data.limit to 1 or more."
         )
     rows: dict[str, dict[str, str]] = {}

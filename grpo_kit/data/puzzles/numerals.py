@@ -14,7 +14,7 @@ _PARTS = [
 
 
 def split_number(number: int) -> list[tuple[int, str]]:
-    """Largest first, what a number is the sum of: `[(10, "X"), (4, "IV")]` for 14."""
+    """The parts that a number is the sum of, the largest first: `[(10, "X"), (4, "IV")]` for 14."""
     parts = []
     for value, letters in _PARTS:
         parts += [(value, letters)] * (number // value)
@@ -31,7 +31,7 @@ def to_roman(number: int) -> str:
     return "".join(letters for _, letters in split_number(number))
 
 
-def _worked(number: int) -> str:
+def _format_sum(number: int) -> str:
     parts = split_number(number)
     return f"{number} = {' + '.join(str(value) for value, _ in parts)}: {' + '.join(name for _, name in parts)}"
 
@@ -39,7 +39,9 @@ def _worked(number: int) -> str:
 def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
     low, high = knobs["numbers"]
     if not 1 <= low < high <= LARGEST:
-        raise ValueError(f"numbers is {(low, high)}; Roman numerals go from 1 to {LARGEST}. Set both ends in there.")
+        raise ValueError(
+            f"numbers is {(low, high)}; Roman numerals go from 1 to {LARGEST}. Set both bounds within that range."
+        )
     count = min(rng.randint(*knobs["examples"]), high - low)
     *shown, query = rng.sample(range(low, high + 1), count + 1)
     lines = "".join(f"{number} -> {to_roman(number)}\n" for number in shown)
@@ -47,9 +49,9 @@ def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
         f"{OPENING} Some examples are given below:\n{lines}"
         f"Now, write the number {query} in the Wonderland numeral system."
     )
-    # One rule only: whatever is shown is Roman.
-    checks = "\n".join(f"{_worked(number)} -> {to_roman(number)}" for number in shown)
-    trace = f"The letters are Roman numerals, largest part first.\n{checks}\n{_worked(query)} -> {to_roman(query)}"
+    # There is only one rule, so every puzzle is determined.
+    checks = "\n".join(f"{_format_sum(number)} -> {to_roman(number)}" for number in shown)
+    trace = f"The letters are Roman numerals, largest part first.\n{checks}\n{_format_sum(query)} -> {to_roman(query)}"
     return prompt, to_roman(query), trace, True
 
 

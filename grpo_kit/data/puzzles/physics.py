@@ -1,10 +1,9 @@
 """Gravity and unit conversion: one hidden factor, and results that are rounded to two decimals.
 
-A distance is factor * t^2 (the factor is g/2), a converted measurement factor * x. A rounded result allows an
-interval of factors, all results together their intersection (`allowed_factors`). The worked trace divides where the
-result is largest, because its rounding weighs least, and tries the factor on every other example. A generated
-puzzle's hidden factor is the number that this yields, so the trace's answer is exact and not only within the scorer's
-1 %.
+A distance is factor * t^2 (the factor is g/2), a converted measurement is factor * x. A rounded result allows an
+interval of factors, and all results together allow the intersection (`allowed_factors`). The worked trace divides the
+largest result, because its rounding matters least, and tries that factor on every other example. A generated puzzle's
+hidden factor is the quotient of this division, so the trace's answer is exact and not only within the scorer's 1 %.
 """
 
 import random
@@ -16,7 +15,7 @@ from grpo_kit.data.puzzles.puzzle import Family, Knobs, text_after
 TOLERANCE = Decimal("0.01")  # the scorer's, relative to the larger number
 _NUMBER = r"(\d{1,4}(?:\.\d{1,4})?)"
 
-Shown = list[tuple[Decimal, Decimal]]  # what is multiplied (t^2, or the measurement), what is shown for it
+Shown = list[tuple[Decimal, Decimal]]  # (the number to multiply: t^2 or the measurement; the result shown)
 
 
 def round_half_up(value: Decimal, decimals: int = 2) -> Decimal:
@@ -49,14 +48,14 @@ def _product(value: Decimal, factor: Decimal) -> str:
 
 
 def _draw_shown(
-    rng: random.Random, count: int, given: tuple[float, float], factors: tuple[float, float], power: int
+    rng: random.Random, count: int, bounds: tuple[float, float], factors: tuple[float, float], power: int
 ) -> tuple[list[Decimal], Shown, Decimal, Decimal]:
-    """(given numbers, the last being the query; examples; factor; answer). The largest result gives the factor."""
-    low, high = (round(100 * end) for end in given)
+    """(numbers in `bounds`, the query last; examples; factor; answer). The largest result gives the factor."""
+    low, high = (round(100 * end) for end in bounds)
     if not 0 < low < high - count or factors[0] <= 0:
         raise ValueError(
-            f"There are {count} examples between {given} with factors {factors} to draw; all must be above 0, and the "
-            "numbers, in hundredths, must differ. Set the knobs further apart."
+            f"Cannot draw {count} different examples between {bounds} with factors {factors}: all numbers must be "
+            f"above 0, and the bounds must be more than {count} hundredths apart. Set the knobs further apart."
         )
     for _ in range(1000):
         hidden = Decimal(rng.randint(round(1000 * factors[0]), round(1000 * factors[1]))) / 1000
@@ -68,7 +67,8 @@ def _draw_shown(
         if all(round_half_up(value * factor) == result for value, result in shown):
             return names, shown, factor, round_half_up(values[-1] * factor)
     raise ValueError(
-        f"no factor in {factors} with five decimals gave the examples between {given}. Set larger numbers there."
+        f"No factor in {factors} with five decimals gives {count} examples between {bounds} that round correctly. Set "
+        "larger bounds."
     )
 
 

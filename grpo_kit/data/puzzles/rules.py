@@ -1,4 +1,4 @@
-"""What an equation's sign can mean, how often, and how the result is written.
+"""What the sign of an equation can mean, how likely each meaning is, and how the result is written.
 
 Three ways of writing: as it stands; each number and the result backwards; the whole line backwards (which swaps the
 numbers). The sign stands in place of the minus. RULES lists what a sign can mean, `weigh_rule` says how often; the
@@ -14,7 +14,7 @@ WAYS = (
     "the whole line written backwards",
 )
 
-# Rule: its group (in one puzzle two signs are of two groups, but for the joining ones), the number it gives.
+# {rule: (its group, the number it gives)}. In one puzzle no two signs share a group, except the group of joins.
 RULES = {
     "add": ("sum", lambda a, b: a + b),
     "add, plus 1": ("sum", lambda a, b: a + b + 1),
@@ -42,12 +42,12 @@ WAY_SHARES = {True: (0.02, 0.96, 0.02), False: (0.52, 0.24, 0.24)}
 
 
 def are_usual_signs(signs: str) -> bool:
-    """Are all signs of a puzzle among + - *?"""
+    """Whether all signs of a puzzle are among + - *."""
     return set(signs) <= set(_USUAL)
 
 
 def weigh_rule(rule: str, sign: str, way: int, usual_signs: bool) -> float:
-    """How often a sign has the meaning of a rule, not normalised."""
+    """How likely a sign has the meaning of a rule, not normalised."""
     plain = rule in ("add", "multiply", "subtract")
     if usual_signs:
         if rule == "join swapped" or RULES[rule][0] not in _USUAL[sign]:
@@ -59,7 +59,7 @@ def weigh_rule(rule: str, sign: str, way: int, usual_signs: bool) -> float:
 
 
 def weigh_rules(rules: dict[str, str], way: int, usual_signs: bool) -> float:
-    """How often a way of writing occurs with these rules of the signs, not normalised."""
+    """How likely a way of writing is with these rules of the signs, not normalised."""
     return WAY_SHARES[usual_signs][way] * math.prod(
         weigh_rule(rule, sign, way, usual_signs) for sign, rule in rules.items()
     )
@@ -87,16 +87,16 @@ def write_result(rule: str, way: int, left: str) -> str:
 
 
 def is_possible(left: str, way: int) -> bool:
-    """Are both numbers 10 or more?"""
+    """Whether both numbers are 10 or more."""
     return not any(number.startswith("0") for number in read_numbers(left, way))
 
 
 def assign_rules(
     shown: list[tuple[str, str]], way: int, fits: Callable[[str, int, str, str], bool]
 ) -> Iterator[dict[str, str]]:
-    """Every choice of a rule for each sign that stands in the examples, two signs never of one group but joins.
+    """Every choice of a rule for each sign in the examples; no two signs share a group, except that of joins.
 
-    fits(rule, way, left, right): may the rule give this example?
+    `fits(rule, way, left, right)` says whether a rule can give an example.
     """
     choices = {
         sign: [rule for rule in RULES if all(fits(rule, way, left, right) for left, right in shown if left[2] == sign)]

@@ -4,10 +4,10 @@
     print(audit_reward("my_reward.py"))  # a file, as `grpo-kit rewards audit` takes it, or a function of a notebook
 
 The reward runs in a forked process, one case at a time. A case that takes longer than `seconds` counts as a hang: its
-process is killed and the next case runs in a new one, so nothing that a reward does can hang the audit, not even
-freezing the interpreter. Covered: whether replies are paid as labelled, how long that takes, what is raised, whether
-the threads differ. Not covered: rewards that compare the completions of a group, since each call has one completion.
-Needs os.fork, that is Linux or macOS.
+process is killed and the next case runs in a new one. So a reward cannot hang the audit, not even by freezing the
+interpreter. The audit shows whether the reward pays replies as labelled, how long it takes, what it raises, and whether
+the threads differ. It cannot test rewards that compare the completions of a group, because each call has one
+completion. It needs os.fork, that is Linux or macOS.
 """
 
 import io
@@ -59,17 +59,17 @@ class Trial:
 
     @property
     def paid_wrong(self) -> bool:
-        """Some thread paid (above 0.5) for a reply that deserves nothing."""
+        """Whether a thread paid more than 0.5 for a reply that deserves nothing."""
         return self.case.reward != 1.0 and any((r or 0.0) > 0.5 for r in self.rewards.values())
 
     @property
     def refused_right(self) -> bool:
-        """Some thread answered with 0.5 or less, or None, for a reply that deserves 1.0."""
+        """Whether a thread gave 0.5 or less, or None, to a reply that deserves 1.0."""
         return self.case.reward == 1.0 and any((r or 0.0) <= 0.5 for r in self.rewards.values())
 
     @property
     def right(self) -> bool:
-        """Every thread answered, and as labelled."""
+        """Whether every thread answered as labelled."""
         answered = len(self.rewards) == len(THREADS)
         skipped = self.case.reward is not None or all(r is None for r in self.rewards.values())
         return answered and skipped and not self.paid_wrong and not self.refused_right
@@ -248,7 +248,7 @@ def _failure(trial: Trial) -> str:
 
 
 def _try_until_stuck(reward: str | Callable, trials: list[Trial], done: int, thread: str, seconds: float) -> int:
-    """Run the trials from `done` on in a new process until it hangs, dies or did all; returns how many are done."""
+    """Run the trials from `done` on in a new process until it hangs, dies or ends; return how many are done."""
     fork = multiprocessing.get_context("fork")  # a function of a notebook cannot be pickled, but forks inherit it
     with ProcessPoolExecutor(1, fork, initializer=_inherit, initargs=(reward, thread)) as pool:
         process, loading = pool.submit(os.getpid).result(), pool.submit(_load)
@@ -305,7 +305,7 @@ def _judge(case: Case) -> tuple[float, str, float | None]:
 
 
 def _takes_messages(reward: Callable) -> bool:
-    """Whether the reward reads message lists; one for strings raises on them or pays nothing."""
+    """Whether the reward reads message lists; a reward for strings raises or pays nothing for them."""
     paid = []
     for as_messages in (True, False):
         try:

@@ -1,1 +1,1 @@
-"""What is GRPO's alone: groups, advantages, the draw of prompts, the trainer, and its longest step."""
+"""What only GRPO needs: groups, advantages, the draw of prompts, the trainer, and the trial of its longest step."""

@@ -1,7 +1,7 @@
-"""How much better than its group a completion was: GRPO's advantage, by the group's mean or by the mean of the others.
+"""GRPO's advantage, how much better than its group a completion is: than the group's mean, or than the others' mean.
 
 The figures are NeMo-RL's (`calculate_baseline_and_std_per_prompt`): with one right in 8, 2.475 and -0.354 by the group,
-1.000 and -0.378 by the others. TRL 1.16 has the first only, with another epsilon.
+1.000 and -0.378 by the others. TRL 1.16 has only the first, with another epsilon.
 """
 
 import torch
@@ -19,7 +19,7 @@ def compute_advantages(
         rewards: `(completions,)`. A reward that is NaN counts in no mean and gets the advantage 0.
         num_generations: completions per group; it divides `completions`.
         kind: `group`: reward less the mean of its group. `leave_one_out`: reward less the mean of the others.
-        normalize: whether to divide by the standard deviation (n - 1 below) of those whose mean was taken; where that
+        normalize: whether to divide by the standard deviation (denominator n - 1) of the rewards in the mean; if that
             is 0, the difference stays as it is.
 
     Returns:

@@ -56,8 +56,8 @@ def drop_rows_without_gradient(batch: Batch, loss_type: str, at_least: int) -> t
         at_least: how many rows must remain, even without a gradient.
 
     Returns:
-        The remaining rows without columns that are padding in all of them, and by what the mean over them has to be
-        multiplied to be the mean over all rows. (None, 0) when no row remains.
+        The remaining rows, without columns that are padding in all of them; and the factor that turns the mean over
+        them into the mean over all rows. (None, 0) when no row remains.
     """
     mask, useful = batch["completion_mask"].bool(), has_gradient(batch)
     kept = (~useful).long().argsort(stable=True)[: max(at_least, int(useful.sum()))].sort().values

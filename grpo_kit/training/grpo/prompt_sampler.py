@@ -1,4 +1,4 @@
-"""Draws the prompts of each step: those whose completions are likely to be partly right.
+"""Draw the prompts of each step, preferring those whose completions are likely to be partly right.
 
 A group whose completions are all right or all wrong has no gradient. With pass rate p that happens with probability
 p^n + (1 - p)^n; a prompt is drawn in proportion to the rest, the probability of a mixed group. Pass rates come from a
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 KINDS = ("useful", "shuffled", "in_order")
-FLOOR = 0.02  # least weight of a prompt: solved and hopeless ones come back, rarely
-DECAY = 0.5  # what an earlier visit counts at the next one
-RECENT = 0.97  # what a group counts after the next one: some thirty groups say how the policy stands now
-PRIOR = 1.0  # completions that the mean of first visits counts as
-SHARPNESS = 3.0  # power of the weight where a prompt replaces another: those that were mixed of late come first
-SCREENED = 16.0  # completions that a screened pass rate counts as
+FLOOR = 0.02  # least weight of a prompt, so that solved and hopeless prompts come back, but rarely
+DECAY = 0.5  # by this factor an earlier visit counts less at each new visit
+RECENT = 0.97  # by this factor a group counts less with each new group, so that about the last thirty count
+PRIOR = 1.0  # completions; the weight of the mean of first visits
+SHARPNESS = 3.0  # power of the weight when a prompt replaces another; recently mixed prompts come first
+SCREENED = 16.0  # completions; the weight of a screened pass rate
 
 
 class PromptSampler:
-    """What is known of each training prompt, and the draw of the next ones.
+    """The pass rate of each training prompt so far, and the draw of the next prompts.
 
     The same seed, pass rates and calls give the same draws; `state` and `restore` carry it over an interruption.
 

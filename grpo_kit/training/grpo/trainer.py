@@ -1,4 +1,4 @@
-"""GRPO's trainer: it draws prompts by pass rate, replaces groups without a gradient, and leaves out what has none.
+"""GRPO's trainer: it draws prompts by pass rate, replaces groups and skips completions that have no gradient.
 
 TRL's GRPOTrainer does the rest; its private methods are overridden in `trl_internals` only.
 """
@@ -181,9 +181,9 @@ class GroupTrainer(OpenGRPOTrainer):
         return max(1, int(self.accelerator.gather(has_gradient(inputs).sum()).max()))
 
     def save_extra(self, folder: Path) -> None:
-        """Write what is known of the prompts."""
+        """Write the pass rates of the prompts."""
         (folder / SAMPLER_FILE).write_text(json.dumps(self.prompt_sampler.state()))
 
     def load_extra(self, folder: Path) -> None:
-        """Read what was known of the prompts."""
+        """Read the pass rates of the prompts."""
         self.prompt_sampler.restore(json.loads((folder / SAMPLER_FILE).read_text()))

@@ -1,8 +1,8 @@
-"""The longest step of a run, tried before the first: does it fit, and how long will the run last at most?
+"""A trial of the longest step before the first step: whether it fits, and how long the run takes at most.
 
 The longest prompts of the run are sampled from, and a micro-batch of full length goes forward and backward, on the
-prepared model and by TRL's own loss. What runs out of memory does so in the first minute and not in the fourth hour.
-Nothing is learned from it: gradients are dropped, random numbers and figures are as they were.
+prepared model and by TRL's own loss. A run that does not fit into memory fails in the first minute and not in the
+fourth hour. The trial changes nothing: it drops its gradients and restores random numbers and figures.
 """
 
 import copy
@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from grpo_kit.nemotron import expert_placement
 
-TOKENS = 16  # sampled to learn what one costs; at full length keys and values take more, by `grpo-kit plan`
+TOKENS = 16  # sampled to time one; `grpo-kit plan` computes the memory that full length takes
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Forecast:
     """What the trial measured.
 
     Args:
-        prompt_tokens: of the longest prompt.
-        completion_tokens: to which all completions of the step run.
-        sampling_seconds: of a whole step.
-        training_seconds: of a whole step.
-        steps: that are left.
-        peak_bytes: of GPU memory that PyTorch held at most; None without a GPU.
+        prompt_tokens: tokens of the longest prompt.
+        completion_tokens: tokens of every completion of the step.
+        sampling_seconds: seconds of sampling in a step.
+        training_seconds: seconds of training in a step.
+        steps: steps that are left.
+        peak_bytes: the most GPU memory that PyTorch held, in bytes; None without a GPU.
     """
 
     prompt_tokens: int
@@ -51,7 +51,7 @@ class WorstStepCallback(TrainerCallback):
     Args:
         trainer: a `trl_internals.OpenGRPOTrainer`.
         longest: token ids of the run's longest prompts, as many as a step has.
-        on_forecast: is called with the `Forecast` as a dict, and its `seconds`.
+        on_forecast: called with the `Forecast` as a dict, which also has `seconds`.
     """
 
     def __init__(self, trainer: Any, longest: list[list[int]], on_forecast: Callable[[dict[str, Any]], None]) -> None:
@@ -68,9 +68,8 @@ class WorstStepCallback(TrainerCallback):
             sizes = f"{args.per_device_train_batch_size} x ({prompt_tokens} + {completion_tokens}) tokens"
             raise RuntimeError(
                 f"The longest step of this run ({sizes} in training) does not fit the GPU "
-                f"({str(error).split('. ')[0]}); nothing "
-                "was trained. Lower grpo.per_device_train_batch_size or grpo.max_completion_length; `grpo-kit plan` "
-                "says by how much."
+                f"({str(error).split('. ')[0]}); nothing was trained. Lower grpo.per_device_train_batch_size or "
+                "grpo.max_completion_length; `grpo-kit plan` says by how much."
             ) from None
         self.on_forecast(asdict(forecast) | {"seconds": forecast.seconds})
 
