@@ -37,9 +37,11 @@ class HeldOutSet(NamedTuple):
 
 
 def prepare(
-    config: RunConfig, run: Run, verifier: gold_answers.Verifier | str | Path | None = None,
+    config: RunConfig,
+    run: Run,
+    verifier: gold_answers.Verifier | str | Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the run's data. A run whose data is already there is left as it is.
 
     Args:

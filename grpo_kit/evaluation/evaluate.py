@@ -50,9 +50,12 @@ class Measurement:
 
 
 def measure(
-    config: RunConfig, run: Run, stage: str, verifier: Reward | str | Path | None = None,
+    config: RunConfig,
+    run: Run,
+    stage: str,
+    verifier: Reward | str | Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Measure the policy's accuracy on held-out problems, before or after training.
 
     A stage that is finished with the same settings is not repeated, and an interrupted one resumes.

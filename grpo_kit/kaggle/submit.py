@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 def submit(
     path: str | Path, message: str = "", follow: bool = True, dry_run: bool = False, say: Say = print
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Check a zip, submit it once and wait for its public score.
 
     A zip that was submitted before is not sent again: the call goes on waiting for its score.

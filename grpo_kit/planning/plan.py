@@ -25,9 +25,13 @@ LARGEST_STEP = 2**16  # where the search ends
 
 
 def plan(
-    config: RunConfig, device: Device | str | None = None, prompt_tokens: int = 256,
-    bandwidths: Bandwidths | None = None, hits: torch.Tensor | None = None, search: bool = True,
-) -> Plan:  # fmt: skip
+    config: RunConfig,
+    device: Device | str | None = None,
+    prompt_tokens: int = 256,
+    bandwidths: Bandwidths | None = None,
+    hits: torch.Tensor | None = None,
+    search: bool = True,
+) -> Plan:
     """Say whether a run fits a machine, before anything is downloaded. As many routed experts as fit stay on the GPU.
 
     Args:

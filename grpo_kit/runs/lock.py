@@ -101,9 +101,14 @@ def read_lock(path: Path) -> dict[str, Any] | None:
 
 def _describe_process(stage: str) -> dict[str, Any]:
     return {
-        "stage": stage, "host": platform.node(), "machine": _machine(), "pid": os.getpid(), "start": int(time.time()),
-        "beat": int(time.time()), "token": uuid.uuid4().hex,
-    }  # fmt: skip
+        "stage": stage,
+        "host": platform.node(),
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "start": int(time.time()),
+        "beat": int(time.time()),
+        "token": uuid.uuid4().hex,
+    }
 
 
 def _machine() -> str:

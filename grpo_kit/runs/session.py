@@ -25,9 +25,12 @@ BUILDS_ON = {
 
 
 def open_run(
-    sources: OneOrMore = (), overrides: str | Iterable[str] = (), name: str | None = None, stage: str | None = None,
+    sources: OneOrMore = (),
+    overrides: str | Iterable[str] = (),
+    name: str | None = None,
+    stage: str | None = None,
     force: bool = False,
-) -> tuple[configuration.RunConfig, Run]:  # fmt: skip
+) -> tuple[configuration.RunConfig, Run]:
     """Open a run, a new one or one that exists, with the configuration it goes on with. Nothing is created on the disk.
 
     The sections that finished stages were made with keep their values, except where an override names another one.

@@ -21,9 +21,7 @@ from grpo_kit.runs.files import new_file
 from grpo_kit.submission import inspect_zip
 
 
-def check_submission(
-    path: str | Path, policy: Policy | None = None, probe: str | Path | None = None
-) -> list[Finding]:  # fmt: skip
+def check_submission(path: str | Path, policy: Policy | None = None, probe: str | Path | None = None) -> list[Finding]:
     """Check a submission: its files, and when none of that is fatal and the base's weights are here, its outputs.
 
     Args:

@@ -30,10 +30,17 @@ Progress = Callable[[int, int], None]
 
 
 def package_adapter(
-    config: RunConfig, run: Run, out: str | Path | None = None, adapters: OneOrMore = (), base: str | None = None,
-    dtype: str | None = None, ranks: str = "pad", stacked: str = "auto", say: Callable[[str], None] | None = None,
+    config: RunConfig,
+    run: Run,
+    out: str | Path | None = None,
+    adapters: OneOrMore = (),
+    base: str | None = None,
+    dtype: str | None = None,
+    ranks: str = "pad",
+    stacked: str = "auto",
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Write an adapter as a zip with exactly the two files that the scorer reads.
 
     The same adapter gives the same bytes. A zip of the run that is up to date is not written again, unless

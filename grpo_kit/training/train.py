@@ -42,10 +42,13 @@ OnForecast = Callable[[dict[str, Any]], None]
 
 
 def train(
-    config: RunConfig, run: Run, reward_funcs: Reward | str | Path | Iterable[Reward | str | Path],
-    on_step: OnStep | None = None, on_forecast: OnForecast | None = None,
+    config: RunConfig,
+    run: Run,
+    reward_funcs: Reward | str | Path | Iterable[Reward | str | Path],
+    on_step: OnStep | None = None,
+    on_forecast: OnForecast | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train the policy's LoRA adapter with GRPO, or resume or recognise a training that was begun before.
 
     An interrupted run resumes from its last checkpoint; one that was stopped keeps its adapter and continues when
