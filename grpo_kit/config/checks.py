@@ -76,7 +76,7 @@ def suggest_nearest(word: str, choices: Sequence[str]) -> str:
             return f" Did you mean {SYNONYMS[synonym]}?"
     # A key without its section, or in the wrong one, is the likeliest mistake; so only the last parts are compared.
     leaves = [choice.rpartition(".")[2] for choice in choices]
-    if not (nearest := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)):
+    if not (nearest := difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.5)):
         return ""
     similar = [choice for choice, other in zip(choices, leaves, strict=True) if other == nearest[0]]
     return f" Did you mean {next((c for c in similar if c.rpartition('.')[0] == section), similar[0])}?"
