@@ -91,6 +91,11 @@ def _complete_message(sentence: str, arguments: Mapping[str, Any]) -> str:
     elif "name" in arguments:
         sentence = re.sub(r"^(Run '[^']+') has", r"\1 (no --run was given) has", sentence)
         sentence = re.sub(r"( Runs in .*)\.$", r"\1; name one with --run.", sentence)
-    given = "".join(f" {shlex.quote(word)}" for word in [*words, *(arguments.get("overrides") or ())])
+    subject = sentence.split(" ", 1)[0]
+    for override in arguments.get("overrides") or ():
+        key, _, value = override.partition("=")
+        if subject != value and not f"{key}.".startswith(f"{subject}."):  # a setting at fault is not repeated
+            words.append(override)
+    given = "".join(f" {shlex.quote(word)}" for word in words)
     sentence = re.sub(rf"(`grpo-kit (?:{STAGE_COMMANDS})\b[^`]*)`", lambda match: f"{match[1]}{given}`", sentence)
     return sentence.replace("`grpo-kit ", f"`{terminal.program_name()} ")

@@ -6,6 +6,7 @@ import pytest
 import typer
 
 from grpo_kit.cli import errors
+from grpo_kit.config import load_config
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
@@ -94,6 +95,16 @@ def test_a_recommended_command_has_the_run_the_presets_and_the_settings_of_the_f
         errors.report_errors(command)(overrides=["data.source=a b.csv"], sources=["t4", "x.yaml"], name="r")
     given = "-c t4 -c x.yaml --run r 'data.source=a b.csv'"
     assert f"Run `grpo-kit data {given}` and then `grpo-kit train {given}` first." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["grpo.nothing_like_it_at_all=1", "zz.yy=1"])
+def test_a_setting_that_is_at_fault_is_not_repeated_in_the_recommended_command(wrong, capsys):
+    def command(overrides, name):
+        load_config(["tiny"], overrides)
+
+    with pytest.raises(typer.Exit):
+        errors.report_errors(command)(overrides=["run.seed=1", wrong], name="r")
+    assert "`grpo-kit train --dry-run --run r run.seed=1` prints them all" in capsys.readouterr().err
 
 
 def test_recommended_commands_start_as_the_user_started_the_failed_one(monkeypatch, tmp_path, capsys):
