@@ -28,7 +28,7 @@ from grpo_kit.display.notebook_output import (
 )
 from grpo_kit.runs import session
 from grpo_kit.runs.files import read_lines
-from grpo_kit.runs.run import Run, find_run
+from grpo_kit.runs.run import Run, find_drive, find_run
 
 __all__ = [
     "open_from_form",
@@ -130,20 +130,34 @@ def open_from_form(
 
 
 def mount_drive(filesystem: Path = Path("/")) -> str:
-    """Ask Colab for Google Drive unless it is mounted; return a sentence that says where runs will be kept."""
-    folder = filesystem / "content/drive"
-    if not (folder / "MyDrive").is_dir():
+    """Ask Colab for Google Drive unless it is mounted; return a sentence that says where runs will be kept.
+
+    A Drive that is mounted and does not answer is mounted anew. If that fails too, `GRPO_KIT_ROOT` is set to the
+    machine's own disk, so that this session goes on without Drive.
+    """
+    folder, own_disk = filesystem / "content/drive", str(filesystem / "content/grpo-kit/runs")
+    hangs = ""
+    try:
+        mounted = find_drive(filesystem)
+    except OSError:
+        mounted, hangs = None, "Google Drive did not answer. "
+    if not mounted:
         try:
             from google.colab import drive
 
-            drive.mount(str(folder))
+            drive.mount(str(folder), **({"force_remount": True} if hangs else {}))
+            find_drive(filesystem)
         except Exception as error:  # refused, overlooked, no browser: Colab has an error type of its own for each
             reason = " ".join(str(error).split())[:100] or type(error).__name__
+            if hangs:
+                os.environ["GRPO_KIT_ROOT"] = own_disk
             return (
-                f"Google Drive is not mounted ({reason}), so the run is kept on this machine's disk and is lost when "
-                "the session ends. Run this cell again to be asked again."
+                f"{hangs}Google Drive is not mounted ({reason}), so the run is kept on this machine's disk and is lost "
+                "when the session ends. Run this cell again to be asked again."
             )
-    return "Google Drive is mounted: the run is kept when the session ends."
+    if os.environ.get("GRPO_KIT_ROOT") == own_disk:  # from an earlier call, when Drive did not answer
+        del os.environ["GRPO_KIT_ROOT"]
+    return f"{hangs}Google Drive is mounted{' anew' if hangs else ''}: the run is kept when the session ends."
 
 
 def require_stage(run: Run, stage: str, notebook: str) -> None:

@@ -33,6 +33,8 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        if function.__name__ != "train":  # the only command that several processes run together
+            terminal.print_as_first()
         try:
             function(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):  # Typer ends the command; a closed pipe is the end of `| head`
@@ -45,6 +47,8 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             sentence = in_reward or _describe_error(error)
             if not sentence:
                 raise  # a defect, ours or a library's: its traceback is what helps
+            if isinstance(error, ConnectionError):  # each process that did not meet the others says so
+                terminal.print_as_first()
             terminal.err.print(f"[bold red]error:[/] {escape(_complete_message(sentence, kwargs))}")
             raise typer.Exit(2 if isinstance(error, USAGE) and not in_reward else 1) from None
 

@@ -37,6 +37,12 @@ def program_name() -> str:
     return sys.argv[0] if not shutil.which("grpo-kit") and script.name == "grpo-kit" else "grpo-kit"
 
 
+def print_as_first() -> None:
+    """Print from now on, whatever a launcher left in the environment: this process works alone."""
+    processes.forget_launcher()
+    out.quiet = err.quiet = False
+
+
 @contextlib.contextmanager
 def show_stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
     """Show a progress bar while a stage works, then one line that says whether it is done or skipped."""

@@ -29,15 +29,38 @@ Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
+def find_drive(filesystem: Path = Path("/")) -> Path | None:
+    """The folder of the user's files on Google Drive in Colab; None where Drive is not mounted.
+
+    Raises:
+        OSError: Drive is mounted and does not answer. Colab's mount dies now and then and stays in its place.
+    """
+    folder = filesystem / "content/drive/MyDrive"
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise OSError(
+            f"Google Drive is mounted but does not answer ({error.strerror}), and the runs are kept there. Run the "
+            "notebook's cell that opens the run again: it mounts Drive anew. In a terminal, set "
+            "GRPO_KIT_ROOT=/content/grpo-kit/runs to work without Drive."
+        ) from None
+    return folder
+
+
 def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
-    """The folder that holds all runs: Drive on Colab when mounted, /kaggle/working on Kaggle, ./runs elsewhere."""
+    """The folder that holds all runs: Drive on Colab when mounted, /kaggle/working on Kaggle, ./runs elsewhere.
+
+    Raises:
+        OSError: on Colab, Drive is mounted and does not answer.
+    """
     if environ.get("GRPO_KIT_ROOT"):
         return Path(environ["GRPO_KIT_ROOT"])
     if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         return filesystem / "kaggle/working/runs"
-    drive = filesystem / "content/drive/MyDrive"
     if environ.get("COLAB_RELEASE_TAG"):
-        return (drive if drive.is_dir() else filesystem / "content") / "grpo-kit/runs"
+        return (find_drive(filesystem) or filesystem / "content") / "grpo-kit/runs"
     return Path("runs")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from grpo_kit import config as configuration
 from grpo_kit.config.arguments import OneOrMore, as_texts, require_type
 from grpo_kit.config.checks import require_one_of
+from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run, find_run
 
 OPEN = 'Write config, run = open_run("tiny", name="first").'  # the remedy for an argument that is neither
@@ -52,6 +53,7 @@ def open_run(
             name.
         FileNotFoundError: for a YAML file that does not exist.
         TypeError: for an argument that is not text.
+        ConnectionError: for a `WORLD_SIZE` above 1 that no launcher set.
 
     Example:
         >>> from grpo_kit import open_run
@@ -64,6 +66,7 @@ def open_run(
     require_type("name", name, (str, type(None)), "the name of a run", 'Write name="first".')
     if stage is not None:
         require_one_of("stage", stage, tuple(BUILDS_ON))
+    processes.check_launcher()
     config = configuration.load_config(sources or ["tiny"], overrides)
     run = find_run(name or config.run.name, config.run.root)
     if not sources and run.config.is_file():

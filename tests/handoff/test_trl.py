@@ -91,7 +91,9 @@ def test_its_settings_are_those_of_the_run_s_own_trainer(bundle, trained, tmp_pa
     assert {key for key in own if own[key] != rebuilt.get(key)} <= bookkeeping
 
 
-@pytest.mark.parametrize(("world", "each"), [("1", (16, 1)), ("2", (8, 1)), ("4", (4, 1)), ("3", None)])
+@pytest.mark.parametrize(
+    ("world", "each"), [("", (16, 1)), ("0", (16, 1)), ("1", (16, 1)), ("2", (8, 1)), ("4", (4, 1)), ("3", None)]
+)
 def test_a_step_has_the_same_size_with_any_number_of_processes(bundle, monkeypatch, world, each):
     text = (bundle / "train.py").read_text()
     begin, end = text.index("HERE ="), text.index("args = GRPOConfig")

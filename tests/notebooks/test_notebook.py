@@ -1,5 +1,7 @@
 """What the notebooks share: where they run, the preset for the machine, the run, and messages about a missing stage."""
 
+import errno
+import os
 import sys
 import types
 
@@ -7,7 +9,7 @@ import pytest
 
 from grpo_kit import config, notebook
 from grpo_kit.planning import machines
-from grpo_kit.runs.run import Run, find_run
+from grpo_kit.runs.run import Run, find_root, find_run
 
 ON_GITHUB = f"{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
@@ -124,6 +126,50 @@ def test_a_notebook_continues_without_drive_when_mounting_fails(monkeypatch, tmp
         f"Google Drive is not mounted ({reason or 'ValueError'}), so the run is kept on this machine's disk and is "
         "lost when the session ends. Run this cell again to be asked again."
     )
+
+
+@pytest.fixture
+def dead_drive(monkeypatch, tmp_path):
+    """A Drive that died while mounted, as Colab's does; it lives again when the value is set to False."""
+    state, real = {"dead": True}, os.stat
+    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
+
+    def stat(path, *args, **kwargs):
+        if state["dead"] and str(path).startswith(str(tmp_path / "content/drive")):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setenv("GRPO_KIT_ROOT", "")  # so that the test's end restores it
+    return state
+
+
+def test_a_drive_that_died_while_mounted_is_mounted_anew(monkeypatch, tmp_path, dead_drive):
+    mounts = []
+    fake_drive(monkeypatch, lambda path, **options: mounts.append((path, options)) or dead_drive.update(dead=False))
+    assert notebook.mount_drive(tmp_path) == (
+        "Google Drive did not answer. Google Drive is mounted anew: the run is kept when the session ends."
+    )
+    assert mounts == [(str(tmp_path / "content/drive"), {"force_remount": True})]
+    assert find_root(COLAB, tmp_path) == tmp_path / "content/drive/MyDrive/grpo-kit/runs"
+
+
+def test_a_drive_that_stays_dead_is_left_and_taken_again_when_it_answers(monkeypatch, tmp_path, dead_drive):
+    fake_drive(monkeypatch, lambda path, force_remount=False: None)
+    text = notebook.mount_drive(tmp_path)
+    assert text.startswith("Google Drive did not answer. Google Drive is not mounted (")
+    assert "the run is kept on this machine's disk" in text and "Errno" not in text
+    local = tmp_path / "content/grpo-kit/runs"
+    assert find_root(os.environ | COLAB, tmp_path) == local
+    dead_drive["dead"] = False
+    assert notebook.mount_drive(tmp_path) == "Google Drive is mounted: the run is kept when the session ends."
+    assert find_root(dict(os.environ) | COLAB, tmp_path) == tmp_path / "content/drive/MyDrive/grpo-kit/runs"
+
+
+def test_a_run_on_a_dead_drive_is_one_sentence_with_the_remedy(tmp_path, dead_drive):
+    with pytest.raises(OSError, match="mounted but does not answer .Transport endpoint.*mounts Drive anew") as caught:
+        find_root(COLAB, tmp_path)
+    assert "GRPO_KIT_ROOT=/content/grpo-kit/runs" in str(caught.value)
 
 
 def test_drive_is_not_mounted_outside_colab_or_when_it_is_switched_off(monkeypatch, capsys):

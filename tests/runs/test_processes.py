@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.run import find_run
+from grpo_kit.runs.session import open_run
 from grpo_kit.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,76 @@ def test_a_number_that_does_not_divide_the_step_names_what_does(batch, accumulat
         processes.split_batch(grpo(batch, accumulation), count)
     larger = int(says.rpartition("=")[2])
     assert processes.split_batch(grpo(larger, accumulation), count)
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """Sets a launcher's variables from a text `NAME=value ...` and clears the others."""
+
+    def set_variables(text):
+        for name in processes.VARIABLES:
+            monkeypatch.setenv(name, "")  # so that the test's end restores what the code removes
+            monkeypatch.delenv(name)
+        for name, _, value in (word.partition("=") for word in text.split()):
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.mark.parametrize(
+    "left",
+    ["WORLD_SIZE=", "WORLD_SIZE=0", "WORLD_SIZE=1 RANK=0 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=0",
+     "WORLD_SIZE=-1", "WORLD_SIZE=two", "RANK=3", "RANK=", "LOCAL_RANK=", "LOCAL_RANK=0", "LOCAL_RANK=1 RANK=1",
+     "MASTER_PORT=", "MASTER_PORT=29500 MASTER_ADDR=", "LOCAL_WORLD_SIZE=2 PMI_SIZE=2", "OMPI_COMM_WORLD_SIZE=4"],
+)  # fmt: skip
+def test_what_an_image_leaves_in_the_environment_is_forgotten(launcher, left):
+    from accelerate.state import PartialState
+
+    launcher(left)
+    assert (processes.process_count(), processes.is_first()) == (1, True)
+    open_run(["tiny"])
+    assert not [name for name in processes.VARIABLES if name in os.environ]
+    PartialState._reset_state()
+    assert PartialState(cpu=True).num_processes == 1  # accelerate does not look for partners either
+
+
+@pytest.mark.parametrize(
+    ("left", "says"),
+    [
+        ("WORLD_SIZE=2", "WORLD_SIZE is 2, so 2 processes should share this run, but RANK is ''"),
+        ("WORLD_SIZE=2 RANK=2 LOCAL_RANK=0 MASTER_ADDR=h MASTER_PORT=1", "RANK is '2'"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK= MASTER_ADDR=h MASTER_PORT=1", "LOCAL_RANK is ''"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=-1 MASTER_ADDR=h MASTER_PORT=1", "LOCAL_RANK is '-1'"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=h MASTER_PORT=0", "MASTER_PORT is '0'"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=h MASTER_PORT=99999", "MASTER_PORT is '99999'"),
+        ("WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR= MASTER_PORT=1", "MASTER_ADDR is ''"),
+    ],
+)
+def test_half_of_a_launchers_variables_is_one_sentence_with_the_remedy(launcher, left, says):
+    launcher(left)
+    with pytest.raises(ConnectionError, match=says) as caught:
+        open_run(["tiny"])
+    assert "Remove WORLD_SIZE from the environment" in str(caught.value) and "--num-processes 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_start_without_partners_says_that_it_waits_and_gives_up(launcher, monkeypatch, capfd, rank):
+    import torch
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher(f"WORLD_SIZE=2 RANK={rank} LOCAL_RANK={rank} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}")
+    monkeypatch.setattr(processes, "PATIENCE", 3.0)
+    monkeypatch.setattr(processes, "SILENCE", 0.0)
+    open_run(["tiny"])  # the variables are complete
+    with pytest.raises(ConnectionError, match=f"Process {rank} of 2 did not meet the others at 127.0.0.1:{port}"):
+        processes.broadcast_from_first(lambda: pytest.fail("it worked without its partner"))
+    assert f"Process {rank} of 2 (WORLD_SIZE=2, RANK={rank}) waits for the others" in (
+        printed := capfd.readouterr().err
+    )
+    assert len(printed.splitlines()) == 1  # and no warnings of torch's
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_single_process_exchanges_nothing_and_gets_the_whole_batch():
