@@ -3,6 +3,8 @@ r"""Golds (reference answers): extracted from solutions, stripped of delimiters,
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from grpo_kit.rewards.tools.calling import call_reward
+
 Verifier = Callable[..., list[float | None]]  # a reward function, called as TRL calls one
 
 
@@ -105,4 +107,4 @@ def make_gold_comparison(verifier: Verifier | None) -> Callable[[str, str], bool
 def _judge_boxed(answers: Sequence[str], golds: Sequence[str], verifier: Verifier) -> list[float | None]:
     """What the verifier pays for replies that consist of a box."""
     replies = [f"\\boxed{{{answer}}}" for answer in answers]
-    return verifier(prompts=[""] * len(replies), completions=replies, answer=list(golds))
+    return call_reward(verifier, prompts=[""] * len(replies), completions=replies, answer=list(golds))

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import gold_answers, row_options
 from grpo_kit.data.steps import Row
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.runs.files import hash_of, write_lines, write_text
+from grpo_kit.runs.files import hash_of, to_json, write_lines, write_text
 
 SPLITS = ("train", "val", "test")
 AGENT = {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"}  # NeMo-Gym's agent for math
@@ -89,7 +88,7 @@ def write_splits(
         "rows": counts,
         "sha256": {name: hash_of(folder / name / "data.jsonl") for name in SPLITS},
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "manifest.json", to_json(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 

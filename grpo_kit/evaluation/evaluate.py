@@ -22,8 +22,9 @@ from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample_completions
-from grpo_kit.rewards.tools.loading import Reward, answer_reader, fingerprint, resolve_reward
-from grpo_kit.runs.files import hash_of, list_differences, write_lines, write_text
+from grpo_kit.rewards.tools.calling import Reward, call_reward
+from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, resolve_reward
+from grpo_kit.runs.files import hash_of, list_differences, to_json, write_lines, write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
 
@@ -141,7 +142,7 @@ def compare(run: Run) -> dict[str, Any]:
     if engines[0] != engines[1]:
         by = f" Before was sampled by {engines[0]} and after by {engines[1]}"
         report["words"] += f"{by}; part of the difference may come from that."
-    write_text(run.evaluation / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(run.evaluation / "report.json", to_json(report, indent=2) + "\n")
     return report
 
 
@@ -210,7 +211,7 @@ def run_measurement(
             },
             "problems": judged,
         }
-        write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, to_json(report, indent=1, ensure_ascii=False) + "\n")
         run.record_stage(stage, settings, reads, [path], report["seconds"], config_yaml)
         partial.unlink(missing_ok=True)
     return report
@@ -244,7 +245,8 @@ def call_verifier(
 ) -> list[float | None]:
     """The reward of each row's sample. The verifier is called as TRL calls it; a column that a row lacks is None."""
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "prompt"))
-    return verifier(
+    return call_reward(
+        verifier,
         completions=[[{"role": "assistant", "content": s.text}] for s in samples],
         prompts=[row["prompt"] for row in rows],
         prompt_opened_think=prompts_open_thinking(tokenizer, rows, enable_thinking),
@@ -300,7 +302,7 @@ def _sample_batches(
                 batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
                 seconds = round(time.monotonic() - started, 3)
                 done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
-                file.write(json.dumps(done[number], ensure_ascii=False) + "\n")
+                file.write(to_json(done[number], ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}

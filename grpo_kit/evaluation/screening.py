@@ -29,8 +29,9 @@ from grpo_kit.evaluation.evaluate import call_verifier, score_rows
 from grpo_kit.policy.chat import template_conversations
 from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
-from grpo_kit.rewards.tools.loading import Reward, fingerprint, resolve_reward
-from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_lines, write_text
+from grpo_kit.rewards.tools.calling import Reward
+from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
+from grpo_kit.runs.files import hash_of, list_differences, read_lines, to_json, write_lines, write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 
@@ -223,7 +224,7 @@ def _sample_rounds(
                     "round": number,
                     "of": len(batch),
                 }
-            file.write("".join(json.dumps(lines[row["id"]]) + "\n" for row in batch))
+            file.write("".join(to_json(lines[row["id"]]) + "\n" for row in batch))
             file.flush()
             waiting = [row for row in batch if not is_settled(row)] + waiting[batch_size:]
             number, drawn = number + 1, drawn + len(repeated)
@@ -308,7 +309,7 @@ def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Lin
     head, rounds = {"made_with": made_with}, lines[1:]
     sizes = Counter(line["round"] for line in rounds)
     rounds = [line for line in rounds if sizes[line["round"]] == line["of"]]
-    text = "".join(json.dumps(line) + "\n" for line in [head, *rounds])
+    text = "".join(to_json(line) + "\n" for line in [head, *rounds])
     if text != raw:
         write_text(path, text)
     return rounds

@@ -16,6 +16,7 @@ from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking
 from grpo_kit.policy.load import base_model_name, load_tokenizer
+from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
 from grpo_kit.runs.files import read_lines, write_text
 from grpo_kit.runs.metrics import read_metrics
@@ -105,7 +106,7 @@ class Bundle:
         for spec in self.config.grpo.reward_funcs:
             name, colon, function = spec.rpartition(":")
             if not colon or spec.endswith(".py"):
-                name, function = spec, load_reward(spec).__name__
+                name, function = spec, reward_name(load_reward(spec))
             functions.append((find_reward(name), function))
         return functions
 

@@ -18,6 +18,7 @@ from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect_bundle
 from grpo_kit.policy.load import base_model_name, policy_source
+from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_text
 from grpo_kit.runs.run import Run
@@ -153,11 +154,11 @@ def _changed_rewards(bundle: Bundle, note: dict[str, Any]) -> list[str]:
     """A sentence for each reward that is not the one the run was trained with."""
     fingerprints = note["settings"]["rewards"]
     sentences = []
-    for spec in bundle.config.grpo.reward_funcs:
-        reward = load_reward(spec)
-        if fingerprints.get(reward.__name__) != fingerprint(reward):
+    rewards = [load_reward(spec) for spec in bundle.config.grpo.reward_funcs]
+    for name, reward in zip(reward_names(rewards), rewards, strict=True):
+        if fingerprints.get(name) != fingerprint(reward):
             sentences.append(
-                f"The reward {reward.__name__} is not the one that the run was trained with: its file has changed, or "
+                f"The reward {name} is not the one that the run was trained with: its file has changed, or "
                 "the run had another one."
             )
     return sentences

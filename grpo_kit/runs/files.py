@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -72,7 +73,38 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write rows as JSON Lines in one step, keys in the order given; only one row at a time is held in memory."""
-    write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, (to_json(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """A value as JSON of the standard, which has neither NaN nor Infinity; both become null.
+
+    Numbers and arrays of NumPy and PyTorch become plain ones. `options` are those of `json.dumps`.
+
+    >>> to_json({"reward": float("nan"), "steps": [1, float("inf")]})
+    '{"reward": null, "steps": [1, null]}'
+    """
+    try:
+        return json.dumps(value, allow_nan=False, default=_to_plain, **options)
+    except ValueError:
+        return json.dumps(drop_nonfinite(value), allow_nan=False, **options)
+
+
+def drop_nonfinite(value: Any) -> Any:
+    """A value of JSON with None for each number in it that is NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: drop_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [drop_nonfinite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return drop_nonfinite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _to_plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON.")
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -1,8 +1,5 @@
 """What a training records: a row of figures for each step, and a line for each completion with its rewards."""
 
-import functools
-import inspect
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +10,9 @@ from transformers import TrainerCallback
 
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.chat import completion_text
-from grpo_kit.rewards.tools.loading import Reward
+from grpo_kit.rewards.tools.calling import Reward, call_rewards, reward_names
 from grpo_kit.runs import processes
+from grpo_kit.runs.files import drop_nonfinite, to_json
 from grpo_kit.training import alarms, checkpoints
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -31,8 +29,8 @@ class MetricsCallback(TrainerCallback):
     - `skipped_steps`: steps so far that the scaler skipped because gradients overflowed in fp16;
     - `alarms`: the sentences of alarms that began to ring at this step.
 
-    What `extra` holds is added to the next row. A resumed training drops the rows after its checkpoint; `rows` are
-    the rows that remain.
+    A figure that is NaN or infinite is None. What `extra` holds is added to the next row. A resumed training drops the
+    rows after its checkpoint; `rows` are the rows that remain.
 
     Args:
         trainer: the transformers Trainer whose steps are recorded.
@@ -62,7 +60,7 @@ class MetricsCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not is_step(logs):
             return
-        row, self.extra = self._figures(state.global_step, logs) | self.extra, {}
+        row, self.extra = drop_nonfinite(self._figures(state.global_step, logs) | self.extra), {}
         ringing = {name for name, _ in alarms.find_alarms(self.rows, self.settings)}
         self.rows.append(row)
         begun = [text for name, text in alarms.find_alarms(self.rows, self.settings) if name not in ringing]
@@ -71,7 +69,7 @@ class MetricsCallback(TrainerCallback):
         if not processes.is_first():
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
         if self.on_step:
             self.on_step(row)
 
@@ -100,37 +98,35 @@ def is_step(logs: dict[str, Any] | None) -> bool:
 class CompletionRecorder(TrainerCallback):
     """Stands between TRL and the rewards and records what each completion was paid, in `completions.jsonl`.
 
-    TRL calls the rewards one after the other on the same batch; when the last has answered, the batch is written, one
-    line per completion: `step`, `prompt`, `completion`, `answer`, and `rewards` by name.
+    When TRL calls the first of them with a batch, all are called, those that are async side by side. Then the batch is
+    written, one line per completion: `step`, `prompt`, `completion`, `answer`, and `rewards` by name. When TRL calls
+    the others, with the same batch, they answer what is known already.
 
     Args:
         path: the file.
-        rewards: the reward functions. `watched` are the same, recorded; TRL takes those.
+        rewards: the reward functions. `watched` are the same, recorded, each with a name of its own; TRL takes those.
     """
 
     def __init__(self, path: Path, rewards: list[Reward]) -> None:
-        self.path, self.paid = path, {}
-        # An async reward is awaited by TRL, side by side with others; it works, and is not recorded.
-        recorded = [reward for reward in rewards if not inspect.iscoroutinefunction(reward)]
-        self.last = recorded[-1] if recorded else None
-        self.watched = [self._watch(reward) if reward in recorded else reward for reward in rewards]
+        self.path, self.rewards, self.names = path, rewards, reward_names(rewards)
+        self.paid: list[list[float | None]] = []
+        self.watched = [self._watch(number, name) for number, name in enumerate(self.names)]
 
     def on_train_begin(self, args, state, control, **kwargs):
         processes.broadcast_from_first(lambda: checkpoints.drop_rows_after(self.path, state.global_step))
 
-    def _watch(self, reward: Reward) -> Reward:
-        @functools.wraps(reward)
+    def _watch(self, number: int, name: str) -> Reward:
         def watched(**batch: Any) -> list[float | None]:
-            paid = list(reward(**batch))
-            self.paid[reward.__name__] = paid
-            if reward is self.last:
+            if number == 0:
+                self.paid = call_rewards(self.rewards, **batch)
                 self._write(batch)
-            return paid
+            return self.paid[number]
 
+        watched.__name__ = name
         return watched
 
     def _write(self, batch: dict[str, Any]) -> None:
-        step, paid, self.paid = batch["trainer_state"].global_step + 1, self.paid, {}
+        step = batch["trainer_state"].global_step + 1
         lines = processes.all_gather(
             [
                 {
@@ -138,11 +134,11 @@ class CompletionRecorder(TrainerCallback):
                     "prompt": completion_text(batch["prompts"][i][-1:]),
                     "completion": completion_text(completion),
                     "answer": batch["answer"][i],
-                    "rewards": {name: values[i] for name, values in paid.items()},
+                    "rewards": {name: values[i] for name, values in zip(self.names, self.paid, strict=True)},
                 }
                 for i, completion in enumerate(batch["completions"])
             ]
         )
         if processes.is_first():
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                file.writelines(to_json(line, ensure_ascii=False) + "\n" for line in lines)

@@ -7,6 +7,7 @@ from typing import Any
 from grpo_kit.config import RunConfig, load_config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
+from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.metrics import read_metrics
@@ -46,9 +47,9 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
     recorded = stages["train"]["settings"]["rewards"]
     sentences = list_differences(stages["train"]["environment"], describe_environment())
     sentences += [
-        f"reward {reward.__name__} was edited since"
-        for reward in rewards
-        if recorded.get(reward.__name__) != fingerprint(reward)
+        f"reward {name} was edited since"
+        for name, reward in zip(reward_names(rewards), rewards, strict=True)
+        if recorded.get(name) != fingerprint(reward)
     ]
     _repeat(config, again, rewards, "screen" in stages, on_stage)
     for split in ("train", "val", "test"):

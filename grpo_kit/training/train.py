@@ -1,6 +1,5 @@
 """GRPO on a run's training rows, by TRL's trainer with the kit's draw of prompts (`grpo.trainer.GroupTrainer`)."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -13,9 +12,10 @@ from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.policy import vllm_engine
 from grpo_kit.policy.load import load_policy
-from grpo_kit.rewards.tools.loading import Reward, fingerprint, resolve_rewards
+from grpo_kit.rewards.tools.calling import Reward, reward_names
+from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.files import read_lines, to_json, write_text
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
@@ -120,7 +120,7 @@ def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> Train
         "lora": asdict(config.lora),
         "grpo": grpo,
         "seed": config.run.seed,
-        "rewards": {reward.__name__: fingerprint(reward) for reward in reward_funcs},
+        "rewards": dict(zip(reward_names(reward_funcs), map(fingerprint, reward_funcs), strict=True)),
     }
     return TrainingStage(config, run, settings, config.grpo.max_steps, screened)
 
@@ -156,7 +156,7 @@ def make_trainer(
 
     def save_forecast(forecast: dict[str, Any]) -> None:
         if processes.is_first():
-            write_text(run.forecast, json.dumps(forecast, indent=2) + "\n")
+            write_text(run.forecast, to_json(forecast, indent=2) + "\n")
             if on_forecast:
                 on_forecast(forecast)
 

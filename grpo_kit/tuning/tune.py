@@ -7,7 +7,6 @@ completions beside it. One process searches at a time.
 """
 
 import itertools
-import json
 import math
 import shutil
 import warnings
@@ -24,7 +23,7 @@ from grpo_kit.config.arguments import as_texts
 from grpo_kit.display.charts import save_figure
 from grpo_kit.evaluation import evaluate, intervals
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import hash_of, list_differences, read_lines, write_text
+from grpo_kit.runs.files import hash_of, list_differences, read_lines, to_json, write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import train
@@ -255,7 +254,7 @@ def _save_result(study: Any, config: configuration.RunConfig, run: Run, axes: Ma
         )  # fmt: skip
     rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
     result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
-    write_text(run.path / "tune" / "tune.json", json.dumps(result, indent=1) + "\n")
+    write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
     save_figure(draw_trials(result, axes), run.path / "tune" / "tune.png")
     return result
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config.arguments import require_type
+from grpo_kit.rewards.tools.calling import call_reward
 from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
 
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
@@ -317,7 +318,8 @@ def _takes_messages(reward: Callable) -> bool:
 
 def _call_reward(reward: Callable, case: Case, as_messages: bool) -> float | None:
     completion = [{"role": "assistant", "content": case.completion}] if as_messages else case.completion
-    rewards = reward(
+    (paid,) = call_reward(
+        reward,
         prompts=[[{"role": "user", "content": ""}] if as_messages else ""],
         completions=[completion],
         completion_ids=[list(range(len(case.completion) // 4 + 1))],
@@ -327,6 +329,4 @@ def _call_reward(reward: Callable, case: Case, as_messages: bool) -> float | Non
         log_extra=lambda column, values: None,
         log_metric=lambda name, value: None,
     )
-    if len(rewards) != 1:
-        raise ValueError(f"the reward returned {len(rewards)} values for 1 completion")
-    return None if rewards[0] is None else float(rewards[0])
+    return paid

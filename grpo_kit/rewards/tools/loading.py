@@ -4,21 +4,25 @@ The file is the user's own code, named by the user, so it is executed. A bare fi
 working folder first and then among the kit's rewards, so a copy beside your notebook takes the kit's place.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from grpo_kit.config.arguments import require_type
+from grpo_kit.rewards.tools.calling import Reward
 
 FOLDER = Path(__file__).resolve().parents[1]
 MODULE_PREFIX = "grpo_kit_reward_"  # of the modules that reward files are loaded as
 RULE = "a reward function or the path of its file"
 REMEDY = 'Write "math_answer.py", or pass a function that you defined.'
-Reward = Callable[..., list[float | None]]
 
 
 def load_reward(spec: str | Path) -> Reward:
@@ -29,8 +33,8 @@ def load_reward(spec: str | Path) -> Reward:
             name is looked up in the working folder first, then among the kit's own rewards.
 
     Returns:
-        The function. It takes `completions` and the columns of the data as lists, and returns one number for each
-        completion, or None where the reference answer cannot be used.
+        The function, or whatever else can be called under that name. It takes `completions` and the columns of the
+        data as lists, and returns one number for each completion, or None where the reference answer cannot be used.
 
     Raises:
         ValueError: `spec` has another form, the file has no such function or several, or executing it fails.
@@ -64,14 +68,22 @@ def load_reward(spec: str | Path) -> Reward:
         lines = [f"line {frame.lineno}, " for frame in trace if frame.filename == module_spec.origin]
         reason = f"{lines[-1] if lines else ''}{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{path} cannot be loaded ({reason}). Correct the file.") from error
-    own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+    own = [n for n, v in vars(module).items() if callable(v) and _is_from(module, v)]
     rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
     chosen = function or (rewards[0] if len(rewards) == 1 else "")
     if chosen and callable(getattr(module, chosen, None)):
-        return getattr(module, chosen)
+        reward = getattr(module, chosen)
+        if not hasattr(reward, "__name__"):  # a partial, or an object: it is recorded under the name in its file
+            with contextlib.suppress(AttributeError):  # an object with slots
+                reward.__name__ = chosen
+        return reward
     missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
     names = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
     raise ValueError(f"{path} has no {missing}; its functions are: {names}. Name one as {name}:function.")
+
+
+def _is_from(module: Any, value: Any) -> bool:
+    return isinstance(value, functools.partial) or getattr(value, "__module__", "") == module.__name__
 
 
 def resolve_reward(name: str, reward: Reward | str | Path) -> Reward:
@@ -94,30 +106,37 @@ def resolve_rewards(name: str, rewards: Reward | str | Path | Iterable[Reward | 
     """The reward functions of a list as `resolve_reward` takes them; a single one counts as a list of one.
 
     Raises:
-        TypeError: an item is not a reward, or is a callable without a name, under which its rewards would be recorded.
+        TypeError: an item is not a reward.
     """
     is_list = isinstance(rewards, Iterable) and not callable(rewards) and not isinstance(rewards, str)
-    functions = [resolve_reward(name, reward) for reward in (rewards if is_list else [rewards])]
-    for function in functions:
-        if not hasattr(function, "__name__"):
-            raise TypeError(
-                f"{name} has a {type(function).__name__} without a name; rewards are recorded under their names. "
-                "Define a function with def that calls it."
-            )
-    return functions
+    return [resolve_reward(name, reward) for reward in (rewards if is_list else [rewards])]
 
 
 def fingerprint(reward: Callable[..., object]) -> str | None:
     """sha256 of the file a reward comes from, or of its own source when it was defined in a notebook cell.
 
     None when Python cannot find the source. A run notes it, so that an edited reward does not pass for the old one.
+    The arguments that a `functools.partial` holds count too.
     """
+    function, arguments = _function_of(reward)
     try:
-        path = Path(inspect.getsourcefile(reward) or "")
-        source = path.read_bytes() if path.is_file() else inspect.getsource(reward).encode()
+        path = Path(inspect.getsourcefile(function) or "")
+        source = path.read_bytes() if path.is_file() else inspect.getsource(function).encode()
     except (OSError, TypeError):
         return None
-    return hashlib.sha256(source).hexdigest()
+    return hashlib.sha256(source + arguments.encode()).hexdigest()
+
+
+def _function_of(reward: Callable[..., object]) -> tuple[Any, str]:
+    """(the function that runs when a reward is called, the arguments of the partials around it as text)."""
+    arguments = ""
+    while isinstance(reward, functools.partial):
+        arguments += f"{reward.args} {sorted(reward.keywords.items())}"
+        reward = reward.func
+    reward = inspect.unwrap(reward)
+    if not inspect.isroutine(reward) and not isinstance(reward, type):
+        reward = type(reward).__call__
+    return reward, re.sub(r" at 0x[0-9a-f]+", "", arguments)  # an address differs from session to session
 
 
 def answer_reader(reward: Callable[..., object]) -> Callable[..., str | None] | None:
@@ -127,7 +146,8 @@ def answer_reader(reward: Callable[..., object]) -> Callable[..., str | None] | 
     that the reward takes for equal must be spelled alike. `columns` are the row's, with `prompt_opened_think`. Majority
     voting needs it, because a reward tells right from wrong but not one wrong answer from another.
     """
-    reader = getattr(inspect.unwrap(reward), "__globals__", {}).get("final_answer")
+    function, _ = _function_of(reward)
+    reader = getattr(getattr(function, "__func__", function), "__globals__", {}).get("final_answer")
     return reader if callable(reader) else None
 
 

@@ -1,7 +1,10 @@
 """Rewards are found by file and function; the copy beside the notebook comes first."""
 
+import functools
+
 import pytest
 
+from grpo_kit.rewards.tools.calling import call_rewards, reward_names
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
 
 
@@ -54,6 +57,31 @@ def test_an_edited_reward_has_another_fingerprint(tmp_path):
     first = fingerprint(load_reward(f"{path}:mine"))
     path.write_text("HELPER = 2\n\ndef mine(completions, **kwargs):\n    return [1.0]\n")
     assert first and fingerprint(load_reward(f"{path}:mine")) not in (None, first)
+
+
+def test_a_partial_and_an_object_are_loaded_under_the_names_in_their_file(tmp_path):
+    (tmp_path / "rw.py").write_text(
+        "import functools\n"
+        "def base(completions, bonus=0.0, **kwargs):\n    return [bonus] * len(completions)\n"
+        "bonus_reward = functools.partial(base, bonus=0.1)\n"
+        "class Judge:\n    async def __call__(self, completions, **kwargs):\n        return [1.0] * len(completions)\n"
+        "judge = Judge()\n"
+    )
+    bonus, judge = load_reward(tmp_path / "rw.py"), load_reward(f"{tmp_path}/rw.py:judge")
+    assert reward_names([bonus, judge]) == ["bonus_reward", "judge"]
+    assert call_rewards([bonus, judge], completions=["a"]) == [[0.1], [1.0]]
+    assert fingerprint(judge) == fingerprint(load_reward(f"{tmp_path}/rw.py:base"))
+
+
+def zero_reward(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+def test_the_arguments_of_a_partial_belong_to_its_fingerprint():
+    prints = [fingerprint(functools.partial(zero_reward, **kwargs)) for kwargs in ({"a": 1}, {"a": 2}, {})]
+    assert None not in prints and len(set(prints)) == 3
+    judges = [fingerprint(functools.partial(zero_reward, judge=object())) for _ in range(2)]
+    assert judges[0] == judges[1]
 
 
 def test_a_function_without_source_has_none():
