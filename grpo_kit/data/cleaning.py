@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 _SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")  # replaced by a plain space
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-_IMAGE = re.compile(r"!\[[^\]]{0,300}\]\(|<img\b|\\includegraphics|\w\.(?:png|jpe?g|gif|svg)\b", re.I)
+_IMAGE = re.compile(
+    r"!\[[^\]]{0,300}\]\(|<img\b|<\|?image(?:[ _]?\d+|_pad|_start)?\|?>|\\includegraphics|\w\.(?:png|jpe?g|gif|svg)\b",
+    re.I,
+)
 _ASY = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.I | re.S)
 _FIGURE = re.compile(
     r"\b(?:shown|see|seen|pictured|drawn|indicated|as) in the (?:figure|diagram|picture|drawing|graph|image)\b"

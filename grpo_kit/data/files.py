@@ -1,7 +1,8 @@
-"""Reader of problem files that users bring: JSON Lines, JSON, CSV and Parquet, row by row.
+"""Reader of problem files that users bring: JSON Lines, JSON, CSV, TSV and Parquet, row by row, also in gzip.
 
-Every file is opened once and streamed (only a `.json` array is loaded whole). An error names the file, the line and the
-remedy. No line may be longer than 64 MiB. `runs.files.read_lines` reads the files that the kit itself wrote.
+Every file is opened once and streamed (only a JSON array is loaded whole). An error names the file, the line and the
+remedy. No line may be longer than 64 MiB. The first bytes of a file, not its name, say whether it is in gzip, and
+whether JSON is one array or one row per line. `runs.files.read_lines` reads the files that the kit itself wrote.
 
 CSV is read by Python's `csv` and not by pandas, because pandas fills short rows with empty text, shifts the columns
 of a row that is too long, and has no line numbers. JSON is read by `json`, because pandas turns an integer gold into
@@ -9,19 +10,25 @@ of a row that is too long, and has no line numbers. JSON is read by `json`, beca
 """
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TEXT_SUFFIXES = SUFFIXES[:-1]  # these may be followed by `.gz`
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 LONGEST_LINE = 2**26  # bytes
+MOST_UNPACKED = 100  # a gzip file that unpacks to more than this times its size, plus LONGEST_LINE, is refused
 PEEKED_ROWS = 1000  # rows of a JSON file that are read to learn its columns
 WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
 
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # (line in the file, row)
+NumberedLine = tuple[int, str]
 
 
 class Table(NamedTuple):
@@ -31,20 +38,35 @@ class Table(NamedTuple):
         columns: names of the columns; [] for an empty file. Of a JSON file, those of its first 1,000 rows.
         read_rows: gives the (line, row) pairs, once. It takes the names of the columns that are needed, or None for
             all; only Parquet saves time by it, other files give every column.
+        note: a sentence about a guess that a person should know of; "" for none.
     """
 
     columns: list[str]
     read_rows: Callable[[Collection[str] | None], NumberedRows]
+    note: str = ""
+
+
+def get_suffix(path: Path) -> str:
+    """The suffix that says what is in a file, in lower case: `.jsonl` of `a.jsonl.gz`; "" for an unknown one.
+
+    Example:
+        >>> get_suffix(Path("a.JSONL.gz")), get_suffix(Path("a.txt"))
+        ('.jsonl', '')
+    """
+    *_, before, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
+    if last == ".gz":
+        return before if before in TEXT_SUFFIXES else ""
+    return last if last in SUFFIXES else ""
 
 
 def open_table(path: Path) -> Table:
     """Open a file by its suffix and read what is needed to know its columns.
 
     Args:
-        path: a `.jsonl`, `.json`, `.csv` or `.parquet` file.
+        path: a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; the first four may be followed by `.gz`.
 
     Returns:
-        The open `Table`. Lines count from 1; of a `.json` array and a Parquet file the line is the number of the row.
+        The open `Table`. Lines count from 1; of a JSON array and a Parquet file the line is the number of the row.
         Every value of a CSV file is text, so `0011` stays `0011`.
 
     Raises:
@@ -53,14 +75,14 @@ def open_table(path: Path) -> Table:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file. Check the path.")
-    suffix = path.suffix.lower()
+    suffix = get_suffix(path)
+    if not suffix:
+        raise ValueError(f"{path} is not one of {', '.join(SUFFIXES)}. Convert it to one of them.")
     if suffix == ".parquet":
         return _open_parquet(path)
-    if suffix == ".csv":
-        return _open_csv(path)
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path} is not one of {', '.join(SUFFIXES)}. Convert it to one of them.")
-    rows = _read_jsonl(path) if suffix == ".jsonl" else _read_json_array(path)
+    if suffix in (".csv", ".tsv"):
+        return _open_csv(path, "\t" if suffix == ".tsv" else ",")
+    rows = _read_json(path, suffix)
     peeked = list(islice(rows, PEEKED_ROWS))
     columns = list(dict.fromkeys(name for _, row in peeked for name in row))
     return Table(columns, lambda _: chain(peeked, rows))
@@ -89,10 +111,30 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> NumberedRow
     yield from open_table(path).read_rows(columns)
 
 
-def _read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    has_text = False
+@contextmanager
+def _open_bytes(path: Path) -> Iterator[tuple[IO[bytes], float]]:
+    """The bytes of a file, unpacked where it is in gzip, and how many of them may be read."""
     with path.open("rb") as file:
+        if file.peek(2)[:2] != b"\x1f\x8b":  # gzip's first two bytes
+            yield file, float("inf")
+            return
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked, MOST_UNPACKED * path.stat().st_size + LONGEST_LINE
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is not readable as gzip ({error}). Download the file again.") from None
+
+
+def _read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    has_text, unpacked = False, 0
+    with _open_bytes(path) as (file, most_bytes):
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
+            unpacked += len(raw)
+            if unpacked > most_bytes:
+                raise ValueError(
+                    f"{path} unpacks to more than {MOST_UNPACKED} times its size, which text does not. Unpack it with "
+                    "gunzip, look at it, and give the unpacked file."
+                )
             if len(raw) == LONGEST_LINE:
                 raise ValueError(f"{path}, line {number} is longer than 64 MiB, so it cannot be a row. Check the file.")
             if not has_text:
@@ -115,19 +157,42 @@ def _refuse_failed_download(path: Path, number: int, start: bytes) -> None:
         raise ValueError(f"{path} is a Git LFS pointer and holds no data. Fetch the data with `git lfs pull`.")
 
 
-def _read_jsonl(path: Path) -> NumberedRows:
-    for number, line in _read_text_lines(path):
-        if line.strip():
-            yield number, _require_object(path, number, _parse_json(path, number, line), line)
+def _read_json(path: Path, suffix: str) -> NumberedRows:
+    """Rows of one array of objects, or one row per line; either may be named `.json` or `.jsonl`."""
+    lines = ((number, line) for number, line in _read_text_lines(path) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        return
+    if first[1].lstrip().startswith("["):
+        yield from _read_json_array(path, chain([first], lines))
+        return
+    if suffix == ".json":
+        first, lines = _require_json_lines(path, first, lines)
+    for number, line in chain([first], lines):
+        yield number, _require_object(path, number, _parse_json(path, number, line), line)
 
 
-def _read_json_array(path: Path) -> NumberedRows:
-    """Rows of one array of objects, as some Hub sets are stored."""
-    rows = _parse_json(path, 1, "".join(line for _, line in _read_text_lines(path)))
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} is not an array of rows. Convert it to JSON Lines.")
-    for number, row in enumerate(rows, start=1):
-        yield number, _require_object(path, number, row, str(row))
+def _require_json_lines(path: Path, first: NumberedLine, lines: Iterator[NumberedLine]) -> Any:
+    """The lines as they were given, if they are rows; raises ValueError for one object or one broken value."""
+    second = next(lines, None)
+    try:
+        one_value = second is None or not isinstance(json.loads(first[1]), dict)
+    except (ValueError, RecursionError):
+        one_value = True
+    if not one_value:
+        return first, chain([second], lines)
+    rest = chain([first], [second] if second else [], lines)
+    _parse_json(path, first[0], "".join(line for _, line in rest))
+    raise ValueError(
+        f"{path} is one JSON object; it is not an array of rows. Convert it to JSON Lines, one row per line."
+    )
+
+
+def _read_json_array(path: Path, lines: Iterator[NumberedLine]) -> NumberedRows:
+    number, text = next(lines)
+    text = "".join([text, *(line for _, line in lines)])
+    for row_number, row in enumerate(_parse_json(path, number, text), start=1):
+        yield row_number, _require_object(path, row_number, row, str(row))
 
 
 def _parse_json(path: Path, number: int, text: str) -> Any:
@@ -148,16 +213,34 @@ def _require_object(path: Path, number: int, row: Any, text: str) -> dict[str, A
     return row
 
 
-def _open_csv(path: Path) -> Table:
+def _guess_delimiter(header: str, usual: str) -> str:
+    """The usual delimiter, unless the header has only one column with it and more with another one."""
+
+    def count(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader([header], delimiter=delimiter), []))
+        except csv.Error:
+            return 1
+
+    return usual if count(usual) > 1 else max((usual, *DELIMITERS), key=count)
+
+
+def _open_csv(path: Path, usual: str) -> Table:
     csv.field_size_limit(2**24)  # the default of 128 KiB is too short for long solutions
-    reader = csv.DictReader((line for _, line in _read_text_lines(path)), strict=True)
+    lines = (line for _, line in _read_text_lines(path))
+    header = next(lines, "")
+    delimiter, note = _guess_delimiter(header, usual), ""
+    if delimiter != usual:
+        note = f"{path.name} was read with {DELIMITERS[delimiter]} between its columns, because its header has no "
+        note += f"{DELIMITERS[usual]}"
+    reader = csv.DictReader(chain([header] if header else [], lines), strict=True, delimiter=delimiter)
     try:
         names = list(reader.fieldnames or [])
     except csv.Error as error:
         raise ValueError(f"{path}, line 1 is not CSV ({error}). Correct the header.") from None
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{path}, line 1 names the column {repeated[0]!r} twice. Rename one of them.")
-    return Table(names, lambda _: _read_csv(path, reader))
+    return Table(names, lambda _: _read_csv(path, reader), note)
 
 
 def _read_csv(path: Path, reader: csv.DictReader) -> NumberedRows:

@@ -50,6 +50,26 @@ def extract_last_box(solution: str) -> str:
     return content.strip()
 
 
+def extract_worked_gold(text: str) -> str:
+    r"""Take the final answer out of a worked solution or of a reply.
+
+    Args:
+        text: the solution.
+
+    Returns:
+        The content of the last box; else what follows the last `#### `; else the text itself if it is one word, number
+        or formula without a space; else "".
+
+    Example:
+        >>> extract_worked_gold(r"so \boxed{7}"), extract_worked_gold("7"), extract_worked_gold("It is 7.")
+        ('7', '7', '')
+    """
+    if gold := extract_last_box(text):
+        return gold
+    gold = extract_gold(text)
+    return gold if gold != text.strip() or len(gold.split()) == 1 else ""
+
+
 def strip_delimiters(gold: str) -> str:
     r"""Remove the `$ $`, `$$ $$` or `\( \)` around a gold. NeMo-RL needs golds so, because it boxes them itself.
 

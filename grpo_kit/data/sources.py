@@ -6,14 +6,14 @@ then in Kaggle's mounts. Only without such files is the set read from the Hub.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from grpo_kit.config import Data
 from grpo_kit.data.columns import SourceRow, choose_columns
-from grpo_kit.data.files import SUFFIXES, Table, open_table
+from grpo_kit.data.files import SUFFIXES, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
 from grpo_kit.nemotron import tiny
@@ -60,10 +60,10 @@ def locate_source(
     if item in GENERATED:
         return Source(item, Recipe(GENERATED[item], "cc0-1.0", "", prompt=["prompt"], answer=["answer"]))
     path = Path(item)
-    if path.is_file() or path.suffix.lower() in SUFFIXES:
+    if path.is_file() or get_suffix(path):
         if not path.is_file():
             raise FileNotFoundError(f"The source {item} is not an existing file. Check the path.")
-        if path.suffix.lower() not in SUFFIXES:
+        if not get_suffix(path):
             raise ValueError(f"The source {item} is not one of {', '.join(SUFFIXES)}. Convert it to one of them.")
         return Source(path.name, Recipe("the user's own file", "unstated", ""), (path,))
     if path.exists():
@@ -75,28 +75,33 @@ def locate_source(
     return Source(item, recipe, _find_files(item, recipe, data.paths, environ, filesystem))
 
 
-def read_source(source: Source, data: Data, seed: int) -> Iterator[SourceRow]:
+def read_source(
+    source: Source, data: Data, seed: int, on_note: Callable[[str], None] = lambda note: None
+) -> Iterator[SourceRow]:
     """Read the rows of a source. Each file or Hub set is opened once, when its first row is requested.
 
     Args:
         source: what `locate_source` returned.
         data: gives `limit`, the largest number of rows to read, and `columns`.
         seed: of generated problems.
+        on_note: called with a sentence where the way a file was read had to be guessed.
 
     Returns:
-        The rows in the order of the source, those that the recipe drops included.
+        The rows in the order of the source, those that cannot be used included.
 
     Raises:
         ValueError: a file is empty, broken, or lacks a column.
         FileNotFoundError: neither a local file nor the Hub has the set; the message says how to attach it.
         ConnectionError: the connection to the Hub broke.
     """
-    return islice(_read_tables(source, data, seed), data.limit)
+    return islice(_read_tables(source, data, seed, on_note), data.limit)
 
 
-def _read_tables(source: Source, data: Data, seed: int) -> Iterator[SourceRow]:
+def _read_tables(source: Source, data: Data, seed: int, on_note: Callable[[str], None]) -> Iterator[SourceRow]:
     for place, table in _open_tables(source, data.limit, seed):
         row = None
+        if table.note:
+            on_note(table.note)
         if table.columns:
             reader = choose_columns(table.columns, source.recipe, data.columns, place)
             for line, row in table.read_rows(reader.columns()):
@@ -165,4 +170,4 @@ def _find_files(
 
 
 def _keep_data_files(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.is_file() and path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in paths if path.is_file() and get_suffix(path))

@@ -9,7 +9,6 @@ from typing import Any
 from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import gold_answers, row_options
 from grpo_kit.data.steps import Row
-from grpo_kit.policy.chat import build_messages
 from grpo_kit.runs.files import hash_of, to_json, write_lines, write_text
 
 SPLITS = ("train", "val", "test")
@@ -103,7 +102,7 @@ def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
     bare_gold = gold_answers.strip_delimiters(row.answer)
     columns = {
         "id": row.id,
-        "prompt": build_messages(row.problem, data.prompt_suffix, data.system_prompt),
+        "prompt": row.ask(data),
         "answer": row.answer,
         "source": row.source,
         "pass_rate": None,  # until the run is screened

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit.config import RunConfig
+from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
-from grpo_kit.policy.chat import build_messages, make_token_counter
+from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
 from grpo_kit.runs.files import read_lines, write_lines
 
 TOKEN_BATCH = 1000  # prompts whose tokens are counted at a time
@@ -25,17 +25,22 @@ Progress = Callable[[int, int, str], None]  # (step, number of steps, name of th
 
 
 class Row(NamedTuple):
-    """A row on its way to the splits; `line` is its line in the source."""
+    """A row on its way to the splits; `line` is its line in the source, `system` its own system turn."""
 
     source: str
     line: int
     problem: str
     answer: str
+    system: str = ""
 
     @property
     def id(self) -> str:
         """The row's name in every run: a hash of its normalised problem."""
         return hashlib.sha256(cleaning.normalise_text(self.problem).encode()).hexdigest()[:16]
+
+    def ask(self, data: Data) -> Messages:
+        """The conversation that asks the problem; `data.system_prompt` replaces the row's own system turn."""
+        return build_messages(self.problem, data.prompt_suffix, data.system_prompt or self.system)
 
 
 class Pipeline:
@@ -44,7 +49,7 @@ class Pipeline:
     Attributes:
         rows: all rows in the order they were read; a row's place in this list is its number.
         dropped: the reason of each dropped row, by number, in the order of the steps.
-        counts: `rows` and `rows_sha256` of each source, by the source's name.
+        counts: `rows` and `rows_sha256` of each source, by the source's name, and `notes` on how it was read, if any.
     """
 
     STEPS = ("reading", "cleaning", "tokens", "golds", "leaks", "duplicates", "writing")
@@ -75,19 +80,30 @@ class Pipeline:
         """Read all rows of the training sources, and drop those that their recipes drop."""
         self.announce("reading")
         for position, source in enumerate(training):
-            source_rows = sources.read_source(source, self.config.data, self.config.run.seed)
             digest, begin = hashlib.sha256(), len(self.rows)
-            for line, problem, answer, reason, detail in self.finished.run(f"read-{position}", source_rows):
-                digest.update(f"{problem}\0{answer}\0".encode())
+            notes, *source_rows = self.finished.run(f"rows-{position}", self._read_source(source))
+            for line, problem, answer, reason, detail, system in source_rows:
+                digest.update(f"{problem}\0{answer}\0{system and system + chr(0)}".encode())
                 if reason:
                     self.dropped[len(self.rows)] = (reason, detail)
-                self.rows.append(Row(source.name, line, problem, answer))
-            self.counts[source.name] = {"rows": len(self.rows) - begin, "rows_sha256": digest.hexdigest()}
+                self.rows.append(Row(source.name, line, problem, answer, system))
+            counts = {"rows": len(self.rows) - begin, "rows_sha256": digest.hexdigest()}
+            self.counts[source.name] = counts | ({"notes": notes} if notes else {})
+
+    def _read_source(self, source: sources.Source) -> Iterator[Any]:
+        """The notes on a source, then its rows."""
+        notes: list[str] = []
+        rows = list(sources.read_source(source, self.config.data, self.config.run.seed, notes.append))
+        yield notes
+        yield from rows
 
     def clean(self, verifier: gold_answers.Verifier | None) -> None:
         """Drop rows that are unfit by their text, prompts that are too long, and golds that the verifier cannot use."""
         self.announce("cleaning")
-        unfit = {number: cleaning.find_unfit_reason(*self.rows[number][2:]) for number in self.kept()}
+        unfit = {
+            number: cleaning.find_unfit_reason(self.rows[number].problem, self.rows[number].answer)
+            for number in self.kept()
+        }
         for rule in cleaning.FILTERS:
             self.dropped |= {number: rule[:2] for number, reason in unfit.items() if reason == rule.reason}
         if self.config.data.max_prompt_tokens:
@@ -97,8 +113,11 @@ class Pipeline:
             self.announce("golds")
             self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
         if not self.kept():
-            counts = Counter(reason for reason, _ in self.dropped.values())
-            reasons = ", ".join(f"{count} with {reason}" for reason, count in counts.items())
+            counts, details = (
+                Counter(reason for reason, _ in self.dropped.values()),
+                dict(reversed(self.dropped.values())),
+            )
+            reasons = "; ".join(f"{count} with {reason}: {details[reason]}" for reason, count in counts.items())
             raise ValueError(
                 f"{self.config.data.source} has no usable row ({reasons}). If other columns hold problem and gold, "
                 "name them with data.columns.prompt and data.columns.answer."
@@ -166,7 +185,7 @@ class Pipeline:
         numbers, data = self.kept(), self.config.data
         for start in range(0, len(numbers), TOKEN_BATCH):
             batch = numbers[start : start + TOKEN_BATCH]
-            prompts = [build_messages(self.rows[n].problem, data.prompt_suffix, data.system_prompt) for n in batch]
+            prompts = [self.rows[number].ask(data) for number in batch]
             for number, length in zip(batch, count_tokens(prompts), strict=True):
                 if length > limit:
                     yield number, "long prompt", f"{length} tokens"

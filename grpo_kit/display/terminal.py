@@ -148,6 +148,8 @@ def print_data(manifest: dict[str, Any]) -> None:
             short = (escape(" ".join(text.split())[:60]) for text in texts)
             table.add_row(step["reason"], str(step["dropped"]), str(step["left"]), *short)
         out.print(table)
+    for note in (note for source in manifest["sources"] for note in source.get("notes", [])):
+        out.print(f"{indent}{escape(note)}")
     for name, hit in manifest["evaluation"].items():
         out.print(
             f"{indent}{name}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal and "

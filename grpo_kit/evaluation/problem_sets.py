@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.data import sources
-from grpo_kit.data.columns import get_text
+from grpo_kit.data.cells import read_problem
+from grpo_kit.data.columns import read_answer
 from grpo_kit.data.files import read_rows
-from grpo_kit.data.gold_answers import extract_gold
 from grpo_kit.policy.chat import build_messages
 from grpo_kit.runs.files import hash_of, read_lines
 from grpo_kit.runs.run import Run
@@ -70,7 +70,9 @@ def load_problems(config: RunConfig, run: Run) -> list[Problem]:
             if protocol:
                 prompt = build_messages(bare_problem, protocol.prompt_suffix)
             elif is_text:
-                prompt = build_messages(bare_problem, config.data.prompt_suffix, config.data.system_prompt)
+                prompt = build_messages(
+                    bare_problem, config.data.prompt_suffix, config.data.system_prompt or row.get("system_turn", "")
+                )
             problems.append(Problem(name, prompt, {key: value for key, value in row.items() if key != "prompt"}))
     return problems
 
@@ -85,7 +87,8 @@ def load_set(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `id`, `prompt`, `answer` and `source`. The prompt is a list of messages for `test`, and the problem's
-        text for other sets. Rows of a `.jsonl` file have its other columns too.
+        text for other sets, with its own system turn as `system_turn`. Rows of a `.jsonl` file have its other columns
+        too.
 
     Raises:
         ValueError: the set is unknown, or has no problems or no golds.
@@ -98,6 +101,7 @@ def load_set(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
         return _load_jsonl(Path(name), name)
     return [
         {"id": f"{name}:{row.line}", "prompt": row.problem, "answer": row.gold, "source": source.name}
+        | ({"system_turn": row.system} if row.system else {})
         for row in sources.read_source(source, replace(config.data, limit=None), config.run.seed)
         if row.problem and row.gold and not row.reason
     ]
@@ -129,15 +133,18 @@ def _load_jsonl(path: Path, name: str) -> list[dict[str, Any]]:
     rows = []
     for line, row in read_rows(path):
         column = next((column for column in PROBLEM_COLUMNS if row.get(column)), None)
-        problem = get_text(row[column]) if column and isinstance(row[column], (str, list)) else ""
-        if not problem or "answer" not in row:
+        problem, gold = read_problem(row.get(column)), read_answer(row.get("answer"))
+        if broken := next((cell for cell in (problem, gold) if cell.reason), None):
+            raise ValueError(f"{name}, line {line} {broken.detail} ({broken.reason}). Correct or remove the line.")
+        if not problem.text or "answer" not in row:
             raise ValueError(
                 f"{name}, line {line} lacks a problem (in one of {', '.join(PROBLEM_COLUMNS)}) or an answer. "
                 "Correct the line."
             )
         others = {key: value for key, value in row.items() if key not in (*REWARD_ARGUMENTS, column)}
-        gold, source = extract_gold(str(row["answer"])), str(row.get("source") or path.stem)
-        rows.append({**others, "id": f"{name}:{line}", "prompt": problem, "answer": gold, "source": source})
+        others |= {"system_turn": problem.system} if problem.system else {}
+        source = str(row.get("source") or path.stem)
+        rows.append({**others, "id": f"{name}:{line}", "prompt": problem.text, "answer": gold.text, "source": source})
     if not rows:
         raise ValueError(f"{name} holds no problem; an accuracy needs at least one. Name another set.")
     return rows

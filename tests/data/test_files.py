@@ -1,5 +1,6 @@
 """Users' files: valid ones are read completely, broken ones are named with file and line."""
 
+import gzip
 import json
 
 import pytest
@@ -20,6 +21,9 @@ def write(tmp_path, name, text):
         ("a.jsonl", '\ufeff{"p": "1"}\r\n', [(1, {"p": "1"})]),  # a byte-order mark
         ("a.jsonl", '{"p": "a\u2028b"}\n', [(1, {"p": "a\u2028b"})]),  # a line separator is no line end
         ("a.json", '[\n{"p": "1"},\n{"p": "2"}]', [(1, {"p": "1"}), (2, {"p": "2"})]),
+        ("a.json", '{"p": "1"}\n\n{"p": "2"}\n', [(1, {"p": "1"}), (3, {"p": "2"})]),  # JSON Lines, as to_json writes
+        ("a.jsonl", '[{"p": "1"},\n{"p": "2"}]', [(1, {"p": "1"}), (2, {"p": "2"})]),  # an array
+        ("a.tsv", 'p\ta\nx, "y"\t1;2\n', [(2, {"p": 'x, "y"', "a": "1;2"})]),
         ("a.csv", "\ufeffp,a\r\n1,0011\r\n2,NA\r\n", [(2, {"p": "1", "a": "0011"}), (3, {"p": "2", "a": "NA"})]),
         ("a.csv", 'p,a\n"x,\ny",1\nz,2\n', [(3, {"p": "x,\ny", "a": "1"}), (4, {"p": "z", "a": "2"})]),
     ],
@@ -54,7 +58,13 @@ def test_a_parquet_is_read_in_part(tmp_path):
         ("x.jsonl", '{"p": 1}\n[1]', "line 2 is \'\\[1\\]\'; a row must be an object"),
         ("x.jsonl", "[" * 100_000, "line 1 is not JSON"),  # nested too deep
         ("x.json", '[{"p": 1},\n{"p" 2}]', "line 2 is not JSON"),
-        ("x.json", '{"p": 1}', "is not an array of rows"),
+        ("x.json", '{"p": 1}', "is one JSON object; it is not an array of rows"),
+        ("x.json", '{\n"p": 1\n}', "is one JSON object; it is not an array of rows"),
+        ("x.json", '{"p": 1}\n{"p": 2', "x.json, line 2 is not JSON"),
+        ("x.json", '{"p": 1,\n"q" 2}', "x.json, line 2 is not JSON"),
+        ("x.json.gz", gzip.compress(b"{}")[:-6], "x.json.gz is not readable as gzip"),  # cut off
+        ("x.csv.gz", gzip.compress(b"p,a\n" + b"1,2\n" * 9)[:12] + bytes(40), "x.csv.gz is not readable as gzip"),
+        ("x.parquet.gz", gzip.compress(b"PAR1"), "not one of .jsonl"),
         ("x.jsonl", "<!DOCTYPE html>\n<html>", "line 1 begins a web page"),  # an error page saved as data
         ("x.csv", "\n <html lang=en>\n<p>404, not found</p>", "line 2 begins a web page"),
         ("x.csv", "<!doctype html><title>Sorry, you have been blocked</title>\n", "line 1 begins a web page"),
@@ -128,3 +138,45 @@ def test_a_file_is_opened_once_and_a_long_jsonl_is_not_loaded_whole(tmp_path, mo
     assert [next(rows)[1]["p"] for _ in range(files.PEEKED_ROWS + 1)] == list(range(files.PEEKED_ROWS + 1))
     assert len(parsed) == files.PEEKED_ROWS + 1 and len(list(rows)) == 4 * files.PEEKED_ROWS - 1
     assert opened == [path]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl", "a.JSON.GZ"])
+def test_a_file_in_gzip_is_read_whatever_its_name(tmp_path, name):
+    path = write(tmp_path, name, gzip.compress(b'{"p": "1"}\n{"p": "2"}\n'))
+    assert list(files.read_rows(path)) == [(1, {"p": "1"}), (2, {"p": "2"})]
+
+
+def test_a_file_named_gz_that_was_unpacked_already_is_read(tmp_path):
+    assert list(files.read_rows(write(tmp_path, "a.csv.gz", "p,a\n1,2\n"))) == [(2, {"p": "1", "a": "2"})]
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_LINE", 2**16)
+    bomb = write(tmp_path, "bomb.jsonl.gz", gzip.compress(b'{"p": "x"}\n' * 1_000_000))
+    rows = []
+    with pytest.raises(ValueError, match="bomb.jsonl.gz unpacks to more than 100 times its size, which text does not"):
+        rows.extend(line for line, _ in files.read_rows(bomb))
+    assert len(rows) * 11 <= 100 * bomb.stat().st_size + 2**16
+    one_line = write(tmp_path, "line.csv.gz", gzip.compress(b"p,a\n" + b"x" * 5_000_000))
+    with pytest.raises(ValueError, match="unpacks to more|is longer than"):
+        list(files.read_rows(one_line))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "note"),
+    [
+        ("a.csv", "p;a", "a.csv was read with semicolons between its columns, because its header has no commas"),
+        ("a.csv", "p\ta", "a.csv was read with tabs between its columns, because its header has no commas"),
+        ("a.tsv", "p;a", "a.tsv was read with semicolons between its columns, because its header has no tabs"),
+        ("a.csv", '"p";"a"', "a.csv was read with semicolons between its columns, because its header has no commas"),
+    ],
+)
+def test_another_delimiter_is_guessed_and_said(tmp_path, name, header, note):
+    delimiter = "\t" if "\t" in header else ";"
+    table = files.open_table(write(tmp_path, name, f"{header}\n3,5 + 1{delimiter}4,5\n"))
+    assert table.note == note and table.columns == ["p", "a"]
+    assert list(table.read_rows(None)) == [(2, {"p": "3,5 + 1", "a": "4,5"})]
+
+
+def test_a_usual_csv_gives_no_note(tmp_path):
+    assert files.open_table(write(tmp_path, "a.csv", "p;q,a\n1;2,3\n")).note == ""

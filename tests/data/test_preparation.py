@@ -120,8 +120,8 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
     [
         (
             "x.csv",
-            "prompt,solution\na,b\n",
-            r"the columns prompt, solution, but none of answer, .*data\.columns\.answer=",
+            "prompt,result\na,b\n",
+            r"the columns prompt, result, but none of answer, .*data\.columns\.answer=",
         ),
         ("x.csv", "title,answer\na,b\n", r"none of prompt, problem.*data\.columns\.prompt="),
         ("x.csv", "", "holds 0 rows"),  # empty
@@ -135,7 +135,7 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
         ("x.csv", 'prompt,answer\n"a,b\n', r"the row after line 1 is not CSV"),  # a quote that never closes
         ("x.csv", b"prompt,answer\n\xff\xfe,1\n", r"line 2 is not UTF-8 \(byte 1 of the line is 0xff"),
         ("x.parquet", b"PAR1 not really", "not readable as Parquet"),
-        ("x.txt", "prompt", r"not one of \.jsonl, \.json, \.csv, \.parquet"),
+        ("x.txt", "prompt", r"not one of \.jsonl, \.json, \.csv, \.tsv, \.parquet"),
         ("x.jsonl", '{"prompt": "", "answer": ""}\n', r"no usable row.*1 with no problem"),
         ("x.jsonl", '{"prompt": "a", "answer": "1"}\n' * 9, r"1 usable rows.*leave none to train on"),
     ],
@@ -362,7 +362,7 @@ def test_a_killed_preparation_resumes_and_gives_the_same_bytes(tmp_path, monkeyp
     run = find_run("r", tmp_path / "runs")
     assert not run.manifest.exists()
     finished = {p.stem for p in run.path.rglob("*.jsonl")}
-    steps = ["read-0", "leaks", "duplicates"]
+    steps = ["rows-0", "leaks", "duplicates"]
     assert finished == set(steps[: ["leaks", "duplicates", "write"].index(step) + 1])
     held = sources.locate_source("math500", config.Data(paths={"math500": str(tmp_path / "held/x.jsonl")}))
     real = sources.read_source
@@ -487,3 +487,98 @@ def test_gsm8k_math_and_aime_together_with_planted_leaks(tmp_path, shared_data, 
     kept = rows_of(run)
     assert all(row["answer"] and row["prompt"][-1]["content"] for row in kept)
     assert len({row["id"] for row in kept}) == len(kept)
+
+
+FORMS = {
+    "parts.jsonl": lambda q: [{"role": "user", "content": [{"type": "text", "text": q}]}],
+    "string.jsonl": lambda q: json.dumps([{"role": "user", "content": q}]),
+    "repr.csv": lambda q: str([{"content": q, "role": "user"}]),
+    "share.json": lambda q: [{"from": "human", "value": q}],
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_messages_in_any_form_are_asked_as_the_question_itself(tmp_path, name):
+    questions = {f"What is {i} plus {7 * i}?": str(8 * i) for i in range(1, 31)}
+    rows = [{"prompt": FORMS[name](question), "answer": answer} for question, answer in questions.items()]
+    if name.endswith("csv"):
+        text = "prompt,answer\n" + "".join(f'"{row["prompt"]}",{row["answer"]}\n' for row in rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    manifest, run = prepare(tmp_path, write(tmp_path, name, text))
+    assert manifest["dropped"] == {}
+    written = {row["prompt"][-1]["content"].removesuffix(config.Data().prompt_suffix): row for row in rows_of(run)}
+    assert {question: row["answer"] for question, row in written.items()} == questions
+
+
+def test_a_field_can_be_named_as_the_answer(tmp_path):
+    rows = [
+        {"prompt": [{"role": "user", "content": f"What is {i} plus {7 * i}?"}],
+         "reward_model": {"ground_truth": str(8 * i), "style": "rule"}}
+        for i in range(1, 31)
+    ]  # fmt: skip
+    path = write(tmp_path, "verl.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _, run = prepare(tmp_path, path, "data.columns.answer=reward_model.ground_truth")
+    assert sorted(int(row["answer"]) for row in rows_of(run)) == [8 * i for i in range(1, 31)]
+    with pytest.raises(ValueError, match="30 with no answer: reward_model has the fields ground_truth, style, and not"):
+        prepare(tmp_path, path, "data.columns.answer=reward_model.gold", name="wrong")
+
+
+def test_json_lines_named_json_are_read(tmp_path):
+    text = "".join(f'{{"problem": "What is {i} plus {7 * i}?", "answer": {8 * i}}}\n' for i in range(1, 31))
+    manifest, run = prepare(tmp_path, write(tmp_path, "rows.json", text))
+    assert sum(manifest["rows"].values()) == 30 == len({row["answer"] for row in rows_of(run)})
+
+
+def test_a_rows_own_system_turn_is_kept_unless_the_run_has_one(tmp_path):
+    rows = [
+        {"prompt": [{"role": "system", "content": f"s{i}"}, {"role": "user", "content": f"{i} + 1?"}], "answer": i + 1}
+        for i in range(6)
+    ]
+    path = write(tmp_path, "x.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _, run = prepare(tmp_path, path)
+    assert {(turns[0]["content"], turns[1]["content"][0]) for turns in (row["prompt"] for row in rows_of(run))} == {
+        (f"s{i}", str(i)) for i in range(6)
+    }
+    _, run = prepare(tmp_path, path, "data.system_prompt=S", name="own")
+    assert {row["prompt"][0]["content"] for row in rows_of(run)} == {"S"}
+
+
+def test_rows_that_are_no_text_are_in_the_funnel_and_no_file_holds_infinity(tmp_path):
+    good = [{"prompt": f"{i} + 1?", "answer": i + 1, "score": float("inf")} for i in range(6)]
+    turns = [{"role": role, "content": "x?"} for role in ("user", "assistant", "user")]
+    bad = [
+        {"prompt": turns, "answer": 1},
+        {"prompt": "a?", "answer": float("nan")},
+        {"prompt": "b?", "answer": float("-inf")},
+        {"prompt": {"text_en": "c?"}, "answer": 1},
+        {"prompt": "d?", "answer": ["1", "2"]},
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1},
+    ]
+    path = write(tmp_path, "x.jsonl", "".join(json.dumps(row) + "\n" for row in good + bad))
+    manifest, run = prepare(tmp_path, path)
+    assert manifest["dropped"] == {"earlier turns": 1, "not finite": 2, "not text": 1, "several answers": 1, "image": 1}
+    assert sum(manifest["rows"].values()) == 6
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for file in (run.path / "data").rglob("*.json*"):
+        for line in [file.read_text()] if file.suffix == ".json" else file.read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+
+
+def test_a_guessed_delimiter_is_in_the_manifest_also_after_an_interruption(tmp_path, monkeypatch):
+    path = write(tmp_path, "x.csv", "problem;answer\n" + "".join(f"{i},5 + 1?;{i},5\n" for i in range(6)))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pipeline, "drop_leaks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path, path)
+    manifest, run = prepare(tmp_path, path)
+    note = "x.csv was read with semicolons between its columns, because its header has no commas"
+    assert manifest["sources"][0]["notes"] == [note]
+    assert {row["answer"] for row in rows_of(run)} == {f"{i},5" for i in range(6)}
