@@ -174,8 +174,10 @@ notebook.show_difficulty(config, run, verifier)
 #   `data.source=nemotron_challenge evaluation.verifier=challenge.py:challenge_reward`.
 # - The 200 GSM8K problems in a clone of the repository:
 #   `data.source=../data/gsm8k_sample.jsonl data.val_size=20 data.test_size=50`.
-# - Your own JSONL, CSV or Parquet file: `data.source=/path/to/problems.csv`. If its columns have unusual names, add
-#   `data.columns.prompt=... data.columns.answer=...`.
+# - Your own file (JSON Lines, a JSON array, CSV, TSV, each also as `.gz`, or Parquet):
+#   `data.source=/path/to/problems.csv`. A problem is a text, chat messages or a ShareGPT conversation. If its columns
+#   have unusual names, add `data.columns.prompt=... data.columns.answer=...`; `reward_model.ground_truth` names the field
+#   of a nested column.
 #
 # Without internet, attach a data set as a Kaggle input, or name its file: `data.paths.gsm8k=/path/to/train.jsonl`.
 # The tiny policy does not solve any GSM8K problem; it only shows that the workflow accepts real text. If no reply is
