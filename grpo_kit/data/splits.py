@@ -1,4 +1,4 @@
-"""The splits of a run's data: which row goes where, how a row is formatted, and how the files are written."""
+"""The splits of a run's data: which row goes where, how a row is formatted, its options, and how files are written."""
 
 import functools
 import hashlib
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import Data, RunConfig
-from grpo_kit.data import gold_answers, row_options
+from grpo_kit.data import gold_answers
 from grpo_kit.data.steps import Row
 from grpo_kit.runs.files import hash_of, to_json, write_lines, write_text
 
@@ -97,7 +97,7 @@ def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
     Args:
         row: problem and gold.
         data: gives the system prompt, the prompt's suffix and the row options.
-        seed: given for training rows only, which can then have an option of `row_options`.
+        seed: given for training rows only, which can then have an option of `add_row_option`.
     """
     bare_gold = gold_answers.strip_delimiters(row.answer)
     columns = {
@@ -112,8 +112,42 @@ def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
         "expected_answer": bare_gold,
     }
     if seed is not None:
-        columns = row_options.add_row_option(columns, data, seed)
+        columns = add_row_option(columns, data, seed)
     return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
+
+
+def add_row_option(row: dict[str, Any], data: Data, seed: int) -> dict[str, Any]:
+    """Give a training row its option: an answer without thinking, or a stated budget of thinking tokens.
+
+    A share of training rows with each option keeps a policy able to do both. The seed and the row's id alone decide
+    which rows, so a row keeps its option when others are added or removed. Nemotron-3-Nano learned both from supervised
+    data (report, 3.1.5: the thinking was removed from a tenth of the samples and cut short in 3 %); here the prompt
+    asks for it, and the reward judges the answer.
+
+    Args:
+        row: a training row with `id` and `prompt` (messages).
+        data: gives the shares `no_thinking` and `budgeted`, and `token_budgets` in tokens.
+        seed: another seed chooses other rows.
+
+    Returns:
+        The row with `enable_thinking` (False: answer without thinking) and `token_budget` (tokens, or None). A budget
+        is stated in a sentence at the end of the prompt. Where both shares are 0, the row is returned as it is.
+
+    Example:
+        >>> row = {"id": "a", "prompt": [{"role": "user", "content": "1 + 1?"}]}
+        >>> add_row_option(row, Data(budgeted=1.0, token_budgets=[64]), seed=1)["prompt"][0]["content"]
+        '1 + 1?\\nThink for at most 64 tokens.'
+    """
+    if not data.no_thinking and not data.budgeted:
+        return row
+    digest = hashlib.sha256(f"row option {seed} {row['id']}".encode()).digest()
+    position = int.from_bytes(digest[:8]) / 2**64  # in [0, 1): no thinking first, then budgets, then the rest
+    thinks, budget, prompt = position >= data.no_thinking, None, row["prompt"]
+    if thinks and position < data.no_thinking + data.budgeted:
+        budget = data.token_budgets[int.from_bytes(digest[8:16]) % len(data.token_budgets)]
+        content = f"{prompt[-1]['content']}\nThink for at most {budget} tokens."
+        prompt = [*prompt[:-1], prompt[-1] | {"content": content}]
+    return row | {"prompt": prompt, "enable_thinking": thinks, "token_budget": budget}
 
 
 def format_splits(

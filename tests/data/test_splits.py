@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_kit import config
-from grpo_kit.data import row_options
+from grpo_kit.data import splits
 from grpo_kit.data.preparation import prepare
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import read_lines
@@ -20,7 +20,7 @@ def row(number, **more):
 
 def make_rows(*overrides, count=2000, seed=1):
     settings = config.load_config(["tiny"], overrides).data
-    return [row_options.add_row_option(row(i), settings, seed) for i in range(count)]
+    return [splits.add_row_option(row(i), settings, seed) for i in range(count)]
 
 
 def test_by_default_a_row_is_left_as_it_is():
