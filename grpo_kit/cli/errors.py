@@ -1,4 +1,4 @@
-"""How a failing command ends: one sentence, and status 2 for usage, 1 for failure, 130 when interrupted."""
+"""How a failing command ends: one sentence, and status 2 for usage, 1 for failure, 130 or 143 when interrupted."""
 
 import functools
 import re
@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from grpo_kit.display import terminal
 from grpo_kit.rewards.tools.loading import MODULE_PREFIX
+from grpo_kit.runs.interrupts import Terminated
 
 USAGE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 PACKAGE = Path(__file__).parents[1]
@@ -39,9 +40,9 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):  # Typer ends the command; a closed pipe is the end of `| head`
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stop:
             terminal.err.print("Interrupted. Finished stages are kept; the same command continues from there.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
         except Exception as error:
             in_reward = _describe_reward_error(error)
             sentence = in_reward or _describe_error(error)

@@ -17,6 +17,7 @@ from IPython.display import display
 
 from grpo_kit.display import completions, run_figures, templates
 from grpo_kit.display.kernel_messages import answer_widget_messages
+from grpo_kit.runs import interrupts
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
 
@@ -70,7 +71,7 @@ class Board:
         """Run a training in a thread and keep the board up to date until it ends.
 
         "Stop and save" makes `should_stop()` true, and the wait ends when the training returns. Interrupting the kernel
-        does the same.
+        does not wait for the end of the step: the training keeps a checkpoint and ends within seconds.
 
         Args:
             train: called as `train(*args, should_stop=...)`.
@@ -87,21 +88,32 @@ class Board:
         self.next_chart = 0.0  # the first step shows at once
         self._set_state("training", stoppable=True)
         interrupted = False
-        work = asyncio.ensure_future(asyncio.to_thread(train, *args, should_stop=self.stopping.is_set))
-        while not work.done():
+        ended: list[BaseException] = []
+
+        def work_until_interrupted() -> Any:
             try:
-                await asyncio.wait({work}, timeout=LOOK_EVERY)
-                await answer_widget_messages()
-                self.refresh()
-            except (asyncio.CancelledError, KeyboardInterrupt):  # how ipykernel interrupts a cell that awaits
-                interrupted = True
-                self.stop()
-        error = work.exception()
-        self.next_chart = 0.0  # the last chart shows all steps
-        self._set_state(f"failed: {error}" if error else "stopped and saved" if self.stopping.is_set() else "finished")
-        if interrupted and not error:
-            raise KeyboardInterrupt
-        return work.result()
+                return train(*args, should_stop=self.stopping.is_set)
+            except (KeyboardInterrupt, interrupts.Terminated) as error:  # which would end the kernel's event loop
+                ended.append(error)
+
+        with interrupts.listen():
+            work = asyncio.ensure_future(asyncio.to_thread(work_until_interrupted))
+            while not work.done():
+                try:
+                    await asyncio.wait({work}, timeout=LOOK_EVERY)
+                    await answer_widget_messages()
+                    self.refresh()
+                except (asyncio.CancelledError, KeyboardInterrupt):  # how ipykernel interrupts a cell that awaits
+                    interrupted = True
+                    self.stop()
+                    interrupts.interrupt()  # a step can take minutes
+            error = work.exception()
+            stopped = self.stopping.is_set() or ended
+            self.next_chart = 0.0  # the last chart shows all steps
+            self._set_state(f"failed: {error}" if error else "stopped and saved" if stopped else "finished")
+            if ended or (interrupted and not error):
+                raise ended[0] if ended else KeyboardInterrupt
+            return work.result()
 
     def stop(self) -> None:
         """Ask the training to end after the step it is in, and to save what it has."""

@@ -23,6 +23,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
+from grpo_kit.runs import interrupts
+
 # Arguments of `generate` that a custom loop does not receive, or that make the cache the caller's.
 UNSUPPORTED = ("custom_generate", "streamer", "assistant_model", "synced_gpus", "tokenizer", "past_key_values")
 PRIVATE_NAMES = {
@@ -137,6 +139,7 @@ def _decode(
     logps: list[torch.Tensor] = []
     with model._optimize_model_for_decode():
         while True:
+            interrupts.check()
             scores = logits_processor(input_ids, logits)
             if generation_config.do_sample:
                 drawn = draw_tokens(scores.softmax(dim=-1), model.part_of)

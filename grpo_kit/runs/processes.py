@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from grpo_kit.runs import interrupts
+
 T = TypeVar("T")
 # What a launcher sets. accelerate counts processes in the last three too.
 VARIABLES = (
@@ -220,9 +222,16 @@ def launch_training(processes: int, grpo: Any, arguments: Sequence[str]) -> int:
         if "--num-processes" not in (argument.split("=")[0], before):  # the option, or its value after a space
             kept.append(argument)
     options = ["--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    no_gpu = {} if gpus else {"ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, f"--num_processes={processes}"]
     command += ["-m", "grpo_kit", "train", *kept]
-    return subprocess.run(command, env=os.environ | ({} if gpus else {"ACCELERATE_USE_CPU": "true"})).returncode
+    with interrupts.listen(), subprocess.Popen(command, env=os.environ | no_gpu) as launcher:
+        try:
+            return launcher.wait()
+        except (KeyboardInterrupt, interrupts.Terminated):
+            launcher.terminate()  # it passes the signal on, and the first process saves
+            launcher.wait()
+            raise
 
 
 def split_batch(grpo: Any, processes: int | None = None) -> tuple[int, int]:

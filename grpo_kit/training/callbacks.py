@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from grpo_kit.config import Grpo, Stage
 from grpo_kit.config.checks import parse_duration
 from grpo_kit.nemotron import expert_placement
-from grpo_kit.runs import processes
+from grpo_kit.runs import interrupts, processes
 from grpo_kit.training import checkpoints
 from grpo_kit.training.metrics_log import MetricsCallback, is_step
 from grpo_kit.training.trl_settings import trl_epsilon_high
@@ -32,6 +32,22 @@ Callback = TypeVar("Callback", bound=TrainerCallback)
 def find_callback(trainer: Any, kind: type[Callback]) -> Callback:
     """The trainer's callback of this class."""
     return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, kind))
+
+
+class InterruptCallback(TrainerCallback):
+    """Lets SIGTERM and SIGINT end the training anywhere but between an optimiser's step and its row. Comes first."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        interrupts.release()
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        interrupts.check()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        interrupts.hold()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        interrupts.release()
 
 
 class StageCallback(TrainerCallback):
@@ -123,16 +139,33 @@ class GradientCheckCallback(TrainerCallback):
 
 
 class HeldOutCallback(TrainerCallback):
-    """Calls `measure` every `steps` steps and adds the accuracy on validation rows to the next metrics row."""
+    """Calls `measure` every `steps` steps and adds the accuracy on validation rows to the next metrics row.
+
+    A row that was written without it, because the measurement was interrupted, gets it when the training is resumed.
+    """
 
     def __init__(self, steps: int, measure: Callable[[], dict[str, Any]], metrics: MetricsCallback) -> None:
         self.steps, self.measure, self.metrics = steps, measure, metrics
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step and self._is_due(state) and "held_out" not in self.metrics.rows[-1]:
+            self.metrics.complete_last_row(self.measure())
+
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if self.steps and state.global_step % self.steps == 0:
-            training = model.training
+        if not self._is_due(state):
+            return
+        training = model.training
+        try:
+            interrupts.release()
             self.metrics.extra |= self.measure()
-            model.train(training)
+        except (KeyboardInterrupt, SystemExit):
+            if not interrupts.pending():
+                raise
+        interrupts.hold()
+        model.train(training)
+
+    def _is_due(self, state: Any) -> bool:
+        return bool(self.steps) and state.global_step % self.steps == 0
 
 
 class StopCallback(TrainerCallback):
@@ -224,10 +257,15 @@ class CheckpointCallback(TrainerCallback):
             control.should_save = last or (complete and state.global_step % self.steps == 0)
 
     def on_save(self, args, state, control, **kwargs):
-        if processes.is_first():  # all processes have the same: gradients are shared, prompts drawn alike
-
-            def write(folder: Path) -> None:
-                self.trainer.write_checkpoint(folder, self.base)
-
-            checkpoints.save_checkpoint(self.folder, state.global_step, self.settings, write)
+        self.save(state.global_step)
         self.trainer.accelerator.wait_for_everyone()
+
+    def save(self, step: int) -> Path | None:
+        """Write the checkpoint of the step just taken; returns its path, None where it could not be written."""
+        if not processes.is_first():  # all processes have the same: gradients are shared, prompts drawn alike
+            return None
+
+        def write(folder: Path) -> None:
+            self.trainer.write_checkpoint(folder, self.base)
+
+        return checkpoints.save_checkpoint(self.folder, step, self.settings, write)

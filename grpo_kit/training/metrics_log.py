@@ -12,7 +12,7 @@ from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.chat import completion_text
 from grpo_kit.rewards.tools.calling import Reward, call_rewards, reward_names
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import drop_nonfinite, to_json
+from grpo_kit.runs.files import drop_nonfinite, to_json, write_text
 from grpo_kit.training import alarms, checkpoints
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -72,6 +72,15 @@ class MetricsCallback(TrainerCallback):
             file.write(to_json(row) + "\n")
         if self.on_step:
             self.on_step(row)
+
+    def complete_last_row(self, figures: dict[str, Any]) -> None:
+        """Add figures to the row written last, before its alarms, as if they had been there in time."""
+        row = self.rows[-1]
+        alarms_of_row = {"alarms": row.pop("alarms")} if "alarms" in row else {}
+        row |= figures | alarms_of_row
+        if processes.is_first():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.path, [*lines[:-1], to_json(row) + "\n"])
 
     def _figures(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         now = time.monotonic()

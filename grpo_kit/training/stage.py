@@ -5,13 +5,14 @@ A stage brings its own settings and its own trainer, a `trl_internals.ResumableT
 
 import functools
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.adapters.lora import save_adapter
 from grpo_kit.config import RunConfig, to_yaml
-from grpo_kit.runs import processes
+from grpo_kit.runs import interrupts, processes
 from grpo_kit.runs.files import hash_of, new_folder, read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.submission import output_check
@@ -83,7 +84,32 @@ class TrainingStage:
         return processes.broadcast_from_first(find)
 
     def train(self, trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
-        """Take the steps that are left, from `checkpoint` on."""
+        """Take the steps that are left, from `checkpoint` on; an interrupted training keeps the steps that it took."""
+        try:
+            self._take_steps(trainer, checkpoint)
+        except BaseException:
+            if interrupts.pending() in (KeyboardInterrupt, interrupts.Terminated):
+                self._save_interrupted(trainer)
+            raise
+
+    def _save_interrupted(self, trainer: Any) -> None:
+        from grpo_kit.training import callbacks
+
+        step = trainer.state.global_step
+        if not step or not processes.is_first():
+            return
+        interrupts.hold()  # a second Ctrl-C does not lose what the first one saves
+        trainer.undo_step()
+        if (self.checkpoints / f"step_{step}").is_dir() or callbacks.find_callback(
+            trainer, callbacks.CheckpointCallback
+        ).save(step):
+            warnings.warn(
+                f"Interrupted after step {step} of {self.steps}, of which a checkpoint is kept. Run the training again "
+                "to continue.",
+                stacklevel=2,
+            )
+
+    def _take_steps(self, trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
         if checkpoint is None:
             trainer.train()
         elif checkpoint[0] < self.steps:

@@ -166,6 +166,7 @@ def make_trainer(
     grpo, metrics = config.grpo, MetricsCallback(trainer, run.metrics, stage.settings["grpo"], on_step)
     deadline = callbacks.session_deadline(config.run.time_limit, stage.reserved_seconds())
     in_order: list[TrainerCallback] = [
+        callbacks.InterruptCallback(),
         WorstStepCallback(trainer, longest_prompts(config, tokenizer, rows), save_forecast),
         metrics,
         recorder,

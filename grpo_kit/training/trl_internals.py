@@ -76,6 +76,9 @@ class ResumableTrainer:
         self._load_from_checkpoint(str(folder))
         self.state.global_step = step
 
+    def undo_step(self) -> None:
+        """Forget what the stage has noted since its last whole step, so that a checkpoint can be written."""
+
     def save_extra(self, folder: Path) -> None:
         """Write what the stage itself has to remember."""
 

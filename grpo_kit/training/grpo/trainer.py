@@ -42,6 +42,7 @@ class GroupTrainer(OpenGRPOTrainer):
         super().__init__(*args, **kwargs)
         self.grpo, self.prompt_sampler = grpo, prompt_sampler
         self.sampling_round = 0  # within a step
+        self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
         self._base_model().keep_logps = True
 
     def _base_model(self) -> Any:
@@ -54,6 +55,7 @@ class GroupTrainer(OpenGRPOTrainer):
         deviation more: sampling takes as long as its longest completion, so one large round costs less than two. Of
         `rows` only the number counts.
         """
+        self.before_batch = (self.state.global_step, self.prompt_sampler.state())
         groups = len(rows) * processes.process_count() // self.num_generations
         budget = round(self.grpo.resample_budget * groups)
         self.sampling_round = 0
@@ -179,6 +181,11 @@ class GroupTrainer(OpenGRPOTrainer):
         if processes.process_count() == 1:
             return 0
         return max(1, int(self.accelerator.gather(has_gradient(inputs).sum()).max()))
+
+    def undo_step(self) -> None:
+        """Forget the prompts drawn and judged for a step that was not taken; it is sampled again."""
+        if self.before_batch and self.before_batch[0] == self.state.global_step:
+            self.prompt_sampler.restore(self.before_batch[1])
 
     def save_extra(self, folder: Path) -> None:
         """Write the pass rates of the prompts."""
