@@ -35,7 +35,8 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
         The configuration with every key, checked.
 
     Raises:
-        ValueError: a preset, a key or a value is not valid. The message names the most similar valid name.
+        ValueError: a preset, a key or a value is not valid, or a value refers to something else as `${...}`. The
+            message names the most similar valid name.
         FileNotFoundError: a YAML file does not exist.
         TypeError: `sources` or `overrides` are not texts.
 
@@ -48,6 +49,7 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
     overrides = as_texts("overrides", overrides, '["grpo.max_steps=200"]')
     layers = [*map(_read_layer, sources), *map(_read_override, overrides)]
     for layer in layers:
+        _refuse_references(OmegaConf.to_container(layer, resolve=False))
         _refuse_unknown_keys(layer)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *layers))
@@ -71,13 +73,19 @@ def keep_finished_settings(
     Returns:
         The configuration with which the run can continue.
 
+    Raises:
+        ValueError: a value refers to another one, or to the environment, as `${...}`.
+
     Example:
         >>> keep_finished_settings(load_config(["tiny"]), [{"data": {"test_size": 9}, "seed": 1}]).data.test_size
         9
     """
     names = {section.name for section in fields(RunConfig)}
     sections = [{name: values for name, values in settings.items() if name in names} for settings in finished]
-    merged = OmegaConf.merge(OmegaConf.structured(config), *sections, OmegaConf.from_dotlist(list(overrides)))
+    layers = [OmegaConf.create(layer) for layer in sections] + [OmegaConf.from_dotlist(list(overrides))]
+    for layer in layers:
+        _refuse_references(OmegaConf.to_container(layer, resolve=False))
+    merged = OmegaConf.merge(OmegaConf.structured(config), *layers)
     return OmegaConf.to_object(merged)
 
 
@@ -151,6 +159,21 @@ def _describe_wrong_type(error: ValidationError, layers: Sequence[DictConfig]) -
     elif kind in (int, float) and default is not None:
         example = default
     return f"{key} is {given!r}; it must be {words}. Write '{key}={example}'."
+
+
+def _refuse_references(value: Any, name: str = "") -> None:
+    """Refuse `${...}`, with which OmegaConf would put a key of the environment into the files of the run."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_references(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_references(item, name)
+    elif isinstance(value, str) and "${" in value:
+        raise ValueError(
+            f"{name} is {value!r}; a setting must not refer to the environment or to other settings with ${{...}}, "
+            "because what it refers to, such as a key, would be written into the run's files. Write the value itself."
+        )
 
 
 def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: str = "") -> None:

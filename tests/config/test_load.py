@@ -191,3 +191,29 @@ def test_experts_overflow_to_the_host_or_to_the_second_gpu(where):
     with pytest.raises(ValueError, match=f"experts_overflow is '{where}'; it must be one of host, cuda:1"):
         config.Policy(experts_overflow=where)
     assert config.Policy(experts_overflow="cuda:1").experts_overflow == "cuda:1"
+
+
+REFERENCES = [
+    "${oc.env:KAGGLE_KEY}", "x${oc.env:KAGGLE_KEY,none}", "${oc.decode:${oc.env:KAGGLE_KEY}}", "${oc.create:[1]}",
+    "${oc.select:run.seed}", "${run.name}", "${.seed}", "\\\\${oc.env:KAGGLE_KEY}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("key", ["data.source", "run.report_to", "grpo.max_steps"])
+def test_a_reference_is_refused_before_it_is_resolved(reference, key, tmp_path, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    section, name = key.split(".")
+    value = f"['{reference}']" if key == "run.report_to" else f"'{reference}'"
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{section}: {{{name}: {value}}}\n")
+    calls = [
+        lambda: config.load_config(str(file)),
+        lambda: config.load_config("tiny", f"{key}={value}"),
+        lambda: config.keep_finished_settings(config.load_config("tiny"), [], [f"{key}={value}"]),
+        lambda: config.keep_finished_settings(config.load_config("tiny"), [{section: {name: reference}}]),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"^{key} is .*must not refer .*Write the value itself") as error:
+            call()
+        assert "secret" not in str(error.value)
