@@ -45,7 +45,8 @@ def train_policy(config: RunConfig, run: Run) -> None:
     with terminal.show_stage(run, "train", "training") as show:
         after_step = terminal.follow_training(run, config.grpo.max_steps, show)
         last = train(config, run, rewards, after_step, terminal.print_forecast)
-    terminal.out.print(f"         {last['step']} steps, reward {last['reward']:.2f} in the last one")
+    reward = "no reward" if last["reward"] is None else f"reward {last['reward']:.2f}"
+    terminal.out.print(f"         {last['step']} steps, {reward} in the last one")
     if run.stages()["train"].get("out_of_time") and processes.is_first():
         # The session ends soon: measure and package what there is.
         measure_accuracy(config, run, "after")

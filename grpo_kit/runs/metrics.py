@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.files import drop_nonfinite, read_lines
 
 # {name that version 0.1.0 wrote: name of the same figure today}
 RENAMED = {
@@ -33,9 +33,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         path: the file, `run.metrics`.
 
     Returns:
-        One dict per training step: `step` (counted from 1), `seconds` since the first step, and the figures by name.
+        One dict per training step: `step` (counted from 1), `seconds` since the first step, and the figures by name;
+        None for one that is not finite.
 
     Raises:
         FileNotFoundError: the run has not trained yet.
     """
-    return [with_current_names(row) for row in read_lines(path)]
+    return [drop_nonfinite(with_current_names(row)) for row in read_lines(path)]
+
+
+def last_figures(path: Path) -> dict[str, Any]:
+    """The last row of a run's `metrics.jsonl`, with the `reward` of the last step that sampled.
+
+    A step that trains on the batch of the step before (`grpo.num_iterations`) has no reward of its own. The reward is
+    None where no completion of that step could be judged.
+    """
+    rows = read_metrics(path)
+    return rows[-1] | {"reward": next((row["reward"] for row in reversed(rows) if "reward" in row), None)}

@@ -5,6 +5,10 @@ from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 WINDOW = 10  # steps; one bad step says little
+NOTHING = (
+    "not one completion could be judged (all rewards are None, NaN or infinite), so nothing is learned: look at the "
+    "answers in completions.jsonl and at grpo.reward_funcs."
+)
 
 
 class Rule(NamedTuple):
@@ -84,7 +88,7 @@ RULES = [
     ),
     Rule(
         "exploding",
-        lambda m, g: m.get("grad_norm", 0) > 20 * max(g["max_grad_norm"], 1e-9),
+        lambda m, g: m.get("grad_norm", 0) > 20 * g["max_grad_norm"] > 0,  # 0: gradients are not clipped
         lambda m, g: (
             f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times "
             "grpo.max_grad_norm: lower grpo.learning_rate."
@@ -94,7 +98,7 @@ RULES = [
 
 
 def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
-    """The alarms that the last WINDOW metrics rows ring; none while there are fewer rows.
+    """The alarms that the last WINDOW metrics rows ring; while there are fewer rows, only that nothing is judged.
 
     Args:
         rows: of `metrics.jsonl`, under today's names.
@@ -108,9 +112,12 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
         >>> [name for name, _ in find_alarms(truncated, {"max_completion_length": 512, "max_grad_norm": 1.0})]
         ['truncated']
     """
+    window = rows[-WINDOW:]
+    unjudged = {row["groups/unjudged"] for row in window if "groups/unjudged" in row}
+    if unjudged == {1.0}:
+        return [("nothing", NOTHING)]
     if len(rows) < WINDOW:
         return []
-    window = rows[-WINDOW:]
     # Not every row has every figure: a batch that is trained on again is not sampled again, and a batch without a
     # gradient has no entropy.
     values: dict[str, list[float]] = {}

@@ -16,7 +16,7 @@ from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import read_lines, to_json, write_text
-from grpo_kit.runs.metrics import read_metrics
+from grpo_kit.runs.metrics import last_figures
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers
@@ -65,7 +65,8 @@ def train(
         should_stop: is called after each step; when it returns True, the training saves what it has and ends.
 
     Returns:
-        The last row of `metrics.jsonl`. The run folder then holds `adapter/`, `metrics.jsonl`, `completions.jsonl`,
+        The last row of `metrics.jsonl`; its `reward` is that of the last step that sampled, None where nothing could be
+        judged. The run folder then holds `adapter/`, `metrics.jsonl`, `completions.jsonl`,
         `forecast.json`, `checkpoints/` and `evaluation/probe.safetensors`.
 
     Raises:
@@ -96,13 +97,13 @@ def train(
     processes.split_batch(config.grpo)
     stage = grpo_stage(config, run, reward_funcs)
     if stage.is_finished():
-        return read_metrics(run.metrics)[-1]
+        return last_figures(run.metrics)
     with run.lock("train"):
         checkpoint = stage.find_checkpoint()
         trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
         stage.train(trainer, checkpoint)
         stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time)
-    return read_metrics(run.metrics)[-1]
+    return last_figures(run.metrics)
 
 
 def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> TrainingStage:
@@ -198,6 +199,9 @@ def _build_trainer(
     config = stage.config
     pass_rates, draw = [row.get("pass_rate") for row in rows], order_of_draw(config, stage.screened)
     args = make_trl_config(config, stage.checkpoints, **vllm)
+    # TRL takes no step when a step has more prompts than there are rows. The kit draws, whichever rows TRL takes.
+    prompts_per_step = args.generation_batch_size // args.num_generations
+    enough_rows = rows * -(-prompts_per_step // len(rows))
     # For a KL, TRL would keep a copy of the fresh adapter; the base model without the adapter computes the same.
     beta, args.beta = args.beta, 0.0
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
@@ -205,7 +209,7 @@ def _build_trainer(
         model=model,
         reward_funcs=rewards,
         args=args,
-        train_dataset=datasets.Dataset.from_list(rows),
+        train_dataset=datasets.Dataset.from_list(enough_rows),
         processing_class=tokenizer,
         grpo=config.grpo,
         prompt_sampler=PromptSampler(pass_rates, config.grpo.num_generations, config.run.seed, draw),
@@ -218,8 +222,9 @@ def _build_trainer(
 
 
 def _held_out(config: RunConfig, run: Run, model: Any, tokenizer: Any, verifier: Reward) -> dict[str, Any]:
-    """Accuracy on the validation rows with its 95 % interval; empty where no gold could be used."""
-    scores = evaluate.score_rows(model, tokenizer, read_lines(run.data_file("val")), verifier, config)
+    """Accuracy on the validation rows with its 95 % interval; empty without rows (`data.val_size=0`) or golds."""
+    rows = read_lines(run.data_file("val"))
+    scores = evaluate.score_rows(model, tokenizer, rows, verifier, config) if rows else {}
     judged = [score for score in scores.values() if score is not None]
     if not judged:
         return {}

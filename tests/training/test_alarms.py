@@ -61,6 +61,18 @@ def test_healthy_runs_and_young_runs_raise_no_alarm():
     assert find_alarms(rows(9, **{"completions/clipped_ratio": 1.0}), GRPO) == []
 
 
+def test_a_run_in_which_nothing_is_judged_is_named_from_its_first_step_on():
+    unjudged = {"groups/unjudged": 1.0}
+    for ringing in (rows(1, **unjudged), [*rows(1, **unjudged), {"step": 2}], [*rows(2), *rows(10, **unjudged)]):
+        ((name, sentence),) = find_alarms(ringing, GRPO)
+        assert name == "nothing" and "not one completion could be judged" in sentence
+    assert find_alarms([*rows(8), *rows(1, **unjudged)], GRPO) == []
+
+
+def test_gradients_that_are_not_clipped_are_not_compared_with_the_clip():
+    assert find_alarms(rows(grad_norm=50.0), GRPO | {"max_grad_norm": 0.0}) == []
+
+
 @pytest.mark.parametrize("cause", ["all_right", "all_wrong"])
 def test_replaced_groups_raise_no_alarm(cause):
     assert (
