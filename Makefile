@@ -1,7 +1,7 @@
 # `make demo` runs the whole chain on the embedded policy, `make test` every test. Both install into .venv first.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test test-fast coverage lint notebooks gallery clean help
+.PHONY: demo test test-fast coverage lint notebooks gallery wheel clean help
 
 # The first Python from 3.11 to 3.13 that works; PYTHON=... overrides it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -24,6 +24,7 @@ help:
 	@echo "make coverage         the same, with the lines that no test reaches"
 	@echo "make lint             ruff"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/src/*.py"
+	@echo "make wheel            build dist/grpo_kit-VERSION-py3-none-any.whl, which the notebooks install"
 	@echo "make gallery          run the notebooks on the tiny policy into notebooks/gallery/*.html"
 
 demo: .venv/.installed
@@ -46,6 +47,9 @@ lint: .venv/.installed-test
 notebooks: .venv/.installed-test
 	$(BIN)/python notebooks/build.py
 
+wheel: .venv/.installed
+	@$(BIN)/python -c "from pathlib import Path; from grpo_kit.kaggle import wheels; print(wheels.build_own_wheel(Path('dist')))"
+
 gallery: .venv/.installed-test
 	$(BIN)/python notebooks/gallery.py
 
@@ -66,4 +70,4 @@ gallery: .venv/.installed-test
 	@touch $@
 
 clean:
-	rm -rf .venv runs submission/submission.zip notebooks/gallery
+	rm -rf .venv dist runs submission/submission.zip notebooks/gallery

@@ -28,6 +28,7 @@ from grpo_kit.display.notebook_output import (
 )
 from grpo_kit.runs import session
 from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.installation import REPOSITORY
 from grpo_kit.runs.run import Run, find_drive, find_run
 
 __all__ = [
@@ -60,8 +61,6 @@ __all__ = [
     "show_trl_settings",
     "submit_zip",
 ]
-# Owner/name on GitHub; notebooks/build.py writes it into every badge, link and install cell.
-REPOSITORY = "grpo-kit/grpo-kit"
 AUTO = "auto"
 LINKS = {
     "colab": "https://colab.research.google.com/github/{0}/blob/main/notebooks/{1}.ipynb",
@@ -82,8 +81,8 @@ def detect_place(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The link that opens the notebook `name`, such as `02_data`, in the same place as this one."""
-    return LINKS[detect_place(environ)].format(REPOSITORY, name)
+    """The link that opens the notebook `name`, such as `02_data`, in the same place as this one; else its file name."""
+    return LINKS[detect_place(environ) if REPOSITORY else "local"].format(REPOSITORY, name)
 
 
 def suggest_preset(device: Any) -> str:

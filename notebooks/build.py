@@ -3,8 +3,9 @@
     python notebooks/build.py
 
 Edit the sources, not the notebooks: a test fails if the two differ. The same source always gives the same bytes. The
-word REPOSITORY in a source becomes `grpo_kit.notebook.REPOSITORY`, the owner and name on GitHub; a fork changes that
-one line and builds again. A built notebook has no outputs, no execution counts, and no metadata of the machine that
+cell "Install" is `grpo_kit/runs/install_cell.py.txt`. The word REPOSITORY in a source becomes `REPOSITORY` of
+`grpo_kit/runs/installation.py`, the owner and name on GitHub; while that is empty, badges and links with it are left
+out. A built notebook has no outputs, no execution counts, and no metadata of the machine that
 built it. A cell's id is a hash of its text, so that an edit does not change the ids of other cells.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 
-from grpo_kit.notebook import REPOSITORY
+from grpo_kit.runs.installation import REPOSITORY, read_install_cell
 
 FOLDER = Path(__file__).resolve().parent
 METADATA = {
@@ -26,13 +27,18 @@ METADATA = {
 }
 
 
-def build(source: Path) -> str:
+def build(source: Path, repository: str = REPOSITORY) -> str:
     """Convert one py:percent file into the text of a notebook."""
     cells, seen = [], Counter()
-    text = source.read_text(encoding="utf-8").replace("REPOSITORY", REPOSITORY)
+    text = source.read_text(encoding="utf-8")
+    if not repository:  # badges are lines of their own; a link in brackets follows the link to the file
+        text = re.sub(r"(# \[!\[.*REPOSITORY.*\n)+#\n", "", text)
+        text = re.sub(r"\n?# \(\[[^]]*\]\([^)]*REPOSITORY[^)]*\)\)", "", text)
+    text = text.replace("REPOSITORY", repository)
     for cell in jupytext.reads(text, fmt="py:percent").cells:
+        code = read_install_cell(repository) if cell.source.startswith("# @title Install") else cell.source
         # The formatter writes `# @param`; Colab writes form fields without the space.
-        body = re.sub(r"# @(?=param|title)", "#@", cell.source)
+        body = re.sub(r"# @(?=param|title)", "#@", code)
         digest = hashlib.sha256(f"{cell.cell_type} {body}".encode()).hexdigest()[:12]
         seen[digest] += 1
         new = nbformat.v4.new_code_cell if cell.cell_type == "code" else nbformat.v4.new_markdown_cell

@@ -16,6 +16,7 @@ from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.names import published_name
 from grpo_kit.config import Lora
 from grpo_kit.nemotron import expert_placement
+from grpo_kit.runs.installation import require_no_old_torchao
 
 # That import silences warnings that the next imports would print.
 # isort: split
@@ -190,6 +191,7 @@ def _with_lora(model: Any, lora: Any) -> Any:
     PEFT 0.21 refuses it for Mamba models, because a fused kernel would skip the LoRA. `nemotron.patches` switches that
     kernel off, and training stops when a LoRA gets no gradient.
     """
+    require_no_old_torchao()
     refuse = tuners_utils._check_lora_target_modules_mamba
     tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
     try:

@@ -117,7 +117,7 @@ def wheels(
     folder = shlex.quote(str(out))
     _say(f"upload: kaggle datasets create -p {folder}   (later: kaggle datasets version -p {folder} -m again)")
     _say(f"install cell ({out / wheel_folder.CELL_FILE}), which `grpo-kit push` adds by itself:")
-    terminal.out.print(escape(wheel_folder.INSTALL_CELL), end="")
+    terminal.out.print(escape((out / wheel_folder.CELL_FILE).read_text(encoding="utf-8")), end="")
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (push, submit, wheels)

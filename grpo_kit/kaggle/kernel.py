@@ -18,6 +18,7 @@ from grpo_kit import config as configuration
 from grpo_kit.config.checks import require
 from grpo_kit.kaggle import wheels
 from grpo_kit.runs.files import write_text
+from grpo_kit.runs.installation import read_install_cell
 from grpo_kit.runs.run import find_run
 
 COMPETITION = "nvidia-nemotron-model-reasoning-challenge"
@@ -291,7 +292,7 @@ def fill_notebook(notebook: Path, form: dict[str, str], accelerator: str) -> str
         cell["source"] = text
     gpu = find_accelerator(accelerator).gpu
     first = FIRST_CELL.format(requested=accelerator, gpu=gpu, gpu_line=GPU_LINE)
-    added = {"grpo-kit-machine": first, "grpo-kit-wheels": wheels.INSTALL_CELL}
+    added = {"grpo-kit-machine": first, "grpo-kit-wheels": read_install_cell()}
     content["cells"] = [*(_code_cell(name, text) for name, text in added.items()), *content["cells"]]
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

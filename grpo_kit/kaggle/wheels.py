@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from grpo_kit.config.checks import require
 from grpo_kit.runs.files import new_folder, require_folder, write_text
+from grpo_kit.runs.installation import find_version, read_install_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "grpo_kit", "data")
@@ -36,23 +36,6 @@ IMAGE = {
     "pillow": "11.3.0",
 }
 CELL_FILE, METADATA_FILE = "install_cell.py", "dataset-metadata.json"
-INSTALL_CELL = """\
-# Install grpo_kit and what it needs from the mounted wheels. Uses no internet, and the image's torch stays.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
-own = sorted(Path("/kaggle/input").glob("**/grpo_kit-*.whl"))
-if own:
-    folder = str(own[-1].parent)
-    files = sorted(map(str, own[-1].parent.glob("*.whl")))
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--find-links", folder]
-    subprocess.run([*pip, *files], check=True)
-    importlib.invalidate_caches()
-elif importlib.util.find_spec("grpo_kit") is None:
-    raise FileNotFoundError("No grpo_kit wheel is under /kaggle/input. Mount the dataset that `grpo-kit wheels` made.")
-"""
 
 
 def build_wheels(
@@ -101,11 +84,11 @@ def build_wheels(
             target += [word for name in platforms for word in ("--platform", name)]
             _run_pip("download", "-q", "--no-deps", *target, "-d", str(folder), *pins)
         show("building grpo_kit's own wheel")
-        build_own_wheel(folder, Path(temporary))
+        build_own_wheel(folder)
         name = dataset_name(python)
         metadata = {"id": f"{owner}/{name}", "title": name.replace("-", " "), "licenses": [{"name": "other"}]}
         write_text(folder / METADATA_FILE, json.dumps(metadata, indent=2) + "\n")
-        write_text(folder / CELL_FILE, INSTALL_CELL)
+        write_text(folder / CELL_FILE, read_install_cell() + "\n")
         files = sorted(folder.glob("*.whl"))
     return [out / path.name for path in files]
 
@@ -227,20 +210,24 @@ def _uv_platform(platform: str) -> str:
     return f"{machine}-manylinux_2_{max(n for n in (17, 28, *range(31, 41)) if n <= int(version))}"
 
 
-def build_own_wheel(folder: Path, temporary: Path) -> None:
-    """Build the kit's own wheel into `folder`, from a copy, since building writes into the source."""
-    source = temporary / "source"
-    for name in SOURCE:
-        path = ROOT / name
-        if path.is_dir():
-            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        elif path.is_file():
-            source.mkdir(exist_ok=True)
-            shutil.copy(path, source)
-    versions = [distribution.version for distribution in distributions(name="setuptools")]
+def build_own_wheel(folder: Path) -> Path:
+    """Build the kit's own wheel into `folder`, from a copy, since building writes into the source; return its path."""
+    setuptools = find_version("setuptools")
     # With a setuptools here that is new enough, pip does not have to download one.
-    isolation = ["--no-build-isolation"] if versions and Version(versions[0]) >= Version("77") else []
-    _run_pip("wheel", "-q", "--no-deps", *isolation, "-w", str(folder), str(source))
+    isolation = ["--no-build-isolation"] if setuptools and Version(setuptools) >= Version("77") else []
+    with tempfile.TemporaryDirectory() as temporary:
+        source, built = Path(temporary, "source"), Path(temporary, "built")
+        source.mkdir()
+        for name in SOURCE:
+            path = ROOT / name
+            if path.is_dir():
+                shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            elif path.is_file():
+                shutil.copy(path, source)
+        _run_pip("wheel", "-q", "--no-deps", *isolation, "-w", str(built), str(source))
+        [wheel] = built.glob("*.whl")
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(wheel, folder))
 
 
 def _run_pip(*words: str) -> None:

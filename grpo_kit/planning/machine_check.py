@@ -6,6 +6,7 @@ import sys
 
 from grpo_kit.nemotron import tiny
 from grpo_kit.runs.files import hash_of
+from grpo_kit.runs.installation import OLDEST_TORCHAO, describe_old_torchao, find_version
 from grpo_kit.runs.run import find_root
 
 PYTHONS = (3, 11), (3, 14)  # the first that works, and the first that does not
@@ -42,17 +43,13 @@ def _check_packages() -> list[tuple[str, str, bool, str]]:
     from packaging.requirements import Requirement
 
     findings = []
-    for text in (importlib.metadata.requires("grpo-kit") if _version("grpo-kit") else None) or []:
+    for text in (importlib.metadata.requires("grpo-kit") if find_version("grpo-kit") else None) or []:
         requirement = Requirement(text)
         if requirement.marker is None:  # the others are for extras
-            version = _version(requirement.name)
+            version = find_version(requirement.name)
             fine = bool(version) and version in requirement.specifier
             findings.append((requirement.name, version or "missing", fine, f"pip install '{requirement}'"))
+    if describe_old_torchao():
+        remedy = f"pip uninstall -y torchao (PEFT refuses versions below {OLDEST_TORCHAO})"
+        findings.append(("torchao", find_version("torchao") or "", False, remedy))
     return findings
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -20,6 +20,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.policy import generate
 from grpo_kit.policy.chat import build_messages, encode_prompt
 from grpo_kit.policy.load import load_policy, policy_source
+from grpo_kit.runs.installation import require_no_old_torchao
 
 PROBE = build_messages("What is 12 + 34?")
 PROBE_TOKENS = 16
@@ -250,6 +251,8 @@ def _find_obstacle(config: RunConfig) -> str:
 
 
 def _load_with_adapter(config: RunConfig, adapter: Path | None) -> tuple[Any, Any]:
+    if adapter:
+        require_no_old_torchao()  # before minutes of loading
     model, tokenizer = load_policy(config.policy)
     return (attach_adapter(model, adapter) if adapter else model), tokenizer
 

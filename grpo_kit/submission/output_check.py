@@ -18,6 +18,7 @@ from grpo_kit.config.arguments import as_path
 from grpo_kit.config.schema import require_policy
 from grpo_kit.policy.chat import render_prompt
 from grpo_kit.runs.files import new_file
+from grpo_kit.runs.installation import require_no_old_torchao
 from grpo_kit.submission import inspect_zip
 
 
@@ -73,6 +74,7 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
 
     from grpo_kit.policy.load import load_policy
 
+    require_no_old_torchao()
     model, tokenizer = load_policy(policy)
     prompts = _read_probe(probe) if probe and probe.is_file() else _default_prompts(tokenizer, policy.enable_thinking)
     base = _last_logits(model, prompts)

@@ -16,6 +16,7 @@ from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import read_lines, to_json, write_text
+from grpo_kit.runs.installation import require_no_old_torchao
 from grpo_kit.runs.metrics import last_figures
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
@@ -73,7 +74,7 @@ def train(
         FileNotFoundError: the run's data is missing.
         ValueError: the run was trained or begun with other settings; a tracker of `run.report_to` is not installed;
             the processes do not divide the completions of a step; there are not as many rewards as weights.
-        RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient.
+        RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient; an old torchao is installed.
         TypeError: an argument has another type.
 
     Source: GRPO is DeepSeekMath's, arXiv:2402.03300; the losses are those of TRL's GRPOTrainer.
@@ -143,6 +144,7 @@ def make_trainer(
         policy: (model, tokenizer) if they are loaded already; None loads them.
         stage: the result of `grpo_stage` if there is one already; None calls it.
     """
+    require_no_old_torchao()
     stage = stage or grpo_stage(config, run, reward_funcs)
     vllm, reason = processes.broadcast_from_first(lambda: vllm_engine.choose_trainer_engine(config))
     if reason:

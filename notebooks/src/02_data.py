@@ -14,31 +14,17 @@
 
 # %% [markdown]
 # ## Install
-# If `grpo_kit` is missing, pip installs it with what it needs. This takes one or two minutes and no restart, because
-# the machine's own torch, numpy and pillow stay as they are. If it is installed already, nothing happens.
+# If `grpo_kit` is missing, pip installs it with what it needs, in one or two minutes. It comes from a wheel beside this
+# notebook, on Google Drive or in `/kaggle/input`, or from the clone that this notebook lies in. The machine's own torch,
+# numpy and pillow stay as they are. If it is installed already, nothing happens.
 #
-# **Expected output:** none. From here on errors are shown as one sentence; run `%tb Context` for the full traceback.
+# **Expected output:** none, or one sentence. If pip replaced a package that this session had imported before, the
+# sentence asks for *Runtime, Restart session, then Run all*. From here on errors are shown as one sentence; run
+# `%tb Context` for the full traceback.
 
 # %% cellView="form"
 # @title Install
-import importlib.metadata
-import importlib.util
-import subprocess
-import sys
-
-get_ipython().InteractiveTB.set_mode("Minimal")
-SOURCE = "git+https://github.com/REPOSITORY"
-KEEP = ("torch", "torchvision", "torchaudio", "triton", "numpy", "pillow")
-
-if importlib.util.find_spec("grpo_kit") is None:
-    versions = {dist.name.lower(): dist.version for dist in importlib.metadata.distributions()}
-    pins = [f"{name}=={versions[name]}" for name in KEEP if name in versions]
-    command = [sys.executable, "-m", "pip", "install", "-q", SOURCE, *pins]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        remedy = "Check the network; on Kaggle, turn Internet on in the notebook's settings"
-        error = result.stderr.strip()[-600:]
-        raise RuntimeError(f"pip could not install the kit. {remedy}. {error}")
+# `make notebooks` puts grpo_kit/runs/install_cell.py.txt here.
 
 # %% [markdown]
 # ## Settings

@@ -11,7 +11,7 @@ from grpo_kit import config, notebook
 from grpo_kit.planning import machines
 from grpo_kit.runs.run import Run, find_root, find_run
 
-ON_GITHUB = f"{notebook.REPOSITORY}/blob/main/notebooks/02_data.ipynb"
+ON_GITHUB = "ada/kit/blob/main/notebooks/02_data.ipynb"
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
 
 
@@ -42,7 +42,10 @@ def displayed_texts(monkeypatch):
         (COLAB | KAGGLE, "kaggle", None),  # Kaggle's image descends from Colab's
     ],
 )  # fmt: skip
-def test_the_place_is_detected_and_links_stay_in_it(environ, place, link):
+def test_the_place_is_detected_and_links_stay_in_it(monkeypatch, environ, place, link):
+    monkeypatch.setattr(notebook, "REPOSITORY", "")
+    assert notebook.notebook_link("02_data", environ) == "02_data.ipynb"  # nobody may own a name that is linked
+    monkeypatch.setattr(notebook, "REPOSITORY", "ada/kit")
     assert notebook.detect_place(environ) == place
     assert link is None or notebook.notebook_link("02_data", environ) == link
 

@@ -15,18 +15,16 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import nbclient
 import pytest
 
-from grpo_kit.notebook import REPOSITORY
+import grpo_kit
+from grpo_kit.runs.installation import REPOSITORY, read_install_cell
 from tests.helpers.kernels import (
     FOLDER,
     NAMES,
@@ -44,8 +42,9 @@ from tests.helpers.kernels import (
     read_notebook,
 )  # fmt: skip
 
-COLAB = f"https://colab.research.google.com/github/{REPOSITORY}/blob/main/notebooks/{{}}.ipynb"
-KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{REPOSITORY}/blob/main/notebooks/{{}}.ipynb"
+OWNED = "ada/kit"  # as an owner would set it
+COLAB = f"https://colab.research.google.com/github/{OWNED}/blob/main/notebooks/{{}}.ipynb"
+KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{OWNED}/blob/main/notebooks/{{}}.ipynb"
 FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_drive": "boolean"}
 MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
 # Calls that take long with the 30B.
@@ -84,10 +83,31 @@ def test_a_notebook_is_what_its_source_builds(builder, name):
 
 
 @every_notebook
-def test_the_repository_is_named_in_one_place_and_every_link_uses_it(name):
-    assert REPOSITORY not in (FOLDER / "src" / f"{name}.py").read_text(encoding="utf-8")
-    text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
-    assert "REPOSITORY" not in text and set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text)) == {REPOSITORY}
+def test_without_an_owner_a_notebook_names_no_repository_and_no_address(builder, name):
+    text = builder.build(FOLDER / "src" / f"{name}.py", "")
+    for word in ("github", "REPOSITORY", "badge", "in Colab]", "RELEASE_ADDRESS"):
+        assert word not in text, word
+    assert 'RELEASE = \\"\\"' in text
+
+
+@every_notebook
+def test_with_an_owner_badges_links_and_the_pinned_release_follow(builder, name):
+    text = builder.build(FOLDER / "src" / f"{name}.py", OWNED)
+    assert set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text)) == {OWNED}
+    assert "REPOSITORY" not in text and "RELEASE_ADDRESS" not in text
+    release = f"https://github.com/{OWNED}/releases/download/v{grpo_kit.__version__}/grpo_kit-{grpo_kit.__version__}-"
+    assert text.count(f"{release}py3-none-any.whl") == 1
+    top = json.loads(text)["cells"][0]["source"]
+    for badge, link in (("colab-badge.svg", COLAB), ("open-in-kaggle.svg", KAGGLE)):
+        assert f"{badge})]({link.format(name)})" in "".join(top)
+    links = re.findall(r"\((https://colab\.research\.google\.com/github/[^)]+)\)", text)
+    assert len(links) == 2 and set(links) <= {COLAB.format(other) for other in NAMES}
+
+
+def test_the_owner_is_set_in_one_place():
+    assert REPOSITORY == "" or re.fullmatch(r"[\w-]+/[\w.-]+", REPOSITORY)
+    for path in [*(FOLDER / "src").glob("*.py"), *(ROOT / "grpo_kit").rglob("*.py"), FOLDER / "build.py"]:
+        assert "grpo-kit/grpo-kit" not in path.read_text(encoding="utf-8"), path
 
 
 @every_notebook
@@ -98,16 +118,15 @@ def test_a_notebook_holds_no_output_and_no_path_of_the_machine_that_built_it(nam
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code_cells(read_notebook(name)))
+    text = text.replace("/content/drive/MyDrive/", "")  # where the install cell looks
     assert not re.findall(r"/(?:home|Users|root|tmp|work|mnt|var|content)/|[A-Z]:\\\\Users", text)
 
 
 @every_notebook
-def test_a_notebook_opens_with_title_goal_hardware_minutes_and_two_badges(name):
+def test_a_notebook_opens_with_title_goal_hardware_and_minutes(name):
     top = read_notebook(name).cells[0].source
     assert top.startswith(f"# {int(name[:2])} · ")
     assert re.search(r"\| Goal \| Hardware \| Minutes \|\n\|---\|---\|---\|\n\| \S.+ \| \S.+ \| \d.+ \|", top)
-    for badge, link in (("colab-badge.svg", COLAB), ("open-in-kaggle.svg", KAGGLE)):
-        assert f"{badge})]({link.format(name)})" in top
 
 
 @every_notebook
@@ -129,38 +148,15 @@ def test_the_form_has_each_of_its_fields_once_and_the_preset_first(name):
 
 
 def test_the_install_cell_is_the_same_in_every_notebook():
-    assert len({code_cells(read_notebook(name))[0].source for name in NAMES}) == 1
-
-
-def test_the_install_cell_keeps_installed_versions_and_prints_only_failures(monkeypatch, capsys):
-    commands, answer = [], subprocess.CompletedProcess([], 0, "", "")
-    versions = {"Torch": "2.10.0+cu128", "numpy": "2.0.2", "Pillow": "11.3.0", "pandas": "2.2.2"}
-    installed = [type("Distribution", (), {"name": n, "version": v}) for n, v in versions.items()]
-    cell = compile(code_cells(read_notebook("01_setup"))[0].source, "install", "exec")
-    kernel = {"get_ipython": lambda: types.SimpleNamespace(InteractiveTB=types.SimpleNamespace(set_mode=modes.append))}
-    modes = []
-    exec(cell, kernel)  # the kit is installed already, so pip is not run
-    assert modes == ["Minimal"]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words) or answer)
-    exec(cell, kernel)
-    assert commands == [
-        [sys.executable, "-m", "pip", "install", "-q", f"git+https://github.com/{REPOSITORY}",
-         "torch==2.10.0+cu128", "numpy==2.0.2", "pillow==11.3.0"],
-    ]  # fmt: skip
-    assert capsys.readouterr() == ("", "")
-    answer.returncode, answer.stderr = 1, "ERROR: No matching distribution\n"
-    with pytest.raises(
-        RuntimeError, match=r"pip could not install the kit\. Check the network; .+ settings\. ERROR: No matching"
-    ):
-        exec(cell, kernel)
+    cell = read_install_cell().replace("# @title", "#@title")
+    assert {code_cells(read_notebook(name))[0].source for name in NAMES} == {cell}
 
 
 @every_notebook
 def test_cells_are_short_and_have_text_between_them(name):
     cells = read_notebook(name).cells
-    assert not [cell.source for cell in cells if cell.cell_type == "code" and len(cell.source.splitlines()) > 25]
+    shown = code_cells(read_notebook(name))[1:]  # Colab hides the code of the install cell
+    assert not [cell.source for cell in shown if len(cell.source.splitlines()) > 25]
     assert not [a.source for a, b in zip(cells, cells[1:]) if a.cell_type == b.cell_type == "code"]
 
 
@@ -193,9 +189,7 @@ def test_every_notebook_says_what_has_not_been_tested(name):
 @every_notebook
 def test_links_to_other_notebooks_exist(name):
     local_links = re.findall(r"\]\((\d\d_\w+)\.ipynb\)", markdown_text(name))
-    colab_links = re.findall(r"\((https://colab\.research\.google\.com/github/[^)]+)\)", markdown_text(name))
     assert set(local_links) == set(NAMES) - {name}
-    assert set(colab_links) <= {COLAB.format(other) for other in NAMES}
 
 
 # Keywords of the libraries
