@@ -5,7 +5,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback, set_seed
 
 from grpo_kit.policy.load import load_policy
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.training.trl_settings import make_trl_config
 
 

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import report
 
 from grpo_kit.data import duplicates, ngrams
-from grpo_kit.runs.files import hash_of, read_lines, write_lines
+from grpo_kit.runs.files import hash_of, write_lines
+from grpo_kit.runs.reading import read_lines
 
 CHILD = """
 import json, resource, sys, time

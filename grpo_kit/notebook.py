@@ -27,8 +27,8 @@ from grpo_kit.display.notebook_output import (
     show_trials,
 )
 from grpo_kit.runs import session
-from grpo_kit.runs.files import read_lines
 from grpo_kit.runs.installation import REPOSITORY
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_drive, find_run
 
 __all__ = [

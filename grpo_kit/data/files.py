@@ -2,7 +2,7 @@
 
 Every file is opened once and streamed (only a JSON array is loaded whole). An error names the file, the line and the
 remedy. No line may be longer than 64 MiB. The first bytes of a file, not its name, say whether it is in gzip, and
-whether JSON is one array or one row per line. `runs.files.read_lines` reads the files that the kit itself wrote.
+whether JSON is one array or one row per line. `runs.reading.read_lines` reads the files that the kit itself wrote.
 
 CSV is read by Python's `csv` and not by pandas, because pandas fills short rows with empty text, shifts the columns
 of a row that is too long, and has no line numbers. JSON is read by `json`, because pandas turns an integer gold into

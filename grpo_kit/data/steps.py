@@ -17,7 +17,8 @@ from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
-from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.files import write_lines
+from grpo_kit.runs.reading import read_lines
 
 TOKEN_BATCH = 1000  # prompts whose tokens are counted at a time
 Reason = tuple[str, str]  # (name of the reason, detail about the row)

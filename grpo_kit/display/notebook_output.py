@@ -10,7 +10,7 @@ from typing import Any
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.display import machine_tables, terminal
 from grpo_kit.policy.chat import split_thinking
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 
 

@@ -17,7 +17,8 @@ from grpo_kit.data.cells import read_problem
 from grpo_kit.data.columns import read_answer
 from grpo_kit.data.files import read_rows
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.files import hash_of
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 
 PROBLEM_COLUMNS = ("prompt", "problem", "question")

@@ -31,7 +31,8 @@ from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
-from grpo_kit.runs.files import hash_of, list_differences, read_lines, to_json, write_lines, write_text
+from grpo_kit.runs.files import hash_of, list_differences, to_json, write_lines, write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 

@@ -18,8 +18,9 @@ from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking
 from grpo_kit.policy.load import base_model_name, load_tokenizer
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
-from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.files import write_text
 from grpo_kit.runs.metrics import read_metrics
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 
 

@@ -15,7 +15,8 @@ from grpo_kit.config import RunConfig
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy, routing_path
-from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.files import write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 
 TOKENS = 128  # of each completion; so few already show what a router prefers

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, never half written; JSON Lines, hashes, and settings compared."""
+"""Files and folders that are complete or absent, never half written; hashes, and settings compared."""
 
 import contextlib
 import glob
@@ -105,12 +105,6 @@ def _to_plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON.")
-
-
-def read_lines(path: Path) -> list[Any]:
-    """Read the rows of a JSON Lines file that the kit wrote."""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        return [json.loads(line) for line in file if line != "\n"]
 
 
 def require_folder(path: Path, remedy: str) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import drop_nonfinite, read_lines
+from grpo_kit.runs.files import drop_nonfinite
+from grpo_kit.runs.reading import read_lines
 
 # {name that version 0.1.0 wrote: name of the same figure today}
 RENAMED = {

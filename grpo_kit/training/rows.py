@@ -7,7 +7,7 @@ from grpo_kit.data import curriculum
 from grpo_kit.evaluation import screening
 from grpo_kit.planning import memory
 from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 
 

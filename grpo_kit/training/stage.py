@@ -13,7 +13,8 @@ from typing import Any
 from grpo_kit.adapters.lora import save_adapter
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.runs import interrupts, processes
-from grpo_kit.runs.files import hash_of, new_folder, read_lines
+from grpo_kit.runs.files import hash_of, new_folder
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.submission import output_check
 from grpo_kit.training import checkpoints

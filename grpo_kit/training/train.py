@@ -15,9 +15,10 @@ from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import read_lines, to_json, write_text
+from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.installation import require_no_old_torchao
 from grpo_kit.runs.metrics import last_figures
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers

@@ -23,7 +23,8 @@ from grpo_kit.config.arguments import as_texts
 from grpo_kit.display.charts import save_figure
 from grpo_kit.evaluation import evaluate, intervals
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import hash_of, list_differences, read_lines, to_json, write_text
+from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import train

@@ -99,7 +99,7 @@ def test_a_whole_grpo_step_in_4_bit_stays_within_a_t4(tmp_path, nf4_folder, monk
     """TRL's own casts included, after which it would hold bf16; sampled, paid, trained, stepped."""
     monkeypatch.setattr(memory, "TILE_TOKENS", 500)  # 512 tokens have the shape of this policy's experts in one axis
     from grpo_kit.data.preparation import prepare
-    from grpo_kit.runs.files import read_lines
+    from grpo_kit.runs.reading import read_lines
     from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
     from tests.helpers.settings import SMALL

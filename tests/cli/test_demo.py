@@ -9,7 +9,8 @@ import zipfile
 
 import pytest
 
-from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.files import hash_of
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 

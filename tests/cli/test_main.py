@@ -17,7 +17,7 @@ from grpo_kit import __version__
 from grpo_kit.cli.main import app
 from grpo_kit.config import load_config
 from grpo_kit.display import terminal
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from tests.helpers.settings import ROOT, SAMPLE, SMALL
 from tests.helpers.submissions import submission as made

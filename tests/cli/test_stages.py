@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_kit.cli.main import app
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 
 DATA = ["data", "-c", "tiny", "--run", "r", "data.limit=60", "data.val_size=5", "data.test_size=10"]
 SHORT = [

@@ -13,7 +13,8 @@ from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.data.steps import Pipeline
 from grpo_kit.runs import run as run_module
-from grpo_kit.runs.files import hash_of, read_lines, write_lines
+from grpo_kit.runs.files import hash_of, write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 SIZES = ["data.val_size=1", "data.test_size=2"]

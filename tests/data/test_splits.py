@@ -6,7 +6,7 @@ from grpo_kit import config
 from grpo_kit.data import splits
 from grpo_kit.data.preparation import prepare
 from grpo_kit.rewards.tools.loading import load_reward
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SMALL

@@ -27,7 +27,8 @@ from grpo_kit.display.board import Board
 from grpo_kit.display.board import time as time_board
 from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.rewards.tools.loading import load_reward
-from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.files import write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SMALL

@@ -22,7 +22,8 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
-from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.files import write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 ROOT = Path(__file__).resolve().parents[2]

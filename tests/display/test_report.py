@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from grpo_kit.display import report
-from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.files import write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 

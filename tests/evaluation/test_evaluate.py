@@ -15,7 +15,8 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generate
 from grpo_kit.rewards.tools.loading import load_reward
-from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.files import write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 
 

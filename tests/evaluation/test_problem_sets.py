@@ -9,7 +9,7 @@ from grpo_kit.config.protocols import CHALLENGE_SUFFIX
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import problem_sets
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 

@@ -17,7 +17,8 @@ from grpo_kit.data import cleaning, puzzles
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate, rehearsal
 from grpo_kit.policy.generate import Sample
-from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.files import write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.submission import package
 

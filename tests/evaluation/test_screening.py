@@ -20,7 +20,8 @@ from grpo_kit.data import curriculum
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.evaluation.evaluate import Sample
-from grpo_kit.runs.files import hash_of, read_lines, write_text
+from grpo_kit.runs.files import hash_of, write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from tests.helpers.settings import SMALL

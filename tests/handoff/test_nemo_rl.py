@@ -22,7 +22,8 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.handoff import export, nemo_gym, nemo_overlay, nemo_rl
 from grpo_kit.rewards.tools.loading import load_reward
-from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.files import write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 DEFAULTS = OmegaConf.load(Path(__file__).with_name("nemo_rl_defaults.yaml"))

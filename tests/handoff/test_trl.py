@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.handoff import export, trl
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training.trl_settings import make_trl_config
 

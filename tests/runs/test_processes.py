@@ -18,7 +18,8 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.policy import generation_loop
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import read_lines, write_text
+from grpo_kit.runs.files import write_text
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.runs.session import open_run
 from grpo_kit.training import train

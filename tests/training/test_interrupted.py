@@ -14,8 +14,9 @@ from grpo_kit.config import load_config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.policy import generation_loop
 from grpo_kit.runs import interrupts
-from grpo_kit.runs.files import hash_of, read_lines
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.interrupts import Terminated
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import callbacks, train
 from tests.helpers.settings import ROOT, SMALL

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.training.metrics_log import MetricsCallback
 
 

@@ -7,7 +7,8 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.rewards.tools.loading import load_reward
-from grpo_kit.runs.files import hash_of, read_lines, write_lines
+from grpo_kit.runs.files import hash_of, write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import reproduce, train
 from tests.helpers.settings import SMALL

@@ -7,7 +7,8 @@ from grpo_kit.data import curriculum
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.policy.load import load_tokenizer
-from grpo_kit.runs.files import read_lines, write_lines
+from grpo_kit.runs.files import write_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.training.rows import longest_prompts, order_of_draw, prompts_in_run, training_rows

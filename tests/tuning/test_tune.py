@@ -20,7 +20,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.display import terminal
 from grpo_kit.evaluation import evaluate
-from grpo_kit.runs.files import read_lines
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.tuning import space, tune

@@ -1,0 +1,143 @@
+"""Read the JSON files that the kit wrote into a run folder. A damaged one is named with its line and the remedy.
+
+Nothing is repaired or left out: a file that was cut short, replaced, or changed by a bad disk has to be put back by
+the person whose run it is.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LARGEST = 1 << 30  # bytes of a file without lines, and of a line: both are held in memory
+NUMBER, FIGURE, TEXT_OR_NONE = (int, float), (int, float, type(None)), (str, type(None))
+FILES = {...: TEXT_OR_NONE}  # sha256 by name
+STAGE = {"finished": str, "seconds": NUMBER, "settings": dict, "read": FILES, "wrote": FILES, "steps?": int}
+PROBLEM = {"id": str, "prompt": str, "score": FIGURE, "completions": [str]}
+MEASUREMENT = {"pass@1": NUMBER, "ci95": [NUMBER], "n": int, "sampling": {"engine": str}, "problems": [PROBLEM]}
+ROW = {"id": str, "prompt": list, "answer": (str, int, float, list)}
+RECORD = "Put back a copy of it, or move the run's folder away and make the run again."
+DATA = "Put back a copy of it, or prepare the data again with `grpo-kit data --force`."
+LOG = "Put back a copy of it, or train again with `grpo-kit train --force`."
+ACCURACY = "Put back a copy of it, or measure again with `grpo-kit evaluate --force`."
+SCREENING = "Put back a copy of it, or screen again with `grpo-kit screen --force`."
+# {name of a file: (what it holds, what to do when it is damaged)}. A key that ends with `?` may be
+# missing, and `...` stands for each other key.
+FORMS: dict[str, tuple[Any, str]] = {
+    "run.json": ({"stages": {...: STAGE}}, RECORD),
+    "manifest.json": ({"rows": {...: int}, "dropped": {...: int}, "read": int, "sha256": {...: str}}, DATA),
+    "data.jsonl": (ROW, DATA),
+    "dropped.jsonl": ({"source": str, "reason": str, "problem": str}, DATA),
+    "screened.jsonl": (ROW, SCREENING),
+    "left_out.jsonl": (ROW, SCREENING),
+    "metrics.jsonl": (
+        {"step": int, "seconds": NUMBER, "reward?": FIGURE, "alarms?": [str], "held_out_ci95?": [NUMBER]},
+        LOG,
+    ),
+    "completions.jsonl": ({"step": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
+    "forecast.json": (dict, "Put back a copy of it, or delete it; only the estimate of the time is lost."),
+    "before.json": (MEASUREMENT, ACCURACY),
+    "after.json": (MEASUREMENT, ACCURACY),
+    "score.json": (MEASUREMENT, "Put back a copy of it, or measure again with `grpo-kit score --force`."),
+}
+NAMES = {dict: "a JSON object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that the kit wrote.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged. The message names the file, the line and the remedy.
+    """
+    _refuse_folder(path)
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"{path} is damaged: it has {size} bytes, and at most {LARGEST} are read. {remedy_for(path)}")
+    return parse_json(path, path.read_bytes())
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read the rows of a JSON Lines file that the kit wrote.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is damaged. The message names the file, the line and the remedy.
+    """
+    _refuse_folder(path)
+    rows = []
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(LARGEST):
+            number += 1
+            if line != b"\n":
+                rows.append(parse_json(path, line, number))
+    return rows
+
+
+def parse_json(path: Path, data: bytes, line: int | None = None) -> Any:
+    """The value of a file, or of one line of it.
+
+    Args:
+        path: the file; its name decides what has to be in it.
+        data: its bytes, or those of the line.
+        line: the line's number, from 1; None for the whole file.
+
+    Raises:
+        ValueError: it is damaged. The message names the file, the line and the remedy.
+    """
+    first, place = line or 1, f", line {line}," if line else ""
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        number = first + data.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}, line {number}, is damaged: it is not UTF-8. {remedy_for(path)}") from None
+    except json.JSONDecodeError as error:
+        if not data.strip(b" \t\r\n\0"):
+            what = "it has no text" if data else "it is empty"
+            raise ValueError(f"{path}{place} is damaged: {what}. {remedy_for(path)}") from None
+        number, reason = first + error.lineno - 1, f"{error.msg} at column {error.colno}"
+        raise ValueError(f"{path}, line {number}, is damaged: it is not JSON ({reason}). {remedy_for(path)}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it is too long"
+        raise ValueError(f"{path}{place} is damaged: {reason}. {remedy_for(path)}") from None
+    if misfit := _find_misfit(value, FORMS.get(path.name, (dict,))[0]):
+        raise ValueError(f"{path}{place} is damaged: {misfit}. {remedy_for(path)}")
+    return value
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError if one of the run's JSON files is damaged; a file of another kind passes."""
+    if path.suffix == ".jsonl":
+        read_lines(path)
+    elif path.suffix == ".json":
+        read_json(path)
+
+
+def remedy_for(path: Path) -> str:
+    """What to do when this file is damaged."""
+    again = "Put back a copy of it, or move it away and run the same command again, which makes it anew."
+    return FORMS[path.name][1] if path.name in FORMS else again
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a file has to be there. Move it away. {remedy_for(path)}")
+
+
+def _find_misfit(value: Any, form: Any, name: str = "") -> str | None:
+    """In what a value differs from its form, in words; None if it fits."""
+    kinds = form if isinstance(form, tuple) else (form if isinstance(form, type) else type(form),)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        allowed = [words for kind, words in NAMES.items() if kind in kinds and not (kind is int and float in kinds)]
+        return f"{name or 'it'} is {NAMES.get(type(value)) or repr(value)}, not {' or '.join(allowed)}"
+    if isinstance(form, Mapping):
+        required = [key for key in form if key is not ... and not key.endswith("?")]
+        if missing := [key for key in required if key not in value]:
+            return f"{name or 'it'} lacks {missing[0]!r}"
+        items = [(key, item, form.get(key, form.get(f"{key}?", form.get(...)))) for key, item in value.items()]
+    else:
+        items = [(number, item, form[0]) for number, item in enumerate(value)] if isinstance(form, list) else []
+    misfits = (
+        _find_misfit(item, part, f"{name}.{key}" if name else str(key)) for key, item, part in items if part is not None
+    )
+    return next(filter(None, misfits), None)
