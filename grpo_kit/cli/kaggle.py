@@ -13,6 +13,7 @@ from grpo_kit.display import terminal
 from grpo_kit.kaggle import kernel, run_kernel
 from grpo_kit.kaggle import submit as submission
 from grpo_kit.kaggle import wheels as wheel_folder
+from grpo_kit.runs.installation import read_install_cell
 from grpo_kit.runs.run import find_root
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print every call to Kaggle; make none and touch nothing")]
@@ -117,7 +118,7 @@ def wheels(
     folder = shlex.quote(str(out))
     _say(f"upload: kaggle datasets create -p {folder}   (later: kaggle datasets version -p {folder} -m again)")
     _say(f"install cell ({out / wheel_folder.CELL_FILE}), which `grpo-kit push` adds by itself:")
-    terminal.out.print(escape((out / wheel_folder.CELL_FILE).read_text(encoding="utf-8")), end="")
+    terminal.out.print(escape(read_install_cell()))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (push, submit, wheels)
