@@ -28,7 +28,7 @@ def open_hub_set(recipe: Recipe, limit: int | None) -> Table:
     """
     if recipe.hub is None:
         raise FileNotFoundError("it is not on the Hub")
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+    if is_offline():
         raise FileNotFoundError("HF_HUB_OFFLINE is set")
     check_hub_reachable()
     import datasets
@@ -41,6 +41,11 @@ def open_hub_set(recipe: Recipe, limit: int | None) -> Table:
     rows = _number_rows(table, recipe.hub)
     first = next(rows, None)  # the Hub is only asked for a streamed set when its first row is read
     return Table(list(first[1]) if first else [], lambda _: chain([first] if first else [], rows))
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the Hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on")
 
 
 def check_hub_reachable() -> None:

@@ -4,6 +4,7 @@ The run then has `data/{train,val,test}/data.jsonl`, `data/dropped.jsonl` with e
 `data/manifest.json`, which counts what each step did. The same inputs, seed and versions give the same bytes.
 """
 
+import contextlib
 import json
 import platform
 import time
@@ -19,8 +20,10 @@ from grpo_kit import __version__
 from grpo_kit.config import Data, RunConfig, to_yaml
 from grpo_kit.data import gold_answers, recipes, sources
 from grpo_kit.data.columns import SourceRow
+from grpo_kit.data.hub import check_hub_reachable, is_offline
 from grpo_kit.data.splits import SPLITS, format_splits, split_rows, write_splits
 from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
+from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_lines
 from grpo_kit.runs.run import Run
@@ -79,6 +82,7 @@ def prepare(
     if missing:
         raise missing
     _refuse_evaluation_sets(training)
+    _check_chat_template(config, build_messages("?", config.data.prompt_suffix, config.data.system_prompt))
     held_out, not_checked = _open_held_out_sets(config, training)
     hashes |= _hash_files([held.source for held in held_out])
     key = {
@@ -91,6 +95,8 @@ def prepare(
         with keep_finished_steps(run.path / ".data", key) as finished:
             pipeline = Pipeline(config, finished, progress or (lambda *_: None))
             pipeline.read(training)
+            if with_system := next((row for row in pipeline.rows if row.system), None):
+                _check_chat_template(config, with_system.ask(config.data))
             pipeline.clean(verifier)
             leaks = pipeline.drop_leaks({held.source.name: held.rows for held in held_out})
             ties = pipeline.drop_duplicates(verifier)
@@ -192,6 +198,17 @@ def _refuse_evaluation_sets(training: Sequence[sources.Source]) -> None:
                 f"data.source names {source.name}, an evaluation set; training on it makes every later accuracy "
                 f"worthless. Name training sets: {', '.join(recipes.list_recipes(evaluation=False))}."
             )
+
+
+def _check_chat_template(config: RunConfig, conversation: Messages) -> None:
+    """Refuse a policy whose chat template cannot write a prompt.
+
+    A tokenizer that this machine cannot load now is not an error here; training loads it and checks the template again.
+    """
+    with contextlib.suppress(OSError, ImportError):
+        if not Path(config.policy.model).is_dir() and config.policy.model != "tiny" and not is_offline():
+            check_hub_reachable()
+        check_chat_template(config.policy, [conversation])
 
 
 def _open_held_out_sets(

@@ -20,7 +20,7 @@ from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.evaluation import intervals, problem_sets, results
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import generate, vllm_engine
-from grpo_kit.policy.chat import encode_prompt, prompts_open_thinking, render_prompt
+from grpo_kit.policy.chat import check_chat_template, encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample_completions
 from grpo_kit.rewards.tools.calling import Reward, call_reward
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, resolve_reward
@@ -173,6 +173,7 @@ def run_measurement(
         protocol = PROTOCOLS.get(evaluation.protocol or "")
         thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
         max_model_len = protocol.max_model_len if protocol else None
+        check_chat_template(config.policy, (problem.prompt for problem in problems))
         engine, engine_reason = vllm_engine.open_engine(config, adapter, max_model_len)
         prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
         prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]

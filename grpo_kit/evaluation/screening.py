@@ -26,7 +26,7 @@ from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.evaluate import call_verifier, score_rows
-from grpo_kit.policy.chat import template_conversations
+from grpo_kit.policy.chat import check_chat_template, template_conversations
 from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward
@@ -201,6 +201,7 @@ def _sample_rounds(
     waiting = [row for row in rows if not is_settled(row)]
     if not waiting:
         return lines
+    check_chat_template(config.policy, (row["prompt"] for row in rows))
     model, tokenizer = load_policy(config.policy)
     conversations = template_conversations(tokenizer, rows, thinking)
     prompts = {row["id"]: conversation for row, conversation in zip(rows, conversations, strict=True)}

@@ -4,7 +4,7 @@ Nemotron's template opens `<think>` at the end of the prompt when thinking is on
 the thinking and contains only the closing tag. A reward that looks for `<think>` in the completion always pays 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from grpo_kit.config import Policy
@@ -136,6 +136,56 @@ def template_conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_th
     return conversations
 
 
+def check_chat_template(policy: Policy, conversations: Iterable[Messages]) -> None:
+    """Check that the policy's chat template can write conversations. No weights are loaded.
+
+    Args:
+        policy: The policy; the embedded one is not checked, because its template writes every conversation.
+        conversations: Prompts; it only matters whether one of them begins with a system turn.
+
+    Raises:
+        ValueError: There is no template, or it has no generation prompt, or it takes no system turn and one is needed.
+        FileNotFoundError: The policy's tokenizer is neither in a local folder nor on the Hub.
+    """
+    if policy.model == "tiny":
+        return
+    from grpo_kit.policy.load import load_tokenizer
+
+    needs_system = any(turns[0]["role"] == "system" for turns in conversations)
+    require_chat_template(load_tokenizer(policy), policy.model, needs_system)
+
+
+def require_chat_template(tokenizer: Any, model: str, needs_system: bool) -> None:
+    """Raise ValueError unless the tokenizer's chat template writes a question and, if needed, a system turn.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        model: The model's name, for messages.
+        needs_system: Whether conversations begin with a system turn.
+    """
+    template = f"policy.model is {model!r}, and its chat template"
+    require(
+        bool(tokenizer.chat_template),
+        f"policy.model is {model!r}, and its tokenizer has no chat template, so no prompt can be written. Name a model "
+        "that has one (often the one with Instruct, Chat or it in its name), or put a chat_template.jinja into its "
+        "folder.",
+    )
+    _, error = _try_template(tokenizer, build_messages("QUESTION"), True)
+    require(not error, f"{template} cannot write a question ({error}). Correct the template, or name another model.")
+    require(
+        _ends_where_the_reply_begins(tokenizer),
+        f"{template} has no generation prompt: a prompt ends before the mark that opens the model's reply. Add the "
+        "lines for add_generation_prompt to the template, or name another model.",
+    )
+    if needs_system:
+        text, error = _try_template(tokenizer, build_messages("QUESTION", system="SYSTEM"), True)
+        require(
+            "SYSTEM" in text,
+            f"{template} takes no system turn ({error or 'it leaves the text out'}). Leave data.system_prompt empty or "
+            "put its text into data.prompt_suffix, and give no rows with system turns of their own.",
+        )
+
+
 def make_token_counter(policy: Policy) -> Callable[[list[Messages]], list[int]]:
     """Load the policy's tokenizer and return a function that counts the tokens of prompts.
 
@@ -167,3 +217,26 @@ def _row_thinking(row: dict[str, Any], enable_thinking: bool) -> bool:
 def _mark_last_turn(messages: Messages, setting: bool | None) -> Messages:
     """The conversation with `setting` on its last turn, where `THINKING_SWITCH` finds it."""
     return messages if setting is None else [*messages[:-1], messages[-1] | {"enable_thinking": setting}]
+
+
+def _try_template(tokenizer: Any, messages: Messages, generation_prompt: bool) -> tuple[str, str]:
+    """(the rendered text, "") or ("", the error)."""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+    except Exception as error:  # a template may raise anything: Jinja's errors, its own, or those of Python
+        return "", " ".join(str(error).split())[:100] or type(error).__name__
+    return text, ""
+
+
+def _ends_where_the_reply_begins(tokenizer: Any) -> bool:
+    """Whether a prompt ends where the model's reply begins.
+
+    Some templates need no generation prompt, because the question's own end (such as `[/INST]`) opens the reply. So a
+    template lacks one only if it ignores `add_generation_prompt` and puts something between a question and its reply.
+    """
+    question = build_messages("QUESTION")
+    prompt, _ = _try_template(tokenizer, question, True)
+    if prompt != _try_template(tokenizer, question, False)[0]:
+        return True
+    full, _ = _try_template(tokenizer, [*question, {"role": "assistant", "content": "REPLY"}], False)
+    return not full.startswith(prompt) or full.removeprefix(prompt).lstrip().startswith("REPLY")

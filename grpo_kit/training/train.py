@@ -11,6 +11,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.policy import vllm_engine
+from grpo_kit.policy.chat import check_chat_template
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
@@ -152,6 +153,8 @@ def make_trainer(
         warnings.warn(
             f"grpo.vllm={config.grpo.vllm} is not used ({reason}); transformers draws the completions.", stacklevel=2
         )
+    if policy is None:
+        check_chat_template(config.policy, (row["prompt"] for row in read_lines(run.data_file("train"))))
     model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
     rows = training_rows(config, run, tokenizer, stage.screened)

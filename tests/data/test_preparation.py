@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from grpo_kit.data import cleaning, hub, preparation, recipes, sources, splits
 from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.data.steps import Pipeline
+from grpo_kit.nemotron import tiny
 from grpo_kit.runs import run as run_module
 from grpo_kit.runs.files import hash_of, write_lines
 from grpo_kit.runs.reading import read_lines
@@ -583,3 +585,44 @@ def test_a_guessed_delimiter_is_in_the_manifest_also_after_an_interruption(tmp_p
     note = "x.csv was read with semicolons between its columns, because its header has no commas"
     assert manifest["sources"][0]["notes"] == [note]
     assert {row["answer"] for row in rows_of(run)} == {f"{i},5" for i in range(6)}
+
+
+def copy_policy(tmp_path, name, template):
+    folder = tmp_path / name
+    shutil.copytree(tiny.FOLDER, folder)
+    (folder / "chat_template.jinja").unlink()
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", ["", NO_SYSTEM])
+def test_a_policy_without_a_template_for_the_prompts_is_refused_before_rows_are_read_or_weights_loaded(
+    tmp_path, monkeypatch, template
+):
+    folder = copy_policy(tmp_path, "policy", template)
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(Pipeline, "read", lambda *_: pytest.fail("rows were read"))
+    message = "takes no system turn .*Leave data.system_prompt empty" if template else "tokenizer has no chat template"
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, "tiny-sums", f"policy.model={folder}", "data.system_prompt=S", "data.limit=20")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_system_turns_of_the_rows_count_for_the_template_too(tmp_path):
+    folder = copy_policy(tmp_path, "policy", NO_SYSTEM)
+    turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "1 + 1?"}]
+    path = write(tmp_path, "x.jsonl", json.dumps({"prompt": turns, "answer": 2}) + "\n")
+    with pytest.raises(ValueError, match="takes no system turn .*no rows with system turns of their own"):
+        prepare(tmp_path, path, f"policy.model={folder}")
+
+
+def test_data_is_prepared_where_the_policys_tokenizer_is_not_available(tmp_path):
+    manifest, _ = prepare(tmp_path, "tiny-sums", "policy.model=nobody/nothing", "data.limit=20")
+    assert manifest["rows"]["train"] == 17

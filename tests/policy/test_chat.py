@@ -128,3 +128,42 @@ def test_a_completion_is_split_into_thinking_and_answer(completion, parts):
 
 def test_a_completions_text_is_read_from_both_of_trls_shapes():
     assert chat.completion_text("x") == chat.completion_text([{"role": "assistant", "content": "x"}]) == "x"
+
+
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+LOOP = f"{{% for m in messages %}}{TURN}{{% endfor %}}"
+OPENING = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+REFUSAL = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "needs_system", "message"),
+    [
+        (None, False, "its tokenizer has no chat template, so no prompt can be written. Name a model that has one"),
+        (LOOP, False, "has no generation prompt: a prompt ends before the mark that opens the model's reply. Add"),
+        (REFUSAL + LOOP + OPENING, True, r"takes no system turn \(System role not supported\). Leave data"),
+        ("{% for m in messages if m.role != 'system' %}" + TURN + "{% endfor %}" + OPENING, True,
+         r"takes no system turn \(it leaves the text out\)"),
+        ("{% for m in messages %}", False, r"cannot write a question \(.*endfor.*\). Correct the template"),
+        ("{{ messages[0].content + 1 }}", False, r"cannot write a question \(can only concatenate"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_write_the_prompts_is_refused(tokenizer, template, needs_system, message):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=f"policy.model is 'm', and .*{message}"):
+        chat.require_chat_template(tokenizer, "m", needs_system)
+
+
+@pytest.mark.parametrize(
+    ("template", "needs_system"),
+    [
+        (LOOP + OPENING, True),
+        (REFUSAL + LOOP + OPENING, False),  # nobody needs the system turn
+        ("{% for m in messages %}{{ '[INST] ' + m.content + ' [/INST]' if m.role == 'user' else ' ' + m.content }}"
+         "{% endfor %}", False),  # the question's own end opens the reply
+        ("{{ messages[0].content }}\n{{ messages[-1].content }}" + OPENING, True),  # merged into the user turn
+    ],
+)  # fmt: skip
+def test_templates_that_write_the_prompts_in_their_own_ways_are_taken(tokenizer, template, needs_system):
+    tokenizer.chat_template = template
+    chat.require_chat_template(tokenizer, "m", needs_system)
