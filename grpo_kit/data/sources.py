@@ -119,7 +119,7 @@ def _open_tables(source: Source, limit: int | None, seed: int) -> Iterator[tuple
     else:
         try:
             table = open_hub_set(source.recipe, limit)
-        except (OSError, ValueError) as error:  # no network, unknown name, unknown split
+        except OSError as error:  # no network, unknown name, no access
             reason = " ".join(str(error).split())[:200]
             raise FileNotFoundError(
                 f"The set {source.name!r} has no file on this machine, and the Hub did not give it ({reason}). "
@@ -142,7 +142,10 @@ def explain_attaching(source: Source) -> str:
         return f"On Kaggle, add the competition as input; elsewhere, set data.paths.{source.name}=/path/to/its/file."
     download = f"`hf download {source.recipe.hub} --repo-type dataset --local-dir FOLDER` on a machine with a network"
     if "/" in source.name:
-        return f"Check the name and the network, or download it with {download} and give its file as data.source."
+        return (
+            f"Check the name, the network and, for a private or gated set, HF_TOKEN; or download it with {download} "
+            "and give its file as data.source."
+        )
     return (
         f"Attach it (on Kaggle: Add Input), or download it with {download}, "
         f"and set data.paths.{source.name}=/path/to/its/file."

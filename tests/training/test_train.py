@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
+from grpo_kit.nemotron import tiny
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
@@ -272,3 +275,16 @@ def test_a_routed_expert_whose_lora_is_bypassed_is_named(tmp_path, monkeypatch):
     )
     with pytest.raises(RuntimeError, match=r"16 of \d+ LoRA pairs get no gradient.*experts.0.up_proj"):
         trainer.train()
+
+
+def test_a_policy_whose_template_takes_no_system_turn_is_refused_before_its_weights_are_loaded(tmp_path):
+    chosen, run = small(tmp_path, "data.system_prompt=S")
+    folder = tmp_path / "policy"
+    shutil.copytree(tiny.FOLDER, folder)
+    (folder / "model.safetensors").unlink()
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    other = replace(chosen, policy=replace(chosen.policy, model=str(folder)))
+    with pytest.raises(ValueError, match="takes no system turn .*Leave data.system_prompt empty"):
+        train.train(other, run, [zero_reward, length_reward])
+    assert not run.adapter.exists()
