@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.config import RunConfig
+from grpo_kit.config import RunConfig, load_config
 from grpo_kit.display.notebook_output import (
     show_alarms,
     show_completions,
@@ -104,8 +104,11 @@ def open_from_form(
 ) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
+    What loading the policy would download is printed too, before anything is downloaded. "auto" names the preset that
+    suits the GPU and does not take it, because only a person should choose such a download.
+
     Args:
-        preset: a preset's name, or "auto": the settings of the run if it exists, else what suits the machine.
+        preset: a preset's name, or "auto": the settings of the run if it exists, else `tiny`.
         run_name: the run's name; if empty, `run.name` among the overrides, else the preset's name.
         overrides: `section.key=value`, separated by spaces.
         use_drive: on Colab, ask for Google Drive first, so that the run is kept when the session ends.
@@ -120,12 +123,29 @@ def open_from_form(
     if preset == AUTO and name and find_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
-        from grpo_kit.planning.machines import this_device
-
-        sources = (suggest_preset(this_device()),)
+        sources = ("tiny",)
+        _suggest_larger_model()
     config, run = session.open_run(sources, overrides.split(), name or sources[0])
     print(session.describe_run(run))
+    from grpo_kit.policy.load import describe_download
+
+    if download := describe_download(config.policy):
+        print(download)
     return config, run
+
+
+def _suggest_larger_model() -> None:
+    """Where the 30B model fits this machine's GPU, print the preset for it and what that would download."""
+    from grpo_kit.planning.machines import this_device
+    from grpo_kit.policy.load import describe_download
+
+    device = this_device()
+    preset = suggest_preset(device)
+    if preset != "tiny":
+        print(
+            f"auto takes the preset tiny, which downloads nothing. {device.name} has room for the 30B model: choose "
+            f"the preset {preset} for it. {describe_download(load_config([preset]).policy)}"
+        )
 
 
 def mount_drive(filesystem: Path = Path("/")) -> str:

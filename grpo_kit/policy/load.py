@@ -1,5 +1,6 @@
 """Load the policy: a causal language model and its tokenizer, unquantised or in 4 bit, from a folder or the Hub."""
 
+import contextlib
 import json
 import logging
 import tempfile
@@ -9,10 +10,12 @@ from typing import Any
 
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
-from grpo_kit.nemotron import patches, tiny
+from grpo_kit.nemotron import base_models, patches, tiny
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import default_nf4_folder
 
+PUBLISHED_GIB = 59  # the 30B's safetensors files in bf16
+DOWNLOAD_RATE = 100e6  # bytes a second, assumed for the estimate
 LARGEST_UNSTREAMED = 3e9  # parameters; a larger Nemotron-H is quantised shard by shard
 
 
@@ -81,6 +84,28 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
             model, policy.experts_on_host, hits=read_routing_counts(policy), host=host
         )
     return generation_loop.install_loop(model), tokenizer
+
+
+def describe_download(policy: settings.Policy) -> str:
+    """What loading the policy would download and for how long, in a sentence; empty if it downloads nothing."""
+    from grpo_kit.nemotron import nf4_checkpoint
+
+    source = policy_source(policy)
+    if Path(source).is_dir():
+        return ""
+    if policy.load_in_4bit:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # not made yet, or not finished
+            nf4_checkpoint.verify_checkpoint(nf4_folder(policy))
+            return ""
+    if base_models.recognize_base(source) != base_models.PUBLISHED:
+        return f"Loading the policy downloads {source} from the Hub, unless an earlier download is on this machine."
+    minutes = PUBLISHED_GIB * 2**30 / DOWNLOAD_RATE / 60
+    kept = "in 4 bit, 16 GiB," if policy.load_in_4bit else "as it is"
+    return (
+        f"Loading the policy downloads {PUBLISHED_GIB} GiB from the Hub: about {minutes:.0f} minutes at "
+        f"{DOWNLOAD_RATE / 1e6:.0f} MB/s, {2 * minutes:.0f} at half that speed. It is kept {kept} on this machine's "
+        "disk, so a later load in this session does not download it again."
+    )
 
 
 def _needs_nf4_checkpoint(policy: settings.Policy) -> bool:

@@ -28,8 +28,9 @@
 
 # %% [markdown]
 # ## Settings
-# - `preset` is a set of settings to start from. `auto` picks the one that suits this machine: the 30B model if the
-#   GPU has room for it, else `tiny`, a Nemotron-H with half a million parameters that ships with the package.
+# - `preset` is a set of settings to start from. `auto` takes `tiny`, a Nemotron-H with half a million parameters
+#   that ships with the package. If this machine's GPU has room for the 30B model, the cell *This run* names the preset
+#   for it, what it downloads (59 GiB) and how long that takes; choose that preset here to use it.
 # - `run_name` names the run's folder. If it is empty, the run has the preset's name. Use the same name in all
 #   notebooks.
 # - `overrides` change single settings. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.

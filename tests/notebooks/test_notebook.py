@@ -70,16 +70,32 @@ def test_the_suggested_preset_fits_the_memory_and_the_dtypes_of_the_machine(devi
     assert preset == "tiny" or config.load_config([preset])
 
 
-def test_auto_takes_the_suggested_preset_and_names_the_run_after_it(monkeypatch, capsys):
+def test_auto_takes_tiny_and_names_the_preset_for_the_gpu_and_its_download(monkeypatch, capsys):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["t4"])
     config_of_form, run = notebook.open_from_form("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
-    assert (run.name, config_of_form.policy.load_in_4bit, config_of_form.grpo.max_steps, config_of_form.grpo.beta) == (
-        "t4",
-        True,
-        7,
-        0.1,
+    assert (run.name, config_of_form.policy.model, config_of_form.grpo.max_steps) == ("tiny", "tiny", 7)
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "auto takes the preset tiny, which downloads nothing. t4 has room for the 30B model: choose the preset t4 for "
+        "it. Loading the policy downloads 59 GiB from the Hub: about 11 minutes at 100 MB/s, 21 at half that speed."
     )
-    assert "run 't4' in " in capsys.readouterr().out
+    assert "run 'tiny' in " in printed
+
+
+def test_without_a_gpu_auto_says_nothing_of_downloads(monkeypatch, capsys):
+    monkeypatch.setattr(machines, "this_device", lambda: machines.Device("laptop", 0.0))
+    assert notebook.open_from_form("auto")[1].name == "tiny"
+    assert "download" not in capsys.readouterr().out
+
+
+def test_a_preset_that_a_person_chose_says_what_it_downloads_before_it_does(monkeypatch, capsys, tmp_path):
+    config_of_form, run = notebook.open_from_form("t4")
+    assert (run.name, config_of_form.policy.load_in_4bit) == ("t4", True)
+    assert "Loading the policy downloads 59 GiB from the Hub: about 11 minutes" in capsys.readouterr().out
+    notebook.open_from_form("t4", "", f"policy.model={tmp_path}")  # mounted, as on Kaggle
+    assert "downloads" not in capsys.readouterr().out
+    notebook.open_from_form("80gb", "", "policy.model=someone/else")
+    assert "downloads someone/else from the Hub, unless" in capsys.readouterr().out
 
 
 @pytest.mark.slow
