@@ -239,4 +239,5 @@ def _ends_where_the_reply_begins(tokenizer: Any) -> bool:
     if prompt != _try_template(tokenizer, question, False)[0]:
         return True
     full, _ = _try_template(tokenizer, [*question, {"role": "assistant", "content": "REPLY"}], False)
-    return not full.startswith(prompt) or full.removeprefix(prompt).lstrip().startswith("REPLY")
+    between = full.removeprefix(prompt).partition("REPLY")[0]
+    return not full.startswith(prompt) or not between.strip()
