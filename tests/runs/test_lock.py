@@ -10,9 +10,13 @@ import time
 
 import pytest
 
+from grpo_kit.config import load_config
+from grpo_kit.data.preparation import prepare
 from grpo_kit.runs import lock as locking
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked, read_lock
+from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
+from tests.helpers.settings import ROOT, SMALL
 
 HOLDER = """
 import sys, time
@@ -155,3 +159,46 @@ def test_finding_a_run_cleans_it_unless_somebody_writes_it(tmp_path):
     assert old.is_dir()
     (tmp_path / "x" / LOCK).unlink()
     assert find_run("x", tmp_path).adapter.is_dir() and not old.exists()
+
+
+WAITING = """
+import time
+from pathlib import Path
+def waiting_reward(completions, trainer_state, **columns):
+    while trainer_state.global_step == 2 and not Path({flag!r}).exists():
+        time.sleep(0.05)
+    return [float(len(c[0]["content"])) for c in completions]
+"""
+
+
+@pytest.mark.slow
+def test_of_two_trainings_of_one_run_the_second_is_refused(tmp_path):
+    """The two-writers trial, with processes as a user starts them; reading stays free meanwhile."""
+    flag, reward = tmp_path / "go", tmp_path / "waiting.py"
+    reward.write_text(WAITING.format(flag=str(flag)))
+    train = ["train", "--run", "r", f"grpo.reward_funcs=[{reward}:waiting_reward]", "grpo.reward_weights=[1.0]"]
+    for name in ("r", "other"):
+        prepare(load_config(["tiny"], [*SMALL, "grpo.max_steps=6", "grpo.eval_steps=0"]), find_run(name, tmp_path))
+
+    def start(*words):
+        command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", *words]
+        env = os.environ | {"GRPO_KIT_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    run = find_run("r", tmp_path)
+    first = start(*train)
+    while first.poll() is None and not (run.metrics.is_file() and run.metrics.read_text().count("\n") == 2):
+        time.sleep(0.05)
+    second, measured, shown = start(*train), start("evaluate", "--run", "other"), start("report", "--run", "r")
+    refusal, _ = second.communicate(timeout=300)
+    assert second.returncode == 1 and refusal.count("error:") == 1 and "Traceback" not in refusal
+    assert f"Run 'r' is being written by 'train' in process {first.pid} on" in " ".join(refusal.split())
+    for reader in (measured, shown):
+        output, _ = reader.communicate(timeout=300)
+        assert reader.returncode == 0, output
+    flag.touch()
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
+    assert [row["step"] for row in read_lines(run.metrics)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in read_lines(run.completions)] == [step for step in range(1, 7) for _ in range(16)]
+    assert not (run.path / LOCK).exists()

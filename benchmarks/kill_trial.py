@@ -1,0 +1,155 @@
+"""Does a run that is killed again and again end like one that was not? SIGKILLs at random moments of every stage.
+
+The commands `data`, `screen`, `evaluate`, `train`, `evaluate`, `package` of the embedded policy run once undisturbed.
+Then they run again, each killed at a random moment and repeated until it ends, run after run until there were enough
+kills. Each of these runs must have the same files as the undisturbed one, with the same bytes apart from what the clock
+decides, and nothing else. Truncated answers are trained on, so that the adapter gets gradients; the trial fails if its
+`lora_B` are zero. The processes are forked from one that has imported the libraries.
+
+    python benchmarks/kill_trial.py [--kills 20] [--seed 0] [--steps 8]
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SETTINGS = [
+    "data.limit=300", "data.test_size=60", "data.val_size=20", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=20",
+    "screening.num_generations=4", "grpo.num_generations=4", "grpo.per_device_train_batch_size=16",
+    "grpo.resample_budget=1", "grpo.eval_steps=4", "grpo.save_steps=2", "grpo.mask_truncated_completions=false",
+]  # fmt: skip
+STAGES = ("data", "screen", "evaluate", "train", "evaluate", "package")
+MOST = {"train": 3}  # kills of a stage in one run; one for the others
+CLOCK = ("second", "time", "memory_gib", "finished")  # parts of names of figures that the clock decides
+HASHED_CLOCK = ("metrics.jsonl", "/before.json", "/after.json")  # files with such figures, whose hashes differ
+OWN_CLOCK = ("tensorboard/", "checkpoints/", "forecast.json")  # files that hold times throughout; only names count
+
+
+def run_command(root: Path, words: list[str]) -> None:
+    """The body of a forked process: the command, its output in a file."""
+    log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ["GRPO_KIT_ROOT"] = str(root / "runs")
+    from grpo_kit.cli.main import app
+
+    app(words)
+
+
+def start_stage(root: Path, number: int, steps: int) -> multiprocessing.Process:
+    """Start stage `number` of the run in `root`."""
+    words = [STAGES[number], "--run", "trial", *([] if number else ["-c", "tiny"]), *SETTINGS]
+    words += [f"grpo.max_steps={steps}"]
+    child = multiprocessing.get_context("fork").Process(target=run_command, args=(root, words))
+    child.start()
+    return child
+
+
+def end_stage(root: Path, child: multiprocessing.Process) -> None:
+    """Wait for a stage that must succeed."""
+    child.join()
+    if child.exitcode != 0:
+        raise RuntimeError(f"A stage ended with status {child.exitcode}:\n{(root / 'log.txt').read_text()[-3000:]}")
+
+
+def read_files(root: Path) -> dict[str, object]:
+    """{path: content} of all files of the run and its zip; figures that the clock decides are left out."""
+    files = {}
+    for path in sorted(p for p in (root / "runs", root / "submission") for p in p.rglob("*") if p.is_file()):
+        name = path.relative_to(root).as_posix()
+        inside = name.removeprefix("runs/trial/")
+        if inside.startswith("tensorboard/"):
+            name, content = "tensorboard", None  # each process adds a file
+        elif inside.startswith(OWN_CLOCK):
+            content = None
+        elif path.suffix == ".json" and "adapter" not in path.parts:
+            content = without_clock(json.loads(path.read_text().replace(str(root), "")))
+        elif path.name == "metrics.jsonl":
+            content = [without_clock(json.loads(line)) for line in path.read_text().splitlines()]
+        else:
+            content = path.read_bytes()
+        files[name] = content
+    return files
+
+
+def without_clock(value: object) -> object:
+    """JSON without what the clock decides, and without the hashes of files that hold times."""
+    if isinstance(value, dict):
+        return {
+            key: without_clock(item)
+            for key, item in value.items()
+            if not any(part in key for part in CLOCK) and not key.endswith(HASHED_CLOCK)
+        }
+    return [without_clock(item) for item in value] if isinstance(value, list) else value
+
+
+def largest_lora_b(root: Path) -> float:
+    """The largest absolute value of the run's lora_B, which are zero before training."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(root / "runs/trial/adapter/adapter_model.safetensors")
+    return max(float(value.abs().max()) for name, value in tensors.items() if "lora_B" in name)
+
+
+def try_kills(folder: Path, kills: int, seed: int, steps: int) -> dict[str, object]:
+    """Run the trial; returns how many kills each stage had, which files differ, and which were left over."""
+    import grpo_kit.evaluation.screening
+    import grpo_kit.training.grpo.trainer
+    import grpo_kit.training.train  # noqa: F401 (what the forked processes share)
+
+    pick, seconds = random.Random(seed), []
+    alone = folder / "undisturbed"
+    alone.mkdir(parents=True)
+    for number in range(len(STAGES)):
+        started = time.monotonic()
+        end_stage(alone, start_stage(alone, number, steps))
+        seconds.append(time.monotonic() - started)
+    expected, by_stage, runs, differences, leftovers = read_files(alone), dict.fromkeys(STAGES, 0), 0, [], []
+    while sum(by_stage.values()) < kills:
+        root, runs = folder / f"killed_{runs}", runs + 1
+        root.mkdir()
+        for number, stage in enumerate(STAGES):
+            left = MOST.get(stage, 1)
+            while True:
+                child = start_stage(root, number, steps)
+                if left and sum(by_stage.values()) < kills:
+                    child.join(pick.uniform(0, 1.2 * seconds[number]))
+                    child.kill()
+                    child.join()
+                if child.exitcode == -signal.SIGKILL:
+                    by_stage[stage], left = by_stage[stage] + 1, left - 1
+                    continue
+                end_stage(root, child)
+                break
+        files = read_files(root)
+        differences += [f"{root.name}/{name}" for name in expected if files.get(name) != expected[name]]
+        leftovers += [f"{root.name}/{name}" for name in files if name not in expected]
+    return {
+        "kills": sum(by_stage.values()), "by_stage": by_stage, "runs": runs, "files": len(expected),
+        "differences": differences, "leftovers": leftovers, "lora_b": largest_lora_b(alone),
+        "steps_with_gradient": sum(row["grad_norm"] > 0 for row in expected["runs/trial/metrics.jsonl"]),
+        "seconds_undisturbed": round(sum(seconds), 1),
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Print the trial as JSON; status 1 where a killed run differs or the adapter was not trained."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("kills", 20), ("seed", 0), ("steps", 8)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = try_kills(Path(folder), options.kills, options.seed, options.steps)
+    print(json.dumps(result, indent=1))
+    return int(bool(result["differences"] or result["leftovers"] or not result["lora_b"] > 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
