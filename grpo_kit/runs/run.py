@@ -221,10 +221,19 @@ class Run:
         wrote: list[Path],
         seconds: float,
         config_yaml: str,
+        earlier: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> None:
-        """Record a finished stage and `more` about it; `run.json` and `config.yaml` are each replaced in one step."""
+        """Record a finished stage and `more` about it; `run.json` and `config.yaml` are each replaced in one step.
+
+        `earlier` are the records, under names of their own, of what this stage went on from; others whose names begin
+        with "STAGE to " are dropped.
+        """
         record = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
+        former = [name for name in record["stages"] if f"{name} to ".startswith(f"{stage} to ")]
+        for name in former:
+            del record["stages"][name]
+        record["stages"] |= earlier or {}
         record["stages"][stage] = {
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(seconds, 2),

@@ -60,6 +60,9 @@ class StageCallback(TrainerCallback):
     def __init__(self, trainer: Any, grpo: Grpo, metrics: MetricsCallback) -> None:
         self.trainer, self.grpo, self.metrics = trainer, grpo, metrics
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.align_with_step()
+
     def on_step_begin(self, args, state, control, **kwargs):
         if not self.grpo.stages:
             return

@@ -42,10 +42,15 @@ def save_checkpoint(folder: Path, step: int, settings: dict[str, Any], write: Ca
     return path
 
 
-def find_checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] | None:
+def find_checkpoint(
+    folder: Path,
+    settings: dict[str, Any],
+    adapt: Callable[..., dict[str, Any]] | None = None,
+) -> tuple[int, Path] | None:
     """(step, folder) of the newest checkpoint with all its files as written; damaged ones are skipped with a warning.
 
-    Leftovers of an interrupted write are removed. Raises ValueError when the newest was made with other `settings`.
+    Leftovers of an interrupted write are removed. Raises ValueError when the newest was made with other `settings`;
+    they are compared as `adapt(its settings, settings)` returns them.
     """
     for leftover in folder.glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -58,7 +63,8 @@ def find_checkpoint(folder: Path, settings: dict[str, Any]) -> tuple[int, Path] 
         if not intact:
             warnings.warn(f"The checkpoint {path} is damaged and is skipped; the one before it is used.", stacklevel=2)
             continue
-        if changes := list_differences(seal["settings"], json.loads(json.dumps(settings))):
+        wanted = adapt(seal["settings"], settings) if adapt else settings
+        if changes := list_differences(seal["settings"], json.loads(json.dumps(wanted))):
             raise ValueError(
                 f"{folder} holds an interrupted training with different settings ({'; '.join(changes[:3])}). Use the "
                 "same settings to resume it, or --force (run.force=true) to start again."

@@ -1,5 +1,6 @@
 """The training rows as the trainer takes them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from grpo_kit.config import RunConfig
@@ -11,7 +12,9 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 
 
-def training_rows(config: RunConfig, run: Run, tokenizer: Any, screened: bool | None = None) -> list[dict[str, Any]]:
+def training_rows(
+    config: RunConfig, run: Run, tokenizer: Any, screened: bool | None = None, parts: Sequence[int] = ()
+) -> list[dict[str, Any]]:
     """The rows that a run trains on, in their order.
 
     Args:
@@ -19,6 +22,8 @@ def training_rows(config: RunConfig, run: Run, tokenizer: Any, screened: bool | 
         run: a run whose data is prepared.
         tokenizer: the policy's, whose chat template writes the prompt.
         screened: whether the screened rows are taken, in the order of the curriculum; None: where the run has them.
+        parts: each `grpo.max_steps` that the run was trained with earlier, ascending. Screened rows keep the order of
+            those parts; a curriculum over the further steps follows.
 
     Returns:
         The rows of the data file. `prompt` is the list of messages with the row's options, as the template takes them;
@@ -31,8 +36,10 @@ def training_rows(config: RunConfig, run: Run, tokenizer: Any, screened: bool | 
     if screened is None:
         screened = screening.is_screened(run)
     if screened:
-        rows = read_lines(run.screened)
-        rows = curriculum.order_rows(rows, prompts_in_run(config), config.screening.sigma, config.run.seed)
+        pool, ends = read_lines(run.screened), [prompts_in_run(config, steps) for steps in (*parts, None)]
+        lengths = [end - start for start, end in zip([0, *ends], ends) if end > start]
+        sigma, seed = config.screening.sigma, config.run.seed
+        rows = [row for length in lengths for row in curriculum.order_rows(pool, length, sigma, seed)]
     else:
         rows = read_lines(run.data_file("train"))
     thinking = config.policy.enable_thinking
@@ -49,11 +56,11 @@ def order_of_draw(config: RunConfig, screened: bool) -> str:
     return "in_order" if screened and config.grpo.draw == "useful" else config.grpo.draw
 
 
-def prompts_in_run(config: RunConfig) -> int:
+def prompts_in_run(config: RunConfig, steps: int | None = None) -> int:
     """How many prompts all steps take, a repeated prompt counted each time, replacements of flat groups not counted."""
     grpo = config.grpo
     per_step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
-    return -(-grpo.max_steps // grpo.num_iterations) * per_step
+    return -(-(steps or grpo.max_steps) // grpo.num_iterations) * per_step
 
 
 def longest_prompts(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:

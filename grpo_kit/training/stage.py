@@ -20,6 +20,8 @@ from grpo_kit.submission import output_check
 from grpo_kit.training import checkpoints
 
 RESERVED = 120.0  # seconds of a session reserved for packing, in addition to what measuring took before training
+STEADY = ("constant", "constant_with_warmup", "inverse_sqrt")  # schedules that do not depend on the number of steps
+EARLIER = "train to step "  # the names of what was trained before grpo.max_steps was raised begin so in run.json
 PROBED = 8  # test prompts whose logits prove later that the zip holds this policy
 
 
@@ -31,7 +33,8 @@ class TrainingStage:
         config: the run's configuration.
         run: the run.
         settings: what decides the result besides the files that are read.
-        steps: optimiser steps until the stage is finished.
+        steps: optimiser steps until the stage is finished; `settings` have them as `grpo.max_steps`. A training that
+            differs in a higher number only goes on from the one before.
         screened: whether the training rows are the screened ones.
     """
 
@@ -67,17 +70,62 @@ class TrainingStage:
         Raises:
             ValueError: it was made with other settings, and `run.force` is not set.
         """
-        steps = self.run.stages().get("train", {}).get("steps")
         stands = processes.broadcast_from_first(
-            lambda: self.run.is_done("train", self.settings, self.reads, self.config.run.force)
+            lambda: self.run.is_done("train", self._settings_of_record(), self.reads, self.config.run.force)
         )
-        return stands and steps == self.steps
+        return stands and self.run.stages()["train"].get("steps") == self.steps
+
+    def _settings_of_record(self) -> dict[str, Any]:
+        return _with_steps_of(self.run.stages().get("train", {}).get("settings", {}), self.settings)
+
+    @functools.cached_property
+    def earlier(self) -> dict[str, dict[str, Any]]:
+        """{name: record} of the trainings with fewer steps that this one goes on from, the first one first."""
+        records = {} if self.config.run.force else self.run.stages()
+        parts = {name: record for name, record in records.items() if name.startswith(EARLIER)}
+        last = records.get("train")
+        if last and last["settings"]["grpo"]["max_steps"] < self.steps:
+            parts[f"{EARLIER}{last['steps']}"] = last
+        return parts
+
+    @property
+    def differs_from_one_training(self) -> str | None:
+        """What makes the result differ from that of one training with all steps; None where nothing does."""
+        kind = self.config.grpo.lr_scheduler_type
+        if not self.earlier:
+            return None
+        if kind not in STEADY:
+            return f"the learning rate of grpo.lr_scheduler_type={kind} was planned for fewer steps"
+        if self.screened:
+            return "the screened prompts begin again with the easy ones"
+        if self.parts[-1] % self.config.grpo.num_iterations:
+            return "the last batch was trained on fewer times than grpo.num_iterations"
+        return None
+
+    @property
+    def parts(self) -> list[int]:
+        """Each `grpo.max_steps` of those trainings."""
+        return [record["settings"]["grpo"]["max_steps"] for record in self.earlier.values()]
 
     def find_checkpoint(self) -> tuple[int, Path] | None:
-        """(step, folder) to resume from; None if the stage starts again, after removing its old checkpoints."""
+        """(step, folder) to resume from; None if the stage starts again, after removing its old checkpoints.
+
+        Raises:
+            ValueError: the checkpoint was made with other settings; or the run has an adapter without a checkpoint, and
+                `run.force` is not set.
+        """
 
         def find() -> tuple[int, Path] | None:
-            newest = None if self.config.run.force else checkpoints.find_checkpoint(self.checkpoints, self.identity)
+            if self.config.run.force:
+                newest = None
+            else:
+                newest = checkpoints.find_checkpoint(self.checkpoints, self.identity, _with_steps_of)
+                if newest is None and self.run.is_done("train", self._settings_of_record(), self.reads):
+                    raise ValueError(
+                        f"Run {self.run.name!r} is trained to step {self.run.stages()['train']['steps']} and "
+                        f"{self.checkpoints} holds no checkpoint to go on from. Use --force (run.force=true) to train "
+                        "from the start, or --run (run.name) for a new run."
+                    )
             if newest is None:
                 checkpoints.clear_checkpoints(self.checkpoints)
             return newest
@@ -86,6 +134,12 @@ class TrainingStage:
 
     def train(self, trainer: Any, checkpoint: tuple[int, Path] | None) -> None:
         """Take the steps that are left, from `checkpoint` on; an interrupted training keeps the steps that it took."""
+        if checkpoint and self.differs_from_one_training and processes.is_first():
+            warnings.warn(
+                f"The training goes on from step {checkpoint[0]} to step {self.steps}. Its result differs from that of "
+                f"one training of {self.steps} steps: {self.differs_from_one_training}.",
+                stacklevel=2,
+            )
         try:
             self._take_steps(trainer, checkpoint)
         except BaseException:
@@ -139,8 +193,15 @@ class TrainingStage:
                 [run.adapter, run.probe, run.metrics, run.completions],
                 time.monotonic() - self.began,
                 to_yaml(self.config),
+                earlier=self.earlier,
                 steps=steps,
                 out_of_time=out_of_time and steps < self.steps,
             )
 
         processes.broadcast_from_first(save)
+
+
+def _with_steps_of(before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with the `grpo.max_steps` of `before`, where that is lower: so far both trainings are the same."""
+    steps = min(before.get("grpo", {}).get("max_steps", settings["grpo"]["max_steps"]), settings["grpo"]["max_steps"])
+    return settings | {"grpo": settings["grpo"] | {"max_steps": steps}}

@@ -55,7 +55,8 @@ def train(
     """Train the policy's LoRA adapter with GRPO, or resume or recognise a training that was begun before.
 
     An interrupted run resumes from its last checkpoint; one that was stopped keeps its adapter and continues when
-    called again; a finished one is left as it is, unless `run.force` is set.
+    called again. A finished one is left as it is, unless `run.force` is set, or `grpo.max_steps` is higher than before:
+    then it goes on from its adapter and optimiser, and `run.json` keeps the earlier training as `train to step N`.
 
     Args:
         config: the run's configuration; `grpo` and `lora` say how to train.
@@ -157,7 +158,7 @@ def make_trainer(
         check_chat_template(config.policy, (row["prompt"] for row in read_lines(run.data_file("train"))))
     model, tokenizer = policy or load_policy(config.policy)
     model = add_lora(model, config.lora, config.run.seed)
-    rows = training_rows(config, run, tokenizer, stage.screened)
+    rows = training_rows(config, run, tokenizer, stage.screened, stage.parts)
     recorder = CompletionRecorder(run.completions, reward_funcs)
     trainer = _build_trainer(stage, model, tokenizer, rows, recorder.watched, vllm)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from trl import GRPOConfig, GRPOTrainer
 from trl.kernels import chunked_logprob
 
@@ -103,6 +104,19 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
         self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
+
+    def align_with_step(self) -> None:
+        """Let a resumed training sample at the steps, and with the learning rate, of one that was not interrupted.
+
+        Without it the first step would have the rate of the checkpoint, whose `max_steps` may have been lower.
+        """
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        schedule = self.lr_scheduler
+        if isinstance(schedule, LambdaLR):
+            groups = zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, base, factor in groups:
+                group["lr"] = base * factor(schedule.last_epoch)
+            schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
     def figures(self) -> dict[str, list[float]]:

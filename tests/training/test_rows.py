@@ -1,5 +1,7 @@
 """The rows that a run trains on, their order, and the longest of their prompts."""
 
+from dataclasses import replace
+
 import pytest
 
 from grpo_kit import config
@@ -41,6 +43,10 @@ def test_screened_rows_come_in_the_order_of_the_curriculum_as_often_as_the_run_t
     expected = curriculum.order_rows(screened, length, settings.screening.sigma, settings.run.seed)
     assert [row["id"] for row in rows] == [row["id"] for row in expected]
     assert rows[0]["pass_rate"] > rows[-1]["pass_rate"]
+    longer = replace(settings, grpo=replace(settings.grpo, max_steps=6))
+    further = training_rows(longer, run, tokenizer, screened=True, parts=[4])  # goes on after 4 steps
+    assert further[:length] == rows and len(further) == 6 * 4
+    assert further[length]["pass_rate"] > further[-1]["pass_rate"]
 
 
 @pytest.mark.parametrize(

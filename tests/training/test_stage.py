@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,46 @@ def test_a_stopped_run_keeps_its_adapter_and_resumes_when_called_again(tmp_path)
     assert last["step"] == 4 and hash_of(run.adapter) == hash_of(other.adapter)
     assert all(row["grad_norm"] > 0 for row in read_lines(run.metrics))  # or equal adapters would say nothing
     assert train.train(chosen, run, [length_reward] * 2) == last  # a finished training is not changed
+
+
+LEARNS = ["grpo.mask_truncated_completions=false", "grpo.num_iterations=2"]  # so that every step has a gradient
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_to_a_higher_number_of_steps_like_one_long_training(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=2", *LEARNS)
+    longer, other = small(tmp_path / "whole", "grpo.max_steps=4", *LEARNS)
+    train.train(longer, other, [length_reward] * 2)
+    train.train(chosen, run, [length_reward] * 2)
+    short = run.stages()["train"]
+    train.train(longer, run, [length_reward] * 2)
+    assert figures(run) == figures(other) and all(row["grad_norm"] > 0 for row in figures(run))
+    assert run.completions.read_bytes() == other.completions.read_bytes()
+    assert hash_of(run.adapter) == hash_of(other.adapter) != short["wrote"]["adapter"]
+    stages = run.stages()
+    assert list(stages) == ["data", "train to step 2", "train"] and stages["train to step 2"] == short
+    assert stages["train"]["steps"] == 4 and stages["train"]["settings"]["grpo"]["max_steps"] == 4
+    with pytest.raises(ValueError, match="grpo.max_steps was 4, now 2"):
+        train.train(chosen, run, [length_reward] * 2)
+    shutil.rmtree(run.path / "checkpoints")
+    longest = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=5", *LEARNS])
+    with pytest.raises(ValueError, match="'r' is trained to step 4 and .*checkpoints holds no checkpoint to go on"):
+        train.train(longest, run, [length_reward] * 2)
+    assert hash_of(run.adapter) == hash_of(other.adapter)
+    forced = replace(chosen, run=replace(chosen.run, force=True))
+    assert train.train(forced, run, [length_reward] * 2)["step"] == 2
+    assert list(run.stages()) == ["data", "train"]
+
+
+@pytest.mark.slow
+def test_a_schedule_over_fewer_steps_is_named_and_continues_as_one_over_all_steps(tmp_path):
+    chosen, run = small(tmp_path, "grpo.max_steps=1", "grpo.lr_scheduler_type=linear", LEARNS[0])
+    train.train(chosen, run, [length_reward] * 2)
+    longer = replace(chosen, grpo=replace(chosen.grpo, max_steps=3))
+    with pytest.warns(UserWarning, match="from step 1 to step 3. Its result differs .*lr_scheduler_type=linear"):
+        train.train(longer, run, [length_reward] * 2)
+    rates = [row["learning_rate"] / chosen.grpo.learning_rate for row in read_lines(run.metrics)]
+    assert rates == pytest.approx([1, 2 / 3, 1 / 3])  # at the end of the short schedule the rate was 0
 
 
 @pytest.mark.slow

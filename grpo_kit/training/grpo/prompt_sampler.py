@@ -98,8 +98,8 @@ class PromptSampler:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises ValueError when it is of other rows."""
-        if state["size"] != self.size:
+        """Go on from `state`; rows may have been added at the end. Raises ValueError when it is of other rows."""
+        if state["size"] > self.size:
             raise ValueError(
                 f"The checkpoint knows {state['size']} prompts and the run has {self.size}, so it was made with other "
                 "data. Train from the start with --force."

@@ -112,5 +112,13 @@ def test_another_seed_draws_other_prompts():
 
 
 def test_the_state_of_a_sampler_of_other_rows_is_refused():
-    with pytest.raises(ValueError, match="knows 3 prompts and the run has 4, so it was made with other data"):
-        PromptSampler([None] * 4, 4, 1).restore(PromptSampler([None] * 3, 4, 1).state())
+    with pytest.raises(ValueError, match="knows 4 prompts and the run has 3, so it was made with other data"):
+        PromptSampler([None] * 3, 4, 1).restore(PromptSampler([None] * 4, 4, 1).state())
+
+
+def test_rows_that_were_added_at_the_end_are_drawn_after_the_earlier_ones():
+    first, second = (PromptSampler([None] * size, 4, 1, "in_order") for size in (3, 5))
+    first.draw(3)
+    first.learn(2, 3, 4)
+    second.restore(first.state())
+    assert second.draw(2) == [3, 4] and second.tried.tolist() == [0, 0, 4, 0, 0]
