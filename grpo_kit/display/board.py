@@ -105,8 +105,8 @@ class Board:
                     self.refresh()
                 except (asyncio.CancelledError, KeyboardInterrupt):  # how ipykernel interrupts a cell that awaits
                     interrupted = True
-                    self.stop()
                     interrupts.interrupt()  # a step can take minutes
+                    self.stop()
             error = work.exception()
             stopped = self.stopping.is_set() or ended
             self.next_chart = 0.0  # the last chart shows all steps
