@@ -23,7 +23,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TEXT_SUFFIXES = SUFFIXES[:-1]  # these may be followed by `.gz`
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 LONGEST_LINE = 2**26  # bytes
-MOST_UNPACKED = 100  # a gzip file that unpacks to more than this times its size, plus LONGEST_LINE, is refused
+MOST_UNPACKED = 50  # a gzip file that unpacks to more than this times its size is refused ...
+FREELY_UNPACKED = 2**22  # ... once it has unpacked to this many bytes more
 PEEKED_ROWS = 1000  # rows of a JSON file that are read to learn its columns
 WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
 
@@ -112,15 +113,18 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> NumberedRow
 
 
 @contextmanager
-def _open_bytes(path: Path) -> Iterator[tuple[IO[bytes], float]]:
-    """The bytes of a file, unpacked where it is in gzip, and how many of them may be read."""
+def _open_bytes(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
+    """The bytes of a file, unpacked where it is in gzip, and a function that says how many may have been read so far.
+
+    The function counts what was read of the packed file until now, so that a bomb is refused near its beginning.
+    """
     with path.open("rb") as file:
         if file.peek(2)[:2] != b"\x1f\x8b":  # gzip's first two bytes
-            yield file, float("inf")
+            yield file, lambda: float("inf")
             return
         try:
             with gzip.GzipFile(fileobj=file) as unpacked:
-                yield unpacked, MOST_UNPACKED * path.stat().st_size + LONGEST_LINE
+                yield unpacked, lambda: MOST_UNPACKED * file.tell() + FREELY_UNPACKED
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not readable as gzip ({error}). Download the file again.") from None
 
@@ -130,7 +134,7 @@ def _read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
     with _open_bytes(path) as (file, most_bytes):
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
             unpacked += len(raw)
-            if unpacked > most_bytes:
+            if unpacked > most_bytes():
                 raise ValueError(
                     f"{path} unpacks to more than {MOST_UNPACKED} times its size, which text does not. Unpack it with "
                     "gunzip, look at it, and give the unpacked file."
