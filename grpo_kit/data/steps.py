@@ -248,9 +248,9 @@ class FinishedSteps:
         """
         path = self.folder / f"{name}.jsonl"
         if path.is_file():
-            return read_lines(path)
+            return [line["result"] for line in read_lines(path)]
         results = list(results)
-        write_lines(path, results)
+        write_lines(path, ({"result": result} for result in results))
         return results
 
 
