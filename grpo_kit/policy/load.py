@@ -11,7 +11,7 @@ from typing import Any
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
 from grpo_kit.nemotron import base_models, patches, tiny
-from grpo_kit.runs import processes
+from grpo_kit.runs import activity, processes
 from grpo_kit.runs.run import default_nf4_folder
 
 PUBLISHED_GIB = 59  # the 30B's safetensors files in bf16
@@ -50,6 +50,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
     from grpo_kit.policy import generation_loop
 
+    activity.announce(f"loading {policy.model}")
     tokenizer, host = load_tokenizer(policy), overflow_device(policy)
     if policy.load_in_4bit and _needs_nf4_checkpoint(policy):
         return generation_loop.install_loop(_load_from_nf4_checkpoint(policy, host)), tokenizer
@@ -132,9 +133,10 @@ def _load_from_nf4_checkpoint(policy: settings.Policy, host: Any) -> Any:
 
     folder = nf4_folder(policy)
     if folder != Path(policy_source(policy)):
-        with tqdm(desc="quantising", unit="shard") as bar:
+        with tqdm(desc="quantising", unit="shard", disable=activity.is_heard()) as bar:
 
             def show_progress(number: int, count: int, shard: str) -> None:
+                activity.announce(f"quantising {shard}, {number} of {count}")
                 bar.total, bar.n = count, number - 1
                 bar.set_postfix_str(shard)
 

@@ -12,6 +12,7 @@ from grpo_kit.config.arguments import OneOrMore, as_texts, require_type
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run, find_run
+from grpo_kit.runs.texts import format_time
 
 OPEN = 'Write config, run = open_run("tiny", name="first").'  # the remedy for an argument that is neither
 STAGES = ("data", "screen", "before", "train", "after", "package")
@@ -95,7 +96,7 @@ def describe_run(run: Run) -> str:
     for stage in STAGES:
         record = records.get(stage)
         if record:
-            lines.append(f"  {stage:<8} done {record['finished'][:16]} UTC in {record['seconds']:.0f} s")
+            lines.append(f"  {stage:<8} done {format_time(record['finished'])} in {record['seconds']:.0f} s")
         elif stage != "screen":
             lines.append(f"  {stage:<8} not yet")
     return "\n".join(lines)

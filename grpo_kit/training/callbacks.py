@@ -23,6 +23,7 @@ from grpo_kit.training.trl_settings import trl_epsilon_high
 
 CLIPPED = 0.3  # share of truncated completions above which a context stage is too short for what the policy writes
 PLATEAU = 20  # steps without a better mean reward
+BY_USER = "the user stopped it."  # a reason of `StopCallback`
 # Hours of a session: Kaggle's rule, and Colab's usual end, which it may cut short.
 SESSION_HOURS = {"KAGGLE_KERNEL_RUN_TYPE": 12.0, "COLAB_RELEASE_TAG": 12.0}
 
@@ -203,11 +204,12 @@ class StopCallback(TrainerCallback):
         reason, self.out_of_time = processes.broadcast_from_first(self._find_reason)
         if reason and state.global_step < state.max_steps:
             control.should_training_stop = True
-            warnings.warn(
-                f"Stopped at step {state.global_step} of {state.max_steps}: {reason} Run the training again to "
-                "continue.",
-                stacklevel=2,
-            )
+            if reason != BY_USER:  # who knows
+                warnings.warn(
+                    f"Stopped at step {state.global_step} of {state.max_steps}: {reason} Run the training again to "
+                    "continue.",
+                    stacklevel=2,
+                )
 
     def _find_reason(self) -> tuple[str | None, bool]:
         """(the reason to stop or None, whether the time is up)."""
@@ -215,7 +217,7 @@ class StopCallback(TrainerCallback):
         if ringing and self.on_alarm == "stop":
             return ringing[0], False
         if self.should_stop and self.should_stop():
-            return "the user stopped it.", False
+            return BY_USER, False
         if self.deadline and time.time() + self.longest > self.deadline:
             return "its time is up (run.time_limit).", True
         return None, False

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo_kit.adapters.lora import save_adapter
 from grpo_kit.config import RunConfig, to_yaml
-from grpo_kit.runs import interrupts, processes
+from grpo_kit.runs import activity, interrupts, processes
 from grpo_kit.runs.files import hash_of, new_folder
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
@@ -177,6 +177,8 @@ class TrainingStage:
 
     def save_results(self, trainer: Any, out_of_time: bool) -> None:
         """Write the adapter, whole or not at all, and the probe; record the stage in `run.json`."""
+
+        activity.announce("saving the adapter")
 
         def save() -> None:
             run, steps = self.run, trainer.state.global_step

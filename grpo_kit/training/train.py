@@ -15,7 +15,7 @@ from grpo_kit.policy.chat import check_chat_template
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
-from grpo_kit.runs import processes
+from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.installation import require_no_old_torchao
 from grpo_kit.runs.metrics import last_figures
@@ -102,6 +102,7 @@ def train(
     stage = grpo_stage(config, run, reward_funcs)
     if stage.is_finished():
         return last_figures(run.metrics)
+    activity.announce("reading the run")
     with run.lock("train"):
         checkpoint = stage.find_checkpoint()
         trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
@@ -157,6 +158,7 @@ def make_trainer(
     if policy is None:
         check_chat_template(config.policy, (row["prompt"] for row in read_lines(run.data_file("train"))))
     model, tokenizer = policy or load_policy(config.policy)
+    activity.announce("preparing the trainer")
     model = add_lora(model, config.lora, config.run.seed)
     rows = training_rows(config, run, tokenizer, stage.screened, stage.parts)
     recorder = CompletionRecorder(run.completions, reward_funcs)

@@ -13,7 +13,7 @@ import torch
 from transformers import set_seed
 
 from grpo_kit.config import Grpo
-from grpo_kit.runs import processes
+from grpo_kit.runs import activity, processes
 from grpo_kit.training.grpo.advantages import compute_advantages, is_flat
 from grpo_kit.training.grpo.batches import (
     LEFT_PADDED,
@@ -63,6 +63,7 @@ class GroupTrainer(OpenGRPOTrainer):
         if self.prompt_sampler.mixed_share() < ENOUGH:
             spare = min(budget, self._groups_needed(groups) - groups)
         prompts = self.prompt_sampler.draw(groups)
+        activity.announce(f"sampling step {self.state.global_step + 1}")
         if spare:
             prompts += self.prompt_sampler.draw_more(spare)
         batch, flat, causes = self._sample_groups(prompts)
@@ -85,6 +86,7 @@ class GroupTrainer(OpenGRPOTrainer):
         }
         for name, share in shares.items():
             self.figures[name].append(share)
+        activity.announce(f"training on step {self.state.global_step + 1}")
         return {name: value[mine] if value.ndim else value for name, value in batch.items()}
 
     def _groups_needed(self, mixed: int) -> int:

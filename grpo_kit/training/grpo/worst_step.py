@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from grpo_kit.nemotron import expert_placement
+from grpo_kit.runs import activity
 
 TOKENS = 16  # sampled to time one; `grpo-kit plan` computes the memory that full length takes
 
@@ -61,6 +62,7 @@ class WorstStepCallback(TrainerCallback):
         if self.done:
             return
         self.done = True
+        activity.announce("measuring memory and time of the longest step")
         try:
             forecast = try_longest_step(self.trainer, self.longest, args.max_steps - state.global_step)
         except torch.OutOfMemoryError as error:
