@@ -55,7 +55,7 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
         policy = Policy()
     if policy is None or not _has_weights(policy):
         what = "The adapter was not loaded: the base's weights are not on this machine, so only its files were checked."
-        remedy = "grpo-kit check FILE.zip -c t4 policy.model=FOLDER loads it where FOLDER holds the base's weights."
+        remedy = "`grpo-kit check FILE.zip -c t4 policy.model=FOLDER` loads it where FOLDER holds the base's weights."
         return [*findings, Finding("not-loaded", WARNING, what, "", remedy)]
     return [*findings, *_compare_outputs(policy, path, probe)]
 
@@ -91,7 +91,7 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
         findings = [Finding("outputs-moved", OK, what)]
     if "trained" not in prompts:
         what = "The outputs were not compared with a trained policy's."
-        remedy = "grpo-kit check FILE.zip --run NAME compares them."
+        remedy = "`grpo-kit check FILE.zip --run NAME` compares them."
         return [*findings, Finding("not-compared", WARNING, what, "", remedy)]
     gap = (submitted - prompts["trained"]).abs().max().item()
     # The gap must be small compared with what training changed, or the zip is not quite the trained policy.
