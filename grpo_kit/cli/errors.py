@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from grpo_kit.display import terminal
+from grpo_kit.display import console
 from grpo_kit.rewards.tools.loading import MODULE_PREFIX
 from grpo_kit.runs.interrupts import Terminated
 
@@ -35,13 +35,13 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         if function.__name__ != "train":  # the only command that several processes run together
-            terminal.print_as_first()
+            console.print_as_first()
         try:
             function(*args, **kwargs)
         except (typer.Exit, BrokenPipeError):  # Typer ends the command; a closed pipe is the end of `| head`
             raise
         except (KeyboardInterrupt, Terminated) as stop:
-            terminal.err.print("Interrupted. Finished stages are kept; the same command continues from there.")
+            console.err.print("Interrupted. Finished stages are kept; the same command continues from there.")
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
         except Exception as error:
             in_reward = _describe_reward_error(error)
@@ -49,8 +49,8 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             if not sentence:
                 raise  # a defect, ours or a library's: its traceback is what helps
             if isinstance(error, ConnectionError):  # each process that did not meet the others says so
-                terminal.print_as_first()
-            terminal.err.print(f"[bold red]error:[/] {escape(_complete_message(sentence, kwargs))}")
+                console.print_as_first()
+            console.err.print(f"[bold red]error:[/] {escape(_complete_message(sentence, kwargs))}")
             raise typer.Exit(2 if isinstance(error, USAGE) and not in_reward else 1) from None
 
     return guarded
@@ -103,4 +103,4 @@ def _complete_message(sentence: str, arguments: Mapping[str, Any]) -> str:
             words.append(override)
     given = "".join(f" {shlex.quote(word)}" for word in words)
     sentence = re.sub(rf"(`grpo-kit (?:{STAGE_COMMANDS})\b[^`]*)`", lambda match: f"{match[1]}{given}`", sentence)
-    return sentence.replace("`grpo-kit ", f"`{terminal.program_name()} ")
+    return sentence.replace("`grpo-kit ", f"`{console.program_name()} ")

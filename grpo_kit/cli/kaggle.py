@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from grpo_kit.display import terminal
+from grpo_kit.display import console
 from grpo_kit.kaggle import kernel, run_kernel
 from grpo_kit.kaggle import submit as submission
 from grpo_kit.kaggle import wheels as wheel_folder
@@ -56,21 +56,21 @@ def push(
         kernel.build_kernel, notebook=path, accelerator=accelerator, root=find_root(), run=name, preset=preset,
         overrides=overrides or (), datasets=dataset or (), kernels=kernel_source or (),
     )  # fmt: skip
-    terminal.out.print(f"push     {path.stem} on {accelerator}" + (f" ({note})" if note else ""))
+    console.out.print(f"push     {path.stem} on {accelerator}" + (f" ({note})" if note else ""))
     outcome = run_kernel.run_kernel(build, follow, dry_run, force, _say)
     if outcome is None:
         if not dry_run:
             _say("the same command follows it and downloads its output")
         return
     _say(f"{len(outcome.files)} files in {outcome.output}")
-    terminal.out.print(f"         {MARKS[outcome.right_gpu]} {escape(outcome.gpu_sentence)}")
+    console.out.print(f"         {MARKS[outcome.right_gpu]} {escape(outcome.gpu_sentence)}")
     if outcome.state != "COMPLETE":
         for line in run_kernel.read_last_lines(outcome.output):
-            terminal.err.print(escape(f"         | {line}"))
+            console.err.print(escape(f"         | {line}"))
     if problem := outcome.problem():
         raise RuntimeError(problem)
     for zip_path in sorted(outcome.output.glob("**/submission.zip")):
-        _say(f"next: {terminal.program_name()} submit {shlex.quote(str(zip_path))}")
+        _say(f"next: {console.program_name()} submit {shlex.quote(str(zip_path))}")
 
 
 def submit(
@@ -83,10 +83,10 @@ def submit(
 
     Called again with the same zip, it sends nothing and goes on waiting.
     """
-    terminal.out.print(f"submit   {zip_path}")
+    console.out.print(f"submit   {zip_path}")
     score = submission.submit(zip_path, message, follow, dry_run, _say)
     if score:
-        terminal.out.print(f"score    {score} on the public leaderboard")
+        console.out.print(f"score    {score} on the public leaderboard")
     elif not dry_run:
         _say("the same command waits for the score")
 
@@ -110,7 +110,7 @@ def wheels(
     owner = _owner_if_known()
     files = wheel_folder.build_wheels(out, python, platform, image, owner, _say)
     size = sum(path.stat().st_size for path in files) / 2**20
-    terminal.out.print(
+    console.out.print(
         f"wheels   {len(files)} in {out}, {size:.1f} MiB, for Python {python} on {platform}, without torch"
     )
     if owner == run_kernel.NOBODY:
@@ -118,7 +118,7 @@ def wheels(
     folder = shlex.quote(str(out))
     _say(f"upload: kaggle datasets create -p {folder}   (later: kaggle datasets version -p {folder} -m again)")
     _say(f"install cell ({out / wheel_folder.CELL_FILE}), which `grpo-kit push` adds by itself:")
-    terminal.out.print(escape(read_install_cell()))
+    console.out.print(escape(read_install_cell()))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (push, submit, wheels)
@@ -134,4 +134,4 @@ def _owner_if_known() -> str:
 
 
 def _say(line: str) -> None:
-    terminal.out.print(f"         {escape(line)}")
+    console.out.print(f"         {escape(line)}")

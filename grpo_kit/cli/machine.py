@@ -4,7 +4,7 @@ import typer
 
 from grpo_kit import config as configuration
 from grpo_kit.cli import options
-from grpo_kit.display import machine_tables
+from grpo_kit.display import console, machine_tables
 
 
 def env() -> None:
@@ -15,6 +15,7 @@ def env() -> None:
     machine_tables.print_machine_check(findings)
     if not all(fine for _, _, fine, _ in findings):
         raise typer.Exit(1)
+    console.print_next(["demo"])
 
 
 def doctor() -> None:
@@ -43,3 +44,5 @@ def plan(
     machine_tables.print_two_gpus(two_gpus.compare_layouts(planned, hits))
     if not planned.fits:
         raise typer.Exit(1)
+    given = [word for source in sources or ["tiny"] for word in ("-c", source)]
+    console.print_next(["data", *given, *(overrides or ())])

@@ -5,6 +5,7 @@ A command skips a finished stage and says so. An error is one sentence: exit sta
 
 import inspect
 import io
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from rich.markup import escape
 from grpo_kit import config as configuration
 from grpo_kit.cli import kaggle, machine, options, rewards, stages
 from grpo_kit.cli.errors import report_errors
-from grpo_kit.display import terminal
+from grpo_kit.cli.next_steps import show_next
+from grpo_kit.display import console, terminal
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import open_run
@@ -78,6 +80,7 @@ def data(
     config, run = open_run(sources or (), overrides or (), name, "data", force)
     if not _is_dry_run(dry_run, config, run, config.data.source, [run.manifest.parent]):
         stages.prepare_data(config, run)
+        show_next(run, sources, overrides, name)
 
 
 @command
@@ -97,6 +100,7 @@ def screen(
     writes = [run.screening, run.screened, run.left_out]
     if not _is_dry_run(dry_run, config, run, run.data_file("train"), writes):
         stages.screen_prompts(config, run)
+        show_next(run, sources, overrides, name)
 
 
 @command
@@ -115,6 +119,7 @@ def train(
     writes = [run.adapter, run.metrics, run.completions]
     if not _is_dry_run(dry_run, config, run, run.data_file("train"), writes):
         stages.train_policy(config, run)
+        show_next(run, sources, overrides, name)
 
 
 @command
@@ -128,9 +133,10 @@ def calibrate(
     from grpo_kit.planning.calibrate import count_routed_rows
 
     config, run = open_run(sources or (), overrides or (), name)
-    with terminal.show_progress("answering prompts") as show:
+    with console.show_progress("answering prompts") as show:
         counts = count_routed_rows(config, run, prompts, show)
     terminal.print_placement(counts)
+    show_next(run, sources, overrides, name)
 
 
 @command
@@ -151,6 +157,7 @@ def evaluate(
 
         stages.measure_accuracy(config, run, "after")
         terminal.print_comparison(compare(run), run)
+    show_next(run, sources, overrides, name)
 
 
 @command
@@ -167,6 +174,7 @@ def score(
     config, run = open_run(sources or (), overrides or (), name, "evaluate", force)
     if not _is_dry_run(dry_run, config, run, zip_path or run.adapter, [run.evaluation / "score.json"]):
         stages.score_puzzles(config, run, problems, zip_path)
+        show_next(run, sources, overrides, name)
 
 
 @command
@@ -186,7 +194,7 @@ def tune(
 
     axes, overrides = parse_search(words)
     config, run = open_run(sources or (), overrides, name, "train", force)
-    with terminal.show_progress("searching") as show:
+    with console.show_progress("searching") as show:
         result = tuning.tune(config, run, axes, trials, steps, every, grid, show)
     terminal.print_search(result, run)
 
@@ -198,7 +206,8 @@ def report(name: options.RunName = None) -> None:
 
     _, run = open_run((), (), name)
     save_report(run)
-    terminal.out.print(f"{run.page}\n{run.picture}")
+    console.out.print(f"{run.page}\n{run.picture}")
+    show_next(run, name=name)
 
 
 @command
@@ -225,7 +234,8 @@ def package(
     if not _is_dry_run(dry_run, config, run, reads, [out or run.submission]):
         names_base = bool(sources) or any(word.startswith("policy.model=") for word in overrides or ())
         base = config.policy if names_base else None
-        stages.package_adapter(config, run, out, adapters or [], base, dtype, ranks, stacked)
+        path = stages.package_adapter(config, run, out, adapters or [], base, dtype, ranks, stacked)
+        console.print_next(["check", str(path), *(() if adapters else ("--run", run.name))])
 
 
 @command
@@ -241,9 +251,9 @@ def handoff(
     from grpo_kit.handoff import export
 
     config, run = open_run(sources or (), overrides or (), name, "package")
-    with terminal.show_progress("exporting") as show:
+    with console.show_progress("exporting") as show:
         folder = export.export_run(config, run, to, out, merge, show)
-    terminal.out.print(f"{folder}\n{folder / 'README.md'} says how to start it, and what does not carry over")
+    console.out.print(f"{folder}\nnext:    read {folder / 'README.md'}: how to start it, and what does not carry over")
 
 
 command(machine.plan)
@@ -255,8 +265,9 @@ def reproduce(name: options.RepeatedRun) -> None:
     from grpo_kit.training import reproduce as reproduction
 
     _, run = open_run((), (), name)
-    again, differences = reproduction.reproduce(run, lambda stage: terminal.out.print(f"{stage} again"))
+    again, differences = reproduction.reproduce(run, lambda stage: console.out.print(f"{stage} again"))
     terminal.print_repetition(run, again, differences)
+    console.print_next(["report", "--run", again.name])
 
 
 @command
@@ -275,7 +286,9 @@ def check(
     if name:
         run.require_stage("train", "grpo-kit train")
     names_base = name or sources or any(word.startswith("policy.") for word in overrides or ())
-    stages.check_zip(zip_path, config.policy if names_base else None, run if name else None)
+    findings = stages.check_zip(zip_path, config.policy if names_base else None, run if name else None)
+    is_tiny = any(finding.code == "base-tiny" for finding in findings)
+    console.print_next(["plan", "-c", "t4"] if is_tiny else ["submit", str(zip_path)])
 
 
 for _function in kaggle.COMMANDS:
@@ -287,9 +300,11 @@ def _is_dry_run(
 ) -> bool:
     """Whether this is a dry run; if so, print what would be done."""
     if dry_run:
-        terminal.out.print(escape(configuration.to_yaml(config)), end="")
-        terminal.out.print(f"# run folder: {run.path}\n# reads {reads}\n# writes {', '.join(map(str, writes))}")
-        terminal.out.print("# dry run: nothing was touched")
+        console.out.print(escape(configuration.to_yaml(config)), end="")
+        console.out.print(f"# run folder: {run.path}\n# reads {reads}\n# writes {', '.join(map(str, writes))}")
+        console.out.print("# dry run: nothing was touched")
+        words = [word for word in sys.argv[1:] if word != "--dry-run"]
+        console.out.print(escape(f"# next: {console.program_name()} {shlex.join(words)}"))
     return dry_run
 
 

@@ -4,7 +4,7 @@ import typer
 
 from grpo_kit.cli import options
 from grpo_kit.cli.errors import report_errors
-from grpo_kit.display import terminal
+from grpo_kit.display import console
 
 app = typer.Typer(help="Test reward functions.", no_args_is_help=True)
 
@@ -24,8 +24,9 @@ def audit(reward: options.RewardFile, cases: options.Cases = None) -> None:
     from grpo_kit.rewards.tools.audit import audit_reward, print_report
 
     report = audit_reward(reward, cases)
-    print_report(report, terminal.out)
+    print_report(report, console.out)
     if wrong := sum(not trial.right for trial in report.trials):
         raise RuntimeError(
             f"{reward} judged {wrong} of {len(report.trials)} cases wrongly. Correct it before training."
         )
+    console.print_next(["train", f"grpo.reward_funcs=[{reward}]", "grpo.reward_weights=[1.0]"])

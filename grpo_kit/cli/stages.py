@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from grpo_kit.adapters.findings import Finding, fatal
 from grpo_kit.config import Policy, RunConfig
-from grpo_kit.display import terminal
+from grpo_kit.display import console, terminal
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import require_folder
@@ -46,7 +47,7 @@ def train_policy(config: RunConfig, run: Run) -> None:
         after_step = terminal.follow_training(run, config.grpo.max_steps, show)
         last = train(config, run, rewards, after_step, terminal.print_forecast)
     reward = "no reward" if last["reward"] is None else f"reward {last['reward']:.2f}"
-    terminal.out.print(f"         {last['step']} steps, {reward} in the last one")
+    console.out.print(f"         {last['step']} steps, {reward} in the last one")
     if run.stages()["train"].get("out_of_time") and processes.is_first():
         # The session ends soon: measure and package what there is.
         measure_accuracy(config, run, "after")
@@ -83,15 +84,15 @@ def package_adapter(
     creates_folder = zip_path and not out.parent.exists()
     notes: list[str] = []
     model = base_model_name(base) if base else None
-    with terminal.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
+    with console.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
         path = package.package_adapter(
             config, run, zip_path, adapters, model, dtype, ranks, stacked, notes.append, show
         )
     for note in notes:
-        terminal.out.print(f"         {escape(note)}")
+        console.out.print(f"         {escape(note)}")
     if creates_folder:
-        terminal.out.print(f"         the folder {path.parent} is new")
-    terminal.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
+        console.out.print(f"         the folder {path.parent} is new")
+    console.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
     return path
 
 
@@ -104,13 +105,12 @@ def score_puzzles(config: RunConfig, run: Run, problems: int, zip_path: Path | N
     terminal.print_score(report, run)
 
 
-def check_zip(path: Path, policy: Policy | None, run: Run | None) -> None:
-    """Print what is wrong with a zip for the base `policy`, by default the one that the zip names.
+def check_zip(path: Path, policy: Policy | None, run: Run | None) -> list[Finding]:
+    """Print what is wrong with a zip for the base `policy`, by default the one that the zip names; return the findings.
 
     Raises:
         RuntimeError: if a finding is fatal.
     """
-    from grpo_kit.adapters.findings import fatal
     from grpo_kit.submission.output_check import check_submission
 
     findings = check_submission(path, policy, run.probe if run else None)
@@ -120,3 +120,4 @@ def check_zip(path: Path, policy: Policy | None, run: Run | None) -> None:
             f"{path} must not be submitted (see fatal above). Follow the remedy, then run "
             f"`grpo-kit check {shlex.quote(str(path))}` again."
         )
+    return findings

@@ -5,7 +5,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from grpo_kit.display.terminal import out
+from grpo_kit.display.console import out
 
 
 def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:

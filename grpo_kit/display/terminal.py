@@ -1,46 +1,25 @@
-"""What the command line prints: a stage's progress and result, and tables of plans, data and accuracies."""
+"""What the command line prints: the end of a stage and its result, and tables of data and accuracies."""
 
 import contextlib
 import json
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from grpo_kit.adapters.findings import Finding
 from grpo_kit.display import run_figures
+from grpo_kit.display.console import INDENT, err, out, print_next, show_progress
 from grpo_kit.policy.chat import split_thinking
-from grpo_kit.runs import processes
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import format_time
 
-# Of several processes only the first one prints.
-out, err = (Console(highlight=False, soft_wrap=True, stderr=e, quiet=not processes.is_first()) for e in (False, True))
-out.soft_wrap = not out.is_jupyter  # below a notebook's cell a long line would have to be scrolled
-INDENT = " " * 9  # the width of the stage's name in front
 COLORS = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
-
-
-def program_name() -> str:
-    """How the user starts the command line: `grpo-kit` where that is on the path, else as this process was started."""
-    script = Path(sys.argv[0])
-    if not shutil.which("grpo-kit") and script.parts[-2:] == ("grpo_kit", "__main__.py"):
-        return "python -m grpo_kit"
-    return sys.argv[0] if not shutil.which("grpo-kit") and script.name == "grpo-kit" else "grpo-kit"
-
-
-def print_as_first() -> None:
-    """Print from now on, whatever a launcher left in the environment: this process works alone."""
-    processes.forget_launcher()
-    out.quiet = err.quiet = False
 
 
 @contextlib.contextmanager
@@ -51,29 +30,10 @@ def show_stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]
         yield show
     note = run.stages()[name]
     if note == before:
-        day, seconds = note["finished"][:10], f"{note['seconds']:.0f}"
-        out.print(f"[dim]{name:<8} skipped: done on {day} in {seconds} s; --force repeats it[/]")
+        time, seconds = format_time(note["finished"]), f"{note['seconds']:.0f}"
+        out.print(f"[dim]{name:<8} skipped: done on {time} in {seconds} s; --force repeats it[/]")
     else:
         out.print(f"{name:<8} done in {note['seconds']:.1f} s")
-
-
-@contextlib.contextmanager
-def show_progress(doing: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar; the function that this yields is called with (done, total, note)."""
-    columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(doing, total=None)
-
-        def show(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, description=f"{doing} {note}")
-
-        yield show
 
 
 def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
@@ -195,9 +155,9 @@ def print_score(report: dict[str, Any], run: Run) -> None:
 
 def print_comparison(report: dict[str, Any], run: Run) -> None:
     """Accuracy before and after, and the difference with its interval, in all and by group."""
-    table = Table(title=f"held-out accuracy of run {run.name!r}")
-    for heading in ("", "before", "after", "difference", "95 % interval", "problems"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = Table(title=f"held-out accuracy of run {run.name!r}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("", "before", "after", "change", "95 % interval", "problems"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading))
     comparisons = [("pass@1", report | {side: report[side]["pass@1"] for side in ("before", "after")})]
     for kind, groups in report["by"].items():
         comparisons += [(f"{kind} {name}", group) for name, group in groups.items()]
@@ -240,8 +200,13 @@ def print_search(result: dict[str, Any], run: Run) -> None:
         table.add_row(f"{row['trial']}", settings, f"{row['step']}", *accuracy, f"{row['seconds']:.0f}")
     out.print(table)
     out.print(escape(result["words"]))
-    best = escape(" ".join(result["best"]["overrides"]))
-    out.print(f"picture: {run.path / 'tune' / 'tune.png'}\nto use the best: {best}")
+    out.print(f"picture: {escape(str(run.path / 'tune' / 'tune.png'))}")
+    best = result["best"]["overrides"]
+    if out.is_jupyter:
+        out.print(f"to use the best: {escape(' '.join(best))}")
+        return
+    name = f"{run.name}-best"
+    print_next(["data", "-c", str(run.config), "--run", name], ["train", "--run", name, *best])
 
 
 def _interval(interval: list[float], sign: str = "") -> str:
@@ -250,8 +215,8 @@ def _interval(interval: list[float], sign: str = "") -> str:
 
 def print_findings(path: Path, findings: list[Finding]) -> None:
     """The findings of `check` about a zip, the worst first; one column of text, so that 80 characters are enough."""
-    table = Table("", "finding, what the scorer does, remedy", title=escape(str(path)), show_lines=True)
-    table.columns[1].overflow = "fold"
+    out.print(escape(str(path)))
+    table = Table("", "finding, what the scorer does, remedy", show_lines=True)
     for finding in findings:
         lines = [escape(finding.what)]
         lines += [f"[dim]scorer:[/] {escape(finding.scorer)}"] * bool(finding.scorer)
@@ -276,7 +241,7 @@ def print_example(run: Run) -> None:
 
 def print_locations(run: Run, zip_path: Path, seconds: float) -> None:
     """Where the results of `demo` lie, and what to do next."""
-    table = Table(title=f"done in {seconds:.0f} s", show_header=False)
+    out.print(f"\ndone in {seconds:.0f} s")
     for name, path in (
         ("the zip", zip_path),
         ("the picture", run.picture),
@@ -285,11 +250,7 @@ def print_locations(run: Run, zip_path: Path, seconds: float) -> None:
         ("every completion", run.completions),
         ("the adapter", run.adapter),
     ):
-        table.add_row(name, str(path))
-    command = program_name()
-    out.print("", table)
-    out.print(
-        "Next: open notebooks/01_setup.ipynb in Colab or Kaggle; or train on your own problems here:\n"
-        f"  {command} data -c tiny --run mine data.source=data/gsm8k_sample.jsonl data.val_size=20 data.test_size=50\n"
-        f"  {command} train --run mine grpo.max_steps=5"
-    )
+        out.print(f"  {name:<17}{escape(str(path))}")
+    out.print("\nOpen notebooks/01_setup.ipynb in Colab or Kaggle, or train on your own problems here:")
+    rows = ["data.source=data/gsm8k_sample.jsonl", "data.val_size=20", "data.test_size=50"]
+    print_next(["data", "-c", "tiny", "--run", "mine", *rows], ["train", "--run", "mine", "grpo.max_steps=5"])

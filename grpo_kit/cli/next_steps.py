@@ -1,0 +1,35 @@
+"""The command to type after one that has ended, with the run's name and the presets that were given."""
+
+from collections.abc import Sequence
+
+from grpo_kit.display import console
+from grpo_kit.runs.run import Run
+
+
+def show_next(
+    run: Run, sources: Sequence[str] | None = None, overrides: Sequence[str] | None = None, name: str | None = None
+) -> None:
+    """Print the command for the stage that a run still lacks, or the check of its zip.
+
+    Args:
+        run: the run.
+        sources: the presets and YAML files that were given.
+        overrides: the settings that were given; they are repeated only with presets, because without presets the next
+            command reads them from the run.
+        name: the run's name, if it was given.
+    """
+    stages = run.stages()
+    given = [word for source in sources or () for word in ("-c", source)]
+    if name or not (sources or run.name == "tiny"):
+        given += ["--run", run.name]
+    given += overrides or () if sources else ()
+    if "data" not in stages:
+        console.print_next(["data", *given])
+    elif "train" not in stages or stages["train"].get("out_of_time"):
+        console.print_next(["train", *given])
+    elif "before" not in stages or "after" not in stages:
+        console.print_next(["evaluate", *given])
+    elif "package" not in stages:
+        console.print_next(["package", *given])
+    else:
+        console.print_next(["check", str(run.submission), "--run", run.name])

@@ -1,0 +1,53 @@
+"""A command ends with the next one to type, in the order of the stages, for the same run."""
+
+import pytest
+
+from grpo_kit.cli.next_steps import show_next
+from grpo_kit.runs.run import find_run
+
+DONE = ("data", "train", "before", "after", "package")
+
+
+@pytest.mark.parametrize(
+    ("done", "command"),
+    [
+        ((), "data --run r"),
+        (("data",), "train --run r"),
+        (("data", "before"), "train --run r"),
+        (("data", "train"), "evaluate --run r"),
+        (("data", "train", "before"), "evaluate --run r"),
+        (DONE[:4], "package --run r"),
+        (DONE, "check {zip} --run r"),
+    ],
+)
+def test_the_next_stage_is_named(tmp_path, capsys, done, command):
+    run = find_run("r", tmp_path / "runs")
+    for stage in done:
+        run.record_stage(stage, {}, [], [], 1.0, "")
+    show_next(run, name="r")
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("next: ") and line.endswith(f" {command.format(zip=run.submission)}")
+
+
+@pytest.mark.parametrize(
+    ("sources", "overrides", "name", "words"),
+    [
+        (["t4"], ["grpo.max_steps=5"], None, "-c t4 grpo.max_steps=5"),
+        (["t4"], [], "r", "-c t4 --run r"),
+        (None, ["grpo.max_steps=5"], "r", "--run r"),  # the run has it
+        (None, ["run.name=r"], None, "--run r"),
+    ],
+)
+def test_presets_settings_and_the_run_are_repeated(tmp_path, capsys, sources, overrides, name, words):
+    run = find_run("r", tmp_path / "runs")
+    run.record_stage("data", {}, [], [], 1.0, "")
+    show_next(run, sources, overrides, name)
+    assert capsys.readouterr().out.strip().endswith(f" train {words}")
+
+
+def test_a_training_whose_time_was_up_goes_on(tmp_path, capsys):
+    run = find_run("tiny", tmp_path / "runs")
+    for stage in DONE:
+        run.record_stage(stage, {}, [], [], 1.0, "", **({"out_of_time": True} if stage == "train" else {}))
+    show_next(run)
+    assert capsys.readouterr().out.strip().endswith(" train")
