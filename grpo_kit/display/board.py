@@ -5,9 +5,10 @@ while the cell awaits it, so that the kernel can answer clicks meanwhile.
 """
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any
@@ -17,9 +18,11 @@ from IPython.display import display
 
 from grpo_kit.display import completions, run_figures, templates
 from grpo_kit.display.kernel_messages import answer_widget_messages
-from grpo_kit.runs import interrupts
+from grpo_kit.display.notebook_words import reword
+from grpo_kit.runs import activity, interrupts
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
+from grpo_kit.runs.texts import format_time, show_controls
 
 LOOK_EVERY = 0.2  # seconds between looks at the files
 DRAW_EVERY = 1.0  # seconds between drawings at least
@@ -53,6 +56,7 @@ class Board:
         self.rows: list[dict[str, Any]] = []
         self.stopping, self.lock = threading.Event(), threading.RLock()  # JupyterLab answers clicks in another thread
         self.state, self.next_draw, self.next_chart, self.chart_is_old = "", 0.0, 0.0, True
+        self.activity, self.before, self.is_moving = "", 0, False  # before: rows when the training began
         self.head, self.chart, self.group_html = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.stop_button = widgets.Button(description="Stop and save", icon="stop", disabled=True)
         self.stop_button.on_click(lambda _: self.stop())
@@ -60,7 +64,9 @@ class Board:
         self.group = widgets.Dropdown(description="group")
         self.step.observe(self._show_step, "value")
         self.group.observe(self._show_group, "value")
-        selection = widgets.HBox([self.step, self.group])
+        self.follow = widgets.ToggleButton(description="follow", tooltip="always show the newest step")
+        self.follow.observe(self._follow, "value")
+        selection = widgets.HBox([self.step, self.group, self.follow])
         self.widget = widgets.VBox([self.head, self.stop_button, self.chart, selection, self.group_html])
         self.refresh()
 
@@ -86,6 +92,7 @@ class Board:
         """
         self.stopping.clear()
         self.next_chart = 0.0  # the first step shows at once
+        self.activity, self.before = "starting", len(self.rows)
         self._set_state("training", stoppable=True)
         interrupted = False
         ended: list[BaseException] = []
@@ -96,7 +103,7 @@ class Board:
             except (KeyboardInterrupt, interrupts.Terminated) as error:  # which would end the kernel's event loop
                 ended.append(error)
 
-        with interrupts.listen():
+        with interrupts.listen(), activity.listen(self._note_activity):
             work = asyncio.ensure_future(asyncio.to_thread(work_until_interrupted))
             while not work.done():
                 try:
@@ -110,7 +117,8 @@ class Board:
             error = work.exception()
             stopped = self.stopping.is_set() or ended
             self.next_chart = 0.0  # the last chart shows all steps
-            self._set_state(f"failed: {error}" if error else "stopped and saved" if stopped else "finished")
+            self.activity, failed = "", f"failed: {reword(str(error))}"
+            self._set_state(failed if error else "stopped and saved" if stopped else "finished")
             if ended or (interrupted and not error):
                 raise ended[0] if ended else KeyboardInterrupt
             return work.result()
@@ -119,6 +127,9 @@ class Board:
         """Ask the training to end after the step it is in, and to save what it has."""
         self.stopping.set()
         self._set_state("stopping after this step")
+
+    def _note_activity(self, text: str) -> None:
+        self.activity = text  # drawn with the next look
 
     def refresh(self) -> None:
         """Read the run's files and draw what is new: figures at most once a second, charts every few seconds."""
@@ -146,16 +157,25 @@ class Board:
             self.rows = []
         self.chart_is_old = self.chart_is_old or bool(new) or self.tail.rewound
         self.rows += new
-        state = f"<b>run {escape(self.run.name)}</b> {escape(self.state)}{self._end_time()}"
-        figures = templates.render_figures(run_figures.summarise_run(self.run, self.rows))
-        self.head.value = f"{state}{figures}{templates.render_alarms(self.rows, most=3)}"
+        is_training = not self.stop_button.disabled
+        figures = templates.render_figures(run_figures.summarise_run(self.run, self.rows, is_training))
+        alarms = templates.render_alarms(self.rows, most=3, word=reword)
+        self.head.value = f"<b>run {escape(self.run.name)}</b> {self._describe_state()}{figures}{alarms}"
         self.completions.refresh()
         if steps := self.completions.steps:
-            newest, following = steps[-1], self.step.value == self.step.max
-            if newest != self.step.max:
-                self.step.max, self.step.min = newest, steps[0]
-            if following:
-                self.step.value = newest
+            is_first = self.step.max == 0
+            if steps[-1] != self.step.max:
+                with self._moving():
+                    self.step.max, self.step.min = steps[-1], steps[0]
+            if is_first or self.follow.value:
+                self._move_to(steps[-1])
+
+    def _describe_state(self) -> str:
+        """The state, with what a training does before its first step, or when it will end."""
+        state = show_controls(self.state)
+        if self.activity and (len(self.rows) <= self.before or self.stopping.is_set()):
+            state += f", {self.activity}"
+        return escape(state) + self._end_time()
 
     def _draw_chart(self) -> None:
         started = time.monotonic()
@@ -171,17 +191,39 @@ class Board:
         left = run_figures.estimate_seconds_left(self.rows, forecast.get("steps"), forecast)
         if self.stop_button.disabled or not left:
             return ""
-        return f", done at about {datetime.now(UTC) + timedelta(seconds=left):%H:%M} UTC"
+        return f", done at about {format_time(datetime.now(UTC) + timedelta(seconds=left), '%H:%M %Z')}"
+
+    @contextlib.contextmanager
+    def _moving(self) -> Iterator[None]:
+        """What changes within the block is the board's doing and not the reader's."""
+        before, self.is_moving = self.is_moving, True
+        try:
+            yield
+        finally:
+            self.is_moving = before
+
+    def _move_to(self, step: int) -> None:
+        with self._moving():
+            self.step.value = step
+
+    def _follow(self, _: Any) -> None:
+        with self.lock:
+            if self.follow.value and self.completions.steps:
+                self._move_to(self.completions.steps[-1])
 
     def _show_step(self, _: Any) -> None:
         with self.lock:
+            self.follow.value = self.follow.value and self.is_moving  # the reader moved, and stays there
             groups = self.completions.groups(self.step.value)
-            self.group.options = [(f"{i + 1}: {group[0]['prompt'][:60]}", i) for i, group in enumerate(groups)]
-            self.group.value = 0 if groups else None  # ipywidgets 7 picks the first by itself, 8 does not
+            with self._moving():
+                prompts = [" ".join(show_controls(group[0]["prompt"]).split())[:60] for group in groups]
+                self.group.options = [(f"{i + 1}: {prompt}", i) for i, prompt in enumerate(prompts)]
+                self.group.value = 0 if groups else None  # ipywidgets 7 picks the first by itself, 8 does not
             self._show_group(None)
 
-    def _show_group(self, _: Any) -> None:
+    def _show_group(self, change: Any) -> None:
         with self.lock:
+            self.follow.value = self.follow.value and (change is None or self.is_moving)
             groups = self.completions.groups(self.step.value)
             if self.group.value is not None and self.group.value < len(groups):
                 self.group_html.value = str(templates.render_group(groups[self.group.value]))

@@ -76,10 +76,11 @@ def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
     return [panel for panel in panels if panel]
 
 
-def summarise_run(run: Run, rows: list[Row]) -> dict[str, str]:
+def summarise_run(run: Run, rows: list[Row], is_training: bool = False) -> dict[str, str]:
     """The figures to show first, as {name: value in words}: step, reward, shares, accuracies, memory and time left.
 
-    Reward, shares and speed are means of the last RECENT rows. A figure that is not known is left out.
+    Reward, shares and speed are means of the last RECENT rows. A figure that is not known is left out; the time left is
+    shown only while the run `is_training`.
     """
     forecast = read_report(run.forecast) or {}
     last, steps = rows[-1] if rows else {}, forecast.get("steps")
@@ -103,7 +104,7 @@ def summarise_run(run: Run, rows: list[Row]) -> dict[str, str]:
         figures["skipped in fp16"] = f"{last['skipped_steps']} steps"
     if rows:
         figures["elapsed"] = format_duration(last["seconds"])
-    seconds = estimate_seconds_left(rows, steps, forecast)
+    seconds = estimate_seconds_left(rows, steps, forecast) if is_training else None
     if seconds:
         figures["time left"] = format_duration(seconds) if rows else f"at most {format_duration(seconds)}"
     return figures

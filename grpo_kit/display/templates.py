@@ -4,6 +4,7 @@ Completions are written by a policy and may hold anything, so they never become 
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from grpo_kit.display import charts
 from grpo_kit.display.completions import first_reward, reward_color
 from grpo_kit.display.run_figures import Panel, Row, list_alarms
 from grpo_kit.policy.chat import split_thinking
+from grpo_kit.runs.texts import show_controls
 
 LONGEST = 4000  # characters that are shown of a completion's thinking, and of its answer
 MOST = 16  # completions of one group that are shown
@@ -21,12 +23,13 @@ MOST = 16  # completions of one group that are shown
 
 def mark_code(text: str) -> Markup:
     """`text` escaped, with the words between backticks as code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(show_controls(text)))))
 
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
+    finalize=lambda value: show_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -45,9 +48,15 @@ def render_figures(figures: dict[str, str]) -> Markup:
     return PARTS.figures(figures)
 
 
-def render_alarms(rows: list[Row], most: int = 6) -> Markup:
-    """The last alarms of a run, each with the step that raised it; empty when there are none."""
-    return PARTS.alarms(list_alarms(rows)[-most:])
+def render_alarms(rows: list[Row], most: int = 6, word: Callable[[str], str] = str) -> Markup:
+    """The last alarms of a run, each with the step that raised it; empty when there are none.
+
+    Args:
+        rows: the run's metrics rows.
+        most: how many are shown.
+        word: rewords the sentence of an alarm.
+    """
+    return PARTS.alarms([(step, word(sentence)) for step, sentence in list_alarms(rows)[-most:]])
 
 
 def render_chart(panels: list[Panel]) -> Markup:
@@ -56,6 +65,11 @@ def render_chart(panels: list[Panel]) -> Markup:
         return Markup()
     url = charts.image_url(charts.draw_panels(panels))
     return PARTS.chart(url, [panel.title for panel in panels], min(charts.COLUMNS, len(panels)))
+
+
+def render_charts(panels: list[Panel]) -> list[Markup]:
+    """Each panel as an image of its own, so that a page can put them below one another on a narrow screen."""
+    return [render_chart([panel]) for panel in panels]
 
 
 def render_group(group: list[dict[str, Any]]) -> Markup:

@@ -27,6 +27,7 @@ from grpo_kit.display.board import Board
 from grpo_kit.display.board import time as time_board
 from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.runs import activity
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -87,7 +88,17 @@ def test_displaying_the_board_shows_its_widget(run, monkeypatch):
     assert shown == [board.widget] and board.stop_button in board.widget.children
 
 
-def test_the_board_shows_the_expected_end_only_during_a_training(run):
+@pytest.fixture
+def far_east(monkeypatch):
+    """A machine whose clock is eight hours ahead of UTC."""
+    monkeypatch.setenv("TZ", "CST-8")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_the_board_shows_the_expected_end_on_the_local_clock_and_only_during_a_training(run, far_east):
     write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
     board = Board(run)
     assert "done at about" not in board.head.value  # no training runs
@@ -99,23 +110,78 @@ def test_the_board_shows_the_expected_end_only_during_a_training(run):
 
     asyncio.run(board.during(train))
     later = datetime.now(UTC) + timedelta(hours=2)
-    clock = re.search(r"training, done at about (\d\d:\d\d) UTC", done["seen"])[1]
-    assert clock in {f"{later - timedelta(minutes=m):%H:%M}" for m in (0, 1)}
+    clock = re.search(r"training, starting, done at about (\d\d:\d\d) CST", done["seen"])[1]
+    assert clock in {f"{later + timedelta(hours=8, minutes=-m):%H:%M}" for m in (0, 1)}
     assert "done at about" not in board.head.value
 
 
-def test_the_browser_follows_the_newest_step_until_another_is_picked(run):
+def test_the_browser_stays_where_the_reader_is_until_follow_is_pressed(run):
     board = Board(run)
     for step in (1, 2, 3):
         take(run, step)
         board._draw()
+    assert (board.step.value, board.step.max) == (1, 3) and "a1" in board.group_html.value
+    board.follow.value = True
     assert board.step.value == 3 and "a3" in board.group_html.value
-    board.step.value = 2
-    board.group.value = 1
-    assert "b2" in board.group_html.value and board.group.options[1][0] == "2: b"
     take(run, 4)
     board._draw()
-    assert (board.step.value, board.step.max) == (2, 4) and "b2" in board.group_html.value
+    assert board.step.value == 4 and board.follow.value
+
+
+@pytest.mark.parametrize("move", ["step", "group"])
+def test_the_browser_no_longer_follows_when_the_reader_picks_something(run, move):
+    board = Board(run)
+    for step in (1, 2):
+        take(run, step)
+        board._draw()
+    board.follow.value = True
+    if move == "step":
+        board.step.value = 1
+    else:
+        board.group.value = 1
+    shown = board.group_html.value
+    assert not board.follow.value and ("a1" if move == "step" else "b2") in shown
+    take(run, 3)
+    board._draw()
+    assert board.step.max == 3 and board.step.value < 3 and board.group_html.value == shown
+
+
+def test_the_board_says_what_a_training_does_before_its_first_step(run):
+    board, seen = Board(run), []
+
+    def train(should_stop):
+        for text in ("loading <tiny>", "sampling step 1"):
+            activity.announce(text)
+            time.sleep(0.5)
+            board.next_draw = 0
+            board.refresh()
+            seen.append(board.head.value)
+        take(run, 1)
+        board.next_draw = 0
+        board.refresh()
+        seen.append(board.head.value)
+
+    asyncio.run(board.during(train))
+    assert "training, loading &lt;tiny&gt;<" in seen[0] and "training, sampling step 1<" in seen[1]
+    assert "sampling" not in seen[2] and "sampling" not in board.head.value
+
+
+def test_a_stopped_training_shows_no_time_left_and_no_warning(run, recwarn):
+    write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
+    board, seen = Board(run), []
+
+    def train(should_stop):
+        take(run, 1)
+        board.next_draw = 0
+        board.refresh()
+        seen.append(board.head.value)
+        board.stop()
+        seen.append(board.head.value)
+
+    asyncio.run(board.during(train))
+    assert "time left" in seen[0] and "done at about" in seen[0]
+    assert all("time left" not in text and "done at about" not in text for text in (seen[1], board.head.value))
+    assert "stopped and saved" in board.head.value and not recwarn.list
 
 
 def test_a_restarted_run_is_shown_from_its_start(run):
@@ -234,12 +300,13 @@ def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
-    """The rewards answer from the thread, the adapter is written, and the stage is noted."""
+def test_a_real_training_stops_and_leaves_its_adapter(tmp_path, recwarn):
+    """The rewards answer from the thread, the adapter is written, the stage is noted, and nothing warns of the stop."""
     chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=50"])
     run = find_run("r", tmp_path / "runs")
     prepare(chosen, run)
-    board = Board(run)
+    board, said = Board(run), []
+    board._note_activity = said.append
 
     async def press():
         while len(board.rows) < 2:
@@ -253,6 +320,8 @@ def test_a_real_training_stops_and_leaves_its_adapter(tmp_path):
     last = asyncio.run(both())
     assert 2 <= last["step"] < 50 and last["rewards/math_reward/mean"] > 0
     assert (run.adapter / "adapter_model.safetensors").is_file() and "train" in run.stages()
+    assert not [str(warning.message) for warning in recwarn if "top" in str(warning.message)]
+    assert {"loading tiny", "sampling step 1", "saving the adapter"} < set(said)
 
 
 SETUP = """

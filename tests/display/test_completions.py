@@ -108,6 +108,12 @@ def test_completions_are_escaped_as_text(text):
     assert re.findall(r"<[^>]*>", odd) == re.findall(r"<[^>]*>", plain)
 
 
+def test_control_characters_of_a_completion_are_shown_as_codes():
+    shown = templates.render_group([line(1, "p\x1b[2J", "t\x07</think>a\u202eb\r\nc")])
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", shown)
+    assert "p\\x1b[2J" in shown and "t\\x07" in shown and "a\\u202eb\nc" in shown
+
+
 def test_thinking_is_folded_and_a_missing_end_is_reported():
     shown = templates.render_group([line(), line(completion="on and on", m=None)])
     assert shown.count("<details>") == 2 and "<details open" not in shown

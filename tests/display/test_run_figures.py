@@ -131,10 +131,11 @@ def test_the_remaining_time_is_estimated(metrics, steps, forecast, left):
 
 def test_the_summary_of_a_run_shows_recent_means_with_units(run):
     write_text(run.forecast, json.dumps({"steps": 40, "seconds": 7300.0}))
-    assert run_figures.summarise_run(run, []) == {"step": "0 of 40", "time left": "at most 2.0 h"}
+    assert run_figures.summarise_run(run, [], True) == {"step": "0 of 40", "time left": "at most 2.0 h"}
+    assert run_figures.summarise_run(run, []) == {"step": "0 of 40"}  # it does not train
     metrics = rows(30, reward=0.5, frac_reward_zero_std=0.5, tokens_per_second=1234.0, memory_gib=3.21, skipped_steps=2)
     metrics[-1] |= {"reward": 9.5, "completions/clipped_ratio": 0.87}
-    assert run_figures.summarise_run(run, metrics) == {
+    assert run_figures.summarise_run(run, metrics, is_training=True) == {
         "step": "30 of 40", "reward": "1.50", "groups with a gradient": "50%", "cut off": "87%",
         "tokens a second": "1,234", "memory": "3.2 GiB", "skipped in fp16": "2 steps", "elapsed": "60 s",
         "time left": "20 s",
