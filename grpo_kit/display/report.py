@@ -1,10 +1,14 @@
 """Writes a run as two files that need no server: `report.html`, one page without a script, and `report.png`."""
 
+from datetime import UTC, datetime
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from grpo_kit.display import charts, completions, run_figures, templates
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import format_time
 
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
 
@@ -36,7 +40,7 @@ def draw_report(run: Run) -> Any:
 
 
 def render_page(run: Run) -> str:
-    """The run as one HTML page: figures, alarms, charts, and completions of a few steps, their thinking folded.
+    """The run as one HTML page: what it is, figures, alarms, charts, settings, and completions of a few steps, folded.
 
     Raises:
         FileNotFoundError: the run has no metrics.
@@ -50,11 +54,58 @@ def render_page(run: Run) -> str:
         steps.append({"number": number, "total": len(groups), "groups": shown})
     return templates.render_page(
         title=f"Run {run.name}",
+        facts=describe_facts(run),
+        verdict=read_verdict(run),
         figures=templates.render_figures(run_figures.summarise_run(run, rows)),
         alarms=templates.render_alarms(rows),
-        chart=templates.render_chart(run_figures.build_panels(run, rows)),
+        charts=templates.render_charts(run_figures.build_panels(run, rows)),
+        folded=_describe_settings(run),
         steps=steps,
     )
+
+
+def describe_facts(run: Run) -> dict[str, str]:
+    """What was trained, when, on what and with which versions, as {name: text}; what is not recorded is left out."""
+    stages, settings = run.stages(), _read_settings(run)
+    record = stages.get("train") or (list(stages.values()) or [{}])[-1]
+    facts = {"model": settings.get("policy", {}).get("model")}
+    if "train" in stages:
+        duration = run_figures.format_duration(record["seconds"])
+        facts["trained"] = f"{format_time(record['finished'])}, in {duration}"
+    else:
+        last = datetime.fromtimestamp(run.metrics.stat().st_mtime, UTC)
+        facts["trained"] = f"not finished; last step {format_time(last)}"
+    environment = record.get("environment", {})
+    if environment:
+        facts["machine"] = environment.get("gpu") or f"{environment.get('cpus')} processor cores, no GPU"
+        packages = {"Python": environment.get("python")} | environment.get("packages", {})
+        facts["versions"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        facts["commit"] = (environment.get("commit") or "")[:12]
+    return {name: text for name, text in facts.items() if text}
+
+
+def read_verdict(run: Run) -> str:
+    """The sentence on whether accuracy before and after training really differ, or which measurement is missing."""
+    reports = run_figures.read_accuracies(run)
+    missing = [name for name in ("before", "after") if name not in reports]
+    if missing:
+        return f"Accuracy {' and '.join(missing)} training is not measured yet; `grpo-kit evaluate` does it."
+    comparison = run_figures.read_report(run.evaluation / "report.json") or {}
+    if all(comparison.get(name, {}).get("pass@1") == report["pass@1"] for name, report in reports.items()):
+        return comparison["words"]
+    return "Accuracy before and after training are not compared yet; `grpo-kit evaluate` does it."
+
+
+def _read_settings(run: Run) -> dict[str, Any]:
+    """The configuration that the last finished stage wrote; empty without one."""
+    return OmegaConf.to_container(OmegaConf.load(run.config)) if run.config.is_file() else {}
+
+
+def _describe_settings(run: Run) -> dict[str, str]:
+    """All settings as YAML, under a heading that says whose they are."""
+    finished = "train" in run.stages()
+    heading = "Settings" if finished else "Settings of the last finished stage"
+    return {heading: run.config.read_text(encoding="utf-8")} if run.config.is_file() else {}
 
 
 def read_steps(run: Run) -> list[dict[str, Any]]:

@@ -4,11 +4,13 @@ import base64
 import json
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 
 import pytest
 
 from grpo_kit.display import report
+from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -43,7 +45,7 @@ def test_the_page_loads_nothing_from_the_network(copied):
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "a"})
     assert not [name for _, attrs in page.tags for name in attrs if name == "href" or name.startswith("on")]
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
-    assert len(sources) == 1 and sources[0].startswith("data:image/svg+xml;base64,")
+    assert len(sources) == 6 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert re.search(r"url\(|@import", copied.page.read_text()) is None
     assert "default-src 'none'" in copied.page.read_text()
 
@@ -51,11 +53,46 @@ def test_the_page_loads_nothing_from_the_network(copied):
 def test_the_page_shows_figures_charts_and_completions(copied):
     page = Reader(report.render_page(copied))
     assert "4 of 4" in page.text and "accuracy, test before" in page.text
-    (chart,) = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert "Held-out accuracy" in chart["alt"] and b"Held-out accuracy" in base64.b64decode(chart["src"].split(",")[1])
+    charts = [attrs for tag, attrs in page.tags if tag == "img"]  # one for each panel, so that a phone stacks them
+    chart = next(chart for chart in charts if chart["alt"] == "Charts: Held-out accuracy")
+    assert b"Held-out accuracy" in base64.b64decode(chart["src"].split(",")[1])
     assert re.findall(r"Step (\d+)", page.text) == ["1", "2", "3", "4"]
     assert len([1 for tag, attrs in page.tags if attrs.get("class") == "completion"]) == 64
-    assert len([1 for tag, _ in page.tags if tag == "summary"]) == 4 + 64
+    assert len([1 for tag, _ in page.tags if tag == "summary"]) == 1 + 4 + 64  # settings, steps, thinking
+    assert [attrs for tag, attrs in page.tags if tag == "details" and "open" in attrs] == []
+    assert "time left" not in page.text
+
+
+@pytest.fixture
+def far_east(monkeypatch):
+    """A machine whose clock is eight hours ahead of UTC."""
+    monkeypatch.setenv("TZ", "CST-8")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_the_page_says_what_was_trained_when_and_with_what(copied, far_east):
+    notes = json.loads(copied.notes.read_text())
+    record = notes["stages"]["train"]
+    record["finished"], record["seconds"] = "2026-11-29T19:19:25.152+00:00", 165.4
+    copied.notes.write_text(json.dumps(notes))
+    versions = record["environment"]["packages"]
+    text = " ".join(Reader(report.render_page(copied)).text.split())
+    assert "modeltiny trained2026-11-30 03:19 CST, in 3 minutes machine" in text
+    assert f"transformers {versions['transformers']}, trl {versions['trl']}" in text
+    assert "Settings policy: model: tiny" in text and "learning_rate: " in text
+
+
+def test_the_page_says_whether_the_difference_is_real(copied):
+    comparison = evaluate.compare(copied)
+    assert comparison["words"] in Reader(report.render_page(copied)).text
+    comparison["before"]["pass@1"] = 0.999  # measured again since
+    (copied.evaluation / "report.json").write_text(json.dumps(comparison))
+    assert "are not compared yet; grpo-kit evaluate does it" in Reader(report.render_page(copied)).text
+    (copied.evaluation / "after.json").unlink()
+    assert "Accuracy after training is not measured yet" in Reader(report.render_page(copied)).text
 
 
 @pytest.mark.slow
@@ -94,7 +131,8 @@ def test_a_run_that_was_cut_short_has_a_page(copied):
     copied.completions.unlink()
     lines = copied.metrics.read_text().splitlines(keepends=True)
     copied.metrics.write_text("".join(lines[:2]) + lines[2][:50])  # killed in the middle of a line
-    assert "2 of 4" in Reader(report.render_page(copied)).text
+    text = Reader(report.render_page(copied)).text
+    assert "2 of 4" in text and "not finished; last step 20" in text and "Settings of the last finished stage" in text
 
 
 def test_an_untrained_run_has_no_page_and_no_picture(tmp_path):
