@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import RunConfig, load_config
+from grpo_kit.config.form import split_settings
 from grpo_kit.display.notebook_output import (
     show_alarms,
     show_completions,
@@ -26,6 +27,7 @@ from grpo_kit.display.notebook_output import (
     show_sources,
     show_trials,
 )
+from grpo_kit.display.notebook_words import reword, reword_errors
 from grpo_kit.runs import session
 from grpo_kit.runs.installation import REPOSITORY
 from grpo_kit.runs.reading import read_lines
@@ -86,7 +88,7 @@ def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def suggest_preset(device: Any) -> str:
-    """The preset for a `planning.machines.Device`: one for the 30B model where it fits the GPU, else `tiny`.
+    """The largest preset for a `planning.machines.Device`: one for the 30B model where it fits the GPU, else `tiny`.
 
     >>> from grpo_kit.planning.machines import DEVICES, Device
     >>> [suggest_preset(DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suggest_preset(Device("laptop", gpu=0))
@@ -110,22 +112,26 @@ def open_from_form(
     Args:
         preset: a preset's name, or "auto": the settings of the run if it exists, else `tiny`.
         run_name: the run's name; if empty, `run.name` among the overrides, else the preset's name.
-        overrides: `section.key=value`, separated by spaces.
+        overrides: `section.key=value`, separated by spaces; a value with spaces stands in quotes or brackets.
         use_drive: on Colab, ask for Google Drive first, so that the run is kept when the session ends.
 
     Raises:
         ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
     """
+    from IPython import get_ipython
+
+    reword_errors(get_ipython())
     if use_drive and detect_place() == "colab":
         print(mount_drive())
-    settings = dict(word.split("=", 1) for word in overrides.split() if "=" in word)
+    words = split_settings(overrides)
+    settings = dict(word.split("=", 1) for word in words)
     name, sources = run_name.strip() or settings.get("run.name", ""), (preset,)
     if preset == AUTO and name and find_run(name).config.is_file():
         sources = ()
     elif preset == AUTO:
         sources = ("tiny",)
         _suggest_larger_model()
-    config, run = session.open_run(sources, overrides.split(), name or sources[0])
+    config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
     from grpo_kit.policy.load import describe_download
 
@@ -196,7 +202,7 @@ def show_progress(things: str) -> Callable[..., None]:
     """A function that rewrites one line under the cell, "12 of 500 answers"; call it with (done, total, note)."""
     from IPython.display import Pretty, display
 
-    line = display(Pretty(""), display_id=True)
+    line = display(Pretty("starting, loading the policy ..."), display_id=True)
 
     def update(done: int, total: int, note: str = "") -> None:
         line.update(Pretty(f"{done} of {total} {things}" + (f", {note}" if note else "")))
@@ -301,7 +307,7 @@ def submit_zip(zip_path: Path, message: str, send: bool) -> None:
     except ValueError as error:
         if send:
             raise
-        print(f"{error}\nNothing was sent.")
+        print(f"{reword(str(error))}\nNothing was sent.")
         return
     if score:
         print(f"{score} on the public leaderboard")
@@ -310,13 +316,15 @@ def submit_zip(zip_path: Path, message: str, send: bool) -> None:
 # Notebook 5: the search over settings
 
 
-def show_search_space(search: str) -> None:
-    """Print each setting to search and its values; `search` is written as `key=log(a,b) key=[a,b,c]`."""
+def show_search_space(search: str) -> list[str]:
+    """Print each setting to search and its values, and return the settings; `search` is `key=log(a,b) key=[a,b,c]`."""
     from grpo_kit.tuning import space
 
-    axes, _ = space.parse_search(search.split())
+    settings = split_settings(search)
+    axes, _ = space.parse_search(settings)
     for key, axis in axes.items():
         print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
+    return settings
 
 
 def show_effects(result: Mapping[str, Any], run: Run) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.display import machine_tables, terminal
+from grpo_kit.display.notebook_words import reword
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import show_controls
 
 
 def show_machine() -> None:
@@ -52,7 +54,7 @@ def show_reply(reply: Any) -> None:
     """Print a reply: its thinking, its answer, its length."""
     thinking, answer = split_thinking(reply.text)
     end = "ended by itself" if reply.finished else "cut off"
-    print(f"thinks : {thinking}\nanswers: {answer}\nlength : {reply.tokens} tokens, {end}")
+    print(show_controls(f"thinks : {thinking}\nanswers: {answer}\nlength : {reply.tokens} tokens, {end}"))
 
 
 def show_group(replies: Sequence[Any]) -> None:
@@ -60,7 +62,8 @@ def show_group(replies: Sequence[Any]) -> None:
     import pandas
     from IPython.display import display
 
-    display(pandas.DataFrame([split_thinking(reply.text) for reply in replies], columns=["thinks", "answers"]))
+    rows = [split_thinking(show_controls(reply.text)) for reply in replies]
+    display(pandas.DataFrame(rows, columns=["thinks", "answers"]))
 
 
 def show_sources(config: RunConfig) -> None:
@@ -86,7 +89,8 @@ def show_funnel(manifest: Mapping[str, Any], run: Run, count: int = 10) -> None:
 
     display(data_funnel.draw_funnel(manifest))
     for row in read_lines(run.manifest.with_name("dropped.jsonl"))[:count]:
-        print(f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})\n  {row['problem'][:100]!r}")
+        print(show_controls(f"{row['source']}, line {row['line']}: {row['reason']} ({row['why']})"))
+        print(f"  {row['problem'][:100]!r}")
 
 
 def show_alarms(run: Run) -> None:
@@ -95,7 +99,7 @@ def show_alarms(run: Run) -> None:
     from grpo_kit.display.run_figures import list_alarms
 
     for step, sentence in list_alarms(read_steps(run)):
-        print(f"step {step}: {sentence}")
+        print(show_controls(f"step {step}: {reword(sentence)}"))
 
 
 def show_curves(run: Run) -> None:
@@ -115,9 +119,8 @@ def show_completions(run: Run, count: int = 4) -> None:
     for line in lines[:count] + lines[-count:]:
         thinking, answer = split_thinking(line["completion"])
         paid = ", ".join(f"{name} {value}" for name, value in line["rewards"].items())
-        print(
-            f"step {line['step']:>3} · {line['prompt']}\n  thinks : {thinking}\n  answers: {answer}\n  paid   : {paid}"
-        )
+        head = f"step {line['step']:>3} · {line['prompt']}"
+        print(show_controls(f"{head}\n  thinks : {thinking}\n  answers: {answer}\n  paid   : {paid}"))
 
 
 def show_example(run: Run) -> None:

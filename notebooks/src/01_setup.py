@@ -33,7 +33,8 @@
 #   for it, what it downloads (59 GiB) and how long that takes; choose that preset here to use it.
 # - `run_name` names the run's folder. If it is empty, the run has the preset's name. Use the same name in all
 #   notebooks.
-# - `overrides` change single settings. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
+# - `overrides` change single settings. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`. Put a
+#   value with spaces into quotes: `data.system_prompt="Be brief"`.
 # - `use_drive` keeps the run on your Google Drive (Colab only). Colab asks for your permission. If you refuse, or do
 #   not answer within two minutes, the run is kept on the machine's disk.
 #

@@ -149,11 +149,12 @@ arguments = notebook.show_trl_settings(config, run)
 # more reward than their group's average. Before the first step, the kit tries the longest step that can occur. It
 # shows whether the step fits into memory, and how long the run can take at most.
 #
-# **Takes** about half a minute for the 30 steps of `tiny` on two processor cores. **You will see** the board. At
-# first it shows an upper limit of the time left; after a few steps it estimates the time from them. It plots the
-# reward, which starts near 0.5 and can reach 1.1 (the weighted sum of both rewards). It also shows every completion:
-# pick a step and a group, and unfold the thinking. *Stop and save* ends the training after the current step and keeps
-# the result.
+# **Takes** about half a minute for the 30 steps of `tiny` on two processor cores. **You will see** the board. Before
+# the first step it says what it is doing: loading, measuring, sampling. At first it shows an upper limit of the time
+# left; after a few steps it estimates the time from them. It plots the reward, which starts near 0.5 and can reach 1.1
+# (the weighted sum of both rewards). It also shows every completion: pick a step and a group, and unfold the thinking.
+# What you read stays in place until you press *follow*, which always shows the newest step. *Stop and save* ends the
+# training after the current step and keeps the result.
 
 # %%
 from grpo_kit import Board, train
@@ -161,9 +162,7 @@ from grpo_kit import Board, train
 board = Board(run)
 display(board)
 last = await board.during(train, config, run, rewards)
-record = run.stages()["train"]
-print(f"Trained {record['finished'][:16]} UTC: {last['step']} steps in {record['seconds']:.0f} s.")
-print(f"The adapter is in {run.adapter}.")
+print(f"{last['step']} steps are done. The adapter is in {run.adapter}.")
 
 # %% [markdown]
 # **You should see** the reward end above 1. In the third chart the blue share falls: a group whose replies are all
@@ -182,7 +181,7 @@ print(f"The adapter is in {run.adapter}.")
 # | Alarm | Look first at | Then |
 # |---|---|---|
 # | completions are cut | a few of them: do they repeat themselves, or are the thoughts long? | raise `grpo.max_completion_length`, or reward short replies |
-# | groups are all right | the accuracy: is the training done? | stop, or use harder problems (`grpo-kit screen`) |
+# | groups are all right | the accuracy: is the training done? | stop, or use harder problems (`screen(config, run)` in a cell) |
 # | groups are all wrong | a reply: could any be right? does the reward accept the right form? | use easier problems, or raise `grpo.num_generations` |
 # | groups could not be judged | their reference answers in `completions.jsonl` | repair the data in notebook 2 |
 # | entropy is low | a group: are its replies identical? | lower `grpo.learning_rate`, or raise `grpo.temperature` |

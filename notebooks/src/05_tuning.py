@@ -69,7 +69,7 @@ notebook.require_stage(run, "data", "02_data")
 # Search only a few settings. If the trials differ in many, no number of trials shows which one mattered.
 
 # %%
-notebook.show_search_space(search)
+settings = notebook.show_search_space(search)
 
 # %% [markdown]
 # **You should see** one line for each setting that is searched.
@@ -85,7 +85,6 @@ notebook.show_search_space(search)
 from grpo_kit import tune
 
 progress = notebook.show_progress("trials")
-settings = search.split()
 result = tune(config, run, settings, trials, steps, every=max(1, steps // 3), on_trial=progress)
 
 # %% [markdown]

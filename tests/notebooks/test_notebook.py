@@ -98,6 +98,14 @@ def test_a_preset_that_a_person_chose_says_what_it_downloads_before_it_does(monk
     assert "downloads someone/else from the Hub, unless" in capsys.readouterr().out
 
 
+def test_an_override_with_a_space_arrives():
+    config_of_form, run = notebook.open_from_form(
+        "tiny", "ov", 'data.system_prompt="Be brief, please" grpo.max_steps=2 grpo.reward_weights=[1.0, 0.5]', False
+    )
+    settings = (config_of_form.data.system_prompt, config_of_form.grpo.max_steps, config_of_form.grpo.reward_weights)
+    assert settings == ("Be brief, please", 2, [1.0, 0.5]) and run.name == "ov"
+
+
 @pytest.mark.slow
 def test_auto_continues_a_run_of_that_name_with_its_settings_on_any_machine(monkeypatch):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["80gb"])
@@ -234,6 +242,12 @@ def test_progress_updates_one_line(monkeypatch):
     count(1, 8)
     count(2, 8, "best so far 0.50")
     assert lines == ["1 of 8 trials", "2 of 8 trials, best so far 0.50"]
+
+
+def test_a_search_takes_spaces_within_brackets(capsys):
+    words = notebook.show_search_space("grpo.learning_rate=log(3e-5, 3e-3) lora.r=[4, 16]")
+    assert words == ["grpo.learning_rate=log(3e-5, 3e-3)", "lora.r=[4, 16]"]
+    assert "4 or 16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("send", [False, True])
