@@ -30,6 +30,7 @@ FIELDS = {
 RULES = (
     (r"`grpo-kit train --dry-run`", lambda _: "`notebook.show_settings(config)`"),
     (r"`grpo-kit ([a-z]+)([^`]*)`", lambda match: _name_cell(match[1], match[2])),
+    (r"`pip ([^`]*)`", lambda match: f"`!pip {match[1]}` in a cell"),
     (r"(?<![\w/`!-])grpo-kit ([a-z]+)\b", lambda match: _name_cell(match[1], "") if match[1] in CELLS else match[0]),
     # An option, with the key that follows in brackets; but not within the backticks of another command.
     (

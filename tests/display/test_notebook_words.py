@@ -39,7 +39,7 @@ def test_no_message_that_a_notebook_can_show_names_a_command_or_an_option():
     texts = list(strings_of_the_package())
     assert len([text for _, _, text in texts if "grpo-kit " in text or "--" in text]) > 50
     for name, line, text in texts:
-        shown = re.sub(r"`(!grpo-kit|hf|kaggle)\b[^`]*`", "", reword(text))
+        shown = re.sub(r"`(!grpo-kit|!pip|hf|kaggle)\b[^`]*`", "", reword(text))
         wrong = re.search(r"grpo-kit [a-z]|(?<![\w-])--[a-z]|(?<![\w-])-[cr] |same command", shown)
         assert not wrong or "\n" in text, f"{name}:{line}: {shown}"
 
@@ -58,6 +58,7 @@ def test_every_cell_that_is_named_exists():
         ("Run `grpo-kit data` and then `grpo-kit train`.", "Run notebook 02_data and then notebook 03_training."),
         ("`grpo-kit train --dry-run` prints them all.", "`notebook.show_settings(config)` prints them all."),
         ("Make it with `grpo-kit calibrate`.", "Make it with `!grpo-kit calibrate` in a cell."),
+        ("`pip install --upgrade 'x>=2'`", "`!pip install --upgrade 'x>=2'` in a cell"),
         ("Use --force (run.force=true) to replace it.", "Use `run.force=true` in the field `overrides` to replace it."),
         ("or --run (run.name) for a new run.", "or the field `run_name` for a new run."),
         ("`hf download x --local-dir F`, or --out", "`hf download x --local-dir F`, or the argument `out`"),
