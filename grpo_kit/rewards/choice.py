@@ -1,23 +1,32 @@
-r"""Multiple choice: 1.0 when the chosen option is the gold one, 0.0 when not, None when the gold
-names no option.
+r"""choice decides whether the option that a reply chooses is the gold one: 1.0 if it is, 0.0 if not, None where the
+gold names no option.
 
-Paste this file into a notebook cell as it is; it needs nothing but the standard library.
+Paste this file into a notebook cell as it is. It needs only the standard library.
 
-The choice is read after the last </think>: the last box, else the last "answer is X", else a reply
-that is nothing but the choice. It may be a letter, "(C)", "C. the text", or the text of an option,
-which needs the `options` column; a capital that labels an option means that option. Case never
-decides: "b" and "B" are one letter, and an option is recognised by its text in any case; but two
-options whose texts differ by case alone ("M" and "m") must be written exactly. Not covered: choices
-of several options ("A and C" is no single choice and earns 0).
+The choice is read after the last </think>: the last box, else the last sentence such as "The answer is C", "I choose C"
+or "option C", else a reply that is nothing but the choice. It may be a letter, "(C)", "C. the text", or the text of an
+option, which needs the `options` column. A capital that labels an option means that option. Case never decides: "b"
+and "B" are one letter, and an option is recognised by its text in any case; but two options whose texts differ by case
+alone ("M" and "m") must be written exactly. A choice of several options earns 0 ("A and C", or a box for each).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s?\{((?:[^{}]|\{[^{}]*\})*)(\})?")
-_SAID = re.compile(r"(?i)\b(?:answer|choice|option)\b[ \t*_]{0,4}(?:is|:)[ \t*_:]{0,4}([^\n]{1,200})")
+_STATED = re.compile(
+    r"(?i)\b(?:(answer|choose|choosing|pick|select|go with)|choice|option)\b[ \t*_]{0,4}"
+    r"((?:is|:|=|would be|should be|must be)[ \t*_:]{0,4})?(?:(?:option|choice|answer|letter)\b[ \t*_:]{0,4})?"
+    r"(?=([^\n]{1,200}))"
+)
 _WRAP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit)\s?\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:]|$)(.*)", re.DOTALL)
+_SENTENCE = re.compile(  # C because ..., (C), since ...; "a" and "I" are words of English
+    r"\(?([A-Z])\)?(?:[.,;:!]*[*_]{0,3}[.,;:!]*\s*$|[.,;:!]*\s*[,;:.*_(–—-]*\s*"
+    r"(?:because|since|as|for|so|which|where|it|this|that|the|given|due|by|and (?:not|no)|not|rather|instead|here)\b)"
+)
+_UNSURE = re.compile(r"(?i)\b(?:or|either|maybe|perhaps|possibly|alternatively)\b|^[\s$,;/&.*]*(?:and)?[\s$,;/&.*]*$")
+_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither)|n['’]t)(?: be)?[\s:$*]*$")
 
 
 def choice_reward(
@@ -43,10 +52,10 @@ def choice_reward(
         )
     rewards: list[float | None] = []
     for completion, gold, texts in zip(completions, answer, listed):
-        table = _table(texts)
-        wanted = _option(str(gold or ""), table)
-        told = _option(_choice(_text(completion)), table)
-        rewards.append(None if wanted is None else float(wanted == told))
+        table = _make_table(texts)
+        correct = _read_option(str(gold or ""), table)
+        chosen = _read_choice(_join_contents(completion), table)
+        rewards.append(None if correct is None else float(correct == chosen))
     return rewards
 
 
@@ -56,50 +65,80 @@ def final_answer(completion: str | list, options: Sequence | None = None, **kwar
     >>> final_answer(r"\boxed{\text{Paris}}", options=["Rome", "Paris"])
     'B'
     """
-    return _option(_choice(_text(completion)), _table(options))
+    return _read_choice(_join_contents(completion), _make_table(options))
 
 
-def _choice(text: str) -> str:
-    """What the reply commits to, "" if nothing; an unclosed thinking or box commits to nothing."""
+def _read_choice(text: str, table: dict[str, str]) -> str | None:
+    """The option that the reply commits to; an unclosed thinking or box commits to nothing."""
     close = text.rfind("</think>")
     if text.rfind("<think>") > close:
-        return ""
+        return None
     text = text[close + len("</think>") :] if close >= 0 else text
     if "\\boxed" in text or "\\fbox" in text:
-        start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-        box = _BOX.match(text, start)
-        return box[1] if box and box[2] else ""
-    said = _SAID.findall(text)
-    return said[-1] if said else text[:500]
+        return _read_boxes(text, table)
+    text = re.sub(r"[*_]{2,3}", "", text)
+    statements = list(_STATED.finditer(text))
+    for statement in reversed(statements):
+        denied = [_DENIED.search(text[max(0, end - 20) : end]) for end in (statement.start(), statement.start(3))]
+        if any(denied):
+            return None
+        if option := _read_option(statement[3], table) or _read_sentence(statement[3], table):
+            return option
+        if (statement[1] or statement[2]) and re.match(r"\(?[A-Z]\b", statement[3]):  # A or B
+            return None
+    return _read_option(text[:500], table) if not statements else None
 
 
-def _option(text: str, table: dict[str, str]) -> str | None:
+def _read_boxes(text: str, table: dict[str, str]) -> str | None:
+    """The option in the last box, None where the box beside it holds another one: either A or C."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    box = _BOX.match(text, start)
+    if not box or not box[2] or _DENIED.search(text[max(0, start - 20) : start]):
+        return None
+    option = _read_option(box[1], table)
+    earlier = [m for m in _BOX.finditer(text[:start]) if m[2]]
+    if earlier:
+        other = _read_option(earlier[-1][1], table)
+        if other and other != option and _UNSURE.search(text[earlier[-1].end() : start]):
+            return None
+    return option
+
+
+def _read_sentence(text: str, table: dict[str, str]) -> str | None:
+    """The letter that a sentence begins with and explains: "C because ...", "(C), since ..."."""
+    named = _SENTENCE.match(text.strip(" $"))
+    return named[1] if named and (not table or named[1] in table) else None
+
+
+def _read_option(text: str, table: dict[str, str]) -> str | None:
     """The letter of the option that a text names, None if it names none."""
     text = _WRAP.sub(r"\1", text).replace("$", "").strip(" \t\n*_.")
     if text in table:
         return text
     exact = [letter for letter, option in table.items() if option == text]
     loose = [letter for letter, option in table.items() if option.casefold() == text.casefold()]
-    for found in (exact, loose):
-        if len(found) == 1:
-            return found[0]
+    for letters in (exact, loose):
+        if len(letters) == 1:
+            return letters[0]
     named = _LETTER.match(text)
     if not named:
         return None
     letter, rest = named[1].upper(), named[2].strip(" .")
+    if not table and re.match(r"(?:and|or)\b|[,;/&+]", rest):  # (A) and (C)
+        return None
     if table and (letter not in table or (rest and rest.casefold() != table[letter].casefold())):
         return None  # the letter of one option with the text of another is no choice
     return letter
 
 
-def _table(options: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
+def _make_table(options: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
     if not options:
         return {}
     pairs = options.items() if isinstance(options, Mapping) else zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", options)
     return {str(letter).upper(): str(text).strip(" .") for letter, text in pairs}
 
 
-def _text(completion: str | list) -> str:
+def _join_contents(completion: str | list) -> str:
     if isinstance(completion, str):
         return completion
     return "".join(str(message.get("content") or "") for message in completion)

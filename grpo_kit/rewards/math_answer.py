@@ -1,16 +1,17 @@
-r"""Is the final answer of a math reply equal to the gold? 1.0 right, 0.0 wrong, None: unusable
-gold.
+r"""math_answer decides whether the final answer of a math reply equals the gold: 1.0 right, 0.0 wrong, None for a
+gold that cannot be used.
 
-Paste this whole file into a notebook cell, or import it; GRPOTrainer calls `math_reward` with the
-dataset's `answer` column. Three steps: find the answer (after the last </think>: the last box, then
-<answer>, ####, "answer is", then a last line that gives a value), decide it exactly where rational
-arithmetic can, and ask math-verify about the rest in a child process that is killed after 2 s.
+Paste this whole file into a notebook cell, or import it. GRPOTrainer calls `math_reward` with the dataset's `answer`
+column. A verdict takes three steps. The file finds the answer (after the last </think>: the last box, then <answer>,
+####, "answer is", then a last line that states a value). It compares both answers exactly where rational arithmetic
+is enough. It asks math-verify about the rest, in a child process that may use 1 s of processor time for each verdict.
 
-Covered: numbers in every usual spelling, mixed numbers, percent, bases, units, tuples, sets,
-intervals, matrices, inequalities, equations, text, choice letters. Forms are compared piece by
-piece, so a subset, a superset or a bound around the gold is wrong; what does not exist (0/0) equals
-nothing. Not covered: proofs, conversion between units, answers that only the question explains.
-Nothing in a reply is ever run as Python. Needs POSIX and `pip install math-verify`.
+It reads numbers in every usual spelling, mixed numbers, percentages, bases, units, tuples, lists, sets, intervals,
+matrices, inequalities, equations, text and choice letters. It compares forms piece by piece, so a subset, a superset or
+a bound around the gold is wrong, and what does not exist (0/0) equals nothing. An unfinished calculation is wrong
+(84 - 37 for 47), and so is an equation that is not solved yet (2x = 6 for x = 3). It does not judge proofs, convert
+units or understand answers that only the question explains. Nothing in a reply is ever run as Python. Algebra needs
+Linux or macOS and `pip install math-verify`.
 """
 
 import atexit
@@ -19,6 +20,7 @@ import json
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -31,7 +33,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-DEADLINE = 2.0  # seconds that one symbolic comparison may work before its process is killed
+DEADLINE = 1.0  # seconds of processor time that the comparisons of one verdict may use
+PATIENCE = 60.0  # seconds of wall time after which a comparison counts as lost, on a machine that is very busy
 LONGEST = 2000  # characters; a longer answer is not compared and not remembered
 REASONS = ("right", "wrong", "no_box", "empty_box", "unclosed_box", "unclosed_think", "hedged")
 REASONS += ("unevaluated", "too_costly", "timed_out", "unreadable", "unusable_gold")
@@ -50,16 +53,26 @@ def math_reward(
     prompt_opened_think: bool | Sequence[bool] = False,
     **kwargs,
 ) -> list[float | None]:
-    r"""1.0 where the final answer equals the gold, 0.0 where not, None where the gold is unusable.
+    r"""1.0 where the final answer equals the gold, 0.0 where it does not, None where the gold is unusable.
 
-    completions: strings or message lists. answer: a gold each: text, LaTeX, number, GSM8K solution.
-    prompt_opened_think: the chat template put <think> into the prompt, so a completion without
-    </think> is unfinished and earns 0; a bool, or a dataset column of them. If `log_metric` is
-    passed (TRL does), the share of each reason is logged as `math_answer/<reason>`.
-    Raises ValueError when the lengths differ, ImportError when math-verify is missing.
+    Args:
+        completions: texts or message lists.
+        answer: one gold for each completion: text, LaTeX, a number or a solution in GSM8K's form.
+        prompt_opened_think: whether the chat template put <think> into the prompt, so that a completion without
+            </think> is unfinished and earns 0. A bool, or a column of the dataset.
+        kwargs: other columns. If `log_metric` is among them (TRL passes it), the share of each reason is logged as
+            `math_answer/<reason>`.
 
-    >>> math_reward([r"so \boxed{\frac{1}{2}}", r"\boxed{3}"], answer=["0.5", "4"])
-    [1.0, 0.0]
+    Returns:
+        One reward for each completion.
+
+    Raises:
+        ValueError: the lengths differ.
+        ImportError: an answer needs math-verify, and it is not installed or the system is Windows.
+
+    Example:
+        >>> math_reward([r"so \boxed{\frac{1}{2}}", r"\boxed{3}"], answer=["0.5", "4"])
+        [1.0, 0.0]
     """
     if len(completions) != len(answer):
         raise ValueError(
@@ -77,73 +90,95 @@ def math_reward(
 
 
 def math_verdict(completion: str | list, answer: object, prompt_opened_think: bool = False) -> Verdict:
-    r"""(reward, reason) of one completion; the same gold and answer always get the same verdict.
+    r"""The reward of one completion and its reason.
+
+    The same gold and answer get the same verdict, however busy the machine is: a comparison is limited by processor
+    time, a lost one is made again, and a verdict of `timed_out` is not remembered.
 
     >>> math_verdict(r"Either \boxed{3} or \boxed{4}", "4")
     Verdict(reward=0.0, reason='hedged')
     """
-    gold = None if answer is None else _gold(str(answer)[: 20 * LONGEST])
+    gold = None if answer is None else _read_gold(str(answer)[: 20 * LONGEST])
     if gold is None:
         return Verdict(None, "unusable_gold")
-    if not isinstance(completion, str):
-        completion = "".join(str(message.get("content") or "") for message in completion)
-    found = _find(completion, bool(prompt_opened_think))
-    if isinstance(found, str):
-        return Verdict(0.0, found)
-    too_long = sum(map(len, found.parts)) > LONGEST
-    reason = "too_costly" if too_long else _judge(gold, found)
+    reply = _find_answer(_join_contents(completion), bool(prompt_opened_think))
+    if isinstance(reply, str):
+        return Verdict(0.0, reply)
+    try:
+        too_long = sum(map(len, reply.parts)) > LONGEST
+        reason = "too_costly" if too_long else _compare_answers(gold, reply)
+    except _TimedOut:  # is raised through the cache, which then remembers nothing
+        reason = "timed_out"
     return Verdict(1.0 if reason == "right" else 0.0, reason)
 
 
 def final_answer(completion: str | list, prompt_opened_think: bool = False, **kwargs) -> str | None:
-    r"""The answer that a reply commits to, None if none, for counting votes: x = 1/2, 0.50 and 50%
-    are spelled alike, and so are sets in another order; what takes algebra is not seen through.
+    r"""The answer that a reply commits to, None without one, for counting votes.
+
+    x = 1/2, 0.50 and 50% are spelled alike, and so are sets in another order. Answers that are equal only by algebra
+    keep different spellings.
 
     >>> final_answer(r"\boxed{\frac{2}{4}}"), final_answer("x = 0.5"), final_answer("Who knows that?")
     ('1/2', '1/2', None)
     """
-    if not isinstance(completion, str):
-        completion = "".join(str(message.get("content") or "") for message in completion)
-    found = _find(completion, bool(prompt_opened_think))
-    if isinstance(found, str) or len(found.parts[-1]) > LONGEST:
+    reply = _find_answer(_join_contents(completion), bool(prompt_opened_think))
+    if isinstance(reply, str) or len(reply.parts[-1]) > LONGEST:
         return None
-    normal = _normal(found.parts[-1])
+    text = _normalize(reply.parts[-1])
     with contextlib.suppress(_Stop, RecursionError):
-        return _spelled(_tree(normal))
-    return normal
+        return _spell_tree(_parse(text))
+    return text
 
 
-def _spelled(tree: object) -> str:
-    if not isinstance(tree, _Many):
-        leaf = tree if isinstance(tree, str) else _spelled(tree.value)
-        value = _exact(leaf)
+def _join_contents(completion: str | list) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)
+
+
+def _spell_tree(tree: object) -> str:
+    if not isinstance(tree, _Group):
+        leaf = tree if isinstance(tree, str) else _spell_tree(tree.value)
+        value = _read_number(leaf)
         return str(value) if isinstance(value, Fraction) else leaf
-    items = [_spelled(item) for item in tree.items]
-    many = tree.kind in ("list", "set", "union")
-    return items[-1] if tree.kind == "chain" else f"{tree.kind}: {', '.join(sorted(items) if many else items)}"
+    items = [_spell_tree(item) for item in tree.items]
+    unordered = tree.kind in ("list", "set", "union")
+    return items[-1] if tree.kind == "chain" else f"{tree.kind}: {', '.join(sorted(items) if unordered else items)}"
 
 
-# ------------------------------------------------ where is the answer? (linear in the length)
+# ------------------------------------------------ 1. where is the answer? (linear in the length)
 
 
-class _Found(NamedTuple):
+class _Reply(NamedTuple):
     parts: tuple[str, ...]  # the last answer, after those that were given beside it
-    boxed: bool = False
     hedging: bool = False  # those beside it are alternatives, not steps
+    alone: bool = False  # the reply is nothing but the answer
+    boxes: tuple[str, ...] = ()  # every box of a reply that takes none back
 
 
 _BRACE = re.compile(
     r"\\{1,3}(?:boxed|fbox)(?![a-zA-Z])[ \t\n]{0,9}(\{|-?\d[\d.,/]*\d|\d|[A-Z](?![a-zA-Z]))"
     r"|\\[^\w\s]|[{}]"
 )
+_TAKES_BACK = (
+    r"wait|actually|correct\w*|mistaken?|error|no|not|sorry|instead|rather|recheck\w*|revis\w*|oops|hmm+|but"
+    r"|wrong|incorrect"
+)
+_CORRECTION = re.compile(rf"(?i)\b(?:{_TAKES_BACK})\b")
 _GOES_ON = re.compile(
-    r"(?i)\b(?:wait|actually|correct\w*|mistaken?|error|no|sorry|instead|rather|recheck\w*|revis\w*"
-    r"|oops|hmm+|but|then|so|thus|hence|therefore|finally?|answer|now|next|total)\b|[因所答]"
+    rf"(?i)\b(?:{_TAKES_BACK}|then|so|thus|hence|therefore|finally?|answer|now|next|total)\b|[因所答]"
 )
 _UNSURE = re.compile(r"(?i)\b(?:or|either|maybe|perhaps|possibly|alternatively|guess)\b")
+_DENIED_BEFORE = re.compile(
+    r"(?i)(?:\b(?:not|never|cannot be|neither)|n['’]t|≠|\\neq?)(?: be| equal(?: to)?)?[\s:$*]*$"
+)
+_DENIED_AFTER = re.compile(
+    r"(?i)[\s$.*)\]\\]{0,9}(?:(?:is|was|would be|seems|looks)\s+)?(?:definitely |clearly |also |the )?"
+    r"(?:not\b(?! only)|n['’]t\b|wrong\b|incorrect\b|false\b)"
+)
 _ANCHOR = re.compile(
     r"(?i)(?:answer|réponse|respuesta|risposta|resposta|antwort|ответ|答案|答え|답)[*_ \t]{0,4}"
-    r"(?:(?:is|are|was|est|es|è|ist)\b|[:：=]|是|为|은|는)[*_ \t]{0,4}[:：]?"
+    r"(?:(?:is|are|was|equals|(?:will|would|should|must) be|est|es|è|ist)\b|[:：=]|是|为|은|는)[*_ \t]{0,4}[:：]?"
 )
 _NUMBER = r"[-−]?(?:\d[\d,]*\d|\d)?(?:\.\d+|(?<=\d))"
 _VALUE = re.compile(
@@ -154,14 +189,23 @@ _VALUE = re.compile(
 )
 _WORD = re.compile(
     r"\\(?:text\w*|mathrm|mbox|operatorname|begin|end)\s?\{[^{}]{0,200}\}|\\[a-zA-Z]+|\b(?:and|or)\b"
+    r"|(?<![a-zA-Z])(?:sin|cos|tan|sec|csc|cot|log|exp|sqrt|abs|inf)(?=[\s(^*]|$)"
     r"|([^\W\d_]{3,}|[\u3040-\u9fff])"
 )
 _CHOICE = re.compile(  # C, (C), C. text, C text; but "I think" and "A dog" choose nothing
     r"\(?([A-J])(?:\)|[.:](?!\d)|$|(?<![AI])\s+[A-Za-z]{3,}|[^\x00-\x7f])"
 )
+_SECOND_CHOICE = re.compile(
+    r"[)\s.]*(?:\b(?:and|or|nor)\b|[,;/&+])\s*(?:\b(?:and|or|maybe|perhaps|possibly)\s+)*\(?[A-J](?![\w'])"
+)
+_NEXT_TERM = re.compile(r"\s*(?:[-+*/^×·÷](?=\s*[\d(\\$])|(?:,|and|or)\s+[-−]?\d)")
+_TERMS = re.compile(r"[\s\d+\-−*/^×·÷().,=$\\]*(?:(?:and|or)\b[\s\d+\-−*/^.,$]*)*")
+_EMPHASIS = re.compile(  # ** and __ around a word, not 2**3 and x_1
+    r"(?<![\w)}\]*])[*_]{1,3}(?=[^\s*_])|(?<=[^\s*_])[*_]{1,3}(?![\w(\\{\[*])|</?(?:b|strong|i|em|u|p|span|br)\b[^<>]{0,99}>"
+)
 
 
-def _find(text: str, opened: bool) -> _Found | str:
+def _find_answer(text: str, opened: bool) -> _Reply | str:
     """The answer that the reply commits to, or the reason why there is none."""
     close = text.rfind("</think>")
     if text.rfind("<think>") > close or (opened and close < 0):
@@ -170,28 +214,34 @@ def _find(text: str, opened: bool) -> _Found | str:
     text = text.split("<|im_")[0]
     if "\\boxed" in text or "\\fbox" in text:
         prose = " ".join(text.split("```")[::2])  # a box in code counts when there is no other
-        if found := (_boxes(prose) if prose != text else None) or _boxes(text):
-            return found
+        if reply := (_read_boxes(prose) if prose != text else None) or _read_boxes(text):
+            return reply
     tag = text.rfind("<answer>")
     if tag >= 0:
         inside = text[tag + len("<answer>") :].split("</answer>")[0].strip()
-        return _Found((inside,)) if inside else "empty_box"
+        return _Reply((_EMPHASIS.sub("", inside) if len(inside) <= LONGEST else inside,)) if inside else "empty_box"
     mark = text.rfind("####")
-    line = text[mark + 4 : mark + LONGEST].strip(" \t:").split("\n")[0] if mark >= 0 else ""
-    if line and len(_words(line)) < 3:  # with more words it is a heading
-        return _Found((_value_in(line, first=True) or line,))
+    line = _first_line(text[mark + 4 :].lstrip(" \t:")) if mark >= 0 else ""
+    if line and len(_find_words(line)) < 3:  # with more words it is a heading
+        return _Reply((_pick_value(line, first=True) or line,))
     anchors = [m.end() for m in _ANCHOR.finditer(text)]
-    line = text[anchors[-1] :][:LONGEST].strip().split("\n")[0] if anchors else ""
+    line = _first_line(text[anchors[-1] :].lstrip()) if anchors else ""
     if line:
-        return _Found((_value_in(line, first=True) or line,))
+        return _Reply((_pick_value(line, first=True) or line,))
+    whole = len(text) <= LONGEST
     text = text[-LONGEST:].strip()
-    line = text if not _words(text) else text.splitlines()[-1].strip()
-    value = _value_in(line, first=False)
-    return _Found((value,)) if value else "no_box"
+    alone = whole and not _find_words(text)
+    line = _EMPHASIS.sub("", text if not _find_words(text) else text.splitlines()[-1].strip())
+    value = _pick_value(line, first=False)
+    return _Reply((value,), alone=alone) if value else "no_box"
 
 
-def _boxes(text: str) -> _Found | str | None:
-    """The last box and the boxes said in one breath with it; why it is unusable; None: no box."""
+def _first_line(text: str) -> str:
+    return _EMPHASIS.sub("", text[:LONGEST].strip().split("\n")[0])
+
+
+def _read_boxes(text: str) -> _Reply | str | None:
+    """The last box and the boxes given in one breath with it; the reason why it is unusable; None without a box."""
     stack: list[tuple[int, int] | None] = []
     closed: list[tuple[int, int, int]] = []  # command, start of content, end of content
     for m in _BRACE.finditer(text):
@@ -209,59 +259,76 @@ def _boxes(text: str) -> _Found | str | None:
         return "unclosed_box"
     if not closed:
         return None
-    parts, hedging = [text[closed[-1][1] : closed[-1][2]].strip()], False
+    command, start, end = closed[-1]
+    parts, hedging = [text[start:end].strip()], False
+    if not parts[-1]:
+        return "empty_box"
+    if _DENIED_BEFORE.search(text[max(0, command - 40) : command]) or _DENIED_AFTER.match(text[end + 1 : end + 60]):
+        return "hedged"
     for (_, start, end), (following, _, _) in zip(closed[-2::-1], closed[:0:-1]):
         gap = text[end + 1 : following]
-        words = len(_words(gap)) if len(gap) < 200 else 99
+        words = len(_find_words(gap)) if len(gap) < 200 else 99
         if words > 8 or _GOES_ON.search(gap) or len(parts) > 64:
             break
         if not text[start:end].strip():  # "I put it in \boxed{}"
             continue
         hedging |= bool(_UNSURE.search(gap)) or (words < 2 and "=" not in gap)
         parts.insert(0, text[start:end].strip())
-    return _Found(tuple(parts), True, hedging) if parts[-1] else "empty_box"
+    boxes = [text[start:end].strip() for _, start, end in closed[-64:]]
+    gaps = text[closed[-64:][0][2] : command]
+    steady = 1 < len(closed) <= 64 and len(gaps) <= 20 * LONGEST and not _CORRECTION.search(gaps)
+    return _Reply(tuple(parts), hedging, boxes=tuple(boxes) if steady else ())
 
 
-def _words(text: str) -> list[int]:
-    """Where the words of prose start, commands, units in \text and lone letters aside."""
+def _find_words(text: str) -> list[int]:
+    """Where the words of prose start. Commands, units in \\text, functions and lone letters do not count."""
     return [m.start() for m in _WORD.finditer(text) if m.group(1)]
 
 
-def _value_in(text: str, first: bool) -> str | None:
+def _pick_value(text: str, first: bool) -> str | None:
     """The value that a sentence states: all of it without prose, else its first or last value."""
     text = re.split(r"\.\s+(?=[A-Z])", text)[0 if first else -1].strip().rstrip(".。 ")
-    words = _words(text)
+    words = _find_words(text)
     values = list(_VALUE.finditer(text))
-    told = [m for m in values if re.search(r"\d|\\", m.group())] or values
+    with_digits = [m for m in values if re.search(r"\d|\\", m.group())] or values
     short = len(words) < 3 and not re.search(r"[\u3040-\u9fff\uac00-\ud7af]", text)
-    if not words or (short and not any(m.start() > words[0] for m in told)):
+    if not words or (short and not any(m.start() > words[0] for m in with_digits)):
         return text or None
     if not first and _UNSURE.search(text):
         return None
-    if not told:
+    if not with_digits:
         return text if len(words) < 3 or _CHOICE.match(text) else None
-    chosen = told[0 if first else -1]
+    chosen = with_digits[0 if first else -1]
+    before = max((m.end() for m in with_digits if m.end() <= chosen.start()), default=0)
+    if _QUALIFIER.search(_read_prose(text[before : chosen.start()] + "0")):  # it is not 42, at least 42
+        return text if first else None
     value = chosen.group(chosen.lastindex)
-    return value if not _words(value) or chosen.lastindex == 6 else _value_in(value, first=False)
+    after = text[chosen.end() :]
+    if first and re.match(r"\W{0,3}\s*(?:or )?(?:maybe|perhaps|possibly|alternatively)\b", after):
+        return text
+    more = _NEXT_TERM.match(after) if first and chosen.lastindex == 6 else None
+    if more:  # 84 - 37, which ...; 3 or 4 apples
+        return (value + after[: more.end() - 1] + _TERMS.match(after, more.end() - 1).group()).rstrip(" ,.$(=")
+    return value if not _find_words(value) or chosen.lastindex == 6 else _pick_value(value, first=False)
 
 
 @lru_cache(4096)
-def _gold(text: str) -> str | None:
+def _read_gold(text: str) -> str | None:
     """The gold value inside a gold text, None when there is none to compare with."""
-    found = _boxes(text) if "\\boxed" in text or "\\fbox" in text else None
-    if isinstance(found, str):
+    reply = _read_boxes(text) if "\\boxed" in text or "\\fbox" in text else None
+    if isinstance(reply, str):
         return None
-    if found:
-        distinct = dict.fromkeys(found.parts)
-        text = ", ".join(distinct) if len(distinct) > 1 else found.parts[-1]
-    elif "####" in text or "<answer>" in text or (len(_words(text)) > 2 and _ANCHOR.search(text)):
-        found = _find(text, opened=False)
-        text = found.parts[-1] if isinstance(found, _Found) else ""
+    if reply:
+        distinct = dict.fromkeys(reply.parts)
+        text = ", ".join(distinct) if len(distinct) > 1 else reply.parts[-1]
+    elif "####" in text or "<answer>" in text or (len(_find_words(text)) > 2 and _ANCHOR.search(text)):
+        reply = _find_answer(text, opened=False)
+        text = reply.parts[-1] if isinstance(reply, _Reply) else ""
     try:
-        tree = _tree(_normal(text)) if 0 < len(text) <= LONGEST else ""
+        tree = _parse(_normalize(text)) if 0 < len(text) <= LONGEST else ""
     except _Stop:
         return None
-    exists = tree and not (isinstance(tree, str) and _exact(tree) is _NOTHING)
+    exists = tree and not (isinstance(tree, str) and _read_number(tree) is _NOTHING)
     return text if exists else None
 
 
@@ -274,18 +341,27 @@ _SIGNS = {
     "∖": r"\setminus ", "±": r"\pm ", "≈": r"\approx ", "∅": r"\emptyset ", "°": r"^\circ ",
     "½": r" \frac{1}{2}", "⅓": r" \frac{1}{3}", "⅔": r" \frac{2}{3}", "¼": r" \frac{1}{4}",
     "¾": r" \frac{3}{4}", "²": "^2", "³": "^3", "⁴": "^4", "’": "'", "€": "", "£": "", "¥": "",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "，": ", ", "、": ", ", "；": "; ", "∨": r"\lor ",
+    "∧": r"\land ",
 }  # fmt: skip
 _INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF])
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # would show digits in another order
-_UNITS = (
-    "degrees?|dollars?|cents?|units?|square|sq|cubic|meters?|metres?|centimeters?|feet|foot|inch(?:es)?"
-    "|hours?|minutes?|seconds?|days?|weeks?|months?|years?|miles?|cm|mm|km|kg|mph|ft|in|hr|min|sec|lbs?"
+_UNIT = (
+    r"(?:degrees?|deg|radians?|rad|dollars?|bucks|cents?|euros?|pounds?|pence|USD|EUR|units?|square|sq\.?|cubic"
+    r"|(?:kilo|centi|milli|deci)?(?:met(?:er|re)|gram|lit(?:er|re))s?|feet|foot|inch(?:es)?|yards?|miles?|ounces?"
+    r"|tons?|gallons?|hours?|minutes?|seconds?|days?|weeks?|months?|years?|cm|mm|dm|km|nm|kg|mg|ml|mL|kph|mph|rpm"
+    r"|ft|yd|in|mi|hrs?|min|sec|ms|lbs?|oz|Hz|kHz|MHz|kPa|Pa|kJ|kW|kWh|mol)"
 )
+_SHORT_UNIT = rf"(?:{_UNIT}|[hsmgLlN])"
+_NAMES = "theta|alpha|beta|gamma|delta|lambda|omega|sigma|phi|rho|mu|infty|infinity|inf|oo|pi"
+_FUNCTIONS = "arcsin|arccos|arctan|asin|acos|atan|sinh|cosh|tanh|sin|cos|tan|sec|csc|cot|ln|log"
+_TEXT = r"\\(?:text\w*|mbox|mathrm)\s?\{\s*"
 _RULES = [
     (re.compile(pattern, re.S), replacement)
     for pattern, replacement in (
         (r"\\\\(?=[a-zA-Z])(?!.*\\end)", r"\\"),  # a command escaped twice
         (r"\\(?:dis|text|script)[a-z]*style|\\(?:(?:no)?limits|bf|rm|it)(?![a-z])", ""),
+        (r"\\(?:textcolor|color)\s?\{\w+\}", ""),
         (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:left|right|mleft|mright|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
@@ -294,7 +370,10 @@ _RULES = [
         (r"\\lbrace(?![a-zA-Z])", r"\\{"),
         (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"(?<=\d)(?:\\[,!:; ]|\{,\}|,\\!|~)+\s?(?=\d{3}(?!\d))", ""),  # thousands
-        (r"\\q?quad(?![a-zA-Z])|(?<!\\)\\[,:;! \n]|~|[\n\t]", " "),
+        (r"(?<=\d)\{,\}(?=\d)", "."),  # a decimal comma in braces
+        (r"\\q?quad(?![a-zA-Z])", " ; "),
+        (r"(?<!\\)\\[,:;! \n]|~|\s+", " "),
+        (r" {2,}", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\(?:le|leq|leqslant|leqq)(?![a-zA-Z])|<=", r"\\le "),
         (r"\\(?:ge|geq|geqslant|geqq)(?![a-zA-Z])|>=", r"\\ge "),
@@ -310,26 +389,67 @@ _RULES = [
         (r"\*\*", "^"),
         (r"(?i)(?<=[\d)}$])\s*(?:\\?%|\\text\w*\s?\{\s*percent\s*\}|percent(?:age)?\b|pct\b)", "%"),
         (r"\\?\$|\\[()](?!.*\\end)|\\[\[\]](?!.*\\end)", " "),
+        (r"\\(?:mathbb|Bbb)\s?\{?\s?([RZN])(?![a-zA-Z])\s?\}?", r"\\mathbb{\1}"),
+        (r"(?i)\\text\w*\s?\{([^{}]*\breals?\b[^{}]*)\}", r" \1 "),
+        (
+            r"(?i)(?:\b(?:for|the set of|where|and)\s+)?\b(?:all|any|every)\s+real(?:s\b|\s+(?:numbers?|values?)\b"
+            r"(?:\s+(?:of\s+)?[a-z]\b(?!\s*=))?|\s+[a-z]\b)\.?",
+            r"\\mathbb{R}",
+        ),
+        (
+            r"(\\mathbb\{R\})\s*,?\s*(?:\\text\w*\s?\{)?\s*(?:except|excluding|other than|but not)(?: for)?\b\s*\}?",
+            r"\1\\setminus ",
+        ),
+        (r"\\(?:text|mathrm|operatorname)\s?\{([A-Za-z]+)\}(?=\s*\([^()]*\)\s*=)", r"\1"),  # Var(X) = 4
+        (rf"(?i)(?<=\d)\s*{_TEXT[:-3]}\s*(hundred|thousand|million|billion|trillion)\b", r" \1 \\text{"),
+        (rf"{_TEXT},?\s*(?:and|und|et|y)\s*,?\s*\}}|\\(?:land|wedge)(?![a-z])|,\s*and\b|\band\b", " and "),
+        (rf"{_TEXT},?\s*(?:or|oder|ou|o)\s*,?\s*\}}|\\(?:lor|vee)(?![a-z])|,\s*or\b|\bor\b", " or "),
         (r"√\s?\(([^()]*)\)|\\sqrt\s?\(([^()]*)\)", r"\\sqrt{\1\2}"),
         (r"(?:√|\\sqrt(?![a-zA-Z]))\s?(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"\\frac\s*(\d|[a-zA-Z]|\\pi)", r"\\frac{\1}"),
         (r"(\\frac\s?\{[^{}]*\})\s*(\d|[a-zA-Z]|\\pi)", r"\1{\2}"),
         (r"(?<![\d/.])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.])", r"\1\\frac{\2}{\3}"),  # 4 4/9
-        (rf"(?<=[\d)}}])\s*\b(?:{_UNITS})\b\.?(?:\s*\^\s?\{{?\d\}}?)?", ""),
-        (r"([\^_])\{([\w+-])\}", r"\1\2"),
+        (r"(?<=\d)\s*\^\s?\{?\s?\\circ\s?\}?\s?[CF](?![a-zA-Z])", ""),
+        (
+            rf"(?<=[\d)}}])\s*\{{?{_UNIT}(?![a-zA-Z])\.?(?:\s*\^\s?\{{?\d\}}?)?\}}?(?:\s+{_UNIT}(?![a-zA-Z])(?:\s?\^\s?\{{?\d\}}?)?)*"
+            rf"(?:\s*(?:/|\bper\b|\\cdot)\s*{_SHORT_UNIT}(?![a-zA-Z(])(?:\s?\^\s?\{{?-?\d\}}?)?)*",
+            "",
+        ),
+        (r"(?<=\d)\s*[mg]\s*/\s*(?:s|h|mol|L|cm|m|min)(?![a-zA-Z(])(?:\s?\^\s?\{?\d\}?)?", ""),  # 5 m/s
+        (rf"(?<![a-zA-Z\\])({_NAMES})(?![a-zA-Z])", r"\\\1 "),
+        (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?![a-zA-Z{{])", r"\\\1 "),
+        (r"\\(?:oo|inf|infinity)(?![a-z])", r"\\infty "),
+        (r"\\a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
+        (r"\^\s?(\d*\.\d+|\d{2,})", r"^{\1}"),
+        (r"\^\s?-\s?(\d+|[a-zA-Z])", r"^{-\1}"),
+        (r"([\^_])\{\s?([\w+-])\s?\}", r"\1\2"),
         (r"(\^(?:\w|\{[^{}]*\}))(_(?:\w|\{[^{}]*\}))", r"\2\1"),
     )
 ]
 _LITERAL = re.compile(r"-?(?:\d{1,300}(?:\.\d{0,300})?|\.\d{1,300})")
-_TEXT = re.compile(
+_WORDS_IN_MATH = re.compile(
     r"\\(?:text\w*|mbox|mathrm)\s?\{([^{}]*)\}(?:\s*\^\{?-?\d\}?)?"
     r"(?:\s*/\s*\\(?:text\w*|mathrm)\s?\{[^{}]*\}(?:\^\{?\d\}?)?)?"
+)
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_CALLS = {"sqrt": r"\sqrt{%s}", "cbrt": r"\sqrt[3]{%s}", "exp": "e^{%s}", "abs": "|%s|", "^": "^{%s}"}
+_CALL = re.compile(r"(?:(?<![a-zA-Z\\])(sqrt|cbrt|exp|abs)|\\(exp|sqrt)|(\^))\s?\(")
+_QUANTIFIER = re.compile(  # k in Z, where k is an integer; no repeated part can match a text in two ways
+    r"[\s,;(:]*(?:\\text\w*\s?\{)?\s*(?:(?:where|with|for|and|any|all|every|some|an|integers?|real|positive|natural"
+    r"|numbers?|constants?|each|arbitrary|\\forall)\b[\s}]*|;\s*)*"
+    r"([a-zA-Z])\s*(?:\\in\s*\\mathbb\{[ZNR]\}(?:\^[+*])?|(?:\\text\w*\s?\{)?(?:(?:is|an?|any|integers?|constant|arbitrary"
+    r"|real|number)\b|\s|\})+)?[)\s}.$]*$"
+)
+_HAS_QUANTIFIER = re.compile(r"\\in(?![a-z])|integer|for all|forall|constant|arbitrary", re.I)
+_OPENS_CLAUSE = re.compile(r"[,;(:]|\\text|\bfor\b|\bwhere\b|\bwith\b|\bany\b|forall")
+_COUNTED = re.compile(  # 12 apples, x = 12 apples
+    r"(.*=)?\s*(-?[\d.,/]*\d)\s+(?!pi\b|[a-z]{3,4}\s*\()(?=.*[a-zA-Z]{3})[a-zA-Z]{2}[a-zA-Z ]*", re.S
 )
 
 
 @lru_cache(4096)
-def _normal(text: str) -> str:
-    """LaTeX, Unicode and plain spellings made one, units and currency dropped; idempotent."""
+def _normalize(text: str) -> str:
+    """LaTeX, Unicode and plain spellings made one, without units and currency. Doing it twice changes nothing."""
     if _LITERAL.fullmatch(text):
         return text
     for sign, latex in () if text.isascii() else _SIGNS.items():
@@ -338,34 +458,109 @@ def _normal(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_INVISIBLE).replace("−", "-").strip(" `")
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
+    text = _separate(_drop_quantifier(_rewrite_calls(text)))
     if not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text):
         text = re.sub(r"\^\s?\{?\s?\\(?:circ|degree)\s?\}?|\\degree(?![a-z])", "", text)
-    beside = _TEXT.sub("", text)
+    text = re.sub(rf"(?i)(?<=\d)\s*({'|'.join(_SCALES)})s?\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1].lower()]}}}", text)
+    beside = _WORDS_IN_MATH.sub("", text)
     is_math = re.search(r"\d|\\[a-z]{2}", beside)  # then words in \text are units or remarks
-    text = _TEXT.sub(lambda m: _said(m, bool(is_math)), text)
-    text = re.sub(r"[,\s]*\b(?:and|or)\b[,\s]*", " , ", text)
-    if number := re.fullmatch(r"\s*(-?[\d.,/]*\d)\s+(?!pi\b|[a-z]{3,4}\s*\()[a-zA-Z]{3}[a-zA-Z ]*", text):
-        text = number.group(1)  # 12 apples
+    text = _WORDS_IN_MATH.sub(lambda m: " " if is_math and not re.search(r"\d", m[1]) else f" {m[1].strip()} ", text)
+    text = re.sub(r"(?<=[\d}])\s*\([a-zA-Z]{3}[a-zA-Z ,'-]*\)\s*$", "", text)  # 12 (twelve)
+    if number := _COUNTED.fullmatch(text):
+        text = (number[1] or "") + number[2]
     text = re.sub(r"(\\[a-zA-Z]+)\s+(?=[a-zA-Z])", "\\1\0", text.lstrip(" :;,=").rstrip(" ;:.,"))
-    text = re.sub(r"\s+(?!\d)|(?<!\d)\s+", "", text).replace("\0", " ")
-    text = re.sub(r"(^|[(\[,{])\+(?=[\d\\])", r"\1", text.rstrip("\\"))
-    return re.sub(
-        r"(?<![\d.,])(\d{1,3})((?:[, ]\d{3})+)(?!\d|[, ]\d)",  # 1,234 and 1 234, not in a tuple
-        lambda m: m.group() if _depth(m.string[: m.start()]) else re.sub("[, ]", "", m.group()),
-        text,
-    )
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r" (?!\d)|(?<!\d) ", "", text).replace("\0", " ")
+    text = re.sub(r"(^|[(\[,;{])\+(?=[\d\\])", r"\1", text.rstrip("\\"))
+    return re.sub(r"([\^_])\{([\w+-])\}", r"\1\2", text)
 
 
-def _said(m: re.Match, beside_math: bool) -> str:
-    word = m.group(1).strip()
-    if re.fullmatch(r",?\s*(?:and|or)\s*,?", word):
-        return f" {word} "
-    return " " if beside_math else f" {word} "
+def _separate(text: str) -> str:
+    """Commas decided while spaces and words still stand between the numbers.
+
+    1,234 and 1 234 become 1234. A comma of a list becomes ";", and so do "and", and a line break; "or" becomes \\lor.
+    A comma stays where no space follows it (1,22), since it may mark decimals, and inside of brackets.
+    """
+    pieces, depth, done = [], 0, 0
+    if r"\begin" in text:
+        return re.sub(r"\s*\band\b\s*", " , ", text)
+    grouped = re.compile(r"(?<![\d.,])(?<![\d.,] )(\d{1,3})((?:,\d{3})+|(?: \d{3})+)(?![\d]|,\d| \d)")
+    tokens = r"\\?[{(\[]|\\?[})\]]|\s*,\s*|\s*\band\b\s*|\s*\bor\b\s*|\\\\|" + grouped.pattern
+    for m in re.finditer(tokens, text):
+        token, inner = m.group().strip(), m.group()
+        if token[-1:] in "{([":
+            depth += 1
+        elif token[-1:] in "})]":
+            depth -= 1
+        elif m[1]:
+            inner = re.sub("[, ]", "", inner) if depth == 0 else inner
+        elif token == "or":
+            inner = r"\lor " if depth == 0 else ","
+        elif token == "and":
+            inner = r"\land " if depth == 0 else ","
+        elif token == "\\\\":
+            inner = " ; " if depth == 0 else inner
+        elif depth == 0:
+            tight = m.start() > 0 and text[m.start() - 1].isdigit() and text[m.end() : m.end() + 1].isdigit()
+            inner = "," if tight and inner == "," else " ; "
+        pieces += [text[done : m.start()], inner]
+        done = m.end()
+    return "".join(pieces) + text[done:]
 
 
-def _depth(text: str) -> int:
-    """How many brackets of tuples, sets and intervals are open at the end of the text."""
-    return sum(text.count(c) for c in ("(", "[", r"\{")) - sum(text.count(c) for c in (")", "]", r"\}"))
+def _rewrite_calls(text: str) -> str:
+    """sqrt(...), exp(...), abs(...) and ^(...) with braces around what stands in the brackets."""
+    start = 0
+    while m := _CALL.search(text, start):
+        depth, end = 1, m.end()
+        while end < len(text) and depth:
+            depth += (text[end] == "(") - (text[end] == ")")
+            end += 1
+        if depth:
+            return text
+        form = _CALLS[m[1] or m[2] or m[3]]
+        head = form.split("%s")[0]
+        text = text[: m.start()] + form % text[m.end() : end - 1] + text[end:]
+        start = m.start() + len(head)
+    return text
+
+
+def _drop_quantifier(text: str) -> str:
+    """The text without a closing clause about a letter that it uses: "k in Z", "for all z", "any integer n"."""
+    clause = _QUANTIFIER.search(text) if _HAS_QUANTIFIER.search(text) else None
+    if not clause or len(clause.group().strip()) < 3 or not _OPENS_CLAUSE.search(clause.group()):
+        return text
+    rest = text[: clause.start()]
+    return rest if clause[1] in re.sub(r"\\[a-zA-Z]+", "", rest) else text
+
+
+# Words that change what a value says. They are looked for in the prose beside a value.
+_QUALIFIER = re.compile(
+    r"(?i)\b(?:not|never|neither|nor|cannot|incorrect|wrong|false|untrue|mistaken|anything|everything|nothing|except"
+    r"|excluding|unless|but|than"
+    r"|or (?:more|less|fewer|greater|higher|so)|and (?:above|below|over|up)|up to"
+    r"|between|maybe|perhaps|possibly|either|guess|unsure|unknown|impossible"
+    r"|at least|at most"
+    r"|times|plus|minus|multiplied|divided|modulo|mod|choose|to the power|dozen"
+    r"|(?:of|half|twice|double|triple|over|under|above|below|exceeds)(?=\s*[$\\]?\s*-?\d))\b|n't\b|\d\s*(?:squared|cubed)\b"
+)
+
+
+def _read_prose(text: str) -> str:
+    """The words and numbers of a text, without its commands."""
+    text = re.sub(r"\\(?:text\w*|mbox|mathrm)\s?\{([^{}]*)\}", r" \1 ", text)
+    return re.sub(r"\\[a-zA-Z]+|[{}$~]|\\.", " ", text).replace("’", "'")
+
+
+def _list_qualifiers(text: str) -> set[str]:
+    """The qualifying words of an answer that has a value beside them; "no solution" is itself an answer."""
+    if not re.search(r"[a-zA-Z]{3}", text):
+        return set()
+    if "real" in text:  # all real numbers except 2
+        text = re.sub(r"except|excluding|other than|but not", "", text)
+    prose = _read_prose(text)
+    outside = re.sub(r"\\(?:text\w*|mbox|mathrm)\s?\{[^{}]*\}|[^\W\d_]{2,}|[^\w(]", "", text)
+    return {" ".join(word.lower().split()) for word in _QUALIFIER.findall(prose)} if outside else set()
 
 
 class _Nothing:
@@ -373,7 +568,7 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
-_DECIMAL_COMMA = re.compile(r"^(-?\d+),(\d{1,2}|\d{4,})$")
+_DECIMAL_COMMA = re.compile(r"(-?\d+),(\d+)")
 _SIMPLE = r"\d{1,300}(?:\.\d{1,300})?|\.\d{1,300}"
 _RATIO = re.compile(
     rf"(-?)(?:(\d{{1,99}})(?=\\frac))?(?:\\frac\{{(-?(?:{_SIMPLE}))\}}\{{(-?(?:{_SIMPLE}))\}}"
@@ -385,12 +580,12 @@ _BASED = re.compile(r"(-?[0-9a-zA-Z]{1,99})_\{?(\d{1,2})\}?")
 
 
 @lru_cache(4096)
-def _exact(text: str) -> Fraction | _Nothing | None:
+def _read_number(text: str) -> Fraction | _Nothing | None:
     """The rational number that a normal text spells out; None when it takes more than reading."""
     if _LITERAL.fullmatch(text):
         return Fraction(text)
     if text.endswith("%") and not text.endswith("%%"):
-        value = _exact(text[:-1])
+        value = _read_number(text[:-1])
         return value / 100 if isinstance(value, Fraction) else value
     if based := _BASED.fullmatch(text):
         with contextlib.suppress(ValueError):
@@ -417,21 +612,28 @@ def _exact(text: str) -> Fraction | _Nothing | None:
 # ------------------------------------------------ 3. what kind of answer is it, and are two equal?
 
 _OPEN = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
-_NAME = re.compile(  # x, f(x), a_1, (x,y), P(A), \angle ABC, AB:CD; and no number
+_NAME = re.compile(  # x, f(x), a_1, m_{\max}, E(X), (x,y), P(A), \angle ABC, AB:CD, dy/dx; and no number
     r"(?!\\(?:pi|infty)$|[ei]$)(?:"
-    r"\\?[a-zA-Z]+(?:_\w|_\{\w+\})?'*(?:\^\{-1\})?(?:\([a-z](?:,[a-z])*\))?|P\(\w+\)|\\angle [A-Z]+"
-    r"|\([a-z](?:,[a-z])+\)|[A-Z]+(?:_\{?\w+\}?)?:[A-Z]+|\\frac\{[a-zA-Z_]+\}\{[a-zA-Z_]+\})"
+    r"\\?[a-zA-Z]+(?:_\w|_\{[^{}]*\})?'*(?:\^\{-1\}|\^[*'])?(?:\(-?[a-zA-Z0-9](?:,[a-zA-Z0-9])*\))?'*"
+    r"|[A-Z][a-z]*\([^()]*\)|(?:m?\\angle |\\triangle )[A-Z]+"
+    r"|\\(?:bar|hat|tilde|overline|vec|dot)\{[a-zA-Z]+\}|\|[A-Z]{2}\||\[[A-Z]{3,}\]"
+    r"|\([a-z](?:,[a-z])+\)|[A-Z]+(?:_\{?\w+\}?)?:[A-Z]+|\\frac\{[a-zA-Z_]+\}\{[a-zA-Z_]+\}|[dy]{1,2}/dx)"
 )
 _MATRIX = re.compile(r"[\[(]?\\begin\{(\w*matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}[\])]?", re.S)
-_SIGN = r"=|<|>|\\(?:le|ge|neq|in|equiv)(?![a-z])"
+_RELATION = r"=|<|>|\\(?:le|ge|neq|in|equiv)(?![a-z])"
+_REALS = r"\\mathbb\{?R\}?"
 
 
 class _Stop(Exception):
     """Ends a comparison; its text is the reason."""
 
 
-class _Many(NamedTuple):
-    """kind: list, set, union (unordered), matrix, chain, or the brackets of a tuple or interval."""
+class _TimedOut(Exception):
+    """Ends a comparison whose verdict must not be remembered."""
+
+
+class _Group(NamedTuple):
+    """kind: list, set, union (unordered), matrix, row, chain, or the brackets of a tuple or interval."""
 
     kind: str
     items: tuple
@@ -445,7 +647,10 @@ class _Named(NamedTuple):
     text: str
 
 
-def _nesting(text: str) -> int:
+_ALL_REALS = _Group("()", (r"-\infty", r"\infty"))
+
+
+def _measure_nesting(text: str) -> int:
     """The deepest nesting of brackets of all kinds together; -1 when they do not balance."""
     depth = deepest = 0
     for c in text:
@@ -469,45 +674,56 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 @lru_cache(4096)
-def _tree(text: str) -> str | _Many | _Named:
-    """A normal text as a leaf, or as named or many parts. Raises _Stop when it cannot be read."""
-    depth = -1 if _BIDI.search(text) else _nesting(text)
+def _parse(text: str) -> str | _Group | _Named:
+    """A normal text as a leaf, or as named or grouped parts. Raises _Stop when it cannot be read."""
+    depth = -1 if _BIDI.search(text) else _measure_nesting(text)
     if depth < 0 or depth > 15:
         raise _Stop("unreadable" if depth < 0 else "too_costly")
     if (matrix := _MATRIX.fullmatch(text)) and r"\begin" not in matrix[2]:
         rows = [row.split("&") for row in matrix[2].split(r"\\") if row]
-        return _Many("matrix", tuple(_Many("row", tuple(map(_tree, row))) for row in rows))
-    parts = [part for piece in _split(text, "[,;]") for part in _both_signs(piece) if part]
+        return _Group("matrix", tuple(_Group("row", tuple(map(_parse, row))) for row in rows))
+    pieces = _split(text, r"([,;]|\\lor(?![a-z])|\\land(?![a-z]))")
+    parts = [part for piece in pieces[::2] for part in _expand_signs(piece) if part]
     if len(parts) > 1:
-        return _list([_tree(part) for part in parts])
+        return _join_items([_parse(part) for part in parts], set(pieces[1::2]))
+    if parts and parts[0] != text:
+        return _parse(parts[0])
+    if re.fullmatch(_REALS, text):
+        return _ALL_REALS
     if len(pieces := _split(text, r"\\cup(?![a-z])")) > 1:
-        return _Many("union", tuple(map(_tree, pieces)))
+        return _Group("union", tuple(map(_parse, pieces)))
+    pieces = _split(text, r"\\(?:setminus|backslash)(?![a-z])")
+    if len(pieces) == 2 and re.fullmatch(_REALS, pieces[0]):
+        return _exclude_points(text, _parse(pieces[1]))
+    if len(pieces := _split(text, r"\\neq(?![a-z])")) == 2 and _NAME.fullmatch(pieces[0]):
+        excluded = _exclude_points(text, _parse(pieces[1]))
+        return text if excluded == text else _Named(pieces[0], excluded, text)
     if len(pieces := _split(text, r"=|\\in(?![a-z])")) > 1:
         if name := next((piece for piece in pieces[:-1] if _NAME.fullmatch(piece)), None):
-            return _Named(name, _tree(pieces[-1]), text)  # x = 1 + 1 = 2
+            return _Named(name, _parse(pieces[-1]), text)  # x = 1 + 1 = 2
         if _NAME.fullmatch(pieces[-1]):
-            return _Named(pieces[-1], _tree(pieces[0]), text)  # 2 = x
-        return text if _letters(text) else _Many("chain", tuple(map(_tree, pieces)))  # 1 + 1 = 2
+            return _Named(pieces[-1], _parse(pieces[0]), text)  # 2 = x
+        return text if _list_variables(text) else _Group("chain", tuple(map(_parse, pieces)))  # 1 + 1 = 2
     if len(pieces := _split(text, r"\\approx(?![a-z])")) > 1:
         named = _NAME.fullmatch(pieces[0])
-        return _Named(pieces[0], _tree(pieces[-1]), text) if named else _tree(pieces[0])
+        return _Named(pieces[0], _parse(pieces[-1]), text) if named else _parse(pieces[0])
     if len(pieces := _split(text, r"(<|>|\\le(?![a-z])|\\ge(?![a-z]))")) in (3, 5):
-        return _interval(text, pieces)
-    if builder := re.fullmatch(r"\\\{\w(?:\\in\\mathbb\{?R\}?)?[|:](.*)\\\}", text):
-        return _tree(builder[1])
-    if text.startswith(r"\{") and text.endswith(r"\}") and _nesting(text[2:-2]) >= 0:
-        inside = _tree(text[2:-2])
-        return _Many("set", inside.items if getattr(inside, "kind", "") == "list" else (inside,))
-    if text[:1] in "([{" and text[-1:] in ")]}" and len(text) > 2 and _nesting(text[1:-1]) >= 0:
-        items = _split(text[1:-1], "[,;]")
+        return _read_inequality(text, pieces)
+    if builder := re.fullmatch(rf"\\\{{\w(?:\\in{_REALS})?[|:](.*)\\\}}", text):
+        return _parse(builder[1])
+    if text.startswith(r"\{") and text.endswith(r"\}") and _measure_nesting(text[2:-2]) >= 0:
+        inside = _parse(text[2:-2])
+        return _Group("set", inside.items if getattr(inside, "kind", "") == "list" else (inside,))
+    if text[:1] in "([{" and text[-1:] in ")]}" and len(text) > 2 and _measure_nesting(text[1:-1]) >= 0:
+        items = [item for item in _split(text[1:-1], "[,;]") if item]
         if text[0] == "{" or (len(items) == 1 and text[0] + text[-1] in ("()", "[]")):
-            return _tree(text[1:-1])
+            return _parse(text[1:-1])
         if len(items) > 1:
-            return _Many(text[0] + text[-1], tuple(map(_tree, items)))
+            return _Group(text[0] + text[-1], tuple(map(_parse, items)))
     return text
 
 
-def _both_signs(text: str) -> list[str]:
+def _expand_signs(text: str) -> list[str]:
     if not re.search(r"\\[pm][pm](?![a-z])", text):
         return [text]
     minus = re.sub(r"\\([pm])[pm]", lambda m: "-" if m[1] == "p" else "+", text)
@@ -515,19 +731,21 @@ def _both_signs(text: str) -> list[str]:
     return [re.sub(r"(^|[=({])\+", r"\1", sign) for sign in (plus, minus)]
 
 
-def _list(trees: list) -> object:
+def _join_items(trees: list, joiners: set[str]) -> object:
+    """The items of a list, or the region that inequalities of one name describe together."""
     names = [tree.name for tree in trees if isinstance(tree, _Named)]
     bare = tuple(tree.value if isinstance(tree, _Named) else tree for tree in trees)
     if len(names) == 1 and isinstance(trees[0], _Named):  # k = 1, 2, 3
-        return _Named(names[0], _Many("list", bare), "")
-    ranges = all(isinstance(tree, _Many) and len(tree.kind) == 2 for tree in bare)
-    if ranges and len(names) == len(trees) and len(set(names)) == 1:  # x < 1 or x > 3
-        return _Named(names[0], _Many("union", bare), "")
+        return _Named(names[0], _Group("list", bare), "")
+    ranges = all(isinstance(tree, _Group) and (len(tree.kind) == 2 or tree.kind == "union") for tree in bare)
+    if ranges and len(names) == len(trees) and len(set(names)) == 1:
+        common = None if r"\lor" in joiners else _intersect(bare)
+        return _Named(names[0], common or _Group("union", bare), "")  # x > 1 and x < 5; x < 1 or x > 3
     distinct = tuple(dict.fromkeys(trees))
-    return _Many("list", distinct) if len(distinct) > 1 else distinct[0]
+    return _Group("list", distinct) if len(distinct) > 1 else distinct[0]
 
 
-def _interval(text: str, pieces: list[str]) -> object:
+def _read_inequality(text: str, pieces: list[str]) -> object:
     """An inequality of one name as the interval that it describes, else the text itself."""
     if len({sign in ("<", r"\le") for sign in pieces[1::2]}) > 1:
         return text
@@ -540,140 +758,284 @@ def _interval(text: str, pieces: list[str]) -> object:
         return text
     low, after, name, before, high = pieces
     brackets = ("(" if after in "<>" else "[") + (")" if before in "<>" else "]")
-    return _Named(name, _Many(brackets, (_tree(low), _tree(high))), text)
+    return _Named(name, _Group(brackets, (_parse(low), _parse(high))), text)
 
 
-def _letters(text: str) -> set[str]:
+# Ends of intervals are compared as (number, rank): rank 0 is the point itself, 1 lies just above it, -1 just below.
+
+
+def _list_spans(tree: object) -> list | None:
+    """The intervals and points of a region as (low end, high end), None where an end is no rational number."""
+    if isinstance(tree, _Named):
+        tree = tree.value
+    if isinstance(tree, _Group) and tree.kind in ("union", "set"):
+        spans = [_list_spans(item) for item in tree.items]
+        return None if None in spans else [span for part in spans for span in part]
+    if isinstance(tree, str):
+        point = _read_end(tree)
+        return [((point, 0), (point, 0))] if isinstance(point, Fraction) else None
+    if len(tree.kind) != 2 or len(tree.items) != 2:
+        return None
+    low, high = map(_read_end, tree.items)
+    if low is None or high is None:
+        return None
+    return [((low, int(tree.kind[0] == "(")), (high, -int(tree.kind[1] == ")")))]
+
+
+def _read_end(tree: object) -> Fraction | float | None:
+    if not isinstance(tree, str):
+        return None
+    if re.fullmatch(r"[-+]?\\infty\s?", tree):
+        return float("-inf") if tree[0] == "-" else float("inf")
+    value = _read_number(tree)
+    return value if isinstance(value, Fraction) else None
+
+
+def _merge_spans(spans: list) -> list:
+    """The same region with spans that overlap or touch joined, in rising order."""
+    merged: list = []
+    for low, high in sorted(span for span in spans if span[0] <= span[1]):
+        if merged and (low <= merged[-1][1] or (low[0] == merged[-1][1][0] and low[1] - merged[-1][1][1] <= 1)):
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _intersect(trees: tuple) -> object:
+    """What intervals have in common, as one interval; None where that is empty or cannot be told."""
+    spans = [_list_spans(tree) for tree in trees]
+    if any(span is None or len(span) != 1 for span in spans):
+        return None
+    low, high = max(span[0][0] for span in spans), min(span[0][1] for span in spans)
+    if low >= high:
+        return None
+    first = next(tree for span, tree in zip(spans, trees) if span[0][0] == low)
+    last = next(tree for span, tree in zip(spans, trees) if span[0][1] == high)
+    return _Group(first.kind[0] + last.kind[1], (first.items[0], last.items[1]))
+
+
+def _exclude_points(text: str, points: object) -> object:
+    """All reals but some points as a union of open intervals; the text itself where a point is no rational number."""
+    spans = _list_spans(_Group("set", points.items) if _kind(points) == "list" else points)
+    if spans is None or any(low != high for low, high in spans):
+        return text
+    ends = [r"-\infty", *(str(low[0]) for low, _ in sorted(spans)), r"\infty"]
+    return _Group("union", tuple(_Group("()", pair) for pair in zip(ends, ends[1:])))
+
+
+def _list_variables(text: str) -> set[str]:
     """The variables of a normal text, as lone letters; e, i and the names of functions are none."""
     text = re.sub(r"\\[a-zA-Z]+|[a-zA-Z]{3,}(?=\()|\d[eE]\d", "", text)
     return {c for c in text if c.isalpha() and c not in "ei"}
 
 
-class _Case:
-    """The seconds that one verdict may still spend in the child; whether its answer was boxed."""
+class _Budget:
+    """The seconds of processor time that one verdict may still use, and whether a mixed number may be a sum."""
 
-    def __init__(self, boxed: bool):
-        self.boxed, self.seconds = boxed, DEADLINE
+    def __init__(self, alone: bool):
+        self.alone, self.seconds = alone, DEADLINE
 
 
 @lru_cache(8192)
-def _judge(gold: str, found: _Found) -> str:
-    """The reason for the verdict on what was found."""
-    answer, many = found.parts[-1], ("list", "set")
-    if answer == gold and len(found.parts) == 1:
+def _compare_answers(gold: str, reply: _Reply) -> str:
+    """The reason for the verdict on an answer. Raises _TimedOut."""
+    answer, unordered = reply.parts[-1], ("list", "set")
+    if answer == gold and len(reply.parts) == 1:
         return "right"
     try:
-        wanted = _normal(gold)
-        normals = [_normal(part) for part in found.parts]
-        distinct = {_exact(normal) or normal: normal for normal in normals}
-        answer = normals[-1]
-        if "," not in answer:  # 1,22 is a decimal beside 1.22, else a list
-            wanted = _DECIMAL_COMMA.sub(r"\1.\2", wanted)
-        elif "," not in wanted:
-            answer = _DECIMAL_COMMA.sub(r"\1.\2", answer)
-        tree = _tree(wanted)
-        if len(distinct) > 1 and _kind(getattr(tree, "value", tree)) not in many:
-            if found.hedging:
+        choices = [_read_choice(text) for text in (gold, answer)]
+        if not all(choices) and _list_qualifiers(answer) != _list_qualifiers(gold):
+            return "wrong"
+        expected = _normalize(gold)
+        normals = [_normalize(part) for part in reply.parts]
+        distinct = {_read_number(normal) or normal: normal for normal in normals}
+        expected, answer = _read_decimal_commas(expected, normals[-1])
+        expected, answer = _drop_short_unit(expected, answer), _drop_short_unit(answer, expected)
+        tree = _parse(expected)
+        wants_many = _kind(getattr(tree, "value", tree)) in unordered
+        if len(distinct) > 1 and not wants_many:
+            if reply.hedging:
                 return "hedged"
-        elif len(distinct) > 1 and _kind(_tree(answer)) not in many:
-            answer = ",".join(distinct.values())
-        bare = (_TEXT.sub(r"\1", text).strip("$ ") for text in (gold, found.parts[-1]))
-        choices = [_CHOICE.match(text) for text in bare]
+        elif wants_many and _kind(_parse(answer)) not in unordered:
+            boxes = {_read_number(box) or box: box for box in map(_normalize, reply.boxes)}
+            size = len(getattr(tree, "value", tree).items)
+            if len(distinct) > 1 and not (len(distinct) != size and len(boxes) == size):
+                answer = ";".join(distinct.values())
+            elif len(boxes) == size:  # the first root is \boxed{...}. ... The second root is \boxed{...}
+                answer = ";".join(boxes.values())
         if all(choices):
-            return "right" if choices[0][1] == choices[1][1] else "wrong"
-        told = _tree(answer)
-        case = _Case(found.boxed)
-        if _kind(tree) == "matrix" and isinstance(told, str) and r"\begin" in told:  # A + B
-            return "right" if _ask(wanted, answer, case) else "wrong"
-        return "right" if _same(tree, told, case) else "wrong"
+            return "right" if choices[0] == choices[1] else "wrong"
+        given = _parse(answer)
+        budget = _Budget(reply.alone)
+        if _kind(tree) == "matrix" and isinstance(given, str) and r"\begin" in given:  # A + B
+            return "right" if _ask_child(expected, answer, budget) else "wrong"
+        return "right" if _match(tree, given, budget) else "wrong"
     except _Stop as stop:
         return str(stop)
     except RecursionError:
         return "too_costly"
 
 
+def _read_choice(text: str) -> str | None:
+    """The letter of a choice such as (C) or "C. text", None for anything else and for two letters."""
+    text = _WORDS_IN_MATH.sub(r"\1", text).strip("$ ")
+    choice = _CHOICE.match(text)
+    if not choice or _SECOND_CHOICE.match(text, choice.end(1)) or _DENIED_AFTER.match(text[choice.end(1) :]):
+        return None
+    return choice[1]
+
+
+def _read_decimal_commas(gold: str, answer: str) -> tuple[str, str]:
+    """Both texts, with 1,22 as 1.22 where the other one is a single number.
+
+    A gold of two numbers, such as 5,10, is a decimal only beside the same digits with a point.
+    """
+    decimals = [_DECIMAL_COMMA.fullmatch(text) for text in (gold, answer)]
+    pointed = answer.replace(",", ".")
+    if decimals[0] and not decimals[1] and answer == gold.replace(",", "."):
+        return answer, answer
+    single = decimals[1] and not decimals[0] and not re.search(r"[,;]|\\l(?:and|or)", gold)
+    if single and (answer[-1] != "0" or gold == pointed):
+        return gold, pointed
+    return gold, answer
+
+
+def _drop_short_unit(text: str, other: str) -> str:
+    """10m as 10 where the other text is a number; elsewhere m is a variable."""
+    unit = re.fullmatch(r"(.*\d)[mgshLl](?:\^\d)?", text)
+    numbers = unit and isinstance(_read_number(other), Fraction) and isinstance(_read_number(unit[1]), Fraction)
+    return unit[1] if numbers else text
+
+
 def _kind(tree: object) -> str:
     return getattr(tree, "kind", "")
 
 
-def _same(gold: object, answer: object, case: _Case) -> bool:
+def _match(gold: object, answer: object, budget: _Budget) -> bool:
     """Whether two trees are equal, piece by piece; a piece of another kind is never equal."""
     if _kind(gold) == "chain":
         gold = gold.items[-1]
     if _kind(answer) == "chain":  # 16 = 17 is not 17
         steps, last = answer.items[:-1], answer.items[-1]
-        return _same(gold, last, case) and all(_same(gold, s, _Case(False)) for s in steps)
+        return _match(gold, last, budget) and all(_match_step(gold, step, budget) for step in steps)
     named = [isinstance(tree, _Named) for tree in (gold, answer)]
     if any(named):
         texts = [getattr(tree, "text", tree) for tree in (gold, answer)]
-        told = all(isinstance(t, str) and re.search(_SIGN, t) for t in texts)
-        if told and not (all(named) and gold.name == answer.name):  # y = 2x and 2x - y = 0
-            return _leaf(*texts, case)
+        relations = all(isinstance(text, str) and re.search(_RELATION, text) for text in texts)
+        if relations and not (all(named) and gold.name == answer.name):  # y = 2x and 2x - y = 0
+            if named[0] and isinstance(gold.value, str) and not _list_variables(gold.value):
+                raise _Stop("unevaluated")  # 2x = 6 for x = 3
+            return _match_leaves(*texts, budget)
         if not all(named) or gold.name == answer.name:
             values = [tree.value if n else tree for tree, n in zip((gold, answer), named)]
-            return _same(*values, case)
+            return _match(*values, budget)
         return False
     gold, answer = (t.items[0] if _kind(t) == "set" and len(t.items) == 1 else t for t in (gold, answer))
     if isinstance(gold, str) or isinstance(answer, str):
-        return isinstance(gold, str) and isinstance(answer, str) and _leaf(gold, answer, case)
+        return isinstance(gold, str) and isinstance(answer, str) and _match_leaves(gold, answer, budget)
     kinds = {gold.kind, answer.kind}
+    if "union" in kinds:
+        spans = [_list_spans(tree) for tree in (gold, answer)]
+        if None not in spans:
+            return _merge_spans(spans[0]) == _merge_spans(spans[1])
     if len(gold.items) != len(answer.items) or not (len(kinds) == 1 or kinds in _ALIKE):
         return False
     if len(gold.items) > 64:
         raise _Stop("too_costly")
     pairs = zip(gold.items, answer.items)
     if kinds <= {"list", "set"} or kinds == {"union"}:
-        return _unordered(gold.items, answer.items, case)
-    return all(_same(g, a, case) for g, a in pairs)
+        return _match_unordered(gold.items, answer.items, budget)
+    return all(_match(g, a, budget) for g, a in pairs)
 
 
 _ALIKE = ({"list", "set"}, {"list", "()"})
 
 
-def _unordered(gold: tuple, answer: tuple, case: _Case) -> bool:
+def _match_step(gold: object, step: object, budget: _Budget) -> bool:
+    """Whether a step of a chain has the gold's value; a calculation is allowed there."""
+    if isinstance(gold, str) and isinstance(step, str):
+        return _match_leaves(gold, step, budget, finished=False)
+    return _match(gold, step, budget)
+
+
+def _match_unordered(gold: tuple, answer: tuple, budget: _Budget) -> bool:
     """Whether the items pair up; x = 1, y = 2 against 1, 2 keeps the order of the names."""
     for side, other in ((gold, answer), (answer, gold)):
         names = {tree.name for tree in side if isinstance(tree, _Named)}
         if len(names) == len(side) and not any(isinstance(tree, _Named) for tree in other):
-            return all(_same(g, a, case) for g, a in zip(gold, answer))
+            return all(_match(g, a, budget) for g, a in zip(gold, answer))
     left = list(answer)
     for item in gold:
         left.sort(key=lambda other: other != item)  # equal spellings first: most need no more
-        partner = next((i for i, other in enumerate(left) if _same(item, other, case)), None)
+        partner = next((i for i, other in enumerate(left) if _match(item, other, budget)), None)
         if partner is None:
             return False
         del left[partner]
     return True
 
 
-_UNEVALUATED = [  # restating the question is no answer, unless the gold itself is written so
+_OPERATORS = [  # what calculates a value: an answer with one is unfinished, unless the gold has it too
     re.compile(pattern)
     for pattern in (
-        r"\\(?:sum|prod|int|lim)(?![a-z])", r"\\[dt]?binom|!", r"\\(?:log|ln|lg)(?![a-z])",
-        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)", r"\\(?:gcd|lcm|max|min|b?mod|pmod|floor|ceil)",
+        r"\\i*(?:int|oint)(?![a-z])", r"\\sum(?![a-z])|\\prod(?![a-z])", r"\\lim(?![a-z])",
+        r"\\frac\{(?:d|\\partial)[^{}]*\}\{(?:d|\\partial)|d/d[a-z](?![a-z])",
+        r"\\(?:gcd|lcm|max|min|b?mod|pmod)(?![a-z])",
     )
 ]  # fmt: skip
-_ARITHMETIC = re.compile(r"(?:\d[)}]*[-+]|\\cdot(?!10\^))[({]*\d")
+_FUNCTIONS_LEFT = [  # the same for a gold without letters
+    re.compile(pattern)
+    for pattern in (
+        r"\\[dt]?binom|!", r"\\(?:log|ln|lg)(?![a-z])",
+        r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)", r"\\(?:floor|ceil|lfloor|lceil)", r"\|",
+    )
+]  # fmt: skip
+_ATOM = r"(?:\d+(?:\.\d+)?|\\frac\{-?\d+\}\{-?\d+\})"
+_CALCULATION = re.compile(  # two numbers with a sign between them, or brackets of numbers side by side
+    rf"(?<![\w^.}}]){_ATOM}(?:[-+]\(?-?{_ATOM}(?![\w.^!(\\{{])|\\cdot\(?-?{_ATOM}(?![\d.^!(]))"
+    rf"|\(-?{_ATOM}\)\(?-?{_ATOM}(?![\w.^])"
+    rf"|(?<![\w)}}]){_ATOM}\(-?{_ATOM}\)"
+)
+_SIGN_BETWEEN = re.compile(r"(?<=[\w)}!|])[-+]|\\cdot(?!10\^)|[)}\d][(]|[)][({\d\\]")
+_MIXED_SUM = re.compile(r"\d+[-+](?:\\frac\{\d+\}\{\d+\}|\d+/\d+)")
 _BOMB = re.compile(
     r"\^\{?[-+(]*\d{5,}|\^\{[^{}]*\d[)}]*[\^!]|\^\(?[\d.]+\^|\d{4,}\)*!|!\)*!|\^[^()]*\)!|\d{301,}"
     r"|e\^\{?e\^\{?e\^|binom\{[^{}]*\d{4,}|\d[eE][+-]?\d{4,}"
 )
 
 
-def _leaf(gold: str, answer: str, case: _Case) -> bool:
+def _is_unfinished(gold: str, answer: str, alone: bool) -> bool:
+    """Whether an answer leaves a calculation to do that the gold does not leave.
+
+    A reply that is nothing but an answer may name a function of numbers (a binomial or a root); a sum or product of
+    numbers is unfinished there too.
+    """
+    if alone and (re.search(r"[!|]", answer) or set(re.findall(r"\\[a-z]+", answer)) - {r"\cdot", r"\frac"}):
+        return False
+    operators = _OPERATORS if _list_variables(gold) else _OPERATORS + _FUNCTIONS_LEFT
+    if any(f.search(answer) and not f.search(gold) for f in operators):
+        return True
+    if _CALCULATION.search(answer) and not _CALCULATION.search(gold):
+        return not (alone and _MIXED_SUM.fullmatch(answer))  # 4 + 4/9 spells the mixed number 4 4/9
+    if isinstance(_read_number(gold), Fraction) and _read_number(answer) is None:
+        return bool(_SIGN_BETWEEN.search(answer)) and not (alone and _MIXED_SUM.fullmatch(answer))
+    return False
+
+
+def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True) -> bool:
     """Whether two texts without inner structure are equal: exactly, as text, or by math-verify."""
-    a, b = _exact(gold), _exact(answer)
+    a, b = _read_number(gold), _read_number(answer)
     if a is _NOTHING or b is _NOTHING:
         return False
     if gold == answer:
         return True
-    if case.boxed and not _letters(gold):
-        restated = any(f.search(answer) and not f.search(gold) for f in _UNEVALUATED)
-        if restated or (a is not None and b is None and _ARITHMETIC.search(answer)):
-            raise _Stop("unevaluated")
     if a is not None and b is not None:
-        return _equal_numbers(a, b, gold, answer)
+        return _match_numbers(a, b, gold, answer)
+    if finished and _is_unfinished(gold, answer, budget.alone):
+        raise _Stop("unevaluated")
     pair = (gold, answer)
+    if any(re.search(r"(?<![_\d.])\d[\d.]* \d", text) for text in pair):  # two numbers side by side are not one
+        return False
     plain = [re.sub(r"\\[a-zA-Z]+|[a-zA-Z]+(?=\()", "", text) for text in pair]
     words = [bool(re.search(r"[^\W\d_]{4,}", text)) for text in plain]
     spoken = [re.sub(r"[\W_]", "", text).casefold() for text in pair]
@@ -682,17 +1044,17 @@ def _leaf(gold: str, answer: str, case: _Case) -> bool:
     if ":" in gold + answer or (any(words) and not re.search(r"\d", gold)):
         return all(words) and spoken[0] == spoken[1]
     bound = re.search(r"\\(?:sum|prod|int|lim|frac\{d)(?![a-z])", gold + answer)
-    relations = [bool(re.search(_SIGN, re.sub(r"_\{[^{}]*\}", "", text))) for text in pair]
-    if relations[0] != relations[1] or not (bound or _letters(gold) == _letters(answer)):
+    relations = [bool(re.search(_RELATION, re.sub(r"_\{[^{}]*\}", "", text))) for text in pair]
+    if relations[0] != relations[1] or not (bound or _list_variables(gold) == _list_variables(answer)):
         return False
     for text in pair:
         many = len(text) > 400 or len(re.findall(r"[-+/^!]|\\[a-zA-Z]+", text)) > 60
         if many or _BOMB.search(text) or (bound and re.search(r"\d{5,}|10\^", text)):
             raise _Stop("too_costly")
-    return _ask(gold, answer, case)
+    return _ask_child(gold, answer, budget)
 
 
-def _equal_numbers(a: Fraction, b: Fraction, gold: str, answer: str) -> bool:
+def _match_numbers(a: Fraction, b: Fraction, gold: str, answer: str) -> bool:
     """Exactly equal, but for a dropped % sign, or a decimal of 6 digits or more that rounds."""
     if a == b:
         return True
@@ -712,21 +1074,30 @@ def _equal_numbers(a: Fraction, b: Fraction, gold: str, answer: str) -> bool:
 # ------------------------------------------------ 4. math-verify, in a process that can be killed
 
 _WORKER = r"""
-import json, os, random, re, resource, signal, struct, sys
-out = os.fdopen(os.dup(1), "wb")
+import json, mmap, os, random, re, signal, struct, sys
+out = os.dup(1)
 os.dup2(2, 1)
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+except (ImportError, OSError, ValueError):  # macOS has no such limit
+    pass
+
+def read_bytes(count):
+    data = b""
+    while len(data) < count:
+        more = os.read(0, count - len(data))
+        if not more:
+            os._exit(0)
+        data += more
+    return data
 
 def receive():
-    head = sys.stdin.buffer.read(4)
-    if len(head) < 4:
-        sys.exit()
-    return json.loads(sys.stdin.buffer.read(struct.unpack(">I", head)[0]))
+    return json.loads(read_bytes(struct.unpack(">I", read_bytes(4))[0]))
 
-def send(value):
+def send(*value):
     body = json.dumps(value).encode()
-    out.write(struct.pack(">I", len(body)) + body)
-    out.flush()
+    os.write(out, struct.pack(">I", len(body)) + body)
 
 sys.path[:] = receive()
 try:
@@ -744,7 +1115,14 @@ PLAIN = LatexExtractionConfig(normalization_config=NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none",
     equations=False))
 
+def exact(m):  # 0.25 as \frac{25}{100}: rational points need rational coefficients
+    power, whole, places = m.groups()
+    fraction = "\\frac{%d}{1%s}" % (int(whole + places), "0" * len(places))
+    return "^{" + fraction + "}" if power else fraction
+
 def read(text):
+    if not re.search(r"[,;]|\\(?:cap|cup|setminus)", text):
+        text = re.sub(r"(?<![\w.])(\^?)(\d*)\.(\d+)(?![\d.])", exact, text)
     found = parse("$" + text + "$", extraction_config=[PLAIN], parsing_timeout=None)
     value = next((x for x in found if not isinstance(x, str)), None)
     if value is None:
@@ -758,16 +1136,25 @@ def read(text):
 def undefined(x):
     return x.has(sympy.nan, sympy.zoo, sympy.S.ComplexInfinity)
 
-def zero(x):  # to at least 30 digits, by sympy's own error bound
+def vanishes(part):  # to at least 30 digits, by sympy's own error bound
+    return part == 0 or getattr(part, "_prec", 2) == 1
+
+def number(x):
     x = sympy.N(x, 30)
     if undefined(x) or not x.is_number:
         raise ArithmeticError
-    return all(part == 0 or getattr(part, "_prec", 2) == 1 for part in x.as_real_imag())
+    return x
+
+def zero(x):
+    return all(map(vanishes, number(x).as_real_imag()))
+
+def real(x):
+    return vanishes(number(x).as_real_imag()[1])
 
 def points(symbols):
     rng = random.Random(7)
-    for sign in (1, 1, -1, 1, -1, -1):
-        yield {s: sign * sympy.Rational(rng.randint(100, 3000), 997) for s in symbols}
+    for signs in ((1, 1), (1, 1), (-1, -1), (7, 5), (-1, -1), (1, -1), (-1, 1), (-1, -1), (1, 1)):
+        yield {s: signs[i % 2] * sympy.Rational(rng.randint(100, 3000), 997) for i, s in enumerate(symbols)}
 
 def equal(a, b):
     if a == b or a in (sympy.oo, -sympy.oo) or b in (sympy.oo, -sympy.oo):
@@ -775,15 +1162,25 @@ def equal(a, b):
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if not symbols:
         return zero(a - b)
-    checked = 0
+    # Only points where both are real numbers count: ln(x/y) is ln x - ln y there, while sqrt(x^2) is not x. Where an
+    # absolute value shows that the domain matters, both must be real at the same points.
+    strict = a.has(sympy.Abs) or b.has(sympy.Abs)
+    checked, complex_values = 0, []
     for point in points(symbols):
+        x, y = a.subs(point), b.subs(point)
         try:
-            if not zero(a.subs(point) - b.subs(point)):
+            domain = [real(x), real(y)]
+            if domain == [False, False]:
+                complex_values.append(zero(x - y))
+            elif all(domain):
+                if not zero(x - y):
+                    return False
+                checked += 1
+            elif strict:
                 return False
-            checked += 1
         except ArithmeticError:
             pass
-    return checked > 2
+    return checked > 2 or (checked == 0 and len(complex_values) > 2 and all(complex_values))
 
 def sides(r):  # l < r as l - r, with the kind of relation
     flipped = isinstance(r, (sympy.Gt, sympy.Ge))
@@ -829,17 +1226,40 @@ def same(gold, answer):
             return False
     return bool(verify([a], [b], strict=True, timeout_seconds=None))
 
+def serve():
+    while True:
+        number_asked, gold, answer, seconds = receive()
+        current[:8] = struct.pack(">Q", number_asked)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # processor time; no handler: it ends the process
+        try:
+            verdict = same(gold, answer)
+        except MemoryError:
+            os._exit(1)
+        except (Exception, TimeoutException):
+            verdict = None
+        left = signal.setitimer(signal.ITIMER_PROF, 0)[0]
+        current[:8] = bytes(8)
+        send(number_asked, verdict, seconds - left)
+
+# This process only imports. A fork of it answers questions; when that is killed, the next fork is ready at once.
+try:
+    same(r"\frac{x^2+2.5x}{x}", r"x+\frac{5}{2}"), same(r"\sqrt{8}", r"2\sqrt{2}"), same("x<1", "2x<2")
+except Exception:
+    pass
+current = mmap.mmap(-1, 8)  # the number of the question that is being answered, 0 while idle
 send("")
 while True:
-    gold, answer, seconds = receive()
-    signal.setitimer(signal.ITIMER_REAL, 2 * seconds)  # no handler: ends even an orphan
-    try:
-        send(same(gold, answer))
-    except MemoryError:
-        os._exit(1)
-    except (Exception, TimeoutException):
-        send(None)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    worker = os.fork()
+    if not worker:
+        serve()
+    _, status = os.waitpid(worker, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+        os._exit(0)
+    number_asked = struct.unpack(">Q", current[:8])[0]
+    current[:8] = bytes(8)
+    timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF
+    memory = os.WIFEXITED(status)
+    send(number_asked, "timed_out" if timed_out else "too_costly" if memory else "lost", 0.0)
 """
 
 
@@ -847,11 +1267,17 @@ class _Child:
     """The process that runs math-verify, started at once and importing in the background."""
 
     def __init__(self):
+        if not hasattr(select, "poll") or not hasattr(os, "fork"):
+            raise ImportError(
+                "this answer takes algebra, and math_reward checks algebra in a process that only Linux and macOS can "
+                "limit. On Windows run it in WSL; numbers and fractions are compared without that process."
+            )
         self.process = subprocess.Popen(
             [sys.executable, "-c", _WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         self.ready = False
+        self.questions = 0
         self.send(sys.path)
 
     def send(self, value: object) -> None:
@@ -859,7 +1285,7 @@ class _Child:
         self.process.stdin.write(struct.pack(">I", len(body)) + body)
         self.process.stdin.flush()
 
-    def receive(self, seconds: float) -> object:
+    def receive(self, seconds: float) -> list:
         """The next message. Raises TimeoutError when it is late, EOFError when the child ended."""
         fd, until = self.process.stdout.fileno(), time.monotonic() + seconds
         waiting, data = select.poll(), b""
@@ -867,7 +1293,8 @@ class _Child:
         while len(data) < 4 or len(data) < 4 + struct.unpack(">I", data[:4])[0]:
             if not waiting.poll(max(0.0, until - time.monotonic()) * 1000):
                 raise TimeoutError
-            if not (more := os.read(fd, 65536)):
+            size = 4 - len(data) if len(data) < 4 else 4 + struct.unpack(">I", data[:4])[0] - len(data)
+            if not (more := os.read(fd, size)):
                 raise EOFError
             data += more
         return json.loads(data[4:])
@@ -875,7 +1302,7 @@ class _Child:
     def wait_until_ready(self) -> None:
         """Waits for the imports, two minutes at most. Raises ImportError when they fail."""
         try:
-            error = "" if self.ready else self.receive(120)
+            error = "" if self.ready else self.receive(120)[0]
         except (EOFError, TimeoutError) as failed:
             error = f"its process did not start: {type(failed).__name__}"
         if error:
@@ -885,9 +1312,19 @@ class _Child:
             )
         self.ready = True
 
+    def ask(self, gold: str, answer: str, seconds: float) -> tuple[object, float]:
+        """The verdict on two texts and the seconds of processor time that it took."""
+        self.questions += 1
+        self.send([self.questions, gold, answer, seconds])
+        while True:
+            number, verdict, used = self.receive(PATIENCE)
+            if number == self.questions:  # else a fork ended while it was idle
+                return verdict, used
+
     def end(self) -> None:
         with contextlib.suppress(OSError):
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # the child and its fork
+        with contextlib.suppress(OSError):
             self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
@@ -904,39 +1341,46 @@ def prestart() -> None:
         _child = _child or _Child()
 
 
-def _ask(gold: str, answer: str, case: _Case) -> bool:
-    """math-verify's view of two texts, within what is left of the case's seconds."""
+def _ask_child(gold: str, answer: str, budget: _Budget) -> bool:
+    """math-verify's view of two texts, within what is left of the budget.
+
+    A question that was lost, because something ended the process or the machine stood still, is asked once more.
+    """
     global _child
     with _lock:
-        if _child and _child.process.poll() is not None:  # it died while idle
-            _stop()
-        child = _child = _child or _Child()
-        try:
-            child.wait_until_ready()
-            start = time.monotonic()
-            child.send([gold, answer, case.seconds])
-            verdict = child.receive(case.seconds)
-        except (TimeoutError, EOFError, BrokenPipeError) as error:  # EOF: it ran out of memory
-            child.end()
-            _child = _Child()
-            raise _Stop("timed_out" if isinstance(error, TimeoutError) else "too_costly") from None
-        except BaseException:  # an interrupt must not leave a late answer in the pipe
-            _stop()
-            raise
-        case.seconds -= time.monotonic() - start
+        for _ in range(2):
+            if _child and _child.process.poll() is not None:  # it died while idle
+                _stop_child()
+            child = _child = _child or _Child()
+            try:
+                child.wait_until_ready()
+                verdict, used = child.ask(gold, answer, max(budget.seconds, 0.01))
+            except (TimeoutError, EOFError, BrokenPipeError):
+                _stop_child()
+                verdict, used = "lost", 0.0
+            except BaseException:  # an interrupt must not leave a late answer in the pipe
+                _stop_child()
+                raise
+            if verdict != "lost":
+                break
+        budget.seconds -= used
+    if verdict in ("timed_out", "lost"):
+        raise _TimedOut
+    if verdict == "too_costly":
+        raise _Stop(verdict)
     if verdict is None:
         raise _Stop("unreadable")
     return bool(verdict)
 
 
-def _stop() -> None:
+def _stop_child() -> None:
     global _child
     child, _child = _child, None
     if child:
         child.end()
 
 
-def _forget() -> None:
+def _forget_child() -> None:
     """In a forked process: the parent keeps its child, this process will start its own."""
     global _child, _lock
     child, _child, _lock = _child, None, threading.Lock()
@@ -945,5 +1389,6 @@ def _forget() -> None:
         os.close(child.process.stdout.fileno())
 
 
-atexit.register(_stop)
-os.register_at_fork(after_in_child=_forget)
+atexit.register(_stop_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_child)

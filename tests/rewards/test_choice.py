@@ -40,10 +40,43 @@ CHOICES = [  # completion, gold, options, reward, what the row is about
     (r"\boxed{Y}", "mile", {"x": "metre", "y": "mile"}, 1.0, "options as a mapping"),
 ]  # fmt: skip
 
+STATED = [  # completion, gold, options, reward
+    ("I choose C.", "C", None, 1.0), ("I choose (C).", "C", None, 1.0), ("option C", "C", None, 1.0),
+    ("Option C.", "C", None, 1.0), ("Option (C)", "C", None, 1.0),
+    ("The answer is (C) because it is the capital.", "C", None, 1.0),
+    ("The answer is C because A is wrong.", "C", None, 1.0), ("The answer is C, since B is false.", "C", None, 1.0),
+    ("The correct option is C.", "C", None, 1.0), ("I would go with C.", "C", None, 1.0),
+    ("I'll pick option C.", "C", None, 1.0), ("The answer is option C.", "C", None, 1.0),
+    ("My choice: C", "C", None, 1.0), ("**Answer: C**", "C", None, 1.0),
+    ("The answer is **C**, because.", "C", None, 1.0), ("The answer is C. Paris is in France.", "C", None, 1.0),
+    ("The correct choice is **(C)**.", "C", None, 1.0), ("Answer: C\n", "C", None, 1.0),
+    ("So I select C", "C", None, 1.0), ("The answer is Oslo.", "C", CITIES, 1.0),
+    ("I choose Oslo.", "C", CITIES, 1.0), ("Option C: Oslo", "C", CITIES, 1.0),
+    ("The answer is C: Oslo", "C", CITIES, 1.0), ("The answer is C) Oslo.", "C", CITIES, 1.0),
+    (r"either \boxed{A} or \boxed{C}", "C", None, 0.0), (r"\boxed{A} or \boxed{C}", "C", None, 0.0),
+    (r"\boxed{A}, \boxed{C}", "C", None, 0.0), (r"\boxed{A} \boxed{C}", "C", None, 0.0),
+    (r"\boxed{A} and \boxed{C}", "C", None, 0.0), (r"\boxed{A}. Wait, no: \boxed{C}", "C", None, 1.0),
+    (r"\boxed{C} or \boxed{C}", "C", None, 1.0), (r"\boxed{A} no, \boxed{C}", "C", None, 1.0),
+    (r"maybe \boxed{A}, perhaps \boxed{C}", "C", None, 0.0), ("I choose C or D.", "C", None, 0.0),
+    ("The answer is C or D.", "C", None, 0.0), ("The answer is A and C.", "C", None, 0.0),
+    ("The answer is not C.", "C", None, 0.0), ("option C is wrong", "C", None, 0.0),
+    ("The answer is (C) and (D)", "C", None, 0.0), ("The answer is a city in France.", "A", None, 0.0),
+    ("I choose to leave", "I", None, 0.0), ("Option A is wrong, so the answer is C.", "C", None, 1.0),
+    ("The answer is C. Option A is wrong.", "C", None, 1.0), ("The answer is D because C is false", "C", None, 0.0),
+    ("I choose Oslo", "A", CITIES, 0.0), (r"The answer is not \boxed{C}", "C", None, 0.0),
+    ("Either A or C", "C", None, 0.0), ("The answer is C/D", "C", None, 0.0), ("The answer is C, D", "C", None, 0.0),
+    ("The answer is A. I considered option C too.", "C", None, 0.0), ("I think the answer is B", "B", None, 1.0),
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(("completion", "gold", "options", "reward", "note"), CHOICES)
 def test_the_option_that_a_reply_commits_to_is_the_one_that_counts(completion, gold, options, reward, note):
     assert choice_reward([completion], [gold], [options]) == [reward], note
+
+
+@pytest.mark.parametrize(("completion", "gold", "options", "reward"), STATED)
+def test_a_choice_in_a_sentence_counts_and_a_hedge_does_not(completion, gold, options, reward):
+    assert choice_reward([completion], [gold], [options]) == [reward]
 
 
 def test_messages_are_read_and_lists_of_different_lengths_raise():

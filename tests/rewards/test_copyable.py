@@ -81,8 +81,8 @@ def in_empty_namespace(source: str, reward: str, texts: list[str]) -> list:
         log_extra=lambda column, values: logged.append((column, len(values))),
         log_metric=lambda name, value: logged.append((name, float(value))),
     )
-    if "_stop" in namespace:  # math_answer's child
-        namespace["_stop"]()
+    if "_stop_child" in namespace:  # math_answer's child
+        namespace["_stop_child"]()
     return rewards
 
 
