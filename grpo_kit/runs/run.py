@@ -177,8 +177,21 @@ class Run:
         changed = [path for path, digest in _hash_each(reads).items() if digest not in digests]
         if changed and derived:
             return False
-        differences = list_differences(record["settings"], settings)
-        differences += [f"{path} changed since" for path in changed]
+        rewards = _list_changed_rewards(record["settings"], settings)
+        ignored = {"verifier", "rewards"} & rewards.keys()
+        before, now = ({k: v for k, v in each.items() if k not in ignored} for each in (record["settings"], settings))
+        differences = list_differences(before, now) + [f"{path} changed since" for path in changed]
+        if rewards and not differences:
+            commit = record.get("environment", {}).get("commit")
+            origin = f" (the kit's own are those of commit {commit[:12]})" if commit else ""
+            names = " and ".join(rewards.values())
+            raise ValueError(
+                f"Stage {stage!r} of run {self.name!r} is finished, and the file of {names} has changed since, so it "
+                f"may pay other replies now. To keep what the stage made, put the file as it was then{origin} into the "
+                "working folder, where it takes the place of the present one. To make the stage again with the present "
+                "file, use --force (run.force=true), or --run (run.name) for a new run."
+            )
+        differences += [f"the file of {names} changed since" for names in rewards.values()]
         if differences:
             alternative = "--out for a second zip" if stage == "package" else "--run (run.name) for a new run"
             raise ValueError(
@@ -250,6 +263,17 @@ class Run:
         """{name: sha256}; names are relative to the run folder inside it, absolute outside."""
         names = {p: p.relative_to(self.path) if p.is_relative_to(self.path) else p.absolute() for p in paths}
         return {names[path].as_posix(): digest for path, digest in _hash_each(paths).items()}
+
+
+def _list_changed_rewards(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """{"verifier" or "rewards": the rewards in words} for those of the same name whose file has another hash now."""
+    changed = {}
+    if before.get("verifier") and now.get("verifier") and before["verifier"] != now["verifier"]:
+        changed["verifier"] = "the verifier (evaluation.verifier)"
+    hashes, present = before.get("rewards"), now.get("rewards")
+    if isinstance(hashes, dict) and isinstance(present, dict) and hashes.keys() == present.keys() and hashes != present:
+        changed["rewards"] = ", ".join(name for name in hashes if hashes[name] != present[name])
+    return changed
 
 
 def _hash_each(paths: Files) -> dict[Path, str | None]:

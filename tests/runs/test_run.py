@@ -111,6 +111,25 @@ def test_a_stage_made_with_different_settings_is_refused_and_says_how_it_differs
     assert not run.is_done("data", {"a": {"b": 2}}, [], force=True)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        ({"verifier": "a" * 64}, {"verifier": "b" * 64}, r"the verifier \(evaluation\.verifier\)"),
+        ({"rewards": {"math_reward": "a", "r": "c"}}, {"rewards": {"math_reward": "b", "r": "c"}}, "math_reward"),
+    ],
+)
+def test_a_stage_whose_reward_file_changed_says_so_and_how_to_keep_it(tmp_path, before, now, name):
+    run = find_run("r", tmp_path)
+    make_stage(run, {"seed": 1} | before)
+    with pytest.raises(ValueError, match=rf"the file of {name} has changed since.*working folder.*--force.*--run"):
+        run.is_done("data", {"seed": 1} | now, [])
+    assert run.is_done("data", {"seed": 1} | before, []) and not run.is_done("data", now, [], force=True)
+    with pytest.raises(
+        ValueError, match=rf"different settings \(seed was 1, now 2; the file of {name} changed since\)"
+    ):
+        run.is_done("data", {"seed": 2} | now, [])
+
+
 def test_a_zip_made_with_different_settings_may_be_written_beside_the_first(tmp_path):
     run = find_run("r", tmp_path)
     run.record_stage("package", {"dtype": None}, [], [], 1.0, "")
