@@ -5,15 +5,18 @@ The only file that imports PEFT.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from grpo_kit.adapters.adapter_config import CONFIG_FILE
 from grpo_kit.adapters.folder import TENSORS_FILE, AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.names import published_name
+from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Lora
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.runs.installation import require_no_old_torchao
@@ -23,6 +26,7 @@ from grpo_kit.runs.installation import require_no_old_torchao
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners import tuners_utils
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import set_seed
 
@@ -45,7 +49,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     Args:
         model: the base, as `policy.load` loads it.
         lora: rank, alpha, dropout and target modules; `up_proj` and `down_proj` mean the routed experts of a 4-bit
-            policy too, with one pair for each expert's matrix.
+            policy too, with one pair for each expert's matrix. `all-linear` does not.
         seed: of A's random values.
 
     Returns:
@@ -54,19 +58,12 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     Raises:
         ValueError: a target module does not exist in the model, or dropout is set for routed experts.
     """
-    if expert_placement.open_for_lora(model, lora.target_modules) and lora.lora_dropout:
+    targets = _resolve_targets(model, lora.target_modules)
+    if expert_placement.open_for_lora(model, targets) and lora.lora_dropout:
         raise ValueError(
             f"lora.lora_dropout is {lora.lora_dropout} and lora.target_modules names routed experts, whose backward "
             "pass computes them again and would drop other values. Set lora.lora_dropout=0."
         )
-    leaves = {name for name, module in model.named_modules() if not list(module.children())}
-    for target in lora.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in leaves):
-            existing = sorted({name.rsplit(".", 1)[-1] for name in leaves if name.endswith("_proj")})
-            raise ValueError(
-                f"lora.target_modules names {target!r}, which matches nothing in this model; it has "
-                f"{', '.join(existing)}. Correct the name."
-            )
     set_seed(seed)
     return _with_lora(
         model,
@@ -74,10 +71,41 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
             r=lora.r,
             lora_alpha=lora.lora_alpha,
             lora_dropout=lora.lora_dropout,
-            target_modules=list(lora.target_modules),
+            target_modules=targets,
             bias="none",
             task_type="CAUSAL_LM",
         ),
+    )
+
+
+def _resolve_targets(model: Any, targets: Sequence[str]) -> list[str]:
+    output, modules = model.get_output_embeddings(), dict(model.named_modules())
+    linears = [name for name, module in modules.items() if isinstance(module, nn.Linear) and module is not output]
+    leaves = [name for name, module in modules.items() if name not in linears and not list(module.children())]
+    experts = expert_placement.list_expert_matrices(model)
+    # transformers' own experts cannot have a LoRA, but their published names must not be meant either.
+    stacked = [name.replace(".experts.", ".experts.0.") for name, value in model.named_parameters() if value.ndim == 3]
+    return resolve_targets(targets, linears, experts, [*leaves, *stacked])
+
+
+def describe_lora(model: Any) -> str:
+    """One line on the share of layers, linear modules and parameters that a model's LoRA touches.
+
+    Args:
+        model: from `add_lora`.
+    """
+    modules = dict(model.get_base_model().named_modules())
+    adapted = [name for name, module in modules.items() if isinstance(module, BaseTunerLayer)]
+    inside = tuple(f"{name}." for name in adapted)  # the base layer, A and B of each
+    plain = [n for n, m in modules.items() if isinstance(m, nn.Linear) and not n.startswith(inside)]
+    layers, touched = (
+        {match[0] for name in names if (match := re.match(r".*?\.\d+(?=\.)", name))} for names in (modules, adapted)
+    )
+    trained, total = model.get_nb_trainable_parameters()
+    total += expert_placement.count_packed_parameters(model) - trained
+    return (
+        f"LoRA touches {len(touched)} of {len(layers)} layers and {len(adapted)} of {len(adapted) + len(plain)} linear "
+        f"modules; it trains {trained:,} parameters beside the model's {total:,} ({trained / total:.2%})"
     )
 
 

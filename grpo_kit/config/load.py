@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from grpo_kit.config.arguments import OneOrMore, as_texts
 from grpo_kit.config.checks import suggest_nearest
-from grpo_kit.config.schema import RunConfig
+from grpo_kit.config.schema import RunConfig, split_targets
 
 PRESETS = Path(__file__).with_name("presets")
 # The types of keys, the containers first: what a value must be, and an example for a key without a default.
@@ -51,6 +51,7 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
     for layer in layers:
         _refuse_references(OmegaConf.to_container(layer, resolve=False))
         _refuse_unknown_keys(layer)
+        _list_targets(layer)
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *layers))
     except ValidationError as error:
@@ -85,6 +86,7 @@ def keep_finished_settings(
     layers = [OmegaConf.create(layer) for layer in sections] + [OmegaConf.from_dotlist(list(overrides))]
     for layer in layers:
         _refuse_references(OmegaConf.to_container(layer, resolve=False))
+        _list_targets(layer)
     merged = OmegaConf.merge(OmegaConf.structured(config), *layers)
     return OmegaConf.to_object(merged)
 
@@ -137,6 +139,14 @@ def _read_override(text: str) -> DictConfig:
             f"{text!r} cannot be read: its value is not valid YAML. Close every bracket and quotation mark; write a "
             f"list as '{key}=[a,b]', and a text that contains brackets or a colon as '{key}=\"a: b\"'."
         ) from None
+
+
+def _list_targets(layer: DictConfig) -> DictConfig:
+    """Put a list where `lora.target_modules` is one text."""
+    key = "lora.target_modules"
+    if isinstance(text := OmegaConf.select(layer, key), str):
+        OmegaConf.update(layer, key, split_targets(text))
+    return layer
 
 
 def _describe_wrong_type(error: ValidationError, layers: Sequence[DictConfig]) -> str:

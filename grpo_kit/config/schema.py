@@ -4,6 +4,7 @@ Keys have the names that TRL, PEFT and transformers use, so a person who knows `
 `config.grpo`). OmegaConf checks the types; what it cannot know (a rank above 32, a share above 1) is checked here.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,9 +47,29 @@ def require_policy(policy: Any) -> None:
     require_type("policy", policy, Policy, "the policy section of a configuration", remedy)
 
 
+ALL_LINEAR = "all-linear"  # PEFT's word for all linear layers but the output layer
+
+
+def is_pattern(target: str) -> bool:
+    """Whether a target module is a regular expression and not a name."""
+    return bool(re.search(r"[\\^$*+?()\[\]{}|]", target))
+
+
+def split_targets(text: str) -> list[str]:
+    """The target modules in one text: names with commas between them, `all-linear`, or a regular expression.
+
+    >>> split_targets("q_proj, v_proj"), split_targets(".*[qv]_proj")
+    (['q_proj', 'v_proj'], ['.*[qv]_proj'])
+    """
+    return [text] if is_pattern(text) else [name.strip() for name in text.split(",") if name.strip()]
+
+
 @dataclass(frozen=True)
 class Lora:
-    """PEFT's LoRA. `target_modules` are endings of module names; each must match a module of the model."""
+    """PEFT's LoRA. `target_modules` are endings of module names, regular expressions, or `all-linear`.
+
+    Each must match a module of the model. One text, also with commas, stands for a list.
+    """
 
     r: int = 16
     lora_alpha: int = 32

@@ -62,6 +62,8 @@ def print_forecast(forecast: dict[str, Any]) -> None:
     peak = "" if forecast["peak_bytes"] is None else f", {forecast['peak_bytes'] / 2**30:.2f} GiB on the GPU"
     tokens = f"{forecast['prompt_tokens']} + {forecast['completion_tokens']} tokens"
     duration = run_figures.format_duration(forecast["seconds"])
+    if "lora" in forecast:
+        out.print(f"{INDENT}{forecast['lora']}")
     out.print(
         f"{INDENT}the longest step fits ({tokens}{peak}); at most {step:.1f} s a step, "
         f"{forecast['steps']} steps in {duration}"

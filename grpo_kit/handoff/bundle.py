@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
+from grpo_kit.config.schema import ALL_LINEAR, is_pattern
 from grpo_kit.data import curriculum, gold_answers
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.evaluation import screening
@@ -110,6 +111,14 @@ class Bundle:
                 name, function = spec, reward_name(load_reward(spec))
             functions.append((find_reward(name), function))
         return functions
+
+    @property
+    def target_modules(self) -> list[str]:
+        """`lora.target_modules`, as the adapter has them where they are no names but expressions or `all-linear`."""
+        targets = self.config.lora.target_modules
+        if not any(target == ALL_LINEAR or is_pattern(target) for target in targets):
+            return targets
+        return json.loads((self.folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
 
     def prompts_open_thinking(self, split: str) -> list[bool]:
         """For each row, whether its prompt ends inside an open `<think>`."""

@@ -122,7 +122,7 @@ def make_lora(bundle: Bundle) -> dict[str, Any]:
     lora = bundle.config.lora
     return {
         "enabled": True,
-        "target_modules": [f"*.{name}" for name in lora.target_modules],
+        "target_modules": [f"*.{name}" for name in bundle.target_modules],
         "exclude_modules": [],
         "match_all_linear": False,
         "dim": lora.r,

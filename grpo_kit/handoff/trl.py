@@ -135,7 +135,7 @@ def _not_carried(bundle: Bundle) -> list[str]:
         sentences.append(
             "The base is loaded in 16 bit: bitsandbytes alone leaves routed experts unquantised (policy.load_in_4bit)."
         )
-    if "out_proj" in " ".join(bundle.config.lora.target_modules):
+    if "out_proj" in " ".join(bundle.target_modules):
         sentences.append(
             "PEFT refuses a LoRA on Mamba's out_proj; this run had one, with the fused kernel switched off."
         )

@@ -91,7 +91,7 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
         f"{model}.lora_adapter_path": f"{bundle.out}/adapter",
         f"{model}.lora_rank": config.lora.r,
         f"{model}.lora_alpha": config.lora.lora_alpha,
-        f"{model}.target_modules": config.lora.target_modules,
+        f"{model}.target_modules": bundle.target_modules,
         f"{model}.enable_gradient_checkpointing": grpo.gradient_checkpointing,
         f"{actor}.optim.lr": part.learning_rate,
         f"{actor}.optim.lr_warmup_steps": 0 if grpo.lr_scheduler_type == "constant" else grpo.warmup_steps,

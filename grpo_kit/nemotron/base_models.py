@@ -125,3 +125,20 @@ def select_modules(targets: Iterable[str], names: Iterable[str]) -> list[str]:
     """
     ends = set(targets)
     return [name for name in names if not ends.isdisjoint(name_endings(name))]
+
+
+def shortest_targets(names: Iterable[str], modules: Iterable[str]) -> list[str]:
+    """The shortest endings of module names that select exactly `names` among all `modules`.
+
+    Example:
+        >>> shortest_targets(["a.q_proj"], ["a.q_proj", "a.k_proj"]), shortest_targets(["a.x"], ["a.x", "b.x"])
+        (['q_proj'], ['a.x'])
+    """
+    left, targets = set(names), []
+    for parts in (1, 2):
+        for ending in sorted({".".join(name.split(".")[-parts:]) for name in left}):
+            selected = set(select_modules([ending], modules))
+            if selected <= left:
+                targets.append(ending)
+                left -= selected
+    return sorted([*targets, *(name.removeprefix("backbone.").removeprefix("model.") for name in left)])

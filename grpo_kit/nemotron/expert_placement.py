@@ -1,10 +1,12 @@
 """All routed experts of a model: put into tiers with the least used on the host, opened to LoRA, counted."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from grpo_kit.nemotron.base_models import select_modules
 from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
 from grpo_kit.nemotron.experts import TieredExperts
 
@@ -24,16 +26,26 @@ def open_for_lora(model: nn.Module, targets: Sequence[str]) -> bool:
     Returns:
         Whether some target means a routed expert.
     """
-    chosen = {
-        name: layer
+    chosen = {name.rsplit(".", 2)[0] for name in select_modules(targets, list_expert_matrices(model))}
+    layers = find_tiered_layers(model)
+    for name in chosen:
+        layers[name].open_for_lora()
+    return bool(chosen)
+
+
+def list_expert_matrices(model: nn.Module) -> list[str]:
+    """Names of the routed experts' matrices, as PEFT sees them once they are open."""
+    return [
+        f"{name}.{expert}.{leaf}"
         for name, layer in find_tiered_layers(model).items()
         for expert in range(layer.num_experts)
         for leaf in ("up_proj", "down_proj")
-        if any(f".{name}.{expert}.{leaf}".endswith(f".{target}") for target in targets)
-    }
-    for layer in chosen.values():
-        layer.open_for_lora()
-    return bool(chosen)
+    ]
+
+
+def count_packed_parameters(model: nn.Module) -> int:
+    """How many weights the routed experts hold that are not parameters of the module."""
+    return sum(2 * layer.num_experts * math.prod(layer.geometry) for layer in find_tiered_layers(model).values())
 
 
 def unreached_experts(model: nn.Module) -> tuple[str, ...]:

@@ -104,8 +104,8 @@ def weight_rows(work: Workload) -> list[Row]:
 def lora_rows(work: Workload) -> list[Row]:
     """LoRA's matrices, their gradients and the optimiser's states, all in float32."""
     model, lora = work.model, work.config.lora
-    targets = tuple(f".{name}" for name in lora.target_modules)
-    width = sum(sum(shape) for name, shape in model.linears.items() if name.endswith(targets))
+    targets = tuple(f".{name}" for name in model.find_targets(lora.target_modules))
+    width = sum(sum(shape) for name, shape in model.linears.items() if f".{name}".endswith(targets))
     if work.config.policy.load_in_4bit:  # there each routed expert is a target of its own
         leaves = [leaf for leaf in (".experts.0.up_proj", ".experts.0.down_proj") if leaf.endswith(targets)]
         width += model.routed * len(leaves) * sum(model.expert)

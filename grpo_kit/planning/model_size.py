@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.nemotron import base_models, experts
 from grpo_kit.policy.load import policy_source
@@ -77,6 +78,17 @@ class Architecture:
                 f"policy.model is a {config.model_type}; only a Nemotron-H can be planned. Name a Nemotron-H."
             )
         return Architecture(config)
+
+    def find_targets(self, targets: list[str]) -> list[str]:
+        """The endings of module names that `lora.target_modules` means.
+
+        Raises:
+            ValueError: a target means no module of the model.
+        """
+        linears = [name for name in self.linears if name != "lm_head"]
+        layers = [i for i, kind in enumerate(self.config.layers_block_type) if kind == "moe"]
+        experts = [f"model.layers.{i}.mixer.experts.0.{leaf}" for i in layers for leaf in ("up_proj", "down_proj")]
+        return resolve_targets(targets, linears, experts)
 
     def nbytes(self, part: str, policy: Policy) -> int:
         """Bytes of a part's weights. In 4 bit, experts.py lays out the routed experts, and the router is in float32."""
@@ -186,7 +198,8 @@ def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -
 def activation_bytes(model: Architecture, config: RunConfig, batch: int, seq: int, grad: bool) -> tuple[int, int]:
     """(bytes that all layers keep, most bytes that one layer has alive beside them) on (batch, seq) tokens."""
     lora, dtype, costs, kept, most = config.lora, config.policy.dtype, {}, 0, 0
-    targets = tuple(f".{name}" for name in lora.target_modules)
+    # A full name, of one layer, counts for all layers of its kind.
+    targets = tuple({f".{'.'.join(name.split('.')[-2:])}" for name in model.find_targets(lora.target_modules)})
     for kind in model.kinds:
         costs[kind] = [batch * n for n in layer_bytes(model, kind, seq, dtype, lora.r, targets, grad)]
         if kind == "moe":

@@ -9,7 +9,7 @@ which is right whether the patterns are read or not.
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from grpo_kit.adapters.adapter_config import CONFIG_FILE
 from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.layouts import Pair
 from grpo_kit.adapters.safetensors_files import one_thread, write_safetensors
-from grpo_kit.nemotron.base_models import Modules, select_modules
+from grpo_kit.nemotron.base_models import Modules, shortest_targets
 from grpo_kit.runs.files import new_file
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -82,23 +82,6 @@ def plan_zip(
         widest = torch.promote_types(widest, pair.dtype)
     written = getattr(torch, dtype) if dtype else torch.float32 if widest == torch.float64 else widest
     return Plan(ordered, scale, ranks_in_file, written, config)
-
-
-def shortest_targets(names: Iterable[str], modules: Iterable[str]) -> list[str]:
-    """The shortest endings of module names that select exactly `names` among all `modules`.
-
-    Example:
-        >>> shortest_targets(["a.q_proj"], ["a.q_proj", "a.k_proj"]), shortest_targets(["a.x"], ["a.x", "b.x"])
-        (['q_proj'], ['a.x'])
-    """
-    left, targets = set(names), []
-    for parts in (1, 2):
-        for ending in sorted({".".join(name.split(".")[-parts:]) for name in left}):
-            selected = set(select_modules([ending], modules))
-            if selected <= left:
-                targets.append(ending)
-                left -= selected
-    return sorted([*targets, *(name.removeprefix("backbone.") for name in left)])
 
 
 def _rank_pattern(ranks: Mapping[str, int], usual: int) -> dict[str, int]:

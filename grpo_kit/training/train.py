@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit.adapters.lora import add_lora
+from grpo_kit.adapters.lora import add_lora, describe_lora
 from grpo_kit.config import RunConfig
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
@@ -166,6 +166,7 @@ def make_trainer(
 
     def save_forecast(forecast: dict[str, Any]) -> None:
         if processes.is_first():
+            forecast = forecast | {"lora": describe_lora(model)}
             write_text(run.forecast, to_json(forecast, indent=2) + "\n")
             if on_forecast:
                 on_forecast(forecast)

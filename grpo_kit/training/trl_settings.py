@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_kit.config import Grpo, RunConfig, Stage
+from grpo_kit.config.schema import is_pattern
 from grpo_kit.runs import processes
 from grpo_kit.training import trackers
 
@@ -80,7 +81,9 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
         **trl_arguments(config) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
         use_cpu=processes.process_device() == "cpu",
         # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
-        ddp_find_unused_parameters=any(t in ("up_proj", "down_proj") for t in config.lora.target_modules),
+        ddp_find_unused_parameters=any(
+            t in ("up_proj", "down_proj") or is_pattern(t) for t in config.lora.target_modules
+        ),
         output_dir=str(output_dir),
         shuffle_dataset=False,  # the trainer draws its own prompts, whatever rows TRL hands over
         logging_steps=1,
