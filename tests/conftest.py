@@ -114,3 +114,13 @@ def loopback(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     yield fake
     fake.close()
+
+
+@pytest.fixture
+def far_east(monkeypatch):
+    """A machine whose clock is eight hours ahead of UTC."""
+    monkeypatch.setenv("TZ", "CST-8")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()

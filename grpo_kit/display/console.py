@@ -128,7 +128,13 @@ def print_next(*commands: Sequence[str]) -> None:
     """The commands to type next, each a list of words after `grpo-kit`; a long one goes on after a backslash."""
     for number, words in enumerate(commands):
         lines = [("then:    " if number else "next:    ") + program_name()]
+        units: list[str] = []  # an option stays beside its value
         for word in map(shlex.quote, words):
+            if units and units[-1].startswith("-") and " " not in units[-1] and not word.startswith("-"):
+                units[-1] += f" {word}"
+            else:
+                units.append(word)
+        for word in units:
             if out.is_terminal and len(lines[-1]) + len(word) + 3 > out.width:
                 lines[-1] += " \\"
                 lines.append(INDENT + "  " + word)

@@ -18,6 +18,7 @@ from typing import Any
 from grpo_kit.kaggle.kernel import GPU_LINE, Kernel, find_accelerator
 from grpo_kit.kaggle.submit import describe_calls
 from grpo_kit.runs.files import write_text
+from grpo_kit.runs.texts import format_time
 
 ENDED = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
 # Everything but the 4-bit checkpoint, which has gigabytes and can be made again from the mounted model.
@@ -134,7 +135,10 @@ def push_once(client: Any, kernel: Kernel, force: bool, say: Say) -> dict[str, A
     same = note.get("content") == kernel.content and not force
     name, accelerator = kernel.metadata["id"], kernel.metadata["machine_shape"]
     if same and note["state"] == "pushed":
-        say(f"pushed before, {note['at'][:16]} UTC, as version {note['version']}: following it; --force pushes again")
+        say(
+            f"pushed before, {format_time(note['at'])}, as version {note['version']}: following it; "
+            "--force pushes again"
+        )
         return note
     if same and _is_running(client, name):
         say("the earlier push had no answer, but the kernel is running: following it")

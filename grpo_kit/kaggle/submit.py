@@ -18,6 +18,7 @@ from grpo_kit.adapters.findings import fatal
 from grpo_kit.config.arguments import as_path
 from grpo_kit.kaggle.kernel import COMPETITION
 from grpo_kit.runs.files import hash_of, write_text
+from grpo_kit.runs.texts import format_time
 
 DAILY_LIMIT = 5
 LISTED_AFTER = 600.0  # seconds; a submission that Kaggle's list does not show by then was never made
@@ -194,7 +195,7 @@ def send_once(client: Any, submission: Submission, message: str, say: Say) -> No
     """
     note = submission.read_note()
     if note and note.state != "sending":
-        say(f"submitted before, {note.at[:16]} UTC; the same zip is not sent twice")
+        say(f"submitted before, {format_time(note.at)}; the same zip is not sent twice")
         return
     if _is_listed(client, submission, say):
         return
@@ -203,9 +204,10 @@ def send_once(client: Any, submission: Submission, message: str, say: Say) -> No
         say("the earlier attempt never reached Kaggle's list; sending again")
     today, allowed = client.submission_limits(COMPETITION)
     if today and not allowed:
+        midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0)  # Kaggle counts by days of UTC
         raise RuntimeError(
             f"{today} submissions were made today and Kaggle allows no more ({DAILY_LIMIT} a day). "
-            "Run the same command after midnight UTC."
+            f"Run the same command after {format_time(midnight, '%H:%M %Z')}."
         )
     path, description = submission.zip, submission.describe(message)
     say(f"uploading {path} ({path.stat().st_size / 2**20:.1f} MiB)")
@@ -287,9 +289,9 @@ def _discard_old_note(submission: Submission, note: Note) -> None:
     minutes = (LISTED_AFTER - note.age()) / 60
     if minutes > 0:
         raise ConnectionError(
-            f"This zip was sent at {note.at[11:16]} UTC without an answer, and Kaggle's list does not show it yet. "
-            f"Look at {LIST_PAGE}, or run the same command again in {minutes:.0f} minutes: it checks the list before "
-            "it sends."
+            f"This zip was sent at {format_time(note.at, '%H:%M %Z')} without an answer, and Kaggle's list does not "
+            f"show it yet. Look at {LIST_PAGE}, or run the same command again in {minutes:.0f} minutes: it checks the "
+            "list before it sends."
         )
     submission.discard_note()
 

@@ -162,7 +162,9 @@ from grpo_kit import Board, train
 board = Board(run)
 display(board)
 last = await board.during(train, config, run, rewards)
-print(f"{last['step']} steps are done. The adapter is in {run.adapter}.")
+print(
+    f"{last['step']} steps in {run.stages()['train']['seconds']:.0f} s. The adapter is in {run.adapter}."
+)
 
 # %% [markdown]
 # **You should see** the reward end above 1. In the third chart the blue share falls: a group whose replies are all

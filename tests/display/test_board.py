@@ -88,16 +88,6 @@ def test_displaying_the_board_shows_its_widget(run, monkeypatch):
     assert shown == [board.widget] and board.stop_button in board.widget.children
 
 
-@pytest.fixture
-def far_east(monkeypatch):
-    """A machine whose clock is eight hours ahead of UTC."""
-    monkeypatch.setenv("TZ", "CST-8")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
 def test_the_board_shows_the_expected_end_on_the_local_clock_and_only_during_a_training(run, far_east):
     write_text(run.forecast, json.dumps({"steps": 100, "seconds": 7200.0}))
     board = Board(run)

@@ -21,6 +21,7 @@ import pytest
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
+from grpo_kit.display.report import save_report
 from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import read_lines
@@ -210,6 +211,13 @@ def test_the_board_updates_and_reacts_to_clicks_in_a_real_browser(folder, server
 
     page.look_at(".jp-OutputArea :has(> .completion)", pictures / "completions.png")
 
+    # What is read stays in place, thinking unfolded, while steps are taken.
+    shown = page.text(":has(> .completion)")
+    reading = page.steps()
+    wait(400, lambda: page.steps() > reading + 1, output)
+    assert page.text(":has(> .completion)") == shown
+    assert page.script("return document.querySelector('.completion details').open")
+
     # The button ends the run with what it has, and the cells after it go on.
     page.click(".jp-OutputArea .jupyter-button:not([disabled])")
     wait(400, lambda: "stopped and saved" in output(), output)
@@ -232,3 +240,20 @@ def test_run_all_on_the_notebook_as_it_is_trains_the_tiny_policy_to_its_end(fold
     assert page.script("return document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=error]').length") == 0
     assert {"before", "train"} <= run.stages().keys() and len(read_lines(run.metrics)) == 30
     page.look_at(BOARD, pictures / "finished.png")
+
+
+@pytest.mark.slow
+def test_the_report_is_readable_on_a_phone(trained, page, pictures):
+    save_report(trained[1])
+    page.driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    )
+    page.driver.get(trained[1].page.absolute().as_uri())
+    page.script("document.querySelectorAll('details').forEach(e => e.open = true)")
+    widths = page.script(
+        "return [innerWidth, document.documentElement.scrollWidth, "
+        "...[...document.querySelectorAll('img')].map(e => e.getBoundingClientRect().width)]"
+    )
+    assert widths[:2] == [390, 390] and len(widths) == 8 and min(widths[2:]) > 300
+    page.driver.save_screenshot(str(pictures / "phone.png"))
+    page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

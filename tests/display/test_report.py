@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import shutil
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -61,16 +60,6 @@ def test_the_page_shows_figures_charts_and_completions(copied):
     assert len([1 for tag, _ in page.tags if tag == "summary"]) == 1 + 4 + 64  # settings, steps, thinking
     assert [attrs for tag, attrs in page.tags if tag == "details" and "open" in attrs] == []
     assert "time left" not in page.text
-
-
-@pytest.fixture
-def far_east(monkeypatch):
-    """A machine whose clock is eight hours ahead of UTC."""
-    monkeypatch.setenv("TZ", "CST-8")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 def test_the_page_says_what_was_trained_when_and_with_what(copied, far_east):

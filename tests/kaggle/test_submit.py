@@ -151,9 +151,9 @@ def test_a_refusal_leaves_no_note_so_that_it_can_be_sent_later(client, loopback,
     assert "submitted as 1000" in submit(client, path)[1]
 
 
-def test_a_used_up_daily_limit_is_reported_before_the_upload(client, loopback, path):
+def test_a_used_up_daily_limit_is_reported_before_the_upload(client, loopback, path, far_east):
     loopback.allowed, loopback.today = 0, 5
-    with pytest.raises(RuntimeError, match=r"5 submissions were made today.*\(5 a day\).*after midnight UTC"):
+    with pytest.raises(RuntimeError, match=r"5 submissions were made today.*\(5 a day\).*after 08:00 CST"):
         submit(client, path)
     assert loopback.uploads == {}
 

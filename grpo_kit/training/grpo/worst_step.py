@@ -62,7 +62,7 @@ class WorstStepCallback(TrainerCallback):
         if self.done:
             return
         self.done = True
-        activity.announce("measuring memory and time of the longest step")
+        activity.announce("measuring the longest step")
         try:
             forecast = try_longest_step(self.trainer, self.longest, args.max_steps - state.global_step)
         except torch.OutOfMemoryError as error:
