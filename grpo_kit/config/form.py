@@ -1,6 +1,8 @@
-"""Splits the text of a notebook's form field into settings, as a shell splits a command line."""
+"""Splits the text of a notebook's form field into settings, as a shell splits a command line, and joins them."""
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 
 # A quoted text; a bracket; a gap: spaces, or a comma before the next setting; a stretch of anything else.
 PIECE = re.compile(
@@ -57,3 +59,24 @@ def _without_shell_quotes(word: str) -> str:
     """`word` without the quotes around it, if they enclose a whole setting: 'data.system_prompt=Be brief'."""
     quoted = re.fullmatch(r"""(["'])([\w.]+=.*)\1""", word, re.S)
     return quoted[2] if quoted else word
+
+
+def join_settings(words: Sequence[str]) -> str:
+    """The text of a form field that `split_settings` splits into these settings.
+
+    Raises:
+        ValueError: a setting has a space, and both kinds of quotation marks elsewhere.
+
+    Example:
+        >>> join_settings(["data.system_prompt=Be brief", "lora.r=8"])
+        "'data.system_prompt=Be brief' lora.r=8"
+    """
+    return " ".join(map(_with_shell_quotes, words))
+
+
+def _with_shell_quotes(word: str) -> str:
+    for text in (word, f"'{word}'", f'"{word}"'):
+        with suppress(ValueError):
+            if split_settings(text) == [word]:
+                return text
+    raise ValueError(f"{word!r} cannot be written into a form field. Use one kind of quotation marks in it.")

@@ -16,6 +16,7 @@ from typing import Any
 
 from grpo_kit import config as configuration
 from grpo_kit.config.checks import require
+from grpo_kit.config.form import join_settings
 from grpo_kit.kaggle import wheels
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.installation import read_install_cell
@@ -237,7 +238,7 @@ def build_kernel(
         root: the folder of all runs; the kernel goes into `NAME/kaggle/SLUG` there.
         run: name of the run, on Kaggle as here; the preset's name by default.
         preset: name of a preset; None: the one that suits the accelerator.
-        overrides: key=value, without spaces.
+        overrides: settings as `key=value`.
         datasets: owner/slug of what is mounted; the owner's wheels by default, as `grpo-kit wheels` names them.
         kernels: owner/slug of kernels whose output is mounted, such as that of an earlier run.
 
@@ -254,15 +255,10 @@ def build_kernel(
     tiny = configuration.load_config([preset], overrides).policy.model == "tiny"
     if not tiny and not any(text.startswith("policy.model=") for text in overrides):
         overrides = [f"policy.model={MOUNTED_MODEL}", *overrides]
-    with_space = next((text for text in overrides if " " in text), "")
-    require(
-        not with_space,
-        f"{with_space!r} contains a space, but the notebook's form separates overrides at spaces. Write it without.",
-    )
     name = find_run(run or preset, root).name
     title = f"grpo-kit {notebook.stem.replace('_', ' ')}" + (f" {run}" if run else "")
     metadata = make_metadata(owner, title, notebook.name, accelerator, datasets, kernels, () if tiny else (MODEL,))
-    form = {"preset": preset, "run_name": name, "overrides": " ".join(overrides)}
+    form = {"preset": preset, "run_name": name, "overrides": join_settings(overrides)}
     code = fill_notebook(notebook, form, accelerator)
     check_metadata(metadata, code)
     return Kernel(root / name / "kaggle" / make_slug(title), metadata, code)

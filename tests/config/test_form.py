@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.config.form import split_settings
+from grpo_kit.config.form import join_settings, split_settings
 from grpo_kit.config.load import load_config
 
 
@@ -49,3 +49,21 @@ def test_a_quoted_text_reaches_the_configuration_as_it_is(value):
     quoted = value.replace('"', '\\"')
     (word,) = split_settings(f'data.system_prompt="{quoted}"')
     assert load_config("tiny", word).data.system_prompt == value
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["grpo.max_steps=2", "lora.r=[4, 8]"],
+        ["data.system_prompt=Be brief", 'data.prompt_suffix="a b"'],
+        ["data.system_prompt=It's so", 'data.prompt_suffix=say "no" (now'],
+        ["data.system_prompt=a b]"],
+    ],
+)
+def test_joined_settings_are_split_into_the_same(words):
+    assert split_settings(join_settings(words)) == words
+
+
+def test_settings_that_a_field_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match="cannot be written into a form field"):
+        join_settings(["data.system_prompt=x\"y z' w"])

@@ -142,11 +142,12 @@ def test_every_notebook_of_the_kit_makes_a_sound_kernel(tmp_path, notebook):
 
 
 def test_the_notebook_form_is_filled_in_and_remains_a_form(tmp_path):
-    source = text(stage(tmp_path, overrides=["grpo.max_steps=2", 'data.prompt_suffix="\\\\boxed"']))
+    words = ["grpo.max_steps=2", 'data.prompt_suffix="\\\\boxed"', 'data.system_prompt="Be brief"', "data.source=a b"]
+    source = text(stage(tmp_path, overrides=words))
     line = next(line for line in source.splitlines() if line.startswith("overrides ="))
     assert line.endswith('#@param {type:"string"}')
     value = json.loads(line.removeprefix("overrides = ").partition("  #@param")[0].strip())
-    assert value == f'policy.model={kernel.MOUNTED_MODEL} grpo.max_steps=2 data.prompt_suffix="\\\\boxed"'
+    assert value == f"policy.model={kernel.MOUNTED_MODEL} {' '.join(words[:3])} 'data.source=a b'"
     assert 'preset = "t4x2"  #@param' in source and 'run_name = "t4x2"  #@param' in source
 
 
@@ -179,7 +180,7 @@ def test_the_same_content_is_the_same_push_and_another_accelerator_is_another(tm
         ({"preset": "mine.yaml"}, ValueError, "takes a preset"),
         ({"overrides": ["grpo.max_step=3"]}, ValueError, "Did you mean grpo.max_steps"),
         ({"overrides": ["grpo.max_steps=many"]}, ValueError, "it must be a whole number"),
-        ({"overrides": ["data.prompt_suffix=a b"]}, ValueError, "separates overrides at spaces"),
+        ({"overrides": ["data.prompt_suffix=x\"y z' w"]}, ValueError, "cannot be written into a form field"),
         ({"run": "../up"}, ValueError, "Invalid run name"),
         ({"run": "r" * 40}, ValueError, "5 to 50"),
         ({"datasets": ["wheels"]}, ValueError, "owner/slug"),
