@@ -53,7 +53,7 @@ def test_the_demo_leaves_a_zip_a_picture_and_a_table(demo):
         assert archive.namelist() == ["adapter_config.json", "adapter_model.safetensors"]
     assert (here / "runs/demo/report.png").stat().st_size > 10_000
     assert "Held-out accuracy" in (here / "runs/demo/report.html").read_text()
-    for words in ("95 % interval", "submission/submission.zip", "runs/demo/report.png", "Next:"):
+    for words in ("95 % interval", "submission/submission.zip", "runs/demo/report.png", "next: "):
         assert words in output
     assert output.count(" ok ") == 5 and " fatal " not in output
 

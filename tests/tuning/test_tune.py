@@ -211,7 +211,7 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
         ]
     assert "train" not in run.stages() and not run.adapter.exists()
     terminal.print_search(result, run)
-    assert f"to use the best: {result['best']['overrides'][0]}" in capsys.readouterr().out
+    assert f"train --run r-best {result['best']['overrides'][0]}\n" in capsys.readouterr().out
 
 
 def test_the_table_of_trials_splits_no_number_at_80_characters(tmp_path, monkeypatch):
