@@ -9,7 +9,7 @@ from grpo_kit.adapters.config_check import IGNORES, REJECTS, check_fields, is_al
 from grpo_kit.adapters.findings import WARNING, Finding, Refused, printable, printable_list
 from grpo_kit.adapters.names import Pattern
 
-CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 LARGEST_CONFIG = 1 << 20  # bytes; a real one has about 1,000
 
 

@@ -9,11 +9,9 @@ from typing import BinaryIO
 
 import torch
 
-from grpo_kit.adapters.adapter_config import CONFIG_FILE, read_adapter_config
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE, read_adapter_config
 from grpo_kit.adapters.findings import Refused, raise_fatal
-from grpo_kit.adapters.safetensors_files import DTYPES, read_header, read_pieces
-
-TENSORS_FILE = "adapter_model.safetensors"
+from grpo_kit.adapters.safetensors_files import DTYPES, read_header, read_pieces, torch_type
 
 
 class AdapterFolder:
@@ -60,13 +58,14 @@ class AdapterFolder:
 
     def dtype_of(self, key: str) -> torch.dtype:
         """The type of a tensor."""
-        return DTYPES[self.entries[key].dtype]
+        return torch_type(self.entries[key].dtype)
 
     def read_tensor(self, key: str) -> torch.Tensor:
         """A tensor, read from the file now. Raises ValueError when the file became shorter meanwhile."""
         entry = self.entries[key]
         if self._file is None:
             self._file = self.path.open("rb")
-        pieces = list(read_pieces(self._file, entry))
-        flat = torch.cat(pieces) if pieces else torch.empty(0, dtype=DTYPES[entry.dtype])
+        kind = torch_type(entry.dtype)
+        pieces = [torch.frombuffer(piece, dtype=kind) for piece in read_pieces(self._file, entry)]
+        flat = torch.cat(pieces) if pieces else torch.empty(0, dtype=kind)
         return flat.view(entry.shape)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from grpo_kit.adapters.adapter_config import CONFIG_FILE
-from grpo_kit.adapters.folder import TENSORS_FILE, AdapterFolder
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE
+from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.names import published_name
 from grpo_kit.adapters.targets import resolve_targets

@@ -12,16 +12,17 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from grpo_kit.adapters.findings import Refused, printable
+
+if TYPE_CHECKING:
+    import torch  # a header is read without it, because importing it takes longer than checking a small adapter
 
 LARGEST_HEADER = 4 << 20  # bytes; the 12,010 tensors of a complete adapter need about 1.9 million
 MOST_TENSORS = 30_000  # a complete adapter of the 30B has 12,010
 PIECE = 1 << 20  # bytes read at once; a multiple of the size of every type
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # {its name in a file: in torch}
 
 
 class TensorEntry(NamedTuple):
@@ -39,6 +40,8 @@ def one_thread() -> Iterator[None]:
 
     On small pieces threads mostly wait for each other. The last bits of a sum would also depend on their number.
     """
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -92,18 +95,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def read_pieces(file: BinaryIO, entry: TensorEntry) -> Iterator[torch.Tensor]:
-    """A tensor of one of DTYPES as flat pieces of at most 1 MiB. Raises ValueError when the file ends too early."""
+def torch_type(kind: str) -> "torch.dtype":
+    """PyTorch's type for one of DTYPES."""
+    import torch
+
+    return getattr(torch, DTYPES[kind])
+
+
+def read_pieces(file: BinaryIO, entry: TensorEntry) -> Iterator[bytearray]:
+    """The bytes of a tensor in pieces of at most 1 MiB. Raises ValueError when the file ends too early."""
     file.seek(entry.begin)
     for begin in range(entry.begin, entry.end, PIECE):
         buffer = bytearray(min(PIECE, entry.end - begin))
         if file.readinto(buffer) != len(buffer):
             raise ValueError(f"{file.name} became shorter while it was read. Copy the adapter elsewhere and repeat.")
-        yield torch.frombuffer(buffer, dtype=DTYPES[entry.dtype])
+        yield buffer
 
 
 def write_safetensors(
-    target: BinaryIO, entries: Mapping[str, tuple[str, Iterable[int]]], tensors: Iterable[torch.Tensor]
+    target: BinaryIO, entries: Mapping[str, tuple[str, Iterable[int]]], tensors: "Iterable[torch.Tensor]"
 ) -> int:
     """Write a safetensors file to a stream.
 
@@ -115,6 +125,8 @@ def write_safetensors(
     Returns:
         The bytes of all tensors together.
     """
+    import torch
+
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in entries.items():

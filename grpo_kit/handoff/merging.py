@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
-from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, write_safetensors
+from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, torch_type, write_safetensors
 from grpo_kit.nemotron.checkpoint_files import shorten_error, transformers_name
 from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 
@@ -164,10 +164,10 @@ def _modules_in(name: str, shape: list[int]) -> list[str]:
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
     """The tensor plus the adapter's update, summed in float32, in the type in which it is written."""
-    tensor, kind = file.get_tensor(name), DTYPES.get(_stored_form(file, name)[0])
-    if kind is None:
+    tensor, kind = file.get_tensor(name), _stored_form(file, name)[0]
+    if kind not in DTYPES:
         return tensor
-    merged = tensor.to(kind, copy=True)
+    merged = tensor.to(torch_type(kind), copy=True)
     for place, module in enumerate(_modules_in(name, list(tensor.shape))):
         if module in pairs:
             a, b = (half.float() for half in pairs[module].load())

@@ -1,9 +1,10 @@
 """Base models and the modules of them that can carry a LoRA, by published name and with their shapes.
 
-The modules come from the real architecture, transformers' Nemotron-H, built without weights from a config.json; the
-30B's is in the package, so nothing is downloaded. Names are the published ones: `backbone.layers.0.mixer.in_proj`,
-routed experts with one matrix each, `lm_head`. Routers, convolutions and embeddings are left out, because the
-challenge's scorer (vLLM) puts no LoRA there.
+A local folder's modules come from the real architecture, transformers' Nemotron-H, built without weights from its
+config.json. Those of the two bases whose config.json is in the package are written down from it by `_list_modules`,
+because importing transformers takes longer than checking a small adapter. Names are the published ones:
+`backbone.layers.0.mixer.in_proj`, routed experts with one matrix each, `lm_head`. Routers, convolutions and embeddings
+are left out, because the challenge's scorer (vLLM) puts no LoRA there.
 """
 
 import functools
@@ -72,11 +73,48 @@ def lora_modules(base: str) -> Modules:
             f"{base!r} is not a known base model. Give {PUBLISHED}, tiny, or a local folder with a config.json."
         )
     path = {PUBLISHED: NANO, TINY: tiny.FOLDER / "config.json"}.get(resolved, Path(resolved, "config.json"))
-    return dict(_read_modules(path, path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8")
+    return dict(_build_modules(path, text) if path.parent == Path(resolved) else _list_modules(text))
+
+
+@functools.lru_cache(maxsize=2)
+def _list_modules(text: str) -> Modules:
+    """The modules of a config.json of the package, known to be a Nemotron-H's: the same as `_build_modules` gives."""
+    c = json.loads(text)
+    letters = {"M": "linear_attention", "*": "full_attention", "E": "moe"}
+    kinds = c.get("layers_block_type") or [letters[letter] for letter in c["hybrid_override_pattern"]]
+    hidden, inner = c["hidden_size"], c["mamba_num_heads"] * c["mamba_head_dim"]
+    queries, keys = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
+    shared = c["moe_shared_expert_intermediate_size"]
+    experts = [f"experts.{number}" for number in range(c["n_routed_experts"])]
+    widths = dict.fromkeys(experts, c["moe_intermediate_size"]) | {"shared_experts": shared}
+    shapes = {
+        "linear_attention": {
+            "in_proj": (2 * inner + 2 * c["n_groups"] * c["ssm_state_size"] + c["mamba_num_heads"], hidden),
+            "out_proj": (hidden, inner),
+        },
+        "full_attention": {
+            "q_proj": (queries, hidden),
+            "k_proj": (keys, hidden),
+            "v_proj": (keys, hidden),
+            "o_proj": (hidden, queries),
+        },
+        "moe": {
+            f"{name}.{matrix}": shape
+            for name, width in widths.items()
+            for matrix, shape in (("up_proj", (width, hidden)), ("down_proj", (hidden, width)))
+        },
+    }
+    modules = {
+        f"backbone.layers.{number}.mixer.{name}": shape
+        for number, kind in enumerate(kinds)
+        for name, shape in shapes[kind].items()
+    }
+    return modules | {"lm_head": (c["vocab_size"], hidden)}
 
 
 @functools.lru_cache(maxsize=4)
-def _read_modules(path: Path, text: str) -> Modules:  # `text` is an argument so that a changed file is read again
+def _build_modules(path: Path, text: str) -> Modules:  # `text` is an argument so that a changed file is read again
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from torch import nn

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo_kit.nemotron import nf4
+from grpo_kit.nemotron import nf4, nf4_layout
 
 SOURCE = Path(__file__).with_suffix(".cu")
 UP = {torch.float16: "product<unsigned short, false>", torch.float32: "product<float, false>"}  # by the rows' type
@@ -111,7 +111,7 @@ def _launch(
 ) -> None:
     """One product of rows of x with matrices of `shape` that begin `start` bytes behind the addresses in `table`."""
     tensors = [x.contiguous(), index.contiguous(), table, weights.contiguous(), *nf4.lookup_tables(x.device), out]
-    pairs, sections = index.numel(), [start + offset for offset in nf4.section_offsets(shape)[:4]]
+    pairs, sections = index.numel(), [start + offset for offset in nf4_layout.section_offsets(shape)[:4]]
     with torch.cuda.device_of(x):
         compile_kernel(x.device, name)(
             grid=(pairs, -(-shape[0] // TILE), 1),

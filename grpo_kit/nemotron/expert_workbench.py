@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo_kit.nemotron import nf4
+from grpo_kit.nemotron import nf4_layout
 
 
 class ExpertShape(NamedTuple):
@@ -25,12 +25,12 @@ class ExpertShape(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of one expert in NF4: the up matrix, then the down matrix."""
-        return nf4.packed_nbytes(self.up) + nf4.packed_nbytes(self.down)
+        return nf4_layout.packed_nbytes(self.up) + nf4_layout.packed_nbytes(self.down)
 
-    def views(self, data: torch.Tensor) -> tuple[nf4.Nf4, nf4.Nf4]:
+    def views(self, data: torch.Tensor) -> tuple[nf4_layout.Nf4, nf4_layout.Nf4]:
         """(up, down) as views into an expert's bytes, (nbytes,) uint8."""
-        middle = nf4.packed_nbytes(self.up)
-        return nf4.unpack_matrix(data[:middle], self.up), nf4.unpack_matrix(data[middle:], self.down)
+        middle = nf4_layout.packed_nbytes(self.up)
+        return nf4_layout.unpack_matrix(data[:middle], self.up), nf4_layout.unpack_matrix(data[middle:], self.down)
 
 
 class Workbench:

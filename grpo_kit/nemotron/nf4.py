@@ -1,8 +1,9 @@
 """One weight matrix in 4 bit, as one run of bytes that can be moved, stored and multiplied with.
 
 The format is NF4 with double quantisation: blocks of 64 values share a scale, and blocks of 256 scales are stored in 8
-bit themselves, which makes 4.127 bits a value. bitsandbytes does the arithmetic. The layout is this file's: packed
-values, 8-bit scales, their scales and their mean follow one another, so that a matrix is a single copy over PCIe.
+bit themselves, which makes 4.127 bits a value. bitsandbytes does the arithmetic. The layout is the kit's
+(nf4_layout.py): packed values, 8-bit scales, their scales and their mean follow one another, so that a matrix is a
+single copy over PCIe.
 
 bitsandbytes' private parts are used here only. Checked with bitsandbytes 0.50.2; `tests/nemotron/test_nf4.py` compares
 every result with bitsandbytes' public functions.
@@ -12,7 +13,6 @@ Source: QLoRA, arXiv:2305.14314, section 3.
 
 import functools
 import logging
-from typing import NamedTuple
 
 import torch
 
@@ -23,27 +23,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
 import bitsandbytes  # noqa: E402 (after the filter)
 from bitsandbytes import functional as bnb  # noqa: E402 (after the filter)
 
-BLOCK, NESTED = 64, 256  # values per scale, scales per nested scale
-ALIGN = 16  # bytes; float32 views need 4, and the packed values are read 16 at a time
-
-
-class Nf4(NamedTuple):
-    """A matrix as views into its bytes, in the form that bitsandbytes' 4-bit operators take."""
-
-    packed: torch.Tensor  # (values / 2, 1) uint8
-    absmax: torch.Tensor  # (values / 64,) uint8: the scales' codes
-    nested: torch.Tensor  # (values / 64 / 256,) float32: the scales of the codes
-    offset: torch.Tensor  # () float32: the scales' mean
-    shape: tuple[int, int]  # (out, in)
-
-
-def packed_nbytes(shape: tuple[int, int]) -> int:
-    """Bytes that a matrix of `shape` (out, in) takes in this layout.
-
-    Raises:
-        ValueError: the number of values is not a multiple of 64.
-    """
-    return section_offsets(shape)[-1]
+from grpo_kit.nemotron.nf4_layout import BLOCK, NESTED, Nf4, packed_nbytes, unpack_matrix  # noqa: E402
 
 
 def pack_matrix(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
@@ -69,19 +49,6 @@ def pack_matrix(weight: torch.Tensor, into: torch.Tensor | None = None) -> torch
     target.nested.copy_(state.state2.absmax)
     target.offset.copy_(state.offset)
     return into
-
-
-def unpack_matrix(data: torch.Tensor, shape: tuple[int, int]) -> Nf4:
-    """Views into `data`, the bytes that `pack_matrix` made of a matrix of `shape` (out, in). Nothing is copied."""
-    packed_at, absmax_at, nested_at, offset_at, _ = section_offsets(shape)
-    blocks = shape[0] * shape[1] // BLOCK
-    return Nf4(
-        packed=data[packed_at : packed_at + blocks * BLOCK // 2].view(-1, 1),
-        absmax=data[absmax_at : absmax_at + blocks],
-        nested=data[nested_at : nested_at + 4 * -(-blocks // NESTED)].view(torch.float32),
-        offset=data[offset_at : offset_at + 4].view(torch.float32)[0],
-        shape=shape,
-    )
 
 
 def dequantise_matrix(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
@@ -175,29 +142,3 @@ def lookup_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
 def scale_values(device: torch.device) -> torch.Tensor:
     """(256,) float32: the values of the scales' 8-bit codes."""
     return lookup_tables(device)[0]
-
-
-def section_offsets(shape: tuple[int, int]) -> tuple[int, ...]:
-    """Where the four sections of a matrix's bytes begin, in the order of `Nf4`, and where the last one ends.
-
-    Args:
-        shape: (out, in).
-
-    Returns:
-        Five byte offsets, multiples of 16.
-
-    Raises:
-        ValueError: the number of values is not a multiple of 64.
-    """
-    values = shape[0] * shape[1]
-    if values % BLOCK:
-        raise ValueError(
-            f"A {shape[0]} x {shape[1]} matrix has {values} values; NF4 needs whole blocks of {BLOCK}. "
-            "Keep it in 16 bit."
-        )
-    sizes = (values // 2, values // BLOCK, 4 * -(-values // BLOCK // NESTED), 4)
-    end, offsets = 0, []
-    for size in sizes:
-        offsets.append(end)
-        end += -(-size // ALIGN) * ALIGN
-    return (*offsets, end)

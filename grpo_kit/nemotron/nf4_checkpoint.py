@@ -1,7 +1,7 @@
 """An NF4 checkpoint on disk, and the model that is loaded from it without ever holding a quantised matrix in 16 bit.
 
 The folder is made by `convert_to_nf4`. It holds `nf4.json`, part files with each quantised matrix as one run of bytes
-(see nf4.py), and the small files of the published model. All linear layers except the head are quantised, as
+(see nf4_layout.py), and the small files of the published model. All linear layers except the head are quantised, as
 transformers does for bitsandbytes, and so are the routed experts, which transformers leaves out.
 """
 
@@ -17,18 +17,14 @@ from safetensors import SafetensorError, safe_open
 from grpo_kit.nemotron import expert_placement, nf4, patches
 from grpo_kit.nemotron.checkpoint_files import shorten_error
 from grpo_kit.nemotron.experts import TieredExperts
+from grpo_kit.nemotron.nf4_layout import MANIFEST, is_nf4_checkpoint
 from grpo_kit.runs.files import hash_of
 
-FORMAT, MANIFEST, SUFFIX = 1, "nf4.json", ".nf4"
+FORMAT, SUFFIX = 1, ".nf4"
 REMEDY = "Copy it again, or convert again: only what is missing is redone."
 # Always in float32: in 16 bit the router biases lose their differences; the other tensors are tiny.
 KEPT_IN_FLOAT32 = ("e_score_correction_bias", "gate.weight", "A_log", "mixer.D", "dt_bias")
 TensorSpecs = dict[str, tuple[tuple[int, ...], torch.dtype | None]]  # {name: (shape, dtype, or None for NF4)}
-
-
-def is_nf4_checkpoint(folder: str | Path) -> bool:
-    """Whether `convert_to_nf4` made this folder, finished or not."""
-    return Path(folder, MANIFEST).is_file()
 
 
 def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from grpo_kit.config import Grpo, RunConfig
-from grpo_kit.nemotron import experts
+from grpo_kit.nemotron import expert_workbench
 from grpo_kit.planning.machines import GIB, Device
 from grpo_kit.planning.model_size import BYTES, STREAM, Architecture, activation_bytes
 from grpo_kit.runs import processes
@@ -126,7 +126,7 @@ def buffer_rows(work: Workload) -> list[Row]:
         nbytes = BYTES[policy.dtype] * matrix
         rows.append(Row(work.place, "one matrix dequantised", nbytes, "bitsandbytes' backward pass", ("backward",)))
     if policy.load_in_4bit and work.weight_bytes.get("routed experts"):
-        bench = experts.Workbench(model.expert, torch.device("meta"), getattr(torch, policy.dtype))
+        bench = expert_workbench.Workbench(model.expert, torch.device("meta"), getattr(torch, policy.dtype))
         nbytes = bench.up.nbytes + bench.down.nbytes + bench.slots.nbytes
         rows.append(Row(work.place, "experts' buffers and slots", nbytes, "experts.Workbench"))
     return rows

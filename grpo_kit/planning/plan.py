@@ -13,7 +13,6 @@ import torch
 
 from grpo_kit.config import RunConfig
 from grpo_kit.config.arguments import require_type
-from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import step_time
 from grpo_kit.planning.fit import Plan, assess_fit, lacks_bf16
 from grpo_kit.planning.machines import DEVICES, GIB, Bandwidths, Device, find_device, this_device
@@ -71,6 +70,8 @@ def plan(
         return fit
     rows_off_gpu = fit.share_off_gpu
     if hits is not None:
+        from grpo_kit.nemotron import expert_placement  # loads bitsandbytes
+
         coldest = expert_placement.choose_host_experts(*hits.shape, fit.share_off_gpu, hits)
         rows_off_gpu = expert_placement.expected_host_share(hits, coldest)
     sequences = sampled_at_once(config.grpo, device.processes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
-from grpo_kit.nemotron import base_models, patches, tiny
+from grpo_kit.nemotron import base_models, nf4_layout, patches, tiny
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.run import default_nf4_folder
 
@@ -114,9 +114,7 @@ def _needs_nf4_checkpoint(policy: settings.Policy) -> bool:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from grpo_kit.nemotron import nf4_checkpoint
-
-    if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
+    if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
         return True
     published = AutoConfig.from_pretrained(policy_source(policy), revision=policy.revision)
     if published.model_type != "nemotron_h":
@@ -183,9 +181,7 @@ def overflow_device(policy: settings.Policy) -> Any:
 
 def nf4_folder(policy: settings.Policy) -> Path:
     """The folder of the policy's NF4 checkpoint, whether it exists yet or not; `policy.model` itself if it is one."""
-    from grpo_kit.nemotron import nf4_checkpoint
-
-    if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
+    if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
         return Path(policy_source(policy))
     return Path(policy.nf4_folder) if policy.nf4_folder else default_nf4_folder(policy.model)
 
@@ -248,9 +244,9 @@ def load_tokenizer(policy: settings.Policy) -> Any:
 
 def base_model_name(policy: settings.Policy) -> str:
     """The name of an adapter's base model: the published id, also if the policy is an NF4 checkpoint made of it."""
-    from grpo_kit.nemotron import nf4_checkpoint
+    if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
+        from grpo_kit.nemotron import nf4_checkpoint
 
-    if nf4_checkpoint.is_nf4_checkpoint(policy_source(policy)):
         return nf4_checkpoint.read_manifest(Path(policy.model))["source"]
     return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
 

@@ -11,9 +11,14 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from grpo_kit.adapters.adapter_config import CONFIG_FILE, LARGEST_CONFIG, parse_adapter_config, read_adapter_config
+from grpo_kit.adapters.adapter_config import (
+    CONFIG_FILE,
+    LARGEST_CONFIG,
+    TENSORS_FILE,
+    parse_adapter_config,
+    read_adapter_config,
+)
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, Refused, printable, printable_list
-from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.nemotron import base_models
 from grpo_kit.submission import tensor_check, value_check, zip_reader

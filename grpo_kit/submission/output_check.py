@@ -9,9 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.adapters.adapter_config import CONFIG_FILE, read_adapter_config
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE, read_adapter_config
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, fatal
-from grpo_kit.adapters.folder import TENSORS_FILE
 from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.config import Policy
 from grpo_kit.config.arguments import as_path

@@ -1,16 +1,18 @@
 """Check of an adapter's values: NaN and infinity, absurd magnitudes, pairs that are zero."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable_list
-from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, one_thread, read_pieces
+from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, read_pieces
 from grpo_kit.submission.tensor_check import Halves
 
 LARGE = 1e4  # a magnitude that no LoRA weight has
+BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}  # of a value
 
 
 class Values(NamedTuple):
@@ -24,14 +26,26 @@ class Values(NamedTuple):
 def summarize_values(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Values]:
     """{key: summary of its values} of the floating tensors of a safetensors file, with 1 MiB of them in memory."""
     values = {}
-    with path.open("rb") as file, one_thread():
+    with path.open("rb") as file:
         for key, entry in entries.items():
             if entry.dtype in DTYPES:
-                largest = torch.zeros((), dtype=torch.float64)
-                for piece in read_pieces(file, entry):
-                    largest = torch.maximum(largest, piece.abs().max().double())  # NaN stays NaN
-                values[key] = Values(largest.item() == 0, bool(largest.isfinite()), largest.item())
+                largest = max((_largest_magnitude(piece, entry.dtype) for piece in read_pieces(file, entry)), default=0)
+                value = _to_float(largest, entry.dtype)
+                values[key] = Values(value == 0, math.isfinite(value), value)
     return values
+
+
+def _largest_magnitude(piece: bytearray, kind: str) -> int:
+    """The largest bit pattern without its sign: magnitudes in IEEE 754 are ordered as these, infinity and NaN last."""
+    bits = np.frombuffer(piece, dtype=f"<u{BITS[kind] // 8}")
+    return int((bits & ((1 << BITS[kind] - 1) - 1)).max())
+
+
+def _to_float(bits: int, kind: str) -> float:
+    """The number with that bit pattern; bfloat16 is the upper half of a float32."""
+    if kind == "BF16":
+        bits, kind = bits << 16, "F32"
+    return float(np.array(bits, dtype=f"<u{BITS[kind] // 8}").view(f"<f{BITS[kind] // 8}"))
 
 
 def check_values(values: Mapping[str, Values], halves: Halves) -> list[Finding]:

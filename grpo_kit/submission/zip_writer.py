@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo_kit.adapters.adapter_config import CONFIG_FILE
-from grpo_kit.adapters.folder import TENSORS_FILE
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE
 from grpo_kit.adapters.layouts import Pair
 from grpo_kit.adapters.safetensors_files import one_thread, write_safetensors
 from grpo_kit.nemotron.base_models import Modules, shortest_targets

@@ -124,14 +124,18 @@ def test_the_same_files_are_accepted_and_refused_as_by_the_library(tmp_path):
     assert min(counts.values()) > 20, counts
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_a_tensor_is_read_in_pieces(tmp_path, monkeypatch, dtype):
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("F64", torch.float64), ("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16)],
+)
+def test_a_tensor_is_read_in_pieces(tmp_path, monkeypatch, kind, dtype):
     monkeypatch.setattr(safetensors_files, "PIECE", 64)
     values = torch.arange(99).to(dtype)
     entries = read_header(tmp_path, save({"a": torch.ones(3), "b": values, "c": torch.empty(0)}))
     with (tmp_path / "adapter_model.safetensors").open("rb") as file:
         pieces = list(safetensors_files.read_pieces(file, entries["b"]))
-        assert torch.equal(torch.cat(pieces), values) and len(pieces) > 3 and max(p.nbytes for p in pieces) <= 64
+        assert torch.equal(torch.frombuffer(bytearray().join(pieces), dtype=dtype), values)
+        assert len(pieces) > 3 and max(map(len, pieces)) <= 64 and safetensors_files.torch_type(kind) == dtype
         assert list(safetensors_files.read_pieces(file, entries["c"])) == []
 
 

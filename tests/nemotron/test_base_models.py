@@ -72,6 +72,15 @@ def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
     assert left == set()
 
 
+@pytest.mark.parametrize(
+    ("base", "path"), [(base_models.PUBLISHED, base_models.NANO), ("tiny", tiny.FOLDER / "config.json")]
+)
+def test_the_listed_modules_are_those_that_transformers_builds(tmp_path, base, path):
+    (tmp_path / "config.json").write_text(path.read_text())
+    built = base_models.lora_modules(str(tmp_path))
+    assert list(base_models.lora_modules(base).items()) == list(built.items())
+
+
 def test_a_folder_is_read_by_its_own_config(tmp_path):
     saved = json.loads((tiny.FOLDER / "config.json").read_text()) | {"n_routed_experts": 3}
     (tmp_path / "config.json").write_text(json.dumps(saved))

@@ -63,6 +63,21 @@ def test_a_mamba_layer_keeps_the_measured_activations(nano):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "grad", "kept", "peak"),
+    [
+        ("full_attention", True, 81_482_310, 111_326_103),
+        ("full_attention", False, 8_354_304, 39_192_657),
+        ("linear_attention", True, 427_634_564, 546_342_372),
+        ("moe", True, 48_493_410, 77_733_474),
+    ],
+)
+def test_the_meta_device_counts_what_fake_tensors_of_a_cpu_count(nano, kind, grad, kept, peak):
+    """The figures were counted with PyTorch's FakeTensorMode and its own fused attention, which take longer."""
+    targets = (".q_proj", ".k_proj", ".v_proj", ".o_proj", ".in_proj", ".out_proj", ".up_proj", ".down_proj")
+    assert model_size.layer_bytes(nano, kind, 777, "float16", 16, targets, grad) == (kept, peak)
+
+
 @pytest.mark.slow
 def test_fused_attention_keeps_no_quadratic_tensor_but_the_mask(nano):
     short, long = (

@@ -1,5 +1,7 @@
 """The verdict, the change it proposes, and the largest settings that fit."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -68,6 +70,17 @@ def test_the_largest_value_fits_and_the_next_one_does_not(preset, device):
         model = Architecture.of(settings.policy)
         fits = [assess_fit(model, vary_setting(settings, key, n), where, 256).fits for n in (m, m + 1) if n]
         assert fits == ([True, False] if m else [False]), key
+
+
+def test_a_plan_loads_no_library_that_it_does_not_need():
+    code = """
+import sys
+from grpo_kit.cli.main import app
+from typer.testing import CliRunner
+assert CliRunner().invoke(app, ["plan", "-c", "t4", "--device", "80gb"]).exit_code == 0
+sys.exit(" ".join({"bitsandbytes", "peft", "trl", "datasets", "pandas", "matplotlib"} & set(sys.modules)) or 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_settings_that_are_varied_are_valid_ones():

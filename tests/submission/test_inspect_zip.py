@@ -495,6 +495,21 @@ def test_a_local_folder_is_recognised_as_a_base_by_its_config(tmp_path):
     )  # a path from a zip is not opened, so the 30B counts as the base
 
 
+def test_files_are_checked_without_the_libraries_that_take_seconds_to_import(tmp_path):
+    """By the command line, which loads the base only where its weights are at hand."""
+    change = {"base_model_name_or_path": base_models.PUBLISHED, "target_modules": ["q_proj"]}
+    path = submission(tmp_path / "submission.zip", change, base=base_models.PUBLISHED)
+    code = f"""
+import sys
+from grpo_kit.cli.main import app
+from typer.testing import CliRunner
+result = CliRunner().invoke(app, ["check", {str(path)!r}])
+assert result.exit_code == 0 and "pairs are non-zero" in result.output, result.output
+sys.exit(" ".join({{"torch", "transformers", "peft", "bitsandbytes", "pandas", "matplotlib"}} & set(sys.modules)) or 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.slow
 def test_a_complete_adapter_of_the_30b_model_is_sound(tmp_path):
     """Exactly 12,008 tensors for all linear layers, and 12,010 with the head."""
