@@ -126,7 +126,7 @@ def open_from_form(
     words = split_settings(overrides)
     settings = dict(word.split("=", 1) for word in words)
     name, sources = run_name.strip() or settings.get("run.name", ""), (preset,)
-    if preset == AUTO and name and find_run(name).config.is_file():
+    if preset == AUTO and name and ((run := find_run(name)).config.exists() or run.stages()):
         sources = ()
     elif preset == AUTO:
         sources = ("tiny",)

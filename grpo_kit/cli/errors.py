@@ -1,5 +1,6 @@
 """How a failing command ends: one sentence, and status 2 for usage, 1 for failure, 130 or 143 when interrupted."""
 
+import errno
 import functools
 import re
 import shlex
@@ -25,6 +26,19 @@ REMEDIES = {
     IsADirectoryError: "A file is needed; name one.",
     PermissionError: "Change its permissions, or name another path.",
 }
+KEPT = "Finished stages are kept, and the same command continues from there."
+FULL = f"Free space there, or set run.root to a folder on another disk. {KEPT}"
+READ_ONLY = "Set run.root (or GRPO_KIT_ROOT) to a folder that can be written; copy the run there to continue it."
+GONE = f"The disk does not answer: mount it again (in Colab, run the cell that opens the run). {KEPT}"
+NO_LOCKS = (
+    "This disk has no file locks. Set GRPO_KIT_ROOT (for runs) or HF_HOME (for models) to the machine's own disk."
+)
+# What to do about an error of the disk, whatever the path.
+DISK_REMEDIES = {
+    errno.ENOSPC: FULL, errno.EDQUOT: FULL, errno.EFBIG: FULL, errno.EROFS: READ_ONLY,
+    errno.EIO: GONE, errno.ESTALE: GONE, errno.ENOTCONN: GONE, errno.ETIMEDOUT: GONE, errno.EHOSTDOWN: GONE,
+    errno.ENODEV: GONE, errno.ENXIO: GONE, errno.ENOLCK: NO_LOCKS, errno.ENOTSUP: NO_LOCKS, errno.ENOSYS: NO_LOCKS,
+}  # fmt: skip
 # The commands that messages recommend and that take --config, --run and settings.
 STAGE_COMMANDS = "data|screen|train|calibrate|evaluate|score|package"
 
@@ -68,9 +82,10 @@ def _describe_reward_error(error: Exception) -> str | None:
 def _describe_error(error: Exception) -> str | None:
     """A sentence where the kit's own code raised the error, worded for the user, or the operating system did."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    if isinstance(error, OSError) and error.errno is not None and (error.filename or error.errno in DISK_REMEDIES):
         remedy = next((REMEDIES[kind] for kind in type(error).__mro__ if kind in REMEDIES), "Name another path.")
-        return f"{error.filename} cannot be used ({error.strerror}). {remedy}"
+        remedy = DISK_REMEDIES.get(error.errno, remedy)
+        return f"{error.filename or 'A file'} cannot be used ({error.strerror}). {remedy}"
     if isinstance(error, OSError):
         return str(error) or type(error).__name__
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:

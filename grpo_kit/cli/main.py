@@ -204,7 +204,7 @@ def report(name: options.RunName = None) -> None:
     """Write report.html and report.png of a run, finished or interrupted; both open without a server."""
     from grpo_kit.display.report import save_report
 
-    _, run = open_run((), (), name)
+    _, run = open_run(["tiny"], (), name)  # the page needs the run's files, not its settings
     save_report(run)
     console.out.print(f"{run.page}\n{run.picture}")
     show_next(run, name=name)

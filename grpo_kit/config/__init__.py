@@ -1,7 +1,7 @@
 """The configuration of a run: its sections with their checks, the presets, and the protocols of published scorers."""
 
 from grpo_kit.config.grpo import Grpo, Stage
-from grpo_kit.config.load import keep_finished_settings, load_config, preset_names, to_yaml
+from grpo_kit.config.load import keep_finished_settings, load_config, missing_keys, preset_names, to_yaml
 from grpo_kit.config.schema import Columns, Data, Evaluation, Lora, Policy, Run, RunConfig, Screening
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Stage",
     "keep_finished_settings",
     "load_config",
+    "missing_keys",
     "preset_names",
     "to_yaml",
 ]

@@ -20,6 +20,7 @@ TYPES = {
     int: ("a whole number", "10"), float: ("a number", "0.5"), str: ("a text", '"a text"'),
 }  # fmt: skip
 ABSENT = object()
+LARGEST = 1 << 20  # bytes of a YAML file
 ITEMS = {int: " of whole numbers", float: " of numbers", str: " of texts"}
 
 
@@ -103,6 +104,17 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def missing_keys(path: Path) -> list[str]:
+    """The keys that a YAML file lacks of those that `to_yaml` writes, in their order.
+
+    Raises:
+        ValueError: the file is not readable.
+    """
+    layer = OmegaConf.to_container(_read_layer(str(path)), resolve=False)
+    present = {f"{name}.{key}" for name, keys in layer.items() if isinstance(keys, dict) for key in keys}
+    return [name for name in _all_keys() if ".".join(name.split(".")[:2]) not in present and name != "run.force"]
+
+
 def _read_layer(source: str) -> DictConfig:
     names = ", ".join(preset_names())
     path = PRESETS / f"{source}.yaml"
@@ -115,6 +127,8 @@ def _read_layer(source: str) -> DictConfig:
             )
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist. Name a preset ({names}) or an existing YAML file.")
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path} has more than {LARGEST} bytes, too many for a configuration. Name another file.")
     try:
         layer = OmegaConf.load(path)
     except Exception as error:  # the errors of YAML have no common built-in base

@@ -5,7 +5,6 @@ The run then has `data/{train,val,test}/data.jsonl`, `data/dropped.jsonl` with e
 """
 
 import contextlib
-import json
 import platform
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_s
 from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_lines
+from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 
@@ -78,7 +78,7 @@ def prepare(
     training, missing = _locate_training(config)
     hashes = _hash_files(training)
     if run.is_done("data", settings, hashes, config.run.force):
-        return json.loads(run.manifest.read_text())
+        return read_json(run.manifest)
     if missing:
         raise missing
     _refuse_evaluation_sets(training)

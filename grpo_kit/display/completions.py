@@ -1,11 +1,11 @@
 """Reads a run's completions by step and group, from a file that may still be growing."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs.metrics import with_current_names
+from grpo_kit.runs.reading import parse_json
 
 # From lowest to highest reward; orange and blue differ for every kind of colour vision.
 REWARD_COLORS = ("#d55e00", "#f0a35e", "#bdbdbd", "#7fb8da", "#0072b2")
@@ -24,25 +24,32 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset, self.inode, self.rewound = path, 0, 0, False
+        self.line = 0  # lines before the offset
 
     def new(self) -> list[tuple[int, int, dict[str, Any]]]:
-        """[(first byte, byte after the last, row)] of the new rows; empty when there are none, or no file."""
-        status = self.path.stat() if self.path.is_file() else None
+        """[(first byte, byte after the last, row)] of the new rows; empty when there are none, or no file.
+
+        Raises:
+            ValueError: a row is damaged; the next look reports it again.
+        """
+        status = self.path.stat() if self.path.exists() else None
         size, inode = (status.st_size, status.st_ino) if status else (0, 0)
         self.rewound = size < self.offset or (self.offset > 0 and inode != self.inode)
         self.inode = inode
         if self.rewound:
-            self.offset = 0
+            self.offset = self.line = 0
         if size <= self.offset:
             return []
         with self.path.open("rb") as file:
             file.seek(self.offset)
             complete = b"".join(file.read(size - self.offset).rpartition(b"\n")[:2])
-        rows = []
-        for line in complete.splitlines(keepends=True):
-            if line.strip():
-                rows.append((self.offset, self.offset + len(line), with_current_names(json.loads(line))))
-            self.offset += len(line)
+        rows, start, lines = [], self.offset, complete.split(b"\n")[:-1]
+        for number, line in enumerate(lines, start=self.line + 1):
+            end = start + len(line) + 1
+            if line:
+                rows.append((start, end, with_current_names(parse_json(self.path, line, number))))
+            start = end
+        self.offset, self.line = start, self.line + len(lines)
         return rows
 
 
@@ -78,7 +85,7 @@ class Completions:
         with self.path.open("rb") as file:
             for start, end in self.positions[step]:
                 file.seek(start)
-                line = json.loads(file.read(end - start))
+                line = parse_json(self.path, file.read(end - start))
                 if not groups or groups[-1][-1]["prompt"] != line["prompt"]:
                     groups.append([])
                 groups[-1].append(line)

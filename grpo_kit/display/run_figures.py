@@ -4,12 +4,12 @@ A row that lacks a figure leaves a gap in the curve, and a panel without any fig
 """
 
 import functools
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 
 Row = dict[str, Any]
@@ -118,13 +118,12 @@ def read_accuracies(run: Run) -> dict[str, Row]:
 
 def read_report(path: Path) -> Row | None:
     """A JSON report of the run without its problems; None if it does not exist yet. An unchanged file is read once."""
-    return _read_json(path, path.stat().st_mtime_ns) if path.is_file() else None
+    return _read_report(path, path.stat().st_mtime_ns) if path.exists() else None
 
 
 @functools.lru_cache(maxsize=8)
-def _read_json(path: Path, changed: int) -> Row:
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in report.items() if key != "problems"}
+def _read_report(path: Path, changed: int) -> Row:
+    return {key: value for key, value in read_json(path).items() if key != "problems"}
 
 
 def estimate_seconds_left(rows: list[Row], steps: int | None, forecast: Row) -> float | None:

@@ -1,7 +1,6 @@
 """What the command line prints: the end of a stage and its result, and tables of data and accuracies."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from grpo_kit.display import run_figures
 from grpo_kit.display.console import INDENT, err, out, print_next, show_progress
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.files import hash_of
+from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.texts import format_time
 
@@ -229,7 +229,7 @@ def print_findings(path: Path, findings: list[Finding]) -> None:
 
 def print_example(run: Run) -> None:
     """One problem that the policy guessed wrong before training and worked out after it, in its own words."""
-    files = {name: json.loads((run.evaluation / f"{name}.json").read_text()) for name in ("before", "after")}
+    files = {name: read_json(run.evaluation / f"{name}.json") for name in ("before", "after")}
     after = {problem["id"]: problem for problem in files["after"]["problems"]}
     for old in files["before"]["problems"]:
         new = after[old["id"]]

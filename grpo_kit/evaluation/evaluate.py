@@ -7,7 +7,6 @@ Samples are saved to `<stage>.partial.jsonl` batch by batch, so that an interrup
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,7 +23,8 @@ from grpo_kit.policy.chat import check_chat_template, encode_prompt, prompts_ope
 from grpo_kit.policy.generate import Sample, sample_completions
 from grpo_kit.rewards.tools.calling import Reward, call_reward
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, resolve_reward
-from grpo_kit.runs.files import hash_of, list_differences, to_json, write_lines, write_text
+from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
+from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
 
@@ -127,7 +127,7 @@ def compare(run: Run) -> dict[str, Any]:
             f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), "
             "which would be part of their difference. Measure both again with `grpo-kit evaluate --force`."
         )
-    reports = {name: json.loads((run.evaluation / f"{name}.json").read_text()) for name in ("before", "after")}
+    reports = {name: read_json(run.evaluation / f"{name}.json") for name in ("before", "after")}
     before, after = ({problem["id"]: problem for problem in report["problems"]} for report in reports.values())
     scores = ({key: problem["score"] for key, problem in side.items()} for side in (before, after))
     seconds = {name: note["seconds"] for name, note in stages.items()}
@@ -166,7 +166,7 @@ def run_measurement(
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
         with suppress(OSError):  # of a process that was killed when it had recorded the stage
             partial.unlink()
-        return json.loads(path.read_text())
+        return read_json(path)
 
     with run.lock(stage):
         problems = problem_sets.load_problems(config, run) if problems is None else problems
@@ -296,19 +296,16 @@ def _sample_batches(
     write_lines(partial, lines)
     done = {line["batch"]: line for line in lines[1:]}
     seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
-    with partial.open("a", encoding="utf-8") as file:
-        for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
-            if number not in done:
-                started = time.monotonic()
-                batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
-                seconds = round(time.monotonic() - started, 3)
-                done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
-                file.write(to_json(done[number], ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
-            if progress:
-                progress(len(samples), len(prompts))
+    for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
+        if number not in done:
+            started = time.monotonic()
+            batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
+            seconds = round(time.monotonic() - started, 3)
+            done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
+            append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
+        samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
+        if progress:
+            progress(len(samples), len(prompts))
     return [samples[i] for i in range(len(prompts))], seconds_before
 
 
@@ -317,7 +314,11 @@ def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
-            lines.append(json.loads(line))
-        except ValueError:  # interrupted, or filled with zeros where the machine lost power
+            row = json.loads(line)
+            complete = not lines or {"batch", "seconds", "samples"} <= set(row)
+        except (ValueError, TypeError):  # interrupted, or filled with zeros where the machine lost power
             break
+        if not complete:
+            break
+        lines.append(row)
     return lines

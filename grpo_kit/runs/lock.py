@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs import interrupts
-from grpo_kit.runs.files import clean_leftovers, is_running, write_text
+from grpo_kit.runs.files import clean_leftovers, is_running, name_place, write_text
 
 LOCK = ".lock"
 BEAT = 15.0  # seconds between heartbeats
@@ -139,8 +139,13 @@ def _describe_holder(lock: dict[str, Any]) -> str:
 def _acquire(path: Path, lock: dict[str, Any], what: str) -> None:
     while True:
         try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(json.dumps(lock) + "\n")
+            with name_place(path), path.open("x", encoding="utf-8") as file:
+                try:
+                    file.write(json.dumps(lock) + "\n")
+                    file.flush()
+                except OSError:  # a full disk
+                    path.unlink()
+                    raise
             return
         except FileExistsError:
             holder = read_lock(path)

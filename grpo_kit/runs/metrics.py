@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs.files import drop_nonfinite
-from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.reading import read_lines, remedy_for
 
 # {name that version 0.1.0 wrote: name of the same figure today}
 RENAMED = {
@@ -39,6 +39,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the run has not trained yet.
+        ValueError: the file is damaged.
     """
     return [drop_nonfinite(with_current_names(row)) for row in read_lines(path)]
 
@@ -48,6 +49,11 @@ def last_figures(path: Path) -> dict[str, Any]:
 
     A step that trains on the batch of the step before (`grpo.num_iterations`) has no reward of its own. The reward is
     None where no completion of that step could be judged.
+
+    Raises:
+        ValueError: the file is damaged or has no row.
     """
     rows = read_metrics(path)
+    if not rows:
+        raise ValueError(f"{path} has no row. {remedy_for(path)}")
     return rows[-1] | {"reward": next((row["reward"] for row in reversed(rows) if "reward" in row), None)}

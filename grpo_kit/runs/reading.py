@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# A stage that is repeated adds to these, or begins them anew; a kill may leave their last line incomplete.
+GROWING = ("metrics.jsonl", "completions.jsonl", "screening.jsonl")
 LARGEST = 1 << 30  # bytes of a file without lines, and of a line: both are held in memory
 NUMBER, FIGURE, TEXT_OR_NONE = (int, float), (int, float, type(None)), (str, type(None))
 FILES = {...: TEXT_OR_NONE}  # sha256 by name
@@ -16,6 +18,10 @@ STAGE = {"finished": str, "seconds": NUMBER, "settings": dict, "read": FILES, "w
 PROBLEM = {"id": str, "prompt": str, "score": FIGURE, "completions": [str]}
 MEASUREMENT = {"pass@1": NUMBER, "ci95": [NUMBER], "n": int, "sampling": {"engine": str}, "problems": [PROBLEM]}
 ROW = {"id": str, "prompt": list, "answer": (str, int, float, list)}
+ROUND = {
+    "made_with?": dict, "id?": str, "round?": int, "of?": int, "samples?": int, "right?": int, "tried?": int,
+    "pass_rate?": FIGURE, "low?": NUMBER, "high?": NUMBER,
+}  # fmt: skip
 RECORD = "Put back a copy of it, or move the run's folder away and make the run again."
 DATA = "Put back a copy of it, or prepare the data again with `grpo-kit data --force`."
 LOG = "Put back a copy of it, or train again with `grpo-kit train --force`."
@@ -24,12 +30,13 @@ SCREENING = "Put back a copy of it, or screen again with `grpo-kit screen --forc
 # {name of a file: (what it holds, what to do when it is damaged)}. A key that ends with `?` may be
 # missing, and `...` stands for each other key.
 FORMS: dict[str, tuple[Any, str]] = {
-    "run.json": ({"stages": {...: STAGE}}, RECORD),
+    "run.json": ({"stages": {...: STAGE}, "config?": str}, RECORD),
     "manifest.json": ({"rows": {...: int}, "dropped": {...: int}, "read": int, "sha256": {...: str}}, DATA),
     "data.jsonl": (ROW, DATA),
     "dropped.jsonl": ({"source": str, "reason": str, "problem": str}, DATA),
     "screened.jsonl": (ROW, SCREENING),
     "left_out.jsonl": (ROW, SCREENING),
+    "screening.jsonl": (ROUND, "Remove the lines from there on, or move the file away, which loses its samples."),
     "metrics.jsonl": (
         {"step": int, "seconds": NUMBER, "reward?": FIGURE, "alarms?": [str], "held_out_ci95?": [NUMBER]},
         LOG,
@@ -56,8 +63,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(path, path.read_bytes())
 
 
-def read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path, interrupted: bool = False) -> list[Any]:
     """Read the rows of a JSON Lines file that the kit wrote.
+
+    Args:
+        path: the file.
+        interrupted: whether to leave out a last line that has no end.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -69,7 +80,7 @@ def read_lines(path: Path) -> list[Any]:
         number = 0
         while line := file.readline(LARGEST):
             number += 1
-            if line != b"\n":
+            if line != b"\n" and not (interrupted and not line.endswith(b"\n")):
                 rows.append(parse_json(path, line, number))
     return rows
 
@@ -85,22 +96,22 @@ def parse_json(path: Path, data: bytes, line: int | None = None) -> Any:
     Raises:
         ValueError: it is damaged. The message names the file, the line and the remedy.
     """
-    first, place = line or 1, f", line {line}," if line else ""
+    place = f", line {line}," if line else ""
     try:
         value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        number = first + data.count(b"\n", 0, error.start)
+        number = line or 1 + data.count(b"\n", 0, error.start)
         raise ValueError(f"{path}, line {number}, is damaged: it is not UTF-8. {remedy_for(path)}") from None
     except json.JSONDecodeError as error:
         if not data.strip(b" \t\r\n\0"):
             what = "it has no text" if data else "it is empty"
             raise ValueError(f"{path}{place} is damaged: {what}. {remedy_for(path)}") from None
-        number, reason = first + error.lineno - 1, f"{error.msg} at column {error.colno}"
+        number, reason = line or error.lineno, f"{error.msg} at column {error.colno}"
         raise ValueError(f"{path}, line {number}, is damaged: it is not JSON ({reason}). {remedy_for(path)}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it is too long"
         raise ValueError(f"{path}{place} is damaged: {reason}. {remedy_for(path)}") from None
-    if misfit := _find_misfit(value, FORMS.get(path.name, (dict,))[0]):
+    if misfit := _find_misfit(value, FORMS.get(path.name, (object,))[0]):
         raise ValueError(f"{path}{place} is damaged: {misfit}. {remedy_for(path)}")
     return value
 
@@ -108,15 +119,14 @@ def parse_json(path: Path, data: bytes, line: int | None = None) -> Any:
 def check_file(path: Path) -> None:
     """Raise ValueError if one of the run's JSON files is damaged; a file of another kind passes."""
     if path.suffix == ".jsonl":
-        read_lines(path)
-    elif path.suffix == ".json":
+        read_lines(path, path.name in GROWING)
+    elif path.suffix == ".json" or (path.is_dir() and path.suffix):
         read_json(path)
 
 
-def remedy_for(path: Path) -> str:
+def remedy_for(path: Path, again: str = "run the same command again, which makes it anew") -> str:
     """What to do when this file is damaged."""
-    again = "Put back a copy of it, or move it away and run the same command again, which makes it anew."
-    return FORMS[path.name][1] if path.name in FORMS else again
+    return FORMS[path.name][1] if path.name in FORMS else f"Put back a copy of it, or move it away and {again}."
 
 
 def _refuse_folder(path: Path) -> None:

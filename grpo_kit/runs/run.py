@@ -23,6 +23,7 @@ from typing import Any
 from grpo_kit.runs import interrupts, processes
 from grpo_kit.runs.files import clean_leftovers, hash_of, list_differences, new_folder, require_folder, write_text
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
+from grpo_kit.runs.reading import GROWING, check_file, read_json, remedy_for
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
 Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
@@ -131,10 +132,23 @@ class Run:
         return self.path / "data" / split / "data.jsonl"
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """{stage: its record in `run.json`} for each finished stage; empty for a run that has none."""
-        if not self.notes.is_file():
+        """{stage: its record in `run.json`} for each finished stage; empty for a run that has none.
+
+        Raises:
+            ValueError: `run.json` is damaged.
+        """
+        try:
+            return read_json(self.notes)["stages"]
+        except FileNotFoundError:
+            if self.adapter.exists():  # a new training would replace it
+                raise ValueError(
+                    f"{self.notes} is gone, and {self.adapter} is there. {remedy_for(self.notes)}"
+                ) from None
             return {}
-        return json.loads(self.notes.read_text())["stages"]
+
+    def config_digest(self) -> str | None:
+        """The sha256 of `config.yaml` as the run wrote it; None if it is not known, as in runs of version 0.2.0."""
+        return read_json(self.notes).get("config") if self.notes.exists() else None
 
     @contextmanager
     def lock(self, stage: str) -> Iterator[None]:
@@ -166,13 +180,17 @@ class Run:
 
         Raises:
             ValueError: if the stage finished with different settings or inputs, and neither `force` nor (for inputs)
-                `derived` is set.
+                `derived` is set; or if one of its files is damaged, which is not written over.
         """
         record = self._seen[stage] = self.stages().get(stage)
         if record is None or force:
             return False
-        if any(hash_of(self.path / name) != digest for name, digest in record["wrote"].items()):
-            return False  # damaged or deleted by hand: make it again
+        if not all((self.path / name).exists() for name in record["wrote"]):
+            return False  # deleted by hand: make it again
+        for path in self._find_changed(record):
+            if path.is_relative_to(self.path) and path.name not in GROWING:
+                raise ValueError(f"{path} {_not_written_by(stage)} {remedy_for(path)}")
+            return False  # an interrupted repetition, or another run's zip: make it again
         digests = set(record["read"].values())  # by content, so that a file may have moved
         changed = [path for path, digest in _hash_each(reads).items() if digest not in digests]
         if changed and derived:
@@ -209,6 +227,7 @@ class Run:
 
         Raises:
             FileNotFoundError: if the stage is not done or one of its files is missing.
+            ValueError: if one of its files is damaged.
         """
         stages = self.stages()
         record = stages.get(stage)
@@ -225,6 +244,18 @@ class Run:
                 f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run {before}`{command}` first."
                 f"{others}"
             )
+        for path in self._find_changed(record):
+            if path.is_relative_to(self.path) and path.name not in GROWING:
+                remedy = remedy_for(path, f"run `{command}`, which makes it anew")
+                raise ValueError(f"{path} {_not_written_by(stage)} {remedy}")
+
+    def _find_changed(self, record: dict[str, Any]) -> Iterator[Path]:
+        """The files of a stage that are not as it wrote them. Raises ValueError for one that cannot be read."""
+        for name, digest in record["wrote"].items():
+            if hash_of(path := self.path / name) != digest:
+                if path.is_relative_to(self.path):
+                    check_file(path)
+                yield path
 
     def record_stage(
         self,
@@ -242,7 +273,7 @@ class Run:
         `earlier` are the records, under names of their own, of what this stage went on from; others whose names begin
         with "STAGE to " are dropped.
         """
-        record = json.loads(self.notes.read_text()) if self.notes.is_file() else {"run": self.name, "stages": {}}
+        record = read_json(self.notes) if self.notes.exists() else {"run": self.name, "stages": {}}
         former = [name for name in record["stages"] if f"{name} to ".startswith(f"{stage} to ")]
         for name in former:
             del record["stages"][name]
@@ -257,6 +288,7 @@ class Run:
             **more,
         }
         write_text(self.config, config_yaml)
+        record["config"] = hash_of(self.config)
         write_text(self.notes, json.dumps(record, indent=2) + "\n")
 
     def _hash_files(self, paths: Files) -> dict[str, str | None]:
@@ -274,6 +306,10 @@ def _list_changed_rewards(before: dict[str, Any], now: dict[str, Any]) -> dict[s
     if isinstance(hashes, dict) and isinstance(present, dict) and hashes.keys() == present.keys() and hashes != present:
         changed["rewards"] = ", ".join(name for name in hashes if hashes[name] != present[name])
     return changed
+
+
+def _not_written_by(stage: str) -> str:
+    return f"is not as stage {stage!r} wrote it: it was damaged, or changed by hand."
 
 
 def _hash_each(paths: Files) -> dict[Path, str | None]:

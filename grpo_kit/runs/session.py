@@ -5,12 +5,14 @@ The command line and the notebooks open a run in the same way, so each continues
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from grpo_kit import config as configuration
 from grpo_kit.config.arguments import OneOrMore, as_texts, require_type
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.runs import processes
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.runs.texts import format_time
 
@@ -51,7 +53,7 @@ def open_run(
 
     Raises:
         ValueError: for an unknown key, preset or stage, a value out of range, or a name that is not a plain folder
-            name.
+            name; the run's `run.json` or `config.yaml` is damaged, or `config.yaml` is gone.
         FileNotFoundError: for a YAML file that does not exist.
         TypeError: for an argument that is not text.
         ConnectionError: for a `WORLD_SIZE` above 1 that no launcher set.
@@ -70,12 +72,51 @@ def open_run(
     processes.check_launcher()
     config = configuration.load_config(sources or ["tiny"], overrides)
     run = find_run(name or config.run.name, config.run.root)
-    if not sources and run.config.is_file():
-        config = configuration.load_config([str(run.config)], overrides)
     records = run.stages()
+    if not sources and (records or run.config.exists()):
+        config = load_run_config(run, overrides)
     finished = [records[done]["settings"] for done in (BUILDS_ON[stage] if stage else STAGES) if done in records]
     config = configuration.keep_finished_settings(config, finished, overrides)
     return replace(config, run=replace(config.run, name=run.name, force=force or config.run.force)), run
+
+
+def load_run_config(run: Run, overrides: Iterable[str] = ()) -> configuration.RunConfig:
+    """The settings that the run goes on with, from its `config.yaml`.
+
+    Args:
+        run: a run with a finished stage.
+        overrides: settings that replace those of the file.
+
+    Raises:
+        ValueError: the file is gone or damaged; it is never replaced by a preset.
+    """
+    remedy = (
+        "Put back a copy of it. Or let `grpo-kit train --dry-run -c PRESET`, with the preset or file that the run "
+        f"began with, print its text anew, and save that as {run.config}."
+    )
+    if not run.config.is_file():
+        state = "is a folder" if run.config.is_dir() else "is gone"
+        raise ValueError(f"{run.config}, which has the settings of run {run.name!r}, {state}. {remedy}")
+    try:
+        configuration.load_config([str(run.config)])
+        if hash_of(run.config) != (digest := run.config_digest()):
+            missing = configuration.missing_keys(run.config)
+            if missing and (digest or "run.seed" in missing):  # earlier versions had fewer keys
+                raise ValueError(f"{run.config} is damaged: {missing[0]} is missing.")
+    except ValueError as error:
+        raise ValueError(f"{_find_place(run.config, str(error))} {remedy}") from None
+    return configuration.load_config([str(run.config)], overrides)
+
+
+def _find_place(path: Path, message: str) -> str:
+    """The message, with the file and the line of the key that it begins with."""
+    if message.startswith(str(path)):
+        return message
+    key = message.split(" ", 1)[0].rpartition(".")[2]
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip().startswith(f"{key}:"):
+            return f"{path}, line {number}: {message}"
+    return f"{path}: {message}"
 
 
 def require_run(run: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpo_kit.runs.files import hash_of, list_differences, new_folder, write_text
 from grpo_kit.runs.metrics import with_current_names
+from grpo_kit.runs.reading import parse_json
 
 KEPT = 2
 SEAL = "kept.json"
@@ -83,18 +84,31 @@ def drop_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Remove the lines of a JSON Lines file that are of steps after `step` or incomplete; return the rows that remain.
 
     The file itself keeps the names that an earlier version wrote; the rows have today's.
+
+    Raises:
+        ValueError: a line of the steps up to `step` is damaged or missing; the file is then left as it is.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() and step else []
-    rows, kept = [], []
-    for line in lines:
+    rows, kept, damage = [], [], None
+    exists = bool(step) and path.exists()
+    for number, line in enumerate(path.read_bytes().split(b"\n") if exists else (), start=1):
         try:
-            row = json.loads(line)
-            if row["step"] > step:
-                continue
-        except (ValueError, KeyError, TypeError):
+            row = parse_json(path, line, number) if line else None
+        except ValueError as error:  # the last lines may have been interrupted, or lost with the power
+            damage = damage or error
             continue
+        if row is None or row["step"] > step:
+            continue
+        if damage:
+            raise damage
         rows.append(with_current_names(row))
-        kept.append(line + "\n")
+        kept.append(line.decode("utf-8") + "\n")
+    last = rows[-1]["step"] if rows else 0
+    # A signal may end a training between a step and its row. Completions are not written at every step.
+    if exists and (last == 0 or (path.name == "metrics.jsonl" and last < step - (damage is None))):
+        raise damage or ValueError(
+            f"{path} ends at step {last}, and the checkpoint is of step {step}. Put back a copy of it, or move it "
+            "away, and the training goes on without its earlier rows."
+        )
     write_text(path, "".join(kept))
     return rows
 

@@ -12,7 +12,7 @@ from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.chat import completion_text
 from grpo_kit.rewards.tools.calling import Reward, call_rewards, reward_names
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import drop_nonfinite, to_json, write_text
+from grpo_kit.runs.files import append_lines, drop_nonfinite, to_json, write_text
 from grpo_kit.training import alarms, checkpoints
 
 OnStep = Callable[[dict[str, Any]], None]
@@ -68,8 +68,7 @@ class MetricsCallback(TrainerCallback):
             row["alarms"] = begun
         if not processes.is_first():
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_json(row) + "\n")
+        append_lines(self.path, to_json(row) + "\n")
         if self.on_step:
             self.on_step(row)
 
@@ -149,5 +148,4 @@ class CompletionRecorder(TrainerCallback):
             ]
         )
         if processes.is_first():
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(to_json(line, ensure_ascii=False) + "\n" for line in lines)
+            append_lines(self.path, "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from grpo_kit.config import RunConfig, load_config
+from grpo_kit.config import RunConfig
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.rewards.tools.calling import reward_names
@@ -12,6 +12,7 @@ from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run, describe_environment
+from grpo_kit.runs.session import load_run_config
 from grpo_kit.training import train
 
 CLOCK = ("second", "time", "memory_gib")  # parts of names of figures that describe the machine and not the run
@@ -40,12 +41,12 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
     """
     run.require_stage("train", "grpo-kit train")
     stages = run.stages()
-    config = load_config([str(run.config)])
+    config = load_run_config(run)
     again = Run(run.root, f"{run.name}-again")
     config = replace(config, run=replace(config.run, name=again.name, force=True))
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     recorded = stages["train"]["settings"]["rewards"]
-    sentences = list_differences(stages["train"]["environment"], describe_environment())
+    sentences = list_differences(stages["train"].get("environment", {}), describe_environment())
     sentences += [
         f"reward {name} was edited since"
         for name, reward in zip(reward_names(rewards), rewards, strict=True)

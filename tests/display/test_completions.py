@@ -23,36 +23,53 @@ def path(tmp_path):
     return tmp_path / "completions.jsonl"
 
 
-def test_a_growing_file_is_read_as_it_grows(path):
-    tail = completions.Tail(path)
+@pytest.fixture
+def rows(tmp_path):
+    return tmp_path / "rows.jsonl"
+
+
+def test_a_growing_file_is_read_as_it_grows(rows):
+    tail = completions.Tail(rows)
     assert tail.new() == []  # not there yet
-    add(path, {"step": 1}, {"step": 2})
+    add(rows, {"step": 1}, {"step": 2})
     assert [row["step"] for _, _, row in tail.new()] == [1, 2]
     assert tail.new() == []
-    with path.open("a") as file:
+    with rows.open("a") as file:
         file.write('{"step": 3')  # caught in the middle of a write
     assert tail.new() == []
-    with path.open("a") as file:
+    with rows.open("a") as file:
         file.write("}\n")
     assert [row["step"] for _, _, row in tail.new()] == [3]
 
 
-def test_figures_of_an_earlier_version_have_todays_names(path):
-    add(path, {"step": 1, "useful/share": 0.5})
-    ((_, _, row),) = completions.Tail(path).new()
+def test_figures_of_an_earlier_version_have_todays_names(rows):
+    add(rows, {"step": 1, "useful/share": 0.5})
+    ((_, _, row),) = completions.Tail(rows).new()
     assert row == {"step": 1, "groups/with_gradient": 0.5}
 
 
-def test_a_restarted_file_is_read_from_its_start(path):
-    tail = completions.Tail(path)
-    add(path, {"step": 1}, {"step": 2})
+def test_a_restarted_file_is_read_from_its_start(rows):
+    tail = completions.Tail(rows)
+    add(rows, {"step": 1}, {"step": 2})
     tail.new()
-    path.write_text('{"step": 1}\n')
+    rows.write_text('{"step": 1}\n')
     assert [row["step"] for _, _, row in tail.new()] == [1] and tail.rewound
     tail.new()
     assert not tail.rewound
-    write_lines(path, [{"step": 7}, {"step": 8}, {"step": 9}])  # replaced by a longer one
+    write_lines(rows, [{"step": 7}, {"step": 8}, {"step": 9}])  # replaced by a longer one
     assert [row["step"] for _, _, row in tail.new()] == [7, 8, 9] and tail.rewound
+
+
+def test_a_damaged_line_is_named_at_every_look(rows):
+    tail = completions.Tail(rows)
+    add(rows, {"step": 1})
+    assert len(tail.new()) == 1
+    add(rows, {"step": 2}, [3])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"rows.jsonl, line 3, is damaged: it is a list"):
+            tail.new()
+    rows.write_bytes(rows.read_bytes().replace(b"[3]", b"{ }"))
+    assert [row for _, _, row in tail.new()] == [{"step": 2}, {}]
 
 
 def test_groups_are_neighbours_with_the_same_prompt(path):

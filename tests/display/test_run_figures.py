@@ -44,7 +44,8 @@ def test_panels_appear_with_their_figures(run):
 
 def test_accuracies_on_the_test_split_stand_beside_those_on_validation_rows(run):
     for name, value in (("before", 0.4), ("after", 0.9)):
-        report = {"pass@1": value, "ci95": [value - 0.1, value + 0.1], "problems": ["long"] * 9}
+        report = {"pass@1": value, "ci95": [value - 0.1, value + 0.1], "n": 9, "sampling": {"engine": "x"}}
+        report["problems"] = [{"id": "a", "prompt": "p", "score": 1.0, "completions": ["long"]}] * 9
         write_text(run.evaluation / f"{name}.json", json.dumps(report))
     metrics = [*rows(2), {"step": 3, "seconds": 6.0, "held_out": 0.5, "held_out_ci95": [0.4, 0.6]}]
     (panel,) = run_figures.build_panels(run, metrics)
@@ -60,7 +61,9 @@ def test_accuracies_on_the_test_split_stand_beside_those_on_validation_rows(run)
 def test_a_report_that_changes_is_read_again(run):
     path = run.evaluation / "before.json"
     for value in (0.1, 0.2):
-        write_text(path, json.dumps({"pass@1": value, "ci95": [0, 1]}))
+        write_text(
+            path, json.dumps({"pass@1": value, "ci95": [0, 1], "n": 1, "sampling": {"engine": "x"}, "problems": []})
+        )
         assert run_figures.read_accuracies(run)["before"]["pass@1"] == value
 
 

@@ -321,4 +321,6 @@ def test_a_different_engine_is_reported(tmp_path, trained):
     report = json.loads(path.read_text())
     report["sampling"]["engine"] = "vllm 1"
     path.write_text(json.dumps(report))
+    record = run.stages()["after"]
+    run.record_stage("after", record["settings"], [], [path], record["seconds"], run.config.read_text())
     assert "after by vllm 1" in evaluate.compare(run)["words"]

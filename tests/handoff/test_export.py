@@ -139,7 +139,7 @@ def a_file(run):
     [
         (unfinished, "trl", FileNotFoundError, r"no finished stage 'train'.*`grpo-kit train` first"),
         (no_adapter, "trl", FileNotFoundError, r"adapter, written by stage 'train', is gone"),
-        (other_adapter, "trl", ValueError, r"not what training wrote.*--force"),
+        (other_adapter, "trl", ValueError, r"adapter is not as stage 'train' wrote it.*`grpo-kit train`"),
         (filled, "trl", FileExistsError, r"not an empty folder.*--out"),
         (a_file, "trl", FileExistsError, r"not an empty folder.*--out"),
         (lambda run: run.data_file("val").unlink(), "trl", FileNotFoundError, r"val.*is gone.*grpo-kit data"),

@@ -49,7 +49,8 @@ def test_an_earlier_kernel_output_is_copied_on_kaggle(tmp_path, monkeypatch):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     earlier = tmp_path / "kaggle/input/my-output/runs/r1"
     earlier.mkdir(parents=True)
-    (earlier / "run.json").write_text('{"run": "r1", "stages": {"data": {}}}')
+    record = {"finished": "", "seconds": 1, "settings": {}, "read": {}, "wrote": {}}
+    (earlier / "run.json").write_text(json.dumps({"run": "r1", "stages": {"data": record}}))
     for path in (earlier / "run.json", earlier):  # as inputs are mounted
         path.chmod(path.stat().st_mode & 0o555)
     run = find_run("r1", filesystem=tmp_path)
@@ -185,13 +186,49 @@ def test_an_input_that_moved_is_known_by_its_content(tmp_path):
     assert run.is_done("data", {}, [tmp_path / "new.txt"])
 
 
-def test_a_damaged_stage_is_made_again(tmp_path):
+def test_a_deleted_file_is_made_again_and_a_damaged_one_is_not_written_over(tmp_path):
     run = find_run("r", tmp_path)
     make_stage(run, {})
     (run.path / "made.txt").write_text("cut")
-    assert not run.is_done("data", {}, [])
+    sentence = (
+        r"made\.txt is not as stage 'data' wrote it: it was damaged, or changed by hand. Put back a copy of it, or "
+    )
+    with pytest.raises(ValueError, match=sentence + "move it away and run the same command again"):
+        run.is_done("data", {}, [], derived=True)
+    with pytest.raises(ValueError, match=sentence + "move it away and run `grpo-kit data`, which makes it anew"):
+        run.require_stage("data", "grpo-kit data")
+    assert not run.is_done("data", {}, [], force=True)
     (run.path / "made.txt").unlink()
     assert not run.is_done("data", {}, [])
+
+
+def test_a_log_that_grew_since_is_not_damaged_but_one_that_cannot_be_read_is(tmp_path):
+    run = find_run("r", tmp_path)
+    run.path.mkdir()
+    run.metrics.write_text('{"step": 1, "seconds": 1}\n')
+    run.record_stage("train", {}, [], [run.metrics], 1.0, "run: {}\n")
+    run.metrics.write_text('{"step": 1, "seconds": 1}\n{"step": 2, "seconds": 2}\n')
+    run.require_stage("train", "grpo-kit train")
+    assert not run.is_done("train", {}, [])
+    run.metrics.write_text('{"step": 1, "sec\n')
+    for check in (lambda: run.require_stage("train", "grpo-kit train"), lambda: run.is_done("train", {}, [])):
+        with pytest.raises(ValueError, match="metrics.jsonl, line 1, is damaged: it is not JSON"):
+            check()
+
+
+@pytest.mark.parametrize("data", ["", "{", "[]", '{"stages": []}', None])
+def test_a_damaged_record_is_neither_empty_nor_written_over(tmp_path, data):
+    run = find_run("r", tmp_path)
+    make_stage(run, {})
+    if data is None:
+        run.notes.unlink()
+        run.notes.mkdir()
+    else:
+        run.notes.write_text(data)
+    for call in (run.stages, lambda: make_stage(run, {})):
+        with pytest.raises(ValueError, match="run.json.* Put back a copy of it, or move the run's folder away"):
+            call()
+    assert run.notes.is_dir() if data is None else run.notes.read_text() == data
 
 
 def test_a_missing_stage_names_the_command_and_the_runs_that_exist(tmp_path):

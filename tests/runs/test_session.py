@@ -1,5 +1,6 @@
 """The command line and the notebooks open a run with the settings of its finished stages."""
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -63,3 +64,57 @@ def test_settings_of_a_screening_are_kept_beside_those_of_its_data(half_done):
     assert session.open_run(["tiny"], ["screening.sigma=0"], "r", "train")[0].screening.sigma == 0
     assert session.open_run(["tiny"], [], "r", "screen")[0].data.pass_rate == [0.1, 0.9]
     assert "screen   done" in session.describe_run(half_done)
+
+
+def damage_settings(run, change):
+    """Change the text of the run's `config.yaml`."""
+    run.config.write_bytes(change(run.config.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda text: b"", "config.yaml is damaged: policy.model is missing."),
+        (lambda text: text[: text.index(b"grpo:")], "config.yaml is damaged: grpo.max_steps is missing."),
+        (lambda text: text[: text.rindex(b"  report_to")], "config.yaml is damaged: run.report_to is missing."),
+        (lambda text: text[: len(text) // 2 + 3], "config.yaml"),
+        (
+            lambda text: text.replace(b"max_steps", b"max_stfps"),
+            r"config.yaml, line \d+: grpo.max_stfps is not a key",
+        ),
+        (
+            lambda text: text.replace(b"seed: 3", b"seed: x3"),
+            r"config.yaml, line \d+: run.seed is 'x3407'; it",
+        ),
+        (lambda text: text.replace(b"seed", b"se\xffd"), "config.yaml is not readable YAML"),
+        (lambda text: b"[1, 2]", "config.yaml is not a mapping"),
+        (lambda text: b"[" * 100_000, "config.yaml is not readable YAML"),
+        (lambda text: b"#" * (2 << 20), "config.yaml has more than 1048576 bytes"),
+    ],
+)
+def test_damaged_settings_are_named_and_never_replaced_by_a_preset(half_done, change, sentence):
+    damage_settings(half_done, change)
+    with pytest.raises(ValueError, match=f"{sentence}.* Put back a copy of it. Or let `grpo-kit train --dry-run -c"):
+        session.open_run(name="r", stage="train")
+    assert session.open_run("tiny", name="r", stage="train")[0].data.source == "mine.csv"  # the remedy
+
+
+@pytest.mark.parametrize("put", [lambda path: None, lambda path: path.mkdir()])
+def test_missing_settings_are_named_and_never_replaced_by_a_preset(half_done, put):
+    half_done.config.unlink()
+    put(half_done.config)
+    with pytest.raises(
+        ValueError, match="config.yaml, which has the settings of run 'r', is (gone|a folder). Put back"
+    ):
+        session.open_run(name="r", stage="train")
+
+
+def test_settings_of_an_earlier_version_may_lack_new_keys(half_done):
+    record = json.loads(half_done.notes.read_text())
+    del record["config"]
+    half_done.notes.write_text(json.dumps(record))
+    damage_settings(half_done, lambda text: text.replace(b"  time_limit: null\n", b""))
+    assert session.open_run(name="r")[0].grpo.max_steps == 7
+    damage_settings(half_done, lambda text: text[: text.index(b"run:")])
+    with pytest.raises(ValueError, match="config.yaml is damaged: run.name is missing"):
+        session.open_run(name="r")

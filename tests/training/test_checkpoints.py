@@ -74,7 +74,7 @@ def test_a_full_disk_loses_a_checkpoint_but_not_the_training(tmp_path, error):
 
 def test_metrics_after_the_checkpoint_and_torn_lines_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "x": "é"}, ensure_ascii=False) for step in (1, 2, 2, 3)]
+    lines = [json.dumps({"step": step, "seconds": 1.0, "x": "é"}, ensure_ascii=False) for step in (1, 2, 2, 3)]
     path.write_text("\n".join(lines) + '\n{"step": 4, "re', encoding="utf-8")
     assert [row["step"] for row in checkpoints.drop_rows_after(path, 2)] == [1, 2, 2]
     assert path.read_text(encoding="utf-8") == "\n".join(lines[:3]) + "\n"
@@ -82,11 +82,32 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_cut(tmp_path):
     assert checkpoints.drop_rows_after(tmp_path / "none.jsonl", 5) == [] and (tmp_path / "none.jsonl").read_text() == ""
 
 
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda text: text.replace(b'"step": 2', b'"step": \xb2'), "line 2, is damaged: it is not UTF-8"),
+        (lambda text: text.replace(b'"step": 2', b'"step" 2'), "line 2, is damaged: it is not JSON"),
+        (lambda text: text.replace(b'"step": 3', b'"step" 3'), "line 3, is damaged: it is not JSON"),  # nothing follows
+        (lambda text: text[: text.index(b"3") + 3], "line 3, is damaged: it is not JSON"),
+        (lambda text: text[: text.index(b"\n") + 1], "ends at step 1, and the checkpoint is of step 3"),
+        (lambda text: b"", "ends at step 0, and the checkpoint is of step 3"),
+        (lambda text: b"[]", "line 1, is damaged: it is a list"),
+    ],
+)
+def test_a_damaged_line_before_the_checkpoint_is_not_dropped(tmp_path, change, sentence):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(change(b"".join(b'{"step": %d, "seconds": 1.0}\n' % step for step in (1, 2, 3))))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"metrics.jsonl,? {sentence}.*Put back a copy of it, or "):
+        checkpoints.drop_rows_after(path, 3)
+    assert path.read_bytes() == before
+
+
 def test_a_run_of_an_earlier_version_is_resumed_with_its_figures_under_todays_names(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "useful/all_right": 0.75}) + "\n" for step in (1, 2)]
+    lines = [json.dumps({"step": step, "seconds": 1.0, "useful/all_right": 0.75}) + "\n" for step in (1, 2)]
     path.write_text("".join(lines))
-    assert checkpoints.drop_rows_after(path, 1) == [{"step": 1, "groups/all_right": 0.75}]
+    assert checkpoints.drop_rows_after(path, 1) == [{"step": 1, "seconds": 1.0, "groups/all_right": 0.75}]
     assert path.read_text() == lines[0]  # the existing lines are unchanged
 
 
