@@ -26,7 +26,7 @@ REMEDIES = {
     IsADirectoryError: "A file is needed; name one.",
     PermissionError: "Change its permissions, or name another path.",
 }
-KEPT = "Finished stages are kept, and the same command continues from there."
+KEPT = "Finished stages, checkpoints and answered batches are kept; the same command continues from there."
 FULL = f"Free space there, or set run.root to a folder on another disk. {KEPT}"
 READ_ONLY = "Set run.root (or GRPO_KIT_ROOT) to a folder that can be written; copy the run there to continue it."
 GONE = f"The disk does not answer: mount it again (in Colab, run the cell that opens the run). {KEPT}"

@@ -29,6 +29,7 @@ from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
 
 Progress = Callable[[int, int], None]
+BATCH_KEYS = {"batch", "seconds", "samples"}  # of a line of `<stage>.partial.jsonl`
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ def _sample_batches(
     lines = _read_whole_lines(partial)
     lines = lines if lines[:1] == [head] else [head]
     write_lines(partial, lines)
-    done = {line["batch"]: line for line in lines[1:]}
+    done = {line["batch"]: line for line in lines[1:] if isinstance(line, dict) and set(line) >= BATCH_KEYS}
     seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
     for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
         if number not in done:
@@ -314,11 +315,7 @@ def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
         try:
-            row = json.loads(line)
-            complete = not lines or {"batch", "seconds", "samples"} <= set(row)
-        except (ValueError, TypeError):  # interrupted, or filled with zeros where the machine lost power
+            lines.append(json.loads(line))
+        except ValueError:  # interrupted, or filled with zeros where the machine lost power
             break
-        if not complete:
-            break
-        lines.append(row)
     return lines

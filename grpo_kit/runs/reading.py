@@ -17,7 +17,7 @@ FILES = {...: TEXT_OR_NONE}  # sha256 by name
 STAGE = {"finished": str, "seconds": NUMBER, "settings": dict, "read": FILES, "wrote": FILES, "steps?": int}
 PROBLEM = {"id": str, "prompt": str, "score": FIGURE, "completions": [str]}
 MEASUREMENT = {"pass@1": NUMBER, "ci95": [NUMBER], "n": int, "sampling": {"engine": str}, "problems": [PROBLEM]}
-ROW = {"id": str, "prompt": list, "answer": (str, int, float, list)}
+ROW = {"id": str, "prompt": (str, list), "answer?": (str, int, float, list)}
 ROUND = {
     "made_with?": dict, "id?": str, "round?": int, "of?": int, "samples?": int, "right?": int, "tried?": int,
     "pass_rate?": FIGURE, "low?": NUMBER, "high?": NUMBER,

@@ -120,9 +120,9 @@ class TrainingStage:
                 newest = None
             else:
                 newest = checkpoints.find_checkpoint(self.checkpoints, self.identity, _with_steps_of)
-                if newest is None and self.run.is_done("train", self._settings_of_record(), self.reads):
+                if newest is None and "train" in self.run.stages() and self.run.adapter.exists():
                     raise ValueError(
-                        f"Run {self.run.name!r} is trained to step {self.run.stages()['train']['steps']} and "
+                        f"Run {self.run.name!r} is trained to step {self.run.stages()['train'].get('steps')} and "
                         f"{self.checkpoints} holds no checkpoint to go on from. Use --force (run.force=true) to train "
                         "from the start, or --run (run.name) for a new run."
                     )

@@ -5,7 +5,9 @@ damages and commands.
 """
 
 import json
+import re
 import shutil
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -107,18 +109,51 @@ def try_damage(finished: Path, name: str, damage: str, command: str, root: Path)
     return status, sentence, hash_of(path) == before
 
 
-def main() -> None:
-    """Print a line of JSON for each file, damage and command."""
-    import sys
+# One case for each kind of file; the last column is what the sentence begins with.
+CASES = [
+    ("run.json", "cut", "report", r"runs/r/run\.json, line \d+, is damaged: it is not JSON"),
+    ("run.json", "a folder", "train", r"runs/r/run\.json is a folder"),
+    ("run.json", "deleted", "data", r"runs/r/run\.json is gone, and runs/r/adapter is there"),
+    ("config.yaml", "deleted", "train", r"runs/r/config\.yaml, which has the settings of run 'r', is gone"),
+    ("config.yaml", "empty", "evaluate", r"runs/r/config\.yaml is damaged: policy\.model is missing"),
+    ("config.yaml", "a list", "package", r"runs/r/config\.yaml is not a mapping"),
+    ("metrics.jsonl", "flipped", "report", r"runs/r/metrics\.jsonl, line \d+, is damaged: it is not UTF-8"),
+    ("metrics.jsonl", "a list", "train", r"runs/r/metrics\.jsonl, line 1, is damaged: it is a list"),
+    ("completions.jsonl", "flipped", "report", r"runs/r/completions\.jsonl, line \d+, is damaged"),
+    ("forecast.json", "deep", "report", r"runs/r/forecast\.json is damaged: it is nested too deeply"),
+    ("evaluation/before.json", "empty", "evaluate", r"runs/r/evaluation/before\.json is damaged: it is empty"),
+    ("evaluation/after.json", "a folder", "report", r"runs/r/evaluation/after\.json is a folder"),
+    ("data/manifest.json", "cut", "train", r"runs/r/data/manifest\.json, line \d+, is damaged"),
+    ("data/train/data.jsonl", "empty", "train", r"runs/r/data/train/data\.jsonl is not as stage 'data' wrote it"),
+    ("data/test/data.jsonl", "flipped", "evaluate", r"runs/r/data/test/data\.jsonl, line \d+, is damaged"),
+    ("adapter/adapter_model.safetensors", "flipped", "package", r"runs/r/adapter is not as stage 'train' wrote it"),
+]
 
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, trained):
+    """The folder of a small finished run `r`, as the fixture `trained` has it."""
+    root = tmp_path_factory.mktemp("finished")
+    shutil.copytree(trained[1].path, root / "runs/r")
+    return root
+
+
+@pytest.mark.parametrize(("name", "damage", "command", "sentence"), CASES)
+def test_a_damaged_file_is_named_and_nothing_is_written_over_it(tmp_path, finished, name, damage, command, sentence):
+    status, text, unchanged = try_damage(finished, name, damage, command, tmp_path / "copy")
+    assert status == 2 and unchanged, text
+    assert re.match(sentence, text) and re.search("Put back a copy of it|Move it away", text), text
+
+
+def main() -> None:
+    """Print a line of JSON for each file, damage and command; arguments choose among them, and name a finished run."""
     commands = sys.argv[1].split(",") if len(sys.argv) > 1 else COMMANDS
     files = sys.argv[2].split(",") if len(sys.argv) > 2 else FILES
     damages = sys.argv[3].split(",") if len(sys.argv) > 3 else DAMAGES
     with tempfile.TemporaryDirectory() as folder:
-        finished = Path(folder) / "finished"
-        if not (kept := Path("/tmp/dmg/finished")).exists():
-            make_run(kept)
-        finished = kept
+        finished = Path(sys.argv[4]) if len(sys.argv) > 4 else Path(folder) / "finished"
+        if not finished.exists():
+            make_run(finished)
         for name in files:
             for damage in damages:
                 for command in commands:
