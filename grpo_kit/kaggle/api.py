@@ -11,6 +11,7 @@ This is the only file that imports `kaggle` (checked with 2.2.5). It changes the
 
 import contextlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -96,7 +97,14 @@ WRITE_POLICY = RetryPolicy(status_forcelist={429}, read=False, other=0, **_COMMO
 
 
 class Adapter(HTTPAdapter):
-    """A connection with timeouts. It reads the whole answer, so that `max_retries` also covers one that was cut off."""
+    """A connection with timeouts. It reads the whole answer, so that `max_retries` also covers one that was cut off.
+
+    Kaggle's API answers with a JSON object and never redirects. Anything else comes from something in between, such as
+    a proxy's page for logging in, and says nothing about what Kaggle did. It raises here, before requests could follow
+    it to another host and take that host's answer for Kaggle's.
+    """
+
+    answers_json = True
 
     def send(self, request: Any, *args: Any, **options: Any) -> Any:
         options["timeout"] = TIMEOUTS
@@ -105,17 +113,35 @@ class Adapter(HTTPAdapter):
             response = super().send(request, *args, **options)
             try:
                 response.content  # noqa: B018 (reads the whole answer)
-                return response
+                break
             except requests.RequestException as error:
                 try:
                     retries = retries.increment(request.method, request.url, error=ProtocolError(str(error)))
                 except HTTPError:
                     raise error from None
                 retries.sleep()
+        if response.is_redirect:
+            raise requests.TooManyRedirects("the answer leads to another address")
+        if self.answers_json:
+            _require_object(response)
+        return response
+
+
+def _require_object(response: requests.Response) -> None:
+    """Raise a RequestException unless the answer is a JSON object; for a refusal the one that names its status."""
+    try:
+        is_object = isinstance(json.loads(response.content), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        response.raise_for_status()
+        raise requests.exceptions.InvalidJSONError("the client cannot read it: it is not a JSON object")
 
 
 class UploadAdapter(Adapter):
     """The connection for uploads, without the retries that the client asks for: `upload_complete` resumes uploads."""
+
+    answers_json = False  # a store of files answers, not the API
 
     def __init__(self, max_retries: Any = None) -> None:
         super().__init__(max_retries=0)

@@ -84,7 +84,9 @@ class KaggleClient:
         with self._translate_errors(f"the kernel in {folder}"):
             answer = self.api.kernels_push(str(folder), acc=accelerator)
         if answer.error:
-            raise RuntimeError(f"Kaggle refused the kernel: {self.api.credentials.hide(answer.error)}")
+            raise RuntimeError(f"Kaggle refused the kernel: {self.api.credentials.hide(str(answer.error))}")
+        if not _is_number(answer.version_number):
+            raise _lost_answer(f"the kernel in {folder}", "its answer has no version")
         kinds = ("dataset", "competition", "kernel", "model")
         ignored = {kind: getattr(answer, f"invalid_{kind}_sources") for kind in kinds}
         if any(ignored.values()):
@@ -130,7 +132,7 @@ class KaggleClient:
         for page in range(1, PAGES + 1):
             with self._translate_errors(f"competition {competition}"):
                 listed = self.api.competition_submissions(competition, page_number=page, page_size=PAGE_SIZE) or []
-            matching += [submission for submission in listed if tag in (submission.description or "")]
+                matching += [submission for submission in listed if tag in (submission.description or "")]
             if len(listed) < PAGE_SIZE:
                 break
         return matching
@@ -151,7 +153,7 @@ class KaggleClient:
             before: called when the upload is complete, right before the one call that spends a submission.
 
         Returns:
-            Kaggle's number for the submission, 0 if it gives none.
+            Kaggle's number for the submission.
 
         Raises:
             RuntimeError: Kaggle refused, or the upload failed; nothing was submitted.
@@ -168,8 +170,14 @@ class KaggleClient:
                 if self.api.uploaded:
                     raise
                 raise RuntimeError(f"{error} Nothing was submitted.") from None
+            except ValueError as error:
+                if self.api.uploaded:  # the zip was sent, and what came back is not what the client expects
+                    raise _lost_answer(f"competition {competition}", str(error)[:200].rstrip(".")) from None
+                raise
         if not self.api.uploaded:
             raise RuntimeError(f"The upload of {path} failed, so nothing was submitted. Try again later.")
+        if not _is_number(answer.ref):
+            raise _lost_answer(f"competition {competition}", "its answer has no number of a submission")
         return answer.ref
 
     @contextlib.contextmanager
@@ -184,7 +192,8 @@ class KaggleClient:
                 yield
         except requests.HTTPError as error:
             raise self._status_error(error, subject) from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # not an answer of Kaggle's API
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            # not an answer of Kaggle's API
             reason = f"the client cannot read it: {type(error).__name__}"
             raise _lost_answer(subject, reason) from None
         except requests.RequestException as error:
@@ -192,7 +201,8 @@ class KaggleClient:
                 raise RuntimeError(
                     "Kaggle cannot be reached, so nothing was done. Check the internet connection."
                 ) from None
-            raise _lost_answer(subject, type(error).__name__) from None
+            ours = isinstance(error, requests.TooManyRedirects | requests.exceptions.InvalidJSONError)
+            raise _lost_answer(subject, str(error) if ours else type(error).__name__) from None
         except ValueError as error:
             if isinstance(error.__context__, requests.HTTPError):  # the client turns some refusals into a ValueError
                 raise self._status_error(error.__context__, subject) from None
@@ -200,8 +210,10 @@ class KaggleClient:
             raise ValueError(self.api.credentials.hide(text)) from None
 
     def _status_error(self, error: requests.HTTPError, subject: str) -> Exception:
-        """The exception for an answer with an error status."""
+        """The exception for an answer with an error status, which may stand in its text alone."""
         status, account = error.response.status_code, self.api.credentials
+        if status < 400:
+            status = error.response.json()["code"]
         answer = f"({status}: {account.hide(' '.join(str(error).split()))[:300].rstrip('. ')})"
         if status == 401:
             return PermissionError(
@@ -222,6 +234,11 @@ class KaggleClient:
         if status >= 500:
             return _lost_answer(subject, answer[1:-1])
         return RuntimeError(f"Kaggle refused {subject} {answer}. Nothing was done.")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether the value is a number of Kaggle's, which counts from 1."""
+    return isinstance(value, int) and value > 0
 
 
 def _lost_answer(subject: str, reason: str) -> ConnectionError:

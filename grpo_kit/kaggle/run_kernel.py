@@ -283,10 +283,19 @@ def _is_running(client: Any, name: str) -> bool:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
+    """The note in push.json, {} if there is none. Raises ValueError for a damaged one: then the run may be going on."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(note, dict) and {"kernel", "version", "url", "content", "state", "at"} <= note.keys():
+            return note
+    except FileNotFoundError:
         return {}
+    except (ValueError, RecursionError):
+        pass
+    raise ValueError(
+        f"{path} is damaged, so nobody knows whether this kernel was pushed. Look at https://www.kaggle.com/code, then "
+        "delete the file."
+    )
 
 
 def _write_note(path: Path, note: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ class Submission:
             return None
         try:
             return Note(**json.loads(self.note_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise ValueError(
                 f"{self.note_path} is damaged, so nobody knows whether this zip was submitted. Look for {self.tag} in "
                 f"Kaggle's list ({LIST_PAGE}), then delete the file."

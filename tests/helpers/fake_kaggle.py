@@ -3,13 +3,16 @@
 It checks what the client sends as far as the kit depends on it, and does not imitate Kaggle beyond that. `faults[call]`
 is a list from which each call takes one:
 
-- a status, or a pair (status, headers);
+- a status, or (status, headers), or (status, headers, bytes);
 - `cut`: the connection breaks before anything is done;
 - `cut after`: it breaks when everything is done;
 - `half`: it breaks in the middle of the answer;
 - `late`: it breaks first, and everything is done afterwards;
 - `slow`: there is no answer until the client hangs up;
-- `html`: the answer is a page instead of JSON.
+- `html`: the answer is a page instead of JSON;
+- bytes: everything is done, and the answer is these bytes, said to be JSON;
+- `redirect dead`, `redirect foreign`: everything is done, and the answer leads to a port where nobody listens, or to
+  another server, which answers every call as if it had been done.
 """
 
 import base64
@@ -24,6 +27,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 USER, KEY, TOKEN = "ada", "5ecret0key0of0ada", "KGAT_t0ken0that0must0never0show"
+# What another server answers: all that a call of the kit would take for success.
+FOREIGN = {"message": "Successfully submitted", "ref": 4711, "versionNumber": 9, "active": True, "username": "eve"}
 BASIC = "Basic " + base64.b64encode(f"{USER}:{KEY}".encode()).decode()
 
 
@@ -148,8 +153,16 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "html":
             return self.answer(200, b"<html>busy</html>", {"Content-Type": "text/html"})
         if isinstance(fault, int | tuple):
-            status, headers = fault if isinstance(fault, tuple) else (fault, {})
-            return self.answer(status, {"code": status, "message": f"the server says {status}"}, headers)
+            status, headers, *text = fault if isinstance(fault, tuple) else (fault, {})
+            said = text[0] if text else {"code": status, "message": f"the server says {status}"}
+            return self.answer(status, said, headers)
+        if isinstance(fault, bytes):
+            getattr(self.fake, name)(body)
+            return self.answer(200, fault)
+        if isinstance(fault, str) and fault.startswith("redirect"):
+            getattr(self.fake, name)(body)
+            place = "http://127.0.0.1:9" if fault == "redirect dead" else f"{self.fake.url}/foreign"
+            return self.answer(302, {}, {"Location": place})
         if fault == "late":
             self.cut()
             time.sleep(0.2)
@@ -184,6 +197,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer(200, {})
 
     def do_GET(self) -> None:
+        if self.path == "/foreign":
+            self.fake.calls.append(("foreign", {}))
+            self.answer(200, FOREIGN)
+            return
         name = self.path.removeprefix("/files/")
         self.fake.calls.append(("file", {"name": name}))
         data = self.fake.files[name]

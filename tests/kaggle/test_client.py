@@ -18,6 +18,20 @@ SLUG = "nvidia-nemotron-model-reasoning-challenge"
 UNAVAILABLE = (503, {"Retry-After": "1"})  # urllib3 alone would repeat any call after this answer
 
 
+# Answers of something that stands between us and Kaggle: whatever they say, Kaggle may have done what was asked.
+NOT_KAGGLES = [
+    "redirect dead", "redirect foreign", b"", b"null", b"[1]", b'"x"', b"7", b'{"ref"', b"<html>", b"\xff",
+    b"[" * 200_000, b'{"a":' * 200_000, b'{"code": 500, "message": "later"}',
+]  # fmt: skip
+UNUSABLE = [
+    b"{}",
+    b'{"ref": "x", "versionNumber": "x"}',
+    b'{"ref": [1], "versionNumber": {}}',
+    b'{"code": "x"}',
+    b'{"code": 400}',
+]
+
+
 @pytest.fixture
 def client(loopback):
     from grpo_kit.kaggle.client import KaggleClient
@@ -179,6 +193,16 @@ def test_a_push_without_an_answer_is_sent_once_and_its_outcome_is_unknown(client
     assert loopback.count("SaveKernel") == 1
 
 
+@pytest.mark.parametrize("fault", [*NOT_KAGGLES, *UNUSABLE], ids=lambda fault: str(fault)[:20])
+def test_a_push_with_an_answer_that_kaggle_does_not_give_is_neither_repeated_nor_taken_for_success(
+    client, loopback, folder, fault
+):
+    loopback.faults["SaveKernel"] = [fault]
+    with pytest.raises(ConnectionError, match="gave no answer"):
+        client.push_kernel(folder, "NvidiaRtxPro6000")
+    assert loopback.count("SaveKernel") == 1 and loopback.count("foreign") == 0
+
+
 def test_a_push_rejected_with_status_429_is_sent_again(client, loopback, folder):
     loopback.faults["SaveKernel"] = [(429, {"Retry-After": "20"}), 429]
     assert client.push_kernel(folder, "NvidiaRtxPro6000").version_number == 1
@@ -330,6 +354,48 @@ def test_a_submission_without_an_answer_is_sent_once_and_its_outcome_is_unknown(
     with pytest.raises(ConnectionError):
         send(client, archive(tmp_path))
     assert loopback.count("CreateSubmission") == 1
+
+
+@pytest.mark.parametrize("fault", [*NOT_KAGGLES, *UNUSABLE], ids=lambda fault: str(fault)[:20])
+def test_a_submission_with_an_answer_that_kaggle_does_not_give_is_unknown(client, loopback, tmp_path, fault):
+    loopback.faults["CreateSubmission"] = [fault]
+    with pytest.raises(ConnectionError, match="gave no answer"):
+        send(client, archive(tmp_path))
+    assert loopback.count("CreateSubmission") == 1 and loopback.count("foreign") == 0
+
+
+@pytest.mark.parametrize("fault", NOT_KAGGLES, ids=lambda fault: str(fault)[:20])
+def test_a_read_with_an_answer_that_kaggle_does_not_give_is_an_error(client, loopback, folder, tmp_path, fault):
+    client.push_kernel(folder, "NvidiaRtxPro6000")
+    calls = {
+        "GetKernelSessionStatus": lambda: client.kernel_status("ada/grpo-kit-x"),
+        "ListKernelSessionOutput": lambda: client.download_output("ada/grpo-kit-x", tmp_path, ".*"),
+        "ListSubmissions": lambda: client.list_submissions(SLUG, "[tag]"),
+        "GetSubmissionLimits": lambda: client.submission_limits(SLUG),
+        "StartSubmissionUpload": lambda: send(client, archive(tmp_path)),
+    }
+    for name, call in calls.items():
+        loopback.faults[name] = [fault]
+        with pytest.raises((ConnectionError, RuntimeError), match="gave no answer"):
+            call()
+    assert loopback.count("foreign") == loopback.count("CreateSubmission") == 0
+
+
+@pytest.mark.parametrize("fault", NOT_KAGGLES, ids=lambda fault: str(fault)[:20])
+def test_another_servers_answer_does_not_name_the_account(loopback, fault):
+    from grpo_kit.kaggle.client import KaggleClient
+
+    loopback.faults["IntrospectToken"] = [fault]
+    with pytest.raises(ConnectionError, match="gave no answer"):
+        KaggleClient(credentials.Credentials("the test", token=TOKEN))
+    assert loopback.count("foreign") == 0
+
+
+@pytest.mark.parametrize("status", [400, 503])
+def test_a_refusal_is_read_by_its_status_whatever_its_text_is(client, loopback, status):
+    loopback.faults["GetSubmissionLimits"] = [(status, {}, b"[" * 200_000)] * 6
+    with pytest.raises((RuntimeError, ConnectionError), match=str(status)):
+        client.submission_limits(SLUG)
 
 
 def test_a_submission_rejected_temporarily_is_sent_again_without_another_upload(client, loopback, tmp_path):

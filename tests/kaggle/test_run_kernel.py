@@ -80,6 +80,15 @@ def test_a_push_that_never_arrived_is_pushed_again(client, loopback, kernel):
     assert push(client, kernel)[0]["version"] == 1 and loopback.count("SaveKernel") == 2
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000], ids=lambda text: text[:2])
+def test_a_damaged_note_is_not_treated_as_missing(client, loopback, kernel, text):
+    kernel.write()
+    (kernel.folder / "push.json").write_text(text)
+    with pytest.raises(ValueError, match="push.json is damaged, so nobody knows whether this kernel was pushed"):
+        run_kernel.push_once(client, kernel, False, lambda line: None)
+    assert loopback.count("SaveKernel") == 0
+
+
 def test_a_refused_push_leaves_no_note(client, loopback, kernel):
     loopback.faults["SaveKernel"] = [403]
     with pytest.raises(PermissionError):
