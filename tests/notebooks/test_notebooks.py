@@ -358,7 +358,7 @@ def test_03_trains_and_shows_the_settings_that_trl_gets_and_the_curve(executed_n
     settings = table_rows(notebooks["03_training"])
     assert settings["max_steps"] == [str(STEPS)] and settings["num_generations"] == ["4"]  # as in the form
     assert f"The page is {run / 'report.html'}." in text and (run / "report.html").is_file()
-    assert f"UTC: {STEPS} steps in " in text
+    assert f"{STEPS} steps in " in text
     assert "def math_reward(" in text
     assert count_pictures(notebooks["03_training"]) == 1
 
@@ -384,7 +384,7 @@ def test_03_killed_midway_continues_when_run_again_and_gives_the_same_adapter_bi
 def test_03_run_again_after_it_finished_trains_nothing(executed_notebooks):
     _, notebooks = executed_notebooks
     (resumed, written_at), (finished, written_again_at) = notebooks["resumed"], notebooks["finished"]
-    assert f"UTC: {STEPS} steps in " in printed_text(finished) and printed_text(resumed)
+    assert f"{STEPS} steps in " in printed_text(finished) and printed_text(resumed)
     assert written_at == written_again_at
 
 
