@@ -6,13 +6,18 @@ SQLite file in the run folder (`tune/study.db`), so an interrupted search contin
 completions beside it. One process searches at a time.
 """
 
+import errno
 import itertools
 import math
+import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from omegaconf import OmegaConf
@@ -93,8 +98,27 @@ def tune(
             )
     config = _override(config, [f"grpo.max_steps={steps}"])
     settings = _check_search(config, run, axes, steps, every, grid)
-    with run.lock("tune"):
+    with run.lock("tune"), _name_study(run.path / "tune" / "study.db"):
         return _search(config, run, axes, settings, trials, steps, every, grid, on_trial)
+
+
+@contextmanager
+def _name_study(path: Path) -> Iterator[None]:
+    """Say in a sentence that the file of the search is damaged, or that its disk is full."""
+    import optuna
+    import sqlalchemy
+
+    try:
+        yield
+    except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+        cause = error if isinstance(error, sqlalchemy.exc.DBAPIError) else error.__cause__
+        reason = str(getattr(cause, "orig", cause))
+        if "is full" in reason:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise ValueError(
+            f"{path}, which holds the trials of the search, cannot be used ({reason}). Put back a copy of it, or start "
+            "the search again with `grpo-kit tune --force`."
+        ) from error
 
 
 def _search(
@@ -109,8 +133,10 @@ def _search(
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # The run's lock keeps other processes away; SQLite's own locks are missing on some mounted disks.
+    place = f"file:{quote(str((folder / 'study.db').absolute()))}?nolock=1&uri=true"
     study = optuna.create_study(
-        storage=f"sqlite:///{(folder / 'study.db').absolute()}", study_name=run.name, direction="maximize",
+        storage=f"sqlite:///{place}", study_name=run.name, direction="maximize",
         load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
     if changes := list_differences(study.user_attrs.get("settings", settings), settings):

@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import types
 from dataclasses import replace
@@ -20,6 +21,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.display import terminal
 from grpo_kit.evaluation import evaluate
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
@@ -231,3 +233,18 @@ def test_the_table_of_trials_splits_no_number_at_80_characters(tmp_path, monkeyp
 def test_trials_are_measured_every_five_steps_or_at_the_end_of_shorter_ones(run, trained_with, steps, measured):
     result = tune.tune(config.load_config("tiny"), run, "lora.r=[8,16]", trials=1, steps=steps)
     assert [step for step, _ in result["trials"][0]["curve"]] == measured
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x" * 5000), lambda path: path.mkdir()])
+def test_a_damaged_study_is_named_and_not_written_over(tmp_path, trained, damage):
+    config, run = trained
+    shutil.copytree(run.path, tmp_path / "runs/small")
+    run = find_run("small", tmp_path / "runs")
+    (run.path / "tune").mkdir()
+    damage(run.path / "tune/study.db")
+    before = hash_of(run.path / "tune/study.db")
+    with pytest.raises(
+        ValueError, match=r"study\.db, which holds the trials .* cannot be used \(.*\)\. Put back a copy"
+    ):
+        tune.tune(config, run, "lora.r=[4,8]", trials=1, steps=1)
+    assert hash_of(run.path / "tune/study.db") == before
