@@ -1,11 +1,13 @@
-"""How fast math_reward is beside math-verify, and whether its memory stays constant.
+"""How right and how fast math_reward is beside math-verify and TRL, and whether its memory stays constant.
 
     python benchmarks/rewards.py [--quick] [--record]
 
 Each workload is a list of distinct (reply, reference answer) pairs. The kit and math-verify (parse, parse, verify with
 its default timeouts, in the main thread) take turns of 25 pairs in one process. No pair comes twice, so the kit's cache
-of verdicts does not help it. --quick ends within a minute; --record appends the figures, with date and hardware, to
-notes/benchmarks.md. MATH-500 is read from ../shared (or GRPO_KIT_SHARED).
+of verdicts does not help it. Accuracy is counted on the labelled rows of ../shared/data/answer_checking: the kit in the
+main thread and in a worker thread, the others in the main thread, which their time limits need. --quick ends within a
+minute and takes every tenth labelled row; --record appends the figures, with date and hardware, to notes/benchmarks.md.
+MATH-500 and the labelled rows are read from ../shared (or GRPO_KIT_SHARED).
 """
 
 import json
@@ -14,7 +16,9 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,7 +72,42 @@ def math_verify_judge() -> Callable[[str, str], bool]:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    return lambda reply, gold: bool(verify(parse(f"${gold}$"), parse(reply)))
+    return lambda reply, gold: bool(
+        verify(parse(gold if "$" in gold or "boxed" in gold else f"${gold}$"), parse(reply))
+    )
+
+
+def trl_judge() -> Callable[[str, str], bool]:
+    from trl.rewards import accuracy_reward
+
+    return lambda reply, gold: accuracy_reward([[{"role": "assistant", "content": reply}]], [gold])[0] == 1.0
+
+
+def accuracy(judges: dict[str, Callable], step: int) -> Iterator[dict]:
+    """For each file of labelled rows and each judge: the share of right verdicts and what is wrong, by kind."""
+    for path in sorted((SHARED / "data" / "answer_checking").glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][::step]
+        for name, judge in judges.items():
+            wrong: Counter = Counter()
+            slowest = 0.0
+            for row in rows:
+                due = row["equal"] if "equal" in row else row["reward"] == 1
+                began = time.perf_counter()
+                if judge(row["pred"], str(row["gold"])) != due:
+                    wrong["refused" if due else "paid", row.get("kind") or row.get("category")] += 1
+                slowest = max(slowest, time.perf_counter() - began)
+            faults = Counter(fault for fault, _ in wrong.elements())
+            yield {
+                "file": path.stem, "rows": len(rows), "judge": name,
+                "right, %": f"{100 - 100 * wrong.total() / len(rows):.1f}", "wrong ones paid": faults["paid"],
+                "right ones refused": faults["refused"], "slowest, s": f"{slowest:.1f}",
+                "faults by kind": ", ".join(f"{kind} {n}" for (_, kind), n in wrong.most_common(4)),
+            }  # fmt: skip
+
+
+def in_worker_thread(judge: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
+    pool = ThreadPoolExecutor(1)
+    return lambda reply, gold: pool.submit(judge, reply, gold).result()
 
 
 def alternate(judges: dict[str, Callable], pairs: list[Pair]) -> dict[str, list[float]]:
@@ -90,6 +129,12 @@ def rss_mib(pid: int) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
 
 
+def list_session(leader: int) -> list[int]:
+    """The child and its fork, which share most of their memory."""
+    stats = Path("/proc").glob("[0-9]*/stat")
+    return [int(path.parent.name) for path in stats if path.read_text().rpartition(")")[2].split()[3] == str(leader)]
+
+
 def memory(verdicts: int) -> dict[str, float]:
     """MiB of this process and of the child after a fifth of the verdicts, and after all of them.
 
@@ -102,10 +147,9 @@ def memory(verdicts: int) -> dict[str, float]:
         math_verdict(reply, gold)
         if n + 1 in (verdicts // 5, verdicts):
             when = "after_a_fifth" if n + 1 < verdicts else "after_all"
-            child = math_answer._child.process.pid
             figures |= {
                 f"process_{when}_mib": rss_mib(os.getpid()),
-                f"child_{when}_mib": rss_mib(child),
+                f"child_{when}_mib": max(map(rss_mib, list_session(math_answer._child.process.pid))),
             }
     return {"memory_verdicts": verdicts} | {name: round(mib, 1) for name, mib in figures.items()}
 
@@ -123,6 +167,12 @@ def main() -> None:
     prestart()
     for judge in judges.values():  # the first call of each imports
         judge(r"\boxed{\sqrt{49}}", "7")
+    graders = {"kit": kit, "kit, in a thread": in_worker_thread(kit), **judges, "trl": trl_judge()}
+    if rows := list(accuracy(graders, 10 if options.quick else 1)):
+        paid = sum(row["wrong ones paid"] for row in rows if row["judge"] == "kit")
+        report.finish(
+            "rewards_accuracy", rows, {"labelled_rows": sum(r["rows"] for r in rows) // 5, "paid": paid}, options.record
+        )
 
     rows, total, p99 = [], dict.fromkeys(judges, 0.0), 0.0
     for name, pairs in workloads.items():

@@ -339,11 +339,13 @@ _SIGNS = {
     "⁄": "/", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∞": r"\infty ",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\neq ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
     "∖": r"\setminus ", "±": r"\pm ", "≈": r"\approx ", "∅": r"\emptyset ", "°": r"^\circ ",
-    "½": r" \frac{1}{2}", "⅓": r" \frac{1}{3}", "⅔": r" \frac{2}{3}", "¼": r" \frac{1}{4}",
-    "¾": r" \frac{3}{4}", "²": "^2", "³": "^3", "⁴": "^4", "’": "'", "€": "", "£": "", "¥": "",
+    "’": "'", "€": "", "£": "", "¥": "", "√": r"\sqrt ", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "，": ", ", "、": ", ", "；": "; ", "∨": r"\lor ",
     "∧": r"\land ",
 }  # fmt: skip
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙ]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")  # NFKC writes ½ as 1⁄2
 _INVISIBLE = dict.fromkeys([0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF])
 _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")  # would show digits in another order
 _UNIT = (
@@ -362,6 +364,9 @@ _RULES = [
         (r"\\\\(?=[a-zA-Z])(?!.*\\end)", r"\\"),  # a command escaped twice
         (r"\\(?:dis|text|script)[a-z]*style|\\(?:(?:no)?limits|bf|rm|it)(?![a-z])", ""),
         (r"\\(?:textcolor|color)\s?\{\w+\}", ""),
+        (r"\\([lg]e)([a-pr-z])(?![a-z])", r"\\\1 \2"),  # \lex
+        (r"\{\s?([^{}]{1,20}?)\s?\\choose(?![a-z])\s?([^{}]{1,20}?)\s?\}", r"\\binom{\1}{\2}"),
+        (r"\\log_\{?e\}?(?![a-zA-Z])", r"\\ln "),
         (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:left|right|mleft|mright|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\(?:[lr]?vert|mid)(?![a-zA-Z])", "|"),
@@ -405,7 +410,7 @@ _RULES = [
         (rf"{_TEXT},?\s*(?:and|und|et|y)\s*,?\s*\}}|\\(?:land|wedge)(?![a-z])|,\s*and\b|\band\b", " and "),
         (rf"{_TEXT},?\s*(?:or|oder|ou|o)\s*,?\s*\}}|\\(?:lor|vee)(?![a-z])|,\s*or\b|\bor\b", " or "),
         (r"√\s?\(([^()]*)\)|\\sqrt\s?\(([^()]*)\)", r"\\sqrt{\1\2}"),
-        (r"(?:√|\\sqrt(?![a-zA-Z]))\s?(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
+        (r"(?:√|\\sqrt(?![a-zA-Z]))\s?(\[\d\])?\s?(\d+|[a-zA-Z])", r"\\sqrt\1{\2}"),
         (r"\\frac\s*(\d|[a-zA-Z]|\\pi)", r"\\frac{\1}"),
         (r"(\\frac\s?\{[^{}]*\})\s*(\d|[a-zA-Z]|\\pi)", r"\1{\2}"),
         (r"(?<![\d/.])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.])", r"\1\\frac{\2}{\3}"),  # 4 4/9
@@ -452,10 +457,9 @@ def _normalize(text: str) -> str:
     """LaTeX, Unicode and plain spellings made one, without units and currency. Doing it twice changes nothing."""
     if _LITERAL.fullmatch(text):
         return text
-    for sign, latex in () if text.isascii() else _SIGNS.items():
-        if sign in text:
-            text = text.replace(sign, latex)
-    text = unicodedata.normalize("NFKC", text).translate(_INVISIBLE).replace("−", "-").strip(" `")
+    if not text.isascii():
+        text = _write_signs(text)
+    text = text.strip(" `")
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _separate(_drop_quantifier(_rewrite_calls(text)))
@@ -473,6 +477,17 @@ def _normalize(text: str) -> str:
     text = re.sub(r" (?!\d)|(?<!\d) ", "", text).replace("\0", " ")
     text = re.sub(r"(^|[(\[,;{])\+(?=[\d\\])", r"\1", text.rstrip("\\"))
     return re.sub(r"([\^_])\{([\w+-])\}", r"\1\2", text)
+
+
+def _write_signs(text: str) -> str:
+    """Signs, raised and lowered digits and fractions of Unicode in LaTeX."""
+    plain = lambda m: unicodedata.normalize("NFKC", m[0]).replace("−", "-")  # noqa: E731
+    text = _VULGAR.sub(lambda m: rf" \frac{{{plain(m).replace('⁄', '}{')}}}", text)
+    text = _RAISED.sub(lambda m: f"^{{{plain(m)}}}", text)
+    text = _LOWERED.sub(lambda m: f"_{{{plain(m)}}}", text)
+    for sign, latex in _SIGNS.items():
+        text = text.replace(sign, latex)
+    return unicodedata.normalize("NFKC", text).translate(_INVISIBLE).replace("−", "-")
 
 
 def _separate(text: str) -> str:
@@ -576,7 +591,7 @@ _RATIO = re.compile(
 )
 _SCIENTIFIC = re.compile(rf"(-?)(?:({_SIMPLE})(?:\\cdot|(?=[eE])))?(?:10\^|[eE])\{{?([+-]?\d{{1,3}})\}}?")
 _REPEATING = re.compile(r"(-?\d{1,30})\.(\d{0,30})\\(?:overline|bar|dot)\{(\d{1,30})\}")
-_BASED = re.compile(r"(-?[0-9a-zA-Z]{1,99})_\{?(\d{1,2})\}?")
+_BASED = re.compile(r"(-?[0-9A-Z]*\d[0-9A-Z]*)_\{?(\d{1,2})\}?")
 
 
 @lru_cache(4096)
@@ -588,8 +603,10 @@ def _read_number(text: str) -> Fraction | _Nothing | None:
         value = _read_number(text[:-1])
         return value / 100 if isinstance(value, Fraction) else value
     if based := _BASED.fullmatch(text):
-        with contextlib.suppress(ValueError):
+        try:
             return Fraction(int(based[1], int(based[2])))
+        except ValueError:  # 52_4
+            return _NOTHING
     if repeating := _REPEATING.fullmatch(text):
         head, tail, cycle = repeating.groups()
         nines = Fraction(int(cycle), (10 ** len(cycle) - 1) * 10 ** len(tail))
@@ -633,7 +650,7 @@ class _TimedOut(Exception):
 
 
 class _Group(NamedTuple):
-    """kind: list, set, union (unordered), matrix, row, chain, or the brackets of a tuple or interval."""
+    """kind: list, set, union (unordered), without (a region, points), matrix, row, chain, or brackets such as "(]"."""
 
     kind: str
     items: tuple
@@ -692,12 +709,10 @@ def _parse(text: str) -> str | _Group | _Named:
         return _ALL_REALS
     if len(pieces := _split(text, r"\\cup(?![a-z])")) > 1:
         return _Group("union", tuple(map(_parse, pieces)))
-    pieces = _split(text, r"\\(?:setminus|backslash)(?![a-z])")
-    if len(pieces) == 2 and re.fullmatch(_REALS, pieces[0]):
-        return _exclude_points(text, _parse(pieces[1]))
+    if len(pieces := _split(text, r"\\(?:setminus|backslash)(?![a-z])")) == 2:
+        return _Group("without", tuple(map(_parse, pieces)))
     if len(pieces := _split(text, r"\\neq(?![a-z])")) == 2 and _NAME.fullmatch(pieces[0]):
-        excluded = _exclude_points(text, _parse(pieces[1]))
-        return text if excluded == text else _Named(pieces[0], excluded, text)
+        return _Named(pieces[0], _Group("without", (_ALL_REALS, _parse(pieces[1]))), text)
     if len(pieces := _split(text, r"=|\\in(?![a-z])")) > 1:
         if name := next((piece for piece in pieces[:-1] if _NAME.fullmatch(piece)), None):
             return _Named(name, _parse(pieces[-1]), text)  # x = 1 + 1 = 2
@@ -737,7 +752,9 @@ def _join_items(trees: list, joiners: set[str]) -> object:
     bare = tuple(tree.value if isinstance(tree, _Named) else tree for tree in trees)
     if len(names) == 1 and isinstance(trees[0], _Named):  # k = 1, 2, 3
         return _Named(names[0], _Group("list", bare), "")
-    ranges = all(isinstance(tree, _Group) and (len(tree.kind) == 2 or tree.kind == "union") for tree in bare)
+    ranges = all(
+        isinstance(tree, _Group) and (len(tree.kind) == 2 or tree.kind in ("union", "without")) for tree in bare
+    )
     if ranges and len(names) == len(trees) and len(set(names)) == 1:
         common = None if r"\lor" in joiners else _intersect(bare)
         return _Named(names[0], common or _Group("union", bare), "")  # x > 1 and x < 5; x < 1 or x > 3
@@ -768,9 +785,12 @@ def _list_spans(tree: object) -> list | None:
     """The intervals and points of a region as (low end, high end), None where an end is no rational number."""
     if isinstance(tree, _Named):
         tree = tree.value
-    if isinstance(tree, _Group) and tree.kind in ("union", "set"):
+    if isinstance(tree, _Group) and tree.kind in ("union", "set", "list"):
         spans = [_list_spans(item) for item in tree.items]
         return None if None in spans else [span for part in spans for span in part]
+    if isinstance(tree, _Group) and tree.kind == "without":
+        region, points = map(_list_spans, tree.items)
+        return None if None in (region, points) else _remove_points(region, points)
     if isinstance(tree, str):
         point = _read_end(tree)
         return [((point, 0), (point, 0))] if isinstance(point, Fraction) else None
@@ -802,6 +822,16 @@ def _merge_spans(spans: list) -> list:
     return merged
 
 
+def _remove_points(region: list, points: list) -> list | None:
+    if any(low != high for low, high in points):
+        return None
+    for point, _ in points:
+        before = [(low, min(high, (point[0], -1))) for low, high in region]
+        after = [(max(low, (point[0], 1)), high) for low, high in region]
+        region = [span for span in before + after if span[0] <= span[1]]
+    return region
+
+
 def _intersect(trees: tuple) -> object:
     """What intervals have in common, as one interval; None where that is empty or cannot be told."""
     spans = [_list_spans(tree) for tree in trees]
@@ -813,15 +843,6 @@ def _intersect(trees: tuple) -> object:
     first = next(tree for span, tree in zip(spans, trees) if span[0][0] == low)
     last = next(tree for span, tree in zip(spans, trees) if span[0][1] == high)
     return _Group(first.kind[0] + last.kind[1], (first.items[0], last.items[1]))
-
-
-def _exclude_points(text: str, points: object) -> object:
-    """All reals but some points as a union of open intervals; the text itself where a point is no rational number."""
-    spans = _list_spans(_Group("set", points.items) if _kind(points) == "list" else points)
-    if spans is None or any(low != high for low, high in spans):
-        return text
-    ends = [r"-\infty", *(str(low[0]) for low, _ in sorted(spans)), r"\infty"]
-    return _Group("union", tuple(_Group("()", pair) for pair in zip(ends, ends[1:])))
 
 
 def _list_variables(text: str) -> set[str]:
@@ -914,6 +935,7 @@ def _kind(tree: object) -> str:
 
 def _match(gold: object, answer: object, budget: _Budget) -> bool:
     """Whether two trees are equal, piece by piece; a piece of another kind is never equal."""
+    gold, answer = (t.items[0] if _kind(t) == "set" and len(t.items) == 1 else t for t in (gold, answer))
     if _kind(gold) == "chain":
         gold = gold.items[-1]
     if _kind(answer) == "chain":  # 16 = 17 is not 17
@@ -931,11 +953,10 @@ def _match(gold: object, answer: object, budget: _Budget) -> bool:
             values = [tree.value if n else tree for tree, n in zip((gold, answer), named)]
             return _match(*values, budget)
         return False
-    gold, answer = (t.items[0] if _kind(t) == "set" and len(t.items) == 1 else t for t in (gold, answer))
     if isinstance(gold, str) or isinstance(answer, str):
         return isinstance(gold, str) and isinstance(answer, str) and _match_leaves(gold, answer, budget)
     kinds = {gold.kind, answer.kind}
-    if "union" in kinds:
+    if kinds & {"union", "without"}:
         spans = [_list_spans(tree) for tree in (gold, answer)]
         if None not in spans:
             return _merge_spans(spans[0]) == _merge_spans(spans[1])
@@ -1031,14 +1052,18 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
         return True
     if a is not None and b is not None:
         return _match_numbers(a, b, gold, answer)
+    if (
+        re.fullmatch(r".*(?:\\infty\s?[-+]|\\infty\\cdot|.[-+]\\infty|\\cdot\(?-?\\infty).*", answer)
+        and "_" not in answer
+    ):  # \infty + 1
+        return False
     if finished and _is_unfinished(gold, answer, budget.alone):
         raise _Stop("unevaluated")
     pair = (gold, answer)
     if any(re.search(r"(?<![_\d.])\d[\d.]* \d", text) for text in pair):  # two numbers side by side are not one
         return False
-    plain = [re.sub(r"\\[a-zA-Z]+|[a-zA-Z]+(?=\()", "", text) for text in pair]
-    words = [bool(re.search(r"[^\W\d_]{4,}", text)) for text in plain]
-    spoken = [re.sub(r"[\W_]", "", text).casefold() for text in pair]
+    words = [bool(re.search(r"[^\W\d_]{4,}(?!\w*\()", text)) and not re.search(r"[\\^_=+*/<>]", text) for text in pair]
+    spoken = [re.sub(r"(?<!^)\W|[^-\w]|_", "", text).casefold() for text in pair]  # a sign in front still counts
     if gold.isalpha() and len(gold) > 2 and spoken[0] == spoken[1]:
         return True
     if ":" in gold + answer or (any(words) and not re.search(r"\d", gold)):
