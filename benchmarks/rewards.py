@@ -13,6 +13,7 @@ MATH-500 and the labelled rows are read from ../shared (or GRPO_KIT_SHARED).
 import json
 import logging
 import os
+import re
 import statistics
 import sys
 import time
@@ -68,19 +69,30 @@ def kit(reply: str, gold: str) -> bool:
     return math_verdict(reply, gold).reward == 1.0
 
 
+def anchor(reply: str) -> str:
+    """A reply that is a bare formula between dollar signs, where the other judges look for it."""
+    bare = not re.search(r"[$\n]|\\boxed|\\[(\[]|####|<answer>", reply) and not re.search(
+        r"(?<!\\)\b[A-Za-z]{4,}", reply
+    )
+    return f"${reply}$" if bare else reply
+
+
 def math_verify_judge() -> Callable[[str, str], bool]:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    return lambda reply, gold: bool(
-        verify(parse(gold if "$" in gold or "boxed" in gold else f"${gold}$"), parse(reply))
-    )
+
+    def judge(reply: str, gold: str) -> bool:
+        gold = gold if "$" in gold or "boxed" in gold else f"${gold}$"
+        return bool(verify(parse(gold), parse(anchor(reply))))
+
+    return judge
 
 
 def trl_judge() -> Callable[[str, str], bool]:
     from trl.rewards import accuracy_reward
 
-    return lambda reply, gold: accuracy_reward([[{"role": "assistant", "content": reply}]], [gold])[0] == 1.0
+    return lambda reply, gold: accuracy_reward([[{"role": "assistant", "content": anchor(reply)}]], [gold])[0] == 1.0
 
 
 def accuracy(judges: dict[str, Callable], step: int) -> Iterator[dict]:
@@ -88,6 +100,7 @@ def accuracy(judges: dict[str, Callable], step: int) -> Iterator[dict]:
     for path in sorted((SHARED / "data" / "answer_checking").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][::step]
         for name, judge in judges.items():
+            math_answer._compare_answers.cache_clear()
             wrong: Counter = Counter()
             slowest = 0.0
             for row in rows:
