@@ -279,8 +279,9 @@ def check(
 ) -> None:
     """Check a zip: what is wrong with it, what the challenge's scorer would do, the remedy. Status 1: must not be sent.
 
-    Where the base's weights are at hand, the zip is loaded too: do its outputs differ from the base's and, with --run,
-    are they the trained policy's? Without --run and policy.model, the base is the one that the zip names.
+    Where the base's weights are at hand, the zip is loaded too, which takes seconds instead of one, mostly for imports:
+    do its outputs differ from the base's and, with --run, are they the trained policy's? Without --run and
+    policy.model, the base is the one that the zip names.
     """
     config, run = open_run(sources or (), overrides or (), name, "package")
     if name:
