@@ -585,6 +585,26 @@ def test_at_least_97_percent_of_the_shared_pairs_are_judged_as_labelled():
     assert sum(core) / len(core) >= 0.95 and len(core) == 274
 
 
+@pytest.mark.slow
+def test_at_least_97_percent_of_the_second_set_of_pairs_are_judged_as_labelled():
+    rows = shared_rows("more_pairs.jsonl")
+    rewards = [math_verdict(row["pred"], row["gold"]).reward == 1.0 for row in rows]
+    assert [row["id"] for reward, row in zip(rewards, rows) if reward and not row["equal"]] == []
+    assert sum(reward == row["equal"] for reward, row in zip(rewards, rows)) / len(rows) >= 0.97 and len(rows) == 193
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thread", ["main", "worker"])
+def test_at_least_97_percent_of_the_second_set_of_hostile_replies_earn_what_they_should(thread):
+    rows = shared_rows("more_hostile.jsonl")
+
+    def judge():
+        return [math_verdict(row["pred"], row["gold"]).reward == row["reward"] for row in rows]
+
+    right = judge() if thread == "main" else ThreadPoolExecutor(1).submit(judge).result()
+    assert sum(right) / len(rows) >= 0.97 and len(rows) == 57
+
+
 @pytest.mark.parametrize("thread", ["main", "worker"])
 def test_at_least_47_of_the_49_hostile_replies_earn_what_they_should_at_little_cost(thread):
     rows = shared_rows("hostile.jsonl")
