@@ -1,13 +1,14 @@
 """Writes a run as two files that need no server: `report.html`, one page without a script, and `report.png`."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from grpo_kit.config import to_yaml
 from grpo_kit.display import charts, completions, run_figures, templates
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import load_run_config
 from grpo_kit.runs.texts import format_time
 
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
@@ -21,6 +22,7 @@ def save_report(run: Run) -> None:
 
     Raises:
         FileNotFoundError: the run has no metrics, so it has not trained yet.
+        ValueError: one of the run's files is damaged.
 
     Example:
         >>> save_report(run); print(run.page, run.picture)          # doctest: +SKIP
@@ -98,14 +100,14 @@ def read_verdict(run: Run) -> str:
 
 def _read_settings(run: Run) -> dict[str, Any]:
     """The configuration that the last finished stage wrote; empty without one."""
-    return OmegaConf.to_container(OmegaConf.load(run.config)) if run.config.is_file() else {}
+    return asdict(load_run_config(run)) if run.config.exists() else {}
 
 
 def _describe_settings(run: Run) -> dict[str, str]:
     """All settings as YAML, under a heading that says whose they are."""
     finished = "train" in run.stages()
     heading = "Settings" if finished else "Settings of the last finished stage"
-    return {heading: run.config.read_text(encoding="utf-8")} if run.config.is_file() else {}
+    return {heading: to_yaml(load_run_config(run))} if run.config.exists() else {}
 
 
 def read_steps(run: Run) -> list[dict[str, Any]]:

@@ -116,6 +116,7 @@ CASES = [
     ("run.json", "deleted", "data", r"runs/r/run\.json is gone, and runs/r/adapter is there"),
     ("config.yaml", "deleted", "train", r"runs/r/config\.yaml, which has the settings of run 'r', is gone"),
     ("config.yaml", "empty", "evaluate", r"runs/r/config\.yaml is damaged: policy\.model is missing"),
+    ("config.yaml", "flipped", "report", r"runs/r/config\.yaml is not readable YAML"),
     ("config.yaml", "a list", "package", r"runs/r/config\.yaml is not a mapping"),
     ("metrics.jsonl", "flipped", "report", r"runs/r/metrics\.jsonl, line \d+, is damaged: it is not UTF-8"),
     ("metrics.jsonl", "a list", "train", r"runs/r/metrics\.jsonl, line 1, is damaged: it is a list"),
