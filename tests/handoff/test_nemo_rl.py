@@ -351,7 +351,8 @@ def test_gym_rows_and_manifest_are_what_gym_reads(trapped, bundle):
 
 def test_gym_keeps_the_system_turn_and_strips_the_gold(trapped):
     folder, run = trapped
-    rows = {row["question"]: row for s in SPLITS for row in read_lines(folder / s / "data.jsonl")}
+    lines = [line for s in SPLITS for line in (folder / s / "data.jsonl").read_text().splitlines()]
+    rows = {row["question"]: row for row in map(json.loads, lines)}
     for number, trap in enumerate(TRAPS):
         row = rows[trap["problem"]]
         assert row["expected_answer"] == EXPECTED[number]
