@@ -98,7 +98,9 @@ def _outside_autocast(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def wrapped(hidden_states, *args, **kwargs):
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        # A plan counts memory on the meta device, which autocast does not know.
+        with torch.autocast("cpu" if device == "meta" else device, enabled=False):
             return function(hidden_states, *args, **kwargs)
 
     wrapped._outside_autocast = True

@@ -56,7 +56,7 @@ def test_a_plan_that_fails_names_a_change_that_works():
         in plan_for("t4", "24gb", "grpo.gradient_checkpointing=false").verdict
     )
     assert "first set policy.load_in_4bit=true." in plan_for("t4", "24gb", "policy.load_in_4bit=false").verdict
-    assert "take 80gb." in plan_for("t4", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
+    assert "use 80gb." in plan_for("t4", "t4", "policy.load_in_4bit=false", "grpo.max_completion_length=4096").verdict
 
 
 @pytest.mark.slow
