@@ -399,6 +399,8 @@ def codes(findings, *severities):
 @pytest.fixture(autouse=True)
 def scratch(tmp_path_factory, monkeypatch):
     """The folder in which temporary folders are made; it must be empty after the test."""
+    import torch._inductor.compile_fx  # noqa: F401 (its import makes a folder in the temporary one)
+
     folder = tmp_path_factory.mktemp("scratch")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
