@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo_kit.config import RunConfig, load_config
 from grpo_kit.config.form import split_settings
+from grpo_kit.display import console
 from grpo_kit.display.notebook_output import (
     show_alarms,
     show_completions,
@@ -121,6 +122,7 @@ def open_from_form(
     from IPython import get_ipython
 
     reword_errors(get_ipython())
+    console.print_warnings_plainly()
     if use_drive and detect_place() == "colab":
         print(mount_drive())
     words = split_settings(overrides)

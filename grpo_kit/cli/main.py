@@ -35,6 +35,7 @@ def start(version: options.Version = False) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # the name of a file may have letters that the terminal has not
             stream.reconfigure(errors="backslashreplace")
+    console.print_warnings_plainly()
 
 
 def command(function: Callable[..., None], hidden: bool = False) -> Callable[..., None]:

@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TEXT_SUFFIXES = SUFFIXES[:-1]  # these may be followed by `.gz`
+SUFFIX_WORDS = f"{', '.join(SUFFIXES)} (also {', '.join(f'{suffix}.gz' for suffix in TEXT_SUFFIXES)})"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 LONGEST_LINE = 2**26  # bytes
 MOST_UNPACKED = 50  # a gzip file that unpacks to more than this times its size is refused ...
@@ -78,7 +79,7 @@ def open_table(path: Path) -> Table:
         raise FileNotFoundError(f"{path} is not a file. Check the path.")
     suffix = get_suffix(path)
     if not suffix:
-        raise ValueError(f"{path} is not one of {', '.join(SUFFIXES)}. Convert it to one of them.")
+        raise ValueError(f"{path} is not one of {SUFFIX_WORDS}. Convert it to one of them.")
     if suffix == ".parquet":
         return _open_parquet(path)
     if suffix in (".csv", ".tsv"):
@@ -186,9 +187,12 @@ def _require_json_lines(path: Path, first: NumberedLine, lines: Iterator[Numbere
     if not one_value:
         return first, chain([second], lines)
     rest = chain([first], [second] if second else [], lines)
-    _parse_json(path, first[0], "".join(line for _, line in rest))
+    value = _parse_json(path, first[0], "".join(line for _, line in rest))
+    lists = [name for name, rows in value.items() if isinstance(rows, list)] if isinstance(value, dict) else []
+    place = f" It holds a list under {lists[0]!r}; if these are the rows, keep only that list." if lists else ""
     raise ValueError(
-        f"{path} is one JSON object; it is not an array of rows. Convert it to JSON Lines, one row per line."
+        f"{path} is one JSON {'object' if isinstance(value, dict) else 'value'}; it is not an array of rows.{place} "
+        "Write an array of rows, or JSON Lines with one row per line."
     )
 
 
@@ -201,7 +205,7 @@ def _read_json_array(path: Path, lines: Iterator[NumberedLine]) -> NumberedRows:
 
 def _parse_json(path: Path, number: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.rstrip())  # an error at the end is then in the last line and not behind it
     except (ValueError, RecursionError) as error:
         line = number + getattr(error, "lineno", 1) - 1
         reason = str(error).split(": line ")[0]
@@ -250,9 +254,11 @@ def _open_csv(path: Path, usual: str) -> Table:
 def _read_csv(path: Path, reader: csv.DictReader) -> NumberedRows:
     try:
         for row in reader:
-            if None in row or None in row.values():  # DictReader's marks for a long and for a short row
+            extra = row.get(None, [])  # DictReader's mark for a long row; missing fields of a short one are None
+            if extra or None in row.values():
+                fields = sum(value is not None for name, value in row.items() if name is not None) + len(extra)
                 raise ValueError(
-                    f"{path}, line {reader.line_num} does not have {len(reader.fieldnames)} fields as the header does. "
+                    f"{path}, line {reader.line_num} has {fields} fields and the header {len(reader.fieldnames)}. "
                     "Correct the row."
                 )
             yield reader.line_num, row

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grpo_kit.config import Data
 from grpo_kit.data.columns import SourceRow, choose_columns
-from grpo_kit.data.files import SUFFIXES, Table, get_suffix, open_table
+from grpo_kit.data.files import SUFFIX_WORDS, SUFFIXES, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
 from grpo_kit.nemotron import tiny
@@ -64,7 +64,7 @@ def locate_source(
         if not path.is_file():
             raise FileNotFoundError(f"The source {item} is not an existing file. Check the path.")
         if not get_suffix(path):
-            raise ValueError(f"The source {item} is not one of {', '.join(SUFFIXES)}. Convert it to one of them.")
+            raise ValueError(f"The source {item} is not one of {SUFFIX_WORDS}. Convert it to one of them.")
         return Source(path.name, Recipe("the user's own file", "unstated", ""), (path,))
     if path.exists():
         raise ValueError(f"The source {item} is a folder. Name the file in it.")

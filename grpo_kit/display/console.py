@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -122,6 +124,19 @@ def print_as_first() -> None:
     """Print from now on, whatever a launcher left in the environment: this process works alone."""
     processes.forget_launcher()
     out.quiet = err.quiet = False
+
+
+def print_warnings_plainly() -> None:
+    """Print the kit's own warnings as a sentence from now on; Python adds the file and line of the call."""
+    original, package = warnings.showwarning, str(Path(__file__).parents[1])
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *more: Any, **options: Any) -> None:
+        if category is UserWarning and filename.startswith(package):
+            err.print(f"[yellow]Warning:[/] {escape(str(message))}")
+        else:
+            original(message, category, filename, *more, **options)
+
+    warnings.showwarning = show
 
 
 def print_next(*commands: Sequence[str]) -> None:

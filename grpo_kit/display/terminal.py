@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def print_data(manifest: dict[str, Any]) -> None:
         for step in manifest["funnel"]:
             example = step["examples"][0]
             texts = (f"{example['from']}: {example['problem']}", example["why"])
-            short = (escape(" ".join(text.split())[:60]) for text in texts)
+            short = (escape(textwrap.shorten(text, 90, placeholder=" ...")) for text in texts)
             table.add_row(step["reason"], str(step["dropped"]), str(step["left"]), *short)
         out.print(table)
     for note in (note for source in manifest["sources"] for note in source.get("notes", [])):

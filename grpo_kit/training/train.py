@@ -92,9 +92,9 @@ def train(
     reward_funcs, weights = resolve_rewards("reward_funcs", reward_funcs), config.grpo.reward_weights
     if len(reward_funcs) != len(weights):
         raise ValueError(
-            f"reward_funcs has {len(reward_funcs)} rewards and grpo.reward_weights {len(weights)} weights; each reward "
-            "has one weight. Pass as many rewards as weights, or change grpo.reward_funcs and grpo.reward_weights, "
-            "which are lists of the same length."
+            f"The argument reward_funcs has {len(reward_funcs)} of the {len(weights)} rewards that grpo.reward_weights "
+            f"({weights}) weighs. Pass config.grpo.reward_funcs, or give grpo.reward_weights one number for each "
+            "reward."
         )
     run.require_stage("data", "grpo-kit data")
     trackers.check_trackers(config.run.report_to)

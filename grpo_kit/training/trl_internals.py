@@ -4,6 +4,7 @@ They were read in the versions in VERSIONS, which requirements.txt pins; `tests/
 when one of them moves.
 """
 
+import logging
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,12 @@ def check_versions() -> None:
                 f"{version}. Install that version: pip install {library}=={version}",
                 stacklevel=2,
             )
+
+
+# TRL prints a row in full, at each step, where no reward judges it. The kit's alarm says it in one sentence.
+logging.getLogger("trl.trainer.grpo_trainer").addFilter(
+    lambda record: not record.getMessage().startswith("All reward functions returned None")
+)
 
 
 def use_one_gpu(args: GRPOConfig) -> None:

@@ -70,8 +70,8 @@ def test_a_parquet_is_read_in_part(tmp_path):
         ("x.csv", "\n <html lang=en>\n<p>404, not found</p>", "line 2 begins a web page"),
         ("x.csv", "<!doctype html><title>Sorry, you have been blocked</title>\n", "line 1 begins a web page"),
         ("x.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
-        ("x.csv", "p,a\na,b\nc\n", "line 3 does not have 2 fields"),
-        ("x.csv", "p,a\na,b,c\n", "line 2 does not have 2 fields"),
+        ("x.csv", "p,a\na,b\nc\n", "line 3 has 1 fields and the header 2"),
+        ("x.csv", "p,a\na,b,c\n", "line 2 has 3 fields and the header 2"),
         ("x.csv", 'p,a\n"a,b\n', "the row after line 1 is not CSV"),  # a quote that never closes
         ("x.csv", "p,a,a\n1,2,3\n", "line 1 names the column 'a' twice"),
         # Latin-1 in the middle
@@ -182,3 +182,22 @@ def test_another_delimiter_is_guessed_and_said(tmp_path, name, header, note):
 
 def test_a_usual_csv_gives_no_note(tmp_path):
     assert files.open_table(write(tmp_path, "a.csv", "p;q,a\n1;2,3\n")).note == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("cut.jsonl", '{"p": 1}\n{"p":\n', "line 2 is not JSON"),
+        ("cut.jsonl", '{"p": 1}\n{"p": 2}\n{"p":\n\n', "line 3 is not JSON"),
+        ("number.json", "3", "is one JSON value"),
+        ("under.json", '{"data": [{"p": 1}]}', "holds a list under 'data'"),
+        ("short.csv", "p,a,b\n1,2\n", "line 2 has 2 fields and the header 3"),
+        ("long.csv", "p,a\n1,2\n1,2,3,4\n", "line 3 has 4 fields and the header 2"),
+        ("x.txt", "p", "csv.gz"),
+    ],
+)
+def test_the_message_on_a_broken_file_counts_and_names_the_remedy(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(files.open_table(path).read_rows(None))

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 
 import pytest
 from rich.markup import escape
@@ -114,3 +115,13 @@ def test_the_progress_says_what_is_done_and_lines_come_above_it(screen):
     assert any("training: loading \\x1b[31mtiny" in line for line in lines) and "/?" not in output
     assert "the longest step fits" in [re.sub(r"\x1b\[\d*[A-Z]", "", line).strip() for line in lines]
     assert any("training  reward 0.50" in line and "3/30" in line for line in lines) and console.bars == []
+
+
+def test_a_warning_of_the_kit_is_a_sentence_and_others_keep_their_place(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", lambda *_, **__: print("as Python shows it"))
+    console.print_warnings_plainly()
+    warnings.warn_explicit("The run goes on.", UserWarning, console.__file__, 1)
+    assert capsys.readouterr().err == "Warning: The run goes on.\n"
+    warnings.warn_explicit("of another kind", RuntimeWarning, console.__file__, 2)
+    warnings.warn_explicit("elsewhere", UserWarning, "/somewhere/else.py", 3)
+    assert capsys.readouterr().out == "as Python shows it\n" * 2

@@ -446,7 +446,7 @@ def test_a_notebook_without_its_previous_stage_stops_with_one_sentence_and_a_lin
         notebook, error = executed[name]
         assert error.ename == "FileNotFoundError"
         assert error.evalue.startswith(f"Run 'tiny' has no finished stage '{stage}'")
-        assert f"Run `notebook {remedy}.ipynb` first." in error.evalue
+        assert f"`notebook {remedy}.ipynb` first." in error.evalue
         ran = [cell for cell in code_cells(notebook) if cell.execution_count]
         assert len(ran) == 3  # install, settings, open the run
         *_, shown, raised = ran[-1].outputs
