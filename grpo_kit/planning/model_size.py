@@ -86,10 +86,7 @@ class Architecture:
         Raises:
             ValueError: a target means no module of the model.
         """
-        linears = [name for name in self.linears if name != "lm_head"]
-        layers = [i for i, kind in enumerate(self.config.layers_block_type) if kind == "moe"]
-        experts = [f"model.layers.{i}.mixer.experts.0.{leaf}" for i in layers for leaf in ("up_proj", "down_proj")]
-        return resolve_targets(targets, linears, experts)
+        return list(_find_targets(self, tuple(targets)))
 
     def nbytes(self, part: str, policy: Policy) -> int:
         """Bytes of a part's weights. In 4 bit, experts.py lays out the routed experts, and the router is in float32."""
@@ -112,6 +109,14 @@ class Architecture:
         return each * self.kinds.get("linear_attention", 0)
 
 
+@functools.lru_cache(maxsize=64)  # a plan asks the same some ninety times
+def _find_targets(model: Architecture, targets: tuple[str, ...]) -> tuple[str, ...]:
+    linears = [name for name in model.linears if name != "lm_head"]
+    layers = [i for i, kind in enumerate(model.config.layers_block_type) if kind == "moe"]
+    experts = [f"model.layers.{i}.mixer.experts.0.{leaf}" for i in layers for leaf in ("up_proj", "down_proj")]
+    return tuple(resolve_targets(list(targets), linears, experts))
+
+
 class Alive(TorchDispatchMode):
     """Adds up, while it is active, the memory of all new tensors by storage until they are freed."""
 
@@ -122,7 +127,8 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        for storage in [value.untyped_storage() for value in tree_leaves(out) if isinstance(value, torch.Tensor)]:
+        leaves = [out] if isinstance(out, torch.Tensor) else tree_leaves(out)  # nearly all return one tensor
+        for storage in [value.untyped_storage() for value in leaves if isinstance(value, torch.Tensor)]:
             if (key := storage._cdata) not in self.seen:
                 self.seen[key] = storage.nbytes()
                 weakref.finalize(storage, self._gone, key)
