@@ -53,8 +53,14 @@ def listen() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if terminated and signal.SIGTERM in previous and "ipykernel" in sys.modules:
+        if terminated and signal.SIGTERM in previous and _is_kernel():
             signal.raise_signal(signal.SIGTERM)  # a kernel shows exceptions and lives on
+
+
+def _is_kernel() -> bool:
+    """Whether this process is a notebook's kernel, and has not only imported ipykernel."""
+    application = getattr(sys.modules.get("ipykernel.kernelapp"), "IPKernelApp", None)
+    return application is not None and application.initialized()
 
 
 def _handle(number: int, frame: Any) -> None:
