@@ -29,7 +29,7 @@ def resolve_targets(
     Example:
         >>> modules = ["layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj", "layers.1.v_proj"]
         >>> resolve_targets(["all-linear"], modules), resolve_targets(["layers.1.*"], modules)
-        (['q_proj', 'v_proj'], ['layers.1.q_proj', 'layers.1.v_proj'])
+        (['q_proj', 'v_proj'], ['1.q_proj', '1.v_proj'])
     """
     modules, endings = [*linears, *experts, *others], []
     for target in targets:

@@ -133,8 +133,8 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
         ("x.jsonl", '{"prompt": "a", "answer": "1"}\n{"prompt": "a"', r"line 2 is not JSON"),  # cut off
         ("x.jsonl", '{"prompt": "a", "answer": "1"}\n[1]', r"line 2 is '\[1\]'; a row must be an object"),
         ("x.jsonl", "<!DOCTYPE html>\n<html>", r"line 1 begins a web page"),  # an error page saved as data
-        ("x.csv", "prompt,answer\na,b\nc\n", r"line 3 does not have 2 fields"),
-        ("x.csv", "prompt,answer\na,b,c\n", r"line 2 does not have 2 fields"),
+        ("x.csv", "prompt,answer\na,b\nc\n", r"line 3 has 1 fields"),
+        ("x.csv", "prompt,answer\na,b,c\n", r"line 2 has 3 fields"),
         ("x.csv", 'prompt,answer\n"a,b\n', r"the row after line 1 is not CSV"),  # a quote that never closes
         ("x.csv", b"prompt,answer\n\xff\xfe,1\n", r"line 2 is not UTF-8 \(byte 1 of the line is 0xff"),
         ("x.parquet", b"PAR1 not really", "not readable as Parquet"),

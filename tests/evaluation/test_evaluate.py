@@ -106,7 +106,7 @@ def test_a_second_call_reuses_the_measurement(tmp_path, math_reward, monkeypatch
 def test_another_verifier_measures_again(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     evaluate.measure(chosen, run, "before", math_reward)
-    with pytest.raises(ValueError, match="verifier was"):
+    with pytest.raises(ValueError, match="the file of the verifier .* has changed"):
         evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0] * len(completions))
 
 
