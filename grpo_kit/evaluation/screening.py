@@ -288,7 +288,8 @@ def _read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Lin
     Raises ValueError for a damaged file, and for one with different settings unless `force` discards it.
     """
     raw, lines = path.read_bytes() if path.exists() else b"", []
-    if path.exists() and not raw:
+    finished = path.parent / "data/train/screened.jsonl"  # a kill before the first line leaves an empty file too
+    if path.exists() and not raw and finished.exists():
         raise ValueError(f"{path} is damaged: it is empty. Put back a copy of it, or move it away.")
     for number, text in enumerate(raw.split(b"\n")[:-1], start=1):  # a last line without its end was interrupted
         lines.append(parse_json(path, text, number))

@@ -189,7 +189,7 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
         (["data", "-c", "none.yaml"], "none.yaml", "existing YAML file"),  # unknown file
         (["data", "grpo.num_generation=3"], "grpo.num_generation", "grpo.num_generations"),  # unknown key
         (["data", "data.source=none.csv"], "none.csv", "Check the path"),  # unknown source
-        (["data", "data.source=noanswer.csv"], "prompt, solution", "data.columns.answer"),  # no such column
+        (["data", "data.source=noanswer.csv"], "prompt, outcome", "data.columns.answer"),  # no such column
         (["data", "data.source=empty.jsonl"], "0 rows", "not empty"),  # empty data set
         (["data", "data.test_size=99999"], "4000 usable rows", "lower"),  # nothing left to train on
         (["data", "data.source=gsm8"], "'gsm8'", "Did you mean gsm8k?"),  # unknown recipe
@@ -224,7 +224,7 @@ def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, p
     ],
 )
 def test_bad_input_is_one_sentence_status_2_and_nothing_written(here, words, value, remedy):
-    (here / "noanswer.csv").write_text("prompt,solution\na,b\n")
+    (here / "noanswer.csv").write_text("prompt,outcome\na,b\n")
     (here / "empty.jsonl").write_text("")
     before = everything(here)
     output = call(*words, status=2)

@@ -138,7 +138,6 @@ def test_a_screening_file_cut_anywhere_resumes_to_the_same_bytes(tmp_path, drawn
     batch_count = len(drawn)
     ends = [i + 1 for i, byte in enumerate(samples) if byte == 10]
     cuts = {
-        0,
         1,
         50,
         len(samples) - 1,
