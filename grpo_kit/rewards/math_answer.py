@@ -201,7 +201,8 @@ _SECOND_CHOICE = re.compile(
 _NEXT_TERM = re.compile(r"\s*(?:[-+*/^×·÷](?=\s*[\d(\\$])|(?:,|and|or)\s+[-−]?\d)")
 _TERMS = re.compile(r"[\s\d+\-−*/^×·÷().,=$\\]*(?:(?:and|or)\b[\s\d+\-−*/^.,$]*)*")
 _EMPHASIS = re.compile(  # ** and __ around a word, not 2**3 and x_1
-    r"(?<![\w)}\]*])[*_]{1,3}(?=[^\s*_])|(?<=[^\s*_])[*_]{1,3}(?![\w(\\{\[*])|</?(?:b|strong|i|em|u|p|span|br)\b[^<>]{0,99}>"
+    r"(?<![\w)}\]*])[*_]{1,3}(?=[^\s*_])|(?<=[^\s*_])[*_]{1,3}(?![\w(\\{\[*])"
+    r"|</?(?:b|strong|i|em|u|p|span|br)\b[^<>]{0,99}>"
 )
 
 
@@ -416,7 +417,8 @@ _RULES = [
         (r"(?<![\d/.])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\d.])", r"\1\\frac{\2}{\3}"),  # 4 4/9
         (r"(?<=\d)\s*\^\s?\{?\s?\\circ\s?\}?\s?[CF](?![a-zA-Z])", ""),
         (
-            rf"(?<=[\d)}}])\s*\{{?{_UNIT}(?![a-zA-Z])\.?(?:\s*\^\s?\{{?\d\}}?)?\}}?(?:\s+{_UNIT}(?![a-zA-Z])(?:\s?\^\s?\{{?\d\}}?)?)*"
+            rf"(?<=[\d)}}])\s*\{{?{_UNIT}(?![a-zA-Z])\.?(?:\s*\^\s?\{{?\d\}}?)?\}}?"
+            rf"(?:\s+{_UNIT}(?![a-zA-Z])(?:\s?\^\s?\{{?\d\}}?)?)*"
             rf"(?:\s*(?:/|\bper\b|\\cdot)\s*{_SHORT_UNIT}(?![a-zA-Z(])(?:\s?\^\s?\{{?-?\d\}}?)?)*",
             "",
         ),
@@ -442,7 +444,8 @@ _CALL = re.compile(r"(?:(?<![a-zA-Z\\])(sqrt|cbrt|exp|abs)|\\(exp|sqrt)|(\^))\s?
 _QUANTIFIER = re.compile(  # k in Z, where k is an integer; no repeated part can match a text in two ways
     r"[\s,;(:]*(?:\\text\w*\s?\{)?\s*(?:(?:where|with|for|and|any|all|every|some|an|integers?|real|positive|natural"
     r"|numbers?|constants?|each|arbitrary|\\forall)\b[\s}]*|;\s*)*"
-    r"([a-zA-Z])\s*(?:\\in\s*\\mathbb\{[ZNR]\}(?:\^[+*])?|(?:\\text\w*\s?\{)?(?:(?:is|an?|any|integers?|constant|arbitrary"
+    r"([a-zA-Z])\s*(?:\\in\s*\\mathbb\{[ZNR]\}(?:\^[+*])?|(?:\\text\w*\s?\{)?"
+    r"(?:(?:is|an?|any|integers?|constant|arbitrary"
     r"|real|number)\b|\s|\})+)?[)\s}.$]*$"
 )
 _HAS_QUANTIFIER = re.compile(r"\\in(?![a-z])|integer|for all|forall|constant|arbitrary", re.I)
@@ -557,7 +560,8 @@ _QUALIFIER = re.compile(
     r"|between|maybe|perhaps|possibly|either|guess|unsure|unknown|impossible"
     r"|at least|at most"
     r"|times|plus|minus|multiplied|divided|modulo|mod|choose|to the power|dozen"
-    r"|(?:of|half|twice|double|triple|over|under|above|below|exceeds)(?=\s*[$\\]?\s*-?\d))\b|n't\b|\d\s*(?:squared|cubed)\b"
+    r"|(?:of|half|twice|double|triple|over|under|above|below|exceeds)(?=\s*[$\\]?\s*-?\d))\b"
+    r"|n't\b|\d\s*(?:squared|cubed)\b"
 )
 
 
