@@ -147,8 +147,8 @@ def test_a_training_interrupted_within_a_stage_gives_the_same_result(staged, tmp
     chosen = config.load_config(["tiny"], STAGED)
     run, steps = find_run("r", tmp_path), []
     prepare(chosen, run)
-    with pytest.warns(UserWarning, match="Stopped at step 3"):
-        train.train(chosen, run, [math_reward, shape], steps.append, should_stop=lambda: len(steps) == 3)
+    train.train(chosen, run, [math_reward, shape], steps.append, should_stop=lambda: len(steps) == 3)
+    assert len(read_lines(run.metrics)) == 3
     train.train(chosen, run, [math_reward, shape])
     assert hash_of(run.adapter) == hash_of(staged[0].adapter)
     assert all(row["grad_norm"] > 0 for row in read_lines(run.metrics))  # or equal adapters would say nothing

@@ -36,11 +36,12 @@ def test_differences_to_the_original_run_are_listed(run):
     notes = json.loads(run.notes.read_text())
     notes["stages"]["train"]["environment"]["packages"]["torch"] = "1.0"
     notes["stages"]["train"]["settings"]["rewards"]["math_reward"] = "0" * 64
+    (run.adapter / "adapter_config.json").write_text("{}")
+    notes["stages"]["train"]["wrote"]["adapter"] = hash_of(run.adapter)  # or it would be refused as changed by hand
     run.notes.write_text(json.dumps(notes))
     rows = read_lines(run.metrics)
     rows[1]["reward"] = 9.0
     write_lines(run.metrics, rows)
-    (run.adapter / "adapter_config.json").write_text("{}")
     _, sentences = reproduce.reproduce(run)
     assert sentences[0].startswith("packages.torch was 1.0, now 2.")
     assert sentences[1:] == [
