@@ -56,7 +56,8 @@ def math_reward(
     r"""1.0 where the final answer equals the gold, 0.0 where it does not, None where the gold is unusable.
 
     Args:
-        completions: texts or message lists.
+        completions: texts or message lists; of several turns the last one of the assistant is judged. TRL's
+            `reasoning_content` counts as thinking that is closed.
         answer: one gold for each completion: text, LaTeX, a number or a solution in GSM8K's form.
         prompt_opened_think: whether the chat template put <think> into the prompt, so that a completion without
             </think> is unfinished and earns 0. A bool, or a column of the dataset.
@@ -130,10 +131,17 @@ def final_answer(completion: str | list, prompt_opened_think: bool = False, **kw
     return text
 
 
-def _join_contents(completion: str | list) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)
+def _join_contents(completion: str | list | dict | None) -> str:
+    """The last assistant turn as the model wrote it; thinking that TRL has taken off stands before </think> again."""
+    if completion is None or isinstance(completion, str):
+        return completion or ""
+    turns = [completion] if isinstance(completion, dict) else completion
+    turn = next((turn for turn in reversed(turns) if turn.get("role", "assistant") == "assistant"), {})
+    content = turn.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(block if isinstance(block, str) else str(block.get("text") or "") for block in content)
+    thinking = turn.get("reasoning_content", turn.get("thinking"))
+    return content if thinking is None else f"{thinking}</think>{content}"
 
 
 def _spell_tree(tree: object) -> str:
