@@ -4,20 +4,24 @@ gold that cannot be used.
 Paste this whole file into a notebook cell, or import it. GRPOTrainer calls `math_reward` with the dataset's `answer`
 column. A verdict takes three steps. The file finds the answer (after the last </think>: the last box, then <answer>,
 ####, "answer is", then a last line that states a value). It compares both answers exactly where rational arithmetic
-is enough. It asks math-verify about the rest, in a child process that may use 1 s of processor time for each verdict.
+is enough, and algebra by its values at several points. It asks math-verify where a text has two meanings, where a
+branch of a root or logarithm matters, and where it does not know a notation, in a child process that may use 1 s of
+processor time for each verdict.
 
 It reads numbers in every usual spelling, mixed numbers, percentages, bases, units, tuples, lists, sets, intervals,
 matrices, inequalities, equations, text and choice letters. It compares forms piece by piece, so a subset, a superset or
 a bound around the gold is wrong, and what does not exist (0/0) equals nothing. An unfinished calculation is wrong
-(84 - 37 for 47), and so is an equation that is not solved yet (2x = 6 for x = 3). It does not judge proofs, convert
-units or understand answers that only the question explains. Nothing in a reply is ever run as Python. Algebra needs
-Linux or macOS and `pip install math-verify`.
+(84 - 37 for 47, 8/2 for 4), and so is an equation that is not solved yet (2x = 6 for x = 3). A fraction may stay
+unreduced (6/8 for 3/4). It does not judge proofs, convert units or understand answers that only the question explains.
+Nothing in a reply is ever run as Python. What math-verify decides needs Linux or macOS and `pip install math-verify`.
 """
 
 import atexit
 import contextlib
 import json
+import math
 import os
+import random
 import re
 import select
 import signal
@@ -28,7 +32,7 @@ import threading
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -198,7 +202,7 @@ _VALUE = re.compile(
 _WORD = re.compile(
     r"\\(?:text\w*|mathrm|mbox|operatorname|begin|end)\s?\{[^{}]{0,200}\}|\\[a-zA-Z]+|\b(?:and|or)\b"
     r"|(?<![a-zA-Z])(?:sin|cos|tan|sec|csc|cot|log|exp|sqrt|abs|inf)(?=[\s(^*]|$)"
-    r"|([^\W\d_]{3,}|[\u3040-\u9fff])"
+    r"|((?i:(?<![\w\\^{(])(?:it['’]s|it is|is|so)(?=[\s:,]))|[^\W\d_]{3,}|[\u3040-\u9fff])"
 )
 _CHOICE = re.compile(  # C, (C), C. text, C text; but "I think" and "A dog" choose nothing
     r"\(?([A-J])(?:\)|[.:](?!\d)|$|(?<![AI])\s+[A-Za-z]{3,}|[^\x00-\x7f])"
@@ -1040,10 +1044,11 @@ _BOMB = re.compile(
 def _is_unfinished(gold: str, answer: str, alone: bool) -> bool:
     """Whether an answer leaves a calculation to do that the gold does not leave.
 
-    A reply that is nothing but an answer may name a function of numbers (a binomial or a root); a sum or product of
-    numbers is unfinished there too.
+    A reply that is nothing but an answer may name a function of numbers (a maximum or a root); a sum, a product, a
+    factorial or a binomial of numbers is unfinished there too.
     """
-    if alone and (re.search(r"[!|]", answer) or set(re.findall(r"\\[a-z]+", answer)) - {r"\cdot", r"\frac"}):
+    named = set(re.findall(r"\\[a-z]+", answer)) - {r"\cdot", r"\frac", r"\binom"}
+    if alone and ("|" in answer or named):
         return False
     operators = _OPERATORS if _list_variables(gold) else _OPERATORS + _FUNCTIONS_LEFT
     if any(f.search(answer) and not f.search(gold) for f in operators):
@@ -1063,6 +1068,8 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
     if gold == answer:
         return True
     if a is not None and b is not None:
+        if finished and not budget.alone and _is_whole_ratio(answer, b) and not _RATIO.fullmatch(gold):
+            raise _Stop("unevaluated")
         return _match_numbers(a, b, gold, answer)
     if (
         re.fullmatch(r".*(?:\\infty\s?[-+]|\\infty\\cdot|.[-+]\\infty|\\cdot\(?-?\\infty).*", answer)
@@ -1088,7 +1095,18 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
         many = len(text) > 400 or len(re.findall(r"[-+/^!]|\\[a-zA-Z]+", text)) > 60
         if many or _BOMB.search(text) or (bound and re.search(r"\d{5,}|10\^", text)):
             raise _Stop("too_costly")
+    verdict = None if bound else _compare_values(gold, answer)
+    if verdict is not None:
+        return verdict
+    if r"\ln" in gold + answer:  # then \log is natural too
+        gold, answer = (_BARE_LOGARITHM.sub(r"\\ln ", text) for text in (gold, answer))
     return _ask_child(gold, answer, budget)
+
+
+def _is_whole_ratio(text: str, value: Fraction) -> bool:
+    """Whether a fraction is an integer that was not calculated: 8/2, but neither 6/8 nor 4/1."""
+    ratio = _RATIO.fullmatch(text)
+    return bool(ratio) and value.denominator == 1 and abs(Fraction(ratio[4] or ratio[6])) != 1
 
 
 def _match_numbers(a: Fraction, b: Fraction, gold: str, answer: str) -> bool:
@@ -1108,7 +1126,615 @@ def _match_numbers(a: Fraction, b: Fraction, gold: str, answer: str) -> bool:
     return False
 
 
-# ------------------------------------------------ 4. math-verify, in a process that can be killed
+# ------------------------------------------------ 4. algebra, by its values at points
+
+PRECISION = 240  # bits of a value that is no fraction, 72 digits
+_LARGE = 64  # a value beyond 2**64 or below 2**-64 is left to math-verify, so that no sum loses too many digits
+_NOISE = 160  # a difference below 2**-160 of its terms is zero; one between 2**-160 and 2**-64 is left to math-verify
+_NEAR = (
+    "+",
+    "-",
+    0,
+    1,
+    "+",
+    "-",
+    "+",
+)  # the sign of all variables at a point, or the bit of a name that gives its sign
+_FAR = ((2, 1), (3, 1), (4, 1), (5, 1), ("+", 20), ("-", 30), ("+", 1000), ("-", 2000))  # a sign and a factor
+_POINTS = tuple((sign, 1) for sign in _NEAR) + _FAR  # the far ones for what has several forms, such as |x - 5|
+_TOKEN = re.compile(r"\d+\.\d+|\.\d+|\d+|\\[a-zA-Z]+|\S")
+_GREEK = {
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu",
+    "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Sigma",
+    "Phi", "Psi", "Omega", "ell",
+}  # fmt: skip
+_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+_READ_FUNCTIONS = {
+    "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "arcsin", "arccos", "arctan", "exp", "ln", "log",
+    "lg",
+}  # fmt: skip
+_BARE_LOGARITHM = re.compile(r"\\log(?!\s?_|[a-z])\s?")
+_SIDES = {"=": "=", r"\neq": "!", "<": "<", ">": "<", r"\le": "<=", r"\ge": "<="}
+
+
+class _Unclear(Exception):
+    """The text or the value at a point is not clear enough; math-verify decides."""
+
+
+class _Undefined(Exception):
+    """There is no value at this point."""
+
+
+class _Point:
+    """One of _POINTS, the base of \\log (0 is e), and whether a value at it depends on a branch of a root."""
+
+    def __init__(self, number: int, base: int):
+        self.number, self.base, self.branch = number, base, False
+
+
+@lru_cache(4096)
+def _choose_value(name: str, number: int) -> Fraction:
+    sign, factor = _POINTS[number]
+    negative = sign == "-" if isinstance(sign, str) else sum(map(ord, name)) >> sign & 1
+    size = random.Random(f"{name} {number}").randint(800 if factor > 1 else 100, 3000)
+    return Fraction((-1 if negative else 1) * factor * size, 997)
+
+
+@lru_cache(1)
+def _precise() -> object:
+    """mpmath's arithmetic with its own precision, whatever the caller does with mpmath."""
+    import mpmath
+
+    context = mpmath.mp.clone()
+    context.prec = PRECISION
+    return context
+
+
+def _float(v: object) -> object:
+    return _precise().mpf(v.numerator) / v.denominator if isinstance(v, Fraction) else v
+
+
+def _clean(v: object) -> object:
+    """A value without what only rounding left of it. Raises _Unclear where digits may have been lost."""
+    if isinstance(v, Fraction):
+        if max(v.numerator.bit_length(), v.denominator.bit_length()) > 6000:
+            raise _Unclear
+        return v
+    real, imaginary = map(_clean_part, (v.real, v.imag))
+    if imaginary:
+        return _precise().mpc(real, imaginary)
+    return real or Fraction(0)
+
+
+def _clean_part(part: object) -> object:
+    if not part:
+        return part
+    size = _precise().mag(part)
+    if size < -_NOISE:
+        return part * 0
+    if not -_LARGE <= size <= _LARGE:  # also infinite and nan
+        raise _Unclear
+    return part
+
+
+def _add(a: object, b: object) -> object:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _clean(a + b)
+    return _clean(_float(a) + _float(b))
+
+
+def _multiply(a: object, b: object) -> object:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _clean(a * b)
+    return _clean(_float(a) * _float(b)) if a and b else Fraction(0)
+
+
+def _divide(a: object, b: object) -> object:
+    if not b:
+        raise _Undefined
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return _clean(a / b)
+    return _clean(_float(a) / _float(b)) if a else a
+
+
+def _is_complex(v: object) -> bool:
+    return not isinstance(v, Fraction) and bool(v.imag)
+
+
+def _measure(v: object) -> int:
+    """The size of a value in bits: 4 for a value near 10."""
+    return _precise().mag(_float(v)) if v else 0
+
+
+def _raise(a: object, b: object, point: _Point) -> object:
+    """a to the power b: the real root where b has an odd denominator, the principal value elsewhere."""
+    if not a:
+        if _is_complex(b) or b <= 0:
+            raise _Undefined
+        return Fraction(0)
+    if isinstance(b, Fraction) and b.denominator == 1:
+        if abs(b) > 500:
+            raise _Unclear
+        if isinstance(a, Fraction):
+            if max(a.numerator.bit_length(), a.denominator.bit_length()) * abs(b) > 6000:
+                raise _Unclear
+            return a ** int(b)
+        if abs(_measure(a) * b) > 2 * _LARGE:
+            raise _Unclear
+        return _clean(a ** int(b))
+    if (abs(_measure(a)) + 1) * 2.0 ** min(_measure(b), 99) > 2 * _LARGE:
+        raise _Unclear
+    context, sign = _precise(), 1
+    if _is_complex(a) or a < 0:
+        point.branch = True
+        if isinstance(b, Fraction) and b.denominator % 2 and not _is_complex(a):
+            a, sign = -a, -1 if b.numerator % 2 else 1
+    power = context.sqrt(_float(a)) ** b.numerator if _is_half(b) else context.exp(_float(b) * context.ln(_float(a)))
+    return _clean(sign * power)
+
+
+def _is_half(b: object) -> bool:
+    return isinstance(b, Fraction) and b.denominator == 2 and abs(b) < 20
+
+
+def _absolute(a: object) -> object:
+    return abs(a) if isinstance(a, Fraction) else _clean(abs(a))
+
+
+def _apply(name: str, a: object, point: _Point) -> object:
+    """A function of one number. Real arguments outside of a real domain choose a branch."""
+    context = _precise()
+    if name in ("log", "lg", "ln"):
+        if not a:
+            raise _Undefined
+        point.branch |= _is_complex(a) or a < 0
+        base = {"log": point.base, "lg": 10}.get(name)
+        value = context.ln(_float(a))
+        return _clean(value / context.ln(base) if base else value)
+    if _measure(a) > (5 if _is_complex(a) or name in ("exp", "sinh", "cosh", "tanh") else _LARGE):
+        raise _Unclear
+    if name in ("arcsin", "arccos", "arctan"):
+        point.branch |= _is_complex(a) or (name != "arctan" and abs(a) > 1)
+    if name in ("tan", "sec"):
+        return _divide(_apply("sin", a, point) if name == "tan" else Fraction(1), _apply("cos", a, point))
+    if name in ("cot", "csc"):
+        return _divide(_apply("cos", a, point) if name == "cot" else Fraction(1), _apply("sin", a, point))
+    function = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(name, name)
+    try:
+        return _clean(getattr(context, function)(_float(a)))
+    except (ValueError, ZeroDivisionError):  # arctan i
+        raise _Undefined from None
+
+
+def _count(name: str, a: object, b: object = None) -> object:
+    """a! or "a over b", of whole numbers, or of any a over a small b."""
+    if name == "!":
+        if not isinstance(a, Fraction) or a.denominator != 1 or not 0 <= a <= 300:
+            raise _Unclear
+        return Fraction(math.factorial(int(a)))
+    if not isinstance(b, Fraction) or b.denominator != 1 or not 0 <= b <= 500 or not isinstance(a, Fraction):
+        raise _Unclear
+    if a.denominator == 1 and 0 <= a <= 2000:
+        return Fraction(math.comb(int(a), int(b)))
+    if b > 20:
+        raise _Unclear
+    return Fraction(math.prod(a - k for k in range(int(b))), math.factorial(int(b)))
+
+
+class _Reader:
+    """Turns a normal text into a function of a _Point. Raises _Unclear where it is not sure what the text means.
+
+    Some notations have a usual and a rare meaning: 3/4x, sin(x)^2, x(y). It takes the usual one and sets `ambiguous`.
+    """
+
+    def __init__(self, text: str):
+        self.tokens = _TOKEN.findall(text)
+        self.names: set[str] = set()
+        self.at = self.depth = self.angles = self.bars = 0
+        self.ambiguous = False
+        self.kinked = bool(re.search(r"[|]|\\sqrt|\\arc|\^\{[^{}]*(?:[/.]|\\frac|-1\})", text))
+        doubt = r"(?<![_\d])\d+\s+\d|\d[eE]\d|^[a-zA-Z]{3,}$|(?<![\\a-zA-Z])[a-zA-Z]{5}"  # two numbers, 1e5, words
+        if len(self.tokens) > 300 or re.search(doubt, text):
+            raise _Unclear
+
+    def peek(self, ahead: int = 0) -> str:
+        return self.tokens[self.at + ahead] if self.at + ahead < len(self.tokens) else ""
+
+    def take(self, expected: str = "") -> str:
+        token = self.peek()
+        if not token or (expected and token != expected):
+            raise _Unclear
+        self.at += 1
+        return token
+
+    def read_sides(self) -> tuple[str, object]:
+        """The kind of relation ("" for none) and left side minus right side."""
+        left, sign = self.read_sum(), self.peek()
+        if not sign:
+            return "", left
+        if sign not in _SIDES:
+            raise _Unclear
+        self.take()
+        right = self.read_sum()
+        if self.peek():
+            raise _Unclear
+        if sign in (">", r"\ge"):
+            left, right = right, left
+        return _SIDES[sign], lambda p: _add(left(p), _multiply(Fraction(-1), right(p)))
+
+    def read_sum(self) -> object:
+        self.depth += 1
+        if self.depth > 16:
+            raise _Unclear
+        total = self.read_signed()
+        while self.peek() in ("+", "-"):
+            total = self._join(_add, total, self.read_signed())
+        self.depth -= 1
+        return total
+
+    def read_signed(self) -> object:
+        negative = False
+        while self.peek() in ("+", "-"):
+            negative ^= self.take() == "-"
+        product = self.read_product()
+        return (lambda p: _multiply(Fraction(-1), product(p))) if negative else product
+
+    @staticmethod
+    def _join(operation: Callable, a: object, b: object) -> object:
+        return lambda p: operation(a(p), b(p))
+
+    def read_product(self) -> object:
+        started, divided = self.at, False
+        product = self.read_factor()
+        while True:
+            token = self.peek()
+            if token == r"\cdot":
+                self.take()
+                negative = self.peek() == "-" and self.take() == "-"
+                factor = self.read_factor()
+                product = self._join(_multiply, product, factor)
+                product = self._join(_multiply, product, lambda p: Fraction(-1)) if negative else product
+                divided = False
+            elif token == "/":
+                self.take()
+                product, divided = self._join(_divide, product, self.read_factor()), True
+            elif self.starts_factor(token):
+                if divided and re.fullmatch(r"\d+/\d+", "".join(self.tokens[started : self.at])):  # 3/4x
+                    divided, self.ambiguous = False, True
+                if divided or (token[0] in ".0123456789" and self.tokens[self.at - 1] != ")"):  # a/bx; x2
+                    raise _Unclear
+                product = self._join(_multiply, product, self.read_factor())
+            else:
+                return product
+
+    def starts_factor(self, token: str) -> bool:
+        if token == "|":
+            return self.bars == 0
+        return bool(token) and (token in "([{" or token[0].isalnum() or token[0] == "." or self.is_factor_name(token))
+
+    @staticmethod
+    def is_factor_name(token: str) -> bool:
+        name = token[1:] if token[:1] == "\\" else ""
+        return name in _GREEK or name in _READ_FUNCTIONS or name in ("pi", "frac", "sqrt", "binom")
+
+    def read_factor(self) -> object:
+        first = self.at
+        base = self.read_atom()
+        if self.peek() == "!":
+            self.take()
+            if self.peek() in ("!", "^"):
+                raise _Unclear
+            return lambda p: _count("!", base(p))
+        if self.peek() != "^" or (self.peek(1) == r"\circ" and self.angles):
+            return base
+        self.take()
+        constant = self.tokens[first : self.at - 1]
+        exponent = self.read_exponent()
+        if self.peek() in ("^", "!"):
+            raise _Unclear
+        if constant == ["e"]:
+            return lambda p: _apply("exp", exponent(p), p)
+        return lambda p: _raise(base(p), exponent(p), p)
+
+    def read_exponent(self) -> object:
+        token = self.peek()
+        if token in ("{", r"\pi", r"\frac") or (len(token) == 1 and token.isalnum()) or token[1:] in _GREEK:
+            return self.read_atom()
+        raise _Unclear
+
+    def read_group(self, close: str) -> object:
+        bars, self.bars = self.bars, 0
+        inside = self.read_sum()
+        self.take(close)
+        self.bars = bars
+        return inside
+
+    def read_braces(self) -> object:
+        self.take("{")
+        return self.read_group("}")
+
+    def read_atom(self) -> object:
+        token = self.take()
+        if token in ("(", "[", "{"):
+            return self.read_group({"(": ")", "[": "]", "{": "}"}[token])
+        if token == "|":
+            self.bars += 1
+            inside = self.read_sum()
+            self.take("|")
+            self.bars -= 1
+            return lambda p: _absolute(inside(p))
+        if token[0] in ".0123456789" and token != ".":
+            return self.read_number(token)
+        name = token[1:] if token[0] == "\\" else token
+        if token[0] != "\\" and not (token.isascii() and token.isalpha()):
+            raise _Unclear
+        if token == r"\pi":
+            return lambda p: _precise().pi + 0
+        if name in _GREEK or token[0] != "\\":
+            return self.read_variable(name)
+        if name in _READ_FUNCTIONS:
+            return self.read_function(name)
+        if name == "frac":
+            return self._join(_divide, self.read_braces(), self.read_braces())
+        if name == "binom":
+            above, below = self.read_braces(), self.read_braces()
+            return lambda p: _count("binom", above(p), below(p))
+        if name == "sqrt":
+            return self.read_root()
+        raise _Unclear
+
+    def read_number(self, token: str) -> object:
+        value = Fraction(token)
+        if len(token) > 300 or self.peek() in ("_", "%"):
+            raise _Unclear
+        if self.peek() == "^" and self.peek(1) == r"\circ":
+            if not self.angles:
+                raise _Unclear
+            self.at += 2
+            return lambda p: _multiply(value / 180, _precise().pi + 0)
+        if token.isdigit() and self.peek() == r"\frac":  # 2\frac13 is a mixed number or a product
+            inside = "".join(self.tokens[self.at + 1 : self.at + 7])
+            if re.match(r"\{\d+\}\{\d+\}", inside):
+                raise _Unclear
+        return lambda p: value
+
+    def read_variable(self, name: str) -> object:
+        if self.peek() == "_":
+            self.take()
+            name += "_" + self.read_subscript()
+        if self.peek() in ("'", "_"):
+            raise _Unclear
+        if name == "e":
+            return lambda p: _precise().e + 0
+        if name == "i":
+            return lambda p: _precise().mpc(0, 1)
+        if (self.peek() == "(" and name[0] in "fghFGHPE") or (name == "d" and self.peek().isalpha()) or name == "I":
+            raise _Unclear  # f(x), dx
+        self.ambiguous |= self.peek() == "(" and self.peek(1).isalpha() and self.peek(2) == ")"
+        self.names.add(name)
+        return lambda p: _choose_value(name, p.number)
+
+    def read_subscript(self) -> str:
+        token = self.take()
+        if token.isalnum() and len(token) == 1:
+            return token
+        if token != "{":
+            raise _Unclear
+        inside = ""
+        while self.peek() != "}":
+            inside += self.take()
+        self.take()
+        if not re.fullmatch(r"[\w+-]+", inside):
+            raise _Unclear
+        return inside
+
+    def read_root(self) -> object:
+        degree = Fraction(2)
+        if self.peek() == "[":
+            self.take()
+            token = self.take()
+            if not token.isdigit() or not 2 <= int(token) <= 99:
+                raise _Unclear
+            self.take("]")
+            degree = Fraction(int(token))
+        inside = self.read_braces()
+        return lambda p: _raise(inside(p), 1 / degree, p)
+
+    def read_function(self, name: str) -> object:
+        power = base = None
+        if name == "log" and self.peek() == "_":
+            self.take()
+            base = self.read_exponent()
+        if self.peek() == "^":
+            self.take()
+            sign = self.tokens[self.at : self.at + 4]
+            power = self.read_exponent()
+            if sign == ["{", "-", "1", "}"] and name in _INVERSE:
+                name, power = _INVERSE[name], None
+            elif not (sign[:1] and sign[0].isdigit()):
+                raise _Unclear
+        self.angles += 1
+        argument = self.read_argument()
+        self.angles -= 1
+        if base is not None:
+            ratio = lambda p: _divide(_apply("ln", argument(p), p), _apply("ln", base(p), p))  # noqa: E731
+        else:
+            ratio = lambda p: _apply(name, argument(p), p)  # noqa: E731
+        if self.peek() == "^":  # sin(x)^2 is the square of the sine
+            self.take()
+            if power:
+                raise _Unclear
+            power = self.read_exponent()
+            if self.peek() in ("^", "!"):
+                raise _Unclear
+        return (lambda p: _raise(ratio(p), power(p), p)) if power else ratio
+
+    def read_argument(self) -> object:
+        """(...), |...|, another function, or a product such as 2\\pi x that ends where no doubt is possible."""
+        token = self.peek()
+        if token in ("(", "{", "|"):
+            argument = self.read_atom()
+            if self.peek() in ("!", "[", "{") or self.peek()[:1].isdigit():
+                raise _Unclear
+            self.ambiguous |= self.peek() in ("^", "(")
+            return argument
+        if token[1:] in _READ_FUNCTIONS:
+            return self.read_factor()
+        argument, factors = None, 0
+        while self.starts_argument(self.peek()):
+            power = self.at
+            factors += not self.peek()[0].isdigit()
+            factor = self.read_factor()
+            argument = factor if argument is None else self._join(_multiply, argument, factor)
+            if "^" in self.tokens[power : self.at] and self.starts_argument(self.peek()):  # sin x^2 y
+                raise _Unclear
+        ends = self.peek() in ("", "+", "-", ")", "]", "}", "=", "<", ">", r"\le", r"\ge", r"\neq")
+        ends = ends or self.peek() == r"\cdot" or self.peek()[1:] in _READ_FUNCTIONS
+        if argument is None or not ends:
+            raise _Unclear
+        self.ambiguous |= factors > 1 or (self.peek() == r"\cdot" and self.peek(1)[1:] not in _READ_FUNCTIONS)
+        return argument
+
+    def starts_argument(self, token: str) -> bool:
+        name = token[1:] if token[:1] == "\\" else ""
+        return token[:1].isalnum() or name in _GREEK or name in ("pi", "frac", "sqrt")
+
+
+class _Compiled(NamedTuple):
+    relation: str
+    function: object
+    names: frozenset
+    logarithm: bool  # has \log without its base
+    kinked: bool  # may have another form far from 0
+    ambiguous: bool  # has another meaning, though a rare one
+    values: dict  # number of the point and base: the value there
+
+
+@lru_cache(1024)
+def _compile(text: str) -> _Compiled | None:
+    """A normal text as a function of its variables, None where the reader is not sure what it means."""
+    try:
+        reader = _Reader(text)
+        relation, function = reader.read_sides()
+    except (_Unclear, RecursionError):
+        return None
+    if relation and not reader.names:
+        return None
+    logarithm = bool(_BARE_LOGARITHM.search(text))
+    return _Compiled(relation, function, frozenset(reader.names), logarithm, reader.kinked, reader.ambiguous, {})
+
+
+def _evaluate(side: _Compiled, number: int, base: int) -> tuple[object, bool]:
+    """The value at a point, None where there is none, and whether it depends on a branch."""
+    key = (number, base if side.logarithm else 0)
+    if key not in side.values:
+        point = _Point(number, base)
+        try:
+            value = side.function(point)
+        except _Undefined:
+            value = None
+        except _Unclear:
+            value = _Unclear
+        side.values[key] = value, point.branch
+    if side.values[key][0] is _Unclear:
+        raise _Unclear
+    return side.values[key]
+
+
+def _evaluate_both(a: _Compiled, b: _Compiled, base: int) -> Iterator[tuple[object, object, bool]]:
+    """Both values at each point, and whether one depends on a branch. Far points count where they can be computed."""
+    count = 1 if not (a.names or b.names) else len(_POINTS) if a.kinked or b.kinked else len(_NEAR)
+    for number in range(count):
+        try:
+            (x, x_branch), (y, y_branch) = _evaluate(a, number, base), _evaluate(b, number, base)
+        except _Unclear:
+            if number < len(_NEAR):
+                raise
+        else:
+            yield x, y, x_branch or y_branch
+
+
+def _is_close(a: object, b: object) -> bool:
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
+        return a == b
+    gap = abs(_float(a) - _float(b))
+    if not gap:
+        return True
+    scale = max(_measure(a), _measure(b)) if a and b else _measure(a or b)
+    size = _precise().mag(gap) - scale
+    if -_NOISE < size < -_LARGE:
+        raise _Unclear
+    return size <= -_NOISE
+
+
+def _compare_values(gold: str, answer: str) -> bool | None:
+    r"""Whether two normal texts have equal values at several points, None where that is not certain.
+
+    It is certain only where no branch of a root or logarithm matters. That they differ is certain only where both
+    texts have one possible meaning.
+    \log without a base means base e or base 10, the same one in both texts.
+    """
+    a, b = _compile(gold), _compile(answer)
+    if a is None or b is None:
+        return None
+    if a.relation != b.relation or (a.relation and a.names != b.names):
+        return None if a.ambiguous or b.ambiguous else False
+    compare = _compare_relations if a.relation else _compare_expressions
+    try:
+        if not (a.names or b.names) and (_is_rounding(gold, b) or _is_rounding(answer, a)):
+            return True
+        verdicts = [compare(a, b, base) for base in ((0, 10) if a.logarithm or b.logarithm else (0,))]
+    except (_Unclear, ImportError, OverflowError, RecursionError):  # without mpmath only fractions are certain
+        return None
+    if True in verdicts:
+        return True
+    return None if None in verdicts or a.ambiguous or b.ambiguous else False
+
+
+def _compare_expressions(a: _Compiled, b: _Compiled, base: int) -> bool | None:
+    agreed, doubtful = 0, False
+    for x, y, branch in _evaluate_both(a, b, base):
+        if x is None or y is None:
+            doubtful |= x is not y
+        elif _is_close(x, y):
+            agreed += 1
+        elif branch:
+            doubtful = True
+        else:
+            return False
+    least = 4 if a.names or b.names else 1
+    return None if doubtful or agreed < least else True
+
+
+def _compare_relations(a: _Compiled, b: _Compiled, base: int) -> bool | None:
+    """Whether two relations are the same up to a factor."""
+    ratios = []
+    for x, y, branch in _evaluate_both(a, b, base):
+        if x is None or y is None or branch or _is_complex(x) or _is_complex(y):
+            return None
+        if bool(x) != bool(y):
+            return False
+        if x:
+            ratios.append(_divide(x, y))
+            if not _is_close(ratios[0], ratios[-1]):
+                return False
+    if len(ratios) < 4:
+        return None
+    return a.relation in "=!" or ratios[0] > 0
+
+
+def _is_rounding(text: str, value: _Compiled) -> bool:
+    """Whether a text is a decimal of 6 digits or more that rounds an irrational number."""
+    if not re.fullmatch(r"-?\d*\.\d+", text) or len(text.strip("-0.").replace(".", "")) < 6:
+        return False
+    exact, _ = _evaluate(value, 0, 0)
+    if exact is None or isinstance(exact, Fraction) or _is_complex(exact):
+        return False
+    places = len(text.split(".")[1])
+    return places < 40 and abs(exact - _float(Fraction(text))) <= _float(Fraction(1, 2 * 10**places))
+
+
+# ------------------------------------------------ 5. math-verify, in a process that can be killed
 
 _WORKER = r"""
 import json, mmap, os, random, re, signal, struct, sys
@@ -1188,10 +1814,15 @@ def zero(x):
 def real(x):
     return vanishes(number(x).as_real_imag()[1])
 
-def points(symbols):
+def points(symbols, far=False):  # far ones for what changes its form far from 0, such as |x - 5|
     rng = random.Random(7)
-    for signs in ((1, 1), (1, 1), (-1, -1), (7, 5), (-1, -1), (1, -1), (-1, 1), (-1, -1), (1, 1)):
-        yield {s: signs[i % 2] * sympy.Rational(rng.randint(100, 3000), 997) for i, s in enumerate(symbols)}
+    signs = ((1, 1), (1, 1), (-1, -1), (7, 5), (-1, -1), (1, -1), (-1, 1), (-1, -1), (1, 1))
+    for pair in signs + ((20, 20), (-30, -30), (1000, -1000), (-2000, 2000)) * far:
+        yield {s: pair[i % 2] * sympy.Rational(rng.randint(100, 3000), 997) for i, s in enumerate(symbols)}
+
+def kinked(x):
+    return x.has(sympy.Abs, sympy.floor, sympy.ceiling) or any(
+        power.exp.is_Rational and not power.exp.is_Integer and not power.base.is_Atom for power in x.atoms(sympy.Pow))
 
 def equal(a, b):
     if a == b or a in (sympy.oo, -sympy.oo) or b in (sympy.oo, -sympy.oo):
@@ -1203,7 +1834,7 @@ def equal(a, b):
     # absolute value shows that the domain matters, both must be real at the same points.
     strict = a.has(sympy.Abs) or b.has(sympy.Abs)
     checked, complex_values = 0, []
-    for point in points(symbols):
+    for point in points(symbols, kinked(a) or kinked(b)):
         x, y = a.subs(point), b.subs(point)
         try:
             domain = [real(x), real(y)]

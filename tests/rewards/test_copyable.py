@@ -18,7 +18,11 @@ MATH_VERIFY = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr
 
 # How to get the reward from the file's namespace, the texts it is called on, and its due.
 CALLS = {
-    "math_answer": ("math_reward", [r"</think>\boxed{\sqrt{16}}", r"\boxed{9^{9^9}}"], [1.0, 0.0]),
+    "math_answer": (  # decided by the values at points, refused, and decided by math-verify
+        "math_reward",
+        [r"</think>\boxed{\sqrt{16}}", r"\boxed{9^{9^9}}", r"\boxed{8/\sqrt{2}\sqrt{2}}"],
+        [1.0, 0.0, 1.0],
+    ),
     "challenge": (
         "challenge_reward",
         [r"</think>\boxed{4}", r"\boxed{4.03}", "5"],
@@ -156,7 +160,7 @@ def test_a_deliberately_broken_file_fails_the_check(fault, tmp_path):
 
 def test_math_answer_without_math_verify_still_decides_the_exact_ones(tmp_path):
     source = (REWARDS / "math_answer.py").read_text(encoding="utf-8")
-    texts = [r"\boxed{4.0}", r"\boxed{\frac{8}{2}}", r"\boxed{5}"]
+    texts = [r"\boxed{4.0}", r"\boxed{\frac{4}{1}}", r"\boxed{5}"]
     assert in_fresh_python(source, "math_reward", texts, tmp_path) == [1.0, 1.0, 0.0]
     with pytest.raises(AssertionError, match="pip install math-verify"):
         in_fresh_python(source, "math_reward", [r"\boxed{\sqrt{16}}"], tmp_path)

@@ -311,9 +311,14 @@ def test_an_answer_that_is_expensive_to_evaluate_earns_nothing_and_costs_little(
         return time.process_time() - start
 
     math_answer._compare_answers.cache_clear()
-    math_verdict(boxed(r"\sqrt{16}"), "4")  # the child's start is not the bombs' doing
+    math_verdict(*child_pair(1))  # the child's start is not the bombs' doing
     spent = explode() if thread == "main" else ThreadPoolExecutor(1).submit(explode).result()
     assert spent < 10.0  # seconds of the processor for all of them: the gate sees them coming, no deadline is needed
+
+
+def child_pair(n: int, gold: int | None = None) -> tuple[str, str]:
+    """A reply and a gold that only the child decides: the reader in front of it does not know \\lfloor."""
+    return boxed(rf"\lfloor x+{n}\rfloor"), rf"\lfloor x\rfloor+{n if gold is None else gold}"
 
 
 @pytest.fixture
@@ -328,27 +333,27 @@ def fresh_child(monkeypatch):
 @pytest.mark.slow
 def test_a_comparison_that_overruns_is_killed_and_the_next_one_is_answered(fresh_child):
     # big integers hold the interpreter lock: no signal handler and no thread could stop this
-    stuck = "def same(gold, answer):\n    if gold == 'x+2':\n        9**9**9\n"
+    stuck = "def same(gold, answer):\n    if gold.endswith('+2'):\n        9**9**9\n"
     fresh_child.setattr(math_answer, "_WORKER", math_answer._WORKER.replace("def same(gold, answer):\n", stuck))
     fresh_child.setattr(math_answer, "DEADLINE", 1.0)
     math_answer.prestart()
-    assert math_verdict(boxed("(x^2+2x)/x"), "x+2") == (0.0, "timed_out")
+    assert math_verdict(*child_pair(2)) == (0.0, "timed_out")
     first = math_answer._child
-    assert math_verdict(boxed("(x^2+3x)/x"), "x+3") == (1.0, "right")
+    assert math_verdict(*child_pair(3)) == (1.0, "right")
     assert math_answer._child is first and first.process.poll() is None  # only its fork was killed
 
 
 @pytest.mark.slow
 def test_a_verdict_that_ran_out_of_time_is_not_remembered(fresh_child):
-    stuck = "def same(gold, answer):\n    if gold == 'x+21':\n        9**9**9\n"
+    stuck = "def same(gold, answer):\n    if gold.endswith('+21'):\n        9**9**9\n"
     worker = math_answer._WORKER
     fresh_child.setattr(math_answer, "_WORKER", worker.replace("def same(gold, answer):\n", stuck))
     fresh_child.setattr(math_answer, "DEADLINE", 0.2)
-    assert math_verdict(boxed("(x^2+21x)/x"), "x+21") == (0.0, "timed_out")
+    assert math_verdict(*child_pair(21)) == (0.0, "timed_out")
     math_answer._stop_child()
     fresh_child.setattr(math_answer, "_WORKER", worker)
     fresh_child.setattr(math_answer, "DEADLINE", 20.0)
-    assert math_verdict(boxed("(x^2+21x)/x"), "x+21") == (1.0, "right")
+    assert math_verdict(*child_pair(21)) == (1.0, "right")
 
 
 def list_processes() -> list[int]:
@@ -364,7 +369,7 @@ def list_processes() -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processes of a session from /proc")
 def test_a_child_that_gets_no_processor_for_five_seconds_gives_the_same_verdict(fresh_child):
     fresh_child.setattr(math_answer, "DEADLINE", 1.0)
-    assert math_verdict(boxed("(x^2+30x)/x"), "x+30") == (1.0, "right")
+    assert math_verdict(*child_pair(30)) == (1.0, "right")
     stopped = list_processes()
     assert len(stopped) == 2
     for process in stopped:
@@ -372,7 +377,7 @@ def test_a_child_that_gets_no_processor_for_five_seconds_gives_the_same_verdict(
     resume = threading.Timer(5, lambda: [os.kill(process, signal.SIGCONT) for process in stopped])
     resume.start()
     try:
-        assert math_verdict(boxed("(x^2+31x)/x"), "x+31") == (1.0, "right")
+        assert math_verdict(*child_pair(31)) == (1.0, "right")
     finally:
         resume.join()
     assert list_processes() == stopped
@@ -387,7 +392,7 @@ def test_a_question_that_was_lost_is_asked_once_more(fresh_child, lost, tmp_path
         "child": "os.kill(os.getppid(), signal.SIGKILL); os.kill(os.getpid(), signal.SIGKILL)",
         "standstill": "import time; time.sleep(60)",
     }
-    first_time = f"    if gold == 'x+41' and not os.path.exists({str(mark)!r}):\n"
+    first_time = f"    if gold.endswith('+41') and not os.path.exists({str(mark)!r}):\n"
     once = first_time + f"        open({str(mark)!r}, 'w'); {ends[lost]}\n"
     head = "def same(gold, answer):\n"
     fresh_child.setattr(math_answer, "_WORKER", math_answer._WORKER.replace(head, head + once))
@@ -395,7 +400,7 @@ def test_a_question_that_was_lost_is_asked_once_more(fresh_child, lost, tmp_path
         math_answer.prestart()
         math_answer._child.wait_until_ready()
         fresh_child.setattr(math_answer, "PATIENCE", 10.0)
-    assert math_verdict(boxed("(x^2+41x)/x"), "x+41") == (1.0, "right")
+    assert math_verdict(*child_pair(41)) == (1.0, "right")
     assert mark.exists()
 
 
@@ -404,7 +409,7 @@ def test_the_seconds_are_counted_from_the_start_of_the_work(fresh_child):
     fresh_child.setattr(math_answer, "DEADLINE", 1.0)
     slow = "for _ in range(10**8): pass\n"  # an import that takes longer than the deadline
     fresh_child.setattr(math_answer, "_WORKER", slow + math_answer._WORKER)
-    assert math_verdict(boxed("(x^2+4x)/x"), "x+4") == (1.0, "right")
+    assert math_verdict(*child_pair(4)) == (1.0, "right")
 
 
 @pytest.mark.parametrize(("module", "name"), [("select", "poll"), ("os", "fork")])
@@ -412,7 +417,7 @@ def test_on_windows_algebra_raises_with_a_remedy_and_numbers_are_compared(fresh_
     fresh_child.delattr(f"{module}.{name}")
     assert math_verdict(boxed("0.5"), r"\frac{1}{2}").reward == 1.0
     with pytest.raises(ImportError, match=r"only Linux and macOS.*WSL"):
-        math_verdict(boxed("(x^2+51x)/x"), "x+51")
+        math_verdict(*child_pair(51))
 
 
 def test_the_file_can_be_imported_where_processes_cannot_be_forked():
@@ -426,25 +431,25 @@ def test_the_file_can_be_imported_where_processes_cannot_be_forked():
 
 @pytest.mark.slow
 def test_a_child_that_needs_too_much_memory_ends_and_is_replaced(fresh_child):
-    hungry = "def same(gold, answer):\n    if gold == 'x+5':\n        bytearray(2 << 30)\n"
+    hungry = "def same(gold, answer):\n    if gold.endswith('+5'):\n        bytearray(2 << 30)\n"
     fresh_child.setattr(math_answer, "_WORKER", math_answer._WORKER.replace("def same(gold, answer):\n", hungry))
-    assert math_verdict(boxed("(x^2+5x)/x"), "x+5") == (0.0, "too_costly")
-    assert math_verdict(boxed("(x^2+6x)/x"), "x+6") == (1.0, "right")
+    assert math_verdict(*child_pair(5)) == (0.0, "too_costly")
+    assert math_verdict(*child_pair(6)) == (1.0, "right")
 
 
 @pytest.mark.slow
 def test_a_child_that_died_while_idle_is_replaced(fresh_child):
-    assert math_verdict(boxed("(x^2+7x)/x"), "x+7") == (1.0, "right")
+    assert math_verdict(*child_pair(7)) == (1.0, "right")
     os.kill(math_answer._child.process.pid, signal.SIGKILL)
     math_answer._child.process.wait()
-    assert math_verdict(boxed("(x^2+9x)/x"), "x+9") == (1.0, "right")
+    assert math_verdict(*child_pair(9)) == (1.0, "right")
 
 
 @pytest.mark.slow
 def test_an_interrupt_leaves_no_late_answer_for_the_next_question(fresh_child):
-    slow = "def same(gold, answer):\n    import time; time.sleep(0.6)\n    return gold == 'x+11'\n"
+    slow = "def same(gold, answer):\n    import time; time.sleep(0.6)\n    return gold.endswith('+11')\n"
     fresh_child.setattr(math_answer, "_WORKER", math_answer._WORKER.replace("def same(gold, answer):\n", slow))
-    assert math_verdict(boxed("(x^2+10x)/x"), "x+10").reward == 0.0
+    assert math_verdict(*child_pair(10)).reward == 0.0
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -453,11 +458,11 @@ def test_an_interrupt_leaves_no_late_answer_for_the_next_question(fresh_child):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            math_verdict(boxed("(x^2+11x)/x"), "x+11")
+            math_verdict(*child_pair(11))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-    assert math_verdict(boxed("(x^2+12x)/x"), "x+12").reward == 0.0  # not the answer about x + 11
+    assert math_verdict(*child_pair(12)).reward == 0.0  # not the answer about x + 11
 
 
 def test_without_math_verify_an_undecided_answer_raises_and_an_exact_one_does_not(fresh_child):
@@ -465,7 +470,7 @@ def test_without_math_verify_an_undecided_answer_raises_and_an_exact_one_does_no
     fresh_child.setattr(math_answer, "_WORKER", missing)
     assert math_verdict(boxed("0.5"), r"\frac{1}{2}").reward == 1.0
     with pytest.raises(ImportError, match="pip install math-verify"):
-        math_verdict(boxed("(x^2+13x)/x"), "x+13")
+        math_verdict(*child_pair(13))
 
 
 def test_code_in_a_reply_is_never_executed(tmp_path):
@@ -483,24 +488,23 @@ def test_code_in_a_reply_is_never_executed(tmp_path):
 @pytest.mark.slow
 def test_many_threads_share_one_child_process():
     with ThreadPoolExecutor(8) as pool:
-        pairs = [(boxed(f"(x^2+{n}x)/x"), f"x+{n + n % 2}") for n in range(20, 60)]
+        pairs = [child_pair(n, n + n % 2) for n in range(20, 60)]
         rewards = list(pool.map(lambda pair: math_verdict(*pair).reward, pairs))
     assert rewards == [1.0, 0.0] * 20
 
 
 def _in_child(queue, numbers):
-    pairs = [(boxed(rf"\sqrt{{{4 * n}}}"), rf"{2 + n % 2}\sqrt{{{n}}}") for n in numbers]
-    queue.put([math_verdict(*pair).reward for pair in pairs])
+    queue.put([math_verdict(*child_pair(n, n + n % 2)).reward for n in numbers])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_forked_and_a_spawned_process_have_their_own_child(method):
-    assert math_verdict(boxed(r"\sqrt{18}"), r"3\sqrt{2}").reward == 1.0
+    assert math_verdict(*child_pair(301)).reward == 1.0
     ours = math_answer._child.process.pid
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    numbers = [n for n in range(1000, 1100) if n % 4][: 20 if method == "fork" else 4]
+    numbers = range(1000, 1020 if method == "fork" else 1004)
     processes = [context.Process(target=_in_child, args=(queue, numbers)) for _ in range(2)]
     for process in processes:
         process.start()
@@ -509,11 +513,11 @@ def test_a_forked_and_a_spawned_process_have_their_own_child(method):
     for process in processes:
         process.join(30)
     assert math_answer._child.process.pid == ours and math_answer._child.process.poll() is None
-    assert math_verdict(boxed(r"\sqrt{98}"), r"7\sqrt{2}").reward == 1.0
+    assert math_verdict(*child_pair(302)).reward == 1.0
 
 
 def _exit_right():
-    sys.exit(0 if math_verdict(boxed(r"\sqrt{242}"), r"11\sqrt{2}").reward == 1.0 else 1)
+    sys.exit(0 if math_verdict(*child_pair(303)).reward == 1.0 else 1)
 
 
 def test_a_process_forked_while_another_thread_asks_does_not_wait_for_its_lock():
@@ -530,7 +534,7 @@ def test_a_process_forked_while_another_thread_asks_does_not_wait_for_its_lock()
 def test_the_child_ends_with_its_parent_even_when_that_is_killed():
     program = (
         "from grpo_kit.rewards import math_answer as m\n"
-        "m.math_verdict(r'\\boxed{\\sqrt{16}}', '4')\n"
+        "m.math_verdict(r'\\boxed{\\lfloor x+304\\rfloor}', r'\\lfloor x\\rfloor+304')\n"
         "print(m._child.process.pid, flush=True)\n"
         "import time; time.sleep(60)"
     )
@@ -549,7 +553,7 @@ def test_the_child_ends_with_its_parent_even_when_that_is_killed():
 
 def test_the_callers_signals_are_left_alone():
     before = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
-    math_verdict(boxed(r"\sqrt{50}"), r"5\sqrt{2}")
+    math_verdict(*child_pair(305))
     assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == before
 
 
@@ -729,7 +733,7 @@ def test_a_megabyte_of_one_piece_takes_less_than_10_seconds_of_processor_time(pi
 
 def test_threads_other_than_main_are_served_while_main_waits():
     result = []
-    thread = threading.Thread(target=lambda: result.append(math_verdict(boxed(r"\sqrt{98}"), r"7\sqrt{2}")))
+    thread = threading.Thread(target=lambda: result.append(math_verdict(*child_pair(306))))
     thread.start()
     thread.join(30)
     assert result == [(1.0, "right")]
