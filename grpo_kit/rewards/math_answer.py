@@ -1050,7 +1050,8 @@ def _is_unfinished(gold: str, answer: str, alone: bool) -> bool:
     named = set(re.findall(r"\\[a-z]+", answer)) - {r"\cdot", r"\frac", r"\binom"}
     if alone and ("|" in answer or named):
         return False
-    operators = _OPERATORS if _list_variables(gold) else _OPERATORS + _FUNCTIONS_LEFT
+    letters = _list_variables(gold) or _GREEK.intersection(re.findall(r"\\([a-zA-Z]+)", gold))
+    operators = _OPERATORS if letters else _OPERATORS + _FUNCTIONS_LEFT
     if any(f.search(answer) and not f.search(gold) for f in operators):
         return True
     if _CALCULATION.search(answer) and not _CALCULATION.search(gold):
@@ -1083,7 +1084,7 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
         return False
     words = [bool(re.search(r"[^\W\d_]{4,}(?!\w*\()", text)) and not re.search(r"[\\^_=+*/<>]", text) for text in pair]
     spoken = [re.sub(r"(?<!^)\W|[^-\w]|_", "", text).casefold() for text in pair]  # a sign in front still counts
-    if gold.isalpha() and len(gold) > 2 and spoken[0] == spoken[1]:
+    if gold.isalpha() and len(gold) > 2 and spoken[0] == spoken[1] and not re.search(r"[-+*/^_=<>|\\]", answer):
         return True
     if ":" in gold + answer or (any(words) and not re.search(r"\d", gold)):
         return all(words) and spoken[0] == spoken[1]
