@@ -117,17 +117,20 @@ def math_verify_judge() -> Callable[[str, str], bool]:
 
     logging.disable(logging.CRITICAL)
 
-    def judge(reply: str, gold: str) -> bool:
-        gold = gold if "$" in gold or "boxed" in gold else f"${gold}$"
-        return bool(verify(parse(gold), parse(anchor(reply))))
+    return lambda reply, gold: bool(verify(parse(anchor_gold(gold)), parse(anchor(reply))))
 
-    return judge
+
+def anchor_gold(gold: str) -> str:
+    return gold if "$" in gold or "boxed" in gold else f"${gold}$"
 
 
 def trl_judge() -> Callable[[str, str], bool]:
     from trl.rewards import accuracy_reward
 
-    return lambda reply, gold: accuracy_reward([[{"role": "assistant", "content": anchor(reply)}]], [gold])[0] == 1.0
+    def judge(reply: str, gold: str) -> bool:
+        return accuracy_reward([[{"role": "assistant", "content": anchor(reply)}]], [anchor_gold(gold)])[0] == 1.0
+
+    return judge
 
 
 def verl_judge() -> Callable[[str, str], bool] | None:
