@@ -31,8 +31,9 @@ from grpo_kit.display.notebook_output import (
 from grpo_kit.display.notebook_words import reword, reword_errors
 from grpo_kit.runs import session
 from grpo_kit.runs.installation import REPOSITORY
+from grpo_kit.runs.places import detect_place, mount_drive
 from grpo_kit.runs.reading import read_lines
-from grpo_kit.runs.run import Run, find_drive, find_run
+from grpo_kit.runs.run import Run, find_run
 
 __all__ = [
     "open_from_form",
@@ -74,13 +75,6 @@ ADD_INPUT = "On Kaggle, add that notebook's output as an input of this one: Add 
 
 
 # Opening a run
-
-
-def detect_place(environ: Mapping[str, str] = os.environ) -> str:
-    """Where this notebook runs: `colab`, `kaggle` or `local`."""
-    if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return "kaggle"
-    return "colab" if environ.get("COLAB_RELEASE_TAG") else "local"
 
 
 def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -154,37 +148,6 @@ def _suggest_larger_model() -> None:
             f"auto takes the preset tiny, which downloads nothing. {device.name} has room for the 30B model: choose "
             f"the preset {preset} for it. {describe_download(load_config([preset]).policy)}"
         )
-
-
-def mount_drive(filesystem: Path = Path("/")) -> str:
-    """Ask Colab for Google Drive unless it is mounted; return a sentence that says where runs will be kept.
-
-    A Drive that is mounted and does not answer is mounted anew. If that fails too, `GRPO_KIT_ROOT` is set to the
-    machine's own disk, so that this session goes on without Drive.
-    """
-    folder, own_disk = filesystem / "content/drive", str(filesystem / "content/grpo-kit/runs")
-    hangs = ""
-    try:
-        mounted = find_drive(filesystem)
-    except OSError:
-        mounted, hangs = None, "Google Drive did not answer. "
-    if not mounted:
-        try:
-            from google.colab import drive
-
-            drive.mount(str(folder), **({"force_remount": True} if hangs else {}))
-            find_drive(filesystem)
-        except Exception as error:  # refused, overlooked, no browser: Colab has an error type of its own for each
-            reason = " ".join(str(error).split())[:100] or type(error).__name__
-            if hangs:
-                os.environ["GRPO_KIT_ROOT"] = own_disk
-            return (
-                f"{hangs}Google Drive is not mounted ({reason}), so the run is kept on this machine's disk and is lost "
-                "when the session ends. Run this cell again to be asked again."
-            )
-    if os.environ.get("GRPO_KIT_ROOT") == own_disk:  # from an earlier call, when Drive did not answer
-        del os.environ["GRPO_KIT_ROOT"]
-    return f"{hangs}Google Drive is mounted{' anew' if hangs else ''}: the run is kept when the session ends."
 
 
 def require_stage(run: Run, stage: str, notebook: str) -> None:

@@ -14,7 +14,7 @@ from grpo_kit.kaggle import kernel, run_kernel
 from grpo_kit.kaggle import submit as submission
 from grpo_kit.kaggle import wheels as wheel_folder
 from grpo_kit.runs.installation import read_install_cell
-from grpo_kit.runs.run import find_root
+from grpo_kit.runs.places import find_root
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print every call to Kaggle; make none and touch nothing")]
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="wait for the end and show it")]

@@ -5,10 +5,8 @@ A problem's score is the share of its samples that the verifier gives reward 1. 
 Samples are saved to `<stage>.partial.jsonl` batch by batch, so that an interrupted measurement can resume.
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,19 +15,17 @@ from typing import Any
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.evaluation import intervals, problem_sets, results
+from grpo_kit.evaluation.batches import Progress, sample_batches
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import check_chat_template, encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample_completions
 from grpo_kit.rewards.tools.calling import Reward, call_reward
 from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, resolve_reward
-from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
+from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
-
-Progress = Callable[[int, int], None]
-BATCH_KEYS = {"batch", "seconds", "samples"}  # of a line of `<stage>.partial.jsonl`
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,7 @@ def run_measurement(
             "seed": config.run.seed,
         }
         depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
-        samples, seconds_before = _sample_batches(
+        samples, seconds_before = sample_batches(
             engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress
         )
 
@@ -275,47 +271,3 @@ def _judge_problems(
         results.judge_problem(problem, samples[part], rewards[part], answers[part] if answers else None)
         for problem, part in zip(problems, slices, strict=True)
     ]
-
-
-def _sample_batches(
-    engine: Any,
-    prompts: list[list[int]],
-    batch_size: int,
-    seed: int,
-    depends_on: Any,
-    partial: Path,
-    progress: Progress | None,
-) -> tuple[list[Sample], float]:
-    """(one sample per prompt, in order; seconds spent in earlier calls). Each batch is saved to `partial` as it comes.
-
-    Every batch has its own seed, so a lost batch is sampled again to the same text. The lines of `partial` are dropped
-    if its first line does not match `depends_on`, which is everything that the samples depend on.
-    """
-    head = {"of": hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()}
-    lines = _read_whole_lines(partial)
-    lines = lines if lines[:1] == [head] else [head]
-    write_lines(partial, lines)
-    done = {line["batch"]: line for line in lines[1:] if isinstance(line, dict) and set(line) >= BATCH_KEYS}
-    seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
-    for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
-        if number not in done:
-            started = time.monotonic()
-            batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
-            seconds = round(time.monotonic() - started, 3)
-            done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
-            append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
-        samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
-        if progress:
-            progress(len(samples), len(prompts))
-    return [samples[i] for i in range(len(prompts))], seconds_before
-
-
-def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file up to the first that was not written completely."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:  # interrupted, or filled with zeros where the machine lost power
-            break
-    return lines

@@ -7,7 +7,7 @@ import sys
 from grpo_kit.nemotron import tiny
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.installation import OLDEST_TORCHAO, describe_old_torchao, find_version
-from grpo_kit.runs.run import find_root
+from grpo_kit.runs.places import find_root
 
 PYTHONS = (3, 11), (3, 14)  # the first that works, and the first that does not
 

@@ -12,7 +12,7 @@ from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
 from grpo_kit.nemotron import base_models, nf4_layout, patches, tiny
 from grpo_kit.runs import activity, processes
-from grpo_kit.runs.run import default_nf4_folder
+from grpo_kit.runs.places import default_nf4_folder
 
 PUBLISHED_GIB = 59  # the 30B's safetensors files in bf16
 DOWNLOAD_RATE = 100e6  # bytes a second, assumed for the estimate

@@ -23,56 +23,12 @@ from typing import Any
 from grpo_kit.runs import interrupts, processes
 from grpo_kit.runs.files import clean_leftovers, hash_of, list_differences, new_folder, require_folder, write_text
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
+from grpo_kit.runs.places import find_root
 from grpo_kit.runs.reading import GROWING, check_file, read_json, remedy_for
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
 Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-
-
-def find_drive(filesystem: Path = Path("/")) -> Path | None:
-    """The folder of the user's files on Google Drive in Colab; None where Drive is not mounted.
-
-    Raises:
-        OSError: Drive is mounted and does not answer. Colab's mount dies now and then and stays in its place.
-    """
-    folder = filesystem / "content/drive/MyDrive"
-    try:
-        folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise OSError(
-            f"Google Drive is mounted but does not answer ({error.strerror}), and the runs are kept there. Run the "
-            "notebook's cell that opens the run again: it mounts Drive anew. In a terminal, set "
-            "GRPO_KIT_ROOT=/content/grpo-kit/runs to work without Drive."
-        ) from None
-    return folder
-
-
-def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
-    """The folder that holds all runs: Drive on Colab when mounted, /kaggle/working on Kaggle, ./runs elsewhere.
-
-    Raises:
-        OSError: on Colab, Drive is mounted and does not answer.
-    """
-    if environ.get("GRPO_KIT_ROOT"):
-        return Path(environ["GRPO_KIT_ROOT"])
-    if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return filesystem / "kaggle/working/runs"
-    if environ.get("COLAB_RELEASE_TAG"):
-        return (find_drive(filesystem) or filesystem / "content") / "grpo-kit/runs"
-    return Path("runs")
-
-
-def default_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
-    """Where the NF4 checkpoint of `model` lies by default: on the machine's own disk, never on Drive, which is slow."""
-    name = model.strip("/").replace("/", "--")
-    if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return filesystem / "kaggle/working/nf4" / name
-    if environ.get("COLAB_RELEASE_TAG"):
-        return filesystem / "content/grpo-kit/nf4" / name
-    return find_root(environ, filesystem).parent / "nf4" / name
 
 
 def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path("/")) -> "Run":

@@ -25,15 +25,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
 from grpo_kit.config.arguments import as_texts
-from grpo_kit.display.charts import save_figure
-from grpo_kit.evaluation import evaluate, intervals
+from grpo_kit.evaluation import evaluate
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
+from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import train
-from grpo_kit.tuning.report import draw_trials
+from grpo_kit.tuning.outcome import finished_trials, save_result
 from grpo_kit.tuning.space import Axis, parse_search
 
 OnTrial = Callable[[int, int, str], None]
@@ -150,7 +149,7 @@ def _search(
     _enqueue_trials(study, config, axes, grid)
 
     def report_progress() -> int:
-        finished = _finished_trials(study)
+        finished = finished_trials(study)
         values = [trial.value for trial in finished if trial.value is not None]
         if on_trial:
             on_trial(len(finished), trials, f"best so far {max(values):.2f}" if values else "")
@@ -162,7 +161,7 @@ def _search(
             lambda trial: _run_trial(trial, config, run, axes, steps, every), n_trials=1, catch=torch.OutOfMemoryError
         )
         torch.cuda.empty_cache()
-    return _save_result(study, config, run, axes)
+    return save_result(study, config, run, axes)
 
 
 def _run_trial(
@@ -235,11 +234,6 @@ def _make_sampler(seed: int, done: int, trials: int) -> Any:
     return optuna.samplers.TPESampler(seed=seed + done, n_startup_trials=0)
 
 
-def _finished_trials(study: Any) -> list[Any]:
-    """Trials that need no more work: complete, stopped early, or out of memory."""
-    return [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED") or "no_room" in t.user_attrs]
-
-
 def _enqueue_trials(study: Any, config: configuration.RunConfig, axes: Mapping[str, Axis], grid: bool) -> None:
     """Queue what comes first: trials that were killed, the run's own values, and with `grid` every combination."""
     import optuna
@@ -249,7 +243,7 @@ def _enqueue_trials(study: Any, config: configuration.RunConfig, axes: Mapping[s
         if set(trial.params) == set(axes):
             study.enqueue_trial(trial.params, user_attrs={"own": trial.user_attrs.get("own", False)})
     waiting = study.get_trials(states=[optuna.trial.TrialState.WAITING])
-    present = [t.params for t in _finished_trials(study)] + [t.system_attrs["fixed_params"] for t in waiting]
+    present = [t.params for t in finished_trials(study)] + [t.system_attrs["fixed_params"] for t in waiting]
     structured = OmegaConf.structured(config)
     own = {key: OmegaConf.select(structured, key) for key in axes}
     if all(axis.holds(own[key]) for key, axis in axes.items()):
@@ -262,45 +256,6 @@ def _enqueue_trials(study: Any, config: configuration.RunConfig, axes: Mapping[s
             params = dict(zip(axes, values, strict=True))
             if params not in present:
                 study.enqueue_trial(params)
-
-
-def _save_result(study: Any, config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
-    """Write `tune.json` and `tune.png`; returns what the first holds."""
-    rows = []
-    for trial in _finished_trials(study):
-        scores = [s for s in trial.user_attrs.get("scores", {}).values() if s is not None]
-        rows.append(
-            {
-                "trial": trial.number, "state": trial.state.name.lower(), "own": bool(trial.user_attrs.get("own")),
-                "overrides": trial.user_attrs.get("overrides", []), "step": max(trial.intermediate_values, default=0),
-                "accuracy": sum(scores) / len(scores) if scores else None,
-                "ci95": list(intervals.mean_interval(scores, config.run.seed)) if scores else None,
-                "curve": sorted(trial.intermediate_values.items()),
-                "seconds": round(trial.duration.total_seconds(), 1),
-            }
-        )  # fmt: skip
-    rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
-    result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
-    write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
-    save_figure(draw_trials(result, axes), run.path / "tune" / "tune.png")
-    return result
-
-
-def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
-    """A sentence: whether the best trial is better than the run's own values, and how far that can be trusted."""
-    best, own = rows[0], next((row for row in rows if row["own"]), None)
-    if best["state"] != "complete" or (own and own["state"] != "complete"):
-        return "Nothing can be compared: the trial of the run's own values, or every trial, ran out of memory."
-    if own is None:
-        return "The run's own values are not in the search space, so there is nothing to compare the best trial with."
-    if own is best:
-        return "No trial did better than the run's own values."
-    scores = {t.number: t.user_attrs["scores"] for t in study.trials if t.number in (best["trial"], own["trial"])}
-    comparison = intervals.compare_scores(
-        scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
-    )
-    caution = f"It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
-    return f"{comparison['words']} {caution}"
 
 
 def _check_search(

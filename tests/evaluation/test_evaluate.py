@@ -12,7 +12,7 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data import cleaning
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import evaluate
+from grpo_kit.evaluation import batches, evaluate
 from grpo_kit.policy import generate
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
@@ -205,7 +205,7 @@ def test_several_samples_give_pass_at_k_and_a_majority_vote_over_the_answers_the
     second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
     drawn = [evaluate.Sample(text, 9, True) for text in texts]
-    monkeypatch.setattr(evaluate, "_sample_batches", lambda *_: (drawn, 0.0))
+    monkeypatch.setattr(evaluate, "sample_batches", lambda *_: (drawn, 0.0))
     report = evaluate.measure(chosen, run, "before", math_reward)
     value = {name: measure["value"] for name, measure in report["measures"].items()}
     assert value == pytest.approx(
@@ -276,8 +276,8 @@ def test_a_measurement_killed_twice_resumes_and_equals_an_undisturbed_one(tmp_pa
 def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, text, expected):
     path = tmp_path / "x.jsonl"
     path.write_bytes(text.encode("latin-1"))
-    assert len(evaluate._read_whole_lines(path)) == expected
-    assert evaluate._read_whole_lines(tmp_path / "none") == []
+    assert len(batches._read_whole_lines(path)) == expected
+    assert batches._read_whole_lines(tmp_path / "none") == []
 
 
 def test_samples_drawn_with_different_settings_are_not_resumed(tmp_path, math_reward):

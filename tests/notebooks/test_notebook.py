@@ -9,7 +9,8 @@ import pytest
 
 from grpo_kit import config, notebook
 from grpo_kit.planning import machines
-from grpo_kit.runs.run import Run, find_root, find_run
+from grpo_kit.runs.places import find_root
+from grpo_kit.runs.run import Run, find_run
 
 ON_GITHUB = "ada/kit/blob/main/notebooks/02_data.ipynb"
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, write_lines, write_text
+from grpo_kit.runs.places import default_nf4_folder, find_root
 from grpo_kit.runs.reading import read_lines
-from grpo_kit.runs.run import Run, default_nf4_folder, find_root, find_run
+from grpo_kit.runs.run import Run, find_run
 from grpo_kit.runs.session import describe_run
 
 

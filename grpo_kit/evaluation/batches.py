@@ -1,0 +1,59 @@
+"""Sample the prompts of a measurement batch by batch, and save each batch, so that an interrupted one resumes."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grpo_kit.policy import generate
+from grpo_kit.policy.generate import Sample
+from grpo_kit.runs.files import append_lines, to_json, write_lines
+
+Progress = Callable[[int, int], None]
+BATCH_KEYS = {"batch", "seconds", "samples"}  # of a line of `<stage>.partial.jsonl`
+
+
+def sample_batches(
+    engine: Any,
+    prompts: list[list[int]],
+    batch_size: int,
+    seed: int,
+    depends_on: Any,
+    partial: Path,
+    progress: Progress | None,
+) -> tuple[list[Sample], float]:
+    """(one sample per prompt, in order; seconds spent in earlier calls). Each batch is saved to `partial` as it comes.
+
+    Every batch has its own seed, so a lost batch is sampled again to the same text. The lines of `partial` are dropped
+    if its first line does not match `depends_on`, which is everything that the samples depend on.
+    """
+    head = {"of": hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()}
+    lines = _read_whole_lines(partial)
+    lines = lines if lines[:1] == [head] else [head]
+    write_lines(partial, lines)
+    done = {line["batch"]: line for line in lines[1:] if isinstance(line, dict) and set(line) >= BATCH_KEYS}
+    seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
+    for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
+        if number not in done:
+            started = time.monotonic()
+            batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
+            seconds = round(time.monotonic() - started, 3)
+            done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
+            append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
+        samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
+        if progress:
+            progress(len(samples), len(prompts))
+    return [samples[i] for i in range(len(prompts))], seconds_before
+
+
+def _read_whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file up to the first that was not written completely."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # interrupted, or filled with zeros where the machine lost power
+            break
+    return lines

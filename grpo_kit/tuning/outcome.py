@@ -1,0 +1,56 @@
+"""What a search found: its trials with the best first, and whether the best is better than the run's own settings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grpo_kit.config import RunConfig
+from grpo_kit.display.charts import save_figure
+from grpo_kit.evaluation import intervals
+from grpo_kit.runs.files import to_json, write_text
+from grpo_kit.runs.run import Run
+from grpo_kit.tuning.report import draw_trials
+from grpo_kit.tuning.space import Axis
+
+
+def finished_trials(study: Any) -> list[Any]:
+    """Trials that need no more work: complete, stopped early, or out of memory."""
+    return [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED") or "no_room" in t.user_attrs]
+
+
+def save_result(study: Any, config: RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
+    """Write `tune.json` and `tune.png`; returns what the first holds."""
+    rows = []
+    for trial in finished_trials(study):
+        scores = [s for s in trial.user_attrs.get("scores", {}).values() if s is not None]
+        rows.append(
+            {
+                "trial": trial.number, "state": trial.state.name.lower(), "own": bool(trial.user_attrs.get("own")),
+                "overrides": trial.user_attrs.get("overrides", []), "step": max(trial.intermediate_values, default=0),
+                "accuracy": sum(scores) / len(scores) if scores else None,
+                "ci95": list(intervals.mean_interval(scores, config.run.seed)) if scores else None,
+                "curve": sorted(trial.intermediate_values.items()),
+                "seconds": round(trial.duration.total_seconds(), 1),
+            }
+        )  # fmt: skip
+    rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
+    result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
+    write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
+    save_figure(draw_trials(result, axes), run.path / "tune" / "tune.png")
+    return result
+
+
+def _compare_with_own(study: Any, rows: Sequence[dict[str, Any]]) -> str:
+    """A sentence: whether the best trial is better than the run's own values, and how far that can be trusted."""
+    best, own = rows[0], next((row for row in rows if row["own"]), None)
+    if best["state"] != "complete" or (own and own["state"] != "complete"):
+        return "Nothing can be compared: the trial of the run's own values, or every trial, ran out of memory."
+    if own is None:
+        return "The run's own values are not in the search space, so there is nothing to compare the best trial with."
+    if own is best:
+        return "No trial did better than the run's own values."
+    scores = {t.number: t.user_attrs["scores"] for t in study.trials if t.number in (best["trial"], own["trial"])}
+    comparison = intervals.compare_scores(
+        scores[own["trial"]], scores[best["trial"]], ("with the run's own values", f"with trial {best['trial']}")
+    )
+    caution = f"It is the best of {len(rows)}, chosen on these problems, and so looks better than it is."
+    return f"{comparison['words']} {caution}"
