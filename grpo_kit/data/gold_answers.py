@@ -102,24 +102,25 @@ def find_unusable_golds(golds: Iterable[str], verifier: Verifier) -> set[str]:
     return {gold for gold, reward in zip(distinct, rewards, strict=True) if reward != 1.0}
 
 
-def make_gold_comparison(verifier: Verifier | None) -> Callable[[str, str], bool]:
+def make_gold_comparison(verifier: Verifier) -> Callable[[str, str], bool]:
     """Make the function that decides whether two golds are the same answer.
 
     Args:
-        verifier: accepts one gold as an answer to the other; None: only the spelling is compared.
+        verifier: accepts one gold as an answer to the other.
 
     Returns:
         A function of two golds. Case and white space never make a difference.
 
     Example:
-        >>> make_gold_comparison(None)(" A b", "ab ")
+        >>> pays_nothing = lambda completions, **columns: [0.0] * len(completions)
+        >>> make_gold_comparison(pays_nothing)(" A b", "ab ")
         True
     """
 
     def is_same(first: str, second: str) -> bool:
         if "".join(first.split()).casefold() == "".join(second.split()).casefold():
             return True
-        return verifier is not None and 1.0 in _judge_boxed([first, second], [second, first], verifier)
+        return 1.0 in _judge_boxed([first, second], [second, first], verifier)
 
     return is_same
 

@@ -51,7 +51,7 @@ def prepare(
         config: `data` says where problems come from and how they are split, `run.seed` is the seed of the split.
         run: the run whose `data/` is written.
         verifier: the reward function that decides which reference answers can be used and which are the same, or the
-            path of its file; None: reference answers are compared as text.
+            path of its file; None loads `evaluation.verifier`.
         progress: called as `progress(step, steps, name)` when a step begins.
 
     Returns:
@@ -72,7 +72,7 @@ def prepare(
         {'train': 12, 'val': 2, 'test': 6}
     """
     require_config_and_run(config, run)
-    verifier = verifier and resolve_reward("verifier", verifier)
+    verifier = resolve_reward("verifier", verifier or config.evaluation.verifier)
     started = time.monotonic()
     settings = _collect_settings(config, verifier)
     training, missing = _locate_training(config)
@@ -147,11 +147,11 @@ def locate_sources(config: RunConfig) -> list[sources.Source]:
     return training
 
 
-def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier | None) -> dict[str, Any]:
+def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier) -> dict[str, Any]:
     """What decides the rows besides the bytes that are read."""
     data = config.data.identity()
     del data["paths"]  # where a set is on this machine does not matter; the hash of its bytes is recorded
-    settings = {"data": data, "seed": config.run.seed, "verifier": verifier and fingerprint(verifier)}
+    settings = {"data": data, "seed": config.run.seed, "verifier": fingerprint(verifier)}
     return settings | ({"tokenizer": config.policy.model} if config.data.max_prompt_tokens else {})
 
 

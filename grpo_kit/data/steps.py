@@ -98,7 +98,7 @@ class Pipeline:
         yield notes
         yield from rows
 
-    def clean(self, verifier: gold_answers.Verifier | None) -> None:
+    def clean(self, verifier: gold_answers.Verifier) -> None:
         """Drop rows that are unfit by their text, prompts that are too long, and golds that the verifier cannot use."""
         self.announce("cleaning")
         unfit = {
@@ -110,9 +110,8 @@ class Pipeline:
         if self.config.data.max_prompt_tokens:
             self.announce("tokens")
             self._drop(self.finished.run("tokens", self._find_long_prompts(self.config.data.max_prompt_tokens)))
-        if verifier is not None:
-            self.announce("golds")
-            self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
+        self.announce("golds")
+        self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
         if not self.kept():
             counts, details = (
                 Counter(reason for reason, _ in self.dropped.values()),
@@ -150,7 +149,7 @@ class Pipeline:
         self._drop(dropped)
         return report
 
-    def drop_duplicates(self, verifier: gold_answers.Verifier | None) -> dict[int, int]:
+    def drop_duplicates(self, verifier: gold_answers.Verifier) -> dict[int, int]:
         """Drop repeated problems.
 
         Args:

@@ -14,6 +14,7 @@ from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.data.steps import Pipeline
 from grpo_kit.nemotron import tiny
+from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs import run as run_module
 from grpo_kit.runs.files import hash_of, write_lines
 from grpo_kit.runs.reading import read_lines
@@ -95,8 +96,9 @@ def test_columns_can_be_named(tmp_path):
 
 def test_answers_of_a_csv_stay_text(tmp_path):
     path = write(tmp_path, "x.csv", 'prompt,answer\np1,0011\np2,1e2\np3,}\np4,"a,\nb"\np5,NA\np6,####\n')
-    _, run = prepare(tmp_path, path)
-    assert sorted(row["answer"] for row in rows_of(run)) == ["####", "0011", "1e2", "NA", "a,\nb", "}"]
+    manifest, run = prepare(tmp_path, path)
+    assert sorted(row["answer"] for row in rows_of(run)) == ["####", "0011", "1e2", "NA", "a,\nb"]
+    assert manifest["dropped"] == {"unusable gold": 1}  # no box can hold the lone brace
 
 
 def test_prompt_suffix_and_system_prompt_are_added(tmp_path):
@@ -189,7 +191,8 @@ def test_an_interrupted_preparation_leaves_the_old_data_unchanged(tmp_path, monk
 
 @pytest.mark.slow
 def test_the_challenges_rows_leading_zeros_and_braces_survive(tmp_path, shared_data):
-    manifest, run = prepare(tmp_path, shared_data / "nemotron_challenge/train.csv", "data.decontaminate=[]")
+    path, verifier = shared_data / "nemotron_challenge/train.csv", "evaluation.verifier=challenge.py"
+    manifest, run = prepare(tmp_path, path, "data.decontaminate=[]", verifier)
     assert manifest["dropped"] == {}
     golds = [row["answer"] for row in rows_of(run)]
     assert len(golds) == 9500 and sum("}" in g for g in golds) == 94
@@ -365,8 +368,8 @@ def test_a_killed_preparation_resumes_and_gives_the_same_bytes(tmp_path, monkeyp
     run = find_run("r", tmp_path / "runs")
     assert not run.manifest.exists()
     finished = {p.stem for p in run.path.rglob("*.jsonl")}
-    steps = ["rows-0", "leaks", "duplicates"]
-    assert finished == set(steps[: ["leaks", "duplicates", "write"].index(step) + 1])
+    steps = ["rows-0", "golds", "leaks", "duplicates"]
+    assert finished == set(steps[: ["leaks", "duplicates", "write"].index(step) + 2])
     held = sources.locate_source("math500", config.Data(paths={"math500": str(tmp_path / "held/x.jsonl")}))
     real = sources.read_source
     monkeypatch.setattr(
@@ -432,7 +435,7 @@ def test_a_run_of_an_earlier_version_is_recognised_as_done(tmp_path):
             "no_thinking": 0.0, "budgeted": 0.0, "token_budgets": [], "val_size": 1, "test_size": 2,
         },
         "seed": 3407,
-        "verifier": None,
+        "verifier": fingerprint(load_reward("math_answer.py")),
     }  # fmt: skip
     assert notes["stages"]["data"]["read"] == {str(path): hash_of(path)}
     settings = json.dumps(notes["stages"]["data"]["settings"] | {"read": [hash_of(path)]}, sort_keys=True)

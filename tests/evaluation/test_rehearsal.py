@@ -90,7 +90,7 @@ def test_rows_used_for_training_are_not_scored(file, untrained):
     chosen = puzzle_config(
         path, "data.source=nemotron_challenge", "data.test_size=20", "data.val_size=10", "data.prompt_suffix=' Think.'"
     )
-    prepare(chosen, untrained)
+    prepare(chosen, untrained, "challenge.py")
     trained = {row["id"] for row in read_lines(untrained.data_file("train"))}
     problems = rehearsal.held_out_puzzles(chosen, untrained, 999)
     assert len(trained) == 30 and len(problems) == 30
