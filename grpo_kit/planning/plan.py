@@ -21,6 +21,7 @@ from grpo_kit.planning.model_size import Architecture
 
 KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")  # whose largest value is searched
 LARGEST_STEP = 2**16  # where the search ends
+LENGTHS = 64  # the search tries completion lengths that are a multiple of this many tokens
 
 
 def plan(
@@ -87,11 +88,12 @@ def vary_setting(config: RunConfig, key: str, step: int, processes: int = 1) -> 
     """`config` with one of KEYS at its `step`-th possible value, counted from 1.
 
     A value is possible if whole groups fill whole micro-batches and `processes` divide a step's completions. With a
-    larger group, a step keeps its prompts and its micro-batch, and accumulates more micro-batches.
+    larger group, a step keeps its prompts and its micro-batch, and accumulates more micro-batches. Completion lengths
+    are multiples of LENGTHS.
     """
     batch, accumulation = config.grpo.per_device_train_batch_size, config.grpo.gradient_accumulation_steps
     group, prompts = config.grpo.num_generations, batch * accumulation // config.grpo.num_generations
-    changes = {key: step}
+    changes = {key: LENGTHS * step}
     if key == "per_device_train_batch_size":
         multiple = math.lcm(group, processes)
         changes[key] = step * multiple // math.gcd(multiple, accumulation)
@@ -110,9 +112,9 @@ def largest_setting(model: Architecture, fit: Plan, key: str) -> int:
         return assess_fit(model, varied(step), fit.device, fit.prompt_tokens).fits
 
     low, high = 0, 1  # `low` fits, or is 0
-    if key == "max_completion_length":  # the step is the length; `fit` already assessed one, and long ones take long
-        length = fit.config.grpo.max_completion_length
-        low, high = (length, 2 * length) if fit.fits else (0, length if fits(1) else 1)
+    if key == "max_completion_length":  # `fit` already assessed one, and long ones take long
+        step = max(1, fit.config.grpo.max_completion_length // LENGTHS)
+        low, high = (step, 2 * step) if fit.fits else (0, step if fits(1) else 1)
     while high < LARGEST_STEP and fits(high):
         low, high = high, 2 * high
     while high - low > 1:

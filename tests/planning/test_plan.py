@@ -1,5 +1,6 @@
 """The verdict, the change it proposes, and the largest settings that fit."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -65,8 +66,9 @@ def test_the_largest_value_fits_and_the_next_one_does_not(preset, device):
     settings, where = config.load_config([preset]), machines.find_device(device)
     result = plan(settings, where)
     for key in KEYS:
-        possible = [getattr(vary_setting(settings, key, m).grpo, key) for m in range(1, 20_000)]
-        m = possible.index(result.largest[key]) + 1 if result.largest[key] else 0
+        largest = result.largest[key]
+        steps = itertools.count(1)  # the number of the largest value among the possible ones, 0 where none fits
+        m = next(m for m in steps if getattr(vary_setting(settings, key, m).grpo, key) == largest) if largest else 0
         model = Architecture.of(settings.policy)
         fits = [assess_fit(model, vary_setting(settings, key, n), where, 256).fits for n in (m, m + 1) if n]
         assert fits == ([True, False] if m else [False]), key
