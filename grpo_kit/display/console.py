@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -191,24 +192,36 @@ class KnownBarColumn(BarColumn):
 
 
 BAR = 12  # characters of a progress bar
+LINE_EVERY = 30.0  # seconds between the lines that take the bar's place where there is no terminal, as in a log
 
 
 @contextlib.contextmanager
 def show_progress(doing: str) -> Iterator[Callable[..., None]]:
     """Show a progress bar; the function that this yields is called with (done, total, note).
 
-    Before there is something to count, the line says what is announced with `activity.announce`.
+    Before there is something to count, the line says what is announced with `activity.announce`. Where the output is
+    no terminal, long work prints a line now and then.
     """
+    last_line = time.monotonic()
+
+    def log(text: str) -> None:
+        nonlocal last_line
+        if not err.is_terminal and time.monotonic() - last_line >= LINE_EVERY:
+            last_line = time.monotonic()
+            err.print(escape(f"{doing}: {text}"), soft_wrap=True)
+
     columns = (NoteColumn(), KnownBarColumn(BAR), CountColumn(), TimeElapsedColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(doing, total=None, note="")
 
         def show(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=show_controls(note))
+            log(f"{done} of {total}" + (f", {show_controls(note)}" if note else ""))
 
         def show_activity(text: str) -> None:
             if bar.tasks[0].total is None:
                 bar.update(task, note=show_controls(text))
+                log(show_controls(text))
 
         bars.append(bar)
         try:

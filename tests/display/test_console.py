@@ -125,3 +125,12 @@ def test_a_warning_of_the_kit_is_a_sentence_and_others_keep_their_place(capsys, 
     warnings.warn_explicit("of another kind", RuntimeWarning, console.__file__, 2)
     warnings.warn_explicit("elsewhere", UserWarning, "/somewhere/else.py", 3)
     assert capsys.readouterr().out == "as Python shows it\n" * 2
+
+
+def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
+    with console.show_progress("training") as show:
+        show(1, 4)  # too early for a line
+        monkeypatch.setattr(console, "LINE_EVERY", 0.0)
+        show(2, 4, "reward 0.5, \x1b[2J")
+    assert "training: 2 of 4, reward 0.5" in (printed := capsys.readouterr().err)
+    assert "1 of 4" not in printed and "\x1b" not in printed
