@@ -180,7 +180,7 @@ def score(
 
 @command
 def tune(
-    words: options.SearchWords,
+    words: options.SearchWords = None,
     sources: options.Sources = None,
     name: options.RunName = None,
     force: options.ForceSearch = False,
@@ -193,7 +193,7 @@ def tune(
     from grpo_kit.tuning import tune as tuning
     from grpo_kit.tuning.space import parse_search
 
-    axes, overrides = parse_search(words)
+    axes, overrides = parse_search(words or ())
     config, run = open_run(sources or (), overrides, name, "train", force)
     with console.show_progress("searching") as show:
         result = tuning.tune(config, run, axes, trials, steps, every, grid, show)

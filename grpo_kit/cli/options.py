@@ -47,7 +47,10 @@ ScoredZip = Annotated[Path | None, _option("--zip", metavar="FILE.zip", help="sc
 
 # tune
 SearchWords = Annotated[
-    list[str], typer.Argument(help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value")
+    list[str] | None,
+    typer.Argument(
+        metavar="SETTING=VALUES ...", help="'grpo.learning_rate=log(1e-4,1e-2)', 'lora.r=[8,16,32]', key=value"
+    ),
 ]
 ForceSearch = Annotated[bool, typer.Option("--force", help="start the search again from the beginning")]
 Trials = Annotated[int, typer.Option(help="number of trials in all")]

@@ -64,8 +64,9 @@ def find_device(name: str) -> Device:
         return DEVICES[name]
     if name == "cpu":
         return replace(this_device(), name="cpu", gpu=0.0, gpus=1, triton=False)
-    nearest = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1, cutoff=0.0)[0]
-    raise ValueError(f"Unknown device {name!r}. Choose one of {', '.join(DEVICES)}, cpu. Did you mean {nearest}?")
+    nearest = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1, cutoff=0.4)
+    meant = f" Did you mean {nearest[0]}?" if nearest else ""
+    raise ValueError(f"Unknown device {name!r}. Choose one of {', '.join(DEVICES)}, cpu.{meant}")
 
 
 def this_device() -> Device:

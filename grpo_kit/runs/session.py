@@ -71,7 +71,7 @@ def open_run(
         require_one_of("stage", stage, tuple(BUILDS_ON))
     processes.check_launcher()
     config = configuration.load_config(sources or ["tiny"], overrides)
-    run = find_run(name or config.run.name, config.run.root)
+    run = find_run(config.run.name if name is None else name, config.run.root)
     records = run.stages()
     if not sources and (records or run.config.exists()):
         config = load_run_config(run, overrides)
