@@ -1,7 +1,6 @@
 """A run on one process and on several: the same samples, the same adapter, one writer, and even division."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.policy import generation_loop
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
-from grpo_kit.runs.files import write_text
+from grpo_kit.runs.files import is_running, write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.runs.session import open_run
@@ -247,9 +246,12 @@ def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
     while child.poll() is None and not (run.path / "checkpoints/step_4").is_dir():
         time.sleep(0.05)
     assert child.poll() is None, child.stdout.read()
-    for process in [*psutil.Process(child.pid).children(recursive=True), child]:
-        os.kill(process.pid, signal.SIGKILL)
+    killed = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+    for process in killed:
+        process.kill()
     child.wait(timeout=60)
+    while any(is_running(process.pid, time.time()) for process in killed):  # until its memory is freed
+        time.sleep(0.05)
     assert "train" not in run.stages()
     assert [row["step"] for row in figures(run)][:4] == [1, 2, 3, 4]
     train.train(chosen, run, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
