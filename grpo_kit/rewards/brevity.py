@@ -9,9 +9,9 @@ Paste this file into a notebook cell; `soft_overlong` needs `pip install trl`, t
       arXiv 2502.03373, C.1: right earns 1.0 when short and 0.5 at the limit, wrong -1.0 when short
       and -0.5 at the limit; clamped there, or the cosine would rise again. TRL's is tied to its own
       answer checker; this one takes yours.
-  kimi(correct)
-      Kimi k1.5 (arXiv 2501.12599), 2.3.3: within the completions of one prompt, 0.5 for the
-      shortest and -0.5 for the longest; a wrong one earns at most 0.
+  kimi(correct, num_generations)
+      Kimi k1.5 (arXiv 2501.12599), 2.3.3: within a group, the completions that were drawn for one
+      prompt together, 0.5 for the shortest and -0.5 for the longest; a wrong one earns at most 0.
 
 Each call returns a reward function. `correct` is the reward that decides right (above 0.5) or
 wrong; where it gives None, so do these. Against repetition use TRL's own,
@@ -56,29 +56,59 @@ def cosine(limit: int, correct: Reward) -> Reward:
     return cosine_length_reward
 
 
-def kimi(correct: Reward) -> Reward:
-    """Rewards in [-0.5, 0.5] by length within the group, the completions of one prompt."""
+def kimi(correct: Reward, num_generations: int | None = None) -> Reward:
+    """Rewards in [-0.5, 0.5] by length within the group.
+
+    Args:
+        correct: the reward that decides right (above 0.5) or wrong.
+        num_generations: completions in a group; they follow each other, as TRL orders them. None takes the number from
+            the trainer that calls the reward. Where none does, completions in a row with the same prompt are a group.
+
+    Returns:
+        A reward function. It raises ValueError where the completions do not fall into groups of that size with one
+        prompt each.
+    """
 
     def kimi_length_reward(completions: Sequence, completion_ids: Sequence, prompts: Sequence, **kwargs) -> list:
         verdicts = correct(completions=completions, completion_ids=completion_ids, prompts=prompts, **kwargs)
         lengths = _lengths(completions, completion_ids)
         if len(prompts) != len(lengths):
             raise ValueError(
-                f"kimi got {len(lengths)} completions and {len(prompts)} prompts; groups are found "
-                "by prompt. Pass each completion's prompt."
+                f"kimi got {len(lengths)} completions and {len(prompts)} prompts; a group has one prompt. Pass each "
+                "completion's prompt."
             )
-        groups: dict[str, list[int]] = {}
-        for prompt, length in zip(prompts, lengths):
-            groups.setdefault(repr(prompt), []).append(length)
         rewards = []
-        for verdict, length, prompt in zip(verdicts, lengths, prompts, strict=True):
-            short, long = min(groups[repr(prompt)]), max(groups[repr(prompt)])
-            shortness = 0.5 - (length - short) / (long - short) if long > short else 0.0
-            right = verdict is not None and verdict > 0.5
-            rewards.append(None if verdict is None else shortness if right else min(0.0, shortness))
+        for group in _groups(prompts, num_generations or _trainers_group_size(kwargs.get("log_metric"))):
+            short, long = min(lengths[i] for i in group), max(lengths[i] for i in group)
+            for i in group:
+                shortness = 0.5 - (lengths[i] - short) / (long - short) if long > short else 0.0
+                right = verdicts[i] is not None and verdicts[i] > 0.5
+                rewards.append(None if verdicts[i] is None else shortness if right else min(0.0, shortness))
         return rewards
 
     return kimi_length_reward
+
+
+def _trainers_group_size(log_metric: Callable | None) -> int | None:
+    """The num_generations of the GRPOTrainer whose method TRL passes as log_metric, None without a trainer."""
+    trainer = getattr(log_metric, "__self__", None)
+    training = getattr(getattr(trainer, "model", None), "training", True)
+    return getattr(trainer, "num_generations" if training else "num_generations_eval", None)
+
+
+def _groups(prompts: Sequence, size: int | None) -> list[range]:
+    """The places of each group: `size` completions in a row, or as many in a row as have the same prompt."""
+    count = len(prompts)
+    if size is None:
+        starts = [i for i in range(count) if i == 0 or prompts[i] != prompts[i - 1]]
+    else:
+        starts = list(range(0, count, size))
+        if count % size or any(prompts[i] != prompts[i // size * size] for i in range(count)):
+            raise ValueError(
+                f"kimi got {count} completions, which are not groups of {size} with one prompt each. Set "
+                "num_generations to the trainer's, and let each process sample whole groups."
+            )
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], count])]
 
 
 def _lengths(completions: Sequence, completion_ids: Sequence) -> list[int]:

@@ -8,8 +8,8 @@ included, so that a reward of 1.0 here is a point there:
   v14     from 28 March 2026: golds made of 0 and 1 alone are compared as strings ("01" is not "1")
   v15     from May 2026, final: a box ends at the last `}` before the next box
 Covered: extraction and comparison. Not covered, because the scorer has none: LaTeX, units, commas,
-inner spaces, and the split at </think>; the whole completion is scanned. Write nothing with a `}`
-after the box: under v15 it joins it.
+inner spaces, and the split at </think>; the whole completion is scanned, thinking that is closed or
+not included. Write nothing with a `}` after the box: under v15 it joins it.
 """
 
 import math
@@ -26,16 +26,25 @@ _PHRASES = [
 
 
 def challenge_reward(completions: Sequence, answer: Sequence, version: str = "v15", **kwargs) -> list[float | None]:
-    r"""1.0 where the challenge's scorer accepts the completion, 0.0 where not, None for an empty
-    gold.
+    r"""1.0 where the challenge's scorer accepts the completion, 0.0 where not, None for an empty gold.
 
-    completions: strings or message lists. answer: the `answer` column of the challenge's train.csv,
-    as strings (a reader that turns "00110100" into a number has lost the gold). version: one of
-    VERSIONS, or a column of them. Raises ValueError when the lengths differ or the version is
-    unknown.
+    Args:
+        completions: texts or message lists; of several turns the last one of the assistant is scored, its thinking
+            included.
+        answer: the `answer` column of the challenge's train.csv, as strings (a reader that turns "00110100" into a
+            number has lost the gold).
+        version: one of VERSIONS, or a column of them.
+        kwargs: other columns, which are ignored.
 
-    >>> challenge_reward([r"... </think> \boxed{17/}", r"\boxed{1}"], answer=["17/", "01"])
-    [1.0, 0.0]
+    Returns:
+        One reward for each completion.
+
+    Raises:
+        ValueError: the lengths differ, or the version is unknown.
+
+    Example:
+        >>> challenge_reward([r"... </think> \boxed{17/}", r"\boxed{1}"], answer=["17/", "01"])
+        [1.0, 0.0]
     """
     if len(completions) != len(answer):
         raise ValueError(
@@ -44,7 +53,7 @@ def challenge_reward(completions: Sequence, answer: Sequence, version: str = "v1
         )
     versions = [version] * len(answer) if isinstance(version, str) else version
     return [
-        None if gold is None or not str(gold).strip() else challenge_score(gold, _text(completion), chosen)
+        None if gold is None or not str(gold).strip() else challenge_score(gold, _join_contents(completion), chosen)
         for completion, gold, chosen in zip(completions, answer, versions, strict=True)
     ]
 
@@ -71,7 +80,7 @@ def final_answer(completion: str | list | None, version: str = "v15", **kwargs) 
     >>> final_answer(r"\boxed{XLVII}")
     'xlvii'
     """
-    told = extract_answer(_text(completion), version).strip().lower()
+    told = extract_answer(_join_contents(completion), version).strip().lower()
     return None if told in ("", NOT_FOUND.lower()) else told
 
 
@@ -101,7 +110,14 @@ def _boxes(text: str, version: str) -> list[str]:
     return [segment[: segment.rfind("}")] if "}" in segment else segment for segment in segments]
 
 
-def _text(completion: str | list | None) -> str | None:
+def _join_contents(completion: str | list | dict | None) -> str:
+    """The last assistant turn as the model wrote it; thinking that TRL has taken off stands before </think> again."""
     if completion is None or isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)
+        return completion or ""
+    turns = [completion] if isinstance(completion, dict) else completion
+    turn = next((turn for turn in reversed(turns) if turn.get("role", "assistant") == "assistant"), {})
+    content = turn.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(block if isinstance(block, str) else str(block.get("text") or "") for block in content)
+    thinking = turn.get("reasoning_content", turn.get("thinking"))
+    return content if thinking is None else f"{thinking}</think>{content}"

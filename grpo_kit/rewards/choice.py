@@ -30,18 +30,34 @@ _DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither)|n['’]t)(?: be)?[\s:$*]*$
 
 
 def choice_reward(
-    completions: Sequence, answer: Sequence, options: Sequence | None = None, **kwargs
+    completions: Sequence,
+    answer: Sequence,
+    options: Sequence | None = None,
+    prompt_opened_think: bool | Sequence[bool] = False,
+    **kwargs,
 ) -> list[float | None]:
-    r"""1.0 for the gold option, 0.0 for another or none, None where the gold is not one of the
-    options.
+    r"""1.0 for the gold option, 0.0 for another or none, None where the gold is not one of the options.
 
-    completions: strings or message lists. answer: a letter ("C", "(C)") or the text of an option.
-    options: for each question its option texts in the order A, B, C, or a mapping from letter to
-    text; without it only letters count. Raises ValueError when the lengths differ.
+    Args:
+        completions: texts or message lists; of several turns the last one of the assistant is judged. TRL's
+            `reasoning_content` counts as thinking that is closed.
+        answer: a letter ("C", "(C)") or the text of an option, for each completion.
+        options: for each completion its option texts in the order A, B, C, or a mapping from letter to text; without
+            it only letters count.
+        prompt_opened_think: whether the chat template put <think> into the prompt, so that a completion without
+            </think> is unfinished and earns 0. A bool, or a column of the dataset.
+        kwargs: other columns, which are ignored.
 
-    >>> options = [["x", "y"], ["Rome", "Paris"]]
-    >>> choice_reward([r"\boxed{B}", r"\boxed{\text{Paris}}"], ["(b)", "B"], options)
-    [1.0, 1.0]
+    Returns:
+        One reward for each completion.
+
+    Raises:
+        ValueError: the lengths differ.
+
+    Example:
+        >>> options = [["x", "y"], ["Rome", "Paris"]]
+        >>> choice_reward([r"\boxed{B}", r"\boxed{\text{Paris}}"], ["(b)", "B"], options)
+        [1.0, 1.0]
     """
     listed = [None] * len(answer) if options is None else options
     if not len(completions) == len(answer) == len(listed):
@@ -50,28 +66,32 @@ def choice_reward(
             f"{len(listed)} option lists; each completion needs its own. Pass the dataset's "
             "columns repeated once per completion."
         )
+    opened = prompt_opened_think
+    flags = [opened] * len(answer) if isinstance(opened, bool) else opened
     rewards: list[float | None] = []
-    for completion, gold, texts in zip(completions, answer, listed):
+    for completion, gold, texts, flag in zip(completions, answer, listed, flags, strict=True):
         table = _make_table(texts)
         correct = _read_option(str(gold or ""), table)
-        chosen = _read_choice(_join_contents(completion), table)
+        chosen = _read_choice(_join_contents(completion), table, flag)
         rewards.append(None if correct is None else float(correct == chosen))
     return rewards
 
 
-def final_answer(completion: str | list, options: Sequence | None = None, **kwargs) -> str | None:
+def final_answer(
+    completion: str | list, options: Sequence | None = None, prompt_opened_think: bool = False, **kwargs
+) -> str | None:
     r"""The letter of the option that a reply chooses, None if none: a vote.
 
     >>> final_answer(r"\boxed{\text{Paris}}", options=["Rome", "Paris"])
     'B'
     """
-    return _read_choice(_join_contents(completion), _make_table(options))
+    return _read_choice(_join_contents(completion), _make_table(options), prompt_opened_think)
 
 
-def _read_choice(text: str, table: dict[str, str]) -> str | None:
+def _read_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
     """The option that the reply commits to; an unclosed thinking or box commits to nothing."""
     close = text.rfind("</think>")
-    if text.rfind("<think>") > close:
+    if text.rfind("<think>") > close or (opened and close < 0):
         return None
     text = text[close + len("</think>") :] if close >= 0 else text
     if "\\boxed" in text or "\\fbox" in text:
@@ -138,7 +158,14 @@ def _make_table(options: Sequence[str] | Mapping[str, str] | None) -> dict[str, 
     return {str(letter).upper(): str(text).strip(" .") for letter, text in pairs}
 
 
-def _join_contents(completion: str | list) -> str:
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)
+def _join_contents(completion: str | list | dict | None) -> str:
+    """The last assistant turn as the model wrote it; thinking that TRL has taken off stands before </think> again."""
+    if completion is None or isinstance(completion, str):
+        return completion or ""
+    turns = [completion] if isinstance(completion, dict) else completion
+    turn = next((turn for turn in reversed(turns) if turn.get("role", "assistant") == "assistant"), {})
+    content = turn.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(block if isinstance(block, str) else str(block.get("text") or "") for block in content)
+    thinking = turn.get("reasoning_content", turn.get("thinking"))
+    return content if thinking is None else f"{thinking}</think>{content}"

@@ -1,4 +1,4 @@
-"""arithmetic_steps: GSM8K's own steps are true, spam earns nothing, the outcome bounds it all."""
+"""arithmetic_steps: the gold's steps or those that lead to the answer earn, spam does not, the outcome bounds it."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo_kit.rewards.arithmetic_steps import arithmetic_steps_reward, check_steps
+from grpo_kit.rewards.math_answer import math_reward
 
 SHARED = Path(os.environ.get("GRPO_KIT_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 QUESTION = "Natalia sold clips to 48 friends in April, and half as many in May, at 20% off $5. How many?"
@@ -26,11 +27,18 @@ STEPS = [  # text, (true, earns) of each step, what the row is about
     ("48,000 / 1,000 = 48", [(True, False)], "commas; 48,000 is not in the question"),
     ("<<48/2=25>>", [(False, False)], "false"),
     ("48/2=24. 48/2=24.", [(True, True), (True, False)], "made twice"),
+    ("48+5=53. 5+48=53. 48 + 5 = 53.0", [(True, True), (True, False), (True, False)], "made anew in another spelling"),
+    ("48/2=24. 48*0.5=24. 48*1/2=24", [(True, True), (True, False), (True, False)], "half is one number"),
+    ("5*1=5. 48+0=48. 48+5-5=48", [(True, False)] * 3, "a number that comes back unchanged"),
+    ("48*5=240. 240/5=48.", [(True, True), (True, False)], "a number that is multiplied and divided again"),
+    ("48+5=53. 53+5=58. 58-10=48.", [(True, True), (True, True), (True, False)], "added and taken off again"),
+    ("5*5=25. 25-20=5.", [(True, True), (True, True)], "the same number in another meaning"),
     ("48/2=24. 48+24=72.", [(True, True), (True, True)], "built on an earlier result"),
     ("48+23=71.", [(True, False)], "23 comes from nowhere"),
     ("<<48=48>>", [(True, None)], "computes nothing"),
     ("48/2=25. 48+25=73.", [(False, False), (True, False)], "built on a false result"),
     ("1+1=2", [(True, False)], "factors alone"),
+    ("1/5=0.2", [(True, True)], "a reciprocal"),
     ("5*.8=4", [(True, True)], "1 - 20%"),
     ("5*20%=1", [(True, True)], "a percent sign"),
     ("5/48=0.10", [(True, True)], "rounded to the digits it shows"),
@@ -52,15 +60,83 @@ def test_steps_are_true_new_and_grounded_or_earn_nothing(text, expected, note):
     assert [(true, earns) for _, true, earns in check_steps(text, QUESTION)] == expected, note
 
 
-def test_the_reward_is_the_share_of_steps_that_earn_and_the_outcome_gates_it():
-    half = "48/2=24. 7+7=14.\n#### 72"
-    one = "48/2=<<48/2=24>>24\n48+24=<<48+24=72>>72\n</think>\\boxed{72}"
-    wrong = "48/2=24.\n#### 71"
-    none = "#### 72"
-    replies, n = [half, one, wrong, none], 4
-    assert arithmetic_steps_reward(replies, [QUESTION] * n, ["72"] * n) == [0.5, 1.0, 0.0, 0.0]
-    ungated = arithmetic_steps_reward(replies, [QUESTION] * n, ["72"] * n, outcome_gated=False)
-    assert ungated == [0.5, 1.0, 1.0, 0.0]
+# Two steps of the gold: 48/2=24 and 48+24=72. The replies end in #### 72 unless they say something else.
+GOLD = "He sold 48/2 = <<48/2=24>>24 in May.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"
+PAID = [  # reply, paid where the gold is annotated, paid where it is the number alone, what the row is about
+    ("48/2=24. 48+24=72.", 1, 1, "both steps"),
+    ("<<48/2=24>> <<48+24=72>>", 1, 1, "both as annotations"),
+    ("48*0.5=24. 24+48=72.", 1, 1, "spelled with other signs and in another order"),
+    ("48 + 48/2 = 72", 1, 1, "both in one line"),
+    ("48/2=24.", 1 / 2, 0, "one of two; alone it does not lead to the answer"),
+    ("48+24=72.", 1 / 2, 1, "24, which might be hours, passes for a factor"),
+    ("", 0, 0, "none"),
+    ("5*1=5.", 0, 0, "one irrelevant true step"),
+    ("72*1=72. 72+0=72", 0, 0, "the answer comes back unchanged"),
+    ("48/2=24. 48+24=72. 48+5=53.", 1, 2 / 3, "an irrelevant step beside them"),
+    ("48/2=24. 48+24=72. 24+48=72. 48 + 24 = 72.0", 1, 1 / 2, "a step spelled anew, twice"),
+    ("48/2=24. 24*1=24. 24 = 48/2. 48*1/2=24", 1 / 2, 0, "one step in four spellings"),
+    ("48/2=24. 48+24=72. 2+2=5.", 2 / 3, 2 / 3, "a false step"),
+    ("48+24+48+24=144. 1+2+3+5+20+24+48=103. 48*2=96", 0, 0, "sums that hold the parts of the gold's"),
+    ("48+5=53. 53+19=72.", 0, 0, "19 comes from nowhere, and no step is the gold's"),
+    ("24*3=72", 0, 0, "another product to the same result"),
+    ("48/2=24. 48+25=72", 1 / 3, 0, "a false last step"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reply", "annotated", "bare", "note"), PAID)
+def test_steps_pay_that_are_the_golds_own_or_lead_to_the_answer(reply, annotated, bare, note):
+    golds = [GOLD, "72"]
+    paid = arithmetic_steps_reward([f"{reply}\n#### 72"] * 2, [QUESTION] * 2, golds)
+    assert paid == [pytest.approx(annotated), pytest.approx(bare)], note
+
+
+OUTCOMES = [  # the end of a reply whose steps are right, is it the gold 72
+    ("#### 72", 1), ("####72\nDone.", 1), (r"\boxed{72}", 1), (r"so</think>\boxed{\$72}<|im_end|>", 1),
+    (r"\boxed{72.0}", 1), (r"\boxed{144/2}", 1), (r"\boxed{72} #### 71", 1), (r"\boxed{72}, again \fbox{72}", 1),
+    ("#### 71", 0), ("72", 0), ("#### 72 or 73", 0), ("#### not 72", 0), (r"\boxed{71} #### 72", 0),
+    (r"\boxed{x = 71 or 72}", 0), (r"\boxed{100/72}", 0), (r"\boxed{7, 72}", 0), (r"\boxed{\text{not }72}", 0),
+    (r"Either \boxed{71} or \boxed{72}", 0), (r"It is not \boxed{72}", 0), (r"\boxed{72} is wrong", 0),
+    (r"\boxed{72", 0), (r"\boxed{}", 0), (r"\boxed{72} \boxed{", 0), (r"\boxed{72}</think>", 0),
+    (r"<think>\boxed{72}", 0),    (r"\boxed{72\%}", 0), (r"\boxed{5.72}", 0), (r"\boxed{-72}", 0), (r"\boxed{1 72}", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("end", "right"), OUTCOMES)
+def test_steps_pay_nothing_unless_the_answer_is_the_gold_number_alone(end, right):
+    reply = f"48/2=24. 48+24=72. {end}"
+    assert arithmetic_steps_reward([reply], [QUESTION], [GOLD]) == [right]
+    assert arithmetic_steps_reward([reply], [QUESTION], [GOLD], outcome_gated=False) == [1.0]
+    assert not right or math_reward([reply], ["72"]) == [1.0]
+
+
+def labelled_pairs() -> list[dict]:
+    paths = [SHARED / "data" / "answer_checking" / name for name in ("more_pairs.jsonl", "more_hostile.jsonl")]
+    if not all(path.is_file() for path in paths):
+        pytest.skip(f"{paths[0]} is absent; set GRPO_KIT_SHARED to the folder that holds data/")
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_gate_lets_no_reply_through_that_is_labelled_wrong():
+    rows = labelled_pairs()
+    wrong = [row for row in rows if not (row["equal"] if "equal" in row else row["reward"])]
+    replies = [row.get("pred", row.get("completion")) + "\n48/2=24" for row in wrong]
+    rewards = arithmetic_steps_reward(replies, [QUESTION] * len(wrong), [row["gold"] for row in wrong])
+    steps = ["<<48/2=24>>\n" + row["gold"] for row in wrong]
+    gated = arithmetic_steps_reward(replies, [QUESTION] * len(wrong), steps)
+    assert len(wrong) > 50 and not any(rewards) and not any(gated)
+
+
+def test_an_open_thought_is_unfinished_where_the_prompt_opened_it():
+    reply, closed = "48/2=24. 48+24=72. #### 72", "48/2=24. 48+24=72.</think> #### 72"
+    paid = arithmetic_steps_reward([reply, closed, reply], [QUESTION] * 3, [GOLD] * 3, True, [True, True, False])
+    assert paid == [0.0, 1.0, 1.0]
+
+
+def test_golds_that_are_no_plain_number_are_not_judged():
+    golds = ["1/2", r"\frac{1}{2}", r"\boxed{1/2}", "72 or 73", "x", "", None]
+    reply = r"1/2=0.5 \boxed{0.5}"
+    paid = arithmetic_steps_reward([reply] * 7, ["1 of 2"] * 7, golds)
+    assert paid == [1.0, 1.0, 1.0, None, None, None, None]
 
 
 def test_spam_lowers_the_reward_and_never_lifts_it_above_one():
@@ -69,6 +145,8 @@ def test_spam_lowers_the_reward_and_never_lifts_it_above_one():
         reply = honest + spam + "\n#### 24"
         (reward,) = arithmetic_steps_reward([reply], [QUESTION], ["24"])
         assert reward == pytest.approx(1 / 51)
+    reply = honest + "2+2=5 " * 50 + "\n#### 72"
+    assert arithmetic_steps_reward([reply], [QUESTION], [GOLD]) == [pytest.approx(1 / 52)]
 
 
 def test_a_missing_gold_number_earns_none_and_messages_are_read():
@@ -98,11 +176,14 @@ def test_all_4282_annotations_of_the_gsm8k_test_split_are_true():
 
 
 @pytest.mark.slow
-def test_gsm8k_golds_earn_nine_tenths_on_average():
+def test_gsm8k_golds_earn_everything_against_themselves_and_nine_tenths_without_their_annotations():
     rows = gsm8k()
-    texts = [row["answer"] for row in rows]
-    rewards = arithmetic_steps_reward(texts, [row["question"] for row in rows], texts)
-    assert sum(rewards) / len(rewards) > 0.9
+    texts, questions = [row["answer"] for row in rows], [row["question"] for row in rows]
+    rewards = arithmetic_steps_reward(texts, questions, texts)
+    assert sum(reward == 1.0 for reward in rewards) >= 1290 and len(rewards) == 1319
+    numbers = [text.rpartition("####")[2] for text in texts]
+    rewards = arithmetic_steps_reward(texts, questions, numbers)
+    assert sum(rewards) / len(rewards) > 0.8
 
 
 @pytest.mark.slow

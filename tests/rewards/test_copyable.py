@@ -28,7 +28,7 @@ CALLS = {
         [r"</think>\boxed{4}", r"\boxed{4.03}", "5"],
         [1.0, 1.0, 0.0],
     ),
-    "reasoning_format": ("reasoning_format_reward", ["a</think>4", "so 4"], [1.0, 0.0]),
+    "reasoning_format": ("reasoning_format_reward", ["3+1=4</think>4", "so 4"], [1.0, 0.0]),
     "arithmetic_steps": ("arithmetic_steps_reward", ["3+1=4\n#### 4", "3+2=4\n#### 4"], [1.0, 0.0]),
     "choice": ("choice_reward", [r"\boxed{4}", r"\boxed{A}", r"\boxed{B}"], [1.0, 0.0, 1.0]),
     "brevity": (

@@ -10,7 +10,7 @@ from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_rewa
 
 def test_the_kits_own_rewards_are_found_by_name():
     assert load_reward("math_answer.py:math_reward").__name__ == "math_reward"
-    assert load_reward("reasoning_format.py:reasoning_format_reward")(completions=["a</think>b"]) == [1.0]
+    assert load_reward("reasoning_format.py:reasoning_format_reward")(completions=["6*7=42</think>42"]) == [1.0]
 
 
 def test_a_copy_in_the_working_folder_replaces_the_kits_reward(tmp_path, monkeypatch):
