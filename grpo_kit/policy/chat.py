@@ -12,10 +12,12 @@ from grpo_kit.config.checks import require
 
 Messages = list[dict[str, Any]]  # one conversation: turns with `role` and `content`
 
-# TRL 1.16 passes the same template arguments for all rows. A row's own setting therefore travels on its last turn.
+# TRL 1.16 passes the same template arguments for all rows. A row's own setting therefore travels on a turn of it: on
+# the last one, behind which an environment may append others.
 THINKING_SWITCH = (
-    "{%- if messages and messages[-1].enable_thinking is boolean -%}"
-    "{%- set enable_thinking = messages[-1].enable_thinking -%}{%- endif -%}"
+    "{%- set own = namespace(thinking=none) -%}{%- for turn in messages if turn.enable_thinking is boolean -%}"
+    "{%- set own.thinking = turn.enable_thinking -%}{%- endfor -%}"
+    "{%- if own.thinking is boolean -%}{%- set enable_thinking = own.thinking -%}{%- endif -%}"
 )
 
 
@@ -96,16 +98,36 @@ def split_thinking(completion: str) -> tuple[str, str]:
     return thinking.removeprefix("<think>").strip(), answer.strip()
 
 
-def completion_text(completion: str | list[dict[str, str]]) -> str:
-    """The text of a completion, which TRL passes as a string or as a list with one assistant message."""
-    return completion if isinstance(completion, str) else "".join(message["content"] or "" for message in completion)
+def row_thinking(messages: Messages) -> bool | None:
+    """The row's own `enable_thinking` on a conversation of `template_conversations`, None where it has none."""
+    settings = [turn["enable_thinking"] for turn in messages if isinstance(turn.get("enable_thinking"), bool)]
+    return settings[-1] if settings else None
+
+
+def completion_text(completion: str | Messages) -> str:
+    """The text of a completion, which TRL passes as a string or as a list of turns.
+
+    Thinking that TRL has taken off a turn stands before its </think> again; each turn begins a line.
+
+    Example:
+        >>> completion_text([{"role": "assistant", "reasoning_content": "7+8=15", "content": "15"}])
+        '7+8=15</think>15'
+    """
+    if isinstance(completion, str):
+        return completion
+    thoughts = [turn.get("reasoning_content") for turn in completion]
+    return "\n".join(
+        ("" if thought is None else f"{thought}</think>") + (turn.get("content") or "")
+        for thought, turn in zip(thoughts, completion, strict=True)
+    )
 
 
 def template_conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_thinking: bool) -> list[Messages]:
     """The rows' prompts as TRL should pass them to the chat template, with each row's own `enable_thinking` obeyed.
 
     Where some row has an `enable_thinking` of its own, the tokenizer's template is extended by `THINKING_SWITCH`, and
-    each such row's last turn carries its value.
+    each such row's last turn carries its value. TRL no longer recognises a template that was extended; a trainer with
+    tools needs `trl_internals.set_response_template` first, as the kit's own does.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template. Its template may be changed.

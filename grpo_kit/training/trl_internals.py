@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, chat_template_utils
 from trl.kernels import chunked_logprob
 
 from grpo_kit.adapters import lora
 from grpo_kit.planning import memory
+from grpo_kit.policy import chat
 
 Batch = dict[str, torch.Tensor]
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
@@ -56,6 +57,36 @@ def fit_log_probs() -> None:
         chunked_logprob._TRITON_AVAILABLE = False
     if not gpu or not chunked_logprob._TRITON_AVAILABLE:
         chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
+
+
+def set_response_template(tokenizer: Any) -> None:
+    """Tell TRL how to read replies into thinking, tool calls and content, before a trainer with tools is built.
+
+    TRL recognises chat templates letter by letter, and so none that `chat.template_conversations` has extended, nor the
+    embedded policy's. A response template that the tokenizer has already stays.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+
+    Raises:
+        ValueError: TRL knows no response template for this chat template, and it does not open thinking as Nemotron's.
+    """
+    if getattr(tokenizer, "response_template", None) is not None:
+        return
+    extended = tokenizer.chat_template
+    tokenizer.chat_template = extended.replace(chat.THINKING_SWITCH, "")
+    try:
+        chat_template_utils.add_response_schema(tokenizer)
+    except ValueError:
+        prompt = chat.render_prompt(tokenizer, chat.build_messages("?"), True)
+        if not prompt.endswith("<|im_start|>assistant\n<think>\n"):
+            raise ValueError(
+                "TRL does not know how to read tool calls and thinking from replies of this chat template. Set "
+                "tokenizer.response_template, or train without tools."
+            ) from None
+        tokenizer.response_template = chat_template_utils.nemotron_3_template
+    finally:
+        tokenizer.chat_template = extended
 
 
 class ResumableTrainer:
@@ -104,10 +135,16 @@ class ResumableTrainer:
 
 
 class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
-    """TRL's GRPOTrainer with public names for the steps that the kit changes. By itself it does what TRL does."""
+    """TRL's GRPOTrainer with public names for the steps that the kit changes. By itself it does what TRL does.
+
+    With tools, rows that set `enable_thinking` themselves keep it after a tool's turn.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("tools") or kwargs.get("environment_factory"):
+            set_response_template(kwargs["processing_class"])
         super().__init__(*args, **kwargs)
+        self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
         self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
@@ -145,6 +182,18 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.reward_table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self.scored_ids = completion_ids_list
         return self.reward_table
+
+    def _tool_call_loop(self, prompts: list[list[dict[str, Any]]], *args: Any) -> Any:
+        self.episodes = prompts
+        return super()._tool_call_loop(prompts, *args)
+
+    def _get_tool_suffix_ids(self, tool_messages: list[dict[str, Any]]) -> list[int]:
+        # TRL renders the tool's turn behind a conversation that it makes up, which lacks the row's own setting.
+        last = tool_messages[-1]
+        own = (turns for turns in self.episodes if any(turn is last for turn in turns))
+        setting = chat.row_thinking(next(own, []))
+        marked = tool_messages if setting is None else [*tool_messages[:-1], last | {"enable_thinking": setting}]
+        return super()._get_tool_suffix_ids(marked)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)

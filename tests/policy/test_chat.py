@@ -94,6 +94,19 @@ def test_a_system_turn_and_the_rows_themselves_stay_as_they_are(tokenizer):
     assert conversation[0] == turns[0] and json.dumps(given) == before
 
 
+@pytest.mark.parametrize(("own", "end"), [(False, "<think></think>"), (True, "<think>\n"), (None, "<think>\n")])
+def test_a_rows_setting_holds_behind_turns_that_an_environment_appends(tokenizer, own, end):
+    turns = chat.template_conversations(tokenizer, [row(0, enable_thinking=own), row(1, enable_thinking=True)], True)[0]
+    assert chat.row_thinking(turns) is own
+    turns += [
+        {"role": "assistant", "content": "?"},
+        {"role": "tool", "content": "4"},
+        {"role": "user", "content": "go"},
+    ]
+    assert chat.render_prompt(tokenizer, turns, True).endswith(f"assistant\n{end}")
+    assert chat.row_thinking(turns) is own
+
+
 def test_a_template_that_sets_a_default_as_the_published_one_does_obeys_rows_too(tokenizer):
     """Nemotron's own template begins by giving `enable_thinking` a default."""
     tokenizer.chat_template = (
@@ -126,8 +139,12 @@ def test_a_completion_is_split_into_thinking_and_answer(completion, parts):
     assert chat.split_thinking(completion) == parts
 
 
-def test_a_completions_text_is_read_from_both_of_trls_shapes():
+def test_a_completions_text_is_read_from_all_of_trls_shapes():
     assert chat.completion_text("x") == chat.completion_text([{"role": "assistant", "content": "x"}]) == "x"
+    split = {"role": "assistant", "reasoning_content": "a", "content": "b"}
+    assert chat.completion_text([split]) == "a</think>b"
+    call = {"role": "assistant", "reasoning_content": "", "content": None, "tool_calls": []}
+    assert chat.completion_text([call, {"role": "tool", "content": "4"}, split]) == "</think>\n4\na</think>b"
 
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
