@@ -19,14 +19,14 @@ def rewards() -> None:
 def audit(reward: options.RewardFile, cases: options.Cases = None) -> None:
     """Test a reward function on labelled answers: wrong ones paid, right ones refused, hangs and exceptions by kind.
 
-    The exit status is 1 where the reward judged a case wrongly.
+    The exit status is 1 where the reward paid a wrong answer or executed the text of a reply.
     """
-    from grpo_kit.rewards.tools.audit import audit_reward, print_report
+    from grpo_kit.rewards.tools.audit import audit_reward
+    from grpo_kit.rewards.tools.audit_report import print_report
 
     report = audit_reward(reward, cases)
     print_report(report, console.out)
-    if wrong := sum(not trial.right for trial in report.trials):
-        raise RuntimeError(
-            f"{reward} judged {wrong} of {len(report.trials)} cases wrongly. Correct it before training."
-        )
-    console.print_next(["train", f"grpo.reward_funcs=[{reward}]", "grpo.reward_weights=[1.0]"])
+    if report.harm:
+        raise RuntimeError(f"Do not train with {reward}, because {report.harm}. Correct it first.")
+    if all(trial.right for trial in report.trials):
+        console.print_next(["train", f"grpo.reward_funcs=[{reward}]", "grpo.reward_weights=[1.0]"])

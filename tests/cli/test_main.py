@@ -314,10 +314,19 @@ def test_rewards_audit_tests_a_users_reward(here):
     assert (
         "plain 1 0.0% 1 0" in output.replace("│", "").replace("  ", " ").replace("  ", " ")
         and "paid, wrongly" in output
-        and "error: mine.py judged 1 of 1 cases wrongly." in output
+        and "error: Do not train with mine.py, because it pays 1 of 1 wrong answers. Correct it first." in output
     )
     (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{4}", "reward": 1, "kind": "plain"}\n')
     assert "error" not in call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")
+    (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [0.0] * len(completions)\n")
+    output = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl")  # refusing is no harm
+    assert "Verdict: it pays no wrong answer, but it refuses 1 of 1 right ones." in output and "error" not in output
+    (here / "mine.py").write_text(
+        "def my_reward_func(completions, **kwargs):\n    text = completions[0][0]['content']\n"
+        "    if 'open(' in text:\n        eval(text.rpartition('</think>')[2])\n    return [1.0]\n"
+    )
+    output = call("rewards", "audit", "mine.py", "--cases", "cases.jsonl", status=1)
+    assert "error: Do not train with mine.py, because it runs text of replies as code. Correct it first." in output
 
 
 def test_a_bug_is_not_reported_as_a_usage_error(here, monkeypatch):

@@ -6,117 +6,53 @@
 The reward runs in a forked process, one case at a time. A case that takes longer than `seconds` counts as a hang: its
 process is killed and the next case runs in a new one. So a reward cannot hang the audit, not even by freezing the
 interpreter. The audit shows whether the reward pays replies as labelled, how long it takes, what it raises, and whether
-the threads differ. It cannot test rewards that compare the completions of a group, because each call has one
-completion. It needs os.fork, that is Linux or macOS.
+the threads differ. Then come canaries, replies that hold code: in a temporary folder it would make a file, and the file
+betrays a reward that executes what a policy writes. The audit cannot test rewards that compare the completions of a
+group, because each call has one completion. It needs os.fork, that is Linux or macOS.
 """
 
-import io
+import contextlib
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.config.arguments import require_type
-from grpo_kit.rewards.tools.calling import call_reward
+from grpo_kit.rewards.tools.audit_report import THREADS, Case, Report, Trial
+from grpo_kit.rewards.tools.calling import call_reward, reward_name
 from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
 
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
-THREADS = ("main", "worker")
-CALLS = "called once from the main thread and once from a worker thread"
-CASE_RULE = (
-    "A case is a dict such as "
-    + str({"gold": "4", "completion": "It is 4.", "reward": 1.0, "kind": "sums"})
-    + " (see data/reward_cases.jsonl)"
-)
+_EXAMPLE = {"gold": "4", "completion": "It is 4.", "reward": 1.0, "kind": "sums"}
+CASE_RULE = f"A case is a dict such as {_EXAMPLE} (see data/reward_cases.jsonl)"
 STARTING = 60.0  # seconds that importing a reward file and its first call may take
 
 
-@dataclass(frozen=True)
-class Case:
-    """A completion, its reference answer `gold`, and the reward it deserves: 1.0, 0.0, or None (unusable `gold`)."""
+# How replies state an answer, and what may stand before it. The first of each is what the kit's own prompts lead to.
+ANSWERS = (r"\boxed{%s}", "#### %s", "<answer>%s</answer>", "The answer is %s.", "Answer: %s", "%s")
+OPENINGS = ("I count.\n</think>\n", "", "<think>\nI count.\n</think>\n", "<reasoning>\nI count.\n</reasoning>\n")
 
-    kind: str
-    gold: str
-    completion: str
-    reward: float | None
-
-
-@dataclass
-class Trial:
-    """What happened to one case: by thread the reward, the seconds, and the exception's text."""
-
-    case: Case
-    rewards: dict[str, float | None] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    hung: set[str] = field(default_factory=set)
-
-    @property
-    def paid_wrong(self) -> bool:
-        """Whether a thread paid more than 0.5 for a reply that deserves nothing."""
-        return self.case.reward != 1.0 and any((r or 0.0) > 0.5 for r in self.rewards.values())
-
-    @property
-    def refused_right(self) -> bool:
-        """Whether a thread gave 0.5 or less, or None, to a reply that deserves 1.0."""
-        return self.case.reward == 1.0 and any((r or 0.0) <= 0.5 for r in self.rewards.values())
-
-    @property
-    def right(self) -> bool:
-        """Whether every thread answered as labelled."""
-        answered = len(self.rewards) == len(THREADS)
-        skipped = self.case.reward is not None or all(r is None for r in self.rewards.values())
-        return answered and skipped and not self.paid_wrong and not self.refused_right
-
-
-@dataclass(frozen=True)
-class Row:
-    """The trials of one kind: counts of cases, accuracy in [0, 1], slowest in seconds."""
-
-    kind: str
-    cases: int
-    accuracy: float
-    wrong_paid: int
-    right_refused: int
-    slowest: float
-    hangs: int
-    exceptions: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """All trials, in the order of the cases."""
-
-    trials: list[Trial]
-
-    def row(self, kind: str | None = None) -> Row:
-        """The figures of one kind, or of all cases."""
-        trials = [t for t in self.trials if kind in (None, t.case.kind)]
-        right, wrong_paid = sum(t.right for t in trials), sum(t.paid_wrong for t in trials)
-        refused, hangs = sum(t.refused_right for t in trials), sum(bool(t.hung) for t in trials)
-        slowest = max((seconds for t in trials for seconds in t.seconds.values()), default=0.0)
-        accuracy, raised = right / max(len(trials), 1), sum(bool(t.errors) for t in trials)
-        return Row(kind or "all", len(trials), accuracy, wrong_paid, refused, slowest, hangs, raised)
-
-    @property
-    def rows(self) -> list[Row]:
-        """One row for each kind, in the order in which the kinds first appear."""
-        return [self.row(kind) for kind in dict.fromkeys(t.case.kind for t in self.trials)]
-
-    def __str__(self) -> str:
-        """What `print_report` prints, as plain text."""
-        from rich.console import Console
-
-        text = io.StringIO()
-        print_report(self, Console(file=text, width=100))
-        return text.getvalue().rstrip("\n")
+MARK = "ran"  # what a canary makes in its folder, if it is executed
+_CODE = (f"open('{MARK}','w')", f"__import__('os').mkdir('{MARK}')", f'__import__("os").system("touch {MARK}")')
+_SCRIPT = f"```python\nimport os\nos.mkdir('{MARK}')\n```"
+CANARIES = [
+    *(f"{OPENINGS[0]}{answer % code}" for answer in ANSWERS for code in _CODE),
+    *_CODE,
+    OPENINGS[0] + _SCRIPT,
+    f"<answer>{_SCRIPT}</answer>",
+    f"!!python/object/apply:os.mkdir [{MARK}]",  # a YAML loader that is not the safe one
+]
+CANARY_GOLDS = ("0", r"\frac{x}{2}")  # os.system returns 0; a whole number is often compared without a parser
+STUCK = 3  # canaries that hang or end the process, after which no more are tried
 
 
 def audit_reward(
@@ -136,12 +72,14 @@ def audit_reward(
         seconds: the longest that one case may take; a case that hangs counts as this long.
 
     Returns:
-        The report. `print` it for a table by kind and the cases that went wrong; `row()` has the figures of all cases
-        and `row(kind)` those of one kind.
+        The report. `print` it for a table by kind, the worst case of each kind that went wrong, and a verdict;
+        `row()` has the figures of all cases and `row(kind)` those of one kind. `harm` is not empty where the reward
+        pays a wrong answer or executes a reply.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
-        ValueError: for a missing or ambiguous function, something that is not a case, or no cases at all.
+        ValueError: for a missing or ambiguous function, one that raises whatever it is called with, something that is
+            not a case, or no cases at all.
         TypeError: for an argument of another type.
         RuntimeError: where processes cannot fork.
 
@@ -174,7 +112,7 @@ def audit_reward(
         done = 0
         while done < len(trials):
             done = _try_until_stuck(reward, trials, done, thread, seconds)
-    return Report(trials)
+    return Report(trials, _try_canaries(reward, seconds), _find_wanted(reward, trials, seconds))
 
 
 def load_cases(path: str | Path = SAMPLE) -> list[Case]:
@@ -216,42 +154,44 @@ def _read_case(row: Any, place: str) -> Case:
         raise ValueError(f"{place} is not a case ({error}). {CASE_RULE}.") from None
 
 
-def print_report(report: Report, console: Any = None, examples: int = 10) -> None:
-    """Print the table by kind, with the total last, and up to `examples` cases that went wrong."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = console or Console()
-    table = Table(title=f"{len(report.trials)} cases, each {CALLS}")
-    for heading in ("kind", "cases", "right", "wrong\npaid", "right\nrefused", "slowest\n(s)", "hangs", "raised"):
-        table.add_column(heading, justify="left" if heading == "kind" else "right", no_wrap=True)
-    kinds = report.rows
-    for row in [*kinds, report.row()]:
-        cells = (row.cases, f"{row.accuracy:.1%}", row.wrong_paid, row.right_refused, f"{row.slowest:.3f}", row.hangs)
-        table.add_row(escape(row.kind), *map(str, cells), str(row.exceptions), end_section=row is kinds[-1])
-    console.print(table)
-    failed = [trial for trial in report.trials if not trial.right]
-    for trial in failed[:examples]:
-        reply = trial.case.completion if len(trial.case.completion) < 80 else "..." + trial.case.completion[-77:]
-        line = f"{trial.case.kind}: gold {trial.case.gold[:40]!r}, reply {reply!r}: {_failure(trial)}"
-        console.print(escape(line), soft_wrap=True)
-    if len(failed) > examples:
-        console.print(f"and {len(failed) - examples} more")
+def _try_canaries(reward: str | Callable, seconds: float) -> list[Trial]:
+    """The trials of replies that hold code. It would make MARK in a temporary folder, where the reward works then."""
+    trials = [Trial(Case("canary", gold, text, 0.0)) for gold in CANARY_GOLDS for text in CANARIES]
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        done = stuck = 0
+        while done < len(trials) and stuck < STUCK:
+            done = _try_until_stuck(reward, trials, done, THREADS[0], seconds, Path(folder))
+            stuck += 1
+    return trials[:done]
 
 
-def _failure(trial: Trial) -> str:
-    if trial.hung:
-        return "hung"
-    if trial.errors:
-        return next(iter(trial.errors.values()))
-    return "paid, wrongly" if trial.paid_wrong else "refused, wrongly" if trial.refused_right else "not None"
+def _find_wanted(reward: str | Callable, trials: list[Trial], seconds: float) -> list[str] | None:
+    """The forms of an answer in which a reward pays the right one more than a wrong one, if it pays none in a box."""
+    boxed = [trial for trial in trials if trial.case.reward == 1.0 and "boxed" in trial.case.completion]
+    if not boxed or any(not trial.refused_right and not trial.errors and not trial.hung for trial in boxed):
+        return None
+    forms = [(answer, opening) for answer in ANSWERS for opening in OPENINGS]
+    probes = [Trial(Case("probe", "4", opening + answer % n, None)) for answer, opening in forms for n in "45"]
+    done = _try_until_stuck(reward, probes, 0, THREADS[0], seconds)
+    wanted: dict[str, str] = {}
+    for (answer, opening), right, wrong in zip(forms, probes[:done:2], probes[1:done:2]):
+        paid, other = (trial.rewards.get(THREADS[0]) or 0.0 for trial in (right, wrong))
+        if paid > other:
+            amount = "" if paid > 0.5 else f" (for {paid:g}, and only more than 0.5 counts as paid)"
+            before = f" after {opening.strip()!r}" if opening else " with nothing before it"
+            wanted.setdefault(answer, f"{answer % 4!r}{before}{amount}")
+    return list(wanted.values())
 
 
-def _try_until_stuck(reward: str | Callable, trials: list[Trial], done: int, thread: str, seconds: float) -> int:
-    """Run the trials from `done` on in a new process until it hangs, dies or ends; return how many are done."""
+def _try_until_stuck(
+    reward: str | Callable, trials: list[Trial], done: int, thread: str, seconds: float, folder: Path | None = None
+) -> int:
+    """Run the trials from `done` on in a new process until it hangs, dies or ends; return how many are done.
+
+    With a folder the reward works there, and a MARK that it makes is noted in the trial and removed.
+    """
     fork = multiprocessing.get_context("fork")  # a function of a notebook cannot be pickled, but forks inherit it
-    with ProcessPoolExecutor(1, fork, initializer=_inherit, initargs=(reward, thread)) as pool:
+    with ProcessPoolExecutor(1, fork, initializer=_inherit, initargs=(reward, thread, folder)) as pool:
         process, loading = pool.submit(os.getpid).result(), pool.submit(_load)
         for trial in trials[done:]:
             done += 1
@@ -268,6 +208,8 @@ def _try_until_stuck(reward: str | Callable, trials: list[Trial], done: int, thr
             except BrokenProcessPool:
                 trial.errors[thread] = "the process died"
                 break
+            finally:
+                trial.ran = folder is not None and _remove(folder / MARK)
             if error:
                 trial.errors[thread] = error
             else:
@@ -275,19 +217,32 @@ def _try_until_stuck(reward: str | Callable, trials: list[Trial], done: int, thr
     return done
 
 
+def _remove(path: Path) -> bool:
+    """Remove a file or folder; whether there was one."""
+    there = path.exists()
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return there
+
+
 # What follows runs in the forked process, which keeps the reward, the thread and how to call the reward.
 _kept: dict[str, Any] = {}
 _worker = ThreadPoolExecutor(1)  # starts its thread with the first call
 
 
-def _inherit(reward: str | Callable, thread: str) -> None:
-    _kept.update(reward=reward, thread=thread)
+def _inherit(reward: str | Callable, thread: str, folder: Path | None) -> None:
+    _kept.update(reward=reward, thread=thread, folder=folder)
 
 
 def _load() -> None:
+    """Load the reward and find out which form of a completion it reads. Raises ValueError where it reads none."""
     reward = _kept["reward"]
     _kept["reward"] = reward if callable(reward) else load_reward(reward)
-    _kept["as_messages"] = _in_thread(_takes_messages, _kept["reward"])
+    _kept["as_messages"], error = _in_thread(_choose_form, _kept["reward"])
+    if error and _kept["thread"] == THREADS[0]:
+        raise ValueError(
+            f"{reward_name(_kept['reward'])} cannot be audited, because every trial call raised {error} A reward takes "
+            "completions, the columns that it needs and **kwargs, and returns a number for each completion."
+        )
 
 
 def _in_thread(function: Callable, *arguments: Any) -> Any:
@@ -297,23 +252,33 @@ def _in_thread(function: Callable, *arguments: Any) -> Any:
 
 def _judge(case: Case) -> tuple[float, str, float | None]:
     """(seconds, error, reward) of one case."""
+    place = contextlib.chdir(_kept["folder"]) if _kept["folder"] else contextlib.nullcontext()
     start = time.perf_counter()
     try:
-        value, error = _in_thread(_call_reward, _kept["reward"], case, _kept["as_messages"]), ""
+        with place:
+            value, error = _in_thread(_call_reward, _kept["reward"], case, _kept["as_messages"]), ""
     except BaseException as raised:  # noqa: B036 (a reward that exits is a finding and must not end the audit)
         value, error = None, f"{type(raised).__name__}: {raised}"[:300] or "exception"
     return time.perf_counter() - start, error, value
 
 
-def _takes_messages(reward: Callable) -> bool:
-    """Whether the reward reads message lists; a reward for strings raises or pays nothing for them."""
-    paid = []
-    for as_messages in (True, False):
-        try:
-            paid.append(_call_reward(reward, Case("probe", "1", r"1 </think> \boxed{1}", 1.0), as_messages) or 0.0)
-        except Exception:
-            paid.append(-1.0)
-    return paid[0] >= paid[1]
+def _choose_form(reward: Callable) -> tuple[bool, str]:
+    """(does the reward read message lists, the error if it raised one at every trial call).
+
+    A reward for strings raises, or pays less, for messages. An exception is lower than any reward.
+    """
+    best, errors, calls = {True: -math.inf, False: -math.inf}, [], 0
+    for answer in ANSWERS:
+        for as_messages in best:
+            calls += 1
+            try:
+                paid = _call_reward(reward, Case("probe", "4", OPENINGS[0] + answer % 4, 1.0), as_messages) or 0.0
+                best[as_messages] = max(best[as_messages], paid)
+            except BaseException as raised:  # noqa: B036 (as in _judge)
+                errors.append(f"{type(raised).__name__}: {str(raised)[:300].rstrip('.')}.")
+        if max(best.values()) > 0.5:
+            break
+    return best[True] >= best[False], errors[0] if len(errors) == calls else ""
 
 
 def _call_reward(reward: Callable, case: Case, as_messages: bool) -> float | None:

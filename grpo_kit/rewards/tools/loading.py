@@ -21,6 +21,7 @@ from grpo_kit.rewards.tools.calling import Reward
 
 FOLDER = Path(__file__).resolve().parents[1]
 MODULE_PREFIX = "grpo_kit_reward_"  # of the modules that reward files are loaded as
+OTHER_NAMES = re.compile(r"[^_]\w*_reward_(?:func|fn|function)|check_\w+|reward_(?:func|fn|function)")
 RULE = "a reward function or the path of its file"
 REMEDY = 'Write "math_answer.py", or pass a function that you defined.'
 
@@ -29,8 +30,9 @@ def load_reward(spec: str | Path) -> Reward:
     """Load a reward function from a Python file. The file is executed.
 
     Args:
-        spec: `FILE.py:function`, or `FILE.py` if exactly one function there has a name that ends in `_reward`. A file
-            name is looked up in the working folder first, then among the kit's own rewards.
+        spec: `FILE.py:function`, or `FILE.py` if exactly one function there has a name that ends in `_reward`; where
+            none has, exactly one that takes `completions` and is called like `x_reward_func` or `check_x`. A file name
+            is looked up in the working folder first, then among the kit's own rewards.
 
     Returns:
         The function, or whatever else can be called under that name. It takes `completions` and the columns of the
@@ -70,6 +72,7 @@ def load_reward(spec: str | Path) -> Reward:
         raise ValueError(f"{path} cannot be loaded ({reason}). Correct the file.") from error
     own = [n for n, v in vars(module).items() if callable(v) and _is_from(module, v)]
     rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
+    rewards = rewards or [n for n in own if OTHER_NAMES.fullmatch(n) and _takes_completions(getattr(module, n))]
     chosen = function or (rewards[0] if len(rewards) == 1 else "")
     if chosen and callable(getattr(module, chosen, None)):
         reward = getattr(module, chosen)
@@ -84,6 +87,13 @@ def load_reward(spec: str | Path) -> Reward:
 
 def _is_from(module: Any, value: Any) -> bool:
     return isinstance(value, functools.partial) or getattr(value, "__module__", "") == module.__name__
+
+
+def _takes_completions(function: Callable[..., object]) -> bool:
+    try:
+        return "completions" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # it has no signature
+        return False
 
 
 def resolve_reward(name: str, reward: Reward | str | Path) -> Reward:

@@ -1,14 +1,21 @@
 """The audit: what it finds in good, lazy, frozen and raising rewards; none of them can hang it."""
 
+import ast
+import contextlib
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
+import sympy.parsing.sympy_parser
 from rich.console import Console
 
 from grpo_kit.rewards.tools import audit
-from grpo_kit.rewards.tools.audit import SAMPLE, Case, audit_reward, load_cases, print_report
+from grpo_kit.rewards.tools.audit import CANARIES, SAMPLE, audit_reward, load_cases
+from grpo_kit.rewards.tools.audit_report import Case, print_report
 from grpo_kit.rewards.tools.loading import load_reward
 
 CASES = [
@@ -48,6 +55,10 @@ def test_a_frozen_interpreter_an_exit_and_a_death_are_counted_and_the_audit_goes
     assert [row.kind for row in report.rows] == ["easy", "gold", "bomb"]
     frozen, left, died = report.trials[3:6]
     assert frozen.hung == {"main", "worker"}
+    assert [line.partition(":")[0] for line in report.findings()] == ["bomb"]
+    assert report.verdict == (
+        "Verdict: it pays no wrong answer, but it hangs on 1 of 7 cases and raises an exception in 2 of them."
+    )
     assert left.errors == {"main": "SystemExit: 3", "worker": "SystemExit: 3"}
     assert died.errors == {"main": "the process died", "worker": "the process died"}
 
@@ -79,6 +90,147 @@ def test_a_reward_defined_on_the_spot_and_one_for_strings_are_understood():
 
     for reward in (strings_only, silent_on_messages):
         assert audit_reward(reward, CASES[:2]).row().accuracy == 1.0
+
+
+def test_an_exception_is_lower_than_any_reward_when_the_form_is_chosen():
+    def messages_only(completions, answer, **kwargs):
+        """-2 for a miss, as some rewards pay; it knows no box."""
+        return [
+            3.0 if turns[-1]["content"].endswith(f"#### {gold}") else -2.0 for turns, gold in zip(completions, answer)
+        ]
+
+    def strings_only(completions, answer, **kwargs):
+        return [3.0 if text.strip().endswith(f"#### {gold}") else -2.0 for text, gold in zip(completions, answer)]
+
+    cases = [Case("a", "4", "#### 4", 1.0), Case("a", "4", "#### 5", 0.0)]
+    for reward in (messages_only, strings_only):
+        row = audit_reward(reward, cases).row()
+        assert (row.accuracy, row.exceptions) == (1.0, 0)
+
+
+def evaluating(completions, answer, **kwargs):
+    """What a careless grader does: it evaluates what stands in the box."""
+    rewards = []
+    for text, gold in zip((turns[0]["content"] for turns in completions), answer):
+        try:
+            rewards.append(float(str(eval(re.search(r"\\boxed{(.*)}", text)[1])) == gold))
+        except Exception:
+            rewards.append(0.0)
+    return rewards
+
+
+def parsing(completions, answer, **kwargs):
+    """sympy's parse_expr is eval."""
+    rewards = []
+    for turns, gold in zip(completions, answer):
+        answer = turns[0]["content"].partition("The answer is")[2].strip(" .")
+        try:
+            rewards.append(float(sympy.parsing.sympy_parser.parse_expr(answer) == sympy.Integer(gold)))
+        except Exception:
+            rewards.append(0.0)
+    return rewards
+
+
+def running(completions, **kwargs):
+    """It runs the code block, in another process."""
+    for turns in completions:
+        if block := re.search(r"```python\n(.*?)```", turns[0]["content"], re.DOTALL):
+            subprocess.run([sys.executable, "-I", "-S", "-c", block[1]], check=False)
+    return [0.0] * len(completions)
+
+
+def reading(completions, answer, **kwargs):
+    """It reads a reply as a literal, which runs nothing."""
+    with contextlib.suppress(Exception):
+        return [float(ast.literal_eval(completions[0][0]["content"]) == answer)]
+    return [0.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "form"),
+    [(evaluating, r"\boxed{"), (parsing, "The answer is"), (running, "```python"), (reading, None)],
+)
+def test_a_canary_shows_a_reward_that_executes_replies(reward, form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    report = audit_reward(reward, CASES[:2])
+    assert [form in trial.case.completion for trial in report.ran] == [True] * len(report.ran)
+    assert bool(report.ran) == bool(form) and not list(tmp_path.iterdir())
+    assert len(report.canaries) == 2 * len(CANARIES)
+    if form:
+        assert "it runs text of replies as code" in report.harm and report.findings()[0].startswith("executed: reply")
+        assert "Verdict: do not train with it, because it runs text of replies as code" in report.verdict
+
+
+def test_canaries_that_hang_or_kill_end_early():
+    def dies(completions, **kwargs):
+        if "ran" in completions[0][0]["content"]:
+            os._exit(1)
+        return [1.0]
+
+    report = audit_reward(dies, CASES[:1])
+    assert len(report.canaries) == 3 and report.row().accuracy == 1.0 and not report.harm
+
+
+def answers_in(pattern, text_only=False, paid=1.0):
+    def reward(completions, answer, **kwargs):
+        texts = completions if text_only else [turns[0]["content"] for turns in completions]
+        return [paid if re.search(pattern.replace("GOLD", gold), text) else 0.0 for text, gold in zip(texts, answer)]
+
+    return reward
+
+
+WANTED = [  # the pattern that a reward looks for, the forms that it is said to want
+    (r"#### GOLD$", [r"'#### 4' after 'I count.\n</think>'"]),
+    (r"<answer>GOLD</answer>", [r"'<answer>4</answer>' after 'I count.\n</think>'"]),
+    (r"The answer is GOLD", [r"'The answer is 4.' after 'I count.\n</think>'"]),
+    (r"^GOLD$", ["'4' with nothing before it"]),
+    (r"^(?!.*think).*: GOLD", ["'Answer: 4' with nothing before it"]),
+    (r"</reasoning>\n<answer>GOLD<", [r"'<answer>4</answer>' after '<reasoning>\nI count.\n</reasoning>'"]),
+    (r"^<think>(.|\n)*#### GOLD", [r"'#### 4' after '<think>\nI count.\n</think>'"]),
+    (r"nothing", []),
+    (r"boxed\{GOLD\}", None),
+]
+
+
+@pytest.mark.parametrize(("pattern", "forms"), WANTED)
+@pytest.mark.parametrize("text_only", [False, True])
+def test_a_reward_that_pays_no_box_is_told_what_it_wants(pattern, forms, text_only):
+    report = audit_reward(answers_in(pattern, text_only), [*CASES[:2], Case("hard", "4", r"</think>\boxed{4}", 1.0)])
+    assert report.wanted == forms
+    if forms is not None:
+        wants = f"pays the reference answer 4 as {forms[0]}" if forms else "Nor does it pay any other form"
+        assert "It pays no right answer in a box." in str(report) and wants in str(report)
+
+
+def test_a_reward_of_another_scale_is_said_to_have_it():
+    report = audit_reward(answers_in("#### GOLD", paid=0.5), CASES[:2])
+    assert report.wanted == [r"'#### 4' after 'I count.\n</think>' (for 0.5, and only more than 0.5 counts as paid)"]
+
+
+def column_reward(completions, target, **kwargs):
+    return [1.0]
+
+
+def key_reward(completions, **kwargs):
+    return kwargs["target"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (len, "len cannot be audited.*missing a required argument: 'obj'"),
+        (max, "max cannot be audited.*TypeError"),
+        (dict, "dict cannot be audited.*not a list"),
+        (print, "print cannot be audited.*unexpected keyword"),
+        (lambda: 1.0, "cannot be audited.*unexpected keyword"),
+        (lambda completions, **kwargs: None, "cannot be audited.*returned nothing"),
+        (column_reward, "column_reward cannot be audited.*missing a required argument: 'target'"),
+        (key_reward, "key_reward cannot be audited.*KeyError: 'target'"),
+    ],
+)
+def test_what_is_no_reward_is_refused_with_its_own_error(reward, reason):
+    with pytest.raises(ValueError, match=f"{reason}.*A reward takes completions, the columns that it needs"):
+        audit_reward(reward, CASES[:2])
 
 
 def test_different_results_between_threads_fail_the_audit():
@@ -155,7 +307,7 @@ def test_the_table_shows_each_kind_the_total_and_examples():
     out = io.StringIO()
     print_report(audit_reward(generous_reward, CASES[:3]), Console(file=out, width=80, no_color=True))
     text = out.getvalue()
-    for word in ("easy", "gold", "all", "33.3%", "50.0%", "paid, wrongly", "3 cases"):
+    for word in ("easy", "gold", "all", "33.3%", "50.0%", "paid, wrongly", "3 cases", "Verdict: do not train with it"):
         assert word in text, text
 
 
@@ -167,3 +319,4 @@ def test_the_kits_math_reward_passes_its_own_audit(tmp_path):
     report = audit_reward(str(path), seconds=30)
     total = report.row()
     assert (total.accuracy, total.wrong_paid, total.hangs, total.exceptions) == (1.0, 0, 0, 0)
+    assert report.ran == [] and report.wanted is None and report.verdict.startswith("Verdict: it judges all")

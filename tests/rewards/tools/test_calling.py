@@ -174,5 +174,5 @@ def test_evaluation_golds_and_the_audit_use_the_same_door(tiny_policy):
     assert find_unusable_golds(["4", "5"], array_reward) == set()
     case = {"kind": "sums", "gold": "4", "completion": r"\boxed{4}", "reward": 1.0}
     assert audit_reward(array_reward, case).row().accuracy == 1.0
-    report = audit_reward(lambda **batch: 1.0, case)
-    assert report.row().exceptions == 1 and "which is not a list" in str(report)
+    with pytest.raises(ValueError, match="cannot be audited.*which is not a list"):
+        audit_reward(lambda **batch: 1.0, case)

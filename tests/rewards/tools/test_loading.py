@@ -41,6 +41,28 @@ def test_a_file_with_one_reward_needs_no_function_name(tmp_path):
         load_reward(str(tmp_path / "two.py"))
 
 
+NAMES = [  # functions of a file, the one that is found or None, what the row is about
+    (["def correctness_reward_func(prompts, completions, answer, **kwargs): ..."], "correctness_reward_func", "long"),
+    (["def check_answer(completions, answer, **kwargs): ..."], "check_answer", "another's"),
+    (["def reward_fn(completions, **kwargs): ..."], "reward_fn", "short"),
+    (["def check_steps(text): ...", "def check_sum(completions): ..."], "check_sum", "a helper takes no completions"),
+    (["def check_sum(completions): ...", "def sum_reward(completions): ..."], "sum_reward", "_reward goes first"),
+    (["def a_reward_func(completions): ...", "def check_b(completions): ..."], None, "two"),
+    (["def _x_reward_func(completions): ..."], None, "a private one"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("functions", "name", "note"), NAMES)
+def test_rewards_are_found_under_the_names_that_people_give_them(tmp_path, functions, name, note):
+    path = tmp_path / "mine.py"
+    path.write_text("\n".join(functions))
+    if name:
+        assert load_reward(path).__name__ == name, note
+    else:
+        with pytest.raises(ValueError, match="no single function"):
+            load_reward(path)
+
+
 def test_a_missing_file_names_the_kits_own():
     with pytest.raises(FileNotFoundError, match=r"none\.py is neither a file here.*math_answer\.py"):
         load_reward("none.py:f")
