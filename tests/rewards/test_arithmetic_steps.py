@@ -176,14 +176,14 @@ def test_all_4282_annotations_of_the_gsm8k_test_split_are_true():
 
 
 @pytest.mark.slow
-def test_gsm8k_golds_earn_everything_against_themselves_and_nine_tenths_without_their_annotations():
+def test_of_1319_gsm8k_golds_1288_earn_1_against_themselves_and_969_without_their_annotations():
     rows = gsm8k()
     texts, questions = [row["answer"] for row in rows], [row["question"] for row in rows]
     rewards = arithmetic_steps_reward(texts, questions, texts)
-    assert sum(reward == 1.0 for reward in rewards) >= 1290 and len(rewards) == 1319
+    assert (sum(reward == 1.0 for reward in rewards), len(rewards)) == (1288, 1319)
     numbers = [text.rpartition("####")[2] for text in texts]
     rewards = arithmetic_steps_reward(texts, questions, numbers)
-    assert sum(rewards) / len(rewards) > 0.8
+    assert sum(reward == 1.0 for reward in rewards) == 969
 
 
 @pytest.mark.slow

@@ -108,7 +108,8 @@ def test_kimi_refuses_completions_that_are_not_whole_groups(prompts, size):
 
 @pytest.mark.slow
 def test_trl_hands_kimi_what_it_needs_to_know_the_groups(tmp_path):
-    settings = config.load_config(["tiny"], [*SMALL, "data.limit=90", "grpo.max_steps=1", "grpo.reward_weights=[1.0]"])
+    one_reward = ["grpo.reward_funcs=[math_answer.py]", "grpo.reward_weights=[1.0]"]
+    settings = config.load_config(["tiny"], [*SMALL, *one_reward, "data.limit=90", "grpo.max_steps=1"])
     run = find_run("r", tmp_path)
     prepare(settings, run)
     batches, reward = [], kimi(lambda completions, **_: [1.0] * len(completions))
