@@ -34,6 +34,7 @@ from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
 _EXAMPLE = {"gold": "4", "completion": "It is 4.", "reward": 1.0, "kind": "sums"}
 CASE_RULE = f"A case is a dict such as {_EXAMPLE} (see data/reward_cases.jsonl)"
+REMEDY = "Let it take `completions`, the columns that it needs, and `**kwargs`, and return a list of numbers."
 STARTING = 60.0  # seconds that importing a reward file and its first call may take
 
 
@@ -168,7 +169,7 @@ def _try_canaries(reward: str | Callable, seconds: float) -> list[Trial]:
 def _find_wanted(reward: str | Callable, trials: list[Trial], seconds: float) -> list[str] | None:
     """The forms of an answer in which a reward pays the right one more than a wrong one, if it pays none in a box."""
     boxed = [trial for trial in trials if trial.case.reward == 1.0 and "boxed" in trial.case.completion]
-    if not boxed or any(not trial.refused_right and not trial.errors and not trial.hung for trial in boxed):
+    if not boxed or any((paid or 0.0) > 0.5 for trial in boxed for paid in trial.rewards.values()):
         return None
     forms = [(answer, opening) for answer in ANSWERS for opening in OPENINGS]
     probes = [Trial(Case("probe", "4", opening + answer % n, None)) for answer, opening in forms for n in "45"]
@@ -205,6 +206,8 @@ def _try_until_stuck(
                 trial.hung.add(thread)
                 trial.seconds[thread] = seconds
                 break
+            except ValueError as error:  # of _load
+                raise ValueError(str(error)) from None
             except BrokenProcessPool:
                 trial.errors[thread] = "the process died"
                 break
@@ -239,10 +242,8 @@ def _load() -> None:
     _kept["reward"] = reward if callable(reward) else load_reward(reward)
     _kept["as_messages"], error = _in_thread(_choose_form, _kept["reward"])
     if error and _kept["thread"] == THREADS[0]:
-        raise ValueError(
-            f"{reward_name(_kept['reward'])} cannot be audited, because every trial call raised {error} A reward takes "
-            "completions, the columns that it needs and **kwargs, and returns a number for each completion."
-        )
+        remedy = "" if error.startswith("ValueError: The reward ") else f" {REMEDY}"  # calling.py says it already
+        raise ValueError(f"{reward_name(_kept['reward'])} cannot be audited: every trial call raised {error}{remedy}")
 
 
 def _in_thread(function: Callable, *arguments: Any) -> Any:

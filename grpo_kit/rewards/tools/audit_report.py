@@ -44,6 +44,11 @@ class Trial:
         return self.case.reward == 1.0 and any((r or 0.0) <= 0.5 for r in self.rewards.values())
 
     @property
+    def differs(self) -> bool:
+        """Whether the threads gave different rewards, or one of them none."""
+        return len({self.rewards.get(thread, "none") for thread in THREADS}) > 1
+
+    @property
     def right(self) -> bool:
         """Whether every thread answered as labelled."""
         return self.fault is None
@@ -122,10 +127,12 @@ class Report:
         """One sentence about the reward."""
         total = self.row()
         rights = sum(trial.case.reward == 1.0 for trial in self.trials)
+        different = sum(trial.differs for trial in self.trials)
         counts = {
             f"refuses {total.right_refused} of {rights} right ones": total.right_refused,
             f"hangs on {total.hangs} of {total.cases} cases": total.hangs,
-            f"raises an exception in {total.exceptions} of them": total.exceptions,
+            f"raises an exception in {total.exceptions} of {total.cases}": total.exceptions,
+            f"differs between the threads in {different} of {total.cases}": different,
             "gives no None where the reference answer cannot be used": any(t.fault == "not None" for t in self.trials),
         }
         faults = [text for text, count in counts.items() if count]
@@ -180,16 +187,21 @@ def print_report(report: Report, console: Any = None, examples: int = 10) -> Non
     if len(findings) > examples:
         console.print(f"and {len(findings) - examples} more kinds")
     if report.wanted is not None:
-        forms = f"It pays the reference answer 4 as {' and as '.join(report.wanted)}." if report.wanted else (
-            "Nor does it pay any other form that was tried."
-        )  # fmt: skip
+        if report.wanted:
+            forms = f"It pays the reference answer 4 as {' and as '.join(report.wanted)}."
+        else:
+            forms = (
+                "Nor does it pay any other form that was tried more than a wrong answer in that form. If it judges the "
+                "form alone, give it a small weight beside a reward that judges the answer."
+            )
         console.print(escape(f"It pays no right answer in a box. {forms}"), soft_wrap=True)
     console.print(escape(report.verdict), soft_wrap=True)
 
 
 def _explain(trial: Trial) -> str:
     if trial.fault == "raised":
-        return next(iter(trial.errors.values()))
+        thread, error = next(iter(trial.errors.items()))
+        return error if len(trial.errors) == len(THREADS) else f"in the {thread} thread {error}"
     return f"{trial.fault}, wrongly" if trial.fault in ("paid", "refused") else str(trial.fault)
 
 

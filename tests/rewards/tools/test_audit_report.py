@@ -11,7 +11,7 @@ def trial(kind, due, paid=None, error="", hung=False, ran=False, completion="4")
     return Trial(
         case,
         rewards={"main": paid, "worker": paid} if judged else {},
-        errors={"main": error} if error else {},
+        errors={"main": error, "worker": error} if error else {},
         hung={"main"} if hung else set(),
         ran=ran,
     )
@@ -20,6 +20,8 @@ def trial(kind, due, paid=None, error="", hung=False, ran=False, completion="4")
 RIGHT, REFUSED = trial("sums", 1.0, 1.0), trial("sums", 1.0, 0.0)
 PAID, RAISED, HUNG = trial("lists", 0.0, 1.0), trial("sums", 0.0, error="KeyError: 'x'"), trial("bombs", 0.0, hung=True)
 UNUSABLE, RAN = trial("golds", None, 0.0), trial("canary", 0.0, 0.0, ran=True, completion="open('ran','w')")
+
+DIFFERENT = Trial(RIGHT.case, {"main": 1.0, "worker": 0.0})
 
 
 def test_findings_are_one_of_each_kind_with_the_worst_first():
@@ -41,7 +43,12 @@ VERDICTS = [  # trials, canaries, the verdict, whether the reward does harm
     (
         [HUNG, RAISED, REFUSED, UNUSABLE], [],
         "Verdict: it pays no wrong answer, but it refuses 1 of 1 right ones, hangs on 1 of 4 cases, raises an "
-        "exception in 1 of them and gives no None where the reference answer cannot be used.", False,
+        "exception in 1 of 4 and gives no None where the reference answer cannot be used.", False,
+    ),
+    (
+        [DIFFERENT], [],
+        "Verdict: it pays no wrong answer, but it refuses 1 of 1 right ones and differs between the threads "
+        "in 1 of 1.", False,
     ),
     ([RIGHT, PAID], [], "Verdict: do not train with it, because it pays 1 of 1 wrong answers.", True),
     ([RIGHT], [RAN], "Verdict: do not train with it, because it runs text of replies as code.", True),
@@ -57,6 +64,11 @@ VERDICTS = [  # trials, canaries, the verdict, whether the reward does harm
 def test_the_verdict_is_one_sentence(trials, canaries, verdict, harm):
     report = Report(trials, canaries)
     assert report.verdict == verdict and bool(report.harm) == harm
+
+
+def test_an_exception_of_one_thread_alone_is_told_from_one_of_both():
+    one = Trial(REFUSED.case, {"main": 1.0}, errors={"worker": "ValueError: signal"})
+    assert Report([one]).findings() == ["sums: gold '4', reply '4': in the worker thread ValueError: signal"]
 
 
 @pytest.mark.parametrize(("due", "paid", "fault"), [(1.0, 0.5, "refused"), (0.0, 0.5, None), (None, 1.0, "paid")])
