@@ -343,6 +343,8 @@ def _read_number(text: str) -> Fraction | None:
     if not match or (match[3] and not int(match[3])):
         return None
     value = Fraction(match[2].replace(",", "")) / int(match[3] or 1)
+    if match[3] and value.denominator == 1:  # 144/2 is not computed yet
+        return None
     return -value if match[1] else value
 
 

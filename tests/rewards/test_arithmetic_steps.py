@@ -92,12 +92,12 @@ def test_steps_pay_that_are_the_golds_own_or_lead_to_the_answer(reply, annotated
 
 OUTCOMES = [  # the end of a reply whose steps are right, is it the gold 72
     ("#### 72", 1), ("####72\nDone.", 1), (r"\boxed{72}", 1), (r"so</think>\boxed{\$72}<|im_end|>", 1),
-    (r"\boxed{72.0}", 1), (r"\boxed{144/2}", 1), (r"\boxed{72} #### 71", 1), (r"\boxed{72}, again \fbox{72}", 1),
+    (r"\boxed{72.0}", 1), (r"\boxed{144/2}", 0), (r"\boxed{72} #### 71", 1), (r"\boxed{72}, again \fbox{72}", 1),
     ("#### 71", 0), ("72", 0), ("#### 72 or 73", 0), ("#### not 72", 0), (r"\boxed{71} #### 72", 0),
     (r"\boxed{x = 71 or 72}", 0), (r"\boxed{100/72}", 0), (r"\boxed{7, 72}", 0), (r"\boxed{\text{not }72}", 0),
     (r"Either \boxed{71} or \boxed{72}", 0), (r"It is not \boxed{72}", 0), (r"\boxed{72} is wrong", 0),
     (r"\boxed{72", 0), (r"\boxed{}", 0), (r"\boxed{72} \boxed{", 0), (r"\boxed{72}</think>", 0),
-    (r"<think>\boxed{72}", 0),    (r"\boxed{72\%}", 0), (r"\boxed{5.72}", 0), (r"\boxed{-72}", 0), (r"\boxed{1 72}", 0),
+    (r"<think>\boxed{72}", 0), (r"\boxed{72\%}", 0), (r"\boxed{5.72}", 0), (r"\boxed{-72}", 0), (r"\boxed{1 72}", 0),
 ]  # fmt: skip
 
 
