@@ -23,10 +23,10 @@ SITE = """
 import inspect, os, pathlib, socket
 from grpo_kit import notebook
 from grpo_kit.data import sources
-from grpo_kit.runs import run
+from grpo_kit.runs import places, run
 
 ROOT = pathlib.Path(os.environ["MACHINE"])
-for module in (run, sources, notebook):  # a parameter `filesystem` gets this root as its default
+for module in (places, run, sources, notebook):  # a parameter `filesystem` gets this root as its default
     for _, function in inspect.getmembers(module, inspect.isfunction):
         if function.__defaults__:
             function.__defaults__ = tuple(ROOT if v == pathlib.Path("/") else v for v in function.__defaults__)

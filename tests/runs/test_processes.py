@@ -25,7 +25,7 @@ from grpo_kit.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = [
-    "data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=10", "grpo.eval_steps=5",
+    "data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=7", "grpo.eval_steps=5",
     "run.report_to=[]",
 ]  # fmt: skip
 
@@ -221,9 +221,9 @@ def test_two_processes_give_the_same_result_as_one(alone, tmp_path):
     child = started(run, 2)
     output, _ = child.communicate(timeout=300)
     assert child.returncode == 0, output
-    assert output.count("train    done in") == 1 and output.count("10 steps, reward") == 1  # the first one shows
+    assert output.count("train    done in") == 1 and output.count("7 steps, reward") == 1  # the first one shows
     assert run.completions.read_text() == alone.completions.read_text()
-    assert [row["step"] for row in figures(run)] == list(range(1, 11))
+    assert [row["step"] for row in figures(run)] == list(range(1, 8))
     for one, two in zip(figures(alone), figures(run), strict=True):
         assert one.keys() == two.keys()
         for name in (
@@ -255,7 +255,7 @@ def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
     assert "train" not in run.stages()
     assert [row["step"] for row in figures(run)][:4] == [1, 2, 3, 4]
     train.train(chosen, run, [load_reward(spec) for spec in chosen.grpo.reward_funcs])
-    assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
+    assert [row["step"] for row in figures(run)] == list(range(1, 8)) and apart(alone, run) < 1e-5
     assert run.completions.read_text() == alone.completions.read_text()
 
 
@@ -263,11 +263,11 @@ def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
 def test_a_run_started_on_one_process_resumes_on_two(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
-    train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 8)
+    train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 5)
     child = started(run, 2)
     output, _ = child.communicate(timeout=300)
     assert child.returncode == 0, output
-    assert [row["step"] for row in figures(run)] == list(range(1, 11)) and apart(alone, run) < 1e-5
+    assert [row["step"] for row in figures(run)] == list(range(1, 8)) and apart(alone, run) < 1e-5
     assert run.completions.read_text() == alone.completions.read_text()
 
 
