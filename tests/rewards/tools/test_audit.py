@@ -94,15 +94,13 @@ def test_a_reward_defined_on_the_spot_and_one_for_strings_are_understood():
 
 def test_an_exception_is_lower_than_any_reward_when_the_form_is_chosen():
     def messages_only(completions, answer, **kwargs):
-        """-2 for a miss, as some rewards pay; it knows no box."""
-        return [
-            3.0 if turns[-1]["content"].endswith(f"#### {gold}") else -2.0 for turns, gold in zip(completions, answer)
-        ]
+        """-2 for a miss, as some rewards pay; no trial call is a hit."""
+        return [3.0 if turns[-1]["content"] == f"({gold})" else -2.0 for turns, gold in zip(completions, answer)]
 
     def strings_only(completions, answer, **kwargs):
-        return [3.0 if text.strip().endswith(f"#### {gold}") else -2.0 for text, gold in zip(completions, answer)]
+        return [3.0 if text.strip() == f"({gold})" else -2.0 for text, gold in zip(completions, answer)]
 
-    cases = [Case("a", "4", "#### 4", 1.0), Case("a", "4", "#### 5", 0.0)]
+    cases = [Case("a", "4", "(4)", 1.0), Case("a", "4", "(5)", 0.0)]
     for reward in (messages_only, strings_only):
         row = audit_reward(reward, cases).row()
         assert (row.accuracy, row.exceptions) == (1.0, 0)
