@@ -202,7 +202,11 @@ _VALUE = re.compile(
 _WORD = re.compile(
     r"\\(?:text\w*|mathrm|mbox|operatorname|begin|end)\s?\{[^{}]{0,200}\}|\\[a-zA-Z]+|\b(?:and|or)\b"
     r"|(?<![a-zA-Z])(?:sin|cos|tan|sec|csc|cot|log|exp|sqrt|abs|inf)(?=[\s(^*]|$)"
-    r"|((?i:(?<![\w\\^{(])(?:it['’]s|it is|is|so)(?=[\s:,]))|[^\W\d_]{3,}|[\u3040-\u9fff])"
+    r"|((?i:(?<![\w\\^{(])is(?=[\s:,]))|[^\W\d_]{3,}|[\u3040-\u9fff])"
+)
+_LEAD_IN = re.compile(  # so it's 42
+    r"(?i)(?:(?:so|thus|hence|therefore|then|ok|okay)\b[,:]?\s+)*"
+    r"(?:(?:it['’]s|it is|that['’]s|that is|this is|(?:we|i) (?:get|got|have)|which is)\b:?\s+)?(?=\S)"
 )
 _CHOICE = re.compile(  # C, (C), C. text, C text; but "I think" and "A dog" choose nothing
     r"\(?([A-J])(?:\)|[.:](?!\d)|$|(?<![AI])\s+[A-Za-z]{3,}|[^\x00-\x7f])"
@@ -245,6 +249,8 @@ def _find_answer(text: str, opened: bool) -> _Reply | str:
     text = text[-LONGEST:].strip()
     alone = whole and not _find_words(text)
     line = _EMPHASIS.sub("", text if not _find_words(text) else text.splitlines()[-1].strip())
+    lead = _LEAD_IN.match(line)
+    line, alone = line[lead.end() if lead else 0 :], alone and not (lead and lead.end())
     value = _pick_value(line, first=False)
     return _Reply((value,), alone=alone) if value else "no_box"
 

@@ -97,6 +97,21 @@ PAIRS = {
         (r"\begin{pmatrix}2&0\\0&2\end{pmatrix}", b(r"\begin{pmatrix}0&2\\2&0\end{pmatrix}")), ("3+4i", b("3-4i")),
         (r"\text{Thursday}", "The answer is Tuesday."), ("2, 3", b("2")), (r"(0,1]", b("[0,1)")),
     ],
+    ("short sentences", "right"): [
+        ("42", "It is 42."), ("42", "So 42"), ("42", "So, 42."), ("42", "x is 42"), ("42", "is 42"),
+        ("42", "It's $42$."), ("42", "So it is 42"), ("42", "Thus it's 42."), ("3/4", "it's 3/4"), ("1/2", "so 0.5"),
+        ("x+1", "so x+1"), ("x+1", "It is x+1"), ("x+1", "it's $x+1$"), (r"2\pi", r"It is $2\pi$"), ("-5", "it's -5"),
+        ("(1,2)", "so (1,2)"), ("(1,2)", "it is (1, 2)"), ("Tuesday", "It is Tuesday"), ("Tuesday", "it's Tuesday."),
+        ("C", "so C"), ("C", "It is C."), ("C", "it's (C)"), ("1,2", "so x = 1 or x = 2"), ("1,2", "it is 1 and 2"),
+        ("50%", "it's 50%"), ("5", "it's $5"), ("1000", "it's 1,000"), (r"\sqrt{2}", r"it is \sqrt{2}"),
+        ("y=2x", "so y = 2x"), ("y=2x", "it is y=2x"), ("is", "is"),
+    ],
+    ("short sentences", "wrong"): [
+        ("42", "it isn't 42"), ("42", "It is not 42."), ("42", "so 41"), ("42", "it's 42 or 43"),
+        ("42", "it's at most 42"), ("42", "so 84 - 42"), ("42", "it is 6*7"), ("x+1", "it's x-1"), ("C", "it's B"),
+        ("42", "maybe it's 42"), ("1,2", "it's 1"), ("42", "it is between 41 and 43"), ("5", "so 4 + 1"),
+        ("5", "it's 10/2"), ("42", "so 4.2"),
+    ],
     ("formulas of textbooks", "right"): [
         (r"\frac{2x}{(x^2+1)^2}", b(r"\dfrac{2x}{x^4+2x^2+1}")), (r"\frac{-1}{x^2}", b(r"-x^{-2}")),
         (r"x^2e^x", b(r"e^{x}\cdot x^{2}")), (r"\frac{\sin x}{x}", b(r"x^{-1}\sin x")),
