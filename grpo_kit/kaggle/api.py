@@ -7,6 +7,8 @@ This is the only file that imports `kaggle` (checked with 2.2.5). It changes the
 - The client has no timeouts, and its retries do not know which calls are safe to repeat. Here `with_retry` does
   nothing; the adapters that `mount_adapters` mounts set timeouts and repeat only calls that are safe to repeat.
 - The client restarts an interrupted upload from the first byte. `OfficialClient.upload_complete` resumes it.
+- The client follows redirects, and takes the answer of another host for Kaggle's. Our adapters refuse them, also in the
+  sessions that the client makes for uploads.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import requests
@@ -147,7 +150,17 @@ class UploadAdapter(Adapter):
         super().__init__(max_retries=0)
 
 
+class UploadSession(requests.Session):
+    """A session for uploads with our adapter; the client's own question how much has arrived would follow redirects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for scheme in ("https://", "http://"):
+            self.mount(scheme, UploadAdapter())
+
+
 extended.HTTPAdapter = UploadAdapter
+extended.requests = SimpleNamespace(**{**vars(requests), "Session": UploadSession})
 
 
 def mount_adapters(http: Any) -> Any:

@@ -175,7 +175,10 @@ class KaggleClient:
                     raise _lost_answer(f"competition {competition}", str(error)[:200].rstrip(".")) from None
                 raise
         if not self.api.uploaded:
-            raise RuntimeError(f"The upload of {path} failed, so nothing was submitted. Try again later.")
+            raise RuntimeError(
+                f"The upload of {path} failed, so nothing was submitted. Check the internet connection and its proxy, "
+                "and try again."
+            )
         if not _is_number(answer.ref):
             raise _lost_answer(f"competition {competition}", "its answer has no number of a submission")
         return answer.ref

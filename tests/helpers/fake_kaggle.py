@@ -11,8 +11,12 @@ is a list from which each call takes one:
 - `slow`: there is no answer until the client hangs up;
 - `html`: the answer is a page instead of JSON;
 - bytes: everything is done, and the answer is these bytes, said to be JSON;
-- `redirect dead`, `redirect foreign`: everything is done, and the answer leads to a port where nobody listens, or to
-  another server, which answers every call as if it had been done.
+- `redirect dead`, `redirect foreign`, `redirect plain`, `redirect loop`: everything is done, and the answer leads to a
+  port where nobody listens, to another server, which answers every call as if it had been done, to that server by plain
+  http and another name, or back to itself.
+
+At `upload` and `resume`, the question how much of an upload has arrived, a redirect (with a status such as
+`redirect foreign 307`) stores nothing.
 """
 
 import base64
@@ -161,8 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, fault)
         if isinstance(fault, str) and fault.startswith("redirect"):
             getattr(self.fake, name)(body)
-            place = "http://127.0.0.1:9" if fault == "redirect dead" else f"{self.fake.url}/foreign"
-            return self.answer(302, {}, {"Location": place})
+            return self.redirect(fault)
         if fault == "late":
             self.cut()
             time.sleep(0.2)
@@ -174,11 +177,15 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer(200, result, half=fault == "half")
 
     def do_PUT(self) -> None:
+        if self.path == "/foreign":
+            return self.do_GET()
         token = self.path.rsplit("/", 1)[-1]
         self.fake.calls.append(("upload", dict(self.headers)))
         received, size = self.fake.uploads[token], self.fake.expected[token]
         span = re.fullmatch(r"bytes (?:\*|(\d+)-\d+)/\d+", self.headers.get("Content-Range", ""))
         if span and span[1] is None:  # the client asks how much has arrived
+            if self.fake.faults["resume"]:
+                return self.redirect(self.fake.faults["resume"].pop(0))
             if len(received) == size:
                 return self.answer(200, {})
             return self.answer(308, b"", {"Range": f"bytes=0-{len(received) - 1}"} if received else {})
@@ -193,6 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             self.rfile.read(length)
             return self.answer(fault, {})
+        if isinstance(fault, str):
+            self.rfile.read(length)
+            return self.redirect(fault)
         received += self.rfile.read(length)
         return self.answer(200, {})
 
@@ -207,6 +217,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(
             200, data, {"Last-Modified": "Wed, 26 Nov 2025 00:00:00 GMT", "Content-Type": "application/octet-stream"}
         )
+
+    def redirect(self, fault: str) -> None:
+        """Answer with the redirect `redirect PLACE` or `redirect PLACE STATUS`."""
+        _, place, *status = fault.split()
+        places = {
+            "dead": "http://127.0.0.1:9", "foreign": f"{self.fake.url}/foreign", "loop": f"{self.fake.url}{self.path}",
+            "plain": f"http://localhost:{self.fake.server.server_port}/foreign",
+        }  # fmt: skip
+        self.answer(int(status[0]) if status else 302, {}, {"Location": places[place]})
 
     def answer(self, status: int, body: Any, headers: dict[str, str] | None = None, half: bool = False) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()

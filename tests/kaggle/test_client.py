@@ -20,7 +20,7 @@ UNAVAILABLE = (503, {"Retry-After": "1"})  # urllib3 alone would repeat any call
 
 # Answers of something that stands between us and Kaggle: whatever they say, Kaggle may have done what was asked.
 NOT_KAGGLES = [
-    "redirect dead", "redirect foreign", b"", b"null", b"[1]", b'"x"', b"7", b'{"ref"', b"<html>", b"\xff",
+    "redirect dead", "redirect foreign", "redirect plain", "redirect loop", b"", b"null", b"[1]", b'"x"', b"7", b'{"ref"', b"<html>", b"\xff",
     b"[" * 200_000, b'{"a":' * 200_000, b'{"code": 500, "message": "later"}',
 ]  # fmt: skip
 UNUSABLE = [
@@ -155,6 +155,7 @@ def test_the_private_parts_of_the_client_that_we_use_exist():
     ):  # fmt: skip
         assert callable(getattr(extended.KaggleApi, name))
     assert extended.HTTPAdapter is UploadAdapter
+    assert isinstance(extended.requests.Session().get_adapter("https://www.kaggle.com"), UploadAdapter)
 
 
 # --- Push, status, output
@@ -336,6 +337,25 @@ def test_an_unfinished_upload_submits_nothing(client, loopback, tmp_path, fault)
     with pytest.raises(RuntimeError, match="nothing was submitted"):
         send(client, archive(tmp_path))
     assert loopback.count("CreateSubmission") == 0
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+@pytest.mark.parametrize("place", ["dead", "foreign", "plain", "loop"])
+@pytest.mark.parametrize("call", ["upload", "resume"])
+def test_an_upload_that_is_led_to_another_address_submits_nothing(client, loopback, tmp_path, call, place, status):
+    loopback.faults["upload"] = [503]  # for `resume`: the client asks how much has arrived
+    loopback.faults[call] = [f"redirect {place} {status}"] * 20
+    with pytest.raises(RuntimeError, match="upload of .* failed, so nothing was submitted. Check the .* proxy"):
+        send(client, archive(tmp_path))
+    assert loopback.count("CreateSubmission") == loopback.count("foreign") == 0
+    assert sum(loopback.slept) == 31
+
+
+def test_an_upload_that_is_led_away_once_goes_on_where_it_was_sent(client, loopback, tmp_path):
+    loopback.faults["upload"] = ["redirect foreign 307"]
+    path = archive(tmp_path)
+    assert send(client, path) == (1000, [1])
+    assert loopback.uploads["blob-0"] == path.read_bytes() and loopback.count("foreign") == 0
 
 
 def test_an_upload_that_cannot_start_is_retried_and_submits_nothing(client, loopback, tmp_path):

@@ -70,7 +70,14 @@ def test_another_zip_is_another_submission(client, loopback, path):
     assert loopback.count("CreateSubmission") == 2
 
 
-@pytest.mark.parametrize("fault", ["cut after", "half", "html", "redirect dead", b"[1]", b'"x"', b"", b"{}"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "cut after", "half", "html", "redirect dead", "redirect foreign", "redirect plain", "redirect loop",
+        b"[1]", b'"x"', b"", b"{}", b'{"a":' * 200_000,
+    ],
+    ids=lambda fault: str(fault)[:20],
+)  # fmt: skip
 def test_after_a_lost_answer_the_submission_list_is_searched(client, loopback, path, fault):
     """With `html` the fake does not submit, so the test adds the submission to the list by hand."""
     loopback.faults["CreateSubmission"] = [fault]
