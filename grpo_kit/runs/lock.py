@@ -154,8 +154,9 @@ def _acquire(path: Path, lock: dict[str, Any], what: str) -> None:
         if holder and not _is_dead(holder):
             silence = max(0, int(time.time() - holder["beat"]))
             raise RuntimeError(
-                f"{what} is being written by {_describe_holder(holder)}, last sign of life {silence} s ago: wait until "
-                f"it ends, or use another run; if it is dead, call again in {STALE - silence:.0f} s or delete {path}."
+                f"{what} is being written by {_describe_holder(holder)}; its last sign of life was {silence} s ago. "
+                f"Wait until it ends or use another run; if it is dead, delete {path} or call again in "
+                f"{STALE - silence:.0f} s."
             )
         write_text(path, json.dumps(lock) + "\n")
         time.sleep(SETTLE)
