@@ -20,8 +20,9 @@ UNAVAILABLE = (503, {"Retry-After": "1"})  # urllib3 alone would repeat any call
 
 # Answers of something that stands between us and Kaggle: whatever they say, Kaggle may have done what was asked.
 NOT_KAGGLES = [
-    "redirect dead", "redirect foreign", "redirect plain", "redirect loop", b"", b"null", b"[1]", b'"x"', b"7", b'{"ref"', b"<html>", b"\xff",
-    b"[" * 200_000, b'{"a":' * 200_000, b'{"code": 500, "message": "later"}',
+    "redirect dead", "redirect foreign", "redirect plain", "redirect loop",
+    b"", b"null", b"[1]", b'"x"', b"7", b'{"ref"', b"<html>", b"\xff", b"[" * 200_000, b'{"a":' * 200_000,
+    b'{"code": 500, "message": "later"}',
 ]  # fmt: skip
 UNUSABLE = [
     b"{}",

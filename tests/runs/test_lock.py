@@ -60,9 +60,9 @@ def hold(folder):
 def test_the_second_writer_is_refused_in_a_sentence_that_names_the_first(tmp_path, holder):
     path = tmp_path / "x" / LOCK
     says = (
-        rf"^Run 'x' is being written by 'train' in process {holder.pid} on {re.escape(platform.node())}, since 20[^.;]+; "
-        r"its last sign of life was \d+ s ago\. Wait until it ends or use another run; if it is dead, delete "
-        rf"{re.escape(str(path))} or call again in \d+ s\.$"
+        rf"^Run 'x' is being written by 'train' in process {holder.pid} on {re.escape(platform.node())}, "
+        r"since 20[^.;]+; its last sign of life was \d+ s ago\. Wait until it ends or use another run; if it is "
+        rf"dead, delete {re.escape(str(path))} or call again in \d+ s\.$"
     )
     with pytest.raises(RuntimeError, match=says):
         hold(tmp_path / "x")
