@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from grpo_kit.cli.next_steps import show_again
 from grpo_kit.display import console
 from grpo_kit.kaggle import kernel, run_kernel
 from grpo_kit.kaggle import submit as submission
@@ -60,7 +61,8 @@ def push(
     outcome = run_kernel.run_kernel(build, follow, dry_run, force, _say)
     if outcome is None:
         if not dry_run:
-            _say("the same command follows it and downloads its output")
+            _say("the next command follows it and downloads its output")
+        show_again(*(("--dry-run",) if dry_run else ("--no-follow", "--force")))  # --force would push once more
         return
     _say(f"{len(outcome.files)} files in {outcome.output}")
     console.out.print(f"         {MARKS[outcome.right_gpu]} {escape(outcome.gpu_sentence)}")
@@ -69,8 +71,13 @@ def push(
             console.err.print(escape(f"         | {line}"))
     if problem := outcome.problem():
         raise RuntimeError(problem)
-    for zip_path in sorted(outcome.output.glob("**/submission.zip")):
-        _say(f"next: {console.program_name()} submit {shlex.quote(str(zip_path))}")
+    zips = sorted(outcome.output.glob("**/submission.zip"), key=lambda path: len(path.parts))
+    if zips:  # Kaggle submits the one at the top of the output
+        console.print_next(["submit", str(zips[0])])
+        return
+    options = (("--accelerator", accelerator), ("-c", preset), ("--run", name))
+    given = [word for option, value in options if value and value != kernel.OFFLINE for word in (option, value)]
+    console.print_next(["push", kernel.find_next_notebook(path), "--kernel-source", outcome.kernel, *given])
 
 
 def submit(
@@ -87,8 +94,11 @@ def submit(
     score = submission.submit(zip_path, message, follow, dry_run, _say)
     if score:
         console.out.print(f"score    {score} on the public leaderboard")
-    elif not dry_run:
-        _say("the same command waits for the score")
+        console.print_next(["tune", "--help"])
+        return
+    if not dry_run:
+        _say("the next command waits for the score")
+    show_again("--dry-run" if dry_run else "--no-follow")
 
 
 def wheels(
@@ -119,6 +129,7 @@ def wheels(
     _say(f"upload: kaggle datasets create -p {folder}   (later: kaggle datasets version -p {folder} -m again)")
     _say(f"install cell ({out / wheel_folder.CELL_FILE}), which `grpo-kit push` adds by itself:")
     console.out.print(escape(read_install_cell()))
+    console.print_next(["push", "03_training"])
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (push, submit, wheels)

@@ -1,5 +1,6 @@
 """The command to type after one that has ended, with the run's name and the presets that were given."""
 
+import sys
 from collections.abc import Sequence
 
 from grpo_kit.display import console
@@ -33,3 +34,12 @@ def show_next(
         console.print_next(["package", *given])
     else:
         console.print_next(["check", str(run.submission), "--run", run.name])
+
+
+def show_again(*without: str) -> None:
+    """Print the command that was typed, without these options of it.
+
+    Args:
+        without: options that take no value, such as `--dry-run`.
+    """
+    console.print_next([word for word in sys.argv[1:] if word not in without])

@@ -218,6 +218,12 @@ def find_notebook(name: str) -> Path:
     raise FileNotFoundError(f"No notebook {file} here or in notebooks/.{hint}")
 
 
+def find_next_notebook(path: Path) -> str:
+    """The name of the notebook that goes on where this one ends; the search goes back to the training."""
+    later = sorted(other.stem for other in path.parent.glob("[0-9]*.ipynb") if other.stem > path.stem)
+    return later[0] if later else "03_training"
+
+
 def build_kernel(
     owner: str,
     notebook: Path,

@@ -35,6 +35,7 @@ class Outcome:
     """How a kernel's run ended.
 
     Attributes:
+        kernel: its name on Kaggle, owner/slug.
         accelerator: the machine that was requested.
         state: COMPLETE, ERROR or CANCEL_ACKNOWLEDGED.
         reason: Kaggle's reason for a failure, empty if it gives none.
@@ -44,6 +45,7 @@ class Outcome:
         gpu_sentence: the same in words.
     """
 
+    kernel: str
     accelerator: str
     state: str
     reason: str
@@ -111,7 +113,7 @@ def run_kernel(
     output, files = download_output(client, note, kernel.folder)
     accelerator = kernel.metadata["machine_shape"]
     right, sentence = compare_gpu(find_gpu(output, note["at"]), accelerator)
-    return Outcome(accelerator, state, reason, output, files, right, sentence)
+    return Outcome(kernel.metadata["id"], accelerator, state, reason, output, files, right, sentence)
 
 
 def push_once(client: Any, kernel: Kernel, force: bool, say: Say) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -23,6 +24,7 @@ PRO = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["grpo-kit"])
     monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
     for name in [name for name in os.environ if name.startswith("KAGGLE_")]:
         monkeypatch.delenv(name)
@@ -43,6 +45,7 @@ def online(here, loopback, monkeypatch):
 
 
 def call(*words, status=0):
+    sys.argv[1:] = map(str, words)  # what the next command repeats
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == status, done.output + repr(done.exception)
     return " ".join(done.output.split())
@@ -77,6 +80,7 @@ def test_a_dry_run_prints_every_call_without_a_login_and_changes_nothing(here, m
         "nothing was sent or written",
     ):
         assert part in output
+    assert output.endswith("next: grpo-kit push 03_training --kernel-source ada/grpo-kit-02-data grpo.max_steps=5")
     output = call("submit", "submission.zip", "-m", "first", "--dry-run")
     for part in (
         "competition_submissions(",
@@ -84,6 +88,7 @@ def test_a_dry_run_prints_every_call_without_a_login_and_changes_nothing(here, m
         "competition_submit(file_name='submission.zip', message='first [grpo-kit ",
     ):
         assert part in output
+    assert output.endswith("next: grpo-kit submit submission.zip -m first")
     assert everything(here) == before
 
 
@@ -124,16 +129,28 @@ def test_push_from_the_first_call_to_the_output(online, here):
         "complete after 0 min",
         "3 files in",
         f"ok It ran on {PRO}",
-        "next: grpo-kit submit",
     ):
         assert part in output
+    assert re.search(r"next: grpo-kit submit \S+/output-1/submission\.zip$", output)
     staged = here / "runs/80gb/kaggle/grpo-kit-03-training"
     assert everything(staged) == [
         "03_training.ipynb", "kernel-metadata.json", "output-1/grpo-kit-03-training.log", "output-1/runs/80gb/run.json",
         "output-1/submission.zip", "push.json",
     ]  # fmt: skip
     assert "pushed before" in call("push", "03_training") and online.count("SaveKernel") == 1
-    assert "pushed version 2" in call("push", "03_training", "--force", "--no-follow")
+    output = call("push", "03_training", "--force", "--no-follow")
+    assert "pushed version 2" in output and output.endswith("next: grpo-kit push 03_training")
+
+
+@pytest.mark.parametrize(
+    ("notebook", "following"), [("01_setup", "02_data"), ("02_data", "03_training"), ("05_tuning", "03_training")]
+)
+def test_push_names_the_notebook_that_goes_on_from_an_output_without_a_zip(online, here, notebook, following):
+    online.files = {"runs/mine/run.json": b"{}"}
+    kernel = f"ada/grpo-kit-{notebook.replace('_', '-')}"
+    rest = "--accelerator NvidiaTeslaT4 --run mine"
+    output = call("push", notebook, "--accelerator", "NvidiaTeslaT4", "--run", "mine")
+    assert output.endswith(f"next: grpo-kit push {following} --kernel-source {kernel}-mine {rest}")
 
 
 def test_push_fails_when_the_kernel_ran_on_another_gpu_than_requested(online, here):
@@ -165,8 +182,11 @@ def test_submit_from_the_zip_to_the_score(online, here):
 
 
 def test_submit_first_without_waiting_then_waiting(online, here):
-    assert "the same command waits for the score" in call("submit", "submission.zip", "--no-follow")
-    assert "score 0.86" in call("submit", "submission.zip") and online.count("CreateSubmission") == 1
+    output = call("submit", "submission.zip", "--no-follow")
+    assert output.endswith("the next command waits for the score next: grpo-kit submit submission.zip")
+    output = call("submit", "submission.zip")
+    assert "score 0.86" in output and output.endswith("next: grpo-kit tune --help")
+    assert online.count("CreateSubmission") == 1
 
 
 def test_a_broken_zip_is_not_submitted(online, here):
@@ -274,3 +294,4 @@ def test_wheels_names_its_folder_the_upload_and_the_cell(here, monkeypatch):
         "--no-index",
     ):
         assert part in output
+    assert output.endswith("next: grpo-kit push 03_training")

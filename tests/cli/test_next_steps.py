@@ -1,7 +1,11 @@
 """A command ends with the next one to type, in the order of the stages, for the same run."""
 
+import inspect
+
 import pytest
 
+from grpo_kit.cli import rewards
+from grpo_kit.cli.main import app
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.runs.run import find_run
 
@@ -51,3 +55,15 @@ def test_a_training_whose_time_was_up_goes_on(tmp_path, capsys):
         run.record_stage(stage, {}, [], [], 1.0, "", **({"out_of_time": True} if stage == "train" else {}))
     show_next(run)
     assert capsys.readouterr().out.strip().endswith(" train")
+
+
+def test_no_command_is_without_a_next_one():
+    """The name `doctor` only says what the command is called now."""
+    printers = ("show_next(", "print_next(", "show_again(", "print_search(", "print_locations(", "next: ")
+    commands = [info.callback for each in (app, rewards.app) for info in each.registered_commands]
+    without = [
+        function.__name__
+        for function in map(inspect.unwrap, commands)
+        if not any(printer in inspect.getsource(function) for printer in printers)
+    ]
+    assert len(commands) > 15 and without == ["doctor"]
