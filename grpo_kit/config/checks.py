@@ -1,8 +1,11 @@
 """Checks of settings. Each raises a ValueError with the value, the rule and the remedy."""
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 # What other trainers call a key, in any section or, with a section, there only: the key's name here.
 SYNONYMS = {
@@ -25,6 +28,19 @@ def require_at_least(name: str, value: int, least: int, reason: str) -> None:
     require(
         value >= least, f"{name} is {value}; {reason}, so it needs at least {least}. Set {name} to {least} or more."
     )
+
+
+def require_finite(name: str, value: Any) -> None:
+    """Raise ValueError for a number that is NaN or infinite: in a section, under its keys, and in a list."""
+    if is_dataclass(value):
+        for field in fields(value):
+            require_finite(f"{name}.{field.name}" if name else field.name, getattr(value, field.name))
+    elif isinstance(value, list):
+        for item in value:
+            require_finite(name, item)
+    elif isinstance(value, float):
+        remedy = f"Set {name} to a number; where there is to be no limit, to a large one such as 1e9."
+        require(math.isfinite(value), f"{name} is {value}; a setting must be a finite number. {remedy}")
 
 
 def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:

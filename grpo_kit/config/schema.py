@@ -9,7 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from grpo_kit.config.arguments import require_type
-from grpo_kit.config.checks import parse_duration, require, require_at_least, require_one_of, require_share
+from grpo_kit.config.checks import (
+    parse_duration,
+    require,
+    require_at_least,
+    require_finite,
+    require_one_of,
+    require_share,
+)
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
 
@@ -223,3 +230,6 @@ class RunConfig:
     evaluation: Evaluation = field(default_factory=Evaluation)
     screening: Screening = field(default_factory=Screening)
     run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        require_finite("", self)

@@ -6,7 +6,6 @@ record still holds is skipped. A finished stage is not replaced without `force` 
 changed, because overwriting an adapter that took a night to train is the worst thing that a kit can do.
 """
 
-import json
 import os
 import platform
 import re
@@ -21,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs import interrupts, processes
-from grpo_kit.runs.files import clean_leftovers, hash_of, list_differences, new_folder, require_folder, write_text
+from grpo_kit.runs.files import (
+    clean_leftovers,
+    hash_of,
+    list_differences,
+    new_folder,
+    require_folder,
+    to_json,
+    write_text,
+)
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
 from grpo_kit.runs.places import find_root
 from grpo_kit.runs.reading import GROWING, check_file, read_json, remedy_for
@@ -245,7 +252,7 @@ class Run:
         }
         write_text(self.config, config_yaml)
         record["config"] = hash_of(self.config)
-        write_text(self.notes, json.dumps(record, indent=2) + "\n")
+        write_text(self.notes, to_json(record, indent=2) + "\n")
 
     def _hash_files(self, paths: Files) -> dict[str, str | None]:
         """{name: sha256}; names are relative to the run folder inside it, absolute outside."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import hash_of, list_differences, new_folder, write_text
+from grpo_kit.runs.files import hash_of, list_differences, new_folder, to_json, write_text
 from grpo_kit.runs.metrics import with_current_names
 from grpo_kit.runs.reading import parse_json
 
@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, settings: dict[str, Any], write: Ca
         with new_folder(path) as aside:
             write(aside)
             hashes = {p.name: hash_of(p) for p in sorted(aside.iterdir())}
-            write_text(aside / SEAL, json.dumps({"step": step, "settings": settings, "sha256": hashes}) + "\n")
+            write_text(aside / SEAL, to_json({"step": step, "settings": settings, "sha256": hashes}) + "\n")
         for old in _steps(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a write that failed
@@ -65,7 +65,7 @@ def find_checkpoint(
             warnings.warn(f"The checkpoint {path} is damaged and is skipped; the one before it is used.", stacklevel=2)
             continue
         wanted = adapt(seal["settings"], settings) if adapt else settings
-        if changes := list_differences(seal["settings"], json.loads(json.dumps(wanted))):
+        if changes := list_differences(seal["settings"], json.loads(to_json(wanted))):
             raise ValueError(
                 f"{folder} holds an interrupted training with different settings ({'; '.join(changes[:3])}). Use the "
                 "same settings to resume it, or --force (run.force=true) to start again."

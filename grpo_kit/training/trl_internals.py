@@ -4,6 +4,7 @@ They were read in the versions in VERSIONS, which requirements.txt pins; `tests/
 when one of them moves.
 """
 
+import dataclasses
 import logging
 import warnings
 from importlib import metadata
@@ -18,6 +19,7 @@ from trl.kernels import chunked_logprob
 from grpo_kit.adapters import lora
 from grpo_kit.planning import memory
 from grpo_kit.policy import chat
+from grpo_kit.runs.files import to_json
 
 Batch = dict[str, torch.Tensor]
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
@@ -108,7 +110,9 @@ class ResumableTrainer:
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         self.save_extra(folder)
-        self.state.save_to_json(str(folder / "trainer_state.json"))
+        # As `TrainerState.save_to_json` writes it, without the NaN of a step that had no gradient.
+        state = to_json(dataclasses.asdict(self.state), indent=2, sort_keys=True)
+        (folder / "trainer_state.json").write_text(state + "\n", encoding="utf-8")
 
     def load_checkpoint(self, folder: Path, step: int) -> None:
         """Load the policy of a checkpoint after `step` steps, without further training."""

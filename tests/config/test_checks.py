@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.config import load_config
+from grpo_kit.config import keep_finished_settings, load_config
 from grpo_kit.config.checks import parse_duration
 
 
@@ -23,3 +23,35 @@ def test_a_run_with_an_invalid_time_limit_is_refused_when_it_is_loaded():
     assert load_config(["tiny"], ["run.time_limit=3h30m"]).run.time_limit == "3h30m"
     with pytest.raises(ValueError, match="run.time_limit is '0h'"):
         load_config(["tiny"], ["run.time_limit=0h"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("grpo.max_grad_norm=inf", "inf"),
+        ("grpo.epsilon_high=.inf", "inf"),
+        ("grpo.beta=nan", "nan"),
+        ("grpo.temperature=inf", "inf"),
+        ("lora.lora_dropout=-inf", "-inf"),
+        ("evaluation.top_p=nan", "nan"),
+        ("screening.sigma=.inf", "inf"),
+        ("grpo.reward_weights=[1.0,nan]", "nan"),
+        ("grpo.stages=[{steps: 3, epsilon_high: .inf}]", "inf"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_refused(setting, value):
+    name = setting.split("=")[0] + ".epsilon_high" * ("stages" in setting)
+    with pytest.raises(ValueError, match=rf"^{name} is {value}; a setting must be a finite number\. Set {name} to "):
+        load_config(["tiny"], [setting])
+
+
+@pytest.mark.parametrize("key", ["policy.experts_on_host", "data.budgeted", "data.pass_rate", "grpo.learning_rate"])
+def test_a_number_with_a_range_of_its_own_is_refused_by_that(key):
+    with pytest.raises(ValueError, match=rf"^{key} is "):
+        load_config(["tiny"], [f"{key}=nan" if key != "data.pass_rate" else f"{key}=[nan,nan]"])
+
+
+def test_settings_of_an_old_record_that_are_not_finite_are_refused_and_large_ones_are_not():
+    with pytest.raises(ValueError, match="grpo.max_grad_norm is inf; "):
+        keep_finished_settings(load_config(["tiny"]), [{"grpo": {"max_grad_norm": float("inf")}}])
+    assert load_config(["tiny"], ["grpo.epsilon_high=1e9"]).grpo.epsilon_high == 1e9

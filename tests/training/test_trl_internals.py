@@ -1,7 +1,9 @@
 """The private names of TRL and transformers that the kit uses still exist and behave as expected."""
 
 import inspect
+import math
 import re
+import types
 import warnings
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import transformers
 import trl
+from transformers import TrainerState
 from trl import chat_template_utils
 
 from grpo_kit import config
@@ -257,3 +260,16 @@ def test_a_second_gpu_does_not_double_the_batch(tmp_path, monkeypatch):
     assert theirs.train_batch_size == 4
     args = make_trl_config(chosen, tmp_path)
     assert args.train_batch_size == 2 and args.n_gpu <= 1
+
+
+def test_the_state_of_a_checkpoint_is_json_also_after_a_step_without_a_finite_gradient(tmp_path, monkeypatch):
+    trainer = types.SimpleNamespace(
+        state=TrainerState(global_step=2, log_history=[{"step": 2, "grad_norm": math.nan, "loss": math.inf}]),
+        accelerator=types.SimpleNamespace(unwrap_model=lambda model: model), model=None, save_extra=lambda folder: None,
+        **{f"_save_{name}": lambda folder: None for name in ("optimizer_and_scheduler", "scaler", "rng_state")},
+    )  # fmt: skip
+    monkeypatch.setattr(trl_internals.lora, "save_adapter", lambda *_: None)
+    trl_internals.ResumableTrainer.write_checkpoint(trainer, tmp_path, "base")
+    text = (tmp_path / "trainer_state.json").read_text()
+    assert '"loss": null' in text and "NaN" not in text and "Infinity" not in text
+    assert TrainerState.load_from_json(tmp_path / "trainer_state.json").global_step == 2

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from grpo_kit.config import Grpo
 from grpo_kit.runs import activity, processes
+from grpo_kit.runs.files import to_json
 from grpo_kit.training.grpo.advantages import compute_advantages, is_flat
 from grpo_kit.training.grpo.batches import (
     LEFT_PADDED,
@@ -191,7 +192,7 @@ class GroupTrainer(OpenGRPOTrainer):
 
     def save_extra(self, folder: Path) -> None:
         """Write the pass rates of the prompts."""
-        (folder / SAMPLER_FILE).write_text(json.dumps(self.prompt_sampler.state()))
+        (folder / SAMPLER_FILE).write_text(to_json(self.prompt_sampler.state()))
 
     def load_extra(self, folder: Path) -> None:
         """Read the pass rates of the prompts."""
