@@ -143,8 +143,14 @@ class Board:
             with self.lock:
                 self._draw_chart()
         except Exception as error:  # a chart that fails must not end a training that does not
-            self.head.value = f"the board cannot be drawn ({escape(repr(error))}); the training goes on"
+            self.head.value = self._describe_error(error)
             self.next_draw = time.monotonic() + DRAW_EVERY
+
+    def _describe_error(self, error: Exception) -> str:
+        """Why nothing can be drawn: the kit's own sentence about a damaged file, or else what Python says."""
+        reason = reword(str(error)) if isinstance(error, ValueError | OSError) and str(error) else repr(error)
+        training = "" if self.stop_button.disabled else " The training goes on."
+        return f"<b>The board cannot be drawn.</b> {escape(show_controls(reason))}{training}"
 
     def _set_state(self, state: str, stoppable: bool = False) -> None:
         self.state, self.next_draw = state, 0.0
@@ -211,10 +217,18 @@ class Board:
             if self.follow.value and self.completions.steps:
                 self._move_to(self.completions.steps[-1])
 
+    def _read_groups(self) -> list[list[dict[str, Any]]]:
+        """The groups of the step that is shown; none, and the reason in their place, where the file is damaged."""
+        try:
+            return self.completions.groups(self.step.value)
+        except (OSError, ValueError) as error:
+            self.group_html.value = self._describe_error(error)
+            return []
+
     def _show_step(self, _: Any) -> None:
         with self.lock:
             self.follow.value = self.follow.value and self.is_moving  # the reader moved, and stays there
-            groups = self.completions.groups(self.step.value)
+            groups = self._read_groups()
             with self._moving():
                 prompts = [" ".join(show_controls(group[0]["prompt"]).split())[:60] for group in groups]
                 self.group.options = [(f"{i + 1}: {prompt}", i) for i, prompt in enumerate(prompts)]
@@ -224,6 +238,6 @@ class Board:
     def _show_group(self, change: Any) -> None:
         with self.lock:
             self.follow.value = self.follow.value and (change is None or self.is_moving)
-            groups = self.completions.groups(self.step.value)
+            groups = self._read_groups()
             if self.group.value is not None and self.group.value < len(groups):
                 self.group_html.value = str(templates.render_group(groups[self.group.value]))

@@ -85,7 +85,12 @@ class Completions:
         with self.path.open("rb") as file:
             for start, end in self.positions[step]:
                 file.seek(start)
-                line = parse_json(self.path, file.read(end - start))
+                data = file.read(end - start)
+                try:
+                    line = parse_json(self.path, data)
+                except ValueError:  # damaged since it was found; say in which line
+                    file.seek(0)
+                    line = parse_json(self.path, data, 1 + file.read(start).count(b"\n"))
                 if not groups or groups[-1][-1]["prompt"] != line["prompt"]:
                     groups.append([])
                 groups[-1].append(line)

@@ -286,7 +286,38 @@ def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
     board = Board(run)
     monkeypatch.setattr(run_figures, "build_panels", lambda *_: 1 / 0)
     assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
-    assert "the board cannot be drawn" in board.head.value
+    reason = "ZeroDivisionError(&#x27;division by zero&#x27;)"
+    assert board.head.value == f"<b>The board cannot be drawn.</b> {reason}"
+
+
+def test_a_damaged_file_is_named_on_the_board_and_during_a_training_that_goes_on(run):
+    def damage_and_stop(should_stop):
+        take(run, 1)
+        with run.metrics.open("a") as file:
+            file.write("[1, 2]\n")
+        while "line 2" not in board.head.value:
+            time.sleep(0.01)
+        heads.append(board.head.value)
+        run.metrics.unlink()
+        return {"step": 1}
+
+    board, heads = Board(run), []
+    assert asyncio.run(board.during(damage_and_stop)) == {"step": 1}
+    sentence = f"{run.metrics}, line 2, is damaged: it is a list, not a JSON object. Put back a copy of it, or train "
+    assert heads[0].startswith(f"<b>The board cannot be drawn.</b> {sentence}")
+    assert heads[0].endswith(" The training goes on.") and "finished" in board.head.value
+
+
+def test_completions_that_were_damaged_since_are_named_in_their_place(run):
+    take(run, 1)
+    take(run, 2)
+    board = Board(run)
+    run.completions.write_bytes(b"\xff" * run.completions.stat().st_size)
+    board.step.value = 1
+    assert f"{run.completions}, line 1, is damaged: it is not UTF-8. Put back a copy" in board.group_html.value
+    run.completions.unlink()
+    board.step.value = 2
+    assert "No such file" in board.group_html.value and str(run.completions) in board.group_html.value
 
 
 @pytest.mark.slow
