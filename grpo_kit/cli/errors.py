@@ -15,6 +15,7 @@ from rich.markup import escape
 from grpo_kit.display import console
 from grpo_kit.rewards.tools.loading import MODULE_PREFIX
 from grpo_kit.runs.interrupts import Terminated
+from grpo_kit.runs.texts import drop_functions
 
 USAGE = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 PACKAGE = Path(__file__).parents[1]
@@ -105,6 +106,7 @@ def _complete_message(sentence: str, arguments: Mapping[str, Any]) -> str:
     >>> _complete_message("Run `grpo-kit data` first.", {"name": "mine", "sources": ["t4"]})
     'Run `grpo-kit data -c t4 --run mine` first.'
     """
+    sentence = drop_functions(sentence)
     words = [word for source in arguments.get("sources") or () for word in ("-c", source)]
     if arguments.get("name"):
         words += ["--run", arguments["name"]]

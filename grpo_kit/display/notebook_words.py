@@ -5,6 +5,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.runs.texts import drop_functions
+
 PACKAGE = Path(__file__).parents[1]
 # What does the work of a command in a notebook. For the others the command itself runs in a cell.
 CELLS = {
@@ -49,6 +51,7 @@ def reword(sentence: str) -> str:
     >>> reword("Run `grpo-kit data` first, or use --force (run.force=true).")
     'Run notebook 02_data first, or use `run.force=true` in the field `overrides`.'
     """
+    sentence = drop_functions(sentence)
     for pattern, replace in RULES:
         sentence = re.sub(pattern, replace, sentence)
     return re.sub(r"(^|\. )the (?=cell|field|argument)", r"\1The ", sentence)

@@ -9,7 +9,7 @@ from grpo_kit.display import charts, completions, run_figures, templates
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import load_run_config
-from grpo_kit.runs.texts import format_time
+from grpo_kit.runs.texts import format_time, name_functions
 
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
 
@@ -119,7 +119,7 @@ def read_steps(run: Run) -> list[dict[str, Any]]:
     rows = [row for _, _, row in completions.Tail(run.metrics).new()]
     if not rows:
         run.require_stage("train", "grpo-kit train")
-        raise FileNotFoundError(f"{run.metrics} holds no step. Run `grpo-kit train` first.")
+        raise FileNotFoundError(name_functions(f"{run.metrics} holds no step. Run `grpo-kit train` first."))
     return rows
 
 

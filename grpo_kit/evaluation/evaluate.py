@@ -26,6 +26,7 @@ from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
+from grpo_kit.runs.texts import name_functions
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def compare(run: Run) -> dict[str, Any]:
     if changes := list_differences(stages["before"]["settings"], stages["after"]["settings"]):
         raise ValueError(
             f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), "
-            "which would be part of their difference. Measure both again with `grpo-kit evaluate --force`."
+            "which would be part of their difference. "
+            + name_functions("Measure both again with `grpo-kit evaluate --force`.")
         )
     reports = {name: read_json(run.evaluation / f"{name}.json") for name in ("before", "after")}
     before, after = ({problem["id"]: problem for problem in report["problems"]} for report in reports.values())

@@ -34,6 +34,7 @@ from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json
 from grpo_kit.runs.reading import parse_json, read_lines, remedy_for
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
+from grpo_kit.runs.texts import name_functions
 
 HARD, EASY, UNUSABLE = "too hard", "too easy", "gold cannot be used"
 NOT_TRIED = {"right": 0, "tried": 0, "samples": 0}
@@ -162,7 +163,7 @@ def is_screened(run: Run) -> bool:
     if changed:
         raise ValueError(
             f"{run.path / changed[0]} has changed since the run's prompts were screened, so the screening is out of "
-            "date. Run `grpo-kit screen` again."
+            "date. " + name_functions("Run `grpo-kit screen` again.")
         )
     return True
 

@@ -18,7 +18,7 @@ from grpo_kit.adapters.findings import fatal
 from grpo_kit.config.arguments import as_path
 from grpo_kit.kaggle.kernel import COMPETITION
 from grpo_kit.runs.files import hash_of, write_text
-from grpo_kit.runs.texts import format_time
+from grpo_kit.runs.texts import format_time, name_functions
 
 DAILY_LIMIT = 5
 LISTED_AFTER = 600.0  # seconds; a submission that Kaggle's list does not show by then was never made
@@ -94,7 +94,7 @@ def check_zip(path: Path) -> None:
     for finding in fatal(inspect_submission(path), "send"):
         raise ValueError(
             f"{path} is not submitted: {finding.what} {finding.remedy} "
-            f"`grpo-kit check {path}` shows everything that was found."
+            + name_functions(f"`grpo-kit check {path}` shows everything that was found.")
         )
 
 
@@ -265,7 +265,8 @@ def wait_for_score(client: Any, submission: Submission, say: Say, clock: Callabl
             submission.update("failed", listed[0].ref)
             reason = " ".join((listed[0].error_description or "no reason given").split()).rstrip(".")
             raise RuntimeError(
-                f"Kaggle could not score the zip: {reason}. `grpo-kit check` finds most reasons why its scorer fails."
+                f"Kaggle could not score the zip: {reason}. "
+                + name_functions("`grpo-kit check` finds most reasons why its scorer fails.")
             )
         if not listed and clock() - started > LISTED_AFTER:
             raise RuntimeError(

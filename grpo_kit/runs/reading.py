@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.runs.texts import name_functions
+
 # A stage that is repeated adds to these, or begins them anew; a kill may leave their last line incomplete.
 GROWING = ("metrics.jsonl", "completions.jsonl", "screening.jsonl")
 LARGEST = 1 << 30  # bytes of a file without lines, and of a line: both are held in memory
@@ -23,17 +25,17 @@ ROUND = {
     "pass_rate?": FIGURE, "low?": NUMBER, "high?": NUMBER,
 }  # fmt: skip
 RECORD = "Put back a copy of it, or move the run's folder away and make the run again."
-DATA = "Put back a copy of it, or prepare the data again with `grpo-kit data --force`."
-LOG = "Put back a copy of it, or train again with `grpo-kit train --force`."
-ACCURACY = "Put back a copy of it, or measure again with `grpo-kit evaluate --force`."
-SCREENING = "Put back a copy of it, or screen again with `grpo-kit screen --force`."
+DATA = name_functions("Put back a copy of it, or prepare the data again with `grpo-kit data --force`.")
+LOG = name_functions("Put back a copy of it, or train again with `grpo-kit train --force`.")
+ACCURACY = name_functions("Put back a copy of it, or measure again with `grpo-kit evaluate --force`.")
+SCREENING = name_functions("Put back a copy of it, or screen again with `grpo-kit screen --force`.")
 # {name of a file: (what it holds, what to do when it is damaged)}. A key that ends with `?` may be
 # missing, and `...` stands for each other key.
 FORMS: dict[str, tuple[Any, str]] = {
     "run.json": ({"stages": {...: STAGE}, "config?": str}, RECORD),
     "manifest.json": ({"rows": {...: int}, "dropped": {...: int}, "read": int, "sha256": {...: str}}, DATA),
     "data.jsonl": (ROW, DATA),
-    "dropped.jsonl": ({"source": str, "reason": str, "problem": str}, DATA),
+    "dropped.jsonl": ({"source": str, "line": int, "reason": str, "why": str, "problem": str}, DATA),
     "screened.jsonl": (ROW, SCREENING),
     "left_out.jsonl": (ROW, SCREENING),
     "screening.jsonl": (ROUND, "Remove the lines from there on, or move the file away, which loses its samples."),
@@ -43,6 +45,10 @@ FORMS: dict[str, tuple[Any, str]] = {
     ),
     "completions.jsonl": ({"step": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
     "forecast.json": (dict, "Put back a copy of it, or delete it; only the estimate of the time is lost."),
+    "report.json": (
+        {"words": str, "before": dict, "after": dict},
+        "Put back a copy of it, or delete it and compare again with `grpo-kit evaluate`.",
+    ),
     "before.json": (MEASUREMENT, ACCURACY),
     "after.json": (MEASUREMENT, ACCURACY),
     "score.json": (MEASUREMENT, "Put back a copy of it, or measure again with `grpo-kit score --force`."),
@@ -124,9 +130,9 @@ def check_file(path: Path) -> None:
         read_json(path)
 
 
-def remedy_for(path: Path, again: str = "run the same command again, which makes it anew") -> str:
+def remedy_for(path: Path, again: str = "run the same command again, which makes it anew.") -> str:
     """What to do when this file is damaged."""
-    return FORMS[path.name][1] if path.name in FORMS else f"Put back a copy of it, or move it away and {again}."
+    return FORMS[path.name][1] if path.name in FORMS else f"Put back a copy of it, or move it away and {again}"
 
 
 def _refuse_folder(path: Path) -> None:

@@ -32,6 +32,7 @@ from grpo_kit.runs.files import (
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
 from grpo_kit.runs.places import find_root
 from grpo_kit.runs.reading import GROWING, check_file, read_json, remedy_for
+from grpo_kit.runs.texts import name_functions
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
 Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
@@ -197,19 +198,21 @@ class Run:
         missing = [name for name in (record["wrote"] if record else []) if not (self.path / name).exists()]
         if missing:
             raise FileNotFoundError(
-                f"{self.path / missing[0]}, written by stage {stage!r}, is gone. Run `{command}` to make it again."
+                f"{self.path / missing[0]}, written by stage {stage!r}, is gone. "
+                + name_functions(f"Run `{command}` to make it again.")
             )
         if record is None:
             runs = sorted(path.name for path in self.root.glob("*") if (path / "run.json").is_file())
             others = f" Runs in {self.root}: {', '.join(runs)}." if runs and self.name not in runs else ""
             before = "" if stage == "data" or "data" in stages else "`grpo-kit data` and then "
             raise FileNotFoundError(
-                f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. Run {before}`{command}` first."
-                f"{others}"
+                f"Run {self.name!r} has no finished stage {stage!r} in {self.path}. "
+                + name_functions(f"Run {before}`{command}` first.")
+                + others
             )
         for path in self._find_changed(record):
             if path.is_relative_to(self.path) and path.name not in GROWING:
-                remedy = remedy_for(path, f"run `{command}`, which makes it anew")
+                remedy = remedy_for(path, name_functions(f"run `{command}`, which makes it anew."))
                 raise ValueError(f"{path} {_not_written_by(stage)} {remedy}")
 
     def _find_changed(self, record: dict[str, Any]) -> Iterator[Path]:

@@ -1,10 +1,39 @@
-"""Texts as a person reads them: times on the local clock, and text from outside without control characters."""
+"""Texts as a person reads them: local times, no control characters, and what a command is called in Python."""
 
 import re
 from datetime import datetime
 
 # Control characters but line end and tab, and the marks that turn the direction of the text that follows.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+# {command: the public function that does the same}
+FUNCTIONS = {
+    "data": "prepare_data(config, run)",
+    "screen": "screen(config, run)",
+    "train": "train(config, run, config.grpo.reward_funcs)",
+    "evaluate": "measure(config, run, stage)",
+    "package": "package(config, run)",
+    "check": "check(zip_path, config.policy)",
+    "tune": "tune(config, run, axes)",
+}
+
+
+def name_functions(sentence: str) -> str:
+    """A sentence that recommends commands, with the public functions that do the same for a caller in Python.
+
+    >>> name_functions("Make it again with `grpo-kit data --force`.")
+    'Make it again with `grpo-kit data --force` (in Python: `prepare_data(config, run)` with run.force=true).'
+    """
+    names = [f"`{FUNCTIONS[name]}`" for name in re.findall(r"`grpo-kit (\w+)", sentence) if name in FUNCTIONS]
+    if not names:
+        return sentence
+    force = " with run.force=true" if "--force`" in sentence else ""
+    return f"{sentence.removesuffix('.')} (in Python: {', then '.join(names)}{force})."
+
+
+def drop_functions(message: str) -> str:
+    """A message without what `name_functions` added, for a reader who types commands or runs cells."""
+    return re.sub(r" \(in Python: (?:`[^`]*`|[^`)])*\)", "", message)
 
 
 def format_time(time: str | datetime, form: str = "%Y-%m-%d %H:%M %Z") -> str:

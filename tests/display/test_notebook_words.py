@@ -7,6 +7,7 @@ import pytest
 
 from grpo_kit.display import notebook_words
 from grpo_kit.display.notebook_words import reword
+from grpo_kit.runs.texts import name_functions
 from tests.helpers.settings import ROOT
 
 # What only the command line, or a file that it writes, shows.
@@ -56,6 +57,7 @@ def test_every_cell_that_is_named_exists():
     ("sentence", "words"),
     [
         ("Run `grpo-kit data` and then `grpo-kit train`.", "Run notebook 02_data and then notebook 03_training."),
+        (name_functions("Run `grpo-kit data` first."), "Run notebook 02_data first."),
         ("`grpo-kit train --dry-run` prints them all.", "`notebook.show_settings(config)` prints them all."),
         ("Make it with `grpo-kit calibrate`.", "Make it with `!grpo-kit calibrate` in a cell."),
         ("`pip install --upgrade 'x>=2'`", "`!pip install --upgrade 'x>=2'` in a cell"),

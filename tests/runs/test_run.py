@@ -148,8 +148,12 @@ def test_a_file_where_a_runs_folder_should_be_is_refused(tmp_path):
 
 def test_a_run_without_data_is_told_to_prepare_it_first(tmp_path):
     run = find_run("r", tmp_path)
-    with pytest.raises(FileNotFoundError, match="Run `grpo-kit data` and then `grpo-kit train` first"):
+    with pytest.raises(FileNotFoundError) as caught:
         run.require_stage("train", "grpo-kit train")
+    assert str(caught.value).endswith(
+        "Run `grpo-kit data` and then `grpo-kit train` first (in Python: `prepare_data(config, run)`, then "
+        "`train(config, run, config.grpo.reward_funcs)`)."
+    )
     make_stage(run, {})
     with pytest.raises(FileNotFoundError, match="Run `grpo-kit train` first"):
         run.require_stage("train", "grpo-kit train")

@@ -1,11 +1,13 @@
 """Times are shown on the local clock, and control characters as codes."""
 
+import inspect
 import time
 from datetime import UTC, datetime
 
 import pytest
 
 from grpo_kit.runs import texts
+from grpo_kit.runs.texts import FUNCTIONS, drop_functions, name_functions
 
 
 def test_a_time_is_shown_on_the_local_clock(monkeypatch):
@@ -32,3 +34,27 @@ def test_a_time_is_shown_on_the_local_clock(monkeypatch):
 )
 def test_control_characters_are_shown_as_codes(text, shown):
     assert texts.show_controls(text) == shown
+
+
+def test_a_command_is_named_by_its_function_too_and_one_without_a_function_is_not():
+    sentence = "Run `grpo-kit data --force` and then `grpo-kit evaluate`."
+    named = name_functions(sentence)
+    assert named == (
+        "Run `grpo-kit data --force` and then `grpo-kit evaluate` (in Python: `prepare_data(config, run)`, then "
+        "`measure(config, run, stage)` with run.force=true)."
+    )
+    assert drop_functions(f"It is gone. {named} Then look.") == f"It is gone. {sentence} Then look."
+    assert name_functions("See `grpo-kit plan`.") == "See `grpo-kit plan`."
+
+
+def test_the_functions_that_messages_name_are_public():
+    import grpo_kit
+
+    names = {call.partition("(")[0] for call in FUNCTIONS.values()}
+    assert names < set(grpo_kit.__all__)
+    for call in FUNCTIONS.values():  # the names that the sentence uses are those of the parameters
+        name, _, arguments = call.removesuffix(")").partition("(")
+        parameters = list(inspect.signature(getattr(grpo_kit, name)).parameters.values())
+        given = arguments.split(", ")
+        assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters[len(given) :])
+        assert len(given) <= len(parameters)
