@@ -31,10 +31,13 @@ from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
+from grpo_kit.runs.texts import name_functions
 from grpo_kit.training import train
 from grpo_kit.tuning.outcome import finished_trials, save_result
 from grpo_kit.tuning.space import Axis, parse_search
 
+# What SQLite says of an error of the disk, and the operating system's number for it.
+SQLITE_ERRORS = {"is full": errno.ENOSPC, "disk I/O error": errno.EIO, "readonly database": errno.EROFS}
 OnTrial = Callable[[int, int, str], None]
 
 
@@ -112,12 +115,25 @@ def _name_study(path: Path) -> Iterator[None]:
     except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
         cause = error if isinstance(error, sqlalchemy.exc.DBAPIError) else error.__cause__
         reason = str(getattr(cause, "orig", cause))
-        if "is full" in reason:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        number = next((number for words, number in SQLITE_ERRORS.items() if words in reason), None)
+        if number == errno.EIO:  # also what SQLite says of a quota
+            number = _find_disk_error(path.with_name("room")) or number
+        if number:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise ValueError(
-            f"{path}, which holds the trials of the search, cannot be used ({reason}). Put back a copy of it, or start "
-            "the search again with `grpo-kit tune --force`."
+            f"{path}, which holds the trials of the search, cannot be used ({reason}). "
+            + name_functions("Put back a copy of it, or start the search again with `grpo-kit tune --force`.")
         ) from error
+
+
+def _find_disk_error(path: Path) -> int | None:
+    """The number of the error with which the disk refuses a file at `path`; None where it takes one."""
+    try:
+        write_text(path, "0" * (1 << 16))
+        path.unlink()
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def _search(
