@@ -177,6 +177,7 @@ def show_progress(things: str) -> Callable[..., None]:
 
 def read_rows(run: Run, split: str) -> list[dict[str, Any]]:
     """The problems of `train`, `val` or `test`, one dict each, with `id`, `prompt`, `answer` and `source`."""
+    run.require_stage("data", "grpo-kit data")
     return read_lines(run.data_file(split))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs.metrics import with_current_names
-from grpo_kit.runs.reading import parse_json
+from grpo_kit.runs.reading import check_place, parse_json
 
 # From lowest to highest reward; orange and blue differ for every kind of colour vision.
 REWARD_COLORS = ("#d55e00", "#f0a35e", "#bdbdbd", "#7fb8da", "#0072b2")
@@ -32,6 +32,8 @@ class Tail:
         Raises:
             ValueError: a row is damaged; the next look reports it again.
         """
+        if self.path.exists():
+            check_place(self.path)
         status = self.path.stat() if self.path.exists() else None
         size, inode = (status.st_size, status.st_ino) if status else (0, 0)
         self.rewound = size < self.offset or (self.offset > 0 and inode != self.inode)

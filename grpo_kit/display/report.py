@@ -7,9 +7,10 @@ from typing import Any
 from grpo_kit.config import to_yaml
 from grpo_kit.display import charts, completions, run_figures, templates
 from grpo_kit.runs.files import write_text
+from grpo_kit.runs.reading import remedy_for
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import load_run_config
-from grpo_kit.runs.texts import format_time, name_functions
+from grpo_kit.runs.texts import format_time
 
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
 
@@ -115,11 +116,12 @@ def read_steps(run: Run) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: the run has not taken a step.
+        ValueError: the run is trained, and the file has no step.
     """
     rows = [row for _, _, row in completions.Tail(run.metrics).new()]
     if not rows:
         run.require_stage("train", "grpo-kit train")
-        raise FileNotFoundError(name_functions(f"{run.metrics} holds no step. Run `grpo-kit train` first."))
+        raise ValueError(f"{run.metrics} is damaged: it has no step. {remedy_for(run.metrics)}")
     return rows
 
 

@@ -147,9 +147,12 @@ def _read_train_csv(config: RunConfig) -> list[dict[str, Any]]:
 
 def _training_problems(run: Run) -> set[str]:
     """The run's training problems, by id (a hash of the text) and by text without the suffix that was added."""
-    if not run.data_file("train").is_file():
+    stages = run.stages()
+    if "data" in stages:
+        run.require_stage("data", "grpo-kit data")  # without its rows, trained ones would count as held out
+    elif not run.data_file("train").is_file():
         return set()
-    suffix = run.stages().get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
+    suffix = stages.get("data", {}).get("settings", {}).get("data", {}).get("prompt_suffix", "")
     problems = set()
     for row in read_lines(run.data_file("train")):
         text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]

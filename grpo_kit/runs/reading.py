@@ -63,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: it does not exist.
         ValueError: it is damaged. The message names the file, the line and the remedy.
     """
-    _refuse_folder(path)
+    check_place(path)
     if (size := path.stat().st_size) > LARGEST:
         raise ValueError(f"{path} is damaged: it has {size} bytes, and at most {LARGEST} are read. {remedy_for(path)}")
     return parse_json(path, path.read_bytes())
@@ -80,7 +80,7 @@ def read_lines(path: Path, interrupted: bool = False) -> list[Any]:
         FileNotFoundError: it does not exist.
         ValueError: it is damaged. The message names the file, the line and the remedy.
     """
-    _refuse_folder(path)
+    check_place(path)
     rows = []
     with path.open("rb") as file:
         number = 0
@@ -135,7 +135,15 @@ def remedy_for(path: Path, again: str = "run the same command again, which makes
     return FORMS[path.name][1] if path.name in FORMS else f"Put back a copy of it, or move it away and {again}"
 
 
-def _refuse_folder(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Raise an error that ends with the remedy where one of the run's files is missing, or where it is a folder.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a folder is there.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist. {remedy_for(path)}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a file has to be there. Move it away. {remedy_for(path)}")
 

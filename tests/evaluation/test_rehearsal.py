@@ -105,6 +105,7 @@ def test_rows_used_for_training_are_not_scored(file, untrained):
         }
         for row in rows[:25]
     ]
+    untrained.notes.unlink()  # its record would name another sha256
     write_lines(untrained.data_file("train"), lines)
     assert {p.row["id"] for p in rehearsal.held_out_puzzles(puzzle_config(path), untrained, 999)} == {
         row["id"] for row in rows[25:]
