@@ -33,14 +33,18 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
 
     Raises:
         FileNotFoundError: the run is not trained.
+        ValueError: one of the run's files is damaged.
 
     Example:
         >>> again, differences = reproduce(find_run("mine"))  # doctest: +SKIP
         >>> again.name, differences  # doctest: +SKIP
         ('mine-again', [])
     """
-    run.require_stage("train", "grpo-kit train")
     stages = run.stages()
+    for stage in ("data", "screen", "train"):  # what is compared in the end has to be whole
+        if stage in stages or stage == "train":
+            run.require_stage(stage, f"grpo-kit {stage}")
+    before = _figures(run)
     config = load_run_config(run)
     again = Run(run.root, f"{run.name}-again")
     config = replace(config, run=replace(config.run, name=again.name, force=True))
@@ -57,7 +61,7 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
         first, second = run.data_file(split), again.data_file(split)
         if hash_of(first) != hash_of(second):
             sentences.append(f"the {split} rows differ: {first} and {second}")
-    before, now = _figures(run), _figures(again)
+    now = _figures(again)
     step = next((a["step"] for a, b in zip(before, now) if a != b), None)
     if step is not None or len(before) != len(now):
         sentences.append(f"the metrics differ from step {step or min(len(before), len(now)) + 1} on")

@@ -218,6 +218,8 @@ CASES = [
     ("data/train/data.jsonl", "a folder", "score", r"runs/r/data/train/data\.jsonl is a folder"),
     ("config.yaml", "binary", "reproduce", r"runs/r/config\.yaml is not readable YAML"),
     ("run.json", "a list", "reproduce", r"runs/r/run\.json is damaged: it is a list, not a JSON object"),
+    ("data/train/data.jsonl", "cut", "reproduce", r"runs/r/data/train/data\.jsonl, line \d+, is damaged"),
+    ("metrics.jsonl", "a list", "reproduce", r"runs/r/metrics\.jsonl, line 1, is damaged: it is a list"),
     ("data/train/data.jsonl", "flipped", "calibrate", r"runs/r/data/train/data\.jsonl, line \d+, is damaged"),
     ("data/manifest.json", "empty", "tune", r"runs/r/data/manifest\.json is damaged: it is empty"),
     ("run.json", "cut", "handoff nemo-rl", r"runs/r/run\.json, line \d+, is damaged: it is not JSON"),
