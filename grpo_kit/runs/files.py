@@ -1,6 +1,7 @@
 """Files and folders that are complete or absent, never half written; hashes, and settings compared."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -8,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ import psutil
 
 # `.NAME.PID.partial` is being written, `.NAME.PID.old` is being replaced. Version 0.2.0 left the number out of some.
 LEFTOVER = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.(?P<kind>partial|old)")
+
+ANSWERS_WITHIN = 20.0  # seconds; Google Drive takes some after it was mounted
 
 
 def list_differences(before: Any, now: Any, name: str = "") -> list[str]:
@@ -142,6 +146,33 @@ def _to_plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON.")
+
+
+def stat_in_time(path: Path) -> os.stat_result:
+    """`path.stat()`, for a disk of a network whose process may hang: then every call would wait for ever.
+
+    The call that waits is left behind in a thread that does not keep this process alive.
+
+    Raises:
+        TimeoutError: there was no answer within ANSWERS_WITHIN seconds.
+        OSError: as `path.stat()` raises it.
+    """
+    answers: list[os.stat_result | OSError] = []
+
+    def ask() -> None:
+        try:
+            answers.append(path.stat())
+        except OSError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWERS_WITHIN)
+    if not answers:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {ANSWERS_WITHIN:.0f} s", str(path))
+    if isinstance(answers[0], OSError):
+        raise answers[0]
+    return answers[0]
 
 
 def require_folder(path: Path, remedy: str) -> None:

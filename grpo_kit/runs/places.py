@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from grpo_kit.runs.files import stat_in_time
+
 
 def detect_place(environ: Mapping[str, str] = os.environ) -> str:
     """Where this notebook runs: `colab`, `kaggle` or `local`."""
@@ -20,7 +22,7 @@ def find_drive(filesystem: Path = Path("/")) -> Path | None:
     """
     folder = filesystem / "content/drive/MyDrive"
     try:
-        folder.stat()
+        stat_in_time(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -26,6 +26,7 @@ from grpo_kit.runs.files import (
     list_differences,
     new_folder,
     require_folder,
+    stat_in_time,
     to_json,
     write_text,
 )
@@ -54,6 +55,15 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
             "starting with a letter or digit."
         )
     run = Run(Path(root) if root else find_root(filesystem=filesystem), name)
+    try:
+        stat_in_time(run.notes)
+    except TimeoutError as error:
+        raise OSError(
+            f"{run.root}, the folder of the runs, does not answer ({error.strerror}). Mount its disk again (in Colab, "
+            "run the cell that opens the run), or set GRPO_KIT_ROOT to a folder on another disk."
+        ) from None
+    except OSError:  # it is not there yet, or the next line says what is wrong with it
+        pass
     require_folder(run.path, "Set run.root to the folder that is to hold the runs.")
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") and not run.path.exists():
         earlier = sorted((filesystem / "kaggle/input").glob(f"**/runs/{name}/run.json"))

@@ -1,15 +1,19 @@
 """Run folders are where users look for them, are written completely or not at all, and keep finished work."""
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
+from grpo_kit.runs import files
 from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, write_lines, write_text
-from grpo_kit.runs.places import default_nf4_folder, find_root
+from grpo_kit.runs.places import default_nf4_folder, find_drive, find_root
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.runs.session import describe_run
@@ -352,3 +356,57 @@ def test_what_a_running_process_writes_is_not_cleaned(tmp_path):
         clean_leftovers(tmp_path)
         assert aside.is_dir() and file.is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
+
+
+# A disk that hangs: no call on it ever returns
+
+
+@pytest.fixture(params=["a mount whose process hangs", "a call that waits"])
+def hung(request, tmp_path, monkeypatch):
+    """A root of the machine whose Google Drive never answers; the first kind needs the rights to mount."""
+    monkeypatch.setattr(files, "ANSWERS_WITHIN", 0.3)
+    drive = tmp_path / "content/drive"
+    (drive / "MyDrive").mkdir(parents=True)
+    if request.param == "a call that waits":
+        stat, over = Path.stat, threading.Event()
+        hangs = lambda path, **options: over.wait(60) if path.is_relative_to(drive) else stat(path, **options)  # noqa: E731
+        monkeypatch.setattr(Path, "stat", hangs)
+        yield tmp_path
+        over.set()
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        server = os.open("/dev/fuse", os.O_RDWR)
+    except OSError:
+        pytest.skip("this machine has no FUSE, or the tests may not use it")
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    if libc.mount(b"hung", str(drive).encode(), b"fuse", 0, options) != 0:
+        os.close(server)
+        pytest.skip("this machine lets the tests mount nothing")
+    yield tmp_path
+    os.close(server)  # which ends the calls that wait
+    libc.umount2(str(drive).encode(), 2)
+
+
+def test_a_drive_that_hangs_is_a_sentence_and_no_endless_wait(hung):
+    sentence = (
+        r"Google Drive is mounted but does not answer \(no answer within 0 s\).* it mounts Drive anew\. In a term"
+    )
+    for call in (lambda: find_drive(hung), lambda: find_root({"COLAB_RELEASE_TAG": "x"}, hung)):
+        with pytest.raises(OSError, match=sentence):
+            call()
+
+
+def test_a_run_on_a_disk_that_hangs_is_a_sentence_and_no_endless_wait(hung):
+    root = hung / "content/drive/MyDrive/grpo-kit/runs"
+    sentence = (
+        rf"^{root}, the folder of the runs, does not answer \(no answer within 0 s\)\. Mount its disk again .* set "
+    )
+    with pytest.raises(OSError, match=sentence):
+        find_run("r", root)
+
+
+def test_a_disk_that_answers_is_asked_as_always(tmp_path):
+    assert files.stat_in_time(tmp_path).st_ino == tmp_path.stat().st_ino
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        files.stat_in_time(tmp_path / "nowhere")
