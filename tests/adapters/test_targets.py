@@ -1,10 +1,14 @@
 """Target modules in the spellings that people use, and which modules they mean."""
 
+import json
+
 import pytest
+from typer.testing import CliRunner
 
 from grpo_kit import config
 from grpo_kit.adapters.lora import add_lora, describe_lora
 from grpo_kit.adapters.targets import resolve_targets
+from grpo_kit.cli.main import app
 from grpo_kit.config import Lora
 from grpo_kit.config.schema import split_targets
 from grpo_kit.policy.load import load_policy
@@ -82,3 +86,47 @@ def test_all_linear_of_a_4_bit_policy_leaves_the_routed_experts_out(tmp_path):
     assert text.startswith("LoRA touches 4 of 4 layers and 10 of 11") and "beside the model's 534,116" in text
     names = config.load_config("tiny", "lora.target_modules=all-linear")
     assert not make_trl_config(names, tmp_path).ddp_find_unused_parameters
+
+
+SHORT = [
+    "data.limit=60", "data.test_size=8", "data.val_size=4", "grpo.max_steps=2", "grpo.num_generations=4",
+    "grpo.per_device_train_batch_size=8", "grpo.resample_budget=0", "grpo.mask_truncated_completions=false",
+    "evaluation.batch_size=8",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "saved", "in_4bit"),
+    [
+        ("all-linear", {"q_proj", "in_proj", "shared_experts.up_proj"}, False),
+        ("all-linear", {"q_proj", "in_proj", "shared_experts.up_proj"}, True),
+        (".*[qkvo]_proj", {"q_proj", "k_proj", "v_proj", "o_proj"}, False),
+        (".*[qkvo]_proj", {"q_proj", "k_proj", "v_proj", "o_proj"}, True),
+        (r".*experts\.\d+\.(up|down)_proj", {"experts.0.up_proj", "experts.7.down_proj"}, True),
+    ],
+)
+def test_what_follows_a_training_takes_its_targets(tmp_path, monkeypatch, target, saved, in_4bit):
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "runs"))
+
+    def call(*words):
+        result = CliRunner().invoke(app, [*map(str, words), "--run", "r"])
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        return " ".join(result.output.split())
+
+    four = f"policy.load_in_4bit={str(in_4bit).lower()}"
+    call("data", "-c", "tiny", *SHORT, f"lora.target_modules={target}", four)
+    call("train")
+    names = json.loads((tmp_path / "runs/r/adapter/adapter_config.json").read_text())["target_modules"]
+    assert all(any(name.endswith(ending) or ending.endswith(name) for name in names) for ending in saved), names
+    assert target not in names
+    call("evaluate")
+    call("package", "--out", tmp_path / "x.zip")
+    assert "gap 0)" in call("check", tmp_path / "x.zip")  # logits of the trained policy and of the zip
+    for engine in ("trl", "verl", "nemo-rl"):
+        call("handoff", "--to", engine)
+        files = (tmp_path / f"runs/r/handoff/{engine}").rglob("*")
+        settings = "".join(path.read_text() for path in files if path.suffix in (".yaml", ".py", ".sh"))
+        assert target not in settings and (engine == "trl" or all(name in settings for name in names)), engine
+    call("handoff", "--to", "trl", "--merge", "--out", tmp_path / "merged")
+    assert (tmp_path / "merged/model/model.safetensors").is_file()
