@@ -27,7 +27,7 @@ from grpo_kit import config as configuration
 from grpo_kit.config.arguments import as_texts
 from grpo_kit.evaluation import evaluate
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
-from grpo_kit.runs.files import hash_of, list_differences
+from grpo_kit.runs.files import hash_of, list_differences, write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
