@@ -64,6 +64,7 @@ def submit(
     submission = Submission(path)
     say(f"{path} {submission.tag}")
     if dry_run:
+        submission.read_note()  # a damaged one would stop the submission
         describe_calls(
             say,
             ("competition_submissions", {"competition": COMPETITION}),
@@ -148,11 +149,11 @@ class Submission:
 
     def read_note(self) -> Note | None:
         """The note, None if there is none. Raises ValueError for a damaged one: then nobody knows what was sent."""
-        if not self.note_path.is_file():
+        if not self.note_path.exists():
             return None
         try:
             return Note(**json.loads(self.note_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, RecursionError, IsADirectoryError):
             raise ValueError(
                 f"{self.note_path} is damaged, so nobody knows whether this zip was submitted. Look for {self.tag} in "
                 f"Kaggle's list ({LIST_PAGE}), then delete the file."

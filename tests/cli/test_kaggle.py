@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from grpo_kit.cli.main import app
 from grpo_kit.kaggle import credentials
 from grpo_kit.kaggle.kernel import GPU_LINE
+from grpo_kit.kaggle.submit import Note, Submission
 from grpo_kit.nemotron import base_models
 from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
 from tests.helpers.submissions import submission
+from tests.runs.test_damaged_files import DAMAGES
 
 PRO = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
@@ -113,6 +115,20 @@ def test_a_mistake_is_one_sentence_and_status_2(here, words, says):
     output = call(*words, status=2)
     assert says in output and "Traceback" not in output
     assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "binary", "a list", "a folder", "deleted"])
+def test_a_dry_run_names_a_damaged_zip_or_note_and_leaves_it(here, damage):
+    note = Submission(here / "submission.zip").note_path
+    note.write_text(json.dumps(vars(Note("x", "sent", "2026-11-29T00:00:00+00:00"))))
+    DAMAGES[damage](note)
+    if damage not in ("flipped", "deleted"):  # a flipped byte may be in a text
+        output = call("submit", "submission.zip", "--dry-run", status=2)
+        assert f"{note.name} is damaged, so nobody knows whether this zip was submitted" in output
+        assert "then delete the file" in output and note.exists()
+    DAMAGES[damage](here / "submission.zip")
+    output = call("submit", "submission.zip", "--dry-run", status=2)
+    assert "submission.zip" in output and "Traceback" not in output and not (here / "runs").exists()
 
 
 # --- Push
