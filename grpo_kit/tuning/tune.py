@@ -120,10 +120,12 @@ def _name_study(path: Path) -> Iterator[None]:
             number = _find_disk_error(path.with_name("room")) or number
         if number:
             raise OSError(number, os.strerror(number), str(path)) from error
-        raise ValueError(
-            f"{path}, which holds the trials of the search, cannot be used ({reason}). "
-            + name_functions("Put back a copy of it, or start the search again with `grpo-kit tune --force`.")
-        ) from error
+        raise ValueError(_describe_damage(path, reason)) from error
+
+
+def _describe_damage(path: Path, reason: str) -> str:
+    remedy = name_functions("Put back a copy of it, or start the search again with `grpo-kit tune --force`.")
+    return f"{path}, which holds the trials of the search, cannot be used ({reason}). {remedy}"
 
 
 def _find_disk_error(path: Path) -> int | None:
@@ -147,6 +149,9 @@ def _search(
     if config.run.force:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.db"
+    if path.is_file() and not path.stat().st_size and any(folder.glob("trial_*")):  # SQLite would begin a new one
+        raise ValueError(_describe_damage(path, "it is empty"))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # The run's lock keeps other processes away; SQLite's own locks are missing on some mounted disks.
     place = f"file:{quote(str((folder / 'study.db').absolute()))}?nolock=1&uri=true"

@@ -248,3 +248,15 @@ def test_a_damaged_study_is_named_and_not_written_over(tmp_path, trained, damage
     ):
         tune.tune(config, run, "lora.r=[4,8]", trials=1, steps=1)
     assert hash_of(run.path / "tune/study.db") == before
+
+
+def test_an_emptied_study_is_named_and_not_begun_again(tmp_path):
+    chosen = config.load_config(["tiny"], SMALL)
+    run = find_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    (run.path / "tune/trial_000").mkdir(parents=True)
+    study = run.path / "tune/study.db"
+    study.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^{study}, which holds .* cannot be used \(it is empty\)\. Put back a copy"):
+        tune.tune(chosen, run, "lora.r=[4,8]", trials=1, steps=1)
+    assert study.read_bytes() == b""
