@@ -127,5 +127,6 @@ def make_gold_comparison(verifier: Verifier) -> Callable[[str, str], bool]:
 
 def _judge_boxed(answers: Sequence[str], golds: Sequence[str], verifier: Verifier) -> list[float | None]:
     """What the verifier pays for replies that consist of a box."""
-    replies = [f"\\boxed{{{answer}}}" for answer in answers]
-    return call_reward(verifier, prompts=[""] * len(replies), completions=replies, answer=list(golds))
+    replies = [[{"role": "assistant", "content": f"\\boxed{{{answer}}}"}] for answer in answers]
+    prompts = [[{"role": "user", "content": ""}] for _ in replies]
+    return call_reward(verifier, prompts=prompts, completions=replies, answer=list(golds))
