@@ -4,6 +4,7 @@ Tests have no network. The slowest files run first.
 """
 
 import os
+import signal
 import time
 import types
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is created then keeps that width
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under nohup; tests and their processes are interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

@@ -74,6 +74,7 @@ def test_the_largest_value_fits_and_the_next_one_does_not(preset, device):
         assert fits == ([True, False] if m else [False]), key
 
 
+@pytest.mark.slow
 def test_a_plan_loads_no_library_that_it_does_not_need():
     code = """
 import sys
