@@ -94,7 +94,7 @@ replies = {
     "right": ("7+8=15 4+3+1=8\n</think>\n\\boxed{85}", "85"),
     "right, written differently": ("7+8=15 4+3+1=8\n</think>\n\\boxed{85.0}", "85"),
     "wrong": ("looks like 83\n</think>\n\\boxed{83}", "85"),
-    "no box": ("7+8=15 4+3+1=8\n</think>\nIt is 85.", "85"),
+    "no answer": ("7+8=15 4+3+1=8\n</think>\nI added the ones and the tens.", "85"),
     "right without thinking": ("</think>\n\\boxed{85}", "85"),
     "cut off while thinking": ("7+8=15 4+3+1=", "85"),
     "the reference answer is empty": ("7+8=15 4+3+1=8\n</think>\n\\boxed{85}", ""),

@@ -343,7 +343,7 @@ def test_03_gives_each_failure_mode_the_reward_that_its_text_states(executed_not
         "right": ["1.0", "1.0"],
         "right, written differently": ["1.0", "1.0"],  # 85.0
         "wrong": ["0.0", "1.0"],  # its format is right
-        "no box": ["0.0", "1.0"],
+        "no answer": ["0.0", "1.0"],
         "right without thinking": ["1.0", "0.0"],
         "cut off while thinking": ["0.0", "0.0"],
         "the reference answer is empty": ["None", "1.0"],  # skipped, neither right nor wrong
