@@ -365,7 +365,8 @@ def test_a_file_changed_by_hand_is_noticed(screened, name):
 def test_on_the_command_line(tmp_path, drawn, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "right.py").write_text(
-        "def right_reward(completions, **_):\n    return [float(c[0]['content'] == 'right') for c in completions]\n"
+        "def right_reward(completions, **_):\n"
+        "    return [float(c[0]['content'] == 'right' or 'boxed' in c[0]['content']) for c in completions]\n"
     )
     chosen, run = prepared(tmp_path, [0.5] * 10 + [0.0] * 4, "evaluation.verifier=right.py")
 
