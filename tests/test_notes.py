@@ -109,7 +109,7 @@ def test_the_tables_of_the_page_on_several_gpus_are_what_the_plan_computes(more_
 @pytest.mark.slow
 def test_an_exchange_sends_the_gradients_once_with_2_gpus_and_almost_twice_with_64(more_gpus, monkeypatch):
     monkeypatch.setattr(more_gpus, "waited", lambda: 0.25)
-    gradients = 4 * 16 * 709_952  # float32, r, and in + out of the preset's matrices
+    gradients = 4 * 16 * 571_584  # float32, r, and in + out of the preset's matrices
     for count, times in ((2, 1.0), (8, 1.75), (64, 1.96875)):
         seconds = more_gpus.exchange(more_gpus.planned(count, count), 50.0)
         assert seconds == pytest.approx(0.25 + times * gradients / 50e9, abs=1e-9)

@@ -141,8 +141,9 @@ def _check_scale(fields: dict[str, Any]) -> list[Finding]:
         findings.append(Finding("alpha-odd", WARNING, what, f"vLLM scales by {scale:.3g}.", remedy))
     if rslora:
         what = "use_rslora is set: the update is scaled by lora_alpha / sqrt(r)."
+        does = "vLLM scales it in the same way, except routed experts, which get lora_alpha / r."
         remedy = "Make sure that it was trained with rank-stabilised LoRA."
-        findings.append(Finding("rslora", WARNING, what, "vLLM scales it in the same way.", remedy))
+        findings.append(Finding("rslora", WARNING, what, does, remedy))
     return findings
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from grpo_kit.adapters import scorer
 from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
@@ -106,6 +107,26 @@ def describe_lora(model: Any) -> str:
     return (
         f"LoRA touches {len(touched)} of {len(layers)} layers and {len(adapted)} of {len(adapted) + len(plain)} linear "
         f"modules; it trains {trained:,} parameters beside the model's {total:,} ({trained / total:.2%})"
+    )
+
+
+def describe_dropped(model: Any) -> str:
+    """One sentence on the share of a model's LoRA that the challenge's scorer would drop; "" if it would drop nothing.
+
+    Args:
+        model: from `add_lora`.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, value in model.named_parameters():
+        if ".lora_" in name:
+            shapes.setdefault(name.partition(".lora_")[0], []).append(tuple(value.shape))
+    used, total = scorer.count_used(shapes)
+    if used == total:
+        return ""
+    share = scorer.percent(total - used, total)
+    return (
+        f"The challenge's scorer ({scorer.ENGINE}) drops a LoRA on shared experts, {share} of the parameters that this "
+        f"run trains; for the challenge set lora.target_modules=[{','.join(scorer.USED)}]."
     )
 
 

@@ -36,9 +36,10 @@ class Measurement:
     Attributes:
         stage: name of the stage in `run.json` and of the file `evaluation/<stage>.json`.
         adapter: folder of the adapter to load; None measures the base policy.
-        source: the file that `adapter` was unpacked from, recorded as read instead of the folder; None for a folder.
+        source: the file that `adapter` was unpacked from, recorded as read instead of it; None if there is none.
         problems: the problems to ask; None asks those of `evaluation.sets`.
         settings: how to sample and judge; None takes the run's `evaluation` section.
+        engine: the engine whose way of loading `adapter` is imitated, recorded with the settings; "" for none.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Measurement:
     source: Path | None = None
     problems: list[Problem] | None = None
     settings: Evaluation | None = None
+    engine: str = ""
 
 
 def measure(
@@ -160,6 +162,8 @@ def run_measurement(
         "verifier": fingerprint(verifier),
         "sets": problem_sets.hash_sets(config) if problems is None else problem_sets.hash_problems(problems),
     }
+    if measurement.engine:
+        settings["engine"] = measurement.engine
     reads = [run.manifest, *([measurement.source or adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):

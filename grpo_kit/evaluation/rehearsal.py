@@ -1,18 +1,20 @@
 """Rehearse the challenge's scorer: its prompt, template, token limits and latest metric (v15) on its training rows.
 
 The puzzles are those rows of the competition's train.csv that the run was not trained on, sampled by the run's seed,
-each family in proportion. A rehearsed score does not predict the score on the hidden puzzles, nor what another version
-of vLLM answers on another card.
+each family in proportion. A LoRA that the scorer drops is left out. A rehearsed score does not predict the score on the
+hidden puzzles, nor what another version of vLLM answers on another card.
 """
 
 import hashlib
 import random
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.adapters import scorer
 from grpo_kit.adapters.findings import fatal
 from grpo_kit.config import RunConfig
 from grpo_kit.config.protocols import CHALLENGE_SUFFIX, PROTOCOLS
@@ -25,7 +27,7 @@ from grpo_kit.policy.load import base_model_name
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
-from grpo_kit.submission import inspect_zip
+from grpo_kit.submission import inspect_zip, output_check
 
 RECIPE, COLUMNS = "nemotron_challenge", ("id", "prompt", "answer")
 VERIFIER = PROTOCOLS["challenge"].evaluation["verifier"]  # its default `version` is the scorer's latest
@@ -66,13 +68,18 @@ def rehearse_score(
     verifier = load_reward(VERIFIER)
     if zip_path is None:
         run.require_stage("train", "grpo-kit train")
-        measurement = replace(measurement, adapter=run.adapter, problems=held_out_puzzles(config, run, num_puzzles))
-        return run_measurement(config, run, measurement, verifier, progress)
-    with tempfile.TemporaryDirectory() as folder:
-        _refuse_fatal_zip(zip_path, base_model_name(config.policy))
-        inspect_zip.unpack_adapter(zip_path, Path(folder))
-        problems = held_out_puzzles(config, run, num_puzzles)
-        measurement = replace(measurement, adapter=Path(folder), source=zip_path, problems=problems)
+    with tempfile.TemporaryDirectory() as unpacked, tempfile.TemporaryDirectory() as scored:
+        if zip_path is None:
+            measurement = replace(measurement, adapter=run.adapter)
+        else:
+            _refuse_fatal_zip(zip_path, base_model_name(config.policy))
+            inspect_zip.unpack_adapter(zip_path, Path(unpacked))
+            measurement = replace(measurement, adapter=Path(unpacked), source=zip_path)
+        if use := output_check.copy_as_scored(measurement.adapter, Path(scored)):
+            warnings.warn(f"{use} The score is measured without what it drops.", stacklevel=2)
+            source = measurement.source or measurement.adapter
+            measurement = replace(measurement, adapter=Path(scored), source=source, engine=scorer.ENGINE)
+        measurement = replace(measurement, problems=held_out_puzzles(config, run, num_puzzles))
         return run_measurement(config, run, measurement, verifier, progress)
 
 

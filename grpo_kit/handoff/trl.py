@@ -137,6 +137,6 @@ def _not_carried(bundle: Bundle) -> list[str]:
         )
     if "out_proj" in " ".join(bundle.target_modules):
         sentences.append(
-            "PEFT refuses a LoRA on Mamba's out_proj; this run had one, with the fused kernel switched off."
+            "PEFT refuses a LoRA on Mamba's out_proj; `train.py` switches off this check and that fused kernel."
         )
     return sentences

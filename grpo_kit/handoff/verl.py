@@ -156,6 +156,11 @@ def _not_carried(bundle: Bundle) -> list[str]:
         f"{bundle.completions_per_step} completions evenly. Memory and parallelism were not computed. It was not tried "
         "whether verl and vLLM accept this model and its LoRA.",
     ]
+    if "out_proj" in " ".join(bundle.target_modules):
+        sentences.append(
+            "verl loads the adapter by PEFT, which refuses a LoRA on Mamba's out_proj. Train a run for verl with "
+            "lora.target_modules=[in_proj,q_proj,k_proj,v_proj,o_proj]."
+        )
     rewards = zip(bundle.rewards(), config.grpo.reward_weights)
     _, *others = (f"{name} (weight {weight})" for (_, name), weight in rewards)
     if others:

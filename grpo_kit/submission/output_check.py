@@ -1,17 +1,20 @@
 """Check of a submission's outputs: the logits of a few prompts, compared with the base's and the trained policy's.
 
-Only this proves a zip: loaded onto a fresh base, its outputs must differ from the base's, and equal the logits that
-were saved while the trained policy was still in memory.
+Only this proves a zip: loaded onto a fresh base, its outputs must equal the logits that were saved while the trained
+policy was still in memory. Without the pairs that the scorer drops, they must still differ from the base's.
 """
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.adapters import scorer
 from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE, read_adapter_config
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, fatal
 from grpo_kit.adapters.names import parse_lora_key, published_name
+from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.config import Policy
 from grpo_kit.config.arguments import as_path
 from grpo_kit.config.schema import require_policy
@@ -77,8 +80,10 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
     model, tokenizer = load_policy(policy)
     prompts = _read_probe(probe) if probe and probe.is_file() else _default_prompts(tokenizer, policy.enable_thinking)
     base = _last_logits(model, prompts)
-    submitted = _last_logits(_attach_submission(model, path), prompts)
-    change = (submitted - base).abs().max().item()
+    attached = _attach_submission(model, path)
+    submitted = _last_logits(attached, prompts)
+    scored = _last_logits(attached, prompts) if _zero_dropped(attached) else submitted
+    change = (scored - base).abs().max().item()
     # What rounding alone would change: an adapter of zeros changes logits by a few units in the last place.
     noise = 10 * torch.finfo(getattr(torch, policy.dtype)).eps * base.abs().max().item()
     if not change > noise:  # NaN too
@@ -88,6 +93,14 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
     else:
         what = f"The outputs differ from the base model's (largest logit change {change:.3g})."
         findings = [Finding("outputs-moved", OK, what)]
+    if (lost := (submitted - scored).abs().max().item()) > 0:
+        whole = (submitted - base).abs().max().item()
+        what = f"Without the LoRA on shared experts the outputs change (largest logit gap {lost:.3g}; with it they "
+        what += f"differ from the base's by {whole:.3g})."
+        does = f"{scorer.ENGINE} answers without it. Whether Kaggle patched its copy is unknown."
+        remedy = f"Train {', '.join(scorer.USED)} instead; these count in every copy."
+        findings.append(Finding("outputs-dropped", WARNING, what, does, remedy))
+        change = whole
     if "trained" not in prompts:
         what = "The outputs were not compared with a trained policy's."
         remedy = "`grpo-kit check FILE.zip --run NAME` compares them."
@@ -100,6 +113,42 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
     what = f"The outputs are not the trained policy's (largest logit gap {gap:.2g}; training changed {change:.2g})."
     does, remedy = "vLLM scores something that was not trained.", "Pack the run's adapter again with grpo-kit package."
     return [*findings, Finding("outputs-differ", FATAL, what, does, remedy)]
+
+
+def copy_as_scored(folder: Path, target: Path) -> str:
+    """Copy an adapter with its dropped pairs set to zero, so that a measurement answers as the scorer does.
+
+    Args:
+        folder: an adapter's two files.
+        target: an empty folder.
+
+    Returns:
+        The sentence of `scorer.describe_use`; "" if the scorer uses everything: then nothing is written.
+    """
+    from safetensors.torch import load_file, save_file
+
+    entries = read_header(folder / TENSORS_FILE)
+    used, total = scorer.count_used({key: [entry.shape] for key, entry in entries.items()})
+    if used == total:
+        return ""
+    tensors = load_file(folder / TENSORS_FILE)
+    for key, tensor in tensors.items():
+        if scorer.is_dropped(key) and ".lora_B" in key:
+            tensor.zero_()
+    save_file(tensors, target / TENSORS_FILE)
+    shutil.copyfile(folder / CONFIG_FILE, target / CONFIG_FILE)
+    return scorer.describe_use(used, total)
+
+
+def _zero_dropped(model: Any) -> bool:
+    """Set the lora_B that the scorer drops to zero; False if there is none."""
+    import torch
+
+    dropped = [value for name, value in model.named_parameters() if ".lora_B." in name and scorer.is_dropped(name)]
+    with torch.no_grad():
+        for value in dropped:
+            value.zero_()
+    return bool(dropped)
 
 
 def _attach_submission(model: Any, path: Path) -> Any:

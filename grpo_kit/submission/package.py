@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from grpo_kit.adapters import low_rank
+from grpo_kit.adapters import low_rank, scorer
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import STACKED, Pair, join_pairs, read_pairs
 from grpo_kit.config import RunConfig, to_yaml
@@ -143,7 +143,11 @@ def pack_folders(
             f"{len(added)} pairs of zeros were added, because the scorer fails if a layer has only some of its experts"
         )
         pairs |= added
-    write_zip(plan_zip(reduce_ranks(pairs, losses), known_base or str(base), modules, dtype, ranks), out, progress)
+    plan = plan_zip(reduce_ranks(pairs, losses), known_base or str(base), modules, dtype, ranks)
+    write_zip(plan, out, progress)
+    if modules:
+        shapes = {pair.name: plan.shapes_of(pair) for pair in plan.pairs}
+        notes.append(scorer.describe_use(*scorer.count_used(shapes)))
     if losses:
         worst = sorted(losses, key=lambda name: (-losses[name], name))
         notes.append(

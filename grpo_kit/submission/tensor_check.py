@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+from grpo_kit.adapters import scorer
 from grpo_kit.adapters.adapter_config import AdapterConfig
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable, printable_list
 from grpo_kit.adapters.names import parse_lora_key, published_name
@@ -64,14 +65,15 @@ def check_tensors(
     """
     halves, findings = _place_tensors(entries, modules)
     findings += [*_check_complete(halves, config, modules), *_check_shapes(halves, config, modules)]
-    findings += [*_check_experts(halves, modules), *_check_types(entries)]
+    findings += [*_check_experts(halves, modules), *_check_scale(halves, config), *_check_types(entries)]
+    findings += _check_use(halves)
     if not entries:
         what = "adapter_model.safetensors holds no tensor."
         findings.append(Finding("no-tensors", FATAL, what, "The score is the base's.", "Train first."))
     elif not any(finding.severity == FATAL for finding in findings):
         parameters = sum(math.prod(entry.shape) for entry in entries.values())
         what = f"{len(halves):,} LoRA tensors, {parameters:,} parameters: names and shapes are the base's."
-        findings.append(Finding("tensors", OK, what, "vLLM loads them."))
+        findings.append(Finding("tensors", OK, what, scorer.describe_use(*_count_used(halves))))
     return halves, findings
 
 
@@ -187,6 +189,41 @@ def _check_experts(halves: Halves, modules: Modules) -> list[Finding]:
         what = f"Routed experts of one layer have several shapes: {printable_list(mixed)}."
         findings.append(Finding("experts-ranks", FATAL, what, does, PAD))
     return findings
+
+
+def _check_scale(halves: Halves, config: AdapterConfig) -> list[Finding]:
+    """A finding where routed experts were trained with rsLoRA's scale, which the scorer does not give them."""
+    if not config.fields.get("use_rslora") or not any(scorer.is_routed(name) for name, _ in halves):
+        return []
+    what = "use_rslora is set, and routed experts have a LoRA."
+    does = f"{scorer.ENGINE} scales routed experts by lora_alpha / r, not by lora_alpha / sqrt(r): too weakly."
+    remedy = "Pack it with grpo-kit package, which multiplies the scale into lora_B."
+    return [Finding("rslora-experts", FATAL, what, does, remedy)]
+
+
+def _count_used(halves: Halves) -> tuple[int, int]:
+    """The parameters that the scorer uses, and all."""
+    shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for (name, _), (_, entry) in halves.items():
+        shapes[name].append(entry.shape)
+    return scorer.count_used(shapes)
+
+
+def _check_use(halves: Halves) -> list[Finding]:
+    """A finding where the scorer drops pairs; fatal where it drops all."""
+    used, total = _count_used(halves)
+    if used == total:
+        return []
+    if not used:
+        what = "Every LoRA pair is on shared experts: nothing is left for the scorer."
+        does = f"{scorer.ENGINE} drops a LoRA on shared experts without a message: the score is the base's."
+        remedy = f"Train {', '.join(scorer.USED)} instead."
+        return [Finding("nothing-used", FATAL, what, does, remedy)]
+    share = scorer.percent(total - used, total)
+    what = f"{total - used:,} of {total:,} LoRA parameters ({share}) are on shared experts."
+    does = f"{scorer.describe_use(used, total)} Whether Kaggle patched its copy is unknown."
+    remedy = f"Train {', '.join(scorer.USED)} instead; these count in every copy."
+    return [Finding("partly-used", WARNING, what, does, remedy)]
 
 
 def _check_shapes(halves: Halves, config: AdapterConfig, modules: Modules) -> list[Finding]:

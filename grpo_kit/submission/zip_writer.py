@@ -34,6 +34,11 @@ class Plan(NamedTuple):
     dtype: torch.dtype
     config: dict[str, Any]
 
+    def shapes_of(self, pair: Pair) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The shapes of A and B as they are written."""
+        rank, (out, inside) = self.ranks[pair.name], pair.shape
+        return (rank, inside), (out, rank)
+
 
 def plan_zip(
     pairs: Mapping[str, Pair], base: str, modules: Modules | None, dtype: str | None = None, ranks: str = "pad"
@@ -110,9 +115,8 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
     dtype = DTYPES[str(plan.dtype).removeprefix("torch.")]
     entries = {}
     for pair in plan.pairs:
-        rank, (out, inside) = plan.ranks[pair.name], pair.shape
-        entries[f"base_model.model.{pair.name}.lora_A.weight"] = (dtype, (rank, inside))
-        entries[f"base_model.model.{pair.name}.lora_B.weight"] = (dtype, (out, rank))
+        for half, shape in zip("AB", plan.shapes_of(pair)):
+            entries[f"base_model.model.{pair.name}.lora_{half}.weight"] = (dtype, shape)
     with new_file(path) as aside, zipfile.ZipFile(aside, "w") as archive, one_thread():
         config = json.dumps(plan.config, indent=2, sort_keys=True) + "\n"
         archive.writestr(_zip_entry(CONFIG_FILE, zipfile.ZIP_DEFLATED), config)

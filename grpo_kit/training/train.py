@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit.adapters.lora import add_lora, describe_lora
+from grpo_kit.adapters.lora import add_lora, describe_dropped, describe_lora
 from grpo_kit.config import RunConfig
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
@@ -160,6 +160,8 @@ def make_trainer(
     model, tokenizer = policy or load_policy(config.policy)
     activity.announce("preparing the trainer")
     model = add_lora(model, config.lora, config.run.seed)
+    if (dropped := describe_dropped(model)) and processes.is_first():
+        warnings.warn(dropped, stacklevel=2)
     rows = training_rows(config, run, tokenizer, stage.screened, stage.parts)
     recorder = CompletionRecorder(run.completions, reward_funcs)
     trainer = _build_trainer(stage, model, tokenizer, rows, recorder.watched, vllm)

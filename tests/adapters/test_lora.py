@@ -35,15 +35,25 @@ def test_every_target_module_and_no_other_gets_a_lora(lora_model):
         if ".lora_" in n
     }
     assert names == {
-        "model.layers.0.mixer.in_proj",
-        *(f"model.layers.{i}.mixer.shared_experts.{p}_proj" for i in (1, 3) for p in ("up", "down")),
+        *(f"model.layers.0.mixer.{p}_proj" for p in ("in", "out")),
         *(f"model.layers.2.mixer.{p}_proj" for p in "qkvo"),
     }
 
 
+def test_the_presets_train_only_what_the_scorer_uses_and_shared_experts_are_counted(lora_model):
+    assert lora.describe_dropped(lora_model[0]) == ""
+    targets = config.Lora(target_modules=["q_proj", "shared_experts.up_proj"], r=4)
+    model = lora.add_lora(load_policy(config.Policy())[0], targets, 0)
+    shapes = [(n, p.numel()) for n, p in model.named_parameters() if "lora_" in n]
+    dropped, total = sum(size for name, size in shapes if ".shared_experts." in name), sum(size for _, size in shapes)
+    sentence = lora.describe_dropped(model)
+    assert 0 < dropped < total and f"shared experts, {100 * dropped / total:.0f} % of the parameters" in sentence
+    assert "lora.target_modules=[in_proj,out_proj,q_proj,k_proj,v_proj,o_proj]" in sentence
+
+
 def test_only_lora_is_trained_and_in_float32(lora_model):
     trained = {n: p.dtype for n, p in lora_model[0].named_parameters() if p.requires_grad}
-    assert len(trained) == 18 and set(trained.values()) == {torch.float32} and all("lora_" in n for n in trained)
+    assert len(trained) == 12 and set(trained.values()) == {torch.float32} and all("lora_" in n for n in trained)
 
 
 def test_the_seed_determines_the_first_lora_weights():

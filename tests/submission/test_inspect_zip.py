@@ -56,6 +56,7 @@ def cast(dtype):
 
 
 to_zero, B = (lambda value: value * 0), "lora_B"
+SHARED = ["shared_experts.up_proj", "shared_experts.down_proj"]
 MAC = {"__MACOSX/._adapter_config.json": b"\0\5\26\7"}
 
 FATAL = {  # change to a sound submission: (arguments of `submission`, code of the finding)
@@ -249,6 +250,8 @@ FATAL = {  # change to a sound submission: (arguments of `submission`, code of t
     ),
     "rank 0 tensors": ({"edit": change_tensors(containing("q_proj.lora_A"), lambda v: v[:0])}, "zero-size"),
     "an empty w3": ({"edit": add_tensor(KEY + "1.mixer.experts.w3.lora_A.weight", (0, 128))}, "keys-fused"),
+    "shared experts alone": ({"change": {"target_modules": SHARED}}, "nothing-used"),
+    "rsLoRA on routed experts": ({"change": {"use_rslora": True}}, "rslora-experts"),
     # values
     "NaN": ({"edit": change_tensors(containing("q_proj.lora_A"), lambda v: v * np.float32("nan"))}, "not-finite"),
     "one infinity": (
@@ -329,7 +332,8 @@ WARNING = {  # changes after which a submission still loads: (arguments of `subm
     "other alphas by pattern": ({"change": {"alpha_pattern": {"q_proj": 2}}}, "alpha-pattern"),
     "a strong alpha": ({"change": {"lora_alpha": 512}}, "alpha-odd"),
     "a weak alpha": ({"change": {"lora_alpha": 0.01}}, "alpha-odd"),
-    "rsLoRA": ({"change": {"use_rslora": True}}, "rslora"),
+    "rsLoRA": ({"change": {"use_rslora": True, "target_modules": ["q_proj", "in_proj"]}}, "rslora"),
+    "shared experts beside others": ({"change": {"target_modules": [*SHARED, "q_proj"]}}, "partly-used"),
     "not for inference": ({"change": {"inference_mode": False}}, "inference-mode"),
     "no inference_mode": ({"change": {"inference_mode": ...}}, "inference-mode"),
     "no peft_type": ({"change": {"peft_type": ...}}, "peft-type-missing"),
@@ -374,7 +378,6 @@ SOUND = {
     "transformers' names": {"root": "model."},
     "with the head": {"change": {"target_modules": [*ALL, "lm_head"]}},
     "attention alone": {"change": {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}},
-    "shared experts alone": {"change": {"target_modules": ["shared_experts.up_proj", "shared_experts.down_proj"]}},
     "rank 32": {"change": {"r": 32, "lora_alpha": 32}},
     "rank 1": {"change": {"r": 1, "lora_alpha": 1.5}},
     "the bare config": {
@@ -436,7 +439,19 @@ def test_a_submission_that_loads_but_looks_odd_gets_a_warning(tmp_path, name):
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_submission_gets_no_warning(tmp_path, name):
     findings = inspect(submission(tmp_path / "submission.zip", **SOUND[name]))
-    assert codes(findings) == ["base-tiny", "archive", "tensors", "values"], findings
+    shared = name not in ("attention alone", "two targets")  # these have no shared experts, which the scorer drops
+    assert codes(findings) == ["base-tiny", *["partly-used"] * shared, "archive", "tensors", "values"], findings
+
+
+def test_what_the_scorer_drops_is_counted_in_parameters_and_percent(tmp_path):
+    """q_proj of the tiny policy is (128, 128), its shared expert (64, 128) and (128, 64): A and B of rank 4."""
+    findings = inspect(submission(tmp_path / "a.zip", {"target_modules": ["q_proj", *SHARED]}))
+    modules = base_models.lora_modules("tiny")
+    shared = sum(4 * sum(shape) for name, shape in modules.items() if ".shared_experts." in name)
+    (finding,) = [finding for finding in findings if finding.code == "partly-used"]
+    total, share = shared + 1024, f"{100 * shared / (shared + 1024):.0f} %"
+    assert finding.what == f"{shared:,} of {total:,} LoRA parameters ({share}) are on shared experts."
+    assert f"uses 1,024 of {total:,}" in finding.scorer and "in_proj, out_proj" in finding.remedy
 
 
 def test_missing_tensors_are_found_when_targets_are_a_simple_expression(tmp_path):
@@ -532,7 +547,8 @@ def test_a_complete_adapter_of_the_30b_model_is_sound(tmp_path):
     for edit, targets, count in ((remove("lm_head"), ALL, "12,008"), (dict, [*ALL, "lm_head"], "12,010")):
         findings = inspect(edit, targets)
         assert (
-            codes(findings) == ["archive", "base", "tensors", "values"] and f"{count} LoRA tensors" in findings[2].what
+            codes(findings) == ["partly-used", "archive", "base", "tensors", "values"]
+            and f"{count} LoRA tensors" in findings[3].what
         )
     missing, partial = [f for f in inspect(remove("lm_head", ".experts.127."), ALL) if f.severity == "fatal"]
     assert (

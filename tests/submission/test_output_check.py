@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from grpo_kit import config
 from grpo_kit.adapters.findings import fatal
-from grpo_kit.submission import output_check, package
+from grpo_kit.submission import inspect_zip, output_check, package
 from tests.helpers.submissions import ALL, CONFIG, TENSORS, submission
 
 
@@ -34,6 +34,11 @@ def repack_zip(path, config_change=None, tensors=None):
     return path
 
 
+def zip_tensors(path):
+    with zipfile.ZipFile(path) as archive:
+        return load(archive.read(TENSORS))
+
+
 def codes(findings, *severities):
     return [finding.code for finding in findings if not severities or finding.severity in severities]
 
@@ -48,6 +53,32 @@ def test_the_trained_adapter_passes_every_check(packed):
     findings = output_check.check_submission(path, policy, probe)
     assert codes(findings, "ok") == ["archive", "tensors", "values", "outputs-moved", "outputs-equal"], findings
     assert codes(findings, "warning", "fatal") == ["base-tiny"] and sorted(path.parent.iterdir()) == before
+
+
+def test_what_the_scorer_drops_is_left_out_of_the_proof_and_its_effect_is_named(tmp_path):
+    """An adapter on q_proj and shared experts answers like q_proj's alone, and its warning says by how much."""
+    shared = ["shared_experts.up_proj", "shared_experts.down_proj"]
+    path = submission(tmp_path / "a.zip", {"target_modules": ["q_proj", *shared]})
+    findings = {finding.code: finding for finding in output_check.check_submission(path)}
+    alone = submission(tmp_path / "b.zip", {"target_modules": ["q_proj"]})
+    repack_zip(alone, tensors=lambda t: {k: v for k, v in zip_tensors(path).items() if k in t})
+    (moved,) = [f for f in output_check.check_submission(alone) if f.code == "outputs-moved"]
+    assert findings["outputs-moved"].what == moved.what and "outputs-dropped" in findings
+    assert findings["outputs-dropped"].severity == "warning" and "largest logit gap" in findings["outputs-dropped"].what
+    only = submission(tmp_path / "c.zip", {"target_modules": shared})
+    assert codes(output_check.check_submission(only), "fatal") == ["nothing-used"]
+
+
+def test_a_copy_as_scored_has_zeros_in_place_of_what_is_dropped(tmp_path):
+    for name, targets, used in (("a", ["q_proj", "shared_experts.up_proj"], "uses 1,024 of "), ("b", ["q_proj"], "")):
+        (tmp_path / name / "copy").mkdir(parents=True)
+        path = submission(tmp_path / f"{name}.zip", {"target_modules": targets})
+        inspect_zip.unpack_adapter(path, tmp_path / name)
+        assert used in (sentence := output_check.copy_as_scored(tmp_path / name, tmp_path / name / "copy"))
+        assert bool(sentence) == bool(used) == (tmp_path / name / "copy" / CONFIG).is_file()
+    copy = load((tmp_path / "a" / "copy" / TENSORS).read_bytes())
+    zero = {key for key, tensor in copy.items() if not tensor.any()}
+    assert zero == {key for key in copy if "shared_experts" in key and "lora_B" in key} != set()
 
 
 def test_without_a_run_a_zip_is_compared_only_with_its_base(packed):
