@@ -223,6 +223,7 @@ def package(
     dtype: options.Dtype = None,
     ranks: options.Ranks = "pad",
     stacked: options.Stacked = "auto",
+    only_used: options.OnlyUsed = False,
 ) -> None:
     """Write the trained adapter as submission.zip, or convert one that was trained elsewhere."""
     if name and adapters:
@@ -235,7 +236,7 @@ def package(
     if not _is_dry_run(dry_run, config, run, reads, [out or run.submission]):
         names_base = bool(sources) or any(word.startswith("policy.model=") for word in overrides or ())
         base = config.policy if names_base else None
-        path = stages.package_adapter(config, run, out, adapters or [], base, dtype, ranks, stacked)
+        path = stages.package_adapter(config, run, out, adapters or [], base, dtype, ranks, stacked, only_used)
         console.print_next(["check", str(path), *(() if adapters else ("--run", run.name))])
 
 

@@ -72,6 +72,7 @@ Ranks = Annotated[str, typer.Option(help="for several ranks: pad to one rank, or
 Stacked = Annotated[
     str, typer.Option(help="layout of a lora_B with all experts: auto, rank-first (PEFT) or expert-first (Unsloth)")
 ]
+OnlyUsed = Annotated[bool, typer.Option("--only-used", help="leave out the pairs that the challenge's scorer drops")]
 
 # handoff
 Engine = Annotated[str, typer.Option("--to", help="nemo-rl, verl or trl")]

@@ -72,6 +72,7 @@ def package_adapter(
     dtype: str | None = None,
     ranks: str = "pad",
     stacked: str = "auto",
+    only_used: bool = False,
 ) -> Path:
     """Package the run's adapter, or `adapters` from elsewhere for the policy `base`; returns the path of the zip."""
     from grpo_kit.policy.load import base_model_name
@@ -86,7 +87,7 @@ def package_adapter(
     model = base_model_name(base) if base else None
     with console.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
         path = package.package_adapter(
-            config, run, zip_path, adapters, model, dtype, ranks, stacked, notes.append, show
+            config, run, zip_path, adapters, model, dtype, ranks, stacked, only_used, notes.append, show
         )
     for note in notes:
         console.out.print(f"         {escape(note)}")

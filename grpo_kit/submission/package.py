@@ -38,6 +38,7 @@ def package_adapter(
     dtype: str | None = None,
     ranks: str = "pad",
     stacked: str = "auto",
+    only_used: bool = False,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -56,6 +57,7 @@ def package_adapter(
         dtype: `float32`, `float16` or `bfloat16`; None keeps the tensors' own.
         ranks: `pad` pads several ranks to one; `pattern` declares them in rank_pattern.
         stacked: how stacks of experts are laid out (see `layouts.read_pairs`).
+        only_used: leave out the pairs that the scorer drops (`adapters/scorer.py`).
         say: called with a sentence for each thing that was converted, and what that lost.
         progress: called with (written modules, all modules).
 
@@ -78,7 +80,7 @@ def package_adapter(
     require_config_and_run(config, run)
     started, out = time.monotonic(), as_path("out", out or run.submission)
     folders = [Path(folder) for folder in as_texts("adapters", adapters, '["FOLDER"]')]
-    settings = {"dtype": dtype, "ranks": ranks, "stacked": stacked}
+    settings = {"dtype": dtype, "ranks": ranks, "stacked": stacked} | ({"only_used": True} if only_used else {})
     if folders:
         notes = pack_folders(folders, base, out, **settings, progress=progress)
     else:
@@ -102,6 +104,7 @@ def pack_folders(
     dtype: str | None = None,
     ranks: str = "pad",
     stacked: str = "auto",
+    only_used: bool = False,
     progress: Progress | None = None,
 ) -> list[str]:
     """Write the adapters of `folders` as one zip; the arguments are those of `package_adapter`.
@@ -138,6 +141,13 @@ def pack_folders(
         adapters.append(pairs)
         notes += [f"{source.folder}: {remark}" for remark in remarks]
     pairs = join_adapters(adapters)
+    if only_used:
+        pairs = {name: pair for name, pair in pairs.items() if not scorer.is_dropped(name)}
+        if not pairs:
+            raise ValueError(
+                f"{' and '.join(map(str, folders))} has LoRA pairs on shared experts only, and the scorer "
+                f"({scorer.ENGINE}) drops these, so --only-used leaves nothing. Train {', '.join(scorer.USED)}."
+            )
     if modules and (added := missing_experts(pairs, modules)):
         notes.append(
             f"{len(added)} pairs of zeros were added, because the scorer fails if a layer has only some of its experts"

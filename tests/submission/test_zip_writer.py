@@ -175,6 +175,17 @@ def test_a_rank_above_the_scorers_limit_is_cut_and_the_loss_is_reported(tmp_path
     assert "2 modules were cut to rank 32" in cut and len(worst) == 2 and worst[0].endswith((Q, UP))
 
 
+def test_pairs_that_the_scorer_drops_can_be_left_out(tmp_path):
+    source = write_adapter(tmp_path / "a", halves(Q, 4) | halves(UP, 4, 1))
+    notes = package.pack_folders([source], None, tmp_path / "z.zip", only_used=True)
+    _, packed = read_zip(tmp_path / "z.zip")
+    assert {key.partition(".lora_")[0] for key in packed} == {f"base_model.model.{Q}"}
+    assert notes == ["The scorer (vLLM 0.17.1) uses all 1,024 LoRA parameters."]
+    alone = write_adapter(tmp_path / "b", halves(UP, 4))
+    with pytest.raises(ValueError, match="shared experts only.*leaves nothing. Train in_proj"):
+        package.pack_folders([alone], None, tmp_path / "z.zip", only_used=True)
+
+
 def test_tensors_with_nan_cannot_be_cut(tmp_path):
     tensors = {key: value * float("nan") for key, value in halves(Q, 64).items()}
     with pytest.raises(ValueError, match="NaN or infinity"):
