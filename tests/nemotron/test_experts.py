@@ -176,7 +176,7 @@ def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     from grpo_kit.training import train
 
     chosen = config.load_config(
-        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "grpo.max_steps=20", "data.test_size=300"]
+        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "data.test_size=300"]
     )
     run = find_run("four", tmp_path)
     prepare(chosen, run)
