@@ -104,21 +104,23 @@ def row_thinking(messages: Messages) -> bool | None:
     return settings[-1] if settings else None
 
 
-def completion_text(completion: str | Messages) -> str:
+def completion_text(completion: str | dict[str, Any] | Messages | None) -> str:
     """The text of a completion, which TRL passes as a string or as a list of turns.
 
-    Thinking that TRL has taken off a turn stands before its </think> again; each turn begins a line.
+    Thinking that TRL has taken off a turn stands before its </think> again; each turn begins a line. A single turn, and
+    content in blocks, whose texts are joined, are read too; None is an empty text.
 
     Example:
         >>> completion_text([{"role": "assistant", "reasoning_content": "7+8=15", "content": "15"}])
         '7+8=15</think>15'
     """
-    if isinstance(completion, str):
-        return completion
-    thoughts = [turn.get("reasoning_content") for turn in completion]
+    if completion is None or isinstance(completion, str):
+        return completion or ""
+    turns = [completion] if isinstance(completion, dict) else completion
+    thoughts = [turn.get("reasoning_content") for turn in turns]
     return "\n".join(
-        ("" if thought is None else f"{thought}</think>") + (turn.get("content") or "")
-        for thought, turn in zip(thoughts, completion, strict=True)
+        ("" if thought is None else f"{thought}</think>") + _join_blocks(turn.get("content"))
+        for thought, turn in zip(thoughts, turns, strict=True)
     )
 
 
@@ -234,6 +236,13 @@ def make_token_counter(policy: Policy) -> Callable[[list[Messages]], list[int]]:
 def _row_thinking(row: dict[str, Any], enable_thinking: bool) -> bool:
     own_setting = row.get("enable_thinking")
     return enable_thinking if own_setting is None else own_setting
+
+
+def _join_blocks(content: str | list | None) -> str:
+    """A turn's content as one text; blocks without text, such as images, add nothing."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(block if isinstance(block, str) else str(block.get("text") or "") for block in content)
 
 
 def _mark_last_turn(messages: Messages, setting: bool | None) -> Messages:

@@ -32,7 +32,7 @@ _ANNOTATED = re.compile(r"<<([^<>=\n]{1,200})=([^<>=\n]{1,60})>>")
 _STEP = re.compile(
     rf"(?<![\w.,$%)])((?:{_PLAIN})(?:\s{{0,2}}[-+*/]\s{{0,2}}(?:{_PLAIN})){{1,12}})\s{{0,2}}=\s{{0,2}}({_PLAIN})"
 )
-_SIGNS = {
+_STEP_SIGNS = {
     "×": "*",
     "÷": "/",
     "−": "-",
@@ -42,19 +42,19 @@ _SIGNS = {
     r"\div": "/",
     r"\$": "$",
 }
-_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|[-+*/()%]")
-_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\})?")
-_DENIED = re.compile(
+_STEP_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|[-+*/()%]")
+_OUTCOME_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\})?")
+_OUTCOME_DENIED = re.compile(
     r"(?i)\b(?:not|never|neither|either|or|maybe|perhaps|wrong|incorrect|false|at least|at most)\b|n['’]t\b|≠|\\ne"
 )
-_NUMBER = re.compile(r"\d[\d,]{0,20}(?:\.\d{1,12})?|\.\d{1,12}")
+_QUESTION_NUMBER = re.compile(r"\d[\d,]{0,20}(?:\.\d{1,12})?|\.\d{1,12}")
 _FACTORS = {Fraction(n) for n in (1, 2, 4, 7, 10, 12, 24, 30, 52, 60, 100, 365, 1000)}
 _FACTORS |= {1 / n for n in _FACTORS}  # halves, percents; a step of factors alone is not grounded
-_WORDS = (
+_QUESTION_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen"
 )
-_WORDS = {word: i for i, word in enumerate(_WORDS.split())} | {
+_QUESTION_WORDS = {word: i for i, word in enumerate(_QUESTION_WORDS.split())} | {
     "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80,
     "ninety": 90, "hundred": 100, "thousand": 1000, "million": 1_000_000, "once": 1, "single": 1,
     "double": 2, "twice": 2, "couple": 2, "half": 2, "halve": 2, "triple": 3, "thrice": 3,
@@ -118,7 +118,7 @@ def arithmetic_steps_reward(
     rewards: list[float | None] = []
     for completion, prompt, gold, flag in zip(completions, prompts, answer, flags, strict=True):
         text, solution = _join_contents(completion), str(gold if gold is not None else "")
-        number = _find_outcome(solution) if "####" in solution or "\\boxed" in solution else _read_number(solution)
+        number = _find_outcome(solution) if "####" in solution or "\\boxed" in solution else _read_outcome(solution)
         if number is None:
             rewards.append(None)
         elif flag and "</think>" not in text or outcome_gated and _find_outcome(text) != number:
@@ -203,7 +203,7 @@ def _read_steps(text: str):
     """(the equation, its sums and products, its result as written, is it true) of each step in the text's order."""
     for left, right in _equations(text):
         nodes: list[_Node] = []
-        value, told = _value(left, nodes), _value(right, [])
+        value, told = _evaluate_side(left, nodes), _evaluate_side(right, [])
         if value is None or told is None:
             continue
         places = len(right.rstrip("%").partition(".")[2])
@@ -215,13 +215,13 @@ def _read_steps(text: str):
 
 def _equations(text: str):
     """The two sides of each step, in the text's order; an annotated line is not read twice."""
-    for sign, plain in _SIGNS.items():
+    for sign, plain in _STEP_SIGNS.items():
         text = text.replace(sign, plain)
     text = re.sub(r"(?<=\d)\s?[xX]\s?(?=[\d$.])", "*", text)
     for line in text.split("\n"):
         annotated = _ANNOTATED.findall(line)
         if annotated:
-            yield from ((_bare(left), _bare(right)) for left, right in annotated)
+            yield from ((_strip_side(left), _strip_side(right)) for left, right in annotated)
             continue
         last = 0
         for match in _STEP.finditer(line):
@@ -232,43 +232,43 @@ def _equations(text: str):
             # 3 1/2 is one number, 2x + 3 + 4 and = 5 + 1 belong to something longer
             part = re.match(r"[-+*/^(=%]|\d+/\d+\b(?!\s*[-+*/=])", after)
             if not part and not re.match(r"[-+*/=^\\x\d]", before):
-                yield _bare(match[1]), _bare(match[2])
+                yield _strip_side(match[1]), _strip_side(match[2])
 
 
-def _bare(side: str) -> str:
+def _strip_side(side: str) -> str:
     return re.sub(r"[\s,$]", "", side)
 
 
-def _value(text: str, nodes: list[_Node]) -> Fraction | None:
+def _evaluate_side(text: str, nodes: list[_Node]) -> Fraction | None:
     """The exact value of sums, products and brackets; None for anything else, and for x/0.
 
     Each sum and product that is computed on the way is appended to `nodes`, the outermost last.
     """
-    tokens = _TOKEN.findall(text)
+    tokens = _STEP_TOKEN.findall(text)
     if "".join(tokens) != text or not tokens or text.count("(") > 15:
         return None
     try:
-        node, end = _sum(tokens, 0, nodes)
+        node, end = _read_sum(tokens, 0, nodes)
     except (ValueError, IndexError, ZeroDivisionError):
         return None
     return node.value if end == len(tokens) else None
 
 
-def _sum(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
-    first, i = _product(tokens, i, nodes)
+def _read_sum(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
+    first, i = _read_product(tokens, i, nodes)
     terms = [first]
     while i < len(tokens) and tokens[i] in "+-":
-        term, j = _product(tokens, i + 1, nodes)
+        term, j = _read_product(tokens, i + 1, nodes)
         terms.append(term if tokens[i] == "+" else _Node("", -term.value))
         i = j
     return _join_nodes("+", terms, sum((term.value for term in terms), Fraction(0)), nodes), i
 
 
-def _product(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
-    first, i = _atom(tokens, i, nodes)
+def _read_product(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
+    first, i = _read_atom(tokens, i, nodes)
     factors, value = [first], first.value
     while i < len(tokens) and tokens[i] in "*/(":
-        factor, j = _atom(tokens, i + (tokens[i] != "("), nodes)  # 2(3) multiplies
+        factor, j = _read_atom(tokens, i + (tokens[i] != "("), nodes)  # 2(3) multiplies
         factors.append(_Node("", 1 / factor.value) if tokens[i] == "/" else factor)
         value, i = value * factors[-1].value, j
     return _join_nodes("*", factors, value, nodes), i
@@ -286,12 +286,12 @@ def _join_nodes(kind: str, children: list[_Node], value: Fraction, nodes: list[_
     return nodes[-1]
 
 
-def _atom(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
+def _read_atom(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
     if tokens[i] in "+-":
-        node, end = _atom(tokens, i + 1, nodes)
+        node, end = _read_atom(tokens, i + 1, nodes)
         return (_Node("", -node.value) if tokens[i] == "-" else node), end
     if tokens[i] == "(":
-        node, end = _sum(tokens, i + 1, nodes)
+        node, end = _read_sum(tokens, i + 1, nodes)
         if tokens[end] != ")":
             raise ValueError("a bracket is not closed")
         end += 1
@@ -304,9 +304,9 @@ def _atom(tokens: list[str], i: int, nodes: list[_Node]) -> tuple[_Node, int]:
 
 def _numbers_in(question: str) -> set[Fraction]:
     """A question's numbers: digits, words ("half", "twice"), percents as both 20 and 0.2."""
-    numbers = {Fraction(number.replace(",", "")) for number in _NUMBER.findall(question[:20_000])}
+    numbers = {Fraction(number.replace(",", "")) for number in _QUESTION_NUMBER.findall(question[:20_000])}
     words = [word.removesuffix("s") for word in re.findall(r"[a-z]+", question[:20_000].lower())]
-    said = [Fraction(_WORDS.get(word, 0)) for word in words]
+    said = [Fraction(_QUESTION_WORDS.get(word, 0)) for word in words]
     numbers |= {number for number in said if number}
     numbers |= {tens + ones for tens, ones in zip(said, said[1:]) if tens >= 20 and 0 < ones < 10}
     if "%" in question or "percent" in words:
@@ -324,17 +324,17 @@ def _find_outcome(text: str) -> Fraction | None:
         return None
     text = text[close + len("</think>") :] if close >= 0 else text
     text = text.split("<|im_")[0]
-    boxes = list(_BOX.finditer(text))
+    boxes = list(_OUTCOME_BOX.finditer(text))
     if not boxes:
         mark = text.rfind("####")
-        return _read_number(text[mark + 4 :].strip(" \t").partition("\n")[0]) if mark >= 0 else None
-    if any(_DENIED.search(text[max(0, box.start() - 60) : box.end() + 60]) for box in boxes):
+        return _read_outcome(text[mark + 4 :].strip(" \t").partition("\n")[0]) if mark >= 0 else None
+    if any(_OUTCOME_DENIED.search(text[max(0, box.start() - 60) : box.end() + 60]) for box in boxes):
         return None
-    numbers = {_read_number(box[1] or "") for box in boxes}
+    numbers = {_read_outcome(box[1] or "") for box in boxes}
     return numbers.pop() if len(numbers) == 1 else None
 
 
-def _read_number(text: str) -> Fraction | None:
+def _read_outcome(text: str) -> Fraction | None:
     """The value of "1,200", "-3.5", "$4", "1/2" or "\\frac{1}{2}"; None for anything else."""
     text = re.sub(r"\\[dt]?frac\{(\d{1,20})\}\{(\d{1,20})\}", r"\1/\2", text.strip(" \t\n$").replace("−", "-"))
     match = re.fullmatch(

@@ -77,11 +77,17 @@ def challenge_score(gold: object, completion: str | None, version: str = "v15") 
 def final_answer(completion: str | list | None, version: str = "v15", **kwargs) -> str | None:
     r"""What the scorer reads as the answer, in lower case, None for an empty completion: a vote.
 
+    Where several reward files are pasted, the name means the last one's reader; `challenge_reward.final_answer` stays
+    this one, and the rewards themselves call neither.
+
     >>> final_answer(r"\boxed{XLVII}")
     'xlvii'
     """
     told = extract_answer(_join_contents(completion), version).strip().lower()
     return None if told in ("", NOT_FOUND.lower()) else told
+
+
+challenge_reward.final_answer = final_answer
 
 
 def extract_answer(completion: str | None, version: str = "v15") -> str:

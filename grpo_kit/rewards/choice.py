@@ -13,7 +13,7 @@ alone ("M" and "m") must be written exactly. A choice of several options earns 0
 import re
 from collections.abc import Mapping, Sequence
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{((?:[^{}]|\{[^{}]*\})*)(\})?")
+_CHOICE_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{((?:[^{}]|\{[^{}]*\})*)(\})?")
 _STATED = re.compile(
     r"(?i)\b(?:(answer|choose|choosing|pick|select|go with)|choice|option)\b[ \t*_]{0,4}"
     r"((?:is|:|=|would be|should be|must be)[ \t*_:]{0,4})?(?:(?:option|choice|answer|letter)\b[ \t*_:]{0,4})?"
@@ -25,8 +25,10 @@ _SENTENCE = re.compile(  # C because ..., (C), since ...; "a" and "I" are words 
     r"\(?([A-Z])\)?(?:[.,;:!]*[*_]{0,3}[.,;:!]*\s*$|[.,;:!]*\s*[,;:.*_(–—-]*\s*"
     r"(?:because|since|as|for|so|which|where|it|this|that|the|given|due|by|and (?:not|no)|not|rather|instead|here)\b)"
 )
-_UNSURE = re.compile(r"(?i)\b(?:or|either|maybe|perhaps|possibly|alternatively)\b|^[\s$,;/&.*]*(?:and)?[\s$,;/&.*]*$")
-_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither)|n['’]t)(?: be)?[\s:$*]*$")
+_CHOICE_UNSURE = re.compile(
+    r"(?i)\b(?:or|either|maybe|perhaps|possibly|alternatively)\b|^[\s$,;/&.*]*(?:and)?[\s$,;/&.*]*$"
+)
+_CHOICE_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither)|n['’]t)(?: be)?[\s:$*]*$")
 
 
 def choice_reward(
@@ -72,7 +74,7 @@ def choice_reward(
     for completion, gold, texts, flag in zip(completions, answer, listed, flags, strict=True):
         table = _make_table(texts)
         correct = _read_option(str(gold or ""), table)
-        chosen = _read_choice(_join_contents(completion), table, flag)
+        chosen = _find_choice(_join_contents(completion), table, flag)
         rewards.append(None if correct is None else float(correct == chosen))
     return rewards
 
@@ -82,24 +84,32 @@ def final_answer(
 ) -> str | None:
     r"""The letter of the option that a reply chooses, None if none: a vote.
 
+    Where several reward files are pasted, the name means the last one's reader; `choice_reward.final_answer` stays this
+    one, and the rewards themselves call neither.
+
     >>> final_answer(r"\boxed{\text{Paris}}", options=["Rome", "Paris"])
     'B'
     """
-    return _read_choice(_join_contents(completion), _make_table(options), prompt_opened_think)
+    return _find_choice(_join_contents(completion), _make_table(options), prompt_opened_think)
 
 
-def _read_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
+choice_reward.final_answer = final_answer
+
+
+def _find_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
     """The option that the reply commits to; an unclosed thinking or box commits to nothing."""
     close = text.rfind("</think>")
     if text.rfind("<think>") > close or (opened and close < 0):
         return None
     text = text[close + len("</think>") :] if close >= 0 else text
     if "\\boxed" in text or "\\fbox" in text:
-        return _read_boxes(text, table)
+        return _find_boxed_choice(text, table)
     text = re.sub(r"[*_]{2,3}", "", text)
     statements = list(_STATED.finditer(text))
     for statement in reversed(statements):
-        denied = [_DENIED.search(text[max(0, end - 20) : end]) for end in (statement.start(), statement.start(3))]
+        denied = [
+            _CHOICE_DENIED.search(text[max(0, end - 20) : end]) for end in (statement.start(), statement.start(3))
+        ]
         if any(denied):
             return None
         if option := _read_option(statement[3], table) or _read_sentence(statement[3], table):
@@ -109,17 +119,17 @@ def _read_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
     return _read_option(text[:500], table) if not statements else None
 
 
-def _read_boxes(text: str, table: dict[str, str]) -> str | None:
+def _find_boxed_choice(text: str, table: dict[str, str]) -> str | None:
     """The option in the last box, None where the box beside it holds another one: either A or C."""
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-    box = _BOX.match(text, start)
-    if not box or not box[2] or _DENIED.search(text[max(0, start - 20) : start]):
+    box = _CHOICE_BOX.match(text, start)
+    if not box or not box[2] or _CHOICE_DENIED.search(text[max(0, start - 20) : start]):
         return None
     option = _read_option(box[1], table)
-    earlier = [m for m in _BOX.finditer(text[:start]) if m[2]]
+    earlier = [m for m in _CHOICE_BOX.finditer(text[:start]) if m[2]]
     if earlier:
         other = _read_option(earlier[-1][1], table)
-        if other and other != option and _UNSURE.search(text[earlier[-1].end() : start]):
+        if other and other != option and _CHOICE_UNSURE.search(text[earlier[-1].end() : start]):
             return None
     return option
 

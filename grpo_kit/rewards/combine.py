@@ -14,6 +14,7 @@ right one, `combine` refuses, and shows the two. A gated part is paid to right r
     )
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -35,15 +36,18 @@ def combine(outcome: Reward, outcome_weight: float = 1.0, **parts: Part) -> Rewa
     None.
 
     outcome: returns 1.0 (right), 0.0 (wrong) or None. A part that returns None adds 0. With TRL's
-    `log_metric`, each part's mean is logged as `combine/<name>`. Raises ValueError if shaping could
-    lift a wrong reply to a right one; the returned function raises it when a reward leaves the
-    range it was declared with.
+    `log_metric`, each part's mean is logged as `combine/<name>`. Raises ValueError if a weight or a
+    bound is not finite, or if shaping could lift a wrong reply to a right one; the returned function
+    raises it when a reward leaves the range it was declared with.
 
     >>> always = lambda completions, **kwargs: [1.0] * len(completions)
     >>> combine(always, style=Part(always, weight=0.25))(["a reply"])
     [1.25]
     """
+    _require_finite("outcome_weight", outcome_weight)
     for name, part in parts.items():
+        for field in ("weight", "low", "high"):
+            _require_finite(f"{field} of {name}", getattr(part, field))
         if part.low > part.high:
             raise ValueError(f"{name} ranges from {part.low} to {part.high}; low must not exceed high. Swap.")
     reachable = {name: sorted((part.weight * part.low, part.weight * part.high)) for name, part in parts.items()}
@@ -52,18 +56,18 @@ def combine(outcome: Reward, outcome_weight: float = 1.0, **parts: Part) -> Rewa
     best_wrong, worst_right = sum(wrong.values()), outcome_weight + sum(right.values())
     if best_wrong >= worst_right:
         raise ValueError(
-            f"a wrong reply could score {best_wrong:g} ({_sum('outcome', 0.0, wrong)}) and a "
-            f"right one {worst_right:g} ({_sum('outcome', outcome_weight, right)}); every right "
+            f"a wrong reply could score {best_wrong:g} ({_spell_sum('outcome', 0.0, wrong)}) and a "
+            f"right one {worst_right:g} ({_spell_sum('outcome', outcome_weight, right)}); every right "
             "reply must score more than every wrong one. Lower the weights of parts, or gate some."
         )
 
     def combined_reward(completions: Sequence, **kwargs) -> list[float | None]:
         verdicts = outcome(completions=completions, **kwargs)
-        _check("outcome", verdicts, len(completions), {0.0, 1.0, None})
+        _check_values("outcome", verdicts, len(completions), {0.0, 1.0, None})
         totals = [None if verdict is None else outcome_weight * verdict for verdict in verdicts]
         for name, part in parts.items():
             values = part.reward(completions=completions, **kwargs)
-            _check(name, values, len(completions), (part.low, part.high))
+            _check_values(name, values, len(completions), (part.low, part.high))
             added = [
                 part.weight * value if value is not None and not (part.gated and verdict != 1.0) else 0.0
                 for value, verdict in zip(values, verdicts)
@@ -76,11 +80,18 @@ def combine(outcome: Reward, outcome_weight: float = 1.0, **parts: Part) -> Rewa
     return combined_reward
 
 
-def _sum(name: str, first: float, rest: dict[str, float]) -> str:
+def _require_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{name} is {value}; weights and ranges must be finite, or sums cannot be compared. Write a number."
+        )
+
+
+def _spell_sum(name: str, first: float, rest: dict[str, float]) -> str:
     return " + ".join(f"{part} {value:g}" for part, value in {name: first, **rest}.items())
 
 
-def _check(name: str, values: Sequence, count: int, allowed: set | tuple[float, float]) -> None:
+def _check_values(name: str, values: Sequence, count: int, allowed: set | tuple[float, float]) -> None:
     if len(values) != count:
         raise ValueError(
             f"{name} returned {len(values)} rewards for {count} completions; there must be one for each. Mend {name}."

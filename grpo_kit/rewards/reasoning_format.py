@@ -50,7 +50,7 @@ def reasoning_format_reward(
     for completion, flag, think in zip(completions, opened, thinks, strict=True):
         text = _join_contents(completion)
         if think is False:
-            rewards.append(float(_bare(text)))
+            rewards.append(float(_is_answer_alone(text)))
         else:
             rewards.append(float(_well_formed(text, flag or _is_split(completion, text), least)))
     return rewards
@@ -60,7 +60,7 @@ def _column(value: object, count: int) -> list:
     return list(value) if isinstance(value, Sequence) else [value] * count
 
 
-def _bare(text: str) -> bool:
+def _is_answer_alone(text: str) -> bool:
     return "think>" not in text and any(map(str.isalnum, text.replace("<|im_end|>", "")))
 
 

@@ -145,6 +145,10 @@ def test_a_completions_text_is_read_from_all_of_trls_shapes():
     assert chat.completion_text([split]) == "a</think>b"
     call = {"role": "assistant", "reasoning_content": "", "content": None, "tool_calls": []}
     assert chat.completion_text([call, {"role": "tool", "content": "4"}, split]) == "</think>\n4\na</think>b"
+    blocks = [{"type": "text", "text": "b"}, {"type": "image"}, "c", {"type": "text", "text": None}]
+    assert chat.completion_text([split | {"content": blocks}]) == "a</think>bc"
+    assert chat.completion_text(split) == "a</think>b" and chat.completion_text(split | {"content": blocks[2:]})
+    assert chat.completion_text(None) == chat.completion_text([]) == ""
 
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"

@@ -87,6 +87,16 @@ def test_a_reward_that_leaves_its_range_or_its_length_raises():
         combine(outcome, style=Part(style, 0.1, 1.0, 0.0))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("field", ["weight", "low", "high"])
+def test_weights_and_ranges_that_are_not_finite_are_refused(field, value):
+    part = Part(style, 0.1)._replace(**{field: value})
+    with pytest.raises(ValueError, match=rf"^{field} of style is {value}; weights and ranges must be finite.*Write"):
+        combine(outcome, style=part)
+    with pytest.raises(ValueError, match=rf"^outcome_weight is {value}; weights and ranges must be finite.*Write"):
+        combine(outcome, outcome_weight=value)
+
+
 def test_each_parts_mean_is_logged():
     logged = {}
     combine(outcome, style=Part(style, 0.2))(completions=["r10", "w0"], log_metric=logged.__setitem__)

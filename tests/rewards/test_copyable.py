@@ -1,11 +1,14 @@
-"""Each reward file, pasted alone: the same rewards in an empty namespace and in a fresh Python.
+"""Each reward file, pasted alone or with others: the same rewards in an empty namespace and in a fresh Python.
 
 The fresh Python runs with -I -S, so that nothing but the standard library can be imported; for
 math_answer alone a folder is added that holds math-verify and what it needs, and no more.
 """
 
+import ast
+import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -134,6 +137,61 @@ def test_a_file_mentions_neither_the_package_nor_its_own_path(name):
     assert "grpo_kit" not in source and "__file__" not in source and "inspect" not in source
     top = [line for line in source.split("\n_WORKER")[0].splitlines() if line.startswith(("import ", "from "))]
     assert {line.split()[1].split(".")[0] for line in top} <= sys.stdlib_module_names
+
+
+# Texts that reach the parts of the files that another file's names could take the place of.
+SHARED_TEXTS = [
+    "3+1=4\n#### 4", r"so 3+1=4</think>\boxed{4}", "3+2=5. The answer is 4", r"\boxed{B}", "I choose option B.",
+    "The answer is not B.", r"\boxed{A} or \boxed{B}", r"\boxed{3} or \boxed{4}", r"It is not \boxed{4}", "<<3+1=4>> 4",
+    "<think>3+1=4</think>4", "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
+]  # fmt: skip
+EVERY_OTHER = "lambda completions, **_: [float(i % 2) for i, _ in enumerate(completions)]"
+SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
+    "brevity": f"cosine(4, {EVERY_OTHER})",
+    "combine": f"combine({EVERY_OTHER}, x=Part({EVERY_OTHER}, 0.5))",
+}
+STEMS = sorted(CALLS)
+ORDERS = [*itertools.permutations(STEMS, 2), STEMS, STEMS[::-1], STEMS[3:] + STEMS[:3], STEMS[::2] + STEMS[1::2]]
+
+
+@functools.cache
+def compiled(name: str):
+    return compile((REWARDS / f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec")
+
+
+def paste(names: tuple[str, ...]) -> dict[str, list]:
+    """The rewards that each file pays after all of them were pasted into one namespace in this order."""
+    namespace: dict = {"__name__": "__main__"}
+    for name in names:
+        exec(compiled(name), namespace)
+    keywords = trl_keywords(SHARED_TEXTS) | {"prompt_opened_think": False}
+    try:
+        return {name: eval(SHARED_CALLS[name], namespace)(**keywords) for name in names}
+    finally:
+        if "_stop_child" in namespace:  # math_answer's child
+            namespace["_stop_child"]()
+
+
+@functools.cache
+def paste_alone(name: str) -> list:
+    return paste((name,))[name]
+
+
+@pytest.mark.parametrize("names", ORDERS, ids="-".join)
+def test_files_pasted_into_one_namespace_pay_what_each_pays_alone(names):
+    assert paste(tuple(names)) == {name: paste_alone(name) for name in names}
+
+
+def test_a_name_that_two_files_define_means_the_same_in_both():
+    definitions: dict[str, dict[str, str]] = {}
+    for stem in STEMS:
+        for node in ast.parse((REWARDS / f"{stem}.py").read_text(encoding="utf-8")).body:
+            targets = getattr(node, "targets", [getattr(node, "target", node)])
+            for name in {getattr(target, "id", getattr(target, "name", None)) for target in targets} - {None}:
+                definitions.setdefault(name, {}).setdefault(stem, ast.unparse(node))
+    different = {name: list(of) for name, of in definitions.items() if len(set(of.values())) > 1}
+    assert different == {"final_answer": ["challenge", "choice", "math_answer"]}  # no reward calls it
+    assert all(len(set(paste_alone(name))) > 1 for name in STEMS)
 
 
 GOOD = "def r_reward(completions, answer, **kwargs):\n    return [1.0 for _ in completions]\n"

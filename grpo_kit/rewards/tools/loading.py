@@ -155,9 +155,18 @@ def answer_reader(reward: Callable[..., object]) -> Callable[..., str | None] | 
     `final_answer(completion, **columns)` returns the answer that a completion commits to, or None without one. Answers
     that the reward takes for equal must be spelled alike. `columns` are the row's, with `prompt_opened_think`. Majority
     voting needs it, because a reward tells right from wrong but not one wrong answer from another.
+
+    A reward's attribute `final_answer` comes first: where several reward files are pasted into one notebook, the global
+    name means the last one's. A global that is the attribute of another reward there does not count.
     """
     function, _ = _function_of(reward)
-    reader = getattr(getattr(function, "__func__", function), "__globals__", {}).get("final_answer")
+    function = getattr(function, "__func__", function)
+    names = getattr(function, "__globals__", {})
+    reader = getattr(function, "final_answer", None)
+    if reader is None:
+        reader = names.get("final_answer")
+        if any(getattr(value, "final_answer", None) is reader for value in names.values() if inspect.isfunction(value)):
+            return None
     return reader if callable(reader) else None
 
 

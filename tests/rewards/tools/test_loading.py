@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from grpo_kit.rewards.tools.calling import call_rewards, reward_names
-from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, load_reward
+from grpo_kit.rewards.tools.loading import answer_reader, find_reward, fingerprint, load_reward
 
 
 def test_the_kits_own_rewards_are_found_by_name():
@@ -119,6 +119,17 @@ def test_a_reward_file_may_define_how_answers_are_read(tmp_path):
     assert (read(" 4 ", unknown=1), read(" ")) == ("4", None)
     assert answer_reader(lambda completions, **_: []) is None
     assert answer_reader(load_reward("brevity.py:soft_overlong")) is None
+
+
+def test_a_pasted_reward_keeps_its_own_reader_when_another_file_is_pasted_below():
+    names = {}
+    for name in ("choice", "challenge"):
+        exec(find_reward(f"{name}.py").read_text(encoding="utf-8"), names)
+    exec("def own_reward(completions, **kwargs): return []", names)
+    completion = r"\boxed{(B)}"
+    assert answer_reader(names["choice_reward"])(completion) == "B"
+    assert answer_reader(names["challenge_reward"])(completion) == "(b)" == names["final_answer"](completion)
+    assert answer_reader(names["own_reward"]) is None
 
 
 @pytest.mark.parametrize(
