@@ -1,10 +1,9 @@
 """Target modules as people write them, made into the endings of module names that PEFT takes."""
 
-import re
 from collections.abc import Collection, Sequence
 
 from grpo_kit.config.checks import suggest_nearest
-from grpo_kit.config.schema import ALL_LINEAR, is_pattern
+from grpo_kit.config.schema import ALL_LINEAR, compile_target, is_pattern
 from grpo_kit.nemotron.base_models import name_endings, select_modules, shortest_targets
 
 
@@ -51,12 +50,6 @@ def resolve_targets(
 
 
 def _match_pattern(target: str, modules: Collection[str]) -> list[str]:
-    try:
-        pattern = re.compile(target)
-    except re.error as error:
-        raise ValueError(
-            f"lora.target_modules is {target!r}, which is not a regular expression ({error}). Correct it, or list "
-            "names."
-        ) from None
+    pattern = compile_target(target)
     by_name = [name for name in modules if pattern.fullmatch(name)]
     return by_name or [name for name in modules if any(map(pattern.fullmatch, name_endings(name)))]

@@ -62,6 +62,17 @@ def is_pattern(target: str) -> bool:
     return bool(re.search(r"[\\^$*+?()\[\]{}|]", target))
 
 
+def compile_target(target: str) -> re.Pattern[str]:
+    """The regular expression of a target module; ValueError for one that cannot be read."""
+    try:
+        return re.compile(target)
+    except re.error as error:
+        raise ValueError(
+            f"lora.target_modules is {target!r}, which is not a regular expression ({error}). Correct it, or list "
+            "names."
+        ) from None
+
+
 def split_targets(text: str) -> list[str]:
     """The target modules in one text: names with commas between them, `all-linear`, or a regular expression.
 
@@ -94,6 +105,8 @@ class Lora:
             bool(self.target_modules),
             "lora.target_modules is empty; without a target nothing is trained. Name at least one module.",
         )
+        for target in filter(is_pattern, self.target_modules):
+            compile_target(target)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,9 @@ def _find_path(columns: Sequence[str], name: str) -> ColumnPath | None:
     """The path that a name stands for in a table: a column, or `column.field`."""
     if name in columns:
         return (name,)
+    alike = [column for column in columns if column.casefold() == name.casefold()]
+    if len(alike) == 1:  # Problem, ANSWER
+        return (alike[0],)
     path = tuple(name.split("."))
     return path if path[0] in columns and all(path) else None
 

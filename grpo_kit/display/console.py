@@ -216,7 +216,7 @@ def show_progress(doing: str) -> Iterator[Callable[..., None]]:
 
         def show(done: int, total: int, note: str = "") -> None:
             bar.update(task, completed=done, total=total, note=show_controls(note))
-            log(f"{done} of {total}" + (f", {show_controls(note)}" if note else ""))
+            log(f"{done} of {total}" + (f"; {show_controls(note)}" if note else ""))
 
         def show_activity(text: str) -> None:
             if bar.tasks[0].total is None:

@@ -145,7 +145,9 @@ def check_place(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. {remedy_for(path)}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, and a file has to be there. Move it away. {remedy_for(path)}")
+        remedy = remedy_for(path)
+        remedy = f"Move it away, then {remedy[0].lower()}{remedy[1:]}"
+        raise ValueError(f"{path} is a folder, and a file has to be there. {remedy}")
 
 
 def _find_misfit(value: Any, form: Any, name: str = "") -> str | None:

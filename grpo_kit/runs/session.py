@@ -3,7 +3,9 @@
 The command line and the notebooks open a run in the same way, so each continues what the other has done.
 """
 
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ def open_run(
 ) -> tuple[configuration.RunConfig, Run]:
     """Open a run, a new one or one that exists, with the configuration it goes on with. Nothing is created on the disk.
 
-    The sections that finished stages were made with keep their values, except where an override names another one.
+    The sections that finished stages were made with keep their values, except where an override names another one. So
+    do those of an interrupted training where `stage` is "train" and no source is given.
 
     Args:
         sources: a preset, the path of a YAML file, or a list of these; without any, the run's own config.yaml, or the
@@ -73,11 +76,23 @@ def open_run(
     config = configuration.load_config(sources or ["tiny"], overrides)
     run = find_run(config.run.name if name is None else name, config.run.root)
     records = run.stages()
+    interrupted = None
     if not sources and (records or run.config.exists()):
         config = load_run_config(run, overrides)
+        interrupted = _interrupted_training(run) if stage == "train" else None
     finished = [records[done]["settings"] for done in (BUILDS_ON[stage] if stage else STAGES) if done in records]
+    finished += [interrupted] if interrupted else []
     config = configuration.keep_finished_settings(config, finished, overrides)
     return replace(config, run=replace(config.run, name=run.name, force=force or config.run.force)), run
+
+
+def _interrupted_training(run: Run) -> dict[str, Any] | None:
+    """The settings in the newest checkpoint's `kept.json`; None without one that can be read."""
+    seals = sorted(run.path.glob("checkpoints/step_*/kept.json"), key=lambda path: path.stat().st_mtime)
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        settings = json.loads(seals[-1].read_text(encoding="utf-8"))["settings"] if seals else None
+        return settings if isinstance(settings, dict) else None
+    return None
 
 
 def load_run_config(run: Run, overrides: Iterable[str] = ()) -> configuration.RunConfig:
@@ -91,7 +106,7 @@ def load_run_config(run: Run, overrides: Iterable[str] = ()) -> configuration.Ru
         ValueError: the file is gone or damaged; it is never replaced by a preset.
     """
     remedy = (
-        "Put back a copy of it. Or let `grpo-kit train --dry-run -c PRESET`, with the preset or file that the run "
+        "Put back a copy of it, or let `grpo-kit train --dry-run -c PRESET`, with the preset or file that the run "
         f"began with, print its text anew, and save that as {run.config}."
     )
     if not run.config.is_file():

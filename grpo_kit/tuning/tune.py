@@ -91,6 +91,8 @@ def tune(
             f"--trials is {trials}, --steps {steps}, --every {every}; a search takes at least one trial of one step, "
             "measured at least once. Give 1 or more each, and --every at most --steps."
         )
+    if not axes:
+        parse_search(())  # says what a search needs
     if not isinstance(axes, Mapping):
         axes, single_values = parse_search(as_texts("axes", axes, '["lora.r=[8,16]"]'))
         if single_values:

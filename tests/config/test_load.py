@@ -90,6 +90,7 @@ def test_a_configuration_cannot_be_changed_later():
         (["lora.r=33"], "is 33;", "32 or less"),  # more than the scorer loads
         (["lora.r=0"], "is 0;", "1 or more"),
         (["lora.target_modules=[]"], "empty", "at least one"),
+        (["lora.target_modules=(unclosed"], "(unclosed", "not a regular expression"),
         (["policy.dtype=fp16"], "'fp16'", "Did you mean float16?"),
         (["data.test_size=0"], "is 0;", "1 or more"),
         (["data.val_size=-1"], "is -1;", "0 or more"),

@@ -115,3 +115,14 @@ def test_a_recipes_list_with_one_answer_is_read(answers):
     recipe = recipes.Recipe("", "", "", prompt=["p"], answer=["a"], answer_is="json")
     row = choose_columns(["p", "a"], recipe, config.Columns(), "x").read(1, {"p": "q", "a": answers})
     assert (row.gold, row.reason) == ("7", "")
+
+
+def test_usual_names_are_found_in_any_case():
+    assert choose_columns(["Problem", "Final_Answer"], PLAIN, config.Columns(), "x").columns() == {
+        "Problem", "Final_Answer",
+    }  # fmt: skip
+    assert choose_columns(["PROMPT", "prompt", "answer"], PLAIN, config.Columns(), "x").columns() == {
+        "prompt", "answer",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="none of prompt"):  # two that differ by case alone
+        choose_columns(["PROMPT", "Prompt", "answer"], PLAIN, config.Columns(), "x")

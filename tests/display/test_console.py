@@ -132,5 +132,5 @@ def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
         show(1, 4)  # too early for a line
         monkeypatch.setattr(console, "LINE_EVERY", 0.0)
         show(2, 4, "reward 0.5, \x1b[2J")
-    assert "training: 2 of 4, reward 0.5" in (printed := capsys.readouterr().err)
+    assert "training: 2 of 4; reward 0.5" in (printed := capsys.readouterr().err)
     assert "1 of 4" not in printed and "\x1b" not in printed

@@ -7,6 +7,7 @@ import pytest
 
 from grpo_kit import config
 from grpo_kit.runs import session
+from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
 
 
@@ -94,7 +95,10 @@ def damage_settings(run, change):
 )
 def test_damaged_settings_are_named_and_never_replaced_by_a_preset(half_done, change, sentence):
     damage_settings(half_done, change)
-    with pytest.raises(ValueError, match=f"{sentence}.* Put back a copy of it. Or let `grpo-kit train --dry-run -c"):
+    with pytest.raises(
+        ValueError,
+        match=f"{sentence}.* Put back a copy of it, or let `grpo-kit",
+    ):
         session.open_run(name="r", stage="train")
     assert session.open_run("tiny", name="r", stage="train")[0].data.source == "mine.csv"  # the remedy
 
@@ -118,3 +122,14 @@ def test_settings_of_an_earlier_version_may_lack_new_keys(half_done):
     damage_settings(half_done, lambda text: text[: text.index(b"run:")])
     with pytest.raises(ValueError, match="config.yaml is damaged: run.name is missing"):
         session.open_run(name="r")
+
+
+def test_a_training_that_was_interrupted_keeps_its_settings(half_done):
+    run, open_run = half_done, session.open_run
+    write_text(run.path / "checkpoints/step_90/kept.json", json.dumps({"settings": {"grpo": {"max_steps": 200}}}))
+    assert open_run(name="r", stage="train")[0].grpo.max_steps == 200
+    assert open_run(name="r", stage="train", overrides="grpo.max_steps=9")[0].grpo.max_steps == 9
+    assert open_run("tiny", name="r", stage="train")[0].grpo.max_steps == 30  # the training then names the difference
+    for damage in ("", "[]", '{"settings": 1}'):
+        write_text(run.path / "checkpoints/step_90/kept.json", damage)
+        assert open_run(name="r", stage="train")[0].grpo.max_steps != 200

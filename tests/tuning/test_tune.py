@@ -260,3 +260,11 @@ def test_an_emptied_study_is_named_and_not_begun_again(tmp_path):
     with pytest.raises(ValueError, match=rf"^{study}, which holds .* cannot be used \(it is empty\)\. Put back a copy"):
         tune.tune(chosen, run, "lora.r=[4,8]", trials=1, steps=1)
     assert study.read_bytes() == b""
+
+
+@pytest.mark.parametrize("axes", [{}, [], "", ()])
+def test_a_search_without_a_setting_is_refused_before_it_begins(run, axes):
+    chosen = config.load_config(["tiny"], ["data.limit=60"])
+    with pytest.raises(ValueError, match="No setting is given, so there is nothing to search"):
+        tune.tune(chosen, run, axes)
+    assert not (run.path / "tune").exists()

@@ -40,6 +40,7 @@ def call_rewards(rewards: Sequence[Reward], **batch: Any) -> list[list[float | N
 
     Raises:
         ValueError: a reward takes other arguments, or returns something else.
+        RuntimeError: a reward calls `sys.exit`.
         Exception: whatever a reward raises.
 
     Example:
@@ -139,6 +140,11 @@ def _start(reward: Reward, batch: Mapping[str, Any]) -> Any:
         except ValueError:  # a callable without a signature
             pass
         raise error
+    except SystemExit as exit:
+        raise RuntimeError(
+            f"The reward {reward_name(reward)} ended the program ({exit.code!r}). Let it return a number for each "
+            "completion, and raise an error where it cannot."
+        ) from exit
     if inspect.isawaitable(returned):
         return asyncio.run_coroutine_threadsafe(_wait_for(returned), _event_loop(os.getpid())).result
     return returned

@@ -163,6 +163,14 @@ def test_a_reward_without_room_for_the_columns_is_told_so():
         call_reward(broken, completions=["a"])
 
 
+def test_a_reward_that_ends_the_program_is_named():
+    def leaving_reward(completions, **kwargs):
+        raise SystemExit(3)
+
+    with pytest.raises(RuntimeError, match=r"The reward leaving_reward ended the program \(3\)"):
+        call_reward(leaving_reward, completions=["a"])
+
+
 async def array_reward(completions, answer, **kwargs):
     replies = [reply if isinstance(reply, str) else reply[0]["content"] for reply in completions]
     return np.array([f"{{{gold}}}" in reply for reply, gold in zip(replies, answer)])
