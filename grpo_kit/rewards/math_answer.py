@@ -177,6 +177,11 @@ _TAKES_BACK = (
     r"|wrong|incorrect"
 )
 _CORRECTION = re.compile(rf"(?i)\b(?:{_TAKES_BACK})\b")
+_TAKEN_BACK = re.compile(r"(?i)[.!?\n—]\s*(?:wait\b|oops\b|hmm+\b|sorry\b|scratch that|no, (?:it|the|wait)\b)")
+_NO_ANSWER = re.compile(  # Step 1: 72; Let x = 72; is it 72?
+    r"(?i)\W*(?:(?:step|page|chapter|section|figure|line|problem|question|exercise) \d+"
+    r"|(?:let|suppose|assume)\b[^.]*\.?\W*$)|.*\?\W*$"
+)
 _GOES_ON = re.compile(
     rf"(?i)\b(?:{_TAKES_BACK}|then|so|thus|hence|therefore|finally?|answer|now|next|total)\b|[因所答]"
 )
@@ -186,8 +191,25 @@ _DENIED_BEFORE = re.compile(
 )
 _DENIED_AFTER = re.compile(
     r"(?i)[\s$.*)\]\\]{0,9}(?:(?:is|was|would be|seems|looks)\s+)?(?:definitely |clearly |also |the )?"
-    r"(?:not\b(?! only)|n['’]t\b|wrong\b|incorrect\b|false\b)"
+    r"(?:not\b(?! only)|n['’]t\b|(?:is|was|does)n['’]t\b|wrong\b|incorrect\b|false\b"
+    r"|(?:cannot|can['’]t|could not|couldn['’]t) be (?:right|correct|true|it\b|the ))"
 )
+_TOUCHES_BEFORE = re.compile(  # -\boxed{7}, 2\boxed{7}, \sqrt{\boxed{7}}, x > \boxed{7}, except \boxed{7}
+    r"(?:(?:[\s$=(]|^)-|(?<![a-zA-Z*_\\])[a-zA-Z]|\d(?:\\[,;!])?|(?:[\d)}]|(?<![a-zA-Z])[a-zA-Z])(?:[-+/]| *\+ *| +/ +)"
+    r"|(?<!\*)[\d)}] *\* *|\w_\{?|\^\{?|\\(?:cdot|times|div|pm|mp)\s*"
+    r"|\\(?:sqrt|[dt]?frac|sin|cos|tan|log|ln|exp|binom)(?:\[\d\])?\s*\{?|\\[dt]?frac\{[^{}]*\}\s*\{)$"
+    r"|(?:(?<=[\w)}] )[<>]|(?<![<\w/]\w)(?<=\w)[<>]|[≤≥≠]|\\(?:le|ge|leq|geq|leqslant|geqslant|lt|gt|neq?)\b"
+    r"|\b(?i:is (?:at least|at most|(?:more|less|greater|fewer) than)|except|other than|(?:anything|all) but)"
+    r"|^\W*(?i:at least|at most|(?:more|less|greater|fewer) than))[\s:$*]*$"
+)
+_TOUCHES_AFTER = re.compile(  # \boxed{7}^2, \boxed{7}x, \boxed{7}+1, \boxed{7} million
+    r"\^\{?[-+]?(?:\d|[a-zA-Z](?![a-zA-Z]))|\d|\.\d|(?:\\[,;!])?(?![hsmgLlNJVWAKC])[a-zA-Z](?![a-zA-Z])"
+    r"|\\(?:pi|sqrt|[dt]?frac)\b| *(?:[-+*/] ?[\d\\]|[-+/][a-zA-Z](?![a-zA-Z])|\\(?:cdot|times|div|pm)\b)"
+    r"|[\s$~\\,]*(?:\\text\w*\s?\{\s*)?(?:hundred|thousand|million|billion|trillion|dozen|squared|cubed|halves"
+    r"|thirds|fourths|fifths|sixths|eighths|tenths)\b"
+)
+_OTHER_BEFORE = re.compile(r"(-?\d+(?:[./]\d+)?)[\s$]+or[\s$:]*(?:[a-zA-Z] ?= ?)?$")  # either 6 or \boxed{7}
+_OTHER_AFTER = re.compile(r"[\s$]*(?:,|,?\s+or\b)[\s$]*(-?\d+(?:[./]\d+)?)[\s$]*(?:[.;]?$|\n|\.\s)")
 _ANCHOR = re.compile(
     r"(?i)(?:answer|réponse|respuesta|risposta|resposta|antwort|ответ|答案|答え|답)[*_ \t]{0,4}"
     r"(?:(?:is|are|was|equals|(?:will|would|should|must) be|est|es|è|ist)\b|[:：=]|是|为|은|는)[*_ \t]{0,4}[:：]?"
@@ -213,6 +235,11 @@ _CHOICE = re.compile(  # C, (C), C. text, C text; but "I think" and "A dog" choo
 )
 _SECOND_CHOICE = re.compile(
     r"[)\s.]*(?:\b(?:and|or|nor)\b|[,;/&+])\s*(?:\b(?:and|or|maybe|perhaps|possibly)\s+)*\(?[A-J](?![\w'])"
+)
+_CHANGED_AFTER = re.compile(  # 4, maybe 5; 2 thirds; 3 out of 5; 48 in April and 24 in May
+    r"(?i)\W{0,3}\s*(?:or )?(?:maybe|perhaps|possibly|alternatively)\b"
+    r"|[\s$*]*(?:halves|thirds|fourths|fifths|sixths|eighths|tenths|hundredths)\b|[\s$*]*(?:out of|less)\s+\$?\d"
+    r"|[\s$*]*(?:(?!because|since|as\b|which|so\b|when|where|if\b|not\b)[a-z]+\s+){1,4}and\s+\$?\d"
 )
 _NEXT_TERM = re.compile(r"\s*(?:[-+*/^×·÷](?=\s*[\d(\\$])|(?:,|and|or)\s+[-−]?\d)")
 _TERMS = re.compile(r"[\s\d+\-−*/^×·÷().,=$\\]*(?:(?:and|or)\b[\s\d+\-−*/^.,$]*)*")
@@ -243,7 +270,9 @@ def _find_answer(text: str, opened: bool) -> _Reply | str:
         return _Reply((_pick_value(line, first=True) or line,))
     anchors = [m.end() for m in _ANCHOR.finditer(text)]
     line = _first_line(text[anchors[-1] :].lstrip()) if anchors else ""
-    if line:
+    if line.endswith("?"):
+        return "hedged"
+    if line and not _TAKEN_BACK.search(text[anchors[-1] :]):
         return _Reply((_pick_value(line, first=True) or line,))
     whole = len(text) <= LONGEST
     text = text[-LONGEST:].strip()
@@ -251,7 +280,7 @@ def _find_answer(text: str, opened: bool) -> _Reply | str:
     line = _EMPHASIS.sub("", text if not _find_words(text) else text.splitlines()[-1].strip())
     lead = _LEAD_IN.match(line)
     line, alone = line[lead.end() if lead else 0 :], alone and not (lead and lead.end())
-    value = _pick_value(line, first=False)
+    value = None if _NO_ANSWER.match(line) else _pick_value(line, first=False)
     return _Reply((value,), alone=alone) if value else "no_box"
 
 
@@ -259,7 +288,14 @@ def _first_line(text: str) -> str:
     return _EMPHASIS.sub("", text[:LONGEST].strip().split("\n")[0])
 
 
-def _read_boxes(text: str) -> _Reply | str | None:
+def _is_touched(before: str, after: str) -> bool:
+    """Whether an operator, a factor or a scale stands at the box; an equation may be completed by it (2 + [3] = 5)."""
+    if re.match(r"[^$\n=]*=", after):
+        return False
+    return bool(_TOUCHES_BEFORE.search(before) or _TOUCHES_AFTER.match(after))
+
+
+def _read_boxes(text: str, gold: bool = False) -> _Reply | str | None:
     """The last box and the boxes given in one breath with it; the reason why it is unusable; None without a box."""
     stack: list[tuple[int, int] | None] = []
     closed: list[tuple[int, int, int]] = []  # command, start of content, end of content
@@ -282,7 +318,10 @@ def _read_boxes(text: str) -> _Reply | str | None:
     parts, hedging = [text[start:end].strip()], False
     if not parts[-1]:
         return "empty_box"
-    if _DENIED_BEFORE.search(text[max(0, command - 40) : command]) or _DENIED_AFTER.match(text[end + 1 : end + 60]):
+    before, after = text[max(0, command - 40) : command], text[end + 1 : end + 60]
+    if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
+        return "hedged"
+    if not gold and _is_touched(before, after):
         return "hedged"
     for (_, start, end), (following, _, _) in zip(closed[-2::-1], closed[:0:-1]):
         gap = text[end + 1 : following]
@@ -293,6 +332,9 @@ def _read_boxes(text: str) -> _Reply | str | None:
             continue
         hedging |= bool(_UNSURE.search(gap)) or (words < 2 and "=" not in gap)
         parts.insert(0, text[start:end].strip())
+    if other := _OTHER_BEFORE.search(before) or _OTHER_AFTER.match(after):
+        parts.insert(0, other[1])
+        hedging = True
     boxes = [text[start:end].strip() for _, start, end in closed[-64:]]
     gaps = text[closed[-64:][0][2] : command]
     steady = 1 < len(closed) <= 64 and len(gaps) <= 20 * LONGEST and not _CORRECTION.search(gaps)
@@ -307,6 +349,7 @@ def _find_words(text: str) -> list[int]:
 def _pick_value(text: str, first: bool) -> str | None:
     """The value that a sentence states: all of it without prose, else its first or last value."""
     text = re.split(r"\.\s+(?=[A-Z])", text)[0 if first else -1].strip().rstrip(".。 ")
+    text = _SIGN_WORD.sub(r"\1-", text)
     words = _find_words(text)
     values = list(_VALUE.finditer(text))
     with_digits = [m for m in values if re.search(r"\d|\\", m.group())] or values
@@ -323,7 +366,7 @@ def _pick_value(text: str, first: bool) -> str | None:
         return text if first else None
     value = chosen.group(chosen.lastindex)
     after = text[chosen.end() :]
-    if first and re.match(r"\W{0,3}\s*(?:or )?(?:maybe|perhaps|possibly|alternatively)\b", after):
+    if first and _CHANGED_AFTER.match(after):
         return text
     more = _NEXT_TERM.match(after) if first and chosen.lastindex == 6 else None
     if more:  # 84 - 37, which ...; 3 or 4 apples
@@ -334,7 +377,7 @@ def _pick_value(text: str, first: bool) -> str | None:
 @lru_cache(4096)
 def _read_gold(text: str) -> str | None:
     """The gold value inside a gold text, None when there is none to compare with."""
-    reply = _read_boxes(text) if "\\boxed" in text or "\\fbox" in text else None
+    reply = _read_boxes(text, gold=True) if "\\boxed" in text or "\\fbox" in text else None
     if isinstance(reply, str):
         return None
     if reply:
@@ -354,7 +397,8 @@ def _read_gold(text: str) -> str | None:
 # ------------------------------------------------ 2. one spelling for one answer
 
 _SIGNS = {
-    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/",
+    "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ",
+    "∗": "*", "∙": r"\cdot ", "∕": "/", "¢": "", "₹": "",
     "⁄": "/", "π": r"\pi ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "∞": r"\infty ",
     "≤": r"\le ", "≥": r"\ge ", "≠": r"\neq ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ",
     "∖": r"\setminus ", "±": r"\pm ", "≈": r"\approx ", "∅": r"\emptyset ", "°": r"^\circ ",
@@ -425,6 +469,7 @@ _RULES = [
             r"\1\\setminus ",
         ),
         (r"\\(?:text|mathrm|operatorname)\s?\{([A-Za-z]+)\}(?=\s*\([^()]*\)\s*=)", r"\1"),  # Var(X) = 4
+        (rf"{_TEXT}(sqrt|log|ln|sin|cos|tan|exp)\s*\}}", r"\\\1 "),
         (rf"(?i)(?<=\d)\s*{_TEXT[:-3]}\s*(hundred|thousand|million|billion|trillion)\b", r" \1 \\text{"),
         (rf"{_TEXT},?\s*(?:and|und|et|y)\s*,?\s*\}}|\\(?:land|wedge)(?![a-z])|,\s*and\b|\band\b", " and "),
         (rf"{_TEXT},?\s*(?:or|oder|ou|o)\s*,?\s*\}}|\\(?:lor|vee)(?![a-z])|,\s*or\b|\bor\b", " or "),
@@ -480,7 +525,7 @@ def _normalize(text: str) -> str:
         return text
     if not text.isascii():
         text = _write_signs(text)
-    text = text.strip(" `")
+    text = _SIGN_WORD.sub(r"\1-", text.strip(" `"))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _separate(_drop_quantifier(_rewrite_calls(text)))
@@ -561,6 +606,13 @@ def _rewrite_calls(text: str) -> str:
     return text
 
 
+def _read_domain(text: str) -> str:
+    """N or Z where a clause at the end of a text says that a letter is a natural number or an integer, else ""."""
+    domain = re.search(r"[a-zA-Z] ?(?:\\in\b|∈) ?(?:\\mathbb ?\{? ?([ZN])|([ℤℕ])) ?\}?(\^\{?\+)?[^\w]*$", text)
+    letter = {"Z": "Z", "ℤ": "Z"}.get(domain[1] or domain[2], "N") if domain else ""
+    return "N" if domain and domain[3] else letter
+
+
 def _drop_quantifier(text: str) -> str:
     """The text without a closing clause about a letter that it uses: "k in Z", "for all z", "any integer n"."""
     clause = _QUANTIFIER.search(text) if _HAS_QUANTIFIER.search(text) else None
@@ -578,8 +630,17 @@ _QUALIFIER = re.compile(
     r"|between|maybe|perhaps|possibly|either|guess|unsure|unknown|impossible"
     r"|at least|at most"
     r"|times|plus|minus|multiplied|divided|modulo|mod|choose|to the power|dozen"
-    r"|(?:of|half|twice|double|triple|over|under|above|below|exceeds)(?=\s*[$\\]?\s*-?\d))\b"
-    r"|n't\b|\d\s*(?:squared|cubed)\b"
+    r"|(?:of|half|twice|double|triple|over|under|above|below|exceeds)(?=\s*[$\\]?\s*-?\d)"
+    r"|fails?|doubtful|unlikely|invalid|(?:below|under) zero"
+    r"|(?:without|less|no|out of)(?=[\s,]*[$\\]?\s*-?\d))\b"
+    r"|n't\b|\d\s*(?:squared|cubed|factorial|halves|thirds|fourths|fifths|sixths|eighths|tenths|hundredths)\b"
+    r"|\(\s*negative\s*\)|\d\s*\?"
+)
+
+
+_SIGN_WORD = re.compile(  # negative 5, minus 5, a sign in \text
+    r"(?i)^([\s$]*(?:[a-z]\s*=\s*)?)(?:\\(?:text\w*|mbox|mathrm)\s?\{\s*)?(?:negative|neg\.?|minus|[-−–])\s*\}?[\s$]*"
+    r"(?=\.?\d|\\[dt]?frac|\\sqrt)"
 )
 
 
@@ -591,6 +652,7 @@ def _read_prose(text: str) -> str:
 
 def _list_qualifiers(text: str) -> set[str]:
     """The qualifying words of an answer that has a value beside them; "no solution" is itself an answer."""
+    text = _SIGN_WORD.sub(r"\1-", text)
     if not re.search(r"[a-zA-Z]{3}", text):
         return set()
     if "real" in text:  # all real numbers except 2
@@ -654,7 +716,7 @@ _OPEN = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 _NAME = re.compile(  # x, f(x), a_1, m_{\max}, E(X), (x,y), P(A), \angle ABC, AB:CD, dy/dx; and no number
     r"(?!\\(?:pi|infty)$|[ei]$)(?:"
     r"\\?[a-zA-Z]+(?:_\w|_\{[^{}]*\})?'*(?:\^\{-1\}|\^[*'])?(?:\(-?[a-zA-Z0-9](?:,[a-zA-Z0-9])*\))?'*"
-    r"|[A-Z][a-z]*\([^()]*\)|(?:m?\\angle |\\triangle )[A-Z]+"
+    r"|[A-Z][a-z]*\([^()]*\)|[EPV]\[[^\[\]]*\]|(?:m?\\angle |\\triangle )[A-Z]+"
     r"|\\(?:bar|hat|tilde|overline|vec|dot)\{[a-zA-Z]+\}|\|[A-Z]{2}\||\[[A-Z]{3,}\]"
     r"|\([a-z](?:,[a-z])+\)|[A-Z]+(?:_\{?\w+\}?)?:[A-Z]+|\\frac\{[a-zA-Z_]+\}\{[a-zA-Z_]+\}|[dy]{1,2}/dx)"
 )
@@ -737,6 +799,8 @@ def _parse(text: str) -> str | _Group | _Named:
         return _Named(pieces[0], _Group("without", (_ALL_REALS, _parse(pieces[1]))), text)
     if len(pieces := _split(text, r"=|\\in(?![a-z])")) > 1:
         if name := next((piece for piece in pieces[:-1] if _NAME.fullmatch(piece)), None):
+            if len(pieces) == 3 and all(map(_LITERAL.fullmatch, pieces[1:])):  # x = 4 = 5
+                return _Named(name, _Group("chain", tuple(pieces[1:])), text)
             return _Named(name, _parse(pieces[-1]), text)  # x = 1 + 1 = 2
         if _NAME.fullmatch(pieces[-1]):
             return _Named(pieces[-1], _parse(pieces[0]), text)  # 2 = x
@@ -778,10 +842,15 @@ def _join_items(trees: list, joiners: set[str]) -> object:
         isinstance(tree, _Group) and (len(tree.kind) == 2 or tree.kind in ("union", "without")) for tree in bare
     )
     if ranges and len(names) == len(trees) and len(set(names)) == 1:
+        holes = [tree.items[1] for tree in bare if tree.kind == "without" and tree.items[0] == _ALL_REALS]
+        if holes and r"\lor" not in joiners:  # x in R, x != 3
+            rest = tuple(tree for tree in bare if tree.kind != "without" and tree != _ALL_REALS) or (_ALL_REALS,)
+            region = rest[0] if len(rest) == 1 else _intersect(rest) or _Group("union", rest)
+            points = holes[0] if len(holes) == 1 else _Group("list", tuple(holes))
+            return _Named(names[0], _Group("without", (region, points)), "")
         common = None if r"\lor" in joiners else _intersect(bare)
         return _Named(names[0], common or _Group("union", bare), "")  # x > 1 and x < 5; x < 1 or x > 3
-    distinct = tuple(dict.fromkeys(trees))
-    return _Group("list", distinct) if len(distinct) > 1 else distinct[0]
+    return _Group("list", tuple(trees)) if len(set(trees)) > 1 else trees[0]
 
 
 def _read_inequality(text: str, pieces: list[str]) -> object:
@@ -890,6 +959,12 @@ def _compare_answers(gold: str, reply: _Reply) -> str:
         choices = [_read_choice(text) for text in (gold, answer)]
         if not all(choices) and _list_qualifiers(answer) != _list_qualifiers(gold):
             return "wrong"
+        if _CUT_SHORT.search(answer) and not _CUT_SHORT.search(gold):
+            return "wrong"
+        if _DIVIDED.search(answer) and not _DIVIDED.search(gold) and not _list_variables(_normalize(gold)):
+            return "unevaluated"
+        if {_read_domain(gold), _read_domain(answer)} == {"N", "Z"}:
+            return "wrong"
         expected = _normalize(gold)
         normals = [_normalize(part) for part in reply.parts]
         distinct = {_read_number(normal) or normal: normal for normal in normals}
@@ -902,7 +977,7 @@ def _compare_answers(gold: str, reply: _Reply) -> str:
                 return "hedged"
         elif wants_many and _kind(_parse(answer)) not in unordered:
             boxes = {_read_number(box) or box: box for box in map(_normalize, reply.boxes)}
-            size = len(getattr(tree, "value", tree).items)
+            size = len(set(getattr(tree, "value", tree).items))
             if len(distinct) > 1 and not (len(distinct) != size and len(boxes) == size):
                 answer = ";".join(distinct.values())
             elif len(boxes) == size:  # the first root is \boxed{...}. ... The second root is \boxed{...}
@@ -946,7 +1021,7 @@ def _read_decimal_commas(gold: str, answer: str) -> tuple[str, str]:
 
 def _drop_short_unit(text: str, other: str) -> str:
     """10m as 10 where the other text is a number; elsewhere m is a variable."""
-    unit = re.fullmatch(r"(.*\d)[mgshLl](?:\^\d)?", text)
+    unit = re.fullmatch(r"(.*\d)(?:[mgshLlNJVWK]|\\Omega)(?:\^\d)?", text)
     numbers = unit and isinstance(_read_number(other), Fraction) and isinstance(_read_number(unit[1]), Fraction)
     return unit[1] if numbers else text
 
@@ -978,10 +1053,14 @@ def _match(gold: object, answer: object, budget: _Budget) -> bool:
     if isinstance(gold, str) or isinstance(answer, str):
         return isinstance(gold, str) and isinstance(answer, str) and _match_leaves(gold, answer, budget)
     kinds = {gold.kind, answer.kind}
+    if _kind(answer) != _kind(gold) and _is_finite_calculation(answer):
+        raise _Stop("unevaluated")
     if kinds & {"union", "without"}:
         spans = [_list_spans(tree) for tree in (gold, answer)]
         if None not in spans:
             return _merge_spans(spans[0]) == _merge_spans(spans[1])
+    if kinds <= {"list", "set"} and (len(gold.items) != len(answer.items) or "set" in kinds):
+        gold, answer = (_Group(tree.kind, tuple(dict.fromkeys(tree.items))) for tree in (gold, answer))
     if len(gold.items) != len(answer.items) or not (len(kinds) == 1 or kinds in _ALIKE):
         return False
     if len(gold.items) > 64:
@@ -990,6 +1069,15 @@ def _match(gold: object, answer: object, budget: _Budget) -> bool:
     if kinds <= {"list", "set"} or kinds == {"union"}:
         return _match_unordered(gold.items, answer.items, budget)
     return all(_match(g, a, budget) for g, a in pairs)
+
+
+def _is_finite_calculation(tree: _Group) -> bool:
+    r"""Whether sets of a few items are still to be joined or taken off: \{1, 2\} \cup \{3\}."""
+    return (
+        tree.kind == "union"
+        and all(_kind(t) == "set" for t in tree.items)
+        or (tree.kind == "without" and _kind(tree.items[0]) == "set")
+    )
 
 
 _ALIKE = ({"list", "set"}, {"list", "()"})
@@ -1040,6 +1128,8 @@ _CALCULATION = re.compile(  # two numbers with a sign between them, or brackets 
     rf"|(?<![\w)}}]){_ATOM}\(-?{_ATOM}\)"
 )
 _SIGN_BETWEEN = re.compile(r"(?<=[\w)}!|])[-+]|\\cdot(?!10\^)|[)}\d][(]|[)][({\d\\]")
+_CUT_SHORT = re.compile(r"(?<![\d.])\d*\.?\d{0,5}\s*(?:\\[lcd]?dots|\.{3}|…)[\s.$}]*$")  # 0.3... and 20...
+_DIVIDED = re.compile(r"(?:÷|\\div(?![a-z])|∕)(?!.*[=≈])", re.S)  # always a calculation, where 7/2 may be a value
 _MIXED_SUM = re.compile(r"\d+[-+](?:\\frac\{\d+\}\{\d+\}|\d+/\d+)")
 _BOMB = re.compile(
     r"\^\{?[-+(]*\d{5,}|\^\{[^{}]*\d[)}]*[\^!]|\^\(?[\d.]+\^|\d{4,}\)*!|!\)*!|\^[^()]*\)!|\d{301,}"
@@ -1075,7 +1165,12 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
     if gold == answer:
         return True
     if a is not None and b is not None:
-        if finished and not budget.alone and _is_whole_ratio(answer, b) and not _RATIO.fullmatch(gold):
+        if (
+            finished
+            and not budget.alone
+            and _is_whole_ratio(answer, b)
+            and not _RATIO.fullmatch(gold.replace(":", "/"))
+        ):
             raise _Stop("unevaluated")
         return _match_numbers(a, b, gold, answer)
     if (
@@ -1086,6 +1181,8 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
     if finished and _is_unfinished(gold, answer, budget.alone):
         raise _Stop("unevaluated")
     pair = (gold, answer)
+    if gold.count("'") != answer.count("'") and not re.search(r"[a-zA-Z]{2}'[a-z]", gold + answer):  # x' is not x
+        return False
     if any(re.search(r"(?<![_\d.])\d[\d.]* \d", text) for text in pair):  # two numbers side by side are not one
         return False
     words = [bool(re.search(r"[^\W\d_]{4,}(?!\w*\()", text)) and not re.search(r"[\\^_=+*/<>]", text) for text in pair]
@@ -1112,7 +1209,7 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
 
 def _is_whole_ratio(text: str, value: Fraction) -> bool:
     """Whether a fraction is an integer that was not calculated: 8/2, but neither 6/8 nor 4/1."""
-    ratio = _RATIO.fullmatch(text)
+    ratio = _RATIO.fullmatch(text.replace(":", "/"))
     return bool(ratio) and value.denominator == 1 and abs(Fraction(ratio[4] or ratio[6])) != 1
 
 

@@ -43,6 +43,7 @@ EXAMPLES = [  # a text, and what the rule of that place makes of it
     ("for all real numbers x", r"\mathbb{R}"),
     (r"\mathbb{R} except 2", r"\mathbb{R}\setminus 2"),
     (r"\text{Var}(X)=4", "Var(X)=4"),
+    (r"\text{sqrt }3", r"\sqrt 3"),
     (r"3\text{ million}", r"3 million \text{}"),
     (r"1\text{ and }2", "1 and 2"),
     (r"1\text{ or }2", "1 or 2"),
