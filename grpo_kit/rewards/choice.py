@@ -3,22 +3,33 @@ gold names no option.
 
 Paste this file into a notebook cell as it is. It needs only the standard library.
 
-The choice is read after the last </think>: the last box, else the last sentence such as "The answer is C", "I choose C"
-or "option C", else a reply that is nothing but the choice. It may be a letter, "(C)", "C. the text", or the text of an
-option, which needs the `options` column. A capital that labels an option means that option. Case never decides: "b"
-and "B" are one letter, and an option is recognised by its text in any case; but two options whose texts differ by case
-alone ("M" and "m") must be written exactly. A choice of several options earns 0 ("A and C", or a box for each).
+The choice is read after the last </think>: the last box or <answer>, else ####, else the last sentence such as "The
+answer is C", "I choose C", "option C" or "C is correct", else a reply that is nothing but the choice. It may be a
+letter, "(C)", "C. the text", or the text of an option, which needs the `options` column. A capital that labels an
+option means that option. Case never decides: "b" and "B" are one letter, and an option is recognised by its text in any
+case; but two options whose texts differ by case alone ("M" and "m") must be written exactly. A choice of several
+options earns 0 ("A and C", a box for each), and so does an option that the reply speaks against ("I rule out option C",
+"C is wrong").
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
+LONGEST_CHOICE = 20_000  # characters from the end that are read where there is no box
+
 _CHOICE_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{((?:[^{}]|\{[^{}]*\})*)(\})?")
 _STATED = re.compile(
-    r"(?i)\b(?:(answer|choose|choosing|pick|select|go with)|choice|option)\b[ \t*_]{0,4}"
-    r"((?:is|:|=|would be|should be|must be)[ \t*_:]{0,4})?(?:(?:option|choice|answer|letter)\b[ \t*_:]{0,4})?"
-    r"(?=([^\n]{1,200}))"
+    r"(?i)(?:\b(?:(answer|choose|choosing|pick|select|go with|(?:it|this|that) (?:must|has to|should|can only) be)"
+    r"|(choice|option)|therefore|thus|hence|so)\b[ \t*_]{0,4}|(答案)[是为為选應应该該]*)"
+    r"((?:is|:|=|would be|should be|must be|has to be|can only be)[\s*_:]{0,8})?"
+    r"(?:(?:option|choice|answer|letter)\b[ \t*_:]{0,4})?,?[ ]?(?=([^\n]{1,200}))"
 )
+_PRAISED = re.compile(  # C is the correct answer
+    r"(?:^|[.,;:!?(\n]|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Bb]ecause|[Ss]ince|[Cc]learly|think|believe|say)\b)\s{0,8}"
+    r"(?:(?:[Tt]he )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter) )?[*_$]*\(?([A-Z])\)?[*_$]* (?:is|must be|has to be) "
+    r"(?:\w+ly )?(?:the )?(?:only )?(?:correct|right|best|answer)\b(?! ?\?| (?:if|or)\b)"
+)
+_MARKED = re.compile(r"####[ \t]*([^\n]+)")
 _WRAP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textit)\s?\{([^{}]*)\}")
 _LETTER = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:]|$)(.*)", re.DOTALL)
 _SENTENCE = re.compile(  # C because ..., (C), since ...; "a" and "I" are words of English
@@ -28,7 +39,32 @@ _SENTENCE = re.compile(  # C because ..., (C), since ...; "a" and "I" are words 
 _CHOICE_UNSURE = re.compile(
     r"(?i)\b(?:or|either|maybe|perhaps|possibly|alternatively)\b|^[\s$,;/&.*]*(?:and)?[\s$,;/&.*]*$"
 )
-_CHOICE_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither)|n['’]t)(?: be)?[\s:$*]*$")
+_CHOICE_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither|nor|cannot)|n['’]t)(?: be)?[\s:$*]*$")
+_EXCLUDED = re.compile(  # what stands before an option that a reply speaks against
+    r"(?i)(?:\b(?:unlike|except|besides|than|instead of|without|rul(?:e|es|ed|ing)(?: out)?|reject\w*|exclud\w*"
+    r"|eliminat\w*|discard\w*|dismiss\w*)|\b(?:wrong|incorrect|false|worst|unlikely|impossible|invalid|bad"
+    r"|least[ -]\w+)(?: (?:answer|option|choice|one)(?: (?:is|was|would be))?)?)(?: the)?[\s:$*(]*$"
+    r"|(?:(?:\b(?:not|never)|n['’]t) (?:think|believe|say|sure|certain|claim|agree|true)"
+    r"|\b(?:doubt|deny|unless|whether|if|neither))\b[^.,;:!?\n]*$"
+)
+_RETRACTED = re.compile(  # what stands behind such an option
+    r"(?i)[\s$*_).,]*(?:(?:which |it |this |that )?(?:(?:is|was|seems|looks|(?:can|must|may|might|could|would) be)"
+    r" (?:\w+ly )?(?:wrong|incorrect|false|unlikely|impossible|mistaken|ruled out|eliminated|excluded|rejected"
+    r"|not (?:right|correct|true|the|it|possible|an))\b|cannot\b|(?:ca|is|was|could|would|do|does)n['’]t\b))"
+)
+_BESIDE = re.compile(
+    r"[\s$*_).]*(?:,?\s*\b(?:or|and)\b|[/&,])[\s$*_(]*(?:(?:maybe|perhaps|possibly|else|option|choice) )*\(?[A-Z]\b"
+)
+_BESIDE_BEFORE = re.compile(
+    r"\b[A-Z]\)?[\s$*_]*(?:\b(?:or|and)\b|[/&])[\s$*_(]*(?:(?:maybe|perhaps|possibly|option|choice) )*$"
+)
+# What may stand before a mere "option C" in its clause.
+_CHOOSING = re.compile(
+    r"(?i)\W*(?:(?:so|thus|hence|therefore|then|and|it|that|this|is|be|must|should|has|to|the|my|our|correct|right|best"
+    r"|final|chosen|i|we|would|will|ll|s|d|say|think|believe|am|sure|of|for|go|going|went|with|answer|choice|prefer|favou?r"
+    r"|choose|definitely|clearly|probably|likely|most|guess|take|opt|need|want)\W+)*"
+)
+_WIDE = str.maketrans("。（）：，", ".():,")
 
 
 def choice_reward(
@@ -102,28 +138,48 @@ def _find_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
     if text.rfind("<think>") > close or (opened and close < 0):
         return None
     text = text[close + len("</think>") :] if close >= 0 else text
+    text = text.translate(_WIDE)
+    if "\\boxed" not in text and "\\fbox" not in text:
+        text = text[-LONGEST_CHOICE:]
+        text = re.sub(r"(?s)<answer>(.{0,300}?)</answer>", r"\\boxed{\1}", text)
     if "\\boxed" in text or "\\fbox" in text:
         return _find_boxed_choice(text, table)
     text = re.sub(r"[*_]{2,3}", "", text)
-    statements = list(_STATED.finditer(text))
-    for statement in reversed(statements):
-        denied = [
-            _CHOICE_DENIED.search(text[max(0, end - 20) : end]) for end in (statement.start(), statement.start(3))
-        ]
-        if any(denied):
+    marked = _MARKED.findall(text)
+    if marked and (option := _read_option(marked[-1], table)):
+        return option
+    stated = list(_STATED.finditer(text))
+    for match in sorted([*stated, *_PRAISED.finditer(text)], key=lambda match: match.start(), reverse=True):
+        before = text[max(0, match.start() - 80) : match.start()]
+        if match.re is _PRAISED:
+            if not (_CHOICE_DENIED.search(before) or _EXCLUDED.search(before)) and (not table or match[1] in table):
+                return match[1]
+            continue
+        action, noun, chinese, verb, rest = match.groups()
+        end = match.start(5)
+        if _CHOICE_DENIED.search(before) or _CHOICE_DENIED.search(text[max(0, end - 20) : end]):
             return None
-        if option := _read_option(statement[3], table) or _read_sentence(statement[3], table):
+        mere = noun and not verb  # as in "I considered option C"
+        if _EXCLUDED.search(before) or (mere and not _CHOOSING.fullmatch(re.split(r"[.,;:!?\n]", before)[-1])):
+            continue
+        if option := _read_option(rest, table) or _read_sentence(rest, table):
             return option
-        if (statement[1] or statement[2]) and re.match(r"\(?[A-Z]\b", statement[3]):  # A or B
+        if (action or chinese or verb) and re.match(r"\(?[A-Z]\b", rest):  # A or B
             return None
-    return _read_option(text[:500], table) if not statements else None
+    plain = all(not any(match.groups()[:4]) for match in stated)  # no more than a "so"
+    return _read_option(text[:500], table) if plain else None
 
 
 def _find_boxed_choice(text: str, table: dict[str, str]) -> str | None:
-    """The option in the last box, None where the box beside it holds another one: either A or C."""
+    """The option in the last box, None where another one stands beside it (either A or C) or words deny it."""
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     box = _CHOICE_BOX.match(text, start)
-    if not box or not box[2] or _CHOICE_DENIED.search(text[max(0, start - 20) : start]):
+    if not box or not box[2]:
+        return None
+    before, after = text[max(0, start - 80) : start], text[box.end() : box.end() + 80]
+    if _CHOICE_DENIED.search(before) or _EXCLUDED.search(before) or _BESIDE_BEFORE.search(before):
+        return None
+    if _RETRACTED.match(after) or _BESIDE.match(after):
         return None
     option = _read_option(box[1], table)
     earlier = [m for m in _CHOICE_BOX.finditer(text[:start]) if m[2]]
@@ -135,9 +191,20 @@ def _find_boxed_choice(text: str, table: dict[str, str]) -> str | None:
 
 
 def _read_sentence(text: str, table: dict[str, str]) -> str | None:
-    """The letter that a sentence begins with and explains: "C because ...", "(C), since ..."."""
-    named = _SENTENCE.match(text.strip(" $"))
-    return named[1] if named and (not table or named[1] in table) else None
+    """The letter that a sentence begins with and explains: "C because ...", "(C), since ...", "C. Paris, as ..."."""
+    text = text.strip(" $")
+    named = _SENTENCE.match(text)
+    if named and (not table or named[1] in table):
+        return None if _RETRACTED.match(text[named.end(1) :]) else named[1]
+    labelled = re.match(r"\(?([A-Z])(?:\)[.:]?|[.:])\s*(.*)", text)
+    if not labelled or labelled[1] not in table:
+        return None
+    rest, option = labelled[2].casefold(), table[labelled[1]].casefold()
+    if option and rest.startswith(option):
+        explained = r"\s*(?:[.;:!–—-]|,?\s*(?:because|since|as|for|so|which|where|given|due|by)\b)"
+        return labelled[1] if re.match(explained, rest[len(option) :]) else None
+    other = any(text and rest.startswith(text.casefold()) for text in table.values())
+    return None if other or re.match(r"(?:or|and|maybe|perhaps|possibly)\b|[^\w\s]", rest) else labelled[1]
 
 
 def _read_option(text: str, table: dict[str, str]) -> str | None:
@@ -150,7 +217,7 @@ def _read_option(text: str, table: dict[str, str]) -> str | None:
     for letters in (exact, loose):
         if len(letters) == 1:
             return letters[0]
-    named = _LETTER.match(text)
+    named = _LETTER.match(re.sub(r"(?i)^(?:option|choice|answer)\b[\s:]*", "", text))
     if not named:
         return None
     letter, rest = named[1].upper(), named[2].strip(" .")

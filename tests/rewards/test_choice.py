@@ -69,6 +69,44 @@ STATED = [  # completion, gold, options, reward
 ]  # fmt: skip
 
 
+COLOURS = ["red", "green", "blue", "grey"]
+AGAINST = [  # replies that earn nothing for C
+    "The wrong option is C", "The incorrect answer is C.", "I rule out option C", "I ruled out option C.",
+    "I reject option C.", "We excluded option C.", "Eliminate option C", "Unlike option C",
+    "The least likely answer is C", "I considered option C.", "It cannot be option C.",
+    "I don't think the answer is C.", "I doubt the answer is C.", "If C is correct, A is not.",
+    "Neither A nor C is correct.", "C is not the correct answer.", "Is C correct? C is correct?",
+    "I don't think C is correct.", "A or C is correct.", "The answer is C, which is wrong.", "It must be C or D.",
+    "#### C or D", "#### not C", "<answer>C</answer> or <answer>D</answer>", "<answer>A and C</answer>",
+    "<answer>C</answer> is wrong", r"\boxed{C} is wrong", r"\boxed{C} is not correct.",
+    r"$\boxed{C}$ cannot be right", r"\boxed{C} or D", r"\boxed{C}, or maybe D.", r"\boxed{C} and (D)",
+    r"Maybe \boxed{C} or A", r"Either A or \boxed{C}", r"The wrong option is \boxed{C}.",
+    r"The incorrect answer is: $\boxed{C}$", r"I rule out \boxed{C}", r"I do not think it is \boxed{C}",
+    r"\boxed{option A}", "Therefore, (A).", "答案不是C", "答案是A", "So C and D.", "The answer is not:\n\nC",
+    "Option A is correct.", "Statement C is correct.",
+]  # fmt: skip
+FOR = [  # replies that choose C
+    "<answer>C</answer>", "I think.\n<answer>\n(C)\n</answer>", "#### C", "Because.\n#### (C)",
+    "Option C is correct.", "C is the correct answer.", "So C is correct.", "(C) is the best answer.",
+    "I think C is right.", "It must be C.", "It must be option C, because.", "Therefore, (C).", "Thus C.", "答案是C",
+    "答案：C。", "答案为（C）", "The correct answer is:\n\n**C**", "**Answer:**\n\nC", "Answer: C. blue because sky",
+    "Answer: C. Blue, as the sky is.", "The answer is (C) blue because.", r"\boxed{option C}",
+    r"\boxed{\text{Option C}}", "I rule out option A. The answer is C.", "The most likely answer is C.",
+    "The answer is C. I rule out option A.", "The answer is C. Unlike option A, it is blue.",
+    "I would prefer option C.", "A is wrong: the answer is C.", "Since A is not right, the answer is C",
+    "The wrong option is A. The answer is C.", r"A is wrong, so \boxed{C}.", r"\boxed{C} is correct",
+    r"\boxed{C} because A is wrong", r"\boxed{C}, and not A.", r"\boxed{C}. A and B are wrong.",
+    r"I rule out A and B. \boxed{C}", "The answer is C.\n#### Notes", "So the answer is C.",
+    "The answer is A. Wait, C is the correct answer.", "If I had to guess, the answer is C.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [None, COLOURS])
+@pytest.mark.parametrize(("completion", "reward"), [*((text, 0.0) for text in AGAINST), *((text, 1.0) for text in FOR)])
+def test_an_option_that_a_reply_speaks_against_earns_nothing(completion, reward, options):
+    assert choice_reward([completion], ["C"], [options]) == [reward]
+
+
 @pytest.mark.parametrize(("completion", "gold", "options", "reward", "note"), CHOICES)
 def test_the_option_that_a_reply_commits_to_is_the_one_that_counts(completion, gold, options, reward, note):
     assert choice_reward([completion], [gold], [options]) == [reward], note
