@@ -12,11 +12,11 @@ with decimals may be rounded to them). What it earns depends on the gold:
     result is the answer, or later steps lead from it to the answer.
 So neither `5*1=5`, nor a step that is spelled anew, nor "1+1=2" a hundred times lifts the reward.
 
-It sees + - * / and brackets, commas, $, %, the spellings × ÷ \times \cdot \div, and nothing else: no algebra, powers or
-units, no step in words. It cannot see why a step is made. With an annotated gold a right reply on another path earns
-less; without one a single line that computes the answer from the question earns as much as five, and numbers of the
-question that happen to give the answer count as needed. On LaTeX-heavy text (MATH) a third of the plain matches
-mislead, so use it on GSM8K-like problems.
+It sees + - * / and brackets, commas, $, %, the spellings × ÷ \times \cdot \div \frac{48}{2}, and nothing else: no
+algebra, powers or units, no step in words. It cannot see why a step is made. With an annotated gold a right reply on
+another path earns less; without one a single line that computes the answer from the question earns as much as five, and
+numbers of the question that happen to give the answer count as needed. On LaTeX-heavy text (MATH) a third of the plain
+matches mislead, so use it on GSM8K-like problems.
 """
 
 import re
@@ -44,6 +44,11 @@ _STEP_SIGNS = {
 }
 _STEP_TOKEN = re.compile(r"\d+\.?\d*|\.\d+|[-+*/()%]")
 _OUTCOME_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s?\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\})?")
+_OUTCOME_TAG = re.compile(r"<answer>([^<]{0,200})</answer>")
+_OUTCOME_STATED = re.compile(
+    r"(?i)(?:^|[.!?:\n]|\b(?:so|thus|hence|therefore)\b),?\s{0,3}(?:(?:the|final|correct|my) )*"
+    r"answer(?: is:?|:)([^\n]*)$"
+)
 _OUTCOME_DENIED = re.compile(
     r"(?i)\b(?:not|never|neither|either|or|maybe|perhaps|wrong|incorrect|false|at least|at most)\b|n['’]t\b|≠|\\ne"
 )
@@ -88,9 +93,11 @@ def arithmetic_steps_reward(
         prompts: texts or message lists that hold the question.
         answer: for each completion the gold: a number, or a GSM8K solution, whose number stands behind ####.
         outcome_gated: whether a reply with another answer than the gold earns 0, so that steps never pay for a wrong
-            answer. The gate is narrower than math_reward: the answer must be a plain number, in the last box (and in
-            every other box after the thinking) or else behind the last ####, and no word may deny it. To gate by
-            math_reward, pass False and use `Part(..., gated=True)` of combine.py.
+            answer. The gate is narrower than math_reward. The answer is what stands in the boxes after the thinking,
+            else in <answer>, else behind the last ####, else in a last line that ends "the answer is 72." It must be
+            one plain number; "x =" before it, bold and words of the question behind it ("72 clips") may be there, but
+            nothing that denies it, and no second answer. To gate by math_reward, pass False and use
+            `Part(..., gated=True)` of combine.py.
         prompt_opened_think: whether the chat template put <think> into the prompt, so that a completion without
             </think> is unfinished and earns 0. A bool, or a column of the dataset.
         kwargs: other columns, which are ignored.
@@ -117,16 +124,17 @@ def arithmetic_steps_reward(
     flags = [opened] * len(answer) if isinstance(opened, bool) else opened
     rewards: list[float | None] = []
     for completion, prompt, gold, flag in zip(completions, prompts, answer, flags, strict=True):
-        text, solution = _join_contents(completion), str(gold if gold is not None else "")
+        text, question = _join_contents(completion), _join_turns(prompt)
+        solution = str(gold if gold is not None else "")
         number = _find_outcome(solution) if "####" in solution or "\\boxed" in solution else _read_outcome(solution)
         if number is None:
             rewards.append(None)
-        elif flag and "</think>" not in text or outcome_gated and _find_outcome(text) != number:
+        elif flag and "</think>" not in text or outcome_gated and _find_outcome(text, question) != number:
             rewards.append(0.0)
         elif gold_steps := _gold_steps(solution):
             rewards.append(_share_of_gold(text, gold_steps))
         else:
-            earned = [e for *_, e in check_steps(text, _join_turns(prompt), number) if e is not None]
+            earned = [e for *_, e in check_steps(text, question, number) if e is not None]
             rewards.append(sum(earned) / max(len(earned), 1))
     return rewards
 
@@ -218,6 +226,8 @@ def _equations(text: str):
     for sign, plain in _STEP_SIGNS.items():
         text = text.replace(sign, plain)
     text = re.sub(r"(?<=\d)\s?[xX]\s?(?=[\d$.])", "*", text)
+    # 2\frac{1}{2} is one number, and 8 / \frac{4}{2} would need brackets
+    text = re.sub(r"(?<![\d./])(?<!/ )\\[dt]?frac\{(\d[\d,.]{0,20})\}\{(\d[\d,.]{0,20})\}", r"\1/\2", text)
     for line in text.split("\n"):
         annotated = _ANNOTATED.findall(line)
         if annotated:
@@ -314,24 +324,42 @@ def _numbers_in(question: str) -> set[Fraction]:
     return numbers | {1 / n for n in numbers if n}
 
 
-def _find_outcome(text: str) -> Fraction | None:
+def _find_outcome(text: str, question: str = "") -> Fraction | None:
     """The number that a reply commits to after its thinking, None where it is not plain; never looser than math_reward.
 
-    All boxes must hold the same number; without a box the line behind the last #### must be the number alone.
+    All boxes, or else all <answer> tags, must hold the same number; without either the line behind the last ####, or a
+    last line such as "The answer is 72.", must end with the number alone.
     """
     close = text.rfind("</think>")
     if text.rfind("<think>") > close:
         return None
     text = text[close + len("</think>") :] if close >= 0 else text
     text = text.split("<|im_")[0]
-    boxes = list(_OUTCOME_BOX.finditer(text))
+    boxes = list(_OUTCOME_BOX.finditer(text)) or list(_OUTCOME_TAG.finditer(text))
     if not boxes:
-        mark = text.rfind("####")
-        return _read_outcome(text[mark + 4 :].strip(" \t").partition("\n")[0]) if mark >= 0 else None
+        mark, stated = text.rfind("####"), _OUTCOME_STATED.search(text[-200:].strip())
+        line = text[mark + 4 :].strip(" \t").partition("\n")[0] if mark >= 0 else stated[1] if stated else ""
+        return _read_outcome(_strip_decoration(line, question))
     if any(_OUTCOME_DENIED.search(text[max(0, box.start() - 60) : box.end() + 60]) for box in boxes):
         return None
-    numbers = {_read_outcome(box[1] or "") for box in boxes}
+    numbers = {_read_outcome(_strip_decoration(box[1] or "", question)) for box in boxes}
     return numbers.pop() if len(numbers) == 1 else None
+
+
+def _strip_decoration(text: str, question: str) -> str:
+    """An answer without bold, last stop or thin space, braces, "x =" before it and words of the question behind it."""
+    if len(text) > 200:
+        return text
+    text = re.sub(r"(?:\\[,;:! ]|[.\s])+$", "", text.strip(" \t\n$*"))
+    text = re.sub(r"^\{(.*)\}$", r"\1", text.strip(" \t\n$*"))
+    text = re.sub(r"^[A-Za-z]\s?=\s?", "", text)
+    words = "([A-Za-z ]{1,40})"
+    unit = re.fullmatch(rf"([^A-Za-z]*\d)\s{{0,3}}(?:\\(?:text|mathrm)\s?\{{\s?{words}\}}|{words})", text)
+    if not unit:
+        return text
+    units = {word.removesuffix("s") for word in (unit[2] or unit[3]).lower().split()}
+    asked = {word.removesuffix("s") for word in re.findall("[a-z]+", question.lower().replace("$", " dollar "))}
+    return unit[1] if units <= asked - _QUESTION_WORDS.keys() and not _OUTCOME_DENIED.search(text) else text
 
 
 def _read_outcome(text: str) -> Fraction | None:
