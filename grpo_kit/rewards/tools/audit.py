@@ -6,9 +6,10 @@
 The reward runs in a forked process, one case at a time. A case that takes longer than `seconds` counts as a hang: its
 process is killed and the next case runs in a new one. So a reward cannot hang the audit, not even by freezing the
 interpreter. The audit shows whether the reward pays replies as labelled, how long it takes, what it raises, and whether
-the threads differ. Then come canaries, replies that hold code: in a temporary folder it would make a file, and the file
-betrays a reward that executes what a policy writes. The audit cannot test rewards that compare the completions of a
-group, because each call has one completion. It needs os.fork, that is Linux or macOS.
+the threads differ. A reward that pays no box gets the cases in the form that it wants too. Then come canaries, replies
+that hold code. It would make a file in a temporary folder, or it has the value of the reference answer; the file, or
+the pay, betrays a reward that executes what a policy writes. The audit cannot test rewards that compare the completions
+of a group, because each call has one completion. It needs os.fork, that is Linux or macOS.
 """
 
 import contextlib
@@ -24,9 +25,19 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpo_kit.config.arguments import require_type
+from grpo_kit.rewards.tools.audit_replies import (
+    ANSWERS,
+    CANARIES,
+    CANARY_GOLDS,
+    MARK,
+    OPENINGS,
+    VALUE_CANARIES,
+    VALUE_GOLDS,
+    restate_cases,
+)
 from grpo_kit.rewards.tools.audit_report import THREADS, Case, Report, Trial
 from grpo_kit.rewards.tools.calling import call_reward, reward_name
 from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
@@ -35,25 +46,23 @@ SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
 _EXAMPLE = {"gold": "4", "completion": "It is 4.", "reward": 1.0, "kind": "sums"}
 CASE_RULE = f"A case is a dict such as {_EXAMPLE} (see data/reward_cases.jsonl)"
 REMEDY = "Let it take `completions`, the columns that it needs, and `**kwargs`, and return a list of numbers."
+GOLD_NAMES = ("answer", "solution", "ground_truth", "label", "target")
+GOLD_RULE = (
+    f"The audit passes the reference answer as {', '.join(GOLD_NAMES)}, and no other column of data. Name the column "
+    "so, or give the parameter a default value."
+)
 STARTING = 60.0  # seconds that importing a reward file and its first call may take
 
-
-# How replies state an answer, and what may stand before it. The first of each is what the kit's own prompts lead to.
-ANSWERS = (r"\boxed{%s}", "#### %s", "<answer>%s</answer>", "The answer is %s.", "Answer: %s", "%s")
-OPENINGS = ("I count.\n</think>\n", "", "<think>\nI count.\n</think>\n", "<reasoning>\nI count.\n</reasoning>\n")
-
-MARK = "ran"  # what a canary makes in its folder, if it is executed
-_CODE = (f"open('{MARK}','w')", f"__import__('os').mkdir('{MARK}')", f'__import__("os").system("touch {MARK}")')
-_SCRIPT = f"```python\nimport os\nos.mkdir('{MARK}')\n```"
-CANARIES = [
-    *(f"{OPENINGS[0]}{answer % code}" for answer in ANSWERS for code in _CODE),
-    *_CODE,
-    OPENINGS[0] + _SCRIPT,
-    f"<answer>{_SCRIPT}</answer>",
-    f"!!python/object/apply:os.mkdir [{MARK}]",  # a YAML loader that is not the safe one
-]
-CANARY_GOLDS = ("0", r"\frac{x}{2}")  # os.system returns 0; a whole number is often compared without a parser
 STUCK = 3  # canaries that hang or end the process, after which no more are tried
+
+
+class _Form(NamedTuple):
+    """A form of an answer that a reward wants: one of ANSWERS, one of OPENINGS, both in words, and is it paid?"""
+
+    answer: str
+    opening: str
+    description: str
+    is_paid: bool
 
 
 def audit_reward(
@@ -66,7 +75,8 @@ def audit_reward(
     Args:
         reward: `FILE.py`, `FILE.py:function` (as for `load_reward`) or a function. It is called as TRL calls it, by
             keyword, with one completion as a message list, or as a string where a trial call shows that it only
-            understands strings. The reference answer goes to `answer` and to `solution`.
+            understands strings. The reference answer goes to `answer`, `solution`, `ground_truth`, `label` and
+            `target`.
         cases: a dict or a list of dicts, or the path of a JSON Lines file with one on each line; by default the kit's
             own cases. Keys of a case: `gold`, the reference answer; the `completion`; the `reward` that it deserves,
             1, 0, or None where `gold` cannot be used; its `kind`, by which the report groups the cases.
@@ -108,12 +118,12 @@ def audit_reward(
         )
     if "fork" not in multiprocessing.get_all_start_methods():
         raise RuntimeError("This system cannot fork, which guards the audit from hangs. Use Linux or macOS.")
-    trials = [Trial(case) for case in listed]
-    for thread in THREADS:
-        done = 0
-        while done < len(trials):
-            done = _try_until_stuck(reward, trials, done, thread, seconds)
-    return Report(trials, _try_canaries(reward, seconds), _find_wanted(reward, trials, seconds))
+    trials = _try_cases(reward, listed, seconds)
+    canaries, wanted = _try_canaries(reward, seconds), _find_wanted(reward, trials, seconds)
+    for form in wanted or ():
+        if form.is_paid:
+            trials += _try_cases(reward, restate_cases(listed, form.answer, form.opening), seconds)
+    return Report(trials, canaries, None if wanted is None else [form.description for form in wanted])
 
 
 def load_cases(path: str | Path = SAMPLE) -> list[Case]:
@@ -155,18 +165,37 @@ def _read_case(row: Any, place: str) -> Case:
         raise ValueError(f"{place} is not a case ({error}). {CASE_RULE}.") from None
 
 
+def _try_cases(reward: str | Callable, cases: list[Case], seconds: float) -> list[Trial]:
+    """The trials of the cases in both threads."""
+    trials = [Trial(case) for case in cases]
+    for thread in THREADS:
+        done = 0
+        while done < len(trials):
+            done = _try_until_stuck(reward, trials, done, thread, seconds)
+    return trials
+
+
 def _try_canaries(reward: str | Callable, seconds: float) -> list[Trial]:
-    """The trials of replies that hold code. It would make MARK in a temporary folder, where the reward works then."""
+    """The trials of replies that hold code. It would make MARK in a temporary folder, where the reward works then.
+
+    The last ones have the first of VALUE_GOLDS as their value, so that a reward which pays them more with that gold
+    than with the other one has evaluated them.
+    """
     trials = [Trial(Case("canary", gold, text, 0.0)) for gold in CANARY_GOLDS for text in CANARIES]
+    marked = len(trials)
+    trials += [Trial(Case("canary", gold, text, 0.0)) for text in VALUE_CANARIES for gold in VALUE_GOLDS]
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         done = stuck = 0
         while done < len(trials) and stuck < STUCK:
             done = _try_until_stuck(reward, trials, done, THREADS[0], seconds, Path(folder))
             stuck += 1
+    for trial, other in zip(trials[marked:done:2], trials[marked + 1 : done : 2]):
+        rewards, others = trial.rewards.values(), other.rewards.values()
+        trial.ran = trial.ran or any((a or 0.0) > (b or 0.0) for a, b in zip(rewards, others))
     return trials[:done]
 
 
-def _find_wanted(reward: str | Callable, trials: list[Trial], seconds: float) -> list[str] | None:
+def _find_wanted(reward: str | Callable, trials: list[Trial], seconds: float) -> list[_Form] | None:
     """The forms of an answer in which a reward pays the right one more than a wrong one, if it pays none in a box."""
     boxed = [trial for trial in trials if trial.case.reward == 1.0 and "boxed" in trial.case.completion]
     if not boxed or any((paid or 0.0) > 0.5 for trial in boxed for paid in trial.rewards.values()):
@@ -174,13 +203,13 @@ def _find_wanted(reward: str | Callable, trials: list[Trial], seconds: float) ->
     forms = [(answer, opening) for answer in ANSWERS for opening in OPENINGS]
     probes = [Trial(Case("probe", "4", opening + answer % n, None)) for answer, opening in forms for n in "45"]
     done = _try_until_stuck(reward, probes, 0, THREADS[0], seconds)
-    wanted: dict[str, str] = {}
+    wanted: dict[str, _Form] = {}
     for (answer, opening), right, wrong in zip(forms, probes[:done:2], probes[1:done:2]):
         paid, other = (trial.rewards.get(THREADS[0]) or 0.0 for trial in (right, wrong))
         if paid > other:
             amount = "" if paid > 0.5 else f" (for {paid:g}, and only more than 0.5 counts as paid)"
             before = f" after {opening.strip()!r}" if opening else " with nothing before it"
-            wanted.setdefault(answer, f"{answer % 4!r}{before}{amount}")
+            wanted.setdefault(answer, _Form(answer, opening, f"{answer % 4!r}{before}{amount}", paid > 0.5))
     return list(wanted.values())
 
 
@@ -243,6 +272,8 @@ def _load() -> None:
     _kept["as_messages"], error = _in_thread(_choose_form, _kept["reward"])
     if error and _kept["thread"] == THREADS[0]:
         remedy = "" if error.startswith("ValueError: The reward ") else f" {REMEDY}"  # calling.py says it already
+        if "missing a required argument" in error or error.startswith("KeyError"):
+            remedy += f" {GOLD_RULE}"
         raise ValueError(f"{reward_name(_kept['reward'])} cannot be audited: every trial call raised {error}{remedy}")
 
 
@@ -289,8 +320,7 @@ def _call_reward(reward: Callable, case: Case, as_messages: bool) -> float | Non
         prompts=[[{"role": "user", "content": ""}] if as_messages else ""],
         completions=[completion],
         completion_ids=[list(range(len(case.completion) // 4 + 1))],
-        answer=[case.gold],
-        solution=[case.gold],
+        **{name: [case.gold] for name in GOLD_NAMES},
         trainer_state=None,
         log_extra=lambda column, values: None,
         log_metric=lambda name, value: None,

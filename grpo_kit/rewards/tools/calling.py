@@ -131,8 +131,15 @@ def _start(reward: Reward, batch: Mapping[str, Any]) -> Any:
         returned = reward(**batch)
     except TypeError as error:
         try:
-            inspect.signature(reward).bind(**batch)
+            signature = inspect.signature(reward)
+            signature.bind(**batch)
         except TypeError as mismatch:
+            if "completion" in signature.parameters and "completions" not in signature.parameters:
+                raise ValueError(
+                    f"The reward {reward_name(reward)} takes one `completion`. TRL passes many at once, as the list "
+                    "`completions`, and each column as a list. Let it take these lists and `**kwargs`, and return a "
+                    "list of numbers."
+                ) from None
             raise ValueError(
                 f"The reward {reward_name(reward)} cannot be called as TRL calls it: {mismatch}. Let it take "
                 "`completions`, the columns that it needs, and `**kwargs`."

@@ -31,7 +31,8 @@ def load_reward(spec: str | Path) -> Reward:
 
     Args:
         spec: `FILE.py:function`, or `FILE.py` if exactly one function there has a name that ends in `_reward`; where
-            none has, exactly one that takes `completions` and is called like `x_reward_func` or `check_x`. A file name
+            none has, exactly one that takes `completions` and is called like `x_reward_func` or `check_x`. (One that
+            takes a single `completion` is loaded too, and a call says what to change.) A file name
             is looked up in the working folder first, then among the kit's own rewards.
 
     Returns:
@@ -72,7 +73,9 @@ def load_reward(spec: str | Path) -> Reward:
         raise ValueError(f"{path} cannot be loaded ({reason}). Correct the file.") from error
     own = [n for n, v in vars(module).items() if callable(v) and _is_from(module, v)]
     rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
-    rewards = rewards or [n for n in own if OTHER_NAMES.fullmatch(n) and _takes_completions(getattr(module, n))]
+    others = [n for n in own if OTHER_NAMES.fullmatch(n)]
+    for parameter in ("completions", "completion"):
+        rewards = rewards or [n for n in others if _has_parameter(getattr(module, n), parameter)]
     chosen = function or (rewards[0] if len(rewards) == 1 else "")
     if chosen and callable(getattr(module, chosen, None)):
         reward = getattr(module, chosen)
@@ -89,9 +92,9 @@ def _is_from(module: Any, value: Any) -> bool:
     return isinstance(value, functools.partial) or getattr(value, "__module__", "") == module.__name__
 
 
-def _takes_completions(function: Callable[..., object]) -> bool:
+def _has_parameter(function: Callable[..., object], name: str) -> bool:
     try:
-        return "completions" in inspect.signature(function).parameters
+        return name in inspect.signature(function).parameters
     except (TypeError, ValueError):  # it has no signature
         return False
 

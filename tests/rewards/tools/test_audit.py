@@ -14,7 +14,7 @@ import sympy.parsing.sympy_parser
 from rich.console import Console
 
 from grpo_kit.rewards.tools import audit
-from grpo_kit.rewards.tools.audit import CANARIES, SAMPLE, audit_reward, load_cases
+from grpo_kit.rewards.tools.audit import CANARIES, SAMPLE, VALUE_CANARIES, audit_reward, load_cases
 from grpo_kit.rewards.tools.audit_report import Case, print_report
 from grpo_kit.rewards.tools.loading import load_reward
 
@@ -153,10 +153,62 @@ def test_a_canary_shows_a_reward_that_executes_replies(reward, form, tmp_path, m
     report = audit_reward(reward, CASES[:2])
     assert [form in trial.case.completion for trial in report.ran] == [True] * len(report.ran)
     assert bool(report.ran) == bool(form) and not list(tmp_path.iterdir())
-    assert len(report.canaries) == 2 * len(CANARIES)
+    assert len(report.canaries) == 2 * len(CANARIES) + 2 * len(VALUE_CANARIES)
     if form:
         assert "it runs text of replies as code" in report.harm and report.findings()[0].startswith("executed: reply")
         assert "Verdict: do not train with it, because it runs text of replies as code" in report.verdict
+
+
+def judge(pattern, run):
+    """A reward that compares what `run` makes of the text between two marks with the gold."""
+
+    def reward(completions, answer, **kwargs):
+        rewards = []
+        for turns, gold in zip(completions, answer):
+            found = re.search(pattern, turns[0]["content"], re.DOTALL)
+            try:
+                rewards.append(float(bool(found) and float(run(found[1])) == float(gold)))
+            except Exception:
+                rewards.append(0.0)
+        return rewards
+
+    return reward
+
+
+def evaluate_bare(text):
+    return eval(text, {"__builtins__": {}})
+
+
+def call_solve(text, builtins=None):
+    names = {} if builtins is None else {"__builtins__": builtins}
+    exec(text, names)
+    return names["solve"]()
+
+
+def read_answer(text):
+    names = {"__builtins__": {}}
+    exec(text, names)
+    return names["answer"]
+
+
+EVALUATING = [
+    (r"<answer>(.*)</answer>", evaluate_bare), (r"\\boxed{(.*)}", evaluate_bare), (r"#### (.*)", evaluate_bare),
+    (r"The answer is (.*?)\.", evaluate_bare), (r"Answer: (.*)", evaluate_bare), (r"</think>\n(.*)", evaluate_bare),
+    (r"<code>(.*)</code>", call_solve), (r"```python\n(.*)```", call_solve), (r"<answer>(.*)</answer>", call_solve),
+    (r"<code>(.*)</code>", lambda text: call_solve(text, {})), (r"<code>(.*)</code>", exec),
+    (r"<code>(.*)</code>", read_answer), (r"```\n(.*)```", read_answer), (r"<python>(.*)</python>", read_answer),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pattern", "run"), EVALUATING)
+def test_code_that_runs_without_builtins_or_in_a_block_is_noticed(pattern, run):
+    report = audit_reward(judge(pattern, run), CASES[:2])
+    assert report.ran and "it runs text of replies as code" in report.harm
+
+
+@pytest.mark.parametrize("reward", [generous_reward, judge(r"(\d+)", float), judge(r"(.*)", len)])
+def test_a_reward_that_runs_nothing_is_not_said_to(reward):
+    assert audit_reward(reward, CASES[:2]).ran == []
 
 
 def test_canaries_that_hang_or_kill_end_early():
@@ -200,17 +252,52 @@ def test_a_reward_that_pays_no_box_is_told_what_it_wants(pattern, forms, text_on
         assert "It pays no right answer in a box." in str(report) and wants in str(report)
 
 
+FORMS = [r"<answer>(.*)</answer>", r"#### (.*)", r"The answer is (.*)\.", r"Answer: (.*)", r"^([^\\]*)$"]
+
+
+@pytest.mark.parametrize("pattern", FORMS)
+def test_a_reward_that_pays_no_box_gets_labelled_cases_in_its_own_form(pattern):
+    def in_match(completions, answer, **kwargs):
+        found = [re.search(pattern, turns[0]["content"]) for turns in completions]
+        return [float(bool(match) and gold in match[1]) for match, gold in zip(found, answer)]
+
+    def equals(completions, answer, **kwargs):
+        found = [re.search(pattern, turns[0]["content"].replace("I count.\n</think>\n", "")) for turns in completions]
+        return [float(bool(match) and gold == match[1]) for match, gold in zip(found, answer)]
+
+    report = audit_reward(in_match, [*CASES[:2], Case("sets", "5", r"</think>\boxed{5, 6}", 0.0)])
+    assert report.wanted and "wrong answers" in report.harm
+    paid = [trial.case.completion for trial in report.trials if trial.paid_wrong]
+    assert all(any(wrong in completion for completion in paid) for wrong in ("5, 6", "14", "5 or 4"))
+    report = audit_reward(equals)
+    in_form = [trial for trial in report.trials if trial.case.kind.startswith("in ")]
+    assert report.wanted and not report.harm
+    assert sum(trial.case.reward == 1.0 for trial in in_form) > 30 < sum(trial.case.reward == 0.0 for trial in in_form)
+
+
 def test_a_reward_of_another_scale_is_said_to_have_it():
     report = audit_reward(answers_in("#### GOLD", paid=0.5), CASES[:2])
     assert report.wanted == [r"'#### 4' after 'I count.\n</think>' (for 0.5, and only more than 0.5 counts as paid)"]
 
 
-def column_reward(completions, target, **kwargs):
+def column_reward(completions, goal, **kwargs):
     return [1.0]
 
 
 def key_reward(completions, **kwargs):
-    return kwargs["target"]
+    return kwargs["goal"]
+
+
+def single_reward(completion, answer):
+    return 1.0
+
+
+@pytest.mark.parametrize("name", ["answer", "solution", "ground_truth", "label", "target"])
+def test_the_reference_answer_goes_to_every_usual_name(name):
+    names = {}
+    body = f"return [float(gold in turns[0]['content']) for turns, gold in zip(completions, {name})]"
+    exec(f"def reward(completions, {name}, **kwargs): {body}", names)
+    assert audit_reward(names["reward"], CASES[:2]).row().accuracy == 1.0
 
 
 @pytest.mark.parametrize(
@@ -222,8 +309,9 @@ def key_reward(completions, **kwargs):
         (print, "print cannot be audited.*unexpected keyword"),
         (lambda: 1.0, "cannot be audited.*unexpected keyword"),
         (lambda completions, **kwargs: None, "cannot be audited.*returned nothing"),
-        (column_reward, "column_reward cannot be audited.*missing a required argument: 'target'"),
-        (key_reward, "key_reward cannot be audited.*KeyError: 'target'. Let it take"),
+        (column_reward, "missing a required argument: 'goal'.*as answer, .*, label, target, and no other.*Name the"),
+        (key_reward, "key_reward cannot be audited.*KeyError: 'goal'. Let it take.*as answer, solution, .*Name the"),
+        (single_reward, "single_reward takes one `completion`. TRL passes many at once.*Let it take these lists"),
     ],
 )
 def test_what_is_no_reward_is_refused_with_its_own_error(reward, reason):

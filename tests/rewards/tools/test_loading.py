@@ -121,6 +121,16 @@ def test_a_reward_file_may_define_how_answers_are_read(tmp_path):
     assert answer_reader(load_reward("brevity.py:soft_overlong")) is None
 
 
+def test_a_reward_of_one_completion_is_loaded_so_that_its_call_says_what_to_change(tmp_path):
+    (tmp_path / "mine.py").write_text("def check_answer(completion, answer):\n    return 1.0\n")
+    assert load_reward(str(tmp_path / "mine.py")).__name__ == "check_answer"
+    (tmp_path / "mine.py").write_text(
+        "def check_answer(completion, answer):\n    return 1.0\n\n"
+        "def reward_func(completions, **kwargs):\n    return [check_answer(c, '4') for c in completions]\n"
+    )
+    assert load_reward(str(tmp_path / "mine.py")).__name__ == "reward_func"
+
+
 def test_a_pasted_reward_keeps_its_own_reader_when_another_file_is_pasted_below():
     names = {}
     for name in ("choice", "challenge"):
