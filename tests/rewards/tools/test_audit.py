@@ -59,7 +59,7 @@ def test_a_frozen_interpreter_an_exit_and_a_death_are_counted_and_the_audit_goes
     assert report.verdict == (
         "Verdict: it pays no wrong answer, but it hangs on 1 of 7 cases and raises an exception in 2 of 7."
     )
-    assert left.errors == {"main": "SystemExit: 3", "worker": "SystemExit: 3"}
+    assert left.errors.keys() == {"main", "worker"} and all("ended the program (3)" in e for e in left.errors.values())
     assert died.errors == {"main": "the process died", "worker": "the process died"}
 
 
