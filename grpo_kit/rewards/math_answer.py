@@ -177,7 +177,7 @@ _TAKES_BACK = (
     r"|wrong|incorrect"
 )
 _CORRECTION = re.compile(rf"(?i)\b(?:{_TAKES_BACK})\b")
-_TAKEN_BACK = re.compile(r"(?i)[.!?\n—]\s*(?:wait\b|oops\b|hmm+\b|sorry\b|scratch that|no, (?:it|the|wait)\b)")
+_TAKEN_BACK = re.compile(r"(?i)[.!?\n—]\s{0,9}(?:wait\b|oops\b|hmm+\b|sorry\b|scratch that|no, (?:it|the|wait)\b)")
 _NO_ANSWER = re.compile(  # Step 1: 72; Let x = 72; is it 72?
     r"(?i)\W*(?:(?:step|page|chapter|section|figure|line|problem|question|exercise) \d+"
     r"|(?:let|suppose|assume)\b[^.]*\.?\W*$)|.*\?\W*$"
@@ -224,7 +224,7 @@ _VALUE = re.compile(
 _WORD = re.compile(
     r"\\(?:text\w*|mathrm|mbox|operatorname|begin|end)\s?\{[^{}]{0,200}\}|\\[a-zA-Z]+|\b(?:and|or)\b"
     r"|(?<![a-zA-Z])(?:sin|cos|tan|sec|csc|cot|log|exp|sqrt|abs|inf)(?=[\s(^*]|$)"
-    r"|((?i:(?<![\w\\^{(])is(?=[\s:,]))|[^\W\d_]{3,}|[\u3040-\u9fff])"
+    r"|((?i:(?<![\w\\^{(])[ia]s(?=[\s:,]))|[^\W\d_]{3,}|[\u3040-\u9fff])"
 )
 _LEAD_IN = re.compile(  # so it's 42
     r"(?i)(?:(?:so|thus|hence|therefore|then|ok|okay)\b[,:]?\s+)*"
@@ -349,6 +349,7 @@ def _find_words(text: str) -> list[int]:
 def _pick_value(text: str, first: bool) -> str | None:
     """The value that a sentence states: all of it without prose, else its first or last value."""
     text = re.split(r"\.\s+(?=[A-Z])", text)[0 if first else -1].strip().rstrip(".。 ")
+    text = re.sub(r"(?<=[$*])!$", "", text)
     text = _SIGN_WORD.sub(r"\1-", text)
     words = _find_words(text)
     values = list(_VALUE.finditer(text))
@@ -490,6 +491,9 @@ _RULES = [
         (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?![a-zA-Z{{])", r"\\\1 "),
         (r"\\(?:oo|inf|infinity)(?![a-z])", r"\\infty "),
         (r"\\a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
+        (r"\bRs\.?\s*(?=\d)|(?<=\d)\s*[ap]\.\s?m\.?(?!\w)", ""),
+        (r"^\](?=[^\[\]]*[,;][^\[\]]*[\[\]]$)", "("),
+        (r"^([\[(][^\[\]]*[,;][^\[\]]*)\[$", r"\1)"),
         (r"\^\s?(\d*\.\d+|\d{2,})", r"^{\1}"),
         (r"\^\s?-\s?(\d+|[a-zA-Z])", r"^{-\1}"),
         (r"([\^_])\{\s?([\w+-])\s?\}", r"\1\2"),
@@ -548,6 +552,7 @@ def _normalize(text: str) -> str:
 def _write_signs(text: str) -> str:
     """Signs, raised and lowered digits and fractions of Unicode in LaTeX."""
     plain = lambda m: unicodedata.normalize("NFKC", m[0]).replace("−", "-")  # noqa: E731
+    text = re.sub("[\u2600-\u27bf\ufe0f\U0001f300-\U0001faff]", "", text)  # emoji
     text = _VULGAR.sub(lambda m: rf" \frac{{{plain(m).replace('⁄', '}{')}}}", text)
     text = _RAISED.sub(lambda m: f"^{{{plain(m)}}}", text)
     text = _LOWERED.sub(lambda m: f"_{{{plain(m)}}}", text)
@@ -850,7 +855,8 @@ def _join_items(trees: list, joiners: set[str]) -> object:
             return _Named(names[0], _Group("without", (region, points)), "")
         common = None if r"\lor" in joiners else _intersect(bare)
         return _Named(names[0], common or _Group("union", bare), "")  # x > 1 and x < 5; x < 1 or x > 3
-    return _Group("list", tuple(trees)) if len(set(trees)) > 1 else trees[0]
+    different = {isinstance(tree, str) and _read_number(tree) or tree for tree in trees}  # 1/2 or 0.5 is one value
+    return _Group("list", tuple(trees)) if len(different) > 1 else trees[0]
 
 
 def _read_inequality(text: str, pieces: list[str]) -> object:
@@ -965,10 +971,18 @@ def _compare_answers(gold: str, reply: _Reply) -> str:
             return "unevaluated"
         if {_read_domain(gold), _read_domain(answer)} == {"N", "Z"}:
             return "wrong"
+        if (absence := _read_absence(gold)) and absence == _read_absence(answer):
+            return "right"
         expected = _normalize(gold)
         normals = [_normalize(part) for part in reply.parts]
         distinct = {_read_number(normal) or normal: normal for normal in normals}
         expected, answer = _read_decimal_commas(expected, normals[-1])
+        if expected.endswith("+C") and not re.search("[cKk]", expected):
+            answer = re.sub(r"\+[cKk]$", "+C", answer)
+        other = _list_variables(answer) - _list_variables(expected)
+        letter = _list_variables(expected) - _list_variables(answer)
+        if _read_domain(gold) == "Z" and len(other) == len(letter) == 1 and other < set("jklmn"):  # 2n\pi for 2k\pi
+            answer = re.sub(rf"(?<![\\a-zA-Z]){other.pop()}(?![a-zA-Z])", letter.pop(), answer)
         expected, answer = _drop_short_unit(expected, answer), _drop_short_unit(answer, expected)
         tree = _parse(expected)
         wants_many = _kind(getattr(tree, "value", tree)) in unordered
@@ -993,6 +1007,14 @@ def _compare_answers(gold: str, reply: _Reply) -> str:
         return str(stop)
     except RecursionError:
         return "too_costly"
+
+
+def _read_absence(text: str) -> str:
+    """How a text says that nothing solves the problem or that no value exists, "" for other texts."""
+    words = re.sub(r"\\(?:text\w*|mathrm|mbox)|[^a-z∅\\]", "", text[:99].lower())
+    if re.fullmatch(r"\\emptyset|\\varnothing|∅|no(?:real)?solutions?(?:exists?)?", words):
+        return "empty"
+    return "undefined" if words in ("dne", "doesnotexist") else ""
 
 
 def _read_choice(text: str) -> str | None:
@@ -1112,6 +1134,7 @@ _OPERATORS = [  # what calculates a value: an answer with one is unfinished, unl
         r"\\i*(?:int|oint)(?![a-z])", r"\\sum(?![a-z])|\\prod(?![a-z])", r"\\lim(?![a-z])",
         r"\\frac\{(?:d|\\partial)[^{}]*\}\{(?:d|\\partial)|d/d[a-z](?![a-z])",
         r"\\(?:gcd|lcm|max|min|b?mod|pmod)(?![a-z])",
+        r"\\frac\{\d*([a-z])(?:\^\w)?\}\{\d*\1(?:\^\w)?\}",
     )
 ]  # fmt: skip
 _FUNCTIONS_LEFT = [  # the same for a gold without letters
@@ -1127,6 +1150,10 @@ _CALCULATION = re.compile(  # two numbers with a sign between them, or brackets 
     rf"|\(-?{_ATOM}\)\(?-?{_ATOM}(?![\w.^])"
     rf"|(?<![\w)}}]){_ATOM}\(-?{_ATOM}\)"
 )
+_PRODUCT = re.compile(  # of two complex numbers or two roots of numbers
+    r"\((?=[^()]*(?<![a-z])i(?![a-z]))[^()]*\)(?:\\cdot ?)?\((?=[^()]*(?<![a-z])i(?![a-z]))"
+    r"|\\sqrt\{\d+\}(?:\\cdot ?)?\\sqrt\{\d+\}"
+)
 _SIGN_BETWEEN = re.compile(r"(?<=[\w)}!|])[-+]|\\cdot(?!10\^)|[)}\d][(]|[)][({\d\\]")
 _CUT_SHORT = re.compile(r"(?<![\d.])\d*\.?\d{0,5}\s*(?:\\[lcd]?dots|\.{3}|…)[\s.$}]*$")  # 0.3... and 20...
 _DIVIDED = re.compile(r"(?:÷|\\div(?![a-z])|∕)(?!.*[=≈])", re.S)  # always a calculation, where 7/2 may be a value
@@ -1135,6 +1162,59 @@ _BOMB = re.compile(
     r"\^\{?[-+(]*\d{5,}|\^\{[^{}]*\d[)}]*[\^!]|\^\(?[\d.]+\^|\d{4,}\)*!|!\)*!|\^[^()]*\)!|\d{301,}"
     r"|e\^\{?e\^\{?e\^|binom\{[^{}]*\d{4,}|\d[eE][+-]?\d{4,}"
 )
+
+
+_TERM_TOKEN = re.compile(
+    r"(?:/|(?P<number>\d+(?:\.\d+)?)(?!\^)|\\sqrt\{(?P<root>\d{1,6})\}|\\sqrt(?:\[\d+\])?\{[^{}]*\}|\\[a-zA-Z]+ ?"
+    r"|\d+|.)(?:[_^](?:\{[^{}]*\}|\w))*'*"
+)
+_NOT_MONOMIAL = re.compile(
+    r"[^\w{}^.'/\\ ]|\\(?!(?:sqrt|pi|alpha|beta|gamma|delta|lambda|theta|omega|sigma|phi|rho|mu|tau)(?![a-zA-Z]))"
+)
+_COEFFICIENT = re.compile(r"^(?:\d+(?:\.\d+)?(?!\^)|\\frac\{\d+\}\{\d+\})(?:\\cdot ?)?(?=.)")
+
+
+def _read_kind_of_term(term: str) -> str:
+    r"""A term without its coefficient: x for 2x and x/3, \sqrt3 for \sqrt{12}, "" for a number."""
+    plain = re.sub(r"\\frac\{([^{}]*)\}\{\d+\}", r"\1", term)
+    plain = re.sub(r"\\frac\{\d+\}\{(\w*)\}", r"/\1", plain).replace(r"\cdot", " ")
+    if _NOT_MONOMIAL.search(plain):
+        return _COEFFICIENT.sub("", term)
+    factors, over = [], ""
+    for token in _TERM_TOKEN.finditer(plain):
+        factor = token.group().strip()
+        if root := int(token["root"] or 0):  # its part without squares
+            root //= next(k * k for k in range(math.isqrt(root), 0, -1) if root % (k * k) == 0)
+            factor = rf"\sqrt{root}" if root > 1 else ""
+        if factor and factor != "/" and not token["number"]:
+            factors.append(over + factor)
+        over = factor if factor == "/" else ""
+    return " ".join(sorted(factors))
+
+
+def _has_like_terms(text: str, numbers: bool) -> bool:
+    r"""Whether a sum has two terms that could be added: 2x + 7x, \sqrt{12} + \sqrt{27}; with `numbers`, 1 + x + 2."""
+    if "|" in text or "+" not in text and "-" not in text:
+        return False
+    text = re.sub(r"(^|[-+(,=])\(([^()]*)\)(?=$|[-+),=])", r"\1\2", text)
+    text = re.sub(r"=|<|>|\\(?:le|ge|neq|in|pm|mp|lor|land)(?![a-z])|[;:]", ",", text)
+    levels: list[tuple[int, set]] = [(0, set())]  # where the term starts, and the kinds of the terms before it
+    for at, c in enumerate(text + ","):
+        start, kinds = levels[-1]
+        if c in "+-,)}]" and (term := text[start:at].strip()):
+            kind = _read_kind_of_term(term)
+            if kind in kinds and (kind or numbers):
+                return True
+            kinds.add(kind)
+        if c in "([{":
+            levels.append((at + 1, set()))
+        elif c in ")}]" and len(levels) > 1:
+            levels.pop()
+        elif c in "+-":
+            levels[-1] = (at + 1, kinds)
+        elif c == ",":
+            levels[-1] = (at + 1, set())
+    return False
 
 
 def _is_unfinished(gold: str, answer: str, alone: bool) -> bool:
@@ -1150,9 +1230,16 @@ def _is_unfinished(gold: str, answer: str, alone: bool) -> bool:
     operators = _OPERATORS if letters else _OPERATORS + _FUNCTIONS_LEFT
     if any(f.search(answer) and not f.search(gold) for f in operators):
         return True
+    if _has_like_terms(answer, bool(letters)) and not _has_like_terms(gold, bool(letters)):
+        return True
+    if not letters and _PRODUCT.search(answer) and not _PRODUCT.search(gold):
+        return True
+    gold, answer = gold.replace("%", ""), answer.replace("%", "")
     if _CALCULATION.search(answer) and not _CALCULATION.search(gold):
         return not (alone and _MIXED_SUM.fullmatch(answer))  # 4 + 4/9 spells the mixed number 4 4/9
     if isinstance(_read_number(gold), Fraction) and _read_number(answer) is None:
+        if re.fullmatch(r"(?:[-\d./(){}]|\\frac)*", answer) and len(re.findall(r"/|frac", answer)) > 1:
+            return True  # (3/4)/(1/2)
         return bool(_SIGN_BETWEEN.search(answer)) and not (alone and _MIXED_SUM.fullmatch(answer))
     return False
 
