@@ -11,8 +11,9 @@ processor time for each verdict.
 It reads numbers in every usual spelling, mixed numbers, percentages, bases, units, tuples, lists, sets, intervals,
 matrices, inequalities, equations, text and choice letters. It compares forms piece by piece, so a subset, a superset or
 a bound around the gold is wrong, and what does not exist (0/0) equals nothing. An unfinished calculation is wrong
-(84 - 37 for 47, 8/2 for 4), and so is an equation that is not solved yet (2x = 6 for x = 3). A fraction may stay
-unreduced (6/8 for 3/4). It does not judge proofs, convert units or understand answers that only the question explains.
+(84 - 37 for 47, 8/2 for 4, 2x + 7x for 9x), and so is an equation that is not solved yet (2x = 6 for x = 3). A fraction
+may stay unreduced (6/8 for 3/4), and a power, a root or a factored form may stay as it is. It does not judge
+proofs, convert units or understand answers that only the question explains.
 Nothing in a reply is ever run as Python. What math-verify decides needs Linux or macOS and `pip install math-verify`.
 """
 
@@ -179,7 +180,7 @@ _TAKES_BACK = (
 _CORRECTION = re.compile(rf"(?i)\b(?:{_TAKES_BACK})\b")
 _TAKEN_BACK = re.compile(r"(?i)[.!?\n—]\s{0,9}(?:wait\b|oops\b|hmm+\b|sorry\b|scratch that|no, (?:it|the|wait)\b)")
 _NO_ANSWER = re.compile(  # Step 1: 72; Let x = 72; is it 72?
-    r"(?i)\W*(?:(?:step|page|chapter|section|figure|line|problem|question|exercise) \d+"
+    r"(?i)\W*(?:(?:step|page|chapter|section|figure|line|problem|question|exercise) \d+(?=[^a-zA-Z=]*$)"
     r"|(?:let|suppose|assume)\b[^.]*\.?\W*$)|.*\?\W*$"
 )
 _GOES_ON = re.compile(
@@ -196,7 +197,7 @@ _DENIED_AFTER = re.compile(
 )
 _TOUCHES_BEFORE = re.compile(  # -\boxed{7}, 2\boxed{7}, \sqrt{\boxed{7}}, x > \boxed{7}, except \boxed{7}
     r"(?:(?:[\s$=(]|^)-|(?<![a-zA-Z*_\\])[a-zA-Z]|\d(?:\\[,;!])?|(?:[\d)}]|(?<![a-zA-Z])[a-zA-Z])(?:[-+/]| *\+ *| +/ +)"
-    r"|(?<!\*)[\d)}] *\* *|\w_\{?|\^\{?|\\(?:cdot|times|div|pm|mp)\s*"
+    r"|[\d)}](?:\*| \* )|\w_\{?|\^\{?|\\(?:cdot|times|div|pm|mp)\s*"
     r"|\\(?:sqrt|[dt]?frac|sin|cos|tan|log|ln|exp|binom)(?:\[\d\])?\s*\{?|\\[dt]?frac\{[^{}]*\}\s*\{)$"
     r"|(?:(?<=[\w)}] )[<>]|(?<![<\w/]\w)(?<=\w)[<>]|[≤≥≠]|\\(?:le|ge|leq|geq|leqslant|geqslant|lt|gt|neq?)\b"
     r"|\b(?i:is (?:at least|at most|(?:more|less|greater|fewer) than)|except|other than|(?:anything|all) but)"
@@ -204,7 +205,8 @@ _TOUCHES_BEFORE = re.compile(  # -\boxed{7}, 2\boxed{7}, \sqrt{\boxed{7}}, x > \
 )
 _TOUCHES_AFTER = re.compile(  # \boxed{7}^2, \boxed{7}x, \boxed{7}+1, \boxed{7} million
     r"\^\{?[-+]?(?:\d|[a-zA-Z](?![a-zA-Z]))|\d|\.\d|(?:\\[,;!])?(?![hsmgLlNJVWAKC])[a-zA-Z](?![a-zA-Z])"
-    r"|\\(?:pi|sqrt|[dt]?frac)\b| *(?:[-+*/] ?[\d\\]|[-+/][a-zA-Z](?![a-zA-Z])|\\(?:cdot|times|div|pm)\b)"
+    r"|\\(?:pi|sqrt|[dt]?frac)\b| *(?:[-+*/] ?(?:\d|\\(?!text|mathrm)))"
+    r"| *(?:[-+/](?![hsmgL])[a-zA-Z](?![a-zA-Z])|\\(?:cdot|times|div|pm)\b)"
     r"|[\s$~\\,]*(?:\\text\w*\s?\{\s*)?(?:hundred|thousand|million|billion|trillion|dozen|squared|cubed|halves"
     r"|thirds|fourths|fifths|sixths|eighths|tenths)\b"
 )
@@ -319,9 +321,8 @@ def _read_boxes(text: str, gold: bool = False) -> _Reply | str | None:
     if not parts[-1]:
         return "empty_box"
     before, after = text[max(0, command - 40) : command], text[end + 1 : end + 60]
-    if _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after):
-        return "hedged"
-    if not gold and _is_touched(before, after):
+    denied = _DENIED_BEFORE.search(before) or _DENIED_AFTER.match(after)
+    if denied or (not gold and _is_touched(before, after)):
         return "hedged"
     for (_, start, end), (following, _, _) in zip(closed[-2::-1], closed[:0:-1]):
         gap = text[end + 1 : following]
@@ -349,8 +350,7 @@ def _find_words(text: str) -> list[int]:
 def _pick_value(text: str, first: bool) -> str | None:
     """The value that a sentence states: all of it without prose, else its first or last value."""
     text = re.split(r"\.\s+(?=[A-Z])", text)[0 if first else -1].strip().rstrip(".。 ")
-    text = re.sub(r"(?<=[$*])!$", "", text)
-    text = _SIGN_WORD.sub(r"\1-", text)
+    text = _SIGN_WORD.sub(r"\1-", re.sub(r"(?<=[$*])!$", "", text))
     words = _find_words(text)
     values = list(_VALUE.finditer(text))
     with_digits = [m for m in values if re.search(r"\d|\\", m.group())] or values
@@ -641,8 +641,6 @@ _QUALIFIER = re.compile(
     r"|n't\b|\d\s*(?:squared|cubed|factorial|halves|thirds|fourths|fifths|sixths|eighths|tenths|hundredths)\b"
     r"|\(\s*negative\s*\)|\d\s*\?"
 )
-
-
 _SIGN_WORD = re.compile(  # negative 5, minus 5, a sign in \text
     r"(?i)^([\s$]*(?:[a-z]\s*=\s*)?)(?:\\(?:text\w*|mbox|mathrm)\s?\{\s*)?(?:negative|neg\.?|minus|[-−–])\s*\}?[\s$]*"
     r"(?=\.?\d|\\[dt]?frac|\\sqrt)"
@@ -965,12 +963,11 @@ def _compare_answers(gold: str, reply: _Reply) -> str:
         choices = [_read_choice(text) for text in (gold, answer)]
         if not all(choices) and _list_qualifiers(answer) != _list_qualifiers(gold):
             return "wrong"
-        if _CUT_SHORT.search(answer) and not _CUT_SHORT.search(gold):
+        cut_short = _CUT_SHORT.search(answer) and not _CUT_SHORT.search(gold)
+        if cut_short or {_read_domain(gold), _read_domain(answer)} == {"N", "Z"}:
             return "wrong"
         if _DIVIDED.search(answer) and not _DIVIDED.search(gold) and not _list_variables(_normalize(gold)):
             return "unevaluated"
-        if {_read_domain(gold), _read_domain(answer)} == {"N", "Z"}:
-            return "wrong"
         if (absence := _read_absence(gold)) and absence == _read_absence(answer):
             return "right"
         expected = _normalize(gold)
@@ -1075,8 +1072,9 @@ def _match(gold: object, answer: object, budget: _Budget) -> bool:
     if isinstance(gold, str) or isinstance(answer, str):
         return isinstance(gold, str) and isinstance(answer, str) and _match_leaves(gold, answer, budget)
     kinds = {gold.kind, answer.kind}
-    if _kind(answer) != _kind(gold) and _is_finite_calculation(answer):
-        raise _Stop("unevaluated")
+    parts = answer.items if answer.kind == "union" else answer.items[:1] if answer.kind == "without" else ()
+    if gold.kind != answer.kind and parts and all(_kind(part) == "set" for part in parts):
+        raise _Stop("unevaluated")  # \{1, 2\} \cup \{3\}
     if kinds & {"union", "without"}:
         spans = [_list_spans(tree) for tree in (gold, answer)]
         if None not in spans:
@@ -1091,15 +1089,6 @@ def _match(gold: object, answer: object, budget: _Budget) -> bool:
     if kinds <= {"list", "set"} or kinds == {"union"}:
         return _match_unordered(gold.items, answer.items, budget)
     return all(_match(g, a, budget) for g, a in pairs)
-
-
-def _is_finite_calculation(tree: _Group) -> bool:
-    r"""Whether sets of a few items are still to be joined or taken off: \{1, 2\} \cup \{3\}."""
-    return (
-        tree.kind == "union"
-        and all(_kind(t) == "set" for t in tree.items)
-        or (tree.kind == "without" and _kind(tree.items[0]) == "set")
-    )
 
 
 _ALIKE = ({"list", "set"}, {"list", "()"})
@@ -1165,13 +1154,13 @@ _BOMB = re.compile(
 
 
 _TERM_TOKEN = re.compile(
-    r"(?:/|(?P<number>\d+(?:\.\d+)?)(?!\^)|\\sqrt\{(?P<root>\d{1,6})\}|\\sqrt(?:\[\d+\])?\{[^{}]*\}|\\[a-zA-Z]+ ?"
+    r"(?:/|(?P<number>\d+(?:\.\d+)?)(?![\d.^])|\\sqrt\{(?P<root>\d{1,4})\}|\\sqrt(?:\[\d+\])?\{[^{}]*\}|\\[a-zA-Z]+ ?"
     r"|\d+|.)(?:[_^](?:\{[^{}]*\}|\w))*'*"
 )
 _NOT_MONOMIAL = re.compile(
     r"[^\w{}^.'/\\ ]|\\(?!(?:sqrt|pi|alpha|beta|gamma|delta|lambda|theta|omega|sigma|phi|rho|mu|tau)(?![a-zA-Z]))"
 )
-_COEFFICIENT = re.compile(r"^(?:\d+(?:\.\d+)?(?!\^)|\\frac\{\d+\}\{\d+\})(?:\\cdot ?)?(?=.)")
+_COEFFICIENT = re.compile(r"^(?:\d+(?:\.\d+)?(?![\d.^])|\\frac\{\d+\}\{\d+\})(?:\\cdot ?)?(?=.)")
 
 
 def _read_kind_of_term(term: str) -> str:
@@ -1210,10 +1199,8 @@ def _has_like_terms(text: str, numbers: bool) -> bool:
             levels.append((at + 1, set()))
         elif c in ")}]" and len(levels) > 1:
             levels.pop()
-        elif c in "+-":
-            levels[-1] = (at + 1, kinds)
-        elif c == ",":
-            levels[-1] = (at + 1, set())
+        elif c in "+-,":
+            levels[-1] = (at + 1, set() if c == "," else kinds)
     return False
 
 
@@ -1230,9 +1217,9 @@ def _is_unfinished(gold: str, answer: str, alone: bool) -> bool:
     operators = _OPERATORS if letters else _OPERATORS + _FUNCTIONS_LEFT
     if any(f.search(answer) and not f.search(gold) for f in operators):
         return True
-    if _has_like_terms(answer, bool(letters)) and not _has_like_terms(gold, bool(letters)):
-        return True
     if not letters and _PRODUCT.search(answer) and not _PRODUCT.search(gold):
+        return True
+    if _has_like_terms(answer, bool(letters)) and not _has_like_terms(gold, bool(letters)):
         return True
     gold, answer = gold.replace("%", ""), answer.replace("%", "")
     if _CALCULATION.search(answer) and not _CALCULATION.search(gold):
@@ -1252,12 +1239,8 @@ def _match_leaves(gold: str, answer: str, budget: _Budget, finished: bool = True
     if gold == answer:
         return True
     if a is not None and b is not None:
-        if (
-            finished
-            and not budget.alone
-            and _is_whole_ratio(answer, b)
-            and not _RATIO.fullmatch(gold.replace(":", "/"))
-        ):
+        whole = finished and not budget.alone and _is_whole_ratio(answer, b)
+        if whole and not _RATIO.fullmatch(gold.replace(":", "/")):
             raise _Stop("unevaluated")
         return _match_numbers(a, b, gold, answer)
     if (
