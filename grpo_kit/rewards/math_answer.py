@@ -178,9 +178,11 @@ _TAKES_BACK = (
     r"|wrong|incorrect"
 )
 _CORRECTION = re.compile(rf"(?i)\b(?:{_TAKES_BACK})\b")
-_TAKEN_BACK = re.compile(r"(?i)[.!?\n—]\s{0,9}(?:wait\b|oops\b|hmm+\b|sorry\b|scratch that|no, (?:it|the|wait)\b)")
+_TAKEN_BACK = re.compile(
+    r"(?is)[.!?\n—]\s{0,9}(?:wait\b|oops\b|hmm+\b|sorry\b|scratch that|no, (?:it|wait)\b)(?=.{0,99}?\d)"
+)
 _NO_ANSWER = re.compile(  # Step 1: 72; Let x = 72; is it 72?
-    r"(?i)\W*(?:(?:step|page|chapter|section|figure|line|problem|question|exercise) \d+(?=[^a-zA-Z=]*$)"
+    r"(?i)\W*(?:(?:step|page|chapter|section|figure|line) \d+(?=[^a-zA-Z=]*$)"
     r"|(?:let|suppose|assume)\b[^.]*\.?\W*$)|.*\?\W*$"
 )
 _GOES_ON = re.compile(
@@ -642,7 +644,7 @@ _QUALIFIER = re.compile(
     r"|\(\s*negative\s*\)|\d\s*\?"
 )
 _SIGN_WORD = re.compile(  # negative 5, minus 5, a sign in \text
-    r"(?i)^([\s$]*(?:[a-z]\s*=\s*)?)(?:\\(?:text\w*|mbox|mathrm)\s?\{\s*)?(?:negative|neg\.?|minus|[-−–])\s*\}?[\s$]*"
+    r"(?i)^([\s$]*(?:[a-z]\s*=\s*)?)(?:\\(?:text\w*|mbox|mathrm)\s?\{\s*)?(?:negative|neg\.?|minus|[-−–])\s{0,9}\}?[\s$]{0,9}"
     r"(?=\.?\d|\\[dt]?frac|\\sqrt)"
 )
 

@@ -377,6 +377,8 @@ CASES = {
         (r"k\pi, k\in\mathbb{Z}", b(r"k\pi, k\in\mathbb{Z}")), ("1,1,2", b("2,1,1")), ("1,2", b("1,1,2")),
         (r"\{1,2\}", b(r"\{1,1,2\}")), ("5", b("x=4+1=5")), ("5", b("x=5=5")), ("x'", b("x'")), ("y'", b("y'=y'")),
         ("20", b("20.")), (r"1,2,\ldots", b(r"1,2,\ldots")), (r"\pi", b("3.14159265...")), ("3.5", b("E[X]=3.5")),
+        ("72", "The answer is 72. Hmm, that seems right."), ("13", "The answer is 13.\nNo, the others are wrong."),
+        ("13", "The answer is 13. Wait, let me check. Yes, the answer is 13."), ("13", "Question 4: 13"),
         ("74", "The answer is 73. Wait, no, it is 74."), ("x=72", "Then\nx = 72"), (r"\{1,2,3\}", b(r"\{3,2,1\}")),
     ],
     ("divisions, holes, repeated items, marks", "wrong"): [
