@@ -1143,7 +1143,7 @@ _CALCULATION = re.compile(  # two numbers with a sign between them, or brackets 
 )
 _PRODUCT = re.compile(  # of two complex numbers or two roots of numbers
     r"\((?=[^()]*(?<![a-z])i(?![a-z]))[^()]*\)(?:\\cdot ?)?\((?=[^()]*(?<![a-z])i(?![a-z]))"
-    r"|\\sqrt\{\d+\}(?:\\cdot ?)?\\sqrt\{\d+\}"
+    r"|\\sqrt\{\d+\}\\cdot ?\\sqrt\{\d+\}"
 )
 _SIGN_BETWEEN = re.compile(r"(?<=[\w)}!|])[-+]|\\cdot(?!10\^)|[)}\d][(]|[)][({\d\\]")
 _CUT_SHORT = re.compile(r"(?<![\d.])\d*\.?\d{0,5}\s*(?:\\[lcd]?dots|\.{3}|…)[\s.$}]*$")  # 0.3... and 20...
