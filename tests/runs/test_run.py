@@ -235,7 +235,7 @@ def test_a_damaged_record_is_neither_empty_nor_written_over(tmp_path, data):
     else:
         run.notes.write_text(data)
     for call in (run.stages, lambda: make_stage(run, {})):
-        with pytest.raises(ValueError, match="run.json.* Put back a copy of it, or move the run's folder away"):
+        with pytest.raises(ValueError, match="run.json.* [Pp]ut back a copy of it, or move the run's folder away"):
             call()
     assert run.notes.is_dir() if data is None else run.notes.read_text() == data
 
