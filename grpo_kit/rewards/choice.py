@@ -25,7 +25,8 @@ _STATED = re.compile(
     r"(?:(?:option|choice|answer|letter)\b[ \t*_:]{0,4})?,?[ ]?(?=([^\n]{1,200}))"
 )
 _PRAISED = re.compile(  # C is the correct answer
-    r"(?:^|[.,;:!?(\n]|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Bb]ecause|[Ss]ince|[Cc]learly|think|believe|say)\b)\s{0,8}"
+    r"(?:^|[.,;:!?(\n]|\b(?:[Ss]o|[Tt]hus|[Hh]ence|[Tt]herefore|[Bb]ecause|[Ss]ince|[Cc]learly|think|believe|say)\b)"
+    r"\s{0,8}"
     r"(?:(?:[Tt]he )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter) )?[*_$]*\(?([A-Z])\)?[*_$]* (?:is|must be|has to be) "
     r"(?:\w+ly )?(?:the )?(?:only )?(?:correct|right|best|answer)\b(?! ?\?| (?:if|or)\b)"
 )
@@ -61,7 +62,8 @@ _BESIDE_BEFORE = re.compile(
 # What may stand before a mere "option C" in its clause.
 _CHOOSING = re.compile(
     r"(?i)\W*(?:(?:so|thus|hence|therefore|then|and|it|that|this|is|be|must|should|has|to|the|my|our|correct|right|best"
-    r"|final|chosen|i|we|would|will|ll|s|d|say|think|believe|am|sure|of|for|go|going|went|with|answer|choice|prefer|favou?r"
+    r"|final|chosen|i|we|would|will|ll|s|d|say|think|believe|am|sure|of|for|go|going|went|with|answer|choice|prefer"
+    r"|favou?r"
     r"|choose|definitely|clearly|probably|likely|most|guess|take|opt|need|want)\W+)*"
 )
 _WIDE = str.maketrans("。（）：，", ".():,")

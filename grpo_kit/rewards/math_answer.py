@@ -647,7 +647,8 @@ _QUALIFIER = re.compile(
     r"|\(\s*negative\s*\)|\d\s*\?"
 )
 _SIGN_WORD = re.compile(  # negative 5, minus 5, a sign in \text
-    r"(?i)^([\s$]*(?:[a-z]\s*=\s*)?)(?:\\(?:text\w*|mbox|mathrm)\s?\{\s*)?(?:negative|neg\.?|minus|[-−–])\s{0,9}\}?[\s$]{0,9}"
+    r"(?i)^([\s$]*(?:[a-z]\s*=\s*)?)(?:\\(?:text\w*|mbox|mathrm)\s?\{\s*)?"
+    r"(?:negative|neg\.?|minus|[-−–])\s{0,9}\}?[\s$]{0,9}"
     r"(?=\.?\d|\\[dt]?frac|\\sqrt)"
 )
 

@@ -13,7 +13,6 @@ of a group, because each call has one completion. It needs os.fork, that is Linu
 """
 
 import contextlib
-import json
 import math
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config.arguments import require_type
+from grpo_kit.rewards.tools.audit_cases import CASE_RULE, SAMPLE, load_cases, read_case
 from grpo_kit.rewards.tools.audit_replies import (
     ANSWERS,
     CANARIES,
@@ -42,9 +42,6 @@ from grpo_kit.rewards.tools.audit_report import THREADS, Case, Report, Trial
 from grpo_kit.rewards.tools.calling import call_reward, reward_name
 from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
 
-SAMPLE = Path(__file__).resolve().parents[3] / "data" / "reward_cases.jsonl"
-_EXAMPLE = {"gold": "4", "completion": "It is 4.", "reward": 1.0, "kind": "sums"}
-CASE_RULE = f"A case is a dict such as {_EXAMPLE} (see data/reward_cases.jsonl)"
 REMEDY = "Let it take `completions`, the columns that it needs, and `**kwargs`, and return a list of numbers."
 GOLD_NAMES = ("answer", "solution", "ground_truth", "label", "target")
 GOLD_RULE = (
@@ -108,7 +105,7 @@ def audit_reward(
         types = (Case, Mapping, Iterable)
         require_type("cases", cases, types, "a list of cases or the path of a JSON Lines file", f"{CASE_RULE}.")
         listed = [
-            case if isinstance(case, Case) else _read_case(case, f"Case {number}")
+            case if isinstance(case, Case) else read_case(case, f"Case {number}")
             for number, case in enumerate([cases] if single else cases, 1)
         ]
     if not listed:
@@ -124,45 +121,6 @@ def audit_reward(
         if form.is_paid:
             trials += _try_cases(reward, restate_cases(listed, form.answer, form.opening), seconds)
     return Report(trials, canaries, None if wanted is None else [form.description for form in wanted])
-
-
-def load_cases(path: str | Path = SAMPLE) -> list[Case]:
-    """Read the cases of a JSON Lines file.
-
-    Keys of each line: `gold`; `completion` (or `pred`); `reward` 1, 0 or null (or `equal`, a bool); `kind` (or
-    `category`). Raises ValueError, naming the line, for a line without them; FileNotFoundError for a missing file.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; an audit needs labelled cases. Give an existing JSONL file with --cases."
-        )
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (its byte {error.start + 1} is wrong). Save it as UTF-8.") from None
-    cases = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"Line {number} of {path} is not JSON ({error}). {CASE_RULE}.") from None
-        cases.append(_read_case(row, f"Line {number} of {path}"))
-    return cases
-
-
-def _read_case(row: Any, place: str) -> Case:
-    """The case that a dict describes. Raises ValueError, which starts with `place`, where it describes none."""
-    try:
-        label = float(row["equal"]) if "equal" in row else row["reward"]
-        kind = row.get("kind", row.get("category", "all"))
-        completion = row["pred"] if "pred" in row else row["completion"]
-        return Case(kind, row["gold"], completion, None if label is None else float(label))
-    except KeyError as error:
-        raise ValueError(f"{place} is not a case: it has no {error}. {CASE_RULE}.") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{place} is not a case ({error}). {CASE_RULE}.") from None
 
 
 def _try_cases(reward: str | Callable, cases: list[Case], seconds: float) -> list[Trial]:

@@ -14,7 +14,8 @@ import sympy.parsing.sympy_parser
 from rich.console import Console
 
 from grpo_kit.rewards.tools import audit
-from grpo_kit.rewards.tools.audit import CANARIES, SAMPLE, VALUE_CANARIES, audit_reward, load_cases
+from grpo_kit.rewards.tools.audit import CANARIES, VALUE_CANARIES, audit_reward
+from grpo_kit.rewards.tools.audit_cases import SAMPLE, load_cases
 from grpo_kit.rewards.tools.audit_report import Case, print_report
 from grpo_kit.rewards.tools.loading import load_reward
 
