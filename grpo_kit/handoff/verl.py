@@ -1,24 +1,67 @@
-"""The run for verl: Parquet files of rows, the first reward as `compute_score`, and `run.sh`.
+"""The run for verl: Parquet files of rows, the first reward as `compute_score`, its check, and `run.sh`.
 
-The keys are those of verl with FSDP in January 2026 (commit b178a3c), read in its source; the script was never run with
-verl here. verl takes one score per completion, so only the first reward is exported.
+verl 0.7.1 and 0.9.1 composed the settings from `run.sh` with their own configuration, and their reward managers paid
+this reward; no training was run with verl here. verl takes one score per completion, so only the first reward is
+exported. From 0.9 on verl ignores `custom_reward_function.path`, in silence, and pays by the name of a row's source;
+0.7.1 is the first to read `reward.custom_reward_function.path`. So `run.sh` starts with `check_reward.py`.
 """
 
+import pprint
 import shlex
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from grpo_kit.handoff.bundle import Bundle, chat_turns
+from grpo_kit.handoff.gpu_memory import Placement, place_on_gpus
+from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_text
 
+VERSION = "0.9.1"  # what the README installs; `check_reward.py` accepts 0.7.1 and later ones before 0.10
+INSTALL = f'pip install "verl[vllm,math]=={VERSION}"'  # vllm brings verl-core: transfer_queue, which 0.9 imports
+CHECK = Path(__file__).with_name("check_reward.py.txt")
+
+READ_COLUMNS = ("prompt_opened_think", "enable_thinking")  # of `extra_info`, which rewards read
 FOOTER = '''
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
     """verl calls this: the reward of {name} for one completion, or 0.0 if the reference answer cannot be used."""
     row = extra_info or {{}}
-    columns = {{key: [row[key]] for key in ("prompt_opened_think", "enable_thinking") if row.get(key) is not None}}
+    columns = {{key: [row[key]] for key in {columns} if row.get(key) is not None}}
     (reward,) = {name}(completions=[solution_str], answer=[ground_truth], **columns)
     return 0.0 if reward is None else float(reward)
 '''
+# verl imports this before it builds a model (actor_rollout_ref.model.external_lib).
+PATCHES = "patch_nemotron"
+PATCHES_TEXT = '''"""Let transformers' Mamba train a LoRA on out_proj, and limit no time step, as in sampling."""
+
+from peft.tuners import tuners_utils
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
+
+make = NemotronHMamba2Mixer.__init__
+
+
+def make_without_fused_kernel(self, *args, **kwargs):
+    """That kernel would skip the LoRA, which is why PEFT refuses it."""
+    make(self, *args, **kwargs)
+    self.use_mem_eff_path = False
+    self.time_step_limit = (0.0, float("inf"))
+
+
+NemotronHMamba2Mixer.__init__ = make_without_fused_kernel
+tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
+'''
+SCRIPT = """#!/bin/sh
+# GRPO continues from adapter/; further arguments are passed on. First verl shows that it pays reward.py.
+set -e
+cd "$(dirname "$0")"
+export PYTHONPATH="$PWD${{PYTHONPATH:+:$PYTHONPATH}}"
+set -- \\
+  {settings} \\
+  "$@"
+python3 check_reward.py "$@"
+exec python3 -m verl.trainer.main_ppo "$@"
+"""
 AGGREGATES = {"dapo": "token-mean", "bnpo": "token-mean", "cispo": "token-mean", "dr_grpo": "seq-mean-token-sum-norm"}
 
 
@@ -32,13 +75,13 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
             parquet.write_table(pyarrow.Table.from_pylist(rows), bundle.folder / f"{split}.parquet")
     path, name = bundle.verifier
     write_text(bundle.folder / "reward.py", make_reward_file(path.read_text(encoding="utf-8"), name))
-    settings = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in make_settings(bundle).items())
-    head = "#!/bin/sh\n# GRPO continues from adapter/; further arguments are passed on.\nset -e\n"
-    command = f'cd "$(dirname "$0")"\npython3 -m verl.trainer.main_ppo \\\n  {settings} "$@"\n'
-    write_text(bundle.folder / "run.sh", head + command)
-    script = shlex.quote(str(bundle.out)) + "/run.sh"
-    start = f"    pip install math-verify   # in addition to verl; the reward uses it for algebra\n    sh {script}\n"
-    return start, _not_carried(bundle)
+    write_text(bundle.folder / "check_reward.py", make_check(bundle))
+    placement = place_on_gpus(bundle)
+    if placement:
+        write_text(bundle.folder / f"{PATCHES}.py", PATCHES_TEXT)
+    settings = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in make_settings(bundle, placement).items())
+    write_text(bundle.folder / "run.sh", SCRIPT.format(settings=settings))
+    return _start(bundle, placement), _not_carried(bundle)
 
 
 def make_rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
@@ -64,10 +107,30 @@ def make_rows(bundle: Bundle, split: str) -> list[dict[str, Any]]:
 
 def make_reward_file(source: str, name: str) -> str:
     """The text of `reward.py`: a reward's whole file, followed by `compute_score`."""
-    return source.rstrip("\n") + "\n" + FOOTER.format(name=name)
+    return source.rstrip("\n") + "\n" + FOOTER.format(name=name, columns=READ_COLUMNS)
 
 
-def make_settings(bundle: Bundle) -> dict[str, Any]:
+def make_check(bundle: Bundle) -> str:
+    """The text of `check_reward.py`: what the first reward pays now for four replies to the first row."""
+    row = make_rows(bundle, "train")[0]
+    gold, info = row["reward_model"]["ground_truth"], row["extra_info"]
+    other = f"{gold}.0" if gold.lstrip("-").isdigit() else rf"\,{gold}"
+    answers = {
+        "the right answer": rf"\boxed{{{gold}}}",
+        "a wrong answer": rf"\boxed{{{gold}9}}",
+        "no answer": "I do not know.",
+        "the right answer, written differently": rf"\boxed{{{other}}}",
+    }
+    texts = [("I think.</think>" if info["prompt_opened_think"] else "") + answer for answer in answers.values()]
+    columns = {key: [info[key]] * len(texts) for key in READ_COLUMNS if info[key] is not None}
+    path, name = bundle.verifier
+    paid = load_reward(f"{path}:{name}")(completions=texts, answer=[gold] * len(texts), **columns)
+    replies = list(zip(answers, texts, [float(score or 0) for score in paid], strict=True))
+    text = Template(CHECK.read_text(encoding="utf-8"))
+    return text.substitute(install=INSTALL, row=pprint.pformat(row, width=110), replies=pprint.pformat(replies, 4, 110))
+
+
+def make_settings(bundle: Bundle, placement: Placement | None) -> dict[str, Any]:
     """{verl's key: value}; a `+` stands before keys that verl's configuration does not have yet."""
     config, grpo, evaluation = bundle.config, bundle.config.grpo, bundle.config.evaluation
     part = bundle.parts()[0]
@@ -75,7 +138,7 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
     length = max(stage.length for stage in bundle.parts())
     micro = bundle.micro_batch
     clip_below = 1.0 if grpo.loss_type == "cispo" else grpo.epsilon  # TRL's weight of cispo has no lower bound
-    return {
+    settings = {
         "algorithm.adv_estimator": "rloo" if grpo.advantage == "leave_one_out" else "grpo",
         "algorithm.norm_adv_by_std_in_grpo": grpo.normalize_rewards,
         "algorithm.use_kl_in_reward": False,
@@ -111,8 +174,8 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
         f"{actor}.grad_clip": grpo.max_grad_norm,
         f"{rollout}.name": "vllm",
         f"{rollout}.load_format": "safetensors",
-        f"{rollout}.tensor_model_parallel_size": 1,
-        f"{rollout}.gpu_memory_utilization": 0.5,
+        f"{rollout}.tensor_model_parallel_size": placement.tensor_parallel if placement else 1,
+        f"{rollout}.gpu_memory_utilization": placement.share if placement else 0.5,
         f"{rollout}.log_prob_micro_batch_size_per_gpu": micro,
         f"{rollout}.n": grpo.num_generations,
         f"{rollout}.temperature": grpo.temperature,
@@ -124,8 +187,8 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
         f"{rollout}.val_kwargs.top_p": evaluation.top_p,
         f"{rollout}.val_kwargs.top_k": evaluation.top_k or -1,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro,
-        "custom_reward_function.path": f"{bundle.out}/reward.py",
-        "custom_reward_function.name": "compute_score",
+        "reward.custom_reward_function.path": f"{bundle.out}/reward.py",
+        "reward.custom_reward_function.name": "compute_score",
         "trainer.n_gpus_per_node": bundle.gpus,
         "trainer.nnodes": 1,
         "trainer.total_training_steps": grpo.max_steps,
@@ -138,6 +201,13 @@ def make_settings(bundle: Bundle) -> dict[str, Any]:
         "trainer.experiment_name": config.run.name,
         "trainer.default_local_dir": f"{bundle.out}/results",
     }
+    if placement:  # a Nemotron-H
+        settings |= {
+            f"{model}.external_lib": PATCHES,
+            f"{model}.use_remove_padding": False,  # packed rows would read the Mamba state of the row before
+            f"+{model}.override_config.attn_implementation": "sdpa",  # verl's default needs flash-attn
+        }
+    return settings
 
 
 def _hydra(value: Any) -> str:
@@ -147,20 +217,32 @@ def _hydra(value: Any) -> str:
     return shlex.quote(str(value))
 
 
+def _start(bundle: Bundle, placement: Placement | None) -> str:
+    here = shlex.quote(str(bundle.out))
+    gpus = f"{bundle.gpus} GPU{'s' * (bundle.gpus > 1)} of one node"
+    memory = placement.words if placement else "The memory was not computed: this base is not a Nemotron-H."
+    return "\n".join(
+        [
+            f"    {INSTALL}",
+            f"    python {here}/check_reward.py   # verl loads the reward and scores four replies; needs no GPU",
+            f"    sh {here}/run.sh                # checks the same, then trains",
+            "",
+            f"For verl 0.7.1 to 0.9.1 and {gpus}, the most up to 8 that share the {bundle.completions_per_step} "
+            f"completions of a step evenly. {memory}",
+            "",
+            "Run by us with verl 0.7.1 and 0.9.1 on a CPU: `check_reward.py`, the composition of all settings by Hydra "
+            "and verl's FSDP engine on the embedded policy. Not run: a training with verl, its vLLM, any GPU.",
+            "",
+        ]
+    )
+
+
 def _not_carried(bundle: Bundle) -> list[str]:
     config = bundle.config
     sentences = [
         "The optimiser state, the step counter and the pass rates of prompts are not exported; steps count from 0.",
         "Truncated completions count in the loss; verl cannot mask them.",
-        f"The machine is written as {bundle.gpus} GPUs of one node, the most up to 8 that share "
-        f"{bundle.completions_per_step} completions evenly. Memory and parallelism were not computed. It was not tried "
-        "whether verl and vLLM accept this model and its LoRA.",
     ]
-    if "out_proj" in " ".join(bundle.target_modules):
-        sentences.append(
-            "verl loads the adapter by PEFT, which refuses a LoRA on Mamba's out_proj. Train a run for verl with "
-            "lora.target_modules=[in_proj,q_proj,k_proj,v_proj,o_proj]."
-        )
     rewards = zip(bundle.rewards(), config.grpo.reward_weights)
     _, *others = (f"{name} (weight {weight})" for (_, name), weight in rewards)
     if others:

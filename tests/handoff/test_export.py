@@ -63,7 +63,7 @@ def test_settings_that_the_table_names_for_nemo_rl_are_in_the_overlay(bundles):
 
 
 def test_settings_that_the_table_names_for_verl_are_in_its_script(bundles):
-    words = shlex.split((bundles["verl"] / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo")[2])
+    words = shlex.split((bundles["verl"] / "run.sh").read_text().replace("\\\n", " ").partition("set -- ")[2])
     set_there = {word.partition("=")[0].lstrip("+") for word in words}
     assert [name for names in theirs("verl").values() for name in names if name not in set_there] == []
 

@@ -2,14 +2,18 @@
 
 import json
 import multiprocessing
+import os
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 from pyarrow import parquet
 
 from grpo_kit import config
-from grpo_kit.handoff import export, verl
+from grpo_kit.handoff import export, gpu_memory, verl
 from grpo_kit.rewards.tools.loading import FOLDER
 from tests.helpers.verl_worker import scores
 
@@ -99,9 +103,10 @@ def test_the_reward_file_is_copied_whole_and_does_not_import_the_package(bundle)
 
 
 def parse_arguments(folder):
-    words = shlex.split((folder / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo")[2])
-    assert words[-1] == "$@"
-    return dict(word.split("=", 1) for word in words[:-1])
+    text = (folder / "run.sh").read_text().replace("\\\n", " ").partition("set -- ")[2]
+    words = shlex.split(text.partition("\n")[0])
+    assert words.pop() == "$@"
+    return dict(word.split("=", 1) for word in words)
 
 
 def test_the_script_continues_from_the_adapter_with_the_runs_settings(bundle):
@@ -109,7 +114,7 @@ def test_the_script_continues_from_the_adapter_with_the_runs_settings(bundle):
     rollout, actor, model = (f"actor_rollout_ref.{part}" for part in ("rollout", "actor", "model"))
     expected = {
         "algorithm.adv_estimator": "grpo", "data.train_files": f"{bundle}/train.parquet",
-        "custom_reward_function.path": f"{bundle}/reward.py", f"{model}.path": f"{bundle}/base",
+        "reward.custom_reward_function.path": f"{bundle}/reward.py", f"{model}.path": f"{bundle}/base",
         f"{model}.lora_adapter_path": f"{bundle}/adapter", f"{model}.lora_rank": "16", f"{model}.lora_alpha": "32",
         f"{rollout}.load_format": "safetensors", f"{rollout}.n": "4", "data.train_batch_size": "4",
         f"{actor}.ppo_mini_batch_size": "4", f"{actor}.clip_ratio_high": "0.28", "trainer.total_training_steps": "4",
@@ -117,10 +122,11 @@ def test_the_script_continues_from_the_adapter_with_the_runs_settings(bundle):
         "+data.apply_chat_template_kwargs.enable_thinking": "True",
     }  # fmt: skip
     assert {key: settings[key] for key in expected} == expected
+    assert "custom_reward_function.path" not in settings  # verl 0.9 would ignore it and pay by its own scorer
     for key in (
         "data.train_files",
         "data.val_files",
-        "custom_reward_function.path",
+        "reward.custom_reward_function.path",
         f"{model}.path",
         f"{model}.lora_adapter_path",
     ):
@@ -152,7 +158,7 @@ def test_the_script_continues_from_the_adapter_with_the_runs_settings(bundle):
 )
 def test_settings_in_their_words(collected, overrides, key, value):
     other = replace(collected, config=config.keep_finished_settings(collected.config, [], overrides))
-    assert verl.make_settings(other)[key] == value
+    assert verl.make_settings(other, None)[key] == value
 
 
 @pytest.mark.slow
@@ -165,3 +171,107 @@ def test_a_users_reward_becomes_the_score(trained, tmp_path, monkeypatch):
     other = config.keep_finished_settings(chosen, [], ["grpo.reward_funcs=[mine.py]", "grpo.reward_weights=[1.0]"])
     folder = export.export_run(other, run, "verl", tmp_path / "b")
     assert score_in_process(folder / "reward.py", folder / "val.parquet", ["1234", ""] * 10) == [0.4, 0.0] * 10
+
+
+def run_python(*words, path=()):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True)
+
+
+def installed(folder, version):
+    """A folder in which Python finds verl of that version and nothing of its code."""
+    (folder / f"verl-{version}.dist-info").mkdir(parents=True)
+    (folder / f"verl-{version}.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: verl\nVersion: {version}\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("version", ["0.7.0", "0.6.1", "0.10.0", "1.0"])
+def test_a_version_that_reads_the_reward_elsewhere_is_refused(bundle, tmp_path, version):
+    done = run_python(bundle / "check_reward.py", path=[installed(tmp_path, version)])
+    assert done.returncode == 1 and f"verl {version} is installed; this folder is for verl 0.7.1 to 0.9" in done.stderr
+    assert 'pip install "verl[vllm,math]==0.9.1"' in done.stderr
+
+
+@pytest.mark.parametrize("version", ["0.7.1", "0.8.0", "0.9.0", "0.9.1", "0.9.1.dev0"])
+def test_a_version_that_reads_the_reward_here_is_tried(bundle, tmp_path, version):
+    done = run_python(bundle / "check_reward.py", path=[installed(tmp_path, version)])
+    assert "is installed; this folder" not in done.stderr and "ModuleNotFoundError" in done.stderr  # there is no code
+
+
+def test_the_training_does_not_start_where_the_check_fails(bundle, tmp_path):
+    (tmp_path / "python3").write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/log\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": ""}
+    done = subprocess.run(["sh", bundle / "run.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "verl is not installed. Install it: pip install" in done.stderr
+    assert (tmp_path / "log").read_text() == "check_reward.py\n"
+
+
+def test_the_check_expects_what_our_reward_pays(bundle):
+    text = (bundle / "check_reward.py").read_text()
+    space = {}
+    exec(text[text.index("ROW =") : text.index("def main")], space)
+    (gold,) = {space["ROW"]["reward_model"]["ground_truth"]}
+    texts = [text for _, text, _ in space["REPLIES"]]
+    assert [text.partition("</think>")[2] for text in texts] == [
+        rf"\boxed{{{gold}}}", rf"\boxed{{{gold}9}}", "I do not know.", rf"\boxed{{{gold}.0}}",
+    ]  # fmt: skip
+    assert [paid for _, _, paid in space["REPLIES"]] == [1.0, 0.0, 0.0, 1.0]
+    assert space["ROW"] == parquet.read_table(bundle / "train.parquet").to_pylist()[0]
+
+
+class FakeBundle(NamedTuple):
+    config: config.RunConfig
+    gpus: int
+    prompt_tokens: int = 256
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "share", "words"),
+    [
+        (
+            8,
+            2,
+            0.75,
+            "the trained weights take 15.6 GiB of each; vLLM needs 30.1 GiB with tensor parallelism 2 and gets",
+        ),
+        (4, 2, 0.55, "the trained weights take 30.3 GiB of each; vLLM needs 30.9 GiB"),
+        (1, 1, 0.1, "vLLM needs 64.7 GiB with tensor parallelism 1. **That does not fit.**"),
+    ],
+)
+def test_the_30b_is_cut_so_that_training_and_vllm_fit_the_cards(gpus, parallel, share, words):
+    placed = gpu_memory.place_on_gpus(FakeBundle(config.load_config(["80gb"]), gpus))
+    assert placed[:2] == (parallel, share) and words in placed.words
+
+
+def test_the_memory_of_another_architecture_is_not_computed(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert gpu_memory.place_on_gpus(FakeBundle(config.load_config([], [f"policy.model={tmp_path}"]), 8)) is None
+
+
+@pytest.mark.slow
+def test_with_the_patches_peft_and_transformers_train_out_proj(bundle, tmp_path):
+    """verl's own steps: import external_lib, build the model, load the adapter by PEFT; then a gradient step."""
+    (tmp_path / "steps.py").write_text(
+        "import sys, torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
+        "if sys.argv[2:]:\n    import patch_nemotron\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1] + '/base')\n"
+        "model = PeftModel.from_pretrained(model, sys.argv[1] + '/adapter', is_trainable=True)\n"
+        "ids = torch.arange(20, 40)[None]\nmodel.train()\nmodel(input_ids=ids, labels=ids).loss.backward()\n"
+        "print(all(p.grad.any() for n, p in model.named_parameters() if 'out_proj.lora_A' in n))\n"
+        "print({m.use_mem_eff_path for m in model.modules() if hasattr(m, 'use_mem_eff_path')})\n"
+    )
+    refused = run_python(tmp_path / "steps.py", bundle, path=[bundle])
+    assert "Module 'out_proj' is incompatible with Mamba-based models" in refused.stderr
+    done = run_python(tmp_path / "steps.py", bundle, "patched", path=[bundle])
+    assert done.stdout.split() == ["True", "{False}"], done.stderr[-2000:]
+
+
+def test_a_nemotron_is_not_packed_and_needs_no_flash_attention(bundle):
+    settings = parse_arguments(bundle)
+    model = "actor_rollout_ref.model"
+    assert settings[f"{model}.use_remove_padding"] == "False"
+    assert settings[f"+{model}.override_config.attn_implementation"] == "sdpa"
+    assert (bundle / f"{settings[f'{model}.external_lib']}.py").is_file()
