@@ -28,6 +28,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedTokenizerFast
 
 from grpo_kit.nemotron import tiny
+from grpo_kit.nemotron.checkpoint_files import published_config
 from grpo_kit.nemotron.patches import fix_time_step_limit
 from grpo_kit.policy.chat import build_messages, encode_prompt
 from grpo_kit.runs.files import hash_of
@@ -178,7 +179,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     weights = folder / "model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt", "made_by": "scripts/make_tiny_policy.py"})
-    config = json.loads((folder / "config.json").read_text())
+    config = published_config(json.loads((folder / "config.json").read_text()))
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

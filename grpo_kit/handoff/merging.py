@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, torch_type, write_safetensors
-from grpo_kit.nemotron.checkpoint_files import shorten_error, transformers_name
+from grpo_kit.nemotron.checkpoint_files import published_config, shorten_error, transformers_name
 from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
@@ -84,7 +84,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     if (base / INDEX).is_file():
         index = {"metadata": {"total_size": total}, "weight_map": shard_of}
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    config = published_config(json.loads((out / "config.json").read_text(encoding="utf-8")))
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     (out / "config.json").write_text(json.dumps(config | {key: "bfloat16"}, indent=2) + "\n", encoding="utf-8")
 

@@ -82,7 +82,7 @@ def _list_modules(text: str) -> Modules:
     """The modules of a config.json of the package, known to be a Nemotron-H's: the same as `_build_modules` gives."""
     c = json.loads(text)
     letters = {"M": "linear_attention", "*": "full_attention", "E": "moe"}
-    kinds = c.get("layers_block_type") or [letters[letter] for letter in c["hybrid_override_pattern"]]
+    kinds = [letters[letter] for letter in c["hybrid_override_pattern"]]
     hidden, inner = c["hidden_size"], c["mamba_num_heads"] * c["mamba_head_dim"]
     queries, keys = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
     shared = c["moe_shared_expert_intermediate_size"]

@@ -14,6 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import WeakFileLock
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+LETTERS = {"linear_attention": "M", "full_attention": "*", "moe": "E", "mlp": "-", "mamba": "M", "attention": "*"}
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -134,6 +135,37 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
     for name in SMALL_FILES:
         if path := checkpoint.get_file(name):
             shutil.copyfile(path, out / name)
+
+
+def published_config(config: dict) -> dict:
+    """A config.json with its layers in the form in which Nemotron-3-Nano is published, which every engine reads.
+
+    transformers 5.23 saves lists of kinds, whose names transformers up to 5.11 and vLLM 0.17 refuse. Infinity, which
+    it saves as an object that only it reads, is the default and is left out.
+
+    Args:
+        config: a config.json.
+
+    Returns:
+        A copy. A config of another model, or with a pattern already, is returned unchanged.
+
+    Raises:
+        KeyError: a layer is of a kind that has no letter.
+
+    Example:
+        >>> published_config({"model_type": "nemotron_h", "layers_block_type": ["linear_attention", "moe"]})
+        {'model_type': 'nemotron_h', 'hybrid_override_pattern': 'ME', 'num_hidden_layers': 2}
+    """
+    if config.get("model_type") != "nemotron_h" or "layers_block_type" not in config:
+        return dict(config)
+    left = {key: value for key, value in config.items() if not key.endswith("layers_block_type")}
+    if left.get("time_step_limit") == [0.0, {"__float__": "Infinity"}]:
+        del left["time_step_limit"]
+    kinds = config["layers_block_type"]
+    left |= {"hybrid_override_pattern": "".join(LETTERS[kind] for kind in kinds), "num_hidden_layers": len(kinds)}
+    if config.get("num_nextn_predict_layers") and "mtp_layers_block_type" in config:
+        left["mtp_hybrid_override_pattern"] = "".join(LETTERS[kind] for kind in config["mtp_layers_block_type"])
+    return left
 
 
 def check_tensor_names(names: Iterable[str], required: Iterable[str], allowed: Iterable[str], file: Path) -> None:

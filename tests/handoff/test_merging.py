@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from grpo_kit.adapters import lora
 from grpo_kit.adapters.folder import AdapterFolder
@@ -64,6 +64,21 @@ def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     assert again.dtype == torch.bfloat16
     assert {path.name for path in tiny.FOLDER.iterdir()} == {path.name for path in (tmp_path / "model").iterdir()}
     assert json.loads((tmp_path / "model/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_base_that_transformers_saved_gets_the_published_config(tmp_path):
+    base, q_proj = tmp_path / "base", "model.layers.2.mixer.q_proj"
+    base.mkdir()
+    shutil.copy(tiny.FOLDER / "model.safetensors", base)
+    AutoConfig.from_pretrained(tiny.FOLDER).save_pretrained(base)
+    assert "layers_block_type" in (base / "config.json").read_text()
+    random_adapter(tmp_path / "a", {q_proj: (128, 128)})
+    merging.merge_adapter(base, tmp_path / "a", tmp_path / "model")
+    saved = json.loads((tmp_path / "model/config.json").read_text())
+    assert (saved["hybrid_override_pattern"], saved["num_hidden_layers"], saved["dtype"]) == ("ME*E", 4, "bfloat16")
+    assert "layers_block_type" not in saved
+    kinds = ["linear_attention", "moe", "full_attention", "moe"]
+    assert AutoConfig.from_pretrained(tmp_path / "model").layers_block_type == kinds
 
 
 def test_experts_are_merged_alike_whether_separate_or_stacked(tmp_path):

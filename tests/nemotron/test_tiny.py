@@ -106,6 +106,13 @@ def test_it_has_every_part_of_nemotron_h(tiny_policy):
     assert 0.4e6 < sum(p.numel() for p in model.parameters()) < 0.6e6
 
 
+def test_its_config_has_the_form_that_vllm_and_older_transformers_read():
+    saved = json.loads((tiny.FOLDER / "config.json").read_text())
+    assert (saved["hybrid_override_pattern"], saved["num_hidden_layers"]) == ("ME*E", 4)
+    assert not [key for key in saved if key.endswith("layers_block_type")]
+    assert not [key for key, value in saved.items() if isinstance(value, dict | list) and key != "architectures"]
+
+
 def test_it_is_stored_under_the_published_names_in_16_bit():
     with safe_open(WEIGHTS, "pt") as weights:
         names = set(weights.keys())
