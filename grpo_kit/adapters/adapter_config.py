@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit.adapters.config_check import IGNORES, REJECTS, check_fields, is_alpha, is_rank, is_table, lora_scale
+from grpo_kit.adapters.config_check import IGNORES, check_fields, is_alpha, is_rank, is_table, lora_scale
 from grpo_kit.adapters.findings import WARNING, Finding, Refused, printable, printable_list
 from grpo_kit.adapters.names import Pattern
 
@@ -88,7 +88,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         raise Refused(
             "too-large",
             f"{CONFIG_FILE} has {size:,} bytes; a config has at most {LARGEST_CONFIG:,}.",
-            REJECTS,
+            "vLLM reads a config of any size.",
             "Save the adapter again.",
         )
     oddities: list[str] = []

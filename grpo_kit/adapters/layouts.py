@@ -19,7 +19,7 @@ import torch
 
 from grpo_kit.adapters import low_rank
 from grpo_kit.adapters.folder import AdapterFolder
-from grpo_kit.adapters.names import parse_lora_key, published_name
+from grpo_kit.adapters.names import is_multi_token, parse_lora_key, published_name
 from grpo_kit.nemotron.base_models import Modules
 
 STACKED = ("auto", "rank-first", "expert-first")
@@ -75,7 +75,7 @@ def read_pairs(
         mark = adapter.config.fields.get("auto_mapping")
         layout = "expert-first" if isinstance(mark, Mapping) and mark.get("unsloth_fixed") else "rank-first"
     reader = _Reader(adapter, modules, layout)
-    keys_of, num_frozen = _match_halves(adapter)
+    keys_of, num_frozen, num_multi_token = _match_halves(adapter)
     for name, keys in keys_of.items():
         reader.add_module(name, keys)
     reader.finish()
@@ -84,6 +84,10 @@ def read_pairs(
     notes = []
     if num_frozen:
         notes.append(f"{num_frozen} frozen base weights, which PEFT saves with a LoRA on them, were left out")
+    if num_multi_token:
+        notes.append(
+            f"{num_multi_token} tensors of multi-token prediction (mtp), which the scorer skips, were left out"
+        )
     if reader.num_empty:
         notes.append(f"{reader.num_empty} empty pairs (w3) were left out")
     if reader.num_flat:
@@ -94,18 +98,22 @@ def read_pairs(
     return reader.pairs, notes
 
 
-def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], int]:
-    """({module name as saved: {"A": key, "B": key}}, number of frozen base weights beside them)."""
+def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], int, int]:
+    """({module name as saved: {"A": key, "B": key}}, number of frozen base weights, and of multi-token tensors)."""
     keys_of: dict[str, dict[str, str]] = {}
-    num_frozen = 0
+    num_frozen = num_multi_token = 0
     for key in sorted(adapter.entries):
+        if is_multi_token(key):
+            num_multi_token += 1
+            continue
         if (parsed := parse_lora_key(key)) is None:
             if key.endswith(".base_layer.weight"):
                 num_frozen += 1
                 continue
             raise ValueError(
-                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair. The scorer loads only such "
-                "pairs, no whole modules (modules_to_save), embeddings, biases or DoRA magnitudes. Train without them."
+                f"{adapter.path} holds {key[:120]}, which is not half of a LoRA pair on a linear layer. The kit packs "
+                "only such pairs, no whole modules (modules_to_save), embeddings, biases or DoRA magnitudes. Train "
+                "without them."
             )
         name, half = parsed
         if half in keys_of.setdefault(name, {}):
@@ -117,7 +125,7 @@ def _match_halves(adapter: AdapterFolder) -> tuple[dict[str, dict[str, str]], in
                 f"{adapter.path} holds lora_{next(iter(keys))} of {name[:120]} without its other half. Save the "
                 "adapter again."
             )
-    return keys_of, num_frozen
+    return keys_of, num_frozen, num_multi_token
 
 
 class _Reader:

@@ -51,6 +51,16 @@ def published_name(name: str) -> str:
     return "lm_head" if name.rpartition(".")[2] == "lm_head" else name.removeprefix("base_model.model.")
 
 
+def is_multi_token(key: str) -> bool:
+    """Whether a tensor's key names a layer that predicts several tokens at once, which the scorer does not run.
+
+    Example:
+        >>> is_multi_token("base_model.model.mtp.layers.0.mixer.q_proj.lora_A.weight")
+        True
+    """
+    return ".mtp." in f".{key}"
+
+
 class Pattern:
     """PEFT's `rank_pattern` or `alpha_pattern`: the first key that matches a name, or an ending of it, decides.
 

@@ -1,14 +1,15 @@
 """What the challenge's engine, vLLM 0.17.1, does with the LoRA pairs that it loads: which it uses, and with what scale.
 
-Seen by loading adapters with vLLM 0.17.1's own LoRA manager onto its Nemotron-H, without a forward pass. Whether Kaggle
-runs a patched copy is unknown.
+Seen by loading adapters with vLLM 0.17.1's own LoRA manager onto its Nemotron-H, without a forward pass
+(`benchmarks/scorer_engine.py`). Whether Kaggle runs a patched copy is unknown.
 
 - Shared experts: dropped without a message. vLLM knows that module by two names, `mixer.shared_experts.up_proj` and
   `mixer.experts._shared_experts.up_proj`. It fills the first, finds no LoRA for the second, and clears it: both names
   are one module. vLLM 0.33.0 wraps a module once and keeps them.
-- Router gates: passed over.
+- Router gates: passed over. A convolution's LoRA is loaded, and the mixer computes without it.
 - Routed experts: used, scaled by lora_alpha / r even where `use_rslora` asks for lora_alpha / sqrt(r).
-- Mamba's in_proj and out_proj, attention's q, k, v and o_proj: used, with the config's scale.
+- Mamba's in_proj and out_proj, attention's q, k, v and o_proj, the head and the embeddings: used, with the config's
+  scale. A head saved as `backbone.lm_head` or `model.lm_head` is ignored.
 """
 
 import math

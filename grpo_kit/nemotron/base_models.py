@@ -3,8 +3,9 @@
 A local folder's modules come from the real architecture, transformers' Nemotron-H, built without weights from its
 config.json. Those of the two bases whose config.json is in the package are written down from it by `_list_modules`,
 because importing transformers takes longer than checking a small adapter. Names are the published ones:
-`backbone.layers.0.mixer.in_proj`, routed experts with one matrix each, `lm_head`. Routers, convolutions and embeddings
-are left out, because the challenge's scorer (vLLM) puts no LoRA there.
+`backbone.layers.0.mixer.in_proj`, routed experts with one matrix each, `lm_head`. Routers and convolutions are left
+out, because the challenge's scorer (vLLM) computes without a LoRA there, and embeddings, because the kit puts none
+there.
 """
 
 import functools

@@ -208,7 +208,8 @@ def _missing_tensors(members: list[PurePosixPath], beside: set[str]) -> Finding:
     if pickled := sorted(beside & {"adapter_model.bin", "adapter_model.pt"}):
         what = f"The weights are {pickled[0]}, a pickle, which can run code when it is read; it was not opened."
         remedy = f"Save them as {TENSORS_FILE} (PEFT: safe_serialization=True)."
-        return Finding("pickle", FATAL, what, "vLLM would read it with torch.load.", remedy)
+        does = "vLLM reads it with torch.load, and fails if it holds anything but tensors."
+        return Finding("pickle", FATAL, what, does, remedy)
     elsewhere = [str(member) for member in members if member.name.endswith((".safetensors", ".bin"))]
     what = f"No {TENSORS_FILE} lies beside {CONFIG_FILE}" + (
         f"; {printable_list(elsewhere)} is not read." if elsewhere else "."

@@ -13,7 +13,6 @@ from typing import Any
 from grpo_kit.adapters import scorer
 from grpo_kit.adapters.adapter_config import CONFIG_FILE, TENSORS_FILE, read_adapter_config
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, fatal
-from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.config import Policy
 from grpo_kit.config.arguments import as_path
@@ -21,7 +20,7 @@ from grpo_kit.config.schema import require_policy
 from grpo_kit.policy.chat import render_prompt
 from grpo_kit.runs.files import new_file
 from grpo_kit.runs.installation import require_no_old_torchao
-from grpo_kit.submission import inspect_zip
+from grpo_kit.submission import inspect_zip, tensor_names
 
 
 def check_submission(path: str | Path, policy: Policy | None = None, probe: str | Path | None = None) -> list[Finding]:
@@ -55,6 +54,9 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
         return findings
     if policy is None and any(finding.code == "base-tiny" for finding in findings):
         policy = Policy()
+    if any(finding.code == "embeddings" for finding in findings):
+        what = "The adapter was not loaded: it has a LoRA on the embeddings, so only its files were checked."
+        return [*findings, Finding("not-loaded", WARNING, what, "", "Train other modules to have outputs compared.")]
     if policy is None or not _has_weights(policy):
         what = "The adapter was not loaded: the base's weights are not on this machine, so only its files were checked."
         remedy = "`grpo-kit check FILE.zip -c t4 policy.model=FOLDER` loads it where FOLDER holds the base's weights."
@@ -166,9 +168,8 @@ def _attach_submission(model: Any, path: Path) -> Any:
         config = read_adapter_config(folder / CONFIG_FILE)
         halves: dict[str, dict[str, Any]] = {}
         for key, tensor in load_file(folder / TENSORS_FILE).items():
-            if parsed := parse_lora_key(key):
-                name = published_name(parsed[0]).replace("backbone.", "model.", 1)
-                halves.setdefault(name, {})[parsed[1]] = tensor
+            if place := tensor_names.scorer_place(key):
+                halves.setdefault(place[0].replace("backbone.", "model.", 1), {})[place[1]] = tensor
         ranks = {name: len(pair["A"]) for name, pair in halves.items() if len(pair["A"]) != config.rank}
         scale = config.scorer_scale
         fields = {

@@ -1,56 +1,20 @@
-"""Check of an adapter's tensors: their names, shapes and types, compared with the base's architecture.
-
-vLLM 0.17 reads names as follows (`vllm/lora/utils.py`, `lora_model.py`). A key ends in `.lora_A.weight` or
-`.lora_B.weight`; vLLM removes `base_model.model.` and reads `backbone.` as `model.`. It fails if no module of the model
-has the last part of the name. If one has, but the name as a whole is not in the model, vLLM ignores the tensor.
-"""
+"""Check of an adapter's tensors: complete pairs of the base's shapes, in usual types, where the scorer uses them."""
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from grpo_kit.adapters import scorer
 from grpo_kit.adapters.adapter_config import AdapterConfig
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable, printable_list
-from grpo_kit.adapters.names import parse_lora_key, published_name
 from grpo_kit.adapters.safetensors_files import TensorEntry
 from grpo_kit.config.protocols import MAX_LORA_RANK
 from grpo_kit.nemotron.base_models import Modules, name_endings, select_modules
+from grpo_kit.submission.tensor_names import CONVERT, EMBEDDINGS, REJECTS, Halves, place_tensors
 
 USUAL_DTYPES = ("F32", "F16", "BF16")
-REJECTS = "vLLM rejects these tensors, so the submission will fail."
 SCALES = "vLLM scales by lora_alpha / r of the config, and fails where experts of a layer have different ranks."
-CONVERT = "grpo-kit package converts it."
 PAD = "Pack it with grpo-kit package, which pads all pairs to one rank."
-# (code, keys of that kind, what they are, what vLLM does, remedy); the first that fits counts.
-KINDS = (
-    (
-        "keys-fused", r".*\bexperts\.(?:\d+\.)?(?:w1|w2|w3|w13|gate_up_proj)\b.*|.*\bmlp\.experts\b.*",
-        "fused or renamed experts", REJECTS, CONVERT,
-    ),
-    (
-        "keys-stacked", r".*\bexperts(?:\.base_layer)*\.lora_[AB](?:\.\w+)?(?:\.weight)?",
-        "stacks of all experts", REJECTS, CONVERT,
-    ),
-    ("keys-dora", r".*lora_magnitude_vector.*", "DoRA's magnitudes", REJECTS, "Train a LoRA without DoRA."),
-    ("keys-bias", r".*\.bias", "biases", REJECTS, "Train with bias none and without lora_bias."),
-    ("keys-embedding", r".*lora_embedding_[AB].*", "LoRA on embeddings", REJECTS, "Train without embeddings."),
-    (
-        "keys-adapter-name", r".*\.lora_[AB]\.(?!weight$).+|.*\.lora_[AB]",
-        "keys without .weight or with an adapter's name", REJECTS, "Use PEFT's save_pretrained, or: " + CONVERT,
-    ),
-    (
-        "keys-prefix", r"(?!base_model\.model\.).*\.lora_[AB]\.weight", "keys without base_model.model.",
-        "vLLM ignores them: the score is the base's.", CONVERT,
-    ),
-    ("module-unknown", r"base_model\.model\..+\.lora_[AB]\.weight", "", "", ""),
-    ("keys-whole", r".*\.weight", "whole weights (modules_to_save)", REJECTS, "Train LoRA on these modules instead."),
-    ("keys-unknown", r".*", "something else than LoRA pairs", REJECTS, "Save the LoRA alone."),
-)  # fmt: skip
-FORMS = [re.compile(form, re.DOTALL) for _, form, *_ in KINDS]
-
-Halves = dict[tuple[str, str], tuple[str, TensorEntry]]  # {(published module, "A" or "B"): (key, where it lies)}
 
 
 def check_tensors(
@@ -63,13 +27,14 @@ def check_tensors(
         config: the adapter's config.
         modules: the base's modules, {name: (out, in)}.
     """
-    halves, findings = _place_tensors(entries, modules)
+    modules = {EMBEDDINGS: modules["lm_head"][::-1], **modules}
+    halves, findings = place_tensors(entries, modules)
     findings += [*_check_complete(halves, config, modules), *_check_shapes(halves, config, modules)]
     findings += [*_check_experts(halves, modules), *_check_scale(halves, config), *_check_types(entries)]
     findings += _check_use(halves)
     if not entries:
         what = "adapter_model.safetensors holds no tensor."
-        findings.append(Finding("no-tensors", FATAL, what, "The score is the base's.", "Train first."))
+        findings.append(Finding("no-tensors", FATAL, what, REJECTS, "Train first."))
     elif not any(finding.severity == FATAL for finding in findings):
         parameters = sum(math.prod(entry.shape) for entry in entries.values())
         what = f"{len(halves):,} LoRA tensors, {parameters:,} parameters: names and shapes are the base's."
@@ -77,64 +42,15 @@ def check_tensors(
     return halves, findings
 
 
-def _scorer_place(key: str) -> tuple[str, str] | None:
-    """(published module, half) where vLLM puts a tensor of that key; None where it puts it nowhere."""
-    if (parsed := parse_lora_key(key)) is None:
-        return None
-    module, half = published_name(parsed[0]), parsed[1]
-    stem = module.removeprefix("backbone.")
-    spellings = [f"{root}{stem}" for root in ("backbone.", "model.")] + [stem] * (stem == "lm_head")
-    return (module, half) if key in {f"base_model.model.{name}.lora_{half}.weight" for name in spellings} else None
-
-
-def _place_tensors(entries: Mapping[str, TensorEntry], modules: Modules) -> tuple[Halves, list[Finding]]:
-    halves: Halves = {}
-    kinds: dict[int, list[str]] = defaultdict(list)
-    twice, frozen = [], []
-    for key, entry in entries.items():
-        place = _scorer_place(key)
-        if key.endswith("lm_head.base_layer.weight"):
-            frozen.append(key)
-        elif place in halves:
-            twice.append(key)
-        elif place and place[0] in modules:
-            halves[place] = (key, entry)
-        else:
-            kinds[next(i for i, form in enumerate(FORMS) if form.fullmatch(key[:1000]))].append(key)
-    findings = []
-    for kind, keys in sorted(kinds.items()):
-        code, _, description, does, remedy = KINDS[kind]
-        what = f"{len(keys):,} tensors are {description}: {printable_list(keys)}."
-        if code == "module-unknown":
-            leaves = sorted({(parse_lora_key(key) or ("",))[0].rpartition(".")[2] for key in keys})
-            what = f"{len(keys):,} tensors are for modules that the base does not have ({printable_list(leaves, 6)}): "
-            what += f"{printable_list(keys)}."
-            does = "vLLM fails on a name that it does not know, and ignores a layer or expert that does not exist."
-            remedy = "Train on the published base; remove these targets."
-        findings.append(Finding(code, FATAL, what, does, remedy))
-    if twice:
-        what = f"{len(twice):,} tensors are for a module that has one already: {printable_list(twice)}."
-        does = "vLLM uses the one that it reads last."
-        findings.append(Finding("keys-twice", FATAL, what, does, "Save one adapter alone."))
-    if frozen:
-        what = "The file also holds the head's frozen weight."
-        does = "vLLM ignores it."
-        findings.append(Finding("base-weight", WARNING, what, does, "grpo-kit package leaves it out."))
-    keys = [key for (name, _), (key, _) in halves.items() if name == "lm_head"]
-    if heads := [key for key in keys if not key.startswith("base_model.model.lm_head.")]:
-        what = f"The head is saved as {printable(heads[0])}."
-        does = "Participants had such adapters accepted; by its source, vLLM may ignore the head's pair silently."
-        remedy = "Name it base_model.model.lm_head: grpo-kit package does."
-        findings.append(Finding("lm-head-name", WARNING, what, does, remedy))
-    return halves, findings
-
-
 def _check_complete(halves: Halves, config: AdapterConfig, modules: Modules) -> list[Finding]:
     """Findings unless every announced tensor is there, each with its other half, and no others."""
     findings = []
-    if alone := [key for (name, half), (key, _) in halves.items() if (name, "BA"["AB".index(half)]) not in halves]:
-        what = f"{len(alone):,} tensors lack their other half: {printable_list(alone)}."
-        findings.append(Finding("pair-broken", FATAL, what, REJECTS, "Save the adapter again."))
+    other = {"A": "B", "B": "A"}
+    if alone := {key: place for place, (key, _) in halves.items() if (place[0], other[place[1]]) not in halves}:
+        what = f"{len(alone):,} tensors lack their other half: {printable_list([*alone])}."
+        without_a = all(half == "B" and name.endswith(("q_proj", "k_proj", "v_proj")) for name, half in alone.values())
+        does = "vLLM loads the other pairs; these add nothing." if without_a else REJECTS
+        findings.append(Finding("pair-broken", FATAL, what, does, "Save the adapter again."))
     targets = config.targets
     if targets is None:
         return findings
@@ -249,12 +165,12 @@ def _check_shapes(halves: Halves, config: AdapterConfig, modules: Modules) -> li
             elif rank not in ranks if ranks else rank > MAX_LORA_RANK:
                 wrong["shape-rank"].append(line)
     words = {
-        "zero-size": ("have no values", "vLLM fails on empty tensors.", f"Leave empty pairs (w3) out: {CONVERT}"),
+        "zero-size": ("have no values", "vLLM adds nothing there, or fails.", f"Leave empty pairs (w3) out: {CONVERT}"),
         "shape-stacked": ("are stacks of experts", REJECTS, CONVERT),
         "shape-transposed": ("are transposed", REJECTS, "A is (r, in) and B is (out, r)."),
         "shape": (
             "do not fit the base",
-            REJECTS,
+            "vLLM fails on larger ones; smaller ones fill a corner of its own: another update than the trained one.",
             "Train on this base, or unpack experts the right way round: A is (r, in), B is (out, r).",
         ),
         "shape-rank": ("have another rank than the config says", SCALES, PAD),

@@ -9,7 +9,7 @@ import numpy as np
 
 from grpo_kit.adapters.findings import FATAL, OK, WARNING, Finding, printable_list
 from grpo_kit.adapters.safetensors_files import DTYPES, TensorEntry, read_pieces
-from grpo_kit.submission.tensor_check import Halves
+from grpo_kit.submission.tensor_names import Halves
 
 LARGE = 1e4  # a magnitude that no LoRA weight has
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}  # of a value

@@ -65,7 +65,7 @@ def test_each_tensor_is_read_with_the_values_and_dtype_that_were_saved(tmp_path)
         ({"lora_alpha": [8]}, "lora_alpha"),
         ({"rank_pattern": ["q"]}, "rank_pattern is not a table"),
         ({"rank_pattern": {"q": "4"}}, "rank_pattern"),
-        ({"alpha_pattern": {"q": -1}}, "alpha_pattern"),
+        ({"alpha_pattern": {"q": 0}}, "alpha_pattern"),
         ({"target_parameters": "x"}, "target_parameters is 'x'; it is a list of names"),
         ({"target_parameters": [1]}, "a list of names"),
     ],

@@ -310,6 +310,18 @@ def test_the_lm_head_is_packed_under_one_name_whatever_it_was_called(train_adapt
     assert any("frozen base weights" in note for note in notes)  # PEFT saved the head's own weight next to its LoRA
 
 
+def test_multi_token_prediction_is_left_out_and_never_taken_for_a_layer_of_the_backbone(train_adapter, pack, tmp_path):
+    folder, _ = train_adapter(target_modules=["q_proj"])
+    key = "base_model.model.mtp.layers.2.mixer.k_proj.lora_{}.weight"
+    extra = {key.format("A"): torch.ones(4, 128), key.format("B"): torch.ones(64, 4)}
+    _, _, tensors, notes = pack(rewrite_adapter(folder, tmp_path / "b", lambda tensors: tensors | extra))
+    assert {name.partition(".lora_")[0].rpartition(".")[2] for name in tensors} == {"q_proj"}
+    assert any(
+        note.endswith("2 tensors of multi-token prediction (mtp), which the scorer skips, were left out")
+        for note in notes
+    )
+
+
 def tinker(rank, shared, seed=0):
     """(tensors as Tinker writes them, {published module: its update}) for experts, both halves of in_proj and one
     plain module."""

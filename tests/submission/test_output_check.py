@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from grpo_kit import config
 from grpo_kit.adapters.findings import fatal
 from grpo_kit.submission import inspect_zip, output_check, package
+from tests.helpers.submission_cases import WARNING
 from tests.helpers.submissions import ALL, CONFIG, TENSORS, submission
 
 
@@ -204,6 +205,31 @@ def test_without_the_weights_of_the_base_only_the_files_are_checked_and_a_findin
         assert "policy.model=" in findings[-1].remedy
     wrong = output_check.check_submission(path, config.Policy())
     assert codes(wrong, "fatal")[0] == "wrong-base"
+
+
+def test_an_adapter_with_a_lora_on_embeddings_is_not_compared_and_a_finding_says_so(tmp_path):
+    path = submission(tmp_path / "a.zip", **WARNING["LoRA on embeddings"][0])
+    (*_, last) = findings = output_check.check_submission(path)
+    assert not fatal(findings) and "embeddings" in codes(findings, "warning")
+    assert last.code == "not-loaded" and "LoRA on the embeddings" in last.what
+
+
+def test_an_adapter_without_prefixes_or_with_multi_token_prediction_gives_the_same_outputs(tmp_path):
+    prefix, key = "base_model.model.", "mtp.layers.2.mixer.q_proj.lora_{}.weight"
+    changes = {
+        "as packed": None,
+        "no prefix": lambda tensors: {key.removeprefix(prefix): value for key, value in tensors.items()},
+        "mtp": lambda tensors: tensors | {key.format(half): value for half, value in zip("AB", tensors.values())},
+    }
+    changed = [
+        finding.what
+        for name, edit in changes.items()
+        for finding in output_check.check_submission(
+            submission(tmp_path / f"{name}.zip", {"target_modules": ["q_proj"]}, edit)
+        )
+        if finding.code == "outputs-moved"
+    ]
+    assert len(changed) == 3 and len(set(changed)) == 1
 
 
 def test_a_base_in_a_local_folder_is_loaded(tmp_path):
