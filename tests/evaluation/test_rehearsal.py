@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+import warnings
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -21,6 +22,8 @@ from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.submission import package
+from tests.helpers.submissions import config as submission_config
+from tests.helpers.submissions import submission, tensors
 
 
 @pytest.fixture
@@ -193,6 +196,31 @@ def test_a_zip_is_scored_as_the_run_it_was_packed_from(scored, tmp_path):
     read = elsewhere.stages()["score"]["read"]
     assert read[str(zip_path)] == hashlib.sha256(zip_path.read_bytes()).hexdigest()
     assert set(read) == {str(zip_path), "data/manifest.json"}  # and no folder that is gone
+
+
+@pytest.mark.slow
+def test_a_score_answers_without_the_pairs_that_the_scorer_drops_and_says_so(scored, tmp_path):
+    """The same q_proj with and without a LoRA on shared experts gives the same completions."""
+    chosen, _ = scored
+    targets = ["q_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
+    saved = tensors(submission_config(target_modules=targets))
+    assert all(abs(value).max() > 0.4 for value in saved.values())  # large enough to change completions
+    completions, messages = {}, {}
+    for name, chosen_targets in (("both", targets), ("used", targets[:1])):
+        path = submission(
+            tmp_path / f"{name}.zip",
+            {"target_modules": chosen_targets},
+            lambda values: {key: saved[key] for key in values},
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            report = rehearsal.rehearse_score(chosen, find_run(name, tmp_path / "elsewhere"), 12, path)
+        completions[name] = [problem["completions"] for problem in report["problems"]]
+        messages[name] = [str(warning.message) for warning in caught if "vLLM 0.17.1" in str(warning.message)]
+    assert completions["both"] == completions["used"]
+    (message,) = messages["both"]
+    assert "uses 1,024 of 5,120 LoRA parameters (20 %)" in message and message.endswith("without what it drops.")
+    assert messages["used"] == []
 
 
 @pytest.mark.slow

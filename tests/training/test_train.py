@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,18 @@ def test_the_reward_is_what_changes_the_policy(tmp_path):
         tensors[name] = load_file(run.adapter / "adapter_model.safetensors")
     moved = {name: sum(v.abs().sum() for k, v in adapter.items() if "lora_B" in k) for name, adapter in tensors.items()}
     assert moved["long"] > 0 and moved["none"] == 0
+
+
+@pytest.mark.parametrize(("targets", "warned"), [("q_proj,shared_experts.up_proj", True), ("q_proj,in_proj", False)])
+def test_a_target_that_the_challenges_scorer_drops_is_named_before_the_first_step(tmp_path, targets, warned):
+    chosen, run = small(tmp_path, f"lora.target_modules=[{targets}]")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train.make_trainer(chosen, run, [length_reward, zero_reward])
+    said = [str(warning.message) for warning in caught if "vLLM" in str(warning.message)]
+    sentence = "The challenge's scorer (vLLM 0.17.1) drops a LoRA on shared experts, "
+    assert len(said) == warned and all(text.startswith(sentence) for text in said)
+    assert all("lora.target_modules=[in_proj,out_proj,q_proj,k_proj,v_proj,o_proj]" in text for text in said)
 
 
 @pytest.mark.slow
