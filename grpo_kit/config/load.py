@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -54,7 +55,7 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
         _refuse_unknown_keys(layer)
         _list_targets(layer)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), *layers))
+        return OmegaConf.to_object(OmegaConf.merge(_schema(), *layers))
     except ValidationError as error:
         raise ValueError(_describe_wrong_type(error, layers)) from None
     except OmegaConfBaseException as error:
@@ -113,6 +114,12 @@ def missing_keys(path: Path) -> list[str]:
     layer = OmegaConf.to_container(_read_layer(str(path)), resolve=False)
     present = {f"{name}.{key}" for name, keys in layer.items() if isinstance(keys, dict) for key in keys}
     return [name for name in _all_keys() if ".".join(name.split(".")[:2]) not in present and name != "run.force"]
+
+
+@cache
+def _schema() -> DictConfig:
+    """Every key with its type and default; merging copies it. Making it takes most of the time of loading."""
+    return OmegaConf.structured(RunConfig)
 
 
 def _read_layer(source: str) -> DictConfig:
