@@ -13,6 +13,8 @@ TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null || [ -n "$$PIP_FIND_LINK
 BIN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
+# Tests start hundreds of processes, which read compiled files much faster than they compile them.
+unexport PYTHONDONTWRITEBYTECODE
 # One process for each core, at most four because of their memory, one thread each. The tests of a file share fixtures, so a file
 # stays in one process; tests/conftest.py puts the long files first. ARGS="-n 0" runs all tests in one process.
 TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder

@@ -3,6 +3,7 @@
 Tests have no network. The slowest files run first.
 """
 
+import gc
 import os
 import signal
 import time
@@ -44,6 +45,10 @@ def pytest_collection_modifyitems(items):
         if name_of(item) in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: rank.get(name_of(item), len(rank)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # millions of objects of imported libraries, which no collection needs to visit again
 
 
 @pytest.fixture(scope="session")

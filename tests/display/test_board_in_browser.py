@@ -16,7 +16,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from grpo_kit import config
@@ -45,6 +44,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, math_reward):
     """A working folder as notebook 2 leaves it, with notebook 3 as it is, and as `long.ipynb` set to run for long."""
+    import nbformat  # it builds a grammar, which takes seconds
+
     folder = tmp_path_factory.mktemp("lab")
     preset, chosen = config.load_config(["tiny"]), config.load_config(["tiny"], SETTINGS)
     prepare(preset, find_run("tiny", folder / "runs"), math_reward)

@@ -5,8 +5,9 @@ import os
 import re
 from pathlib import Path
 
-import nbclient
-import nbformat
+from jupyter_client.provisioning import local_provisioner
+
+from tests.helpers.processes import start
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
@@ -18,8 +19,13 @@ STEPS = 6
 TRAINING = f"grpo.max_steps={STEPS} grpo.per_device_train_batch_size=16 grpo.num_generations=4 grpo.save_steps=1"
 SEARCH = {"search": "lora.r=[4,16]", "trials": 2, "steps": 1, "overrides": TRAINING}
 
+# nbclient and nbformat build a grammar when they are imported, which takes seconds, so tests import them when they run.
+local_provisioner.launch_kernel = lambda cmd, env, cwd=None, **_: start(cmd[1:], env, cwd)  # cmd[0] is Python
+
 
 def read_notebook(name):
+    import nbformat
+
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
@@ -50,6 +56,8 @@ def kernel_environment(*paths, **variables):
 
 def notebook_client(name, folder, env, **fields):
     """(client, notebook, env) with these `fields` of the form filled in; the kernel runs in `folder`."""
+    import nbclient
+
     notebook = read_notebook(name)
     form = code_cells(notebook)[1]
     for field, value in fields.items():
@@ -63,6 +71,8 @@ def notebook_client(name, folder, env, **fields):
 
 def execute_notebook(name, folder, env, **fields):
     """(the executed notebook, the error that ended it or None)."""
+    import nbclient
+
     runner, notebook, env = notebook_client(name, folder, env, **fields)
     try:
         runner.execute(env=env)

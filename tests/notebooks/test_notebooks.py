@@ -20,7 +20,6 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-import nbclient
 import pytest
 
 import grpo_kit
@@ -261,6 +260,8 @@ def executed_notebooks(tmp_path_factory):
 
 def _kill_and_run_again(folder, env):
     metrics = folder / "runs/tiny/metrics.jsonl"
+    from nbclient.exceptions import DeadKernelError
+
     runner, notebook, env = notebook_client("03_training", folder / "03 killed", env, overrides=TRAINING)
 
     def kill():
@@ -269,7 +270,7 @@ def _kill_and_run_again(folder, env):
         os.kill(runner.km.provisioner.process.pid, signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(nbclient.exceptions.DeadKernelError):
+    with pytest.raises(DeadKernelError):
         runner.execute(env=env)
     before = metrics.read_text().splitlines()[:2], json.loads((folder / "runs/tiny/run.json").read_text())["stages"]
     tensors, results = folder / "runs/tiny/adapter/adapter_model.safetensors", {"killed": before}

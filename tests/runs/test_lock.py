@@ -17,6 +17,7 @@ from grpo_kit.runs import lock as locking
 from grpo_kit.runs.lock import LOCK, hold_lock, is_locked, read_lock
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
+from tests.helpers.processes import start as start_python
 from tests.helpers.settings import ROOT, SMALL
 
 HOLDER = """
@@ -183,9 +184,8 @@ def test_of_two_trainings_of_one_run_the_second_is_refused(tmp_path):
         prepare(load_config(["tiny"], [*SMALL, "grpo.max_steps=6", "grpo.eval_steps=0"]), find_run(name, tmp_path))
 
     def start(*words):
-        command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", *words]
-        env = os.environ | {"GRPO_KIT_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        words = ["-W", "ignore", "-m", "grpo_kit", *words]
+        return start_python(words, os.environ | {"GRPO_KIT_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)})
 
     run = find_run("r", tmp_path)
     first = start(*train)

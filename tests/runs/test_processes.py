@@ -5,9 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,8 +20,9 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.runs.session import open_run
 from grpo_kit.training import train
+from tests.helpers.processes import start as start_python
+from tests.helpers.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = [
     "data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=7", "grpo.eval_steps=5",
     "run.report_to=[]",
@@ -184,10 +183,23 @@ def test_a_second_gpu_with_its_own_process_does_not_take_experts(monkeypatch):
 
 
 def started(run, count, *more):
+    """`grpo-kit train` as a user starts it on several processes."""
     command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name]
     command += [f"--num-processes={count}", *more]
     env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def started_ranks(run, count):
+    """The processes alone, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
+    env |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    command = ["-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name]
+    ranks = [env | {"MASTER_PORT": str(port), "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
+    return [start_python(command, rank) for rank in ranks]
 
 
 def prepared(folder, *more):
@@ -242,14 +254,12 @@ def test_two_processes_give_the_same_result_as_one(alone, tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_on_two_processes_resumes_on_one(alone, tmp_path):
     chosen, run = prepared(tmp_path, "grpo.save_steps=2")
-    child = started(run, 2)
-    while child.poll() is None and not (run.path / "checkpoints/step_4").is_dir():
+    killed = started_ranks(run, 2)
+    while killed[0].poll() is None and not (run.path / "checkpoints/step_4").is_dir():
         time.sleep(0.05)
-    assert child.poll() is None, child.stdout.read()
-    killed = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+    assert killed[0].poll() is None, killed[0].stdout.read()
     for process in killed:
         process.kill()
-    child.wait(timeout=60)
     while any(is_running(process.pid, time.time()) for process in killed):  # until its memory is freed
         time.sleep(0.05)
     assert "train" not in run.stages()
@@ -264,9 +274,9 @@ def test_a_run_started_on_one_process_resumes_on_two(alone, tmp_path):
     chosen, run = prepared(tmp_path)
     rewards, seen = [load_reward(spec) for spec in chosen.grpo.reward_funcs], []
     train.train(chosen, run, rewards, seen.append, should_stop=lambda: len(seen) == 5)
-    child = started(run, 2)
-    output, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, output
+    for child in started_ranks(run, 2):
+        output, _ = child.communicate(timeout=300)
+        assert child.returncode == 0, output
     assert [row["step"] for row in figures(run)] == list(range(1, 8)) and apart(alone, run) < 1e-5
     assert run.completions.read_text() == alone.completions.read_text()
 

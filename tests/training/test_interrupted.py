@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -19,6 +17,7 @@ from grpo_kit.runs.interrupts import Terminated
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import callbacks, train
+from tests.helpers.processes import start as start_python
 from tests.helpers.settings import ROOT, SMALL
 from tests.training.test_stage import figures, length_reward
 
@@ -164,10 +163,10 @@ def test_a_training_in_a_notebooks_thread_saves_too(undisturbed, tmp_path, monke
 def test_a_command_ends_while_a_token_takes_an_hour_and_keeps_what_it_has(tmp_path, stage, file, kept):
     chosen, run = prepared(tmp_path)
     flag = tmp_path / "slow"
-    command = [sys.executable, "-W", "ignore", "-c", SLOW, str(run.path / file), str(flag), stage, "--run", "r"]
+    command = ["-W", "ignore", "-c", SLOW, str(run.path / file), str(flag), stage, "--run", "r"]
     command += [*SETTINGS, "grpo.eval_steps=0", "evaluation.batch_size=4", "screening.samples_per_round=4"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root)}
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = start_python(command, env)
     while child.poll() is None and not flag.exists():
         time.sleep(0.05)
     assert child.poll() is None, child.communicate()[0]

@@ -4,11 +4,8 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +15,7 @@ from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import metrics_log, stage, train
+from tests.helpers.processes import start as start_python
 from tests.helpers.settings import SMALL
 
 
@@ -165,19 +163,19 @@ def test_a_run_killed_at_any_moment_and_rerun_equals_an_undisturbed_one(tmp_path
     chosen, alone = small(tmp_path / "alone", *overrides)
     train.train(chosen, alone, [length_reward] * 2)
     chosen, run = small(tmp_path / "killed", *overrides)
-    command = [sys.executable, "-W", "ignore", "-c", KILLED.format(overrides=overrides, root=str(run.root))]
+    command = ["-W", "ignore", "-c", KILLED.format(overrides=overrides, root=str(run.root))]
     pick, kills = random.Random(1), 0
     for _ in range(KILLS):
         stamp = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else 0
-        child = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+        child = start_python(command)
         while child.poll() is None and (not run.metrics.is_file() or run.metrics.stat().st_mtime_ns == stamp):
             time.sleep(0.02)  # until it trains
         time.sleep(pick.uniform(0, 1.5))
         child.kill()
-        _, errors = child.communicate(timeout=300)
+        output, _ = child.communicate(timeout=300)
         if child.returncode == 0:  # it was through before
             break
-        assert child.returncode == -signal.SIGKILL, errors.decode()
+        assert child.returncode == -signal.SIGKILL, output
         kills += 1
     else:
         train.train(chosen, run, [length_reward] * 2)
