@@ -158,6 +158,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["pad", "pattern"])
 @pytest.mark.parametrize("form", FORMS)
 def test_an_adapter_saved_by_peft_gives_the_same_logits_once_packed(
@@ -277,6 +278,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", LAYOUTS)
 def test_an_adapter_in_another_layout_or_with_other_names_gives_the_same_logits(
     train_adapter, pack, tmp_path, base_logits, form
@@ -468,6 +470,7 @@ def test_an_adapter_packed_twice_counts_double_and_loses_nothing(train_adapter, 
     assert any("largest" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "changes", "match"),
     [

@@ -376,6 +376,7 @@ def app_commands(words):
     return [] if words else [name for name, it in typer.main.get_command(app).commands.items() if not it.hidden]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["train"], ["rewards", "audit"], ["push"]])
 def test_help_loads_nothing_heavy_and_the_module_is_the_command(words):
     """In a separate process: `python -m grpo_kit ... --help` prints the same as `grpo-kit ... --help`."""

@@ -120,6 +120,7 @@ def test_unusable_rows_are_dropped_and_counted(tmp_path):
     assert manifest["dropped"] == {"repeated problem": 1, "no problem": 1, "no answer": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -442,6 +443,7 @@ def test_a_run_of_an_earlier_version_is_recognised_as_done(tmp_path):
     assert json.loads(run.manifest.read_text())["run_hash"] == hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
+@pytest.mark.slow
 def test_partial_results_of_other_settings_are_not_used(tmp_path, monkeypatch):
     path = eight(tmp_path)
     with monkeypatch.context() as patch:
@@ -574,6 +576,7 @@ def test_rows_that_are_no_text_are_in_the_funnel_and_no_file_holds_infinity(tmp_
             json.loads(line, parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_a_guessed_delimiter_is_in_the_manifest_also_after_an_interruption(tmp_path, monkeypatch):
     path = write(tmp_path, "x.csv", "problem;answer\n" + "".join(f"{i},5 + 1?;{i},5\n" for i in range(6)))
 

@@ -144,6 +144,7 @@ def test_a_generated_puzzle_is_determined_solved_and_paid(family):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY)
 def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
     forwards = [puzzles.make_puzzle(family, 3, index) for index in range(12)]
@@ -306,6 +307,7 @@ def test_generator_settings_change_what_they_name():
         assert puzzle.difficulty == {"examples": (3, 5), "operators": (1, 1), "symbols": (0, 0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "knobs", "message"),
     [

@@ -290,6 +290,7 @@ def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
     assert board.head.value == f"<b>The board cannot be drawn.</b> {reason}"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_named_on_the_board_and_during_a_training_that_goes_on(run):
     def damage_and_stop(should_stop):
         take(run, 1)

@@ -36,6 +36,7 @@ def strings_of_the_package():
                 yield name, node.lineno, text
 
 
+@pytest.mark.slow
 def test_no_message_that_a_notebook_can_show_names_a_command_or_an_option():
     texts = list(strings_of_the_package())
     assert len([text for _, _, text in texts if "grpo-kit " in text or "--" in text]) > 50

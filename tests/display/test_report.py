@@ -62,6 +62,7 @@ def test_the_page_shows_figures_charts_and_completions(copied):
     assert "time left" not in page.text
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_trained_when_and_with_what(copied, far_east):
     notes = json.loads(copied.notes.read_text())
     record = notes["stages"]["train"]
@@ -74,6 +75,7 @@ def test_the_page_says_what_was_trained_when_and_with_what(copied, far_east):
     assert "Settings policy: model: tiny" in text and "learning_rate: " in text
 
 
+@pytest.mark.slow
 def test_the_page_says_whether_the_difference_is_real(copied):
     comparison = evaluate.compare(copied)
     assert comparison["words"] in Reader(report.render_page(copied)).text
@@ -108,11 +110,13 @@ def test_the_picture_is_a_png_of_every_panel(copied):
     assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["test split, before", "test split, after"]
 
 
+@pytest.mark.slow
 def test_missing_measurements_are_left_out_of_the_page(copied):
     (copied.evaluation / "after.json").unlink()
     assert "accuracy, test after" not in report.render_page(copied)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_has_a_page(copied):
     notes = json.loads(copied.notes.read_text())
     del notes["stages"]["train"]

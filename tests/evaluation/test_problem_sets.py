@@ -87,6 +87,7 @@ def test_published_files_are_read(run, shared_data, name):
     assert len(rows) == len(lines) and all(row["prompt"] and 0 < len(row["answer"]) < 200 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"), [("aime2024", 30), ("aime2025", 30), ("math500", 500), ("gsm8k_test", 1319)]
 )

@@ -5,8 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -24,6 +22,7 @@ from grpo_kit.runs.files import hash_of, write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
+from tests.helpers.processes import start as start_python
 from tests.helpers.settings import SMALL
 
 FEW = ["data.val_size=0", "data.test_size=1", "evaluation.batch_size=12"]
@@ -76,6 +75,7 @@ def by_id(run):
     return {line["id"]: line for line in read_lines(run.screening)[1:]}
 
 
+@pytest.mark.slow
 def test_a_prompt_whose_pass_rate_is_decided_is_not_sampled_again(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 30 + [0.0] * 6 + [1.0] * 4)
     report = screening.screen(chosen, run, right_reward)
@@ -166,7 +166,7 @@ def test_a_killed_screening_process_resumes_to_the_same_bytes(tmp_path, math_rew
         "from grpo_kit.runs.run import find_run\n"
         "run = find_run('killed', sys.argv[1])\nscreen(load_config([str(run.config)]), run)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "runs")])
+    process = start_python(["-c", code, tmp_path / "runs"])
     while process.poll() is None and (
         not runs["killed"].screening.is_file() or runs["killed"].screening.read_bytes().count(b"\n") < 3
     ):
@@ -183,6 +183,7 @@ def test_a_killed_screening_process_resumes_to_the_same_bytes(tmp_path, math_rew
     assert runs["killed"].screened.read_bytes() == runs["undisturbed"].screened.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "verifier", "message"),
     [
@@ -238,6 +239,7 @@ def test_when_nothing_is_kept_the_samples_stay_and_no_stage_is_done(tmp_path, dr
     assert len(by_id(run)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", ["<html>", "3", "{}", '{"id": "x"}', '{"of": 3'])
 @pytest.mark.parametrize("line", [1, 3])
 def test_a_damaged_file_is_named_with_its_line(tmp_path, drawn, spoilt, line):
@@ -349,6 +351,7 @@ def test_new_data_makes_a_screening_out_of_date(screened, drawn):
     assert screening.is_screened(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["screened", "left_out", "manifest"])
 def test_a_file_changed_by_hand_is_noticed(screened, name):
     _, run = screened

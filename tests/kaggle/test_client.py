@@ -186,6 +186,7 @@ def test_a_push_answered_with_an_error_fails(client, loopback, folder):
         client.push_kernel(folder, "NvidiaRtxPro6000")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "cut after", "slow", "half", "html", 500, 502, 503, UNAVAILABLE])
 def test_a_push_without_an_answer_is_sent_once_and_its_outcome_is_unknown(client, loopback, impatient, folder, fault):
     impatient(fault)
@@ -195,6 +196,7 @@ def test_a_push_without_an_answer_is_sent_once_and_its_outcome_is_unknown(client
     assert loopback.count("SaveKernel") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [*NOT_KAGGLES, *UNUSABLE], ids=lambda fault: str(fault)[:20])
 def test_a_push_with_an_answer_that_kaggle_does_not_give_is_neither_repeated_nor_taken_for_success(
     client, loopback, folder, fault
@@ -246,6 +248,7 @@ def test_an_output_that_would_escape_its_folder_is_refused(client, loopback, tmp
 # --- Reads are tried again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, 520, "cut", "slow", "half"])
 def test_a_read_is_retried_after_a_temporary_error(client, loopback, impatient, fault):
     impatient(fault)
@@ -321,6 +324,7 @@ def test_a_zip_is_uploaded_under_the_name_the_scorer_expects_then_submitted(clie
     assert loopback.calls[2][1]["submissionDescription"] == "words [tag]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [["cut"], [503], ["slow"], ["cut", 503, "cut"]])
 def test_a_cut_upload_resumes_where_it_stopped(client, loopback, impatient, tmp_path, faults):
     impatient(faults[0])
@@ -340,6 +344,7 @@ def test_an_unfinished_upload_submits_nothing(client, loopback, tmp_path, fault)
     assert loopback.count("CreateSubmission") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [302, 307, 308])
 @pytest.mark.parametrize("place", ["dead", "foreign", "plain", "loop"])
 @pytest.mark.parametrize("call", ["upload", "resume"])
@@ -366,6 +371,7 @@ def test_an_upload_that_cannot_start_is_retried_and_submits_nothing(client, loop
     assert loopback.count("StartSubmissionUpload") == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "cut after", "late", "slow", "half", "html", 500, 504, UNAVAILABLE])
 def test_a_submission_without_an_answer_is_sent_once_and_its_outcome_is_unknown(
     client, loopback, impatient, tmp_path, fault
@@ -385,6 +391,7 @@ def test_a_submission_with_an_answer_that_kaggle_does_not_give_is_unknown(client
     assert loopback.count("CreateSubmission") == 1 and loopback.count("foreign") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", NOT_KAGGLES, ids=lambda fault: str(fault)[:20])
 def test_a_read_with_an_answer_that_kaggle_does_not_give_is_an_error(client, loopback, folder, tmp_path, fault):
     client.push_kernel(folder, "NvidiaRtxPro6000")

@@ -32,6 +32,7 @@ def log(*lines):
     return json.dumps([{"stream_name": "stdout", "time": 1.0, "data": line + "\n"} for line in lines])
 
 
+@pytest.mark.slow
 def test_a_kernel_is_pushed_followed_and_fetched(client, loopback, kernel):
     note, output = push(client, kernel)
     assert "pushed version 1 on NvidiaRtxPro6000" in output

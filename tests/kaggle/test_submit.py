@@ -200,6 +200,7 @@ def test_where_the_note_cannot_be_written_nothing_is_sent(client, loopback, path
     assert loopback.count("CreateSubmission") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["uploading", "creating"])
 def test_a_process_killed_in_the_middle_has_submitted_once_at_most(client, loopback, path, moment):
     code = f"""

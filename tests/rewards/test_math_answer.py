@@ -520,6 +520,7 @@ def _exit_right():
     sys.exit(0 if math_verdict(*child_pair(303)).reward == 1.0 else 1)
 
 
+@pytest.mark.slow
 def test_a_process_forked_while_another_thread_asks_does_not_wait_for_its_lock():
     process = multiprocessing.get_context("fork").Process(target=_exit_right)
     with math_answer._lock:
@@ -551,6 +552,7 @@ def test_the_child_ends_with_its_parent_even_when_that_is_killed():
         pytest.fail("the child outlived its parent")
 
 
+@pytest.mark.slow
 def test_the_callers_signals_are_left_alone():
     before = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     math_verdict(*child_pair(305))

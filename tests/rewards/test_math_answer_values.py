@@ -115,6 +115,7 @@ def test_a_costly_text_takes_little_time(text):
     assert time.process_time() - start < 5.0  # of the processor; about 0.1 s is usual
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.lists(

@@ -269,6 +269,7 @@ def finished(tmp_path_factory, trained):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "damage", "command", "sentence"), CASES)
 def test_a_damaged_file_is_named_and_nothing_is_written_over_it(tmp_path, finished, name, damage, command, sentence):
     status, text, unchanged = try_damage(finished, name, damage, command, tmp_path / "copy")

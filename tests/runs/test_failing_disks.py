@@ -88,6 +88,7 @@ def fail_at(place: str, number: int, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, "fsync", sync_and_fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", REMEDIES, ids=errno.errorcode.get)
 @pytest.mark.parametrize("place", ["open", "sync", "rename"])
 def test_an_error_of_the_disk_is_one_sentence_and_nothing_is_half_written(tmp_path, place, number):
@@ -106,6 +107,7 @@ def test_an_error_of_the_disk_is_one_sentence_and_nothing_is_half_written(tmp_pa
     assert run_command(data, tmp_path) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN], ids=errno.errorcode.get)
 def test_a_disk_that_does_not_answer_is_named_by_each_command_that_reads_the_run(tmp_path, number):
     run = tmp_path / "runs/trial"

@@ -67,6 +67,7 @@ def touch(path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_kit_comes_from_the_nearest_place_that_has_it(cell, tmp_path):
     address = f"https://github.com/ada/kit/releases/download/v{installation.grpo_kit.__version__}/{WHEEL}"
     assert cell()[0][1] == address.replace("0.2.0", installation.grpo_kit.__version__)
@@ -88,6 +89,7 @@ def test_without_the_kit_anywhere_the_cell_says_what_to_upload(cell):
         cell(owner=False)
 
 
+@pytest.mark.slow
 def test_a_folder_of_wheels_needs_no_internet(cell, tmp_path):
     own = touch(tmp_path / f"input/wheels/{WHEEL}")
     other = touch(tmp_path / "input/wheels/trl-1.16.0-py3-none-any.whl")
@@ -116,6 +118,7 @@ def test_pip_keeps_the_images_torch_and_a_package_without_a_name_does_no_harm(ce
     assert installation.find_stale_imports({"pandas": "1.0"}) == []
 
 
+@pytest.mark.slow
 def test_an_installed_kit_is_left_and_a_failing_pip_is_one_sentence(cell, capsys):
     assert cell(missing=False) == [] and len(cell.finished) == 1
     with pytest.raises(
@@ -138,6 +141,7 @@ def test_a_package_that_another_one_hides_did_not_change(monkeypatch, tmp_path):
     assert installation.find_stale_imports({"some_lib": "1.0"}) == ["some_lib 1.0 by 2.0"]  # pip hid the loaded one
 
 
+@pytest.mark.slow
 def test_a_package_that_was_imported_and_replaced_asks_for_a_restart(monkeypatch, tmp_path):
     for name in ("kept_lib", "replaced_lib", "unused_lib"):
         install(tmp_path, name, "18.1.0")

@@ -388,6 +388,7 @@ def hung(request, tmp_path, monkeypatch):
     libc.umount2(str(drive).encode(), 2)
 
 
+@pytest.mark.slow
 def test_a_drive_that_hangs_is_a_sentence_and_no_endless_wait(hung):
     sentence = (
         r"Google Drive is mounted but does not answer \(no answer within 0 s\).* it mounts Drive anew\. In a term"

@@ -72,6 +72,7 @@ def damage_settings(run, change):
     run.config.write_bytes(change(run.config.read_bytes()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, sentence",
     [
@@ -124,6 +125,7 @@ def test_settings_of_an_earlier_version_may_lack_new_keys(half_done):
         session.open_run(name="r")
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_keeps_its_settings(half_done):
     run, open_run = half_done, session.open_run
     write_text(run.path / "checkpoints/step_90/kept.json", json.dumps({"settings": {"grpo": {"max_steps": 200}}}))

@@ -182,6 +182,7 @@ def test_a_local_folder_is_recognised_as_a_base_by_its_config(tmp_path):
     )  # a path from a zip is not opened, so the 30B counts as the base
 
 
+@pytest.mark.slow
 def test_files_are_checked_without_the_libraries_that_take_seconds_to_import(tmp_path):
     """By the command line, which loads the base only where its weights are at hand."""
     change = {"base_model_name_or_path": base_models.PUBLISHED, "target_modules": ["q_proj"]}

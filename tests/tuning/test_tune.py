@@ -75,6 +75,7 @@ def search(run, *words, **options):
     return tune.tune(chosen, run, axes, **{"steps": 4, "every": 1, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "options", "message"),
     [
@@ -229,12 +230,14 @@ def test_the_table_of_trials_splits_no_number_at_80_characters(tmp_path, monkeyp
     assert "(the run's own)" in text and "(stopped early)" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "measured"), [(3, [3]), (12, [5, 10, 12])])
 def test_trials_are_measured_every_five_steps_or_at_the_end_of_shorter_ones(run, trained_with, steps, measured):
     result = tune.tune(config.load_config("tiny"), run, "lora.r=[8,16]", trials=1, steps=steps)
     assert [step for step, _ in result["trials"][0]["curve"]] == measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"x" * 5000), lambda path: path.mkdir()])
 def test_a_damaged_study_is_named_and_not_written_over(tmp_path, trained, damage):
     config, run = trained

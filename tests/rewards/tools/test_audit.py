@@ -93,6 +93,7 @@ def test_a_reward_defined_on_the_spot_and_one_for_strings_are_understood():
         assert audit_reward(reward, CASES[:2]).row().accuracy == 1.0
 
 
+@pytest.mark.slow
 def test_an_exception_is_lower_than_any_reward_when_the_form_is_chosen():
     def messages_only(completions, answer, **kwargs):
         """-2 for a miss, as some rewards pay; no trial call is a hit."""
@@ -145,6 +146,7 @@ def reading(completions, answer, **kwargs):
     return [0.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reward", "form"),
     [(evaluating, r"\boxed{"), (parsing, "The answer is"), (running, "```python"), (reading, None)],
@@ -201,17 +203,20 @@ EVALUATING = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "run"), EVALUATING)
 def test_code_that_runs_without_builtins_or_in_a_block_is_noticed(pattern, run):
     report = audit_reward(judge(pattern, run), CASES[:2])
     assert report.ran and "it runs text of replies as code" in report.harm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward", [generous_reward, judge(r"(\d+)", float), judge(r"(.*)", len)])
 def test_a_reward_that_runs_nothing_is_not_said_to(reward):
     assert audit_reward(reward, CASES[:2]).ran == []
 
 
+@pytest.mark.slow
 def test_canaries_that_hang_or_kill_end_early():
     def dies(completions, **kwargs):
         if "ran" in completions[0][0]["content"]:
@@ -243,6 +248,7 @@ WANTED = [  # the pattern that a reward looks for, the forms that it is said to 
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "forms"), WANTED)
 @pytest.mark.parametrize("text_only", [False, True])
 def test_a_reward_that_pays_no_box_is_told_what_it_wants(pattern, forms, text_only):
@@ -256,6 +262,7 @@ def test_a_reward_that_pays_no_box_is_told_what_it_wants(pattern, forms, text_on
 FORMS = [r"<answer>(.*)</answer>", r"#### (.*)", r"The answer is (.*)\.", r"Answer: (.*)", r"^([^\\]*)$"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", FORMS)
 def test_a_reward_that_pays_no_box_gets_labelled_cases_in_its_own_form(pattern):
     def in_match(completions, answer, **kwargs):
@@ -293,6 +300,7 @@ def single_reward(completion, answer):
     return 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["answer", "solution", "ground_truth", "label", "target"])
 def test_the_reference_answer_goes_to_every_usual_name(name):
     names = {}
