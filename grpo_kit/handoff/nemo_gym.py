@@ -1,19 +1,19 @@
-"""The run for NeMo-Gym's math server: rows, manifest, and the command of Nemotron's `steps` with the settings it needs.
+"""The run for NeMo-Gym's math server: rows, manifest, and an overlay on the run's own overlay for NeMo-RL.
 
-The `nemo_gym` configuration that NVIDIA ships asserts settings that it does not set itself (an async engine, a batch of
-all completions of a step) and names servers that these rows do not need. The command sets them. It was never run here.
+The overlay goes to `examples/nemo_gym/run_grpo_nemo_gym.py`. NVIDIA's Gym configuration for the 30B is not its parent:
+that one trains all weights with Megatron on 32 nodes. The manifest is for Nemotron's `steps`, which read it by
+`data.manifest_path`.
 """
 
-import shlex
 from typing import Any
 
 from grpo_kit.data.splits import AGENT
-from grpo_kit.handoff import nemo_overlay
-from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
+from grpo_kit.handoff.bundle import Bundle, chat_turns, reference_answer
 from grpo_kit.runs.reading import read_json
 
 MODEL_SERVER = "responses_api_models/vllm_model/configs/vllm_model_for_training.yaml"
 MATH_SERVER = "resources_servers/math_with_judge/configs/math_with_judge.yaml"
+JUDGE = {"judge_model_server": {"name": "policy_model"}, "should_use_judge": False}  # math-verify alone decides
 
 
 def make_gym_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -34,49 +34,46 @@ def make_manifest(bundle: Bundle) -> dict[str, Any]:
     return paths | {"mode": "resolve", "source_splits": own["source_splits"], "run_hash": own["run_hash"]}
 
 
-def make_overrides(bundle: Bundle, part: Part) -> dict[str, Any]:
-    """The settings that `nemotron steps run rl/nemo_rl/rlvr -c nemo_gym` needs besides its shipped configuration."""
-    overlay = nemo_overlay.make_overlay(bundle, "v06", part)
-    grpo = {key: value for key, value in overlay["grpo"].items() if key != "adv_estimator"}
-    settings = {
-        "data.manifest_path": str(bundle.out / "manifest.json"),
-        **({} if bundle.rows["val"] else {"data.allow_train_as_validation": True}),
-        "data.shuffle": not bundle.keeps_order,
-        **_flat({"grpo": grpo | {"max_val_samples": None, "val_batch_size": None}, "loss_fn": overlay["loss_fn"]}),
-        **_flat({"policy": overlay["policy"]}),
-        "policy.generation.vllm_cfg.async_engine": True,
-        "policy.generation.vllm_cfg.expose_http_server": True,
-        "env.should_use_nemo_gym": True,
-        "env.nemo_gym.config_paths": [MODEL_SERVER, MATH_SERVER],
-        **_flat({"checkpointing": {**overlay["checkpointing"], "metric_name": "val:total_reward/mean"}}),
-        **_flat({"logger": overlay["logger"], "cluster": overlay["cluster"]}),
+def make_overlay(bundle: Bundle, above: str) -> dict[str, Any]:
+    """What Gym needs besides the run's overlay for NeMo-RL.
+
+    Args:
+        bundle: the run.
+        above: file name of that overlay, in the same folder.
+    """
+    rows, measured = bundle.rows["val"], bool(bundle.rows["val"] and bundle.config.grpo.eval_steps)
+    train, val = (f"{bundle.out}/{split}/data.jsonl" for split in ("train", "val"))
+    engine = {"async_engine": True, "expose_http_server": True}
+    if any(bundle.prompts_open_thinking("train")):
+        # The reply begins inside the thinking; this parser needs no <think> at its beginning.
+        engine["http_server_serving_chat_kwargs"] = {"reasoning_parser": "deepseek_r1"}
+    return {
+        "defaults": above,
+        "grpo": {"max_val_samples": None, "val_batch_size": None},  # Gym takes the whole file
+        "checkpointing": {"metric_name": "val:total_reward/mean" if measured else None},
+        "policy": {"generation": {"top_k": None, "vllm_cfg": engine}},  # Gym's requests have no top_k
+        "data": {
+            "_override_": True,
+            "max_input_seq_length": None,
+            "shuffle": not bundle.keeps_order,
+            "num_workers": 1,
+            "use_multiple_dataloader": False,
+            "train": {"data_path": train},
+            "validation": {"data_path": val} if rows else None,
+            "default": {
+                "dataset_name": "NemoGymDataset",
+                "env_name": "nemo_gym",
+                "prompt_file": None,
+                "system_prompt_file": None,
+                "processor": "nemo_gym_data_processor",
+            },
+        },
+        "env": {
+            "_override_": True,
+            "should_use_nemo_gym": True,
+            "nemo_gym": {
+                "config_paths": [MODEL_SERVER, MATH_SERVER],
+                "math_with_judge": {"resources_servers": {"math_with_judge": JUDGE}},
+            },
+        },
     }
-    if not bundle.rows["val"] or not bundle.config.grpo.eval_steps:
-        settings["checkpointing.metric_name"] = None
-    return settings
-
-
-def make_script(bundle: Bundle, part: Part) -> str:
-    """The shell script that trains `part` through NeMo-Gym."""
-    settings = [shlex.quote(f"{key}={_dotlist(value)}") for key, value in make_overrides(bundle, part).items()]
-    line = " \\\n  ".join(["nemotron steps run rl/nemo_rl/rlvr -c nemo_gym", *settings])
-    comment = "# NeMo-Gym's math server through Nemotron's steps (image v0.6.0); further arguments are passed on."
-    return f'#!/bin/sh\n{comment}\n{line} "$@"\n'
-
-
-def _dotlist(value: Any) -> str:
-    """A value in the form in which both OmegaConf and Hydra read it on a command line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_dotlist(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(f"'{item}'" if isinstance(item, str) else _dotlist(item) for item in value) + "]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """{"a.b": value} of a nested mapping."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{above}.{key}" if above else key
-        flat |= _flat(value, name) if isinstance(value, dict) else {name: value}
-    return flat

@@ -1,20 +1,23 @@
-"""The run for NVIDIA NeMo-RL: rows, prompt file, an overlay for each of two schemas, and NeMo-Gym's rows and command.
+"""The run for NVIDIA NeMo-RL: rows, prompt file, overlays, NeMo-Gym's rows, and the script that picks an overlay.
 
-Formats and defaults were read in the source of NeMo-RL v0.6.0, v0.7.0 and main of August 2026, in the documentation of
-v0.8.0, and in Nemotron's `steps`, which are pinned to v0.6.0. Nothing of it was run with NeMo-RL here.
+NeMo-RL v0.6.0, v0.7.0 and main of August 2026 read the overlays with their own loader and schema; no training was run
+with NeMo-RL here.
 """
 
 import json
 import shlex
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from grpo_kit.handoff import nemo_gym
+from grpo_kit.handoff import nemo_gym, nemo_megatron, nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
 from grpo_kit.handoff.nemo_overlay import BLOCK, HOME, make_overlay, previous_weights, starting_model
 from grpo_kit.runs.files import write_lines, write_text
 
+SCRIPT = Path(__file__).with_name("nemo_run.sh.txt")
 MERGE_STAGE = '''"""Merge a stage's adapter into the model it started from: python merge_stage.py BASE ADAPTER OUT"""
 
 import sys
@@ -44,17 +47,18 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
         if rows:
             write_lines(bundle.folder / split / "data.jsonl", map(nemo_gym.make_gym_row, rows))
     write_text(bundle.folder / "manifest.json", json.dumps(nemo_gym.make_manifest(bundle), indent=2) + "\n")
-    commands = []
     for part in bundle.parts():
         for version in BLOCK:
-            text = _head(bundle, version) + OmegaConf.to_yaml(make_overlay(bundle, version, part))
-            write_text(bundle.folder / "nemo_rl" / _file(part, version), text)
-        name = f"gym{part.name and '_' + part.name}.sh"
-        write_text(bundle.folder / "nemo_rl" / name, nemo_gym.make_script(bundle, part))
-        commands += _commands(bundle, part, name)
+            overlay = make_overlay(bundle, version, part)
+            _write_overlay(bundle, "grpo", part, version, overlay)
+            _write_overlay(bundle, "gym", part, version, nemo_gym.make_overlay(bundle, _file("grpo", part, version)))
+    if nemo_megatron.fits_megatron(bundle):
+        (part,) = bundle.parts()
+        _write_overlay(bundle, "megatron", part, "", nemo_megatron.make_overlay(bundle, part))
+    write_text(bundle.folder / "nemo_rl" / "run.sh", make_script(bundle))
     if len(bundle.parts()) > 1:
         write_text(bundle.folder / "nemo_rl" / "merge_stage.py", MERGE_STAGE)
-    return "\n".join(commands), _not_carried(bundle)
+    return _start(bundle), _not_carried(bundle)
 
 
 def make_prompt_file(bundle: Bundle, suffix: str) -> str:
@@ -73,62 +77,147 @@ def make_math_row(row: dict[str, Any], full_turn: bool = False) -> dict[str, str
     return {"input": problem, "output": reference_answer(row)}
 
 
-def _file(part: Part, version: str) -> str:
-    return f"grpo_{version}{part.name and '_' + part.name}.yaml"
+def make_script(bundle: Bundle) -> str:
+    """The script that starts NeMo-RL with the overlay for the version that is installed, or says why it does not."""
+    stages = " ".join(part.name for part in bundle.parts() if part.name)
+    values = {"home": HOME, "out": shlex.quote(str(bundle.out)), "stages": stages, "first": stages.partition(" ")[0]}
+    return Template(SCRIPT.read_text(encoding="utf-8")).substitute(values)
 
 
-def _head(bundle: Bundle, version: str) -> str:
-    if version == "v08":
-        return (
-            "# For NeMo-RL v0.8, guessed from its documentation: training continues from the adapter on the base.\n"
-            "# The KL reference is the adapter as it starts.\n"
-        )
-    head = "# For NeMo-RL v0.6, v0.7 and main of August 2026: a fresh LoRA on the merged model.\n"
-    if bundle.merge:
-        return head
-    return f"{head}# model/ is NOT here: export again with --merge. The base alone would lose what was trained.\n"
+def _first_overlays(bundle: Bundle) -> list[dict[str, Any]]:
+    """The overlays of the whole run or its first stage, one for each schema."""
+    return [make_overlay(bundle, version, bundle.parts()[0]) for version in BLOCK]
 
 
-def _commands(bundle: Bundle, part: Part, gym: str) -> list[str]:
-    """Markdown lines: how to start this part, and how to make a model of the stage before."""
-    lines, parts = [f"### {part.name or 'The run'}: {part.steps} steps", ""], bundle.parts()
-    here = shlex.quote(f"{bundle.out}/nemo_rl")
-    if part != parts[0]:
-        base = starting_model(bundle, parts[parts.index(part) - 1])
-        weights = shlex.quote(previous_weights(bundle, part))
+def _file(kind: str, part: Part, version: str) -> str:
+    return "_".join(filter(None, (kind, version, part.name))) + ".yaml"
+
+
+def _write_overlay(bundle: Bundle, kind: str, part: Part, version: str, overlay: dict[str, Any]) -> None:
+    about = {
+        "v06": "NeMo-RL v0.6, v0.7 and main of August 2026. v0.8 refuses it: there dtensor_cfg is automodel_cfg.",
+        "v08": "NeMo-RL v0.8. Older versions refuse it: Interpolation key 'policy.automodel_cfg...' not found.",
+        "": "Megatron in NeMo-RL v0.6, v0.7, main of August 2026 and v0.8.",
+    }[version]
+    model = overlay["policy"].get("model_name")
+    restored = overlay["policy"].get(BLOCK.get(version, ""), {}).get("lora_cfg", {}).get("restore_from")
+    head = f"# {kind} for {about}\n"
+    if restored:
+        head += "# Training continues from the adapter, which is the KL reference as it starts.\n"
+    elif model == str(bundle.out / "model"):
+        head += "# A fresh LoRA on the merged model.\n"
+        if not bundle.merge:
+            head += "# model/ is NOT here: export again with --merge. The base alone would lose what was trained.\n"
+    write_text(bundle.folder / "nemo_rl" / _file(kind, part, version), head + OmegaConf.to_yaml(overlay))
+
+
+def _start(bundle: Bundle) -> str:
+    """How to start, as Markdown."""
+    here, parts, nemotron = shlex.quote(f"{bundle.out}/nemo_rl"), bundle.parts(), nemo_overlay.is_nemotron(bundle)
+    gpus = nemo_overlay.count_gpus(bundle)
+    lines = [
+        f"For NeMo-RL v0.6, v0.7, main of August 2026 and v0.8 in {HOME} (image nvcr.io/nvidia/nemo-rl), and "
+        f"{gpus} GPU{'s' * (gpus > 1)} of one node. `run.sh` picks the overlay for the version that it finds there; "
+        "each overlay is refused by the versions that it is not for. Further arguments are passed on as overrides.",
+        "",
+    ]
+    for part in parts:
+        if part.name:
+            lines += [f"### {part.name}: {part.steps} steps", ""]
+        if part != parts[0]:
+            base = starting_model(bundle, parts[parts.index(part) - 1])
+            weights = shlex.quote(previous_weights(bundle, part))
+            lines += [
+                "v0.8 continues from the adapter that the stage before saved (`restore_from`). Up to v0.7, merge it "
+                "first, with this line or with `nemotron steps run convert/merge_lora`:",
+                "",
+                f"    python {here}/merge_stage.py {shlex.quote(base)} {weights}/model {weights}/hf",
+                "",
+            ]
+        stage = part.name and f" {part.name}"
+        lines += [f"    sh {here}/run.sh grpo{stage}       # math-verify inside NeMo-RL"]
+        lines += [f"    sh {here}/run.sh gym{stage}        # the same through NeMo-Gym's math server"]
+        if nemo_megatron.fits_megatron(bundle):
+            nodes = nemo_megatron.count_nodes(bundle)
+            lines += [f"    sh {here}/run.sh megatron   # Megatron, {nodes} node{'s' * (nodes > 1)} of 8 GPUs"]
+        lines += [""]
+    return "\n".join(lines + [_shown(bundle), ""] + (_about_nemotron(bundle) if nemotron else []))
+
+
+def _shown(bundle: Bundle) -> str:
+    return (
+        "Run by us: the configuration loader, Hydra parser and schema of v0.6.0, v0.7.0 and main of 2026-08-22 took "
+        "all overlays, on a CPU. Not run: a training with NeMo-RL, its vLLM, any GPU; v0.8 at all. Of v0.8 its "
+        "documentation and NVIDIA's recipe were read, and the code that takes an adapter."
+    )
+
+
+def _about_nemotron(bundle: Bundle) -> list[str]:
+    """What NVIDIA's recipes decide for a Nemotron-H, and what Megatron does otherwise, as Markdown."""
+    lines = [
+        "The overlays are put on NVIDIA's LoRA recipes for the 30B, `grpo-nanov3-30BA3B-2n8g-*-lora.yaml`: "
+        "transformers' model, no packing, vLLM over 4 GPUs with 70 % of each, one sequence at a time. NVIDIA runs them "
+        "on two nodes of eight H100; memory was not computed for fewer.",
+    ]
+    if bundle.config.policy.model == "tiny":
+        lines += ["The embedded policy needs one GPU: append `cluster.gpus_per_node=1`; vLLM is not spread here."]
+    if not nemo_megatron.fits_megatron(bundle):
         lines += [
-            "v0.8 continues from the adapter that the stage before saved (`restore_from`). Up to v0.7, merge it first,",
-            "with this line or with `nemotron steps run convert/merge_lora`:",
-            "",
-            f"    python {here}/merge_stage.py {shlex.quote(base)} {weights}/model {weights}/hf",
-            "",
+            "There is no overlay for Megatron: it needs a run without stages, a step whose completions 4 divides, and "
+            f"a LoRA on other modules than {nemo_overlay.UNTRAINED}."
         ]
-    run = f"cd {HOME} && uv run examples/run_grpo.py --config {here}"
-    return lines + [
-        f"    {run}/{_file(part, 'v06')}   # v0.6, v0.7; needs model/ (--merge)",
-        f"    {run}/{_file(part, 'v08')}   # v0.8",
-        f"    sh {here}/{gym}   # through NeMo-Gym; needs model/ (--merge)",
+        return [*lines, ""]
+    converter = f"cd {HOME} && uv run --extra mcore python examples/converters/convert_lora_to_hf.py"
+    return [
+        *lines,
+        "",
+        "Megatron takes more nodes by `cluster.num_nodes=N` where 4 N divides the step's completions; on Slurm start "
+        "it through NeMo-RL's `ray.sub`. It trains one pair for all experts of a GPU, not one for each. Its adapter "
+        "comes back by",
+        "",
+        f"    {converter} --adapter-only --base-ckpt BASE --adapter-ckpt WEIGHTS/iter_0000000 --hf-model-name "
+        f"{shlex.quote(str(bundle.out / 'model'))} --hf-ckpt-path OUT",
+        "",
+        "where BASE is the checkpoint that NeMo-RL made of model/ before the first step.",
         "",
     ]
 
 
 def _not_carried(bundle: Bundle) -> list[str]:
-    config = bundle.config
+    config, nemotron = bundle.config, nemo_overlay.is_nemotron(bundle)
     sentences = [
         "The rewards are NeMo-RL's own: math-verify compares the last box with the reference answer, in `env.math` or "
         "in Gym's math server. Ours are not exported.",
         "The optimiser state, the step counter and the pass rates of prompts are not exported; steps count from 0.",
-        f"The cluster is written as {bundle.gpus} GPUs of one node, the most up to 8 that share "
-        f"{bundle.completions_per_step} completions evenly. Memory and parallelism were not computed. With tensor "
-        "parallelism, set lora_cfg.use_triton=false.",
-        "LoRA needs NeMo-RL's DTensor path, which has no 4-bit base; routed experts may not accept a LoRA there.",
-        "`grpo_v08*.yaml` is a guess: the configuration of v0.8 was never seen, only its documentation.",
     ]
-    if not bundle.merge:
+    if not nemotron:
         sentences.append(
-            "Up to v0.7 NeMo-RL cannot continue from an adapter: `grpo_v06*.yaml` and `gym*.sh` need `model/`, which "
-            "--merge writes."
+            f"The cluster is written as {bundle.gpus} GPUs of one node, the most up to 8 that share "
+            f"{bundle.completions_per_step} completions evenly. Memory and parallelism were not computed. With tensor "
+            "parallelism, set lora_cfg.use_triton=false."
         )
+    if nemotron and not nemo_overlay.can_restore(bundle):
+        sentences.append(
+            f"{nemo_overlay.UNTRAINED} is not trained further: Mamba's kernel there gives its LoRA no gradient. What "
+            "the run taught it is in the merged model, from which v0.8 starts too, because it refuses an adapter with "
+            "more modules than it trains."
+        )
+    if nemotron and nemo_megatron.trains_experts(bundle):
+        sentences.append("Routed experts get a LoRA in `megatron.yaml` only; elsewhere they are one tensor per layer.")
+    starts = {overlay["policy"]["model_name"] for overlay in _first_overlays(bundle)}
+    if str(bundle.out / "model") in starts:
+        sentences.append(
+            "A fresh LoRA on the merged model fits model/ and not the base: what comes back is used with model/."
+        )
+        if not bundle.merge:
+            sentences.append(
+                "NeMo-RL up to v0.7 cannot continue from an adapter: the overlays that name `model/` need it, and "
+                "--merge writes it."
+            )
+    if config.grpo.loss_type == "cispo":
+        sentences.append("NeMo-RL v0.6 has no CISPO and refuses the overlays (loss_fn.disable_ppo_ratio not found).")
+    if config.grpo.top_k:
+        sentences.append("Gym's requests have no top_k; `gym_*.yaml` samples without it.")
     if config.data.system_prompt:
         sentences.append(
             "NeMo-RL's math processor has no system turn: in `nemo_rl/` the system prompt opens the user's turn. Gym's "
