@@ -65,7 +65,11 @@ Grid = Annotated[bool, typer.Option("--grid", help="try every combination of the
 ZipPath = Annotated[Path | None, _option("--out", help="where to write the zip")]
 Adapters = Annotated[
     list[Path] | None,
-    _option("--adapter", help="package the adapter in this folder, not the run's; given twice, both are stacked"),
+    _option(
+        "--adapter",
+        help="package the adapter in this folder, or in a step of verl or NeMo-RL, not the run's; given twice, both "
+        "are stacked",
+    ),
 ]
 Dtype = Annotated[str | None, _option(help="float32, float16 or bfloat16; default: the adapter's own")]
 Ranks = Annotated[str, typer.Option(help="for several ranks: pad to one rank, or declare them in a pattern")]

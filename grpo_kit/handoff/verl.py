@@ -230,11 +230,22 @@ def _start(bundle: Bundle, placement: Placement | None) -> str:
             f"For verl 0.7.1 to 0.9.1 and {gpus}, the most up to 8 that share the {bundle.completions_per_step} "
             f"completions of a step evenly. {memory}",
             "",
-            "Run by us with verl 0.7.1 and 0.9.1 on a CPU: `check_reward.py`, the composition of all settings by Hydra "
-            "and verl's FSDP engine on the embedded policy. Not run: a training with verl, its vLLM, any GPU.",
+            "Run by us on a CPU: `check_reward.py` with verl 0.7.1 and 0.9.1, which composes all settings; with 0.9.1 "
+            "and transformers 5.9.0 also verl's FSDP engine on the embedded policy (two processes, three updates, a "
+            "checkpoint that came back as the same adapter). Not run: a whole training with verl, its vLLM, any GPU.",
+            "",
+            "Back to the kit, a checkpoint's adapter as a zip:",
+            "",
+            f"    grpo-kit package --adapter {here}/results/global_step_N "  # one line with the next
+            f"policy.model={shlex.quote(_home_base(bundle))}",
             "",
         ]
     )
+
+
+def _home_base(bundle: Bundle) -> str:
+    """The base as the kit names it."""
+    return "tiny" if bundle.config.policy.model == "tiny" else bundle.base_model
 
 
 def _not_carried(bundle: Bundle) -> list[str]:
