@@ -6,6 +6,8 @@ to the engine's key, or to nothing with the reason. The folder is filled elsewhe
 """
 
 import contextlib
+import shlex
+import statistics
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -21,9 +23,20 @@ from grpo_kit.policy.load import base_model_name, policy_source
 from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_text
+from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 
 ENGINES = {"nemo-rl": nemo_rl, "verl": verl, "trl": trl}
+BACK = {  # what `grpo-kit package` reads, and a remark
+    "nemo-rl": (
+        "--adapter {here}/adapter --adapter {here}/results/step_N",
+        "Up to v0.7 a new LoRA is trained on the merged model, so both are added up; v0.8 continues from the adapter: "
+        "leave the first one out there.",
+    ),
+    "verl": ("--adapter {here}/results/global_step_N", ""),
+    "trl": ("--adapter {here}/trained", ""),
+}
+LAST_STEPS = 10  # of a run, over which the README averages
 TABLE = Path(__file__).with_name("keys.yaml")
 
 
@@ -113,6 +126,13 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         "",
         "## Start",
         start,
+        "## Back to the kit",
+        f"The adapter of a step as a zip, which `grpo-kit check` examines. {BACK[to][1]}".rstrip(),
+        "",
+        f"    grpo-kit package {BACK[to][0].format(here=shlex.quote(str(bundle.out)))} "  # one line with the next
+        f"policy.model={'tiny' if bundle.config.policy.model == 'tiny' else shlex.quote(bundle.base_model)}",
+        "",
+        *_left_to_learn(bundle),
         "## What does not carry over",
         *(f"- {sentence}" for sentence in [*lost, *_changed_rewards(bundle, note)]),
         "",
@@ -125,6 +145,25 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _left_to_learn(bundle: Bundle) -> list[str]:
+    """How many groups of the run's last steps had equal rewards, as Markdown lines; empty where it is not recorded."""
+    rows = [row for row in read_metrics(bundle.run.metrics) if "groups/all_right" in row][-LAST_STEPS:]
+    if not rows:
+        return []
+    right, wrong = (
+        statistics.fmean(row[f"groups/{kind}"] or 0.0 for row in rows) for kind in ("all_right", "all_wrong")
+    )
+    lines = [
+        "## What is left to learn",
+        f"In the run's last {len(rows)} steps {right:.0%} of the groups were right throughout and {wrong:.0%} wrong "
+        "throughout. A policy learns nothing from such a group, and the engine does not replace it, as the run did.",
+    ]
+    if right + wrong > 0.5:
+        change = "harder" if right > wrong else "easier"
+        lines.append(f"**Most of each step would be lost.** Export a run with {change} problems.")
+    return [*lines, ""]
 
 
 def _check(run: Run, out: Path) -> None:

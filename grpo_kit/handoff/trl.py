@@ -100,6 +100,9 @@ def _start(bundle: Bundle) -> str:
     here = shlex.quote(str(bundle.out))
     return "\n".join(
         [
+            f"For TRL {metadata.version('trl')} and PEFT {metadata.version('peft')}, on one GPU or more. Run by us: "
+            "`train.py` of the embedded policy in one process on a CPU. Not run: several GPUs, vLLM's server, the 30B.",
+            "",
             f"    pip install trl=={metadata.version('trl')} peft=={metadata.version('peft')} math-verify",
             f"    python {here}/train.py   # one process, no vLLM",
             "",

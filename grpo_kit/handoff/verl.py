@@ -234,18 +234,8 @@ def _start(bundle: Bundle, placement: Placement | None) -> str:
             "and transformers 5.9.0 also verl's FSDP engine on the embedded policy (two processes, three updates, a "
             "checkpoint that came back as the same adapter). Not run: a whole training with verl, its vLLM, any GPU.",
             "",
-            "Back to the kit, a checkpoint's adapter as a zip:",
-            "",
-            f"    grpo-kit package --adapter {here}/results/global_step_N "  # one line with the next
-            f"policy.model={shlex.quote(_home_base(bundle))}",
-            "",
         ]
     )
-
-
-def _home_base(bundle: Bundle) -> str:
-    """The base as the kit names it."""
-    return "tiny" if bundle.config.policy.model == "tiny" else bundle.base_model
 
 
 def _not_carried(bundle: Bundle) -> list[str]:

@@ -101,6 +101,12 @@ def test_a_reward_other_than_the_trained_one_is_named(bundles):
         assert "The reward reasoning_format_reward is not the one" in text and "The reward math_reward" not in text
 
 
+@pytest.mark.parametrize("to", export.ENGINES)
+def test_the_readme_says_what_was_run_and_what_was_not(bundles, to):
+    text = (bundles[to] / "README.md").read_text()
+    assert re.search(r"\n(For|Run by us|.*[Rr]un by us).*", text) and "ot run" in text and "GPU" in text
+
+
 @pytest.fixture
 def copied(trained, tmp_path):
     """A copy of the small run, which tests damage."""
@@ -178,6 +184,24 @@ def test_an_interrupted_export_leaves_nothing(copied, monkeypatch):
     assert everything(run.path) == before
 
 
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ({"groups/all_right": 0.25, "groups/all_wrong": 0.125}, "last 10 steps 25% of the groups were right"),
+        ({"groups/all_right": 0.9, "groups/all_wrong": 0.0}, "Most of each step would be lost.** Export a run with ha"),
+        ({"groups/all_right": 0.1, "groups/all_wrong": 0.8}, "Export a run with easier problems"),
+        ({"groups/all_right": 0.2, "groups/all_wrong": None}, "20% of the groups were right throughout and 0% wrong"),
+        ({}, None),  # a record of an earlier version
+    ],
+)  # fmt: skip
+def test_the_readme_says_what_is_left_to_learn(copied, tmp_path, shares, says):
+    chosen, run = copied
+    run.metrics.write_text("".join(json.dumps({"step": n, "seconds": 1.0} | shares) + "\n" for n in range(1, 31)))
+    text = (export.export_run(chosen, run, "verl", tmp_path / "o") / "README.md").read_text()
+    assert says in text if says else "left to learn" not in text
+    assert ("Most of each step" in text) == (sum(filter(None, shares.values())) > 0.5)
+
+
 def test_an_existing_empty_folder_is_accepted(copied, tmp_path):
     (tmp_path / "there").mkdir()
     folder = export.export_run(*copied, "verl", tmp_path / "there")
@@ -218,3 +242,16 @@ def test_on_the_command_line(copied, monkeypatch):
     shutil.rmtree(run.adapter)
     status, output = call("--to", "verl")
     assert status == 2 and output.startswith("error: ") and "is gone" in output
+
+
+@pytest.mark.parametrize("to", ["verl", "trl"])
+def test_the_command_of_the_way_back_packs_what_the_engine_trained(bundles, trained, tmp_path, to):
+    text = (bundles[to] / "README.md").read_text()
+    words = shlex.split(re.search(r"^    grpo-kit package (.+)$", text, re.M)[1])
+    folder = words[words.index("--adapter") + 1].replace("global_step_N", "global_step_4")
+    assert words[-1] == "policy.model=tiny" and folder.startswith(f"{bundles[to]}/")
+    shutil.copytree(trained[1].adapter, tmp_path / "step" / ("actor/lora_adapter" if to == "verl" else ""))
+    done = CliRunner().invoke(
+        app, ["package", "--adapter", str(tmp_path / "step"), *words[2:], "--out", str(tmp_path / "s.zip")]
+    )
+    assert done.exit_code == 0 and (tmp_path / "s.zip").is_file(), done.output
