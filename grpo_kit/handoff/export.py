@@ -30,8 +30,8 @@ ENGINES = {"nemo-rl": nemo_rl, "verl": verl, "trl": trl}
 BACK = {  # what `grpo-kit package` reads, and a remark
     "nemo-rl": (
         "--adapter {here}/adapter --adapter {here}/results/step_N",
-        "Up to v0.7 a new LoRA is trained on the merged model, so both are added up; v0.8 continues from the adapter: "
-        "leave the first one out there.",
+        "A new LoRA is trained on the merged model, so both are added up. Where the overlay has `restore_from`, "
+        "training continues from the adapter: leave the first one out there.",
     ),
     "verl": ("--adapter {here}/results/global_step_N", ""),
     "trl": ("--adapter {here}/trained", ""),

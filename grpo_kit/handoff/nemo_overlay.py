@@ -38,8 +38,7 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
     Raises:
         ValueError: the adapter has a LoRA on Mamba's out_proj alone, which NeMo-RL cannot train.
     """
-    block, nemotron = BLOCK[version], is_nemotron(bundle)
-    lora = make_lora(bundle)
+    block, lora = BLOCK[version], make_lora(bundle)
     if origin := _adapter_to_restore(bundle, version, part):
         lora["restore_from"] = origin
     policy = {
@@ -52,10 +51,7 @@ def make_overlay(bundle: Bundle, version: str, part: Part) -> dict[str, Any]:
         "optimizer": {"kwargs": {"lr": part.learning_rate, "weight_decay": 0.0}},
         "scheduler": make_scheduler(bundle, part.steps),
     }
-    settings = {"defaults": RECIPE if nemotron else BASE, **make_sections(bundle, part), "policy": policy}
-    if version == "v06":
-        settings["checkpointing"]["save_consolidated"] = True
-    return settings
+    return {"defaults": RECIPE if is_nemotron(bundle) else BASE, **make_sections(bundle, part), "policy": policy}
 
 
 def make_sections(bundle: Bundle, part: Part) -> dict[str, Any]:

@@ -18,9 +18,17 @@ from grpo_kit.handoff.nemo_overlay import BLOCK, HOME, make_overlay, previous_we
 from grpo_kit.runs.files import write_lines, write_text
 
 SCRIPT = Path(__file__).with_name("nemo_run.sh.txt")
+SHOWN = (
+    "Run by us, on a CPU: the configuration loader, Hydra parser and schema of v0.6.0, v0.7.0 and main of 2026-08-22 "
+    "took the overlays for them and refused those for v0.8; the data loaders of v0.6.0 and main took both kinds of "
+    "rows. Not run: a training with NeMo-RL, its vLLM, any GPU; v0.8 at all. Of v0.8 its documentation and NVIDIA's "
+    "recipe were read, and the code that takes an adapter."
+)
 MERGE_STAGE = '''"""Merge a stage's adapter into the model it started from: python merge_stage.py BASE ADAPTER OUT"""
 
+import shutil
 import sys
+from pathlib import Path
 
 from peft import PeftModel
 from peft.tuners import tuners_utils
@@ -31,6 +39,7 @@ model = AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16")
 tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None  # merging runs no kernel that skips a LoRA
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out)
 AutoTokenizer.from_pretrained(base).save_pretrained(out)
+shutil.copy(Path(base, "config.json"), out)  # what this transformers writes for a Nemotron-H, vLLM may refuse
 '''
 
 
@@ -141,15 +150,7 @@ def _start(bundle: Bundle) -> str:
             nodes = nemo_megatron.count_nodes(bundle)
             lines += [f"    sh {here}/run.sh megatron   # Megatron, {nodes} node{'s' * (nodes > 1)} of 8 GPUs"]
         lines += [""]
-    return "\n".join(lines + [_shown(bundle), ""] + (_about_nemotron(bundle) if nemotron else []))
-
-
-def _shown(bundle: Bundle) -> str:
-    return (
-        "Run by us: the configuration loader, Hydra parser and schema of v0.6.0, v0.7.0 and main of 2026-08-22 took "
-        "all overlays, on a CPU. Not run: a training with NeMo-RL, its vLLM, any GPU; v0.8 at all. Of v0.8 its "
-        "documentation and NVIDIA's recipe were read, and the code that takes an adapter."
-    )
+    return "\n".join(lines + [SHOWN, ""] + (_about_nemotron(bundle) if nemotron else []))
 
 
 def _about_nemotron(bundle: Bundle) -> list[str]:
@@ -178,7 +179,8 @@ def _about_nemotron(bundle: Bundle) -> list[str]:
         f"    {converter} --adapter-only --base-ckpt BASE --adapter-ckpt WEIGHTS/iter_0000000 --hf-model-name "
         f"{shlex.quote(str(bundle.out / 'model'))} --hf-ckpt-path OUT",
         "",
-        "where BASE is the checkpoint that NeMo-RL made of model/ before the first step.",
+        "where BASE is the checkpoint that NeMo-RL made of model/ before the first step; OUT is then the second "
+        "`--adapter` of *Back to the kit*.",
         "",
     ]
 
@@ -207,7 +209,7 @@ def _not_carried(bundle: Bundle) -> list[str]:
     starts = {overlay["policy"]["model_name"] for overlay in _first_overlays(bundle)}
     if str(bundle.out / "model") in starts:
         sentences.append(
-            "A fresh LoRA on the merged model fits model/ and not the base: what comes back is used with model/."
+            "A fresh LoRA on the merged model does not fit the base. *Back to the kit* adds it to the run's adapter."
         )
         if not bundle.merge:
             sentences.append(
@@ -225,6 +227,7 @@ def _not_carried(bundle: Bundle) -> list[str]:
         )
     if config.grpo.stages:
         sentences.append(
+            "Up to v0.7 each stage leaves an adapter of its own: give `package` them all, one `--adapter` each. "
             "A stage ends after its steps, whatever the next one's `enter` says; its length is that of prompt and "
             "completion together. NVIDIA's DeepScaleR recipe makes 16 updates from each batch of 1,024 completions; "
             "this run makes one, so that the clip has no effect. For theirs, append "

@@ -59,10 +59,11 @@ def test_without_a_merged_model_the_overlay_says_so_at_the_top(trained, tmp_path
 def test_the_readme_says_for_what_it_is_and_what_was_run(bundle):
     text = " ".join((bundle / "README.md").read_text().split())
     assert "NeMo-RL v0.6, v0.7, main of August 2026 and v0.8" in text and "8 GPUs of one node" in text
-    assert "Run by us: the configuration loader" in text and "Not run: a training with NeMo-RL" in text
+    assert "Run by us, on a CPU: the configuration loader" in text and "Not run: a training with NeMo-RL" in text
     assert "run.sh grpo" in text and "run.sh gym" in text and "Megatron, 2 nodes of 8 GPUs" in text
     assert "append `cluster.gpus_per_node=1`" in text  # the embedded policy
-    assert "out_proj is not trained further" in text and "fits model/ and not the base" in text
+    assert "out_proj is not trained further" in text and "does not fit the base" in text
+    assert "Where the overlay has `restore_from`, training continues from the adapter" in text
 
 
 INSTALLED = {  # what NeMo-RL's grpo_math_1B.yaml has in each version
@@ -362,6 +363,7 @@ def test_the_merge_script_between_stages_adds_the_adapter_to_the_base(deepscaler
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (deepscaler / "model", out))
     name = "backbone.layers.2.mixer.q_proj.weight"
     assert (mine[name].float() - theirs[name].float()).abs().max() < 0.02 and (out / "tokenizer.json").is_file()
+    assert (out / "config.json").read_text() == (deepscaler / "base" / "config.json").read_text()
 
 
 @pytest.mark.slow

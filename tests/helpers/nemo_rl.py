@@ -5,6 +5,7 @@ its documentation and NVIDIA's recipe of that time show.
 """
 
 import copy
+import functools
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -30,6 +31,7 @@ ANY["env"] = {
 }
 
 
+@functools.cache
 def read_keys(version):
     """{key: type} of a version."""
     seen = "main" if version == "v0.8" else version
@@ -37,13 +39,14 @@ def read_keys(version):
     keys = {key: kind for key, kind, *versions in lines if seen in versions}
     if version == "v0.8":
         keys = {key.replace("dtensor_cfg", "automodel_cfg"): kind for key, kind in keys.items()}
-        del keys["policy.automodel_cfg._v2"], keys["checkpointing.save_consolidated"]
+        del keys["policy.automodel_cfg._v2"]
         keys |= dict.fromkeys(("policy.automodel_cfg.lora_cfg.restore_from",), "str")
     return keys
 
 
+@functools.cache
 def make_tree(version):
-    """A configuration with every key of a version; the values are placeholders of the right type."""
+    """A configuration with every key of a version and placeholders of the right type; it must not be changed."""
     tree = {}
     for key, kind in sorted(read_keys(version).items()):
         *above, name = key.split(".")
@@ -89,18 +92,31 @@ def wrong_types(overlay, version):
 def merge_overlay(overlay, version, above=()):
     """Loads an overlay as NeMo-RL does: over its parents, references resolved, a section with `_override_` replaced.
 
+    Sections that no overlay mentions are left out, since merging them takes most of the time.
+
     Raises:
         omegaconf.errors.InterpolationKeyError: it refers to a key that the version lacks.
     """
-    base = make_tree(version)
-    for over in (*above, copy.deepcopy(overlay)):
-        over = copy.deepcopy(over)
+    overs = [copy.deepcopy(over) for over in (*above, overlay)]
+    merged = OmegaConf.create(_keep_mentioned(make_tree(version), overs))
+    for over in overs:
         over.pop("defaults")
         for name, section in over.items():
             if section.pop("_override_", False):
-                base[name] = {}
-        base = OmegaConf.to_container(OmegaConf.merge(base, over))
-    return OmegaConf.create(OmegaConf.to_container(OmegaConf.create(base), resolve=True))
+                merged[name] = {}
+        merged.merge_with(over)
+    return OmegaConf.create(OmegaConf.to_container(merged, resolve=True))
+
+
+def _keep_mentioned(tree, overs):
+    kept = {}
+    for key, value in tree.items():
+        theirs = [over[key] for over in overs if isinstance(over, dict) and isinstance(over.get(key), dict)]
+        if not isinstance(value, dict):
+            kept[key] = value
+        elif theirs:
+            kept[key] = _keep_mentioned(value, theirs)
+    return kept
 
 
 def read_overlay(path):
