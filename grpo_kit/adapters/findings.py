@@ -34,7 +34,7 @@ NOT_PLAIN_LORA = frozenset(
 # The codes that stop each use. A fatal finding of any code also stops "submit" and "send".
 EXTRA_CODES = {
     "submit": frozenset(),
-    "send": frozenset({"base-tiny"}),  # the zip is sound, but a try on Kaggle would be lost
+    "send": frozenset({"base-tiny", "base-other"}),  # the zip is sound, but a try on Kaggle would be lost
     "pack": NOT_PLAIN_LORA,
     "attach": NOT_PLAIN_LORA | {"targets", "targets-regex"},  # an expression from outside is never evaluated
 }

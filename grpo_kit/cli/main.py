@@ -290,8 +290,8 @@ def check(
         run.require_stage("train", "grpo-kit train")
     names_base = name or sources or any(word.startswith("policy.") for word in overrides or ())
     findings = stages.check_zip(zip_path, config.policy if names_base else None, run if name else None)
-    is_tiny = any(finding.code == "base-tiny" for finding in findings)
-    console.print_next(["plan", "-c", "t4"] if is_tiny else ["submit", str(zip_path)])
+    is_other = any(finding.code in ("base-tiny", "base-other") for finding in findings)
+    console.print_next(["plan", "-c", "t4"] if is_other else ["submit", str(zip_path)])
 
 
 for _function in kaggle.COMMANDS:

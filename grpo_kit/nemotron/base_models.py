@@ -1,10 +1,10 @@
 """Base models and the modules of them that can carry a LoRA, by published name and with their shapes.
 
 A local folder's modules come from the real architecture, transformers' Nemotron-H, built without weights from its
-config.json. Those of the two bases whose config.json is in the package are written down from it by `_list_modules`,
-because importing transformers takes longer than checking a small adapter. Names are the published ones:
-`backbone.layers.0.mixer.in_proj`, routed experts with one matrix each, `lm_head`. Routers and convolutions are left
-out, because the challenge's scorer (vLLM) computes without a LoRA there, and embeddings, because the kit puts none
+config.json. Those of the bases whose config.json is in the package (CONFIGS) are written down from it by
+`_list_modules`, because importing transformers takes longer than checking a small adapter. Names are the published
+ones: `backbone.layers.0.mixer.in_proj`, routed experts with one matrix each, `lm_head`. Routers and convolutions are
+left out, because the challenge's scorer (vLLM) computes without a LoRA there, and embeddings, because the kit puts none
 there.
 """
 
@@ -15,10 +15,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from grpo_kit.nemotron import tiny
+from grpo_kit.nemotron.layer_pattern import read_layers
 
-NANO = Path(__file__).with_name("nemotron_3_nano.json")
 PUBLISHED = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+LIGHTNING = "nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16"
+NANO_4B = "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16"
 TINY = "grpo-kit/tiny"
+NANO = Path(__file__).with_name("nemotron_3_nano.json")
+CONFIGS = {  # config.json files of the package
+    PUBLISHED: NANO,
+    LIGHTNING: NANO,  # the same layers; those for multi-token prediction behind them are not built
+    NANO_4B: Path(__file__).with_name("nemotron_3_nano_4b.json"),
+    TINY: tiny.FOLDER / "config.json",
+}
+# A base in any of its names. The pretrained `-Base-` models have the same shapes and other weights.
+NAMES = {
+    PUBLISHED: r"nemotron-3-nano-30b-a3b(?!-base)",
+    LIGHTNING: r"nemotron-3\.5-lightning-30b-a3b(?!-base)",
+    NANO_4B: r"nemotron-3-nano-4b(?!-base)",
+}
 
 Modules = dict[str, tuple[int, int]]
 
@@ -30,8 +45,8 @@ def recognize_base(name: object) -> str | None:
         name: anything, such as `base_model_name_or_path` of an adapter.
 
     Returns:
-        PUBLISHED for the 30B under any of its names (Hub id, Kaggle handle, mounted path, in any case), TINY for the
-        embedded policy, else None.
+        PUBLISHED, LIGHTNING or NANO_4B for these models under any of their names (Hub id, Kaggle handle, mounted path,
+        in any case), TINY for the embedded policy, else None.
 
     Example:
         >>> recognize_base("unsloth/Nemotron-3-Nano-30B-A3B")
@@ -39,10 +54,9 @@ def recognize_base(name: object) -> str | None:
     """
     if not isinstance(name, str):
         return None
-    # The pretrained `-Base-` model has the same shapes and other weights.
-    if re.search(r"nemotron-3-nano-30b-a3b(?!-base)", name.lower()):
-        return PUBLISHED
-    return TINY if name in ("tiny", TINY) else None
+    if name in ("tiny", TINY):
+        return TINY
+    return next((base for base, pattern in NAMES.items() if re.search(pattern, name.lower())), None)
 
 
 def resolve_base(name: object) -> str | None:
@@ -71,9 +85,9 @@ def lora_modules(base: str) -> Modules:
     """
     if (resolved := resolve_base(base)) is None:
         raise FileNotFoundError(
-            f"{base!r} is not a known base model. Give {PUBLISHED}, tiny, or a local folder with a config.json."
+            f"{base!r} is not a known base model. Give {', '.join(NAMES)}, tiny, or a local folder with a config.json."
         )
-    path = {PUBLISHED: NANO, TINY: tiny.FOLDER / "config.json"}.get(resolved, Path(resolved, "config.json"))
+    path = CONFIGS.get(resolved, Path(resolved, "config.json"))
     text = path.read_text(encoding="utf-8")
     return dict(_build_modules(path, text) if path.parent == Path(resolved) else _list_modules(text))
 
@@ -82,13 +96,11 @@ def lora_modules(base: str) -> Modules:
 def _list_modules(text: str) -> Modules:
     """The modules of a config.json of the package, known to be a Nemotron-H's: the same as `_build_modules` gives."""
     c = json.loads(text)
-    letters = {"M": "linear_attention", "*": "full_attention", "E": "moe"}
-    kinds = [letters[letter] for letter in c["hybrid_override_pattern"]]
+    kinds = read_layers(c, "the package")
     hidden, inner = c["hidden_size"], c["mamba_num_heads"] * c["mamba_head_dim"]
     queries, keys = c["num_attention_heads"] * c["head_dim"], c["num_key_value_heads"] * c["head_dim"]
-    shared = c["moe_shared_expert_intermediate_size"]
-    experts = [f"experts.{number}" for number in range(c["n_routed_experts"])]
-    widths = dict.fromkeys(experts, c["moe_intermediate_size"]) | {"shared_experts": shared}
+    widths = {f"experts.{number}.": c["moe_intermediate_size"] for number in range(c.get("n_routed_experts", 0))}
+    widths["shared_experts."] = c.get("moe_shared_expert_intermediate_size")
     shapes = {
         "linear_attention": {
             "in_proj": (2 * inner + 2 * c["n_groups"] * c["ssm_state_size"] + c["mamba_num_heads"], hidden),
@@ -100,10 +112,13 @@ def _list_modules(text: str) -> Modules:
             "v_proj": (keys, hidden),
             "o_proj": (hidden, queries),
         },
-        "moe": {
-            f"{name}.{matrix}": shape
-            for name, width in widths.items()
-            for matrix, shape in (("up_proj", (width, hidden)), ("down_proj", (hidden, width)))
+        **{
+            kind: {
+                f"{name}{matrix}": shape
+                for name, width in widths.items()
+                for matrix, shape in (("up_proj", (width, hidden)), ("down_proj", (hidden, width)))
+            }
+            for kind, widths in (("moe", widths), ("mlp", {"": c.get("intermediate_size")}))
         },
     }
     modules = {
@@ -122,12 +137,11 @@ def _build_modules(path: Path, text: str) -> Modules:  # `text` is an argument s
     from transformers import NemotronHConfig, NemotronHForCausalLM
 
     try:
-        if (kind := json.loads(text).get("model_type")) != "nemotron_h":
-            raise ValueError(f"model_type is {kind!r}")
+        read_layers(json.loads(text), path.parent.name)
         with torch.device("meta"):
             model = NemotronHForCausalLM._from_config(NemotronHConfig.from_json_file(path), dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{path} is not the config of a Nemotron-H ({reason}). Give the folder of a Nemotron-H."
         ) from None

@@ -13,8 +13,9 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import WeakFileLock
 
+from grpo_kit.nemotron.layer_pattern import LETTERS, read_layers
+
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
-LETTERS = {"linear_attention": "M", "full_attention": "*", "moe": "E", "mlp": "-", "mamba": "M", "attention": "*"}
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -116,7 +117,7 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
 
     Raises:
         FileNotFoundError: the checkpoint has no config.json.
-        ValueError: config.json is damaged or describes another kind of model.
+        ValueError: config.json is damaged, or describes another kind of model or layers that contradict each other.
     """
     config = checkpoint.get_file("config.json")
     if config is None:
@@ -124,13 +125,10 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
             f"{checkpoint.name} has no config.json, which every checkpoint has. Give a model's folder or Hub id."
         )
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
+        fields = dict(json.loads(config.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
         raise ValueError(f"{config} is not a JSON object; it is damaged. Download it again.") from None
-    if model_type != "nemotron_h":
-        raise ValueError(
-            f"{checkpoint.name} is a {model_type!r}; only 'nemotron_h' models are converted. Give a Nemotron-H."
-        )
+    read_layers(fields, checkpoint.name)
     out.mkdir(parents=True, exist_ok=True)
     for name in SMALL_FILES:
         if path := checkpoint.get_file(name):

@@ -7,10 +7,8 @@ of a GPU.
 
 import contextlib
 import functools
-import json
 import weakref
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Policy, RunConfig
-from grpo_kit.nemotron import base_models
 from grpo_kit.nemotron.expert_workbench import ExpertShape
-from grpo_kit.policy.load import policy_source
+from grpo_kit.policy.load import read_config
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The residual stream: float32 beside fp16 weights (nemotron.patches.keep_residual_in_float32).
@@ -32,7 +29,7 @@ PARTS = {  # text in a parameter's name: the part of the model; the first entry 
     ".shared_experts.": "shared experts", ".experts.": "routed experts", ".in_proj.": "Mamba in_proj",
     ".out_proj.": "Mamba out_proj", ".q_proj.": "attention", ".k_proj.": "attention", ".v_proj.": "attention",
     ".o_proj.": "attention", ".gate.": "router", "embeddings.": "embeddings", "lm_head.": "lm_head",
-    "_proj.weight": "other linear layers", "": "norms, convolutions, A, D, dt",
+    ".up_proj.": "MLP", ".down_proj.": "MLP", "": "norms, convolutions, A, D, dt",
 }  # fmt: skip
 NOT_IN_4BIT = ("router", "embeddings", "lm_head", "norms, convolutions, A, D, dt")
 
@@ -59,26 +56,22 @@ class Architecture:
     @staticmethod
     @functools.cache
     def of(policy: Policy) -> "Architecture":
-        """The architecture of `policy.model`; Nemotron-3-Nano's config.json is in the package.
+        """The architecture of `policy.model`.
 
         Raises:
             FileNotFoundError: if neither a folder nor the Hub gives a config.json.
             ValueError: if the policy is not a Nemotron-H.
         """
-        from transformers import AutoConfig, NemotronHConfig
+        from transformers import NemotronHConfig
 
-        if "Nemotron-3-Nano-30B-A3B" in policy.model and not Path(policy.model).exists():
-            return Architecture(NemotronHConfig(**json.loads(base_models.NANO.read_text())))
         try:
-            config = AutoConfig.from_pretrained(policy_source(policy), revision=policy.revision)
-        except (OSError, ValueError) as error:
+            fields = read_config(policy)
+        except OSError as error:
             text = f"policy.model is {policy.model!r}; neither a folder here nor the Hub gives its config.json"
             raise FileNotFoundError(f"{text}. Check the name. ({' '.join(str(error).split())[:200]})") from None
-        if config.model_type != "nemotron_h":
-            raise ValueError(
-                f"policy.model is a {config.model_type}; only a Nemotron-H can be planned. Name a Nemotron-H."
-            )
-        return Architecture(config)
+        if (kind := fields.get("model_type")) != "nemotron_h":
+            raise ValueError(f"policy.model is a {kind}; only a Nemotron-H can be planned. Name a Nemotron-H.")
+        return Architecture(NemotronHConfig.from_dict(fields))
 
     def find_targets(self, targets: list[str]) -> list[str]:
         """The endings of module names that `lora.target_modules` means.

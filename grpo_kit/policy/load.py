@@ -10,11 +10,17 @@ from typing import Any
 
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
-from grpo_kit.nemotron import base_models, nf4_layout, patches, tiny
+from grpo_kit.nemotron import base_models, layer_pattern, nf4_layout, patches, tiny
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.places import default_nf4_folder
 
-PUBLISHED_GIB = 59  # the 30B's safetensors files in bf16
+# Of published models: the safetensors files in bf16, and what an NF4 checkpoint of them takes, in GiB. Lightning's
+# layer for multi-token prediction is not counted.
+PUBLISHED_GIB = {
+    base_models.PUBLISHED: (59, 16),
+    base_models.LIGHTNING: (59, 16),
+    base_models.NANO_4B: (7.4, 3.2),
+}
 DOWNLOAD_RATE = 100e6  # bytes a second, assumed for the estimate
 LARGEST_UNSTREAMED = 3e9  # parameters; a larger Nemotron-H is quantised shard by shard
 
@@ -72,7 +78,13 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         from grpo_kit.nemotron.checkpoint_files import remove_incomplete_downloads
 
         remove_incomplete_downloads()
-    model = AutoModelForCausalLM.from_pretrained(policy_source(policy), **options).eval()
+    model, told = AutoModelForCausalLM.from_pretrained(policy_source(policy), output_loading_info=True, **options)
+    if lacking := sorted(told["missing_keys"]):  # transformers would train on random numbers there
+        raise ValueError(
+            f"The files of {policy.model} lack {lacking[0]}, which its config.json calls for. Download them again, or "
+            "name another model."
+        )
+    model.eval()
     if bars_enabled:
         transformers_logging.enable_progress_bar()
     if model.config.model_type == "nemotron_h":
@@ -98,12 +110,12 @@ def describe_download(policy: settings.Policy) -> str:
         with contextlib.suppress(FileNotFoundError, ValueError):  # not made yet, or not finished
             nf4_checkpoint.verify_checkpoint(nf4_folder(policy))
             return ""
-    if base_models.recognize_base(source) != base_models.PUBLISHED:
+    if (sizes := PUBLISHED_GIB.get(base_models.recognize_base(source))) is None:
         return f"Loading the policy downloads {source} from the Hub, unless an earlier download is on this machine."
-    minutes = PUBLISHED_GIB * 2**30 / DOWNLOAD_RATE / 60
-    kept = "in 4 bit, 16 GiB," if policy.load_in_4bit else "as it is"
+    minutes = sizes[0] * 2**30 / DOWNLOAD_RATE / 60
+    kept = f"in 4 bit, {sizes[1]} GiB," if policy.load_in_4bit else "as it is"
     return (
-        f"Loading the policy downloads {PUBLISHED_GIB} GiB from the Hub: about {minutes:.0f} minutes at "
+        f"Loading the policy downloads {sizes[0]} GiB from the Hub: about {minutes:.0f} minutes at "
         f"{DOWNLOAD_RATE / 1e6:.0f} MB/s, {2 * minutes:.0f} at half that speed. It is kept {kept} on this machine's "
         "disk, so a later load in this session does not download it again."
     )
@@ -227,9 +239,12 @@ def load_tokenizer(policy: settings.Policy) -> Any:
 
     Raises:
         FileNotFoundError: neither a local folder nor the Hub has the model.
+        ValueError: as for `read_config`.
     """
     from transformers import AutoTokenizer
 
+    with contextlib.suppress(OSError):  # what is not there is reported below
+        read_config(policy)
     try:
         return prepare_tokenizer(
             AutoTokenizer.from_pretrained(policy_source(policy), revision=policy.revision, padding_side="left")
@@ -240,6 +255,24 @@ def load_tokenizer(policy: settings.Policy) -> Any:
             "model. Check the spelling, the network and HF_TOKEN, or give a local folder. "
             f"({' '.join(str(error).split())[:200]})"
         ) from None
+
+
+def read_config(policy: settings.Policy) -> dict[str, Any]:
+    """What the config.json of `policy.model` holds. Of some published models it is in the package.
+
+    Raises:
+        OSError: neither the package nor a local folder nor the Hub has one.
+        ValueError: it is that of a Nemotron-H whose layers contradict each other, or of a relative that is refused.
+    """
+    from transformers import PreTrainedConfig
+
+    source, known = policy_source(policy), base_models.recognize_base(policy.model)
+    if known and not Path(source).is_dir():
+        return json.loads(base_models.CONFIGS[known].read_text(encoding="utf-8"))
+    fields, _ = PreTrainedConfig.get_config_dict(source, revision=policy.revision)
+    if layer_pattern.is_nemotron_h(fields):
+        layer_pattern.read_layers(fields, policy.model)
+    return fields
 
 
 def base_model_name(policy: settings.Policy) -> str:

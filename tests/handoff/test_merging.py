@@ -267,3 +267,14 @@ def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, message):
 
 def test_the_base_of_the_embedded_policy_is_its_folder():
     assert merging.find_base_folder(policy_source(Policy())) == tiny.FOLDER
+
+
+def test_layers_for_multi_token_prediction_are_kept(tmp_path):
+    shutil.copytree(tiny.FOLDER, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").chmod(0o644)
+    weight = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    tensors = load_file(tmp_path / "base" / "model.safetensors") | {"mtp.layers.0.mixer.q_proj.weight": weight}
+    save_file(tensors, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    random_adapter(tmp_path / "adapter", {"model.layers.2.mixer.q_proj": (128, 128)})
+    merging.merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "model")
+    assert torch.equal(stored(tmp_path / "model")["mtp.layers.0.mixer.q_proj.weight"], weight.bfloat16())

@@ -60,6 +60,23 @@ def test_the_30b_has_no_more_modules_than_its_parts(nano):
     assert len(nano) == 23 * 2 * 129 + 23 * 2 + 6 * 4 + 1
 
 
+def test_the_4b_has_the_published_tensors_and_parameters():
+    """263 tensors and 3,973,556,832 parameters, as the model's card and the index of its files say."""
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+    fields = json.loads(base_models.CONFIGS[base_models.NANO_4B].read_text())
+    with torch.device("meta"):
+        model = NemotronHForCausalLM._from_config(NemotronHConfig(**fields), dtype=torch.float32)
+    tensors = model.state_dict()
+    assert (len(tensors), sum(value.numel() for value in tensors.values())) == (263, 3_973_556_832)
+    modules = base_models.lora_modules(base_models.NANO_4B)
+    assert len(modules) == 21 * 2 + 4 * 4 + 17 * 2 + 1
+    assert modules["backbone.layers.1.mixer.up_proj"] == (12544, 3136)
+    assert modules["backbone.layers.41.mixer.down_proj"] == (3136, 12544)
+    assert modules["backbone.layers.0.mixer.in_proj"] == (17504, 3136)
+    assert modules["backbone.layers.12.mixer.k_proj"] == (1024, 3136)
+
+
 def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
     from safetensors import safe_open
 
@@ -72,11 +89,9 @@ def test_the_tiny_policys_modules_are_those_of_its_checkpoint():
     assert left == set()
 
 
-@pytest.mark.parametrize(
-    ("base", "path"), [(base_models.PUBLISHED, base_models.NANO), ("tiny", tiny.FOLDER / "config.json")]
-)
-def test_the_listed_modules_are_those_that_transformers_builds(tmp_path, base, path):
-    (tmp_path / "config.json").write_text(path.read_text())
+@pytest.mark.parametrize("base", [base_models.PUBLISHED, base_models.LIGHTNING, base_models.NANO_4B, base_models.TINY])
+def test_the_listed_modules_are_those_that_transformers_builds(tmp_path, base):
+    (tmp_path / "config.json").write_text(base_models.CONFIGS[base].read_text())
     built = base_models.lora_modules(str(tmp_path))
     assert list(base_models.lora_modules(base).items()) == list(built.items())
 
@@ -105,6 +120,10 @@ def test_a_folder_of_another_model_is_refused(tmp_path, text):
         ("/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1", base_models.PUBLISHED),
         ("unsloth/Nemotron-3-Nano-30B-A3B", base_models.PUBLISHED),
         ("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-Base-BF16", None),  # the same shapes, other weights
+        ("nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16", base_models.NANO_4B),
+        ("/kaggle/input/nemotron-3-nano-4b-bf16/transformers/default/1", base_models.NANO_4B),
+        ("nvidia/NVIDIA-Nemotron-3-Nano-4B-Base-BF16", None),
+        ("nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16", base_models.LIGHTNING),
         ("nvidia/NVIDIA-Nemotron-Nano-9B-v2", None),
         ("Qwen/Qwen3-4B", None),
         ("tiny", base_models.TINY),

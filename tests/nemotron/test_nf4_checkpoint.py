@@ -383,6 +383,10 @@ def test_scales_of_a_checkpoint_that_is_quantised_already_are_not_ignored(source
 def test_weights_for_predicting_further_tokens_are_left_out(tmp_path):
     source = shutil.copytree(tiny.FOLDER, tmp_path / "source")
     change(source / "model.safetensors", lambda tensors: tensors.update({"mtp.layers.0.norm.weight": torch.ones(8)}))
+    fields = json.loads((source / "config.json").read_text())
+    fields |= {"num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*E"}
+    (source / "config.json").write_text(json.dumps(fields))
+    load_policy(config.Policy(model=str(source)))
     assert nf4_checkpoint.verify_checkpoint(convert.convert_to_nf4(source, tmp_path / "nf4"))
 
 
@@ -557,6 +561,12 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
         ("{}", "is a None"),
         ("[1]", "not a JSON object"),
         ("{", "not a JSON object"),
+        ('{"model_type": "nemotron_h"}', "has neither hybrid_override_pattern nor layers_block_type"),
+        (
+            '{"model_type": "nemotron_h", "hybrid_override_pattern": "ME", "num_hidden_layers": 4}',
+            "4 and a pattern of 2",
+        ),
+        ('{"model_type": "nemotron_h_omni"}', "is an Omni model"),
     ],
 )
 def test_a_config_that_is_no_nemotron_h(source, tmp_path, text, says):

@@ -1,10 +1,16 @@
 """Loading a policy, whole and in 4 bit, and a tokenizer fit for training."""
 
+import json
+import re
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
+from grpo_kit.planning import model_size
 from grpo_kit.policy import load
 from grpo_kit.policy.load import base_model_name, load_policy, load_tokenizer, prepare_tokenizer, tiny
 
@@ -26,6 +32,34 @@ def test_a_local_folder_is_a_policy(tiny_policy, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     again, _ = load_policy(config.Policy(model=str(tmp_path)))
     assert torch.equal(last_logits(again, tokenizer), last_logits(model, tokenizer))
+
+
+def test_a_file_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_path):
+    shutil.copytree(tiny.FOLDER, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["backbone.layers.2.mixer.q_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack model.layers.2.mixer.q_proj.weight, which its config.json calls for"):
+        load_policy(config.Policy(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hybrid_override_pattern": None}, "has neither hybrid_override_pattern nor layers_block_type"),
+        ({"num_hidden_layers": 5}, "num_hidden_layers 5 and a pattern of 4 layers"),
+        ({"hybrid_override_pattern": "ME?E"}, "names a layer '?'"),
+        ({"model_type": "nemotron_h_puzzle"}, "is a Puzzle model"),
+        ({"moe_latent_size": 64}, "has experts behind a latent projection"),
+    ],
+)
+def test_a_config_whose_layers_are_unclear_is_refused_before_anything_is_loaded(tmp_path, change, message):
+    fields = json.loads((tiny.FOLDER / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    for function in (load_tokenizer, load_policy, model_size.Architecture.of):
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
+            function(config.Policy(model=str(tmp_path)))
+        assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_in_4_bit_every_large_matrix_is_4_bit():

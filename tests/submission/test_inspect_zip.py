@@ -149,6 +149,12 @@ BASES = [  # base_model_name_or_path, the base that the caller gives, code and s
     (None, None, "base-unknown", "warning"),
     (7, None, "base-unknown", "warning"),
     ("Qwen/Qwen3-4B", None, "wrong-base", "fatal"),
+    # the same shapes as the 30B's, other weights
+    (base_models.LIGHTNING, None, "base-other", "warning"),
+    (base_models.LIGHTNING, base_models.LIGHTNING, "base-other", "warning"),
+    (base_models.LIGHTNING, base_models.PUBLISHED, "wrong-base", "fatal"),
+    (base_models.PUBLISHED, base_models.LIGHTNING, "wrong-base", "fatal"),
+    (base_models.NANO_4B, base_models.PUBLISHED, "wrong-base", "fatal"),
     (base_models.TINY, None, "base-tiny", "warning"),
     (base_models.TINY, "tiny", "base-tiny", "warning"),
     (base_models.TINY, base_models.PUBLISHED, "wrong-base", "fatal"),
