@@ -24,6 +24,7 @@ class AdapterFolder:
     Attributes:
         config: the parsed adapter_config.json.
         entries: {key: where the tensor lies in the file}.
+        remarks: sentences on what was lost when it was opened; none.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
@@ -54,6 +55,7 @@ class AdapterFolder:
                     f"{self.path} holds {key[:120]} as {entry.dtype}; LoRA tensors are {', '.join(DTYPES)}. Save the "
                     "adapter in one of them."
                 )
+        self.remarks: list[str] = []
         self._file: BinaryIO | None = None
 
     def dtype_of(self, key: str) -> torch.dtype:

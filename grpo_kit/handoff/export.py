@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from grpo_kit.adapters.model_files import find_base_folder
 from grpo_kit.config import RunConfig, Stage
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_rl, trl, verl
@@ -180,7 +181,7 @@ def _base(config: RunConfig) -> Path:
     """The folder of the base model's published safetensors; for an NF4 checkpoint, of those it was made from."""
     tiny = config.policy.model == "tiny"
     name = policy_source(config.policy) if tiny else base_model_name(config.policy)
-    return merging.find_base_folder(name, config.policy.revision)
+    return find_base_folder(name, config.policy.revision)
 
 
 def _changed_rewards(bundle: Bundle, note: dict[str, Any]) -> list[str]:

@@ -12,39 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
-from safetensors import SafetensorError, safe_open
 
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import Pair, read_pairs
+from grpo_kit.adapters.model_files import INDEX, list_shards, modules_in, open_shard
 from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, torch_type, write_safetensors
-from grpo_kit.nemotron.checkpoint_files import published_config, shorten_error, transformers_name
+from grpo_kit.nemotron.checkpoint_files import published_config
 from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
-INDEX = "model.safetensors.index.json"
 SPARE = 1 << 28  # bytes for the files other than weights
 
 Progress = Callable[[int, int, str], None]
-
-
-def find_base_folder(name: str, revision: str | None = None) -> Path:
-    """The folder that holds the safetensors of a base: a folder by that name, or a Hub id's snapshot in the cache.
-
-    Raises:
-        FileNotFoundError: they are not on this machine.
-    """
-    folder = Path(name)
-    if not folder.is_dir():
-        config = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-        folder = Path(config).parent if isinstance(config, str) else folder
-    if not any((folder / file).is_file() for file in (INDEX, "model.safetensors")):
-        raise FileNotFoundError(
-            f"The base {name!r} has no safetensors on this machine, and a merged model is made from them. Fetch it "
-            f"with `hf download {name} --local-dir FOLDER` and give policy.model=FOLDER, or leave --merge out."
-        )
-    return folder
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> None:
@@ -63,7 +43,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
         ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, or a pair has no matrix in the
             base.
     """
-    shards = _list_shards(base)
+    shards = list_shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
     others = [path for path in kept if not path.name.endswith(".index.json")]
     check_disk_space(base, out.parent)
@@ -74,7 +54,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     for number, shard in enumerate(shards, 1):
         if progress:
             progress(number, len(shards), shard)
-        with _open_shard(base / shard) as file, (out / shard).open("wb") as target:
+        with open_shard(base / shard) as file, (out / shard).open("wb") as target:
             names = file.keys()
             entries = {name: _stored_form(file, name) for name in names}
             total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in names))
@@ -92,8 +72,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
 def check_disk_space(base: Path, out: Path) -> None:
     """Raise OSError (ENOSPC) unless the merged model fits on the disk of the folder `out`, which need not exist."""
     needed = SPARE
-    for shard in _list_shards(base):
-        with _open_shard(base / shard) as file:
+    for shard in list_shards(base):
+        with open_shard(base / shard) as file:
             names = file.keys()
             needed += sum(count_bytes(*_stored_form(file, name)) for name in names)
     while not out.exists():
@@ -104,27 +84,6 @@ def check_disk_space(base: Path, out: Path) -> None:
             f"The merged model takes {needed / 2**30:,.2f} GiB and the disk of {out} has {free / 2**30:,.2f} GiB "
             "free; nothing was written. Make room, or choose another disk with --out.",
         )
-
-
-def _list_shards(base: Path) -> list[str]:
-    """Names of the base's safetensors. Raises ValueError for a damaged index, FileNotFoundError for a missing shard."""
-    if not (base / INDEX).is_file():
-        return ["model.safetensors"]
-    try:
-        names = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{base / INDEX} is not an index of shards; it is damaged. Fetch it again.") from None
-    for shard in names:
-        if Path(shard).name != shard or not (base / shard).is_file():
-            raise FileNotFoundError(f"{base / shard} is missing; the index names it. Fetch it again.")
-    return names
-
-
-def _open_shard(path: Path) -> Any:
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or missing ({shorten_error(error)}). Fetch or train it again.") from None
 
 
 def _stored_form(file: Any, name: str) -> tuple[str, list[int]]:
@@ -139,12 +98,12 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
     """Raise ValueError unless every pair finds a matrix of its shape; only headers are read."""
     matrices: dict[str, tuple[int, ...]] = {}
     for shard in shards:
-        with _open_shard(base / shard) as file:
+        with open_shard(base / shard) as file:
             names = file.keys()
             for name in names:
                 piece = file.get_slice(name)
                 if piece.get_dtype() in DTYPES:
-                    matrices |= dict.fromkeys(_modules_in(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
+                    matrices |= dict.fromkeys(modules_in(name, piece.get_shape()), tuple(piece.get_shape()[-2:]))
     for module, pair in sorted(pairs.items()):
         if matrices.get(module) != pair.shape:
             raise ValueError(
@@ -154,21 +113,13 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
             )
 
 
-def _modules_in(name: str, shape: list[int]) -> list[str]:
-    """The modules whose matrices a stored tensor holds: one module, or one per expert if experts are stacked."""
-    if len(shape) == 3 and not name.endswith(".weight"):
-        above, _, matrix = transformers_name(name).rpartition(".")
-        return [f"{above}.{expert}.{matrix}" for expert in range(shape[0])]
-    return [transformers_name(name).removesuffix(".weight")] if len(shape) == 2 else []
-
-
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
     """The tensor plus the adapter's update, summed in float32, in the type in which it is written."""
     tensor, kind = file.get_tensor(name), _stored_form(file, name)[0]
     if kind not in DTYPES:
         return tensor
     merged = tensor.to(torch_type(kind), copy=True)
-    for place, module in enumerate(_modules_in(name, list(tensor.shape))):
+    for place, module in enumerate(modules_in(name, list(tensor.shape))):
         if module in pairs:
             a, b = (half.float() for half in pairs[module].load())
             target, source = (merged[place], tensor[place]) if tensor.ndim == 3 else (merged, tensor)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from grpo_kit.adapters import low_rank, scorer
-from grpo_kit.adapters.checkpoints import open_adapter
+from grpo_kit.adapters.checkpoints.opening import open_adapter
 from grpo_kit.adapters.layouts import STACKED, Pair, join_pairs, read_pairs
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.config.arguments import OneOrMore, as_path, as_texts
@@ -51,8 +51,8 @@ def package_adapter(
         config: names the policy.
         run: its adapter is packed, unless `adapters` are given.
         out: the zip; None for the run's `submission/submission.zip`.
-        adapters: a folder from elsewhere (an adapter, or a step of verl or NeMo-RL), or a list of folders, which are
-            joined into one adapter whose update is the sum of theirs.
+        adapters: a folder from elsewhere (an adapter, a step of verl or NeMo-RL, or a merged model), or a list of
+            folders, which are joined into one adapter whose update is the sum of theirs.
         base: the name of the model the adapter is for; None for the policy's, or the one that a foreign adapter names.
         dtype: `float32`, `float16` or `bfloat16`; None keeps the tensors' own.
         ranks: `pad` pads several ranks to one; `pattern` declares them in rank_pattern.
@@ -123,7 +123,7 @@ def pack_folders(
     ):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it is one of {', '.join(filter(None, choices))}. Name one of them.")
-    sources = [open_adapter(folder) for folder in folders]
+    sources = [open_adapter(folder, base) for folder in folders]
     bases = [source.config.fields.get("base_model_name_or_path") for source in sources]
     known_base = base_models.resolve_base(base or bases[0])
     if base is None and (known_base is None or any(base_models.resolve_base(other) != known_base for other in bases)):
@@ -139,7 +139,7 @@ def pack_folders(
     for source in sources:
         pairs, remarks = read_pairs(source, modules, stacked)
         adapters.append(pairs)
-        notes += [f"{source.folder}: {remark}" for remark in remarks]
+        notes += [f"{source.folder}: {remark}" for remark in [*source.remarks, *remarks]]
     pairs = join_adapters(adapters)
     if only_used:
         pairs = {name: pair for name, pair in pairs.items() if not scorer.is_dropped(name)}

@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from grpo_kit.adapters import lora
 from grpo_kit.adapters.folder import AdapterFolder
+from grpo_kit.adapters.model_files import find_base_folder
 from grpo_kit.config import Lora, Policy
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import nf4_checkpoint, tiny
+from grpo_kit.nemotron.checkpoint_files import transformers_name
 from grpo_kit.policy.load import load_policy, policy_source
 
 # Largest relative difference of two values that counts as equal. Rounding to bfloat16 moves a value by up to 2**-8 of
@@ -54,7 +56,7 @@ def test_the_trained_adapter_merged_is_peft_s_merge_rounded(trained, tmp_path):
     assert set(merged) == set(stored(tiny.FOLDER))
     checked = 0
     for name, tensor in merged.items():
-        mine = reference.get(merging.transformers_name(name))
+        mine = reference.get(transformers_name(name))
         if mine is not None:
             checked += 1
             torch.testing.assert_close(tensor.float(), mine, rtol=BFLOAT16, atol=0)
@@ -176,7 +178,7 @@ def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
         nonlocal alive
         alive -= 1
 
-    monkeypatch.setattr(merging, "_open_shard", lambda path: Watched(safe_open(path, "pt")))
+    monkeypatch.setattr(merging, "open_shard", lambda path: Watched(safe_open(path, "pt")))
     read_tensor = AdapterFolder.read_tensor
     monkeypatch.setattr(AdapterFolder, "read_tensor", read_half)
     merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m")
@@ -266,7 +268,7 @@ def test_a_damaged_base_is_named(llama, tmp_path, damage, kind, message):
 
 
 def test_the_base_of_the_embedded_policy_is_its_folder():
-    assert merging.find_base_folder(policy_source(Policy())) == tiny.FOLDER
+    assert find_base_folder(policy_source(Policy())) == tiny.FOLDER
 
 
 def test_layers_for_multi_token_prediction_are_kept(tmp_path):

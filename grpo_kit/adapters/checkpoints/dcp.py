@@ -14,8 +14,8 @@ from typing import Any
 
 from torch.distributed.checkpoint import metadata as parts
 
+from grpo_kit.adapters.checkpoints.pieces import Piece, StoredTensor, load_untrusted
 from grpo_kit.adapters.findings import printable
-from grpo_kit.adapters.pieces import Piece, StoredTensor, load_untrusted
 
 METADATA = ".metadata"
 LARGEST_METADATA = 64 << 20  # bytes; that of the 30B's 6,000 tensors on 64 processes has some 40 million

@@ -18,10 +18,14 @@ import torch
 import yaml
 
 from grpo_kit.adapters.adapter_config import CONFIG_FILE, LARGEST_CONFIG, parse_adapter_config
+from grpo_kit.adapters.checkpoints.merged import Difference
+from grpo_kit.adapters.checkpoints.pieces import Piece, StoredTensor, load_untrusted
 from grpo_kit.adapters.findings import printable, raise_fatal
 from grpo_kit.adapters.folder import AdapterFolder
+from grpo_kit.adapters.model_files import find_base_folder, is_model_folder
 from grpo_kit.adapters.names import parse_lora_key
-from grpo_kit.adapters.pieces import Piece, StoredTensor, load_untrusted
+from grpo_kit.nemotron import tiny
+from grpo_kit.nemotron.base_models import TINY, recognize_base
 
 # Where a checkpoint lies below the folder of its step.
 PLACES = ("", "lora_adapter", "actor/lora_adapter", "actor", "policy/weights/model", "policy/weights", "model")
@@ -29,8 +33,12 @@ META = "lora_train_meta.json"
 _SHARD = re.compile(r"model_world_size_(\d{1,5})_rank_(\d{1,5})\.pt")
 
 
-def open_adapter(folder: Path) -> "AdapterFolder | CheckpointAdapter":
-    """The adapter in a folder, which is an adapter's own or the step of another trainer's run.
+def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | CheckpointAdapter | Difference":
+    """The adapter in a folder, which is an adapter's own, the step of another trainer's run, or a merged model.
+
+    Args:
+        folder: what was given.
+        base: the name of the base, or a folder; only a merged model is compared with it.
 
     Raises:
         FileNotFoundError: the folder holds neither, or a file of it is missing.
@@ -40,11 +48,18 @@ def open_adapter(folder: Path) -> "AdapterFolder | CheckpointAdapter":
         if (place / CONFIG_FILE).is_file():
             return AdapterFolder(place)
         if (place / ".metadata").is_file():
-            from grpo_kit.adapters.dcp import read_dcp  # loads half a second of torch
+            from grpo_kit.adapters.checkpoints.dcp import read_dcp  # loads half a second of torch
 
             return CheckpointAdapter(place, *read_dcp(place))
         if shards := sorted(place.glob("model_world_size_*_rank_*.pt")):
             return CheckpointAdapter(place, *read_fsdp_shards(shards))
+        if is_model_folder(place):
+            if base is None:
+                raise ValueError(
+                    f"{place} is a merged model, whose adapter is what it adds to its base. Name the base with "
+                    "policy.model=..."
+                )
+            return Difference(place, find_base_folder(str(tiny.FOLDER) if recognize_base(base) == TINY else base))
     return AdapterFolder(folder)  # which says what is missing
 
 
@@ -63,7 +78,7 @@ class CheckpointAdapter:
 
     def __init__(self, folder: Path, entries: Mapping[str, StoredTensor], count: int) -> None:
         self.folder = self.path = folder
-        self.entries = entries
+        self.entries, self.remarks = entries, []
         if not entries:
             raise ValueError(
                 f"{folder} holds {count:,} tensors and no LoRA: all weights were trained, and an adapter cannot hold "

@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 
-from grpo_kit.adapters.checkpoints import open_adapter
-from grpo_kit.adapters.dcp import read_dcp
+from grpo_kit.adapters.checkpoints.dcp import read_dcp
+from grpo_kit.adapters.checkpoints.opening import open_adapter
 from grpo_kit.submission.package import pack_folders
 from tests.helpers.checkpoints import META, trained_state, write_nemo_rl, write_verl
 
