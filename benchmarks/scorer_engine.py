@@ -31,14 +31,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import report
 
 from grpo_kit.adapters.findings import fatal
-from grpo_kit.adapters.scorer import ENGINE
+from grpo_kit.adapters.scorer import ENGINE, is_dropped
 from grpo_kit.nemotron import tiny
 from grpo_kit.submission.inspect_zip import inspect_submission
 from tests.helpers import engine
 from tests.helpers.submission_cases import PACKED
 from tests.helpers.submissions import CONFIG, submission
 
-ROOT = Path(__file__).resolve().parents[1]
+WORKER = Path(__file__).with_name("scorer_worker.py")
 SCORER = ENGINE.split()[1]
 # Requirements of vLLM that a LoRA manager on a CPU does not import.
 LEFT_OUT = re.compile(
@@ -52,23 +52,29 @@ LETTERS = {"linear_attention": "M", "full_attention": "*", "moe": "E"}
 def install(folder: Path, version: str) -> None:
     """A virtual environment with vLLM; packages of this one, torch among them, are seen behind its own."""
     python = folder / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "-q"]
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    run(sys.executable, "-m", "venv", folder)
+    own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     Path(own, "behind.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([*pip, "--no-deps", f"vllm=={version}"], check=True)
+    run(python, "-m", "pip", "install", "-q", "--no-deps", f"vllm=={version}")
     ask = "import importlib.metadata as m, json; print(json.dumps([m.requires('vllm'), m.version('torch')]))"
-    asked = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout
-    lines, torch = json.loads(asked)
-    needed = [Requirement(line) for line in lines]
+    lines, torch = json.loads(run(python, "-c", ask))
     needed = [
         str(requirement)
-        for requirement in needed
+        for requirement in map(Requirement, lines)
         if not LEFT_OUT.fullmatch(requirement.name)
         and (requirement.marker is None or requirement.marker.evaluate({"extra": ""}))
     ]
-    subprocess.run([*pip, f"torch=={torch.partition('+')[0]}", *needed], check=True)
+    run(python, "-m", "pip", "install", "-q", f"torch=={torch.partition('+')[0]}", *needed)
+
+
+def run(*words: object) -> str:
+    """What a command prints; a failure ends the benchmark with its last words."""
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(
+            f"{' '.join(map(str, words))[:300]} ended with status {done.returncode}:\n{done.stderr[-3000:]}"
+        )
+    return done.stdout
 
 
 def write_base(folder: Path) -> None:
@@ -93,11 +99,7 @@ def unpack_like_scorer(path: Path, folder: Path) -> Path | None:
 
 def ask_engine(python: Path, base: Path, folders: list[Path]) -> tuple[str, list[dict]]:
     """(vLLM's version, its answer to each folder)."""
-    call = [python, ROOT / "benchmarks" / "scorer_worker.py", base, *folders]
-    done = subprocess.run(list(map(str, call)), capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"vLLM ended with status {done.returncode}:\n{done.stderr[-3000:]}")
-    first, *answers = map(json.loads, done.stdout.splitlines())
+    first, *answers = map(json.loads, run(python, WORKER, base, *folders).splitlines())
     return first["vllm"], answers
 
 
@@ -151,23 +153,56 @@ def main() -> None:
     if version != options.vllm:
         raise SystemExit(f"{folder} holds vLLM {version}, not {options.vllm}. Add --vllm {version}.")
     report.finish("scorer_engine, all cases", rows, {"vllm": version}, False)
-    summary = Counter((row["vLLM"].partition(",")[0], row["the check"], bool(row["contradictions"])) for row in rows)
-    table = [
-        {"vLLM": did, "the check": says, "cases": number, "contradictions": number if wrong else 0}
-        for (did, says, wrong), number in sorted(summary.items())
-    ]
-    shared = answers["shared experts alone"].get("loaded") or {}
-    figures = {
-        "vllm": version,
-        "cases": len(rows),
-        "contradictions": sum(bool(row["contradictions"]) for row in rows),
-        "shared_experts_used": any("shared_experts" in part for part in shared),
-    }
-    if options.record and version == SCORER:
-        lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(answer)}" for name, answer in answers.items())
-        head = f'{{\n  "vllm": "{version}",\n  "date": "{date.today()}",\n  "answers": {{\n'
-        engine.RECORD.write_text(f"{head}{lines}\n  }}\n}}\n")
+    figures = {"vllm": version, "cases": len(rows), "shared_experts_used": has_shared(answers["shared experts alone"])}
+    if version == SCORER:
+        wrong = [bool(row["contradictions"]) for row in rows]
+        summary = Counter((row["vLLM"].partition(",")[0], row["the check"], no) for row, no in zip(rows, wrong))
+        table = [
+            {"vLLM": did, "the check": says, "contradiction": "yes" if no else "no", "cases": number}
+            for (did, says, no), number in sorted(summary.items())
+        ]
+        figures["contradictions"] = sum(wrong)
+        if options.record:
+            write_record(version, answers)
+    else:
+        table = compare_versions(version, answers)
     report.finish("scorer_engine", table, figures, options.record)
+
+
+def has_shared(answer: dict) -> bool:
+    return any(map(is_dropped, answer.get("loaded", ())))
+
+
+def write_record(version: str, answers: dict[str, dict]) -> None:
+    lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(answer)}" for name, answer in answers.items())
+    head = f'{{\n  "vllm": "{version}",\n  "date": "{date.today()}",\n  "answers": {{\n'
+    engine.RECORD.write_text(f"{head}{lines}\n  }}\n}}\n")
+
+
+def compare_versions(version: str, answers: dict[str, dict]) -> list[dict]:
+    """A row for each kind of submission that this version treats otherwise than the scorer's, shared experts aside."""
+    recorded, rows = engine.recorded_answers(), []
+    for name in answers.keys() & recorded.keys():
+        sides = [side.get("loaded") for side in (recorded[name], answers[name])]
+        if None not in sides:
+            sides = [{part: scale for part, scale in side.items() if not is_dropped(part)} for side in sides]
+        if sides[0] != sides[1]:
+            old, new = (describe(side, other) for side, other in (sides, sides[::-1]))
+            rows.append({"case": name, SCORER: old, version: new})
+    shared = sum(has_shared(answer) for answer in answers.values())
+    was = sum(has_shared(answer) for answer in recorded.values())
+    row = {"case": "LoRA on shared experts", SCORER: f"applied in {was} cases", version: f"applied in {shared} cases"}
+    return [row, *sorted(rows, key=lambda row: row["case"])]
+
+
+def describe(side: dict | None, other: dict | None) -> str:
+    """What one version does, and with which scales where the other loads it too."""
+    if side is None:
+        return "refuses"
+    if other is None:
+        return "loads"
+    changed = Counter(scale for part, scale in side.items() if other.get(part, "absent") != scale)
+    return ", ".join(f"scales {number} parts by {scale}" for scale, number in changed.items()) or "ignores a part"
 
 
 if __name__ == "__main__":

@@ -73,15 +73,18 @@ import vllm.config as settings
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from vllm.lora.layers.fused_moe import FusedMoEWithLoRA
+from vllm.lora.layers import fused_moe
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.model_loader.utils import initialize_model
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.nemotron_h import NemotronHForCausalLM
 
 
 def make_manager(base: Path) -> LRUCacheWorkerLoRAManager:
     """vLLM's manager on its model without weights, with the scorer's largest rank."""
-    FusedMoEWithLoRA._inject_lora_into_fused_moe = lambda self: None
+    # By its name alone, vLLM would import the class in another process, without the stand-ins.
+    ModelRegistry.register_model("NemotronHForCausalLM", NemotronHForCausalLM)
     if "nemotron_h" not in CONFIG_MAPPING:  # transformers 4; the scorer takes this class from the model's folder
         from vllm.transformers_utils.configs.nemotron_h import NemotronHConfig
 
@@ -105,9 +108,28 @@ def make_manager(base: Path) -> LRUCacheWorkerLoRAManager:
         torch.set_default_dtype(torch.bfloat16)
         model = initialize_model(vllm_config=config, model_config=model_config)
         torch.set_default_dtype(torch.float32)
+        leave_out_kernels(model)
         manager = LRUCacheWorkerLoRAManager(config, torch.device("cpu"), model.embedding_modules)
         manager.create_lora_manager(model, config)
     return manager
+
+
+def leave_out_kernels(model: torch.nn.Module) -> None:
+    """Let routed experts take a LoRA without the GPU kernels that would compute it."""
+    if hasattr(fused_moe.FusedMoEWithLoRA, "_inject_lora_into_fused_moe"):  # 0.17
+        fused_moe.FusedMoEWithLoRA._inject_lora_into_fused_moe = lambda self: None
+        return
+    experts = type("NoKernel", (getattr(fused_moe, "LoRAExpertsMixin", object),), {"set_lora_context": lambda *_: None})
+    kernel = types.SimpleNamespace(
+        impl=object.__new__(getattr(fused_moe, "FusedMoEKernelModularImpl", experts)),
+        fused_experts=object.__new__(experts),
+        prepare_finalize=None,
+        supports_lora=lambda: True,
+    )
+    fused_moe.FusedMoEModularMethod = lambda method, kernel: method
+    for module in model.modules():
+        if hasattr(method := getattr(module, "quant_method", None), "moe_kernel"):
+            method.moe_kernel, type(method).is_monolithic = kernel, False
 
 
 def norms(name: str, layer: torch.nn.Module) -> dict[str, tuple[float, float]]:

@@ -5,7 +5,7 @@ Seen by loading adapters with vLLM 0.17.1's own LoRA manager onto its Nemotron-H
 
 - Shared experts: dropped without a message. vLLM knows that module by two names, `mixer.shared_experts.up_proj` and
   `mixer.experts._shared_experts.up_proj`. It fills the first, finds no LoRA for the second, and clears it: both names
-  are one module. vLLM 0.33.0 wraps a module once and keeps them.
+  are one module. vLLM keeps them since 0.20.0.
 - Router gates: passed over. A convolution's LoRA is loaded, and the mixer computes without it.
 - Routed experts: used, scaled by lora_alpha / r even where `use_rslora` asks for lora_alpha / sqrt(r).
 - Mamba's in_proj and out_proj, attention's q, k, v and o_proj, the head and the embeddings: used, with the config's

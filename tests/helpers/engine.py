@@ -52,13 +52,12 @@ def write_packed(name, folder):
 
 
 def pair_norms(folder):
-    """{module, routed experts as one: (norm of A, norm of B)} of the pairs that vLLM does not drop; NaN if missing."""
+    """{module, routed experts as one: (norm of A, norm of B)} of the pairs in a file; NaN if one is missing."""
     from safetensors.torch import load_file
 
     squares = defaultdict(dict)
     for key, tensor in load_file(folder / TENSORS_FILE).items():
-        place = scorer_place(key)
-        if place and not scorer.is_dropped(place[0]):
+        if place := scorer_place(key):
             halves = squares[re.sub(r"\.experts\.\d+\.", ".experts.", place[0])]
             halves[place[1]] = halves.get(place[1], 0) + tensor.double().square().sum().item()
     return {part: tuple(math.sqrt(halves.get(half, math.nan)) for half in "AB") for part, halves in squares.items()}
@@ -75,9 +74,10 @@ def scales(loaded, folder):
 
 
 def expected_scales(folder):
-    """What `scales` gives if vLLM applies every pair of the file with the config's scale; None if that is not valid."""
+    """What `scales` gives if vLLM applies every pair that it does not drop with the config's scale; None if invalid."""
     scale = read_adapter_config(folder / CONFIG_FILE).scorer_scale
-    return {part: scale for part, (a, b) in pair_norms(folder).items() if a * b} if scale else None
+    used = {part: a * b for part, (a, b) in pair_norms(folder).items() if not scorer.is_dropped(part)}
+    return {part: scale for part, product in used.items() if product} if scale else None
 
 
 def same_scales(found, expected):
