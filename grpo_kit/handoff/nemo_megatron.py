@@ -8,6 +8,8 @@ from typing import Any
 
 from grpo_kit.handoff import nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part
+from grpo_kit.nemotron.layer_pattern import read_layers
+from grpo_kit.policy.load import read_config
 
 RECIPE = f"{nemo_overlay.HOME}/examples/configs/recipes/llm/grpo-nanov3-30BA3B-2n8g-megatron-lora.yaml"
 GPUS = 8  # of a node; the recipe spreads the experts over so many
@@ -20,6 +22,8 @@ NAMES = {
     "v_proj": "*.linear_qkv",
     "o_proj": "*.linear_proj",
     "in_proj": "*.in_proj",
+    "up_proj": "*.mlp.linear_fc1",
+    "down_proj": "*.mlp.linear_fc2",
     "shared_experts.up_proj": "*.mlp.shared_experts.linear_fc1",
     "shared_experts.down_proj": "*.mlp.shared_experts.linear_fc2",
     "experts.up_proj": "*.mlp.experts.linear_fc1",
@@ -35,9 +39,19 @@ def count_nodes(bundle: Bundle) -> int:
 
 
 def fits_megatron(bundle: Bundle) -> bool:
-    """Whether an overlay is written: a Nemotron-H without stages, whose steps the nodes can share."""
-    single = len(bundle.parts()) == 1
-    return single and nemo_overlay.is_nemotron(bundle) and bool(count_nodes(bundle) and target_modules(bundle))
+    """Whether an overlay is written: a Nemotron-H with routed experts, no stages, steps that the nodes can share."""
+    if len(bundle.parts()) > 1 or not nemo_overlay.is_nemotron(bundle) or not has_experts(bundle):
+        return False
+    return bool(count_nodes(bundle) and target_modules(bundle))
+
+
+def has_experts(bundle: Bundle) -> bool:
+    """Whether the base has routed experts, among which NVIDIA's recipe divides the GPUs; yes where it is not known."""
+    try:
+        policy = bundle.config.policy
+        return "moe" in read_layers(read_config(policy), policy.model)
+    except (OSError, ValueError):
+        return True
 
 
 def target_modules(bundle: Bundle) -> list[str]:

@@ -164,8 +164,8 @@ def _about_nemotron(bundle: Bundle) -> list[str]:
         lines += ["The embedded policy needs one GPU: append `cluster.gpus_per_node=1`; vLLM is not spread here."]
     if not nemo_megatron.fits_megatron(bundle):
         lines += [
-            "There is no overlay for Megatron: it needs a run without stages, a step whose completions 4 divides, and "
-            f"a LoRA on other modules than {nemo_overlay.UNTRAINED}."
+            "There is no overlay for Megatron: it needs a base with routed experts, a run without stages, a step whose "
+            f"completions 4 divides, and a LoRA on other modules than {nemo_overlay.UNTRAINED}."
         ]
         return [*lines, ""]
     converter = f"cd {HOME} && uv run --extra mcore python examples/converters/convert_lora_to_hf.py"

@@ -61,6 +61,10 @@ def test_every_version_reads_it(collected, version):
             ["model.layers.1.mixer.experts.7.up_proj", "model.layers.1.mixer.experts.0.down_proj"],
             ["*.mlp.experts.linear_fc1", "*.mlp.experts.linear_fc2"],
         ),
+        (
+            ["model.layers.1.mixer.up_proj", "model.layers.1.mixer.down_proj"],  # of a layer without experts
+            ["*.mlp.linear_fc1", "*.mlp.linear_fc2"],
+        ),
         (["model.layers.0.mixer.out_proj", "lm_head"], []),
     ],
 )
@@ -75,6 +79,18 @@ def test_modules_get_megatrons_names(collected, tmp_path, modules, patterns):
 def test_nodes_share_a_steps_completions(collected, completions, nodes):
     bundle = with_completions(collected, completions)
     assert nemo_megatron.count_nodes(bundle) == nodes and nemo_megatron.fits_megatron(bundle) is bool(nodes)
+
+
+def test_a_base_without_routed_experts_gets_no_overlay(collected):
+    """Megatron refuses to divide GPUs among experts that a model does not have."""
+
+    def with_base(model):
+        policy = replace(collected.config.policy, model=model)
+        return replace(collected, config=replace(collected.config, policy=policy))
+
+    assert not nemo_megatron.fits_megatron(with_base("nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16"))
+    assert nemo_megatron.fits_megatron(with_base("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"))
+    assert nemo_megatron.fits_megatron(with_base("someone/unknown"))
 
 
 @pytest.mark.parametrize(
