@@ -6,6 +6,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import os
 import pydoc
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 import grpo_kit
 from grpo_kit import notebook
+from tests.helpers.processes import start as start_python
 from tests.helpers.settings import ROOT
 
 SOURCE = ast.parse((ROOT / "grpo_kit/__init__.py").read_text(encoding="utf-8"))
@@ -250,8 +252,7 @@ def test_the_check_on_notebooks_can_fail():
 def test_the_example_of_the_package_runs_as_it_is_printed(tmp_path):
     example = re.search(r"```python\n(.+?)```", grpo_kit.__doc__, flags=re.DOTALL)[1]
     assert len(example.splitlines()) <= 12
-    printed = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    assert "60" in printed[0] and "The outputs equal the trained policy's" in printed[-1]
+    child = start_python(["-W", "ignore", "-c", example], {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path)
+    printed = child.communicate(timeout=300)[0].splitlines()
+    assert child.returncode == 0 and "60" in printed[0] and "The outputs equal the trained policy's" in printed[-1]
     assert (tmp_path / "submission/submission.zip").is_file()

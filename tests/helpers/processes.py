@@ -6,6 +6,7 @@ imported anew. Tests of the start itself (imports, the signals during them, PYTH
 """
 
 import atexit
+import gc
 import importlib
 import multiprocessing
 import os
@@ -80,6 +81,7 @@ def start(words: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path 
 
 def _run(words: list[str], env: dict[str, str], here: str, output: Connection) -> None:
     os.setsid()
+    gc.freeze()  # the libraries; collecting garbage need not visit their millions of objects
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
     output.close()
