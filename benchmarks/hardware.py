@@ -33,9 +33,12 @@ class Machine(NamedTuple):
     sold: Bandwidths
 
 
-# Memory in GB/s, PCIe in GB/s one way, dense fp16 or bf16 products in TFLOPS: NVIDIA's data sheets (T4, L4 without
-# sparsity, A100 SXM, H100 SXM).
+# Memory in GB/s, PCIe in GB/s one way, dense fp16 or bf16 products in TFLOPS: NVIDIA's data sheets (T4, P100 PCIe, L4
+# without sparsity, A100 SXM, H100 SXM).
 MACHINES = (
+    Machine("Colab T4, the 4B", "t4-4b", "t4", Bandwidths(320, 16, 65)),
+    Machine("P100 16 GB, the 4B", "t4-4b", "p100", Bandwidths(732, 16, 18.7)),
+    Machine("L4 24 GB, the 4B", "t4-4b", "24gb", Bandwidths(300, 32, 121)),
     Machine("Colab T4", "t4", "t4", Bandwidths(320, 16, 65)),
     Machine("Kaggle 2 x T4", "t4x2", "t4x2", Bandwidths(320, 16, 65)),
     Machine("L4 24 GB", "24gb", "24gb", Bandwidths(300, 32, 121)),

@@ -29,7 +29,11 @@ Overrides = Annotated[
 ]
 Sources = Annotated[
     list[str] | None,
-    _option("--config", "-c", help="a preset (tiny, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; may be repeated"),
+    _option(
+        "--config",
+        "-c",
+        help="a preset (tiny, t4-4b, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; may be repeated",
+    ),
 ]
 RunName = Annotated[str | None, _option("--run", help="the run's name; its folder is runs/NAME")]
 DryRun = Annotated[
@@ -84,7 +88,7 @@ HandoffFolder = Annotated[Path | None, _option("--out", help="a new folder; defa
 Merge = Annotated[bool, typer.Option("--merge", help="add the base with the adapter merged into it, in bf16")]
 
 # plan
-DeviceName = Annotated[str | None, _option(help="t4, t4x2, 24gb, 40gb, 80gb or cpu; default: this machine")]
+DeviceName = Annotated[str | None, _option(help="t4, p100, t4x2, 24gb, 40gb, 80gb or cpu; default: this machine")]
 PromptTokens = Annotated[int, typer.Option(help="length of the longest prompt in tokens")]
 PlannedProcesses = Annotated[int, typer.Option(min=1, help="plan for one of so many processes, one a GPU")]
 

@@ -28,7 +28,7 @@ def show_plan(config: RunConfig, device_name: str | None = None) -> None:
 
     Args:
         config: the run's configuration.
-        device_name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine.
+        device_name: `t4`, `p100`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine.
     """
     from IPython.display import display
 

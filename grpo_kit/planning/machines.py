@@ -47,6 +47,7 @@ class Bandwidths(NamedTuple):
 
 DEVICES = {
     "t4": Device("t4", 14.6, 12.7e9 / GIB, triton=False),  # Colab's free machine
+    "p100": Device("p100", 15.9, 30e9 / GIB, triton=False),  # Kaggle's until it was retired; other 16 GB cards too
     "t4x2": Device("t4x2", 14.6, 30e9 / GIB, gpus=2, triton=False),  # Kaggle's
     "24gb": Device("24gb", 24e9 / GIB),
     "40gb": Device("40gb", 40e9 / GIB),

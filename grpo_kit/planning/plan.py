@@ -36,7 +36,8 @@ def plan(
 
     Args:
         config: the run's configuration.
-        device: the machine, or its name: `t4`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine as it is.
+        device: the machine, or its name: `t4`, `p100`, `t4x2`, `24gb`, `40gb`, `80gb` or `cpu`; None: this machine
+            as it is.
         prompt_tokens: length of the longest prompt in tokens.
         bandwidths: the device's, from `planning.step_time.measure_bandwidths`; with them the plan gives the seconds of
             a step.

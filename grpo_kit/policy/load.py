@@ -19,7 +19,7 @@ from grpo_kit.runs.places import default_nf4_folder
 PUBLISHED_GIB = {
     base_models.PUBLISHED: (59, 16),
     base_models.LIGHTNING: (59, 16),
-    base_models.NANO_4B: (7.4, 3.2),
+    base_models.NANO_4B: (7.4, 3.1),
 }
 DOWNLOAD_RATE = 100e6  # bytes a second, assumed for the estimate
 LARGEST_UNSTREAMED = 3e9  # parameters; a larger Nemotron-H is quantised shard by shard
@@ -115,8 +115,8 @@ def describe_download(policy: settings.Policy) -> str:
     minutes = sizes[0] * 2**30 / DOWNLOAD_RATE / 60
     kept = f"in 4 bit, {sizes[1]} GiB," if policy.load_in_4bit else "as it is"
     return (
-        f"Loading the policy downloads {sizes[0]} GiB from the Hub: about {minutes:.0f} minutes at "
-        f"{DOWNLOAD_RATE / 1e6:.0f} MB/s, {2 * minutes:.0f} at half that speed. It is kept {kept} on this machine's "
+        f"Loading the policy downloads {sizes[0]} GiB from the Hub: about {minutes:.2g} minutes at "
+        f"{DOWNLOAD_RATE / 1e6:.0f} MB/s, {2 * minutes:.2g} at half that speed. It is kept {kept} on this machine's "
         "disk, so a later load in this session does not download it again."
     )
 
@@ -262,14 +262,19 @@ def read_config(policy: settings.Policy) -> dict[str, Any]:
 
     Raises:
         OSError: neither the package nor a local folder nor the Hub has one.
-        ValueError: it is that of a Nemotron-H whose layers contradict each other, or of a relative that is refused.
+        ValueError: it is damaged, or that of a Nemotron-H whose layers contradict each other or of a refused relative.
     """
     from transformers import PreTrainedConfig
 
     source, known = policy_source(policy), base_models.recognize_base(policy.model)
     if known and not Path(source).is_dir():
         return json.loads(base_models.CONFIGS[known].read_text(encoding="utf-8"))
-    fields, _ = PreTrainedConfig.get_config_dict(source, revision=policy.revision)
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(source, revision=policy.revision)
+    except (TypeError, AttributeError):  # transformers takes any JSON value for an object
+        raise ValueError(
+            f"The config.json of {policy.model} is not a JSON object; it is damaged. Download it again."
+        ) from None
     if layer_pattern.is_nemotron_h(fields):
         layer_pattern.read_layers(fields, policy.model)
     return fields

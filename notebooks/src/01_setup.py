@@ -28,9 +28,10 @@
 
 # %% [markdown]
 # ## Settings
-# - `preset` is a set of settings to start from. `auto` takes `tiny`, a Nemotron-H with half a million parameters
-#   that ships with the package. If this machine's GPU has room for the 30B model, the cell *This run* names the preset
-#   for it, what it downloads (59 GiB) and how long that takes; choose that preset here to use it.
+# - `preset` is a set of settings to start from. On a GPU of 16 GB or more `auto` takes `t4-4b`, Nemotron-3-Nano-4B,
+#   which downloads 7.4 GiB. Without one it takes `tiny`, a Nemotron-H with half a million parameters that ships with
+#   the package. The cell *This run* also names the preset of the 30B model for this GPU, what it downloads (59 GiB)
+#   and how long that takes; choose that preset here to use it.
 # - `run_name` names the run's folder. If it is empty, the run has the preset's name. Use the same name in all
 #   notebooks.
 # - `overrides` change single settings. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`. Put a
@@ -38,12 +39,12 @@
 # - `use_drive` keeps the run on your Google Drive (Colab only). Colab asks for your permission. If you refuse, or do
 #   not answer within two minutes, the run is kept on the machine's disk.
 #
-# The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
-# **nothing has been run on a T4 so far.**
+# The presets other than `tiny` and `t4-4b` are for the 30B model. Loading in 4 bit is tested on a CPU only: **nothing
+# has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
-preset = "auto"  # @param ["auto", "tiny", "t4", "t4x2", "24gb", "80gb"]
+preset = "auto"  # @param ["auto", "tiny", "t4-4b", "t4", "t4x2", "24gb", "80gb"]
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
 use_drive = True  # @param {type:"boolean"}

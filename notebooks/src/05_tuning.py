@@ -41,7 +41,7 @@
 
 # %% cellView="form"
 # @title Settings
-preset = "auto"  # @param ["auto", "tiny", "t4", "t4x2", "24gb", "80gb"]
+preset = "auto"  # @param ["auto", "tiny", "t4-4b", "t4", "t4x2", "24gb", "80gb"]
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
 use_drive = True  # @param {type:"boolean"}

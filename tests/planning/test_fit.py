@@ -22,6 +22,20 @@ def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
     assert 2.0 < reserve / GIB < 4.0
 
 
+@pytest.mark.parametrize("device", ["t4", "p100", "24gb"])
+def test_the_4b_lies_on_one_card_and_leaves_room(device):
+    """By hand: 1.51 GiB of NF4, 1.53 of embeddings and head; the rest is what two answers of 2,048 tokens need."""
+    plan = plan_for("t4-4b", device)
+    assert plan.verdict == f"It fits {device} with every weight in one place." and not plan.experts
+    weights = {"Mamba in_proj", "Mamba out_proj", "MLP", "attention", "embeddings", "lm_head"}
+    assert sum(part_bytes(plan, part) for part in weights) / GIB == pytest.approx(3.05, abs=0.01)
+    assert part_bytes(plan, "LoRA") == 4 * 16 * (21 * (3136 + 17504 + 7680 + 3136) + 17 * 2 * (3136 + 12544)
+                                                + 4 * (2 * (3136 + 5120) + 2 * (3136 + 1024)))  # fmt: skip
+    assert part_bytes(plan, "recurrent states") / GIB == pytest.approx(32 * 84.2 / 1024, abs=0.15)
+    need = plan.needs["GPU"]
+    assert (need.phase, round(need.nbytes / GIB, 1)) == ("backward", 10.8) and need.has - need.nbytes > 3.8 * GIB
+
+
 # preset, device, fits, where routed experts lie
 @pytest.mark.slow
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.adapters.lora import add_lora
 from grpo_kit.nemotron import experts, patches
-from grpo_kit.nemotron.base_models import NANO
+from grpo_kit.nemotron.base_models import LIGHTNING, NANO
 from grpo_kit.planning import model_size
 from grpo_kit.planning.machines import GIB
 from grpo_kit.planning.model_size import Architecture
@@ -50,6 +50,39 @@ def test_the_parts_sum_to_the_whole_model(nano):
     assert nano.parts.total() / 1e6 == pytest.approx(31_577.94, rel=0.001)
     assert nano.kinds == {"linear_attention": 23, "moe": 23, "full_attention": 6}
     assert nano.expert.nbytes / 2**20 == pytest.approx(4.909, rel=0.01)  # one expert
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return Architecture.of(config.load_config(["t4-4b"]).policy)
+
+
+@pytest.mark.parametrize(
+    ("part", "millions", "nf4"),
+    [
+        ("Mamba in_proj", 21 * 3136 * 17504 / 1e6, 0.554),
+        ("Mamba out_proj", 21 * 3136 * 7680 / 1e6, 0.243),
+        ("MLP", 17 * 2 * 3136 * 12544 / 1e6, 0.643),
+        ("attention", 4 * 3136 * 128 * (2 * 40 + 2 * 8) / 1e6, 0.074),
+        ("embeddings", 3136 * 131072 / 1e6, 0.766),  # not quantised
+        ("lm_head", 3136 * 131072 / 1e6, 0.766),
+    ],
+)
+def test_parts_of_the_4b_have_the_published_sizes(dense, part, millions, nf4):
+    assert dense.parts[part] / 1e6 == pytest.approx(millions, rel=1e-9)
+    policy = config.Policy(dtype="float16", load_in_4bit=True)
+    assert dense.nbytes(part, policy) / GIB == pytest.approx(nf4, abs=0.0006)
+
+
+def test_the_4b_is_counted_whole_and_has_no_experts(dense):
+    assert dense.parts.total() == 3_973_556_832 and dense.routed == 0
+    assert dense.kinds == {"linear_attention": 21, "mlp": 17, "full_attention": 4}
+
+
+@pytest.mark.parametrize("preset", ["t4", "t4x2", "24gb", "80gb"])
+def test_lightning_takes_every_preset_of_the_30b(preset, nano):
+    policy = config.load_config([preset], [f"policy.model={LIGHTNING}"]).policy
+    assert Architecture.of(policy).parts == nano.parts
 
 
 @pytest.mark.slow

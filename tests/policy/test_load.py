@@ -62,6 +62,14 @@ def test_a_config_whose_layers_are_unclear_is_refused_before_anything_is_loaded(
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["[]", "7", "null"])
+def test_a_config_that_is_no_object_is_damaged(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    for function in (load_tokenizer, model_size.Architecture.of):
+        with pytest.raises(ValueError, match="is not a JSON object; it is damaged. Download it again"):
+            function(config.Policy(model=str(tmp_path)))
+
+
 def test_in_4_bit_every_large_matrix_is_4_bit():
     model, _ = load_policy(config.Policy(load_in_4bit=True))
     kinds = {name: type(module).__name__ for name, module in model.named_modules()}
