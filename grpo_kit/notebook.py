@@ -83,7 +83,7 @@ def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def suggest_preset(device: Any) -> str:
-    """The largest preset for a `planning.machines.Device`: one for the 30B model where it fits the GPU, else `tiny`.
+    """The preset of the 30B model for a `planning.machines.Device`, `tiny` where it does not fit the GPU.
 
     >>> from grpo_kit.planning.machines import DEVICES, Device
     >>> [suggest_preset(DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suggest_preset(Device("laptop", gpu=0))
@@ -101,11 +101,13 @@ def open_from_form(
 ) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
-    What loading the policy would download is printed too, before anything is downloaded. "auto" names the preset that
-    suits the GPU and does not take it, because only a person should choose such a download.
+    What loading the policy would download is printed too, before anything is downloaded. "auto" takes the 4B where the
+    GPU has room for it. The preset of the 30B for that GPU is only named, because only a person should choose such a
+    download.
 
     Args:
-        preset: a preset's name, or "auto": the settings of the run if it exists, else `tiny`.
+        preset: a preset's name, or "auto": the settings of the run if it exists, else `t4-4b` on a GPU of 16 GB or
+            more, else `tiny`.
         run_name: the run's name; if empty, `run.name` among the overrides, else the preset's name.
         overrides: `section.key=value`, separated by spaces; a value with spaces stands in quotes or brackets.
         use_drive: on Colab, ask for Google Drive first, so that the run is kept when the session ends.
@@ -125,8 +127,7 @@ def open_from_form(
     if preset == AUTO and name and ((run := find_run(name)).config.exists() or run.stages()):
         sources = ()
     elif preset == AUTO:
-        sources = ("tiny",)
-        _suggest_larger_model()
+        sources = (_choose_preset(),)
     config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
     from grpo_kit.policy.load import describe_download
@@ -136,18 +137,20 @@ def open_from_form(
     return config, run
 
 
-def _suggest_larger_model() -> None:
-    """Where the 30B model fits this machine's GPU, print the preset for it and what that would download."""
+def _choose_preset() -> str:
+    """The preset that "auto" takes on this machine; for a GPU, what the 30B model would download is printed."""
     from grpo_kit.planning.machines import this_device
     from grpo_kit.policy.load import describe_download
 
     device = this_device()
-    preset = suggest_preset(device)
-    if preset != "tiny":
-        print(
-            f"auto takes the preset tiny, which downloads nothing. {device.name} has room for the 30B model: choose "
-            f"the preset {preset} for it. {describe_download(load_config([preset]).policy)}"
-        )
+    larger = suggest_preset(device)
+    if larger == "tiny":
+        return "tiny"
+    print(
+        f"auto takes the preset t4-4b, Nemotron-3-Nano-4B. {device.name} has room for the 30B model too: choose the "
+        f"preset {larger} for it. {describe_download(load_config([larger]).policy)}"
+    )
+    return "t4-4b"
 
 
 def require_stage(run: Run, stage: str, notebook: str) -> None:

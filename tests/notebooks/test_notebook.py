@@ -71,16 +71,18 @@ def test_the_suggested_preset_fits_the_memory_and_the_dtypes_of_the_machine(devi
     assert preset == "tiny" or config.load_config([preset])
 
 
-def test_auto_takes_tiny_and_names_the_preset_for_the_gpu_and_its_download(monkeypatch, capsys):
+def test_auto_takes_the_4b_on_a_t4_and_names_the_preset_of_the_30b_and_its_download(monkeypatch, capsys):
     monkeypatch.setattr(machines, "this_device", lambda: machines.DEVICES["t4"])
     config_of_form, run = notebook.open_from_form("auto", " ", "grpo.max_steps=7  grpo.beta=0.1")
-    assert (run.name, config_of_form.policy.model, config_of_form.grpo.max_steps) == ("tiny", "tiny", 7)
+    assert (run.name, config_of_form.grpo.max_steps) == ("t4-4b", 7)
+    assert config_of_form.policy.model == "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16"
     printed = capsys.readouterr().out
     assert printed.startswith(
-        "auto takes the preset tiny, which downloads nothing. t4 has room for the 30B model: choose the preset t4 for "
+        "auto takes the preset t4-4b, Nemotron-3-Nano-4B. t4 has room for the 30B model too: choose the preset t4 for "
         "it. Loading the policy downloads 59 GiB from the Hub: about 11 minutes at 100 MB/s, 21 at half that speed."
     )
-    assert "run 'tiny' in " in printed
+    assert "run 't4-4b' in " in printed
+    assert "Loading the policy downloads 7.4 GiB from the Hub: about 1.3 minutes at 100 MB/s, 2.6 at half" in printed
 
 
 def test_without_a_gpu_auto_says_nothing_of_downloads(monkeypatch, capsys):
