@@ -18,7 +18,13 @@ from trl import chat_template_utils
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.planning import memory
-from grpo_kit.policy.chat import THINKING_SWITCH, build_messages, template_conversations
+from grpo_kit.policy.chat import (
+    THINKING_SWITCH,
+    build_messages,
+    render_prompt,
+    template_conversations,
+    template_opens_thinking,
+)
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.rewards.math_answer import math_reward
 from grpo_kit.runs.run import find_run
@@ -81,6 +87,18 @@ def test_replies_are_read_where_the_switch_hides_the_template_from_trl(tokenizer
     trl_internals.set_response_template(tokenizer)
     assert tokenizer.response_template == chat_template_utils.nemotron_3_template
     assert tokenizer.chat_template == extended and THINKING_SWITCH in extended
+    assert chat_template_utils.is_chat_template_prefix_preserving(tokenizer)
+
+
+def test_lightnings_template_has_the_same_switch_and_reads_replies_alike(tokenizer):
+    tokenizer.chat_template = chat_template_utils.nemotron_3_5_lightning_chat_template
+    texts = [render_prompt(tokenizer, build_messages("6*7?"), thinking) for thinking in (True, False)]
+    assert [text.rpartition("assistant\n")[2] for text in texts] == ["<think>\n", "<think></think>"]
+    assert [template_opens_thinking(tokenizer, thinking) for thinking in (True, False)] == [True, False]
+    rows = template_conversations(tokenizer, thinking_rows(False, True), True)
+    assert [render_prompt(tokenizer, turns, True).endswith("<think></think>") for turns in rows] == [True, False]
+    trl_internals.set_response_template(tokenizer)
+    assert tokenizer.response_template == chat_template_utils.nemotron_3_template
     assert chat_template_utils.is_chat_template_prefix_preserving(tokenizer)
 
 
