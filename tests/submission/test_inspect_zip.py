@@ -318,3 +318,12 @@ def test_random_damage_never_crashes_the_check_or_writes_files(tmp_path):
     assert base_name["cases"] == 400 and base_name["written"] == [] and base_name["mebibytes"] < 200
     assert base_name["findings"] > 25 and base_name["passed"] > 0  # some cases get past the first checks
     print(base_name)
+
+
+def test_a_zip_for_another_known_model_is_sound_and_never_sent(tmp_path):
+    change = {"base_model_name_or_path": base_models.NANO_4B, "target_modules": ["q_proj"], "r": 1}
+    findings = inspect_zip.inspect_submission(submission(tmp_path / "x.zip", change=change, base=base_models.NANO_4B))
+    assert codes(findings, "warning", "fatal") == ["base-other"] and not fatal(findings)
+    (finding,) = fatal(findings, "send")
+    assert finding.what == f"The adapter is for {base_models.NANO_4B}; the challenge is about 3 Nano 30B."
+    assert "for which this adapter was not trained" in finding.scorer
