@@ -39,8 +39,8 @@
 # - `use_drive` keeps the run on your Google Drive (Colab only). Colab asks for your permission. If you refuse, or do
 #   not answer within two minutes, the run is kept on the machine's disk.
 #
-# The presets other than `tiny` and `t4-4b` are for the 30B model. Loading in 4 bit is tested on a CPU only: **nothing
-# has been run on a T4 so far.**
+# The presets other than `tiny` and `t4-4b` are for the 30B model. Loading in 4 bit is tested with small models on a CPU
+# only: **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings

@@ -31,8 +31,8 @@
 # Use the `preset` and the `run_name` of notebook 1. `overrides` change single settings; separate them by spaces. The
 # source of the problems is one of these settings (see the examples at the end).
 #
-# The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
-# **nothing has been run on a T4 so far.**
+# `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
+# with small models on a CPU only: **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings

@@ -32,8 +32,8 @@
 # Use the `preset` and the `run_name` of the previous notebooks. Finished stages keep their settings, so `overrides`
 # here are for training. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
 #
-# The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
-# **nothing has been run on a T4 so far.**
+# `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
+# with small models on a CPU only: **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings

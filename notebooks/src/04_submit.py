@@ -33,8 +33,8 @@
 # - `submit` sends the zip to the challenge at the end. If it is off, the notebook prints what it would send, and
 #   sends nothing.
 #
-# The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
-# **nothing has been run on a T4 so far.**
+# `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
+# with small models on a CPU only: **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings

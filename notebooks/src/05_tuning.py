@@ -36,8 +36,8 @@
 # - `trials` is the number of short trainings, and `steps` is the length of each. If the run's own settings lie in the
 #   space, the first trial uses them.
 #
-# The presets other than `tiny` are for the 30B model. Its loading in 4 bit is tested with small models on a CPU only:
-# **nothing has been run on a T4 so far.**
+# `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
+# with small models on a CPU only: **nothing has been run on a T4 so far.**
 
 # %% cellView="form"
 # @title Settings
