@@ -271,11 +271,12 @@ def read_config(policy: settings.Policy) -> dict[str, Any]:
         return json.loads(base_models.CONFIGS[known].read_text(encoding="utf-8"))
     try:
         fields, _ = PreTrainedConfig.get_config_dict(source, revision=policy.revision)
+        is_nemotron_h = layer_pattern.is_nemotron_h(fields)
     except (TypeError, AttributeError):  # transformers takes any JSON value for an object
         raise ValueError(
             f"The config.json of {policy.model} is not a JSON object; it is damaged. Download it again."
         ) from None
-    if layer_pattern.is_nemotron_h(fields):
+    if is_nemotron_h:
         layer_pattern.read_layers(fields, policy.model)
     return fields
 
