@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ def load_reward(spec: str | Path) -> Reward:
             f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
         )
     path = find_reward(name)
-    module_spec = importlib.util.spec_from_file_location(f"{MODULE_PREFIX}{path.stem}", path)
+    module_name = f"{MODULE_PREFIX}{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(
+        module_name, path, loader=_SourceLoader(module_name, str(path))
+    )
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses and pickling look a module up by its name
     try:
@@ -86,6 +90,13 @@ def load_reward(spec: str | Path) -> Reward:
     missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
     names = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
     raise ValueError(f"{path} has no {missing}; its functions are: {names}. Name one as {name}:function.")
+
+
+class _SourceLoader(SourceFileLoader):
+    """Compiles the file as it is now. Python's cache takes a text of equal length for the one of the same second."""
+
+    def path_stats(self, path: str) -> Any:
+        raise OSError("no cache")
 
 
 def _is_from(module: Any, value: Any) -> bool:

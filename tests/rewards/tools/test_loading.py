@@ -1,6 +1,8 @@
 """Rewards are found by file and function; the copy beside the notebook comes first."""
 
 import functools
+import os
+import sys
 
 import pytest
 
@@ -79,6 +81,16 @@ def test_an_edited_reward_has_another_fingerprint(tmp_path):
     first = fingerprint(load_reward(f"{path}:mine"))
     path.write_text("HELPER = 2\n\ndef mine(completions, **kwargs):\n    return [1.0]\n")
     assert first and fingerprint(load_reward(f"{path}:mine")) not in (None, first)
+
+
+def test_an_edit_of_equal_length_in_the_same_second_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    for paid in ("1.0", "0.0"):
+        path.write_text(f"def my_reward(completions, **kwargs):\n    return [{paid}]\n")
+        os.utime(path, (1e9, 1e9))
+        assert load_reward(path)(completions=["4"]) == [float(paid)]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
 
 
 def test_a_partial_and_an_object_are_loaded_under_the_names_in_their_file(tmp_path):
