@@ -61,10 +61,8 @@ def load_reward(spec: str | Path) -> Reward:
             f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
         )
     path = find_reward(name)
-    module_name = f"{MODULE_PREFIX}{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(
-        module_name, path, loader=_SourceLoader(module_name, str(path))
-    )
+    loader = _SourceLoader(f"{MODULE_PREFIX}{path.stem}", str(path))
+    module_spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # dataclasses and pickling look a module up by its name
     try:
