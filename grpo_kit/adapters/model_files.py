@@ -29,8 +29,8 @@ def find_base_folder(name: str, revision: str | None = None) -> Path:
         folder = Path(config).parent if isinstance(config, str) else folder
     if not is_model_folder(folder):
         raise FileNotFoundError(
-            f"The base {name!r} has no safetensors on this machine, and a merged model is made from them. Fetch it "
-            f"with `hf download {name} --local-dir FOLDER` and give policy.model=FOLDER, or leave --merge out."
+            f"The base {name!r} has no safetensors on this machine, which a merged model needs. Fetch it with "
+            f"`hf download {name} --local-dir FOLDER` and give policy.model=FOLDER."
         )
     return folder
 
@@ -41,7 +41,8 @@ def list_shards(base: Path) -> list[str]:
         return ["model.safetensors"]
     try:
         names = sorted(set(json.loads((base / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        "".join(names)  # raises TypeError for a name that is no text
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{base / INDEX} is not an index of shards; it is damaged. Fetch it again.") from None
     for shard in names:
         if Path(shard).name != shard or not (base / shard).is_file():
