@@ -110,7 +110,7 @@ def write_zip(plan: Plan, path: Path, progress: Callable[[int, int], None] | Non
         progress: called with (written modules, all modules).
 
     Raises:
-        ValueError: a value is too large for float16.
+        ValueError: a value is not finite, or too large for float16.
     """
     dtype = DTYPES[str(plan.dtype).removeprefix("torch.")]
     entries = {}
@@ -141,8 +141,12 @@ def _finish_pair(pair: Pair, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = torch.nn.functional.pad(a, (0, 0, 0, missing)), torch.nn.functional.pad(b, (0, missing))
     halves = a.to(plan.dtype), b.to(plan.dtype)
     for before, after in zip((a, b), halves):
-        narrower = torch.finfo(after.dtype).max < torch.finfo(before.dtype).max
-        if narrower and not torch.isfinite(after).all() and torch.isfinite(before).all():
+        if not torch.isfinite(before).all():
+            raise ValueError(
+                f"{pair.name} holds NaN or infinity, so every answer would be noise. Train again, or pack an earlier "
+                "checkpoint."
+            )
+        if not torch.isfinite(after).all():
             raise ValueError(
                 f"{pair.name} has a value of {before.abs().max():.3g}, and the largest of {plan.dtype} is "
                 f"{torch.finfo(after.dtype).max:.3g}. Pack it with --dtype bfloat16 or float32."
