@@ -1,6 +1,7 @@
 """A merged model read as an adapter: the LoRA that was merged comes back; a model that is more than that is refused."""
 
 import json
+import re
 import zipfile
 
 import pytest
@@ -48,7 +49,9 @@ def test_in_float32_the_update_comes_back_at_its_rank(base, tmp_path):
     for name, update in updates.items():
         module = name.replace("backbone.", "model.").removesuffix(".weight")
         torch.testing.assert_close(product(adapter, module), update, rtol=0, atol=1e-5 * update.abs().max().item())
-    assert "3 matrices differ from the base by at most rank 7; at most 0.0% of a difference" in adapter.remarks[0]
+    assert adapter.remarks[0] == "3 matrices differ from the base by at most rank 7"
+    assert adapter.remarks[1].startswith("the LoRA leaves out 0.0% of the whole difference, as the rounding of a")
+    assert len(adapter.remarks) == 2
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
@@ -73,6 +76,66 @@ def test_stacked_experts_are_compared_one_by_one(base, tmp_path):
     assert set(adapter.entries) == {
         f"base_model.model.model.layers.1.mixer.experts.5.up_proj.lora_{half}.weight" for half in "AB"
     }
+
+
+KEY, VALUE, OUT = (QUERY.replace("q_proj", name) for name in ("k_proj", "v_proj", "o_proj"))
+
+
+def changed_in_bfloat16(base, tmp_path, changes):
+    """The adapter of a model in bfloat16 whose base is in bfloat16 too; `changes` gives what to add to some weights."""
+    plain = {name: value.bfloat16() for name, value in base.items()}
+    changed = {name: (plain[name].float() + change(plain[name].float())).bfloat16() for name, change in changes.items()}
+    return open_adapter(write(tmp_path / "m", plain | changed), str(write(tmp_path / "base", plain)))
+
+
+def noise_below_the_spacing(weight):
+    return 1e-3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+
+
+def strong(weight):
+    return low_rank(weight, 4)
+
+
+def weak(weight):
+    return low_rank(weight, 4, 0.001)
+
+
+def test_all_weights_trained_by_less_than_rounding_are_refused(base, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"in 3 of 3 matrices, with 100.0% of the whole difference: .* All weights were"
+    ):
+        changed_in_bfloat16(base, tmp_path, dict.fromkeys((QUERY, IN_PROJ, EXPERT), noise_below_the_spacing))
+
+
+@pytest.mark.parametrize("small", [noise_below_the_spacing, weak])
+def test_one_strong_update_does_not_hide_many_small_ones(base, tmp_path, small):
+    with pytest.raises(ValueError, match=r"in 3 of 4 matrices, with \d\.\d% of the whole difference: .*proj"):
+        changed_in_bfloat16(base, tmp_path, dict.fromkeys((KEY, VALUE, OUT), small) | {QUERY: strong})
+
+
+def test_a_small_update_that_is_lost_is_named(base, tmp_path):
+    adapter = changed_in_bfloat16(base, tmp_path, {QUERY: strong, OUT: strong, KEY: weak})
+    assert {key.split(".")[-3] for key in adapter.entries} == {"q_proj", "o_proj"}
+    assert adapter.remarks[2].startswith("warning: what other matrices differ by is no LoRA")
+    assert re.search(
+        r"\(1 matrices, 0\.\d% of the whole difference\): model\.layers\.2\.mixer\.k_proj$", adapter.remarks[2]
+    )
+
+
+def test_an_update_comes_back_until_a_third_of_it_is_rounding(base, tmp_path):
+    adapter = changed_in_bfloat16(base, tmp_path, {QUERY: lambda weight: low_rank(weight, 4, 0.006)})
+    update = low_rank(base[QUERY].bfloat16(), 4, 0.006)
+    assert (product(adapter, "model.layers.2.mixer.q_proj") - update).norm() < 0.1 * update.norm()
+    (tmp_path / "2").mkdir()
+    with pytest.raises(ValueError, match=r"by so little that [45]\d% of the difference is rounding, and at most 33%"):
+        changed_in_bfloat16(base, tmp_path / "2", {QUERY: lambda weight: low_rank(weight, 4, 0.0025)})
+
+
+def test_a_change_whose_square_is_zero_in_float32_is_no_error(base, tmp_path):
+    plain = base | {KEY: torch.zeros(base[KEY].shape), QUERY: base[QUERY].float()}
+    changed = plain | {KEY: torch.full(base[KEY].shape, 1e-30), QUERY: plain[QUERY] + low_rank(plain[QUERY], 2)}
+    folder = str(write(tmp_path / "base", plain))
+    assert len(open_adapter(write(tmp_path / "m", changed), folder).remarks) in (2, 3)
 
 
 @pytest.mark.slow
@@ -124,7 +187,7 @@ def not_a_number(weights):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (noisy, r"q_proj differs from the base by more than a LoRA: \d+% of the difference is beyond rank \d+, and"),
+        (noisy, r"by more than a LoRA of rank 64 .*, in 1 of 1 matrices, with \d+.\d% of the whole .*q_proj\. All"),
         (other_norm, r"layers.0.norm.weight differs from the base, and no LoRA trains it"),
         (other_router, r"mixer.gate differs from the base, and no LoRA trains it"),
         (one_more, r"have not the same tensors; only one has model.layers.9.norm.weight"),
@@ -145,7 +208,7 @@ def test_a_merged_model_without_a_base_asks_for_it(base, tmp_path):
     folder = write(tmp_path / "m", dict(base))
     with pytest.raises(ValueError, match="is a merged model, whose adapter is what it adds to its base. Name the base"):
         pack_folders([folder], None, tmp_path / "s.zip")
-    with pytest.raises(FileNotFoundError, match="'nobody/none' has no safetensors on this machine"):
+    with pytest.raises(FileNotFoundError, match=r"'nobody/none' has no safetensors .* and give policy.model=FOLDER\.$"):
         pack_folders([folder], "nobody/none", tmp_path / "s.zip")
 
 
@@ -158,6 +221,9 @@ def test_layers_for_multi_token_prediction_are_not_compared(base, tmp_path):
 def test_a_damaged_shard_is_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"12")
     with pytest.raises(ValueError, match=r"model.safetensors is damaged or missing"):
+        open_adapter(tmp_path, "tiny")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": 5}}))
+    with pytest.raises(ValueError, match=r"index.json is not an index of shards; it is damaged"):
         open_adapter(tmp_path, "tiny")
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     with pytest.raises(FileNotFoundError, match="the index names it"):
