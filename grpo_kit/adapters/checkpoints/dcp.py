@@ -8,17 +8,19 @@ Source: `torch/distributed/checkpoint/filesystem.py` and `metadata.py` (torch 2.
 
 import io
 import pickle
+import pickletools
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint import metadata as parts
 
-from grpo_kit.adapters.checkpoints.pieces import Piece, StoredTensor, load_untrusted
+from grpo_kit.adapters.checkpoints.pieces import Damaged, Piece, StoredTensor, load_untrusted
 from grpo_kit.adapters.findings import printable
 
 METADATA = ".metadata"
 LARGEST_METADATA = 64 << 20  # bytes; that of the 30B's 6,000 tensors on 64 processes has some 40 million
+_AGAIN = "Copy the checkpoint again."
 _CLASSES = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "MetadataIndex",
@@ -34,15 +36,21 @@ _CLASSES = {
 class _MetadataReader(pickle.Unpickler):
     """Makes the classes of the format and no others; a path becomes text."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.BytesIO(_read_checked(path)))
+        self.path = path
+
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "pathlib":
             return _join_path
         if name not in _CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {printable(f'{module}.{name}')}, which is not part of the format")
+            raise Damaged(
+                f"{self.path} names {printable(f'{module}.{name}')}, which is not part of the format. {_AGAIN}"
+            )
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to another file")
+        raise Damaged(f"{self.path} refers to objects outside of it, which is not part of the format. {_AGAIN}")
 
 
 def _join_path(*names: str) -> str:
@@ -54,15 +62,15 @@ def read_dcp(folder: Path) -> tuple[dict[str, StoredTensor], int]:
 
     Raises:
         FileNotFoundError: a file that holds a tensor is missing.
-        ValueError: the metadata is damaged, or names what is not part of the format.
+        Damaged: the metadata is damaged, or names what is not part of the format.
     """
     path = folder / METADATA
     if (size := path.stat().st_size) > LARGEST_METADATA:
-        raise ValueError(f"{path} has {size:,} bytes; at most {LARGEST_METADATA:,} are read. Give another checkpoint.")
+        raise Damaged(f"{path} has {size:,} bytes; at most {LARGEST_METADATA:,} are read. Give another checkpoint.")
     room = sum(file.stat().st_size for file in folder.glob("*.distcp"))
     stored, count = {}, 0
     try:
-        metadata = _MetadataReader(io.BytesIO(path.read_bytes())).load()
+        metadata = _MetadataReader(path).load()
         for key, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, parts.TensorStorageMetadata):
                 continue
@@ -71,11 +79,20 @@ def read_dcp(folder: Path) -> tuple[dict[str, StoredTensor], int]:
                 pieces = [_find_piece(folder, metadata.storage_data, key, chunk) for chunk in entry.chunks]
                 kind, shape = entry.properties.dtype, tuple(entry.size)
                 stored[key] = StoredTensor(folder, key, kind, shape, pieces, room).check()
-    except FileNotFoundError:
+    except (FileNotFoundError, Damaged):
         raise
-    except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(f"{path} is damaged ({printable(str(error), 200)}). Copy the checkpoint again.") from None
+    except Exception:  # a damaged pickle raises anything
+        raise Damaged(f"{path} is damaged: it is not metadata as torch writes it. {_AGAIN}") from None
     return stored, count
+
+
+def _read_checked(path: Path) -> bytes:
+    """The bytes of a pickle in which no number of an object, for which the unpickler makes room, is beyond its size."""
+    content = path.read_bytes()
+    for code, value, _ in pickletools.genops(content):  # raises ValueError where a length is beyond the size
+        if "PUT" in code.name and value > len(content):
+            raise Damaged(f"{path} is damaged: it has {len(content):,} bytes and numbers an object {value:,}. {_AGAIN}")
+    return content
 
 
 def _find_piece(folder: Path, places: Any, key: str, chunk: Any) -> Piece:
@@ -83,13 +100,17 @@ def _find_piece(folder: Path, places: Any, key: str, chunk: Any) -> Piece:
     place = places[parts.MetadataIndex(key, chunk.offsets)]
     path = folder / place.relative_path
     if Path(place.relative_path).name != place.relative_path or path.suffix != ".distcp":
-        raise ValueError(f"{printable(place.relative_path)} is not a file of this folder")
+        raise Damaged(
+            f"{folder / METADATA} names {printable(place.relative_path)}, which is not a file of this folder. {_AGAIN}"
+        )
     if getattr(place, "transform_descriptors", None):
-        raise ValueError("its tensors are compressed, which is not read")
+        raise Damaged(
+            f"{folder}: {printable(key)} is compressed, which is not read. Save the checkpoint without compression."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; the checkpoint's metadata names it. Copy the whole folder.")
     if not 0 <= place.offset <= place.offset + place.length <= path.stat().st_size:
-        raise ValueError(f"{path.name} is too short for {printable(key)}")
+        raise Damaged(f"{path} is too short for {printable(key)}. {_AGAIN}")
     return Piece(tuple(chunk.offsets), tuple(chunk.sizes), partial(_read_piece, path, place.offset, place.length))
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import yaml
 
-from grpo_kit.adapters.adapter_config import CONFIG_FILE, LARGEST_CONFIG, parse_adapter_config
+from grpo_kit.adapters.adapter_config import CONFIG_FILE, LARGEST_CONFIG, TENSORS_FILE, parse_adapter_config
 from grpo_kit.adapters.checkpoints.merged import Difference
-from grpo_kit.adapters.checkpoints.pieces import Piece, StoredTensor, load_untrusted
-from grpo_kit.adapters.findings import printable, raise_fatal
+from grpo_kit.adapters.checkpoints.pieces import Damaged, Piece, StoredTensor, is_plain, load_untrusted
+from grpo_kit.adapters.findings import printable, printable_list, raise_fatal
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.model_files import find_base_folder, is_model_folder
 from grpo_kit.adapters.names import parse_lora_key
@@ -30,7 +30,7 @@ from grpo_kit.nemotron.base_models import TINY, recognize_base
 # Where a checkpoint lies below the folder of its step.
 PLACES = ("", "lora_adapter", "actor/lora_adapter", "actor", "policy/weights/model", "policy/weights", "model")
 META = "lora_train_meta.json"
-_SHARD = re.compile(r"model_world_size_(\d{1,5})_rank_(\d{1,5})\.pt")
+_SHARD = re.compile(r"model_world_size_([1-9]\d{0,4})_rank_\d{1,5}\.pt")
 
 
 def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | CheckpointAdapter | Difference":
@@ -51,7 +51,7 @@ def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | Chec
             from grpo_kit.adapters.checkpoints.dcp import read_dcp  # loads half a second of torch
 
             return CheckpointAdapter(place, *read_dcp(place))
-        if shards := sorted(place.glob("model_world_size_*_rank_*.pt")):
+        if shards := sorted(path for path in place.glob("*.pt") if _SHARD.fullmatch(path.name)):
             return CheckpointAdapter(place, *read_fsdp_shards(shards))
         if is_model_folder(place):
             if base is None:
@@ -60,7 +60,14 @@ def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | Chec
                     "policy.model=..."
                 )
             return Difference(place, find_base_folder(str(tiny.FOLDER) if recognize_base(base) == TINY else base))
-    return AdapterFolder(folder)  # which says what is missing
+    if list(folder.glob("adapter_model.*")):
+        return AdapterFolder(folder)  # which says what is missing
+    state = "is a file" if folder.is_file() else "holds none of these" if folder.is_dir() else "does not exist"
+    raise FileNotFoundError(
+        f"{folder} {state}: an adapter ({CONFIG_FILE} and {TENSORS_FILE}), a step of verl (model_world_size_*.pt) or "
+        "of NeMo-RL (.metadata), a merged model (model.safetensors). Give the folder of one, unpacked, its weights as "
+        "safetensors where it is an adapter or a model."
+    )
 
 
 class CheckpointAdapter:
@@ -83,6 +90,8 @@ class CheckpointAdapter:
             raise ValueError(
                 f"{folder} holds {count:,} tensors and no LoRA: all weights were trained, and an adapter cannot hold "
                 "that. Train with a LoRA."
+                if count
+                else f"{folder} holds no tensor. Copy the checkpoint again."
             )
         leaves = {parsed[0].rpartition(".")[2] for key in entries if (parsed := parse_lora_key(key))}
         fields = {"peft_type": "LORA", "bias": "none", "target_modules": sorted(leaves)} | _read_scale(folder)
@@ -106,31 +115,51 @@ def read_fsdp_shards(shards: list[Path]) -> tuple[dict[str, StoredTensor], int]:
         ValueError: a shard cannot be read without running code, or the shards do not fit together.
     """
     folder = shards[0].parent
-    worlds = sorted({int(match[1]) for path in shards if (match := _SHARD.fullmatch(path.name))})
+    worlds = sorted({int(_SHARD.fullmatch(path.name)[1]) for path in shards})
     if len(worlds) != 1:
-        raise ValueError(
-            f"{folder} holds shards of {worlds or 'no'} processes; a checkpoint is of one run. Remove some."
-        )
+        raise ValueError(f"{folder} holds shards of {worlds} processes; a checkpoint is of one run. Remove some.")
     paths = [folder / f"model_world_size_{worlds[0]}_rank_{rank}.pt" for rank in range(worlds[0])]
-    if missing := [path.name for path in paths if not path.is_file()]:
+    if strange := [path.name for path in paths if path.exists() and not path.is_file()]:
+        raise Damaged(f"{folder}: {strange[0]} is not a file. Copy the checkpoint again.")
+    if missing := [path.name for path in paths if not path.exists()]:
         raise FileNotFoundError(
             f"{folder} lacks {missing[0]}; each of the {worlds[0]} processes wrote a shard. Copy the other "
             f"{len(missing)} too."
         )
     from torch.distributed.tensor import DTensor  # the import also makes it known to the weights-only loader
 
-    states = [load_untrusted(path, path) for path in paths]
+    states = [_load_state(path) for path in paths]
     room = sum(path.stat().st_size for path in paths)
-    stored = {}
-    try:
-        for key in [key for key in states[0] if "lora_" in key]:
+    keys, stored = [key for key in states[0] if "lora_" in key], {}
+    for path, state in zip(paths, states):
+        if other := {key for key in state if "lora_" in key} ^ set(keys):
+            raise Damaged(
+                f"The shards of {folder} do not fit together: {path.name} and {paths[0].name} have not the same LoRA, "
+                f"such as {printable(min(other))}. Copy the checkpoint again."
+            )
+    for key in keys:
+        try:
             values = [state[key] for state in states]
             stored[key] = _join_shards(folder, key, values, isinstance(values[0], DTensor), room)
-        return stored, len(states[0])
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"The shards of {folder} do not fit together ({printable(repr(error))}). Copy the checkpoint again."
-        ) from None
+        except Damaged:
+            raise
+        except Exception:  # a DTensor holds what the file says, and anything may fail
+            raise Damaged(
+                f"The shards of {folder} do not fit together in {printable(key)}. Copy the checkpoint again."
+            ) from None
+    return stored, len(states[0])
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    """The tensors of a shard by their keys; with them may be what is no tensor."""
+    state = load_untrusted(path, path)
+    if not isinstance(state, dict):
+        found = f"a {type(state).__name__}"
+    elif any(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()):
+        return {key: value for key, value in state.items() if isinstance(key, str)}
+    else:
+        found = printable_list([str(key) for key in state]) or "nothing"
+    raise Damaged(f"{path} holds {found}, and a shard of verl holds tensors by name. Give the folder that verl wrote.")
 
 
 def _join_shards(folder: Path, key: str, values: list[Any], is_cut: bool, room: int) -> StoredTensor:
@@ -139,18 +168,38 @@ def _join_shards(folder: Path, key: str, values: list[Any], is_cut: bool, room: 
     if is_cut:
         mesh, placements = values[0].device_mesh, values[0].placements
         if any(placement.is_partial() for placement in placements) or any(p.is_shard() for p in placements[:-1]):
-            raise ValueError(
+            raise Damaged(
                 f"{folder}: {printable(key)} is cut along two dimensions, which is not read. Merge it in verl."
             )
         cut = placements[-1].dim if placements[-1].is_shard() else None
-        values = [value.to_local() for value in values[: mesh.shape[-1]]]  # further processes hold copies
+        values = [value.to_local() for value in values]
+    count = mesh.shape[-1] if cut is not None else 1  # processes that share the tensor; further ones hold copies
+    for number, value in enumerate(values):
+        if not is_plain(value):
+            raise Damaged(
+                f"{folder}: {printable(key)} is not a plain tensor (it is sparse, nested, or has no numbers), in the "
+                f"shard of process {number}. Copy the checkpoint again."
+            )
     pieces, first = [], 0
-    for value in values if cut is not None else values[:1]:
+    for value in values[:count]:
         offsets = [0] * len(shape)
         if cut is not None:
             offsets[cut], first = first, first + value.shape[cut]
         pieces.append(Piece(tuple(offsets), tuple(value.shape), lambda value=value: value))
-    return StoredTensor(folder, key, kind, shape, pieces, room).check()
+    stored = StoredTensor(folder, key, kind, shape, pieces, room).check()
+    for number, value in enumerate(values):
+        if not _is_same(value, values[number % count]):
+            raise Damaged(
+                f"{folder}: {printable(key)} has other values in the shard of process {number} than in that of "
+                f"{number % count}, of which it is a copy. The shards are of several steps; copy the checkpoint again."
+            )
+    return stored
+
+
+def _is_same(value: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same to the bit; NaN is itself."""
+    alike = (value.shape, value.dtype) == (other.shape, other.dtype)
+    return alike and (value is other or torch.allclose(value, other, rtol=0, atol=0, equal_nan=True))
 
 
 def _read_scale(folder: Path) -> dict[str, Any]:
@@ -171,5 +220,5 @@ def _read_scale(folder: Path) -> dict[str, Any]:
             return {"r": table["r"], "lora_alpha": table["lora_alpha"]}
         lora = (table["policy"].get("automodel_cfg") or table["policy"]["dtensor_cfg"])["lora_cfg"]
         return {"r": lora["dim"], "lora_alpha": lora["alpha"]}
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} does not say r and alpha ({printable(repr(error))}). Copy it again.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, RecursionError):
+        raise ValueError(f"{path} does not say r and alpha of the LoRA, or is damaged. Copy it again.") from None

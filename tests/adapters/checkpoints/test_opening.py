@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -107,8 +108,24 @@ def other_run(folder):
     shutil.copy(folder / "model_world_size_2_rank_0.pt", folder / "model_world_size_4_rank_0.pt")
 
 
-def a_list(folder):
-    torch.save([1, 2], folder / "model_world_size_2_rank_0.pt")
+def a_shard(content):
+    return lambda folder: torch.save(content, folder / "model_world_size_2_rank_0.pt")
+
+
+def deflate(path):
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+def is_replaced(make):
+    def replace(folder):
+        (folder / "model_world_size_2_rank_1.pt").unlink()
+        make(folder / "model_world_size_2_rank_1.pt")
+
+    return replace
 
 
 class Touch:
@@ -125,7 +142,15 @@ class Touch:
         (no_tensor, ValueError, r"do not fit together"),
         (other_keys, ValueError, r"do not fit together"),
         (other_run, ValueError, r"shards of \[2, 4\] processes"),
-        (a_list, ValueError, r"do not fit together"),
+        (a_shard([1, 2]), ValueError, r"rank_0.pt holds a list, and a shard of verl holds tensors by name"),
+        (a_shard(torch.ones(3)), ValueError, r"rank_0.pt holds a Tensor, and"),
+        (a_shard({}), ValueError, r"rank_0.pt holds nothing, and"),
+        (a_shard({"model": {"lora_A": torch.ones(3)}}), ValueError, r"rank_0.pt holds model, and"),
+        (a_shard({1: torch.ones(3)}), ValueError, r"rank_0.pt holds 1, and"),
+        (lambda f: deflate(f / "model_world_size_2_rank_1.pt"), ValueError, r"rank_1.pt is compressed inside, which"),
+        (is_replaced(os.mkdir), ValueError, r"rank_1.pt is not a file"),
+        (is_replaced(os.mkfifo), ValueError, r"rank_1.pt is not a file"),
+        (is_replaced(lambda path: path.symlink_to("/dev/zero")), ValueError, r"rank_1.pt is not a file"),
         (
             lambda f: (f / "model_world_size_2_rank_1.pt").unlink(),
             FileNotFoundError,
@@ -148,6 +173,37 @@ def test_damaged_shards_are_refused_in_a_sentence(state, tmp_path, damage, kind,
     with pytest.raises(kind, match=message):
         pack_folders([tmp_path / "v"], "tiny", tmp_path / "s.zip")
     assert not (tmp_path / "s.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda value: value.to("meta"), "lora_A.weight is not a plain tensor"),
+        (lambda value: value.to_sparse(), "lora_A.weight is not a plain tensor"),
+        (lambda value: torch.ones(1).expand(10**6, 10**6), "do not make a tensor of shape"),
+        (lambda value: 2 * value, "lora_A.weight has other values in the shard of process 1 than in that of 0"),
+        (lambda value: value[:3], "lora_A.weight has other values in the shard of process 1 than in that of 0"),
+    ],
+)
+def test_a_whole_tensor_that_is_no_plain_copy_is_refused(tmp_path, make, message):
+    names, first = ("x.lora_A.weight", "x.lora_B.weight"), torch.ones(4, 3)
+    both = [dict.fromkeys(names, first), dict.fromkeys(names, make(first))]
+    if "values" not in message:
+        both[0] = both[1]
+    for rank, state in enumerate(both):
+        torch.save(state, tmp_path / f"model_world_size_2_rank_{rank}.pt")
+    with pytest.raises(ValueError, match=message):
+        open_adapter(tmp_path)
+
+
+def test_a_second_group_of_processes_must_hold_copies(state, tmp_path):
+    write_verl(tmp_path / "v", state, (2, 2))
+    path = tmp_path / "v" / "model_world_size_4_rank_3.pt"
+    shard = torch.load(path, weights_only=True)
+    shard[first_lora(shard)]._local_tensor += 1
+    torch.save(shard, path)
+    with pytest.raises(ValueError, match="has other values in the shard of process 3 than in that of 1"):
+        open_adapter(tmp_path / "v")
 
 
 def test_a_checkpoint_without_a_lora_is_refused(state, tmp_path):
@@ -208,6 +264,17 @@ def twice(metadata):
     entry.chunks = entry.chunks * 2
 
 
+def overlap(metadata):
+    entry = lora_entry(metadata)[0]
+    chunk = entry.chunks[0]
+    chunk.sizes = torch.Size([chunk.sizes[0] // 2, *chunk.sizes[1:]])
+    entry.chunks = [chunk, chunk]
+
+
+def no_tensor_at_all(metadata):
+    metadata.state_dict_metadata = {}
+
+
 def other_type(metadata):
     lora_entry(metadata)[0].properties.dtype = torch.float16
 
@@ -229,6 +296,8 @@ def text(metadata):
         (compressed, "compressed, which is not read"),
         (larger, "do not make a tensor of shape"),
         (twice, "do not make a tensor of shape"),
+        (overlap, "do not make a tensor of shape"),
+        (no_tensor_at_all, r"weights holds no tensor\. Copy"),
         (other_type, "another shape or type than the checkpoint says"),
         (code, r"names posix.mkdir, which is not part of the format"),
         (text, "is damaged"),
@@ -241,6 +310,37 @@ def test_metadata_that_does_not_fit_its_files_is_refused(state, tmp_path, monkey
     with pytest.raises(ValueError, match=message):
         pack_folders([folder], "tiny", tmp_path / "s.zip")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "s.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x04K\x01r\xff\xff\xff\x7f.", "has 10 bytes and numbers an object 2,147,483,647"),
+        (b"\x80\x04K\x01p99999999\n.", "numbers an object 99,999,999"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x01\x00\x00\x00.", r"\.metadata is damaged: it is not metadata as torch"),
+        (b"\x80\x04(\x85.", r"\.metadata is damaged: it is not metadata as torch"),
+        (b"\x80\x04K\x01Q.", r"\.metadata refers to objects outside of it"),
+    ],
+)
+def test_metadata_that_would_fill_the_memory_is_refused(tmp_path, content, message):
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_dcp(tmp_path)
+
+
+def test_a_distcp_file_that_inflates_is_refused(state, tmp_path):
+    folder = write_nemo_rl(tmp_path / "n", state)
+    torch.save(torch.zeros(10**6), folder / "__1_0.distcp")
+    deflate(folder / "__1_0.distcp")
+
+    def point(metadata):
+        place = lora_entry(metadata)[1]
+        place.relative_path, place.offset = "__1_0.distcp", 0
+        place.length = (folder / "__1_0.distcp").stat().st_size
+
+    rewrite_metadata(folder, point)
+    with pytest.raises(ValueError, match=r"__1_0.distcp is compressed inside"):
+        pack_folders([folder], "tiny", tmp_path / "s.zip")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", pickle.dumps({"a": 1}), pickle.dumps(None)])
@@ -274,6 +374,33 @@ def test_code_in_a_distcp_file_is_not_run(state, tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_with_nothing_known_says_what_an_adapter_folder_holds(tmp_path):
+def a_folder_with(name):
+    def make(path):
+        path.mkdir()
+        (path / name).write_bytes(b"1")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "state"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "holds none of these"),
+        (lambda path: path.write_bytes(b"PK"), "is a file"),
+        (a_folder_with("pytorch_model.bin"), "holds none of these"),
+        (a_folder_with("model_world_size_0_rank_0.pt"), "holds none of these"),
+    ],
+)
+def test_another_folder_is_told_what_is_accepted(tmp_path, make, state):
+    make(tmp_path / "f")
+    with pytest.raises(
+        FileNotFoundError, match=rf"f {state}: an adapter \(adapter_config.*verl.*NeMo-RL.*merged model"
+    ):
+        open_adapter(tmp_path / "f")
+
+
+def test_an_adapter_without_its_config_is_told_so(tmp_path):
+    a_folder_with("adapter_model.safetensors")(tmp_path / "f")
     with pytest.raises(FileNotFoundError, match=r"adapter_config.json does not exist"):
-        open_adapter(tmp_path)
+        open_adapter(tmp_path / "f")
