@@ -82,9 +82,8 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
     model, tokenizer = load_policy(policy)
     prompts = _read_probe(probe) if probe and probe.is_file() else _default_prompts(tokenizer, policy.enable_thinking)
     base = _last_logits(model, prompts)
-    attached = _attach_submission(model, path)
-    submitted = _last_logits(attached, prompts)
-    scored = _last_logits(attached, prompts) if _zero_dropped(attached) else submitted
+    submitted = _whole_and_scored(_attach_submission(model, path), prompts)
+    whole, scored = submitted["trained"], submitted.get("scored", submitted["trained"])
     change = (scored - base).abs().max().item()
     # What rounding alone would change: an adapter of zeros changes logits by a few units in the last place.
     noise = 10 * torch.finfo(getattr(torch, policy.dtype)).eps * base.abs().max().item()
@@ -95,26 +94,30 @@ def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Fin
     else:
         what = f"The outputs differ from the base model's (largest logit change {change:.3g})."
         findings = [Finding("outputs-moved", OK, what)]
-    if (lost := (submitted - scored).abs().max().item()) > 0:
-        whole = (submitted - base).abs().max().item()
+    if (lost := (whole - scored).abs().max().item()) > 0:
         what = f"Without the LoRA on shared experts the outputs change (largest logit gap {lost:.3g}; with it they "
-        what += f"differ from the base's by {whole:.3g})."
+        what += f"differ from the base's by {(whole - base).abs().max().item():.3g})."
         does = f"{scorer.ENGINE} answers without it. Whether Kaggle patched its copy is unknown."
         remedy = f"Train {', '.join(scorer.USED)} instead; these count in every copy."
         findings.append(Finding("outputs-dropped", WARNING, what, does, remedy))
-        change = whole
     if "trained" not in prompts:
         what = "The outputs were not compared with a trained policy's."
         remedy = "`grpo-kit check FILE.zip --run NAME` compares them."
         return [*findings, Finding("not-compared", WARNING, what, "", remedy)]
-    gap = (submitted - prompts["trained"]).abs().max().item()
-    # The gap must be small compared with what training changed, or the zip is not quite the trained policy.
-    if gap <= max(noise, 1e-2 * change):
-        what = f"The outputs equal the trained policy's (largest logit gap {gap:.2g})."
-        return [*findings, Finding("outputs-equal", OK, what)]
-    what = f"The outputs are not the trained policy's (largest logit gap {gap:.2g}; training changed {change:.2g})."
-    does, remedy = "vLLM scores something that was not trained.", "Pack the run's adapter again with grpo-kit package."
-    return [*findings, Finding("outputs-differ", FATAL, what, does, remedy)]
+    # The policy as it was trained, unless the zip leaves out what the scorer drops, and as the scorer answers.
+    pairs = [(whole, prompts["trained"])] if "scored" in submitted or "scored" not in prompts else []
+    if "scored" in prompts:
+        pairs.append((scored, prompts["scored"]))
+    for ours, trained in pairs:
+        gap, change = (ours - trained).abs().max().item(), (trained - base).abs().max().item()
+        # The gap must be small compared with what training changed, or the zip is not quite the trained policy.
+        if not gap <= max(noise, 1e-2 * change):
+            what = f"The outputs are not the trained policy's (largest logit gap {gap:.2g}; training changed "
+            what += f"{change:.2g})."
+            does, remedy = "vLLM scores something that was not trained.", "Pack the run's adapter again with"
+            return [*findings, Finding("outputs-differ", FATAL, what, does, f"{remedy} grpo-kit package.")]
+    what = f"The outputs equal the trained policy's (largest logit gap {gap:.2g})."
+    return [*findings, Finding("outputs-equal", OK, what)]
 
 
 def copy_as_scored(folder: Path, target: Path) -> str:
@@ -142,15 +145,21 @@ def copy_as_scored(folder: Path, target: Path) -> str:
     return scorer.describe_use(used, total)
 
 
-def _zero_dropped(model: Any) -> bool:
-    """Set the lora_B that the scorer drops to zero; False if there is none."""
+def _whole_and_scored(model: Any, prompts: dict[str, Any]) -> dict[str, Any]:
+    """The logits of a model with a LoRA: `trained`, and `scored` without the pairs that the scorer drops, if any."""
     import torch
 
+    logits = {"trained": _last_logits(model, prompts)}
     dropped = [value for name, value in model.named_parameters() if ".lora_B." in name and scorer.is_dropped(name)]
-    with torch.no_grad():
-        for value in dropped:
-            value.zero_()
-    return bool(dropped)
+    if dropped:
+        kept = [value.detach().clone() for value in dropped]
+        with torch.no_grad():
+            for value in dropped:
+                value.zero_()
+            logits["scored"] = _last_logits(model, prompts)
+            for value, old in zip(dropped, kept, strict=True):
+                value.copy_(old)
+    return logits
 
 
 def _attach_submission(model: Any, path: Path) -> Any:
@@ -197,13 +206,14 @@ def write_probe(model: Any, tokenizer: Any, conversations: list[Any], enable_thi
         tokenizer: with the chat template.
         conversations: the prompts, as lists of messages.
         enable_thinking: passed to the chat template.
-        path: the file to write: token ids, mask, and float32 logits (prompts, vocabulary).
+        path: the file to write: token ids, mask, and float32 logits (prompts, vocabulary), `trained` and, where the
+            scorer drops a part of the adapter, `scored` without it.
     """
     from safetensors.torch import save_file
 
     prompts = _tokenize(tokenizer, conversations, enable_thinking)
     with new_file(path) as aside:
-        save_file({**prompts, "trained": _last_logits(model, prompts)}, aside)
+        save_file({**prompts, **_whole_and_scored(model, prompts)}, aside)
 
 
 def _last_logits(model: Any, prompts: dict[str, Any]) -> Any:

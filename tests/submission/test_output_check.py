@@ -70,6 +70,44 @@ def test_what_the_scorer_drops_is_left_out_of_the_proof_and_its_effect_is_named(
     assert codes(output_check.check_submission(only), "fatal") == ["nothing-used"]
 
 
+def test_a_zip_with_or_without_what_the_scorer_drops_is_proved_to_be_the_trained_policy(tmp_path):
+    """`package --only-used` leaves out pairs that a run trained: the scorer answers the same with both zips."""
+    from grpo_kit.policy.load import load_policy
+
+    shared = ["shared_experts.up_proj", "shared_experts.down_proj"]
+    whole = submission(tmp_path / "whole.zip", {"target_modules": ["q_proj", *shared]})
+    values = zip_tensors(whole)
+    model, tokenizer = load_policy(config.Policy())
+    model, probe = output_check._attach_submission(model, whole), tmp_path / "probe.safetensors"
+    before = {name: value.clone() for name, value in model.named_parameters() if "lora_" in name}
+    output_check.write_probe(model, tokenizer, [[{"role": "user", "content": "What is 2 + 3?"}]], True, probe)
+    assert all(value.equal(before[name]) for name, value in model.named_parameters() if name in before)
+    used = submission(tmp_path / "used.zip", {"target_modules": ["q_proj"]})
+    repack_zip(used, tensors=lambda tensors: {key: values[key] for key in tensors})
+    for path in (whole, used):
+        assert codes(output_check.check_submission(path, config.Policy(), probe))[-1] == "outputs-equal"
+    changed = {}
+    for path, part in ((whole, "shared_experts"), (used, "q_proj")):
+        repack_zip(path, tensors=scale_tensors(part, 2))
+        (wrong,) = fatal(output_check.check_submission(path, config.Policy(), probe))
+        assert wrong.code == "outputs-differ"
+        changed[part] = float(wrong.what.partition("training changed ")[2].rstrip(")."))
+    logits = load(probe.read_bytes())
+    base = output_check._last_logits(load_policy(config.Policy())[0], logits)
+    for part, key in (("shared_experts", "trained"), ("q_proj", "scored")):  # of the run, not of the zip
+        assert changed[part] == pytest.approx((logits[key] - base).abs().max().item(), rel=0.05)
+    assert changed["shared_experts"] > 1.5 * changed["q_proj"]
+
+
+def test_a_share_is_said_once_and_one_pair_is_not_said_to_be_many(tmp_path):
+    path = submission(tmp_path / "a.zip", {"target_modules": ["q_proj", "shared_experts.up_proj"]})
+    said = [f"{finding.what} {finding.scorer}" for finding in inspect_zip.inspect_submission(path)]
+    assert sum("LoRA parameters (" in sentence and "drops" in sentence for sentence in said) == 1, said
+    one = submission(tmp_path / "b.zip", {"target_modules": ["q_proj"]})
+    said = " ".join(finding.what for finding in inspect_zip.inspect_submission(one))
+    assert "The LoRA pair is non-zero and finite." in said and "All 1" not in said
+
+
 def test_a_copy_as_scored_has_zeros_in_place_of_what_is_dropped(tmp_path):
     for name, targets, used in (("a", ["q_proj", "shared_experts.up_proj"], "uses 1,024 of "), ("b", ["q_proj"], "")):
         (tmp_path / name / "copy").mkdir(parents=True)
