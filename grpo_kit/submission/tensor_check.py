@@ -38,7 +38,8 @@ def check_tensors(
     elif not any(finding.severity == FATAL for finding in findings):
         parameters = sum(math.prod(entry.shape) for entry in entries.values())
         what = f"{len(halves):,} LoRA tensors, {parameters:,} parameters: names and shapes are the base's."
-        findings.append(Finding("tensors", OK, what, scorer.describe_use(*_count_used(halves))))
+        used, total = _count_used(halves)
+        findings.append(Finding("tensors", OK, what, scorer.describe_use(used, total) if used == total else ""))
     return halves, findings
 
 

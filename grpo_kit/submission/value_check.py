@@ -64,7 +64,8 @@ def check_values(values: Mapping[str, Values], halves: Halves) -> list[Finding]:
     dead = [name for name in names if (name, "A") in zero or (name, "B") in zero]
     if not dead:
         if names and not findings:
-            findings.append(Finding("values", OK, f"All {len(names):,} LoRA pairs are non-zero and finite."))
+            who = f"All {len(names):,} LoRA pairs are" if len(names) > 1 else "The LoRA pair is"
+            findings.append(Finding("values", OK, f"{who} non-zero and finite."))
         return findings
     alive = f"{len(names) - len(dead):,} of {len(names):,} LoRA pairs are non-zero"
     if len(dead) == len(names):
