@@ -57,7 +57,7 @@ def push(
         kernel.build_kernel, notebook=path, accelerator=accelerator, root=find_root(), run=name, preset=preset,
         overrides=overrides or (), datasets=dataset or (), kernels=kernel_source or (),
     )  # fmt: skip
-    console.out.print(f"push     {path.stem} on {accelerator}" + (f" ({note})" if note else ""))
+    console.out.print(escape(f"push     {path.stem} on {accelerator}" + (f" ({note})" if note else "")))
     outcome = run_kernel.run_kernel(build, follow, dry_run, force, _say)
     if outcome is None:
         if not dry_run:
@@ -90,7 +90,7 @@ def submit(
 
     Called again with the same zip, it sends nothing and goes on waiting.
     """
-    console.out.print(f"submit   {zip_path}")
+    console.out.print(escape(f"submit   {zip_path}"))
     score = submission.submit(zip_path, message, follow, dry_run, _say)
     if score:
         console.out.print(f"score    {score} on the public leaderboard")
@@ -121,7 +121,7 @@ def wheels(
     files = wheel_folder.build_wheels(out, python, platform, image, owner, _say)
     size = sum(path.stat().st_size for path in files) / 2**20
     console.out.print(
-        f"wheels   {len(files)} in {out}, {size:.1f} MiB, for Python {python} on {platform}, without torch"
+        escape(f"wheels   {len(files)} in {out}, {size:.1f} MiB, for Python {python} on {platform}, without torch")
     )
     if owner == run_kernel.NOBODY:
         _say(f"put your name in place of {owner} in {out / wheel_folder.METADATA_FILE}")

@@ -207,7 +207,7 @@ def report(name: options.RunName = None) -> None:
 
     _, run = open_run(["tiny"], (), name)  # the page needs the run's files, not its settings
     save_report(run)
-    console.out.print(f"{run.page}\n{run.picture}")
+    console.out.print(escape(f"{run.page}\n{run.picture}"))
     show_next(run, name=name)
 
 
@@ -255,7 +255,8 @@ def handoff(
     config, run = open_run(sources or (), overrides or (), name, "package")
     with console.show_progress("exporting") as show:
         folder = export.export_run(config, run, to, out, merge, show)
-    console.out.print(f"{folder}\nnext:    read {folder / 'README.md'}: how to start it, and what does not carry over")
+    sentence = f"read {folder / 'README.md'}: how to start it, and what does not carry over"
+    console.out.print(escape(f"{folder}\nnext:    {sentence}"))
 
 
 command(machine.plan)
@@ -304,7 +305,8 @@ def _is_dry_run(
     """Whether this is a dry run; if so, print what would be done."""
     if dry_run:
         console.out.print(escape(configuration.to_yaml(config)), end="")
-        console.out.print(f"# run folder: {run.path}\n# reads {reads}\n# writes {', '.join(map(str, writes))}")
+        places = f"# run folder: {run.path}\n# reads {reads}\n# writes {', '.join(map(str, writes))}"
+        console.out.print(escape(places))
         console.out.print("# dry run: nothing was touched")
         words = [word for word in sys.argv[1:] if word != "--dry-run"]
         console.out.print(escape(f"# next: {console.program_name()} {shlex.join(words)}"))

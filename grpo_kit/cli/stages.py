@@ -92,8 +92,8 @@ def package_adapter(
     for note in notes:
         console.out.print(f"         {escape(note)}")
     if creates_folder:
-        console.out.print(f"         the folder {path.parent} is new")
-    console.out.print(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)")
+        console.out.print(escape(f"         the folder {path.parent} is new"))
+    console.out.print(escape(f"         {path} ({path.stat().st_size / 2**20:.2f} MiB)"))
     return path
 
 

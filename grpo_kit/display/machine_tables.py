@@ -21,7 +21,7 @@ def print_plan(plan: Any) -> None:
     """A `planning.fit.Plan`: the peak of each place, the largest settings that fit, step time and verdict."""
     count, name = plan.device.processes, plan.device.name
     machine = f"{name}, one of {count} processes; host memory is that of all" if count > 1 else name
-    table = Table("place", "part", "GiB", "how counted", title=f"{plan.config.policy.model} on {machine}")
+    table = Table("place", "part", "GiB", "how counted", title=escape(f"{plan.config.policy.model} on {machine}"))
     table.columns[2].justify = "right"
     for place, need in plan.needs.items():
         for row in sorted(plan.at_peak(place), key=lambda row: -row.nbytes):
@@ -33,7 +33,7 @@ def print_plan(plan: Any) -> None:
     out.print(table)
     for key, value in plan.largest.items():
         out.print(f"largest grpo.{key} that fits, other settings unchanged: {value or 'none'}")
-    out.print(f"step time: {_describe_step_time(plan)}\n{escape(plan.verdict)}")
+    out.print(escape(f"step time: {_describe_step_time(plan)}\n{plan.verdict}"))
 
 
 def _describe_step_time(plan: Any) -> str:

@@ -64,7 +64,7 @@ def print_forecast(forecast: dict[str, Any]) -> None:
     tokens = f"{forecast['prompt_tokens']} + {forecast['completion_tokens']} tokens"
     duration = run_figures.format_duration(forecast["seconds"])
     if "lora" in forecast:
-        out.print(f"{INDENT}{forecast['lora']}")
+        out.print(f"{INDENT}{escape(forecast['lora'])}")
     out.print(
         f"{INDENT}the longest step fits ({tokens}{peak}); at most {step:.1f} s a step, "
         f"{forecast['steps']} steps in {duration}"
@@ -88,7 +88,8 @@ def print_screening(summary: dict[str, Any], band: list[float]) -> None:
     kept = f"{summary['kept']} of {summary['prompts']} prompts kept, pass rate {band[0]:g} to {band[1]:g}"
     out.print(f"{INDENT}{kept}; left out: {left_out}")
     if len(summary["sources"]) > 1:
-        out.print(INDENT + ", ".join(f"{name} {kept} of {total}" for name, (kept, total) in summary["sources"].items()))
+        shares = (f"{name} {kept} of {total}" for name, (kept, total) in summary["sources"].items())
+        out.print(INDENT + escape(", ".join(shares)))
     for place, count in enumerate(summary["histogram"]):
         bar = "\u2588" * round(40 * count / max(summary["histogram"]))
         out.print(f"{INDENT}{place / 10:.1f} to {(place + 1) / 10:.1f}  {bar} {count}")
@@ -115,11 +116,11 @@ def print_data(manifest: dict[str, Any]) -> None:
         out.print(f"{indent}{escape(note)}")
     for name, hit in manifest["evaluation"].items():
         out.print(
-            f"{indent}{name}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal and "
-            f"{hit['overlap']} overlapping rows; {hit['kept']} rows share only a stock phrase"
+            f"{indent}{escape(name)}: {hit['leaked']} of {hit['problems']} problems leaked, by {hit['equal']} equal "
+            f"and {hit['overlap']} overlapping rows; {hit['kept']} rows share only a stock phrase"
         )
     if manifest["not_checked"]:
-        names = ", ".join(manifest["not_checked"])
+        names = escape(", ".join(manifest["not_checked"]))
         out.print(
             f"{indent}[yellow]not checked against {names}[/]: missing here (manifest.json says how to attach them)"
         )
@@ -141,7 +142,7 @@ def print_measurement(report: dict[str, Any]) -> None:
 
 def print_score(report: dict[str, Any], run: Run) -> None:
     """A rehearsed score, in all and by family, each with its 95 % interval, and how it was sampled."""
-    title = f"the challenge's scorer, rehearsed on run {run.name!r}"
+    title = escape(f"the challenge's scorer, rehearsed on run {run.name!r}")
     table = Table("family", "score", "95 % interval", "puzzles", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -152,13 +153,13 @@ def print_score(report: dict[str, Any], run: Run) -> None:
     reason = f" ({sampling['engine_why']})" if sampling["engine_why"] else ""
     out.print(
         f"sampled greedily by {escape(sampling['engine'] + reason)}; {report['truncated']:.1%} of the answers were cut "
-        f"at {sampling['max_completion_length']} tokens; {run.evaluation / 'score.json'}"
+        f"at {sampling['max_completion_length']} tokens; {escape(str(run.evaluation / 'score.json'))}"
     )
 
 
 def print_comparison(report: dict[str, Any], run: Run) -> None:
     """Accuracy before and after, and the difference with its interval, in all and by group."""
-    table = Table(title=f"held-out accuracy of run {run.name!r}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=escape(f"held-out accuracy of run {run.name!r}"), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("", "before", "after", "change", "95 % interval", "problems"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading))
     comparisons = [("pass@1", report | {side: report[side]["pass@1"] for side in ("before", "after")})]
@@ -180,7 +181,7 @@ def print_repetition(run: Run, again: Run, differences: list[str]) -> None:
     """Whether the repetition of a run gave the same adapter, and a line for each difference."""
     same = hash_of(again.adapter) == hash_of(run.adapter)
     result = "its adapter is the same, bit for bit" if same else "its adapter differs"
-    out.print(f"Run {run.name!r} was repeated in {again.path}; {result}.")
+    out.print(escape(f"Run {run.name!r} was repeated in {again.path}; {result}."))
     if differences:
         out.print("All differences between the two runs:")
     for sentence in differences:
@@ -189,7 +190,7 @@ def print_repetition(run: Run, again: Run, differences: list[str]) -> None:
 
 def print_search(result: dict[str, Any], run: Run) -> None:
     """The trials of a search, the best first, what the best is worth, and how to use it."""
-    title = f"search of run {run.name!r}"
+    title = escape(f"search of run {run.name!r}")
     table = Table("trial", "settings", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("step", "accuracy", "95 % interval", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -235,7 +236,7 @@ def print_example(run: Run) -> None:
     for old in files["before"]["problems"]:
         new = after[old["id"]]
         if old["score"] == 0.0 and new["score"] == 1.0 and old["completions"][0].startswith("looks like"):
-            out.print(f"\n{escape(old['prompt'])}  (answer {old['answer']})")
+            out.print(f"\n{escape(old['prompt'])}  (answer {escape(str(old['answer']))})")
             for name, problem in (("before", old), ("after", new)):
                 thinking, answer = split_thinking(problem["completions"][0])
                 out.print(f"  {name:<7} thinks [italic]{escape(thinking)}[/], answers {escape(answer)}")

@@ -15,7 +15,7 @@ from grpo_kit.runs.run import find_run
     ],
 )
 def test_a_repetition_is_told_in_a_sentence(tmp_path, capsys, texts, differences, lines):
-    run, again = find_run("r", tmp_path), find_run("r-again", tmp_path)
+    run, again = find_run("r", tmp_path / "[z]"), find_run("r-again", tmp_path / "[z]")
     for each, text in zip((run, again), texts, strict=True):
         each.adapter.mkdir(parents=True)
         (each.adapter / "x").write_text(text)

@@ -244,6 +244,20 @@ def test_on_the_command_line(copied, monkeypatch):
     assert status == 2 and output.startswith("error: ") and "is gone" in output
 
 
+def test_a_path_with_brackets_is_printed_as_it_is(trained, tmp_path, monkeypatch):
+    _, run = trained
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "[z]"))
+    shutil.copytree(run.path, tmp_path / "[z]" / run.name)
+    out = tmp_path / "[red]" / "[/]"
+    for words, printed in (
+        (["handoff", "--to", "trl", "--out", str(out)], [str(out), f"{out}/README.md"]),
+        (["package", "--out", f"{out}/new/s.zip"], [f"{out}/new is new", f"{out}/new/s.zip (0."]),
+        (["package", "--out", f"{out}/s.zip", "--dry-run"], [f"{tmp_path}/[z]/{run.name}", f"# writes {out}/s.zip"]),
+    ):
+        done = CliRunner().invoke(app, [words[0], "--run", run.name, *words[1:]])
+        assert done.exit_code == 0 and all(text in done.output for text in printed), done.output
+
+
 @pytest.mark.parametrize("to", ["verl", "trl"])
 def test_the_command_of_the_way_back_packs_what_the_engine_trained(bundles, trained, tmp_path, to):
     text = (bundles[to] / "README.md").read_text()
