@@ -6,6 +6,7 @@ to the engine's key, or to nothing with the reason. The folder is filled elsewhe
 """
 
 import contextlib
+import re
 import shlex
 import statistics
 from collections.abc import Iterator
@@ -66,7 +67,8 @@ def export_run(
         FileNotFoundError: the run is not trained, or its adapter, rows or base model are missing.
         FileExistsError: `out` is not an empty folder.
         OSError: the disk has no room for the merged model.
-        ValueError: there is no such engine, or the adapter is not the one that training wrote.
+        ValueError: there is no such engine, the adapter is not the one that training wrote, or the engine's
+            configuration cannot name `out`.
 
     Example:
         >>> export_run(config, run, "trl")  # doctest: +SKIP
@@ -74,7 +76,7 @@ def export_run(
     """
     require_one_of("--to", to, tuple(ENGINES))
     out = (out or run.path / "handoff" / to).absolute()
-    _check(run, out)
+    _check(run, out, to)
     base = _base(config) if merge else None
     if base:
         merging.check_disk_space(base, out)
@@ -167,8 +169,15 @@ def _left_to_learn(bundle: Bundle) -> list[str]:
     return [*lines, ""]
 
 
-def _check(run: Run, out: Path) -> None:
-    """Raise unless the run is trained, its adapter is the one that training wrote, and `out` is free."""
+def _check(run: Run, out: Path, to: str) -> None:
+    """Raise unless the run is trained, its adapter is the one that training wrote, and `out` is free and can be named.
+
+    verl and NeMo-RL read their settings by OmegaConf, for which `${` begins a reference.
+    """
+    if to != "trl" and re.search(r"\$\{|\n", str(out)):
+        raise ValueError(
+            f"{str(out)!r} has '${{' or a line end, which settings of {to} cannot hold. Name another folder with --out."
+        )
     run.require_stage("data", "grpo-kit data")
     run.require_stage("train", "grpo-kit train")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -7,6 +7,7 @@ exported. From 0.9 on verl ignores `custom_reward_function.path`, in silence, an
 """
 
 import pprint
+import re
 import shlex
 from pathlib import Path
 from string import Template
@@ -56,12 +57,13 @@ SCRIPT = """#!/bin/sh
 set -e
 cd "$(dirname "$0")"
 export PYTHONPATH="$PWD${{PYTHONPATH:+:$PYTHONPATH}}"
-set -- \\
+python3 check_reward.py "$@"
+exec python3 -m verl.trainer.main_ppo \\
   {settings} \\
   "$@"
-python3 check_reward.py "$@"
-exec python3 -m verl.trainer.main_ppo "$@"
 """
+# What Hydra reads as the same text without quotes; `true`, `null`, `nan`, `inf` and numbers it reads as values.
+PLAIN = re.compile(r"(?!(?i:true|false|null|nan|inf)\Z)[A-Za-z/_][\w./-]*", re.ASCII)
 AGGREGATES = {"dapo": "token-mean", "bnpo": "token-mean", "cispo": "token-mean", "dr_grpo": "seq-mean-token-sum-norm"}
 
 
@@ -79,7 +81,8 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
     placement = place_on_gpus(bundle)
     if placement:
         write_text(bundle.folder / f"{PATCHES}.py", PATCHES_TEXT)
-    settings = " \\\n  ".join(f"{key}={_hydra(value)}" for key, value in make_settings(bundle, placement).items())
+    words = [f"{key}={_hydra(value)}" for key, value in make_settings(bundle, placement).items()]
+    settings = " \\\n  ".join(map(shlex.quote, words))
     write_text(bundle.folder / "run.sh", SCRIPT.format(settings=settings))
     return _start(bundle, placement), _not_carried(bundle)
 
@@ -211,10 +214,12 @@ def make_settings(bundle: Bundle, placement: Placement | None) -> dict[str, Any]
 
 
 def _hydra(value: Any) -> str:
-    """A value in the form in which Hydra reads it on a command line."""
+    """A value in the form in which Hydra reads it; backslashes are doubled before a quotation mark and the end only."""
     if isinstance(value, list):
-        return shlex.quote("[" + ",".join(str(item) for item in value) + "]")
-    return shlex.quote(str(value))
+        return "[" + ",".join(map(_hydra, value)) + "]"
+    if not isinstance(value, str) or PLAIN.fullmatch(value):
+        return str(value)
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda end: 2 * end[1] + '\\"' * bool(end[2]), value) + '"'
 
 
 def _start(bundle: Bundle, placement: Placement | None) -> str:
@@ -229,6 +234,10 @@ def _start(bundle: Bundle, placement: Placement | None) -> str:
             "",
             f"For verl 0.7.1 to 0.9.1 and {gpus}, the most up to 8 that share the {bundle.completions_per_step} "
             f"completions of a step evenly. {memory}",
+            "",
+            "Both commands refuse other versions, which may pay another reward: verl up to 0.7.0 reads the reward from "
+            "`custom_reward_function`, and this folder names it in `reward.custom_reward_function`; 0.10 and later "
+            "were not seen. Both commands take further settings, such as `trainer.nnodes=2`.",
             "",
             "Run by us on a CPU: `check_reward.py` with verl 0.7.1 and 0.9.1, which composes all settings; with 0.9.1 "
             "and transformers 5.9.0 also verl's FSDP engine on the embedded policy (two processes, three updates, a "

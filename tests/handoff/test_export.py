@@ -63,7 +63,7 @@ def test_settings_that_the_table_names_for_nemo_rl_are_in_the_overlay(bundles):
 
 
 def test_settings_that_the_table_names_for_verl_are_in_its_script(bundles):
-    words = shlex.split((bundles["verl"] / "run.sh").read_text().replace("\\\n", " ").partition("set -- ")[2])
+    words = shlex.split((bundles["verl"] / "run.sh").read_text().replace("\\\n", " ").partition("main_ppo ")[2])
     set_there = {word.partition("=")[0].lstrip("+") for word in words}
     assert [name for names in theirs("verl").values() for name in names if name not in set_there] == []
 
@@ -200,6 +200,13 @@ def test_the_readme_says_what_is_left_to_learn(copied, tmp_path, shares, says):
     text = (export.export_run(chosen, run, "verl", tmp_path / "o") / "README.md").read_text()
     assert says in text if says else "left to learn" not in text
     assert ("Most of each step" in text) == (sum(filter(None, shares.values())) > 0.5)
+
+
+@pytest.mark.parametrize(("to", "name"), [("verl", "a${b}"), ("nemo-rl", "a\nb")])
+def test_a_folder_that_the_engine_s_settings_cannot_name_is_refused(trained, tmp_path, to, name):
+    with pytest.raises(ValueError, match=r"has '\$\{' or a line end.*Name another folder with --out"):
+        export.export_run(*trained, to, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_empty_folder_is_accepted(copied, tmp_path):

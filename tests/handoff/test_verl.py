@@ -103,8 +103,7 @@ def test_the_reward_file_is_copied_whole_and_does_not_import_the_package(bundle)
 
 
 def parse_arguments(folder):
-    text = (folder / "run.sh").read_text().replace("\\\n", " ").partition("set -- ")[2]
-    words = shlex.split(text.partition("\n")[0])
+    words = shlex.split((folder / "run.sh").read_text().replace("\\\n", "").partition("main_ppo ")[2])
     assert words.pop() == "$@"
     return dict(word.split("=", 1) for word in words)
 
@@ -226,6 +225,38 @@ class FakeBundle(NamedTuple):
     config: config.RunConfig
     gpus: int
     prompt_tokens: int = 256
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("/home/ada/b_1/run.x-2", "/home/ada/b_1/run.x-2"),
+        ("/a b", '"/a b"'),
+        ("/a,b=[c]{d}'e#$f:", '"/a,b=[c]{d}\'e#$f:"'),
+        ('a"b', r'"a\"b"'),
+        (r"a\b", r'"a\b"'),
+        ("a\\", r'"a\\"'),
+        (r"a\"b", r'"a\\\"b"'),
+        ("über", '"über"'),
+        ("", '""'),
+        ("true", '"true"'),
+        ("NULL", '"NULL"'),
+        ("12", '"12"'),  # a run's name
+        ("nano", "nano"),
+        (True, "True"),
+        (1e-6, "1e-06"),
+        (["q_proj", "a,b"], '[q_proj,"a,b"]'),
+    ],
+)
+def test_a_value_is_quoted_so_that_hydra_reads_the_same(value, text):
+    """Hydra 1.3.2's parser read each text here as its value."""
+    assert verl._hydra(value) == text
+
+
+def test_a_folder_with_any_letters_reaches_verl_unchanged(trained, tmp_path):
+    folder = export.export_run(*trained, "verl", tmp_path / "we ird'x,y=[z]#$k\"")
+    path = str(folder).replace('"', r"\"")
+    assert parse_arguments(folder)["data.train_files"] == f'"{path}/train.parquet"'
 
 
 @pytest.mark.parametrize(
