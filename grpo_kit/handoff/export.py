@@ -29,15 +29,7 @@ from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run
 
 ENGINES = {"nemo-rl": nemo_rl, "verl": verl, "trl": trl}
-BACK = {  # what `grpo-kit package` reads, and a remark
-    "nemo-rl": (
-        "--adapter {here}/adapter --adapter {here}/results/step_N",
-        "A new LoRA is trained on the merged model, so both are added up. Where the overlay has `restore_from`, "
-        "training continues from the adapter: leave the first one out there.",
-    ),
-    "verl": ("--adapter {here}/results/global_step_N", ""),
-    "trl": ("--adapter {here}/trained", ""),
-}
+BACK = {"verl": "results/global_step_N", "trl": "trained"}  # what `grpo-kit package` reads
 LAST_STEPS = 10  # of a run, over which the README averages
 TABLE = Path(__file__).with_name("keys.yaml")
 
@@ -118,6 +110,10 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
     note, keys = bundle.run.stages()["train"], read_key_table(to)
     progress = f"{note['steps']} of {bundle.config.grpo.max_steps} steps" if "steps" in note else "trained"
     rows = ", ".join(f"{len(of)} {split}" for split, of in bundle.rows.items())
+    if to == "nemo-rl":
+        adapters, about_adapters = nemo_rl.way_back(bundle)
+    else:
+        adapters, about_adapters = f"--adapter {shlex.quote(f'{bundle.out}/{BACK[to]}')}", ""
     lines = [
         f"# Run {bundle.config.run.name!r} for {to}",
         "",
@@ -130,9 +126,9 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         "## Start",
         start,
         "## Back to the kit",
-        f"The adapter of a step as a zip, which `grpo-kit check` examines. {BACK[to][1]}".rstrip(),
+        f"The adapter of a step as a zip, which `grpo-kit check` examines. {about_adapters}".rstrip(),
         "",
-        f"    grpo-kit package {BACK[to][0].format(here=shlex.quote(str(bundle.out)))} "  # one line with the next
+        f"    grpo-kit package {adapters} "  # one line with the next
         f"policy.model={'tiny' if bundle.config.policy.model == 'tiny' else shlex.quote(bundle.base_model)}",
         "",
         *_left_to_learn(bundle),

@@ -6,6 +6,7 @@ with NeMo-RL here.
 
 import json
 import shlex
+import warnings
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -44,7 +45,12 @@ shutil.copy(Path(base, "config.json"), out)  # what this transformers writes for
 
 
 def write_files(bundle: Bundle) -> tuple[str, list[str]]:
-    """Fill the bundle's folder. Returns (how to start, as Markdown; sentences on what does not carry over)."""
+    """Fill the bundle's folder. Returns (how to start, as Markdown; sentences on what does not carry over).
+
+    Warns where the bundle lacks a merged model that its overlays start from.
+    """
+    if not bundle.merge:
+        warnings.warn(f"{_missing_model(bundle)} {merge_command(bundle)}", stacklevel=2)
     with_budget = any(row.get("token_budget") for row in bundle.rows["train"])
     prompt = make_prompt_file(bundle, "" if with_budget else bundle.config.data.prompt_suffix)
     write_text(bundle.folder / "nemo_rl" / "prompt.txt", prompt)
@@ -90,7 +96,36 @@ def make_script(bundle: Bundle) -> str:
     """The script that starts NeMo-RL with the overlay for the version that is installed, or says why it does not."""
     stages = " ".join(part.name for part in bundle.parts() if part.name)
     values = {"home": HOME, "out": shlex.quote(str(bundle.out)), "stages": stages, "first": stages.partition(" ")[0]}
+    values["merge"] = shlex.quote(merge_command(bundle))
     return Template(SCRIPT.read_text(encoding="utf-8")).substitute(values)
+
+
+def merge_command(bundle: Bundle) -> str:
+    """The command that writes this bundle with its merged model, into a new folder beside it."""
+    out = bundle.out.with_name(f"{bundle.out.name}-merged")
+    return shlex.join(
+        ["grpo-kit", "handoff", "--run", bundle.run.name, "--to", "nemo-rl", "--merge", "--out", str(out)]
+    )
+
+
+def way_back(bundle: Bundle) -> tuple[str, str]:
+    """The adapters for `grpo-kit package`, and what to know about them."""
+    parts, restores = bundle.parts(), nemo_overlay.can_restore(bundle)
+    steps = [f"{nemo_overlay.results_folder(bundle, part)}/step_{part.steps if part.name else 'N'}" for part in parts]
+    words = " ".join(f"--adapter {shlex.quote(folder)}" for folder in [f"{bundle.out}/adapter", *steps])
+    if len(parts) == 1:
+        remark = "A new LoRA is trained on the merged model, so both are added up."
+        return words, remark + " v0.8 continues the run's adapter: leave the first one out there." * restores
+    of_v08 = "the run's: give the last one alone" if restores else "the first stage's: give the run's and the last one"
+    return words, (
+        "Up to v0.7 each stage trains a new LoRA on the merged model before it, so all are added up. v0.8 continues "
+        f"{of_v08} there."
+    )
+
+
+def _missing_model(bundle: Bundle) -> str:
+    some = "the overlays for NeMo-RL up to v0.7 and for Megatron start" if nemo_overlay.can_restore(bundle) else ""
+    return f"model/ is missing, from which {some or 'every overlay starts'}. This command writes a folder with it:"
 
 
 def _first_overlays(bundle: Bundle) -> list[dict[str, Any]]:
@@ -110,13 +145,13 @@ def _write_overlay(bundle: Bundle, kind: str, part: Part, version: str, overlay:
     }[version]
     model = overlay["policy"].get("model_name")
     restored = overlay["policy"].get(BLOCK.get(version, ""), {}).get("lora_cfg", {}).get("restore_from")
-    head = f"# {kind} for {about}\n"
+    head = f"# {kind} for {about}\n" + (f"# model: {model}\n" if model else "")  # which run.sh looks for
     if restored:
         head += "# Training continues from the adapter, which is the KL reference as it starts.\n"
     elif model == str(bundle.out / "model"):
         head += "# A fresh LoRA on the merged model.\n"
         if not bundle.merge:
-            head += "# model/ is NOT here: export again with --merge. The base alone would lose what was trained.\n"
+            head += "# model/ is NOT here (see README.md). The base alone would lose what was trained.\n"
     write_text(bundle.folder / "nemo_rl" / _file(kind, part, version), head + OmegaConf.to_yaml(overlay))
 
 
@@ -124,7 +159,8 @@ def _start(bundle: Bundle) -> str:
     """How to start, as Markdown."""
     here, parts, nemotron = shlex.quote(f"{bundle.out}/nemo_rl"), bundle.parts(), nemo_overlay.is_nemotron(bundle)
     gpus = nemo_overlay.count_gpus(bundle)
-    lines = [
+    lines = [] if bundle.merge else [f"**{_missing_model(bundle)}**", "", f"    {merge_command(bundle)}", ""]
+    lines += [
         f"For NeMo-RL v0.6, v0.7, main of August 2026 and v0.8 in {HOME} (image nvcr.io/nvidia/nemo-rl), and "
         f"{gpus} GPU{'s' * (gpus > 1)} of one node. `run.sh` picks the overlay for the version that it finds there; "
         "each overlay is refused by the versions that it is not for. Further arguments are passed on as overrides.",
@@ -211,11 +247,6 @@ def _not_carried(bundle: Bundle) -> list[str]:
         sentences.append(
             "A fresh LoRA on the merged model does not fit the base. *Back to the kit* adds it to the run's adapter."
         )
-        if not bundle.merge:
-            sentences.append(
-                "NeMo-RL up to v0.7 cannot continue from an adapter: the overlays that name `model/` need it, and "
-                "--merge writes it."
-            )
     if config.grpo.loss_type == "cispo":
         sentences.append("NeMo-RL v0.6 has no CISPO and refuses the overlays (loss_fn.disable_ppo_ratio not found).")
     if config.grpo.top_k:
@@ -227,7 +258,6 @@ def _not_carried(bundle: Bundle) -> list[str]:
         )
     if config.grpo.stages:
         sentences.append(
-            "Up to v0.7 each stage leaves an adapter of its own: give `package` them all, one `--adapter` each. "
             "A stage ends after its steps, whatever the next one's `enter` says; its length is that of prompt and "
             "completion together. NVIDIA's DeepScaleR recipe makes 16 updates from each batch of 1,024 completions; "
             "this run makes one, so that the clip has no effect. For theirs, append "

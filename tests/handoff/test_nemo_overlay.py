@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationKeyError
 from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
-from grpo_kit.handoff import export, nemo_gym, nemo_megatron, nemo_overlay
+from grpo_kit.handoff import export, nemo_gym, nemo_megatron, nemo_overlay, nemo_rl
 from grpo_kit.nemotron import base_models
 from tests.helpers.nemo_rl import BLOCK, VERSIONS, merge_overlay, unknown_keys, wrong_types
 
@@ -258,6 +258,14 @@ def test_a_learning_rate_schedule_equals_that_of_transformers(collected, kind, w
         for schedule in (nemo_schedule, transformers_schedule):
             schedule.optimizer.step() if schedule is transformers_schedule else optimizer.step()
             schedule.step()
+
+
+def test_the_way_back_of_a_dense_base_says_that_v08_continues_the_adapter(dense):
+    assert nemo_rl.way_back(dense) == (
+        f"--adapter {dense.out}/adapter --adapter {dense.out}/results/step_N",
+        "A new LoRA is trained on the merged model, so both are added up. "
+        "v0.8 continues the run's adapter: leave the first one out there.",
+    )
 
 
 STAGES = {  # NVIDIA's published values: context, steps, KL, upper clip, learning rate

@@ -5,7 +5,9 @@ Neither is installed here. `test_nemo_overlay.py` holds the overlays to NeMo-RL'
 
 import json
 import os
+import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from grpo_kit import config
+from grpo_kit.cli.main import app
 from grpo_kit.data.preparation import prepare
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.handoff import export, nemo_gym, nemo_rl
@@ -48,12 +52,20 @@ def test_the_bundle_has_an_overlay_for_each_kind_and_version(bundle):
 
 
 @pytest.mark.slow
-def test_without_a_merged_model_the_overlay_says_so_at_the_top(trained, tmp_path):
+def test_without_a_merged_model_all_say_so_and_name_the_command_that_writes_it(trained, tmp_path, monkeypatch):
     chosen, run = trained
-    folder = export.export_run(chosen, run, "nemo-rl", tmp_path / "b")
+    command = f"grpo-kit handoff --run {run.name} --to nemo-rl --merge --out {tmp_path}/b-merged"
+    with pytest.warns(UserWarning, match="model/ is missing, from which every overlay starts") as warned:
+        folder = export.export_run(chosen, run, "nemo-rl", tmp_path / "b")
+    assert str(warned[0].message).endswith(command)
     for name in ("grpo_v06", "grpo_v08", "megatron"):  # out_proj keeps v0.8 from continuing the adapter
         assert "model/ is NOT here" in (folder / f"nemo_rl/{name}.yaml").read_text().partition("defaults:")[0]
-    assert "--merge writes it" in (folder / "README.md").read_text()
+    start = (folder / "README.md").read_text().partition("## Start\n")[2]
+    assert start.startswith("**model/ is missing, from which every overlay starts.") and f"\n    {command}\n" in start
+    assert f"Write it into a new folder: \"'{command}'" in (folder / "nemo_rl/run.sh").read_text()
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(run.root))
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0  # the command works
+    assert (tmp_path / "b-merged/model/model.safetensors").is_file()
 
 
 def test_the_readme_says_for_what_it_is_and_what_was_run(bundle):
@@ -63,7 +75,8 @@ def test_the_readme_says_for_what_it_is_and_what_was_run(bundle):
     assert "run.sh grpo" in text and "run.sh gym" in text and "Megatron, 2 nodes of 8 GPUs" in text
     assert "append `cluster.gpus_per_node=1`" in text  # the embedded policy
     assert "out_proj is not trained further" in text and "does not fit the base" in text
-    assert "Where the overlay has `restore_from`, training continues from the adapter" in text
+    assert "A new LoRA is trained on the merged model, so both are added up. grpo-kit package" in text
+    assert "restore_from" not in text and "model/ is missing" not in text
 
 
 INSTALLED = {  # what NeMo-RL's grpo_math_1B.yaml has in each version
@@ -124,7 +137,7 @@ def test_the_script_starts_the_overlay_of_the_version_that_is_installed(
     [
         (None, "", "grpo_math_1B.yaml does not exist. Start this inside NVIDIA's image"),
         ("v05", "", "has no LoRA for GRPO; it is older than v0.6. Use v0.6, v0.7 or v0.8."),
-        ("v06", "model", "/model does not exist. Export again with --merge"),
+        ("v06", "model", "/model does not exist. Write it into a new folder: grpo-kit handoff --run small"),
         ("v06", "nemo_rl/gym_v06.yaml", "gym_v06.yaml does not exist; README.md says which kinds this run has"),
     ],
 )
@@ -349,6 +362,12 @@ def test_each_stage_has_its_overlays_and_the_readme_says_how_to_go_on(deepscaler
     first, second = (f"{results}/stage1_8K/step_240/policy/weights", f"{results}/stage2_16K/step_290/policy/weights")
     for weights, began in ((first, deepscaler / "model"), (second, f"{first}/hf")):
         assert f"merge_stage.py {began} {weights}/model {weights}/hf" in text
+    back = re.search(r"^    grpo-kit package (.+) policy.model=tiny$", text, re.M)[1]
+    assert back.split("--adapter ")[1:] == [
+        f"{deepscaler}/adapter ", f"{results}/stage1_8K/step_240 ", f"{results}/stage2_16K/step_290 ",
+        f"{results}/stage3_24K/step_50",
+    ]  # fmt: skip
+    assert "v0.8 continues the first stage's: give the run's and the last one there." in text
     assert "run.sh grpo stage2_16K" in text and "There is no overlay for Megatron" in text
     assert "policy.train_global_batch_size=64" in text  # as in the recipe, not as in this run
     script = (deepscaler / "nemo_rl/run.sh").read_text()

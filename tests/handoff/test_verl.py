@@ -249,7 +249,7 @@ class FakeBundle(NamedTuple):
     ],
 )
 def test_a_value_is_quoted_so_that_hydra_reads_the_same(value, text):
-    """Hydra 1.3.2's parser read each text here as its value."""
+    """Hydra 1.3.8's parser read each text here as its value."""
     assert verl._hydra(value) == text
 
 
