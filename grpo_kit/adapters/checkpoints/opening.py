@@ -62,11 +62,13 @@ def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | Chec
             return Difference(place, find_base_folder(str(tiny.FOLDER) if recognize_base(base) == TINY else base))
     if list(folder.glob("adapter_model.*")):
         return AdapterFolder(folder)  # which says what is missing
-    state = "is a file" if folder.is_file() else "holds none of these" if folder.is_dir() else "does not exist"
+    state = (
+        "holds nothing that can be packed" if folder.is_dir() else "is no folder" if folder.exists() else "is missing"
+    )
     raise FileNotFoundError(
-        f"{folder} {state}: an adapter ({CONFIG_FILE} and {TENSORS_FILE}), a step of verl (model_world_size_*.pt) or "
-        "of NeMo-RL (.metadata), a merged model (model.safetensors). Give the folder of one, unpacked, its weights as "
-        "safetensors where it is an adapter or a model."
+        f"{folder} {state}. Give a folder with an adapter ({CONFIG_FILE} and {TENSORS_FILE}), a step of verl "
+        "(model_world_size_*.pt) or NeMo-RL (.metadata), or a merged model (model.safetensors). Other pickles, such as "
+        "pytorch_model.bin, are not read."
     )
 
 

@@ -385,17 +385,17 @@ def a_folder_with(name):
 @pytest.mark.parametrize(
     ("make", "state"),
     [
-        (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "holds none of these"),
-        (lambda path: path.write_bytes(b"PK"), "is a file"),
-        (a_folder_with("pytorch_model.bin"), "holds none of these"),
-        (a_folder_with("model_world_size_0_rank_0.pt"), "holds none of these"),
+        (lambda path: None, "is missing"),
+        (lambda path: path.mkdir(), "holds nothing that can be packed"),
+        (lambda path: path.write_bytes(b"PK"), "is no folder"),
+        (a_folder_with("pytorch_model.bin"), "holds nothing that can be packed"),
+        (a_folder_with("model_world_size_0_rank_0.pt"), "holds nothing that can be packed"),
     ],
 )
 def test_another_folder_is_told_what_is_accepted(tmp_path, make, state):
     make(tmp_path / "f")
     with pytest.raises(
-        FileNotFoundError, match=rf"f {state}: an adapter \(adapter_config.*verl.*NeMo-RL.*merged model"
+        FileNotFoundError, match=rf"f {state}. Give a folder with an adapter \(.*verl.*NeMo-RL.*merged model"
     ):
         open_adapter(tmp_path / "f")
 
