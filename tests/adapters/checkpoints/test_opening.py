@@ -104,6 +104,10 @@ def other_keys(folder):
     change_shard(folder, lambda shard: shard.pop(first_lora(shard)))
 
 
+def one_key_more(folder):
+    change_shard(folder, lambda shard: shard.update({"x.lora_A.weight": torch.ones(2, 2)}))
+
+
 def other_run(folder):
     shutil.copy(folder / "model_world_size_2_rank_0.pt", folder / "model_world_size_4_rank_0.pt")
 
@@ -140,7 +144,8 @@ class Touch:
     [
         (other_shape, ValueError, r"lora_A.default.weight is damaged"),
         (no_tensor, ValueError, r"do not fit together"),
-        (other_keys, ValueError, r"do not fit together"),
+        (other_keys, ValueError, r"have not the same LoRA, such as .*lora_A"),
+        (one_key_more, ValueError, r"have not the same LoRA, such as x.lora_A.weight"),
         (other_run, ValueError, r"shards of \[2, 4\] processes"),
         (a_shard([1, 2]), ValueError, r"rank_0.pt holds a list, and a shard of verl holds tensors by name"),
         (a_shard(torch.ones(3)), ValueError, r"rank_0.pt holds a Tensor, and"),
