@@ -22,7 +22,7 @@ TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical -
 help:
 	@echo "make demo [FORCE=1]   the whole chain on the embedded policy, in about a minute after installation"
 	@echo "make test             every test, the notebooks included"
-	@echo "make test-fast        the tests that take no more than a few seconds, in about four minutes"
+	@echo "make test-fast        the tests that take no more than a few seconds, in about two minutes"
 	@echo "make coverage         the same, with the lines that no test reaches"
 	@echo "make lint             ruff"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/src/*.py"

@@ -125,6 +125,7 @@ def test_rewards_do_not_import_the_package():
             assert not any(name.startswith("grpo_kit") for name in names), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["grpo_kit", "grpo_kit.config", "grpo_kit.runs.run", "grpo_kit.data", "grpo_kit.policy.chat", "grpo_kit.cli.main",
@@ -136,6 +137,7 @@ def test_light_modules_load_no_heavy_library(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_no_code_evaluates_text():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

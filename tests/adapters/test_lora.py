@@ -101,6 +101,7 @@ def change_adapter(folder, change_config=None, change_tensors=None):
         save_file(change_tensors(tensors), folder / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change_config", "change_tensors", "match"),
     [

@@ -142,6 +142,7 @@ def test_existing_data_is_kept_when_training_names_the_preset_again(here):
     assert str(SAMPLE) in (here / "runs/r/config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_data_shows_where_each_row_went_and_draws_it(here, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     rows = [
@@ -171,6 +172,7 @@ def test_a_forced_stage_is_repeated_and_force_is_not_remembered(here):
     assert "force" not in (here / "runs/r/config.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["data", "train", "evaluate", "package"])
 @pytest.mark.parametrize("preset", ["tiny", "t4", "24gb"])
 def test_a_dry_run_prints_the_configuration_and_touches_nothing(here, command, preset):
@@ -307,6 +309,7 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
     assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
 
 
+@pytest.mark.slow
 def test_rewards_audit_tests_a_users_reward(here):
     (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     (here / "cases.jsonl").write_text('{"gold": "4", "completion": "\\\\boxed{5}", "reward": 0, "kind": "plain"}\n')
@@ -360,6 +363,7 @@ def test_without_run_the_message_says_so_and_names_the_runs_that_exist(here):
     assert output.endswith("Runs in runs: mine, other; name one with --run.")
 
 
+@pytest.mark.slow
 def test_a_file_name_that_is_not_utf8_is_shown_with_escapes(here):
     name = "caf\udce9.zip"
     Path(name).write_bytes(b"no zip")

@@ -200,6 +200,7 @@ REFERENCES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("key", ["data.source", "run.report_to", "grpo.max_steps"])
 def test_a_reference_is_refused_before_it_is_resolved(reference, key, tmp_path, monkeypatch):

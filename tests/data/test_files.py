@@ -151,6 +151,7 @@ def test_a_file_named_gz_that_was_unpacked_already_is_read(tmp_path):
     assert list(files.read_rows(write(tmp_path, "a.csv.gz", "p,a\n1,2\n"))) == [(2, {"p": "1", "a": "2"})]
 
 
+@pytest.mark.slow
 def test_a_gzip_bomb_is_refused_near_its_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "FREELY_UNPACKED", 2**16)
     packed = gzip.compress(b'{"p": "x"}\n' * 2_000_000)

@@ -505,6 +505,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 def test_messages_in_any_form_are_asked_as_the_question_itself(tmp_path, name):
     questions = {f"What is {i} plus {7 * i}?": str(8 * i) for i in range(1, 31)}

@@ -155,6 +155,7 @@ def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
     assert puzzles.make_puzzle(family, 4, 0) != forwards[0]
 
 
+@pytest.mark.slow
 def test_puzzles_change_only_with_the_version():
     text = "".join(puzzles.make_puzzle(family, 0, index).prompt for family in EVERY for index in range(3))
     assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "3a0a8651193b76ec")
@@ -208,6 +209,7 @@ def test_determined_bits_agree_with_a_search_that_shares_no_code():
         assert puzzle.answer in outputs
 
 
+@pytest.mark.slow
 def test_symbol_equations_agree_with_trying_every_filling():
     shown, query_sums = [("ab+ca", "dc")], "ba+ac"  # 5,040 fillings, three ways, twelve rules
     expected = {}

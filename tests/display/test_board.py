@@ -136,6 +136,7 @@ def test_the_browser_no_longer_follows_when_the_reader_picks_something(run, move
     assert board.step.max == 3 and board.step.value < 3 and board.group_html.value == shown
 
 
+@pytest.mark.slow
 def test_the_board_says_what_a_training_does_before_its_first_step(run):
     board, seen = Board(run), []
 
@@ -250,6 +251,7 @@ def until_stopped_soon(run, should_stop):
     return until_stopped(run, should_stop, most=5)
 
 
+@pytest.mark.slow
 def test_the_stop_button_ends_the_training(run):
     board = Board(run)
 

@@ -136,6 +136,7 @@ def test_an_untrained_run_has_no_page_and_no_picture(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_long_run_is_shown_at_a_few_steps(copied):
     few = read_lines(copied.completions)[:64]
     write_lines(copied.completions, [line | {"step": step} for step in range(1, 300) for line in few[:8]])

@@ -49,6 +49,7 @@ def test_the_challenge_asks_the_bare_problem_in_its_own_words(run, tmp_path):
     assert all("now" not in p.prompt[0]["content"] and len(p.prompt) == 1 for p in problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "error", "message"),
     [

@@ -89,6 +89,7 @@ def test_a_prompt_whose_pass_rate_is_decided_is_not_sampled_again(tmp_path, draw
     assert sum(report["histogram"]) == 40 and report["undecided"] >= 9
 
 
+@pytest.mark.slow
 def test_a_confidence_interval_outside_the_band_decides_a_prompt_early(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.0, 1.0, 0.5] * 4, "screening.num_generations=100", "data.pass_rate=[0.3,0.7]")
     screening.screen(chosen, run, right_reward)

@@ -251,6 +251,7 @@ def test_on_the_command_line(copied, monkeypatch):
     assert status == 2 and output.startswith("error: ") and "is gone" in output
 
 
+@pytest.mark.slow
 def test_a_path_with_brackets_is_printed_as_it_is(trained, tmp_path, monkeypatch):
     _, run = trained
     monkeypatch.setenv("GRPO_KIT_ROOT", str(tmp_path / "[z]"))

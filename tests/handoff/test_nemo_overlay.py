@@ -71,6 +71,7 @@ def make(bundle, schema):
     return nemo_overlay.make_overlay(bundle, schema, bundle.parts()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "schema"), VERSIONS.items())
 @pytest.mark.parametrize("kind", ["collected", "dense"])
 def test_an_overlay_merges_and_holds_no_key_its_version_lacks(request, kind, version, schema):
@@ -179,6 +180,7 @@ def test_a_lora_on_out_proj_alone_is_refused(collected):
         make(alone, "v06")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -281,6 +283,7 @@ def deepscaler(dense):
     return replace(dense, config=replace(dense.config, grpo=config.load_config(["deepscaler"]).grpo))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("version", "schema"), VERSIONS.items())
 def test_the_deepscaler_stages_have_the_published_values(deepscaler, version, schema):
     assert [part.name for part in deepscaler.parts()] == list(STAGES)

@@ -259,6 +259,7 @@ def test_a_read_is_retried_after_a_temporary_error(client, loopback, impatient, 
     assert all(due <= pause <= due + 1 for pause, due in zip(loopback.slept, [2, 4]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error", "says", "calls"),
     [
@@ -441,6 +442,7 @@ def test_all_pages_of_the_submission_list_are_read(client, loopback):
 # --- Nothing shows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", ["key", "token"])
 @pytest.mark.parametrize("fault", [401, 403, 500, "cut", "html"])
 def test_no_error_shows_a_secret_even_when_the_server_says_it(loopback, capfd, monkeypatch, secret, fault):

@@ -128,6 +128,7 @@ def in_16_bit(model):
     return dense
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_lora_on_routed_experts_gives_what_merged_weights_give_and_gets_their_gradients(share):
     model = load_with_expert_lora(share).train()
@@ -176,7 +177,7 @@ def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     from grpo_kit.training import train
 
     chosen = config.load_config(
-        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "data.test_size=300"]
+        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "data.test_size=200"]
     )
     run = find_run("four", tmp_path)
     prepare(chosen, run)

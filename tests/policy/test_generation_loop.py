@@ -164,6 +164,7 @@ def random_model(kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "sliding"])
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_models_with_attention_alone(kind, do_sample):

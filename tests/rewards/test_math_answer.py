@@ -189,6 +189,7 @@ def test_another_spelling_of_the_gold_is_right(gold, answer, note):
     assert math_verdict(boxed(answer), gold) == (1.0, "right"), note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gold", "answer", "note"), UNEQUAL)
 def test_another_value_or_another_kind_of_answer_is_wrong(gold, answer, note):
     reward, reason = math_verdict(boxed(answer), gold)

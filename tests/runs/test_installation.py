@@ -84,6 +84,7 @@ def test_the_kit_comes_from_the_nearest_place_that_has_it(cell, tmp_path):
     assert cell()[0][1] == WHEEL.replace("0.2.0", "0.10.0")
 
 
+@pytest.mark.slow
 def test_without_the_kit_anywhere_the_cell_says_what_to_upload(cell):
     with pytest.raises(FileNotFoundError, match="beside this notebook, on Drive or in .*input. Run `make wheel`"):
         cell(owner=False)
@@ -131,6 +132,7 @@ def test_an_installed_kit_is_left_and_a_failing_pip_is_one_sentence(cell, capsys
 # After pip
 
 
+@pytest.mark.slow
 def test_a_package_that_another_one_hides_did_not_change(monkeypatch, tmp_path):
     install(tmp_path / "first", "some_lib", "2.0")
     install(tmp_path / "hidden", "some_lib", "1.0")

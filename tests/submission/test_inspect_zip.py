@@ -164,6 +164,7 @@ BASES = [  # base_model_name_or_path, the base that the caller gives, code and s
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base_name", "base", "code", "severity"), BASES)
 def test_the_base_is_the_given_one_then_the_named_one_then_the_scorers(tmp_path, base_name, base, code, severity):
     fits = "tiny" if base == "tiny" or (base is None and base_name == base_models.TINY) else base_models.PUBLISHED

@@ -253,6 +253,7 @@ def test_a_damaged_study_is_named_and_not_written_over(tmp_path, trained, damage
     assert hash_of(run.path / "tune/study.db") == before
 
 
+@pytest.mark.slow
 def test_an_emptied_study_is_named_and_not_begun_again(tmp_path):
     chosen = config.load_config(["tiny"], SMALL)
     run = find_run("r", tmp_path / "runs")
@@ -265,6 +266,7 @@ def test_an_emptied_study_is_named_and_not_begun_again(tmp_path):
     assert study.read_bytes() == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{}, [], "", ()])
 def test_a_search_without_a_setting_is_refused_before_it_begins(run, axes):
     chosen = config.load_config(["tiny"], ["data.limit=60"])

@@ -31,6 +31,7 @@ def packed(folder, tmp_path):
     return (tmp_path / "s.zip").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "cut"),
     [

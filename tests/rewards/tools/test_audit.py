@@ -76,12 +76,14 @@ def test_a_file_whose_import_hangs_is_counted_too(tmp_path, monkeypatch):
     assert report.trials[0].hung == {"main", "worker"} and report.row().accuracy == 0.0
 
 
+@pytest.mark.slow
 def test_a_generous_reward_pays_the_wrong_ones_and_the_unusable_gold():
     total = audit_reward(generous_reward, CASES).row()
     assert (total.wrong_paid, total.right_refused, total.hangs) == (5, 0, 0)
     assert total.accuracy == pytest.approx(2 / 7)
 
 
+@pytest.mark.slow
 def test_a_reward_defined_on_the_spot_and_one_for_strings_are_understood():
     def strings_only(completions, answer, **kwargs):
         return [float(completion.endswith(rf"\boxed{{{gold}}}")) for completion, gold in zip(completions, answer)]
@@ -283,6 +285,7 @@ def test_a_reward_that_pays_no_box_gets_labelled_cases_in_its_own_form(pattern):
     assert sum(trial.case.reward == 1.0 for trial in in_form) > 30 < sum(trial.case.reward == 0.0 for trial in in_form)
 
 
+@pytest.mark.slow
 def test_a_reward_of_another_scale_is_said_to_have_it():
     report = audit_reward(answers_in("#### GOLD", paid=0.5), CASES[:2])
     assert report.wanted == [r"'#### 4' after 'I count.\n</think>' (for 0.5, and only more than 0.5 counts as paid)"]
@@ -379,6 +382,7 @@ def test_the_kits_sample_is_labelled_and_mixed():
     assert len({(case.gold, case.completion) for case in cases}) == len(cases)
 
 
+@pytest.mark.slow
 def test_a_users_file_is_audited_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

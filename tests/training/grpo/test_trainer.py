@@ -184,6 +184,7 @@ def test_rows_without_a_gradient_cost_no_pass_and_change_no_gradient(trainer_of,
 CAPPED = ["grpo.loss_type=cispo", "grpo.epsilon=0.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "cap"),
     [
