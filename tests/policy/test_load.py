@@ -12,7 +12,7 @@ from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.planning import model_size
 from grpo_kit.policy import load
-from grpo_kit.policy.load import base_model_name, load_policy, load_tokenizer, prepare_tokenizer, tiny
+from grpo_kit.policy.load import base_model_name, load_policy, load_tokenizer, tiny
 
 
 def last_logits(model, tokenizer):
@@ -115,20 +115,6 @@ def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_pa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ValueError, match="experts_overflow is cuda:1; this machine has 1 GPUs.*Set it to host"):
         load_policy(policy)
-
-
-def test_a_tokenizer_that_hides_the_closing_tag_is_mended():
-    from tokenizers import AddedToken
-
-    tokenizer = load_tokenizer(config.Policy())
-    tokenizer.add_tokens(
-        [AddedToken(tag, special=True, normalized=False) for tag in ("<think>", "</think>")], special_tokens=True
-    )
-    assert tokenizer.decode([13], skip_special_tokens=True) == ""
-    mended = prepare_tokenizer(tokenizer)
-    assert mended.decode([12, 13, 11], skip_special_tokens=True) == "<think></think>"
-    assert mended.encode("<think></think>é", add_special_tokens=False)[:2] == [12, 13]
-    assert (mended.chat_template, mended.pad_token_id, mended.eos_token_id) == (tokenizer.chat_template, 0, 11)
 
 
 def test_no_warning_of_missing_kernels_stands_in_the_way(capfd):
