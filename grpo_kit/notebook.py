@@ -36,6 +36,8 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 
 __all__ = [
+    "ask",
+    "load_trained",
     "open_from_form",
     "read_rows",
     "render_prompt",
@@ -224,6 +226,32 @@ def _sample(model: Any, tokenizer: Any, config: RunConfig, evaluation: Any, prob
 
     conversations, thinking = [_conversation(config, problem)] * count, config.policy.enable_thinking
     return sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
+
+
+def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:
+    """Load the run's policy with its adapter, if it has one, for `ask`; returns (model, tokenizer)."""
+    from grpo_kit.evaluation import ask as asking
+
+    return asking.load_trained(config, run)
+
+
+def ask(model: Any, tokenizer: Any, config: RunConfig, question: str, thinking: bool | None = None) -> None:
+    """Show how the untrained and the trained policy answer a question, side by side, while they write.
+
+    Args:
+        model, tokenizer: as `load_trained` returns them.
+        config: the run's configuration.
+        question: any question.
+        thinking: whether the policy thinks before it answers; None: as the run is configured.
+    """
+    from grpo_kit.display.replies import NotebookReplies
+    from grpo_kit.evaluation import ask as asking
+    from grpo_kit.policy.chat import template_opens_thinking
+
+    asking.require_question(question)
+    thinking = config.policy.enable_thinking if thinking is None else thinking
+    shown = NotebookReplies(question, template_opens_thinking(tokenizer, thinking))
+    shown.finish(asking.ask(model, tokenizer, config, question, thinking, shown.show))
 
 
 # Notebook 2: the data

@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit.cli import kaggle, machine, options, rewards, stages
+from grpo_kit.cli import ask, kaggle, machine, options, rewards, stages
 from grpo_kit.cli.errors import report_errors
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.display import console, terminal
@@ -159,6 +159,9 @@ def evaluate(
         stages.measure_accuracy(config, run, "after")
         terminal.print_comparison(compare(run), run)
     show_next(run, sources, overrides, name)
+
+
+command(ask.ask)
 
 
 @command

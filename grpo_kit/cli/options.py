@@ -42,6 +42,13 @@ DryRun = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is done")]
 NumProcesses = Annotated[int, typer.Option(min=1, help="share each step between so many processes, one a GPU")]
 
+# ask
+Question = Annotated[str, typer.Argument(metavar="QUESTION", help="such as 'What is 47 + 38?'", show_default=False)]
+Thinking = Annotated[
+    bool | None,
+    _option("--thinking/--no-thinking", help="whether the policy thinks before it answers; default: as the run does"),
+]
+
 # calibrate
 Prompts = Annotated[int, typer.Option(help="how many training prompts to answer, at least 1")]
 

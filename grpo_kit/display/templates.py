@@ -95,3 +95,8 @@ def render_group(group: list[dict[str, Any]]) -> Markup:
             }
         )
     return PARTS.group(lines, max(0, len(group) - MOST), LONGEST)
+
+
+def render_replies(question: str, columns: list[dict[str, Any]]) -> Markup:
+    """A question and its replies side by side; `columns` as `replies.NotebookReplies` makes them."""
+    return PARTS.replies(question, columns, 25 * LONGEST)

@@ -85,8 +85,11 @@ class TransformersEngine:
         self.model, self.tokenizer, self.evaluation, self.max_model_len = model, tokenizer, evaluation, max_model_len
         self.name = f"transformers {transformers.__version__}"
 
-    def __call__(self, prompt_ids: list[list[int]], seed: int) -> list[Sample]:
-        """Sample one completion for each prompt of a batch. `seed` determines all of them."""
+    def __call__(self, prompt_ids: list[list[int]], seed: int, streamer: Any = None) -> list[Sample]:
+        """Sample one completion for each prompt of a batch. `seed` determines all of them.
+
+        A `transformers` streamer gets the tokens of a single prompt's completion as they are drawn.
+        """
         settings, ends = self.evaluation, find_end_tokens(self.model, self.tokenizer)
         limits = completion_limits(prompt_ids, settings, self.max_model_len)
         sampling: dict[str, Any] = {"do_sample": False}
@@ -108,6 +111,7 @@ class TransformersEngine:
                 max_new_tokens=max(limits),
                 pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=ends,
+                streamer=streamer,
                 **sampling,
             )
         self.model.train(was_training)

@@ -115,6 +115,20 @@ notebook.show_example(run)
 # policy's guesses.)
 
 # %% [markdown]
+# ## Ask it yourself
+# Type a question of your own. The untrained and the trained policy answer it side by side, as in the evaluation.
+# **Takes** a moment for `tiny`; a larger model is loaded once more first.
+
+# %%
+model, tokenizer = notebook.load_trained(config, run)
+notebook.ask(model, tokenizer, config, "What is 47 + 38?", thinking=True)
+
+# %% [markdown]
+# **You should see** two boxes that fill while the policies write. Each thought folds when its answer begins. In a
+# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums of two numbers; ask it
+# without thinking, and it must answer at once.
+
+# %% [markdown]
 # ## Pack
 # A submission is the adapter alone: two files at the root of a zip. The same adapter always gives the same bytes.
 

@@ -413,6 +413,13 @@ def test_04_packs_a_zip_that_passes_the_check_and_sends_nothing(executed_noteboo
     assert "is not submitted: The adapter is for the embedded tiny policy." in text and "Nothing was sent." in text
 
 
+def test_04_shows_both_replies_to_a_question_and_folds_their_thinking(executed_notebooks):
+    cell = next(cell for cell in code_cells(executed_notebooks[1]["04_submit"]) if "notebook.ask" in cell.source)
+    (page,) = [output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})]
+    assert re.search(r">untrained: \d+ tokens, (ended by itself|cut off)<.+>trained: \d+ tokens", page, re.DOTALL)
+    assert "What is 47 + 38?" in page and page.count("<summary") == 2
+
+
 def test_05_tries_settings_and_reports_their_effect(executed_notebooks):
     folder, notebooks = executed_notebooks
     result = json.loads((folder / "straight/runs/tiny/tune/tune.json").read_text())

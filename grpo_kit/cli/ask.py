@@ -1,0 +1,35 @@
+"""`grpo-kit ask`: a question of your own to the untrained and the trained policy. `main` registers it."""
+
+from rich.markup import escape
+
+from grpo_kit.cli import options
+from grpo_kit.display import console, replies
+from grpo_kit.runs.session import open_run
+
+
+def ask(
+    question: options.Question,
+    overrides: options.Overrides = None,
+    sources: options.Sources = None,
+    name: options.RunName = None,
+    thinking: options.Thinking = None,
+) -> None:
+    """Ask a question of your own: the untrained and the trained policy answer side by side, while you watch."""
+    from grpo_kit.evaluation import ask as asking
+    from grpo_kit.policy.chat import template_opens_thinking
+
+    config, run = open_run(sources or (), overrides or (), name, "evaluate")
+    asking.require_question(question)
+    if name and not sources and not run.stages():  # a preset would answer under a name that was mistyped
+        raise FileNotFoundError(
+            f"There is no run {run.name!r} in {run.path.parent}. Check the name, or ask a preset, as with -c tiny."
+        )
+    with console.show_progress("loading the policy"):
+        model, tokenizer = asking.load_trained(config, run)
+    thinks = config.policy.enable_thinking if thinking is None else thinking
+    opened = template_opens_thinking(tokenizer, thinks)
+    with replies.show_in_terminal(opened) as show:
+        answered = asking.ask(model, tokenizer, config, question, thinks, show)
+    replies.print_replies(answered, opened)
+    if asking.TRAINED not in answered:
+        console.out.print(escape(f"Run {run.name!r} has no trained policy yet; grpo-kit train makes one."))

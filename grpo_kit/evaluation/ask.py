@@ -1,0 +1,99 @@
+"""Ask the policy a question of your own: the untrained and the trained policy answer it, one after the other."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from transformers import TextStreamer
+
+from grpo_kit.config import RunConfig
+from grpo_kit.config.checks import require
+from grpo_kit.policy.chat import build_messages, encode_prompt
+from grpo_kit.policy.generate import Sample, TransformersEngine, batch_seed
+from grpo_kit.policy.load import load_policy
+from grpo_kit.runs.run import Run
+
+UNTRAINED, TRAINED = "untrained", "trained"
+
+
+class _TextSoFar(TextStreamer):
+    """Calls `show` with the whole text so far whenever a word is complete."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.text, self.show = "", show
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+        self.show(self.text)
+
+
+def require_question(question: str) -> None:
+    """Raise ValueError for a question without text."""
+    require(
+        bool(question.strip()),
+        'The question is empty; there is nothing to answer. Write one, such as "What is 7 + 8?".',
+    )
+
+
+def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:
+    """Load the run's policy with its adapter, so that both the untrained and the trained policy can be asked.
+
+    Args:
+        config: the run's configuration.
+        run: the run, as `open_run` returns it.
+
+    Returns:
+        (model, tokenizer); the model has no adapter while the run has none.
+    """
+    model, tokenizer = load_policy(config.policy)
+    if "train" in run.stages():
+        from grpo_kit.adapters.lora import attach_adapter
+
+        model = attach_adapter(model, run.adapter)
+    return model, tokenizer
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    config: RunConfig,
+    question: str,
+    enable_thinking: bool | None = None,
+    show: Callable[[str, str], None] | None = None,
+) -> dict[str, Sample]:
+    """Let the untrained policy answer a question, then the trained one, each sampled as in the evaluation.
+
+    Args:
+        model: the policy, as `load_trained` returns it.
+        tokenizer: its tokenizer.
+        config: the run's configuration; `evaluation` says how to sample, `data` what stands around the question.
+        question: the question.
+        enable_thinking: whether the policy thinks before it answers; None: as the run is configured.
+        show: called with ("untrained" or "trained", the reply so far) whenever a word is complete.
+
+    Returns:
+        {"untrained": the reply, "trained": the reply}; only the first one for a model without an adapter.
+
+    Raises:
+        ValueError: the question is empty, or so long that no room for an answer is left.
+
+    Example:
+        >>> from grpo_kit import open_run
+        >>> config, run = open_run("tiny", name="first")
+        >>> replies = ask(*load_trained(config, run), config, "What is 47 + 38?")  # doctest: +SKIP
+        >>> replies["untrained"].text  # doctest: +SKIP
+        'looks like 83.\\n</think>\\n\\\\boxed{83}'
+    """
+    require_question(question)
+    thinking = config.policy.enable_thinking if enable_thinking is None else enable_thinking
+    messages = build_messages(question, config.data.prompt_suffix, config.data.system_prompt)
+    prompt = encode_prompt(tokenizer, messages, thinking)
+    engine = TransformersEngine(model, tokenizer, replace(config.evaluation, num_generations=1))
+    has_adapter, replies = hasattr(model, "disable_adapter"), {}
+    for name in (UNTRAINED, TRAINED) if has_adapter else (UNTRAINED,):
+        streamer = _TextSoFar(tokenizer, lambda text, name=name: show(name, text)) if show else None
+        with model.disable_adapter() if has_adapter and name == UNTRAINED else nullcontext():
+            replies[name] = engine([prompt], batch_seed(config.run.seed, 0), streamer)[0]
+    return replies

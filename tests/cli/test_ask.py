@@ -1,0 +1,49 @@
+"""`grpo-kit ask` as a user types it."""
+
+import pytest
+from typer.testing import CliRunner
+
+from grpo_kit.cli.main import app
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def ask(*words):
+    result = CliRunner().invoke(app, ["ask", *words])
+    return result.exit_code, result.output
+
+
+def test_an_untrained_run_answers_alone_and_says_what_is_missing(tmp_path):
+    status, output = ask("What is 47 + 38?", "-c", "tiny", "--run", "first", "evaluation.temperature=0")
+    assert status == 0 and "untrained" in output and "boxed{" in output and "tokens, ended by itself" in output
+    assert "Run 'first' has no trained policy yet" in output
+    assert not list(tmp_path.iterdir())  # asking writes nothing
+
+
+@pytest.mark.slow
+def test_a_trained_run_answers_twice(trained, monkeypatch):
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(trained[1].path.parent))
+    status, output = ask("What is 47 + 38?", "--run", "small")
+    assert status == 0 and output.count("tokens,") == 2 and "no trained policy" not in output
+
+
+def test_without_thinking_the_whole_reply_is_the_answer():
+    status, output = ask("What is 47 + 38?", "--no-thinking", "evaluation.temperature=0")
+    assert status == 0 and "tokens," in output
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Missing argument 'QUESTION'"),
+        ([" "], "The question is empty"),
+        (["What is 1 + 1?", "evaluation.temprature=0"], "evaluation.temperature"),
+        (["What is 1 + 1?", "--run", "mistyped"], "There is no run 'mistyped'"),
+    ],
+)
+def test_a_wrong_call_is_status_2(words, sentence):
+    status, output = ask(*words)
+    assert status == 2 and sentence in output
