@@ -1,5 +1,7 @@
 """`grpo-kit ask`: a question of your own to the untrained and the trained policy. `main` registers it."""
 
+import re
+
 from rich.markup import escape
 
 from grpo_kit.cli import options
@@ -8,8 +10,7 @@ from grpo_kit.runs.session import open_run
 
 
 def ask(
-    question: options.Question,
-    overrides: options.Overrides = None,
+    words: options.Question = None,
     sources: options.Sources = None,
     name: options.RunName = None,
     thinking: options.Thinking = None,
@@ -18,7 +19,9 @@ def ask(
     from grpo_kit.evaluation import ask as asking
     from grpo_kit.policy.chat import template_opens_thinking
 
-    config, run = open_run(sources or (), overrides or (), name, "evaluate")
+    overrides = [word for word in words or () if re.match(r"[a-z_]+\.[a-z_]+=", word)]
+    question = " ".join(word for word in words or () if word not in overrides)
+    config, run = open_run(sources or (), overrides, name, "evaluate")
     asking.require_question(question)
     if name and not sources and not run.stages():  # a preset would answer under a name that was mistyped
         raise FileNotFoundError(

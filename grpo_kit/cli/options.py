@@ -43,7 +43,10 @@ Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is don
 NumProcesses = Annotated[int, typer.Option(min=1, help="share each step between so many processes, one a GPU")]
 
 # ask
-Question = Annotated[str, typer.Argument(metavar="QUESTION", help="such as 'What is 47 + 38?'", show_default=False)]
+Question = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="QUESTION", help="such as 'What is 47 + 38?'; key=value words are settings"),
+]
 Thinking = Annotated[
     bool | None,
     _option("--thinking/--no-thinking", help="whether the policy thinks before it answers; default: as the run does"),

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_kit.cli.main import app
+from grpo_kit.policy.generate import Sample
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,17 @@ def test_a_trained_run_answers_twice(trained, monkeypatch):
     assert status == 0 and output.count("tokens,") == 2 and "no trained policy" not in output
 
 
+def test_words_are_a_question_wherever_the_settings_stand(monkeypatch):
+    asked = []
+    monkeypatch.setattr("grpo_kit.evaluation.ask.load_trained", lambda config, run: ("model", "tokenizer"))
+    monkeypatch.setattr("grpo_kit.policy.chat.template_opens_thinking", lambda *_: True)
+    monkeypatch.setattr(
+        "grpo_kit.evaluation.ask.ask", lambda *told: asked.append(told) or {"trained": Sample("", 1, True)}
+    )
+    assert ask("evaluation.temperature=0", "what", "is", "1+1=", "x.y", "-c", "tiny")[0] == 0
+    assert asked[0][3] == "what is 1+1= x.y" and asked[0][2].evaluation.temperature == 0
+
+
 def test_without_thinking_the_whole_reply_is_the_answer():
     status, output = ask("What is 47 + 38?", "--no-thinking", "evaluation.temperature=0")
     assert status == 0 and "tokens," in output
@@ -38,7 +50,8 @@ def test_without_thinking_the_whole_reply_is_the_answer():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "Missing argument 'QUESTION'"),
+        ([], "The question is empty"),
+        (["evaluation.temperature=0"], "The question is empty"),
         ([" "], "The question is empty"),
         (["What is 1 + 1?", "evaluation.temprature=0"], "evaluation.temperature"),
         (["What is 1 + 1?", "--run", "mistyped"], "There is no run 'mistyped'"),
