@@ -43,21 +43,20 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, math_reward):
-    """A working folder as notebook 2 leaves it, with notebook 3 as it is, and as `long.ipynb` set to run for long."""
+    """A working folder as notebook 2 leaves it, with notebook 3 for 12 steps, and as `long.ipynb` for many."""
     import nbformat  # it builds a grammar, which takes seconds
 
     folder = tmp_path_factory.mktemp("lab")
-    preset, chosen = config.load_config(["tiny"]), config.load_config(["tiny"], SETTINGS)
-    prepare(preset, find_run("tiny", folder / "runs"), math_reward)
-    run = find_run("long", folder / "runs")
+    chosen, run = config.load_config(["tiny"], SETTINGS), find_run("long", folder / "runs")
+    prepare(chosen, find_run("tiny", folder / "runs"), math_reward)
     prepare(chosen, run)
     evaluate.measure(chosen, run, "before", math_reward)
-    shutil.copy(ROOT / "notebooks/03_training.ipynb", folder)
-    notebook = nbformat.read(ROOT / "notebooks/03_training.ipynb", as_version=4)
-    form = next(cell for cell in notebook.cells if 'overrides = ""' in cell.source)
-    form.source = form.source.replace('overrides = ""', f"overrides = {' '.join(SETTINGS[2:])!r}")
-    form.source = form.source.replace('run_name = ""', 'run_name = "long"')
-    nbformat.write(notebook, folder / "long.ipynb")
+    for name, settings in (("03_training", "grpo.max_steps=12"), ("long", " ".join(SETTINGS[2:]))):
+        notebook = nbformat.read(ROOT / "notebooks/03_training.ipynb", as_version=4)
+        form = next(cell for cell in notebook.cells if 'overrides = ""' in cell.source)
+        form.source = form.source.replace('overrides = ""', f"overrides = {settings!r}")
+        form.source = form.source.replace('run_name = ""', f"run_name = {run.name if name == run.name else ''!r}")
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     return folder
 
 
@@ -230,16 +229,16 @@ def test_the_board_updates_and_reacts_to_clicks_in_a_real_browser(folder, server
 
 
 @pytest.mark.slow
-def test_run_all_on_the_notebook_as_it_is_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
+def test_run_all_on_the_notebook_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
     run, output = find_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "03_training.ipynb", folder / "lab.log")
-    wait(400, lambda: page.steps() >= 24, output)
+    wait(400, lambda: page.steps() >= 10, output)
     page.look_at(BOARD, pictures / "board.png")
-    wait(400, lambda: "step  30 · What is" in output(), output)  # what the last cell prints
-    wait(20, lambda: page.steps() == 30, output)
-    assert "run tiny finished" in output() and re.search(r"30 steps in \d+ s\.", output())
+    wait(400, lambda: "step  12 · What is" in output(), output)  # what the last cell prints
+    wait(20, lambda: page.steps() == 12, output)
+    assert "run tiny finished" in output() and re.search(r"12 steps in \d+ s\.", output())
     assert page.script("return document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=error]').length") == 0
-    assert {"before", "train"} <= run.stages().keys() and len(read_lines(run.metrics)) == 30
+    assert {"before", "train"} <= run.stages().keys() and len(read_lines(run.metrics)) == 12
     page.look_at(BOARD, pictures / "finished.png")
 
 
