@@ -2,12 +2,14 @@
 
 A Nemotron-H is recognised by its configuration, whatever its name: Mamba (`M`), attention (`*`), MLP (`-`) and expert
 (`E`) layers in any order. Layers for multi-token prediction may follow; transformers does not build them, and the kit
-skips their tensors. transformers itself fills in a pattern where there is none and ignores a wrong number of layers, so
-the configuration is checked before transformers sees it.
+skips their tensors. transformers itself fills in a pattern where there is none, ignores a wrong number of layers, and
+reports a wrong value in the words of its code, so the configuration is checked before transformers sees it.
 """
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 KINDS = {"M": "linear_attention", "*": "full_attention", "E": "moe", "-": "mlp"}
@@ -22,6 +24,41 @@ RELATIVES = {  # text in the model type, an architecture or a key: what such a m
     "puzzle": "a Puzzle model, whose layers differ in width",
     "block_configs": "a Puzzle model, whose layers differ in width",
 }
+
+LARGEST, MOST_LAYERS = 2**20, 1000  # of a size in a configuration; the largest published one is 131,072 (vocab_size)
+SIZES = {  # whole numbers by the kind of layer that needs them; a configuration may leave each of them out
+    "": ("vocab_size", "hidden_size"),
+    "M": (
+        "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel", "chunk_size",
+        "mamba_n_groups", "mamba_d_conv", "mamba_chunk_size",
+    ),
+    "*": ("num_attention_heads", "num_key_value_heads", "head_dim"),
+    "E": (
+        "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_shared_expert_intermediate_size",
+        "n_group", "topk_group",
+    ),
+    "-": ("intermediate_size",),
+    None: (  # these may be 0
+        "n_shared_experts", "expand", "mamba_expand", "num_logits_to_keep", "num_nextn_predict_layers",
+        "max_position_embeddings",
+    ),
+}  # fmt: skip
+NUMBERS = ("routed_scaling_factor", "attention_dropout", "hidden_dropout")
+FRACTIONS = (  # transformers takes no whole number here
+    "layer_norm_epsilon", "initializer_range", "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min",
+    "mamba_dt_max", "mamba_dt_init_floor",
+)  # fmt: skip
+FLAGS = (
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "use_conv_bias", "mamba_proj_bias",
+    "mamba_conv_bias", "norm_topk_prob", "residual_in_fp32", "rescale_prenorm_residual", "use_cache",
+    "use_mamba_kernels", "output_router_logits", "moe_shared_expert_overlap",
+)  # fmt: skip
+DTYPES = ("bfloat16", "float16", "float32")
+ACTIVATIONS = ("mlp_hidden_act", "mamba_hidden_act")
+MULTIPLES = {  # each is a multiple of the other
+    "num_attention_heads": "num_key_value_heads", "mamba_num_heads": "n_groups", "n_routed_experts": "n_group",
+}  # fmt: skip
+NOT_ABOVE = {"num_experts_per_tok": "n_routed_experts", "topk_group": "n_group"}  # each is at most the other
 
 
 def is_nemotron_h(config: Mapping[str, Any]) -> bool:
@@ -40,8 +77,8 @@ def read_layers(config: Mapping[str, Any], name: str) -> list[str]:
         For each layer `linear_attention`, `full_attention`, `moe` or `mlp`.
 
     Raises:
-        ValueError: the model is another one, a variant that is refused, or its layers are not told or contradict
-            each other.
+        ValueError: the model is another one, a variant that is refused, its layers are not told or contradict each
+            other, or a value is of another type or outside its range.
 
     Example:
         >>> read_layers({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*"}, "mine")
@@ -59,9 +96,36 @@ def read_layers(config: Mapping[str, Any], name: str) -> list[str]:
             f"The config.json of {name} has num_hidden_layers {count!r} and a pattern of {len(pattern)} layers "
             f"({pattern}); they must agree. Correct the one that is wrong."
         )
+    if len(pattern) > MOST_LAYERS:
+        raise ValueError(
+            f"The config.json of {name} has a pattern of {len(pattern):,} layers; the kit takes at most "
+            f"{MOST_LAYERS:,}. Correct it, or name another model."
+        )
     _refuse_latent_experts(config, pattern.count("E"), name)
+    _check_values(config, pattern, name)
     _read_pattern(config, "mtp_", name)  # only checked: transformers builds none of these layers
     return [KINDS[letter] for letter in pattern]
+
+
+def read_config_file(path: Path, name: str) -> dict[str, Any]:
+    """The content of a Nemotron-H's config.json, checked as by `read_layers`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a JSON object, or as for `read_layers`.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("another JSON value")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{name} has no config.json, which every checkpoint has. Give a model's folder or Hub id."
+        ) from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not a JSON object; it is damaged. Download it again.") from None
+    read_layers(fields, name)
+    return fields
 
 
 def _require_supported(config: Mapping[str, Any], name: str) -> None:
@@ -86,6 +150,61 @@ def _refuse_latent_experts(config: Mapping[str, Any], layers: int, name: str) ->
         f"Ultra 550B have; its routed experts are {parameters / 1e9:,.0f} billion parameters, "
         f"{parameters * NF4_BITS / 8 / 2**30:,.0f} GiB in 4 bit, and the kit trains on one GPU. {FIT}"
     )
+
+
+def _check_values(config: Mapping[str, Any], pattern: str, name: str) -> None:
+    """Raise ValueError for the first value from which the layers in `pattern` could not be built."""
+
+    def require(fine: bool, key: str, rule: str) -> None:
+        if not fine:
+            raise ValueError(
+                f"The config.json of {name} has {key} {str(config[key])[:40]!r}; it must be {rule}. Correct it, or "
+                "download the file again."
+            )
+
+    def check(keys: Iterable[str], is_fine: Callable[[Any], bool], rule: str) -> None:
+        for key in keys:
+            if key in config:
+                require(is_fine(config[key]), key, rule)
+
+    for kind, sizes in SIZES.items():
+        low = 1 if kind is not None and kind in pattern else 0
+        check(sizes, lambda n, low=low: type(n) is int and low <= n <= LARGEST, f"a whole number, {low} to {LARGEST:,}")
+    check(NUMBERS, lambda x: type(x) in (int, float) and 0 <= x <= LARGEST, f"a number, 0 to {LARGEST:,}")
+    check(FRACTIONS, lambda x: type(x) is float and 0 <= x < 1e3, "a number with a decimal point, 0.0 to 1000.0")
+    check(FLAGS, lambda flag: type(flag) is bool, "true or false")
+    check(ACTIVATIONS, _is_activation, "the name of an activation, such as relu2 or silu")
+    check(["mamba_ssm_cache_dtype"], lambda text: type(text) is str, "the name of a type, such as float32")
+    check(["dtype", "torch_dtype"], lambda text: text is None or text in DTYPES, f"one of {', '.join(DTYPES)}, or null")
+    check(["pad_token_id", "bos_token_id"], lambda n: n is None or type(n) is int, "a token's number, or null")
+    check(["eos_token_id"], _is_token, "a token's number, a list of such numbers, or null")
+    check(["sliding_window"], lambda n: n is None or type(n) is int, "a whole number, or null")
+    check(["time_step_limit", "mamba_dt_limit"], _is_range, "a list of two numbers with decimal points")
+    for key, other in MULTIPLES.items():
+        if config.get(key) and config.get(other):
+            require(config[key] % config[other] == 0, key, f"a multiple of {other}, {config[other]}")
+    for key, other in NOT_ABOVE.items():
+        if config.get(key) and config.get(other):
+            require(config[key] <= config[other], key, f"at most {other}, {config[other]}")
+
+
+def _is_activation(value: Any) -> bool:
+    if value in ("relu2", "silu"):
+        return True
+    from transformers.activations import ACT2FN  # takes seconds to import
+
+    return isinstance(value, str) and value in ACT2FN
+
+
+def _is_token(value: Any) -> bool:
+    return value is None or type(value) is int or (isinstance(value, list) and all(type(n) is int for n in value))
+
+
+def _is_range(value: Any) -> bool:
+    """Whether a value is two floats; transformers saves infinity as an object with the key `__float__`."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(x >= 0 if type(x) is float else isinstance(x, dict) and list(x) == ["__float__"] for x in value)
 
 
 def _read_pattern(config: Mapping[str, Any], prefix: str, name: str) -> str:

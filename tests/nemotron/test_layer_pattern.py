@@ -1,14 +1,19 @@
 """A Nemotron-H is read by its layers; relatives and contradictory configurations are refused in one sentence."""
 
+import contextlib
 import json
+import re
 
 import pytest
-from transformers import NemotronHConfig
+import torch
+from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedConfig
 
-from grpo_kit.nemotron import base_models
+from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.nemotron.layer_pattern import is_nemotron_h, read_layers
 
 M, A, E, D = "linear_attention", "full_attention", "moe", "mlp"
+# Fields that every model of transformers has; those that no file of a model sets are not checked.
+GENERAL = set(PreTrainedConfig.__dataclass_fields__) | {"num_hidden_layers", "layers_block_type"}
 PATTERN = {"hybrid_override_pattern": "M-*E"}
 
 
@@ -100,3 +105,90 @@ def test_a_latent_size_without_experts_refuses_nothing():
 )
 def test_relatives_are_told_by_their_model_type(kind, is_one):
     assert is_nemotron_h({"model_type": kind}) is is_one
+
+
+# Values
+
+HERE = {  # key: (values that the layers M-*E can be built from, values that are refused, the rule)
+    "hidden_size": ([1, 2688, 2**20], [0, -1, 2**20 + 1, 10**30, "big", "64", 64.0, True, None, [], {}, float("nan")],
+                    "a whole number, 1 to 1,048,576"),
+    "head_dim": ([128], [[], 0], "a whole number, 1 to 1,048,576"),
+    "intermediate_size": ([7], [0], "a whole number, 1 to 1,048,576"),
+    "mamba_d_conv": ([4], [0], "a whole number, 1 to 1,048,576"),
+    "num_nextn_predict_layers": ([0, 1], [-1, None, False], "a whole number, 0 to 1,048,576"),
+    "routed_scaling_factor": ([1, 2.5, 0], [-1.0, float("nan"), float("inf"), "1", True], "a number, 0 to 1,048,576"),
+    "layer_norm_epsilon": ([1e-5, 0.0], [0, 1, -1e-5, float("nan"), float("inf"), None, "1e-5"],
+                           "a number with a decimal point, 0.0 to 1000.0"),
+    "tie_word_embeddings": ([True, False], [0, 1, None, "false"], "true or false"),
+    "mlp_hidden_act": (["relu2", "silu", "gelu"], ["big", "", None, 3, []],
+                       "the name of an activation, such as relu2 or silu"),
+    "mamba_ssm_cache_dtype": (["float32"], [32, None], "the name of a type, such as float32"),
+    "dtype": (["bfloat16", None], ["big", 16, []], "one of bfloat16, float16, float32, or null"),
+    "pad_token_id": ([0, None], [[0], "0", True, 1.0], "a token's number, or null"),
+    "eos_token_id": ([2, [2, 11], None], ["2", [2, "11"], [None], 2.0],
+                     "a token's number, a list of such numbers, or null"),
+    "sliding_window": ([None, 512], ["512", 1.5], "a whole number, or null"),
+    "time_step_limit": ([[0.0, float("inf")], [0.0, {"__float__": "Infinity"}], (0.0, 0.5)],
+                        [None, 1.0, [0, 1], [0.0], [-1.0, 1.0], [float("nan"), 1.0], "01", {}],
+                        "a list of two numbers with decimal points"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, (fine, _, _) in HERE.items() for value in fine])
+def test_a_value_in_its_range_is_taken(key, value):
+    assert len(read(**PATTERN, **{key: value})) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"), [(key, value, rule) for key, (_, bad, rule) in HERE.items() for value in bad]
+)
+def test_a_value_of_another_type_or_outside_its_range_is_refused_in_one_sentence(key, value, rule):
+    with pytest.raises(ValueError) as error:
+        read(**PATTERN, **{key: value})
+    told = f"The config.json of mine has {key} {str(value)[:40]!r}; it must be {rule}. Correct it, or download the "
+    assert str(error.value) == f"{told}file again."
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_attention_heads": 40, "num_key_value_heads": 7},
+         "num_attention_heads '40'; it must be a multiple of num_key_value_heads, 7"),
+        ({"mamba_num_heads": 12, "n_groups": 5}, "mamba_num_heads '12'; it must be a multiple of n_groups, 5"),
+        ({"n_routed_experts": 8, "n_group": 3}, "n_routed_experts '8'; it must be a multiple of n_group, 3"),
+        ({"n_routed_experts": 8, "num_experts_per_tok": 9},
+         "num_experts_per_tok '9'; it must be at most n_routed_experts, 8"),
+        ({"n_group": 2, "topk_group": 4}, "topk_group '4'; it must be at most n_group, 2"),
+        ({"hybrid_override_pattern": "M" * 1001}, "a pattern of 1,001 layers; the kit takes at most 1,000"),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_together_are_refused(config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read(**(PATTERN | config))
+
+
+def test_sizes_of_layers_that_the_model_does_not_have_may_be_0():
+    none = {"n_routed_experts": 0, "moe_intermediate_size": 0, "intermediate_size": 0, "head_dim": 0}
+    assert read(hybrid_override_pattern="MM", **none) == [M, M]
+    with pytest.raises(ValueError, match="n_routed_experts '0'; it must be a whole number, 1 to"):
+        read(hybrid_override_pattern="ME", **none)
+
+
+HOSTILE = ([], {}, "big", "8", -1, 10**30, 2**40, True, None, float("nan"), float("inf"), 1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", sorted(set(NemotronHConfig.__dataclass_fields__) - set(GENERAL)))
+def test_whatever_transformers_cannot_build_was_refused_before(key):
+    """Each field of transformers' configuration, so that a new one is noticed."""
+    fields = json.loads((tiny.FOLDER / "config.json").read_text()) | {"intermediate_size": 64, key: None}
+    fields |= {"hybrid_override_pattern": "ME*-", "num_hidden_layers": 4}
+    for value in HOSTILE:
+        fields[key] = value
+        with contextlib.suppress(ValueError):
+            read_layers(fields, "mine")
+            with torch.device("meta"):
+                try:
+                    NemotronHForCausalLM._from_config(NemotronHConfig.from_dict(dict(fields)))
+                except Exception as error:
+                    pytest.fail(f"{key} {value!r} was let through: {error}")
