@@ -132,7 +132,7 @@ def open_from_form(
         sources = (_choose_preset(),)
     config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
-    from grpo_kit.policy.load import describe_download
+    from grpo_kit.policy.nf4_source import describe_download
 
     if download := describe_download(config.policy):
         print(download)
@@ -142,7 +142,7 @@ def open_from_form(
 def _choose_preset() -> str:
     """The preset that "auto" takes on this machine; for a GPU, what the 30B model would download is printed."""
     from grpo_kit.planning.machines import this_device
-    from grpo_kit.policy.load import describe_download
+    from grpo_kit.policy.nf4_source import describe_download
 
     device = this_device()
     larger = suggest_preset(device)

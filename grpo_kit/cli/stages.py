@@ -75,7 +75,7 @@ def package_adapter(
     only_used: bool = False,
 ) -> Path:
     """Package the run's adapter, or `adapters` from elsewhere for the policy `base`; returns the path of the zip."""
-    from grpo_kit.policy.load import base_model_name
+    from grpo_kit.policy.model_source import base_model_name
     from grpo_kit.submission import package
 
     out = zip_path or run.submission

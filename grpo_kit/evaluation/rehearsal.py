@@ -23,7 +23,7 @@ from grpo_kit.data.files import read_rows
 from grpo_kit.evaluation.evaluate import Measurement, run_measurement
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.policy.load import base_model_name
+from grpo_kit.policy.model_source import base_model_name
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run

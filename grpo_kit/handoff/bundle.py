@@ -16,7 +16,8 @@ from grpo_kit.data.splits import SPLITS
 from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking
-from grpo_kit.policy.load import base_model_name, load_tokenizer
+from grpo_kit.policy.load import load_tokenizer
+from grpo_kit.policy.model_source import base_model_name
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
 from grpo_kit.runs.files import write_text

@@ -21,7 +21,7 @@ from grpo_kit.config import RunConfig, Stage
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect_bundle
-from grpo_kit.policy.load import base_model_name, policy_source
+from grpo_kit.policy.model_source import base_model_name, policy_source
 from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_text

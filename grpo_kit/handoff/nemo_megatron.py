@@ -9,7 +9,7 @@ from typing import Any
 from grpo_kit.handoff import nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part
 from grpo_kit.nemotron.layer_pattern import read_layers
-from grpo_kit.policy.load import read_config
+from grpo_kit.policy.model_source import read_config
 
 RECIPE = f"{nemo_overlay.HOME}/examples/configs/recipes/llm/grpo-nanov3-30BA3B-2n8g-megatron-lora.yaml"
 GPUS = 8  # of a node; the recipe spreads the experts over so many

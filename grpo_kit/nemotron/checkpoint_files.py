@@ -5,15 +5,16 @@ import errno
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import WeakFileLock
 
-from grpo_kit.nemotron.layer_pattern import LETTERS, read_layers
+from grpo_kit.nemotron.layer_pattern import LETTERS, read_config_file
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 SMALL_FILES = (
@@ -44,10 +45,14 @@ class PublishedCheckpoint:
     def __init__(self, name: str, revision: str | None, cache: Path) -> None:
         self.name, self.revision, self.cache = name, revision, cache
         self.folder = Path(name) if Path(name).is_dir() else None
-        remove_incomplete_downloads(cache)
+        remove_incomplete_downloads(cache, idle=0.0)  # nobody else downloads into this cache
 
-    def get_file(self, name: str) -> Path | None:
+    def get_file(self, name: str, show: Callable[[float], None] = lambda share: None) -> Path | None:
         """The path of a file, which is downloaded if necessary; None if the checkpoint has no such file.
+
+        Args:
+            name: the file's name.
+            show: called with the share in [0, 1] of a download that has come.
 
         Raises:
             FileNotFoundError: the checkpoint is neither a folder nor a model that the Hub provides.
@@ -55,7 +60,11 @@ class PublishedCheckpoint:
         if self.folder:
             return self.folder / name if (self.folder / name).is_file() else None
         try:
-            path = Path(huggingface_hub.hf_hub_download(self.name, name, revision=self.revision, cache_dir=self.cache))
+            path = Path(
+                huggingface_hub.hf_hub_download(
+                    self.name, name, revision=self.revision, cache_dir=self.cache, tqdm_class=_make_bar(show)
+                )
+            )
         except (hub_errors.EntryNotFoundError, OSError, ValueError) as error:
             if is_disk_full(error):
                 raise
@@ -119,16 +128,8 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
         FileNotFoundError: the checkpoint has no config.json.
         ValueError: config.json is damaged, or describes another kind of model or layers that contradict each other.
     """
-    config = checkpoint.get_file("config.json")
-    if config is None:
-        raise FileNotFoundError(
-            f"{checkpoint.name} has no config.json, which every checkpoint has. Give a model's folder or Hub id."
-        )
-    try:
-        fields = dict(json.loads(config.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise ValueError(f"{config} is not a JSON object; it is damaged. Download it again.") from None
-    read_layers(fields, checkpoint.name)
+    config = checkpoint.get_file("config.json") or Path(checkpoint.name, "config.json")
+    read_config_file(config, checkpoint.name)
     out.mkdir(parents=True, exist_ok=True)
     for name in SMALL_FILES:
         if path := checkpoint.get_file(name):
@@ -185,8 +186,34 @@ def transformers_name(published: str) -> str:
     return f"model.{published.removeprefix('backbone.')}" if published.startswith("backbone.") else published
 
 
+def _make_bar(show: Callable[[float], None]) -> type:
+    """The class of a progress bar for the Hub's client. It draws nothing and calls `show` with the share that is done.
+
+    hf_xet, where it is installed, counts in the same bar what it has written, and with `update_transfer` what came
+    through the network, which is compressed.
+    """
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **(options | {"disable": True}))
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if self.total:
+                show(min(1.0, self.n / self.total))
+
+        def update_transfer(self, n: float) -> None:
+            pass
+
+    return Bar
+
+
 def remove_incomplete_downloads(cache: Path = Path(HF_HUB_CACHE), idle: float = 60.0) -> None:
     """Delete what killed processes left of downloads in a cache of the Hub, whose client does not continue them.
+
+    Since huggingface_hub 1.31, the oldest that our transformers takes, each download has a file with a name of its own,
+    with hf_xet too.
 
     Args:
         cache: the folder, by default the one that all of the user's programs share.

@@ -7,7 +7,6 @@ when `nf4.json` records its sha256; an interrupted conversion continues after th
 """
 
 import errno
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -27,21 +26,19 @@ from grpo_kit.nemotron.checkpoint_files import (
     transformers_name,
 )
 from grpo_kit.nemotron.nf4_checkpoint import (
-    FORMAT,
-    MANIFEST,
     SUFFIX,
     TensorSpecs,
     build_skeleton,
-    is_nf4_checkpoint,
-    is_part_intact,
     list_model_tensors,
-    read_manifest,
     stored_nbytes,
 )
-from grpo_kit.runs.files import hash_of, new_file, write_text
+from grpo_kit.nemotron.nf4_layout import FORMAT, is_nf4_checkpoint, is_part_intact, read_manifest, write_manifest
+from grpo_kit.runs.files import hash_of, new_file
 
 DTYPES = ("float16", "bfloat16", "float32")
 HEADER_BYTES = 256  # at most; what a tensor takes in the header of a part file
+PUBLISHED_BYTES = 2  # of a value; most checkpoints are published in 16 bit
+Progress = Callable[[float, float, str], None]  # called with (bytes done, bytes in all, the part in words)
 
 
 def convert_to_nf4(
@@ -49,9 +46,10 @@ def convert_to_nf4(
     out: str | Path,
     dtype: str = "float16",
     revision: str | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
+    downloads: Path | None = None,
 ) -> Path:
-    """Convert a published checkpoint, or continue an interrupted conversion.
+    """Convert a published checkpoint, or continue an interrupted conversion, whose finished parts are hashed first.
 
     Memory holds one part (a quarter of its shard, more where the embeddings are) and one tensor. The first GPU
     quantises, where there is one. The same source, kind of device and versions give the same bytes.
@@ -61,7 +59,9 @@ def convert_to_nf4(
         out: the NF4 checkpoint's folder.
         dtype: the type of the tensors that are not quantised: float16, bfloat16 or float32.
         revision: branch, tag or commit on the Hub.
-        progress: called with (number, count, shard) before each shard that is read.
+        progress: called with (bytes done, bytes in all, "part 3 of 13"). Counted are the published bytes; of a shard
+            from the Hub, the download is one half of them and the conversion the other.
+        downloads: the folder for shards from the Hub; None: one in `out`. It is deleted at the end.
 
     Returns:
         `out` as a Path.
@@ -82,24 +82,30 @@ def convert_to_nf4(
                 f"{out} holds a conversion with {key} {manifest[key]!r}, now {value!r}; parts of two conversions "
                 "cannot be mixed. Choose another folder."
             )
-    checkpoint = PublishedCheckpoint(str(source), manifest["commit"], out / ".download")
+    checkpoint = PublishedCheckpoint(str(source), manifest["commit"], downloads or out / ".download")
     try:
         copy_small_files(checkpoint, out)
         specs = list_model_tensors(build_skeleton(out, getattr(torch, dtype))[0], getattr(torch, dtype))
         shards = checkpoint.list_shards(specs)
         manifest |= {"commit": checkpoint.revision, "count": len(shards)}
         manifest["matrices"] = {name: shape for name, (shape, kind) in specs.items() if kind is None}
+        sizes = {shard: sum(_published_nbytes(specs, names)) for shard, names in shards.items()}
+        done, total = 0, sum(sizes.values())
         for number, (shard, names) in enumerate(shards.items(), 1):
             part = out / f"nf4-{number:05}-of-{len(shards):05}.safetensors"
             origin = {"shard": shard, "shard_bytes": checkpoint.file_size(shard), "tensors": names}
             record = manifest["parts"].get(part.name, {})
-            if record.items() >= origin.items() and is_part_intact(part, record, check_hash=True):
-                continue
-            if progress:
-                progress(number, len(shards), shard)
-            _write_part(checkpoint, shard, names, specs, part)
-            manifest["parts"][part.name] = {"sha256": hash_of(part), "bytes": part.stat().st_size} | origin
-            write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            if not (record.items() >= origin.items() and is_part_intact(part, record, check_hash=True)):
+
+                def show(share: float, at: int = done, size: int = sizes[shard], number: int = number) -> None:
+                    if progress:
+                        progress(at + share * size, total, f"part {number} of {len(shards)}")
+
+                _write_part(checkpoint, shard, names, specs, part, show)
+                record = {"sha256": hash_of(part), "bytes": part.stat().st_size} | origin
+                manifest["parts"][part.name] = record | {"changed": part.stat().st_mtime_ns}
+                write_manifest(out, manifest)
+            done += sizes[shard]
     except (OSError, SafetensorError) as error:
         if not is_disk_full(error):
             raise
@@ -112,21 +118,45 @@ def convert_to_nf4(
     return out
 
 
-def _write_part(checkpoint: PublishedCheckpoint, shard: str, names: list[str], specs: TensorSpecs, part: Path) -> None:
-    """Quantise the tensors `names` of `shard` into the file `part`, which is written aside and then renamed."""
-    needed = sum(stored_nbytes(*specs[name]) + HEADER_BYTES for name in names)
-    if not checkpoint.has_file(shard):
-        needed += 2 * sum(math.prod(specs[name][0]) for name in names)  # the download has 16 bit a value
-    if (free := shutil.disk_usage(part.parent).free) < needed:
-        raise OSError(errno.ENOSPC, f"{free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} MiB needed for {part.name}")
-    path = checkpoint.get_file(shard)
+def _published_nbytes(specs: TensorSpecs, names: list[str]) -> list[int]:
+    """Bytes of each of the tensors `names` as it is published."""
+    return [PUBLISHED_BYTES * math.prod(specs[name][0]) for name in names]
+
+
+def _write_part(
+    checkpoint: PublishedCheckpoint,
+    shard: str,
+    names: list[str],
+    specs: TensorSpecs,
+    part: Path,
+    show: Callable[[float], None],
+) -> None:
+    """Quantise the tensors `names` of `shard` into the file `part`, which is written aside and then renamed.
+
+    `show` is called with the share of the work that is done.
+    """
+    show(0.0)
+    needs = {part.parent: sum(stored_nbytes(*specs[name]) + HEADER_BYTES for name in names)}
+    download = not checkpoint.has_file(shard)
+    if download:
+        checkpoint.cache.mkdir(parents=True, exist_ok=True)
+        one_disk = checkpoint.cache.stat().st_dev == part.parent.stat().st_dev
+        disk = part.parent if one_disk else checkpoint.cache
+        needs[disk] = needs.get(disk, 0) + sum(_published_nbytes(specs, names))
+    for disk, needed in needs.items():
+        if (free := shutil.disk_usage(disk).free) < needed:
+            sizes = f"{free / 2**20:,.1f} MiB free, {needed / 2**20:,.1f} MiB needed for {part.name}"
+            raise OSError(errno.ENOSPC, sizes, str(disk))
+    path = checkpoint.get_file(shard, lambda share: show(share / 2))
     if path is None:
         raise FileNotFoundError(
             f"{shard} is not in {checkpoint.name}, where its weights should be. Download it; finished parts are kept."
         )
+    begun = 0.5 if download else 0.0
     try:
         with new_file(part) as aside:
-            save_file(_quantise_shard(path, names, specs), aside, metadata={"format": "pt"})
+            tensors = _quantise_shard(path, names, specs, lambda share: show(begun + (1 - begun) * share))
+            save_file(tensors, aside, metadata={"format": "pt"})
             aside.chmod(0o644)  # safetensors makes it readable for its owner only
     except ValueError:
         checkpoint.delete_download(path)  # it is damaged; the next call downloads it again
@@ -134,21 +164,28 @@ def _write_part(checkpoint: PublishedCheckpoint, shard: str, names: list[str], s
     checkpoint.delete_download(path)
 
 
-def _quantise_shard(path: Path, names: list[str], specs: TensorSpecs) -> dict[str, torch.Tensor]:
+def _quantise_shard(
+    path: Path, names: list[str], specs: TensorSpecs, show: Callable[[float], None]
+) -> dict[str, torch.Tensor]:
     """{stored name: tensor} on the CPU, for the tensors `names` of the shard at `path`.
 
     Raises:
         ValueError: the shard is damaged, or does not have the tensors that the model needs.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes, done = _published_nbytes(specs, names), 0
     try:
         with safe_open(path, "pt") as file:
             stored_names = file.keys()
             published = {transformers_name(name): name for name in stored_names}
             check_tensor_names(published, names, specs, path)
-            return dict(
-                _convert_tensor(name, file.get_tensor(published[name]), *specs[name], device, path) for name in names
-            )
+            tensors = {}
+            for name, size in zip(names, sizes):
+                stored, value = _convert_tensor(name, file.get_tensor(published[name]), *specs[name], device, path)
+                tensors[stored] = value
+                done += size
+                show(done / sum(sizes))
+            return tensors
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged ({shorten_error(error)}). Download it and call again; finished parts are kept."

@@ -5,7 +5,6 @@ The folder is made by `convert_to_nf4`. It holds `nf4.json`, part files with eac
 transformers does for bitsandbytes, and so are the routed experts, which transformers leaves out.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,44 +16,13 @@ from safetensors import SafetensorError, safe_open
 from grpo_kit.nemotron import expert_placement, nf4, patches
 from grpo_kit.nemotron.checkpoint_files import shorten_error
 from grpo_kit.nemotron.experts import TieredExperts
-from grpo_kit.nemotron.nf4_layout import MANIFEST, is_nf4_checkpoint
-from grpo_kit.runs.files import hash_of
+from grpo_kit.nemotron.layer_pattern import read_config_file
+from grpo_kit.nemotron.nf4_layout import REMEDY, verify_checkpoint
 
-FORMAT, SUFFIX = 1, ".nf4"
-REMEDY = "Copy it again, or convert again: only what is missing is redone."
+SUFFIX = ".nf4"
 # Always in float32: in 16 bit the router biases lose their differences; the other tensors are tiny.
 KEPT_IN_FLOAT32 = ("e_score_correction_bias", "gate.weight", "A_log", "mixer.D", "dt_bias")
 TensorSpecs = dict[str, tuple[tuple[int, ...], torch.dtype | None]]  # {name: (shape, dtype, or None for NF4)}
-
-
-def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:
-    """Check that all parts of an NF4 checkpoint have their recorded size.
-
-    Args:
-        folder: the NF4 checkpoint.
-        check_hashes: also compare each part's sha256, which takes a minute for the 30B.
-
-    Returns:
-        The content of `nf4.json`.
-
-    Raises:
-        FileNotFoundError: `folder` is not an NF4 checkpoint.
-        ValueError: it is unfinished, damaged or of another format.
-    """
-    folder = Path(folder)
-    if not is_nf4_checkpoint(folder):
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}; an NF4 checkpoint does. Make one with convert_to_nf4.")
-    manifest = read_manifest(folder)
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{folder} is of format {manifest['format']}; this version reads {FORMAT}. Convert again.")
-    if (done := len(manifest["parts"])) < manifest["count"]:
-        raise ValueError(
-            f"{folder} holds {done} of {manifest['count']} parts; all are needed. Let the conversion finish."
-        )
-    for part, record in manifest["parts"].items():
-        if not is_part_intact(folder / part, record, check_hashes):
-            raise ValueError(f"{folder / part} is not what was written, or is missing. {REMEDY}")
-    return manifest
 
 
 def load_nf4_model(
@@ -154,10 +122,14 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
     Returns:
         (model on the meta device with 4-bit linear layers, transformers' quantizer).
+
+    Raises:
+        FileNotFoundError, ValueError: as for `read_config_file`.
     """
     from transformers import BitsAndBytesConfig, NemotronHConfig, NemotronHForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
+    read_config_file(folder / "config.json", str(folder))
     config = NemotronHConfig.from_pretrained(folder)
     with torch.device("meta"):
         model = NemotronHForCausalLM._from_config(config, dtype=dtype)
@@ -199,21 +171,6 @@ def list_model_tensors(model: Any, dtype: torch.dtype) -> TensorSpecs:
 def stored_nbytes(shape: tuple[int, ...], dtype: torch.dtype | None) -> int:
     """Bytes of a stored tensor of `shape`; `dtype` None means NF4."""
     return math.prod(shape) * dtype.itemsize if dtype else nf4.packed_nbytes(shape)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's `nf4.json`. Raises ValueError if it is not JSON."""
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{folder / MANIFEST} is not JSON; it is damaged. {REMEDY}") from None
-
-
-def is_part_intact(path: Path, record: dict[str, Any], check_hash: bool) -> bool:
-    """Whether a part file has the size, and if `check_hash` the sha256, that `nf4.json` records."""
-    if not path.is_file() or path.stat().st_size != record["bytes"]:
-        return False
-    return not check_hash or hash_of(path) == record["sha256"]
 
 
 def _read_parts(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, str, torch.Tensor]]:

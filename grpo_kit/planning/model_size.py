@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.nemotron.expert_workbench import ExpertShape
-from grpo_kit.policy.load import read_config
+from grpo_kit.policy.model_source import read_config
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The residual stream: float32 beside fp16 weights (nemotron.patches.keep_residual_in_float32).

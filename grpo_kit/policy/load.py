@@ -3,26 +3,19 @@
 import contextlib
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
-from grpo_kit.nemotron import base_models, layer_pattern, nf4_layout, patches, tiny
+from grpo_kit.nemotron import patches
+from grpo_kit.policy.model_source import find_nf4, nf4_folder, policy_source, read_config
+from grpo_kit.policy.nf4_source import needs_nf4_checkpoint, prepare_checkpoint
 from grpo_kit.policy.tokenizer import prepare_tokenizer
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.places import default_nf4_folder
-
-# Of published models: the safetensors files in bf16, and what an NF4 checkpoint of them takes, in GiB. Lightning's
-# layer for multi-token prediction is not counted.
-PUBLISHED_GIB = {
-    base_models.PUBLISHED: (59, 16),
-    base_models.LIGHTNING: (59, 16),
-    base_models.NANO_4B: (7.4, 3.1),
-}
-DOWNLOAD_RATE = 100e6  # bytes a second, assumed for the estimate
-LARGEST_UNSTREAMED = 3e9  # parameters; a larger Nemotron-H is quantised shard by shard
 
 
 def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
@@ -58,8 +51,13 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
     activity.announce(f"loading {policy.model}")
     tokenizer, host = load_tokenizer(policy), overflow_device(policy)
-    if policy.load_in_4bit and _needs_nf4_checkpoint(policy):
-        return generation_loop.install_loop(_load_from_nf4_checkpoint(policy, host)), tokenizer
+    if policy.load_in_4bit and needs_nf4_checkpoint(policy):
+        from grpo_kit.nemotron.nf4_checkpoint import load_nf4_model
+
+        folder, device, hits = prepare_checkpoint(policy), processes.process_device(), read_routing_counts(policy)
+        activity.announce(f"loading {folder}")
+        model = load_nf4_model(folder, device, policy.experts_on_host, hits=hits, host=host)
+        return generation_loop.install_loop(model), tokenizer
     options: dict[str, Any] = {"dtype": getattr(torch, policy.dtype), "revision": policy.revision}
     if torch.cuda.is_available():
         options["device_map"] = {"": processes.process_device()}
@@ -99,73 +97,6 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     return generation_loop.install_loop(model), tokenizer
 
 
-def describe_download(policy: settings.Policy) -> str:
-    """What loading the policy would download and for how long, in a sentence; empty if it downloads nothing."""
-    from grpo_kit.nemotron import nf4_checkpoint
-
-    source = policy_source(policy)
-    if Path(source).is_dir():
-        return ""
-    if policy.load_in_4bit:
-        with contextlib.suppress(FileNotFoundError, ValueError):  # not made yet, or not finished
-            nf4_checkpoint.verify_checkpoint(nf4_folder(policy))
-            return ""
-    if (sizes := PUBLISHED_GIB.get(base_models.recognize_base(source))) is None:
-        return f"Loading the policy downloads {source} from the Hub, unless an earlier download is on this machine."
-    minutes = sizes[0] * 2**30 / DOWNLOAD_RATE / 60
-    kept = f"in 4 bit, {sizes[1]} GiB," if policy.load_in_4bit else "as it is"
-    return (
-        f"Loading the policy downloads {sizes[0]} GiB from the Hub: about {minutes:.2g} minutes at "
-        f"{DOWNLOAD_RATE / 1e6:.0f} MB/s, {2 * minutes:.2g} at half that speed. It is kept {kept} on this machine's "
-        "disk, so a later load in this session does not download it again."
-    )
-
-
-def _needs_nf4_checkpoint(policy: settings.Policy) -> bool:
-    """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to load unquantised."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
-        return True
-    published = AutoConfig.from_pretrained(policy_source(policy), revision=policy.revision)
-    if published.model_type != "nemotron_h":
-        return False
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(published).num_parameters() > LARGEST_UNSTREAMED
-
-
-def _load_from_nf4_checkpoint(policy: settings.Policy, host: Any) -> Any:
-    """The model from its NF4 checkpoint. The checkpoint is made first, shard by shard, if it does not exist yet."""
-    from tqdm.auto import tqdm
-
-    from grpo_kit.nemotron import convert, nf4_checkpoint
-
-    folder = nf4_folder(policy)
-    if folder != Path(policy_source(policy)):
-        with tqdm(desc="quantising", unit="shard", disable=activity.is_heard()) as bar:
-
-            def show_progress(number: int, count: int, shard: str) -> None:
-                activity.announce(f"quantising {shard}, {number} of {count}")
-                bar.total, bar.n = count, number - 1
-                bar.set_postfix_str(shard)
-
-            processes.broadcast_from_first(
-                lambda: convert.convert_to_nf4(
-                    policy_source(policy), folder, policy.dtype, policy.revision, show_progress
-                )
-            )
-    stored = nf4_checkpoint.verify_checkpoint(folder)["dtype"]
-    if stored != policy.dtype:
-        raise ValueError(
-            f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; the weights that are not quantised "
-            f"have that type. Set policy.dtype={stored}."
-        )
-    return nf4_checkpoint.load_nf4_model(
-        folder, processes.process_device(), policy.experts_on_host, hits=read_routing_counts(policy), host=host
-    )
-
-
 def overflow_device(policy: settings.Policy) -> Any:
     """The `torch.device` for experts that do not fit on the first GPU, from `policy.experts_overflow`.
 
@@ -191,16 +122,17 @@ def overflow_device(policy: settings.Policy) -> Any:
     return device
 
 
-def nf4_folder(policy: settings.Policy) -> Path:
-    """The folder of the policy's NF4 checkpoint, whether it exists yet or not; `policy.model` itself if it is one."""
-    if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
-        return Path(policy_source(policy))
-    return Path(policy.nf4_folder) if policy.nf4_folder else default_nf4_folder(policy.model)
-
-
 def routing_path(policy: settings.Policy) -> Path:
-    """The file in which `grpo-kit calibrate` writes this policy's routing counts."""
-    return Path(policy.routing) if policy.routing else nf4_folder(policy) / "routing.json"
+    """The file in which `grpo-kit calibrate` writes this policy's routing counts: beside the NF4 checkpoint.
+
+    For a checkpoint that may only be read, such as a mounted input of Kaggle, it is where one of our own would lie.
+    """
+    if policy.routing:
+        return Path(policy.routing)
+    folder = nf4_folder(policy)
+    if folder.is_dir() and not (folder / "routing.json").is_file() and not os.access(folder, os.W_OK):
+        folder = default_nf4_folder(policy.model)
+    return folder / "routing.json"
 
 
 def read_routing_counts(policy: settings.Policy) -> Any:
@@ -245,54 +177,15 @@ def load_tokenizer(policy: settings.Policy) -> Any:
 
     with contextlib.suppress(OSError):  # what is not there is reported below
         read_config(policy)
+    source = str(find_nf4(policy) or policy_source(policy))  # a checkpoint has the tokenizer beside it
     try:
-        return prepare_tokenizer(
-            AutoTokenizer.from_pretrained(policy_source(policy), revision=policy.revision, padding_side="left")
-        )
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(source, revision=policy.revision, padding_side="left"))
     except (OSError, ValueError) as error:  # ValueError: the folder or id has no model type that transformers knows
         raise FileNotFoundError(
             f"policy.model is {policy.model!r}; there is no such folder here, and the Hub did not provide such a "
             "model. Check the spelling, the network and HF_TOKEN, or give a local folder. "
             f"({' '.join(str(error).split())[:200]})"
         ) from None
-
-
-def read_config(policy: settings.Policy) -> dict[str, Any]:
-    """What the config.json of `policy.model` holds. Of some published models it is in the package.
-
-    Raises:
-        OSError: neither the package nor a local folder nor the Hub has one.
-        ValueError: it is damaged, or that of a Nemotron-H whose layers contradict each other or of a refused relative.
-    """
-    from transformers import PreTrainedConfig
-
-    source, known = policy_source(policy), base_models.recognize_base(policy.model)
-    if known and not Path(source).is_dir():
-        return json.loads(base_models.CONFIGS[known].read_text(encoding="utf-8"))
-    try:
-        fields, _ = PreTrainedConfig.get_config_dict(source, revision=policy.revision)
-        is_nemotron_h = layer_pattern.is_nemotron_h(fields)
-    except (TypeError, AttributeError):  # transformers takes any JSON value for an object
-        raise ValueError(
-            f"The config.json of {policy.model} is not a JSON object; it is damaged. Download it again."
-        ) from None
-    if is_nemotron_h:
-        layer_pattern.read_layers(fields, policy.model)
-    return fields
-
-
-def base_model_name(policy: settings.Policy) -> str:
-    """The name of an adapter's base model: the published id, also if the policy is an NF4 checkpoint made of it."""
-    if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
-        from grpo_kit.nemotron import nf4_checkpoint
-
-        return nf4_checkpoint.read_manifest(Path(policy.model))["source"]
-    return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
-
-
-def policy_source(policy: settings.Policy) -> str:
-    """The folder or Hub id that `policy.model` stands for."""
-    return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
 
 
 def _hide_expected_warnings() -> None:

@@ -19,7 +19,8 @@ from grpo_kit.adapters.lora import attach_adapter
 from grpo_kit.config import RunConfig
 from grpo_kit.policy import generate
 from grpo_kit.policy.chat import build_messages, encode_prompt
-from grpo_kit.policy.load import load_policy, policy_source
+from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.model_source import policy_source
 from grpo_kit.runs.installation import require_no_old_torchao
 
 PROBE = build_messages("What is 12 + 34?")

@@ -1,10 +1,15 @@
 """Where a notebook runs, and where runs and NF4 checkpoints lie there: Colab with Google Drive, Kaggle, or here."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from grpo_kit.runs.files import stat_in_time
+
+# How far mounted inputs of Kaggle are searched: /kaggle/input/notebooks/USER/KERNEL/nf4/MODEL has five folders below
+# the first. A folder of a million pictures takes minutes to list.
+DEEPEST, MOST_ENTRIES, MOST_FOLDERS = 6, 1000, 1000
 
 
 def detect_place(environ: Mapping[str, str] = os.environ) -> str:
@@ -50,13 +55,65 @@ def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("
 
 
 def default_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
-    """Where the NF4 checkpoint of `model` lies by default: on the machine's own disk, never on Drive, which is slow."""
-    name = model.strip("/").replace("/", "--")
+    """Where the NF4 checkpoint of `model` lies by default: on the machine's own disk, never on Drive, which is slow.
+
+    On Kaggle that is /kaggle/temp, which ends with the session: /kaggle/working takes 20 GB of output in all.
+    """
     if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
-        return filesystem / "kaggle/working/nf4" / name
+        return filesystem / "kaggle/temp/nf4" / _folder_name(model)
     if environ.get("COLAB_RELEASE_TAG"):
-        return filesystem / "content/grpo-kit/nf4" / name
-    return find_root(environ, filesystem).parent / "nf4" / name
+        return filesystem / "content/grpo-kit/nf4" / _folder_name(model)
+    return find_root(environ, filesystem).parent / "nf4" / _folder_name(model)
+
+
+def kaggle_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path | None:
+    """Where an NF4 checkpoint of `model` becomes part of a Kaggle kernel's output; None outside Kaggle."""
+    if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return filesystem / "kaggle/working/nf4" / _folder_name(model)
+    return None
+
+
+def drive_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path | None:
+    """Where an NF4 checkpoint of `model` is kept on Google Drive; None outside Colab, or without a Drive that answers.
+
+    It is only copied from there: Drive is too slow to load from, and none of it is needed to go on.
+    """
+    try:
+        drive = find_drive(filesystem) if environ.get("COLAB_RELEASE_TAG") else None
+    except OSError:
+        return None
+    return drive / "grpo-kit/nf4" / _folder_name(model) if drive else None
+
+
+def _folder_name(model: str) -> str:
+    return model.strip("/").replace("/", "--")
+
+
+def download_folder(nf4_folder: Path, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:
+    """Where the shards lie from which `nf4_folder` is made: in it; on Kaggle outside its 20 GB of output."""
+    if environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return filesystem / "kaggle/temp/downloads" / nf4_folder.name
+    return nf4_folder / ".download"
+
+
+def find_mounted_folders(
+    file: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")
+) -> Iterator[Path]:
+    """The folders under /kaggle/input that hold a file of this name, nearest ones first; none outside Kaggle."""
+    level = [filesystem / "kaggle/input"] if environ.get("KAGGLE_KERNEL_RUN_TYPE") else []
+    for _ in range(DEEPEST):
+        below: list[Path] = []
+        for folder in level[:MOST_FOLDERS]:
+            try:
+                with os.scandir(folder) as listing:
+                    entries = list(islice(listing, MOST_ENTRIES))
+            except OSError:  # not there, or not readable
+                continue
+            if any(entry.name == file for entry in entries):
+                yield folder
+            else:
+                below += sorted(Path(entry.path) for entry in entries if entry.is_dir())
+        level = below
 
 
 def mount_drive(filesystem: Path = Path("/")) -> str:

@@ -66,11 +66,11 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
 
 def _has_weights(policy: Policy) -> bool:
     """Whether the policy can be loaded without a download."""
-    from grpo_kit.policy.load import nf4_folder
+    from grpo_kit.policy.model_source import find_nf4
 
     if policy.model == "tiny" or any(Path(policy.model).glob("*.safetensors")):
         return True
-    return policy.load_in_4bit and (nf4_folder(policy) / "nf4.json").is_file()
+    return find_nf4(policy) is not None
 
 
 def _compare_outputs(policy: Policy, path: Path, probe: Path | None) -> list[Finding]:

@@ -75,7 +75,7 @@ def package_adapter(
         >>> package(config, run)  # doctest: +SKIP
         PosixPath('submission/submission.zip')
     """
-    from grpo_kit.policy.load import base_model_name
+    from grpo_kit.policy.model_source import base_model_name
 
     require_config_and_run(config, run)
     started, out = time.monotonic(), as_path("out", out or run.submission)

@@ -18,7 +18,8 @@ from grpo_kit.config import Lora, Policy
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import nf4_checkpoint, tiny
 from grpo_kit.nemotron.checkpoint_files import transformers_name
-from grpo_kit.policy.load import load_policy, policy_source
+from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.model_source import policy_source
 
 # Largest relative difference of two values that counts as equal. Rounding to bfloat16 moves a value by up to 2**-8 of
 # it; twice that leaves room for a float32 sum in another order. A scale that is 1 % off is still found.

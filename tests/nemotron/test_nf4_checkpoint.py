@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import weakref
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
-from grpo_kit.nemotron import convert, experts, nf4, nf4_checkpoint, tiny
+from grpo_kit.nemotron import convert, experts, nf4, nf4_checkpoint, nf4_layout, tiny
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.files import hash_of
 
@@ -83,7 +84,11 @@ def shard(folder, number):
 
 
 def parts(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("nf4*"))}
+    """{name: bytes} of the part files and of nf4.json without the parts' times of change."""
+    manifest = json.loads((folder / "nf4.json").read_text())
+    for record in manifest["parts"].values():
+        del record["changed"]
+    return {path.name: path.read_bytes() for path in folder.glob("nf4-*")} | {"nf4.json": manifest}
 
 
 def recorded(folder):
@@ -245,11 +250,22 @@ def stop_at(monkeypatch, number, error, half_written=False):
     monkeypatch.setattr(convert, "save_file", save)
 
 
+def note_parts(seen):
+    """A `progress` that appends the number of each part that is made."""
+
+    def show(done, total, words):
+        number = int(words.split()[1])
+        if number not in seen:
+            seen.append(number)
+
+    return show
+
+
 def finish(source, out, converted, monkeypatch, first):
     """Finish a conversion; the parts before `first` must not be touched, and the whole must be what it always is."""
     monkeypatch.undo()
     before, seen = {name: (out / name).stat().st_mtime_ns for name in recorded(out)}, []
-    convert.convert_to_nf4(source, out, "float32", progress=lambda number, count, name: seen.append(number))
+    convert.convert_to_nf4(source, out, "float32", progress=note_parts(seen))
     assert seen == list(range(first, len(index_files(source)) + 1))
     assert all((out / name).stat().st_mtime_ns == at for name, at in before.items())
     ours, theirs = parts(out), parts(converted)
@@ -280,7 +296,7 @@ def test_a_part_that_was_damaged_since_is_made_again_alone(source, converted, tm
     with pytest.raises(ValueError, match=re.escape(path.name)):
         nf4_checkpoint.load_nf4_model(out, "cpu", check_hashes=True)
     seen = []
-    convert.convert_to_nf4(source, out, "float32", progress=lambda number, count, name: seen.append(number))
+    convert.convert_to_nf4(source, out, "float32", progress=note_parts(seen))
     assert seen == [3] and nf4_checkpoint.verify_checkpoint(out, check_hashes=True)
 
 
@@ -477,7 +493,7 @@ def hub(published, monkeypatch):
     """A Hub that knows one model at one commit, and counts what lies in the cache at once."""
     seen = {"asked": [], "most": 0}
 
-    def download(repo, name, revision, cache_dir):
+    def download(repo, name, revision, cache_dir, tqdm_class):
         seen["asked"].append((name, revision))
         if repo != "nvidia/published":
             raise LocalEntryNotFoundError("outgoing traffic has been disabled")
@@ -551,7 +567,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
         convert.convert_to_nf4(tmp_path / "empty", tmp_path / "nf4")
     with pytest.raises(FileNotFoundError, match="holds no nf4.json"):
         nf4_checkpoint.load_nf4_model(tmp_path / "empty", "cpu")
-    assert not nf4_checkpoint.is_nf4_checkpoint(tmp_path / "empty") and nf4_checkpoint.is_nf4_checkpoint(converted)
+    assert not nf4_layout.is_nf4_checkpoint(tmp_path / "empty") and nf4_layout.is_nf4_checkpoint(converted)
 
 
 @pytest.mark.parametrize(
@@ -574,6 +590,30 @@ def test_a_config_that_is_no_nemotron_h(source, tmp_path, text, says):
     with pytest.raises(ValueError, match=says):
         convert.convert_to_nf4(source, tmp_path / "nf4")
     assert not (tmp_path / "nf4").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"head_dim": []}, r"has head_dim '\[\]'; it must be a whole number"),
+        ({"hidden_size": "big"}, "has hidden_size 'big'; it must be a whole number"),
+        ({"hybrid_override_pattern": None}, "has neither hybrid_override_pattern nor layers_block_type"),
+        ({"hybrid_override_pattern": None, "layers_block_type": ["moe"]}, "num_hidden_layers 4 and a pattern of 1"),
+    ],
+)
+def test_a_config_that_was_damaged_after_the_conversion_is_refused(converted, tmp_path, change, says):
+    out = shutil.copytree(converted, tmp_path / "nf4")
+    fields = (
+        json.loads((out / "config.json").read_text()) | {"layers_block_type": None, "num_hidden_layers": 4} | change
+    )
+    fields = {"hybrid_override_pattern": "ME*E"} | fields
+    (out / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=says) as error:
+        nf4_checkpoint.load_nf4_model(out, "cpu")
+    assert str(out) in str(error.value) and "\n" not in str(error.value)
+    (out / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no config.json"):
+        nf4_checkpoint.load_nf4_model(out, "cpu")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"metadata": {}}'])
@@ -611,6 +651,104 @@ def test_a_format_from_the_future_is_not_guessed_at(converted, tmp_path):
     (tmp_path / "nf4.json").write_text(json.dumps(notes | {"format": 2}))
     with pytest.raises(ValueError, match="of format 2; this version reads 1"):
         nf4_checkpoint.load_nf4_model(tmp_path, "cpu")
-    (tmp_path / "nf4.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda manifest: "{",
+        lambda manifest: "[" * 100_000,
+        lambda manifest: "[]",
+        lambda manifest: "{}",
+        lambda manifest: json.dumps({key: value for key, value in manifest.items() if key != "count"}),
+        lambda manifest: json.dumps(manifest | {"count": "5"}),
+        lambda manifest: json.dumps(manifest | {"source": None}),
+        lambda manifest: json.dumps(manifest | {"parts": []}),
+        lambda manifest: json.dumps(manifest | {"parts": {"nf4-1": {"sha256": "x"}}}),
+        lambda manifest: json.dumps(manifest | {"parts": {"../nf4-1": {"sha256": "x", "bytes": 1}}}),
+        lambda manifest: json.dumps(manifest | {"parts": {"nf4-1": 7}}),
+    ],
+)
+def test_a_manifest_that_no_conversion_writes_is_damaged(converted, tmp_path, damage):
+    (tmp_path / "nf4.json").write_text(damage(json.loads((converted / "nf4.json").read_text())))
+    with pytest.raises(ValueError, match=r"nf4\.json is not what a conversion writes; it is damaged. Copy it again"):
         nf4_checkpoint.load_nf4_model(tmp_path, "cpu")
+
+
+# What a load checks
+
+
+def load_without_hashing(folder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail(f"{path} was hashed"))
+        nf4_layout.confirm_parts(folder)
+
+
+def test_a_new_checkpoint_is_not_read_again(published, tmp_path, monkeypatch):
+    load_without_hashing(convert.convert_to_nf4(published, tmp_path / "nf4"), monkeypatch)
+
+
+def test_a_copy_is_hashed_once_and_its_times_are_recorded(converted, tmp_path, monkeypatch):
+    out, hashed = shutil.copytree(converted, tmp_path / "nf4", copy_function=shutil.copyfile), []
+    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: hashed.append(path.name) or hash_of(path))
+    nf4_layout.confirm_parts(out)
+    assert hashed == recorded(out)
+    load_without_hashing(out, monkeypatch)
+    os.utime(out / recorded(out)[1])
+    nf4_layout.confirm_parts(out)
+    assert hashed == [*recorded(out), recorded(out)[1]]
+
+
+def test_a_copy_with_a_changed_byte_is_refused(converted, tmp_path):
+    out = shutil.copytree(converted, tmp_path / "nf4", copy_function=shutil.copyfile)
+    path = out / recorded(out)[2]
+    path.write_bytes(flip(-1 % path.stat().st_size)(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{path.name} is not what was written. Copy it again"):
+        nf4_layout.confirm_parts(out)
+
+
+def test_a_copy_that_may_only_be_read_is_checked_by_size(converted, tmp_path, monkeypatch):
+    out = shutil.copytree(converted, tmp_path / "nf4", copy_function=shutil.copyfile)
+    before = (out / "nf4.json").read_bytes()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    load_without_hashing(out, monkeypatch)
+    assert (out / "nf4.json").read_bytes() == before
+    (out / recorded(out)[0]).write_bytes(b"short")
+    with pytest.raises(ValueError, match="is not what was written, or is missing"):
+        nf4_layout.confirm_parts(out)
+
+
+def test_a_checkpoint_of_an_earlier_version_without_times_is_hashed_once(converted, tmp_path, monkeypatch):
+    out = shutil.copytree(converted, tmp_path / "nf4")
+    (out / "nf4.json").write_text(json.dumps(parts(out)["nf4.json"]))
+    nf4_layout.confirm_parts(out)
+    load_without_hashing(out, monkeypatch)
+
+
+# Progress
+
+
+def test_progress_counts_the_published_bytes_up_to_their_end(published, tmp_path):
+    calls = []
+    convert.convert_to_nf4(published, tmp_path / "nf4", progress=lambda *call: calls.append(call))
+    dones, (total,) = [done for done, _, _ in calls], {total for _, total, _ in calls}
+    assert dones[0] == 0 and dones == sorted(dones) and dones[-1] == pytest.approx(total)
+    stored = sum(value.numel() for path in published.glob("*.safetensors") for value in load_file(path).values())
+    assert total == 2 * stored
+    count = len(index_files(published))
+    assert [words for _, _, words in calls] == sorted(words for _, _, words in calls)
+    assert calls[-1][2] == f"part {count} of {count}" and len(calls) > 40
+
+
+def test_progress_of_a_resumed_conversion_begins_with_what_is_done(source, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 3, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert_to_nf4(source, tmp_path / "nf4")
+    monkeypatch.undo()
+    calls = []
+    convert.convert_to_nf4(source, tmp_path / "nf4", progress=lambda *call: calls.append(call))
+    where, count = index(source), len(index_files(source))
+    size_of = {
+        file: 2 * sum(v.numel() for v in load_file(source / file).values()) for file in sorted(set(where.values()))
+    }
+    assert calls[0] == (sum(list(size_of.values())[:2]), sum(size_of.values()), f"part 3 of {count}")

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
+from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.planning import model_size
-from grpo_kit.policy import load
-from grpo_kit.policy.load import base_model_name, load_policy, load_tokenizer, tiny
+from grpo_kit.policy import nf4_source
+from grpo_kit.policy.load import load_policy, load_tokenizer
+from grpo_kit.policy.model_source import base_model_name
 
 
 def last_logits(model, tokenizer):
@@ -51,12 +53,21 @@ def test_a_file_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_path):
         ({"hybrid_override_pattern": "ME?E"}, "names a layer '?'"),
         ({"model_type": "nemotron_h_puzzle"}, "is a Puzzle model"),
         ({"moe_latent_size": 64}, "has experts behind a latent projection"),
+        ({"head_dim": []}, "has head_dim '[]'; it must be a whole number"),
+        ({"hidden_size": "big"}, "has hidden_size 'big'; it must be a whole number"),
+        ({"vocab_size": True}, "has vocab_size 'True'; it must be a whole number"),
+        ({"layer_norm_epsilon": float("nan")}, "has layer_norm_epsilon 'nan'; it must be a number"),
+        ({"mamba_num_heads": 10**30}, "has mamba_num_heads '1000000000000000000000000000000'; it must be"),
     ],
 )
 def test_a_config_whose_layers_are_unclear_is_refused_before_anything_is_loaded(tmp_path, change, message):
     fields = json.loads((tiny.FOLDER / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    for function in (load_tokenizer, load_policy, model_size.Architecture.of):
+
+    def lora_modules(policy):  # what the check of a zip asks
+        return base_models.lora_modules(policy.model)
+
+    for function in (load_tokenizer, load_policy, model_size.Architecture.of, lora_modules):
         with pytest.raises(ValueError, match=re.escape(message)) as error:
             function(config.Policy(model=str(tmp_path)))
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
@@ -82,7 +93,7 @@ def test_in_4_bit_every_large_matrix_is_4_bit():
 @pytest.mark.slow
 def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_checkpoint(monkeypatch, tmp_path):
     unstreamed, tokenizer = load_policy(config.Policy(load_in_4bit=True))
-    monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
     policy = config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path / "nf4"), experts_on_host=0.5)
     streamed, _ = load_policy(policy)
     assert torch.equal(last_logits(streamed, tokenizer), last_logits(unstreamed, tokenizer))
@@ -109,7 +120,7 @@ def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_pa
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     policy = config.Policy(load_in_4bit=True, experts_on_host=0.5, experts_overflow="cuda:1", nf4_folder=str(tmp_path))
     load_policy(policy)  # whole
-    monkeypatch.setattr(load, "LARGEST_UNSTREAMED", 1000)
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
     load_policy(policy)  # by an NF4 checkpoint
     assert placed == [(4, torch.device("cuda:1"))] * 4
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

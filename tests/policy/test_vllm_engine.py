@@ -20,7 +20,8 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import encode_prompt
-from grpo_kit.policy.load import Path, load_policy, policy_source
+from grpo_kit.policy.load import Path, load_policy
+from grpo_kit.policy.model_source import policy_source
 from grpo_kit.runs.run import find_run
 
 ASKED = [[{"role": "user", "content": text}] for text in ("What is 47 + 38?", "What is 90 - 12?", "What is 5 + 6?")]

@@ -13,7 +13,7 @@ import pytest
 
 from grpo_kit.runs import files
 from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, write_lines, write_text
-from grpo_kit.runs.places import default_nf4_folder, find_drive, find_root
+from grpo_kit.runs.places import find_drive, find_root
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.runs.session import describe_run
@@ -31,13 +31,6 @@ def test_runs_lie_on_drive_when_colab_has_mounted_it(tmp_path):
 
 def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
     assert find_root({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path) == tmp_path / "kaggle/working/runs"
-
-
-def test_an_nf4_checkpoint_lies_on_the_machines_own_disk(tmp_path):
-    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
-    assert default_nf4_folder("a/b", {"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/nf4/a--b"
-    assert default_nf4_folder("a/b", {"KAGGLE_KERNEL_RUN_TYPE": "x"}, tmp_path) == tmp_path / "kaggle/working/nf4/a--b"
-    assert default_nf4_folder("a/b", {}, tmp_path).as_posix() == "nf4/a--b"
 
 
 def test_the_zip_lies_where_kaggle_looks_for_it(tmp_path, monkeypatch):

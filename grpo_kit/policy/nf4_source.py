@@ -1,0 +1,172 @@
+"""The NF4 checkpoint of a policy: found, fetched from Google Drive or made, and kept where it outlives the session."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from grpo_kit import config as settings
+from grpo_kit.nemotron import base_models
+from grpo_kit.nemotron.nf4_layout import (
+    MANIFEST,
+    confirm_parts,
+    is_nf4_checkpoint,
+    is_part_intact,
+    read_manifest,
+    write_manifest,
+)
+from grpo_kit.policy.model_source import find_nf4, is_finished, nf4_folder, policy_source, read_config
+from grpo_kit.runs import activity, processes
+from grpo_kit.runs.files import new_file
+from grpo_kit.runs.places import download_folder, drive_nf4_folder, find_drive, kaggle_nf4_folder
+
+# Of published models: the safetensors files in bf16, and what an NF4 checkpoint of them takes, in GiB. Lightning's
+# layer for multi-token prediction is not counted.
+PUBLISHED_GIB = {
+    base_models.PUBLISHED: (59, 16),
+    base_models.LIGHTNING: (59, 16),
+    base_models.NANO_4B: (7.4, 3.1),
+}
+DOWNLOAD_RATE = 100e6  # bytes a second, assumed for the estimate
+LARGEST_UNSTREAMED = 3e9  # parameters; a larger Nemotron-H is quantised shard by shard
+DRIVE_SPARE = 2**30  # bytes that a checkpoint leaves free on Google Drive, for the runs
+PIECE = 2**24  # bytes that are copied at once
+
+
+def needs_nf4_checkpoint(policy: settings.Policy) -> bool:
+    """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to load unquantised.
+
+    Raises:
+        OSError: neither the package nor a local folder nor the Hub has a config.json.
+        ValueError: as for `read_config`.
+    """
+    import torch
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+    if is_nf4_checkpoint(policy_source(policy)) or find_nf4(policy):
+        return True
+    fields = read_config(policy)
+    if fields.get("model_type") != "nemotron_h":
+        return False
+    with torch.device("meta"):
+        model = NemotronHForCausalLM._from_config(NemotronHConfig.from_dict(fields))
+    return model.num_parameters() > LARGEST_UNSTREAMED
+
+
+def prepare_checkpoint(policy: settings.Policy) -> Path:
+    """The folder of the policy's NF4 checkpoint, which is made first, shard by shard, if it does not exist yet.
+
+    A finished one is loaded without a network, and read only once (`confirm_parts`).
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as for `convert_to_nf4` and `verify_checkpoint`.
+    """
+    folder = processes.broadcast_from_first(lambda: _find_or_make(policy))
+    if (stored := read_manifest(folder)["dtype"]) != policy.dtype:
+        raise ValueError(
+            f"policy.dtype is {policy.dtype} and {folder} was made for {stored}; the weights that are not quantised "
+            f"have that type. Set policy.dtype={stored}."
+        )
+    return folder
+
+
+def _find_or_make(policy: settings.Policy) -> Path:
+    from grpo_kit.nemotron.convert import convert_to_nf4
+
+    folder = nf4_folder(policy)
+    if str(folder) == policy_source(policy) or is_finished(folder, policy):
+        confirm_parts(folder)
+        return folder
+    drive = None if policy.nf4_folder else drive_nf4_folder(policy.model)
+    if drive and is_finished(drive, policy):
+        copy_checkpoint(drive, folder, "copying from Google Drive")
+        return folder
+    with activity.count_bytes("quantising") as show:
+        convert_to_nf4(policy_source(policy), folder, policy.dtype, policy.revision, show, download_folder(folder))
+    if not policy.nf4_folder and (sentence := _keep_checkpoint(policy, folder, drive)):
+        print(sentence, flush=True)
+    return folder
+
+
+def _keep_checkpoint(policy: settings.Policy, folder: Path, drive: Path | None) -> str:
+    """Copy a new checkpoint to Google Drive if it fits there; what became of it, or how to keep it, in a sentence."""
+    size = _size_of(read_manifest(folder))
+    if output := kaggle_nf4_folder(policy.model):
+        return (
+            f"Kaggle deletes {folder}, the NF4 checkpoint, when the session ends. To keep it, make it with `grpo-kit "
+            "push 01_setup` and push later notebooks with that kernel as --kernel-source; or set "
+            f"policy.nf4_folder={output}, {size / 1e9:.1f} of the 20 GB that a kernel may put out."
+        )
+    if drive is None:
+        return ""
+    what = f"The NF4 checkpoint ({size / 2**30:.1f} GiB)"
+    again = "The next session makes it again."
+    try:
+        free = shutil.disk_usage(find_drive() or drive).free
+        if free < size + DRIVE_SPARE:
+            return f"{what} is not kept on Google Drive, which has {free / 2**30:.1f} GiB free. {again}"
+        copy_checkpoint(folder, drive, "copying to Google Drive")
+    except OSError as error:
+        return f"{what} could not be kept on Google Drive ({error.strerror or error}). {again}"
+    return f"{what} is kept in {drive}; the next session copies it from there."
+
+
+def copy_checkpoint(source: Path, target: Path, doing: str) -> None:
+    """Copy a finished NF4 checkpoint, part by part; a copy that was interrupted goes on after its last whole part.
+
+    Each file is written aside and renamed. `nf4.json` comes last, so that an unfinished copy is not a checkpoint.
+
+    Args:
+        source: the checkpoint.
+        target: the folder to make or to complete.
+        doing: what the bar says, such as "copying from Google Drive".
+
+    Raises:
+        ValueError: a manifest is damaged, or a part has not the recorded size.
+        OSError: a disk is full or does not answer.
+    """
+    manifest = read_manifest(source)
+    parts = read_manifest(target)["parts"] if is_nf4_checkpoint(target) else {}  # of a conversion that was begun here
+    done, total = 0, _size_of(manifest)
+    target.mkdir(parents=True, exist_ok=True)
+    with activity.count_bytes(doing) as show:
+        for number, (part, record) in enumerate(manifest["parts"].items(), 1):
+            words = f"part {number} of {len(manifest['parts'])}"
+            here = target / part
+            same = parts.get(part, record)["sha256"] == record["sha256"]
+            if not (same and is_part_intact(here, record, check_hash=False)):
+                with new_file(here) as aside, (source / part).open("rb") as read, aside.open("wb") as written:
+                    while piece := read.read(PIECE):
+                        written.write(piece)
+                        show(done + written.tell(), total, words)
+                if not is_part_intact(here, record, check_hash=False):
+                    raise ValueError(f"{source / part} is not what was written; its copy has another size. Delete it.")
+            record["changed"] = here.stat().st_mtime_ns
+            done += record["bytes"]
+    for path in source.iterdir():  # the tokenizer and config.json, routing counts
+        if path.is_file() and path.name not in (MANIFEST, *manifest["parts"]) and not path.name.startswith("."):
+            with new_file(target / path.name) as aside:
+                shutil.copyfile(path, aside)
+    write_manifest(target, manifest)
+
+
+def _size_of(manifest: dict[str, Any]) -> int:
+    return sum(record["bytes"] for record in manifest["parts"].values())
+
+
+def describe_download(policy: settings.Policy) -> str:
+    """What loading the policy would download and for how long, in a sentence; empty if it downloads nothing."""
+    source = policy_source(policy)
+    if Path(source).is_dir() or find_nf4(policy):
+        return ""
+    if (sizes := PUBLISHED_GIB.get(base_models.recognize_base(source))) is None:
+        return f"Loading the policy downloads {source} from the Hub, unless an earlier download is on this machine."
+    drive = drive_nf4_folder(policy.model) if policy.load_in_4bit and not policy.nf4_folder else None
+    if drive and is_finished(drive, policy):
+        return f"Loading the policy copies its NF4 checkpoint, {sizes[1]} GiB, from {drive}."
+    minutes = sizes[0] * 2**30 / DOWNLOAD_RATE / 60
+    kept = f"in 4 bit, {sizes[1]} GiB," if policy.load_in_4bit else "as it is"
+    return (
+        f"Loading the policy downloads {sizes[0]} GiB from the Hub: about {minutes:.2g} minutes at "
+        f"{DOWNLOAD_RATE / 1e6:.0f} MB/s, {2 * minutes:.2g} at half that speed. It is kept {kept} on this machine's "
+        "disk, so a later load in this session does not download it again."
+    )

@@ -1,0 +1,281 @@
+"""An NF4 checkpoint is found where it lies, copied from Google Drive or made, and then loads without any network."""
+
+import errno
+import json
+import shutil
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import constants
+
+from grpo_kit import config
+from grpo_kit.nemotron import convert, nf4_layout, tiny
+from grpo_kit.policy import model_source, nf4_source
+from grpo_kit.policy.load import load_policy, load_tokenizer, routing_path
+from grpo_kit.runs import activity, files, places
+
+HUB = "org/Some-Nemotron-H"  # a model that only the Hub has
+Usage = namedtuple("Usage", "free")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A finished NF4 checkpoint of `HUB`, as a conversion from the Hub would have made it."""
+    out = convert.convert_to_nf4(tiny.FOLDER, tmp_path_factory.mktemp("converted") / "nf4", "float32")
+    manifest = json.loads((out / "nf4.json").read_text()) | {"source": HUB, "commit": "c0ffee"}
+    (out / "nf4.json").write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A folder that the kit takes for the root of the machine; call the result with `colab` or `kaggle`."""
+    for name in vars(places):
+        function = getattr(places, name)
+        if getattr(function, "__defaults__", None) and Path("/") in function.__defaults__:
+            defaults = tuple(tmp_path if value == Path("/") else value for value in function.__defaults__)
+            monkeypatch.setattr(function, "__defaults__", defaults)
+    monkeypatch.delenv("GRPO_KIT_ROOT", raising=False)
+
+    def make(kind):
+        monkeypatch.setenv({"colab": "COLAB_RELEASE_TAG", "kaggle": "KAGGLE_KERNEL_RUN_TYPE"}[kind], "x")
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every connection, every look-up and every call of the Hub's client fails the test, although it is not offline."""
+
+    def refuse(*words, **options):
+        raise AssertionError(f"the network was asked: {words}")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for name in ("hf_hub_download", "snapshot_download"):
+        monkeypatch.setattr(huggingface_hub, name, refuse)
+
+
+@pytest.fixture
+def no_hashing(monkeypatch):
+    def refuse(path):
+        raise AssertionError(f"{path} was hashed")
+
+    for module in (nf4_layout, convert, files):
+        monkeypatch.setattr(module, "hash_of", refuse)
+
+
+def policy_of(model=HUB, **settings):
+    return config.Policy(model=model, load_in_4bit=True, **settings)
+
+
+def last_logits(policy):
+    model, tokenizer = load_policy(policy)
+    with torch.inference_mode():
+        return model(**tokenizer("What is 2", return_tensors="pt")).logits[:, -1]
+
+
+def put(converted, folder, **changes):
+    shutil.copytree(converted, folder)
+    manifest = json.loads((folder / "nf4.json").read_text()) | changes
+    (folder / "nf4.json").write_text(json.dumps(manifest))
+    return folder
+
+
+# Without a network
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["by the model's id", "by its folder"])
+def test_a_finished_checkpoint_loads_without_network_and_without_hashing(converted, no_network, no_hashing, by_name):
+    policy = policy_of(nf4_folder=str(converted)) if by_name else policy_of(str(converted))
+    assert last_logits(policy).isfinite().all()
+    assert nf4_source.describe_download(policy) == ""
+    assert model_source.base_model_name(policy) == HUB
+
+
+def test_the_tokenizer_alone_comes_from_the_checkpoint_too(converted, no_network):
+    assert load_tokenizer(policy_of(nf4_folder=str(converted))).padding_side == "left"
+
+
+def test_a_checkpoint_whose_source_is_gone_still_loads(tmp_path, monkeypatch, no_hashing):
+    monkeypatch.undo()  # the conversion hashes what it writes
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    source = shutil.copytree(tiny.FOLDER, tmp_path / "source")
+    policy = policy_of(str(source), nf4_folder=str(tmp_path / "nf4"))
+    first = last_logits(policy)
+    shutil.rmtree(source)
+    assert torch.equal(last_logits(policy), first)
+
+
+def test_what_is_not_finished_is_not_taken_for_a_checkpoint(converted, tmp_path):
+    folder = put(converted, tmp_path / "nf4", count=9)
+    policy = policy_of(nf4_folder=str(folder))
+    assert model_source.find_nf4(policy) is None and model_source.nf4_folder(policy) == folder
+    with pytest.raises(FileNotFoundError, match="policy.model is 'org/Some-Nemotron-H'"):
+        load_policy(policy)
+    with pytest.raises(ValueError, match="holds 1 of 9 parts"):
+        load_policy(policy_of(str(folder)))
+
+
+# Kaggle
+
+
+def test_a_mounted_checkpoint_is_found_by_what_it_was_made_of(converted, machine, no_network, no_hashing, monkeypatch):
+    root = machine("kaggle")
+    inputs = root / "kaggle/input"
+    put(converted, inputs / "a", dtype="float16")
+    put(converted, inputs / "b", source="org/another")
+    put(converted, inputs / "c", revision="v2")
+    put(converted, inputs / "d", count=2)
+    mounted = put(converted, inputs / "notebooks/ada/grpo-kit-01-setup/nf4" / "org--Some-Nemotron-H")
+    monkeypatch.setattr(nf4_layout.os, "access", lambda path, mode: not Path(path).is_relative_to(inputs))
+    assert model_source.nf4_folder(policy_of()) == mounted
+    assert last_logits(policy_of()).isfinite().all()
+    assert routing_path(policy_of()) == root / "kaggle/temp/nf4/org--Some-Nemotron-H/routing.json"
+    (mounted / "routing.json").write_text("{}")
+    assert routing_path(policy_of()) == mounted / "routing.json"
+
+
+@pytest.mark.parametrize("where", ["kaggle/temp", "kaggle/working"])
+def test_a_checkpoint_of_this_session_comes_before_a_mounted_one(converted, machine, where):
+    root = machine("kaggle")
+    put(converted, root / "kaggle/input/mine")
+    ours = put(converted, root / where / "nf4/org--Some-Nemotron-H")
+    assert model_source.nf4_folder(policy_of()) == ours
+
+
+def test_on_kaggle_it_is_made_outside_the_output_and_a_sentence_says_how_to_keep_it(machine, monkeypatch, capsys):
+    root = machine("kaggle")
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    load_policy(policy_of("tiny"))
+    assert (root / "kaggle/temp/nf4/tiny/nf4.json").is_file() and not (root / "kaggle/working").exists()
+    output = root / "kaggle/working/nf4/tiny"
+    text = capsys.readouterr().out
+    assert "make it with `grpo-kit push 01_setup` and push later notebooks with that kernel as --kernel-source" in text
+    assert f"set policy.nf4_folder={output}, 0.0 of the 20 GB" in text and text.count("\n") == 1
+    load_policy(policy_of("tiny", nf4_folder=str(output)))
+    assert model_source.is_finished(output, policy_of("tiny")) and capsys.readouterr().out == ""
+
+
+# Colab and Google Drive
+
+
+@pytest.fixture
+def colab(machine, monkeypatch):
+    root = machine("colab")
+    (root / "content/drive/MyDrive").mkdir(parents=True)
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    return root / "content/drive/MyDrive/grpo-kit/nf4/tiny", root / "content/grpo-kit/nf4/tiny"
+
+
+def test_what_fits_on_google_drive_is_kept_there_and_copied_back(colab, capsys, monkeypatch):
+    drive, local = colab
+    first = last_logits(policy_of("tiny"))
+    assert f"(0.0 GiB) is kept in {drive}; the next session copies it from there." in capsys.readouterr().out
+    shutil.rmtree(local)  # the next session
+    assert nf4_source.describe_download(policy_of("tiny")) == ""  # the tiny policy is in the package
+    monkeypatch.setattr(convert, "convert_to_nf4", lambda *words: pytest.fail("converted again"))
+    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
+    assert torch.equal(last_logits(policy_of("tiny")), first)
+    assert {path.name for path in local.iterdir()} == {path.name for path in drive.iterdir()}
+    assert capsys.readouterr().out == ""
+
+
+def test_what_does_not_fit_on_google_drive_is_not_kept_there(colab, capsys, monkeypatch):
+    drive, local = colab
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**30) if Path(path).name == "MyDrive" else real(path))
+    load_policy(policy_of("tiny"))
+    text = capsys.readouterr().out
+    assert "is not kept on Google Drive, which has 1.0 GiB free. The next session makes it again." in text
+    assert not drive.exists() and model_source.is_finished(local, policy_of("tiny"))
+
+
+def test_a_drive_that_fails_costs_the_copy_and_nothing_else(colab, capsys, monkeypatch):
+    def fail(*words):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(nf4_source, "copy_checkpoint", fail)
+    assert last_logits(policy_of("tiny")).isfinite().all()
+    assert "could not be kept on Google Drive (Input/output error). The next session" in capsys.readouterr().out
+
+
+def test_a_checkpoint_on_drive_with_another_dtype_is_not_taken(colab, converted):
+    drive, local = colab
+    put(converted, drive, source=str(tiny.FOLDER), dtype="float16")
+    load_policy(policy_of("tiny"))
+    assert nf4_layout.read_manifest(local)["dtype"] == nf4_layout.read_manifest(drive)["dtype"] == "float32"
+
+
+# The copy
+
+
+@pytest.fixture(scope="module")
+def in_parts(tmp_path_factory):
+    """A finished checkpoint of several parts."""
+    from transformers import NemotronHForCausalLM
+
+    folder = tmp_path_factory.mktemp("parts")
+    NemotronHForCausalLM.from_pretrained(tiny.FOLDER).save_pretrained(folder / "model", max_shard_size="150KB")
+    return convert.convert_to_nf4(folder / "model", folder / "nf4", "float32")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "nf4.json"}
+
+
+def test_an_interrupted_copy_goes_on_after_its_last_whole_part(in_parts, tmp_path, monkeypatch):
+    parts, opened = list(nf4_layout.read_manifest(in_parts)["parts"]), []
+    new_file = nf4_source.new_file
+
+    def stop_at_the_third(path):
+        opened.append(path.name)
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return new_file(path)
+
+    monkeypatch.setattr(nf4_source, "new_file", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        nf4_source.copy_checkpoint(in_parts, tmp_path / "copy", "copying")
+    assert not nf4_layout.is_nf4_checkpoint(tmp_path / "copy") and opened == parts[:3] and len(parts) > 3
+    opened += ["", "", ""]
+    nf4_source.copy_checkpoint(in_parts, tmp_path / "copy", "copying")
+    assert opened[6:][: len(parts) - 2] == parts[2:]
+    assert contents(tmp_path / "copy") == contents(in_parts)
+    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
+    nf4_layout.confirm_parts(tmp_path / "copy")
+
+
+def test_a_part_that_was_made_here_of_other_bytes_is_replaced(in_parts, tmp_path):
+    """Another kind of device rounds differently: the same size, another sha256."""
+    target = shutil.copytree(in_parts, tmp_path / "copy")
+    manifest = nf4_layout.read_manifest(target)
+    first, second, *others = manifest["parts"]
+    manifest["parts"] = {first: manifest["parts"][first] | {"sha256": "of another device"}}
+    nf4_layout.write_manifest(target, manifest)
+    (target / first).write_bytes(b"\0" * (target / first).stat().st_size)
+    nf4_source.copy_checkpoint(in_parts, target, "copying")
+    assert contents(target) == contents(in_parts)
+
+
+def test_a_part_that_drive_lost_the_end_of_is_not_a_checkpoint(in_parts, tmp_path):
+    source = shutil.copytree(in_parts, tmp_path / "source")
+    part = list(nf4_layout.read_manifest(source)["parts"])[1]
+    (source / part).write_bytes((source / part).read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{part} is not what was written; its copy has another size"):
+        nf4_source.copy_checkpoint(source, tmp_path / "copy", "copying")
+    assert not nf4_layout.is_nf4_checkpoint(tmp_path / "copy")
+
+
+def test_a_copy_says_the_part_and_its_bytes_to_who_listens(in_parts, tmp_path):
+    heard = []
+    with activity.listen(heard.append):
+        nf4_source.copy_checkpoint(in_parts, tmp_path / "copy", "copying from Google Drive")
+    count = len(nf4_layout.read_manifest(in_parts)["parts"])
+    assert heard[0] == f"copying from Google Drive, part 1 of {count}: 0.0 of 0.0 GiB" and len(heard) == count
