@@ -77,7 +77,10 @@ def push(
         return
     options = (("--accelerator", accelerator), ("-c", preset), ("--run", name))
     given = [word for option, value in options if value and value != kernel.OFFLINE for word in (option, value)]
-    console.print_next(["push", kernel.find_next_notebook(path), "--kernel-source", outcome.kernel, *given])
+    # The output of 01_setup holds the NF4 checkpoint, which every later notebook needs.
+    sources = [*(source for source in kernel_source or () if "-01-setup" in source), outcome.kernel]
+    mounted = [word for source in sources for word in ("--kernel-source", source)]
+    console.print_next(["push", kernel.find_next_notebook(path), *mounted, *given])
 
 
 def submit(

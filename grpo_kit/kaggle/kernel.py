@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from grpo_kit import config as configuration
 from grpo_kit.config.checks import require
 from grpo_kit.config.form import join_settings
 from grpo_kit.kaggle import wheels
+from grpo_kit.nemotron.base_models import PUBLISHED, TINY, recognize_base
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.installation import read_install_cell
+from grpo_kit.runs.places import kaggle_nf4_folder
 from grpo_kit.runs.run import find_run
 
 COMPETITION = "nvidia-nemotron-model-reasoning-challenge"
@@ -108,8 +110,9 @@ def make_metadata(
     datasets: Sequence[str] = (),
     kernels: Sequence[str] = (),
     models: Sequence[str] = (MODEL,),
+    internet: bool = False,
 ) -> dict[str, Any]:
-    """Unchecked metadata of a private notebook without internet for this competition, with every field.
+    """Unchecked metadata of a private notebook for this competition, with every field.
 
     Args:
         owner: the Kaggle user name.
@@ -118,6 +121,7 @@ def make_metadata(
         accelerator: Kaggle's name of the machine.
         datasets, kernels: owner/slug of what is mounted.
         models: owner/model/framework/variation/version of what is mounted.
+        internet: whether the notebook may use it.
 
     Source:
         https://github.com/Kaggle/kaggle-api/blob/main/docs/kernels_metadata.md
@@ -131,7 +135,7 @@ def make_metadata(
         "is_private": True,
         "enable_gpu": True,
         "enable_tpu": False,
-        "enable_internet": False,
+        "enable_internet": internet,
         "machine_shape": accelerator,
         "competition_sources": [COMPETITION],
         "model_sources": list(models),
@@ -237,6 +241,9 @@ def build_kernel(
 ) -> Kernel:
     """The notebook as a kernel, checked but not yet written.
 
+    The 30B is mounted. Another model of the Hub is downloaded, and its kernels may use the internet for that. What
+    `01_setup` quantises becomes part of its output, so that later kernels mount it and need not make it again.
+
     Args:
         owner: the Kaggle user name.
         notebook: the notebook's file.
@@ -258,12 +265,24 @@ def build_kernel(
         f"--config is {preset!r}; Kaggle does not have your files, so a kernel takes a preset: {', '.join(presets)}.",
     )
     datasets = datasets or [f"{owner}/{wheels.dataset_name()}"]  # there is no internet, so wheels must be mounted
-    tiny = configuration.load_config([preset], overrides).policy.model == "tiny"
-    if not tiny and not any(text.startswith("policy.model=") for text in overrides):
+    policy = configuration.load_config([preset], overrides).policy
+    base, local = recognize_base(policy.model), policy.model.startswith("/")
+    if base == PUBLISHED and not any(text.startswith("policy.model=") for text in overrides):
+        policy = replace(policy, model=MOUNTED_MODEL)
         overrides = [f"policy.model={MOUNTED_MODEL}", *overrides]
+    internet = not (local or base in (PUBLISHED, TINY))
+    require(
+        not (internet and accelerator == OFFLINE),
+        f"policy.model is {policy.model}, which a kernel downloads from the Hub, and {OFFLINE} has no internet. Take "
+        "--accelerator NvidiaTeslaT4, or mount the model and give its folder as policy.model.",
+    )
+    if notebook.stem == "01_setup" and policy.load_in_4bit and policy.nf4_folder is None:
+        folder = kaggle_nf4_folder(policy.model, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"})
+        overrides = [*overrides, f"policy.nf4_folder={folder}"]
     name = find_run(run or preset, root).name
     title = f"grpo-kit {notebook.stem.replace('_', ' ')}" + (f" {run}" if run else "")
-    metadata = make_metadata(owner, title, notebook.name, accelerator, datasets, kernels, () if tiny else (MODEL,))
+    models = (MODEL,) if base == PUBLISHED or local else ()
+    metadata = make_metadata(owner, title, notebook.name, accelerator, datasets, kernels, models, internet)
     form = {"preset": preset, "run_name": name, "overrides": join_settings(overrides)}
     code = fill_notebook(notebook, form, accelerator)
     check_metadata(metadata, code)

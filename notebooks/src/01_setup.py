@@ -130,8 +130,14 @@ notebook.show_settings(config)
 # %% [markdown]
 # ## Load the policy
 # In reinforcement learning the model that acts is called the policy. This notebook loads it only to look at it.
-# **Takes** a second for `tiny`. The 30B model is read file by file, about 60 GB in all, and quantised on the way,
-# with one line per file. The 4-bit copy stays on the machine's disk, and the next load reads it from there.
+# **Takes** a second for `tiny`. A large model is downloaded file by file and quantised on the way; one bar counts both
+# and says the time left. If the session ends meanwhile, run this cell again: finished parts are kept. The result, the
+# NF4 checkpoint, stays on this machine's disk, and later loads read it without a network.
+#
+# Computed, not measured: at 100 MB/s the 4B's 7.4 GiB come in 1.3 minutes and the 30B's 59 GiB in 11; quantising adds
+# to that. Drive keeps the checkpoint for the next session of Colab where it fits, the 4B's 3.1 GiB as a rule, the
+# 30B's 16 GiB not in the 15 GB that are free of charge. On Kaggle it ends with the session, unless `grpo-kit push
+# 01_setup` made it: then add that kernel's output to the later notebooks (*Add Input, Your Work*).
 
 # %%
 from grpo_kit import load_policy
@@ -141,7 +147,8 @@ parameters = sum(p.numel() for p in model.parameters())
 print(f"{type(model).__name__}: {parameters:,} parameters in {model.dtype} on {model.device}")
 
 # %% [markdown]
-# **You should see** for `tiny` a `NemotronHForCausalLM` with half a million parameters. It has the architecture of
+# **You should see** the bar, if there is something to download, and one sentence that says whether the checkpoint
+# outlives this session. For `tiny` you see a `NemotronHForCausalLM` with half a million parameters. It has the architecture of
 # Nemotron-3-Nano-30B-A3B (Mamba, attention, routed experts) in a small size.
 
 # %% [markdown]

@@ -169,6 +169,16 @@ def test_push_names_the_notebook_that_goes_on_from_an_output_without_a_zip(onlin
     assert output.endswith(f"next: grpo-kit push {following} --kernel-source {kernel}-mine {rest}")
 
 
+def test_push_keeps_naming_the_kernel_that_holds_the_nf4_checkpoint(online, here):
+    online.files = {"runs/mine/run.json": b"{}"}
+    setup = ("--kernel-source", "ada/grpo-kit-01-setup-mine")
+    output = call("push", "02_data", *setup, "--kernel-source", "ada/other", "--run", "mine")
+    assert output.endswith(
+        "next: grpo-kit push 03_training --kernel-source ada/grpo-kit-01-setup-mine --kernel-source "
+        "ada/grpo-kit-02-data-mine --run mine"
+    )
+
+
 def test_push_fails_when_the_kernel_ran_on_another_gpu_than_requested(online, here):
     online.states, online.failure = ["ERROR"], "Notebook threw exception"
     online.log = log(f"{GPU_LINE} Tesla P100-PCIE-16GB", "RuntimeError: NvidiaRtxPro6000 was requested")

@@ -156,6 +156,46 @@ def test_a_users_model_is_kept_and_the_tiny_policy_mounts_no_model(tmp_path):
     assert kernel.MOUNTED_MODEL not in text(stage(tmp_path, preset="tiny"))
 
 
+def overrides_of(staged):
+    line = next(line for line in text(staged).splitlines() if line.startswith("overrides ="))
+    return json.loads(line.removeprefix("overrides = ").partition("  #@param")[0].strip()).split()
+
+
+def test_what_01_setup_quantises_is_part_of_its_output_and_later_notebooks_look_for_it():
+    name = "kaggle--input--models--metric--nemotron-3-nano-30b-a3b-bf16--transformers--default--1"
+    made = f"policy.nf4_folder=/kaggle/working/nf4/{name}"
+    model = f"policy.model={kernel.MOUNTED_MODEL}"
+    assert overrides_of(stage(Path("/nowhere"), "01_setup")) == [model, made]
+    assert overrides_of(stage(Path("/nowhere"), "03_training")) == [model]
+    mine = ["policy.nf4_folder=/kaggle/temp/nf4"]
+    assert overrides_of(stage(Path("/nowhere"), "01_setup", overrides=mine)) == [model, *mine]
+    assert overrides_of(stage(Path("/nowhere"), "01_setup", preset="tiny")) == []
+    assert overrides_of(stage(Path("/nowhere"), "01_setup", preset="80gb")) == [model]  # not in 4 bit
+
+
+@pytest.mark.parametrize(
+    ("other", "models", "internet"),
+    [
+        ({}, [kernel.MODEL], False),
+        ({"preset": "tiny"}, [], False),
+        ({"preset": "t4-4b"}, [], True),  # the 30B must not take its place
+        ({"overrides": ["policy.model=nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16"]}, [], True),
+        ({"overrides": [f"policy.model={kernel.MOUNTED_MODEL}"]}, [kernel.MODEL], False),
+        ({"preset": "t4-4b", "overrides": ["policy.model=/kaggle/input/mine"]}, [kernel.MODEL], False),
+    ],
+)
+def test_the_30b_is_mounted_and_another_model_of_the_hub_is_downloaded(other, models, internet):
+    metadata = stage(Path("/nowhere"), **other).metadata
+    assert (metadata["model_sources"], metadata["enable_internet"]) == (models, internet)
+
+
+def test_a_model_that_must_be_downloaded_needs_a_machine_with_internet():
+    with pytest.raises(
+        ValueError, match="Nano-4B-BF16, which a kernel downloads from the Hub, and NvidiaRtxPro6000 has"
+    ):
+        stage(Path("/nowhere"), preset="t4-4b", accelerator="NvidiaRtxPro6000")
+
+
 def test_building_writes_only_when_called_and_never_into_the_repository(tmp_path):
     before = {path: path.read_bytes() for path in NOTEBOOKS.glob("*.ipynb")}
     staged = stage(tmp_path)
