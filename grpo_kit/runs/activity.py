@@ -56,7 +56,7 @@ def count_bytes(doing: str) -> Iterator[Callable[[float, float, str], None]]:
             nonlocal bar, start, last
             if bar is None:
                 start = (time.monotonic(), done)
-                options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "smoothing": 0, "leave": False}
+                options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "smoothing": 0, "miniters": 1}
                 words = {"desc": f"{doing}, {place}", "total": total, "initial": done, "disable": is_heard()}
                 bar = stack.enter_context(tqdm(**words, **options))
             bar.set_description_str(f"{doing}, {place}", refresh=False)
