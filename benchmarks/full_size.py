@@ -50,9 +50,13 @@ CONVERT = """
 import sys
 from grpo_kit.nemotron.convert import convert_to_nf4
 
-def wait_for_weights(number, count, shard):
-    print(shard, flush=True)
-    sys.stdin.readline()
+parts = set()
+
+def wait_for_weights(done, total, part):
+    if part not in parts:
+        parts.add(part)
+        print(f"model-{int(part.split()[1]):05}.safetensors", flush=True)
+        sys.stdin.readline()
 
 convert_to_nf4("published", "nf4", "float32", progress=wait_for_weights)
 """
