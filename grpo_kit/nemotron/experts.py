@@ -174,15 +174,22 @@ class TieredExperts(nn.Module):
         # The launches are queued before the host waits.
         expert_kernel.run_experts(hidden, index, weights, self.near_addresses, self.geometry.up, outputs)
         if far := sorted(self.on_host.intersection(read_choice())):
-            slots, together = self.bench.slots, max(1, len(self.bench.slots) // 2)
+            together = max(1, len(self.bench.slots) // 2)
+            tables = self._send_slot_tables(far, together)  # first: a GPU copies in the order in which it was asked
             arriving = self.bench.bring_experts([self.rows[expert] for expert in far], together)
-            tables = torch.zeros((len(far), self.num_experts), dtype=torch.int64, pin_memory=hidden.is_cuda)
-            for i, expert in enumerate(far):
-                tables[i // together, expert] = slots[i % len(slots)].data_ptr()
-            for table, _ in zip(tables.to(hidden.device, non_blocking=True), arriving):
+            for table, _ in zip(tables, arriving):
                 expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, outputs)
             next(arriving, None)  # frees the last slots
         return outputs.sum(1).to(hidden.dtype)
+
+    def _send_slot_tables(self, far: list[int], together: int) -> torch.Tensor:
+        """(portions, experts) int64 on the device: for each portion of `far` the slots' addresses, else 0."""
+        slots, device = self.bench.slots, self.bench.device
+        portions = -(-len(far) // together)
+        tables = torch.zeros((portions, self.num_experts), dtype=torch.int64, pin_memory=device.type == "cuda")
+        for i, expert in enumerate(far):
+            tables[i // together, expert] = slots[i % len(slots)].data_ptr()
+        return tables.to(device, non_blocking=True)
 
     def start_reading_choice(self, index: torch.Tensor) -> Callable[[], list[int]]:
         """Start to copy the router's choice, (tokens, k) int64, to the host.

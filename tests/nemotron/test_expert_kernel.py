@@ -322,6 +322,20 @@ def test_hits_are_counted_while_decoding(emulated, monkeypatch):
     assert all(torch.equal(a.hits, b.hits) for a, b in zip(loop, layers)) and layers[0].hits.sum() == IDS.numel() * 2
 
 
+def test_the_table_of_slots_is_sent_before_the_copies_that_it_would_wait_for(emulated, monkeypatch):
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
+    bench, asked = experts.Workbench(experts.ExpertShape(64, 64), CPU, torch.float32), []
+    layer = experts.TieredExperts(bench.geometry, 4, lambda x: x.relu().square(), bench)
+    layer.place([3])
+    layer.write_expert(3, draw(64, 64), draw(64, 64))
+    for owner, name in ((experts.TieredExperts, "_send_slot_tables"), (experts.Workbench, "_start_copy")):
+        inner = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, n=name, f=inner: asked.append(n) or f(*a))
+    with torch.inference_mode():
+        layer(draw(1, 64), torch.tensor([[3]]), torch.ones(1, 1))
+    assert asked == ["_send_slot_tables", "_start_copy"]
+
+
 @pytest.mark.parametrize("reason", ["a gradient is needed", "many tokens", "another activation"])
 def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, reason):
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
