@@ -10,6 +10,7 @@ rows are few; the backward pass copies and dequantises it again. A decoding step
 (expert_kernel.py). The experts are frozen; LoRA on them is PEFT's, one pair per matrix (expert_lora.py).
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -17,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from grpo_kit.nemotron import expert_kernel, nf4, pinned_memory
-from grpo_kit.nemotron.expert_lora import ExpertLoras, ExpertMatrix, active_lora, add_update
+from grpo_kit.nemotron.expert_lora import ExpertLora, ExpertLoras, ExpertMatrix, active_lora, add_update
 from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
+from grpo_kit.nemotron.patches import feed_forward, output_dtype, recognise_relu2, relu2
 
 # An expert's rows up to which the fused 4-bit product reads less memory than dequantising does.
 MAX_FUSED_ROWS = 8
@@ -47,11 +49,10 @@ class TieredExperts(nn.Module):
 
     def __init__(self, geometry: ExpertShape, num_experts: int, act: Callable, bench: Workbench) -> None:
         super().__init__()
-        self.geometry, self.num_experts, self.act, self.bench = geometry, num_experts, act, bench
+        self.geometry, self.num_experts, self.bench = geometry, num_experts, bench
+        self.act = recognise_relu2(act)
         self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
         self.rows: list[torch.Tensor] = []
-        samples = torch.tensor([-2.0, 0.0, 3.0], device="cpu")
-        self.is_relu2 = torch.equal(act(samples), samples.relu().square())  # the only activation the kernel computes
         self.on_host: frozenset[int] = frozenset()
         self.host = torch.device("cpu")
         self.traffic = [0, 0]
@@ -136,21 +137,21 @@ class TieredExperts(nn.Module):
             top_k_weights: (tokens, k), their weights.
 
         Returns:
-            (tokens, hidden) in the type of `hidden_states`.
+            (tokens, hidden) in the type of `hidden_states`, for float16 in float32: a sum may pass float16's range.
         """
         loras = self.active_loras()
         # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
         with torch.autocast(hidden_states.device.type, enabled=False):
             if not loras and (dtype := self._decoding_dtype(hidden_states)):
                 output = self.decode(hidden_states.to(dtype), top_k_index, top_k_weights.float())
-                return output.to(hidden_states.dtype)
+                return output.to(output_dtype(hidden_states.dtype))
             trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
             return _RoutedExperts.apply(hidden_states, top_k_index, top_k_weights, self, loras, *trained)
 
     def _decoding_dtype(self, hidden: torch.Tensor) -> torch.dtype | None:
         """The type in which the kernel computes these tokens; None if it cannot: many tokens, or a gradient."""
         few = 0 < len(hidden) <= MAX_DECODING_TOKENS
-        if torch.is_grad_enabled() or not few or not self.is_relu2:
+        if torch.is_grad_enabled() or not few or self.act is not relu2:  # the only activation the kernel computes
             return None
         dtype = torch.float16 if hidden.dtype == torch.float16 else torch.float32  # the kernel has no bf16
         return dtype if expert_kernel.is_usable(hidden.device, self.geometry.up, dtype) else None
@@ -167,7 +168,7 @@ class TieredExperts(nn.Module):
             weights: (tokens, k) float32.
 
         Returns:
-            (tokens, hidden) in the type of `hidden`.
+            (tokens, hidden) float32.
         """
         outputs = torch.empty((*index.shape, self.geometry.hidden), dtype=torch.float32, device=hidden.device)
         read_choice = self.start_reading_choice(index) if self.on_host or self.counting else list
@@ -180,7 +181,7 @@ class TieredExperts(nn.Module):
             for table, _ in zip(tables, arriving):
                 expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, outputs)
             next(arriving, None)  # frees the last slots
-        return outputs.sum(1).to(hidden.dtype)
+        return outputs.sum(1)
 
     def _send_slot_tables(self, far: list[int], together: int) -> torch.Tensor:
         """(portions, experts) int64 on the device: for each portion of `far` the slots' addresses, else 0."""
@@ -245,12 +246,19 @@ class TieredExperts(nn.Module):
     def apply_expert(
         self, x: torch.Tensor, up: nf4.Nf4, down: nf4.Nf4, loras: ExpertLoras = (None, None)
     ) -> torch.Tensor:
-        """down(act(up(x))) with LoRA for the rows of one expert, (rows, hidden) in and out."""
-        if len(x) <= MAX_FUSED_ROWS and not torch.is_grad_enabled():
-            inner = self.act(add_update(loras[0], x, nf4.multiply_rows(x, up)))
-            return add_update(loras[1], inner, nf4.multiply_rows(inner, down))
-        inner = self.act(add_update(loras[0], x, F.linear(x, nf4.dequantise_matrix(up, self.bench.up))))
-        return add_update(loras[1], inner, F.linear(inner, nf4.dequantise_matrix(down, self.bench.down)))
+        """`feed_forward` with LoRA for the rows of one expert, (rows, hidden) in and out."""
+        fused = len(x) <= MAX_FUSED_ROWS and not torch.is_grad_enabled()
+
+        def multiply(matrix: nf4.Nf4, buffer: torch.Tensor, lora: ExpertLora | None, rows: torch.Tensor):
+            plain = nf4.multiply_rows(rows, matrix) if fused else F.linear(rows, nf4.dequantise_matrix(matrix, buffer))
+            return add_update(lora, rows, plain)
+
+        return feed_forward(
+            x,
+            functools.partial(multiply, up, self.bench.up, loras[0]),
+            self.act,
+            functools.partial(multiply, down, self.bench.down, loras[1]),
+        )
 
 
 class _RoutedExperts(torch.autograd.Function):
@@ -270,7 +278,7 @@ class _RoutedExperts(torch.autograd.Function):
             tokens = positions // k
             output = experts.apply_expert(x[tokens], up, down, loras.get(expert, (None, None)))
             total.index_add_(0, tokens, (output * scale[positions, None]).to(total.dtype))
-        return total.to(hidden.dtype)
+        return total.to(output_dtype(hidden.dtype))
 
     @staticmethod
     def backward(ctx, grad):

@@ -5,8 +5,17 @@ when transformers moves one of them.
 """
 
 import functools
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Inputs of relu2 that float16 leaves as they are. A row with a larger one is divided below this bound, so its squares
+# stay below 4,096. That leaves room for the sums of the down product, whose result is float16 too. A smaller bound
+# would leave more, but in the backward pass a row's gradient is multiplied by what was taken out.
+BOUND = 64.0
 
 
 def prepare_model(model: Any) -> None:
@@ -17,6 +26,7 @@ def prepare_model(model: Any) -> None:
     route_through_out_proj()
     keep_scan_out_of_autocast()
     keep_routers_out_of_autocast(model)
+    keep_mlps_in_range(model)
     if model.dtype == torch.float16:
         keep_residual_in_float32(model)
 
@@ -79,6 +89,87 @@ def keep_routers_out_of_autocast(model: Any) -> int:
         if not hasattr(router.forward, "_outside_autocast"):
             router.forward = _outside_autocast(router.forward)
     return len(routers)
+
+
+def keep_mlps_in_range(model: Any) -> int:
+    """Let MLP layers and shared experts compute with `feed_forward`, as routed experts do (experts.py).
+
+    An MLP with biases or another activation, which no published model has, is left alone: a bias must not be scaled.
+
+    Args:
+        model: a Nemotron-H, or one of its blocks.
+
+    Returns:
+        The number of MLPs.
+    """
+
+    def forward(mlp: Any, x: Any) -> Any:
+        return feed_forward(x, mlp.up_proj, relu2, mlp.down_proj)
+
+    mlps = [module for module in model.modules() if type(module).__name__ == "NemotronHMLP"]
+    mlps = [mlp for mlp in mlps if mlp.down_proj.bias is None and recognise_relu2(mlp.act_fn) is relu2]
+    for mlp in mlps:
+        mlp.forward = types.MethodType(forward, mlp)
+    return len(mlps)
+
+
+def feed_forward(x: "torch.Tensor", up: Callable, act: Callable, down: Callable) -> "torch.Tensor":
+    """down(act(up(x))), which float16 does not overflow if `act` is `relu2`.
+
+    relu2 of 256 is 65,536, and float16 ends at 65,504. The decoding kernel (expert_kernel.py) computes in float32, so
+    without this the prompt and the training pass would see another model. A row is divided by a power of two before the
+    square, which is exact, and what was taken out is put back in float32. Rows without a value above BOUND come out bit
+    for bit as without it.
+
+    Args:
+        x: (..., in), any type.
+        up, down: the products, of rows of the last dimension. `down` is linear: it adds no bias.
+        act: the activation between them; `recognise_relu2` gives `relu2` for a function that computes the same.
+
+    Returns:
+        (..., out): float32 if `up` gives float16 and `act` is `relu2`, otherwise in the type that `down` gives.
+    """
+    import torch
+
+    inner = up(x)
+    if inner.dtype != torch.float16 or act is not relu2:
+        inner = act(inner)  # by the same name, so that what is not needed any more is freed
+        return down(inner)
+    factor = _choose_factors(inner.detach())
+    inner = inner / factor.half()
+    inner.relu_()
+    # Not `square`, which autocast computes in float32. The last product is exact, and float32.
+    return down(inner * inner) * factor.square()
+
+
+def _choose_factors(inner: "torch.Tensor") -> "torch.Tensor":
+    """(..., 1) float32: for each row of float16, 1 or the power of two that divides its largest value below BOUND."""
+    import torch
+
+    largest = inner.amax(-1, keepdim=True).float()
+    # A float32 without its sign and mantissa is the largest power of two below it. Infinity and NaN become infinity,
+    # and what a row divided by infinity gives is multiplied by infinity, so that NaN is seen.
+    power = (largest.view(torch.int32) & 0x7F800000).view(torch.float32)
+    return power.clamp(min=BOUND / 2) * (2 / BOUND)
+
+
+def relu2(x: "torch.Tensor") -> "torch.Tensor":
+    return x.relu().square()
+
+
+def recognise_relu2(act: Callable) -> Callable:
+    """`relu2` for an activation that computes the same, and any other as it is."""
+    import torch
+
+    samples = torch.tensor([-2.0, 0.0, 3.0], device="cpu")
+    return relu2 if torch.equal(act(samples), relu2(samples)) else act
+
+
+def output_dtype(dtype: "torch.dtype") -> "torch.dtype":
+    """Type of what experts give for rows of `dtype`: sums of float16 products may pass its range, so they are kept."""
+    import torch
+
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def keep_residual_in_float32(model: Any) -> None:

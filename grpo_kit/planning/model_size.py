@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Policy, RunConfig
+from grpo_kit.nemotron import patches
 from grpo_kit.nemotron.expert_workbench import ExpertShape
 from grpo_kit.policy.model_source import read_config
 
@@ -187,6 +188,7 @@ def layer_bytes(
         stack.enter_context(_AttentionIsFused())
         block = code.NemotronHBlock(model.config, model.config.layers_block_type.index(kind))
         block.requires_grad_(False).train(grad)
+        patches.keep_mlps_in_range(block)
         existing = [*block.parameters(), *block.buffers()]
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear) and f".{name}".endswith(targets):
@@ -194,8 +196,10 @@ def layer_bytes(
                 pair = [torch.empty(size, dtype=torch.float32, requires_grad=True) for size in sizes]
                 module.forward = functools.partial(_with_lora, module, *pair)
                 existing += pair
-        if kind == "moe":  # a stand-in with the result's shape
-            block.mixer.experts.forward = lambda hidden, index, weights: hidden * weights[:, :1].to(hidden.dtype)
+        if kind == "moe":  # a stand-in with the result's shape and type
+            block.mixer.experts.forward = lambda hidden, _, weights: (
+                hidden * weights[:, :1].to(patches.output_dtype(hidden.dtype))
+            )
         x = torch.empty(1, seq, model.config.hidden_size, dtype=STREAM[dtype], requires_grad=grad)
         mask = torch.ones(1, 1, seq, seq, dtype=torch.bool) if kind == "full_attention" else None
         stack.enter_context(torch.set_grad_enabled(grad))
@@ -215,11 +219,14 @@ def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -
     """
     (hidden, inner), size, k = model.expert, BYTES[policy.dtype], model.config.num_experts_per_tok
     routing, result = tokens * k * 12, tokens * hidden * (4 + size)  # int64 and float32; summed in float32, then cast
+    # Bytes of a float32 beside an output in float16 (nemotron.patches.feed_forward).
+    kept_wide = 4 if policy.dtype == "float16" else 0
     if not policy.load_in_4bit:
         held = tokens * k * ((2 * hidden + 2 * inner) * size + 4 * hidden) + tokens * hidden * size
         return routing + tokens * k * (hidden + inner) * size, routing + held
-    forward = tokens * ((2 * hidden + 3 * inner) * size + 4 * hidden) + result  # x, up, relu, square, down; weighted
-    backward = tokens * ((hidden + 2 * inner) * size + 4 * hidden) + result  # gradients of the same
+    # x, up, relu, square, down; weighted. Then gradients of the same.
+    forward = tokens * ((2 * hidden + 3 * inner) * size + (4 + kept_wide) * hidden) + result
+    backward = tokens * ((hidden + 2 * inner) * size + (4 + 2 * kept_wide) * hidden) + result
     return routing, routing + forward + (backward if grad else 0)
 
 

@@ -336,6 +336,29 @@ def test_the_table_of_slots_is_sent_before_the_copies_that_it_would_wait_for(emu
     assert asked == ["_send_slot_tables", "_start_copy"]
 
 
+@pytest.mark.parametrize("largest", [300, 5000])
+def test_in_float16_decoding_says_what_prompt_and_training_say_past_the_range_of_relu2(emulated, monkeypatch, largest):
+    index, weights, outputs = torch.tensor([[0, 1], [1, 2], [2, 0]]), draw(3, 2, seed=1), {}
+    for dtype in (torch.float32, torch.float16):
+        bench = experts.Workbench(experts.ExpertShape(64, 128), CPU, dtype)
+        layer = experts.TieredExperts(bench.geometry, 3, lambda x: x.relu().square(), bench)
+        layer.place([2])
+        for e in range(3):
+            layer.write_expert(e, 0.1 * draw(128, 64, seed=e), 0.1 * draw(64, 128, seed=9 + e))
+        up = matrices(layer.rows[0], (128, 64))[0]
+        x = (draw(3, 64) * largest / (draw(3, 64) @ up.T).max()).half()
+        outputs[dtype, "training"] = layer(x.to(dtype), index, weights.clone().requires_grad_()).detach()
+        with torch.inference_mode():
+            outputs[dtype, "prompt"] = layer(x.to(dtype), index, weights)
+            with monkeypatch.context() as patched:
+                patched.setattr(expert_kernel, "is_usable", lambda *_: True)
+                outputs[dtype, "decoding"] = layer(x.to(dtype), index, weights)
+    truth = outputs.pop((torch.float32, "prompt"))
+    assert truth.abs().max() > 1e4 and "up_half" in emulated.launches
+    for (dtype, when), output in outputs.items():
+        assert output.dtype == torch.float32 and off(output, truth) <= (2e-3 if dtype == torch.float16 else 1e-5), when
+
+
 @pytest.mark.parametrize("reason", ["a gradient is needed", "many tokens", "another activation"])
 def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, reason):
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
