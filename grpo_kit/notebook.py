@@ -84,20 +84,6 @@ def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
     return LINKS[detect_place(environ) if REPOSITORY else "local"].format(REPOSITORY, name)
 
 
-def suggest_preset(device: Any) -> str:
-    """The preset of the 30B model for a `planning.machines.Device`, `tiny` where it does not fit the GPU.
-
-    >>> from grpo_kit.planning.machines import DEVICES, Device
-    >>> [suggest_preset(DEVICES[name]) for name in ("t4", "t4x2", "80gb")], suggest_preset(Device("laptop", gpu=0))
-    (['t4', 't4x2', '80gb'], 'tiny')
-    """
-    if device.gpu >= 70:
-        return "80gb"
-    if device.gpu >= 20 and device.triton:  # that preset computes in bf16, which such a GPU has
-        return "24gb"
-    return "tiny" if device.gpu < 14 else "t4x2" if device.gpus > 1 else "t4"
-
-
 def open_from_form(
     preset: str, run_name: str = "", overrides: str = "", use_drive: bool = True
 ) -> tuple[RunConfig, Run]:
@@ -141,18 +127,17 @@ def open_from_form(
 
 def _choose_preset() -> str:
     """The preset that "auto" takes on this machine; for a GPU, what the 30B model would download is printed."""
-    from grpo_kit.planning.machines import this_device
+    from grpo_kit.planning.machines import auto_preset, suggest_preset, this_device
     from grpo_kit.policy.nf4_source import describe_download
 
     device = this_device()
-    larger = suggest_preset(device)
-    if larger == "tiny":
-        return "tiny"
-    print(
-        f"auto takes the preset t4-4b, Nemotron-3-Nano-4B. {device.name} has room for the 30B model too: choose the "
-        f"preset {larger} for it. {describe_download(load_config([larger]).policy)}"
-    )
-    return "t4-4b"
+    preset, larger = auto_preset(device), suggest_preset(device)
+    if preset != "tiny":
+        print(
+            f"auto takes the preset {preset}, Nemotron-3-Nano-4B. {device.name} has room for the 30B model too: choose "
+            f"the preset {larger} for it. {describe_download(load_config([larger]).policy)}"
+        )
+    return preset
 
 
 def require_stage(run: Run, stage: str, notebook: str) -> None:

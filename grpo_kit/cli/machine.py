@@ -7,11 +7,11 @@ from grpo_kit.cli import options
 from grpo_kit.display import console, machine_tables
 
 
-def env() -> None:
-    """Check this machine: Python, the versions of the libraries, the GPU, and where runs will lie."""
+def env(sources: options.Sources = None) -> None:
+    """Check this machine: Python, the libraries, the GPU, where runs will lie, and the disk that the preset needs."""
     from grpo_kit.planning.machine_check import check_machine
 
-    findings = check_machine()
+    findings = check_machine(sources)
     machine_tables.print_machine_check(findings)
     if not all(fine for _, _, fine, _ in findings):
         raise typer.Exit(1)
@@ -37,7 +37,8 @@ def plan(
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     machine = machines.find_device(device) if device else machines.this_device()
     machine = machines.with_processes(machine, num_processes)
-    bandwidths = None if device else step_time.measure_bandwidths()
+    measured = not device and plan.plan(config, machine, prompt_tokens, search=False).fits
+    bandwidths = step_time.measure_speeds(config, machine) if measured else None
     hits = read_routing_counts(config.policy)
     planned = plan.plan(config, machine, prompt_tokens, bandwidths, hits)
     machine_tables.print_plan(planned)

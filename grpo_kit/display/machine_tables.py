@@ -7,6 +7,8 @@ from rich.table import Table
 
 from grpo_kit.display.console import out
 
+GIB = 2**30  # bytes
+
 
 def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:
     """A table of (subject, what was found, whether that is fine, the remedy if not)."""
@@ -18,7 +20,9 @@ def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:
 
 
 def print_plan(plan: Any) -> None:
-    """A `planning.fit.Plan`: the peak of each place, the largest settings that fit, step time and verdict."""
+    """A `planning.fit.Plan`: the peak of each place, the largest settings that fit, the hours and the verdict."""
+    from grpo_kit.planning.machines import SLACK
+
     count, name = plan.device.processes, plan.device.name
     machine = f"{name}, one of {count} processes; host memory is that of all" if count > 1 else name
     table = Table("place", "part", "GiB", "how counted", title=escape(f"{plan.config.policy.model} on {machine}"))
@@ -26,27 +30,54 @@ def print_plan(plan: Any) -> None:
     for place, need in plan.needs.items():
         for row in sorted(plan.at_peak(place), key=lambda row: -row.nbytes):
             mark = "" if row.kind == "computed" else f" ({row.kind})"
-            table.add_row(place, row.part, f"{row.nbytes / 2**30:.2f}", escape(row.source) + mark)
-        size = "unknown" if need.has is None else f"{need.has / 2**30:.2f}" + " nominal" * plan.device.nominal
-        total = f"[bold]{need.nbytes / 2**30:.2f}[/]"
-        table.add_row(place, f"[bold]sum in {need.phase}[/]", total, f"available: {size}", end_section=True)
+            table.add_row(place, row.part, f"{row.nbytes / GIB:.2f}", escape(row.source) + mark)
+        size = "unknown" if need.has is None else f"{need.has / GIB:.2f}" + " nominal" * plan.device.nominal
+        size += f", {SLACK:g} kept free" if "GPU" in place else ""
+        total, during = f"[bold]{need.nbytes / GIB:.2f}[/]", "" if place == "disk" else f" in {need.phase}"
+        table.add_row(place, f"[bold]sum{during}[/]", total, f"available: {size}", end_section=True)
     out.print(table)
     for key, value in plan.largest.items():
         out.print(f"largest grpo.{key} that fits, other settings unchanged: {value or 'none'}")
-    out.print(escape(f"step time: {_describe_step_time(plan)}\n{plan.verdict}"))
+    print_times(plan)
+    if plan.storage.download:
+        out.print(f"to download: {plan.storage.download / GIB:.1f} GiB")
+    out.print(escape(plan.verdict))
 
 
-def _describe_step_time(plan: Any) -> str:
-    if plan.bandwidths is None:
-        return (
-            f"not estimated, no bandwidth of {plan.device.name} was measured; run this on that machine without --device"
+def print_times(plan: Any) -> None:
+    """How long a plan's run takes: sampling, training and evaluation, and what of them fits a session."""
+    from grpo_kit.planning.sessions import describe_run, format_range
+
+    times, steps = plan.times, plan.config.grpo.max_steps
+    if times is None:
+        if plan.fits:
+            out.print(f"time: no bandwidth of {escape(plan.device.name)} was measured")
+        return
+    table = Table("time", "GPU" if plan.device.gpu else "products", "host", "together", f"{steps} steps")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, count in (("sampling", steps), ("training", steps), ("evaluation", 2)):
+        device, host, least, most = (
+            getattr(seconds, name) for seconds in (times.device, times.host, times.least, times.most)
         )
-    (sampling, training), most = plan.seconds, plan.sampling_all
-    first, every, last = (f"{n:.1f}" if n >= 10 else f"{n:.2g}" for n in (sampling, most, training))
-    more = f" ({every} s with every replacement, sampled at once)" if most > sampling else ""
-    pcie = f"{plan.bandwidths.pcie_gb_s:.1f} GB/s over PCIe, " if plan.device.gpu else ""
-    measured = f"{plan.bandwidths.vram_gb_s:.0f} GB/s of memory, {pcie}{plan.bandwidths.matmul_tflops:.2f} TFLOPS"
-    return f"sampling {first} s{more}, training {last} s, at best; measured here: {measured}"
+        if not most:
+            continue
+        each = f"{name}, a step" if name != "evaluation" else f"{name}, before and after"
+        table.add_row(
+            each, format_range(device, device), format_range(host, host) if host else "",
+            format_range(least, most), format_range(count * least, count * most) if count > 0 else "",
+        )  # fmt: skip
+    out.print(table)
+    out.print(escape(f"{_describe_speeds(plan)}\n{describe_run(plan)}".strip()))
+
+
+def _describe_speeds(plan: Any) -> str:
+    """Where the figures of the times come from."""
+    vram, pcie_speed, tflops, host = plan.bandwidths
+    pcie = f"{pcie_speed:.1f} GB/s over PCIe, " if plan.device.gpu else ""
+    how = "computed from the data sheet" if plan.device.nominal else "measured here"
+    speeds = f"{vram:.0f} GB/s of memory, {pcie}{tflops:.2g} TFLOPS, {how}"
+    return f"{speeds}; the host's seconds {host.source}." if host else f"{speeds}."
 
 
 def print_two_gpus(layouts: list[Any]) -> None:

@@ -16,15 +16,15 @@ from grpo_kit.runs.run import Run
 from grpo_kit.runs.texts import show_controls
 
 
-def show_machine() -> None:
-    """Show a table of this machine and its libraries, each row with a verdict."""
+def show_machine(preset: str = "auto") -> None:
+    """Show a table of this machine, its libraries and the disk that `preset` needs, each row with a verdict."""
     from grpo_kit.planning.machine_check import check_machine
 
-    machine_tables.print_machine_check(check_machine())
+    machine_tables.print_machine_check(check_machine(None if preset == "auto" else [preset]))
 
 
 def show_plan(config: RunConfig, device_name: str | None = None) -> None:
-    """Show what a run needs of a machine as a chart, and whether it fits as a sentence.
+    """Show what a run needs of a machine as a chart, whether it fits as a sentence, and how long it takes as a table.
 
     Args:
         config: the run's configuration.
@@ -33,11 +33,16 @@ def show_plan(config: RunConfig, device_name: str | None = None) -> None:
     from IPython.display import display
 
     from grpo_kit.display import charts
+    from grpo_kit.planning import machines, step_time
     from grpo_kit.planning.plan import plan
 
-    planned = plan(config, device_name, search=False)
+    machine = machines.find_device(device_name) if device_name else machines.this_device()
+    planned = plan(config, machine, search=False)
+    if planned.fits and not device_name:
+        planned = plan(config, machine, bandwidths=step_time.measure_speeds(config, machine), search=False)
     display(charts.draw_plan(planned))
     print(planned.verdict)
+    machine_tables.print_times(planned)
 
 
 def show_settings(config: RunConfig) -> None:

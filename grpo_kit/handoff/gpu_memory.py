@@ -11,6 +11,7 @@ from grpo_kit.handoff.bundle import Bundle
 from grpo_kit.planning.machines import GIB, find_device
 from grpo_kit.planning.memory import RESERVE, Workload, lora_rows, sampling_rows
 from grpo_kit.planning.model_size import Architecture
+from grpo_kit.planning.storage import assess_storage
 
 CARD = find_device("80gb")
 LARGEST_SHARE = 0.8  # of a card for vLLM; more would leave nothing for CUDA's own buffers and fragmentation
@@ -32,7 +33,8 @@ def place_on_gpus(bundle: Bundle) -> Placement | None:
     except (ValueError, FileNotFoundError):
         return None
     device = replace(CARD, gpus=bundle.gpus, processes=bundle.gpus)
-    work = Workload(model, replace(bundle.config, policy=policy), device, bundle.prompt_tokens)
+    config, storage = replace(bundle.config, policy=policy), assess_storage(model, policy, device)
+    work = Workload(model, config, device, bundle.prompt_tokens, storage)
     weights, card = sum(work.weight_bytes.values()), CARD.gpu * GIB
     sampling = sum(row.nbytes for row in sampling_rows(work) if not row.phases or "decode" in row.phases)
     trained = 2 * weights / bundle.gpus + sum(row.nbytes for row in lora_rows(work)) + RESERVE

@@ -11,6 +11,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.planning.machines import GIB, Bandwidths, Device
 from grpo_kit.planning.memory import PHASES, PLACES, RESERVE, Row, Workload, context_row, count_rows
 from grpo_kit.planning.model_size import Architecture
+from grpo_kit.planning.storage import Storage, assess_storage
 
 
 class Need(NamedTuple):
@@ -19,6 +20,43 @@ class Need(NamedTuple):
     nbytes: float
     has: float | None
     phase: str
+
+
+class Seconds(NamedTuple):
+    """Seconds of a step's sampling and training, and of one evaluation, where every completion has full length.
+
+    `sampling_all` is the sampling where all groups that may replace others (`grpo.resample_budget`) are sampled in the
+    same round; in `sampling` no group is replaced.
+    """
+
+    sampling: float
+    sampling_all: float
+    training: float
+    evaluation: float
+
+
+class StepTimes(NamedTuple):
+    """What a step and an evaluation take (`step_time`).
+
+    Attributes:
+        device: by bytes and products alone.
+        host: by the processor's own work alone: Python, PyTorch, launches; 0 where it is not counted.
+        beside: whether the two are two processors, which work beside each other in part.
+    """
+
+    device: Seconds
+    host: Seconds
+    beside: bool
+
+    @property
+    def least(self) -> Seconds:
+        """Where the two always work beside each other: the larger of the two; without a GPU their sum."""
+        return Seconds(*map(max, self.device, self.host)) if self.beside else self.most
+
+    @property
+    def most(self) -> Seconds:
+        """Where each always waits for the other: their sum. Bandwidths that are not reached add to that."""
+        return Seconds(*(device + host for device, host in zip(self.device, self.host)))
 
 
 @dataclass(frozen=True)
@@ -38,11 +76,10 @@ class Plan:
         fits: whether every place holds what it must, and the GPU has the policy's number type.
         largest: for each of `plan.KEYS` the largest value that fits with the others as configured, 0 for none; empty
             without a search.
-        bandwidths: those that `seconds` were computed from, or None.
-        seconds: (sampling, training) of a step at best, with no group replaced; None without bandwidths.
-        sampling_all: seconds of sampling if all groups that may replace others (`grpo.resample_budget`) are sampled in
-            the same round; `rows` have room for these sequences. None without bandwidths.
+        bandwidths: those that `times` were computed from, or None.
         verdict: one sentence: how it fits, or what is short and what to change.
+        storage: what loading the policy has yet to download and to write.
+        times: the seconds of a step and of an evaluation; None without bandwidths.
     """
 
     config: RunConfig
@@ -55,22 +92,33 @@ class Plan:
     fits: bool
     largest: dict[str, int]
     bandwidths: Bandwidths | None
-    seconds: tuple[float, float] | None
     verdict: str
-    sampling_all: float | None = None
+    storage: Storage
+    times: StepTimes | None = None
+
+    @property
+    def seconds(self) -> tuple[float, float] | None:
+        """(sampling, training) of a step at least, with no group replaced; None where `times` is."""
+        return self.times and (self.times.least.sampling, self.times.least.training)
 
     def at_peak(self, place: str) -> list[Row]:
         """The rows that are there when `place` is fullest."""
         return _rows_during(self.rows, place, self.needs[place].phase)
 
 
-def assess_fit(model: Architecture, config: RunConfig, device: Device, prompt_tokens: int) -> Plan:
-    """The plan before any search or measurement: its rows, the places of the experts, and whether everything fits."""
-    rows = count_rows(Workload(model, config, device, prompt_tokens))
+def assess_fit(
+    model: Architecture, config: RunConfig, device: Device, prompt_tokens: int, storage: Storage | None = None
+) -> Plan:
+    """The plan before any search or measurement: its rows, the places of the experts, and whether everything fits.
+
+    `storage` is that of the same policy and device, where it has been looked up before.
+    """
+    storage = storage or assess_storage(model, config.policy, device)
+    rows = count_rows(Workload(model, config, device, prompt_tokens, storage))
     # With one process per GPU, the second GPU has its own copy of the policy and no room for the first one's experts.
-    second_gpu = device.gpu if device.gpus > 1 and device.processes == 1 else 0.0
-    sizes = zip(PLACES, (device.gpu, second_gpu, device.host, device.disk))
-    capacity = {place: gib and gib * GIB for place, gib in sizes}
+    second_gpu = device.usable(1) if device.processes == 1 else 0.0
+    capacity = {"GPU": device.usable() * GIB, "second GPU": second_gpu * GIB}
+    capacity |= {"host": None if device.host is None else device.host * GIB, "disk": storage.free}
     per_layer = model.config.n_routed_experts if model.routed else 0
     placed = _place_experts(model, config, device, rows, capacity)
     rows += _expert_rows(model, config, device, placed)
@@ -92,8 +140,8 @@ def assess_fit(model: Architecture, config: RunConfig, device: Device, prompt_to
         fits=holds and not lacks_bf16(config, device),
         largest={},
         bandwidths=None,
-        seconds=None,
         verdict="",
+        storage=storage,
     )
 
 

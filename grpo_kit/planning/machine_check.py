@@ -1,10 +1,14 @@
-"""Check this machine: its Python, the versions of the libraries, its GPU, and where runs will lie."""
+"""Check this machine: its Python, the versions of the libraries, its GPU, where runs will lie, and the disk."""
 
 import importlib.metadata
 import shutil
 import sys
 
+from grpo_kit.config import load_config
 from grpo_kit.nemotron import tiny
+from grpo_kit.planning.machines import GIB, auto_preset, this_device
+from grpo_kit.planning.model_size import Architecture
+from grpo_kit.planning.storage import assess_storage, describe_disk_remedy, nearest_folder
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.installation import OLDEST_TORCHAO, describe_old_torchao, find_version
 from grpo_kit.runs.places import find_root
@@ -12,8 +16,11 @@ from grpo_kit.runs.places import find_root
 PYTHONS = (3, 11), (3, 14)  # the first that works, and the first that does not
 
 
-def check_machine() -> list[tuple[str, str, bool, str]]:
+def check_machine(sources: list[str] | None = None) -> list[tuple[str, str, bool, str]]:
     """Check each thing that a run needs.
+
+    Args:
+        sources: presets or YAML files, whose policy must have room on the disk; None: the preset that `auto` takes.
 
     Returns:
         (thing, what is there, whether that is fine, the remedy if not) for each of them.
@@ -24,13 +31,27 @@ def check_machine() -> list[tuple[str, str, bool, str]]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none: the tiny policy runs, the 30B does not"
     findings.append(("GPU", gpu, True, ""))
     root = find_root().absolute()
-    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free / 2**30
+    free = shutil.disk_usage(nearest_folder(root)).free / GIB
     findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
     weights = tiny.FOLDER / "model.safetensors"
     intact = weights.is_file() and hash_of(weights) == tiny.WEIGHTS_SHA256
     remedy = "reinstall grpo-kit, or make it in a clone: python scripts/make_tiny_policy.py"
     findings.append(("embedded policy", str(tiny.FOLDER), intact, remedy))
+    findings.append(_check_disk(sources))
     return findings
+
+
+def _check_disk(sources: list[str] | None) -> tuple[str, str, bool, str]:
+    """What the policy's files still need on the disk where they will lie, by the same count as `plan`."""
+    device = this_device()
+    sources = sources or [auto_preset(device)]
+    policy, subject = load_config(sources).policy, f"disk for {' '.join(sources)}"
+    storage = assess_storage(Architecture.of(policy), policy, device)
+    if not storage.needed or storage.folder is None or storage.free is None:
+        return subject, f"nothing to write ({storage.source})", True, ""
+    needed, free = storage.needed / GIB, storage.free / GIB
+    found = f"{needed:.1f} GiB needed, {free:.1f} GiB free at {nearest_folder(storage.folder)}"
+    return subject, found, needed <= free, describe_disk_remedy(storage)
 
 
 def _check_python() -> tuple[str, str, bool, str]:

@@ -15,12 +15,12 @@ from grpo_kit.config import Grpo, RunConfig
 from grpo_kit.nemotron import expert_workbench
 from grpo_kit.planning.machines import GIB, Device
 from grpo_kit.planning.model_size import BYTES, STREAM, Architecture, activation_bytes
+from grpo_kit.planning.storage import SHARD, Storage
 from grpo_kit.runs import processes
 
 PLACES = ("GPU", "second GPU", "host", "disk")
 PHASES = ("prefill", "decode", "loss", "backward", "convert", "load")  # the last two are the host's
-SHARD = 5e9  # bytes of one published safetensors shard; assumed: the default of transformers 4
-RESERVE = 0.75 * GIB  # CUDA context, cuBLAS workspaces and fragmentation of each GPU; assumed
+RESERVE = 0.75 * GIB  # kernels' code, cuBLAS workspaces and fragmentation of each GPU; assumed
 SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
 # trl/kernels/chunked_logprob.py computes logits in tiles of TRL_TILE_TOKENS x TILE_WORDS in the weights' type. Without
 # Triton its backward pass holds TILE_COPIES more of them in float32 (z, log p, p, the gradient and what they are made
@@ -46,12 +46,13 @@ class Row(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What memory is counted for: a model without weights, a run's configuration, a machine, and prompts."""
+    """What memory is counted for: a model without weights, a run's configuration, a machine, prompts, and files."""
 
     model: Architecture
     config: RunConfig
     device: Device
     prompt_tokens: int
+    storage: Storage
 
     @property
     def place(self) -> str:
@@ -133,13 +134,13 @@ def buffer_rows(work: Workload) -> list[Row]:
 
 
 def context_row(place: str) -> Row:
-    """What CUDA takes of a GPU that is used at all."""
-    return Row(place, "CUDA context, fragmentation", RESERVE, "convention", (), "assumed")
+    """What CUDA takes of a GPU that is used at all, beside the context (`machines.CONTEXT`)."""
+    return Row(place, "CUDA kernels, workspaces, fragmentation", RESERVE, "convention", (), "assumed")
 
 
 def sampling_rows(work: Workload) -> list[Row]:
     """The states, the prompts and the single token of a whole generation batch, which is sampled at once."""
-    model, config, device, prompt_tokens = work
+    model, config, device, prompt_tokens, _ = work
     grpo, policy, shapes = config.grpo, config.policy, model.config
     size, stream, group = BYTES[policy.dtype], STREAM[policy.dtype].itemsize, grpo.num_generations
     sampled = sampled_at_once(grpo, device.processes)
@@ -175,7 +176,7 @@ def sampling_rows(work: Workload) -> list[Row]:
 
 def training_rows(work: Workload) -> list[Row]:
     """The activations and logits of one micro-batch, which are freed before the optimiser's own step."""
-    model, config, device, _ = work
+    model, config, device, *_ = work
     grpo, shapes, size = config.grpo, model.config, BYTES[config.policy.dtype]
     micro_batch, tokens = work.micro_batch, work.sequence_tokens
     kept, alive = activation_bytes(model, config, micro_batch, tokens, grad=True)
@@ -197,16 +198,18 @@ def training_rows(work: Workload) -> list[Row]:
 
 
 def loading_rows(work: Workload) -> list[Row]:
-    """The checkpoint on the disk, and what converting or loading it takes of the host."""
-    in_4bit, published = work.config.policy.load_in_4bit, 2 * work.model.parts.total()  # published in 16 bit
+    """What loading the checkpoint still writes to the disk, and what converting or loading it takes of the host."""
+    storage, published = work.storage, 2 * work.model.parts.total()
     loaded, shard = sum(work.weight_bytes.values()), min(SHARD, published)
-    checkpoint, source = (loaded, "NF4") if in_4bit else (published, "16 bit")
     rows = [
-        Row("disk", "checkpoint", checkpoint, source),
-        Row("disk", "one source shard", shard * in_4bit, "deleted after use", (), "assumed"),
+        Row("disk", "checkpoint", storage.checkpoint, storage.source),
+        Row("disk", "one source shard", storage.shard, "deleted after use", (), "assumed"),
     ]
     if work.device.gpu:
-        held, phase = (shard * (1 + loaded / published), "convert") if in_4bit else (shard, "load")
         rows.append(Row("host", "the system, Python, CUDA", SYSTEM, "convention", (), "assumed"))
-        rows.append(Row("host", "one source shard, and what is made of it", held, "5 GB", (phase,), "assumed"))
+        if storage.converts:
+            held, part = shard * (1 + loaded / published), "one source shard, and what is made of it"
+            rows.append(Row("host", part, held, "5 GB", ("convert",), "assumed"))
+        elif not work.config.policy.load_in_4bit:
+            rows.append(Row("host", "one shard while it loads", shard, "5 GB", ("load",), "assumed"))
     return rows

@@ -13,11 +13,11 @@ import torch
 
 from grpo_kit.config import RunConfig
 from grpo_kit.config.arguments import require_type
-from grpo_kit.planning import step_time
+from grpo_kit.planning import host_time, step_time
 from grpo_kit.planning.fit import Plan, assess_fit, lacks_bf16
-from grpo_kit.planning.machines import DEVICES, GIB, Bandwidths, Device, find_device, this_device
-from grpo_kit.planning.memory import sampled_at_once
+from grpo_kit.planning.machines import CONTEXT, DEVICES, GIB, SLACK, Bandwidths, Device, find_device, this_device
 from grpo_kit.planning.model_size import Architecture
+from grpo_kit.planning.storage import describe_disk_remedy
 
 KEYS = ("per_device_train_batch_size", "num_generations", "max_completion_length")  # whose largest value is searched
 LARGEST_STEP = 2**16  # where the search ends
@@ -40,7 +40,8 @@ def plan(
             as it is.
         prompt_tokens: length of the longest prompt in tokens.
         bandwidths: the device's, from `planning.step_time.measure_bandwidths`; with them the plan gives the seconds of
-            a step.
+            a step. None: those of a named device's data sheet, with the host's seconds as recorded on another
+            machine; no seconds for this machine.
         hits: how often each routed expert was chosen, int64 of shape (layers, experts), from `grpo-kit calibrate`;
             without them every expert counts as chosen equally often.
         search: whether to look for the largest settings that fit, which takes most of the time.
@@ -68,6 +69,7 @@ def plan(
     fit = assess_fit(model, config, device, prompt_tokens)
     largest = {key: largest_setting(model, fit, key) for key in KEYS} if search else {}
     fit = replace(fit, largest=largest, verdict=_verdict(model, fit, largest))
+    bandwidths = bandwidths or (device.sold and device.sold._replace(host=host_time.recorded_host(model, config)))
     if not bandwidths:
         return fit
     rows_off_gpu = fit.share_off_gpu
@@ -76,13 +78,8 @@ def plan(
 
         coldest = expert_placement.choose_host_experts(*hits.shape, fit.share_off_gpu, hits)
         rows_off_gpu = expert_placement.expected_host_share(hits, coldest)
-    sequences = sampled_at_once(config.grpo, device.processes)
-    return replace(
-        fit,
-        bandwidths=bandwidths,
-        seconds=step_time.step_seconds(model, fit, bandwidths, rows_off_gpu),
-        sampling_all=step_time.sampling_seconds(model, fit, bandwidths, rows_off_gpu, sequences),
-    )
+    times = step_time.estimate_times(model, fit, bandwidths, rows_off_gpu)
+    return replace(fit, bandwidths=bandwidths, times=times)
 
 
 def vary_setting(config: RunConfig, key: str, step: int, processes: int = 1) -> RunConfig:
@@ -110,7 +107,7 @@ def largest_setting(model: Architecture, fit: Plan, key: str) -> int:
     varied = functools.partial(vary_setting, fit.config, key, processes=fit.device.processes)
 
     def fits(step: int) -> bool:
-        return assess_fit(model, varied(step), fit.device, fit.prompt_tokens).fits
+        return assess_fit(model, varied(step), fit.device, fit.prompt_tokens, fit.storage).fits
 
     low, high = 0, 1  # `low` fits, or is 0
     if key == "max_completion_length":  # `fit` already assessed one, and long ones take long
@@ -127,6 +124,10 @@ def largest_setting(model: Architecture, fit: Plan, key: str) -> int:
 def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
     """One sentence: how it fits, or what is short and the first change that makes it fit."""
     config, device = fit.config, fit.device
+
+    def fits_on(other: Device) -> bool:
+        return assess_fit(model, config, other, fit.prompt_tokens).fits
+
     if fit.fits:
         return f"It fits {device.name} with {_expert_places(model, fit)}{_placement_advice(fit)}."
     if lacks_bf16(config, device):
@@ -137,10 +138,24 @@ def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
     for words, changed in _possible_changes(config, largest).items():
         if changed != config and assess_fit(model, changed, device, fit.prompt_tokens).fits:
             return f"{short}; first set {words}."
-    if device.processes > 1 and assess_fit(model, config, replace(device, processes=1), fit.prompt_tokens).fits:
+    if device.processes > 1 and fits_on(replace(device, processes=1)):
         return f"{short}; start one process."
-    fitting = [name for name, other in DEVICES.items() if assess_fit(model, config, other, fit.prompt_tokens).fits]
-    return f"{short}, and no single setting changes that; use {fitting[0] if fitting else 'a larger device'}."
+    if place == "disk":
+        return f"{short}; {describe_disk_remedy(fit.storage)}."
+    taken = device.gpu - CONTEXT - min(device.free, default=device.gpu)
+    if "GPU" in place and taken > SLACK and fits_on(replace(device, free=())):
+        return f"{short}; end the other processes that hold {taken:.1f} GiB of it."
+    larger = [name for name, other in DEVICES.items() if _has_more(other, device, place) and fits_on(other)]
+    return f"{short}, and no single setting changes that; use {larger[0] if larger else 'a larger machine'}."
+
+
+def _has_more(other: Device, device: Device, place: str) -> bool:
+    """Whether `other` has clearly more of what is short on `device`, and is not the same machine by another name."""
+    if other.gpus == device.gpus and abs(other.gpu - device.gpu) <= 0.05 * device.gpu:
+        return False
+    if place == "host" and device.gpu:
+        return other.host is None or other.host > 1.05 * device.host
+    return other.gpu > 1.05 * device.gpu or (place == "second GPU" and other.gpus > device.gpus)
 
 
 def _expert_places(model: Architecture, fit: Plan) -> str:

@@ -56,11 +56,11 @@ use_drive = True  # @param {type:"boolean"}
 # %%
 from grpo_kit import notebook
 
-notebook.show_machine()
+notebook.show_machine(preset)
 
 # %% [markdown]
-# **You should see** `ok` in every row. A machine without a GPU is fine here: the tiny policy trains on a CPU. In a
-# terminal, `grpo-kit env` shows the same table.
+# **You should see** `ok` in every row. A machine without a GPU is fine here: the tiny policy trains on a CPU. The last
+# row says what room the preset needs on the disk, less what is there. In a terminal, `grpo-kit env` shows the same table.
 
 # %% [markdown]
 # ## Secrets
@@ -90,7 +90,8 @@ config, run = notebook.open_from_form(preset, run_name, overrides, use_drive)
 # %% [markdown]
 # ## Will it fit?
 # The plan computes, before any download, how much memory the run needs on this machine: weights, LoRA and its
-# optimiser, the sequences sampled at once, activations. `host` is the machine's main memory. **Takes** a few seconds.
+# optimiser, the sequences sampled at once, activations. `host` is the machine's main memory. It measures this machine
+# too, to say how long the run takes. **Takes** some ten seconds.
 
 # %%
 # %matplotlib inline
@@ -99,7 +100,8 @@ notebook.show_plan(config)
 # %% [markdown]
 # **You should see** one bar for each place that holds data, divided into parts, with the available memory written
 # above it. A red line marks the limit of a place if the bar comes near it; `tiny` stays far below. The sentence says
-# whether the run fits and, if not, which setting to change.
+# whether the run fits and, if not, which setting to change. The table below it is the time: the GPU's share, the
+# host's share (Python and PyTorch, which a GPU waits for), both together, and the hours of the whole run.
 
 # %% [markdown]
 # The next plan is for the 30B model on one T4, whatever machine you use now. The planner puts as many routed experts

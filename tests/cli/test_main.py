@@ -280,7 +280,8 @@ def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
     output = call("plan", "-c", "tiny", "--device", "t4")
     assert "It fits t4" in output and re.search(r"largest grpo\.max_completion_length[^:]*: 7 ", output)
     output = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
-    assert "It does not fit cpu" in output and "step time: not estimated, no bandwidth of cpu was measured" in output
+    assert "It does not fit cpu" in output and "time" not in output
+    assert "time: no bandwidth of cpu was measured" in call("plan", "-c", "tiny", "--device", "cpu")
     assert "two ways" not in output
     assert everything(here) == []
 
@@ -291,9 +292,9 @@ def test_a_plan_for_two_gpus_compares_both_layouts_and_plans_one_process_of_two(
 
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
     output = call("plan", "-c", "t4x2", "--device", "t4x2")
-    assert "two ways" in output and "one copy each" in output and "8.60" in output
+    assert "two ways" in output and "one copy each" in output and "9.92" in output
     output = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
-    assert "one of 2 processes" in output and "8.60 GiB for 2 processes" in output and "two ways" in output
+    assert "one of 2 processes" in output and "9.92 GiB for 2 processes" in output and "two ways" in output
     output = call("plan", "-c", "t4", "--device", "t4", "--num-processes", "2", status=2)
     assert "t4 has 1 GPU" in output and "Traceback" not in output
 
@@ -304,9 +305,26 @@ def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
 
     monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
     output = call("plan", "-c", "tiny")
-    assert "step time: sampling" in output and "measured here" in output and "It fits this machine" in output
-    assert re.search(r"sampling [\d.e-]+ s \([\d.e-]+ s with every replacement, sampled at once\), training", output)
-    assert "every replacement" not in call("plan", "-c", "tiny", "grpo.resample_budget=0")
+    assert "It fits this machine" in output and re.search(r"TFLOPS, measured here; the host's seconds measured", output)
+    assert re.search(r"sampling, a step .*training, a step .*evaluation, before and after", output)
+    assert re.search(r"30 steps take [\d.]+ (s|min), the evaluations before and after them", output)
+    assert re.search(r"500 steps take [\d.]+ (s|min|h),", call("plan", "-c", "tiny", "grpo.max_steps=500"))
+
+
+@pytest.mark.slow
+def test_env_says_what_room_a_preset_needs_on_the_disk(here, monkeypatch):
+    import shutil
+
+    usage, nf4 = shutil.disk_usage, here / "large"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=int(18.6 * 2**30)))
+    output = call("env")  # the embedded policy, as `auto` takes here
+    assert "disk for tiny" in output and "nothing to write" in output
+    (here / "mine.yaml").write_text(f"policy: {{nf4_folder: {nf4}}}\n")
+    output = call("env", "-c", "t4", "-c", "mine.yaml", status=1)
+    assert "disk for t4 mine.yaml" in output and "20.8 GiB needed, 18.6 GiB free at" in output
+    assert "free 2.2 GiB at" in output and "or set policy.nf4_folder to a folder on a larger disk" in output
+    output = call("env", "-c", "t4-4b")
+    assert "7.7 GiB needed, 18.6 GiB free" in output and "policy.nf4_folder" not in output
 
 
 @pytest.mark.slow

@@ -67,7 +67,8 @@ def test_the_place_is_detected_and_links_stay_in_it(monkeypatch, environ, place,
     ],
 )
 def test_the_suggested_preset_fits_the_memory_and_the_dtypes_of_the_machine(device, preset):
-    assert notebook.suggest_preset(device) == preset
+    assert machines.suggest_preset(device) == preset
+    assert machines.auto_preset(device) == ("tiny" if preset == "tiny" else "t4-4b")
     assert preset == "tiny" or config.load_config([preset])
 
 

@@ -6,19 +6,19 @@ from grpo_kit.planning.machines import GIB
 from tests.helpers.plans import part_bytes, plan_for, plan_shared
 
 
-def test_one_t4_takes_a_host_tier_of_less_than_four_and_a_half_gibibytes():
+def test_one_t4_takes_a_host_tier_of_five_gibibytes_and_keeps_half_a_gibibyte_free():
     plan = plan_for("t4")
-    assert plan.fits and plan.needs["GPU"].nbytes <= 14.6 * GIB
+    free = 14.56 - 0.13  # what the driver reports beside a process's context
+    assert plan.fits and plan.needs["GPU"].nbytes <= (free - 0.5) * GIB == pytest.approx(plan.needs["GPU"].has)
     assert plan.experts["GPU"] + plan.experts["host"] == 2944
     tier = part_bytes(plan, "routed experts", "host")
-    assert tier == sum(r.nbytes for r in plan.rows if r.place == "host" and r.phases == ("load",)) <= 4.5 * GIB
-    assert plan.needs["GPU"].nbytes + tier > 14.6 * GIB
+    assert tier == sum(r.nbytes for r in plan.rows if r.place == "host" and r.phases == ("load",)) <= 5 * GIB
     one_more = plan.needs["GPU"].nbytes + part_bytes(plan, "routed experts") / plan.experts["GPU"] * 23
-    assert one_more > 14.6 * GIB  # as many as fit stay
+    assert one_more > (free - 0.5) * GIB  # as many as fit stay
     assert f"{plan.experts['host']:,} of 2,944 routed experts on the host" in plan.verdict
-    # by hand: 3.4 to 4.1 GiB overflow with about 2.5 GiB reserved, more with more: 14.6 - 2.04 - reserve hold experts.
+    # by hand: 14.113 GiB of experts, 2.06 of the other weights
     reserve = plan.needs["GPU"].nbytes - part_bytes(plan, "routed experts") - 2.06 * GIB
-    assert tier / GIB == pytest.approx(14.113 - (14.6 - 2.06 - reserve / GIB), abs=0.12)
+    assert tier / GIB == pytest.approx(14.113 - (free - 0.5 - 2.06 - reserve / GIB), abs=0.12)
     assert 2.0 < reserve / GIB < 4.0
 
 
@@ -33,7 +33,7 @@ def test_the_4b_lies_on_one_card_and_leaves_room(device):
                                                 + 4 * (2 * (3136 + 5120) + 2 * (3136 + 1024)))  # fmt: skip
     assert part_bytes(plan, "recurrent states") / GIB == pytest.approx(32 * 84.2 / 1024, abs=0.15)
     need = plan.needs["GPU"]
-    assert (need.phase, round(need.nbytes / GIB, 1)) == ("backward", 10.8) and need.has - need.nbytes > 3.8 * GIB
+    assert (need.phase, round(need.nbytes / GIB, 1)) == ("backward", 10.8) and need.has - need.nbytes > 3.1 * GIB
 
 
 # preset, device, fits, where routed experts lie

@@ -19,8 +19,10 @@ def counted(rows_of_the_cold):
     return torch.where(torch.arange(23 * 128).view(23, 128) % 2 == 0, rows_of_the_cold, 100)
 
 
-def test_without_measured_bandwidths_there_is_no_step_time():
-    assert plan_for("t4").seconds is None
+def test_this_machine_has_no_step_time_before_it_is_measured_and_a_named_one_has_its_data_sheets():
+    assert plan_for("tiny", "cpu").times is None
+    assert plan_for("t4").times == plan_for("t4", bandwidths=plan_for("t4").bandwidths).times
+    assert plan_for("t4").bandwidths[:3] == (320, 16, 65)
 
 
 @pytest.mark.slow
@@ -47,10 +49,10 @@ def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
         plan_for("t4", "24gb", *overrides, f"grpo.resample_budget={budget}", bandwidths=vram) for budget in (1.0, 0)
     )
     # Without replacements, sampling_all has the states of the step's own 8 sequences only.
-    assert replacing.seconds == none.seconds and none.sampling_all == none.seconds[0]
+    assert replacing.seconds == none.seconds and none.times.least.sampling_all == none.seconds[0]
     states = 23 * (64 * 64 * 128 * 4 + 6144 * 4 * 2)
     more = 2 * 8 * states + part_bytes(replacing, "routed experts", "GPU") * (0.5361 - 0.3189)
-    assert (replacing.sampling_all - replacing.seconds[0]) / 512 == pytest.approx(more / 1e9, rel=1e-3)
+    assert (replacing.times.least.sampling_all - replacing.seconds[0]) / 512 == pytest.approx(more / 1e9, rel=1e-3)
 
 
 def test_replacements_off_the_gpu_come_over_pcie():
@@ -61,7 +63,7 @@ def test_replacements_off_the_gpu_come_over_pcie():
     hit = [1 - (1 - k * result.share_off_gpu / count) ** n for n in (8, 16)]
     assert hit == pytest.approx([0.3189, 0.5361], abs=1e-4)
     brought = part_bytes(result, "routed experts", "host")
-    assert [t / 512 for t in (result.seconds[0], result.sampling_all)] == pytest.approx(
+    assert [t / 512 for t in (result.seconds[0], result.times.least.sampling_all)] == pytest.approx(
         [h * brought / 1e9 for h in hit], rel=1e-3
     )
 
@@ -70,7 +72,7 @@ def test_each_process_samples_its_part_of_the_replacements():
     speed = machines.Bandwidths(320, 16, 65)
     one, two = (plan_shared(n, "24gb", "24gb", bandwidths=speed) for n in (1, 2))
     assert (
-        one.seconds[0] / 2 < two.seconds[0] < two.sampling_all == pytest.approx(one.seconds[0])
+        one.seconds[0] / 2 < two.seconds[0] < two.times.least.sampling_all == pytest.approx(one.seconds[0])
     )  # 8 of 16, as one's 8
 
 
@@ -101,7 +103,7 @@ def test_micro_batches_of_one_leave_less_on_the_host_and_cost_time_with_counted_
 @pytest.mark.slow
 def test_this_machine_measures_itself():
     here = step_time.measure_bandwidths("cpu")
-    assert here.vram_gb_s == pytest.approx(2 * here.pcie_gb_s, rel=0.9) and min(here) > 0
+    assert here.vram_gb_s == pytest.approx(2 * here.pcie_gb_s, rel=0.9) and min(here[:3]) > 0
     result = plan_for("tiny", "cpu", bandwidths=here)
     assert result.bandwidths == here and min(result.seconds) > 0
 

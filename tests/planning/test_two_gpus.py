@@ -19,9 +19,9 @@ def both(preset, device, *overrides, count=1, **more):
 def test_two_t4_fit_the_30b_in_both_layouts(count):
     split, copies = both("t4x2", "t4x2", count=count)
     assert split.fits and split.name == "one process, experts on GPU and second GPU"
-    assert split.limit.startswith("second GPU: 5.1 of 14.6 GiB")
+    assert split.limit.startswith("second GPU: 5.7 of 13.9 GiB")
     assert copies.fits and copies.name == "one copy each, --num-processes 2"
-    assert copies.limit.startswith("host: 12.6 of 27.9 GiB for 2 processes")
+    assert copies.limit.startswith("host: 13.9 of 27.9 GiB for 2 processes")
     assert "set policy.experts_overflow=host" in copies.verdict and "set" not in split.verdict
 
 
@@ -29,7 +29,7 @@ def test_a_host_with_room_for_one_process_only_leaves_the_split_layout():
     small = replace(machines.find_device("t4x2"), host=9.0)
     split, copies = both("t4x2", small)
     assert split.fits and not copies.fits
-    assert copies.limit == "host: 12.6 of 9.0 GiB for 2 processes" and "start one process" in copies.verdict
+    assert copies.limit == "host: 13.9 of 9.0 GiB for 2 processes" and "start one process" in copies.verdict
 
 
 @pytest.mark.slow
