@@ -1,52 +1,68 @@
 """The tables of notes/t4.md and README.md: what `grpo-kit plan` computes for the machines that one can rent.
 
-Nothing here is measured. Seconds are the plan's lower bound at the bandwidths of the cards' data sheets, so a real step
-takes longer. tests/test_notes.py compares the pages with today's plan.
+Nothing here is measured on these machines. A GPU's seconds are computed from the bandwidths of its data sheet; the
+host's were recorded on a core of another machine. tests/test_notes.py compares the pages with today's plan.
 
     python benchmarks/hardware.py            # prints the tables
     python benchmarks/hardware.py --write    # puts them into the pages
+    python benchmarks/hardware.py --host     # measures this host, for RECORDED in grpo_kit/planning/host_time.py
 """
 
 import argparse
 import re
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from grpo_kit import config
-from grpo_kit.planning import machines
+from grpo_kit.planning import host_time, machines
 from grpo_kit.planning.fit import Need, Plan
+from grpo_kit.planning.host_time import recorded_host
 from grpo_kit.planning.machines import Bandwidths
 from grpo_kit.planning.memory import sampled_at_once
+from grpo_kit.planning.model_size import Architecture
 from grpo_kit.planning.plan import KEYS
 from grpo_kit.planning.plan import plan as make_plan
+from grpo_kit.planning.sessions import SESSIONS, first_reply_seconds, format_range, run_seconds, steps_in_session
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
 
 
 class Machine(NamedTuple):
-    """Something to rent: the preset made for it, the plan's device, and the card's bandwidths by its data sheet."""
+    """Something to rent: the preset made for it, the plan's device, and bandwidths where they are not that device's."""
 
     name: str
     preset: str
     device: str
-    sold: Bandwidths
+    sold: Bandwidths | None = None
 
 
-# Memory in GB/s, PCIe in GB/s one way, dense fp16 or bf16 products in TFLOPS: NVIDIA's data sheets (T4, P100 PCIe, L4
-# without sparsity, A100 SXM, H100 SXM).
 MACHINES = (
-    Machine("Colab T4, the 4B", "t4-4b", "t4", Bandwidths(320, 16, 65)),
-    Machine("P100 16 GB, the 4B", "t4-4b", "p100", Bandwidths(732, 16, 18.7)),
-    Machine("L4 24 GB, the 4B", "t4-4b", "24gb", Bandwidths(300, 32, 121)),
-    Machine("Colab T4", "t4", "t4", Bandwidths(320, 16, 65)),
-    Machine("Kaggle 2 x T4", "t4x2", "t4x2", Bandwidths(320, 16, 65)),
-    Machine("L4 24 GB", "24gb", "24gb", Bandwidths(300, 32, 121)),
-    Machine("A100 40 GB", "24gb", "40gb", Bandwidths(1555, 32, 312)),
-    Machine("A100 80 GB", "80gb", "80gb", Bandwidths(2039, 32, 312)),
+    Machine("Colab T4, the 4B", "t4-4b", "t4"),
+    Machine("P100 16 GB, the 4B", "t4-4b", "p100"),
+    Machine("L4 24 GB, the 4B", "t4-4b", "24gb"),
+    Machine("Colab T4", "t4", "t4"),
+    Machine("Kaggle 2 x T4", "t4x2", "t4x2"),
+    Machine("L4 24 GB", "24gb", "24gb"),
+    Machine("A100 40 GB", "24gb", "40gb"),
+    Machine("A100 80 GB", "80gb", "80gb"),
     Machine("H100 80 GB", "80gb", "80gb", Bandwidths(3350, 64, 989)),
 )
 
+# Of README.md: model and card.
+SHORT = (
+    ("30B", Machine("T4", "t4", "t4")),
+    ("30B", Machine("2 x T4", "t4x2", "t4x2")),
+    ("30B", Machine("L4", "24gb", "24gb")),
+    ("30B", Machine("A100 40 GB", "24gb", "40gb")),
+    ("30B", Machine("A100 80 GB", "80gb", "80gb")),
+    ("4B", Machine("T4", "t4-4b", "t4")),
+    ("4B", Machine("2 x T4", "t4-4b", "t4x2")),
+    ("4B", Machine("L4", "t4-4b", "24gb")),
+    ("4B", Machine("A100 40 GB", "t4-4b", "40gb")),
+    ("tiny", Machine("T4", "tiny", "t4")),
+)
 TOO_SMALL = (("24gb", "t4"), ("80gb", "24gb"), ("80gb", "40gb"))  # preset, device: pairs that do not fit
 
 Table = list[dict[str, str]]
@@ -119,38 +135,89 @@ def refused() -> Table:
 
 
 def times() -> Table:
-    """A step's seconds at best, computed from bandwidths as sold."""
+    """The seconds of a step, by the GPU's bandwidths and by the host's own work."""
     rows = []
     for machine in MACHINES:
-        chosen, device = config.load_config([machine.preset]), machines.find_device(machine.device)
-        plan = make_plan(chosen, device, bandwidths=machine.sold, search=False)
-        sampling, training = plan.seconds
+        plan = plan_of(machine)
+        device, host = plan.times.device, plan.times.host
+        step = [seconds.sampling + seconds.training for seconds in (plan.times.least, plan.times.most)]
         rows.append({
             "machine": machine.name,
-            "memory, GB/s": f"{machine.sold.vram_gb_s:g}",
-            "PCIe, GB/s": f"{machine.sold.pcie_gb_s:g}",
-            "TFLOPS": f"{machine.sold.matmul_tflops:g}",
-            "sampling, s": f"{sampling:.1f}",
-            "with every replacement, s": f"{plan.sampling_all:.1f}",
-            "training, s": f"{training:.1f}",
-            "a step, s, at best": f"{sampling + training:.1f}",
+            "memory, GB/s": f"{plan.bandwidths.vram_gb_s:g}",
+            "PCIe, GB/s": f"{plan.bandwidths.pcie_gb_s:g}",
+            "TFLOPS": f"{plan.bandwidths.matmul_tflops:g}",
+            "sampling, s: GPU": f"{device.sampling:.1f}",
+            "host": f"{host.sampling:.0f}",
+            "training, s: GPU": f"{device.training:.1f}",
+            "and host": f"{host.training:.1f}",
+            "a step, s": f"{step[0]:.0f} to {step[1]:.0f}",
+            "with every replacement, s": f"{plan.times.least.sampling_all + plan.times.least.training:.0f} or more",
         })  # fmt: skip
     return rows
 
 
-def short(planned: list[Plan]) -> Table:
-    """The README's: one line a machine."""
-    return [
-        {
-            "machine": row["machine"],
-            "preset": setting["preset"],
-            "weights": setting["weights"],
-            "GPU, GiB": row["GPU, GiB"],
-            "routed experts not on the GPU": row["routed experts not on the GPU"],
-            "completion, tokens": setting["completion, tokens"],
-        }
-        for row, setting in zip(fits(planned), settings())
-    ]  # fmt: skip
+def hours() -> Table:
+    """A whole run: what the preset trains and evaluates, and what of it fits into a session."""
+    rows = []
+    for machine in MACHINES:
+        plan, c = plan_of(machine), config.load_config([machine.preset])
+        bounds = [run_seconds(plan, seconds) for seconds in (plan.times.least, plan.times.most)]
+        session = SESSIONS.get(plan.device.place)
+        rows.append({
+            "machine": machine.name,
+            "steps": str(c.grpo.max_steps),
+            "all steps": format_range(bounds[0][0], bounds[1][0]),
+            "evaluations before and after": format_range(bounds[0][1], bounds[1][1]),
+            "first session": "" if session is None else f"{session.name}, {session.hours:g} h: "
+            f"{steps_in_session(plan, session)} steps",
+        })  # fmt: skip
+    return rows
+
+
+def short() -> Table:
+    """The README's: model by card."""
+    rows = []
+    for model, machine in SHORT:
+        plan, c = plan_of(machine), config.load_config([machine.preset])
+        gpu, step = plan.needs["GPU"], [t.sampling + t.training for t in (plan.times.least, plan.times.most)]
+        away = [f"{n:,} experts on the {place}" for place, n in plan.experts.items() if place != "GPU"]
+        first = first_reply_seconds(plan)
+        rows.append({
+            "model, card": f"{model}, {machine.name}",
+            "preset": f"`{machine.preset}`",
+            "GPU, GiB": f"{gpu.nbytes / GIB:.1f} of {gpu.has / GIB:.1f}" + "".join(f"; {words}" for words in away),
+            "tokens": str(c.grpo.max_completion_length),
+            "download": f"{plan.storage.download / GIB:.1f} GiB" if plan.storage.download else "none",
+            "first token after": format_range(first, first) if first else "seconds",
+            "a step": format_range(*step),
+            "100 steps": format_range(100 * step[0], 100 * step[1]),
+        })  # fmt: skip
+    return rows
+
+
+def plan_of(machine: Machine) -> Plan:
+    """The plan of one machine with its times, without a search."""
+    chosen, device = config.load_config([machine.preset]), machines.find_device(machine.device)
+    host = recorded_host(Architecture.of(chosen.policy), chosen)
+    bandwidths = machine.sold and machine.sold._replace(host=host)
+    return make_plan(chosen, device, bandwidths=bandwidths, search=False)
+
+
+def measure_host(runs: int = 10) -> None:
+    """Print what RECORDED holds, the median of several runs for each kind of layer."""
+    for weights, preset, overrides in (
+        ("4 bit, experts off the GPU", "t4", []),
+        ("4 bit", "t4", ["policy.experts_on_host=0"]),
+        ("4 bit, for mlp", "t4-4b", []),
+        ("16 bit", "80gb", []),
+    ):
+        c = config.load_config([preset], overrides)
+        model = Architecture.of(c.policy)
+        measured = [host_time.measure_host(model, c, sampled_at_once(c.grpo), True) for _ in range(runs)]
+        for part in ("token", "micro_batch"):
+            each = [getattr(host, part) for host in measured]
+            seconds = {kind: round(median(times[kind] for times in each), 4) for kind in each[0]}
+            print(weights, part, seconds, flush=True)
 
 
 def markdown(table: Table) -> str:
@@ -172,11 +239,17 @@ def put(page: Path, name: str, table: Table) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into notes/t4.md and README.md")
-    write, planned = parser.parse_args().write, plans(search=True)
+    parser.add_argument("--host", action="store_true", help="measure this host and print it; nothing else")
+    arguments = parser.parse_args()
+    if arguments.host:
+        measure_host()
+        return
+    write, planned = arguments.write, plans(search=True)
     page = ROOT / "notes" / "t4.md"
     for where, name, table in (
         (page, "fits", fits(planned)), (page, "settings", settings()), (page, "largest", largest(planned)),
-        (page, "refused", refused()), (page, "times", times()), (ROOT / "README.md", "hardware", short(planned)),
+        (page, "refused", refused()), (page, "times", times()), (page, "hours", hours()),
+        (ROOT / "README.md", "hardware", short()),
     ):  # fmt: skip
         print(f"{name}\n{markdown(table)}\n")
         if write:

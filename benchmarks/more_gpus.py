@@ -21,6 +21,8 @@ import report
 from grpo_kit import config
 from grpo_kit.planning import machines, two_gpus
 from grpo_kit.planning.fit import Plan
+from grpo_kit.planning.host_time import recorded_host
+from grpo_kit.planning.model_size import Architecture
 from grpo_kit.planning.plan import plan as make_plan
 
 PAGE = hardware.ROOT / "notes" / "scale.md"
@@ -31,7 +33,6 @@ IN_ONE = 8  # GPUs in a machine
 PCIE, NVLINK, NETWORK = 16.0, 450.0, 50.0
 QUESTIONS = 7473  # GSM8K's training split
 H100 = next(machine.sold for machine in hardware.MACHINES if machine.name == "H100 80 GB")
-T4 = next(machine.sold for machine in hardware.MACHINES if machine.device == "t4x2")
 
 
 def waited() -> float:
@@ -62,7 +63,7 @@ def step_cells(parts: tuple[float, float, float]) -> dict[str, str]:
 
 def two_t4() -> hardware.Table:
     """Both layouts for Kaggle's two T4."""
-    planned_for_one = make_plan(config.load_config(["t4x2"]), machines.find_device("t4x2"), bandwidths=T4, search=False)
+    planned_for_one = make_plan(config.load_config(["t4x2"]), machines.find_device("t4x2"), search=False)
     return [
         {"way": way.name, "fits": "yes" if way.fits else "no", "limited by": way.limit}
         | step_cells(seconds(way.plan, PCIE))
@@ -74,8 +75,9 @@ def planned(count: int, times: int) -> Plan:
     """Preset 80gb on `count` H100, with `times` its prompts a step."""
     accumulated = times * config.load_config(["80gb"]).grpo.gradient_accumulation_steps
     chosen = config.load_config(["80gb"], [f"grpo.gradient_accumulation_steps={accumulated}"])
+    speeds = H100._replace(host=recorded_host(Architecture.of(chosen.policy), chosen))
     return make_plan(
-        chosen, machines.with_processes(machines.find_device("80gb"), count), bandwidths=H100, search=False
+        chosen, machines.with_processes(machines.find_device("80gb"), count), bandwidths=speeds, search=False
     )
 
 

@@ -164,7 +164,7 @@ def draw_plan(plan: Any) -> Any:
         if is_near:
             axis.axvline(capacity, color=RED, linewidth=2, label="available")
         axis.set(xlim=(0, 1.04 * max(needed, capacity if is_near or not capacity else 1.5 * needed)), yticks=[])
-        phase = "" if place == "disk" else f" at its peak (phase {need.phase})"
+        phase = "" if place.startswith("disk") else f" at its peak (phase {need.phase})"
         available = f"{need.has / 2**30:,.2f} GiB available" if need.has else "available space not known"
         axis.set_title(f"{place}: {needed:,.2f} {unit} needed{phase}; {available}", fontsize=9, loc="left")
         axis.set_xlabel(unit, fontsize=8)

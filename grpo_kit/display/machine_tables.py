@@ -33,7 +33,7 @@ def print_plan(plan: Any) -> None:
             table.add_row(place, row.part, f"{row.nbytes / GIB:.2f}", escape(row.source) + mark)
         size = "unknown" if need.has is None else f"{need.has / GIB:.2f}" + " nominal" * plan.device.nominal
         size += f", {SLACK:g} kept free" if "GPU" in place else ""
-        total, during = f"[bold]{need.nbytes / GIB:.2f}[/]", "" if place == "disk" else f" in {need.phase}"
+        total, during = f"[bold]{need.nbytes / GIB:.2f}[/]", "" if place.startswith("disk") else f" in {need.phase}"
         table.add_row(place, f"[bold]sum{during}[/]", total, f"available: {size}", end_section=True)
     out.print(table)
     for key, value in plan.largest.items():

@@ -119,6 +119,7 @@ def assess_fit(
     second_gpu = device.usable(1) if device.processes == 1 else 0.0
     capacity = {"GPU": device.usable() * GIB, "second GPU": second_gpu * GIB}
     capacity |= {"host": None if device.host is None else device.host * GIB, "disk": storage.free}
+    capacity |= {"disk for downloads": storage.shard_free}
     per_layer = model.config.n_routed_experts if model.routed else 0
     placed = _place_experts(model, config, device, rows, capacity)
     rows += _expert_rows(model, config, device, placed)

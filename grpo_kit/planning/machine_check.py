@@ -51,7 +51,8 @@ def _check_disk(sources: list[str] | None) -> tuple[str, str, bool, str]:
         return subject, f"nothing to write ({storage.source})", True, ""
     needed, free = storage.needed / GIB, storage.free / GIB
     found = f"{needed:.1f} GiB needed, {free:.1f} GiB free at {nearest_folder(storage.folder)}"
-    return subject, found, needed <= free, describe_disk_remedy(storage)
+    remedy = describe_disk_remedy(storage)
+    return subject, found, not remedy, remedy
 
 
 def _check_python() -> tuple[str, str, bool, str]:

@@ -18,7 +18,7 @@ from grpo_kit.planning.model_size import BYTES, STREAM, Architecture, activation
 from grpo_kit.planning.storage import SHARD, Storage
 from grpo_kit.runs import processes
 
-PLACES = ("GPU", "second GPU", "host", "disk")
+PLACES = ("GPU", "second GPU", "host", "disk", "disk for downloads")
 PHASES = ("prefill", "decode", "loss", "backward", "convert", "load")  # the last two are the host's
 RESERVE = 0.75 * GIB  # kernels' code, cuBLAS workspaces and fragmentation of each GPU; assumed
 SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
@@ -203,7 +203,14 @@ def loading_rows(work: Workload) -> list[Row]:
     loaded, shard = sum(work.weight_bytes.values()), min(SHARD, published)
     rows = [
         Row("disk", "checkpoint", storage.checkpoint, storage.source),
-        Row("disk", "one source shard", storage.shard, "deleted after use", (), "assumed"),
+        Row(
+            "disk" if storage.shard_free is None else "disk for downloads",
+            "one source shard",
+            storage.shard,
+            "deleted after use",
+            (),
+            "assumed",
+        ),  # fmt: skip
     ]
     if work.device.gpu:
         rows.append(Row("host", "the system, Python, CUDA", SYSTEM, "convention", (), "assumed"))

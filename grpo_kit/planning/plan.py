@@ -140,7 +140,7 @@ def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
             return f"{short}; first set {words}."
     if device.processes > 1 and fits_on(replace(device, processes=1)):
         return f"{short}; start one process."
-    if place == "disk":
+    if place.startswith("disk"):
         return f"{short}; {describe_disk_remedy(fit.storage)}."
     taken = device.gpu - CONTEXT - min(device.free, default=device.gpu)
     if "GPU" in place and taken > SLACK and fits_on(replace(device, free=())):

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from grpo_kit.planning.fit import Plan, Seconds
-from grpo_kit.policy.load import DOWNLOAD_RATE
+from grpo_kit.policy.nf4_source import DOWNLOAD_RATE
 
 HOUR = 3600.0  # seconds
 # Bytes a second: of the published checkpoint while it is converted (58.82 GiB in 25 processor minutes), and of the NF4

@@ -1,14 +1,15 @@
 """The files of a policy: what loading it has yet to download and to write, less what this machine has already."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from grpo_kit.config import Policy
-from grpo_kit.nemotron.nf4_layout import MANIFEST
+from grpo_kit.nemotron.nf4_layout import is_nf4_checkpoint, is_part_intact, read_manifest
 from grpo_kit.planning.machines import GIB, Device
 from grpo_kit.planning.model_size import Architecture
-from grpo_kit.policy.load import LARGEST_UNSTREAMED, nf4_folder, policy_source
+from grpo_kit.policy.model_source import is_finished, nf4_folder, policy_source
+from grpo_kit.policy.nf4_source import LARGEST_UNSTREAMED
+from grpo_kit.runs.places import download_folder, drive_nf4_folder
 
 SHARD = 5e9  # bytes of one published safetensors shard; assumed: the default of transformers 4
 
@@ -20,24 +21,26 @@ class Storage(NamedTuple):
         download: to download.
         checkpoint: of the checkpoint, to write and keep.
         shard: of one source shard, which is deleted after use.
-        folder: where the checkpoint lies or will lie; None on a machine that is only named.
-        free: free on that folder's disk; None where it is unknown.
         source: what the checkpoint is, and what of it is there.
         converts: whether an NF4 checkpoint has to be made or finished.
+        folder: where the checkpoint lies or will lie; None on a machine that is only named.
+        free: free on that folder's disk; None where it is unknown.
+        shard_free: free on the disk of the downloads, if that is another one; else None.
     """
 
     download: float
     checkpoint: float
     shard: float
-    folder: Path | None
-    free: float | None
     source: str
     converts: bool
+    folder: Path | None = None
+    free: float | None = None
+    shard_free: float | None = None
 
     @property
     def needed(self) -> float:
-        """Bytes that the disk must have free."""
-        return self.checkpoint + self.shard
+        """Bytes that the disk of the checkpoint must have free."""
+        return self.checkpoint + (self.shard if self.shard_free is None else 0.0)
 
 
 def assess_storage(model: Architecture, policy: Policy, device: Device) -> Storage:
@@ -49,17 +52,23 @@ def assess_storage(model: Architecture, policy: Policy, device: Device) -> Stora
     published = 2.0 * model.parts.total()  # published in 16 bit
     loaded = float(sum(model.nbytes(part, policy) for part in model.parts))
     is_streamed = policy.load_in_4bit and model.parts.total() > LARGEST_UNSTREAMED
-    if device.nominal or policy.model == "tiny":  # a named machine is a fresh one
-        written = 0.0 if policy.model == "tiny" else loaded if is_streamed else published
-        shard = min(SHARD, published) if is_streamed else 0.0
-        source = "NF4" if is_streamed else "16 bit"
-        download = published if written else 0.0
-        return Storage(download, written, shard, None, None, source, is_streamed)
-    if is_streamed or Path(policy_source(policy), MANIFEST).is_file():
+    if policy.model == "tiny":
+        return Storage(0.0, 0.0, 0.0, "in the package", False)
+    if device.nominal:  # a fresh one
+        if is_streamed:
+            return Storage(published, loaded, min(SHARD, published), "NF4", True)
+        return Storage(published, published, 0.0, "16 bit", False)
+    if is_streamed or is_nf4_checkpoint(policy_source(policy)):
         storage = _assess_nf4(policy, loaded, published)
     else:
         storage = _assess_download(policy, published)
-    return storage._replace(free=device.disk(nearest_folder(storage.folder))[1] if device.disk else None)
+    if device.disk is None:
+        return storage
+    (disk, free), (other, shard_free) = (
+        device.disk(nearest_folder(folder)) for folder in (storage.folder, download_folder(storage.folder))
+    )
+    apart = storage.shard > 0 and other != disk
+    return storage._replace(free=free, shard_free=shard_free if apart else None)
 
 
 def nearest_folder(path: Path) -> Path:
@@ -69,37 +78,47 @@ def nearest_folder(path: Path) -> Path:
 
 
 def describe_disk_remedy(storage: Storage) -> str:
-    """How to get the room that is missing on the disk."""
+    """How to get the room that is missing on the disk; "" if none is."""
+    if storage.shard_free is not None and storage.shard > storage.shard_free:
+        missing = (storage.shard - storage.shard_free) / GIB
+        return f"free {missing:.1f} GiB at {nearest_folder(download_folder(storage.folder))}"
+    if storage.free is None or storage.needed <= storage.free:
+        return ""
     missing, key = (storage.needed - storage.free) / GIB, "policy.nf4_folder" if storage.converts else "HF_HUB_CACHE"
     return f"free {missing:.1f} GiB at {nearest_folder(storage.folder)}, or set {key} to a folder on a larger disk"
 
 
 def _assess_nf4(policy: Policy, loaded: float, published: float) -> Storage:
     folder = nf4_folder(policy)
+    if is_finished(folder, policy):
+        return Storage(0.0, 0.0, 0.0, "NF4, it is there", False, folder)
+    drive = None if policy.nf4_folder else drive_nf4_folder(policy.model)
+    if drive and is_finished(drive, policy):
+        return Storage(0.0, loaded, 0.0, "NF4, copied from Google Drive", False, folder)
     parts, count = read_finished_parts(folder, policy)
-    if parts and len(parts) == count:
-        return Storage(0.0, 0.0, 0.0, folder, None, "NF4, it is there", False)
     missing = 1 - min(1.0, sum(parts) / loaded)
-    is_local = Path(policy_source(policy)).is_dir()
+    download = 0.0 if Path(policy_source(policy)).is_dir() else published * missing
     source = f"NF4, {len(parts)} of {count} parts are there" if parts else "NF4"
-    download = 0.0 if is_local else published * missing
-    return Storage(download, loaded * missing, min(SHARD, download), folder, None, source, True)
+    return Storage(download, loaded * missing, min(SHARD, download), source, True, folder)
 
 
 def read_finished_parts(folder: Path, policy: Policy) -> tuple[list[int], int]:
     """([bytes of each finished part], how many there will be) of an NF4 checkpoint; ([], 0) without a usable one.
 
-    A part is finished if it has the size that `nf4.json` records. Parts made for another `policy.dtype` do not count.
+    A part is finished if it has the size that `nf4.json` records. Parts of another conversion do not count.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = {folder / Path(name).name: int(part["bytes"]) for name, part in manifest["parts"].items()}
-        if manifest["dtype"] != policy.dtype:
-            return [], 0
-        parts = [nbytes for path, nbytes in sizes.items() if path.is_file() and path.stat().st_size == nbytes]
-        return parts, int(manifest["count"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or damaged: loading it will say so
+        manifest = read_manifest(folder)
+    except (OSError, ValueError):  # none yet, or damaged: loading it will say so
         return [], 0
+    if [manifest[key] for key in ("source", "revision", "dtype")] != [
+        policy_source(policy), policy.revision, policy.dtype
+    ]:  # fmt: skip
+        return [], 0
+    parts = manifest["parts"].items()
+    return [record["bytes"] for part, record in parts if is_part_intact(folder / part, record, False)], manifest[
+        "count"
+    ]
 
 
 def _assess_download(policy: Policy, published: float) -> Storage:
@@ -108,8 +127,8 @@ def _assess_download(policy: Policy, published: float) -> Storage:
 
     source = Path(policy_source(policy))
     if source.is_dir():
-        return Storage(0.0, 0.0, 0.0, source, None, "16 bit, a local folder", False)
+        return Storage(0.0, 0.0, 0.0, "16 bit, a local folder", False, source)
     blobs = Path(HF_HUB_CACHE, f"models--{policy.model.replace('/', '--')}", "blobs")
     cached = sum(path.stat().st_size for path in blobs.glob("*") if path.suffix != ".incomplete")
     left = max(0.0, published - cached)
-    return Storage(left, left, 0.0, Path(HF_HUB_CACHE), None, "16 bit", False)
+    return Storage(left, left, 0.0, "16 bit", False, Path(HF_HUB_CACHE))

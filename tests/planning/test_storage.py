@@ -6,10 +6,14 @@ import pytest
 
 from grpo_kit import config
 from grpo_kit.nemotron import base_models
+from grpo_kit.planning import storage
+from grpo_kit.planning.fit import assess_fit
 from grpo_kit.planning.machines import DEVICES, GIB
 from grpo_kit.planning.model_size import Architecture
-from grpo_kit.planning.storage import assess_storage, nearest_folder
+from grpo_kit.planning.storage import assess_storage, describe_disk_remedy, nearest_folder
+from grpo_kit.policy import model_source
 from tests.helpers.machines import T4, machine, write_nf4, write_source
+from tests.helpers.plans import plan_for
 
 
 def storage_of(*overrides, preset="t4", device=None, **disks):
@@ -18,8 +22,8 @@ def storage_of(*overrides, preset="t4", device=None, **disks):
     return assess_storage(Architecture.of(policy), policy, device)
 
 
-def gib(storage):
-    return tuple(round(n / GIB, 2) for n in (storage.download, storage.checkpoint, storage.shard))
+def gib(needs):
+    return tuple(round(n / GIB, 2) for n in (needs.download, needs.checkpoint, needs.shard))
 
 
 @pytest.fixture(autouse=True)
@@ -45,10 +49,10 @@ def test_a_fresh_machine_downloads_all_and_keeps_the_nf4_and_one_shard_at_a_time
 )
 def test_finished_parts_are_not_made_again(tmp_path, done, left):
     write_nf4(nf4_of_preset(tmp_path), done)
-    storage = storage_of()
-    assert gib(storage) == pytest.approx(left, abs=0.02) and storage.converts == (done < 13)
+    unfinished = storage_of()
+    assert gib(unfinished) == pytest.approx(left, abs=0.02) and unfinished.converts == (done < 13)
     if 0 < done < 13:
-        assert storage.source == f"NF4, {done} of 13 parts are there"
+        assert unfinished.source == f"NF4, {done} of 13 parts are there"
 
 
 def test_a_part_of_another_size_has_to_be_made_again(tmp_path):
@@ -60,8 +64,8 @@ def test_a_part_of_another_size_has_to_be_made_again(tmp_path):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"dtype": "bfloat16"}, {"parts": []}, {"parts": {"x": 3}}, {"parts": {"x": {"bytes": "big"}}}, {"count": None},
-     {"parts": {"../../x": {"bytes": 10**18}}}],
+    [{"dtype": "bfloat16"}, {"source": "someone/else"}, {"revision": "main"}, {"parts": []}, {"parts": {"x": 3}},
+     {"parts": {"x": {"bytes": "big"}}}, {"count": None}, {"parts": {"../../x": {"bytes": 10**18, "sha256": ""}}}],
 )  # fmt: skip
 def test_a_manifest_of_another_conversion_or_a_damaged_one_counts_nothing(tmp_path, changed):
     write_nf4(nf4_of_preset(tmp_path), **changed)
@@ -102,3 +106,35 @@ def test_a_16_bit_checkpoint_lies_in_the_cache_of_the_hub_and_is_not_downloaded_
 def test_the_embedded_policy_and_a_local_folder_need_nothing(tmp_path):
     assert gib(storage_of(preset="tiny")) == gib(storage_of(preset="tiny", device=DEVICES["t4"])) == (0, 0, 0)
     assert gib(storage_of(f"policy.model={write_source(tmp_path / 'here')}", preset="80gb")) == (0, 0, 0)
+
+
+def test_on_kaggle_the_shard_lies_outside_the_output(monkeypatch, tmp_path):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    both = storage_of()
+    assert both.folder.is_relative_to("/kaggle/temp/nf4") and both.shard_free is None  # on one disk
+    apart = storage_of(f"policy.nf4_folder={tmp_path / 'output'}", **{str(tmp_path): 18.6})
+    assert (apart.free / GIB, apart.shard_free / GIB) == pytest.approx((18.6, 70.0))
+    assert apart.needed / GIB == pytest.approx(16.17, abs=0.01) and describe_disk_remedy(apart) == ""
+    full = apart._replace(shard_free=1 * GIB)
+    assert describe_disk_remedy(full).startswith("free 3.7 GiB at /")
+    plan = plan_for("t4x2", "t4x2")
+    chosen = config.load_config(["t4x2"], [f"policy.nf4_folder={tmp_path / 'output'}"])
+    fit = assess_fit(Architecture.of(chosen.policy), chosen, plan.device, 256, full)
+    assert not fit.fits and fit.needs["disk"].nbytes / GIB == pytest.approx(16.17, abs=0.01)
+    assert fit.needs["disk for downloads"].has == 1 * GIB
+
+
+def test_on_kaggle_an_nf4_checkpoint_among_the_inputs_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    mounted = write_nf4(tmp_path / "input" / "anything")
+    monkeypatch.setattr(model_source, "find_mounted_folders", lambda file: [mounted])
+    assert gib(storage_of()) == (0, 0, 0) and storage_of().folder == mounted
+
+
+def test_in_colab_a_checkpoint_on_drive_is_copied_not_downloaded(monkeypatch, tmp_path):
+    kept = write_nf4(tmp_path / "drive")
+    monkeypatch.setattr(storage, "drive_nf4_folder", lambda model: kept)
+    assert gib(storage_of()) == (0, 16.17, 0) and storage_of().source == "NF4, copied from Google Drive"
+    assert not storage_of().converts
+    (kept / "nf4.json").unlink()
+    assert gib(storage_of()) == (58.82, 16.17, 4.66)
