@@ -42,7 +42,8 @@ class TieredExperts(nn.Module):
     Attributes:
         rows: the experts' bytes, (nbytes,) uint8 each, wherever they are.
         on_host: numbers of the experts on the host tier.
-        hits: (num_experts,) int64 on the CPU: rows routed to each expert while `counting` was on.
+        hits: (num_experts,) int64 on the CPU: rows routed to each expert, in the counts that placed the experts and
+            while `counting` was on.
         traffic: [rows, rows to the host tier] since `place`, counted only while some expert is on the host tier.
         reached: (num_experts,) bool: whether a non-zero gradient has reached the expert's LoRA; None without LoRA.
     """
@@ -55,11 +56,16 @@ class TieredExperts(nn.Module):
         self.rows: list[torch.Tensor] = []
         self.on_host: frozenset[int] = frozenset()
         self.host = torch.device("cpu")
+        with torch.inference_mode(False):  # a tensor that is made there cannot be written to outside
+            self.near_addresses = torch.zeros(num_experts, dtype=torch.int64, device=bench.device)  # for the kernel
         self.traffic = [0, 0]
         self.reached: torch.Tensor | None = None
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
-        """Put the experts into the two tiers. Existing bytes move with them.
+        """Put the experts into the two tiers. Existing bytes move with them, by way of ordinary host memory.
+
+        The GPU never holds a tier and its successor at a time. Where a new tier finds no room, the experts stay in
+        host memory, all of them, and the layer works on.
 
         Args:
             on_host: numbers of the experts for the host tier; the others go to the bench's device.
@@ -75,23 +81,39 @@ class TieredExperts(nn.Module):
                 f"There is no expert {wrong[0]} to put on the host; this layer has experts 0 to "
                 f"{self.num_experts - 1}. Name one of those."
             )
-        self.host = host or self.host
-        far = sorted(set(on_host))
-        near = [expert for expert in range(self.num_experts) if expert not in set(far)]
-        old, self.rows = self.rows, [None] * self.num_experts
-        for experts, memory in ((far, self._allocate_host_tier(len(far))), (near, self._allocate_near_tier(len(near)))):
-            for expert, row in zip(experts, memory, strict=True):
-                self.rows[expert] = row
-                if old:
-                    row.copy_(old[expert])
-        self.on_host, self.traffic = frozenset(far), [0, 0]
-        addresses = [0 if expert in self.on_host else row.data_ptr() for expert, row in enumerate(self.rows)]
-        self.near_addresses = torch.tensor(addresses, device=self.bench.device)  # int64, as the kernel takes them
+        far, host = frozenset(on_host), host or self.host
+        self.traffic = [0, 0]
+        if self.rows and (far, host) == (self.on_host, self.host):
+            return
+        with torch.inference_mode(False):
+            if self.rows:  # by way of host memory, so that no tier needs room beside the one that it replaces
+                self._hold(self._copy_to_host(), frozenset(range(self.num_experts)))
+                if self.bench.device.type == "cuda":
+                    torch.cuda.empty_cache()  # or the new tier takes a part of the old one, and the rest lies idle
+            near = [expert for expert in range(self.num_experts) if expert not in far]
+            rows = dict(zip(sorted(far), self._allocate_host_tier(len(far), host), strict=True))
+            rows |= zip(near, self._allocate_near_tier(len(near)), strict=True)
+            for row, old in zip([rows[expert] for expert in range(self.num_experts)], self.rows):
+                row.copy_(old)
+            self._hold([rows[expert] for expert in range(self.num_experts)], far)
+            self.host = host
 
-    def _allocate_host_tier(self, count: int) -> torch.Tensor:
-        if self.host.type == "cpu" and self.bench.device.type != "cpu":
+    def _hold(self, rows: list[torch.Tensor], on_host: frozenset[int]) -> None:
+        """Take the experts' bytes from `rows`; what held them before is freed."""
+        self.rows, self.on_host = rows, on_host
+        addresses = [0 if expert in on_host else row.data_ptr() for expert, row in enumerate(rows)]
+        self.near_addresses.copy_(torch.tensor(addresses))
+
+    def _copy_to_host(self) -> list[torch.Tensor]:
+        copies = torch.empty((self.num_experts, self.geometry.nbytes), dtype=torch.uint8, device="cpu")
+        for copy, row in zip(copies, self.rows):
+            copy.copy_(row)
+        return list(copies)
+
+    def _allocate_host_tier(self, count: int, host: torch.device) -> torch.Tensor:
+        if host.type == "cpu" and self.bench.device.type != "cpu":
             return pinned_memory.allocate_pinned(count, self.geometry.nbytes)
-        return torch.empty((count, self.geometry.nbytes), dtype=torch.uint8, device=self.host)
+        return torch.empty((count, self.geometry.nbytes), dtype=torch.uint8, device=host)
 
     def _allocate_near_tier(self, count: int) -> torch.Tensor:
         return torch.empty((count, self.geometry.nbytes), dtype=torch.uint8, device=self.bench.device)
@@ -225,7 +247,7 @@ class TieredExperts(nn.Module):
     def _count(self, counts: torch.Tensor) -> None:
         """Add the rows that each expert got, (num_experts,) int64 on the CPU, to `hits` and `traffic`."""
         if self.counting:
-            self.hits += counts
+            self.hits = self.hits + counts  # a new tensor: who kept the old one knows what was counted until then
         if self.on_host:
             self.traffic[0] += int(counts.sum())
             self.traffic[1] += int(counts[list(self.on_host)].sum())

@@ -94,8 +94,10 @@ def tiered(device):
 
 
 @pytest.mark.slow
-def test_the_host_tier_of_a_gpu_is_registered_and_moves_when_experts_do(driver):
-    geometry, layer = tiered("meta")  # stands in for a GPU
+def test_the_host_tier_of_a_gpu_is_registered_and_moves_when_experts_do(driver, monkeypatch):
+    geometry, layer = tiered("meta")  # stands in for a GPU, and has no bytes to copy
+    bytes_of_expert = torch.zeros(geometry.nbytes, dtype=torch.uint8)
+    monkeypatch.setattr(experts.TieredExperts, "_copy_to_host", lambda layer: [bytes_of_expert] * 8)
     layer.place([1, 5, 6])
     assert list(driver.registered.values()) == [3 * geometry.nbytes]
     layer.place([1])
@@ -112,6 +114,6 @@ def test_a_second_gpu_takes_the_tier_and_keeps_it_when_experts_are_placed_anew(d
     _, layer = tiered("cpu")
     layer.place([1, 5], torch.device("meta"))  # stands in for a second GPU
     assert {str(layer.rows[e].device) for e in (1, 5)} == {"meta"} and str(layer.rows[0].device) == "cpu"
-    layer.rows = []  # what lies on `meta` has no bytes to move
+    layer.rows = []  # what lies on `meta` has no bytes to copy
     layer.place([2])
     assert str(layer.rows[2].device) == "meta" and not driver.registered
