@@ -63,7 +63,8 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             sentence = in_reward or _describe_error(error)
             if not sentence:
                 raise  # a defect, ours or a library's: its traceback is what helps
-            if isinstance(error, ConnectionError):  # each process that did not meet the others says so
+            # Each process says so that did not meet the others, or whose own GPU is full.
+            if isinstance(error, ConnectionError) or "out of memory" in sentence:
                 console.print_as_first()
             console.err.print(f"[bold red]error:[/] {escape(_complete_message(sentence, kwargs))}")
             raise typer.Exit(2 if isinstance(error, USAGE) and not in_reward else 1) from None

@@ -98,6 +98,10 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False) -> dict[
     accuracies += [(f"test {name}", report["pass@1"], report["ci95"]) for name, report in read_accuracies(run).items()]
     for name, value, interval in accuracies:
         figures[f"accuracy, {name}"] = f"{value:.0%}" + (" ({:.0%} to {:.0%})".format(*interval) if interval else "")
+    if shares := [share for share in metric_values(rows, "host_share")[-RECENT:] if not math.isnan(share)]:
+        figures["rows to the host"] = f"{sum(shares) / len(shares):.0%}"
+        if last.get("experts_on_host"):
+            figures["rows to the host"] += f" ({last['experts_on_host']:.0%} of the experts)"
     if last.get("memory_gib"):
         figures["memory"] = f"{last['memory_gib']:.1f} GiB"
     if last.get("skipped_steps"):
@@ -156,8 +160,8 @@ def format_duration(seconds: float) -> str:
 
 
 def list_alarms(rows: list[Row]) -> list[tuple[int, str]]:
-    """[(step, sentence)] of the run's alarms, each sentence once, with the last step at which it was raised."""
-    last = {sentence: row["step"] for row in rows for sentence in row.get("alarms") or []}
+    """[(step, sentence)] of the run's alarms and reliefs, each sentence once, with the last step that has it."""
+    last = {sentence: row["step"] for row in rows for kind in ("reliefs", "alarms") for sentence in row.get(kind) or []}
     return [(step, sentence) for sentence, step in last.items()]
 
 

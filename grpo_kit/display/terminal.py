@@ -45,6 +45,7 @@ def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable
         "groups with a gradient": "gradient {}",
         "cut off": "cut {}",
         "tokens a second": "{} tok/s",
+        "rows to the host": "host {}",
     }
 
     def on_step(row: dict[str, Any]) -> None:
@@ -65,6 +66,8 @@ def print_forecast(forecast: dict[str, Any]) -> None:
     duration = run_figures.format_duration(forecast["seconds"])
     if "lora" in forecast:
         out.print(f"{INDENT}{escape(forecast['lora'])}")
+    if forecast.get("experts"):
+        out.print(f"{INDENT}{escape(forecast['experts'])}")
     out.print(
         f"{INDENT}the longest step fits ({tokens}{peak}); at most {step:.1f} s a step, "
         f"{forecast['steps']} steps in {duration}"

@@ -51,6 +51,7 @@ class Workbench:
         self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.slot_free: list[Any] = [None] * slots  # the event after which a slot may be overwritten
         self.bytes_brought = 0  # copied into slots so far
+        self.reliefs: list[str] = []  # a sentence for each time that experts left the device because memory ran out
 
     def bring_experts(self, rows: list[torch.Tensor], together: int = 1) -> Iterator[list[torch.Tensor]]:
         """Copy experts to this device beside the caller's work.

@@ -185,15 +185,15 @@ def _read_parts(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, 
             raise ValueError(f"{folder / part} is damaged ({shorten_error(error)}). {REMEDY}") from None
 
 
-def _map_expert_bytes(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str, torch.Tensor]:
-    """{name of an expert's matrix: view of the bytes where it belongs}."""
-    views = {}
+def _map_expert_bytes(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str, tuple[TieredExperts, int, slice]]:
+    """{name of an expert's matrix: (its layer's experts, its number, where it lies in the expert's bytes)}."""
+    places = {}
     for name, (_, tiered) in layers.items():
         middle = nf4.packed_nbytes(tiered.geometry.up)
-        for expert, row in enumerate(tiered.rows):
-            views[f"{name}.{expert}.up_proj.weight"] = row[:middle]
-            views[f"{name}.{expert}.down_proj.weight"] = row[middle:]
-    return views
+        for expert in range(tiered.num_experts):
+            places[f"{name}.{expert}.up_proj.weight"] = tiered, expert, slice(middle)
+            places[f"{name}.{expert}.down_proj.weight"] = tiered, expert, slice(middle, None)
+    return places
 
 
 def _set_tensor(
@@ -201,7 +201,7 @@ def _set_tensor(
     name: str,
     tensor: torch.Tensor,
     spec: tuple[tuple[int, ...], torch.dtype | None],
-    expert_bytes: dict[str, torch.Tensor],
+    expert_bytes: dict[str, tuple[TieredExperts, int, slice]],
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
@@ -211,13 +211,18 @@ def _set_tensor(
     if (tuple(tensor.shape), tensor.dtype) != expected:
         raise LookupError(f"{name} is {tuple(tensor.shape)} of {tensor.dtype}")
     if name in expert_bytes:
-        expert_bytes[name].copy_(tensor)
+        tiered, expert, part = expert_bytes[name]
+        tiered.rows[expert][part].copy_(tensor)
         return
     owner, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-    data = tensor.to(device, copy=True)  # a copy on a CPU too, so that the file can be closed and deleted
-    if tensor_dtype is None:
-        nf4.set_4bit_weight(owner, data, dtype)
-    elif leaf in owner._buffers:
-        owner._buffers[leaf] = data
-    else:
-        owner._parameters[leaf] = torch.nn.Parameter(data, requires_grad=False)
+
+    def put_on_device() -> None:
+        data = tensor.to(device, copy=True)  # a copy on a CPU too, so that the file can be closed and deleted
+        if tensor_dtype is None:
+            nf4.set_4bit_weight(owner, data, dtype)
+        elif leaf in owner._buffers:
+            owner._buffers[leaf] = data
+        else:
+            owner._parameters[leaf] = torch.nn.Parameter(data, requires_grad=False)
+
+    expert_placement.with_relief(model, put_on_device, "loading")

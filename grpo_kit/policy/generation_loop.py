@@ -23,6 +23,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
+from grpo_kit.nemotron import expert_placement
 from grpo_kit.runs import interrupts
 
 # Arguments of `generate` that a custom loop does not receive, or that make the cache the caller's.
@@ -57,6 +58,9 @@ class SamplingStats:
 
 def install_loop(model: Any) -> Any:
     """Let `model.generate` use this file's loop from now on, also from inside a PEFT model around it.
+
+    Where the GPU runs out of memory, more routed experts go to the host, and the call begins again from the same random
+    state (`expert_placement.with_relief`).
 
     Sets three attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
     ran; `model.keep_logps` (False) asks for log-probabilities; `model.part_of` (None) says that the batches are parts
@@ -98,6 +102,13 @@ def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) ->
 
 @functools.wraps(GenerationMixin.generate)
 def _generate(self, *args: Any, **kwargs: Any) -> Any:
+    generate = functools.partial(_generate_once, self, *args, **kwargs)
+    if kwargs.get("streamer") is not None:  # what was shown cannot be taken back
+        return generate()
+    return expert_placement.with_relief(self, generate, "sampling")
+
+
+def _generate_once(self, *args: Any, **kwargs: Any) -> Any:
     self.last_sampling = None
     plain_generate = type(self).generate
     # By position come inputs and generation_config only; more positional arguments are left to transformers.

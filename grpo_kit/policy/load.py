@@ -1,6 +1,7 @@
 """Load the policy: a causal language model and its tokenizer, unquantised or in 4 bit, from a folder or the Hub."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -47,6 +48,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
+    from grpo_kit.nemotron import expert_placement
     from grpo_kit.policy import generation_loop
 
     activity.announce(f"loading {policy.model}")
@@ -76,7 +78,9 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         from grpo_kit.nemotron.checkpoint_files import remove_incomplete_downloads
 
         remove_incomplete_downloads()
-    model, told = AutoModelForCausalLM.from_pretrained(policy_source(policy), output_loading_info=True, **options)
+    load = functools.partial(AutoModelForCausalLM.from_pretrained, policy_source(policy), **options)
+    no_experts = torch.nn.Module()  # none can move yet
+    model, told = expert_placement.with_relief(no_experts, lambda: load(output_loading_info=True), "loading")
     if lacking := sorted(told["missing_keys"]):  # transformers would train on random numbers there
         raise ValueError(
             f"The files of {policy.model} lack {lacking[0]}, which its config.json calls for. Download them again, or "
@@ -88,7 +92,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     if model.config.model_type == "nemotron_h":
         patches.prepare_model(model)
     if policy.load_in_4bit:
-        from grpo_kit.nemotron import expert_placement, nf4
+        from grpo_kit.nemotron import nf4
 
         nf4.disable_bf16_path(model)
         expert_placement.install_tiered_experts(

@@ -40,7 +40,14 @@ FORMS: dict[str, tuple[Any, str]] = {
     "left_out.jsonl": (ROW, SCREENING),
     "screening.jsonl": (ROUND, "Remove the lines from there on, or move the file away, which loses its samples."),
     "metrics.jsonl": (
-        {"step": int, "seconds": NUMBER, "reward?": FIGURE, "alarms?": [str], "held_out_ci95?": [NUMBER]},
+        {
+            "step": int,
+            "seconds": NUMBER,
+            "reward?": FIGURE,
+            "alarms?": [str],
+            "reliefs?": [str],
+            "held_out_ci95?": [NUMBER],
+        },
         LOG,
     ),
     "completions.jsonl": ({"step": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
@@ -51,6 +58,7 @@ FORMS: dict[str, tuple[Any, str]] = {
     ),
     "before.json": (MEASUREMENT, ACCURACY),
     "after.json": (MEASUREMENT, ACCURACY),
+    "routing.json": ({"model": str, "hits": [list]}, ACCURACY),
     "score.json": (MEASUREMENT, "Put back a copy of it, or measure again with `grpo-kit score --force`."),
 }
 NAMES = {dict: "a JSON object", list: "a list", str: "a text", int: "a whole number", float: "a number"}

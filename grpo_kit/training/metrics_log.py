@@ -26,6 +26,8 @@ class MetricsCallback(TrainerCallback):
     - `tokens_per_second`: tokens sampled in the step, per second of the step;
     - `memory_gib`: the most GPU memory that PyTorch held;
     - `host_share`: share of the step's routed rows whose expert lies on the host, if experts lie there;
+    - `experts_on_host`: share of the routed experts that lie there;
+    - `reliefs`: a sentence for each time that experts went there because memory ran out;
     - `skipped_steps`: steps so far that the scaler skipped because gradients overflowed in fp16;
     - `alarms`: the sentences of alarms that began to ring at this step.
 
@@ -44,6 +46,7 @@ class MetricsCallback(TrainerCallback):
         self.rows: list[dict[str, Any]] = []
         self.extra: dict[str, Any] = {}
         self.skipped, self.started, self.tokens, self.step_began = 0, 0.0, 0.0, 0.0
+        self.reliefs = 0  # that are recorded
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.rows = processes.broadcast_from_first(lambda: checkpoints.drop_rows_after(self.path, state.global_step))
@@ -92,7 +95,11 @@ class MetricsCallback(TrainerCallback):
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         if (share := expert_placement.host_traffic_share(self.trainer.model)) is not None:
             row["host_share"] = round(share, 6)
+            row["experts_on_host"] = round(expert_placement.experts_on_host(self.trainer.model), 6)
             expert_placement.reset_traffic(self.trainer.model)
+        if reliefs := expert_placement.list_reliefs(self.trainer.model)[self.reliefs :]:
+            row["reliefs"] = reliefs
+            self.reliefs += len(reliefs)
         if self.trainer.accelerator.scaler is not None:
             row["skipped_steps"] = self.skipped
         return row

@@ -5,11 +5,15 @@ when one of them moves.
 """
 
 import dataclasses
+import functools
 import logging
+import time
+import types
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,10 +21,12 @@ from trl import GRPOConfig, GRPOTrainer, chat_template_utils
 from trl.kernels import chunked_logprob
 
 from grpo_kit.adapters import lora
+from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import memory
 from grpo_kit.policy import chat
 from grpo_kit.runs.files import to_json
 
+T = TypeVar("T")
 Batch = dict[str, torch.Tensor]
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
 
@@ -91,6 +97,28 @@ def set_response_template(tokenizer: Any) -> None:
         tokenizer.chat_template = extended
 
 
+def remember_optimizer(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Copy the optimiser's parameters and state to the host; returns a function that sets them back."""
+    values = [value for group in optimizer.param_groups for value in group["params"]]
+    copies = [value.detach().cpu().clone() for value in values]
+    states = [
+        {key: item.cpu().clone() if isinstance(item, torch.Tensor) else item for key, item in state.items()}
+        for state in (optimizer.state.get(value, {}) for value in values)
+    ]
+
+    def restore() -> None:
+        for value, copy, state in zip(values, copies, states, strict=True):
+            value.data.copy_(copy)
+            now = optimizer.state.pop(value, {})
+            for key, item in state.items():
+                if isinstance(item, torch.Tensor):
+                    now[key].copy_(item)
+                    item = now[key]
+                optimizer.state[value][key] = item
+
+    return restore
+
+
 class ResumableTrainer:
     """A mixin for a transformers Trainer: its checkpoints hold the adapter in the kit's own form.
 
@@ -152,6 +180,7 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
         self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
+        self._prepared: Batch | None = None  # the micro-batch of the step that is being taken
 
     def align_with_step(self) -> None:
         """Let a resumed training sample at the steps, and with the learning rate, of one that was not interrupted.
@@ -170,6 +199,61 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def figures(self) -> dict[str, list[float]]:
         """What TRL has noted for the next row of the log: values by name."""
         return self._metrics["train"]
+
+    def with_relief(self, work: Callable[[], T]) -> T:
+        """Do a part of a step, such as a micro-batch's forward and backward pass; again if the GPU's memory runs out.
+
+        See `expert_placement.with_relief`. Gradients and figures are then as they were before.
+        """
+        return expert_placement.with_relief(self.model, work, "training", self._remember)
+
+    def _remember(self) -> Callable[[], None]:
+        trained = [value for value in self.model.parameters() if value.requires_grad]
+        gradients = [None if value.grad is None else value.grad.cpu().clone() for value in trained]
+        lengths = {name: len(values) for name, values in self.figures.items()}
+
+        def restore() -> None:
+            for value, gradient in zip(trained, gradients, strict=True):
+                if gradient is None:
+                    value.grad = None
+                else:
+                    value.grad.copy_(gradient)
+            for name in list(self.figures):
+                if name in lengths:
+                    del self.figures[name][lengths[name] :]
+                else:
+                    del self.figures[name]
+
+        return restore
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """TRL's micro-batch. It is sampled once, also where its passes are repeated because memory ran out."""
+        began = time.perf_counter()
+        model.train()
+        self._prepared = self._prepare_inputs(inputs)
+        self._current_train_step_time += time.perf_counter() - began  # which TRL would measure itself
+        take_step = functools.partial(super().training_step, model, inputs, num_items_in_batch)
+        try:
+            return self.with_relief(take_step)
+        finally:
+            self._prepared = None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        return super()._prepare_inputs(generation_batch) if self._prepared is None else dict(self._prepared)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimiser of transformers; a step of it that finds no memory is taken again from where it began."""
+        is_new, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
+        if is_new:
+            plain = type(optimizer).step
+
+            def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+                take_step = functools.partial(plain, optimizer, *args, **kwargs)
+                remember = functools.partial(remember_optimizer, optimizer)
+                return expert_placement.with_relief(self.model, take_step, "training", remember)
+
+            optimizer.step = types.MethodType(step, optimizer)
+        return optimizer
 
     def make_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """The generation batch of a training step. `rows` are those that TRL's own sampler has chosen."""
@@ -200,6 +284,8 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return super()._get_tool_suffix_ids(marked)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        compute = functools.partial(super()._get_per_token_logps_and_entropies, *args, **kwargs)
+        # Within the loss, forward and backward pass are repeated together.
+        outputs = compute() if torch.is_grad_enabled() else self.with_relief(compute)
         self.trained_logps = outputs[0].detach()
         return outputs

@@ -131,6 +131,8 @@ def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path,
     assert shown[0] == (1, 9, "reward 0.50, gradient 75%, cut 10%")
     assert shown[1][:2] == (2, 9) and "reward 0.60" in shown[1][2] and "50 tok/s" in shown[1][2]
     assert "step 2: 87 % are [cut]: raise it." in capsys.readouterr().err
+    step({"step": 3, "seconds": 6.0, "host_share": 0.12, "experts_on_host": 0.3, "reliefs": ["was said already"]})
+    assert "host 12% (30% of the experts)" in shown[2][2] and capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

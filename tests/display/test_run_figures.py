@@ -148,3 +148,16 @@ def test_the_summary_of_a_run_shows_recent_means_with_units(run):
 def test_an_alarm_is_listed_once_with_its_last_step():
     metrics = [{"step": 1, "alarms": ["a"]}, {"step": 2}, {"step": 3, "alarms": ["a", "b"]}]
     assert run_figures.list_alarms(metrics) == [(3, "a"), (3, "b")]
+
+
+def test_a_relief_is_listed_like_an_alarm():
+    metrics = [{"step": 1, "reliefs": ["moved"], "alarms": ["a"]}, {"step": 2}]
+    assert run_figures.list_alarms(metrics) == [(1, "moved"), (1, "a")]
+
+
+def test_the_rows_that_go_to_the_host_stand_beside_the_experts_that_lie_there(run):
+    metrics = [*rows(2, host_share=0.1, experts_on_host=0.3), {"step": 3, "seconds": 6.0}]
+    metrics.append({"step": 4, "seconds": 8.0, "host_share": 0.16, "experts_on_host": 0.35})
+    assert run_figures.summarise_run(run, metrics)["rows to the host"] == "12% (35% of the experts)"
+    assert run_figures.summarise_run(run, rows(2, host_share=0.3))["rows to the host"] == "30%"  # an earlier version's
+    assert "rows to the host" not in run_figures.summarise_run(run, rows(2))

@@ -1,10 +1,15 @@
 """Where a model's experts lie, what goes to the slower tier, and which of them a LoRA reaches."""
 
+import types
+import weakref
+
+import numpy
 import pytest
 import torch
 
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron import convert, expert_placement, experts, nf4, nf4_checkpoint, tiny
 from tests.helpers.experts import IDS, load_tiered, load_with_expert_lora
+from tests.helpers.memory import MESSAGE, raise_at
 
 
 @pytest.mark.parametrize(
@@ -72,3 +77,209 @@ def test_experts_that_no_token_of_weight_chose_are_known():
 )
 def test_only_a_target_that_means_routed_experts_opens_them(targets, opened):
     assert expert_placement.open_for_lora(load_tiered(0.0)[0], targets) is opened
+
+
+# Moved between the tiers
+
+HITS = torch.tensor([[0, 0, 9, 9, 9, 9, 9, 9], [5, 4, 0, 0, 0, 0, 8, 8]])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The bytes of all tiers on the device, now and at their most; memory counts until no tensor uses it."""
+    held, watch = {}, types.SimpleNamespace(now=lambda: sum(held.values()), peak=0)
+
+    def allocate(layer, count):
+        memory = numpy.empty((count, layer.geometry.nbytes), numpy.uint8)
+        held[id(memory)] = memory.nbytes
+        weakref.finalize(memory, held.pop, id(memory))
+        watch.peak = max(watch.peak, watch.now())
+        return torch.from_numpy(memory)
+
+    monkeypatch.setattr(experts.TieredExperts, "_allocate_near_tier", allocate)
+    return watch
+
+
+def test_experts_move_without_more_room_on_the_gpu_than_they_have(gpu):
+    model, layers = load_tiered(0.375)
+    with torch.inference_mode():
+        logits = model(IDS).logits
+    before, rows = gpu.now(), [[row.clone() for row in layer.rows] for layer in layers]
+    assert before == 2 * 5 * layers[0].geometry.nbytes and [layer.on_host for layer in layers] == [{5, 6, 7}] * 2
+    gpu.peak = 0
+    expert_placement.place_coldest(
+        model, HITS
+    )  # the first layer gets a larger part of the GPU, the second a smaller one
+    assert [layer.on_host for layer in layers] == [{0, 1}, {2, 3, 4, 5}]
+    assert gpu.peak == gpu.now() == before
+    assert all(torch.equal(a, b) for layer, old in zip(layers, rows) for a, b in zip(layer.rows, old))
+    addresses = [[row.data_ptr() * (e not in layer.on_host) for e, row in enumerate(layer.rows)] for layer in layers]
+    assert [layer.near_addresses.tolist() for layer in layers] == addresses
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, logits)
+    assert expert_placement.known_hits(layers).tolist() == HITS.tolist()
+
+
+def test_experts_that_lie_right_are_not_copied(gpu):
+    model, layers = load_tiered(0.375)
+    layers[1].traffic, gpu.peak = [8, 4], 0
+    for layer in layers:
+        layer.place([7, 6, 5])
+    assert gpu.peak == 0 and layers[1].traffic == [0, 0]
+
+
+def test_where_a_new_tier_finds_no_room_nothing_is_lost(monkeypatch):
+    model, layers = load_tiered(0.5)
+    with torch.inference_mode():
+        logits = model(IDS).logits
+        raise_at(monkeypatch, experts.TieredExperts, "_allocate_near_tier")
+        with pytest.raises(torch.OutOfMemoryError):
+            layers[0].place([0])
+        assert layers[0].on_host == set(range(8)) and not layers[0].near_addresses.any()
+        assert torch.equal(model(IDS).logits, logits)
+        layers[0].place([0])
+        assert layers[0].on_host == {0} and torch.equal(model(IDS).logits, logits)
+    layers[0].write_expert(3, torch.ones(layers[0].geometry.up), torch.ones(layers[0].geometry.down))  # no error
+
+
+def test_counts_of_another_model_move_nothing():
+    model, layers = load_tiered(0.5)
+    with pytest.raises(ValueError, match=r"of \(2, 4\) experts and this model has 2 layers of 8"):
+        expert_placement.place_coldest(model, HITS[:, :4])
+    assert [layer.on_host for layer in layers] == [{4, 5, 6, 7}] * 2 and expert_placement.known_hits(layers) is None
+    expert_placement.place_coldest(torch.nn.Linear(2, 2), HITS)  # a model without experts
+
+
+# Out of memory
+
+
+def full_once(message=MESSAGE, times=1):
+    """(work that runs out of memory at its first calls and then returns the number of calls, its calls)."""
+    calls = []
+
+    def work():
+        calls.append(torch.rand(()).item())
+        if len(calls) <= times:
+            raise torch.OutOfMemoryError(message)
+        return len(calls)
+
+    return work, calls
+
+
+@pytest.mark.parametrize(
+    ("share", "hits", "asked", "on_host", "setting"),
+    [
+        (0.0, None, "2.00 KiB", [{7}, set()], "0.063"),  # 5 % of sixteen, rounded up
+        (0.25, None, "1 bytes", [{5, 6, 7}, {6, 7}], "0.313"),  # each layer's last ones, the layers in turn
+        (0.25, HITS, "2.00 KiB", [{0, 1}, {2, 3, 4}], "0.313"),  # the coldest
+        (0.25, HITS, "20.00 KiB", [{0, 1}, {1, 2, 3, 4, 5}], "0.438"),  # as many as hold what was asked for
+        (0.25, HITS, "1.48 GiB", [set(range(8))] * 2, "1"),
+        (0.25, HITS, "a lot", [{0, 1}, {2, 3, 4}], "0.313"),  # another wording
+    ],
+)
+def test_as_many_of_the_coldest_go_as_are_needed(share, hits, asked, on_host, setting):
+    model, _ = load_tiered(0.0)
+    layers = list(expert_placement.find_tiered_layers(model).values())
+    assert layers[0].geometry.nbytes == 8512
+    if hits is not None:
+        for layer, counts, far in zip(layers, hits, ([0, 1], [2, 3])):
+            layer.hits = counts
+            layer.place(far)
+    elif share:
+        for layer in layers:
+            layer.place([6, 7])
+    work, calls = full_once(f"CUDA out of memory. Tried to allocate {asked}. GPU 0 has a total capacity of 14.58 GiB")
+    with pytest.warns(UserWarning, match=f"policy.experts_on_host={setting}\\.$") as caught:
+        assert expert_placement.with_relief(model, work, "sampling") == 2
+    assert [set(layer.on_host) for layer in layers] == on_host
+    assert calls[0] == calls[1]  # with the same random numbers
+    assert expert_placement.list_reliefs(model) == [str(warning.message) for warning in caught]
+
+
+def test_the_work_ends_when_no_expert_is_left(monkeypatch):
+    model, layers = load_tiered(0.875)
+    work, calls = full_once(times=100)
+    with (
+        pytest.warns(UserWarning) as caught,
+        pytest.raises(torch.OutOfMemoryError, match="all routed experts lie on the host already. Lower the length"),
+    ):
+        expert_placement.with_relief(model, work, "sampling")
+    assert len(calls) == 3 and len(caught) == 2
+
+
+def test_without_experts_or_with_several_processes_nothing_is_tried_again(monkeypatch):
+    work, calls = full_once()
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"^CUDA is out of memory while loading \(2.00 KiB .*\). Free the GPU"
+    ):
+        expert_placement.with_relief(torch.nn.Linear(2, 2), work, "loading")
+    model, layers = load_tiered(0.25)
+    work, calls = full_once()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        torch.OutOfMemoryError, match="Several processes move no experts: set policy.experts_on_host=0.313"
+    ):
+        expert_placement.with_relief(model, work, "training")
+    assert len(calls) == 1 and [layer.on_host for layer in layers] == [{6, 7}] * 2
+
+
+def test_other_errors_are_not_caught():
+    model, _ = load_tiered(0.25)
+    for error in (MemoryError("host"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(type(error)):
+            expert_placement.with_relief(model, lambda error=error: (_ for _ in ()).throw(error), "sampling")
+
+
+def test_a_host_without_room_takes_no_experts(monkeypatch):
+    model, layers = load_tiered(0.25)
+    monkeypatch.setattr(
+        expert_placement.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=9 * 8512 - 1)
+    )
+    work, _ = full_once()
+    with pytest.raises(
+        torch.OutOfMemoryError, match="the host has 0.0 GiB free, of which moving 1 experts there takes"
+    ):
+        expert_placement.with_relief(model, work, "sampling")
+    assert [layer.on_host for layer in layers] == [{6, 7}] * 2
+
+
+def test_the_failed_try_holds_no_memory_while_experts_move(gpu):
+    """What a traceback keeps alive, such as views into a tier, would keep the tier."""
+    model, layers = load_tiered(0.25)
+    before, calls = gpu.now(), []
+    gpu.peak = 0
+
+    def work():
+        row = layers[0].rows[0]  # a local variable of a frame that the error's traceback holds
+        calls.append(row.sum())
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError(MESSAGE)
+
+    with pytest.warns(UserWarning, match="out of memory"):
+        expert_placement.with_relief(model, work, "sampling")
+    assert gpu.now() == before - 8512 and gpu.peak <= before
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An NF4 checkpoint of the embedded policy."""
+    from transformers import NemotronHForCausalLM
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    NemotronHForCausalLM.from_pretrained(tiny.FOLDER).save_pretrained(folder / "model")
+    return convert.convert_to_nf4(folder / "model", folder / "nf4", "float32")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(nf4, "set_4bit_weight", 5), (experts.TieredExperts, "_allocate_near_tier", 2)],
+)
+def test_a_load_that_runs_out_of_memory_goes_on(checkpoint, monkeypatch, owner, name, call):
+    expected = nf4_checkpoint.load_nf4_model(checkpoint, "cpu", 0.25)
+    raise_at(monkeypatch, owner, name, call)
+    with pytest.warns(UserWarning, match="out of memory while loading .*policy.experts_on_host=0.313"):
+        model = nf4_checkpoint.load_nf4_model(checkpoint, "cpu", 0.25)
+    layers = expert_placement.find_tiered_layers(model).values()
+    assert sorted(len(layer.on_host) for layer in layers) == [2, 3]
+    with torch.inference_mode():
+        assert torch.equal(model(IDS).logits, expected(IDS).logits)

@@ -195,7 +195,8 @@ def started_ranks(run, count):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
+    folders = os.pathsep.join(filter(None, [os.environ.get("GRPO_KIT_SITE"), str(ROOT)]))
+    env = os.environ | {"PYTHONPATH": folders, "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     command = ["-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name]
     ranks = [env | {"MASTER_PORT": str(port), "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
@@ -286,3 +287,31 @@ def test_a_process_count_that_does_not_divide_the_step_is_one_sentence(alone):
     child = started(alone, 7)
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 2 and "7 processes do not divide" in output and "Traceback" not in output
+
+
+FULL = """
+import os, torch, trl
+compute, calls = trl.GRPOTrainer.compute_loss, []
+
+def compute_loss(*args, **kwargs):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 3:  # the first is the trial of the longest step
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 KiB. GPU 1 has")
+    return compute(*args, **kwargs)
+
+trl.GRPOTrainer.compute_loss = compute_loss
+"""
+
+
+@pytest.mark.slow
+def test_where_one_of_two_processes_runs_out_of_memory_both_end_and_say_why(tmp_path, monkeypatch):
+    chosen, run = prepared(tmp_path / "runs", "policy.load_in_4bit=true", "policy.experts_on_host=0.25")
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    monkeypatch.setenv("GRPO_KIT_SITE", str(tmp_path))
+    first, second = started_ranks(run, 2)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 1 and "error: CUDA is out of memory while training" in said, said
+    assert "Several processes move no experts: set policy.experts_on_host=0.313." in said
+    first.terminate()  # as the launcher does; what it waits for will not come
+    first.wait(timeout=60)
+    assert first.returncode and "train" not in run.stages() and not run.adapter.exists()

@@ -2,7 +2,8 @@
 
 The longest prompts of the run are sampled from, and a micro-batch of full length goes forward and backward, on the
 prepared model and by TRL's own loss. A run that does not fit into memory fails in the first minute and not in the
-fourth hour. The trial changes nothing: it drops its gradients and restores random numbers and figures.
+fourth hour. The trial changes nothing: it drops its gradients and restores random numbers and figures. Where memory
+runs out and routed experts can go to the host, they do, and stay there for the run.
 """
 
 import copy
@@ -69,9 +70,7 @@ class WorstStepCallback(TrainerCallback):
             prompt_tokens, completion_tokens = len(self.longest[0]), args.max_completion_length
             sizes = f"{args.per_device_train_batch_size} x ({prompt_tokens} + {completion_tokens}) tokens"
             raise RuntimeError(
-                f"The longest step of this run ({sizes} in training) does not fit the GPU "
-                f"({str(error).split('. ')[0]}); nothing was trained. Lower grpo.per_device_train_batch_size or "
-                "grpo.max_completion_length; `grpo-kit plan` says by how much."
+                f"The longest step of this run ({sizes} in training) does not fit the GPU; nothing was trained. {error}"
             ) from None
         self.on_forecast(asdict(forecast) | {"seconds": forecast.seconds})
 
@@ -88,7 +87,7 @@ def try_longest_step(trainer: Any, longest: list[list[int]], steps: int) -> Fore
     with torch.random.fork_rng():
         first, each = _time_sampling(trainer, longest)
         trainer.model.train(training)
-        once = _time(lambda: _train_micro_batch(trainer, len(longest[0])))
+        once = _time(trainer, lambda: _train_micro_batch(trainer, len(longest[0])))
     trainer.model.zero_grad(set_to_none=True)
     trainer.figures.clear()  # what the loss noted is not a figure of the run
     expert_placement.reset_counts(trainer.model)
@@ -120,7 +119,7 @@ def _time_sampling(trainer: Any, longest: list[list[int]]) -> tuple[float, float
             model.generate(**batch, generation_config=settings)
 
     few = min(TOKENS, trainer.args.max_completion_length)
-    first, several = _time(lambda: sample(1)), _time(lambda: sample(few))
+    first, several = _time(trainer, lambda: sample(1)), _time(trainer, lambda: sample(few))
     return first, max(0.0, several - first) / max(1, few - 1)
 
 
@@ -142,14 +141,21 @@ def _train_micro_batch(trainer: Any, prompt_tokens: int) -> None:
         "old_per_token_logps": torch.zeros(rows, length, device=device),
         "ref_per_token_logps": torch.zeros(rows, length, device=device),
     }
-    with trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model_wrapped, inputs)
-    trainer.accelerator.backward(loss)
+
+    def forward_and_backward() -> None:
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(trainer.model_wrapped, inputs)
+        trainer.accelerator.backward(loss)
+
+    trainer.with_relief(forward_and_backward)
 
 
-def _time(work: Callable[[], None]) -> float:
-    started = time.monotonic()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.monotonic() - started
+def _time(trainer: Any, work: Callable[[], None]) -> float:
+    """Seconds of the work, measured again if experts had to move meanwhile."""
+    while True:
+        before, started = expert_placement.experts_on_host(trainer.model), time.monotonic()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if expert_placement.experts_on_host(trainer.model) == before:
+            return time.monotonic() - started

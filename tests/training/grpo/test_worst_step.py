@@ -7,12 +7,14 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
+from grpo_kit.policy import generation_loop
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.training.callbacks import find_callback
 from grpo_kit.training.grpo import worst_step
+from tests.helpers.memory import raise_at
 from tests.helpers.settings import SMALL
 
 
@@ -60,15 +62,17 @@ def test_the_run_is_the_same_with_and_without_the_probe_step(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["_time_sampling", "_train_micro_batch"])
-def test_a_step_that_does_not_fit_raises_before_training(tmp_path, monkeypatch, part):
-    def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.48 GiB. GPU 0 has ...")
-
+@pytest.mark.parametrize(
+    ("owner", "name", "says"),
+    [
+        (generation_loop, "draw_tokens", r"CUDA is out of memory while sampling .*grpo.per_device_train_batch_size"),
+        (torch.Tensor, "backward", r"CUDA is out of memory while training .*grpo-kit plan"),
+    ],
+)
+def test_a_step_that_does_not_fit_raises_before_training(tmp_path, monkeypatch, owner, name, says):
     chosen, run = prepared(tmp_path)
-    monkeypatch.setattr(worst_step, part, full)
-    with pytest.raises(
-        RuntimeError, match=r"16 x \(\d+ \+ 40\) tokens in training\) does not fit.*grpo-kit plan"
-    ) as error:
+    raise_at(monkeypatch, owner, name)
+    sizes = r"16 x \(\d+ \+ 40\) tokens in training\)"
+    with pytest.raises(RuntimeError, match=rf"{sizes} does not fit the GPU; nothing was trained\. {says}") as error:
         train.train(chosen, run, [length_reward] * 2)
     assert "\n" not in str(error.value) and read_lines(run.metrics) == [] and not run.adapter.exists()
