@@ -1,5 +1,6 @@
 """Sample the prompts of a measurement batch by batch, and save each batch, so that an interrupted one resumes."""
 
+import functools
 import hashlib
 import json
 import time
@@ -7,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from grpo_kit.planning import calibrate
 from grpo_kit.policy import generate
 from grpo_kit.policy.generate import Sample
 from grpo_kit.runs.files import append_lines, to_json, write_lines
@@ -23,11 +27,16 @@ def sample_batches(
     depends_on: Any,
     partial: Path,
     progress: Progress | None,
-) -> tuple[list[Sample], float]:
-    """(one sample per prompt, in order; seconds spent in earlier calls). Each batch is saved to `partial` as it comes.
+    count_experts: bool = False,
+) -> tuple[list[Sample], float, torch.Tensor | None]:
+    """Sample the prompts. Each batch is saved to `partial` as it comes, if asked for with what its routed experts did.
 
     Every batch has its own seed, so a lost batch is sampled again to the same text. The lines of `partial` are dropped
     if its first line does not match `depends_on`, which is everything that the samples depend on.
+
+    Returns:
+        (one sample per prompt, in order; seconds spent in earlier calls; (layers, experts) int64, the rows that each
+        expert got in all batches, None if it was not counted).
     """
     head = {"of": hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()}
     lines = _read_whole_lines(partial)
@@ -38,14 +47,23 @@ def sample_batches(
     for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
         if number not in done:
             started = time.monotonic()
-            batch_samples = engine([prompts[i] for i in batch], generate.batch_seed(seed, number))
+            batch_prompts, batch_seed = [prompts[i] for i in batch], generate.batch_seed(seed, number)
+            if count_experts and isinstance(engine, generate.TransformersEngine):
+                sample = functools.partial(engine, batch_prompts, batch_seed)
+                batch_samples, hits = calibrate.count_hits(engine.model, sample)
+            else:
+                batch_samples, hits = engine(batch_prompts, batch_seed), None
             seconds = round(time.monotonic() - started, 3)
             done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
+            if hits is not None:
+                done[number]["hits"] = hits.tolist()
             append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
         samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
         if progress:
             progress(len(samples), len(prompts))
-    return [samples[i] for i in range(len(prompts))], seconds_before
+    counts = [torch.tensor(line["hits"]) for line in done.values() if "hits" in line]
+    hits = torch.stack(counts).sum(0) if len(counts) == len(done) else None
+    return [samples[i] for i in range(len(prompts))], seconds_before, hits
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:

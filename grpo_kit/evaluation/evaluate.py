@@ -17,6 +17,7 @@ from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.evaluation import intervals, problem_sets, results
 from grpo_kit.evaluation.batches import Progress, sample_batches
 from grpo_kit.evaluation.problem_sets import Problem
+from grpo_kit.planning import calibrate
 from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import check_chat_template, encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample_completions
@@ -177,7 +178,8 @@ def run_measurement(
         thinking = protocol.enable_thinking if protocol else config.policy.enable_thinking
         max_model_len = protocol.max_model_len if protocol else None
         check_chat_template(config.policy, (problem.prompt for problem in problems))
-        engine, engine_reason = vllm_engine.open_engine(config, adapter, max_model_len)
+        placed = replace(config, policy=calibrate.use_counts_of(run, config.policy))
+        engine, engine_reason = vllm_engine.open_engine(placed, adapter, max_model_len)
         prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
         prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
         generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
@@ -196,8 +198,8 @@ def run_measurement(
             "seed": config.run.seed,
         }
         depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
-        samples, seconds_before = sample_batches(
-            engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress
+        samples, seconds_before, hits = sample_batches(
+            engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress, stage == "before"
         )
 
         judged = _judge_problems(verifier, engine.tokenizer, problems, samples, evaluation.num_generations, thinking)
@@ -216,9 +218,19 @@ def run_measurement(
             "problems": judged,
         }
         write_text(path, to_json(report, indent=1, ensure_ascii=False) + "\n")
-        run.record_stage(stage, settings, reads, [path], report["seconds"], config_yaml)
+        wrote = [path, *_write_counts(config, run, hits, len(problems))] if stage == "before" else [path]
+        run.record_stage(stage, settings, reads, wrote, report["seconds"], config_yaml)
         partial.unlink(missing_ok=True)
     return report
+
+
+def _write_counts(config: RunConfig, run: Run, hits: Any, prompts: int) -> list[Path]:
+    """Write which experts the untrained policy uses, by which later stages place them; returns the file, if any."""
+    if hits is None:
+        run.routing.unlink(missing_ok=True)  # of another measurement
+        return []
+    write_text(run.routing, to_json(calibrate.summarise_hits(config.policy, hits, prompts)) + "\n")
+    return [run.routing]
 
 
 def score_rows(

@@ -25,6 +25,7 @@ from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.evaluate import call_verifier, score_rows
+from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import check_chat_template, template_conversations
 from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
@@ -98,7 +99,8 @@ def screen(
     with run.lock("screen"):
         started = time.monotonic()
         earlier = _read_rounds(run.screening, made_with, config.run.force)
-        lines = _sample_rounds(config, sampling, rows, verifier, earlier, run.screening, progress)
+        placed = replace(config, policy=calibrate.use_counts_of(run, config.policy))
+        lines = _sample_rounds(placed, sampling, rows, verifier, earlier, run.screening, progress)
         summary = _summarise(config, rows, lines)
         rated = [row | {"pass_rate": lines[row["id"]]["pass_rate"]} for row in rows]
         reasons = [_reason(lines[row["id"]], config.data.pass_rate) for row in rows]

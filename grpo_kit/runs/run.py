@@ -96,6 +96,7 @@ class Run:
         self.adapter = self.path / "adapter"
         self.evaluation = self.path / "evaluation"
         self.probe = self.evaluation / "probe.safetensors"
+        self.routing = self.evaluation / "routing.json"
         self.picture, self.page = self.path / "report.png", self.path / "report.html"
         # A Kaggle kernel submits what lies at the top of its output.
         kaggle = bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE"))

@@ -10,9 +10,11 @@ from grpo_kit.adapters.lora import add_lora, describe_dropped, describe_lora
 from grpo_kit.config import RunConfig
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
+from grpo_kit.nemotron import expert_placement
+from grpo_kit.planning import calibrate
 from grpo_kit.policy import vllm_engine
 from grpo_kit.policy.chat import check_chat_template
-from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.runs import activity, processes
@@ -157,7 +159,13 @@ def make_trainer(
         )
     if policy is None:
         check_chat_template(config.policy, (row["prompt"] for row in read_lines(run.data_file("train"))))
-    model, tokenizer = policy or load_policy(config.policy)
+    placed = calibrate.use_counts_of(run, config.policy)
+    if policy is None:
+        model, tokenizer = load_policy(placed)
+    else:
+        model, tokenizer = policy
+        if placed.load_in_4bit and (hits := read_routing_counts(placed)) is not None:
+            expert_placement.place_coldest(model, hits)
     activity.announce("preparing the trainer")
     model = add_lora(model, config.lora, config.run.seed)
     if (dropped := describe_dropped(model)) and processes.is_first():
@@ -169,6 +177,8 @@ def make_trainer(
     def save_forecast(forecast: dict[str, Any]) -> None:
         if processes.is_first():
             forecast = forecast | {"lora": describe_lora(model)}
+            if experts := calibrate.describe_placement(model):
+                forecast["experts"] = experts
             write_text(run.forecast, to_json(forecast, indent=2) + "\n")
             if on_forecast:
                 on_forecast(forecast)

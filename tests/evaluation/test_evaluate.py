@@ -205,7 +205,7 @@ def test_several_samples_give_pass_at_k_and_a_majority_vote_over_the_answers_the
     second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
     drawn = [evaluate.Sample(text, 9, True) for text in texts]
-    monkeypatch.setattr(evaluate, "sample_batches", lambda *_: (drawn, 0.0))
+    monkeypatch.setattr(evaluate, "sample_batches", lambda *_: (drawn, 0.0, None))
     report = evaluate.measure(chosen, run, "before", math_reward)
     value = {name: measure["value"] for name, measure in report["measures"].items()}
     assert value == pytest.approx(

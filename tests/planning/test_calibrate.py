@@ -10,7 +10,9 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.load import load_policy, read_routing_counts
+from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
+from tests.helpers.experts import load_tiered
 from tests.helpers.settings import SMALL
 
 FOUR = ["policy.load_in_4bit=true", "policy.experts_on_host=0.25"]
@@ -83,3 +85,65 @@ def test_a_policy_without_tiered_experts_cannot_be_counted(prepared):
         calibrate.count_routed_rows(config.load_config(["tiny"], SMALL), run)
     with pytest.raises(ValueError, match="--prompts must be at least 1, got 0"):
         calibrate.count_routed_rows(config.load_config(["tiny"], SMALL), run, prompts=0)
+
+
+HITS = [[0, 0, 9, 9, 9, 9, 9, 9], [5, 4, 0, 0, 0, 0, 8, 8]]
+
+
+@pytest.mark.parametrize(
+    ("written", "used"),
+    [
+        (None, False),
+        ({"model": "tiny", "hits": HITS}, True),
+        ({"model": "another", "hits": HITS}, False),
+        ({"hits": HITS}, False),
+        ({"model": "tiny", "hits": [[0.5]]}, False),
+        ([], False),
+        ("{", False),  # damaged
+    ],
+)
+def test_a_run_uses_its_own_counts_where_they_are_whole_and_of_its_model(tmp_path, written, used):
+    run, policy = find_run("r", tmp_path), config.Policy(load_in_4bit=True)
+    if written is not None:
+        write_text(run.routing, written if isinstance(written, str) else json.dumps(written))
+    assert calibrate.use_counts_of(run, policy).routing == (str(run.routing) if used else None)
+    named = config.Policy(load_in_4bit=True, routing="mine.json")
+    assert calibrate.use_counts_of(run, named) is named  # the user's file comes first
+
+
+@pytest.mark.slow
+def test_a_runs_own_counts_come_before_those_beside_the_checkpoint(prepared, tmp_path):
+    chosen, run = prepared
+    write_text(tmp_path / "nf4/tiny/routing.json", json.dumps({"hits": [[1] * 8, [2] * 8]}))
+
+    def placed(policy):
+        model, _ = load_policy(policy)
+        return [sorted(layer.on_host) for layer in expert_placement.find_tiered_layers(model).values()]
+
+    assert placed(calibrate.use_counts_of(run, chosen.policy)) == [[0, 1, 2, 3], []]
+    write_text(run.routing, json.dumps({"model": "tiny", "hits": HITS}))
+    assert placed(calibrate.use_counts_of(run, chosen.policy)) == [[0, 1], [2, 3]]
+
+
+def test_the_placement_is_described_with_what_counting_saves():
+    model, layers = load_tiered(0.0)
+    assert calibrate.describe_placement(model) == "" == calibrate.describe_placement(torch.nn.Linear(2, 2))
+    for layer in layers:
+        layer.place([5, 6, 7])
+    laid_out = "6 of the routed experts (38%) lie on the host"
+    assert calibrate.describe_placement(model) == f"{laid_out}; which are used least was not counted"
+    expert_placement.place_coldest(model, torch.tensor(HITS))
+    described = f"{laid_out}; of the rows counted before, 54% need them as laid out, 0% as counted"
+    assert calibrate.describe_placement(model) == described  # (9 + 9 + 9 + 0 + 8 + 8) of 79
+
+
+def test_work_is_counted_by_itself():
+    model, layers = load_tiered(0.0)
+    layers[0].hits = torch.tensor([3] * 8)
+    ids = torch.full((1, 5), 40)
+    result, hits = calibrate.count_hits(model, lambda: model(ids).logits.shape[1])
+    assert result == 5 and hits.sum(1).tolist() == [10, 10] and layers[0].hits.sum() == 24 + 10
+    with pytest.raises(KeyError):
+        calibrate.count_hits(model, lambda: {}["nothing"])
+    assert not any(layer.counting for layer in layers)
+    assert calibrate.count_hits(torch.nn.Linear(2, 2), lambda: 1) == (1, None)
