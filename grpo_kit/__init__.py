@@ -40,6 +40,7 @@ The command line (`grpo-kit --help`) and the notebooks call the same functions. 
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -84,6 +85,11 @@ _HOMES = {
     "train": ("grpo_kit.training.train", "train"),
     "tune": ("grpo_kit.tuning.tune", "tune"),
 }
+
+# Memory that is reserved on a GPU can then grow in place, and less of it lies idle in pieces. PyTorch reads the setting
+# when it is imported or first uses a GPU; all of the kit comes after this line. A value that the user has set stays.
+if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def __getattr__(name: str) -> Any:

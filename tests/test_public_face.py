@@ -53,6 +53,30 @@ def test_a_name_that_does_not_exist_raises():
         from grpo_kit import trian  # noqa: F401 (the import itself raises)
 
 
+GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, GROWING),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),  # the older name
+        ({"PYTORCH_ALLOC_CONF": ""}, None),  # switched off
+    ],
+)
+@pytest.mark.parametrize("torch_first", [False, True])
+def test_reserved_gpu_memory_can_grow_unless_the_user_decided_otherwise(given, kept, torch_first):
+    env = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name} | given
+    first = "import torch; " * torch_first  # no GPU has been used yet
+    read = "torch._C._accelerator_getAllocatorSettings()"  # what PyTorch itself has read
+    names = "{name: value for name, value in os.environ.items() if 'ALLOC_CONF' in name}"
+    child = start_python(["-c", f"{first}import grpo_kit, os, torch; print([{names}, {read}])"], env=env)
+    output, _ = child.communicate(timeout=60)
+    kept = given if kept is None else kept
+    assert ast.literal_eval(output) == [kept, *kept.values()], output
+
+
 def test_importing_the_package_loads_one_of_its_modules_and_no_library():
     code = (
         "import sys; before = set(sys.modules); import grpo_kit; dir(grpo_kit); new = set(sys.modules) - before;"
