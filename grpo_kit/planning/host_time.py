@@ -81,6 +81,7 @@ def _build(model: Architecture, config: RunConfig) -> Any:
     """A policy with one narrow layer of each kind, in float32 on the CPU, with LoRA."""
     from transformers import AutoModelForCausalLM, NemotronHConfig
 
+    import grpo_kit.policy.load  # noqa: F401 (hides warnings about what is intended)
     from grpo_kit.adapters import lora
     from grpo_kit.nemotron import nf4_checkpoint, patches
     from grpo_kit.policy import generation_loop

@@ -135,3 +135,16 @@ def test_processes_on_a_cpu_share_its_bandwidth():
         for n in (1, 2)
     )
     assert two[1] == pytest.approx(one[1], rel=0.01) and one[0] < two[0] < 2 * one[0]
+
+
+def test_a_gpu_that_a_policy_fills_is_measured_with_less_memory(monkeypatch):
+    sizes = []
+
+    def measure(device, nbytes):
+        sizes.append(nbytes)
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return machines.Bandwidths(1, 2, 3)
+
+    monkeypatch.setattr(step_time, "_measure", measure)
+    assert step_time.measure_bandwidths("cuda:0") == (1, 2, 3, None) and sizes == [2**28, 2**24]
