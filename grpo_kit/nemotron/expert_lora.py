@@ -1,5 +1,12 @@
-"""LoRA on routed experts: a stand-in that PEFT can wrap for a matrix in NF4, and the LoRA that PEFT trains for it."""
+"""LoRA on routed experts: a stand-in that PEFT can wrap for a matrix in NF4, and the LoRA that PEFT trains for it.
 
+The decoding kernel reads the values where PEFT keeps them, by a table of their addresses. Copies of all experts' pairs
+side by side would take as much memory as the pairs themselves.
+"""
+
+import functools
+import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +38,17 @@ class ExpertLora(NamedTuple):
     scale: float
 
 
+class LoraTable(NamedTuple):
+    """Where the decoding kernel finds the LoRA of one matrix of every expert.
+
+    `pairs` is (experts, 4) int64: the addresses of a and b, r, and the bits of the scale as float64; zeros for an
+    expert without a LoRA. `width` is the largest r.
+    """
+
+    pairs: torch.Tensor
+    width: int
+
+
 ExpertLoras = tuple[ExpertLora | None, ExpertLora | None]  # of an expert's up and down matrix
 
 
@@ -54,5 +72,40 @@ def active_lora(matrix: nn.Module) -> ExpertLora | None:
     """The active LoRA that PEFT has added to `matrix`; None without one, or while adapters are disabled."""
     if isinstance(matrix, ExpertMatrix) or matrix.disable_adapters:
         return None
-    (name,) = [name for name in matrix.active_adapters if name in matrix.lora_A]
-    return ExpertLora(matrix.lora_A[name].weight, matrix.lora_B[name].weight, matrix.scaling[name])
+    # Not by attributes of modules, which are slow: a decoding step reads some 6,000 LoRAs.
+    modules = matrix._modules
+    a, b = modules["lora_A"]._modules, modules["lora_B"]._modules
+    names = [name for name in matrix.active_adapters if name in a]
+    if len(names) > 1:
+        raise ValueError(
+            f"The adapters {' and '.join(names)} are active on the same routed expert; experts take one at a time. "
+            "Activate one of them with model.set_adapter."
+        )
+    if not names:
+        return None
+    (name,) = names
+    return ExpertLora(a[name]._parameters["weight"], b[name]._parameters["weight"], matrix.scaling[name])
+
+
+def tabulate(loras: Sequence[ExpertLora | None], device: torch.device) -> LoraTable | None:
+    """The table of one matrix's LoRA of every expert. It is made again only when an address, rank or scale changes.
+
+    Args:
+        loras: the experts' LoRAs in order; None for an expert without one.
+        device: where the kernel runs.
+
+    Returns:
+        The table; None if the kernel cannot read a LoRA, because it is not float32 or does not lie in one piece there.
+    """
+    for half in [half for lora in loras if lora for half in (lora.a, lora.b)]:
+        if half.dtype is not torch.float32 or half.device != device or not half.is_contiguous():
+            return None
+    rows = [lora and (lora.a.data_ptr(), lora.b.data_ptr(), lora.a.shape[0], lora.scale) for lora in loras]
+    return _make_table(tuple(rows), device)
+
+
+@functools.lru_cache(maxsize=1024)  # the layers of a model have some 50, of 4 KiB each
+def _make_table(rows: tuple[tuple[int, int, int, float] | None, ...], device: torch.device) -> LoraTable:
+    rows = [row or (0, 0, 0, 0.0) for row in rows]
+    pairs = [(a, b, r, *struct.unpack("q", struct.pack("d", scale))) for a, b, r, scale in rows]
+    return LoraTable(torch.tensor(pairs, device=device), max(r for _, _, r, _ in rows))

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from grpo_kit.nemotron import expert_kernel, nf4, pinned_memory
-from grpo_kit.nemotron.expert_lora import ExpertLora, ExpertLoras, ExpertMatrix, active_lora, add_update
+from grpo_kit.nemotron import expert_kernel, expert_lora, nf4, pinned_memory
+from grpo_kit.nemotron.expert_lora import ExpertLora, ExpertLoras, LoraTable
 from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
 from grpo_kit.nemotron.patches import feed_forward, output_dtype, recognise_relu2, relu2
 
@@ -60,6 +60,7 @@ class TieredExperts(nn.Module):
             self.near_addresses = torch.zeros(num_experts, dtype=torch.int64, device=bench.device)  # for the kernel
         self.traffic = [0, 0]
         self.reached: torch.Tensor | None = None
+        self.matrices: list[nn.ModuleDict] = []  # by expert, once open for LoRA
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
         """Put the experts into the two tiers. Existing bytes move with them, by way of ordinary host memory.
@@ -131,22 +132,17 @@ class TieredExperts(nn.Module):
         self.reached = torch.zeros(self.num_experts, dtype=torch.bool, device=bench.device)
         for expert in range(self.num_experts):
             matrices = {
-                name: ExpertMatrix(shape, bench.device, bench.dtype)
+                name: expert_lora.ExpertMatrix(shape, bench.device, bench.dtype)
                 for name, shape in (("up_proj", self.geometry.up), ("down_proj", self.geometry.down))
             }
-            self.add_module(str(expert), nn.ModuleDict(matrices))
+            self.matrices.append(nn.ModuleDict(matrices))
+            self.add_module(str(expert), self.matrices[-1])
 
     def active_loras(self) -> dict[int, ExpertLoras]:
         """{expert: its LoRA pairs}; empty without LoRA, or while adapters are disabled."""
-        if self.reached is None:
-            return {}
-        loras = {}
-        for expert in range(self.num_experts):
-            matrices = self.get_submodule(str(expert))
-            pairs = active_lora(matrices["up_proj"]), active_lora(matrices["down_proj"])
-            if any(pairs):
-                loras[expert] = pairs
-        return loras
+        find = expert_lora.active_lora
+        pairs = [(find(matrices["up_proj"]), find(matrices["down_proj"])) for matrices in self.matrices]
+        return {expert: pair for expert, pair in enumerate(pairs) if any(pair)}
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -164,8 +160,9 @@ class TieredExperts(nn.Module):
         loras = self.active_loras()
         # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            if not loras and (dtype := self._decoding_dtype(hidden_states)):
-                output = self.decode(hidden_states.to(dtype), top_k_index, top_k_weights.float())
+            dtype = self._decoding_dtype(hidden_states)
+            if dtype and (tables := self._tabulate(loras)) is not None:
+                output = self.decode(hidden_states.to(dtype), top_k_index, top_k_weights.float(), tables)
                 return output.to(output_dtype(hidden_states.dtype))
             trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
             return _RoutedExperts.apply(hidden_states, top_k_index, top_k_weights, self, loras, *trained)
@@ -178,16 +175,28 @@ class TieredExperts(nn.Module):
         dtype = torch.float16 if hidden.dtype == torch.float16 else torch.float32  # the kernel has no bf16
         return dtype if expert_kernel.is_usable(hidden.device, self.geometry.up, dtype) else None
 
-    def decode(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _tabulate(self, loras: dict[int, ExpertLoras]) -> list[LoraTable] | None:
+        """The experts' LoRAs as the kernel reads them; empty if there are none, None if the kernel cannot read one."""
+        if not loras:
+            return []
+        pairs = [loras.get(expert, (None, None)) for expert in range(self.num_experts)]
+        tables = [expert_lora.tabulate(matrices, self.near_addresses.device) for matrices in zip(*pairs)]
+        return None if None in tables else tables
+
+    def decode(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, loras: Sequence[LoraTable] = ()
+    ) -> torch.Tensor:
         """`forward` by the kernel, for a few tokens without a gradient.
 
-        All experts on the device take two launches. Experts from the host arrive in portions of half of the bench's
-        slots, and each portion takes two more launches. The host waits for the router's choice only if it has experts.
+        All experts on the device take two launches, with LoRA up to four. Experts from the host arrive in portions of
+        half of the bench's slots, and each portion takes as many launches more. The host waits for the router's choice
+        only if it has experts.
 
         Args:
             hidden: (tokens, hidden) float16 or float32.
             index: (tokens, k) int64.
             weights: (tokens, k) float32.
+            loras: the tables of the up and the down matrices; empty without LoRA.
 
         Returns:
             (tokens, hidden) float32.
@@ -195,13 +204,13 @@ class TieredExperts(nn.Module):
         outputs = torch.empty((*index.shape, self.geometry.hidden), dtype=torch.float32, device=hidden.device)
         read_choice = self.start_reading_choice(index) if self.on_host or self.counting else list
         # The launches are queued before the host waits.
-        expert_kernel.run_experts(hidden, index, weights, self.near_addresses, self.geometry.up, outputs)
+        expert_kernel.run_experts(hidden, index, weights, self.near_addresses, self.geometry.up, outputs, loras)
         if far := sorted(self.on_host.intersection(read_choice())):
             together = max(1, len(self.bench.slots) // 2)
             tables = self._send_slot_tables(far, together)  # first: a GPU copies in the order in which it was asked
             arriving = self.bench.bring_experts([self.rows[expert] for expert in far], together)
             for table, _ in zip(tables, arriving):
-                expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, outputs)
+                expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, outputs, loras)
             next(arriving, None)  # frees the last slots
         return outputs.sum(1)
 
@@ -273,7 +282,7 @@ class TieredExperts(nn.Module):
 
         def multiply(matrix: nf4.Nf4, buffer: torch.Tensor, lora: ExpertLora | None, rows: torch.Tensor):
             plain = nf4.multiply_rows(rows, matrix) if fused else F.linear(rows, nf4.dequantise_matrix(matrix, buffer))
-            return add_update(lora, rows, plain)
+            return expert_lora.add_update(lora, rows, plain)
 
         return feed_forward(
             x,

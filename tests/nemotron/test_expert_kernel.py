@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 
 from grpo_kit import config
-from grpo_kit.nemotron import expert_kernel, expert_placement, experts, nf4
+from grpo_kit.nemotron import expert_kernel, expert_lora, expert_placement, experts, nf4
+from grpo_kit.nemotron.expert_lora import ExpertLora
 from grpo_kit.policy.load import load_policy
+from tests.helpers.experts import load_with_expert_lora
 
 REAL, TINY = (1856, 2688), (64, 128)
 CPU = torch.device("cpu")
@@ -21,6 +24,13 @@ KERNELS = {
     expert_kernel.UP[torch.float16]: "up_half",
     expert_kernel.UP[torch.float32]: "up_float",
     expert_kernel.DOWN: "down",
+    expert_kernel.LOW_RANK[torch.float16]: "low_rank_half",
+    expert_kernel.LOW_RANK[torch.float32]: "low_rank_float",
+}
+INT, FLOAT = torch.int64, torch.float32
+ARGUMENTS = {  # types of a kernel's tensors behind x; without LoRA both of its tensors are empty
+    "product": [[INT, INT, FLOAT, FLOAT, FLOAT, INT, kind, FLOAT] for kind in (INT, FLOAT)],
+    "low_rank": [[INT, INT, INT, FLOAT]],
 }
 SHIM = Path(__file__).with_name("cuda_shim.h")
 KERNEL_ERROR = 1e-5  # of the largest value; seen: 5e-7, and any of WRONG below is off by more than 1e-4
@@ -37,8 +47,8 @@ class Emulated:
             self.launches.append(KERNELS[name])
             assert shared_mem <= expert_kernel.SHARED and grid[2] == block[1] == block[2] == 1
             assert all(arg.is_contiguous() for arg in args if isinstance(arg, torch.Tensor))
-            kinds = [torch.int64, torch.int64] + [torch.float32] * 4
-            assert [arg.dtype for arg in args[1:7]] == kinds
+            kinds = [arg.dtype for arg in args[1:] if isinstance(arg, torch.Tensor)]
+            assert kinds in ARGUMENTS[name.partition("<")[0]]
             assert args[0].dtype == (torch.float16 if "short" in name else torch.float32)
             values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_int(a) for a in args]
             pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
@@ -100,12 +110,15 @@ def matrices(row, up):
     return [nf4.dequantise_matrix(m, torch.empty(m.shape)) for m in geometry.views(row)]
 
 
-def expected(x, index, weights, rows, up):
-    """(tokens, k, hidden) in float64 from the dequantised matrices."""
+def expected(x, index, weights, rows, up, loras=None):
+    """(tokens, k, hidden) in float64 from the dequantised matrices, merged with their LoRA."""
     out = torch.empty((*index.shape, up[1]), dtype=torch.float64)
     for expert in index.unique().tolist():
-        for_up, for_down = (m.double() for m in matrices(rows[expert], up))
-        output = (x.double() @ for_up.T).relu().square() @ for_down.T
+        merged = [m.double() for m in matrices(rows[expert], up)]
+        for matrix, pairs in zip(merged, loras or []):
+            if pairs[expert]:
+                matrix += pairs[expert].b.double() @ pairs[expert].a.double() * pairs[expert].scale
+        output = (x.double() @ merged[0].T).relu().square() @ merged[1].T
         out[index == expert] = (weights.double()[..., None] * output[:, None])[index == expert]
     return out
 
@@ -155,7 +168,8 @@ def test_every_value_is_decoded_bit_for_bit(emulated, shape):
     data = nf4.pack_matrix(draw(*shape))
     columns, table = torch.eye(shape[1]), torch.tensor([data.data_ptr()])
     index, out = torch.zeros((shape[1], 1), dtype=torch.int64), torch.full((shape[1], shape[0]), torch.nan)
-    expert_kernel._launch(expert_kernel.DOWN, columns, index, torch.ones(shape[1], 1), table, shape, 0, out)
+    no_lora, ones = expert_kernel._no_lora(CPU), torch.ones(shape[1], 1)
+    expert_kernel._launch(expert_kernel.DOWN, columns, index, ones, table, shape, 0, no_lora, out)
     assert torch.equal(out.T, nf4.dequantise_matrix(nf4.unpack_matrix(data, shape), torch.empty(shape)))
 
 
@@ -166,6 +180,61 @@ def test_what_is_not_in_the_table_is_left_alone(emulated):
     assert (out[index == 0] == 7).all() and (out[index == 1] != 7).all()
     expert_kernel.run_experts(x, index, weights, table * torch.tensor([1, 0]), TINY, out)
     assert off(out, expected(x, index, weights, rows, TINY)) <= KERNEL_ERROR
+
+
+# --- with LoRA ---
+
+
+def draw_loras(up, ranks, scale=0.5):
+    """The up and the down matrices' LoRAs, (rank of up, rank of down) for each expert; 0: none."""
+    return [
+        [
+            ExpertLora(0.1 * draw(r, shape[1], seed=50 + e), 0.1 * draw(shape[0], r, seed=60 + e), scale) if r else None
+            for e, r in enumerate(matrix)
+        ]
+        for shape, matrix in zip((up, up[::-1]), zip(*ranks))
+    ]
+
+
+RANKS = {
+    "one rank": [(4, 4), (4, 4), (4, 4)],
+    "of different ranks, of more than a warp has lanes, and of one": [(16, 40), (1, 7), (33, 8)],
+    "experts without, and with one of the two": [(0, 0), (3, 0), (0, 9)],
+    "only on down": [(0, 2), (0, 2), (0, 2)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_lora_is_added_to_both_products(emulated, ranks, dtype):
+    up, rows, index = (192, 64), packed((192, 64), 3), torch.tensor([[0, 1], [1, 2], [2, 1], [0, 2], [1, 0]])
+    loras, x, weights = draw_loras(up, RANKS[ranks]), draw(5, 64).to(dtype), draw(5, 2, seed=1)
+    tables = [expert_lora.tabulate(pairs, CPU) for pairs in loras]
+    out = torch.full((5, 2, 64), torch.nan)
+    expert_kernel.run_experts(x, index, weights, addresses(rows), up, out, tables)
+    truth = expected(x, index, weights, rows, up, loras)
+    assert off(out, truth) <= KERNEL_ERROR and off(expected(x, index, weights, rows, up), truth) > 0.1
+    half, first = ("half" if dtype == torch.float16 else "float"), any(r for r, _ in RANKS[ranks])
+    assert emulated.launches == [f"low_rank_{half}"] * first + [f"up_{half}", "low_rank_float", "down"]
+
+
+def test_with_a_lora_too_what_is_not_in_the_table_is_left_alone(emulated):
+    index, rows, out = torch.tensor([[0, 1], [1, 0]]), packed(TINY, 2), torch.full((2, 2, 128), 7.0)
+    x, weights, loras = draw(2, 128), torch.ones(2, 2), draw_loras(TINY, [(4, 4), (2, 2)])
+    tables = [expert_lora.tabulate(pairs, CPU) for pairs in loras]
+    for mask in ([0, 1], [1, 0]):
+        assert (out[index == 0] == 7).all()
+        expert_kernel.run_experts(x, index, weights, addresses(rows) * torch.tensor(mask), TINY, out, tables)
+    assert off(out, expected(x, index, weights, rows, TINY, loras)) <= KERNEL_ERROR
+
+
+@pytest.mark.slow
+def test_a_lora_of_the_published_sizes(emulated):
+    index, rows, loras = torch.tensor([[1, 0], [0, 0]]), packed(REAL, 2), draw_loras(REAL, [(16, 16), (16, 16)])
+    x, weights, out = draw(2, REAL[1]).half(), draw(2, 2, seed=1), torch.full((2, 2, REAL[1]), torch.nan)
+    tables = [expert_lora.tabulate(pairs, CPU) for pairs in loras]
+    expert_kernel.run_experts(x, index, weights, addresses(rows), REAL, out, tables)
+    assert off(out, expected(x, index, weights, rows, REAL, loras)) <= KERNEL_ERROR
 
 
 def test_a_nan_stays_one_and_large_sums_pass_where_float16_would_not(emulated):
@@ -236,6 +305,10 @@ WRONG = {
     "no second scale's mean": ("__fadd_rn(block, matrix.offset)", "block"),
     "relu without the square": ("positive * positive", "positive"),
     "the second row forgotten": ("const int which = m ? pair.y : pair.x;", "const int which = pair.x;"),
+    "the LoRA forgotten": ("lora ? (int)lora->rank : 0", "0"),
+    "the LoRA's scale forgotten": ("(float)lora->scale * sum", "sum"),
+    "the LoRA of the first row for the second": ("low[(long long)(m ? pair.y : pair.x) * width", "low[pair.x * width"),
+    "a LoRA's rank for the width": ("low[(long long)blockIdx.x * width", "low[blockIdx.x * lora->rank"),
 }
 
 
@@ -283,15 +356,20 @@ IDS = torch.randint(16, 272, (3, 12), generator=torch.Generator().manual_seed(0)
 def decoded(share, slots=2, steps=5, counting=False):
     """Logits of a prompt and some single tokens after it, as sampling computes them; and the layers."""
     model, _ = load_policy(config.Policy())
-    layers, cache, logits = expert_placement.install_tiered_experts(model, share, slots), None, []
+    layers = expert_placement.install_tiered_experts(model, share, slots)
     for layer in layers:
         layer.counting = counting
+    return sample(model, steps), layers
+
+
+def sample(model, steps=5):
+    cache, logits = None, []
     with torch.inference_mode():
         for ids in (IDS[:, :-steps], *IDS[:, -steps:].split(1, dim=1)):
             out = model(ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             logits.append(out.logits)
-    return torch.cat(logits, 1), layers
+    return torch.cat(logits, 1)
 
 
 @pytest.mark.slow
@@ -322,17 +400,131 @@ def test_hits_are_counted_while_decoding(emulated, monkeypatch):
     assert all(torch.equal(a.hits, b.hits) for a, b in zip(loop, layers)) and layers[0].hits.sum() == IDS.numel() * 2
 
 
-def test_the_table_of_slots_is_sent_before_the_copies_that_it_would_wait_for(emulated, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_decoding_with_a_lora_says_what_one_expert_after_the_other_says(emulated, monkeypatch, share):
+    model = load_with_expert_lora(share).eval()
+    one_by_one = sample(model)
     monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
-    bench, asked = experts.Workbench(experts.ExpertShape(64, 64), CPU, torch.float32), []
+    assert (one_by_one - sample(model)).abs().max() <= 2e-4
+    assert {"low_rank_float", "up_float", "down"} == set(emulated.launches)
+    emulated.launches.clear()
+    with model.disable_adapter():
+        assert (one_by_one - sample(model)).abs().max() > 0.1 and set(emulated.launches) == {"up_float", "down"}
+
+
+def layer_for_lora(dtype=torch.float32):
+    """A module with four tiered experts that PEFT can adapt."""
+    bench = experts.Workbench(experts.ExpertShape(64, 64), CPU, dtype)
     layer = experts.TieredExperts(bench.geometry, 4, lambda x: x.relu().square(), bench)
     layer.place([3])
-    layer.write_expert(3, draw(64, 64), draw(64, 64))
+    for e in range(4):
+        layer.write_expert(e, 0.1 * draw(64, 64, seed=e), 0.1 * draw(64, 64, seed=9 + e))
+    layer.open_for_lora()
+    return torch.nn.ModuleDict({"experts": layer})
+
+
+def adapt(module, name="default", seed=1, **settings):
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["up_proj", "down_proj"]} | settings
+    peft.inject_adapter_in_model(peft.LoraConfig(**settings), module, name)
+    for number, (key, value) in enumerate(module.named_parameters()):
+        if f".{name}.weight" in key:  # in float32, as PEFT makes them for a model
+            value.data = 0.2 * draw(*value.shape, seed=100 * seed + number)
+
+
+def peft_layers(module):
+    return [m for m in module.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer)]
+
+
+def prepare(case):
+    """A module with experts whose LoRA is as `case` says; every way that a person can make one with PEFT."""
+    module = layer_for_lora(torch.bfloat16 if case == "in a bf16 policy" else torch.float32)
+    settings = {
+        "experts without a pair": {"target_modules": ["experts.0.up_proj", "experts.3.down_proj"]},
+        "only on up": {"target_modules": ["up_proj"]},
+        "ranks and alphas by pattern": {"rank_pattern": {"1.up_proj": 9}, "alpha_pattern": {"2.down_proj": 40}},
+        "rslora": {"use_rslora": True},
+        "dropout, which evaluation ignores": {"lora_dropout": 0.5},
+    }.get(case, {})
+    adapt(module, **settings)
+    layers = peft_layers(module)
+    if case == "of two adapters the second":
+        adapt(module, "other", seed=2, target_modules=["2.up_proj", "down_proj"], r=7)
+        for layer in layers:
+            layer.set_adapter("other")
+    if case == "disabled":
+        for layer in layers:
+            layer.enable_adapters(False)
+    if case == "bf16 values":
+        for value in (p for n, p in module.named_parameters() if "lora_" in n):
+            value.data = value.data.bfloat16()
+    if case == "values that are not in one piece":
+        for value in (p for n, p in module.named_parameters() if "lora_A" in n):
+            value.data = value.data.T.contiguous().T
+    return module.eval()
+
+
+CASES = {  # launches of a step: experts on the device, then the one on the host
+    "plain": 8, "experts without a pair": 8, "only on up": 6, "ranks and alphas by pattern": 8, "rslora": 8,
+    "dropout, which evaluation ignores": 8, "of two adapters the second": 8, "disabled": 4, "bf16 values": 0,
+    "values that are not in one piece": 0, "in a bf16 policy": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_lora_gives_what_one_expert_after_the_other_gives(case, emulated, monkeypatch):
+    module = prepare(case)
+    index, weights = torch.tensor([[0, 3], [1, 2], [2, 0]]), draw(3, 2, seed=1)
+    x = draw(3, 64).to(module["experts"].bench.dtype)
+    with torch.inference_mode():
+        slow = module["experts"](x, index, weights)
+        monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
+        fast = module["experts"](x, index, weights)
+    assert off(fast, slow) <= (0.02 if x.dtype == torch.bfloat16 else 1e-5 if CASES[case] else 0)
+    assert len(emulated.launches) == CASES[case]
+
+
+def test_a_table_of_loras_follows_their_values_and_their_place(emulated, monkeypatch):
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
+    module, index, weights, x = prepare("plain"), torch.tensor([[0, 3], [1, 2]]), draw(2, 2, seed=1), draw(2, 64)
+    values = [p for n, p in module.named_parameters() if "lora_B" in n]
+
+    def both():
+        with torch.inference_mode():
+            fast = module["experts"](x, index, weights)
+        return off(fast, module["experts"](x, index, weights).detach()), expert_lora._make_table.cache_info().misses
+
+    error, made = both()
+    for value in values:
+        value.data.mul_(-3)  # as an optimiser does
+    again, same = both()
+    for value in values:
+        value.data = value.data * 5  # as loading does; the old values are freed
+    moved, more = both()
+    for layer in peft_layers(module):
+        layer.scaling["default"] = 0.25
+    scaled, most = both()
+    assert max(error, again, moved, scaled) <= 1e-5
+    assert (same - made, more - made, most - made) == (0, 2, 4)
+
+
+def test_two_active_adapters_on_one_expert_are_refused():
+    module = prepare("plain")
+    adapt(module, "other")
+    for layer in peft_layers(module):
+        layer.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="default and other are active on the same routed expert"):
+        module["experts"](draw(1, 64), torch.tensor([[0]]), torch.ones(1, 1))
+
+
+def test_the_table_of_slots_is_sent_before_the_copies_that_it_would_wait_for(emulated, monkeypatch):
+    monkeypatch.setattr(expert_kernel, "is_usable", lambda *_: True)
+    module, asked = layer_for_lora(), []
     for owner, name in ((experts.TieredExperts, "_send_slot_tables"), (experts.Workbench, "_start_copy")):
         inner = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, n=name, f=inner: asked.append(n) or f(*a))
     with torch.inference_mode():
-        layer(draw(1, 64), torch.tensor([[3]]), torch.ones(1, 1))
+        module["experts"](draw(1, 64), torch.tensor([[0, 3]]), torch.ones(1, 2))
     assert asked == ["_send_slot_tables", "_start_copy"]
 
 
@@ -385,7 +577,7 @@ def test_nvcc_compiles_it_without_spills(tmp_path):
     source.write_text(f"{expert_kernel.SOURCE.read_text()}\nvoid* kernels[] = {{{named}}};\n")
     command = ["nvcc", "-cubin", "-arch=sm_75", "-Xptxas=-v", "-o", tmp_path / "kernel.cubin", source]
     compiler = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (compiler.stdout + compiler.stderr).count("0 bytes spill stores, 0 bytes spill loads") == 3
+    assert (compiler.stdout + compiler.stderr).count("0 bytes spill stores, 0 bytes spill loads") == len(KERNELS)
 
 
 def nvrtc():
