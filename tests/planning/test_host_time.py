@@ -29,6 +29,10 @@ def test_a_step_takes_the_larger_of_gpu_and_host_and_on_a_cpu_both():
     assert times.least == pytest.approx((512 * 0.114, 512 * 0.114, 4 * 52 * 0.1, 38 * 1024 * 0.114), rel=1e-3)
     slow = plan_for("t4", bandwidths=Bandwidths(1, 1e12, 1e12, fast.host)).times
     assert slow.least == slow.device and slow.most.sampling == slow.device.sampling + times.host.sampling
+    # 300 answers in batches of 8, as many as a step samples; tokens of a larger batch read more experts
+    assert slow.device.evaluation == pytest.approx(38 * 1024 * slow.device.sampling / 512)
+    larger = plan_for("t4", "t4", "evaluation.batch_size=16", bandwidths=Bandwidths(1, 1e12, 1e12)).times
+    assert larger.device.evaluation == pytest.approx(19 * 1024 * slow.device.sampling_all / 512)
     tiny = {"host": HostSeconds(TOKEN, micro_batch, "by hand")}
     cpu, plain = (plan_for("tiny", "cpu", bandwidths=Bandwidths(20, 20, 0.1, **more)).times for more in (tiny, {}))
     assert cpu.least.sampling == pytest.approx(plain.least.sampling + cpu.host.sampling)
