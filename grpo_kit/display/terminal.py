@@ -80,7 +80,7 @@ def print_placement(result: dict[str, Any]) -> None:
         f"Counted {result['rows']:,} token rows of {result['prompts']} prompts and their completions.\n"
         f"With {result['experts_on_host']:.1%} of the experts in host memory, {result['host_share_last']:.1%} of the "
         f"rows need them when each layer's last experts are there, and {result['host_share_coldest']:.1%} when the "
-        "coldest are there. From now on, the coldest experts go there."
+        "coldest are there. From now on, the coldest experts go there, in each run that has not counted by itself."
     )
 
 

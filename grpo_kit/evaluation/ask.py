@@ -9,6 +9,7 @@ from transformers import TextStreamer
 
 from grpo_kit.config import RunConfig
 from grpo_kit.config.checks import require
+from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import build_messages, encode_prompt
 from grpo_kit.policy.generate import Sample, TransformersEngine, batch_seed
 from grpo_kit.policy.load import load_policy
@@ -47,7 +48,7 @@ def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:
     Returns:
         (model, tokenizer); the model has no adapter while the run has none.
     """
-    model, tokenizer = load_policy(config.policy)
+    model, tokenizer = load_policy(calibrate.use_counts_of(run, config.policy))
     if "train" in run.stages():
         from grpo_kit.adapters.lora import attach_adapter
 

@@ -103,9 +103,9 @@ def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) ->
 @functools.wraps(GenerationMixin.generate)
 def _generate(self, *args: Any, **kwargs: Any) -> Any:
     generate = functools.partial(_generate_once, self, *args, **kwargs)
-    if kwargs.get("streamer") is not None:  # what was shown cannot be taken back
-        return generate()
-    return expert_placement.with_relief(self, generate, "sampling")
+    # What a streamer has shown cannot be taken back; then no expert moves, and the error only says what helps.
+    movable = self if kwargs.get("streamer") is None else torch.nn.Module()
+    return expert_placement.with_relief(movable, generate, "sampling")
 
 
 def _generate_once(self, *args: Any, **kwargs: Any) -> Any:

@@ -42,11 +42,11 @@ OnTrial = Callable[[int, int, str], None]
 
 
 class Trial(Run):
-    """A trial's own folder, inside the run's, with the run's rows."""
+    """A trial's own folder, inside the run's, with the run's rows and its counts of experts."""
 
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(run.path / "tune", f"trial_{number:03}")
-        self.manifest, self.data_file = run.manifest, run.data_file
+        self.manifest, self.data_file, self.routing = run.manifest, run.data_file, run.routing
 
 
 def tune(

@@ -1,6 +1,7 @@
 """The same tokens as transformers' own loop, from fewer rows: prompts read once, finished sequences gone."""
 
 import copy
+import types
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.training.grpo import worst_step
+from tests.helpers.experts import load_tiered
+from tests.helpers.memory import raise_at
 from tests.helpers.settings import SMALL
 
 QUESTIONS = [f"What is {n} + {n % 7 + 20}?" for n in range(40, 48)]
@@ -466,3 +469,19 @@ def test_training_goes_through_it(tmp_path, monkeypatch):
     assert seen.batch[:2] == [8, 64] and seen.batch[-1] < 64
     last = trainer.model.last_sampling
     assert (last.prompts, last.rows, last.row_steps) == (8, 64, sum(seen.batch[1:]))
+
+
+def test_a_reply_that_is_being_shown_is_not_begun_again(monkeypatch):
+    """The words that a streamer has shown cannot be taken back."""
+    model, _ = load_tiered(0.25)
+    settings = {"do_sample": True, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+    shown = types.SimpleNamespace(put=lambda tokens: None, end=lambda: None)
+    calls = raise_at(monkeypatch, torch, "multinomial", 3)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA is out of memory while sampling .*evaluation.batch_size"):
+        model.generate(torch.full((1, 4), 40), streamer=shown, **settings)
+    assert len(calls) == 3
+    monkeypatch.undo()
+    calls = raise_at(monkeypatch, torch, "multinomial", 3)
+    with pytest.warns(UserWarning, match="1 more of the routed experts"):
+        model.generate(torch.full((1, 4), 40), **settings)
+    assert len(calls) >= 6
