@@ -1,7 +1,6 @@
 """Load the policy: a causal language model and its tokenizer, unquantised or in 4 bit, from a folder or the Hub."""
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -45,7 +44,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     """
     require_policy(policy)
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
     from grpo_kit.nemotron import expert_placement
@@ -78,14 +77,8 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         from grpo_kit.nemotron.checkpoint_files import remove_incomplete_downloads
 
         remove_incomplete_downloads()
-    load = functools.partial(AutoModelForCausalLM.from_pretrained, policy_source(policy), **options)
     no_experts = torch.nn.Module()  # none can move yet
-    model, told = expert_placement.with_relief(no_experts, lambda: load(output_loading_info=True), "loading")
-    if lacking := sorted(told["missing_keys"]):  # transformers would train on random numbers there
-        raise ValueError(
-            f"The files of {policy.model} lack {lacking[0]}, which its config.json calls for. Download them again, or "
-            "name another model."
-        )
+    model = expert_placement.with_relief(no_experts, lambda: _load_published(policy, options), "loading")
     model.eval()
     if bars_enabled:
         transformers_logging.enable_progress_bar()
@@ -99,6 +92,38 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
             model, policy.experts_on_host, hits=read_routing_counts(policy), host=host
         )
     return generation_loop.install_loop(model), tokenizer
+
+
+def _load_published(policy: settings.Policy, options: dict[str, Any]) -> Any:
+    """The model from its published files, by transformers, which would fill in random numbers for what they lack."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    again = "Download them again, or name another model."
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            policy_source(policy), output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:  # a file or an index is damaged
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"The files of {policy.model} are damaged ({reason}). {again}") from None
+    if lacking := sorted(report["missing_keys"]):
+        raise ValueError(f"The files of {policy.model} lack {lacking[0]}, which its config.json calls for. {again}")
+    mismatched = sorted(report["mismatched_keys"])
+    if policy.load_in_4bit:  # transformers does not compare the shapes of what it quantises
+        from grpo_kit.nemotron.nf4 import is_4bit_linear
+
+        for name, module in model.named_modules():
+            shape = (module.out_features, module.in_features) if is_4bit_linear(module) else None
+            if shape and tuple(module.weight.quant_state.shape) != shape:
+                mismatched.append((f"{name}.weight", module.weight.quant_state.shape, shape))
+    if mismatched:
+        name, stored, expected = mismatched[0]
+        raise ValueError(
+            f"{name} in the files of {policy.model} is {tuple(stored)}; its config.json calls for {tuple(expected)}. "
+            f"{again}"
+        )
+    return model
 
 
 def overflow_device(policy: settings.Policy) -> Any:

@@ -45,6 +45,45 @@ def test_a_file_that_lacks_a_tensor_is_not_filled_with_random_numbers(tmp_path):
         load_policy(config.Policy(model=str(tmp_path)))
 
 
+def shorten(folder):
+    tensors = load_file(folder / "model.safetensors")
+    name = "backbone.layers.2.mixer.q_proj.weight"
+    tensors[name] = tensors[name][:64].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def replace_by_index(text):
+    def edit(folder):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return edit
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shorten, r"model.layers.2.mixer.q_proj.weight in the files of .* is \(64, 128\); its config.json calls for "
+                  r"\(128, 128\). Download them again, or name another model."),
+        (cut_short, "are damaged .*incomplete metadata, file not fully covered"),
+        (replace_by_index("{}"), "are damaged .'weight_map'"),
+        (replace_by_index("{"), "are damaged .Expecting property name"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused_in_one_sentence(tmp_path, damage, message, load_in_4bit):
+    shutil.copytree(tiny.FOLDER, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_policy(config.Policy(model=str(tmp_path), load_in_4bit=load_in_4bit))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
