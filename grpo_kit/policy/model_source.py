@@ -9,6 +9,8 @@ from grpo_kit import config as settings
 from grpo_kit.nemotron import base_models, layer_pattern, nf4_layout, tiny
 from grpo_kit.runs.places import default_nf4_folder, find_mounted_folders, kaggle_nf4_folder
 
+SETTINGS = ("source", "revision", "dtype")  # in nf4.json: what a checkpoint was made of
+
 
 def policy_source(policy: settings.Policy) -> str:
     """The folder or Hub id that `policy.model` stands for."""
@@ -50,9 +52,8 @@ def is_finished(folder: Path, policy: settings.Policy) -> bool:
     """Whether `folder` is a finished NF4 checkpoint of the policy, by its manifest and the sizes of its parts."""
     with contextlib.suppress(OSError, ValueError):  # it is not there, unfinished or damaged
         manifest = nf4_layout.verify_checkpoint(folder)
-        settings_then = tuple(manifest[key] for key in ("source", "revision", "dtype"))
-        own = str(folder) == policy_source(policy)
-        return own or settings_then == (policy_source(policy), policy.revision, policy.dtype)
+        made_of = tuple(manifest[key] for key in SETTINGS)
+        return str(folder) == policy_source(policy) or made_of == (policy_source(policy), policy.revision, policy.dtype)
     return False
 
 

@@ -14,7 +14,7 @@ from grpo_kit.nemotron.nf4_layout import (
     read_manifest,
     write_manifest,
 )
-from grpo_kit.policy.model_source import find_nf4, is_finished, nf4_folder, policy_source, read_config
+from grpo_kit.policy.model_source import SETTINGS, find_nf4, is_finished, nf4_folder, policy_source, read_config
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import new_file
 from grpo_kit.runs.places import download_folder, drive_nf4_folder, find_drive, kaggle_nf4_folder
@@ -105,15 +105,17 @@ def _keep_checkpoint(policy: settings.Policy, folder: Path, drive: Path | None) 
         if free < size + DRIVE_SPARE:
             return f"{what} is not kept on Google Drive, which has {free / 2**30:.1f} GiB free. {again}"
         copy_checkpoint(folder, drive, "copying to Google Drive")
-    except OSError as error:
-        return f"{what} could not be kept on Google Drive ({error.strerror or error}). {again}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        return f"{what} could not be kept on Google Drive ({reason}). {again}"
     return f"{what} is kept in {drive}; the next session copies it from there."
 
 
 def copy_checkpoint(source: Path, target: Path, doing: str) -> None:
     """Copy a finished NF4 checkpoint, part by part; a copy that was interrupted goes on after its last whole part.
 
-    Each file is written aside and renamed. `nf4.json` comes last, so that an unfinished copy is not a checkpoint.
+    Each file is written aside and renamed, then recorded in `nf4.json`. What an interrupted copy left is therefore an
+    unfinished conversion, which `convert_to_nf4` would continue too.
 
     Args:
         source: the checkpoint.
@@ -121,32 +123,34 @@ def copy_checkpoint(source: Path, target: Path, doing: str) -> None:
         doing: what the bar says, such as "copying from Google Drive".
 
     Raises:
-        ValueError: a manifest is damaged, or a part has not the recorded size.
+        ValueError: a manifest is damaged, a part has not the recorded size, or `target` holds another checkpoint.
         OSError: a disk is full or does not answer.
     """
-    manifest = read_manifest(source)
-    parts = read_manifest(target)["parts"] if is_nf4_checkpoint(target) else {}  # of a conversion that was begun here
-    done, total = 0, _size_of(manifest)
+    manifest, own = read_manifest(source), read_manifest(target) if is_nf4_checkpoint(target) else None
+    if own and any(own[key] != manifest[key] for key in SETTINGS):
+        raise ValueError(
+            f"{target} holds another NF4 checkpoint, of {own['source']} in {own['dtype']}. Delete it first."
+        )
+    done, total, copied = 0, _size_of(manifest), {}
     target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():  # the tokenizer and config.json, routing counts
+        if path.is_file() and path.name not in (MANIFEST, *manifest["parts"]) and not path.name.startswith("."):
+            with new_file(target / path.name) as aside:
+                shutil.copyfile(path, aside)
     with activity.count_bytes(doing) as show:
         for number, (part, record) in enumerate(manifest["parts"].items(), 1):
             words = f"part {number} of {len(manifest['parts'])}"
-            here = target / part
-            same = parts.get(part, record)["sha256"] == record["sha256"]
-            if not (same and is_part_intact(here, record, check_hash=False)):
+            here, known = target / part, own["parts"].get(part, {}) if own else {}
+            if known.get("sha256") != record["sha256"] or not is_part_intact(here, record, check_hash=False):
                 with new_file(here) as aside, (source / part).open("rb") as read, aside.open("wb") as written:
                     while piece := read.read(PIECE):
                         written.write(piece)
                         show(done + written.tell(), total, words)
                 if not is_part_intact(here, record, check_hash=False):
                     raise ValueError(f"{source / part} is not what was written; its copy has another size. Delete it.")
-            record["changed"] = here.stat().st_mtime_ns
+            copied[part] = record | {"changed": here.stat().st_mtime_ns}
+            write_manifest(target, manifest | {"parts": copied})
             done += record["bytes"]
-    for path in source.iterdir():  # the tokenizer and config.json, routing counts
-        if path.is_file() and path.name not in (MANIFEST, *manifest["parts"]) and not path.name.startswith("."):
-            with new_file(target / path.name) as aside:
-                shutil.copyfile(path, aside)
-    write_manifest(target, manifest)
 
 
 def _size_of(manifest: dict[str, Any]) -> int:

@@ -163,6 +163,21 @@ def test_on_kaggle_it_is_made_outside_the_output_and_a_sentence_says_how_to_keep
     assert model_source.is_finished(output, policy_of("tiny")) and capsys.readouterr().out == ""
 
 
+def test_the_output_of_01_setup_is_what_the_next_kernel_loads(machine, monkeypatch):
+    root = machine("kaggle")
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    working = root / "kaggle/working"
+    first = last_logits(policy_of("tiny", nf4_folder=str(working / "nf4/tiny")))  # as `push 01_setup` sets it
+    assert not (root / "kaggle/temp/nf4").exists() and not (working / "nf4/tiny/.download").exists()
+    mounted = root / "kaggle/input/notebooks/ada/grpo-kit-01-setup"
+    shutil.copytree(working, mounted, copy_function=shutil.copyfile)
+    shutil.rmtree(working)
+    monkeypatch.setattr(convert, "convert_to_nf4", lambda *words: pytest.fail("converted again"))
+    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr(nf4_layout.os, "access", lambda path, mode: not Path(path).is_relative_to(mounted))
+    assert torch.equal(last_logits(policy_of("tiny")), first)
+
+
 # Colab and Google Drive
 
 
@@ -206,11 +221,12 @@ def test_a_drive_that_fails_costs_the_copy_and_nothing_else(colab, capsys, monke
     assert "could not be kept on Google Drive (Input/output error). The next session" in capsys.readouterr().out
 
 
-def test_a_checkpoint_on_drive_with_another_dtype_is_not_taken(colab, converted):
+def test_a_checkpoint_on_drive_with_another_dtype_is_neither_taken_nor_replaced(colab, converted, capsys):
     drive, local = colab
     put(converted, drive, source=str(tiny.FOLDER), dtype="float16")
     load_policy(policy_of("tiny"))
-    assert nf4_layout.read_manifest(local)["dtype"] == nf4_layout.read_manifest(drive)["dtype"] == "float32"
+    assert [nf4_layout.read_manifest(folder)["dtype"] for folder in (local, drive)] == ["float32", "float16"]
+    assert f"could not be kept on Google Drive ({drive} holds another NF4 checkpoint, of " in capsys.readouterr().out
 
 
 # The copy
@@ -232,31 +248,52 @@ def contents(folder):
 
 def test_an_interrupted_copy_goes_on_after_its_last_whole_part(in_parts, tmp_path, monkeypatch):
     parts, opened = list(nf4_layout.read_manifest(in_parts)["parts"]), []
-    new_file = nf4_source.new_file
+    new_file, target = nf4_source.new_file, tmp_path / "copy"
 
-    def stop_at_the_third(path):
-        opened.append(path.name)
-        if len(opened) == 3:
+    def note(path):
+        if path.name in parts:
+            opened.append(path.name)
+        if opened == parts[:3]:
             raise KeyboardInterrupt
         return new_file(path)
 
-    monkeypatch.setattr(nf4_source, "new_file", stop_at_the_third)
+    monkeypatch.setattr(nf4_source, "new_file", note)
     with pytest.raises(KeyboardInterrupt):
-        nf4_source.copy_checkpoint(in_parts, tmp_path / "copy", "copying")
-    assert not nf4_layout.is_nf4_checkpoint(tmp_path / "copy") and opened == parts[:3] and len(parts) > 3
-    opened += ["", "", ""]
-    nf4_source.copy_checkpoint(in_parts, tmp_path / "copy", "copying")
-    assert opened[6:][: len(parts) - 2] == parts[2:]
-    assert contents(tmp_path / "copy") == contents(in_parts)
+        nf4_source.copy_checkpoint(in_parts, target, "copying")
+    with pytest.raises(ValueError, match=f"holds 2 of {len(parts)} parts"):
+        nf4_layout.verify_checkpoint(target)
+    opened += ["again"]
+    nf4_source.copy_checkpoint(in_parts, target, "copying")
+    assert opened == [*parts[:3], "again", *parts[2:]] and len(parts) > 3
+    assert contents(target) == contents(in_parts)
     monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
-    nf4_layout.confirm_parts(tmp_path / "copy")
+    nf4_layout.confirm_parts(target)
+
+
+def test_an_interrupted_copy_is_continued_by_a_conversion_if_drive_is_gone(in_parts, tmp_path, monkeypatch):
+    target, parts = tmp_path / "copy", list(nf4_layout.read_manifest(in_parts)["parts"])
+    write = nf4_source.write_manifest
+
+    def stop_after_the_second(folder, manifest):
+        write(folder, manifest)
+        if len(manifest["parts"]) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(nf4_source, "write_manifest", stop_after_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        nf4_source.copy_checkpoint(in_parts, target, "copying")
+    made = []
+    convert.convert_to_nf4(
+        in_parts.parent / "model", target, "float32", progress=lambda done, total, words: made.append(words)
+    )
+    assert made[0] == f"part 3 of {len(parts)}" and contents(target) == contents(in_parts)
 
 
 def test_a_part_that_was_made_here_of_other_bytes_is_replaced(in_parts, tmp_path):
     """Another kind of device rounds differently: the same size, another sha256."""
     target = shutil.copytree(in_parts, tmp_path / "copy")
     manifest = nf4_layout.read_manifest(target)
-    first, second, *others = manifest["parts"]
+    first, *_ = manifest["parts"]
     manifest["parts"] = {first: manifest["parts"][first] | {"sha256": "of another device"}}
     nf4_layout.write_manifest(target, manifest)
     (target / first).write_bytes(b"\0" * (target / first).stat().st_size)
@@ -270,7 +307,8 @@ def test_a_part_that_drive_lost_the_end_of_is_not_a_checkpoint(in_parts, tmp_pat
     (source / part).write_bytes((source / part).read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{part} is not what was written; its copy has another size"):
         nf4_source.copy_checkpoint(source, tmp_path / "copy", "copying")
-    assert not nf4_layout.is_nf4_checkpoint(tmp_path / "copy")
+    with pytest.raises(ValueError, match="holds 1 of "):
+        nf4_layout.verify_checkpoint(tmp_path / "copy")
 
 
 def test_a_copy_says_the_part_and_its_bytes_to_who_listens(in_parts, tmp_path):
