@@ -21,6 +21,7 @@ MANIFEST, FORMAT = "nf4.json", 1  # in the folder of an NF4 checkpoint
 FIELDS = {
     "source": str, "revision": str | None, "commit": str | None, "dtype": str, "count": int, "parts": dict,
 }  # fmt: skip
+PART_FIELDS = {"bytes": int, "sha256": str, "shard": str, "shard_bytes": int | None}
 REMEDY = "Copy it again, or convert again: only what is missing is redone."
 BLOCK, NESTED = 64, 256  # values per scale, scales per nested scale
 ALIGN = 16  # bytes; float32 views need 4, and the packed values are read 16 at a time
@@ -53,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if (form := manifest["format"]) != FORMAT:
             raise NotImplementedError
         sound = all(isinstance(manifest[key], kind) for key, kind in FIELDS.items()) and all(
-            Path(part).name == part and isinstance(record["bytes"], int) and isinstance(record["sha256"], str)
+            Path(part).name == part and all(isinstance(record[key], kind) for key, kind in PART_FIELDS.items())
             for part, record in manifest["parts"].items()
         )
     except NotImplementedError:

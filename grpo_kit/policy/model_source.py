@@ -49,11 +49,19 @@ def find_nf4(policy: settings.Policy) -> Path | None:
 
 
 def is_finished(folder: Path, policy: settings.Policy) -> bool:
-    """Whether `folder` is a finished NF4 checkpoint of the policy, by its manifest and the sizes of its parts."""
+    """Whether `folder` is a finished NF4 checkpoint of the policy, by its manifest and the sizes of its parts.
+
+    It is not where a local source has shards of other sizes now; a source that is gone is not missed.
+    """
     with contextlib.suppress(OSError, ValueError):  # it is not there, unfinished or damaged
         manifest = nf4_layout.verify_checkpoint(folder)
+        if str(folder) == policy_source(policy):
+            return True
         made_of = tuple(manifest[key] for key in SETTINGS)
-        return str(folder) == policy_source(policy) or made_of == (policy_source(policy), policy.revision, policy.dtype)
+        shards = {record["shard"]: record["shard_bytes"] for record in manifest["parts"].values()}
+        paths = {Path(policy_source(policy), shard): size for shard, size in shards.items() if size is not None}
+        unchanged = all(not path.is_file() or path.stat().st_size == size for path, size in paths.items())
+        return unchanged and made_of == (policy_source(policy), policy.revision, policy.dtype)
     return False
 
 

@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
 from grpo_kit.nemotron import convert, nf4_layout, tiny
@@ -111,6 +112,18 @@ def test_a_checkpoint_whose_source_is_gone_still_loads(tmp_path, monkeypatch, no
     first = last_logits(policy)
     shutil.rmtree(source)
     assert torch.equal(last_logits(policy), first)
+
+
+def test_a_local_source_with_other_weights_is_converted_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    source = shutil.copytree(tiny.FOLDER, tmp_path / "source")
+    policy = policy_of(str(source), nf4_folder=str(tmp_path / "nf4"))
+    first = last_logits(policy)
+    tensors = load_file(source / "model.safetensors")
+    name = "backbone.layers.2.mixer.q_proj.weight"
+    save_file(tensors | {name: tensors[name].float() * 2}, source / "model.safetensors", metadata={"format": "pt"})
+    assert model_source.find_nf4(policy) is None
+    assert not torch.equal(last_logits(policy), first)
 
 
 def test_what_is_not_finished_is_not_taken_for_a_checkpoint(converted, tmp_path):
