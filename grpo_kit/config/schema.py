@@ -34,7 +34,7 @@ class Policy:
     experts_on_host: float = 0.0  # share of the routed experts kept in host memory, with load_in_4bit
     experts_overflow: str = "host"  # where that share is kept: host memory, or cuda:1 (a second GPU)
     routing: str | None = None  # file with the use of experts; None: the run's own, else beside the NF4 checkpoint
-    nf4_folder: str | None = None  # folder of a streamed model's NF4 checkpoint; None: beside the runs
+    nf4_folder: str | None = None  # folder of a streamed model's NF4 checkpoint; None: a finished one, or a default
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
 
     def __post_init__(self) -> None:

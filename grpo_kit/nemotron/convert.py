@@ -33,6 +33,7 @@ from grpo_kit.nemotron.nf4_checkpoint import (
     stored_nbytes,
 )
 from grpo_kit.nemotron.nf4_layout import FORMAT, is_nf4_checkpoint, is_part_intact, read_manifest, write_manifest
+from grpo_kit.runs import activity
 from grpo_kit.runs.files import hash_of, new_file
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -95,6 +96,8 @@ def convert_to_nf4(
             part = out / f"nf4-{number:05}-of-{len(shards):05}.safetensors"
             origin = {"shard": shard, "shard_bytes": checkpoint.file_size(shard), "tensors": names}
             record = manifest["parts"].get(part.name, {})
+            if record:
+                activity.announce(f"checking {part.name}")
             if not (record.items() >= origin.items() and is_part_intact(part, record, check_hash=True)):
 
                 def show(share: float, at: int = done, size: int = sizes[shard], number: int = number) -> None:
