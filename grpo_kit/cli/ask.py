@@ -5,6 +5,7 @@ import re
 from rich.markup import escape
 
 from grpo_kit.cli import options
+from grpo_kit.cli.next_steps import show_next
 from grpo_kit.display import console, replies
 from grpo_kit.runs.session import open_run
 
@@ -35,4 +36,5 @@ def ask(
         answered = asking.ask(model, tokenizer, config, question, thinks, show)
     replies.print_replies(answered, opened)
     if asking.TRAINED not in answered:
-        console.out.print(escape(f"Run {run.name!r} has no trained policy yet; grpo-kit train makes one."))
+        console.out.print(escape(f"Run {run.name!r} has no trained policy yet."))
+    show_next(run, sources, overrides, name)

@@ -20,7 +20,8 @@ def ask(*words):
 def test_an_untrained_run_answers_alone_and_says_what_is_missing(tmp_path):
     status, output = ask("What is 47 + 38?", "-c", "tiny", "--run", "first", "evaluation.temperature=0")
     assert status == 0 and "untrained" in output and "boxed{" in output and "tokens, ended by itself" in output
-    assert "Run 'first' has no trained policy yet" in output
+    assert "Run 'first' has no trained policy yet." in output
+    assert "data -c tiny --run first evaluation.temperature=0" in " ".join(output.split())
     assert not list(tmp_path.iterdir())  # asking writes nothing
 
 
