@@ -4,6 +4,7 @@ import re
 
 from rich.markup import escape
 
+from grpo_kit import config as configuration
 from grpo_kit.cli import options
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.display import console, replies
@@ -28,6 +29,8 @@ def ask(
         raise FileNotFoundError(
             f"There is no run {run.name!r} in {run.path.parent}. Check the name, or ask a preset, as with -c tiny."
         )
+    if sources:
+        asking.require_base_of(run, configuration.load_config(sources, overrides).policy.model)
     with console.show_progress("loading the policy"):
         model, tokenizer = asking.load_trained(config, run)
     thinks = config.policy.enable_thinking if thinking is None else thinking

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TextStreamer
 
 from grpo_kit.config import RunConfig
+from grpo_kit.config.arguments import require_type
 from grpo_kit.config.checks import require
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import build_messages, encode_prompt
@@ -31,10 +32,19 @@ class _TextSoFar(TextStreamer):
 
 
 def require_question(question: str) -> None:
-    """Raise ValueError for a question without text."""
+    """Raise ValueError for a question without text, TypeError for another kind of value."""
+    remedy = 'Write one, such as "What is 7 + 8?".'
+    require_type("question", question, str, "a text", remedy)
+    require(bool(question.strip()), f"The question is empty; there is nothing to answer. {remedy}")
+
+
+def require_base_of(run: Run, model: str) -> None:
+    """Raise ValueError where the run has an adapter that was trained on another model than `model`."""
+    trained_on = run.stages().get("train", {}).get("settings", {}).get("policy", {}).get("model", model)
     require(
-        bool(question.strip()),
-        'The question is empty; there is nothing to answer. Write one, such as "What is 7 + 8?".',
+        trained_on == model,
+        f"policy.model is {model!r} and the adapter of run {run.name!r} was trained on {trained_on!r}, the only model "
+        "that it fits. Leave policy.model and the preset out.",
     )
 
 
@@ -47,7 +57,11 @@ def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:
 
     Returns:
         (model, tokenizer); the model has no adapter while the run has none.
+
+    Raises:
+        ValueError: the configuration names another model than the adapter was trained on.
     """
+    require_base_of(run, config.policy.model)
     model, tokenizer = load_policy(calibrate.use_counts_of(run, config.policy))
     if "train" in run.stages():
         from grpo_kit.adapters.lora import attach_adapter

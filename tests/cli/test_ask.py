@@ -48,6 +48,14 @@ def test_without_thinking_the_whole_reply_is_the_answer():
     assert status == 0 and "tokens," in output
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["policy.model=other"], ["-c", "t4-4b"]])
+def test_an_adapter_is_not_put_on_another_model(trained, monkeypatch, words):
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(trained[1].path.parent))
+    status, output = ask("What is 47 + 38?", "--run", "small", *words)
+    assert status == 2 and "adapter of run 'small' was trained on 'tiny', the only model" in output
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

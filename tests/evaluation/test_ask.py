@@ -68,3 +68,8 @@ def test_thinking_is_switched_for_the_question(tiny_policy, monkeypatch):
 def test_an_empty_question_is_refused_before_anything_is_loaded(question):
     with pytest.raises(ValueError, match="The question is empty"):
         ask(None, None, None, question)
+
+
+def test_a_number_is_no_question():
+    with pytest.raises(TypeError, match="question is 5"):
+        ask(None, None, None, 5)
