@@ -39,7 +39,8 @@ def write_nf4(folder: Path, done: int = 13, **changed) -> Path:
         part = folder / f"nf4-{number:05}-of-{count:05}.safetensors"
         with part.open("wb") as file:
             file.truncate(nbytes)
-        parts[part.name] = {"bytes": nbytes, "sha256": "0" * 64}
+        parts[part.name] = {"bytes": nbytes, "sha256": "0" * 64, "shard": f"model-{number:05}.safetensors"}
+        parts[part.name]["shard_bytes"] = None  # the Hub's: there is no shard here to compare
     manifest = {
         "format": 1,
         "source": base_models.PUBLISHED,
