@@ -10,6 +10,7 @@ host's were recorded on a core of another machine. tests/test_notes.py compares 
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from grpo_kit.planning.host_time import recorded_host
 from grpo_kit.planning.machines import Bandwidths
 from grpo_kit.planning.memory import sampled_at_once
 from grpo_kit.planning.model_size import Architecture
-from grpo_kit.planning.plan import KEYS
+from grpo_kit.planning.plan import KEYS, changes_for
 from grpo_kit.planning.plan import plan as make_plan
 from grpo_kit.planning.sessions import SESSIONS, first_reply_seconds, format_range, run_seconds, steps_in_session
 
@@ -118,11 +119,17 @@ def settings() -> Table:
 
 
 def largest(planned: list[Plan]) -> Table:
-    """The largest batch, group and length that fit, each with the others as the preset has them."""
-    return [
-        {"machine": machine.name} | {f"`{key}`": f"{plan.largest[key]}" for key in KEYS}
-        for machine, plan in zip(MACHINES, planned)
-    ]
+    """The largest batch, group and length that fit; with batch and group the completions of such a step."""
+    rows = []
+    for machine, plan in zip(MACHINES, planned):
+        row = {"machine": machine.name}
+        for key in KEYS:
+            value, grpo = plan.largest[key], plan.config.grpo
+            changed = replace(grpo, **changes_for(plan.config, key, value))
+            step = f"{changed.per_device_train_batch_size} x {changed.gradient_accumulation_steps}"
+            row[f"`{key}`"] = f"{value}" if key == "max_completion_length" else f"{value} ({step})"
+        rows.append(row)
+    return rows
 
 
 def refused() -> Table:

@@ -87,7 +87,8 @@ def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
         settings, machine = config.load_config([preset]), machines.find_device(device)
         model = Architecture.of(settings.policy)
         for key in KEYS:
-            value, value_of = int(row[f"`{key}`"]), lambda m, a=settings, k=key: getattr(vary_setting(a, k, m).grpo, k)
+            value = int(row[f"`{key}`"].split()[0])
+            value_of = lambda m, a=settings, k=key: getattr(vary_setting(a, k, m).grpo, k)  # noqa: E731
             m = bisect.bisect_left(range(2**16), value, key=value_of)
             assert value_of(m) == value  # the key can have this value
             fits = [assess_fit(model, vary_setting(settings, key, n), machine, 256).fits for n in (m, m + 1)]

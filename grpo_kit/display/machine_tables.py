@@ -22,6 +22,7 @@ def print_machine_check(findings: list[tuple[str, str, bool, str]]) -> None:
 def print_plan(plan: Any) -> None:
     """A `planning.fit.Plan`: the peak of each place, the largest settings that fit, the hours and the verdict."""
     from grpo_kit.planning.machines import SLACK
+    from grpo_kit.planning.plan import describe_largest
 
     count, name = plan.device.processes, plan.device.name
     machine = f"{name}, one of {count} processes; host memory is that of all" if count > 1 else name
@@ -37,7 +38,7 @@ def print_plan(plan: Any) -> None:
         table.add_row(place, f"[bold]sum{during}[/]", total, f"available: {size}", end_section=True)
     out.print(table)
     for key, value in plan.largest.items():
-        out.print(f"largest grpo.{key} that fits, other settings unchanged: {value or 'none'}")
+        out.print(describe_largest(plan.config, key, value))
     print_times(plan)
     if plan.storage.download:
         out.print(f"to download: {plan.storage.download / GIB:.1f} GiB")

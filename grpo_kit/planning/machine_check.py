@@ -6,7 +6,7 @@ import sys
 
 from grpo_kit.config import load_config
 from grpo_kit.nemotron import tiny
-from grpo_kit.planning.machines import GIB, auto_preset, this_device
+from grpo_kit.planning.machines import GIB, auto_preset, distinct_gib, this_device
 from grpo_kit.planning.model_size import Architecture
 from grpo_kit.planning.storage import assess_storage, describe_disk_remedy, nearest_folder
 from grpo_kit.runs.files import hash_of
@@ -49,8 +49,8 @@ def _check_disk(sources: list[str] | None) -> tuple[str, str, bool, str]:
     storage = assess_storage(Architecture.of(policy), policy, device)
     if not storage.needed or storage.folder is None or storage.free is None:
         return subject, f"nothing to write ({storage.source})", True, ""
-    needed, free = storage.needed / GIB, storage.free / GIB
-    found = f"{needed:.1f} GiB needed, {free:.1f} GiB free at {nearest_folder(storage.folder)}"
+    needed, free = distinct_gib(storage.needed, storage.free)
+    found = f"{needed} GiB needed, {free} GiB free at {nearest_folder(storage.folder)}"
     remedy = describe_disk_remedy(storage)
     return subject, found, not remedy, remedy
 

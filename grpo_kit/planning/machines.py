@@ -128,6 +128,7 @@ DEVICES = {
     "40gb": Device("40gb", 40e9 / GIB, sold=Bandwidths(1555, 32, 312)),
     "80gb": Device("80gb", 80e9 / GIB, sold=Bandwidths(2039, 32, 312)),
 }
+RETIRED = ("p100",)  # may be planned for, and is never advised
 
 
 def find_device(name: str) -> Device:
@@ -211,3 +212,13 @@ def suggest_preset(device: Device) -> str:
 def auto_preset(device: Device) -> str:
     """The preset that `auto` takes: the 4B on a GPU of 16 GB or more, else the embedded policy."""
     return "tiny" if suggest_preset(device) == "tiny" else "t4-4b"
+
+
+def distinct_gib(less: float, more: float) -> tuple[str, str]:
+    """Two numbers of bytes in GiB, with as many digits as tell them apart.
+
+    >>> distinct_gib(6 * GIB, 7.94 * GIB), distinct_gib(7.931 * GIB, 7.934 * GIB)
+    (('6.0', '7.9'), ('7.931', '7.934'))
+    """
+    texts = (tuple(f"{nbytes / GIB:.{digits}f}" for nbytes in (less, more)) for digits in range(1, 10))
+    return next((pair for pair in texts if pair[0] != pair[1]), (f"{less / GIB:.1f}", f"{more / GIB:.1f}"))

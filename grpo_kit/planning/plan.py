@@ -6,8 +6,8 @@ and operations by bandwidths, and this file searches for the largest settings an
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -15,7 +15,18 @@ from grpo_kit.config import RunConfig
 from grpo_kit.config.arguments import require_type
 from grpo_kit.planning import host_time, step_time
 from grpo_kit.planning.fit import Plan, assess_fit, lacks_bf16
-from grpo_kit.planning.machines import CONTEXT, DEVICES, GIB, SLACK, Bandwidths, Device, find_device, this_device
+from grpo_kit.planning.machines import (
+    CONTEXT,
+    DEVICES,
+    GIB,
+    RETIRED,
+    SLACK,
+    Bandwidths,
+    Device,
+    distinct_gib,
+    find_device,
+    this_device,
+)
 from grpo_kit.planning.model_size import Architecture
 from grpo_kit.planning.storage import describe_disk_remedy
 
@@ -85,21 +96,45 @@ def plan(
 def vary_setting(config: RunConfig, key: str, step: int, processes: int = 1) -> RunConfig:
     """`config` with one of KEYS at its `step`-th possible value, counted from 1.
 
-    A value is possible if whole groups fill whole micro-batches and `processes` divide a step's completions. With a
-    larger group, a step keeps its prompts and its micro-batch, and accumulates more micro-batches. Completion lengths
-    are multiples of LENGTHS.
+    A value is possible if whole groups fill whole micro-batches and `processes` divide a step's completions. Completion
+    lengths are multiples of LENGTHS.
     """
     batch, accumulation = config.grpo.per_device_train_batch_size, config.grpo.gradient_accumulation_steps
     group, prompts = config.grpo.num_generations, batch * accumulation // config.grpo.num_generations
-    changes = {key: LENGTHS * step}
+    value = LENGTHS * step
     if key == "per_device_train_batch_size":
         multiple = math.lcm(group, processes)
-        changes[key] = step * multiple // math.gcd(multiple, accumulation)
+        value = step * multiple // math.gcd(multiple, accumulation)
     if key == "num_generations":
         multiple = math.lcm(batch, processes)
-        changes[key] = max(2, step * multiple // math.gcd(multiple, prompts))
-        changes["gradient_accumulation_steps"] = prompts * changes[key] // batch
-    return replace(config, grpo=replace(config.grpo, **changes))
+        value = max(2, step * multiple // math.gcd(multiple, prompts))
+    return replace(config, grpo=replace(config.grpo, **changes_for(config, key, value)))
+
+
+def changes_for(config: RunConfig, key: str, value: int) -> dict[str, int]:
+    """{key of `grpo`: value} to set so that `key`, one of KEYS, has this value.
+
+    With another group, a step keeps its prompts and its micro-batch, and accumulates more or fewer micro-batches.
+    """
+    if key != "num_generations":
+        return {key: value}
+    grpo = config.grpo
+    return {key: value, "gradient_accumulation_steps": grpo.gradient_accumulation_steps * value // grpo.num_generations}
+
+
+def describe_largest(config: RunConfig, key: str, value: int) -> str:
+    """One sentence: the largest value of `key` that fits, and what else has to be set or changes with it.
+
+    >>> from grpo_kit import load_config
+    >>> describe_largest(load_config("t4"), "num_generations", 52)
+    'largest grpo.num_generations that fits, with grpo.gradient_accumulation_steps=26, other settings unchanged: 52'
+    """
+    sentence, end = f"largest grpo.{key} that fits", f", other settings unchanged: {value or 'none'}"
+    along = changes_for(config, key, value).items() if value else ()
+    words = [f"grpo.{name}={n}" for name, n in along if name != key and n != getattr(config.grpo, name)]
+    if value and key == "per_device_train_batch_size":
+        end += f" ({value * config.grpo.gradient_accumulation_steps} completions a step)"
+    return f"{sentence}{''.join(f', with {word}' for word in words)}{end}"
 
 
 def largest_setting(model: Architecture, fit: Plan, key: str) -> int:
@@ -133,9 +168,9 @@ def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
     if lacks_bf16(config, device):
         return f"It does not fit {device.name}, whose GPU has no bf16; first set policy.dtype=float16."
     place, need = next((p, n) for p, n in fit.needs.items() if n.has is not None and n.nbytes > n.has)
-    gib, has = need.nbytes / GIB, need.has / GIB
-    short = f"It does not fit {device.name}, whose {place} has {has:.1f} of {gib:.1f} GiB needed"
-    for words, changed in _possible_changes(config, largest).items():
+    has, needed = distinct_gib(need.has, need.nbytes)
+    short = f"It does not fit {device.name}, whose {place} has {has} of {needed} GiB needed"
+    for words, changed in _possible_changes(model, fit, largest):
         if changed != config and assess_fit(model, changed, device, fit.prompt_tokens).fits:
             return f"{short}; first set {words}."
     if device.processes > 1 and fits_on(replace(device, processes=1)):
@@ -145,16 +180,19 @@ def _verdict(model: Architecture, fit: Plan, largest: dict[str, int]) -> str:
     taken = device.gpu - CONTEXT - min(device.free, default=device.gpu)
     if "GPU" in place and taken > SLACK and fits_on(replace(device, free=())):
         return f"{short}; end the other processes that hold {taken:.1f} GiB of it."
+    short += ", and no single setting changes that"
+    if place == "host" and device.gpu:  # another card would not help
+        return f"{short}; use a machine with that much host memory."
     larger = [name for name, other in DEVICES.items() if _has_more(other, device, place) and fits_on(other)]
-    return f"{short}, and no single setting changes that; use {larger[0] if larger else 'a larger machine'}."
+    return f"{short}; use {larger[0] if larger else 'a larger machine'}."
 
 
 def _has_more(other: Device, device: Device, place: str) -> bool:
-    """Whether `other` has clearly more of what is short on `device`, and is not the same machine by another name."""
+    """Whether `other` can be rented, has clearly more of what is short, and is not `device` by another name."""
+    if other.name in RETIRED:
+        return False
     if other.gpus == device.gpus and abs(other.gpu - device.gpu) <= 0.05 * device.gpu:
         return False
-    if place == "host" and device.gpu:
-        return other.host is None or other.host > 1.05 * device.host
     return other.gpu > 1.05 * device.gpu or (place == "second GPU" and other.gpus > device.gpus)
 
 
@@ -181,17 +219,23 @@ def _placement_advice(fit: Plan) -> str:
     return f"; set {' '.join(changes)}" if policy.load_in_4bit and changes else ""
 
 
-def _possible_changes(config: RunConfig, largest: dict[str, int]) -> dict[str, RunConfig]:
-    """{overrides, as they are typed: the configuration with them}, the mildest change first."""
-    grpo = config.grpo
+def _possible_changes(model: Architecture, fit: Plan, largest: dict[str, int]) -> Iterator[tuple[str, RunConfig]]:
+    """(overrides, as they are typed; the configuration with them), the mildest change first."""
+    config, grpo = fit.config, fit.config.grpo
+
+    def change(**settings: object) -> tuple[str, RunConfig]:
+        words = " ".join(f"grpo.{key}={value}" for key, value in settings.items()).lower()
+        return words, replace(config, grpo=replace(grpo, **settings))
+
+    yield change(gradient_checkpointing=True)
     step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps  # stays, in smaller pieces
-    pieces = [size for size in range(grpo.per_device_train_batch_size - 1, 0, -1) if step % size == 0]
-    changes: list[dict[str, Any]] = [{"gradient_checkpointing": True}]
-    changes += [{"per_device_train_batch_size": n, "gradient_accumulation_steps": step // n} for n in pieces]
-    if length := largest.get("max_completion_length"):
-        changes.append({"max_completion_length": length})
-    configs = {}
-    for change in changes:
-        words = " ".join(f"grpo.{key}={value}" for key, value in change.items()).lower()
-        configs[words] = replace(config, grpo=replace(grpo, **change))
-    return configs | {"policy.load_in_4bit=true": replace(config, policy=replace(config.policy, load_in_4bit=True))}
+    for size in range(grpo.per_device_train_batch_size - 1, 0, -1):
+        if step % size == 0:
+            yield change(per_device_train_batch_size=size, gradient_accumulation_steps=step // size)
+    yield change(resample_budget=0.0)
+    for key in ("per_device_train_batch_size", "max_completion_length", "num_generations"):
+        if value := largest[key] if key in largest else largest_setting(model, fit, key):
+            words, changed = change(**changes_for(config, key, value))
+            fewer = changed.grpo.per_device_train_batch_size * changed.grpo.gradient_accumulation_steps
+            yield words + f" ({fewer} instead of {step} completions a step)" * (fewer != step), changed
+    yield "policy.load_in_4bit=true", replace(config, policy=replace(config.policy, load_in_4bit=True))

@@ -1,5 +1,6 @@
 """The files of a policy: what loading it has yet to download and to write, less what this machine has already."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,12 +81,17 @@ def nearest_folder(path: Path) -> Path:
 def describe_disk_remedy(storage: Storage) -> str:
     """How to get the room that is missing on the disk; "" if none is."""
     if storage.shard_free is not None and storage.shard > storage.shard_free:
-        missing = (storage.shard - storage.shard_free) / GIB
-        return f"free {missing:.1f} GiB at {nearest_folder(download_folder(storage.folder))}"
+        missing = _round_up(storage.shard - storage.shard_free)
+        return f"free {missing} GiB at {nearest_folder(download_folder(storage.folder))}"
     if storage.free is None or storage.needed <= storage.free:
         return ""
-    missing, key = (storage.needed - storage.free) / GIB, "policy.nf4_folder" if storage.converts else "HF_HUB_CACHE"
-    return f"free {missing:.1f} GiB at {nearest_folder(storage.folder)}, or set {key} to a folder on a larger disk"
+    missing, key = _round_up(storage.needed - storage.free), "policy.nf4_folder" if storage.converts else "HF_HUB_CACHE"
+    return f"free {missing} GiB at {nearest_folder(storage.folder)}, or set {key} to a folder on a larger disk"
+
+
+def _round_up(nbytes: float) -> str:
+    """GiB with one digit, never fewer than `nbytes`."""
+    return f"{math.ceil(10 * nbytes / GIB) / 10:.1f}"
 
 
 def _assess_nf4(policy: Policy, loaded: float, published: float) -> Storage:

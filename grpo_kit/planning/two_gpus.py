@@ -60,6 +60,9 @@ def _limit(planned: Plan) -> str:
     away = [place for place in planned.experts if place != "GPU"]
     place = [*short, *away, "GPU"][0]
     need, count = planned.needs[place], planned.device.processes
+    needed = f"{need.nbytes / machines.GIB:.1f}"
     has = "unknown" if need.has is None else f"{need.has / machines.GIB:.1f}"
+    if short:
+        has, needed = machines.distinct_gib(need.has, need.nbytes)
     of_all = f" for {count} processes" if place == "host" and count > 1 else ""
-    return f"{place}: {need.nbytes / machines.GIB:.1f} of {has} GiB{of_all}"
+    return f"{place}: {needed} of {has} GiB{of_all}"

@@ -324,7 +324,7 @@ def test_env_says_what_room_a_preset_needs_on_the_disk(here, monkeypatch):
     (here / "mine.yaml").write_text(f"policy: {{nf4_folder: {nf4}}}\n")
     output = call("env", "-c", "t4", "-c", "mine.yaml", status=1)
     assert "disk for t4 mine.yaml" in output and "20.8 GiB needed, 18.6 GiB free at" in output
-    assert "free 2.2 GiB at" in output and "or set policy.nf4_folder to a folder on a larger disk" in output
+    assert "free 2.3 GiB at" in output and "or set policy.nf4_folder to a folder on a larger disk" in output
     output = call("env", "-c", "t4-4b")
     assert "7.7 GiB needed, 18.6 GiB free" in output and "policy.nf4_folder" not in output
 

@@ -1,6 +1,7 @@
 """The verdict, the change it proposes, and the largest settings that fit."""
 
 import itertools
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +10,10 @@ import pytest
 
 from grpo_kit import config
 from grpo_kit.planning import machines
+from grpo_kit.planning import plan as plan_module
 from grpo_kit.planning.fit import assess_fit
 from grpo_kit.planning.model_size import Architecture
-from grpo_kit.planning.plan import KEYS, plan, vary_setting
+from grpo_kit.planning.plan import KEYS, changes_for, describe_largest, plan, vary_setting
 from grpo_kit.runs import processes
 from tests.helpers.machines import FULL_T4, GIB, L4, P100, T4, machine, write_nf4, write_source
 from tests.helpers.plans import plan_for, plan_shared
@@ -34,7 +36,7 @@ ON_HOST, ON_SECOND = (
         ("t4", machine(T4, **COLAB), "nf4", f"It fits Tesla T4 {ON_HOST}", 13.90, 13.93, 0, 0),
         ("t4", machine(FULL_T4, host=11.3, disks={"/": 2.0}), "nf4", f"It fits Tesla T4 {ON_HOST}", 13.90, 13.93, 0, 0),
         ("t4x2", machine(T4, T4, **KAGGLE), None,
-         "It does not fit Tesla T4, whose disk has 18.6 of 20.8 GiB needed; free 2.2 GiB at FOLDER, or set "
+         "It does not fit Tesla T4, whose disk has 18.6 of 20.8 GiB needed; free 2.3 GiB at FOLDER, or set "
          "policy.nf4_folder to a folder on a larger disk.", 13.90, 13.93, 20.83, 58.82),
         ("t4x2", machine(T4, T4, **KAGGLE), "source", f"It fits Tesla T4 {ON_SECOND}", 13.90, 13.93, 16.17, 0),
         ("24gb", machine(L4, host=50.0, disks={"/": 180.0}), None,
@@ -71,16 +73,40 @@ def test_the_advice_is_never_the_machine_one_is_on():
     taken, starved = machine(T4._replace(free=4 * GIB), **COLAB), machine(T4, host=6.0, disks={"/": 70.0})
     ends = {
         taken: ([], "; end the other processes that hold 10.4 GiB of it."),
-        starved: ([], "and no single setting changes that; use p100."),
+        starved: ([], "and no single setting changes that; use a machine with that much host memory."),
+        machine(L4, host=6.0, disks={"/": 70.0}): (
+            [], "and no single setting changes that; use a machine with that much host memory."
+        ),
         machine(T4, **COLAB): (large, "and no single setting changes that; use 80gb."),
         machines.DEVICES["t4"]: (large, "and no single setting changes that; use 80gb."),
-        machines.Device("NVIDIA H100 80GB HBM3", 79.1, 900.0, nominal=False): (
-            [*large, "grpo.num_generations=512", "grpo.gradient_accumulation_steps=256"], "; use a larger machine."
-        ),
     }  # fmt: skip
     for device, (overrides, end) in ends.items():
         verdict = plan(config.load_config(["t4"], overrides), device, search=False).verdict
         assert verdict.startswith("It does not fit") and verdict.endswith(end)
+    h100 = machines.Device("NVIDIA H100 80GB HBM3", 79.1, 900.0, nominal=False)
+    verdict = plan(config.load_config(["t4"]), h100, prompt_tokens=300_000, search=False).verdict
+    assert verdict.endswith("and no single setting changes that; use a larger machine.")
+
+
+def test_what_is_needed_never_looks_like_what_is_there():
+    """A host that lacks 3 MiB, and one that lacks 1 byte; a disk that lacks 1 MiB: freeing the GiB named is enough."""
+    config_, need = config.load_config(["t4"]), plan_for("t4").needs["host"].nbytes
+    assert need / GIB == pytest.approx(7.937, abs=0.002)
+    for missing, words in ((3 * 2**20, r"7\.93\d? of 7\.9[34]\d?"), (1, r"7\.\d{9} of 7\.\d{9}")):
+        verdict = plan(config_, replace(machines.DEVICES["t4"], host=(need - missing) / GIB), search=False).verdict
+        ((has, needed),) = re.findall(r"whose host has ([\d.]+) of ([\d.]+) GiB needed", verdict)
+        assert float(has) < float(needed) and re.fullmatch(words, f"{has} of {needed}")
+    needed = assess_fit(Architecture.of(config_.policy), config_, machine(T4, **COLAB), 256).storage.needed
+    full = machine(T4, host=11.3, disks={"/": needed / GIB - 1 / 1024})
+    assert "; free 0.1 GiB at " in plan(config_, full, search=False).verdict
+
+
+def test_a_retired_card_is_never_advised_and_can_be_planned_for(monkeypatch):
+    assert plan_for("t4-4b", "p100").fits and "p100" in machines.RETIRED
+    small = replace(machines.DEVICES["t4"], name="small", gpu=8.0)
+    monkeypatch.setattr(plan_module, "RETIRED", ("24gb",))  # which would be the advice
+    verdict = plan(config.load_config(["t4-4b"], ["policy.load_in_4bit=false"]), small, search=False).verdict
+    assert verdict.endswith(", and no single setting changes that; use 40gb.")
 
 
 @pytest.mark.slow
@@ -117,6 +143,9 @@ def test_a_plan_that_fails_names_a_change_that_works():
     result = plan_for("t4", "t4", *large)
     assert "first set grpo.per_device_train_batch_size=4 grpo.gradient_accumulation_steps=4." in result.verdict
     assert plan_for("t4", "t4", "grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=4").fits
+    result = plan_for("t4", "t4", "grpo.per_device_train_batch_size=16")  # of 64 completions none are sampled at once
+    assert "first set grpo.per_device_train_batch_size=6 (24 instead of 64 completions a step)." in result.verdict
+    assert plan_for("t4", "t4", "grpo.per_device_train_batch_size=6").fits
     micro = ["grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=2"]
     result = plan_for("t4", "24gb", "grpo.gradient_checkpointing=false", *micro)
     assert "first set grpo.gradient_checkpointing=true." in result.verdict
@@ -156,6 +185,27 @@ def test_settings_that_are_varied_are_valid_ones():
         for key in KEYS:
             values = [getattr(vary_setting(settings, key, m).grpo, key) for m in range(1, 30)]
             assert values == sorted(values) and values[0] >= 1
+
+
+# preset, key, its largest value; the sentence
+@pytest.mark.parametrize(
+    ("preset", "key", "value", "sentence"),
+    [
+        ("t4", "num_generations", 52, "fits, with grpo.gradient_accumulation_steps=26, other settings unchanged: 52"),
+        ("t4", "num_generations", 8, "fits, other settings unchanged: 8"),
+        ("24gb", "num_generations", 20, "fits, with grpo.gradient_accumulation_steps=5, other settings unchanged: 20"),
+        ("t4", "per_device_train_batch_size", 6, "fits, other settings unchanged: 6 (24 completions a step)"),
+        ("t4", "max_completion_length", 2688, "fits, other settings unchanged: 2688"),
+        ("t4", "num_generations", 0, "fits, other settings unchanged: none"),
+    ],
+)  # fmt: skip
+def test_the_largest_value_is_said_with_what_has_to_be_set_with_it(preset, key, value, sentence):
+    settings = config.load_config([preset])
+    assert describe_largest(settings, key, value) == f"largest grpo.{key} that {sentence}"
+    if value:
+        words = [f"grpo.{name}={n}" for name, n in changes_for(settings, key, value).items()]
+        grpo = config.load_config([preset], words).grpo  # can be set
+        assert grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps % grpo.num_generations == 0
 
 
 def test_group_size_keeps_the_prompts_of_a_step():
