@@ -23,6 +23,7 @@ from grpo_kit.runs import processes
 
 T = TypeVar("T")
 RELIEF = 0.05  # share of all experts that go to the host when the GPU runs out of memory, or more if more is missing
+AMOUNT = r"([\d.]+) (bytes|[KMG]iB)"
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}  # of PyTorch's message
 # What helps where no expert can be moved, by what is being done.
 REMEDIES = {
@@ -256,6 +257,14 @@ def install_tiered_experts(
     return layers
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the GPU's memory is full; CUDA's libraries say so in other words than PyTorch."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError)
+        and re.search(r"_STATUS_ALLOC_FAILED|CUDA(?: driver)? error: out of memory", str(error)) is not None
+    )
+
+
 def with_relief(
     model: nn.Module, work: Callable[[], T], doing: str, remember: Callable[[], Callable[[], None]] | None = None
 ) -> T:
@@ -284,7 +293,9 @@ def with_relief(
     while True:
         try:
             return work()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             problem = " ".join(str(error).split())
         # Here the error is gone, and with it the frames that held tensors.
         _make_room(layers, problem, doing)
@@ -312,7 +323,7 @@ def _remember(layers: list[TieredExperts], remember: Callable[[], Callable[[], N
 
 def _make_room(layers: list[TieredExperts], problem: str, doing: str) -> None:
     """Move the coldest experts to the host and say so. Raises torch.OutOfMemoryError where that is not possible."""
-    asked = re.search(r"Tried to allocate ([\d.]+) (bytes|[KMG]iB)", problem)
+    asked = re.search(rf"Tried to allocate {AMOUNT}", problem)
     what = f"CUDA is out of memory while {doing}" + (f" ({asked[1]} {asked[2]} more are needed)" if asked else "")
     hits, coldness = known_hits(layers) if layers else None, []
     for i, layer in enumerate(layers):
@@ -327,6 +338,13 @@ def _make_room(layers: list[TieredExperts], problem: str, doing: str) -> None:
         raise torch.OutOfMemoryError(f"{what}{reason}. {REMEDIES[doing]}")
     nbytes, count = layers[0].geometry.nbytes, sum(layer.num_experts for layer in layers)
     missing = float(asked[1]) * UNITS[asked[2]] if asked else 0.0
+    unused = re.findall(rf"{AMOUNT} (?:is free|is reserved by PyTorch but unallocated)", problem)
+    movable = len(coldness) * nbytes
+    if missing > movable + sum(float(number) * UNITS[unit] for number, unit in unused):
+        raise torch.OutOfMemoryError(
+            f"{what}, and all routed experts on the GPU are {movable / 2**30:.2f} GiB, so moving them is not enough. "
+            f"{REMEDIES[doing]}"
+        )
     number = min(len(coldness), max(math.ceil(RELIEF * count), math.ceil(missing / nbytes)))
     share = (sum(len(layer.on_host) for layer in layers) + number) / count
     setting = f"policy.experts_on_host={math.ceil(1000 * share) / 1000:g}"

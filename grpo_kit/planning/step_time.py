@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from grpo_kit.config import RunConfig
-from grpo_kit.nemotron import pinned_memory
+from grpo_kit.nemotron import expert_placement, pinned_memory
 from grpo_kit.planning import host_time
 from grpo_kit.planning.fit import Plan, Seconds, StepTimes
 from grpo_kit.planning.host_time import model_seconds
@@ -43,7 +43,9 @@ def measure_bandwidths(device: str | torch.device | None = None) -> Bandwidths:
     device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     try:
         return _measure(device, COPIED[device.type])
-    except torch.OutOfMemoryError:  # a loaded policy fills the GPU; less is still more than its cache holds
+    except RuntimeError as error:  # a loaded policy fills the GPU; less is still more than its cache holds
+        if not expert_placement.is_out_of_memory(error):
+            raise
         return _measure(device, COPIED[device.type] // 16)
 
 

@@ -1,5 +1,6 @@
 """Where a model's experts lie, what goes to the slower tier, and which of them a LoRA reaches."""
 
+import re
 import types
 import weakref
 
@@ -173,10 +174,11 @@ def full_once(message=MESSAGE, times=1):
         (0.25, None, "1 bytes", [{5, 6, 7}, {6, 7}], "0.313"),  # each layer's last ones, the layers in turn
         (0.25, HITS, "2.00 KiB", [{0, 1}, {2, 3, 4}], "0.313"),  # the coldest
         (0.25, HITS, "20.00 KiB", [{0, 1}, {1, 2, 3, 4, 5}], "0.438"),  # as many as hold what was asked for
-        (0.25, HITS, "1.48 GiB", [set(range(8))] * 2, "1"),
+        (0.25, HITS, "1.48 GiB. GPU 0 has a total capacity of 14.58 GiB of which 1.50 GiB is free",
+         [set(range(8))] * 2, "1"),
         (0.25, HITS, "a lot", [{0, 1}, {2, 3, 4}], "0.313"),  # another wording
     ],
-)
+)  # fmt: skip
 def test_as_many_of_the_coldest_go_as_are_needed(share, hits, asked, on_host, setting):
     model, _ = load_tiered(0.0)
     layers = list(expert_placement.find_tiered_layers(model).values())
@@ -194,6 +196,53 @@ def test_as_many_of_the_coldest_go_as_are_needed(share, hits, asked, on_host, se
     assert [set(layer.on_host) for layer in layers] == on_host
     assert calls[0] == calls[1]  # with the same random numbers
     assert expert_placement.list_reliefs(model) == [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("unused", ["", " Of the allocated memory 2.00 KiB is reserved by PyTorch but unallocated."])
+def test_what_is_larger_than_all_experts_is_refused_before_any_moves(unused):
+    model, layers = load_tiered(0.25)
+    work, calls = full_once(f"CUDA out of memory. Tried to allocate 200.00 GiB.{unused}")
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        expert_placement.with_relief(model, work, "sampling")
+    assert str(error.value) == (
+        "CUDA is out of memory while sampling (200.00 GiB more are needed), and all routed experts on the GPU are 0.00 "
+        f"GiB, so moving them is not enough. {expert_placement.REMEDIES['sampling']}"
+    )
+    assert len(calls) == 1 and [layer.on_host for layer in layers] == [{6, 7}] * 2
+
+
+@pytest.mark.parametrize(
+    ("message", "is_full"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("CUDA driver error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+        ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: out of memory", False),
+    ],
+)
+def test_cudas_libraries_say_in_other_words_that_memory_is_full(message, is_full):
+    model, layers = load_tiered(0.25)
+    kinds = (RuntimeError, torch.AcceleratorError)  # the second one is what PyTorch raises for an error of CUDA
+    for kind in kinds:
+        assert expert_placement.is_out_of_memory(kind(message)) is is_full
+    assert not expert_placement.is_out_of_memory(MemoryError(message))
+    calls = []
+
+    def work():
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError(message)
+        return "done"
+
+    if is_full:
+        with pytest.warns(UserWarning, match=r"CUDA is out of memory while training: 1 more of the routed experts"):
+            assert expert_placement.with_relief(model, work, "training") == "done"
+    else:
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            expert_placement.with_relief(model, work, "training")
+    assert layers[0].on_host == ({5, 6, 7} if is_full else {6, 7})
 
 
 def test_the_work_ends_when_no_expert_is_left(monkeypatch):
