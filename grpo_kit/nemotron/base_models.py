@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from grpo_kit.nemotron import tiny
-from grpo_kit.nemotron.layer_pattern import read_layers
+from grpo_kit.nemotron.layer_pattern import build_config, read_config_file, read_layers
 
 PUBLISHED = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 LIGHTNING = "nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16"
@@ -59,6 +59,19 @@ def recognize_base(name: object) -> str | None:
     return next((base for base, pattern in NAMES.items() if re.search(pattern, name.lower())), None)
 
 
+def recognize_bf16(name: object) -> str | None:
+    """The base whose published weights in bf16 a name means: `recognize_base`, without suffixes such as `-FP8`.
+
+    Example:
+        >>> recognize_bf16("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-FP8") is None
+        True
+    """
+    base = recognize_base(name)
+    if base in NAMES and not re.search(NAMES[base] + r"(-bf16)?(/|$)", str(name).lower()):
+        return None
+    return base
+
+
 def resolve_base(name: object) -> str | None:
     """The base that a name means (`recognize_base`), or the name if it is a folder with a config.json, or None."""
     if (base := recognize_base(name)) or not isinstance(name, str) or not name or "\0" in name or len(name) > 4096:
@@ -88,7 +101,7 @@ def lora_modules(base: str) -> Modules:
             f"{base!r} is not a known base model. Give {', '.join(NAMES)}, tiny, or a local folder with a config.json."
         )
     path = CONFIGS.get(resolved, Path(resolved, "config.json"))
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")  # of a folder it only tells whether the file changed
     return dict(_build_modules(path, text) if path.parent == Path(resolved) else _list_modules(text))
 
 
@@ -132,19 +145,18 @@ def _list_modules(text: str) -> Modules:
 @functools.lru_cache(maxsize=4)
 def _build_modules(path: Path, text: str) -> Modules:  # `text` is an argument so that a changed file is read again
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from torch import nn
-    from transformers import NemotronHConfig, NemotronHForCausalLM
+    from transformers import NemotronHForCausalLM
 
     try:
-        read_layers(json.loads(text), path.parent.name)
-        with torch.device("meta"):
-            model = NemotronHForCausalLM._from_config(NemotronHConfig.from_json_file(path), dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
+        config = build_config(read_config_file(path, path.parent.name), path.parent.name)
+    except ValueError as error:
+        reason = str(error).rstrip(".")
         raise ValueError(
             f"{path} is not the config of a Nemotron-H ({reason}). Give the folder of a Nemotron-H."
         ) from None
+    with torch.device("meta"):
+        model = NemotronHForCausalLM._from_config(config, dtype=torch.float32)
     modules: Modules = {}
     for name, module in model.named_modules():
         name = f"backbone.{name.removeprefix('model.')}" if name.startswith("model.") else name

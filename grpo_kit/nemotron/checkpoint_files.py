@@ -14,7 +14,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import WeakFileLock
 
-from grpo_kit.nemotron.layer_pattern import LETTERS, read_config_file
+from grpo_kit.nemotron.layer_pattern import LETTERS, read_config_file, read_layers
 
 INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
 SMALL_FILES = (
@@ -129,7 +129,7 @@ def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
         ValueError: config.json is damaged, or describes another kind of model or layers that contradict each other.
     """
     config = checkpoint.get_file("config.json") or Path(checkpoint.name, "config.json")
-    read_config_file(config, checkpoint.name)
+    read_layers(read_config_file(config, checkpoint.name), checkpoint.name)
     out.mkdir(parents=True, exist_ok=True)
     for name in SMALL_FILES:
         if path := checkpoint.get_file(name):

@@ -3,11 +3,13 @@
 A Nemotron-H is recognised by its configuration, whatever its name: Mamba (`M`), attention (`*`), MLP (`-`) and expert
 (`E`) layers in any order. Layers for multi-token prediction may follow; transformers does not build them, and the kit
 skips their tensors. transformers itself fills in a pattern where there is none, ignores a wrong number of layers, and
-reports a wrong value in the words of its code, so the configuration is checked before transformers sees it.
+reports a wrong value in the words of its code, so the configuration is checked before transformers sees it. It then
+sees only what was checked: other keys can fill the memory (`num_labels`) or choose code (`_attn_implementation`).
 """
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,11 @@ KINDS = {"M": "linear_attention", "*": "full_attention", "E": "moe", "-": "mlp"}
 LETTERS = {kind: letter for letter, kind in KINDS.items()} | {"mamba": "M", "attention": "*"}
 FIT = "Name Nemotron-3-Nano-30B-A3B, Nemotron-3-Nano-4B, or another Nemotron-H of text."
 NF4_BITS = 4.127  # a value, with its share of the scales
-RELATIVES = {  # text in the model type, an architecture or a key: what such a model has beside a Nemotron-H's layers
-    "omni": "an Omni model, with layers for sound and images",
-    "_vl": "a VL model, with layers for images",
-    "vision": "a VL model, with layers for images",
-    "puzzle": "a Puzzle model, whose layers differ in width",
-    "block_configs": "a Puzzle model, whose layers differ in width",
-}
+OMNI, VL = "an Omni model, with layers for sound and images", "a VL model, with layers for images"
+PUZZLE = "a Puzzle model, whose layers differ in width"
+# What a model has beside a Nemotron-H's layers, by a pattern in its model type or architecture, and by a key.
+RELATIVES = {"omni": OMNI, "_vl(?!lm)|vision": VL, "puzzle": PUZZLE}
+RELATIVE_KEYS = {"sound_config": OMNI, "audio_config": OMNI, "vision_config": VL, "block_configs": PUZZLE}
 
 LARGEST, MOST_LAYERS = 2**20, 1000  # of a size in a configuration; the largest published one is 131,072 (vocab_size)
 SIZES = {  # whole numbers by the kind of layer that needs them; a configuration may leave each of them out
@@ -55,6 +55,9 @@ FLAGS = (
 )  # fmt: skip
 DTYPES = ("bfloat16", "float16", "float32")
 ACTIVATIONS = ("mlp_hidden_act", "mamba_hidden_act")
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+LIMITS = ("time_step_limit", "mamba_dt_limit")
+UNUSED = ("num_nextn_predict_layers",)  # checked, but transformers builds none of these layers
 MULTIPLES = {  # each is a multiple of the other
     "num_attention_heads": "num_key_value_heads", "mamba_num_heads": "n_groups", "n_routed_experts": "n_group",
 }  # fmt: skip
@@ -101,40 +104,74 @@ def read_layers(config: Mapping[str, Any], name: str) -> list[str]:
             f"The config.json of {name} has a pattern of {len(pattern):,} layers; the kit takes at most "
             f"{MOST_LAYERS:,}. Correct it, or name another model."
         )
-    _refuse_latent_experts(config, pattern.count("E"), name)
     _check_values(config, pattern, name)
+    _refuse_latent_experts(config, pattern.count("E"), name)
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise ValueError(
+            f"The weights of {name} are quantised already ({str(method)[:40]!r} in its config.json); the kit reads "
+            "weights in 16 or 32 bit, which it quantises itself. Name the BF16 model."
+        )
     _read_pattern(config, "mtp_", name)  # only checked: transformers builds none of these layers
     return [KINDS[letter] for letter in pattern]
 
 
 def read_config_file(path: Path, name: str) -> dict[str, Any]:
-    """The content of a Nemotron-H's config.json, checked as by `read_layers`.
+    """The content of a config.json of any model; that of a Nemotron-H or a relative is checked as by `read_layers`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON object, or as for `read_layers`.
+        ValueError: it is not a JSON object, names no kind of model, or as for `read_layers`.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_read_float)
         if not isinstance(fields, dict):
             raise ValueError("another JSON value")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{name} has no config.json, which every checkpoint has. Give a model's folder or Hub id."
         ) from None
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         raise ValueError(f"{path} is not a JSON object; it is damaged. Download it again.") from None
-    read_layers(fields, name)
+    if not isinstance(fields.get("model_type"), str):
+        raise ValueError(
+            f"The config.json of {name} has model_type {str(fields.get('model_type'))[:40]!r}; it must name a kind of "
+            "model, such as nemotron_h. Download it again, or name another model."
+        )
+    if is_nemotron_h(fields):
+        read_layers(fields, name)
     return fields
+
+
+def build_config(config: Mapping[str, Any], name: str) -> Any:
+    """The `NemotronHConfig` of a config.json: of its layers and the values that `read_layers` checks, nothing else.
+
+    Raises:
+        ValueError: as for `read_layers`.
+    """
+    from transformers import NemotronHConfig
+
+    kinds = read_layers(config, name)
+    known = {key for keys in SIZES.values() for key in keys} - set(UNUSED)
+    known.update(NUMBERS, FRACTIONS, FLAGS, ACTIVATIONS, TOKENS, LIMITS)
+    known.update(("mamba_ssm_cache_dtype", "sliding_window", "dtype", "torch_dtype"))
+    fields = {key: value for key, value in config.items() if key in known}
+    return NemotronHConfig(**fields, layers_block_type=kinds)
+
+
+def _read_float(value: dict[str, Any]) -> Any:
+    """Infinity, which transformers saves as an object with the key `__float__`."""
+    return float(value["__float__"]) if list(value) == ["__float__"] else value
 
 
 def _require_supported(config: Mapping[str, Any], name: str) -> None:
     """Raise ValueError for a model that is no Nemotron-H, or a relative that has more than a Nemotron-H's layers."""
     kind = config.get("model_type")
-    words = " ".join(map(str, [kind, config.get("architectures"), *config])).lower()
-    relative = next((what for text, what in RELATIVES.items() if text in words), "") if is_nemotron_h(config) else ""
-    if relative:
-        raise ValueError(f"{name} is {relative} ({kind}); the kit trains the plain text model. {FIT}")
+    words = f"{kind} {config.get('architectures')}".lower()
+    relatives = [what for text, what in RELATIVES.items() if re.search(text, words)]
+    relatives += [what for key, what in RELATIVE_KEYS.items() if config.get(key) is not None]
+    if relatives and is_nemotron_h(config):
+        raise ValueError(f"{name} is {relatives[0]} ({kind}); the kit trains the plain text model. {FIT}")
     if kind != "nemotron_h":
         raise ValueError(f"{name} is a {kind!r}; the kit needs a 'nemotron_h' here. {FIT}")
 
@@ -144,11 +181,15 @@ def _refuse_latent_experts(config: Mapping[str, Any], layers: int, name: str) ->
     sizes = [config.get(key) for key in ("moe_latent_size", "n_routed_experts", "moe_intermediate_size")]
     if not layers or sizes[0] is None:
         return
-    parameters = 2 * layers * math.prod(size if isinstance(size, int) else 0 for size in sizes)
+    parameters, size = 0 if None in sizes else 2 * layers * math.prod(sizes), ""
+    if parameters >= 1e9:
+        size = (
+            f"; its routed experts are {parameters / 1e9:,.0f} billion parameters, "
+            f"{parameters * NF4_BITS / 8 / 2**30:,.0f} GiB in 4 bit, and the kit trains on one GPU"
+        )
     raise ValueError(
-        f"{name} has experts behind a latent projection (moe_latent_size {sizes[0]!r}), as Nemotron-3-Super 120B and "
-        f"Ultra 550B have; its routed experts are {parameters / 1e9:,.0f} billion parameters, "
-        f"{parameters * NF4_BITS / 8 / 2**30:,.0f} GiB in 4 bit, and the kit trains on one GPU. {FIT}"
+        f"{name} has experts behind a latent projection (moe_latent_size {sizes[0]}), as Nemotron-3-Super 120B and "
+        f"Ultra 550B have{size}. {FIT}"
     )
 
 
@@ -176,10 +217,13 @@ def _check_values(config: Mapping[str, Any], pattern: str, name: str) -> None:
     check(ACTIVATIONS, _is_activation, "the name of an activation, such as relu2 or silu")
     check(["mamba_ssm_cache_dtype"], lambda text: type(text) is str, "the name of a type, such as float32")
     check(["dtype", "torch_dtype"], lambda text: text is None or text in DTYPES, f"one of {', '.join(DTYPES)}, or null")
-    check(["pad_token_id", "bos_token_id"], lambda n: n is None or type(n) is int, "a token's number, or null")
-    check(["eos_token_id"], _is_token, "a token's number, a list of such numbers, or null")
+    check(TOKENS[:2], lambda n: n is None or type(n) is int, "a token's number, or null")
+    check(TOKENS[2:], _is_token, "a token's number, a list of such numbers, or null")
     check(["sliding_window"], lambda n: n is None or type(n) is int, "a whole number, or null")
-    check(["time_step_limit", "mamba_dt_limit"], _is_range, "a list of two numbers with decimal points")
+    check(LIMITS, _is_range, "a list of two numbers with decimal points")
+    if "E" in pattern:
+        rule = f"a whole number, 1 to {LARGEST:,}, or null"
+        check(["moe_latent_size"], lambda n: n is None or (type(n) is int and 1 <= n <= LARGEST), rule)
     for key, other in MULTIPLES.items():
         if config.get(key) and config.get(other):
             require(config[key] % config[other] == 0, key, f"a multiple of {other}, {config[other]}")
@@ -201,10 +245,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _is_range(value: Any) -> bool:
-    """Whether a value is two floats; transformers saves infinity as an object with the key `__float__`."""
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        return False
-    return all(x >= 0 if type(x) is float else isinstance(x, dict) and list(x) == ["__float__"] for x in value)
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(x) is float and x >= 0 for x in value)
 
 
 def _read_pattern(config: Mapping[str, Any], prefix: str, name: str) -> str:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from grpo_kit.nemotron import expert_placement, nf4, patches
 from grpo_kit.nemotron.checkpoint_files import shorten_error
 from grpo_kit.nemotron.experts import TieredExperts
-from grpo_kit.nemotron.layer_pattern import read_config_file
+from grpo_kit.nemotron.layer_pattern import build_config, read_config_file
 from grpo_kit.nemotron.nf4_layout import REMEDY, verify_checkpoint
 
 SUFFIX = ".nf4"
@@ -126,11 +126,10 @@ def build_skeleton(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     Raises:
         FileNotFoundError, ValueError: as for `read_config_file`.
     """
-    from transformers import BitsAndBytesConfig, NemotronHConfig, NemotronHForCausalLM
+    from transformers import BitsAndBytesConfig, NemotronHForCausalLM
     from transformers.quantizers import AutoHfQuantizer
 
-    read_config_file(folder / "config.json", str(folder))
-    config = NemotronHConfig.from_pretrained(folder)
+    config = build_config(read_config_file(folder / "config.json", str(folder)), str(folder))
     with torch.device("meta"):
         model = NemotronHForCausalLM._from_config(config, dtype=dtype)
     nf4_config = BitsAndBytesConfig(

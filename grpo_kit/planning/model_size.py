@@ -21,7 +21,7 @@ from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.nemotron import patches
 from grpo_kit.nemotron.expert_workbench import ExpertShape
-from grpo_kit.policy.model_source import read_config
+from grpo_kit.policy.model_source import build_config
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # The residual stream: float32 beside fp16 weights (nemotron.patches.keep_residual_in_float32).
@@ -63,16 +63,12 @@ class Architecture:
             FileNotFoundError: if neither a folder nor the Hub gives a config.json.
             ValueError: if the policy is not a Nemotron-H.
         """
-        from transformers import NemotronHConfig
-
-        try:
-            fields = read_config(policy)
-        except OSError as error:
-            text = f"policy.model is {policy.model!r}; neither a folder here nor the Hub gives its config.json"
-            raise FileNotFoundError(f"{text}. Check the name. ({' '.join(str(error).split())[:200]})") from None
-        if (kind := fields.get("model_type")) != "nemotron_h":
-            raise ValueError(f"policy.model is a {kind}; only a Nemotron-H can be planned. Name a Nemotron-H.")
-        return Architecture(NemotronHConfig.from_dict(fields))
+        config = build_config(policy)
+        if (kind := config.model_type) != "nemotron_h":
+            raise ValueError(
+                f"policy.model is {policy.model!r}, a {kind}; only a Nemotron-H can be planned. Name a Nemotron-H."
+            )
+        return Architecture(config)
 
     def find_targets(self, targets: list[str]) -> list[str]:
         """The endings of module names that `lora.target_modules` means.

@@ -1,9 +1,9 @@
 """Load the policy: a causal language model and its tokenizer, unquantised or in 4 bit, from a folder or the Hub."""
 
-import contextlib
 import json
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
 from grpo_kit.nemotron import patches
-from grpo_kit.policy.model_source import find_nf4, nf4_folder, policy_source, read_config
+from grpo_kit.policy.model_source import build_config, find_nf4, missing_model, nf4_folder, policy_source
 from grpo_kit.policy.nf4_source import needs_nf4_checkpoint, prepare_checkpoint
 from grpo_kit.policy.tokenizer import prepare_tokenizer
 from grpo_kit.runs import activity, processes
@@ -95,18 +95,35 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
 
 def _load_published(policy: settings.Policy, options: dict[str, Any]) -> Any:
-    """The model from its published files, by transformers, which would fill in random numbers for what they lack."""
-    from safetensors import SafetensorError
+    """The model from its safetensors files, by transformers, which would fill in random numbers for what they lack."""
     from transformers import AutoModelForCausalLM
 
-    again = "Download them again, or name another model."
+    from grpo_kit.nemotron.expert_placement import is_out_of_memory
+
+    again, config, failure = "Download them again, or name another model.", build_config(policy), _FailureReport()
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(failure)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            policy_source(policy), output_loading_info=True, ignore_mismatched_sizes=True, **options
+            policy_source(policy),
+            config=config,
+            use_safetensors=True,  # any other file of weights is a pickle, which may run code
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:  # a file or an index is damaged
+    except OSError as error:
+        if not Path(policy_source(policy)).is_dir():
+            raise missing_model(policy, error) from None
         reason = " ".join(str(error).split())[:200]
+        raise FileNotFoundError(f"The safetensors files of {policy.model} cannot be read ({reason}). {again}") from None
+    except Exception as error:  # what the libraries raise for a damaged file or index is of any kind
+        if is_out_of_memory(error):
+            raise
+        reason = failure.cause or " ".join(str(error).split())[:200]
         raise ValueError(f"The files of {policy.model} are damaged ({reason}). {again}") from None
+    finally:
+        logger.removeFilter(failure)
     if lacking := sorted(report["missing_keys"]):
         raise ValueError(f"The files of {policy.model} lack {lacking[0]}, which its config.json calls for. {again}")
     mismatched = sorted(report["mismatched_keys"])
@@ -124,6 +141,22 @@ def _load_published(policy: settings.Policy, options: dict[str, Any]) -> Any:
             f"{again}"
         )
     return model
+
+
+class _FailureReport(logging.Filter):
+    """Holds back the report, with a traceback, that transformers prints when tensors do not fit together.
+
+    `cause` is what it says about the first of them.
+    """
+
+    cause = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "Traceback" in text and (found := re.search(r"^\w+: (.+)$", text, re.MULTILINE)):
+            name = re.search(r"destined for ([\w.]+\w)", text)
+            self.cause = (f"{name[1]}: " if name else "") + found[1].strip()[:200]
+        return not self.cause
 
 
 def overflow_device(policy: settings.Policy) -> Any:
@@ -199,22 +232,25 @@ def load_tokenizer(policy: settings.Policy) -> Any:
     """Load only the tokenizer of a policy, prepared for training: it pads on the left and keeps thinking tags visible.
 
     Raises:
-        FileNotFoundError: neither a local folder nor the Hub has the model.
-        ValueError: as for `read_config`.
+        FileNotFoundError: as for `read_config`, or the Hub does not provide the tokenizer.
+        ValueError: as for `build_config`, or a file of the tokenizer or its chat template is damaged.
     """
     from transformers import AutoTokenizer
 
-    with contextlib.suppress(OSError):  # what is not there is reported below
-        read_config(policy)
-    source = str(find_nf4(policy) or policy_source(policy))  # a checkpoint has the tokenizer beside it
+    config, source = build_config(policy), str(find_nf4(policy) or policy_source(policy))  # an NF4 checkpoint has one
     try:
-        return prepare_tokenizer(AutoTokenizer.from_pretrained(source, revision=policy.revision, padding_side="left"))
-    except (OSError, ValueError) as error:  # ValueError: the folder or id has no model type that transformers knows
-        raise FileNotFoundError(
-            f"policy.model is {policy.model!r}; there is no such folder here, and the Hub did not provide such a "
-            "model. Check the spelling, the network and HF_TOKEN, or give a local folder. "
-            f"({' '.join(str(error).split())[:200]})"
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, revision=policy.revision, padding_side="left")
+        tokenizer = prepare_tokenizer(tokenizer)
+        if tokenizer.chat_template:
+            tokenizer.apply_chat_template([{"role": "user", "content": "1 + 1?"}], tokenize=False)
+    except Exception as error:  # a damaged file and a template raise whatever comes
+        if isinstance(error, OSError) and not Path(source).is_dir():
+            raise missing_model(policy, error) from None
+        raise ValueError(
+            f"The tokenizer of {source} cannot be used ({' '.join(str(error).split())[:200]}). Download its "
+            "tokenizer.json, tokenizer_config.json and chat_template.jinja again, or name another model."
         ) from None
+    return tokenizer
 
 
 def _hide_expected_warnings() -> None:

@@ -9,6 +9,8 @@ from grpo_kit import config as settings
 from grpo_kit.nemotron import base_models, layer_pattern, nf4_layout, tiny
 from grpo_kit.runs.places import default_nf4_folder, find_mounted_folders, kaggle_nf4_folder
 
+# Keys of any model's config.json: labels of a classifier, which are as many as it says, and code to run.
+UNREAD = {"num_labels", "id2label", "label2id", "auto_map", "_attn_implementation", "attn_implementation"}
 SETTINGS = ("source", "revision", "dtype")  # in nf4.json: what a checkpoint was made of
 
 
@@ -69,21 +71,52 @@ def read_config(policy: settings.Policy) -> dict[str, Any]:
     """What the config.json of `policy.model` holds. Of some published models it is in the package.
 
     Raises:
-        OSError: neither the package nor a local folder nor the Hub has one.
+        FileNotFoundError: neither the package nor a local folder nor the Hub has one.
         ValueError: it is damaged, or that of a Nemotron-H whose layers contradict each other or of a refused relative.
     """
-    from transformers import PreTrainedConfig
+    from transformers.utils import cached_file
 
-    source, known = policy_source(policy), base_models.recognize_base(policy.model)
+    source, known = policy_source(policy), base_models.recognize_bf16(policy.model)
     if known and not Path(source).is_dir():
         return json.loads(base_models.CONFIGS[known].read_text(encoding="utf-8"))
+    folder = find_nf4(policy) or Path(source)
+    if folder.exists():
+        return layer_pattern.read_config_file(folder / "config.json", str(folder))
     try:
-        fields, _ = PreTrainedConfig.get_config_dict(str(find_nf4(policy) or source), revision=policy.revision)
-        is_nemotron_h = layer_pattern.is_nemotron_h(fields)
-    except (TypeError, AttributeError):  # transformers takes any JSON value for an object
-        raise ValueError(
-            f"The config.json of {policy.model} is not a JSON object; it is damaged. Download it again."
-        ) from None
-    if is_nemotron_h:
-        layer_pattern.read_layers(fields, policy.model)
-    return fields
+        path = cached_file(source, "config.json", revision=policy.revision)
+    except (OSError, ValueError) as error:  # ValueError: the name cannot be an id
+        raise missing_model(policy, error) from None
+    return layer_pattern.read_config_file(Path(path), source)
+
+
+def missing_model(policy: settings.Policy, error: Exception) -> FileNotFoundError:
+    """The error for a model that is neither a folder here nor provided by the Hub."""
+    return FileNotFoundError(
+        f"policy.model is {policy.model!r}; there is no such folder here, and the Hub did not provide such a model. "
+        "Check the spelling, the network and HF_TOKEN, or give a local folder. "
+        f"({' '.join(str(error).split())[:200]})"
+    )
+
+
+def build_config(policy: settings.Policy) -> Any:
+    """transformers' configuration of `policy.model`, without what fills the memory or chooses code to run.
+
+    Raises:
+        FileNotFoundError: as for `read_config`.
+        ValueError: as for `read_config`, or transformers does not know such a model or refuses a value.
+    """
+    from transformers import AutoConfig
+
+    fields = read_config(policy)
+    if layer_pattern.is_nemotron_h(fields):
+        config = layer_pattern.build_config(fields, policy.model)
+    else:
+        try:
+            config = AutoConfig.for_model(**{key: fields[key] for key in fields.keys() - UNREAD})
+        except Exception as error:  # for a wrong value the classes of transformers raise whatever comes
+            raise ValueError(
+                f"The config.json of {policy.model} describes no model that transformers can build "
+                f"({' '.join(str(error).split())[:200]}). Download it again, or name another model."
+            ) from None
+    config.name_or_path = policy_source(policy)
+    return config

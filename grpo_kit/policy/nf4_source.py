@@ -14,7 +14,7 @@ from grpo_kit.nemotron.nf4_layout import (
     read_manifest,
     write_manifest,
 )
-from grpo_kit.policy.model_source import SETTINGS, find_nf4, is_finished, nf4_folder, policy_source, read_config
+from grpo_kit.policy.model_source import SETTINGS, build_config, find_nf4, is_finished, nf4_folder, policy_source
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import new_file
 from grpo_kit.runs.places import download_folder, drive_nf4_folder, find_drive, kaggle_nf4_folder
@@ -36,19 +36,19 @@ def needs_nf4_checkpoint(policy: settings.Policy) -> bool:
     """Whether the policy is an NF4 checkpoint already, or a Nemotron-H too large to load unquantised.
 
     Raises:
-        OSError: neither the package nor a local folder nor the Hub has a config.json.
-        ValueError: as for `read_config`.
+        FileNotFoundError: neither the package nor a local folder nor the Hub has a config.json.
+        ValueError: as for `build_config`.
     """
     import torch
-    from transformers import NemotronHConfig, NemotronHForCausalLM
+    from transformers import NemotronHForCausalLM
 
     if is_nf4_checkpoint(policy_source(policy)) or find_nf4(policy):
         return True
-    fields = read_config(policy)
-    if fields.get("model_type") != "nemotron_h":
+    config = build_config(policy)
+    if config.model_type != "nemotron_h":
         return False
     with torch.device("meta"):
-        model = NemotronHForCausalLM._from_config(NemotronHConfig.from_dict(fields))
+        model = NemotronHForCausalLM._from_config(config)
     return model.num_parameters() > LARGEST_UNSTREAMED
 
 
@@ -162,7 +162,7 @@ def describe_download(policy: settings.Policy) -> str:
     source = policy_source(policy)
     if Path(source).is_dir() or find_nf4(policy):
         return ""
-    if (sizes := PUBLISHED_GIB.get(base_models.recognize_base(source))) is None:
+    if (sizes := PUBLISHED_GIB.get(base_models.recognize_bf16(source))) is None:
         return f"Loading the policy downloads {source} from the Hub, unless an earlier download is on this machine."
     drive = drive_nf4_folder(policy.model) if policy.load_in_4bit and not policy.nf4_folder else None
     if drive and is_finished(drive, policy):

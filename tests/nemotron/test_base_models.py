@@ -56,6 +56,17 @@ def test_shapes_of_the_30b(nano, module, shape):
     assert nano[module] == shape
 
 
+@pytest.mark.parametrize("base", [base_models.PUBLISHED, base_models.LIGHTNING, base_models.NANO_4B])
+def test_only_names_of_the_weights_in_bf16_stand_for_the_configuration_of_the_package(base):
+    plain = base.removesuffix("-BF16")
+    folder = f"/kaggle/input/models/metric/{base.split('/')[1].lower()}/transformers/default/1"
+    for name in (base, plain, base.lower(), f"unsloth/{plain.split('/')[1]}", folder):
+        assert base_models.recognize_bf16(name) == base
+    for suffix in ("-FP8", "-NVFP4", "-GGUF", "-Base-BF16", "-BF16-bnb-4bit", "-mine", "-BF16-FP8", ".gguf"):
+        assert base_models.recognize_bf16(plain + suffix) is None
+    assert base_models.recognize_bf16("tiny") == base_models.TINY and base_models.recognize_bf16(None) is None
+
+
 def test_the_30b_has_no_more_modules_than_its_parts(nano):
     assert len(nano) == 23 * 2 * 129 + 23 * 2 + 6 * 4 + 1
 

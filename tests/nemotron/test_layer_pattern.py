@@ -9,10 +9,10 @@ import torch
 from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedConfig
 
 from grpo_kit.nemotron import base_models, tiny
-from grpo_kit.nemotron.layer_pattern import is_nemotron_h, read_layers
+from grpo_kit.nemotron.layer_pattern import build_config, is_nemotron_h, read_config_file, read_layers
 
 M, A, E, D = "linear_attention", "full_attention", "moe", "mlp"
-# Fields that every model of transformers has; those that no file of a model sets are not checked.
+# Fields that every model of transformers has.
 GENERAL = set(PreTrainedConfig.__dataclass_fields__) | {"num_hidden_layers", "layers_block_type"}
 PATTERN = {"hybrid_override_pattern": "M-*E"}
 
@@ -72,7 +72,12 @@ SUPER = {"moe_latent_size": 1024, "n_routed_experts": 512, "moe_intermediate_siz
         (SUPER | {"hybrid_override_pattern": "ME" * 40}, "mine has experts behind a latent projection (moe_latent_size "
          "1024), as Nemotron-3-Super 120B and Ultra 550B have; its routed experts are 113 billion parameters, 54 GiB "
          "in 4 bit, and the kit trains on one GPU. Name Nemotron-3-Nano-30B-A3B"),
-        ({"moe_latent_size": "1" * 9, "hybrid_override_pattern": "ME"}, "are 0 billion parameters"),
+        ({"moe_latent_size": "1" * 9, "hybrid_override_pattern": "ME"}, "has moe_latent_size '111111111'; it must be a "
+         "whole number, 1 to 1,048,576, or null"),
+        (SUPER | {"moe_latent_size": "big", "hybrid_override_pattern": "ME"}, "has moe_latent_size 'big'"),
+        (SUPER | {"moe_latent_size": 0, "hybrid_override_pattern": "ME"}, "has moe_latent_size '0'"),
+        (SUPER | {"n_routed_experts": "big", "hybrid_override_pattern": "ME"}, "has n_routed_experts 'big'"),
+        ({"moe_latent_size": 16, "hybrid_override_pattern": "ME"}, "Nemotron-3-Super 120B and Ultra 550B have. Name"),
         ({"model_type": "qwen3"}, "mine is a 'qwen3'; the kit needs a 'nemotron_h' here."),
         ({"model_type": None}, "mine is a None"),
         ({"model_type": "nemotron_h_omni"}, "is an Omni model, with layers for sound and images (nemotron_h_omni)"),
@@ -81,12 +86,83 @@ SUPER = {"moe_latent_size": 1024, "n_routed_experts": 512, "moe_intermediate_siz
         (PATTERN | {"vision_config": {}}, "mine is a VL model"),
         ({"model_type": "nemotron_h_puzzle"}, "mine is a Puzzle model, whose layers differ in width"),
         (PATTERN | {"block_configs": []}, "mine is a Puzzle model"),
+        (PATTERN | {"architectures": ["NemotronHVisionModel"]}, "mine is a VL model"),
+        (PATTERN | {"sound_config": {}}, "mine is an Omni model"),
+        (PATTERN | {"quantization_config": {"quant_method": "fp8"}}, "The weights of mine are quantised already ('fp8' "
+         "in its config.json); the kit reads weights in 16 or 32 bit, which it quantises itself. Name the BF16 model."),
+        (PATTERN | {"quantization_config": "x" * 10**4}, f"('{'x' * 40}' in its config.json)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_in_one_sentence(config, message):
     with pytest.raises(ValueError) as error:
         read(**config)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"revision": "main"}, {"_vllm_version": "0.17"}, {"supervision": 1}, {"vision_config": None},
+        {"architectures": ["NemotronHForCausalLM"], "transformers_version": "5.23.0"}, {"quantization_config": None},
+    ],
+)  # fmt: skip
+def test_a_plain_text_model_is_taken_whatever_its_other_keys_resemble(extra):
+    assert read(**PATTERN, **extra) == [M, D, A, E]
+
+
+UNUSED = {
+    "num_labels": 10**9, "id2label": 5, "label2id": [], "_attn_implementation": "flash_attention_2",
+    "layer_types": ["a"], "num_local_experts": 10**9, "rope_scaling": "M", "rope_parameters": 3,
+    "mtp_hybrid_override_pattern": None, "auto_map": {"AutoConfig": "evil.Config"}, "torchscript": "no",
+    "is_encoder_decoder": [], "problem_type": "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", UNUSED)
+def test_transformers_does_not_see_keys_that_the_layers_do_not_need(key):
+    fields = {"model_type": "nemotron_h", **PATTERN, "hidden_size": 8, "n_routed_experts": 4}
+    built = build_config(fields | {key: UNUSED[key]}, "mine").to_dict()
+    assert built == build_config(fields, "mine").to_dict()
+    assert (built["hidden_size"], built["n_routed_experts"], built["layers_block_type"]) == (8, 4, [M, D, A, E])
+
+
+@pytest.mark.parametrize("base", [base_models.PUBLISHED, base_models.NANO_4B, base_models.TINY])
+def test_a_published_configuration_loses_nothing_that_the_model_uses(base):
+    fields = json.loads(base_models.CONFIGS[base].read_text())
+    built, whole = build_config(fields, base), NemotronHConfig.from_dict(dict(fields))
+    for key in set(NemotronHConfig.__dataclass_fields__) - GENERAL - {"mtp_layers_block_type"}:
+        assert key == "num_nextn_predict_layers" or getattr(built, key) == getattr(whole, key), key
+    assert (built.layers_block_type, built.dtype) == (whole.layers_block_type, whole.dtype)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "7", '{"a": {"__float__": []}}', "\xff"])
+def test_a_file_that_is_no_object_is_damaged(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError) as error:
+        read_config_file(path, "mine")
+    assert str(error.value) == f"{path} is not a JSON object; it is damaged. Download it again."
+
+
+def test_infinity_is_read_as_transformers_saves_it(tmp_path):
+    path, fields = tmp_path / "config.json", {"model_type": "nemotron_h", **PATTERN}
+    for value in ("Infinity", {"__float__": "Infinity"}):
+        path.write_text(json.dumps(fields | {"time_step_limit": [0.0, value]}).replace('"Infinity"]', "Infinity]"))
+        assert read_config_file(path, "mine")["time_step_limit"] == [0.0, float("inf")]
+    path.write_text(json.dumps(fields | {"time_step_limit": [0.0, {"__float__": "NaN"}]}))
+    with pytest.raises(ValueError, match="time_step_limit"):
+        read_config_file(path, "mine")
+
+
+@pytest.mark.parametrize("kind", [None, 5, []])
+def test_a_file_without_a_kind_of_model_says_so(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(
+        ValueError, match=r"of mine has model_type '.*'; it must name a kind of model, such as nemotron_h"
+    ):
+        read_config_file(tmp_path / "config.json", "mine")
+    with pytest.raises(FileNotFoundError, match="mine has no config.json"):
+        read_config_file(tmp_path / "elsewhere.json", "mine")
 
 
 def test_a_latent_size_without_experts_refuses_nothing():
@@ -128,8 +204,8 @@ HERE = {  # key: (values that the layers M-*E can be built from, values that are
     "eos_token_id": ([2, [2, 11], None], ["2", [2, "11"], [None], 2.0],
                      "a token's number, a list of such numbers, or null"),
     "sliding_window": ([None, 512], ["512", 1.5], "a whole number, or null"),
-    "time_step_limit": ([[0.0, float("inf")], [0.0, {"__float__": "Infinity"}], (0.0, 0.5)],
-                        [None, 1.0, [0, 1], [0.0], [-1.0, 1.0], [float("nan"), 1.0], "01", {}],
+    "time_step_limit": ([[0.0, float("inf")], (0.0, 0.5)],
+                        [None, 1.0, [0, 1], [0.0], [-1.0, 1.0], [float("nan"), 1.0], "01", {}, [0.0, {}]],
                         "a list of two numbers with decimal points"),
 }  # fmt: skip
 
@@ -178,7 +254,7 @@ HOSTILE = ([], {}, "big", "8", -1, 10**30, 2**40, True, None, float("nan"), floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", sorted(set(NemotronHConfig.__dataclass_fields__) - set(GENERAL)))
+@pytest.mark.parametrize("key", sorted({*NemotronHConfig.__dataclass_fields__, *UNUSED}))
 def test_whatever_transformers_cannot_build_was_refused_before(key):
     """Each field of transformers' configuration, so that a new one is noticed."""
     fields = json.loads((tiny.FOLDER / "config.json").read_text()) | {"intermediate_size": 64, key: None}
@@ -186,9 +262,9 @@ def test_whatever_transformers_cannot_build_was_refused_before(key):
     for value in HOSTILE:
         fields[key] = value
         with contextlib.suppress(ValueError):
-            read_layers(fields, "mine")
+            config = build_config(fields, "mine")
             with torch.device("meta"):
                 try:
-                    NemotronHForCausalLM._from_config(NemotronHConfig.from_dict(dict(fields)))
+                    NemotronHForCausalLM._from_config(config)
                 except Exception as error:
                     pytest.fail(f"{key} {value!r} was let through: {error}")

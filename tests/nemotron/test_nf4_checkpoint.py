@@ -574,7 +574,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path, converted):
     ("text", "says"),
     [
         ('{"model_type": "qwen3"}', "is a 'qwen3'"),
-        ("{}", "is a None"),
+        ("{}", "has model_type 'None'"),
         ("[1]", "not a JSON object"),
         ("{", "not a JSON object"),
         ('{"model_type": "nemotron_h"}', "has neither hybrid_override_pattern nor layers_block_type"),

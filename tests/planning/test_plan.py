@@ -215,7 +215,7 @@ def test_group_size_keeps_the_prompts_of_a_step():
 
 
 def test_a_configuration_that_cannot_be_planned_raises_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a folder here nor the Hub"):
+    with pytest.raises(FileNotFoundError, match="no such folder here, and the Hub did not"):
         plan_for("tiny", "cpu", "policy.model=no/such-model")
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="only a Nemotron-H can be planned"):

@@ -1,6 +1,7 @@
 """Loading a policy, whole and in 4 bit, and a tokenizer fit for training."""
 
 import json
+import os
 import re
 import shutil
 
@@ -14,7 +15,7 @@ from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.planning import model_size
 from grpo_kit.policy import nf4_source
 from grpo_kit.policy.load import load_policy, load_tokenizer
-from grpo_kit.policy.model_source import base_model_name
+from grpo_kit.policy.model_source import base_model_name, build_config
 
 
 def last_logits(model, tokenizer):
@@ -97,6 +98,8 @@ def test_damaged_files_are_refused_in_one_sentence(tmp_path, damage, message, lo
         ({"vocab_size": True}, "has vocab_size 'True'; it must be a whole number"),
         ({"layer_norm_epsilon": float("nan")}, "has layer_norm_epsilon 'nan'; it must be a number"),
         ({"mamba_num_heads": 10**30}, "has mamba_num_heads '1000000000000000000000000000000'; it must be"),
+        ({"moe_latent_size": "big"}, "has moe_latent_size 'big'; it must be a whole number"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "are quantised already ('fp8' in its config.json)"),
     ],
 )
 def test_a_config_whose_layers_are_unclear_is_refused_before_anything_is_loaded(tmp_path, change, message):
@@ -112,12 +115,97 @@ def test_a_config_whose_layers_are_unclear_is_refused_before_anything_is_loaded(
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "7", "null"])
+@pytest.mark.parametrize("text", ["[]", "7", "null", "", "{", "[" * 100_000])
 def test_a_config_that_is_no_object_is_damaged(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    for function in (load_tokenizer, model_size.Architecture.of):
+    for function in (load_tokenizer, model_size.Architecture.of, lambda p: base_models.lora_modules(p.model)):
         with pytest.raises(ValueError, match="is not a JSON object; it is damaged. Download it again"):
             function(config.Policy(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_a_folder_without_a_config_says_so(tmp_path, load_in_4bit):
+    policy = config.Policy(model=str(tmp_path), load_in_4bit=load_in_4bit)
+    for function in (load_tokenizer, load_policy, model_size.Architecture.of):
+        with pytest.raises(FileNotFoundError, match=f"^{tmp_path} has no config.json, which every checkpoint has."):
+            function(policy)
+    (tmp_path / "config.json").write_text("{}")
+    for function in (load_tokenizer, load_policy, model_size.Architecture.of):
+        with pytest.raises(ValueError, match="has model_type 'None'; it must name a kind of model"):
+            function(policy)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "nosuch"},
+        {"model_type": "qwen3", "hidden_size": "big"},
+        {"model_type": "llama", "vocab_size": []},
+    ],
+)
+def test_another_model_that_transformers_cannot_build_is_refused(tmp_path, fields):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(
+        ValueError, match=f"^The config.json of {tmp_path} describes no model that transformers"
+    ) as error:
+        load_tokenizer(config.Policy(model=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_labels_and_code_in_another_models_config_are_not_read(tmp_path):
+    fields = {"model_type": "qwen3", "hidden_size": 64, "num_labels": 10**9, "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    built = build_config(config.Policy(model=str(tmp_path)))
+    assert (built.hidden_size, built.num_labels, built.name_or_path) == (64, 2, str(tmp_path))
+    assert not hasattr(built, "auto_map")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokenizer.json", ""), ("tokenizer.json", "{"), ("tokenizer.json", "[]"), ("tokenizer_config.json", ""),
+        ("tokenizer_config.json", "[]"), ("chat_template.jinja", "{% for"), ("chat_template.jinja", "{{ 1 / 0 }}"),
+    ],
+)  # fmt: skip
+def test_a_damaged_tokenizer_is_not_called_missing(tmp_path, name, text):
+    shutil.copytree(tiny.FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(
+        ValueError, match=f"^The tokenizer of {tmp_path} cannot be used .*again, or name another"
+    ) as error:
+        load_tokenizer(config.Policy(model=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("a-pickle-ran",)
+
+
+def test_a_pickle_is_not_opened_and_weights_that_are_not_there_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny.FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"a": Hostile()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        FileNotFoundError, match=r"^The safetensors files of .* cannot be read .*model.safetensors"
+    ) as error:
+        load_policy(config.Policy(model=str(tmp_path)))
+    assert "\n" not in str(error.value) and not (tmp_path / "a-pickle-ran").exists()
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_an_expert_of_a_wrong_shape_is_one_sentence(tmp_path, caplog, capfd, load_in_4bit):
+    shutil.copytree(tiny.FOLDER, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["backbone.layers.1.mixer.experts.0.up_proj.weight"] = torch.zeros(1024, 64)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError) as error:
+        load_policy(config.Policy(model=str(tmp_path), load_in_4bit=load_in_4bit))
+    assert str(error.value).startswith(
+        f"The files of {tmp_path} are damaged (model.layers.1.mixer.experts.up_proj: stack expects each tensor to be"
+    )
+    assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
 
 
 def test_in_4_bit_every_large_matrix_is_4_bit():
