@@ -24,7 +24,7 @@ from grpo_kit.planning.memory import sampled_at_once
 from grpo_kit.planning.model_size import Architecture
 from grpo_kit.planning.plan import KEYS, changes_for
 from grpo_kit.planning.plan import plan as make_plan
-from grpo_kit.planning.sessions import SESSIONS, first_reply_seconds, format_range, run_seconds, steps_in_session
+from grpo_kit.planning.sessions import SESSIONS, first_reply_seconds, format_range, step_seconds, steps_in_session
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -147,7 +147,8 @@ def times() -> Table:
     for machine in MACHINES:
         plan = plan_of(machine)
         device, host = plan.times.device, plan.times.host
-        step = [seconds.sampling + seconds.training for seconds in (plan.times.least, plan.times.most)]
+        least, most = plan.times.least, plan.times.most
+        step = [seconds.sampling + seconds.training for seconds in (least, most)]
         rows.append({
             "machine": machine.name,
             "memory, GB/s": f"{plan.bandwidths.vram_gb_s:g}",
@@ -158,7 +159,7 @@ def times() -> Table:
             "training, s: GPU": f"{device.training:.1f}",
             "and host": f"{host.training:.1f}",
             "a step, s": f"{step[0]:.0f} to {step[1]:.0f}",
-            "with every replacement, s": f"{plan.times.least.sampling_all + plan.times.least.training:.0f} or more",
+            "with every replacement, s": f"{least.sampling_all + least.training:.0f} to {step_seconds(plan)[1]:.0f}",
         })  # fmt: skip
     return rows
 
@@ -168,13 +169,15 @@ def hours() -> Table:
     rows = []
     for machine in MACHINES:
         plan, c = plan_of(machine), config.load_config([machine.preset])
-        bounds = [run_seconds(plan, seconds) for seconds in (plan.times.least, plan.times.most)]
+        steps, first = [c.grpo.max_steps * seconds for seconds in step_seconds(plan)], first_reply_seconds(plan)
+        evaluations = [2 * seconds.evaluation for seconds in (plan.times.least, plan.times.most)]
         session = SESSIONS.get(plan.device.place)
         rows.append({
             "machine": machine.name,
             "steps": str(c.grpo.max_steps),
-            "all steps": format_range(bounds[0][0], bounds[1][0]),
-            "evaluations before and after": format_range(bounds[0][1], bounds[1][1]),
+            "download, conversion, loading": format_range(first, first),
+            "all steps": format_range(*steps),
+            "evaluations before and after": format_range(*evaluations),
             "first session": "" if session is None else f"{session.name}, {session.hours:g} h: "
             f"{steps_in_session(plan, session)} steps",
         })  # fmt: skip
@@ -186,7 +189,7 @@ def short() -> Table:
     rows = []
     for model, machine in SHORT:
         plan, c = plan_of(machine), config.load_config([machine.preset])
-        gpu, step = plan.needs["GPU"], [t.sampling + t.training for t in (plan.times.least, plan.times.most)]
+        gpu, step = plan.needs["GPU"], step_seconds(plan)
         away = [f"{n:,} experts on the {place}" for place, n in plan.experts.items() if place != "GPU"]
         first = first_reply_seconds(plan)
         rows.append({

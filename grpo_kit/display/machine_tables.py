@@ -54,18 +54,22 @@ def print_times(plan: Any) -> None:
         if plan.fits:
             out.print(f"time: no bandwidth of {escape(plan.device.name)} was measured")
         return
-    table = Table("time", "GPU" if plan.device.gpu else "products", "host", "together", f"{steps} steps")
+    table = Table("time", "GPU" if plan.device.gpu else "products", "host", "together", "in all")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, count in (("sampling", steps), ("training", steps), ("evaluation", 2)):
+    for field, name, count in (
+        ("sampling", "sampling, a step", steps),
+        ("sampling_all", "with every replacement", steps),
+        ("training", "training, a step", steps),
+        ("evaluation", "evaluation, one of two", 2),
+    ):
         device, host, least, most = (
-            getattr(seconds, name) for seconds in (times.device, times.host, times.least, times.most)
+            getattr(seconds, field) for seconds in (times.device, times.host, times.least, times.most)
         )
-        if not most:
+        if not most or (field == "sampling_all" and most == times.most.sampling):
             continue
-        each = f"{name}, a step" if name != "evaluation" else f"{name}, before and after"
         table.add_row(
-            each, format_range(device, device), format_range(host, host) if host else "",
+            name, format_range(device, device), format_range(host, host) if host else "",
             format_range(least, most), format_range(count * least, count * most) if count > 0 else "",
         )  # fmt: skip
     out.print(table)

@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from grpo_kit.planning.fit import Plan, Seconds
+from grpo_kit.planning.fit import Plan
+from grpo_kit.planning.step_time import count_problems
 from grpo_kit.policy.nf4_source import DOWNLOAD_RATE
 
 HOUR = 3600.0  # seconds
@@ -29,45 +30,58 @@ SESSIONS = {
 }
 
 
-def run_seconds(plan: Plan, seconds: Seconds) -> tuple[float, float]:
-    """(all steps, the evaluations before and after them) of a run whose step takes `seconds`."""
-    return plan.config.grpo.max_steps * (seconds.sampling + seconds.training), 2 * seconds.evaluation
+def step_seconds(plan: Plan) -> tuple[float, float]:
+    """Seconds of a step at least and at most.
+
+    At least: GPU and host work beside each other and no group is replaced. At most: they take turns, and every group
+    that may be replaced (`grpo.resample_budget`) is.
+    """
+    least, most = plan.times.least, plan.times.most
+    return least.sampling + least.training, most.sampling_all + most.training
 
 
 def steps_in_session(plan: Plan, session: Session) -> int:
-    """How many steps a session has time for after the evaluation before training, if GPU and host take turns."""
-    seconds = plan.times.most
-    left = session.hours * HOUR - seconds.evaluation
-    return max(0, min(plan.config.grpo.max_steps, math.floor(left / (seconds.sampling + seconds.training))))
+    """How many of the longest steps a session has time for after the first reply and the evaluation before training."""
+    left = session.hours * HOUR - first_reply_seconds(plan) - plan.times.most.evaluation
+    return max(0, min(plan.config.grpo.max_steps, math.floor(left / step_seconds(plan)[1])))
 
 
 def describe_run(plan: Plan) -> str:
     """One sentence: the hours of the whole run, and its share of a session; "" without `plan.times`.
 
-    Hours are from where GPU and host work beside each other to where they take turns; the session is counted with the
-    larger ones.
+    The session is counted with the larger hours, and each session with a checkpoint that is made again.
 
     >>> from grpo_kit import load_config
     >>> from grpo_kit.planning.plan import plan
     >>> describe_run(plan(load_config("tiny"), "80gb", search=False)).split(" take ")[0]
     '30 steps'
     """
-    steps = plan.config.grpo.max_steps
     if plan.times is None:
         return ""
-    least, most = (run_seconds(plan, seconds) for seconds in (plan.times.least, plan.times.most))
-    sentence = f"{steps} steps take {format_range(least[0], most[0])}"
-    if most[1]:
-        sentence += f", the evaluations before and after them {format_range(least[1], most[1])}"
-    session, total = SESSIONS.get(plan.device.place), sum(most)
+    times, count = plan.times, plan.config.grpo.max_steps
+    least, most = (count * seconds for seconds in step_seconds(plan))
+    replaced = " (the larger with every replacement)" * (times.most.sampling_all > times.most.sampling)
+    steps = f"{count} step{'s' * (count != 1)}"
+    sentence = f"{steps} take{'s' * (count == 1)} {format_range(least, most)}{replaced}"
+    if times.most.evaluation:
+        evaluations = format_range(2 * times.least.evaluation, 2 * times.most.evaluation)
+        sentence += f", the evaluations before and after {evaluations}"
+    if start := first_reply_seconds(plan):
+        sentence += f", download, conversion and loading {format_range(start, start)}"
+    if unknown := [name for name, problems in count_problems(plan.config).items() if problems is None]:
+        sentence += f" (without evaluating {', '.join(unknown)}: set evaluation.num_problems, its size is unknown)"
+    session, total = SESSIONS.get(plan.device.place), most + 2 * times.most.evaluation
     if session is None:
         return f"{sentence}."
-    name = f"session of {session.name} ({session.hours:g} h, {session.note})"
-    if total <= session.hours * HOUR:
+    name, left = f"session of {session.name} ({session.hours:g} h, {session.note})", session.hours * HOUR - start
+    if total <= left:
         return f"{sentence}: one {name}."
-    done, sessions = steps_in_session(plan, session), math.ceil(total / (session.hours * HOUR))
-    more = ", more than the hours of a week" if session.week and total > session.week * HOUR else ""
-    return f"{sentence}: up to {done} of {steps} steps in the first {name}, {sessions} sessions in all{more}."
+    if left <= 0:
+        return f"{sentence}: no step in a {name}."
+    done, sessions = steps_in_session(plan, session), math.ceil(total / left)
+    is_long = session.week and total + sessions * start > session.week * HOUR
+    more = ", more than the hours of a week" if is_long else ""
+    return f"{sentence}: up to {done} of {steps} in the first {name}, {sessions} sessions in all{more}."
 
 
 def format_range(least: float, most: float) -> str:

@@ -9,10 +9,12 @@ Without a GPU one processor does both. None of this has been compared with a GPU
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from grpo_kit.config import RunConfig
+from grpo_kit.data.sources import GENERATED_ROWS, locate_source
 from grpo_kit.nemotron import expert_placement, pinned_memory
 from grpo_kit.planning import host_time
 from grpo_kit.planning.fit import Plan, Seconds, StepTimes
@@ -112,11 +114,36 @@ def estimate_times(model: Architecture, plan: Plan, bandwidths: Bandwidths, rows
 
 
 def count_evaluated(plan: Plan) -> int:
-    """Completions of one evaluation; a set other than the run's own test split counts only with `num_problems`."""
-    settings, test = plan.config.evaluation, plan.config.data.test_size
-    limit = settings.num_problems
-    sizes = [min(test, limit or test) if name == "test" else limit or 0 for name in settings.sets]
-    return sum(sizes) * settings.num_generations
+    """Completions of one evaluation, without those of sets whose size is unknown (`count_problems`)."""
+    return sum(n or 0 for n in count_problems(plan.config).values()) * plan.config.evaluation.num_generations
+
+
+def count_problems(config: RunConfig) -> dict[str, int | None]:
+    """{set of `evaluation.sets`: how many problems it asks at most}; None where only reading it would tell.
+
+    Known are the run's own test split, the recipes' sets, those that the kit makes, and a user's `.jsonl` file.
+
+    Raises:
+        ValueError: as for `load_set`: the set is unknown.
+    """
+    limit, counts = config.evaluation.num_problems, {}
+    for name in config.evaluation.sets:
+        size = config.data.test_size if name == "test" else _count_rows(name, config)
+        counts[name] = limit if size is None else min(size, limit or size)
+    return counts
+
+
+def _count_rows(name: str, config: RunConfig) -> int | None:
+    try:
+        source = locate_source(name, config.data)
+    except FileNotFoundError:  # it may be on the machine that is planned for
+        return None
+    if source.generated:
+        return GENERATED_ROWS
+    if source.files == (Path(name),) and Path(name).suffix == ".jsonl":
+        with Path(name).open("rb") as file:
+            return sum(not line.isspace() for line in file)
+    return source.recipe.rows
 
 
 def resident_token_bytes(model: Architecture, plan: Plan, sequences: int) -> float:

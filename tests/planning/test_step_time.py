@@ -148,3 +148,36 @@ def test_a_gpu_that_a_policy_fills_is_measured_with_less_memory(monkeypatch):
 
     monkeypatch.setattr(step_time, "_measure", measure)
     assert step_time.measure_bandwidths("cuda:0") == (1, 2, 3, None) and sizes == [2**28, 2**24]
+
+
+# evaluation.sets, further settings; problems of each set (None: unknown)
+@pytest.mark.parametrize(
+    ("sets", "settings", "counts"),
+    [
+        ("test", [], {"test": 300}),
+        ("test,math500", [], {"test": 300, "math500": 500}),
+        ("aime2024,gsm8k_test", [], {"aime2024": 30, "gsm8k_test": 1319}),
+        ("aime2024,math500,own/er", ["evaluation.num_problems=40"], {"aime2024": 30, "math500": 40, "own/er": 40}),
+        ("own/er", [], {"own/er": None}),
+        ("puzzles", [], {"puzzles": 4000}),
+        ("mine.jsonl", [], {"mine.jsonl": 3}),
+        ("mine.jsonl", ["evaluation.num_problems=2"], {"mine.jsonl": 2}),
+        ("mine.csv,gone.jsonl", [], {"mine.csv": None, "gone.jsonl": None}),
+    ],
+)  # fmt: skip
+def test_the_problems_of_every_set_are_counted_where_their_number_is_known(
+    tmp_path, monkeypatch, sets, settings, counts
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "1"}\n\n{"prompt": "2"}\n{"prompt": "3"}')
+    (tmp_path / "mine.csv").write_text("prompt,answer\n1,1\n")
+    chosen = config.load_config(["t4"], [f"evaluation.sets=[{sets}]", *settings])
+    assert step_time.count_problems(chosen) == counts
+    planned = plan_for("t4", "t4", f"evaluation.sets=[{sets}]", "evaluation.num_generations=3", *settings)
+    assert step_time.count_evaluated(planned) == 3 * sum(n or 0 for n in counts.values())
+    assert (planned.times.least.evaluation > 0) == any(counts.values())
+
+
+def test_a_set_that_does_not_exist_is_refused_with_the_name_that_was_meant():
+    with pytest.raises(ValueError, match="Did you mean aime2024"):
+        plan_for("t4", "t4", "evaluation.sets=[aime_2024]")
