@@ -15,7 +15,7 @@ import torch
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data.sources import GENERATED_ROWS, locate_source
-from grpo_kit.nemotron import expert_placement, pinned_memory
+from grpo_kit.nemotron import pinned_memory
 from grpo_kit.planning import host_time
 from grpo_kit.planning.fit import Plan, Seconds, StepTimes
 from grpo_kit.planning.host_time import model_seconds
@@ -46,6 +46,8 @@ def measure_bandwidths(device: str | torch.device | None = None) -> Bandwidths:
     try:
         return _measure(device, COPIED[device.type])
     except RuntimeError as error:  # a loaded policy fills the GPU; less is still more than its cache holds
+        from grpo_kit.nemotron import expert_placement  # loads bitsandbytes
+
         if not expert_placement.is_out_of_memory(error):
             raise
         return _measure(device, COPIED[device.type] // 16)
