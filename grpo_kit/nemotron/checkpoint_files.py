@@ -15,8 +15,10 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils import WeakFileLock
 
 from grpo_kit.nemotron.layer_pattern import LETTERS, read_config_file, read_layers
+from grpo_kit.nemotron.nf4_layout import INDEX, describe_shard
+from grpo_kit.runs.files import hash_of
 
-INDEX, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
+SINGLE_FILE = "model.safetensors"
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -79,9 +81,9 @@ class PublishedCheckpoint:
         self.revision = path.parent.name  # .../snapshots/<commit>/<name>
         return path
 
-    def file_size(self, name: str) -> int | None:
-        """Bytes of a local file; None on the Hub, where the commit already says whether a file has changed."""
-        return path.stat().st_size if self.folder and (path := self.get_file(name)) else None
+    def describe_shard(self, name: str) -> dict[str, int | None]:
+        """What tells a local shard from another one. On the Hub the commit says whether a file has changed."""
+        return describe_shard(self.folder / name) if self.folder else {"shard_bytes": None, "shard_changed": None}
 
     def has_file(self, name: str) -> bool:
         """Whether the file is on this machine already."""
@@ -121,19 +123,57 @@ class PublishedCheckpoint:
         return shards
 
 
-def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> None:
+def copy_small_files(checkpoint: PublishedCheckpoint, out: Path) -> dict[str, str | None]:
     """Copy config.json, tokenizer and chat template into `out`, after checking that the model is a Nemotron-H.
+
+    Returns:
+        {name: sha256, or None where the checkpoint has no such file}, of the copied files and of the shards' index.
 
     Raises:
         FileNotFoundError: the checkpoint has no config.json.
-        ValueError: config.json is damaged, or describes another kind of model or layers that contradict each other.
+        ValueError: a file is damaged, or config.json describes another kind of model or layers that contradict each
+            other. Nothing is copied then.
     """
     config = checkpoint.get_file("config.json") or Path(checkpoint.name, "config.json")
     read_layers(read_config_file(config, checkpoint.name), checkpoint.name)
+    paths = {name: checkpoint.get_file(name) for name in (*SMALL_FILES, INDEX)}
+    for path in filter(None, paths.values()):
+        try:
+            _check_small_file(path)
+        except ValueError:
+            checkpoint.delete_download(path)  # the next call downloads it again
+            raise
     out.mkdir(parents=True, exist_ok=True)
-    for name in SMALL_FILES:
-        if path := checkpoint.get_file(name):
+    for name, path in paths.items():
+        if path and name != INDEX:
             shutil.copyfile(path, out / name)
+    return {name: hash_of(path) if path else None for name, path in paths.items()}
+
+
+def _check_small_file(path: Path) -> None:
+    """Raise ValueError for JSON that was cut short, and for a generation_config.json that generation would refuse."""
+    if path.suffix != ".json" or path.name == INDEX:  # `list_shards` reads that
+        return
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError("another JSON value")
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is not a JSON object; it is damaged. Download it again.") from None
+    if path.name == "generation_config.json":
+        read_generation_config(path.parent)
+
+
+def read_generation_config(folder: Path) -> Any:
+    """The `GenerationConfig` of a folder with a generation_config.json. Raises ValueError for a damaged one."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'generation_config.json'} is damaged ({shorten_error(error)}). Download it again."
+        ) from None
 
 
 def published_config(config: dict) -> dict:

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,11 +33,18 @@ from grpo_kit.nemotron.nf4_checkpoint import (
     list_model_tensors,
     stored_nbytes,
 )
-from grpo_kit.nemotron.nf4_layout import FORMAT, is_nf4_checkpoint, is_part_intact, read_manifest, write_manifest
+from grpo_kit.nemotron.nf4_layout import (
+    DTYPES,
+    FORMAT,
+    is_nf4_checkpoint,
+    is_part_intact,
+    is_same_shard,
+    read_manifest,
+    write_manifest,
+)
 from grpo_kit.runs import activity
 from grpo_kit.runs.files import hash_of, new_file
 
-DTYPES = ("float16", "bfloat16", "float32")
 HEADER_BYTES = 256  # at most; what a tensor takes in the header of a part file
 PUBLISHED_BYTES = 2  # of a value; most checkpoints are published in 16 bit
 Progress = Callable[[float, float, str], None]  # called with (bytes done, bytes in all, the part in words)
@@ -85,28 +93,33 @@ def convert_to_nf4(
             )
     checkpoint = PublishedCheckpoint(str(source), manifest["commit"], downloads or out / ".download")
     try:
-        copy_small_files(checkpoint, out)
+        files = copy_small_files(checkpoint, out)
         specs = list_model_tensors(build_skeleton(out, getattr(torch, dtype))[0], getattr(torch, dtype))
         shards = checkpoint.list_shards(specs)
-        manifest |= {"commit": checkpoint.revision, "count": len(shards)}
+        manifest |= {"commit": checkpoint.revision, "count": len(shards), "files": files}
         manifest["matrices"] = {name: shape for name, (shape, kind) in specs.items() if kind is None}
+        origins = {
+            f"nf4-{number:05}-of-{len(shards):05}.safetensors": {"shard": shard, "tensors": names}
+            | checkpoint.describe_shard(shard)
+            for number, (shard, names) in enumerate(shards.items(), 1)
+        }
+        _forget_parts(manifest, origins, out)
         sizes = {shard: sum(_published_nbytes(specs, names)) for shard, names in shards.items()}
         done, total = 0, sum(sizes.values())
-        for number, (shard, names) in enumerate(shards.items(), 1):
-            part = out / f"nf4-{number:05}-of-{len(shards):05}.safetensors"
-            origin = {"shard": shard, "shard_bytes": checkpoint.file_size(shard), "tensors": names}
-            record = manifest["parts"].get(part.name, {})
+        for number, (name, origin) in enumerate(origins.items(), 1):
+            part, shard = out / name, origin["shard"]
+            record = manifest["parts"].get(name)
             if record:
-                activity.announce(f"checking {part.name}")
-            if not (record.items() >= origin.items() and is_part_intact(part, record, check_hash=True)):
+                activity.announce(f"checking {name}")
+            if not (record and is_part_intact(part, record, check_hash=True)):
 
                 def show(share: float, at: int = done, size: int = sizes[shard], number: int = number) -> None:
                     if progress:
                         progress(at + share * size, total, f"part {number} of {len(shards)}")
 
-                _write_part(checkpoint, shard, names, specs, part, show)
+                _write_part(checkpoint, shard, origin["tensors"], specs, part, show)
                 record = {"sha256": hash_of(part), "bytes": part.stat().st_size} | origin
-                manifest["parts"][part.name] = record | {"changed": part.stat().st_mtime_ns}
+                manifest["parts"][name] = record | {"changed": part.stat().st_mtime_ns}
                 write_manifest(out, manifest)
             done += sizes[shard]
     except (OSError, SafetensorError) as error:
@@ -119,6 +132,20 @@ def convert_to_nf4(
         ) from None
     shutil.rmtree(checkpoint.cache, ignore_errors=True)
     return out
+
+
+def _forget_parts(manifest: dict[str, Any], origins: dict[str, dict[str, Any]], out: Path) -> None:
+    """Take the parts that were made of other shards out of `nf4.json`; delete those that will not be made again."""
+    if not is_nf4_checkpoint(out):
+        return
+    for part, record in list(manifest["parts"].items()):
+        origin = origins.get(part)
+        same = origin and all(record.get(key) == origin[key] for key in ("shard", "tensors"))
+        if not (same and is_same_shard(record, origin)):
+            del manifest["parts"][part]
+            if part not in origins and part.startswith("nf4-"):
+                (out / part).unlink(missing_ok=True)
+    write_manifest(out, manifest)
 
 
 def _published_nbytes(specs: TensorSpecs, names: list[str]) -> list[int]:

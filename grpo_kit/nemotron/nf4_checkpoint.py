@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from grpo_kit.nemotron import expert_placement, nf4, patches
-from grpo_kit.nemotron.checkpoint_files import shorten_error
+from grpo_kit.nemotron.checkpoint_files import read_generation_config, shorten_error
 from grpo_kit.nemotron.experts import TieredExperts
 from grpo_kit.nemotron.layer_pattern import build_config, read_config_file
-from grpo_kit.nemotron.nf4_layout import REMEDY, verify_checkpoint
+from grpo_kit.nemotron.nf4_layout import DamagedError, verify_checkpoint
 
 SUFFIX = ".nf4"
 # Always in float32: in 16 bit the router biases lose their differences; the other tensors are tiny.
@@ -60,9 +60,7 @@ def load_nf4_model(
     model = assemble_model(folder, dtype, tensors, device, experts_on_host, slots, hits, host)
     model.config.name_or_path = str(folder)
     if (folder / "generation_config.json").is_file():
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = read_generation_config(folder)
     return model
 
 
@@ -101,7 +99,7 @@ def assemble_model(
         try:
             _set_tensor(model, name, tensor, specs[name], expert_bytes, device, dtype)
         except LookupError as error:
-            raise ValueError(f"{source} is damaged ({shorten_error(error)}). {REMEDY}") from None
+            raise DamagedError(f"{source} is damaged ({shorten_error(error)}).") from None
         missing.pop(name, None)
     model.tie_weights()
     on_meta = [name for name, value in [*model.named_parameters(), *model.named_buffers()] if value.is_meta]
@@ -181,7 +179,7 @@ def _read_parts(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, 
                 for stored_name in stored_names:
                     yield folder / part, stored_name.removesuffix(SUFFIX), file.get_tensor(stored_name)
         except SafetensorError as error:
-            raise ValueError(f"{folder / part} is damaged ({shorten_error(error)}). {REMEDY}") from None
+            raise DamagedError(f"{folder / part} is damaged ({shorten_error(error)}).") from None
 
 
 def _map_expert_bytes(layers: dict[str, tuple[Any, TieredExperts]]) -> dict[str, tuple[TieredExperts, int, slice]]:

@@ -17,14 +17,26 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST, FORMAT = "nf4.json", 1  # in the folder of an NF4 checkpoint
+INDEX = "model.safetensors.index.json"  # of a published checkpoint
+DTYPES = ("float16", "bfloat16", "float32")
 # The keys of that file and the types of their values. "matrices" is written for people only.
 FIELDS = {
     "source": str, "revision": str | None, "commit": str | None, "dtype": str, "count": int, "parts": dict,
 }  # fmt: skip
-PART_FIELDS = {"bytes": int, "sha256": str, "shard": str, "shard_bytes": int | None}
-REMEDY = "Copy it again, or convert again: only what is missing is redone."
+# Of each part. The shard's size and time are None where they say nothing: on the Hub, in the files of earlier versions.
+PART_FIELDS = {"bytes": int, "sha256": str}
+SHARD_FIELDS = {"shard": str | None, "shard_bytes": int | None, "shard_changed": int | None}
+REMEDY = "Delete it and load the published model, which makes it again, or copy it again."
 BLOCK, NESTED = 64, 256  # values per scale, scales per nested scale
 ALIGN = 16  # bytes; float32 views need 4, and the packed values are read 16 at a time
+
+
+class DamagedError(ValueError):
+    """An NF4 checkpoint is not what was written, or its source has changed. `what` says it in a sentence."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} {REMEDY}")
+        self.what = what
 
 
 class Nf4(NamedTuple):
@@ -53,13 +65,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if (form := manifest["format"]) != FORMAT:
             raise NotImplementedError
-        sound = all(isinstance(manifest[key], kind) for key, kind in FIELDS.items()) and all(
-            Path(part).name == part and all(isinstance(record[key], kind) for key, kind in PART_FIELDS.items())
-            for part, record in manifest["parts"].items()
+        files = manifest.setdefault("files", {})
+        sound = (
+            all(isinstance(manifest[key], kind) for key, kind in FIELDS.items())
+            and manifest["dtype"] in DTYPES
+            and manifest["count"] > 0
+            and all(Path(name).name == name and isinstance(sha, str | None) for name, sha in files.items())
+            and all(
+                Path(part).name == part
+                and all(isinstance(record[key], kind) for key, kind in PART_FIELDS.items())
+                and all(isinstance(record.setdefault(key, None), kind) for key, kind in SHARD_FIELDS.items())
+                for part, record in manifest["parts"].items()
+            )
         )
     except NotImplementedError:
-        raise ValueError(f"{folder} is of format {form}; this version reads {FORMAT}. Convert again.") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path} is of format {form!r}; this version reads {FORMAT}. {REMEDY}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise ValueError(f"{path} is not what a conversion writes; it is damaged. {REMEDY}")
@@ -67,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[str, Any]:
-    """Check that all parts of an NF4 checkpoint have their recorded size.
+    """Check that all parts of an NF4 checkpoint have their recorded size, and its small files their content.
 
     Args:
         folder: the NF4 checkpoint.
@@ -91,10 +112,42 @@ def verify_checkpoint(folder: str | Path, check_hashes: bool = False) -> dict[st
         raise ValueError(
             f"{folder} holds {done} of {manifest['count']} parts; all are needed. Let the conversion finish."
         )
-    for part, record in manifest["parts"].items():
-        if not is_part_intact(folder / part, record, check_hashes):
-            raise ValueError(f"{folder / part} is not what was written, or is missing. {REMEDY}")
+    intact = {part: is_part_intact(folder / part, record, check_hashes) for part, record in manifest["parts"].items()}
+    for name, sha in manifest["files"].items():
+        intact[name] = sha is None or name == INDEX or hash_of(folder / name) == sha
+    if damaged := [folder / name for name in intact if not intact[name]]:
+        raise DamagedError(f"{damaged[0]} is not what was written, or is missing.")
     return manifest
+
+
+def find_change(manifest: dict[str, Any], source: Path) -> Path | None:
+    """A file of a local source that is not the one that an NF4 checkpoint was made of; None if there is none.
+
+    The weights are compared by size and time of change, the small files and the index by content. A folder that may
+    only be read, such as a mounted model of Kaggle, has the times of its mounting, so there the size decides. A source
+    whose weights are gone is not missed.
+    """
+    if not any(source.glob("*.safetensors")):
+        return None
+    changed = [name for name, sha in manifest["files"].items() if hash_of(source / name) != sha]
+    for record in manifest["parts"].values():
+        if (shard := record["shard"]) and not is_same_shard(record, describe_shard(source / shard)):
+            changed.append(shard)
+    return source / changed[0] if changed else None
+
+
+def is_same_shard(record: dict[str, Any], now: dict[str, int | None]) -> bool:
+    """Whether a shard is still the one that a part was made of. None, also of a shard that is gone, says nothing."""
+    return all(value is None or record[key] in (None, value) for key, value in now.items())
+
+
+def describe_shard(path: Path) -> dict[str, int | None]:
+    """What tells a local shard from another one: its size and, where the folder may be written, its time of change."""
+    if not path.is_file():
+        return {"shard_bytes": None, "shard_changed": None}
+    stat = path.stat()
+    can_change = os.access(path.parent, os.W_OK)
+    return {"shard_bytes": stat.st_size, "shard_changed": stat.st_mtime_ns if can_change else None}
 
 
 def confirm_parts(folder: Path) -> None:
@@ -116,7 +169,7 @@ def confirm_parts(folder: Path) -> None:
     for part in changed:
         activity.announce(f"checking {part}")
         if not is_part_intact(folder / part, manifest["parts"][part], check_hash=True):
-            raise ValueError(f"{folder / part} is not what was written. {REMEDY}")
+            raise DamagedError(f"{folder / part} is not what was written.")
         manifest["parts"][part]["changed"] = times[part]
     with contextlib.suppress(OSError):  # such as a full disk: the next load hashes them again
         write_manifest(folder, manifest)

@@ -608,12 +608,33 @@ def test_a_config_that_was_damaged_after_the_conversion_is_refused(converted, tm
     )
     fields = {"hybrid_override_pattern": "ME*E"} | fields
     (out / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"config\.json is not what was written, or is missing. Delete it and load"):
+        nf4_checkpoint.load_nf4_model(out, "cpu")
+    manifest = json.loads((out / "nf4.json").read_text())  # earlier versions did not record the small files
+    (out / "nf4.json").write_text(json.dumps(manifest | {"files": {}}))
     with pytest.raises(ValueError, match=says) as error:
         nf4_checkpoint.load_nf4_model(out, "cpu")
     assert str(out) in str(error.value) and "\n" not in str(error.value)
     (out / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json"):
         nf4_checkpoint.load_nf4_model(out, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("generation_config.json", "{", "is not a JSON object; it is damaged. Download it again."),
+        ("generation_config.json", '{"cache_implementation": "none such"}', "is damaged.*Download it again."),
+        ("generation_config.json", '{"watermarking_config": 3}', "is damaged.*Download it again."),
+        ("tokenizer.json", '{"version": "1.0", "trunc', "is not a JSON object; it is damaged. Download it again."),
+        ("tokenizer_config.json", "[]", "is not a JSON object; it is damaged. Download it again."),
+    ],
+)
+def test_a_damaged_small_file_is_refused_before_any_shard_is_read(source, tmp_path, name, text, says):
+    (source / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} {says}"):
+        convert.convert_to_nf4(source, tmp_path / "nf4", progress=lambda *words: pytest.fail("a shard was read"))
+    assert not (tmp_path / "nf4").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"metadata": {}}'])
@@ -662,6 +683,12 @@ def test_a_format_from_the_future_is_not_guessed_at(converted, tmp_path):
         lambda manifest: "{}",
         lambda manifest: json.dumps({key: value for key, value in manifest.items() if key != "count"}),
         lambda manifest: json.dumps(manifest | {"count": "5"}),
+        lambda manifest: json.dumps(manifest | {"count": 0, "parts": {}}),
+        lambda manifest: json.dumps(manifest | {"dtype": "Tensor"}),
+        lambda manifest: json.dumps(manifest | {"files": ["config.json"]}),
+        lambda manifest: json.dumps(manifest | {"files": {"../config.json": "x"}}),
+        lambda manifest: json.dumps(manifest | {"files": {"config.json": 7}}),
+        lambda manifest: json.dumps(manifest | {"parts": {"nf4-1": {"sha256": "x", "bytes": 1, "shard_changed": "x"}}}),
         lambda manifest: json.dumps(manifest | {"source": None}),
         lambda manifest: json.dumps(manifest | {"parts": []}),
         lambda manifest: json.dumps(manifest | {"parts": {"nf4-1": {"sha256": "x"}}}),
@@ -671,7 +698,7 @@ def test_a_format_from_the_future_is_not_guessed_at(converted, tmp_path):
 )
 def test_a_manifest_that_no_conversion_writes_is_damaged(converted, tmp_path, damage):
     (tmp_path / "nf4.json").write_text(damage(json.loads((converted / "nf4.json").read_text())))
-    with pytest.raises(ValueError, match=r"nf4\.json is not what a conversion writes; it is damaged. Copy it again"):
+    with pytest.raises(ValueError, match=r"nf4\.json is not what a conversion writes; it is damaged. Delete it and"):
         nf4_checkpoint.load_nf4_model(tmp_path, "cpu")
 
 
@@ -680,7 +707,7 @@ def test_a_manifest_that_no_conversion_writes_is_damaged(converted, tmp_path, da
 
 def load_without_hashing(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail(f"{path} was hashed"))
+        patch.setattr(nf4_layout, "hash_of", lambda path: hash_of(path) if path.suffix != ".safetensors" else "hashed")
         nf4_layout.confirm_parts(folder)
 
 
@@ -691,19 +718,23 @@ def test_a_new_checkpoint_is_not_read_again(published, tmp_path, monkeypatch):
 def test_a_copy_is_hashed_once_and_its_times_are_recorded(converted, tmp_path, monkeypatch):
     out, hashed = shutil.copytree(converted, tmp_path / "nf4", copy_function=shutil.copyfile), []
     monkeypatch.setattr(nf4_layout, "hash_of", lambda path: hashed.append(path.name) or hash_of(path))
+
+    def hashed_parts():
+        return [name for name in hashed if name.endswith(".safetensors")]
+
     nf4_layout.confirm_parts(out)
-    assert hashed == recorded(out)
+    assert hashed_parts() == recorded(out)
     load_without_hashing(out, monkeypatch)
     os.utime(out / recorded(out)[1])
     nf4_layout.confirm_parts(out)
-    assert hashed == [*recorded(out), recorded(out)[1]]
+    assert hashed_parts() == [*recorded(out), recorded(out)[1]]
 
 
 def test_a_copy_with_a_changed_byte_is_refused(converted, tmp_path):
     out = shutil.copytree(converted, tmp_path / "nf4", copy_function=shutil.copyfile)
     path = out / recorded(out)[2]
     path.write_bytes(flip(-1 % path.stat().st_size)(path.read_bytes()))
-    with pytest.raises(ValueError, match=f"{path.name} is not what was written. Copy it again"):
+    with pytest.raises(ValueError, match=f"{path.name} is not what was written. Delete it and load"):
         nf4_layout.confirm_parts(out)
 
 
