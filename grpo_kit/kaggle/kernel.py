@@ -18,7 +18,7 @@ from grpo_kit import config as configuration
 from grpo_kit.config.checks import require
 from grpo_kit.config.form import join_settings
 from grpo_kit.kaggle import wheels
-from grpo_kit.nemotron.base_models import PUBLISHED, TINY, recognize_base
+from grpo_kit.nemotron.base_models import MOUNTED_MODEL, PUBLISHED, TINY, recognize_base
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.installation import read_install_cell
 from grpo_kit.runs.places import kaggle_nf4_folder
@@ -26,7 +26,6 @@ from grpo_kit.runs.run import find_run
 
 COMPETITION = "nvidia-nemotron-model-reasoning-challenge"
 MODEL = "metric/nemotron-3-nano-30b-a3b-bf16/Transformers/default/1"
-MOUNTED_MODEL = "/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1"
 METADATA_FILE = "kernel-metadata.json"
 
 

@@ -35,6 +35,10 @@ NAMES = {
     NANO_4B: r"nemotron-3-nano-4b(?!-base)",
 }
 
+# Where Kaggle mounts published models. Another name that resembles one, such as a fine-tune's, is another model.
+MOUNTED_MODEL = "/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1"
+MOUNTS = {MOUNTED_MODEL: PUBLISHED}
+
 Modules = dict[str, tuple[int, int]]
 
 
@@ -70,6 +74,18 @@ def recognize_bf16(name: object) -> str | None:
     if base in NAMES and not re.search(NAMES[base] + r"(-bf16)?(/|$)", str(name).lower()):
         return None
     return base
+
+
+def same_model_names(name: str) -> list[str]:
+    """`name`, and the other names of exactly this published model: its Hub id and where Kaggle mounts it.
+
+    Example:
+        >>> same_model_names(PUBLISHED) == [PUBLISHED, MOUNTED_MODEL], same_model_names("org/my-fine-tune")
+        (True, ['org/my-fine-tune'])
+    """
+    published = MOUNTS.get(name.rstrip("/"), name)
+    names = [published, *(mount for mount, model in MOUNTS.items() if model == published)]
+    return [name, *(other for other in names if other != name)]
 
 
 def resolve_base(name: object) -> str | None:
