@@ -1,6 +1,7 @@
 """What `policy.model` stands for, and where its files lie: a folder, the Hub, or an NF4 checkpoint made of them."""
 
 import contextlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,11 @@ def nf4_folder(policy: settings.Policy) -> Path:
         return Path(policy_source(policy))
     if policy.nf4_folder:
         return Path(policy.nf4_folder)
-    default, output = default_nf4_folder(policy.model), kaggle_nf4_folder(policy.model)
-    if is_finished(default, policy):
-        return default
-    others = (*([output] if output else []), *find_mounted_folders(nf4_layout.MANIFEST))
-    return next((folder for folder in others if is_finished(folder, policy)), default)
+    names = base_models.same_model_names(policy.model)
+    default = default_nf4_folder(policy.model)
+    places = [*map(default_nf4_folder, names), *filter(None, map(kaggle_nf4_folder, names))]
+    folders = itertools.chain(places, find_mounted_folders(nf4_layout.MANIFEST))  # these take time to find
+    return next((folder for folder in folders if is_finished(folder, policy)), default)
 
 
 def find_nf4(policy: settings.Policy) -> Path | None:
@@ -51,20 +52,46 @@ def find_nf4(policy: settings.Policy) -> Path | None:
 
 
 def is_finished(folder: Path, policy: settings.Policy) -> bool:
-    """Whether `folder` is a finished NF4 checkpoint of the policy, by its manifest and the sizes of its parts.
-
-    It is not where a local source has shards of other sizes now; a source that is gone is not missed.
-    """
-    with contextlib.suppress(OSError, ValueError):  # it is not there, unfinished or damaged
-        manifest = nf4_layout.verify_checkpoint(folder)
-        if str(folder) == policy_source(policy):
-            return True
-        made_of = tuple(manifest[key] for key in SETTINGS)
-        shards = {record["shard"]: record["shard_bytes"] for record in manifest["parts"].values()}
-        paths = {Path(policy_source(policy), shard): size for shard, size in shards.items() if size is not None}
-        unchanged = all(not path.is_file() or path.stat().st_size == size for path, size in paths.items())
-        return unchanged and made_of == (policy_source(policy), policy.revision, policy.dtype)
+    """Whether `folder` is a finished and undamaged NF4 checkpoint of the policy (`check_finished`)."""
+    with contextlib.suppress(OSError, ValueError):
+        check_finished(folder, policy)
+        return True
     return False
+
+
+def check_finished(folder: Path, policy: settings.Policy) -> None:
+    """Check that `folder` is a finished NF4 checkpoint of the policy, without reading its parts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedError: a file is not what was written, or a local source is not what it was made of.
+        ValueError: it is unfinished, of another model, or its `nf4.json` is damaged.
+    """
+    manifest, source = nf4_layout.verify_checkpoint(folder), policy_source(policy)
+    if str(folder) == source:
+        return
+    kind = manifest["revision"], manifest["dtype"]
+    if kind != (policy.revision, policy.dtype) or manifest["source"] not in base_models.same_model_names(source):
+        raise ValueError(f"{folder} holds another NF4 checkpoint, of {manifest['source']}. Choose another folder.")
+    if manifest["source"] == source and (changed := nf4_layout.find_change(manifest, Path(source))):
+        raise nf4_layout.DamagedError(f"{folder} was made of another {changed.name} than lies in {source} now.")
+
+
+def find_damage(policy: settings.Policy) -> ValueError | None:
+    """What is damaged in the policy's NF4 checkpoint, for where its source is not at hand; None if nothing is."""
+    folder = nf4_folder(policy)
+    if policy.load_in_4bit and nf4_layout.is_nf4_checkpoint(folder):
+        try:
+            nf4_layout.read_manifest(folder)
+        except ValueError as error:
+            return error
+        try:
+            check_finished(folder, policy)
+        except nf4_layout.DamagedError as error:
+            return error
+        except (OSError, ValueError):  # unfinished, or another's
+            pass
+    return None
 
 
 def read_config(policy: settings.Policy) -> dict[str, Any]:
@@ -77,6 +104,8 @@ def read_config(policy: settings.Policy) -> dict[str, Any]:
     from transformers.utils import cached_file
 
     source, known = policy_source(policy), base_models.recognize_bf16(policy.model)
+    if nf4_layout.is_nf4_checkpoint(source):
+        nf4_layout.verify_checkpoint(source)
     if known and not Path(source).is_dir():
         return json.loads(base_models.CONFIGS[known].read_text(encoding="utf-8"))
     folder = find_nf4(policy) or Path(source)
@@ -89,9 +118,9 @@ def read_config(policy: settings.Policy) -> dict[str, Any]:
     return layer_pattern.read_config_file(Path(path), source)
 
 
-def missing_model(policy: settings.Policy, error: Exception) -> FileNotFoundError:
-    """The error for a model that is neither a folder here nor provided by the Hub."""
-    return FileNotFoundError(
+def missing_model(policy: settings.Policy, error: Exception) -> Exception:
+    """The error for a model, or for its damaged NF4 checkpoint, that is neither here nor provided by the Hub."""
+    return find_damage(policy) or FileNotFoundError(
         f"policy.model is {policy.model!r}; there is no such folder here, and the Hub did not provide such a model. "
         "Check the spelling, the network and HF_TOKEN, or give a local folder. "
         f"({' '.join(str(error).split())[:200]})"

@@ -1,5 +1,7 @@
 """The NF4 checkpoint of a policy: found, fetched from Google Drive or made, and kept where it outlives the session."""
 
+import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,24 @@ from grpo_kit import config as settings
 from grpo_kit.nemotron import base_models
 from grpo_kit.nemotron.nf4_layout import (
     MANIFEST,
+    DamagedError,
     confirm_parts,
     is_nf4_checkpoint,
     is_part_intact,
     read_manifest,
     write_manifest,
 )
-from grpo_kit.policy.model_source import SETTINGS, build_config, find_nf4, is_finished, nf4_folder, policy_source
+from grpo_kit.policy.model_source import (
+    SETTINGS,
+    build_config,
+    check_finished,
+    find_nf4,
+    is_finished,
+    nf4_folder,
+    policy_source,
+)
 from grpo_kit.runs import activity, processes
-from grpo_kit.runs.files import new_file
+from grpo_kit.runs.files import hash_of, new_file
 from grpo_kit.runs.places import download_folder, drive_nf4_folder, find_drive, kaggle_nf4_folder
 
 # Of published models: the safetensors files in bf16, and what an NF4 checkpoint of them takes, in GiB. Lightning's
@@ -55,7 +66,8 @@ def needs_nf4_checkpoint(policy: settings.Policy) -> bool:
 def prepare_checkpoint(policy: settings.Policy) -> Path:
     """The folder of the policy's NF4 checkpoint, which is made first, shard by shard, if it does not exist yet.
 
-    A finished one is loaded without a network, and read only once (`confirm_parts`).
+    A finished one is loaded without a network, and read only once (`confirm_parts`). What is damaged of it is made
+    again, and a sentence says so.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as for `convert_to_nf4` and `verify_checkpoint`.
@@ -73,13 +85,26 @@ def _find_or_make(policy: settings.Policy) -> Path:
     from grpo_kit.nemotron.convert import convert_to_nf4
 
     folder = nf4_folder(policy)
-    if str(folder) == policy_source(policy) or is_finished(folder, policy):
+    if str(folder) == policy_source(policy):
         confirm_parts(folder)
         return folder
+    try:
+        check_finished(folder, policy)
+        confirm_parts(folder)
+        return folder
+    except DamagedError as error:
+        if not os.access(folder, os.W_OK):
+            raise
+        print(f"{error.what} It is made again.", flush=True)
+    except (OSError, ValueError):  # there is none, or it is unfinished; the conversion says what else is wrong
+        pass
     drive = None if policy.nf4_folder else drive_nf4_folder(policy.model)
     if drive and is_finished(drive, policy):
-        copy_checkpoint(drive, folder, "copying from Google Drive")
-        return folder
+        try:
+            copy_checkpoint(drive, folder, "copying from Google Drive")
+            return folder
+        except DamagedError as error:
+            print(f"{error} The checkpoint is made again.", flush=True)
     with activity.count_bytes("quantising") as show:
         convert_to_nf4(policy_source(policy), folder, policy.dtype, policy.revision, show, download_folder(folder))
     if not policy.nf4_folder and (sentence := _keep_checkpoint(policy, folder, drive)):
@@ -91,9 +116,12 @@ def _keep_checkpoint(policy: settings.Policy, folder: Path, drive: Path | None) 
     """Copy a new checkpoint to Google Drive if it fits there; what became of it, or how to keep it, in a sentence."""
     size = _size_of(read_manifest(folder))
     if output := kaggle_nf4_folder(policy.model):
+        words = "grpo-kit push 01_setup --accelerator NvidiaTeslaT4"  # the default accelerator's preset is not in 4 bit
+        if base_models.PUBLISHED not in base_models.same_model_names(policy.model):
+            words += f" policy.model={policy.model}"
         return (
-            f"Kaggle deletes {folder}, the NF4 checkpoint, when the session ends. To keep it, make it with `grpo-kit "
-            "push 01_setup` and push later notebooks with that kernel as --kernel-source; or set "
+            f"Kaggle deletes {folder}, the NF4 checkpoint, when the session ends. To keep it, make it with `{words}` "
+            "and push later notebooks with that kernel as --kernel-source; or set "
             f"policy.nf4_folder={output}, {size / 1e9:.1f} of the 20 GB that a kernel may put out."
         )
     if drive is None:
@@ -114,8 +142,8 @@ def _keep_checkpoint(policy: settings.Policy, folder: Path, drive: Path | None) 
 def copy_checkpoint(source: Path, target: Path, doing: str) -> None:
     """Copy a finished NF4 checkpoint, part by part; a copy that was interrupted goes on after its last whole part.
 
-    Each file is written aside and renamed, then recorded in `nf4.json`. What an interrupted copy left is therefore an
-    unfinished conversion, which `convert_to_nf4` would continue too.
+    Each file is hashed on its way, written aside and renamed, then recorded in `nf4.json`. What an interrupted copy
+    left is therefore an unfinished conversion, which `convert_to_nf4` would continue too.
 
     Args:
         source: the checkpoint.
@@ -123,7 +151,8 @@ def copy_checkpoint(source: Path, target: Path, doing: str) -> None:
         doing: what the bar says, such as "copying from Google Drive".
 
     Raises:
-        ValueError: a manifest is damaged, a part has not the recorded size, or `target` holds another checkpoint.
+        DamagedError: a file of `source` is not what was written.
+        ValueError: a manifest is damaged, or `target` holds another checkpoint.
         OSError: a disk is full or does not answer.
     """
     manifest, own = read_manifest(source), read_manifest(target) if is_nf4_checkpoint(target) else None
@@ -137,17 +166,26 @@ def copy_checkpoint(source: Path, target: Path, doing: str) -> None:
         if path.is_file() and path.name not in (MANIFEST, *manifest["parts"]) and not path.name.startswith("."):
             with new_file(target / path.name) as aside:
                 shutil.copyfile(path, aside)
+                if (recorded := manifest["files"].get(path.name)) and hash_of(aside) != recorded:
+                    raise DamagedError(f"{path} is not what was written.")
+    for part in own["parts"] if own else ():
+        if part not in manifest["parts"] and part.startswith("nf4-"):  # of a source that had other shards
+            (target / part).unlink(missing_ok=True)
     with activity.count_bytes(doing) as show:
         for number, (part, record) in enumerate(manifest["parts"].items(), 1):
             words = f"part {number} of {len(manifest['parts'])}"
             here, known = target / part, own["parts"].get(part, {}) if own else {}
-            if known.get("sha256") != record["sha256"] or not is_part_intact(here, record, check_hash=False):
-                with new_file(here) as aside, (source / part).open("rb") as read, aside.open("wb") as written:
-                    while piece := read.read(PIECE):
-                        written.write(piece)
-                        show(done + written.tell(), total, words)
-                if not is_part_intact(here, record, check_hash=False):
-                    raise ValueError(f"{source / part} is not what was written; its copy has another size. Delete it.")
+            same_time = here.is_file() and known.get("changed") == here.stat().st_mtime_ns
+            if known.get("sha256") != record["sha256"] or not is_part_intact(here, record, check_hash=not same_time):
+                with new_file(here) as aside, (source / part).open("rb") as read:
+                    digest = hashlib.sha256()
+                    with aside.open("wb") as written:
+                        while piece := read.read(PIECE):
+                            digest.update(piece)
+                            written.write(piece)
+                            show(done + written.tell(), total, words)
+                    if digest.hexdigest() != record["sha256"]:
+                        raise DamagedError(f"{source / part} is not what was written.")
             copied[part] = record | {"changed": here.stat().st_mtime_ns}
             write_manifest(target, manifest | {"parts": copied})
             done += record["bytes"]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import socket
 from collections import namedtuple
@@ -14,7 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from grpo_kit import config
-from grpo_kit.nemotron import convert, nf4_layout, tiny
+from grpo_kit.nemotron import base_models, convert, nf4_layout, tiny
 from grpo_kit.policy import model_source, nf4_source
 from grpo_kit.policy.load import load_policy, load_tokenizer, routing_path
 from grpo_kit.runs import activity, files, places
@@ -63,13 +64,16 @@ def no_network(monkeypatch):
         monkeypatch.setattr(huggingface_hub, name, refuse)
 
 
+def hash_small_files(path):
+    """`hash_of` for a test in which no part, which has gigabytes, may be read."""
+    assert path.suffix != ".safetensors", f"{path} was hashed"
+    return files.hash_of(path)
+
+
 @pytest.fixture
 def no_hashing(monkeypatch):
-    def refuse(path):
-        raise AssertionError(f"{path} was hashed")
-
-    for module in (nf4_layout, convert, files):
-        monkeypatch.setattr(module, "hash_of", refuse)
+    for module in (nf4_layout, convert):
+        monkeypatch.setattr(module, "hash_of", hash_small_files)
 
 
 def policy_of(model=HUB, **settings):
@@ -126,6 +130,167 @@ def test_a_local_source_with_other_weights_is_converted_anew(tmp_path, monkeypat
     assert not torch.equal(last_logits(policy), first)
 
 
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """A policy whose NF4 checkpoint was made of a local folder: (policy, the folder, the checkpoint)."""
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    source, folder = shutil.copytree(tiny.FOLDER, tmp_path / "source"), tmp_path / "nf4"
+    tensors = load_file(source / "model.safetensors")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert.convert_to_nf4(source, folder, "float32")
+    return policy_of(str(source), nf4_folder=str(folder)), source, folder
+
+
+def doubled(source):
+    """The weights of `source`, of which those that a mixer's output goes through are twice as large."""
+    tensors = load_file(source / "model.safetensors")
+    return {name: value * 2 if name.endswith("q_proj.weight") else value for name, value in tensors.items()}
+
+
+def same_size(source):
+    path = source / "model.safetensors"
+    size = path.stat().st_size
+    save_file(doubled(source), path, metadata={"format": "pt"})
+    assert path.stat().st_size == size
+    return "model.safetensors"
+
+
+def two_shards(source):
+    tensors, index = doubled(source), {}
+    (source / "model.safetensors").unlink()
+    for number in (1, 2):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        names = sorted(tensors)[number - 1 :: 2]
+        save_file({name: tensors[name] for name in names}, source / shard, metadata={"format": "pt"})
+        index |= dict.fromkeys(names, shard)
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return "model.safetensors.index.json"
+
+
+def config_of(**changes):
+    def change(source):
+        fields = json.loads((source / "config.json").read_text()) | changes
+        (source / "config.json").write_text(json.dumps(fields))
+        return "config.json"
+
+    return change
+
+
+CHANGES = {
+    "the same size": same_size,
+    "two shards": two_shards,
+    "another scaling": config_of(routed_scaling_factor=7.5),
+    "fewer experts a token": config_of(num_experts_per_tok=1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_source_that_became_another_model_is_converted_again(local, capsys, change):
+    policy, source, folder = local
+    first = last_logits(policy)
+    name = change(source)
+    assert model_source.find_nf4(policy) is None
+    second = last_logits(policy)
+    assert (
+        f"{folder} was made of another {name} than lies in {source} now. It is made again." in capsys.readouterr().out
+    )
+    assert not torch.equal(first, second) and model_source.find_nf4(policy) == folder
+    assert torch.equal(last_logits(policy), second) and capsys.readouterr().out == ""
+    recorded = nf4_layout.read_manifest(folder)["parts"]
+    assert {path.name for path in folder.glob("nf4-*")} == set(recorded)  # nothing of the old one takes room
+
+
+def test_a_killed_conversion_of_a_changed_source_is_not_finished(local, monkeypatch):
+    policy, source, folder = local
+    same_size(source)
+
+    def stop(*words):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "_write_part", stop)
+        with pytest.raises(KeyboardInterrupt):
+            load_policy(policy)
+    shutil.rmtree(source)
+    assert model_source.find_nf4(policy) is None
+
+
+def test_a_mount_that_may_only_be_read_is_compared_by_size(local, monkeypatch):
+    policy, source, folder = local
+    path = source / "model.safetensors"
+    os.utime(path)
+    assert model_source.find_nf4(policy) is None
+    monkeypatch.setattr(nf4_layout.os, "access", lambda path, mode: not Path(path).is_relative_to(source))
+    assert model_source.find_nf4(policy) == folder
+    path.write_bytes(path.read_bytes() + b" ")
+    assert model_source.find_nf4(policy) is None
+
+
+def test_a_source_that_only_lost_its_weights_is_not_missed(local):
+    policy, source, folder = local
+    (source / "model.safetensors").unlink()
+    (source / "config.json").write_text("{}")
+    assert model_source.find_nf4(policy) == folder
+
+
+# Damage
+
+
+def cut(name):
+    def damage(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:50])
+
+    return damage
+
+
+def flip(folder):
+    data = bytearray((folder / "nf4-00001-of-00001.safetensors").read_bytes())
+    data[-5000] ^= 255
+    (folder / "nf4-00001-of-00001.safetensors").write_bytes(data)
+
+
+PART = "nf4-00001-of-00001.safetensors"
+DAMAGE = {
+    "config.json": cut("config.json"),
+    "tokenizer.json": cut("tokenizer.json"),
+    "generation_config.json": cut("generation_config.json"),
+    "chat_template.jinja": lambda folder: (folder / "chat_template.jinja").unlink(),
+    PART: flip,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_is_made_again_from_the_source(local, capsys, name):
+    policy, _, folder = local
+    first = last_logits(policy)
+    DAMAGE[name](folder)
+    assert torch.equal(last_logits(policy), first)
+    assert f"{folder / name} is not what was written" in (text := capsys.readouterr().out) and "made again." in text
+    assert torch.equal(last_logits(policy), first) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_damaged_is_named_where_there_is_no_source(converted, tmp_path, name):
+    folder = put(converted, tmp_path / "nf4")
+    DAMAGE[name](folder)
+    with pytest.raises(ValueError, match=f"{name} is not what was written.*. Delete it and load the published model"):
+        load_policy(policy_of(str(folder)))
+    if name != PART:  # whose damage only a load from it can find
+        with pytest.raises(ValueError, match=f"{name} is not what was written"):
+            load_policy(policy_of(nf4_folder=str(folder)))
+
+
+@pytest.mark.parametrize("text", ["", '{"format": 1, "sou', '{"format": 2}'])
+def test_a_damaged_manifest_is_named_and_without_it_the_checkpoint_is_made_again(local, text):
+    policy, _, folder = local
+    first = last_logits(policy)
+    (folder / "nf4.json").write_text(text)
+    with pytest.raises(ValueError, match=r"nf4\.json is .*Delete it and load the published model"):
+        load_policy(policy)
+    (folder / "nf4.json").unlink()
+    assert torch.equal(last_logits(policy), first)
+
+
 def test_what_is_not_finished_is_not_taken_for_a_checkpoint(converted, tmp_path):
     folder = put(converted, tmp_path / "nf4", count=9)
     policy = policy_of(nf4_folder=str(folder))
@@ -170,7 +335,8 @@ def test_on_kaggle_it_is_made_outside_the_output_and_a_sentence_says_how_to_keep
     assert (root / "kaggle/temp/nf4/tiny/nf4.json").is_file() and not (root / "kaggle/working").exists()
     output = root / "kaggle/working/nf4/tiny"
     text = capsys.readouterr().out
-    assert "make it with `grpo-kit push 01_setup` and push later notebooks with that kernel as --kernel-source" in text
+    push = "grpo-kit push 01_setup --accelerator NvidiaTeslaT4 policy.model=tiny"
+    assert f"make it with `{push}` and push later notebooks with that kernel as --kernel-source" in text
     assert f"set policy.nf4_folder={output}, 0.0 of the 20 GB" in text and text.count("\n") == 1
     load_policy(policy_of("tiny", nf4_folder=str(output)))
     assert model_source.is_finished(output, policy_of("tiny")) and capsys.readouterr().out == ""
@@ -186,9 +352,35 @@ def test_the_output_of_01_setup_is_what_the_next_kernel_loads(machine, monkeypat
     shutil.copytree(working, mounted, copy_function=shutil.copyfile)
     shutil.rmtree(working)
     monkeypatch.setattr(convert, "convert_to_nf4", lambda *words: pytest.fail("converted again"))
-    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr(nf4_layout, "hash_of", hash_small_files)
     monkeypatch.setattr(nf4_layout.os, "access", lambda path, mode: not Path(path).is_relative_to(mounted))
     assert torch.equal(last_logits(policy_of("tiny")), first)
+
+
+MOUNT = "/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1"
+
+
+@pytest.mark.parametrize(
+    ("made_of", "model", "found"),
+    [
+        (base_models.PUBLISHED, MOUNT, True),
+        (MOUNT, base_models.PUBLISHED, True),
+        (MOUNT, MOUNT, True),
+        (MOUNT, f"{MOUNT}/", True),
+        ("ada/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", MOUNT, False),
+        (MOUNT, "ada/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", False),
+        (MOUNT, "/kaggle/input/models/ada/nemotron-3-nano-30b-a3b-bf16/transformers/default/1", False),
+        (base_models.PUBLISHED, base_models.LIGHTNING, False),
+    ],
+)
+def test_the_30b_of_kaggle_and_of_the_hub_are_one_model_and_no_other(converted, machine, made_of, model, found):
+    mounted = put(converted, machine("kaggle") / "kaggle/input/nf4-of-the-30b", source=made_of)
+    assert model_source.find_nf4(policy_of(model)) == (mounted if found else None)
+
+
+def test_what_this_session_made_under_the_other_name_is_found(converted, machine):
+    made = put(converted, machine("kaggle") / "kaggle/temp/nf4" / MOUNT.strip("/").replace("/", "--"), source=MOUNT)
+    assert model_source.nf4_folder(policy_of(base_models.PUBLISHED)) == made
 
 
 # Colab and Google Drive
@@ -209,10 +401,21 @@ def test_what_fits_on_google_drive_is_kept_there_and_copied_back(colab, capsys, 
     shutil.rmtree(local)  # the next session
     assert nf4_source.describe_download(policy_of("tiny")) == ""  # the tiny policy is in the package
     monkeypatch.setattr(convert, "convert_to_nf4", lambda *words: pytest.fail("converted again"))
-    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr(nf4_layout, "hash_of", hash_small_files)
     assert torch.equal(last_logits(policy_of("tiny")), first)
     assert {path.name for path in local.iterdir()} == {path.name for path in drive.iterdir()}
     assert capsys.readouterr().out == ""
+
+
+def test_what_drive_damaged_is_named_and_made_again(colab, capsys):
+    drive, local = colab
+    first = last_logits(policy_of("tiny"))
+    shutil.rmtree(local)  # the next session
+    flip(drive)
+    capsys.readouterr()
+    assert torch.equal(last_logits(policy_of("tiny")), first)
+    text = capsys.readouterr().out
+    assert f"{drive / PART} is not what was written. Delete it" in text and "The checkpoint is made again." in text
 
 
 def test_what_does_not_fit_on_google_drive_is_not_kept_there(colab, capsys, monkeypatch):
@@ -279,7 +482,7 @@ def test_an_interrupted_copy_goes_on_after_its_last_whole_part(in_parts, tmp_pat
     nf4_source.copy_checkpoint(in_parts, target, "copying")
     assert opened == [*parts[:3], "again", *parts[2:]] and len(parts) > 3
     assert contents(target) == contents(in_parts)
-    monkeypatch.setattr(nf4_layout, "hash_of", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr(nf4_layout, "hash_of", hash_small_files)
     nf4_layout.confirm_parts(target)
 
 
@@ -318,10 +521,32 @@ def test_a_part_that_drive_lost_the_end_of_is_not_a_checkpoint(in_parts, tmp_pat
     source = shutil.copytree(in_parts, tmp_path / "source")
     part = list(nf4_layout.read_manifest(source)["parts"])[1]
     (source / part).write_bytes((source / part).read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{part} is not what was written; its copy has another size"):
+    with pytest.raises(ValueError, match=f"{part} is not what was written. Delete it"):
         nf4_source.copy_checkpoint(source, tmp_path / "copy", "copying")
     with pytest.raises(ValueError, match="holds 1 of "):
         nf4_layout.verify_checkpoint(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("name", ["a part", "config.json"])
+def test_a_copy_is_hashed_on_its_way(in_parts, tmp_path, name):
+    source = shutil.copytree(in_parts, tmp_path / "source")
+    path = source / (list(nf4_layout.read_manifest(source)["parts"])[1] if name == "a part" else name)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(nf4_layout.DamagedError, match=f"{path} is not what was written. Delete it"):
+        nf4_source.copy_checkpoint(source, tmp_path / "copy", "copying")
+    assert not (tmp_path / "copy" / path.name).exists()
+
+
+def test_a_part_that_changed_after_an_interrupted_copy_is_copied_again(in_parts, tmp_path):
+    target = shutil.copytree(in_parts, tmp_path / "copy")
+    manifest = nf4_layout.read_manifest(target)
+    first = next(iter(manifest["parts"]))
+    nf4_layout.write_manifest(target, manifest | {"parts": {first: manifest["parts"][first]}})
+    (target / first).write_bytes(b"\0" * (target / first).stat().st_size)
+    nf4_source.copy_checkpoint(in_parts, target, "copying")
+    assert contents(target) == contents(in_parts)
 
 
 def test_a_copy_says_the_part_and_its_bytes_to_who_listens(in_parts, tmp_path):
