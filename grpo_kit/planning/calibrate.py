@@ -120,7 +120,7 @@ def use_counts_of(run: Run, policy: Policy) -> Policy:
     if policy.routing is None and run.routing.is_file():
         counted = replace(policy, routing=str(run.routing))
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if read_json(run.routing)["model"] == policy.model and read_routing_counts(counted) is not None:
+            if "model" in read_json(run.routing) and read_routing_counts(counted) is not None:
                 return counted
     return policy
 

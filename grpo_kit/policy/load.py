@@ -10,12 +10,21 @@ from typing import Any
 
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
-from grpo_kit.nemotron import patches
-from grpo_kit.policy.model_source import build_config, find_nf4, missing_model, nf4_folder, policy_source
+from grpo_kit.nemotron import base_models, patches
+from grpo_kit.policy.model_source import (
+    base_model_name,
+    build_config,
+    find_nf4,
+    missing_model,
+    nf4_folder,
+    policy_source,
+)
 from grpo_kit.policy.nf4_source import needs_nf4_checkpoint, prepare_checkpoint
 from grpo_kit.policy.tokenizer import prepare_tokenizer
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.places import default_nf4_folder
+
+MOST_ROWS = 2**40  # that an expert can have been counted for; more would overflow when they are added up
 
 
 def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
@@ -115,7 +124,7 @@ def _load_published(policy: settings.Policy, options: dict[str, Any]) -> Any:
     except OSError as error:
         if not Path(policy_source(policy)).is_dir():
             raise missing_model(policy, error) from None
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise FileNotFoundError(f"The safetensors files of {policy.model} cannot be read ({reason}). {again}") from None
     except Exception as error:  # what the libraries raise for a damaged file or index is of any kind
         if is_out_of_memory(error):
@@ -201,14 +210,13 @@ def read_routing_counts(policy: settings.Policy) -> Any:
     """Read how often real prompts were routed to each expert, as counted by `grpo-kit calibrate`.
 
     Returns:
-        int64 counts of shape (layers, experts); None if nothing was counted.
+        int64 counts of shape (layers, experts); None if nothing was counted. So it is, with a warning, where the file
+        beside the NF4 checkpoint is damaged or of another model.
 
     Raises:
         FileNotFoundError: `policy.routing` is set and does not exist.
-        ValueError: the file does not contain a table of counts.
+        ValueError: `policy.routing` is set, and the file is no table of counts or is of another model.
     """
-    import torch
-
     path = routing_path(policy)
     if not path.is_file():
         if policy.routing:
@@ -217,14 +225,39 @@ def read_routing_counts(policy: settings.Policy) -> Any:
             )
         return None
     try:
-        hits = torch.tensor(json.loads(path.read_text(encoding="utf-8"))["hits"])
-        if hits.dtype != torch.int64 or hits.ndim != 2 or hits.min() < 0:
-            raise ValueError("not a table of counts")
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} is not a table of routing counts ({' '.join(str(error).split())[:80]}). Make it again with "
-            "`grpo-kit calibrate`."
-        ) from None
+        return _read_counts(path, policy)
+    except ValueError as error:
+        if policy.routing:
+            raise
+        warnings.warn(f"{error} Until then no expert is placed by it.", stacklevel=2)
+        return None
+
+
+def _read_counts(path: Path, policy: settings.Policy) -> Any:
+    """The counts in a file. Raises ValueError if it is damaged, or of another model than the policy's."""
+    import torch
+
+    again = "Make it again with `grpo-kit calibrate`, or delete it."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        hits, name = torch.tensor(content["hits"]), content.get("model", policy.model)
+        if hits.dtype != torch.int64 or hits.ndim != 2 or hits.min() < 0 or hits.max() > MOST_ROWS:
+            raise ValueError(f"a count is a whole number, 0 to {MOST_ROWS:,}")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # RuntimeError: nested too deeply
+        reason = " ".join(str(error).split())[:80]
+        raise ValueError(f"{path} is not a table of routing counts ({reason}). {again}") from None
+    base = base_model_name(policy)
+    is_same = base_models.recognize_bf16(name) == (base_models.recognize_bf16(base) or "")
+    if not is_same and name not in (policy.model, base, str(nf4_folder(policy))):
+        raise ValueError(f"{path} has the routing counts of {str(name)[:80]!r}; {base!r} is another model. {again}")
+    config = build_config(policy)
+    if config.model_type == "nemotron_h":
+        shape = (config.layers_block_type.count("moe"), config.n_routed_experts)
+        if tuple(hits.shape) != shape:
+            raise ValueError(
+                f"{path} has the routing counts of {hits.shape[0]} layers of {hits.shape[1]} experts; {policy.model} "
+                f"has {shape[0]} layers of {shape[1]}. {again}"
+            )
     return hits
 
 

@@ -1,13 +1,14 @@
 """Experts that real prompts hit are counted, and experts are then placed by these counts."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron import base_models, expert_placement
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.runs.files import write_text
@@ -64,6 +65,7 @@ def test_the_placement_of_weights_does_not_change_a_policys_identity():
     "text",
     ["", "[]", "{}", '{"hits": 3}',
      '{"hits": [[1, 2], [3]]}', '{"hits": [[0.5]]}', '{"hits": [[-1]]}', '{"hits": [["1"]]}',
+     '{"hits": [[4611686018427387904]]}', "[" * 100_000, '{"hits": [[true]]}', "\xff",
      '{"hits": [[1e400]]}', '{"hits": [[99999999999999999999999]]}', '{"hits": []}'],
 )  # fmt: skip
 def test_a_file_that_holds_no_counts_is_refused(tmp_path, text):
@@ -96,6 +98,9 @@ HITS = [[0, 0, 9, 9, 9, 9, 9, 9], [5, 4, 0, 0, 0, 0, 8, 8]]
         (None, False),
         ({"model": "tiny", "hits": HITS}, True),
         ({"model": "another", "hits": HITS}, False),
+        ({"model": ["tiny"], "hits": HITS}, False),
+        ({"model": "tiny", "hits": [[1, 2, 3]] * 3}, False),  # of another shape
+        ({"model": "grpo-kit/tiny", "hits": HITS}, True),  # the same model by its other name
         ({"hits": HITS}, False),
         ({"model": "tiny", "hits": [[0.5]]}, False),
         ([], False),
@@ -109,6 +114,48 @@ def test_a_run_uses_its_own_counts_where_they_are_whole_and_of_its_model(tmp_pat
     assert calibrate.use_counts_of(run, policy).routing == (str(run.routing) if used else None)
     named = config.Policy(load_in_4bit=True, routing="mine.json")
     assert calibrate.use_counts_of(run, named) is named  # the user's file comes first
+
+
+FOREIGN = [
+    ({"model": "another", "hits": HITS}, "has the routing counts of 'another'; 'grpo-kit/tiny' is another model."),
+    ({"model": "tiny", "hits": [[1, 2, 3]] * 3}, "of 3 layers of 3 experts; tiny has 2 layers of 8."),
+    ({"model": "tiny", "hits": [[2**62] * 8] * 2}, "(a count is a whole number, 0 to 1,099,511,627,776)."),
+    ("{", "is not a table of routing counts"),
+]
+
+
+@pytest.mark.parametrize(("written", "says"), FOREIGN)
+def test_counts_of_another_model_are_told_and_not_used(tmp_path, written, says):
+    path = tmp_path / "routing.json"
+    path.write_text(written if isinstance(written, str) else json.dumps(written))
+    told = re.escape(says) + ".*Make it again with `grpo-kit calibrate`, or delete it."
+    with pytest.raises(ValueError, match=told):  # what the user names
+        read_routing_counts(config.Policy(load_in_4bit=True, routing=str(path)))
+    with pytest.warns(UserWarning, match=told):  # what lies beside the checkpoint
+        assert read_routing_counts(config.Policy(load_in_4bit=True, nf4_folder=str(tmp_path))) is None
+
+
+def test_the_same_published_model_has_the_same_counts_under_each_of_its_names(tmp_path):
+    path, mounted = (
+        tmp_path / "routing.json",
+        "/kaggle/input/models/metric/nemotron-3-nano-30b-a3b-bf16/transformers/default/1",
+    )
+    path.write_text(json.dumps({"model": base_models.PUBLISHED, "hits": [[1] * 128] * 23}))
+    for name in (base_models.PUBLISHED, mounted):
+        assert read_routing_counts(config.Policy(model=name, routing=str(path))).shape == (23, 128)
+    with pytest.raises(ValueError, match="is another model"):
+        read_routing_counts(config.Policy(model=base_models.LIGHTNING, routing=str(path)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("written", [FOREIGN[1][0], FOREIGN[3][0]])
+def test_calibrate_replaces_counts_of_another_model(prepared, tmp_path, written):
+    chosen, run = prepared
+    path = tmp_path / "nf4/tiny/routing.json"
+    write_text(path, written if isinstance(written, str) else json.dumps(written))
+    with pytest.warns(UserWarning, match="no expert is placed by it"):
+        counts = calibrate.count_routed_rows(chosen, run, prompts=2)
+    assert json.loads(path.read_text()) == counts and len(counts["hits"]) == 2
 
 
 @pytest.mark.slow

@@ -123,6 +123,31 @@ def test_a_config_that_is_no_object_is_damaged(tmp_path, text):
             function(config.Policy(model=str(tmp_path)))
 
 
+ODD = {
+    "num_labels": 10**9, "_attn_implementation": "flash_attention_2", "mtp_hybrid_override_pattern": None,
+    "rope_scaling": "M", "id2label": 5, "layer_types": ["a"], "revision": "main", "_vllm_version": "0.17",
+}  # fmt: skip
+
+
+def test_keys_that_the_model_does_not_use_change_nothing_wherever_a_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
+    source, nf4 = tmp_path / "source", tmp_path / "nf4"
+    shutil.copytree(tiny.FOLDER, source)
+    fields = json.loads((source / "config.json").read_text()) | ODD
+    (source / "config.json").write_text(json.dumps(fields))
+    plain, tokenizer = load_policy(config.Policy())
+    assert torch.equal(
+        last_logits(load_policy(config.Policy(model=str(source)))[0], tokenizer), last_logits(plain, tokenizer)
+    )
+    assert base_models.lora_modules(str(source)) == base_models.lora_modules("tiny")  # what the check of a zip asks
+    assert model_size.Architecture.of(config.Policy(model=str(source))).parts == (
+        model_size.Architecture.of(config.Policy()).parts
+    )
+    streamed = config.Policy(model=str(source), load_in_4bit=True, nf4_folder=str(nf4))
+    for policy in (streamed, config.Policy(model=str(nf4), load_in_4bit=True)):  # made, then read by its own folder
+        assert load_policy(policy)[0].config.num_labels == 2
+
+
 @pytest.mark.parametrize("load_in_4bit", [False, True])
 def test_a_folder_without_a_config_says_so(tmp_path, load_in_4bit):
     policy = config.Policy(model=str(tmp_path), load_in_4bit=load_in_4bit)
