@@ -49,10 +49,15 @@ def assess_storage(model: Architecture, policy: Policy, device: Device) -> Stora
 
     A finished NF4 checkpoint needs nothing, an unfinished one what its other parts need. A local folder or a mount is
     not downloaded. What the cache of the Hub holds of a 16-bit checkpoint is not downloaded again.
+
+    Raises:
+        ValueError: `policy.nf4_folder` is a file.
     """
     published = 2.0 * model.parts.total()  # published in 16 bit
     loaded = float(sum(model.nbytes(part, policy) for part in model.parts))
     is_streamed = policy.load_in_4bit and model.parts.total() > LARGEST_UNSTREAMED
+    if policy.nf4_folder:
+        nf4_folder(policy)  # refuses a file, for a named machine too
     if policy.model == "tiny":
         return Storage(0.0, 0.0, 0.0, "in the package", False)
     if device.nominal:  # a fresh one

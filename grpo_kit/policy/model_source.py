@@ -33,16 +33,28 @@ def nf4_folder(policy: settings.Policy) -> Path:
     That is `policy.model` if it is one, else `policy.nf4_folder`. Where neither is set, it is a finished checkpoint of
     the same model, revision and dtype on this machine's disk, on Kaggle also in the output or a mounted input. If
     there is none, it is the folder in which one will be made.
+
+    Raises:
+        ValueError: `policy.nf4_folder` is a file, or lies in one.
     """
     if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
         return Path(policy_source(policy))
     if policy.nf4_folder:
-        return Path(policy.nf4_folder)
+        return _require_folder(Path(policy.nf4_folder))
     names = base_models.same_model_names(policy.model)
     default = default_nf4_folder(policy.model)
     places = [*map(default_nf4_folder, names), *filter(None, map(kaggle_nf4_folder, names))]
     folders = itertools.chain(places, find_mounted_folders(nf4_layout.MANIFEST))  # these take time to find
     return next((folder for folder in folders if is_finished(folder, policy)), default)
+
+
+def _require_folder(folder: Path) -> Path:
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(
+                f"policy.nf4_folder is {folder} and {place} is a file; an NF4 checkpoint is a folder. Name another one."
+            )
+    return folder
 
 
 def find_nf4(policy: settings.Policy) -> Path | None:

@@ -92,6 +92,18 @@ def test_the_disk_is_that_of_the_nf4_folder_not_of_the_working_folder(tmp_path):
     assert nearest_folder(tmp_path / "large" / "not" / "yet") == tmp_path / "large"
 
 
+@pytest.mark.parametrize("device", [None, DEVICES["t4"]], ids=["here", "named"])
+@pytest.mark.parametrize("inside", ["", "nf4/30b"])
+def test_an_nf4_folder_that_is_a_file_is_refused_before_any_plan(tmp_path, device, inside):
+    file = tmp_path / "cli.py"
+    file.write_text("print()")
+    with pytest.raises(ValueError) as refused:
+        storage_of(f"policy.nf4_folder={file / inside}", device=device)
+    assert str(refused.value) == (
+        f"policy.nf4_folder is {file / inside} and {file} is a file; an NF4 checkpoint is a folder. Name another one."
+    )
+
+
 def test_a_16_bit_checkpoint_lies_in_the_cache_of_the_hub_and_is_not_downloaded_twice(tmp_path):
     assert gib(storage_of(preset="80gb")) == (58.82, 58.82, 0) and not storage_of(preset="80gb").converts
     blobs = tmp_path / "hub" / f"models--{base_models.PUBLISHED.replace('/', '--')}" / "blobs"

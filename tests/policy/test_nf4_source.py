@@ -555,3 +555,10 @@ def test_a_copy_says_the_part_and_its_bytes_to_who_listens(in_parts, tmp_path):
         nf4_source.copy_checkpoint(in_parts, tmp_path / "copy", "copying from Google Drive")
     count = len(nf4_layout.read_manifest(in_parts)["parts"])
     assert heard[0] == f"copying from Google Drive, part 1 of {count}: 0.0 of 0.0 GiB" and len(heard) == count
+
+
+def test_a_load_refuses_an_nf4_folder_that_is_a_file_and_leaves_it(tmp_path):
+    (tmp_path / "cli.py").write_text("print()")
+    with pytest.raises(ValueError, match=r"cli.py is a file; an NF4 checkpoint is a folder. Name another one\."):
+        load_policy(policy_of("tiny", nf4_folder=str(tmp_path / "cli.py")))
+    assert (tmp_path / "cli.py").read_text() == "print()"
