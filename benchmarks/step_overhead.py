@@ -34,6 +34,7 @@ NARROW = {
 }  # fmt: skip
 ROWS, PROMPT, FEW, MANY = 8, 16, 4, 20  # rows that are sampled, tokens of their prompt, two lengths of completion
 MICRO_BATCH, SEQUENCE, R = 2, 96, 16
+TOGETHER = 6  # experts that the 30B's widths let be dequantised at once; all 128 narrow ones would be
 ROUNDS, QUICK_ROUNDS, TRIES = 3, 1, 3
 BARS = {"calls": 1200, "decode": 0.4, "train": 0.35}  # operations that are no views; ratios to BASE
 
@@ -107,13 +108,16 @@ def build_model(folder: Path) -> Any:
 
     from grpo_kit import config
     from grpo_kit.adapters.lora import add_lora
-    from grpo_kit.nemotron import base_models
+    from grpo_kit.nemotron import base_models, expert_placement
 
     preset = config.load_config(["t4"])
     fields = json.loads(base_models.CONFIGS[preset.policy.model].read_text()) | NARROW
     (folder / "config.json").write_text(json.dumps(fields))
     torch.manual_seed(0)
-    model = add_lora(random_nemotron.tiered(folder, torch.float32, "cpu", 0.0), preset.lora, 0)
+    model = random_nemotron.tiered(folder, torch.float32, "cpu", 0.0)
+    for layer in expert_placement.find_tiered_layers(model).values():
+        layer.bench.together = TOGETHER
+    model = add_lora(model, preset.lora, 0)
     for name, value in model.named_parameters():
         if "lora_B" in name:
             value.data.normal_(std=0.01)
