@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 
 class ExpertMatrix(nn.Linear):
@@ -31,11 +30,14 @@ class ExpertMatrix(nn.Linear):
 
 
 class ExpertLora(NamedTuple):
-    """The LoRA of one matrix: `a` (r, in), `b` (out, r), and the scale alpha / r."""
+    """The LoRA of one matrix: `a` (r, in), `b` (out, r), and the scale alpha / r.
+
+    `stack_loras` makes one of several: `a` (experts, r, in), `b` (experts, out, r), and one scale or (experts, 1, 1).
+    """
 
     a: torch.Tensor
     b: torch.Tensor
-    scale: float
+    scale: float | torch.Tensor
 
 
 class LoraTable(NamedTuple):
@@ -56,16 +58,49 @@ def add_update(lora: ExpertLora | None, x: torch.Tensor, result: torch.Tensor) -
     """Add a LoRA's update to a product.
 
     Args:
-        lora: the LoRA; None adds nothing.
-        x: (rows, in), the input of the matrix.
-        result: (rows, out), the product of x and the frozen matrix.
+        lora: the stacked LoRA; None adds nothing.
+        x: (experts, rows, in), the input of the matrices.
+        result: (experts, rows, out), the product of x and the frozen matrices.
 
     Returns:
-        (rows, out) in `result`'s type; the update is computed in the LoRA's type.
+        (experts, rows, out) in `result`'s type; the update is computed in the LoRA's type.
     """
     if lora is None:
         return result
-    return result + (F.linear(F.linear(x.to(lora.a.dtype), lora.a), lora.b) * lora.scale).to(result.dtype)
+    return result + (x.to(lora.a.dtype) @ lora.a.mT @ lora.b.mT * lora.scale).to(result.dtype)
+
+
+def differentiate_update(
+    lora: ExpertLora, x: torch.Tensor, d_result: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of a stacked LoRA: of `a` and of `b`, for the input x and the gradient of the result."""
+    x, d_update = x.to(lora.a.dtype), d_result.to(lora.a.dtype) * lora.scale
+    return (d_update @ lora.b).mT @ x, d_update.mT @ (x @ lora.a.mT)
+
+
+def add_input_gradient(lora: ExpertLora | None, d_result: torch.Tensor, d_x: torch.Tensor) -> torch.Tensor:
+    """Add what a stacked LoRA contributes to the gradient of its input, (experts, rows, in) in d_x's type."""
+    if lora is None:
+        return d_x
+    return d_x + (d_result.to(lora.a.dtype) * lora.scale @ lora.b @ lora.a).to(d_x.dtype)
+
+
+def stack_loras(loras: Sequence[ExpertLora | None]) -> ExpertLora | None:
+    """The LoRAs of one matrix of several experts as one; smaller ranks, and experts without one, are filled with zeros.
+
+    Returns:
+        The stacked LoRA; None if no expert has one.
+    """
+    if (some := next(filter(None, loras), None)) is None:
+        return None
+    pairs = [lora or ExpertLora(some.a[:0], some.b[:, :0], some.scale) for lora in loras]
+    scales = [lora.scale for lora in pairs]
+    same = len(set(scales)) == 1
+    return ExpertLora(
+        nn.utils.rnn.pad_sequence([lora.a for lora in pairs], batch_first=True),
+        nn.utils.rnn.pad_sequence([lora.b.T for lora in pairs], batch_first=True).mT,
+        scales[0] if same else torch.tensor(scales, device=some.a.device)[:, None, None],
+    )
 
 
 def active_lora(matrix: nn.Module) -> ExpertLora | None:

@@ -5,25 +5,21 @@ bitsandbytes does not quantise. Here an expert is one run of bytes (its up and i
 bringing it over PCIe is one copy. Only the experts that a batch uses are brought, on a stream of their own, while the
 experts on the GPU are being computed.
 
-Nothing is kept in 16 bit. The forward pass dequantises a matrix into one reused buffer, or multiplies in 4 bit where
-rows are few; the backward pass copies and dequantises it again. A decoding step computes all experts on the GPU at once
-(expert_kernel.py). The experts are frozen; LoRA on them is PEFT's, one pair per matrix (expert_lora.py).
+No weight is kept in 16 bit. Many tokens are computed by groups of experts that are dequantised together
+(expert_groups.py), a decoding step on a GPU by a kernel for all experts at once (expert_kernel.py). The experts are
+frozen; LoRA on them is PEFT's, one pair per matrix (expert_lora.py).
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from grpo_kit.nemotron import expert_kernel, expert_lora, nf4, pinned_memory
-from grpo_kit.nemotron.expert_lora import ExpertLora, ExpertLoras, LoraTable
+from grpo_kit.nemotron import expert_groups, expert_kernel, expert_lora, expert_workbench, nf4
+from grpo_kit.nemotron.expert_lora import ExpertLoras, LoraTable
 from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
-from grpo_kit.nemotron.patches import feed_forward, output_dtype, recognise_relu2, relu2
+from grpo_kit.nemotron.patches import output_dtype, recognise_relu2, relu2
 
-# An expert's rows up to which the fused 4-bit product reads less memory than dequantising does.
-MAX_FUSED_ROWS = 8
 # Tokens up to which the kernel computes all experts at once; it reads an expert again for every two of its rows.
 MAX_DECODING_TOKENS = 32
 
@@ -41,6 +37,7 @@ class TieredExperts(nn.Module):
 
     Attributes:
         rows: the experts' bytes, (nbytes,) uint8 each, wherever they are.
+        near: {expert on the device: its up and its down matrix, as views into its bytes}.
         on_host: numbers of the experts on the host tier.
         hits: (num_experts,) int64 on the CPU: rows routed to each expert, in the counts that placed the experts and
             while `counting` was on.
@@ -54,6 +51,7 @@ class TieredExperts(nn.Module):
         self.act = recognise_relu2(act)
         self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
         self.rows: list[torch.Tensor] = []
+        self.near: dict[int, tuple[nf4.Nf4, nf4.Nf4]] = {}
         self.on_host: frozenset[int] = frozenset()
         self.host = torch.device("cpu")
         with torch.inference_mode(False):  # a tensor that is made there cannot be written to outside
@@ -102,6 +100,7 @@ class TieredExperts(nn.Module):
     def _hold(self, rows: list[torch.Tensor], on_host: frozenset[int]) -> None:
         """Take the experts' bytes from `rows`; what held them before is freed."""
         self.rows, self.on_host = rows, on_host
+        self.near = {expert: self.geometry.views(row) for expert, row in enumerate(rows) if expert not in on_host}
         addresses = [0 if expert in on_host else row.data_ptr() for expert, row in enumerate(rows)]
         self.near_addresses.copy_(torch.tensor(addresses))
 
@@ -113,7 +112,7 @@ class TieredExperts(nn.Module):
 
     def _allocate_host_tier(self, count: int, host: torch.device) -> torch.Tensor:
         if host.type == "cpu" and self.bench.device.type != "cpu":
-            return pinned_memory.allocate_pinned(count, self.geometry.nbytes)
+            return expert_workbench.allocate_pinned(count, self.geometry.nbytes)
         return torch.empty((count, self.geometry.nbytes), dtype=torch.uint8, device=host)
 
     def _allocate_near_tier(self, count: int) -> torch.Tensor:
@@ -165,7 +164,9 @@ class TieredExperts(nn.Module):
                 output = self.decode(hidden_states.to(dtype), top_k_index, top_k_weights.float(), tables)
                 return output.to(output_dtype(hidden_states.dtype))
             trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
-            return _RoutedExperts.apply(hidden_states, top_k_index, top_k_weights, self, loras, *trained)
+            return expert_groups.RoutedExperts.apply(
+                hidden_states, top_k_index, top_k_weights, self, loras, torch.is_grad_enabled(), *trained
+            )
 
     def _decoding_dtype(self, hidden: torch.Tensor) -> torch.dtype | None:
         """The type in which the kernel computes these tokens; None if it cannot: many tokens, or a gradient."""
@@ -240,18 +241,14 @@ class TieredExperts(nn.Module):
 
         return read_choice
 
-    def group_by_expert(self, index: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-        """[(expert, its positions in the flattened (tokens, k) index)], experts on the device first.
+    def group_by_expert(self, index: torch.Tensor) -> expert_groups.Routing:
+        """The choice, (tokens, k) int64, in groups of experts. Synchronises once, and counts the choice.
 
-        Synchronises once, and counts the choice.
+        Which experts form a group depends on the choice alone, and so no result on where an expert lies.
         """
-        flat = index.flatten()
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.num_experts).cpu()
+        counts = torch.bincount(index.flatten(), minlength=self.num_experts).cpu()
         self._count(counts)
-        parts = zip(range(self.num_experts), order.split(counts.tolist()))
-        used = [(expert, positions) for expert, positions in parts if len(positions)]
-        return sorted(used, key=lambda group: group[0] in self.on_host)
+        return expert_groups.plan_rows(index, counts.tolist(), self.bench.together)
 
     def _count(self, counts: torch.Tensor) -> None:
         """Add the rows that each expert got, (num_experts,) int64 on the CPU, to `hits` and `traffic`."""
@@ -260,87 +257,3 @@ class TieredExperts(nn.Module):
         if self.on_host:
             self.traffic[0] += int(counts.sum())
             self.traffic[1] += int(counts[list(self.on_host)].sum())
-
-    def iterate_experts(
-        self, groups: list[tuple[int, torch.Tensor]]
-    ) -> Iterator[tuple[int, torch.Tensor, nf4.Nf4, nf4.Nf4]]:
-        """(expert, positions, up, down) for each group. Copies from the host start before the first is handed out."""
-        near = [(expert, positions) for expert, positions in groups if expert not in self.on_host]
-        far = groups[len(near) :]
-        arriving = self.bench.bring_experts([self.rows[expert] for expert, _ in far])
-        for expert, positions in near:
-            yield (expert, positions, *self.geometry.views(self.rows[expert]))
-        for (expert, positions), (data,) in zip(far, arriving):
-            yield (expert, positions, *self.geometry.views(data))
-        next(arriving, None)  # frees the last slot
-
-    def apply_expert(
-        self, x: torch.Tensor, up: nf4.Nf4, down: nf4.Nf4, loras: ExpertLoras = (None, None)
-    ) -> torch.Tensor:
-        """`feed_forward` with LoRA for the rows of one expert, (rows, hidden) in and out."""
-        fused = len(x) <= MAX_FUSED_ROWS and not torch.is_grad_enabled()
-
-        def multiply(matrix: nf4.Nf4, buffer: torch.Tensor, lora: ExpertLora | None, rows: torch.Tensor):
-            plain = nf4.multiply_rows(rows, matrix) if fused else F.linear(rows, nf4.dequantise_matrix(matrix, buffer))
-            return expert_lora.add_update(lora, rows, plain)
-
-        return feed_forward(
-            x,
-            functools.partial(multiply, up, self.bench.up, loras[0]),
-            self.act,
-            functools.partial(multiply, down, self.bench.down, loras[1]),
-        )
-
-
-class _RoutedExperts(torch.autograd.Function):
-    """Routed experts whose weights exist one at a time. Only the inputs are kept for the backward pass.
-
-    The LoRAs' tensors are inputs too (`trained`, in the order of `loras`), so that they get their gradients.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, index, weights, experts, loras, *trained):
-        ctx.save_for_backward(hidden, index, weights)
-        ctx.experts, ctx.loras = experts, loras
-        k, scale = index.shape[1], weights.flatten()
-        x = hidden.to(experts.bench.dtype)
-        total = torch.zeros(hidden.shape, dtype=weights.dtype, device=hidden.device)
-        for expert, positions, up, down in experts.iterate_experts(experts.group_by_expert(index)):
-            tokens = positions // k
-            output = experts.apply_expert(x[tokens], up, down, loras.get(expert, (None, None)))
-            total.index_add_(0, tokens, (output * scale[positions, None]).to(total.dtype))
-        return total.to(output_dtype(hidden.dtype))
-
-    @staticmethod
-    def backward(ctx, grad):
-        hidden, index, weights = ctx.saved_tensors
-        experts, loras, k, scale = ctx.experts, ctx.loras, index.shape[1], weights.flatten()
-        d_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        d_scale = torch.zeros_like(scale)
-        d_loras: dict[int, tuple[torch.Tensor, ...]] = {}
-        for expert, positions, up, down in experts.iterate_experts(_group_uncounted(experts, index)):
-            tokens, pairs = positions // k, loras.get(expert, (None, None))
-            x = hidden[tokens].detach().to(experts.bench.dtype).requires_grad_()
-            trained = [value for lora in pairs if lora for value in (lora.a, lora.b)]
-            with torch.enable_grad():
-                output = experts.apply_expert(x, up, down, pairs)
-            d_tokens = grad[tokens]
-            d_output = (d_tokens * scale[positions, None]).to(output.dtype)
-            d_x, *d_loras[expert] = torch.autograd.grad(output, [x, *trained], d_output)
-            d_hidden.index_add_(0, tokens, d_x.float())
-            d_scale[positions] = (d_tokens * output.detach()).sum(-1).to(d_scale.dtype)
-            if trained:
-                experts.reached[expert].logical_or_(d_output.any())
-        d_trained = []
-        for expert, pairs in loras.items():
-            d_trained += d_loras.get(expert, [None] * 2 * sum(map(bool, pairs)))
-        return d_hidden.to(hidden.dtype), None, d_scale.view_as(weights), None, None, *d_trained
-
-
-def _group_uncounted(experts: TieredExperts, index: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-    """`group_by_expert` for the backward pass, which must not count the same rows again."""
-    counting, traffic = experts.counting, list(experts.traffic)
-    experts.counting = False
-    groups = experts.group_by_expert(index)
-    experts.counting, experts.traffic = counting, traffic
-    return groups

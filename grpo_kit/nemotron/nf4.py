@@ -68,6 +68,29 @@ def dequantise_matrix(matrix: Nf4, out: torch.Tensor) -> torch.Tensor:
     return out.copy_(values.view(matrix.shape))
 
 
+def dequantise_matrices(matrices: list[Nf4], dtype: torch.dtype) -> torch.Tensor:
+    """The values of several matrices of the same number of values, in a few operations for all of them.
+
+    Args:
+        matrices: one or more; their shapes may differ.
+        dtype: the floating-point type of the values.
+
+    Returns:
+        (matrices, values of each), bit for bit what `dequantise_matrix` writes.
+    """
+    packed, absmax, nested, offset = (torch.stack(parts) for parts in list(zip(*matrices))[:4])
+    blocks = absmax.shape[1]
+    codes = torch.nn.functional.pad(absmax, (0, nested.shape[1] * NESTED - blocks))  # no nested scale of two matrices
+    scales = torch.ops.bitsandbytes.dequantize_blockwise.default(
+        codes.flatten(), nested.flatten(), scale_values(codes.device), NESTED, torch.float32
+    )
+    scales = (scales.view_as(codes)[:, :blocks] + offset[:, None]).flatten()
+    # As rows of exactly one block, for the reason in `dequantise_matrix`.
+    one_block_rows = (len(scales), BLOCK)
+    operator = torch.ops.bitsandbytes.dequantize_4bit.default
+    return operator(packed.view(-1, 1), scales, BLOCK, "nf4", one_block_rows, dtype).view(len(matrices), -1)
+
+
 def multiply_rows(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
     """`x @ W.T` for a few rows, without a gradient. CUDA uses the fused 4-bit product and never stores W in 16 bit.
 

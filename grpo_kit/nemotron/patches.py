@@ -129,17 +129,29 @@ def feed_forward(x: "torch.Tensor", up: Callable, act: Callable, down: Callable)
     Returns:
         (..., out): float32 if `up` gives float16 and `act` is `relu2`, otherwise in the type that `down` gives.
     """
+    inner, factor = activate(up(x), act)
+    output = down(inner)
+    return output if factor is None else output * factor  # this product is exact, and float32
+
+
+def activate(inner: "torch.Tensor", act: Callable) -> tuple["torch.Tensor", "torch.Tensor | None"]:
+    """What stands between the two products of `feed_forward`.
+
+    Args:
+        inner: (..., intermediate), the result of the first product.
+        act: as for `feed_forward`.
+
+    Returns:
+        (the input of the second product, (..., 1) float32 by which its result is multiplied, or None).
+    """
     import torch
 
-    inner = up(x)
     if inner.dtype != torch.float16 or act is not relu2:
-        inner = act(inner)  # by the same name, so that what is not needed any more is freed
-        return down(inner)
+        return act(inner), None
     factor = _choose_factors(inner.detach())
-    inner = inner / factor.half()
+    inner = inner / factor.half()  # by the same name, so that what is not needed any more is freed
     inner.relu_()
-    # Not `square`, which autocast computes in float32. The last product is exact, and float32.
-    return down(inner * inner) * factor.square()
+    return inner * inner, factor.square()  # not `square`, which autocast computes in float32
 
 
 def _choose_factors(inner: "torch.Tensor") -> "torch.Tensor":

@@ -40,11 +40,11 @@ RECORDED_ON = "recorded on a shared core of another machine (AMD EPYC, 2026-11-3
 RECORDED = {  # {weights: (token, micro-batch)}
     "4 bit, experts off the GPU": (
         {"linear_attention": 0.0026, "full_attention": 0.0021, "moe": 0.0022, "mlp": 0.0010, OUTSIDE: 0.0014},
-        {"linear_attention": 0.031, "full_attention": 0.011, "moe": 0.27, "mlp": 0.005},
+        {"linear_attention": 0.031, "full_attention": 0.011, "moe": 0.056, "mlp": 0.005},
     ),
     "4 bit": (
         {"linear_attention": 0.0028, "full_attention": 0.0022, "moe": 0.0014, "mlp": 0.0010, OUTSIDE: 0.0013},
-        {"linear_attention": 0.032, "full_attention": 0.012, "moe": 0.26, "mlp": 0.005},
+        {"linear_attention": 0.032, "full_attention": 0.012, "moe": 0.049, "mlp": 0.005},
     ),
     "16 bit": (
         {"linear_attention": 0.0021, "full_attention": 0.0011, "moe": 0.0026, "mlp": 0.0010, OUTSIDE: 0.0009},
@@ -83,7 +83,7 @@ def _build(model: Architecture, config: RunConfig) -> Any:
 
     import grpo_kit.policy.load  # noqa: F401 (hides warnings about what is intended)
     from grpo_kit.adapters import lora
-    from grpo_kit.nemotron import nf4_checkpoint, patches
+    from grpo_kit.nemotron import expert_placement, nf4_checkpoint, patches
     from grpo_kit.policy import generation_loop
 
     left = ("hybrid_override_pattern", "layers_block_type", "num_hidden_layers", "mtp_layers_block_type")
@@ -94,6 +94,8 @@ def _build(model: Architecture, config: RunConfig) -> Any:
             narrow.save_pretrained(folder)
             drawn, share = _draw(Path(folder)), config.policy.experts_on_host
             base = nf4_checkpoint.assemble_model(Path(folder), torch.float32, drawn, "cpu", share)
+        for layer in expert_placement.find_tiered_layers(base).values():  # narrow ones would all fit into one group
+            layer.bench.together = model.expert.count_together(getattr(torch, config.policy.dtype))
     else:
         base = AutoModelForCausalLM.from_config(narrow, dtype=torch.float32, attn_implementation="sdpa").eval()
         patches.prepare_model(base)
@@ -172,7 +174,7 @@ def recorded_host(model: Architecture, config: RunConfig) -> HostSeconds:
     if policy.load_in_4bit and policy.experts_on_host and model.routed:
         weights = "4 bit, experts off the GPU"
     token, micro_batch = RECORDED[weights]
-    if policy.load_in_4bit:  # training loops over experts, of which 128 were recorded
+    if policy.load_in_4bit:  # training passes over groups of experts; 128 were recorded
         micro_batch = micro_batch | {"moe": micro_batch["moe"] * model.config.n_routed_experts / 128}
     return HostSeconds(token, micro_batch, RECORDED_ON)
 

@@ -14,7 +14,7 @@ import torch
 from grpo_kit.config import Grpo, RunConfig
 from grpo_kit.nemotron import expert_workbench
 from grpo_kit.planning.machines import GIB, Device
-from grpo_kit.planning.model_size import BYTES, STREAM, Architecture, activation_bytes
+from grpo_kit.planning.model_size import BYTES, STREAM, Architecture, activation_bytes, expert_bytes
 from grpo_kit.planning.storage import SHARD, Storage
 from grpo_kit.runs import processes
 
@@ -128,8 +128,7 @@ def buffer_rows(work: Workload) -> list[Row]:
         rows.append(Row(work.place, "one matrix dequantised", nbytes, "bitsandbytes' backward pass", ("backward",)))
     if policy.load_in_4bit and work.weight_bytes.get("routed experts"):
         bench = expert_workbench.Workbench(model.expert, torch.device("meta"), getattr(torch, policy.dtype))
-        nbytes = bench.up.nbytes + bench.down.nbytes + bench.slots.nbytes
-        rows.append(Row(work.place, "experts' buffers and slots", nbytes, "experts.Workbench"))
+        rows.append(Row(work.place, "slots for arriving experts", bench.slots.nbytes, "experts.Workbench"))
     return rows
 
 
@@ -158,6 +157,8 @@ def sampling_rows(work: Workload) -> list[Row]:
     if device.gpu and not policy.load_in_4bit:  # transformers' batched_mm copies the expert of each choice
         expert = 2 * model.expert.hidden * model.expert.intermediate * size
         token += sampled * shapes.num_experts_per_tok * expert
+    if not device.gpu and policy.load_in_4bit and model.routed:  # a GPU computes them with the kernel
+        token += expert_bytes(model, sampled, policy, grad=False)[1]
     place, reading_source = work.place, f"{prompts} x {prompt_tokens} tokens"
     return [
         Row(place, "recurrent states", states, f"{sampled} sequences", ("prefill", "decode")),

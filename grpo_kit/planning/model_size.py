@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Policy, RunConfig
-from grpo_kit.nemotron import patches
+from grpo_kit.nemotron import expert_workbench, patches
 from grpo_kit.nemotron.expert_workbench import ExpertShape
 from grpo_kit.policy.model_source import build_config
 
@@ -210,20 +210,28 @@ def layer_bytes(
 def expert_bytes(model: Architecture, tokens: int, policy: Policy, grad: bool) -> tuple[int, int]:
     """(bytes kept, most bytes alive) of a layer's routed experts on a number of tokens.
 
-    In 4 bit, experts.py holds one expert's rows at a time, which are at most all tokens, since no token chooses an
-    expert twice. transformers' own experts (grouped_mm, frozen weights) hold the rows of all experts at once.
+    In 4 bit, expert_groups.py holds one group's matrices and rows at a time, and the results of the first product until
+    the backward pass. transformers' own experts (grouped_mm, frozen weights) hold the rows of all experts at once.
     """
     (hidden, inner), size, k = model.expert, BYTES[policy.dtype], model.config.num_experts_per_tok
-    routing, result = tokens * k * 12, tokens * hidden * (4 + size)  # int64 and float32; summed in float32, then cast
-    # Bytes of a float32 beside an output in float16 (nemotron.patches.feed_forward).
-    kept_wide = 4 if policy.dtype == "float16" else 0
     if not policy.load_in_4bit:
+        routing, result = tokens * k * 12, tokens * hidden * (4 + size)  # summed in float32, then cast
         held = tokens * k * ((2 * hidden + 2 * inner) * size + 4 * hidden) + tokens * hidden * size
-        return routing + tokens * k * (hidden + inner) * size, routing + held
-    # x, up, relu, square, down; weighted. Then gradients of the same.
-    forward = tokens * ((2 * hidden + 3 * inner) * size + (4 + kept_wide) * hidden) + result
-    backward = tokens * ((hidden + 2 * inner) * size + (4 + 2 * kept_wide) * hidden) + result
-    return routing, routing + forward + (backward if grad else 0)
+        return routing + tokens * k * (hidden + inner) * size, routing + held + result
+    padded = 2 * tokens * k  # at most
+    kept = 12 * padded + 8 * tokens * k + (padded * inner * size if grad else 0)  # int64 and float32
+    together = min(model.expert.count_together(getattr(torch, policy.dtype)), model.config.n_routed_experts)
+    # Dequantised; in 4 bit side by side, and where they arrived.
+    matrices = together * 2 * (hidden * inner * size + model.expert.nbytes)
+    rows = min(max(tokens, expert_workbench.GROUP_ROWS), padded)
+    # Bytes of a float32 beside an output in float16 (nemotron.patches.feed_forward).
+    wide = 4 if policy.dtype == "float16" else 0
+    # x, up, relu, square, down; weighted. All tokens' rows and their sum.
+    most = rows * ((2 * hidden + 3 * inner) * size + (4 + wide) * hidden) + tokens * hidden * (4 + 2 * size)
+    if grad:  # relu, square, their gradients, and float32 for the weights' gradient; the gradients of all tokens' rows
+        backward = rows * ((2 * hidden + 5 * inner) * size + (8 + wide) * hidden + 8 * inner)
+        most = max(most, backward + tokens * hidden * (8 + 2 * size))
+    return kept, kept + matrices + most
 
 
 def activation_bytes(model: Architecture, config: RunConfig, batch: int, seq: int, grad: bool) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import torch
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data.sources import GENERATED_ROWS, locate_source
-from grpo_kit.nemotron import pinned_memory
+from grpo_kit.nemotron import expert_workbench
 from grpo_kit.planning import host_time
 from grpo_kit.planning.fit import Plan, Seconds, StepTimes
 from grpo_kit.planning.host_time import model_seconds
@@ -56,7 +56,7 @@ def measure_bandwidths(device: str | torch.device | None = None) -> Bandwidths:
 def _measure(device: torch.device, nbytes: int) -> Bandwidths:
     gpu, n = device.type == "cuda", WIDTH[device.type]
     source, target = (torch.ones(nbytes, dtype=torch.uint8, device=device) for _ in range(2))
-    host = pinned_memory.allocate_pinned(1, nbytes)[0].zero_() if gpu else source
+    host = expert_workbench.allocate_pinned(1, nbytes)[0].zero_() if gpu else source
     a, b = (torch.randn(n, n, dtype=torch.float16 if gpu else torch.float32, device=device) for _ in range(2))
     copy = shortest_seconds(device, lambda: target.copy_(source))
     transfer = shortest_seconds(device, lambda: target.copy_(host, non_blocking=True))

@@ -21,6 +21,16 @@ def test_its_values_are_those_of_bitsandbytes(shape, dtype):
     assert torch.equal(ours, bnb.dequantize_4bit(packed, state))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(128, 64), (1, 64), (128, 136), (7, 640)])  # 128 x 136: 272 scales, 256 and 16
+def test_matrices_that_are_dequantised_together_have_the_same_values(shape, dtype):
+    packed = [nf4.unpack_matrix(nf4.pack_matrix(matrix(*shape, seed=seed)), shape) for seed in range(3)]
+    alone = [nf4.dequantise_matrix(one, torch.empty(shape, dtype=dtype)) for one in packed]
+    together = nf4.dequantise_matrices(packed, dtype)
+    assert torch.equal(together.view(3, *shape), torch.stack(alone))
+    assert torch.equal(nf4.dequantise_matrices(packed[1:2], dtype).view(shape), alone[1])
+
+
 @pytest.mark.parametrize("shape", [(96, 96), (64, 32), (2, 32), (100, 16)])
 def test_rows_that_are_not_a_multiple_of_64_long_are_right_too(shape):
     """bitsandbytes 0.50.2 takes the wrong scales for these on some CPUs, with AVX-512 for example."""

@@ -151,25 +151,24 @@ def test_planned_activations_of_the_tiny_policy_equal_those_held_in_training(che
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("grad", [True, False])
-def test_routed_experts_in_4_bit_use_less_than_planned(grad, dtype):
-    """The worst case at the embedded policy's sizes: every token chooses the same two experts."""
+@pytest.mark.parametrize("spread", [True, False])
+def test_routed_experts_in_4_bit_use_less_than_planned(grad, dtype, spread):
+    """At the embedded policy's sizes, also in the worst case: every token chooses the same two experts."""
     model, kind = Architecture.of(config.Policy()), getattr(torch, dtype)
     bench = experts.Workbench(model.expert, torch.device("cpu"), kind)
     layer = experts.TieredExperts(model.expert, 8, lambda x: torch.relu(x).square(), bench)
     layer.place()
-    index = torch.tensor([[1, 5]]).repeat(512, 1)
+    index = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7]] if spread else [[1, 5]] * 4).repeat(128, 1)
     x = torch.randn(512, model.expert.hidden, dtype=kind, requires_grad=grad)
     for number in range(8):
         layer.write_expert(number, torch.randn(model.expert.up) / 16, torch.randn(model.expert.down) / 16)
     weights = torch.full((512, 2), 0.5, requires_grad=grad)
-    with model_size.Alive([x, index, weights, bench.up, bench.down, bench.slots, *layer.rows]) as alive:
+    with model_size.Alive([x, index, weights, bench.slots, *layer.rows]) as alive:
         out = layer(x, index, weights)
         if grad:
             out.backward(torch.ones_like(out))
     kept, most = model_size.expert_bytes(model, 512, config.Policy(dtype=dtype, load_in_4bit=True), grad)
-    # Not in place on the CPU; buffers on CUDA.
-    dequantising = 2 * kind.itemsize * 2 * model.expert.hidden * model.expert.intermediate
-    assert alive.peak - dequantising <= most <= 2 * alive.peak
+    assert alive.peak <= most <= 2 * alive.peak
 
 
 def test_the_shipped_config_loads_and_is_what_a_local_copy_gives(tmp_path, nano):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
-from grpo_kit.nemotron import expert_placement, experts
+from grpo_kit.nemotron import expert_groups, expert_placement, experts
 from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.files import write_text
@@ -102,12 +102,12 @@ def fail_in_half_a_step(monkeypatch, call):
 WHERE = {
     "sampling": lambda patch: raise_at(patch, generation_loop, "draw_tokens", 11 + 5),
     "forward": fail_in_the_forward_pass,
-    "backward": lambda patch: raise_at(patch, experts, "_group_uncounted", 6),
+    "backward": lambda patch: raise_at(patch, expert_groups.RoutedExperts, "backward", 6),
     "first step of the optimiser": lambda patch: fail_in_half_a_step(patch, 1),
     "second step of the optimiser": lambda patch: fail_in_half_a_step(patch, 3),  # it has two groups, one of them empty
     "trial, sampling": lambda patch: raise_at(patch, generation_loop, "draw_tokens", 4),
-    "trial, backward": lambda patch: raise_at(patch, experts, "_group_uncounted", 2),
-    "several times": lambda patch: raise_at(patch, experts, "_group_uncounted", 4, times=5),
+    "trial, backward": lambda patch: raise_at(patch, expert_groups.RoutedExperts, "backward", 2),
+    "several times": lambda patch: raise_at(patch, expert_groups.RoutedExperts, "backward", 4, times=5),
 }
 
 

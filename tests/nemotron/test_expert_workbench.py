@@ -7,7 +7,7 @@ from enum import IntEnum
 import pytest
 import torch
 
-from grpo_kit.nemotron import experts, pinned_memory
+from grpo_kit.nemotron import expert_workbench, experts
 
 
 class Answers(IntEnum):
@@ -43,20 +43,20 @@ def driver(monkeypatch):
 
 
 def test_not_a_byte_more_than_asked_for_is_registered_from_a_page_on(driver):
-    data = pinned_memory.allocate_pinned(39, 5_000_000)  # PyTorch would take 256 MiB for these 186
+    data = expert_workbench.allocate_pinned(39, 5_000_000)  # PyTorch would take 256 MiB for these 186
     assert (data.shape, data.dtype, data.is_contiguous()) == ((39, 5_000_000), torch.uint8, True)
     assert driver.registered == {data.data_ptr(): 39 * 5_000_000}
     assert data.data_ptr() % mmap.PAGESIZE == 0
 
 
 def test_small_blocks_share_no_page(driver):
-    blocks = [pinned_memory.allocate_pinned(3, 100) for _ in range(20)]
+    blocks = [expert_workbench.allocate_pinned(3, 100) for _ in range(20)]
     assert len({block.data_ptr() // mmap.PAGESIZE for block in blocks}) == len(driver.registered) == 20
 
 
 @pytest.mark.slow
 def test_it_is_unregistered_when_the_last_view_is_gone_and_no_copy_is_under_way(driver):
-    data = pinned_memory.allocate_pinned(4, 1000)
+    data = expert_workbench.allocate_pinned(4, 1000)
     row = data[2].fill_(7)
     del data
     gc.collect()
@@ -67,7 +67,7 @@ def test_it_is_unregistered_when_the_last_view_is_gone_and_no_copy_is_under_way(
 
 
 def test_nothing_is_registered_for_nothing(driver):
-    assert pinned_memory.allocate_pinned(0, 1000).shape == (0, 1000) and not driver.registered
+    assert expert_workbench.allocate_pinned(0, 1000).shape == (0, 1000) and not driver.registered
 
 
 def test_where_the_driver_refuses_pytorchs_own_pinned_memory_is_taken(driver, monkeypatch):
@@ -83,7 +83,7 @@ def test_where_the_driver_refuses_pytorchs_own_pinned_memory_is_taken(driver, mo
 
     monkeypatch.setattr(torch, "empty", empty)
     monkeypatch.setattr(torch, "zeros", zeros)
-    assert pinned_memory.allocate_pinned(2, 64).shape == (2, 64)
+    assert expert_workbench.allocate_pinned(2, 64).shape == (2, 64)
     assert options == {"pin_memory": True} and launched == ["cuda"] and not driver.registered
 
 
@@ -106,7 +106,7 @@ def test_the_host_tier_of_a_gpu_is_registered_and_moves_when_experts_do(driver, 
 
 
 def test_on_a_cpu_nothing_is_registered(monkeypatch):
-    monkeypatch.setattr(pinned_memory, "allocate_pinned", lambda *_: pytest.fail("pinned memory was allocated"))
+    monkeypatch.setattr(expert_workbench, "allocate_pinned", lambda *_: pytest.fail("pinned memory was allocated"))
     tiered("cpu")[1].place([1, 5])
 
 
