@@ -4,7 +4,8 @@ The weights are random in the published form (bf16, several shards), so nothing 
 instead of weights until it is read; then they are drawn, and after it has been converted they are holes again. So the
 disk never holds the published model. The conversion is killed once and called again. Products are computed in float32:
 16-bit products are 80 times slower on a CPU. The group is of two, the completions of a few tokens. Each command runs in
-a process of its own, whose seconds and peak memory are measured; beside them stands what `plan` says.
+a process of its own, whose seconds and peak memory are measured. Beside those that load the model stands what `plan`
+says of them; on a CPU it does not count the memory of a conversion. Beside the NF4's size stands the planned one.
 
     python benchmarks/full_size.py --model 4b --record      # 7 GiB of disk, a machine left alone
     python benchmarks/full_size.py --model 30b --layers 12  # the first layers only; all 52 need 25 GiB of disk
@@ -89,15 +90,16 @@ def main() -> None:
         step = json.loads((folder / "runs" / "full" / "metrics.jsonl").read_text().splitlines()[-1])
         again = [path.name for path, written in kept.items() if path.stat().st_mtime_ns != written]
         nf4 = sum(path.stat().st_size for path in (folder / "nf4").glob("*.safetensors"))
-        planned = plan(preset, folder)
+        planned, checkpoint = plan(preset, folder)
     for row in rows:
-        row["plan, GiB"] = f"{planned['host'].nbytes / GIB:.2f}" if row["phase"] == "train, one step" else ""
+        row["plan, GiB"] = f"{planned[row['phase']] / GIB:.2f}" if row["phase"] in planned else ""
     figures = {
         "model": "narrow" if arguments.quick else arguments.model,
         "layers": arguments.layers,
         "parameters": published.parameters,
         "published_gib": round(published.nbytes / GIB, 2),
         "nf4_gib": round(nf4 / GIB, 2),
+        "planned_nf4_gib": round(checkpoint / GIB, 2),
         "parts_kept": len(kept),
         "parts_written_again": len(again),
         **{key: step.get(key) for key in KEYS},
@@ -150,6 +152,7 @@ class Published:
         os.truncate(
             self.folder / file, sum(shape.numel() * dtype.itemsize for shape, dtype in self.shards[file].values())
         )
+        os.utime(self.folder / file, (0, 0))  # a source that changes would be converted again
 
     def fill(self, file: str) -> None:
         """Draw a shard's weights, the same ones every time."""
@@ -210,13 +213,18 @@ def measure(
     }
 
 
-def plan(preset: str, folder: Path) -> dict[str, Any]:
-    """{place: what the planner expects of this step on a CPU}."""
+def plan(preset: str, folder: Path) -> tuple[dict[str, float], float]:
+    """({phase: bytes of memory that the planner expects on a CPU}, bytes of the NF4 checkpoint)."""
     from grpo_kit import config
+    from grpo_kit.planning.model_size import Architecture
     from grpo_kit.planning.plan import plan as make_plan
 
     chosen = config.load_config([preset], [*SETTINGS, f"policy.model={folder / 'published'}"])
-    return make_plan(chosen, "cpu", PROMPT, search=False).needs
+    planned, model = make_plan(chosen, "cpu", PROMPT, search=False), Architecture.of(chosen.policy)
+    rows = [row for row in planned.rows if row.place == "host" and (not row.phases or "load" in row.phases)]
+    load = sum(row.nbytes for row in rows)
+    phases = {"load, two tokens": load, "train, one step": planned.needs["host"].nbytes, "check": load}
+    return phases, float(sum(model.nbytes(part, chosen.policy) for part in model.parts))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ PLACES = ("GPU", "second GPU", "host", "disk", "disk for downloads")
 PHASES = ("prefill", "decode", "loss", "backward", "convert", "load")  # the last two are the host's
 RESERVE = 0.75 * GIB  # kernels' code, cuBLAS workspaces and fragmentation of each GPU; assumed
 SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
+PYTHON = 0.5 * GIB  # Python and its libraries without CUDA's; measured on one machine, see notes/benchmarks.md
 # trl/kernels/chunked_logprob.py computes logits in tiles of TRL_TILE_TOKENS x TILE_WORDS in the weights' type. Without
 # Triton its backward pass holds TILE_COPIES more of them in float32 (z, log p, p, the gradient and what they are made
 # of; tests/planning/test_memory.py counts them). So training/trl_internals.py sets the tile to TILE_TOKENS there: the
@@ -220,4 +221,8 @@ def loading_rows(work: Workload) -> list[Row]:
             rows.append(Row("host", part, held, "5 GB", ("convert",), "assumed"))
         elif not work.config.policy.load_in_4bit:
             rows.append(Row("host", "one shard while it loads", shard, "5 GB", ("load",), "assumed"))
+    else:
+        part = shard * loaded / published  # its mapped pages lie beside what has been read of it
+        rows.append(Row("host", "Python and its libraries", PYTHON, "convention", (), "assumed"))
+        rows.append(Row("host", "one part while it loads", part, "of a shard of 5 GB", ("load",), "assumed"))
     return rows

@@ -46,7 +46,7 @@ ON_HOST, ON_SECOND = (
          "It fits Tesla P100-PCIE-16GB with 782 of 2,944 routed experts on the host (3.75 GiB); "
          "set policy.experts_on_host=0.266.", 15.09, 15.10, 20.83, 58.82),
         ("t4", machine(host=14.0, disks={"/": 200.0}), None,
-         "It does not fit this machine, whose host has 14.0 of 18.1 GiB needed, and no single setting changes that; "
+         "It does not fit this machine, whose host has 14.0 of 18.6 GiB needed, and no single setting changes that; "
          "use t4.", None, None, 20.83, 58.82),
     ],
     ids=["Colab", "Colab, NF4", "Colab, loaded", "Kaggle", "Kaggle, mounted", "L4", "P100", "laptop"],
