@@ -15,9 +15,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 # Tests start hundreds of processes, which read compiled files much faster than they compile them.
 unexport PYTHONDONTWRITEBYTECODE
-# One process for each core, at most four because of their memory, one thread each. The tests of a file share fixtures, so a file
-# stays in one process; tests/conftest.py puts the long files first. ARGS="-n 0" runs all tests in one process.
-TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+# One process more than there are cores, because some tests wait for a browser, a lock or another process; at most four because
+# of their memory, one thread each. The tests of a file share fixtures, so a file stays in one process; tests/conftest.py puts
+# the long files first. ARGS="-n 0" runs all tests in one process.
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((cores < 3 ? cores + 1 : 4)))
+TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo [FORCE=1]   the whole chain on the embedded policy, in about a minute after installation"
