@@ -18,6 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from grpo_kit.nemotron import expert_groups
+
 
 class Audit(TorchDispatchMode):
     """Checks every operation while it is on, in forward and backward passes.
@@ -67,7 +69,15 @@ def audit(stack: tuple[int, int, int]) -> Iterator[Audit]:
     Raises:
         RuntimeError: The block ran an operation that a T4 cannot run; the message names it.
     """
+    form_groups = expert_groups.form_groups
+
+    def form_small_groups(counts: list[int], tokens: int, together: int) -> list[expert_groups.Group]:
+        """At full width a group holds 6 of 128 experts; a narrow layer would fit into one group."""
+        return form_groups(counts, tokens, min(together, len(counts) // 4))
+
     with contextlib.ExitStack() as exits:
+        exits.callback(setattr, expert_groups, "form_groups", form_groups)
+        expert_groups.form_groups = form_small_groups
         if importlib.util.find_spec("triton"):
             exits.enter_context(_no_triton())
         yield exits.enter_context(Audit(stack))

@@ -116,11 +116,12 @@ def _keep_checkpoint(policy: settings.Policy, folder: Path, drive: Path | None) 
     """Copy a new checkpoint to Google Drive if it fits there; what became of it, or how to keep it, in a sentence."""
     size = _size_of(read_manifest(folder))
     if output := kaggle_nf4_folder(policy.model):
-        words = "grpo-kit push 01_setup --accelerator NvidiaTeslaT4"  # the default accelerator's preset is not in 4 bit
-        if base_models.PUBLISHED not in base_models.same_model_names(policy.model):
-            words += f" policy.model={policy.model}"
+        is_30b = base_models.PUBLISHED in base_models.same_model_names(policy.model)
+        model = "" if is_30b else f" policy.model={policy.model}"
         return (
-            f"Kaggle deletes {folder}, the NF4 checkpoint, when the session ends. To keep it, make it with `{words}` "
+            f"Kaggle deletes {folder}, the NF4 checkpoint, when the session ends. To keep it, make it with "
+            # The default accelerator's preset is not in 4 bit.
+            f"`grpo-kit push 01_setup --accelerator NvidiaTeslaT4{model}` "
             "and push later notebooks with that kernel as --kernel-source; or set "
             f"policy.nf4_folder={output}, {size / 1e9:.1f} of the 20 GB that a kernel may put out."
         )
