@@ -127,7 +127,7 @@ def _load_published(policy: settings.Policy, options: dict[str, Any]) -> Any:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise FileNotFoundError(f"The safetensors files of {policy.model} cannot be read ({reason}). {again}") from None
     except Exception as error:  # what the libraries raise for a damaged file or index is of any kind
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, ImportError):  # a library is missing, not a file
             raise
         reason = failure.cause or " ".join(str(error).split())[:200]
         raise ValueError(f"The files of {policy.model} are damaged ({reason}). {again}") from None

@@ -305,3 +305,12 @@ def test_another_model_takes_the_plain_4_bit_path_with_the_same_call(kind, tiny_
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad.any() for n, p in model.named_parameters() if "lora_B" in n)
     assert model.generate(ids, max_new_tokens=3, pad_token_id=0).shape[0] == 1
+
+
+def test_a_library_that_is_missing_is_not_taken_for_a_damaged_file(monkeypatch):
+    def lacks_a_library(*_, **__):
+        raise ImportError("No module named 'bitsandbytes'")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lacks_a_library)
+    with pytest.raises(ImportError, match="bitsandbytes"):
+        load_policy(config.Policy())
