@@ -6,8 +6,8 @@ a forward and backward pass with checkpointing. Seconds a layer, times layers, a
 depend on its widths.
 
 It is a measurement of the processor, not of a GPU. A launch costs about as much as the small product that stands for
-it, so the sum was within 10 % of that of all 52 layers (notes/t4.md). Not in it: the reward, TRL's bookkeeping, the
-optimiser (some 0.1 s a step), and processors that wait for others.
+it. The sum was within a quarter of what all layers take, for a token of the 30B within 5 % (notes/t4.md). Not in it:
+the reward, TRL's bookkeeping, the optimiser (some 0.1 s a step), and processors that wait for others.
 """
 
 import contextlib
