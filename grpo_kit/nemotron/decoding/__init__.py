@@ -1,0 +1,1 @@
+"""Decoding: the forward pass of one new token a row."""
