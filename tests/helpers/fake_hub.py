@@ -6,9 +6,11 @@ With `xet`, it says that its large files lie in Xet storage, which answers nothi
 
 import hashlib
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
+
+from tests.helpers.loopback import Server
 
 COMMIT = "c0ffee" + "0" * 34
 # What a process must do to download from here, before it imports the kit; it is offline otherwise.
@@ -47,10 +49,8 @@ class FakeHub:
             def log_message(self, *words: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = Server(Handler)
+        self.url = self.server.url
 
     def answer(self, handler: BaseHTTPRequestHandler, with_body: bool) -> None:
         """Answer one request."""
@@ -103,5 +103,4 @@ class FakeHub:
     def close(self) -> None:
         """Stop the server."""
         self.release.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.close()

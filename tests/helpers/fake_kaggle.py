@@ -24,11 +24,12 @@ import contextlib
 import json
 import re
 import socket
-import threading
 import time
 from collections import defaultdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.helpers.loopback import Server
 
 USER, KEY, TOKEN = "ada", "5ecret0key0of0ada", "KGAT_t0ken0that0must0never0show"
 # What another server answers: all that a call of the kit would take for success.
@@ -59,15 +60,8 @@ class FakeKaggle:
         self.allowed, self.today = 5, 0
         self.invalid: dict[str, list[str]] = {}
         self.token_lives = True
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"fake": self}))
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        # The default of half a second between looks is what closing the server would wait for, in every test.
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server = Server(type("Bound", (_Handler,), {"fake": self}))
+        self.url, self.close = self.server.url, self.server.close
 
     def count(self, name: str) -> int:
         return sum(called == name for called, _ in self.calls)

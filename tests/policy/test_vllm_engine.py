@@ -4,12 +4,11 @@ vLLM itself is not installed where these tests run. A stand-in with the part of 
 same policy, correctly or with one of the faults that were reported of vLLM. Its behaviour on a GPU is not covered.
 """
 
-import http.server
 import json
 import sys
-import threading
 import types
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from grpo_kit.policy.chat import encode_prompt
 from grpo_kit.policy.load import Path, load_policy
 from grpo_kit.policy.model_source import policy_source
 from grpo_kit.runs.run import find_run
+from tests.helpers.loopback import Server
 
 ASKED = [[{"role": "user", "content": text}] for text in ("What is 47 + 38?", "What is 90 - 12?", "What is 5 + 6?")]
 
@@ -222,7 +222,7 @@ def server(tiny_policy, monkeypatch):
     """The two answers of `vllm serve` that are used, on loopback; `fault` as StandIn's, or another model's name."""
     state = types.SimpleNamespace(fault=None, model=policy_source(config.Policy()))
 
-    class Answers(http.server.BaseHTTPRequestHandler):
+    class Answers(BaseHTTPRequestHandler):
         def do_GET(self):
             self.say({"data": [{"id": state.model}]} if self.path == "/v1/models" else {})
 
@@ -242,13 +242,10 @@ def server(tiny_policy, monkeypatch):
         def log_message(self, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
-        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-        monkeypatch.setattr(
-            vllm_engine.VllmServer.__init__, "__defaults__", (f"http://127.0.0.1:{served.server_port}",)
-        )
-        yield state
-        served.shutdown()
+    served = Server(Answers)
+    monkeypatch.setattr(vllm_engine.VllmServer.__init__, "__defaults__", (served.url,))
+    yield state
+    served.close()
 
 
 @pytest.mark.slow
