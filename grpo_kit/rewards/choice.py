@@ -1,5 +1,5 @@
-r"""choice decides whether the option that a reply chooses is the gold one: 1.0 if it is, 0.0 if not, None where the
-gold names no option.
+r"""choice decides whether a reply chooses the gold option, or exactly the gold options: 1.0 if it does, 0.0 if not,
+None where the gold names no option.
 
 Paste this file into a notebook cell as it is. It needs only the standard library.
 
@@ -10,6 +10,11 @@ option means that option. Case never decides: "b" and "B" are one letter, and an
 case; but two options whose texts differ by case alone ("M" and "m") must be written exactly. A choice of several
 options earns 0 ("A and C", a box for each), and so does an option that the reply speaks against ("I rule out option C",
 "C is wrong").
+
+A gold may be several options: ["A", "C"], "A, C", "A and C", or "AC". Then the reply must choose exactly these, in any
+order: in one box or in boxes side by side, in <answer>, behind ####, in a last sentence such as "The answers are A and
+C", or alone. A gold that is an option's letter or text is that option, also where "AC" is the text. Else "AC" means A
+and C if its capitals stand in the order of the alphabet and label options; "CA" is no gold.
 """
 
 import re
@@ -44,12 +49,13 @@ _CHOICE_DENIED = re.compile(r"(?i)(?:\b(?:not|never|neither|nor|cannot)|n['’]t
 _EXCLUDED = re.compile(  # what stands before an option that a reply speaks against
     r"(?i)(?:\b(?:unlike|except|besides|than|instead of|without|rul(?:e|es|ed|ing)(?: out)?|reject\w*|exclud\w*"
     r"|eliminat\w*|discard\w*|dismiss\w*)|\b(?:wrong|incorrect|false|worst|unlikely|impossible|invalid|bad"
-    r"|least[ -]\w+)(?: (?:answer|option|choice|one)(?: (?:is|was|would be))?)?)(?: the)?[\s:$*(]*$"
+    r"|least[ -]\w+)(?: (?:answer|option|choice|one)s?(?: (?:is|are|was|were|would be))?)?)(?: the)?[\s:$*(]*$"
     r"|(?:(?:\b(?:not|never)|n['’]t) (?:think|believe|say|sure|certain|claim|agree|true)"
     r"|\b(?:doubt|deny|unless|whether|if|neither))\b[^.,;:!?\n]*$"
 )
 _RETRACTED = re.compile(  # what stands behind such an option
-    r"(?i)[\s$*_).,]*(?:(?:which |it |this |that )?(?:(?:is|was|seems|looks|(?:can|must|may|might|could|would) be)"
+    r"(?i)[\s$*_).,]*(?:(?:which |it |this |that )?(?:(?:is|are|was|were|seems?|looks?"
+    r"|(?:can|must|may|might|could|would) be)"
     r" (?:\w+ly )?(?:wrong|incorrect|false|unlikely|impossible|mistaken|ruled out|eliminated|excluded|rejected"
     r"|not (?:right|correct|true|the|it|possible|an))\b|cannot\b|(?:ca|is|was|could|would|do|does)n['’]t\b))"
 )
@@ -66,6 +72,12 @@ _CHOOSING = re.compile(
     r"|favou?r"
     r"|choose|definitely|clearly|probably|likely|most|guess|take|opt|need|want)\W+)*"
 )
+_SEVERAL = re.compile(  # The answers are A and C
+    r"(?i)(?:\b(?:answers?|choices?|options?|choose|pick|select)\b|答案)[ \t*_]{0,4}"
+    r"(?:(?:is|are|:|=|would be|must be|是|为|為)[\s*_:]{0,8})?(?=((?:[^\n]|\n(?!\n)){1,300}))"
+)
+_BETWEEN = re.compile(r"(?i)\s*(?:,?\s*\band\b|[,;、/&+\n])[-\s•]*")  # options that stand side by side
+_BESIDE_BOX = re.compile(r"(?:[\s$*_,;&]|\band\b)*")
 _WIDE = str.maketrans("。（）：，", ".():,")
 
 
@@ -76,12 +88,12 @@ def choice_reward(
     prompt_opened_think: bool | Sequence[bool] = False,
     **kwargs,
 ) -> list[float | None]:
-    r"""1.0 for the gold option, 0.0 for another or none, None where the gold is not one of the options.
+    r"""1.0 for the gold option or options, 0.0 for others or none, None where the gold is not among the options.
 
     Args:
         completions: texts or message lists; of several turns the last one of the assistant is judged. TRL's
             `reasoning_content` counts as thinking that is closed.
-        answer: a letter ("C", "(C)") or the text of an option, for each completion.
+        answer: for each completion a letter ("C", "(C)"), the text of an option, or several: a list, "A, C" or "AC".
         options: for each completion its option texts in the order A, B, C, or a mapping from letter to text; without
             it only letters count.
         prompt_opened_think: whether the chat template put <think> into the prompt, so that a completion without
@@ -98,6 +110,8 @@ def choice_reward(
         >>> options = [["x", "y"], ["Rome", "Paris"]]
         >>> choice_reward([r"\boxed{B}", r"\boxed{\text{Paris}}"], ["(b)", "B"], options)
         [1.0, 1.0]
+        >>> choice_reward(["The answers are C and A.", r"\boxed{A}"], ["AC", "AC"])
+        [1.0, 0.0]
     """
     listed = [None] * len(answer) if options is None else options
     if not len(completions) == len(answer) == len(listed):
@@ -111,39 +125,48 @@ def choice_reward(
     rewards: list[float | None] = []
     for completion, gold, texts, flag in zip(completions, answer, listed, flags, strict=True):
         table = _make_table(texts)
-        correct = _read_option(str(gold or ""), table)
-        chosen = _find_choice(_join_contents(completion), table, flag)
-        rewards.append(None if correct is None else float(correct == chosen))
+        correct = _read_gold(gold, table)
+        find = _find_choice if len(correct) == 1 else _find_choices
+        chosen = find(_join_contents(completion), table, flag) if correct else None
+        rewards.append(float(set(chosen or ()) == correct) if correct else None)
     return rewards
 
 
 def final_answer(
     completion: str | list, options: Sequence | None = None, prompt_opened_think: bool = False, **kwargs
 ) -> str | None:
-    r"""The letter of the option that a reply chooses, None if none: a vote.
+    r"""The letter of the option that a reply chooses, or the letters of several; None if none: a vote.
 
     Where several reward files are pasted, the name means the last one's reader; `choice_reward.final_answer` stays this
     one, and the rewards themselves call neither.
 
-    >>> final_answer(r"\boxed{\text{Paris}}", options=["Rome", "Paris"])
-    'B'
+    >>> final_answer(r"\boxed{\text{Paris}}", options=["Rome", "Paris"]), final_answer(r"\boxed{C, A}")
+    ('B', 'AC')
     """
-    return _find_choice(_join_contents(completion), _make_table(options), prompt_opened_think)
+    text, table = _join_contents(completion), _make_table(options)
+    several = _find_choices(text, table, prompt_opened_think) or ()
+    return _find_choice(text, table, prompt_opened_think) or ("".join(sorted(several)) if len(several) > 1 else None)
 
 
 choice_reward.final_answer = final_answer
 
 
-def _find_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
-    """The option that the reply commits to; an unclosed thinking or box commits to nothing."""
+def _cut_thinking(text: str, opened: bool) -> str:
+    """What stands behind the thinking, with boxes for <answer>; nothing where the thinking is not closed."""
     close = text.rfind("</think>")
     if text.rfind("<think>") > close or (opened and close < 0):
-        return None
+        return ""
     text = text[close + len("</think>") :] if close >= 0 else text
     text = text.translate(_WIDE)
     if "\\boxed" not in text and "\\fbox" not in text:
         text = text[-LONGEST_CHOICE:]
         text = re.sub(r"(?s)<answer>(.{0,300}?)</answer>", r"\\boxed{\1}", text)
+    return text
+
+
+def _find_choice(text: str, table: dict[str, str], opened: bool) -> str | None:
+    """The option that the reply commits to; an unclosed thinking or box commits to nothing."""
+    text = _cut_thinking(text, opened)
     if "\\boxed" in text or "\\fbox" in text:
         return _find_boxed_choice(text, table)
     text = re.sub(r"[*_]{2,3}", "", text)
@@ -190,6 +213,76 @@ def _find_boxed_choice(text: str, table: dict[str, str]) -> str | None:
         if other and other != option and _CHOICE_UNSURE.search(text[earlier[-1].end() : start]):
             return None
     return option
+
+
+def _find_choices(text: str, table: dict[str, str], opened: bool) -> set[str] | None:
+    """The options that the reply commits to where it may choose several; None where one of them cannot be read."""
+    text = _cut_thinking(text, opened)
+    if "\\boxed" in text or "\\fbox" in text:
+        return _find_boxed_choices(text, table)
+    text = re.sub(r"[*_]{2,3}", "", text)
+    marked, sentences = _MARKED.findall(text), list(_SEVERAL.finditer(text))
+    if marked and (options := _read_options(marked[-1], table)):
+        return options
+    for match in reversed(sentences[-20:]):
+        before = text[max(0, match.start() - 80) : match.start()]
+        if _CHOICE_DENIED.search(before) or _EXCLUDED.search(before):
+            return None
+        line = match[1].partition("\n")[0]
+        for stated in (match[1], line, re.split(r"[.!](?:\s|$)|,?\s*\b(?:because|since|as)\b", line)[0]):
+            if options := _read_options(stated, table):
+                return options
+    return None if sentences else _read_options(text[:500], table)
+
+
+def _find_boxed_choices(text: str, table: dict[str, str]) -> set[str] | None:
+    """The options in the last box and in those side by side with it; None where words deny them."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    last = _CHOICE_BOX.match(text, start)
+    if not last or not last[2] or _RETRACTED.match(text, last.end()):
+        return None
+    boxes = [match for match in _CHOICE_BOX.finditer(text, max(0, start - LONGEST_CHOICE), start) if match[2]][-25:] + [
+        last
+    ]
+    first = len(boxes) - 1
+    while first and _BESIDE_BOX.fullmatch(text[boxes[first - 1].end() : boxes[first].start()][:30]):
+        first -= 1
+    before = text[max(0, boxes[first].start() - 80) : boxes[first].start()]
+    if _CHOICE_DENIED.search(before) or _EXCLUDED.search(before):
+        return None
+    sets = [_read_options(box[1], table) for box in boxes[first:]]
+    return set().union(*sets) if all(sets) else None
+
+
+def _read_gold(gold: object, table: dict[str, str]) -> set[str]:
+    """The letters of the gold's options, none where it cannot be used."""
+    if isinstance(gold, Sequence) and not isinstance(gold, str):
+        letters = [_read_option(str(item), table) for item in gold]
+        return set() if None in letters else set(letters)
+    text = str(gold or "")
+    if option := _read_option(text, table):
+        return {option}
+    joined = re.fullmatch(r"[A-Z]{2,26}", text.strip())
+    if joined and "".join(sorted(set(joined[0]))) != joined[0]:
+        return set()
+    return _read_options(text, table) or set()
+
+
+def _read_options(text: str, table: dict[str, str]) -> set[str] | None:
+    """The letters of the options that a text lists, None where it holds anything else."""
+    if len(text) > LONGEST_CHOICE:
+        return None
+    text = _WRAP.sub(r"\1", text).strip(" \t\n*_.$[]{}\\-•")
+    text = re.sub(
+        r"(?i)^(?:both|(?:options|choices|answers|letters)\b:?)\s+|\s+are (?:both |all )?(?:correct|right)$", "", text
+    )
+    joined = re.fullmatch(r"[A-Z]{2,26}|(?:\([A-Za-z]\)){2,26}", text)
+    pieces = re.findall("[A-Za-z]", text) if joined else _BETWEEN.split(text, 26)
+    pieces = [piece.strip("'\" ") for piece in pieces]
+    if not table and not all(re.fullmatch(r"\(?[A-Za-z]\)?[.:]?", piece) for piece in pieces):
+        return None
+    letters = [_read_option(piece, table) for piece in pieces]
+    return None if None in letters or len(set(letters)) < len(letters) else set(letters)
 
 
 def _read_sentence(text: str, table: dict[str, str]) -> str | None:

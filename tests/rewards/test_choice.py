@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.rewards.choice import choice_reward
+from grpo_kit.rewards.choice import choice_reward, final_answer
 
 CITIES = ["Rome", "Paris", "Oslo", "New York"]
 CHOICES = [  # completion, gold, options, reward, what the row is about
@@ -122,3 +122,70 @@ def test_messages_are_read_and_lists_of_different_lengths_raise():
     assert choice_reward(completions=[messages], answer=["B"], prompts=["?"]) == [1.0]
     with pytest.raises(ValueError, match=r"1 completions, 1 answers and 2 option lists.*needs its own.*Pass"):
         choice_reward(["B"], ["B"], [CITIES, CITIES])
+
+
+SEVERAL = [  # completion, gold, options, reward, what the row is about
+    (r"\boxed{A, C}", "A,C", None, 1.0, "a list in one box"),
+    (r"\boxed{C and A}", ["A", "C"], None, 1.0, "in another order; a list as the gold"),
+    (r"\boxed{CA}", "AC", None, 1.0, "letters without anything between them"),
+    (r"\boxed{(A)(C)}", "AC", None, 1.0, "in brackets"),
+    (r"\boxed{\{A, C\}}", "A and C", None, 1.0, "as a set; the gold in words"),
+    (r"\boxed{a; c}", "A; C", None, 1.0, "in lower case"),
+    (r"\boxed{A}, \boxed{C}", "AC", None, 1.0, "boxes side by side"),
+    (r"$\boxed{A}$ and $\boxed{C}$.", "AC", None, 1.0, "boxes side by side"),
+    (r"\boxed{A}, no: \boxed{C}", "AC", None, 0.0, "a box that was given up"),
+    (r"\boxed{A} or \boxed{C}", "AC", None, 0.0, "a hedge"),
+    (r"\boxed{A or C}", "AC", None, 0.0, "a hedge"),
+    (r"\boxed{A, B, C}", "AC", None, 0.0, "one too many"),
+    (r"\boxed{A}", "AC", None, 0.0, "one too few"),
+    (r"\boxed{A, C, C}", "AC", None, 0.0, "one of them twice"),
+    (r"\boxed{A, C} is wrong", "AC", None, 0.0, "spoken against"),
+    (r"\boxed{A, C} are wrong.", "AC", None, 0.0, "spoken against"),
+    (r"The wrong options are \boxed{A, C}", "AC", None, 0.0, "spoken against"),
+    (r"<think>\boxed{A, C}", "AC", None, 0.0, "the thinking never ends"),
+    (r"\boxed{A, C", "AC", None, 0.0, "cut off"),
+    (r"\boxed{A, C}", "A", None, 0.0, "a gold of one letter wants one letter"),
+    (r"\boxed{Rome, Oslo}", "AC", CITIES, 1.0, "texts"),
+    (r"\boxed{A. Rome, C. Oslo}", ["Rome", "Oslo"], CITIES, 1.0, "letters with their texts"),
+    (r"\boxed{A. Rome, C. Paris}", "AC", CITIES, 0.0, "a letter with another option's text"),
+    (r"\boxed{A, E}", "AE", CITIES, None, "a gold beyond the options"),
+    (r"\boxed{A, Z}", ["A", "Z"], CITIES, None, "a gold beyond the options"),
+    (r"\boxed{A}", [], None, None, "no gold"),
+    (r"\boxed{A}", ["A"], None, 1.0, "a list of one"),
+    (r"\boxed{A}", "AC", ["AC", "DC"], 1.0, "a gold that is an option's text is that option"),
+    (r"\boxed{C}", "B,C", ["x", "y", "B,C"], 1.0, "also with a comma in it"),
+    (r"\boxed{B,C}", "B,C", ["x", "y", "B,C"], 1.0, "and so is a choice"),
+    (r"\boxed{A, B}", "BA", None, None, "capitals in another order are a word"),
+    (r"\boxed{A, B}", "BAD", None, None, "capitals in another order are a word"),
+    ("The answers are A and C.", "AC", None, 1.0, "the phrase"),
+    ("**Answer:** A, C", "AC", None, 1.0, "the phrase, in bold"),
+    ("The correct answers are:\n- A\n- C", "AC", None, 1.0, "the phrase, over lines"),
+    ("The answers are A. Rome and C. Oslo.", "AC", CITIES, 1.0, "the phrase, with texts"),
+    ("The answers are B and D. I rule out A and C.", "BD", None, 1.0, "only the last sentence that chooses"),
+    ("Options A and C are correct.", "AC", None, 1.0, "praise"),
+    ("The answers are not A and C.", "AC", None, 0.0, "denied"),
+    ("The answers are A or C", "AC", None, 0.0, "a hedge"),
+    ("The answer is A, since C is wrong.", "AC", None, 0.0, "one only"),
+    ("答案：A、C", "AC", None, 1.0, "in Chinese"),
+    ("#### A, C", "AC", None, 1.0, "behind ####"),
+    ("<answer>A,C</answer>", "AC", None, 1.0, "<answer>"),
+    ("A\nC", "AC", None, 1.0, "nothing but the letters"),
+    ("A cat", "AC", None, 0.0, "a sentence"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("completion", "gold", "options", "reward", "note"), SEVERAL)
+def test_a_gold_of_several_options_wants_exactly_these(completion, gold, options, reward, note):
+    assert choice_reward([completion], [gold], [options]) == [reward], note
+
+
+def test_votes_spell_several_options_in_one_order():
+    votes = [final_answer(text) for text in (r"\boxed{C, A}", "The answers are A and C.", r"\boxed{C}", "A or C")]
+    assert votes == ["AC", "AC", "C", None]
+
+
+@pytest.mark.parametrize(
+    "text", ["A,", r"\boxed{A} and ", "answer:\n", "- ", "(A)", r"\boxed{", "A, C\u202e", "#### A"]
+)
+def test_a_reply_of_a_megabyte_is_read_without_raising(text):
+    assert choice_reward([text * (1_000_000 // len(text))], ["AC"]) == [0.0]
