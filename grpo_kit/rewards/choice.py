@@ -125,7 +125,7 @@ def choice_reward(
     rewards: list[float | None] = []
     for completion, gold, texts, flag in zip(completions, answer, listed, flags, strict=True):
         table = _make_table(texts)
-        correct = _read_gold(gold, table)
+        correct = _read_gold_options(gold, table)
         find = _find_choice if len(correct) == 1 else _find_choices
         chosen = find(_join_contents(completion), table, flag) if correct else None
         rewards.append(float(set(chosen or ()) == correct) if correct else None)
@@ -254,7 +254,7 @@ def _find_boxed_choices(text: str, table: dict[str, str]) -> set[str] | None:
     return set().union(*sets) if all(sets) else None
 
 
-def _read_gold(gold: object, table: dict[str, str]) -> set[str]:
+def _read_gold_options(gold: object, table: dict[str, str]) -> set[str]:
     """The letters of the gold's options, none where it cannot be used."""
     if isinstance(gold, Sequence) and not isinstance(gold, str):
         letters = [_read_option(str(item), table) for item in gold]
