@@ -16,8 +16,9 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 DATA = SETUPTOOLS["package-data"]
 # One file of each kind that the code reads from inside the package; without it that part fails in an installed kit.
 READ_BY_CODE = [
-    "config/presets/tiny.yaml", "handoff/keys.yaml", "nemotron/expert_kernel.cu", "nemotron/nemotron_3_nano.json",
-    "nemotron/tiny_policy/model.safetensors", "recipes/gsm8k.yaml", "rewards/math_answer.py",
+    "config/presets/tiny.yaml", "handoff/keys.yaml", "nemotron/decoding/kernels.cu", "nemotron/expert_kernel.cu",
+    "nemotron/nemotron_3_nano.json", "nemotron/tiny_policy/model.safetensors", "recipes/gsm8k.yaml",
+    "rewards/math_answer.py",
 ]  # fmt: skip
 
 

@@ -171,8 +171,8 @@ def _shared_nbytes(columns: int) -> int:
 
 
 @functools.cache
-def compile_kernel(device: torch.device, name: str) -> Callable:
-    """Compile a kernel of `expert_kernel.cu` for a device.
+def compile_kernel(device: torch.device, name: str, source: Path = SOURCE) -> Callable:
+    """Compile a kernel of a .cu file, by default `expert_kernel.cu`, for a device.
 
     Uses `torch.cuda._compile_kernel`, a private name, checked with torch 2.13; a test fails when it has moved.
 
@@ -185,6 +185,6 @@ def compile_kernel(device: torch.device, name: str) -> Callable:
     cpp_extension.CUDA_HOME = home or "/usr/local/cuda"  # torch insists on a folder of headers; the source needs none
     try:
         with torch.cuda.device(device):
-            return torch.cuda._compile_kernel(SOURCE.read_text(), name)
+            return torch.cuda._compile_kernel(source.read_text(), name)
     finally:
         cpp_extension.CUDA_HOME = home

@@ -1,12 +1,6 @@
 """The kernel, run on a CPU that emulates a GPU, gives what the dequantised matrices give; and it compiles for GPUs."""
 
-import contextlib
-import ctypes
 import inspect
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import peft
 import pytest
@@ -16,6 +10,7 @@ from grpo_kit import config
 from grpo_kit.nemotron import expert_kernel, expert_lora, expert_placement, experts, nf4
 from grpo_kit.nemotron.expert_lora import ExpertLora
 from grpo_kit.policy.load import load_policy
+from tests.helpers import emulated_cuda
 from tests.helpers.experts import load_with_expert_lora
 
 REAL, TINY = (1856, 2688), (64, 128)
@@ -32,52 +27,22 @@ ARGUMENTS = {  # types of a kernel's tensors behind x; without LoRA both of its 
     "product": [[INT, INT, FLOAT, FLOAT, FLOAT, INT, kind, FLOAT] for kind in (INT, FLOAT)],
     "low_rank": [[INT, INT, INT, FLOAT]],
 }
-SHIM = Path(__file__).with_name("cuda_shim.h")
 KERNEL_ERROR = 1e-5  # of the largest value; seen: 5e-7, and any of WRONG below is off by more than 1e-4
 
 
-class Emulated:
-    """Stands in for `expert_kernel.compile_kernel`, for CPU tensors: the same source, compiled by g++."""
-
+class Emulated(emulated_cuda.Emulated):
     def __init__(self, library, descending=False):
-        self.library, self.descending, self.launches = library, descending, []
+        super().__init__(library, KERNELS, check_types, descending)
 
-    def __call__(self, device, name):
-        def launch(grid, block, args, shared_mem):
-            self.launches.append(KERNELS[name])
-            assert shared_mem <= expert_kernel.SHARED and grid[2] == block[1] == block[2] == 1
-            assert all(arg.is_contiguous() for arg in args if isinstance(arg, torch.Tensor))
-            kinds = [arg.dtype for arg in args[1:] if isinstance(arg, torch.Tensor)]
-            assert kinds in ARGUMENTS[name.partition("<")[0]]
-            assert args[0].dtype == (torch.float16 if "short" in name else torch.float32)
-            values = [ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else ctypes.c_int(a) for a in args]
-            pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
-            emulate = getattr(self.library, f"emulate_{KERNELS[name]}")
-            emulate.restype = ctypes.c_char_p
-            failure = emulate(grid[0], grid[1], block[0], shared_mem, self.descending, pointers)
-            assert failure is None, failure.decode()
 
-        return launch
+def check_types(kernel, args):
+    kinds = [arg.dtype for arg in args[1:] if isinstance(arg, torch.Tensor)]
+    assert kinds in ARGUMENTS[kernel.partition("<")[0]]
+    assert args[0].dtype == (torch.float16 if "short" in kernel else torch.float32)
 
 
 def build(folder, source=None):
-    """The source as a library for this CPU."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++; it compiles the kernel's emulation")
-    (folder / "kernel.cu").write_text(source or expert_kernel.SOURCE.read_text())
-    instances = [f"EMULATED({name}, {kernel})" for kernel, name in KERNELS.items()]
-    (folder / "emulated.cpp").write_text("\n".join([f'#include "{SHIM}"', '#include "kernel.cu"', *instances, ""]))
-    flags = [
-        "-std=c++17",
-        "-O2",
-        "-ffp-contract=off",
-        "-fno-strict-aliasing",
-        "-fno-extern-tls-init",
-        "-shared",
-        "-fPIC",
-    ]
-    subprocess.run(["g++", *flags, "-o", folder / "kernel.so", folder / "emulated.cpp"], check=True)
-    return ctypes.CDLL(str(folder / "kernel.so"))
+    return emulated_cuda.build(folder, source or expert_kernel.SOURCE.read_text(), KERNELS)
 
 
 @pytest.fixture(scope="module")
@@ -571,49 +536,14 @@ def test_what_is_no_decoding_goes_one_by_one(emulated, monkeypatch, reason):
 
 @pytest.mark.slow
 def test_nvcc_compiles_it_without_spills(tmp_path):
-    if shutil.which("nvcc") is None:
-        pytest.skip("there is no nvcc; it tells registers and spills")
-    source, named = tmp_path / "kernel.cu", ", ".join(f"(void*){name}" for name in KERNELS)
-    source.write_text(f"{expert_kernel.SOURCE.read_text()}\nvoid* kernels[] = {{{named}}};\n")
-    command = ["nvcc", "-cubin", "-arch=sm_75", "-Xptxas=-v", "-o", tmp_path / "kernel.cubin", source]
-    compiler = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert (compiler.stdout + compiler.stderr).count("0 bytes spill stores, 0 bytes spill loads") == len(KERNELS)
-
-
-def nvrtc():
-    """The NVRTC of a CUDA toolkit or of the package `nvidia-cuda-nvrtc`, or None."""
-    folders = [Path(p) / "nvidia" for p in sys.path] + [Path("/usr/local/cuda")]
-    for path in [p for folder in folders if folder.is_dir() for p in sorted(folder.rglob("libnvrtc.so.1*"))]:
-        try:
-            return ctypes.CDLL(str(path)), path
-        except OSError:
-            continue
-    return None
+    source = expert_kernel.SOURCE.read_text()
+    assert emulated_cuda.count_kernels_without_spills(tmp_path, source, KERNELS) == len(KERNELS)
 
 
 @pytest.mark.parametrize("capability", ["75", "80", "90"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_pytorch_compiles_it_by_nvrtc_without_a_gpu_or_headers(name, capability, monkeypatch):
-    """Through the private function that `torch.cuda._compile_kernel` calls; this notices when either has moved."""
-    library = nvrtc()
-    if library is None:
-        pytest.skip("there is no NVRTC; the package nvidia-cuda-nvrtc has it")
-    from torch.cuda import _utils
-
-    compiled = []
-
-    def keep(binary, names):
-        compiled.append(binary)
-        return {names[0]: "kernel"}
-
-    monkeypatch.setattr(_utils, "_get_gpu_rtc_library", lambda: library[0])
-    monkeypatch.setattr(_utils, "_cuda_load_module", keep)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    properties = type("", (), {"major": int(capability[0]), "minor": int(capability[1])})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    assert expert_kernel.compile_kernel.__wrapped__(torch.device("cuda", 0), name) == "kernel"
-    assert [binary[:4] for binary in compiled] == [b"\x7fELF"]
+    assert emulated_cuda.compile_by_nvrtc(monkeypatch, capability, name)[:4] == b"\x7fELF"
 
 
 def test_the_private_name_of_pytorch_is_where_it_was():

@@ -1,7 +1,8 @@
-// Enough of CUDA for g++ to run the kernels of expert_kernel.cu on a CPU: each thread of a block is a fiber of its own stack,
-// and fibers change at barriers, votes and shuffles only. Threads run in ascending or descending order, so that a missing
-// barrier gives different results. Shared memory begins as NaNs. What a GPU would not forgive fails: a load that is not
-// aligned, a barrier, vote or shuffle that some never reach, more shared memory than was asked for. Include before the source.
+// Enough of CUDA for g++ to run the package's kernels on a CPU (emulated_cuda.py): each thread of a block is a fiber of
+// its own stack, and fibers change at barriers, votes and shuffles only. Threads run in ascending or descending order, so
+// that a missing barrier gives different results. Shared memory begins as NaNs. What a GPU would not forgive fails: a load
+// that is not aligned, a barrier, vote or shuffle that some never reach, more shared memory than was asked for. Include
+// before the source.
 #pragma once
 #include <cmath>
 #include <csetjmp>
@@ -28,6 +29,7 @@ static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 static inline int __ffs(unsigned bits) { return __builtin_ffs(bits); }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float rsqrtf(float value) { return 1 / std::sqrt(value); }
 template <typename T> static inline T __ldg(const T* from) {
     if ((uintptr_t)from % alignof(T)) fail("a load is not aligned");
     return *from;
@@ -38,6 +40,15 @@ static inline float half_to_float(unsigned short half) {
     float value = exponent == 31 ? (mantissa ? NAN : INFINITY)
                                  : std::ldexp(float(exponent ? mantissa + 1024 : mantissa), (exponent ? exponent : 1) - 25);
     return half & 0x8000 ? -value : value;
+}
+
+static inline unsigned short float_to_half(float value) {  // to the nearest, ties to even
+    const unsigned sign = std::signbit(value) ? 0x8000 : 0;
+    const float size = std::fabs(value);
+    if (std::isnan(value)) return sign | 0x7e00;
+    if (size >= 65520) return sign | 0x7c00;
+    const int exponent = size < std::ldexp(1.0f, -14) ? -14 : std::ilogb(size);
+    return sign | (((exponent + 14) << 10) + (int)std::nearbyint(std::ldexp(size, 10 - exponent)));
 }
 
 alignas(16) thread_local float4 staged[48 * 1024 / 16];
