@@ -1,19 +1,19 @@
 """A run whose stages are killed at random moments ends with the same files; twenty kills are a benchmark's."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from tests.helpers.processes import start
 from tests.helpers.settings import ROOT
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_its_stages_ends_like_an_undisturbed_one():
-    command = [sys.executable, "-W", "ignore", "benchmarks/kill_trial.py", "--kills", "2", "--steps", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(done.stdout)
+    command = ["-W", "ignore", "-m", "benchmarks.kill_trial", "--kills", "2", "--steps", "2"]
+    done = start(command, cwd=ROOT)
+    output, _ = done.communicate(timeout=900)
+    assert done.returncode == 0, output
+    result = json.loads(output)
     assert result["kills"] == 2 and result["differences"] == result["leftovers"] == []
     assert result["lora_b"] > 0 and result["steps_with_gradient"] == 2  # or equal adapters would say nothing

@@ -9,13 +9,12 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.helpers.kernels import NAMES, code_cells, execute_in_order, kernel_environment, printed_text
+from tests.helpers.processes import start
 
 CHAIN = NAMES[:4]
 SECRET = "KGAT_not_to_be_seen"
@@ -196,10 +195,8 @@ def test_secrets_are_read_from_the_place_and_written_nowhere(places, place, line
 def test_an_imitated_machine_has_no_network(tmp_path, call):
     install(tmp_path, {})
     env = kernel_environment(tmp_path / "modules", MACHINE=tmp_path, HOME=tmp_path / "home")
-    process = subprocess.run(
-        [sys.executable, "-c", f"import socket; socket.{call}"], env=env, capture_output=True, text=True
-    )
-    assert "there is no network here" in process.stderr and (tmp_path / "home/connections.txt").is_file()
+    output, _ = start(["-c", f"import socket; socket.{call}"], env).communicate(timeout=60)
+    assert "there is no network here" in output and (tmp_path / "home/connections.txt").is_file()
 
 
 @both_places

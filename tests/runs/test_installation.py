@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
 from grpo_kit.runs import installation
+from grpo_kit.runs.run import find_run
 from tests.helpers.settings import ROOT
 
 WHEEL = "grpo_kit-0.2.0-py3-none-any.whl"
@@ -193,7 +196,7 @@ def command(arguments, folder, **variables):
 @pytest.mark.slow
 def test_env_and_train_name_an_old_torchao_and_the_remedy_before_anything_is_loaded(tmp_path):
     small = ["data.limit=100", "data.test_size=10", "data.val_size=5", "grpo.max_steps=1"]
-    assert command(["data", "-c", "tiny", "--run", "r", *small], tmp_path).returncode == 0
+    prepare(config.load_config(["tiny"], small), find_run("r", tmp_path / "runs"))
     install(tmp_path / "site", "torchao", "0.10.0")
     env = command(["env"], tmp_path, COLUMNS="200")
     assert env.returncode == 1 and "torchao" in env.stdout and "pip uninstall -y torchao" in env.stdout
