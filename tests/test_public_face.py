@@ -56,6 +56,7 @@ def test_a_name_that_does_not_exist_raises():
 GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "kept"),
     [

@@ -274,6 +274,7 @@ def test_letters_in_a_trace_spell_its_words():
         assert " ".join(readings[secret] for secret in puzzle.prompt.rpartition(": ")[2].split()) == puzzle.answer
 
 
+@pytest.mark.slow
 def test_equations_in_a_trace_are_right():
     for index in range(60):
         puzzle = puzzles.make_puzzle("equation transformation", 41, index)

@@ -49,6 +49,7 @@ def test_the_page_loads_nothing_from_the_network(copied):
     assert "default-src 'none'" in copied.page.read_text()
 
 
+@pytest.mark.slow
 def test_the_page_shows_figures_charts_and_completions(copied):
     page = Reader(report.render_page(copied))
     assert "4 of 4" in page.text and "accuracy, test before" in page.text

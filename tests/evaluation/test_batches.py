@@ -48,6 +48,7 @@ def test_before_writes_how_often_each_expert_was_used(counted):
     assert wrote == {f"evaluation/{name}": hash_of(run.evaluation / name) for name in ("before.json", "routing.json")}
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_adds_to_its_counts(counted, tmp_path):
     chosen, run = prepared(tmp_path)
 
@@ -69,6 +70,7 @@ def test_a_finished_measurement_is_not_repeated_for_its_counts(counted, monkeypa
     assert evaluate.measure(chosen, run, "before", judge) == report
 
 
+@pytest.mark.slow
 def test_batches_that_an_earlier_version_answered_leave_no_partial_counts(tmp_path):
     chosen, run = prepared(tmp_path)
     with pytest.raises(KeyboardInterrupt):

@@ -68,6 +68,7 @@ def test_without_any_usable_gold_measuring_raises(tmp_path):
     assert not (run.evaluation / "before.json").exists() and "before" not in run.stages()
 
 
+@pytest.mark.slow
 def test_several_samples_per_problem_give_fractional_scores(tmp_path):
     chosen, run = fresh(tmp_path, "evaluation.num_generations=4", "evaluation.num_problems=3")
     report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, 0.0] * (len(completions) // 2))

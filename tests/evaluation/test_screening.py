@@ -100,6 +100,7 @@ def test_a_confidence_interval_outside_the_band_decides_a_prompt_early(tmp_path,
     assert samples == {0.0: {12}, 1.0: {12}}  # Wilson's upper bound for 0 of 8 is 0.32, for 0 of 12 0.24
 
 
+@pytest.mark.slow
 def test_prompts_inside_the_band_are_kept_and_the_others_get_a_reason(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 10 + [0.0] * 3 + [1.0] * 2 + [0.5], answers={15: "none"})
     report = screening.screen(chosen, run, right_reward)

@@ -294,6 +294,7 @@ def test_every_kind_of_gold_becomes_bare_text(answer):
     jsonschema.validate(nemo_gym.make_gym_row(row), GYM_ROW)
 
 
+@pytest.mark.slow
 def test_rows_that_state_a_token_budget_keep_their_prompts(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)

@@ -177,6 +177,7 @@ def test_without_a_lora_nothing_is_stacked_or_added():
     assert expert_lora.add_update(None, x, x) is x and expert_lora.add_input_gradient(None, x, x) is x
 
 
+@pytest.mark.slow
 def test_gradients_of_expert_loras_are_the_same_wherever_experts_lie_and_every_time():
     gradients = []
     for share in (0.0, 0.5, 0.5):

@@ -127,6 +127,7 @@ def test_the_published_sizes(emulated, dtype):
     assert off(out, expected(x, index, weights, rows, REAL)) <= KERNEL_ERROR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (7, 320), (97, 192)])  # 192: rows begin within a nested scale's 256 blocks
 def test_every_value_is_decoded_bit_for_bit(emulated, shape):
     """Rows of the identity pick columns; `down` with weights of one gives them as they are."""

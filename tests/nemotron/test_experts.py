@@ -145,6 +145,7 @@ def test_lora_on_routed_experts_gives_what_merged_weights_give_and_gets_their_gr
         assert (ours[name] - grad).abs().max() <= 1e-5, name
 
 
+@pytest.mark.slow
 def test_a_switched_off_lora_on_experts_says_what_the_base_says():
     model = load_with_expert_lora().eval()
     base, _ = load_policy(config.Policy(load_in_4bit=True))

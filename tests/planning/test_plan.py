@@ -67,6 +67,7 @@ def test_eight_machines(tmp_path, monkeypatch, preset, device, there, verdict, g
     assert result.storage.download / GIB == pytest.approx(download, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_advice_is_never_the_machine_one_is_on():
     """A T4 with 4 GiB free, a T4 with too little host memory, a T4 that is too small, and the same by name."""
     large = ["policy.load_in_4bit=false", "grpo.max_completion_length=4096"]

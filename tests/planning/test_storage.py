@@ -120,6 +120,7 @@ def test_the_embedded_policy_and_a_local_folder_need_nothing(tmp_path):
     assert gib(storage_of(f"policy.model={write_source(tmp_path / 'here')}", preset="80gb")) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_on_kaggle_the_shard_lies_outside_the_output(monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     both = storage_of()

@@ -186,6 +186,7 @@ def gsm8k() -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_all_4282_annotations_of_the_gsm8k_test_split_are_true():
     annotations = [a for row in gsm8k() for a in re.findall("<<[^>]*>>", row["answer"])]
     steps = [step for a in annotations for step in check_steps(a, "")]

@@ -56,6 +56,7 @@ def test_a_wrong_reply_that_could_outscore_a_right_one_is_refused_and_both_are_s
         combine(outcome, **parts)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     weights=st.lists(st.floats(-1, 1), max_size=3),

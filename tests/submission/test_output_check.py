@@ -70,6 +70,7 @@ def test_what_the_scorer_drops_is_left_out_of_the_proof_and_its_effect_is_named(
     assert codes(output_check.check_submission(only), "fatal") == ["nothing-used"]
 
 
+@pytest.mark.slow
 def test_a_zip_with_or_without_what_the_scorer_drops_is_proved_to_be_the_trained_policy(tmp_path):
     """`package --only-used` leaves out pairs that a run trained: the scorer answers the same with both zips."""
     from grpo_kit.policy.load import load_policy
@@ -139,6 +140,7 @@ def test_another_lora_alpha_is_detected(packed):
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_that_barely_changes_the_outputs_counts_as_unmoved(packed):
     policy, probe, path = packed
     findings = output_check.check_submission(repack_zip(path, tensors=scale_tensors("lora_B", 1e-6)), policy, probe)
@@ -189,6 +191,7 @@ def test_a_regular_expression_for_targets_is_not_evaluated_and_a_folder_in_the_z
     assert {"nested", "targets-regex", "outputs-equal"} <= set(codes(findings)), findings
 
 
+@pytest.mark.slow
 def test_an_adapter_of_routed_experts_alone_moves_the_outputs(tmp_path):
     """The outputs move in both forms in which the experts can be kept, and by nearly the same amount."""
     from grpo_kit.policy.load import load_policy

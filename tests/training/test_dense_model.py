@@ -75,6 +75,7 @@ def test_it_answers_as_the_model_that_transformers_quantises(published, converte
     assert theirs.std() > 0.1 and (ours - theirs).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_sampling_sees_the_model_that_training_sees(converted):
     model, mask = load(converted), torch.ones(3, 40, dtype=torch.long)
     mask[1, :7] = 0  # padded on the left

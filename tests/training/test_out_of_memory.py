@@ -130,6 +130,7 @@ def test_a_training_that_runs_out_of_memory_ends_as_one_that_does_not(tmp_path, 
     assert metrics[-1]["experts_on_host"] == share
 
 
+@pytest.mark.slow
 def test_a_measurement_that_runs_out_of_memory_ends_as_one_that_does_not(tmp_path, monkeypatch):
     chosen, run = prepared(tmp_path / "undisturbed")
     expected = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0] * len(completions))

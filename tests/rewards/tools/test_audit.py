@@ -346,6 +346,7 @@ def test_different_results_between_threads_fail_the_audit():
     assert report.wanted is None and "differs between the threads in 1 of 1" in report.verdict
 
 
+@pytest.mark.slow
 def test_cases_may_be_dicts_and_must_not_be_empty():
     case = {"kind": "a", "gold": "4", "completion": r"1</think>\boxed{4}", "reward": 1.0}
     assert audit_reward(generous_reward, [case]).row().accuracy == 1.0
@@ -404,6 +405,7 @@ def test_a_wrong_path_or_name_lists_what_exists(tmp_path):
         audit_reward(f"{path}:c_reward")
 
 
+@pytest.mark.slow
 def test_the_table_shows_each_kind_the_total_and_examples():
     out = io.StringIO()
     print_report(audit_reward(generous_reward, CASES[:3]), Console(file=out, width=80, no_color=True))

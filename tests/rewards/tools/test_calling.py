@@ -176,6 +176,7 @@ async def array_reward(completions, answer, **kwargs):
     return np.array([f"{{{gold}}}" in reply for reply, gold in zip(replies, answer)])
 
 
+@pytest.mark.slow
 def test_evaluation_golds_and_the_audit_use_the_same_door(tiny_policy):
     rows = [{"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}]
     assert call_verifier(array_reward, tiny_policy[1], rows, [Sample(r"\boxed{4}", 5, True)], False) == [1.0]
