@@ -33,6 +33,7 @@ CALLS = {
     ),
     "reasoning_format": ("reasoning_format_reward", ["3+1=4</think>4", "so 4"], [1.0, 0.0]),
     "arithmetic_steps": ("arithmetic_steps_reward", ["3+1=4\n#### 4", "3+2=4\n#### 4"], [1.0, 0.0]),
+    "instructions": ("instructions_reward", ["Tea, or 4", "4", ""], [0.0, 1.0, 0.0]),
     "choice": ("choice_reward", [r"\boxed{4}", r"\boxed{A}", r"\boxed{B}"], [1.0, 0.0, 1.0]),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
@@ -58,6 +59,8 @@ def trl_keywords(texts: list[str]) -> dict:
         "answer": ["4"] * n,
         "options": [["3", "4"]] * n,
         "solution": ["4"] * n,
+        "instruction_id_list": [["punctuation:no_comma", "keywords:existence"]] * n,
+        "kwargs": [[None, {"keywords": ["4"]}]] * n,
         "difficulty": [0.5] * n,
         "trainer_state": None,
         "environments": [None] * n,

@@ -16,6 +16,7 @@ from grpo_kit.rewards.challenge import challenge_reward
 from grpo_kit.rewards.choice import choice_reward
 from grpo_kit.rewards.choice import final_answer as chosen_option
 from grpo_kit.rewards.combine import Part, combine
+from grpo_kit.rewards.instructions import instructions_reward
 from grpo_kit.rewards.math_answer import math_reward
 from grpo_kit.rewards.reasoning_format import reasoning_format_reward
 
@@ -62,6 +63,10 @@ OPTIONS = ["41", "42"]
 JUDGES = {
     "math": (math_reward, {"answer": ["42"]}),
     "choice": (choice_reward, {"answer": ["B"], "options": [OPTIONS]}),
+    "instructions": (
+        instructions_reward,
+        {"instruction_id_list": [["keywords:existence"]], "kwargs": [[{"keywords": ["42"]}]]},
+    ),
     "steps": (arithmetic_steps_reward, {"answer": ["42"], "prompts": [QUESTION]}),
     "annotated steps": (arithmetic_steps_reward, {"answer": ["<<6*7=42>>\n#### 42"], "prompts": [QUESTION]}),
     "combine": (combine(math_reward, style=Part(always, 0.0)), {"answer": ["42"]}),
