@@ -1,7 +1,9 @@
 """Sizes of a routed expert, and memory around the layers: slots for arriving experts, page-locked host memory."""
 
 import contextlib
+import itertools
 import mmap
+import operator
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -50,6 +52,8 @@ class ExpertShape(NamedTuple):
 class Workbench:
     """Memory of one device that all its layers share.
 
+    A slot keeps its expert until another one needs the slot. An expert that lies in a slot is not copied again.
+
     Args:
         geometry: the experts' sizes.
         device: where the memory is.
@@ -63,10 +67,17 @@ class Workbench:
         self.slots = torch.empty((slots, geometry.nbytes), dtype=torch.uint8, device=device)
         self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.slot_free: list[Any] = [None] * slots  # the event after which a slot may be overwritten
+        self.held = [0] * slots  # the address, in the host tier, of the expert that lies in each slot; 0: none
+        # Each slot's last copy: how many bytes had been brought with it, and the event that ends it (None on a CPU).
+        self.copies: list[tuple[int, Any]] = [(0, None)] * slots
+        self.order = list(range(slots))  # the slots, the one that was not used for longest first
         self.bytes_brought = 0  # copied into slots so far
+        self.ahead = [0, 0]  # experts that were copied before they were chosen, and those of them that then were chosen
         self.reliefs: list[str] = []  # a sentence for each time that experts left the device because memory ran out
 
-    def bring_experts(self, rows: list[torch.Tensor], together: int = 1) -> Iterator[list[torch.Tensor]]:
+    def bring_experts(
+        self, rows: list[torch.Tensor], together: int = 1, slots: list[int] | None = None
+    ) -> Iterator[list[torch.Tensor]]:
         """Copy experts to this device beside the caller's work.
 
         The first copies start at once, one per slot. Each further copy starts when a slot is free, that is when the
@@ -75,37 +86,78 @@ class Workbench:
         Args:
             rows: the experts' bytes, (nbytes,) uint8 each.
             together: how many experts to hand out at a time, at most the number of slots.
+            slots: the slot of each expert, by `take_slots`; None: asks it.
 
         Yields:
-            The experts' bytes on this device, in order, `together` at a time; expert i is in slot i % slots.
+            The experts' bytes on this device, in order, `together` at a time.
         """
-        events = [self._start_copy(row, i) for i, row in enumerate(rows[: len(self.slots)])]
-        return self._hand_out(rows, events, together)
+        slots = self.take_slots(rows) if slots is None else slots
+        copies = [self._start_copy(row, slot) for row, slot in zip(rows[: len(self.slots)], slots)]
+        return self._hand_out(rows, slots, copies, together)
 
-    def _hand_out(self, rows: list[torch.Tensor], events: list[Any], together: int) -> Iterator[list[torch.Tensor]]:
+    def take_slots(self, rows: list[torch.Tensor]) -> list[int]:
+        """A slot for each expert, in turn. Those at the beginning of `rows` that lie in a slot keep it."""
+        kept: list[int] = []
+        for row in itertools.takewhile(self.is_held, rows):
+            kept.append(self.held.index(row.data_ptr()))
+        turn = kept + [slot for slot in self.order if slot not in kept]
+        last = len(rows) % len(turn)
+        self.order = turn[last:] + turn[:last]
+        return [turn[i % len(turn)] for i in range(len(rows))]
+
+    def copy_ahead(self, rows: list[torch.Tensor]) -> None:
+        """Start to copy experts, at most as many as there are slots, that may soon be asked for."""
+        for row in rows:
+            slot = self.held.index(row.data_ptr()) if self.is_held(row) else self.order[0]
+            self.order.remove(slot)
+            self.order.append(slot)
+            self._start_copy(row, slot)
+        self.ahead[0] += len(rows)
+
+    def is_held(self, row: torch.Tensor) -> bool:
+        """Whether an expert lies in a slot, or is on its way there."""
+        return row.data_ptr() in self.held
+
+    def has_arrived(self, row: torch.Tensor) -> bool:
+        """Whether an expert lies in a slot, copied to its end."""
+        event = self.copies[self.held.index(row.data_ptr())][1] if self.is_held(row) else None
+        return self.is_held(row) and (event is None or event.query())
+
+    def forget(self) -> None:
+        """Experts move or change: what lies in the slots is used no more."""
+        self.held = [0] * len(self.slots)
+
+    def _hand_out(
+        self, rows: list[torch.Tensor], slots: list[int], copies: list[tuple[int, Any]], together: int
+    ) -> Iterator[list[torch.Tensor]]:
         for first in range(0, len(rows), together):
             numbers = range(first, min(first + together, len(rows)))
             if self.copy_stream is not None:
-                torch.cuda.current_stream(self.device).wait_event(events[numbers[-1]])  # copies end in order
-            yield [self.slots[i % len(self.slots)] for i in numbers]
+                last = max((copies[i] for i in numbers), key=operator.itemgetter(0))  # copies end in order
+                torch.cuda.current_stream(self.device).wait_event(last[1])
+            yield [self.slots[slots[i]] for i in numbers]
             used = self.copy_stream and torch.cuda.current_stream(self.device).record_event()
             for i in numbers:
-                self.slot_free[i % len(self.slots)] = used
+                self.slot_free[slots[i]] = used
                 if (following := i + len(self.slots)) < len(rows):
-                    events.append(self._start_copy(rows[following], following))
+                    copies.append(self._start_copy(rows[following], slots[following]))
 
-    def _start_copy(self, row: torch.Tensor, number: int) -> Any:
-        """Start to copy an expert into its slot; returns the event that ends the copy, None on a CPU."""
-        slot = number % len(self.slots)
-        self.bytes_brought += row.nbytes
+    def _start_copy(self, row: torch.Tensor, slot: int) -> tuple[int, Any]:
+        """Start to copy an expert into a slot, unless it lies there; returns the slot's entry in `copies`."""
+        if self.held[slot] == row.data_ptr():
+            return self.copies[slot]
+        event, self.held[slot] = None, 0
         if self.copy_stream is None:
             self.slots[slot].copy_(row)
-            return None
-        with torch.cuda.stream(self.copy_stream):
-            if self.slot_free[slot] is not None:
-                self.copy_stream.wait_event(self.slot_free[slot])
-            self.slots[slot].copy_(row, non_blocking=True)
-            return self.copy_stream.record_event()
+        else:
+            with torch.cuda.stream(self.copy_stream):
+                if self.slot_free[slot] is not None:
+                    self.copy_stream.wait_event(self.slot_free[slot])
+                self.slots[slot].copy_(row, non_blocking=True)
+                event = self.copy_stream.record_event()
+        self.bytes_brought += row.nbytes
+        self.held[slot], self.copies[slot] = row.data_ptr(), (self.bytes_brought, event)
+        return self.copies[slot]
 
 
 def allocate_pinned(rows: int, nbytes: int) -> torch.Tensor:

@@ -100,6 +100,7 @@ class TieredExperts(nn.Module):
     def _hold(self, rows: list[torch.Tensor], on_host: frozenset[int]) -> None:
         """Take the experts' bytes from `rows`; what held them before is freed."""
         self.rows, self.on_host = rows, on_host
+        self.bench.forget()
         self.near = {expert: self.geometry.views(row) for expert, row in enumerate(rows) if expert not in on_host}
         addresses = [0 if expert in on_host else row.data_ptr() for expert, row in enumerate(rows)]
         self.near_addresses.copy_(torch.tensor(addresses))
@@ -122,6 +123,7 @@ class TieredExperts(nn.Module):
         """Quantise one expert's matrices, (intermediate, hidden) and (hidden, intermediate), into its place."""
         device = self.bench.device
         self.rows[expert].copy_(torch.cat([nf4.pack_matrix(up.to(device)), nf4.pack_matrix(down.to(device))]))
+        self.bench.forget()
 
     def open_for_lora(self) -> None:
         """Show each expert to PEFT as modules `experts.N.up_proj` and `experts.N.down_proj`, the published names."""
@@ -206,22 +208,25 @@ class TieredExperts(nn.Module):
         read_choice = self.start_reading_choice(index) if self.on_host or self.counting else list
         # The launches are queued before the host waits.
         expert_kernel.run_experts(hidden, index, weights, self.near_addresses, self.geometry.up, outputs, loras)
-        if far := sorted(self.on_host.intersection(read_choice())):
-            together = max(1, len(self.bench.slots) // 2)
-            tables = self._send_slot_tables(far, together)  # first: a GPU copies in the order in which it was asked
-            arriving = self.bench.bring_experts([self.rows[expert] for expert in far], together)
+        held, chosen = self.bench.is_held, self.on_host.intersection(read_choice())
+        if far := sorted(chosen, key=lambda expert: (not held(self.rows[expert]), expert)):
+            together, rows = max(1, len(self.bench.slots) // 2), [self.rows[expert] for expert in far]
+            slots = self.bench.take_slots(rows)
+            # The tables first: a GPU copies in the order in which it was asked.
+            tables = self._send_slot_tables(far, slots, together)
+            arriving = self.bench.bring_experts(rows, together, slots)
             for table, _ in zip(tables, arriving):
                 expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, outputs, loras)
             next(arriving, None)  # frees the last slots
         return outputs.sum(1)
 
-    def _send_slot_tables(self, far: list[int], together: int) -> torch.Tensor:
-        """(portions, experts) int64 on the device: for each portion of `far` the slots' addresses, else 0."""
-        slots, device = self.bench.slots, self.bench.device
+    def _send_slot_tables(self, far: list[int], slots: list[int], together: int) -> torch.Tensor:
+        """(portions, experts) int64 on the device: for each portion of `far` its slots' addresses, else 0."""
+        device = self.bench.device
         portions = -(-len(far) // together)
         tables = torch.zeros((portions, self.num_experts), dtype=torch.int64, pin_memory=device.type == "cuda")
-        for i, expert in enumerate(far):
-            tables[i // together, expert] = slots[i % len(slots)].data_ptr()
+        for i, (expert, slot) in enumerate(zip(far, slots)):
+            tables[i // together, expert] = self.bench.slots[slot].data_ptr()
         return tables.to(device, non_blocking=True)
 
     def start_reading_choice(self, index: torch.Tensor) -> Callable[[], list[int]]:
