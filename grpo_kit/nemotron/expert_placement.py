@@ -6,6 +6,7 @@ may move at any time, between stages and when the GPU runs out of memory (`with_
 
 import functools
 import gc
+import itertools
 import math
 import re
 import warnings
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from grpo_kit.nemotron.base_models import select_modules
+from grpo_kit.nemotron.decoding import early_router
 from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
 from grpo_kit.nemotron.experts import TieredExperts
 from grpo_kit.runs import processes
@@ -230,6 +232,9 @@ def replace_experts(
         tiered.hits, tiered.on_host = counts.clone(), frozenset(on_host)
         model.set_submodule(name, tiered)
         layers[name] = (fused, tiered)
+    blocks = [model.get_submodule(name.removesuffix(".mixer.experts")) for name in layers]
+    for block, following in itertools.pairwise(blocks):
+        early_router.connect(block, following)
     for _, tiered in layers.values():
         with_relief(model, functools.partial(tiered.place, tiered.on_host, host), "loading")
     return layers

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from grpo_kit.nemotron import expert_groups, expert_kernel, expert_lora, expert_workbench, nf4
+from grpo_kit.nemotron.decoding.early_router import EarlyRouter
 from grpo_kit.nemotron.expert_lora import ExpertLoras, LoraTable
 from grpo_kit.nemotron.expert_workbench import ExpertShape, Workbench
 from grpo_kit.nemotron.patches import output_dtype, recognise_relu2, relu2
@@ -39,9 +40,11 @@ class TieredExperts(nn.Module):
         rows: the experts' bytes, (nbytes,) uint8 each, wherever they are.
         near: {expert on the device: its up and its down matrix, as views into its bytes}.
         on_host: numbers of the experts on the host tier.
-        hits: (num_experts,) int64 on the CPU: rows routed to each expert, in the counts that placed the experts and
-            while `counting` was on.
+        counting: whether every row that is routed is added to `hits`, which begin with the counts that placed the
+            experts.
         traffic: [rows, rows to the host tier] since `place`, counted only while some expert is on the host tier.
+        following, guessed_by: guess the choice of the next layer with experts, and of this one
+            (decoding/early_router.py); None: there is no such layer.
         reached: (num_experts,) bool: whether a non-zero gradient has reached the expert's LoRA; None without LoRA.
     """
 
@@ -49,16 +52,29 @@ class TieredExperts(nn.Module):
         super().__init__()
         self.geometry, self.num_experts, self.bench = geometry, num_experts, bench
         self.act = recognise_relu2(act)
-        self.hits, self.counting = torch.zeros(num_experts, dtype=torch.int64), False
+        self.counting, self.hits_on_cpu = False, torch.zeros(num_experts, dtype=torch.int64)
         self.rows: list[torch.Tensor] = []
         self.near: dict[int, tuple[nf4.Nf4, nf4.Nf4]] = {}
         self.on_host: frozenset[int] = frozenset()
         self.host = torch.device("cpu")
         with torch.inference_mode(False):  # a tensor that is made there cannot be written to outside
             self.near_addresses = torch.zeros(num_experts, dtype=torch.int64, device=bench.device)  # for the kernel
+            self.hits_on_device = torch.zeros_like(self.near_addresses)  # counted where the host need not wait for them
         self.traffic = [0, 0]
+        self.following: EarlyRouter | None = None
+        self.guessed_by: EarlyRouter | None = None
         self.reached: torch.Tensor | None = None
         self.matrices: list[nn.ModuleDict] = []  # by expert, once open for LoRA
+
+    @property
+    def hits(self) -> torch.Tensor:
+        """(num_experts,) int64 on the CPU: rows that each expert got."""
+        return self.hits_on_cpu + self.hits_on_device.cpu()
+
+    @hits.setter
+    def hits(self, hits: torch.Tensor) -> None:
+        self.hits_on_cpu = hits
+        self.hits_on_device.zero_()
 
     def place(self, on_host: Sequence[int] = (), host: torch.device | None = None) -> None:
         """Put the experts into the two tiers. Existing bytes move with them, by way of ordinary host memory.
@@ -193,7 +209,8 @@ class TieredExperts(nn.Module):
 
         All experts on the device take two launches, with LoRA up to four. Experts from the host arrive in portions of
         half of the bench's slots, and each portion takes as many launches more. The host waits for the router's choice
-        only if it has experts.
+        only if it has experts. With the choice it reads a guess of what the next layer will choose, and copies that
+        behind the experts of this layer.
 
         Args:
             hidden: (tokens, hidden) float16 or float32.
@@ -205,11 +222,18 @@ class TieredExperts(nn.Module):
             (tokens, hidden) float32.
         """
         outputs = torch.empty((*index.shape, self.geometry.hidden), dtype=torch.float32, device=hidden.device)
-        read_choice = self.start_reading_choice(index) if self.on_host or self.counting else list
+        guess = self.following.guess(hidden) if self.following and self.on_host else None
+        read_choice = self.start_reading_choice(index, guess) if self.on_host else lambda: ([], [])
+        if self.counting and not self.on_host:
+            chosen = index.flatten()
+            self.hits_on_device.index_add_(0, chosen, torch.ones_like(chosen))
         # The launches are queued before the host waits.
         expert_kernel.run_experts(hidden, index, weights, self.near_addresses, self.geometry.up, outputs, loras)
-        held, chosen = self.bench.is_held, self.on_host.intersection(read_choice())
-        if far := sorted(chosen, key=lambda expert: (not held(self.rows[expert]), expert)):
+        choice, guessed = read_choice()
+        if self.guessed_by:
+            self.guessed_by.compare(choice)
+        held = self.bench.is_held
+        if far := sorted(self.on_host.intersection(choice), key=lambda expert: (not held(self.rows[expert]), expert)):
             together, rows = max(1, len(self.bench.slots) // 2), [self.rows[expert] for expert in far]
             slots = self.bench.take_slots(rows)
             # The tables first: a GPU copies in the order in which it was asked.
@@ -218,6 +242,8 @@ class TieredExperts(nn.Module):
             for table, _ in zip(tables, arriving):
                 expert_kernel.run_experts(hidden, index, weights, table, self.geometry.up, outputs, loras)
             next(arriving, None)  # frees the last slots
+        if guessed:
+            self.following.copy_ahead(guessed)
         return outputs.sum(1)
 
     def _send_slot_tables(self, far: list[int], slots: list[int], together: int) -> torch.Tensor:
@@ -229,20 +255,24 @@ class TieredExperts(nn.Module):
             tables[i // together, expert] = self.bench.slots[slot].data_ptr()
         return tables.to(device, non_blocking=True)
 
-    def start_reading_choice(self, index: torch.Tensor) -> Callable[[], list[int]]:
-        """Start to copy the router's choice, (tokens, k) int64, to the host.
+    def start_reading_choice(
+        self, index: torch.Tensor, guess: torch.Tensor | None = None
+    ) -> Callable[[], tuple[list[int], list[int]]]:
+        """Start to copy the router's choice, (tokens, k) int64, and a guess of the next one's to the host.
 
         Returns:
-            A function that waits for the copy, counts the choice and returns it as a flat list.
+            A function that waits for the copy, counts the choice and returns both as flat lists, of the guess each
+            token's first expert first.
         """
-        on_cpu = index.to("cpu", non_blocking=True)
+        on_cpu = (index if guess is None else torch.cat([index, guess])).to("cpu", non_blocking=True)
         copied = torch.cuda.current_stream(index.device).record_event() if index.is_cuda else None
 
-        def read_choice() -> list[int]:
+        def read_choice() -> tuple[list[int], list[int]]:
             if copied is not None:
                 copied.synchronize()
-            self._count(torch.bincount(on_cpu.flatten(), minlength=self.num_experts))
-            return on_cpu.flatten().tolist()
+            choice, guessed = on_cpu[: len(index)].flatten(), on_cpu[len(index) :].T.flatten()
+            self._count(torch.bincount(choice, minlength=self.num_experts))
+            return choice.tolist(), guessed.tolist()
 
         return read_choice
 
@@ -258,7 +288,7 @@ class TieredExperts(nn.Module):
     def _count(self, counts: torch.Tensor) -> None:
         """Add the rows that each expert got, (num_experts,) int64 on the CPU, to `hits` and `traffic`."""
         if self.counting:
-            self.hits = self.hits + counts  # a new tensor: who kept the old one knows what was counted until then
+            self.hits_on_cpu = self.hits_on_cpu + counts
         if self.on_host:
             self.traffic[0] += int(counts.sum())
             self.traffic[1] += int(counts[list(self.on_host)].sum())
