@@ -146,7 +146,8 @@ def tiered(scale: Scale) -> dict[str, Any]:
         "bar_share": 0.5, **peaks(rows, planned), "bar_planned_off": 0.1, "host_tier_gib": round(tier / 2**30, 6),
         "bar_host_tier_gib": 5.0, "rss_gib": round(rss(), 2), "bar_rss_gib": RSS, "lora_pairs_trained": trained,
         "vram_gb_s": round(speed.vram_gb_s, 1), "pcie_gb_s": round(speed.pcie_gb_s, 1) if gpu else None,
-        "matmul_tflops": round(speed.matmul_tflops, 3),
+        "matmul_tflops": round(speed.matmul_tflops, 3), "copied_ahead": bench.ahead[0],
+        "copied_in_vain": bench.ahead[0] - bench.ahead[1],
     }  # fmt: skip
     if not torch.cuda.is_available():
         figures["owed"] = "everything of the full size, and all figures of a GPU"
