@@ -1,7 +1,7 @@
 """Each reward file, pasted alone or with others: the same rewards in an empty namespace and in a fresh Python.
 
-The fresh Python runs with -I -S, so that nothing but the standard library can be imported; for
-math_answer alone a folder is added that holds math-verify and what it needs, and no more.
+The fresh Python runs with -I -S, so that nothing but the standard library can be imported; for a file that needs
+packages a folder is added that holds these and no more.
 """
 
 import ast
@@ -18,6 +18,8 @@ import pytest
 
 REWARDS = Path(__file__).resolve().parents[2] / "grpo_kit" / "rewards"
 MATH_VERIFY = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
+JSON_SCHEMA = ("jsonschema", "jsonschema_specifications", "referencing", "rpds", "attr", "attrs", "typing_extensions")
+PACKAGES = {"math_answer": MATH_VERIFY, "structured_output": JSON_SCHEMA}
 
 # How to get the reward from the file's namespace, the texts it is called on, and its due.
 CALLS = {
@@ -35,6 +37,11 @@ CALLS = {
     "arithmetic_steps": ("arithmetic_steps_reward", ["3+1=4\n#### 4", "3+2=4\n#### 4"], [1.0, 0.0]),
     "instructions": ("instructions_reward", ["Tea, or 4", "4", ""], [0.0, 1.0, 0.0]),
     "choice": ("choice_reward", [r"\boxed{4}", r"\boxed{A}", r"\boxed{B}"], [1.0, 0.0, 1.0]),
+    "structured_output": (
+        "structured_output_reward",
+        ['{"n": 4}', "n: 4", '{"n": 4, "n": 4}'],
+        [1.0, 0.0, 0.0],
+    ),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
         ["a", "b", "c"],
@@ -58,6 +65,7 @@ def trl_keywords(texts: list[str]) -> dict:
         "completion_ids": [[1, 2]] * n,
         "answer": ["4"] * n,
         "options": [["3", "4"]] * n,
+        "schema_str": ['{"properties": {"n": {"type": "integer"}}}'] * n,
         "solution": ["4"] * n,
         "instruction_id_list": [["punctuation:no_comma", "keywords:existence"]] * n,
         "kwargs": [[None, {"keywords": ["4"]}]] * n,
@@ -98,8 +106,10 @@ def in_empty_namespace(source: str, reward: str, texts: list[str]) -> list:
 
 def in_fresh_python(source: str, reward: str, texts: list[str], tmp_path: Path, packages: tuple = ()) -> list:
     for package in packages:
-        (tmp_path / package).symlink_to(Path(importlib.util.find_spec(package).origin).parent)
-    for name in ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime") if packages else ():
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+        (tmp_path / path.name).symlink_to(path)
+    for name in ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime") if packages is MATH_VERIFY else ():
         info = Path(importlib.metadata.distribution(name)._path)  # their versions are read at import
         (tmp_path / info.name).symlink_to(info)
     job = {
@@ -131,7 +141,7 @@ def test_every_reward_file_is_in_the_table():
 def test_a_pasted_file_pays_the_same_called_as_trl_calls_it(name, tmp_path):
     reward, texts, expected = CALLS[name]
     source = (REWARDS / f"{name}.py").read_text(encoding="utf-8")
-    check(source, reward, texts, expected, tmp_path, MATH_VERIFY if name == "math_answer" else ())
+    check(source, reward, texts, expected, tmp_path, PACKAGES.get(name, ()))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -146,7 +156,8 @@ def test_a_file_mentions_neither_the_package_nor_its_own_path(name):
 SHARED_TEXTS = [
     "3+1=4\n#### 4", r"so 3+1=4</think>\boxed{4}", "3+2=5. The answer is 4", r"\boxed{B}", "I choose option B.",
     "The answer is not B.", r"\boxed{A} or \boxed{B}", r"\boxed{3} or \boxed{4}", r"It is not \boxed{4}", "<<3+1=4>> 4",
-    "<think>3+1=4</think>4", "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
+    '{"n": 4}', "<think>3+1=4</think>4",
+    "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
 ]  # fmt: skip
 EVERY_OTHER = "lambda completions, **_: [float(i % 2) for i, _ in enumerate(completions)]"
 SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
@@ -225,3 +236,9 @@ def test_math_answer_without_math_verify_still_decides_the_exact_ones(tmp_path):
     assert in_fresh_python(source, "math_reward", texts, tmp_path) == [1.0, 1.0, 0.0]
     with pytest.raises(AssertionError, match="pip install math-verify"):
         in_fresh_python(source, "math_reward", [r"\boxed{\sqrt{16}}"], tmp_path)
+
+
+def test_structured_output_without_jsonschema_names_the_remedy(tmp_path):
+    source = (REWARDS / "structured_output.py").read_text(encoding="utf-8")
+    with pytest.raises(AssertionError, match="pip install jsonschema"):
+        in_fresh_python(source, "structured_output_reward", ['{"n": 4}'], tmp_path)
