@@ -23,6 +23,7 @@ Step = Generator[Callable[[], torch.Tensor], torch.Tensor, torch.Tensor]
 # Of the largest value. A replay runs the same kernels in the same order; another address gives anything.
 LARGEST_ERROR = 1e-3
 _works: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # by model, once tried
+_latest: weakref.WeakValueDictionary[torch.device, "Recording"] = weakref.WeakValueDictionary()
 
 
 def run(step: Step, results: list[torch.Tensor] | None = None) -> torch.Tensor:
@@ -54,13 +55,21 @@ class Recording:
         x: an input, for its shape and type.
         results: those of the step's yielded work, as `run` has collected them.
 
+    Attributes:
+        calls: what a replay does, one after the other; empty once it is released, which the next recording does.
+
     Raises whatever cannot be captured.
     """
 
     def __init__(self, make_step: Callable[[torch.Tensor], Step], x: torch.Tensor, results: list[torch.Tensor]) -> None:
+        # All captures are on one stream, because cuBLAS keeps a workspace of 8 MiB or more for every stream that it has
+        # seen. With it goes another recording's, since PyTorch frees the stream's workspace when a graph is freed.
+        if x.device in _latest:
+            _latest[x.device].release()
+        _latest[x.device] = self
         self._x, buffers = torch.empty_like(x), [torch.empty_like(result) for result in results]
-        self._calls: list[Callable] = []
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(x.device)
+        self.calls: list[Callable] = []
+        pool, stream = torch.cuda.graph_pool_handle(), _find_stream(x.device)
         stream.wait_stream(torch.cuda.current_stream(x.device))
         step, sent = make_step(self._x), None
         with torch.cuda.stream(stream):
@@ -74,17 +83,26 @@ class Recording:
                     self._output = end.value
                 finally:
                     graph.capture_end()
-                self._calls.append(graph.replay)
+                self.calls.append(graph.replay)
                 if work is not None:
-                    self._calls.append(functools.partial(_fill, buffer, work))
+                    self.calls.append(functools.partial(_fill, buffer, work))
                 sent = buffer
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """What the step gives for x. It lies in the graphs' memory, so the next call overwrites it."""
         self._x.copy_(x)
-        for call in self._calls:
+        for call in self.calls:
             call()
         return self._output
+
+    def release(self) -> None:
+        """Free the graphs."""
+        self.calls.clear()
+
+
+@functools.cache
+def _find_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _fill(buffer: torch.Tensor, work: Callable[[], torch.Tensor]) -> None:
@@ -117,6 +135,8 @@ class GraphedStep:
         Returns:
             The result. The next call may overwrite it.
         """
+        if self._recording is not None and not self._recording.calls:
+            self._recording = self._results = None
         if self._recording is None and self._results is not None and _works.get(self._model, True):
             self._record(make_step, x)
         if self._recording is not None:

@@ -111,6 +111,18 @@ def test_a_state_in_another_place_needs_another_step(made):
     assert not torch.equal(step(x.clone()), graph.run(plain.make_step(x.clone())))
 
 
+def test_of_two_recordings_the_older_is_released_and_made_again(made):
+    """PyTorch 2.13 frees a stream's cuBLAS workspace with any graph that was captured there (issue 193402)."""
+    plain, toys = [Toy(), Toy()], [Toy(), Toy()]
+    steps = [graphed(toy) for toy in toys]
+    for number in (0, 0, 0, 1, 1, 1, 0, 0, 0, 1):
+        (x,) = inputs(1)
+        assert torch.equal(steps[number](x.clone()), graph.run(plain[number].make_step(x.clone())))
+    assert len(made) == 3 * 3
+    kept = [step.func._recording for step in steps]
+    assert len(kept[0].calls) == 5 and kept[1] is None
+
+
 class Waiting(Toy):
     def make_step(self, x):
         if x.sum().item() > 1e9:  # waits for a value, which no capture allows
