@@ -120,6 +120,11 @@ static inline float __shfl_xor_sync(unsigned mask, float value, int far) {
     return value;
 }
 
+static inline unsigned long long __shfl_xor_sync(unsigned mask, unsigned long long value, int far) {
+    const unsigned long long low = exchange(mask, (uint32_t)value)[running % 32 ^ far];
+    return (unsigned long long)exchange(mask, value >> 32)[running % 32 ^ far] << 32 | low;
+}
+
 static void life() {
     for (;; pause()) {
         body();

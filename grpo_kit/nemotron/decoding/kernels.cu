@@ -1,6 +1,6 @@
-// What stands between the products of a decoding step, in one launch each: a Mamba-2 layer's update and its norm, and
-// the sum of a layer's output with the residual and the norm behind it. kernels.py launches these kernels; mamba.py has
-// the same in PyTorch.
+// What stands between the products of a decoding step, in one launch each: a Mamba-2 layer's update and its norm, the sum
+// of a layer's output with the residual and the norm behind it, and the router's choice. kernels.py launches these
+// kernels; mamba.py and router.py have the same in PyTorch.
 //
 // Arithmetic is float32, and sums are added in a fixed order. This needs sm_75 or newer and no header.
 
@@ -46,7 +46,8 @@ __device__ Half narrow(float value, Half) {
 #endif
 }
 
-__device__ float silu(float value) { return value / (1 + expf(-value)); }
+__device__ float sigmoid(float value) { return 1 / (1 + expf(-value)); }
+__device__ float silu(float value) { return value * sigmoid(value); }
 __device__ float softplus(float value) { return value > 20 ? value : log1pf(expf(value)); }
 
 // The sum of all lanes' values, the same in every lane.
@@ -170,4 +171,38 @@ add_norm(R* residual, const U* update, const W* weight, W* out, int hidden, doub
         const float value = widen(narrow(widen(residual[start + i]), W()));
         out[start + i] = narrow(value * scale * widen(weight[i]), W());
     }
+}
+
+// A number that is larger for a larger value, with NaN above all, and among equal values for a smaller index.
+__device__ unsigned long long rank(float value, int index) {
+    const unsigned bits = *(const unsigned*)&value;
+    const unsigned key = value != value ? ~0u : bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (unsigned long long)key << 32 | ~(unsigned)index;
+}
+
+// A warp for each row: the k experts with the largest sums of score and bias, and their scores divided by the sum of
+// the products with `ones`, which are equal.
+__global__ void __launch_bounds__(32)
+choose(const float* logits, const float* bias, const float* ones, long long* index, float* weights, int experts, int k) {
+    extern __shared__ float4 staged[];
+    unsigned long long* left = (unsigned long long*)staged;  // a lane reads and writes its own only
+    const int lane = threadIdx.x;
+    const float* row = logits + (long long)blockIdx.x * experts;
+    for (int expert = lane; expert < experts; expert += 32) left[expert] = rank(sigmoid(row[expert]) + bias[expert], expert);
+    float score = 0, total = 0;
+    for (int i = 0; i < k; ++i) {
+        unsigned long long best = 0;
+        for (int expert = lane; expert < experts; expert += 32) best = left[expert] > best ? left[expert] : best;
+#pragma unroll
+        for (int far = 16; far; far /= 2) {
+            const unsigned long long other = __shfl_xor_sync(~0u, best, far);
+            best = other > best ? other : best;
+        }
+        const int expert = (int)~(unsigned)best;
+        const float chosen = sigmoid(row[expert]);
+        total += chosen;
+        if (lane == i) score = chosen, index[(long long)blockIdx.x * k + i] = expert;
+        if (lane == expert % 32) left[expert] = 0;
+    }
+    if (lane < k) weights[(long long)blockIdx.x * k + lane] = score / (total * ones[0]);
 }

@@ -1,8 +1,8 @@
-"""`mamba.py` on a GPU: a Mamba-2 layer's update in one launch, and a layer's sum with its norm in one.
+"""`mamba.py` and `router.py` on a GPU, each function in one launch.
 
-PyTorch takes some 20 launches for the update and three for the norm, and reads and writes the state space, 2 MiB a row,
-several times. Here it is read and written once. `kernels.cu` is compiled when it is first used, as `expert_kernel.cu`
-is, and its results are first compared with those of `mamba.py`.
+PyTorch takes some 20 launches for a Mamba-2 layer's update, three for a sum and its norm, and six for a choice. It
+reads and writes the state space, 2 MiB a row, several times; here that is done once. `kernels.cu` is compiled when it
+is first used, as `expert_kernel.cu` is, and its results are first compared with PyTorch's.
 
 Not run on a GPU yet: emulated on a CPU, and compiled for sm_75, 80 and 90.
 """
@@ -15,13 +15,14 @@ from typing import NamedTuple
 import torch
 
 from grpo_kit.nemotron import expert_kernel
-from grpo_kit.nemotron.decoding import mamba
+from grpo_kit.nemotron.decoding import mamba, router
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights
 
 SOURCE = Path(__file__).with_suffix(".cu")
 NAMES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat"}
 # As in kernels.cu: threads of a block, rows of the state space that a warp takes at once, width of the convolution.
 THREADS, TALL, WIDTH = 512, 4, 4
+MOST_CHOSEN = 32  # experts of a row: one for each lane of a warp
 # As a share of the largest value, beside the rounding of the result. A wrong head or channel is off by far more.
 LARGEST_ERROR = 1e-4
 
@@ -62,8 +63,17 @@ def add_norm(residual: torch.Tensor, update: torch.Tensor | None, weight: torch.
     return out
 
 
+def choose(logits: torch.Tensor, bias: torch.Tensor, ones: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`router.choose` by one launch on the current stream, where `is_usable` says so; for up to MOST_CHOSEN."""
+    (rows, experts), k, device = logits.shape, len(ones), logits.device
+    index = torch.empty((rows, k), dtype=torch.int64, device=device)
+    weights = torch.empty((rows, k), dtype=torch.float32, device=device)
+    _launch("choose", (rows, 1), [logits, bias, ones, index, weights], [experts, k], 8 * experts, threads=32)
+    return index, weights
+
+
 def is_usable(state: MambaState, weights: MambaWeights) -> bool:
-    """Whether both functions work for a layer: on its device the kernels are compiled, run once and compared.
+    """Whether these functions work for a model with such a layer: the kernels are compiled, run once and compared.
 
     Warns once for each device, sizes and type for which they do not work; a CPU gives no warning.
 
@@ -136,6 +146,9 @@ def find_disagreement(device: torch.device, sizes: Sizes, width: int, dtype: tor
         ),
         "sums": (residual, sum_of),
     }
+    logits, bias, ones = draw(3, 100).float(), draw(100).float(), torch.full((6, 1), 0.4, device=device)
+    choices = (by(logits, bias, ones) for by in (choose, router.choose))
+    pairs["choices"] = tuple(torch.zeros_like(logits).scatter_(1, *choice) for choice in choices)
     for what, (value, expected) in pairs.items():
         error = ((value.double() - expected).abs().max() / expected.abs().max()).item()
         if not error <= LARGEST_ERROR + 2 * torch.finfo(value.dtype).eps:
@@ -154,9 +167,14 @@ def _shared_nbytes(sizes: Sizes) -> int:
 
 
 def _launch(
-    name: str, grid: tuple[int, int], tensors: list[torch.Tensor], numbers: list[int | float], shared: int
+    name: str,
+    grid: tuple[int, int],
+    tensors: list[torch.Tensor],
+    numbers: list[int | float],
+    shared: int,
+    threads: int = THREADS,
 ) -> None:
     with torch.cuda.device_of(tensors[0]):
         expert_kernel.compile_kernel(tensors[0].device, name, SOURCE)(
-            grid=(*grid, 1), block=(THREADS, 1, 1), args=[*tensors, *numbers], shared_mem=shared
+            grid=(*grid, 1), block=(threads, 1, 1), args=[*tensors, *numbers], shared_mem=shared
         )

@@ -1,10 +1,10 @@
-"""The kernels, run on a CPU that emulates a GPU, give what mamba.py gives; and they compile for GPUs."""
+"""The kernels, run on a CPU that emulates a GPU, give what mamba.py and router.py give; and they compile for GPUs."""
 
 import pytest
 import torch
 
 from grpo_kit.nemotron import expert_kernel
-from grpo_kit.nemotron.decoding import kernels, mamba
+from grpo_kit.nemotron.decoding import kernels, mamba, router
 from grpo_kit.nemotron.decoding.kernels import Sizes
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights
 from tests.helpers import emulated_cuda
@@ -22,22 +22,24 @@ NORMS = {  # types of residual, update and weight
 ROUNDED = {"rounded_half": ("Half", "float", "Half"), "rounded_bfloat": ("Bfloat", "float", "Bfloat")}
 KERNELS = {f"update_mamba<{name}>": f"mamba_{name.lower()}" for name in kernels.NAMES.values()}
 KERNELS |= {f"add_norm<{', '.join(types)}>": name for name, types in (NORMS | ROUNDED).items()}
+KERNELS |= {"choose": "choose"}
 TYPES = {name: dtype for dtype, name in kernels.NAMES.items()}
 KERNEL_ERROR = 1e-5  # of the largest value, in float32
 
 
 def check_types(kernel, args):
-    kind = TYPES[kernel.partition("<")[2].partition(">")[0].partition(",")[0]]
-    kinds = [arg.dtype for arg in args if isinstance(arg, torch.Tensor)]
-    if kernel.startswith("update"):
-        f32 = torch.float32
+    kinds, f32 = [arg.dtype for arg in args if isinstance(arg, torch.Tensor)], torch.float32
+    if kernel == "choose":
+        assert kinds == [f32, f32, f32, torch.int64, f32]
+    elif kernel.startswith("update"):
+        kind = TYPES[kernel.partition("<")[2][:-1]]
         assert kinds == [kind, kind, f32, kind, kind, f32, f32, f32, kind, kind]
     else:
         residual, update, weight = (TYPES[name] for name in kernel.partition("<")[2][:-1].split(", "))
         assert kinds == [residual, update, weight, weight]
 
 
-FLOAT = {kernel: name for kernel, name in KERNELS.items() if name in ("mamba_float", "norm_float")}
+FLOAT = {kernel: name for kernel, name in KERNELS.items() if name in ("mamba_float", "norm_float", "choose")}
 
 
 def build(folder, source, which=FLOAT):
@@ -192,6 +194,29 @@ def test_rounding_is_that_of_pytorch(emulated, kind):
     torch.testing.assert_close(residual, sums.to(kind), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("experts, k", [(128, 6), (8, 2), (8, 8), (33, 1), (512, 22), (1, 1)])
+def test_the_choice_is_that_of_router_py(emulated, experts, k):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(5, experts, generator=generator)
+    # Published corrections are about 64 with small differences.
+    bias = 64 + 0.2 * torch.randn(experts, generator=generator)
+    ones = torch.full((k, 1), 0.4)
+    (index, weights), (theirs, expected) = kernels.choose(logits, bias, ones), router.choose(logits, bias, ones)
+    assert index.dtype == torch.int64 and torch.equal(index.sort().values, theirs.sort().values)
+    order, other = index.argsort(), theirs.argsort()
+    torch.testing.assert_close(weights.gather(1, order), expected.gather(1, other), rtol=1e-5, atol=1e-6)
+    assert emulated.launches == ["choose"]
+
+
+def test_of_equal_experts_the_first_are_chosen_and_a_nan_names_none_that_is_not_there(emulated):
+    logits = torch.zeros(4, 40)
+    logits[1, 7], logits[2], logits[3, [0, 39]] = torch.nan, torch.nan, torch.inf
+    index, weights = kernels.choose(logits, torch.zeros(40), torch.ones(3, 1))
+    assert index.tolist() == [[0, 1, 2], [7, 0, 1], [0, 1, 2], [0, 39, 1]]
+    torch.testing.assert_close(weights[[0, 3]], torch.tensor([[1 / 3] * 3, [0.4, 0.4, 0.2]]))
+    assert weights[1:3].isnan().all()
+
+
 def test_the_order_in_which_threads_run_changes_nothing(library, monkeypatch):
     both = []
     for descending in (False, True):
@@ -218,6 +243,8 @@ WRONG = {
     "no gate": ("x[i] *= silu(widen(gate[i]));", ""),
     "the norm of another size": ("parts) / mine", "parts) / inner"),
     "the residual not written": ("residual[start + i] = sum = narrow", "sum = narrow"),
+    "the choice without the correction": ("sigmoid(row[expert]) + bias[expert]", "sigmoid(row[expert])"),
+    "the choice's weights not divided": ("score / (total * ones[0])", "score"),
     "the update twice": ("widen(sum) + widen(update", "widen(sum) + 2 * widen(update"),
 }
 
