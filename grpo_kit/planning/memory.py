@@ -21,6 +21,7 @@ from grpo_kit.runs import processes
 PLACES = ("GPU", "second GPU", "host", "disk", "disk for downloads")
 PHASES = ("prefill", "decode", "loss", "backward", "convert", "load")  # the last two are the host's
 RESERVE = 0.75 * GIB  # kernels' code, cuBLAS workspaces and fragmentation of each GPU; assumed
+GRAPHS = 32 * 2**20  # tensors within a decoding step's CUDA graphs, cuBLAS' workspace there, some 900 launches; assumed
 SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
 PYTHON = 0.5 * GIB  # Python and its libraries without CUDA's; measured on one machine, see notes/benchmarks.md
 # trl/kernels/chunked_logprob.py computes logits in tiles of TRL_TILE_TOKENS x TILE_WORDS in the weights' type. Without
@@ -123,6 +124,8 @@ def buffer_rows(work: Workload) -> list[Row]:
     """What CUDA reserves, and the buffers into which 4-bit weights are dequantised."""
     model, policy = work.model, work.config.policy
     rows = [context_row("GPU")] if work.device.gpu else []
+    if work.device.gpu:
+        rows.append(Row(work.place, "CUDA graphs of a step", GRAPHS, "decoding/graph.py", ("decode",), "assumed"))
     if policy.load_in_4bit:
         matrix = max(shape.numel() for name, shape in model.linears.items() if name != "lm_head")
         nbytes = BYTES[policy.dtype] * matrix

@@ -136,8 +136,8 @@ def test_doubling_the_completion_never_lowers_a_term(device):
 def test_conventions_are_marked_as_assumed():
     plan = plan_for("t4")
     assert {r.part for r in plan.rows if r.kind == "assumed"} == {
-        "CUDA kernels, workspaces, fragmentation", "the system, Python, CUDA", "one source shard",
-        "one source shard, and what is made of it",
+        "CUDA kernels, workspaces, fragmentation", "CUDA graphs of a step", "the system, Python, CUDA",
+        "one source shard", "one source shard, and what is made of it",
     }  # fmt: skip
     assert all(r.source for r in plan.rows)
 
