@@ -64,7 +64,8 @@ class Workbench:
     def __init__(self, geometry: ExpertShape, device: torch.device, dtype: torch.dtype, slots: int = 8) -> None:
         self.geometry, self.device, self.dtype = geometry, device, dtype
         self.together = geometry.count_together(dtype)  # experts that are dequantised at once
-        self.slots = torch.empty((slots, geometry.nbytes), dtype=torch.uint8, device=device)
+        self.memory = torch.empty((slots, geometry.nbytes), dtype=torch.uint8, device=device)
+        self.slots = list(self.memory)  # an expert's bytes each
         self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.slot_free: list[Any] = [None] * slots  # the event after which a slot may be overwritten
         self.held = [0] * slots  # the address, in the host tier, of the expert that lies in each slot; 0: none

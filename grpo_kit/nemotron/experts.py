@@ -249,11 +249,10 @@ class TieredExperts(nn.Module):
     def _send_slot_tables(self, far: list[int], slots: list[int], together: int) -> torch.Tensor:
         """(portions, experts) int64 on the device: for each portion of `far` its slots' addresses, else 0."""
         device = self.bench.device
-        portions = -(-len(far) // together)
-        tables = torch.zeros((portions, self.num_experts), dtype=torch.int64, pin_memory=device.type == "cuda")
+        tables = [[0] * self.num_experts for _ in range(0, len(far), together)]
         for i, (expert, slot) in enumerate(zip(far, slots)):
-            tables[i // together, expert] = self.bench.slots[slot].data_ptr()
-        return tables.to(device, non_blocking=True)
+            tables[i // together][expert] = self.bench.slots[slot].data_ptr()
+        return torch.tensor(tables, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
     def start_reading_choice(
         self, index: torch.Tensor, guess: torch.Tensor | None = None

@@ -132,7 +132,7 @@ def buffer_rows(work: Workload) -> list[Row]:
         rows.append(Row(work.place, "one matrix dequantised", nbytes, "bitsandbytes' backward pass", ("backward",)))
     if policy.load_in_4bit and work.weight_bytes.get("routed experts"):
         bench = expert_workbench.Workbench(model.expert, torch.device("meta"), getattr(torch, policy.dtype))
-        rows.append(Row(work.place, "slots for arriving experts", bench.slots.nbytes, "experts.Workbench"))
+        rows.append(Row(work.place, "slots for arriving experts", bench.memory.nbytes, "experts.Workbench"))
     return rows
 
 

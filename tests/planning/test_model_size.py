@@ -163,7 +163,7 @@ def test_routed_experts_in_4_bit_use_less_than_planned(grad, dtype, spread):
     for number in range(8):
         layer.write_expert(number, torch.randn(model.expert.up) / 16, torch.randn(model.expert.down) / 16)
     weights = torch.full((512, 2), 0.5, requires_grad=grad)
-    with model_size.Alive([x, index, weights, bench.slots, *layer.rows]) as alive:
+    with model_size.Alive([x, index, weights, bench.memory, *layer.rows]) as alive:
         out = layer(x, index, weights)
         if grad:
             out.backward(torch.ones_like(out))
