@@ -148,12 +148,12 @@ def instructions_verdict(
 
 
 def _read_reply(text: str, opened: bool) -> str | None:
-    """The reply after its thinking, with plain quotes and line ends; None where the thinking is not closed."""
+    """The reply after its thinking; None where the thinking is not closed."""
     close = text.rfind("</think>")
     if text.rfind("<think>") > close or (opened and close < 0):
         return None
     text = text[close + len("</think>") :] if close >= 0 else text
-    return _straighten(text.strip().removesuffix("<|im_end|>").rstrip())
+    return _straighten(text).strip().removesuffix("<|im_end|>").rstrip()
 
 
 def _join_contents(completion: str | list | dict | None) -> str:
@@ -170,10 +170,12 @@ def _join_contents(completion: str | list | dict | None) -> str:
 
 
 def _straighten(text: str) -> str:
+    """The text with plain quotes and line ends, and without characters that nobody sees."""
     return text.translate(_STRAIGHT).replace("\r\n", "\n")
 
 
-_STRAIGHT = str.maketrans("‘’“”", "''\"\"")
+_UNSEEN = "\u00ad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+_STRAIGHT = str.maketrans("‘’“”", "''\"\"", _UNSEEN)
 
 
 # The row: names and arguments. What cannot be used raises ValueError, and the row is unusable.
@@ -275,9 +277,9 @@ def _as_text(value: object) -> str:
 
 
 def _as_prompt(value: object) -> str:
-    """A text whose characters are counted, so the spaces around it stay."""
+    """A text whose characters are counted, so it stays as it is."""
     _as_text(value)
-    return _straighten(value) if isinstance(value, str) else _as_text(value)
+    return value if isinstance(value, str) else _as_text(value)
 
 
 def _as_texts(value: object) -> list[str]:
@@ -326,7 +328,7 @@ _MARKS = "".join(  # signs that join the letter before them, as vowels do in Hin
 _LETTER_RUN = re.compile(rf"[\w{_MARKS}]+")
 _SPACED_WORD = re.compile(rf"[^\W_](?:\S*(?:[^\W_]|[{_MARKS}]))?")
 _TITLES = _list_words("mr mrs ms dr prof rev hon gen col capt lt sgt st mt vs eg ie e.g i.e cf")  # a name follows
-_NUMBERED = _list_words("no nos vol fig eq ch sec pp p approx ca")  # a number follows
+_NUMBERED = _list_words("no nos vol fig eq ch sec pp approx ca")  # a number follows
 _SHORTENED = _list_words("jr sr etc al inc ltd co corp dept est jan feb mar apr jun jul aug sep sept oct nov dec ave")
 _STARTERS = _list_words("the a an it its he she we they you i this that these those there in on at but and so if when")
 _SENTENCE_END = re.compile(r"(?:(?<![.!?…‽])[.!?…‽]+|[।॥؟۔])[\"')\]}*_»]*(?=\s|$)|[。！？]+[」』\"]*")
@@ -344,7 +346,11 @@ def _split_sentences(text: str) -> tuple[str, ...]:
             sentences.append(text[start : end.end()].strip())
             start, seen, has_words = end.end(), end.end(), False
     rest = text[start:].strip()
-    return (*sentences, rest) if rest else tuple(sentences)
+    if sentences and not _ALNUM.search(rest):  # a closing quote, an emoji
+        sentences[-1] = f"{sentences[-1]} {rest}".strip()
+    elif rest:
+        sentences.append(rest)
+    return tuple(sentences)
 
 
 def _ends_sentence(text: str, start: int, end: re.Match) -> bool:
@@ -392,7 +398,7 @@ def _count_keyword(text: str, keyword: str) -> int:
 def _compile_keyword(keyword: str) -> re.Pattern:
     """The pattern of a literal text. Next to a script without spaces, or to punctuation, it needs no border."""
     borders = [
-        "" if _UNSPACED.match(edge) or not edge.isalnum() else border
+        border if (edge.isalnum() or edge in _MARKS) and not _UNSPACED.match(edge) else ""
         for edge, border in ((keyword[0], rf"(?<![^\W_])(?<![{_MARKS}])"), (keyword[-1], rf"(?![^\W_]|[{_MARKS}])"))
     ]
     literal = r"\s+".join(map(re.escape, keyword.split()))
@@ -412,13 +418,15 @@ def _is_same(text: str, other: str) -> bool:
 
 
 def _level(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(_straighten(text).casefold().split())
 
 
 def _begins_with(text: str, word: str) -> bool:
     """Whether the first word is this one; marks before it, such as a quote, do not matter."""
     match = _compile_keyword(word).search(text, 0, len(word) * 2 + 60)
-    return bool(match) and not _ALNUM.search(text, 0, match.start()) and not re.match(r"-\w", text[match.end() :][:2])
+    if not match or _ALNUM.search(text, 0, match.start()):
+        return False
+    return not re.match(r"-\w", text[match.end() : match.end() + 2])
 
 
 def _ends_with(text: str, word: str) -> bool:
@@ -664,7 +672,7 @@ def _count_types(text: str) -> Counter:
 
 def _has_overlap(text: str, reference_text: str, percentage: float) -> bool:
     """The share of the reply's different character trigrams that the reference has, give or take 2 percent."""
-    own, other = ({s[i : i + 3] for i in range(len(s) - 2)} for s in (text, reference_text))
+    own, other = ({s[i : i + 3] for i in range(len(s) - 2)} for s in (text, _straighten(reference_text)))
     return bool(own) and abs(100 * len(own & other) / len(own) - percentage) <= 2
 
 
@@ -932,7 +940,7 @@ INSTRUCTIONS: dict[str, tuple[_Check, dict[str, Callable[[object], Any]]]] = {
     "combination:two_responses": (_has_two_responses, {}),
     "combination:repeat_prompt": (_repeats_prompt_and_answers, _PROMPT),
     "startend:end_checker": (
-        lambda text, end_phrase: _level(text.rstrip("\" '*_")).endswith(_level(end_phrase.rstrip("\" '*_"))),
+        lambda text, end_phrase: re.search(_compile_keyword(end_phrase).pattern + r"[\"'*_\s]*\Z", text, re.IGNORECASE),
         {"end_phrase": _as_text},
     ),
     "startend:quotation": (lambda text: text[0] == text[-1] == '"', {}),
