@@ -37,10 +37,11 @@ def main() -> None:
             model, prompts = make(count)
             calls = record(model, prompts, tokens)
             for guess, ahead, slots in CASES:
-                row, right = replay(model, calls, guess, ahead, slots)
-                rows.append({"policy": f"{name}, {count} rows", "slots": slots, "guess": guess, "ahead": ahead} | row)
+                counts = replay(model, calls, guess, ahead, slots)
+                row = {"policy": f"{name} x {count}", "slots": slots, "guess": guess, "ahead": ahead}
+                rows.append(row | {key: f"{value:.3g}" for key, value in counts.items()})
                 if ahead == 4:
-                    figures[f"{name}_{count}_{guess.replace(' ', '_')}_right".lower()] = round(right, 3)
+                    figures[f"{name}_{count}_{guess.replace(' ', '_')}_right".lower()] = round(counts["right"], 3)
     report.finish("host_copies", rows, figures, arguments.record)
 
 
@@ -100,9 +101,7 @@ def record(model: Any, prompts: Any, tokens: int) -> list[tuple[Any, Any, Any, A
     return calls
 
 
-def replay(
-    model: Any, calls: list[tuple[Any, Any, Any, Any]], guess: str, ahead: int, slots: int
-) -> tuple[dict[str, str], float]:
+def replay(model: Any, calls: list[tuple[Any, Any, Any, Any]], guess: str, ahead: int, slots: int) -> dict[str, float]:
     """(experts of a step: on the host and chosen, copied, copied ahead in vain; the share of right guesses)."""
     import torch
 
@@ -134,14 +133,10 @@ def replay(
         del EarlyRouter.most
     steps, copied = len(calls) / len(layers), bench.bytes_brought / bench.geometry.nbytes
     expected, right = bench.ahead
-    share = right / max(1, expected)
-    figures = {
-        "asked": asked / steps,
-        "copied": copied / steps,
-        "ahead, right": share,
-        "in vain": (expected - right) / steps,
-    }
-    return {key: f"{value:.3g}" for key, value in figures.items()}, share
+    return {
+        "asked": asked / steps, "copied": copied / steps, "in vain": (expected - right) / steps,
+        "right": right / max(1, expected),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
