@@ -42,6 +42,7 @@ CALLS = {
         ['{"n": 4}', "n: 4", '{"n": 4, "n": 4}'],
         [1.0, 0.0, 0.0],
     ),
+    "documents_qa": ("documents_qa_reward", ["Answer: 4 [1]", "4 or 3"], [1.0, 0.0]),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
         ["a", "b", "c"],
@@ -65,6 +66,7 @@ def trl_keywords(texts: list[str]) -> dict:
         "completion_ids": [[1, 2]] * n,
         "answer": ["4"] * n,
         "options": [["3", "4"]] * n,
+        "documents": [["3 and 1 are 4"]] * n,
         "schema_str": ['{"properties": {"n": {"type": "integer"}}}'] * n,
         "solution": ["4"] * n,
         "instruction_id_list": [["punctuation:no_comma", "keywords:existence"]] * n,
@@ -204,7 +206,7 @@ def test_a_name_that_two_files_define_means_the_same_in_both():
             for name in {getattr(target, "id", getattr(target, "name", None)) for target in targets} - {None}:
                 definitions.setdefault(name, {}).setdefault(stem, ast.unparse(node))
     different = {name: list(of) for name, of in definitions.items() if len(set(of.values())) > 1}
-    assert different == {"final_answer": ["challenge", "choice", "math_answer"]}  # no reward calls it
+    assert different == {"final_answer": ["challenge", "choice", "documents_qa", "math_answer"]}  # no reward calls it
     assert all(len(set(paste_alone(name))) > 1 for name in STEMS)
 
 

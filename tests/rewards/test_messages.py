@@ -16,6 +16,7 @@ from grpo_kit.rewards.challenge import challenge_reward
 from grpo_kit.rewards.choice import choice_reward
 from grpo_kit.rewards.choice import final_answer as chosen_option
 from grpo_kit.rewards.combine import Part, combine
+from grpo_kit.rewards.documents_qa import documents_qa_reward
 from grpo_kit.rewards.instructions import instructions_reward
 from grpo_kit.rewards.math_answer import math_reward
 from grpo_kit.rewards.reasoning_format import reasoning_format_reward
@@ -63,6 +64,7 @@ OPTIONS = ["41", "42"]
 JUDGES = {
     "math": (math_reward, {"answer": ["42"]}),
     "choice": (choice_reward, {"answer": ["B"], "options": [OPTIONS]}),
+    "documents": (documents_qa_reward, {"answer": ["42"], "documents": [["6*7=42"]]}),
     "instructions": (
         instructions_reward,
         {"instruction_id_list": [["keywords:existence"]], "kwargs": [[{"keywords": ["42"]}]]},

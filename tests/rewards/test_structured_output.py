@@ -32,6 +32,9 @@ def judge(text, schema, kind="json", **options):
     return structured_output_verdict(text, schema if isinstance(schema, str) else json.dumps(schema), kind, **options)
 
 
+CLOSED = fields(a={}) | {"additionalProperties": False, "allOf": [fields(b={})]}
+BOTH = {"allOf": [fields(a=fields(b={})), fields(c={})]}
+
 # Reply, schema, what NVIDIA pays, what we pay, our reason, the trap. NeMo-Gym's own function (commit 07d6b0d, with
 # openapi-schema-validator 0.6.3) was run on every row and paid the third column; nvidia_rule pays the same but for
 # what this file bounds under any rule.
@@ -84,6 +87,10 @@ TRAPS = [
     ('{"a": 1}', {"allOf": [fields(a={}), fields(b={})]}, 1, 0, "schema_violated", "and one field missing"),
     ('{"a": 1, "b": 2}', fields(a={}) | {"anyOf": [fields(b={}), fields(c={})]}, 0, 1, "right", "fields beside anyOf"),
     ('{"a": 1}', fields(a={}) | {"anyOf": [fields(b={}), fields(c={})]}, 1, 0, "schema_violated", "neither of them"),
+    ('{"a": 1, "b": 2}', CLOSED, 0, 1, "right", "closed beside allOf, which as written nothing could obey"),
+    ('{"a": {"b": 1}, "c": 1}', BOTH, 1, 1, "right", "an object within one of two schemas"),
+    ('{"a": {"b": 1, "x": 2}, "c": 1}', BOTH, 1, 0, "schema_violated", "and a field too many in it"),
+    ('{"a": 1}', fields(a={}) | {"required": ["z"]}, 1, 1, "right", "a field is required that is not named"),
     ('{"a": 1}', fields(a={}) | {"additionalProperties": True}, 1, 1, "right", "more fields are allowed"),
     ('{"a": 1, "b": 2}', fields(a={}) | {"additionalProperties": True}, 0, 0, "schema_violated", "not when strict"),
     ('{"x": 1, "y": 2}', {"additionalProperties": {"type": "integer"}}, 1, 1, "right", "a table with names of its own"),
