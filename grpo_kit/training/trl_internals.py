@@ -31,15 +31,21 @@ Batch = dict[str, torch.Tensor]
 VERSIONS = {"trl": "1.16.0", "transformers": "5.23.0"}
 
 
+def find_untested() -> dict[str, str]:
+    """{library: its installed version} where TRL or transformers is not the version in VERSIONS."""
+    installed = {library: metadata.version(library) for library in VERSIONS}
+    return {library: version for library, version in installed.items() if version != VERSIONS[library]}
+
+
 def check_versions() -> None:
     """Warn when TRL or transformers is not the version whose private names are used here."""
-    for library, version in VERSIONS.items():
-        if (installed := metadata.version(library)) != version:
-            warnings.warn(
-                f"{library} is {installed}; training uses names that are private in {library} and was tested with "
-                f"{version}. Install that version: pip install {library}=={version}",
-                stacklevel=2,
-            )
+    for library, installed in find_untested().items():
+        version = VERSIONS[library]
+        warnings.warn(
+            f"{library} is {installed}; training uses names that are private in {library} and was tested with "
+            f"{version}. Install that version: pip install {library}=={version}",
+            stacklevel=2,
+        )
 
 
 # TRL prints a row in full, at each step, where no reward judges it. The kit's alarm says it in one sentence.
@@ -238,8 +244,18 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         finally:
             self._prepared = None
 
+    def arrange(self, micro_batches: list[Batch]) -> list[Batch]:
+        """The micro-batches of a newly sampled generation batch, whose rows TRL has shuffled."""
+        return micro_batches
+
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
-        return super()._prepare_inputs(generation_batch) if self._prepared is None else dict(self._prepared)
+        if self._prepared is not None:
+            return dict(self._prepared)
+        before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is not before:
+            self._buffered_inputs = self.arrange(self._buffered_inputs)
+            inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return inputs
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The optimiser of transformers; a step of it that finds no memory is taken again from where it began."""

@@ -42,6 +42,19 @@ def take_groups(batch: Batch, groups: torch.Tensor, num_generations: int) -> Bat
     return chosen | {"num_items_in_batch": chosen["completion_mask"].sum().float()}
 
 
+def gather_groups(micro_batches: list[Batch]) -> list[Batch]:
+    """The same rows in as many micro-batches, those of equal prompts side by side.
+
+    A micro-batch reads each of its prompts once (training/shared_prompts.py), so few prompts should be in several.
+    """
+    first = micro_batches[0]
+    joined = {name: torch.cat([each[name] for each in micro_batches]) for name, value in first.items() if value.ndim}
+    prompts = torch.cat([joined["prompt_mask"], joined["prompt_ids"] * joined["prompt_mask"]], dim=1)
+    order = prompts.unique(dim=0, return_inverse=True)[1].argsort(stable=True)
+    parts = order.split(len(first["prompt_ids"]))
+    return [first | {name: value[rows] for name, value in joined.items()} for rows in parts]
+
+
 def has_gradient(batch: Batch) -> torch.Tensor:
     """`(rows,)` bool: whether a row has an advantage and at least one token that counts."""
     return (batch["advantages"] != 0) & batch["completion_mask"].bool().any(1)

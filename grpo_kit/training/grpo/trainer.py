@@ -20,13 +20,15 @@ from grpo_kit.training.grpo.batches import (
     LEFT_PADDED,
     Batch,
     drop_rows_without_gradient,
+    gather_groups,
     has_gradient,
     join_batches,
     pad_columns,
     take_groups,
 )
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
-from grpo_kit.training.trl_internals import OpenGRPOTrainer
+from grpo_kit.training.shared_prompts import share_prompts
+from grpo_kit.training.trl_internals import OpenGRPOTrainer, find_untested
 
 ENOUGH = 0.85  # share of a step's groups with a gradient from which sampling further groups costs more than it brings
 SAMPLER_FILE = "drawing.json"  # of a checkpoint; the name is that of the first version, whose runs can be resumed
@@ -45,6 +47,8 @@ class GroupTrainer(OpenGRPOTrainer):
         self.sampling_round = 0  # within a step
         self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
         self._base_model().keep_logps = True
+        if not find_untested():  # in another version the layout might not reach the mixers
+            share_prompts(self._base_model())
 
     def _base_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model).get_base_model()
@@ -159,6 +163,10 @@ class GroupTrainer(OpenGRPOTrainer):
             if value.ndim:
                 gathered[name] = self.accelerator.gather(value.contiguous())
         return gathered
+
+    def arrange(self, micro_batches: list[Batch]) -> list[Batch]:
+        """TRL's micro-batches with groups side by side. Only `bnpo` weighs a row by the micro-batch that it is in."""
+        return micro_batches if self.loss_type == "bnpo" else gather_groups(micro_batches)
 
     def compute_loss(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's loss; completions without a gradient do not change it and are not passed through the model.

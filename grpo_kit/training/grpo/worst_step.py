@@ -128,8 +128,9 @@ def _train_micro_batch(trainer: Any, prompt_tokens: int) -> None:
     args, device = trainer.args, trainer.accelerator.device
     rows, length = args.per_device_train_batch_size, args.max_completion_length
     token = trainer.processing_class.eos_token_id
+    groups = torch.arange(rows) // trainer.num_generations  # a group's prompt is read once
     ids = {
-        "prompt_ids": torch.full((rows, prompt_tokens), token),
+        "prompt_ids": groups[:, None].expand(rows, prompt_tokens),
         "prompt_mask": torch.ones(rows, prompt_tokens),
         "completion_ids": torch.full((rows, length), token),
         "completion_mask": torch.ones(rows, length),

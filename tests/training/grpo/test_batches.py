@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo_kit.training.grpo.batches import drop_rows_without_gradient, join_batches, take_groups
+from grpo_kit.training.grpo.batches import drop_rows_without_gradient, gather_groups, join_batches, take_groups
 
 
 def batch_of(prompt, completion, advantages):
@@ -34,6 +34,17 @@ def test_groups_are_taken_in_the_order_asked_for_and_their_tokens_counted():
     assert taken["advantages"].tolist() == [3.0, 4.0] and taken["num_items_in_batch"] == 7
     swapped = take_groups(batch, torch.tensor([1, 0]), num_generations=2)
     assert swapped["advantages"].tolist() == [3.0, 4.0, 1.0, 2.0]
+
+
+def test_rows_of_equal_prompts_come_into_the_same_micro_batches():
+    first, second = (batch_of([2, 3], [1, 4], [1.0, 2.0]), batch_of([3, 2], [4, 4], [3.0, 4.0]))
+    second |= {"completion_ids": second["completion_ids"] + 10}
+    gathered = gather_groups([first, second])
+    assert [part["advantages"].tolist() for part in gathered] == [[1.0, 4.0], [2.0, 3.0]]
+    assert [part["prompt_ids"].tolist() for part in gathered] == [[[9, 1, 2]] * 2, [[1, 2, 3]] * 2]
+    assert [part["completion_ids"][1].tolist() for part in gathered] == [[11, 12, 13, 14]] * 2
+    assert all(part["num_items_in_batch"] == 2 for part in gathered)
+    assert gather_groups(gathered)[1]["advantages"].tolist() == [2.0, 3.0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.training.callbacks import find_callback
+from grpo_kit.training.grpo.trainer import GroupTrainer
 from grpo_kit.training.grpo.worst_step import WorstStepCallback
+from grpo_kit.training.trl_internals import OpenGRPOTrainer
 from grpo_kit.training.trl_settings import make_trl_config
 from tests.helpers.settings import SMALL
 
@@ -265,6 +267,33 @@ def test_sampler_and_trainer_compute_the_same_log_probs_and_a_gap_is_logged(tmp_
             module.time_step_limit = (0.1, float("inf"))  # as the limit that sampling does not know would
     trainer.train()
     assert read_lines(run.metrics)[0]["sampling/logp_gap"] > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss, prompts_in_each", [("dapo", [1, 1, 1, 1]), ("bnpo", None)])
+def test_a_prompt_is_read_once_in_training_which_changes_rounding_only(tmp_path, monkeypatch, loss, prompts_in_each):
+    """Four groups of four in four micro-batches. TRL mixes them; with `bnpo` a row's weight depends on the mixture."""
+    shuffled = ["grpo.per_device_train_batch_size=4", "grpo.gradient_accumulation_steps=4", f"grpo.loss_type={loss}"]
+
+    def take_step(name):
+        chosen, run = small(tmp_path / name, *shuffled, "grpo.max_steps=1", "grpo.mask_truncated_completions=false")
+        trainer, layouts = train.make_trainer(chosen, run, [length_reward] * 2), []
+        trainer.remove_callback(WorstStepCallback)
+        layer = trainer.model.get_base_model().model.layers[0]
+        layer.register_forward_pre_hook(lambda *args: layouts.append(args[2].get("layout")), with_kwargs=True)
+        trainer.train()
+        row = read_lines(run.metrics)[0]
+        return row, list(filter(None, layouts))
+
+    shared, layouts = take_step("shared")
+    assert prompts_in_each is None or [len(layout.start) for layout in layouts] == prompts_in_each
+    monkeypatch.setattr("grpo_kit.training.grpo.trainer.share_prompts", lambda model: None)
+    monkeypatch.setattr(GroupTrainer, "arrange", OpenGRPOTrainer.arrange)
+    alone, none = take_step("alone")
+    assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4) and none == []
+    assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-6) and shared["sampling/logp_gap"] < 1e-4
+    # TRL logs the mean of the micro-batches' means.
+    assert shared["entropy"] == pytest.approx(alone["entropy"], rel=1e-4 if loss == "bnpo" else 1e-2)
 
 
 @pytest.mark.slow
