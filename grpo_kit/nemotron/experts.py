@@ -10,6 +10,7 @@ No weight is kept in 16 bit. Many tokens are computed by groups of experts that 
 frozen; LoRA on them is PEFT's, one pair per matrix (expert_lora.py).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -174,17 +175,26 @@ class TieredExperts(nn.Module):
         Returns:
             (tokens, hidden) in the type of `hidden_states`, for float16 in float32: a sum may pass float16's range.
         """
+        return self.prepare()(hidden_states, top_k_index, top_k_weights)
+
+    def prepare(self) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """`forward` with the LoRA that is active now, for several calls: to read it takes up to 4 ms."""
         loras = self.active_loras()
-        # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            dtype = self._decoding_dtype(hidden_states)
-            if dtype and (tables := self._tabulate(loras)) is not None:
-                output = self.decode(hidden_states.to(dtype), top_k_index, top_k_weights.float(), tables)
-                return output.to(output_dtype(hidden_states.dtype))
-            trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
-            return expert_groups.RoutedExperts.apply(
-                hidden_states, top_k_index, top_k_weights, self, loras, torch.is_grad_enabled(), *trained
-            )
+        tabulate = functools.cache(lambda: self._tabulate(loras))  # training needs no table
+
+        def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
+            with torch.autocast(hidden.device.type, enabled=False):
+                dtype = self._decoding_dtype(hidden)
+                if dtype and (tables := tabulate()) is not None:
+                    output = self.decode(hidden.to(dtype), index, weights.float(), tables)
+                    return output.to(output_dtype(hidden.dtype))
+                trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
+                return expert_groups.RoutedExperts.apply(
+                    hidden, index, weights, self, loras, torch.is_grad_enabled(), *trained
+                )
+
+        return forward
 
     def _decoding_dtype(self, hidden: torch.Tensor) -> torch.dtype | None:
         """The type in which the kernel computes these tokens; None if it cannot: many tokens, or a gradient."""

@@ -71,7 +71,7 @@ def keep_scan_out_of_autocast() -> None:
 
     for name in ("mamba2_chunk_scan", "mamba2_selective_state_update"):
         scan = getattr(modeling, name)
-        if not hasattr(scan, "_outside_autocast"):
+        if not is_outside_autocast(scan):
             setattr(modeling, name, _outside_autocast(scan))
 
 
@@ -86,7 +86,7 @@ def keep_routers_out_of_autocast(model: Any) -> int:
     """
     routers = [module for module in model.modules() if type(module).__name__ == "NemotronHTopkRouter"]
     for router in routers:
-        if not hasattr(router.forward, "_outside_autocast"):
+        if not is_outside_autocast(router.forward):
             router.forward = _outside_autocast(router.forward)
     return len(routers)
 
@@ -102,15 +102,20 @@ def keep_mlps_in_range(model: Any) -> int:
     Returns:
         The number of MLPs.
     """
-
-    def forward(mlp: Any, x: Any) -> Any:
-        return feed_forward(x, mlp.up_proj, relu2, mlp.down_proj)
-
     mlps = [module for module in model.modules() if type(module).__name__ == "NemotronHMLP"]
     mlps = [mlp for mlp in mlps if mlp.down_proj.bias is None and recognise_relu2(mlp.act_fn) is relu2]
     for mlp in mlps:
-        mlp.forward = types.MethodType(forward, mlp)
+        mlp.forward = types.MethodType(_forward_in_range, mlp)
     return len(mlps)
+
+
+def _forward_in_range(mlp: Any, x: Any) -> Any:
+    return feed_forward(x, mlp.up_proj, relu2, mlp.down_proj)
+
+
+def is_kept_in_range(mlp: Any) -> bool:
+    """Whether `keep_mlps_in_range` has changed this MLP."""
+    return getattr(mlp.forward, "__func__", None) is _forward_in_range
 
 
 def feed_forward(x: "torch.Tensor", up: Callable, act: Callable, down: Callable) -> "torch.Tensor":
@@ -208,6 +213,11 @@ def _outside_autocast(function: Callable) -> Callable:
 
     wrapped._outside_autocast = True
     return wrapped
+
+
+def is_outside_autocast(function: Callable) -> bool:
+    """Whether this file has taken `function` out of autocast."""
+    return hasattr(function, "_outside_autocast")
 
 
 def _no_fused_kernel(*args, **kwargs):

@@ -24,6 +24,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin, Logits
 from transformers.generation import GenerationMode
 
 from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.runs import interrupts
 
 # Arguments of `generate` that a custom loop does not receive, or that make the cache the caller's.
@@ -143,6 +144,7 @@ def _decode(
     if len(firsts) < rows:
         at = torch.tensor(prompt_of_row, device=device)
         inputs, logits = take_rows(inputs, at), logits[at]
+    decoder = _make_decoder(model, input_ids, generation_config, inputs)
 
     running = alive = list(range(rows))  # rows in the model's batch; those of them that are not finished
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
@@ -174,10 +176,10 @@ def _decode(
             idle += len(running) - len(alive)
             if idle >= len(alive):
                 place = {row: number for number, row in enumerate(running)}
-                inputs = take_rows(inputs, torch.tensor([place[row] for row in alive], device=device))
+                decoder.take_rows(torch.tensor([place[row] for row in alive], device=device))
                 running, idle, at = alive, 0, torch.tensor(alive, device=device)
             all_run = len(running) == rows
-            inputs, logits = _forward(model, input_ids if all_run else input_ids[at], inputs, next_sequence_length=1)
+            logits = decoder.step(drawn if all_run else drawn[at])
             if not all_run:  # processors and drawing expect a line for every row
                 logits = logits.new_zeros((rows, logits.shape[1])).index_copy_(0, at, logits)
             row_steps, steps = row_steps + len(running), steps + 1
@@ -212,6 +214,33 @@ def can_decode(
             for value in inputs.values()
         )
     )
+
+
+class _Forward:
+    """Transformers' own forward pass as a decoder, for models that `one_token` does not know."""
+
+    def __init__(self, model: Any, input_ids: torch.Tensor, inputs: dict[str, Any]) -> None:
+        self.model, self.input_ids, self.inputs = model, input_ids, inputs
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.input_ids = torch.cat([self.input_ids, tokens[:, None]], dim=1)
+        self.inputs, logits = _forward(self.model, self.input_ids, self.inputs, next_sequence_length=1)
+        return logits
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        self.input_ids, self.inputs = self.input_ids[at], take_rows(self.inputs, at)
+
+
+def _make_decoder(
+    model: Any, input_ids: torch.Tensor, generation_config: GenerationConfig, inputs: dict[str, Any]
+) -> one_token.Decoder | _Forward:
+    """What goes on, one token a row, after the forward pass of the prompts that has left these inputs."""
+    decoder = None
+    if generation_config.max_length is not None:
+        mask = inputs.get("attention_mask", torch.ones_like(input_ids))  # it is left out where nothing is padded
+        read, cache = mask[:, : input_ids.shape[1]], inputs["past_key_values"]
+        decoder = one_token.make_decoder(model, cache, read, generation_config.max_length)
+    return decoder or _Forward(model, input_ids, inputs)
 
 
 def take_rows(inputs: dict[str, Any], at: torch.Tensor) -> dict[str, Any]:

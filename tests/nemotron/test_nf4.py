@@ -78,3 +78,15 @@ def test_bitsandbytes_still_has_the_switch_and_the_operators_that_are_used():
     assert layer[0].support_avx512bf16_for_cpu is False
     for name in ("dequantize_blockwise", "dequantize_4bit", "gemm_4bit"):
         assert hasattr(torch.ops.bitsandbytes, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("columns", [64, 128, 96])  # 96: not whole blocks, which is left to bitsandbytes
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_layer_that_is_read_once_computes_the_same(dtype, columns, bias):
+    layer = bitsandbytes.nn.Linear4bit(columns, 32, bias=bias, compute_dtype=dtype, quant_type="nf4")
+    layer.weight = bitsandbytes.nn.Params4bit(matrix(32, columns), quant_type="nf4", compress_statistics=True)
+    layer = layer.to("cpu").eval().requires_grad_(False)  # which quantises it
+    nf4.disable_bf16_path(layer)
+    for x in (matrix(3, columns, dtype=dtype), matrix(3, columns, dtype=torch.float32)):
+        assert torch.equal(nf4.read_linear(layer)(x), layer(x))

@@ -10,6 +10,7 @@ from transformers import DynamicCache, LlamaConfig, LogitsProcessorList, Qwen3Co
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.data.preparation import prepare
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.policy import generate, generation_loop
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.run import find_run
@@ -41,11 +42,18 @@ def ours(model, seed=1, **settings):
 
 
 class Rows:
-    """Rows of the batch and positions of the logits at each forward call that uses a cache."""
+    """Rows of the batch at each forward call that uses a cache, transformers' or the decoder's, and positions read."""
 
     def __init__(self, model):
         self.batch, self.positions = [], []
         self.hook = model.register_forward_hook(self.see, with_kwargs=True)
+        self.step, step = one_token.Decoder.step, one_token.Decoder.step
+
+        def see_step(decoder, tokens):
+            self.batch.append(len(tokens))
+            return step(decoder, tokens)
+
+        one_token.Decoder.step = see_step
 
     def see(self, module, args, kwargs, out):
         if kwargs.get("use_cache"):
@@ -57,6 +65,7 @@ class Rows:
 
     def __exit__(self, *_):
         self.hook.remove()
+        one_token.Decoder.step = self.step
 
 
 class EndsAfter:

@@ -10,7 +10,7 @@ import pytest
 
 from grpo_kit.config import load_config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.policy import generation_loop
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.runs import interrupts
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.interrupts import Terminated
@@ -26,15 +26,15 @@ SETTINGS = ["grpo.max_steps=4", "grpo.save_steps=100", "grpo.resample_budget=1",
 SLOW = """
 import sys, time
 from pathlib import Path
-from grpo_kit.policy import generation_loop
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.cli.main import app
-forward, rows, flag = generation_loop._forward, Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
-def slow(*args, **step):
-    if "next_sequence_length" in step and rows.is_file() and len(rows.read_text().splitlines()) >= 2:
+step, rows, flag = one_token.Decoder.step, Path(sys.argv.pop(1)), Path(sys.argv.pop(1))
+def slow(*args):
+    if rows.is_file() and len(rows.read_text().splitlines()) >= 2:
         flag.touch()
         time.sleep(3600)
-    return forward(*args, **step)
-generation_loop._forward = slow
+    return step(*args)
+one_token.Decoder.step = slow
 app()
 """
 
@@ -59,18 +59,18 @@ def assert_equal(run, other):
     assert run.completions.read_text() == other.completions.read_text()
 
 
-def interrupt_at(monkeypatch, name, at, number):
-    """Send the signal at the call number `at` of a function of the sampling loop."""
-    real, calls = getattr(generation_loop, name), []
+def interrupt_at(monkeypatch, at, number):
+    """Send the signal at the decoding step `at`."""
+    real, calls = one_token.Decoder.step, []
 
-    def interrupted(*args, **step):
+    def interrupted(*args):
         calls.append(1)
         if len(calls) == at:
             os.kill(os.getpid(), number)
             time.sleep(0 if threading.current_thread() is threading.main_thread() else 0.1)
-        return real(*args, **step)
+        return real(*args)
 
-    monkeypatch.setattr(generation_loop, name, interrupted)
+    monkeypatch.setattr(one_token.Decoder, "step", interrupted)
     return calls
 
 
@@ -81,7 +81,7 @@ def test_a_signal_in_the_middle_of_sampling_keeps_the_steps_taken(undisturbed, t
 
     def send(row):
         if row["step"] == 1:
-            interrupt_at(monkeypatch, "_forward", 20, number)
+            interrupt_at(monkeypatch, 20, number)
 
     with pytest.raises(kind), pytest.warns(UserWarning, match=r"Interrupted after step 1 of 4, of which a checkpoint"):
         train.train(chosen, run, [length_reward] * 2, on_step=send)
@@ -99,7 +99,7 @@ def test_a_signal_in_a_measurement_is_obeyed_and_the_row_completed_later(undistu
 
     def interrupted(self, args, state, control, **kwargs):
         if state.global_step == 2:
-            interrupt_at(monkeypatch, "_forward", 3, signal.SIGTERM)
+            interrupt_at(monkeypatch, 3, signal.SIGTERM)
         measured(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(callbacks.HeldOutCallback, "on_step_end", interrupted)
@@ -138,7 +138,7 @@ def test_a_training_in_a_notebooks_thread_saves_too(undisturbed, tmp_path, monke
 
     def send(row):
         if row["step"] == 1:
-            interrupt_at(monkeypatch, "_forward", 20, signal.SIGTERM)
+            interrupt_at(monkeypatch, 20, signal.SIGTERM)
 
     def work():
         with contextlib.suppress(Terminated):

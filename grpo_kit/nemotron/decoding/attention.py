@@ -1,0 +1,91 @@
+"""Attention of one new token a row over preallocated keys and values.
+
+Each row has a position of its own, and a mask says which places of it hold tokens. So a row's padding may be anywhere,
+and a row can be put in the place of another.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from grpo_kit.nemotron.decoding.linear import Projections
+
+
+class Places:
+    """Where the rows' tokens lie in the keys and values, for all attention layers.
+
+    Args:
+        mask: (rows, read) int or bool, which of the tokens read so far are no padding.
+        capacity: places of each row, for the tokens read and those to come.
+        dtype: type of keys and values.
+
+    Attributes:
+        capacity: as given.
+        used: places up to the last that any row uses.
+    """
+
+    def __init__(self, mask: torch.Tensor, capacity: int, dtype: torch.dtype) -> None:
+        rows, self.used = mask.shape
+        self.capacity = capacity
+        # Added to the scores: 0 for a token, -inf for a place without one.
+        self._bias = torch.full((rows, capacity), -torch.inf, dtype=dtype, device=mask.device)
+        self._bias[:, : self.used].masked_fill_(mask.bool(), 0.0)
+        self._next = torch.full((rows,), self.used, device=mask.device)
+        self._rows = torch.arange(rows, device=mask.device)
+
+    def add(self) -> None:
+        """Make a place for one more token of every row."""
+        self.place = (self._rows, self._next)
+        self._bias[self.place] = 0.0
+        self._next = self._next + 1
+        self.used += 1
+        self.bias = self._bias[:, None, None, : self.used]
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        self._bias, self._next, self._rows = self._bias[at], self._next[at], self._rows[: len(at)]
+
+
+class Attention:
+    """An attention layer with its keys and values.
+
+    Args:
+        mixer: transformers' `NemotronHAttention`.
+        keys, values: (rows, heads, read, head_dim) of the tokens read so far.
+        places: shared by all attention layers.
+
+    Raises:
+        UnknownModule: A projection is of a kind that is not known.
+    """
+
+    def __init__(self, mixer: nn.Module, keys: torch.Tensor, values: torch.Tensor, places: Places) -> None:
+        self.qkv = Projections([mixer.q_proj, mixer.k_proj, mixer.v_proj])
+        self.out = Projections([mixer.o_proj])
+        self.places, self.scaling = places, mixer.scaling
+        self.keys, self.values = (self._allocate(tokens) for tokens in (keys, values))
+
+    def _allocate(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(rows, capacity, heads, head_dim), filled with the tokens read so far."""
+        rows, heads, read, head_dim = tokens.shape
+        # Zeros, since a place without a token has the weight 0, and 0 times anything must be 0.
+        held = tokens.new_zeros((rows, self.places.capacity, heads, head_dim))
+        held[:, :read] = tokens.transpose(1, 2)
+        return held
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden), for the place that `places.add` has made."""
+        rows, used, (heads, head_dim) = len(x), self.places.used, self.keys.shape[2:]
+        query, key, value = self.qkv(x)
+        self.keys[self.places.place] = key.view(rows, heads, head_dim)
+        self.values[self.places.place] = value.view(rows, heads, head_dim)
+        # The query heads that share a head of keys stand where several tokens' queries would, so that no key is copied.
+        output = F.scaled_dot_product_attention(
+            query.view(rows, heads, -1, head_dim),
+            self.keys[:, :used].transpose(1, 2),
+            self.values[:, :used].transpose(1, 2),
+            attn_mask=self.places.bias,
+            scale=self.scaling,
+        )
+        return self.out(output.reshape(rows, -1))[0]
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        self.keys, self.values = self.keys[at], self.values[at]

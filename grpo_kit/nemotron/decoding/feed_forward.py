@@ -1,0 +1,77 @@
+"""MLP and MoE layers of one new token a row."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from grpo_kit.nemotron import patches
+from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module
+from grpo_kit.nemotron.experts import TieredExperts
+
+
+class FeedForward:
+    """An MLP layer, or the shared expert of an MoE layer.
+
+    Args:
+        mlp: transformers' `NemotronHMLP`, with or without `patches.keep_mlps_in_range`.
+
+    Raises:
+        UnknownModule: A projection is of a kind that is not known.
+    """
+
+    def __init__(self, mlp: nn.Module) -> None:
+        if not patches.is_kept_in_range(mlp):
+            check_module(mlp)
+        self.up, self.down = Projections([mlp.up_proj]), Projections([mlp.down_proj])
+        self.act = patches.relu2 if patches.is_kept_in_range(mlp) else mlp.act_fn
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden)."""
+        return patches.feed_forward(x, lambda x: self.up(x)[0], self.act, lambda x: self.down(x)[0])
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        pass
+
+
+class MixtureOfExperts:
+    """An MoE layer: router, routed experts, shared expert.
+
+    Args:
+        moe: transformers' `NemotronHMoE`, its experts as they are or as `TieredExperts`.
+
+    Raises:
+        UnknownModule: It has a latent projection, or a part of it is of a kind that is not known.
+    """
+
+    def __init__(self, moe: nn.Module) -> None:
+        check_module(moe.fc1_latent_proj, nn.Identity)
+        check_module(moe.fc2_latent_proj, nn.Identity)
+        router = moe.gate
+        if not patches.is_outside_autocast(router.forward):
+            check_module(router)
+        if router.num_group != 1 or not router.norm_topk_prob:
+            raise UnknownModule(type(router).__name__)
+        self.top_k, self.bias = router.top_k, router.e_score_correction_bias
+        self.weight = router.weight.float()
+        # A product with it is the sum of the chosen scores by which they are divided, as they are scaled afterwards.
+        self.ones = self.weight.new_full((self.top_k, 1), 1 / router.routed_scaling_factor)
+        self.shared = FeedForward(moe.shared_experts)
+        check_module(moe.experts)
+        self.experts = moe.experts
+        if isinstance(moe.experts, TieredExperts):
+            self.experts = moe.experts.prepare()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden)."""
+        index, weights = self.choose(x)
+        return self.experts(x, index, weights) + self.shared(x)
+
+    def choose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The router: (rows, k) int64 experts and (rows, k) float32 weights for x (rows, hidden), in float32."""
+        scores = F.linear(x.float(), self.weight).sigmoid()
+        index = (scores + self.bias).topk(self.top_k, dim=-1, sorted=False).indices
+        chosen = scores.gather(1, index)
+        return index, chosen.div_(chosen @ self.ones)
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        pass

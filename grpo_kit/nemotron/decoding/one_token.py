@@ -1,0 +1,146 @@
+"""Decoding without transformers' forward pass: one new token a row, in the fewest operations that torch has for it.
+
+`make_decoder` takes over a Nemotron-H after transformers has read the prompts. A step computes what the model's own
+forward pass computes with a cache, in the same types, and gives the same logits up to the rounding of the last bits.
+What PEFT, bitsandbytes and transformers decide anew for every token is decided once: which adapter is active, which
+kind of layer follows, where the states lie. A decoder is therefore good for one call of `generate`; afterwards weights
+may change.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from grpo_kit.nemotron.decoding.attention import Attention, Places
+from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExperts
+from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module
+from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights, add_norm, update_mamba
+
+
+class Mamba:
+    """A Mamba-2 layer with its states.
+
+    Args:
+        mixer: transformers' `NemotronHMamba2Mixer`.
+        state: what it remembers of the tokens read so far.
+
+    Raises:
+        UnknownModule: A projection is of a kind that is not known, or the activation is not silu.
+    """
+
+    def __init__(self, mixer: nn.Module, state: MambaState) -> None:
+        if mixer.activation not in ("silu", "swish"):
+            raise UnknownModule(f"a mixer with {mixer.activation}")
+        self.into, self.out = Projections([mixer.in_proj]), Projections([mixer.out_proj])
+        check_module(mixer.conv1d, nn.Conv1d)
+        check_module(mixer.norm)
+        self.weights = MambaWeights(
+            mixer.conv1d.weight.squeeze(1),
+            mixer.conv1d.bias,
+            mixer.dt_bias.float(),
+            -mixer.A_log.float().exp(),
+            mixer.D.float(),
+            mixer.norm.weight,
+            mixer.norm.variance_epsilon,
+            mixer.norm.group_size,
+        )
+        self.state = state
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden)."""
+        return self.out(update_mamba(self.into(x)[0], self.state, self.weights))[0]
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        self.state = MambaState(self.state.conv[at], self.state.ssm[at])
+
+
+class Decoder:
+    """The forward pass of one new token a row; `make_decoder` makes it.
+
+    Args:
+        model: a `NemotronHForCausalLM`.
+        cache: transformers' cache of the prompts, whose states it takes over and changes.
+        places: where the prompts' tokens lie.
+
+    Raises:
+        UnknownModule: The model has a layer that is not known.
+    """
+
+    def __init__(self, model: Any, cache: Any, places: Places) -> None:
+        self.model, self.places = model, places
+        blocks = model.model.layers
+        self.layers = [_read_block(block, cache.layers[i], places) for i, block in enumerate(blocks)]
+        self.norms = [(block.norm.weight, block.norm.variance_epsilon) for block in blocks]
+
+    @torch.no_grad()
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one more token of every row.
+
+        Args:
+            tokens: (rows,) int64.
+
+        Returns:
+            (rows, vocabulary) float32, the logits of the token after it.
+        """
+        model = self.model
+        # These three are called as modules, since a hook of patches.py keeps the sum between them in float32.
+        residual, update = model.model.embeddings(tokens).detach(), None
+        self.places.add()
+        for layer, (weight, eps) in zip(self.layers, self.norms):
+            update = layer(add_norm(residual, update, weight, eps))
+        return model.lm_head(model.model.norm_f(residual.add_(update))).float()
+
+    def take_rows(self, at: torch.Tensor) -> None:
+        """Go on with the rows `at`, (taken,) int64, alone."""
+        for part in (self.places, *self.layers):
+            part.take_rows(at)
+
+
+def _read_block(block: Any, cached: Any, places: Places) -> Mamba | Attention | MixtureOfExperts | FeedForward:
+    """The layer of transformers' `NemotronHBlock`, with the states of its layer of the cache."""
+    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
+
+    mixer = block.mixer
+    check_module(block, modeling.NemotronHBlock)
+    check_module(block.norm, modeling.NemotronHRMSNorm)
+    if type(mixer) is modeling.NemotronHMoE:
+        check_module(mixer)
+        return MixtureOfExperts(mixer)
+    if type(mixer) is modeling.NemotronHMLP:
+        return FeedForward(mixer)
+    check_module(mixer)
+    if type(mixer) is modeling.NemotronHMamba2Mixer and cached.is_recurrent_states_initialized[0]:
+        return Mamba(mixer, MambaState(cached.conv_states[0], cached.recurrent_states[0]))
+    if (
+        type(mixer) is modeling.NemotronHAttention
+        and cached.is_initialized
+        and not (mixer.training and mixer.attention_dropout)
+    ):
+        return Attention(mixer, cached.keys, cached.values, places)
+    raise UnknownModule(type(mixer).__name__)
+
+
+def make_decoder(model: Any, cache: Any, mask: torch.Tensor, capacity: int) -> Decoder | None:
+    """A decoder that goes on where transformers' forward pass has stopped.
+
+    Args:
+        model: any model that generates.
+        cache: transformers' `DynamicCache` after the prompts. The decoder takes over its states.
+        mask: (rows, read) int or bool, which of the tokens read so far are no padding.
+        capacity: places for the tokens of a row, those read included.
+
+    Returns:
+        The decoder; None for a model that is not a Nemotron-H exactly as this folder knows it, such as one with hooks,
+        with several active adapters, or with adapters of another kind than LoRA, and under autocast.
+    """
+    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
+
+    known = type(model) is modeling.NemotronHForCausalLM and "forward" not in vars(model)
+    if not known or torch.is_autocast_enabled(mask.device.type):
+        return None
+    try:
+        check_module(model.model, modeling.NemotronHModel)
+        return Decoder(model, cache, Places(mask, capacity, model.dtype))
+    except UnknownModule:
+        return None

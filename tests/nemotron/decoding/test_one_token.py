@@ -1,0 +1,212 @@
+"""A decoder gives the logits of transformers' own forward pass, and leaves to it what it does not know."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, NemotronHConfig
+
+from grpo_kit import config
+from grpo_kit.nemotron import patches
+from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.policy import generation_loop
+from grpo_kit.policy.load import load_policy
+from tests.helpers.experts import load_with_expert_lora
+
+KINDS = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
+NARROW = {
+    "vocab_size": 272, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "mamba_num_heads": 8, "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "intermediate_size": 96,
+    "moe_intermediate_size": 64, "moe_shared_expert_intermediate_size": 64, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "routed_scaling_factor": 2.5, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+# Of the 30B: every width but the vocabulary, with few experts.
+REAL = NARROW | {
+    "hidden_size": 2688, "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "mamba_num_heads": 64,
+    "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8, "moe_intermediate_size": 1856,
+    "moe_shared_expert_intermediate_size": 3712, "num_experts_per_tok": 6,
+}  # fmt: skip
+LORA = LoraConfig(r=4, lora_alpha=12, target_modules=["in_proj", "q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
+IDS = torch.randint(20, 270, (4, 9), generator=torch.Generator().manual_seed(0))
+MASK = torch.tensor([[1] * 9, [0] * 4 + [1] * 5, [1] * 9, [0] * 7 + [1] * 2])
+
+
+def make_model(pattern, dtype=torch.float32, **fields):
+    """A random Nemotron-H as `load_policy` prepares one. Biases and norms are random too."""
+    torch.manual_seed(0)
+    chosen = NemotronHConfig(layers_block_type=[KINDS[letter] for letter in pattern], **(NARROW | fields))
+    model = AutoModelForCausalLM.from_config(chosen, attn_implementation="sdpa").eval()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.ndim == 1:
+            value.data += 0.1 * torch.randn(value.shape)
+        elif "gate" in name:
+            value.data = torch.randn(value.shape)
+    model = model.to(dtype)
+    patches.prepare_model(model)
+    return model
+
+
+def add_random_lora(model, lora=LORA):
+    torch.manual_seed(1)
+    wrapped = get_peft_model(model, lora)
+    for name, value in wrapped.named_parameters():
+        if "lora_B" in name:
+            value.data = 0.1 * torch.randn(value.shape)
+    return wrapped
+
+
+@torch.no_grad()
+def read_prompts(model, ids=IDS, mask=MASK):
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    return cache
+
+
+@torch.no_grad()
+def decode_both(model, steps=5, leave=None):
+    """[(transformers' logits, the decoder's)] of some tokens; the rows `leave` go on alone from the third."""
+    theirs, mask = read_prompts(model), MASK
+    decoder = one_token.make_decoder(model, read_prompts(model), mask, mask.shape[1] + steps)
+    pairs = []
+    torch.manual_seed(2)
+    for number in range(steps):
+        if number == 2 and leave is not None:
+            decoder.take_rows(leave)
+            theirs.reorder_cache(leave)
+            mask = mask[leave]
+        tokens = torch.randint(20, 270, (len(mask), 1))
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+        expected = model(input_ids=tokens, attention_mask=mask, past_key_values=theirs, use_cache=True).logits[:, -1]
+        pairs.append((expected.float(), decoder.step(tokens[:, 0])))
+    return pairs
+
+
+def assert_equal(pairs, bound=1e-5):
+    for theirs, ours in pairs:
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).abs().max() < bound * theirs.abs().max()
+
+
+@pytest.mark.parametrize("pattern", ["M*", "*", "E*", "-*", "MEM*EM-*"])  # transformers needs one with attention
+@pytest.mark.parametrize("lora", [False, True])
+def test_each_kind_of_layer_gives_transformers_logits(pattern, lora):
+    model = make_model(pattern)
+    if lora:
+        add_random_lora(model)
+    assert_equal(decode_both(model))
+
+
+@pytest.mark.slow
+def test_the_30bs_widths_give_transformers_logits():
+    model = make_model("ME*", **REAL)
+    add_random_lora(model, LoraConfig(r=4, target_modules=["in_proj", "q_proj", "k_proj", "v_proj"]))
+    assert_equal(decode_both(model, steps=3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"load_in_4bit": True, "experts_on_host": 0.5}], ids=str)
+def test_the_embedded_policy_gives_transformers_logits(settings):
+    model, _ = load_policy(config.Policy(**settings))
+    assert_equal(decode_both(model))
+
+
+def test_lora_on_routed_experts_is_used():
+    assert_equal(decode_both(load_with_expert_lora().get_base_model()))
+
+
+@pytest.mark.parametrize("dtype, unit", [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_in_16_bit_the_logits_differ_by_rounding_only(dtype, unit, lora):
+    """Without routers, which rounding may let choose another expert."""
+    model = make_model("M*-M", dtype)
+    if lora:
+        add_random_lora(model)  # float32, as in training
+    for theirs, ours in decode_both(model):
+        assert (ours - theirs).norm() < 4 * unit * theirs.norm()
+
+
+def test_rows_may_leave_and_be_repeated():
+    assert_equal(decode_both(make_model("MEM*-*"), leave=torch.tensor([3, 0, 3])))
+
+
+def test_disabled_and_merged_adapters_are_left_out():
+    model = make_model("M*-")
+    plain = decode_both(model)
+    wrapped = add_random_lora(model)
+    with wrapped.disable_adapter():
+        assert_equal([(before, ours) for (before, _), (_, ours) in zip(plain, decode_both(model), strict=True)])
+    changed = decode_both(model)
+    assert (changed[0][1] - plain[0][1]).abs().max() > 0.01
+    wrapped.merge_adapter()
+    assert_equal([(before, ours) for (before, _), (_, ours) in zip(changed, decode_both(model), strict=True)], 1e-4)
+
+
+def test_weights_that_changed_between_two_calls_are_read_again():
+    model = generation_loop.install_loop(make_model("M*E-"))
+    wrapped = add_random_lora(model)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    before = model.generate(IDS, **settings)
+    for name, value in wrapped.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            value.data = torch.randn(value.shape)
+    after = model.generate(IDS, **settings)
+    assert torch.equal(after, type(model).generate(model, IDS, **settings))
+    assert not torch.equal(before, after)
+
+
+def with_hook(model):
+    model.model.layers[0].register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def with_hook_on_a_projection(model):
+    model.model.layers[1].mixer.k_proj.register_forward_pre_hook(lambda module, args: None)
+
+
+def with_own_forward(model):
+    model.model.layers[0].mixer.forward = model.model.layers[0].mixer.forward
+
+
+def with_two_adapters(model):
+    wrapped = add_random_lora(model)
+    wrapped.add_adapter("other", LORA)
+    wrapped.base_model.set_adapter(["default", "other"])
+
+
+def with_dropout_in_training(model):
+    add_random_lora(model, LoraConfig(target_modules=["in_proj"], lora_dropout=0.5)).train()
+
+
+UNKNOWN = {
+    "a hook": with_hook,
+    "a hook on a projection": with_hook_on_a_projection,
+    "a forward pass of its own": with_own_forward,
+    "two adapters": with_two_adapters,
+    "dropout": with_dropout_in_training,
+    "DoRA": lambda model: add_random_lora(model, LoraConfig(target_modules=["in_proj"], use_dora=True)),
+    "a bias in the LoRA": lambda model: add_random_lora(model, LoraConfig(target_modules=["in_proj"], lora_bias=True)),
+    "attention with dropout": lambda model: model.train(),
+    "a latent projection": lambda model: setattr(
+        model.model.layers[2].mixer, "fc1_latent_proj", torch.nn.Linear(64, 64)
+    ),
+    "groups of experts": lambda model: setattr(model.model.layers[2].mixer.gate, "num_group", 2),
+    "another activation": lambda model: setattr(model.model.layers[0].mixer, "activation", "gelu"),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_what_is_not_known_is_left_to_transformers(what):
+    model = make_model("M*E-", attention_dropout=0.1 if "attention" in what else 0.0)
+    cache = read_prompts(model)
+    assert one_token.make_decoder(model, cache, MASK, 12) is not None
+    UNKNOWN[what](model)
+    assert one_token.make_decoder(model, cache, MASK, 12) is None
+
+
+def test_other_models_and_autocast_are_left_to_transformers():
+    llama = AutoModelForCausalLM.from_config(
+        LlamaConfig(vocab_size=272, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_hidden_layers=1)
+    )
+    assert one_token.make_decoder(llama, read_prompts(llama), MASK, 12) is None
+    model = make_model("M*")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert one_token.make_decoder(model, read_prompts(model), MASK, 12) is None
+    never_read = DynamicCache(config=model.config)
+    assert one_token.make_decoder(model, never_read, MASK, 12) is None
