@@ -53,7 +53,8 @@ class Projections:
         results = [base(x) for base in self.bases]
         if self.a is not None:
             inner = F.linear(x.to(self.a.dtype), self.a)
-            for result, lora, part in zip(results, self.loras, inner.split(self.ranks, dim=-1)):
+            parts = (inner,) if len(results) == 1 else inner.split_with_sizes(self.ranks, dim=-1)
+            for result, lora, part in zip(results, self.loras, parts):
                 if lora and result.dtype == part.dtype:
                     result.addmm_(part, lora.b.T, alpha=lora.scale)
                 elif lora:  # float32 between 16-bit layers: computed and added in float32, rounded once

@@ -84,12 +84,17 @@ class Decoder:
             (rows, vocabulary) float32, the logits of the token after it.
         """
         model = self.model
-        # These three are called as modules, since a hook of patches.py keeps the sum between them in float32.
+        # These are called as modules, with their hooks: those of patches.py keep the sum between them in float32.
         residual, update = model.model.embeddings(tokens).detach(), None
         self.places.add()
         for layer, (weight, eps) in zip(self.layers, self.norms):
             update = layer(add_norm(residual, update, weight, eps))
-        return model.lm_head(model.model.norm_f(residual.add_(update))).float()
+        norm = model.model.norm_f
+        if norm._forward_hooks:
+            hidden = norm(residual.add_(update))
+        else:
+            hidden = add_norm(residual, update, norm.weight, norm.variance_epsilon)
+        return model.lm_head(hidden).float()
 
     def take_rows(self, at: torch.Tensor) -> None:
         """Go on with the rows `at`, (taken,) int64, alone."""
@@ -136,11 +141,18 @@ def make_decoder(model: Any, cache: Any, mask: torch.Tensor, capacity: int) -> D
     """
     from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
-    known = type(model) is modeling.NemotronHForCausalLM and "forward" not in vars(model)
-    if not known or torch.is_autocast_enabled(mask.device.type):
+    if type(model) is not modeling.NemotronHForCausalLM or torch.is_autocast_enabled(mask.device.type):
         return None
     try:
+        if not _is_of_trl(vars(model).get("forward")):
+            check_module(model)
         check_module(model.model, modeling.NemotronHModel)
         return Decoder(model, cache, Places(mask, capacity, model.dtype))
     except UnknownModule:
         return None
+
+
+def _is_of_trl(forward: Any) -> bool:
+    """Whether TRL's `add_fused_lm_head` made this forward pass: in sampling, it calls the model's own and no more."""
+    function = getattr(forward, "__func__", None)
+    return getattr(function, "__globals__", {}).get("__name__") == "trl.trainer.utils"
