@@ -185,7 +185,7 @@ class Evaluation:
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0
     top_k: int = 0
-    batch_size: int = 64  # completions
+    batch_size: int = 64  # completions that are sampled at a time
     verifier: str = "math_answer.py:math_reward"
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from grpo_kit.config.arguments import require_type
 from grpo_kit.config.checks import require
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import build_messages, encode_prompt
-from grpo_kit.policy.generate import Sample, TransformersEngine, batch_seed
+from grpo_kit.policy.generate import Sample, TransformersEngine, portion_seed
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.run import Run
 
@@ -110,5 +110,5 @@ def ask(
     for name in (UNTRAINED, TRAINED) if has_adapter else (UNTRAINED,):
         streamer = _TextSoFar(tokenizer, lambda text, name=name: show(name, text)) if show else None
         with model.disable_adapter() if has_adapter and name == UNTRAINED else nullcontext():
-            replies[name] = engine([prompt], batch_seed(config.run.seed, 0), streamer)[0]
+            replies[name] = engine([prompt], portion_seed(config.run.seed, 0), streamer)[0]
     return replies

@@ -2,7 +2,8 @@
 
 A problem's score is the share of its samples that the verifier gives reward 1. `evaluation/before.json` and
 `evaluation/after.json` keep every completion; `evaluation/report.json` compares the two and says whether they differ.
-Samples are saved to `<stage>.partial.jsonl` batch by batch, so that an interrupted measurement can resume.
+Samples are saved to `<stage>.partial.jsonl` in portions of a few batches, so that an interrupted measurement can
+resume.
 """
 
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.evaluation import intervals, problem_sets, results
-from grpo_kit.evaluation.batches import Progress, sample_batches
+from grpo_kit.evaluation.portions import Progress, sample_portions
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.planning import calibrate
 from grpo_kit.policy import generate, vllm_engine
@@ -68,7 +69,7 @@ def measure(
         stage: "before" measures the untrained policy, "after" the policy with the run's adapter.
         verifier: the reward function that judges answers, 1 for a right one, or the path of its file; None loads
             `evaluation.verifier`.
-        progress: called with (samples drawn, samples in all) after each batch.
+        progress: called with (samples drawn, samples in all) each time that some are finished.
 
     Returns:
         What `evaluation/<stage>.json` holds: `pass@1` in [0, 1], its 95 % interval `ci95`, the number of problems `n`,
@@ -195,10 +196,11 @@ def run_measurement(
             "max_completion_length": evaluation.max_completion_length,
             "max_model_len": max_model_len,
             "batch_size": evaluation.batch_size,
+            "portion": generate.BATCHES * evaluation.batch_size,
             "seed": config.run.seed,
         }
         depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
-        samples, seconds_before, hits = sample_batches(
+        samples, seconds_before, hits = sample_portions(
             engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress, stage == "before"
         )
 

@@ -50,7 +50,7 @@ def rehearse_score(
         run: the run folder; its training rows are left out of the puzzles.
         num_puzzles: how many puzzles to ask, or all of them if there are fewer.
         zip_path: the submission to score; None scores the run's adapter.
-        progress: called with (samples drawn, samples in all) after each batch.
+        progress: called with (samples drawn, samples in all) each time that some are finished.
 
     Returns:
         What `evaluation/score.json` holds, as `evaluate.measure` describes it; `by` has the accuracy of each family.

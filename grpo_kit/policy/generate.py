@@ -1,8 +1,8 @@
-"""Completions by transformers: prompts of similar length in a batch, and a seed for each batch.
+"""Completions by transformers: prompts in portions of a few batches, and a seed for each portion.
 
-The completions of a batch depend on the settings and the batch's number, not on what the process sampled before.
-Sampling restores torch's random state. So an evaluation can be interrupted and continued anywhere, or run during a
-training.
+The completions of a portion depend on the settings and the portion's number, not on what the process sampled before.
+Sampling restores torch's random state. So an evaluation can be interrupted and continued after any portion, or run
+during a training. Within a portion the batch stays full (continuous_batch.py).
 """
 
 import hashlib
@@ -13,8 +13,13 @@ import torch
 import transformers
 
 from grpo_kit.config import Evaluation
+from grpo_kit.policy import continuous_batch
 from grpo_kit.policy.chat import Messages, encode_prompt
 from grpo_kit.runs import processes
+
+# Batches in a portion. Its last rows decode almost alone, so more of them would save steps; but an interruption loses
+# what a portion has until then (benchmarks/full_batch.py).
+BATCHES = 8
 
 
 class Sample(NamedTuple):
@@ -25,22 +30,22 @@ class Sample(NamedTuple):
     finished: bool
 
 
-def make_batches(prompt_ids: list[list[int]], batch_size: int) -> list[list[int]]:
-    """Group prompts of similar length into batches, the longest first, so that what does not fit fails at once.
+def make_portions(prompt_ids: list[list[int]], batch_size: int) -> list[list[int]]:
+    """Group prompts of similar length into portions, the longest first, so that what does not fit fails at once.
 
     Args:
         prompt_ids: token ids of each prompt.
-        batch_size: prompts in a batch.
+        batch_size: completions that are sampled at a time; a portion has up to `BATCHES` times as many.
 
     Returns:
-        For each batch the positions of its prompts in `prompt_ids`.
+        For each portion the positions of its prompts in `prompt_ids`.
     """
-    longest_first = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i]))
-    return [longest_first[start : start + batch_size] for start in range(0, len(longest_first), batch_size)]
+    longest_first, size = sorted(range(len(prompt_ids)), key=lambda i: -len(prompt_ids[i])), BATCHES * batch_size
+    return [longest_first[start : start + size] for start in range(0, len(longest_first), size)]
 
 
-def batch_seed(seed: int, number: int) -> int:
-    """The seed of batch `number`, in [0, 2**63), made from the evaluation's seed."""
+def portion_seed(seed: int, number: int) -> int:
+    """The seed of portion `number`, in [0, 2**63), made from the evaluation's seed."""
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:8], "big") >> 1
 
 
@@ -85,38 +90,67 @@ class TransformersEngine:
         self.model, self.tokenizer, self.evaluation, self.max_model_len = model, tokenizer, evaluation, max_model_len
         self.name = f"transformers {transformers.__version__}"
 
-    def __call__(self, prompt_ids: list[list[int]], seed: int, streamer: Any = None) -> list[Sample]:
-        """Sample one completion for each prompt of a batch. `seed` determines all of them.
+    def __call__(
+        self,
+        prompt_ids: list[list[int]],
+        seed: int,
+        streamer: Any = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> list[Sample]:
+        """Sample one completion for each prompt, up to `evaluation.batch_size` at a time.
 
-        A `transformers` streamer gets the tokens of a single prompt's completion as they are drawn.
+        Args:
+            prompt_ids: token ids of each prompt.
+            seed: determines all completions.
+            streamer: a `transformers` streamer, which gets the tokens of a single prompt's completion as they are
+                drawn.
+            on_finish: called with the number of finished completions, each time that some are finished.
         """
-        settings, ends = self.evaluation, find_end_tokens(self.model, self.tokenizer)
+        settings, model, ends = self.evaluation, self.model, find_end_tokens(self.model, self.tokenizer)
         limits = completion_limits(prompt_ids, settings, self.max_model_len)
-        sampling: dict[str, Any] = {"do_sample": False}
-        if settings.temperature > 0:
-            sampling = {
-                "do_sample": True,
-                "temperature": settings.temperature,
-                "top_p": settings.top_p,
-                "top_k": settings.top_k,
-            }
-        device = self.model.device
-        padded = self.tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt").to(device)
-        was_training = self.model.training
-        self.model.eval()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.inference_mode():
+        was_training = model.training
+        model.eval()
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.inference_mode():
             torch.manual_seed(seed)
-            output = self.model.generate(
-                **padded,
-                max_new_tokens=max(limits),
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=ends,
-                streamer=streamer,
-                **sampling,
-            )
-        self.model.train(was_training)
-        completions = output[:, padded["input_ids"].shape[1] :].tolist()
+            completions = None
+            if len(prompt_ids) > settings.batch_size:
+                completions = continuous_batch.sample_rows(
+                    model, prompt_ids, limits, ends, self.tokenizer.pad_token_id, settings.batch_size, on_finish,
+                    **self._sampling(),
+                )  # fmt: skip
+            if completions is None:
+                completions = []
+                for start in range(0, len(prompt_ids), settings.batch_size):
+                    completions += self._sample_batch(prompt_ids[start : start + settings.batch_size], limits, streamer)
+                    if on_finish:
+                        on_finish(len(completions))
+        model.train(was_training)
         return [make_sample(self.tokenizer, ids[:limit], ends) for ids, limit in zip(completions, limits, strict=True)]
+
+    def _sampling(self) -> dict[str, Any]:
+        """The settings as `generate` takes them."""
+        settings = self.evaluation
+        if settings.temperature <= 0:
+            return {"do_sample": False}
+        return {
+            "do_sample": True,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+
+    def _sample_batch(self, prompt_ids: list[list[int]], limits: list[int], streamer: Any) -> list[list[int]]:
+        """The token ids of one completion for each prompt, all sampled together until the last one is finished."""
+        padded = self.tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
+        output = self.model.generate(
+            **padded.to(self.model.device),
+            max_new_tokens=max(limits),
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=find_end_tokens(self.model, self.tokenizer),
+            streamer=streamer,
+            **self._sampling(),
+        )
+        return output[:, padded["input_ids"].shape[1] :].tolist()
 
 
 def make_sample(tokenizer: Any, completion_ids: list[int], ends: list[int]) -> Sample:
@@ -137,7 +171,7 @@ def sample_completions(
 ) -> list[Sample]:
     """Sample one completion for each conversation, in order.
 
-    With several processes, each samples every n-th batch, and all of them return all completions.
+    With several processes, each samples every n-th portion, and all of them return all completions.
 
     Args:
         model: the policy.
@@ -146,15 +180,19 @@ def sample_completions(
         evaluation: sampling settings and batch size.
         seed: determines all completions.
         enable_thinking: passed to the chat template.
-        progress: called with (completions so far, all completions) after each batch.
+        progress: called with (completions so far, all completions), while they are sampled.
     """
     prompt_ids = [encode_prompt(tokenizer, messages, enable_thinking) for messages in conversations]
     engine, samples = TransformersEngine(model, tokenizer, evaluation), {}
-    for number, batch in enumerate(make_batches(prompt_ids, evaluation.batch_size)):
-        if number % processes.process_count() == processes.process_rank():
-            batch_ids = [prompt_ids[i] for i in batch]
-            samples |= zip(batch, engine(batch_ids, batch_seed(seed, number)), strict=True)
+
+    def report(finished: int = 0) -> None:
         if progress:
-            progress(len(samples), len(prompt_ids))
+            progress(len(samples) + finished, len(prompt_ids))
+
+    for number, portion in enumerate(make_portions(prompt_ids, evaluation.batch_size)):
+        if number % processes.process_count() == processes.process_rank():
+            ids, seed_here = [prompt_ids[i] for i in portion], portion_seed(seed, number)
+            samples |= zip(portion, engine(ids, seed_here, on_finish=report), strict=True)
+        report()
     samples = dict(processes.all_gather(list(samples.items())))
     return [samples[i] for i in range(len(prompt_ids))]

@@ -12,7 +12,7 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data import cleaning
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import batches, evaluate
+from grpo_kit.evaluation import evaluate, portions
 from grpo_kit.policy import generate
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
@@ -206,7 +206,7 @@ def test_several_samples_give_pass_at_k_and_a_majority_vote_over_the_answers_the
     second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
     drawn = [evaluate.Sample(text, 9, True) for text in texts]
-    monkeypatch.setattr(evaluate, "sample_batches", lambda *_: (drawn, 0.0, None))
+    monkeypatch.setattr(evaluate, "sample_portions", lambda *_: (drawn, 0.0, None))
     report = evaluate.measure(chosen, run, "before", math_reward)
     value = {name: measure["value"] for name, measure in report["measures"].items()}
     assert value == pytest.approx(
@@ -235,13 +235,13 @@ def without_seconds(report):
 
 @pytest.mark.slow
 def test_a_measurement_killed_twice_resumes_and_equals_an_undisturbed_one(tmp_path, math_reward, monkeypatch):
-    settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=4", "evaluation.num_generations=2"]
+    settings = ["data.limit=40", "data.test_size=12", "evaluation.batch_size=1", "evaluation.num_generations=2"]
     chosen, run = fresh(tmp_path, *settings)
     undisturbed = evaluate.measure(chosen, run, "before", math_reward)
     other = find_run("other", tmp_path / "runs")
     prepare(chosen, other)
     partial = other.evaluation / "before.partial.jsonl"
-    for count, kept in ((4, 1), (16, 4)):
+    for count, kept in ((9, 1), (17, 2)):
         child = multiprocessing.get_context("fork").Process(
             target=evaluate.measure,
             args=(chosen, other, "before", math_reward, lambda done, _, count=count: kill_after(count, done)),
@@ -251,15 +251,17 @@ def test_a_measurement_killed_twice_resumes_and_equals_an_undisturbed_one(tmp_pa
         assert child.exitcode == -signal.SIGKILL and not (other.evaluation / "before.json").exists()
         assert len(partial.read_text().splitlines()) == 1 + kept
     with partial.open("a") as file:
-        file.write('{"batch": 4, "seconds": 0.1, "sam')  # killed in the middle of a line
+        file.write('{"portion": 2, "seconds": 0.1, "sam')  # killed in the middle of a line
 
     calls = []
     draw = generate.TransformersEngine.__call__
     monkeypatch.setattr(
-        generate.TransformersEngine, "__call__", lambda self, *arguments: calls.append(1) or draw(self, *arguments)
+        generate.TransformersEngine,
+        "__call__",
+        lambda self, *told, **more: calls.append(1) or draw(self, *told, **more),
     )
     resumed = evaluate.measure(chosen, other, "before", math_reward)
-    assert len(calls) == 2  # of six batches
+    assert len(calls) == 1  # of three portions
     assert without_seconds(resumed) == without_seconds(undisturbed) and not partial.exists()
     assert len({text for p in undisturbed["problems"] for text in p["completions"]}) > 12  # it was drawn, not greedy
 
@@ -277,14 +279,14 @@ def test_a_measurement_killed_twice_resumes_and_equals_an_undisturbed_one(tmp_pa
 def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, text, expected):
     path = tmp_path / "x.jsonl"
     path.write_bytes(text.encode("latin-1"))
-    assert len(batches._read_whole_lines(path)) == expected
-    assert batches._read_whole_lines(tmp_path / "none") == []
+    assert len(portions._read_whole_lines(path)) == expected
+    assert portions._read_whole_lines(tmp_path / "none") == []
 
 
 def test_samples_drawn_with_different_settings_are_not_resumed(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     partial = run.evaluation / "before.partial.jsonl"
-    write_lines(partial, [{"of": "something else"}, {"batch": 0, "seconds": 9e9, "samples": [["", 1, True]] * 6}])
+    write_lines(partial, [{"of": "something else"}, {"portion": 0, "seconds": 9e9, "samples": [["", 1, True]] * 6}])
     assert evaluate.measure(chosen, run, "before", math_reward)["seconds"] < 9e9
 
 

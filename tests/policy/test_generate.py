@@ -26,22 +26,22 @@ def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
 
 @pytest.mark.slow
 def test_a_seed_fixes_the_draw(tiny_policy):
-    settings = config.Evaluation(max_completion_length=40, batch_size=4)
-    conversations = ask(*["What is 47 + 38?"] * 8)
+    settings = config.Evaluation(max_completion_length=40, batch_size=1)
+    conversations = ask(*["What is 47 + 38?"] * 16)
     first, second, other = (
         generate.sample_completions(*tiny_policy, conversations, settings, seed) for seed in (1, 1, 2)
     )
     assert first == second != other
-    assert first[:4] != first[4:]  # a batch of the same prompts is not drawn as the one before
+    assert first[:8] != first[8:]  # a portion of the same prompts is not drawn as the one before
 
 
 @pytest.mark.slow
-def test_a_batch_does_not_depend_on_those_before_it(tiny_policy):
-    settings = config.Evaluation(max_completion_length=40, batch_size=4)
-    ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 8)]
-    completions = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 8), settings, seed=5)
+def test_a_portion_does_not_depend_on_those_before_it(tiny_policy):
+    settings = config.Evaluation(max_completion_length=40, batch_size=1)
+    ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 16)]
+    completions = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 16), settings, seed=5)
     draw = generate.TransformersEngine(*tiny_policy, settings)
-    assert draw(ids[4:], generate.batch_seed(5, 1)) == completions[4:]
+    assert draw(ids[8:], generate.portion_seed(5, 1)) == completions[8:]
 
 
 def test_drawing_leaves_the_random_state_and_the_mode_as_they_were(tiny_policy):
@@ -83,13 +83,13 @@ def test_prompt_and_completion_share_the_room_there_is(tiny_policy):
 @pytest.mark.parametrize(
     ("lengths", "size", "expected"),
     [
-        ([3, 9, 5], 2, [[1, 2], [0]]),  # longest first
-        ([4, 4, 4, 4], 3, [[0, 1, 2], [3]]),  # samples of one problem stay together
+        ([3, 9, 5, 8, 7, 6, 2, 1, 4], 1, [[1, 3, 4, 5, 2, 8, 0, 6], [7]]),  # eight batches a portion, longest first
+        ([4] * 9, 1, [[0, 1, 2, 3, 4, 5, 6, 7], [8]]),  # samples of one problem stay together
         ([1], 250, [[0]]),
     ],
 )
-def test_batches(lengths, size, expected):
-    assert generate.make_batches([[0] * length for length in lengths], size) == expected
+def test_portions(lengths, size, expected):
+    assert generate.make_portions([[0] * length for length in lengths], size) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sample the prompts of a measurement batch by batch, and save each batch, so that an interrupted one resumes."""
+"""Sample the prompts of a measurement in portions, and save each portion, so that an interrupted one resumes."""
 
 import functools
 import hashlib
@@ -16,10 +16,10 @@ from grpo_kit.policy.generate import Sample
 from grpo_kit.runs.files import append_lines, to_json, write_lines
 
 Progress = Callable[[int, int], None]
-BATCH_KEYS = {"batch", "seconds", "samples"}  # of a line of `<stage>.partial.jsonl`
+PORTION_KEYS = {"portion", "seconds", "samples"}  # of a line of `<stage>.partial.jsonl`
 
 
-def sample_batches(
+def sample_portions(
     engine: Any,
     prompts: list[list[int]],
     batch_size: int,
@@ -29,38 +29,43 @@ def sample_batches(
     progress: Progress | None,
     count_experts: bool = False,
 ) -> tuple[list[Sample], float, torch.Tensor | None]:
-    """Sample the prompts. Each batch is saved to `partial` as it comes, if asked for with what its routed experts did.
+    """Sample the prompts. Each portion is saved to `partial` as it comes, if asked for with what its experts did.
 
-    Every batch has its own seed, so a lost batch is sampled again to the same text. The lines of `partial` are dropped
-    if its first line does not match `depends_on`, which is everything that the samples depend on.
+    Every portion has its own seed, so a lost portion is sampled again to the same text. The lines of `partial` are
+    dropped if its first line does not match `depends_on`, which is everything that the samples depend on.
 
     Returns:
         (one sample per prompt, in order; seconds spent in earlier calls; (layers, experts) int64, the rows that each
-        expert got in all batches, None if it was not counted).
+        expert got in all portions, None if it was not counted).
     """
     head = {"of": hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()}
     lines = _read_whole_lines(partial)
     lines = lines if lines[:1] == [head] else [head]
     write_lines(partial, lines)
-    done = {line["batch"]: line for line in lines[1:] if isinstance(line, dict) and set(line) >= BATCH_KEYS}
+    done = {line["portion"]: line for line in lines[1:] if isinstance(line, dict) and set(line) >= PORTION_KEYS}
     seconds_before, samples = sum(line["seconds"] for line in done.values()), {}
-    for number, batch in enumerate(generate.make_batches(prompts, batch_size)):
+    uses_transformers = isinstance(engine, generate.TransformersEngine)
+
+    def report(finished: int = 0) -> None:
+        if progress:
+            progress(len(samples) + finished, len(prompts))
+
+    for number, portion in enumerate(generate.make_portions(prompts, batch_size)):
         if number not in done:
             started = time.monotonic()
-            batch_prompts, batch_seed = [prompts[i] for i in batch], generate.batch_seed(seed, number)
-            if count_experts and isinstance(engine, generate.TransformersEngine):
-                sample = functools.partial(engine, batch_prompts, batch_seed)
-                batch_samples, hits = calibrate.count_hits(engine.model, sample)
-            else:
-                batch_samples, hits = engine(batch_prompts, batch_seed), None
+            sample = functools.partial(engine, [prompts[i] for i in portion], generate.portion_seed(seed, number))
+            if uses_transformers:
+                sample = functools.partial(sample, on_finish=report)
+            drawn, hits = (
+                calibrate.count_hits(engine.model, sample) if count_experts and uses_transformers else (sample(), None)
+            )
             seconds = round(time.monotonic() - started, 3)
-            done[number] = {"batch": number, "seconds": seconds, "samples": batch_samples}
+            done[number] = {"portion": number, "seconds": seconds, "samples": drawn}
             if hits is not None:
                 done[number]["hits"] = hits.tolist()
             append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
-        samples |= {i: Sample(*s) for i, s in zip(batch, done[number]["samples"], strict=True)}
-        if progress:
-            progress(len(samples), len(prompts))
+        samples |= {i: Sample(*s) for i, s in zip(portion, done[number]["samples"], strict=True)}
+        report()
     counts = [torch.tensor(line["hits"]) for line in done.values() if "hits" in line]
     hits = torch.stack(counts).sum(0) if len(counts) == len(done) else None
     return [samples[i] for i in range(len(prompts))], seconds_before, hits

@@ -14,8 +14,8 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
 SETTINGS = [
-    "policy.load_in_4bit=true", "policy.experts_on_host=0.3", "data.limit=40", "data.test_size=6", "data.val_size=2",
-    "evaluation.max_completion_length=10", "evaluation.batch_size=3",
+    "policy.load_in_4bit=true", "policy.experts_on_host=0.3", "data.limit=40", "data.test_size=10", "data.val_size=2",
+    "evaluation.max_completion_length=10", "evaluation.batch_size=1",
 ]  # fmt: skip
 
 
@@ -30,6 +30,12 @@ def judge(completions, **kwargs):
     return [1.0] * len(completions)
 
 
+def interrupt(done, total):
+    """In the middle of the second portion, of eight and two prompts."""
+    if done == 9:
+        raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
     chosen, run = prepared(tmp_path_factory.mktemp("counted"))
@@ -41,8 +47,8 @@ def test_before_writes_how_often_each_expert_was_used(counted):
     counts = json.loads(run.routing.read_text())
     hits = counts["hits"]
     assert len(hits) == 2 and {len(layer) for layer in hits} == {8} and counts["rows"] == sum(map(sum, hits))
-    assert sum(hits[0]) == sum(hits[1]) >= 2 * 6 * 10  # two experts for each token of each layer
-    assert (counts["model"], counts["prompts"], counts["experts_on_host"]) == ("tiny", 6, 0.3)
+    assert sum(hits[0]) == sum(hits[1]) >= 2 * 10 * 10  # two experts for each token of each layer
+    assert (counts["model"], counts["prompts"], counts["experts_on_host"]) == ("tiny", 10, 0.3)
     assert counts["host_share_coldest"] < counts["host_share_last"]
     wrote = run.stages()["before"]["wrote"]
     assert wrote == {f"evaluation/{name}": hash_of(run.evaluation / name) for name in ("before.json", "routing.json")}
@@ -51,9 +57,6 @@ def test_before_writes_how_often_each_expert_was_used(counted):
 @pytest.mark.slow
 def test_an_interrupted_measurement_adds_to_its_counts(counted, tmp_path):
     chosen, run = prepared(tmp_path)
-
-    def interrupt(done, total):
-        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         evaluate.measure(chosen, run, "before", judge, interrupt)
@@ -71,10 +74,10 @@ def test_a_finished_measurement_is_not_repeated_for_its_counts(counted, monkeypa
 
 
 @pytest.mark.slow
-def test_batches_that_an_earlier_version_answered_leave_no_partial_counts(tmp_path):
+def test_portions_that_an_earlier_version_answered_leave_no_partial_counts(tmp_path):
     chosen, run = prepared(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.measure(chosen, run, "before", judge, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        evaluate.measure(chosen, run, "before", judge, interrupt)
     partial = run.evaluation / "before.partial.jsonl"
     head, line = read_lines(partial)
     del line["hits"]
