@@ -4,6 +4,8 @@ Each row has a position of its own, and a mask says which places of it hold toke
 and a row can be put in the place of another.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,16 +23,16 @@ class Places:
 
     Attributes:
         capacity: as given.
-        used: places up to the last that any row uses.
     """
 
     def __init__(self, mask: torch.Tensor, capacity: int, dtype: torch.dtype) -> None:
-        rows, self.used = mask.shape
+        rows, read = mask.shape
         self.capacity = capacity
         # Added to the scores: 0 for a token, -inf for a place without one.
         self._bias = torch.full((rows, capacity), -torch.inf, dtype=dtype, device=mask.device)
-        self._bias[:, : self.used].masked_fill_(mask.bool(), 0.0)
-        self._next = torch.full((rows,), self.used, device=mask.device)
+        self._bias[:, :read].masked_fill_(mask.bool(), 0.0)
+        self._next = torch.full((rows,), read, device=mask.device)
+        self._read = [read] * rows  # the same, without asking the device
         self._rows = torch.arange(rows, device=mask.device)
 
     def add(self) -> None:
@@ -38,11 +40,26 @@ class Places:
         self.place = (self._rows, self._next)
         self._bias[self.place] = 0.0
         self._next = self._next + 1
-        self.used += 1
+        self._read = [read + 1 for read in self._read]
         self.bias = self._bias[:, None, None, : self.used]
 
+    @property
+    def used(self) -> int:
+        """Places up to the last that any row uses."""
+        return max(self._read)
+
     def take_rows(self, at: torch.Tensor) -> None:
-        self._bias, self._next, self._rows = self._bias[at], self._next[at], self._rows[: len(at)]
+        self._bias, self._next = self._bias[at], self._next[at]
+        self._rows = torch.arange(len(at), device=at.device)
+        self._read = [self._read[row] for row in at.tolist()]
+
+    def put_rows(self, at: torch.Tensor, mask: torch.Tensor) -> None:
+        read = mask.shape[1]
+        self._bias[at] = -torch.inf
+        self._bias[at, :read] = torch.where(mask.bool(), 0.0, -torch.inf).to(self._bias.dtype)
+        self._next[at] = read
+        for row in at.tolist():
+            self._read[row] = read
 
 
 class Attention:
@@ -89,3 +106,8 @@ class Attention:
 
     def take_rows(self, at: torch.Tensor) -> None:
         self.keys, self.values = self.keys[at], self.values[at]
+
+    def put_rows(self, at: torch.Tensor, cached: Any, of: torch.Tensor) -> None:
+        read = cached.keys.shape[2]
+        for held, tokens in ((self.keys, cached.keys), (self.values, cached.values)):
+            held[at, :read] = tokens.transpose(1, 2)[of]  # what lies behind is not attended to

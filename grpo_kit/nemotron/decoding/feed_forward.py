@@ -1,5 +1,7 @@
 """MLP and MoE layers of one new token a row."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,6 +32,9 @@ class FeedForward:
         return patches.feed_forward(x, lambda x: self.up(x)[0], self.act, lambda x: self.down(x)[0])
 
     def take_rows(self, at: torch.Tensor) -> None:
+        pass
+
+    def put_rows(self, at: torch.Tensor, cached: Any, of: torch.Tensor) -> None:
         pass
 
 
@@ -74,4 +79,7 @@ class MixtureOfExperts:
         return index, chosen.div_(chosen @ self.ones)
 
     def take_rows(self, at: torch.Tensor) -> None:
+        pass
+
+    def put_rows(self, at: torch.Tensor, cached: Any, of: torch.Tensor) -> None:
         pass

@@ -54,6 +54,10 @@ class Mamba:
     def take_rows(self, at: torch.Tensor) -> None:
         self.state = MambaState(self.state.conv[at], self.state.ssm[at])
 
+    def put_rows(self, at: torch.Tensor, cached: Any, of: torch.Tensor) -> None:
+        self.state.conv[at] = cached.conv_states[0][of]
+        self.state.ssm[at] = cached.recurrent_states[0][of]
+
 
 class Decoder:
     """The forward pass of one new token a row; `make_decoder` makes it.
@@ -97,9 +101,22 @@ class Decoder:
         return model.lm_head(hidden).float()
 
     def take_rows(self, at: torch.Tensor) -> None:
-        """Go on with the rows `at`, (taken,) int64, alone."""
+        """Go on with the rows `at`, (taken,) int64, alone. A row may be taken several times."""
         for part in (self.places, *self.layers):
             part.take_rows(at)
+
+    def put_rows(self, at: torch.Tensor, cache: Any, mask: torch.Tensor, of: torch.Tensor) -> None:
+        """Put newly read prompts in the place of rows.
+
+        Args:
+            at: (put,) int64, the rows that are replaced.
+            cache: transformers' cache of the prompts.
+            mask: (prompts, read) int or bool, which of their tokens are no padding.
+            of: (put,) int64, for each row its prompt.
+        """
+        self.places.put_rows(at, mask[of])
+        for layer, cached in zip(self.layers, cache.layers):
+            layer.put_rows(at, cached, of)
 
 
 def _read_block(block: Any, cached: Any, places: Places) -> Mamba | Attention | MixtureOfExperts | FeedForward:
