@@ -89,6 +89,7 @@ def share_prompts(model: Any) -> None:
                 output[name] = layout.unpack(output[name][..., None])[1].squeeze(-1)
         return output
 
+    forward.only_training = True  # for the decoder of one new token (nemotron/decoding/linear.py)
     model.forward = types.MethodType(forward, model)
 
 
@@ -138,6 +139,7 @@ def _with_layout(plain: Callable, mix: Callable) -> Callable:
     def forward(mixer, hidden_states, layout=None, **kwargs):
         return plain(mixer, hidden_states, **kwargs) if layout is None else mix(mixer, hidden_states, layout)
 
+    forward.only_training = True  # as above
     return forward
 
 

@@ -23,9 +23,20 @@ class UnknownModule(Exception):
 
 def check_module(module: nn.Module, kind: type | None = None) -> None:
     """Refuse a module that is not exactly of `kind`, or whose forward pass hooks or a wrapper change."""
-    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    changed = module._forward_hooks or module._forward_pre_hooks or own_forward(module)
     if changed or (kind and type(module) is not kind):
         raise UnknownModule(type(module).__name__)
+
+
+def own_forward(module: nn.Module) -> Callable | None:
+    """The forward pass that a module has instead of its class's; None if it has none.
+
+    One with the attribute `only_training` leaves decoding as it is, so what it wraps counts.
+    """
+    own = vars(module).get("forward")
+    while getattr(own, "only_training", False):
+        own = own.__wrapped__
+    return None if own is type(module).forward else own
 
 
 class Projections:

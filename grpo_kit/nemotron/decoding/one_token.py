@@ -14,7 +14,7 @@ from torch import nn
 
 from grpo_kit.nemotron.decoding.attention import Attention, Places
 from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExperts
-from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module
+from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module, own_forward
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights, add_norm, update_mamba
 
 
@@ -161,7 +161,7 @@ def make_decoder(model: Any, cache: Any, mask: torch.Tensor, capacity: int) -> D
     if type(model) is not modeling.NemotronHForCausalLM or torch.is_autocast_enabled(mask.device.type):
         return None
     try:
-        if not _is_of_trl(vars(model).get("forward")):
+        if not _is_of_trl(own_forward(model)):
             check_module(model)
         check_module(model.model, modeling.NemotronHModel)
         return Decoder(model, cache, Places(mask, capacity, model.dtype))

@@ -7,6 +7,7 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
@@ -255,10 +256,15 @@ def test_with_a_kl_term_every_completion_counts(trainer_of, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("four", ["policy.load_in_4bit=false", "policy.load_in_4bit=true"])
-def test_sampler_and_trainer_compute_the_same_log_probs_and_a_gap_is_logged(tmp_path, four):
+def test_sampler_and_trainer_compute_the_same_log_probs_and_a_gap_is_logged(tmp_path, four, monkeypatch):
+    decoders = []
+    make_decoder = one_token.make_decoder
+    monkeypatch.setattr(one_token, "make_decoder", lambda *told: decoders.append(make_decoder(*told)) or decoders[-1])
     chosen, run = small(tmp_path, "grpo.max_steps=2", "grpo.resample_budget=1", four)
     trainer = train.make_trainer(chosen, run, [length_reward] * 2)
     trainer.train()
+    # What training puts around the forward passes leaves the sampler its own, also in the second step.
+    assert len(decoders) >= 2 and all(decoders)
     assert all(0 < row["sampling/logp_gap"] < 1e-4 for row in read_lines(run.metrics))
     chosen, run = small(tmp_path / "other", "grpo.max_steps=1")
     trainer = train.make_trainer(chosen, run, [length_reward] * 2)
