@@ -461,7 +461,7 @@ def _read_document(text: str, kind: str, schema: Any) -> Any:
 
 
 def _read_json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_join_pairs, parse_constant=_refuse_infinity, parse_float=_read_finite)
+    return json.loads(text, object_pairs_hook=_join_pairs)
 
 
 def _join_pairs(pairs: list[tuple[str, Any]]) -> dict:
@@ -469,17 +469,6 @@ def _join_pairs(pairs: list[tuple[str, Any]]) -> dict:
     if len(joined) < len(pairs):
         raise _DocumentRefused("repeated_name")
     return joined
-
-
-def _refuse_infinity(name: str) -> None:
-    raise _DocumentRefused("not_finite")
-
-
-def _read_finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise _DocumentRefused("not_finite")
-    return number
 
 
 def _read_yaml(text: str, nvidia_rule: bool = False) -> Any:

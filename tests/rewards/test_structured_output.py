@@ -111,12 +111,14 @@ ROOT = fields(person=PERSON)
 BOOK = fields(
     title={"type": "string"}, tags={"type": "array", "items": {"type": "string"}}, year={"type": ["integer", "null"]}
 )
+SHELF = fields(p={"type": "array", "items": fields(title={"type": "string"})}, n={"type": "integer"})
 FORMATS = [  # format, and then as above
     ("yaml", "name: Ada\nage: 36", PERSON, 1, 1, "right", "YAML"),
     ("yaml", "  name: Ada\n  age: 36", PERSON, 1, 1, "right", "indented"),
     ("yaml", "name: Bob\nname: Ada\nage: 36", PERSON, 1, 0, "repeated_name", "a name twice"),
     ("yaml", "n: .nan", fields(n={"type": "number"}), 1, 0, "not_finite", "NaN"),
     ("yaml", "d: 2024-02-29", fields(d={"type": "string"}), 0, 1, "right", "a date is a text"),
+    ("yaml", "d: 2024-99-99", fields(d={"type": "string"}), 0, 1, "right", "and so is what looks like one"),
     ("yaml", "d: no", fields(d={"type": "string"}), 0, 0, "schema_violated", "`no` is false in YAML 1.1"),
     ("yaml", "a: &x 1\nb: *x", fields(a={}, b={}), 1, 0, "unreadable", "an alias"),
     ("yaml", "a: !!python/object/apply:os.system [ls]", fields(a={}), 0, 0, "unreadable", "a tag that calls"),
@@ -136,6 +138,7 @@ FORMATS = [  # format, and then as above
     ("xml", "<b><title>x</title><tags><tag>y</tag></tags><year>7</year></b>", BOOK, 0, 1, "right", "a list of one"),
     ("xml", "<b><title>x</title><tags>y</tags><tags>z</tags><year/></b>", BOOK, 0, 1, "right", "repeats; null"),
     ("xml", "<b><title>x</title><tags>y</tags><year>7</year></b>", fields(b=BOOK), 0, 1, "right", "integer or null"),
+    ("xml", "<b><p><title>x</title></p><n>1</n></b>", SHELF, 0, 1, "right", "a list of one object without its element"),
     ("xml", '<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>', fields(a={"type": "string"}), 0, 0, "unreadable", "an entity"),
     ("xml", "<!DOCTYPE a><a>x</a>", fields(a={"type": "string"}), 1, 0, "unreadable", "any DOCTYPE"),
     ("xml", "<a><b>", fields(a={}), 0, 0, "unreadable", "cut off"),
@@ -180,8 +183,9 @@ KNOWN = [  # reply, known values, reward, what the row is about
 ]  # fmt: skip
 LISTS = [  # list in the reply, in `expected`, reward
     ("[1, 2]", [1, 2], 1), ("[2, 1]", [1, 2], 1), ("[1, 2, 3]", [1, 2], 0), ("[1]", [1, 2], 0), ("[1, 1]", [1, 2], 0),
-    ("[1.0, 2]", [1, 2], 1), ("[true, 2]", [1, 2], 0), ("[null]", [None], 1), ("[0]", [False], 0), ("[false]", [0], 0),
-    ('[{"a": 1, "b": 2}, {"a": 3}]', [{"a": 3}, {"b": 2}], 1), ('["1"]', [1], 0), ("{}", [1], 0), ("[{}]", [[]], 0),
+    ("[1, 2]", [1, 1], 0), ("[1.0, 2]", [1, 2], 1), ("[true, 2]", [1, 2], 0), ("[null]", [None], 1),
+    ("[0]", [False], 0), ("[false]", [0], 0), ('[{"a": 1, "b": 2}, {"a": 3}]', [{"a": 3}, {"b": 2}], 1),
+    ('["1"]', [1], 0), ("{}", [1], 0), ("[{}]", [[]], 0),
 ]  # fmt: skip
 
 
@@ -201,6 +205,11 @@ def test_known_values_in_other_formats():
     xml = "<b><title>X</title><tags><tag>y</tag><tag>z</tag></tags><year>7</year></b>"
     assert judge(xml, BOOK, "xml", expected={"tags": ["z", "y"], "year": 7}).reward == 1
     assert judge(xml, BOOK, "xml", expected={"year": 8}).reason == "wrong_content"
+    empty = fields(
+        a={"type": ["array", "null"]}, b={"type": ["string", "null"]}, c={"type": "array"}, d={"type": "string"}
+    )
+    known = {"a": None, "b": None, "c": [], "d": ""}
+    assert judge("<r><a/><b/><c/><d/></r>", empty, "xml", expected=known).reward == 1
     assert judge("name,age\nAda,36\nBob,7", ROWS, "csv", expected=[{"age": 7}, {"name": "Ada"}]).reward == 1
 
 
