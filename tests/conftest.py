@@ -5,7 +5,9 @@ Tests have no network. The slowest files run first.
 
 import gc
 import os
+import shlex
 import signal
+import sys
 import time
 import types
 from pathlib import Path
@@ -18,7 +20,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under nohup; tests a
 
 import pytest
 
+from tests.helpers import processes
 from tests.helpers.settings import SHARED, SMALL
+
+# jsonschema has it build 38 grammars, 3 seconds in each process, for formats of addresses that no schema here names.
+sys.modules["rfc3987_syntax"] = None
 
 # Files that execute notebooks, a browser, wheels, several processes, benchmarks or the demo. `make test-fast` leaves
 # out these files and single tests that are marked `slow`. They run first, the longest ones at the front, so that no
@@ -35,16 +41,20 @@ TESTS = Path(__file__).parent
 assert all((TESTS / f"{name}.py").is_file() for name in SLOW_FILES + LONG_FILES)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs):
+    """Let the workers be forks of one process, which has imported the libraries; each alone would take ten seconds."""
+    processes.start_server()
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, "-S", "-E", processes.__file__])
+
+
 def pytest_collection_modifyitems(items):
-    rank = {name: number for number, name in enumerate(SLOW_FILES + LONG_FILES)}
-
-    def name_of(item):
-        return item.path.relative_to(TESTS).with_suffix("").as_posix() if item.path.is_relative_to(TESTS) else ""
-
+    rank = {TESTS / f"{name}.py": number for number, name in enumerate(SLOW_FILES + LONG_FILES)}
     for item in items:
-        if name_of(item) in SLOW_FILES:
+        if rank.get(item.path, len(rank)) < len(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: rank.get(name_of(item), len(rank)))
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 def pytest_collection_finish():
