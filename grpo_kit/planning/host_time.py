@@ -72,7 +72,7 @@ def measure_host(model: Architecture, config: RunConfig, rows: int, gpu: bool) -
         torch.manual_seed(0)
         policy = _build(model, config)
         layers = dict(zip(model.kinds, policy.get_base_model().model.layers, strict=True))
-        token = _time_token(policy, layers, min(rows, 32))
+        token = _time_token(policy, list(model.kinds), min(rows, 32))
         micro_batch = _time_micro_batch(policy, layers, config)
     return HostSeconds(token, micro_batch, "measured here")
 
@@ -118,38 +118,34 @@ def _draw(folder: Path) -> Iterator[tuple[Path, str, torch.Tensor]]:
             yield folder, name, torch.zeros(shape, dtype=dtype) if "bias" in name else 0.1 * torch.randn(shape)
 
 
-def _time_token(policy: Any, layers: dict[str, Any], rows: int) -> dict[str, float]:
+def _time_token(policy: Any, kinds: list[str], rows: int) -> dict[str, float]:
     """Seconds of a decoding step by kind of layer, each the median of TOKENS steps."""
+    from grpo_kit.nemotron.decoding.one_token import Decoder
+
     policy.eval()
     ids = torch.randint(16, 256, (rows, PROMPT))
-    clocks = {kind: _Clock(layer) for kind, layer in layers.items()}
-    with torch.inference_mode():
-        policy.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS + 3,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-    seconds = {kind: median(clock.spans[-TOKENS:]) for kind, clock in clocks.items()}  # not those of the prompt
-    starts = next(iter(clocks.values())).starts[-TOKENS - 1 :]
-    step = median(later - earlier for earlier, later in itertools.pairwise(starts))
-    for clock in clocks.values():
-        clock.remove()
+    starts: list[list[float]] = [[] for _ in kinds]
+    spans: list[list[float]] = [[] for _ in kinds]
+    run_layer = Decoder.run_layer
+
+    def timed(decoder: Decoder, number: int, *args: Any) -> Any:
+        starts[number].append(time.thread_time())
+        result = run_layer(decoder, number, *args)
+        spans[number].append(time.thread_time() - starts[number][-1])
+        return result
+
+    Decoder.run_layer = timed
+    try:
+        with torch.inference_mode():
+            policy.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS + 3,
+                eos_token_id=None, pad_token_id=0,
+            )  # fmt: skip
+    finally:
+        Decoder.run_layer = run_layer
+    seconds = {kind: median(spans[i][-TOKENS:]) for i, kind in enumerate(kinds)}
+    step = median(later - earlier for earlier, later in itertools.pairwise(starts[0][-TOKENS - 1 :]))
     return seconds | {OUTSIDE: max(0.0, step - sum(seconds.values()))}
-
-
-class _Clock:
-    """Notes when each call of a module starts and how long it takes, until it is removed."""
-
-    def __init__(self, module: Any) -> None:
-        self.starts: list[float] = []
-        self.spans: list[float] = []
-        self.hooks = [
-            module.register_forward_pre_hook(lambda *_: self.starts.append(time.thread_time())),
-            module.register_forward_hook(lambda *_: self.spans.append(time.thread_time() - self.starts[-1])),
-        ]
-
-    def remove(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
 
 def _time_micro_batch(policy: Any, layers: dict[str, Any], config: RunConfig) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """A generation loop that uses what GRPO knows: a group shares its prompt, and a finished row needs no more work.
 
 `install_loop` puts it in place of the loop inside `model.generate`. Equal prompts of a batch are read once and their
-cache is copied to every row. Rows that are finished leave the batch and the cache. transformers does everything else:
-preparation, logits processors, stopping criteria, and drawing the tokens, which happens for the whole batch. So the
-same seed gives the same tokens as transformers' own loop, except where rounding differs because matrices have other
-sizes.
+cache is copied to every row. Rows that are finished leave the batch and the cache. After the prompts a Nemotron-H takes
+the forward pass of `nemotron/decoding`, any other model its own. transformers does everything else: preparation, logits
+processors, stopping criteria, and drawing the tokens, which happens for the whole batch. So the same seed gives the
+same tokens as transformers' own loop, except where rounding differs: matrices have other sizes, sums another order.
 
 The loop handles sampling and greedy decoding from token ids with a growing cache. The rest is left to transformers:
 beams, assistants, streamers, stop strings, returned scores or dictionaries, a cache or embeddings from the caller,

@@ -8,6 +8,7 @@ from torch import nn
 
 from grpo_kit.nemotron import patches
 from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module
+from grpo_kit.nemotron.decoding.router import choose
 from grpo_kit.nemotron.experts import TieredExperts
 
 
@@ -56,10 +57,8 @@ class MixtureOfExperts:
             check_module(router)
         if router.num_group != 1 or not router.norm_topk_prob:
             raise UnknownModule(type(router).__name__)
-        self.top_k, self.bias = router.top_k, router.e_score_correction_bias
-        self.weight = router.weight.float()
-        # A product with it is the sum of the chosen scores by which they are divided, as they are scaled afterwards.
-        self.ones = self.weight.new_full((self.top_k, 1), 1 / router.routed_scaling_factor)
+        self.weight, self.bias = router.weight.float(), router.e_score_correction_bias
+        self.ones = self.weight.new_full((router.top_k, 1), 1 / router.routed_scaling_factor)
         self.shared = FeedForward(moe.shared_experts)
         check_module(moe.experts)
         self.experts = moe.experts
@@ -68,15 +67,8 @@ class MixtureOfExperts:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, hidden)."""
-        index, weights = self.choose(x)
-        return self.experts(x, index, weights) + self.shared(x)
-
-    def choose(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The router: (rows, k) int64 experts and (rows, k) float32 weights for x (rows, hidden), in float32."""
-        scores = F.linear(x.float(), self.weight).sigmoid()
-        index = (scores + self.bias).topk(self.top_k, dim=-1, sorted=False).indices
-        chosen = scores.gather(1, index)
-        return index, chosen.div_(chosen @ self.ones)
+        choice = choose(F.linear(x.float(), self.weight), self.bias, self.ones)
+        return self.experts(x, *choice) + self.shared(x)
 
     def take_rows(self, at: torch.Tensor) -> None:
         pass

@@ -91,14 +91,18 @@ class Decoder:
         # These are called as modules, with their hooks: those of patches.py keep the sum between them in float32.
         residual, update = model.model.embeddings(tokens).detach(), None
         self.places.add()
-        for layer, (weight, eps) in zip(self.layers, self.norms):
-            update = layer(add_norm(residual, update, weight, eps))
+        for number in range(len(self.layers)):
+            update = self.run_layer(number, residual, update)
         norm = model.model.norm_f
         if norm._forward_hooks:
             hidden = norm(residual.add_(update))
         else:
             hidden = add_norm(residual, update, norm.weight, norm.variance_epsilon)
         return model.lm_head(hidden).float()
+
+    def run_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor:
+        """The output of a layer, (rows, hidden), for the output of the layer before, which is added to `residual`."""
+        return self.layers[number](add_norm(residual, update, *self.norms[number]))
 
     def take_rows(self, at: torch.Tensor) -> None:
         """Go on with the rows `at`, (taken,) int64, alone. A row may be taken several times."""
