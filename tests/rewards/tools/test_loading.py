@@ -166,6 +166,12 @@ def test_a_pasted_reward_keeps_its_own_reader_when_another_file_is_pasted_below(
         ("math_answer.py:math_reward", [r"\boxed{\{1,2\}}", r"\boxed{\{2, 1\}}"], [r"\boxed{(1,2)}"], []),
         ("challenge.py", [r"\boxed{XL}", "The final answer is: xl"], [r"\boxed{01}", r"\boxed{1}"], ["", r"\boxed{ }"]),
         ("choice.py", [r"\boxed{B}", r"\boxed{\text{Paris}}"], [r"\boxed{A}"], ["", r"\boxed{C}", "who knows which"]),
+        (
+            "documents_qa.py",
+            ["Answer: the Oslo [1]", '{"answer": "oslo"}'],
+            ["Rome", "Answer: Oslo now"],
+            ["", "<think>Oslo"],
+        ),
     ],
 )
 def test_the_kits_verifiers_spell_equal_answers_alike(reward, alike, other, silent):
