@@ -109,12 +109,12 @@ def show_alarms(run: Run) -> None:
 
 def show_curves(run: Run) -> None:
     """Show the run's charts as a picture, and save them with a few completions as `report.png` and `report.html`."""
-    from IPython.display import display
+    from IPython.display import Image, display
 
-    from grpo_kit.display.report import draw_report, save_report
+    from grpo_kit.display.report import save_report
 
-    display(draw_report(run))
     save_report(run)
+    display(Image(run.picture))  # drawing it again would take another second
     print(f"The page is {run.page}.")
 
 

@@ -34,7 +34,7 @@ def save_report(run: Run) -> None:
 
 
 def draw_report(run: Run) -> Any:
-    """The run's charts as a matplotlib figure, which a notebook displays.
+    """The run's charts as a matplotlib figure, which `report.png` shows.
 
     Raises:
         FileNotFoundError: the run has no metrics.
