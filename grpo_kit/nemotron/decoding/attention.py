@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from grpo_kit.nemotron.decoding.graph import Step
 from grpo_kit.nemotron.decoding.linear import Projections
 
 
@@ -23,6 +24,7 @@ class Places:
 
     Attributes:
         capacity: as given.
+        all_rows: (rows,) int64, their numbers.
     """
 
     def __init__(self, mask: torch.Tensor, capacity: int, dtype: torch.dtype) -> None:
@@ -33,11 +35,11 @@ class Places:
         self._bias[:, :read].masked_fill_(mask.bool(), 0.0)
         self._next = torch.full((rows,), read, device=mask.device)
         self._read = [read] * rows  # the same, without asking the device
-        self._rows = torch.arange(rows, device=mask.device)
+        self.all_rows = torch.arange(rows, device=mask.device)
 
     def add(self) -> None:
         """Make a place for one more token of every row."""
-        self.place = (self._rows, self._next)
+        self.place = (self.all_rows, self._next)
         self._bias[self.place] = 0.0
         self._next = self._next + 1
         self._read = [read + 1 for read in self._read]
@@ -50,7 +52,7 @@ class Places:
 
     def take_rows(self, at: torch.Tensor) -> None:
         self._bias, self._next = self._bias[at], self._next[at]
-        self._rows = torch.arange(len(at), device=at.device)
+        self.all_rows = torch.arange(len(at), device=at.device)
         self._read = [self._read[row] for row in at.tolist()]
 
     def put_rows(self, at: torch.Tensor, mask: torch.Tensor) -> None:
@@ -88,10 +90,13 @@ class Attention:
         held[:, :read] = tokens.transpose(1, 2)
         return held
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def step(self, x: torch.Tensor) -> Step:
         """(rows, hidden) -> (rows, hidden), for the place that `places.add` has made."""
-        rows, used, (heads, head_dim) = len(x), self.places.used, self.keys.shape[2:]
         query, key, value = self.qkv(x)
+        return self.out((yield lambda: self._attend(query, key, value)))[0]
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        rows, used, (heads, head_dim) = len(query), self.places.used, self.keys.shape[2:]
         self.keys[self.places.place] = key.view(rows, heads, head_dim)
         self.values[self.places.place] = value.view(rows, heads, head_dim)
         # The query heads that share a head of keys stand where several tokens' queries would, so that no key is copied.
@@ -102,7 +107,7 @@ class Attention:
             attn_mask=self.places.bias,
             scale=self.scaling,
         )
-        return self.out(output.reshape(rows, -1))[0]
+        return output.reshape(rows, -1)
 
     def take_rows(self, at: torch.Tensor) -> None:
         self.keys, self.values = self.keys[at], self.values[at]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from grpo_kit.nemotron import patches
+from grpo_kit.nemotron.decoding.graph import Step
 from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module
 from grpo_kit.nemotron.decoding.router import choose
 from grpo_kit.nemotron.experts import TieredExperts
@@ -57,18 +58,19 @@ class MixtureOfExperts:
             check_module(router)
         if router.num_group != 1 or not router.norm_topk_prob:
             raise UnknownModule(type(router).__name__)
-        self.weight, self.bias = router.weight.float(), router.e_score_correction_bias
+        self.weight, self.bias = router.weight.float(), router.e_score_correction_bias.float()
         self.ones = self.weight.new_full((router.top_k, 1), 1 / router.routed_scaling_factor)
+        self.choose = choose
         self.shared = FeedForward(moe.shared_experts)
         check_module(moe.experts)
         self.experts = moe.experts
         if isinstance(moe.experts, TieredExperts):
             self.experts = moe.experts.prepare()
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def step(self, x: torch.Tensor) -> Step:
         """(rows, hidden) -> (rows, hidden)."""
-        choice = choose(F.linear(x.float(), self.weight), self.bias, self.ones)
-        return self.experts(x, *choice) + self.shared(x)
+        choice = self.choose(F.linear(x.float(), self.weight), self.bias, self.ones)
+        return (yield lambda: self.experts(x, *choice)) + self.shared(x)
 
     def take_rows(self, at: torch.Tensor) -> None:
         pass

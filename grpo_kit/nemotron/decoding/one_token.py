@@ -7,15 +7,20 @@ kind of layer follows, where the states lie. A decoder is therefore good for one
 may change.
 """
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from grpo_kit.nemotron.decoding import graph, kernels
 from grpo_kit.nemotron.decoding.attention import Attention, Places
 from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExperts
 from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module, own_forward
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights, add_norm, update_mamba
+
+TRIED = 5  # layers on which graphs are tried before they are used
 
 
 class Mamba:
@@ -45,11 +50,11 @@ class Mamba:
             mixer.norm.variance_epsilon,
             mixer.norm.group_size,
         )
-        self.state = state
+        self.state, self.update = state, update_mamba
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, hidden) -> (rows, hidden)."""
-        return self.out(update_mamba(self.into(x)[0], self.state, self.weights))[0]
+        return self.out(self.update(self.into(x)[0], self.state, self.weights))[0]
 
     def take_rows(self, at: torch.Tensor) -> None:
         self.state = MambaState(self.state.conv[at], self.state.ssm[at])
@@ -76,6 +81,22 @@ class Decoder:
         blocks = model.model.layers
         self.layers = [_read_block(block, cache.layers[i], places) for i, block in enumerate(blocks)]
         self.norms = [(block.norm.weight, block.norm.variance_epsilon) for block in blocks]
+        self._add_norm = add_norm
+        self._use_kernels()
+        self._tried = [layer for layer in self.layers if not isinstance(layer, Attention)][:TRIED]
+        self._graphed: graph.GraphedStep | None = None
+
+    def _use_kernels(self) -> None:
+        """Let CUDA kernels do what they can, if they work."""
+        mambas = [layer for layer in self.layers if isinstance(layer, Mamba)]
+        if not mambas or not kernels.is_usable(mambas[0].state, mambas[0].weights):
+            return
+        self._add_norm = kernels.add_norm
+        for layer in mambas:
+            layer.update = kernels.update_mamba
+        for layer in self.layers:
+            if isinstance(layer, MixtureOfExperts) and len(layer.ones) <= kernels.MOST_CHOSEN:
+                layer.choose = kernels.choose
 
     @torch.no_grad()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -90,24 +111,52 @@ class Decoder:
         model = self.model
         # These are called as modules, with their hooks: those of patches.py keep the sum between them in float32.
         residual, update = model.model.embeddings(tokens).detach(), None
+        if self._graphed is None and self._tried and graph.is_usable(model, self._make_trial, residual):
+            self._graphed = graph.GraphedStep(model)
         self.places.add()
-        for number in range(len(self.layers)):
-            update = self.run_layer(number, residual, update)
+        if self._graphed is None:
+            for number in range(len(self.layers)):
+                update = self.run_layer(number, residual, update)
+            residual.add_(update)
+        else:
+            residual = self._graphed(self._add_layers, residual)
         norm = model.model.norm_f
         if norm._forward_hooks:
-            hidden = norm(residual.add_(update))
+            hidden = norm(residual)
         else:
-            hidden = add_norm(residual, update, norm.weight, norm.variance_epsilon)
+            hidden = self._add_norm(residual, None, norm.weight, norm.variance_epsilon)
         return model.lm_head(hidden).float()
 
     def run_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor:
         """The output of a layer, (rows, hidden), for the output of the layer before, which is added to `residual`."""
-        return self.layers[number](add_norm(residual, update, *self.norms[number]))
+        return graph.run(self._begin_layer(number, residual, update))
+
+    def _begin_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> graph.Step:
+        layer, x = self.layers[number], self._add_norm(residual, update, *self.norms[number])
+        return (yield from layer.step(x)) if isinstance(layer, Attention | MixtureOfExperts) else layer(x)
+
+    def _add_layers(self, residual: torch.Tensor) -> graph.Step:
+        """Add the layers' outputs to `residual`, (rows, hidden), in place."""
+        update = None
+        for number in range(len(self.layers)):
+            update = yield from self._begin_layer(number, residual, update)
+        return residual.add_(update)
+
+    def _make_trial(self) -> Callable[[torch.Tensor], graph.Step]:
+        """`_add_layers` of a few layers, with copies of their states."""
+        trial, at = copy.copy(self), self.places.all_rows
+        trial.layers = [copy.copy(layer) for layer in self._tried]
+        for layer in trial.layers:
+            layer.take_rows(at)
+            if isinstance(layer, MixtureOfExperts):  # no graph holds routed experts, and a trial must not be counted
+                layer.experts = lambda x, index, weights: x * (weights * index).sum(-1, keepdim=True)
+        return trial._add_layers
 
     def take_rows(self, at: torch.Tensor) -> None:
         """Go on with the rows `at`, (taken,) int64, alone. A row may be taken several times."""
         for part in (self.places, *self.layers):
             part.take_rows(at)
+        self._graphed = None
 
     def put_rows(self, at: torch.Tensor, cache: Any, mask: torch.Tensor, of: torch.Tensor) -> None:
         """Put newly read prompts in the place of rows.
@@ -137,7 +186,7 @@ def _read_block(block: Any, cached: Any, places: Places) -> Mamba | Attention | 
         return FeedForward(mixer)
     check_module(mixer)
     if type(mixer) is modeling.NemotronHMamba2Mixer and cached.is_recurrent_states_initialized[0]:
-        return Mamba(mixer, MambaState(cached.conv_states[0], cached.recurrent_states[0]))
+        return Mamba(mixer, MambaState(cached.conv_states[0].contiguous(), cached.recurrent_states[0].contiguous()))
     if (
         type(mixer) is modeling.NemotronHAttention
         and cached.is_initialized
