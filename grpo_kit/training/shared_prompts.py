@@ -22,6 +22,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
 IGNORED = -100  # the label of a token that is not scored
+# Packed tokens, as a share of the padded ones, above which nothing is shared: at the 30B's 52 layers a packed
+# micro-batch makes 1.16 times the operations.
+WORTH = 0.85
 
 
 class Layout(NamedTuple):
@@ -105,8 +108,8 @@ def pack_batch(
         labels: (rows, tokens) int64: the tokens of the completions, IGNORED elsewhere.
 
     Returns:
-        (token ids (1, packed), what each has to predict (1, packed), layout). None where all prompts differ, or where
-        the batch is not of that form.
+        (token ids (1, packed), what each has to predict (1, packed), layout). None where all prompts differ, where
+        packing saves too few tokens, or where the batch is not of that form.
     """
     scored = labels != IGNORED
     if not scored.any():
@@ -121,6 +124,8 @@ def pack_batch(
     start, start_ids = distinct[:, :last].bool(), distinct[:, last:]
     rest, length = scored[:, last + 1 :], labels.shape[1] - last - 1
     places = torch.cat([start.flatten(), rest.flatten()]).nonzero().squeeze(1)
+    if len(places) > WORTH * input_ids.numel():
+        return None
     ids = torch.cat([start_ids.flatten(), input_ids[:, last:-1].flatten()])[places]
     targets = torch.cat([torch.full_like(start_ids, IGNORED).flatten(), labels[:, last + 1 :].flatten()])[places]
     earlier = torch.ones(max(last, length), max(last, length), dtype=torch.bool, device=ids.device).tril()

@@ -185,6 +185,12 @@ def test_prompts_that_differ_in_one_token_or_in_padding_are_not_shared():
     assert pack_batch(ids, shorter, labels) is None
 
 
+@pytest.mark.parametrize(("prompt", "shares"), [(10, True), (2, False)])
+def test_packing_that_saves_few_tokens_is_left_out(prompt, shares):
+    """Of a prompt that two rows share, all tokens but the last are packed once."""
+    assert (pack_batch(*batch_of([(prompt, COMPLETION)] * 2)) is not None) == shares
+
+
 @pytest.mark.parametrize("rows", [[(1, 2), (1, 3)], [(5, 0), (5, 0)]])  # nothing to share; nothing to score
 def test_batches_of_another_form_are_left_to_trl(rows):
     assert pack_batch(*batch_of(rows)) is None
