@@ -12,6 +12,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
 from grpo_kit.nemotron import expert_groups, expert_placement, experts
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.files import write_text
@@ -136,7 +137,7 @@ def test_a_measurement_that_runs_out_of_memory_ends_as_one_that_does_not(tmp_pat
     expected = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0] * len(completions))
     counted = run.routing.read_bytes()
     chosen, run = prepared(tmp_path / "full")
-    calls = raise_at(monkeypatch, generation_loop, "draw_tokens", 14)  # in the second batch
+    calls = raise_at(monkeypatch, one_token.Decoder, "step", 14)  # when some prompts are answered
     with pytest.warns(
         UserWarning, match="out of memory while sampling .2.00 KiB more are needed.: 1 more of the routed"
     ):
