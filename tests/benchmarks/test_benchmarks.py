@@ -45,7 +45,9 @@ def test_the_table_has_a_row_for_every_phase_of_every_contender(printed):
         assert vram == "no GPU" or torch.cuda.is_available()
         assert 0.1 < float(rss) < 4
         if contender == "tiered" and phase.startswith(("decode", "GRPO")):
-            assert float(pcie) > 0 and share.endswith("%") and 0 <= float(share[:-1]) < 100  # a busy machine has 0.0
+            # The slots hold the few experts that a small policy has on the host, so none comes over PCIe again.
+            assert float(pcie) == 0
+            assert share.endswith("%") and 0 <= float(share[:-1]) < 100  # a busy machine has 0.0
 
 
 def test_the_last_line_says_the_figures_and_leaves_a_gpus_open(printed):
