@@ -1,9 +1,9 @@
 """What a user would write with TRL and PEFT alone, on the rows, rewards and sizes of a run of the kit."""
 
 import datasets
-from peft import LoraConfig
 from transformers import PrinterCallback, set_seed
 
+from grpo_kit.adapters import lora
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.training.trl_settings import make_trl_config
@@ -15,14 +15,13 @@ def trainer(settings, run, rewards, args=None):
 
     model, tokenizer = load_policy(settings.policy)
     rows = [{"prompt": row["prompt"], "answer": row["answer"]} for row in read_lines(run.data_file("train"))]
-    lora = LoraConfig(
-        r=settings.lora.r, lora_alpha=settings.lora.lora_alpha, target_modules=list(settings.lora.target_modules),
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+    del model.generate  # the kit's loop; transformers' own comes to light
     set_seed(settings.run.seed)
     bare_trainer = GRPOTrainer(
-        model=model, reward_funcs=rewards, args=args or make_trl_config(settings, run.path / "bare"),
-        train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora,
+        # PEFT itself refuses out_proj of a Mamba layer, so the kit adds the LoRA.
+        model=lora.add_lora(model, settings.lora, settings.run.seed), reward_funcs=rewards,
+        args=args or make_trl_config(settings, run.path / "bare"), train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
     )  # fmt: skip
     bare_trainer.remove_callback(PrinterCallback)
     return bare_trainer
