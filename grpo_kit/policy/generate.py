@@ -121,7 +121,8 @@ class TransformersEngine:
             if completions is None:
                 completions = []
                 for start in range(0, len(prompt_ids), settings.batch_size):
-                    completions += self._sample_batch(prompt_ids[start : start + settings.batch_size], limits, streamer)
+                    batch = slice(start, start + settings.batch_size)
+                    completions += self._sample_batch(prompt_ids[batch], max(limits[batch]), streamer)
                     if on_finish:
                         on_finish(len(completions))
         model.train(was_training)
@@ -139,12 +140,12 @@ class TransformersEngine:
             "top_k": settings.top_k,
         }
 
-    def _sample_batch(self, prompt_ids: list[list[int]], limits: list[int], streamer: Any) -> list[list[int]]:
+    def _sample_batch(self, prompt_ids: list[list[int]], limit: int, streamer: Any) -> list[list[int]]:
         """The token ids of one completion for each prompt, all sampled together until the last one is finished."""
         padded = self.tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
         output = self.model.generate(
             **padded.to(self.model.device),
-            max_new_tokens=max(limits),
+            max_new_tokens=limit,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=find_end_tokens(self.model, self.tokenizer),
             streamer=streamer,

@@ -148,3 +148,15 @@ def test_an_interrupt_ends_it(tiny_policy, prompts, monkeypatch):
     monkeypatch.setattr(interrupts, "check", check)
     with pytest.raises(KeyboardInterrupt):
         greedy(tiny_policy[0], prompts, 3)
+
+
+def test_batch_by_batch_a_long_prompt_gets_no_more_steps_than_its_own_limit(tiny_policy, prompts, monkeypatch):
+    monkeypatch.setattr(continuous_batch, "sample_rows", lambda *_, **__: None)
+    longest, shortest = max(prompts, key=len), min(prompts, key=len)
+    room = len(longest) + 2
+    settings, limits = config.Evaluation(max_completion_length=9, temperature=0.0, batch_size=1), []
+    engine = generate.TransformersEngine(*tiny_policy, settings, max_model_len=room)
+    sample = engine._sample_batch
+    monkeypatch.setattr(engine, "_sample_batch", lambda *told: limits.append(told[1]) or sample(*told))
+    engine([longest, shortest], 1)
+    assert limits == [2, min(9, room - len(shortest))]
