@@ -20,8 +20,8 @@ from tests.helpers.settings import ROOT
 
 # A file imports only from its own folder and from folders before it. Imports inside functions count too.
 ORDER = [
-    "config", "rewards", "runs", "nemotron", "adapters", "policy", "data", "planning", "submission", "display",
-    "evaluation", "kaggle", "training", "tuning", "handoff", "notebook", "cli",
+    "config", "rewards", "environments", "runs", "nemotron", "adapters", "policy", "data", "planning", "submission",
+    "display", "evaluation", "kaggle", "training", "tuning", "handoff", "notebook", "cli",
 ]  # fmt: skip
 # Each of these libraries is imported in one place only.
 OWNERS = {
