@@ -55,6 +55,14 @@ TITLES = _split(
     "Cartographer|Glacier|Nightingale|Archive|Compass|Meadow",
     "|",
 )
+# Words that an instruction may ask for or forbid, without the letters q, x, j and z, which another may limit.
+PLAIN_WORDS = _split(
+    "morning garden budget bridge butter candle carpet castle cloud coffee copper corner cotton dinner engine feather "
+    "festival forest fountain harbour harvest helmet honey island kettle ladder lantern lemon library market meadow "
+    "mirror mountain museum needle ocean orchard painter paper pepper pillow planet pocket pottery rabbit railway "
+    "river saddle salad sailor shadow silver sister spider station summer sunset teacher thunder ticket timber tunnel "
+    "valley village violin wagon water weather whistle willow window winter wooden"
+)
 MONTHS = _split("January February March April May June July August September October November December")
 
 
