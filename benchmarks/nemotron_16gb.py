@@ -18,12 +18,13 @@ host tier at most 4.5 GiB, process at most 11 GiB.
 import contextlib
 import gc
 import json
+import multiprocessing
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,11 +65,8 @@ def main() -> None:
         return
     results = {}
     for contender in CONTENDERS:
-        child = [sys.executable, __file__, "--scale", scale, "--contender", contender]
-        done = subprocess.run(child, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(done.returncode)
-        results[contender] = json.loads(done.stdout.splitlines()[-1])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as alone:
+            results[contender] = alone.submit(compete, contender, SCALES[scale]).result()
     speeds = {name: each["tokens_per_s"] for name, each in results.items() if each["fits"]}
     ours = speeds.pop("tiered")
     best = max(speeds, key=speeds.__getitem__, default=None)

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.helpers.processes import start
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -21,9 +23,11 @@ def run(name, *words):
 
 @pytest.fixture(scope="module")
 def printed():
-    done = run("nemotron_16gb", "--scale", "tiny")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = ["-W", "ignore", "-m", "benchmarks.nemotron_16gb", "--scale", "tiny"]
+    done = start(command, os.environ | {"COLUMNS": "200"}, BENCHMARKS.parent)
+    output, _ = done.communicate(timeout=600)
+    assert done.returncode == 0, output
+    return output
 
 
 PHASES = ("load", "prefill 8 x 96", "decode 8 x 16", "GRPO step 8 x 112", "peak, measured", "peak, by plan")
