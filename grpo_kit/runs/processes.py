@@ -208,9 +208,9 @@ def launch_training(processes: int, grpo: Any, arguments: Sequence[str]) -> int:
     Raises:
         ValueError: if the processes do not divide the step, or the machine has fewer GPUs.
     """
-    import torch
-
     split_batch(grpo, processes)
+    import torch  # takes seconds; a mistake is said before
+
     gpus = torch.cuda.device_count()
     if 0 < gpus < processes:
         raise ValueError(
