@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 SETTINGS = [
-    "data.limit=300", "data.test_size=60", "data.val_size=20", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=20",
+    "data.limit=140", "data.test_size=60", "data.val_size=20", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=20",
     "screening.num_generations=4", "grpo.num_generations=4", "grpo.per_device_train_batch_size=16",
     "grpo.resample_budget=1", "grpo.eval_steps=4", "grpo.save_steps=2", "grpo.mask_truncated_completions=false",
 ]  # fmt: skip

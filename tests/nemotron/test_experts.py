@@ -177,9 +177,8 @@ def test_grpo_learns_in_4_bit_as_it_does_unquantised(tmp_path, math_reward):
     from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
 
-    chosen = config.load_config(
-        ["tiny"], ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "data.test_size=200"]
-    )
+    settings = ["policy.load_in_4bit=true", "policy.experts_on_host=0.25", "data.test_size=200", "grpo.max_steps=24"]
+    chosen = config.load_config(["tiny"], [*settings, "grpo.resample_budget=1", "grpo.eval_steps=0"])
     run = find_run("four", tmp_path)
     prepare(chosen, run)
     before = evaluate.measure(chosen, run, "before", math_reward)

@@ -25,7 +25,7 @@ from tests.helpers.settings import ROOT
 
 STEPS = [
     "data.limit=600", "data.test_size=60", "data.val_size=20", "grpo.max_steps=7", "grpo.eval_steps=5",
-    "run.report_to=[]",
+    "grpo.per_device_train_batch_size=32", "run.report_to=[]",
 ]  # fmt: skip
 
 
