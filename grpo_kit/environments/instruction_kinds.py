@@ -1,7 +1,7 @@
 """The instruction kinds that the generator uses: their wordings, their arguments, and which exclude each other.
 
-Names and arguments are those of IFEval, IFEvalG and IFBench. The kinds that are not here stay for measuring: whoever
-learns to follow these should follow those better too.
+Names and arguments are those of IFEval and IFEvalG, which NeMo-Gym's server for instructions knows. IFBench's kinds are
+left out, so that they measure whether what was learnt carries over.
 """
 
 import functools
@@ -52,11 +52,6 @@ def _letters(draws: Draws) -> dict[str, Any]:
     return {"letter": draws.rng.choice(letters), **bound}
 
 
-def _word_range(draws: Draws) -> dict[str, Any]:
-    low = draws.rng.randint(20, 60)
-    return {"min_words": low, "max_words": low + draws.rng.randint(60, 120)}
-
-
 def _paragraph(draws: Draws) -> dict[str, Any]:
     count = draws.rng.randint(2, 4)
     place, word = draws.rng.randint(1, count), draws.rng.choice(FIRST_WORDS)
@@ -85,6 +80,11 @@ KINDS: dict[str, Kind] = {
         ('Use the word "{keyword}" once, and only once.', 'The word "{keyword}" must occur exactly one time.'),
         lambda draws: {"keyword": draws.keyword()},
     ),
+    "count:count_increment_word": Kind(
+        ('Use the word "{keyword1}" exactly once and the word "{keyword2}" exactly twice.',
+         '"{keyword1}" must occur once, and "{keyword2}" two times, no more and no less.'),
+        lambda draws: {"keyword1": draws.keyword(), "keyword2": draws.keyword()},
+    ),
     "keywords:letter_frequency": Kind(
         ("The letter {letter} must occur {let_relation} {let_frequency} times.",
          "Use the letter {letter} {let_relation} {let_frequency} times."),
@@ -98,10 +98,6 @@ KINDS: dict[str, Kind] = {
          'Put the word "{keyword}" into sentence {n} as its word number {m}.'),
         lambda draws: {"keyword": draws.keyword(), "n": draws.rng.randint(1, 3), "m": draws.rng.randint(2, 5)},
     ),
-    "sentence:keyword": Kind(
-        ('Sentence number {N} must contain the word "{word}".', 'The word "{word}" belongs into sentence {N}.'),
-        lambda draws: {"word": draws.keyword(), "N": draws.rng.randint(1, 4)},
-    ),
     "length_constraints:number_sentences": Kind(
         ("Write {relation} {num_sentences} sentences.", "Your reply has {relation} {num_sentences} sentences."),
         lambda draws: draws.bound("num_sentences", "relation", (2, 6), (4, 9)),
@@ -109,13 +105,6 @@ KINDS: dict[str, Kind] = {
     "length_constraints:number_words": Kind(
         ("Write {relation} {num_words} words.", "Answer with {relation} {num_words} words."),
         lambda draws: draws.bound("num_words", "relation", (20, 90), (90, 200)),
-    ),
-    "count:word_count_range": Kind(
-        ("Write between {min_words} and {max_words} words.", "Use {min_words} words or more, but at most {max_words}."),
-        _word_range,
-    ),
-    "count:unique_word_count": Kind(
-        ("Use at least {N} different words.",), lambda draws: {"N": draws.rng.randint(15, 45)}
     ),
     "letters:letter_counting": Kind(
         ("Your reply has {relation} {N} letters.", "Write {relation} {N} letters; only letters count."),
@@ -134,6 +123,7 @@ KINDS: dict[str, Kind] = {
          'word "{first_word}".',),
         _paragraph,
     ),
+    "paragraphs:paragraphs": Kind(("Write two paragraphs with the divider *** between them.",)),
     "paragraphs:paragraphs2": Kind(("Write two paragraphs with an empty line between them.",
                                     "There should be exactly 2 paragraphs, separated by one empty line.")),
     "detectable_format:multiple_sections": Kind(
@@ -179,6 +169,10 @@ KINDS: dict[str, Kind] = {
         ('The last word of your reply must be "{last_word}".', 'Let "{last_word}" be the last word.'),
         lambda draws: {"last_word": draws.rng.choice(LAST_WORDS)},
     ),
+    "last_word:last_word_sent": Kind(
+        ('Each sentence must end with the word "{last_word}".',),
+        lambda draws: {"last_word": draws.rng.choice(LAST_WORDS)},
+    ),
     "change_case:english_capital": Kind(("Write in English and in capital letters only.",
                                          "USE CAPITAL LETTERS ONLY, in English.")),
     "change_case:english_lowercase": Kind(("Write in English and in lowercase letters only.",
@@ -191,15 +185,6 @@ KINDS: dict[str, Kind] = {
     "punctuation:punctuation_exclamation": Kind(("Use no exclamation marks.", "Do without exclamation marks.")),
     "punctuation:punctuation_dot": Kind(("Use no full stops, not a single one.",
                                          "The reply must not contain any dot.")),
-    "count:numbers": Kind(
-        ("Include exactly {N} numbers in digits.", "There must be {N} numbers, written in digits, and no more."),
-        lambda draws: {"N": draws.rng.randint(2, 4)},
-    ),
-    "count:conjunctions": Kind(
-        ("Use at least {small_n} different ones of the conjunctions and, but, for, nor, or, so, yet.",),
-        lambda draws: {"small_n": draws.rng.randint(2, 4)},
-    ),
-    "count:pronouns": Kind(("Use at least {N} pronouns.",), lambda draws: {"N": draws.rng.randint(3, 8)}),
     "detectable_format:json_format": Kind(("Reply with one JSON object and nothing around it.",
                                            "Your whole reply must be valid JSON.")),
     "combination:two_responses": Kind(("Give two different replies, separated by a line of six asterisks: ******.",)),
@@ -207,25 +192,24 @@ KINDS: dict[str, Kind] = {
 
 _WORDS = {
     "keywords:existence", "keywords:frequency", "keywords:forbidden_words", "keywords:exclude_word_harder",
-    "keywords:word_once",
+    "keywords:word_once", "count:count_increment_word",
 }  # fmt: skip
 _SENTENCES = {
-    "keywords:keyword_specific_position", "sentence:keyword", "length_constraints:number_sentences",
-    "first_word:first_word_sent",
+    "keywords:keyword_specific_position", "length_constraints:number_sentences", "first_word:first_word_sent",
+    "last_word:last_word_sent",
 }  # fmt: skip
-_LENGTHS = {
-    "length_constraints:number_words", "count:word_count_range", "count:unique_word_count", "letters:letter_counting",
-    "count:lowercase_counting",
-}  # fmt: skip
+_LENGTHS = {"length_constraints:number_words", "letters:letter_counting", "count:lowercase_counting"}
 _PARAGRAPHS = {
     "length_constraints:number_paragraphs", "length_constraints:nth_paragraph_first_word", "paragraphs:paragraphs2",
-    "detectable_format:multiple_sections", "combination:two_responses",
+    "paragraphs:paragraphs", "detectable_format:multiple_sections", "combination:two_responses",
 }  # fmt: skip
 _STARTS = {
     "first_word:first_word_answer", "first_word:first_word_sent", "detectable_format:title",
     "length_constraints:nth_paragraph_first_word", "detectable_format:multiple_sections",
 }  # fmt: skip
-_ENDS = {"startend:end_checker", "last_word:last_word_answer", "detectable_content:postscript"}
+_ENDS = {
+    "startend:end_checker", "last_word:last_word_answer", "last_word:last_word_sent", "detectable_content:postscript",
+}  # fmt: skip
 _WHOLE_CASES = {"change_case:english_capital", "change_case:english_lowercase"}
 _CASES = _WHOLE_CASES | {"change_case:capital_word_frequency", "count:lowercase_counting"}
 _PARTS = {"detectable_format:number_bullet_lists", "detectable_format:title", "detectable_content:postscript"}
@@ -245,7 +229,6 @@ EXCLUDED: tuple[tuple[set[str], set[str], str], ...] = (
     (_WHOLE_CASES, _STARTS - {"detectable_format:title"}, "these are quoted in the case they must have"),
     ({"punctuation:punctuation_dot"}, _SENTENCES | {"startend:end_checker", "detectable_content:postscript"},
      "sentences and these words end with a full stop"),
-    ({"count:numbers"}, {"detectable_format:multiple_sections"}, "the headings have numbers"),
     ({"combination:two_responses"}, _STARTS | _ENDS | _PARTS | {"startend:quotation"},
      "it is open which of the two replies is meant"),
     ({"detectable_format:json_format"}, set(KINDS) - _WORDS - {"detectable_format:json_format"},

@@ -79,8 +79,8 @@ def draw_task(rng: random.Random) -> Task:
 def state_instruction(name: str, arguments: dict[str, Any], rng: random.Random) -> str:
     """The instruction in one of its wordings.
 
-    >>> state_instruction("count:pronouns", {"N": 3}, random.Random(0))
-    'Use at least 3 pronouns.'
+    >>> state_instruction("paragraphs:paragraphs", {}, random.Random(0))
+    'Write two paragraphs with the divider *** between them.'
     """
     words = {
         key: ", ".join(f'"{word}"' for word in value) if isinstance(value, list) else value

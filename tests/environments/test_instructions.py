@@ -68,12 +68,8 @@ def list_clauses(asked):
         values = asked.get(name, {"let_relation": "less than"})
         if values["let_relation"] == "at least":
             yield f"the letter {' '.join(values['letter'] * values['let_frequency'])} is short"
-    if "count:conjunctions" in asked:
-        yield "we came for fun but left so soon yet nobody slept or ate"
-    for _ in range(asked.get("count:pronouns", {}).get("N", 0)):
-        yield "it suits them"
-    for _ in range(asked.get("count:numbers", {}).get("N", 0)):
-        yield "we saw 5 birds"
+    if values := asked.get("count:count_increment_word"):
+        yield f"the {values['keyword1']} stood between one {values['keyword2']} and the next {values['keyword2']}"
     for _ in range(asked.get("detectable_format:number_highlighted_sections", {}).get("num_highlights", 0)):
         yield "we did *good work* there"
     for _ in range(asked.get("detectable_content:number_placeholders", {}).get("num_placeholders", 0)):
@@ -86,13 +82,11 @@ def list_clauses(asked):
 def needs_more(asked, text):
     """Whether a lower bound is not reached yet."""
     words, letters = asked.get("length_constraints:number_words", {}), asked.get("letters:letter_counting", {})
-    span, sentences = asked.get("count:word_count_range"), asked.get("length_constraints:number_sentences", {})
+    sentences = asked.get("length_constraints:number_sentences", {})
     return (
         (words.get("relation") == "at least" and count_words(text) < words["num_words"])
         or (letters.get("relation") == "at least" and sum(map(str.isalpha, text)) < letters["N"])
-        or (span is not None and count_words(text) < span["min_words"])
         or (sentences.get("relation") == "at least" and len(re.findall(r"[.?]", text)) < sentences["num_sentences"])
-        or len(set(re.findall(r"\w+", text.lower()))) < asked.get("count:unique_word_count", {"N": 0})["N"] + 2
     )
 
 
@@ -107,6 +101,8 @@ def lay_out(asked, clauses):
     if asked.get("length_constraints:number_sentences", {}).get("relation") == "less than":
         clauses = [" and ".join(clauses)]
     start = asked.get("first_word:first_word_sent", {}).get("first_word")
+    if values := asked.get("last_word:last_word_sent"):
+        clauses = [f"{clause} {values['last_word']}" for clause in clauses]
     sentences = [f"{start} {clause}{mark}" if start else f"{clause[0].upper()}{clause[1:]}{mark}" for clause in clauses]
     if values := asked.get("length_constraints:nth_paragraph_first_word"):
         parts = split_evenly(sentences, values["num_paragraphs"])
@@ -114,6 +110,8 @@ def lay_out(asked, clauses):
         text = "\n\n".join(map(" ".join, parts))
     elif values := asked.get("length_constraints:number_paragraphs"):
         text = "\n***\n".join(map(" ".join, split_evenly(sentences, values["num_paragraphs"])))
+    elif "paragraphs:paragraphs" in asked:
+        text = "\n***\n".join(map(" ".join, split_evenly(sentences, 2)))
     elif "paragraphs:paragraphs2" in asked:
         text = "\n\n".join(map(" ".join, split_evenly(sentences, 2)))
     elif values := asked.get("detectable_format:multiple_sections"):
@@ -143,8 +141,6 @@ def lay_out(asked, clauses):
 def put_keyword(asked, clauses):
     """The keyword in its sentence, at its place."""
     clauses = list(clauses)
-    if values := asked.get("sentence:keyword"):
-        clauses[values["N"] - 1] += f" near the {values['word']}"
     if values := asked.get("keywords:keyword_specific_position"):
         words = clauses[values["n"] - 1].split()
         filled = [*words, *["indeed"] * 5][: values["m"] - 1]
@@ -174,16 +170,14 @@ BREAKERS = {  # a reply, broken in the one instruction that the arguments belong
         else repeat(text, a["letter"], a["let_frequency"])
     ),
     "keywords:keyword_specific_position": lambda text, a: f"Well then. {text}",
-    "sentence:keyword": lambda text, a: drop_words(text, [a["word"]]),
     "length_constraints:number_sentences": lambda text, a: (
         text.translate(MARK_FREE) if a["relation"] == "at least" else repeat(text, "We go on.", a["num_sentences"])
     ),
     "length_constraints:number_words": lambda text, a: (
         "Three plain words." if a["relation"] == "at least" else repeat(text, "word", a["num_words"])
     ),
-    "count:word_count_range": lambda text, a: repeat(text, "word", a["max_words"]),
-    "count:unique_word_count": lambda text, a: "word " * 100,
     "letters:letter_counting": lambda text, a: "Short." if a["relation"] == "at least" else repeat(text, "a", a["N"]),
+    "count:count_increment_word": lambda text, a: repeat(text, a["keyword2"], 1),
     "count:lowercase_counting": lambda text, a: repeat(text, "word", a["N"] + 1),
     "length_constraints:number_paragraphs": lambda text, a: f"{text}\n***\nMore.",
     "length_constraints:nth_paragraph_first_word": lambda text, a: drop_words(text, [a["first_word"]]),
@@ -199,6 +193,7 @@ BREAKERS = {  # a reply, broken in the one instruction that the arguments belong
     "first_word:first_word_answer": lambda text, a: f"Well {text}",
     "first_word:first_word_sent": lambda text, a: f"{text} Well we go.",
     "last_word:last_word_answer": lambda text, a: f"{text} Bye",
+    "last_word:last_word_sent": lambda text, a: f"{text} We go on.",
     "change_case:english_capital": lambda text, a: f"{text} bye",
     "change_case:english_lowercase": lambda text, a: f"{text} BYE",
     "change_case:capital_word_frequency": lambda text, a: (
@@ -207,12 +202,10 @@ BREAKERS = {  # a reply, broken in the one instruction that the arguments belong
     "punctuation:no_comma": lambda text, a: f"{text}, yes",
     "punctuation:punctuation_exclamation": lambda text, a: f"{text}!",
     "punctuation:punctuation_dot": lambda text, a: f"{text}.",
-    "count:numbers": lambda text, a: f"{text} 7",
-    "count:conjunctions": lambda text, a: drop_words(text, ["and", "but", "for", "nor", "or", "so", "yet"]),
-    "count:pronouns": lambda text, a: "Birds sing.",
     "detectable_format:json_format": lambda text, a: f"Here: {text}",
     "combination:two_responses": lambda text, a: text.replace("******", "***"),
 }
+BREAKERS["paragraphs:paragraphs"] = BREAKERS["length_constraints:number_paragraphs"]
 BREAKERS["letters:letter_counting2"] = BREAKERS["keywords:letter_frequency"]
 
 
