@@ -7,6 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from grpo_kit.environments.public_rows import FORMS
+from grpo_kit.environments.task import COLUMNS
+
 RULE_KEYS = {"column", "is", "is_not", "reason", "why"}
 GENERATED = {
     "tiny-sums": "sums and differences of two numbers, made by the kit",
@@ -39,13 +42,16 @@ class Recipe:
     suffix: str = ""
     answer_is: str = "text"
     drop: list[dict[str, Any]] = field(default_factory=list)
+    environment: str = "math"
+    form: str = ""
 
 
-def list_recipes(evaluation: bool | None = None) -> list[str]:
+def list_recipes(evaluation: bool | None = None, environment: str | None = "math") -> list[str]:
     """List the names of the recipes.
 
     Args:
         evaluation: True: only evaluation sets; False: only training sets; None: all.
+        environment: the task that their rows set, such as "math" or "structured"; None: all.
 
     Returns:
         The names, sorted.
@@ -53,9 +59,15 @@ def list_recipes(evaluation: bool | None = None) -> list[str]:
     Example:
         >>> list_recipes(evaluation=True)
         ['aime2024', 'aime2025', 'amc23', 'gsm8k_test', 'math500']
+        >>> list_recipes(evaluation=True, environment="instructions")
+        ['ifbench_test', 'ifeval']
     """
-    names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    return [name for name in names if evaluation is None or load_recipe(name).evaluation == evaluation]
+    recipes = {path.stem: load_recipe(path.stem) for path in sorted(FOLDER.glob("*.yaml"))}
+    return [
+        name
+        for name, recipe in recipes.items()
+        if evaluation in (None, recipe.evaluation) and environment in (None, recipe.environment)
+    ]
 
 
 def load_recipe(name: str) -> Recipe:
@@ -68,7 +80,7 @@ def load_recipe(name: str) -> Recipe:
         The recipe.
 
     Raises:
-        ValueError: there is no such recipe, or its file has an unknown key.
+        ValueError: there is no such recipe, or its file has an unknown key or value.
 
     Example:
         >>> load_recipe("gsm8k").hub
@@ -76,19 +88,37 @@ def load_recipe(name: str) -> Recipe:
     """
     path = FOLDER / f"{name}.yaml"
     if not path.is_file():
-        similar = difflib.get_close_matches(name, [*list_recipes(), *GENERATED], n=1)
+        names = list_recipes(environment=None)
+        similar = difflib.get_close_matches(name, [*names, *GENERATED], n=1)
         remedy = f"Did you mean {similar[0]}?" if similar else "Name one of them, or give the path of a file."
         raise ValueError(
             f"{name!r} is not a recipe, a file or a Hub dataset (owner/name); "
-            f"the recipes are {', '.join(list_recipes())}. {remedy}"
+            f"the recipes are {', '.join(names)}. {remedy}"
         )
     keys = OmegaConf.to_container(OmegaConf.load(path))
     if unknown := set(keys) - {key.name for key in fields(Recipe)}:
         raise ValueError(f"{path} has unknown keys: {', '.join(sorted(unknown))}. Remove or correct them.")
     recipe = Recipe(**keys)
+    _require_form(recipe, path)
     # In YAML's short form a comma ends the value; the rest of the sentence would silently become a key.
     if unknown := {key for rule in recipe.drop for key in rule} - RULE_KEYS:
         raise ValueError(
             f"{path} has a drop rule with unknown keys: {', '.join(sorted(unknown))}. Quote values that contain commas."
         )
     return recipe
+
+
+def _require_form(recipe: Recipe, path: Path) -> None:
+    """Math rows have columns that the recipe names, the rows of other environments a form that a reader knows."""
+    if recipe.environment not in ("math", *COLUMNS):
+        raise ValueError(
+            f"{path} has the environment {recipe.environment!r}; the environments are math, {', '.join(COLUMNS)}. "
+            "Name one of them."
+        )
+    forms = [form for form, environment in FORMS.items() if environment == recipe.environment]
+    forms = [""] if recipe.environment == "math" else ["gym", *forms]
+    if recipe.form not in forms:
+        names = ", ".join(map(repr, forms))
+        raise ValueError(
+            f"{path} has the form {recipe.form!r}; rows of {recipe.environment} have {names}. Name one of these."
+        )

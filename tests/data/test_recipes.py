@@ -85,7 +85,7 @@ ROWS = {
 }  # fmt: skip
 
 
-def test_there_is_a_fixture_for_each_recipe():
+def test_there_is_a_fixture_for_each_math_recipe():
     assert set(ROWS) == set(recipes.list_recipes())
     assert set(recipes.list_recipes(evaluation=True)) == {"aime2024", "aime2025", "math500", "amc23", "gsm8k_test"}
 
@@ -97,7 +97,7 @@ def test_a_recipe_reads_its_sets_columns(tmp_path, name):
     assert read_rows(name, config.Data(paths={name: str(path)})) == expected
 
 
-@pytest.mark.parametrize("name", recipes.list_recipes())
+@pytest.mark.parametrize("name", recipes.list_recipes(environment=None))
 def test_a_recipe_names_its_source_its_licence_and_what_was_checked(name):
     recipe = recipes.load_recipe(name)
     assert recipe.about and recipe.licence and recipe.verified and recipe.files
@@ -105,6 +105,38 @@ def test_a_recipe_names_its_source_its_licence_and_what_was_checked(name):
     assert all({"column", "reason", "why"} < set(rule) for rule in recipe.drop)
     keys = OmegaConf.to_container(OmegaConf.load(recipes.FOLDER / f"{name}.yaml"))
     assert all(f"`{key}`" in (recipes.FOLDER / "README.md").read_text() for key in keys)
+
+
+def test_recipes_beside_math():
+    by_environment = {
+        (environment, evaluation): recipes.list_recipes(evaluation, environment)
+        for environment in ("structured", "instructions", "documents")
+        for evaluation in (False, True)
+    }
+    assert by_environment == {
+        ("structured", False): ["nemotron_structured_outputs"],
+        ("structured", True): [],
+        ("instructions", False): ["if_multi_constraints", "nemotron_instruction_following"],
+        ("instructions", True): ["ifbench_test", "ifeval"],
+        ("documents", False): ["hotpotqa"],
+        ("documents", True): ["hotpotqa_validation"],
+    }
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ("environment: code", "environment 'code'; the environments are math, structured, instructions, documents"),
+        ("environment: structured", "form ''; rows of structured have 'gym'. Name"),
+        ("environment: documents\nform: ifeval", "form 'ifeval'; rows of documents have 'gym', 'hotpot'"),
+        ("form: gym", "form 'gym'; rows of math have ''"),
+    ],
+)
+def test_an_environment_and_its_form_must_fit(tmp_path, monkeypatch, keys, words):
+    (tmp_path / "mine.yaml").write_text(f"about: x\nlicence: mit\nverified: x\n{keys}\n")
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=words):
+        recipes.load_recipe("mine")
 
 
 def test_a_recipe_with_a_misspelt_key_is_refused(tmp_path, monkeypatch):
