@@ -1,12 +1,15 @@
 """The configuration of a run: its sections with their checks, the presets, and the protocols of published scorers."""
 
+from grpo_kit.config.environments import MATH, Environment
 from grpo_kit.config.grpo import Grpo, Stage
 from grpo_kit.config.load import keep_finished_settings, load_config, missing_keys, preset_names, to_yaml
 from grpo_kit.config.schema import Columns, Data, Evaluation, Lora, Policy, Run, RunConfig, Screening
 
 __all__ = [
+    "MATH",
     "Columns",
     "Data",
+    "Environment",
     "Evaluation",
     "Grpo",
     "Lora",

@@ -16,6 +16,13 @@ SYNONYMS = {
     "lora_rank": "lora.r", "alpha": "lora.lora_alpha", "model_name": "policy.model", "dataset": "data.source",
 }  # fmt: skip
 
+# Keys of other trainers that the kit does not have, with the reason and what to set instead.
+REFUSED = {
+    "grpo.scale_rewards": "Advantages are divided by the spread of rewards within their own group, never within the "
+    "batch, where the environment with the widest rewards would shrink the others. Set grpo.normalize_rewards=false to "
+    "divide by nothing.",
+}
+
 
 def require(holds: bool, sentence: str) -> None:
     """Raise ValueError with `sentence` unless `holds`."""
@@ -38,6 +45,9 @@ def require_finite(name: str, value: Any) -> None:
     elif isinstance(value, list):
         for item in value:
             require_finite(name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            require_finite(f"{name}.{key}", item)
     elif isinstance(value, float):
         remedy = f"Set {name} to a number; where there is to be no limit, to a large one such as 1e9."
         require(math.isfinite(value), f"{name} is {value}; a setting must be a finite number. {remedy}")
@@ -87,6 +97,8 @@ def suggest_nearest(word: str, choices: Sequence[str]) -> str:
         ' Did you mean grpo.num_generations?'
     """
     section, _, leaf = word.rpartition(".")
+    if word in REFUSED:
+        return f" {REFUSED[word]}"
     for synonym in (word, leaf):
         if SYNONYMS.get(synonym) in choices:
             return f" Did you mean {SYNONYMS[synonym]}?"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from grpo_kit.config.checks import require, require_at_least, require_one_of
+from grpo_kit.config.environments import require_rewards
 
 LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo")
 
@@ -71,7 +72,8 @@ class Grpo:
     fp16: bool = False
     bf16: bool = False
     vllm: str | None = None  # colocate, or server at its usual address: vLLM samples, once it agrees with transformers
-    # FILE.py:function; a bare file name is looked for in the working folder first, then among the kit's own rewards
+    # Of math, and of every row that names no environment. FILE.py:function; a bare file name is looked for in the
+    # working folder first, then among the kit's own rewards.
     reward_funcs: list[str] = field(
         default_factory=lambda: ["math_answer.py:math_reward", "reasoning_format.py:reasoning_format_reward"]
     )
@@ -79,7 +81,7 @@ class Grpo:
 
     def __post_init__(self) -> None:
         self._check_batch()
-        self._check_rewards()
+        require_rewards("grpo", self.reward_funcs, self.reward_weights)
         require_at_least("grpo.max_steps", self.max_steps, 1, "training takes at least one step")
         length = self.max_completion_length
         require_at_least("grpo.max_completion_length", length, 1, "a completion has at least one token")
@@ -118,17 +120,6 @@ class Grpo:
             f"grpo.num_generations is {self.num_generations} and a step has {size * accumulation} completions "
             f"({size} x {accumulation}); only whole groups fit into a step. "
             f"Set grpo.per_device_train_batch_size to a multiple of {self.num_generations}.",
-        )
-
-    def _check_rewards(self) -> None:
-        rewards, weights = len(self.reward_funcs), len(self.reward_weights)
-        require(
-            rewards > 0, "grpo.reward_funcs is empty; GRPO needs at least one reward. Name one as FILE.py:function."
-        )
-        require(
-            weights == rewards,
-            f"grpo.reward_weights has {weights} entries and grpo.reward_funcs has {rewards}; each reward has one "
-            "weight. Give both lists the same length.",
         )
 
     def clip_above(self, stage: Stage | None = None) -> float:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from grpo_kit.config.arguments import OneOrMore, as_texts
 from grpo_kit.config.checks import suggest_nearest
+from grpo_kit.config.environments import Environment
 from grpo_kit.config.schema import RunConfig, split_targets
 
 PRESETS = Path(__file__).with_name("presets")
@@ -112,7 +113,7 @@ def missing_keys(path: Path) -> list[str]:
         ValueError: the file is not readable.
     """
     layer = OmegaConf.to_container(_read_layer(str(path)), resolve=False)
-    present = {f"{name}.{key}" for name, keys in layer.items() if isinstance(keys, dict) for key in keys}
+    present = {f"{name}.{key}" for name, keys in layer.items() if isinstance(keys, dict) for key in keys} | set(layer)
     return [name for name in _all_keys() if ".".join(name.split(".")[:2]) not in present and name != "run.force"]
 
 
@@ -217,6 +218,11 @@ def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: st
                 name, node = f"{name}.{next(iter(node))}", node._get_node(next(iter(node)))
             remedy = suggest_nearest(name, list(_all_keys())) or " `grpo-kit train --dry-run` prints them all."
             raise ValueError(f"{name} is not a key of the configuration.{remedy}")
+        if types[key] == dict[str, Environment] and not OmegaConf.is_dict(layer._get_node(key)):
+            raise ValueError(
+                f"{name} is {layer._get_node(key)}; it holds a section for each environment. Write "
+                f"'{name}.NAME.reward_funcs=[FILE.py:function]'."
+            )
         if is_dataclass(types[key]):
             section = layer._get_node(key)  # layer[key] would resolve a missing value instead
             if not OmegaConf.is_dict(section):

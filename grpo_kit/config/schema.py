@@ -17,6 +17,7 @@ from grpo_kit.config.checks import (
     require_one_of,
     require_share,
 )
+from grpo_kit.config.environments import KNOWN, MATH, Environment, require_rewards
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
 
@@ -121,7 +122,9 @@ class Columns:
 class Data:
     """Where the problems come from and how they are split. Sizes are numbers of rows."""
 
-    source: str = "tiny-sums"  # recipes, file paths, Hub ids, tiny-sums, puzzles; several separated by commas
+    # Recipes, file paths, Hub ids, or what the kit makes (data.recipes.GENERATED); several separated by commas.
+    source: str = "tiny-sums"
+    mix: dict[str, float] = field(default_factory=dict)  # environment: its share of each step's groups; {}: equal ones
     paths: dict[str, str] = field(default_factory=dict)  # recipe: local file or folder, as in data.paths.gsm8k=...
     subset: str | None = None  # the Hub dataset's configuration, where it has several
     split: str = "train"  # the Hub dataset's split
@@ -148,6 +151,12 @@ class Data:
         require_at_least("data.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
         tokens = 1 if self.max_prompt_tokens is None else self.max_prompt_tokens
         require_at_least("data.max_prompt_tokens", tokens, 1, "a prompt has at least one token")
+        for name, share in self.mix.items():
+            require(
+                share > 0,
+                f"data.mix.{name} is {share}; every environment that is named has a share. Set it above 0, or do not "
+                "name a source with such rows.",
+            )
         require_at_least("data.val_size", self.val_size, 0, "a split cannot have fewer than 0 rows")
         require_at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")
 
@@ -168,8 +177,8 @@ class Data:
             require_at_least("data.token_budgets", tokens, 1, "a budget is a number of tokens")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the rows; `pass_rate`, which later selects among them, is left out."""
-        return {key: value for key, value in asdict(self).items() if key != "pass_rate"}
+        """The settings that decide the rows; `pass_rate` and `mix`, which later choose among them, are left out."""
+        return {key: value for key, value in asdict(self).items() if key not in ("pass_rate", "mix")}
 
 
 @dataclass(frozen=True)
@@ -242,7 +251,33 @@ class RunConfig:
     grpo: Grpo = field(default_factory=Grpo)
     evaluation: Evaluation = field(default_factory=Evaluation)
     screening: Screening = field(default_factory=Screening)
+    environments: dict[str, Environment] = field(default_factory=dict)  # beside math; those of KNOWN need no entry
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
         require_finite("", self)
+        require(
+            MATH not in self.environments,
+            f"environments.{MATH} is set; the rewards of {MATH} are grpo.reward_funcs. Set those instead.",
+        )
+        for name, environment in self.environments.items():
+            require_rewards(f"environments.{name}", environment.reward_funcs, environment.reward_weights)
+
+    def rewards_of(self, environment: str) -> Environment:
+        """The rewards of an environment, with their weights.
+
+        Args:
+            environment: its name, as the rows have it.
+
+        Raises:
+            ValueError: no reward is known for it.
+        """
+        if environment == MATH:
+            return Environment(self.grpo.reward_funcs, self.grpo.reward_weights)
+        found = self.environments.get(environment) or KNOWN.get(environment)
+        if found is None:
+            raise ValueError(
+                f"There are rows of the environment {environment!r}, and no reward judges them; the kit judges "
+                f"{', '.join([MATH, *KNOWN])}. Set environments.{environment}.reward_funcs=[FILE.py:function]."
+            )
+        return found

@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from grpo_kit.config import Columns
+from grpo_kit.config import MATH, Columns
 from grpo_kit.data import cells
 from grpo_kit.data.cells import Cell
 from grpo_kit.data.cleaning import tidy_text
 from grpo_kit.data.gold_answers import extract_gold, extract_last_box, extract_worked_gold
 from grpo_kit.data.recipes import Recipe
+from grpo_kit.environments.task import Task, Unusable
 
 # Names that are tried, in this order, where neither the recipe nor `data.columns` names a column.
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")  # without an answer column the reply has the gold
@@ -32,7 +33,8 @@ class SourceRow(NamedTuple):
     """A row as it was read: its line in the source, its mended problem and gold.
 
     `reason` (for the funnel) and `detail` (a sentence) are set where the row cannot be used or the recipe drops it.
-    `system` is the text of the row's own system turn.
+    `system` is the text of the row's own system turn. A task beside math has an `environment`, its whole `prompt` as
+    messages, and the `columns` that its reward reads.
     """
 
     line: int
@@ -41,6 +43,23 @@ class SourceRow(NamedTuple):
     reason: str = ""
     detail: str = ""
     system: str = ""
+    environment: str = MATH
+    prompt: Sequence[dict[str, str]] = ()
+    columns: dict[str, Any] | None = None
+
+
+def row_of_task(line: int, environment: str, task: Task | Unusable) -> SourceRow:
+    """The row of a task beside math. Its text is taken as it is, because the reward may depend on every character."""
+    if isinstance(task, Unusable):
+        return SourceRow(line, "", "", *task, environment=environment)
+    problem = "\n\n".join(turn["content"] for turn in task.prompt if turn["role"] == "user")
+    texts = json.dumps([task.prompt, task.columns], ensure_ascii=False)
+    if texts.encode("utf-8", "replace").decode("utf-8") != texts:
+        detail = "it holds half of a character (a lone surrogate)"
+        return SourceRow(line, "", "", "broken characters", detail, environment=environment)
+    gold = task.columns.get("answer") or task.columns.get("expected") or task.columns.get("instruction_id_list") or ""
+    gold = gold if isinstance(gold, str) else ", ".join(map(str, gold)) if isinstance(gold, list) else str(gold)
+    return SourceRow(line, problem, gold, environment=environment, prompt=task.prompt, columns=task.columns)
 
 
 @dataclass(frozen=True)

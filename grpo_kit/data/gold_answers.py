@@ -1,7 +1,8 @@
 r"""Golds (reference answers): extracted from solutions, stripped of delimiters, and compared by the verifier."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from grpo_kit.rewards.tools.calling import call_reward
 
@@ -100,6 +101,30 @@ def find_unusable_golds(golds: Iterable[str], verifier: Verifier) -> set[str]:
     distinct = list(dict.fromkeys(golds))
     rewards = _judge_boxed(distinct, distinct, verifier)
     return {gold for gold, reward in zip(distinct, rewards, strict=True) if reward != 1.0}
+
+
+def find_unusable_tasks(
+    tasks: Sequence[tuple[Sequence[dict[str, str]], Mapping[str, Any]]], reward: Verifier
+) -> list[int]:
+    """Find the tasks beside math that their reward does not judge, whatever the reply is.
+
+    Args:
+        tasks: the messages and the reward's columns of each task.
+        reward: the environment's verifier.
+
+    Returns:
+        The places of the tasks for which the reward is None.
+    """
+    if not tasks:
+        return []
+    names = dict.fromkeys(name for _, columns in tasks for name in columns)
+    paid = call_reward(
+        reward,
+        prompts=[list(prompt) for prompt, _ in tasks],
+        completions=[[{"role": "assistant", "content": "?"}] for _ in tasks],
+        **{name: [columns.get(name) for _, columns in tasks] for name in names},
+    )
+    return [place for place, value in enumerate(paid) if value is None]
 
 
 def make_gold_comparison(verifier: Verifier) -> Callable[[str, str], bool]:

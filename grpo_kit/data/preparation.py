@@ -20,7 +20,7 @@ from grpo_kit.config import Data, RunConfig, to_yaml
 from grpo_kit.data import gold_answers, recipes, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.data.hub import check_hub_reachable, is_offline
-from grpo_kit.data.splits import SPLITS, format_splits, split_rows, write_splits
+from grpo_kit.data.splits import SPLITS, check_mix, format_splits, split_environments, write_splits
 from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
 from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
@@ -95,18 +95,25 @@ def prepare(
         with keep_finished_steps(run.path / ".data", key) as finished:
             pipeline = Pipeline(config, finished, progress or (lambda *_: None))
             pipeline.read(training)
-            if with_system := next((row for row in pipeline.rows if row.system), None):
-                _check_chat_template(config, with_system.ask(config.data))
+            for row in (next((row for row in pipeline.rows if row.system), None), *pipeline.first_tasks()):
+                if row:
+                    _check_chat_template(config, row.ask(config.data))
             pipeline.clean(verifier)
             leaks = pipeline.drop_leaks({held.source.name: held.rows for held in held_out})
             ties = pipeline.drop_duplicates(verifier)
             pipeline.announce("writing")
-            splits = split_rows(pipeline.kept_ids(), ties, config.data, config.run.seed)
+            environments = pipeline.environments()
+            for name in environments:
+                config.rewards_of(name)
+            check_mix(config.data.mix, environments)
+            named = {number: pipeline.rows[number].environment for number in pipeline.kept()}
+            splits = split_environments(pipeline.kept_ids(), ties, named, config.data, config.run.seed)
             manifest = {
                 "run_hash": digest_json({**settings, "read": sorted(map(str, hashes.values()))})[:16],
                 "source_splits": list(dict.fromkeys(source.recipe.split for source in training)),
                 "source": config.data.source,
                 "sources": [_describe_source(source, hashes) | pipeline.counts[source.name] for source in training],
+                "environments": environments,
                 "read": len(pipeline.rows),
                 "dropped": dict(Counter(reason for reason, _ in pipeline.dropped.values())),
                 "funnel": pipeline.funnel(),
@@ -152,6 +159,8 @@ def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier) -> dic
     data = config.data.identity()
     del data["paths"]  # where a set is on this machine does not matter; the hash of its bytes is recorded
     settings = {"data": data, "seed": config.run.seed, "verifier": fingerprint(verifier)}
+    if config.environments:
+        settings["environments"] = asdict(config)["environments"]
     return settings | ({"tokenizer": config.policy.model} if config.data.max_prompt_tokens else {})
 
 

@@ -5,20 +5,30 @@ are looked for where `data.paths.NAME` points, then in the folder that the envir
 then in Kaggle's mounts. Only without such files is the set read from the Hub.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from grpo_kit.config import Data
-from grpo_kit.data.columns import SourceRow, choose_columns
+from grpo_kit.config import MATH, Data
+from grpo_kit.data.columns import SourceRow, choose_columns, is_plain, row_of_task
 from grpo_kit.data.files import SUFFIX_WORDS, SUFFIXES, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
+from grpo_kit.environments.gym_rows import AGENTS, read_gym_row
+from grpo_kit.environments.own_rows import read_own_row
+from grpo_kit.environments.public_rows import read_public_row
+from grpo_kit.environments.task import COLUMNS, Task, Unusable
 from grpo_kit.nemotron import tiny
+from grpo_kit.rewards.tools.routing import environment_of
 
 GENERATED_ROWS = 4000  # problems that are made without `data.limit`
+CHARACTERS = (
+    3  # of English in a token, at least; the longest prompt that a generator makes is this many times the limit
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ def locate_source(
     """Find out what an item of `data.source` names and where its files are. Nothing is read.
 
     Args:
-        item: `tiny-sums`, `puzzles`, the name of a recipe, the path of a file, or a Hub id (`owner/name`).
+        item: a name of `recipes.GENERATED`, the name of a recipe, the path of a file, or a Hub id (`owner/name`).
         data: gives `paths`, `subset` and `split`.
         environ: where `GRPO_KIT_DATA` is looked up.
         filesystem: the root under which Kaggle mounts its inputs.
@@ -98,16 +108,49 @@ def read_source(
 
 
 def _read_tables(source: Source, data: Data, seed: int, on_note: Callable[[str], None]) -> Iterator[SourceRow]:
+    if source.generated and source.name in COLUMNS:
+        make_tasks = importlib.import_module(f"grpo_kit.environments.{source.name}").make_tasks
+        longest = data.max_prompt_tokens and CHARACTERS * data.max_prompt_tokens
+        for line, task in enumerate(make_tasks(data.limit or GENERATED_ROWS, seed, longest), start=1):
+            yield row_of_task(line, source.name, task)
+        return
     for place, table in _open_tables(source, data.limit, seed):
         row = None
         if table.note:
             on_note(table.note)
-        if table.columns:
-            reader = choose_columns(table.columns, source.recipe, data.columns, place)
-            for line, row in table.read_rows(reader.columns()):
-                yield reader.read(line, row)
+        for row in _read_table(table, source.recipe, data, place) if table.columns else ():
+            yield row
         if row is None:
             raise ValueError(f"{place} holds 0 rows; training needs problems. Give a source that is not empty.")
+
+
+def _read_table(table: Table, recipe: Recipe, data: Data, place: str) -> Iterator[SourceRow]:
+    if recipe.environment != MATH:
+        for line, row in table.read_rows(None):
+            is_gym = recipe.form == "gym"
+            task = read_gym_row(row, recipe.environment) if is_gym else read_public_row(row, recipe.form)
+            yield row_of_task(line, recipe.environment, task)
+        return
+    names_environment = is_plain(recipe) and bool({"environment", "agent_ref"} & set(table.columns))
+    reader = None if names_environment else choose_columns(table.columns, recipe, data.columns, place)
+    for line, row in table.read_rows(reader.columns() if reader else None):
+        if names_environment and (task := _read_task(row)):
+            yield row_of_task(line, *task)
+            continue
+        reader = reader or choose_columns(table.columns, recipe, data.columns, place)
+        yield reader.read(line, row)
+
+
+def _read_task(row: dict[str, Any]) -> tuple[str, Task | Unusable] | None:
+    """The environment and the task of a row in a user's file, which may be NeMo-Gym's; None for a row of math."""
+    name = str(environment_of(row))
+    if name != MATH:
+        return name, read_own_row(row, name)
+    agent = row.get("agent_ref")
+    agents = {agent: environment for environment, agent in AGENTS.items()}
+    if isinstance(agent, dict) and (name := agents.get(str(agent.get("name")))):
+        return name, read_gym_row(row, name)
+    return None
 
 
 def _open_tables(source: Source, limit: int | None, seed: int) -> Iterator[tuple[str, Table]]:

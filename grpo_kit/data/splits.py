@@ -3,6 +3,8 @@
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,45 @@ from grpo_kit.runs.files import hash_of, to_json, write_lines, write_text
 
 SPLITS = ("train", "val", "test")
 AGENT = {"type": "responses_api_agents", "name": "math_with_judge_simple_agent"}  # NeMo-Gym's agent for math
+
+
+def split_environments(
+    ids: Mapping[int, str], ties: Mapping[int, int], environments: Mapping[int, str], data: Data, seed: int
+) -> dict[str, list[int]]:
+    """`split_rows`, with equal numbers of the rows of each environment in test and in val.
+
+    Args:
+        ids, ties, data, seed: as `split_rows` takes them.
+        environments: of each row, by number.
+    """
+    names = list(dict.fromkeys(environments[number] for number in ids))
+    if len(names) == 1:
+        return split_rows(ids, ties, data, seed)
+    if data.test_size < len(names):
+        raise ValueError(
+            f"data.test_size is {data.test_size}, and there are {len(names)} environments ({', '.join(names)}); before "
+            f"and after are measured on rows of each. Set data.test_size to {len(names)} or more."
+        )
+    parts = []
+    for place, name in enumerate(names):
+        own = {number: key for number, key in ids.items() if environments[number] == name}
+        test, val = (size // len(names) + (place < size % len(names)) for size in (data.test_size, data.val_size))
+        source = f"{data.source} (environment {name})"
+        parts.append(split_rows(own, ties, replace(data, source=source, test_size=test, val_size=val), seed))
+    # In turns, so that the first rows of a split, which a short evaluation takes, are of every environment.
+    turns = {split: zip_longest(*(part[split] for part in parts)) for split in SPLITS}
+    return {split: [number for turn in turns[split] for number in turn if number is not None] for split in SPLITS}
+
+
+def check_mix(mix: Mapping[str, float], environments: Iterable[str]) -> None:
+    """Raise ValueError unless `data.mix` is empty or names exactly the environments of the rows."""
+    names = list(environments)
+    if mix and set(mix) != set(names):
+        example = ", ".join(f"{name}: 1" for name in names)
+        raise ValueError(
+            f"data.mix names {', '.join(mix)}, and the rows are of {', '.join(names)}; it must give each environment "
+            f"its share. Set 'data.mix={{{example}}}', or leave it out for equal shares."
+        )
 
 
 def split_rows(ids: Mapping[int, str], ties: Mapping[int, int], data: Data, seed: int) -> dict[str, list[int]]:
@@ -94,14 +135,17 @@ def write_splits(
 def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
     """Format a row as it is written: our columns, NeMo-RL's `input` and `output`, and NeMo-Gym's columns for math.
 
+    A task beside math has the columns that its reward reads instead of NeMo-Gym's.
+
     Args:
         row: problem and gold.
         data: gives the system prompt, the prompt's suffix and the row options.
         seed: given for training rows only, which can then have an option of `add_row_option`.
     """
-    bare_gold = gold_answers.strip_delimiters(row.answer)
+    bare_gold = gold_answers.strip_delimiters(row.answer) if row.columns is None else row.answer
     columns = {
         "id": row.id,
+        "environment": row.environment,
         "prompt": row.ask(data),
         "answer": row.answer,
         "source": row.source,
@@ -113,6 +157,8 @@ def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
     }
     if seed is not None:
         columns = add_row_option(columns, data, seed)
+    if row.columns is not None:
+        return columns | row.columns | {"answer": row.columns.get("answer") or row.answer}
     return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
 
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit.config import Data, RunConfig
+from grpo_kit.config import MATH, Data, RunConfig
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
+from grpo_kit.rewards.tools.calling import reward_name
+from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 
@@ -26,13 +28,16 @@ Progress = Callable[[int, int, str], None]  # (step, number of steps, name of th
 
 
 class Row(NamedTuple):
-    """A row on its way to the splits; `line` is its line in the source, `system` its own system turn."""
+    """A row on its way to the splits; `line` is its line in the source, the others are those of a `SourceRow`."""
 
     source: str
     line: int
     problem: str
     answer: str
     system: str = ""
+    environment: str = MATH
+    prompt: Sequence[dict[str, str]] = ()
+    columns: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -40,7 +45,13 @@ class Row(NamedTuple):
         return hashlib.sha256(cleaning.normalise_text(self.problem).encode()).hexdigest()[:16]
 
     def ask(self, data: Data) -> Messages:
-        """The conversation that asks the problem; `data.system_prompt` replaces the row's own system turn."""
+        """The conversation that asks the problem; `data.system_prompt` replaces the row's own system turn.
+
+        `data.prompt_suffix`, which says how to write the answer, is for math only.
+        """
+        if self.prompt:
+            turns = [turn for turn in self.prompt if turn["role"] != "system" or not data.system_prompt]
+            return [{"role": "system", "content": data.system_prompt}, *turns] if data.system_prompt else turns
         return build_messages(self.problem, data.prompt_suffix, data.system_prompt or self.system)
 
 
@@ -83,11 +94,14 @@ class Pipeline:
         for position, source in enumerate(training):
             digest, begin = hashlib.sha256(), len(self.rows)
             notes, *source_rows = self.finished.run(f"rows-{position}", self._read_source(source))
-            for line, problem, answer, reason, detail, system in source_rows:
-                digest.update(f"{problem}\0{answer}\0{system and system + chr(0)}".encode())
-                if reason:
-                    self.dropped[len(self.rows)] = (reason, detail)
-                self.rows.append(Row(source.name, line, problem, answer, system))
+            for fields in source_rows:
+                row = SourceRow(*fields)
+                digest.update(f"{row.problem}\0{row.gold}\0{row.system and row.system + chr(0)}".encode())
+                if row.columns is not None:
+                    digest.update(json.dumps([row.prompt, row.columns], sort_keys=True).encode())
+                if row.reason:
+                    self.dropped[len(self.rows)] = (row.reason, row.detail)
+                self.rows.append(Row(source.name, row.line, row.problem, row.gold, row.system, *row[-3:]))
             counts = {"rows": len(self.rows) - begin, "rows_sha256": digest.hexdigest()}
             self.counts[source.name] = counts | ({"notes": notes} if notes else {})
 
@@ -98,12 +112,24 @@ class Pipeline:
         yield notes
         yield from rows
 
+    def environments(self) -> dict[str, int]:
+        """How many rows are kept of each environment, math first and the others by their names."""
+        counts = Counter(self.rows[number].environment for number in self.kept())
+        return {name: counts[name] for name in sorted(counts, key=lambda name: (name != MATH, name))}
+
+    def first_tasks(self) -> list[Row]:
+        """The first kept row of each environment beside math."""
+        first: dict[str, Row] = {}
+        for row in (self.rows[number] for number in self.kept()):
+            first.setdefault(row.environment, row)
+        return [row for name, row in first.items() if name != MATH]
+
     def clean(self, verifier: gold_answers.Verifier) -> None:
         """Drop rows that are unfit by their text, prompts that are too long, and golds that the verifier cannot use."""
         self.announce("cleaning")
         unfit = {
             number: cleaning.find_unfit_reason(self.rows[number].problem, self.rows[number].answer)
-            for number in self.kept()
+            for number in self._math()
         }
         for rule in cleaning.FILTERS:
             self.dropped |= {number: rule[:2] for number, reason in unfit.items() if reason == rule.reason}
@@ -112,6 +138,8 @@ class Pipeline:
             self._drop(self.finished.run("tokens", self._find_long_prompts(self.config.data.max_prompt_tokens)))
         self.announce("golds")
         self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
+        if others := [name for name in self.environments() if name != MATH]:
+            self._drop(self.finished.run("tasks", self._find_unusable_tasks(others)))
         if not self.kept():
             counts, details = (
                 Counter(reason for reason, _ in self.dropped.values()),
@@ -161,7 +189,7 @@ class Pipeline:
         from grpo_kit.data import duplicates
 
         self.announce("duplicates")
-        numbers = self.kept()
+        numbers, others = self._math(), [n for n in self.kept() if self.rows[n].environment != MATH]
 
         def find() -> Iterator[Any]:
             result = duplicates.find_duplicates(
@@ -172,10 +200,17 @@ class Pipeline:
             )
             yield {str(numbers[place]): numbers[tied] for place, tied in result.ties.items()}
             yield from ((numbers[place], *reason) for place, reason in result.dropped.items())
+            first: dict[str, int] = {}  # tasks are alike in their wording, so only equal ones count as repeated
+            for number in others:
+                if (kept := first.setdefault(self.rows[number].id, number)) != number:
+                    yield number, "repeated problem", f"equals {self.label(kept)}"
 
         ties, *dropped = self.finished.run("duplicates", find())
         self._drop(dropped)
         return {int(number): tied for number, tied in ties.items()}
+
+    def _math(self) -> list[int]:
+        return [number for number in self.kept() if self.rows[number].environment == MATH]
 
     def _drop(self, dropped: Iterable[tuple[int, str, str]]) -> None:
         self.dropped |= {number: (reason, detail) for number, reason, detail in dropped}
@@ -191,11 +226,20 @@ class Pipeline:
                     yield number, "long prompt", f"{length} tokens"
 
     def _find_unusable_golds(self, verifier: gold_answers.Verifier) -> Iterator[tuple[int, str, str]]:
-        numbers = self.kept()
+        numbers = self._math()
         unusable = gold_answers.find_unusable_golds((self.rows[number].answer for number in numbers), verifier)
         for number in numbers:
             if self.rows[number].answer in unusable:
                 yield number, "unusable gold", "the verifier rejects the gold itself when it is written in a box"
+
+    def _find_unusable_tasks(self, environments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+        """Tasks that their reward cannot judge, whatever the reply is."""
+        for name in environments:
+            numbers = [number for number in self.kept() if self.rows[number].environment == name]
+            reward = load_reward(self.config.rewards_of(name).reward_funcs[0])
+            tasks = [(self.rows[number].prompt, self.rows[number].columns or {}) for number in numbers]
+            for place in gold_answers.find_unusable_tasks(tasks, reward):
+                yield numbers[place], "unusable task", f"{reward_name(reward)} cannot judge it, whatever the reply is"
 
     def funnel(self) -> list[dict[str, Any]]:
         """For each reason, in the order of the steps: rows `dropped` and `left`, and three `examples`."""

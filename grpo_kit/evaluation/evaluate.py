@@ -23,7 +23,8 @@ from grpo_kit.policy import generate, vllm_engine
 from grpo_kit.policy.chat import check_chat_template, encode_prompt, prompts_open_thinking, render_prompt
 from grpo_kit.policy.generate import Sample, sample_completions
 from grpo_kit.rewards.tools.calling import Reward, call_reward
-from grpo_kit.rewards.tools.loading import answer_reader, fingerprint, resolve_reward
+from grpo_kit.rewards.tools.loading import answer_reader
+from grpo_kit.rewards.tools.routing import describe_verifier, make_verifier
 from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
@@ -94,7 +95,7 @@ def measure(
     if stage == "after":
         run.require_stage("train", "grpo-kit train")
     measurement = Measurement(stage, adapter=run.adapter if stage == "after" else None)
-    verifier = resolve_reward("verifier", verifier or config.evaluation.verifier)
+    verifier = make_verifier(config, problem_sets.list_environments(config, run), verifier)
     return run_measurement(config, run, measurement, verifier, progress)
 
 
@@ -161,7 +162,7 @@ def run_measurement(
         "policy": config.policy.identity(),
         "evaluation": asdict(evaluation),
         "seed": config.run.seed,
-        "verifier": fingerprint(verifier),
+        "verifier": describe_verifier(verifier),
         "sets": problem_sets.hash_sets(config) if problems is None else problem_sets.hash_problems(problems),
     }
     if measurement.engine:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grpo_kit.config import RunConfig
+from grpo_kit.config import MATH, RunConfig
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.data import sources
 from grpo_kit.data.cells import read_problem
 from grpo_kit.data.columns import read_answer
 from grpo_kit.data.files import read_rows
 from grpo_kit.policy.chat import build_messages
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
@@ -66,13 +67,15 @@ def load_problems(config: RunConfig, run: Run) -> list[Problem]:
     for name in names:
         for row in load_set(name, config, run)[: config.evaluation.num_problems]:
             prompt = row["prompt"]
+            if protocol and environment_of(row) != MATH:  # a protocol is a scorer of math
+                continue
             is_text = isinstance(prompt, str)
-            bare_problem = prompt if is_text else prompt[-1]["content"].removesuffix(suffix)
             if protocol:
+                bare_problem = prompt if is_text else prompt[-1]["content"].removesuffix(suffix)
                 prompt = build_messages(bare_problem, protocol.prompt_suffix)
             elif is_text:
                 prompt = build_messages(
-                    bare_problem, config.data.prompt_suffix, config.data.system_prompt or row.get("system_turn", "")
+                    prompt, config.data.prompt_suffix, config.data.system_prompt or row.get("system_turn", "")
                 )
             problems.append(Problem(name, prompt, {key: value for key, value in row.items() if key != "prompt"}))
     return problems
@@ -87,9 +90,9 @@ def load_set(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
         run: gives the set `test`.
 
     Returns:
-        Rows with `id`, `prompt`, `answer` and `source`. The prompt is a list of messages for `test`, and the problem's
-        text for other sets, with its own system turn as `system_turn`. Rows of a `.jsonl` file have its other columns
-        too.
+        Rows with `id`, `prompt`, `answer` and `source`. The prompt is a list of messages for `test`, and for tasks
+        beside math, which have their `environment` and its columns. For other sets it is the problem's text, with its
+        own system turn as `system_turn`. Rows of a `.jsonl` file have its other columns too.
 
     Raises:
         ValueError: the set is unknown, or has no problems or no golds.
@@ -103,9 +106,22 @@ def load_set(name: str, config: RunConfig, run: Run) -> list[dict[str, Any]]:
     return [
         {"id": f"{name}:{row.line}", "prompt": row.problem, "answer": row.gold, "source": source.name}
         | ({"system_turn": row.system} if row.system else {})
+        | ({"prompt": list(row.prompt), "environment": row.environment, **row.columns} if row.columns else {})
         for row in sources.read_source(source, replace(config.data, limit=None), config.run.seed)
-        if row.problem and row.gold and not row.reason
+        if row.problem and (row.gold or row.columns) and not row.reason
     ]
+
+
+def list_environments(config: RunConfig, run: Run) -> list[str]:
+    """The environments of the run's rows and of `evaluation.sets`, each once.
+
+    Raises:
+        ValueError, FileNotFoundError: as `sources.locate_source`.
+    """
+    sets = [
+        sources.locate_source(name, config.data).recipe.environment for name in config.evaluation.sets if name != "test"
+    ]
+    return list(dict.fromkeys([*run.environments(), *sets]))
 
 
 def hash_sets(config: RunConfig) -> dict[str, list[str | None]]:

@@ -7,7 +7,7 @@ from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
 
-GROUPS = ("set", "source", "family")
+GROUPS = ("environment", "set", "source", "family")
 
 
 def judge_problem(
@@ -28,7 +28,7 @@ def judge_problem(
     """
     usable = [reward for reward in rewards if reward is not None]
     record = {"id": problem.row["id"], "set": problem.set}
-    record |= {key: problem.row[key] for key in ("source", "family") if key in problem.row}
+    record |= {key: problem.row[key] for key in ("environment", "source", "family") if key in problem.row}
     record |= {"prompt": problem.prompt[-1]["content"], "answer": problem.row["answer"]}
     record |= {"score": sum(reward == 1.0 for reward in usable) / len(usable) if usable else None}
     if answers is not None and usable:

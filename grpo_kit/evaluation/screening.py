@@ -30,7 +30,7 @@ from grpo_kit.policy.chat import check_chat_template, template_conversations
 from grpo_kit.policy.generate import sample_completions
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward
-from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
+from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
 from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
 from grpo_kit.runs.reading import parse_json, read_lines, remedy_for
 from grpo_kit.runs.run import Run
@@ -62,7 +62,7 @@ def screen(
     Returns:
         A summary: how many `prompts` there are, how many are `kept` and left out by reason, how many `samples` were
         drawn and how many (`at_most`) it would take without stopping early, a `histogram` of pass rates in ten bins,
-        and [kept, all] by source.
+        and [kept, all] by source and by environment.
 
     Raises:
         FileNotFoundError: the run has no data.
@@ -78,12 +78,12 @@ def screen(
     """
     require_config_and_run(config, run)
     run.require_stage("data", "grpo-kit data")
-    verifier = resolve_reward("verifier", verifier or config.evaluation.verifier)
+    verifier = make_verifier(config, run.environments(), verifier)
     sampling = training_sampling(config)
     made_with = {
         "policy": config.policy.identity(),
         "sampling": {key: asdict(sampling)[key] for key in ("max_completion_length", "temperature", "top_p", "top_k")},
-        "verifier": fingerprint(verifier),
+        "verifier": describe_verifier(verifier),
         "rows": hash_of(run.data_file("train")),
     }
     settings = {
@@ -111,6 +111,13 @@ def screen(
                 f"None of {len(rows)} prompts has a pass rate in data.pass_rate {config.data.pass_rate} "
                 f"({summary[HARD]} {HARD}, {summary[EASY]} {EASY}, {summary[UNUSABLE]} with an unusable reference "
                 "answer). Widen the band, or take other problems."
+            )
+        kept_of = Counter(map(environment_of, kept))
+        if emptied := [name for name in run.environments() if not kept_of[name]]:
+            raise RuntimeError(
+                f"No prompt of the environment {emptied[0]} has a pass rate in data.pass_rate {config.data.pass_rate}, "
+                "so it could not have its share of the training. Widen the band, take other rows for it, or leave its "
+                "source out of data.source."
             )
         write_lines(run.left_out, left_out)
         write_lines(run.screened, curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed))
@@ -267,8 +274,12 @@ def _summarise(config: RunConfig, rows: list[dict[str, Any]], lines: dict[str, L
     band, last = config.data.pass_rate, [lines[row["id"]] for row in rows]
     reasons = Counter(_reason(line, band) for line in last)
     bins = Counter(min(9, int(line["pass_rate"] * 10)) for line in last if line["pass_rate"] is not None)
-    in_all = Counter(row["source"] for row in rows)
-    kept = Counter(row["source"] for row, line in zip(rows, last, strict=True) if _reason(line, band) is None)
+    kept = [row for row, line in zip(rows, last, strict=True) if _reason(line, band) is None]
+
+    def count_by(name_of: Callable[[dict[str, Any]], str]) -> dict[str, list[int]]:
+        in_all, in_kept = Counter(map(name_of, rows)), Counter(map(name_of, kept))
+        return {name: [in_kept[name], in_all[name]] for name in sorted(in_all)}
+
     return {
         "prompts": len(rows),
         "kept": reasons[None],
@@ -277,7 +288,8 @@ def _summarise(config: RunConfig, rows: list[dict[str, Any]], lines: dict[str, L
         "samples": sum(line["samples"] for line in last),
         "at_most": config.screening.num_generations * len(rows),
         "histogram": [bins[place] for place in range(10)],
-        "sources": {source: [kept[source], in_all[source]] for source in sorted(in_all)},
+        "sources": count_by(lambda row: row["source"]),
+        "environments": count_by(environment_of),
     }
 
 

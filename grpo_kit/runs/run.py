@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from grpo_kit.config import MATH
 from grpo_kit.runs import interrupts, processes
 from grpo_kit.runs.files import (
     clean_leftovers,
@@ -105,6 +106,14 @@ class Run:
     def data_file(self, split: str) -> Path:
         """The path of the rows of `train`, `val` or `test`."""
         return self.path / "data" / split / "data.jsonl"
+
+    def environments(self) -> list[str]:
+        """The environments of the run's rows, math first; runs of earlier versions have math only.
+
+        Raises:
+            FileNotFoundError: the data is not prepared.
+        """
+        return list(read_json(self.manifest).get("environments", [MATH]))
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """{stage: its record in `run.json`} for each finished stage; empty for a run that has none.

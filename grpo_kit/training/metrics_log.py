@@ -120,10 +120,12 @@ class CompletionRecorder(TrainerCallback):
     Args:
         path: the file.
         rewards: the reward functions. `watched` are the same, recorded, each with a name of its own; TRL takes those.
+        is_mixed: whether the rows are of several environments. Then a line also has its `environment`, and only the
+            rewards that judged it.
     """
 
-    def __init__(self, path: Path, rewards: list[Reward]) -> None:
-        self.path, self.rewards, self.names = path, rewards, reward_names(rewards)
+    def __init__(self, path: Path, rewards: list[Reward], is_mixed: bool = False) -> None:
+        self.path, self.rewards, self.names, self.is_mixed = path, rewards, reward_names(rewards), is_mixed
         self.paid: list[list[float | None]] = []
         self.watched = [self._watch(number, name) for number, name in enumerate(self.names)]
 
@@ -149,8 +151,13 @@ class CompletionRecorder(TrainerCallback):
                     "prompt": completion_text(batch["prompts"][i][-1:]),
                     "completion": completion_text(completion),
                     "answer": batch["answer"][i],
-                    "rewards": {name: values[i] for name, values in zip(self.names, self.paid, strict=True)},
+                    "rewards": {
+                        name: values[i]
+                        for name, values in zip(self.names, self.paid, strict=True)
+                        if not self.is_mixed or values[i] is not None
+                    },
                 }
+                | ({"environment": batch["environment"][i]} if self.is_mixed else {})
                 for i, completion in enumerate(batch["completions"])
             ]
         )

@@ -1,5 +1,6 @@
 """The training rows as the trainer takes them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +9,10 @@ from grpo_kit.data import curriculum
 from grpo_kit.evaluation import screening
 from grpo_kit.planning import memory
 from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
+from grpo_kit.training.grpo.environment_sampler import find_shares
 
 
 def training_rows(
@@ -37,16 +40,21 @@ def training_rows(
         screened = screening.is_screened(run)
     if screened:
         pool, ends = read_lines(run.screened), [prompts_in_run(config, steps) for steps in (*parts, None)]
-        lengths = [end - start for start, end in zip([0, *ends], ends) if end > start]
-        sigma, seed = config.screening.sigma, config.run.seed
-        rows = [row for length in lengths for row in curriculum.order_rows(pool, length, sigma, seed)]
+        sigma, seed, rows = config.screening.sigma, config.run.seed, []
+        shares = find_shares(list(dict.fromkeys(map(environment_of, pool))), config.data.mix)
+        for name, share in shares.items():  # each has a curriculum of its own, as long as its share of the prompts
+            own = [row for row in pool if environment_of(row) == name]
+            cuts = [math.ceil(share * end) for end in ends]
+            lengths = [end - start for start, end in zip([0, *cuts], cuts) if end > start]
+            rows += [row for length in lengths for row in curriculum.order_rows(own, length, sigma, seed)]
     else:
         rows = read_lines(run.data_file("train"))
     thinking = config.policy.enable_thinking
     prompts = template_conversations(tokenizer, rows, thinking)
     opened = prompts_open_thinking(tokenizer, rows, thinking)
+    columns = dict.fromkeys(key for row in rows for key in row)  # the rows of another environment lack some
     return [
-        row | {"prompt": messages, "prompt_opened_think": opens}
+        dict.fromkeys(columns) | row | {"prompt": messages, "prompt_opened_think": opens}
         for row, messages, opens in zip(rows, prompts, opened, strict=True)
     ]
 

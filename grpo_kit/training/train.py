@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_kit.adapters.lora import add_lora, describe_dropped, describe_lora
-from grpo_kit.config import RunConfig
+from grpo_kit.config import MATH, RunConfig
+from grpo_kit.data.splits import check_mix
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.nemotron import expert_placement
@@ -17,6 +18,7 @@ from grpo_kit.policy.chat import check_chat_template
 from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
+from grpo_kit.rewards.tools.routing import Rewards, combine_rewards, environment_of, make_verifier
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.installation import require_no_old_torchao
@@ -36,6 +38,7 @@ import datasets
 from transformers import PrinterCallback, TrainerCallback
 
 from grpo_kit.training import callbacks
+from grpo_kit.training.grpo.environment_sampler import EnvironmentSampler
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback, OnStep
 from grpo_kit.training.trl_settings import make_trl_config
@@ -64,7 +67,7 @@ def train(
         config: the run's configuration; `grpo` and `lora` say how to train.
         run: a run whose data is prepared.
         reward_funcs: one function, or path of a reward file, for each of `grpo.reward_weights`, in its order; the first
-            is the verifier.
+            is the verifier. They judge the rows of math; those of other environments are judged by `environments`.
         on_step: is called with each metrics row, after it is written.
         on_forecast: is called before the first step with what the longest step takes, in seconds, tokens and bytes:
             `grpo.worst_step.Forecast` as a dict.
@@ -78,7 +81,8 @@ def train(
     Raises:
         FileNotFoundError: the run's data is missing.
         ValueError: the run was trained or begun with other settings; a tracker of `run.report_to` is not installed;
-            the processes do not divide the completions of a step; there are not as many rewards as weights.
+            the processes do not divide the completions of a step; there are not as many rewards as weights;
+            `data.mix` names other environments than the rows have, or one has no rewards.
         RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient; an old torchao is installed.
         TypeError: an argument has another type.
 
@@ -130,6 +134,14 @@ def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> Train
         "seed": config.run.seed,
         "rewards": dict(zip(reward_names(reward_funcs), map(fingerprint, reward_funcs), strict=True)),
     }
+    if (environments := run.environments()) != [MATH]:
+        check_mix(config.data.mix, environments)
+        combined = combine_rewards(config, environments, reward_funcs)
+        settings["rewards"] = dict(
+            zip(reward_names(combined.functions), map(fingerprint, combined.functions), strict=True)
+        )
+        settings["environments"] = {name: asdict(config.rewards_of(name)) for name in environments if name != MATH}
+        settings["mix"] = config.data.mix
     return TrainingStage(config, run, settings, config.grpo.max_steps, screened)
 
 
@@ -171,8 +183,10 @@ def make_trainer(
     if (dropped := describe_dropped(model)) and processes.is_first():
         warnings.warn(dropped, stacklevel=2)
     rows = training_rows(config, run, tokenizer, stage.screened, stage.parts)
-    recorder = CompletionRecorder(run.completions, reward_funcs)
-    trainer = _build_trainer(stage, model, tokenizer, rows, recorder.watched, vllm)
+    environments = run.environments()
+    rewards = combine_rewards(config, environments, reward_funcs)
+    recorder = CompletionRecorder(run.completions, rewards.functions, environments != [MATH])
+    trainer = _build_trainer(stage, model, tokenizer, rows, rewards._replace(functions=recorder.watched), vllm)
 
     def save_forecast(forecast: dict[str, Any]) -> None:
         if processes.is_first():
@@ -184,7 +198,7 @@ def make_trainer(
                 on_forecast(forecast)
 
     def measure_held_out() -> dict[str, Any]:
-        return _held_out(config, run, model, tokenizer, reward_funcs[0])
+        return _held_out(config, run, model, tokenizer, make_verifier(config, environments, reward_funcs[0]))
 
     grpo, metrics = config.grpo, MetricsCallback(trainer, run.metrics, stage.settings["grpo"], on_step)
     deadline = callbacks.session_deadline(config.run.time_limit, stage.reserved_seconds())
@@ -210,7 +224,7 @@ def _build_trainer(
     model: Any,
     tokenizer: Any,
     rows: list[dict[str, Any]],
-    rewards: list[Reward],
+    rewards: Rewards,
     vllm: dict[str, Any],
 ) -> "GroupTrainer":
     from grpo_kit.training import trl_internals
@@ -221,20 +235,26 @@ def _build_trainer(
     config = stage.config
     pass_rates, draw = [row.get("pass_rate") for row in rows], order_of_draw(config, stage.screened)
     args = make_trl_config(config, stage.checkpoints, **vllm)
+    args.reward_weights = rewards.weights
     # TRL takes no step when a step has more prompts than there are rows. The kit draws, whichever rows TRL takes.
     prompts_per_step = args.generation_batch_size // args.num_generations
     enough_rows = rows * -(-prompts_per_step // len(rows))
     # For a KL, TRL would keep a copy of the fresh adapter; the base model without the adapter computes the same.
     beta, args.beta = args.beta, 0.0
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
+    draws = {"num_generations": config.grpo.num_generations, "seed": config.run.seed, "kind": draw}
+    names = [environment_of(row) for row in rows]
     trainer = GroupTrainer(
         model=model,
-        reward_funcs=rewards,
+        reward_funcs=rewards.functions,
         args=args,
         train_dataset=datasets.Dataset.from_list(enough_rows),
         processing_class=tokenizer,
         grpo=config.grpo,
-        prompt_sampler=PromptSampler(pass_rates, config.grpo.num_generations, config.run.seed, draw),
+        verifiers=rewards.verifiers,
+        prompt_sampler=EnvironmentSampler(names, config.data.mix, pass_rates, **draws)
+        if len(rewards.verifiers) > 1
+        else PromptSampler(pass_rates, **draws),
     )
     trainer.beta = args.beta = beta
     for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
@@ -244,10 +264,19 @@ def _build_trainer(
 
 
 def _held_out(config: RunConfig, run: Run, model: Any, tokenizer: Any, verifier: Reward) -> dict[str, Any]:
-    """Accuracy on the validation rows with its 95 % interval; empty without rows (`data.val_size=0`) or golds."""
+    """Accuracy on the validation rows with its 95 % interval; empty without rows (`data.val_size=0`) or golds.
+
+    Where there are several environments, also the accuracy and interval of each, as `held_out/NAME`.
+    """
     rows = read_lines(run.data_file("val"))
     scores = evaluate.score_rows(model, tokenizer, rows, verifier, config) if rows else {}
-    judged = [score for score in scores.values() if score is not None]
-    if not judged:
-        return {}
-    return {"held_out": sum(judged) / len(judged), "held_out_ci95": list(mean_interval(judged, config.run.seed))}
+    by_environment: dict[str, list[float]] = {}
+    for row in rows:
+        if scores[row["id"]] is not None:
+            by_environment.setdefault(environment_of(row), []).append(scores[row["id"]])
+    judged = [score for own in by_environment.values() for score in own]
+    figures = {"held_out": judged} if judged else {}
+    if len(by_environment) > 1:
+        figures |= {f"held_out/{name}": own for name, own in by_environment.items()}
+    means = {name: sum(values) / len(values) for name, values in figures.items()}
+    return means | {f"{name}_ci95": list(mean_interval(values, config.run.seed)) for name, values in figures.items()}

@@ -27,6 +27,7 @@ from grpo_kit import config as configuration
 from grpo_kit.config.arguments import as_texts
 from grpo_kit.evaluation import evaluate
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
+from grpo_kit.rewards.tools.routing import make_verifier
 from grpo_kit.runs.files import hash_of, list_differences, write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
@@ -199,7 +200,7 @@ def _run_trial(
     overrides = [f"{key}={axis.suggest(trial, key)}" for key, axis in axes.items()]
     settings = _override(config, overrides)
     trial.set_user_attr("overrides", overrides)
-    verifier, rows = load_reward(settings.evaluation.verifier), read_lines(run.data_file("val"))
+    verifier, rows = make_verifier(settings, run.environments()), read_lines(run.data_file("val"))
     own = trial.user_attrs.get("own", False)
     measurements: list[dict[str, float | None]] = []
 
@@ -294,7 +295,8 @@ def _check_search(
     if not read_lines(run.data_file("val")):
         raise ValueError("The run has no validation rows to measure trials on. Prepare data with data.val_size=100.")
     sections = {key: value for key, value in asdict(config).items() if key != "run"}
-    rewards = {spec: fingerprint(load_reward(spec)) for spec in [*config.grpo.reward_funcs, config.evaluation.verifier]}
+    specs = [spec for name in run.environments() for spec in config.rewards_of(name).reward_funcs]
+    rewards = {spec: fingerprint(load_reward(spec)) for spec in [*specs, config.evaluation.verifier]}
     return {
         **sections, "seed": config.run.seed, "data": hash_of(run.manifest), "rewards": rewards, "every": every,
         "grid": grid, "space": {key: repr(axis) for key, axis in axes.items()},

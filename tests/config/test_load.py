@@ -19,6 +19,7 @@ def test_every_preset_resolves_to_every_key(preset):
         "grpo",
         "evaluation",
         "screening",
+        "environments",
         "run",
     }
 

@@ -226,7 +226,8 @@ def test_a_row_has_what_trl_nemo_rl_and_nemo_gym_read(tmp_path):
     _, run = prepare(tmp_path, eight(tmp_path), 'data.prompt_suffix=" Go!"')
     row = next(row for row in rows_of(run) if "apples" in row["input"])
     assert row == {
-        "id": row["id"], "prompt": [{"role": "user", "content": EIGHT[0]["problem"] + " Go!"}], "answer": "41",
+        "id": row["id"], "environment": "math",
+        "prompt": [{"role": "user", "content": EIGHT[0]["problem"] + " Go!"}], "answer": "41",
         "source": "eight.jsonl", "pass_rate": None, "input": EIGHT[0]["problem"], "output": "41",
         "question": EIGHT[0]["problem"], "expected_answer": "41",
         "responses_create_params": {"input": [{"role": "user", "content": EIGHT[0]["problem"] + " Go!"}]},

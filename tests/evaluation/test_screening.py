@@ -196,7 +196,7 @@ def test_a_killed_screening_process_resumes_to_the_same_bytes(tmp_path, math_rew
     ],
 )
 def test_samples_made_with_different_settings_are_refused(tmp_path, drawn, monkeypatch, overrides, verifier, message):
-    monkeypatch.setattr(screening, "fingerprint", lambda reward: reward.__name__)
+    monkeypatch.setattr(screening, "describe_verifier", lambda reward: reward.__name__)
     chosen, run = prepared(tmp_path, [0.5] * 12)
     screening.screen(chosen, run, right_reward)
     write_text(run.notes, json.dumps({"stages": {"data": run.stages()["data"]}}))  # as if it had been cut off

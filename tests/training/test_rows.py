@@ -73,3 +73,24 @@ def test_a_step_with_more_prompts_than_there_are_repeats_them(prepared):
     longest = longest_prompts(config.load_config(["tiny"], large), tokenizer, read_lines(run.data_file("train")))
     lengths = [len(ids) for ids in longest]
     assert len(longest) == 20 and lengths[:10] == sorted(lengths[:10], reverse=True) and lengths[10:] == lengths[:10]
+
+
+def test_every_row_has_the_columns_of_all_environments(prepared):
+    settings, run, tokenizer = prepared
+    rows = read_lines(run.data_file("train"))
+    other = {"id": "x", "environment": "count", "prompt": rows[0]["prompt"], "answer": "", "words": 3}
+    write_lines(run.data_file("train"), [*rows, other])
+    read = training_rows(settings, run, tokenizer, screened=False)
+    assert len({tuple(sorted(row)) for row in read}) == 1
+    assert read[0]["words"] is None and read[-1]["words"] == 3 and read[-1]["question"] is None
+
+
+def test_each_environment_has_a_curriculum_as_long_as_its_share(prepared):
+    settings, run, tokenizer = prepared
+    settings = replace(settings, data=replace(settings.data, mix={"math": 3, "count": 1}))
+    rows = [row | {"pass_rate": 0.5} for row in read_lines(run.data_file("train"))]
+    rows[0] = rows[0] | {"environment": "count"}
+    write_lines(run.screened, rows)
+    names = [row["environment"] for row in training_rows(settings, run, tokenizer, screened=True)]
+    prompts = prompts_in_run(settings)
+    assert names.count("math") == -(-prompts * 3 // 4) and names.count("count") == -(-prompts // 4)

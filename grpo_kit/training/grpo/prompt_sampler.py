@@ -7,6 +7,7 @@ prompt that was never sampled is expected to pass as often as others did at thei
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,19 @@ class PromptSampler:
         chosen = self._draw_weighted(count, SHARPNESS)
         self.more += count
         return chosen
+
+    def choose(self, prompts: Sequence[int], flat: Sequence[bool], groups: int) -> list[int]:
+        """Which of the sampled groups are trained on: those with a gradient, then the others, as they were drawn.
+
+        Args:
+            prompts: of each sampled group its prompt.
+            flat: of each, whether it has no gradient.
+            groups: how many are trained on.
+
+        Returns:
+            Their places among the sampled groups.
+        """
+        return sorted(range(len(prompts)), key=lambda place: flat[place])[:groups]
 
     def learn(self, prompt: int, right: float, tried: int) -> None:
         """Note a visit: `right` of `tried` completions passed, in [0, tried]."""

@@ -5,6 +5,7 @@ TRL's GRPOTrainer does the rest; its private methods are overridden in `trl_inte
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from grpo_kit.training.grpo.batches import (
     pad_columns,
     take_groups,
 )
+from grpo_kit.training.grpo.environment_sampler import EnvironmentSampler
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 from grpo_kit.training.shared_prompts import share_prompts
 from grpo_kit.training.trl_internals import OpenGRPOTrainer, find_untested
@@ -37,13 +39,23 @@ SAMPLER_FILE = "drawing.json"  # of a checkpoint; the name is that of the first 
 class GroupTrainer(OpenGRPOTrainer):
     """A GRPOTrainer whose prompts come from `prompt_sampler`.
 
-    `grpo` holds `advantage`, `normalize_rewards` and `resample_budget`. The first reward function is the verifier:
-    above 0.5 a completion counts as a pass.
+    Args:
+        grpo: `advantage`, `normalize_rewards` and `resample_budget`.
+        prompt_sampler: draws the prompts.
+        verifiers: for each environment the place of its verifier among the reward functions: above 0.5 a completion
+            counts as a pass.
     """
 
-    def __init__(self, *args: Any, grpo: Grpo, prompt_sampler: PromptSampler, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        grpo: Grpo,
+        prompt_sampler: PromptSampler | EnvironmentSampler,
+        verifiers: Mapping[str, int],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.grpo, self.prompt_sampler = grpo, prompt_sampler
+        self.grpo, self.prompt_sampler, self.verifiers = grpo, prompt_sampler, verifiers
         self.sampling_round = 0  # within a step
         self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
         self._base_model().keep_logps = True
@@ -67,18 +79,23 @@ class GroupTrainer(OpenGRPOTrainer):
         spare = 0
         if self.prompt_sampler.mixed_share() < ENOUGH:
             spare = min(budget, self._groups_needed(groups) - groups)
-        prompts = self.prompt_sampler.draw(groups)
+        drawn = self.prompt_sampler.draw(groups)
         activity.announce(f"sampling step {self.state.global_step + 1}")
         if spare:
-            prompts += self.prompt_sampler.draw_more(spare)
-        batch, flat, causes = self._sample_groups(prompts)
+            drawn += self.prompt_sampler.draw_more(spare)
+        batch, prompts, flat, causes = self._sample_groups(drawn)
         first_round = {name: list(values) for name, values in self.figures.items()}
-        while (missing := groups - int((~flat).sum())) > (1 - ENOUGH) * groups and len(flat) - groups < budget:
+
+        def choose() -> torch.Tensor:
+            return torch.tensor(self.prompt_sampler.choose(prompts, flat.tolist(), groups), device=flat.device)
+
+        chosen = choose()
+        while (missing := int(flat[chosen].sum())) > (1 - ENOUGH) * groups and len(flat) - groups < budget:
             count = min(self._groups_needed(missing), groups + budget - len(flat))
-            more, more_flat, _ = self._sample_groups(self.prompt_sampler.draw_more(count))
+            more, more_prompts, more_flat, _ = self._sample_groups(self.prompt_sampler.draw_more(count))
             batch = join_batches(batch, more, self.processing_class.pad_token_id)
-            flat = torch.cat([flat, more_flat])
-        chosen = flat.long().argsort(stable=True)[:groups]  # those with a gradient, then the others, as they were drawn
+            prompts, flat = prompts + more_prompts, torch.cat([flat, more_flat])
+            chosen = choose()
         batch = take_groups(batch, chosen, self.num_generations)
         mine = processes.local_slice(groups * self.num_generations)
         # TRL's figures describe the first round only: what replaced its groups was chosen by the rewards.
@@ -99,15 +116,15 @@ class GroupTrainer(OpenGRPOTrainer):
         share = self.prompt_sampler.mixed_share()
         return math.ceil((mixed + math.sqrt(mixed * (1 - share))) / share)
 
-    def _sample_groups(self, prompts: list[int]) -> tuple[Batch, torch.Tensor, dict[str, float]]:
+    def _sample_groups(self, prompts: list[int]) -> tuple[Batch, list[int], torch.Tensor, dict[str, float]]:
         """Sample and score a group for each of `prompts`, numbers of rows.
 
         Every process samples its part and has the whole batch afterwards. Every round has random numbers of its own,
         from the seed, the step and the round, so that they do not depend on how long the earlier rounds were.
 
         Returns:
-            TRL's batch with the kit's advantages; `(groups,)` bool, whether a group is flat; the share of groups by the
-            cause that makes them flat.
+            TRL's batch with the kit's advantages; the prompts, with those that fill up the processes; `(groups,)` bool,
+            whether a group is flat; the share of groups by the cause that makes them flat.
         """
         if short := processes.groups_to_pad(len(prompts), self.num_generations):
             prompts = prompts + self.prompt_sampler.draw_more(short)
@@ -126,7 +143,7 @@ class GroupTrainer(OpenGRPOTrainer):
             batch["sampled_logps"] = pad_columns(base.last_sampling.logps[:, :width], width, 0, left=False)
         batch = self._gather_batch(batch)
         flat, causes = self._judge_groups(batch, prompts)
-        return batch, flat, causes
+        return batch, prompts, flat, causes
 
     def _judge_groups(self, batch: Batch, prompts: list[int]) -> tuple[torch.Tensor, dict[str, float]]:
         """Put advantages into `batch` and note the pass rates; returns which groups are flat, and by what cause."""
@@ -136,12 +153,17 @@ class GroupTrainer(OpenGRPOTrainer):
         flat = is_flat(rewards, n)
         advantages = compute_advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
         batch["advantages"] = advantages.masked_fill(flat.repeat_interleave(n), 0)
-        passed, judged = (table[:, 0] > 0.5).view(-1, n), (~table[:, 0].isnan()).view(-1, n)
+        verdicts = table[:, list(self.verifiers.values())]  # of each completion one at most, its environment's
+        passed, judged = (verdicts > 0.5).any(1).view(-1, n), (~verdicts.isnan()).any(1).view(-1, n)
         for prompt, right, tried in zip(prompts, passed.sum(1).tolist(), judged.sum(1).tolist()):
             if tried:
                 self.prompt_sampler.learn(prompt, right, tried)
         ended = processes.all_gather([bool(ids) and ids[-1] in self.eos_token_ids for ids in self.scored_ids])
-        truncated = ~torch.tensor(ended, device=flat.device).view(-1, n).any(1)
+        is_cut = ~torch.tensor(ended, device=flat.device).view(-1, n)
+        truncated = is_cut.all(1)
+        if len(self.verifiers) > 1:
+            lengths = torch.tensor(processes.all_gather([len(ids) for ids in self.scored_ids]), dtype=torch.float32)
+            self._note_environments(prompts, rewards.view(-1, n), passed, judged, flat, lengths.view(-1, n), is_cut)
         none_judged, all_right = unjudged.view(-1, n).all(1), passed.all(1)
         causes = {
             "unjudged": none_judged,
@@ -150,6 +172,32 @@ class GroupTrainer(OpenGRPOTrainer):
             "all_wrong": flat & ~all_right & ~truncated & ~none_judged,
         }
         return flat, {cause: groups.float().mean().item() for cause, groups in causes.items()}
+
+    def _note_environments(
+        self,
+        prompts: list[int],
+        rewards: torch.Tensor,
+        passed: torch.Tensor,
+        judged: torch.Tensor,
+        flat: torch.Tensor,
+        lengths: torch.Tensor,
+        is_cut: torch.Tensor,
+    ) -> None:
+        """Note the figures of each environment: tensors are `(groups, completions)`, and `flat` is `(groups,)`."""
+        names = [self.prompt_sampler.environments[prompt] for prompt in prompts]
+        for name in self.verifiers:
+            own = torch.tensor([other == name for other in names])
+            if not own.any():
+                continue
+            figures = {
+                "reward": rewards[own].nanmean(),
+                "right": passed[own].sum() / judged[own].sum(),  # NaN where nothing could be judged
+                "with_gradient": (~flat[own]).float().mean(),
+                "length": lengths[own].mean(),
+                "clipped": is_cut[own].float().mean(),
+            }
+            for key, value in figures.items():
+                self.figures[f"environments/{name}/{key}"].append(value.item())
 
     def _gather_batch(self, batch: Batch) -> Batch:
         """The batch of all processes, where each has its part: rows in their order, padded to one width."""

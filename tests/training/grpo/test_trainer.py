@@ -314,3 +314,43 @@ def test_stages_change_the_length_and_go_on_from_the_same_adapter(tmp_path):
     assert [row["completions/max_length"] > 6 for row in rows] == [False, False, True, True]
     assert rows[0]["completions/clipped_ratio"] == 1.0
     assert json.loads(run.forecast.read_text())["completion_tokens"] == 40  # the probe tried the longest
+
+
+@pytest.mark.slow
+def test_each_environment_keeps_its_share_of_every_step_and_has_its_own_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "even.py").write_text(
+        "def even_reward(completions, tag, **_):\n"
+        "    assert None not in tag\n"
+        "    return [float(i % 2) for i in range(len(completions))]\n"
+    )
+    lines = [json.dumps({"environment": "even", "prompt": f"{i}?", "tag": "t"}) for i in range(40)]
+    (tmp_path / "even.jsonl").write_text("\n".join(lines) + "\n")
+    chosen, run = small(
+        tmp_path, "data.source=tiny-sums,even.jsonl", "environments.even.reward_funcs=[even.py]",
+        "data.mix={math: 3, even: 1}", "data.test_size=4", "data.val_size=4", "grpo.resample_budget=1",
+        "grpo.eval_steps=2",
+    )  # fmt: skip
+    trainer = train.make_trainer(chosen, run, [length_reward] * 2)
+    trained = []
+    judge = trainer.make_batch
+
+    def watch(rows):
+        batch = judge(rows)
+        trained.append([trainer.processing_class.decode(ids) for ids in batch["prompt_ids"]])
+        return batch
+
+    monkeypatch.setattr(trainer, "make_batch", watch)
+    trainer.train()
+    rows = read_lines(run.metrics)
+    for prompts in trained:
+        assert len(prompts) == 16 and sum("What" not in prompt for prompt in prompts) == 4  # one group of four
+    for row in rows:
+        assert row["environments/even/reward"] == row["environments/even/right"] == 0.5
+        assert row["environments/even/with_gradient"] == 1.0 and row["environments/math/reward"] > 1
+        assert row["rewards/even_reward/mean"] == 0.5 and 0 <= row["environments/even/clipped"] <= 1
+    assert {"held_out", "held_out/even", "held_out/math", "held_out/math_ci95"} <= set(rows[-1])
+    judged = [(line["environment"], sorted(line["rewards"])) for line in read_lines(run.completions)]
+    assert set(map(str, judged)) == {
+        "('even', ['even_reward'])", "('math', ['length_reward', 'length_reward_2'])",
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""Rows of several environments in one run: read, cleaned and split by environment."""
+
+import json
+
+import pytest
+
+from grpo_kit import config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.data.splits import check_mix
+from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.run import find_run
+
+COUNT_REWARD = """
+def count_reward(completions, words, **kwargs):
+    return [None if n is None else float(len(c[0]["content"].split()) == n) for c, n in zip(completions, words)]
+"""
+
+
+def mixed_rows(count):
+    for i in range(count):
+        yield {"problem": f"What is {i} + {i}?", "answer": str(2 * i)}
+        yield {"environment": "count", "prompt": f"Write {i} words.", "words": i}
+        documents = {"documents": [f"A{i} lies in B{i}."], "answer": f"B{i}"}
+        yield {"environment": "documents", "prompt": f"Where is A{i}?", **documents}
+
+
+def prepare_mixed(tmp_path, monkeypatch, rows, *overrides):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "count.py").write_text(COUNT_REWARD)
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config.load_config(
+        "tiny",
+        [
+            "data.source=mixed.jsonl", "data.columns.prompt=problem", "data.test_size=7", "data.val_size=3",
+            "environments.count.reward_funcs=[count.py]", *overrides,
+        ],
+    )  # fmt: skip
+    run = find_run("r", tmp_path / "runs")
+    return prepare(settings, run), run
+
+
+def test_each_environment_has_its_part_of_test_and_val(tmp_path, monkeypatch):
+    manifest, run = prepare_mixed(tmp_path, monkeypatch, mixed_rows(10))
+    assert manifest["environments"] == {"math": 10, "count": 10, "documents": 10} and run.environments() == [
+        "math", "count", "documents",
+    ]  # fmt: skip
+    names = {split: [row["environment"] for row in read_lines(run.data_file(split))] for split in ("train", "test")}
+    assert [names["test"].count(name) for name in run.environments()] == [3, 2, 2]
+    assert set(names["test"][:3]) == set(run.environments())  # a short measurement asks all of them
+    assert [names["train"].count(name) for name in run.environments()] == [6, 7, 7]
+
+
+def test_a_task_is_written_with_the_columns_of_its_reward_and_without_the_suffix_of_math(tmp_path, monkeypatch):
+    _, run = prepare_mixed(tmp_path, monkeypatch, mixed_rows(10), "data.prompt_suffix=' Box it.'")
+    rows = [row for split in ("train", "val", "test") for row in read_lines(run.data_file(split))]
+    asked = {row["environment"]: row for row in rows}
+    assert asked["math"]["prompt"][-1]["content"].endswith("? Box it.")
+    assert asked["count"]["prompt"][-1]["content"].endswith(" words.") and isinstance(asked["count"]["words"], int)
+    assert asked["documents"]["answer"] == asked["documents"]["output"] and len(asked["documents"]["documents"]) == 1
+    assert "words" not in asked["math"] and "agent_ref" not in asked["count"]
+
+
+def test_a_system_prompt_replaces_that_of_a_task(tmp_path, monkeypatch):
+    rows = [
+        row if "environment" not in row else row | {"prompt": [{"role": "system", "content": "old"}, *ask(row)]}
+        for row in mixed_rows(10)
+    ]
+    _, run = prepare_mixed(tmp_path, monkeypatch, rows, "data.system_prompt=new")
+    for row in read_lines(run.data_file("train")):
+        assert [turn["content"] for turn in row["prompt"] if turn["role"] == "system"] == ["new"]
+
+
+def ask(row):
+    return [{"role": "user", "content": row["prompt"]}]
+
+
+def test_broken_repeated_and_unusable_tasks_are_dropped_with_their_reason(tmp_path, monkeypatch):
+    broken = [
+        {"environment": "count", "prompt": "Write 3 words.", "words": 3},  # the fourth row of the others asks it too
+        {"environment": "count", "prompt": "", "words": 3},
+        {"environment": "count", "prompt": "Half \ud800.", "words": 3},
+        {"environment": "count", "prompt": "Write.", "words": None},
+        {"environment": "documents", "prompt": "Where?", "documents": "no list"},
+        {"environment": "math", "problem": "Prove it.", "answer": "x"},
+    ]
+    manifest, run = prepare_mixed(tmp_path, monkeypatch, [*mixed_rows(10), *broken])
+    assert manifest["dropped"] == {
+        "no problem": 1, "broken characters": 1, "broken column": 1, "proof": 1, "unusable task": 1,
+        "repeated problem": 1,
+    }  # fmt: skip
+    assert "count_reward cannot judge it" in (run.manifest.parent / "dropped.jsonl").read_text()
+
+
+def test_filters_that_read_problems_of_math_leave_tasks_alone(tmp_path, monkeypatch):
+    rows = [row | {"prompt": f"Prove that {row['prompt']}"} if "words" in row else row for row in mixed_rows(10)]
+    manifest, _ = prepare_mixed(tmp_path, monkeypatch, rows)
+    assert manifest["dropped"] == {}
+
+
+def test_a_file_of_tasks_alone_needs_no_columns_of_math(tmp_path, monkeypatch):
+    rows = [row for row in mixed_rows(20) if row.get("environment") == "count"]
+    manifest, run = prepare_mixed(tmp_path, monkeypatch, rows)
+    assert run.environments() == ["count"] and manifest["rows"] == {"train": 10, "val": 3, "test": 7}
+
+
+def test_the_same_rows_give_the_same_bytes_and_another_gold_other_ones(tmp_path, monkeypatch):
+    rows, hashes = list(mixed_rows(10)), []
+    for name, changed in (("a", {}), ("b", {}), ("c", {"words": 99})):
+        (tmp_path / name).mkdir()
+        manifest, _ = prepare_mixed(tmp_path / name, monkeypatch, [*rows[:1], rows[1] | changed, *rows[2:]])
+        hashes.append((manifest["sources"][0]["rows_sha256"], manifest["sha256"]["train"], manifest["sha256"]["test"]))
+    assert hashes[0] == hashes[1] and hashes[0][0] != hashes[2][0] and hashes[0] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.mix.math=1"], r"data\.mix names math, and the rows are of math, count, documents"),
+        (["data.mix={math: 1, count: 1, documents: 1, tea: 1}"], "data.mix names"),
+        (["data.test_size=2"], r"data\.test_size is 2, and there are 3 environments \(math, count, documents\)"),
+        (["data.test_size=40"], r"environment math\) has 10 usable rows"),
+    ],
+)
+def test_sizes_and_shares_that_do_not_fit_are_refused(tmp_path, monkeypatch, overrides, words):
+    with pytest.raises(ValueError, match=words):
+        prepare_mixed(tmp_path, monkeypatch, mixed_rows(10), *overrides)
+    assert not (tmp_path / "runs/r/data").exists()
+
+
+def test_an_environment_that_no_reward_judges_is_refused(tmp_path, monkeypatch):
+    rows = [*mixed_rows(10), {"environment": "poem", "prompt": "Write."}]
+    with pytest.raises(ValueError, match=r"environment 'poem', and no reward judges them.*environments\.poem"):
+        prepare_mixed(tmp_path, monkeypatch, rows)
+
+
+def test_a_mix_names_all_environments_or_none():
+    check_mix({}, ["math", "json"])
+    check_mix({"json": 1, "math": 3}, ["math", "json"])
+    with pytest.raises(ValueError, match=r"Set 'data\.mix=\{math: 1, json: 1\}'"):
+        check_mix({"math": 1}, ["math", "json"])

@@ -1,0 +1,49 @@
+"""Rows of a user's file that name their environment are read by name, and broken ones say what is wrong."""
+
+import pytest
+
+from grpo_kit.environments.own_rows import read_own_row
+from grpo_kit.environments.task import Task, Unusable
+
+ASK = [{"role": "user", "content": "q"}]
+
+
+def test_a_row_of_the_users_own_environment_keeps_every_column_but_those_with_a_meaning():
+    row = {"environment": "haiku", "prompt": "q", "season": "autumn", "id": 3, "completions": "x", "log_metric": "y"}
+    assert read_own_row(row, "haiku") == Task(ASK, {"season": "autumn"})
+
+
+def test_a_row_of_the_kits_environments_has_exactly_their_columns():
+    row = {"prompt": ASK, "documents": ["d"], "answer": "a", "more": 1}
+    assert read_own_row(row, "documents") == Task(
+        ASK, {"answer": "a", "aliases": None, "documents": ["d"], "supporting": None}
+    )
+
+
+def test_lists_in_json_and_structures_are_turned_into_what_the_rewards_read():
+    row = {"prompt": "q", "instruction_id_list": '["punctuation:no_comma"]', "kwargs": [{"a": "ä"}]}
+    assert read_own_row(row, "instructions").columns == {
+        "instruction_id_list": ["punctuation:no_comma"], "kwargs": '[{"a": "ä"}]', "grading_mode": None,
+    }  # fmt: skip
+    assert read_own_row({"prompt": "q", "schema_str": {"type": "object"}}, "structured").columns["schema_str"] == (
+        '{"type": "object"}'
+    )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        None, "", "  ", 3, [], [3], [{}], [{"role": "user"}], [{"role": "user", "content": 3}], {"role": "user"},
+        [{"role": "tool", "content": "x"}, *ASK], [*ASK, {"role": "assistant", "content": "a"}],
+        [{"role": ["user"], "content": "q"}],
+    ],
+)  # fmt: skip
+def test_a_prompt_that_cannot_be_asked_is_unusable(prompt):
+    task = read_own_row({"prompt": prompt}, "haiku")
+    assert isinstance(task, Unusable) and task.reason == "no problem"
+
+
+@pytest.mark.parametrize("value", ["a, b", "{}", "[1", "3", "[" * 100_000])
+def test_a_list_that_is_no_list_is_unusable(value):
+    task = read_own_row({"prompt": "q", "documents": value}, "documents")
+    assert isinstance(task, Unusable) and "documents must hold a list" in task.detail
