@@ -225,6 +225,11 @@ EXCLUDED: tuple[tuple[set[str], set[str], str], ...] = (
     (_ENDS, _ENDS, "each says how the reply ends"),
     (_CASES, _CASES, "each says which words are in capitals"),
     ({"first_word:first_word_sent"}, {"startend:end_checker"}, "these words are a sentence, which begins otherwise"),
+    ({"startend:quotation"}, {"first_word:first_word_answer", "first_word:first_word_sent", "last_word:last_word_sent"},
+     "to NeMo-Gym's checker the quotation mark belongs to the word"),
+    ({"keywords:keyword_specific_position"},
+     {"detectable_format:number_highlighted_sections", "detectable_content:number_placeholders", "startend:quotation"}
+     | _WHOLE_CASES, "to NeMo-Gym's checker *, [ and a quotation mark are words that count, and case matters"),
     (_CASES, {"startend:end_checker", "detectable_content:postscript"}, "these are quoted in the case they must have"),
     (_WHOLE_CASES, _STARTS - {"detectable_format:title"}, "these are quoted in the case they must have"),
     ({"punctuation:punctuation_dot"}, _SENTENCES | {"startend:end_checker", "detectable_content:postscript"},

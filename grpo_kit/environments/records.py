@@ -40,7 +40,6 @@ NUMBER: Schema = {"type": "number"}
 YES_NO: Schema = {"type": "boolean"}
 DATE: Schema = {"type": "string", "format": "date"}
 TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-WHOLE_OR_NULL: Schema = {"type": ["integer", "null"]}
 
 
 def object_of(**properties: Schema) -> Schema:
@@ -240,21 +239,21 @@ def _draw_recipe(rng: random.Random) -> Record:
         {"name": name, "amount": rng.choice((50, 75, 100, 150, 200, 250)), "unit": rng.choice(units)}
         for name in rng.sample(stuff, rng.randint(2, 4))
     ]
-    oven = None if rng.random() < 0.4 else rng.choice((160, 180, 200, 220))
+    oven, vegan = rng.choice((160, 180, 200, 220)), rng.random() < 0.5
     dish = f"{rng.choice(TOWNS)} {rng.choice(('soup', 'bake', 'stew', 'pie'))}"
     contents = {
         "dish": dish, "servings": rng.randint(1, 12), "minutes": rng.randint(10, 180), "oven_celsius": oven,
-        "ingredients": ingredients,
+        "ingredients": ingredients, "vegan": vegan,
     }  # fmt: skip
     schema = object_of(
-        dish=TEXT, servings=WHOLE, minutes=WHOLE, oven_celsius=WHOLE_OR_NULL,
-        ingredients=list_of(object_of(name=TEXT, amount=NUMBER, unit=one_of(*units))),
+        dish=TEXT, servings=WHOLE, minutes=WHOLE, oven_celsius=WHOLE,
+        ingredients=list_of(object_of(name=TEXT, amount=NUMBER, unit=one_of(*units))), vegan=YES_NO,
     )  # fmt: skip
     needed = _join([f"{part['amount']} {part['unit']} of {part['name']}" for part in ingredients])
-    heat = f"Heat the oven to {oven} degrees Celsius." if oven else "No oven is used."
+    heat = f"Heat the oven to {oven} degrees Celsius."
     text = (
         f"{dish}, for {contents['servings']} {'person' if contents['servings'] == 1 else 'people'}. Take {needed}. "
-        f"{heat} The work takes {contents['minutes']} minutes."
+        f"{heat} The work takes {contents['minutes']} minutes. The dish is {'vegan' if vegan else 'not vegan'}."
     )
     return Record("recipe", contents, schema, text)
 

@@ -27,8 +27,8 @@ _FORMS = {  # what a reader of the schema cannot know
     "json": "",
     "yaml": "",
     "toml": "",
-    "xml": " Take one root element; each property is an element of that name, and each element of a list stands in an "
-    "element of its own within it.",
+    "xml": " Each property is an element of that name, the outermost one the root, and each item of a list stands in "
+    "an element of its own within it.",
     "csv": " The first line holds the names of the properties, and each further line is one row, separated by commas.",
 }
 _ALONE = (
@@ -96,15 +96,22 @@ def draw_task(rng: random.Random) -> Task:
             }  # fmt: skip
             record.schema["required"].append("summary")
     elif family == "translate":
-        ask, document = rng.choice(_TRANSLATE), write_document(known, source, record.noun)
+        ask, document = rng.choice(_TRANSLATE), write_document(_name_root(record, known, source), source)
     else:
         ask, document = rng.choice(_MEND), _damage(known, rng)
-    schema = _vary_schema(record.schema, rng)
+    schema = _vary_schema(record.schema, rng, has_references=kind != "xml")
+    if kind == "xml":  # NVIDIA's checker wants the root as a property, and follows no $ref when it reads numbers
+        schema = {"type": "object", "properties": {record.noun: schema}, "required": [record.noun]}
     words = {"kind": NAMES[kind], "source": NAMES[source], "noun": record.noun.replace("_", " ")}
     rules = f"{rng.choice(_ALL)} {rng.choice(_ALONE)}{_FORMS[kind]}".format(**words)
     prompt = _lay_out(ask.format(**words), _show_schema(record.noun, schema, rng), rules, document, rng)
-    expected = json.dumps(known, ensure_ascii=False)
+    expected = json.dumps(_name_root(record, known, kind), ensure_ascii=False)
     return make_task("structured", prompt, schema_str=json.dumps(schema), schema_type=kind, expected=expected)
+
+
+def _name_root(record: Record, contents: Any, kind: str) -> Any:
+    """The contents under the name of XML's root element; in other formats as they are."""
+    return {record.noun: contents} if kind == "xml" else contents
 
 
 def _draw_record(rng: random.Random, kind: str) -> Record:
@@ -143,7 +150,7 @@ def _damage(contents: Any, rng: random.Random) -> str:
     return rng.choice((text, text.replace(",\n", "\n", 1), text[:-1].rstrip(), text.replace('"', "'")))
 
 
-def _vary_schema(schema: Schema, rng: random.Random) -> Schema:
+def _vary_schema(schema: Schema, rng: random.Random, has_references: bool) -> Schema:
     """The schema in another form that means the same to the reward."""
     schema = copy.deepcopy(schema)
     if "properties" not in schema:
@@ -156,7 +163,7 @@ def _vary_schema(schema: Schema, rng: random.Random) -> Schema:
     if rng.random() < 0.3:
         schema["additionalProperties"] = False
     inner = [name for name, field in schema["properties"].items() if "properties" in field]
-    if inner and rng.random() < 0.4:
+    if has_references and inner and rng.random() < 0.4:
         name = rng.choice(inner)
         schema["$defs"] = {name: schema["properties"][name]}
         schema["properties"][name] = {"$ref": f"#/$defs/{name}"}

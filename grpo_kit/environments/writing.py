@@ -11,21 +11,25 @@ import yaml
 KINDS = ("json", "yaml", "toml", "xml", "csv")
 
 
-def write_document(contents: Any, kind: str, root: str = "document") -> str:
+def write_document(contents: Any, kind: str) -> str:
     """Write contents in a format.
 
     Args:
         contents: dicts with names as keys, lists, texts, finite numbers, bools, and None (not in TOML, which leaves it
-            out). CSV takes a list of flat dicts with the same keys.
+            out). CSV takes a list of flat dicts with the same keys, XML a dict with one key, the root element.
         kind: one of `KINDS`.
-        root: name of XML's root element.
 
     Returns:
         The document.
 
     Example:
-        >>> write_document({"city": "Oslo", "parks": ["Frogner"]}, "xml", "town")
-        '<town>\\n  <city>Oslo</city>\\n  <parks>\\n    <item>Frogner</item>\\n  </parks>\\n</town>'
+        >>> print(write_document({"town": {"name": "Oslo", "parks": ["Frogner"]}}, "xml"))
+        <town>
+          <name>Oslo</name>
+          <parks>
+            <item>Frogner</item>
+          </parks>
+        </town>
     """
     if kind == "json":
         return json.dumps(contents, indent=2, ensure_ascii=False)
@@ -33,7 +37,10 @@ def write_document(contents: Any, kind: str, root: str = "document") -> str:
         return yaml.safe_dump(contents, sort_keys=False, allow_unicode=True).strip()
     if kind == "toml":
         return "\n".join(_list_toml_lines(contents, "")).strip()
-    return _write_csv(contents) if kind == "csv" else _write_element(root, contents, 0)
+    if kind == "csv":
+        return _write_csv(contents)
+    ((root, inner),) = contents.items()
+    return _write_element(root, inner, 0)
 
 
 def _list_toml_lines(table: dict[str, Any], path: str) -> list[str]:

@@ -15,18 +15,22 @@ TASKS = make_tasks(60, seed=7)
 
 
 def known_contents(task):
-    """What `expected` says, and a sentence in the fields that nobody knows."""
+    """What `expected` says, and a sentence in the field that nobody knows."""
     contents, schema = json.loads(task.columns["expected"]), json.loads(task.columns["schema_str"])
+    inner = contents
+    if task.columns["schema_type"] == "xml":  # the root is the only property
+        ((root, inner),) = contents.items()
+        schema = schema["properties"][root]
     for name in schema.get("properties", {}):
-        if name not in contents:
+        if name not in inner:
             assert name == "summary"
-            contents[name] = "A sentence."
+            inner[name] = "A sentence."
     return contents
 
 
-def judge(task, document):
-    columns = task.columns
-    return structured_output_verdict(document, columns["schema_str"], columns["schema_type"], columns["expected"])
+def judge(task, document, nvidia_rule=False):
+    schema, kind, known = (task.columns[name] for name in COLUMNS["structured"])
+    return structured_output_verdict(document, schema, kind, known, nvidia_rule=nvidia_rule)
 
 
 def write(task, contents):
@@ -65,35 +69,43 @@ def hollow(value):
     return type(value)() if value is not None else None
 
 
-def test_the_right_reply_of_every_task_is_paid():
+@pytest.mark.slow  # two schemas of each task are built
+def test_the_right_reply_of_every_task_is_paid_by_nemo_gyms_rule_too():
     for task in TASKS:
         document = write(task, known_contents(task))
         assert judge(task, document) == (1.0, "right"), (task, document)
+        assert judge(task, document, nvidia_rule=True) == (1.0, "right"), (task, document)
 
 
+@pytest.mark.slow
 def test_another_value_anywhere_is_not_paid():
     for task in TASKS[:20]:
         contents = known_contents(task)
         for path in leaves(contents):
-            if path != ("summary",):
+            if path[-1] != "summary":
                 assert judge(task, write(task, change(contents, path, other))).reward == 0.0, (path, task)
 
 
-def with_first(contents, row):
-    """The contents with another first row, where they are a list of rows; else the row."""
+def with_first(contents, row, kind):
+    """The contents with another first row, where they are a list of rows; else with the row for all."""
+    if kind == "xml":
+        return dict.fromkeys(contents, row)
     return [row, *contents[1:]] if isinstance(contents, list) else row
 
 
+@pytest.mark.slow
 def test_a_missing_an_extra_an_empty_or_a_fenced_document_is_not_paid():
     for task in TASKS:
         contents, kind = known_contents(task), task.columns["schema_type"]
         row = contents[0] if isinstance(contents, list) else contents
+        row = next(iter(row.values())) if kind == "xml" else row
         if kind != "csv":  # whose header is for all rows
             for name in row:
                 less = {key: value for key, value in row.items() if key != name}
-                assert judge(task, write(task, with_first(contents, less))).reward == 0.0, (name, task)
-            assert judge(task, write(task, with_first(contents, row | {"note": "x"}))).reason == "schema_violated"
-            assert judge(task, write(task, type(contents)())).reward == 0.0
+                assert judge(task, write(task, with_first(contents, less, kind))).reward == 0.0, (name, task)
+            assert judge(task, write(task, with_first(contents, row | {"note": "x"}, kind))).reason == "schema_violated"
+            nothing = with_first(contents, {}, kind) if kind == "xml" else type(contents)()
+            assert judge(task, write(task, nothing)).reward == 0.0
         assert judge(task, write(task, hollow(contents))).reward == 0.0
         right = write(task, contents)
         assert judge(task, f"```{kind}\n{right}\n```").reason == "fenced"

@@ -38,8 +38,9 @@ SCHEMA = {
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "csv"])
 def test_contents_are_read_back(kind):
-    document = write_document(CONTENTS, kind)
-    verdict = structured_output_verdict(document, json.dumps(SCHEMA), kind, json.dumps(CONTENTS))
+    contents, schema = ({"root": CONTENTS}, {"properties": {"root": SCHEMA}}) if kind == "xml" else (CONTENTS, SCHEMA)
+    document = write_document(contents, kind)
+    verdict = structured_output_verdict(document, json.dumps(schema), kind, json.dumps(contents))
     assert verdict.reason == "right", document
 
 
