@@ -95,7 +95,7 @@ def read_verdict(run: Run) -> str:
         return f"Accuracy {' and '.join(missing)} training is not measured yet; `grpo-kit evaluate` does it."
     comparison = run_figures.read_report(run.evaluation / "report.json") or {}
     if all(comparison.get(name, {}).get("pass@1") == report["pass@1"] for name, report in reports.items()):
-        return comparison["words"]
+        return " ".join([comparison["words"], *comparison.get("environments", [])])
     return "Accuracy before and after training are not compared yet; `grpo-kit evaluate` does it."
 
 

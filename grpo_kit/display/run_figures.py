@@ -62,10 +62,15 @@ class Panel:
 
 
 def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
-    """The charts of a run, at most six: reward, accuracy, groups, length, speed, and memory (else entropy)."""
+    """The charts of a run: reward, accuracy, groups, length, speed, and memory (else entropy).
+
+    Where there are several environments, also the right completions and the groups with a gradient of each.
+    """
     panels = [
         _reward_panel(rows),
         _accuracy_panel(run, rows),
+        _environment_panel(rows, "right", "Right, by environment", "share of the sampled completions"),
+        _environment_panel(rows, "with_gradient", "With a gradient, by environment", "share of the sampled groups"),
         _groups_panel(rows),
         _length_panel(rows),
         _simple_panel("Speed", "tokens a second", rows, "tokens_per_second", "completions sampled and trained on", BLUE)
@@ -94,6 +99,7 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False) -> dict[
         recent = [value for value in values[-RECENT:] if not math.isnan(value)]
         if recent:
             figures[name] = form.format(sum(recent) / len(recent))
+    figures |= {f"environment {name}": _describe_environment(rows, name) for name in list_environments(rows)}
     accuracies = [("validation", value, interval) for _, value, interval in _validation_points(rows)[-1:]]
     accuracies += [(f"test {name}", report["pass@1"], report["ci95"]) for name, report in read_accuracies(run).items()]
     for name, value, interval in accuracies:
@@ -201,6 +207,31 @@ def _reward_panel(rows: list[Row]) -> Panel | None:
     lines.append(Line("", BLUE, xs, total, style="faint"))
     lines.append(Line(f"weighted sum, mean of {RECENT} steps", BLUE, xs, moving_average(total)))
     return Panel("Reward", "of the sampled completions", lines)
+
+
+def list_environments(rows: list[Row]) -> list[str]:
+    """The environments that the rows have figures of; none where all prompts are of math."""
+    return list(dict.fromkeys(key.split("/")[1] for row in rows for key in row if key.startswith("environments/")))
+
+
+def _environment_panel(rows: list[Row], key: str, title: str, unit: str) -> Panel | None:
+    names = list_environments(rows)
+    lines = [
+        Line(name, color, _steps(rows), moving_average(metric_values(rows, f"environments/{name}/{key}")))
+        for name, color in zip(names, (BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY))
+    ]
+    return Panel(title, unit, lines, percent=True) if lines else None
+
+
+def _describe_environment(rows: list[Row], name: str) -> str:
+    """The recent figures of an environment: right, with a gradient, length, cut off."""
+    texts = []
+    for key, form in (("right", "{:.0%} right"), ("with_gradient", "{:.0%} with a gradient"),
+                      ("length", "{:,.0f} tokens"), ("clipped", "{:.0%} cut off")):  # fmt: skip
+        recent = [v for v in metric_values(rows[-RECENT:], f"environments/{name}/{key}") if not math.isnan(v)]
+        if recent:
+            texts.append(form.format(sum(recent) / len(recent)))
+    return ", ".join(texts)
 
 
 def _accuracy_panel(run: Run, rows: list[Row]) -> Panel | None:

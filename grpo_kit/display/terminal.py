@@ -90,9 +90,10 @@ def print_screening(summary: dict[str, Any], band: list[float]) -> None:
     left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "none"
     kept = f"{summary['kept']} of {summary['prompts']} prompts kept, pass rate {band[0]:g} to {band[1]:g}"
     out.print(f"{INDENT}{kept}; left out: {left_out}")
-    if len(summary["sources"]) > 1:
-        shares = (f"{name} {kept} of {total}" for name, (kept, total) in summary["sources"].items())
-        out.print(INDENT + escape(", ".join(shares)))
+    for groups in (summary["sources"], summary["environments"]):
+        if len(groups) > 1:
+            shares = (f"{name} {kept} of {total}" for name, (kept, total) in groups.items())
+            out.print(INDENT + escape(", ".join(shares)))
     for place, count in enumerate(summary["histogram"]):
         bar = "\u2588" * round(40 * count / max(summary["histogram"]))
         out.print(f"{INDENT}{place / 10:.1f} to {(place + 1) / 10:.1f}  {bar} {count}")
@@ -130,6 +131,9 @@ def print_data(manifest: dict[str, Any]) -> None:
     rows = manifest["rows"]
     dropped = f"dropped: {sum(manifest['dropped'].values()) or 'none'}"
     out.print(f"{indent}{rows['train']} rows to train on, {rows['val']} val, {rows['test']} test; {dropped}")
+    if len(environments := manifest.get("environments", {})) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in environments.items())
+        out.print(f"{indent}by environment: {escape(counts)}")
 
 
 def print_measurement(report: dict[str, Any]) -> None:
@@ -177,7 +181,8 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
             change = new["value"] - old["value"]
             table.add_row(name, f"{old['value']:.3f}", f"{new['value']:.3f}", f"{change:+.3f}", "", "")
     out.print(table)
-    out.print(escape(report["words"]))
+    for sentence in [report["words"], *report.get("environments", [])]:
+        out.print(escape(sentence))
 
 
 def print_repetition(run: Run, again: Run, differences: list[str]) -> None:

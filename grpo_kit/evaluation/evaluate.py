@@ -74,8 +74,9 @@ def measure(
 
     Returns:
         What `evaluation/<stage>.json` holds: `pass@1` in [0, 1], its 95 % interval `ci95`, the number of problems `n`,
-        pass@k and majority vote under `measures`, accuracy by set, source and family under `by`, `mean_tokens` per
-        completion, the share `truncated`, `seconds`, and every problem with its completions under `problems`.
+        pass@k and majority vote under `measures`, accuracy by environment, set, source and family under `by`,
+        `mean_tokens` per completion, the share `truncated`, `seconds`, and every problem with its completions under
+        `problems`.
 
     Raises:
         ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings.
@@ -108,7 +109,8 @@ def compare(run: Run) -> dict[str, Any]:
     Returns:
         What `evaluation/report.json` holds: `before` and `after` as measured, without their problems; `difference`
         (after minus before, in [-1, 1]), its 95 % interval `difference_ci95`, whether it is `real`, and all of it as
-        `words`; the same by set, source and family under `by`, where there are several; `seconds` over all stages.
+        `words`; the same by environment, set, source and family under `by`, where there are several; `environments`,
+        sentences on which environments gained and which lost; `seconds` over all stages.
 
     Raises:
         FileNotFoundError: one of the two is not measured yet.
@@ -138,7 +140,8 @@ def compare(run: Run) -> dict[str, Any]:
     report = {
         **{name: {key: value for key, value in side.items() if key != "problems"} for name, side in reports.items()},
         **intervals.compare_scores(*scores),
-        "by": results.compare_groups(before, after),
+        "by": (groups := results.compare_groups(before, after)),
+        "environments": results.describe_environments(groups.get("environment", {})),
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_stage": seconds,
     }

@@ -177,7 +177,7 @@ def describe_comparison(report: Mapping[str, Any]) -> str:
         f"Training changed it by {100 * report['difference']:+.1f} points;",
         f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.",
     ]
-    return "\n".join([*lines, report["words"].replace("; ", ";\n  ")])
+    return "\n".join([*lines, report["words"].replace("; ", ";\n  "), *report.get("environments", [])])
 
 
 def _comparison_sentence(result: Mapping[str, Any], names: tuple[str, str]) -> str:

@@ -100,6 +100,46 @@ def compare_groups(before: Mapping[str, dict[str, Any]], after: Mapping[str, dic
     return comparisons
 
 
+def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What became of each environment, and of all together.
+
+    Args:
+        comparisons: those of `compare_groups` within each environment.
+
+    Returns:
+        A sentence for each, one for all, and a warning where one fell while another rose. An environment gained or
+        lost where the 95 % interval of its paired difference leaves out zero; else it did not change measurably.
+
+    Example:
+        >>> change = {"before": 0.5, "after": 0.7, "difference": 0.2, "difference_ci95": [0.1, 0.3], "n": 90}
+        >>> describe_environments({"math": change})[0]
+        'math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0) on 90 problems.'
+    """
+    if not comparisons:
+        return []
+    names: dict[str, list[str]] = {"gained": [], "lost": [], "did not change": []}
+    sentences = []
+    for name, part in comparisons.items():
+        low, high = (100 * points for points in part["difference_ci95"])
+        change = "gained" if low > 0 else "lost" if high < 0 else "did not change"
+        names[change].append(name)
+        sentences.append(
+            f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {100 * part['difference']:+.1f} "
+            f"points (95 % {low:+.1f} to {high:+.1f}) on {part['n']} problems."
+        )
+    counts = [
+        f"{len(own)} {change.replace('shows', 'show')} ({', '.join(own)})" for change, own in names.items() if own
+    ]
+    sentences.append(f"Of {len(comparisons)} environments, {'; '.join(counts)}.")
+    if names["gained"] and names["lost"]:
+        sentences.append(
+            f"Warning: {', '.join(names['lost'])} fell while {', '.join(names['gained'])} rose. Give what fell a "
+            "larger share (data.mix), or hold the policy nearer to the untrained one (grpo.beta, or a lower "
+            "grpo.learning_rate)."
+        )
+    return sentences
+
+
 def _group_problems(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Problems by kind of group and name; a kind with only one name (or none) is left out."""
     groups = {}

@@ -100,6 +100,8 @@ RULES = [
 def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     """The alarms that the last WINDOW metrics rows ring; while there are fewer rows, only that nothing is judged.
 
+    An environment that is forgotten while another is learned rings as soon as two held-out accuracies show it.
+
     Args:
         rows: of `metrics.jsonl`, under today's names.
         grpo: the settings of `grpo`.
@@ -116,8 +118,9 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     unjudged = {row["groups/unjudged"] for row in window if "groups/unjudged" in row}
     if unjudged == {1.0}:
         return [("nothing", NOTHING)]
+    forgotten = _find_forgotten(rows)
     if len(rows) < WINDOW:
-        return []
+        return forgotten
     # Not every row has every figure: a batch that is trained on again is not sampled again, and a batch without a
     # gradient has no entropy.
     values: dict[str, list[float]] = {}
@@ -127,4 +130,46 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
                 values.setdefault(key, []).append(value)
     mean = {key: sum(numbers) / len(numbers) for key, numbers in values.items()}
     mean |= {key: window[-1].get(key, 0) for key in ("step", "skipped_steps")}
-    return [(rule.name, rule.words(mean, grpo)) for rule in RULES if rule.rings(mean, grpo)]
+    ringing = [(rule.name, rule.words(mean, grpo)) for rule in RULES if rule.rings(mean, grpo)]
+    return ringing + forgotten + _find_environments(mean)
+
+
+def _find_forgotten(rows: list[Row]) -> list[tuple[str, str]]:
+    """Environments whose held-out accuracy fell below its 95 % interval since the first, while another's rose above."""
+    measured = [row for row in rows if any(key.startswith("held_out/") for key in row)]
+    fell, rose = {}, {}
+    for key in measured[-1] if len(measured) > 1 else ():
+        if not key.startswith("held_out/") or key.endswith("_ci95") or measured[0].get(key) is None:
+            continue
+        first, last, (low, high) = measured[0][key], measured[-1][key], measured[-1][f"{key}_ci95"]
+        if not low <= first <= high:
+            (fell if first > high else rose)[key.split("/")[1]] = (first, last)
+    if not fell or not rose:
+        return []
+    words = [", ".join(f"{name} {a:.0%} to {b:.0%}" for name, (a, b) in side.items()) for side in (fell, rose)]
+    sentence = (
+        f"the accuracy on validation rows fell in one environment ({words[0]}) while it rose in another ({words[1]}): "
+        "give the first a larger share (data.mix), or lower grpo.learning_rate."
+    )
+    return [(f"forgotten {' '.join(fell)}", sentence)]
+
+
+def _find_environments(mean: Row) -> list[tuple[str, str]]:
+    """What is wrong with single environments; the figures of all together may hide it."""
+    found = []
+    for name in [key.split("/")[1] for key in mean if key.startswith("environments/") and key.endswith("/clipped")]:
+        keys = (f"environments/{name}/{figure}" for figure in ("clipped", "with_gradient", "right"))
+        clipped, share, right = map(mean.get, keys)
+        if clipped > 0.5 >= mean.get("completions/clipped_ratio", 0):
+            sentence = (
+                f"{clipped:.0%} of the completions of {name} are cut, and fewer of the others: raise "
+                "grpo.max_completion_length, or take shorter tasks for it."
+            )
+            found.append((f"truncated {name}", sentence))
+        if share < 0.1 and right is not None:
+            sentence = (
+                f"{share:.0%} of the groups of {name} have a gradient ({right:.0%} of its completions are right), so "
+                f"nothing is learned there: take {'harder' if right > 0.5 else 'easier'} tasks (`grpo-kit screen`)."
+            )
+            found.append((f"flat {name}", sentence))
+    return found

@@ -161,3 +161,18 @@ def test_the_rows_that_go_to_the_host_stand_beside_the_experts_that_lie_there(ru
     assert run_figures.summarise_run(run, metrics)["rows to the host"] == "12% (35% of the experts)"
     assert run_figures.summarise_run(run, rows(2, host_share=0.3))["rows to the host"] == "30%"  # an earlier version's
     assert "rows to the host" not in run_figures.summarise_run(run, rows(2))
+
+
+def test_each_environment_has_a_curve_and_a_line_in_the_summary(run):
+    figures = {"right": 0.25, "with_gradient": 0.5, "length": 31.0, "clipped": 0.0}
+    metrics = rows(
+        3, **{f"environments/{name}/{key}": value for name in ("math", "json") for key, value in figures.items()}
+    )
+    del metrics[1]["environments/json/right"]  # its share was no group of this step
+    panels = run_figures.build_panels(run, metrics)
+    assert [panel.title for panel in panels] == ["Right, by environment", "With a gradient, by environment"]
+    assert [line.label for line in panels[0].lines] == ["math", "json"]
+    assert same(panels[0].lines[1].ys, [0.25, NAN, 0.25]) and panels[0].percent
+    summary = run_figures.summarise_run(run, metrics)
+    assert summary["environment json"] == "25% right, 50% with a gradient, 31 tokens, 0% cut off"
+    assert not any("environment" in name for name in run_figures.summarise_run(run, rows(3, reward=0.5)))

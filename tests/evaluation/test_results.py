@@ -82,3 +82,29 @@ def test_a_problem_that_one_side_lacks_is_left_out_of_its_group():
     assert (groups["a"]["n"], groups["b"]["n"]) == (1, 1)
     del new["0"]
     assert results.compare_groups(old, new) == {}  # what is left is one group
+
+
+def comparison(low, high):
+    middle = (low + high) / 2
+    return {"before": 0.5, "after": 0.5 + middle, "difference": middle, "difference_ci95": [low, high], "n": 40}
+
+
+def test_each_environment_and_all_of_them_have_a_sentence():
+    sentences = results.describe_environments(
+        {"math": comparison(0.1, 0.3), "json": comparison(-0.1, 0.1), "docs": comparison(0.0, 0.2)}
+    )
+    assert sentences == [
+        "math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0) on 40 problems.",
+        "json did not change: 0.500 before, 0.500 after, +0.0 points (95 % -10.0 to +10.0) on 40 problems.",
+        "docs did not change: 0.500 before, 0.600 after, +10.0 points (95 % +0.0 to +20.0) on 40 problems.",
+        "Of 3 environments, 1 gained (math); 2 did not change (json, docs).",
+    ]
+    assert results.describe_environments({}) == []
+
+
+def test_an_environment_that_lost_while_another_gained_is_a_warning():
+    sentences = results.describe_environments({"math": comparison(0.1, 0.3), "json": comparison(-0.3, -0.1)})
+    assert sentences[2] == "Of 2 environments, 1 gained (math); 1 lost (json)."
+    assert sentences[3].startswith("Warning: json fell while math rose. Give what fell a larger share (data.mix)")
+    both = results.describe_environments({"math": comparison(-0.3, -0.1), "json": comparison(-0.3, -0.1)})
+    assert both[-1] == "Of 2 environments, 2 lost (math, json)."

@@ -96,3 +96,54 @@ def test_one_bad_step_raises_no_alarm_and_old_steps_are_forgotten():
 def test_rows_that_lack_a_figure_or_hold_none_raise_nothing():
     assert find_alarms([{"step": i} for i in range(12)], GRPO) == []
     assert find_alarms(rows(**{"grad_norm": None}), GRPO) == []
+
+
+def environment_rows(**figures):
+    row = {"completions/clipped_ratio": 0.1, "groups/with_gradient": 0.9}
+    return [{"step": i, **row, **{f"environments/{key}": value for key, value in figures.items()}} for i in range(10)]
+
+
+def test_an_environment_without_gradients_rings_although_the_others_have_some():
+    rows = environment_rows(**{"json/clipped": 0.0, "json/with_gradient": 0.05, "json/right": 0.02,
+                               "math/clipped": 0.0, "math/with_gradient": 0.9, "math/right": 0.5})  # fmt: skip
+    assert find_alarms(rows, GRPO) == [
+        (
+            "flat json",
+            "5% of the groups of json have a gradient (2% of its completions are right), so nothing is learned there: "
+            "take easier tasks (`grpo-kit screen`).",
+        )
+    ]
+
+
+def test_an_environment_that_is_solved_and_one_that_is_cut_ring():
+    rows = environment_rows(**{"json/clipped": 0.7, "json/with_gradient": 0.0, "json/right": 0.99})
+    found = dict(find_alarms(rows, GRPO))
+    assert set(found) == {"truncated json", "flat json"} and "harder tasks" in found["flat json"]
+
+
+def held_out(**values):
+    return {f"held_out/{name}": value for name, (value, _) in values.items()} | {
+        f"held_out/{name}_ci95": interval for name, (_, interval) in values.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("last", "rings"),
+    [
+        (held_out(math=(0.9, [0.8, 0.95]), json=(0.2, [0.1, 0.3])), True),
+        (held_out(math=(0.9, [0.8, 0.95]), json=(0.4, [0.3, 0.55])), False),  # within its interval
+        (held_out(math=(0.5, [0.4, 0.6]), json=(0.2, [0.1, 0.3])), False),  # no other rose
+        (held_out(math=(0.9, [0.8, 0.95])), False),  # json was not measured again
+    ],
+)
+def test_an_environment_that_falls_while_another_rises_rings(last, rings):
+    first = held_out(math=(0.5, [0.4, 0.6]), json=(0.5, [0.4, 0.6]))
+    rows = [{"step": 0} | first, {"step": 1}, {"step": 2} | last]
+    found = find_alarms(rows, GRPO)
+    assert [name for name, _ in found] == (["forgotten json"] if rings else [])
+    if rings:
+        assert "(json 50% to 20%) while it rose in another (math 50% to 90%)" in found[0][1]
+
+
+def test_one_measurement_of_the_environments_rings_nothing():
+    assert find_alarms([{"step": 0} | held_out(math=(0.5, [0.4, 0.6]))], GRPO) == []
