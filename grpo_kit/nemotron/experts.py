@@ -183,16 +183,18 @@ class TieredExperts(nn.Module):
         tabulate = functools.cache(lambda: self._tabulate(loras))  # training needs no table
 
         def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-            # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
-            with torch.autocast(hidden.device.type, enabled=False):
-                dtype = self._decoding_dtype(hidden)
-                if dtype and (tables := tabulate()) is not None:
-                    output = self.decode(hidden.to(dtype), index, weights.float(), tables)
-                    return output.to(output_dtype(hidden.dtype))
-                trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
-                return expert_groups.RoutedExperts.apply(
-                    hidden, index, weights, self, loras, torch.is_grad_enabled(), *trained
-                )
+            if torch.is_autocast_enabled(hidden.device.type):
+                # Under mixed precision, autocast would use other types in the backward pass than in the forward pass.
+                with torch.autocast(hidden.device.type, enabled=False):
+                    return forward(hidden, index, weights)
+            dtype = self._decoding_dtype(hidden)
+            if dtype and (tables := tabulate()) is not None:
+                output = self.decode(hidden.to(dtype), index, weights.float(), tables)
+                return output.to(output_dtype(hidden.dtype))
+            trained = [value for pairs in loras.values() for lora in pairs if lora for value in (lora.a, lora.b)]
+            return expert_groups.RoutedExperts.apply(
+                hidden, index, weights, self, loras, torch.is_grad_enabled(), *trained
+            )
 
         return forward
 

@@ -117,7 +117,7 @@ def multiply_rows(x: torch.Tensor, matrix: Nf4) -> torch.Tensor:
     )
 
 
-def read_linear(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def read_linear(module: torch.nn.Module) -> Callable[..., torch.Tensor]:
     """A 4-bit linear layer's forward pass without a gradient, with what does not depend on the input done once.
 
     That saves a third of the time of a small product.
@@ -126,24 +126,36 @@ def read_linear(module: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tenso
         module: bitsandbytes' 4-bit linear layer. Its weight must not change while the function is used.
 
     Returns:
-        A function of (rows, in), whose result is bit for bit the module's.
+        A function of (rows, in), whose result is bit for bit the module's. By a second argument, (rows, out) in the
+        type of the first, it adds its result to that, in place, and returns that.
     """
     state, dtype = module.weight.quant_state, module.compute_dtype
     as_packed_here = state.nested and (state.quant_type, state.blocksize, state.shape[1] % BLOCK) == ("nf4", BLOCK, 0)
     if not as_packed_here or module.bias is not None or dtype is None:
-        return module.forward
+        return lambda x, into=None: add_into(into, module(x))
     packed = module.weight.data.view(-1, 1)
     matrix = Nf4(packed, state.absmax, state.state2.absmax, state.offset, tuple(state.shape))
     if packed.is_cuda:
-        return lambda x: multiply_rows(x.to(dtype), matrix).to(x.dtype)
-    scales, operator = bnb.dequantize_blockwise(state.absmax, state.state2), torch.ops.bitsandbytes.dequantize_4bit
+        return lambda x, into=None: add_into(into, multiply_rows(x.to(dtype), matrix).to(x.dtype))
+    scales = bnb.dequantize_blockwise(state.absmax, state.state2)
     scales += state.offset
+    dequantise = functools.partial(
+        torch.ops.bitsandbytes.dequantize_4bit.default, packed, scales, BLOCK, "nf4", matrix.shape, dtype
+    )
 
-    def multiply(x: torch.Tensor) -> torch.Tensor:
-        weight = operator.default(packed, scales, BLOCK, "nf4", matrix.shape, dtype)
-        return torch.nn.functional.linear(x.to(dtype), weight).to(x.dtype)
+    def multiply(x: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        if x.dtype is not dtype:
+            return add_into(into, torch.nn.functional.linear(x.to(dtype), dequantise()).to(x.dtype))
+        if into is None:
+            return torch.nn.functional.linear(x, dequantise())
+        return into.addmm_(x, dequantise().T)
 
     return multiply
+
+
+def add_into(into: torch.Tensor | None, result: torch.Tensor) -> torch.Tensor:
+    """`result`, or `into` after it was added there in place."""
+    return result if into is None else into.add_(result)
 
 
 def is_4bit_linear(module: torch.nn.Module) -> bool:

@@ -90,3 +90,9 @@ def test_a_linear_layer_that_is_read_once_computes_the_same(dtype, columns, bias
     nf4.disable_bf16_path(layer)
     for x in (matrix(3, columns, dtype=dtype), matrix(3, columns, dtype=torch.float32)):
         assert torch.equal(nf4.read_linear(layer)(x), layer(x))
+        into = matrix(3, 32, dtype=x.dtype)
+        expected = into + layer(x)
+        assert nf4.read_linear(layer)(x, into) is into
+        torch.testing.assert_close(
+            into, expected, rtol=0, atol=8 * torch.finfo(x.dtype).eps * float(expected.abs().max())
+        )

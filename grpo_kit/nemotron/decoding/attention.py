@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from grpo_kit.nemotron.decoding.graph import Step
-from grpo_kit.nemotron.decoding.linear import Projections
+from grpo_kit.nemotron.decoding.linear import Linear, Projections
 
 
 class Places:
@@ -78,7 +78,7 @@ class Attention:
 
     def __init__(self, mixer: nn.Module, keys: torch.Tensor, values: torch.Tensor, places: Places) -> None:
         self.qkv = Projections([mixer.q_proj, mixer.k_proj, mixer.v_proj])
-        self.out = Projections([mixer.o_proj])
+        self.out = Linear(mixer.o_proj)
         self.places, self.scaling = places, mixer.scaling
         self.keys, self.values = (self._allocate(tokens) for tokens in (keys, values))
 
@@ -90,10 +90,10 @@ class Attention:
         held[:, :read] = tokens.transpose(1, 2)
         return held
 
-    def step(self, x: torch.Tensor) -> Step:
-        """(rows, hidden) -> (rows, hidden), for the place that `places.add` has made."""
+    def step(self, x: torch.Tensor, into: torch.Tensor | None) -> Step:
+        """(rows, hidden) -> (rows, hidden), added to `into` if there is one; for the place made by `places.add`."""
         query, key, value = self.qkv(x)
-        return self.out((yield lambda: self._attend(query, key, value)))[0]
+        return self.out((yield lambda: self._attend(query, key, value)), into)
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         rows, used, (heads, head_dim) = len(query), self.places.used, self.keys.shape[2:]

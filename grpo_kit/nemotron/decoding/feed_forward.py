@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grpo_kit.nemotron import patches
+from grpo_kit.nemotron import nf4, patches
 from grpo_kit.nemotron.decoding.graph import Step
-from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module
+from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module
 from grpo_kit.nemotron.decoding.router import choose
 from grpo_kit.nemotron.experts import TieredExperts
 
@@ -26,12 +26,14 @@ class FeedForward:
     def __init__(self, mlp: nn.Module) -> None:
         if not patches.is_kept_in_range(mlp):
             check_module(mlp)
-        self.up, self.down = Projections([mlp.up_proj]), Projections([mlp.down_proj])
+        self.up, self.down = Linear(mlp.up_proj), Linear(mlp.down_proj)
         self.act = patches.relu2 if patches.is_kept_in_range(mlp) else mlp.act_fn
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) -> (rows, hidden)."""
-        return patches.feed_forward(x, lambda x: self.up(x)[0], self.act, lambda x: self.down(x)[0])
+    def __call__(self, x: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden), added to `into`, in the type of x, if there is one."""
+        if x.dtype is not torch.float16:
+            return self.down(self.act(self.up(x)), into)
+        return nf4.add_into(into, patches.feed_forward(x, self.up, self.act, self.down))
 
     def take_rows(self, at: torch.Tensor) -> None:
         pass
@@ -67,10 +69,13 @@ class MixtureOfExperts:
         if isinstance(moe.experts, TieredExperts):
             self.experts = moe.experts.prepare()
 
-    def step(self, x: torch.Tensor) -> Step:
-        """(rows, hidden) -> (rows, hidden)."""
+    def step(self, x: torch.Tensor, into: torch.Tensor | None) -> Step:
+        """(rows, hidden) -> (rows, hidden), added to `into`, in the type of x, if there is one."""
         choice = self.choose(F.linear(x.float(), self.weight), self.bias, self.ones)
-        return (yield lambda: self.experts(x, *choice)) + self.shared(x)
+        routed = yield lambda: self.experts(x, *choice)
+        if into is None:
+            return routed + self.shared(x)
+        return self.shared(x, into.add_(routed))
 
     def take_rows(self, at: torch.Tensor) -> None:
         pass

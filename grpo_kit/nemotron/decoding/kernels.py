@@ -53,6 +53,23 @@ def update_mamba(projected: torch.Tensor, state: MambaState, weights: MambaWeigh
     return out
 
 
+class MambaUpdate(NamedTuple):
+    """`mamba.MambaUpdate` by `update_mamba`. It keeps the states as they are read."""
+
+    state: MambaState
+    weights: MambaWeights
+
+    def __call__(self, projected: torch.Tensor) -> torch.Tensor:
+        return update_mamba(projected, self.state, self.weights)
+
+    def take_rows(self, at: torch.Tensor) -> "MambaUpdate":
+        return MambaUpdate(MambaState(*(part[at] for part in self.state)), self.weights)
+
+    def put_rows(self, at: torch.Tensor, state: MambaState) -> None:
+        for mine, put in zip(self.state, state):
+            mine[at] = put
+
+
 def add_norm(residual: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`mamba.add_norm` by one launch on the current stream, where `is_usable` says so. `residual` is in one piece."""
     out = torch.empty(residual.shape, dtype=weight.dtype, device=residual.device)

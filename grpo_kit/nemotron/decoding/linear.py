@@ -39,55 +39,86 @@ def own_forward(module: nn.Module) -> Callable | None:
     return None if own is type(module).forward else own
 
 
-class Projections:
-    """Linear layers that read the same input, with their LoRA. The halves `A` of their LoRA make one product.
+class Linear:
+    """A linear layer with its LoRA.
 
     Args:
-        modules: `nn.Linear` or 4-bit layers, each as it is or inside PEFT's LoRA layer.
+        module: an `nn.Linear` or a 4-bit layer, as it is or inside PEFT's LoRA layer.
 
     Raises:
-        UnknownModule: A layer is of another kind, or PEFT does more there than adding one LoRA.
+        UnknownModule: The layer is of another kind, or PEFT does more there than adding one LoRA.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        check_module(module)
+        base = getattr(module, "base_layer", module)
+        self.multiply = _read_matrix(base)
+        lora = None if base is module else _read_lora(module)
+        self.a, self.b, self.scale = (lora.a, lora.b.T, lora.scale) if lora else (None, None, 0.0)
+
+    def __call__(self, x: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """The layer's result, (rows, out) in the type of x, for x (rows, in).
+
+        Args:
+            x: the input.
+            into: (rows, out) in the type of x, to which the result is added in place; then that is returned.
+        """
+        result = self.multiply(x, into)
+        if self.a is not None:
+            self.add_lora(result, F.linear(x if x.dtype is self.a.dtype else x.to(self.a.dtype), self.a))
+        return result
+
+    def add_lora(self, result: torch.Tensor, inner: torch.Tensor) -> None:
+        """Add to `result`, in place, what the LoRA makes of its inner values, (rows, r)."""
+        if result.dtype is inner.dtype:
+            result.addmm_(inner, self.b, alpha=self.scale)
+        else:  # float32 between 16-bit layers: computed and added in float32, rounded once
+            result.add_(inner @ self.b, alpha=self.scale)
+
+
+class Projections:
+    """Linear layers that read the same input. The halves `A` of their LoRA make one product.
+
+    Args:
+        modules: as for `Linear`.
+
+    Raises:
+        UnknownModule: As `Linear` does.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        layers = [_read_layer(module) for module in modules]
-        self.bases = [base for base, _ in layers]
-        self.loras = [lora for _, lora in layers]
-        halves = [lora.a for lora in self.loras if lora]
+        self.layers = [Linear(module) for module in modules]
+        halves = [layer.a for layer in self.layers if layer.a is not None]
         if len({half.dtype for half in halves}) > 1:
             raise UnknownModule("LoRAs of several types")
-        self.a = None if not halves else halves[0] if len(halves) == 1 else torch.cat(halves)
-        self.ranks = [len(lora.a) if lora else 0 for lora in self.loras]
+        self.a = torch.cat(halves) if halves else None
+        self.ranks = [0 if layer.a is None else len(layer.a) for layer in self.layers]
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The layers' results, (rows, out) each in the type of x, for x (rows, in)."""
-        results = [base(x) for base in self.bases]
+        results = [layer.multiply(x) for layer in self.layers]
         if self.a is not None:
-            inner = F.linear(x.to(self.a.dtype), self.a)
-            parts = (inner,) if len(results) == 1 else inner.split_with_sizes(self.ranks, dim=-1)
-            for result, lora, part in zip(results, self.loras, parts):
-                if lora and result.dtype == part.dtype:
-                    result.addmm_(part, lora.b.T, alpha=lora.scale)
-                elif lora:  # float32 between 16-bit layers: computed and added in float32, rounded once
-                    result.add_(F.linear(part, lora.b), alpha=lora.scale)
+            parts = F.linear(x.to(self.a.dtype), self.a).split_with_sizes(self.ranks, dim=-1)
+            for layer, result, part in zip(self.layers, results, parts):
+                if layer.a is not None:
+                    layer.add_lora(result, part)
         return results
 
 
-def _read_layer(module: nn.Module) -> tuple[Callable[[torch.Tensor], torch.Tensor], ExpertLora | None]:
-    """(the product with the matrix, the active LoRA or None)."""
-    check_module(module)
-    if not hasattr(module, "base_layer"):
-        return _read_matrix(module), None
-    return _read_matrix(module.base_layer), _read_lora(module)
-
-
-def _read_matrix(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def _read_matrix(module: nn.Module) -> Callable[..., torch.Tensor]:
+    """The product with the matrix, a function of x and `into` as `Linear` has them."""
     if nf4.is_4bit_linear(module):
         check_module(module)
         return nf4.read_linear(module)
     check_module(module, nn.Linear)
     weight, bias = module.weight, module.bias
-    return lambda x: F.linear(x, weight, bias)
+
+    def multiply(x: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        if into is None or bias is not None:
+            return nf4.add_into(into, F.linear(x, weight, bias))
+        return into.addmm_(x, weight.T)
+
+    return multiply
 
 
 def _read_lora(module: Any) -> ExpertLora | None:

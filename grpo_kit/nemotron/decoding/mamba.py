@@ -46,42 +46,89 @@ class MambaState(NamedTuple):
     ssm: torch.Tensor
 
 
-def update_mamba(projected: torch.Tensor, state: MambaState, weights: MambaWeights) -> torch.Tensor:
-    """Everything between a mixer's in_proj and its out_proj, for one token a row.
+class MambaUpdate:
+    """Everything between a mixer's in_proj and its out_proj, for one token a row. It keeps the states.
+
+    What is the same for every token, such as views of the states, is made once.
 
     Args:
-        projected: (rows, inner + channels + heads), the result of in_proj: gate, the convolution's input, time step.
-        state: changed in place.
+        sums: of the convolution, as `begin_sums` gives them; changed in place.
+        ssm: (rows, heads, head_dim, state), the state space; changed in place.
+        weights: the mixer's.
+    """
+
+    def __init__(self, sums: torch.Tensor, ssm: torch.Tensor, weights: MambaWeights) -> None:
+        (rows, heads, head_dim, size), inner = ssm.shape, len(weights.norm_weight)
+        channels = len(weights.conv_weight)
+        groups = (channels - inner) // (2 * size)
+        self.sums, self.ssm, self.weights = sums, ssm, weights
+        self.taps, self.later = weights.conv_weight.float().T.flip(0)[:, None], sums[:-1]
+        self.parts, self.mixed_parts = [inner, channels, heads], [inner, groups * size, groups * size]
+        # The heads of a group share B and C.
+        self.by_head = ssm.view(rows, groups, heads // groups, head_dim, size)
+        self.by_group = ssm.view(rows, groups, -1, size)
+        self.d, self.normed_size = weights.d[:, None], (weights.group_size,)
+
+    def __call__(self, projected: torch.Tensor) -> torch.Tensor:
+        """Read one more token.
+
+        Args:
+            projected: (rows, inner + channels + heads), in_proj's result: gate, the convolution's input, time step.
+
+        Returns:
+            (rows, inner) in the type of `projected`.
+        """
+        weights, (rows, groups, heads, head_dim, size) = self.weights, self.by_head.shape
+        gate, new, dt = projected.float().split_with_sizes(self.parts, dim=-1)
+
+        sums = torch.addcmul(self.sums, new, self.taps)
+        self.later.copy_(sums[1:])  # in place, since a graph finds them where they were
+        x, b, c = F.silu(sums[0]).split_with_sizes(self.mixed_parts, dim=-1)
+
+        dt, x = F.softplus(dt + weights.dt_bias), x.view(rows, -1, head_dim)
+        self.ssm.mul_((dt * weights.a).exp_().view(rows, -1, 1, 1))
+        added = (x * dt.view(rows, -1, 1)).view(rows, groups, heads, head_dim, 1)
+        self.by_head.addcmul_(added, b.view(rows, groups, 1, 1, size))
+        read = self.by_group.float() @ c.view(rows, groups, size, 1)
+        y = torch.addcmul(read.view(rows, -1, head_dim), x, self.d)
+
+        gated = y.view(rows, -1) * F.silu(gate)
+        normed = F.rms_norm(gated.view(rows, -1, weights.group_size), self.normed_size, eps=weights.eps)
+        return (normed.view(rows, -1).to(projected.dtype) * weights.norm_weight).to(projected.dtype)
+
+    def take_rows(self, at: torch.Tensor) -> "MambaUpdate":
+        """The same for the rows `at`, (taken,) int64, alone, which may be repeated."""
+        return MambaUpdate(self.sums[:, at], self.ssm[at], self.weights)
+
+    def put_rows(self, at: torch.Tensor, state: MambaState) -> None:
+        """Put newly read rows in the place of the rows `at`, (put,) int64."""
+        self.sums[:, at], self.ssm[at] = begin_sums(state.conv, self.weights), state.ssm
+
+
+def begin_sums(conv: torch.Tensor, weights: MambaWeights) -> torch.Tensor:
+    """What the inputs read so far add to the convolution's next outputs.
+
+    With these sums kept instead of the inputs, a token takes one product and sum for all outputs that it adds to.
+
+    Args:
+        conv: (rows, channels, width), as in `MambaState`.
         weights: the mixer's.
 
     Returns:
-        (rows, inner) in the type of `projected`.
+        (width, rows, channels) float32, with the bias in it. In the last one is nothing but the bias.
     """
-    (channels, _), (rows, heads, head_dim, size) = weights.conv_weight.shape, state.ssm.shape
-    inner = heads * head_dim
-    groups = (channels - inner) // (2 * size)
-    gate, new, dt = projected.split_with_sizes([inner, channels, heads], dim=-1)
+    inputs, taps, width = conv.float(), weights.conv_weight.float(), conv.shape[-1]
+    sums = torch.stack([(inputs[..., k + 1 :] * taps[:, : width - 1 - k]).sum(-1) for k in range(width)])
+    return sums if weights.conv_bias is None else sums + weights.conv_bias
 
-    window = torch.cat([state.conv[..., 1:], new[..., None]], dim=-1)
-    state.conv.copy_(window)
-    # A product for each channel; conv1d takes six times as long on a CPU.
-    taps, bias = weights.conv_weight.float()[..., None], weights.conv_bias
-    bias = taps.new_zeros(()) if bias is None else bias.float()[:, None, None]
-    mixed = torch.baddbmm(bias, window.float().transpose(0, 1), taps)[..., 0].T
-    x, b, c = F.silu(mixed).split_with_sizes([inner, groups * size, groups * size], dim=-1)
 
-    dt = F.softplus(dt.float() + weights.dt_bias)
-    x = x.view(rows, heads, head_dim)
-    # The heads of a group share B and C.
-    ssm = state.ssm.view(rows, groups, heads // groups, head_dim, size)
-    state.ssm.mul_((dt * weights.a).exp()[..., None, None])
-    ssm.addcmul_((x * dt[..., None]).reshape(*ssm.shape[:-1], 1), b.view(rows, groups, 1, 1, size))
-    read = ssm.view(rows, groups, -1, size).float() @ c.view(rows, groups, size, 1)
-    y = torch.addcmul(read.view(rows, heads, head_dim), x, weights.d[:, None])
-
-    gated = y.view(rows, inner) * F.silu(gate.float())
-    normed = F.rms_norm(gated.view(rows, -1, weights.group_size), (weights.group_size,), eps=weights.eps)
-    return (normed.view(rows, inner).to(projected.dtype) * weights.norm_weight).to(projected.dtype)
+def update_mamba(projected: torch.Tensor, state: MambaState, weights: MambaWeights) -> torch.Tensor:
+    """`MambaUpdate` of one token for a state that keeps the convolution's inputs, and is changed in place."""
+    output = MambaUpdate(begin_sums(state.conv, weights), state.ssm, weights)(projected)
+    channels, heads = len(weights.conv_weight), len(weights.a)
+    new = projected.split_with_sizes([projected.shape[1] - channels - heads, channels, heads], dim=-1)[1]
+    state.conv.copy_(torch.cat([state.conv[..., 1:], new[..., None]], dim=-1))
+    return output
 
 
 def add_norm(residual: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -98,4 +145,6 @@ def add_norm(residual: torch.Tensor, update: torch.Tensor | None, weight: torch.
     """
     if update is not None:
         residual.add_(update)
-    return F.rms_norm(residual.to(weight.dtype), weight.shape, weight, eps)
+    return F.rms_norm(
+        residual if residual.dtype is weight.dtype else residual.to(weight.dtype), weight.shape, weight, eps
+    )

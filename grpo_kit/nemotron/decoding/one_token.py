@@ -17,8 +17,8 @@ from torch import nn
 from grpo_kit.nemotron.decoding import graph, kernels
 from grpo_kit.nemotron.decoding.attention import Attention, Places
 from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExperts
-from grpo_kit.nemotron.decoding.linear import Projections, UnknownModule, check_module, own_forward
-from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights, add_norm, update_mamba
+from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module, own_forward
+from grpo_kit.nemotron.decoding.mamba import MambaState, MambaUpdate, MambaWeights, add_norm, begin_sums
 
 TRIED = 5  # layers on which graphs are tried before they are used
 
@@ -37,7 +37,7 @@ class Mamba:
     def __init__(self, mixer: nn.Module, state: MambaState) -> None:
         if mixer.activation not in ("silu", "swish"):
             raise UnknownModule(f"a mixer with {mixer.activation}")
-        self.into, self.out = Projections([mixer.in_proj]), Projections([mixer.out_proj])
+        self.into, self.out = Linear(mixer.in_proj), Linear(mixer.out_proj)
         check_module(mixer.conv1d, nn.Conv1d)
         check_module(mixer.norm)
         self.weights = MambaWeights(
@@ -50,18 +50,27 @@ class Mamba:
             mixer.norm.variance_epsilon,
             mixer.norm.group_size,
         )
-        self.state, self.update = state, update_mamba
+        self.state = state
+        self.update: MambaUpdate | kernels.MambaUpdate | None = None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, hidden) -> (rows, hidden)."""
-        return self.out(self.update(self.into(x)[0], self.state, self.weights))[0]
+    def begin(self, with_kernel: bool) -> None:
+        """Choose what computes the update, which takes over the state."""
+        state, weights = self.state, self.weights
+        if with_kernel:
+            self.update = kernels.MambaUpdate(state, weights)
+        else:
+            self.update = MambaUpdate(begin_sums(state.conv, weights), state.ssm, weights)
+        del self.state
+
+    def __call__(self, x: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+        """(rows, hidden) -> (rows, hidden), added to `into` if there is one, as `Linear` does."""
+        return self.out(self.update(self.into(x)), into)
 
     def take_rows(self, at: torch.Tensor) -> None:
-        self.state = MambaState(self.state.conv[at], self.state.ssm[at])
+        self.update = self.update.take_rows(at)
 
     def put_rows(self, at: torch.Tensor, cached: Any, of: torch.Tensor) -> None:
-        self.state.conv[at] = cached.conv_states[0][of]
-        self.state.ssm[at] = cached.recurrent_states[0][of]
+        self.update.put_rows(at, MambaState(cached.conv_states[0][of], cached.recurrent_states[0][of]))
 
 
 class Decoder:
@@ -81,22 +90,18 @@ class Decoder:
         blocks = model.model.layers
         self.layers = [_read_block(block, cache.layers[i], places) for i, block in enumerate(blocks)]
         self.norms = [(block.norm.weight, block.norm.variance_epsilon) for block in blocks]
-        self._add_norm = add_norm
-        self._use_kernels()
-        self._tried = [layer for layer in self.layers if not isinstance(layer, Attention)][:TRIED]
-        self._graphed: graph.GraphedStep | None = None
-
-    def _use_kernels(self) -> None:
-        """Let CUDA kernels do what they can, if they work."""
         mambas = [layer for layer in self.layers if isinstance(layer, Mamba)]
-        if not mambas or not kernels.is_usable(mambas[0].state, mambas[0].weights):
-            return
-        self._add_norm = kernels.add_norm
+        has_kernels = bool(mambas) and kernels.is_usable(mambas[0].state, mambas[0].weights)
+        self._add_norm = kernels.add_norm if has_kernels else add_norm
         for layer in mambas:
-            layer.update = kernels.update_mamba
-        for layer in self.layers:
+            layer.begin(has_kernels)
+        for layer in self.layers if has_kernels else ():
             if isinstance(layer, MixtureOfExperts) and len(layer.ones) <= kernels.MOST_CHOSEN:
                 layer.choose = kernels.choose
+        # A layer adds its float32 output to the residual itself, unless a kernel does that together with the norm.
+        self._layers_add = not has_kernels and model.dtype == torch.float32
+        self._tried = [layer for layer in self.layers if not isinstance(layer, Attention)][:TRIED]
+        self._graphed: graph.GraphedStep | None = None
 
     @torch.no_grad()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -117,7 +122,8 @@ class Decoder:
         if self._graphed is None:
             for number in range(len(self.layers)):
                 update = self.run_layer(number, residual, update)
-            residual.add_(update)
+            if update is not None:
+                residual.add_(update)
         else:
             residual = self._graphed(self._add_layers, residual)
         norm = model.model.norm_f
@@ -127,20 +133,28 @@ class Decoder:
             hidden = self._add_norm(residual, None, norm.weight, norm.variance_epsilon)
         return model.lm_head(hidden).float()
 
-    def run_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor:
-        """The output of a layer, (rows, hidden), for the output of the layer before, which is added to `residual`."""
+    def run_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor | None:
+        """The output of a layer, (rows, hidden), for the output of the layer before, which is added to `residual`.
+
+        None stands for an output that has been added to it.
+        """
         return graph.run(self._begin_layer(number, residual, update))
 
     def _begin_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> graph.Step:
         layer, x = self.layers[number], self._add_norm(residual, update, *self.norms[number])
-        return (yield from layer.step(x)) if isinstance(layer, Attention | MixtureOfExperts) else layer(x)
+        into = residual if self._layers_add else None
+        if isinstance(layer, Attention | MixtureOfExperts):
+            output = yield from layer.step(x, into)
+        else:
+            output = layer(x, into)
+        return output if into is None else None
 
     def _add_layers(self, residual: torch.Tensor) -> graph.Step:
         """Add the layers' outputs to `residual`, (rows, hidden), in place."""
         update = None
         for number in range(len(self.layers)):
             update = yield from self._begin_layer(number, residual, update)
-        return residual.add_(update)
+        return residual if update is None else residual.add_(update)
 
     def _make_trial(self) -> Callable[[torch.Tensor], graph.Step]:
         """`_add_layers` of a few layers, with copies of their states."""

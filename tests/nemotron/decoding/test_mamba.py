@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, NemotronHConfig
 from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
-from grpo_kit.nemotron.decoding.mamba import MambaState, MambaWeights, add_norm, update_mamba
+from grpo_kit.nemotron.decoding.mamba import MambaState, MambaUpdate, MambaWeights, add_norm, begin_sums, update_mamba
 
 ROWS, HIDDEN = 3, 32
 
@@ -73,6 +73,33 @@ def test_rows_do_not_touch_each_other():
         together = update_mamba(projected, MambaState(conv.clone(), ssm.clone()), weights)
         alone = update_mamba(projected[1:2], MambaState(conv[1:2].clone(), ssm[1:2].clone()), weights)
     torch.testing.assert_close(alone, together[1:2])
+
+
+def test_inputs_are_kept_as_what_they_add_to_later_outputs():
+    weights = MambaWeights(torch.tensor([[1.0, 10.0, 100.0, 1000.0]]), torch.tensor([0.5]), *[None] * 6)
+    sums = begin_sums(torch.tensor([[[9.0, 2.0, 3.0, 4.0]], [[9.0, 0.0, 0.0, 7.0]]]), weights)
+    # The oldest input that the next output still sees is the second one; the last sum has seen none.
+    assert sums[..., 0].tolist() == [[432.5, 700.5], [43.5, 70.5], [4.5, 7.5], [0.5, 0.5]]
+    assert begin_sums(torch.ones(1, 1, 4), weights._replace(conv_bias=None))[:, 0, 0].tolist() == [111, 11, 1, 0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_are_taken_and_put_between_tokens(bias):
+    mixer, _ = make_mixer(torch.float32, bias)
+    weights = read_weights(mixer)
+    states = [MambaState(torch.randn(3, len(weights.conv_weight), 4), torch.randn(3, 8, 4, 6)) for _ in range(2)]
+    kept, new = (MambaState(*(part.clone() for part in state)) for state in states)
+    with torch.no_grad():
+        inputs = mixer.in_proj(torch.randn(4, 3, HIDDEN))
+        update = MambaUpdate(begin_sums(states[0].conv, weights), states[0].ssm, weights)
+        for projected in inputs[:2]:
+            torch.testing.assert_close(update(projected), update_mamba(projected, kept, weights))
+        update, at = update.take_rows(torch.tensor([2, 0, 2])), torch.tensor([1])
+        update.put_rows(at, MambaState(states[1].conv[:1], states[1].ssm[:1]))
+        expected = [[part[2:], after[:1], part[2:]] for part, after in zip(kept, new)]
+        kept = MambaState(*(torch.cat(parts) for parts in expected))
+        for projected in inputs[2:]:
+            torch.testing.assert_close(update(projected), update_mamba(projected, kept, weights))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
