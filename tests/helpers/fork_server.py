@@ -23,8 +23,8 @@ from pathlib import Path
 
 LIBRARIES = (
     "torch", "torch._dynamo", "transformers", "transformers.models.nemotron_h.modeling_nemotron_h", "peft", "trl",
-    "trl.trainer.grpo_trainer", "bitsandbytes", "datasets", "accelerate", "pandas", "matplotlib.backends.backend_agg",
-    "ipykernel.kernelapp",
+    "trl.trainer.grpo_trainer", "bitsandbytes", "datasets", "accelerate", "pandas", "scipy.stats",
+    "matplotlib.backends.backend_agg", "matplotlib.pyplot", "torch.utils.tensorboard", "ipykernel.kernelapp",
 )  # fmt: skip
 
 
