@@ -35,7 +35,7 @@ REMEDIES = {
 }  # fmt: skip
 FEW_ROWS = ["data.limit=40", "data.test_size=4", "data.val_size=4"]
 SETTINGS = [
-    "data.limit=60", "data.test_size=12", "data.val_size=8", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=8",
+    "data.limit=36", "data.test_size=12", "data.val_size=8", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=8",
     "screening.num_generations=4", "grpo.num_generations=4", "grpo.per_device_train_batch_size=8",
     "grpo.resample_budget=0", "grpo.save_steps=1", "grpo.max_steps=2", "grpo.mask_truncated_completions=false",
 ]  # fmt: skip
