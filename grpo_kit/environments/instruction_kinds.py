@@ -119,7 +119,7 @@ KINDS: dict[str, Kind] = {
         lambda draws: {"num_paragraphs": draws.rng.randint(2, 4)},
     ),
     "length_constraints:nth_paragraph_first_word": Kind(
-        ('Write {num_paragraphs} paragraphs with an empty line between them. Paragraph {nth_paragraph} must begin with '
+        ('Write {num_paragraphs} paragraphs with an empty line between them. Begin paragraph {nth_paragraph} with the '
          'word "{first_word}".',),
         _paragraph,
     ),

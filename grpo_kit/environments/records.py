@@ -234,10 +234,15 @@ def _draw_match(rng: random.Random) -> Record:
 
 
 def _draw_recipe(rng: random.Random) -> Record:
-    units, stuff = ("g", "ml", "pieces"), ("flour", "milk", "carrots", "rice", "butter", "tomatoes", "lentils", "cream")
+    units = {
+        "g": ("flour", "rice", "butter", "lentils"),
+        "ml": ("milk", "cream", "stock"),
+        "pieces": ("carrots", "leeks"),
+    }
+    stuff = rng.sample([(name, unit) for unit, things in units.items() for name in things], rng.randint(2, 4))
     ingredients = [
-        {"name": name, "amount": rng.choice((50, 75, 100, 150, 200, 250)), "unit": rng.choice(units)}
-        for name in rng.sample(stuff, rng.randint(2, 4))
+        {"name": name, "amount": rng.randint(1, 9) * (1 if unit == "pieces" else 50), "unit": unit}
+        for name, unit in stuff
     ]
     oven, vegan = rng.choice((160, 180, 200, 220)), rng.random() < 0.5
     dish = f"{rng.choice(TOWNS)} {rng.choice(('soup', 'bake', 'stew', 'pie'))}"

@@ -117,10 +117,10 @@ def _name_root(record: Record, contents: Any, kind: str) -> Any:
 def _draw_record(rng: random.Random, kind: str) -> Record:
     if kind == "csv":
         return rng.choice(LISTS)(rng)
-    drawn = rng.choice(OBJECTS if kind in ("toml", "xml") else OBJECTS + LISTS)(rng)
-    while not _can_hold(drawn, kind):
-        drawn = rng.choice(OBJECTS)(rng)
-    return Record(drawn.noun, drawn.contents, copy.deepcopy(drawn.schema), drawn.text)
+    record = rng.choice(OBJECTS if kind in ("toml", "xml") else OBJECTS + LISTS)(rng)
+    while not _can_hold(record, kind):
+        record = rng.choice(OBJECTS)(rng)
+    return record
 
 
 def _can_hold(record: Record, kind: str) -> bool:
@@ -152,9 +152,9 @@ def _damage(contents: Any, rng: random.Random) -> str:
 
 def _vary_schema(schema: Schema, rng: random.Random, has_references: bool) -> Schema:
     """The schema in another form that means the same to the reward."""
-    schema = copy.deepcopy(schema)
     if "properties" not in schema:
         return schema
+    schema = {**schema, "properties": dict(schema["properties"])}
     required = schema["required"]
     if rng.random() < 0.3:
         schema["required"] = rng.sample(required, rng.randint(1, len(required)))

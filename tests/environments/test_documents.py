@@ -1,12 +1,13 @@
 """Each generated question has a right reply that earns 1, and near replies that earn 0."""
 
 import json
+import random
 import re
 from collections import Counter
 
 import pytest
 
-from grpo_kit.environments.documents import make_prompt, make_tasks
+from grpo_kit.environments.documents import draw_task, make_prompt, make_tasks
 from grpo_kit.environments.task import COLUMNS, count_characters
 from grpo_kit.rewards.documents_qa import documents_qa_verdict
 
@@ -82,6 +83,9 @@ def test_numbers_of_documents_vary_and_half_of_the_questions_need_two():
 
 
 def test_short_prompts_have_fewer_documents():
+    for seed in range(40):
+        task = draw_task(random.Random(seed), longest_prompt=900)
+        assert count_characters(task.prompt) <= 900 or len(task.columns["documents"]) == 2
     tasks = make_tasks(60, seed=7, longest_prompt=500)
     assert all(count_characters(task.prompt) <= 500 for task in tasks)
     assert max(len(task.columns["documents"]) for task in tasks) < 8
@@ -103,6 +107,15 @@ def test_columns_are_in_their_order_and_hold_what_json_holds():
 def test_the_question_may_stand_in_front():
     (message,) = make_prompt("Who?", ["Ada came.", "Bo left."], "Cite [n].", is_behind=False)
     assert message["content"] == "Question: Who?\n\nDocuments:\n\n[1] Ada came.\n\n[2] Bo left.\n\nCite [n]."
+
+
+def test_numbers_dates_and_rivers_may_be_written_in_other_ways():
+    aliases = {task.columns["answer"]: task.columns["aliases"] for task in make_tasks(300, seed=7)}
+    pages = next(answer for answer, others in aliases.items() if others and others[0].endswith("pages"))
+    people = next(answer for answer, others in aliases.items() if others and others[0].endswith("inhabitants"))
+    assert aliases[pages] == [f"{pages} pages"] and aliases[people] == [f"{people} inhabitants"]
+    assert aliases["24 May 1975"] == ["May 24, 1975", "1975-05-24"]
+    assert next(others for others in aliases.values() if others and others[0].startswith("the river"))
 
 
 def test_what_cannot_be_made_is_refused():

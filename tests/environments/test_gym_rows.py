@@ -127,10 +127,11 @@ def test_instructions_stand_in_the_metadata_or_at_the_top(place):
 def test_the_metadata_is_read_before_the_top_where_it_says_something():
     given = row(
         instruction_id_list=["punctuation:no_comma"],
-        kwargs=[{}],
-        verifier_metadata={"instruction_id_list": ["startend:quotation"], "kwargs": None},
+        kwargs=[{"N": 3}],
+        verifier_metadata={"instruction_id_list": ["count:numbers"], "kwargs": None, "grading_mode": None},
     )
-    assert read_gym_row(given, "instructions").columns["instruction_id_list"] == ["startend:quotation"]
+    columns = read_gym_row(given, "instructions").columns
+    assert columns["instruction_id_list"] == ["count:numbers"] and columns["kwargs"] == '[{"N": 3}]'
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,9 @@ HOSTILE = [  # environment, row, the reason
     ("structured", {"responses_create_params": {"input": [{"type": "reasoning", "summary": []}]}}, "no message"),
     ("structured", {"responses_create_params": {"input": [{"role": "user", "content": None}]}}, "not text"),
     ("structured", {"responses_create_params": {"input": [{"role": "user", "content": " \n"}]}}, "empty"),
-    ("structured", {"responses_create_params": {"input": [{"role": "user", "content": "\ud800"}]}}, "not text"),
+    ("structured",
+     {"responses_create_params": {"input": [{"role": "user", "content": "\ud800"}]}, "schema_str": SCHEMA},
+     "not text"),
     ("structured",
      {"responses_create_params": {"input": [{"role": "user", "content": [{"type": "input_image", "text": "x"}]}]}},
      "not text"),

@@ -133,7 +133,7 @@ REFUSED = [  # form, row, the reason
     ("hotpot", HOTPOT | {"context": {"title": ["a"], "sentences": []}}, "no documents"),
     ("hotpot", HOTPOT | {"context": {"title": [], "sentences": []}}, "no documents"),
     ("hotpot", HOTPOT | {"context": {"title": ["a"], "sentences": [7]}}, "no list"),
-    ("hotpot", HOTPOT | {"context": {"title": ["a"] * 3, "sentences": [["x"]] * 3}}, "supporting"),
+    ("hotpot", HOTPOT | {"context": {"title": ["Ada Berg", "Kiss", "Kiss"], "sentences": [["x"]] * 3}}, "supporting"),
     ("hotpot", HOTPOT | {"supporting_facts": {"title": ["Nobody"], "sent_id": [0]}}, "supporting"),
     ("hotpot", HOTPOT | {"supporting_facts": []}, "no documents"),
     ("hotpot", HOTPOT | {"context": [["t", ["x"]]] * 201}, "too long"),

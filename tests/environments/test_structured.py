@@ -135,6 +135,11 @@ def test_a_seed_decides_the_tasks_and_more_tasks_begin_with_the_same():
     assert len({json.dumps(task.prompt) for task in TASKS}) == 60
 
 
+def test_toml_never_has_to_hold_null():
+    tasks = [task.columns for task in make_tasks(300, seed=7) if task.columns["schema_type"] == "toml"]
+    assert len(tasks) > 15 and not any("null" in columns["expected"] for columns in tasks)
+
+
 def test_formats_layouts_and_schemas_vary():
     kinds = Counter(task.columns["schema_type"] for task in TASKS)
     assert kinds.most_common(1)[0][0] == "json" and set(kinds) == {"json", "yaml", "toml", "xml", "csv"}
