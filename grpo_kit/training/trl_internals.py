@@ -73,6 +73,17 @@ def fit_log_probs() -> None:
         chunked_logprob.TOKEN_CHUNK_SIZE = memory.TILE_TOKENS
 
 
+def leave_sampling(model: Any) -> None:
+    """Tell the decoder of one new token (nemotron/decoding/linear.py) that TRL's fused head leaves sampling as it is.
+
+    Args:
+        model: the causal language model, inside PEFT's, that a trainer of TRL has taken.
+    """
+    head = vars(model).get("forward")
+    if head is not None:  # it calls the model's own forward pass, which it names by `functools.wraps`
+        head.__func__.only_training = True
+
+
 def set_response_template(tokenizer: Any) -> None:
     """Tell TRL how to read replies into thinking, tool calls and content, before a trainer with tools is built.
 
@@ -182,6 +193,8 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         if kwargs.get("tools") or kwargs.get("environment_factory"):
             set_response_template(kwargs["processing_class"])
         super().__init__(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        leave_sampling(getattr(model, "get_base_model", lambda: model)())
         self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch

@@ -17,6 +17,7 @@ from trl import chat_template_utils
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
+from grpo_kit.nemotron.decoding.linear import own_forward
 from grpo_kit.planning import memory
 from grpo_kit.policy.chat import (
     THINKING_SWITCH,
@@ -291,3 +292,12 @@ def test_the_state_of_a_checkpoint_is_json_also_after_a_step_without_a_finite_gr
     text = (tmp_path / "trainer_state.json").read_text()
     assert '"loss": null' in text and "NaN" not in text and "Infinity" not in text
     assert TrainerState.load_from_json(tmp_path / "trainer_state.json").global_step == 2
+
+
+def test_the_decoder_is_told_that_the_fused_head_leaves_sampling_as_it_is():
+    model, _ = load_policy(config.Policy())
+    trl.trainer.utils.add_fused_lm_head(model)
+    assert own_forward(model) is not None
+    trl_internals.leave_sampling(model)
+    assert own_forward(model) is None
+    trl_internals.leave_sampling(torch.nn.Linear(1, 1))  # a model without the head

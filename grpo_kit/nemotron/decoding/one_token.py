@@ -17,7 +17,7 @@ from torch import nn
 from grpo_kit.nemotron.decoding import graph, kernels
 from grpo_kit.nemotron.decoding.attention import Attention, Places
 from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExperts
-from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module, own_forward
+from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaUpdate, MambaWeights, add_norm, begin_sums
 
 TRIED = 5  # layers on which graphs are tried before they are used
@@ -228,15 +228,8 @@ def make_decoder(model: Any, cache: Any, mask: torch.Tensor, capacity: int) -> D
     if type(model) is not modeling.NemotronHForCausalLM or torch.is_autocast_enabled(mask.device.type):
         return None
     try:
-        if not _is_of_trl(own_forward(model)):
-            check_module(model)
+        check_module(model)
         check_module(model.model, modeling.NemotronHModel)
         return Decoder(model, cache, Places(mask, capacity, model.dtype))
     except UnknownModule:
         return None
-
-
-def _is_of_trl(forward: Any) -> bool:
-    """Whether TRL's `add_fused_lm_head` made this forward pass: in sampling, it calls the model's own and no more."""
-    function = getattr(forward, "__func__", None)
-    return getattr(function, "__globals__", {}).get("__name__") == "trl.trainer.utils"
