@@ -69,8 +69,8 @@ def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
     panels = [
         _reward_panel(rows),
         _accuracy_panel(run, rows),
-        _environment_panel(rows, "right", "Right, by environment", "share of the sampled completions"),
-        _environment_panel(rows, "with_gradient", "With a gradient, by environment", "share of the sampled groups"),
+        _environment_panel(rows, "right", "Right", "by environment, of completions"),
+        _environment_panel(rows, "with_gradient", "With a gradient", "by environment, of groups"),
         _groups_panel(rows),
         _length_panel(rows),
         _simple_panel("Speed", "tokens a second", rows, "tokens_per_second", "completions sampled and trained on", BLUE)

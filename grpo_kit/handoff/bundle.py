@@ -20,10 +20,12 @@ from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.policy.model_source import base_model_name
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import find_reward, load_reward
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
+from grpo_kit.training.grpo.environment_sampler import EnvironmentSampler
 
 
 class Part(NamedTuple):
@@ -88,6 +90,8 @@ class Bundle:
     def keeps_order(self) -> bool:
         """Whether the engine must keep the order of the training rows."""
         draw = self.config.grpo.draw
+        if len(self.run.environments()) > 1:  # each step has its shares in this order
+            return True
         return draw == "in_order" or (draw == "useful" and screening.is_screened(self.run))
 
     @property
@@ -164,6 +168,9 @@ def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: 
     if screening.is_screened(run):
         screened = read_lines(run.screened)
         rows["train"] = curriculum.order_rows(screened, len(screened), config.screening.sigma, config.run.seed)
+    environments = [environment_of(row) for row in rows["train"]]
+    if len(set(environments)) > 1:
+        rows["train"] = _mix_rows(config, rows["train"], environments)
     tokenizer = load_tokenizer(config.policy)
     count = make_token_counter(config.policy)
     longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
@@ -175,6 +182,16 @@ def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: 
     path = folder / "adapter" / "adapter_config.json"
     write_text(path, json.dumps(json.loads(path.read_text()) | name, indent=2) + "\n")
     return bundle
+
+
+def _mix_rows(config: RunConfig, rows: list[dict[str, Any]], environments: list[str]) -> list[dict[str, Any]]:
+    """The rows of all steps in an order in which each step has every environment's share, as the run drew them."""
+    grpo = config.grpo
+    per_step = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps // grpo.num_generations
+    sampler = EnvironmentSampler(
+        environments, config.data.mix, [None] * len(rows), grpo.num_generations, config.run.seed, "in_order"
+    )
+    return [rows[number] for _ in range(grpo.max_steps) for number in sampler.draw(per_step)]
 
 
 def reference_answer(row: dict[str, Any]) -> str:

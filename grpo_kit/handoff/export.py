@@ -17,9 +17,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from grpo_kit.adapters.model_files import find_base_folder
-from grpo_kit.config import RunConfig, Stage
+from grpo_kit.config import MATH, RunConfig, Stage
 from grpo_kit.config.checks import require_one_of
-from grpo_kit.handoff import merging, nemo_rl, trl, verl
+from grpo_kit.handoff import merging, nemo_gym, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect_bundle
 from grpo_kit.policy.model_source import base_model_name, policy_source
 from grpo_kit.rewards.tools.calling import reward_names
@@ -176,6 +176,17 @@ def _check(run: Run, out: Path, to: str) -> None:
         )
     run.require_stage("data", "grpo-kit data")
     run.require_stage("train", "grpo-kit train")
+    others = [name for name in run.environments() if name != MATH]
+    if others and to != "nemo-rl":
+        raise ValueError(
+            f"The run trains on {', '.join(others)} beside math, and its bundle for {to} would have one reward for all "
+            "rows. Write it for nemo-rl, whose NeMo-Gym has a server for each environment."
+        )
+    if unknown := [name for name in others if name not in nemo_gym.SERVERS]:
+        raise ValueError(
+            f"The run trains on the environment {unknown[0]!r}, for which NeMo-Gym has no server; it has those of "
+            f"{', '.join(nemo_gym.SERVERS)}. Train a run without its rows for the handoff."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(
             f"{out} exists and is not an empty folder; the export needs a new one. Move it, or name another with --out."

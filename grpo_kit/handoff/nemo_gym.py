@@ -1,4 +1,4 @@
-"""The run for NeMo-Gym's math server: rows, manifest, and an overlay on the run's own overlay for NeMo-RL.
+"""The run for NeMo-Gym's servers: rows, manifest, and an overlay on the run's own overlay for NeMo-RL.
 
 The overlay goes to `examples/nemo_gym/run_grpo_nemo_gym.py`. NVIDIA's Gym configuration for the 30B is not its parent:
 that one trains all weights with Megatron on 32 nodes. The manifest is for Nemotron's `steps`, which read it by
@@ -7,17 +7,29 @@ that one trains all weights with Megatron on 32 nodes. The manifest is for Nemot
 
 from typing import Any
 
+from grpo_kit.config import MATH
 from grpo_kit.data.splits import AGENT
+from grpo_kit.environments.gym_rows import write_gym_row
+from grpo_kit.environments.task import COLUMNS, Task
 from grpo_kit.handoff.bundle import Bundle, chat_turns, reference_answer
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.reading import read_json
 
 MODEL_SERVER = "responses_api_models/vllm_model/configs/vllm_model_for_training.yaml"
-MATH_SERVER = "resources_servers/math_with_judge/configs/math_with_judge.yaml"
+SERVERS = {  # by environment; each judges the rows whose agent_ref names its agent
+    MATH: "resources_servers/math_with_judge/configs/math_with_judge.yaml",
+    "structured": "resources_servers/structured_outputs/configs/structured_outputs_json.yaml",
+    "instructions": "resources_servers/instruction_following/configs/instruction_following.yaml",
+    "documents": "resources_servers/hotpotqa_qa/configs/hotpotqa_qa.yaml",
+}
 JUDGE = {"judge_model_server": {"name": "policy_model"}, "should_use_judge": False}  # math-verify alone decides
 
 
 def make_gym_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for NeMo-Gym's math server: conversation, question, reference answer as text, and its agent."""
+    """A row for the server of its environment; for math: conversation, question, reference answer as text, agent."""
+    if (environment := environment_of(row)) != MATH:
+        columns = {name: row.get(name) for name in COLUMNS[environment]}
+        return write_gym_row(Task(chat_turns(row), columns), environment, row["id"])
     return {
         "id": row["id"],
         "question": str(row["question"]),
@@ -41,6 +53,7 @@ def make_overlay(bundle: Bundle, above: str) -> dict[str, Any]:
         bundle: the run.
         above: file name of that overlay, in the same folder.
     """
+    environments = bundle.run.environments()
     rows, measured = bundle.rows["val"], bool(bundle.rows["val"] and bundle.config.grpo.eval_steps)
     train, val = (f"{bundle.out}/{split}/data.jsonl" for split in ("train", "val"))
     engine = {"async_engine": True, "expose_http_server": True}
@@ -72,8 +85,8 @@ def make_overlay(bundle: Bundle, above: str) -> dict[str, Any]:
             "_override_": True,
             "should_use_nemo_gym": True,
             "nemo_gym": {
-                "config_paths": [MODEL_SERVER, MATH_SERVER],
-                "math_with_judge": {"resources_servers": {"math_with_judge": JUDGE}},
-            },
+                "config_paths": [MODEL_SERVER, *(SERVERS[name] for name in environments)],
+            }
+            | ({"math_with_judge": {"resources_servers": {"math_with_judge": JUDGE}}} if MATH in environments else {}),
         },
     }

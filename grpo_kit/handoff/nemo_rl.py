@@ -13,9 +13,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from grpo_kit.config import MATH
 from grpo_kit.handoff import nemo_gym, nemo_megatron, nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
 from grpo_kit.handoff.nemo_overlay import BLOCK, HOME, make_overlay, previous_weights, starting_model
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.files import write_lines, write_text
 
 SCRIPT = Path(__file__).with_name("nemo_run.sh.txt")
@@ -55,8 +57,7 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
     prompt = make_prompt_file(bundle, "" if with_budget else bundle.config.data.prompt_suffix)
     write_text(bundle.folder / "nemo_rl" / "prompt.txt", prompt)
     for split in ("train", "val"):
-        if bundle.rows[split]:
-            rows = [make_math_row(row, with_budget) for row in bundle.rows[split]]
+        if rows := [make_math_row(row, with_budget) for row in bundle.rows[split] if environment_of(row) == MATH]:
             write_lines(bundle.folder / "nemo_rl" / f"{split}.jsonl", rows)
     for split, rows in bundle.rows.items():
         if rows:
@@ -158,7 +159,7 @@ def _write_overlay(bundle: Bundle, kind: str, part: Part, version: str, overlay:
 def _start(bundle: Bundle) -> str:
     """How to start, as Markdown."""
     here, parts, nemotron = shlex.quote(f"{bundle.out}/nemo_rl"), bundle.parts(), nemo_overlay.is_nemotron(bundle)
-    gpus = nemo_overlay.count_gpus(bundle)
+    gpus, environments = nemo_overlay.count_gpus(bundle), bundle.run.environments()
     lines = [] if bundle.merge else [f"**{_missing_model(bundle)}**", "", f"    {merge_command(bundle)}", ""]
     lines += [
         f"For NeMo-RL v0.6, v0.7, main of August 2026 and v0.8 in {HOME} (image nvcr.io/nvidia/nemo-rl), and "
@@ -180,8 +181,14 @@ def _start(bundle: Bundle) -> str:
                 "",
             ]
         stage = part.name and f" {part.name}"
-        lines += [f"    sh {here}/run.sh grpo{stage}       # math-verify inside NeMo-RL"]
-        lines += [f"    sh {here}/run.sh gym{stage}        # the same through NeMo-Gym's math server"]
+        if environments == [MATH]:
+            lines += [f"    sh {here}/run.sh grpo{stage}       # math-verify inside NeMo-RL"]
+            lines += [f"    sh {here}/run.sh gym{stage}        # the same through NeMo-Gym's math server"]
+        else:
+            servers = f"the servers of NeMo-Gym for {', '.join(environments)}"
+            lines += [f"    sh {here}/run.sh gym{stage}        # {servers}"]
+            if MATH in environments:
+                lines += [f"    sh {here}/run.sh grpo{stage}       # the rows of math alone, inside NeMo-RL"]
         if nemo_megatron.fits_megatron(bundle):
             nodes = nemo_megatron.count_nodes(bundle)
             lines += [f"    sh {here}/run.sh megatron   # Megatron, {nodes} node{'s' * (nodes > 1)} of 8 GPUs"]
@@ -228,6 +235,12 @@ def _not_carried(bundle: Bundle) -> list[str]:
         "in Gym's math server. Ours are not exported.",
         "The optimiser state, the step counter and the pass rates of prompts are not exported; steps count from 0.",
     ]
+    if bundle.run.environments() != [MATH]:
+        sentences.append(
+            "Beside math, NeMo-Gym's servers pay by their own rules: structured output without `expected`, documents "
+            "by the answer without the cited ones. Every step has the run's shares of the environments, because the "
+            "training rows lie in that order and are not shuffled; flat groups are not replaced."
+        )
     if not nemotron:
         sentences.append(
             f"The cluster is written as {bundle.gpus} GPUs of one node, the most up to 8 that share "

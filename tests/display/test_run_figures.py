@@ -170,7 +170,7 @@ def test_each_environment_has_a_curve_and_a_line_in_the_summary(run):
     )
     del metrics[1]["environments/json/right"]  # its share was no group of this step
     panels = run_figures.build_panels(run, metrics)
-    assert [panel.title for panel in panels] == ["Right, by environment", "With a gradient, by environment"]
+    assert [panel.title for panel in panels] == ["Right", "With a gradient"]
     assert [line.label for line in panels[0].lines] == ["math", "json"]
     assert same(panels[0].lines[1].ys, [0.25, NAN, 0.25]) and panels[0].percent
     summary = run_figures.summarise_run(run, metrics)

@@ -76,7 +76,7 @@ def test_settings_that_the_table_names_for_trl_are_in_its_script(bundles):
 @pytest.mark.parametrize("to", export.ENGINES)
 def test_the_readme_has_a_row_for_every_key_with_the_run_s_value(bundles, trained, to):
     text = (bundles[to] / "README.md").read_text()
-    rows = dict(re.findall(r"^\| (\w+\.[\w.]+) \| (.*?) \|", text, re.M))
+    rows = dict(re.findall(r"^\| (\w+\.[\w.]+|environments) \| (.*?) \|", text, re.M))
     assert set(rows) == keys_of()
     assert (rows["grpo.max_steps"], rows["grpo.num_generations"], rows["run.name"]) == ("4", "4", trained[0].run.name)
     assert "4 of 4 steps" in text and "220 train" in text

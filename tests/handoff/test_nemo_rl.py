@@ -23,11 +23,13 @@ from grpo_kit import config
 from grpo_kit.cli.main import app
 from grpo_kit.data.preparation import prepare
 from grpo_kit.data.splits import SPLITS
+from grpo_kit.environments.gym_rows import read_gym_row
 from grpo_kit.handoff import export, nemo_gym, nemo_rl
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
+from grpo_kit.training import train
 from tests.helpers.nemo_rl import read_overlay
 
 
@@ -397,3 +399,49 @@ def test_stages_without_steps_get_the_steps_that_the_run_took(trained, tmp_path)
     folder = export.export_run(other, copied, "nemo-rl", tmp_path / "b")
     grpo = [read_overlay(path)["grpo"] for path in sorted((folder / "nemo_rl").glob("grpo_v06*"))]
     assert [section["max_num_steps"] for section in grpo] == [3, 5, 4]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A run of math and documents that took one step."""
+    folder = tmp_path_factory.mktemp("mixed")
+    sizes = ["data.limit=40", "data.test_size=4", "data.val_size=4", "grpo.max_steps=1", "grpo.num_generations=2"]
+    batch = ["grpo.per_device_train_batch_size=8", "grpo.resample_budget=0", "grpo.max_completion_length=8"]
+    sources = ["data.source=tiny-sums,documents", "data.mix={math: 3, documents: 1}"]
+    chosen = config.load_config("tiny", [*sizes, *batch, *sources])
+    run = find_run("mixed", folder)
+    prepare(chosen, run)
+    train.train(chosen, run, chosen.grpo.reward_funcs)
+    return chosen, run
+
+
+@pytest.mark.slow
+def test_rows_of_several_environments_go_to_their_own_servers_of_gym(mixed, tmp_path):
+    chosen, run = mixed
+    with pytest.warns(UserWarning, match="model/ is missing"):
+        bundle = export.export_run(chosen, run, "nemo-rl", tmp_path / "b")
+    rows = [json.loads(line) for line in (bundle / "train/data.jsonl").read_text().splitlines()]
+    agents = [row["agent_ref"]["name"] for row in rows]
+    assert [name.partition("_")[0] for name in sorted(agents)] == ["hotpotqa", "math", "math", "math"]
+    original = {row["id"]: row for row in read_lines(run.data_file("train"))}
+    row = next(row for row in rows if row["agent_ref"]["name"].startswith("hotpotqa"))
+    task = read_gym_row(row, "documents")
+    assert (
+        task.columns["documents"] == original[row["id"]]["documents"] and task.prompt == original[row["id"]]["prompt"]
+    )
+    overlay = read_overlay(bundle / "nemo_rl/gym_v08.yaml")
+    servers = overlay["env"]["nemo_gym"]["config_paths"]
+    assert [path.split("/")[1] for path in servers[1:]] == ["math_with_judge", "hotpotqa_qa"]
+    assert overlay["data"]["shuffle"] is False
+    math = [json.loads(line) for line in (bundle / "nemo_rl/train.jsonl").read_text().splitlines()]
+    assert len(math) == 3 and all(row["output"].lstrip("-").isdigit() for row in math)
+    readme = (bundle / "README.md").read_text()
+    assert "the servers of NeMo-Gym for math, documents" in readme and "the rows of math alone" in readme
+
+
+@pytest.mark.slow
+def test_an_engine_with_one_reward_for_all_rows_refuses_several_environments(mixed, tmp_path):
+    for engine in ("trl", "verl"):
+        with pytest.raises(ValueError, match=f"documents beside math, and its bundle for {engine} .* nemo-rl"):
+            export.export_run(*mixed, engine, tmp_path / engine)
+    assert not any(tmp_path.iterdir())
