@@ -28,11 +28,11 @@ def give_unusable(read: Callable[..., Task]) -> Callable[..., Task | Unusable]:
     """A reader that returns Unusable where `read` refuses a row."""
 
     @functools.wraps(read)
-    def reader(row: dict[str, Any], *arguments: Any) -> Task | Unusable:
+    def reader(row: dict[str, Any], *arguments: Any, **named: Any) -> Task | Unusable:
         try:
             if not isinstance(row, dict):
                 raise Refused("not a row", f"it is a {type(row).__name__}, and a row is an object with columns")
-            return read(row, *arguments)
+            return read(row, *arguments, **named)
         except Refused as refused:
             return Unusable(*refused.args)
         except RecursionError:

@@ -51,7 +51,7 @@ def test_an_ifeval_row_loses_the_keys_that_a_table_filled():
     assert tuple(task.columns) == COLUMNS["instructions"]
     assert task.columns["kwargs"] == '[{}, {"num_words": 300, "relation": "at least"}]'
     assert instructions_verdict("word " * 300, *task.columns.values()).reward == 1.0
-    assert read_public_row(IFEVAL | {"kwargs": json.dumps(IFEVAL["kwargs"])}, "ifeval") == task
+    assert read_public_row(IFEVAL | {"kwargs": json.dumps(IFEVAL["kwargs"])}, form="ifeval") == task
 
 
 @pytest.mark.parametrize(
