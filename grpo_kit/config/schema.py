@@ -124,7 +124,8 @@ class Data:
 
     # Recipes, file paths, Hub ids, or what the kit makes (data.recipes.GENERATED); several separated by commas.
     source: str = "tiny-sums"
-    mix: dict[str, float] = field(default_factory=dict)  # environment: its share of each step's groups; {}: equal ones
+    # environment: its share of each step's groups, 0 for one that is measured and not trained on; {}: equal shares
+    mix: dict[str, float] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)  # recipe: local file or folder, as in data.paths.gsm8k=...
     subset: str | None = None  # the Hub dataset's configuration, where it has several
     split: str = "train"  # the Hub dataset's split
@@ -153,9 +154,9 @@ class Data:
         require_at_least("data.max_prompt_tokens", tokens, 1, "a prompt has at least one token")
         for name, share in self.mix.items():
             require(
-                share > 0,
-                f"data.mix.{name} is {share}; every environment that is named has a share. Set it above 0, or do not "
-                "name a source with such rows.",
+                share >= 0 and any(self.mix.values()),
+                f"data.mix.{name} is {share}; a share is above 0, or 0 for an environment that is measured and not "
+                "trained on, but not for all. Set it to 0 or more.",
             )
         require_at_least("data.val_size", self.val_size, 0, "a split cannot have fewer than 0 rows")
         require_at_least("data.test_size", self.test_size, 1, "before and after are measured on held-out rows")

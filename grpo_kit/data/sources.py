@@ -18,6 +18,7 @@ from grpo_kit.data.columns import SourceRow, choose_columns, is_plain, row_of_ta
 from grpo_kit.data.files import SUFFIX_WORDS, SUFFIXES, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
+from grpo_kit.environments import tiny_tasks
 from grpo_kit.environments.gym_rows import AGENTS, read_gym_row
 from grpo_kit.environments.own_rows import read_own_row
 from grpo_kit.environments.public_rows import read_public_row
@@ -108,11 +109,10 @@ def read_source(
 
 
 def _read_tables(source: Source, data: Data, seed: int, on_note: Callable[[str], None]) -> Iterator[SourceRow]:
-    if source.generated and source.name in COLUMNS:
-        make_tasks = importlib.import_module(f"grpo_kit.environments.{source.name}").make_tasks
-        longest = data.max_prompt_tokens and CHARACTERS * data.max_prompt_tokens
-        for line, task in enumerate(make_tasks(data.limit or GENERATED_ROWS, seed, longest), start=1):
-            yield row_of_task(line, source.name, task)
+    if source.generated and source.name in (*COLUMNS, *tiny_tasks.SOURCES):
+        environment, tasks = _make_tasks(source.name, data, seed)
+        for line, task in enumerate(tasks, start=1):
+            yield row_of_task(line, environment, task)
         return
     for place, table in _open_tables(source, data.limit, seed):
         row = None
@@ -169,6 +169,16 @@ def _open_tables(source: Source, limit: int | None, seed: int) -> Iterator[tuple
                 f"{explain_attaching(source)}"
             ) from None
         yield source.recipe.hub, table
+
+
+def _make_tasks(name: str, data: Data, seed: int) -> tuple[str, list[Task]]:
+    """The environment that a generator's tasks belong to, and the tasks."""
+    longest = data.max_prompt_tokens and CHARACTERS * data.max_prompt_tokens
+    if name in tiny_tasks.SOURCES:
+        tasks = tiny_tasks.make_tasks(name, data.limit or tiny_tasks.ROWS, seed, longest)
+        return tiny_tasks.SOURCES[name].environment, tasks
+    make_tasks = importlib.import_module(f"grpo_kit.environments.{name}").make_tasks
+    return name, make_tasks(data.limit or GENERATED_ROWS, seed, longest)
 
 
 def _generate_rows(name: str, count: int, seed: int) -> list[dict[str, str]]:

@@ -141,14 +141,17 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
 
 
 def _group_problems(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Problems by kind of group and name; a kind with only one name (or none) is left out."""
+    """Problems by kind of group and name; left out is a kind with only one name (or none).
+
+    So is one that groups the problems as an earlier kind does, such as the sources where each has its environment.
+    """
     groups = {}
     for kind in GROUPS:
         named: dict[str, list[dict[str, Any]]] = {}
         for problem in problems:
             if problem.get(kind) is not None:
                 named.setdefault(str(problem[kind]), []).append(problem)
-        if len(named) > 1:
+        if len(named) > 1 and list(named.values()) not in [list(group.values()) for group in groups.values()]:
             groups[kind] = named
     return groups
 

@@ -55,3 +55,10 @@ def test_settings_of_an_old_record_that_are_not_finite_are_refused_and_large_one
     with pytest.raises(ValueError, match="grpo.max_grad_norm is inf; "):
         keep_finished_settings(load_config(["tiny"]), [{"grpo": {"max_grad_norm": float("inf")}}])
     assert load_config(["tiny"], ["grpo.epsilon_high=1e9"]).grpo.epsilon_high == 1e9
+
+
+def test_an_environment_may_have_no_share_but_not_all_of_them():
+    assert load_config(["tiny"], ["data.mix={math: 1, structured: 0}"]).data.mix == {"math": 1, "structured": 0}
+    for mix, name in (("{math: 1, structured: -1}", "structured"), ("{math: 0, structured: 0}", "math")):
+        with pytest.raises(ValueError, match=rf"^data.mix.{name} is .*; a share is above 0, or 0 for an environment"):
+            load_config(["tiny"], [f"data.mix={mix}"])

@@ -138,3 +138,16 @@ def test_a_mix_names_all_environments_or_none():
     check_mix({"json": 1, "math": 3}, ["math", "json"])
     with pytest.raises(ValueError, match=r"Set 'data\.mix=\{math: 1, json: 1\}'"):
         check_mix({"math": 1}, ["math", "json"])
+
+
+def test_the_embedded_policys_tasks_are_sources_of_their_environments(tmp_path):
+    sources = "tiny-sums,tiny-records,tiny-instructions,tiny-documents"
+    sizes = ["data.limit=12", "data.test_size=8", "data.val_size=4"]
+    run = find_run("r", tmp_path / "runs")
+    manifest = prepare(config.load_config("tiny", [f"data.source={sources}", *sizes]), run)
+    assert manifest["environments"] == {"math": 12, "structured": 12, "instructions": 12, "documents": 12}
+    found = {(row["source"], row["environment"]) for row in read_lines(run.data_file("train"))}
+    assert found == {
+        ("tiny-sums", "math"), ("tiny-records", "structured"), ("tiny-instructions", "instructions"),
+        ("tiny-documents", "documents"),
+    }  # fmt: skip

@@ -51,6 +51,12 @@ def side(*scores, **rows):
     return {str(n): problem(str(n), [score], **row) for n, (score, row) in enumerate(zip(scores, kinds, strict=True))}
 
 
+def test_a_kind_that_groups_the_problems_as_an_earlier_one_is_left_out():
+    kinds = {"environment": ["math", "json"] * 2, "source": ["sums", "records"] * 2, "family": ["a", "b", "b", "b"]}
+    old, new = side(0.0, 0.0, 1.0, 1.0, **kinds), side(1.0, 1.0, 1.0, 1.0, **kinds)
+    assert set(results.compare_groups(old, new)) == {"environment", "family"}
+
+
 def test_groups_are_compared_on_their_own_problems(capsys):
     family = {"family": ["plus"] * 8 + ["minus"] * 8, "source": ["a"] * 16}
     old, new = side(*[0.0] * 8, *[1.0] * 8, **family), side(*[1.0] * 8, *[1.0] * 8, **family)

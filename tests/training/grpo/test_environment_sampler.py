@@ -41,6 +41,18 @@ def test_a_share_below_one_group_a_step_comes_in_some_steps():
     assert sum(found, Counter()) == {"math": 18, "json": 1, "docs": 1}
 
 
+def test_an_environment_with_share_0_is_never_asked_also_where_groups_are_replaced():
+    sampler = make({"math": 1, "json": 0, "docs": 2})
+    for _ in range(10):
+        prompts = [*sampler.draw(7), *sampler.draw_more(5)]
+        assert counts(sampler, prompts)["json"] == 0 and len(prompts) == 12
+        kept = sampler.choose(prompts, [True] * 4 + [False] * 8, 7)
+        assert len(kept) == 7
+        for prompt in prompts:
+            sampler.learn(prompt, 4, 8)
+    assert 0 < sampler.mixed_share() <= 1
+
+
 def test_random_shares_stay_within_one_group_of_what_is_owed():
     rng = np.random.default_rng(0)
     for _ in range(200):

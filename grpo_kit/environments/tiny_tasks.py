@@ -1,0 +1,163 @@
+"""Tasks that a policy on a CPU can learn: a line or three of text, a reply of some 40 letters.
+
+tiny-records        "Ada is 36 and lives in Rome." as a JSON record
+tiny-instructions   so many words, in capitals, ending in a phrase
+tiny-documents      a question over three documents of one line
+
+Their columns are those of the environments `structured`, `instructions` and `documents`, and so are their rewards.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from grpo_kit.environments import names
+from grpo_kit.environments.task import Task, collect_tasks, make_task
+
+PEOPLE = [name for name in names.FIRST if len(name) <= 5]
+TOWNS = (
+    "Bari", "Bath", "Bern", "Bonn", "Brno", "Cork", "Delft", "Essen", "Gent", "Graz", "Kiel", "Lund", "Lyon", "Metz",
+    "Nice", "Oslo", "Pisa", "Porto", "Riga", "Rome", "Trier", "Turku", "Ulm", "York",
+)  # fmt: skip
+COLOURS = (
+    "RED", "BLUE", "GREEN", "GREY", "PINK", "BLACK", "WHITE", "BROWN", "GOLD", "DARK", "PALE", "LIGHT",
+)  # fmt: skip
+THINGS = (
+    "TEA", "HAT", "CUP", "SEA", "SKY", "BOAT", "DOOR", "LAMP", "ROSE", "TREE", "WOLF", "BIRD", "COAT", "MOON", "BOOK",
+    "RAIN", "SAND", "SHIP", "STAR", "CORN",
+)  # fmt: skip
+ROWS = 600  # tasks that are made without `data.limit`; of tiny-instructions there are 720
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
+        "required": ["name", "age", "city"],
+    }
+)
+
+
+class Person(NamedTuple):
+    """Who is how old and lives where."""
+
+    name: str
+    age: int
+    town: str
+
+
+class Wording(NamedTuple):
+    """A text of `words` words that ends in `phrase`, which has two."""
+
+    words: int
+    phrase: str
+
+
+class Places(NamedTuple):
+    """Who is in which town, one document for each, and who is asked for, from 0."""
+
+    people: list[str]
+    towns: list[str]
+    asked: int
+
+
+def draw_person(rng: random.Random) -> Person:
+    """Draw what a record holds."""
+    return Person(rng.choice(PEOPLE), rng.randint(10, 99), rng.choice(TOWNS))
+
+
+def draw_wording(rng: random.Random) -> Wording:
+    """Draw what an instruction asks for: three to five words."""
+    return Wording(rng.randint(3, 5), f"{rng.choice(COLOURS)} {rng.choice(THINGS)}")
+
+
+def draw_places(rng: random.Random) -> Places:
+    """Draw three documents and a question."""
+    return Places(rng.sample(PEOPLE, 3), rng.sample(TOWNS, 3), rng.randrange(3))
+
+
+def ask_record(person: Person) -> Task:
+    """The task of writing a person as a record.
+
+    >>> ask_record(Person("Ada", 36, "Rome")).prompt[0]["content"]
+    'Ada is 36 and lives in Rome.\\nAs JSON:'
+    """
+    text = f"{person.name} is {person.age} and lives in {person.town}.\nAs JSON:"
+    known = json.dumps({"name": person.name, "age": person.age, "city": person.town})
+    return make_task("structured", _say(text), schema_str=SCHEMA, schema_type="json", expected=known)
+
+
+def ask_wording(wording: Wording) -> Task:
+    """The task of writing so many words.
+
+    >>> ask_wording(Wording(4, "RED TEA")).prompt[0]["content"]
+    'Write 4 words in capitals, ending in RED TEA.'
+    """
+    kinds = (
+        ("length_constraints:number_words", {"num_words": wording.words, "relation": "at least"}),
+        ("length_constraints:number_words", {"num_words": wording.words + 1, "relation": "less than"}),
+        ("change_case:capital_word_frequency", {"capital_frequency": wording.words, "capital_relation": "at least"}),
+        ("startend:end_checker", {"end_phrase": wording.phrase}),
+    )
+    text = f"Write {wording.words} words in capitals, ending in {wording.phrase}."
+    return make_task(
+        "instructions", _say(text), instruction_id_list=[name for name, _ in kinds],
+        kwargs=json.dumps([arguments for _, arguments in kinds]), grading_mode="binary",
+    )  # fmt: skip
+
+
+def ask_place(places: Places) -> Task:
+    """The question where a person is, over three documents.
+
+    >>> print(ask_place(Places(["Ada", "Otto", "Ida"], ["Rome", "Oslo", "Bern"], 1)).prompt[0]["content"])
+    Ada is in Rome. [1]
+    Otto is in Oslo. [2]
+    Ida is in Bern. [3]
+    Where is Otto?
+    """
+    documents = [f"{name} is in {town}." for name, town in zip(places.people, places.towns, strict=True)]
+    lines = [f"{document} [{number}]" for number, document in enumerate(documents, start=1)]
+    lines.append(f"Where is {places.people[places.asked]}?")
+    answer = places.towns[places.asked]
+    prompt = _say("\n".join(lines))
+    return make_task("documents", prompt, answer=answer, documents=documents, supporting=[places.asked + 1])
+
+
+def make_tasks(source: str, count: int, seed: int, longest_prompt: int | None = None) -> list[Task]:
+    """Make tasks with different prompts.
+
+    Args:
+        source: a name of `SOURCES`.
+        count: number of tasks; of tiny-instructions there are 720.
+        seed: decides the tasks; a larger count begins with the tasks of a smaller one.
+        longest_prompt: largest number of characters of a prompt; None for any.
+
+    Returns:
+        Tasks with the columns of the source's environment.
+
+    Raises:
+        ValueError: the count is below 1, or there are too few tasks.
+
+    Example:
+        >>> make_tasks("tiny-records", 2, seed=7)[:1] == make_tasks("tiny-records", 1, seed=7)
+        True
+    """
+    draw = SOURCES[source].draw
+    return collect_tasks(lambda number: draw(random.Random(f"{source} {seed} {number}")), count, longest_prompt)
+
+
+class TinySource(NamedTuple):
+    """The environment of a source, and what draws one of its tasks."""
+
+    environment: str
+    draw: Callable[[random.Random], Task]
+
+
+SOURCES = {
+    "tiny-records": TinySource("structured", lambda rng: ask_record(draw_person(rng))),
+    "tiny-instructions": TinySource("instructions", lambda rng: ask_wording(draw_wording(rng))),
+    "tiny-documents": TinySource("documents", lambda rng: ask_place(draw_places(rng))),
+}
+
+
+def _say(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
