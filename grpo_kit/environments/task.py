@@ -56,6 +56,9 @@ def collect_tasks(draw: Callable[[int], Task], count: int, longest_prompt: int |
         count: number of tasks; a larger count begins with the tasks of a smaller one.
         longest_prompt: largest number of characters of a prompt; None for any.
 
+    Returns:
+        So many tasks.
+
     Raises:
         ValueError: the count is below 1, or the drawn tasks are too few or too long.
     """

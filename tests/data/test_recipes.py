@@ -1,10 +1,12 @@
 """Each recipe reads its set's columns; a recipe file with an unknown key is refused."""
 
+import pyarrow as pa
 import pytest
 from omegaconf import OmegaConf
+from pyarrow import parquet
 
 from grpo_kit import config
-from grpo_kit.data import recipes
+from grpo_kit.data import recipes, sources
 from tests.helpers.source_rows import read_rows, write_jsonl
 
 DAPO = recipes.load_recipe("dapo_math_17k")
@@ -105,6 +107,53 @@ def test_a_recipe_names_its_source_its_licence_and_what_was_checked(name):
     assert all({"column", "reason", "why"} < set(rule) for rule in recipe.drop)
     keys = OmegaConf.to_container(OmegaConf.load(recipes.FOLDER / f"{name}.yaml"))
     assert all(f"`{key}`" in (recipes.FOLDER / "README.md").read_text() for key in keys)
+
+
+INSTRUCTIONS = {
+    "key": 1, "prompt": "p", "instruction_id_list": ["punctuation:no_comma", "keywords:existence"],
+    "kwargs": [{"keywords": None, "N": None}, {"keywords": ["tea"], "N": None}],
+}  # fmt: skip
+HOTPOT = {
+    "id": "h", "question": "q", "answer": "Oslo", "type": "bridge", "level": "hard",
+    "supporting_facts": {"title": ["B", "B"], "sent_id": [0, 1]},
+    "context": {"title": ["A", "B"], "sentences": [["a1."], ["b1.", " b2."]]},
+}  # fmt: skip
+BESIDE_MATH = {  # a row of each set, and a column of the task that is read
+    "nemotron_structured_outputs": (
+        {"responses_create_params": {"input": [{"role": "user", "content": "s"}, {"role": "user", "content": "p"}]},
+         "schema_str": '{"properties": {"a": {}}}', "schema_type": "json", "schema_fields_count": "1"},
+        ("schema_str", '{"properties": {"a": {}}}'),
+    ),
+    "nemotron_instruction_following": (
+        {"id": 1, "responses_create_params": {"input": [{"role": "user", "content": "p"}], "tools": []},
+         "verifier_metadata": {"instruction_id_list": ["paragraphs:paragraphs"], "kwargs": [{"N": None}],
+                               "prompt": "p", "grading_mode": "binary"}},
+        ("kwargs", "[{}]"),
+    ),
+    "if_multi_constraints": (
+        {"key": "1", "messages": [{"role": "user", "content": "p"}], "dataset": "ifeval",
+         "ground_truth": "[{'instruction_id': ['startend:quotation'], 'kwargs': [None]}]"},
+        ("instruction_id_list", ["startend:quotation"]),
+    ),
+    "ifeval": (INSTRUCTIONS, ("kwargs", '[{}, {"keywords": ["tea"]}]')),
+    "ifbench_test": (INSTRUCTIONS, ("kwargs", '[{}, {"keywords": ["tea"]}]')),
+    "hotpotqa": (HOTPOT, ("supporting", [2])),
+    "hotpotqa_validation": (HOTPOT, ("documents", ["A: a1.", "B: b1. b2."])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("name", [name for name in recipes.list_recipes(environment=None) if name not in ROWS])
+def test_a_recipe_beside_math_reads_its_sets_rows(tmp_path, name, suffix):
+    row, (column, value) = BESIDE_MATH[name]
+    path = write_jsonl(tmp_path / "x.jsonl", [row])
+    if suffix == "parquet":  # a table of objects, which fills every key
+        path = tmp_path / "x.parquet"
+        parquet.write_table(pa.Table.from_pylist([row]), path)
+    data = config.Data(paths={name: str(path)})
+    (read,) = sources.read_source(sources.locate_source(name, data), data, 0)
+    assert (read.reason, read.environment) == ("", recipes.load_recipe(name).environment)
+    assert read.columns[column] == value
 
 
 def test_recipes_beside_math():
