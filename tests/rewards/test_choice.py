@@ -102,9 +102,10 @@ FOR = [  # replies that choose C
 
 
 @pytest.mark.parametrize("options", [None, COLOURS])
-@pytest.mark.parametrize(("completion", "reward"), [*((text, 0.0) for text in AGAINST), *((text, 1.0) for text in FOR)])
-def test_an_option_that_a_reply_speaks_against_earns_nothing(completion, reward, options):
-    assert choice_reward([completion], ["C"], [options]) == [reward]
+@pytest.mark.parametrize(("completions", "reward"), [(AGAINST, 0.0), (FOR, 1.0)], ids=["against", "for"])
+def test_an_option_that_a_reply_speaks_against_earns_nothing(completions, reward, options):
+    wrong = [text for text in completions if choice_reward([text], ["C"], [options]) != [reward]]
+    assert not wrong, f"these do not earn {reward}:\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize(("completion", "gold", "options", "reward", "note"), CHOICES)
