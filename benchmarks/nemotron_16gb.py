@@ -225,6 +225,7 @@ def grpo_step(chosen: Any, scale: Scale, model: Any) -> tuple[float, str]:
     run = find_run("step", tempfile.mkdtemp())
     run.data_file("train").parent.mkdir(parents=True)
     write_text(run.data_file("train"), json.dumps({"id": "1", "prompt": question, "answer": ""}) + "\n")
+    write_text(run.manifest, json.dumps({"rows": {"train": 1}, "dropped": {}, "read": 1, "sha256": {}}))
     with contextlib.redirect_stdout(sys.stderr):
         trainer = train.make_trainer(chosen, run, [spread], policy=(model, tokenizer))
         trainer.add_callback(clock)
