@@ -71,7 +71,7 @@ def keep_scan_out_of_autocast() -> None:
 
     for name in ("mamba2_chunk_scan", "mamba2_selective_state_update"):
         scan = getattr(modeling, name)
-        if not is_outside_autocast(scan):
+        if not hasattr(scan, "_outside_autocast"):
             setattr(modeling, name, _outside_autocast(scan))
 
 
@@ -86,9 +86,12 @@ def keep_routers_out_of_autocast(model: Any) -> int:
     """
     routers = [module for module in model.modules() if type(module).__name__ == "NemotronHTopkRouter"]
     for router in routers:
-        if not is_outside_autocast(router.forward):
-            router.forward = _outside_autocast(router.forward)
+        router.forward = types.MethodType(_route_outside_autocast, router)
     return len(routers)
+
+
+def _route_outside_autocast(router: Any, hidden_states: "torch.Tensor") -> Any:
+    return _outside_autocast(types.MethodType(type(router).forward, router))(hidden_states)
 
 
 def keep_mlps_in_range(model: Any) -> int:
@@ -116,6 +119,11 @@ def _forward_in_range(mlp: Any, x: Any) -> Any:
 def is_kept_in_range(mlp: Any) -> bool:
     """Whether `keep_mlps_in_range` has changed this MLP."""
     return getattr(mlp.forward, "__func__", None) is _forward_in_range
+
+
+def is_own(forward: Callable) -> bool:
+    """Whether this file has put `forward` into a module, a router or an MLP, in place of its class's."""
+    return getattr(forward, "__func__", None) in (_route_outside_autocast, _forward_in_range)
 
 
 def feed_forward(x: "torch.Tensor", up: Callable, act: Callable, down: Callable) -> "torch.Tensor":
@@ -213,11 +221,6 @@ def _outside_autocast(function: Callable) -> Callable:
 
     wrapped._outside_autocast = True
     return wrapped
-
-
-def is_outside_autocast(function: Callable) -> bool:
-    """Whether this file has taken `function` out of autocast."""
-    return hasattr(function, "_outside_autocast")
 
 
 def _no_fused_kernel(*args, **kwargs):

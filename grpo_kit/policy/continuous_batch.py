@@ -61,6 +61,8 @@ def sample_rows(
         the model, or the sampling needs more than a row's logits. Then nothing was drawn.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base is not model and model.active_peft_config.is_prompt_learning:  # what it adds is not in the base model
+        return None
     processors = _prepare_processors(base, pad, sampling)
     if not all(isinstance(processor, KNOWN_PROCESSORS) for processor in processors):
         return None

@@ -1,5 +1,7 @@
 """Sampling and training see the same model: the time-step limit, and cached decoding against one full forward."""
 
+import copy
+
 import pytest
 import torch
 
@@ -149,3 +151,13 @@ def test_routers_choose_in_float32_under_autocast():
         torch.equal(a, b) for a, b in zip(theirs, exact)
     )  # when this fails, patches.keep_routers_out_of_autocast can go
     assert patches.keep_routers_out_of_autocast(model) == 2
+
+
+def test_a_copied_router_uses_its_own_weights():
+    model, _ = load_policy(config.Policy())
+    router = copy.deepcopy(model).model.layers[1].mixer.gate
+    router.weight.data.neg_()
+    x = torch.randn(8, router.hidden_dim, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        original = model.model.layers[1].mixer.gate(x)[0]
+        assert torch.equal(router(x)[0], -original) and original.any()

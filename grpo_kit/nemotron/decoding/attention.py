@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from grpo_kit.nemotron.decoding.graph import Step
-from grpo_kit.nemotron.decoding.linear import Linear, Projections
+from grpo_kit.nemotron.decoding.linear import Linear, Projections, UnknownModule
 
 
 class Places:
@@ -73,10 +73,13 @@ class Attention:
         places: shared by all attention layers.
 
     Raises:
-        UnknownModule: A projection is of a kind that is not known.
+        UnknownModule: A projection is of a kind that is not known, or the cache holds what no mask tells of, such as a
+            prefix that was trained.
     """
 
     def __init__(self, mixer: nn.Module, keys: torch.Tensor, values: torch.Tensor, places: Places) -> None:
+        if keys.shape[2] != places.used:
+            raise UnknownModule(f"a cache of {keys.shape[2]} places for a mask of {places.used}")
         self.qkv = Projections([mixer.q_proj, mixer.k_proj, mixer.v_proj])
         self.out = Linear(mixer.o_proj)
         self.places, self.scaling = places, mixer.scaling

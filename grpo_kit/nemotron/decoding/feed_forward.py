@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
 from grpo_kit.nemotron import nf4, patches
 from grpo_kit.nemotron.decoding.graph import Step
@@ -24,8 +25,7 @@ class FeedForward:
     """
 
     def __init__(self, mlp: nn.Module) -> None:
-        if not patches.is_kept_in_range(mlp):
-            check_module(mlp)
+        check_module(mlp, modeling.NemotronHMLP)
         self.up, self.down = Linear(mlp.up_proj), Linear(mlp.down_proj)
         self.act = patches.relu2 if patches.is_kept_in_range(mlp) else mlp.act_fn
 
@@ -56,8 +56,7 @@ class MixtureOfExperts:
         check_module(moe.fc1_latent_proj, nn.Identity)
         check_module(moe.fc2_latent_proj, nn.Identity)
         router = moe.gate
-        if not patches.is_outside_autocast(router.forward):
-            check_module(router)
+        check_module(router, modeling.NemotronHTopkRouter)
         if router.num_group != 1 or not router.norm_topk_prob:
             raise UnknownModule(type(router).__name__)
         self.weight, self.bias = router.weight.float(), router.e_score_correction_bias.float()

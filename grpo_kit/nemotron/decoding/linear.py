@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grpo_kit.nemotron import nf4
+from grpo_kit.nemotron import nf4, patches
 from grpo_kit.nemotron.expert_lora import ExpertLora, active_lora
 
 PEFT_LAYERS = ("peft.tuners.lora.layer.Linear", "peft.tuners.lora.bnb.Linear4bit")
@@ -23,20 +23,26 @@ class UnknownModule(Exception):
 
 def check_module(module: nn.Module, kind: type | None = None) -> None:
     """Refuse a module that is not exactly of `kind`, or whose forward pass hooks or a wrapper change."""
-    changed = module._forward_hooks or module._forward_pre_hooks or own_forward(module)
-    if changed or (kind and type(module) is not kind):
+    if not is_plain(module, kind or type(module)):
         raise UnknownModule(type(module).__name__)
+
+
+def is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether a module is exactly of `kind`, and neither hooks nor a wrapper change its forward pass."""
+    changed = module._forward_hooks or module._forward_pre_hooks or own_forward(module)
+    return type(module) is kind and not changed
 
 
 def own_forward(module: nn.Module) -> Callable | None:
     """The forward pass that a module has instead of its class's; None if it has none.
 
-    One with the attribute `only_training` leaves decoding as it is, so what it wraps counts.
+    One with the attribute `only_training` leaves decoding as it is, so what it wraps counts. Those of `patches.py`
+    count as the class's.
     """
     own = vars(module).get("forward")
     while getattr(own, "only_training", False):
         own = own.__wrapped__
-    return None if own is type(module).forward else own
+    return None if own is type(module).forward or patches.is_own(own) else own
 
 
 class Linear:
@@ -124,9 +130,10 @@ def _read_matrix(module: nn.Module) -> Callable[..., torch.Tensor]:
 def _read_lora(module: Any) -> ExpertLora | None:
     """The LoRA that PEFT's layer adds to its base layer's result."""
     kind = type(module)
+    if f"{kind.__module__}.{kind.__qualname__}" not in PEFT_LAYERS:
+        raise UnknownModule(kind.__name__)
     names = [name for name in module.active_adapters if name in module.lora_A]
-    known = f"{kind.__module__}.{kind.__qualname__}" in PEFT_LAYERS and len(names) < 2
-    if not known or (module.merged and module.disable_adapters):  # then a call would undo the merging
+    if len(names) > 1 or (module.merged and module.disable_adapters):  # then a call would undo the merging
         raise UnknownModule(kind.__name__)
     if module.merged:
         return None

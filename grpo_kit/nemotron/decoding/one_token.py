@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
 from grpo_kit.nemotron.decoding import graph, kernels
 from grpo_kit.nemotron.decoding.attention import Attention, Places
 from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExperts
-from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module
+from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module, is_plain
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaUpdate, MambaWeights, add_norm, begin_sums
 
 TRIED = 5  # layers on which graphs are tried before they are used
@@ -39,7 +40,7 @@ class Mamba:
             raise UnknownModule(f"a mixer with {mixer.activation}")
         self.into, self.out = Linear(mixer.in_proj), Linear(mixer.out_proj)
         check_module(mixer.conv1d, nn.Conv1d)
-        check_module(mixer.norm)
+        check_module(mixer.norm, modeling.NemotronHRMSNormGated)
         self.weights = MambaWeights(
             mixer.conv1d.weight.squeeze(1),
             mixer.conv1d.bias,
@@ -102,6 +103,7 @@ class Decoder:
         self._layers_add = not has_kernels and model.dtype == torch.float32
         self._tried = [layer for layer in self.layers if not isinstance(layer, Attention)][:TRIED]
         self._graphed: graph.GraphedStep | None = None
+        self._norms_itself = is_plain(model.model.norm_f, modeling.NemotronHRMSNorm)
 
     @torch.no_grad()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -127,10 +129,10 @@ class Decoder:
         else:
             residual = self._graphed(self._add_layers, residual)
         norm = model.model.norm_f
-        if norm._forward_hooks:
-            hidden = norm(residual)
-        else:
+        if self._norms_itself:
             hidden = self._add_norm(residual, None, norm.weight, norm.variance_epsilon)
+        else:
+            hidden = norm(residual)
         return model.lm_head(hidden).float()
 
     def run_layer(self, number: int, residual: torch.Tensor, update: torch.Tensor | None) -> torch.Tensor | None:
@@ -188,8 +190,6 @@ class Decoder:
 
 def _read_block(block: Any, cached: Any, places: Places) -> Mamba | Attention | MixtureOfExperts | FeedForward:
     """The layer of transformers' `NemotronHBlock`, with the states of its layer of the cache."""
-    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
-
     mixer = block.mixer
     check_module(block, modeling.NemotronHBlock)
     check_module(block.norm, modeling.NemotronHRMSNorm)
@@ -223,8 +223,6 @@ def make_decoder(model: Any, cache: Any, mask: torch.Tensor, capacity: int) -> D
         The decoder; None for a model that is not a Nemotron-H exactly as this folder knows it, such as one with hooks,
         with several active adapters, or with adapters of another kind than LoRA, and under autocast.
     """
-    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
-
     if type(model) is not modeling.NemotronHForCausalLM or torch.is_autocast_enabled(mask.device.type):
         return None
     try:

@@ -1,8 +1,19 @@
 """A decoder gives the logits of transformers' own forward pass, and leaves to it what it does not know."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, NemotronHConfig
 
 from grpo_kit import config
@@ -172,6 +183,89 @@ def with_two_adapters(model):
 
 def with_dropout_in_training(model):
     add_random_lora(model, LoraConfig(target_modules=["in_proj"], lora_dropout=0.5)).train()
+
+
+def scale(module):
+    module.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def with_scaled_inputs(module):
+    module.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
+
+
+def with_wrapped_forward(module):
+    plain = module.forward
+    module.forward = lambda *args: plain(*args)
+
+
+# Of a model "M*E-": every module whose own forward pass the decoder does not call.
+PARTS = {
+    "block": "layers.0",
+    "norm of a block": "layers.1.norm",
+    "Mamba": "layers.0.mixer",
+    "convolution": "layers.0.mixer.conv1d",
+    "norm of Mamba": "layers.0.mixer.norm",
+    "attention": "layers.1.mixer",
+    "MoE": "layers.2.mixer",
+    "router": "layers.2.mixer.gate",
+    "latent": "layers.2.mixer.fc1_latent_proj",
+    "shared expert": "layers.2.mixer.shared_experts",
+    "up": "layers.2.mixer.shared_experts.up_proj",
+    "MLP": "layers.3.mixer",
+    "down": "layers.3.mixer.down_proj",
+}
+
+
+@pytest.mark.parametrize("change", [scale, with_scaled_inputs, with_wrapped_forward])
+def test_a_changed_forward_pass_of_any_part_is_left_to_transformers(change):
+    model = make_model("M*E-")
+    cache = read_prompts(model)
+    for name, path in PARTS.items():
+        module = model.model.get_submodule(path)
+        before = dict(vars(module)), dict(module._forward_hooks), dict(module._forward_pre_hooks)
+        change(module)
+        assert one_token.make_decoder(model, cache, MASK, 12) is None, name
+        vars(module).clear()
+        vars(module).update(before[0])
+        module._forward_hooks, module._forward_pre_hooks = OrderedDict(before[1]), OrderedDict(before[2])
+    assert one_token.make_decoder(model, cache, MASK, 12) is not None
+
+
+@pytest.mark.parametrize("change", [scale, with_scaled_inputs, with_wrapped_forward])
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.float16, 0.01)])
+def test_a_changed_last_norm_is_called(change, dtype, bound):
+    model = make_model("M*", dtype)
+    change(model.model.norm_f)
+    assert_equal(decode_both(model, steps=2), bound)
+
+
+OTHER_ADAPTERS = {
+    "IA3": IA3Config(target_modules=["in_proj"], feedforward_modules=[]),
+    "LoHa": LoHaConfig(target_modules=["q_proj"]),
+    "OFT": OFTConfig(target_modules=["q_proj"], oft_block_size=0, r=4),
+    "VeRA": VeraConfig(r=4, target_modules=["q_proj"]),
+    "norms of blocks": LNTuningConfig(target_modules=["norm"]),
+    "the last norm": LNTuningConfig(target_modules=["norm_f"]),
+    "a parameter": LoraConfig(target_parameters=["gate.weight"], target_modules=["in_proj"]),
+    "a saved router": LoraConfig(modules_to_save=["gate"], target_modules=["in_proj"]),
+    "a saved shared expert": LoraConfig(modules_to_save=["shared_experts"], target_modules=["in_proj"]),
+    "a saved convolution": LoraConfig(modules_to_save=["conv1d"], target_modules=["in_proj"]),
+    "prompt": PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_ADAPTERS)
+def test_other_adapters_sample_as_in_transformers(what):
+    model = generation_loop.install_loop(make_model("M*E-"))
+    torch.manual_seed(1)
+    wrapped = get_peft_model(model, OTHER_ADAPTERS[what]).eval()
+    for value in wrapped.parameters():
+        if value.requires_grad:
+            value.data += 0.3 * torch.randn(value.shape)
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ours = wrapped.generate(input_ids=IDS, attention_mask=MASK, **settings)
+    del model.generate  # transformers' own is behind it
+    assert torch.equal(ours, wrapped.generate(input_ids=IDS, attention_mask=MASK, **settings))
 
 
 UNKNOWN = {
