@@ -291,6 +291,7 @@ def test_an_adapter_in_another_layout_or_with_other_names_gives_the_same_logits(
     assert any("stacks of experts" in note for note in notes) or "axis" in form
 
 
+@pytest.mark.slow
 def test_a_stack_read_in_the_wrong_order_gives_other_logits(train_adapter, pack, tmp_path):
     """The test above can fail: an order that other tools accept silently gives logits that are far off."""
     folder, original = train_adapter(target_parameters=EXPERTS)

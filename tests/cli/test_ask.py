@@ -17,6 +17,7 @@ def ask(*words):
     return result.exit_code, result.output
 
 
+@pytest.mark.slow
 def test_an_untrained_run_answers_alone_and_says_what_is_missing(tmp_path):
     status, output = ask("What is 47 + 38?", "-c", "tiny", "--run", "first", "evaluation.temperature=0")
     assert status == 0 and "untrained" in output and "boxed{" in output and "tokens, ended by itself" in output

@@ -40,6 +40,7 @@ def write(tmp_path, name, text):
     return path
 
 
+@pytest.mark.slow
 def test_tiny_sums_become_three_disjoint_splits(tmp_path):
     manifest, run = prepare(tmp_path, "tiny-sums", "data.limit=500", "data.test_size=100", "data.val_size=50")
     assert manifest["rows"] == {"train": 350, "val": 50, "test": 100}
@@ -163,6 +164,7 @@ def test_a_hub_set_that_is_not_available_is_named(tmp_path):
         prepare(tmp_path, "nobody/nothing")
 
 
+@pytest.mark.slow
 def test_a_second_call_writes_nothing_and_force_writes_again(tmp_path):
     _, run = prepare(tmp_path, "tiny-sums", "data.limit=50")
     before = run.manifest.stat().st_mtime_ns
@@ -262,6 +264,7 @@ def test_a_manifest_has_the_six_keys_and_the_lineage(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_every_file_is_the_same_byte_for_byte(tmp_path):
     path = eight(tmp_path, {"problem": "", "answer": "1"})
     _, one = prepare(tmp_path, path, name="one")
@@ -323,6 +326,7 @@ def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
     assert not [row for row in rows_of(run) if "apples" in row["input"]]
 
 
+@pytest.mark.slow
 def test_missing_evaluation_sets_are_named_and_requested_ones_are_required(tmp_path):
     manifest, _ = prepare(tmp_path, eight(tmp_path))
     assert set(manifest["not_checked"]) == set(recipes.list_recipes(evaluation=True)) and manifest["evaluation"] == {}
@@ -521,6 +525,7 @@ def test_messages_in_any_form_are_asked_as_the_question_itself(tmp_path, name):
     assert {question: row["answer"] for question, row in written.items()} == questions
 
 
+@pytest.mark.slow
 def test_a_field_can_be_named_as_the_answer(tmp_path):
     rows = [
         {"prompt": [{"role": "user", "content": f"What is {i} plus {7 * i}?"}],
@@ -540,6 +545,7 @@ def test_json_lines_named_json_are_read(tmp_path):
     assert sum(manifest["rows"].values()) == 30 == len({row["answer"] for row in rows_of(run)})
 
 
+@pytest.mark.slow
 def test_a_rows_own_system_turn_is_kept_unless_the_run_has_one(tmp_path):
     rows = [
         {"prompt": [{"role": "system", "content": f"s{i}"}, {"role": "user", "content": f"{i} + 1?"}], "answer": i + 1}

@@ -183,6 +183,7 @@ def test_an_operator_that_no_example_shows_is_never_called_determined():
     assert unshown > 5
 
 
+@pytest.mark.slow
 def test_determined_bits_agree_with_a_search_that_shares_no_code():
     names = [(kind, n) for kind, ns in (("o", range(8)), ("l", range(1, 8)), ("r", range(1, 8))) for n in ns]
 
@@ -251,6 +252,7 @@ def test_products_and_quotients_in_a_trace_are_right(family):
             ) == Decimal(result)
 
 
+@pytest.mark.slow
 def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
     for index in range(30):
         puzzle = puzzles.make_puzzle("bit manipulation", 41, index)
@@ -340,6 +342,7 @@ def test_a_wrong_generator_setting_is_named(family, knobs, message):
 # ---- rows
 
 
+@pytest.mark.slow
 def test_families_alternate_and_fewer_rows_are_a_prefix_of_more():
     rows = puzzles.make_rows(30, seed=2)
     assert [row["family"] for row in rows] == EVERY * 5

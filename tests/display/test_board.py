@@ -71,6 +71,7 @@ def test_a_finished_run_is_shown_without_a_training(trained):
     assert board.stop_button.disabled
 
 
+@pytest.mark.slow
 def test_a_run_that_has_not_begun_is_shown_empty_and_then_fills(run):
     board = Board(run)
     assert board.chart.value == "" and "img" not in board.group_html.value

@@ -99,6 +99,7 @@ def test_the_figure_holds_the_curves_of_every_panel():
     assert [text.get_text() for text in point.get_legend().get_texts()] == ["before"]
 
 
+@pytest.mark.slow
 def test_what_is_drawn_stays_inside_the_figure():
     """The margins are fixed, so every label has to fit into them."""
     wide = Panel("Speed", "tokens a second", [Line("a", "#000000", [1, 2], [0.0, 98_765.0])])

@@ -55,6 +55,7 @@ def fresh(tmp_path, *overrides):
     return chosen, run
 
 
+@pytest.mark.slow
 def test_problems_with_unusable_golds_are_not_counted(tmp_path):
     chosen, run = fresh(tmp_path)
     report = evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0, None, 0.0, 1.0, None, 1.0])
@@ -75,6 +76,7 @@ def test_several_samples_per_problem_give_fractional_scores(tmp_path):
     assert (report["pass@1"], report["n"], report["samples"]) == (0.5, 3, 12)
 
 
+@pytest.mark.slow
 def test_the_verifier_is_called_as_trl_calls_a_reward(tmp_path):
     chosen, run = fresh(tmp_path)
     seen = {}
@@ -104,6 +106,7 @@ def test_a_second_call_reuses_the_measurement(tmp_path, math_reward, monkeypatch
     assert evaluate.measure(chosen, run, "before", math_reward) == first
 
 
+@pytest.mark.slow
 def test_another_verifier_measures_again(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     evaluate.measure(chosen, run, "before", math_reward)
@@ -111,6 +114,7 @@ def test_another_verifier_measures_again(tmp_path, math_reward):
         evaluate.measure(chosen, run, "before", lambda completions, **_: [1.0] * len(completions))
 
 
+@pytest.mark.slow
 def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     chosen, run = fresh(tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.num_problems=1")
     report = evaluate.measure(chosen, run, "before", math_reward)
@@ -129,6 +133,7 @@ def test_the_sampling_and_the_exact_prompt_are_kept(tmp_path, math_reward):
     assert report["sampling"]["engine"].startswith("transformers ") and "vLLM" in report["sampling"]["engine_why"]
 
 
+@pytest.mark.slow
 def test_the_challenge_protocol_prompts_and_judges_like_its_scorer(tmp_path):
     chosen, run = fresh(
         tmp_path, "data.prompt_suffix=' Answer in a box.'", "evaluation.protocol=challenge", "evaluation.batch_size=6"
@@ -159,6 +164,7 @@ SET = [
 ]
 
 
+@pytest.mark.slow
 def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n\n" for row in SET))
@@ -184,6 +190,7 @@ def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_an_edited_problem_set_is_measured_again(tmp_path, math_reward):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(SET[0]))
@@ -283,6 +290,7 @@ def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, text, expe
     assert portions._read_whole_lines(tmp_path / "none") == []
 
 
+@pytest.mark.slow
 def test_samples_drawn_with_different_settings_are_not_resumed(tmp_path, math_reward):
     chosen, run = fresh(tmp_path)
     partial = run.evaluation / "before.partial.jsonl"

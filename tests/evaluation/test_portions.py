@@ -86,6 +86,7 @@ def test_portions_that_an_earlier_version_answered_leave_no_partial_counts(tmp_p
     assert not run.routing.exists() and list(run.stages()["before"]["wrote"]) == ["evaluation/before.json"]
 
 
+@pytest.mark.slow
 def test_a_policy_without_experts_in_4_bit_counts_nothing_and_drops_old_counts(tmp_path):
     chosen, run = prepared(tmp_path, "policy.load_in_4bit=false")
     run.evaluation.mkdir(parents=True)
@@ -94,6 +95,7 @@ def test_a_policy_without_experts_in_4_bit_counts_nothing_and_drops_old_counts(t
     assert not run.routing.exists()
 
 
+@pytest.mark.slow
 def test_only_before_counts(counted, tmp_path):
     chosen, run, _ = counted
     kept = run.routing.read_bytes()

@@ -117,6 +117,7 @@ def test_prompts_inside_the_band_are_kept_and_the_others_get_a_reason(tmp_path, 
     assert report["sources"] == {"r.jsonl": [len(kept), len(kept) + len(left)]}
 
 
+@pytest.mark.slow
 def test_a_prompt_with_an_unusable_gold_is_sampled_once_and_has_no_pass_rate(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.5] * 8, answers=dict.fromkeys(range(3), "none"))
     report = screening.screen(chosen, run, right_reward)
@@ -217,6 +218,7 @@ def test_a_screened_run_is_not_screened_again(tmp_path, drawn, monkeypatch):
     assert screening.screen(chosen, run, right_reward) == first
 
 
+@pytest.mark.slow
 def test_another_band_is_applied_to_the_existing_samples(tmp_path, drawn):
     """Only prompts that the new band leaves undecided are sampled again."""
     chosen, run = prepared(tmp_path, [0.3, 0.5] * 10 + [1.0] * 4, "screening.num_generations=8")
@@ -320,6 +322,7 @@ def test_a_run_longer_than_its_rows_goes_from_easy_to_hard_once_not_once_per_epo
     assert sum(rates[:20]) > sum(rates[20:40]) > sum(rates[40:60]) > sum(rates[60:])
 
 
+@pytest.mark.slow
 def test_without_screening_training_samples_all_rows_by_their_learned_pass_rates(tmp_path):
     chosen, run = prepared(tmp_path, [0.5] * 12, "grpo.reward_funcs=[x.py:f]", "grpo.reward_weights=[1.0]")
     trainer = train.make_trainer(chosen, run, [wrong_reward])

@@ -313,6 +313,7 @@ def test_rows_that_state_a_token_budget_keep_their_prompts(trained, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_without_validation_rows_the_manifest_has_none(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)
@@ -329,6 +330,7 @@ def test_without_validation_rows_the_manifest_has_none(trained, tmp_path):
     assert manifest["val"] == ""
 
 
+@pytest.mark.slow
 def test_a_screened_run_exports_the_kept_rows_easy_ones_first(trained, tmp_path):
     chosen, run = trained
     shutil.copytree(run.path, tmp_path / "runs" / run.name)

@@ -122,6 +122,7 @@ def test_the_readme_has_the_commands(bundle):
         assert words in text
 
 
+@pytest.mark.slow
 def test_rows_that_turn_thinking_on_or_off_keep_that(trained, tmp_path):
     from transformers import AutoTokenizer
 

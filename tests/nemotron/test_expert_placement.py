@@ -245,6 +245,7 @@ def test_cudas_libraries_say_in_other_words_that_memory_is_full(message, is_full
     assert layers[0].on_host == ({5, 6, 7} if is_full else {6, 7})
 
 
+@pytest.mark.slow
 def test_the_work_ends_when_no_expert_is_left(monkeypatch):
     model, layers = load_tiered(0.875)
     work, calls = full_once(times=100)
@@ -319,6 +320,7 @@ def checkpoint(tmp_path_factory):
     return convert.convert_to_nf4(folder / "model", folder / "nf4", "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [(nf4, "set_4bit_weight", 5), (experts.TieredExperts, "_allocate_near_tier", 2)],

@@ -77,6 +77,7 @@ def test_a_gpu_without_bf16_is_not_planned_for_with_bf16():
     assert plan_for("tiny", "cpu", "policy.dtype=bfloat16").fits
 
 
+@pytest.mark.slow
 def test_each_process_has_a_gpu_and_all_share_one_host_on_which_one_converts():
     one, two = plan_for("t4", "t4x2", "policy.experts_overflow=host"), plan_shared(2)
     tier = part_bytes(two, "routed experts", "host")

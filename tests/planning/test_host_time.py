@@ -21,6 +21,7 @@ def test_a_models_seconds_are_those_of_its_layers_and_of_what_is_outside():
     assert host_time.model_seconds(TOKEN, small) == pytest.approx(21 * 0.001 + 4 * 0.002 + 17 * 0.004 + 0.01)
 
 
+@pytest.mark.slow
 def test_a_step_takes_the_larger_of_gpu_and_host_and_on_a_cpu_both():
     """By hand: 512 tokens of 0.114 s; four micro-batches of 23 + 6 + 23 layers of 0.1 s; 300 answers in 38 batches."""
     micro_batch = dict.fromkeys(("linear_attention", "full_attention", "moe"), 0.1)

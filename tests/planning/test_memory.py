@@ -133,6 +133,7 @@ def test_doubling_the_completion_never_lowers_a_term(device):
         assert [name for name in shorter if longer[name] < shorter[name]] == []
 
 
+@pytest.mark.slow
 def test_conventions_are_marked_as_assumed():
     plan = plan_for("t4")
     assert {r.part for r in plan.rows if r.kind == "assumed"} == {

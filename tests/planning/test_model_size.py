@@ -171,6 +171,7 @@ def test_routed_experts_in_4_bit_use_less_than_planned(grad, dtype, spread):
     assert alive.peak <= most <= 2 * alive.peak
 
 
+@pytest.mark.slow
 def test_the_shipped_config_loads_and_is_what_a_local_copy_gives(tmp_path, nano):
     (tmp_path / "config.json").write_text(NANO.read_text())
     local = Architecture.of(config.Policy(model=str(tmp_path)))

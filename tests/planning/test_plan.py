@@ -29,6 +29,7 @@ ON_HOST, ON_SECOND = (
 
 # What is there: "nf4", the finished checkpoint, or "source", the published one as a mount. Then GiB that the GPU must
 # hold and may fill, that the disk must take, and to download.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "device", "there", "verdict", "gpu", "usable", "disk", "download"),
     [
@@ -102,6 +103,7 @@ def test_what_is_needed_never_looks_like_what_is_there():
     assert "; free 0.1 GiB at " in plan(config_, full, search=False).verdict
 
 
+@pytest.mark.slow
 def test_a_retired_card_is_never_advised_and_can_be_planned_for(monkeypatch):
     assert plan_for("t4-4b", "p100").fits and "p100" in machines.RETIRED
     small = replace(machines.DEVICES["t4"], name="small", gpu=8.0)

@@ -40,6 +40,7 @@ def test_step_time_is_the_roofline_computed_by_hand():
     assert slow[1] == pytest.approx(4 * 3 * part_bytes(plan_for("t4"), "routed experts", "host") / 10e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_replacements_are_sampled_beside_the_step_and_not_trained_on():
     """By hand: a sequence's states are 49.4 MB, 23 layers of 64 x 64 x 128 in float32 and 6,144 x 4 in 16 bit, read and
     written; of 128 experts 6 a token, 8 sequences hit 0.3189 and 16 hit 0.5361."""

@@ -48,6 +48,7 @@ def rows(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_alone_a_prompt_gets_what_transformers_gives_it(tiny_policy, prompts, alone):
     model = tiny_policy[0]
     for prompt, ids in list(zip(prompts, alone))[-3:]:
@@ -65,6 +66,7 @@ def test_a_completion_does_not_depend_on_who_shares_the_batch(tiny_policy, promp
     assert greedy(tiny_policy[0], prompts[::-1], together, LIMITS[::-1]) == expected[::-1]
 
 
+@pytest.mark.slow
 def test_the_batch_stays_full_until_no_prompt_waits(tiny_policy, prompts, rows):
     finished = []
     greedy(tiny_policy[0], prompts * 3, 4, LIMITS * 3, on_finish=finished.append)
@@ -94,6 +96,7 @@ def test_equal_prompts_are_read_once(tiny_policy, prompts, monkeypatch):
     assert read[:1] == [2] and len(set(map(tuple, completions))) == 2
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_draw(tiny_policy, prompts):
     model = tiny_policy[0]
     first, again, other = (drawn(model, prompts, 3, seed) for seed in (1, 1, 2))
@@ -101,6 +104,7 @@ def test_a_seed_fixes_the_draw(tiny_policy, prompts):
     assert len(set(map(tuple, drawn(model, [prompts[0]] * 12, 4, 1)))) > 6
 
 
+@pytest.mark.slow
 def test_the_settings_of_sampling_are_used(tiny_policy, prompts, alone):
     model = tiny_policy[0]
     assert drawn(model, prompts, 3, 1, top_k=1) == alone
@@ -119,6 +123,7 @@ def test_another_model_is_sampled_batch_by_batch(prompts):
     assert greedy(model, prompts, 3) is None
 
 
+@pytest.mark.slow
 def test_the_engine_samples_what_does_not_fit_a_batch_by_turns(tiny_policy, prompts, alone, monkeypatch):
     settings = config.Evaluation(max_completion_length=40, temperature=0.0, batch_size=3)
     engine, counts = generate.TransformersEngine(*tiny_policy, settings), []
@@ -132,6 +137,7 @@ def test_the_engine_samples_what_does_not_fit_a_batch_by_turns(tiny_policy, prom
     assert engine(prompts, 1, on_finish=counts.append) == samples and counts == [3, 6, 9, 10]
 
 
+@pytest.mark.slow
 def test_out_of_memory_begins_again_with_the_same_completions(prompts, monkeypatch):
     model, _ = load_tiered(0.0)
     expected = drawn(model, prompts, 3, 1)

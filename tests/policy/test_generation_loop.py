@@ -211,6 +211,7 @@ def test_half_precision_and_4_bit(settings):
         assert (drawn["ours"] == drawn["theirs"]).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_the_prompt_is_read_once_and_the_finished_leave(tiny_policy):
     """Eight groups of eight, as TRL asks: the model sees 8 rows, then 64, then fewer and fewer."""
     model, tokenizer = tiny_policy
@@ -412,6 +413,7 @@ def tensors_of(layer):
     return tensors
 
 
+@pytest.mark.slow
 def test_one_synchronisation_a_step_as_in_transformers(monkeypatch):
     """Counted are the calls by which Python waits for a tensor's value; the model here makes none itself."""
     model, counts = random_model("llama"), {}
@@ -484,6 +486,7 @@ def test_training_goes_through_it(tmp_path, monkeypatch):
     assert seen.decoded == len(seen.batch) - 1  # this fails when TRL's own forward pass is not recognised any more
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_being_shown_is_not_begun_again(monkeypatch):
     """The words that a streamer has shown cannot be taken back."""
     model, _ = load_tiered(0.25)

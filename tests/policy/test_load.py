@@ -129,6 +129,7 @@ ODD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_keys_that_the_model_does_not_use_change_nothing_wherever_a_folder_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
     source, nf4 = tmp_path / "source", tmp_path / "nf4"
@@ -259,6 +260,7 @@ def test_what_is_too_large_to_be_loaded_whole_is_streamed_once_into_an_nf4_check
         load_policy(config.Policy(model=str(tmp_path / "nf4"), load_in_4bit=True, dtype="float16"))
 
 
+@pytest.mark.slow
 def test_overflowing_experts_go_where_the_configuration_says(monkeypatch, tmp_path):
     from grpo_kit.nemotron import experts
 

@@ -118,6 +118,7 @@ def test_a_checkpoint_whose_source_is_gone_still_loads(tmp_path, monkeypatch, no
     assert torch.equal(last_logits(policy), first)
 
 
+@pytest.mark.slow
 def test_a_local_source_with_other_weights_is_converted_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)
     source = shutil.copytree(tiny.FOLDER, tmp_path / "source")
@@ -407,6 +408,7 @@ def test_what_fits_on_google_drive_is_kept_there_and_copied_back(colab, capsys, 
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_what_drive_damaged_is_named_and_made_again(colab, capsys):
     drive, local = colab
     first = last_logits(policy_of("tiny"))

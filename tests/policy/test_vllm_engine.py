@@ -204,6 +204,7 @@ def test_one_at_fault_does_not(vllm, monkeypatch, fault, message):
     assert arguments == {} and message in reason
 
 
+@pytest.mark.slow
 def test_where_vllm_is_missing_transformers_draws_and_the_reason_is_said(tmp_path, monkeypatch):
     from grpo_kit.training import train
     from tests.helpers.settings import SMALL

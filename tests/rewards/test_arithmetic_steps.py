@@ -134,6 +134,7 @@ def labelled_pairs() -> list[dict]:
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_gate_lets_no_reply_through_that_is_labelled_wrong():
     rows = labelled_pairs()
     wrong = [row for row in rows if not (row["equal"] if "equal" in row else row["reward"])]

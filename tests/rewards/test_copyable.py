@@ -198,6 +198,7 @@ def test_files_pasted_into_one_namespace_pay_what_each_pays_alone(names):
     assert paste(tuple(names)) == {name: paste_alone(name) for name in names}
 
 
+@pytest.mark.slow
 def test_a_name_that_two_files_define_means_the_same_in_both():
     definitions: dict[str, dict[str, str]] = {}
     for stem in STEMS:
@@ -232,6 +233,7 @@ def test_a_deliberately_broken_file_fails_the_check(fault, tmp_path):
         check(BROKEN[fault], "r_reward", ["4"], [1.0], tmp_path)
 
 
+@pytest.mark.slow
 def test_math_answer_without_math_verify_still_decides_the_exact_ones(tmp_path):
     source = (REWARDS / "math_answer.py").read_text(encoding="utf-8")
     texts = [r"\boxed{4.0}", r"\boxed{\frac{4}{1}}", r"\boxed{5}"]

@@ -274,6 +274,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_replies_neither_raise_nor_read_a_file(monkeypatch):
     def refuse(*arguments, **keywords):
         raise AssertionError(f"opened {arguments}")

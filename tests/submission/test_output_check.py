@@ -56,6 +56,7 @@ def test_the_trained_adapter_passes_every_check(packed):
     assert codes(findings, "warning", "fatal") == ["base-tiny"] and sorted(path.parent.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_what_the_scorer_drops_is_left_out_of_the_proof_and_its_effect_is_named(tmp_path):
     """An adapter on q_proj and shared experts answers like q_proj's alone, and its warning says by how much."""
     shared = ["shared_experts.up_proj", "shared_experts.down_proj"]

@@ -100,6 +100,7 @@ def largest_gap(plain, shared):
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*flat, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [tiny, dense])
 def test_gradients_are_those_of_every_row_for_itself(build, in_float64):
     base = build()
@@ -117,6 +118,7 @@ def test_gradients_are_those_of_every_row_for_itself(build, in_float64):
         assert largest_gap(plain, train_on(model, batch)) < 1e-11
 
 
+@pytest.mark.slow
 def test_experts_in_4_bit_with_a_lora_get_the_same_gradients():
     base = tiny(load_in_4bit=True, experts_on_host=0.5)
     model, batch = with_lora(base), batch_of(MIXED)

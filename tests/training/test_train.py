@@ -105,6 +105,7 @@ def test_the_reward_is_what_changes_the_policy(tmp_path):
     assert moved["long"] > 0 and moved["none"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("targets", "warned"), [("q_proj,shared_experts.up_proj", True), ("q_proj,in_proj", False)])
 def test_a_target_that_the_challenges_scorer_drops_is_named_before_the_first_step(tmp_path, targets, warned):
     chosen, run = small(tmp_path, f"lora.target_modules=[{targets}]")

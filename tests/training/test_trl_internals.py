@@ -45,6 +45,7 @@ def small(tmp_path, *overrides):
     return chosen, run
 
 
+@pytest.mark.slow
 def test_the_overridden_methods_are_still_called_by_those_names():
     grpo = inspect.getsource(trl.GRPOTrainer)
     for call in (
@@ -262,6 +263,7 @@ def test_log_probs_and_gradients_are_the_same_in_smaller_tiles(log_probs, tile):
         assert (large - tiled).abs().max() <= 1e-5 * large.abs().max()
 
 
+@pytest.mark.slow
 def test_training_sets_the_tile(tmp_path, log_probs):
     log_probs.TOKEN_CHUNK_SIZE = 4096
     chosen, run = small(tmp_path)

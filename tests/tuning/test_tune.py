@@ -104,6 +104,7 @@ def test_the_settings_to_search_can_be_given_as_they_are_written(run, trained_wi
         tune.tune(chosen, run, [LR, "lora.r=8"])
 
 
+@pytest.mark.slow
 def test_a_run_without_validation_rows_is_refused(tmp_path):
     chosen = config.load_config(["tiny"], ["data.limit=20", "data.val_size=0", "data.test_size=5"])
     bare = find_run("bare", tmp_path)

@@ -91,6 +91,7 @@ def decode(blocks, steps=6, rows=2):
 HOSTS = [[0, 1, 2, 3], [2, 3, 4, 5, 6, 7], [], list(range(8))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2, 5, 40])
 def test_no_bit_depends_on_a_guess_be_it_right_or_wrong(slots, monkeypatch):
     at_hand = decode(make_blocks([[], [], [], []]))
@@ -180,6 +181,7 @@ def test_the_layers_of_a_model_are_connected_in_their_order_and_a_copy_to_its_ow
     assert twin is not router and twin.experts is not second
 
 
+@pytest.mark.slow
 def test_a_model_decodes_the_same_with_and_without_guesses():
     logits = []
     for share, connected in ((0.0, True), (0.75, True), (0.75, False)):

@@ -332,6 +332,7 @@ def test_what_is_no_reward_is_refused_with_its_own_error(reward, reason):
     assert raised.value.__cause__ is None  # or the command line would take it for a fault of its own
 
 
+@pytest.mark.slow
 def test_different_results_between_threads_fail_the_audit():
     def main_only(completions, answer, **kwargs):
         import signal
