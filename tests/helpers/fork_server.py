@@ -25,6 +25,7 @@ LIBRARIES = (
     "torch", "torch._dynamo", "transformers", "transformers.models.nemotron_h.modeling_nemotron_h", "peft", "trl",
     "trl.trainer.grpo_trainer", "bitsandbytes", "datasets", "accelerate", "pandas", "scipy.stats",
     "matplotlib.backends.backend_agg", "matplotlib.pyplot", "torch.utils.tensorboard", "ipykernel.kernelapp",
+    "omegaconf", "pydantic", "typer.testing", "rich.console", "optuna", "sqlalchemy.orm", "alembic.command",
 )  # fmt: skip
 
 
