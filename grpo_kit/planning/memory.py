@@ -13,6 +13,7 @@ import torch
 
 from grpo_kit.config import Grpo, RunConfig
 from grpo_kit.nemotron import expert_workbench
+from grpo_kit.nemotron.decoding import graph
 from grpo_kit.planning.machines import GIB, Device
 from grpo_kit.planning.model_size import BYTES, STREAM, Architecture, activation_bytes, expert_bytes
 from grpo_kit.planning.storage import SHARD, Storage
@@ -30,7 +31,6 @@ PYTHON = 0.5 * GIB  # Python and its libraries without CUDA's; measured on one m
 # largest power of two with which, on a T4, a layer's backward pass needs more than the logits do.
 TRL_TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
 TILE_TOKENS = 512
-DECODE_STATES = 5  # float32 tensors as large as a layer's state in transformers' mamba2_selective_state_update
 
 
 class Row(NamedTuple):
@@ -152,12 +152,13 @@ def sampling_rows(work: Workload) -> list[Row]:
     starts = range(0, sampled * device.processes, sampled)
     prompts = max((start + sampled - 1) // group - start // group + 1 for start in starts)
     states, prompt_states = (count * model.state_bytes(policy) for count in (sampled, prompts))
-    attention_layers = model.kinds.get("full_attention", 0) + 1  # one layer's is there twice while it grows
+    # One layer's is there twice when the decoder takes them out of transformers' cache, and while rows leave.
+    attention_layers = model.kinds.get("full_attention", 0) + 1
     keys_values = sampled * work.sequence_tokens * 2 * shapes.num_key_value_heads * shapes.head_dim * size
     reading = prompts * prompt_tokens * shapes.hidden_size * stream
     reading += activation_bytes(model, config, prompts, prompt_tokens, grad=False)[1]
     logits = shapes.vocab_size * (size + 4 * 4)  # in the policy's type; scores and probabilities in float32
-    token = sampled * (model.ssm_bytes * DECODE_STATES + logits)
+    token = sampled * (model.ssm_bytes * state_copies(model, device) + logits)
     if device.gpu and not policy.load_in_4bit:  # transformers' batched_mm copies the expert of each choice
         expert = 2 * model.expert.hidden * model.expert.intermediate * size
         token += sampled * shapes.num_experts_per_tok * expert
@@ -170,13 +171,23 @@ def sampling_rows(work: Workload) -> list[Row]:
             place,
             "keys and values",
             keys_values * attention_layers,
-            "one layer's twice while it grows",
+            "one layer's twice while rows leave",
             ("prefill", "decode"),
         ),
         Row(place, "the prompts' states, to copy from", prompt_states, f"{prompts} prompts", ("prefill",)),
         Row(place, "one layer reads the prompts", reading, reading_source, ("prefill",)),
-        Row(place, "one token's states and choices", token, "transformers' update and sampler", ("decode",)),
+        Row(place, "one token's states and choices", token, "copies while rows leave; the sampler", ("decode",)),
     ]
+
+
+def state_copies(model: Architecture, device: Device) -> int:
+    """Most copies of a Mamba layer's states that are there at once in decoding, which changes the states in place.
+
+    They are made while rows leave, a layer at a time, and on a GPU before it, to try CUDA graphs on the first layers.
+    """
+    others = [kind for kind in model.config.layers_block_type if kind != "full_attention"]
+    tried = others[: graph.TRIED].count("linear_attention") if device.gpu else 0
+    return max(2 * tried, min(1, model.kinds.get("linear_attention", 0)))
 
 
 def training_rows(work: Workload) -> list[Row]:

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import DynamicCache, NemotronHConfig, NemotronHForCausalLM
 
 from grpo_kit import config
+from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.planning import machines, memory, model_size
 from grpo_kit.planning.fit import assess_fit
 from grpo_kit.planning.machines import GIB
@@ -43,6 +45,29 @@ def test_recurrent_states_and_cache_have_the_sizes_computed_by_hand():
     assert part_bytes(plan, "keys and values") / 16 / 768 / 1024 == pytest.approx(
         6 * 7 / 6, rel=0.01
     )  # 6 KiB, one layer twice
+
+
+def test_decoding_copies_the_states_of_one_layer_at_most():
+    rows, state = 16, 16 * 32 * 64 * 4  # of a row and a layer: heads, their size, the state's, float32
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "mamba_num_heads": 16, "n_groups": 2}
+    chosen = NemotronHConfig(
+        vocab_size=64, hidden_size=32, mamba_head_dim=32, ssm_state_size=64, **sizes,
+        layers_block_type=["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    )  # fmt: skip
+    policy = NemotronHForCausalLM(chosen).eval()
+    ids = torch.zeros(rows, 5, dtype=torch.int64)
+    held = model_size.Alive([*policy.parameters(), *policy.buffers()])
+    with torch.no_grad(), held:
+        cache = DynamicCache(config=chosen)
+        policy(input_ids=ids, past_key_values=cache, use_cache=True)
+        before, held.peak = held.now, held.now
+        decoder = one_token.make_decoder(policy, cache, torch.ones_like(ids), 8)
+        decoder.take_rows(decoder.places.all_rows)
+        decoder.step(ids[:, 0])
+    model = Architecture(chosen)
+    assert memory.state_copies(model, machines.find_device("cpu")) == 1
+    assert memory.state_copies(model, machines.find_device("t4")) == 6  # two copies of three layers
+    assert (held.peak - before) / (rows * state) == pytest.approx(1, abs=0.5)
 
 
 @pytest.mark.parametrize(

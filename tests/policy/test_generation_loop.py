@@ -11,6 +11,7 @@ from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.planning.model_size import Alive
 from grpo_kit.policy import generate, generation_loop
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.run import find_run
@@ -245,6 +246,21 @@ def test_a_row_is_left_when_its_idle_steps_have_cost_what_leaving_costs(tiny_pol
     assert seen.batch == [1, 8, 8, 5, 5, 3, 3, 1]
     assert model.last_sampling.tokens == sum(range(1, 9)) == (drawn[:, inputs["input_ids"].shape[1] :] != 0).sum()
     assert torch.equal(drawn, theirs(model, **inputs, **settings))
+
+
+def test_the_states_of_rows_that_left_are_freed(tiny_policy, monkeypatch):
+    """`generate` holds the cache to the end of the call, so the decoder takes its tensors out of it."""
+    model, tokenizer = tiny_policy
+    inputs, seen, step = ask(tokenizer, [0] * 64), [], one_token.Decoder.step
+    ends = StoppingCriteriaList([EndsAfter(inputs["input_ids"].shape[1], [2] * 60 + [4] * 4)])
+    held = Alive([*model.parameters(), *model.buffers()])
+    monkeypatch.setattr(
+        one_token.Decoder, "step", lambda self, tokens: seen.append((len(tokens), held.now)) or step(self, tokens)
+    )
+    with held:
+        ours(model, **inputs, max_new_tokens=5, do_sample=False, stopping_criteria=ends, pad_token_id=0)
+    (full, of_64), *_, (few, of_4) = seen
+    assert (full, few) == (64, 4) and of_4 < of_64 / 8
 
 
 def test_half_of_the_rows_leave_at_once(tiny_policy):

@@ -69,7 +69,7 @@ class Attention:
 
     Args:
         mixer: transformers' `NemotronHAttention`.
-        keys, values: (rows, heads, read, head_dim) of the tokens read so far.
+        keys, values: (rows, heads, read, head_dim) of the tokens read so far, as the cache has them.
         places: shared by all attention layers.
 
     Raises:
@@ -83,7 +83,12 @@ class Attention:
         self.qkv = Projections([mixer.q_proj, mixer.k_proj, mixer.v_proj])
         self.out = Linear(mixer.o_proj)
         self.places, self.scaling = places, mixer.scaling
-        self.keys, self.values = (self._allocate(tokens) for tokens in (keys, values))
+        self.keys, self.values = keys, values
+
+    def begin(self) -> None:
+        """Make room for the tokens to come."""
+        self.keys = self._allocate(self.keys)
+        self.values = self._allocate(self.values)
 
     def _allocate(self, tokens: torch.Tensor) -> torch.Tensor:
         """(rows, capacity, heads, head_dim), filled with the tokens read so far."""

@@ -21,8 +21,6 @@ from grpo_kit.nemotron.decoding.feed_forward import FeedForward, MixtureOfExpert
 from grpo_kit.nemotron.decoding.linear import Linear, UnknownModule, check_module, is_plain
 from grpo_kit.nemotron.decoding.mamba import MambaState, MambaUpdate, MambaWeights, add_norm, begin_sums
 
-TRIED = 5  # layers on which graphs are tried before they are used
-
 
 class Mamba:
     """A Mamba-2 layer with its states.
@@ -79,7 +77,7 @@ class Decoder:
 
     Args:
         model: a `NemotronHForCausalLM`.
-        cache: transformers' cache of the prompts, whose states it takes over and changes.
+        cache: transformers' cache of the prompts, which is emptied: `generate` holds it to the end of the call.
         places: where the prompts' tokens lie.
 
     Raises:
@@ -94,14 +92,18 @@ class Decoder:
         mambas = [layer for layer in self.layers if isinstance(layer, Mamba)]
         has_kernels = bool(mambas) and kernels.is_usable(mambas[0].state, mambas[0].weights)
         self._add_norm = kernels.add_norm if has_kernels else add_norm
-        for layer in mambas:
-            layer.begin(has_kernels)
+        cache.layers.clear()  # nothing is refused from here on
+        for layer in self.layers:
+            if isinstance(layer, Mamba):
+                layer.begin(has_kernels)
+            elif isinstance(layer, Attention):
+                layer.begin()
         for layer in self.layers if has_kernels else ():
             if isinstance(layer, MixtureOfExperts) and len(layer.ones) <= kernels.MOST_CHOSEN:
                 layer.choose = kernels.choose
         # A layer adds its float32 output to the residual itself, unless a kernel does that together with the norm.
         self._layers_add = not has_kernels and model.dtype == torch.float32
-        self._tried = [layer for layer in self.layers if not isinstance(layer, Attention)][:TRIED]
+        self._tried = [layer for layer in self.layers if not isinstance(layer, Attention)][: graph.TRIED]
         self._graphed: graph.GraphedStep | None = None
         self._norms_itself = is_plain(model.model.norm_f, modeling.NemotronHRMSNorm)
 
@@ -215,7 +217,7 @@ def make_decoder(model: Any, cache: Any, mask: torch.Tensor, capacity: int) -> D
 
     Args:
         model: any model that generates.
-        cache: transformers' `DynamicCache` after the prompts. The decoder takes over its states.
+        cache: transformers' `DynamicCache` after the prompts. A decoder takes its layers out of it.
         mask: (rows, read) int or bool, which of the tokens read so far are no padding.
         capacity: places for the tokens of a row, those read included.
 

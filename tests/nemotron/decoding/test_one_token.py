@@ -1,5 +1,6 @@
 """A decoder gives the logits of transformers' own forward pass, and leaves to it what it does not know."""
 
+import copy
 from collections import OrderedDict
 
 import pytest
@@ -70,6 +71,13 @@ def read_prompts(model, ids=IDS, mask=MASK):
     cache = DynamicCache(config=model.config)
     model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
     return cache
+
+
+def copied(cache):
+    """The same cache, of which a decoder may take the layers."""
+    other = copy.copy(cache)
+    other.layers = [*cache.layers]
+    return other
 
 
 @torch.no_grad()
@@ -224,11 +232,11 @@ def test_a_changed_forward_pass_of_any_part_is_left_to_transformers(change):
         module = model.model.get_submodule(path)
         before = dict(vars(module)), dict(module._forward_hooks), dict(module._forward_pre_hooks)
         change(module)
-        assert one_token.make_decoder(model, cache, MASK, 12) is None, name
+        assert one_token.make_decoder(model, copied(cache), MASK, 12) is None, name
         vars(module).clear()
         vars(module).update(before[0])
         module._forward_hooks, module._forward_pre_hooks = OrderedDict(before[1]), OrderedDict(before[2])
-    assert one_token.make_decoder(model, cache, MASK, 12) is not None
+    assert one_token.make_decoder(model, copied(cache), MASK, 12) is not None
 
 
 @pytest.mark.parametrize("change", [scale, with_scaled_inputs, with_wrapped_forward])
@@ -289,9 +297,9 @@ UNKNOWN = {
 def test_what_is_not_known_is_left_to_transformers(what):
     model = make_model("M*E-", attention_dropout=0.1 if "attention" in what else 0.0)
     cache = read_prompts(model)
-    assert one_token.make_decoder(model, cache, MASK, 12) is not None
+    assert one_token.make_decoder(model, copied(cache), MASK, 12) is not None
     UNKNOWN[what](model)
-    assert one_token.make_decoder(model, cache, MASK, 12) is None
+    assert one_token.make_decoder(model, copied(cache), MASK, 12) is None
 
 
 def test_other_models_and_autocast_are_left_to_transformers():
