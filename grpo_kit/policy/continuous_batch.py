@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,6 +24,7 @@ from transformers.generation import (
 
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.policy import generation_loop
 from grpo_kit.runs import interrupts
 
 # Share of the batch that must be free before further prompts are read. Reading takes about as long for one prompt as
@@ -29,6 +32,8 @@ from grpo_kit.runs import interrupts
 ENOUGH_FREE = 0.25
 # Processors of logits that look at nothing else; others would need the tokens of every row.
 KNOWN_PROCESSORS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+
+KNOWN_CRITERIA = (MaxLengthCriteria, EosTokenCriteria)  # whose place `limits` and `ends` take
 
 
 def sample_rows(
@@ -58,13 +63,13 @@ def sample_rows(
 
     Returns:
         The token ids of each completion, its end token included; None if the decoder of one new token does not know
-        the model, or the sampling needs more than a row's logits. Then nothing was drawn.
+        the model, or the sampling is a search or needs more than a row's logits. Then nothing was drawn.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base is not model and model.active_peft_config.is_prompt_learning:  # what it adds is not in the base model
         return None
     processors = _prepare_processors(base, pad, sampling)
-    if not all(isinstance(processor, KNOWN_PROCESSORS) for processor in processors):
+    if processors is None or not all(isinstance(processor, KNOWN_PROCESSORS) for processor in processors):
         return None
 
     def draw(logits: torch.Tensor) -> torch.Tensor:
@@ -79,12 +84,25 @@ def sample_rows(
     return expert_placement.with_relief(base, sample, "sampling")
 
 
-def _prepare_processors(model: Any, pad: int, sampling: dict[str, Any]) -> LogitsProcessorList:
-    """The processors of logits that `generate` makes of these settings and of the model's own."""
+def _prepare_processors(model: Any, pad: int, sampling: dict[str, Any]) -> LogitsProcessorList | None:
+    """The processors of logits that `generate` makes of these settings and of the model's own.
+
+    None where it would search, such as with beams, or stop by more than a length and end tokens.
+    """
     prepared = []
 
-    def keep(model: Any, input_ids: torch.Tensor, logits_processor: LogitsProcessorList, **inputs: Any) -> torch.Tensor:
-        prepared.append(logits_processor)
+    def keep(
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        known = all(isinstance(criterion, KNOWN_CRITERIA) for criterion in stopping_criteria)
+        known = known and generation_loop.can_decode(model, input_ids, generation_config, given)
+        prepared.append(logits_processor if known else None)
         return input_ids
 
     one = torch.tensor([[pad]], device=model.device)

@@ -58,8 +58,13 @@ def completion_limits(prompt_ids: list[list[int]], evaluation: Evaluation, max_m
         max_model_len: tokens that prompt and completion may have together; None for no such limit.
 
     Raises:
-        ValueError: A prompt leaves no room for a completion.
+        ValueError: A prompt is empty or leaves no room for a completion.
     """
+    if not all(map(len, prompt_ids)):
+        raise ValueError(
+            f"Prompt {[len(prompt) for prompt in prompt_ids].index(0) + 1} of {len(prompt_ids)} has no tokens, and a "
+            "completion needs at least one to go on from. Leave it out, or give it a text or a chat template."
+        )
     limit = evaluation.max_completion_length
     limits = [min(limit, max_model_len - len(prompt)) if max_model_len else limit for prompt in prompt_ids]
     if min(limits) < 1:
@@ -106,26 +111,30 @@ class TransformersEngine:
                 drawn.
             on_finish: called with the number of finished completions, each time that some are finished.
         """
+        if not prompt_ids:
+            return []
         settings, model, ends = self.evaluation, self.model, find_end_tokens(self.model, self.tokenizer)
         limits = completion_limits(prompt_ids, settings, self.max_model_len)
         was_training = model.training
         model.eval()
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.inference_mode():
-            torch.manual_seed(seed)
-            completions = None
-            if len(prompt_ids) > settings.batch_size:
-                completions = continuous_batch.sample_rows(
-                    model, prompt_ids, limits, ends, self.tokenizer.pad_token_id, settings.batch_size, on_finish,
-                    **self._sampling(),
-                )  # fmt: skip
-            if completions is None:
-                completions = []
-                for start in range(0, len(prompt_ids), settings.batch_size):
-                    batch = slice(start, start + settings.batch_size)
-                    completions += self._sample_batch(prompt_ids[batch], max(limits[batch]), streamer)
-                    if on_finish:
-                        on_finish(len(completions))
-        model.train(was_training)
+        try:
+            with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []), torch.inference_mode():
+                torch.manual_seed(seed)
+                completions = None
+                if len(prompt_ids) > settings.batch_size:
+                    completions = continuous_batch.sample_rows(
+                        model, prompt_ids, limits, ends, self.tokenizer.pad_token_id, settings.batch_size, on_finish,
+                        **self._sampling(),
+                    )  # fmt: skip
+                if completions is None:
+                    completions = []
+                    for start in range(0, len(prompt_ids), settings.batch_size):
+                        batch = slice(start, start + settings.batch_size)
+                        completions += self._sample_batch(prompt_ids[batch], max(limits[batch]), streamer)
+                        if on_finish:
+                            on_finish(len(completions))
+        finally:
+            model.train(was_training)
         return [make_sample(self.tokenizer, ids[:limit], ends) for ids, limit in zip(completions, limits, strict=True)]
 
     def _sampling(self) -> dict[str, Any]:

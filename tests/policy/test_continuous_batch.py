@@ -1,9 +1,11 @@
 """More prompts than the batch holds: each gets the completion that it gets alone, and the batch stays full."""
 
+import copy
 import functools
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo_kit import config
@@ -114,6 +116,22 @@ def test_the_settings_of_sampling_are_used(tiny_policy, prompts, alone):
 
 def test_what_needs_the_tokens_of_each_row_is_left_to_batches(tiny_policy, prompts):
     assert drawn(tiny_policy[0], prompts, 3, 1, repetition_penalty=1.5) is None
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 3}, {"max_time": 60.0}, {"penalty_alpha": 0.6, "top_k": 4}], ids=str)
+def test_a_search_that_the_models_own_settings_ask_for_is_left_to_batches(tiny_policy, prompts, setting, monkeypatch):
+    model = tiny_policy[0]
+    chosen = copy.deepcopy(model.generation_config)
+    chosen.update(**setting)
+    monkeypatch.setattr(model, "generation_config", chosen)
+    assert greedy(model, prompts, 3) is None
+
+
+def test_a_trained_prompt_is_left_to_batches(tiny_policy, prompts):
+    model = get_peft_model(
+        copy.deepcopy(tiny_policy[0]), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    )
+    assert greedy(model, prompts, 3) is None
 
 
 def test_another_model_is_sampled_batch_by_batch(prompts):

@@ -55,6 +55,24 @@ def test_drawing_leaves_the_random_state_and_the_mode_as_they_were(tiny_policy):
     model.eval()
 
 
+def test_an_error_while_drawing_leaves_the_mode_as_it_was(tiny_policy, monkeypatch):
+    model, _ = tiny_policy
+    engine = generate.TransformersEngine(*tiny_policy, GREEDY)
+    monkeypatch.setattr(engine, "_sample_batch", lambda *_: 1 / 0)
+    model.train()
+    with pytest.raises(ZeroDivisionError):
+        engine([[20, 30]], 1)
+    assert model.training
+    model.eval()
+
+
+def test_no_prompts_give_no_samples_and_an_empty_one_is_refused(tiny_policy):
+    engine = generate.TransformersEngine(*tiny_policy, GREEDY)
+    assert engine([], 1) == []
+    with pytest.raises(ValueError, match="Prompt 2 of 3 has no tokens"):
+        engine([[20], [], [30]], 1)
+
+
 def test_a_cut_completion_is_marked_and_a_finished_one_ends(tiny_policy):
     (cut,) = generate.sample_completions(
         *tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1
