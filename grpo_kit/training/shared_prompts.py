@@ -4,7 +4,7 @@ The tokens of a micro-batch are packed into one row without padding: each distin
 every row. All that looks at one token only (norms, projections, experts, the head) runs on this row as it is. Where
 tokens see earlier ones, they are unpacked. The prompts go first, and each completion goes on from the keys, the last
 inputs of the convolution and the state of its prompt. Gradients flow back the same way, so they differ from those of
-TRL's own pass by rounding only.
+TRL's own pass by rounding only; with dropout in attention or LoRA, other values are dropped.
 
 `share_prompts` puts this into a Nemotron-H of transformers 5.23 on which TRL 1.16 has put its fused head: both hand
 keywords that they do not know on to the mixers, and that is how the layout gets there.
@@ -63,6 +63,8 @@ class Layout(NamedTuple):
 
 def share_prompts(model: Any) -> None:
     """Let a model read equal prompts of a batch once, where TRL asks it for the log-probs of completions.
+
+    This stays in the model, as TRL's head does. In any other call it does nothing.
 
     Args:
         model: a causal language model with TRL's fused head. Anything but a Nemotron-H is left as it is.

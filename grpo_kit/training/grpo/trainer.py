@@ -59,7 +59,6 @@ class GroupTrainer(OpenGRPOTrainer):
         self.grpo, self.prompt_sampler, self.verifiers = grpo, prompt_sampler, verifiers
         self.sampling_round = 0  # within a step
         self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
-        self._base_model().keep_logps = True
         if not find_untested():  # in another version the layout might not reach the mixers
             share_prompts(self._base_model())
 
@@ -141,9 +140,11 @@ class GroupTrainer(OpenGRPOTrainer):
         mine = processes.local_slice(len(rows))
         base = self._base_model()
         base.part_of = (mine.start, len(rows)) if processes.process_count() > 1 else None
-        base.last_sampling = None
-        batch = self.sample_batch(rows[mine])
-        base.part_of = None
+        base.keep_logps, base.last_sampling = True, None
+        try:
+            batch = self.sample_batch(rows[mine])
+        finally:  # others sample from this model too
+            base.keep_logps, base.part_of = False, None
         if base.last_sampling is not None:  # None: vLLM or transformers' own loop sampled
             width = batch["completion_ids"].shape[1]
             batch["sampled_logps"] = pad_columns(base.last_sampling.logps[:, :width], width, 0, left=False)

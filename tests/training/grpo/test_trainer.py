@@ -1,6 +1,7 @@
 """The kit's part of the trainer, on real GRPO steps: drawn prompts, replaced groups, losses, context stages."""
 
 import json
+import types
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.runs import processes
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
@@ -252,6 +254,24 @@ def test_with_a_kl_term_every_completion_counts(trainer_of, monkeypatch):
     batch["ref_per_token_logps"] = torch.zeros(2, 4)
     loss, gradients = gradient(trainer_of, trainer_of.compute_loss, batch)
     assert loss > 0 and any(g.any() for g in gradients)
+
+
+def test_an_error_in_sampling_leaves_the_model_as_it_was(monkeypatch):
+    base = types.SimpleNamespace(keep_logps=False, part_of=None)
+
+    def fail(rows):
+        assert base.keep_logps and base.part_of == (2, 4) and rows == [{"prompt": "b"}] * 2
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "local_slice", lambda count: slice(2, 4))
+    trainer = types.SimpleNamespace(
+        num_generations=2, sampling_round=0, train_dataset=[{"prompt": "a"}, {"prompt": "b"}], sample_batch=fail,
+        args=types.SimpleNamespace(seed=1), state=types.SimpleNamespace(global_step=0), _base_model=lambda: base,
+    )  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        GroupTrainer._sample_groups(trainer, [0, 1])
+    assert not base.keep_logps and base.part_of is None
 
 
 @pytest.mark.slow
