@@ -17,6 +17,7 @@ from grpo_kit.display.notebook_output import (
     show_completions,
     show_curves,
     show_data,
+    show_environments,
     show_example,
     show_findings,
     show_funnel,
@@ -26,6 +27,7 @@ from grpo_kit.display.notebook_output import (
     show_reply,
     show_settings,
     show_sources,
+    show_tasks,
     show_trials,
 )
 from grpo_kit.display.notebook_words import reword, reword_errors
@@ -51,6 +53,7 @@ __all__ = [
     "show_data",
     "show_difficulty",
     "show_effects",
+    "show_environments",
     "show_example",
     "show_findings",
     "show_funnel",
@@ -63,11 +66,13 @@ __all__ = [
     "show_secrets",
     "show_settings",
     "show_sources",
+    "show_tasks",
     "show_trials",
     "show_trl_settings",
     "submit_zip",
 ]
 AUTO = "auto"
+MIXED = "data.source=gsm8k,structured,instructions,documents"
 LINKS = {
     "colab": "https://colab.research.google.com/github/{0}/blob/main/notebooks/{1}.ipynb",
     "kaggle": "https://kaggle.com/kernels/welcome?src=https://github.com/{0}/blob/main/notebooks/{1}.ipynb",
@@ -85,7 +90,7 @@ def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def open_from_form(
-    preset: str, run_name: str = "", overrides: str = "", use_drive: bool = True
+    preset: str, run_name: str = "", overrides: str = "", use_drive: bool = True, environments: bool = False
 ) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
@@ -99,6 +104,8 @@ def open_from_form(
         run_name: the run's name; if empty, `run.name` among the overrides, else the preset's name.
         overrides: `section.key=value`, separated by spaces; a value with spaces stands in quotes or brackets.
         use_drive: on Colab, ask for Google Drive first, so that the run is kept when the session ends.
+        environments: train on several environments: "auto" takes `tiny-environments` instead of `tiny`, and every other
+            preset gets the sources of MIXED, unless the overrides name others.
 
     Raises:
         ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
@@ -116,6 +123,11 @@ def open_from_form(
         sources = ()
     elif preset == AUTO:
         sources = (_choose_preset(),)
+    if environments and sources:
+        sources = ("tiny-environments",) if sources == ("tiny",) else sources
+        if sources != ("tiny-environments",):
+            name = name or f"{sources[0]}-environments"
+            words = [MIXED, *words]
     config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
     from grpo_kit.policy.nf4_source import describe_download

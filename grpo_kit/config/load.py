@@ -181,6 +181,12 @@ def _describe_wrong_type(error: ValidationError, layers: Sequence[DictConfig]) -
         hint = get_type_hints(hint).get(name, object) if is_dataclass(hint) else object
     hints = (hint, get_origin(hint), *get_args(hint))  # of an optional type, the type is among the arguments
     kind = next((kind for kind in TYPES if kind in hints), None)
+    if key.startswith("data.mix."):
+        name = key.removeprefix("data.mix.").partition(":")[0]
+        return (
+            f"data.mix has no number for {name}; it gives each environment its share. Write 'data.mix={{{name}: 1}}', "
+            "with a space behind each colon."
+        )
     if not key or kind is None or not values:
         return f"{key or 'A value'} has a wrong type: {str(error).splitlines()[0]}. Correct the file or the override."
     given = OmegaConf.to_container(values[-1]) if OmegaConf.is_config(values[-1]) else values[-1]

@@ -205,7 +205,7 @@ def _refuse_evaluation_sets(training: Sequence[sources.Source]) -> None:
         if source.recipe.evaluation:
             raise ValueError(
                 f"data.source names {source.name}, an evaluation set; training on it makes every later accuracy "
-                f"worthless. Name training sets: {', '.join(recipes.list_recipes(evaluation=False))}."
+                f"worthless. Name training sets: {', '.join(recipes.list_recipes(False, environment=None))}."
             )
 
 
@@ -225,13 +225,14 @@ def _open_held_out_sets(
 ) -> tuple[list[HeldOutSet], dict[str, str]]:
     """(evaluation sets to keep the rows apart from, {name of a set: why it cannot be checked}).
 
-    Sets that `data.decontaminate` names must be available. Where it names none, every available set is taken, unless
-    the kit makes all problems itself.
+    Sets that `data.decontaminate` names must be available. Where it names none, every available set of the sources'
+    environments is taken; problems that the kit makes need none.
     """
     names = config.data.decontaminate
     required = names is not None
     if not required:
-        names = [] if all(source.generated for source in training) else recipes.list_recipes(evaluation=True)
+        environments = {source.recipe.environment: None for source in training if not source.generated}
+        names = [name for environment in environments for name in recipes.list_recipes(True, environment)]
     all_rows = Data(paths=config.data.paths)  # without the limit and the columns of the training sources
     held_out, not_checked = [], {}
     for source in (sources.locate_source(name, config.data) for name in names):

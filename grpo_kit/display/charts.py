@@ -4,7 +4,7 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,4 +171,34 @@ def draw_plan(plan: Any) -> Any:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def draw_environments(report: Mapping[str, Any]) -> Any:
+    """The accuracy of each environment before and after training, with 95 % intervals, as a matplotlib figure.
+
+    Args:
+        report: what `evaluation.evaluate.compare` returns, of a run with several environments.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    sides = {name: report[name]["by"]["environment"] for name in ("before", "after")}
+    names = list(sides["before"])
+    figure = Figure(figsize=(7.5, 0.8 + 0.6 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for (name, groups), color, shift in zip(sides.items(), (ORANGE, GREEN), (0.13, -0.13)):
+        values = [groups[environment]["pass@1"] for environment in names]
+        edges = [groups[environment]["ci95"] for environment in names]
+        errors = [[value - low, high - value] for value, (low, high) in zip(values, edges)]
+        heights = [len(names) - 1 - place + shift for place in range(len(names))]
+        axis.errorbar(values, heights, xerr=list(zip(*errors)), fmt="o", capsize=4, color=color, label=name)
+    axis.set(xlim=(0, 1), yticks=range(len(names) - 1, -1, -1), ylim=(-0.6, len(names) - 0.4))
+    axis.set_yticklabels(names)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.set_title("Right answers to held-out tasks, 95 % interval", fontsize=10, loc="left")
+    axis.grid(axis="x", alpha=0.25)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

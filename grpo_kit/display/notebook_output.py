@@ -3,6 +3,7 @@
 IPython, pandas and the charts are imported when something is shown.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.display import machine_tables, terminal
 from grpo_kit.display.notebook_words import reword
+from grpo_kit.environments.task import COLUMNS
 from grpo_kit.policy.chat import split_thinking
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.texts import show_controls
@@ -126,6 +129,30 @@ def show_completions(run: Run, count: int = 4) -> None:
         paid = ", ".join(f"{name} {value}" for name, value in line["rewards"].items())
         head = f"step {line['step']:>3} · {line['prompt']}"
         print(show_controls(f"{head}\n  thinks : {thinking}\n  answers: {answer}\n  paid   : {paid}"))
+
+
+def show_tasks(run: Run) -> None:
+    """Print the first training task of each environment: what the policy is asked, and what its reward knows."""
+    rows: dict[str, Any] = {}
+    for row in read_lines(run.data_file("train")):
+        rows.setdefault(environment_of(row), row)
+    for name in run.environments():
+        row = rows[name]
+        known = {key: row.get(key) for key in COLUMNS.get(name, ("answer",)) if row.get(key) is not None}
+        print(show_controls(f"== {name}\n{row['prompt'][-1]['content']}\n"))
+        for key, value in known.items():
+            print(show_controls(f"   {key}: {textwrap.shorten(str(value), 150, placeholder=' ...')}"))
+        print()
+
+
+def show_environments(report: Mapping[str, Any]) -> None:
+    """Show what became of each environment: a picture, and a sentence for each and for all of them."""
+    from IPython.display import display
+
+    from grpo_kit.display.charts import draw_environments
+
+    display(draw_environments(report))
+    print("\n".join(map(show_controls, report["environments"])))
 
 
 def show_example(run: Run) -> None:

@@ -9,6 +9,7 @@ from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import screening
 from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
+from grpo_kit.rewards.tools.routing import combine_rewards
 from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run, describe_environment
@@ -49,11 +50,12 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
     again = Run(run.root, f"{run.name}-again")
     config = replace(config, run=replace(config.run, name=again.name, force=True))
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
+    judges = combine_rewards(config, run.environments(), rewards).functions
     recorded = stages["train"]["settings"]["rewards"]
     sentences = list_differences(stages["train"].get("environment", {}), describe_environment())
     sentences += [
         f"reward {name} was edited since"
-        for name, reward in zip(reward_names(rewards), rewards, strict=True)
+        for name, reward in zip(reward_names(judges), judges, strict=True)
         if recorded.get(name) != fingerprint(reward)
     ]
     _repeat(config, again, rewards, "screen" in stages, on_stage)

@@ -220,3 +220,23 @@ def test_a_reference_is_refused_before_it_is_resolved(reference, key, tmp_path, 
         with pytest.raises(ValueError, match=rf"^{key} is .*must not refer .*Write the value itself") as error:
             call()
         assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["data.mix={math:3}", "data.mix.math=many"])
+def test_a_share_that_is_no_number_says_how_shares_are_written(text):
+    with pytest.raises(
+        ValueError, match=r"data\.mix has no number for math; .* Write 'data\.mix=\{math: 1\}', with a space"
+    ):
+        config.load_config("tiny", text)
+    assert config.load_config("tiny", "data.mix={math: 3, json: 0.5}").data.mix == {"math": 3.0, "json": 0.5}
+
+
+@pytest.mark.parametrize("text", ["environments=[a]", "environments=3", "environments=null"])
+def test_environments_that_are_no_sections_say_how_one_is_written(text):
+    with pytest.raises(ValueError, match=r"Write 'environments\.NAME\.reward_funcs=\[FILE\.py:function\]'"):
+        config.load_config("tiny", text)
+
+
+def test_another_trainers_division_by_the_batch_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="the environment with the widest rewards would shrink the others"):
+        config.load_config("tiny", "grpo.scale_rewards=batch")
