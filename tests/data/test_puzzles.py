@@ -507,6 +507,7 @@ def test_examples_that_no_rule_explains_give_no_answer(prompt):
     assert puzzles.solve_prompt(prompt) is None
 
 
+@pytest.mark.slow
 def test_many_different_signs_do_not_make_solving_slow():
     lines = "".join(f"a{i}{sign}b{i} = {i}\n" for i, sign in zip("cdefghij", "!#$%&?@^"))
     assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None

@@ -346,6 +346,7 @@ SCHEMA_BOMBS = [  # reply, schema, verdict, what the row is about
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "schema", "verdict", "note"), SCHEMA_BOMBS)
 def test_schema_bombs_are_bounded(text, schema, verdict, note):
     assert judge(text, schema) == verdict, note
