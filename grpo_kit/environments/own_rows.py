@@ -1,12 +1,12 @@
 """Rows of a user's file that name their environment in a column: the kit's environments, or the user's own."""
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
-from grpo_kit.environments.task import COLUMNS, Task, Unusable
+from grpo_kit.environments.reading import Refused, give_unusable, read_messages, read_structure, write_json
+from grpo_kit.environments.task import COLUMNS, Task
 
-ROLES = ("system", "user", "assistant")
+LISTS = ("documents", "aliases", "supporting", "instruction_id_list")  # as JSON where a file holds text only
+TEXTS = ("schema_str", "expected", "kwargs")  # JSON; a structure is written as such
 # Columns that the kit itself writes, or passes to rewards under these names.
 RESERVED = (
     "environment", "prompt", "id", "source", "pass_rate", "prompts", "completions", "completion_ids", "trainer_state",
@@ -14,7 +14,8 @@ RESERVED = (
 )  # fmt: skip
 
 
-def read_own_row(row: Mapping[str, Any], environment: str) -> Task | Unusable:
+@give_unusable
+def read_own_row(row: dict[str, Any], environment: str) -> Task:
     """Read a row of a user's file.
 
     Args:
@@ -22,45 +23,32 @@ def read_own_row(row: Mapping[str, Any], environment: str) -> Task | Unusable:
         environment: what the row names. Of one that is not the kit's own, every other column is kept.
 
     Returns:
-        The task, or why there is none.
+        The task; an `Unusable` where the row gives none.
 
     Example:
         >>> row = {"environment": "haiku", "prompt": "Write about tea.", "season": "autumn"}
         >>> read_own_row(row, "haiku")
         Task(prompt=[{'role': 'user', 'content': 'Write about tea.'}], columns={'season': 'autumn'})
     """
-    prompt = _read_prompt(row.get("prompt"))
-    if prompt is None:
-        rule = f"a text, or messages with a role ({', '.join(ROLES)}) and a content, the last of the user"
-        return Unusable("no problem", f"the column prompt must hold {rule}")
+    prompt = read_messages(read_structure(row["prompt"], "prompt") if _is_list(row) else row.get("prompt"), "prompt")
     if environment not in COLUMNS:
-        return Task(prompt, {str(key): value for key, value in row.items() if key not in RESERVED})
+        columns = {str(name): value for name, value in row.items() if name not in RESERVED}
+        write_json(columns, "of the row")
+        return Task(prompt, columns)
     columns = {name: row.get(name) for name in COLUMNS[environment]}
-    for name in ("documents", "aliases", "supporting", "instruction_id_list"):
-        if isinstance(columns.get(name), str):  # a CSV file holds text only
-            columns[name] = _parse_list(columns[name])
-            if columns[name] is None:
-                return Unusable("broken column", f"the column {name} must hold a list, in JSON where it is a text")
-    for name in ("schema_str", "expected", "kwargs"):
+    for name in LISTS:
+        if columns.get(name) is not None:
+            columns[name] = read_structure(columns[name], name)
+            if not isinstance(columns[name], list):
+                raise Refused("no list", f"the column {name} must hold a list, in JSON where it is a text")
+    for name in TEXTS:
         if isinstance(columns.get(name), dict | list):
-            columns[name] = json.dumps(columns[name], ensure_ascii=False)
+            columns[name] = write_json(columns[name], name)
+    write_json(columns, "of the row")
     return Task(prompt, columns)
 
 
-def _read_prompt(value: Any) -> list[dict[str, str]] | None:
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        return None
-    turns = [{"role": turn.get("role"), "content": turn.get("content")} for turn in value]
-    if not turns or turns[-1]["role"] != "user" or not str(turns[-1]["content"] or "").strip():
-        return None
-    return turns if all(t["role"] in ROLES and isinstance(t["content"], str) for t in turns) else None
-
-
-def _parse_list(text: str) -> list[Any] | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, list) else None
+def _is_list(row: dict[str, Any]) -> bool:
+    """Whether the prompt is a list of messages that a file holds as text."""
+    prompt = row.get("prompt")
+    return isinstance(prompt, str) and prompt.lstrip().startswith("[{") and prompt.rstrip().endswith("}]")

@@ -85,8 +85,7 @@ def test_broken_repeated_and_unusable_tasks_are_dropped_with_their_reason(tmp_pa
     ]
     manifest, run = prepare_mixed(tmp_path, monkeypatch, [*mixed_rows(10), *broken])
     assert manifest["dropped"] == {
-        "no problem": 1, "broken characters": 1, "broken column": 1, "proof": 1, "unusable task": 1,
-        "repeated problem": 1,
+        "empty": 1, "not text": 1, "unreadable": 1, "proof": 1, "unusable task": 1, "repeated problem": 1,
     }  # fmt: skip
     assert "count_reward cannot judge it" in (run.manifest.parent / "dropped.jsonl").read_text()
 

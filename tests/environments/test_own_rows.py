@@ -23,7 +23,7 @@ def test_a_row_of_the_kits_environments_has_exactly_their_columns():
 def test_lists_in_json_and_structures_are_turned_into_what_the_rewards_read():
     row = {"prompt": "q", "instruction_id_list": '["punctuation:no_comma"]', "kwargs": [{"a": "ä"}]}
     assert read_own_row(row, "instructions").columns == {
-        "instruction_id_list": ["punctuation:no_comma"], "kwargs": '[{"a": "ä"}]', "grading_mode": None,
+        "instruction_id_list": ["punctuation:no_comma"], "kwargs": '[{"a": "\\u00e4"}]', "grading_mode": None,
     }  # fmt: skip
     assert read_own_row({"prompt": "q", "schema_str": {"type": "object"}}, "structured").columns["schema_str"] == (
         '{"type": "object"}'
@@ -40,10 +40,21 @@ def test_lists_in_json_and_structures_are_turned_into_what_the_rewards_read():
 )  # fmt: skip
 def test_a_prompt_that_cannot_be_asked_is_unusable(prompt):
     task = read_own_row({"prompt": prompt}, "haiku")
-    assert isinstance(task, Unusable) and task.reason == "no problem"
+    assert isinstance(task, Unusable) and "prompt" in task.detail
 
 
-@pytest.mark.parametrize("value", ["a, b", "{}", "[1", "3", "[" * 100_000])
+@pytest.mark.parametrize("value", ["a, b", "{}", "[1", "3", "[" * 100_000, "[" * 200_000, "", 3, {}])
 def test_a_list_that_is_no_list_is_unusable(value):
     task = read_own_row({"prompt": "q", "documents": value}, "documents")
-    assert isinstance(task, Unusable) and "documents must hold a list" in task.detail
+    assert isinstance(task, Unusable) and "column documents" in task.detail
+
+
+def test_messages_that_a_table_holds_as_text_are_read():
+    assert read_own_row({"prompt": '[{"role": "user", "content": "q"}]'}, "haiku").prompt == ASK
+    assert read_own_row({"prompt": "[{x}] is what?"}, "haiku").prompt[0]["content"] == "[{x}] is what?"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"bytes", object(), {1, 2}])
+def test_a_value_that_json_cannot_hold_makes_the_row_unusable(value):
+    assert read_own_row({"prompt": "q", "season": value}, "haiku").reason == "not JSON"
+    assert isinstance(read_own_row({"prompt": "q", "answer": value}, "documents"), Unusable)
