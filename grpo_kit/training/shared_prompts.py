@@ -67,9 +67,10 @@ def share_prompts(model: Any) -> None:
     This stays in the model, as TRL's head does. In any other call it does nothing.
 
     Args:
-        model: a causal language model with TRL's fused head. Anything but a Nemotron-H is left as it is.
+        model: a causal language model with TRL's fused head. Anything but a Nemotron-H is left as it is, and so is one
+            whose Mamba projections have biases: transformers adds them to padding too, and the convolution reads that.
     """
-    if model.config.model_type != "nemotron_h":
+    if model.config.model_type != "nemotron_h" or model.config.use_bias:
         return
     for module in model.modules():
         mix = {"NemotronHMamba2Mixer": _mix_mamba, "NemotronHAttention": _attend}.get(type(module).__name__)

@@ -211,6 +211,13 @@ def test_the_scan_has_chunks_without_padding_but_where_a_kernel_computes_it(monk
     assert shared_prompts._chunk_size(mixer, 1) == 128
 
 
+def test_a_mixer_with_biases_is_left_as_it_is():
+    """transformers adds the bias to padding too, where the convolution reads it."""
+    model = types.SimpleNamespace(config=types.SimpleNamespace(model_type="nemotron_h", use_bias=True), forward=None)
+    shared_prompts.share_prompts(model)
+    assert model.forward is None
+
+
 def test_another_architecture_is_left_as_it_is():
     model = types.SimpleNamespace(config=types.SimpleNamespace(model_type="qwen3"), forward=None)
     shared_prompts.share_prompts(model)

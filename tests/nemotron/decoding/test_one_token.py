@@ -189,6 +189,17 @@ def with_two_adapters(model):
     wrapped.base_model.set_adapter(["default", "other"])
 
 
+def with_merged_and_disabled_adapter(model):
+    wrapped = add_random_lora(model)
+    wrapped.merge_adapter()
+    wrapped.base_model.disable_adapter_layers()  # a call of the layer undoes the merging
+
+
+def with_loras_of_two_types(model):
+    add_random_lora(model)
+    model.model.layers[1].mixer.q_proj.lora_A.half()
+
+
 def with_dropout_in_training(model):
     add_random_lora(model, LoraConfig(target_modules=["in_proj"], lora_dropout=0.5)).train()
 
@@ -217,6 +228,7 @@ PARTS = {
     "MoE": "layers.2.mixer",
     "router": "layers.2.mixer.gate",
     "latent": "layers.2.mixer.fc1_latent_proj",
+    "routed experts": "layers.2.mixer.experts",
     "shared expert": "layers.2.mixer.shared_experts",
     "up": "layers.2.mixer.shared_experts.up_proj",
     "MLP": "layers.3.mixer",
@@ -269,7 +281,7 @@ def test_other_adapters_sample_as_in_transformers(what):
     wrapped = get_peft_model(model, OTHER_ADAPTERS[what]).eval()
     for value in wrapped.parameters():
         if value.requires_grad:
-            value.data += 0.3 * torch.randn(value.shape)
+            value.data += torch.randn(value.shape)
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     ours = wrapped.generate(input_ids=IDS, attention_mask=MASK, **settings)
     del model.generate  # transformers' own is behind it
@@ -281,6 +293,8 @@ UNKNOWN = {
     "a hook on a projection": with_hook_on_a_projection,
     "a forward pass of its own": with_own_forward,
     "two adapters": with_two_adapters,
+    "a merged adapter that is disabled": with_merged_and_disabled_adapter,
+    "LoRAs of two types": with_loras_of_two_types,
     "dropout": with_dropout_in_training,
     "DoRA": lambda model: add_random_lora(model, LoraConfig(target_modules=["in_proj"], use_dora=True)),
     "a bias in the LoRA": lambda model: add_random_lora(model, LoraConfig(target_modules=["in_proj"], lora_bias=True)),
@@ -289,6 +303,7 @@ UNKNOWN = {
         model.model.layers[2].mixer, "fc1_latent_proj", torch.nn.Linear(64, 64)
     ),
     "groups of experts": lambda model: setattr(model.model.layers[2].mixer.gate, "num_group", 2),
+    "weights that are no shares": lambda model: setattr(model.model.layers[2].mixer.gate, "norm_topk_prob", False),
     "another activation": lambda model: setattr(model.model.layers[0].mixer, "activation", "gelu"),
 }
 
