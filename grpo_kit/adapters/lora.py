@@ -20,6 +20,7 @@ from grpo_kit.adapters.names import published_name
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Lora
 from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.expert_lora import ExpertMatrix
 from grpo_kit.runs.installation import require_no_old_torchao
 
 # That import silences warnings that the next imports would print.
@@ -244,6 +245,16 @@ def _with_lora(model: Any, lora: Any) -> Any:
     refuse = tuners_utils._check_lora_target_modules_mamba
     tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
     try:
-        return get_peft_model(model, lora)
+        wrapped = get_peft_model(model, lora)
     finally:
         tuners_utils._check_lora_target_modules_mamba = refuse
+    if any(isinstance(module, ExpertMatrix) for module in model.modules()):
+        wrapped.base_model.merge_adapter = wrapped.base_model.merge_and_unload = _refuse_to_merge
+    return wrapped
+
+
+def _refuse_to_merge(*args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        "The LoRA is on routed experts in 4 bit, which cannot hold a merged update. Save the adapter, and write merged "
+        "16-bit weights with `grpo-kit export --merge`."
+    )

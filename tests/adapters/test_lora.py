@@ -155,6 +155,15 @@ def test_dropout_on_routed_experts_is_refused():
         lora.add_lora(model, config.Lora(lora_dropout=0.1, target_modules=["up_proj"]), seed=1)
 
 
+@pytest.mark.parametrize("way", ["merge_adapter", "merge_and_unload"])
+def test_merging_into_routed_experts_in_4_bit_is_refused_before_anything_changes(way):
+    model, _ = load_policy(config.Policy(load_in_4bit=True))
+    model = lora.add_lora(model, config.Lora(r=2, target_modules=["in_proj", "up_proj"]), seed=1)
+    with pytest.raises(ValueError, match="routed experts in 4 bit.*export --merge"):
+        getattr(model, way)()
+    assert not any(getattr(module, "merged", False) for module in model.modules())
+
+
 def test_lora_on_out_proj_is_allowed_and_gets_a_gradient():
     model, _ = load_policy(config.Policy())
     model = lora.add_lora(model, config.Lora(target_modules=["out_proj"]), seed=1).train()
