@@ -149,6 +149,12 @@ def compare(run: Run) -> dict[str, Any]:
     if engines[0] != engines[1]:
         by = f" Before was sampled by {engines[0]} and after by {engines[1]}"
         report["words"] += f"{by}; part of the difference may come from that."
+    drawn = [side["sampling"] for side in reports.values()]
+    if drawn[0].get("portion") != drawn[1].get("portion") and drawn[1]["temperature"] > 0:
+        report["words"] += (
+            " The two were measured by versions of the kit that draw other completions from the same seed. "
+            + name_functions("To leave this out of the difference, measure both with `grpo-kit evaluate --force`.")
+        )
     write_text(run.evaluation / "report.json", to_json(report, indent=2) + "\n")
     return report
 

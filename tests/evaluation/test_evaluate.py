@@ -325,13 +325,16 @@ def test_before_and_after_with_different_settings_are_not_compared(tmp_path, tra
         evaluate.compare(run)
 
 
-def test_a_different_engine_is_reported(tmp_path, trained):
+def test_a_different_engine_and_a_version_that_draws_otherwise_are_reported(tmp_path, trained):
     _, run = trained
     run = copy_of(run, tmp_path)
+    assert "same seed" not in evaluate.compare(run)["words"]
     path = run.evaluation / "after.json"
     report = json.loads(path.read_text())
     report["sampling"]["engine"] = "vllm 1"
+    del report["sampling"]["portion"]  # which earlier versions did not write
     path.write_text(json.dumps(report))
     record = run.stages()["after"]
     run.record_stage("after", record["settings"], [], [path], record["seconds"], run.config.read_text())
-    assert "after by vllm 1" in evaluate.compare(run)["words"]
+    words = evaluate.compare(run)["words"]
+    assert "after by vllm 1" in words and words.endswith("measure both with `grpo-kit evaluate --force`.")
