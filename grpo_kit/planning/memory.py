@@ -158,7 +158,7 @@ def sampling_rows(work: Workload) -> list[Row]:
     reading = prompts * prompt_tokens * shapes.hidden_size * stream
     reading += activation_bytes(model, config, prompts, prompt_tokens, grad=False)[1]
     logits = shapes.vocab_size * (size + 4 * 4)  # in the policy's type; scores and probabilities in float32
-    token = sampled * (model.ssm_bytes * state_copies(model, device) + logits)
+    token = copied_rows(model, device, sampled) * model.ssm_bytes + sampled * logits
     if device.gpu and not policy.load_in_4bit:  # transformers' batched_mm copies the expert of each choice
         expert = 2 * model.expert.hidden * model.expert.intermediate * size
         token += sampled * shapes.num_experts_per_tok * expert
@@ -180,14 +180,15 @@ def sampling_rows(work: Workload) -> list[Row]:
     ]
 
 
-def state_copies(model: Architecture, device: Device) -> int:
-    """Most copies of a Mamba layer's states that are there at once in decoding, which changes the states in place.
+def copied_rows(model: Architecture, device: Device, rows: int) -> int:
+    """Most states of a sequence in a Mamba layer that are there twice in decoding, which changes states in place.
 
-    They are made while rows leave, a layer at a time, and on a GPU before it, to try CUDA graphs on the first layers.
+    All rows of a layer are copied while some leave. Before that, on a GPU, some rows of the first layers are copied
+    twice, to try CUDA graphs.
     """
     others = [kind for kind in model.config.layers_block_type if kind != "full_attention"]
     tried = others[: graph.TRIED].count("linear_attention") if device.gpu else 0
-    return max(2 * tried, min(1, model.kinds.get("linear_attention", 0)))
+    return max(2 * tried * min(rows, graph.TRIED_ROWS), rows if "linear_attention" in others else 0)
 
 
 def training_rows(work: Workload) -> list[Row]:

@@ -65,8 +65,9 @@ def test_decoding_copies_the_states_of_one_layer_at_most():
         decoder.take_rows(decoder.places.all_rows)
         decoder.step(ids[:, 0])
     model = Architecture(chosen)
-    assert memory.state_copies(model, machines.find_device("cpu")) == 1
-    assert memory.state_copies(model, machines.find_device("t4")) == 6  # two copies of three layers
+    assert memory.copied_rows(model, machines.find_device("cpu"), rows) == rows
+    t4 = machines.find_device("t4")  # of 8 rows two copies of three layers
+    assert [memory.copied_rows(model, t4, count) for count in (4, 16, 64)] == [24, 48, 64]
     assert (held.peak - before) / (rows * state) == pytest.approx(1, abs=0.5)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 Step = Generator[Callable[[], torch.Tensor], torch.Tensor, torch.Tensor]
-TRIED = 5  # layers on which graphs are tried before they are used, with two copies of their states
+TRIED, TRIED_ROWS = 5, 8  # layers and rows on which graphs are tried before they are used, with two copies of states
 # Of the largest value. A replay runs the same kernels in the same order; another address gives anything.
 LARGEST_ERROR = 1e-3
 _works: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()  # by model, once tried

@@ -120,7 +120,11 @@ class Decoder:
         model = self.model
         # These are called as modules, with their hooks: those of patches.py keep the sum between them in float32.
         residual, update = model.model.embeddings(tokens).detach(), None
-        if self._graphed is None and self._tried and graph.is_usable(model, self._make_trial, residual):
+        if (
+            self._graphed is None
+            and self._tried
+            and graph.is_usable(model, self._make_trial, residual[: graph.TRIED_ROWS])
+        ):
             self._graphed = graph.GraphedStep(model)
         self.places.add()
         if self._graphed is None:
@@ -161,8 +165,8 @@ class Decoder:
         return residual if update is None else residual.add_(update)
 
     def _make_trial(self) -> Callable[[torch.Tensor], graph.Step]:
-        """`_add_layers` of a few layers, with copies of their states."""
-        trial, at = copy.copy(self), self.places.all_rows
+        """`_add_layers` of a few layers and rows, with copies of their states."""
+        trial, at = copy.copy(self), self.places.all_rows[: graph.TRIED_ROWS]
         trial.layers = [copy.copy(layer) for layer in self._tried]
         for layer in trial.layers:
             layer.take_rows(at)

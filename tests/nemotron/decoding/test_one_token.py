@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, Nemotr
 
 from grpo_kit import config
 from grpo_kit.nemotron import patches
-from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.nemotron.decoding import graph, one_token
 from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_policy
 from tests.helpers.experts import load_with_expert_lora
@@ -144,6 +144,18 @@ def test_in_16_bit_the_logits_differ_by_rounding_only(dtype, unit, lora):
 
 def test_rows_may_leave_and_be_repeated():
     assert_equal(decode_both(make_model("MEM*-*"), leave=torch.tensor([3, 0, 3])))
+
+
+def test_graphs_are_tried_on_copies_of_a_few_rows(monkeypatch):
+    model = make_model("M*E-M")
+    decoder = one_token.make_decoder(model, read_prompts(model), MASK, 12)
+    monkeypatch.setattr(graph, "TRIED_ROWS", 3)
+    trial = decoder._make_trial().__self__
+    states = [layer.update.ssm for layer in trial.layers if isinstance(layer, one_token.Mamba)]
+    assert [len(state) for state in states] == [3, 3] and len(decoder.layers[0].update.ssm) == 4
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        assert graph.run(trial._add_layers(x)).shape == (3, 64)
 
 
 def test_disabled_and_merged_adapters_are_left_out():
