@@ -85,6 +85,7 @@ FIGURES = {
 def run_in(checkout: Path) -> dict[str, float]:
     """The figures of this script with the package of a checkout."""
     environ = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environ |= {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore::FutureWarning"}
     words = [sys.executable, __file__, "--alone"]
     done = subprocess.run(words, env=environ, cwd=checkout, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
