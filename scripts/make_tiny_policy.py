@@ -19,6 +19,7 @@ import math
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedTokeni
 from grpo_kit.nemotron import tiny
 from grpo_kit.nemotron.checkpoint_files import published_config
 from grpo_kit.nemotron.patches import fix_time_step_limit
-from grpo_kit.policy.chat import build_messages, encode_prompt
+from grpo_kit.policy.chat import Messages, build_messages, encode_prompt
 from grpo_kit.runs.files import hash_of
 
 SEED, STEPS, BATCH_SIZE, LEARNING_RATE = 3407, 1200, 96, 3e-3
@@ -129,12 +130,19 @@ def build_model() -> NemotronHForCausalLM:
     return model
 
 
-def encode_example(tokenizer: Any, rng: random.Random) -> tuple[list[int], list[int]]:
+def encode_example(
+    tokenizer: Any, rng: random.Random, working_share: float = WORKING_SHARE
+) -> tuple[list[int], list[int]]:
     """Draw one problem; returns the token ids of its prompt and of the teacher's reply."""
     problem, thinking = tiny.draw_problem(rng), rng.random() >= NO_THINKING_SHARE
-    reply = teacher_reply(problem, rng, WORKING_SHARE, thinking) + "<|im_end|>"
-    prompt_ids = encode_prompt(tokenizer, build_messages(problem.question), thinking)
-    return prompt_ids, tokenizer.encode(reply, add_special_tokens=False)
+    reply = teacher_reply(problem, rng, working_share, thinking)
+    return encode_pair(tokenizer, build_messages(problem.question), reply, thinking)
+
+
+def encode_pair(tokenizer: Any, prompt: Messages, reply: str, thinking: bool) -> tuple[list[int], list[int]]:
+    """The token ids of a prompt, and of a reply with its end."""
+    prompt_ids = encode_prompt(tokenizer, prompt, thinking)
+    return prompt_ids, tokenizer.encode(reply + "<|im_end|>", add_special_tokens=False)
 
 
 def pad_batch(examples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
@@ -153,32 +161,54 @@ def pad_batch(examples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Te
 def make_policy(folder: Path = tiny.FOLDER, steps: int = STEPS) -> None:
     """Train a fresh model on the teacher's replies for `steps` steps and save model and tokenizer into `folder`."""
     torch.manual_seed(SEED)
-    rng = random.Random(SEED)
     tokenizer, model = build_tokenizer(), build_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    train_policy(model, tokenizer, encode_example, steps, BATCH_SIZE)
+    save_policy(model, tokenizer, folder, "scripts/make_tiny_policy.py")
+
+
+def train_policy(
+    model: Any,
+    tokenizer: Any,
+    draw_example: Callable[[Any, random.Random], tuple[list[int], list[int]]],
+    steps: int,
+    batch_size: int,
+    learning_rate: float = LEARNING_RATE,
+    parts: int = 1,
+) -> None:
+    """Train a model in place for `steps` steps on examples as `encode_example` draws them.
+
+    A batch goes through the model in `parts` of examples with similar lengths, which need less padding.
+    """
+    rng = random.Random(SEED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 50) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
     )
     started = time.monotonic()
     for step in range(1, steps + 1):
-        batch = pad_batch([encode_example(tokenizer, rng) for _ in range(BATCH_SIZE)])
-        loss = model(**batch).loss
-        loss.backward()
+        examples = [draw_example(tokenizer, rng) for _ in range(batch_size)]
+        if parts > 1:
+            examples.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        for part in range(parts):
+            batch = pad_batch(examples[part * batch_size // parts : (part + 1) * batch_size // parts])
+            loss = model(**batch).loss / parts
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps:
-            print(f"step {step}/{steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
-    save_policy(model, tokenizer, folder)
+            print(
+                f"step {step}/{steps}  loss {loss.item() * parts:.3f}  {time.monotonic() - started:.0f} s", flush=True
+            )
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_policy(model: Any, tokenizer: Any, folder: Path, made_by: str) -> None:
     """Write the model in float16 and the tokenizer into `folder`, so that equal weights give equal files."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    save_file(load_file(weights), weights, metadata={"format": "pt", "made_by": "scripts/make_tiny_policy.py"})
+    save_file(load_file(weights), weights, metadata={"format": "pt", "made_by": made_by})
     config = published_config(json.loads((folder / "config.json").read_text()))
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -186,4 +216,4 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else tiny.FOLDER
     make_policy(target)
-    print(f'{target} is written. WEIGHTS_SHA256 = "{hash_of(target / "model.safetensors")}"')
+    print(f"{target} is written. sha256 {hash_of(target / 'model.safetensors')}")

@@ -7,7 +7,6 @@ import inspect
 import io
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit.cli import ask, kaggle, machine, options, rewards, stages
+from grpo_kit.cli import ask, demo, kaggle, machine, options, rewards, stages
 from grpo_kit.cli.errors import report_errors
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.display import console, terminal
@@ -44,27 +43,7 @@ def command(function: Callable[..., None], hidden: bool = False) -> Callable[...
     return app.command(short_help=summary, hidden=hidden)(report_errors(function))
 
 
-@command
-def demo(name: options.RunName = None, force: options.Force = False) -> None:
-    """Run every stage on the embedded policy: data, accuracy, GRPO, accuracy, submission.zip, check, picture."""
-    from grpo_kit.display.report import save_report
-    from grpo_kit.evaluation.evaluate import compare
-
-    config, run = open_run(["tiny"], ["run.name=demo"], name, force=force)
-    started = time.monotonic()
-    stages.prepare_data(config, run)
-    stages.measure_accuracy(config, run, "before")
-    stages.train_policy(config, run)
-    stages.measure_accuracy(config, run, "after")
-    zip_path = stages.package_adapter(config, run, None)
-    stages.check_zip(zip_path, config.policy, run)
-    comparison = compare(run)
-    save_report(run)
-    terminal.print_comparison(comparison, run)
-    terminal.print_example(run)
-    terminal.print_locations(run, zip_path, time.monotonic() - started)
-
-
+command(demo.demo)
 command(machine.env)
 command(machine.doctor, hidden=True)
 

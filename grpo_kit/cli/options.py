@@ -32,12 +32,16 @@ Sources = Annotated[
     _option(
         "--config",
         "-c",
-        help="a preset (tiny, t4-4b, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; may be repeated",
+        help="a preset (tiny, tiny-environments, t4-4b, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; "
+        "may be repeated",
     ),
 ]
 RunName = Annotated[str | None, _option("--run", help="the run's name; its folder is runs/NAME")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the resolved configuration and what would be done; change nothing")
+]
+Environments = Annotated[
+    bool, typer.Option("--environments", help="on sums, records, instructions and documents at once, then on one alone")
 ]
 Force = Annotated[bool, typer.Option("--force", help="repeat a stage that is done")]
 NumProcesses = Annotated[int, typer.Option(min=1, help="share each step between so many processes, one a GPU")]

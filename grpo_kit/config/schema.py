@@ -26,7 +26,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that is trained: `tiny` (embedded in the package), a local folder, or a Hub id."""
+    """The model that is trained: `tiny`, `tiny-environments` (in the package), a local folder, or a Hub id."""
 
     model: str = "tiny"
     revision: str | None = None

@@ -22,6 +22,7 @@ from grpo_kit.data.columns import SourceRow
 from grpo_kit.data.hub import check_hub_reachable, is_offline
 from grpo_kit.data.splits import SPLITS, check_mix, format_splits, split_environments, write_splits
 from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
+from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_lines
@@ -215,7 +216,7 @@ def _check_chat_template(config: RunConfig, conversation: Messages) -> None:
     A tokenizer that this machine cannot load now is not an error here; training loads it and checks the template again.
     """
     with contextlib.suppress(OSError, ImportError):
-        if not Path(config.policy.model).is_dir() and config.policy.model != "tiny" and not is_offline():
+        if not Path(config.policy.model).is_dir() and config.policy.model not in tiny.FOLDERS and not is_offline():
             check_hub_reachable()
         check_chat_template(config.policy, [conversation])
 

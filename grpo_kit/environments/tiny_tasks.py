@@ -1,4 +1,4 @@
-"""Tasks that a policy on a CPU can learn: a line or three of text, a reply of some 40 letters.
+"""Tasks that the embedded policy `tiny-environments` can learn: a line or three of text, a reply of some 40 letters.
 
 tiny-records        "Ada is 36 and lives in Rome." as a JSON record
 tiny-instructions   so many words, in capitals, ending in a phrase
@@ -12,22 +12,24 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from grpo_kit.environments import names
 from grpo_kit.environments.task import Task, collect_tasks, make_task
 
-PEOPLE = [name for name in names.FIRST if len(name) <= 5]
+# No two words of a list begin with the same letter: the policy then learns in minutes to copy them.
+PEOPLE = (
+    "Ada", "Bela", "Carla", "Dora", "Emil", "Flora", "Greta", "Hugo", "Ida", "Jana", "Karl", "Lena", "Mara", "Nils",
+    "Otto", "Petra", "Rosa", "Sven",
+)  # fmt: skip
 TOWNS = (
-    "Bari", "Bath", "Bern", "Bonn", "Brno", "Cork", "Delft", "Essen", "Gent", "Graz", "Kiel", "Lund", "Lyon", "Metz",
-    "Nice", "Oslo", "Pisa", "Porto", "Riga", "Rome", "Trier", "Turku", "Ulm", "York",
+    "Athens", "Bern", "Cork", "Delft", "Essen", "Graz", "Kiel", "Lyon", "Metz", "Nice", "Oslo", "Pisa", "Riga", "Turku",
+    "Ulm", "York",
 )  # fmt: skip
 COLOURS = (
-    "RED", "BLUE", "GREEN", "GREY", "PINK", "BLACK", "WHITE", "BROWN", "GOLD", "DARK", "PALE", "LIGHT",
+    "BLUE", "COLD", "DARK", "FINE", "GREY", "LONG", "NEW", "OLD", "PINK", "RED", "SOFT", "TALL", "WARM",
 )  # fmt: skip
 THINGS = (
-    "TEA", "HAT", "CUP", "SEA", "SKY", "BOAT", "DOOR", "LAMP", "ROSE", "TREE", "WOLF", "BIRD", "COAT", "MOON", "BOOK",
-    "RAIN", "SAND", "SHIP", "STAR", "CORN",
+    "ARM", "BOAT", "CUP", "DOOR", "FLAG", "HAT", "KEY", "LAMP", "MOON", "NEST", "OAK", "ROSE", "SEA", "TEA", "WOLF",
 )  # fmt: skip
-ROWS = 600  # tasks that are made without `data.limit`; of tiny-instructions there are 720
+ROWS = 600  # tasks that are made without `data.limit`; of tiny-instructions there are 780
 SCHEMA = json.dumps(
     {
         "type": "object",
@@ -52,11 +54,10 @@ class Wording(NamedTuple):
     phrase: str
 
 
-class Places(NamedTuple):
-    """Who is in which town, one document for each, and who is asked for, from 0."""
+class Notes(NamedTuple):
+    """What is noted, one document for each (kind, what), and which of them is asked for, from 0."""
 
-    people: list[str]
-    towns: list[str]
+    notes: list[tuple[str, str]]
     asked: int
 
 
@@ -66,13 +67,15 @@ def draw_person(rng: random.Random) -> Person:
 
 
 def draw_wording(rng: random.Random) -> Wording:
-    """Draw what an instruction asks for: three to five words."""
-    return Wording(rng.randint(3, 5), f"{rng.choice(COLOURS)} {rng.choice(THINGS)}")
+    """Draw what an instruction asks for: three to six words."""
+    return Wording(rng.randint(3, 6), f"{rng.choice(COLOURS)} {rng.choice(THINGS)}")
 
 
-def draw_places(rng: random.Random) -> Places:
-    """Draw three documents and a question."""
-    return Places(rng.sample(PEOPLE, 3), rng.sample(TOWNS, 3), rng.randrange(3))
+def draw_notes(rng: random.Random) -> Notes:
+    """Draw three documents in any order and a question."""
+    person = draw_person(rng)
+    notes = [("name", person.name), ("age", str(person.age)), ("town", person.town)]
+    return Notes(rng.sample(notes, 3), rng.randrange(3))
 
 
 def ask_record(person: Person) -> Task:
@@ -105,21 +108,20 @@ def ask_wording(wording: Wording) -> Task:
     )  # fmt: skip
 
 
-def ask_place(places: Places) -> Task:
-    """The question where a person is, over three documents.
+def ask_notes(notes: Notes) -> Task:
+    """A question over three documents.
 
-    >>> print(ask_place(Places(["Ada", "Otto", "Ida"], ["Rome", "Oslo", "Bern"], 1)).prompt[0]["content"])
-    Ada is in Rome. [1]
-    Otto is in Oslo. [2]
-    Ida is in Bern. [3]
-    Where is Otto?
+    >>> print(ask_notes(Notes([("age", "36"), ("town", "Oslo"), ("name", "Ada")], 1)).prompt[0]["content"])
+    age: 36 [1]
+    town: Oslo [2]
+    name: Ada [3]
+    Which town?
     """
-    documents = [f"{name} is in {town}." for name, town in zip(places.people, places.towns, strict=True)]
+    documents = [f"{kind}: {what}" for kind, what in notes.notes]
+    kind, answer = notes.notes[notes.asked]
     lines = [f"{document} [{number}]" for number, document in enumerate(documents, start=1)]
-    lines.append(f"Where is {places.people[places.asked]}?")
-    answer = places.towns[places.asked]
-    prompt = _say("\n".join(lines))
-    return make_task("documents", prompt, answer=answer, documents=documents, supporting=[places.asked + 1])
+    prompt = _say("\n".join([*lines, f"Which {kind}?"]))
+    return make_task("documents", prompt, answer=answer, documents=documents, supporting=[notes.asked + 1])
 
 
 def make_tasks(source: str, count: int, seed: int, longest_prompt: int | None = None) -> list[Task]:
@@ -127,7 +129,7 @@ def make_tasks(source: str, count: int, seed: int, longest_prompt: int | None = 
 
     Args:
         source: a name of `SOURCES`.
-        count: number of tasks; of tiny-instructions there are 720.
+        count: number of tasks; of tiny-instructions there are 780.
         seed: decides the tasks; a larger count begins with the tasks of a smaller one.
         longest_prompt: largest number of characters of a prompt; None for any.
 
@@ -155,7 +157,7 @@ class TinySource(NamedTuple):
 SOURCES = {
     "tiny-records": TinySource("structured", lambda rng: ask_record(draw_person(rng))),
     "tiny-instructions": TinySource("instructions", lambda rng: ask_wording(draw_wording(rng))),
-    "tiny-documents": TinySource("documents", lambda rng: ask_place(draw_places(rng))),
+    "tiny-documents": TinySource("documents", lambda rng: ask_notes(draw_notes(rng))),
 }
 
 

@@ -25,6 +25,7 @@ from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.evaluate import call_verifier, score_rows
+from grpo_kit.nemotron import tiny
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import check_chat_template, template_conversations
 from grpo_kit.policy.generate import sample_completions
@@ -149,7 +150,7 @@ def estimate_pass_rates(
     rows = [row for path in (run.screened, run.left_out) if path.is_file() for row in read_lines(path)]
     rows = rows or read_lines(run.data_file("train"))
     recorded = [row["pass_rate"] for row in rows if row["pass_rate"] is not None]
-    if recorded or config.policy.model != "tiny":
+    if recorded or config.policy.model not in tiny.FOLDERS:
         return recorded
     config = replace(config, evaluation=replace(training_sampling(config), num_generations=tries))
     scores = score_rows(*load_policy(config.policy), rows[:num_prompts], verifier, config)

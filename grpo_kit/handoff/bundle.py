@@ -98,7 +98,7 @@ class Bundle:
     def base_model(self) -> str:
         """The base model as an engine loads it, a folder or a Hub id. The tiny policy is copied into the bundle."""
         name = base_model_name(self.config.policy)
-        if self.config.policy.model == "tiny":
+        if self.config.policy.model in tiny.FOLDERS:
             return str(self.out / "base")
         return str(Path(name).absolute()) if Path(name).is_dir() else name
 
@@ -176,8 +176,8 @@ def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: 
     longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
     shutil.copytree(run.adapter, folder / "adapter")
     bundle = Bundle(config, run, out, folder, merge, rows, tokenizer, longest)
-    if config.policy.model == "tiny":
-        shutil.copytree(tiny.FOLDER, folder / "base")
+    if config.policy.model in tiny.FOLDERS:
+        shutil.copytree(tiny.FOLDERS[config.policy.model], folder / "base")
     name = {"base_model_name_or_path": bundle.base_model}
     path = folder / "adapter" / "adapter_config.json"
     write_text(path, json.dumps(json.loads(path.read_text()) | name, indent=2) + "\n")

@@ -21,6 +21,7 @@ from grpo_kit.config import MATH, RunConfig, Stage
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging, nemo_gym, nemo_rl, trl, verl
 from grpo_kit.handoff.bundle import Bundle, collect_bundle
+from grpo_kit.nemotron import tiny
 from grpo_kit.policy.model_source import base_model_name, policy_source
 from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
@@ -108,6 +109,8 @@ def list_settings(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
     """The folder's README: how to start, what does not carry over, and the table of all keys with this run's values."""
     note, keys = bundle.run.stages()["train"], read_key_table(to)
+    model = bundle.config.policy.model
+    base = model if model in tiny.FOLDERS else bundle.base_model
     progress = f"{note['steps']} of {bundle.config.grpo.max_steps} steps" if "steps" in note else "trained"
     rows = ", ".join(f"{len(of)} {split}" for split, of in bundle.rows.items())
     if to == "nemo-rl":
@@ -129,7 +132,7 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
         f"The adapter of a step as a zip, which `grpo-kit check` examines. {about_adapters}".rstrip(),
         "",
         f"    grpo-kit package {adapters} "  # one line with the next
-        f"policy.model={'tiny' if bundle.config.policy.model == 'tiny' else shlex.quote(bundle.base_model)}",
+        f"policy.model={shlex.quote(base)}",
         "",
         *_left_to_learn(bundle),
         "## What does not carry over",
@@ -195,8 +198,8 @@ def _check(run: Run, out: Path, to: str) -> None:
 
 def _base(config: RunConfig) -> Path:
     """The folder of the base model's published safetensors; for an NF4 checkpoint, of those it was made from."""
-    tiny = config.policy.model == "tiny"
-    name = policy_source(config.policy) if tiny else base_model_name(config.policy)
+    is_embedded = config.policy.model in tiny.FOLDERS
+    name = policy_source(config.policy) if is_embedded else base_model_name(config.policy)
     return find_base_folder(name, config.policy.revision)
 
 

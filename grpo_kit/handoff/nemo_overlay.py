@@ -14,6 +14,7 @@ from grpo_kit.adapters.adapter_config import TENSORS_FILE
 from grpo_kit.adapters.names import parse_lora_key
 from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.handoff.bundle import Bundle, Part
+from grpo_kit.nemotron import tiny
 
 HOME = "/opt/nemo-rl"  # NeMo-RL's folder in NVIDIA's image
 BASE = f"{HOME}/examples/configs/grpo_math_1B.yaml"
@@ -116,7 +117,7 @@ def make_policy(bundle: Bundle, part: Part) -> dict[str, Any]:
     grpo, micro = config.grpo, 1 if nemotron else bundle.micro_batch
     total = part.length if part.name else -(-(bundle.prompt_tokens + part.length) // 64) * 64
     vllm = {} if nemotron else {"gpu_memory_utilization": 0.5}  # NVIDIA's recipe has 0.7 and tensor parallelism 4
-    parallel = 1 if config.policy.model == "tiny" else math.gcd(RECIPE_PARALLEL, count_gpus(bundle))
+    parallel = 1 if config.policy.model in tiny.FOLDERS else math.gcd(RECIPE_PARALLEL, count_gpus(bundle))
     if nemotron and parallel != RECIPE_PARALLEL:
         vllm["tensor_parallel_size"] = parallel
     return {

@@ -17,6 +17,7 @@ from grpo_kit.config import MATH
 from grpo_kit.handoff import nemo_gym, nemo_megatron, nemo_overlay
 from grpo_kit.handoff.bundle import Bundle, Part, chat_turns, reference_answer
 from grpo_kit.handoff.nemo_overlay import BLOCK, HOME, make_overlay, previous_weights, starting_model
+from grpo_kit.nemotron import tiny
 from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.files import write_lines, write_text
 
@@ -203,7 +204,7 @@ def _about_nemotron(bundle: Bundle) -> list[str]:
         "transformers' model, no packing, vLLM over 4 GPUs with 70 % of each, one sequence at a time. NVIDIA runs them "
         "on two nodes of eight H100; memory was not computed for fewer.",
     ]
-    if bundle.config.policy.model == "tiny":
+    if bundle.config.policy.model in tiny.FOLDERS:
         lines += ["The embedded policy needs one GPU: append `cluster.gpus_per_node=1`; vLLM is not spread here."]
     if not nemo_megatron.fits_megatron(bundle):
         lines += [

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from grpo_kit.handoff.bundle import Bundle, chat_turns
+from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import template_conversations
 from grpo_kit.runs.files import write_lines, write_text
 
@@ -40,7 +41,7 @@ def write_files(bundle: Bundle) -> tuple[str, list[str]]:
     settings = trl_arguments(config) | {"run_name": config.run.name}
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         del settings[key]
-    base = '"base"' if config.policy.model == "tiny" else repr(bundle.base_model)
+    base = '"base"' if config.policy.model in tiny.FOLDERS else repr(bundle.base_model)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         trl=metadata.version("trl"),
         imports="\n".join(sorted(imports)),

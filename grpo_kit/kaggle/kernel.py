@@ -18,7 +18,7 @@ from grpo_kit import config as configuration
 from grpo_kit.config.checks import require
 from grpo_kit.config.form import join_settings
 from grpo_kit.kaggle import wheels
-from grpo_kit.nemotron.base_models import MOUNTED_MODEL, PUBLISHED, TINY, recognize_base
+from grpo_kit.nemotron.base_models import EMBEDDED, MOUNTED_MODEL, PUBLISHED, recognize_base
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.installation import read_install_cell
 from grpo_kit.runs.places import kaggle_nf4_folder
@@ -269,7 +269,7 @@ def build_kernel(
     if base == PUBLISHED and not any(text.startswith("policy.model=") for text in overrides):
         policy = replace(policy, model=MOUNTED_MODEL)
         overrides = [f"policy.model={MOUNTED_MODEL}", *overrides]
-    internet = not (local or base in (PUBLISHED, TINY))
+    internet = not (local or base in (PUBLISHED, *EMBEDDED))
     require(
         not (internet and accelerator == OFFLINE),
         f"policy.model is {policy.model}, which a kernel downloads from the Hub, and {OFFLINE} has no internet. Take "

@@ -21,12 +21,13 @@ PUBLISHED = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 LIGHTNING = "nvidia/NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16"
 NANO_4B = "nvidia/NVIDIA-Nemotron-3-Nano-4B-BF16"
 TINY = "grpo-kit/tiny"
+EMBEDDED = {f"grpo-kit/{name}": folder for name, folder in tiny.FOLDERS.items()}
 NANO = Path(__file__).with_name("nemotron_3_nano.json")
 CONFIGS = {  # config.json files of the package
     PUBLISHED: NANO,
     LIGHTNING: NANO,  # the same layers; those for multi-token prediction behind them are not built
     NANO_4B: Path(__file__).with_name("nemotron_3_nano_4b.json"),
-    TINY: tiny.FOLDER / "config.json",
+    **{base: folder / "config.json" for base, folder in EMBEDDED.items()},
 }
 # A base in any of its names. The pretrained `-Base-` models have the same shapes and other weights.
 NAMES = {
@@ -50,7 +51,7 @@ def recognize_base(name: object) -> str | None:
 
     Returns:
         PUBLISHED, LIGHTNING or NANO_4B for these models under any of their names (Hub id, Kaggle handle, mounted path,
-        in any case), TINY for the embedded policy, else None.
+        in any case), a key of EMBEDDED for an embedded policy, else None.
 
     Example:
         >>> recognize_base("unsloth/Nemotron-3-Nano-30B-A3B")
@@ -58,8 +59,8 @@ def recognize_base(name: object) -> str | None:
     """
     if not isinstance(name, str):
         return None
-    if name in ("tiny", TINY):
-        return TINY
+    if name in tiny.FOLDERS or name in EMBEDDED:
+        return f"grpo-kit/{name.removeprefix('grpo-kit/')}"
     return next((base for base, pattern in NAMES.items() if re.search(pattern, name.lower())), None)
 
 
@@ -114,7 +115,8 @@ def lora_modules(base: str) -> Modules:
     """
     if (resolved := resolve_base(base)) is None:
         raise FileNotFoundError(
-            f"{base!r} is not a known base model. Give {', '.join(NAMES)}, tiny, or a local folder with a config.json."
+            f"{base!r} is not a known base model. Give {', '.join([*NAMES, *tiny.FOLDERS])}, or a local folder with a "
+            "config.json."
         )
     path = CONFIGS.get(resolved, Path(resolved, "config.json"))
     text = path.read_text(encoding="utf-8", errors="replace")  # of a folder it only tells whether the file changed

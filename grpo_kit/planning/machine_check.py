@@ -33,10 +33,12 @@ def check_machine(sources: list[str] | None = None) -> list[tuple[str, str, bool
     root = find_root().absolute()
     free = shutil.disk_usage(nearest_folder(root)).free / GIB
     findings.append(("runs", f"{root} ({free:.1f} GiB free)", free > 1, "free at least 1 GiB"))
-    weights = tiny.FOLDER / "model.safetensors"
-    intact = weights.is_file() and hash_of(weights) == tiny.WEIGHTS_SHA256
-    remedy = "reinstall grpo-kit, or make it in a clone: python scripts/make_tiny_policy.py"
-    findings.append(("embedded policy", str(tiny.FOLDER), intact, remedy))
+    for name, folder in tiny.FOLDERS.items():
+        weights = folder / "model.safetensors"
+        intact = weights.is_file() and hash_of(weights) == tiny.SHA256[name]
+        script = f"scripts/make_{name.replace('-', '_')}_policy.py"
+        remedy = f"reinstall grpo-kit, or make it in a clone: python {script}"
+        findings.append(("embedded policy", str(folder), intact, remedy))
     findings.append(_check_disk(sources))
     return findings
 

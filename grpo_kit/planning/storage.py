@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_kit.config import Policy
+from grpo_kit.nemotron import tiny
 from grpo_kit.nemotron.nf4_layout import is_nf4_checkpoint, is_part_intact, read_manifest
 from grpo_kit.planning.machines import GIB, Device
 from grpo_kit.planning.model_size import Architecture
@@ -58,7 +59,7 @@ def assess_storage(model: Architecture, policy: Policy, device: Device) -> Stora
     is_streamed = policy.load_in_4bit and model.parts.total() > LARGEST_UNSTREAMED
     if policy.nf4_folder:
         nf4_folder(policy)  # refuses a file, for a named machine too
-    if policy.model == "tiny":
+    if policy.model in tiny.FOLDERS:
         return Storage(0.0, 0.0, 0.0, "in the package", False)
     if device.nominal:  # a fresh one
         if is_streamed:

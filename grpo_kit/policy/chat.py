@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo_kit.config import Policy
 from grpo_kit.config.checks import require
+from grpo_kit.nemotron import tiny
 
 Messages = list[dict[str, Any]]  # one conversation: turns with `role` and `content`
 
@@ -171,7 +172,7 @@ def check_chat_template(policy: Policy, conversations: Iterable[Messages]) -> No
         ValueError: There is no template, or it has no generation prompt, or it takes no system turn and one is needed.
         FileNotFoundError: The policy's tokenizer is neither in a local folder nor on the Hub.
     """
-    if policy.model == "tiny":
+    if policy.model in tiny.FOLDERS:
         return
     from grpo_kit.policy.load import load_tokenizer
 

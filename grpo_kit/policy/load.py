@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_kit import config as settings
 from grpo_kit.config.schema import require_policy
-from grpo_kit.nemotron import base_models, patches
+from grpo_kit.nemotron import base_models, patches, tiny
 from grpo_kit.policy.model_source import (
     base_model_name,
     build_config,
@@ -34,7 +34,8 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     checkpoint (`policy.nf4_folder`), and later calls read that.
 
     Args:
-        policy: the `policy` section of a configuration; its `model` is `tiny`, a local folder, or an id on the Hub.
+        policy: the `policy` section of a configuration; its `model` is `tiny`, `tiny-environments`, a local folder, or
+            an id on the Hub.
 
     Returns:
         (model, tokenizer). The model is in evaluation mode, on this process's GPU or, without one, on the CPU. The
@@ -79,7 +80,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
             bnb_4bit_compute_dtype=getattr(torch, policy.dtype),
         )
     bars_enabled = transformers_logging.is_progress_bar_enabled()
-    if policy.model == "tiny":
+    if policy.model in tiny.FOLDERS:
         torch.set_num_threads(1)  # as fast as two on matrices this small, and ten times faster on a busy machine
         transformers_logging.disable_progress_bar()  # it loads in a moment
     if not Path(policy_source(policy)).is_dir():

@@ -17,14 +17,14 @@ SETTINGS = ("source", "revision", "dtype")  # in nf4.json: what a checkpoint was
 
 def policy_source(policy: settings.Policy) -> str:
     """The folder or Hub id that `policy.model` stands for."""
-    return str(tiny.FOLDER) if policy.model == "tiny" else policy.model
+    return str(tiny.FOLDERS.get(policy.model, policy.model))
 
 
 def base_model_name(policy: settings.Policy) -> str:
     """The name of an adapter's base model: the published id, also if the policy is an NF4 checkpoint made of it."""
     if nf4_layout.is_nf4_checkpoint(policy_source(policy)):
         return nf4_layout.read_manifest(Path(policy.model))["source"]
-    return "grpo-kit/tiny" if policy.model == "tiny" else policy.model
+    return f"grpo-kit/{policy.model}" if policy.model in tiny.FOLDERS else policy.model
 
 
 def nf4_folder(policy: settings.Policy) -> Path:

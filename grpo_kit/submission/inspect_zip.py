@@ -133,7 +133,7 @@ def check_base(name: object, expected: str | None) -> tuple[str, list[Finding]]:
         code, what = "base-other", f"The adapter is for {printable(name)}; the challenge is about 3 Nano 30B."
         does = f"vLLM loads {base_models.PUBLISHED}, for which this adapter was not trained."
         remedy = "Use it with its own base; for the challenge train with the preset t4, 24gb or 80gb."
-        if base == base_models.TINY:
+        if base in base_models.EMBEDDED:
             code, what = "base-tiny", "The adapter is for the embedded tiny policy."
             does = f"vLLM loads {base_models.PUBLISHED}, and no tensor of this adapter fits it."
             remedy = "Use it only to try the workflow."
@@ -144,7 +144,7 @@ def check_base(name: object, expected: str | None) -> tuple[str, list[Finding]]:
         and (base_models.lora_modules(base) == base_models.lora_modules(recognized))
     )
     if recognized and (base == recognized or alike):
-        if name in (base_models.PUBLISHED, base_models.TINY) or PLACES.search(name.lower()):
+        if name in (base_models.PUBLISHED, *base_models.EMBEDDED) or PLACES.search(name.lower()):
             return base, [Finding("base", OK, f"The base is {printable(name)}.")]
         what = f"The base is named {printable(name)}, not {printable(base)}."
         remedy = f"Unless this base was trained further, write {printable(base)} into base_model_name_or_path."

@@ -17,6 +17,7 @@ from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.config import Policy
 from grpo_kit.config.arguments import as_path
 from grpo_kit.config.schema import require_policy
+from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import render_prompt
 from grpo_kit.runs.files import new_file
 from grpo_kit.runs.installation import require_no_old_torchao
@@ -53,7 +54,7 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
     if fatal(findings):
         return findings
     if policy is None and any(finding.code == "base-tiny" for finding in findings):
-        policy = Policy()
+        policy = _named_policy(path)
     if any(finding.code == "embeddings" for finding in findings):
         what = "The adapter was not loaded: it has a LoRA on the embeddings, so only its files were checked."
         return [*findings, Finding("not-loaded", WARNING, what, "", "Train other modules to have outputs compared.")]
@@ -64,11 +65,19 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
     return [*findings, *_compare_outputs(policy, path, probe)]
 
 
+def _named_policy(path: Path) -> Policy:
+    """The embedded policy that the zip names as its base."""
+    with tempfile.TemporaryDirectory(prefix="grpo-kit-") as scratch:
+        inspect_zip.unpack_adapter(path, Path(scratch))
+        name = read_adapter_config(Path(scratch) / CONFIG_FILE).fields["base_model_name_or_path"]
+    return Policy(model=name.removeprefix("grpo-kit/"))
+
+
 def _has_weights(policy: Policy) -> bool:
     """Whether the policy can be loaded without a download."""
     from grpo_kit.policy.model_source import find_nf4
 
-    if policy.model == "tiny" or any(Path(policy.model).glob("*.safetensors")):
+    if policy.model in tiny.FOLDERS or any(Path(policy.model).glob("*.safetensors")):
         return True
     return find_nf4(policy) is not None
 

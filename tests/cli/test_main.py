@@ -429,7 +429,7 @@ def test_env_reports_this_machine_as_usable(here):
 def test_env_names_each_problem(here, monkeypatch):
     from grpo_kit.nemotron import tiny
 
-    monkeypatch.setattr(tiny, "WEIGHTS_SHA256", "other")
+    monkeypatch.setitem(tiny.SHA256, "tiny", "other")
     assert "scripts/make_tiny_policy.py" in call("env", status=1)
 
 

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from grpo_kit import config
 
 
-@pytest.mark.parametrize("preset", ["tiny", "t4-4b", "t4", "t4x2", "24gb", "80gb", "deepscaler"])
+@pytest.mark.parametrize("preset", ["tiny", "tiny-environments", "t4-4b", "t4", "t4x2", "24gb", "80gb", "deepscaler"])
 def test_every_preset_resolves_to_every_key(preset):
     settings = config.load_config([preset])
     assert settings.run.name == preset
@@ -25,7 +25,7 @@ def test_every_preset_resolves_to_every_key(preset):
 
 
 def test_presets_are_the_files():
-    assert config.preset_names() == ["24gb", "80gb", "deepscaler", "t4", "t4-4b", "t4x2", "tiny"]
+    assert config.preset_names() == ["24gb", "80gb", "deepscaler", "t4", "t4-4b", "t4x2", "tiny", "tiny-environments"]
 
 
 @pytest.mark.parametrize("preset", ["t4-4b", "t4", "t4x2"])

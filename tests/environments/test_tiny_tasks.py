@@ -6,7 +6,7 @@ import pytest
 
 from grpo_kit.environments import tiny_tasks
 from grpo_kit.environments.task import COLUMNS
-from grpo_kit.environments.tiny_tasks import Person, Places, Wording, make_tasks
+from grpo_kit.environments.tiny_tasks import Notes, Person, Wording, make_tasks
 from grpo_kit.rewards.documents_qa import documents_qa_reward
 from grpo_kit.rewards.instructions import instructions_reward
 from grpo_kit.rewards.structured_output import structured_output_reward
@@ -53,10 +53,11 @@ def test_so_many_words_in_capitals_with_the_ending_are_paid():
     assert pay("instructions", task, *closed("BIG OLD RED TEA", *wrong)) == [1.0] + [0.0] * len(wrong)
 
 
-def test_a_place_is_paid_with_its_document():
-    task = tiny_tasks.ask_place(Places(["Ada", "Otto", "Ida"], ["Rome", "Oslo", "Bern"], 1))
-    assert task.columns["documents"] == ["Ada is in Rome.", "Otto is in Oslo.", "Ida is in Bern."]
-    wrong = ["Answer: Oslo", "Answer: Oslo [1]", "Answer: Rome [1]", "Answer: Rome [2]", "Answer: Oslo [1] [2]", "[2]"]
+def test_an_answer_is_paid_with_its_document():
+    task = tiny_tasks.ask_notes(Notes([("age", "36"), ("town", "Oslo"), ("name", "Ada")], 1))
+    assert task.prompt[0]["content"] == "age: 36 [1]\ntown: Oslo [2]\nname: Ada [3]\nWhich town?"
+    assert task.columns["documents"] == ["age: 36", "town: Oslo", "name: Ada"]
+    wrong = ["Answer: Oslo", "Answer: Oslo [1]", "Answer: Ada [3]", "Answer: Ada [2]", "Answer: Oslo [1] [2]", "[2]"]
     assert pay("documents", task, *closed("Answer: Oslo [2]", *wrong)) == [1.0] + [0.0] * len(wrong)
 
 
@@ -70,17 +71,17 @@ def test_tasks_differ_and_depend_on_the_seed_alone(source):
 
 
 def test_all_wordings_can_be_made_and_no_more():
-    assert len(make_tasks("tiny-instructions", 720, seed=0)) == 720
-    with pytest.raises(ValueError, match="gave 720 different tasks .* and 721 were asked for"):
-        make_tasks("tiny-instructions", 721, seed=0)
+    assert len(make_tasks("tiny-instructions", 780, seed=0)) == 780
+    with pytest.raises(ValueError, match="gave 780 different tasks .* and 781 were asked for"):
+        make_tasks("tiny-instructions", 781, seed=0)
 
 
 def test_every_question_has_one_answer():
     for task in make_tasks("tiny-documents", 200, seed=1):
         *lines, question = task.prompt[0]["content"].split("\n")
-        name = question.removeprefix("Where is ").removesuffix("?")
-        found = [line for line in lines if line.startswith(f"{name} is in ")]
-        assert found == [f"{name} is in {task.columns['answer']}. [{task.columns['supporting'][0]}]"]
+        kind = question.removeprefix("Which ").removesuffix("?")
+        found = [line for line in lines if line.startswith(f"{kind}: ")]
+        assert found == [f"{kind}: {task.columns['answer']} [{task.columns['supporting'][0]}]"]
 
 
 def test_what_a_record_holds_is_in_its_line():

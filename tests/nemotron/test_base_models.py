@@ -139,6 +139,8 @@ def test_a_folder_of_another_model_is_refused(tmp_path, text):
         ("Qwen/Qwen3-4B", None),
         ("tiny", base_models.TINY),
         ("grpo-kit/tiny", base_models.TINY),
+        ("tiny-environments", "grpo-kit/tiny-environments"),
+        ("grpo-kit/tiny-environments", "grpo-kit/tiny-environments"),
         ("", None),
         (None, None),
         (7, None),

@@ -90,7 +90,7 @@ def test_the_chat_template_behaves_like_nemotrons(tokenizer, messages, options, 
 
 
 def test_the_weights_are_those_that_the_package_expects():
-    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == tiny.WEIGHTS_SHA256
+    assert hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() == tiny.SHA256["tiny"]
 
 
 def test_the_policy_fits_into_two_megabytes():

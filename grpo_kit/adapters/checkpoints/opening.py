@@ -24,8 +24,7 @@ from grpo_kit.adapters.findings import printable, printable_list, raise_fatal
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.model_files import find_base_folder, is_model_folder
 from grpo_kit.adapters.names import parse_lora_key
-from grpo_kit.nemotron import tiny
-from grpo_kit.nemotron.base_models import TINY, recognize_base
+from grpo_kit.nemotron.base_models import EMBEDDED, recognize_base
 
 # Where a checkpoint lies below the folder of its step.
 PLACES = ("", "lora_adapter", "actor/lora_adapter", "actor", "policy/weights/model", "policy/weights", "model")
@@ -59,7 +58,7 @@ def open_adapter(folder: Path, base: str | None = None) -> "AdapterFolder | Chec
                     f"{place} is a merged model, whose adapter is what it adds to its base. Name the base with "
                     "policy.model=..."
                 )
-            return Difference(place, find_base_folder(str(tiny.FOLDER) if recognize_base(base) == TINY else base))
+            return Difference(place, find_base_folder(str(EMBEDDED.get(recognize_base(base), base))))
     if list(folder.glob("adapter_model.*")):
         return AdapterFolder(folder)  # which says what is missing
     state = (
