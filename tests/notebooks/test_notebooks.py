@@ -1,6 +1,6 @@
 """The notebooks: built from their sources, with the promised structure, and run one after another on the tiny policy.
 
-Covered: all five in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and a
+Covered: all six in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and a
 third time after it finished; each without the stage that it needs. `test_notebook_places` imitates Colab and Kaggle,
 `test_board_in_browser` uses a browser. Not covered: the real machines of Colab and Kaggle, and the 30B.
 """
@@ -247,7 +247,7 @@ def test_every_trl_setting_of_every_preset_exists_in_trl():
 
 @pytest.fixture(scope="module")
 def executed_notebooks(tmp_path_factory):
-    """(folder, {name: executed notebook}) of all five in order, and of 03 `killed` midway, `resumed` and `finished`."""
+    """(folder, {name: executed notebook}) of all six in order, and of 03 `killed` midway, `resumed` and `finished`."""
     folder = tmp_path_factory.mktemp("machine")
     env, killed_env = (kernel_environment(GRPO_KIT_ROOT=folder / place / "runs") for place in ("straight", "killed"))
     executed = execute_in_order(folder, lambda name: env, NAMES[:2])

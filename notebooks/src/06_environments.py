@@ -1,0 +1,245 @@
+# %% [markdown]
+# # 6 · Environments: several kinds of tasks at once, and none forgotten
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/06_environments.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/06_environments.ipynb)
+#
+# | Goal | Hardware | Minutes |
+# |---|---|---|
+# | Call three rewards beside math by hand, train on four kinds of tasks at once, and see of each whether it gained or lost | any for `tiny-environments`; a larger model needs a T4 or more | 3 for `tiny-environments` |
+#
+# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → **6 Environments**.
+# This notebook needs no other one. After a lost session, run it again: it continues from the last checkpoint.
+
+# %% [markdown]
+# ## Install
+# If `grpo_kit` is missing, pip installs it with what it needs, in one or two minutes. It comes from a wheel beside this
+# notebook, on Google Drive or in `/kaggle/input`, or from the clone that this notebook lies in. The machine's own torch,
+# numpy and pillow stay as they are. If it is installed already, nothing happens.
+#
+# **Expected output:** none, or one sentence. If pip replaced a package that this session had imported before, the
+# sentence asks for *Runtime, Restart session, then Run all*. From here on errors are shown as one sentence; run
+# `%tb Context` for the full traceback.
+
+# %% cellView="form"
+# @title Install
+# `make notebooks` puts grpo_kit/runs/install_cell.py.txt here.
+
+# %% [markdown]
+# ## Settings
+# `auto` takes `tiny-environments` on a machine without a GPU: an embedded policy that can do four things, each about
+# half of the time. The other presets train on GSM8K and on tasks that the kit makes. `data.mix` gives each kind of task
+# its share: `data.mix={math: 2, structured: 1, instructions: 1, documents: 1}`.
+#
+# `t4-4b` is for Nemotron-3-Nano-4B; `t4` and those after it are for the 30B model. Loading in 4 bit is tested with
+# small models on a CPU only: **nothing has been run on a T4 so far.**
+
+# %% cellView="form"
+# @title Settings
+preset = "auto"  # @param ["auto", "tiny-environments", "t4-4b", "t4", "t4x2", "24gb", "80gb"]
+run_name = ""  # @param {type:"string"}
+overrides = ""  # @param {type:"string"}
+use_drive = True  # @param {type:"boolean"}
+
+# %% [markdown]
+# ## Open the run
+# This run has a folder of its own beside those of the other notebooks, and continues there after a lost session.
+
+# %%
+from grpo_kit import notebook
+
+config, run = notebook.open_from_form(preset, run_name, overrides, use_drive, environments=True)
+
+# %% [markdown]
+# **You should see** which stages are done: none at first.
+
+# %% [markdown]
+# ## The tasks
+# An environment is a kind of task with a reward of its own. A row names it in the column `environment`. Besides the
+# prompt, a row has what its reward needs to know: for math the answer, for a record the schema and the values. Rows of
+# your own work the same way, and `environments.NAME.reward_funcs` names the reward.
+#
+# **Takes** a few seconds.
+
+# %%
+from grpo_kit import prepare_data
+
+manifest = prepare_data(config, run, progress=notebook.show_progress("steps"))
+notebook.show_data(manifest)
+notebook.show_tasks(run)
+
+# %% [markdown]
+# **You should see** four environments and one task of each: a sum, a record to write as JSON by a schema, a text to
+# write under instructions, and a question over three documents. Below each task is what its reward knows.
+
+# %% [markdown]
+# ## A record by a schema
+# `structured_output_reward` reads the reply as JSON, holds it against the schema, and looks for the values that the row
+# knows. Each reply below is a typical failure. NVIDIA's own rule, `nvidia_rule=True`, looks at the schema only.
+
+# %%
+import json
+
+import pandas
+from IPython.display import display
+
+from grpo_kit import load_reward
+
+schema = {"name": {"type": "string"}, "age": {"type": "integer"}}
+schema = json.dumps({"type": "object", "properties": schema})
+replies = {
+    "right": '</think>{"name": "Ada", "age": 36}',
+    "another value": '</think>{"name": "Ada", "age": 63}',
+    "a number as text": '</think>{"name": "Ada", "age": "36"}',
+    "a field is missing": '</think>{"name": "Ada"}',
+    "valid, and empty": '</think>{"name": "", "age": 0}',
+    "words around it": '</think>Here it is: {"name": "Ada", "age": 36}',
+    "cut off while thinking": "The name is Ada",
+}
+structured = load_reward("structured_output.py")
+columns = {"completions": list(replies.values()), "schema_str": [schema] * len(replies)}
+columns |= {"expected": ['{"name": "Ada", "age": 36}'] * len(replies), "prompt_opened_think": True}
+table = pandas.DataFrame({"reply": columns["completions"]}, index=list(replies))
+table["ours"] = structured(**columns)
+table["NVIDIA's rule"] = structured(**columns, nvidia_rule=True)
+display(table)
+
+# %% [markdown]
+# **You should see** 1.0 from our reward for the first reply only. NVIDIA's rule also pays another value and an empty
+# record: a policy that is trained by it can learn to write empty records.
+
+# %% [markdown]
+# ## Instructions
+# `instructions_reward` knows 109 kinds of instructions by their public names. A reply must follow all of its row's.
+
+# %%
+kinds = ["length_constraints:number_words", "change_case:english_capital", "startend:end_checker"]
+arguments = [{"num_words": 4, "relation": "at least"}, None, {"end_phrase": "THE END"}]
+replies = {
+    "follows all three": "</think>RED BOATS SAIL HOME. THE END",
+    "not in capitals": "</think>Red boats sail home. THE END",
+    "words behind the phrase": "</think>RED BOATS SAIL HOME. THE END OF IT",
+    "too short": "</think>THE END",
+    "silence": "</think>",
+}
+instructions = load_reward("instructions.py")
+table = pandas.DataFrame({"reply": list(replies.values())}, index=list(replies))
+for mode in ("binary", "fraction"):
+    table[mode] = instructions(
+        completions=list(replies.values()),
+        instruction_id_list=[kinds] * len(replies),
+        kwargs=[arguments] * len(replies),
+        grading_mode=mode,
+        prompt_opened_think=True,
+    )
+display(table)
+
+# %% [markdown]
+# **You should see** 1.0 for the first reply only; with `fraction`, the share of the instructions that a reply follows.
+# Silence earns nothing, although an empty text has no small letter in it.
+
+# %% [markdown]
+# ## Documents
+# `documents_qa_reward` compares the answer word by word, and wants the right document cited where the row names it.
+
+# %%
+pages = ["Ada lives in Rome.", "Bob lives in Oslo.", "Eve lives in Bern."]
+replies = {
+    "right": "</think>Answer: Oslo [2]",
+    "right, no document cited": "</think>Answer: Oslo",
+    "right, wrong document": "</think>Answer: Oslo [1]",
+    "every document cited": "</think>Answer: Oslo [1] [2] [3]",
+    "wrong": "</think>Answer: Rome [1]",
+}
+documents = load_reward("documents_qa.py")
+table = pandas.DataFrame({"reply": list(replies.values())}, index=list(replies))
+table["paid"] = documents(
+    completions=list(replies.values()),
+    answer=["Oslo"] * len(replies),
+    documents=[pages] * len(replies),
+    supporting=[[2]] * len(replies),
+    prompt_opened_think=True,
+)
+display(table)
+
+# %% [markdown]
+# **You should see** 1.0 for the first reply only: who cites every document has not said where the answer is.
+
+# %% [markdown]
+# ## Measure before
+# The untrained policy answers held-out tasks of each environment. **Takes** about ten seconds for `tiny-environments`.
+
+# %%
+from grpo_kit import measure
+
+before = measure(config, run, "before", progress=notebook.show_progress("answers"))
+for name, part in before["by"]["environment"].items():
+    print(f"{name:<13}{part['pass@1']:.1%} of {part['n']}")
+
+# %% [markdown]
+# **You should see** a share of right answers for each environment, about half of them for `tiny-environments`.
+
+# %% [markdown]
+# ## Train on all of them
+# Each step has the same share of every environment, also where groups without a gradient are replaced. Each completion
+# is judged by its environment's reward and compared with its own group only, so no environment is louder than another.
+#
+# **Takes** about a minute for `tiny-environments`.
+
+# %%
+from grpo_kit import Board, train
+
+rewards = [load_reward(name) for name in config.grpo.reward_funcs]
+board = Board(run)
+display(board)
+last = await board.during(train, config, run, rewards)
+
+# %% [markdown]
+# **You should see** two charts more than in notebook 3: the right completions of each environment, and its groups with
+# a gradient. An alarm names an environment that teaches nothing, or that falls while another rises.
+
+# %% [markdown]
+# ## What became of each
+# The same held-out tasks are answered again, and compared task by task. **Takes** about ten seconds.
+
+# %%
+from grpo_kit import compare
+
+# %matplotlib inline
+after = measure(config, run, "after", progress=notebook.show_progress("answers"))
+notebook.show_environments(compare(run))
+
+# %% [markdown]
+# **You should see** a sentence for each environment, and one for all. It gained or lost only if the whole interval of
+# the difference is on one side of zero. NVIDIA reports *stable gains without co-reward degradation* for its mixture:
+# here the claim is a row for each environment.
+
+# %% [markdown]
+# ## Train on one alone
+# The same policy, trained on records only, and measured on all four. **Takes** about a minute.
+
+# %%
+shares = "data.mix={structured: 1, math: 0, instructions: 0, documents: 0}"
+config, alone = notebook.open_from_form(
+    preset, f"{run.name}-alone", f"{overrides} {shares}", use_drive, environments=True
+)
+manifest = prepare_data(config, alone)
+before = measure(config, alone, "before", progress=notebook.show_progress("answers"))
+last = await Board(alone).during(train, config, alone, rewards)
+after = measure(config, alone, "after", progress=notebook.show_progress("answers"))
+notebook.show_environments(compare(alone))
+
+# %% [markdown]
+# **You should see** the records gain. The others were not trained: compare their sentences with those above.
+
+# %% [markdown]
+# ## Your turn
+# - Add a reply of your own to each table. Find one that is paid and should not be, and tell us.
+# - Give records half of each step: `data.mix={structured: 3, math: 1, instructions: 1, documents: 1}`, in a new run.
+# - Make an environment of your own: a file `mine.jsonl` with `{"environment": "rhyme", "prompt": "...", "word": "..."}`
+#   in each line, a reward in `mine.py` that gets the column `word`, and the overrides
+#   `data.source=tiny-sums,mine.jsonl environments.rhyme.reward_funcs=[mine.py]`.
+#
+# **Back to** [3 Training](03_training.ipynb)
+# ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/03_training.ipynb)).
