@@ -4,7 +4,10 @@ An environment is a kind of task, which a row names in its column `environment`.
 `grpo.reward_funcs`.
 """
 
+import re
+import reprlib
 from dataclasses import dataclass, field
+from typing import Any
 
 from grpo_kit.config.checks import require
 
@@ -24,6 +27,17 @@ KNOWN = {
     "instructions": Environment(["instructions.py:instructions_reward"]),
     "documents": Environment(["documents_qa.py:documents_qa_reward"]),
 }
+
+
+def check_environment_name(name: Any, what: str) -> None:
+    """Raise ValueError unless `name`, which is `what`, is a plain name that is not `math` in other letters."""
+    is_plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,39}", name)
+    remedy = f"Write {MATH}." if isinstance(name, str) and name.casefold() == MATH else "Rename it."
+    require(
+        bool(is_plain) and name.casefold() != MATH,
+        f"{what} is {reprlib.repr(name)}; an environment is named by at most 40 letters of English, digits, '_' and "
+        f"'-'. {remedy}",
+    )
 
 
 def require_rewards(section: str, reward_funcs: list[str], reward_weights: list[float]) -> None:

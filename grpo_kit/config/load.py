@@ -57,7 +57,8 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
         _refuse_unknown_keys(layer)
         _list_targets(layer)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(_schema(), *layers))
+        # First with each other: merged into the schema one by one, a later layer would replace an environment whole.
+        return OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.merge(*layers)))
     except ValidationError as error:
         raise ValueError(_describe_wrong_type(error, layers)) from None
     except OmegaConfBaseException as error:
@@ -91,7 +92,8 @@ def keep_finished_settings(
     for layer in layers:
         _refuse_references(OmegaConf.to_container(layer, resolve=False))
         _list_targets(layer)
-    merged = OmegaConf.merge(OmegaConf.structured(config), *layers)
+    environments = {"environments": asdict(config)["environments"]}
+    merged = OmegaConf.merge(OmegaConf.structured(config), OmegaConf.merge(environments, *layers))
     return OmegaConf.to_object(merged)
 
 

@@ -5,7 +5,7 @@ Keys have the names that TRL, PEFT and transformers use, so a person who knows `
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from grpo_kit.config.arguments import require_type
@@ -17,7 +17,7 @@ from grpo_kit.config.checks import (
     require_one_of,
     require_share,
 )
-from grpo_kit.config.environments import KNOWN, MATH, Environment, require_rewards
+from grpo_kit.config.environments import KNOWN, MATH, Environment, check_environment_name, require_rewards
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
 
@@ -262,6 +262,9 @@ class RunConfig:
             f"environments.{MATH} is set; the rewards of {MATH} are grpo.reward_funcs. Set those instead.",
         )
         for name, environment in self.environments.items():
+            check_environment_name(name, f"environments.{name}")
+            if name in KNOWN and not environment.reward_funcs:  # only its weight is set
+                environment = self.environments[name] = replace(environment, reward_funcs=KNOWN[name].reward_funcs)
             require_rewards(f"environments.{name}", environment.reward_funcs, environment.reward_weights)
 
     def rewards_of(self, environment: str) -> Environment:

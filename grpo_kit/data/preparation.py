@@ -104,6 +104,7 @@ def prepare(
             ties = pipeline.drop_duplicates(verifier)
             pipeline.announce("writing")
             environments = pipeline.environments()
+            pipeline.refuse_emptied(environments)
             for name in environments:
                 config.rewards_of(name)
             check_mix(config.data.mix, environments)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import MATH, Data
+from grpo_kit.config.environments import check_environment_name
 from grpo_kit.data.columns import SourceRow, choose_columns, is_plain, row_of_task
 from grpo_kit.data.files import SUFFIX_WORDS, SUFFIXES, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
@@ -134,17 +135,24 @@ def _read_table(table: Table, recipe: Recipe, data: Data, place: str) -> Iterato
     names_environment = is_plain(recipe) and bool({"environment", "agent_ref"} & set(table.columns))
     reader = None if names_environment else choose_columns(table.columns, recipe, data.columns, place)
     for line, row in table.read_rows(reader.columns() if reader else None):
-        if names_environment and (task := _read_task(row)):
+        if names_environment and (task := _read_task(row, data.columns.prompt, f"{place}, line {line}")):
             yield row_of_task(line, *task)
             continue
         reader = reader or choose_columns(table.columns, recipe, data.columns, place)
         yield reader.read(line, row)
 
 
-def _read_task(row: dict[str, Any]) -> tuple[str, Task | Unusable] | None:
-    """The environment and the task of a row in a user's file, which may be NeMo-Gym's; None for a row of math."""
-    name = str(environment_of(row))
+def _read_task(row: dict[str, Any], prompt: str | None, place: str) -> tuple[str, Task | Unusable] | None:
+    """The environment and the task of a row in a user's file, which may be NeMo-Gym's; None for a row of math.
+
+    Raises ValueError where the environment is not a plain name.
+    """
+    name = environment_of(row)
+    name = name.strip() if isinstance(name, str) else name
     if name != MATH:
+        check_environment_name(name, f"{place}: environment")
+        if prompt and not row.get("prompt"):
+            row = row | {"prompt": row.get(prompt)}
         return name, read_own_row(row, name)
     agent = row.get("agent_ref")
     agents = {agent: environment for environment, agent in AGENTS.items()}

@@ -38,7 +38,10 @@ def split_environments(
     for place, name in enumerate(names):
         own = {number: key for number, key in ids.items() if environments[number] == name}
         test, val = (size // len(names) + (place < size % len(names)) for size in (data.test_size, data.val_size))
-        source = f"{data.source} (environment {name})"
+        source = (
+            f"{data.source} (environment {name}, whose part of data.test_size={data.test_size} and "
+            f"data.val_size={data.val_size} is named here)"
+        )
         parts.append(split_rows(own, ties, replace(data, source=source, test_size=test, val_size=val), seed))
     # In turns, so that the first rows of a split, which a short evaluation takes, are of every environment.
     turns = {split: zip_longest(*(part[split] for part in parts)) for split in SPLITS}
@@ -158,7 +161,9 @@ def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
     if seed is not None:
         columns = add_row_option(columns, data, seed)
     if row.columns is not None:
-        return columns | row.columns | {"answer": row.columns.get("answer") or row.answer}
+        return (
+            columns | {"answer": row.answer} | {k: v for k, v in row.columns.items() if k != "answer" or v is not None}
+        )
     return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
 
 

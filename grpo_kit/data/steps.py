@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config import MATH, Data, RunConfig
+from grpo_kit.config.environments import KNOWN
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
@@ -117,6 +118,18 @@ class Pipeline:
         counts = Counter(self.rows[number].environment for number in self.kept())
         return {name: counts[name] for name in sorted(counts, key=lambda name: (name != MATH, name))}
 
+    def refuse_emptied(self, environments: Iterable[str]) -> None:
+        """Raise ValueError where every row of an environment was dropped, with the most frequent reason."""
+        reasons: dict[str, Counter[Reason]] = {}
+        for number, reason in self.dropped.items():
+            reasons.setdefault(self.rows[number].environment, Counter())[reason] += 1
+        for name in sorted(reasons.keys() - set(environments)):
+            ((reason, detail), count) = reasons[name].most_common(1)[0]
+            raise ValueError(
+                f"No row of the environment {name} can be used; {count} were dropped for {reason!r}: {detail}. Correct "
+                "them, or leave them out."
+            )
+
     def first_tasks(self) -> list[Row]:
         """The first kept row of each environment beside math."""
         first: dict[str, Row] = {}
@@ -138,7 +151,7 @@ class Pipeline:
             self._drop(self.finished.run("tokens", self._find_long_prompts(self.config.data.max_prompt_tokens)))
         self.announce("golds")
         self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
-        if others := [name for name in self.environments() if name != MATH]:
+        if others := [name for name in self.environments() if name in KNOWN]:
             self._drop(self.finished.run("tasks", self._find_unusable_tasks(others)))
         if not self.kept():
             counts, details = (

@@ -108,29 +108,30 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
 
     Returns:
         A sentence for each, one for all, and a warning where one fell while another rose. An environment gained or
-        lost where the 95 % interval of its paired difference leaves out zero; else it did not change measurably.
+        lost where `intervals.compare_scores` calls its paired difference real; a change may also have been missed.
 
     Example:
-        >>> change = {"before": 0.5, "after": 0.7, "difference": 0.2, "difference_ci95": [0.1, 0.3], "n": 90}
-        >>> describe_environments({"math": change})[0]
-        'math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0) on 90 problems.'
+        >>> change = {"before": 0.5, "after": 0.7, "difference": 0.2, "difference_ci95": [0.1, 0.3], "real": True}
+        >>> describe_environments({"math": change | {"gained": 20, "lost": 2, "n": 90}})[0]
+        'math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0); 20 tasks gained, 2 lost, of 90.'
     """
     if not comparisons:
         return []
-    names: dict[str, list[str]] = {"gained": [], "lost": [], "did not change": []}
+    names: dict[str, list[str]] = {"gained": [], "lost": [], "no change shown": []}
     sentences = []
     for name, part in comparisons.items():
         low, high = (100 * points for points in part["difference_ci95"])
-        change = "gained" if low > 0 else "lost" if high < 0 else "did not change"
+        change = ("gained" if part["difference"] > 0 else "lost") if part["real"] else "no change shown"
         names[change].append(name)
+        interval = f"95 % {low:+.1f} to {high:+.1f}"
+        if not part["gained"] + part["lost"]:  # with 95 % confidence fewer than 3 of n tasks change (rule of three)
+            interval = f"no task changed; a change below {300 / part['n']:.0f} points may be missed"
         sentences.append(
             f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {100 * part['difference']:+.1f} "
-            f"points (95 % {low:+.1f} to {high:+.1f}) on {part['n']} problems."
+            f"points ({interval}); {part['gained']} tasks gained, {part['lost']} lost, of {part['n']}."
         )
-    counts = [
-        f"{len(own)} {change.replace('shows', 'show')} ({', '.join(own)})" for change, own in names.items() if own
-    ]
-    sentences.append(f"Of {len(comparisons)} environments, {'; '.join(counts)}.")
+    counts = [f"{len(own)} {change} ({', '.join(own)})" for change, own in names.items() if own]
+    sentences.append(f"Of {len(comparisons)} environments: {'; '.join(counts)}.")
     if names["gained"] and names["lost"]:
         sentences.append(
             f"Warning: {', '.join(names['lost'])} fell while {', '.join(names['gained'])} rose. Give what fell a "

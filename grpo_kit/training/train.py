@@ -248,7 +248,10 @@ def _build_trainer(
         model=model,
         reward_funcs=rewards.functions,
         args=args,
-        train_dataset=datasets.Dataset.from_list(enough_rows),
+        train_dataset=datasets.Dataset.from_list(
+            [{name: row.get(name) for name in ("id", "prompt", "pass_rate")} for row in enough_rows]
+        ),
+        rows=rows,
         processing_class=tokenizer,
         grpo=config.grpo,
         verifiers=rewards.verifiers,

@@ -240,3 +240,20 @@ def test_environments_that_are_no_sections_say_how_one_is_written(text):
 def test_another_trainers_division_by_the_batch_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="the environment with the widest rewards would shrink the others"):
         config.load_config("tiny", "grpo.scale_rewards=batch")
+
+
+def test_one_key_of_an_environment_can_be_set_alone():
+    loaded = config.load_config("tiny", "environments.documents.reward_weights=[0.5]")
+    assert loaded.rewards_of("documents").reward_funcs == ["documents_qa.py:documents_qa_reward"]
+    assert loaded.rewards_of("documents").reward_weights == [0.5]
+    first, second = "environments.own.reward_funcs=[a.py:f]", "environments.own.reward_weights=[2]"
+    again = config.keep_finished_settings(config.load_config("tiny", first), [], [second])
+    assert again.rewards_of("own") == config.Environment(["a.py:f"], [2.0])
+    both = config.load_config("tiny", [first, second])
+    assert both.environments == again.environments
+
+
+@pytest.mark.parametrize("name", ["Math", "a b", "1"])
+def test_the_name_of_an_environment_is_a_plain_one(name):
+    with pytest.raises(ValueError, match="named by at most 40 letters"):
+        config.load_config("tiny", f"environments={{'{name}': {{reward_funcs: [a.py]}}}}")

@@ -79,15 +79,15 @@ def test_broken_repeated_and_unusable_tasks_are_dropped_with_their_reason(tmp_pa
         {"environment": "count", "prompt": "Write 3 words.", "words": 3},  # the fourth row of the others asks it too
         {"environment": "count", "prompt": "", "words": 3},
         {"environment": "count", "prompt": "Half \ud800.", "words": 3},
-        {"environment": "count", "prompt": "Write.", "words": None},
+        {"environment": "documents", "prompt": "Where is it?", "documents": ["It is."], "answer": ""},
         {"environment": "documents", "prompt": "Where?", "documents": "no list"},
         {"environment": "math", "problem": "Prove it.", "answer": "x"},
     ]
     manifest, run = prepare_mixed(tmp_path, monkeypatch, [*mixed_rows(10), *broken])
     assert manifest["dropped"] == {
-        "empty": 1, "not text": 1, "unreadable": 1, "proof": 1, "unusable task": 1, "repeated problem": 1,
+        "no prompt": 1, "not text": 1, "unreadable": 1, "proof": 1, "unusable task": 1, "repeated problem": 1,
     }  # fmt: skip
-    assert "count_reward cannot judge it" in (run.manifest.parent / "dropped.jsonl").read_text()
+    assert "documents_qa_reward cannot judge it" in (run.manifest.parent / "dropped.jsonl").read_text()
 
 
 def test_filters_that_read_problems_of_math_leave_tasks_alone(tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ def test_the_same_rows_give_the_same_bytes_and_another_gold_other_ones(tmp_path,
         (["data.mix.math=1"], r"data\.mix names math, and the rows are of math, count, documents"),
         (["data.mix={math: 1, count: 1, documents: 1, tea: 1}"], "data.mix names"),
         (["data.test_size=2"], r"data\.test_size is 2, and there are 3 environments \(math, count, documents\)"),
-        (["data.test_size=40"], r"environment math\) has 10 usable rows"),
+        (["data.test_size=40"], r"environment math, whose part of data\.test_size=40 .* has 10 usable rows"),
     ],
 )
 def test_sizes_and_shares_that_do_not_fit_are_refused(tmp_path, monkeypatch, overrides, words):
@@ -150,3 +150,38 @@ def test_the_embedded_policys_tasks_are_sources_of_their_environments(tmp_path):
         ("tiny-sums", "math"), ("tiny-records", "structured"), ("tiny-instructions", "instructions"),
         ("tiny-documents", "documents"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a/b", "a.b", "Math", "x" * 41, " ", "1st", 3, True, ["own"], {"a": 1}])
+def test_an_environment_that_is_no_plain_name_is_refused_with_the_line(tmp_path, monkeypatch, name):
+    rows = [*mixed_rows(10), {"environment": name, "prompt": "Write."}]
+    if name == " ":
+        rows[-1] |= {"environment": "math "}
+        rows[-1] |= {"problem": "What is 7 + 90?", "answer": "97"}
+        assert prepare_mixed(tmp_path, monkeypatch, rows)[0]["environments"]["math"] == 11
+        return
+    with pytest.raises(ValueError, match=r"mixed\.jsonl, line 31: environment is .*(Write math|Rename it)\."):
+        prepare_mixed(tmp_path, monkeypatch, rows)
+
+
+def test_an_environment_that_loses_every_row_is_refused_with_the_reason(tmp_path, monkeypatch):
+    rows = [row if "words" not in row else row | {"prompt": ""} for row in mixed_rows(10)]
+    with pytest.raises(
+        ValueError, match="No row of the environment count can be used; 10 were dropped for '(empty|no prompt)'"
+    ):
+        prepare_mixed(tmp_path, monkeypatch, rows)
+
+
+def test_columns_keep_their_types_and_an_answer_of_zero(tmp_path, monkeypatch):
+    rows = [row | {"answer": i, "meta": {str(i): i}} if "words" in row else row for i, row in enumerate(mixed_rows(10))]
+    rows[1] |= {"answer": 0}
+    _, run = prepare_mixed(tmp_path, monkeypatch, rows)
+    written = [row for split in ("train", "val", "test") for row in read_lines(run.data_file(split))]
+    own = {row["words"]: row["answer"] for row in written if row["environment"] == "count"}
+    assert own[0] == 0 and own[1] == 4 and {type(row["answer"]) for row in written} == {int, str}
+
+
+def test_the_prompt_may_have_another_name(tmp_path, monkeypatch):
+    rows = [{"environment": "count", "question": f"Write {i} words.", "words": i} for i in range(20)]
+    manifest, _ = prepare_mixed(tmp_path, monkeypatch, rows, "data.columns.prompt=question")
+    assert manifest["environments"] == {"count": 20}

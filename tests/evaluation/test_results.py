@@ -90,27 +90,45 @@ def test_a_problem_that_one_side_lacks_is_left_out_of_its_group():
     assert results.compare_groups(old, new) == {}  # what is left is one group
 
 
-def comparison(low, high):
-    middle = (low + high) / 2
-    return {"before": 0.5, "after": 0.5 + middle, "difference": middle, "difference_ci95": [low, high], "n": 40}
+def comparison(gained, lost, real, n=40):
+    middle = (gained - lost) / n
+    return {
+        "before": 0.5, "after": 0.5 + middle, "difference": middle, "difference_ci95": [middle - 0.1, middle + 0.1],
+        "gained": gained, "lost": lost, "n": n, "real": real,
+    }  # fmt: skip
 
 
 def test_each_environment_and_all_of_them_have_a_sentence():
     sentences = results.describe_environments(
-        {"math": comparison(0.1, 0.3), "json": comparison(-0.1, 0.1), "docs": comparison(0.0, 0.2)}
+        {"math": comparison(9, 1, True), "json": comparison(4, 0, False), "docs": comparison(0, 0, False)}
     )
     assert sentences == [
-        "math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0) on 40 problems.",
-        "json did not change: 0.500 before, 0.500 after, +0.0 points (95 % -10.0 to +10.0) on 40 problems.",
-        "docs did not change: 0.500 before, 0.600 after, +10.0 points (95 % +0.0 to +20.0) on 40 problems.",
-        "Of 3 environments, 1 gained (math); 2 did not change (json, docs).",
+        "math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0); 9 tasks gained, 1 lost, of 40.",
+        "json no change shown: 0.500 before, 0.600 after, +10.0 points (95 % +0.0 to +20.0); 4 tasks gained, 0 lost, "
+        "of 40.",
+        "docs no change shown: 0.500 before, 0.500 after, +0.0 points (no task changed; a change below 8 points may be "
+        "missed); 0 tasks gained, 0 lost, of 40.",
+        "Of 3 environments: 1 gained (math); 2 no change shown (json, docs).",
     ]
     assert results.describe_environments({}) == []
 
 
 def test_an_environment_that_lost_while_another_gained_is_a_warning():
-    sentences = results.describe_environments({"math": comparison(0.1, 0.3), "json": comparison(-0.3, -0.1)})
-    assert sentences[2] == "Of 2 environments, 1 gained (math); 1 lost (json)."
+    sentences = results.describe_environments({"math": comparison(9, 1, True), "json": comparison(0, 9, True)})
+    assert sentences[2] == "Of 2 environments: 1 gained (math); 1 lost (json)."
     assert sentences[3].startswith("Warning: json fell while math rose. Give what fell a larger share (data.mix)")
-    both = results.describe_environments({"math": comparison(-0.3, -0.1), "json": comparison(-0.3, -0.1)})
-    assert both[-1] == "Of 2 environments, 2 lost (math, json)."
+    both = results.describe_environments({"math": comparison(0, 9, True), "json": comparison(0, 9, True)})
+    assert both[-1] == "Of 2 environments: 2 lost (math, json)."
+
+
+def test_an_environment_gains_only_where_the_comparison_calls_it_real():
+    """Four of four changes upwards: the bootstrap interval leaves out zero, McNemar's test gives 0.125."""
+    sides = []
+    for right in ((), range(0, 8, 2)):
+        scores = {str(i): float(i in right) for i in range(40)}
+        sides.append(
+            {key: {"id": key, "environment": "ab"[int(key) % 2], "score": score} for key, score in scores.items()}
+        )
+    groups = results.compare_groups(*sides)["environment"]
+    assert groups["a"]["difference_ci95"][0] > 0 and groups["a"]["p_value"] == 0.125
+    assert results.describe_environments(groups)[0].startswith("a no change shown: 0.000 before, 0.200 after")

@@ -5,6 +5,7 @@ could be forgotten. So each environment has a `PromptSampler` of its own, and a 
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,9 +61,16 @@ class EnvironmentSampler:
             self.drawn[name] += number
         return [self.prompts[name][place] for name in counts for place in self.samplers[name].draw(counts[name])]
 
-    def draw_more(self, count: int) -> list[int]:
-        """Numbers of `count` further prompts for this step, more of an environment whose groups are more often flat."""
-        flat = {name: share * (1 - self.samplers[name].mixed_share() + FLOOR) for name, share in self.shares.items()}
+    def draw_more(self, count: int, replaced: Sequence[int] = ()) -> list[int]:
+        """Numbers of `count` further prompts for this step.
+
+        Args:
+            count: how many.
+            replaced: the prompts that they are for: those whose groups are flat, or may be. Each environment gets its
+                part of them, and more where its groups are more often flat.
+        """
+        parts = Counter(self.environments[prompt] for prompt in replaced) or self.shares
+        flat = {name: parts[name] * (1 - self.samplers[name].mixed_share() + FLOOR) for name in self.shares}
         counts = _round_to(count, {name: count * value / sum(flat.values()) for name, value in flat.items()})
         return [self.prompts[name][place] for name in counts for place in self.samplers[name].draw_more(counts[name])]
 

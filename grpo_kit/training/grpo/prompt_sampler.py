@@ -63,9 +63,10 @@ class PromptSampler:
         self.draws += count
         return chosen
 
-    def draw_more(self, count: int) -> list[int]:
+    def draw_more(self, count: int, replaced: Sequence[int] = ()) -> list[int]:
         """Numbers of `count` further prompts for this step, in place of some whose groups had no gradient.
 
+        Which prompts are `replaced` makes a difference to an `EnvironmentSampler` only.
         `in_order` draws them by weight as well, and goes on afterwards where it was.
         """
         if self.kind == "shuffled":

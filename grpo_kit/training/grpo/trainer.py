@@ -6,7 +6,7 @@ TRL's GRPOTrainer does the rest; its private methods are overridden in `trl_inte
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class GroupTrainer(OpenGRPOTrainer):
 
     Args:
         grpo: `advantage`, `normalize_rewards` and `resample_budget`.
+        rows: the training rows with all columns. TRL's data set has only those that TRL needs, because a table would
+            force one type on a column of several environments.
         prompt_sampler: draws the prompts.
         verifiers: for each environment the place of its verifier among the reward functions: above 0.5 a completion
             counts as a pass.
@@ -51,12 +53,13 @@ class GroupTrainer(OpenGRPOTrainer):
         self,
         *args: Any,
         grpo: Grpo,
+        rows: Sequence[dict[str, Any]],
         prompt_sampler: PromptSampler | EnvironmentSampler,
         verifiers: Mapping[str, int],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.grpo, self.prompt_sampler, self.verifiers = grpo, prompt_sampler, verifiers
+        self.grpo, self.rows, self.prompt_sampler, self.verifiers = grpo, rows, prompt_sampler, verifiers
         self.sampling_round = 0  # within a step
         self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
         if not find_untested():  # in another version the layout might not reach the mixers
@@ -82,7 +85,7 @@ class GroupTrainer(OpenGRPOTrainer):
         drawn = self.prompt_sampler.draw(groups)
         activity.announce(f"sampling step {self.state.global_step + 1}")
         if spare:
-            drawn += self.prompt_sampler.draw_more(spare)
+            drawn += self.prompt_sampler.draw_more(spare, drawn)
         batch, prompts, flat, causes = self._sample_groups(drawn)
         first_round = {name: list(values) for name, values in self.figures.items()}
 
@@ -92,7 +95,8 @@ class GroupTrainer(OpenGRPOTrainer):
         chosen = choose()
         while (missing := int(flat[chosen].sum())) > (1 - ENOUGH) * groups and len(flat) - groups < budget:
             count = min(self._groups_needed(missing), groups + budget - len(flat))
-            more, more_prompts, more_flat, _ = self._sample_groups(self.prompt_sampler.draw_more(count))
+            replaced = [prompts[place] for place in chosen.tolist() if flat[place]]
+            more, more_prompts, more_flat, _ = self._sample_groups(self.prompt_sampler.draw_more(count, replaced))
             batch = join_batches(batch, more, self.processing_class.pad_token_id)
             prompts, flat = prompts + more_prompts, torch.cat([flat, more_flat])
             chosen = choose()
@@ -128,12 +132,7 @@ class GroupTrainer(OpenGRPOTrainer):
         """
         if short := processes.groups_to_pad(len(prompts), self.num_generations):
             prompts = prompts + self.prompt_sampler.draw_more(short)
-        # Reading a row of a Dataset takes ten times as long as copying it.
-        rows = [
-            copy.deepcopy(row)
-            for row in map(self.train_dataset.__getitem__, prompts)
-            for _ in range(self.num_generations)
-        ]
+        rows = [copy.deepcopy(self.rows[prompt]) for prompt in prompts for _ in range(self.num_generations)]
         seeds = np.random.SeedSequence([self.args.seed, self.state.global_step, self.sampling_round])
         set_seed(int(seeds.generate_state(1)[0]))
         self.sampling_round += 1

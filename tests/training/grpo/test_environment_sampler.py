@@ -82,8 +82,15 @@ def test_more_is_drawn_where_more_groups_are_flat():
         sampler.learn(prompt, 4, 8)  # math: every group is mixed
     for prompt in range(50, 75):
         sampler.learn(prompt, 0, 8)
-    found = counts(sampler, sampler.draw_more(12))
+    found = counts(sampler, sampler.draw_more(12, [0, 50, 60]))
     assert found["math"] < found["json"] == found["docs"]
+
+
+def test_groups_are_drawn_only_for_environments_that_have_one_to_replace():
+    sampler = make({"math": 1, "json": 0, "docs": 1})
+    assert counts(sampler, sampler.draw_more(5, [60, 61])) == {"docs": 5}
+    assert counts(sampler, sampler.draw_more(4, [0, 60])) == {"math": 2, "docs": 2}
+    assert set(counts(sampler, sampler.draw_more(4))) == {"math", "docs"}  # to fill up the processes
 
 
 def test_learning_reaches_the_prompt_itself():

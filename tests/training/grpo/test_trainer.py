@@ -266,7 +266,7 @@ def test_an_error_in_sampling_leaves_the_model_as_it_was(monkeypatch):
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "local_slice", lambda count: slice(2, 4))
     trainer = types.SimpleNamespace(
-        num_generations=2, sampling_round=0, train_dataset=[{"prompt": "a"}, {"prompt": "b"}], sample_batch=fail,
+        num_generations=2, sampling_round=0, rows=[{"prompt": "a"}, {"prompt": "b"}], sample_batch=fail,
         args=types.SimpleNamespace(seed=1), state=types.SimpleNamespace(global_step=0), _base_model=lambda: base,
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
