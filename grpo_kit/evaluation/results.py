@@ -117,11 +117,11 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
     """
     if not comparisons:
         return []
-    names: dict[str, list[str]] = {"gained": [], "lost": [], "no change shown": []}
+    names: dict[str, list[str]] = {"gained": [], "lost": [], "shows no change": []}
     sentences = []
     for name, part in comparisons.items():
         low, high = (100 * points for points in part["difference_ci95"])
-        change = ("gained" if part["difference"] > 0 else "lost") if part["real"] else "no change shown"
+        change = ("gained" if part["difference"] > 0 else "lost") if part["real"] else "shows no change"
         names[change].append(name)
         interval = f"95 % {low:+.1f} to {high:+.1f}"
         if not part["gained"] + part["lost"]:  # with 95 % confidence fewer than 3 of n tasks change (rule of three)
@@ -130,7 +130,10 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
             f"{name} {change}: {part['before']:.3f} before, {part['after']:.3f} after, {100 * part['difference']:+.1f} "
             f"points ({interval}); {part['gained']} tasks gained, {part['lost']} lost, of {part['n']}."
         )
-    counts = [f"{len(own)} {change} ({', '.join(own)})" for change, own in names.items() if own]
+    counts = []
+    for change, own in names.items():
+        verb = change if len(own) == 1 else change.replace("shows", "show")
+        counts += [f"{len(own)} {verb} ({', '.join(own)})"] * bool(own)
     sentences.append(f"Of {len(comparisons)} environments: {'; '.join(counts)}.")
     if names["gained"] and names["lost"]:
         sentences.append(

@@ -104,11 +104,11 @@ def test_each_environment_and_all_of_them_have_a_sentence():
     )
     assert sentences == [
         "math gained: 0.500 before, 0.700 after, +20.0 points (95 % +10.0 to +30.0); 9 tasks gained, 1 lost, of 40.",
-        "json no change shown: 0.500 before, 0.600 after, +10.0 points (95 % +0.0 to +20.0); 4 tasks gained, 0 lost, "
+        "json shows no change: 0.500 before, 0.600 after, +10.0 points (95 % +0.0 to +20.0); 4 tasks gained, 0 lost, "
         "of 40.",
-        "docs no change shown: 0.500 before, 0.500 after, +0.0 points (no task changed; a change below 8 points may be "
+        "docs shows no change: 0.500 before, 0.500 after, +0.0 points (no task changed; a change below 8 points may be "
         "missed); 0 tasks gained, 0 lost, of 40.",
-        "Of 3 environments: 1 gained (math); 2 no change shown (json, docs).",
+        "Of 3 environments: 1 gained (math); 2 show no change (json, docs).",
     ]
     assert results.describe_environments({}) == []
 
@@ -131,4 +131,4 @@ def test_an_environment_gains_only_where_the_comparison_calls_it_real():
         )
     groups = results.compare_groups(*sides)["environment"]
     assert groups["a"]["difference_ci95"][0] > 0 and groups["a"]["p_value"] == 0.125
-    assert results.describe_environments(groups)[0].startswith("a no change shown: 0.000 before, 0.200 after")
+    assert results.describe_environments(groups)[0].startswith("a shows no change: 0.000 before, 0.200 after")

@@ -430,6 +430,23 @@ def test_05_tries_settings_and_reports_their_effect(executed_notebooks):
     assert text.rstrip().endswith(" ".join(result["best"]["overrides"]))
 
 
+def test_06_calls_each_reward_trains_on_all_and_says_what_became_of_each(executed_notebooks):
+    folder, notebooks = executed_notebooks
+    text, runs = printed_text(notebooks["06_environments"]), folder / "straight/runs"
+    for name in ("math", "structured", "instructions", "documents"):
+        assert (
+            text.count(f"== {name}\n") == 1 and len(re.findall(rf"^{name} (?:gained|lost|shows no)", text, re.M)) == 2
+        )
+    assert len(re.findall(r"^Of 4 environments: ", text, re.MULTILINE)) == 2
+    assert re.search(r"^right, wrong document .+ 0\.0$", text, re.MULTILINE)
+    assert re.search(r"^another value .+ 1\.0$", text, re.MULTILINE)  # by NVIDIA's rule
+    assert count_pictures(notebooks["06_environments"]) == 2
+    drawn = {line["environment"] for line in read_jsonl(runs / "tiny-environments-alone/completions.jsonl")}
+    assert drawn == {"structured"}
+    drawn = {line["environment"] for line in read_jsonl(runs / "tiny-environments/completions.jsonl")}
+    assert drawn == {"math", "structured", "instructions", "documents"}
+
+
 @every_notebook
 def test_a_notebook_shows_no_warnings(executed_notebooks, name):
     outputs = [output for cell in code_cells(executed_notebooks[1][name]) for output in cell.outputs]
