@@ -222,8 +222,8 @@ def find_notebook(name: str) -> Path:
 
 
 def find_next_notebook(path: Path) -> str:
-    """The name of the notebook that goes on where this one ends; the search goes back to the training."""
-    later = sorted(other.stem for other in path.parent.glob("[0-9]*.ipynb") if other.stem > path.stem)
+    """The name of the notebook that goes on where this one ends; search and environments go back to the training."""
+    later = sorted(other.stem for other in path.parent.glob("0[1-5]*.ipynb") if other.stem > path.stem)
     return later[0] if later else "03_training"
 
 

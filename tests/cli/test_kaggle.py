@@ -159,7 +159,13 @@ def test_push_from_the_first_call_to_the_output(online, here):
 
 
 @pytest.mark.parametrize(
-    ("notebook", "following"), [("01_setup", "02_data"), ("02_data", "03_training"), ("05_tuning", "03_training")]
+    ("notebook", "following"),
+    [
+        ("01_setup", "02_data"),
+        ("02_data", "03_training"),
+        ("05_tuning", "03_training"),
+        ("06_environments", "03_training"),
+    ],
 )
 def test_push_names_the_notebook_that_goes_on_from_an_output_without_a_zip(online, here, notebook, following):
     online.files = {"runs/mine/run.json": b"{}"}
