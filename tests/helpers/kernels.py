@@ -69,7 +69,9 @@ def notebook_client(name, folder, env, **fields):
         form.source, hits = re.subn(rf"(?m)^{field} = .*?(?=\s*#@param)", line, form.source)
         assert hits == 1, f"{name} has no field {field}"
     folder.mkdir(parents=True, exist_ok=True)
-    runner = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}})
+    # By default nbclient gives up waiting for what a busy kernel has printed after 4 s, and goes on without it.
+    limits = {"timeout": 300, "iopub_timeout": 120}
+    runner = nbclient.NotebookClient(notebook, **limits, resources={"metadata": {"path": str(folder)}})
     return runner, notebook, env
 
 
