@@ -29,8 +29,8 @@
 # %% [markdown]
 # ## Settings
 # `auto` takes `tiny-environments` on a machine without a GPU: an embedded policy that can do four things, each a
-# quarter to a half of the time. The other presets train on GSM8K and on tasks that the kit makes. `data.mix` gives each kind of task
-# its share: `data.mix={math: 2, structured: 1, instructions: 1, documents: 1}`.
+# quarter to a half of the time. The other presets train on GSM8K and on tasks that the kit makes. `data.mix` gives each
+# kind of task its share: `data.mix={math: 2, structured: 1, instructions: 1, documents: 1}`.
 #
 # `t4-4b` is for Nemotron-3-Nano-4B; `t4` and those after it are for the 30B model. Loading in 4 bit is tested with
 # small models on a CPU only: **nothing has been run on a T4 so far.**

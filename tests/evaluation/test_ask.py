@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from grpo_kit import config
 from grpo_kit.evaluation.ask import ask, load_trained
@@ -22,9 +23,11 @@ def both(trained):
 @pytest.mark.slow
 def test_the_untrained_policy_answers_without_the_adapter_and_the_trained_one_with_it(both, tiny_policy):
     model, tokenizer, chosen = both
-    for name, pair in model.named_parameters():  # four steps change little, so here the adapter says something else
-        if "lora_B" in name:
-            pair.data.normal_(0, 0.5)
+    # Four steps change little, so here the adapter says something else.
+    pairs = [value.data for name, value in model.named_parameters() if "lora_B" in name]
+    trained_pairs = [pair.clone() for pair in pairs]
+    for pair in pairs:
+        pair.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))
     replies = ask(model, tokenizer, chosen, QUESTION)
     assert list(replies) == ["untrained", "trained"]
     messages = build_messages(QUESTION, chosen.data.prompt_suffix, chosen.data.system_prompt)
@@ -32,6 +35,8 @@ def test_the_untrained_policy_answers_without_the_adapter_and_the_trained_one_wi
         settings, seed = chosen.evaluation, chosen.run.seed
         assert reply == sample_completions(policy, tokenizer, [messages], settings, seed, True)[0]
     assert replies["untrained"] != replies["trained"]
+    for pair, trained_pair in zip(pairs, trained_pairs, strict=True):
+        pair.copy_(trained_pair)  # other tests ask this policy too
 
 
 @pytest.mark.slow
