@@ -211,8 +211,8 @@ after = measure(config, run, "after", progress=notebook.show_progress("answers")
 notebook.show_environments(compare(run))
 
 # %% [markdown]
-# **You should see** a sentence for each environment, and one for all. It gained or lost only if the whole interval of
-# the difference is on one side of zero. NVIDIA reports *stable gains without co-reward degradation* for its mixture:
+# **You should see** a sentence for each environment, and one for all. It gained or lost only if a paired test
+# of the tasks says so; four of four changes upwards are no proof yet. NVIDIA reports *stable gains without co-reward degradation* for its mixture:
 # here the claim is a row for each environment.
 
 # %% [markdown]
