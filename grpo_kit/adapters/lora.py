@@ -256,5 +256,5 @@ def _with_lora(model: Any, lora: Any) -> Any:
 def _refuse_to_merge(*args: Any, **kwargs: Any) -> None:
     raise ValueError(
         "The LoRA is on routed experts in 4 bit, which cannot hold a merged update. Save the adapter, and write merged "
-        "16-bit weights with `grpo-kit export --merge`."
+        "16-bit weights with `grpo-kit handoff --to trl --merge`."
     )

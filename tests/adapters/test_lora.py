@@ -159,7 +159,7 @@ def test_dropout_on_routed_experts_is_refused():
 def test_merging_into_routed_experts_in_4_bit_is_refused_before_anything_changes(way):
     model, _ = load_policy(config.Policy(load_in_4bit=True))
     model = lora.add_lora(model, config.Lora(r=2, target_modules=["in_proj", "up_proj"]), seed=1)
-    with pytest.raises(ValueError, match="routed experts in 4 bit.*export --merge"):
+    with pytest.raises(ValueError, match="routed experts in 4 bit.*handoff --to trl --merge"):
         getattr(model, way)()
     assert not any(getattr(module, "merged", False) for module in model.modules())
 

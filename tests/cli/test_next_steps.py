@@ -1,6 +1,7 @@
 """A command ends with the next one to type, in the order of the stages, for the same run."""
 
 import inspect
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from grpo_kit.cli import rewards
 from grpo_kit.cli.main import app
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.runs.run import find_run
+from tests.helpers.settings import ROOT
 
 DONE = ("data", "train", "before", "after", "package")
 
@@ -67,3 +69,12 @@ def test_no_command_is_without_a_next_one():
         if not any(printer in inspect.getsource(function) for printer in printers)
     ]
     assert len(commands) > 15 and without == ["doctor"]
+
+
+def test_every_command_that_a_sentence_of_the_package_names_exists():
+    from typer.main import get_command
+
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "grpo_kit").rglob("*.py")}
+    named = {(path.name, word) for path, text in texts.items() for word in re.findall(r"`grpo-kit ([a-z]+)", text)}
+    assert len(named) > 20
+    assert [(name, word) for name, word in sorted(named) if word not in get_command(app).commands] == []
