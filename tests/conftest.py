@@ -32,6 +32,7 @@ sys.modules["rfc3987_syntax"] = None
 SLOW_FILES = (
     "notebooks/test_notebook_places", "notebooks/test_notebooks", "runs/test_processes",
     "display/test_board_in_browser", "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels", "test_notes",
+    "evaluation/test_rehearsal", "handoff/test_nemo_megatron",
 )  # fmt: skip
 LONG_FILES = (
     "training/grpo/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train",

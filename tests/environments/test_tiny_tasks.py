@@ -70,6 +70,7 @@ def test_tasks_differ_and_depend_on_the_seed_alone(source):
     assert all(len(task.prompt[0]["content"]) <= 85 for task in tasks)
 
 
+@pytest.mark.slow
 def test_all_wordings_can_be_made_and_no_more():
     assert len(make_tasks("tiny-instructions", 780, seed=0)) == 780
     with pytest.raises(ValueError, match="gave 780 different tasks .* and 781 were asked for"):

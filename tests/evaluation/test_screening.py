@@ -126,6 +126,7 @@ def test_a_prompt_with_an_unusable_gold_is_sampled_once_and_has_no_pass_rate(tmp
     assert all((line["samples"], line["tried"], line["low"], line["high"]) == (4, 0, 0.0, 1.0) for line in lines)
 
 
+@pytest.mark.slow
 def test_the_kept_rows_are_in_the_order_of_a_curriculum(tmp_path, drawn):
     chosen, run = prepared(tmp_path, [0.3, 0.5, 0.7] * 10, "screening.sigma=0")
     screening.screen(chosen, run, right_reward)
@@ -313,6 +314,7 @@ def test_training_takes_the_screened_rows_in_their_order_over_the_run(screened):
         train.train(replace(chosen, screening=Screening(sigma=0.3)), run, [wrong_reward])
 
 
+@pytest.mark.slow
 def test_a_run_longer_than_its_rows_goes_from_easy_to_hard_once_not_once_per_epoch(screened):
     chosen, run = screened
     longer = replace(chosen, grpo=replace(chosen.grpo, max_steps=40, num_iterations=2))
@@ -341,6 +343,7 @@ def test_screening_after_training_puts_the_training_out_of_date(tmp_path, drawn)
         train.train(chosen, run, [wrong_reward])
 
 
+@pytest.mark.slow
 def test_new_data_makes_a_screening_out_of_date(screened, drawn):
     chosen, run = screened
     again = replace(chosen, data=replace(chosen.data, prompt_suffix="?"), run=replace(chosen.run, force=True))

@@ -81,6 +81,7 @@ def test_a_session_is_counted_with_every_replacement():
     )
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_first_session_fit_into_its_hours():
     """Of the presets, in seconds: what comes before the steps, the steps, and one step more."""
     for preset, device in (("t4", "t4"), ("t4x2", "t4x2"), ("t4-4b", "t4")):

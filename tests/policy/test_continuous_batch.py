@@ -61,6 +61,7 @@ def test_alone_a_prompt_gets_what_transformers_gives_it(tiny_policy, prompts, al
         assert theirs[0, len(prompt) :].tolist() == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [2, 4, 9, 10, 64])
 def test_a_completion_does_not_depend_on_who_shares_the_batch(tiny_policy, prompts, alone, together):
     expected = [ids[:limit] for ids, limit in zip(alone, LIMITS)]

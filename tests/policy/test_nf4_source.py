@@ -185,6 +185,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_source_that_became_another_model_is_converted_again(local, capsys, change):
     policy, source, folder = local
@@ -260,6 +261,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
 def test_what_is_damaged_is_made_again_from_the_source(local, capsys, name):
     policy, _, folder = local
@@ -281,6 +283,7 @@ def test_what_is_damaged_is_named_where_there_is_no_source(converted, tmp_path, 
             load_policy(policy_of(nf4_folder=str(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", '{"format": 1, "sou', '{"format": 2}'])
 def test_a_damaged_manifest_is_named_and_without_it_the_checkpoint_is_made_again(local, text):
     policy, _, folder = local
@@ -329,6 +332,7 @@ def test_a_checkpoint_of_this_session_comes_before_a_mounted_one(converted, mach
     assert model_source.nf4_folder(policy_of()) == ours
 
 
+@pytest.mark.slow
 def test_on_kaggle_it_is_made_outside_the_output_and_a_sentence_says_how_to_keep_it(machine, monkeypatch, capsys):
     root = machine("kaggle")
     monkeypatch.setattr(nf4_source, "LARGEST_UNSTREAMED", 1000)

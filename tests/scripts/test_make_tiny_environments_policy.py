@@ -14,6 +14,7 @@ from scripts import make_tiny_environments_policy as script
 ENVIRONMENTS = ["structured", "instructions", "documents"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("habit", "environment"), zip((script.RECORDS, script.WORDINGS, script.NOTES), ENVIRONMENTS))
 def test_the_good_replies_are_right_and_fit_and_the_others_are_wrong(habit, environment):
     verify, rng = make_verifier(config.load_config("tiny"), ENVIRONMENTS), random.Random(1)

@@ -53,6 +53,7 @@ def test_an_environment_with_share_0_is_never_asked_also_where_groups_are_replac
     assert 0 < sampler.mixed_share() <= 1
 
 
+@pytest.mark.slow
 def test_random_shares_stay_within_one_group_of_what_is_owed():
     rng = np.random.default_rng(0)
     for _ in range(200):
