@@ -26,6 +26,7 @@ KNOWN = {
     "structured": Environment(["structured_output.py:structured_output_reward"]),
     "instructions": Environment(["instructions.py:instructions_reward"]),
     "documents": Environment(["documents_qa.py:documents_qa_reward"]),
+    "office": Environment(["end_state.py:end_state_reward"]),
 }
 
 

@@ -57,7 +57,8 @@ def row_of_task(line: int, environment: str, task: Task | Unusable) -> SourceRow
     if texts.encode("utf-8", "replace").decode("utf-8") != texts:
         detail = "it holds half of a character (a lone surrogate)"
         return SourceRow(line, "", "", "broken characters", detail, environment=environment)
-    gold = task.columns.get("answer") or task.columns.get("expected") or task.columns.get("instruction_id_list") or ""
+    golds = (task.columns.get(name) for name in ("answer", "expected", "instruction_id_list", "gold_calls"))
+    gold = next(filter(None, golds), "")
     gold = gold if isinstance(gold, str) else ", ".join(map(str, gold)) if isinstance(gold, list) else str(gold)
     return SourceRow(line, problem, gold, environment=environment, prompt=task.prompt, columns=task.columns)
 

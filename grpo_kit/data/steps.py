@@ -17,6 +17,7 @@ from grpo_kit.config import MATH, Data, RunConfig
 from grpo_kit.config.environments import KNOWN
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
+from grpo_kit.environments.office import WORLDS
 from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import load_reward
@@ -151,7 +152,8 @@ class Pipeline:
             self._drop(self.finished.run("tokens", self._find_long_prompts(self.config.data.max_prompt_tokens)))
         self.announce("golds")
         self._drop(self.finished.run("golds", self._find_unusable_golds(verifier)))
-        if others := [name for name in self.environments() if name in KNOWN]:
+        # A row with a world was judged when it was read; its reward can say nothing without an episode.
+        if others := [name for name in self.environments() if name in KNOWN and name not in WORLDS]:
             self._drop(self.finished.run("tasks", self._find_unusable_tasks(others)))
         if not self.kept():
             counts, details = (

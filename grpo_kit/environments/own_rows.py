@@ -2,15 +2,17 @@
 
 from typing import Any
 
+from grpo_kit.environments.office import WORLDS
+from grpo_kit.environments.office.world import read_row
 from grpo_kit.environments.reading import Refused, give_unusable, read_messages, read_structure, write_json
 from grpo_kit.environments.task import COLUMNS, Task
 
 LISTS = ("documents", "aliases", "supporting", "instruction_id_list")  # as JSON where a file holds text only
-TEXTS = ("schema_str", "expected", "kwargs")  # JSON; a structure is written as such
+TEXTS = ("schema_str", "expected", "kwargs", "state", "gold_calls")  # JSON; a structure is written as such
 # Columns that the kit itself writes, or passes to rewards under these names.
 RESERVED = (
     "environment", "prompt", "id", "source", "pass_rate", "prompts", "completions", "completion_ids", "trainer_state",
-    "log_extra", "log_metric", "prompt_opened_think",
+    "environments", "log_extra", "log_metric", "prompt_opened_think",
 )  # fmt: skip
 
 
@@ -45,6 +47,8 @@ def read_own_row(row: dict[str, Any], environment: str) -> Task:
         if isinstance(columns.get(name), dict | list):
             columns[name] = write_json(columns[name], name)
     write_json(columns, "of the row")
+    if environment in WORLDS:
+        read_row(WORLDS[environment], **columns)
     return Task(prompt, columns)
 
 

@@ -9,6 +9,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "structured": ("schema_str", "schema_type", "expected"),
     "instructions": ("instruction_id_list", "kwargs", "grading_mode"),
     "documents": ("answer", "aliases", "documents", "supporting"),
+    "office": ("state", "gold_calls"),
 }
 
 
@@ -17,8 +18,9 @@ class Task(NamedTuple):
 
     Attributes:
         prompt: messages with `role` and `content`: all that the policy is asked.
-        columns: those of `COLUMNS`. Texts: `schema_str`, `schema_type`, `expected`, `kwargs`, `grading_mode`, `answer`;
-            lists of texts: `instruction_id_list`, `documents`, `aliases`; a list of numbers from 1: `supporting`.
+        columns: those of `COLUMNS`. Texts: `schema_str`, `schema_type`, `expected`, `kwargs`, `grading_mode`, `answer`,
+            `state`, `gold_calls`; lists of texts: `instruction_id_list`, `documents`, `aliases`; a list of numbers
+            from 1: `supporting`.
     """
 
     prompt: list[dict[str, str]]

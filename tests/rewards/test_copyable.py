@@ -43,6 +43,7 @@ CALLS = {
         [1.0, 0.0, 0.0],
     ),
     "documents_qa": ("documents_qa_reward", ["Answer: 4 [1]", "4 or 3"], [1.0, 0.0]),
+    "end_state": ("end_state_reward", ["4", ""], [None, None]),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
         ["a", "b", "c"],
