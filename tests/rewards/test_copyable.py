@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,7 +182,8 @@ def paste(names: tuple[str, ...]) -> dict[str, list]:
     namespace: dict = {"__name__": "__main__"}
     for name in names:
         exec(compiled(name), namespace)
-    keywords = trl_keywords(SHARED_TEXTS) | {"prompt_opened_think": False}
+    worlds = [SimpleNamespace(get_reward=lambda: 1.0), *[None] * (len(SHARED_TEXTS) - 1)]  # end_state asks them
+    keywords = trl_keywords(SHARED_TEXTS) | {"prompt_opened_think": False, "environments": worlds}
     try:
         return {name: eval(SHARED_CALLS[name], namespace)(**keywords) for name in names}
     finally:
