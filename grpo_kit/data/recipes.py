@@ -17,6 +17,7 @@ GENERATED = {
     "structured": "records to write as JSON, YAML, TOML, XML or CSV by a schema, made by the kit",
     "instructions": "short texts to write under one to four instructions, made by the kit",
     "documents": "questions over several short documents, made by the kit",
+    "office": "requests to an office with mail, calendar and tasks, to be done with tools, made by the kit",
     "tiny-records": "a line of text to write as a JSON record, made by the kit",
     "tiny-instructions": "a few words to write in capitals, ending in a phrase, made by the kit",
     "tiny-documents": "questions over three documents of one line, made by the kit",

@@ -6,6 +6,7 @@ rewards are `grpo_kit/rewards/{structured_output,instructions,documents_qa}.py`.
 structured.make_tasks(100, seed=7)     a document, a schema, and the values that are known
 instructions.make_tasks(100, seed=7)   a small text to write, and instructions that hold together
 documents.make_tasks(100, seed=7)      documents with distractors, and a question over one or two of them
+office.make_tasks(100, seed=7)         an office with mail, calendar and tasks, and a request to be done with its tools
 gym_rows.read_gym_row, write_gym_row   NeMo-Gym's rows, both ways
 public_rows.read_public_row            rows of other public sets
 """

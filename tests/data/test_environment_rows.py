@@ -7,6 +7,7 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.data.splits import check_mix
+from grpo_kit.environments.office import Office
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
@@ -162,6 +163,33 @@ def test_an_environment_that_is_no_plain_name_is_refused_with_the_line(tmp_path,
         return
     with pytest.raises(ValueError, match=r"mixed\.jsonl, line 31: environment is .*(Write math|Rename it)\."):
         prepare_mixed(tmp_path, monkeypatch, rows)
+
+
+def test_requests_to_an_office_keep_their_state_and_gold_calls(tmp_path):
+    run = find_run("r", tmp_path / "runs")
+    sizes = ["data.limit=12", "data.test_size=4", "data.val_size=2", "data.max_prompt_tokens=1000"]
+    manifest = prepare(config.load_config("tiny", ["data.source=office", *sizes]), run)
+    assert manifest["environments"] == {"office": 12} and manifest["dropped"] == {}
+    for row in read_lines(run.data_file("train")):
+        office = Office()
+        office.reset(**row)
+        for call in json.loads(row["gold_calls"]):
+            getattr(office, call["name"])(**call["arguments"])
+        assert office.get_reward() == 1.0 and row["environment"] == "office"
+
+
+def test_own_requests_to_an_office_are_read_and_broken_ones_dropped(tmp_path, monkeypatch):
+    tasks = [{"id": 1, "title": "Write", "list": "to do"}]
+    done = {"name": "change", "arguments": {"table": "tasks", "id": 1, "field": "list", "value": "done"}}
+    rows = [
+        {"environment": "office", "prompt": f"No. {i}: it is written.", "state": {"tasks": tasks}, "gold_calls": [done]}
+        for i in range(20)
+    ]
+    rows += [rows[0] | {"gold_calls": []}, rows[0] | {"gold_calls": [{"name": "search", "arguments": {}}]}]
+    rows += [rows[0] | {"state": "{"}, rows[0] | {"gold_calls": [{"name": "search", "arguments": {"table": "tasks"}}]}]
+    manifest, _ = prepare_mixed(tmp_path, monkeypatch, rows)
+    assert manifest["environments"] == {"office": 20}
+    assert manifest["dropped"] == {"bad gold": 2, "no JSON": 1, "idle gold": 1}
 
 
 def test_an_environment_that_loses_every_row_is_refused_with_the_reason(tmp_path, monkeypatch):

@@ -1,6 +1,12 @@
-"""Worlds with tools: an office with mail, calendar and tasks, and a list of ages for the embedded policies."""
+"""Worlds with tools, in which an agent acts: an office with mail, calendar and tasks.
+
+`WORLDS` has what TRL's `environment_factory` takes, by the name of the environment. `make_tasks` makes requests.
+"""
 
 from grpo_kit.environments.office.office import Office
+from grpo_kit.environments.office.requests import make_tasks
 from grpo_kit.environments.office.world import World
 
-WORLDS: dict[str, type[World]] = {"office": Office}  # by environment: what TRL's environment_factory takes
+__all__ = ["WORLDS", "Office", "World", "make_tasks"]
+
+WORLDS: dict[str, type[World]] = {"office": Office}

@@ -9,26 +9,30 @@ from grpo_kit.environments.office.tables import (
     Table,
     address,
     date,
+    label,
     moment,
-    one_of,
     text,
     whole,
 )
 from grpo_kit.environments.office.world import World, tool
 
-NOW = "2026-03-02 08:30"  # a Monday; every mail that an agent sends is of this time
 LISTS = ("to do", "doing", "done")
 PAGE = 5  # entries that a search shows at once
 
 TABLES = {
     "people": Table({"name": text, "address": address}),
     "mail": Table(
-        {"folder": one_of("inbox", "outbox"), "person": address, "subject": text, "sent": moment, "body": text},
-        can_delete=True,
+        {"folder": label, "person": address, "subject": text, "sent": text, "body": text}, can_delete=True
     ),
     "events": Table({"title": text, "person": address, "start": moment, "minutes": whole}, True, True),
-    "tasks": Table({"title": text, "person": address, "due": date, "list": one_of(*LISTS)}, True, True),
-}
+    "tasks": Table({"title": text, "person": address, "due": date, "list": label, "board": label}, True, True),
+    # Rows of NVIDIA's workplace have these, too (`workplace.py`).
+    "customers": Table(
+        {"name": text, "person": address, "email": address, "phone": text, "last_contact": text, "interest": label,
+         "status": label, "follow_up": text, "notes": text},
+        True, True,
+    ),
+}  # fmt: skip
 
 
 class Office(World):
@@ -41,7 +45,7 @@ class Office(World):
         """Search a table of the office. Shows five entries at once.
 
         Args:
-            table: people, mail, events or tasks.
+            table: people, mail, events or tasks; some offices have customers.
             text: Words that an entry must contain; without them every entry is found.
             page: 1 for the first five entries, 2 for the next.
         """
@@ -65,7 +69,7 @@ class Office(World):
             body: The text.
         """
         person = self._find_address("to", to)
-        return self._add_entry("mail", folder="outbox", person=person, subject=subject, sent=NOW, body=body)
+        return self._add_entry("mail", folder="outbox", person=person, subject=subject, body=body)
 
     @tool
     def add_event(self, title: str, person: str, start: str, minutes: int) -> dict[str, Any]:
@@ -105,13 +109,16 @@ class Office(World):
         entry = self._find_entry(table, id)
         if not self._tables[table].can_change:
             raise BadArgument(f"Entries of {table} cannot be changed.")
-        if field not in entry:
-            raise BadArgument(f"field is {field[:60]!r}; an entry of {table} has {', '.join(entry)}.")
+        fields = dict.fromkeys(name for other in self._start[table].values() for name in other)
+        if field not in fields:
+            raise BadArgument(f"field is {field[:60]!r}; an entry of {table} has {', '.join(fields)}.")
         kind = self._tables[table].fields[field]
         if kind is whole:
             new: Any = _check_minutes(int(value) if re.fullmatch("[0-9]{1,9}", value.strip()) else value)
         elif kind is address:
             new = self._find_address(field, value)
+        elif kind is label:
+            new = self._find_label(table, field, value)
         else:
             new = kind(field, value)
         self._state[table][id] = entry | {field: new}
@@ -139,6 +146,15 @@ class Office(World):
             if any(entry.get(field) == wanted for entry in entries.values() for field in fields):
                 return wanted
         raise BadArgument(f"{name} is {wanted[:60]!r}, and nobody here has this address; search people for it.")
+
+    def _find_label(self, table: str, field: str, value: str) -> str:
+        """One of the words that entries had in this field at the beginning, or the name of a list."""
+        known = [str(entry[field]) for entry in self._start[table].values() if field in entry]
+        words = dict.fromkeys([*(LISTS if field == "list" else ()), *known])
+        for word in words:
+            if word.casefold() == value.strip().casefold():
+                return word
+        raise BadArgument(f"{field} is {value[:60]!r}; it must be one of {', '.join(words)[:200]}.")
 
 
 def _check_minutes(value: Any) -> int:

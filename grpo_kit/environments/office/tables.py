@@ -26,6 +26,7 @@ LONGEST_TEXT = 2000  # characters of a field
 LARGEST = 1_000_000_000  # of a whole number
 LONGEST_STATE = 2_000_000  # characters of JSON
 _PREFIX = re.compile(r"(?:(?:re|fw|fwd):\s*)+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENDS = " .,;:!?\"'’‘“”„«»`"
 
 
@@ -54,7 +55,7 @@ def text_or_nothing(name: str, value: Any) -> str:
         raise BadArgument(f"{name} is {show(value)}; it must be a text.")
     if len(value) > LONGEST_TEXT:
         raise BadArgument(f"{name} has {len(value):,} characters; it may have {LONGEST_TEXT:,}.")
-    if any("\ud800" <= char <= "\udfff" for char in value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise BadArgument(f"{name} holds half of a character; write it as whole characters.")
     return value
 
@@ -91,16 +92,9 @@ def moment(name: str, value: Any) -> str:
     return f"{date(name, match[1])} {hour:02}:{minute:02}"
 
 
-def one_of(*words: str) -> Kind:
-    """One of these words, in any case."""
-
-    def choose(name: str, value: Any) -> str:
-        found = [word for word in words if word.casefold() == text(name, value).strip().casefold()]
-        if not found:
-            raise BadArgument(f"{name} is {show(value)}; it must be one of {', '.join(words)}.")
-        return found[0]
-
-    return choose
+def label(name: str, value: Any) -> str:
+    """One of a few words, which a tool has to know."""
+    return text(name, value)
 
 
 def fold_text(value: str) -> str:

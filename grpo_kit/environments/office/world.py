@@ -117,6 +117,7 @@ class World:
         return json.dumps({"error": "The call could not be read, and nothing was changed. Write it as the tools say."})
 
     @classmethod
+    @functools.cache
     def _tools(cls) -> list[str]:
         methods = inspect.getmembers(cls, predicate=inspect.isfunction)
         return [name for name, _ in methods if not name.startswith("_") and name not in ("reset", "get_reward")]

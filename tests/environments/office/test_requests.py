@@ -1,0 +1,150 @@
+"""Each generated request has calls that are paid, and no part of them, no more and no other calls are."""
+
+import json
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from grpo_kit.environments.office.office import Office
+from grpo_kit.environments.office.requests import MOST_CALLS, Desk, draw_request, make_tasks, spell_day, spell_moment
+from grpo_kit.environments.task import COLUMNS
+
+TASKS = make_tasks(100, seed=7)
+
+
+def calls_of(task):
+    return [(call["name"], call["arguments"]) for call in json.loads(task.columns["gold_calls"])]
+
+
+def start(task):
+    office = Office()
+    assert office.reset(**task.columns, prompt=task.prompt) is None
+    return office
+
+
+def pay(office, calls):
+    office._begin(office._start, office._gold)  # what reset does once it has read the row
+    for name, arguments in calls:
+        getattr(office, name)(**arguments)
+    return office.get_reward()
+
+
+def extra_calls(task):
+    """A change more, of each table."""
+    state = json.loads(task.columns["state"])
+    person = state["people"][0]["address"]
+    gone = {(call["table"], call["id"]) for name, call in calls_of(task) if name == "delete"}
+    kept = next(entry["id"] for entry in state["mail"] if ("mail", entry["id"]) not in gone)
+    return [
+        ("delete", {"table": "mail", "id": kept}),
+        ("add_task", {"title": "Feed the cat", "person": person, "due": "2026-03-30"}),
+        ("add_event", {"title": "Nap", "person": person, "start": "2026-03-30 12:00", "minutes": 5}),
+        ("send_mail", {"to": person, "subject": "Hello", "body": "I did it."}),
+    ]
+
+
+def check_pay(tasks):
+    """The names of the checks that fail, with their tasks."""
+    failed = []
+    for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True):
+        calls = calls_of(task)
+        office, more = start(task), extra_calls(task)
+        looks = [("search", {"table": table}) for table in ("people", "mail", "events", "tasks")]
+        replies = [("right", 1.0, [*looks, *calls]), ("another order", 1.0, calls[::-1])]
+        replies += [("idle", 0.0, []), ("looking", 0.0, looks), ("another task's calls", 0.0, calls_of(other))]
+        replies += [("a call left out", 0.0, calls[:place] + calls[place + 1 :]) for place in range(len(calls))]
+        replies += [("a change more", 0.0, [*calls, call]) for call in more] + [
+            ("a change more", 0.0, [more[1], *calls])
+        ]
+        failed += [(name, task) for name, wanted, calls in replies if pay(office, calls) != wanted]
+    return failed
+
+
+def test_the_gold_calls_are_paid_and_nothing_else_is():
+    assert check_pay(TASKS[:60]) == []
+
+
+@pytest.mark.slow
+def test_of_two_thousand_tasks_each_is_paid_for_its_gold_calls_alone():
+    assert check_pay(make_tasks(2000, seed=11)) == []
+
+
+def test_a_seed_decides_the_tasks_and_more_tasks_begin_with_the_same():
+    assert make_tasks(20, seed=7) == TASKS[:20] and make_tasks(20, seed=8) != TASKS[:20]
+    assert all(tuple(task.columns) == COLUMNS["office"] for task in TASKS)
+    assert all(len(task.prompt[0]["content"]) <= 150 for task in make_tasks(10, seed=7, longest_prompt=150))
+
+
+def test_one_to_four_calls_with_every_tool():
+    numbers = Counter(len(calls_of(task)) for task in make_tasks(300, seed=3))
+    assert set(numbers) <= set(range(1, MOST_CALLS + 1)) and {1, 2, 3} <= set(numbers) and numbers[1] < 200
+    used = {(name, call.get("table", "")) for task in TASKS for name, call in calls_of(task)}
+    assert used == {
+        ("send_mail", ""), ("add_event", ""), ("add_task", ""), ("change", "events"), ("change", "tasks"),
+        ("delete", "mail"), ("delete", "events"),
+    }  # fmt: skip
+
+
+def test_ids_and_addresses_are_not_in_the_prompt():
+    """They have to be looked up; numbers of other things, as in "Order 12 of the pot", do not count."""
+    for task in TASKS:
+        prompt = task.prompt[0]["content"]
+        assert "@" not in prompt and ".example" not in prompt
+        for name, call in calls_of(task):
+            assert name not in ("change", "delete") or not re.search(rf"\b(?:id|number) {call['id']}\b", prompt)
+
+
+def test_what_a_request_names_is_there_once():
+    for task in TASKS:
+        state = json.loads(task.columns["state"])
+        titles = [entry.get("subject", entry.get("title")) for table in state.values() for entry in table]
+        firsts = [person["name"].split()[0] for person in state["people"]]
+        assert len(set(firsts)) == 5 and len(titles) - 5 == len(set(titles)) - 1  # people have no title
+        for title in re.findall(r'(?:mail|event|task|of|sent|wrote) "([^"]+)"', task.prompt[0]["content"]):
+            assert titles.count(title) <= 1, title
+
+
+def test_the_latest_mail_is_the_latest_in_the_inbox():
+    found = 0
+    for task in make_tasks(400, seed=5):
+        for who, text in re.findall(r'latest mail from (\w+)[\w ]* with "([^"]+)"', task.prompt[0]["content"]):
+            state = json.loads(task.columns["state"])
+            person = next(entry["address"] for entry in state["people"] if entry["name"].split()[0] == who)
+            mine = [mail for mail in state["mail"] if (mail["person"], mail["folder"]) == (person, "inbox")]
+            wanted = f"Re: {max(mine, key=lambda mail: mail['sent'])['subject']}"
+            assert ("send_mail", {"to": person, "subject": wanted, "body": text}) in calls_of(task)
+            found += 1
+    assert found > 10
+
+
+def test_days_and_times_are_said_in_words_that_mean_them():
+    rng = random.Random(0)
+    assert {spell_day(rng, "2026-03-03") for _ in range(99)} == {
+        "on 3 March", "on Tuesday, 3 March", "on 2026-03-03", "tomorrow", "this Tuesday",
+    }  # fmt: skip
+    assert "this Tuesday" not in {spell_day(rng, "2026-03-10") for _ in range(99)}
+    moments = {spell_moment(rng, "2026-03-12 14:30") for _ in range(99)}
+    assert {"on 12 March at 14:30", "on Thursday, 12 March at 2:30 pm"} <= moments
+    assert {spell_moment(rng, "2026-03-12 12:00", is_bare=True).split(" at ")[1] for _ in range(99)} == {
+        "12:00",
+        "12 pm",
+    }
+    assert "9 March at 9 am" in {spell_moment(rng, "2026-03-09 09:00", is_bare=True) for _ in range(99)}
+
+
+def test_entries_are_named_once():
+    desk = Desk(random.Random(1))
+    taken = [desk.take("events")[0] for _ in range(5)]
+    assert sorted(taken) == sorted(desk.state["events"]) and desk.take("events") is None
+
+
+def test_too_few_short_prompts_are_refused():
+    with pytest.raises(ValueError, match="at most 30 characters"):
+        make_tasks(1, seed=1, longest_prompt=30)
+
+
+def test_a_task_is_json_and_readable_by_the_world():
+    task = draw_request(random.Random(3))
+    assert json.loads(json.dumps(task.columns)) == task.columns and pay(start(task), calls_of(task)) == 1.0
