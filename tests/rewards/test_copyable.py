@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,7 @@ CALLS = {
         ['{"n": 4}', "n: 4", '{"n": 4, "n": 4}'],
         [1.0, 0.0, 0.0],
     ),
+    "code_tests": ("code_tests_reward", ["```python\nprint(4)\n```", "```python\nprint(5)\n```"], [1.0, 0.0]),
     "documents_qa": ("documents_qa_reward", ["Answer: 4 [1]", "4 or 3"], [1.0, 0.0]),
     "end_state": ("end_state_reward", ["4", ""], [None, None]),
     "brevity": (
@@ -69,6 +71,7 @@ def trl_keywords(texts: list[str]) -> dict:
         "answer": ["4"] * n,
         "options": [["3", "4"]] * n,
         "documents": [["3 and 1 are 4"]] * n,
+        "tests": ['{"kind": "stdin", "inputs": ["3 1"], "outputs": ["4"]}'] * n,
         "schema_str": ['{"properties": {"n": {"type": "integer"}}}'] * n,
         "solution": ["4"] * n,
         "instruction_id_list": [["punctuation:no_comma", "keywords:existence"]] * n,
@@ -103,9 +106,13 @@ def in_empty_namespace(source: str, reward: str, texts: list[str]) -> list:
         log_extra=lambda column, values: logged.append((column, len(values))),
         log_metric=lambda name, value: logged.append((name, float(value))),
     )
-    if "_stop_child" in namespace:  # math_answer's child
-        namespace["_stop_child"]()
+    end_children(namespace)
     return rewards
+
+
+def end_children(namespace: dict) -> None:
+    for name in ("_stop_child", "_end_program_servers"):  # math_answer's and code_tests'
+        namespace.get(name, int)()
 
 
 def in_fresh_python(source: str, reward: str, texts: list[str], tmp_path: Path, packages: tuple = ()) -> list:
@@ -152,7 +159,11 @@ def test_a_pasted_file_pays_the_same_called_as_trl_calls_it(name, tmp_path):
 def test_a_file_mentions_neither_the_package_nor_its_own_path(name):
     source = (REWARDS / f"{name}.py").read_text(encoding="utf-8")
     assert "grpo_kit" not in source and "__file__" not in source and "inspect" not in source
-    top = [line for line in source.split("\n_WORKER")[0].splitlines() if line.startswith(("import ", "from "))]
+    top = [
+        line
+        for line in re.split(r"\n_(?:WORKER|PROGRAM_SERVER) =", source)[0].splitlines()
+        if line.startswith(("import ", "from "))
+    ]
     assert {line.split()[1].split(".")[0] for line in top} <= sys.stdlib_module_names
 
 
@@ -161,7 +172,7 @@ SHARED_TEXTS = [
     "3+1=4\n#### 4", r"so 3+1=4</think>\boxed{4}", "3+2=5. The answer is 4", r"\boxed{B}", "I choose option B.",
     "The answer is not B.", r"\boxed{A} or \boxed{B}", r"\boxed{3} or \boxed{4}", r"It is not \boxed{4}", "<<3+1=4>> 4",
     '{"n": 4}', "<think>3+1=4</think>4",
-    "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
+    "```python\nprint(4)\n```", "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
 ]  # fmt: skip
 EVERY_OTHER = "lambda completions, **_: [float(i % 2) for i, _ in enumerate(completions)]"
 SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
@@ -169,7 +180,15 @@ SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
     "combine": f"combine({EVERY_OTHER}, x=Part({EVERY_OTHER}, 0.5))",
 }
 STEMS = sorted(CALLS)
-ORDERS = [*itertools.permutations(STEMS, 2), STEMS, STEMS[::-1], STEMS[3:] + STEMS[:3], STEMS[::2] + STEMS[1::2]]
+ORDERS = [STEMS, STEMS[::-1], STEMS[3:] + STEMS[:3], STEMS[::2] + STEMS[1::2]]
+for pair in itertools.permutations(STEMS, 2):  # code_tests starts a process each time
+    ORDERS.append(pytest.param(pair, marks=[pytest.mark.slow] * ("code_tests" in pair)))
+
+
+@pytest.fixture(autouse=True)
+def programs_may_run(monkeypatch):
+    """Also where continuous integration has credentials in its environment."""
+    monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")
 
 
 @functools.cache
@@ -187,8 +206,7 @@ def paste(names: tuple[str, ...]) -> dict[str, list]:
     try:
         return {name: eval(SHARED_CALLS[name], namespace)(**keywords) for name in names}
     finally:
-        if "_stop_child" in namespace:  # math_answer's child
-            namespace["_stop_child"]()
+        end_children(namespace)
 
 
 @functools.cache
