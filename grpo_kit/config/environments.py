@@ -27,6 +27,7 @@ KNOWN = {
     "instructions": Environment(["instructions.py:instructions_reward"]),
     "documents": Environment(["documents_qa.py:documents_qa_reward"]),
     "office": Environment(["end_state.py:end_state_reward"]),
+    "code": Environment(["code_tests.py:code_tests_reward"]),
 }
 
 

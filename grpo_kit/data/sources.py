@@ -23,11 +23,18 @@ from grpo_kit.environments import tiny_tasks
 from grpo_kit.environments.gym_rows import AGENTS, read_gym_row
 from grpo_kit.environments.own_rows import read_own_row
 from grpo_kit.environments.public_rows import read_public_row
-from grpo_kit.environments.task import COLUMNS, Task, Unusable
+from grpo_kit.environments.task import Task, Unusable
 from grpo_kit.nemotron import tiny
 from grpo_kit.rewards.tools.routing import environment_of
 
 GENERATED_ROWS = 4000  # problems that are made without `data.limit`
+# Generators of tasks beside math: the module in `environments/`, and the environment.
+GENERATORS = {
+    "structured": ("structured", "structured"),
+    "instructions": ("instructions", "instructions"),
+    "documents": ("documents", "documents"),
+    "programs": ("code.programs", "code"),
+}
 CHARACTERS = (
     3  # of English in a token, at least; the longest prompt that a generator makes is this many times the limit
 )
@@ -110,7 +117,7 @@ def read_source(
 
 
 def _read_tables(source: Source, data: Data, seed: int, on_note: Callable[[str], None]) -> Iterator[SourceRow]:
-    if source.generated and source.name in (*COLUMNS, *tiny_tasks.SOURCES):
+    if source.generated and source.name in (*GENERATORS, *tiny_tasks.SOURCES):
         environment, tasks = _make_tasks(source.name, data, seed)
         for line, task in enumerate(tasks, start=1):
             yield row_of_task(line, environment, task)
@@ -185,8 +192,9 @@ def _make_tasks(name: str, data: Data, seed: int) -> tuple[str, list[Task]]:
     if name in tiny_tasks.SOURCES:
         tasks = tiny_tasks.make_tasks(name, data.limit or tiny_tasks.ROWS, seed, longest)
         return tiny_tasks.SOURCES[name].environment, tasks
-    make_tasks = importlib.import_module(f"grpo_kit.environments.{name}").make_tasks
-    return name, make_tasks(data.limit or GENERATED_ROWS, seed, longest)
+    module, environment = GENERATORS[name]
+    make_tasks = importlib.import_module(f"grpo_kit.environments.{module}").make_tasks
+    return environment, make_tasks(data.limit or GENERATED_ROWS, seed, longest)
 
 
 def _generate_rows(name: str, count: int, seed: int) -> list[dict[str, str]]:

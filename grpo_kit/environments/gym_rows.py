@@ -1,4 +1,4 @@
-"""NeMo-Gym's rows for the three environments, read and written.
+"""NeMo-Gym's rows for the environments beside math, read and written.
 
 Their forms, as in NVIDIA-NeMo/Gym at 07d6b0d (August 2026):
 
@@ -10,9 +10,11 @@ Their forms, as in NVIDIA-NeMo/Gym at 07d6b0d (August 2026):
                    the prompt: numbered ("[1] ...", "Document 1: ..."), or within <document> or <text>. Without
                    documents a row is refused, and so is an answer that is longer than LONGEST_ANSWER, since answers are
                    compared exactly.
+    code           code_gen: `verifier_metadata` with `unit_tests` (`code/unit_tests.py`)
 
 The prompt is `responses_create_params.input`: a text, or messages; `instructions` there is the system message. What our
-rewards read and NeMo-Gym's servers do not (`expected`, `documents`, `aliases`, `supporting`) is written beside it.
+rewards read and NeMo-Gym's servers do not (`expected`, `documents`, `aliases`, `supporting`, the limits of a program)
+is written beside it.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ import json
 import re
 from typing import Any
 
+from grpo_kit.environments.code.unit_tests import read_unit_tests, write_unit_tests
 from grpo_kit.environments.instruction_rows import read_instructions
 from grpo_kit.environments.reading import (
     Refused,
@@ -37,6 +40,7 @@ AGENTS = {  # by environment; their configurations are in resources_servers/NAME
     "structured": "structured_outputs_simple_agent",
     "instructions": "instruction_following_simple_agent",
     "documents": "hotpotqa_qa_simple_agent",
+    "code": "code_gen_simple_agent",
 }
 LONGEST_ANSWER = 100  # characters
 _NUMBERED = re.compile(r"(?im)^[ \t]*(?:\[(\d{1,4})\]|(?:document|passage|doc)[ #]*\[?(\d{1,4})\]?[ \t]*[:.\n])")
@@ -50,7 +54,7 @@ def read_gym_row(row: dict[str, Any], environment: str) -> Task:
 
     Args:
         row: the row, as JSON or a table of the Hub gives it.
-        environment: "structured", "instructions" or "documents".
+        environment: a name in `AGENTS`.
 
     Returns:
         The task; an `Unusable` where the row gives none. No row raises an exception.
@@ -72,6 +76,9 @@ def read_gym_row(row: dict[str, Any], environment: str) -> Task:
         return make_task(
             environment, prompt, **read_schema(row.get("schema_str"), row.get("schema_type"), row.get("expected"))
         )
+    if environment == "code":
+        statement = "\n\n".join(message["content"] for message in prompt)
+        return make_task(environment, prompt, tests=read_unit_tests(row.get("verifier_metadata"), statement))
     if environment == "instructions":
         metadata = read_structure(row.get("verifier_metadata"), "verifier_metadata") or {}
         if not isinstance(metadata, dict):
@@ -92,6 +99,9 @@ def write_gym_row(task: Task, environment: str, id: str) -> dict[str, Any]:
     Returns:
         The row with its `agent_ref`.
 
+    Raises:
+        ValueError: a program's tests are asserts, for which NeMo-Gym has no form.
+
     Example:
         >>> from grpo_kit.environments import documents
         >>> row = write_gym_row(documents.make_tasks(1, seed=7)[0], "documents", "documents-0")
@@ -102,6 +112,8 @@ def write_gym_row(task: Task, environment: str, id: str) -> dict[str, Any]:
     row: dict[str, Any] = {"id": id, "responses_create_params": {"input": task.prompt}}
     if environment == "structured":
         row |= columns
+    elif environment == "code":
+        row |= {"verifier_metadata": write_unit_tests(columns["tests"])}
     elif environment == "instructions":
         number = int.from_bytes(hashlib.sha256(id.encode()).digest()[:6])
         asked = next(message["content"] for message in reversed(task.prompt) if message["role"] == "user")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from grpo_kit.environments.code import program_rows
+from grpo_kit.environments.code.column import read_tests
 from grpo_kit.environments.office import WORLDS
 from grpo_kit.environments.office.world import read_row
 from grpo_kit.environments.reading import Refused, give_unusable, read_messages, read_structure, write_json
@@ -22,7 +24,8 @@ def read_own_row(row: dict[str, Any], environment: str) -> Task:
 
     Args:
         row: has `prompt`, a text or a list of messages with `role` and `content`, and the columns of its environment.
-        environment: what the row names. Of one that is not the kit's own, every other column is kept.
+        environment: what the row names. Of one that is not the kit's own, every other column is kept. A
+            row of `code` without `tests` may have the columns of a public set (`code/program_rows.py`).
 
     Returns:
         The task; an `Unusable` where the row gives none.
@@ -32,11 +35,16 @@ def read_own_row(row: dict[str, Any], environment: str) -> Task:
         >>> read_own_row(row, "haiku")
         Task(prompt=[{'role': 'user', 'content': 'Write about tea.'}], columns={'season': 'autumn'})
     """
+    if environment == "code" and row.get("tests") is None and (form := program_rows.find_form(row)):
+        return program_rows.read_program(row, form)
     prompt = read_messages(read_structure(row["prompt"], "prompt") if _is_list(row) else row.get("prompt"), "prompt")
     if environment not in COLUMNS:
         columns = {str(name): value for name, value in row.items() if name not in RESERVED}
         write_json(columns, "of the row")
         return Task(prompt, columns)
+    if environment == "code":
+        statement = "\n\n".join(message["content"] for message in prompt)
+        return Task(prompt, {"tests": read_tests(row.get("tests"), statement)})
     columns = {name: row.get(name) for name in COLUMNS[environment]}
     for name in LISTS:
         if columns.get(name) is not None:

@@ -6,12 +6,15 @@
     hotpot     `question`, `answer`, `context`, `supporting_facts`: hotpotqa/hotpot_qa (lists of titles and sentences),
                and HotpotQA's own files (pairs of title and sentences)
 
+The forms of programs are in `code/program_rows.py`.
+
 Open questions without documents, such as nvidia/Nemotron-RL-knowledge-openQA, have no form here: their answers are
 formulas and sentences that NVIDIA lets a model compare, and nothing but an exact comparison is offered.
 """
 
 from typing import Any
 
+from grpo_kit.environments.code import program_rows
 from grpo_kit.environments.documents import make_prompt
 from grpo_kit.environments.gym_rows import LONGEST_ANSWER
 from grpo_kit.environments.instruction_rows import read_instructions
@@ -25,7 +28,11 @@ from grpo_kit.environments.reading import (
 )
 from grpo_kit.environments.task import Task, make_task
 
-FORMS = {"ifeval": "instructions", "if_multi": "instructions", "hotpot": "documents"}  # form: its environment
+FORMS = {  # form: its environment
+    "ifeval": "instructions",
+    "if_multi": "instructions",
+    "hotpot": "documents",
+} | dict.fromkeys(program_rows.FORMS, "code")
 MOST_DOCUMENTS = 200
 
 
@@ -50,6 +57,8 @@ def read_public_row(row: dict[str, Any], form: str) -> Task:
     """
     if form not in FORMS:
         raise ValueError(f"{form!r} is not a form of public rows. Name one of {', '.join(FORMS)}.")
+    if form in program_rows.FORMS:
+        return program_rows.read_program(row, form)
     if form == "ifeval":
         prompt = read_messages(row.get("prompt"), "prompt")
         columns = read_instructions(row.get("instruction_id_list"), row.get("kwargs"), row.get("grading_mode"))

@@ -10,6 +10,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "instructions": ("instruction_id_list", "kwargs", "grading_mode"),
     "documents": ("answer", "aliases", "documents", "supporting"),
     "office": ("state", "gold_calls"),
+    "code": ("tests",),
 }
 
 
@@ -19,8 +20,8 @@ class Task(NamedTuple):
     Attributes:
         prompt: messages with `role` and `content`: all that the policy is asked.
         columns: those of `COLUMNS`. Texts: `schema_str`, `schema_type`, `expected`, `kwargs`, `grading_mode`, `answer`,
-            `state`, `gold_calls`; lists of texts: `instruction_id_list`, `documents`, `aliases`; a list of numbers
-            from 1: `supporting`.
+            `state`, `gold_calls`, `tests`; lists of texts: `instruction_id_list`, `documents`, `aliases`; a list of
+            numbers from 1: `supporting`.
     """
 
     prompt: list[dict[str, str]]

@@ -21,6 +21,7 @@ SERVERS = {  # by environment; each judges the rows whose agent_ref names its ag
     "structured": "resources_servers/structured_outputs/configs/structured_outputs_json.yaml",
     "instructions": "resources_servers/instruction_following/configs/instruction_following.yaml",
     "documents": "resources_servers/hotpotqa_qa/configs/hotpotqa_qa.yaml",
+    "code": "resources_servers/code_gen/configs/code_gen.yaml",
 }
 JUDGE = {"judge_model_server": {"name": "policy_model"}, "should_use_judge": False}  # math-verify alone decides
 

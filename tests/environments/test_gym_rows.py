@@ -5,6 +5,7 @@ import json
 import pytest
 
 from grpo_kit.environments import documents, instructions, structured
+from grpo_kit.environments.code import programs
 from grpo_kit.environments.gym_rows import AGENTS, find_documents, read_gym_row, write_gym_row
 from grpo_kit.environments.task import Task, Unusable
 from grpo_kit.rewards.documents_qa import documents_qa_verdict
@@ -13,7 +14,7 @@ from grpo_kit.rewards.structured_output import structured_output_verdict
 
 SCHEMA = '{"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}'
 USER = [{"role": "user", "content": "q"}]
-GENERATORS = {"structured": structured, "instructions": instructions, "documents": documents}
+GENERATORS = {"structured": structured, "instructions": instructions, "documents": documents, "code": programs}
 
 
 def row(**columns):

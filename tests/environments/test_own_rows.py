@@ -2,6 +2,7 @@
 
 import pytest
 
+from grpo_kit.environments.code.asking import STDIN
 from grpo_kit.environments.own_rows import read_own_row
 from grpo_kit.environments.task import Task, Unusable
 
@@ -58,3 +59,33 @@ def test_messages_that_a_table_holds_as_text_are_read():
 def test_a_value_that_json_cannot_hold_makes_the_row_unusable(value):
     assert read_own_row({"prompt": "q", "season": value}, "haiku").reason == "not JSON"
     assert isinstance(read_own_row({"prompt": "q", "answer": value}, "documents"), Unusable)
+
+
+TESTS = '{"kind": "stdin", "inputs": ["2 3"], "outputs": ["5"]}'
+
+
+@pytest.mark.parametrize("tests", [TESTS, {"kind": "stdin", "inputs": ["2 3"], "outputs": ["5"], "note": 1}])
+def test_the_tests_of_a_program_are_checked_and_written_in_one_form(tests):
+    assert read_own_row({"prompt": ASK, "tests": tests, "more": 1}, "code") == Task(ASK, {"tests": TESTS})
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"prompt": "q"}, "no tests"),
+        ({"prompt": "q", "tests": ""}, "unreadable"),
+        ({"prompt": "q", "tests": "{'kind': 'stdin'}"}, "unreadable"),
+        ({"prompt": "q", "tests": {"kind": "stdin", "inputs": ["1"], "outputs": []}}, "no tests"),
+        ({"prompt": "Print any of them.", "tests": TESTS}, "several answers"),
+        ({"prompt": "", "tests": TESTS}, "empty"),
+        ({"prompt": "q", "tests": "", "test_list": ["assert f(1)"]}, "unreadable"),
+    ],
+)
+def test_tests_of_a_program_without_use_are_refused(row, reason):
+    assert read_own_row(row, "code").reason == reason
+
+
+def test_a_program_may_have_the_columns_of_a_public_set():
+    row = {"question": "Add.", "input_output": '{"inputs": ["2 3"], "outputs": ["5"]}', "environment": "code"}
+    assert read_own_row(row, "code") == Task([{"role": "user", "content": f"Add.\n\n{STDIN}"}], {"tests": TESTS})
+    assert read_own_row(row | {"prompt": "q", "tests": TESTS}, "code").prompt == ASK
