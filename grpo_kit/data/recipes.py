@@ -18,6 +18,7 @@ GENERATED = {
     "instructions": "short texts to write under one to four instructions, made by the kit",
     "documents": "questions over several short documents, made by the kit",
     "office": "requests to an office with mail, calendar and tasks, to be done with tools, made by the kit",
+    "programs": "small programs and functions to write, with tests, made by the kit",
     "tiny-records": "a line of text to write as a JSON record, made by the kit",
     "tiny-instructions": "a few words to write in capitals, ending in a phrase, made by the kit",
     "tiny-documents": "questions over three documents of one line, made by the kit",

@@ -33,6 +33,7 @@ GENERATORS = {
     "structured": ("structured", "structured"),
     "instructions": ("instructions", "instructions"),
     "documents": ("documents", "documents"),
+    "office": ("office", "office"),
     "programs": ("code.programs", "code"),
 }
 CHARACTERS = (

@@ -118,6 +118,16 @@ HOTPOT = {
     "supporting_facts": {"title": ["B", "B"], "sent_id": [0, 1]},
     "context": {"title": ["A", "B"], "sentences": [["a1."], ["b1.", " b2."]]},
 }  # fmt: skip
+SUM = ("tests", '{"kind": "stdin", "inputs": ["2 3\\n"], "outputs": ["5\\n"]}')
+APPS = {
+    "question": "Add.", "solutions": "[]", "starter_code": "", "difficulty": "EASY", "url": "u",
+    "input_output": '{"inputs": ["2 3\\n"], "outputs": ["5\\n"]}',
+}  # fmt: skip
+MBPP = {
+    "task_id": 1, "text": "Add.", "code": "c", "test_list": ["assert add(2, 3) == 5"], "test_setup_code": "",
+    "challenge_test_list": [],
+}  # fmt: skip
+ADD = ("tests", '{"kind": "asserts", "code": ["assert add(2, 3) == 5"], "setup": ""}')
 BESIDE_MATH = {  # a row of each set, and a column of the task that is read
     "nemotron_structured_outputs": (
         {"responses_create_params": {"input": [{"role": "user", "content": "s"}, {"role": "user", "content": "p"}]},
@@ -139,6 +149,34 @@ BESIDE_MATH = {  # a row of each set, and a column of the task that is read
     "ifbench_test": (INSTRUCTIONS, ("kwargs", '[{}, {"keywords": ["tea"]}]')),
     "hotpotqa": (HOTPOT, ("supporting", [2])),
     "hotpotqa_validation": (HOTPOT, ("documents", ["A: a1.", "B: b1. b2."])),
+    "nemotron_competitive_coding": (
+        {"responses_create_params": {"input": [{"role": "user", "content": "p"}]}, "hash_id": "h", "dataset": "taco",
+         "source": "codeforces", "verifier_metadata": {"unit_tests": {"inputs": ["2 3\n"], "outputs": ["5\n"]}}},
+        SUM,
+    ),
+    "apps": (APPS | {"problem_id": 0}, SUM),
+    "taco": (APPS | {"raw_tags": "[]", "name": None, "picture_num": None, "time_limit": None, "memory_limit": None},
+             SUM),
+    "codeforces": (
+        {"id": "1/A", "description": "Add.", "input_format": None, "output_format": "Print it.", "note": None,
+         "interaction_format": None, "examples": [{"input": "2 3", "output": "5"}], "input_mode": "stdio",
+         "official_tests": [{"input": "2 3\n", "output": "5\n"}], "official_tests_complete": True,
+         "generated_checker": None, "time_limit": None, "memory_limit": None},
+        SUM,
+    ),
+    "livecodebench": (
+        {"question_title": "t", "question_content": "Add.", "platform": "atcoder", "starter_code": "", "metadata": "{}",
+         "public_test_cases": '[{"input": "2 3\\n", "output": "5\\n", "testtype": "stdin"}]',
+         "private_test_cases": ""},
+        SUM,
+    ),
+    "mbpp": (MBPP, ADD),
+    "mbpp_test": (MBPP, ADD),
+    "humaneval": (
+        {"task_id": "HumanEval/0", "prompt": "def add(a, b):", "canonical_solution": "c", "entry_point": "add",
+         "test": "def check(candidate):\n    assert candidate(2, 3) == 5"},
+        ADD,
+    ),
 }  # fmt: skip
 
 
@@ -159,7 +197,7 @@ def test_a_recipe_beside_math_reads_its_sets_rows(tmp_path, name, suffix):
 def test_recipes_beside_math():
     by_environment = {
         (environment, evaluation): recipes.list_recipes(evaluation, environment)
-        for environment in ("structured", "instructions", "documents")
+        for environment in ("structured", "instructions", "documents", "code")
         for evaluation in (False, True)
     }
     assert by_environment == {
@@ -169,13 +207,16 @@ def test_recipes_beside_math():
         ("instructions", True): ["ifbench_test", "ifeval"],
         ("documents", False): ["hotpotqa"],
         ("documents", True): ["hotpotqa_validation"],
+        ("code", False): ["apps", "codeforces", "mbpp", "nemotron_competitive_coding", "taco"],
+        ("code", True): ["humaneval", "livecodebench", "mbpp_test"],
     }
 
 
 @pytest.mark.parametrize(
     "keys, words",
     [
-        ("environment: code", "environment 'code'; the environments are math, structured, instructions, documents"),
+        ("environment: tea", "environment 'tea'; the environments are math, structured, instructions, documents, code"),
+        ("environment: code\nform: hotpot", "form 'hotpot'; rows of code have 'gym', 'livecodebench', 'apps'"),
         ("environment: structured", "form ''; rows of structured have 'gym'. Name"),
         ("environment: documents\nform: ifeval", "form 'ifeval'; rows of documents have 'gym', 'hotpot'"),
         ("form: gym", "form 'gym'; rows of math have ''"),
