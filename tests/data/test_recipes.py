@@ -215,7 +215,7 @@ def test_recipes_beside_math():
 @pytest.mark.parametrize(
     "keys, words",
     [
-        ("environment: tea", "environment 'tea'; the environments are math, structured, instructions, documents, code"),
+        ("environment: tea", "environment 'tea'; the environments are math, structured, instructions, documents, "),
         ("environment: code\nform: hotpot", "form 'hotpot'; rows of code have 'gym', 'livecodebench', 'apps'"),
         ("environment: structured", "form ''; rows of structured have 'gym'. Name"),
         ("environment: documents\nform: ifeval", "form 'ifeval'; rows of documents have 'gym', 'hotpot'"),
