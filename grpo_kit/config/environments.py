@@ -28,6 +28,7 @@ KNOWN = {
     "documents": Environment(["documents_qa.py:documents_qa_reward"]),
     "office": Environment(["end_state.py:end_state_reward"]),
     "code": Environment(["code_tests.py:code_tests_reward"]),
+    "tiny-office": Environment(["end_state.py:end_state_reward"]),
 }
 
 

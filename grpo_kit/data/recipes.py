@@ -22,6 +22,7 @@ GENERATED = {
     "tiny-records": "a line of text to write as a JSON record, made by the kit",
     "tiny-instructions": "a few words to write in capitals, ending in a phrase, made by the kit",
     "tiny-documents": "questions over three documents of one line, made by the kit",
+    "tiny-office": "a price to look up and to note with two tools, made by the kit",
 }
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed wheel carries the recipes inside the package; in a clone they are in the top-level data folder.

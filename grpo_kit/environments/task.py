@@ -11,6 +11,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "documents": ("answer", "aliases", "documents", "supporting"),
     "office": ("state", "gold_calls"),
     "code": ("tests",),
+    "tiny-office": ("state", "gold_calls"),
 }
 
 

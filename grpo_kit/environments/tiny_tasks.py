@@ -3,8 +3,10 @@
 tiny-records        "Ada is 36 and lives in Rome." as a JSON record
 tiny-instructions   so many words, in capitals, ending in a phrase
 tiny-documents      a question over three documents of one line
+tiny-office         a price to look up with one tool and to note with another
 
-Their columns are those of the environments `structured`, `instructions` and `documents`, and so are their rewards.
+The columns of the first three are those of the environments `structured`, `instructions` and `documents`, and so are
+their rewards; `tiny-office` is an environment of its own, because a world's class decides which tools there are.
 """
 
 import json
@@ -29,7 +31,8 @@ COLOURS = (
 THINGS = (
     "ARM", "BOAT", "CUP", "DOOR", "FLAG", "HAT", "KEY", "LAMP", "MOON", "NEST", "OAK", "ROSE", "SEA", "TEA", "WOLF",
 )  # fmt: skip
-ROWS = 600  # tasks that are made without `data.limit`; of tiny-instructions there are 780
+PURCHASES = ("Note the price of {}.", "How much is {}? Note it.", "Price of {}, noted.", "What does {} cost? Note it.")
+ROWS = 600  # tasks that are made without `data.limit`; of tiny-instructions and tiny-office there are 780
 SCHEMA = json.dumps(
     {
         "type": "object",
@@ -76,6 +79,38 @@ def draw_notes(rng: random.Random) -> Notes:
     person = draw_person(rng)
     notes = [("name", person.name), ("age", str(person.age)), ("town", person.town)]
     return Notes(rng.sample(notes, 3), rng.randrange(3))
+
+
+class Purchase(NamedTuple):
+    """A wording, the things that have a price, and which of them is asked for, from 0."""
+
+    wording: str
+    prices: dict[str, int]
+    asked: int
+
+
+def draw_purchase(rng: random.Random) -> Purchase:
+    """Draw three things with prices."""
+    prices: dict[str, int] = {}
+    while len(prices) < 3:
+        prices[f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"] = rng.randint(10, 99)
+    return Purchase(rng.choice(PURCHASES), prices, rng.randrange(3))
+
+
+def ask_purchase(purchase: Purchase) -> Task:
+    """The task of noting a price, which has to be looked up first.
+
+    >>> task = ask_purchase(Purchase("Note the price of {}.", {"RED TEA": 36, "OLD HAT": 20}, 0))
+    >>> task.prompt[0]["content"], task.columns["gold_calls"]
+    ('Note the price of RED TEA.', '[{"name": "note", "arguments": {"price": 36}}]')
+    """
+    thing, price = list(purchase.prices.items())[purchase.asked]
+    entries = [{"id": n, "thing": name, "price": cost} for n, (name, cost) in enumerate(purchase.prices.items(), 1)]
+    gold = [{"name": "note", "arguments": {"price": price}}]
+    return make_task(
+        "tiny-office", _say(purchase.wording.format(thing)), state=json.dumps({"prices": entries}),
+        gold_calls=json.dumps(gold),
+    )  # fmt: skip
 
 
 def ask_record(person: Person) -> Task:
@@ -129,7 +164,7 @@ def make_tasks(source: str, count: int, seed: int, longest_prompt: int | None = 
 
     Args:
         source: a name of `SOURCES`.
-        count: number of tasks; of tiny-instructions there are 780.
+        count: number of tasks; of tiny-instructions and tiny-office there are 780.
         seed: decides the tasks; a larger count begins with the tasks of a smaller one.
         longest_prompt: largest number of characters of a prompt; None for any.
 
@@ -158,6 +193,7 @@ SOURCES = {
     "tiny-records": TinySource("structured", lambda rng: ask_record(draw_person(rng))),
     "tiny-instructions": TinySource("instructions", lambda rng: ask_wording(draw_wording(rng))),
     "tiny-documents": TinySource("documents", lambda rng: ask_notes(draw_notes(rng))),
+    "tiny-office": TinySource("tiny-office", lambda rng: ask_purchase(draw_purchase(rng))),
 }
 
 

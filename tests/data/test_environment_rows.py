@@ -7,7 +7,7 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.data.splits import check_mix
-from grpo_kit.environments.office import Office
+from grpo_kit.environments.office import WORLDS
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 
@@ -165,17 +165,18 @@ def test_an_environment_that_is_no_plain_name_is_refused_with_the_line(tmp_path,
         prepare_mixed(tmp_path, monkeypatch, rows)
 
 
-def test_requests_to_an_office_keep_their_state_and_gold_calls(tmp_path):
+@pytest.mark.parametrize("name", WORLDS)
+def test_tasks_of_a_world_keep_their_state_and_gold_calls(tmp_path, name):
     run = find_run("r", tmp_path / "runs")
     sizes = ["data.limit=12", "data.test_size=4", "data.val_size=2", "data.max_prompt_tokens=1000"]
-    manifest = prepare(config.load_config("tiny", ["data.source=office", *sizes]), run)
-    assert manifest["environments"] == {"office": 12} and manifest["dropped"] == {}
+    manifest = prepare(config.load_config("tiny", [f"data.source={name}", *sizes]), run)
+    assert manifest["environments"] == {name: 12} and manifest["dropped"] == {}
     for row in read_lines(run.data_file("train")):
-        office = Office()
-        office.reset(**row)
+        world = WORLDS[name]()
+        world.reset(**row)
         for call in json.loads(row["gold_calls"]):
-            getattr(office, call["name"])(**call["arguments"])
-        assert office.get_reward() == 1.0 and row["environment"] == "office"
+            getattr(world, call["name"])(**call["arguments"])
+        assert world.get_reward() == 1.0 and row["environment"] == name
 
 
 def test_own_requests_to_an_office_are_read_and_broken_ones_dropped(tmp_path, monkeypatch):
