@@ -623,6 +623,7 @@ ARGUMENTS = (  # numbers, which argument, a test of it ("any" of the bits, "is")
 )
 
 
+@functools.lru_cache  # the server's is used by all
 def make_filter():
     machine = os.uname().machine
     if machine not in ARCHITECTURES or sys.maxsize < 2**32:

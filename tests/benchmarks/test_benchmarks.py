@@ -161,3 +161,11 @@ def test_scale_tells_waiting_from_sampling_and_from_training(monkeypatch):
     shares = {name: step[name] / 18 for name in ("sampling", "sampling, waiting", "training, waiting")}
     means = {"seconds": 18, "tokens": 100, "exchanges": 2, "steps": 2, "median": 18}
     assert scale.summed([[clock.rows, clock.rows]]) == pytest.approx(shares | means)
+
+
+def test_programs_of_all_sorts_are_judged_and_leave_nothing(monkeypatch):
+    monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")
+    figures = imported("code_tests", monkeypatch).run_many(150)
+    for name in ("folders", "descriptors", "server_descriptors"):
+        assert figures[f"{name}_after"] == figures[f"{name}_before"], name
+    assert figures["programs"] == 150 and figures["mib_after"] - figures["mib_before"] < 20
