@@ -21,6 +21,7 @@ from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.recipes import GENERATED, Recipe, load_recipe
 from grpo_kit.environments import tiny_tasks
 from grpo_kit.environments.gym_rows import AGENTS, read_gym_row
+from grpo_kit.environments.office.workplace import WORKPLACE_AGENT
 from grpo_kit.environments.own_rows import read_own_row
 from grpo_kit.environments.public_rows import read_public_row
 from grpo_kit.environments.task import Task, Unusable
@@ -163,7 +164,7 @@ def _read_task(row: dict[str, Any], prompt: str | None, place: str) -> tuple[str
             row = row | {"prompt": row.get(prompt)}
         return name, read_own_row(row, name)
     agent = row.get("agent_ref")
-    agents = {agent: environment for environment, agent in AGENTS.items()}
+    agents = {agent: environment for environment, agent in AGENTS.items()} | {WORKPLACE_AGENT: "office"}
     if isinstance(agent, dict) and (name := agents.get(str(agent.get("name")))):
         return name, read_gym_row(row, name)
     return None

@@ -11,6 +11,9 @@ Their forms, as in NVIDIA-NeMo/Gym at 07d6b0d (August 2026):
                    documents a row is refused, and so is an answer that is longer than LONGEST_ANSWER, since answers are
                    compared exactly.
     code           code_gen: `verifier_metadata` with `unit_tests` (`code/unit_tests.py`)
+    office         workplace_assistant: `ground_truth`, calls with arguments as JSON texts, and `tools` in the prompt
+                   (`office/workplace.py`). NeMo-Gym has no server for our tools: its workplace pays every reply to such
+                   a row, so rows of ours name an agent that is to be written. tiny-office has the same form.
 
 The prompt is `responses_create_params.input`: a text, or messages; `instructions` there is the system message. What our
 rewards read and NeMo-Gym's servers do not (`expected`, `documents`, `aliases`, `supporting`, the limits of a program)
@@ -24,6 +27,8 @@ from typing import Any
 
 from grpo_kit.environments.code.unit_tests import read_unit_tests, write_unit_tests
 from grpo_kit.environments.instruction_rows import read_instructions
+from grpo_kit.environments.office import WORLDS
+from grpo_kit.environments.office.workplace import describe_tools, read_ground_truth, write_ground_truth
 from grpo_kit.environments.reading import (
     Refused,
     give_unusable,
@@ -41,6 +46,8 @@ AGENTS = {  # by environment; their configurations are in resources_servers/NAME
     "instructions": "instruction_following_simple_agent",
     "documents": "hotpotqa_qa_simple_agent",
     "code": "code_gen_simple_agent",
+    "office": "office_simple_agent",  # of nobody yet, and so is the next
+    "tiny-office": "tiny_office_simple_agent",
 }
 LONGEST_ANSWER = 100  # characters
 _NUMBERED = re.compile(r"(?im)^[ \t]*(?:\[(\d{1,4})\]|(?:document|passage|doc)[ #]*\[?(\d{1,4})\]?[ \t]*[:.\n])")
@@ -71,7 +78,9 @@ def read_gym_row(row: dict[str, Any], environment: str) -> Task:
         raise ValueError(
             f"{environment!r} is not an environment with rows of NeMo-Gym. Name one of {', '.join(AGENTS)}."
         )
-    prompt = _read_prompt(row)
+    prompt = _read_prompt(row, has_tools=environment in WORLDS)
+    if environment in WORLDS:
+        return make_task(environment, prompt, **read_ground_truth(row, WORLDS[environment]))
     if environment == "structured":
         return make_task(
             environment, prompt, **read_schema(row.get("schema_str"), row.get("schema_type"), row.get("expected"))
@@ -114,6 +123,11 @@ def write_gym_row(task: Task, environment: str, id: str) -> dict[str, Any]:
         row |= columns
     elif environment == "code":
         row |= {"verifier_metadata": write_unit_tests(columns["tests"])}
+    elif environment in WORLDS:
+        tools = {"tools": describe_tools(WORLDS[environment]), "parallel_tool_calls": False}
+        row["responses_create_params"] |= tools
+        row |= {"ground_truth": write_ground_truth(columns), "state": columns["state"]}
+        row |= {"category": environment, "environment_name": environment}
     elif environment == "instructions":
         number = int.from_bytes(hashlib.sha256(id.encode()).digest()[:6])
         asked = next(message["content"] for message in reversed(task.prompt) if message["role"] == "user")
@@ -125,11 +139,11 @@ def write_gym_row(task: Task, environment: str, id: str) -> dict[str, Any]:
     return row | {"agent_ref": {"type": "responses_api_agents", "name": AGENTS[environment]}}
 
 
-def _read_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
+def _read_prompt(row: dict[str, Any], has_tools: bool) -> list[dict[str, str]]:
     params = read_structure(row.get("responses_create_params"), "responses_create_params")
     if not isinstance(params, dict):
         raise Refused("no prompt", "the row has no responses_create_params, which hold the prompt")
-    if row.get("response_mode") == "tool_call" or params.get("tools"):
+    if row.get("response_mode") == "tool_call" or (params.get("tools") and not has_tools):
         raise Refused("tool call", "the reply is to be a tool call, and the policy replies with text")
     prompt = read_messages(params.get("input"), "responses_create_params.input")
     instructions = params.get("instructions")

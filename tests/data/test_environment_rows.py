@@ -188,9 +188,10 @@ def test_own_requests_to_an_office_are_read_and_broken_ones_dropped(tmp_path, mo
     ]
     rows += [rows[0] | {"gold_calls": []}, rows[0] | {"gold_calls": [{"name": "search", "arguments": {}}]}]
     rows += [rows[0] | {"state": "{"}, rows[0] | {"gold_calls": [{"name": "search", "arguments": {"table": "tasks"}}]}]
-    manifest, _ = prepare_mixed(tmp_path, monkeypatch, rows)
+    nvidias = {"responses_create_params": {"input": "q"}, "agent_ref": {"name": "workplace_assistant_simple_agent"}}
+    manifest, _ = prepare_mixed(tmp_path, monkeypatch, [*rows, nvidias])
     assert manifest["environments"] == {"office": 20}
-    assert manifest["dropped"] == {"bad gold": 2, "no JSON": 1, "idle gold": 1}
+    assert manifest["dropped"] == {"bad gold": 2, "no JSON": 1, "idle gold": 1, "no tables": 1}
 
 
 def test_an_environment_that_loses_every_row_is_refused_with_the_reason(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from grpo_kit.cli.main import app
 from grpo_kit.data.preparation import prepare
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.environments.gym_rows import read_gym_row
+from grpo_kit.environments.office import make_tasks as make_requests
 from grpo_kit.handoff import export, nemo_gym, nemo_rl
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
@@ -294,6 +295,16 @@ def test_every_kind_of_gold_becomes_bare_text(answer):
     }
     assert nemo_rl.make_math_row(row) == {"input": "q", "output": "6"}
     jsonschema.validate(nemo_gym.make_gym_row(row), GYM_ROW)
+
+
+def test_a_row_of_the_office_becomes_one_of_gyms_form_with_its_tools():
+    task = make_requests(1, seed=7)[0]
+    row = {"id": "o", "environment": "office", "prompt": task.prompt, **task.columns}
+    written = nemo_gym.make_gym_row(row)
+    assert (
+        len(written["responses_create_params"]["tools"]) == 6 and written["agent_ref"]["name"] == "office_simple_agent"
+    )
+    assert read_gym_row(written, "office") == task
 
 
 @pytest.mark.slow

@@ -143,8 +143,8 @@ def _read_entry(entry: Any, table: Table) -> tuple[int, Entry]:
     if not isinstance(entry, dict) or not entry.keys() - {"id"} <= table.fields.keys():
         raise BadArgument(f"an entry must be an object with an id and some of {', '.join(table.fields)}.")
     number = whole("id", entry.get("id"))
-    if number < 1:
-        raise BadArgument(f"id is {number}; it must be 1 or more.")
+    if number < 0:
+        raise BadArgument(f"id is {number}; it must be 0 or more.")
     return number, {field: table.fields[field](field, value) for field, value in entry.items() if field != "id"}
 
 
@@ -174,7 +174,9 @@ def list_changes(begin: State, end: State) -> Counter:
                 changes[table, "new", tuple(sorted(_fold(entry).items()))] += 1
             elif entry is not old[key]:
                 before, after = _fold(old[key]), _fold(entry)
-                changes.update((table, key, field, after[field]) for field in after if after[field] != before[field])
+                changes.update(
+                    (table, key, field, after[field]) for field in after if after[field] != before.get(field)
+                )
         changes.update((table, key, "gone") for key in old.keys() - entries.keys())
     return changes
 

@@ -74,7 +74,7 @@ def test_a_state_is_written_as_it_is_read():
 
 REFUSED = [
     None, 3, "", "[", "[]", "3", '{"cars": []}', '{"tasks": {}}', '{"tasks": [3]}', '{"tasks": [{}]}',
-    '{"tasks": [{"id": 0}]}', '{"tasks": [{"id": true}]}', '{"tasks": [{"id": "4"}]}', '{"tasks": [{"id": NaN}]}',
+    '{"tasks": [{"id": -1}]}', '{"tasks": [{"id": true}]}', '{"tasks": [{"id": "4"}]}', '{"tasks": [{"id": NaN}]}',
     '{"tasks": [{"id": 1e3}]}', '{"tasks": [{"id": 1, "colour": "red"}]}', '{"tasks": [{"id": 1, "due": "soon"}]}',
     '{"tasks": [{"id": 1, "title": ["a"]}]}', '{"tasks": [{"id": 1}, {"id": 1}]}', "[" * 100_000,
     '{"tasks": [{"id": ' + "9" * 5000 + "}]}", " " * 2_000_001, '{"tasks": [{"id": 1, "title": "\\ud800"}]}',
