@@ -16,19 +16,23 @@ MATH = "math"  # the environment of rows that name none
 
 @dataclass(frozen=True)
 class Environment:
-    """The rewards of one environment and their weights; the first is its verifier, which tells right from wrong."""
+    """The rewards of one environment and their weights; the first is its verifier, which tells right from wrong.
+
+    `environment_factory` (TRL's name) is the class of its world, whose methods are tools that the policy may call.
+    """
 
     reward_funcs: list[str] = field(default_factory=list)  # FILE.py:function, as in grpo.reward_funcs
     reward_weights: list[float] = field(default_factory=lambda: [1.0])
+    environment_factory: str | None = None  # FILE.py:Class, or the name of a world of the kit
 
 
 KNOWN = {
     "structured": Environment(["structured_output.py:structured_output_reward"]),
     "instructions": Environment(["instructions.py:instructions_reward"]),
     "documents": Environment(["documents_qa.py:documents_qa_reward"]),
-    "office": Environment(["end_state.py:end_state_reward"]),
+    "office": Environment(["end_state.py:end_state_reward"], environment_factory="office"),
     "code": Environment(["code_tests.py:code_tests_reward"]),
-    "tiny-office": Environment(["end_state.py:end_state_reward"]),
+    "tiny-office": Environment(["end_state.py:end_state_reward"], environment_factory="tiny-office"),
 }
 
 

@@ -65,6 +65,7 @@ class Grpo:
     epsilon_high: float | None = 0.28  # "clip higher" of DAPO (arXiv:2503.14476)
     num_iterations: int = 1
     mask_truncated_completions: bool = True
+    max_tool_calling_iterations: int = 8  # turns of a completion whose calls are carried out; the evaluation's too
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -85,6 +86,8 @@ class Grpo:
         require_at_least("grpo.max_steps", self.max_steps, 1, "training takes at least one step")
         length = self.max_completion_length
         require_at_least("grpo.max_completion_length", length, 1, "a completion has at least one token")
+        turns = self.max_tool_calling_iterations
+        require_at_least("grpo.max_tool_calling_iterations", turns, 1, "a tool is called in a turn")
         require_one_of("grpo.loss_type", self.loss_type, LOSSES)
         require_one_of("grpo.advantage", self.advantage, ("group", "leave_one_out"))
         require_one_of("grpo.draw", self.draw, ("useful", "shuffled", "in_order"))

@@ -263,9 +263,19 @@ class RunConfig:
         )
         for name, environment in self.environments.items():
             check_environment_name(name, f"environments.{name}")
-            if name in KNOWN and not environment.reward_funcs:  # only its weight is set
-                environment = self.environments[name] = replace(environment, reward_funcs=KNOWN[name].reward_funcs)
+            if name in KNOWN:  # what is not set is the kit's
+                known = KNOWN[name]
+                environment = self.environments[name] = replace(
+                    environment,
+                    reward_funcs=environment.reward_funcs or known.reward_funcs,
+                    environment_factory=environment.environment_factory or known.environment_factory,
+                )
             require_rewards(f"environments.{name}", environment.reward_funcs, environment.reward_weights)
+
+    def world_of(self, environment: str) -> str | None:
+        """The `environment_factory` of an environment; None where it has no world."""
+        found = self.environments.get(environment) or KNOWN.get(environment)
+        return found.environment_factory if found else None
 
     def rewards_of(self, environment: str) -> Environment:
         """The rewards of an environment, with their weights.

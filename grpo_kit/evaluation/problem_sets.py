@@ -28,6 +28,7 @@ REWARD_ARGUMENTS = (
     "prompts",
     "completions",
     "completion_ids",
+    "environments",
     "prompt_opened_think",
     "trainer_state",
     "log_extra",

@@ -24,6 +24,7 @@ OURS = (
     "eval_steps",
     "on_alarm",
     "vllm",
+    "max_tool_calling_iterations",  # the trainer has it with its worlds
 )
 
 

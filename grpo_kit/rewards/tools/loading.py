@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from grpo_kit.config.arguments import require_type
@@ -61,18 +62,7 @@ def load_reward(spec: str | Path) -> Reward:
             f"{spec!r} does not name a reward; write FILE.py:function, such as math_answer.py:math_reward."
         )
     path = find_reward(name)
-    loader = _SourceLoader(f"{MODULE_PREFIX}{path.stem}", str(path))
-    module_spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # dataclasses and pickling look a module up by its name
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_spec.name]
-        trace = traceback.extract_tb(error.__traceback__)
-        lines = [f"line {frame.lineno}, " for frame in trace if frame.filename == module_spec.origin]
-        reason = f"{lines[-1] if lines else ''}{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"{path} cannot be loaded ({reason}). Correct the file.") from error
+    module = load_module(path, f"{MODULE_PREFIX}{path.stem}")
     own = [n for n, v in vars(module).items() if callable(v) and _is_from(module, v)]
     rewards = [n for n in own if n.endswith("_reward") and not n.startswith("_")]
     others = [n for n in own if OTHER_NAMES.fullmatch(n)]
@@ -88,6 +78,27 @@ def load_reward(spec: str | Path) -> Reward:
     missing = f"function {chosen!r}" if chosen else "single function that ends in _reward"
     names = ", ".join(rewards or [n for n in own if not n.startswith("_")]) or "none"
     raise ValueError(f"{path} has no {missing}; its functions are: {names}. Name one as {name}:function.")
+
+
+def load_module(path: Path, name: str) -> ModuleType:
+    """Execute a Python file of the user's as the module `name`, as it is now.
+
+    Raises:
+        ValueError: executing it fails; the message says in which line.
+    """
+    loader = _SourceLoader(name, str(path))
+    module_spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickling look a module up by its name
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        trace = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {frame.lineno}, " for frame in trace if frame.filename == module_spec.origin]
+        reason = f"{lines[-1] if lines else ''}{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{path} cannot be loaded ({reason}). Correct the file.") from error
+    return module
 
 
 class _SourceLoader(SourceFileLoader):

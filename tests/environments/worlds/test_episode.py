@@ -1,0 +1,147 @@
+"""Worlds as episodes: what TRL sees of them, what is counted, and worlds that cannot be used."""
+
+import inspect
+
+import pytest
+
+from grpo_kit.config import load_config
+from grpo_kit.environments.worlds.episode import (
+    NO_WORLD,
+    call_tool,
+    calls_of,
+    finish,
+    make_episode_class,
+)
+from tests.helpers.counter_world import Counter
+
+COUNTER = make_episode_class(Counter)
+
+
+def calling(*calls, **more):
+    functions = [{"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls]
+    return {"role": "assistant", "content": "", "tool_calls": functions} | more
+
+
+def test_trl_sees_the_tools_and_nothing_else():
+    """TRL lists the functions of the class; it would add `get_reward` to the run's rewards."""
+    seen = [name for name, _ in inspect.getmembers(COUNTER, inspect.isfunction) if not name.startswith("_")]
+    assert seen == ["add", "look", "reset"] and COUNTER.tools == ("add", "look")
+    assert [schema["function"]["name"] for schema in COUNTER.schemas] == ["add", "look"]
+    assert COUNTER.schemas[0]["function"]["parameters"]["properties"]["n"]["type"] == "integer"
+    assert COUNTER().add.__name__ == "add" and COUNTER.__name__ == "Counter"
+    assert NO_WORLD.tools == () and NO_WORLD().reset(answer="4") is None
+
+
+def test_a_call_acts_and_rewards_see_the_world_through_the_episode():
+    episode = COUNTER()
+    assert episode.reset(goal=7) == " It is 0." and episode.get_reward() == 0.0
+    assert call_tool(episode, "add", {"n": 7}) == "7" and episode.get_reward() == 1.0
+    assert call_tool(episode, "look", {}) == "7"  # a result that is no text
+    episode.reset(goal=0)
+    assert episode.value == 0 and episode._calls == 0
+
+
+@pytest.mark.parametrize(
+    "name, arguments, result",
+    [
+        ("add", {"n": "seven"}, """{"error": "n is 'seven'; write a whole number"}"""),
+        ("add", {"n": 51}, "{'error': 'n is above 50'}"),
+        ("add", {}, "missing 1 required positional argument"),
+        ("add", {"n": 1, "m": 2}, "unexpected keyword argument"),
+        ("add", {"self": 1}, "multiple values for argument 'self'"),
+        ("reset", {"goal": 0}, "Tool reset not found."),
+        ("get_reward", {}, "Tool get_reward not found."),
+        ("_unknown_call", {"name": "x"}, "Tool _unknown_call not found."),
+        ("__init__", {}, "Tool __init__ not found."),
+        ("value", {}, "Tool value not found."),
+        ("", {}, "Tool  not found."),
+    ],
+)
+def test_a_call_that_cannot_be_carried_out_changes_nothing_and_says_why(name, arguments, result):
+    episode = COUNTER()
+    episode.reset(goal=7)
+    assert result in call_tool(episode, name, arguments)
+    assert (episode.value, episode.goal) == (0, 7)
+    assert (episode._calls, episode._failed) == ((1, 1) if name == "add" else (0, 0))
+
+
+def test_the_figures_of_an_episode():
+    episode = COUNTER()
+    episode.reset(goal=3)
+    call_tool(episode, "add", {"n": 99})
+    turns = [
+        calling(("add", {"n": 99}), ("fly", {}), malformed_calls=2),
+        {"role": "tool", "name": "add", "content": "…"},
+        calling(("add", {"n": 3})),
+    ]
+    assert finish(episode, turns, most_turns=1) == {
+        "calls": 1, "failed_calls": 1, "unknown_calls": 1, "malformed_calls": 2, "too_many_turns": 1, "turns": 2,
+    }  # fmt: skip
+    assert episode.told == ["fly", "malformed", "malformed"]
+    assert finish(episode, turns, most_turns=2)["too_many_turns"] == 0  # its last calls could be carried out
+    assert finish(NO_WORLD(), [{"role": "assistant", "content": "4"}], 1)["turns"] == 1  # a world that counts nothing
+    assert calls_of({"role": "tool", "content": "x"}) == []
+
+
+def test_a_result_is_a_text_that_a_tokenizer_can_read():
+    class Odd:
+        def reset(self, **row): ...
+
+        def half(self) -> str:
+            """Half a character."""
+            return "a\ud800"
+
+        def many(self) -> list:
+            """What TRL would take for pictures."""
+            return [{"type": "image"}]
+
+    episode = make_episode_class(Odd)()
+    assert call_tool(episode, "half", {}) == "a?" and call_tool(episode, "many", {}) == "[{'type': 'image'}]"
+
+
+def make_world(**members):
+    return type("World", (), {"reset": lambda self, **row: None} | members)
+
+
+def untyped(self, n):
+    """Add."""
+
+
+def undocumented(self, n: int): ...
+
+
+async def slow(self) -> str:
+    """Wait."""
+
+
+def documented(self) -> str:
+    """Look."""
+
+
+@pytest.mark.parametrize(
+    "world, message",
+    [
+        (type("World", (), {}), "has no method reset"),
+        (make_world(add=untyped), r"World\.add cannot be described .* Give every argument a type hint"),
+        (make_world(add=undocumented), r"World\.add cannot be described"),
+        (make_world(add=slow), r"World\.add is async"),
+        (make_world(tools=documented), "a tool named 'tools', a name that is taken"),
+    ],
+)
+def test_a_world_that_cannot_be_used_is_refused(world, message):
+    with pytest.raises(ValueError, match=message):
+        make_episode_class(world)
+
+
+def test_what_reset_returns_is_a_text():
+    episode = make_episode_class(make_world(reset=lambda self, **row: ["picture"]))()
+    with pytest.raises(TypeError, match=r"World\.reset returned list; .* Let it return a text, or None"):
+        episode.reset()
+
+
+def test_the_configuration_names_worlds():
+    chosen = load_config("tiny", ["environments.shop.reward_funcs=[a.py]", "environments.office.reward_weights=[2.0]"])
+    assert chosen.world_of("office") == "office" and chosen.world_of("shop") is chosen.world_of("math") is None
+    assert chosen.rewards_of("office").reward_funcs == ["end_state.py:end_state_reward"]
+    with pytest.raises(ValueError, match="grpo.max_tool_calling_iterations is 0"):
+        load_config("tiny", ["grpo.max_tool_calling_iterations=0"])
