@@ -48,22 +48,7 @@ VOCAB_SIZE = FIRST_BYTE_ID + 256
 
 # Nemotron's rules: a system turn always comes first, even if it is empty. The generation prompt opens `<think>`, and
 # closes it at once when thinking is off. An assistant turn without thinking gets an empty pair of tags.
-CHAT_TEMPLATE = """\
-{%- set thinking = enable_thinking if enable_thinking is defined else true -%}
-{%- set has_system = messages and messages[0]['role'] == 'system' -%}
-<|im_start|>system
-{{ messages[0]['content'] if has_system else '' }}<|im_end|>
-{% for message in (messages[1:] if has_system else messages) -%}
-{%- set bare = message['role'] == 'assistant' and '<think>' not in message['content']
-    and '</think>' not in message['content'] -%}
-<|im_start|>{{ message['role'] }}
-{{ '<think></think>' if bare else '' }}{{ message['content'] }}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{{ '<think>\\n' if thinking else '<think></think>' }}
-{%- endif -%}
-"""
+CHAT_TEMPLATE = (tiny.FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def work_out(problem: tiny.Problem) -> str:

@@ -4,7 +4,7 @@ Nemotron's template opens `<think>` at the end of the prompt when thinking is on
 the thinking and contains only the closing tag. A reward that looks for `<think>` in the completion always pays 0.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from grpo_kit.config import Policy
@@ -12,6 +12,7 @@ from grpo_kit.config.checks import require
 from grpo_kit.nemotron import tiny
 
 Messages = list[dict[str, Any]]  # one conversation: turns with `role` and `content`
+Tools = Sequence[dict[str, Any]]  # what the policy may call, as JSON schemas
 
 # TRL 1.16 passes the same template arguments for all rows. A row's own setting therefore travels on a turn of it: on
 # the last one, behind which an environment may append others.
@@ -41,28 +42,29 @@ def build_messages(problem: str, suffix: str = "", system: str = "") -> Messages
     return [*system_turns, {"role": "user", "content": problem + suffix}]
 
 
-def render_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool) -> str:
+def render_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool, tools: Tools | None = None) -> str:
     """Render a conversation with the tokenizer's chat template, up to where the model's reply begins.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
         messages: the conversation.
         enable_thinking: whether the model should think before it answers; templates that do not use it ignore it.
+        tools: what the model may call, as JSON schemas.
 
     Returns:
         The prompt's text, with all special tokens written out.
     """
     return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        messages, tools=tools, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
     )
 
 
-def encode_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool) -> list[int]:
+def encode_prompt(tokenizer: Any, messages: Messages, enable_thinking: bool, tools: Tools | None = None) -> list[int]:
     """Token ids of `render_prompt`'s text. No special tokens are added, because the template wrote them all.
 
     Args and the meaning of `enable_thinking` are those of `render_prompt`.
     """
-    return tokenizer.encode(render_prompt(tokenizer, messages, enable_thinking), add_special_tokens=False)
+    return tokenizer.encode(render_prompt(tokenizer, messages, enable_thinking, tools), add_special_tokens=False)
 
 
 def template_opens_thinking(tokenizer: Any, enable_thinking: bool) -> bool:
@@ -211,14 +213,15 @@ def require_chat_template(tokenizer: Any, model: str, needs_system: bool) -> Non
         )
 
 
-def make_token_counter(policy: Policy) -> Callable[[list[Messages]], list[int]]:
+def make_token_counter(policy: Policy) -> Callable[..., list[int]]:
     """Load the policy's tokenizer and return a function that counts the tokens of prompts.
 
     Args:
         policy: the policy; its `enable_thinking` is passed to the chat template.
 
     Returns:
-        A function from conversations to their lengths in tokens, with the chat template included.
+        A function from conversations, and the tools of each where there are any, to their lengths in tokens, with the
+        chat template included.
 
     Raises:
         FileNotFoundError: the policy's tokenizer is neither in a local folder nor on the Hub.
@@ -227,8 +230,12 @@ def make_token_counter(policy: Policy) -> Callable[[list[Messages]], list[int]]:
 
     tokenizer = load_tokenizer(policy)
 
-    def count_tokens(prompts: list[Messages]) -> list[int]:
-        texts = [render_prompt(tokenizer, messages, policy.enable_thinking) for messages in prompts]
+    def count_tokens(prompts: list[Messages], tools: Sequence[Tools | None] | None = None) -> list[int]:
+        each = tools or [None] * len(prompts)
+        texts = [
+            render_prompt(tokenizer, messages, policy.enable_thinking, own)
+            for messages, own in zip(prompts, each, strict=True)
+        ]
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     return count_tokens
