@@ -219,7 +219,7 @@ def _conversation(config: RunConfig, problem: str) -> list[dict[str, str]]:
 
 
 def _sample(model: Any, tokenizer: Any, config: RunConfig, evaluation: Any, problem: str, count: int) -> list[Any]:
-    from grpo_kit.policy.generate import sample_completions
+    from grpo_kit.policy.episodes import sample_completions
 
     conversations, thinking = [_conversation(config, problem)] * count, config.policy.enable_thinking
     return sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking)

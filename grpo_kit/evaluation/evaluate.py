@@ -15,16 +15,18 @@ from typing import Any
 
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
+from grpo_kit.environments.worlds.loading import Worlds, load_worlds
 from grpo_kit.evaluation import intervals, problem_sets, results
 from grpo_kit.evaluation.portions import Progress, sample_portions
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.planning import calibrate
-from grpo_kit.policy import generate, vllm_engine
-from grpo_kit.policy.chat import check_chat_template, encode_prompt, prompts_open_thinking, render_prompt
-from grpo_kit.policy.generate import Sample, sample_completions
+from grpo_kit.policy import episodes, generate, tool_calls, vllm_engine
+from grpo_kit.policy.chat import check_chat_template, prompts_open_thinking, render_prompt
+from grpo_kit.policy.episodes import sample_completions
+from grpo_kit.policy.generate import Sample
 from grpo_kit.rewards.tools.calling import Reward, call_reward
 from grpo_kit.rewards.tools.loading import answer_reader
-from grpo_kit.rewards.tools.routing import describe_verifier, make_verifier
+from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
 from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
@@ -176,6 +178,11 @@ def run_measurement(
     }
     if measurement.engine:
         settings["engine"] = measurement.engine
+    environments = (
+        problem_sets.list_environments(config, run) if problems is None else [environment_of(p.row) for p in problems]
+    )
+    worlds = load_worlds(config, dict.fromkeys(environments))
+    settings |= worlds.describe()
     reads = [run.manifest, *([measurement.source or adapter] if adapter else [])]
     path, partial = run.evaluation / f"{stage}.json", run.evaluation / f"{stage}.partial.jsonl"
     if run.is_done(stage, settings, reads, config.run.force, derived=True):
@@ -190,9 +197,20 @@ def run_measurement(
         max_model_len = protocol.max_model_len if protocol else None
         check_chat_template(config.policy, (problem.prompt for problem in problems))
         placed = replace(config, policy=calibrate.use_counts_of(run, config.policy))
+        if worlds.classes:
+            unused = replace(evaluation, use_vllm=False)
+            placed = replace(placed, evaluation=unused)
         engine, engine_reason = vllm_engine.open_engine(placed, adapter, max_model_len)
-        prompts = [encode_prompt(engine.tokenizer, problem.prompt, thinking) for problem in problems]
-        prompts = [ids for ids in prompts for _ in range(evaluation.num_generations)]
+        if worlds.classes:
+            tool_calls.require_nemotron(engine.tokenizer)
+            engine_reason = "vLLM samples no completions of several turns here"
+        tries = evaluation.num_generations
+
+        def begin(number: int) -> episodes.Start:
+            problem = problems[number // tries]
+            return episodes.start(engine.tokenizer, problem.prompt, thinking, problem.row, worlds)
+
+        prompts = [begin(number).prompt_ids for number in range(0, tries * len(problems), tries) for _ in range(tries)]
         generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
         sampling = {
             "engine": engine.name,
@@ -210,11 +228,13 @@ def run_measurement(
             "seed": config.run.seed,
         }
         depends_on = [sampling, config.policy.identity(), prompts, [hash_of(adapter)] if adapter else []]
+        depends_on += [worlds.describe()] if worlds.classes else []
         samples, seconds_before, hits = sample_portions(
-            engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress, stage == "before"
-        )
+            engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress, stage == "before",
+            *([begin, worlds.most_turns] if worlds.classes else []),
+        )  # fmt: skip
 
-        judged = _judge_problems(verifier, engine.tokenizer, problems, samples, evaluation.num_generations, thinking)
+        judged = _judge_problems(verifier, engine.tokenizer, problems, samples, tries, thinking, worlds)
         report = {
             **results.summarise_problems(judged, config.run.seed),
             "samples": len(samples),
@@ -223,7 +243,9 @@ def run_measurement(
             "seconds": round(seconds_before + time.monotonic() - started, 2),
             "sampling": sampling,
             "prompt": {
-                "rendered": render_prompt(engine.tokenizer, problems[0].prompt, thinking),
+                "rendered": render_prompt(
+                    engine.tokenizer, problems[0].prompt, thinking, worlds.tools_of(problems[0].row)
+                ),
                 "add_generation_prompt": True,
                 "enable_thinking": thinking,
             },
@@ -260,34 +282,57 @@ def score_rows(
     Returns:
         {row id: score in [0, 1]}, None where the verifier cannot use the reference answer.
     """
-    evaluation, thinking = config.evaluation, config.policy.enable_thinking
+    evaluation, thinking, tries = config.evaluation, config.policy.enable_thinking, config.evaluation.num_generations
     problems = [Problem("", row["prompt"], {k: v for k, v in row.items() if k != "prompt"}) for row in rows]
-    conversations = [problem.prompt for problem in problems for _ in range(evaluation.num_generations)]
-    samples = sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
-    judged = _judge_problems(verifier, tokenizer, problems, samples, evaluation.num_generations, thinking)
+    repeated, worlds = [row for row in rows for _ in range(tries)], load_worlds(config, set(map(environment_of, rows)))
+    samples = sample_completions(
+        model, tokenizer, [row["prompt"] for row in repeated], evaluation, config.run.seed, thinking,
+        **{"rows": repeated, "worlds": worlds} if worlds.classes else {},
+    )  # fmt: skip
+    judged = _judge_problems(verifier, tokenizer, problems, samples, tries, thinking, worlds)
     return {problem["id"]: problem["score"] for problem in judged}
 
 
 def call_verifier(
-    verifier: Reward, tokenizer: Any, rows: Sequence[dict[str, Any]], samples: Sequence[Sample], enable_thinking: bool
+    verifier: Reward,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    samples: Sequence[Sample],
+    enable_thinking: bool,
+    worlds: Worlds | None = None,
 ) -> list[float | None]:
-    """The reward of each row's sample. The verifier is called as TRL calls it; a column that a row lacks is None."""
+    """The reward of each row's sample. The verifier is called as TRL calls it; a column that a row lacks is None.
+
+    Where rows have worlds, the verifier also gets `environments`: each row's, as its sample left it. The recorded calls
+    bring it there, so it makes no difference whether the sample was drawn now or before an interruption.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "prompt"))
+    more = {}
+    if worlds and worlds.classes:
+        pairs = zip(rows, samples, strict=True)
+        more["environments"] = [worlds.replay(row, row["prompt"], sample.turns) for row, sample in pairs]
     return call_reward(
         verifier,
-        completions=[[{"role": "assistant", "content": s.text}] for s in samples],
+        completions=[s.turns or [{"role": "assistant", "content": s.text}] for s in samples],
         prompts=[row["prompt"] for row in rows],
         prompt_opened_think=prompts_open_thinking(tokenizer, rows, enable_thinking),
         **{key: [row.get(key) for row in rows] for key in columns},
+        **more,
     )
 
 
 def _judge_problems(
-    verifier: Reward, tokenizer: Any, problems: list[Problem], samples: list[Sample], tries: int, thinking: bool
+    verifier: Reward,
+    tokenizer: Any,
+    problems: list[Problem],
+    samples: list[Sample],
+    tries: int,
+    thinking: bool,
+    worlds: Worlds,
 ) -> list[dict[str, Any]]:
     """Each problem with its samples and rewards; with a majority vote if the verifier can read final answers."""
     rows = [problem.row | {"prompt": problem.prompt} for problem in problems for _ in range(tries)]
-    rewards = call_verifier(verifier, tokenizer, rows, samples, thinking)
+    rewards = call_verifier(verifier, tokenizer, rows, samples, thinking, worlds)
     answers, read_answer = None, answer_reader(verifier) if tries > 1 else None
     if read_answer:
         columns = [{key: value for key, value in row.items() if key not in ("prompt", "answer")} for row in rows]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from grpo_kit.planning import calibrate
-from grpo_kit.policy import generate
+from grpo_kit.policy import episodes, generate
+from grpo_kit.policy.episodes import Start
 from grpo_kit.policy.generate import Sample
 from grpo_kit.runs.files import append_lines, to_json, write_lines
 
@@ -28,11 +29,15 @@ def sample_portions(
     partial: Path,
     progress: Progress | None,
     count_experts: bool = False,
+    begin: Callable[[int], Start] | None = None,
+    most_turns: int = 0,
 ) -> tuple[list[Sample], float, torch.Tensor | None]:
     """Sample the prompts. Each portion is saved to `partial` as it comes, if asked for with what its experts did.
 
     Every portion has its own seed, so a lost portion is sampled again to the same text. The lines of `partial` are
-    dropped if its first line does not match `depends_on`, which is everything that the samples depend on.
+    dropped if its first line does not match `depends_on`, which is everything that the samples depend on. Where prompts
+    have worlds, `begin` begins the completion of a prompt by its number, and `most_turns` is what `episodes.sample`
+    takes.
 
     Returns:
         (one sample per prompt, in order; seconds spent in earlier calls; (layers, experts) int64, the rows that each
@@ -53,14 +58,14 @@ def sample_portions(
     for number, portion in enumerate(generate.make_portions(prompts, batch_size)):
         if number not in done:
             started = time.monotonic()
-            sample = functools.partial(engine, [prompts[i] for i in portion], generate.portion_seed(seed, number))
-            if uses_transformers:
-                sample = functools.partial(sample, on_finish=report)
+            starts = [begin(i) if begin else Start(prompts[i], None, True) for i in portion]
+            seed_here = generate.portion_seed(seed, number)
+            sample = functools.partial(episodes.sample, engine, starts, seed_here, most_turns, report)
             drawn, hits = (
                 calibrate.count_hits(engine.model, sample) if count_experts and uses_transformers else (sample(), None)
             )
             seconds = round(time.monotonic() - started, 3)
-            done[number] = {"portion": number, "seconds": seconds, "samples": drawn}
+            done[number] = {"portion": number, "seconds": seconds, "samples": [_without_empty_turns(s) for s in drawn]}
             if hits is not None:
                 done[number]["hits"] = hits.tolist()
             append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
@@ -69,6 +74,10 @@ def sample_portions(
     counts = [torch.tensor(line["hits"]) for line in done.values() if "hits" in line]
     hits = torch.stack(counts).sum(0) if len(counts) == len(done) else None
     return [samples[i] for i in range(len(prompts))], seconds_before, hits
+
+
+def _without_empty_turns(sample: Sample) -> list[Any]:
+    return list(sample if sample.turns else sample[:-1])
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:

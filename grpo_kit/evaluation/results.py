@@ -22,9 +22,9 @@ def judge_problem(
         answers: the final answer of each sample, for the majority vote; None for no vote.
 
     Returns:
-        The problem's texts, `completions`, rewards (`paid`), and `score`: the share of the samples with reward 1, in
-        [0, 1], None where the reference answer cannot be used. With `answers`, `majority` is 1.0 if the most frequent
-        answer has reward 1, else 0.0.
+        The problem's texts, `completions` (in a world also their `turns`), rewards (`paid`), and `score`: the share of
+        the samples with reward 1, in [0, 1], None where the reference answer cannot be used. With `answers`, `majority`
+        is 1.0 if the most frequent answer has reward 1, else 0.0.
     """
     usable = [reward for reward in rewards if reward is not None]
     record = {"id": problem.row["id"], "set": problem.set}
@@ -34,7 +34,8 @@ def judge_problem(
     if answers is not None and usable:
         winner = intervals.majority(answers)
         record["majority"] = float(winner is not None and rewards[winner] == 1.0)
-    return record | {"completions": [s.text for s in samples], "paid": list(rewards)}
+    turns = {"turns": [s.turns for s in samples]} if any(s.turns for s in samples) else {}
+    return record | {"completions": [s.text for s in samples], "paid": list(rewards)} | turns
 
 
 def summarise_problems(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:

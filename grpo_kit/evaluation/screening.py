@@ -23,13 +23,15 @@ from typing import Any
 
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
+from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.evaluate import call_verifier, score_rows
 from grpo_kit.nemotron import tiny
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import check_chat_template, template_conversations
-from grpo_kit.policy.generate import sample_completions
+from grpo_kit.policy.episodes import sample_completions
 from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.tool_calls import require_nemotron
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
 from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
@@ -86,6 +88,7 @@ def screen(
         "sampling": {key: asdict(sampling)[key] for key in ("max_completion_length", "temperature", "top_p", "top_k")},
         "verifier": describe_verifier(verifier),
         "rows": hash_of(run.data_file("train")),
+        **load_worlds(config, run.environments()).describe(),
     }
     settings = {
         **made_with,
@@ -201,6 +204,7 @@ def _sample_rounds(
 ) -> dict[str, Line]:
     """Sample until every row is settled, after the lines `earlier`; each row's last line by its id."""
     screening, band, thinking = config.screening, config.data.pass_rate, config.policy.enable_thinking
+    worlds = load_worlds(config, set(map(environment_of, rows)))
     lines, batch_size = _latest_lines(earlier), max(1, sampling.batch_size // screening.samples_per_round)
 
     def is_settled(row: dict[str, Any]) -> bool:
@@ -214,6 +218,8 @@ def _sample_rounds(
         return lines
     check_chat_template(config.policy, (row["prompt"] for row in rows))
     model, tokenizer = load_policy(config.policy)
+    if worlds.classes:
+        require_nemotron(tokenizer)
     conversations = template_conversations(tokenizer, rows, thinking)
     prompts = {row["id"]: conversation for row, conversation in zip(rows, conversations, strict=True)}
     number, drawn = earlier[-1]["round"] + 1 if earlier else 0, sum(line["samples"] for line in lines.values())
@@ -225,9 +231,10 @@ def _sample_rounds(
         state = " ".join(f"{row['id']}:{line['samples']}" for row, line in zip(batch, before, strict=True))
         seed = int.from_bytes(hashlib.sha256(f"{config.run.seed} {state}".encode()).digest()[:4])
         samples = sample_completions(
-            model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking
-        )
-        rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking))
+            model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking,
+            **{"rows": repeated, "worlds": worlds} if worlds.classes else {},
+        )  # fmt: skip
+        rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking, worlds))
         for row, line, count in zip(batch, before, tries, strict=True):
             usable = [reward for reward in (next(rewards) for _ in range(count)) if reward is not None]
             right, tried = line["right"] + sum(r == 1.0 for r in usable), line["tried"] + len(usable)

@@ -15,7 +15,7 @@ import torch
 
 from grpo_kit.config import Policy, RunConfig
 from grpo_kit.nemotron import expert_placement
-from grpo_kit.policy.generate import sample_completions
+from grpo_kit.policy.episodes import sample_completions
 from grpo_kit.policy.load import load_policy, read_routing_counts, routing_path
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import read_json, read_lines

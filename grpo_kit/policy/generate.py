@@ -14,8 +14,7 @@ import transformers
 
 from grpo_kit.config import Evaluation
 from grpo_kit.policy import continuous_batch
-from grpo_kit.policy.chat import Messages, encode_prompt
-from grpo_kit.runs import processes
+from grpo_kit.policy.chat import Messages
 
 # Batches in a portion. Its last rows decode almost alone, so more of them would save steps; but an interruption loses
 # what a portion has until then (benchmarks/full_batch.py).
@@ -23,11 +22,15 @@ BATCHES = 8
 
 
 class Sample(NamedTuple):
-    """One completion: its text, its length in tokens, and whether it ended by itself (otherwise it was cut)."""
+    """One completion: its text, its length in tokens, and whether it ended by itself (otherwise it was cut).
+
+    `turns` are its turns in a world, tools' results among them, which `tokens` does not count; None without a world.
+    """
 
     text: str
     tokens: int
     finished: bool
+    turns: Messages | None = None
 
 
 def make_portions(prompt_ids: list[list[int]], batch_size: int) -> list[list[int]]:
@@ -111,10 +114,28 @@ class TransformersEngine:
                 drawn.
             on_finish: called with the number of finished completions, each time that some are finished.
         """
+        ends = find_end_tokens(self.model, self.tokenizer)
+        limits = completion_limits(prompt_ids, self.evaluation, self.max_model_len) if prompt_ids else []
+        completions = self.sample_ids(prompt_ids, limits, seed, streamer, on_finish)
+        return [make_sample(self.tokenizer, ids, ends) for ids in completions]
+
+    def sample_ids(
+        self,
+        prompt_ids: list[list[int]],
+        limits: list[int],
+        seed: int,
+        streamer: Any = None,
+        on_finish: Callable[[int], None] | None = None,
+    ) -> list[list[int]]:
+        """The token ids of one completion for each prompt, up to and including its first end token.
+
+        Args:
+            prompt_ids, seed, streamer, on_finish: as for a call of the engine.
+            limits: the largest number of tokens of each completion.
+        """
         if not prompt_ids:
             return []
         settings, model, ends = self.evaluation, self.model, find_end_tokens(self.model, self.tokenizer)
-        limits = completion_limits(prompt_ids, settings, self.max_model_len)
         was_training = model.training
         model.eval()
         try:
@@ -135,7 +156,7 @@ class TransformersEngine:
                             on_finish(len(completions))
         finally:
             model.train(was_training)
-        return [make_sample(self.tokenizer, ids[:limit], ends) for ids, limit in zip(completions, limits, strict=True)]
+        return [_cut(ids[:limit], ends) for ids, limit in zip(completions, limits, strict=True)]
 
     def _sampling(self) -> dict[str, Any]:
         """The settings as `generate` takes them."""
@@ -165,44 +186,10 @@ class TransformersEngine:
 
 def make_sample(tokenizer: Any, completion_ids: list[int], ends: list[int]) -> Sample:
     """The `Sample` of generated token ids, up to and including the first end token if there is one."""
+    kept = _cut(completion_ids, ends)
+    return Sample(tokenizer.decode(kept, skip_special_tokens=True), len(kept), bool(kept) and kept[-1] in ends)
+
+
+def _cut(completion_ids: list[int], ends: list[int]) -> list[int]:
     first_end = next((at for at, token in enumerate(completion_ids) if token in ends), None)
-    kept = completion_ids if first_end is None else completion_ids[: first_end + 1]
-    return Sample(tokenizer.decode(kept, skip_special_tokens=True), len(kept), first_end is not None)
-
-
-def sample_completions(
-    model: Any,
-    tokenizer: Any,
-    conversations: list[Messages],
-    evaluation: Evaluation,
-    seed: int,
-    enable_thinking: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Sample]:
-    """Sample one completion for each conversation, in order.
-
-    With several processes, each samples every n-th portion, and all of them return all completions.
-
-    Args:
-        model: the policy.
-        tokenizer: its tokenizer.
-        conversations: the prompts as messages.
-        evaluation: sampling settings and batch size.
-        seed: determines all completions.
-        enable_thinking: passed to the chat template.
-        progress: called with (completions so far, all completions), while they are sampled.
-    """
-    prompt_ids = [encode_prompt(tokenizer, messages, enable_thinking) for messages in conversations]
-    engine, samples = TransformersEngine(model, tokenizer, evaluation), {}
-
-    def report(finished: int = 0) -> None:
-        if progress:
-            progress(len(samples) + finished, len(prompt_ids))
-
-    for number, portion in enumerate(make_portions(prompt_ids, evaluation.batch_size)):
-        if number % processes.process_count() == processes.process_rank():
-            ids, seed_here = [prompt_ids[i] for i in portion], portion_seed(seed, number)
-            samples |= zip(portion, engine(ids, seed_here, on_finish=report), strict=True)
-        report()
-    samples = dict(processes.all_gather(list(samples.items())))
-    return [samples[i] for i in range(len(prompt_ids))]
+    return completion_ids if first_end is None else completion_ids[: first_end + 1]

@@ -8,7 +8,7 @@ import torch
 from grpo_kit import config
 from grpo_kit.evaluation.ask import ask, load_trained
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.policy.generate import sample_completions
+from grpo_kit.policy.episodes import sample_completions
 from grpo_kit.runs.run import find_run
 
 QUESTION = "What is 47 + 38?"

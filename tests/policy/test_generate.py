@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grpo_kit import config
-from grpo_kit.policy import generate
+from grpo_kit.policy import episodes, generate
 from grpo_kit.policy.chat import encode_prompt
 
 GREEDY = config.Evaluation(max_completion_length=40, temperature=0.0, batch_size=3)
@@ -19,8 +19,8 @@ def test_samples_come_back_in_order_whatever_the_batching(tiny_policy):
     conversations = ask(
         "What is 47 + 38?", "What is 1?", "What is 90 - 12?", "A much longer question than all of these?"
     )
-    together = generate.sample_completions(*tiny_policy, conversations, GREEDY, seed=1)
-    alone = [generate.sample_completions(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in conversations]
+    together = episodes.sample_completions(*tiny_policy, conversations, GREEDY, seed=1)
+    alone = [episodes.sample_completions(*tiny_policy, [turns], GREEDY, seed=1)[0] for turns in conversations]
     assert together == alone
 
 
@@ -29,7 +29,7 @@ def test_a_seed_fixes_the_draw(tiny_policy):
     settings = config.Evaluation(max_completion_length=40, batch_size=1)
     conversations = ask(*["What is 47 + 38?"] * 16)
     first, second, other = (
-        generate.sample_completions(*tiny_policy, conversations, settings, seed) for seed in (1, 1, 2)
+        episodes.sample_completions(*tiny_policy, conversations, settings, seed) for seed in (1, 1, 2)
     )
     assert first == second != other
     assert first[:8] != first[8:]  # a portion of the same prompts is not drawn as the one before
@@ -39,7 +39,7 @@ def test_a_seed_fixes_the_draw(tiny_policy):
 def test_a_portion_does_not_depend_on_those_before_it(tiny_policy):
     settings = config.Evaluation(max_completion_length=40, batch_size=1)
     ids = [encode_prompt(tiny_policy[1], messages, True) for messages in ask(*["What is 47 + 38?"] * 16)]
-    completions = generate.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 16), settings, seed=5)
+    completions = episodes.sample_completions(*tiny_policy, ask(*["What is 47 + 38?"] * 16), settings, seed=5)
     draw = generate.TransformersEngine(*tiny_policy, settings)
     assert draw(ids[8:], generate.portion_seed(5, 1)) == completions[8:]
 
@@ -48,7 +48,7 @@ def test_drawing_leaves_the_random_state_and_the_mode_as_they_were(tiny_policy):
     model, _ = tiny_policy
     before = torch.get_rng_state()
     model.train()
-    generate.sample_completions(
+    episodes.sample_completions(
         *tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1
     )
     assert torch.equal(torch.get_rng_state(), before) and model.training
@@ -74,16 +74,16 @@ def test_no_prompts_give_no_samples_and_an_empty_one_is_refused(tiny_policy):
 
 
 def test_a_cut_completion_is_marked_and_a_finished_one_ends(tiny_policy):
-    (cut,) = generate.sample_completions(
+    (cut,) = episodes.sample_completions(
         *tiny_policy, ask("What is 47 + 38?"), config.Evaluation(max_completion_length=5), seed=1
     )
     assert (cut.tokens, cut.finished) == (5, False)
-    (sample,) = generate.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
+    (sample,) = episodes.sample_completions(*tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1)
     assert sample.finished and sample.text.endswith("}") and "</think>" in sample.text
 
 
 def test_thinking_can_be_turned_off(tiny_policy):
-    (sample,) = generate.sample_completions(
+    (sample,) = episodes.sample_completions(
         *tiny_policy, ask("What is 47 + 38?"), GREEDY, seed=1, enable_thinking=False
     )
     assert sample.text.startswith("\\boxed{")
@@ -119,4 +119,4 @@ def test_portions(lengths, size, expected):
     ],
 )
 def test_what_comes_after_the_end_token_is_not_the_reply(tiny_policy, tokens, text, count, finished):
-    assert generate.make_sample(tiny_policy[1], tokens, [2, 11]) == (text, count, finished)
+    assert generate.make_sample(tiny_policy[1], tokens, [2, 11]) == generate.Sample(text, count, finished)

@@ -12,7 +12,7 @@ from grpo_kit.adapters import lora
 from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron.decoding import one_token
 from grpo_kit.planning.model_size import Alive
-from grpo_kit.policy import generate, generation_loop
+from grpo_kit.policy import episodes, generation_loop
 from grpo_kit.policy.load import load_policy, load_tokenizer
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
@@ -475,7 +475,7 @@ def test_evaluation_and_a_peft_model_go_through_it():
     model = lora.add_lora(model, config.Lora(target_modules=["in_proj"]), seed=1)
     turns = [[{"role": "user", "content": QUESTIONS[i // 4]}] for i in range(8)]
     with Rows() as seen:
-        generate.sample_completions(
+        episodes.sample_completions(
             model, tokenizer, turns, config.Evaluation(max_completion_length=40, batch_size=8), seed=1
         )
     assert seen.batch[:2] == [2, 8] and model.last_sampling.prompts == 2 and model.last_sampling.rows == 8
