@@ -114,8 +114,9 @@ class CompletionRecorder(TrainerCallback):
     """Stands between TRL and the rewards and records what each completion was paid, in `completions.jsonl`.
 
     When TRL calls the first of them with a batch, all are called, those that are async side by side. Then the batch is
-    written, one line per completion: `step`, `prompt`, `completion`, `answer`, and `rewards` by name. When TRL calls
-    the others, with the same batch, they answer what is known already.
+    written, one line per completion: `step`, `prompt`, `completion`, `answer`, and `rewards` by name, and `turns`, with
+    calls and results, of one that called tools. When TRL calls the others, with the same batch, they answer what is
+    known already.
 
     Args:
         path: the file.
@@ -158,8 +159,15 @@ class CompletionRecorder(TrainerCallback):
                     },
                 }
                 | ({"environment": batch["environment"][i]} if self.is_mixed else {})
+                | ({"turns": completion} if _has_calls(completion) else {})
                 for i, completion in enumerate(batch["completions"])
             ]
         )
         if processes.is_first():
             append_lines(self.path, "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _has_calls(completion: Any) -> bool:
+    """Whether a completion is a list of turns in which the policy called tools, or tried to."""
+    turns = completion if isinstance(completion, list) else []
+    return len(turns) > 1 or any({"tool_calls", "malformed_calls"} & turn.keys() for turn in turns)

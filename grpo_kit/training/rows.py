@@ -6,6 +6,7 @@ from typing import Any
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data import curriculum
+from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.evaluation import screening
 from grpo_kit.planning import memory
 from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
@@ -71,13 +72,18 @@ def prompts_in_run(config: RunConfig, steps: int | None = None) -> int:
     return -(-(steps or grpo.max_steps) // grpo.num_iterations) * per_step
 
 
-def longest_prompts(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
+def longest_prompts(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]], worlds: Worlds) -> list[list[int]]:
     """Token ids of the longest prompts, the longest first, as many as a step samples at most.
 
-    Candidates are the longest by characters; tokens are counted for those only. Fewer rows are repeated.
+    What a row's world adds to its prompt, its tools and its text, counts. Candidates are the longest by characters, of
+    each environment with a world and of the other rows; tokens are counted for those only. Fewer rows are repeated.
     """
     count = memory.sampled_at_once(config.grpo) // config.grpo.num_generations
-    candidates = sorted(rows, key=lambda row: -len(completion_text(row["prompt"])))[: max(count, 64)]
-    thinking = config.policy.enable_thinking
-    ids = sorted((encode_prompt(tokenizer, row["prompt"], thinking) for row in candidates), key=len, reverse=True)
+    thinking, ids = config.policy.enable_thinking, []
+    for name in (*worlds.classes, None):
+        own = [row for row in rows if (environment_of(row) if environment_of(row) in worlds.classes else None) == name]
+        for row in sorted(own, key=lambda row: -len(completion_text(row["prompt"])))[: max(count, 64)]:
+            _, prompt = worlds.begin(row, row["prompt"])
+            ids.append(encode_prompt(tokenizer, prompt, thinking, worlds.tools_of(row)))
+    ids.sort(key=len, reverse=True)
     return [ids[i % len(ids)] for i in range(count)]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from grpo_kit.adapters.lora import add_lora, describe_dropped, describe_lora
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.data.splits import check_mix
+from grpo_kit.environments.worlds.loading import Worlds, load_worlds
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import calibrate
-from grpo_kit.policy import vllm_engine
+from grpo_kit.policy import tool_calls, vllm_engine
 from grpo_kit.policy.chat import check_chat_template
 from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.rewards.tools.calling import Reward, reward_names
@@ -125,7 +126,10 @@ def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> Train
         FileNotFoundError: the screened rows are gone.
     """
     screened = screening.is_screened(run)
-    grpo = {key: value for key, value in asdict(config.grpo).items() if key not in ("save_steps", "on_alarm")}
+    of_worlds = "max_tool_calling_iterations"  # noted with them
+    grpo = {
+        key: value for key, value in asdict(config.grpo).items() if key not in ("save_steps", "on_alarm", of_worlds)
+    }
     settings = {"screening": {"sigma": config.screening.sigma}} if screened else {}
     settings |= {
         "policy": config.policy.identity(),
@@ -140,7 +144,12 @@ def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> Train
         settings["rewards"] = dict(
             zip(reward_names(combined.functions), map(fingerprint, combined.functions), strict=True)
         )
-        settings["environments"] = {name: asdict(config.rewards_of(name)) for name in environments if name != MATH}
+        settings["environments"] = {
+            name: {key: value for key, value in asdict(config.rewards_of(name)).items() if value is not None}
+            for name in environments
+            if name != MATH
+        }
+        settings |= load_worlds(config, environments).describe()
         settings["mix"] = config.data.mix
     return TrainingStage(config, run, settings, config.grpo.max_steps, screened)
 
@@ -186,7 +195,11 @@ def make_trainer(
     environments = run.environments()
     rewards = combine_rewards(config, environments, reward_funcs)
     recorder = CompletionRecorder(run.completions, rewards.functions, environments != [MATH])
-    trainer = _build_trainer(stage, model, tokenizer, rows, rewards._replace(functions=recorder.watched), vllm)
+    worlds = load_worlds(config, environments)
+    if worlds.classes:
+        tool_calls.require_nemotron(tokenizer)
+    rewards = rewards._replace(functions=recorder.watched)
+    trainer = _build_trainer(stage, model, tokenizer, rows, rewards, worlds, vllm)
 
     def save_forecast(forecast: dict[str, Any]) -> None:
         if processes.is_first():
@@ -204,7 +217,7 @@ def make_trainer(
     deadline = callbacks.session_deadline(config.run.time_limit, stage.reserved_seconds())
     in_order: list[TrainerCallback] = [
         callbacks.InterruptCallback(),
-        WorstStepCallback(trainer, longest_prompts(config, tokenizer, rows), save_forecast),
+        WorstStepCallback(trainer, longest_prompts(config, tokenizer, rows, worlds), save_forecast),
         metrics,
         recorder,
         callbacks.StageCallback(trainer, grpo, metrics),
@@ -225,6 +238,7 @@ def _build_trainer(
     tokenizer: Any,
     rows: list[dict[str, Any]],
     rewards: Rewards,
+    worlds: Worlds,
     vllm: dict[str, Any],
 ) -> "GroupTrainer":
     from grpo_kit.training import trl_internals
@@ -255,6 +269,7 @@ def _build_trainer(
         processing_class=tokenizer,
         grpo=config.grpo,
         verifiers=rewards.verifiers,
+        worlds=worlds,
         prompt_sampler=EnvironmentSampler(names, config.data.mix, pass_rates, **draws)
         if len(rewards.verifiers) > 1
         else PromptSampler(pass_rates, **draws),

@@ -23,7 +23,7 @@ from trl.kernels import chunked_logprob
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import memory
-from grpo_kit.policy import chat
+from grpo_kit.policy import chat, tool_calls
 from grpo_kit.runs.files import to_json
 
 T = TypeVar("T")
@@ -87,8 +87,9 @@ def leave_sampling(model: Any) -> None:
 def set_response_template(tokenizer: Any) -> None:
     """Tell TRL how to read replies into thinking, tool calls and content, before a trainer with tools is built.
 
-    TRL recognises chat templates letter by letter, and so none that `chat.template_conversations` has extended, nor the
-    embedded policy's. A response template that the tokenizer has already stays.
+    Replies in Nemotron's form are read by the kit, which takes whole calls only (`tool_calls.read_reply`). TRL
+    recognises chat templates letter by letter, and so none that `chat.template_conversations` has extended. A response
+    template that the tokenizer has already stays.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
@@ -96,6 +97,9 @@ def set_response_template(tokenizer: Any) -> None:
     Raises:
         ValueError: TRL knows no response template for this chat template, and it does not open thinking as Nemotron's.
     """
+    if tool_calls.reads_as_nemotron(tokenizer):
+        tool_calls.install(tokenizer)
+        return
     if getattr(tokenizer, "response_template", None) is not None:
         return
     extended = tokenizer.chat_template
@@ -103,13 +107,10 @@ def set_response_template(tokenizer: Any) -> None:
     try:
         chat_template_utils.add_response_schema(tokenizer)
     except ValueError:
-        prompt = chat.render_prompt(tokenizer, chat.build_messages("?"), True)
-        if not prompt.endswith("<|im_start|>assistant\n<think>\n"):
-            raise ValueError(
-                "TRL does not know how to read tool calls and thinking from replies of this chat template. Set "
-                "tokenizer.response_template, or train without tools."
-            ) from None
-        tokenizer.response_template = chat_template_utils.nemotron_3_template
+        raise ValueError(
+            "TRL does not know how to read tool calls and thinking from replies of this chat template. Set "
+            "tokenizer.response_template, or train without tools."
+        ) from None
     finally:
         tokenizer.chat_template = extended
 
@@ -186,16 +187,20 @@ class ResumableTrainer:
 class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     """TRL's GRPOTrainer with public names for the steps that the kit changes. By itself it does what TRL does.
 
-    With tools, rows that set `enable_thinking` themselves keep it after a tool's turn.
+    With tools, rows that set `enable_thinking` themselves keep it after a tool's turn, a turn has room for what the
+    completion has left, and a completion whose last result found no room counts as cut.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("tools") or kwargs.get("environment_factory"):
             set_response_template(kwargs["processing_class"])
-        super().__init__(*args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'environment_factory', which is an experimental feature")
+            super().__init__(*args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         leave_sampling(getattr(model, "get_base_model", lambda: model)())
         self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
+        self._longest: int | None = None  # tokens of prompt and completion, while the turns of a batch are sampled
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
         self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
@@ -300,9 +305,43 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         self.scored_ids = completion_ids_list
         return self.reward_table
 
-    def _tool_call_loop(self, prompts: list[list[dict[str, Any]]], *args: Any) -> Any:
+    def judge_episodes(self, completions: list[list[dict[str, Any]]]) -> None:
+        """Look at the completions of a batch with tools, as lists of turns, before they are scored."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        settings, before = self.generation_config, self.generation_config.max_new_tokens
+        if self._longest is not None:  # what the turns before left, or memory would be needed for twice the length
+            settings.max_new_tokens = max(1, min(before, self._longest - min(map(len, prompt_ids))))
+        try:
+            completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        finally:
+            settings.max_new_tokens = before
+        if logps is None and self.tools and (kept := self._sampled_logps()) is not None:
+            logps = [row[: len(ids)].tolist() for row, ids in zip(kept, completion_ids, strict=True)]
+        return completion_ids, logps
+
+    def _sampled_logps(self) -> torch.Tensor | None:
+        """(rows, drawn) log-probs of the turn that was sampled last; None where the kit's loop kept none."""
+        model = self.accelerator.unwrap_model(self.model)
+        sampling = getattr(getattr(model, "get_base_model", lambda: model)(), "last_sampling", None)
+        return sampling.logps if sampling is not None else None
+
+    def _tool_call_loop(self, prompts: list[list[dict[str, Any]]], prompt_ids: list[list[int]], *args: Any) -> Any:
         self.episodes = prompts
-        return super()._tool_call_loop(prompts, *args)
+        self._longest = max(map(len, prompt_ids)) + self.max_completion_length
+        try:
+            tool_mask, completions, completion_ids, logps, *counts = super()._tool_call_loop(prompts, prompt_ids, *args)
+        finally:
+            self._longest = None
+        for number, turns in enumerate(completions):
+            turns_taken = sum(turn["role"] == "assistant" for turn in turns)
+            found_no_room = turns[-1].get("tool_calls") and turns_taken <= self.max_tool_calling_iterations
+            if found_no_room and completion_ids[number][-1] in self.eos_token_ids:
+                # TRL calls a completion cut whose last token does not end it.
+                for column in filter(None, (tool_mask, completion_ids, logps)):
+                    column[number] = column[number][:-1]
+        self.judge_episodes(completions)
+        return tool_mask, completions, completion_ids, logps, *counts
 
     def _get_tool_suffix_ids(self, tool_messages: list[dict[str, Any]]) -> list[int]:
         # TRL renders the tool's turn behind a conversation that it makes up, which lacks the row's own setting.

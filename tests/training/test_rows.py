@@ -7,6 +7,8 @@ import pytest
 from grpo_kit import config
 from grpo_kit.data import curriculum
 from grpo_kit.data.preparation import prepare
+from grpo_kit.environments.worlds.episode import make_episode_class
+from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.evaluation import screening
 from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.runs.files import write_lines
@@ -14,6 +16,7 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
 from grpo_kit.training.rows import longest_prompts, order_of_draw, prompts_in_run, training_rows
+from tests.helpers.counter_world import Counter
 from tests.helpers.settings import SMALL
 
 
@@ -70,7 +73,8 @@ def test_a_training_checks_once_whether_its_rows_are_screened(prepared, monkeypa
 def test_a_step_with_more_prompts_than_there_are_repeats_them(prepared):
     settings, run, tokenizer = prepared
     large = ["grpo.per_device_train_batch_size=40", "grpo.num_generations=4", "grpo.resample_budget=1"]
-    longest = longest_prompts(config.load_config(["tiny"], large), tokenizer, read_lines(run.data_file("train")))
+    rows = read_lines(run.data_file("train"))
+    longest = longest_prompts(config.load_config(["tiny"], large), tokenizer, rows, Worlds({}, 8))
     lengths = [len(ids) for ids in longest]
     assert len(longest) == 20 and lengths[:10] == sorted(lengths[:10], reverse=True) and lengths[10:] == lengths[:10]
 
@@ -94,3 +98,16 @@ def test_each_environment_has_a_curriculum_as_long_as_its_share(prepared):
     names = [row["environment"] for row in training_rows(settings, run, tokenizer, screened=True)]
     prompts = prompts_in_run(settings)
     assert names.count("math") == -(-prompts * 3 // 4) and names.count("count") == -(-prompts // 4)
+
+
+def test_tools_and_the_text_of_a_world_belong_to_the_length_of_a_prompt(prepared):
+    """A short question with tools is longer than a long one without."""
+    settings, _, tokenizer = prepared
+    rows = [
+        {"prompt": [{"role": "user", "content": "x" * 40}]},
+        {"prompt": [{"role": "user", "content": "Add up to 7."}], "environment": "counter", "goal": 7},
+    ]
+    worlds = Worlds({"counter": make_episode_class(Counter)}, 8)
+    first, second, *_ = longest_prompts(settings, tokenizer, rows, worlds)
+    assert "add(n)\nlook()" in tokenizer.decode(first) and "Add up to 7. It is 0." in tokenizer.decode(first)
+    assert len(first) > len(second) and "x" * 40 in tokenizer.decode(second)

@@ -19,6 +19,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.nemotron.decoding.linear import own_forward
 from grpo_kit.planning import memory
+from grpo_kit.policy import tool_calls
 from grpo_kit.policy.chat import (
     THINKING_SWITCH,
     build_messages,
@@ -54,8 +55,18 @@ def test_the_overridden_methods_are_still_called_by_those_names():
         "per_token_logps, entropies, aux_loss = self._get_per_token_logps_and_entropies(",
         ") = self._tool_call_loop(\n                prompts, prompt_ids, completion_ids, completions, ",
         "suffix_ids = self._get_tool_suffix_ids(tool_messages)",
+        "completion_ids, logprobs = self._generate_single_turn(",
+        "post_tool_ids, post_tool_logprobs = self._generate_single_turn(",
+        "while idxs_with_tool and iteration_num < self.max_tool_calling_iterations:",
+        "return tool_mask, completions, completion_ids, logprobs, tool_call_count, tool_failure_count, tool_images",
+        "is_truncated = torch.tensor([ids[-1] not in eos_and_pad for ids in completion_ids], device=device)",
+        "self.environments.append(pool[index])",
+        """elif not member_name.startswith("_"):""",  # what is a tool
     ):
         assert call in grpo
+    # TRL reads replies by the tokenizer's own method, which `tool_calls.install` replaces.
+    assert "tokenizer.parse_response(ids, prefix=prefix, tools=tools)" in inspect.getsource(chat_template_utils)
+    assert chat_template_utils.nemotron_3_template == tool_calls.RESPONSE_TEMPLATE
     trainer = inspect.getsource(transformers.Trainer)
     for call in (
         "self._save_checkpoint(model, trial)\n            self.control = self.callback_handler.on_save(",
@@ -194,7 +205,8 @@ def test_no_other_file_touches_a_private_name_of_trl_or_transformers():
     names = "|".join(
         ["_metrics", "_n_gpu", "_TRITON_AVAILABLE", "_generate_and_score_completions", "_calculate_rewards",
          "_get_per_token_logps_and_entropies", "_save_checkpoint", "_load_from_checkpoint", "_save_rng_state",
-         "_save_scaler", "_save_optimizer_and_scheduler"]
+         "_save_scaler", "_save_optimizer_and_scheduler", "_generate_single_turn", "_tool_call_loop",
+         "_get_tool_suffix_ids"]
     )  # fmt: skip
     users = {
         path.name

@@ -39,7 +39,13 @@ def take_groups(batch: Batch, groups: torch.Tensor, num_generations: int) -> Bat
     """
     rows = (groups[:, None] * num_generations + torch.arange(num_generations, device=groups.device)).flatten()
     chosen = {name: value[rows] for name, value in batch.items() if value.ndim}
-    return chosen | {"num_items_in_batch": chosen["completion_mask"].sum().float()}
+    return chosen | {"num_items_in_batch": loss_mask(chosen).sum().float()}
+
+
+def loss_mask(batch: Batch) -> torch.Tensor:
+    """`(rows, tokens)`: the tokens that the loss counts, those that the policy drew; results of tools do not count."""
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
 def gather_groups(micro_batches: list[Batch]) -> list[Batch]:
@@ -57,7 +63,7 @@ def gather_groups(micro_batches: list[Batch]) -> list[Batch]:
 
 def has_gradient(batch: Batch) -> torch.Tensor:
     """`(rows,)` bool: whether a row has an advantage and at least one token that counts."""
-    return (batch["advantages"] != 0) & batch["completion_mask"].bool().any(1)
+    return (batch["advantages"] != 0) & loss_mask(batch).bool().any(1)
 
 
 def drop_rows_without_gradient(batch: Batch, loss_type: str, at_least: int) -> tuple[Batch | None, float]:
@@ -83,5 +89,6 @@ def drop_rows_without_gradient(batch: Batch, loss_type: str, at_least: int) -> t
         if value.ndim == 2:
             smaller[name] = value[:, first:] if name in LEFT_PADDED else value[:, :last]
     # dapo and cispo divide by the tokens of the whole batch, which `num_items_in_batch` holds.
-    share_of_tokens, share_of_rows = mask[kept].sum() / mask.sum().clamp(min=1), len(kept) / len(mask)
+    counted, share_of_rows = loss_mask(batch), len(kept) / len(mask)
+    share_of_tokens = counted[kept].sum() / counted.sum().clamp(min=1)
     return smaller, {"dapo": 1.0, "cispo": 1.0, "bnpo": float(share_of_tokens)}.get(loss_type, share_of_rows)

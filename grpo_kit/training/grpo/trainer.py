@@ -15,6 +15,9 @@ import torch
 from transformers import set_seed
 
 from grpo_kit.config import Grpo
+from grpo_kit.environments.worlds.episode import FIGURES, NO_WORLD, finish
+from grpo_kit.environments.worlds.loading import Worlds
+from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json
 from grpo_kit.training.grpo.advantages import compute_advantages, is_flat
@@ -25,6 +28,7 @@ from grpo_kit.training.grpo.batches import (
     gather_groups,
     has_gradient,
     join_batches,
+    loss_mask,
     pad_columns,
     take_groups,
 )
@@ -47,6 +51,7 @@ class GroupTrainer(OpenGRPOTrainer):
         prompt_sampler: draws the prompts.
         verifiers: for each environment the place of its verifier among the reward functions: above 0.5 a completion
             counts as a pass.
+        worlds: of the environments that have one.
     """
 
     def __init__(
@@ -56,9 +61,15 @@ class GroupTrainer(OpenGRPOTrainer):
         rows: Sequence[dict[str, Any]],
         prompt_sampler: PromptSampler | EnvironmentSampler,
         verifiers: Mapping[str, int],
+        worlds: Worlds,
         **kwargs: Any,
     ) -> None:
+        if worlds.classes:  # TRL takes one for every environment; a row of math may name none
+            all_rows = {None: NO_WORLD, **dict.fromkeys(verifiers, NO_WORLD), **worlds.classes}
+            kwargs["environment_factory"] = all_rows
         super().__init__(*args, **kwargs)
+        self.worlds, self.max_tool_calling_iterations = worlds, worlds.most_turns
+        self.calls: list[dict[str, float]] = []  # the figures of each completion's calls, of the batch last sampled
         self.grpo, self.rows, self.prompt_sampler, self.verifiers = grpo, rows, prompt_sampler, verifiers
         self.sampling_round = 0  # within a step
         self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
@@ -144,7 +155,7 @@ class GroupTrainer(OpenGRPOTrainer):
             batch = self.sample_batch(rows[mine])
         finally:  # others sample from this model too
             base.keep_logps, base.part_of = False, None
-        if base.last_sampling is not None:  # None: vLLM or transformers' own loop sampled
+        if base.last_sampling is not None and not self.tools:  # None: vLLM or transformers' own loop sampled
             width = batch["completion_ids"].shape[1]
             batch["sampled_logps"] = pad_columns(base.last_sampling.logps[:, :width], width, 0, left=False)
         batch = self._gather_batch(batch)
@@ -166,6 +177,7 @@ class GroupTrainer(OpenGRPOTrainer):
                 self.prompt_sampler.learn(prompt, right, tried)
         ended = processes.all_gather([bool(ids) and ids[-1] in self.eos_token_ids for ids in self.scored_ids])
         is_cut = ~torch.tensor(ended, device=flat.device).view(-1, n)
+        self._note_calls(prompts)
         truncated = is_cut.all(1)
         if len(self.verifiers) > 1:
             lengths = torch.tensor(processes.all_gather([len(ids) for ids in self.scored_ids]), dtype=torch.float32)
@@ -178,6 +190,24 @@ class GroupTrainer(OpenGRPOTrainer):
             "all_wrong": flat & ~all_right & ~truncated & ~none_judged,
         }
         return flat, {cause: groups.float().mean().item() for cause, groups in causes.items()}
+
+    def judge_episodes(self, completions: list[list[dict[str, Any]]]) -> None:
+        """Count the calls of each completion, and tell its world which of them were wrong."""
+        if self.environments:
+            most = self.max_tool_calling_iterations
+            self.calls = [finish(*pair, most) for pair in zip(self.environments, completions, strict=True)]
+
+    def _note_calls(self, prompts: list[int]) -> None:
+        """Note the mean figures of the calls in a completion, for each environment with a world."""
+        if not self.tools:
+            return
+        calls = processes.all_gather(self.calls)
+        names = [environment_of(self.rows[prompt]) for prompt in prompts for _ in range(self.num_generations)]
+        for name in self.verifiers:
+            own = [figures for figures, other in zip(calls, names, strict=True) if other == name]
+            if own and name in self.worlds.classes:
+                for key in FIGURES:
+                    self.figures[f"environments/{name}/{key}"].append(sum(each[key] for each in own) / len(own))
 
     def _note_environments(
         self,
@@ -236,7 +266,7 @@ class GroupTrainer(OpenGRPOTrainer):
         loss = factor * super().compute_loss(model, inputs, *args, **kwargs)
         sampled = inputs.get("sampled_logps", inputs.get("sampling_per_token_logps"))  # the kit's, or vLLM's
         if sampled is not None:
-            gap = (self.trained_logps - sampled).abs()[inputs["completion_mask"].bool()]
+            gap = (self.trained_logps - sampled).abs()[loss_mask(inputs).bool()]
             mean = self.accelerator.gather(gap.mean() if len(gap) else gap.new_zeros(())).mean()
             self.figures["sampling/logp_gap"].append(mean.item())
         return loss

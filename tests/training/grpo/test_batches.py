@@ -63,3 +63,13 @@ def test_as_many_rows_remain_as_another_process_needs_and_none_where_none_has_a_
     assert drop_rows_without_gradient(flat, "dapo", at_least=0) == (None, 0.0)
     smaller, _ = drop_rows_without_gradient(flat, "dapo", at_least=1)
     assert smaller["completion_ids"].tolist() == [[1, 2]]
+
+
+def test_what_tools_returned_is_in_the_completion_and_not_in_the_loss():
+    batch = batch_of([1, 1], [4, 3], [1.0, -1.0]) | {"tool_mask": torch.tensor([[1, 0, 0, 1], [0, 0, 0, 1]])}
+    assert take_groups(batch, torch.tensor([0]), num_generations=2)["num_items_in_batch"] == 2
+    smaller, by = drop_rows_without_gradient(batch, "bnpo", at_least=0)  # nothing of the second row counts
+    assert smaller["completion_ids"].tolist() == [[1, 2, 3, 4]] and smaller["tool_mask"].tolist() == [[1, 0, 0, 1]]
+    assert by == 1.0 and drop_rows_without_gradient(batch, "grpo", at_least=0)[1] == 0.5
+    joined = join_batches(batch, batch_of([1], [5], [1.0]) | {"tool_mask": torch.ones(1, 5).long()}, pad_token=9)
+    assert joined["tool_mask"].shape == (3, 5)
