@@ -22,6 +22,7 @@ from grpo_kit.data.columns import SourceRow
 from grpo_kit.data.hub import check_hub_reachable, is_offline
 from grpo_kit.data.splits import SPLITS, check_mix, format_splits, split_environments, write_splits
 from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
+from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
@@ -162,8 +163,15 @@ def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier) -> dic
     del data["paths"]  # where a set is on this machine does not matter; the hash of its bytes is recorded
     settings = {"data": data, "seed": config.run.seed, "verifier": fingerprint(verifier)}
     if config.environments:
-        settings["environments"] = asdict(config)["environments"]
-    return settings | ({"tokenizer": config.policy.model} if config.data.max_prompt_tokens else {})
+        settings["environments"] = {
+            name: {key: value for key, value in asdict(environment).items() if value is not None}
+            for name, environment in config.environments.items()
+        }
+    if config.data.max_prompt_tokens:  # tools are part of a prompt
+        settings["tokenizer"] = config.policy.model
+        if worlds := load_worlds(config, config.environments).fingerprints():
+            settings["worlds"] = worlds
+    return settings
 
 
 def _locate_training(config: RunConfig) -> tuple[list[sources.Source], FileNotFoundError | None]:

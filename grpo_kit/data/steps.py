@@ -18,6 +18,7 @@ from grpo_kit.config.environments import KNOWN
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.environments.office import WORLDS
+from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import load_reward
@@ -233,10 +234,16 @@ class Pipeline:
     def _find_long_prompts(self, limit: int) -> Iterator[tuple[int, str, str]]:
         count_tokens = make_token_counter(self.config.policy)
         numbers, data = self.kept(), self.config.data
+        worlds = load_worlds(self.config, {self.rows[number].environment for number in numbers})
         for start in range(0, len(numbers), TOKEN_BATCH):
             batch = numbers[start : start + TOKEN_BATCH]
-            prompts = [self.rows[number].ask(data) for number in batch]
-            for number, length in zip(batch, count_tokens(prompts), strict=True):
+            prompts, tools = [], []
+            for number in batch:
+                row = self.rows[number]
+                columns = {"environment": row.environment, **(row.columns or {})}
+                prompts.append(worlds.begin(columns, row.ask(data))[1])
+                tools.append(worlds.tools_of(columns))
+            for number, length in zip(batch, count_tokens(prompts, tools), strict=True):
                 if length > limit:
                     yield number, "long prompt", f"{length} tokens"
 

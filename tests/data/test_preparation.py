@@ -19,6 +19,8 @@ from grpo_kit.runs import run as run_module
 from grpo_kit.runs.files import hash_of, write_lines
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
+from tests.helpers import counter_world
+from tests.helpers.acting import WORLD
 
 SIZES = ["data.val_size=1", "data.test_size=2"]
 
@@ -313,6 +315,21 @@ def test_prompts_that_are_too_long_are_counted_with_the_runs_tokenizer_and_templ
     manifest, _ = prepare(tmp_path, eight(tmp_path, long), "data.max_prompt_tokens=120")
     assert manifest["dropped"] == {"long prompt": 1}
     assert manifest["funnel"][0]["examples"][0]["why"] == "141 tokens"  # a byte each, and 31 of the chat template
+
+
+def test_the_tools_of_a_row_belong_to_the_length_of_its_prompt(tmp_path):
+    rows = [{"environment": "counter", "prompt": f"Add up to {goal}.", "goal": goal} for goal in range(1, 10)]
+    path = write(tmp_path, "counter.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    world = [f"environments.counter.reward_funcs=['{WORLD}:end_reward']", "data.max_prompt_tokens=60"]
+    manifest, _ = prepare(tmp_path, path, *world)
+    assert manifest["dropped"] == {}
+    world.append(f"environments.counter.environment_factory='{WORLD}:Counter'")
+    manifest, run = prepare(tmp_path, path, *world, "data.max_prompt_tokens=82", name="acting")
+    assert manifest["dropped"] == {}  # 43 of the prompt, 28 of `add(n)` and `look()`, 10 of " It is 0."
+    settings = run.stages()["data"]["settings"]
+    assert settings["worlds"]["counter"] == fingerprint(counter_world.Counter)
+    with pytest.raises(ValueError, match=r"has no usable row \(9 with long prompt: 82 tokens\)"):
+        prepare(tmp_path, path, *world, "data.max_prompt_tokens=70", name="longer")
 
 
 def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
