@@ -11,6 +11,7 @@ from typing import Any
 from grpo_kit.config import RunConfig, to_yaml
 from grpo_kit.display import machine_tables, terminal
 from grpo_kit.display.notebook_words import reword
+from grpo_kit.display.turns import print_turns
 from grpo_kit.environments.task import COLUMNS
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.rewards.tools.routing import environment_of
@@ -60,9 +61,13 @@ def show_settings(config: RunConfig) -> None:
 
 def show_reply(reply: Any) -> None:
     """Print a reply: its thinking, its answer, its length."""
-    thinking, answer = split_thinking(reply.text)
+    if reply.turns:
+        said = print_turns(reply.turns)
+    else:
+        thinking, answer = split_thinking(reply.text)
+        said = f"thinks : {thinking}\nanswers: {answer}"
     end = "ended by itself" if reply.finished else "cut off"
-    print(show_controls(f"thinks : {thinking}\nanswers: {answer}\nlength : {reply.tokens} tokens, {end}"))
+    print(show_controls(f"{said}\nlength : {reply.tokens} tokens, {end}"))
 
 
 def show_group(replies: Sequence[Any]) -> None:
@@ -128,7 +133,10 @@ def show_completions(run: Run, count: int = 4) -> None:
         thinking, answer = split_thinking(line["completion"])
         paid = ", ".join(f"{name} {value}" for name, value in line["rewards"].items())
         head = f"step {line['step']:>3} · {line['prompt']}"
-        print(show_controls(f"{head}\n  thinks : {thinking}\n  answers: {answer}\n  paid   : {paid}"))
+        said = f"  thinks : {thinking}\n  answers: {answer}"
+        if line.get("turns"):
+            said = textwrap.indent(print_turns(line["turns"]), "  ")
+        print(show_controls(f"{head}\n{said}\n  paid   : {paid}"))
 
 
 def show_tasks(run: Run) -> None:

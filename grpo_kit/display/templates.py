@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from grpo_kit.display import charts
 from grpo_kit.display.completions import first_reward, reward_color
 from grpo_kit.display.run_figures import Panel, Row, list_alarms
+from grpo_kit.display.turns import read_turns
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.texts import show_controls
 
@@ -73,7 +74,9 @@ def render_charts(panels: list[Panel]) -> list[Markup]:
 
 
 def render_group(group: list[dict[str, Any]]) -> Markup:
-    """One group's prompt, reference answer and completions; thinking is folded, rewards are written and coloured.
+    """One group's prompt, reference answer and completions, with their rewards, which also give the colour.
+
+    Thinking is folded, and so are the results of calls.
 
     Args:
         group: lines of `completions.jsonl` that answer the same prompt.
@@ -92,6 +95,7 @@ def render_group(group: list[dict[str, Any]]) -> Markup:
                 "color": reward_color(first_reward(line), group),
                 "thinking": thinking,
                 "final": final,
+                "turns": read_turns(line.get("turns") or ()),
             }
         )
     return PARTS.group(lines, max(0, len(group) - MOST), LONGEST)

@@ -141,3 +141,37 @@ def test_the_shown_text_has_a_maximum_length():
     shown = templates.render_group([line(completion="<" * 100_000)] * 100)
     assert "96,000 more characters" in shown and "and 84 more" in shown
     assert len(shown) < templates.MOST * (templates.LONGEST * 4 + 2000)
+
+
+CALLED = {"type": "function", "function": {"name": "send", "arguments": {"to": "Ada", "n": 2}}}
+
+
+def acting(text="x", **more):
+    """A line whose completion calls a tool and says something, `text` wherever there is a text."""
+    function = {"name": text, "arguments": {text: text}}
+    turns = [
+        {"role": "assistant", "reasoning_content": text, "content": "", "tool_calls": [{"function": function}]},
+        {"role": "tool", "name": text, "content": text},
+        {"role": "assistant", "reasoning_content": "", "content": text} | more,
+    ]
+    return line(completion="t</think>a") | {"turns": turns}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_calls_and_results_are_escaped_as_text(text):
+    tags = [re.findall(r"<[^>]*>", templates.render_group([acting(each)])) for each in ("x", text)]
+    assert tags[0] == tags[1]
+
+
+def test_calls_are_shown_with_their_results_folded():
+    shown = templates.render_group([acting("look"), line()])
+    assert shown.count("<details>") == 3 and "<details open" not in shown  # a thought, a result; a thought
+    assert "look(look=&#34;look&#34;)" in shown and "no answer" not in shown
+    assert "2 calls could not be read" in templates.render_group([acting(malformed_calls=2)])
+    last = acting(tool_calls=[CALLED])  # its result found no room, or it came too late
+    assert "<i>no result</i>" in templates.render_group([last])
+
+
+def test_long_turns_are_cut():
+    shown = templates.render_group([acting("<" * 100_000)])
+    assert shown.count("96,000 more characters") == 3 and len(shown) < 5 * (templates.LONGEST * 4 + 2000)
