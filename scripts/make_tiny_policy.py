@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedTokenizerFast
 
@@ -193,7 +193,11 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, made_by: str) -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     weights = folder / "model.safetensors"
-    save_file(load_file(weights), weights, metadata={"format": "pt", "made_by": made_by})
+    data = save(load_file(weights), {"format": "pt", "made_by": made_by})
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes them in any order
+    weights.write_bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(size - 8) + data[size:])
     config = published_config(json.loads((folder / "config.json").read_text()))
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

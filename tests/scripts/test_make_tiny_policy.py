@@ -10,6 +10,7 @@ from transformers import NemotronHForCausalLM
 from grpo_kit import config
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.load import load_policy, load_tokenizer
+from grpo_kit.runs.files import hash_of
 from scripts import make_tiny_policy
 
 
@@ -62,6 +63,15 @@ def test_the_shipped_tokenizer_and_config_are_the_scripts():
     names = {name: value.shape for name, value in fresh.named_parameters()}
     kept = NemotronHForCausalLM.from_pretrained(tiny.FOLDER)
     assert names == {name: value.shape for name, value in kept.named_parameters()}
+
+
+@pytest.mark.parametrize("name", tiny.FOLDERS)
+def test_equal_weights_give_equal_files(name, tmp_path):
+    by = f"scripts/make_{name.replace('-', '_')}_policy.py"
+    model, tokenizer = load_policy(config.Policy(model=name))
+    for _ in range(6):  # safetensors writes the two metadata in any order
+        make_tiny_policy.save_policy(model, tokenizer, tmp_path, by)
+        assert hash_of(tmp_path / "model.safetensors") == tiny.SHA256[name]
 
 
 @pytest.mark.slow
