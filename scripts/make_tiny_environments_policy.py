@@ -29,7 +29,6 @@ from scripts import make_tiny_policy
 from scripts.make_tiny_policy import encode_pair, save_policy, train_policy
 
 BATCH_SIZE = 32
-GOOD_SHARE = 0.5  # of the teachers' replies that look at the task
 BEGINNINGS = {3: "THE", 4: "SEE THE", 5: "WE SEE THE", 6: "NOW WE SEE THE"}  # by the number of words in all
 
 
@@ -52,12 +51,13 @@ class Habit(NamedTuple):
 class Lesson(NamedTuple):
     """A training: at first, for the share `practice`, on good replies only, since copying is learned slowly.
 
-    None among the habits stands for the sums of `tiny`. `weights` are those of the habits among the examples; they are
-    equal where there are none.
+    From then on the share `good` of the replies is good. None among the habits stands for the sums of `tiny`. `weights`
+    are those of the habits among the examples; they are equal where there are none.
     """
 
     steps: int
     practice: float
+    good: float
     learning_rate: float
     habits: tuple[Habit | None, ...]
     weights: tuple[int, ...] = ()
@@ -131,9 +131,10 @@ RECORDS = Habit(tiny_tasks.draw_person, tiny_tasks.ask_record, record_reply)
 WORDINGS = Habit(tiny_tasks.draw_wording, tiny_tasks.ask_wording, wording_reply)
 NOTES = Habit(tiny_tasks.draw_notes, tiny_tasks.ask_notes, notes_reply)
 PLACES = Habit(draw_places, ask_place, place_reply)
-LESSONS = (
-    Lesson(900, 0.7, 3e-3, (RECORDS, WORDINGS, PLACES, None)),
-    Lesson(300, 0.4, 2e-3, (RECORDS, WORDINGS, NOTES, None), (15, 15, 45, 25)),
+LESSONS = (  # a document's number is the last that the policy learns to copy
+    Lesson(900, 0.7, 0.5, 3e-3, (RECORDS, WORDINGS, PLACES, None)),
+    Lesson(300, 0.4, 0.5, 2e-3, (RECORDS, WORDINGS, NOTES, None), (15, 15, 45, 25)),
+    Lesson(240, 0.5, 0.65, 2e-3, (RECORDS, WORDINGS, NOTES, None), (16, 14, 50, 20)),
 )
 
 
@@ -154,7 +155,7 @@ def read_lesson(lesson: Lesson) -> Callable[[Any, random.Random], tuple[list[int
 
     def draw_example(tokenizer: Any, rng: random.Random) -> tuple[list[int], list[int]]:
         habit = rng.choices(lesson.habits, lesson.weights)[0] if lesson.weights else rng.choice(lesson.habits)
-        return encode_example(tokenizer, rng, habit, 1.0 if next(numbers) < practised else GOOD_SHARE)
+        return encode_example(tokenizer, rng, habit, 1.0 if next(numbers) < practised else lesson.good)
 
     return draw_example
 

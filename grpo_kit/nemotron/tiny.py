@@ -14,7 +14,7 @@ ENVIRONMENTS_FOLDER = Path(__file__).with_name("tiny_environments_policy")
 FOLDERS = {"tiny": FOLDER, "tiny-environments": ENVIRONMENTS_FOLDER}  # by policy.model
 SHA256 = {  # of each folder's model.safetensors
     "tiny": "622214988c50d5b6004e6864f8d62bbd4dbaceaf4607fb5582b7ab91cd2bd872",
-    "tiny-environments": "81ddbcece0d2d52873a69918aa2cfe65386e28acf15e58f5e65a0c541a67bf75",
+    "tiny-environments": "f5104a6ea0a44ef051dddf418a67715765b464554e1b5925315391d9adce2606",
 }
 ROW_COUNT = 12_195  # distinct problems: 8,100 sums and 4,095 ordered differences
 

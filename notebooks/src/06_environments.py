@@ -28,8 +28,8 @@
 
 # %% [markdown]
 # ## Settings
-# `auto` takes `tiny-environments` on a machine without a GPU: an embedded policy that can do four things, each a
-# quarter to a half of the time. The other presets train on GSM8K and on tasks that the kit makes. `data.mix` gives each
+# `auto` takes `tiny-environments` on a machine without a GPU: an embedded policy that can do four things, each about
+# half of the time. The other presets train on GSM8K and on tasks that the kit makes. `data.mix` gives each
 # kind of task its share: `data.mix={math: 2, structured: 1, instructions: 1, documents: 1}`.
 #
 # `t4-4b` is for Nemotron-3-Nano-4B; `t4` and those after it are for the 30B model. Loading in 4 bit is tested with
@@ -178,7 +178,7 @@ for name, part in before["by"]["environment"].items():
     print(f"{name:<13}{part['pass@1']:.1%} of {part['n']}")
 
 # %% [markdown]
-# **You should see** a share of right answers for each environment, a quarter to a half of them for `tiny-environments`.
+# **You should see** a share of right answers for each environment, about half of them for `tiny-environments`.
 
 # %% [markdown]
 # ## Train on all of them
