@@ -29,6 +29,7 @@ from grpo_kit.rewards.tools.loading import answer_reader
 from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
 from grpo_kit.runs.files import hash_of, list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
+from grpo_kit.runs.reward_layers import print_layers
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
 from grpo_kit.runs.texts import name_functions
@@ -81,7 +82,8 @@ def measure(
         `problems`.
 
     Raises:
-        ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings.
+        ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings;
+            a verifier refuses to run on this machine.
         FileNotFoundError: the run has no data, or no adapter for "after".
         TypeError: an argument has another type.
 
@@ -190,6 +192,7 @@ def run_measurement(
             partial.unlink()
         return read_json(path)
 
+    layers = print_layers([verifier])
     with run.lock(stage):
         problems = problem_sets.load_problems(config, run) if problems is None else problems
         protocol = PROTOCOLS.get(evaluation.protocol or "")
@@ -253,7 +256,7 @@ def run_measurement(
         }
         write_text(path, to_json(report, indent=1, ensure_ascii=False) + "\n")
         wrote = [path, *_write_counts(config, run, hits, len(problems))] if stage == "before" else [path]
-        run.record_stage(stage, settings, reads, wrote, report["seconds"], config_yaml)
+        run.record_stage(stage, settings, reads, wrote, report["seconds"], config_yaml, **layers)
         partial.unlink(missing_ok=True)
     return report
 

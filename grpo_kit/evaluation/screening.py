@@ -36,6 +36,7 @@ from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
 from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
 from grpo_kit.runs.reading import parse_json, read_lines, remedy_for
+from grpo_kit.runs.reward_layers import print_layers
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.runs.texts import name_functions
@@ -71,6 +72,7 @@ def screen(
         FileNotFoundError: the run has no data.
         RuntimeError: no prompt would be kept.
         ValueError: the samples on file belong to another policy, verifier, data or sampling; `run.force` discards them.
+            Or a verifier refuses to run on this machine.
         TypeError: an argument has another type.
 
     Example:
@@ -100,6 +102,7 @@ def screen(
     if run.is_done("screen", settings, [run.manifest], config.run.force, derived=True):
         return _summarise(config, rows, _latest_lines(_read_rounds(run.screening, made_with, force=False)))
 
+    layers = print_layers([verifier])
     with run.lock("screen"):
         started = time.monotonic()
         earlier = _read_rounds(run.screening, made_with, config.run.force)
@@ -126,7 +129,9 @@ def screen(
         write_lines(run.left_out, left_out)
         write_lines(run.screened, curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed))
         files = [run.screening, run.screened, run.left_out]
-        run.record_stage("screen", settings, [run.manifest], files, time.monotonic() - started, to_yaml(config))
+        run.record_stage(
+            "screen", settings, [run.manifest], files, time.monotonic() - started, to_yaml(config), **layers
+        )
     return summary
 
 

@@ -175,8 +175,8 @@ class TrainingStage:
             for path in (self.run.metrics, self.run.completions):
                 processes.broadcast_from_first(functools.partial(checkpoints.drop_rows_after, path, step))
 
-    def save_results(self, trainer: Any, out_of_time: bool) -> None:
-        """Write the adapter, whole or not at all, and the probe; record the stage in `run.json`."""
+    def save_results(self, trainer: Any, out_of_time: bool, **more: Any) -> None:
+        """Write the adapter, whole or not at all, and the probe; record the stage and `more` in `run.json`."""
 
         activity.announce("saving the adapter")
 
@@ -198,6 +198,7 @@ class TrainingStage:
                 earlier=self.earlier,
                 steps=steps,
                 out_of_time=out_of_time and steps < self.steps,
+                **more,
             )
 
         processes.broadcast_from_first(save)

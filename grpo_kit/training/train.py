@@ -25,6 +25,7 @@ from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.installation import require_no_old_torchao
 from grpo_kit.runs.metrics import last_figures
 from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.reward_layers import print_layers
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers
@@ -83,7 +84,8 @@ def train(
         FileNotFoundError: the run's data is missing.
         ValueError: the run was trained or begun with other settings; a tracker of `run.report_to` is not installed;
             the processes do not divide the completions of a step; there are not as many rewards as weights;
-            `data.mix` names other environments than the rows have, or one has no rewards.
+            `data.mix` names other environments than the rows have, or one has no rewards; a reward refuses to run on
+            this machine.
         RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient; an old torchao is installed.
         TypeError: an argument has another type.
 
@@ -109,12 +111,13 @@ def train(
     stage = grpo_stage(config, run, reward_funcs)
     if stage.is_finished():
         return last_figures(run.metrics)
+    layers = print_layers(combine_rewards(config, run.environments(), reward_funcs).functions)
     activity.announce("reading the run")
     with run.lock("train"):
         checkpoint = stage.find_checkpoint()
         trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
         stage.train(trainer, checkpoint)
-        stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time)
+        stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time, **layers)
     return last_figures(run.metrics)
 
 
