@@ -45,8 +45,8 @@ from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
 REMEDY = "Let it take `completions`, the columns that it needs, and `**kwargs`, and return a list of numbers."
 GOLD_NAMES = ("answer", "solution", "ground_truth", "label", "target")
 GOLD_RULE = (
-    f"The audit passes the reference answer as {', '.join(GOLD_NAMES)}, and no other column of data. Name the column "
-    "so, or give the parameter a default value."
+    f"The audit passes the reference answer as {', '.join(GOLD_NAMES)}, and no other column of data than those of a "
+    "case's `columns`. Name the column so, or give the parameter a default value."
 )
 STARTING = 60.0  # seconds that importing a reward file and its first call may take
 
@@ -76,7 +76,8 @@ def audit_reward(
             `target`.
         cases: a dict or a list of dicts, or the path of a JSON Lines file with one on each line; by default the kit's
             own cases. Keys of a case: `gold`, the reference answer; the `completion`; the `reward` that it deserves,
-            1, 0, or None where `gold` cannot be used; its `kind`, by which the report groups the cases.
+            1, 0, or None where `gold` cannot be used; its `kind`, by which the report groups the cases; `columns`, a
+            dict of further columns that the reward reads, such as {"tests": ...}.
         seconds: the longest that one case may take; a case that hangs counts as this long.
 
     Returns:
@@ -278,7 +279,7 @@ def _call_reward(reward: Callable, case: Case, as_messages: bool) -> float | Non
         prompts=[[{"role": "user", "content": ""}] if as_messages else ""],
         completions=[completion],
         completion_ids=[list(range(len(case.completion) // 4 + 1))],
-        **{name: [case.gold] for name in GOLD_NAMES},
+        **{name: [case.gold] for name in GOLD_NAMES} | {name: [value] for name, value in case.columns.items()},
         trainer_state=None,
         log_extra=lambda column, values: None,
         log_metric=lambda name, value: None,

@@ -15,7 +15,8 @@ def load_cases(path: str | Path = SAMPLE) -> list[Case]:
     """Read the cases of a JSON Lines file.
 
     Keys of each line: `gold`; `completion` (or `pred`); `reward` 1, 0 or null (or `equal`, a bool); `kind` (or
-    `category`). Raises ValueError, naming the line, for a line without them; FileNotFoundError for a missing file.
+    `category`); `columns`, an object of further columns, beside which `gold` may be missing. Raises ValueError, naming
+    the line, for a line without them; FileNotFoundError for a missing file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -43,7 +44,9 @@ def read_case(row: Any, place: str) -> Case:
         label = float(row["equal"]) if "equal" in row else row["reward"]
         kind = row.get("kind", row.get("category", "all"))
         completion = row["pred"] if "pred" in row else row["completion"]
-        return Case(kind, row["gold"], completion, None if label is None else float(label))
+        columns = dict(row.get("columns") or {})
+        gold = row.get("gold", "") if columns else row["gold"]
+        return Case(kind, gold, completion, None if label is None else float(label), columns)
     except KeyError as error:
         raise ValueError(f"{place} is not a case: it has no {error}. {CASE_RULE}.") from None
     except (AttributeError, TypeError, ValueError) as error:

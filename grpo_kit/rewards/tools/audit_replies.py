@@ -65,7 +65,9 @@ def restate_cases(cases: Iterable[Case], answer: str, opening: str) -> list[Case
     """
     kind = "in bare text" if answer == "%s" else f"in {answer % '...'}"
     contents = [(case, _boxed_answer(case.completion)) for case in cases]
-    restated = [Case(kind, case.gold, opening + answer % text, case.reward) for case, text in contents if text]
+    restated = [
+        Case(kind, case.gold, opening + answer % text, case.reward, case.columns) for case, text in contents if text
+    ]
     return restated + [Case(kind, "4", opening + answer % wrong, 0.0) for wrong in WRONG_ANSWERS]
 
 

@@ -11,12 +11,16 @@ FAULTS = ("paid", "hung", "raised", "refused", "not None")  # from the worst on
 
 @dataclass(frozen=True)
 class Case:
-    """A completion, its reference answer `gold`, and the reward it deserves: 1.0, 0.0, or None (unusable `gold`)."""
+    """A completion, its reference answer `gold`, and the reward it deserves: 1.0, 0.0, or None (unusable `gold`).
+
+    `columns` are further columns of its row, such as `tests` of a program.
+    """
 
     kind: str
     gold: str
     completion: str
     reward: float | None
+    columns: dict[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 @dataclass

@@ -424,3 +424,23 @@ def test_the_kits_math_reward_passes_its_own_audit(tmp_path):
     total = report.row()
     assert (total.accuracy, total.wrong_paid, total.hangs, total.exceptions) == (1.0, 0, 0, 0)
     assert report.ran == [] and report.wanted is None and report.verdict.startswith("Verdict: it judges all")
+
+
+def test_a_case_may_bring_the_columns_that_its_reward_reads(tmp_path):
+    def words_reward(completions, words=(None,), **kwargs):  # the audit's own trial calls bring no column
+        return [None if n is None else float(len(c[0]["content"].split()) == n) for c, n in zip(completions, words)]
+
+    rows = [
+        {"completion": "one two", "reward": 1, "columns": {"words": 2}},
+        {"completion": "one", "reward": 0, "columns": {"words": 2}, "gold": "x", "kind": "short"},
+        {"completion": "one", "reward": None, "columns": {"words": None}},
+    ]
+    path = tmp_path / "cases.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for cases in (rows, path):
+        report = audit_reward(words_reward, cases)
+        assert [trial.rewards["main"] for trial in report.trials] == [1.0, 0.0, None] and report.row().accuracy == 1.0
+    with pytest.raises(ValueError, match="it has no 'gold'"):
+        audit_reward(words_reward, [{"completion": "one", "reward": 1}])
+    with pytest.raises(ValueError, match="is not a case"):
+        audit_reward(words_reward, [{"completion": "one", "reward": 1, "columns": 7}])
