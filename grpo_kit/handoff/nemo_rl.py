@@ -239,7 +239,8 @@ def _not_carried(bundle: Bundle) -> list[str]:
     if bundle.run.environments() != [MATH]:
         sentences.append(
             "Beside math, NeMo-Gym's servers pay by their own rules: structured output without `expected`, documents "
-            "by the answer without the cited ones. Every step has the run's shares of the environments, because the "
+            "by the answer without the cited ones, programs by their outputs without a row's checker and limits, in a "
+            "process that can read the expected ones. Every step has the run's shares of the environments, because the "
             "training rows lie in that order and are not shuffled; flat groups are not replaced."
         )
     if not nemotron:

@@ -153,6 +153,33 @@ def test_the_embedded_policys_tasks_are_sources_of_their_environments(tmp_path):
     }  # fmt: skip
 
 
+def test_programs_of_several_forms_go_through_the_funnel(tmp_path, monkeypatch):
+    tests = '{"inputs": ["2 3"], "outputs": ["5"]}'
+    rows = [{"environment": "code", "question": f"Add {i}.", "input_output": tests} for i in range(9)]
+    rows += [
+        {"environment": "code", "text": "Add.", "test_list": ["assert add(2, 3) == 5"]},
+        {"environment": "code", "prompt": "Add.", "tests": {"kind": "stdin", "inputs": ["2 3"], "outputs": ["5"]}},
+        {"environment": "code", "prompt": "Add.", "tests": {"kind": "stdin", "inputs": ["2 3"], "outputs": []}},
+        {"environment": "code", "question": "Print any of them.", "input_output": tests},
+        {"environment": "code", "prompt": "Add!", "tests": '{"kind": "asserts", "code": ["assert 1 == 1"]}'},
+    ]
+    manifest, run = prepare_mixed(tmp_path, monkeypatch, rows)
+    assert manifest["rows"] == {"train": 1, "val": 3, "test": 7}
+    assert manifest["dropped"] == {"no tests": 1, "several answers": 1, "unusable task": 1}
+    written = [row for split in ("train", "val", "test") for row in read_lines(run.data_file(split))]
+    assert {row["environment"] for row in written} == {"code"}
+    assert all(json.loads(row["tests"])["kind"] in ("stdin", "asserts") for row in written)
+
+
+def test_generated_programs_are_rows_of_code(tmp_path):
+    run = find_run("r", tmp_path / "runs")
+    sizes = ["data.limit=30", "data.test_size=6", "data.val_size=4"]
+    manifest = prepare(config.load_config("tiny", ["data.source=programs", *sizes]), run)
+    assert manifest["environments"] == {"code": 30} and manifest["dropped"] == {}
+    (first, *_) = read_lines(run.data_file("train"))
+    assert first["source"] == "programs" and len(json.loads(first["tests"])["inputs"]) == 10
+
+
 @pytest.mark.parametrize("name", ["a/b", "a.b", "Math", "x" * 41, " ", "1st", 3, True, ["own"], {"a": 1}])
 def test_an_environment_that_is_no_plain_name_is_refused_with_the_line(tmp_path, monkeypatch, name):
     rows = [*mixed_rows(10), {"environment": name, "prompt": "Write."}]

@@ -458,3 +458,19 @@ def test_an_engine_with_one_reward_for_all_rows_refuses_several_environments(mix
         with pytest.raises(ValueError, match=f"documents beside math, and its bundle for {engine} .* nemo-rl"):
             export.export_run(*mixed, engine, tmp_path / engine)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_program_goes_to_its_server_and_asserts_have_none():
+    tests = '{"kind": "function", "name": "f", "inputs": [[2, [3]]], "outputs": [5], "time_limit_s": 2.0}'
+    row = {"id": "a", "environment": "code", "prompt": [{"role": "user", "content": "Add."}], "tests": tests}
+    assert nemo_gym.make_gym_row(row) == {
+        "id": "a",
+        "responses_create_params": {"input": row["prompt"]},
+        "verifier_metadata": {
+            "unit_tests": {"inputs": ["2\n[3]"], "outputs": ["5"], "fn_name": "f"},
+            "options": {"time_limit_s": 2.0},
+        },
+        "agent_ref": {"type": "responses_api_agents", "name": "code_gen_simple_agent"},
+    }
+    with pytest.raises(ValueError, match="asserts.*Leave its source out of data.source"):
+        nemo_gym.make_gym_row(row | {"tests": '{"kind": "asserts", "code": ["assert f(1)"], "setup": ""}'})

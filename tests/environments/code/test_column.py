@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from grpo_kit.environments.code.column import LARGEST_TESTS, MOST_TESTS, allows_several, read_tests
+from grpo_kit.environments.code.column import CHECKERS, LARGEST_TESTS, MOST_TESTS, allows_several, read_tests
 from grpo_kit.environments.reading import Refused
+from grpo_kit.rewards import code_tests
 
 
 def stdin(inputs=("1",), outputs=("2",), **more):
@@ -143,6 +144,12 @@ def test_tests_are_written_in_one_form():
     ]
     assert wrong == []
     assert [column for *_, column in WRITTEN if read_tests(column) != column] == []
+
+
+def test_the_reward_judges_by_every_column_that_is_written():
+    assert CHECKERS == code_tests.CHECKERS
+    paid = code_tests.code_tests_reward(["no program"] * len(WRITTEN), [column for *_, column in WRITTEN])
+    assert paid == [0.0] * len(WRITTEN)
 
 
 def test_tests_that_tell_nothing_are_refused_with_a_short_reason():

@@ -11,6 +11,7 @@ from grpo_kit.environments.code.asking import STDIN
 from grpo_kit.environments.code.program_rows import FORMS, find_form
 from grpo_kit.environments.public_rows import read_public_row
 from grpo_kit.environments.task import Unusable
+from grpo_kit.rewards.code_tests import code_tests_reward
 
 
 def case(given="2 3\n", wanted="5\n", kind="stdin"):
@@ -112,6 +113,7 @@ def test_a_row_of_each_form_becomes_a_task():
     read = [(form, read_public_row(row, form), column) for form, row, column in READ]
     assert [(form, task) for form, task, column in read if isinstance(task, Unusable)] == []
     assert [(form, task.columns["tests"]) for form, task, column in read if task.columns["tests"] != column] == []
+    assert code_tests_reward(["no program"] * len(READ), [column for *_, column in READ]) == [0.0] * len(READ)
     assert {form for form, *_ in READ} == set(FORMS)
     assert [(form, find_form(row)) for form, row, _ in READ if find_form(row) != form] == []
 

@@ -1,5 +1,6 @@
 """Generated programs: many different tasks, whose answers are known, and of which every step matters."""
 
+import inspect
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from grpo_kit.environments.code import steps
 from grpo_kit.environments.code.column import read_tests
 from grpo_kit.environments.code.programs import draw_program, make_tasks, run_steps, write_answer
+from grpo_kit.rewards.code_tests import code_tests_reward
 
 TASKS = make_tasks(1000, seed=7)
 
@@ -43,6 +45,53 @@ def test_every_test_has_the_answer_of_the_steps_and_every_step_matters():
         for place in range(len(program.steps) - 1):
             fewer = program.steps[:place] + program.steps[place + 1 :]
             assert [run_steps(fewer, values) for values in inputs] != wanted
+
+
+READING = {
+    steps.NUMBERS: "[int(number) for number in lines[1].split()]",
+    steps.WORDS: "lines[0].split()",
+    steps.RECORDS: "[[line.split()[0], int(line.split()[1])] for line in lines[1:]]",
+}
+
+
+def write_reply(program, name):
+    """A reply whose program takes the steps of `program`; it is called `name`, or reads standard input."""
+    parts = [inspect.getsource(function) for function in dict.fromkeys(step.function for step, _ in program.steps)]
+    body = "".join(f"    values = {step.function.__name__}(values, {k})\n" for step, k in program.steps)
+    parts.append(f"def {name or 'answer'}(values):\n{body}    return values\n")
+    if not name:
+        parts.append(
+            f"import sys\nlines = sys.stdin.read().split('\\n')[:-1]\nfound = answer({READING[program.shape]})\n"
+            "print(*found if isinstance(found, list) else [found])\n"
+        )
+    return "\n```python\n" + "\n\n".join(parts) + "```"
+
+
+@pytest.mark.slow
+def test_a_right_program_is_paid_for_each_of_200_tasks_and_that_of_another_task_is_not(monkeypatch):
+    monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")  # these programs are ours
+    drawn = [draw_program(7, number) for number in range(200)]
+    right, others = [], []
+    for number, program in enumerate(drawn):
+        tests = json.loads(program.task.columns["tests"])
+        inputs = [given[0] if program.name else read_input(program.shape, given) for given in tests["inputs"]]
+        other, place = next(
+            (other, place)
+            for other in (*drawn[number + 1 :], *drawn[:number])
+            for place, values in enumerate(inputs)
+            if other.shape is program.shape
+            and write_answer(run_steps(other.steps, values)) != write_answer(run_steps(program.steps, values))
+            and tests["outputs"][place] != "\n"  # a row whose outputs are all blank has no verdict
+        )
+        # Of the ten tests only the empty input is run, and the one by which the other task's program is known.
+        right.append((write_reply(program, program.name), keep_tests(tests, [0, place])))
+        others.append((write_reply(other, program.name), keep_tests(tests, [place])))
+    paid = code_tests_reward(*zip(*right, *others))
+    assert [number for number, reward in enumerate(paid) if reward != float(number < 200)] == []
+
+
+def keep_tests(tests, places):
+    return json.dumps(tests | {key: [tests[key][place] for place in places] for key in ("inputs", "outputs")})
 
 
 def read_input(shape, text):
