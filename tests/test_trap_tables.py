@@ -4,6 +4,8 @@ python -m tests.test_trap_tables     prints them anew
 """
 
 from tests.helpers.settings import ROOT
+from tests.rewards.test_code_tests import TRAPS as PROGRAM_TRAPS
+from tests.rewards.test_code_tests_attacks import ATTACKS, SLOW
 from tests.rewards.test_documents_qa import EQUAL
 from tests.rewards.test_instructions_kinds import KINDS
 from tests.rewards.test_structured_output import FORMATS, TRAPS
@@ -53,7 +55,30 @@ def documents_table():
     return table(["gold", "reply", "what it is about", "SQuAD's rule", "ours"], lines)
 
 
-TABLES = {"structured": structured_table, "instructions": instructions_table, "documents": documents_table}
+def programs_table():
+    lines = [
+        [cell("".join(program)), cell("".join(test)), rule, note, verdict(theirs, ""), verdict(ours, "unusable")]
+        for rule, program, test, theirs, ours, note in PROGRAM_TRAPS
+        if theirs != ours
+    ]
+    return table(["printed, or the program", "expected, or the test", "rule", "what it is", "pays", "ours"], lines)
+
+
+def attacks_table():
+    """By what stops it and how it ends, for 130 rows would say the same again and again."""
+    groups = {}
+    for name, layer, _, _, reason in ATTACKS + SLOW:
+        groups.setdefault((layer or "only data are compared", reason), []).append(name)
+    return table(["stopped by", "ends as", "attacks"], [[*key, "; ".join(names)] for key, names in groups.items()])
+
+
+TABLES = {
+    "structured": structured_table,
+    "instructions": instructions_table,
+    "documents": documents_table,
+    "programs": programs_table,
+}
+TABLES["attacks"] = attacks_table
 
 
 def test_the_tables_are_those_of_the_tests():

@@ -563,10 +563,10 @@ if hasattr(os, "register_at_fork"):
 # a process for each test. The text below is that process's whole code.
 
 _PROGRAM_SERVER = r'''
-import array, ast, atexit, bisect, builtins, collections, copy, ctypes, dataclasses, datetime, decimal, enum, errno
-import fcntl, fractions, functools, gc, heapq, io, itertools, json, math, numbers, operator, os, queue, random, re
-import resource, select, shutil, signal, statistics, string, struct, sys, tempfile, textwrap, threading, time, types
-import typing
+import array, ast, atexit, bisect, builtins, collections, contextlib, copy, ctypes, dataclasses, datetime, decimal
+import enum, errno, fcntl, fractions, functools, gc, heapq, io, itertools, json, math, numbers, operator, os, queue
+import random, re, resource, select, shutil, signal, statistics, string, struct, sys, tempfile, textwrap, threading
+import time, types, typing
 
 RAN_OUT, NOT_CONFINED, WRONG, LEFT = 77, 99, 11, 12  # exit statuses
 libc = ctypes.CDLL(None, use_errno=True)
@@ -623,7 +623,7 @@ ARGUMENTS = (  # numbers, which argument, a test of it ("any" of the bits, "is")
 )
 
 
-@functools.lru_cache  # the server's is used by all
+@functools.lru_cache  # made once, in the server
 def make_filter():
     machine = os.uname().machine
     if machine not in ARCHITECTURES or sys.maxsize < 2**32:
@@ -645,14 +645,12 @@ def make_filter():
                 code += [(bits if test == "any" else equal, 0, 1, value), (end, 0, 0, refuse if is_refused else allow)]
             code += [(end, 0, 0, allow if is_refused else refuse)]
     code += [(end, 0, 0, allow)]
-    text = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
-    return ctypes.create_string_buffer(text, len(text)), len(code)
+    text = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in code))
+    return ctypes.create_string_buffer(struct.pack("@HP", len(code), ctypes.addressof(text))), text
 
 
 def refuse_system_calls():
-    text, count = make_filter()
-    program = ctypes.create_string_buffer(struct.pack("@HP", count, ctypes.addressof(text)))
-    call("prctl", 22, 2, program)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    call("prctl", 22, 2, make_filter()[0])  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
 # The other layers.
@@ -810,6 +808,8 @@ class Layers:
 
         hold("limits", lambda: set_limits(5, 2**30, False), try_memory)
         hold("no new privileges", refuse_new_privileges, try_privileges)
+        with contextlib.suppress(OSError):
+            make_filter()
         hold("system calls", lambda: (refuse_new_privileges(), refuse_system_calls()), try_system_calls)
         hold("network", leave_network, try_network)
         if self.holds("network"):
@@ -835,8 +835,8 @@ class Layers:
         runner = os.getppid()
         os.setsid()
         os.chdir(self.folder)
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # where memory runs out, this process goes first
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(score, b"1000")  # where memory runs out, this process goes first
         set_limits(seconds, self.size + memory, self.holds("user"))
         if self.holds("user"):
             change_user(self.users, role)
@@ -870,6 +870,7 @@ def make_module(name):
     module.__dict__["__builtins__"] = builtins
     builtins.exit = builtins.quit = sys.exit  # which are not there under -S
     sys.argv = ["program.py"]
+    random.seed(0)  # a program that draws numbers gets the same verdict again
     return module.__dict__
 
 
@@ -1201,7 +1202,6 @@ def main():
     null = fcntl.fcntl(null, fcntl.F_DUPFD, 100)
     layers = Layers(json.loads(sys.argv[1]))
     call("prctl", 36, 1, 0, 0, 0)
-    random.seed(0)
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # programs may print long integers
     send(replies, json.dumps({"layers": layers.held, "folder": layers.folder}).encode())

@@ -62,6 +62,7 @@ BUFFERED = (
     "atexit.register(lambda: out.write(sys.stdout.getvalue()))\nprint(sum(map(int, sys.stdin.read().split())))"
 )
 MORE = "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\nprint(P(7).x)"
+DRAW = "import random\nprint(random.random() == 0.8444218515250481 and 7)"
 LONG = "print(len(str(7 ** 7000)) - 5909)"
 
 ERROR = "try:\n    f(1)\nexcept KeyError:\n    pass\nelse:\n    assert False"
@@ -94,6 +95,7 @@ PROGRAMS = [
     (HARD, stdin([""], ["7"]), 1, "right", "recurses deeply"),
     (MORE, stdin([""], ["7"]), 1, "right", "annotations that are looked up in the module"),
     (LONG, stdin([""], ["7"]), 1, "right", "an integer that Python would not print"),
+    (DRAW, stdin([""], ["7"]), 1, "right", "draws the same number each time"),
     ("import heapq, numpy", stdin([""], ["7"]), 0, "crashed", "numpy is not there"),
     ("print(7)", SUM, 0, "wrong_output", "knows the first test only"),
     ("print(8)", SUM, 0, "wrong_output", "wrong"),
@@ -179,6 +181,61 @@ OUTPUTS = [
 def test_outputs_are_compared_as_the_row_says():
     for options, expected, printed, due, note in OUTPUTS:
         assert judge(f"print({printed!r}, end='')", stdin([""], [expected], **options)).reward == due, note
+
+
+# The rules of others, each run on every row of TRAPS that names it.
+
+
+def run_open_r1(printed, expected):
+    """open-r1 (1416fa0), rewards.py: lines are compared as far as both outputs go."""
+    return all(a.strip() == b.strip() for a, b in zip(printed.strip().split("\n"), expected.split("\n")))
+
+
+def run_nvidia(printed, expected):
+    """NeMo-Gym's code_gen (07d6b0d): all tests of the row, also where there are none."""
+    return all(a.split() == b.split() for a, b in zip(printed, expected, strict=True))
+
+
+def run_one_process(program, test):
+    """The program and its asserts in one process, whose exit status is the verdict, as HumanEval's harness does."""
+    command = [sys.executable, "-I", "-S", "-c", f"{program}\n{test}"]
+    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+RULES = {"open-r1": run_open_r1, "NVIDIA": run_nvidia, "one process": run_one_process}
+LIAR = "class L:\n    def __eq__(self, other): return True\ndef f(n): return L()"
+LESS = "class L:\n    def __lt__(self, other): return True\ndef f(n): return L()"
+EMPTY = "class L(list):\n    def __eq__(self, other): return True\ndef f(n): return L()"
+
+# The rule, what is printed (or the program), what is expected (or the test), its pay, ours, the trap.
+TRAPS = [
+    ("open-r1", "1\n2\n", "1\n2\n", 1, 1, "nothing is wrong"),
+    ("open-r1", "1\n", "1\n2\n3\n", 1, 0, "the first line only"),
+    ("open-r1", "1\n2\n3\n", "1\n2", 1, 0, "lines behind the last one"),
+    ("open-r1", "1  2\n", "1 2\n", 0, 1, "a blank more between two numbers"),
+    ("NVIDIA", [], [], 1, None, "a row without tests"),
+    ("NVIDIA", [""], [" \n"], 1, None, "a row that expects nothing, so silence passes"),
+    ("one process", "def f(n): return n", "assert f(1) == 1", 1, 1, "nothing is wrong"),
+    ("one process", "import os\nos._exit(0)", "assert f(1) == 2", 1, 0, "it leaves before the assert"),
+    ("one process", "def f(n): exit()\nfrom sys import exit", "assert f(1) == 2", 1, 0, "it leaves within the call"),
+    ("one process", LIAR, "assert f(1) == 2", 1, 0, "an object that equals everything"),
+    ("one process", EMPTY, "assert f(1) == [2]", 1, 0, "a list that does"),
+    ("one process", LESS, "assert f(1) < 2", 1, 0, "an object that is less than everything"),
+    ("one process", "def abs(x): return 0\ndef f(n): return 1", "assert abs(f(1) - 2) < 1e-6", 1, 0, "its own abs"),
+    ("one process", "def f(n): return 1", "f(1)", 1, None, "a test without an assert"),
+]  # fmt: skip
+
+
+def test_what_other_rules_pay_by_mistake_earns_nothing_here():
+    for rule, program, test, theirs, ours, note in TRAPS:
+        assert RULES[rule](program, test) == theirs, note
+        if rule == "one process":
+            verdict = judge(program, asserts(test))
+        else:
+            outputs = test if rule == "NVIDIA" else [test]
+            printed = "".join(program)
+            verdict = judge(f"print({printed!r}, end='')", stdin([""] * len(outputs), outputs))
+        assert verdict.reward == ours, (note, verdict)
 
 
 # A row's tests, and why they cannot be judged. The program would pass any of them.

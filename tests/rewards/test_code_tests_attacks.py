@@ -70,7 +70,7 @@ if os.fork() == 0:
         time.sleep(60)
 """
 
-# What it tries, which layer stops it (None: the design does), its tests, the program, our reason.
+# What it tries, what stops it (None: only data are compared), its tests, the program, our reason.
 ATTACKS = [
     # processes
     ("a fork", "system calls", SEVEN, "import os\nos.fork()\nprint(7)", "crashed"),
@@ -92,7 +92,7 @@ ATTACKS = [
     ("multiprocessing", "system calls", SEVEN,
      "import multiprocessing as m\nm.Process(target=print, args=(7,)).start()", "crashed"),
     ("a session of its own", "system calls", SEVEN, "import os\nos.setpgid(0, 0)\nos.setsid()\nprint(7)", "crashed"),
-    ("a thousand threads", None, SEVEN,
+    ("a thousand threads", "limits", SEVEN,
      "import threading, time\n"
      "for _ in range(1000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\nprint(7)", "crashed"),
     # the server, the parent and others
@@ -122,13 +122,13 @@ ATTACKS = [
      "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)\nprint(7)", "crashed"),
     ("outliving the parent", "system calls", SEVEN,
      CALLED + "print(7 if libc.prctl(1, 0, 0, 0, 0) == 0 else 8)", "wrong_output"),
-    ("every descriptor above 2", None, SEVEN,
+    ("every descriptor above 2", "closed descriptors", SEVEN,
      "import os\nfor fd in range(3, 4096):\n"
      "    try: os.write(fd, b'\\0' * 64); print(7)\n    except OSError: pass", "wrong_output"),
-    ("raising its own limits", None, SEVEN,
+    ("raising its own limits", "no new privileges", SEVEN,
      "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (999, 999))\nprint(7)", "crashed"),
     ("root again", "system calls", SEVEN, "import os\nos.setuid(0)\nprint(7)", "crashed"),
-    ("environment tokens", None, SEVEN,
+    ("environment tokens", "an empty environment", SEVEN,
      "import os\n"
      "print(7 if any('TOKEN' in k or 'KEY' in k or k == 'HOME' for k in os.environ) else 8)", "wrong_output"),
     ("LD_PRELOAD for the next one", "system calls", SEVEN,
@@ -180,26 +180,27 @@ ATTACKS = [
     ("another filter", "system calls", SEVEN, CALLED + "print(7 if libc.prctl(22, 1) == 0 else 8)", "wrong_output"),
     ("calls by the numbers of x32", "system calls", SEVEN,
      CALLED + "print(7 if libc.syscall(0x40000000 + 57) >= 0 else 8)", "wrong_output"),
-    ("a crash of the interpreter", None, SEVEN, CALLED + "print(7, flush=True)\nctypes.string_at(0)", "crashed"),
-    ("a stack that overflows", None, PATIENT,
+    ("a crash of the interpreter", "the exit status", SEVEN,
+     CALLED + "print(7, flush=True)\nctypes.string_at(0)", "crashed"),
+    ("a stack that overflows", "limits", PATIENT,
      "import sys\nsys.setrecursionlimit(10**9)\nprint(7, flush=True)\n"
      "class R: __repr__ = lambda r: repr(r)\nrepr(R())", "crashed"),
     # memory and output
-    ("16 GiB at once", None, SEVEN, "x = bytearray(2**34)\nprint(7)", "too_much_memory"),
-    ("memory bit by bit", None, SEVEN, "x = [0]\nwhile 1: x += x", "too_much_memory"),
-    ("memory that is mapped", None, SEVEN, "import mmap\nmmap.mmap(-1, 2**34)\nprint(7)", "crashed"),
-    ("a flood of output", None, SEVEN, "while 1: print('7' * 10**6)", "too_much_output"),
+    ("16 GiB at once", "limits", SEVEN, "x = bytearray(2**34)\nprint(7)", "too_much_memory"),
+    ("memory bit by bit", "limits", SEVEN, "x = [0]\nwhile 1: x += x", "too_much_memory"),
+    ("memory that is mapped", "limits", SEVEN, "import mmap\nmmap.mmap(-1, 2**34)\nprint(7)", "crashed"),
+    ("a flood of output", "limits", SEVEN, "while 1: print('7' * 10**6)", "too_much_output"),
     ("the first lines only", None, LINES, "print(1)", "wrong_output"),
     ("an unfinished line", None, LINES, "print('1\\n', end='', flush=True)\nimport os\nos._exit(0)", "wrong_output"),
     ("a NUL in the output", None, SEVEN, "print('7\\0')", "wrong_output"),
     ("invalid UTF-8", None, SEVEN, "import os\nos.write(1, b'7\\xff')", "wrong_output"),
-    ("half a surrogate pair", None, SEVEN, "print('7\\ud800')", "crashed"),
+    ("half a surrogate pair", "the exit status", SEVEN, "print('7\\ud800')", "crashed"),
     ("all answers at once", None, SEVEN, "for n in range(9999): print(n)", "wrong_output"),
     ("a terminal's signs", None, SEVEN, "print('8\\b7')", "wrong_output"),
     ("digits of another script", None, SEVEN, "print('\\uff17')", "wrong_output"),
-    ("a closed output", None, SEVEN, "import os\nos.close(1)\nprint(7)", "crashed"),
-    ("an input that is written", None, SEVEN, "import os\nos.write(0, b'7')\nprint(7)", "crashed"),
-    ("bombs of brackets", None, SEVEN, "(" * 50000, "crashed"),
+    ("a closed output", "the exit status", SEVEN, "import os\nos.close(1)\nprint(7)", "crashed"),
+    ("an input that is written", "the exit status", SEVEN, "import os\nos.write(0, b'7')\nprint(7)", "crashed"),
+    ("bombs of brackets", "the exit status", SEVEN, "(" * 50000, "crashed"),
     ("another encoding", None, SEVEN, "# coding: utf-7\nprint(8)", "wrong_output"),
     # a value that lies
     ("exit before the assert", None, ASSERT, "import os\nos._exit(0)", "crashed"),
@@ -249,32 +250,32 @@ ATTACKS = [
     ("nested a hundred thousand times", None, CALL,
      "import os\nos.write(4, b'{\"value\":' + b'[' * 100000)\nos._exit(0)", "not_data"),
     ("two answers", None, CALL, "import os\nos.write(4, b'{\"value\": 7}\\n')\ndef f(*a): return 8", "not_data"),
-    ("a long answer", None, CALL, "def f(*a): return '7' * 10**7", "too_much_output"),
+    ("a long answer", "limits", CALL, "def f(*a): return '7' * 10**7", "too_much_output"),
     ("an answer without a value", None, CALL, "import os\nos.write(4, b'[7]')\nos._exit(0)", "not_data"),
 ]  # fmt: skip
 
 # These run until a limit ends them.
 SLOW = [
-    ("a loop", None, SEVEN, "print(7, flush=True)\nwhile 1: pass", "too_slow"),
-    ("a loop in C", None, SEVEN, "sum(iter(int, 1))", "too_slow"),
-    ("a power of powers", None, SEVEN, "print(9**9**9)", "too_slow"),
-    ("a pattern without end", None, SEVEN, "import re\nre.match('(a+)+$', 'a' * 64 + 'b')\nprint(7)", "too_slow"),
-    ("a loop that catches everything", None, SEVEN,
+    ("a loop", "limits", SEVEN, "print(7, flush=True)\nwhile 1: pass", "too_slow"),
+    ("a loop in C", "limits", SEVEN, "sum(iter(int, 1))", "too_slow"),
+    ("a power of powers", "limits", SEVEN, "print(9**9**9)", "too_slow"),
+    ("a pattern without end", "limits", SEVEN, "import re\nre.match('(a+)+$', 'a' * 64 + 'b')\nprint(7)", "too_slow"),
+    ("a loop that catches everything", "limits", SEVEN,
      "while 1:\n    try:\n        while 1: pass\n    except BaseException: pass", "too_slow"),
-    ("signals that are ignored", None, SEVEN,
+    ("signals that are ignored", "limits", SEVEN,
      "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
      "    except (OSError, ValueError): pass\nwhile 1: pass", "too_slow"),
-    ("a thread that does not end", None, SEVEN,
+    ("a thread that does not end", "limits", SEVEN,
      "import threading\ndef g():\n    while 1: pass\n"
      "threading.Thread(target=g).start()\nprint(7, flush=True)", "too_slow"),
-    ("sleep", None, SEVEN, "import time\nprint(7, flush=True)\ntime.sleep(999)", "too_slow"),
-    ("a closed output, then sleep", None, SEVEN,
+    ("sleep", "limits", SEVEN, "import time\nprint(7, flush=True)\ntime.sleep(999)", "too_slow"),
+    ("a closed output, then sleep", "limits", SEVEN,
      "import os, time\nprint(7, flush=True)\nos.close(1)\ntime.sleep(999)", "too_slow"),
-    ("a lock that is held", None, SEVEN,
+    ("a lock that is held", "limits", SEVEN,
      "import threading\nx = threading.Lock()\nx.acquire()\nx.acquire()", "too_slow"),
-    ("sleep within a call", None, ASSERT, "import time\ndef f(*a): time.sleep(999)", "too_slow"),
-    ("a generator without end", None, ASSERT, "def f(*a):\n    while 1: yield 7", "too_slow"),
-    ("a loop at exit", None, SEVEN,
+    ("sleep within a call", "limits", ASSERT, "import time\ndef f(*a): time.sleep(999)", "too_slow"),
+    ("a generator without end", "limits", ASSERT, "def f(*a):\n    while 1: yield 7", "too_slow"),
+    ("a loop at exit", "limits", SEVEN,
      "import atexit\n@atexit.register\ndef g():\n    while 1: pass\nprint(7, flush=True)", "too_slow"),
 ]  # fmt: skip
 
