@@ -60,7 +60,11 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
         # First with each other: merged into the schema one by one, a later layer would replace an environment whole.
         return OmegaConf.to_object(OmegaConf.merge(_schema(), OmegaConf.merge(*layers)))
     except ValidationError as error:
-        raise ValueError(_describe_wrong_type(error, layers)) from None
+        key = re.sub(r"\[.*", "", error.full_key or "")  # of an item of a list, the key of the list
+        values = [OmegaConf.select(layer, key, default=ABSENT) for layer in layers]
+        given = [value for value in values if value is not ABSENT] if key else []
+        reason = str(error).splitlines()[0]
+        raise ValueError(_describe_wrong_type(key, given[-1] if given else ABSENT, reason)) from None
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"The configuration cannot be merged: {reason}. Correct the file or the override.") from None
@@ -174,14 +178,12 @@ def _list_targets(layer: DictConfig) -> DictConfig:
     return layer
 
 
-def _describe_wrong_type(error: ValidationError, layers: Sequence[DictConfig]) -> str:
+def _describe_wrong_type(key: str, value: Any, reason: str = "") -> str:
     """A sentence on a value that has another type than its key: the value, the type in plain words, and an example."""
-    key = re.sub(r"\[.*", "", error.full_key or "")  # of an item of a list, the key of the list
-    default = OmegaConf.select(OmegaConf.structured(RunConfig), key)
-    values = [OmegaConf.select(layer, key, default=ABSENT) for layer in layers]
-    hint, values = RunConfig, [value for value in values if value is not ABSENT]
+    default, hint = OmegaConf.select(_schema(), key), RunConfig
     for name in key.split("."):
-        hint = get_type_hints(hint).get(name, object) if is_dataclass(hint) else object
+        named = get_args(hint)[1] if get_origin(hint) is dict else object  # the keys of a mapping are the user's
+        hint = get_type_hints(hint).get(name, object) if is_dataclass(hint) else named
     hints = (hint, get_origin(hint), *get_args(hint))  # of an optional type, the type is among the arguments
     kind = next((kind for kind in TYPES if kind in hints), None)
     if key.startswith("data.mix."):
@@ -190,12 +192,13 @@ def _describe_wrong_type(error: ValidationError, layers: Sequence[DictConfig]) -
             f"data.mix has no number for {name}; it gives each environment its share. Write 'data.mix={{{name}: 1}}', "
             "with a space behind each colon."
         )
-    if not key or kind is None or not values:
-        return f"{key or 'A value'} has a wrong type: {str(error).splitlines()[0]}. Correct the file or the override."
-    given = OmegaConf.to_container(values[-1]) if OmegaConf.is_config(values[-1]) else values[-1]
+    if not key or kind is None or value is ABSENT:
+        return f"{key or 'A value'} has a wrong type: {reason}. Correct the file or the override."
+    given = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     words, example = TYPES[kind]
     if kind is list:
         words += next((text for item, text in ITEMS.items() if item in hints), "")
+        default = default or ([1.0] if float in hints else [])
         example = f"[{','.join(map(str, default))}]" if default else example
     elif kind in (int, float) and default is not None:
         example = default
@@ -225,14 +228,12 @@ def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: st
             node = layer._get_node(key)
             while OmegaConf.is_dict(node) and len(node):  # of an unknown section, its key may have a name here
                 name, node = f"{name}.{next(iter(node))}", node._get_node(next(iter(node)))
-            remedy = suggest_nearest(name, list(_all_keys())) or " `grpo-kit train --dry-run` prints them all."
+            keys = [*(f"{prefix}{known}" for known in types), *_all_keys()]
+            remedy = suggest_nearest(name, keys) or " `grpo-kit train --dry-run` prints them all."
             raise ValueError(f"{name} is not a key of the configuration.{remedy}")
-        if types[key] == dict[str, Environment] and not OmegaConf.is_dict(layer._get_node(key)):
-            raise ValueError(
-                f"{name} is {layer._get_node(key)}; it holds a section for each environment. Write "
-                f"'{name}.NAME.reward_funcs=[FILE.py:function]'."
-            )
-        if is_dataclass(types[key]):
+        if types[key] == dict[str, Environment]:
+            _refuse_unknown_rewards(name, layer._get_node(key))
+        elif is_dataclass(types[key]):
             section = layer._get_node(key)  # layer[key] would resolve a missing value instead
             if not OmegaConf.is_dict(section):
                 raise ValueError(
@@ -240,6 +241,37 @@ def _refuse_unknown_keys(layer: DictConfig, schema: type = RunConfig, prefix: st
                     f"{name}.{fields(types[key])[0].name}=..."
                 )
             _refuse_unknown_keys(section, types[key], f"{name}.")
+        else:
+            _refuse_containers(name, layer._get_node(key), types[key])
+
+
+def _refuse_containers(name: str, node: Any, kind: Any) -> None:
+    """Raise ValueError for a mapping in place of a list, or the reverse, and for a structure within a mapping.
+
+    OmegaConf raises a TypeError of its own for the first, and takes the second.
+    """
+    kinds = (get_origin(kind), *map(get_origin, get_args(kind)))
+    if (OmegaConf.is_dict(node) and list in kinds) or (OmegaConf.is_list(node) and dict in kinds):
+        raise ValueError(_describe_wrong_type(name, node))
+    for key in node if OmegaConf.is_dict(node) else ():
+        if OmegaConf.is_config(item := node._get_node(key)):
+            raise ValueError(_describe_wrong_type(f"{name}.{key}", item))
+
+
+def _refuse_unknown_rewards(name: str, section: Any) -> None:
+    """Raise ValueError unless `environments`, which is called `name`, is a section of sections with known keys."""
+    if not OmegaConf.is_dict(section):
+        raise ValueError(
+            f"{name} is {section}; it holds a section for each environment. Write "
+            f"'{name}.NAME.reward_funcs=[FILE.py:function]'."
+        )
+    for environment in section:
+        if not OmegaConf.is_dict(own := section._get_node(environment)):
+            raise ValueError(
+                f"{name}.{environment} is {own}; it is a section with the keys of one environment. Write "
+                f"'{name}.{environment}.reward_funcs=[FILE.py:function]'."
+            )
+        _refuse_unknown_keys(own, Environment, f"{name}.{environment}.")
 
 
 def _all_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -237,6 +237,30 @@ def test_environments_that_are_no_sections_say_how_one_is_written(text):
         config.load_config("tiny", text)
 
 
+FUNCS = r"environments\.count\.reward_funcs is .* must be a list of texts\. Write 'environments\.count\.reward_funcs="
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("environments.count=a.py", r"environments\.count is a\.py; it is a section .*count\.reward_funcs=\[FILE\.py:"),
+        ("environments.count=[a.py]", "it is a section with the keys of one environment"),
+        ("environments.count=", "it is a section with the keys of one environment"),
+        ("environments.count.reward_func=[a.py]", r"not a key .* Did you mean environments\.count\.reward_funcs\?"),
+        ("environments.count.reward_funcs=a.py", FUNCS),
+        ("environments={count: {reward_funcs: {a: b}}}", FUNCS),
+        ("environments.count.reward_weights=1", r"must be a list of numbers\. Write '.*weights=\[1\.0\]'"),
+        ("grpo.reward_funcs={a: b}", r"grpo\.reward_funcs is \{'a': 'b'\}; it must be a list of texts"),
+        ("data.paths.gsm8k=[a]", r"data\.paths\.gsm8k is \['a'\]; it must be a text"),
+        ("data.mix={math: [3]}", "data.mix has no number for math"),
+        ("data.mix=[math]", r"data\.mix is \['math'\]; it must be a mapping"),
+    ],
+)
+def test_a_value_of_another_shape_is_named_with_its_key_and_a_right_one(text, words):
+    with pytest.raises(ValueError, match=words):
+        config.load_config("tiny", text)
+
+
 def test_another_trainers_division_by_the_batch_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="the environment with the widest rewards would shrink the others"):
         config.load_config("tiny", "grpo.scale_rewards=batch")
