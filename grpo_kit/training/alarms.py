@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from grpo_kit.evaluation.intervals import independent_difference_interval
+
 Row = dict[str, Any]
 WINDOW = 10  # steps; one bad step says little
 NOTHING = (
@@ -135,15 +137,19 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
 
 
 def _find_forgotten(rows: list[Row]) -> list[tuple[str, str]]:
-    """Environments whose held-out accuracy fell below its 95 % interval since the first, while another's rose above."""
+    """Environments whose held-out accuracy fell from the first measurement to the last while another's rose.
+
+    Both changes must leave out zero with their 95 % interval; the first measurement errs as much as the last.
+    """
     measured = [row for row in rows if any(key.startswith("held_out/") for key in row)]
     fell, rose = {}, {}
     for key in measured[-1] if len(measured) > 1 else ():
         if not key.startswith("held_out/") or key.endswith("_ci95") or measured[0].get(key) is None:
             continue
-        first, last, (low, high) = measured[0][key], measured[-1][key], measured[-1][f"{key}_ci95"]
-        if not low <= first <= high:
-            (fell if first > high else rose)[key.split("/")[1]] = (first, last)
+        (first, before), (last, after) = ((row[key], row[f"{key}_ci95"]) for row in (measured[0], measured[-1]))
+        low, high = independent_difference_interval(first, before, last, after)
+        if not low <= 0 <= high:
+            (fell if high < 0 else rose)[key.split("/")[1]] = (first, last)
     if not fell or not rose:
         return []
     words = [", ".join(f"{name} {a:.0%} to {b:.0%}" for name, (a, b) in side.items()) for side in (fell, rose)]

@@ -214,3 +214,17 @@ def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in
         "It is real: so;",
         "  by chance.",
     ]
+
+
+def test_the_interval_of_an_independent_difference_is_newcombes():
+    """Newcombe 1998, table II, method 10: 56/70 - 48/80, 9/10 - 3/10, 10/10 - 0/20, 0/10 - 0/20."""
+    for (right, tried), (other, among), expected in [
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((10, 10), (0, 20), (0.6791, 1.0)),
+        ((0, 10), (0, 20), (-0.1611, 0.2775)),
+    ]:
+        first, last = (other / among, right / tried)
+        intervals_of = intervals.wilson_interval(other, among), intervals.wilson_interval(right, tried)
+        found = intervals.independent_difference_interval(first, intervals_of[0], last, intervals_of[1])
+        assert found == pytest.approx(expected, abs=5e-5)

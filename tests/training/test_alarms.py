@@ -134,6 +134,8 @@ def held_out(**values):
         (held_out(math=(0.9, [0.8, 0.95]), json=(0.4, [0.3, 0.55])), False),  # within its interval
         (held_out(math=(0.5, [0.4, 0.6]), json=(0.2, [0.1, 0.3])), False),  # no other rose
         (held_out(math=(0.9, [0.8, 0.95])), False),  # json was not measured again
+        (held_out(math=(0.9, [0.8, 0.95]), json=(0.37, [0.28, 0.48])), False),  # 0.5 was uncertain too
+        (held_out(math=(0.63, [0.52, 0.72]), json=(0.2, [0.1, 0.3])), False),  # as was the one that seems to rise
     ],
 )
 def test_an_environment_that_falls_while_another_rises_rings(last, rings):
