@@ -15,11 +15,9 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from grpo_kit.environments.reading import ROLES
+
 LONGEST_LITERAL = 100_000  # characters; a Python literal that is longer is not parsed
-ROLES = {
-    "user": "user", "human": "user", "system": "system", "developer": "system", "assistant": "assistant",
-    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
-}  # fmt: skip
 TEXT_BLOCKS = ("text", "input_text", "output_text")
 # Text that begins like messages or content blocks, perhaps inside NumPy's `array(`.
 _MESSAGES_START = re.compile(r"""\s*(?:array\(\s*)?\[\s*\{\s*(['"])(?:role|content|from|value|type|text)\1\s*:""")

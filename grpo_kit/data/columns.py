@@ -15,11 +15,11 @@ from grpo_kit.data.cells import Cell
 from grpo_kit.data.cleaning import tidy_text
 from grpo_kit.data.gold_answers import extract_gold, extract_last_box, extract_worked_gold
 from grpo_kit.data.recipes import Recipe
+from grpo_kit.environments.own_rows import CONVERSATIONS
 from grpo_kit.environments.task import Task, Unusable
 
 # Names that are tried, in this order, where neither the recipe nor `data.columns` names a column.
-CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")  # without an answer column the reply has the gold
-PROMPT_COLUMNS = ("prompt", "problem", "question", "input", *CONVERSATION_COLUMNS)
+PROMPT_COLUMNS = ("prompt", "problem", "question", "input", *CONVERSATIONS)
 SOLUTION_COLUMNS = ("solution",)  # worked solutions
 ANSWER_COLUMNS = (
     "answer", "expected_answer", "final_answer", "ground_truth", "reward_model.ground_truth", "output",
@@ -158,8 +158,8 @@ def choose_columns(columns: Sequence[str], recipe: Recipe, named: Columns, place
         gold = _first_present(columns, ANSWER_COLUMNS if plain else recipe.answer)
         solution = _first_present(columns, SOLUTION_COLUMNS if plain else recipe.solution)
     if not gold and not solution:
-        if plain and not named.answer and problem[0] in CONVERSATION_COLUMNS:
-            gold = problem
+        if plain and not named.answer and problem[0] in CONVERSATIONS:
+            gold = problem  # the reply has it
         else:
             usual = ANSWER_COLUMNS + SOLUTION_COLUMNS
             gold = _require_column(columns, named.answer, recipe.answer, usual, "answer", place)

@@ -5,6 +5,7 @@ The run then has `data/{train,val,test}/data.jsonl`, `data/dropped.jsonl` with e
 """
 
 import contextlib
+import difflib
 import platform
 import time
 from collections import Counter
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit import __version__
-from grpo_kit.config import Data, RunConfig, to_yaml
+from grpo_kit.config import MATH, Data, RunConfig, to_yaml
+from grpo_kit.config.environments import KNOWN, Environment
 from grpo_kit.data import gold_answers, recipes, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.data.hub import check_hub_reachable, is_offline
@@ -25,7 +27,7 @@ from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_s
 from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
-from grpo_kit.rewards.tools.loading import fingerprint, resolve_reward
+from grpo_kit.rewards.tools.loading import fingerprint, load_reward, resolve_reward
 from grpo_kit.runs.files import hash_of, new_folder, write_lines
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
@@ -79,7 +81,8 @@ def prepare(
     settings = _collect_settings(config, verifier)
     training, missing = _locate_training(config)
     hashes = _hash_files(training)
-    if run.is_done("data", settings, hashes, config.run.force):
+    recorded = run.stages().get("data", {}).get("settings", {})
+    if run.is_done("data", _keep_recorded_rewards(settings, recorded), hashes, config.run.force):
         return read_json(run.manifest)
     if missing:
         raise missing
@@ -106,8 +109,7 @@ def prepare(
             pipeline.announce("writing")
             environments = pipeline.environments()
             pipeline.refuse_emptied(environments)
-            for name in environments:
-                config.rewards_of(name)
+            _check_rewards(config, environments)
             check_mix(config.data.mix, environments)
             named = {number: pipeline.rows[number].environment for number in pipeline.kept()}
             splits = split_environments(pipeline.kept_ids(), ties, named, config.data, config.run.seed)
@@ -169,9 +171,33 @@ def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier) -> dic
         }
     if config.data.max_prompt_tokens:  # tools are part of a prompt
         settings["tokenizer"] = config.policy.model
-        if worlds := load_worlds(config, config.environments).fingerprints():
+        kit = {
+            name: known.environment_factory for name, known in KNOWN.items()
+        }  # the settings name it after a training
+        own = [name for name in config.environments if config.world_of(name) != kit.get(name)]
+        if worlds := load_worlds(config, own).fingerprints():
             settings["worlds"] = worlds
     return settings
+
+
+def _keep_recorded_rewards(settings: dict[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the recorded section `environments` where both sections choose the same rows.
+
+    Only the first reward of each of the kit's environments chooses, since a task that it cannot judge is dropped, and
+    each world, whose tools count as part of a prompt. A finished training names the rewards and weights of all
+    environments, and the data is not made again for them.
+    """
+
+    def choosing(section: Mapping[str, Any]) -> dict[str, tuple[list[str], str | None]]:
+        sections = {name: Environment(**section.get(name) or asdict(KNOWN[name])) for name in (*KNOWN, *section)}
+        chosen = {name: (own.reward_funcs[: name in KNOWN], own.environment_factory) for name, own in sections.items()}
+        return {name: choice for name, choice in chosen.items() if any(choice)}
+
+    before = recorded.get("environments", {})
+    if choosing(before) != choosing(settings.get("environments", {})):
+        return settings
+    others = {key: value for key, value in settings.items() if key != "environments"}
+    return others | ({"environments": before} if before else {})
 
 
 def _locate_training(config: RunConfig) -> tuple[list[sources.Source], FileNotFoundError | None]:
@@ -208,6 +234,19 @@ def _tell_apart(located: list[sources.Source]) -> list[sources.Source]:
 
 def _hash_files(located: Iterable[sources.Source]) -> dict[Path, str | None]:
     return {path: hash_of(path) for source in located for path in source.files}
+
+
+def _check_rewards(config: RunConfig, environments: Iterable[str]) -> None:
+    """Raise an error unless each environment of the rows has rewards that load, and no setting misspells one."""
+    names = list(environments)
+    for spec in [spec for name in names for spec in config.rewards_of(name).reward_funcs if name != MATH]:
+        load_reward(spec)
+    for unused in [name for name in config.environments if name not in (*names, *KNOWN)]:
+        if similar := difflib.get_close_matches(unused, names, n=1, cutoff=0.75):
+            raise ValueError(
+                f"environments.{unused} is set, and no row is of it; the rows are of {', '.join(names)}. Did you mean "
+                f"environments.{similar[0]}?"
+            )
 
 
 def _refuse_evaluation_sets(training: Sequence[sources.Source]) -> None:

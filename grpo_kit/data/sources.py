@@ -160,9 +160,7 @@ def _read_task(row: dict[str, Any], prompt: str | None, place: str) -> tuple[str
     name = name.strip() if isinstance(name, str) else name
     if name != MATH:
         check_environment_name(name, f"{place}: environment")
-        if prompt and not row.get("prompt"):
-            row = row | {"prompt": row.get(prompt)}
-        return name, read_own_row(row, name)
+        return name, read_own_row(row, name, prompt)
     agent = row.get("agent_ref")
     agents = {agent: environment for environment, agent in AGENTS.items()} | {WORKPLACE_AGENT: "office"}
     if isinstance(agent, dict) and (name := agents.get(str(agent.get("name")))):

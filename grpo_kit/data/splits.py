@@ -136,16 +136,16 @@ def write_splits(
 
 
 def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
-    """Format a row as it is written: our columns, NeMo-RL's `input` and `output`, and NeMo-Gym's columns for math.
+    """Format a row as it is written: our columns, and for math those that NeMo-RL and NeMo-Gym read.
 
-    A task beside math has the columns that its reward reads instead of NeMo-Gym's.
+    A task beside math has the columns that its reward reads instead. They are the user's where the environment is, so
+    nothing else may take their names, such as `question`.
 
     Args:
         row: problem and gold.
         data: gives the system prompt, the prompt's suffix and the row options.
         seed: given for training rows only, which can then have an option of `add_row_option`.
     """
-    bare_gold = gold_answers.strip_delimiters(row.answer) if row.columns is None else row.answer
     columns = {
         "id": row.id,
         "environment": row.environment,
@@ -153,18 +153,15 @@ def format_row(row: Row, data: Data, seed: int | None = None) -> dict[str, Any]:
         "answer": row.answer,
         "source": row.source,
         "pass_rate": None,  # until the run is screened
-        "input": row.problem,
-        "output": bare_gold,
-        "question": row.problem,
-        "expected_answer": bare_gold,
     }
+    if row.columns is None:
+        bare_gold = gold_answers.strip_delimiters(row.answer)
+        columns |= {"input": row.problem, "output": bare_gold, "question": row.problem, "expected_answer": bare_gold}
     if seed is not None:
         columns = add_row_option(columns, data, seed)
-    if row.columns is not None:
-        return (
-            columns | {"answer": row.answer} | {k: v for k, v in row.columns.items() if k != "answer" or v is not None}
-        )
-    return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
+    if row.columns is None:
+        return columns | {"responses_create_params": {"input": columns["prompt"]}, "agent_ref": AGENT}
+    return columns | {name: value for name, value in row.columns.items() if name != "answer" or value is not None}
 
 
 def add_row_option(row: dict[str, Any], data: Data, seed: int) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from grpo_kit.environments.code import program_rows
 from grpo_kit.environments.code.column import read_tests
 from grpo_kit.environments.office import WORLDS
 from grpo_kit.environments.office.world import read_row
-from grpo_kit.environments.reading import Refused, give_unusable, read_messages, read_structure, write_json
+from grpo_kit.environments.reading import ROLES, Refused, give_unusable, read_messages, read_structure, write_json
 from grpo_kit.environments.task import COLUMNS, Task
 
 LISTS = ("documents", "aliases", "supporting", "instruction_id_list")  # as JSON where a file holds text only
 TEXTS = ("schema_str", "expected", "kwargs", "state", "gold_calls")  # JSON; a structure is written as such
+CONVERSATIONS = ("messages", "conversations", "conversation")  # a row without `prompt` asks what one of these asks
 # Columns that the kit itself writes, or passes to rewards under these names.
 RESERVED = (
     "environment", "prompt", "id", "source", "pass_rate", "prompts", "completions", "completion_ids", "trainer_state",
@@ -19,13 +20,16 @@ RESERVED = (
 
 
 @give_unusable
-def read_own_row(row: dict[str, Any], environment: str) -> Task:
+def read_own_row(row: dict[str, Any], environment: str, asks: str | None = None) -> Task:
     """Read a row of a user's file.
 
     Args:
-        row: has `prompt`, a text or a list of messages with `role` and `content`, and the columns of its environment.
-        environment: what the row names. Of one that is not the kit's own, every other column is kept. A
-            row of `code` without `tests` may have the columns of a public set (`code/program_rows.py`).
+        row: has a prompt, a text or a list of messages, in the column `prompt`, else in `asks` or one of CONVERSATIONS,
+            and the columns of its environment. A reply at the end of a conversation, which the policy is to write, is
+            left out; not in `prompt`, which is asked to its end.
+        environment: what the row names. Of one that is not the kit's own, every other column is kept.
+            A row of `code` without `tests` may have the columns of a public set (`code/program_rows.py`).
+        asks: a column of prompts that the user named.
 
     Returns:
         The task; an `Unusable` where the row gives none.
@@ -37,7 +41,9 @@ def read_own_row(row: dict[str, Any], environment: str) -> Task:
     """
     if environment == "code" and row.get("tests") is None and (form := program_rows.find_form(row)):
         return program_rows.read_program(row, form)
-    prompt = read_messages(read_structure(row["prompt"], "prompt") if _is_list(row) else row.get("prompt"), "prompt")
+    place = next((name for name in ("prompt", asks, *CONVERSATIONS) if name and row.get(name)), "prompt")
+    asked = read_structure(row[place], place) if _is_list(row.get(place)) else row.get(place)
+    prompt = read_messages(asked if place == "prompt" else _leave_out_reply(asked), place)
     if environment not in COLUMNS:
         columns = {str(name): value for name, value in row.items() if name not in RESERVED}
         write_json(columns, "of the row")
@@ -60,7 +66,12 @@ def read_own_row(row: dict[str, Any], environment: str) -> Task:
     return Task(prompt, columns)
 
 
-def _is_list(row: dict[str, Any]) -> bool:
-    """Whether the prompt is a list of messages that a file holds as text."""
-    prompt = row.get("prompt")
-    return isinstance(prompt, str) and prompt.lstrip().startswith("[{") and prompt.rstrip().endswith("}]")
+def _is_list(value: Any) -> bool:
+    """Whether a cell is a list of messages that a file holds as text."""
+    return isinstance(value, str) and value.lstrip().startswith("[{") and value.rstrip().endswith("}]")
+
+
+def _leave_out_reply(turns: Any) -> Any:
+    last = turns[-1] if isinstance(turns, list | tuple) and turns else None
+    role = (last.get("role") or last.get("from")) if isinstance(last, dict) else None
+    return turns[:-1] if isinstance(role, str) and ROLES.get(role.lower()) == "assistant" else turns

@@ -13,7 +13,10 @@ LONGEST_PROMPT = 1_000_000  # characters
 LONGEST_TEXT = 1_000_000  # characters of a column
 LONGEST_LITERAL = 100_000  # characters of a structure that is written as text
 MOST_TURNS = 100
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {
+    "user": "user", "human": "user", "system": "system", "developer": "system", "assistant": "assistant",
+    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant",
+}  # fmt: skip
 _TEXT_BLOCKS = ("text", "input_text", "output_text")
 
 
@@ -98,7 +101,8 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
     """Messages with `role` and `content`, the last one of the user.
 
     Args:
-        value: a text, or a list of messages whose content is a text or a list of blocks with `text`.
+        value: a text, or a list of messages, as chat or ShareGPT (`from` and `value`) writes them, whose content is a
+            text or a list of blocks with `text`.
         column: its name, for the sentence of a refusal.
     """
     if isinstance(value, str):
@@ -116,18 +120,18 @@ def read_messages(value: Any, column: str) -> list[dict[str, str]]:
 
 
 def _read_message(turn: Any, column: str) -> dict[str, str]:
-    role = turn.get("role") if isinstance(turn, dict) else None
-    if not isinstance(role, str) or role not in _ROLES or turn.get("type", "message") not in ("message", None):
+    role = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
+    if not isinstance(role, str) or role.lower() not in ROLES or turn.get("type", "message") not in ("message", None):
         raise Refused("no message", f"the column {column} holds a turn that is no message with a known role")
     if turn.get("tool_calls"):
         raise Refused("tool call", f"a message of {column} calls a tool")
-    content = turn.get("content")
+    content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if isinstance(content, list | tuple):
         blocks = [block if isinstance(block, dict) else {} for block in content]
         if not all(block.get("type", "text") in _TEXT_BLOCKS for block in blocks):
             raise Refused("not text", f"a message of {column} holds a block that is not text")
         content = "".join(read_text(block.get("text"), column) for block in blocks)
-    return {"role": _ROLES[role], "content": read_text(content, column)}
+    return {"role": ROLES[role.lower()], "content": read_text(content, column)}
 
 
 def is_number(value: Any) -> bool:

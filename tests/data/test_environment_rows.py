@@ -57,8 +57,41 @@ def test_a_task_is_written_with_the_columns_of_its_reward_and_without_the_suffix
     asked = {row["environment"]: row for row in rows}
     assert asked["math"]["prompt"][-1]["content"].endswith("? Box it.")
     assert asked["count"]["prompt"][-1]["content"].endswith(" words.") and isinstance(asked["count"]["words"], int)
-    assert asked["documents"]["answer"] == asked["documents"]["output"] and len(asked["documents"]["documents"]) == 1
+    assert asked["documents"]["answer"] and len(asked["documents"]["documents"]) == 1
     assert "words" not in asked["math"] and "agent_ref" not in asked["count"]
+
+
+def test_the_kits_names_for_a_problem_are_the_users_where_the_environment_is(tmp_path, monkeypatch):
+    rows = [row | {"question": "mine"} if row.get("words") else row for row in mixed_rows(10)]
+    _, run = prepare_mixed(tmp_path, monkeypatch, rows)
+    for row in read_lines(run.data_file("train")):
+        others = {"input", "output", "question", "expected_answer"} & row.keys()
+        expected = {
+            "math": 4,
+            "documents": 0,
+            "count": 1 if row.get("words") else 0,
+        }  # 0 words: a row without `question`
+        assert len(others) == expected[row["environment"]], row
+        if row["environment"] == "count":
+            assert set(row) - {"question"} == {"id", "environment", "prompt", "answer", "source", "pass_rate", "words"}
+            assert row.get("question", "mine") == "mine"
+
+
+def test_conversations_of_sharegpt_ask_tasks_of_every_environment(tmp_path, monkeypatch):
+    def converse(row):
+        asked = row.get("prompt") or row["problem"]
+        reply = [{"from": "gpt", "value": "\\boxed{" + row["answer"] + "}"}] if "problem" in row else []
+        rest = {key: value for key, value in row.items() if key not in ("prompt", "problem")}
+        return rest | {
+            "conversations": [{"from": "system", "value": "Be short."}, {"from": "human", "value": asked}, *reply]
+        }
+
+    manifest, run = prepare_mixed(
+        tmp_path, monkeypatch, map(converse, mixed_rows(10)), "data.columns.prompt=conversations"
+    )
+    assert manifest["environments"] == {"math": 10, "count": 10, "documents": 10}
+    for row in read_lines(run.data_file("train")):
+        assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
 
 
 def test_a_system_prompt_replaces_that_of_a_task(tmp_path, monkeypatch):
@@ -86,7 +119,7 @@ def test_broken_repeated_and_unusable_tasks_are_dropped_with_their_reason(tmp_pa
     ]
     manifest, run = prepare_mixed(tmp_path, monkeypatch, [*mixed_rows(10), *broken])
     assert manifest["dropped"] == {
-        "no prompt": 1, "not text": 1, "unreadable": 1, "proof": 1, "unusable task": 1, "repeated problem": 1,
+        "empty": 1, "not text": 1, "unreadable": 1, "proof": 1, "unusable task": 1, "repeated problem": 1,
     }  # fmt: skip
     assert "documents_qa_reward cannot judge it" in (run.manifest.parent / "dropped.jsonl").read_text()
 
@@ -204,6 +237,8 @@ def test_tasks_of_a_world_keep_their_state_and_gold_calls(tmp_path, name):
         for call in json.loads(row["gold_calls"]):
             getattr(world, call["name"])(**call["arguments"])
         assert world.get_reward() == 1.0 and row["environment"] == name
+    trained = f"environments.{name}.reward_weights=[2]"  # as a finished training names them
+    assert prepare(config.load_config("tiny", [f"data.source={name}", *sizes, trained]), run) == manifest
 
 
 def test_own_requests_to_an_office_are_read_and_broken_ones_dropped(tmp_path, monkeypatch):
@@ -242,3 +277,33 @@ def test_the_prompt_may_have_another_name(tmp_path, monkeypatch):
     rows = [{"environment": "count", "question": f"Write {i} words.", "words": i} for i in range(20)]
     manifest, _ = prepare_mixed(tmp_path, monkeypatch, rows, "data.columns.prompt=question")
     assert manifest["environments"] == {"count": 20}
+
+
+def test_rewards_that_choose_no_row_do_not_make_the_data_again(tmp_path, monkeypatch):
+    """A finished training names the rewards of all environments, also of those that were never set."""
+    manifest, run = prepare_mixed(tmp_path, monkeypatch, mixed_rows(10))
+    trained = [
+        "environments.documents.reward_funcs=[documents_qa.py:documents_qa_reward]",
+        "environments.documents.reward_weights=[3]", "environments.count.reward_weights=[2]",
+    ]  # fmt: skip
+    again, _ = prepare_mixed(tmp_path, monkeypatch, mixed_rows(10), *trained)
+    assert again == manifest
+    with pytest.raises(ValueError, match=r"different settings \(environments\.documents"):
+        prepare_mixed(tmp_path, monkeypatch, mixed_rows(10), "environments.documents.reward_funcs=[choice.py]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        (["environments.cuont.reward_funcs=[count.py]"], ValueError, "cuont is set, .* mean environments.count"),
+        (["environments.count.reward_funcs=[gone.py]"], FileNotFoundError, "gone.py is neither a file here nor"),
+        (["environments.documents.reward_funcs=[documents_qa.py,gone.py]",
+          "environments.documents.reward_weights=[1,1]"], FileNotFoundError, "gone.py is neither a file here nor"),
+    ],
+)  # fmt: skip
+def test_rewards_that_are_gone_and_names_without_rows_are_refused_before_data_is_written(
+    tmp_path, monkeypatch, overrides, error, words
+):
+    with pytest.raises(error, match=words):
+        prepare_mixed(tmp_path, monkeypatch, mixed_rows(10), *overrides)
+    assert not (tmp_path / "runs/r/data").exists()

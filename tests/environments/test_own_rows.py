@@ -89,3 +89,40 @@ def test_a_program_may_have_the_columns_of_a_public_set():
     row = {"question": "Add.", "input_output": '{"inputs": ["2 3"], "outputs": ["5"]}', "environment": "code"}
     assert read_own_row(row, "code") == Task([{"role": "user", "content": f"Add.\n\n{STDIN}"}], {"tests": TESTS})
     assert read_own_row(row | {"prompt": "q", "tests": TESTS}, "code").prompt == ASK
+
+
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "r"}]
+SHAREGPT_ASKED = [*ASK, {"role": "assistant", "content": "a"}, {"role": "user", "content": "r"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"conversations": SHAREGPT}, SHAREGPT_ASKED),
+        ({"prompt": SHAREGPT}, SHAREGPT_ASKED),
+        ({"conversations": [*SHAREGPT, {"from": "gpt", "value": "b"}]}, SHAREGPT_ASKED),
+        ({"messages": [*ASK, {"role": "assistant", "content": "b"}]}, ASK),
+        ({"prompt": "", "conversation": '[{"from": "Human", "value": "q"}, {"from": "Bot", "value": "b"}]'}, ASK),
+        ({"prompt": "q", "conversations": SHAREGPT}, ASK),
+        ({"question": "q", "conversations": SHAREGPT}, ASK),  # the user named it
+    ],
+)
+def test_a_row_without_a_prompt_asks_what_its_conversation_asks(row, asked):
+    task = read_own_row(row, "haiku", "question")
+    assert task.prompt == asked and task.columns == {key: row[key] for key in row if key != "prompt"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        ([{"from": "gpt", "value": "b"}], "the column conversations holds a list, and messages are needed"),
+        ([{"from": "tool", "value": "b"}], "no message with a known role"),
+        ([{"from": ["human"], "value": "q"}], "no message with a known role"),
+        ([{"from": "human", "value": 3}], "a text is needed"),
+        ([*SHAREGPT, *[{"from": "gpt", "value": "b"}] * 2], "the last message of conversations is not the user's"),
+        ("[{not json}]", "neither JSON"),
+    ],
+)
+def test_a_conversation_that_asks_nothing_says_what_is_wrong(turns, words):
+    task = read_own_row({"conversations": turns}, "haiku")
+    assert isinstance(task, Unusable) and words in task.detail

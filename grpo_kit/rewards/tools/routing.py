@@ -3,6 +3,7 @@
 A row names its environment in the column `environment`; without one it belongs to math.
 """
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,10 @@ from typing import Any, NamedTuple
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.rewards.tools.calling import Reward, call_reward, reward_name
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward, resolve_reward
+
+# What only rows of math have. A table of several environments fills it with None for the others, whose rewards may have
+# defaults for columns of these names; so they do not see it.
+MATH_COLUMNS = ("input", "output", "question", "expected_answer", "responses_create_params", "agent_ref")
 
 
 class Rewards(NamedTuple):
@@ -147,4 +152,16 @@ def _call_for(environment: str, reward: Reward, batch: Mapping[str, Any]) -> Ite
         key: [value[place] for place in own] if isinstance(value, list | tuple) and len(value) == count else value
         for key, value in batch.items()
     }
+    if environment != MATH:
+        absent = [key for key in MATH_COLUMNS if key in columns and columns[key] == [None] * len(own)]
+        columns = {key: value for key, value in columns.items() if key not in absent or _requires(reward, key)}
     return zip(own, call_reward(reward, **columns), strict=True)
+
+
+def _requires(reward: Reward, name: str) -> bool:
+    """Whether a reward has a parameter of this name without a default."""
+    try:
+        parameter = inspect.signature(reward).parameters.get(name)
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
+    return parameter is not None and parameter.default is parameter.empty

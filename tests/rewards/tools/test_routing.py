@@ -46,6 +46,21 @@ def test_a_column_is_cut_to_the_rows_and_other_arguments_are_passed_on():
     }  # fmt: skip
 
 
+def test_a_reward_of_another_environment_does_not_see_the_columns_of_math():
+    def own(completions, word, question="default", output=None, **others):
+        assert not {"input", "agent_ref", "expected_answer"} & set(others), others
+        return [float(question == "default" and output == ["x"])]
+
+    def wants(completions, question, **others):
+        return [float(question == [None])]
+
+    columns = {"question": ["q", None], "input": ["q", None], "output": ["4", "x"], "agent_ref": [{"a": 1}, None]}
+    batch = {"completions": ["4", "mat"], "environment": ["math", "rhyme"], "word": [None, "cat"], **columns}
+    batch |= {"expected_answer": ["4", None], "answer": ["4", ""]}
+    assert routing.Verifier({"math": equals, "rhyme": own})(**batch) == [1.0, 1.0]
+    assert routing.Verifier({"math": equals, "rhyme": wants})(**batch) == [1.0, 1.0]
+
+
 def test_a_reward_without_rows_is_not_called():
     def never(**_):
         raise AssertionError
