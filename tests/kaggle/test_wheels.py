@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
@@ -246,6 +247,14 @@ def test_the_install_cell_installs_from_the_mount_without_a_network(index, tmp_p
         "late",
         "grpo_kit",
     }
+
+
+def test_every_folder_of_the_package_is_in_the_wheel():
+    project = tomllib.loads((wheels.ROOT / "pyproject.toml").read_text())
+    folders = {path.parent for path in (wheels.ROOT / "grpo_kit").rglob("*") if path.suffix in (".py", ".safetensors")}
+    named = {".".join(folder.relative_to(wheels.ROOT).parts) for folder in folders}
+    listed = set(project["tool"]["setuptools"]["packages"])
+    assert named - listed == set() and listed - named <= {"grpo_kit.recipes", "grpo_kit.config.presets"}
 
 
 @pytest.mark.slow
