@@ -13,6 +13,7 @@ import types
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GRPO_KIT_RUN_PROGRAMS"] = "anyway"  # continuous integration has tokens in its environment
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.pop("COLUMNS", None)  # xdist sets it, and a console that is created then keeps that width
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under nohup; tests and their processes are interrupted

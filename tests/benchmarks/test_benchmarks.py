@@ -164,7 +164,6 @@ def test_scale_tells_waiting_from_sampling_and_from_training(monkeypatch):
 
 
 def test_programs_of_all_sorts_are_judged_and_leave_nothing(monkeypatch):
-    monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")
     figures = imported("code_tests", monkeypatch).run_many(150)
     for name in ("folders", "descriptors", "server_descriptors"):
         assert figures[f"{name}_after"] == figures[f"{name}_before"], name

@@ -18,15 +18,14 @@ import pytest
 from grpo_kit.rewards import code_tests
 from grpo_kit.rewards.code_tests import code_tests_verdict, describe_isolation
 
-LIMIT = {"time_limit_s": 0.2, "memory_mib": 256}
-SEVEN = json.dumps({"kind": "stdin", "inputs": ["3 4\n"], "outputs": ["7\n"], **LIMIT})
-PATIENT = json.dumps({"kind": "stdin", "inputs": ["3 4\n"], "outputs": ["7\n"], "memory_mib": 256})
-LINES = json.dumps({"kind": "stdin", "inputs": ["2\n"], "outputs": ["1\n2\n"], **LIMIT})
-CALL = json.dumps({"kind": "function", "name": "f", "inputs": [[3, 4]], "outputs": [7], **LIMIT})
-# the program must not find out what the code of an assert expects
-ASSERT = json.dumps({"kind": "asserts", "code": ["assert f(3, 4) == 7"], "setup": "", **LIMIT})
-TRUTH = json.dumps({"kind": "asserts", "code": ["assert f(3, 4)"], "setup": "", **LIMIT})
-CLOSE = json.dumps({"kind": "asserts", "code": ["assert abs(f(3) - 7) < 1e-6"], "setup": "", **LIMIT})
+SMALL = {"memory_mib": 256}
+SEVEN = json.dumps({"kind": "stdin", "inputs": ["3 4\n"], "outputs": ["7\n"], **SMALL})
+LINES = json.dumps({"kind": "stdin", "inputs": ["2\n"], "outputs": ["1\n2\n"], **SMALL})
+CALL = json.dumps({"kind": "function", "name": "f", "inputs": [[3, 4]], "outputs": [7], **SMALL})
+ASSERT = json.dumps({"kind": "asserts", "code": ["assert f(3, 4) == 7"], "setup": "", **SMALL})
+TRUTH = json.dumps({"kind": "asserts", "code": ["assert f(3, 4)"], "setup": "", **SMALL})
+CLOSE = json.dumps({"kind": "asserts", "code": ["assert abs(f(3) - 7) < 1e-6"], "setup": "", **SMALL})
+SHORT, SHORT_ASSERT = (json.dumps(json.loads(tests) | {"time_limit_s": 0.2}) for tests in (SEVEN, ASSERT))
 
 CALLED = "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 SEARCH = """
@@ -182,7 +181,7 @@ ATTACKS = [
      CALLED + "print(7 if libc.syscall(0x40000000 + 57) >= 0 else 8)", "wrong_output"),
     ("a crash of the interpreter", "the exit status", SEVEN,
      CALLED + "print(7, flush=True)\nctypes.string_at(0)", "crashed"),
-    ("a stack that overflows", "limits", PATIENT,
+    ("a stack that overflows", "limits", SEVEN,
      "import sys\nsys.setrecursionlimit(10**9)\nprint(7, flush=True)\n"
      "class R: __repr__ = lambda r: repr(r)\nrepr(R())", "crashed"),
     # memory and output
@@ -256,34 +255,28 @@ ATTACKS = [
 
 # These run until a limit ends them.
 SLOW = [
-    ("a loop", "limits", SEVEN, "print(7, flush=True)\nwhile 1: pass", "too_slow"),
-    ("a loop in C", "limits", SEVEN, "sum(iter(int, 1))", "too_slow"),
-    ("a power of powers", "limits", SEVEN, "print(9**9**9)", "too_slow"),
-    ("a pattern without end", "limits", SEVEN, "import re\nre.match('(a+)+$', 'a' * 64 + 'b')\nprint(7)", "too_slow"),
-    ("a loop that catches everything", "limits", SEVEN,
+    ("a loop", "limits", SHORT, "print(7, flush=True)\nwhile 1: pass", "too_slow"),
+    ("a loop in C", "limits", SHORT, "sum(iter(int, 1))", "too_slow"),
+    ("a power of powers", "limits", SHORT, "print(9**9**9)", "too_slow"),
+    ("a pattern without end", "limits", SHORT, "import re\nre.match('(a+)+$', 'a' * 64 + 'b')\nprint(7)", "too_slow"),
+    ("a loop that catches everything", "limits", SHORT,
      "while 1:\n    try:\n        while 1: pass\n    except BaseException: pass", "too_slow"),
-    ("signals that are ignored", "limits", SEVEN,
+    ("signals that are ignored", "limits", SHORT,
      "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
      "    except (OSError, ValueError): pass\nwhile 1: pass", "too_slow"),
-    ("a thread that does not end", "limits", SEVEN,
+    ("a thread that does not end", "limits", SHORT,
      "import threading\ndef g():\n    while 1: pass\n"
      "threading.Thread(target=g).start()\nprint(7, flush=True)", "too_slow"),
-    ("sleep", "limits", SEVEN, "import time\nprint(7, flush=True)\ntime.sleep(999)", "too_slow"),
-    ("a closed output, then sleep", "limits", SEVEN,
+    ("sleep", "limits", SHORT, "import time\nprint(7, flush=True)\ntime.sleep(999)", "too_slow"),
+    ("a closed output, then sleep", "limits", SHORT,
      "import os, time\nprint(7, flush=True)\nos.close(1)\ntime.sleep(999)", "too_slow"),
-    ("a lock that is held", "limits", SEVEN,
+    ("a lock that is held", "limits", SHORT,
      "import threading\nx = threading.Lock()\nx.acquire()\nx.acquire()", "too_slow"),
-    ("sleep within a call", "limits", ASSERT, "import time\ndef f(*a): time.sleep(999)", "too_slow"),
-    ("a generator without end", "limits", ASSERT, "def f(*a):\n    while 1: yield 7", "too_slow"),
-    ("a loop at exit", "limits", SEVEN,
+    ("sleep within a call", "limits", SHORT_ASSERT, "import time\ndef f(*a): time.sleep(999)", "too_slow"),
+    ("a generator without end", "limits", SHORT_ASSERT, "def f(*a):\n    while 1: yield 7", "too_slow"),
+    ("a loop at exit", "limits", SHORT,
      "import atexit\n@atexit.register\ndef g():\n    while 1: pass\nprint(7, flush=True)", "too_slow"),
 ]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def anyway(monkeypatch):
-    """Also where continuous integration has credentials in its environment."""
-    monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")
 
 
 def judge(attack, victim):
@@ -374,7 +367,7 @@ while 1:
     except OSError: time.sleep(0.01)
 """
 ESCAPES = [
-    ("a fork bomb", None, SEVEN, BOMB, "too_slow"),
+    ("a fork bomb", None, SHORT, BOMB, "too_slow"),
     ("a daemon that forks twice", None, LINES, DAEMON, "wrong_output"),
     ("zombie children", None, LINES,
      "import os\nfor _ in range(20):\n    if not os.fork(): os._exit(0)", "wrong_output"),

@@ -185,12 +185,6 @@ for pair in itertools.permutations(STEMS, 2):  # code_tests starts a process eac
     ORDERS.append(pytest.param(pair, marks=[pytest.mark.slow] * ("code_tests" in pair)))
 
 
-@pytest.fixture(autouse=True)
-def programs_may_run(monkeypatch):
-    """Also where continuous integration has credentials in its environment."""
-    monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")
-
-
 @functools.cache
 def compiled(name: str):
     return compile((REWARDS / f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec")
