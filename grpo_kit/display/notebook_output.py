@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.config import RunConfig, to_yaml
+from grpo_kit.config import MATH, RunConfig, to_yaml
 from grpo_kit.display import machine_tables, terminal
 from grpo_kit.display.notebook_words import reword
 from grpo_kit.display.turns import print_turns
+from grpo_kit.environments.own_rows import RESERVED
 from grpo_kit.environments.task import COLUMNS
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.rewards.tools.routing import environment_of
@@ -146,7 +147,8 @@ def show_tasks(run: Run) -> None:
         rows.setdefault(environment_of(row), row)
     for name in run.environments():
         row = rows[name]
-        known = {key: row.get(key) for key in COLUMNS.get(name, ("answer",)) if row.get(key) is not None}
+        own = ("answer",) if name == MATH else [key for key in row if key not in RESERVED]
+        known = {key: row.get(key) for key in COLUMNS.get(name, own) if row.get(key) not in (None, "")}
         print(show_controls(f"== {name}\n{row['prompt'][-1]['content']}\n"))
         for key, value in known.items():
             print(show_controls(f"   {key}: {textwrap.shorten(str(value), 150, placeholder=' ...')}"))

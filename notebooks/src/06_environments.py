@@ -30,7 +30,8 @@
 # ## Settings
 # `auto` takes `tiny-environments` on a machine without a GPU: an embedded policy that can do four things, each about
 # half of the time. The other presets train on GSM8K and on tasks that the kit makes. `data.mix` gives each
-# kind of task its share: `data.mix={math: 2, structured: 1, instructions: 1, documents: 1}`.
+# kind of task its share: `data.mix={math: 2, structured: 1, instructions: 1, documents: 1}` trains on sums twice as
+# much as on each of the others. Separate `overrides` by spaces.
 #
 # `t4-4b` is for Nemotron-3-Nano-4B; `t4` and those after it are for the 30B model. Loading in 4 bit is tested with
 # small models on a CPU only: **nothing has been run on a T4 so far.**
@@ -70,13 +71,15 @@ notebook.show_data(manifest)
 notebook.show_tasks(run)
 
 # %% [markdown]
-# **You should see** four environments and one task of each: a sum, a record to write as JSON by a schema, a text to
-# write under instructions, and a question over three documents. Below each task is what its reward knows.
+# **You should see** one task of each environment: for `tiny-environments` a sum (`math`), a question over three
+# documents, a text to write under instructions, and a record to write as JSON by a schema (`structured`). Below each
+# task is what its reward knows and the policy is not told.
 
 # %% [markdown]
 # ## A record by a schema
 # `structured_output_reward` reads the reply as JSON, holds it against the schema, and looks for the values that the row
-# knows. Each reply below is a typical failure. NVIDIA's own rule, `nvidia_rule=True`, looks at the schema only.
+# knows. The first reply below is right, each other one a typical failure. NVIDIA's own rule, `nvidia_rule=True`, looks
+# at the schema only. No reply opens `<think>`, because the chat template has done so.
 
 # %%
 import json
@@ -111,7 +114,8 @@ display(table)
 
 # %% [markdown]
 # ## Instructions
-# `instructions_reward` knows 109 kinds of instructions by their public names. A reply must follow all of its row's.
+# `instructions_reward` knows 109 kinds of instructions by their public names. By default a reply must follow all
+# instructions of its row (`binary`). With `grading_mode="fraction"` it earns the share that it follows.
 
 # %%
 kinds = ["length_constraints:number_words", "change_case:english_capital", "startend:end_checker"]
@@ -136,12 +140,13 @@ for mode in ("binary", "fraction"):
 display(table)
 
 # %% [markdown]
-# **You should see** 1.0 for the first reply only; with `fraction`, the share of the instructions that a reply follows.
-# Silence earns nothing, although an empty text has no small letter in it.
+# **You should see** 1.0 for the first reply only; under `fraction`, 0.67 for a reply that follows two of the three.
+# Silence earns nothing under either, although an empty text has no small letter in it.
 
 # %% [markdown]
 # ## Documents
-# `documents_qa_reward` compares the answer word by word, and wants the right document cited where the row names it.
+# `documents_qa_reward` compares the answer word by word. Where the row names the documents that the answer is in, here
+# the second, the reply must cite exactly these.
 
 # %%
 pages = ["Ada lives in Rome.", "Bob lives in Oslo.", "Eve lives in Bern."]
@@ -164,7 +169,7 @@ table["paid"] = documents(
 display(table)
 
 # %% [markdown]
-# **You should see** 1.0 for the first reply only: who cites every document has not said where the answer is.
+# **You should see** 1.0 for the first reply only. A reply that cites every document has not said where the answer is.
 
 # %% [markdown]
 # ## Measure before
@@ -185,7 +190,8 @@ for name, part in before["by"]["environment"].items():
 # Each step has the same share of every environment, also where groups without a gradient are replaced. Each completion
 # is judged by its environment's reward and compared with its own group only, so no environment is louder than another.
 #
-# **Takes** about a minute for `tiny-environments`.
+# **Takes** about a minute for `tiny-environments`. **You will see** the board of [notebook 3](03_training.ipynb), with a
+# line of figures for each environment. If the training was stopped or lost, run the cell again: it continues.
 
 # %%
 from grpo_kit import Board, train
@@ -196,8 +202,25 @@ display(board)
 last = await board.during(train, config, run, rewards)
 
 # %% [markdown]
-# **You should see** two charts more than in notebook 3: the right completions of each environment, and its groups with
-# a gradient. An alarm names an environment that teaches nothing, or that falls while another rises.
+# **You should see** two charts more than in notebook 3. *Right* shows the share of right completions of each
+# environment; for `tiny-environments` all four lines rise. *With a gradient* shows how many of its groups teach
+# something; a line falls when most of its groups are all right.
+
+# %% [markdown]
+# ## When an alarm names an environment
+# The figures of all environments together can hide that one of them goes wrong, so three alarms look at each.
+#
+# | Alarm | Look first at | Then |
+# |---|---|---|
+# | its groups have no gradient | its line in *Right*: near 0, or near 1? | take easier tasks, or harder ones |
+# | its completions are cut | one of them: is it unfinished? | raise `grpo.max_completion_length`, or take shorter tasks |
+# | its accuracy on validation rows fell while another's rose | both lines in *Right* | give it a larger share in `data.mix`, or lower `grpo.learning_rate` |
+
+# %%
+notebook.show_alarms(run)
+
+# %% [markdown]
+# **You should see** nothing for `tiny-environments`, or an alarm that names an environment.
 
 # %% [markdown]
 # ## What became of each
@@ -211,18 +234,22 @@ after = measure(config, run, "after", progress=notebook.show_progress("answers")
 notebook.show_environments(compare(run))
 
 # %% [markdown]
-# **You should see** a sentence for each environment, and one for all. It gained or lost only if a paired test
-# of the tasks says so; four of four changes upwards are no proof yet. NVIDIA reports *stable gains without co-reward degradation* for its mixture:
-# here the claim is a row for each environment.
+# **You should see** a sentence for each environment and one for all; for `tiny-environments` all four gained. *Gained*
+# and *lost* mean that chance hardly explains the change: a test counts the tasks that are right only after training, and
+# those that were right only before. Four of the first and none of the second are too few for it. NVIDIA reports *stable
+# gains without co-reward degradation* for its mixture: these sentences check that claim for yours.
 
 # %% [markdown]
 # ## Train on one alone
-# The same policy, trained on records only, and measured on all four. **Takes** about a minute.
+# The same policy, trained on records only (`structured`), and measured on every environment: the others get the share 0.
+# **Takes** about a minute and a half for `tiny-environments`.
 
 # %%
-shares = "data.mix={structured: 1, math: 0, instructions: 0, documents: 0}"
+chosen = "structured"
+shares = ", ".join(f"{name}: {int(name == chosen)}" for name in run.environments())
+words = f"{overrides} data.mix={{{shares}}}"
 config, alone = notebook.open_from_form(
-    preset, f"{run.name}-alone", f"{overrides} {shares}", use_drive, environments=True
+    preset, f"{run.name}-alone", words, use_drive, environments=True
 )
 manifest = prepare_data(config, alone)
 before = measure(config, alone, "before", progress=notebook.show_progress("answers"))
@@ -231,15 +258,29 @@ after = measure(config, alone, "after", progress=notebook.show_progress("answers
 notebook.show_environments(compare(alone))
 
 # %% [markdown]
-# **You should see** the records gain. The others were not trained: compare their sentences with those above.
+# **You should see** `structured gained`, for `tiny-environments` by more than when it shared its steps. The others, which
+# were not trained, do not gain as they did above; some may fall. A change of less than about 12 points is within the
+# interval of 100 tasks, and is reported as no change.
 
 # %% [markdown]
 # ## Your turn
-# - Add a reply of your own to each table. Find one that is paid and should not be, and tell us.
-# - Give records half of each step: `data.mix={structured: 3, math: 1, instructions: 1, documents: 1}`, in a new run.
-# - Make an environment of your own: a file `mine.jsonl` with `{"environment": "rhyme", "prompt": "...", "word": "..."}`
-#   in each line, a reward in `mine.py` that gets the column `word`, and the overrides
-#   `data.source=tiny-sums,mine.jsonl environments.rhyme.reward_funcs=[mine.py]`.
+# - Add a reply of your own to each table. Is one paid that should not be?
+# - Give records half of each step: set `overrides` to `data.mix={structured: 3, math: 1, instructions: 1, documents: 1}`
+#   and `run_name` to a new name, and run all cells. Do the records gain more? What do the others lose?
+# - Train on documents alone: `chosen = "documents"` above, with another `run_name`.
+# - Make an environment of your own. Beside this notebook put `mine.jsonl` with a hundred lines such as
+#   `{"environment": "rhyme", "prompt": "Which word rhymes with cat?", "word": "cat"}`, each with another word, and
+#   `mine.py` with its reward, which gets each column of your file as a list:
+#
+#   ```python
+#   def rhyme_reward(completions, word, **columns):
+#       said = [completion[0]["content"].split("</think>")[-1] for completion in completions]
+#       return [float(w not in s and w[-2:] in s) for s, w in zip(said, word)]
+#   ```
+#
+#   Then set `overrides` to `data.source=tiny-sums,mine.jsonl environments.rhyme.reward_funcs=[mine.py] data.val_size=20
+#   data.test_size=40`, `chosen` to `"rhyme"`, and a new `run_name`. The embedded policy knows no rhymes, so the alarm
+#   about groups without a gradient should ring: that is what it is for.
 #
 # **Back to** [3 Training](03_training.ipynb)
 # ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/03_training.ipynb)).

@@ -9,6 +9,7 @@ import pytest
 
 from grpo_kit import config, notebook
 from grpo_kit.planning import machines
+from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.places import find_root
 from grpo_kit.runs.run import Run, find_run
 
@@ -267,3 +268,16 @@ def test_a_zip_of_the_tiny_policy_is_never_sent(monkeypatch, capsys, tmp_path, t
     else:
         notebook.submit_zip(path, "", send)
         assert "embedded tiny policy" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_task_of_the_users_own_environment_is_shown_with_its_own_columns(monkeypatch, capsys, tmp_path):
+    run = find_run("own", tmp_path)
+    monkeypatch.setattr(Run, "environments", lambda run: ["math", "rhyme"])
+    kits = {"id": "a", "source": "mine.jsonl", "pass_rate": None, "prompt": [{"role": "user", "content": "q"}]}
+    rows = [
+        kits | {"environment": "math", "answer": "4", "question": "q"},
+        kits | {"environment": "rhyme", "answer": "", "word": "cat", "like": None},
+    ]
+    write_lines(run.data_file("train"), rows)
+    notebook.show_tasks(run)
+    assert capsys.readouterr().out == "== math\nq\n\n   answer: 4\n\n== rhyme\nq\n\n   word: cat\n\n"
