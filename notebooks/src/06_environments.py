@@ -279,8 +279,9 @@ notebook.show_environments(compare(alone))
 #   ```
 #
 #   Then set `overrides` to `data.source=tiny-sums,mine.jsonl environments.rhyme.reward_funcs=[mine.py] data.val_size=20
-#   data.test_size=40`, `chosen` to `"rhyme"`, and a new `run_name`. The embedded policy knows no rhymes, so the alarm
-#   about groups without a gradient should ring: that is what it is for.
+#   data.test_size=40`, `chosen` to `"rhyme"`, and a new `run_name`. This reward pays every text with the word's last two
+#   letters. The embedded policy knows no rhymes, but names: asked for one to `gen`, it learned to say *Sven*. What does
+#   it say to your words?
 #
 # **Back to** [3 Training](03_training.ipynb)
 # ([in Colab](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/03_training.ipynb)).
