@@ -1,6 +1,7 @@
 """What `policy.model` stands for, and where its files lie: a folder, the Hub, or an NF4 checkpoint made of them."""
 
 import contextlib
+import difflib
 import itertools
 import json
 from pathlib import Path
@@ -132,9 +133,12 @@ def read_config(policy: settings.Policy) -> dict[str, Any]:
 
 def missing_model(policy: settings.Policy, error: Exception) -> Exception:
     """The error for a model, or for its damaged NF4 checkpoint, that is neither here nor provided by the Hub."""
+    embedded = "".join(
+        f"Did you mean {name}? " for name in difflib.get_close_matches(policy.model, tiny.FOLDERS, n=1, cutoff=0.8)
+    )
     return find_damage(policy) or FileNotFoundError(
         f"policy.model is {policy.model!r}; there is no such folder here, and the Hub did not provide such a model. "
-        "Check the spelling, the network and HF_TOKEN, or give a local folder. "
+        f"{embedded}Check the spelling, the network and HF_TOKEN, or give a local folder. "
         f"({' '.join(str(error).split())[:200]})"
     )
 

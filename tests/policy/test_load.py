@@ -15,7 +15,7 @@ from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.planning import model_size
 from grpo_kit.policy import nf4_source
 from grpo_kit.policy.load import load_policy, load_tokenizer
-from grpo_kit.policy.model_source import base_model_name, build_config
+from grpo_kit.policy.model_source import base_model_name, build_config, missing_model
 
 
 def last_logits(model, tokenizer):
@@ -316,3 +316,16 @@ def test_a_library_that_is_missing_is_not_taken_for_a_damaged_file(monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lacks_a_library)
     with pytest.raises(ImportError, match="bitsandbytes"):
         load_policy(config.Policy())
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("tiny-enviroments", "Did you mean tiny-environments? Check the spelling"),
+        ("tinny", "Did you mean tiny? Check the spelling"),
+        ("nvidia/tiny-environments-30B", "such a model. Check the spelling"),
+    ],
+)
+def test_a_misspelt_embedded_policy_is_recognised(model, words):
+    error = missing_model(config.load_config("tiny", f"policy.model={model}").policy, OSError("no network"))
+    assert isinstance(error, FileNotFoundError) and words in str(error)
