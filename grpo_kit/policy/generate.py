@@ -15,6 +15,7 @@ import transformers
 from grpo_kit.config import Evaluation
 from grpo_kit.policy import continuous_batch
 from grpo_kit.policy.chat import Messages
+from grpo_kit.policy.generation_loop import row_limits
 
 # Batches in a portion. Its last rows decode almost alone, so more of them would save steps; but an interruption loses
 # what a portion has until then (benchmarks/full_batch.py).
@@ -151,7 +152,7 @@ class TransformersEngine:
                     completions = []
                     for start in range(0, len(prompt_ids), settings.batch_size):
                         batch = slice(start, start + settings.batch_size)
-                        completions += self._sample_batch(prompt_ids[batch], max(limits[batch]), streamer)
+                        completions += self._sample_batch(prompt_ids[batch], limits[batch], streamer)
                         if on_finish:
                             on_finish(len(completions))
         finally:
@@ -170,17 +171,18 @@ class TransformersEngine:
             "top_k": settings.top_k,
         }
 
-    def _sample_batch(self, prompt_ids: list[list[int]], limit: int, streamer: Any) -> list[list[int]]:
+    def _sample_batch(self, prompt_ids: list[list[int]], limits: list[int], streamer: Any) -> list[list[int]]:
         """The token ids of one completion for each prompt, all sampled together until the last one is finished."""
         padded = self.tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
-        output = self.model.generate(
-            **padded.to(self.model.device),
-            max_new_tokens=limit,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=find_end_tokens(self.model, self.tokenizer),
-            streamer=streamer,
-            **self._sampling(),
-        )
+        with row_limits(self.model, limits):
+            output = self.model.generate(
+                **padded.to(self.model.device),
+                max_new_tokens=max(limits),
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=find_end_tokens(self.model, self.tokenizer),
+                streamer=streamer,
+                **self._sampling(),
+            )
         return output[:, padded["input_ids"].shape[1] :].tolist()
 
 

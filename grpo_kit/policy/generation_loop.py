@@ -14,8 +14,10 @@ Checked with transformers 5.23. The loop is passed by the public argument `custo
 loops it uses the private names in `PRIVATE_NAMES`. Where one of them is missing, transformers' loop is used.
 """
 
+import contextlib
 import functools
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +65,10 @@ def install_loop(model: Any) -> Any:
     Where the GPU runs out of memory, more routed experts go to the host, and the call begins again from the same random
     state (`expert_placement.with_relief`).
 
-    Sets three attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
+    Sets four attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
     ran; `model.keep_logps` (False) asks for log-probabilities; `model.part_of` (None) says that the batches are parts
-    of larger ones, see `draw_tokens`.
+    of larger ones, see `draw_tokens`; `model.row_limits` (None) is the largest number of tokens of each row, where a
+    row has less room than the longest one.
 
     Args:
         model: a transformers model that generates.
@@ -74,8 +77,24 @@ def install_loop(model: Any) -> Any:
         The same model.
     """
     model.generate = types.MethodType(_generate, model)  # bound, so that a deep copy of the model calls itself
-    model.last_sampling, model.keep_logps, model.part_of = None, False, None
+    model.last_sampling, model.keep_logps, model.part_of, model.row_limits = None, False, None, None
     return model
+
+
+@contextlib.contextmanager
+def row_limits(model: Any, limits: list[int]) -> Iterator[None]:
+    """Let each row of a batch that is sampled here end at its own largest number of tokens.
+
+    Args:
+        model: a model, also PEFT's around it, with the loop of `install_loop`. Others sample up to the largest limit.
+        limits: of the rows.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.row_limits = limits if len(set(limits)) > 1 else None
+    try:
+        yield
+    finally:
+        base.row_limits = None
 
 
 def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) -> torch.Tensor:
@@ -148,6 +167,7 @@ def _decode(
 
     running = alive = list(range(rows))  # rows in the model's batch; those of them that are not finished
     unfinished = torch.ones(rows, dtype=torch.bool, device=device)
+    width, limits = input_ids.shape[1], None if model.row_limits is None else torch.tensor(model.row_limits).to(device)
     tokens = row_steps = steps = idle = 0
     logps: list[torch.Tensor] = []
     with model._optimize_model_for_decode():
@@ -164,6 +184,8 @@ def _decode(
                 drawn = torch.where(unfinished, drawn, pad)
             input_ids = torch.cat([input_ids, drawn[:, None]], dim=1)
             unfinished = unfinished & ~stopping_criteria(input_ids, None)
+            if limits is not None:
+                unfinished = unfinished & (limits > input_ids.shape[1] - width)
             tokens += len(alive)
             goes_on = unfinished.tolist()  # the only synchronisation of the step
             if not any(goes_on):

@@ -23,7 +23,7 @@ from trl.kernels import chunked_logprob
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import memory
-from grpo_kit.policy import chat, tool_calls
+from grpo_kit.policy import chat, generation_loop, tool_calls
 from grpo_kit.runs.files import to_json
 
 T = TypeVar("T")
@@ -200,7 +200,7 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         leave_sampling(getattr(model, "get_base_model", lambda: model)())
         self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
-        self._longest: int | None = None  # tokens of prompt and completion, while the turns of a batch are sampled
+        self._asked: list[list[int]] = []  # the prompts, as token ids, of a batch whose further turns are sampled
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
         self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
@@ -310,15 +310,22 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         settings, before = self.generation_config, self.generation_config.max_new_tokens
-        if self._longest is not None:  # what the turns before left, or memory would be needed for twice the length
-            settings.max_new_tokens = max(1, min(before, self._longest - min(map(len, prompt_ids))))
+        rooms = [self._find_room(ids) for ids in prompt_ids]
+        settings.max_new_tokens = max(rooms)
         try:
-            completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            with generation_loop.row_limits(self.accelerator.unwrap_model(self.model), rooms):
+                completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         finally:
             settings.max_new_tokens = before
         if logps is None and self.tools and (kept := self._sampled_logps()) is not None:
             logps = [row[: len(ids)].tolist() for row, ids in zip(kept, completion_ids, strict=True)]
         return completion_ids, logps
+
+    def _find_room(self, ids: list[int]) -> int:
+        """Tokens that a completion has left behind `ids`; TRL itself would sample a whole length at every turn."""
+        length = self.generation_config.max_new_tokens
+        prompt = next((prompt for prompt in self._asked if ids[: len(prompt)] == prompt), ids)
+        return max(1, len(prompt) + length - len(ids))
 
     def _sampled_logps(self) -> torch.Tensor | None:
         """(rows, drawn) log-probs of the turn that was sampled last; None where the kit's loop kept none."""
@@ -328,11 +335,11 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _tool_call_loop(self, prompts: list[list[dict[str, Any]]], prompt_ids: list[list[int]], *args: Any) -> Any:
         self.episodes = prompts
-        self._longest = max(map(len, prompt_ids)) + self.max_completion_length
+        self._asked = [list(ids) for ids in {tuple(ids): None for ids in prompt_ids}]
         try:
             tool_mask, completions, completion_ids, logps, *counts = super()._tool_call_loop(prompts, prompt_ids, *args)
         finally:
-            self._longest = None
+            self._asked = []
         for number, turns in enumerate(completions):
             turns_taken = sum(turn["role"] == "assistant" for turn in turns)
             found_no_room = turns[-1].get("tool_calls") and turns_taken <= self.max_tool_calling_iterations

@@ -184,4 +184,4 @@ def test_batch_by_batch_a_long_prompt_gets_no_more_steps_than_its_own_limit(tiny
     sample = engine._sample_batch
     monkeypatch.setattr(engine, "_sample_batch", lambda *told: limits.append(told[1]) or sample(*told))
     engine([longest, shortest], 1)
-    assert limits == [2, min(9, room - len(shortest))]
+    assert limits == [[2], [min(9, room - len(shortest))]]

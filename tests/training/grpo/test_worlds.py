@@ -1,17 +1,25 @@
 """GRPO with tools over several turns: sums and a world in one run, real passes and gradients, scripted replies."""
 
+import random
 import re
+import signal
+import time
 
 import pytest
+import torch
 
+from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.rewards.math_answer import math_reward
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.training import train
 from grpo_kit.training.callbacks import find_callback
 from grpo_kit.training.grpo.worst_step import WorstStepCallback
-from tests.helpers.acting import follow_script, prepared, reply_to
+from tests.helpers.acting import follow_script, prepared, reply_to, settings_of, short_reply_to
 from tests.helpers.counter_world import call, results_in, turn
+from tests.helpers.processes import start as start_python
+from tests.training.test_stage import figures
 
 
 def trained(chosen, run):
@@ -76,6 +84,7 @@ def test_flat_groups_with_tools_are_replaced_and_worlds_begin_again(tmp_path, mo
         0, (len(lines) - 16) / 2,
     ]  # fmt: skip
     assert row["environments/counter/turns"] == 1  # TRL's figures, and these, are of the first round
+    assert row["environments/counter/right"] == 0  # also where the world's is the only environment
 
 
 ADD = call("add", n=1)
@@ -104,10 +113,10 @@ def test_hostile_calls_change_nothing_and_are_counted(tmp_path, monkeypatch):
         replies = list(HOSTILE)[first : first + 4]
         trainer.sample_batch(trainer.rows[:1] * len(replies))
         keys = ("calls", "failed_calls", "unknown_calls", "malformed_calls", "turns")
-        for reply, figures, world in zip(replies, trainer.calls, trainer.environments, strict=False):
-            assert tuple(figures[key] for key in keys) == HOSTILE[reply], reply
+        for reply, counted, world in zip(replies, trainer.calls, trainer.environments, strict=False):
+            assert tuple(counted[key] for key in keys) == HOSTILE[reply], reply
             assert world.value == 0 and world.goal > 0, reply
-            assert len(world.told) == figures["unknown_calls"] + figures["malformed_calls"]
+            assert len(world.told) == counted["unknown_calls"] + counted["malformed_calls"]
 
 
 @pytest.mark.slow
@@ -121,13 +130,13 @@ def test_a_completion_ends_where_its_turns_or_its_room_end(tmp_path, monkeypatch
 
     prompts = follow_script(monkeypatch, script)
     trainer = train.make_trainer(chosen, run, [math_reward])
-    limits, plain = [], type(trainer.accelerator.unwrap_model(trainer.model).get_base_model()).generate
+    limits, model, plain = [], trainer.model.get_base_model(), type(trainer.model.get_base_model()).generate
 
     def generate(self, *args, **kwargs):
-        limits.append(kwargs["generation_config"].max_new_tokens)
+        limits.append((kwargs["generation_config"].max_new_tokens, model.row_limits))
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(type(trainer.accelerator.unwrap_model(trainer.model).get_base_model()), "generate", generate)
+    monkeypatch.setattr(type(model), "generate", generate)
     batch = trainer.sample_batch(trainer.rows[:1] * 4)
     assert [len(texts) for texts in prompts] == [4, 4, 2]
     assert [figures["too_many_turns"] for figures in trainer.calls] == [1, 0, 1, 0]
@@ -136,4 +145,67 @@ def test_a_completion_ends_where_its_turns_or_its_room_end(tmp_path, monkeypatch
     assert [ids[-1] in ends for ids in trainer.scored_ids] == [True, False, True, False]
     assert batch["completion_mask"].any(1).tolist() == [True, False, True, False]
     assert max(map(len, trainer.scored_ids)) <= 480
-    assert limits[0] == 480 and 0 < limits[1] < 480 - 80 and limits[2] < limits[1]  # what the turns before left
+    (first, none), (second, rooms), (third, _) = limits  # what the turns before left, of the longest and of each
+    assert (first, none) == (480, None) and second == max(rooms) == rooms[0] == rooms[2] > rooms[1] == rooms[3]
+    assert 0 < third < second < 480 - 80 and trainer.generation_config.max_new_tokens == 480
+
+
+@pytest.mark.slow
+def test_a_row_ends_where_its_room_ends_while_others_go_on(tiny_policy):
+    model, tokenizer = tiny_policy
+    ids = tokenizer("What is 1 + 2?", return_tensors="pt")["input_ids"].expand(3, -1)
+    drawn = []
+    for limits in ([12, 12, 12], [12, 5, 1]):
+        with generation_loop.row_limits(model, limits):
+            torch.manual_seed(1)
+            drawn.append(model.generate(ids, max_new_tokens=12, do_sample=True, pad_token_id=0)[:, ids.shape[1] :])
+        assert model.row_limits is None
+    whole, cut = drawn
+    assert cut[0].equal(whole[0]) and cut[1, :5].equal(whole[1, :5]) and cut[2, :1].equal(whole[2, :1])
+    assert not cut[1, 5:].any() and not cut[2, 1:].any() and model.last_sampling.tokens == 12 + 5 + 1
+
+
+SHORT = ["grpo.max_steps=6", "grpo.save_steps=1", "grpo.num_generations=2", "grpo.per_device_train_batch_size=4"]
+KILLED = """
+import pytest
+from grpo_kit.config import load_config
+from grpo_kit.rewards.math_answer import math_reward
+from grpo_kit.runs.run import find_run
+from grpo_kit.training import train
+from tests.helpers import acting
+acting.follow_script(pytest.MonkeyPatch(), acting.short_reply_to)
+settings = load_config(["tiny"], {settings})
+train.train(settings, find_run("r", {root!r}), [math_reward])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_with_tools_that_is_killed_five_times_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    follow_script(monkeypatch, short_reply_to)
+    (tmp_path / "alone").mkdir(), (tmp_path / "killed").mkdir()
+    chosen, alone = prepared(tmp_path / "alone", *SHORT)
+    train.train(chosen, alone, [math_reward])
+    chosen, run = prepared(tmp_path / "killed", *SHORT)
+    command = KILLED.format(settings=settings_of(tmp_path / "killed", *SHORT), root=str(run.root))
+    pick = random.Random(1)
+    for _ in range(5):
+        stamp = run.metrics.stat().st_mtime_ns if run.metrics.is_file() else 0
+        child = start_python(["-W", "ignore", "-c", command])
+        while child.poll() is None and (not run.metrics.is_file() or run.metrics.stat().st_mtime_ns == stamp):
+            time.sleep(0.02)  # until it trains
+        time.sleep(pick.uniform(0, 0.5))
+        child.kill()
+        output, _ = child.communicate(timeout=300)
+        assert child.returncode == -signal.SIGKILL, output
+    train.train(chosen, run, [math_reward])
+    assert figures(run) == figures(alone) and [row["step"] for row in figures(run)] == list(range(1, 7))
+    assert all(row["grad_norm"] > 0 and row["environments/counter/calls"] > 0 for row in figures(run))
+    assert hash_of(run.adapter) == hash_of(alone.adapter)
+    assert run.completions.read_bytes() == alone.completions.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_with_tools_stops_before_its_deadline(tmp_path, monkeypatch):
+    follow_script(monkeypatch, short_reply_to)
+    chosen, run = prepared(tmp_path, "grpo.max_steps=50", "run.time_limit=1s")
+    assert train.train(chosen, run, [math_reward])["step"] == 1 and run.adapter.is_dir()
