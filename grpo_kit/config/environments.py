@@ -26,13 +26,15 @@ class Environment:
     environment_factory: str | None = None  # FILE.py:Class, or the name of a world of the kit
 
 
+END_STATE = "end_state.py:end_state_reward"  # pays what the world's `get_reward` says
+
 KNOWN = {
     "structured": Environment(["structured_output.py:structured_output_reward"]),
     "instructions": Environment(["instructions.py:instructions_reward"]),
     "documents": Environment(["documents_qa.py:documents_qa_reward"]),
-    "office": Environment(["end_state.py:end_state_reward"], environment_factory="office"),
+    "office": Environment([END_STATE], environment_factory="office"),
     "code": Environment(["code_tests.py:code_tests_reward"]),
-    "tiny-office": Environment(["end_state.py:end_state_reward"], environment_factory="tiny-office"),
+    "tiny-office": Environment([END_STATE], environment_factory="tiny-office"),
 }
 
 

@@ -17,7 +17,7 @@ from grpo_kit.config.checks import (
     require_one_of,
     require_share,
 )
-from grpo_kit.config.environments import KNOWN, MATH, Environment, check_environment_name, require_rewards
+from grpo_kit.config.environments import END_STATE, KNOWN, MATH, Environment, check_environment_name, require_rewards
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
 
@@ -270,6 +270,8 @@ class RunConfig:
                     reward_funcs=environment.reward_funcs or known.reward_funcs,
                     environment_factory=environment.environment_factory or known.environment_factory,
                 )
+            if environment.environment_factory and not environment.reward_funcs:  # the world itself judges
+                environment = self.environments[name] = replace(environment, reward_funcs=[END_STATE])
             require_rewards(f"environments.{name}", environment.reward_funcs, environment.reward_weights)
 
     def world_of(self, environment: str) -> str | None:

@@ -143,5 +143,7 @@ def test_the_configuration_names_worlds():
     chosen = load_config("tiny", ["environments.shop.reward_funcs=[a.py]", "environments.office.reward_weights=[2.0]"])
     assert chosen.world_of("office") == "office" and chosen.world_of("shop") is chosen.world_of("math") is None
     assert chosen.rewards_of("office").reward_funcs == ["end_state.py:end_state_reward"]
+    shop = load_config("tiny", ["environments.shop.environment_factory=a.py:Shop"])
+    assert shop.rewards_of("shop").reward_funcs == ["end_state.py:end_state_reward"]  # the world itself judges
     with pytest.raises(ValueError, match="grpo.max_tool_calling_iterations is 0"):
         load_config("tiny", ["grpo.max_tool_calling_iterations=0"])
