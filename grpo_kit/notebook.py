@@ -259,10 +259,13 @@ def show_difficulty(config: RunConfig, run: Run, verifier: Callable[..., Any]) -
     from IPython.display import display
 
     from grpo_kit.display import data_funnel
+    from grpo_kit.environments.worlds.loading import load_worlds
     from grpo_kit.evaluation.screening import estimate_pass_rates
     from grpo_kit.policy.chat import make_token_counter
 
-    lengths = sorted(make_token_counter(config.policy)([row["prompt"] for row in read_rows(run, "train")]))
+    asked = [(row, row["prompt"]) for row in read_rows(run, "train")]
+    prompts = load_worlds(config, run.environments()).open_prompts(asked)
+    lengths = sorted(make_token_counter(config.policy)(*prompts))
     display(data_funnel.draw_prompts(lengths, estimate_pass_rates(config, run, verifier)))
     print(f"shortest prompt {lengths[0]} tokens, median {lengths[len(lengths) // 2]}, longest {lengths[-1]}")
     reply = config.grpo.max_completion_length

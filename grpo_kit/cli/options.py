@@ -103,7 +103,7 @@ Merge = Annotated[bool, typer.Option("--merge", help="add the base with the adap
 
 # plan
 DeviceName = Annotated[str | None, _option(help="t4, p100, t4x2, 24gb, 40gb, 80gb or cpu; default: this machine")]
-PromptTokens = Annotated[int, typer.Option(help="length of the longest prompt in tokens")]
+PromptTokens = Annotated[int, typer.Option(help="length of the longest prompt in tokens, tools included")]
 PlannedProcesses = Annotated[int, typer.Option(min=1, help="plan for one of so many processes, one a GPU")]
 
 # reproduce, check, rewards audit

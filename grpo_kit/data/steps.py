@@ -237,13 +237,9 @@ class Pipeline:
         worlds = load_worlds(self.config, {self.rows[number].environment for number in numbers})
         for start in range(0, len(numbers), TOKEN_BATCH):
             batch = numbers[start : start + TOKEN_BATCH]
-            prompts, tools = [], []
-            for number in batch:
-                row = self.rows[number]
-                columns = {"environment": row.environment, **(row.columns or {})}
-                prompts.append(worlds.begin(columns, row.ask(data))[1])
-                tools.append(worlds.tools_of(columns))
-            for number, length in zip(batch, count_tokens(prompts, tools), strict=True):
+            rows = (self.rows[number] for number in batch)
+            asked = (({"environment": row.environment, **(row.columns or {})}, row.ask(data)) for row in rows)
+            for number, length in zip(batch, count_tokens(*worlds.open_prompts(asked)), strict=True):
                 if length > limit:
                     yield number, "long prompt", f"{length} tokens"
 

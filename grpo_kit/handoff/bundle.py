@@ -13,6 +13,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.config.schema import ALL_LINEAR, is_pattern
 from grpo_kit.data import curriculum, gold_answers
 from grpo_kit.data.splits import SPLITS
+from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.evaluation import screening
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import make_token_counter, prompts_open_thinking
@@ -172,8 +173,9 @@ def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: 
     if len(set(environments)) > 1:
         rows["train"] = _mix_rows(config, rows["train"], environments)
     tokenizer = load_tokenizer(config.policy)
-    count = make_token_counter(config.policy)
-    longest = max(max(count(part)) for part in _batches([row["prompt"] for of in rows.values() for row in of]))
+    count, worlds = make_token_counter(config.policy), load_worlds(config, set(environments))
+    asked = [(row, row["prompt"]) for of in rows.values() for row in of]
+    longest = max(max(count(*worlds.open_prompts(part))) for part in _batches(asked))
     shutil.copytree(run.adapter, folder / "adapter")
     bundle = Bundle(config, run, out, folder, merge, rows, tokenizer, longest)
     if config.policy.model in tiny.FOLDERS:

@@ -81,6 +81,13 @@ class Worlds:
             return episode, prompt
         return episode, [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + observation}]
 
+    def open_prompts(
+        self, rows: Iterable[tuple[Mapping[str, Any], Messages]]
+    ) -> tuple[list[Messages], list[Sequence[dict[str, Any]] | None]]:
+        """(the prompts with what the worlds append, the tools of each) of pairs of a row and its prompt."""
+        pairs = list(rows)
+        return [self.begin(*pair)[1] for pair in pairs], [self.tools_of(row) for row, _ in pairs]
+
     def replay(self, row: Mapping[str, Any], prompt: Messages, turns: Turns | None) -> Episode | None:
         """The episode of a row as a recorded completion left it.
 
