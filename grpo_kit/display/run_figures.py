@@ -224,10 +224,13 @@ def _environment_panel(rows: list[Row], key: str, title: str, unit: str) -> Pane
 
 
 def _describe_environment(rows: list[Row], name: str) -> str:
-    """The recent figures of an environment: right, with a gradient, length, cut off."""
+    """The recent figures of an environment: right, with a gradient, length, cut off; in a world its turns and calls."""
     texts = []
     for key, form in (("right", "{:.0%} right"), ("with_gradient", "{:.0%} with a gradient"),
-                      ("length", "{:,.0f} tokens"), ("clipped", "{:.0%} cut off")):  # fmt: skip
+                      ("length", "{:,.0f} tokens"), ("clipped", "{:.0%} cut off"), ("turns", "{:.1f} turns"),
+                      ("calls", "{:.1f} calls"), ("failed_calls", "{:.1f} of them failed"),
+                      ("unknown_calls", "{:.1f} of unknown tools"),
+                      ("malformed_calls", "{:.1f} unreadable")):  # fmt: skip
         recent = [v for v in metric_values(rows[-RECENT:], f"environments/{name}/{key}") if not math.isnan(v)]
         if recent:
             texts.append(form.format(sum(recent) / len(recent)))

@@ -176,3 +176,7 @@ def test_each_environment_has_a_curve_and_a_line_in_the_summary(run):
     summary = run_figures.summarise_run(run, metrics)
     assert summary["environment json"] == "25% right, 50% with a gradient, 31 tokens, 0% cut off"
     assert not any("environment" in name for name in run_figures.summarise_run(run, rows(3, reward=0.5)))
+    acting = {"turns": 2.0, "calls": 3.25, "failed_calls": 1.0, "unknown_calls": 0.0, "malformed_calls": 0.5}
+    summary = run_figures.summarise_run(run, rows(3, **{f"environments/shop/{key}": acting[key] for key in acting}))
+    told = "2.0 turns, 3.2 calls, 1.0 of them failed, 0.0 of unknown tools, 0.5 unreadable"
+    assert summary["environment shop"] == told

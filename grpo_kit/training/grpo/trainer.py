@@ -179,7 +179,7 @@ class GroupTrainer(OpenGRPOTrainer):
         is_cut = ~torch.tensor(ended, device=flat.device).view(-1, n)
         self._note_calls(prompts)
         truncated = is_cut.all(1)
-        if len(self.verifiers) > 1:
+        if len(self.verifiers) > 1 or self.tools:
             lengths = torch.tensor(processes.all_gather([len(ids) for ids in self.scored_ids]), dtype=torch.float32)
             self._note_environments(prompts, rewards.view(-1, n), passed, judged, flat, lengths.view(-1, n), is_cut)
         none_judged, all_right = unjudged.view(-1, n).all(1), passed.all(1)
@@ -220,7 +220,7 @@ class GroupTrainer(OpenGRPOTrainer):
         is_cut: torch.Tensor,
     ) -> None:
         """Note the figures of each environment: tensors are `(groups, completions)`, and `flat` is `(groups,)`."""
-        names = [self.prompt_sampler.environments[prompt] for prompt in prompts]
+        names = [environment_of(self.rows[prompt]) for prompt in prompts]
         for name in self.verifiers:
             own = torch.tensor([other == name for other in names])
             if not own.any():
