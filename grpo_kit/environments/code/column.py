@@ -25,7 +25,8 @@ LARGEST_SOURCE = 50_000_000  # characters of the tests in a row, of which the fi
 LONGEST_CODE = 50_000  # characters of one test that is Python
 DEEPEST = 30  # lists and objects within each other, in an argument or a value
 CHECKERS = ("tokens", "exact", "lines", "unordered_lines", "case_insensitive")
-LIMITS = {"float_tolerance": (0, 1), "time_limit_s": (0, 600), "memory_mib": (1, 65_536)}  # above, up to
+TO_THE_LETTER = ("exact", "unordered_lines")  # checkers that compare no numbers
+LIMITS = {"float_tolerance": (0, 1), "time_limit_s": (0, 60), "memory_mib": (16, 16_384)}  # above, up to
 # Sentences that allow several answers. Those behind them choose one of several, and then only one is right.
 _SEVERAL = re.compile(
     r"(?<!not )(?<!n't )\b(?:print|output|return|report|display) any\b(?! (?:extra|other|more|additional))"
@@ -129,8 +130,10 @@ def _read_options(value: dict[str, Any], statement: str) -> dict[str, Any]:
     for name, (above, most) in LIMITS.items():
         if name in options and not (is_number(options[name]) and above < options[name] <= most):
             raise Refused(name, f"{name} is {show(options[name])}; it must be above {above} and at most {most}")
+    if checker in TO_THE_LETTER and "float_tolerance" in options:
+        raise Refused("checker", f"the checker {checker} compares no numbers, and float_tolerance is set")
     bound = _ERROR_BOUND.search(statement)
-    if "float_tolerance" not in options and bound:
+    if bound and checker not in TO_THE_LETTER and "float_tolerance" not in options:
         options["float_tolerance"] = 10.0 ** -int(bound[1] or bound[2])
     return options
 

@@ -72,12 +72,11 @@ def _make(statement: str, tests: dict[str, Any], starter: str = "", limits: dict
 
 def _read_livecodebench(row: dict[str, Any]) -> Task:
     cases = [case for name in ("public_test_cases", "private_test_cases") for case in _read_cases(row.get(name), name)]
-    if len({case.get("testtype") for case in cases}) > 1:
-        raise Refused("no tests", "some tests read standard input and others call a function")
+    kind = _read_common(cases, "testtype")
     metadata = row.get("metadata") or {}
     metadata = load_json(metadata, "metadata") if isinstance(metadata, str) else metadata
     name = metadata.get("func_name") if isinstance(metadata, dict) else None
-    if cases and bool(name) != (cases[0].get("testtype") == "functional"):
+    if cases and bool(name) != (kind == "functional"):
         raise Refused("function name", "the tests call a function, and metadata has no func_name, or the reverse")
     tests = read_calls([case.get("input") for case in cases], [case.get("output") for case in cases], name)
     return _make(read_text(row.get("question_content"), "question_content"), tests, _read_starter(row))
@@ -92,8 +91,16 @@ def _read_cases(value: Any, column: str) -> list[dict[str, Any]]:
     return cases
 
 
+def _read_common(cases: list[dict[str, Any]], key: str) -> Any:
+    """What all tests have under a key; refused where they differ."""
+    values = [case.get(key) or None for case in cases]
+    if any(value != values[0] for value in values):
+        raise Refused("no tests", f"the tests differ in {key}: they call several functions, or only some call one")
+    return values[0] if values else None
+
+
 def _read_apps(row: dict[str, Any]) -> Task:
-    if re.match(r"[1-9]", str(row.get("picture_num") or "").strip()):
+    if _read_number(row.get("picture_num")):
         raise Refused("image", "the statement had pictures, which are not in the text")
     tests = row.get("input_output")
     tests = load_json(tests, "input_output") if isinstance(tests, str) and tests.strip() else tests
@@ -148,11 +155,8 @@ def _read_verification_info(row: dict[str, Any]) -> Task:
         raise Refused("no tests", "verification_info is no object")
     require_python(info.get("language"))
     cases = _read_cases(info.get("test_cases"), "test_cases")
-    names = {case.get("fn_name") or None for case in cases}
-    if len(names) > 1:
-        raise Refused("no tests", "the tests call several functions, or some read standard input and others do not")
     inputs, outputs = ([case.get(key) for case in cases] for key in ("input", "output"))
-    if name := next(iter(names), None):
+    if name := _read_common(cases, "fn_name"):
         inputs, outputs = ([load_json(v, key) if isinstance(v, str) else v for v in values]
                            for key, values in (("input", inputs), ("output", outputs)))  # fmt: skip
     tests = ({"kind": "function", "name": name} if name else {"kind": "stdin"}) | {"inputs": inputs, "outputs": outputs}
