@@ -258,9 +258,9 @@ after = measure(config, alone, "after", progress=notebook.show_progress("answers
 notebook.show_environments(compare(alone))
 
 # %% [markdown]
-# **You should see** `structured gained`, for `tiny-environments` by more than when it shared its steps. The others, which
-# were not trained, do not gain as they did above; some may fall. A change of less than about 12 points is within the
-# interval of 100 tasks, and is reported as no change.
+# **You should see** `structured gained`, and what it did to the others, which were not trained. Where this was written,
+# `tiny-environments` gained in instructions too, stayed at its sums, and lost 13 points in documents. Then a warning says
+# which environment fell and what to change. With 100 tasks, a change of less than about 12 points shows as no change.
 
 # %% [markdown]
 # ## Your turn

@@ -451,7 +451,9 @@ def test_06_calls_each_reward_trains_on_all_and_says_what_became_of_each(execute
 def test_a_notebook_shows_no_warnings(executed_notebooks, name):
     outputs = [output for cell in code_cells(executed_notebooks[1][name]) for output in cell.outputs]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
-    assert "Warning" not in printed_text(executed_notebooks[1][name])
+    text = printed_text(executed_notebooks[1][name])
+    text = re.sub(r"^Warning: [\w, ]+ fell while ", "", text, flags=re.MULTILINE)  # what 06 may find in a training
+    assert "Warning" not in text
 
 
 @pytest.mark.slow
