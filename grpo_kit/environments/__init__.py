@@ -1,7 +1,8 @@
-"""Tasks beside math: structured output, instructions, documents, programs. Generators, and readers of public rows.
+"""Tasks beside math: structured output, instructions, documents, programs, an office. Generators, and readers of rows.
 
 A task is a prompt and the columns that its environment's reward reads (`task.py`). Nothing here judges a reply: the
-rewards are `grpo_kit/rewards/{structured_output,instructions,documents_qa,code_tests}.py`.
+rewards are `grpo_kit/rewards/{structured_output,instructions,documents_qa,code_tests,end_state}.py`. The last asks the
+world in which the policy acted (`office/`) what the end is worth.
 
 structured.make_tasks(100, seed=7)     a document, a schema, and the values that are known
 instructions.make_tasks(100, seed=7)   a small text to write, and instructions that hold together

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -117,6 +118,81 @@ def test_the_latest_mail_is_the_latest_in_the_inbox():
             assert ("send_mail", {"to": person, "subject": wanted, "body": text}) in calls_of(task)
             found += 1
     assert found > 10
+
+
+class Firm:
+    """A task's firm, read from its row: what a person means who says a name or a title."""
+
+    def __init__(self, task):
+        self.tables = json.loads(task.columns["state"])
+
+    def entry(self, table, title):
+        (found,) = [entry for entry in self.tables[table] if title in (entry.get("title"), entry.get("subject"))]
+        return found
+
+    def address(self, who):
+        (found,) = [
+            person["address"] for person in self.tables["people"] if who in (person["name"], person["name"].split()[0])
+        ]
+        return found
+
+    def put(self, table, title, field, value):
+        return "change", {"table": table, "id": self.entry(table, title)["id"], "field": field, "value": value}
+
+    def shift(self, title, **time):
+        start = datetime.fromisoformat(self.entry("events", title)["start"]) + timedelta(**time)
+        return self.put("events", title, "start", start.strftime("%Y-%m-%d %H:%M"))
+
+    def ids(self, table, **fields):
+        return [entry["id"] for entry in self.tables[table] if fields.items() <= entry.items()]
+
+
+MEANINGS = [  # words of a request, and the calls that they mean
+    (r'"([^"]+)"(?: has to be moved)? (\d) hours? later', lambda firm, title, n: [firm.shift(title, hours=int(n))]),
+    (r'"([^"]+)"(?: has to be moved)? one day later', lambda firm, title: [firm.shift(title, days=1)]),
+    (r'"([^"]+)"(?: has to be moved)? one week later', lambda firm, title: [firm.shift(title, days=7)]),
+    (r'Move the event "([^"]+)" to (\d{4}-\d\d-\d\d) at (\d\d:\d\d)\.',
+     lambda firm, title, *start: [firm.put("events", title, "start", " ".join(start))]),
+    (r'event "([^"]+)" takes (\d+) minutes more', lambda firm, title, more: [
+        firm.put("events", title, "minutes", str(firm.entry("events", title)["minutes"] + int(more)))]),
+    (r'Let "([^"]+)" take (\d+) minutes', lambda firm, title, n: [firm.put("events", title, "minutes", n)]),
+    (r'(?:Cancel|Take the event) "([^"]+)"',
+     lambda firm, title: [("delete", {"table": "events", "id": firm.entry("events", title)["id"]})]),
+    (r'(?:Delete the|The) mail "([^"]+)"(?:\.| can be deleted)',
+     lambda firm, title: [("delete", {"table": "mail", "id": firm.entry("mail", title)["id"]})]),
+    (r'is done with "([^"]+)"', lambda firm, title: [firm.put("tasks", title, "list", "done")]),
+    (r'task "([^"]+)" is finished', lambda firm, title: [firm.put("tasks", title, "list", "done")]),
+    (r'task "([^"]+)" goes to (\w+)(?: \w+)? now', lambda firm, title, who: [
+        firm.put("tasks", title, "person", firm.address(who))] if who != "the" and who != "whoever" else []),
+    (r'Mail "([^"]+)" to (?:the person who wrote|whoever sent the mail) "([^"]+)"; the subject is "([^"]+)"',
+     lambda firm, text, mail, title: [
+         ("send_mail", {"to": firm.entry("mail", mail)["person"], "subject": title, "body": text})]),
+    (r'Mail "([^"]+)" to (?:the person who has the task|whoever is to do) "([^"]+)"; the subject is "([^"]+)"',
+     lambda firm, text, task, title: [
+         ("send_mail", {"to": firm.entry("tasks", task)["person"], "subject": title, "body": text})]),
+    (r'"([^"]+)" is now due on (\d{4}-\d\d-\d\d)', lambda firm, title, day: [firm.put("tasks", title, "due", day)]),
+    (r'Reply to the mail "([^"]+)" with "([^"]+)"', lambda firm, title, text: [
+        ("send_mail", {"to": firm.entry("mail", title)["person"], "subject": f"Re: {title}", "body": text})]),
+    (r'Pass the mail "([^"]+)" on to (\w+)(?: \w+)?, word', lambda firm, title, who: [("send_mail", {
+        "to": firm.address(who), "subject": f"Fw: {title}", "body": firm.entry("mail", title)["body"]})]),
+    (r'all events with (\w+)', lambda firm, who: [
+        ("delete", {"table": "events", "id": id}) for id in firm.ids("events", person=firm.address(who))]),
+    (r'Everything that (\w+)(?: \w+)? has on the list "([^"]+)"', lambda firm, who, which: [
+        ("change", {"table": "tasks", "id": id, "field": "list", "value": "done"})
+        for id in firm.ids("tasks", person=firm.address(who), list=which)]),
+]  # fmt: skip
+
+
+def test_the_gold_calls_do_what_the_words_mean():
+    tasks, found = make_tasks(800, seed=5), Counter()
+    for task in tasks:
+        for words, meaning in MEANINGS:
+            for match in re.finditer(words, task.prompt[0]["content"]):
+                for call in (meant := meaning(Firm(task), *match.groups())):
+                    assert call in calls_of(task), (match[0], call)
+                found[words] += bool(meant)
+    assert {words for words, _ in MEANINGS} == set(found), Counter(found).most_common()
+    assert min(found.values()) >= 2
 
 
 def test_days_and_times_are_said_in_words_that_mean_them():

@@ -105,6 +105,12 @@ def test_one_change_more_is_not_paid_and_is_counted(more):
     assert office._figures()["wrong_changes"] == 1 and office._figures()["extra"] == 1
 
 
+def test_calls_behind_a_wrong_one_are_not_counted_with_it():
+    office = make()
+    act(office, MORE[0], *GOLD, ("search", {"table": "tasks"}))
+    assert office.get_reward() == 0.0 and office._figures()["wrong_changes"] == 1
+
+
 def test_what_was_undone_is_paid_and_stays_counted():
     office = make()
     act(office, *GOLD, MORE[1], put("tasks", 42, "title", "Print"))
