@@ -23,6 +23,7 @@ def test_a_price_is_looked_up_and_noted():
     assert (office.find(thing="red tea"), office.get_reward()) == ("36", 0.0)
     assert (office.note(price=36), office.get_reward()) == ('"noted"', 1.0)
     assert office.note(price=20) == '"noted"' and office.get_reward() == 0.0
+    assert "error" in json.loads(office.find(thing=""))  # a noted price has no thing
     assert office._tools() == ["find", "note"]
 
 
