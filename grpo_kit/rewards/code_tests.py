@@ -68,6 +68,12 @@ _NUMBER_TOKEN = re.compile(rb"[+-]?(?:[0-9]{1,300}(?:\.[0-9]{0,300})?|\.[0-9]{1,
 _CREDENTIAL = re.compile(r"(?!GPG_KEY$)(?:.*_)?(?:TOKEN|KEY|APIKEY|SECRET|CREDENTIAL)S?(?:_.*)?$|.*PASSW")
 
 
+# Names that a function may use without an import, as on LeetCode: replies say List and deque as if they were there.
+_STARS = "string re datetime collections heapq bisect copy math random statistics itertools functools operator typing"
+_FUNCTION_SETUP = f"import sys, json, {', '.join(_STARS.split())}\n"
+_FUNCTION_SETUP += "".join(f"from {name} import *\n" for name in [*_STARS.split(), "builtins"])
+
+
 class CodeVerdict(NamedTuple):
     """A reward, the one of CODE_REASONS that led to it, and the share of the tests that were passed."""
 
@@ -291,7 +297,7 @@ def _read_cases(row: dict, kind: str, header: dict) -> tuple[dict, list[bytes], 
         raise ValueError
     cap = MOST_OUTPUT + 2 * max(len(json.dumps(value)) for value in outputs)
     calls = [{"name": row["name"], "arguments": arguments, "named": {}} for arguments in inputs]
-    return header | {"setup": "", "cap": cap}, [json.dumps(call).encode() for call in calls], outputs
+    return header | {"setup": _FUNCTION_SETUP, "cap": cap}, [json.dumps(call).encode() for call in calls], outputs
 
 
 def _require_texts(texts: list, tests: list) -> None:
@@ -431,10 +437,13 @@ class _ProgramServer:
         try:
             hello = json.loads(self._receive(60))
         except (EOFError, TimeoutError, ValueError):
-            self.end()
+            hello = {"error": "it did not start"}
+        if "error" in hello:
+            self.end(wait=True)
             raise RuntimeError(
-                f"the process that runs programs did not start ({sys.executable} -I -S). Run that command by hand."
-            ) from None
+                f"the process that runs programs ({sys.executable} -I -S) is of no use: {hello['error']}. Start Python "
+                "so by hand, or install another one."
+            )
         self.layers, self.folder = hello["layers"], hello["folder"]
 
     def begin(self, header: dict) -> None:
@@ -843,7 +852,8 @@ class Layers:
         os.chdir(self.folder)
         with contextlib.suppress(OSError):  # where the machine's memory runs out, this process goes first
             os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"1000")
-        set_limits(seconds, self.size + memory, self.holds("user"))
+        is_alone = self.holds("user") and (self.users or not self.holds("system calls"))
+        set_limits(seconds, self.size + memory, is_alone)
         if self.holds("user"):
             change_user(self.users, role)
         call("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -904,8 +914,9 @@ def run_program(program, leave):
 def answer_calls(program, setup, is_plain, leave):
     """Read calls of the program's functions from descriptor 3, write what they return to 4."""
     try:
-        space = make_module("program")
-        exec(compile(setup, "setup.py", "exec"), space)
+        space, given = make_module("program"), {}
+        exec(compile(setup, "setup.py", "exec"), given)
+        space["__builtins__"] = vars(builtins) | given  # apart from the program's own names, which are called
         exec(compile(program, "program.py", "exec"), space)
         calls = open(3, "rb", closefd=False)
         for line in calls:
@@ -1210,7 +1221,18 @@ def main():
     call("prctl", 36, 1, 0, 0, 0)
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # programs may print long integers
-    send(replies, json.dumps({"layers": layers.held, "folder": layers.folder}).encode())
+    trial = os.fork()  # all layers at once
+    if not trial:
+        try:
+            layers.confine(0, [null, null, null], 5, 2**28)
+            threading.Thread(target=len, args=("",)).start()
+        except BaseException:
+            os._exit(NOT_CONFINED)
+        os._exit(0)
+    hello = {"layers": layers.held, "folder": layers.folder}
+    if os.waitpid(trial, 0)[1] != 0:
+        hello["error"] = f"its layers do not work together, {layers.held}"
+    send(replies, json.dumps(hello).encode())
     gc.collect()
     gc.freeze()  # a fork copies no page for the sake of counting
     waiting = select.poll()

@@ -63,6 +63,11 @@ BUFFERED = (
     "atexit.register(lambda: out.write(sys.stdout.getvalue()))\nprint(sum(map(int, sys.stdin.read().split())))"
 )
 MORE = "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: 'int'\nprint(P(7).x)"
+LEETCODE = """
+class Solution:
+    def add(self, a: int, b: Optional[int]) -> List[int]:
+        return deque(accumulate([a, b]))[-1] if inf > a else gcd(a, b)
+"""
 DRAW = "import random\nprint(random.random() == 0.8444218515250481 and 7)"
 LONG = "print(len(str(7 ** 7000)) - 5909)"
 
@@ -115,6 +120,10 @@ PROGRAMS = [
     ("def sub(a, b):\n    return a + b", ADD, 0, "no_function", "another name"),
     ("def add(a):\n    return a", ADD, 0, "crashed", "other arguments"),
     ("def add(a, b):\n    return {a + b}", ADD, 0, "not_data", "a set is no JSON"),
+    (LEETCODE, ADD, 1, "right", "names that LeetCode imports"),
+    ("", function("gcd", [[4, 6]], [2]), 0, "no_function", "one of these names is no function of the program"),
+    ("", function("sum", [[[4, 6]]], [10]), 0, "no_function", "nor is one of Python's"),
+    ("pow = pow", function("pow", [[2, 3]], [8]), 1, "right", "Python's pow, not that of math, as the program's"),
     ("def f(x):\n    return (x, [None])", function("f", [[1]], [[1, [None]]]), 1, "right", "a tuple is a list"),
     ("def f(x):\n    return {1: x}", function("f", [[1]], [{"1": 1}]), 1, "right", "a number is a key"),
     ("def f(x):\n    return 1", function("f", [[1]], [True]), 0, "wrong_output", "1 is not true"),

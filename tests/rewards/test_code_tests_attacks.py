@@ -122,8 +122,8 @@ ATTACKS = [
     ("outliving the parent", "system calls", SEVEN,
      CALLED + "print(7 if libc.prctl(1, 0, 0, 0, 0) == 0 else 8)", "wrong_output"),
     ("every descriptor above 2", "closed descriptors", SEVEN,
-     "import os\nfor fd in range(3, 4096):\n"
-     "    try: os.write(fd, b'\\0' * 64); print(7)\n    except OSError: pass", "wrong_output"),
+     "import os\nfound = 8\nfor fd in range(3, 4096):\n"
+     "    try: os.fstat(fd); found = 7\n    except OSError: pass\nprint(found)", "wrong_output"),
     ("raising its own limits", "no new privileges", SEVEN,
      "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (999, 999))\nprint(7)", "crashed"),
     ("root again", "system calls", SEVEN, "import os\nos.setuid(0)\nprint(7)", "crashed"),
