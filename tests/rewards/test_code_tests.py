@@ -516,3 +516,16 @@ def test_servers_end_with_their_process(tmp_path):
     paid, place = done.stdout.splitlines()
     server, folder = place.split()
     assert (paid, done.stderr, is_alive(server), Path(folder).exists()) == ("[1.0]", "", False, False)
+
+
+def test_layers_that_do_not_work_together_are_said_once_and_not_paid_as_failures(monkeypatch):
+    confined = "        layers.confine(0, [null, null, null], 5, 2**28)"
+    assert confined in code_tests._PROGRAM_SERVER
+    monkeypatch.setattr(code_tests, "_PROGRAM_SERVER", code_tests._PROGRAM_SERVER.replace(confined, "        1 / 0"))
+    before = list_servers()
+    with pytest.raises(RuntimeError, match="layers do not work together"):
+        code_tests._ProgramServer()
+    monkeypatch.setattr(code_tests, "_PROGRAM_SERVER", "1 / 0")
+    with pytest.raises(RuntimeError, match="did not start"):
+        code_tests._ProgramServer()
+    assert list_servers() == before

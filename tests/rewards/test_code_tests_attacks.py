@@ -40,14 +40,15 @@ def f(*a):
             return 7
 """
 MEMORY = """
-def f(*a):
+def search(reversed_text):
     memory = open("/proc/self/mem", "rb")
     for line in open("/proc/self/maps"):
         start, end = (int(x, 16) for x in line.split()[0].split("-"))
         if " rw" in line:
             memory.seek(start)
-            if b"".join([b"assert", b" f(3"]) in memory.read(end - start):
+            if reversed_text.encode() in memory.read(end - start)[::-1]:  # so that it does not find itself
                 return 7
+def f(*a): return search("3(f tressa")
 """
 LIAR = """
 class L:
@@ -356,6 +357,25 @@ def alone(monkeypatch, request):
 @pytest.mark.parametrize("alone", ["system calls", "network", "files"], indirect=True)
 def test_the_layer_that_is_named_stops_an_attack_alone(alone, victim):
     require_failure([attack for attack in ATTACKS if attack[1] == alone], victim)
+
+
+def test_no_memory_holds_a_test_or_another_programs_input(monkeypatch):
+    kind = code_tests._ProgramServer
+    monkeypatch.setattr(code_tests, "_idle_servers", [])
+    monkeypatch.setattr(code_tests, "_program_servers", set())
+    monkeypatch.setattr(code_tests, "_ProgramServer", lambda: kind(["files", "user"]))  # which close /proc
+    zebra = json.dumps({"kind": "stdin", "inputs": ["a zebra in Zanzibar"], "outputs": ["19"]})
+    read = "s = input()\nzebra = [s.upper() + str(n) for n in range(999)]\nprint(len(s))"
+    other = MEMORY + "def f(*a): return search('rabiznaZ ni arbez')"
+    own = other + "\nkeep = 'rabiznaZ ni arbez'[::-1]"
+    try:
+        found = [
+            code_tests_verdict(f"```python\n{program}\n```", tests)[:2]
+            for program, tests in [(read, zebra), (own, ASSERT), (other, ASSERT), (MEMORY, ASSERT)]
+        ]
+    finally:
+        code_tests._end_program_servers()
+    assert found == [(1.0, "right"), (1.0, "right"), (0.0, "wrong_output"), (0.0, "wrong_output")]
 
 
 PYTHONS = (sys.executable, "/usr/bin/python3")  # the first one that other users can read
