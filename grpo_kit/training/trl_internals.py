@@ -309,6 +309,8 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         """Look at the completions of a batch with tools, as lists of turns, before they are scored."""
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        if self.use_vllm:  # it has settings of its own, and TRL cuts what has no room
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         settings, before = self.generation_config, self.generation_config.max_new_tokens
         rooms = [self._find_room(ids) for ids in prompt_ids]
         settings.max_new_tokens = max(rooms)

@@ -192,6 +192,30 @@ def test_rows_with_tools_keep_their_own_thinking_and_are_paid(tokenizer, tmp_pat
     assert trainer.reward_table.flatten().tolist() == [1.0] * 6 and len(batch["advantages"]) == 6
 
 
+@pytest.mark.parametrize("name", ["embedded", "nemotron_3_nano", "nemotron_3_5_lightning"])
+def test_results_stand_between_two_turns_as_trl_puts_them_there(name):
+    """Training takes TRL's tokens, evaluation the kit's."""
+    tokenizer = load_tokenizer(config.Policy())
+    if name != "embedded":
+        tokenizer.chat_template = getattr(chat_template_utils, f"{name}_chat_template")
+    results = [{"role": "tool", "name": "add", "content": text} for text in ("42", "é <b>")]
+    for thinking in (True, False):
+        trainer = types.SimpleNamespace(
+            processing_class=tokenizer, _tokenizer=tokenizer, chat_template=None, _is_vlm=False,
+            chat_template_kwargs={"enable_thinking": thinking},
+        )  # fmt: skip
+        theirs = trl.GRPOTrainer._get_tool_suffix_ids(trainer, results)
+        assert tool_calls.encode_results(tokenizer, results, thinking) == theirs
+
+
+def test_vllm_samples_turns_as_trl_lets_it(monkeypatch):
+    """With vLLM a trainer of TRL has no `generation_config`."""
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate_single_turn", lambda self, ids, *more: (ids, more))
+    trainer = object.__new__(trl_internals.OpenGRPOTrainer)
+    trainer.use_vllm = True
+    assert trainer._generate_single_turn([[1, 2]], None, {}, 4) == ([[1, 2]], (None, {}, 4))
+
+
 def test_an_unsupported_version_is_named_with_the_remedy(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
