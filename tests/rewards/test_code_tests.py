@@ -77,6 +77,7 @@ CLOSE = asserts("assert math.isclose(f(1), 0.3333, rel_tol=1e-3)", setup="import
 KINDS = asserts('assert f(1) == (1, {1}, b"x", 1j, {1: 2})')
 GUARDED = "def add(a, b):\n    return a + b\nif __name__ == '__main__':\n    input()"
 TENTH = "def f(x):\n    return 0.1 + 0.2"
+HALF = function("f", [[1]], [0.5], float_tolerance=1e-6)
 BILLION = function("f", [[1]], [10**9], float_tolerance=1e-6)
 ORDER = function("f", [[1]], [[1, 2]])
 ANY_ORDER = function("f", [[1]], [[1, 2]], checker="unordered_lines")
@@ -131,6 +132,9 @@ PROGRAMS = [
     ("def f(x):\n    return float('nan')", function("f", [[1]], [1.5]), 0, "not_data", "NaN is no JSON"),
     (TENTH, function("f", [[1]], [0.3]), 0, "wrong_output", "exact without a tolerance"),
     (TENTH, function("f", [[1]], [0.3], float_tolerance=1e-9), 1, "right", "a tolerance"),
+    ("def f(x):\n    return 10**999", HALF, 0, "not_data", "an integer beyond all floats"),
+    ("def f(x):\n    return 10**9999", BILLION, 0, "wrong_output", "one that Python does not read"),
+    ("def f(x):\n    return 1e308 * 10", HALF, 0, "not_data", "infinity"),
     ("def f(x):\n    return 10**9 + 1", BILLION, 0, "wrong_output", "counts are exact"),
     ("def f(x):\n    return [2, 1]", ANY_ORDER, 1, "right", "any order"),
     ("def f(x):\n    return [2, 1]", ORDER, 0, "wrong_output", "the order counts"),
@@ -181,6 +185,8 @@ OUTPUTS = [
     ({"float_tolerance": 1e-6}, "0.3333333\n", "0.3334\n", 0, "not close"),
     ({"float_tolerance": 1e-6}, "2e6\n", "2000000.5\n", 1, "relative to large numbers"),
     ({"float_tolerance": 1e-6}, "1000000\n", "1000001\n", 0, "counts stay exact"),
+    ({"float_tolerance": 1e-6}, "1e999\n", "7\n", 0, "infinity is close to nothing"),
+    ({"float_tolerance": 1e-6}, "1.5\n", "1e999\n", 0, "nor is anything to it"),
     ({"float_tolerance": 1e-6}, "1.5\n", "nan\n", 0, "NaN is close to nothing"),
     ({"float_tolerance": 1e-6}, "1.5\n", "1_5e-1\n", 0, "Python's underscore"),
     ({"float_tolerance": 1e-6}, "a 1.5\n", "a 1.50000001\n", 1, "words beside numbers"),
@@ -288,6 +294,10 @@ UNUSABLE = [
     (stdin(["1"], ["1"], memory_mib=True), "a memory limit that is a bool"),
     (stdin(["1"], ["1"], float_tolerance=-1), "a tolerance below zero"),
     (stdin(["1"], ["1"], float_tolerance=9e99), "a tolerance of everything"),
+    (stdin(["1"], ["1"], float_tolerance=10**999), "a tolerance beyond all floats"),
+    (stdin(["1"], ["1"], time_limit_s=10**999), "a time limit beyond all floats"),
+    (stdin(["1"], ["1"], memory_mib=10**999), "a memory limit beyond all floats"),
+    (function("f", [[1]], [1]).replace("[1]]", "[" + "9" * 9999 + "]]"), "an argument that Python does not read"),
     (stdin(["1"], ["1"], float_tolerance=0.1, checker="exact"), "a tolerance beside exact"),
     ("[" * 100_000, "brackets"),
     ('{"kind": "function", "name": "f", "inputs": [[1]], "outputs": [' + "[" * 100_000, "brackets within"),
