@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -424,6 +425,24 @@ def test_credentials_in_the_environment_are_refused_by_name_and_never_by_value(n
     assert code_tests_reward(["no program"], [ECHO]) == [0.0]  # what runs nothing needs no protection
     monkeypatch.setenv("GRPO_KIT_RUN_PROGRAMS", "anyway")
     assert code_tests_reward([f"```python\n{PRINT}\n```"], [ECHO]) == [1.0]
+
+
+HEADERS = [Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), Path("/usr/include/asm-generic/unistd.h")]
+
+
+@pytest.mark.skipif(not all(map(Path.exists, HEADERS)), reason="the kernel's headers are not installed")
+def test_the_numbers_of_system_calls_are_those_of_the_kernels_headers():
+    words = code_tests._PROGRAM_SERVER.split('REFUSED = """')[1].split('"""')[0].split()
+    known = [
+        {name: number for _, name, number in re.findall(r"#\s*define __NR(3264)?_(\w+)\s+(\d+)", path.read_text())}
+        for path in HEADERS
+    ]
+    for name, *numbers in zip(words[::3], words[1::3], words[2::3]):
+        assert numbers == [table.get(name, "-") for table in known], name
+    named = ["open", "openat", "clone", "prlimit64", "fcntl", "ioctl"]
+    written = code_tests._PROGRAM_SERVER.split("ARGUMENTS = (")[1].split("\n)\n")[0]
+    pairs = [[word.replace("None", "-") for word in pair] for pair in re.findall(r"\(\((\d+), (\w+)\)", written)]
+    assert pairs == [[table.get(name, "-") for table in known] for name in named]
 
 
 # Servers.
