@@ -376,6 +376,7 @@ def test_lengths_that_differ_are_a_callers_mistake():
     assert code_tests_reward(["a", "b"]) == [None, None]
 
 
+@pytest.mark.slow
 def test_tests_after_one_that_took_too_long_are_not_run():
     program = "n = int(input())\nwhile n == 2: pass\nprint(n)"
     verdict = judge(program, stdin(["1", "2", "2", "2"], ["1", "2", "2", "2"], time_limit_s=0.1))
