@@ -544,6 +544,7 @@ def test_servers_end_with_their_process(tmp_path):
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=60)
     paid, place = done.stdout.splitlines()
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"  # which they inherit
     server, folder = place.split()
     assert (paid, done.stderr, is_alive(server), Path(folder).exists()) == ("[1.0]", "", False, False)
 
