@@ -70,8 +70,9 @@ _CREDENTIAL = re.compile(r"(?!GPG_KEY$)(?:.*_)?(?:TOKEN|KEY|APIKEY|SECRET|CREDEN
 
 # Names that a function may use without an import, as on LeetCode: replies say List and deque as if they were there.
 _STARS = "string re datetime collections heapq bisect copy math random statistics itertools functools operator typing"
-_FUNCTION_SETUP = f"import sys, json, {', '.join(_STARS.split())}\n"
-_FUNCTION_SETUP += "".join(f"from {name} import *\n" for name in [*_STARS.split(), "builtins"])
+_FUNCTION_SETUP = "".join(f"from {name} import *\n" for name in [*_STARS.split(), "builtins"])
+_FUNCTION_SETUP += f"import sys, json, {', '.join(_STARS.split())}\n"  # then bisect is the module
+_FUNCTION_SETUP += "sys.setrecursionlimit(50000)\n"
 
 
 class CodeVerdict(NamedTuple):
@@ -935,19 +936,20 @@ def answer_calls(program, setup, is_plain, leave):
             request = json.loads(line)
             name, failure = request["name"], "crashed"
             try:
-                owner = space if name in space else vars(space["Solution"]) if "Solution" in space else {}
-                if name not in owner:
+                if name not in space and not hasattr(space.get("Solution"), name):
                     failure = "no_function"
                     raise NameError(name)
-                function = space[name] if owner is space else getattr(space["Solution"](), name)
-                value = function(*decode(request["arguments"]), **decode(request["named"]))
+                function = space[name] if name in space else getattr(space["Solution"](), name)
+                read = list if is_plain else decode
+                value = function(*read(request["arguments"]), **decode(request["named"]))
                 failure = "not_data"
                 answer = {"value": encode(value, is_plain)}
                 text = json.dumps(answer, allow_nan=not is_plain)
             except (MemoryError, SystemExit):
                 raise
             except BaseException as error:
-                text = json.dumps({"error": failure, "type": type(error).__name__})
+                kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+                text = json.dumps({"error": failure, "type": kinds[0]})
             data = text.encode() + b"\n"
             while data:
                 data = data[os.write(4, data) :]
