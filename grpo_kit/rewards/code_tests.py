@@ -15,12 +15,13 @@ numbers with a point; integers stay exact), `time_limit_s` of processor time for
 
 The program is the last ```python fence behind the last </think>. Each test runs in a process of its own, a fork of a
 server without anything imported but the standard library. That process gets the test's input and never an expected
-output: outputs are compared here, values travel as JSON. In an assert, the test's code runs in a second process, and
-what it calls of the program is called in the first one; only plain values come back (numbers, texts, lists, tuples,
-sets, dicts). So nothing that a program does to its own process can make a wrong value right.
+output: outputs are compared here, values travel as JSON. In an assert, the test's code and its setup run in a second
+process (the program has the setup's imports only), and what it calls of the program is called in the first one; only
+plain values come back (numbers, texts, lists, tuples, sets, dicts). So nothing that a program does to its own process
+can make a wrong value right.
 
-A row is unusable where it has no tests, lists of different lengths, only blank outputs, an assert that never calls the
-program, or values that are no JSON.
+A row is unusable where it has no tests, lists of different lengths, only blank outputs, an assert that calls nothing of
+the program or several names of it, or values that are no JSON.
 
 What a program may do is bounded in layers: limits on time, memory, processes and output; no new privileges; a filter of
 system calls (no processes, no signals, no sockets, no writing); no network; files read only where Python lies
@@ -284,8 +285,11 @@ def _read_cases(row: dict, kind: str, header: dict) -> tuple[dict, list[bytes], 
         _require_texts([setup, *codes], codes)
         if max(map(len, [setup, *codes])) > LONGEST_ASSERT:
             raise ValueError
-        payloads = [json.dumps({"code": code, "names": _list_free_names(setup, code)}).encode() for code in codes]
-        return header | {"setup": setup, "cap": MOST_OUTPUT}, payloads, [None] * len(codes)
+        tests = [{"setup": setup, "code": code, "name": _find_free_name(setup, code)} for code in codes]
+        is_import = (ast.Import, ast.ImportFrom)
+        imports = "\n".join(ast.unparse(node) for node in ast.parse(setup).body if isinstance(node, is_import))
+        payloads = [json.dumps(test).encode() for test in tests]
+        return header | {"setup": imports, "cap": MOST_OUTPUT}, payloads, [None] * len(codes)
     inputs, outputs = row["inputs"], row["outputs"]
     if not (isinstance(inputs, list) and isinstance(outputs, list)) or len(inputs) != len(outputs):
         raise ValueError
@@ -316,8 +320,12 @@ def _require_texts(texts: list, tests: list) -> None:
     "".join(texts).encode()  # raises for half a surrogate pair
 
 
-def _list_free_names(setup: str, code: str) -> list[str]:
-    """The names that the program must define: used by a test, and defined neither by it, its setup nor Python."""
+def _find_free_name(setup: str, code: str) -> str:
+    """The name that the program must define: used by a test, and defined neither by it, its setup nor Python.
+
+    Raises ValueError where there is none, or several: the program could then answer what its own answer is compared
+    with, as in `assert is_close(f(1), 2)`.
+    """
     body, used, bound = ast.parse(code), set(), set(dir(builtins))
     for node in [*ast.walk(ast.parse(setup)), *ast.walk(body)]:
         if isinstance(node, ast.Name):
@@ -330,9 +338,10 @@ def _list_free_names(setup: str, code: str) -> list[str]:
             bound.add(node.arg)
         elif isinstance(node, ast.ExceptHandler) and node.name:
             bound.add(node.name)
-    if not used - bound or not any(isinstance(node, ast.Assert) for node in ast.walk(body)):
-        raise ValueError  # nothing of the program would be tested
-    return sorted(used - bound)
+    (name,) = used - bound
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(body)):
+        raise ValueError
+    return name
 
 
 def _refuse_infinity(name: str) -> None:
@@ -646,6 +655,7 @@ ARGUMENTS = (  # numbers, which argument, a test of it ("any" of the bits, "is")
     ((56, 220), 0, "any", [0x10000], False),  # clone: threads only
     ((302, 261), 0, "is", [0], False),  # prlimit64: of itself only
     ((72, 25), 1, "is", [8, 10, 15], True),  # fcntl: signals that a descriptor sends to others
+    ((53, 199), 1, "any", [2], True),  # socketpair: one of datagrams can send to any socket of this machine
     ((16, 29), 1, "is", [0x5412, 0x541C], True),  # ioctl: characters that a terminal takes for typed ones
 )
 
@@ -656,7 +666,6 @@ def make_filter():
     if machine not in ARCHITECTURES or sys.maxsize < 2**32:
         raise OSError(errno.ENOSYS, f"there are no numbers of system calls for {machine}")
     column, architecture = ARCHITECTURES[machine]
-    ((53, 199), 1, "any", [2], True),  # socketpair: one of datagrams can send to any socket of this machine
     kill, allow, refuse, absent = 0x80000000, 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
     load, equal, least, bits, end = 0x20, 0x15, 0x35, 0x45, 0x06
     code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, kill), (load, 0, 0, 0)]
@@ -1004,33 +1013,32 @@ def decode(value):
     return value
 
 
-def run_assert(job, setup, leave):
+def run_assert(job, leave):
     """The test's own code. What it calls of the program is called in the program's process."""
     answers, calls, count = open(3, "rb", closefd=False), os.fdopen(4, "wb", closefd=False), 0
 
-    def make_proxy(name):
-        def proxy(*arguments, **named):
-            nonlocal count
-            request = {"name": name, "arguments": [encode(v) for v in arguments], "named": encode(named)}
-            calls.write(json.dumps(request).encode() + b"\n")
-            calls.flush()
-            line = answers.readline(2**26)
-            if not line.endswith(b"\n"):
-                leave(LEFT)
-            answer = json.loads(line)
-            count += 1
-            if "value" in answer:
-                return decode(answer["value"])
-            kind = getattr(builtins, str(answer["type"]), None)
-            is_error = isinstance(kind, type) and issubclass(kind, Exception) and kind is not AssertionError
-            raise (kind if is_error else RuntimeError)("raised by the program")
-
-        return proxy
+    def proxy(*arguments, **named):
+        nonlocal count
+        request = {"name": job["name"], "arguments": [encode(v) for v in arguments], "named": encode(named)}
+        calls.write(json.dumps(request).encode() + b"\n")
+        calls.flush()
+        line = answers.readline(2**26)
+        if not line.endswith(b"\n"):
+            leave(LEFT)
+        answer = json.loads(line)
+        count += 1
+        if "value" in answer:
+            return decode(answer["value"])
+        kind = getattr(builtins, str(answer["type"]), None)
+        is_error = isinstance(kind, type) and issubclass(kind, Exception)
+        # StopIteration would end the test's own map() or filter() early, as if all were well.
+        is_error = is_error and not issubclass(kind, (AssertionError, StopIteration, StopAsyncIteration))
+        raise (kind if is_error else RuntimeError)("raised by the program")
 
     try:
         space = make_module("test")
-        exec(compile(setup, "setup.py", "exec"), space)
-        space.update({name: make_proxy(name) for name in job["names"]})
+        exec(compile(job["setup"], "setup.py", "exec"), space)
+        space[job["name"]] = proxy
         exec(compile(job["code"], "test.py", "exec"), space)
     except AssertionError:
         leave(WRONG)
@@ -1105,7 +1113,7 @@ class Runner:
                 open_streams()
             except BaseException:
                 os._exit(NOT_CONFINED)
-            run_assert(job, self.setup, os._exit)
+            run_assert(job, os._exit)
         descriptors = [self.null, self.null, self.null, calls, answering]
         child = self.fork(0, descriptors, answer_calls, self.program, self.setup, False)
         for fd in (calls, calling, answers, answering):
@@ -1226,6 +1234,7 @@ def send(fd, body):
 
 
 def main():
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by a parent, it would take the exit statuses away
     requests, replies = fcntl.fcntl(0, fcntl.F_DUPFD, 100), fcntl.fcntl(1, fcntl.F_DUPFD, 100)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
@@ -1236,7 +1245,6 @@ def main():
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # programs may print long integers
     trial = os.fork()  # all layers at once
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by a parent, it would take the exit statuses away
     if not trial:
         try:
             layers.confine(0, [null, null, null], 5, 2**28)

@@ -193,6 +193,7 @@ OUTPUTS = [
     ({"float_tolerance": 1e-6}, "1e999\n", "7\n", 0, "infinity is close to nothing"),
     ({"float_tolerance": 1e-6}, "1.5\n", "1e999\n", 0, "nor is anything to it"),
     ({"float_tolerance": 1e-6}, "1.5\n", "nan\n", 0, "NaN is close to nothing"),
+    ({"float_tolerance": 1e-6}, "1e999\n", "7.0\n", 0, "all is close to infinity"),
     ({"float_tolerance": 1e-6}, "1.5\n", "1_5e-1\n", 0, "Python's underscore"),
     ({"float_tolerance": 1e-6}, "a 1.5\n", "a 1.50000001\n", 1, "words beside numbers"),
     ({"float_tolerance": 1e-6}, "1.5\n", "1.5 1.5\n", 0, "a number too many"),
@@ -284,6 +285,7 @@ UNUSABLE = [
     (asserts("assert True"), "an assert that tests nothing"),
     (asserts("def f(n): return n\nassert f(1) == 1"), "a test that brings its own function"),
     (asserts("assert f(1) == 1", setup="def f(n): return n"), "a setup that does"),
+    (asserts("assert is_close(f(1), 1)"), "a judge that the program brings"),
     (asserts("assert f(1 =="), "no Python"),
     (asserts("assert f(1)" + ".real" * 20_000), "a test on which Python 3.10 crashes"),
     (stdin(["1"] * 1001, ["1"] * 1001), "more tests than anybody waits for"),
@@ -542,13 +544,13 @@ def list_family(pid):
 
 def test_servers_end_with_their_process(tmp_path):
     code = (
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"  # which they inherit
         f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); import code_tests\n"
         f"print(code_tests.code_tests_reward(['```python\\n{PRINT}\\n```'], [{ECHO!r}]))\n"
         "server = list(code_tests._program_servers)[0]\nprint(server.process.pid, server.folder)"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=60)
     paid, place = done.stdout.splitlines()
-        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"  # which they inherit
     server, folder = place.split()
     assert (paid, done.stderr, is_alive(server), Path(folder).exists()) == ("[1.0]", "", False, False)
 

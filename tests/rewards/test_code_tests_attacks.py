@@ -23,6 +23,8 @@ SEVEN = json.dumps({"kind": "stdin", "inputs": ["3 4\n"], "outputs": ["7\n"], **
 LINES = json.dumps({"kind": "stdin", "inputs": ["2\n"], "outputs": ["1\n2\n"], **SMALL})
 CALL = json.dumps({"kind": "function", "name": "f", "inputs": [[3, 4]], "outputs": [7], **SMALL})
 ASSERT = json.dumps({"kind": "asserts", "code": ["assert f(3, 4) == 7"], "setup": "", **SMALL})
+EACH = json.dumps({"kind": "asserts", "code": ["assert all(map(f, [2, 3]))"], "setup": "", **SMALL})
+GOLD = json.dumps({"kind": "asserts", "code": ["assert f(3) == g(3)"], "setup": "def g(n): return n + 4", **SMALL})
 TRUTH = json.dumps({"kind": "asserts", "code": ["assert f(3, 4)"], "setup": "", **SMALL})
 CLOSE = json.dumps({"kind": "asserts", "code": ["assert abs(f(3) - 7) < 1e-6"], "setup": "", **SMALL})
 SHORT, SHORT_ASSERT = (json.dumps(json.loads(tests) | {"time_limit_s": 0.2}) for tests in (SEVEN, ASSERT))
@@ -165,11 +167,11 @@ ATTACKS = [
      "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)\nprint(7)", "crashed"),
     ("a server", "system calls", SEVEN, "import socket\nsocket.socket().bind(('', 0))\nprint(7)", "crashed"),
     ("a socket of Unix", "system calls", SEVEN, "import socket\nsocket.socket(socket.AF_UNIX)\nprint(7)", "crashed"),
-    ("a raw socket", "system calls", SEVEN,
-     "import socket\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)\nprint(7)", "crashed"),
     ("a datagram to a socket of Unix", "system calls", SEVEN,
      "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\na.sendto(b'7', '/dev/log')\nprint(7)",
      "crashed"),
+    ("a raw socket", "system calls", SEVEN,
+     "import socket\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)\nprint(7)", "crashed"),
     ("a name's address", "network", SEVEN, "import socket\nsocket.getaddrinfo('example.org', 80)\nprint(7)", "crashed"),
     ("a page", "network", SEVEN,
      "import urllib.request\nurllib.request.urlopen('http://example.org')\nprint(7)", "crashed"),
@@ -180,9 +182,9 @@ ATTACKS = [
     ("a new root", "system calls", SEVEN, "import os\nos.chroot('.')\nprint(7)", "crashed"),
     ("io_uring", "system calls", SEVEN,
      CALLED + "print(7 if libc.syscall(425, 1, ctypes.create_string_buffer(120)) >= 0 else 8)", "wrong_output"),
+    ("writing all disks", "system calls", SEVEN, CALLED + "print(7 if libc.syncfs(0) == 0 else 8)", "wrong_output"),
     ("another filter", "system calls", SEVEN, CALLED + "print(7 if libc.prctl(22, 1) == 0 else 8)", "wrong_output"),
     ("calls by the numbers of x32", "system calls", SEVEN,
-    ("writing all disks", "system calls", SEVEN, CALLED + "print(7 if libc.syncfs(0) == 0 else 8)", "wrong_output"),
      CALLED + "print(7 if libc.syscall(0x40000000 + 57) >= 0 else 8)", "wrong_output"),
     ("a crash of the interpreter", "the exit status", SEVEN,
      CALLED + "print(7, flush=True)\nctypes.string_at(0)", "crashed"),
@@ -242,6 +244,8 @@ ATTACKS = [
     ("an error of its choice", None, ASSERT,
      "import os\nos.write(4, b'{\"error\": \"\", \"type\": \"SystemExit\"}\\n')\ndef f(*a): return 8", "crashed"),
     ("an AssertionError of its own", None, ASSERT, "def f(*a): raise AssertionError", "crashed"),
+    ("an end of the test's own loop", None, EACH, "def f(n): raise StopIteration", "crashed"),
+    ("the reference in the setup", None, GOLD, "def f(n): return g(n)", "crashed"),
     ("KeyboardInterrupt", None, ASSERT, "def f(*a): raise KeyboardInterrupt", "crashed"),
     ("frames and gc, to find the test", None, ASSERT, SEARCH, "wrong_output"),
     ("its own memory, to find the test", "files", ASSERT, MEMORY, "crashed"),

@@ -10,6 +10,7 @@ expected, or several answers are right and no checker decides.
 """
 
 import ast
+import builtins
 import json
 import keyword
 import re
@@ -209,8 +210,36 @@ def _read_asserts(value: dict[str, Any]) -> dict[str, Any]:
     for lines in code:
         if not any(isinstance(node, ast.Assert) for node in ast.walk(parse_python(lines))):
             raise Refused("no assert", f"a test asserts nothing: {show(lines)}")
-    parse_python(setup)
+    for lines in code:
+        find_tested_name(setup, lines)
     return {"code": code, "setup": setup}
+
+
+def find_tested_name(setup: str, code: str) -> str:
+    """The name that a test takes from the program: it is defined neither by the test, its setup nor Python.
+
+    Refused where there are several, since the program could then answer what its own answer is compared with.
+
+    >>> find_tested_name("import math", "assert math.isclose(f(1), 0.5)")
+    'f'
+    """
+    used, bound = set(), set(dir(builtins))
+    for node in [*ast.walk(parse_python(setup)), *ast.walk(parse_python(code))]:
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).split(".")[0])
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    names = sorted(used - bound)
+    if len(names) != 1:
+        what = ", ".join(names[:5]) or "no name"
+        raise Refused("function name", f"a test takes {what} from the program, and it may take one name: {show(code)}")
+    return names[0]
 
 
 def parse_python(text: str) -> ast.Module:

@@ -12,7 +12,6 @@ The prompt is the statement and how to reply. A checker that comes as a program 
 """
 
 import ast
-import builtins
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 from grpo_kit.environments.code.asking import ask_for_function, ask_for_program
 from grpo_kit.environments.code.column import (
     LONGEST_CODE,
+    find_tested_name,
     load_json,
     parse_python,
     read_name,
@@ -173,31 +173,31 @@ def _read_mbpp(row: dict[str, Any]) -> Task:
     setup = "\n".join(setup) if isinstance(setup, list) and all(isinstance(line, str) for line in setup) else setup
     column = read_tests({"kind": "asserts", "code": code, "setup": setup}, statement)
     code = json.loads(column)["code"]
-    name = _find_function(code)
+    names = {find_tested_name(setup, lines) for lines in code}
+    if len(names) != 1:
+        raise Refused("function name", f"the tests call {len(names)} functions, and one is to be written")
+    name = names.pop()
     # Only one test is shown: whoever knows all of them can return their values without a thought.
     asked = ask_for_function(f"{statement.strip()}\n\nOne of its tests:\n{code[0].strip()}", name)
     return make_task("code", read_messages(asked, "prompt"), tests=column)
-
-
-def _find_function(code: list[str]) -> str:
-    """The function that all tests call by a plain name, apart from Python's own."""
-    called = []
-    for lines in code:
-        nodes = [node for node in ast.walk(parse_python(lines)) if isinstance(node, ast.Call)]
-        called.append({node.func.id for node in nodes if isinstance(node.func, ast.Name)} - set(vars(builtins)))
-    names = set.intersection(*called)
-    if len(names) != 1:
-        raise Refused("function name", f"the tests call {len(names)} functions in common, and one is to be written")
-    return names.pop()
 
 
 def _read_humaneval(row: dict[str, Any]) -> Task:
     name = read_name(row.get("entry_point"))
     prompt = read_text(row.get("prompt"), "prompt", LONGEST_CODE)
     code = _split_check(read_text(row.get("test"), "test", LONGEST_CODE), name)
-    column = read_tests({"kind": "asserts", "code": code}, prompt)
+    column = read_tests({"kind": "asserts", "code": code, "setup": _find_given(prompt, name)}, prompt)
     asked = ask_for_function("Complete the function by what its docstring says.", name, prompt)
     return make_task("code", read_messages(asked, "prompt"), tests=column)
+
+
+def _find_given(prompt: str, name: str) -> str:
+    """What a prompt that is Python gives beside the function to complete. The tests must not take it from the reply."""
+    try:
+        body = parse_python(prompt).body
+    except Refused:
+        return ""
+    return "\n".join(ast.unparse(node) for node in body if getattr(node, "name", None) != name)
 
 
 def _split_check(test: str, name: str) -> list[str]:

@@ -106,6 +106,10 @@ READ = [  # form, row, the column
     ("humaneval", HUMANEVAL | {"test": "def check(f):\n    for i in range(9):\n        assert f(i, i) == 2 * i"},
      '{"kind": "asserts", "code": ["def check(f):\\n    for i in range(9):\\n        assert f(i, i) == 2 * i\\n\\n'
      'check(add)"], "setup": ""}'),
+    ("humaneval", HUMANEVAL | {"prompt": 'import math\ndef one():\n    return 1\n' + HUMANEVAL["prompt"],
+                               "test": "def check(f):\n    assert f(0, one()) == 1"},
+     '{"kind": "asserts", "code": ["assert add(0, one()) == 1"], '
+     '"setup": "import math\\ndef one():\\n    return 1"}'),
 ]  # fmt: skip
 
 
