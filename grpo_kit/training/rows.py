@@ -80,8 +80,11 @@ def longest_prompts(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]
     """
     count = memory.sampled_at_once(config.grpo) // config.grpo.num_generations
     thinking, ids = config.policy.enable_thinking, []
-    for name in (*worlds.classes, None):
-        own = [row for row in rows if (environment_of(row) if environment_of(row) in worlds.classes else None) == name]
+    by_world: dict[str | None, list[dict[str, Any]]] = {}
+    for row in rows:
+        name = environment_of(row)
+        by_world.setdefault(name if name in worlds.classes else None, []).append(row)
+    for own in by_world.values():
         for row in sorted(own, key=lambda row: -len(completion_text(row["prompt"])))[: max(count, 64)]:
             _, prompt = worlds.begin(row, row["prompt"])
             ids.append(encode_prompt(tokenizer, prompt, thinking, worlds.tools_of(row)))
