@@ -835,8 +835,8 @@ def try_network():
 class Layers:
     """Which layers hold, and what they need."""
 
-    def __init__(self, without):
-        self.folder, self.ruleset, self.users = tempfile.mkdtemp(prefix="grpo-kit-program-"), None, []
+    def __init__(self, folder, without):
+        self.folder, self.ruleset, self.users = folder, None, []
         os.chmod(self.folder, 0o755)
         self.held = {}
 
@@ -1235,12 +1235,21 @@ def send(fd, body):
 
 def main():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by a parent, it would take the exit statuses away
+    folder = tempfile.mkdtemp(prefix="grpo-kit-program-")
+    try:
+        serve(folder)
+    finally:  # also where nobody reads what it says
+        end_orphans()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def serve(folder):
     requests, replies = fcntl.fcntl(0, fcntl.F_DUPFD, 100), fcntl.fcntl(1, fcntl.F_DUPFD, 100)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     null = fcntl.fcntl(null, fcntl.F_DUPFD, 100)
-    layers = Layers(json.loads(sys.argv[1]))
+    layers = Layers(folder, json.loads(sys.argv[1]))
     call("prctl", 36, 1, 0, 0, 0)
     if hasattr(sys, "set_int_max_str_digits"):
         sys.set_int_max_str_digits(0)  # programs may print long integers
@@ -1269,8 +1278,6 @@ def main():
             finally:
                 os._exit(1)
         _, status = os.waitpid(runner, 0)
-    end_orphans()
-    shutil.rmtree(layers.folder, ignore_errors=True)
 
 
 main()

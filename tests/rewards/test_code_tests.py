@@ -566,3 +566,14 @@ def test_layers_that_do_not_work_together_are_said_once_and_not_paid_as_failures
     with pytest.raises(RuntimeError, match="did not start"):
         code_tests._ProgramServer()
     assert list_servers() == before
+
+
+def test_a_server_whose_parent_died_while_it_started_leaves_no_folder(tmp_path):
+    server = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code_tests._PROGRAM_SERVER, "[]"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={"TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    server.stdin.close()
+    server.stdout.close()
+    assert server.wait(60) != 0
+    assert list(tmp_path.iterdir()) == []
