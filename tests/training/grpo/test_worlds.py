@@ -62,6 +62,11 @@ def test_sums_and_a_world_train_in_one_run(tmp_path, monkeypatch):
     assert row["completions/mean_length"] == own.sum().item() / 16
     assert row["environments/counter/length"] > row["completions/max_length"]  # with the results
     assert row["grad_norm"] > 0
+    recorded = {
+        line["environment"]: [turn["role"] for turn in line.get("turns", ())] for line in read_lines(run.completions)
+    }
+    acted = ["assistant", "tool", "tool", "assistant", "tool", "assistant"]
+    assert recorded == {"math": [], "counter": acted}
 
 
 @pytest.mark.slow
@@ -113,7 +118,7 @@ def test_hostile_calls_change_nothing_and_are_counted(tmp_path, monkeypatch):
         replies = list(HOSTILE)[first : first + 4]
         trainer.sample_batch(trainer.rows[:1] * len(replies))
         keys = ("calls", "failed_calls", "unknown_calls", "malformed_calls", "turns")
-        for reply, counted, world in zip(replies, trainer.calls, trainer.environments, strict=False):
+        for reply, counted, world in zip(replies, trainer.calls, trainer.environments, strict=True):
             assert tuple(counted[key] for key in keys) == HOSTILE[reply], reply
             assert world.value == 0 and world.goal > 0, reply
             assert len(world.told) == counted["unknown_calls"] + counted["malformed_calls"]
