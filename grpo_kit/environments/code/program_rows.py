@@ -197,7 +197,7 @@ def _find_given(prompt: str, name: str) -> str:
         body = parse_python(prompt).body
     except Refused:
         return ""
-    return "\n".join(ast.unparse(node) for node in body if getattr(node, "name", None) != name)
+    return "\n".join(_write_python(node) for node in body if getattr(node, "name", None) != name)
 
 
 def _split_check(test: str, name: str) -> list[str]:
@@ -212,7 +212,14 @@ def _split_check(test: str, name: str) -> list[str]:
         return [f"{test.strip()}\n\ncheck({name})"]
     for node in (node for statement in body for node in ast.walk(statement) if isinstance(node, ast.Name)):
         node.id = name if node.id == candidate else node.id
-    return [ast.unparse(statement) for statement in body if not isinstance(statement.test, ast.Constant)]
+    return [_write_python(statement) for statement in body if not isinstance(statement.test, ast.Constant)]
+
+
+def _write_python(node: ast.stmt) -> str:
+    try:
+        return ast.unparse(node)
+    except ValueError:  # a number of thousands of digits, a backslash where a text cannot have one
+        raise Refused("unreadable", "a test holds a number or a text that Python reads and does not write") from None
 
 
 def _read_starter(row: dict[str, Any]) -> str:
