@@ -19,7 +19,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ SPECIAL_TOKENS = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im
 THINKING_TOKENS = {12: "<think>", 13: "</think>"}
 FIRST_BYTE_ID = 16
 VOCAB_SIZE = FIRST_BYTE_ID + 256
+
+Example = tuple[list[int], ...]  # token ids: what is given, a reply that is learned, what is given behind it, ...
 
 # Nemotron's rules: a system turn always comes first, even if it is empty. The generation prompt opens `<think>`, and
 # closes it at once when thinking is off. An assistant turn without thinking gets an empty pair of tags.
@@ -115,30 +117,31 @@ def build_model() -> NemotronHForCausalLM:
     return model
 
 
-def encode_example(
-    tokenizer: Any, rng: random.Random, working_share: float = WORKING_SHARE
-) -> tuple[list[int], list[int]]:
+def encode_example(tokenizer: Any, rng: random.Random, working_share: float = WORKING_SHARE) -> Example:
     """Draw one problem; returns the token ids of its prompt and of the teacher's reply."""
     problem, thinking = tiny.draw_problem(rng), rng.random() >= NO_THINKING_SHARE
     reply = teacher_reply(problem, rng, working_share, thinking)
     return encode_pair(tokenizer, build_messages(problem.question), reply, thinking)
 
 
-def encode_pair(tokenizer: Any, prompt: Messages, reply: str, thinking: bool) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Any, prompt: Messages, reply: str, thinking: bool) -> Example:
     """The token ids of a prompt, and of a reply with its end."""
     prompt_ids = encode_prompt(tokenizer, prompt, thinking)
     return prompt_ids, tokenizer.encode(reply + "<|im_end|>", add_special_tokens=False)
 
 
-def pad_batch(examples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    """`input_ids`, `labels` (-100 on prompts and padding) and `attention_mask`, each (batch, longest), padded right."""
-    longest = max(len(prompt) + len(reply) for prompt, reply in examples)
+def pad_batch(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    """`input_ids`, `labels` (-100 on what is given and on padding) and `attention_mask`, each (batch, longest)."""
+    longest = max(sum(map(len, example)) for example in examples)
     input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
     labels, mask = torch.full_like(input_ids, -100), torch.zeros_like(input_ids)
-    for i, (prompt, reply) in enumerate(examples):
-        end = len(prompt) + len(reply)
-        input_ids[i, :end] = torch.tensor(prompt + reply)
-        labels[i, len(prompt) : end] = torch.tensor(reply)
+    for i, example in enumerate(examples):
+        end = 0
+        for number, part in enumerate(example):
+            begin, end = end, end + len(part)
+            input_ids[i, begin:end] = torch.tensor(part)
+            if number % 2:
+                labels[i, begin:end] = torch.tensor(part)
         mask[i, :end] = 1
     return {"input_ids": input_ids, "labels": labels, "attention_mask": mask}
 
@@ -154,7 +157,7 @@ def make_policy(folder: Path = tiny.FOLDER, steps: int = STEPS) -> None:
 def train_policy(
     model: Any,
     tokenizer: Any,
-    draw_example: Callable[[Any, random.Random], tuple[list[int], list[int]]],
+    draw_example: Callable[[Any, random.Random], Example],
     steps: int,
     batch_size: int,
     learning_rate: float = LEARNING_RATE,
@@ -173,7 +176,7 @@ def train_policy(
     for step in range(1, steps + 1):
         examples = [draw_example(tokenizer, rng) for _ in range(batch_size)]
         if parts > 1:
-            examples.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+            examples.sort(key=lambda example: sum(map(len, example)))
         for part in range(parts):
             batch = pad_batch(examples[part * batch_size // parts : (part + 1) * batch_size // parts])
             loss = model(**batch).loss / parts

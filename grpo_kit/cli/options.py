@@ -32,7 +32,7 @@ Sources = Annotated[
     _option(
         "--config",
         "-c",
-        help="a preset (tiny, tiny-environments, t4-4b, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; "
+        help="a preset (tiny, tiny-environments, tiny-office, t4-4b, t4, t4x2, 24gb, 80gb, deepscaler) or a YAML file; "
         "may be repeated",
     ),
 ]

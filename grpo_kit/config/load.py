@@ -30,9 +30,9 @@ def load_config(sources: OneOrMore = "tiny", overrides: str | Iterable[str] = ()
     """Load a configuration.
 
     Args:
-        sources: the name of a preset (`tiny`, `tiny-environments`, `t4-4b`, `t4`, `t4x2`, `24gb`, `80gb`,
-            `deepscaler`), the path of a YAML file, or a list of these, of which a later one replaces the keys of an
-            earlier one.
+        sources: the name of a preset (`tiny`, `tiny-environments`, `tiny-office`, `t4-4b`, `t4`, `t4x2`, `24gb`,
+            `80gb`, `deepscaler`), the path of a YAML file, or a list of these, of which a later one replaces the keys
+            of an earlier one.
         overrides: a setting as `section.key=value`, or a list of these; they replace those of the sources.
 
     Returns:

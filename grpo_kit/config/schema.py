@@ -26,7 +26,10 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class Policy:
-    """The model that is trained: `tiny`, `tiny-environments` (in the package), a local folder, or a Hub id."""
+    """The model that is trained.
+
+    `tiny`, `tiny-environments` and `tiny-office` lie in the package; otherwise a local folder, or an id on the Hub.
+    """
 
     model: str = "tiny"
     revision: str | None = None

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 FOLDER = Path(__file__).with_name("tiny_policy")
 ENVIRONMENTS_FOLDER = Path(__file__).with_name("tiny_environments_policy")
-FOLDERS = {"tiny": FOLDER, "tiny-environments": ENVIRONMENTS_FOLDER}  # by policy.model
+OFFICE_FOLDER = Path(__file__).with_name("tiny_office_policy")
+FOLDERS = {"tiny": FOLDER, "tiny-environments": ENVIRONMENTS_FOLDER, "tiny-office": OFFICE_FOLDER}  # by policy.model
 SHA256 = {  # of each folder's model.safetensors
     "tiny": "622214988c50d5b6004e6864f8d62bbd4dbaceaf4607fb5582b7ab91cd2bd872",
     "tiny-environments": "f5104a6ea0a44ef051dddf418a67715765b464554e1b5925315391d9adce2606",
+    "tiny-office": "72b2fe295043a576eaf259b7ea544bc47d48debe8c2e2f8d6fd828113577dfa2",
 }
 ROW_COUNT = 12_195  # distinct problems: 8,100 sums and 4,095 ordered differences
 

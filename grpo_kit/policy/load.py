@@ -34,8 +34,8 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     checkpoint (`policy.nf4_folder`), and later calls read that.
 
     Args:
-        policy: the `policy` section of a configuration; its `model` is `tiny`, `tiny-environments`, a local folder, or
-            an id on the Hub.
+        policy: the `policy` section of a configuration; its `model` is `tiny`, `tiny-environments`, `tiny-office`,
+            a local folder, or an id on the Hub.
 
     Returns:
         (model, tokenizer). The model is in evaluation mode, on this process's GPU or, without one, on the CPU. The

@@ -7,8 +7,10 @@ from omegaconf import OmegaConf
 
 from grpo_kit import config
 
+PRESETS = ["24gb", "80gb", "deepscaler", "t4", "t4-4b", "t4x2", "tiny", "tiny-environments", "tiny-office"]
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny-environments", "t4-4b", "t4", "t4x2", "24gb", "80gb", "deepscaler"])
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_resolves_to_every_key(preset):
     settings = config.load_config([preset])
     assert settings.run.name == preset
@@ -25,7 +27,7 @@ def test_every_preset_resolves_to_every_key(preset):
 
 
 def test_presets_are_the_files():
-    assert config.preset_names() == ["24gb", "80gb", "deepscaler", "t4", "t4-4b", "t4x2", "tiny", "tiny-environments"]
+    assert config.preset_names() == PRESETS
 
 
 @pytest.mark.parametrize("preset", ["t4-4b", "t4", "t4x2"])

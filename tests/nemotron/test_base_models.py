@@ -141,6 +141,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path, text):
         ("grpo-kit/tiny", base_models.TINY),
         ("tiny-environments", "grpo-kit/tiny-environments"),
         ("grpo-kit/tiny-environments", "grpo-kit/tiny-environments"),
+        ("tiny-office", "grpo-kit/tiny-office"),
         ("", None),
         (None, None),
         (7, None),

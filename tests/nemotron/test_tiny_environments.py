@@ -24,10 +24,9 @@ def test_the_weights_are_those_that_the_package_expects_and_small(name):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
 
 
-def test_the_policy_has_the_tokens_and_the_template_of_its_predecessor():
+def test_the_policies_have_the_tokens_and_the_template_of_their_predecessor():
     for file in ("chat_template.jinja", "tokenizer.json", "config.json"):
-        texts = [(folder / file).read_text() for folder in tiny.FOLDERS.values()]
-        assert texts[0] == texts[1]
+        assert len({(folder / file).read_text() for folder in tiny.FOLDERS.values()}) == 1
 
 
 @pytest.fixture(scope="module")

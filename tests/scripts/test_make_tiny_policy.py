@@ -54,6 +54,9 @@ def test_only_the_reply_is_trained_on():
     assert batch["input_ids"].tolist() == [[20, 21, 30, 11], [20, 31, 0, 0]]
     assert batch["labels"].tolist() == [[-100, -100, 30, 11], [-100, 31, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    batch = make_tiny_policy.pad_batch([([20], [30, 11], [40, 41], [31])])  # two turns, a tool's result between them
+    assert batch["input_ids"].tolist() == [[20, 30, 11, 40, 41, 31]]
+    assert batch["labels"].tolist() == [[-100, 30, 11, -100, -100, 31]]
 
 
 def test_the_shipped_tokenizer_and_config_are_the_scripts():
