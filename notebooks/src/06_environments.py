@@ -263,6 +263,27 @@ notebook.show_environments(compare(alone))
 # which environment fell and what to change. With 100 tasks, a change of less than about 12 points shows as no change.
 
 # %% [markdown]
+# ## Tools over several turns
+# A task may have a world, which the policy changes by calling tools, and whose end is paid. The world of `tiny-office` is
+# a list of prices: `find` looks one up, `note` notes it. The embedded policy of that name does so in part of its
+# episodes. In the others it makes a price up, rounds it, forgets to note it, or says at once that it is noted.
+#
+# These are two steps of training, to see episodes. Without `grpo.max_steps=2` there are 20, which takes a few minutes.
+#
+# **Takes** about 20 seconds.
+
+# %%
+few = "grpo.max_steps=2 grpo.eval_steps=100 data.limit=80 data.val_size=8 data.test_size=8"
+config, tools = notebook.open_from_form("tiny-office", f"{run.name}-tools", few, use_drive)
+manifest = prepare_data(config, tools)
+last = await Board(tools).during(train, config, tools, rewards)
+notebook.show_completions(tools, 3)
+
+# %% [markdown]
+# **You should see** six episodes. A line `calls` has a call and, behind the arrow, its result, which the world writes and
+# the policy reads. 1.0 is paid only where the price that was found is the one that is noted.
+
+# %% [markdown]
 # ## Your turn
 # - Add a reply of your own to each table. Is one paid that should not be?
 # - Give records half of each step: set `overrides` to `data.mix={structured: 3, math: 1, instructions: 1, documents: 1}`
