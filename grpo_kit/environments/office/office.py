@@ -109,7 +109,7 @@ class Office(World):
         entry = self._find_entry(table, id)
         if not self._tables[table].can_change:
             raise BadArgument(f"Entries of {table} cannot be changed.")
-        fields = dict.fromkeys(name for other in self._start[table].values() for name in other)
+        fields = dict.fromkeys(name for other in (*self._start[table].values(), entry) for name in other)
         if field not in fields:
             raise BadArgument(f"field is {field[:60]!r}; an entry of {table} has {', '.join(fields)}.")
         kind = self._tables[table].fields[field]

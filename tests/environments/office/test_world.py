@@ -119,6 +119,13 @@ def test_what_was_undone_is_paid_and_stays_counted():
     assert office.get_reward() == 0.0 and office._figures()["missing"] == 1
 
 
+def test_a_new_entry_can_be_changed_where_its_table_was_empty():
+    state = {"people": STATE["people"]}
+    office = make(give("Read", BO, "2026-03-09"), put("tasks", 1, "list", "doing"), state=state)
+    act(office, give("Read", BO, "2026-03-09"), put("tasks", 1, "list", "doing"))
+    assert office.get_reward() == 1.0
+
+
 def test_missing_and_extra_changes_are_figures():
     office = make()
     assert office._figures()["missing"] == 3 and office._figures()["extra"] == 0
