@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit.display import console
+from grpo_kit.environments.worlds.loading import WORLD_PREFIX
 from grpo_kit.rewards.tools.loading import MODULE_PREFIX
 from grpo_kit.runs.interrupts import Terminated
 from grpo_kit.runs.texts import drop_functions
@@ -59,25 +60,27 @@ def report_errors(function: Callable[..., None]) -> Callable[..., None]:
             console.err.print("Interrupted. Finished stages are kept; the same command continues from there.")
             raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
         except Exception as error:
-            in_reward = _describe_reward_error(error)
-            sentence = in_reward or _describe_error(error)
+            in_file = _describe_error_in_file(error)
+            sentence = in_file or _describe_error(error)
             if not sentence:
                 raise  # a defect, ours or a library's: its traceback is what helps
             # Each process says so that did not meet the others, or whose own GPU is full.
             if isinstance(error, ConnectionError) or "out of memory" in sentence:
                 console.print_as_first()
             console.err.print(f"[bold red]error:[/] {escape(_complete_message(sentence, kwargs))}")
-            raise typer.Exit(2 if isinstance(error, USAGE) and not in_reward else 1) from None
+            raise typer.Exit(2 if isinstance(error, USAGE) and not in_file else 1) from None
 
     return guarded
 
 
-def _describe_reward_error(error: Exception) -> str | None:
-    """What was raised in a reward file of the user, with the last line of that file that was executed."""
+def _describe_error_in_file(error: Exception) -> str | None:
+    """What was raised in a reward or a world of the user, with the last line of its file that was executed."""
+    remedies = {MODULE_PREFIX: "Correct the reward.", WORLD_PREFIX: "Correct the world."}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        path = frame.f_code.co_filename
-        if str(frame.f_globals.get("__name__")).startswith(MODULE_PREFIX) and not Path(path).is_relative_to(PACKAGE):
-            return f"{path}, line {line} raised {type(error).__name__}: {_join_lines(error)}. Correct the reward."
+        path, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__"))
+        remedy = next((remedies[prefix] for prefix in remedies if module.startswith(prefix)), None)
+        if remedy and not Path(path).is_relative_to(PACKAGE):
+            return f"{path}, line {line} raised {type(error).__name__}: {_join_lines(error)}. {remedy}"
     return None
 
 

@@ -7,6 +7,8 @@ import typer
 
 from grpo_kit.cli import errors
 from grpo_kit.config import load_config
+from grpo_kit.environments.worlds.episode import make_episode_class
+from grpo_kit.environments.worlds.loading import load_world
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
@@ -70,7 +72,14 @@ def test_what_a_users_reward_raises_is_a_failure_that_names_its_line(tmp_path, c
     (tmp_path / "mine.py").write_text("def my_reward(completions):\n    return {}['missing']\n")
     reward = load_reward(str(tmp_path / "mine.py"))
     assert ended(lambda: reward([])) == 1
-    assert f"{tmp_path}/mine.py, line 2 raised KeyError: 'missing'. Correct" in capsys.readouterr().err
+    assert f"{tmp_path}/mine.py, line 2 raised KeyError: 'missing'. Correct the reward" in capsys.readouterr().err
+
+
+def test_what_a_users_world_raises_is_a_failure_that_names_its_line(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("class Shop:\n    def reset(self, **row):\n        self.stock = row['stock']\n")
+    shop = make_episode_class(load_world(f"{tmp_path}/mine.py:Shop"))()
+    assert ended(lambda: shop.reset(goal=1)) == 1
+    assert f"{tmp_path}/mine.py, line 3 raised KeyError: 'stock'. Correct the world" in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_utf8_is_a_usage_error(tmp_path, capsys):

@@ -13,11 +13,13 @@ is functions here.
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 Turns = Sequence[Mapping[str, Any]]  # a completion: the policy's turns and, behind each, the results of its calls
 NO_TOOLS = ("reset", "get_reward")
 ERROR = '{"error"'  # how a result begins that says, in JSON, what was wrong with a call
+LONGEST_RESULT = 100_000  # characters of a result; 10 million would take a tokenizer most of a minute
 FIGURES = ("calls", "failed_calls", "unknown_calls", "malformed_calls", "too_many_turns", "turns")
 
 
@@ -29,7 +31,13 @@ class Episode:
     schemas: Sequence[dict[str, Any]] = ()  # of the tools, as a chat template takes them
 
     def __init__(self) -> None:
-        self._world, self._calls, self._failed = self.world_class(), 0, 0
+        self._calls = self._failed = 0
+        try:
+            self._world = self.world_class()
+        except TypeError as error:
+            if error.__traceback__.tb_next:  # raised within it
+                raise
+            raise ValueError(f"{error}. A world is made without arguments; give each a default.") from None
 
     def __getattr__(self, name: str) -> Any:
         if name == "_world":  # not made yet: of a copy, or of an object without `__init__`
@@ -43,12 +51,18 @@ class Episode:
             What the world appends to the question, or None.
 
         Raises:
-            TypeError: the world returns something else.
+            ValueError: the world returns something else, or the row lacks a column that it needs.
         """
         self._calls = self._failed = 0
-        observation = self._world.reset(**row)
+        try:
+            observation = self._world.reset(**row)
+        except TypeError as error:
+            if error.__traceback__.tb_next:  # raised within it
+                raise
+            columns = ", ".join(row)
+            raise ValueError(f"{error}. The columns of the row are {columns}; add it to the rows' file.") from None
         if observation is not None and not isinstance(observation, str):
-            raise TypeError(
+            raise ValueError(
                 f"{self.world_class.__name__}.reset returned {type(observation).__name__}; what it returns is appended "
                 "to the question. Let it return a text, or None."
             )
@@ -74,11 +88,16 @@ def make_episode_class(world: type) -> type[Episode]:
     """
     methods = {
         name: method
-        for name, method in inspect.getmembers(world, inspect.isfunction)
+        for name, method in inspect.getmembers(world, lambda value: isinstance(value, FunctionType | MethodType))
         if not name.startswith("_") and name not in NO_TOOLS
     }
     if not callable(getattr(world, "reset", None)):
         raise ValueError(f"The world {world.__name__} has no method reset. Write reset(self, **row), which sets it up.")
+    if all(value.kind is not value.VAR_KEYWORD for value in _parameters(world.reset)):
+        raise ValueError(
+            f"{world.__name__}.reset does not take every column of a row. Write reset(self, ..., **row), with what it "
+            "needs before **row."
+        )
     members = {name: _make_tool(world, name, method) for name, method in methods.items()}
     if hidden := [name for name in members if hasattr(Episode, name)]:
         raise ValueError(f"The world {world.__name__} has a tool named {hidden[0]!r}, a name that is taken. Rename it.")
@@ -88,23 +107,43 @@ def make_episode_class(world: type) -> type[Episode]:
 
 
 def _make_tool(world: type, name: str, method: Callable[..., Any]) -> Callable[..., str]:
-    if inspect.iscoroutinefunction(method):
-        raise ValueError(f"The tool {world.__name__}.{name} is async; tools are called one after the other. Write def.")
+    subject = f"The tool {world.__name__}.{name}"
+    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        raise ValueError(f"{subject} is async; tools are called one after the other. Write def.")
+    if inspect.isgeneratorfunction(method):
+        raise ValueError(f"{subject} yields, and nobody would take what it yields. Return a text.")
+    if not inspect.isfunction(inspect.getattr_static(world, name)):
+        raise ValueError(f'{subject} is no plain method. Write def {name}(self, ...), or begin its name with "_".')
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for parameter in _parameters(method)[1:]:
+        if parameter.kind not in by_name:
+            raise ValueError(
+                f"{subject} takes {parameter}, which no call can fill. Name each argument, without * or /."
+            )
 
     @functools.wraps(method)
     def tool(self: Episode, /, *args: Any, **kwargs: Any) -> str:
         self._calls += 1
         try:
-            result = getattr(self._world, name)(*args, **kwargs)
+            result = str(getattr(self._world, name)(*args, **kwargs))  # TRL takes a list for pictures
         except Exception:
             self._failed += 1
             raise
-        # TRL takes a list for pictures; and half a character of UTF-16 is nothing that a tokenizer could read.
-        text = str(result).encode("utf-8", "replace").decode()
+        except SystemExit as stop:
+            if type(stop) is not SystemExit:  # the run's own end
+                raise
+            self._failed += 1
+            raise RuntimeError(f"The tool {name} has tried to end the program.") from stop
+        # Half a character of UTF-16 is nothing that a tokenizer could read.
+        text = result[:LONGEST_RESULT].encode("utf-8", "replace").decode()
         self._failed += text.startswith(ERROR)
         return text
 
     return tool
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
 def _describe_tools(made: type[Episode]) -> list[dict[str, Any]]:

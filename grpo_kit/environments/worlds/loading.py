@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import RunConfig
+from grpo_kit.config.environments import END_STATE
 from grpo_kit.environments.office import WORLDS
+from grpo_kit.environments.reading import show
 from grpo_kit.environments.worlds.episode import Episode, Turns, call_tool, calls_of, finish, make_episode_class
 from grpo_kit.rewards.tools.loading import fingerprint, load_module
 from grpo_kit.rewards.tools.routing import environment_of
 
 Messages = list[dict[str, Any]]
+WORLD_PREFIX = "grpo_kit_world_"  # of the modules that files of worlds are loaded as
 
 
 def load_world(spec: str) -> type:
@@ -35,7 +38,7 @@ def load_world(spec: str) -> type:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{file} of environments.NAME.environment_factory does not exist. Give its path.")
-    world = getattr(load_module(path, f"grpo_kit_world_{path.stem}"), name, None)
+    world = getattr(load_module(path, f"{WORLD_PREFIX}{path.stem}"), name, None)
     if not isinstance(world, type):
         raise ValueError(f"{file} has no class {name!r}. Name the class of the world as FILE.py:Class.")
     return world
@@ -45,10 +48,17 @@ def load_worlds(config: RunConfig, environments: Iterable[str]) -> "Worlds":
     """The worlds of those environments of a run that have one.
 
     Raises:
-        ValueError, FileNotFoundError: as `load_world` and `make_episode_class`.
+        ValueError, FileNotFoundError: as `load_world` and `make_episode_class`; and ValueError where a world without
+            `get_reward` is to be paid by it.
     """
     specs = {name: config.world_of(name) for name in environments}
     classes = {name: make_episode_class(load_world(spec)) for name, spec in specs.items() if spec}
+    for name, made in classes.items():
+        if END_STATE in config.rewards_of(name).reward_funcs and not hasattr(made.world_class, "get_reward"):
+            raise ValueError(
+                f"The world {made.__name__} has no method get_reward, and end_state.py, the reward of {name}, asks it. "
+                f"Write get_reward(self), or set environments.{name}.reward_funcs."
+            )
     return Worlds(classes, config.grpo.max_tool_calling_iterations)
 
 
@@ -101,11 +111,11 @@ class Worlds:
         own = [turn for turn in turns if turn["role"] == "assistant"]
         for call in (call for turn in own[: self.most_turns] for call in calls_of(turn)):
             result = call_tool(episode, call["name"], call["arguments"])
-            if next(recorded, result) != result:
+            if (before := next(recorded, result)) != result:
                 raise ValueError(
-                    f"The world {type(episode).__name__} answered a call of {call['name']} otherwise than before. The "
-                    "same row and calls must leave a world the same: use no clock, and no random numbers but from the "
-                    "row."
+                    f"The world {type(episode).__name__} answered a call of {call['name']} otherwise than before: "
+                    f"{show(result)}, and not {show(before)}. The same row and calls must leave a world the same: use "
+                    "no clock, no random numbers but from the row, and no texts of sets or of objects."
                 )
         finish(episode, turns, self.most_turns)
         return episode

@@ -1,17 +1,20 @@
 """Worlds as episodes: what TRL sees of them, what is counted, and worlds that cannot be used."""
 
 import inspect
+import sys
 
 import pytest
 
 from grpo_kit.config import load_config
 from grpo_kit.environments.worlds.episode import (
+    LONGEST_RESULT,
     NO_WORLD,
     call_tool,
     calls_of,
     finish,
     make_episode_class,
 )
+from grpo_kit.runs.interrupts import Terminated
 from tests.helpers.counter_world import Counter
 
 COUNTER = make_episode_class(Counter)
@@ -118,6 +121,32 @@ def documented(self) -> str:
     """Look."""
 
 
+def yielding(self):
+    """Look."""
+    yield "1"
+
+
+async def slowly_yielding(self):
+    """Look."""
+    yield "1"
+
+
+def starred(self, *n: int):
+    """Add.
+
+    Args:
+        n: how much.
+    """
+
+
+def by_place(self, n: int, /):
+    """Add.
+
+    Args:
+        n: how much.
+    """
+
+
 @pytest.mark.parametrize(
     "world, message",
     [
@@ -126,6 +155,13 @@ def documented(self) -> str:
         (make_world(add=undocumented), r"World\.add cannot be described"),
         (make_world(add=slow), r"World\.add is async"),
         (make_world(tools=documented), "a tool named 'tools', a name that is taken"),
+        (make_world(look=slowly_yielding), r"World\.look is async"),
+        (make_world(look=yielding), r"World\.look yields"),
+        (make_world(look=staticmethod(documented)), r"World\.look is no plain method. Write def look\(self, \.\.\.\)"),
+        (make_world(look=classmethod(documented)), r"World\.look is no plain method"),
+        (make_world(add=starred), r"World\.add takes \*n: int, which no call can fill"),
+        (make_world(add=by_place), r"World\.add takes n: int, which no call can fill"),
+        (make_world(reset=lambda self: None), r"World\.reset does not take every column of a row"),
     ],
 )
 def test_a_world_that_cannot_be_used_is_refused(world, message):
@@ -135,8 +171,52 @@ def test_a_world_that_cannot_be_used_is_refused(world, message):
 
 def test_what_reset_returns_is_a_text():
     episode = make_episode_class(make_world(reset=lambda self, **row: ["picture"]))()
-    with pytest.raises(TypeError, match=r"World\.reset returned list; .* Let it return a text, or None"):
+    with pytest.raises(ValueError, match=r"World\.reset returned list; .* Let it return a text, or None"):
         episode.reset()
+
+
+def test_a_world_that_cannot_begin_says_what_it_lacks():
+    shop = make_episode_class(make_world(reset=lambda self, stock, **row: None))()
+    with pytest.raises(ValueError, match="missing 1 .* 'stock'. The columns of the row are id, goal; add it"):
+        shop.reset(id="1", goal=2)
+    within = make_episode_class(make_world(reset=lambda self, **row: len(3)))()
+    with pytest.raises(TypeError, match="has no len"):  # its own fault keeps its trace
+        within.reset()
+    with pytest.raises(ValueError, match=r"missing 1 .* 'port'\. A world is made without arguments"):
+        make_episode_class(make_world(__init__=lambda self, port: None))()
+
+
+def test_a_tool_that_ends_the_program_or_answers_without_end_does_neither():
+    class Text:
+        def __str__(self):
+            raise OSError("no text")
+
+    class Odd:
+        def reset(self, **row): ...
+
+        def leave(self):
+            """Leave."""
+            sys.exit(3)
+
+        def stop(self):
+            """Be stopped from outside."""
+            raise Terminated
+
+        def long(self):
+            """A long text."""
+            return "a" * 3 * LONGEST_RESULT
+
+        def textless(self):
+            """Nothing that has a text."""
+            return Text()
+
+    episode = make_episode_class(Odd)()
+    assert call_tool(episode, "leave", {}) == "{'error': 'The tool leave has tried to end the program.'}"
+    assert call_tool(episode, "textless", {}) == "{'error': 'no text'}"
+    assert (episode._calls, episode._failed) == (2, 2)
+    assert call_tool(episode, "long", {}) == "a" * LONGEST_RESULT
+    with pytest.raises(Terminated):  # SIGTERM ends the run
+        call_tool(episode, "stop", {})
 
 
 def test_the_configuration_names_worlds():

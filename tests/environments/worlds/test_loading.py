@@ -46,6 +46,16 @@ def test_only_environments_with_a_world_have_one():
     assert load_worlds(chosen, ["math"]).describe() == {}
 
 
+def test_a_world_without_a_reward_needs_another_one(tmp_path):
+    (tmp_path / "silent.py").write_text("class Silent:\n    def reset(self, **row): ...\n")
+    settings = [f"environments.silent.environment_factory={tmp_path}/silent.py:Silent"]
+    with pytest.raises(
+        ValueError, match="Silent has no method get_reward, and end_state.py, the reward of silent, asks"
+    ):
+        load_worlds(load_config("tiny", settings), ["silent"])
+    assert load_worlds(load_config("tiny", [*settings, "environments.silent.reward_funcs=[a.py]"]), ["silent"]).classes
+
+
 def test_a_row_begins_with_what_its_world_adds_to_the_question():
     episode, prompt = COUNTERS.begin(ROW, PROMPT)
     assert episode.goal == 7 and prompt == [{"role": "user", "content": "Add up to 7. It is 0."}]
@@ -67,5 +77,5 @@ def test_a_recorded_completion_leaves_the_world_as_it_was_left():
 
 
 def test_a_world_that_answers_otherwise_than_before_is_refused():
-    with pytest.raises(ValueError, match="The world Counter answered a call of add otherwise .* use no clock"):
+    with pytest.raises(ValueError, match="answered a call of add otherwise than before: '4', and not '5'. .* no clock"):
         COUNTERS.replay(ROW, PROMPT, [calling(("add", {"n": 4})), told("5")])
