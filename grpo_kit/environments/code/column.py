@@ -6,7 +6,8 @@
 
 Beside them may stand `checker`, `float_tolerance`, `time_limit_s` (of each test) and `memory_mib`. A row is refused
 where its tests could not tell a right program from a wrong one: there are none, they contradict each other, nothing is
-expected, or several answers are right and no checker decides.
+expected, several answers are right and no checker decides, or a test of asserts takes more than one name from the
+program, which could then judge itself.
 """
 
 import ast
