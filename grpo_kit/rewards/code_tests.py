@@ -852,7 +852,7 @@ class Layers:
         if self.holds("network"):
             leave_network()
         elif self.holds("system calls") and "network" not in without:
-            self.held["network"] = "holds"  # sockets are refused
+            self.held["network"] = "by the filter of system calls"  # which is one layer, and counts once
         try:
             self.ruleset = open_ruleset(self.folder)
         except OSError as error:

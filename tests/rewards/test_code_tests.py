@@ -399,6 +399,18 @@ def test_describe_names_each_layer_and_whether_it_holds():
     assert all(isinstance(text, str) and text for text in layers.values())
 
 
+def test_a_filter_that_also_refuses_sockets_is_one_layer(monkeypatch):
+    if code_tests_reward.describe()["system calls"] != "holds":
+        pytest.skip("the filter of system calls does not hold on this machine")
+    head = "def leave_network():\n"
+    without_namespaces = code_tests._PROGRAM_SERVER.replace(head, head + "    raise OSError(1, 'not permitted')\n")
+    monkeypatch.setattr(code_tests, "_PROGRAM_SERVER", without_namespaces)
+    server = code_tests._ProgramServer()
+    server.end()
+    assert server.layers["system calls"] == "holds"
+    assert server.layers["network"] == "by the filter of system calls"
+
+
 @pytest.mark.parametrize(("held", "refused"), [([], True), (["files"], True), (["files", "user"], False)])
 def test_fewer_than_two_layers_are_refused_unless_told(held, refused, monkeypatch):
     layers = {name: "holds" if name in held or name not in ISOLATION else "no such call" for name in LAYERS}
