@@ -198,7 +198,7 @@ def test_programs_of_several_forms_go_through_the_funnel(tmp_path, monkeypatch):
     ]
     manifest, run = prepare_mixed(tmp_path, monkeypatch, rows)
     assert manifest["rows"] == {"train": 1, "val": 3, "test": 7}
-    assert manifest["dropped"] == {"no tests": 1, "several answers": 1, "unusable task": 1}
+    assert manifest["dropped"] == {"no tests": 1, "several answers": 1, "function name": 1}
     written = [row for split in ("train", "val", "test") for row in read_lines(run.data_file(split))]
     assert {row["environment"] for row in written} == {"code"}
     assert all(json.loads(row["tests"])["kind"] in ("stdin", "asserts") for row in written)
