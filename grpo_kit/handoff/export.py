@@ -180,15 +180,15 @@ def _check(run: Run, out: Path, to: str) -> None:
     run.require_stage("data", "grpo-kit data")
     run.require_stage("train", "grpo-kit train")
     others = [name for name in run.environments() if name != MATH]
+    if unknown := [name for name in others if name not in nemo_gym.SERVERS]:
+        raise ValueError(
+            f"The run trains on the environment {unknown[0]!r}, which no engine can judge: NeMo-Gym has servers for "
+            f"{', '.join(nemo_gym.SERVERS)}, and the others have none. Train a run without its rows for the handoff."
+        )
     if others and to != "nemo-rl":
         raise ValueError(
             f"The run trains on {', '.join(others)} beside math, and its bundle for {to} would have one reward for all "
             "rows. Write it for nemo-rl, whose NeMo-Gym has a server for each environment."
-        )
-    if unknown := [name for name in others if name not in nemo_gym.SERVERS]:
-        raise ValueError(
-            f"The run trains on the environment {unknown[0]!r}, for which NeMo-Gym has no server; it has those of "
-            f"{', '.join(nemo_gym.SERVERS)}. Train a run without its rows for the handoff."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(

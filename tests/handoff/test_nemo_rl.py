@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -458,6 +459,13 @@ def test_an_engine_with_one_reward_for_all_rows_refuses_several_environments(mix
         with pytest.raises(ValueError, match=f"documents beside math, and its bundle for {engine} .* nemo-rl"):
             export.export_run(*mixed, engine, tmp_path / engine)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engine", ["nemo-rl", "verl", "trl"])
+def test_no_engine_is_recommended_for_a_run_with_tools(engine, tmp_path):
+    run = SimpleNamespace(require_stage=lambda *_: None, environments=lambda: ["math", "documents", "office"])
+    with pytest.raises(ValueError, match="'office', which no engine can judge: NeMo-Gym has servers for math, "):
+        export._check(run, tmp_path / "bundle", engine)
 
 
 def test_a_program_goes_to_its_server_and_asserts_have_none():
