@@ -41,11 +41,12 @@ class Row(NamedTuple):
     environment: str = MATH
     prompt: Sequence[dict[str, str]] = ()
     columns: dict[str, Any] | None = None
+    world: str = ""  # where the row has a world, what its world begins with: equal questions may ask for other things
 
     @property
     def id(self) -> str:
-        """The row's name in every run: a hash of its normalised problem."""
-        return hashlib.sha256(cleaning.normalise_text(self.problem).encode()).hexdigest()[:16]
+        """The row's name in every run: a hash of its normalised problem, and of what its world begins with."""
+        return hashlib.sha256((cleaning.normalise_text(self.problem) + self.world).encode()).hexdigest()[:16]
 
     def ask(self, data: Data) -> Messages:
         """The conversation that asks the problem; `data.system_prompt` replaces the row's own system turn.
@@ -104,7 +105,9 @@ class Pipeline:
                     digest.update(json.dumps([row.prompt, row.columns], sort_keys=True).encode())
                 if row.reason:
                     self.dropped[len(self.rows)] = (row.reason, row.detail)
-                self.rows.append(Row(source.name, row.line, row.problem, row.gold, row.system, *row[-3:]))
+                has_world = self.config.world_of(row.environment) is not None
+                world = json.dumps([row.environment, row.columns], sort_keys=True) if has_world else ""
+                self.rows.append(Row(source.name, row.line, row.problem, row.gold, row.system, *row[-3:], world))
             counts = {"rows": len(self.rows) - begin, "rows_sha256": digest.hexdigest()}
             self.counts[source.name] = counts | ({"notes": notes} if notes else {})
 

@@ -332,6 +332,18 @@ def test_the_tools_of_a_row_belong_to_the_length_of_its_prompt(tmp_path):
         prepare(tmp_path, path, *world, "data.max_prompt_tokens=70", name="longer")
 
 
+def test_the_same_question_about_another_beginning_is_another_task(tmp_path):
+    rows = [{"environment": "counter", "prompt": "Play.", "goal": goal} for goal in (*range(1, 10), 9)]
+    path = write(tmp_path, "counter.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    reward = f"environments.counter.reward_funcs=['{WORLD}:end_reward']"
+    manifest, run = prepare(tmp_path, path, reward, f"environments.counter.environment_factory='{WORLD}:Counter'")
+    assert manifest["dropped"] == {"repeated problem": 1}
+    rows = [row for name in SPLITS for row in read_lines(run.data_file(name))]
+    assert sorted(row["goal"] for row in rows) == list(range(1, 10)) and len({row["id"] for row in rows}) == 9
+    with pytest.raises(ValueError, match="1 usable rows"):  # without a world nothing but the question is asked
+        prepare(tmp_path, path, reward, name="plain")
+
+
 def test_evaluation_problems_are_kept_out_and_both_hits_are_reported(tmp_path):
     held = EIGHT[0]["problem"]
     write(tmp_path, "math/held.jsonl", json.dumps({"problem": held.upper(), "answer": "41"}) + "\n")
