@@ -181,7 +181,7 @@ def _translate(name: str, given: dict[str, Any], tables: State, added: int) -> l
             task = {"title": given["task_name"], "person": given["assigned_to_email"], "due": given["due_date"]}
             fields = ("list", given["list_name"]), ("board", given["board"])
             return [("add_task", task), *(_change("tasks", number, *field) for field in fields)]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused("bad gold", f"the gold call of {name} cannot be translated ({show(error)})") from None
     raise Refused("another tool", f"the row's gold calls {name[:60]}, for which the office has no tool")
 

@@ -215,3 +215,9 @@ def test_a_row_without_its_tables_says_where_to_read_it():
     written = write_gym_row(Task([{"role": "user", "content": "q"}], make_tasks(1, seed=1)[0].columns), "office", "o")
     assert read_gym_row(written | {"ground_truth": []}, "office").reason == "bad gold"
     assert read_gym_row(written | {"state": "{}"}, "office").reason == "bad gold"
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), [13], "13abc", None])
+def test_an_id_that_is_no_number_makes_a_row_unusable(tables, number):
+    found = read_workplace_row(row(("calendar_delete_event", {"event_id": number})), tables)
+    assert found.reason == "bad gold" and "cannot be translated" in found.detail
