@@ -159,7 +159,7 @@ ATTACKS = [
     ("reading /etc/passwd", "files", SEVEN, "print(7 if open('/etc/passwd').read() else 8)", "crashed"),
     ("listing /", "files", SEVEN, "import os\nprint(7 if os.listdir('/') else 8)", "crashed"),
     ("reading the answers of a data set", "files", SEVEN,
-     "import os\nprint([7 for p, _, _ in os.walk('/work') if p][0])", "crashed"),
+     "import os\nprint([7 for p, _, _ in os.walk(os.path.dirname('VICTIM')) if p][0])", "crashed"),
     ("a way out by ..", "files", SEVEN, "import os\nprint(7 if os.listdir('../..') else 8)", "crashed"),
     ("a device", "files", SEVEN, "open('/dev/kmsg').read(1)\nprint(7)", "crashed"),
     # the network
