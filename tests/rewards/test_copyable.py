@@ -52,6 +52,7 @@ CALLS = {
         ["a", "b", "c"],
         [0.75, -0.75, None],
     ),
+    "token_budget": ("token_budget_reward", ["a", "b"], [1.0, None]),
     "combine": (
         "combine(lambda completions, **_: [1.0, 0.0, None], "
         "x=Part(lambda completions, **_: [1.0] * len(completions), 0.5))",
@@ -77,6 +78,8 @@ def trl_keywords(texts: list[str]) -> dict:
         "instruction_id_list": [["punctuation:no_comma", "keywords:existence"]] * n,
         "kwargs": [[None, {"keywords": ["4"]}]] * n,
         "difficulty": [0.5] * n,
+        "think_ids": [1, 2],
+        "token_budget": [None if i % 2 else 4 for i in range(n)],
         "trainer_state": None,
         "environments": [None] * n,
     }
