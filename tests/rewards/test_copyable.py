@@ -46,6 +46,7 @@ CALLS = {
     ),
     "code_tests": ("code_tests_reward", ["```python\nprint(4)\n```", "```python\nprint(5)\n```"], [1.0, 0.0]),
     "documents_qa": ("documents_qa_reward", ["Answer: 4 [1]", "4 or 3"], [1.0, 0.0]),
+    "no_calls": ("no_calls_reward", ["4", "<tool_call>\n<function=add>"], [1.0, 0.0]),
     "end_state": ("end_state_reward", ["4", ""], [None, None]),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
@@ -176,6 +177,7 @@ SHARED_TEXTS = [
     "The answer is not B.", r"\boxed{A} or \boxed{B}", r"\boxed{3} or \boxed{4}", r"It is not \boxed{4}", "<<3+1=4>> 4",
     '{"n": 4}', "<think>3+1=4</think>4",
     "```python\nprint(4)\n```", "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
+    "<tool_call>\n<function=add>",
 ]  # fmt: skip
 EVERY_OTHER = "lambda completions, **_: [float(i % 2) for i, _ in enumerate(completions)]"
 SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
