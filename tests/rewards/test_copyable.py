@@ -48,6 +48,12 @@ CALLS = {
     "documents_qa": ("documents_qa_reward", ["Answer: 4 [1]", "4 or 3"], [1.0, 0.0]),
     "no_calls": ("no_calls_reward", ["4", "<tool_call>\n<function=add>"], [1.0, 0.0]),
     "end_state": ("end_state_reward", ["4", ""], [None, None]),
+    "judge": (  # its judge prefers short answers
+        "lambda answer, **columns: (setattr(judge_reward, 'compare', lambda pairs: [Comparison(3, 3, "
+        "2 if len(first) < len(second) else 5) for _, first, second in pairs]), judge_reward(**columns))[1]",
+        ["4", "It is 4"],
+        [5.25, 1.25],
+    ),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
         ["a", "b", "c"],
