@@ -84,10 +84,18 @@ def keep_routers_out_of_autocast(model: Any) -> int:
     Returns:
         The number of routers.
     """
-    routers = [module for module in model.modules() if type(module).__name__ == "NemotronHTopkRouter"]
+    routers = find_routers(model).values()
     for router in routers:
         router.forward = types.MethodType(_route_outside_autocast, router)
     return len(routers)
+
+
+def find_routers(model: Any) -> dict[str, Any]:
+    """{module name: router} of each layer with experts, in the order of the layers; whatever holds the experts.
+
+    A router returns logits, weights, and the chosen experts, (tokens, k) int64.
+    """
+    return {name: module for name, module in model.named_modules() if type(module).__name__ == "NemotronHTopkRouter"}
 
 
 def _route_outside_autocast(router: Any, hidden_states: "torch.Tensor") -> Any:

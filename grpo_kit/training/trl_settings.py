@@ -26,6 +26,9 @@ OURS = (
     "vllm",
     "max_tool_calling_iterations",  # the trainer has it with its worlds
 )
+# Of every stage that trains. TRL takes the model's own coefficient where none is given, and a loss on the router's load
+# would train what stays frozen (notes/stages.md).
+NO_ROUTER_LOSS = {"router_aux_loss_coef": 0.0}
 
 
 def trl_arguments(config: RunConfig) -> dict[str, Any]:
@@ -54,12 +57,16 @@ def trl_arguments(config: RunConfig) -> dict[str, Any]:
         grpo |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
     grpo["epsilon_high"] = trl_epsilon_high(config.grpo)
     checkpointing = grpo.pop("gradient_checkpointing")  # transformers 5 calls it activation_checkpointing
-    return grpo | {
-        "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
-        "activation_checkpointing": checkpointing,
-        "seed": config.run.seed,
-        "chat_template_kwargs": {"enable_thinking": config.policy.enable_thinking},
-    }
+    return (
+        grpo
+        | NO_ROUTER_LOSS
+        | {
+            "scale_rewards": "group" if config.grpo.normalize_rewards else "none",  # for TRL's own figures
+            "activation_checkpointing": checkpointing,
+            "seed": config.run.seed,
+            "chat_template_kwargs": {"enable_thinking": config.policy.enable_thinking},
+        }
+    )
 
 
 def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOConfig":
