@@ -126,6 +126,7 @@ def evaluate(
     name: options.RunName = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
+    experts: options.Experts = False,
 ) -> None:
     """Measure held-out accuracy of the untrained policy and, if there is one, of the trained policy; compare them."""
     config, run = open_run(sources or (), overrides or (), name, "evaluate", force)
@@ -137,6 +138,8 @@ def evaluate(
 
         stages.measure_accuracy(config, run, "after")
         terminal.print_comparison(compare(run), run)
+        if experts:
+            terminal.print_expert_load(run)
     show_next(run, sources, overrides, name)
 
 

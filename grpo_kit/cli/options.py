@@ -59,6 +59,11 @@ Thinking = Annotated[
 # calibrate
 Prompts = Annotated[int, typer.Option(help="how many training prompts to answer, at least 1")]
 
+# evaluate
+Experts = Annotated[
+    bool, typer.Option("--experts", help="also print, layer by layer, how training changed the load of the experts")
+]
+
 # score
 Problems = Annotated[int, typer.Option(help="how many held-out puzzles; each family gets its share")]
 ScoredZip = Annotated[Path | None, _option("--zip", metavar="FILE.zip", help="score this zip, not the run's adapter")]

@@ -202,3 +202,42 @@ def draw_environments(report: Mapping[str, Any]) -> Any:
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+@styled
+def draw_expert_load(load: Mapping[str, Any]) -> Any:
+    """How full the experts are before and after training, and in which layers choices changed, as a matplotlib figure.
+
+    On the left a layer's experts are sorted from the fullest to the emptiest; the curve is the mean over the layers.
+
+    Args:
+        load: from `planning.expert_load.read_load`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure = Figure(figsize=(4.2, 3.1), layout="constrained")
+    sorted_load, changes = figure.subplots(1, 2, width_ratios=(3, 2))
+    for key, label, color in (("hits_before", "before", ORANGE), ("hits", "after", GREEN)):
+        layers = [[count * len(row) / max(1, sum(row)) for count in sorted(row, reverse=True)] for row in load[key]]
+        means = [sum(place) / len(layers) for place in zip(*layers)]
+        sorted_load.plot(
+            range(1, len(means) + 1), means, color=color, label=label, marker="." if len(means) < 20 else ""
+        )
+    sorted_load.axhline(1.0, color=GREY, linewidth=1, linestyle="--")
+    sorted_load.set(xlabel="experts of a layer, the fullest first", ylim=(0, None))
+    sorted_load.set_title("Load over the mean", fontsize=9, fontweight="bold", loc="left")
+    sorted_load.legend(fontsize=8, frameon=False)
+    changes.barh([str(layer) for layer in load["layers"]], load["changed"], color=BLUE)
+    changes.set(ylabel="layer", xlim=(0, max([0.01, *load["changed"]]) * 1.05))
+    changes.invert_yaxis()
+    changes.set_title("Choice changed", fontsize=9, fontweight="bold", loc="left")
+    changes.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    changes.xaxis.set_major_locator(MaxNLocator(2))
+    sorted_load.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axis in (sorted_load, changes):
+        axis.tick_params(labelsize=7)
+        axis.xaxis.label.set_size(8)
+        axis.yaxis.label.set_size(8)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -6,6 +6,7 @@ from typing import Any
 
 from grpo_kit.config import to_yaml
 from grpo_kit.display import charts, completions, run_figures, templates
+from grpo_kit.planning import expert_load
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import remedy_for
 from grpo_kit.runs.run import Run
@@ -61,7 +62,7 @@ def render_page(run: Run) -> str:
         verdict=read_verdict(run),
         figures=templates.render_figures(run_figures.summarise_run(run, rows)),
         alarms=templates.render_alarms(rows),
-        charts=templates.render_charts(run_figures.build_panels(run, rows)),
+        charts=templates.render_charts(run_figures.build_panels(run, rows)) + _render_expert_load(run),
         folded=_describe_settings(run),
         steps=steps,
     )
@@ -95,8 +96,14 @@ def read_verdict(run: Run) -> str:
         return f"Accuracy {' and '.join(missing)} training is not measured yet; `grpo-kit evaluate` does it."
     comparison = run_figures.read_report(run.evaluation / "report.json") or {}
     if all(comparison.get(name, {}).get("pass@1") == report["pass@1"] for name, report in reports.items()):
-        return " ".join([comparison["words"], *comparison.get("environments", [])])
+        return " ".join([comparison["words"], *comparison.get("environments", []), *comparison.get("experts", [])])
     return "Accuracy before and after training are not compared yet; `grpo-kit evaluate` does it."
+
+
+def _render_expert_load(run: Run) -> list[Any]:
+    """The chart of the experts' load before and after training; none where it was not measured."""
+    path = expert_load.find_load_file(run)
+    return [templates.render_expert_load(expert_load.read_load(path))] if path else []
 
 
 def _read_settings(run: Run) -> dict[str, Any]:

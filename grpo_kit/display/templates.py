@@ -73,6 +73,11 @@ def render_charts(panels: list[Panel]) -> list[Markup]:
     return [render_chart([panel]) for panel in panels]
 
 
+def render_expert_load(load: dict[str, Any]) -> Markup:
+    """The chart of the experts' load, from `planning.expert_load.read_load`, as an image that needs no other file."""
+    return PARTS.chart(charts.image_url(charts.draw_expert_load(load)), ["Load of the experts"], 1)
+
+
 def render_group(group: list[dict[str, Any]]) -> Markup:
     """One group's prompt, reference answer and completions, with their rewards, which also give the colour.
 

@@ -181,8 +181,36 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
             change = new["value"] - old["value"]
             table.add_row(name, f"{old['value']:.3f}", f"{new['value']:.3f}", f"{change:+.3f}", "", "")
     out.print(table)
-    for sentence in [report["words"], *report.get("environments", [])]:
+    for sentence in [report["words"], *report.get("environments", []), *report.get("experts", [])]:
         out.print(escape(sentence))
+
+
+def print_expert_load(run: Run) -> None:
+    """The load of the experts before and after training, layer by layer; a sentence where it was not measured."""
+    from grpo_kit.planning import expert_load  # it imports torch, and this file is light
+
+    path = expert_load.find_load_file(run)
+    if path is None:
+        out.print("No load of experts was measured: the policy has none, or vLLM sampled (evaluation.use_vllm=true).")
+        return
+    load = expert_load.read_load(path)
+    columns = ("layer", "fullest over mean", "entropy", "unused", "choice changed", "stayed", "hot on the slower tier")
+    table = Table(title="load of the experts, before and after", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right")
+    hot = expert_load.find_hot(load)
+    sides = (expert_load.describe_layers(load[key]) for key in ("hits_before", "hits"))
+    for number, old, new, changed, stayed in zip(load["layers"], *sides, load["changed"], load["overlap"], strict=True):
+        table.add_row(
+            f"{number}",
+            f"{old.max_violation + 1:.2f} {new.max_violation + 1:.2f}",
+            f"{old.entropy:.3f} {new.entropy:.3f}",
+            f"{old.unused} {new.unused}",
+            f"{changed:.1%}",
+            f"{stayed:.1%}",
+            ", ".join(str(expert) for layer, expert in hot if layer == number),
+        )
+    out.print(table)
 
 
 def print_repetition(run: Run, again: Run, differences: list[str]) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
-from grpo_kit.evaluation import intervals, problem_sets, results
+from grpo_kit.evaluation import expert_choices, intervals, problem_sets, results
 from grpo_kit.evaluation.portions import Progress, sample_portions
 from grpo_kit.evaluation.problem_sets import Problem
-from grpo_kit.planning import calibrate
+from grpo_kit.planning import calibrate, expert_load
 from grpo_kit.policy import episodes, generate, tool_calls, vllm_engine
 from grpo_kit.policy.chat import check_chat_template, prompts_open_thinking, render_prompt
 from grpo_kit.policy.episodes import sample_completions
@@ -79,7 +79,8 @@ def measure(
         What `evaluation/<stage>.json` holds: `pass@1` in [0, 1], its 95 % interval `ci95`, the number of problems `n`,
         pass@k and majority vote under `measures`, accuracy by environment, set, source and family under `by`,
         `mean_tokens` per completion, the share `truncated`, `seconds`, and every problem with its completions under
-        `problems`.
+        `problems`. For "after" of a policy with experts, `evaluation/after_experts.json` has their load (see
+        `planning.expert_load`).
 
     Raises:
         ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings;
@@ -114,7 +115,8 @@ def compare(run: Run) -> dict[str, Any]:
         What `evaluation/report.json` holds: `before` and `after` as measured, without their problems; `difference`
         (after minus before, in [-1, 1]), its 95 % interval `difference_ci95`, whether it is `real`, and all of it as
         `words`; the same by environment, set, source and family under `by`, where there are several; `environments`,
-        sentences on which environments gained and which lost; `seconds` over all stages.
+        sentences on which environments gained and which lost; `experts`, sentences on the load of the experts, if
+        there are any; `seconds` over all stages.
 
     Raises:
         FileNotFoundError: one of the two is not measured yet.
@@ -146,6 +148,7 @@ def compare(run: Run) -> dict[str, Any]:
         **intervals.compare_scores(*scores),
         "by": (groups := results.compare_groups(before, after)),
         "environments": results.describe_environments(groups.get("environment", {})),
+        "experts": _describe_load(run),
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_stage": seconds,
     }
@@ -161,6 +164,12 @@ def compare(run: Run) -> dict[str, Any]:
         )
     write_text(run.evaluation / "report.json", to_json(report, indent=2) + "\n")
     return report
+
+
+def _describe_load(run: Run) -> list[str]:
+    """What training did to the load of the experts, in sentences; none where it was not measured."""
+    path = expert_load.find_load_file(run)
+    return expert_load.describe_load(expert_load.read_load(path), path) if path else []
 
 
 def run_measurement(
@@ -215,6 +224,8 @@ def run_measurement(
 
         prompts = [begin(number).prompt_ids for number in range(0, tries * len(problems), tries) for _ in range(tries)]
         generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
+        compares = adapter is not None and stage in expert_load.MEASURED
+        texts = expert_choices.build_texts(run, engine.tokenizer, problems, prompts[::tries]) if compares else []
         sampling = {
             "engine": engine.name,
             "engine_why": engine_reason,
@@ -254,8 +265,10 @@ def run_measurement(
             },
             "problems": judged,
         }
-        write_text(path, to_json(report, indent=1, ensure_ascii=False) + "\n")
         wrote = [path, *_write_counts(config, run, hits, len(problems))] if stage == "before" else [path]
+        if compares:
+            wrote += expert_choices.write_load(config.policy, run, stage, engine, adapter, texts)
+        write_text(path, to_json(report, indent=1, ensure_ascii=False) + "\n")
         run.record_stage(stage, settings, reads, wrote, report["seconds"], config_yaml, **layers)
         partial.unlink(missing_ok=True)
     return report

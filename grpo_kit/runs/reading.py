@@ -19,6 +19,11 @@ FILES = {...: TEXT_OR_NONE}  # sha256 by name
 STAGE = {"finished": str, "seconds": NUMBER, "settings": dict, "read": FILES, "wrote": FILES, "steps?": int}
 PROBLEM = {"id": str, "prompt": str, "score": FIGURE, "completions": [str]}
 MEASUREMENT = {"pass@1": NUMBER, "ci95": [NUMBER], "n": int, "sampling": {"engine": str}, "problems": [PROBLEM]}
+EXPERTS = {
+    "model": str, "stage": str, "prompts": int, "tokens": int, "top_k": int, "layers": [int], "hits": [[int]],
+    "hits_before": [[int]], "changed": [NUMBER], "overlap": [NUMBER], "on_host": [[int]], "lora_pairs": int,
+    "lora_pairs_zero": int,
+}  # fmt: skip
 ROW = {"id": str, "prompt": (str, list), "answer?": (str, int, float, list)}
 ROUND = {
     "made_with?": dict, "id?": str, "round?": int, "of?": int, "samples?": int, "right?": int, "tried?": int,
@@ -59,6 +64,9 @@ FORMS: dict[str, tuple[Any, str]] = {
     "before.json": (MEASUREMENT, ACCURACY),
     "after.json": (MEASUREMENT, ACCURACY),
     "routing.json": ({"model": str, "hits": [list]}, ACCURACY),
+    "after_sft_experts.json": (EXPERTS, ACCURACY),
+    "after_experts.json": (EXPERTS, ACCURACY),
+    "after_prefer_experts.json": (EXPERTS, ACCURACY),
     "score.json": (MEASUREMENT, "Put back a copy of it, or measure again with `grpo-kit score --force`."),
 }
 NAMES = {dict: "a JSON object", list: "a list", str: "a text", int: "a whole number", float: "a number"}

@@ -44,7 +44,7 @@ def test_the_page_loads_nothing_from_the_network(copied):
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "a"})
     assert not [name for _, attrs in page.tags for name in attrs if name == "href" or name.startswith("on")]
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
-    assert len(sources) == 6 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert len(sources) == 7 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert re.search(r"url\(|@import", copied.page.read_text()) is None
     assert "default-src 'none'" in copied.page.read_text()
 

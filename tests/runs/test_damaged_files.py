@@ -31,10 +31,10 @@ from tests.helpers.settings import SMALL
 
 FILES = (
     "run.json", "config.yaml", "metrics.jsonl", "completions.jsonl", "forecast.json", "evaluation/before.json",
-    "evaluation/after.json", "data/manifest.json", "data/train/data.jsonl", "data/test/data.jsonl", "screening.jsonl",
-    "data/dropped.jsonl", "data/train/screened.jsonl", "evaluation/report.json", "evaluation/score.json",
-    "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
-    "evaluation/probe.safetensors", "tune/study.db",
+    "evaluation/after.json", "evaluation/after_experts.json", "data/manifest.json", "data/train/data.jsonl",
+    "data/test/data.jsonl", "screening.jsonl", "data/dropped.jsonl", "data/train/screened.jsonl",
+    "evaluation/report.json", "evaluation/score.json", "adapter/adapter_model.safetensors",
+    "adapter/adapter_config.json", "evaluation/probe.safetensors", "tune/study.db",
 )  # fmt: skip
 RUN = ["--run", "r"]
 SCORE = ["score", "data.paths.nemotron_challenge={root}/train.csv", "--problems", "3", *RUN]
