@@ -126,12 +126,17 @@ def _read_message(turn: Any, column: str) -> dict[str, str]:
     if turn.get("tool_calls"):
         raise Refused("tool call", f"a message of {column} calls a tool")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    return {"role": ROLES[role.lower()], "content": read_content(content, column)}
+
+
+def read_content(content: Any, column: str) -> str:
+    """The text of a message, whose content is a text or a list of blocks with `text`."""
     if isinstance(content, list | tuple):
         blocks = [block if isinstance(block, dict) else {} for block in content]
         if not all(block.get("type", "text") in _TEXT_BLOCKS for block in blocks):
             raise Refused("not text", f"a message of {column} holds a block that is not text")
         content = "".join(read_text(block.get("text"), column) for block in blocks)
-    return {"role": ROLES[role.lower()], "content": read_text(content, column)}
+    return read_text(content, column)
 
 
 def is_number(value: Any) -> bool:

@@ -59,6 +59,19 @@ CALL = re.compile(
     re.DOTALL,
 )
 ATTEMPT = re.compile(r"<tool_call>(?:\s*<function=)?|<function=")  # what looks like the beginning of a call
+# The beginning of a call in any model's form: the rule of the reward no_calls.py, which explains it. A test compares.
+CALL_BEGINS = re.compile(
+    r"<tool_call>\s*(?:<function=|[\[{]|[\w.-]{1,200}\s*<arg_key>|<\||\Z)"
+    r"|<function=[^\s<>=]{0,200}(?:>|\Z)"
+    r"|<TOOLCALL>\s*(?:[\[{]|\Z)"
+    r"|<\|python_tag\|>\s*(?:\{|[\w.]{1,200}\()"
+    r"|\[TOOL_CALLS\]\s*(?:[\[{]|[\w.-]{1,200}\s*(?:\{|\[ARGS\]))"
+    r"|<\|tool_call\|>\s*[\[{]"
+    r"|<\|tool_call_begin\|>[^<\n]{1,200}<\|tool_call_argument_begin\|>"
+    r"|<｜tool▁call▁begin｜>[^<\n]{1,200}<｜tool▁sep｜>"
+    r"|<\|[a-z]{1,20}\|>(?:assistant|commentary) to=functions\.\w"
+    r"|<(?:[a-z]{1,20}:|｜DSML｜)?invoke name=\""
+)
 
 
 def reads_as_nemotron(tokenizer: Any) -> bool:
@@ -152,6 +165,30 @@ def _read_calls(tokenizer: Any, calls: list[str], tools: Any) -> list[Message]:
         raise ValueError("a call is read as several")
     json.dumps(read, allow_nan=False, ensure_ascii=False).encode()  # ValueError: NaN, or half a character of UTF-16
     return read
+
+
+def has_call(text: str, turns: Sequence[Message] | None = None) -> bool:
+    """Whether a completion calls a tool, or begins to, in any model's form; its thoughts count.
+
+    Args:
+        text: the completion's.
+        turns: of a completion of several turns.
+
+    Example:
+        >>> has_call("I think.</think><tool_call>\\n<function=look>"), has_call("<tool_call> opens one.")
+        (True, False)
+    """
+    return any(turn.get("tool_calls") for turn in turns or []) or CALL_BEGINS.search(text) is not None
+
+
+def declares_tools(prompt: Sequence[Message], tools: Any = None) -> bool:
+    """Whether a prompt offers tools: the row's own, or a system turn that lists them in `<tools>`.
+
+    Args:
+        prompt: the conversation.
+        tools: what the chat template gets beside it.
+    """
+    return bool(tools) or "<tools>" in chat.completion_text([t for t in prompt if t["role"] in ("system", "developer")])
 
 
 def encode_results(tokenizer: Any, results: Sequence[Message], enable_thinking: bool) -> list[int]:

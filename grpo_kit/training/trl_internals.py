@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from trl import GRPOConfig, GRPOTrainer, chat_template_utils
+from transformers import TrainingArguments
+from trl import GRPOTrainer, SFTTrainer, chat_template_utils
 from trl.kernels import chunked_logprob
 
 from grpo_kit.adapters import lora
@@ -54,7 +55,7 @@ logging.getLogger("trl.trainer.grpo_trainer").addFilter(
 )
 
 
-def use_one_gpu(args: GRPOConfig) -> None:
+def use_one_gpu(args: TrainingArguments) -> None:
     """Undo that transformers 5.23 multiplies the batch by the number of GPUs: a second GPU only holds experts."""
     args._n_gpu = min(1, args.n_gpu)
 
@@ -174,44 +175,11 @@ class ResumableTrainer:
     def load_extra(self, folder: Path) -> None:
         """Read what `save_extra` wrote."""
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Nothing: transformers calls `on_save` of the callbacks next, and `CheckpointCallback` writes there."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # PEFT's own reader would stack the experts' pairs.
-        folder = Path(resume_from_checkpoint)
-        lora.load_adapter_values(self.accelerator.unwrap_model(self.model), folder)
-        self.load_extra(folder)
-
-
-class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
-    """TRL's GRPOTrainer with public names for the steps that the kit changes. By itself it does what TRL does.
-
-    With tools, rows that set `enable_thinking` themselves keep it after a tool's turn, a turn has room for what the
-    completion has left, and a completion whose last result found no room counts as cut.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("tools") or kwargs.get("environment_factory"):
-            set_response_template(kwargs["processing_class"])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are using 'environment_factory', which is an experimental feature")
-            super().__init__(*args, **kwargs)
-        model = self.accelerator.unwrap_model(self.model)
-        leave_sampling(getattr(model, "get_base_model", lambda: model)())
-        self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
-        self._asked: list[list[int]] = []  # the prompts, as token ids, of a batch whose further turns are sampled
-        self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
-        self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
-        self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
-        self._prepared: Batch | None = None  # the micro-batch of the step that is being taken
-
     def align_with_step(self) -> None:
-        """Let a resumed training sample at the steps, and with the learning rate, of one that was not interrupted.
+        """Let a resumed training go on with the learning rate of one that was not interrupted.
 
         Without it the first step would have the rate of the checkpoint, whose `max_steps` may have been lower.
         """
-        self._step = self.state.global_step * self.args.gradient_accumulation_steps
         schedule = self.lr_scheduler
         if isinstance(schedule, LambdaLR):
             groups = zip(self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
@@ -250,6 +218,57 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
         return restore
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimiser of transformers; a step of it that finds no memory is taken again from where it began."""
+        is_new, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
+        if is_new:
+            plain = type(optimizer).step
+
+            def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+                take_step = functools.partial(plain, optimizer, *args, **kwargs)
+                remember = functools.partial(remember_optimizer, optimizer)
+                return expert_placement.with_relief(self.model, take_step, "training", remember)
+
+            optimizer.step = types.MethodType(step, optimizer)
+        return optimizer
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Nothing: transformers calls `on_save` of the callbacks next, and `CheckpointCallback` writes there."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # PEFT's own reader would stack the experts' pairs.
+        folder = Path(resume_from_checkpoint)
+        lora.load_adapter_values(self.accelerator.unwrap_model(self.model), folder)
+        self.load_extra(folder)
+
+
+class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
+    """TRL's GRPOTrainer with public names for the steps that the kit changes. By itself it does what TRL does.
+
+    With tools, rows that set `enable_thinking` themselves keep it after a tool's turn, a turn has room for what the
+    completion has left, and a completion whose last result found no room counts as cut.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("tools") or kwargs.get("environment_factory"):
+            set_response_template(kwargs["processing_class"])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'environment_factory', which is an experimental feature")
+            super().__init__(*args, **kwargs)
+        model = self.accelerator.unwrap_model(self.model)
+        leave_sampling(getattr(model, "get_base_model", lambda: model)())
+        self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
+        self._asked: list[list[int]] = []  # the prompts, as token ids, of a batch whose further turns are sampled
+        self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
+        self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
+        self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
+        self._prepared: Batch | None = None  # the micro-batch of the step that is being taken
+
+    def align_with_step(self) -> None:
+        """Let a resumed training also sample at the steps of one that was not interrupted."""
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        super().align_with_step()
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
         """TRL's micro-batch. It is sampled once, also where its passes are repeated because memory ran out."""
         began = time.perf_counter()
@@ -274,20 +293,6 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
             self._buffered_inputs = self.arrange(self._buffered_inputs)
             inputs = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return inputs
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The optimiser of transformers; a step of it that finds no memory is taken again from where it began."""
-        is_new, optimizer = self.optimizer is None, super().create_optimizer(*args, **kwargs)
-        if is_new:
-            plain = type(optimizer).step
-
-            def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-                take_step = functools.partial(plain, optimizer, *args, **kwargs)
-                remember = functools.partial(remember_optimizer, optimizer)
-                return expert_placement.with_relief(self.model, take_step, "training", remember)
-
-            optimizer.step = types.MethodType(step, optimizer)
-        return optimizer
 
     def make_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """The generation batch of a training step. `rows` are those that TRL's own sampler has chosen."""
@@ -366,3 +371,55 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         outputs = compute() if torch.is_grad_enabled() else self.with_relief(compute)
         self.trained_logps = outputs[0].detach()
         return outputs
+
+
+class OpenSFTTrainer(ResumableTrainer, SFTTrainer):
+    """TRL's SFTTrainer with public names for the steps that the kit changes. By itself it does what TRL does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        leave_sampling(self._base_model())
+
+    def _base_model(self) -> Any:
+        model = self.accelerator.unwrap_model(self.model)
+        return getattr(model, "get_base_model", lambda: model)()
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of all steps so far, prompts included, padding not: the figure `num_tokens`."""
+        return self._total_train_tokens
+
+    @tokens_seen.setter
+    def tokens_seen(self, count: int) -> None:
+        self._total_train_tokens = count
+
+    def _remember(self) -> Callable[[], None]:
+        restore, tokens = super()._remember(), self.tokens_seen
+
+        def restore_all() -> None:
+            restore()
+            self.tokens_seen = tokens
+
+        return restore_all
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """TRL's micro-batch; its passes are repeated where memory ran out."""
+        return self.with_relief(functools.partial(super().training_step, model, inputs, num_items_in_batch))
+
+    @torch.no_grad()
+    def score_tokens(self, ids: list[int], labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """How likely the policy finds the tokens of one row.
+
+        Args:
+            ids: the row's tokens.
+            labels: the same, -100 where a token is not scored.
+
+        Returns:
+            `(tokens - 1,)` log-probs of the tokens after the first one, in nats, 0 where a token is not scored; and as
+            many bools, whether the token is the most likely one.
+        """
+        device = self.accelerator.device
+        row = {"input_ids": torch.tensor([ids], device=device), "labels": torch.tensor([labels], device=device)}
+        with self.compute_loss_context_manager():
+            outputs = self.with_relief(functools.partial(self._base_model(), **row, fused_lm_head=True))
+        return outputs.log_probs[0].float().cpu(), outputs.is_top1[0].bool().cpu()

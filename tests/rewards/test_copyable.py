@@ -46,12 +46,20 @@ CALLS = {
     ),
     "code_tests": ("code_tests_reward", ["```python\nprint(4)\n```", "```python\nprint(5)\n```"], [1.0, 0.0]),
     "documents_qa": ("documents_qa_reward", ["Answer: 4 [1]", "4 or 3"], [1.0, 0.0]),
+    "no_calls": ("no_calls_reward", ["4", "<tool_call>\n<function=add>"], [1.0, 0.0]),
     "end_state": ("end_state_reward", ["4", ""], [None, None]),
+    "judge": (  # its judge prefers short answers
+        "lambda answer, **columns: (setattr(judge_reward, 'compare', lambda pairs: [Comparison(3, 3, "
+        "2 if len(first) < len(second) else 5) for _, first, second in pairs]), judge_reward(**columns))[1]",
+        ["4", "It is 4"],
+        [5.25, 1.25],
+    ),
     "brevity": (
         "cosine(4, lambda completions, **_: [1.0, 0.0, None])",
         ["a", "b", "c"],
         [0.75, -0.75, None],
     ),
+    "token_budget": ("token_budget_reward", ["a", "b"], [1.0, None]),
     "combine": (
         "combine(lambda completions, **_: [1.0, 0.0, None], "
         "x=Part(lambda completions, **_: [1.0] * len(completions), 0.5))",
@@ -77,6 +85,8 @@ def trl_keywords(texts: list[str]) -> dict:
         "instruction_id_list": [["punctuation:no_comma", "keywords:existence"]] * n,
         "kwargs": [[None, {"keywords": ["4"]}]] * n,
         "difficulty": [0.5] * n,
+        "think_ids": [1, 2],
+        "token_budget": [None if i % 2 else 4 for i in range(n)],
         "trainer_state": None,
         "environments": [None] * n,
     }
@@ -173,6 +183,7 @@ SHARED_TEXTS = [
     "The answer is not B.", r"\boxed{A} or \boxed{B}", r"\boxed{3} or \boxed{4}", r"It is not \boxed{4}", "<<3+1=4>> 4",
     '{"n": 4}', "<think>3+1=4</think>4",
     "```python\nprint(4)\n```", "Three and one is four: 3 + 1 = 4, (3+1)*1=4 <answer>4.0</answer>", r"\boxed{4", "",
+    "<tool_call>\n<function=add>",
 ]  # fmt: skip
 EVERY_OTHER = "lambda completions, **_: [float(i % 2) for i, _ in enumerate(completions)]"
 SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
