@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 
 from grpo_kit.data import puzzles
-from grpo_kit.data.puzzles import bits, cipher, cryptarithms, equations, numerals, physics, rules
+from grpo_kit.data.puzzles import bit_rules, bits, cipher, cryptarithms, equations, numerals, physics, rules
 from grpo_kit.rewards.challenge import challenge_reward, challenge_score
 
 COUNTS = {
@@ -60,14 +60,14 @@ def test_other_prompts_belong_to_no_family(shared_data, name):
     for line in (shared_data / name).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         prompt = row.get("question") or row["problem"]
-        assert puzzles.classify_prompt(prompt) is puzzles.solve_prompt(prompt) is None
+        assert puzzles.classify_prompt(prompt) is puzzles.solve_prompt(prompt).answer is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "share"),
     [
-        ("bit manipulation", 0.97),  # all 1,602: 98.8 %
+        ("bit manipulation", 0.99),
         ("gravity", 1.0),
         ("unit conversion", 1.0),
         ("text encryption", 1.0),
@@ -77,7 +77,7 @@ def test_other_prompts_belong_to_no_family(shared_data, name):
 )
 def test_a_solver_answers_the_real_puzzles(real, family, share):
     sample = real[family][::10]
-    right = sum(paid(row["answer"], puzzles.solve_prompt(row["prompt"])) for row in sample)
+    right = sum(paid(row["answer"], puzzles.solve_prompt(row["prompt"]).answer) for row in sample)
     assert right / len(sample) >= share
 
 
@@ -134,14 +134,12 @@ def test_a_generated_puzzle_is_determined_solved_and_paid(family):
         puzzle = puzzles.make_puzzle(family, 21, index)
         assert puzzle.determined and puzzle.family == puzzles.classify_prompt(puzzle.prompt) == family
         assert re.fullmatch(FORMATS[family], puzzle.answer), puzzle
-        assert puzzle.trace.endswith(puzzle.answer) and "boxed" not in puzzle.trace
+        searched = family == "equation transformation" and not puzzle.answer[0].isdigit()  # digits behind symbols
+        assert puzzle.trace.endswith(puzzle.answer) and "boxed" not in puzzle.trace or searched and not puzzle.trace
         completion = f"{puzzle.trace}\n</think>\n\\boxed{{{puzzle.answer}}}"
         assert challenge_reward([completion], answer=[puzzle.answer]) == [1.0]
-        solved = puzzles.solve_prompt(puzzle.prompt + SUFFIX)
-        # The middle of the factors a measure's examples allow may differ in the last decimal; nothing else may differ.
-        assert paid(puzzle.answer, solved) if family in ("gravity", "unit conversion") else solved == puzzle.answer, (
-            puzzle
-        )
+        assert puzzles.solve_prompt(puzzle.prompt + SUFFIX) == puzzles.solve_prompt(puzzle.prompt), puzzle
+        assert puzzles.solve_prompt(puzzle.prompt).answer == puzzle.answer, puzzle
 
 
 @pytest.mark.slow
@@ -158,7 +156,7 @@ def test_the_same_seed_and_index_give_the_same_puzzle_in_any_order(family):
 @pytest.mark.slow
 def test_puzzles_change_only_with_the_version():
     text = "".join(puzzles.make_puzzle(family, 0, index).prompt for family in EVERY for index in range(3))
-    assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (1, "3a0a8651193b76ec")
+    assert (puzzles.VERSION, hashlib.sha256(text.encode()).hexdigest()[:16]) == (2, "717827b0fd2265f9")
 
 
 @pytest.mark.slow
@@ -168,8 +166,8 @@ def test_an_answer_that_the_examples_leave_open_is_marked(family):
     marks = {puzzle.determined for puzzle in kept}
     assert marks == {True, False}
     for puzzle in kept:
-        assert puzzle.trace.endswith(puzzle.answer)
-        assert not puzzle.determined or puzzles.solve_prompt(puzzle.prompt) == puzzle.answer
+        assert puzzle.determined or not puzzle.trace
+        assert not puzzle.determined or puzzles.solve_prompt(puzzle.prompt).answer == puzzle.answer
 
 
 def test_an_operator_that_no_example_shows_is_never_called_determined():
@@ -178,7 +176,7 @@ def test_an_operator_that_no_example_shows_is_never_called_determined():
         puzzle = puzzles.make_puzzle("equation transformation", 6, index, {"symbols": (0, 0)}, determined_only=False)
         *lines, query = puzzle.prompt.split("\n")[1:]
         if all(line[2] != query.rpartition(" ")[2][2] for line in lines):
-            assert not puzzle.determined and "never shown" in puzzle.trace
+            assert not puzzle.determined and puzzles.solve_prompt(puzzle.prompt).reason == "ambiguous"
             unshown += 1
     assert unshown > 5
 
@@ -235,62 +233,6 @@ def test_symbol_equations_agree_with_trying_every_filling():
     assert answers == pytest.approx(expected)
 
 
-# ---- traces: every step that is written is true
-
-
-@pytest.mark.parametrize("family", ["gravity", "unit conversion"])
-def test_products_and_quotients_in_a_trace_are_right(family):
-    for index in range(40):
-        trace = puzzles.make_puzzle(family, 41, index).trace
-        steps = re.findall(r"([\d.]+) ([*/]) ([\d.]+) = ([\d.]+)(?: -> ([\d.]+))?", trace)
-        assert [sign for _, sign, *_ in steps].count("/") == 1 and len(steps) >= 3
-        for a, sign, b, result_shown, result in steps:
-            true = Decimal(a) * Decimal(b) if sign == "*" else Decimal(a) / Decimal(b)
-            assert abs(true - Decimal(result_shown)) < (Decimal("0.0001") if sign == "*" else Decimal("0.000006"))
-            assert sign == "/" or physics.round_half_up(true) == physics.round_half_up(
-                Decimal(result_shown)
-            ) == Decimal(result)
-
-
-@pytest.mark.slow
-def test_columns_in_a_trace_are_right_and_the_last_bits_are_the_answer():
-    for index in range(30):
-        puzzle = puzzles.make_puzzle("bit manipulation", 41, index)
-        shown = re.findall("^([01]{8}) -> ([01]{8})$", puzzle.prompt, re.MULTILINE)
-        for which, letter in ((0, "i"), (1, "o")):
-            columns = re.findall(rf"^{letter}\d ([01]+)\b", puzzle.trace, re.MULTILINE)
-            assert columns == ["".join(pair[which][place] for pair in shown) for place in range(8)]
-        columns = re.findall(r"^o\d ([01]+): .* = ([01]+), so ", puzzle.trace, re.MULTILINE)
-        assert len(columns) == 8 and all(shown == got for shown, got in columns)
-        assert "".join(re.findall(r"^o\d = .* = ([01])$", puzzle.trace, re.MULTILINE)) == puzzle.answer
-
-
-def test_letters_in_a_trace_spell_its_words():
-    for index in range(40):
-        puzzle = puzzles.make_puzzle("text encryption", 41, index)
-        read = re.findall(
-            r"^([a-z]+): ((?:[a-z]=[a-z?] ?)+)-> ([a-z?]+)(?:, fits .*: ([a-z]+))?$", puzzle.trace, re.MULTILINE
-        )
-        readings = {secret: word or spelled for secret, _, spelled, word in read}
-        assert all([*spelled] == [pair[2:] for pair in letters.split()] for _, letters, spelled, _ in read)
-        assert " ".join(readings[secret] for secret in puzzle.prompt.rpartition(": ")[2].split()) == puzzle.answer
-
-
-@pytest.mark.slow
-def test_equations_in_a_trace_are_right():
-    for index in range(60):
-        puzzle = puzzles.make_puzzle("equation transformation", 41, index)
-        written = re.findall(r", written (\S+), shown (\S+)$", puzzle.trace, re.MULTILINE)
-        assert all(value_shown == shown for value_shown, shown in written)
-        assert len(written) == puzzle.prompt.count(" = ") or "copies" in puzzle.trace
-        steps = "\n".join(line for line in puzzle.trace.split("\n") if " is " not in line)  # not the filled-in examples
-        sums = re.findall(r"(\d+) ?([-+*]) ?(\d+)(?: ([-+]) 1)? ?= ?(-?\d+)\b", steps)
-        assert sums or "remainder" in steps or "|" in steps or "copies" in steps or "joined" in steps
-        for a, sign, b, one, value_shown in sums:
-            value = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
-            assert int(value_shown) == value + {"+": 1, "-": -1, "": 0}[one]
-
-
 # ---- difficulty
 
 
@@ -300,13 +242,13 @@ def test_generator_settings_change_what_they_name():
         assert "M" in puzzle.answer and puzzle.prompt.count(" -> ") == 2
         puzzle = puzzles.make_puzzle("text encryption", 1, index, {"hidden": (0, 0)})
         assert set(puzzle.prompt.rpartition(": ")[2]) <= set(puzzle.prompt.partition("Now,")[0])
-        assert "?" not in puzzle.trace
+        assert "?" not in puzzle.trace and puzzle.trace
         puzzle = puzzles.make_puzzle("gravity", 1, index, {"g": (1.6, 1.7), "seconds": (10.0, 20.0)})
         assert 1.5 < 2 * float(puzzle.answer) / float(re.search(r"for t = ([\d.]+)s", puzzle.prompt)[1]) ** 2 < 1.8
         puzzle = puzzles.make_puzzle("unit conversion", 1, index, {"factor": (3.0, 3.0)})
-        assert re.search(r"= (3\.00\d{3}|2\.99\d{3})$", puzzle.trace, re.MULTILINE)
+        assert re.search(r"^factor (3|3\.00\d+|2\.99\d+)$", puzzle.trace, re.MULTILINE)
         puzzle = puzzles.make_puzzle("bit manipulation", 1, index, {"copies": (1, 1)})
-        assert not re.search(" and | or | xor |majority|choice", puzzle.trace.partition("\n")[2])
+        assert re.search(r"^(rot|left|right) \d: 0=[01] 1=[01]$", puzzle.trace, re.MULTILINE)
         puzzle = puzzles.make_puzzle("equation transformation", 1, index, {"symbols": (0, 0), "operators": (1, 1)})
         assert puzzle.prompt[-1].isdigit() and len({line[2] for line in puzzle.prompt.split("\n")[1:-1]}) == 1
         assert puzzle.difficulty == {"examples": (3, 5), "operators": (1, 1), "symbols": (0, 0)}
@@ -406,11 +348,11 @@ def test_two_signs_of_a_puzzle_have_rules_of_two_groups_unless_both_concatenate(
 
 
 def test_copied_bits_equal_their_sources():
-    for name in bits.COPIES:
+    for name in bit_rules.COPIES:
         for byte in (0b10110010, 0b00000001, 0b11111111):
-            sources = [bits.find_source(place, *name) for place in range(8)]
+            sources = [bit_rules.find_source(place, *name) for place in range(8)]
             text = "".join("0" if at is None else f"{byte:08b}"[at] for at in sources)
-            assert f"{bits.shift_byte(byte, *name):08b}" == text, name
+            assert f"{bit_rules.shift_byte(byte, *name):08b}" == text, name
 
 
 @pytest.mark.parametrize(
@@ -436,10 +378,8 @@ def test_the_examples_bound_the_possible_factors():
     assert not physics.is_determined([(Decimal(1), Decimal("0.10"))])  # 0.095 to 0.105
     assert not physics.is_determined([(Decimal(1), Decimal("1.00")), (Decimal(1), Decimal("2.00"))])  # nothing fits
     lines = "10.0 m becomes 12.35\n20.0 m becomes 24.70\n"
-    assert (
-        puzzles.solve_prompt(f"{physics.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m")
-        == "49.40"
-    )
+    prompt = f"{physics.UNIT_OPENING}\n{lines}Now, convert the following measurement: 40.0 m"
+    assert puzzles.solve_prompt(prompt).answer == "49.40"
     assert physics.round_half_up(Decimal("0.125")) == Decimal("0.13")
 
 
@@ -483,8 +423,8 @@ def test_a_damaged_prompt_never_raises(family):
         puzzles.FAMILIES[family].opening,
     ]
     for prompt in damaged:
-        answer = puzzles.solve_prompt(prompt)
-        assert answer is None or isinstance(answer, str)
+        solution = puzzles.solve_prompt(prompt)
+        assert bool(solution.reason) != bool(solution.trace) and (solution.answer or solution.reason == "no rule")
 
 
 @pytest.mark.parametrize(
@@ -504,20 +444,13 @@ def test_a_damaged_prompt_never_raises(family):
     ],
 )
 def test_examples_that_no_rule_explains_give_no_answer(prompt):
-    assert puzzles.solve_prompt(prompt) is None
+    solution = puzzles.solve_prompt(prompt)
+    assert solution.answer is None and solution.reason == "no rule" and solution.detail and not solution.trace
 
 
 @pytest.mark.slow
 def test_many_different_signs_do_not_make_solving_slow():
     lines = "".join(f"a{i}{sign}b{i} = {i}\n" for i, sign in zip("cdefghij", "!#$%&?@^"))
-    assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
+    assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd").answer is None
     lines = "".join(f"ab{chr(0x4E00 + i)}cd = abcd\n" for i in range(3000))
-    assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd") is None
-
-
-@pytest.mark.slow
-def test_a_trace_names_the_order_of_a_copied_pair_as_in_its_examples():
-    for index in range(120):
-        puzzle = puzzles.make_puzzle("equation transformation", 51, index, {"symbols": (1, 1)}, determined_only=False)
-        for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): (\w+) pair, ", puzzle.trace, re.MULTILINE):
-            assert right == (left[:2] + left[3:] if order == "left" else left[3:] + left[:2])
+    assert puzzles.solve_prompt(f"{equations.OPENING}\n{lines}Now, determine the result for: ac!bd").answer is None

@@ -1,15 +1,17 @@
 """Text encryption: one letter stands for another, the same one everywhere, in sentences of 77 words.
 
 The examples do not always show every letter of the text to decrypt (in 62 % of the challenge's puzzles they do not).
-The other letters follow from the words and from the four shapes of a sentence that all texts have.
+The other letters follow from the words and from the four shapes of a sentence that all texts have. The solver reads the
+words whose letters are known, and then, again and again, a word that only one of the 77 fits.
 """
 
 import random
 import re
 import string
 from collections.abc import Iterator
+from itertools import islice
 
-from grpo_kit.data.puzzles.puzzle import Family, Knobs, text_after
+from grpo_kit.data.puzzles.puzzle import AMBIGUOUS, NO_RULE, NO_SEARCH, Family, Knobs, Solution, text_after
 
 _BOTH = "garden castle forest"  # a thing and a place
 WHO, DOES, KIND, IN, WHAT, WHERE = (
@@ -68,7 +70,7 @@ def decrypt(key: dict[str, str], text: str) -> str:
 
 
 def learn_key(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] | None:
-    """(key, one line of working for each example word that shows a new letter), None where the examples contradict."""
+    """(key, one line of working for each word of the examples), None where the examples contradict."""
     key, lines = {}, []
     for secret, plain in pairs:
         if len(secret.split()) != len(plain.split()):
@@ -77,28 +79,56 @@ def learn_key(pairs: list[tuple[str, str]]) -> tuple[dict[str, str], list[str]] 
             new = extend_key(key, a, b)
             if new is None:
                 return None
-            if fresh := [f"{letter}={new[letter]}" for letter in dict.fromkeys(a) if letter not in key]:
-                lines.append(f"{a} = {b}: {' '.join(fresh)}")
+            lines.append(f"{a} = {b}: {_name_letters(new, a, key) or 'known'}")
             key = new
     return key, lines
 
 
-def explain_decryption(key: dict[str, str], text: str, final: dict[str, str]) -> list[str]:
-    """Lines that read `text` word by word; a word with unknown letters waits until the others are read."""
-    lines, waiting = [], text.split()
-    while waiting:
-        secret = min(waiting, key=lambda word: decrypt(key, word).count("?"))  # the first of the best known
-        waiting.remove(secret)
-        spelled, word = decrypt(key, secret), decrypt(final, secret)
-        letters = " ".join(f"{letter}={key.get(letter, '?')}" for letter in secret)
-        fitting = [candidate for candidate in WORDS if extend_key(key, secret, candidate)]
-        reading = f" -> {spelled}" + ("" if "?" not in spelled else f", fits {' or '.join(fitting)}: {word}")
-        lines.append(f"{secret}: {letters}{reading}")
+def _name_letters(new: dict[str, str], secret: str, key: dict[str, str]) -> str:
+    """The letters of a word that `key` does not have, `t=c r=a`."""
+    return " ".join(f"{letter}={new[letter]}" for letter in dict.fromkeys(secret) if letter not in key)
+
+
+def read_text(key: dict[str, str], text: str) -> tuple[list[str], str | None]:
+    """(lines that read `text` word by word, the text); None where at some point several words fit each word left."""
+    lines, words, readings = [], text.split(), {}
+    while len(readings) < len(words):
+        open_words = {place: word for place, word in enumerate(words) if place not in readings}
+        known = [place for place, word in open_words.items() if "?" not in decrypt(key, word)]
+        fits: dict[int, list[str]] = {}
+        if not known:
+            fits = {place: [w for w in WORDS if extend_key(key, word, w)] for place, word in open_words.items()}
+        ready = known or [place for place in open_words if len(fits[place]) == 1]
+        if not ready:
+            return lines, None
+        secret, spelled = words[ready[0]], decrypt(key, words[ready[0]])
+        lines.append(f"{secret}: {' '.join(f'{a}={b}' for a, b in zip(secret, spelled))} -> {spelled}")
+        word = spelled if known else fits[ready[0]][0]
+        if not known:
+            alike = [w for w in WORDS if len(w) == len(secret) and all(b in ("?", a) for a, b in zip(w, spelled))]
+            lines += [f"{w}: {find_clash(key, secret, w)}: no" for w in alike if w != word]
+            lines.append(f"{word}: {_name_letters(extend_key(key, secret, word), secret, key)}: fits")
+        readings[ready[0]] = word
         key = extend_key(key, secret, word)
-    return lines
+    return lines, " ".join(readings[place] for place in range(len(words)))
 
 
-def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
+def find_clash(key: dict[str, str], secret: str, plain: str) -> str:
+    """The first letter of `plain` that cannot be, with what it contradicts; both words are equally long.
+
+    >>> find_clash({"x": "e"}, "xyz", "eel"), find_clash({}, "aa", "is")
+    ('y=e, but x=e', 'a=s, but a=i')
+    """
+    key = dict(key)
+    for a, b in zip(secret, plain):
+        other = next((c for c, d in key.items() if (c == a) != (d == b)), None)
+        if other:
+            return f"{a}={b}, but {other}={key[other]}"
+        key[a] = b
+    raise ValueError(f"{secret} can be {plain}.")
+
+
+def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, bool]:
     for _ in range(10_000):
         letters = list(string.ascii_lowercase)
         rng.shuffle(letters)
@@ -118,20 +148,28 @@ def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
         f"{OPENING} Here are some examples:\n{''.join(f'{a} -> {b}{chr(10)}' for a, b in pairs)}"
         f"Now, decrypt the following text: {text}"
     )
-    key, lines = learn_key(pairs)
-    trace = [*lines, *explain_decryption(key, text, {a: b for b, a in back.items()}), answer]
-    return prompt, answer, "\n".join(trace), len({decrypt(new, text) for new in find_readings(key, text)}) == 1
+    key, _ = learn_key(pairs)
+    return prompt, answer, len({decrypt(new, text) for new in find_readings(key, text)}) == 1
 
 
-def solve_puzzle(prompt: str) -> str | None:
+def solve_puzzle(prompt: str) -> Solution:
+    """Learn letters from the examples, word by word, then read the text."""
     learned = learn_key(re.findall(r"^([a-z ]+) -> ([a-z ]+)$", prompt, re.MULTILINE))
-    text = text_after(prompt, "decrypt the following text: ")
+    text = " ".join(text_after(prompt, "decrypt the following text: ").split())
     if learned is None or not re.fullmatch("[a-z ]+", text):
-        return None
-    spelled = decrypt(learned[0], text)
-    return next(
-        (decrypt(key, text) for key in find_readings(learned[0], text)), spelled if "?" not in spelled else None
-    )
+        return Solution(None, reason=NO_RULE, detail="No letters stand for the same letters in all examples.")
+    key, lines = learned
+    texts = list(dict.fromkeys(decrypt(new, text) for new in islice(find_readings(key, text), 1000)))
+    if not texts and "?" in decrypt(key, text):
+        return Solution(None, reason=NO_RULE, detail="No sentence of the known words fits the text.")
+    if len(texts) > 1:
+        return Solution(texts[0], reason=AMBIGUOUS, detail=f"The text can be {texts[0]!r} or {texts[1]!r}.")
+    answer = texts[0] if texts else decrypt(key, text)
+    more, read = read_text(key, text)
+    if read != answer:
+        return Solution(answer, reason=NO_SEARCH, detail="At some point several words fit each word that is left.")
+    key_line = "key: " + " ".join(f"{a}={key[a]}" for a in sorted(key))
+    return Solution(answer, "\n".join([*lines, key_line, f"{text}:", *more, answer]))
 
 
 CIPHER = Family("text encryption", OPENING, {"examples": (3, 5), "hidden": (0, 5)}, draw_puzzle, solve_puzzle)

@@ -9,9 +9,9 @@ import random
 from collections.abc import Sequence
 
 from grpo_kit.data.puzzles import bits, cipher, equations, numerals, physics
-from grpo_kit.data.puzzles.puzzle import Family, Knobs, Puzzle
+from grpo_kit.data.puzzles.puzzle import NO_RULE, Family, Knobs, Puzzle, Solution
 
-VERSION = 1  # goes up whenever a seed and index give another puzzle than before
+VERSION = 2  # goes up whenever a seed and index give another puzzle than before
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (bits.BITS, physics.GRAVITY, physics.UNIT, cipher.CIPHER, numerals.NUMERALS, equations.EQUATIONS)
@@ -46,9 +46,10 @@ def make_puzzle(
     knobs = FAMILIES[family].set_knobs(difficulty or {})
     rng = random.Random(f"{VERSION} {family} {seed} {index}")
     for _ in range(_DRAWS):
-        puzzle = Puzzle(family, *FAMILIES[family].draw(rng, knobs), knobs)
-        if puzzle.determined or not determined_only:
-            return puzzle
+        prompt, answer, determined = FAMILIES[family].draw(rng, knobs)
+        if determined or not determined_only:
+            trace = FAMILIES[family].solve(prompt).trace if determined else ""
+            return Puzzle(family, prompt, answer, trace, determined, knobs)
     raise ValueError(
         f"{_DRAWS} draws of {family} with {knobs} gave no puzzle that its examples determine. Show more examples."
     )
@@ -73,7 +74,7 @@ def make_rows(
 
     Example:
         >>> [row["id"] for row in make_rows(2, seed=7)]
-        ['bit-manipulation-1-7-0', 'gravity-1-7-1']
+        ['bit-manipulation-2-7-0', 'gravity-2-7-1']
     """
     if count < 1 or not families:
         raise ValueError(
@@ -106,19 +107,23 @@ def classify_prompt(prompt: str) -> str | None:
     return next((name for name, family in FAMILIES.items() if prompt.lstrip().startswith(family.opening)), None)
 
 
-def solve_prompt(prompt: str) -> str | None:
-    """Solve a puzzle of any family.
+def solve_prompt(prompt: str) -> Solution:
+    """Solve a puzzle of any family from its prompt alone.
 
     Args:
         prompt: a prompt of ours or of the challenge, damaged ones included.
 
     Returns:
-        The answer by the simplest or likeliest rule that agrees with the examples; None for another prompt, or where no
-        rule agrees.
+        The solution; its answer is None for another prompt, or where no rule agrees with the examples.
 
     Example:
-        >>> solve_prompt(make_puzzle("gravity", seed=7, index=0).prompt) is None
-        False
+        >>> puzzle = make_puzzle("numeral system", 1, 0, {"numbers": (90, 95), "examples": (1, 1)})
+        >>> print(solve_prompt(puzzle.prompt).trace)
+        Roman numerals, digit by digit.
+        90 = 90: XC -> XC, shown XC: equal
+        95 = 90 + 5: XC V -> XCV
     """
     family = classify_prompt(prompt)
-    return FAMILIES[family].solve(prompt) if family else None
+    if family is None:
+        return Solution(None, reason=NO_RULE, detail="The prompt begins like that of no family.")
+    return FAMILIES[family].solve(prompt)

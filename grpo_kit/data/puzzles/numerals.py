@@ -3,7 +3,7 @@
 import random
 import re
 
-from grpo_kit.data.puzzles.puzzle import Family, Knobs, text_after
+from grpo_kit.data.puzzles.puzzle import NO_RULE, Family, Knobs, Solution, text_after
 
 OPENING = "In Alice's Wonderland, numbers are secretly converted into a different numeral system."
 LARGEST = 3999
@@ -31,12 +31,14 @@ def to_roman(number: int) -> str:
     return "".join(letters for _, letters in split_number(number))
 
 
-def _format_sum(number: int) -> str:
-    parts = split_number(number)
-    return f"{number} = {' + '.join(str(value) for value, _ in parts)}: {' + '.join(name for _, name in parts)}"
+def format_digits(number: int) -> str:
+    """A number as the sum of its digits, and the letters of each: `94 = 90 + 4: XC IV`."""
+    digits = str(number)
+    parts = [int(digit) * 10 ** (len(digits) - place) for place, digit in enumerate(digits, 1) if digit != "0"]
+    return f"{number} = {' + '.join(map(str, parts))}: {' '.join(map(to_roman, parts))}"
 
 
-def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
+def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, bool]:
     low, high = knobs["numbers"]
     if not 1 <= low < high <= LARGEST:
         raise ValueError(
@@ -49,20 +51,22 @@ def draw_puzzle(rng: random.Random, knobs: Knobs) -> tuple[str, str, str, bool]:
         f"{OPENING} Some examples are given below:\n{lines}"
         f"Now, write the number {query} in the Wonderland numeral system."
     )
-    # There is only one rule, so every puzzle is determined.
-    checks = "\n".join(f"{_format_sum(number)} -> {to_roman(number)}" for number in shown)
-    trace = f"The letters are Roman numerals, largest part first.\n{checks}\n{_format_sum(query)} -> {to_roman(query)}"
-    return prompt, to_roman(query), trace, True
+    return prompt, to_roman(query), True  # there is only one rule, so every puzzle is determined
 
 
-def solve_puzzle(prompt: str) -> str | None:
-    shown = re.findall(r"^(\d{1,4}) -> ([A-Z]+)$", prompt, re.MULTILINE)
+def solve_puzzle(prompt: str) -> Solution:
+    """Read every number digit by digit, the examples' first."""
+    shown = [(int(number), letters) for number, letters in re.findall(r"^(\d{1,4}) -> ([A-Z]+)$", prompt, re.MULTILINE)]
     query = re.match(r"\d{1,4}\b", text_after(prompt, "write the number "))
-    if not query or any(
-        not 0 < int(number) <= LARGEST or to_roman(int(number)) != letters for number, letters in shown
-    ):
-        return None
-    return to_roman(int(query[0])) if 0 < int(query[0]) <= LARGEST else None
+    if not query or not 0 < int(query[0]) <= LARGEST:
+        return Solution(None, reason=NO_RULE, detail=f"The prompt asks for no number from 1 to {LARGEST}.")
+    for number, letters in shown:
+        if not 0 < number <= LARGEST or to_roman(number) != letters:
+            return Solution(None, reason=NO_RULE, detail=f"{letters} is not the Roman numeral of {number}.")
+    checks = [f"{format_digits(number)} -> {to_roman(number)}, shown {letters}: equal" for number, letters in shown]
+    number, answer = int(query[0]), to_roman(int(query[0]))
+    lines = ["Roman numerals, digit by digit.", *checks, f"{format_digits(number)} -> {answer}"]
+    return Solution(answer, "\n".join(lines))
 
 
 NUMERALS = Family("numeral system", OPENING, {"examples": (3, 5), "numbers": (1, 100)}, draw_puzzle, solve_puzzle)

@@ -2,9 +2,32 @@
 
 import random
 from collections.abc import Callable
+from decimal import Decimal
 from typing import NamedTuple
 
 Knobs = dict[str, tuple[float, float]]  # name of a knob: (lowest, highest)
+
+
+# Why a puzzle has no trace.
+NO_RULE, AMBIGUOUS, NO_SEARCH = "no rule", "ambiguous", "no short search"
+
+
+class Solution(NamedTuple):
+    """What a solver makes of a prompt.
+
+    Attributes:
+        answer: the answer by the simplest or likeliest rule that agrees with the examples; None where none does.
+        trace: the search that finds the rule, its check on every example and its use, ending in `answer`; "" where
+            there is a reason against it.
+        reason: "" or why there is no trace: `NO_RULE`, `AMBIGUOUS` (rules that agree give different answers) or
+            `NO_SEARCH` (finding the rule takes a search that is too long to write).
+        detail: the reason in a sentence; of an ambiguous puzzle it names two rules.
+    """
+
+    answer: str | None
+    trace: str = ""
+    reason: str = ""
+    detail: str = ""
 
 
 class Puzzle(NamedTuple):
@@ -14,7 +37,7 @@ class Puzzle(NamedTuple):
         family: name of the family.
         prompt: the problem, in the wording of the challenge.
         answer: the reference answer.
-        trace: a solution that uses only what the prompt shows; it ends in `answer`.
+        trace: the solver's trace, which is made from the prompt alone; "" where it has none or another answer fits.
         determined: whether all rules of the family that agree with the examples give the same answer.
         difficulty: the knobs that the puzzle was drawn with.
     """
@@ -34,15 +57,17 @@ class Family(NamedTuple):
         name: the family's name.
         opening: the words with which its prompts begin.
         knobs: each knob with its range in the challenge.
-        draw: takes a random generator and knobs; returns (prompt, answer, trace, determined).
-        solve: takes a prompt; returns the answer, or None where no rule fits.
+        draw: takes a random generator and knobs; returns (prompt, answer, determined).
+        solve: takes a prompt, damaged ones included; returns its solution.
+        tolerance: how far apart, relative to the larger, two answers may be that count as equal; 0: equal texts only.
     """
 
     name: str
     opening: str
     knobs: Knobs
-    draw: Callable[[random.Random, Knobs], tuple[str, str, str, bool]]
-    solve: Callable[[str], str | None]
+    draw: Callable[[random.Random, Knobs], tuple[str, str, bool]]
+    solve: Callable[[str], Solution]
+    tolerance: Decimal = Decimal(0)
 
     def set_knobs(self, difficulty: Knobs) -> Knobs:
         """Set some knobs.

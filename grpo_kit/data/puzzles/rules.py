@@ -7,6 +7,9 @@ weights were fitted to the examples, and not to the answers, of the challenge's 
 
 import math
 from collections.abc import Callable, Iterator
+from decimal import Decimal
+
+from grpo_kit.data.puzzles.working import write_product
 
 WAYS = (
     "read as it stands",
@@ -29,13 +32,6 @@ RULES = {
     "join": ("join", None),
     "join swapped": ("join", None),
 }
-_WORKINGS = {
-    "add": "{a} + {b}", "add, plus 1": "{a} + {b} + 1", "add, minus 1": "{a} + {b} - 1",
-    "multiply": "{a} * {b}", "multiply, plus 1": "{a} * {b} + 1", "multiply, minus 1": "{a} * {b} - 1",
-    "subtract": "{a} - {b}", "distance below zero": "-|{a} - {b}|", "distance": "|{a} - {b}|",
-    "remainder of larger by smaller": "remainder of {larger} by {smaller}",
-    "join": "{a} and {b} joined", "join swapped": "{b} and {a} joined",
-}  # fmt: skip
 # The usual signs are nearly always written the second way and say which group they are of.
 _USUAL = {"+": ("sum", "join"), "-": ("difference",), "*": ("product", "join")}
 WAY_SHARES = {True: (0.02, 0.96, 0.02), False: (0.52, 0.24, 0.24)}
@@ -44,6 +40,11 @@ WAY_SHARES = {True: (0.02, 0.96, 0.02), False: (0.52, 0.24, 0.24)}
 def are_usual_signs(signs: str) -> bool:
     """Whether all signs of a puzzle are among + - *."""
     return set(signs) <= set(_USUAL)
+
+
+def order_ways(usual_signs: bool) -> list[int]:
+    """The ways of writing, the likeliest first."""
+    return sorted(range(len(WAYS)), key=WAY_SHARES[usual_signs].__getitem__, reverse=True)
 
 
 def weigh_rule(rule: str, sign: str, way: int, usual_signs: bool) -> float:
@@ -86,6 +87,19 @@ def write_result(rule: str, way: int, left: str) -> str:
     return minus + digits if way == 0 else minus + digits[::-1] if way == 1 else digits[::-1] + minus
 
 
+def read_result(right: str, sign: str, way: int) -> str | None:
+    """A right side as the rule gave it, with a minus in place of the sign; None where it is none of that way.
+
+    >>> read_result("17/", "/", 2), read_result("-05", "-", 1), read_result("17/", "/", 0)
+    ('-71', '-50', None)
+    """
+    text = right[::-1] if way == 2 else right
+    bare = text.removeprefix(sign)
+    if not (bare.isascii() and bare.isdigit()):
+        return None
+    return "-" * (bare != text) + (bare[::-1] if way == 1 else bare)
+
+
 def is_possible(left: str, way: int) -> bool:
     """Whether both numbers are 10 or more."""
     return not any(number.startswith("0") for number in read_numbers(left, way))
@@ -125,9 +139,28 @@ def rules_of_query(rules: dict[str, str], sign: str, way: int, usual_signs: bool
     return {rule: share / sum(open_rules.values()) for rule, share in open_rules.items()}
 
 
-def format_working(rule: str, way: int, left: str) -> str:
-    """`34/44` as `43 - 44 = -1`, before it is written."""
-    a, b = read_numbers(left, way)
-    larger, smaller = max(a, b), min(a, b)
-    working = _WORKINGS[rule].format(a=a, b=b, larger=larger, smaller=smaller)
-    return f"{working} = {RULES[rule][1](int(a), int(b)) if RULES[rule][1] else (a + b if rule == 'join' else b + a)}"
+def write_working(rule: str, a: int, b: int) -> tuple[str, str]:
+    """(the working of a rule on two numbers, a product digit by digit; the result before it is written).
+
+    >>> write_working("multiply, plus 1", 43, 44)
+    ('43 * 40 = 1720, 43 * 4 = 172, 1720 + 172 = 1892, 1892 + 1 = 1893', '1893')
+    """
+    if rule.startswith("join"):
+        joined = f"{a}{b}" if rule == "join" else f"{b}{a}"
+        return f"joined {joined}", joined
+    number = RULES[rule][1](a, b)
+    if rule.startswith("remainder"):
+        large, small = max(a, b), min(a, b)
+        times = large // small
+        return f"{small} * {times} = {small * times}, {large} - {small * times} = {number}", str(number)
+    if rule.startswith("distance"):
+        large, small = max(a, b), min(a, b)
+        return f"{large} - {small} = {large - small}", str(number)
+    sign, base = ("-", a - b) if rule == "subtract" else ("+", a + b)
+    steps = [f"{a} {sign} {b} = {base}"]
+    if rule.startswith("multiply"):
+        lines, product = write_product(Decimal(a), Decimal(b))
+        steps, base = lines, int(product)
+    if base != number:
+        steps.append(f"{base} {'+' if number > base else '-'} 1 = {number}")
+    return ", ".join(steps), str(number)
