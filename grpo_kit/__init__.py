@@ -32,7 +32,7 @@ train(config, run, config.grpo.reward_funcs)
 measure(config, run, "after")
 print(compare(run)["words"])
 zip_path = package(config, run)
-print([finding.what for finding in check(zip_path, config.policy, run.probe)])
+print([finding.what for finding in check(zip_path, config.policy, run.result.probe)])
 ```
 
 The command line (`grpo-kit --help`) and the notebooks call the same functions. Rewards are files to copy; they lie in

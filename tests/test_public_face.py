@@ -218,7 +218,10 @@ def test_an_argument_of_another_type_is_one_sentence_with_its_name_value_and_rem
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ('open_run(stage="fly")', "stage is 'fly'; it must be one of data, screen, train, evaluate, package."),
+        (
+            'open_run(stage="fly")',
+            "stage is 'fly'; it must be one of data, sft, screen, train, prefer",
+        ),
         ('train(config, run, "math_answer.py")', "The argument reward_funcs has 1 of the 2 rewards"),
         ('audit_reward("math_answer.py", {"gold": "4"})', "Case 1 is not a case: it has no 'reward'. A case is a dict"),
         ('tune(config, run, "lora.r=8")', "lora.r=8 has one value, so there is nothing to search."),

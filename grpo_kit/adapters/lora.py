@@ -3,9 +3,10 @@
 The only file that imports PEFT.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ USED_FIELDS = (
     "alpha_pattern",
     "use_rslora",
 )
+
+TRAINED = "default"  # PEFT's name of the adapter that is trained; TRL calls its frozen copy `ref`
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
@@ -139,7 +142,7 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
         folder: where to write.
         base: recorded as the base's name, because PEFT would record this machine's path.
     """
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, selected_adapters=[TRAINED])  # and not the copy that a trainer compares it with
     for extra in folder.iterdir():
         if extra.name not in (CONFIG_FILE, TENSORS_FILE):
             extra.unlink()
@@ -215,7 +218,7 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
     # have.
     prefix = attached.get_base_model().base_model_prefix
     tensors = {
-        re.sub(r"(lora_[AB])\.weight$", r"\1.default.weight", name.replace(".backbone.", f".{prefix}.", 1)): value
+        re.sub(r"(lora_[AB])\.weight$", rf"\1.{TRAINED}.weight", name.replace(".backbone.", f".{prefix}.", 1)): value
         for name, value in tensors.items()
     }
     try:
@@ -225,7 +228,7 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
             f"The adapter's tensors do not fit its config or this base: {' '.join(str(error).split())[:300]}. Pack "
             "the adapter again."
         ) from None
-    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    missing = [key for key in outcome.missing_keys if re.search(rf"lora_[AB]\.{TRAINED}\b", key)]
     if missing or outcome.unexpected_keys:
         first = (missing or outcome.unexpected_keys)[0]
         raise ValueError(
@@ -235,19 +238,25 @@ def _load(attached: Any, tensors: dict[str, torch.Tensor]) -> None:
         )
 
 
-def _with_lora(model: Any, lora: Any) -> Any:
-    """PEFT's `get_peft_model`, with Mamba's out_proj allowed.
+@contextlib.contextmanager
+def allow_mamba_targets() -> Iterator[None]:
+    """Let PEFT put a LoRA on Mamba's out_proj within the block.
 
-    PEFT 0.21 refuses it for Mamba models, because a fused kernel would skip the LoRA. `nemotron.patches` switches that
-    kernel off, and training stops when a LoRA gets no gradient.
+    PEFT 0.21 refuses it, because a fused kernel would skip the LoRA. `nemotron.patches` switches that kernel off, and
+    training stops when a LoRA gets no gradient.
     """
-    require_no_old_torchao()
     refuse = tuners_utils._check_lora_target_modules_mamba
     tuners_utils._check_lora_target_modules_mamba = lambda *args, **kwargs: None
     try:
-        wrapped = get_peft_model(model, lora)
+        yield
     finally:
         tuners_utils._check_lora_target_modules_mamba = refuse
+
+
+def _with_lora(model: Any, lora: Any) -> Any:
+    require_no_old_torchao()
+    with allow_mamba_targets():
+        wrapped = get_peft_model(model, lora)
     if any(isinstance(module, ExpertMatrix) for module in model.modules()):
         wrapped.base_model.merge_adapter = wrapped.base_model.merge_and_unload = _refuse_to_merge
     return wrapped

@@ -21,6 +21,7 @@ from grpo_kit.display import console, terminal
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import open_run
+from grpo_kit.runs.trained import MEASURED
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -128,15 +129,16 @@ def evaluate(
     force: options.Force = False,
     experts: options.Experts = False,
 ) -> None:
-    """Measure held-out accuracy of the untrained policy and, if there is one, of the trained policy; compare them."""
+    """Measure held-out accuracy of the untrained policy and of what each stage made of it; compare them."""
     config, run = open_run(sources or (), overrides or (), name, "evaluate", force)
     if _is_dry_run(dry_run, config, run, run.data_file("test"), [run.evaluation]):
         return
     stages.measure_accuracy(config, run, "before")
-    if "train" in run.stages():
+    if trained := run.trained_stages():
         from grpo_kit.evaluation.evaluate import compare
 
-        stages.measure_accuracy(config, run, "after")
+        for stage in trained:
+            stages.measure_accuracy(config, run, MEASURED[stage])
         terminal.print_comparison(compare(run), run)
         if experts:
             terminal.print_expert_load(run)
@@ -217,7 +219,8 @@ def package(
             "Leave one of the two out."
         )
     config, run = open_run(sources or (), overrides or (), name, "package", force)
-    reads = ", ".join(map(str, adapters or [run.adapter]))
+    last = (run.trained_stages() or ["train"])[-1]
+    reads = ", ".join(map(str, adapters or [run.stage_files(last).adapter]))
     if not _is_dry_run(dry_run, config, run, reads, [out or run.submission]):
         names_base = bool(sources) or any(word.startswith("policy.model=") for word in overrides or ())
         base = config.policy if names_base else None
@@ -273,7 +276,7 @@ def check(
     """
     config, run = open_run(sources or (), overrides or (), name, "package")
     if name:
-        run.require_stage("train", "grpo-kit train")
+        run.require_trained()
     names_base = name or sources or any(word.startswith("policy.") for word in overrides or ())
     findings = stages.check_zip(zip_path, config.policy if names_base else None, run if name else None)
     is_other = any(finding.code in ("base-tiny", "base-other") for finding in findings)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from grpo_kit.display import console
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.trained import MEASURED
 
 
 def show_next(
@@ -27,8 +28,9 @@ def show_next(
     if "data" not in stages:
         console.print_next(["data", *given])
     elif "train" not in stages or stages["train"].get("out_of_time"):
-        console.print_next(["train", *given])
-    elif "before" not in stages or "after" not in stages:
+        command = "sft" if stages.get("sft", {}).get("out_of_time") else "train"
+        console.print_next([command, *given])
+    elif not {"before", MEASURED[run.trained_stages()[-1]]} <= stages.keys():
         console.print_next(["evaluate", *given])
     elif "package" not in stages:
         console.print_next(["package", *given])

@@ -13,6 +13,7 @@ from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import require_folder
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.trained import MEASURED
 
 
 def prepare_data(config: RunConfig, run: Run) -> None:
@@ -48,17 +49,21 @@ def train_policy(config: RunConfig, run: Run) -> None:
         last = train(config, run, rewards, after_step, terminal.print_forecast)
     reward = "no reward" if last["reward"] is None else f"reward {last['reward']:.2f}"
     console.out.print(f"         {last['step']} steps, {reward} in the last one")
-    if run.stages()["train"].get("out_of_time") and processes.is_first():
-        # The session ends soon: measure and package what there is.
-        measure_accuracy(config, run, "after")
+    _finish_in_time(config, run, "train")
+
+
+def _finish_in_time(config: RunConfig, run: Run, stage: str) -> None:
+    """Where the session ends soon, measure and package what there is."""
+    if run.stages()[stage].get("out_of_time") and processes.is_first():
+        measure_accuracy(config, run, MEASURED[stage])
         package_adapter(config, run, None)
 
 
 def measure_accuracy(config: RunConfig, run: Run, stage: str) -> None:
-    """Measure held-out accuracy; `stage` is before or after."""
+    """Measure held-out accuracy; `stage` is `before`, or one of `trained.MEASURED`."""
     from grpo_kit.evaluation.evaluate import measure
 
-    with terminal.show_stage(run, stage, f"accuracy {stage}") as show:
+    with terminal.show_stage(run, stage, f"accuracy {stage.replace('_', ' ')}") as show:
         report = measure(config, run, stage, progress=show)
     terminal.print_measurement(report)
 
@@ -114,7 +119,7 @@ def check_zip(path: Path, policy: Policy | None, run: Run | None) -> list[Findin
     """
     from grpo_kit.submission.output_check import check_submission
 
-    findings = check_submission(path, policy, run.probe if run else None)
+    findings = check_submission(path, policy, run.result.probe if run else None)
     terminal.print_findings(path, findings)
     if fatal(findings):
         raise RuntimeError(

@@ -17,9 +17,11 @@ from grpo_kit.config.checks import (
     require_one_of,
     require_share,
 )
+from grpo_kit.config.dpo import Dpo
 from grpo_kit.config.environments import END_STATE, KNOWN, MATH, Environment, check_environment_name, require_rewards
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
+from grpo_kit.config.sft import Sft
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -255,6 +257,8 @@ class RunConfig:
     grpo: Grpo = field(default_factory=Grpo)
     evaluation: Evaluation = field(default_factory=Evaluation)
     screening: Screening = field(default_factory=Screening)
+    sft: Sft = field(default_factory=Sft)
+    dpo: Dpo = field(default_factory=Dpo)
     environments: dict[str, Environment] = field(default_factory=dict)  # beside math; those of KNOWN need no entry
     run: Run = field(default_factory=Run)
 

@@ -16,6 +16,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
+from grpo_kit.config.checks import require_one_of
 from grpo_kit.display import completions, run_figures, templates
 from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.display.notebook_words import reword
@@ -23,6 +24,7 @@ from grpo_kit.runs import activity, interrupts
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
 from grpo_kit.runs.texts import format_time, show_controls
+from grpo_kit.runs.trained import TRAINING
 
 LOOK_EVERY = 0.2  # seconds between looks at the files
 DRAW_EVERY = 1.0  # seconds between drawings at least
@@ -37,9 +39,11 @@ class Board:
 
     Args:
         run: the run to show, as `open_run` returns it; it may not have started yet.
+        stage: which of its trainings: `sft`, `train` (GRPO) or `prefer`.
 
     Raises:
         TypeError: `run` is not a run.
+        ValueError: `stage` is none of these.
 
     Example:
         >>> from grpo_kit import Board, open_run, train
@@ -49,10 +53,12 @@ class Board:
         >>> last = await board.during(train, config, run, config.grpo.reward_funcs)  # doctest: +SKIP
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, stage: str = "train") -> None:
         require_run(run)
-        self.run, self.tail = run, completions.Tail(run.metrics)
-        self.completions = completions.Completions(run.completions)
+        require_one_of("stage", stage, TRAINING)
+        files = run.stage_files(stage)
+        self.run, self.stage, self.tail = run, stage, completions.Tail(files.metrics)
+        self.completions = completions.Completions(files.completions)
         self.rows: list[dict[str, Any]] = []
         self.stopping, self.lock = threading.Event(), threading.RLock()  # JupyterLab answers clicks in another thread
         self.state, self.next_draw, self.next_chart, self.chart_is_old = "", 0.0, 0.0, True
@@ -164,7 +170,7 @@ class Board:
         self.chart_is_old = self.chart_is_old or bool(new) or self.tail.rewound
         self.rows += new
         is_training = not self.stop_button.disabled
-        figures = templates.render_figures(run_figures.summarise_run(self.run, self.rows, is_training))
+        figures = templates.render_figures(run_figures.summarise_run(self.run, self.rows, is_training, self.stage))
         alarms = templates.render_alarms(self.rows, most=3, word=reword)
         self.head.value = f"<b>run {escape(self.run.name)}</b> {self._describe_state()}{figures}{alarms}"
         self.completions.refresh()
@@ -193,7 +199,7 @@ class Board:
 
     def _end_time(self) -> str:
         """When a training in progress will be done, as far as it is known."""
-        forecast = run_figures.read_report(self.run.forecast) or {}
+        forecast = run_figures.read_report(self.run.stage_files(self.stage).forecast) or {}
         left = run_figures.estimate_seconds_left(self.rows, forecast.get("steps"), forecast)
         if self.stop_button.disabled or not left:
             return ""

@@ -12,6 +12,7 @@ from grpo_kit.runs.reading import remedy_for
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import load_run_config
 from grpo_kit.runs.texts import format_time
+from grpo_kit.runs.trained import MEASURED
 
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
 
@@ -71,9 +72,10 @@ def render_page(run: Run) -> str:
 def describe_facts(run: Run) -> dict[str, str]:
     """What was trained, when, on what and with which versions, as {name: text}; what is not recorded is left out."""
     stages, settings = run.stages(), _read_settings(run)
-    record = stages.get("train") or (list(stages.values()) or [{}])[-1]
+    trained = run.trained_stages()
+    record = stages[trained[-1]] if trained else (list(stages.values()) or [{}])[-1]
     facts = {"model": settings.get("policy", {}).get("model")}
-    if "train" in stages:
+    if trained:
         duration = run_figures.format_duration(record["seconds"])
         facts["trained"] = f"{format_time(record['finished'])}, in {duration}"
     else:
@@ -90,12 +92,13 @@ def describe_facts(run: Run) -> dict[str, str]:
 
 def read_verdict(run: Run) -> str:
     """The sentence on whether accuracy before and after training really differ, or which measurement is missing."""
-    reports = run_figures.read_accuracies(run)
-    missing = [name for name in ("before", "after") if name not in reports]
+    reports, last = run_figures.read_accuracies(run), MEASURED[(run.trained_stages() or ["train"])[-1]]
+    missing = [word for word, name in (("before", "before"), ("after", last)) if name not in reports]
     if missing:
         return f"Accuracy {' and '.join(missing)} training is not measured yet; `grpo-kit evaluate` does it."
     comparison = run_figures.read_report(run.evaluation / "report.json") or {}
-    if all(comparison.get(name, {}).get("pass@1") == report["pass@1"] for name, report in reports.items()):
+    sides = {"before": reports["before"], "after": reports[last]}
+    if all(comparison.get(side, {}).get("pass@1") == report["pass@1"] for side, report in sides.items()):
         return " ".join([comparison["words"], *comparison.get("environments", []), *comparison.get("experts", [])])
     return "Accuracy before and after training are not compared yet; `grpo-kit evaluate` does it."
 
@@ -113,7 +116,7 @@ def _read_settings(run: Run) -> dict[str, Any]:
 
 def _describe_settings(run: Run) -> dict[str, str]:
     """All settings as YAML, under a heading that says whose they are."""
-    finished = "train" in run.stages()
+    finished = bool(run.trained_stages())
     heading = "Settings" if finished else "Settings of the last finished stage"
     return {heading: to_yaml(load_run_config(run))} if run.config.exists() else {}
 

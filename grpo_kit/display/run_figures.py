@@ -11,6 +11,7 @@ from typing import Any
 
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.trained import MEASURED
 
 Row = dict[str, Any]
 # The palette of Okabe and Ito (Color Universal Design, 2008): the colours differ for every kind of colour vision.
@@ -81,13 +82,13 @@ def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
     return [panel for panel in panels if panel]
 
 
-def summarise_run(run: Run, rows: list[Row], is_training: bool = False) -> dict[str, str]:
+def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: str = "train") -> dict[str, str]:
     """The figures to show first, as {name: value in words}: step, reward, shares, accuracies, memory and time left.
 
     Reward, shares and speed are means of the last RECENT rows. A figure that is not known is left out; the time left is
     shown only while the run `is_training`.
     """
-    forecast = read_report(run.forecast) or {}
+    forecast = read_report(run.stage_files(stage).forecast) or {}
     last, steps = rows[-1] if rows else {}, forecast.get("steps")
     figures = {"step": f"{last.get('step', 0)} of {steps}" if steps else f"{last.get('step', 0)}"}
     for name, values, form in (
@@ -101,7 +102,10 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False) -> dict[
             figures[name] = form.format(sum(recent) / len(recent))
     figures |= {f"environment {name}": _describe_environment(rows, name) for name in list_environments(rows)}
     accuracies = [("validation", value, interval) for _, value, interval in _validation_points(rows)[-1:]]
-    accuracies += [(f"test {name}", report["pass@1"], report["ci95"]) for name, report in read_accuracies(run).items()]
+    accuracies += [
+        (f"test {name.replace('_', ' ')}", report["pass@1"], report["ci95"])
+        for name, report in read_accuracies(run).items()
+    ]
     for name, value, interval in accuracies:
         figures[f"accuracy, {name}"] = f"{value:.0%}" + (" ({:.0%} to {:.0%})".format(*interval) if interval else "")
     if shares := [share for share in metric_values(rows, "host_share")[-RECENT:] if not math.isnan(share)]:
@@ -121,8 +125,8 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False) -> dict[
 
 
 def read_accuracies(run: Run) -> dict[str, Row]:
-    """The measurements on the test split that are finished: `before` and `after`, without their problems."""
-    reports = {name: read_report(run.evaluation / f"{name}.json") for name in ("before", "after")}
+    """The measurements on the test split that are finished, `before` first, without their problems."""
+    reports = {name: read_report(run.evaluation / f"{name}.json") for name in ("before", *MEASURED.values())}
     return {name: report for name, report in reports.items() if report}
 
 
@@ -240,10 +244,10 @@ def _describe_environment(rows: list[Row], name: str) -> str:
 def _accuracy_panel(run: Run, rows: list[Row]) -> Panel | None:
     points = _validation_points(rows)
     lines = [_accuracy_line("validation rows", BLUE, points, "line")] if points else []
-    for name, report in read_accuracies(run).items():
-        step, color = (0, ORANGE) if name == "before" else (rows[-1]["step"] if rows else 0, GREEN)
+    for (name, report), color in zip(read_accuracies(run).items(), (ORANGE, GREEN, PINK, SKY)):
+        step = 0 if name == "before" or not rows else rows[-1]["step"]
         points = [(step, report["pass@1"], report["ci95"])]
-        lines.append(_accuracy_line(f"test split, {name}", color, points, "points"))
+        lines.append(_accuracy_line(f"test split, {name.replace('_', ' ')}", color, points, "points"))
     return Panel("Held-out accuracy", "95 % interval", lines, percent=True) if lines else None
 
 

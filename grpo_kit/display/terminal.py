@@ -15,7 +15,6 @@ from grpo_kit.adapters.findings import Finding
 from grpo_kit.display import run_figures
 from grpo_kit.display.console import INDENT, err, out, print_next, show_progress
 from grpo_kit.policy.chat import split_thinking
-from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.texts import format_time
@@ -181,8 +180,25 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
             change = new["value"] - old["value"]
             table.add_row(name, f"{old['value']:.3f}", f"{new['value']:.3f}", f"{change:+.3f}", "", "")
     out.print(table)
+    if len(report.get("stages", [])) > 2:
+        print_stages(report["stages"])
     for sentence in [report["words"], *report.get("environments", []), *report.get("experts", [])]:
         out.print(escape(sentence))
+
+
+def print_stages(rows: list[dict[str, Any]]) -> None:
+    """The accuracy of the untrained policy and after each stage, each with the difference from the one before."""
+    table = Table(title="stage by stage", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("measured", "pass@1", "95 % interval", "change", "95 % interval", "tokens", "cut off"):
+        table.add_column(heading, justify="left" if heading == "measured" else "right", no_wrap=True)
+    for row in rows:
+        change = ("", "")
+        if "difference" in row:
+            change = (f"{row['difference']:+.3f}", _interval(row["difference_ci95"], "+"))
+        length = (f"{row['mean_tokens']:,.0f}", f"{row['truncated']:.0%}")
+        accuracy = (f"{row['pass@1']:.3f}", _interval(row["ci95"]))
+        table.add_row(row["measurement"].replace("_", " "), *accuracy, *change, *length)
+    out.print(table)
 
 
 def print_expert_load(run: Run) -> None:
@@ -215,7 +231,7 @@ def print_expert_load(run: Run) -> None:
 
 def print_repetition(run: Run, again: Run, differences: list[str]) -> None:
     """Whether the repetition of a run gave the same adapter, and a line for each difference."""
-    same = hash_of(again.adapter) == hash_of(run.adapter)
+    same = "the adapter differs" not in differences
     result = "its adapter is the same, bit for bit" if same else "its adapter differs"
     out.print(escape(f"Run {run.name!r} was repeated in {again.path}; {result}."))
     if differences:

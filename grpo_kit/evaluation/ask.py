@@ -40,7 +40,8 @@ def require_question(question: str) -> None:
 
 def require_base_of(run: Run, model: str) -> None:
     """Raise ValueError where the run has an adapter that was trained on another model than `model`."""
-    trained_on = run.stages().get("train", {}).get("settings", {}).get("policy", {}).get("model", model)
+    last = run.trained_stages()[-1:]
+    trained_on = run.stages()[last[0]]["settings"].get("policy", {}).get("model", model) if last else model
     require(
         trained_on == model,
         f"policy.model is {model!r} and the adapter of run {run.name!r} was trained on {trained_on!r}, the only model "
@@ -63,10 +64,10 @@ def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:
     """
     require_base_of(run, config.policy.model)
     model, tokenizer = load_policy(calibrate.use_counts_of(run, config.policy))
-    if "train" in run.stages():
+    if run.trained_stages():
         from grpo_kit.adapters.lora import attach_adapter
 
-        model = attach_adapter(model, run.adapter)
+        model = attach_adapter(model, run.result.adapter)
     return model, tokenizer
 
 

@@ -1,7 +1,8 @@
-"""Measure held-out accuracy before and after training, and compare the two.
+"""Measure held-out accuracy before and after each stage that trains, and compare.
 
-A problem's score is the share of its samples that the verifier gives reward 1. `evaluation/before.json` and
-`evaluation/after.json` keep every completion; `evaluation/report.json` compares the two and says whether they differ.
+A problem's score is the share of its samples that the verifier gives reward 1. `evaluation/before.json`,
+`after_sft.json`, `after.json` (GRPO) and `after_prefer.json` keep every completion; `evaluation/report.json` compares
+the untrained policy with the last one, and each stage with the one before, and says whether they differ.
 Samples are saved to `<stage>.partial.jsonl` in portions of a few batches, so that an interrupted measurement can
 resume.
 """
@@ -33,6 +34,7 @@ from grpo_kit.runs.reward_layers import print_layers
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run, require_run
 from grpo_kit.runs.texts import name_functions
+from grpo_kit.runs.trained import MEASURED, measured_after
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def measure(
     Args:
         config: the run's configuration; its `evaluation` section says which problems, how many samples and how long.
         run: the run, as `open_run` returns it.
-        stage: "before" measures the untrained policy, "after" the policy with the run's adapter.
+        stage: "before" measures the untrained policy, "after" the policy after GRPO, "after_sft" and "after_prefer"
+            that after the stages `sft` and `prefer`.
         verifier: the reward function that judges answers, 1 for a right one, or the path of its file; None loads
             `evaluation.verifier`.
         progress: called with (samples drawn, samples in all) each time that some are finished.
@@ -85,7 +88,7 @@ def measure(
     Raises:
         ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings;
             a verifier refuses to run on this machine.
-        FileNotFoundError: the run has no data, or no adapter for "after".
+        FileNotFoundError: the run has no data, or the stage that is measured is not finished.
         TypeError: an argument has another type.
 
     Example:
@@ -95,12 +98,11 @@ def measure(
         0.42
     """
     require_config_and_run(config, run)
-    if stage not in ("before", "after"):
-        raise ValueError(f'stage is {stage!r}; it must be "before" or "after" training.')
+    trained = measured_after(stage)
     run.require_stage("data", "grpo-kit data")
-    if stage == "after":
-        run.require_stage("train", "grpo-kit train")
-    measurement = Measurement(stage, adapter=run.adapter if stage == "after" else None)
+    if trained:
+        run.require_stage(trained, f"grpo-kit {trained}")
+    measurement = Measurement(stage, adapter=run.stage_files(trained).adapter if trained else None)
     verifier = make_verifier(config, problem_sets.list_environments(config, run), verifier)
     return run_measurement(config, run, measurement, verifier, progress)
 
@@ -109,14 +111,15 @@ def compare(run: Run) -> dict[str, Any]:
     """Compare the accuracies before and after training, problem by problem.
 
     Args:
-        run: a run that is measured both before and after training.
+        run: a run that is measured before its training and after its last stage.
 
     Returns:
-        What `evaluation/report.json` holds: `before` and `after` as measured, without their problems; `difference`
-        (after minus before, in [-1, 1]), its 95 % interval `difference_ci95`, whether it is `real`, and all of it as
-        `words`; the same by environment, set, source and family under `by`, where there are several; `environments`,
-        sentences on which environments gained and which lost; `experts`, sentences on the load of the experts, if
-        there are any; `seconds` over all stages.
+        What `evaluation/report.json` holds: `before` and `after` (the last stage's) as measured, without their
+        problems; `difference` (after minus before, in [-1, 1]), its 95 % interval `difference_ci95`, whether it is
+        `real`, and all of it as `words`; the same by environment, set, source and family under `by`, where there are
+        several; `environments`, sentences on which environments gained and which lost; `experts`, sentences on the load
+        of the experts, if there are any; `stages`, for each measured policy from the untrained one on its `pass@1`,
+        `ci95` and the difference from the one before; `seconds` over all stages.
 
     Raises:
         FileNotFoundError: one of the two is not measured yet.
@@ -131,15 +134,18 @@ def compare(run: Run) -> dict[str, Any]:
     """
     require_run(run)
     run.require_stage("before", "grpo-kit evaluate")
-    run.require_stage("after", "grpo-kit evaluate")
+    last = MEASURED[run.require_trained()]
+    run.require_stage(last, "grpo-kit evaluate")
     stages = run.stages()
-    if changes := list_differences(stages["before"]["settings"], stages["after"]["settings"]):
+    if changes := list_differences(stages["before"]["settings"], stages[last]["settings"]):
         raise ValueError(
             f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), "
             "which would be part of their difference. "
             + name_functions("Measure both again with `grpo-kit evaluate --force`.")
         )
-    reports = {name: read_json(run.evaluation / f"{name}.json") for name in ("before", "after")}
+    reports = {
+        side: read_json(run.evaluation / f"{name}.json") for side, name in (("before", "before"), ("after", last))
+    }
     before, after = ({problem["id"]: problem for problem in report["problems"]} for report in reports.values())
     scores = ({key: problem["score"] for key, problem in side.items()} for side in (before, after))
     seconds = {name: note["seconds"] for name, note in stages.items()}
@@ -149,6 +155,7 @@ def compare(run: Run) -> dict[str, Any]:
         "by": (groups := results.compare_groups(before, after)),
         "environments": results.describe_environments(groups.get("environment", {})),
         "experts": _describe_load(run),
+        "stages": _compare_stages(run),
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_stage": seconds,
     }
@@ -170,6 +177,26 @@ def _describe_load(run: Run) -> list[str]:
     """What training did to the load of the experts, in sentences; none where it was not measured."""
     path = expert_load.find_load_file(run)
     return expert_load.describe_load(expert_load.read_load(path), path) if path else []
+
+
+def _compare_stages(run: Run) -> list[dict[str, Any]]:
+    """The measured policies in the order of their training, each compared with the one before it.
+
+    One that was measured with other settings than the untrained policy is left out.
+    """
+    records, table, previous = run.stages(), [], None
+    for name in ("before", *(MEASURED[stage] for stage in run.trained_stages())):
+        if name not in records or list_differences(records["before"]["settings"], records[name]["settings"]):
+            continue
+        run.require_stage(name, "grpo-kit evaluate")
+        report = read_json(run.evaluation / f"{name}.json")
+        scores = {problem["id"]: problem["score"] for problem in report["problems"]}
+        row = {"measurement": name} | {key: report[key] for key in ("pass@1", "ci95", "n", "mean_tokens", "truncated")}
+        if previous is not None:
+            row |= intervals.compare_scores(previous, scores)
+        table.append(row)
+        previous = scores
+    return table
 
 
 def run_measurement(

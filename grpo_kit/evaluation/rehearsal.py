@@ -66,11 +66,10 @@ def rehearse_score(
     settings = replace(config.evaluation, protocol="challenge", num_problems=None)
     measurement = Measurement("score", settings=settings)
     verifier = load_reward(VERIFIER)
-    if zip_path is None:
-        run.require_stage("train", "grpo-kit train")
+    trained = None if zip_path else run.result
     with tempfile.TemporaryDirectory() as unpacked, tempfile.TemporaryDirectory() as scored:
-        if zip_path is None:
-            measurement = replace(measurement, adapter=run.adapter)
+        if trained:
+            measurement = replace(measurement, adapter=trained.adapter)
         else:
             _refuse_fatal_zip(zip_path, base_model_name(config.policy))
             inspect_zip.unpack_adapter(zip_path, Path(unpacked))

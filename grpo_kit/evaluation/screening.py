@@ -85,8 +85,11 @@ def screen(
     run.require_stage("data", "grpo-kit data")
     verifier = make_verifier(config, run.environments(), verifier)
     sampling = training_sampling(config)
+    before = run.stage_before("train")
+    adapter = run.stage_files(before).adapter if before else None
     made_with = {
         "policy": config.policy.identity(),
+        **({"adapter": hash_of(adapter)} if adapter else {}),
         "sampling": {key: asdict(sampling)[key] for key in ("max_completion_length", "temperature", "top_p", "top_k")},
         "verifier": describe_verifier(verifier),
         "rows": hash_of(run.data_file("train")),
@@ -99,7 +102,8 @@ def screen(
         "seed": config.run.seed,
     }
     rows = read_lines(run.data_file("train"))
-    if run.is_done("screen", settings, [run.manifest], config.run.force, derived=True):
+    reads = [run.manifest, *([adapter] if adapter else [])]
+    if run.is_done("screen", settings, reads, config.run.force, derived=True):
         return _summarise(config, rows, _latest_lines(_read_rounds(run.screening, made_with, force=False)))
 
     layers = print_layers([verifier])
@@ -107,7 +111,7 @@ def screen(
         started = time.monotonic()
         earlier = _read_rounds(run.screening, made_with, config.run.force)
         placed = replace(config, policy=calibrate.use_counts_of(run, config.policy))
-        lines = _sample_rounds(placed, sampling, rows, verifier, earlier, run.screening, progress)
+        lines = _sample_rounds(placed, adapter, sampling, rows, verifier, earlier, run.screening, progress)
         summary = _summarise(config, rows, lines)
         rated = [row | {"pass_rate": lines[row["id"]]["pass_rate"]} for row in rows]
         reasons = [_reason(lines[row["id"]], config.data.pass_rate) for row in rows]
@@ -129,9 +133,7 @@ def screen(
         write_lines(run.left_out, left_out)
         write_lines(run.screened, curriculum.order_rows(kept, len(kept), config.screening.sigma, config.run.seed))
         files = [run.screening, run.screened, run.left_out]
-        run.record_stage(
-            "screen", settings, [run.manifest], files, time.monotonic() - started, to_yaml(config), **layers
-        )
+        run.record_stage("screen", settings, reads, files, time.monotonic() - started, to_yaml(config), **layers)
     return summary
 
 
@@ -177,6 +179,12 @@ def is_screened(run: Run) -> bool:
         return False
     run.require_stage("screen", "grpo-kit screen")
     hashes = {**note["read"], **note["wrote"]}
+    before = run.stage_before("train")
+    if before and run.stage_files(before).adapter.relative_to(run.path).as_posix() not in note["read"]:
+        raise ValueError(
+            f"The prompts of run {run.name!r} were screened before its stage {before!r}, so their pass rates are those "
+            "of another policy. " + name_functions("Run `grpo-kit screen --force` again.")
+        )
     changed = [name for name, digest in hashes.items() if hash_of(run.path / name) != digest]
     if changed:
         raise ValueError(
@@ -200,6 +208,7 @@ def training_sampling(config: RunConfig) -> Evaluation:
 
 def _sample_rounds(
     config: RunConfig,
+    adapter: Path | None,
     sampling: Evaluation,
     rows: list[dict[str, Any]],
     verifier: Reward,
@@ -223,6 +232,10 @@ def _sample_rounds(
         return lines
     check_chat_template(config.policy, (row["prompt"] for row in rows))
     model, tokenizer = load_policy(config.policy)
+    if adapter:
+        from grpo_kit.adapters.lora import attach_adapter
+
+        model = attach_adapter(model, adapter)
     if worlds.classes:
         require_nemotron(tokenizer)
     conversations = template_conversations(tokenizer, rows, thinking)

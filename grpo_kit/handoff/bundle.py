@@ -176,7 +176,7 @@ def collect_bundle(config: RunConfig, run: Run, out: Path, folder: Path, merge: 
     count, worlds = make_token_counter(config.policy), load_worlds(config, set(environments))
     asked = [(row, row["prompt"]) for of in rows.values() for row in of]
     longest = max(max(count(*worlds.open_prompts(part))) for part in _batches(asked))
-    shutil.copytree(run.adapter, folder / "adapter")
+    shutil.copytree(run.result.adapter, folder / "adapter")
     bundle = Bundle(config, run, out, folder, merge, rows, tokenizer, longest)
     if config.policy.model in tiny.FOLDERS:
         shutil.copytree(tiny.FOLDERS[config.policy.model], folder / "base")

@@ -77,13 +77,16 @@ def export_run(
         with new_folder(out) as folder:
             bundle = collect_bundle(config, run, out, folder, merge)
             if base:
-                merging.merge_adapter(base, run.adapter, folder / "model", progress)
+                merging.merge_adapter(base, run.result.adapter, folder / "model", progress)
             start, lost = ENGINES[to].write_files(bundle)
             write_text(folder / "README.md", make_readme(bundle, to, start, lost))
     finally:
         with contextlib.suppress(OSError):  # after an error the folder above is empty and goes too
             (run.path / "handoff").rmdir()
     return out
+
+
+OTHER_STAGES = ("sft", "dpo")  # no engine repeats them
 
 
 def read_key_table(to: str) -> dict[str, str]:
@@ -93,9 +96,15 @@ def read_key_table(to: str) -> dict[str, str]:
 
 
 def list_settings(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of every setting of a configuration; a key of `grpo.stages` has a list with one value per stage."""
+    """(key, value) of every setting of a configuration; a key of `grpo.stages` has a list with one value per stage.
+
+    A section of OTHER_STAGES is one entry.
+    """
     for field in fields(config):
         name, value = f"{above}{field.name}", getattr(config, field.name)
+        if is_dataclass(value) and name in OTHER_STAGES:
+            yield name, "its result is in adapter/"
+            continue
         if is_dataclass(value):
             yield from list_settings(value, f"{name}.")
             continue
@@ -112,6 +121,8 @@ def make_readme(bundle: Bundle, to: str, start: str, lost: list[str]) -> str:
     model = bundle.config.policy.model
     base = model if model in tiny.FOLDERS else bundle.base_model
     progress = f"{note['steps']} of {bundle.config.grpo.max_steps} steps" if "steps" in note else "trained"
+    others = [stage for stage in bundle.run.trained_stages() if stage != "train"]
+    progress += f", and the stages {' and '.join(others)}" if others else ""
     rows = ", ".join(f"{len(of)} {split}" for split, of in bundle.rows.items())
     if to == "nemo-rl":
         adapters, about_adapters = nemo_rl.way_back(bundle)
@@ -179,6 +190,7 @@ def _check(run: Run, out: Path, to: str) -> None:
         )
     run.require_stage("data", "grpo-kit data")
     run.require_stage("train", "grpo-kit train")
+    run.require_trained()
     others = [name for name in run.environments() if name != MATH]
     if unknown := [name for name in others if name not in nemo_gym.SERVERS]:
         raise ValueError(

@@ -1,9 +1,9 @@
 """One run, one folder: where it lies, what each stage wrote into it, and whether that is still up to date.
 
-A stage (`data`, `screen`, `before`, `train`, `after`, `package`) writes to temporary files and renames them into place.
-Then it records in `run.json` its settings, the files it read and the files it wrote, with their sha256. A stage whose
-record still holds is skipped. A finished stage is not replaced without `force` when its settings or inputs have
-changed, because overwriting an adapter that took a night to train is the worst thing that a kit can do.
+A stage (`data`, `before`, `sft`, `screen`, `train`, `after`, `prefer`, `package`) writes to temporary files and renames
+them into place. Then it records in `run.json` its settings, the files it read and the files it wrote, with their
+sha256. A stage whose record still holds is skipped. A finished stage is not replaced without `force` when its settings
+or inputs have changed, because overwriting an adapter that took a night to train is the worst thing that a kit can do.
 """
 
 import os
@@ -35,6 +35,7 @@ from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
 from grpo_kit.runs.places import find_root
 from grpo_kit.runs.reading import GROWING, check_file, read_json, remedy_for
 from grpo_kit.runs.texts import name_functions
+from grpo_kit.runs.trained import TRAINING, StageFiles, files_below
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
 Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
@@ -129,6 +130,55 @@ class Run:
                     f"{self.notes} is gone, and {self.adapter} is there. {remedy_for(self.notes)}"
                 ) from None
             return {}
+
+    def stage_files(self, stage: str) -> StageFiles:
+        """Where a stage that trains keeps its files; those of `train` lie at the top of the run.
+
+        Args:
+            stage: `sft`, `train` or `prefer`.
+        """
+        if stage != "train":
+            return files_below(self.path / stage)
+        files = (self.adapter, self.probe, self.metrics, self.completions, self.forecast)
+        return StageFiles(self.path, *files, self.path / "checkpoints")
+
+    def trained_stages(self) -> list[str]:
+        """The finished stages that train, in their order."""
+        records = self.stages()
+        return [stage for stage in TRAINING if stage in records]
+
+    def stage_before(self, stage: str) -> str | None:
+        """The finished stage whose adapter `stage` goes on from; None where it begins with a fresh LoRA.
+
+        Args:
+            stage: `sft`, `train` or `prefer`.
+        """
+        earlier = TRAINING[: TRAINING.index(stage)]
+        return next((name for name in reversed(earlier) if name in self.stages()), None)
+
+    def require_trained(self) -> str:
+        """The last finished stage that trains, whose adapter is the run's result.
+
+        Raises:
+            FileNotFoundError: no stage has trained the run, or a file of the last one is gone.
+            ValueError: a file of it is damaged; or a stage before it was repeated since, so it goes on from nothing.
+        """
+        trained = self.trained_stages() or ["train"]
+        self.require_stage(trained[-1], f"grpo-kit {trained[-1]}")
+        records = self.stages()
+        for before, stage in zip(trained, trained[1:]):
+            adapter = self.stage_files(before).adapter.relative_to(self.path).as_posix()
+            if records[stage]["read"].get(adapter) != records[before]["wrote"].get(adapter):
+                raise ValueError(
+                    f"Stage {stage!r} of run {self.name!r} went on from another adapter than the one that stage "
+                    f"{before!r} has written since. Make stage {stage!r} again with --force (run.force=true)."
+                )
+        return trained[-1]
+
+    @property
+    def result(self) -> StageFiles:
+        """The files of the last finished stage that trains; raises as `require_trained` does."""
+        return self.stage_files(self.require_trained())
 
     def config_digest(self) -> str | None:
         """The sha256 of `config.yaml` as the run wrote it; None if it is not known, as in runs of version 0.2.0."""

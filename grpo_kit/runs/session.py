@@ -17,16 +17,20 @@ from grpo_kit.runs import processes
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.runs.texts import format_time
+from grpo_kit.runs.trained import TRAINING
 
 OPEN = 'Write config, run = open_run("tiny", name="first").'  # the remedy for an argument that is neither
-STAGES = ("data", "screen", "before", "train", "after", "package")
+STAGES = ("data", "before", "sft", "after_sft", "screen", "train", "after", "prefer", "after_prefer", "package")
+OPTIONAL = ("sft", "after_sft", "screen", "prefer", "after_prefer")  # shown only where they are done
 # For each command, the finished stages it builds on; their settings stay what they were.
 BUILDS_ON = {
     "data": (),
-    "screen": ("data",),
-    "train": ("data", "screen"),
-    "evaluate": ("data", "train"),
-    "package": ("data", "train"),
+    "sft": ("data",),
+    "screen": ("data", "sft"),
+    "train": ("data", "sft", "screen"),
+    "prefer": ("data", "sft", "train"),
+    "evaluate": ("data", "sft", "train", "prefer"),
+    "package": ("data", "sft", "train", "prefer"),
 }
 
 
@@ -40,15 +44,15 @@ def open_run(
     """Open a run, a new one or one that exists, with the configuration it goes on with. Nothing is created on the disk.
 
     The sections that finished stages were made with keep their values, except where an override names another one. So
-    do those of an interrupted training where `stage` is "train" and no source is given.
+    do those of an interrupted training where `stage` trains and no source is given.
 
     Args:
         sources: a preset, the path of a YAML file, or a list of these; without any, the run's own config.yaml, or the
             preset `tiny` for a new run.
         overrides: a setting such as `"grpo.max_steps=200"`, or a list of settings.
         name: the run's name, by default `run.name` of the configuration. Its folder lies where `find_root` says.
-        stage: what is to be done next: `data`, `screen`, `train`, `evaluate` or `package`. Only the stages that it
-            builds on keep their settings; without it, all finished stages do.
+        stage: what is to be done next: `data`, `sft`, `screen`, `train`, `prefer`, `evaluate` or `package`. Only the
+            stages that it builds on keep their settings; without it, all finished stages do.
         force: whether to repeat a stage that is done.
 
     Returns:
@@ -79,16 +83,17 @@ def open_run(
     interrupted = None
     if not sources and (records or run.config.exists()):
         config = load_run_config(run, overrides)
-        interrupted = _interrupted_training(run) if stage == "train" else None
+        interrupted = _interrupted_training(run, stage) if stage in TRAINING else None
     finished = [records[done]["settings"] for done in (BUILDS_ON[stage] if stage else STAGES) if done in records]
     finished += [interrupted] if interrupted else []
     config = configuration.keep_finished_settings(config, finished, overrides)
     return replace(config, run=replace(config.run, name=run.name, force=force or config.run.force)), run
 
 
-def _interrupted_training(run: Run) -> dict[str, Any] | None:
+def _interrupted_training(run: Run, stage: str) -> dict[str, Any] | None:
     """The settings in the newest checkpoint's `kept.json`; None without one that can be read."""
-    seals = sorted(run.path.glob("checkpoints/step_*/kept.json"), key=lambda path: path.stat().st_mtime)
+    folder = run.stage_files(stage).checkpoints
+    seals = sorted(folder.glob("step_*/kept.json"), key=lambda path: path.stat().st_mtime)
     with suppress(OSError, ValueError, TypeError, KeyError):
         settings = json.loads(seals[-1].read_text(encoding="utf-8"))["settings"] if seals else None
         return settings if isinstance(settings, dict) else None
@@ -127,9 +132,11 @@ def _find_place(path: Path, message: str) -> str:
     """The message, with the file and the line of the key that it begins with."""
     if message.startswith(str(path)):
         return message
-    key = message.split(" ", 1)[0].rpartition(".")[2]
+    section, _, key = message.split(" ", 1)[0].partition(".")
+    place = ""
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip().startswith(f"{key}:"):
+        place = line.rstrip(":") if line[:1].strip() else place  # sections stand at the margin
+        if place == section and line.strip().startswith(f"{key.rpartition('.')[2] or section}:"):
             return f"{path}, line {number}: {message}"
     return f"{path}: {message}"
 
@@ -146,13 +153,13 @@ def require_config_and_run(config: Any, run: Any) -> None:
 
 
 def describe_run(run: Run) -> str:
-    """The run's folder and, line by line, when each stage was done; `screen`, which is optional, only when it was."""
+    """The run's folder and, line by line, when each stage was done; those of OPTIONAL only when they were."""
     records = run.stages()
     lines = [f"run {run.name!r} in {run.path.absolute()}"]
     for stage in STAGES:
         record = records.get(stage)
         if record:
             lines.append(f"  {stage:<8} done {format_time(record['finished'])} in {record['seconds']:.0f} s")
-        elif stage != "screen":
+        elif stage not in OPTIONAL:
             lines.append(f"  {stage:<8} not yet")
     return "\n".join(lines)

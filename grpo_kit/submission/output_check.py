@@ -30,7 +30,8 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
     Args:
         path: the zip.
         policy: the base, such as `config.policy`; None for the one that the adapter names.
-        probe: the file of the trained policy's logits, `run.probe`; without it the zip is compared with the base only.
+        probe: the file of the trained policy's logits, `run.result.probe`; without it the zip is compared with the base
+            only.
 
     Returns:
         the findings. Each has a `severity`, the sentence `what` and a `remedy`. Do not submit a zip with a finding
@@ -43,7 +44,7 @@ def check_submission(path: str | Path, policy: Policy | None = None, probe: str 
     Example:
         >>> from grpo_kit import check, open_run
         >>> config, run = open_run(name="first")
-        >>> findings = check("submission/submission.zip", config.policy, run.probe)  # doctest: +SKIP
+        >>> findings = check("submission/submission.zip", config.policy, run.result.probe)  # doctest: +SKIP
         >>> [finding.what for finding in findings if finding.severity == "fatal"]  # doctest: +SKIP
         []
     """

@@ -84,14 +84,14 @@ def package_adapter(
     if folders:
         notes = pack_folders(folders, base, out, **settings, progress=progress)
     else:
-        run.require_stage("train", "grpo-kit train")
+        adapter = run.result.adapter
         written_before = out.absolute().as_posix() in run.stages().get("package", {}).get("wrote", {})
-        if written_before and run.is_done("package", settings, [run.adapter], config.run.force, derived=True):
+        if written_before and run.is_done("package", settings, [adapter], config.run.force, derived=True):
             return out
         base = base or base_model_name(config.policy)
         with run.lock("package"):
-            notes = pack_folders([run.adapter], base, out, **settings, progress=progress)
-            run.record_stage("package", settings, [run.adapter], [out], time.monotonic() - started, to_yaml(config))
+            notes = pack_folders([adapter], base, out, **settings, progress=progress)
+            run.record_stage("package", settings, [adapter], [out], time.monotonic() - started, to_yaml(config))
     for note in notes if say else ():
         say(note)
     return out

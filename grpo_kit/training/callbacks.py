@@ -128,7 +128,8 @@ class GradientCheckCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if self.done:
             return
-        alive = {n: p.grad is not None and bool(p.grad.any()) for n, p in model.named_parameters() if ".lora_B." in n}
+        trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+        alive = {n: p.grad is not None and bool(p.grad.any()) for n, p in trained if ".lora_B." in n}
         if not any(alive.values()):
             return
         self.done = True

@@ -1,6 +1,6 @@
 """Repeat a run from its own record, and list what came out differently."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ OnStage = Callable[[str], None]
 
 
 def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, list[str]]:
-    """Repeat a run's data, screening and training beside it, as NAME-again, from its `config.yaml` and `run.json`.
+    """Repeat a run's data, screening and trainings beside it, as NAME-again, from its `config.yaml` and `run.json`.
 
     Args:
         run: a trained run.
@@ -42,8 +42,9 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
         ('mine-again', [])
     """
     stages = run.stages()
-    for stage in ("data", "screen", "train"):  # what is compared in the end has to be whole
-        if stage in stages or stage == "train":
+    run.require_trained()
+    for stage in ("data", "screen"):  # what is compared in the end has to be whole
+        if stage in stages or stage == "data":
             run.require_stage(stage, f"grpo-kit {stage}")
     before = _figures(run)
     config = load_run_config(run)
@@ -51,14 +52,15 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
     config = replace(config, run=replace(config.run, name=again.name, force=True))
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
     judges = combine_rewards(config, run.environments(), rewards).functions
-    recorded = stages["train"]["settings"]["rewards"]
-    sentences = list_differences(stages["train"].get("environment", {}), describe_environment())
+    last = run.trained_stages()[-1]
+    recorded = stages.get("train", {}).get("settings", {}).get("rewards", {})
+    sentences = list_differences(stages[last].get("environment", {}), describe_environment())
     sentences += [
         f"reward {name} was edited since"
         for name, reward in zip(reward_names(judges), judges, strict=True)
-        if recorded.get(name) != fingerprint(reward)
+        if recorded and recorded.get(name) != fingerprint(reward)
     ]
-    _repeat(config, again, rewards, "screen" in stages, on_stage)
+    _repeat(config, again, rewards, stages, on_stage)
     for split in ("train", "val", "test"):
         first, second = run.data_file(split), again.data_file(split)
         if hash_of(first) != hash_of(second):
@@ -67,23 +69,26 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
     step = next((a["step"] for a, b in zip(before, now) if a != b), None)
     if step is not None or len(before) != len(now):
         sentences.append(f"the metrics differ from step {step or min(len(before), len(now)) + 1} on")
-    if hash_of(run.adapter) != hash_of(again.adapter):
+    if hash_of(run.result.adapter) != hash_of(again.result.adapter):
         sentences.append("the adapter differs")
     return again, sentences
 
 
-def _repeat(config: RunConfig, again: Run, rewards: list[Any], screened: bool, on_stage: OnStage) -> None:
+def _repeat(config: RunConfig, again: Run, rewards: list[Any], stages: Container[str], on_stage: OnStage) -> None:
+    """Repeat `data` and those of the other stages that are among `stages`."""
     verifier = load_reward(config.evaluation.verifier)
-    on_stage("data")
-    prepare(config, again, verifier)
-    if screened:
-        on_stage("screen")
-        screening.screen(config, again, verifier)
-    on_stage("train")
-    train.train(config, again, rewards)
+    work = {
+        "data": lambda: prepare(config, again, verifier),
+        "screen": lambda: screening.screen(config, again, verifier),
+        "train": lambda: train.train(config, again, rewards),
+    }
+    for stage, repeat in work.items():
+        if stage in stages:
+            on_stage(stage)
+            repeat()
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:
-    """Metrics rows without what the clock and the machine decide."""
-    rows = read_metrics(run.metrics)
+    """Metrics rows of all trainings without what the clock and the machine decide."""
+    rows = [row for stage in run.trained_stages() for row in read_metrics(run.stage_files(stage).metrics)]
     return [{name: value for name, value in row.items() if not any(part in name for part in CLOCK)} for row in rows]

@@ -6,17 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo_kit.adapters.lora import add_lora, describe_dropped, describe_lora
+from grpo_kit.adapters.lora import describe_lora
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.data.splits import check_mix
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
 from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
-from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import calibrate
 from grpo_kit.policy import tool_calls, vllm_engine
-from grpo_kit.policy.chat import check_chat_template
-from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.rewards.tools.routing import Rewards, combine_rewards, environment_of, make_verifier
@@ -32,6 +29,7 @@ from grpo_kit.training import trackers
 from grpo_kit.training.grpo.worst_step import WorstStepCallback
 from grpo_kit.training.rows import longest_prompts, order_of_draw, training_rows
 from grpo_kit.training.stage import TrainingStage
+from grpo_kit.training.start import load_for_training
 
 # Importing the policy silences warnings that the next imports would print.
 # isort: split
@@ -61,9 +59,10 @@ def train(
 ) -> dict[str, Any]:
     """Train the policy's LoRA adapter with GRPO, or resume or recognise a training that was begun before.
 
-    An interrupted run resumes from its last checkpoint; one that was stopped keeps its adapter and continues when
-    called again. A finished one is left as it is, unless `run.force` is set, or `grpo.max_steps` is higher than before:
-    then it goes on from its adapter and optimiser, and `run.json` keeps the earlier training as `train to step N`.
+    After the stage `sft` it begins with the adapter of that stage, and a new optimiser. An interrupted run resumes from
+    its last checkpoint; one that was stopped keeps its adapter and continues when called again. A finished one is left
+    as it is, unless `run.force` is set, or `grpo.max_steps` is higher than before: then it goes on from its adapter and
+    optimiser, and `run.json` keeps the earlier training as `train to step N`.
 
     Args:
         config: the run's configuration; `grpo` and `lora` say how to train.
@@ -117,7 +116,9 @@ def train(
         checkpoint = stage.find_checkpoint()
         trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
         stage.train(trainer, checkpoint)
-        stage.save_results(trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time, **layers)
+        stage.save_results(
+            trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time, [run.completions], **layers
+        )
     return last_figures(run.metrics)
 
 
@@ -181,19 +182,7 @@ def make_trainer(
         warnings.warn(
             f"grpo.vllm={config.grpo.vllm} is not used ({reason}); transformers draws the completions.", stacklevel=2
         )
-    if policy is None:
-        check_chat_template(config.policy, (row["prompt"] for row in read_lines(run.data_file("train"))))
-    placed = calibrate.use_counts_of(run, config.policy)
-    if policy is None:
-        model, tokenizer = load_policy(placed)
-    else:
-        model, tokenizer = policy
-        if placed.load_in_4bit and (hits := read_routing_counts(placed)) is not None:
-            expert_placement.place_coldest(model, hits)
-    activity.announce("preparing the trainer")
-    model = add_lora(model, config.lora, config.run.seed)
-    if (dropped := describe_dropped(model)) and processes.is_first():
-        warnings.warn(dropped, stacklevel=2)
+    model, tokenizer = load_for_training(stage, policy)
     rows = training_rows(config, run, tokenizer, stage.screened, stage.parts)
     environments = run.environments()
     rewards = combine_rewards(config, environments, reward_funcs)
@@ -256,8 +245,10 @@ def _build_trainer(
     # TRL takes no step when a step has more prompts than there are rows. The kit draws, whichever rows TRL takes.
     prompts_per_step = args.generation_batch_size // args.num_generations
     enough_rows = rows * -(-prompts_per_step // len(rows))
-    # For a KL, TRL would keep a copy of the fresh adapter; the base model without the adapter computes the same.
-    beta, args.beta = args.beta, 0.0
+    # For a KL, TRL keeps a copy of the adapter; a fresh one needs none, since the base model computes the same.
+    beta = args.beta
+    if stage.start is None:
+        args.beta = 0.0
     trained = [(value, value.data) for value in model.parameters() if value.requires_grad]
     draws = {"num_generations": config.grpo.num_generations, "seed": config.run.seed, "kind": draw}
     names = [environment_of(row) for row in rows]

@@ -139,11 +139,16 @@ def remember_optimizer(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
 
 class ResumableTrainer:
-    """A mixin for a transformers Trainer: its checkpoints hold the adapter in the kit's own form.
+    """A mixin for a trainer of TRL: its checkpoints hold the adapter in the kit's own form.
 
+    The frozen copy `ref`, which TRL makes of an adapter that was trained before, is no part of them.
     `callbacks.CheckpointCallback` writes them; the state of the stage itself goes through `save_extra` and
     `load_extra`.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with lora.allow_mamba_targets():
+            super().__init__(*args, **kwargs)
 
     def write_checkpoint(self, folder: Path, base: str) -> None:
         """Write all that resuming needs: adapter, optimiser, schedule, scaler, random numbers, trainer and stage state.

@@ -152,7 +152,7 @@ print(f"{zip_path.resolve()}, {zip_path.stat().st_size / 2**20:.2f} MiB")
 # %%
 from grpo_kit import check
 
-findings = check(zip_path, config.policy, run.probe)
+findings = check(zip_path, config.policy, run.result.probe)
 notebook.show_findings(zip_path, findings)
 
 # %% [markdown]

@@ -21,6 +21,8 @@ def test_every_preset_resolves_to_every_key(preset):
         "grpo",
         "evaluation",
         "screening",
+        "sft",
+        "dpo",
         "environments",
         "run",
     }
