@@ -7,6 +7,9 @@ from grpo_kit.evaluation.intervals import independent_difference_interval
 
 Row = dict[str, Any]
 WINDOW = 10  # steps; one bad step says little
+# Of the loss of texts: how many windows a judgement takes; the share of the first one below which it has fallen; the
+# multiple of the lowest above which it has risen; nats a token below which there is little to learn.
+STUCK, FALLEN, RISEN, LEARNED = 4, 0.98, 1.2, 0.05
 NOTHING = (
     "not one completion could be judged (all rewards are None, NaN or infinite), so nothing is learned: look at the "
     "answers in completions.jsonl and at grpo.reward_funcs."
@@ -14,11 +17,16 @@ NOTHING = (
 
 
 class Rule(NamedTuple):
-    """An alarm: `rings` and `words` take the means of the last WINDOW rows and the settings of `grpo`."""
+    """An alarm: `rings` and `words` take the means of the last WINDOW rows and the settings of the stage's section."""
 
     name: str
     rings: Callable[[Row, Row], bool]
     words: Callable[[Row, Row], str]
+
+
+def _section(settings: Row) -> str:
+    """The section of the configuration that the settings are of."""
+    return settings.get("section", "grpo")
 
 
 def _most_groups_are_flat(mean: Row) -> bool:
@@ -66,7 +74,7 @@ RULES = [
     ),
     Rule(
         "collapsed",
-        lambda m, g: m.get("entropy", 1) < 0.005,
+        lambda m, g: m.get("entropy", 1) < 0.005 and _section(g) == "grpo",  # texts may leave nothing open
         lambda m, g: (
             f"entropy is {m['entropy']:.4f} nats a token, so a group's completions are nearly the same: lower "
             "grpo.learning_rate or raise grpo.temperature."
@@ -77,7 +85,7 @@ RULES = [
         lambda m, g: m.get("skipped_steps", 0) > 0.3 * m["step"],
         lambda m, g: (
             f"{m['skipped_steps']:.0f} of {m['step']:.0f} steps overflowed in fp16 and were skipped: lower "
-            "grpo.learning_rate or grpo.max_grad_norm."
+            f"{_section(g)}.learning_rate or {_section(g)}.max_grad_norm."
         ),
     ),
     Rule(
@@ -93,7 +101,7 @@ RULES = [
         lambda m, g: m.get("grad_norm", 0) > 20 * g["max_grad_norm"] > 0,  # 0: gradients are not clipped
         lambda m, g: (
             f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times "
-            "grpo.max_grad_norm: lower grpo.learning_rate."
+            f"{_section(g)}.max_grad_norm: lower {_section(g)}.learning_rate."
         ),
     ),
 ]
@@ -106,7 +114,7 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
 
     Args:
         rows: of `metrics.jsonl`, under today's names.
-        grpo: the settings of `grpo`.
+        grpo: the settings of `grpo`, or of the section that they name as `section`.
 
     Returns:
         (name, sentence) of each alarm.
@@ -120,7 +128,7 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     unjudged = {row["groups/unjudged"] for row in window if "groups/unjudged" in row}
     if unjudged == {1.0}:
         return [("nothing", NOTHING)]
-    forgotten = _find_forgotten(rows)
+    forgotten = _find_forgotten(rows) + (_find_stuck(rows, grpo) if _section(grpo) == "sft" else [])
     if len(rows) < WINDOW:
         return forgotten
     # Not every row has every figure: a batch that is trained on again is not sampled again, and a batch without a
@@ -134,6 +142,30 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     mean |= {key: window[-1].get(key, 0) for key in ("step", "skipped_steps")}
     ringing = [(rule.name, rule.words(mean, grpo)) for rule in RULES if rule.rings(mean, grpo)]
     return ringing + forgotten + _find_environments(mean)
+
+
+def _find_stuck(rows: list[Row], settings: Row) -> list[tuple[str, str]]:
+    """What the loss of texts shows: that it is no number, that it has not fallen since the beginning, or that it rises.
+
+    Losses are means of WINDOW steps, since each step has texts of its own.
+    """
+    section, losses = _section(settings), [row.get("loss") for row in rows]
+    if lost := sum(loss is None for loss in losses[-WINDOW:]):
+        sentence = f"the loss is NaN or infinite at {lost} of the last {min(WINDOW, len(rows))} steps: lower "
+        return [("lost", f"{sentence}{section}.learning_rate, and look at the texts of those steps.")]
+    means = [
+        sum(losses[i : i + WINDOW]) / WINDOW for i in range(0, len(losses) - WINDOW + 1, WINDOW) if None not in losses
+    ]
+    if len(means) < STUCK:
+        return []
+    first, last, best = means[0], means[-1], min(means)
+    words = f"the mean loss of {WINDOW} steps is {last:.3f} nats a token"
+    if last > max(RISEN * best, LEARNED):
+        return [("rising", f"{words}, and was {best:.3f} before: lower {section}.learning_rate, or stop here.")]
+    if last > FALLEN * first and first > LEARNED:
+        remedy = f"raise {section}.learning_rate, or look whether the texts can be learned."
+        return [("not learning", f"{words}, and began at {first:.3f}, so nothing is learned: {remedy}")]
+    return []
 
 
 def _find_forgotten(rows: list[Row]) -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ class MetricsCallback(TrainerCallback):
     Args:
         trainer: the transformers Trainer whose steps are recorded.
         path: the file.
-        settings: the settings of `grpo`, which the alarms name.
+        settings: the settings of `grpo`, or of the section that they name as `section`; the alarms name them.
         on_step: is called with each row, in the first process.
     """
 

@@ -149,3 +149,42 @@ def test_an_environment_that_falls_while_another_rises_rings(last, rings):
 
 def test_one_measurement_of_the_environments_rings_nothing():
     assert find_alarms([{"step": 0} | held_out(math=(0.5, [0.4, 0.6]))], GRPO) == []
+
+
+SFT = {"section": "sft", "max_grad_norm": 1.0, "learning_rate": 2e-4}
+
+
+def losses(*windows):
+    """Rows of a training on texts; each number is the loss of ten steps."""
+    values = [loss for loss in windows for _ in range(10)]
+    return [{"step": i + 1, "loss": loss, "entropy": 0.4, "grad_norm": 0.3} for i, loss in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("windows", "name", "words"),
+    [
+        ((2.0, 1.99, 2.01, 1.99), "not learning", "is 1.990 nats a token, and began at 2.000, so nothing is"),
+        ((2.0, 1.0, 0.5, 0.7), "rising", "0.700 nats a token, and was 0.500 before: lower sft.learning_rate"),
+        ((2.0, None), "lost", "NaN or infinite at 10 of the last 10 steps: lower sft.learning_rate"),
+        ((None,), "lost", "NaN or infinite at 10 of the last 10 steps"),
+    ],
+)  # fmt: skip
+def test_a_loss_of_texts_that_does_not_fall_is_named(windows, name, words):
+    ((ringing, sentence),) = find_alarms(losses(*windows), SFT)
+    assert ringing == name and words in sentence
+
+
+def test_texts_that_are_learned_raise_no_alarm():
+    for windows in ((2.0, 1.9, 1.8, 1.7), (2.0, 2.0, 2.0), (0.02, 0.001, 0.001, 0.002), (2.0, 0.5, 0.5, 0.55)):
+        assert find_alarms(losses(*windows), SFT) == []
+    sure = [row | {"entropy": 0.0001} for row in losses(2.0, 0.001)]
+    assert find_alarms(sure, SFT) == []  # a text may leave nothing open
+    assert find_alarms(losses(2.0, 2.0, 2.0, 2.0, 2.0), GRPO) == []  # a loss of GRPO says nothing
+    assert find_alarms([{"step": 1, "loss": None}], SFT)[0][0] == "lost"  # from the first step on
+
+
+def test_shared_alarms_name_the_settings_of_their_section():
+    exploding = [row | {"grad_norm": 50.0} for row in losses(2.0)]
+    overflow = [row | {"skipped_steps": 7} for row in losses(2.0)]
+    assert find_alarms(exploding, SFT)[0][1].endswith("50 times sft.max_grad_norm: lower sft.learning_rate.")
+    assert find_alarms(overflow, SFT)[0][1].endswith("lower sft.learning_rate or sft.max_grad_norm.")
