@@ -222,7 +222,8 @@ def _sample(model: Any, tokenizer: Any, config: RunConfig, evaluation: Any, prob
     from grpo_kit.policy.episodes import sample_completions
 
     conversations, thinking = [_conversation(config, problem)] * count, config.policy.enable_thinking
-    return sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking)
+    budgets = [config.policy.budget_of()] * count
+    return sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking, budgets=budgets)
 
 
 def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:

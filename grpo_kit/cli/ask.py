@@ -16,6 +16,7 @@ def ask(
     sources: options.Sources = None,
     name: options.RunName = None,
     thinking: options.Thinking = None,
+    budget: options.Budget = None,
 ) -> None:
     """Ask a question of your own: the untrained and the trained policy answer side by side, while you watch."""
     from grpo_kit.evaluation import ask as asking
@@ -25,6 +26,8 @@ def ask(
     question = " ".join(word for word in words or () if word not in overrides)
     config, run = open_run(sources or (), overrides, name, "evaluate")
     asking.require_question(question)
+    if budget and thinking is False:
+        raise ValueError(f"--budget {budget} closes a thought, and with --no-thinking there is none. Leave one out.")
     if name and not sources and not run.stages():  # a preset would answer under a name that was mistyped
         raise FileNotFoundError(
             f"There is no run {run.name!r} in {run.path.parent}. Check the name, or ask a preset, as with -c tiny."
@@ -36,7 +39,7 @@ def ask(
     thinks = config.policy.enable_thinking if thinking is None else thinking
     opened = template_opens_thinking(tokenizer, thinks)
     with replies.show_in_terminal(opened) as show:
-        answered = asking.ask(model, tokenizer, config, question, thinks, show)
+        answered = asking.ask(model, tokenizer, config, question, thinks, show, budget)
     replies.print_replies(answered, opened)
     if asking.TRAINED not in answered:
         console.out.print(escape(f"Run {run.name!r} has no trained policy yet."))

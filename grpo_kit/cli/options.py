@@ -56,6 +56,11 @@ Thinking = Annotated[
     _option("--thinking/--no-thinking", help="whether the policy thinks before it answers; default: as the run does"),
 ]
 
+Budget = Annotated[
+    int | None,
+    _option("--budget", min=1, help="close a thought after so many tokens; default: as the run does"),
+]
+
 # calibrate
 Prompts = Annotated[int, typer.Option(help="how many training prompts to answer, at least 1")]
 

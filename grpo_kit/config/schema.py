@@ -5,6 +5,7 @@ Keys have the names that TRL, PEFT and transformers use, so a person who knows `
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -42,11 +43,32 @@ class Policy:
     routing: str | None = None  # file with the use of experts; None: the run's own, else beside the NF4 checkpoint
     nf4_folder: str | None = None  # folder of a streamed model's NF4 checkpoint; None: a finished one, or a default
     enable_thinking: bool = True  # passed to the chat template: the prompt then ends in an open <think>
+    thinking_budget: str | None = None  # tokens after which a thought is closed by force; row: as the row states
 
     def __post_init__(self) -> None:
         require_one_of("policy.dtype", self.dtype, DTYPES)
         require_one_of("policy.experts_overflow", self.experts_overflow, ("host", "cuda:1"))
         require_share("policy.experts_on_host", self.experts_on_host)
+        require(
+            self.thinking_budget in (None, "row") or bool(re.fullmatch(r"[1-9]\d{0,8}", str(self.thinking_budget))),
+            f"policy.thinking_budget is {self.thinking_budget!r}; it is a whole number of tokens from 1, or row for "
+            "the token_budget of each row. Set it to 512, or leave it out.",
+        )
+
+    def budget_of(self, row: Mapping[str, Any] | None = None) -> int | None:
+        """Tokens of thinking after which a thought is closed by force, for a data row; None: none is.
+
+        Raises:
+            ValueError: the row's `token_budget` is no whole number of at least 1.
+        """
+        if self.thinking_budget != "row":
+            return self.thinking_budget and int(self.thinking_budget)
+        budget = (row or {}).get("token_budget")
+        require(
+            budget is None or (type(budget) is int and budget >= 1),
+            f"A row's token_budget is {budget!r}; it is a whole number of tokens from 1, or null. Correct the row.",
+        )
+        return budget
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the policy's answers; where its bytes are on this machine is left out."""
@@ -264,6 +286,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_finite("", self)
+        require(
+            not (self.grpo.vllm and self.policy.thinking_budget),
+            f"grpo.vllm is {self.grpo.vllm!r} and policy.thinking_budget {self.policy.thinking_budget}; thoughts are "
+            "cut where transformers draws the tokens, and vLLM is not told to. Leave one of them out.",
+        )
         require(
             MATH not in self.environments,
             f"environments.{MATH} is set; the rewards of {MATH} are grpo.reward_funcs. Set those instead.",

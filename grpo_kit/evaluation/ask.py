@@ -14,6 +14,7 @@ from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import build_messages, encode_prompt
 from grpo_kit.policy.generate import Sample, TransformersEngine, portion_seed
 from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.runs.run import Run
 
 UNTRAINED, TRAINED = "untrained", "trained"
@@ -78,6 +79,7 @@ def ask(
     question: str,
     enable_thinking: bool | None = None,
     show: Callable[[str, str], None] | None = None,
+    thinking_budget: int | None = None,
 ) -> dict[str, Sample]:
     """Let the untrained policy answer a question, then the trained one, each sampled as in the evaluation.
 
@@ -88,12 +90,13 @@ def ask(
         question: the question.
         enable_thinking: whether the policy thinks before it answers; None: as the run is configured.
         show: called with ("untrained" or "trained", the reply so far) whenever a word is complete.
+        thinking_budget: tokens after which a thought is closed by force; None: as the run is configured.
 
     Returns:
         {"untrained": the reply, "trained": the reply}; only the first one for a model without an adapter.
 
     Raises:
-        ValueError: the question is empty, or so long that no room for an answer is left.
+        ValueError: the question is empty, or so long that no room for an answer is left; or the budget leaves none.
 
     Example:
         >>> from grpo_kit import open_run
@@ -106,10 +109,13 @@ def ask(
     thinking = config.policy.enable_thinking if enable_thinking is None else enable_thinking
     messages = build_messages(question, config.data.prompt_suffix, config.data.system_prompt)
     prompt = encode_prompt(tokenizer, messages, thinking)
+    budget = config.policy.budget_of() if thinking_budget is None else thinking_budget
+    require_room(tokenizer, [budget], config.evaluation.max_completion_length, "evaluation.max_completion_length")
+    forced = {"budgets": [budget]} if budget else {}
     engine = TransformersEngine(model, tokenizer, replace(config.evaluation, num_generations=1))
     has_adapter, replies = hasattr(model, "disable_adapter"), {}
     for name in (UNTRAINED, TRAINED) if has_adapter else (UNTRAINED,):
         streamer = _TextSoFar(tokenizer, lambda text, name=name: show(name, text)) if show else None
         with model.disable_adapter() if has_adapter and name == UNTRAINED else nullcontext():
-            replies[name] = engine([prompt], portion_seed(config.run.seed, 0), streamer)[0]
+            replies[name] = engine([prompt], portion_seed(config.run.seed, 0), streamer, **forced)[0]
     return replies

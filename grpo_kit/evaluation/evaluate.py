@@ -25,6 +25,7 @@ from grpo_kit.policy import episodes, generate, tool_calls, vllm_engine
 from grpo_kit.policy.chat import check_chat_template, prompts_open_thinking, render_prompt
 from grpo_kit.policy.episodes import sample_completions
 from grpo_kit.policy.generate import Sample
+from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.rewards.tools.calling import Reward, call_reward
 from grpo_kit.rewards.tools.loading import answer_reader
 from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
@@ -236,20 +237,27 @@ def run_measurement(
         max_model_len = protocol.max_model_len if protocol else None
         check_chat_template(config.policy, (problem.prompt for problem in problems))
         placed = replace(config, policy=calibrate.use_counts_of(run, config.policy))
-        if worlds.classes:
+        cuts_thoughts = config.policy.thinking_budget is not None and not protocol
+        if worlds.classes or cuts_thoughts:
             unused = replace(evaluation, use_vllm=False)
             placed = replace(placed, evaluation=unused)
         engine, engine_reason = vllm_engine.open_engine(placed, adapter, max_model_len)
         if worlds.classes:
             tool_calls.require_nemotron(engine.tokenizer)
             engine_reason = "vLLM samples no completions of several turns here"
+        elif cuts_thoughts:
+            engine_reason = "vLLM cuts no thoughts here (policy.thinking_budget)"
         tries = evaluation.num_generations
 
         def begin(number: int) -> episodes.Start:
             problem = problems[number // tries]
-            return episodes.start(engine.tokenizer, problem.prompt, thinking, problem.row, worlds)
+            budget = config.policy.budget_of(problem.row) if cuts_thoughts else None
+            return episodes.start(engine.tokenizer, problem.prompt, thinking, problem.row, worlds, budget)
 
-        prompts = [begin(number).prompt_ids for number in range(0, tries * len(problems), tries) for _ in range(tries)]
+        starts = [begin(number) for number in range(0, tries * len(problems), tries)]
+        budgets, limit = [each.budget for each in starts], evaluation.max_completion_length
+        require_room(engine.tokenizer, budgets, limit, "evaluation.max_completion_length")
+        prompts = [each.prompt_ids for each in starts for _ in range(tries)]
         generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
         compares = adapter is not None and stage in expert_load.MEASURED
         texts = expert_choices.build_texts(run, engine.tokenizer, problems, prompts[::tries]) if compares else []
@@ -272,7 +280,7 @@ def run_measurement(
         depends_on += [worlds.describe()] if worlds.classes else []
         samples, seconds_before, hits = sample_portions(
             engine, prompts, evaluation.batch_size, config.run.seed, depends_on, partial, progress, stage == "before",
-            *([begin, worlds.most_turns] if worlds.classes else []),
+            *([begin, worlds.most_turns] if worlds.classes or cuts_thoughts else []),
         )  # fmt: skip
 
         judged = _judge_problems(verifier, engine.tokenizer, problems, samples, tries, thinking, worlds)
@@ -330,6 +338,7 @@ def score_rows(
     repeated, worlds = [row for row in rows for _ in range(tries)], load_worlds(config, set(map(environment_of, rows)))
     samples = sample_completions(
         model, tokenizer, [row["prompt"] for row in repeated], evaluation, config.run.seed, thinking,
+        budgets=[config.policy.budget_of(row) for row in repeated],
         **{"rows": repeated, "worlds": worlds} if worlds.classes else {},
     )  # fmt: skip
     judged = _judge_problems(verifier, tokenizer, problems, samples, tries, thinking, worlds)

@@ -31,6 +31,7 @@ from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import check_chat_template, template_conversations
 from grpo_kit.policy.episodes import sample_completions
 from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.policy.tool_calls import require_nemotron
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, make_verifier
@@ -238,6 +239,8 @@ def _sample_rounds(
         model = attach_adapter(model, adapter)
     if worlds.classes:
         require_nemotron(tokenizer)
+    budgets = {row["id"]: config.policy.budget_of(row) for row in rows}
+    require_room(tokenizer, budgets.values(), sampling.max_completion_length, "grpo.max_completion_length")
     conversations = template_conversations(tokenizer, rows, thinking)
     prompts = {row["id"]: conversation for row, conversation in zip(rows, conversations, strict=True)}
     number, drawn = earlier[-1]["round"] + 1 if earlier else 0, sum(line["samples"] for line in lines.values())
@@ -250,6 +253,7 @@ def _sample_rounds(
         seed = int.from_bytes(hashlib.sha256(f"{config.run.seed} {state}".encode()).digest()[:4])
         samples = sample_completions(
             model, tokenizer, [prompts[row["id"]] for row in repeated], sampling, seed, thinking,
+            **{"budgets": [budgets[row["id"]] for row in repeated]} if any(budgets.values()) else {},
             **{"rows": repeated, "worlds": worlds} if worlds.classes else {},
         )  # fmt: skip
         rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking, worlds))

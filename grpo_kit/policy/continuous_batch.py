@@ -24,7 +24,7 @@ from transformers.generation import (
 
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.nemotron.decoding import one_token
-from grpo_kit.policy import generation_loop
+from grpo_kit.policy import generation_loop, thinking_budget
 from grpo_kit.runs import interrupts
 
 # Share of the batch that must be free before further prompts are read. Reading takes about as long for one prompt as
@@ -44,6 +44,7 @@ def sample_rows(
     pad: int,
     together: int,
     on_finish: Callable[[int], None] | None = None,
+    thinking: thinking_budget.Limits | None = None,
     **sampling: Any,
 ) -> list[list[int]] | None:
     """Sample one completion for each prompt, `together` rows at a time.
@@ -59,6 +60,7 @@ def sample_rows(
         pad: the id that fills shorter prompts on the left.
         together: rows that are sampled at a time.
         on_finish: called with the number of finished completions each time that rows are finished.
+        thinking: budgets of thinking of the prompts; None where no thought is cut.
         sampling: `do_sample`, `temperature` and so on, as `generate` takes them.
 
     Returns:
@@ -79,7 +81,7 @@ def sample_rows(
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
 
     def sample() -> list[list[int]] | None:
-        return Batch(base, prompts, limits, ends, pad, together, draw, on_finish).sample()
+        return Batch(base, prompts, limits, ends, pad, together, draw, on_finish, thinking).sample()
 
     return expert_placement.with_relief(base, sample, "sampling")
 
@@ -134,9 +136,10 @@ class Batch:
         together: int,
         draw: Callable[[torch.Tensor], torch.Tensor],
         on_finish: Callable[[int], None] | None = None,
+        thinking: thinking_budget.Limits | None = None,
     ) -> None:
         self.model, self.prompts, self.limits, self.ends, self.pad = model, prompts, limits, frozenset(ends), pad
-        self.together, self.draw, self.on_finish = together, draw, on_finish
+        self.together, self.draw, self.on_finish, self.thinking = together, draw, on_finish, thinking
         self.capacity = max(map(len, prompts)) + max(limits)
         self.completions: list[list[int]] = [[] for _ in prompts]
         self.steps = self.row_steps = 0
@@ -152,10 +155,22 @@ class Batch:
             return None
         while self._rows:
             interrupts.check()
-            drawn = self.draw(self._decoder.step(tokens))
+            drawn = self._force(range(len(self._rows)), self.draw(self._decoder.step(tokens)))
             self.steps, self.row_steps = self.steps + 1, self.row_steps + len(self._rows)
             tokens = self._go_on(self._keep(range(len(self._rows)), drawn), drawn)
         return self.completions
+
+    def _force(self, at: Sequence[int], drawn: torch.Tensor) -> torch.Tensor:
+        """What the rows `at` have drawn, with the tokens that close a thought in place of what these rows have."""
+        if self.thinking is None:
+            return drawn
+        closing, budgets = self.thinking
+        numbers = [self._rows[row] for row in at]
+        forced = [thinking_budget.forced_token(closing, self.completions[n], budgets[n]) for n in numbers]
+        places = [place for place, token in enumerate(forced) if token is not None]
+        if places:
+            drawn[places] = torch.tensor([forced[place] for place in places], device=drawn.device)
+        return drawn
 
     def _keep(self, at: Sequence[int], drawn: torch.Tensor) -> list[int]:
         """Add a drawn token to each of the rows `at`; returns which of them are not finished."""
@@ -187,7 +202,7 @@ class Batch:
                 return None
             self._rows = [self._rows[row] for row in going] + fresh
             at = range(len(going), len(self._rows))
-            drawn = self.draw(logits)
+            drawn = self._force(at, self.draw(logits))
             tokens = drawn if tokens is None else torch.cat([tokens[going], drawn])
             going = [*range(len(going)), *self._keep(at, drawn)]
         if len(going) < len(self._rows):

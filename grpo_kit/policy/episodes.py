@@ -19,11 +19,15 @@ from grpo_kit.runs import processes
 
 
 class Start(NamedTuple):
-    """Where a completion begins: the prompt's token ids, the world that it acts in, if any, and whether it thinks."""
+    """Where a completion begins: the prompt's token ids, the world that it acts in, if any, and whether it thinks.
+
+    `budget` are the tokens of thinking after which a thought is closed by force, in each turn; None for no budget.
+    """
 
     prompt_ids: list[int]
     episode: Episode | None
     enable_thinking: bool
+    budget: int | None = None
 
 
 def start(
@@ -32,6 +36,7 @@ def start(
     enable_thinking: bool,
     row: dict[str, Any] | None = None,
     worlds: Worlds | None = None,
+    budget: int | None = None,
 ) -> Start:
     """Begin a row's episode and write its prompt.
 
@@ -41,6 +46,7 @@ def start(
         enable_thinking: the run's setting; one on a turn of the conversation counts for the turns behind it.
         row: the data row.
         worlds: of the run; None without worlds.
+        budget: tokens of thinking after which a thought is closed by force; None for no budget.
     """
     episode, tools = None, None
     if worlds and row is not None:
@@ -48,7 +54,7 @@ def start(
         tools = worlds.tools_of(row)
     own = row_thinking(prompt)
     prompt_ids = encode_prompt(tokenizer, prompt, enable_thinking, tools)
-    return Start(prompt_ids, episode, enable_thinking if own is None else own)
+    return Start(prompt_ids, episode, enable_thinking if own is None else own, budget)
 
 
 def sample(
@@ -67,10 +73,10 @@ def sample(
         most_turns: the largest number of turns of a completion whose calls are carried out.
         on_finish: called with the number of finished completions, each time that some are finished.
     """
-    prompts = [begin.prompt_ids for begin in starts]
+    prompts, budgets = [begin.prompt_ids for begin in starts], [begin.budget for begin in starts]
     if not any(begin.episode for begin in starts):
         told = {"on_finish": on_finish} if isinstance(engine, TransformersEngine) else {}
-        return engine(prompts, seed, **told)
+        return engine(prompts, seed, **told, **({"budgets": budgets} if any(budgets) else {}))
     tokenizer, ends = engine.tokenizer, generate.find_end_tokens(engine.model, engine.tokenizer)
     limits = generate.completion_limits(prompts, engine.evaluation, engine.max_model_len)
     ids: list[list[int]] = [[] for _ in starts]  # of the completions so far, with the results
@@ -81,6 +87,7 @@ def sample(
             [prompts[i] + ids[i] for i in going],
             [limits[i] - len(ids[i]) for i in going],
             generate.portion_seed(seed, turn) if turn else seed,
+            **({"budgets": [budgets[i] for i in going]} if any(budgets) else {}),
         )
         turn, went, going = turn + 1, going, []
         for i, reply in zip(went, drawn, strict=True):
@@ -122,6 +129,7 @@ def sample_completions(
     progress: Callable[[int, int], None] | None = None,
     rows: Sequence[dict[str, Any]] | None = None,
     worlds: Worlds | None = None,
+    budgets: Sequence[int | None] | None = None,
 ) -> list[Sample]:
     """Sample one completion for each conversation, in order.
 
@@ -137,11 +145,13 @@ def sample_completions(
         progress: called with (completions so far, all completions), while they are sampled.
         rows: the data row of each conversation, for its world.
         worlds: of the rows; None without worlds.
+        budgets: of each conversation the tokens of thinking after which a thought is closed by force, None for no
+            budget; None: none has one.
     """
-    each = rows or [None] * len(conversations)
+    nothing = [None] * len(conversations)
     starts = [
-        start(tokenizer, messages, enable_thinking, row, worlds)
-        for messages, row in zip(conversations, each, strict=True)
+        start(tokenizer, messages, enable_thinking, row, worlds, budget)
+        for messages, row, budget in zip(conversations, rows or nothing, budgets or nothing, strict=True)
     ]
     prompt_ids = [begin.prompt_ids for begin in starts]
     engine, samples = TransformersEngine(model, tokenizer, evaluation), {}

@@ -6,7 +6,7 @@ during a training. Within a portion the batch stays full (continuous_batch.py).
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from grpo_kit.config import Evaluation
 from grpo_kit.policy import continuous_batch
 from grpo_kit.policy.chat import Messages
 from grpo_kit.policy.generation_loop import row_limits
+from grpo_kit.policy.thinking_budget import Limits, make_limits
 
 # Batches in a portion. Its last rows decode almost alone, so more of them would save steps; but an interruption loses
 # what a portion has until then (benchmarks/full_batch.py).
@@ -105,6 +106,7 @@ class TransformersEngine:
         seed: int,
         streamer: Any = None,
         on_finish: Callable[[int], None] | None = None,
+        budgets: Sequence[int | None] | None = None,
     ) -> list[Sample]:
         """Sample one completion for each prompt, up to `evaluation.batch_size` at a time.
 
@@ -114,10 +116,11 @@ class TransformersEngine:
             streamer: a `transformers` streamer, which gets the tokens of a single prompt's completion as they are
                 drawn.
             on_finish: called with the number of finished completions, each time that some are finished.
+            budgets: tokens of thinking of each prompt after which a thought is closed by force, None for no budget.
         """
         ends = find_end_tokens(self.model, self.tokenizer)
         limits = completion_limits(prompt_ids, self.evaluation, self.max_model_len) if prompt_ids else []
-        completions = self.sample_ids(prompt_ids, limits, seed, streamer, on_finish)
+        completions = self.sample_ids(prompt_ids, limits, seed, streamer, on_finish, budgets)
         return [make_sample(self.tokenizer, ids, ends) for ids in completions]
 
     def sample_ids(
@@ -127,16 +130,18 @@ class TransformersEngine:
         seed: int,
         streamer: Any = None,
         on_finish: Callable[[int], None] | None = None,
+        budgets: Sequence[int | None] | None = None,
     ) -> list[list[int]]:
         """The token ids of one completion for each prompt, up to and including its first end token.
 
         Args:
-            prompt_ids, seed, streamer, on_finish: as for a call of the engine.
+            prompt_ids, seed, streamer, on_finish, budgets: as for a call of the engine.
             limits: the largest number of tokens of each completion.
         """
         if not prompt_ids:
             return []
         settings, model, ends = self.evaluation, self.model, find_end_tokens(self.model, self.tokenizer)
+        thinking = make_limits(self.tokenizer, prompt_ids, budgets)
         was_training = model.training
         model.eval()
         try:
@@ -146,13 +151,14 @@ class TransformersEngine:
                 if len(prompt_ids) > settings.batch_size:
                     completions = continuous_batch.sample_rows(
                         model, prompt_ids, limits, ends, self.tokenizer.pad_token_id, settings.batch_size, on_finish,
-                        **self._sampling(),
+                        thinking, **self._sampling(),
                     )  # fmt: skip
                 if completions is None:
                     completions = []
                     for start in range(0, len(prompt_ids), settings.batch_size):
                         batch = slice(start, start + settings.batch_size)
-                        completions += self._sample_batch(prompt_ids[batch], limits[batch], streamer)
+                        own = thinking and thinking._replace(budgets=thinking.budgets[batch])
+                        completions += self._sample_batch(prompt_ids[batch], limits[batch], streamer, own)
                         if on_finish:
                             on_finish(len(completions))
         finally:
@@ -171,10 +177,12 @@ class TransformersEngine:
             "top_k": settings.top_k,
         }
 
-    def _sample_batch(self, prompt_ids: list[list[int]], limits: list[int], streamer: Any) -> list[list[int]]:
+    def _sample_batch(
+        self, prompt_ids: list[list[int]], limits: list[int], streamer: Any, thinking: Limits | None
+    ) -> list[list[int]]:
         """The token ids of one completion for each prompt, all sampled together until the last one is finished."""
         padded = self.tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
-        with row_limits(self.model, limits):
+        with row_limits(self.model, limits, thinking):
             output = self.model.generate(
                 **padded.to(self.model.device),
                 max_new_tokens=max(limits),

@@ -27,6 +27,7 @@ from transformers.generation import GenerationMode
 
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.policy import thinking_budget
 from grpo_kit.runs import interrupts
 
 # Arguments of `generate` that a custom loop does not receive, or that make the cache the caller's.
@@ -65,10 +66,10 @@ def install_loop(model: Any) -> Any:
     Where the GPU runs out of memory, more routed experts go to the host, and the call begins again from the same random
     state (`expert_placement.with_relief`).
 
-    Sets four attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
+    Sets five attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
     ran; `model.keep_logps` (False) asks for log-probabilities; `model.part_of` (None) says that the batches are parts
     of larger ones, see `draw_tokens`; `model.row_limits` (None) is the largest number of tokens of each row, where a
-    row has less room than the longest one.
+    row has less room than the longest one; `model.thinking_limits` (None) are the rows' budgets of thinking.
 
     Args:
         model: a transformers model that generates.
@@ -77,24 +78,26 @@ def install_loop(model: Any) -> Any:
         The same model.
     """
     model.generate = types.MethodType(_generate, model)  # bound, so that a deep copy of the model calls itself
-    model.last_sampling, model.keep_logps, model.part_of, model.row_limits = None, False, None, None
+    model.last_sampling, model.keep_logps, model.part_of = None, False, None
+    model.row_limits = model.thinking_limits = None
     return model
 
 
 @contextlib.contextmanager
-def row_limits(model: Any, limits: list[int]) -> Iterator[None]:
+def row_limits(model: Any, limits: list[int], thinking: thinking_budget.Limits | None = None) -> Iterator[None]:
     """Let each row of a batch that is sampled here end at its own largest number of tokens.
 
     Args:
         model: a model, also PEFT's around it, with the loop of `install_loop`. Others sample up to the largest limit.
         limits: of the rows.
+        thinking: budgets of thinking of the rows; None where no thought is cut.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.row_limits = limits if len(set(limits)) > 1 else None
+    base.row_limits, base.thinking_limits = limits if len(set(limits)) > 1 else None, thinking
     try:
         yield
     finally:
-        base.row_limits = None
+        base.row_limits = base.thinking_limits = None
 
 
 def draw_tokens(probabilities: torch.Tensor, part_of: tuple[int, int] | None) -> torch.Tensor:
@@ -131,6 +134,9 @@ def _generate(self, *args: Any, **kwargs: Any) -> Any:
 def _generate_once(self, *args: Any, **kwargs: Any) -> Any:
     self.last_sampling = None
     plain_generate = type(self).generate
+    if self.thinking_limits is not None:  # transformers' own loop cuts thoughts too
+        others = kwargs.get("logits_processor") or ()
+        kwargs["logits_processor"] = LogitsProcessorList([*others, thinking_budget.CutThoughts(self.thinking_limits)])
     # By position come inputs and generation_config only; more positional arguments are left to transformers.
     if len(args) <= 2 and all(kwargs.get(name) is None for name in UNSUPPORTED):
         sequences = plain_generate(self, *args, **kwargs, custom_generate=_decode)

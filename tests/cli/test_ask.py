@@ -50,6 +50,20 @@ def test_without_thinking_the_whole_reply_is_the_answer():
 
 
 @pytest.mark.slow
+def test_a_budget_cuts_the_thought():
+    status, output = ask("What is 47 + 38?", "--budget", "4", "evaluation.temperature=0")
+    assert status == 0 and "boxed{" in output and "looks like" not in output
+
+
+def test_a_budget_that_cannot_be_kept_is_a_mistake_of_the_command():
+    status, output = ask("What is 47 + 38?", "--budget", "4", "--no-thinking")
+    assert status == 2 and "with --no-thinking there is none" in output
+    assert ask("What is 47 + 38?", "--budget", "0")[0] == 2
+    status, output = ask("What is 47 + 38?", "--budget", "512")
+    assert status == 2 and "none for the answer" in " ".join(output.split())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["policy.model=other"], ["-c", "t4-4b"]])
 def test_an_adapter_is_not_put_on_another_model(trained, monkeypatch, words):
     monkeypatch.setenv("GRPO_KIT_ROOT", str(trained[1].path.parent))

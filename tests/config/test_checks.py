@@ -57,6 +57,30 @@ def test_settings_of_an_old_record_that_are_not_finite_are_refused_and_large_one
     assert load_config(["tiny"], ["grpo.epsilon_high=1e9"]).grpo.epsilon_high == 1e9
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "off", "''", "9" * 10, "512 tokens", "[512]"])
+def test_a_budget_of_thinking_is_a_number_of_tokens_or_the_rows_own(value):
+    with pytest.raises(ValueError, match="policy.thinking_budget"):
+        load_config(["tiny"], [f"policy.thinking_budget={value}"])
+
+
+def test_the_budget_of_a_row():
+    budgets = {
+        value: load_config(["tiny"], [f"policy.thinking_budget={value}"]).policy for value in (512, "row", "null")
+    }
+    row = {"token_budget": 64}
+    assert {value: policy.budget_of(row) for value, policy in budgets.items()} == {512: 512, "row": 64, "null": None}
+    assert [budgets["row"].budget_of(other) for other in (None, {}, {"token_budget": None})] == [None] * 3
+    for wrong in (0, "64", 1.5, True, [64]):
+        with pytest.raises(ValueError, match="A row's token_budget is.*Correct the row"):
+            budgets["row"].budget_of({"token_budget": wrong})
+        assert budgets[512].budget_of({"token_budget": wrong}) == 512
+
+
+def test_vllm_is_not_asked_to_cut_thoughts_in_training():
+    with pytest.raises(ValueError, match="grpo.vllm is 'server' and policy.thinking_budget 64.*Leave one of them out"):
+        load_config(["tiny"], ["grpo.vllm=server", "policy.thinking_budget=64"])
+
+
 def test_an_environment_may_have_no_share_but_not_all_of_them():
     assert load_config(["tiny"], ["data.mix={math: 1, structured: 0}"]).data.mix == {"math": 1, "structured": 0}
     for mix, name in (("{math: 1, structured: -1}", "structured"), ("{math: 0, structured: 0}", "math")):

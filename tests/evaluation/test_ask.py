@@ -69,6 +69,19 @@ def test_thinking_is_switched_for_the_question(tiny_policy, monkeypatch):
     assert [prompt.endswith("<think>\n") for prompt in prompts] == [True, False, False, True]
 
 
+def test_a_thought_is_cut_for_the_question_or_as_the_run_does(tiny_policy):
+    chosen = config.load_config(["tiny"], ["evaluation.max_completion_length=40"])
+    own, shown = replace(chosen, policy=replace(chosen.policy, thinking_budget="9")), []
+    told = {"thinking_budget": 5, "show": lambda name, text: shown.append(text)}
+    for settings, more, length in ((chosen, told, 5), (own, told, 5), (own, {}, 9)):
+        reply = ask(*tiny_policy, settings, QUESTION, **more)["untrained"]
+        assert reply.text.partition("</think>")[0].removesuffix("\n") in ("looks like"[:length], "7+8=15 4+3"[:length])
+        assert reply.finished and "boxed{" in reply.text
+    assert "</think>" in shown[-1]
+    with pytest.raises(ValueError, match="37 tokens and evaluation.max_completion_length is 40"):
+        ask(*tiny_policy, chosen, QUESTION, thinking_budget=37)
+
+
 @pytest.mark.parametrize("question", ["", " \n\t"])
 def test_an_empty_question_is_refused_before_anything_is_loaded(question):
     with pytest.raises(ValueError, match="The question is empty"):

@@ -165,6 +165,25 @@ SET = [
 
 
 @pytest.mark.slow
+def test_thoughts_are_cut_in_a_measurement_and_not_under_a_protocol(tmp_path, math_reward):
+    chosen, run = fresh(tmp_path, "policy.thinking_budget=6", "evaluation.num_generations=2")
+    report = evaluate.measure(chosen, run, "before", math_reward)
+    thoughts = [text.partition("</think>")[0] for p in report["problems"] for text in p["completions"]]
+    assert len(thoughts) == 12 and all(len(thought.removesuffix("\n")) in (5, 6) for thought in thoughts)
+    assert report["sampling"]["engine_why"] == "vLLM cuts no thoughts here (policy.thinking_budget)"
+    changed = replace(chosen, policy=replace(chosen.policy, thinking_budget="7"))
+    with pytest.raises(ValueError, match="policy.thinking_budget was 6, now 7"):
+        evaluate.measure(changed, run, "before", math_reward)
+    scorers = replace(chosen, evaluation=replace(chosen.evaluation, protocol="challenge"))
+    scorers = replace(scorers, run=replace(scorers.run, force=True))
+    report = evaluate.measure(scorers, run, "before")
+    assert max(len(p["completions"][0].partition("</think>")[0]) for p in report["problems"]) > 8
+    wide = replace(chosen, policy=replace(chosen.policy, thinking_budget="512"), run=scorers.run)
+    with pytest.raises(ValueError, match="512 tokens and evaluation.max_completion_length is 40"):
+        evaluate.measure(wide, run, "before", math_reward)
+
+
+@pytest.mark.slow
 def test_named_sets_are_measured_by_set_source_and_family(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n\n" for row in SET))

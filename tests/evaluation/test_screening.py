@@ -259,6 +259,19 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path, drawn, spoilt, line):
     assert "\n" not in str(error.value) and run.screening.read_bytes() == before
 
 
+def test_a_prompt_is_screened_within_the_budget_that_training_has(tmp_path, monkeypatch):
+    chosen, run = prepared(tmp_path, [0.5] * 3, "policy.thinking_budget=6", *FEW, "screening.num_generations=2")
+    asked = []
+
+    def sample(*args, budgets):
+        asked.append(budgets)
+        return [Sample(["right", "wrong"][i % 2], 1, True) for i in range(len(budgets))]
+
+    monkeypatch.setattr(screening, "sample_completions", sample)
+    assert screening.screen(chosen, run, right_reward)["kept"] == 3
+    assert asked and {budget for budgets in asked for budget in budgets} == {6}
+
+
 def test_screening_without_data_names_the_missing_stage(tmp_path):
     with pytest.raises(FileNotFoundError, match="`grpo-kit data` first"):
         screening.screen(config.load_config(["tiny"]), find_run("r", tmp_path), right_reward)
