@@ -14,6 +14,7 @@ from grpo_kit.evaluation import evaluate, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.planning import calibrate
 from grpo_kit.policy import tool_calls, vllm_engine
+from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
 from grpo_kit.rewards.tools.routing import Rewards, combine_rewards, environment_of, make_verifier
@@ -185,6 +186,8 @@ def make_trainer(
     model, tokenizer = load_for_training(stage, policy)
     rows = training_rows(config, run, tokenizer, stage.screened, stage.parts)
     environments = run.environments()
+    lengths = [stage.max_completion_length for stage in config.grpo.stages] or [config.grpo.max_completion_length]
+    require_room(tokenizer, map(config.policy.budget_of, rows), max(lengths), "grpo.max_completion_length")
     rewards = combine_rewards(config, environments, reward_funcs)
     recorder = CompletionRecorder(run.completions, rewards.functions, environments != [MATH])
     worlds = load_worlds(config, environments)
@@ -264,6 +267,7 @@ def _build_trainer(
         grpo=config.grpo,
         verifiers=rewards.verifiers,
         worlds=worlds,
+        policy=config.policy,
         prompt_sampler=EnvironmentSampler(names, config.data.mix, pass_rates, **draws)
         if len(rewards.verifiers) > 1
         else PromptSampler(pass_rates, **draws),

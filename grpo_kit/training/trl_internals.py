@@ -24,7 +24,7 @@ from trl.kernels import chunked_logprob
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.planning import memory
-from grpo_kit.policy import chat, generation_loop, tool_calls
+from grpo_kit.policy import chat, generation_loop, thinking_budget, tool_calls
 from grpo_kit.runs.files import to_json
 
 T = TypeVar("T")
@@ -254,6 +254,8 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     completion has left, and a completion whose last result found no room counts as cut.
     """
 
+    cuts_thoughts = False  # whether `budget_of` may give a row a budget
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("tools") or kwargs.get("environment_factory"):
             set_response_template(kwargs["processing_class"])
@@ -263,7 +265,9 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         leave_sampling(getattr(model, "get_base_model", lambda: model)())
         self.episodes: list[list[dict[str, Any]]] = []  # conversations of a batch with tools, as they grow
-        self._asked: list[list[int]] = []  # the prompts, as token ids, of a batch whose further turns are sampled
+        # The prompts, as token ids, of a batch whose further turns are sampled, with their budgets of thinking
+        self._asked: dict[tuple[int, ...], int | None] = {}
+        self._budgets: list[int | None] = []  # of thinking, for each row of the batch that is sampled
         self.reward_table: torch.Tensor | None = None  # (completions, reward functions), of the batch last scored
         self.scored_ids: list[list[int]] = []  # token ids of this process's completions of that batch
         self.trained_logps: torch.Tensor | None = None  # (rows, tokens), of the last micro-batch in the model
@@ -305,7 +309,11 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def sample_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """TRL's scored batch of one completion per row; `reward_table` and `scored_ids` then describe this batch."""
+        self._budgets = [self.budget_of(row) for row in rows]
         return super()._generate_and_score_completions(rows)
+
+    def budget_of(self, row: dict[str, Any]) -> int | None:
+        """Tokens of thinking after which a row's thought is closed by force (`thinking_budget`); None: none is."""
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Batch:
         return self.make_batch(inputs) if self.model.training else self.sample_batch(inputs)
@@ -318,14 +326,28 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
     def judge_episodes(self, completions: list[list[dict[str, Any]]]) -> None:
         """Look at the completions of a batch with tools, as lists of turns, before they are scored."""
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        prompt_ids, completion_ids, mask, *rest = super()._generate(prompts)
+        if self.cuts_thoughts:  # what was forced is no choice of the policy, as a tool's result is none
+            closing = thinking_budget.read_closing(self.processing_class)
+            mask = mask or [[1] * len(ids) for ids in completion_ids]
+            forced = map(
+                functools.partial(thinking_budget.find_forced, closing), prompt_ids, completion_ids, self._budgets, mask
+            )
+            mask = [[int(is_own and not f) for is_own, f in zip(*pair)] for pair in zip(mask, forced, strict=True)]
+        return prompt_ids, completion_ids, mask, *rest
+
     def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
         if self.use_vllm:  # it has settings of its own, and TRL cuts what has no room
             return super()._generate_single_turn(prompt_ids, *args, **kwargs)
         settings, before = self.generation_config, self.generation_config.max_new_tokens
-        rooms = [self._find_room(ids) for ids in prompt_ids]
+        prompts = [self._find_prompt(ids) for ids in prompt_ids]
+        rooms = [self._find_room(ids, prompt) for ids, prompt in zip(prompt_ids, prompts)]
+        budgets = [self._asked.get(prompt) for prompt in prompts] if self._asked else self._budgets
+        thinking = thinking_budget.make_limits(self.processing_class, prompt_ids, budgets)
         settings.max_new_tokens = max(rooms)
         try:
-            with generation_loop.row_limits(self.accelerator.unwrap_model(self.model), rooms):
+            with generation_loop.row_limits(self.accelerator.unwrap_model(self.model), rooms, thinking):
                 completion_ids, logps = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         finally:
             settings.max_new_tokens = before
@@ -333,11 +355,13 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
             logps = [row[: len(ids)].tolist() for row, ids in zip(kept, completion_ids, strict=True)]
         return completion_ids, logps
 
-    def _find_room(self, ids: list[int]) -> int:
+    def _find_prompt(self, ids: list[int]) -> tuple[int, ...]:
+        """The prompt that a completion with the tokens `ids` began with."""
+        return next((prompt for prompt in self._asked if tuple(ids[: len(prompt)]) == prompt), tuple(ids))
+
+    def _find_room(self, ids: list[int], prompt: tuple[int, ...]) -> int:
         """Tokens that a completion has left behind `ids`; TRL itself would sample a whole length at every turn."""
-        length = self.generation_config.max_new_tokens
-        prompt = next((prompt for prompt in self._asked if ids[: len(prompt)] == prompt), ids)
-        return max(1, len(prompt) + length - len(ids))
+        return max(1, len(prompt) + self.generation_config.max_new_tokens - len(ids))
 
     def _sampled_logps(self) -> torch.Tensor | None:
         """(rows, drawn) log-probs of the turn that was sampled last; None where the kit's loop kept none."""
@@ -347,11 +371,11 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
 
     def _tool_call_loop(self, prompts: list[list[dict[str, Any]]], prompt_ids: list[list[int]], *args: Any) -> Any:
         self.episodes = prompts
-        self._asked = [list(ids) for ids in {tuple(ids): None for ids in prompt_ids}]
+        self._asked = dict(zip(map(tuple, prompt_ids), self._budgets, strict=True))
         try:
             tool_mask, completions, completion_ids, logps, *counts = super()._tool_call_loop(prompts, prompt_ids, *args)
         finally:
-            self._asked = []
+            self._asked = {}
         for number, turns in enumerate(completions):
             turns_taken = sum(turn["role"] == "assistant" for turn in turns)
             found_no_room = turns[-1].get("tool_calls") and turns_taken <= self.max_tool_calling_iterations

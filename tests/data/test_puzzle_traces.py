@@ -123,9 +123,7 @@ def test_a_search_for_bits_reads_what_is_there_and_stops_at_a_contradiction():
 
 
 def test_letters_of_a_cipher_spell_its_words_and_every_word_is_in_a_line():
-    falls = 0
-    for puzzle in solved("text encryption", 50) + solved("text encryption", 100, hidden=(4, 12), examples=(1, 2)):
-        falls += puzzle.trace.count(": no\n")
+    for puzzle in solved("text encryption", 100):
         learned, _, read = puzzle.trace.partition("\nkey: ")
         words = [
             pair for line in re.findall(r"^(.+) -> (.+)$", puzzle.prompt, re.M) for pair in zip(*map(str.split, line))
@@ -154,9 +152,9 @@ def test_letters_of_a_cipher_spell_its_words_and_every_word_is_in_a_line():
                 assert "".join(key[letter] for letter in secret) == fits[1] and fits[1] in cipher.WORDS
                 readings[secret] = fits[1]
         assert " ".join(readings[secret] for secret in puzzle.prompt.rpartition(": ")[2].split()) == puzzle.answer
-        before, _, last = puzzle.trace.rpartition("\n")
-        assert last == puzzle.answer and puzzle.answer not in before
-    assert falls > 20
+        assert (
+            puzzle.trace.split("\n")[-1] == puzzle.answer and puzzle.answer not in puzzle.trace[: -len(puzzle.answer)]
+        )
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
-from grpo_kit.config import Grpo
+from grpo_kit.config import Grpo, Policy
 from grpo_kit.environments.worlds.episode import FIGURES, NO_WORLD, finish
 from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.rewards.tools.routing import environment_of
@@ -33,6 +33,7 @@ from grpo_kit.training.grpo.batches import (
     take_groups,
 )
 from grpo_kit.training.grpo.environment_sampler import EnvironmentSampler
+from grpo_kit.training.grpo.modes import Modes
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 from grpo_kit.training.shared_prompts import share_prompts
 from grpo_kit.training.trl_internals import OpenGRPOTrainer, find_untested
@@ -52,6 +53,7 @@ class GroupTrainer(OpenGRPOTrainer):
         verifiers: for each environment the place of its verifier among the reward functions: above 0.5 a completion
             counts as a pass.
         worlds: of the environments that have one.
+        policy: `thinking_budget` and `enable_thinking`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class GroupTrainer(OpenGRPOTrainer):
         prompt_sampler: PromptSampler | EnvironmentSampler,
         verifiers: Mapping[str, int],
         worlds: Worlds,
+        policy: Policy,
         **kwargs: Any,
     ) -> None:
         if worlds.classes:  # TRL takes one for every environment; a row of math may name none
@@ -71,6 +74,8 @@ class GroupTrainer(OpenGRPOTrainer):
         self.worlds, self.max_tool_calling_iterations = worlds, worlds.most_turns
         self.calls: list[dict[str, float]] = []  # the figures of each completion's calls, of the batch last sampled
         self.grpo, self.rows, self.prompt_sampler, self.verifiers = grpo, rows, prompt_sampler, verifiers
+        self.policy, self.cuts_thoughts = policy, policy.thinking_budget is not None
+        self.modes = Modes(self.processing_class, rows, self.cuts_thoughts)
         self.sampling_round = 0  # within a step
         self.before_batch: tuple[int, dict[str, Any]] | None = None  # (steps, what was known of the prompts) before it
         if not find_untested():  # in another version the layout might not reach the mixers
@@ -78,6 +83,10 @@ class GroupTrainer(OpenGRPOTrainer):
 
     def _base_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model).get_base_model()
+
+    def budget_of(self, row: dict[str, Any]) -> int | None:
+        """Tokens of thinking after which the row's thought is closed by force; None: none is."""
+        return self.policy.budget_of(row)
 
     def make_batch(self, rows: list[dict[str, Any]]) -> Batch:
         """A generation batch of drawn prompts; groups without a gradient are replaced as far as the budget goes.
@@ -182,6 +191,8 @@ class GroupTrainer(OpenGRPOTrainer):
         if len(self.verifiers) > 1 or self.tools:
             lengths = torch.tensor(processes.all_gather([len(ids) for ids in self.scored_ids]), dtype=torch.float32)
             self._note_environments(prompts, rewards.view(-1, n), passed, judged, flat, lengths.view(-1, n), is_cut)
+        for name, value in self.modes.figures(prompts, n, self.scored_ids, passed, judged, self.budget_of).items():
+            self.figures[name].append(value)
         none_judged, all_right = unjudged.view(-1, n).all(1), passed.all(1)
         causes = {
             "unjudged": none_judged,
