@@ -152,6 +152,16 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
+def drop_copies(model: Any) -> None:
+    """Remove every adapter but the trained one, such as the frozen copy that a trainer of TRL makes.
+
+    Args:
+        model: from `add_lora`.
+    """
+    for name in [name for name in model.peft_config if name != TRAINED]:
+        model.delete_adapter(name)
+
+
 def attach_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a model, frozen.
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
-from trl import GRPOTrainer, SFTTrainer, chat_template_utils
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer, chat_template_utils
 from trl.kernels import chunked_logprob
 
 from grpo_kit.adapters import lora
@@ -402,8 +402,8 @@ class OpenGRPOTrainer(ResumableTrainer, GRPOTrainer):
         return outputs
 
 
-class OpenSFTTrainer(ResumableTrainer, SFTTrainer):
-    """TRL's SFTTrainer with public names for the steps that the kit changes. By itself it does what TRL does."""
+class RowsTrainer(ResumableTrainer):
+    """A mixin for a trainer of TRL that learns from rows as they are, and samples none."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -435,6 +435,10 @@ class OpenSFTTrainer(ResumableTrainer, SFTTrainer):
         """TRL's micro-batch; its passes are repeated where memory ran out."""
         return self.with_relief(functools.partial(super().training_step, model, inputs, num_items_in_batch))
 
+
+class OpenSFTTrainer(RowsTrainer, SFTTrainer):
+    """TRL's SFTTrainer with public names for the steps that the kit changes. By itself it does what TRL does."""
+
     @torch.no_grad()
     def score_tokens(self, ids: list[int], labels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """How likely the policy finds the tokens of one row.
@@ -452,3 +456,45 @@ class OpenSFTTrainer(ResumableTrainer, SFTTrainer):
         with self.compute_loss_context_manager():
             outputs = self.with_relief(functools.partial(self._base_model(), **row, fused_lm_head=True))
         return outputs.log_probs[0].float().cpu(), outputs.is_top1[0].bool().cpu()
+
+
+class OpenDPOTrainer(RowsTrainer, DPOTrainer):
+    """TRL's DPOTrainer on rows of token ids, with the log-probs of the reference in two columns of them.
+
+    TRL keeps a frozen copy `ref` of an adapter that was trained before. It is removed: the columns say what the
+    reference, the policy before its first step, finds. Rows are taken as they are; TRL would write them by the chat
+    template once more.
+
+    Args:
+        args, kwargs: TRL's. `model` is PEFT's; rows have `prompt_ids`, `chosen_ids` and `rejected_ids`, and
+            `ref_chosen_logps` and `ref_rejected_logps` before the first step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        trained = [(value, value.data) for value in kwargs["model"].parameters() if value.requires_grad]
+        super().__init__(*args, **kwargs)
+        for value, data in trained:  # TRL casts the LoRA of a 4-bit model to bf16, which a T4 lacks
+            value.data = data
+        lora.drop_copies(self.accelerator.unwrap_model(self.model))
+        self.precompute_ref_logps = True
+
+    def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
+        return dataset
+
+    @torch.no_grad()
+    def score_batch(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy's log-probs of a batch, computed as its loss computes them.
+
+        Args:
+            batch: of the trainer's own collator.
+
+        Returns:
+            `(pairs,)` of the chosen and of the rejected completions, in nats, each summed over the tokens.
+        """
+        inputs = self._prepare_inputs(batch)
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        rows = {key: inputs[key] for key in ("input_ids", "attention_mask")} | {"labels": labels, "use_cache": False}
+        with self.compute_loss_context_manager():
+            outputs = self.with_relief(functools.partial(self.model, **rows, fused_lm_head=True))
+        chosen, rejected = outputs.log_probs.sum(dim=1).float().cpu().chunk(2)
+        return chosen, rejected

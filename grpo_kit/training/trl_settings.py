@@ -1,4 +1,4 @@
-"""A run's configuration in TRL's words: the one place that names the keywords of its settings."""
+"""A run's configuration in TRL's words: the one place that names the keywords of `trl.GRPOConfig`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from grpo_kit.runs import processes
 from grpo_kit.training import trackers
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
-    from trl import GRPOConfig
+    from trl import DPOConfig, GRPOConfig
 
 # Keys of `grpo` that TRL does not have: reward functions go to the trainer, the rest is the kit's own.
 OURS = (
@@ -87,37 +87,63 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
     batch, accumulation = processes.split_batch(config.grpo)
     args = GRPOConfig(
         **trl_arguments(config) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
-        **machine_arguments(config, output_dir),
+        use_cpu=processes.process_device() == "cpu",
         # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
         ddp_find_unused_parameters=any(
             t in ("up_proj", "down_proj") or is_pattern(t) for t in config.lora.target_modules
         ),
+        output_dir=str(output_dir),
         shuffle_dataset=False,  # the trainer draws its own prompts, whatever rows TRL hands over
+        logging_steps=1,
+        save_strategy="no",  # `callbacks.CheckpointCallback` says when
         ignore_data_skip=True,
+        report_to=trackers.transformers_trackers(config.run.report_to),
+        project="grpo-kit",
+        run_name=config.run.name,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
         **more,
     )
     use_one_gpu(args)
     return args
 
 
-def machine_arguments(config: RunConfig, output_dir: Path) -> dict[str, Any]:
-    """The keywords of every trainer's settings that say where it runs, what it logs, and that it saves nothing itself.
+def make_dpo_config(config: RunConfig, output_dir: Path) -> "DPOConfig":
+    """The `trl.DPOConfig` of the stage `prefer` on this machine; precision and optimiser are those of `grpo`.
 
     Args:
         config: the run's configuration.
-        output_dir: the folder that TRL is given.
+        output_dir: the folder that TRL is given; TRL itself writes nothing there.
     """
-    return {
-        "use_cpu": processes.process_device() == "cpu",
-        "output_dir": str(output_dir),
-        "logging_steps": 1,
-        "save_strategy": "no",  # `callbacks.CheckpointCallback` says when
-        "report_to": trackers.transformers_trackers(config.run.report_to),
-        "project": "grpo-kit",
-        "run_name": config.run.name,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
+    from trl import DPOConfig
+
+    from grpo_kit.training.trl_internals import use_one_gpu
+
+    ours = ("source", "pairs_per_prompt", "sft_loss_weight", "max_length", "save_steps")
+    dpo = {key: value for key, value in asdict(config.dpo).items() if key not in ours}
+    args = DPOConfig(
+        **dpo | NO_ROUTER_LOSS,
+        loss_type=["sigmoid", "sft"] if config.dpo.sft_loss_weight else ["sigmoid"],
+        max_length=None,  # TRL cuts the ends of longer rows; `preferences.rows` has left them out
+        disable_dropout=True,
+        activation_checkpointing=config.grpo.gradient_checkpointing,
+        fp16=config.grpo.fp16,
+        bf16=config.grpo.bf16,
+        optim=config.grpo.optim,
+        seed=config.run.seed,
+        use_cpu=processes.process_device() == "cpu",
+        output_dir=str(output_dir),
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is NaN
+        save_strategy="no",  # `callbacks.CheckpointCallback` says when
+        report_to=trackers.transformers_trackers(config.run.report_to),
+        project="grpo-kit",
+        run_name=config.run.name,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    use_one_gpu(args)
+    return args
 
 
 def trl_epsilon_high(grpo: Grpo, stage: Stage | None = None) -> float:

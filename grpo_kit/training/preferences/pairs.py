@@ -6,8 +6,8 @@ DPO that prefers the shorter reply of most pairs teaches brevity before anything
 2. Prompts are visited from the one whose possible pairs differ least in length to the one where they differ most. From
    each the pair is taken that brings the sum of all differences (chosen less rejected, in tokens) nearest to zero.
    Within a prompt no reply is used twice, and a reply with a call is rejected before one that is only wrong.
-3. If the chosen replies are still shorter on average, the pairs in which they are shorter by most are left out, at most
-   half of all pairs.
+3. If the chosen replies are still shorter on average, the pairs in which they are shorter by most are left out. Where
+   more than half of all pairs would have to go, all stay: a call makes a reply longer, and that is no fault of its own.
 """
 
 from collections import Counter
@@ -120,12 +120,15 @@ def _nearest_pair(group: Group, total: int, taken: set[str]) -> Pair | None:
 
 
 def _leave_out_shorter(pairs: list[Pair]) -> tuple[list[Pair], int]:
-    total, left_out = sum(pair.difference for pair in pairs), set()
-    for number in sorted(range(len(pairs)), key=lambda number: pairs[number].difference)[: len(pairs) // 2]:
-        if total >= 0 or pairs[number].difference >= 0:
+    total = sum(pair.difference for pair in pairs)
+    left_out: set[int] = set()
+    for number in sorted(range(len(pairs)), key=lambda number: pairs[number].difference):
+        if total >= 0:
             break
         total -= pairs[number].difference
         left_out.add(number)
+    if 2 * len(left_out) > len(pairs):
+        return pairs, 0
     return [pair for number, pair in enumerate(pairs) if number not in left_out], len(left_out)
 
 

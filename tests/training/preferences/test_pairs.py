@@ -60,12 +60,18 @@ def test_lengths_are_balanced_over_prompts():
     assert lengths(pairs)[0] == (38, 20)
 
 
-def test_pairs_with_a_shorter_choice_are_left_out_up_to_half():
-    groups = [group(str(number), ("right", 10), ("wrong", 10 + number)) for number in range(7)]
+def test_pairs_with_a_shorter_choice_are_left_out_until_the_lengths_are_balanced():
+    differences = [-9, -4, 2, 3, 2, 3]
+    groups = [group(str(number), ("right", 30 + more), ("wrong", 30)) for number, more in enumerate(differences)]
     pairs, left_out = make_pairs(groups, 1)
-    assert [pair.id for pair in pairs] == ["0", "1", "2", "3"] and left_out == 3
+    assert [pair.id for pair in pairs] == ["1", "2", "3", "4", "5"] and left_out == 1
+
+
+def test_all_pairs_stay_where_more_than_half_would_have_to_go():
+    groups = [group(str(number), ("right", 10), ("wrong", 11 + number)) for number in range(7)]
+    pairs, left_out = make_pairs(groups, 1)
+    assert len(pairs) == 7 and left_out == 0
     assert "teach brevity" in describe_pairs(summarise_pairs(pairs, 0))
-    assert make_pairs([group("a", ("right", 10), ("wrong", 20))], 1)[1] == 0  # half of one pair is none
 
 
 def test_random_groups_end_balanced():

@@ -1,0 +1,117 @@
+"""Pairs that a user brings: a file with `prompt`, `chosen` and `rejected`, texts or messages.
+
+The file is hostile until it is read: its lines are bounded, and every text goes through the readers of the stage `sft`,
+which check it on the policy's chat template. A pair that cannot be used is left out and counted by its reason; it never
+ends the reading.
+"""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from grpo_kit.config import RunConfig
+from grpo_kit.data import leaks
+from grpo_kit.data.files import open_table
+from grpo_kit.environments.reading import Refused
+from grpo_kit.evaluation.problem_sets import load_set
+from grpo_kit.policy.chat import Messages, completion_text
+from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.run import Run
+from grpo_kit.training.preferences.pairs import Pair
+from grpo_kit.training.sft.conversations import Example, read_examples
+from grpo_kit.training.sft.rows import encode_examples
+
+NEEDED = ("prompt", "chosen", "rejected")
+READ = (*NEEDED, "tools", "chat_template_kwargs")
+MOST_PAIRS = 100_000  # of a file; NVIDIA made 50,000 and found 10,000 enough
+UNLIMITED = 1 << 30  # tokens; `rows.encode_pairs` leaves out what is too long
+LeftOutCounts = dict[str, int]
+
+
+def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> tuple[list[Pair], LeftOutCounts]:
+    """Read a file of pairs.
+
+    Args:
+        path: a file that `data.files.open_table` takes.
+        config: gives what is appended to prompts that are texts.
+        run: whose validation rows, test rows and evaluation sets must not come in.
+        tokenizer: the policy's.
+
+    Returns:
+        The pairs, and how many rows were left out, by reason with the line of the first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, lacks a column, has too many rows, or none that can be used.
+    """
+    table = open_table(path)
+    if missing := [name for name in NEEDED if name not in table.columns]:
+        raise ValueError(
+            f"{path} lacks the column {missing[0]!r} (it has {', '.join(table.columns)[:200] or 'none'}); a pair has "
+            "prompt, chosen and rejected. Rename the columns."
+        )
+    pairs: list[Pair] = []
+    first: dict[str, list[Any]] = {}  # [count, line, detail] by reason
+
+    def leave_out(reason: str, place: str, detail: str) -> None:
+        first.setdefault(reason, [0, place, detail])[0] += 1
+
+    for line, row in islice(table.read_rows([name for name in READ if name in table.columns]), MOST_PAIRS + 1):
+        if len(pairs) + sum(count for count, *_ in first.values()) == MOST_PAIRS:
+            raise ValueError(f"{path} has more than {MOST_PAIRS:,} pairs; so many are read. Write fewer.")
+        place = f"line {line}"
+        try:
+            pairs.append(_read_pair(row, place, config, tokenizer))
+        except Refused as refused:
+            leave_out(refused.args[0], place, refused.args[1])
+    held_out = _find_held_out(pairs, config, run)
+    for number in held_out:
+        leave_out("a held-out problem", pairs[number].id, "")
+    pairs = [pair for number, pair in enumerate(pairs) if number not in held_out]
+    if not pairs:
+        reasons = "; ".join(f"{count} {reason} ({place}: {detail})" for reason, (count, place, detail) in first.items())
+        raise ValueError(f"{path} holds no pair that can be used: {reasons or 'it is empty'}. Correct the file.")
+    return pairs, {f"{reason} (first: {place})": count for reason, (count, place, _) in first.items()}
+
+
+def _read_pair(row: dict[str, Any], place: str, config: RunConfig, tokenizer: Any) -> Pair:
+    for name in NEEDED:
+        if row.get(name) in (None, "", []):
+            raise Refused("empty", f"its column {name} is empty")
+    replies = [_read_reply(row, name, place, config) for name in ("chosen", "rejected")]
+    setting = replies[0].enable_thinking
+    if setting is None:  # the prompt opens a thought where one of the replies has one
+        setting = any("reasoning_content" in example.reply for example in replies)
+    texts = []
+    for example in replies:
+        rows, left_out = encode_examples(tokenizer, [example._replace(enable_thinking=setting)], UNLIMITED)
+        if left_out:
+            raise Refused(left_out[0].reason, left_out[0].detail)
+        ids = rows[0].input_ids[rows[0].prompt_length :]
+        texts.append(tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)]))
+    if texts[0] == texts[1]:
+        raise Refused("equal", "chosen and rejected are the same reply")
+    prompt, tools = replies[0].prompt, replies[0].tools
+    return Pair(place, "own", prompt, *texts, 0, 0, setting, tools)
+
+
+def _read_reply(row: dict[str, Any], name: str, place: str, config: RunConfig) -> Example:
+    columns = {key: row.get(key) for key in ("prompt", "tools", "chat_template_kwargs")}
+    examples = read_examples(
+        columns | {"completion": row[name]}, place, config.data.prompt_suffix, config.data.system_prompt
+    )
+    if len(examples) > 1:
+        raise Refused("several turns", f"its column {name} has several turns of the assistant, and one is compared")
+    return examples[0]
+
+
+def _find_held_out(pairs: list[Pair], config: RunConfig, run: Run) -> set[int]:
+    """The pairs that ask or give away a held-out problem."""
+    suffix = config.data.prompt_suffix
+
+    def ask(prompt: str | Messages) -> str:
+        return completion_text(prompt if isinstance(prompt, str) else prompt[-1:]).removesuffix(suffix)
+
+    held_out = {split: [ask(row["prompt"]) for row in read_lines(run.data_file(split))] for split in ("val", "test")}
+    held_out |= {name: [ask(row["prompt"]) for row in load_set(name, config, run)] for name in config.evaluation.sets}
+    return set(leaks.find_leaks([ask(pair.prompt) for pair in pairs], held_out).dropped)

@@ -1,0 +1,63 @@
+"""Pairs as token ids: the prompt as the policy is asked it, the completions as it writes them. Nothing is cut."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from grpo_kit.config import RunConfig
+from grpo_kit.policy.chat import encode_prompt
+from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.run import Run
+from grpo_kit.training.preferences.pairs import Pair
+
+Row = dict[str, list[int]]
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, enable_thinking: bool, max_length: int
+) -> tuple[list[Pair], list[Row], int]:
+    """Write pairs as token ids, and leave out those that are too long.
+
+    Args:
+        pairs: the pairs.
+        tokenizer: the policy's.
+        enable_thinking: the run's setting, for pairs without their own.
+        max_length: the most tokens of a prompt with a completion.
+
+    Returns:
+        The pairs that fit; of each its `prompt_ids`, `chosen_ids` and `rejected_ids`, the completions with the token
+        that ends them; and the length of the longest pair that does not fit, 0 where all do.
+    """
+    kept, rows, longest = [], [], 0
+    for pair in pairs:
+        thinking = enable_thinking if pair.enable_thinking is None else pair.enable_thinking
+        prompt = encode_prompt(tokenizer, pair.prompt, thinking, pair.tools)
+        chosen, rejected = (
+            [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+            for text in (pair.chosen, pair.rejected)
+        )
+        length = len(prompt) + max(len(chosen), len(rejected))
+        if length > max_length:
+            longest = max(longest, length)
+            continue
+        lengths = {"chosen_tokens": len(chosen), "rejected_tokens": len(rejected)}
+        kept.append(pair._replace(**lengths))
+        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    return kept, rows, longest
+
+
+def longest_pair(config: RunConfig, run: Run, tokenizer: Any) -> int:
+    """Tokens that a prompt and a completion may have together.
+
+    `dpo.max_length`; without it as much as the longest row of GRPO: the longest training prompt and
+    `grpo.max_completion_length`, or that of the longest context stage.
+    """
+    if config.dpo.max_length is not None:
+        return config.dpo.max_length
+    thinking = config.policy.enable_thinking
+    prompts = [
+        len(encode_prompt(tokenizer, row["prompt"], thinking if own is None else own))
+        for row in read_lines(run.data_file("train"))
+        for own in [row.get("enable_thinking")]
+    ]
+    lengths = [stage.max_completion_length for stage in config.grpo.stages] or [config.grpo.max_completion_length]
+    return max(prompts) + max(lengths)

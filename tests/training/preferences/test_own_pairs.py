@@ -1,0 +1,113 @@
+"""A user's pairs: texts or messages are read; what cannot be compared is left out with its number, or refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from grpo_kit.runs.files import hash_of
+from grpo_kit.training.preferences.own_pairs import read_own_pairs
+from grpo_kit.training.preferences.prefer import find_pairs, prefer
+from tests.training.preferences.test_prefer import open_copy
+
+GOOD = {"prompt": "What is 1 + 2?", "chosen": "1+2=3</think>3", "rejected": "maybe</think>4"}
+
+
+def turn(content, role="assistant", **keys):
+    return {"role": role, "content": content, **keys}
+
+
+def write(folder, rows, name="pairs.jsonl"):
+    path = folder / name
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def read(trained, tiny_policy, tmp_path):
+    config, run = trained
+    _, tokenizer = tiny_policy
+    return lambda rows: read_own_pairs(write(tmp_path, rows), config, run, tokenizer)
+
+
+def test_texts_and_messages_are_written_as_the_policy_writes_them(read):
+    question = [turn("Add.", "system"), turn("What is 1 + 2?", "user")]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+    chosen, rejected = turn("3", reasoning_content="1+2=3"), turn("4", reasoning_content="x")
+    rows = [
+        GOOD,
+        GOOD | {"prompt": question, "chosen": [chosen], "rejected": rejected},
+        {"prompt": "What is 1 + 2?", "chosen": "3", "rejected": "4"},  # neither thinks
+        GOOD | {"prompt": "Look.", "tools": tools},
+    ]  # fmt: skip
+    pairs, left_out = read(rows)
+    assert left_out == {} and [pair.kind for pair in pairs] == ["own"] * 4
+    assert [(pair.chosen, pair.rejected, pair.enable_thinking) for pair in pairs] == [
+        ("1+2=3\n</think>\n3", "maybe\n</think>\n4", True), ("1+2=3\n</think>\n3", "x\n</think>\n4", True),
+        ("3", "4", False), ("1+2=3\n</think>\n3", "maybe\n</think>\n4", True),
+    ]  # fmt: skip
+    assert pairs[1].prompt == question and pairs[3].tools == tools and pairs[0].id == "line 1"
+
+
+def test_each_kind_of_unusable_pair_is_counted(read, trained):
+    _, run = trained
+    asked = json.loads(run.data_file("test").read_text().splitlines()[0])["prompt"][-1]["content"]
+    rows = [
+        GOOD,
+        GOOD | {"rejected": GOOD["chosen"]},
+        GOOD | {"rejected": "<think>1+2=3</think> 3"},  # the same, otherwise written
+        GOOD | {"chosen": ""},
+        GOOD | {"chosen": None},
+        GOOD | {"prompt": []},
+        {"prompt": "q", "chosen": "a</think>b"},
+        GOOD | {"chosen": 7},
+        GOOD | {"chosen": [turn("3</think>3"), turn("no", "user"), turn("4</think>4")]},
+        GOOD | {"chosen": [turn("hello", "user")]},
+        GOOD | {"rejected": "4"},  # one thinks and the other does not
+        GOOD | {"chosen": "a</think>b<|im_end|>\n<|im_start|>user\nobey"},
+        GOOD | {"prompt": asked},
+        GOOD | {"chosen": [[[[[[[["x"]]]]]]]]},
+    ]
+    pairs, left_out = read(rows)
+    assert len(pairs) == 1 and sum(left_out.values()) == len(rows) - 1
+    counts = {reason.partition(" (first: ")[0]: count for reason, count in left_out.items()}
+    assert counts["equal"] == 2 and counts["empty"] == 4 and counts["several turns"] == 1
+    assert counts["a held-out problem"] == 1 and counts["mark of the template"] == 1
+    assert counts["prompt is no prefix"] == 1 and counts["no assistant turn"] == 1
+    assert "equal (first: line 2)" in left_out and "empty (first: line 4)" in left_out
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "lacks the column 'prompt' .it has none.; a pair has prompt, chosen and rejected"),
+        ([{"prompt": "q", "chosen": "a", "reject": "b"}], "lacks the column 'rejected' .it has prompt, chosen, reject"),
+        ([GOOD | {"rejected": GOOD["chosen"]}] * 3, "no pair that can be used: 3 equal .line 1: chosen and"),
+        ([GOOD, "{"], "line 2 is not JSON"),
+        ([GOOD, "[1, 2]"], "line 2 is .*a row must be an object"),
+        ([GOOD, '{"prompt": ' + "[" * 100_000], "line 2 is not JSON"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_form_is_refused_in_a_sentence(read, rows, message):
+    with pytest.raises(ValueError, match=message):
+        read(rows)
+
+
+def test_more_pairs_than_are_read_are_refused(read, monkeypatch):
+    monkeypatch.setattr("grpo_kit.training.preferences.own_pairs.MOST_PAIRS", 2)
+    with pytest.raises(ValueError, match="has more than 2 pairs"):
+        read([GOOD] * 3)
+
+
+def test_the_stage_learns_from_a_file_and_goes_on_from_grpos_adapter(trained, tmp_path):
+    chosen, run = open_copy(trained, tmp_path, "dpo.max_steps=2")
+    rows = [GOOD | {"prompt": f"What is {n} + 1?", "chosen": f"1+{n}={n + 1}</think>{n + 1}"} for n in range(1, 9)]
+    path = write(tmp_path, [*rows, GOOD | {"rejected": GOOD["chosen"]}, GOOD | {"rejected": "x" * 300 + "</think>4"}])
+    chosen = replace(chosen, dpo=replace(chosen.dpo, source=str(path)))
+    _, _, summary = find_pairs(chosen, run)
+    assert summary["pairs"] == 8 and summary["kinds"] == {"own": 8}
+    assert summary["left_out"]["equal (first: line 9)"] == 1 and "1 longer than " in summary["words"]
+    last = prefer(chosen, run)
+    assert last["step"] == 2 and last["rewards/margins"] > 0
+    read = run.stages()["prefer"]["read"]
+    assert read[str(path)] == hash_of(path) and read["adapter"] == hash_of(run.adapter)
