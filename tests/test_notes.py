@@ -4,7 +4,6 @@ import bisect
 import doctest
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from grpo_kit.planning import machines
 from grpo_kit.planning.fit import assess_fit
 from grpo_kit.planning.model_size import Architecture
 from grpo_kit.planning.plan import KEYS, vary_setting
+from tests.helpers.processes import start
 from tests.helpers.settings import ROOT
 from tests.test_import_order import imports
 
@@ -220,11 +220,11 @@ model = {str(ROOT / "grpo_kit" / "nemotron" / "tiny_policy")!r}
 questions = [(f"What is {{a}} + {{a}}?", str(2 * a)) for a in range(10, 18)]
 rows = Dataset.from_list([{{"prompt": [{{"role": "user", "content": q}}], "answer": a}} for q, a in questions])
 """
-    script = tmp_path / "cell.py"
-    script.write_text(f"{pasted}\n{setup}\n{block}\nassert trainer.state.global_step == 1\n")
-    process = subprocess.run([sys.executable, "-W", "ignore", script], cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert "[1.0, 0.0]" in process.stdout
+    cell = f"{pasted}\n{setup}\n{block}\nassert trainer.state.global_step == 1\n"
+    process = start(["-W", "ignore", "-c", cell], cwd=tmp_path)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed[-2000:]
+    assert "[1.0, 0.0]" in printed
 
 
 @pytest.mark.slow

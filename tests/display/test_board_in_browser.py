@@ -254,6 +254,6 @@ def test_the_report_is_readable_on_a_phone(trained, page, pictures):
         "return [innerWidth, document.documentElement.scrollWidth, "
         "...[...document.querySelectorAll('img')].map(e => e.getBoundingClientRect().width)]"
     )
-    assert widths[:2] == [390, 390] and len(widths) == 8 and min(widths[2:]) > 300
+    assert widths[:2] == [390, 390] and len(widths) == 9 and min(widths[2:]) > 300
     page.driver.save_screenshot(str(pictures / "phone.png"))
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -14,6 +14,7 @@ from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.runs import installation
 from grpo_kit.runs.run import find_run
+from tests.helpers.processes import start
 from tests.helpers.settings import ROOT
 
 WHEEL = "grpo_kit-0.2.0-py3-none-any.whl"
@@ -186,22 +187,19 @@ def test_the_kit_refuses_the_torchao_that_peft_refuses(monkeypatch, tmp_path, ve
     assert bool(installation.describe_old_torchao()) == refused_by_peft == refused
 
 
-def command(arguments, folder, **variables):
-    env = {name: value for name, value in os.environ.items() if name != "GRPO_KIT_ROOT"}
-    env |= {"PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}", "GRPO_KIT_ROOT": str(folder / "runs"), **variables}
-    words = [sys.executable, "-W", "ignore", "-m", "grpo_kit", *arguments]
-    return subprocess.run(words, env=env, capture_output=True, text=True, cwd=folder)
-
-
 @pytest.mark.slow
 def test_env_and_train_name_an_old_torchao_and_the_remedy_before_anything_is_loaded(tmp_path):
     small = ["data.limit=100", "data.test_size=10", "data.val_size=5", "grpo.max_steps=1"]
     prepare(config.load_config(["tiny"], small), find_run("r", tmp_path / "runs"))
     install(tmp_path / "site", "torchao", "0.10.0")
-    env = command(["env"], tmp_path, COLUMNS="200")
-    assert env.returncode == 1 and "torchao" in env.stdout and "pip uninstall -y torchao" in env.stdout
-    # A model folder that does not exist would be named if the policy were loaded first.
-    train = command(["train", "--run", "r", "policy.model=no-such-model", *small], tmp_path)
+    env = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}", "GRPO_KIT_ROOT": str(tmp_path / "runs")}
+    checked = start(["-W", "ignore", "-m", "grpo_kit", "env"], env | {"COLUMNS": "200"}, tmp_path)
+    printed, _ = checked.communicate(timeout=120)
+    assert checked.returncode == 1 and "torchao" in printed and "pip uninstall -y torchao" in printed
+    # A model folder that does not exist would be named if the policy were loaded first. This start is a fresh one: what
+    # the libraries do with torchao when they are imported counts too.
+    words = [sys.executable, "-W", "ignore", "-m", "grpo_kit", "train", "--run", "r", "policy.model=no-such-model"]
+    train = subprocess.run([*words, *small], env=env, capture_output=True, text=True, cwd=tmp_path)
     assert train.returncode == 1 and "Traceback" not in train.stderr
     assert train.stderr == (
         "error: PEFT cannot make a LoRA beside torchao 0.10.0; it takes 0.16 or later, or none. Run `pip uninstall -y "

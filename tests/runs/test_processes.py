@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
@@ -182,12 +180,11 @@ def test_a_second_gpu_with_its_own_process_does_not_take_experts(monkeypatch):
         overflow_device(config.Policy(experts_overflow="cuda:1"))
 
 
-def started(run, count, *more):
-    """`grpo-kit train` as a user starts it on several processes."""
-    command = [sys.executable, "-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name]
-    command += [f"--num-processes={count}", *more]
+def started(run, count):
+    """`grpo-kit train` as a user starts it on several processes; the launcher and the processes start afresh."""
+    command = ["-W", "ignore", "-m", "grpo_kit", "train", "--run", run.name, f"--num-processes={count}"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(run.root), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start_python(command, env)
 
 
 def started_ranks(run, count):
