@@ -8,6 +8,9 @@ from grpo_kit.evaluation.intervals import independent_difference_interval
 Row = dict[str, Any]
 WINDOW = 10  # steps; one bad step says little
 CHOSEN_FALL = 0.1  # of a reward of DPO: with a beta of 0.05 that is 2 nats of a reply's log-prob
+# Of the loss of texts: how many windows a judgement takes; the share of the first one below which it has fallen; the
+# multiple of the lowest above which it has risen; nats a token below which there is little to learn.
+STUCK, FALLEN, RISEN, LEARNED = 4, 0.98, 1.2, 0.05
 NOTHING = (
     "not one completion could be judged (all rewards are None, NaN or infinite), so nothing is learned: look at the "
     "answers in completions.jsonl and at grpo.reward_funcs."
@@ -15,11 +18,16 @@ NOTHING = (
 
 
 class Rule(NamedTuple):
-    """An alarm: `rings` and `words` take the means of the last WINDOW rows and the settings of `grpo`."""
+    """An alarm: `rings` and `words` take the means of the last WINDOW rows and the settings of the stage's section."""
 
     name: str
     rings: Callable[[Row, Row], bool]
     words: Callable[[Row, Row], str]
+
+
+def _section(settings: Row) -> str:
+    """The section of the configuration that the settings are of."""
+    return settings.get("section", "grpo")
 
 
 def _most_groups_are_flat(mean: Row) -> bool:
@@ -67,7 +75,7 @@ RULES = [
     ),
     Rule(
         "collapsed",
-        lambda m, g: m.get("entropy", 1) < 0.005,
+        lambda m, g: m.get("entropy", 1) < 0.005 and _section(g) == "grpo",  # texts may leave nothing open
         lambda m, g: (
             f"entropy is {m['entropy']:.4f} nats a token, so a group's completions are nearly the same: lower "
             "grpo.learning_rate or raise grpo.temperature."
@@ -78,7 +86,7 @@ RULES = [
         lambda m, g: m.get("skipped_steps", 0) > 0.3 * m["step"],
         lambda m, g: (
             f"{m['skipped_steps']:.0f} of {m['step']:.0f} steps overflowed in fp16 and were skipped: lower "
-            "grpo.learning_rate or grpo.max_grad_norm."
+            f"{_section(g)}.learning_rate or {_section(g)}.max_grad_norm."
         ),
     ),
     Rule(
@@ -94,7 +102,39 @@ RULES = [
         lambda m, g: m.get("grad_norm", 0) > 20 * g["max_grad_norm"] > 0,  # 0: gradients are not clipped
         lambda m, g: (
             f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / g['max_grad_norm']:.0f} times "
-            "grpo.max_grad_norm: lower grpo.learning_rate."
+            f"{_section(g)}.max_grad_norm: lower {_section(g)}.learning_rate."
+        ),
+    ),
+]
+
+PREFERENCE_RULES = [
+    Rule(
+        "chosen falls",
+        lambda m, d: m.get("rewards/chosen", 0) < -CHOSEN_FALL,
+        lambda m, d: (
+            f"the log-prob of chosen replies fell by {-m['rewards/chosen'] / d['beta']:.1f} nats against the policy "
+            f"before this stage, that of rejected ones by {-m['rewards/rejected'] / d['beta']:.1f}: both become rarer, "
+            "and what takes their place was not judged. Raise dpo.sft_loss_weight or dpo.beta, or lower "
+            "dpo.learning_rate."
+        ),
+    ),
+    Rule(
+        "few pairs decide",
+        lambda m, d: m.get("rewards/margins", 0) > CHOSEN_FALL and m.get("rewards/accuracies", 1) < 0.6,
+        lambda m, d: (
+            f"the mean margin is {m['rewards/margins']:+.2f}, and in only {m['rewards/accuracies']:.0%} of pairs the "
+            "chosen reply gained more than the rejected one: a few pairs decide. Look at the longest in "
+            "prefer/pairs.jsonl, or lower dpo.learning_rate."
+        ),
+    ),
+    *(rule for rule in RULES if rule.name == "overflow"),
+    Rule(
+        "exploding",
+        lambda m, d: m.get("grad_norm", 0) > 100 * d["max_grad_norm"] > 0,
+        lambda m, d: (
+            f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / d['max_grad_norm']:.0f} times "
+            "dpo.max_grad_norm, which cuts it: lower dpo.learning_rate, or dpo.sft_loss_weight, which weighs a sum "
+            "over tokens."
         ),
     ),
 ]
@@ -107,7 +147,7 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
 
     Args:
         rows: of `metrics.jsonl`, under today's names.
-        grpo: the settings of `grpo`.
+        grpo: the settings of `grpo`, or of the section that they name as `section`.
 
     Returns:
         (name, sentence) of each alarm.
@@ -121,11 +161,14 @@ def find_alarms(rows: list[Row], grpo: Row) -> list[tuple[str, str]]:
     unjudged = {row["groups/unjudged"] for row in window if "groups/unjudged" in row}
     if unjudged == {1.0}:
         return [("nothing", NOTHING)]
-    forgotten = _find_forgotten(rows)
+    section, forgotten = _section(grpo), _find_forgotten(rows)
+    if section != "grpo":
+        forgotten += _find_lost(rows, grpo) or (_find_stuck(rows, grpo) if section == "sft" else [])
     if len(rows) < WINDOW:
         return forgotten
     mean = _mean_figures(window)
-    ringing = [(rule.name, rule.words(mean, grpo)) for rule in RULES if rule.rings(mean, grpo)]
+    rules = PREFERENCE_RULES if section == "dpo" else RULES
+    ringing = [(rule.name, rule.words(mean, grpo)) for rule in rules if rule.rings(mean, grpo)]
     return ringing + forgotten + _find_environments(mean)
 
 
@@ -139,6 +182,35 @@ def _mean_figures(window: list[Row]) -> Row:
                 values.setdefault(key, []).append(value)
     mean = {key: sum(numbers) / len(numbers) for key, numbers in values.items()}
     return mean | {key: window[-1].get(key, 0) for key in ("step", "skipped_steps")}
+
+
+def _find_lost(rows: list[Row], settings: Row) -> list[tuple[str, str]]:
+    """Whether a loss is no number."""
+    if lost := sum(row.get("loss") is None for row in rows[-WINDOW:]):
+        sentence = f"the loss is NaN or infinite at {lost} of the last {min(WINDOW, len(rows))} steps: lower "
+        return [("lost", f"{sentence}{_section(settings)}.learning_rate, and look at the texts of those steps.")]
+    return []
+
+
+def _find_stuck(rows: list[Row], settings: Row) -> list[tuple[str, str]]:
+    """What the loss of texts shows: that it has not fallen since the beginning, or that it rises.
+
+    Losses are means of WINDOW steps, since each step has texts of its own.
+    """
+    section, losses = _section(settings), [row.get("loss") for row in rows]
+    means = [
+        sum(losses[i : i + WINDOW]) / WINDOW for i in range(0, len(losses) - WINDOW + 1, WINDOW) if None not in losses
+    ]
+    if len(means) < STUCK:
+        return []
+    first, last, best = means[0], means[-1], min(means)
+    words = f"the mean loss of {WINDOW} steps is {last:.3f} nats a token"
+    if last > max(RISEN * best, LEARNED):
+        return [("rising", f"{words}, and was {best:.3f} before: lower {section}.learning_rate, or stop here.")]
+    if last > FALLEN * first and first > LEARNED:
+        remedy = f"raise {section}.learning_rate, or look whether the texts can be learned."
+        return [("not learning", f"{words}, and began at {first:.3f}, so nothing is learned: {remedy}")]
+    return []
 
 
 def _find_forgotten(rows: list[Row]) -> list[tuple[str, str]]:
@@ -184,70 +256,3 @@ def _find_environments(mean: Row) -> list[tuple[str, str]]:
             )
             found.append((f"flat {name}", sentence))
     return found
-
-
-PREFERENCE_RULES = [
-    Rule(
-        "chosen falls",
-        lambda m, d: m.get("rewards/chosen", 0) < -CHOSEN_FALL,
-        lambda m, d: (
-            f"the log-prob of chosen replies fell by {-m['rewards/chosen'] / d['beta']:.1f} nats against the policy "
-            f"before this stage, that of rejected ones by {-m['rewards/rejected'] / d['beta']:.1f}: both become rarer, "
-            "and what takes their place was not judged. Raise dpo.sft_loss_weight or dpo.beta, or lower "
-            "dpo.learning_rate."
-        ),
-    ),
-    Rule(
-        "few pairs decide",
-        lambda m, d: m.get("rewards/margins", 0) > CHOSEN_FALL and m.get("rewards/accuracies", 1) < 0.6,
-        lambda m, d: (
-            f"the mean margin is {m['rewards/margins']:+.2f}, and in only {m['rewards/accuracies']:.0%} of pairs the "
-            "chosen reply gained more than the rejected one: a few pairs decide. Look at the longest in "
-            "prefer/pairs.jsonl, or lower dpo.learning_rate."
-        ),
-    ),
-    Rule(
-        "overflow",
-        lambda m, d: m.get("skipped_steps", 0) > 0.3 * m["step"],
-        lambda m, d: (
-            f"{m['skipped_steps']:.0f} of {m['step']:.0f} steps overflowed in fp16 and were skipped: lower "
-            "dpo.learning_rate or dpo.max_grad_norm."
-        ),
-    ),
-    Rule(
-        "exploding",
-        lambda m, d: m.get("grad_norm", 0) > 100 * d["max_grad_norm"] > 0,
-        lambda m, d: (
-            f"the gradient's norm is {m['grad_norm']:.1f}, {m['grad_norm'] / d['max_grad_norm']:.0f} times "
-            "dpo.max_grad_norm, which cuts it: lower dpo.learning_rate, or dpo.sft_loss_weight, which weighs a sum "
-            "over tokens."
-        ),
-    ),
-]
-
-
-def find_preference_alarms(rows: list[Row], dpo: Row) -> list[tuple[str, str]]:
-    """The alarms of the stage `prefer`: at once for a loss that is no number, the others for the mean of WINDOW rows.
-
-    Args:
-        rows: of `prefer/metrics.jsonl`.
-        dpo: the settings of `dpo`.
-
-    Returns:
-        (name, sentence) of each alarm.
-
-    Example:
-        >>> falls = [{"step": i, "rewards/chosen": -0.6, "rewards/rejected": -0.9} for i in range(10)]
-        >>> [name for name, _ in find_preference_alarms(falls, {"beta": 0.05, "max_grad_norm": 1.0})]
-        ['chosen falls']
-    """
-    if rows and "loss" in rows[-1] and rows[-1]["loss"] is None:
-        sentence = (
-            f"the loss of step {rows[-1]['step']} is NaN or infinite, so the policy is spoilt, or the step was "
-            "skipped: begin again with a lower dpo.learning_rate, or train with bf16 where the GPU has it."
-        )
-        return [("no number", sentence)]
-    if len(rows) < WINDOW:
-        return []
-    mean = _mean_figures(rows[-WINDOW:])
-    return [(rule.name, rule.words(mean, dpo)) for rule in PREFERENCE_RULES if rule.rings(mean, dpo)]

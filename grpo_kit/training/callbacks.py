@@ -51,7 +51,17 @@ class InterruptCallback(TrainerCallback):
         interrupts.release()
 
 
-class StageCallback(TrainerCallback):
+class AlignCallback(TrainerCallback):
+    """Lets a resumed training go on as one that was not interrupted (`ResumableTrainer.align_with_step`)."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.align_with_step()
+
+
+class StageCallback(AlignCallback):
     """Sets length, KL, upper clip and learning rate of the context stage of the coming step, and notes its number.
 
     With stages the context grows over a run; DeepScaleR trained with 8K, 16K and 24K tokens. A batch that is trained on
@@ -59,10 +69,8 @@ class StageCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, grpo: Grpo, metrics: MetricsCallback) -> None:
-        self.trainer, self.grpo, self.metrics = trainer, grpo, metrics
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.align_with_step()
+        super().__init__(trainer)
+        self.grpo, self.metrics = grpo, metrics
 
     def on_step_begin(self, args, state, control, **kwargs):
         if not self.grpo.stages:

@@ -37,21 +37,12 @@ class MetricsCallback(TrainerCallback):
     Args:
         trainer: the transformers Trainer whose steps are recorded.
         path: the file.
-        settings: of the stage's section, which the alarms name.
+        settings: the settings of `grpo`, or of the section that they name as `section`; the alarms name them.
         on_step: is called with each row, in the first process.
-        find_alarms: what rings, as (name, sentence), from the rows so far and the settings.
     """
 
-    def __init__(
-        self,
-        trainer: Any,
-        path: Path,
-        settings: dict[str, Any],
-        on_step: OnStep | None = None,
-        find_alarms: Callable[[list[dict[str, Any]], dict[str, Any]], list[tuple[str, str]]] = alarms.find_alarms,
-    ) -> None:
+    def __init__(self, trainer: Any, path: Path, settings: dict[str, Any], on_step: OnStep | None = None) -> None:
         self.trainer, self.path, self.settings, self.on_step = trainer, path, settings, on_step
-        self.find_alarms = find_alarms
         self.rows: list[dict[str, Any]] = []
         self.extra: dict[str, Any] = {}
         self.skipped, self.started, self.tokens, self.step_began = 0, 0.0, 0.0, 0.0
@@ -73,9 +64,9 @@ class MetricsCallback(TrainerCallback):
         if not is_step(logs):
             return
         row, self.extra = drop_nonfinite(self._figures(state.global_step, logs) | self.extra), {}
-        ringing = {name for name, _ in self.find_alarms(self.rows, self.settings)}
+        ringing = {name for name, _ in alarms.find_alarms(self.rows, self.settings)}
         self.rows.append(row)
-        begun = [text for name, text in self.find_alarms(self.rows, self.settings) if name not in ringing]
+        begun = [text for name, text in alarms.find_alarms(self.rows, self.settings) if name not in ringing]
         if begun:
             row["alarms"] = begun
         if not processes.is_first():

@@ -9,7 +9,13 @@ from grpo_kit.data import curriculum
 from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.evaluation import screening
 from grpo_kit.planning import memory
-from grpo_kit.policy.chat import completion_text, encode_prompt, prompts_open_thinking, template_conversations
+from grpo_kit.policy.chat import (
+    completion_text,
+    encode_prompt,
+    prompts_open_thinking,
+    render_prompt,
+    template_conversations,
+)
 from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
@@ -90,3 +96,22 @@ def longest_prompts(config: RunConfig, tokenizer: Any, rows: list[dict[str, Any]
             ids.append(encode_prompt(tokenizer, prompt, thinking, worlds.tools_of(row)))
     ids.sort(key=len, reverse=True)
     return [ids[i % len(ids)] for i in range(count)]
+
+
+def longest_row(config: RunConfig, run: Run, tokenizer: Any) -> int:
+    """Tokens of the longest row of GRPO: the longest training prompt, and a completion of full length.
+
+    Args:
+        config: gives `grpo.max_completion_length`, or that of the longest context stage.
+        run: a run whose data is prepared.
+        tokenizer: the policy's.
+    """
+    thinking = config.policy.enable_thinking
+    prompts = [
+        render_prompt(
+            tokenizer, row["prompt"], thinking if row.get("enable_thinking") is None else row["enable_thinking"]
+        )
+        for row in read_lines(run.data_file("train"))
+    ]
+    lengths = [stage.max_completion_length for stage in config.grpo.stages] or [config.grpo.max_completion_length]
+    return max(map(len, tokenizer(prompts, add_special_tokens=False)["input_ids"])) + max(lengths)

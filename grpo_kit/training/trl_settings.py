@@ -1,4 +1,4 @@
-"""A run's configuration in TRL's words: the one place that names the keywords of `trl.GRPOConfig`."""
+"""A run's configuration in TRL's words: the one place that names the keywords of its settings."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -87,21 +87,13 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
     batch, accumulation = processes.split_batch(config.grpo)
     args = GRPOConfig(
         **trl_arguments(config) | {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
-        use_cpu=processes.process_device() == "cpu",
+        **machine_arguments(config, output_dir),
         # An expert that no token of a process's part chose has no gradient there; elsewhere every LoRA has one.
         ddp_find_unused_parameters=any(
             t in ("up_proj", "down_proj") or is_pattern(t) for t in config.lora.target_modules
         ),
-        output_dir=str(output_dir),
         shuffle_dataset=False,  # the trainer draws its own prompts, whatever rows TRL hands over
-        logging_steps=1,
-        save_strategy="no",  # `callbacks.CheckpointCallback` says when
         ignore_data_skip=True,
-        report_to=trackers.transformers_trackers(config.run.report_to),
-        project="grpo-kit",
-        run_name=config.run.name,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
         **more,
     )
     use_one_gpu(args)
@@ -131,19 +123,31 @@ def make_dpo_config(config: RunConfig, output_dir: Path) -> "DPOConfig":
         bf16=config.grpo.bf16,
         optim=config.grpo.optim,
         seed=config.run.seed,
-        use_cpu=processes.process_device() == "cpu",
-        output_dir=str(output_dir),
-        logging_steps=1,
         logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is NaN
-        save_strategy="no",  # `callbacks.CheckpointCallback` says when
-        report_to=trackers.transformers_trackers(config.run.report_to),
-        project="grpo-kit",
-        run_name=config.run.name,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **machine_arguments(config, output_dir),
     )
     use_one_gpu(args)
     return args
+
+
+def machine_arguments(config: RunConfig, output_dir: Path) -> dict[str, Any]:
+    """The keywords of every trainer's settings that say where it runs, what it logs, and that it saves nothing itself.
+
+    Args:
+        config: the run's configuration.
+        output_dir: the folder that TRL is given.
+    """
+    return {
+        "use_cpu": processes.process_device() == "cpu",
+        "output_dir": str(output_dir),
+        "logging_steps": 1,
+        "save_strategy": "no",  # `callbacks.CheckpointCallback` says when
+        "report_to": trackers.transformers_trackers(config.run.report_to),
+        "project": "grpo-kit",
+        "run_name": config.run.name,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
 
 
 def trl_epsilon_high(grpo: Grpo, stage: Stage | None = None) -> float:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.training.alarms import find_alarms, find_preference_alarms
+from grpo_kit.training.alarms import find_alarms
 
 GRPO = {"max_completion_length": 512, "max_grad_norm": 1.0}
 FINE = {
@@ -151,7 +151,7 @@ def test_one_measurement_of_the_environments_rings_nothing():
     assert find_alarms([{"step": 0} | held_out(math=(0.5, [0.4, 0.6]))], GRPO) == []
 
 
-DPO = {"beta": 0.05, "max_grad_norm": 1.0}
+DPO = {"section": "dpo", "beta": 0.05, "max_grad_norm": 1.0}
 LEARNS = {
     "rewards/chosen": 0.2,
     "rewards/rejected": -0.4,
@@ -173,14 +173,53 @@ PREFERENCES = [  # figures of ten rows, the alarm or None, a part of its sentenc
     ({"skipped_steps": 5}, "overflow", "5 of 10 steps overflowed in fp16 and were skipped: lower dpo.learning_rate"),
     ({"grad_norm": 150.0}, "exploding", "150.0, 150 times dpo.max_grad_norm"),
     ({"grad_norm": 90.0}, None, ""),  # clipped, as the summed SFT term makes usual
-    ({"loss": None}, "no number", "the loss of step 10 is NaN or infinite"),
+    ({"loss": None}, "lost", "NaN or infinite at 10 of the last 10 steps: lower dpo.learning_rate"),
 ]
 
 
 @pytest.mark.parametrize(("figures", "name", "words"), PREFERENCES)
 def test_alarms_of_preferences_say_what_to_change(figures, name, words):
     rows = [{"step": step} | LEARNS | figures for step in range(1, 11)]
-    ringing = find_preference_alarms(rows, DPO)
+    ringing = find_alarms(rows, DPO)
     assert [each for each, _ in ringing] == ([name] if name else [])
     assert words in "".join(text for _, text in ringing)
-    assert find_preference_alarms(rows[:9], DPO) == [] or name == "no number"
+    assert find_alarms(rows[:9], DPO) == [] or name == "lost"
+
+
+SFT = {"section": "sft", "max_grad_norm": 1.0, "learning_rate": 2e-4}
+
+
+def losses(*windows):
+    """Rows of a training on texts; each number is the loss of ten steps."""
+    values = [loss for loss in windows for _ in range(10)]
+    return [{"step": i + 1, "loss": loss, "entropy": 0.4, "grad_norm": 0.3} for i, loss in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("windows", "name", "words"),
+    [
+        ((2.0, 1.99, 2.01, 1.99), "not learning", "is 1.990 nats a token, and began at 2.000, so nothing is"),
+        ((2.0, 1.0, 0.5, 0.7), "rising", "0.700 nats a token, and was 0.500 before: lower sft.learning_rate"),
+        ((2.0, None), "lost", "NaN or infinite at 10 of the last 10 steps: lower sft.learning_rate"),
+        ((None,), "lost", "NaN or infinite at 10 of the last 10 steps"),
+    ],
+)  # fmt: skip
+def test_a_loss_of_texts_that_does_not_fall_is_named(windows, name, words):
+    ((ringing, sentence),) = find_alarms(losses(*windows), SFT)
+    assert ringing == name and words in sentence
+
+
+def test_texts_that_are_learned_raise_no_alarm():
+    for windows in ((2.0, 1.9, 1.8, 1.7), (2.0, 2.0, 2.0), (0.02, 0.001, 0.001, 0.002), (2.0, 0.5, 0.5, 0.55)):
+        assert find_alarms(losses(*windows), SFT) == []
+    sure = [row | {"entropy": 0.0001} for row in losses(2.0, 0.001)]
+    assert find_alarms(sure, SFT) == []  # a text may leave nothing open
+    assert find_alarms(losses(2.0, 2.0, 2.0, 2.0, 2.0), GRPO) == []  # a loss of GRPO says nothing
+    assert find_alarms([{"step": 1, "loss": None}], SFT)[0][0] == "lost"  # from the first step on
+
+
+def test_shared_alarms_name_the_settings_of_their_section():
+    exploding = [row | {"grad_norm": 50.0} for row in losses(2.0)]
+    overflow = [row | {"skipped_steps": 7} for row in losses(2.0)]
+    assert find_alarms(exploding, SFT)[0][1].endswith("50 times sft.max_grad_norm: lower sft.learning_rate.")
+    assert find_alarms(overflow, SFT)[0][1].endswith("lower sft.learning_rate or sft.max_grad_norm.")

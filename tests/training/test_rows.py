@@ -15,7 +15,7 @@ from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
-from grpo_kit.training.rows import longest_prompts, order_of_draw, prompts_in_run, training_rows
+from grpo_kit.training.rows import longest_prompts, longest_row, order_of_draw, prompts_in_run, training_rows
 from tests.helpers.counter_world import Counter
 from tests.helpers.settings import SMALL
 
@@ -111,3 +111,12 @@ def test_tools_and_the_text_of_a_world_belong_to_the_length_of_a_prompt(prepared
     first, second, *_ = longest_prompts(settings, tokenizer, rows, worlds)
     assert "add(n)\nlook()" in tokenizer.decode(first) and "Add up to 7. It is 0." in tokenizer.decode(first)
     assert len(first) > len(second) and "x" * 40 in tokenizer.decode(second)
+
+
+def test_the_longest_row_is_the_longest_prompt_and_a_whole_completion(prepared):
+    settings, run, tokenizer = prepared
+    (longest, *_) = longest_prompts(settings, tokenizer, training_rows(settings, run, tokenizer), Worlds({}, 1))
+    assert longest_row(settings, run, tokenizer) == len(longest) + 40
+    stages = [config.Stage(max_completion_length=50, steps=1), config.Stage(max_completion_length=99)]
+    staged = replace(settings, grpo=replace(settings.grpo, stages=stages))
+    assert longest_row(staged, run, tokenizer) == len(longest) + 99

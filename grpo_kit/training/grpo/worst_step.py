@@ -87,7 +87,7 @@ def try_longest_step(trainer: Any, longest: list[list[int]], steps: int) -> Fore
     with torch.random.fork_rng():
         first, each = _time_sampling(trainer, longest)
         trainer.model.train(training)
-        once = _time(trainer, lambda: _train_micro_batch(trainer, len(longest[0])))
+        once = time_work(trainer, lambda: _train_micro_batch(trainer, len(longest[0])))
     trainer.model.zero_grad(set_to_none=True)
     trainer.figures.clear()  # what the loss noted is not a figure of the run
     expert_placement.reset_counts(trainer.model)
@@ -119,7 +119,7 @@ def _time_sampling(trainer: Any, longest: list[list[int]]) -> tuple[float, float
             model.generate(**batch, generation_config=settings)
 
     few = min(TOKENS, trainer.args.max_completion_length)
-    first, several = _time(trainer, lambda: sample(1)), _time(trainer, lambda: sample(few))
+    first, several = time_work(trainer, lambda: sample(1)), time_work(trainer, lambda: sample(few))
     return first, max(0.0, several - first) / max(1, few - 1)
 
 
@@ -151,7 +151,7 @@ def _train_micro_batch(trainer: Any, prompt_tokens: int) -> None:
     trainer.with_relief(forward_and_backward)
 
 
-def _time(trainer: Any, work: Callable[[], None]) -> float:
+def time_work(trainer: Any, work: Callable[[], None]) -> float:
     """Seconds of the work, measured again if experts had to move meanwhile."""
     while True:
         before, started = expert_placement.experts_on_host(trainer.model), time.monotonic()

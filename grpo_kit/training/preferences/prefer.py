@@ -22,7 +22,8 @@ from grpo_kit.training.preferences.groups import read_groups
 from grpo_kit.training.preferences.own_pairs import read_own_pairs
 from grpo_kit.training.preferences.pairs import Pair
 from grpo_kit.training.preferences.reference import keep_reference
-from grpo_kit.training.preferences.rows import Row, encode_pairs, longest_pair
+from grpo_kit.training.preferences.rows import Row, encode_pairs
+from grpo_kit.training.rows import longest_row
 from grpo_kit.training.stage import TrainingStage
 from grpo_kit.training.start import load_for_training
 
@@ -32,7 +33,6 @@ from grpo_kit.training.start import load_for_training
 from transformers import PrinterCallback
 
 from grpo_kit.training import callbacks
-from grpo_kit.training.alarms import find_preference_alarms
 from grpo_kit.training.trl_settings import make_dpo_config
 
 OWN = "completions"  # of dpo.source: the run's own
@@ -135,7 +135,7 @@ def find_pairs(config: RunConfig, run: Run) -> tuple[list[Pair], list[Row], dict
         FileNotFoundError, ValueError: as `prefer`.
     """
     tokenizer = load_tokenizer(config.policy)
-    limit = longest_pair(config, run, tokenizer)
+    limit = longest_row(config, run, tokenizer) if config.dpo.max_length is None else config.dpo.max_length
     summary: dict[str, Any] = {"source": config.dpo.source}
     if config.dpo.source == OWN:
         count_tokens = partial(_count_tokens, tokenizer)
@@ -235,10 +235,11 @@ def make_trainer(
     activity.announce("asking the policy before this stage")
     path = files.folder / "reference.json"
     trainer.use_reference(keep_reference(path, made_from, len(rows), goes_on, trainer.score_pairs))
-    metrics = MetricsCallback(trainer, files.metrics, stage.settings["dpo"], on_step, find_preference_alarms)
+    metrics = MetricsCallback(trainer, files.metrics, stage.settings["dpo"] | {"section": "dpo"}, on_step)
     deadline = callbacks.session_deadline(config.run.time_limit, stage.reserved_seconds())
     for callback in (
         callbacks.InterruptCallback(),
+        callbacks.AlignCallback(trainer),
         metrics,
         callbacks.GradientCheckCallback(),
         callbacks.StopCallback(metrics, deadline, should_stop, config.grpo.on_alarm),

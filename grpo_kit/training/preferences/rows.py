@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from grpo_kit.config import RunConfig
 from grpo_kit.policy.chat import encode_prompt
-from grpo_kit.runs.reading import read_lines
-from grpo_kit.runs.run import Run
 from grpo_kit.training.preferences.pairs import Pair
 
 Row = dict[str, list[int]]
@@ -43,21 +40,3 @@ def encode_pairs(
         kept.append(pair._replace(**lengths))
         rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     return kept, rows, longest
-
-
-def longest_pair(config: RunConfig, run: Run, tokenizer: Any) -> int:
-    """Tokens that a prompt and a completion may have together.
-
-    `dpo.max_length`; without it as much as the longest row of GRPO: the longest training prompt and
-    `grpo.max_completion_length`, or that of the longest context stage.
-    """
-    if config.dpo.max_length is not None:
-        return config.dpo.max_length
-    thinking = config.policy.enable_thinking
-    prompts = [
-        len(encode_prompt(tokenizer, row["prompt"], thinking if own is None else own))
-        for row in read_lines(run.data_file("train"))
-        for own in [row.get("enable_thinking")]
-    ]
-    lengths = [stage.max_completion_length for stage in config.grpo.stages] or [config.grpo.max_completion_length]
-    return max(prompts) + max(lengths)
