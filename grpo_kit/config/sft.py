@@ -16,7 +16,8 @@ class Sft:
     # a file, or a Hub id; several separated by commas.
     source: str = "traces"
     reasoning: str = "keep"  # or recipe: 10 % of the thoughts are left out and 3 % are cut, by seed
-    limit: int | None = None  # at most this many rows
+    completions_per_prompt: int = 1  # of run:NAME, at most
+    limit: int | None = None  # at most this many rows, drawn by seed
     max_length: int | None = None  # tokens of prompt and completion; longer rows are refused. None: as GRPO's rows
     max_steps: int = 100
     per_device_train_batch_size: int = 1
@@ -32,6 +33,9 @@ class Sft:
             bool(self.source.strip()), "sft.source is empty; there is nothing to learn from. Set sft.source=traces."
         )
         require_one_of("sft.reasoning", self.reasoning, ("keep", "recipe"))
+        require_at_least(
+            "sft.completions_per_prompt", self.completions_per_prompt, 1, "a prompt gives at least one text"
+        )
         require_at_least("sft.limit", 1 if self.limit is None else self.limit, 1, "at least one row is needed")
         tokens = 2 if self.max_length is None else self.max_length
         require_at_least("sft.max_length", tokens, 2, "a row has a prompt and a completion")

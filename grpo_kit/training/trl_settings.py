@@ -10,7 +10,7 @@ from grpo_kit.runs import processes
 from grpo_kit.training import trackers
 
 if TYPE_CHECKING:  # importing TRL takes seconds; only training pays for it
-    from trl import DPOConfig, GRPOConfig
+    from trl import DPOConfig, GRPOConfig, SFTConfig
 
 # Keys of `grpo` that TRL does not have: reward functions go to the trainer, the rest is the kit's own.
 OURS = (
@@ -26,6 +26,9 @@ OURS = (
     "vllm",
     "max_tool_calling_iterations",  # the trainer has it with its worlds
 )
+# Keys of `sft` and `dpo` that TRL does not have, or that the kit obeys itself.
+OURS_OF_SFT = ("source", "reasoning", "limit", "max_length", "completions_per_prompt", "save_steps")
+OURS_OF_DPO = ("source", "pairs_per_prompt", "sft_loss_weight", "max_length", "save_steps")
 # Of every stage that trains. TRL takes the model's own coefficient where none is given, and a loss on the router's load
 # would train what stays frozen (notes/stages.md).
 NO_ROUTER_LOSS = {"router_aux_loss_coef": 0.0}
@@ -100,6 +103,28 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
     return args
 
 
+def make_sft_config(config: RunConfig, output_dir: Path) -> "SFTConfig":
+    """The `trl.SFTConfig` of the stage `sft` on this machine; precision and optimiser are those of `grpo`.
+
+    Args:
+        config: the run's configuration.
+        output_dir: the folder that TRL is given; TRL itself writes nothing there.
+    """
+    from trl import SFTConfig
+
+    from grpo_kit.training.trl_internals import use_one_gpu
+
+    args = SFTConfig(
+        **{key: value for key, value in asdict(config.sft).items() if key not in OURS_OF_SFT},
+        **_beside_grpo(config, output_dir),
+        max_length=None,  # TRL would cut the ends of longer rows; `sft.rows` has left them out
+        packing=False,  # only Mamba's CUDA kernels keep packed rows apart
+        train_sampling_strategy="sequential",  # the rows come in an order that a resumed training goes on in
+    )
+    use_one_gpu(args)
+    return args
+
+
 def make_dpo_config(config: RunConfig, output_dir: Path) -> "DPOConfig":
     """The `trl.DPOConfig` of the stage `prefer` on this machine; precision and optimiser are those of `grpo`.
 
@@ -111,20 +136,12 @@ def make_dpo_config(config: RunConfig, output_dir: Path) -> "DPOConfig":
 
     from grpo_kit.training.trl_internals import use_one_gpu
 
-    ours = ("source", "pairs_per_prompt", "sft_loss_weight", "max_length", "save_steps")
-    dpo = {key: value for key, value in asdict(config.dpo).items() if key not in ours}
     args = DPOConfig(
-        **dpo | NO_ROUTER_LOSS,
+        **{key: value for key, value in asdict(config.dpo).items() if key not in OURS_OF_DPO},
+        **_beside_grpo(config, output_dir),
         loss_type=["sigmoid", "sft"] if config.dpo.sft_loss_weight else ["sigmoid"],
         max_length=None,  # TRL cuts the ends of longer rows; `preferences.rows` has left them out
         disable_dropout=True,
-        activation_checkpointing=config.grpo.gradient_checkpointing,
-        fp16=config.grpo.fp16,
-        bf16=config.grpo.bf16,
-        optim=config.grpo.optim,
-        seed=config.run.seed,
-        logging_nan_inf_filter=False,  # it would show the mean of earlier losses for one that is NaN
-        **machine_arguments(config, output_dir),
     )
     use_one_gpu(args)
     return args
@@ -148,6 +165,20 @@ def machine_arguments(config: RunConfig, output_dir: Path) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
+
+
+def _beside_grpo(config: RunConfig, output_dir: Path) -> dict[str, Any]:
+    """What a stage beside GRPO has in common with it, since both train one LoRA on one card."""
+    return (
+        machine_arguments(config, output_dir)
+        | NO_ROUTER_LOSS
+        | {key: getattr(config.grpo, key) for key in ("optim", "fp16", "bf16")}
+        | {
+            "activation_checkpointing": config.grpo.gradient_checkpointing,
+            "seed": config.run.seed,
+            "logging_nan_inf_filter": False,  # it would show the mean of earlier losses for one that is NaN
+        }
+    )
 
 
 def trl_epsilon_high(grpo: Grpo, stage: Stage | None = None) -> float:

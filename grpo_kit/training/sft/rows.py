@@ -10,13 +10,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from grpo_kit.config import RunConfig
 from grpo_kit.training.sft.conversations import Example, LeftOut, split_thought
 
 STRIPPED, CUT = 0.10, 0.03  # shares of the texts with a thought, of Nemotron 3 Nano's recipe
 IGNORED = -100  # the label of a token that is not trained
 BLOCK = 50  # steps whose rows are sorted by length together
-PROMPT_TOKENS = 256  # of a prompt where `data.max_prompt_tokens` does not limit it, as `grpo-kit plan` assumes
 
 
 class Row(NamedTuple):
@@ -178,14 +176,6 @@ def describe_rows(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> dict[str,
         "trained": _spread([len(row.input_ids) - row.prompt_length for row in rows]),
         "left_out": by_reason,
     }
-
-
-def longest_row(config: RunConfig) -> int:
-    """The most tokens of a row: `sft.max_length`, else what GRPO's rows have, a prompt and a completion."""
-    if config.sft.max_length is not None:
-        return config.sft.max_length
-    lengths = [stage.max_completion_length for stage in config.grpo.stages] or [config.grpo.max_completion_length]
-    return (config.data.max_prompt_tokens or PROMPT_TOKENS) + max(lengths)
 
 
 def _thought_of(reply: dict[str, Any]) -> str | None:

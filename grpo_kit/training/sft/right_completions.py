@@ -1,0 +1,93 @@
+"""A trained run's own right completions as texts to learn from: rejection sampling.
+
+Of each prompt the best are taken: by the verifier's reward, then the shortest, then the one that was sampled first.
+"""
+
+from grpo_kit.config import MATH, RunConfig
+from grpo_kit.policy.chat import completion_text
+from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.run import Run, find_run
+from grpo_kit.training.sft.conversations import Example, split_thought
+
+RIGHT = 0.5  # a verifier's reward above this is a pass
+
+
+def find_trained(name: str, run: Run) -> Run:
+    """The run `name`, beside `run`.
+
+    Raises:
+        ValueError: the name is no name of a run.
+        FileNotFoundError: it has not trained with GRPO, or its completions or rows are gone.
+    """
+    other = find_run(name, run.root)
+    other.require_stage("train", f"grpo-kit train --run {name}")
+    return other
+
+
+def read_right(name: str, run: Run, config: RunConfig) -> tuple[list[Example], list[tuple[str, str]]]:
+    """Read the best right completions of a run, at most `sft.completions_per_prompt` different ones of each prompt.
+
+    Args:
+        name: the run that sampled them.
+        run: the run that is trained.
+        config: gives `sft.completions_per_prompt`.
+
+    Returns:
+        The texts, in the order of that run's training rows; and (reason, sentence) of each right completion that could
+        not be used.
+
+    Raises:
+        ValueError: no completion of the run is right; or its completions are damaged.
+        FileNotFoundError: as `find_trained`.
+    """
+    other = find_trained(name, run)
+    rows = {_ask(row["prompt"]): row for row in read_lines(other.data_file("train"))}
+    verifiers, left_out = _find_verifiers(other), []
+    best: dict[str, list[tuple[float, int, int, str]]] = {}
+    lines = read_lines(other.completions)
+    right = 0
+    for line in lines:
+        paid = line["rewards"].get(verifiers[line.get("environment", MATH)])
+        if paid is None or paid <= RIGHT:
+            continue
+        right += 1
+        if line["prompt"] not in rows:
+            left_out.append(("unknown prompt", f"{line['prompt'][:60]!r} is not among the run's training rows"))
+        elif line.get("turns"):
+            left_out.append(("several turns", "it called tools, and its turns are not read"))
+        else:
+            text = line["completion"]
+            best.setdefault(line["prompt"], []).append((-paid, len(text), line["step"], text))
+    if not right:
+        raise ValueError(
+            f"sft.source names run:{name}, and none of its {len(lines)} completions is right, so there is nothing to "
+            "learn. Name a run whose groups have right completions, or other texts."
+        )
+    examples = []
+    for prompt, row in rows.items():
+        texts = list(dict.fromkeys(text for *_, text in sorted(best.get(prompt, []))))
+        for text in texts[: config.sft.completions_per_prompt]:
+            thought, answer = split_thought(text)
+            if not answer.strip():
+                left_out.append(("empty", "it has a thought and no answer"))
+                continue
+            reply = {"role": "assistant", "content": answer} | ({"reasoning_content": thought} if thought else {})
+            place = f"run {name}, row {row['id']}"
+            examples.append(Example(row["prompt"], reply, place, enable_thinking=row.get("enable_thinking")))
+    return examples, left_out
+
+
+def _ask(prompt: list[dict[str, str]]) -> str:
+    """A prompt as `completions.jsonl` has it."""
+    return completion_text(prompt[-1:])
+
+
+def _find_verifiers(run: Run) -> dict[str, str]:
+    """{environment: the name of its verifier in `completions.jsonl`}; each environment's rewards lie side by side."""
+    settings = run.stages()["train"]["settings"]
+    names, place, verifiers = list(settings["rewards"]), 0, {}
+    for environment in run.environments():
+        verifiers[environment] = names[place]
+        of_math = environment == MATH
+        place += len((settings["grpo"] if of_math else settings["environments"][environment])["reward_weights"])
+    return verifiers

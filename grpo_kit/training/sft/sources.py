@@ -1,0 +1,211 @@
+"""Where the texts of the stage `sft` come from, and which of them are left out before the policy's template sees them.
+
+A source is located first, which reads nothing, and then read. No held-out row comes in: texts that ask a problem of
+the run's validation rows, its test rows or its evaluation sets, or that give one away, are left out.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grpo_kit.config import RunConfig
+from grpo_kit.data import leaks
+from grpo_kit.data.files import SUFFIX_WORDS, Table, get_suffix, open_table
+from grpo_kit.data.hub import open_hub_set
+from grpo_kit.data.sources import locate_source
+from grpo_kit.environments.reading import Refused
+from grpo_kit.evaluation.problem_sets import load_set
+from grpo_kit.runs.files import to_json
+from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.run import Run
+from grpo_kit.training.sft import right_completions
+from grpo_kit.training.sft.conversations import Example, LeftOut, read_examples, require_columns
+
+OF_RUN = "run:"
+
+
+class TextSource(NamedTuple):
+    """A located source of texts: its item in `sft.source`, and the files that it reads."""
+
+    item: str
+    files: tuple[Path, ...] = ()
+
+
+def locate_sources(config: RunConfig, run: Run) -> list[TextSource]:
+    """Locate what `sft.source` names. Nothing is read.
+
+    Args:
+        config: gives `sft.source`.
+        run: the run that is trained.
+
+    Returns:
+        The sources in their order.
+
+    Raises:
+        ValueError: a source is unknown or named twice, or holds the run's held-out rows.
+        FileNotFoundError: a file or run does not exist, or the run has not trained.
+    """
+    text = config.sft.source
+    items = [text] if Path(text).is_file() else [item.strip() for item in text.split(",") if item.strip()]
+    if not items or len(items) != len(set(items)):
+        raise ValueError(
+            f"sft.source is {text!r}; it must name one source or several different ones. Write them as a,b."
+        )
+    return [_locate(item, config, run) for item in items]
+
+
+def _locate(item: str, config: RunConfig, run: Run) -> TextSource:
+    if item.startswith(OF_RUN):
+        other = right_completions.find_trained(item.removeprefix(OF_RUN), run)
+        return TextSource(item, (other.completions, other.data_file("train")))
+    path = Path(item)
+    if path.is_file() or get_suffix(path):
+        if not path.is_file():
+            raise FileNotFoundError(f"sft.source names {item}, which is not an existing file. Check the path.")
+        if not get_suffix(path):
+            raise ValueError(f"sft.source names {item}, which is not one of {SUFFIX_WORDS}. Convert it to one of them.")
+        _refuse_held_out(path, config, run)
+        return TextSource(item, (path,))
+    if "/" in item and not path.exists():
+        return TextSource(item)
+    raise ValueError(
+        f"sft.source names {item!r}, which is no source of texts to learn from. Name `run:NAME` for a run's right "
+        "completions, a file, or a set on the Hub (owner/name)."
+    )
+
+
+def _refuse_held_out(path: Path, config: RunConfig, run: Run) -> None:
+    held_out = [run.data_file(split) for split in ("val", "test")]
+    held_out += [file for name in config.evaluation.sets if name != "test" for file in _files_of(name, config)]
+    if any(path.resolve() == other.resolve() for other in held_out):
+        raise ValueError(
+            f"sft.source names {path}, which holds rows that the run is measured on; learning them would make every "
+            "later accuracy worthless. Name another source."
+        )
+
+
+def _files_of(name: str, config: RunConfig) -> tuple[Path, ...]:
+    return locate_source(name, config.data).files
+
+
+def read_sources(config: RunConfig, run: Run, sources: Sequence[TextSource]) -> tuple[list[Example], list[LeftOut]]:
+    """Read all texts, without those that held-out rows forbid, that repeat another one, or that cannot be used.
+
+    Args:
+        config: gives `sft.limit` and `run.seed`, which draw from the texts that are left; the evaluation sets; and the
+            words around a problem, for prompts that are plain texts.
+        run: gives the held-out rows.
+        sources: what `locate_sources` returned.
+
+    Returns:
+        The texts in the order of the sources, and those that were left out.
+
+    Raises:
+        ValueError: a file cannot be read, lacks the columns, or no text is left; a run has no right completion.
+        FileNotFoundError: the Hub does not give a set.
+    """
+    examples: list[Example] = []
+    left_out: list[LeftOut] = []
+    for source in sources:
+        found = _read_source(source, config, run)
+        examples += [each for each in found if isinstance(each, Example)]
+        left_out += [each for each in found if isinstance(each, LeftOut)]
+    examples, repeated = _drop_repeated(examples)
+    examples, leaked = _drop_leaks(examples, config, run)
+    left_out += repeated + leaked
+    if not examples:
+        raise ValueError(f"sft.source={config.sft.source} gives no text to learn from. {describe_left_out(left_out)}")
+    limit = config.sft.limit
+    if limit is not None and limit < len(examples):
+        chosen = random.Random(f"texts {config.run.seed}").sample(range(len(examples)), limit)
+        examples = [examples[place] for place in sorted(chosen)]
+    return examples, left_out
+
+
+def describe_left_out(left_out: Iterable[LeftOut]) -> str:
+    """One sentence for each reason: how many texts it left out, and of the first one where it was and why.
+
+    >>> describe_left_out([LeftOut("a.jsonl, line 2", "empty", "the column prompt is empty")])
+    '1 left out (empty): a.jsonl, line 2: the column prompt is empty.'
+    """
+    by_reason: dict[str, list[LeftOut]] = {}
+    for each in left_out:
+        by_reason.setdefault(each.reason, []).append(each)
+    return " ".join(
+        f"{len(group)} left out ({reason}): {group[0].place}: {group[0].detail.rstrip('.')}."
+        for reason, group in by_reason.items()
+    )
+
+
+def _read_source(source: TextSource, config: RunConfig, run: Run) -> list[Example | LeftOut]:
+    if source.item.startswith(OF_RUN):
+        found, reasons = right_completions.read_right(source.item.removeprefix(OF_RUN), run, config)
+        return [*found, *(LeftOut(source.item, reason, detail) for reason, detail in reasons)]
+    table, place = _open(source, config)
+    if not table.columns:
+        raise ValueError(f"{place} holds 0 rows; there is nothing to learn from. Give a source that is not empty.")
+    require_columns(table.columns, place)
+    return list(_read_rows(table, place, config))
+
+
+def _open(source: TextSource, config: RunConfig) -> tuple[Table, str]:
+    if source.files:
+        return open_table(source.files[0]), source.files[0].name
+    recipe = locate_source(source.item, config.data).recipe
+    try:
+        return open_hub_set(recipe, None), source.item
+    except OSError as error:
+        raise FileNotFoundError(
+            f"sft.source names {source.item}, which is no file here, and the Hub did not give it "
+            f"({' '.join(str(error).split())[:200]}). Check the name, or download it and give its file."
+        ) from None
+
+
+def _read_rows(table: Table, place: str, config: RunConfig) -> Iterator[Example | LeftOut]:
+    suffix, system = config.data.prompt_suffix, config.data.system_prompt
+    for line, row in table.read_rows(None):
+        where = f"{place}, line {line}"
+        try:
+            yield from read_examples(row, where, suffix, system)
+        except Refused as refused:
+            yield LeftOut(where, *refused.args)
+
+
+def _drop_repeated(examples: list[Example]) -> tuple[list[Example], list[LeftOut]]:
+    first: dict[str, Example] = {}
+    left_out = []
+    for example in examples:
+        key = to_json([example.prompt, example.reply, example.tools, example.enable_thinking], sort_keys=True)
+        if (kept := first.setdefault(key, example)) is not example:
+            left_out.append(LeftOut(example.place, "repeated", f"equals {kept.place}"))
+    return list(first.values()), left_out
+
+
+def _drop_leaks(examples: list[Example], config: RunConfig, run: Run) -> tuple[list[Example], list[LeftOut]]:
+    held_out = {name: [_problem(row["prompt"], config) for row in rows] for name, rows in _held_out_rows(config, run)}
+    problems = [example.problem.removesuffix(config.data.prompt_suffix) for example in examples]
+    dropped = leaks.find_leaks(problems, held_out).dropped
+    left_out = [LeftOut(examples[place].place, *reason) for place, reason in sorted(dropped.items())]
+    return [example for place, example in enumerate(examples) if place not in dropped], left_out
+
+
+def _held_out_rows(config: RunConfig, run: Run) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(name, rows) of each set that the run is measured on."""
+    yield "validation rows", read_lines(run.data_file("val"))
+    everything = replace(config, data=replace(config.data, limit=None))
+    for name in dict.fromkeys(["test", *config.evaluation.sets]):
+        yield f"evaluation set {name}", load_set(name, everything, run)
+
+
+def _problem(prompt: str | list[dict[str, Any]], config: RunConfig) -> str:
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    text = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "user")
+    return text.removesuffix(config.data.prompt_suffix)
+
+
+def count_left_out(left_out: Iterable[LeftOut]) -> dict[str, int]:
+    """How many texts each reason left out, the most frequent first."""
+    return dict(Counter(each.reason for each in left_out).most_common())
