@@ -151,7 +151,7 @@ class Judge:
                 "0, top_percentile a share from 0 to 1. Correct them."
             )
 
-    def use_policy(self, model: Any, tokenizer: Any, **settings: Any) -> None:
+    def use_policy(self, model: Any, tokenizer: Any, /, **settings: Any) -> None:
         """Give the judge its model; a trainer calls this before training.
 
         Args:
@@ -173,7 +173,12 @@ class Judge:
             RuntimeError: the policy is to judge, and there is none.
             ConnectionError: the server refuses the request as such, for example because the key is wrong.
         """
-        pairs = [(_render_request(request), first, second) for request, first, second in pairs]
+        rendered = [(_render_request(request), first, second) for request, first, second in pairs]
+        different = list(dict.fromkeys(rendered))  # a policy often repeats itself, and a judge must not differ then
+        verdicts = dict(zip(different, self._judge(different), strict=True))
+        return [verdicts[pair] for pair in rendered]
+
+    def _judge(self, pairs: list[tuple[str, str, str]]) -> list[Comparison | None]:
         if self.server:
             with ThreadPoolExecutor(self.concurrency) as pool:
                 return list(pool.map(lambda pair: self.server.ask(*pair), pairs))

@@ -280,7 +280,7 @@ def test_a_models_ranking_is_the_mean_over_the_digits(judging_policy):
     judge.use_policy(model, tokenizer)
     sure = -100.0
     weights[:] = [[0, sure, sure, sure, sure, sure], [0.0] * 6, [sure, sure, sure, sure, 0, 0]]
-    pairs = [("q", "1", "2")] * 3
+    pairs = [("q", "1", answer) for answer in "234"]
     rankings = [verdict.ranking for verdict in judge.compare(pairs)]
     assert rankings == pytest.approx([1.0, 3.5, 5.5])
     assert judge.compare([]) == []
@@ -291,7 +291,7 @@ def test_a_model_that_would_write_something_else_gives_no_verdict(judging_policy
     judge = Judge()
     judge.use_policy(model, tokenizer)
     weights[:] = [[-200.0] * 6, [float("nan")] * 6]
-    assert judge.compare([("q", "1", "2")] * 2) == [None, None]
+    assert judge.compare([("q", "1", "2"), ("q", "1", "3")]) == [None, None]
     weights[:] = [[-200.0] * 6] * 2
     with pytest.warns(UserWarning, match="no verdict on 2 of 2 .*probability of 0.5 or more on the digits 1 to 6"):
         assert judge(["1", "2"], ["a", "a"]) == [None, None]

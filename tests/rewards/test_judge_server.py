@@ -43,6 +43,12 @@ def test_a_server_is_asked_for_each_pair_side_by_side_and_in_order(server):
     )
 
 
+def test_a_pair_that_comes_twice_is_asked_once(server):
+    server.faults.append(say("nothing"))
+    _, verdicts, _ = ask(server, [*PAIR, ("q", "1", "2"), *PAIR], concurrency=1)
+    assert verdicts == [None, Comparison(3, 3, 1), None] and len(server.asked) == 2
+
+
 def test_groups_are_rewarded_by_a_server(server):
     judge = Judge(model=server.url, reasoning_bonus=0, group_reasoning_length_penalty_coeff=0)
     assert judge(["a", "b", "c"], ["q"] * 3) == [5.5 + 0.5, 3.0, 0.5]  # the first of the equally short ones
