@@ -1,6 +1,7 @@
 """The private names of TRL and transformers that the kit uses still exist and behave as expected."""
 
 import inspect
+import logging
 import math
 import re
 import types
@@ -339,3 +340,12 @@ def test_the_decoder_is_told_that_the_fused_head_leaves_sampling_as_it_is():
     trl_internals.leave_sampling(model)
     assert own_forward(model) is None
     trl_internals.leave_sampling(torch.nn.Linear(1, 1))  # a model without the head
+
+
+def test_trl_does_not_print_a_whole_row_where_nothing_is_judged():
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+    for text, is_shown in (
+        ("[RANK 0] All reward functions returned None for the following kwargs:", False),
+        ("x", True),
+    ):
+        assert bool(logger.filter(logging.makeLogRecord({"msg": text}))) is is_shown
