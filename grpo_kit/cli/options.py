@@ -116,8 +116,13 @@ DeviceName = Annotated[str | None, _option(help="t4, p100, t4x2, 24gb, 40gb, 80g
 PromptTokens = Annotated[int, typer.Option(help="length of the longest prompt in tokens, tools included")]
 PlannedProcesses = Annotated[int, typer.Option(min=1, help="plan for one of so many processes, one a GPU")]
 
-# reproduce, check, rewards audit
+# reproduce, check, rewards audit, rewards judge-check
 RepeatedRun = Annotated[str, typer.Argument(metavar="RUN", help="the run to repeat")]
 CheckedZip = Annotated[Path, typer.Argument(metavar="FILE.zip", help="the zip to check")]
 RewardFile = Annotated[str, typer.Argument(metavar="FILE.py", help="a reward file, or FILE.py:function")]
+Pairs = Annotated[
+    Path | None,
+    _option("--pairs", help="your own pairs in JSON Lines: prompt, chosen, rejected; default: the run's completions"),
+]
+MostPairs = Annotated[int, typer.Option("--limit", min=1, help="judge so many pairs at most")]
 Cases = Annotated[Path | None, _option(help="labelled cases in JSON Lines; default: the kit's own sample")]

@@ -1,17 +1,13 @@
-"""`grpo-kit rewards audit`. `main` registers it; the work is done in `grpo_kit.rewards.tools`."""
+"""`grpo-kit rewards audit` and `judge-check`. `main` registers them; the work is done in `grpo_kit`."""
 
 import typer
 
 from grpo_kit.cli import options
 from grpo_kit.cli.errors import report_errors
-from grpo_kit.display import console
+from grpo_kit.display import console, terminal
+from grpo_kit.runs.session import open_run
 
 app = typer.Typer(help="Test reward functions.", no_args_is_help=True)
-
-
-@app.callback()
-def rewards() -> None:
-    """Keep `audit` a subcommand, although it is the only one."""
 
 
 @app.command(short_help="Test a reward function on labelled answers.")
@@ -30,3 +26,28 @@ def audit(reward: options.RewardFile, cases: options.Cases = None) -> None:
         raise RuntimeError(f"Do not train with {reward}, because {report.harm}. Correct it first.")
     if all(trial.right for trial in report.trials):
         console.print_next(["train", f"grpo.reward_funcs=[{reward}]", "grpo.reward_weights=[1.0]"])
+
+
+@app.command("judge-check", short_help="Measure a judge on pairs with a known winner.")
+@report_errors
+def judge_check(
+    overrides: options.Overrides = None,
+    sources: options.Sources = None,
+    name: options.RunName = None,
+    pairs: options.Pairs = None,
+    limit: options.MostPairs = 200,
+) -> None:
+    """Measure the judge of a run (judge.model) on pairs with a known winner: evaluation/judge.json.
+
+    A right completion of the run beats a wrong one of the same group. Each pair is judged in both orders. The exit
+    status is 1 where the judge is not good enough to train with.
+    """
+    from grpo_kit.evaluation import judge_check as check
+
+    config, run = open_run(sources or (), overrides or (), name)
+    with console.show_progress("judging") as show:
+        report = check.check_judge(config, run, pairs, limit, show)
+    terminal.print_judge(report)
+    if fault := check.find_fault(report, config.judge.threshold):
+        raise RuntimeError(f"The judge {config.judge.model} may not train: {fault}. Name a better one (judge.model).")
+    console.print_next(["train", "--run", run.name])

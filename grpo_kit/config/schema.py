@@ -21,6 +21,7 @@ from grpo_kit.config.checks import (
 from grpo_kit.config.dpo import Dpo
 from grpo_kit.config.environments import END_STATE, KNOWN, MATH, Environment, check_environment_name, require_rewards
 from grpo_kit.config.grpo import Grpo
+from grpo_kit.config.judge import Judge
 from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
 from grpo_kit.config.sft import Sft
 
@@ -282,6 +283,7 @@ class RunConfig:
     sft: Sft = field(default_factory=Sft)
     dpo: Dpo = field(default_factory=Dpo)
     environments: dict[str, Environment] = field(default_factory=dict)  # beside math; those of KNOWN need no entry
+    judge: Judge = field(default_factory=Judge)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:

@@ -229,6 +229,27 @@ def print_expert_load(run: Run) -> None:
     out.print(table)
 
 
+def print_judge(report: dict[str, Any]) -> None:
+    """What `rewards judge-check` measured: shares with their intervals, then sentences."""
+    rows = {
+        "agrees with the known winner": report["agreement"],
+        "the order decides": report["order_decides"],
+        "the first answer wins": report["first_wins"],
+        "the longer answer wins": report["longer_wins"],
+        "the longer answer is right": report["longer_is_right"],
+    }
+    table = Table(box=box.SIMPLE, show_header=False)
+    for name, share in rows.items():
+        if share:
+            table.add_row(name, f"{share['value']:.3f}", f"95 % {share['ci95'][0]:.3f} to {share['ci95'][1]:.3f}")
+    table.add_row("comparisons without a verdict", f"{report['no_verdict']:.3f}", "")
+    pairs = report["pairs"]
+    out.print(escape(f"judge    {report['judge']['model']}, on {pairs['count']} pairs of {pairs['source']}"))
+    out.print(table)
+    for sentence in report["words"]:
+        out.print(escape(textwrap.fill(sentence, 110, initial_indent=INDENT, subsequent_indent=INDENT)))
+
+
 def print_repetition(run: Run, again: Run, differences: list[str]) -> None:
     """Whether the repetition of a run gave the same adapter, and a line for each difference."""
     same = "the adapter differs" not in differences

@@ -86,7 +86,12 @@ def export_run(
     return out
 
 
-OTHER_STAGES = ("sft", "dpo")  # no engine repeats them
+# Sections that no engine repeats, with what the table says instead of their values.
+WHOLE_SECTIONS = {
+    "sft": "its result is in adapter/",
+    "dpo": "its result is in adapter/",
+    "judge": "what it taught is in adapter/",
+}
 
 
 def read_key_table(to: str) -> dict[str, str]:
@@ -98,12 +103,12 @@ def read_key_table(to: str) -> dict[str, str]:
 def list_settings(config: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """(key, value) of every setting of a configuration; a key of `grpo.stages` has a list with one value per stage.
 
-    A section of OTHER_STAGES is one entry.
+    A section of WHOLE_SECTIONS is one entry.
     """
     for field in fields(config):
         name, value = f"{above}{field.name}", getattr(config, field.name)
-        if is_dataclass(value) and name in OTHER_STAGES:
-            yield name, "its result is in adapter/"
+        if name in WHOLE_SECTIONS:
+            yield name, WHOLE_SECTIONS[name]
             continue
         if is_dataclass(value):
             yield from list_settings(value, f"{name}.")

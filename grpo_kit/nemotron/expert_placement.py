@@ -37,6 +37,7 @@ REMEDIES = {
     "training": (
         "Lower grpo.per_device_train_batch_size or grpo.max_completion_length; `grpo-kit plan` says by how much."
     ),
+    "judging": "Lower judge.batch_size, or let another judge do it (judge.model).",
 }
 
 

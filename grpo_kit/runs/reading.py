@@ -17,6 +17,7 @@ LARGEST = 1 << 30  # bytes of a file without lines, and of a line: both are held
 NUMBER, FIGURE, TEXT_OR_NONE = (int, float), (int, float, type(None)), (str, type(None))
 FILES = {...: TEXT_OR_NONE}  # sha256 by name
 STAGE = {"finished": str, "seconds": NUMBER, "settings": dict, "read": FILES, "wrote": FILES, "steps?": int}
+SHARE = (dict, type(None))  # `value` and `ci95`
 PROBLEM = {"id": str, "prompt": str, "score": FIGURE, "completions": [str]}
 MEASUREMENT = {"pass@1": NUMBER, "ci95": [NUMBER], "n": int, "sampling": {"engine": str}, "problems": [PROBLEM]}
 EXPERTS = {
@@ -63,6 +64,21 @@ FORMS: dict[str, tuple[Any, str]] = {
     ),
     "before.json": (MEASUREMENT, ACCURACY),
     "after.json": (MEASUREMENT, ACCURACY),
+    "judge.json": (
+        {
+            "judge": {"model": str, "served_model": TEXT_OR_NONE, "file": TEXT_OR_NONE, "policy?": dict},
+            "pairs": {"count": int, "source": str, "sha256": str},
+            "agreement": SHARE,
+            "order_decides": SHARE,
+            "first_wins": SHARE,
+            "longer_wins": SHARE,
+            "longer_is_right": SHARE,
+            "no_verdict": NUMBER,
+            "judged": int,
+            "words": [str],
+        },
+        name_functions("Put back a copy of it, or measure again with `grpo-kit rewards judge-check`."),
+    ),
     "routing.json": ({"model": str, "hits": [list]}, ACCURACY),
     "after_sft_experts.json": (EXPERTS, ACCURACY),
     "after_experts.json": (EXPERTS, ACCURACY),

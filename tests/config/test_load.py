@@ -24,6 +24,7 @@ def test_every_preset_resolves_to_every_key(preset):
         "sft",
         "dpo",
         "environments",
+        "judge",
         "run",
     }
 

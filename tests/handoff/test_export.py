@@ -36,7 +36,7 @@ def keys_of(section=config.RunConfig, above=""):
     keys = set()
     for field in fields(section):
         name, kind = f"{above}{field.name}", hints[field.name]
-        is_whole = name in export.OTHER_STAGES
+        is_whole = name in export.WHOLE_SECTIONS
         keys |= keys_of(kind, f"{name}.") if is_dataclass(kind) and not is_whole else {name}
         if kind == list[config.Stage]:
             keys |= keys_of(config.Stage, f"{name}.")
@@ -77,7 +77,7 @@ def test_settings_that_the_table_names_for_trl_are_in_its_script(bundles):
 @pytest.mark.parametrize("to", export.ENGINES)
 def test_the_readme_has_a_row_for_every_key_with_the_run_s_value(bundles, trained, to):
     text = (bundles[to] / "README.md").read_text()
-    rows = dict(re.findall(r"^\| (\w+\.[\w.]+|environments|sft|dpo) \| (.*?) \|", text, re.M))
+    rows = dict(re.findall(r"^\| (\w+\.[\w.]+|environments|sft|dpo|judge) \| (.*?) \|", text, re.M))
     assert set(rows) == keys_of()
     assert (rows["grpo.max_steps"], rows["grpo.num_generations"], rows["run.name"]) == ("4", "4", trained[0].run.name)
     assert "4 of 4 steps" in text and "220 train" in text

@@ -3,6 +3,7 @@
 A row names its environment in the column `environment`; without one it belongs to math.
 """
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,13 @@ class Rewards(NamedTuple):
     Attributes:
         functions: each pays the rows of its own environment, and None for the others.
         weights: of the functions.
-        verifiers: for each environment the place of its verifier among the functions.
+        verifiers: for each environment the place of its verifier among the functions; None where a judge compares
+            its answers, which tells better from worse and not right from wrong.
     """
 
     functions: list[Reward]
     weights: list[float]
-    verifiers: dict[str, int]
+    verifiers: dict[str, int | None]
 
 
 def environment_of(row: Mapping[str, Any]) -> str:
@@ -81,7 +83,11 @@ def make_verifier(
         ValueError: an environment has no rewards; other errors are those of `load_reward`.
     """
     math = resolve_reward("verifier", verifier or config.evaluation.verifier)
-    others = {name: load_reward(config.rewards_of(name).reward_funcs[0]) for name in environments if name != MATH}
+    others = {
+        name: _no_verifier(load_reward(config.rewards_of(name).reward_funcs[0]))
+        for name in environments
+        if name != MATH
+    }
     return Verifier({MATH: math} | others) if others else math
 
 
@@ -102,19 +108,54 @@ def combine_rewards(config: RunConfig, environments: Sequence[str], math: Sequen
         The rewards; those of math as they are where all rows are math.
 
     Raises:
-        ValueError: an environment has no rewards, or the weights would mix scales (see the message).
+        ValueError: an environment has no rewards, the weights would mix scales, or a judge is to judge math.
     """
+    if any(map(find_judge, math)):
+        raise ValueError(
+            "grpo.reward_funcs names a judge, and the rows of math have answers, which a verifier checks. Give the "
+            "rows without an answer a column environment, and name the judge in environments.NAME.reward_funcs."
+        )
     if list(environments) == [MATH]:
         return Rewards(list(math), config.grpo.reward_weights, {MATH: 0})
     _refuse_mixed_scales(config, environments)
     combined = Rewards([], [], {})
     for name in environments:
         section = config.rewards_of(name)
-        combined.verifiers[name] = len(combined.functions)
         rewards = math if name == MATH else [load_reward(spec) for spec in section.reward_funcs]
+        combined.verifiers[name] = None if find_judge(rewards[0]) else len(combined.functions)
         combined.functions.extend(_only_for(name, reward) for reward in rewards)
         combined.weights.extend(section.reward_weights)
     return combined
+
+
+def find_judge(reward: Reward) -> Any:
+    """The judge that a reward is, also inside a partial or another wrapper; None where it is none.
+
+    A judge compares the answers of a group. It has a method `use_policy(model, tokenizer, **settings)`, which gets the
+    policy and the section `judge`, and a method `compare` (rewards/judge.py).
+    """
+    inner: Any = reward
+    while inner is not None and not callable(getattr(inner, "use_policy", None)):
+        inner = inner.func if isinstance(inner, functools.partial) else getattr(inner, "__wrapped__", None)
+    return inner
+
+
+def find_judges(rewards: Iterable[Reward]) -> list[Any]:
+    """The judges among rewards, as `find_judge` finds them."""
+    return [judge for reward in rewards if (judge := find_judge(reward)) is not None]
+
+
+def _no_verifier(reward: Reward) -> Reward:
+    """The reward, or for a judge one that judges nothing: outside training there is no group to compare."""
+    if not find_judge(reward):
+        return reward
+
+    def judge_nothing(completions: Sequence[Any], **columns: Any) -> list[None]:
+        return [None] * len(completions)
+
+    judge_nothing.__name__ = reward_name(reward)
+    judge_nothing.__wrapped__ = reward  # whose file is what the run records
+    return judge_nothing
 
 
 def _refuse_mixed_scales(config: RunConfig, environments: Sequence[str]) -> None:

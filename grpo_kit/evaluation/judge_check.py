@@ -1,0 +1,275 @@
+"""How good a judge is, measured before it trains anything: on pairs with a known winner, in both orders.
+
+`grpo-kit rewards judge-check` writes `evaluation/judge.json`. A training with a judge among its rewards needs that
+record of this judge, with an agreement of `judge.threshold` or more.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from grpo_kit.config import Policy, RunConfig
+from grpo_kit.evaluation.intervals import mean_interval
+from grpo_kit.evaluation.judge_pairs import Pair, hash_pairs, make_pairs, read_pairs
+from grpo_kit.nemotron import expert_placement
+from grpo_kit.policy.load import load_policy
+from grpo_kit.rewards.tools.calling import Reward
+from grpo_kit.rewards.tools.loading import fingerprint, load_reward
+from grpo_kit.rewards.tools.routing import find_judge
+from grpo_kit.runs import activity, processes
+from grpo_kit.runs.files import to_json, write_text
+from grpo_kit.runs.reading import read_json
+from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import name_functions
+
+KIT_JUDGE = "judge.py:judge_reward"
+MOST_SILENT = 0.1  # share of the comparisons that may have no verdict
+PORTION = 16  # pairs that are judged between two reports of the progress
+SELF = (
+    "The policy judges itself: this is agreement with the untrained model. Training by it strengthens what that model "
+    "prefers already, and cannot teach what it does not see."
+)
+
+
+def check_judge(
+    config: RunConfig,
+    run: Run,
+    pairs_file: Path | None = None,
+    limit: int = 200,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure the judge of a run on pairs with a known winner, each in both orders.
+
+    Args:
+        config: `judge` says who judges.
+        run: its judged completions give the pairs.
+        pairs_file: JSON Lines with prompt, chosen and rejected instead; None takes the run's own.
+        limit: pairs at most.
+        progress: is called with (pairs judged, pairs in all).
+
+    Returns:
+        What `evaluation/judge.json` holds: `agreement`, `order_decides`, `first_wins`, `longer_wins` and
+        `longer_is_right` (None where all answers are equally long), each as `value` and `ci95`; `no_verdict`, a share
+        of the comparisons; `judge`, its identity; `pairs`, with their number and sha256; `words`, a list of sentences.
+
+    Raises:
+        FileNotFoundError: the run has no data, or there is no such file.
+        ValueError: there is no pair; the judge cannot be asked.
+        ConnectionError: the judge's server refuses.
+    """
+    run.require_stage("data", "grpo-kit data")
+    began = time.monotonic()
+    with run.lock("judge"):
+        pairs = read_pairs(pairs_file, limit) if pairs_file else make_pairs(config, run, limit)
+        spec = next(iter(list_judges(config, run)), KIT_JUDGE)
+        judge = find_judge(load_reward(spec))
+        hand_over(config, run, [judge], load_judge(config), is_measured=False)
+        activity.announce("judging pairs")
+        verdicts: list[Any] = []
+        for start in range(0, len(pairs), PORTION):
+            portion = pairs[start : start + PORTION]
+            verdicts += judge.compare([question for pair in portion for question in _both_orders(pair)])
+            if progress:
+                progress(len(verdicts) // 2, len(pairs))
+        identity = describe_judge(config, spec) | {"served_model": _served_model(judge)}
+        source = str(pairs_file) if pairs_file else f"run {run.name}"
+        report = {
+            "judge": identity,
+            "pairs": {"count": len(pairs), "source": source, "sha256": hash_pairs(pairs)},
+            **summarise_verdicts(pairs, verdicts, config.run.seed),
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        report["words"] = _write_words(report, config)
+        write_text(record_path(run), to_json(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def summarise_verdicts(pairs: Sequence[Pair], verdicts: Sequence[Any], seed: int) -> dict[str, Any]:
+    """The figures of `check_judge` from the verdicts on each pair: first with the chosen answer in front, then behind.
+
+    Pairs with a comparison without a verdict count in `no_verdict` only. A draw counts as half.
+    """
+    orders = [(pair, *verdicts[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
+    leads = []  # of the chosen answer, in each order
+    for pair, front, behind in orders:
+        if front is not None and behind is not None:
+            (chosen, rejected), (rejected_first, chosen_second) = front.settle(), behind.settle()
+            leads.append((pair, chosen - rejected, chosen_second - rejected_first))
+    unequal = [lead for lead in leads if len(lead[0].chosen) != len(lead[0].rejected)]
+    shares = {
+        "agreement": [_win(front + behind) for _, front, behind in leads],
+        "order_decides": [float(front * behind < 0) for _, front, behind in leads],
+        "first_wins": [(_win(front) + _win(-behind)) / 2 for _, front, behind in leads],
+        "longer_wins": [
+            _win((front + behind) * (len(pair.chosen) - len(pair.rejected))) for pair, front, behind in unequal
+        ],
+        "longer_is_right": [float(len(pair.chosen) > len(pair.rejected)) for pair, *_ in unequal],
+    }
+    figures = {
+        name: {"value": sum(values) / len(values), "ci95": list(mean_interval(values, seed))} if values else None
+        for name, values in shares.items()
+    }
+    return figures | {"no_verdict": verdicts.count(None) / len(verdicts), "judged": len(leads), "unequal": len(unequal)}
+
+
+def _both_orders(pair: Pair) -> list[tuple[Any, str, str]]:
+    return [(pair.prompt, pair.chosen, pair.rejected), (pair.prompt, pair.rejected, pair.chosen)]
+
+
+def _win(lead: float) -> float:
+    return 0.5 if lead == 0 else float(lead > 0)
+
+
+def find_fault(report: dict[str, Any], threshold: float) -> str | None:
+    """Why a measured judge may not train, as a clause; None where it may."""
+    if report["no_verdict"] > MOST_SILENT:
+        return (
+            f"it gives no verdict on {report['no_verdict']:.0%} of the comparisons, and {MOST_SILENT:.0%} are allowed"
+        )
+    agreement = report["agreement"]
+    low, high = agreement["ci95"]
+    shown = f"{agreement['value']:.1%} of {report['judged']} known winners (95 % {low:.1%} to {high:.1%})"
+    if agreement["value"] < threshold:
+        return f"it agrees with {shown}, and judge.threshold asks for {threshold:.1%}"
+    if low <= 0.5:
+        return f"it agrees with {shown}, which a coin may do as well; measure it on more pairs"
+    return None
+
+
+def _write_words(report: dict[str, Any], config: RunConfig) -> list[str]:
+    fault = find_fault(report, config.judge.threshold)
+    words = [f"This judge may not train: {fault}." if fault else "This judge may train."]
+    order, first = report["order_decides"], report["first_wins"]
+    if order:
+        words.append(
+            f"The order of the two answers decides {order['value']:.0%} of the pairs; the first wins "
+            f"{first['value']:.0%}. In training each answer stands once in each place."
+        )
+    longer, right = report["longer_wins"], report["longer_is_right"]
+    if longer:
+        prefers = "prefers length" if longer["ci95"][0] > right["ci95"][1] else ""
+        prefers = prefers or ("prefers brevity" if longer["ci95"][1] < right["ci95"][0] else "shows no bias by length")
+        words.append(
+            f"It {prefers}: the longer answer wins {longer['value']:.0%} and is right in {right['value']:.0%} of "
+            f"{report['unequal']} pairs."
+        )
+    return [*words, SELF] if config.judge.model == "policy" else words
+
+
+def record_path(run: Run) -> Path:
+    """The file of the record."""
+    return run.evaluation / "judge.json"
+
+
+def list_judges(config: RunConfig, run: Run) -> list[str]:
+    """The judges among the rewards of the run's environments, as the configuration names them."""
+    specs = [spec for name in run.environments() for spec in config.rewards_of(name).reward_funcs]
+    return [spec for spec in dict.fromkeys(specs) if find_judge(load_reward(spec))]
+
+
+def describe_judge(config: RunConfig, reward: Reward | str) -> dict[str, Any]:
+    """Who judges: the model, with the settings it is loaded with unless a server has it, and the reward's file."""
+    reward = load_reward(reward) if isinstance(reward, str) else reward
+    loaded = {} if config.judge.is_server else {"policy": judge_policy(config).identity()}
+    return {"model": config.judge.model, "file": fingerprint(reward)} | loaded
+
+
+def judge_policy(config: RunConfig) -> Policy:
+    """The policy section by which the judge's model is loaded."""
+    if config.judge.model == "policy":
+        return config.policy
+    return replace(config.policy, model=config.judge.model, revision=None, routing=None, nf4_folder=None)
+
+
+def load_judge(config: RunConfig, policy: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) that judges; (None, None) where a server does.
+
+    Args:
+        config: names it.
+        policy: the policy, where it is loaded already.
+
+    Raises:
+        FileNotFoundError: the model does not exist.
+        ValueError: it cannot be loaded.
+    """
+    if config.judge.is_server:
+        return None, None
+    if config.judge.model == "policy" and policy:
+        return policy
+    try:
+        return load_policy(judge_policy(config))
+    except (FileNotFoundError, ValueError) as error:
+        if config.judge.model == "policy":
+            raise
+        raise type(error)(str(error).replace("policy.model", "judge.model", 1)) from None
+
+
+def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[str, Any]:
+    """Check that each judge among a training's rewards was measured in this run and is good enough; print its figure.
+
+    Returns:
+        {"judge": who judges, on which pairs it was measured, and its agreement}, for `run.json`; {} without a judge.
+
+    Raises:
+        ValueError: it was not measured, or is not good enough; the sentence says what to do.
+    """
+    if not judges:
+        return {}
+    again = name_functions("Measure it with `grpo-kit rewards judge-check --run " + run.name + "`.")
+    if not record_path(run).exists():
+        raise ValueError(f"A judge is among the rewards, and nobody has measured it. {again}")
+    report = read_json(record_path(run))
+    then, served = report["judge"], config.judge.served_model
+    for judge in judges:
+        now = describe_judge(config, judge) | ({"served_model": served} if served else {})
+        if changed := [name for name in now if now[name] != then.get(name)]:
+            raise ValueError(
+                f"The judge of run {run.name!r} is not the one that was measured (another {changed[0]}). {again}"
+            )
+    if fault := find_fault(report, config.judge.threshold):
+        raise ValueError(
+            f"The judge may not train: {fault}. Name a better one (judge.model), or leave it out of the rewards."
+        )
+    if processes.is_first():
+        agreement, (low, high) = report["agreement"]["value"], report["agreement"]["ci95"]
+        print(
+            f"The judge {config.judge.model} agrees with {agreement:.1%} of {report['judged']} known winners (95 % "
+            f"{low:.1%} to {high:.1%}).{' ' + SELF if config.judge.model == 'policy' else ''}",
+            flush=True,
+        )
+    return {"judge": {name: report[name] for name in ("judge", "pairs", "agreement")}}
+
+
+def hand_over(
+    config: RunConfig, run: Run, judges: Iterable[Any], policy: tuple[Any, Any], is_measured: bool = True
+) -> None:
+    """Give judges what they judge with: a model and the section `judge`.
+
+    Args:
+        config: the run's.
+        run: keeps the verdicts of a server, in `judge.jsonl`.
+        judges: as `find_judge` finds them.
+        policy: (model, tokenizer) that judges; it is not used where a server does.
+        is_measured: whether the run has a record of them; a server of one model may have another one by now, so that
+            the one in the record is asked for.
+    """
+    settings = config.judge.arguments()
+    if config.judge.is_server:
+        settings["cache"] = run.path / "judge.jsonl"
+        if is_measured:
+            settings["served_model"] = settings["served_model"] or read_json(record_path(run))["judge"]["served_model"]
+    for judge in judges:
+        judge.use_policy(*policy, **settings)
+        if not config.judge.is_server:
+            judge.compare = _with_relief(policy[0], judge.compare)
+
+
+def _with_relief(model: Any, compare: Callable[..., Any]) -> Callable[..., Any]:
+    """Comparisons that are made again where the GPU's memory ran out and experts could move to the host."""
+    return lambda pairs: expert_placement.with_relief(model, lambda: compare(pairs), "judging")
+
+
+def _served_model(judge: Any) -> str | None:
+    return getattr(getattr(judge, "server", None), "served_model", None)

@@ -1,0 +1,230 @@
+"""judge-check: figures by hand, the embedded policy is refused, a judge that knows passes; what training asks for."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from grpo_kit.cli.main import app
+from grpo_kit.config import Judge, load_config
+from grpo_kit.data.preparation import prepare
+from grpo_kit.evaluation import judge_check
+from grpo_kit.evaluation.judge_pairs import Pair
+from grpo_kit.rewards.judge import Comparison
+from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.rewards.tools.routing import find_judge, make_verifier
+from grpo_kit.runs.run import find_run
+from tests.helpers.judge_server import JudgeServer
+from tests.helpers.settings import SMALL
+
+
+def prefers_right(request, first, second):
+    """Knows that in "What is 4?" the answer 4 is right."""
+    wanted = re.search(r"\d+", request)[0]
+    return 3 if (first == wanted) == (second == wanted) else 1 if first == wanted else 6
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = JudgeServer(prefers_right)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """(configuration, run, file of pairs): rows of math and of `chat`, which a judge rewards."""
+    folder = tmp_path_factory.mktemp("judged")
+    rows = [{"environment": "chat", "prompt": f"What is {number}?"} for number in range(20, 99)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = [{"prompt": f"What is {n}?", "chosen": f"{n}", "rejected": f"{n + 1}" * (1 + n % 2)} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    chosen = load_config(
+        ["tiny"],
+        [
+            *SMALL,
+            f"data.source='tiny-sums,{folder}/rows.jsonl'",
+            "environments.chat.reward_funcs=[judge.py:judge_reward]",
+        ],
+    )
+    run = find_run("r", folder / "runs")
+    prepare(chosen, run)
+    return chosen, run, folder / "pairs.jsonl"
+
+
+def judged_by(config, model, **settings):
+    return replace(config, judge=Judge(model=model, **settings))
+
+
+def test_the_figures_follow_from_the_verdicts():
+    pairs = [
+        Pair("q", "right", "no"),
+        Pair("q", "no", "wrong"),
+        Pair("q", "aa", "bb"),
+        Pair("q", "a", "bb"),
+        Pair("q", "a", "b"),
+    ]
+    verdicts = [
+        Comparison(3, 3, 1), Comparison(3, 3, 6),  # right in both orders; the longer one
+        Comparison(1, 5, 6), Comparison(5, 1, 1),  # wrong in both orders; the longer one
+        Comparison(3, 3, 2), Comparison(3, 3, 2),  # the first in both orders: a draw
+        Comparison(4, 2, 1), Comparison(2, 2, 3),  # 2 in front; 1 behind: right, but the order decides
+        None, Comparison(3, 3, 6),
+    ]  # fmt: skip
+    figures = judge_check.summarise_verdicts(pairs, verdicts, 0)
+    values = {name: share["value"] for name, share in figures.items() if isinstance(share, dict)}
+    assert values == {
+        "agreement": 2.5 / 4, "order_decides": 2 / 4, "first_wins": (0.5 + 0.5 + 1 + 1) / 4,
+        "longer_wins": 2 / 3, "longer_is_right": 1 / 3,
+    }  # fmt: skip
+    assert (figures["no_verdict"], figures["judged"], figures["unequal"]) == (0.1, 4, 3)
+    low, high = figures["agreement"]["ci95"]
+    assert 0 <= low < 0.5 < high <= 1
+    nothing = judge_check.summarise_verdicts(pairs[:1], [None, None], 0)
+    assert nothing["agreement"] is None and nothing["no_verdict"] == 1.0
+
+
+def report(agreement, low=0.6, no_verdict=0.0):
+    return {"agreement": {"value": agreement, "ci95": [low, 0.9]}, "no_verdict": no_verdict, "judged": 50}
+
+
+def test_a_judge_needs_agreement_more_than_a_coins_and_verdicts():
+    assert judge_check.find_fault(report(0.65), 0.65) is None
+    assert "agrees with 64.0% of 50 known winners" in judge_check.find_fault(report(0.64), 0.65)
+    assert "a coin may do as well" in judge_check.find_fault(report(0.7, low=0.5), 0.65)
+    assert "no verdict on 11%" in judge_check.find_fault(report(0.9, no_verdict=0.11), 0.65)
+    assert "no verdict on 100%" in judge_check.find_fault(report(0.9, no_verdict=1.0) | {"agreement": None}, 0.65)
+
+
+def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training(prepared, server, capsys):
+    config, run, pairs = prepared
+    config, seen = judged_by(config, server.url), []
+    result = judge_check.check_judge(config, run, pairs, progress=lambda *counts: seen.append(counts))
+    assert (result["agreement"]["value"], result["order_decides"]["value"], result["no_verdict"]) == (1.0, 0.0, 0.0)
+    assert result["agreement"]["ci95"][0] > 0.8 and result["first_wins"]["value"] == 0.5
+    assert result["words"][0] == "This judge may train." and seen == [(16, 20), (20, 20)]
+    assert json.loads(judge_check.record_path(run).read_text()) == result
+    judges = [find_judge(load_reward("judge.py"))]
+    assert judge_check.require_checked(config, run, []) == {}
+    assert judge_check.require_checked(config, run, judges)["judge"]["agreement"] == result["agreement"]
+    assert "agrees with 100.0% of 20 known winners" in capsys.readouterr().out
+    judge_check.hand_over(config, run, judges, (None, None))
+    assert judges[0].server.served_model == "judge-7b"  # the one that was measured
+    for other, words in (
+        (judged_by(config, server.url + "/v2"), r"not the one that was measured \(another model\)"),
+        (judged_by(config, "policy"), "another model"),
+        (judged_by(config, server.url, served_model="other"), r"another served_model"),
+        (judged_by(config, server.url, threshold=1.0), None),
+    ):
+        if words:
+            with pytest.raises(ValueError, match=f"{words}.*grpo-kit rewards judge-check --run r"):
+                judge_check.require_checked(other, run, judges)
+        else:
+            judge_check.require_checked(other, run, judges)
+    assert judge_check.check_judge(config, run, pairs)["agreement"] == result["agreement"]
+    assert len(server.asked) == 40  # the second time, judge.jsonl had the verdicts
+
+
+def test_a_judge_that_answers_nonsense_may_not_train(prepared, server):
+    config, run, pairs = prepared
+    server.prefers = lambda *texts: 99
+    result = judge_check.check_judge(judged_by(config, server.url, concurrency=2), run, pairs)
+    assert result["agreement"] is None and result["no_verdict"] == 1.0
+    assert "gives no verdict on 100% of the comparisons" in result["words"][0]
+
+
+@pytest.mark.slow
+def test_the_embedded_policy_knows_no_judging_and_training_is_refused(prepared):
+    config, run, pairs = prepared
+    judge_check.record_path(run).unlink(missing_ok=True)
+    judges = [find_judge(load_reward("judge.py"))]
+    with pytest.raises(ValueError, match="nobody has measured it. Measure it with `grpo-kit rewards judge-check"):
+        judge_check.require_checked(config, run, judges)
+    result = judge_check.check_judge(config, run, pairs, limit=6)
+    low, high = result["agreement"]["ci95"]
+    assert low < 0.5 < high or result["agreement"]["value"] < 0.5
+    assert result["order_decides"]["value"] > 0.9  # it always writes the same
+    assert result["words"][-1].startswith("The policy judges itself: this is agreement with the untrained model.")
+    with pytest.raises(ValueError, match="The judge may not train: it agrees with .* known winners .*judge.model"):
+        judge_check.require_checked(config, run, judges)
+    edited = load_reward("judge.py")
+    config = replace(config, policy=replace(config.policy, model="tiny-office"))
+    with pytest.raises(ValueError, match=r"not the one that was measured \(another policy\)"):
+        judge_check.require_checked(config, run, [edited])
+
+
+def test_a_damaged_record_is_named(prepared):
+    config, run, _ = prepared
+    for text in ("", "{", "[]", '{"judge": {}}'):
+        judge_check.record_path(run).write_text(text)
+        with pytest.raises(ValueError, match=r"judge.json.* damaged: .*judge-check"):
+            judge_check.require_checked(config, run, [find_judge(load_reward("judge.py"))])
+    judge_check.record_path(run).unlink()
+
+
+def test_a_model_that_does_not_exist_is_named_as_the_judges(prepared):
+    config, run, pairs = prepared
+    with pytest.raises(FileNotFoundError, match="^judge.model is 'no/such'"):
+        judge_check.check_judge(judged_by(config, "no/such"), run, pairs)
+
+
+def test_a_judge_of_another_folder_is_loaded_by_the_kits_loader(prepared):
+    config, _, _ = prepared
+    model, tokenizer = judge_check.load_judge(judged_by(config, "tiny-office"))
+    assert model.num_parameters() and tokenizer.chat_template
+    shared = object(), object()
+    assert judge_check.load_judge(config, shared) is shared
+    assert judge_check.load_judge(judged_by(config, "http://host/v1"), shared) == (None, None)
+
+
+def test_outside_training_a_judge_judges_nothing_and_is_recorded_by_its_file(prepared):
+    config, run, _ = prepared
+    verifier = make_verifier(config, run.environments())
+    batch = {"environment": ["chat"] * 2, "prompts": ["What is 20?"] * 2, "answer": [None] * 2}
+    assert verifier(completions=["20", "21"], **batch) == [None, None]
+    judge_file = load_reward("judge.py")
+    from grpo_kit.rewards.tools.loading import fingerprint
+
+    assert verifier.fingerprints()["chat"] == fingerprint(judge_file) is not None
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("judge.model=''", "judge.model is empty"), ("judge.threshold=1.5", "judge.threshold is 1.5"),
+        ("judge.answer_bonus=-1", "judge.answer_bonus is -1"), ("judge.batch_size=0", "judge.batch_size is 0"),
+        ("judge.timeout=0", "judge.timeout is 0"), ("judge.concurrency=0", "judge.concurrency is 0"),
+        ("judge.group_answer_length_penalty_coeff=-0.5", "group_answer_length_penalty_coeff is -0.5"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(setting, words):
+    with pytest.raises(ValueError, match=words):
+        load_config(["tiny"], [setting])
+
+
+def test_every_setting_reaches_the_reward():
+    judge = find_judge(load_reward("judge.py"))
+    settings = Judge(model="folder", answer_bonus=0.1, batch_size=3, top_percentile=0.5, timeout=7.0).arguments()
+    judge.use_policy("model", "tokenizer", **settings)
+    assert (judge.model, judge.answer_bonus, judge.batch_size, judge.timeout) == ("policy", 0.1, 3, 7.0)
+    assert judge.policy == ("model", "tokenizer") and judge.top_percentile == 0.5
+
+
+def test_the_command_prints_the_figures_and_ends_with_1_below_the_threshold(prepared, server, monkeypatch):
+    _, run, pairs = prepared
+    monkeypatch.setenv("GRPO_KIT_ROOT", str(run.root))
+
+    def call(*words):
+        done = CliRunner().invoke(app, ["rewards", "judge-check", "--run", "r", "--pairs", str(pairs), *words])
+        return done.exit_code, " ".join(done.output.split())
+
+    status, output = call(f"judge.model={server.url}", "--limit", "10")
+    assert status == 0 and "on 10 pairs of" in output and "agrees with the known winner 1.000" in output
+    status, output = call("--limit", "2")
+    assert status == 1 and "error: The judge policy may not train" in output and "the order decides 1.000" in output
+    status, output = call("judge.model=ftp://x/v1")
+    assert status == 2 and "The judge's address is ftp://x/v1" in output
+    judge_check.record_path(run).unlink()
