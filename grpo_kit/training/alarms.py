@@ -74,6 +74,14 @@ RULES = [
         ),
     ),
     Rule(
+        "judge",
+        lambda m, g: m.get("judge/no_verdict", 0) > 0.1,
+        lambda m, g: (
+            f"the judge gives no verdict on {m['judge/no_verdict']:.0%} of the comparisons, whose groups are not "
+            "judged: look at its warnings, and measure it again (`grpo-kit rewards judge-check`)."
+        ),
+    ),
+    Rule(
         "collapsed",
         lambda m, g: m.get("entropy", 1) < 0.005 and _section(g) == "grpo",  # texts may leave nothing open
         lambda m, g: (

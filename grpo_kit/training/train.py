@@ -10,14 +10,14 @@ from grpo_kit.adapters.lora import describe_lora
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.data.splits import check_mix
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
-from grpo_kit.evaluation import evaluate, screening
+from grpo_kit.evaluation import evaluate, judge_check, screening
 from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.planning import calibrate
 from grpo_kit.policy import tool_calls, vllm_engine
 from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.rewards.tools.calling import Reward, reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, resolve_rewards
-from grpo_kit.rewards.tools.routing import Rewards, combine_rewards, environment_of, make_verifier
+from grpo_kit.rewards.tools.routing import Rewards, combine_rewards, environment_of, find_judges, make_verifier
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.installation import require_no_old_torchao
@@ -85,7 +85,7 @@ def train(
         ValueError: the run was trained or begun with other settings; a tracker of `run.report_to` is not installed;
             the processes do not divide the completions of a step; there are not as many rewards as weights;
             `data.mix` names other environments than the rows have, or one has no rewards; a reward refuses to run on
-            this machine.
+            this machine; a judge among the rewards was not measured, or is not good enough.
         RuntimeError: the longest step does not fit the GPU; a LoRA pair gets no gradient; an old torchao is installed.
         TypeError: an argument has another type.
 
@@ -111,14 +111,16 @@ def train(
     stage = grpo_stage(config, run, reward_funcs)
     if stage.is_finished():
         return last_figures(run.metrics)
-    layers = print_layers(combine_rewards(config, run.environments(), reward_funcs).functions)
+    rewards = combine_rewards(config, run.environments(), reward_funcs)
+    record = judge_check.require_checked(config, run, find_judges(rewards.functions))
+    record |= print_layers(rewards.functions)
     activity.announce("reading the run")
     with run.lock("train"):
         checkpoint = stage.find_checkpoint()
         trainer = make_trainer(config, run, reward_funcs, on_step, on_forecast, should_stop, stage=stage)
         stage.train(trainer, checkpoint)
         stage.save_results(
-            trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time, [run.completions], **layers
+            trainer, callbacks.find_callback(trainer, callbacks.StopCallback).out_of_time, [run.completions], **record
         )
     return last_figures(run.metrics)
 
@@ -154,6 +156,8 @@ def grpo_stage(config: RunConfig, run: Run, reward_funcs: list[Reward]) -> Train
             for name in environments
             if name != MATH
         }
+        if find_judges(combined.functions):
+            settings["judge"] = config.judge.identity()
         settings |= load_worlds(config, environments).describe()
         settings["mix"] = config.data.mix
     return TrainingStage(config, run, settings, config.grpo.max_steps, screened)
@@ -189,6 +193,8 @@ def make_trainer(
     lengths = [stage.max_completion_length for stage in config.grpo.stages] or [config.grpo.max_completion_length]
     require_room(tokenizer, map(config.policy.budget_of, rows), max(lengths), "grpo.max_completion_length")
     rewards = combine_rewards(config, environments, reward_funcs)
+    if judges := find_judges(rewards.functions):
+        judge_check.hand_over(config, run, judges, judge_check.load_judge(config, (model, tokenizer)))
     recorder = CompletionRecorder(run.completions, rewards.functions, environments != [MATH])
     worlds = load_worlds(config, environments)
     if worlds.classes:

@@ -223,3 +223,9 @@ def test_shared_alarms_name_the_settings_of_their_section():
     overflow = [row | {"skipped_steps": 7} for row in losses(2.0)]
     assert find_alarms(exploding, SFT)[0][1].endswith("50 times sft.max_grad_norm: lower sft.learning_rate.")
     assert find_alarms(overflow, SFT)[0][1].endswith("lower sft.learning_rate or sft.max_grad_norm.")
+
+
+def test_a_judge_without_verdicts_rings():
+    (name, words), *others = find_alarms(rows(**{"judge/no_verdict": 0.25}), GRPO)
+    assert name == "judge" and "no verdict on 25% of the comparisons" in words and others == []
+    assert find_alarms(rows(**{"judge/no_verdict": 0.1}), GRPO) == []

@@ -51,7 +51,7 @@ class GroupTrainer(OpenGRPOTrainer):
             force one type on a column of several environments.
         prompt_sampler: draws the prompts.
         verifiers: for each environment the place of its verifier among the reward functions: above 0.5 a completion
-            counts as a pass.
+            counts as a pass. None where a judge compares answers; nothing is noted of the prompts there.
         worlds: of the environments that have one.
         policy: `thinking_budget` and `enable_thinking`.
     """
@@ -62,7 +62,7 @@ class GroupTrainer(OpenGRPOTrainer):
         grpo: Grpo,
         rows: Sequence[dict[str, Any]],
         prompt_sampler: PromptSampler | EnvironmentSampler,
-        verifiers: Mapping[str, int],
+        verifiers: Mapping[str, int | None],
         worlds: Worlds,
         policy: Policy,
         **kwargs: Any,
@@ -179,7 +179,8 @@ class GroupTrainer(OpenGRPOTrainer):
         flat = is_flat(rewards, n)
         advantages = compute_advantages(rewards, n, self.grpo.advantage, self.grpo.normalize_rewards)
         batch["advantages"] = advantages.masked_fill(flat.repeat_interleave(n), 0)
-        verdicts = table[:, list(self.verifiers.values())]  # of each completion one at most, its environment's
+        # Of each completion one at most, its environment's.
+        verdicts = table[:, [place for place in self.verifiers.values() if place is not None]]
         passed, judged = (verdicts > 0.5).any(1).view(-1, n), (~verdicts.isnan()).any(1).view(-1, n)
         for prompt, right, tried in zip(prompts, passed.sum(1).tolist(), judged.sum(1).tolist()):
             if tried:

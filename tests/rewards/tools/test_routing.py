@@ -111,3 +111,16 @@ def test_without_division_by_the_spread_weights_of_other_sums_are_refused():
         routing.combine_rewards(config, ["math", "documents"], [equals, short])
     equal = load_config("tiny", ["grpo.normalize_rewards=false", "grpo.reward_weights=[0.9,0.1]"])
     assert routing.combine_rewards(equal, ["math", "documents"], [equals, short]).weights == [0.9, 0.1, 1.0]
+
+
+def test_a_judge_is_found_inside_wrappers_and_has_no_place_among_the_verifiers():
+    judge = load_reward("judge.py:judge_reward")
+    assert routing.find_judge(functools.partial(functools.partial(judge, a=1), b=2)) is judge
+    assert routing.find_judge(routing._only_for("chat", judge)) is judge
+    assert routing.find_judge(equals) is None and routing.find_judges([equals, judge]) == [judge]
+    settings = ["environments.chat.reward_funcs=[judge.py,math_answer.py]", "environments.chat.reward_weights=[1,0.1]"]
+    config = load_config(["tiny"], settings)
+    rewards = routing.combine_rewards(config, ["math", "chat"], [equals, short])
+    assert rewards.verifiers == {"math": 0, "chat": None} and len(rewards.functions) == 4
+    with pytest.raises(ValueError, match="grpo.reward_funcs names a judge"):
+        routing.combine_rewards(config, ["math"], [judge, short])
