@@ -99,7 +99,14 @@ def read_verdict(run: Run) -> str:
     comparison = run_figures.read_report(run.evaluation / "report.json") or {}
     sides = {"before": reports["before"], "after": reports[last]}
     if all(comparison.get(side, {}).get("pass@1") == report["pass@1"] for side, report in sides.items()):
-        return " ".join([comparison["words"], *comparison.get("environments", []), *comparison.get("experts", [])])
+        return " ".join(
+            [
+                comparison["words"],
+                *comparison.get("environments", []),
+                *comparison.get("calls", []),
+                *comparison.get("experts", []),
+            ]
+        )
     return "Accuracy before and after training are not compared yet; `grpo-kit evaluate` does it."
 
 

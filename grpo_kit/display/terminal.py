@@ -141,6 +141,10 @@ def print_measurement(report: dict[str, Any]) -> None:
     out.print(
         f"{INDENT}pass@1 {report['pass@1']:.3f} (95 % {low:.3f} to {high:.3f}) on {report['n']} held-out problems"
     )
+    calls = report.get("calls", {}).get("undeclared", {})
+    if calls.get("value"):
+        ends = " to ".join(f"{100 * end:.1f}" for end in calls["ci95"])
+        out.print(f"{INDENT}{100 * calls['value']:.1f} % of replies call a tool that nobody offered (95 % {ends})")
     reason = report["sampling"]["engine_why"]
     if re.match("vLLM(?! (does not import|cannot be imported|is not installed))", reason):
         out.print(f"{INDENT}[yellow]sampled by transformers: {escape(reason)}[/]")
@@ -182,7 +186,12 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
     out.print(table)
     if len(report.get("stages", [])) > 2:
         print_stages(report["stages"])
-    for sentence in [report["words"], *report.get("environments", []), *report.get("experts", [])]:
+    for sentence in [
+        report["words"],
+        *report.get("environments", []),
+        *report.get("calls", []),
+        *report.get("experts", []),
+    ]:
         out.print(escape(sentence))
 
 

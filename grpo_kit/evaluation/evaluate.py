@@ -17,7 +17,7 @@ from typing import Any
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
-from grpo_kit.evaluation import expert_choices, intervals, problem_sets, results
+from grpo_kit.evaluation import calls, expert_choices, intervals, problem_sets, results
 from grpo_kit.evaluation.portions import Progress, sample_portions
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.planning import calibrate, expert_load
@@ -81,7 +81,8 @@ def measure(
 
     Returns:
         What `evaluation/<stage>.json` holds: `pass@1` in [0, 1], its 95 % interval `ci95`, the number of problems `n`,
-        pass@k and majority vote under `measures`, accuracy by environment, set, source and family under `by`,
+        pass@k and majority vote under `measures`, under `calls` the share of completions that call a tool where none is
+        declared and where some are, accuracy by environment, set, source and family under `by`,
         `mean_tokens` per completion, the share `truncated`, `seconds`, and every problem with its completions under
         `problems`. For "after" of a policy with experts, `evaluation/after_experts.json` has their load (see
         `planning.expert_load`).
@@ -120,7 +121,8 @@ def compare(run: Run) -> dict[str, Any]:
         `real`, and all of it as `words`; the same by environment, set, source and family under `by`, where there are
         several; `environments`, sentences on which environments gained and which lost; `experts`, sentences on the load
         of the experts, if there are any; `stages`, for each measured policy from the untrained one on its `pass@1`,
-        `ci95` and the difference from the one before; `seconds` over all stages.
+        `ci95` and the difference from the one before; `calls`, sentences on what each stage did to calls of tools that
+        nobody offered, and on what `prefer` did to accuracy; `seconds` over all stages.
 
     Raises:
         FileNotFoundError: one of the two is not measured yet.
@@ -156,7 +158,8 @@ def compare(run: Run) -> dict[str, Any]:
         "by": (groups := results.compare_groups(before, after)),
         "environments": results.describe_environments(groups.get("environment", {})),
         "experts": _describe_load(run),
-        "stages": _compare_stages(run),
+        "stages": (rows := _compare_stages(run)),
+        "calls": [sentence for row in rows for sentence in row.get("sentences", [])],
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_stage": seconds,
     }
@@ -185,18 +188,20 @@ def _compare_stages(run: Run) -> list[dict[str, Any]]:
 
     One that was measured with other settings than the untrained policy is left out.
     """
-    records, table, previous = run.stages(), [], None
+    records, table, previous = run.stages(), [], []
     for name in ("before", *(MEASURED[stage] for stage in run.trained_stages())):
         if name not in records or list_differences(records["before"]["settings"], records[name]["settings"]):
             continue
         run.require_stage(name, "grpo-kit evaluate")
         report = read_json(run.evaluation / f"{name}.json")
-        scores = {problem["id"]: problem["score"] for problem in report["problems"]}
+        problems = report["problems"]
         row = {"measurement": name} | {key: report[key] for key in ("pass@1", "ci95", "n", "mean_tokens", "truncated")}
-        if previous is not None:
-            row |= intervals.compare_scores(previous, scores)
+        if previous:
+            row |= intervals.compare_scores(*({each["id"]: each["score"] for each in p} for p in (previous, problems)))
+            row["calls"] = calls.compare_calls(previous, problems)
+            row["sentences"] = results.describe_preferences(row) + calls.describe_calls(row["calls"], name)
         table.append(row)
-        previous = scores
+        previous = problems
     return table
 
 
@@ -286,6 +291,7 @@ def run_measurement(
         judged = _judge_problems(verifier, engine.tokenizer, problems, samples, tries, thinking, worlds)
         report = {
             **results.summarise_problems(judged, config.run.seed),
+            "calls": calls.summarise_calls(judged, config.run.seed),
             "samples": len(samples),
             "mean_tokens": sum(s.tokens for s in samples) / len(samples),
             "truncated": sum(not s.finished for s in samples) / len(samples),
@@ -396,5 +402,6 @@ def _judge_problems(
     slices = [slice(start, start + tries) for start in range(0, len(samples), tries)]
     return [
         results.judge_problem(problem, samples[part], rewards[part], answers[part] if answers else None)
+        | calls.mark_calls(problem, samples[part], worlds.tools_of(problem.row))
         for problem, part in zip(problems, slices, strict=True)
     ]

@@ -6,6 +6,7 @@ from typing import Any
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
+from grpo_kit.runs.trained import MEASURED
 
 GROUPS = ("environment", "set", "source", "family")
 
@@ -143,6 +144,28 @@ def describe_environments(comparisons: Mapping[str, Mapping[str, Any]]) -> list[
             "grpo.learning_rate)."
         )
     return sentences
+
+
+def describe_preferences(row: Mapping[str, Any]) -> list[str]:
+    """What the stage `prefer` did to accuracy, in a sentence, and more where it lost; nothing for other stages.
+
+    Args:
+        row: of the report's `stages`.
+    """
+    if row["measurement"] != MEASURED["prefer"]:
+        return []
+    low, high = (100 * points for points in row["difference_ci95"])
+    sentence = (
+        f"Learning from pairs changed accuracy by {100 * row['difference']:+.1f} points (95 % {low:+.1f} to "
+        f"{high:+.1f}) on {row['n']} problems."
+    )
+    if row["real"] and row["difference"] < 0:
+        sentence += (
+            " It fell, so the pairs taught something else than being right: look at their lengths in "
+            "prefer/summary.json, and lower dpo.learning_rate or raise dpo.beta. The adapter of the stage before is "
+            "still there (`grpo-kit package --adapter`)."
+        )
+    return [sentence]
 
 
 def _group_problems(problems: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:

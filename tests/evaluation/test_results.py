@@ -132,3 +132,13 @@ def test_an_environment_gains_only_where_the_comparison_calls_it_real():
     groups = results.compare_groups(*sides)["environment"]
     assert groups["a"]["difference_ci95"][0] > 0 and groups["a"]["p_value"] == 0.125
     assert results.describe_environments(groups)[0].startswith("a shows no change: 0.000 before, 0.200 after")
+
+
+def test_what_preferences_did_is_said_and_a_loss_is_no_success():
+    row = {"measurement": "after_prefer", "difference": 0.02, "difference_ci95": [-0.01, 0.05], "n": 200, "real": False}
+    assert results.describe_preferences(row) == [
+        "Learning from pairs changed accuracy by +2.0 points (95 % -1.0 to +5.0) on 200 problems."
+    ]
+    lost = row | {"difference": -0.1, "difference_ci95": [-0.15, -0.05], "real": True}
+    assert "It fell, so the pairs taught something else than being right" in results.describe_preferences(lost)[0]
+    assert results.describe_preferences(row | {"measurement": "after"}) == []

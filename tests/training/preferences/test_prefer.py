@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from grpo_kit import config
+from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -106,6 +107,7 @@ def test_no_copy_of_the_adapter_is_left_in_any_file(undisturbed, tmp_path):
 KILLED = """
 import os, signal
 from grpo_kit import config
+from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.run import find_run
 from grpo_kit.submission.package import package_adapter
 from grpo_kit.training.preferences.prefer import prefer
@@ -146,6 +148,19 @@ def test_a_finished_training_goes_on_to_more_steps_like_one_long_training(traine
     assert prefer(longer, run)["step"] == 4
     assert figures(run.stage_files("prefer").metrics) == figures(other.stage_files("prefer").metrics)
     assert hash_of(run.stage_files("prefer").adapter) == hash_of(other.stage_files("prefer").adapter)
+
+
+def test_evaluation_says_what_the_pairs_changed(trained, tmp_path, math_reward):
+    chosen, run = open_copy(trained, tmp_path)
+    prefer(chosen, run)
+    evaluate.measure(chosen, run, "after_prefer", math_reward)
+    report = evaluate.compare(run)
+    assert [row["measurement"] for row in report["stages"]] == ["before", "after", "after_prefer"]
+    (sentence,) = report["calls"]  # nobody calls a tool, and so nothing is said of that
+    assert sentence.startswith("Learning from pairs changed accuracy by ") and "on 60 problems." in sentence
+    assert report["after"]["calls"] == {
+        "undeclared": {"value": 0.0, "ci95": pytest.approx([0, 0.06], abs=0.01), "n": 60}
+    }
 
 
 def stopped(trained, folder):
