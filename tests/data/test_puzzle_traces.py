@@ -171,9 +171,10 @@ def test_sums_of_an_equation_are_true_and_its_answer_is_written_last():
             assert f"{left} = {right}: " in puzzle.trace[puzzle.trace.rindex(way) :]
 
 
+@pytest.mark.slow
 def test_a_copying_sign_names_the_order_of_its_pairs():
-    kept = [puzzle for puzzle in solved("equation transformation", 40, symbols=(1, 1)) if puzzle.trace]
-    assert len(kept) > 5
+    kept = [puzzle for puzzle in solved("equation transformation", 12, symbols=(1, 1)) if puzzle.trace]
+    assert len(kept) > 2
     for puzzle in kept:
         for left, right, order in re.findall(r"^(\S{5}) = (\S{4}): .* (\w+) pair, \w+ pair$", puzzle.trace, re.M):
             assert right == (left[:2] + left[3:] if order == "left" else left[3:] + left[:2])

@@ -74,8 +74,10 @@ def solve_puzzle(prompt: str) -> Solution:
         return Solution(None, reason=NO_RULE, detail="The examples have more than ten signs.")
     weights = weigh_answers(shown, query)
     answers = sorted(filter(None, weights), key=weights.__getitem__, reverse=True)
-    if not answers:
+    if not weights:
         return Solution(None, reason=NO_RULE, detail="No rules for the signs give all results of the examples.")
+    if not answers:
+        return Solution(None, reason=AMBIGUOUS, detail="The result has a symbol that the examples do not show.")
     if len(weights) > 1 or query[2] not in {left[2] for left, _ in shown}:
         return Solution(answers[0], reason=AMBIGUOUS, detail=_name_two(shown, query, answers))
     if query[0] not in string.digits:

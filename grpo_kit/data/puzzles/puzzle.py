@@ -16,7 +16,8 @@ class Solution(NamedTuple):
     """What a solver makes of a prompt.
 
     Attributes:
-        answer: the answer by the simplest or likeliest rule that agrees with the examples; None where none does.
+        answer: the answer by the simplest or likeliest rule that agrees with the examples; None where none does, or
+            where it has a symbol that the prompt does not show.
         trace: the search that finds the rule, its check on every example and its use, ending in `answer`; "" where
             there is a reason against it.
         reason: "" or why there is no trace: `NO_RULE`, `AMBIGUOUS` (rules that agree give different answers) or
