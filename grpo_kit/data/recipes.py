@@ -14,6 +14,7 @@ RULE_KEYS = {"column", "is", "is_not", "reason", "why"}
 GENERATED = {
     "tiny-sums": "sums and differences of two numbers, made by the kit",
     "puzzles": "the challenge's six families of puzzles, made by the kit",
+    "tiny-puzzles": "two of these families in small numbers, made by the kit",
     "structured": "records to write as JSON, YAML, TOML, XML or CSV by a schema, made by the kit",
     "instructions": "short texts to write under one to four instructions, made by the kit",
     "documents": "questions over several short documents, made by the kit",

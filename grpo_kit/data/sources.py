@@ -202,6 +202,8 @@ def _generate_rows(name: str, count: int, seed: int) -> list[dict[str, str]]:
         return tiny.draw_rows(count, seed)
     from grpo_kit.data import puzzles
 
+    if name == "tiny-puzzles":
+        return puzzles.make_rows(count, seed, tuple(puzzles.TINY), puzzles.TINY)
     return puzzles.make_rows(count, seed)
 
 

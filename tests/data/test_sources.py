@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_kit import config
-from grpo_kit.data import sources
+from grpo_kit.data import puzzles, sources
 from tests.helpers.source_rows import read_rows, write_jsonl
 
 
@@ -36,13 +36,20 @@ def test_shards_of_a_set_are_read_in_order_and_a_folder_can_be_named(tmp_path):
 
 
 def test_naming_the_puzzle_source_generates_puzzles(monkeypatch):
-    from grpo_kit.data import puzzles
-
     def make_rows(count, seed):
         return [{"prompt": f"p{seed}{i}", "answer": "0011"} for i in range(count)]
 
     monkeypatch.setattr(puzzles, "make_rows", make_rows)
     assert read_rows("puzzles", config.Data(limit=2)) == [("p00", "0011", ""), ("p01", "0011", "")]
+
+
+def test_tiny_puzzles_take_turns_and_are_short():
+    rows = read_rows("tiny-puzzles", config.Data(limit=40))
+    assert rows[:9] == read_rows("tiny-puzzles", config.Data(limit=9))
+    assert [puzzles.classify_prompt(prompt) for prompt, *_ in rows] == ["numeral system", "unit conversion"] * 20
+    for prompt, answer, _ in rows:
+        trace = puzzles.solve_prompt(prompt).trace
+        assert (prompt + trace).isascii() and len(prompt) <= 210 and len(trace) <= 220 and trace.endswith(answer)
 
 
 @pytest.mark.parametrize(

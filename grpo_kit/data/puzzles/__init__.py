@@ -6,11 +6,20 @@ classify_prompt(prompt), solve_prompt(prompt)    for these and for the challenge
 traces.solver_traces(rows, count_tokens)         puzzles as texts to learn from
 """
 
-from grpo_kit.data.puzzles.families import FAMILIES, VERSION, classify_prompt, make_puzzle, make_rows, solve_prompt
+from grpo_kit.data.puzzles.families import (
+    FAMILIES,
+    TINY,
+    VERSION,
+    classify_prompt,
+    make_puzzle,
+    make_rows,
+    solve_prompt,
+)
 from grpo_kit.data.puzzles.puzzle import Family, Puzzle, Solution
 
 __all__ = [
     "FAMILIES",
+    "TINY",
     "VERSION",
     "Family",
     "Puzzle",

@@ -16,6 +16,13 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (bits.BITS, physics.GRAVITY, physics.UNIT, cipher.CIPHER, numerals.NUMERALS, equations.EQUATIONS)
 }
+# Two families in numbers so small that the embedded policies can learn them.
+TINY: dict[str, Knobs] = {
+    "numeral system": {"numbers": (1, 99), "examples": (1, 2)},
+    "unit conversion": {
+        "metres": (2.0, 9.0), "decimals": (0, 0), "factor": (1.1, 1.9), "factor_decimals": (1, 1), "examples": (1, 1),
+    },
+}  # fmt: skip
 _DRAWS = 1000  # attempts at a puzzle whose examples determine the answer
 
 
