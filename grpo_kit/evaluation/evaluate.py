@@ -84,7 +84,7 @@ def measure(
         pass@k and majority vote under `measures`, under `calls` the share of completions that call a tool where none is
         declared and where some are, accuracy by environment, set, source and family under `by`,
         `mean_tokens` per completion, the share `truncated`, `seconds`, and every problem with its completions under
-        `problems`. For "after" of a policy with experts, `evaluation/after_experts.json` has their load (see
+        `problems`. Of a trained policy with experts, `evaluation/<stage>_experts.json` has their load (see
         `planning.expert_load`).
 
     Raises:
@@ -264,7 +264,7 @@ def run_measurement(
         require_room(engine.tokenizer, budgets, limit, "evaluation.max_completion_length")
         prompts = [each.prompt_ids for each in starts for _ in range(tries)]
         generate.completion_limits(prompts, evaluation, max_model_len)  # fails here for a prompt that is too long
-        compares = adapter is not None and stage in expert_load.MEASURED
+        compares = adapter is not None and stage in MEASURED.values()
         texts = expert_choices.build_texts(run, engine.tokenizer, problems, prompts[::tries]) if compares else []
         sampling = {
             "engine": engine.name,

@@ -17,9 +17,9 @@ from grpo_kit.nemotron import expert_placement, patches
 from grpo_kit.policy.load import MOST_ROWS
 from grpo_kit.runs.reading import read_json, remedy_for
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.trained import MEASURED
 
 TOKENS_AT_ONCE = 2048  # that one forward pass reads, padding included
-MEASURED = ("after_prefer", "after", "after_sft")  # the measurements of trained policies, the last one first
 WORTH = 0.01  # share of routed rows that a new placement has to take off the slower tier before it is proposed
 
 
@@ -179,7 +179,7 @@ def read_load(path: Path) -> dict[str, Any]:
 def find_load_file(run: Run) -> Path | None:
     """The file on the load of the run's last measured policy; None where none was written."""
     stages = run.stages()
-    for stage in MEASURED:
+    for stage in reversed(MEASURED.values()):
         path = run.evaluation / f"{stage}_experts.json"
         if stage in stages:
             return path if path.relative_to(run.path).as_posix() in stages[stage]["wrote"] else None

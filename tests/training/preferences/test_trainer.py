@@ -1,5 +1,6 @@
 """The loss is NeMo-RL's, the reference is the policy before the first step, and TRL's copy of the adapter is gone."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.adapters.lora import add_lora
+from grpo_kit.nemotron.patches import find_routers
 from grpo_kit.policy.load import load_policy
 from grpo_kit.training.preferences.trainer import PreferenceTrainer, Reference
 from grpo_kit.training.trl_settings import make_dpo_config
@@ -97,6 +99,20 @@ def test_loss_and_gradients_are_nemo_s(tmp_path, weight, size):
     assert any(gradient.abs().max() > 1e-3 for gradient in ours.values())
     for name, value in trained.items():
         torch.testing.assert_close(ours[name], value.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_no_router_is_trained(tmp_path):
+    trainer, _ = make_trainer(tmp_path, learning_rate=1e-2, max_steps=1)
+    routers = find_routers(trainer.model.get_base_model()).values()
+    before = [copy.deepcopy(router.state_dict()) for router in routers]
+    assert len(before) == 2 and trainer.args.router_aux_loss_coef == 0.0 and not trainer.aux_loss_enabled
+    lora = {name: value.clone() for name, value in trainer.model.named_parameters() if value.requires_grad}
+    use_own_reference(trainer).train()
+    after = dict(trainer.model.named_parameters())
+    assert not any(torch.equal(value, after[name]) for name, value in lora.items())
+    for router, kept in zip(routers, before, strict=True):
+        for name, value in router.state_dict().items():  # the weights, and the bias that only chooses
+            assert torch.equal(value, kept[name]), name
 
 
 def test_trl_s_own_weight_would_mean_something_else(tmp_path):
