@@ -152,12 +152,15 @@ def order_rows(lengths: Sequence[int], batch_size: int, rows_per_step: int, step
     return order[:needed]
 
 
-def describe_rows(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+def describe_rows(
+    rows: Sequence[Row], left_out: Sequence[LeftOut], families: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """What is trained on, in figures: `rows`, their `tokens`, how many of these are `trained`, and what is `left_out`.
 
     Args:
         rows: what is trained on, at least one.
         left_out: what is not.
+        families: of traces, the table by family.
 
     Returns:
         Counts; `tokens` and `trained` as median, 90th percentile and longest; of each reason its `count`, and the first
@@ -175,7 +178,7 @@ def describe_rows(rows: Sequence[Row], left_out: Sequence[LeftOut]) -> dict[str,
         "tokens": _spread(lengths),
         "trained": _spread([len(row.input_ids) - row.prompt_length for row in rows]),
         "left_out": by_reason,
-    }
+    } | ({"families": list(families)} if families else {})
 
 
 def _thought_of(reply: dict[str, Any]) -> str | None:

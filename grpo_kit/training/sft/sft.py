@@ -19,7 +19,6 @@ from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers
 from grpo_kit.training.rows import longest_row
 from grpo_kit.training.sft import sources
-from grpo_kit.training.sft.conversations import LeftOut
 from grpo_kit.training.sft.rows import Row, apply_recipe, describe_rows, encode_examples
 from grpo_kit.training.stage import TrainingStage
 from grpo_kit.training.start import load_for_training
@@ -118,8 +117,8 @@ def sft_stage(config: RunConfig, run: Run, located: list[sources.TextSource]) ->
     return TrainingStage(config, run, settings, config.sft.max_steps, name="sft", more_reads=files)
 
 
-def read_rows(config: RunConfig, run: Run) -> tuple[list[Row], list[LeftOut]]:
-    """The texts that the stage trains on, in tokens, and those that are left out.
+def read_rows(config: RunConfig, run: Run) -> tuple[list[Row], dict[str, Any]]:
+    """The texts that the stage trains on, in tokens, and what `describe_rows` says of them.
 
     Args:
         config: the run's configuration.
@@ -132,7 +131,12 @@ def read_rows(config: RunConfig, run: Run) -> tuple[list[Row], list[LeftOut]]:
     tokenizer = load_tokenizer(config.policy)
     longest = config.sft.max_length or longest_row(config, run, tokenizer)
     _require_context(config, longest)
-    examples, left_out = sources.read_sources(config, run, sources.locate_sources(config, run))
+
+    def count_tokens(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    located = sources.locate_sources(config, run)
+    examples, left_out, families = sources.read_sources(config, run, located, count_tokens)
     if config.sft.reasoning == "recipe":
         examples = apply_recipe(examples, tokenizer, config.run.seed)
     rows, refused = encode_examples(tokenizer, examples, longest)
@@ -142,7 +146,7 @@ def read_rows(config: RunConfig, run: Run) -> tuple[list[Row], list[LeftOut]]:
             f"Not one of the {len(examples)} texts of sft.source={config.sft.source} can be trained on, of up to "
             f"{longest} tokens (sft.max_length). {sources.describe_left_out(left_out)}"
         )
-    return rows, left_out
+    return rows, describe_rows(rows, left_out, families)
 
 
 def make_trainer(
@@ -162,8 +166,7 @@ def make_trainer(
     """
     config, run, files = stage.config, stage.run, stage.files
     require_no_old_torchao()
-    rows, left_out = read_rows(config, run)
-    summary = describe_rows(rows, left_out)
+    rows, summary = read_rows(config, run)
     write_text(files.folder / ROWS_FILE, to_json(summary, indent=2) + "\n")
     if on_rows:
         on_rows(summary)

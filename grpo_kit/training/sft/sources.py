@@ -6,7 +6,7 @@ the run's validation rows, its test rows or its evaluation sets, or that give on
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from grpo_kit.config import RunConfig
 from grpo_kit.data import leaks
 from grpo_kit.data.files import SUFFIX_WORDS, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
+from grpo_kit.data.puzzles import traces
 from grpo_kit.data.sources import locate_source
 from grpo_kit.environments.reading import Refused
 from grpo_kit.evaluation.problem_sets import load_set
@@ -24,7 +25,8 @@ from grpo_kit.runs.run import Run
 from grpo_kit.training.sft import right_completions
 from grpo_kit.training.sft.conversations import Example, LeftOut, read_examples, require_columns
 
-OF_RUN = "run:"
+OF_RUN, TRACES = "run:", "traces"
+SCORER_TOKENS = 7680  # that the challenge's scorer lets a completion have
 
 
 class TextSource(NamedTuple):
@@ -58,6 +60,8 @@ def locate_sources(config: RunConfig, run: Run) -> list[TextSource]:
 
 
 def _locate(item: str, config: RunConfig, run: Run) -> TextSource:
+    if item == TRACES:
+        return TextSource(item)
     if item.startswith(OF_RUN):
         other = right_completions.find_trained(item.removeprefix(OF_RUN), run)
         return TextSource(item, (other.completions, other.data_file("train")))
@@ -72,8 +76,8 @@ def _locate(item: str, config: RunConfig, run: Run) -> TextSource:
     if "/" in item and not path.exists():
         return TextSource(item)
     raise ValueError(
-        f"sft.source names {item!r}, which is no source of texts to learn from. Name `run:NAME` for a run's right "
-        "completions, a file, or a set on the Hub (owner/name)."
+        f"sft.source names {item!r}, which is no source of texts to learn from. Name `traces`, `run:NAME` for a "
+        "run's right completions, a file, or a set on the Hub (owner/name)."
     )
 
 
@@ -91,7 +95,9 @@ def _files_of(name: str, config: RunConfig) -> tuple[Path, ...]:
     return locate_source(name, config.data).files
 
 
-def read_sources(config: RunConfig, run: Run, sources: Sequence[TextSource]) -> tuple[list[Example], list[LeftOut]]:
+def read_sources(
+    config: RunConfig, run: Run, sources: Sequence[TextSource], count_tokens: Callable[[list[str]], list[int]]
+) -> tuple[list[Example], list[LeftOut], list[dict[str, Any]]]:
     """Read all texts, without those that held-out rows forbid, that repeat another one, or that cannot be used.
 
     Args:
@@ -99,30 +105,38 @@ def read_sources(config: RunConfig, run: Run, sources: Sequence[TextSource]) -> 
             words around a problem, for prompts that are plain texts.
         run: gives the held-out rows.
         sources: what `locate_sources` returned.
+        count_tokens: takes texts and returns the length of each in the policy's tokens.
 
     Returns:
-        The texts in the order of the sources, and those that were left out.
+        The texts, traces first, then in the order of the sources; those that were left out; and of traces the table by
+        family of `data.puzzles.traces.summarise_traces`, for 7,680 tokens and for `grpo.max_completion_length`.
 
     Raises:
         ValueError: a file cannot be read, lacks the columns, or no text is left; a run has no right completion.
         FileNotFoundError: the Hub does not give a set.
     """
-    examples: list[Example] = []
+    own: list[Example] = []  # of the run's training rows, which are apart from what it is measured on
+    others: list[Example] = []
     left_out: list[LeftOut] = []
+    families: list[dict[str, Any]] = []
     for source in sources:
+        if source.item == TRACES:
+            own, refused, families = _read_traces(config, run, count_tokens)
+            left_out += refused
+            continue
         found = _read_source(source, config, run)
-        examples += [each for each in found if isinstance(each, Example)]
+        others += [each for each in found if isinstance(each, Example)]
         left_out += [each for each in found if isinstance(each, LeftOut)]
-    examples, repeated = _drop_repeated(examples)
-    examples, leaked = _drop_leaks(examples, config, run)
-    left_out += repeated + leaked
+    others, leaked = _drop_leaks(others, config, run)
+    examples, repeated = _drop_repeated(own + others)
+    left_out += leaked + repeated
     if not examples:
         raise ValueError(f"sft.source={config.sft.source} gives no text to learn from. {describe_left_out(left_out)}")
     limit = config.sft.limit
     if limit is not None and limit < len(examples):
         chosen = random.Random(f"texts {config.run.seed}").sample(range(len(examples)), limit)
         examples = [examples[place] for place in sorted(chosen)]
-    return examples, left_out
+    return examples, left_out, families
 
 
 def describe_left_out(left_out: Iterable[LeftOut]) -> str:
@@ -149,6 +163,31 @@ def _read_source(source: TextSource, config: RunConfig, run: Run) -> list[Exampl
         raise ValueError(f"{place} holds 0 rows; there is nothing to learn from. Give a source that is not empty.")
     require_columns(table.columns, place)
     return list(_read_rows(table, place, config))
+
+
+def _read_traces(
+    config: RunConfig, run: Run, count_tokens: Callable[[list[str]], list[int]]
+) -> tuple[list[Example], list[LeftOut], list[dict[str, Any]]]:
+    """The solvers' traces of the run's training rows; a row that asks for no thought keeps its answer alone."""
+    rows = read_lines(run.data_file("train"))
+    traced, refused = traces.solver_traces(rows, count_tokens)
+    if not traced:
+        reasons = Counter(each["reason"] for each in refused).most_common()
+        words = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        raise ValueError(
+            f"sft.source names traces, and the solvers explain none of the {len(rows)} training rows ({words}). "
+            "Prepare puzzles with data.source=puzzles, or name other texts in sft.source."
+        )
+    settings = {row["id"]: row.get("enable_thinking") for row in rows}
+    examples = []
+    for row in traced:
+        (reply,), setting = row["completion"], settings[row["id"]]
+        if setting is False:
+            reply = {key: value for key, value in reply.items() if key != "reasoning_content"}
+        examples.append(Example(row["prompt"], reply, f"traces, row {row['id']}", enable_thinking=setting))
+    left_out = [LeftOut(f"traces, row {rows[each['row']]['id']}", each["reason"], each["detail"]) for each in refused]
+    limits = sorted({SCORER_TOKENS, config.grpo.max_completion_length})
+    return examples, left_out, traces.summarise_traces(traced, refused, limits)
 
 
 def _open(source: TextSource, config: RunConfig) -> tuple[Table, str]:

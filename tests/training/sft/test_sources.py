@@ -33,7 +33,8 @@ def write(path, rows):
 
 
 def read(chosen, run):
-    return sources.read_sources(chosen, run, sources.locate_sources(chosen, run))
+    count_letters = lambda texts: [len(text) for text in texts]  # noqa: E731
+    return sources.read_sources(chosen, run, sources.locate_sources(chosen, run), count_letters)[:2]
 
 
 def text(question, answer="4", **more):
@@ -82,6 +83,23 @@ def test_the_suffix_of_a_problem_hides_no_leak_and_is_none(prepared, tmp_path):
     assert [each.reason for each in left_out] == ["leaked, equal"]
 
 
+def test_traces_are_those_of_the_runs_own_training_rows(tmp_path):
+    chosen = load_config("tiny", [*SMALL, "data.source=puzzles", "data.limit=130", "data.no_thinking=0.1"])
+    run = find_run("r", tmp_path / "runs")
+    prepare(chosen, run)
+    rows = {row["id"]: row for row in read_lines(run.data_file("train"))}
+    located = sources.locate_sources(chosen, run)
+    examples, left_out, families = sources.read_sources(chosen, run, located, lambda texts: [len(t) for t in texts])
+    assert len(examples) + len(left_out) == len(rows) and len(examples) > 30
+    for example in examples:
+        row = rows[example.place.removeprefix("traces, row ")]
+        assert example.prompt == row["prompt"] and example.reply["content"].startswith("\\boxed{")
+        assert ("reasoning_content" in example.reply) != (row.get("enable_thinking") is False)
+    assert sum("reasoning_content" not in example.reply for example in examples) > 0
+    assert {each.reason for each in left_out} <= {"ambiguous", "no rule", "no short search", "other answer"}
+    assert sum(entry["rows"] for entry in families) == len(examples) and set(families[0]["within"]) == {40, 7680}
+
+
 def test_a_limit_draws_by_the_seed(prepared, tmp_path):
     path = write(tmp_path / "texts.jsonl", [text(f"Name fish number {i}.") for i in range(50)])
     chosen, run = with_source(prepared, path, limit=5)
@@ -101,9 +119,10 @@ REFUSED = [
     ("FILE", [{"messages": [{"role": "user", "content": "q"}]}], r"1 left out \(no assistant turn\): .* to learn"),
     ("FILE,FILE", [text("q")], "it must name one source or several different ones"),
     ("no.jsonl", [], "no.jsonl, which is not an existing file. Check the path"),
-    ("no.txt", [], "'no.txt', which is no source of texts to learn from. Name `run:NAME`"),
+    ("no.txt", [], "'no.txt', which is no source of texts to learn from. Name `traces`, `run:NAME`"),
     ("gsm8k", [], "'gsm8k', which is no source of texts to learn from"),
     ("owner/name", [], "owner/name, which is no file here, and the Hub did not give it"),
+    ("traces", [], "the solvers explain none of the 220 training rows .220 not a puzzle.. Prepare puzzles"),
     ("run:", [], "Invalid run name ''"),
     ("run:nobody", [], "Run 'nobody' has no finished stage 'train'"),
 ]  # fmt: skip
