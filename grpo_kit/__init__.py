@@ -12,6 +12,7 @@ The public names; `help(grpo_kit.train)` and the like describe one of them:
     load_policy   Load the model without an adapter, and its tokenizer.
     measure       Measure the accuracy before or after training.
     train         Train a LoRA adapter with GRPO.
+    prefer        Train it further on pairs of its own completions (DPO).
     Board         The live board of a run in a notebook.
     compare       Compare the accuracies before and after training.
     tune          Search for the settings that learn best, by short trainings.
@@ -46,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 __all__ = [
     "Board", "audit_reward", "check", "compare", "load_config", "load_policy", "load_reward", "measure", "open_run",
-    "package", "plan", "prepare_data", "screen", "submit", "train", "tune",
+    "package", "plan", "prefer", "prepare_data", "screen", "submit", "train", "tune",
 ]  # fmt: skip
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` imports one name at a time
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from grpo_kit.runs.session import open_run
     from grpo_kit.submission.output_check import check_submission as check
     from grpo_kit.submission.package import package_adapter as package
+    from grpo_kit.training.preferences.prefer import prefer
     from grpo_kit.training.train import train
     from grpo_kit.tuning.tune import tune
 
@@ -79,6 +81,7 @@ _HOMES = {
     "open_run": ("grpo_kit.runs.session", "open_run"),
     "package": ("grpo_kit.submission.package", "package_adapter"),
     "plan": ("grpo_kit.planning.plan", "plan"),
+    "prefer": ("grpo_kit.training.preferences.prefer", "prefer"),
     "prepare_data": ("grpo_kit.data.preparation", "prepare"),
     "screen": ("grpo_kit.evaluation.screening", "screen"),
     "submit": ("grpo_kit.kaggle.submit", "submit"),

@@ -104,6 +104,22 @@ def train(
 
 
 @command
+def prefer(
+    overrides: options.Overrides = None,
+    sources: options.Sources = None,
+    name: options.RunName = None,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+) -> None:
+    """Learn from pairs of the run's own completions after GRPO (DPO): prefer/adapter/, prefer/pairs.jsonl."""
+    config, run = open_run(sources or (), overrides or (), name, "prefer", force)
+    files = run.stage_files("prefer")
+    if not _is_dry_run(dry_run, config, run, config.dpo.source, [files.adapter, files.metrics]):
+        stages.learn_preferences(config, run)
+        show_next(run, sources, overrides, name)
+
+
+@command
 def calibrate(
     overrides: options.Overrides = None,
     sources: options.Sources = None,

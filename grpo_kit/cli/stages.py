@@ -52,6 +52,19 @@ def train_policy(config: RunConfig, run: Run) -> None:
     _finish_in_time(config, run, "train")
 
 
+def learn_preferences(config: RunConfig, run: Run) -> None:
+    """Train on pairs of completions, after GRPO."""
+    from grpo_kit.training.preferences.prefer import prefer
+
+    with terminal.show_stage(run, "prefer", "learning from pairs") as show:
+        last = prefer(config, run, terminal.follow_training(run, config.dpo.max_steps, show, "prefer"))
+    if "nothing_to_learn" in last:
+        console.out.print(escape(f"         {last['nothing_to_learn']}"))
+        return
+    console.out.print(f"         {last['step']} steps, loss {last['loss']:.3f} in the last one")
+    _finish_in_time(config, run, "prefer")
+
+
 def _finish_in_time(config: RunConfig, run: Run, stage: str) -> None:
     """Where the session ends soon, measure and package what there is."""
     if run.stages()[stage].get("out_of_time") and processes.is_first():

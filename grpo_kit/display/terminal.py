@@ -36,7 +36,9 @@ def show_stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]
         out.print(f"{name:<8} done in {note['seconds']:.1f} s")
 
 
-def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
+def follow_training(
+    run: Run, steps: int, show: Callable[..., None], stage: str = "train"
+) -> Callable[[dict[str, Any]], None]:
     """A function to call with each metrics row: it shows figures beside the progress bar and prints each alarm."""
     rows: list[dict[str, Any]] = []
     forms = {
@@ -49,7 +51,7 @@ def follow_training(run: Run, steps: int, show: Callable[..., None]) -> Callable
 
     def on_step(row: dict[str, Any]) -> None:
         rows.append(row)
-        figures = run_figures.summarise_run(run, rows[-run_figures.RECENT :])
+        figures = run_figures.summarise_run(run, rows[-run_figures.RECENT :], stage=stage)
         show(row["step"], steps, ", ".join(form.format(figures[key]) for key, form in forms.items() if key in figures))
         for sentence in row.get("alarms") or []:
             err.print(f"[yellow]step {row['step']}: {escape(sentence)}[/]")
@@ -198,8 +200,8 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
 def print_stages(rows: list[dict[str, Any]]) -> None:
     """The accuracy of the untrained policy and after each stage, each with the difference from the one before."""
     table = Table(title="stage by stage", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("measured", "pass@1", "95 % interval", "change", "95 % interval", "tokens", "cut off"):
-        table.add_column(heading, justify="left" if heading == "measured" else "right", no_wrap=True)
+    for heading in ("", "pass@1", "95 % interval", "change", "95 % interval", "tokens", "cut"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading))
     for row in rows:
         change = ("", "")
         if "difference" in row:

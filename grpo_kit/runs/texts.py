@@ -11,6 +11,7 @@ FUNCTIONS = {
     "data": "prepare_data(config, run)",
     "screen": "screen(config, run)",
     "train": "train(config, run, config.grpo.reward_funcs)",
+    "prefer": "prefer(config, run)",
     "evaluate": "measure(config, run, stage)",
     "package": "package(config, run)",
     "check": "check(zip_path, config.policy)",

@@ -15,6 +15,7 @@ from grpo_kit.runs.metrics import read_metrics
 from grpo_kit.runs.run import Run, describe_environment
 from grpo_kit.runs.session import load_run_config
 from grpo_kit.training import train
+from grpo_kit.training.preferences import prefer
 
 CLOCK = ("second", "time", "memory_gib")  # parts of names of figures that describe the machine and not the run
 OnStage = Callable[[str], None]
@@ -25,7 +26,7 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
 
     Args:
         run: a trained run.
-        on_stage: is called with `data`, `screen` or `train` before that stage begins.
+        on_stage: is called with `data`, `screen`, `train` or `prefer` before that stage begins.
 
     Returns:
         The repetition, and a sentence for each difference: of the machine and the versions, of rewards that were edited
@@ -81,6 +82,7 @@ def _repeat(config: RunConfig, again: Run, rewards: list[Any], stages: Container
         "data": lambda: prepare(config, again, verifier),
         "screen": lambda: screening.screen(config, again, verifier),
         "train": lambda: train.train(config, again, rewards),
+        "prefer": lambda: prefer.prefer(config, again),
     }
     for stage, repeat in work.items():
         if stage in stages:

@@ -72,7 +72,7 @@ def prefer(
         Nemotron 3 Nano, appendix C.
 
     Example:
-        >>> from grpo_kit import open_run
+        >>> from grpo_kit import open_run, prefer
         >>> config, run = open_run(name="first")
         >>> prefer(config, run)["rewards/accuracies"]  # doctest: +SKIP
         0.81
