@@ -65,10 +65,14 @@ class Panel:
 def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
     """The charts of a run: reward, accuracy, groups, length, speed, and memory (else entropy).
 
-    Where there are several environments, also the right completions and the groups with a gradient of each.
+    Where there are several environments, also the right completions and the groups with a gradient of each. Of the
+    stage `prefer` the rewards and log-probs of both sides of its pairs, and the share that is learned.
     """
     panels = [
         _reward_panel(rows),
+        _pairs_panel(rows, "rewards", "Rewards of pairs", "beta times the change of the log-prob"),
+        _pairs_panel(rows, "logps", "Log-prob of pairs", "nats a reply"),
+        _simple_panel("Pairs learned", "share of pairs", rows, "rewards/accuracies", "chosen gained more", BLUE, True),
         _accuracy_panel(run, rows),
         _environment_panel(rows, "right", "Right", "by environment, of completions"),
         _environment_panel(rows, "with_gradient", "With a gradient", "by environment, of groups"),
@@ -95,6 +99,8 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: s
         ("reward", metric_values(rows, "reward"), "{:.2f}"),
         ("groups with a gradient", gradient_shares(rows), "{:.0%}"),
         ("cut off", metric_values(rows, "completions/clipped_ratio"), "{:.0%}"),
+        ("pairs learned", metric_values(rows, "rewards/accuracies"), "{:.0%}"),
+        ("margin", metric_values(rows, "rewards/margins"), "{:+.2f}"),
         ("tokens a second", metric_values(rows, "tokens_per_second"), "{:,.0f}"),
     ):
         recent = [value for value in values[-RECENT:] if not math.isnan(value)]
@@ -213,6 +219,15 @@ def _reward_panel(rows: list[Row]) -> Panel | None:
     return Panel("Reward", "of the sampled completions", lines)
 
 
+def _pairs_panel(rows: list[Row], kind: str, title: str, unit: str) -> Panel | None:
+    lines = [
+        Line(side, color, _steps(rows), moving_average(values))
+        for side, color in (("chosen", GREEN), ("rejected", RED))
+        if not all(map(math.isnan, values := metric_values(rows, f"{kind}/{side}")))
+    ]
+    return Panel(title, unit, lines) if lines else None
+
+
 def list_environments(rows: list[Row]) -> list[str]:
     """The environments that the rows have figures of; none where all prompts are of math."""
     return list(dict.fromkeys(key.split("/")[1] for row in rows for key in row if key.startswith("environments/")))
@@ -288,8 +303,10 @@ def _length_panel(rows: list[Row]) -> Panel | None:
     return Panel("Completion length", "tokens", [line])
 
 
-def _simple_panel(title: str, unit: str, rows: list[Row], key: str, label: str, color: str) -> Panel | None:
+def _simple_panel(
+    title: str, unit: str, rows: list[Row], key: str, label: str, color: str, percent: bool = False
+) -> Panel | None:
     values = metric_values(rows, key)
     if all(map(math.isnan, values)):
         return None
-    return Panel(title, unit, [Line(label, color, _steps(rows), values)])
+    return Panel(title, unit, [Line(label, color, _steps(rows), values)], percent)

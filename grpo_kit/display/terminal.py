@@ -45,6 +45,8 @@ def follow_training(
         "reward": "reward {}",
         "groups with a gradient": "gradient {}",
         "cut off": "cut {}",
+        "pairs learned": "pairs {}",
+        "margin": "margin {}",
         "tokens a second": "{} tok/s",
         "rows to the host": "host {}",
     }

@@ -180,3 +180,19 @@ def test_each_environment_has_a_curve_and_a_line_in_the_summary(run):
     summary = run_figures.summarise_run(run, rows(3, **{f"environments/shop/{key}": acting[key] for key in acting}))
     told = "2.0 turns, 3.2 calls, 1.0 of them failed, 0.0 of unknown tools, 0.5 unreadable"
     assert summary["environment shop"] == told
+
+
+def test_rows_of_preferences_show_both_sides_of_their_pairs(run):
+    metrics = [
+        {"step": step, "seconds": step, "rewards/chosen": 0.1 * step, "rewards/rejected": -0.2 * step,
+         "rewards/margins": 0.3 * step, "rewards/accuracies": 0.75, "logps/chosen": -5.0, "logps/rejected": -9.0}
+        for step in (1, 2, 3)
+    ]  # fmt: skip
+    panels = {panel.title: panel for panel in run_figures.build_panels(run, metrics)}
+    assert list(panels) == ["Rewards of pairs", "Log-prob of pairs", "Pairs learned"]
+    assert [(line.label, line.ys[1]) for line in panels["Rewards of pairs"].lines] == [
+        ("chosen", pytest.approx(0.2)), ("rejected", pytest.approx(-0.4)),
+    ]  # fmt: skip
+    assert panels["Pairs learned"].percent and not panels["Rewards of pairs"].percent
+    figures = run_figures.summarise_run(run, metrics)
+    assert (figures["pairs learned"], figures["margin"]) == ("75%", "+0.60")
