@@ -149,7 +149,7 @@ def evaluate(
     config, run = open_run(sources or (), overrides or (), name, "evaluate", force)
     if _is_dry_run(dry_run, config, run, run.data_file("test"), [run.evaluation]):
         return
-    stages.measure_accuracy(config, run, "before")
+    before = stages.measure_accuracy(config, run, "before")
     if trained := run.trained_stages():
         from grpo_kit.evaluation.evaluate import compare
 
@@ -158,6 +158,8 @@ def evaluate(
         terminal.print_comparison(compare(run), run)
         if experts:
             terminal.print_expert_load(run)
+    elif before.get("modes"):
+        terminal.print_modes(before["modes"])
     show_next(run, sources, overrides, name)
 
 

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -72,13 +73,14 @@ def _finish_in_time(config: RunConfig, run: Run, stage: str) -> None:
         package_adapter(config, run, None)
 
 
-def measure_accuracy(config: RunConfig, run: Run, stage: str) -> None:
-    """Measure held-out accuracy; `stage` is `before`, or one of `trained.MEASURED`."""
+def measure_accuracy(config: RunConfig, run: Run, stage: str) -> dict[str, Any]:
+    """Measure held-out accuracy; `stage` is `before`, or one of `trained.MEASURED`. Returns what `measure` does."""
     from grpo_kit.evaluation.evaluate import measure
 
     with terminal.show_stage(run, stage, f"accuracy {stage.replace('_', ' ')}") as show:
         report = measure(config, run, stage, progress=show)
     terminal.print_measurement(report)
+    return report
 
 
 def package_adapter(

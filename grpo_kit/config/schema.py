@@ -225,9 +225,12 @@ class Evaluation:
     top_k: int = 0
     batch_size: int = 64  # completions that are sampled at a time
     verifier: str = "math_answer.py:math_reward"
+    # Measured besides: on, off, 128 (a budget that the prompt states), cut128 (thoughts are closed by force)
+    modes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         apply_protocol(self)
+        self._check_modes()
         problems = 1 if self.num_problems is None else self.num_problems
         require_at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
         require_at_least("evaluation.num_generations", self.num_generations, 1, "each problem is tried at least once")
@@ -235,6 +238,25 @@ class Evaluation:
         require_at_least("evaluation.max_completion_length", length, 1, "a completion has at least one token")
         require_at_least("evaluation.batch_size", self.batch_size, 1, "a batch has at least one completion")
         require(self.temperature >= 0, f"evaluation.temperature is {self.temperature}; it must be 0 (greedy) or more.")
+
+    def _check_modes(self) -> None:
+        words = {"True": "on", "False": "off"}  # what YAML reads these two words as
+        self.modes[:] = [words.get(mode, mode) for mode in self.modes]
+        for mode in self.modes:
+            require(
+                bool(re.fullmatch(r"on|off|(cut)?[1-9]\d{0,8}", mode)) and self.modes.count(mode) == 1,
+                f"evaluation.modes has {mode!r}; a mode is on, off, a budget in tokens such as 128, or cut128 for one "
+                "that is kept by force, and each is named once. Correct the list.",
+            )
+        require(
+            not (self.modes and self.protocol),
+            f"evaluation.protocol is {self.protocol!r}, which fixes how the policy thinks, and evaluation.modes is "
+            f"{self.modes}. Leave one of them out.",
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide a measurement; `modes`, which are measured besides, are left out."""
+        return {key: value for key, value in asdict(self).items() if key != "modes"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import gold_answers
 from grpo_kit.data.steps import Row
+from grpo_kit.policy.chat import Messages
 from grpo_kit.runs.files import hash_of, to_json, write_lines, write_text
 
 SPLITS = ("train", "val", "test")
@@ -193,9 +194,14 @@ def add_row_option(row: dict[str, Any], data: Data, seed: int) -> dict[str, Any]
     thinks, budget, prompt = position >= data.no_thinking, None, row["prompt"]
     if thinks and position < data.no_thinking + data.budgeted:
         budget = data.token_budgets[int.from_bytes(digest[8:16]) % len(data.token_budgets)]
-        content = f"{prompt[-1]['content']}\nThink for at most {budget} tokens."
-        prompt = [*prompt[:-1], prompt[-1] | {"content": content}]
+        prompt = state_budget(prompt, budget)
     return row | {"prompt": prompt, "enable_thinking": thinks, "token_budget": budget}
+
+
+def state_budget(prompt: Messages, budget: int) -> Messages:
+    """A conversation whose last turn also says for how many tokens to think."""
+    content = f"{prompt[-1]['content']}\nThink for at most {budget} tokens."
+    return [*prompt[:-1], prompt[-1] | {"content": content}]
 
 
 def format_splits(

@@ -190,6 +190,8 @@ def print_comparison(report: dict[str, Any], run: Run) -> None:
     out.print(table)
     if len(report.get("stages", [])) > 2:
         print_stages(report["stages"])
+    if report.get("modes"):
+        print_modes(report["modes"])
     for sentence in [
         report["words"],
         *report.get("environments", []),
@@ -211,6 +213,31 @@ def print_stages(rows: list[dict[str, Any]]) -> None:
         length = (f"{row['mean_tokens']:,.0f}", f"{row['truncated']:.0%}")
         accuracy = (f"{row['pass@1']:.3f}", _interval(row["ci95"]))
         table.add_row(row["measurement"].replace("_", " "), *accuracy, *change, *length)
+    out.print(table)
+
+
+def print_modes(modes: dict[str, dict[str, Any]]) -> None:
+    """Accuracy, tokens of thinking and share within the budget in each mode, before and after, each with its interval.
+
+    Args:
+        modes: `modes` of the reports of `measure` (one policy) or `compare` (two).
+    """
+    table = Table(title="by mode of thinking", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("mode", "pass@1", "95 % interval", "thinking", "95 % interval", "within", "95 %"):
+        table.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
+    for mode, figures in modes.items():
+        for side in [side for side in ("before", "after") if side in figures] or [""]:
+            own, within = figures[side] if side else figures, ("", "")
+            if "within" in own:
+                within = (f"{own['within']:.0%}", "{:.0f}-{:.0f}%".format(*(100 * end for end in own["within_ci95"])))
+            length = (f"{own['thinking']:,.0f}", "{:,.0f} to {:,.0f}".format(*own["thinking_ci95"]))
+            accuracy = (f"{own['pass@1']:.3f}", _interval(own["ci95"]))
+            table.add_row(f"{mode} {side}", *accuracy, *length, *within)
+        if "difference" in figures:  # whole numbers, so that none is -0
+            length = (f"{round(figures['thinking_difference']):+,}",)
+            length += ("{:+,} to {:+,}".format(*map(round, figures["thinking_difference_ci95"])),)
+            accuracy = (f"{figures['difference']:+.3f}", _interval(figures["difference_ci95"], "+"))
+            table.add_row(f"{mode} change", *accuracy, *length, "", "", end_section=True)
     out.print(table)
 
 

@@ -10,14 +10,14 @@ resume.
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
-from grpo_kit.evaluation import calls, expert_choices, intervals, problem_sets, results
+from grpo_kit.evaluation import calls, expert_choices, intervals, modes, problem_sets, results
 from grpo_kit.evaluation.portions import Progress, sample_portions
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.planning import calibrate, expert_load
@@ -49,6 +49,7 @@ class Measurement:
         problems: the problems to ask; None asks those of `evaluation.sets`.
         settings: how to sample and judge; None takes the run's `evaluation` section.
         engine: the engine whose way of loading `adapter` is imitated, recorded with the settings; "" for none.
+        counts_thinking: whether the tokens of thinking of each completion are kept.
     """
 
     stage: str
@@ -57,6 +58,7 @@ class Measurement:
     problems: list[Problem] | None = None
     settings: Evaluation | None = None
     engine: str = ""
+    counts_thinking: bool = False
 
 
 def measure(
@@ -84,7 +86,8 @@ def measure(
         pass@k and majority vote under `measures`, under `calls` the share of completions that call a tool where none is
         declared and where some are, accuracy by environment, set, source and family under `by`,
         `mean_tokens` per completion, the share `truncated`, `seconds`, and every problem with its completions under
-        `problems`. Of a trained policy with experts, `evaluation/<stage>_experts.json` has their load (see
+        `problems`. For `evaluation.modes` also `modes`, which the file does not hold: the figures of each mode
+        (`modes.summarise`). Of a trained policy with experts, `evaluation/<stage>_experts.json` has their load (see
         `planning.expert_load`).
 
     Raises:
@@ -106,7 +109,21 @@ def measure(
         run.require_stage(trained, f"grpo-kit {trained}")
     measurement = Measurement(stage, adapter=run.stage_files(trained).adapter if trained else None)
     verifier = make_verifier(config, problem_sets.list_environments(config, run), verifier)
-    return run_measurement(config, run, measurement, verifier, progress)
+    open_engine = modes.open_once()
+    report = run_measurement(config, run, measurement, verifier, progress, open_engine)
+    if config.evaluation.modes:
+        problems, figures = problem_sets.load_problems(config, run), {}
+        for mode in modes.in_order(config.evaluation.modes):
+            own = replace(
+                measurement,
+                stage=modes.name_of(stage, mode),
+                problems=[modes.problem_in(problem, mode) for problem in problems],
+                counts_thinking=True,
+            )
+            measured = run_measurement(modes.config_of(config, mode), run, own, verifier, progress, open_engine)
+            figures[mode] = modes.summarise(measured, mode, config.run.seed)
+        report["modes"] = {mode: figures[mode] for mode in config.evaluation.modes}
+    return report
 
 
 def compare(run: Run) -> dict[str, Any]:
@@ -122,7 +139,8 @@ def compare(run: Run) -> dict[str, Any]:
         several; `environments`, sentences on which environments gained and which lost; `experts`, sentences on the load
         of the experts, if there are any; `stages`, for each measured policy from the untrained one on its `pass@1`,
         `ci95` and the difference from the one before; `calls`, sentences on what each stage did to calls of tools that
-        nobody offered, and on what `prefer` did to accuracy; `seconds` over all stages.
+        nobody offered, and on what `prefer` did to accuracy; `modes`, the comparison in each mode of thinking
+        (`modes.compare_modes`); `seconds` over all stages.
 
     Raises:
         FileNotFoundError: one of the two is not measured yet.
@@ -160,6 +178,7 @@ def compare(run: Run) -> dict[str, Any]:
         "experts": _describe_load(run),
         "stages": (rows := _compare_stages(run)),
         "calls": [sentence for row in rows for sentence in row.get("sentences", [])],
+        "modes": modes.compare_modes(run, "before", last),
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_stage": seconds,
     }
@@ -206,7 +225,12 @@ def _compare_stages(run: Run) -> list[dict[str, Any]]:
 
 
 def run_measurement(
-    config: RunConfig, run: Run, measurement: Measurement, verifier: Reward, progress: Progress | None = None
+    config: RunConfig,
+    run: Run,
+    measurement: Measurement,
+    verifier: Reward,
+    progress: Progress | None = None,
+    open_engine: modes.OpenEngine | None = None,
 ) -> dict[str, Any]:
     """Sample, judge and summarise one measurement; write and return `evaluation/<stage>.json` as `measure` does."""
     started, config_yaml = time.monotonic(), to_yaml(config)
@@ -215,7 +239,7 @@ def run_measurement(
     stage, adapter, problems = measurement.stage, measurement.adapter, measurement.problems
     settings = {
         "policy": config.policy.identity(),
-        "evaluation": asdict(evaluation),
+        "evaluation": evaluation.identity(),
         "seed": config.run.seed,
         "verifier": describe_verifier(verifier),
         "sets": problem_sets.hash_sets(config) if problems is None else problem_sets.hash_problems(problems),
@@ -246,7 +270,8 @@ def run_measurement(
         if worlds.classes or cuts_thoughts:
             unused = replace(evaluation, use_vllm=False)
             placed = replace(placed, evaluation=unused)
-        engine, engine_reason = vllm_engine.open_engine(placed, adapter, max_model_len)
+        engine, engine_reason = (open_engine or vllm_engine.open_engine)(placed, adapter, max_model_len)
+        engine.counts_thinking = measurement.counts_thinking
         if worlds.classes:
             tool_calls.require_nemotron(engine.tokenizer)
             engine_reason = "vLLM samples no completions of several turns here"

@@ -65,7 +65,7 @@ def sample_portions(
                 calibrate.count_hits(engine.model, sample) if count_experts and uses_transformers else (sample(), None)
             )
             seconds = round(time.monotonic() - started, 3)
-            done[number] = {"portion": number, "seconds": seconds, "samples": [_without_empty_turns(s) for s in drawn]}
+            done[number] = {"portion": number, "seconds": seconds, "samples": [_without_empty_ends(s) for s in drawn]}
             if hits is not None:
                 done[number]["hits"] = hits.tolist()
             append_lines(partial, to_json(done[number], ensure_ascii=False) + "\n")
@@ -76,8 +76,11 @@ def sample_portions(
     return [samples[i] for i in range(len(prompts))], seconds_before, hits
 
 
-def _without_empty_turns(sample: Sample) -> list[Any]:
-    return list(sample if sample.turns else sample[:-1])
+def _without_empty_ends(sample: Sample) -> list[Any]:
+    values = list(sample)
+    while values[-1] is None:
+        del values[-1]
+    return values
 
 
 def _read_whole_lines(path: Path) -> list[dict[str, Any]]:

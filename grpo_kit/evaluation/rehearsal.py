@@ -63,7 +63,7 @@ def rehearse_score(
         >>> rehearse_score(config, run, 60)["pass@1"]               # doctest: +SKIP
         0.35
     """
-    settings = replace(config.evaluation, protocol="challenge", num_problems=None)
+    settings = replace(config.evaluation, protocol="challenge", num_problems=None, modes=[])
     measurement = Measurement("score", settings=settings)
     verifier = load_reward(VERIFIER)
     trained = None if zip_path else run.result

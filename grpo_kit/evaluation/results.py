@@ -23,7 +23,8 @@ def judge_problem(
         answers: the final answer of each sample, for the majority vote; None for no vote.
 
     Returns:
-        The problem's texts, `completions` (in a world also their `turns`), rewards (`paid`), and `score`: the share of
+        The problem's texts, `completions` (in a world also their `turns`), rewards (`paid`), tokens of `thinking` where
+        they were counted, and `score`: the share of
         the samples with reward 1, in [0, 1], None where the reference answer cannot be used. With `answers`, `majority`
         is 1.0 if the most frequent answer has reward 1, else 0.0.
     """
@@ -36,7 +37,8 @@ def judge_problem(
         winner = intervals.majority(answers)
         record["majority"] = float(winner is not None and rewards[winner] == 1.0)
     turns = {"turns": [s.turns for s in samples]} if any(s.turns for s in samples) else {}
-    return record | {"completions": [s.text for s in samples], "paid": list(rewards)} | turns
+    thinking = {"thinking": [s.thinking for s in samples]} if all(s.thinking is not None for s in samples) else {}
+    return record | {"completions": [s.text for s in samples], "paid": list(rewards)} | turns | thinking
 
 
 def summarise_problems(problems: Sequence[dict[str, Any]], seed: int) -> dict[str, Any]:

@@ -111,12 +111,13 @@ def sample(
             going.append(i)
         if on_finish:
             on_finish(len(starts) - len(going))
-    return [
+    samples = [
         generate.make_sample(tokenizer, ids[i], ends)
         if starts[i].episode is None
         else Sample(completion_text(turns[i]), tokens[i], ids[i][-1] in ends and i not in found_no_room, turns[i])
         for i in range(len(starts))
     ]
+    return generate.add_thinking(tokenizer, samples, prompts, ids) if engine.counts_thinking else samples
 
 
 def sample_completions(

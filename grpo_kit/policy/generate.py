@@ -16,7 +16,7 @@ from grpo_kit.config import Evaluation
 from grpo_kit.policy import continuous_batch
 from grpo_kit.policy.chat import Messages
 from grpo_kit.policy.generation_loop import row_limits
-from grpo_kit.policy.thinking_budget import Limits, make_limits
+from grpo_kit.policy.thinking_budget import Limits, count_thinking, is_open, make_limits, read_closing
 
 # Batches in a portion. Its last rows decode almost alone, so more of them would save steps; but an interruption loses
 # what a portion has until then (benchmarks/full_batch.py).
@@ -27,12 +27,14 @@ class Sample(NamedTuple):
     """One completion: its text, its length in tokens, and whether it ended by itself (otherwise it was cut).
 
     `turns` are its turns in a world, tools' results among them, which `tokens` does not count; None without a world.
+    `thinking` are its tokens of thinking; None where they are not counted.
     """
 
     text: str
     tokens: int
     finished: bool
     turns: Messages | None = None
+    thinking: int | None = None
 
 
 def make_portions(prompt_ids: list[list[int]], batch_size: int) -> list[list[int]]:
@@ -89,6 +91,8 @@ def find_end_tokens(model: Any, tokenizer: Any) -> list[int]:
 class TransformersEngine:
     """Samples completions with `model.generate`.
 
+    `counts_thinking` (False) asks for the tokens of thinking in each sample.
+
     Args:
         model: the policy.
         tokenizer: its tokenizer.
@@ -98,7 +102,7 @@ class TransformersEngine:
 
     def __init__(self, model: Any, tokenizer: Any, evaluation: Evaluation, max_model_len: int | None = None) -> None:
         self.model, self.tokenizer, self.evaluation, self.max_model_len = model, tokenizer, evaluation, max_model_len
-        self.name = f"transformers {transformers.__version__}"
+        self.name, self.counts_thinking = f"transformers {transformers.__version__}", False
 
     def __call__(
         self,
@@ -121,7 +125,8 @@ class TransformersEngine:
         ends = find_end_tokens(self.model, self.tokenizer)
         limits = completion_limits(prompt_ids, self.evaluation, self.max_model_len) if prompt_ids else []
         completions = self.sample_ids(prompt_ids, limits, seed, streamer, on_finish, budgets)
-        return [make_sample(self.tokenizer, ids, ends) for ids in completions]
+        samples = [make_sample(self.tokenizer, ids, ends) for ids in completions]
+        return add_thinking(self.tokenizer, samples, prompt_ids, completions) if self.counts_thinking else samples
 
     def sample_ids(
         self,
@@ -192,6 +197,25 @@ class TransformersEngine:
                 **self._sampling(),
             )
         return output[:, padded["input_ids"].shape[1] :].tolist()
+
+
+def add_thinking(
+    tokenizer: Any, samples: list[Sample], prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> list[Sample]:
+    """The samples with their tokens of thinking.
+
+    Args:
+        tokenizer: the policy's.
+        samples: the samples.
+        prompt_ids: token ids of each prompt.
+        completion_ids: token ids of each completion, without anything behind its end.
+
+    Raises:
+        ValueError: the policy's chat template opens no thought in the prompt.
+    """
+    closing = read_closing(tokenizer)
+    each = zip(samples, prompt_ids, completion_ids, strict=True)
+    return [s._replace(thinking=count_thinking(closing, ids, is_open(closing, prompt))) for s, prompt, ids in each]
 
 
 def make_sample(tokenizer: Any, completion_ids: list[int], ends: list[int]) -> Sample:

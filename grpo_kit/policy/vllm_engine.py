@@ -38,7 +38,7 @@ class Continuation(NamedTuple):
 
 
 class VllmEngine:
-    """Samples completions with vLLM in this process.
+    """Samples completions with vLLM in this process. `counts_thinking` is that of `TransformersEngine`.
 
     Args:
         config: the policy, the sampling settings and the seed.
@@ -54,7 +54,7 @@ class VllmEngine:
         import vllm
         from vllm.lora.request import LoRARequest
 
-        self.tokenizer, self.ends = tokenizer, ends
+        self.tokenizer, self.ends, self.counts_thinking = tokenizer, ends, False
         self.evaluation, self.max_model_len = config.evaluation, max_model_len
         self.name, self.sampling_params = f"vllm {vllm.__version__}", vllm.SamplingParams
         rank = json.loads((adapter / "adapter_config.json").read_text())["r"] if adapter else 0
@@ -82,8 +82,11 @@ class VllmEngine:
             }
             for i, limit in enumerate(generate.completion_limits(prompt_ids, settings, self.max_model_len))
         ]
-        completions = self._generate(prompt_ids, sampling)
-        return [generate.make_sample(self.tokenizer, completion.tokens, self.ends) for completion in completions]
+        completions = [completion.tokens for completion in self._generate(prompt_ids, sampling)]
+        samples = [generate.make_sample(self.tokenizer, ids, self.ends) for ids in completions]
+        if self.counts_thinking:
+            return generate.add_thinking(self.tokenizer, samples, prompt_ids, completions)
+        return samples
 
     def continue_greedily(self, prompt_ids: list[int], count: int) -> Continuation:
         """The most likely completion of a prompt, of at most `count` tokens."""
