@@ -106,7 +106,7 @@ def follow_script_in_evaluation(monkeypatch, script=reply_to):
     """Let the engine of evaluations say what `script(prompt, number)` says; returns [(prompts, limits, seed)]."""
     calls = []
 
-    def sample_ids(self, prompt_ids, limits, seed, streamer=None, on_finish=None):
+    def sample_ids(self, prompt_ids, limits, seed, streamer=None, on_finish=None, budgets=None):
         texts = [self.tokenizer.decode(ids) for ids in prompt_ids]
         calls.append((texts, limits, seed))
         replies = [self.tokenizer.encode(script(text, i), add_special_tokens=False) for i, text in enumerate(texts)]
