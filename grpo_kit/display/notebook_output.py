@@ -108,12 +108,15 @@ def show_funnel(manifest: Mapping[str, Any], run: Run, count: int = 10) -> None:
 
 
 def show_alarms(run: Run) -> None:
-    """Print every alarm of the training with its step."""
-    from grpo_kit.display.report import read_steps
+    """Print every alarm of the run's trainings with its step."""
+    from grpo_kit.display.report import NAMES, read_trainings
     from grpo_kit.display.run_figures import list_alarms
 
-    for step, sentence in list_alarms(read_steps(run)):
-        print(show_controls(f"step {step}: {reword(sentence)}"))
+    trainings = read_trainings(run)
+    for stage, rows in trainings.items():
+        place = f"{NAMES[stage]}, step" if len(trainings) > 1 else "step"
+        for step, sentence in list_alarms(rows):
+            print(show_controls(f"{place} {step}: {reword(sentence)}"))
 
 
 def show_curves(run: Run) -> None:

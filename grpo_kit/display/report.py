@@ -1,6 +1,6 @@
 """Writes a run as two files that need no server: `report.html`, one page without a script, and `report.png`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +12,9 @@ from grpo_kit.runs.reading import remedy_for
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import load_run_config
 from grpo_kit.runs.texts import format_time
-from grpo_kit.runs.trained import MEASURED
+from grpo_kit.runs.trained import MEASURED, TRAINING
 
+NAMES = {"sft": "SFT", "train": "GRPO", "prefer": "DPO"}  # of the stages that train
 STEPS, GROUPS = 5, 4  # how many steps, spread over the run, and groups of each the page shows
 
 
@@ -41,7 +42,7 @@ def draw_report(run: Run) -> Any:
     Raises:
         FileNotFoundError: the run has no metrics.
     """
-    return charts.draw_panels(run_figures.build_panels(run, read_steps(run)), f"run {run.name!r}")
+    return charts.draw_panels(_build_all_panels(run, read_trainings(run)), f"run {run.name!r}")
 
 
 def render_page(run: Run) -> str:
@@ -50,7 +51,8 @@ def render_page(run: Run) -> str:
     Raises:
         FileNotFoundError: the run has no metrics.
     """
-    rows = read_steps(run)
+    trainings = read_trainings(run)
+    last = list(trainings)[-1]
     lines, steps = completions.Completions(run.completions), []
     lines.refresh()
     for number in pick_evenly(lines.steps, STEPS):
@@ -61,9 +63,9 @@ def render_page(run: Run) -> str:
         title=f"Run {run.name}",
         facts=describe_facts(run),
         verdict=read_verdict(run),
-        figures=templates.render_figures(run_figures.summarise_run(run, rows)),
-        alarms=templates.render_alarms(rows),
-        charts=templates.render_charts(run_figures.build_panels(run, rows)) + _render_expert_load(run),
+        figures=templates.render_figures(run_figures.summarise_run(run, trainings[last], stage=last)),
+        alarms=templates.render_alarms(trainings[last]),
+        charts=templates.render_charts(_build_all_panels(run, trainings)) + _render_expert_load(run),
         folded=_describe_settings(run),
         steps=steps,
     )
@@ -79,8 +81,9 @@ def describe_facts(run: Run) -> dict[str, str]:
         duration = run_figures.format_duration(record["seconds"])
         facts["trained"] = f"{format_time(record['finished'])}, in {duration}"
     else:
-        last = datetime.fromtimestamp(run.metrics.stat().st_mtime, UTC)
-        facts["trained"] = f"not finished; last step {format_time(last)}"
+        written = [run.stage_files(stage).metrics for stage in TRAINING]
+        last = max(path.stat().st_mtime for path in written if path.exists())
+        facts["trained"] = f"not finished; last step {format_time(datetime.fromtimestamp(last, UTC))}"
     environment = record.get("environment", {})
     if environment:
         facts["machine"] = environment.get("gpu") or f"{environment.get('cpus')} processor cores, no GPU"
@@ -128,18 +131,34 @@ def _describe_settings(run: Run) -> dict[str, str]:
     return {heading: to_yaml(load_run_config(run))} if run.config.exists() else {}
 
 
-def read_steps(run: Run) -> list[dict[str, Any]]:
-    """The metrics rows of a run, one per step, whether the training is finished or not.
+def read_trainings(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """{stage: its metrics rows} of each stage that trains, in their order, whether it is finished or not.
 
     Raises:
         FileNotFoundError: the run has not taken a step.
-        ValueError: the run is trained, and the file has no step.
+        ValueError: a stage is trained, and its file has no step.
     """
-    rows = [row for _, _, row in completions.Tail(run.metrics).new()]
-    if not rows:
+    trainings = {}
+    for stage in TRAINING:
+        metrics = run.stage_files(stage).metrics
+        if rows := [row for _, _, row in completions.Tail(metrics).new()]:
+            trainings[stage] = rows
+        elif stage in run.stages():
+            run.require_stage(stage, f"grpo-kit {stage}")
+            raise ValueError(f"{metrics} is damaged: it has no step. {remedy_for(metrics)}")
+    if not trainings:
         run.require_stage("train", "grpo-kit train")
-        raise ValueError(f"{run.metrics} is damaged: it has no step. {remedy_for(run.metrics)}")
-    return rows
+    return trainings
+
+
+def _build_all_panels(run: Run, trainings: dict[str, list[dict[str, Any]]]) -> list[run_figures.Panel]:
+    """The panels of every training, with its name where there are several; accuracies are the last one's."""
+    panels = []
+    for stage, rows in trainings.items():
+        own = run_figures.build_panels(run, rows, has_accuracy=stage == list(trainings)[-1])
+        named = f"{NAMES[stage]}: " if len(trainings) > 1 else ""
+        panels += [replace(panel, title=f"{named}{panel.title}") for panel in own]
+    return panels
 
 
 def pick_evenly(values: list[int], count: int) -> list[int]:

@@ -62,32 +62,37 @@ class Panel:
     stacked: bool = False
 
 
-def build_panels(run: Run, rows: list[Row]) -> list[Panel]:
-    """The charts of a run: reward, accuracy, groups, length, speed, and memory (else entropy).
+def build_panels(run: Run, rows: list[Row], has_accuracy: bool = True) -> list[Panel]:
+    """The charts of one of a run's trainings: reward, accuracy, groups, length, speed, and memory (else entropy).
 
     Where there are several environments, also the right completions and the groups with a gradient of each. Of the
-    stage `prefer` the rewards and log-probs of both sides of its pairs, and the share that is learned.
+    stage `sft` the loss and the right tokens; of the stage `prefer` the rewards and log-probs of both sides of its
+    pairs, and the share that is learned.
     """
     panels = [
+        _loss_panel(rows),
+        _simple_panel("Right tokens", "share of trained tokens", rows, "mean_token_accuracy", "likeliest", GREEN, True)
+        if _learns_texts(rows)
+        else None,
         _reward_panel(rows),
         _pairs_panel(rows, "rewards", "Rewards of pairs", "beta times the change of the log-prob"),
         _pairs_panel(rows, "logps", "Log-prob of pairs", "nats a reply"),
         _simple_panel("Pairs learned", "share of pairs", rows, "rewards/accuracies", "chosen gained more", BLUE, True),
-        _accuracy_panel(run, rows),
+        _accuracy_panel(run, rows) if has_accuracy else None,
         _environment_panel(rows, "right", "Right", "by environment, of completions"),
         _environment_panel(rows, "with_gradient", "With a gradient", "by environment, of groups"),
         _groups_panel(rows),
         _length_panel(rows),
-        _simple_panel("Speed", "tokens a second", rows, "tokens_per_second", "completions sampled and trained on", BLUE)
+        _simple_panel("Speed", "tokens a second", rows, "tokens_per_second", "sampled and trained on", BLUE)
         or _simple_panel("Speed", "seconds a step", rows, "step_time", "sampling and training", BLUE),
         _simple_panel("Memory in use", "GiB", rows, "memory_gib", "GPU peak", PINK)
-        or _simple_panel("Entropy of the policy", "nats a token", rows, "entropy", "mean over completions", PINK),
+        or _simple_panel("Entropy of the policy", "nats a token", rows, "entropy", "mean over tokens", PINK),
     ]
     return [panel for panel in panels if panel]
 
 
 def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: str = "train") -> dict[str, str]:
-    """The figures to show first, as {name: value in words}: step, reward, shares, accuracies, memory and time left.
+    """The figures to show first, as {name: value in words}: step, reward or loss, shares, accuracies, memory and time.
 
     Reward, shares and speed are means of the last RECENT rows. A figure that is not known is left out; the time left is
     shown only while the run `is_training`.
@@ -96,6 +101,8 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: s
     last, steps = rows[-1] if rows else {}, forecast.get("steps")
     figures = {"step": f"{last.get('step', 0)} of {steps}" if steps else f"{last.get('step', 0)}"}
     for name, values, form in (
+        ("loss", metric_values(rows, "loss") if _learns_texts(rows) else [], "{:.3f}"),
+        ("right tokens", metric_values(rows, "mean_token_accuracy") if _learns_texts(rows) else [], "{:.1%}"),
         ("reward", metric_values(rows, "reward"), "{:.2f}"),
         ("groups with a gradient", gradient_shares(rows), "{:.0%}"),
         ("cut off", metric_values(rows, "completions/clipped_ratio"), "{:.0%}"),
@@ -203,6 +210,22 @@ def moving_average(values: list[float], window: int = RECENT) -> list[float]:
 
 def _steps(rows: list[Row]) -> list[float]:
     return [row["step"] for row in rows]
+
+
+def _learns_texts(rows: list[Row]) -> bool:
+    """Whether the rows are of the stage `sft`; the losses of the others say little to a reader."""
+    return any("mean_token_accuracy" in row and "rewards/chosen" not in row for row in rows)
+
+
+def _loss_panel(rows: list[Row]) -> Panel | None:
+    if not _learns_texts(rows):
+        return None
+    xs, losses = _steps(rows), metric_values(rows, "loss")
+    lines = [
+        Line("", BLUE, xs, losses, style="faint"),
+        Line(f"mean of {RECENT} steps", BLUE, xs, moving_average(losses)),
+    ]
+    return Panel("Loss of the texts", "nats a token", lines)
 
 
 def _reward_panel(rows: list[Row]) -> Panel | None:

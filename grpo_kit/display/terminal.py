@@ -42,6 +42,8 @@ def follow_training(
     """A function to call with each metrics row: it shows figures beside the progress bar and prints each alarm."""
     rows: list[dict[str, Any]] = []
     forms = {
+        "loss": "loss {}",
+        "right tokens": "{} of tokens right",
         "reward": "reward {}",
         "groups with a gradient": "gradient {}",
         "cut off": "cut {}",
@@ -75,6 +77,35 @@ def print_forecast(forecast: dict[str, Any]) -> None:
         f"{INDENT}the longest step fits ({tokens}{peak}); at most {step:.1f} s a step, "
         f"{forecast['steps']} steps in {duration}"
     )
+
+
+def print_texts(summary: dict[str, Any]) -> None:
+    """What `sft` learns from: rows and their lengths, what is left out and why, and traces by family."""
+    tokens, share = summary["tokens"], summary["trained"]["sum"] / summary["tokens"]["sum"]
+    lengths = f"{tokens['median']:,} tokens (median), {tokens['longest']:,} at most"
+    out.print(f"{INDENT}{summary['rows']:,} texts of {lengths}; {share:.0%} of the tokens are trained")
+    for reason, group in summary["left_out"].items():
+        first = group["examples"][0]
+        sentence = f"{group['count']:,} left out ({reason}): {first['place']}: {first['detail'].rstrip('.')}"
+        longest = f"; the longest has {group['longest']:,} tokens" if "longest" in group else ""
+        out.print(f"{INDENT}{escape(sentence + longest)}")
+    for entry in summary.get("families", []):
+        if entry["rows"]:
+            within = ", ".join(f"{share:.0%} within {limit:,}" for limit, share in entry["within"].items())
+            lengths = f"{entry['median']:,} tokens (median), {entry['longest']:,} at most; {within}"
+            out.print(f"{INDENT}{escape(entry['family'])}: {entry['rows']:,} traces of {lengths}")
+
+
+def print_weakest(report: dict[str, Any], most: int = 3) -> None:
+    """Where the trained policy is least sure of the texts, and so where greedy decoding fails first."""
+    lowest = "no number" if report["lowest"] is None else f"{report['lowest']:.2f} nats"
+    out.print(
+        f"{INDENT}greedy decoding writes {report['greedy']:.0%} of {report['texts']:,} texts whole; the least likely "
+        f"token of a text has {lowest} (median). The lowest:"
+    )
+    for row in report["rows"][:most]:
+        log_prob = "NaN" if row["logprob"] is None else f"{row['logprob']:.2f}"
+        out.print(f"{INDENT}{log_prob} {escape(row['place'])}, token {row['token']:,}: {escape(row['text'])}")
 
 
 def print_placement(result: dict[str, Any]) -> None:

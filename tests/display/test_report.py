@@ -142,3 +142,23 @@ def test_a_long_run_is_shown_at_a_few_steps(copied):
     few = read_lines(copied.completions)[:64]
     write_lines(copied.completions, [line | {"step": step} for step in range(1, 300) for line in few[:8]])
     assert re.findall(r"Step (\d+)", Reader(report.render_page(copied)).text) == ["1", "75", "150", "225", "299"]
+
+
+def test_each_training_of_a_run_has_its_charts(copied):
+    rows = [{"step": i + 1, "seconds": i, "loss": 2.0, "mean_token_accuracy": 0.5} for i in range(3)]
+    copied.stage_files("sft").folder.mkdir()
+    write_lines(copied.stage_files("sft").metrics, rows)
+    assert list(report.read_trainings(copied)) == ["sft", "train"]
+    panels = [panel.title for panel in report._build_all_panels(copied, report.read_trainings(copied))]
+    assert panels[:3] == ["SFT: Loss of the texts", "SFT: Right tokens", "GRPO: Reward"]
+    assert panels.count("GRPO: Held-out accuracy") == 1 and "SFT: Held-out accuracy" not in panels
+
+
+def test_a_run_that_has_only_learned_texts_has_a_page(tmp_path):
+    run = find_run("texts", tmp_path)
+    rows = [{"step": i + 1, "seconds": i, "loss": 2.0, "mean_token_accuracy": 0.5} for i in range(3)]
+    run.stage_files("sft").folder.mkdir(parents=True)
+    write_lines(run.stage_files("sft").metrics, rows)
+    page = Reader(report.render_page(run))
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert alts == ["Charts: Loss of the texts", "Charts: Right tokens"] and "2.000" in page.text

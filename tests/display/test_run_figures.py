@@ -196,3 +196,21 @@ def test_rows_of_preferences_show_both_sides_of_their_pairs(run):
     assert panels["Pairs learned"].percent and not panels["Rewards of pairs"].percent
     figures = run_figures.summarise_run(run, metrics)
     assert (figures["pairs learned"], figures["margin"]) == ("75%", "+0.60")
+
+
+def test_a_training_on_texts_has_a_loss_and_right_tokens_and_no_reward(run):
+    rows = [
+        {
+            "step": i + 1,
+            "seconds": i,
+            "loss": 2 - i / 10,
+            "mean_token_accuracy": 0.5 + i / 100,
+            "tokens_per_second": 900,
+        }
+        for i in range(10)
+    ]
+    assert titles(run, rows) == ["Loss of the texts", "Right tokens", "Speed"]
+    figures = run_figures.summarise_run(run, rows, stage="sft")
+    assert figures["loss"] == "1.500" and figures["right tokens"] == "55.0%" and "reward" not in figures
+    grpo = run_figures.summarise_run(run, [{"step": 1, "seconds": 1, "loss": 0.0, "reward": 0.5}])
+    assert "loss" not in grpo and grpo["reward"] == "0.50"

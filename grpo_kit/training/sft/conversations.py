@@ -48,11 +48,12 @@ class Example(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A text that is not trained on: where it came from, the reason's name, and a sentence."""
+    """A text that is not trained on: where it came from, the reason's name and a sentence; its tokens if too long."""
 
     place: str
     reason: str
     detail: str
+    tokens: int = 0
 
 
 def require_columns(columns: list[str], place: str) -> None:

@@ -14,6 +14,7 @@ from grpo_kit.training.sft.conversations import Example, LeftOut, split_thought
 
 STRIPPED, CUT = 0.10, 0.03  # shares of the texts with a thought, of Nemotron 3 Nano's recipe
 IGNORED = -100  # the label of a token that is not trained
+TOO_LONG = "too long"  # a reason
 BLOCK = 50  # steps whose rows are sorted by length together
 
 
@@ -111,7 +112,7 @@ def _encode(tokenizer: Any, example: Example, longest: int, marks: list[str]) ->
     if any(part.strip() not in reply for part in (thought or "", split_thought(example.reply["content"])[1])):
         return LeftOut(example.place, "text left out", "the chat template leaves a part of the reply out")
     if len(ids) > longest:
-        return LeftOut(example.place, "too long", f"it has {len(ids):,} tokens")
+        return LeftOut(example.place, TOO_LONG, f"it has {len(ids):,} tokens", len(ids))
     return Row(ids, len(prompt_ids), example.place)
 
 
@@ -164,7 +165,7 @@ def describe_rows(
 
     Returns:
         Counts; `tokens` and `trained` as median, 90th percentile and longest; of each reason its `count`, and the first
-        three with `place` and `detail`; of those that are too long the `longest`.
+        three with `place` and `detail`; of those that are too long the `longest`, in tokens.
     """
     lengths = [len(row.input_ids) for row in rows]
     by_reason: dict[str, dict[str, Any]] = {}
@@ -173,6 +174,8 @@ def describe_rows(
         group["count"] += 1
         if len(group["examples"]) < 3:
             group["examples"].append({"place": each.place, "detail": each.detail})
+        if each.tokens:
+            group["longest"] = max(each.tokens, group.get("longest", 0))
     return {
         "rows": len(rows),
         "tokens": _spread(lengths),

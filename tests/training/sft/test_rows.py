@@ -105,7 +105,7 @@ def test_a_row_of_exactly_the_longest_length_fits():
     length = len(encoded.input_ids)
     assert len(encode(tokenizer, row, length)[0]) == 1
     _, (left_out,) = encode(tokenizer, row, length - 1)
-    assert left_out == LeftOut("line 1", "too long", f"it has {length} tokens")
+    assert left_out == LeftOut("line 1", "too long", f"it has {length} tokens", length)
 
 
 def made(count, thought="one two three four"):
@@ -161,7 +161,7 @@ def test_rows_of_similar_length_share_a_micro_batch():
 
 def test_what_is_left_out_is_counted_with_examples():
     rows = [Row([1] * length, 3, "a") for length in (5, 9, 7)]
-    left_out = [LeftOut(f"line {i}", "too long", f"it has {i} tokens") for i in range(5)]
+    left_out = [LeftOut(f"line {i}", "too long", f"it has {i} tokens", i) for i in range(5)]
     assert describe_rows(rows, left_out) == {
         "rows": 3,
         "tokens": {"median": 7, "90th": 9, "longest": 9, "sum": 21},
@@ -169,6 +169,7 @@ def test_what_is_left_out_is_counted_with_examples():
         "left_out": {
             "too long": {
                 "count": 5,
+                "longest": 4,
                 "examples": [{"place": f"line {i}", "detail": f"it has {i} tokens"} for i in range(3)],
             }
         },
