@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections import Counter
 from decimal import Decimal
 
 import pytest
@@ -341,23 +340,27 @@ def test_a_summary_counts_lengths_and_reasons_by_family():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "explained"),
+    ("family", "answered", "explained"),  # shares
     [
-        ("bit manipulation", 0.97),
-        ("gravity", 1.0),
-        ("unit conversion", 1.0),
-        ("text encryption", 1.0),
-        ("numeral system", 1.0),
-        ("equation transformation", 0.30),  # the others leave the answer open, or hide digits behind symbols
+        ("bit manipulation", 0.97, 0.97),
+        ("gravity", 1.0, 1.0),
+        ("unit conversion", 1.0, 1.0),
+        ("text encryption", 1.0, 1.0),
+        ("numeral system", 1.0, 1.0),
+        ("equation transformation", 0.70, 0.30),  # many leave the answer open, or hide digits behind symbols
     ],
 )
-def test_a_solver_explains_the_real_puzzles(shared_data, family, explained):
+def test_a_solver_answers_and_explains_the_real_puzzles(shared_data, family, answered, explained):
     with (shared_data / "nemotron_challenge" / "train.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if puzzles.classify_prompt(row["prompt"]) == family][::20]
-    kept, left_out = traces.solver_traces(rows, count_letters)
-    reasons = Counter(one["reason"] for one in left_out)
-    assert len(kept) >= explained * len(rows) and not reasons["other answer"], reasons
-    for row in kept[:20]:
+        rows = [row for row in csv.DictReader(file) if puzzles.classify_prompt(row["prompt"]) == family][::10]
+    solutions = [puzzles.solve_prompt(row["prompt"]) for row in rows]
+    replies = [f"{solution.trace}\n</think>\n\\boxed{{{solution.answer}}}" for solution in solutions]
+    right = challenge_reward(replies, answer=[row["answer"] for row in rows])
+    assert sum(right) >= answered * len(rows)
+    traced = [(row, solution) for row, solution, paid in zip(rows, solutions, right) if solution.trace and paid]
+    assert len(traced) >= explained * len(rows)
+    assert len(traced) >= 0.98 * sum(solution.trace != "" for solution in solutions)
+    for row, solution in traced[:20]:
+        check_sums(solution.trace)
         if family == "bit manipulation":
-            check_bits(row["prompt"][0]["content"], row["completion"][0]["reasoning_content"])
-        check_sums(row["completion"][0]["reasoning_content"])
+            check_bits(row["prompt"], solution.trace)
