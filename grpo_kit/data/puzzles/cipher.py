@@ -90,27 +90,40 @@ def _name_letters(new: dict[str, str], secret: str, key: dict[str, str]) -> str:
 
 
 def read_text(key: dict[str, str], text: str) -> tuple[list[str], str | None]:
-    """(lines that read `text` word by word, the text); None where at some point several words fit each word left."""
-    lines, words, readings = [], text.split(), {}
+    """(lines that read `text` word by word, the text); None where at some point several words fit each word left.
+
+    Words whose letters are known come first. Another one is read where only one word of the list fits.
+    """
+    lines, words = [], text.split()
+    readings: dict[int, str] = {}
     while len(readings) < len(words):
-        open_words = {place: word for place, word in enumerate(words) if place not in readings}
-        known = [place for place, word in open_words.items() if "?" not in decrypt(key, word)]
-        fits: dict[int, list[str]] = {}
-        if not known:
-            fits = {place: [w for w in WORDS if extend_key(key, word, w)] for place, word in open_words.items()}
-        ready = known or [place for place in open_words if len(fits[place]) == 1]
-        if not ready:
+        open_places = [place for place in range(len(words)) if place not in readings]
+        known = [place for place in open_places if "?" not in decrypt(key, words[place])]
+        for place in known or open_places:
+            secret, spelled = words[place], decrypt(key, words[place])
+            lines.append(f"{secret}: {' '.join(f'{a}={b}' for a, b in zip(secret, spelled))} -> {spelled}")
+            more, fits = ([], [spelled]) if known else try_words(key, secret)
+            lines += more
+            if len(fits) == 1:
+                readings[place], key = fits[0], extend_key(key, secret, fits[0])
+                break
+            lines.append("several fit: later")
+        else:
             return lines, None
-        secret, spelled = words[ready[0]], decrypt(key, words[ready[0]])
-        lines.append(f"{secret}: {' '.join(f'{a}={b}' for a, b in zip(secret, spelled))} -> {spelled}")
-        word = spelled if known else fits[ready[0]][0]
-        if not known:
-            alike = [w for w in WORDS if len(w) == len(secret) and all(b in ("?", a) for a, b in zip(w, spelled))]
-            lines += [f"{w}: {find_clash(key, secret, w)}: no" for w in alike if w != word]
-            lines.append(f"{word}: {_name_letters(extend_key(key, secret, word), secret, key)}: fits")
-        readings[ready[0]] = word
-        key = extend_key(key, secret, word)
     return lines, " ".join(readings[place] for place in range(len(words)))
+
+
+def try_words(key: dict[str, str], secret: str) -> tuple[list[str], list[str]]:
+    """(a line for each word of the list that has the known letters of `secret`, those that fit)."""
+    lines, fits, spelled = [], [], decrypt(key, secret)
+    for word in WORDS:
+        if len(word) == len(secret) and all(b in ("?", a) for a, b in zip(word, spelled)):
+            if new := extend_key(key, secret, word):
+                fits.append(word)
+                lines.append(f"{word}: {_name_letters(new, secret, key)}: fits")
+            else:
+                lines.append(f"{word}: {find_clash(key, secret, word)}: no")
+    return lines, fits
 
 
 def find_clash(key: dict[str, str], secret: str, plain: str) -> str:
