@@ -28,7 +28,9 @@ def show_stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]
     before = run.stages().get(name)
     with show_progress(doing) as show:
         yield show
-    note = run.stages()[name]
+    note = run.stages().get(name)
+    if note is None:  # there was nothing to do; its command says why
+        return
     if note == before:
         time, seconds = format_time(note["finished"]), f"{note['seconds']:.0f}"
         out.print(f"[dim]{name:<8} skipped: done on {time} in {seconds} s; --force repeats it[/]")

@@ -89,10 +89,10 @@ def prefer(
         return last_figures(stage.files.metrics)
     activity.announce("reading the completions")
     with run.lock(stage.name):
-        checkpoint = stage.find_checkpoint()
         pairs, rows, summary = find_pairs(config, run)
         if not pairs:
             return {"nothing_to_learn": summary["words"]}
+        checkpoint = stage.find_checkpoint()
         print(summary["words"], flush=True)
         folder = stage.files.folder
         write_lines(folder / "pairs.jsonl", (pair._asdict() for pair in pairs))

@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from grpo_kit import config
+from grpo_kit.cli import stages
 from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
@@ -218,6 +219,18 @@ def test_a_run_whose_groups_are_all_flat_has_nothing_to_learn(trained, tmp_path,
     assert result["nothing_to_learn"].startswith("Nothing to learn: of ") and "harder prompts" in str(result)
     assert "prefer" not in run.stages() and not (run.path / "prefer/pairs.jsonl").exists()
     assert not (run.path / ".lock").exists()
+    stages.learn_preferences(chosen, run)  # as the command does
+    output = capsys.readouterr().out
+    assert "Nothing to learn: of " in output and "done" not in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_repetition_with_nothing_to_learn_leaves_the_trained_stage_as_it_is(undisturbed, trained, tmp_path):
+    chosen, run = open_copy(trained, tmp_path)
+    prefer(chosen, run)
+    kept = hash_of(run.path / "prefer")
+    nothing = replace(forced(chosen), dpo=replace(chosen.dpo, max_length=5))
+    assert "nothing_to_learn" in prefer(nothing, run) and hash_of(run.path / "prefer") == kept
 
 
 def test_calls_that_nobody_offered_are_rejected(trained, tmp_path):
