@@ -112,10 +112,9 @@ def write_copies(shown: Shown, query: str, answer: str) -> list[str]:
 def write_search(shown: Shown, query: str) -> list[str]:
     """The lines of the search over digits, from the first way of writing to the query's result."""
     signs = list(dict.fromkeys(left[2] for left, _ in shown))
-    best: dict[int, Reading] = {}
+    first: dict[int, Reading] = {}  # all readings give the same answer, so the first in the order of the rules will do
     for reading in find_readings(shown, query):
-        if reading.way not in best or reading.weight > best[reading.way].weight:
-            best[reading.way] = reading
+        first.setdefault(reading.way, reading)
     lines = []
     for way in order_ways(are_usual_signs("".join(signs))):
         lines.append(f"{WAYS[way]}:")
@@ -129,10 +128,10 @@ def write_search(shown: Shown, query: str) -> list[str]:
             if not rules:
                 break
         else:
-            if way not in best:
+            if way not in first:
                 lines.append("two signs would be of one group: no")
                 continue
-            reading = best[way]
+            reading = first[way]
             lines.append("so " + ", ".join(f"{sign} is {rule}" for sign, rule in reading.rules.items()))
             a, b = read_numbers(query, way)
             working, number = write_working(reading.rule, int(a), int(b))
@@ -165,7 +164,7 @@ def _try_group(group: str, a: int, b: int, result: str, fitting: list[str]) -> s
     digits = result.lstrip("-")
     if group == "product":
         if len(digits) < 3 and (a, b) != (10, 10):
-            return "a product has 3 digits: no"
+            return "a product has 3 or 4 digits: no"
         end = a % 10 * (b % 10)
         ends = f"{a % 10} * {b % 10} = {end}, so a product ends in {end % 10}, {(end + 1) % 10} or {(end - 1) % 10}"
         if int(digits) % 10 not in (end % 10, (end + 1) % 10, (end - 1) % 10):

@@ -155,7 +155,7 @@ def write_working(rule: str, a: int, b: int) -> tuple[str, str]:
         return f"{small} * {times} = {small * times}, {large} - {small * times} = {number}", str(number)
     if rule.startswith("distance"):
         large, small = max(a, b), min(a, b)
-        return f"{large} - {small} = {large - small}", str(number)
+        return f"{large} - {small} = {large - small}{', below zero' if rule != 'distance' else ''}", str(number)
     sign, base = ("-", a - b) if rule == "subtract" else ("+", a + b)
     steps = [f"{a} {sign} {b} = {base}"]
     if rule.startswith("multiply"):
