@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,15 +191,47 @@ SHARED_CALLS = {name: reward for name, (reward, _, _) in CALLS.items()} | {
     "brevity": f"cosine(4, {EVERY_OTHER})",
     "combine": f"combine({EVERY_OTHER}, x=Part({EVERY_OTHER}, 0.5))",
 }
+
+
+def global_names(source: str) -> tuple[dict[str, str], set[str]]:
+    """({name that the file defines: what it stands for}, every name that its code looks up outside its functions)."""
+    defined: dict[str, str] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            defined |= {alias.asname or alias.name.split(".")[0]: f"{module}{alias.name}" for alias in node.names}
+            continue
+        text = ast.unparse(node) + "  # may change" * (not isinstance(node, ast.FunctionDef | ast.ClassDef))
+        symbols = symtable.symtable(ast.unparse(node), "", "exec").get_symbols()
+        defined |= {symbol.get_name(): text for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+    used, tables = set(defined), [symtable.symtable(source, "", "exec")]
+    for table in tables:
+        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() or table is tables[0]}
+        tables += table.get_children()
+    return defined, used
+
+
+def can_meet(one: str, other: str) -> bool:
+    """Whether, pasted together, a name of one file can mean something else in the other.
+
+    The same import, function or class means the same in both. A value does not: both would change one object.
+    """
+    (own, used), (others, others_used) = global_names(one), global_names(other)
+    differ = [name for name in own.keys() | others if own.get(name) != others.get(name) or "# may" in own[name]]
+    return any((name in own and name in others_used) or (name in others and name in used) for name in differ)
+
+
 STEMS = sorted(CALLS)
+SOURCES = {stem: (REWARDS / f"{stem}.py").read_text(encoding="utf-8") for stem in STEMS}
 ORDERS = [STEMS, STEMS[::-1], STEMS[3:] + STEMS[:3], STEMS[::2] + STEMS[1::2]]
-for pair in itertools.permutations(STEMS, 2):  # code_tests starts a process each time
-    ORDERS.append(pytest.param(pair, marks=[pytest.mark.slow] * ("code_tests" in pair)))
+# In the orders above each file comes before and behind each other one. Alone, a pair shows what a third file would
+# hide by defining the name again; of files that share no name there is nothing to hide.
+ORDERS += [pair for pair in itertools.permutations(STEMS, 2) if can_meet(*(SOURCES[stem] for stem in pair))]
 
 
 @functools.cache
 def compiled(name: str):
-    return compile((REWARDS / f"{name}.py").read_text(encoding="utf-8"), f"<{name}>", "exec")
+    return compile(SOURCES[name], f"<{name}>", "exec")
 
 
 def paste(names: tuple[str, ...]) -> dict[str, list]:
@@ -219,6 +252,27 @@ def paste_alone(name: str) -> list:
     return paste((name,))[name]
 
 
+@pytest.mark.parametrize(
+    ("other", "meets"),
+    [
+        ("def shared(x):\n    return sorted(x)", False),  # the same function
+        ("def shared(x):\n    return x", True),
+        ("import json, os", False),
+        ("from simplejson import json", True),
+        ("COUNT = []", True),  # the same statement, and one list for both
+        ("def sorted(x):\n    return x", True),  # a built-in of the other file
+        ("def len(x):\n    return x", False),  # which it does not use
+        ("x = [text for text in 'ab']", False),  # x and text are the function's own there
+        ("def outer(shared):\n    COUNT = json = sorted = shared", False),
+        ("class Own:\n    COUNT = 1", False),
+    ],
+)
+def test_files_can_meet_where_one_looks_up_what_the_other_defines(other, meets):
+    one = "import json\nCOUNT = []\ndef shared(x):\n    return sorted(x)\n"
+    assert can_meet(one, other) == can_meet(other, one) == meets
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ORDERS, ids="-".join)
 def test_files_pasted_into_one_namespace_pay_what_each_pays_alone(names):
     assert paste(tuple(names)) == {name: paste_alone(name) for name in names}
