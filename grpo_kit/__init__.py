@@ -11,6 +11,7 @@ The public names; `help(grpo_kit.train)` and the like describe one of them:
     screen        Keep the training problems of medium difficulty.
     load_policy   Load the model without an adapter, and its tokenizer.
     measure       Measure the accuracy before or after training.
+    sft           Train a LoRA adapter on texts first, such as the solvers' traces of puzzles.
     train         Train a LoRA adapter with GRPO.
     prefer        Train it further on pairs of its own completions (DPO).
     Board         The live board of a run in a notebook.
@@ -47,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 __all__ = [
     "Board", "audit_reward", "check", "compare", "load_config", "load_policy", "load_reward", "measure", "open_run",
-    "package", "plan", "prefer", "prepare_data", "screen", "submit", "train", "tune",
+    "package", "plan", "prefer", "prepare_data", "screen", "sft", "submit", "train", "tune",
 ]  # fmt: skip
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` imports one name at a time
@@ -65,6 +66,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from grpo_kit.submission.output_check import check_submission as check
     from grpo_kit.submission.package import package_adapter as package
     from grpo_kit.training.preferences.prefer import prefer
+    from grpo_kit.training.sft.sft import sft
     from grpo_kit.training.train import train
     from grpo_kit.tuning.tune import tune
 
@@ -84,6 +86,7 @@ _HOMES = {
     "prefer": ("grpo_kit.training.preferences.prefer", "prefer"),
     "prepare_data": ("grpo_kit.data.preparation", "prepare"),
     "screen": ("grpo_kit.evaluation.screening", "screen"),
+    "sft": ("grpo_kit.training.sft.sft", "sft"),
     "submit": ("grpo_kit.kaggle.submit", "submit"),
     "train": ("grpo_kit.training.train", "train"),
     "tune": ("grpo_kit.tuning.tune", "tune"),

@@ -104,6 +104,22 @@ def train(
 
 
 @command
+def sft(
+    overrides: options.Overrides = None,
+    sources: options.Sources = None,
+    name: options.RunName = None,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
+) -> None:
+    """Learn from texts before GRPO, such as the solvers' traces of puzzles: sft/adapter/, sft/weakest.json."""
+    config, run = open_run(sources or (), overrides or (), name, "sft", force)
+    files = run.stage_files("sft")
+    if not _is_dry_run(dry_run, config, run, config.sft.source, [files.adapter, files.metrics]):
+        stages.learn_from_texts(config, run)
+        show_next(run, sources, overrides, name)
+
+
+@command
 def prefer(
     overrides: options.Overrides = None,
     sources: options.Sources = None,

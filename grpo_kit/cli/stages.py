@@ -13,6 +13,7 @@ from grpo_kit.display import console, terminal
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import require_folder
+from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.trained import MEASURED
 
@@ -51,6 +52,18 @@ def train_policy(config: RunConfig, run: Run) -> None:
     reward = "no reward" if last["reward"] is None else f"reward {last['reward']:.2f}"
     console.out.print(f"         {last['step']} steps, {reward} in the last one")
     _finish_in_time(config, run, "train")
+
+
+def learn_from_texts(config: RunConfig, run: Run) -> None:
+    """Train on texts, before GRPO."""
+    from grpo_kit.training.sft.sft import WEAKEST_FILE, sft
+
+    with terminal.show_stage(run, "sft", "learning from texts") as show:
+        after_step = terminal.follow_training(run, config.sft.max_steps, show, "sft")
+        last = sft(config, run, after_step, None, terminal.print_texts, terminal.print_forecast)
+    console.out.print(f"         {last['step']} steps, loss {last['loss']:.3f} in the last one")
+    terminal.print_weakest(read_json(run.stage_files("sft").folder / WEAKEST_FILE))
+    _finish_in_time(config, run, "sft")
 
 
 def learn_preferences(config: RunConfig, run: Run) -> None:

@@ -10,6 +10,7 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufe
 FUNCTIONS = {
     "data": "prepare_data(config, run)",
     "screen": "screen(config, run)",
+    "sft": "sft(config, run)",
     "train": "train(config, run, config.grpo.reward_funcs)",
     "prefer": "prefer(config, run)",
     "evaluate": "measure(config, run, stage)",

@@ -16,6 +16,7 @@ from grpo_kit.runs.run import Run, describe_environment
 from grpo_kit.runs.session import load_run_config
 from grpo_kit.training import train
 from grpo_kit.training.preferences import prefer
+from grpo_kit.training.sft import sft
 
 CLOCK = ("second", "time", "memory_gib")  # parts of names of figures that describe the machine and not the run
 OnStage = Callable[[str], None]
@@ -26,7 +27,7 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
 
     Args:
         run: a trained run.
-        on_stage: is called with `data`, `screen`, `train` or `prefer` before that stage begins.
+        on_stage: is called with `data`, `sft`, `screen`, `train` or `prefer` before that stage begins.
 
     Returns:
         The repetition, and a sentence for each difference: of the machine and the versions, of rewards that were edited
@@ -80,6 +81,7 @@ def _repeat(config: RunConfig, again: Run, rewards: list[Any], stages: Container
     verifier = load_reward(config.evaluation.verifier)
     work = {
         "data": lambda: prepare(config, again, verifier),
+        "sft": lambda: sft.sft(config, again),
         "screen": lambda: screening.screen(config, again, verifier),
         "train": lambda: train.train(config, again, rewards),
         "prefer": lambda: prefer.prefer(config, again),

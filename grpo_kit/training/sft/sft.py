@@ -71,7 +71,7 @@ def sft(
         NVIDIA Nemotron 3 Nano's technical report, section 3.1.
 
     Example:
-        >>> from grpo_kit import open_run
+        >>> from grpo_kit import open_run, sft
         >>> config, run = open_run(["tiny"], ["sft.source=texts.jsonl"], name="first")
         >>> sft(config, run)["loss"]  # doctest: +SKIP
         0.04
