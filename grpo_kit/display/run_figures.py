@@ -65,7 +65,8 @@ class Panel:
 def build_panels(run: Run, rows: list[Row], has_accuracy: bool = True) -> list[Panel]:
     """The charts of one of a run's trainings: reward, accuracy, groups, length, speed, and memory (else entropy).
 
-    Where there are several environments, also the right completions and the groups with a gradient of each. Of the
+    Where there are several environments, also the right completions and the groups with a gradient of each; where there
+    are several modes of thinking, or thoughts are cut, the tokens of thinking and the share within a budget. Of the
     stage `sft` the loss and the right tokens; of the stage `prefer` the rewards and log-probs of both sides of its
     pairs, and the share that is learned.
     """
@@ -79,8 +80,10 @@ def build_panels(run: Run, rows: list[Row], has_accuracy: bool = True) -> list[P
         _pairs_panel(rows, "logps", "Log-prob of pairs", "nats a reply"),
         _simple_panel("Pairs learned", "share of pairs", rows, "rewards/accuracies", "chosen gained more", BLUE, True),
         _accuracy_panel(run, rows) if has_accuracy else None,
-        _environment_panel(rows, "right", "Right", "by environment, of completions"),
-        _environment_panel(rows, "with_gradient", "With a gradient", "by environment, of groups"),
+        _panel_by(rows, "environments", "right", "Right", "by environment, of completions"),
+        _panel_by(rows, "environments", "with_gradient", "With a gradient", "by environment, of groups"),
+        _panel_by(rows, "modes", "thinking", "Thinking", "tokens, by mode", percent=False),
+        _panel_by(rows, "modes", "within", "Within the budget", "by stated budget, of completions"),
         _groups_panel(rows),
         _length_panel(rows),
         _simple_panel("Speed", "tokens a second", rows, "tokens_per_second", "sampled and trained on", BLUE)
@@ -113,12 +116,18 @@ def summarise_run(run: Run, rows: list[Row], is_training: bool = False, stage: s
         recent = [value for value in values[-RECENT:] if not math.isnan(value)]
         if recent:
             figures[name] = form.format(sum(recent) / len(recent))
-    figures |= {f"environment {name}": _describe_environment(rows, name) for name in list_environments(rows)}
+    for kind, label in (("environments", "environment"), ("modes", "thinking")):
+        figures |= {f"{label} {name}": _describe(rows, kind, name) for name in _list_names(rows, kind)}
     accuracies = [("validation", value, interval) for _, value, interval in _validation_points(rows)[-1:]]
     accuracies += [
         (f"test {name.replace('_', ' ')}", report["pass@1"], report["ci95"])
         for name, report in read_accuracies(run).items()
     ]
+    for mode, row in (read_report(run.evaluation / "report.json") or {}).get("modes", {}).items():
+        sides = [row[side] for side in ("before", "after")]
+        figures[f"test, thinking {mode}"] = "{:.0%} before, {:.0%} after; ".format(
+            *(own["pass@1"] for own in sides)
+        ) + "{:,.0f} and {:,.0f} tokens of thinking".format(*(own["thinking"] for own in sides))
     for name, value, interval in accuracies:
         figures[f"accuracy, {name}"] = f"{value:.0%}" + (" ({:.0%} to {:.0%})".format(*interval) if interval else "")
     if shares := [share for share in metric_values(rows, "host_share")[-RECENT:] if not math.isnan(share)]:
@@ -251,29 +260,30 @@ def _pairs_panel(rows: list[Row], kind: str, title: str, unit: str) -> Panel | N
     return Panel(title, unit, lines) if lines else None
 
 
-def list_environments(rows: list[Row]) -> list[str]:
-    """The environments that the rows have figures of; none where all prompts are of math."""
-    return list(dict.fromkeys(key.split("/")[1] for row in rows for key in row if key.startswith("environments/")))
+def _list_names(rows: list[Row], kind: str) -> list[str]:
+    """The environments, or the modes of thinking, that the rows have figures of; none where there is only one."""
+    return list(dict.fromkeys(key.split("/")[1] for row in rows for key in row if key.startswith(f"{kind}/")))
 
 
-def _environment_panel(rows: list[Row], key: str, title: str, unit: str) -> Panel | None:
-    names = list_environments(rows)
+def _panel_by(rows: list[Row], kind: str, key: str, title: str, unit: str, percent: bool = True) -> Panel | None:
     lines = [
-        Line(name, color, _steps(rows), moving_average(metric_values(rows, f"environments/{name}/{key}")))
-        for name, color in zip(names, (BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY))
+        Line(name, color, _steps(rows), moving_average(values))
+        for name, color in zip(_list_names(rows, kind), (BLUE, ORANGE, GREEN, PINK, RED, SKY, GREY))
+        if not all(map(math.isnan, values := metric_values(rows, f"{kind}/{name}/{key}")))
     ]
-    return Panel(title, unit, lines, percent=True) if lines else None
+    return Panel(title, unit, lines, percent) if lines else None
 
 
-def _describe_environment(rows: list[Row], name: str) -> str:
-    """The recent figures of an environment: right, with a gradient, length, cut off; in a world its turns and calls."""
+def _describe(rows: list[Row], kind: str, name: str) -> str:
+    """The recent figures of an environment (in a world also of its turns and calls) or of a mode of thinking."""
     texts = []
     for key, form in (("right", "{:.0%} right"), ("with_gradient", "{:.0%} with a gradient"),
                       ("length", "{:,.0f} tokens"), ("clipped", "{:.0%} cut off"), ("turns", "{:.1f} turns"),
                       ("calls", "{:.1f} calls"), ("failed_calls", "{:.1f} of them failed"),
                       ("unknown_calls", "{:.1f} of unknown tools"),
-                      ("malformed_calls", "{:.1f} unreadable")):  # fmt: skip
-        recent = [v for v in metric_values(rows[-RECENT:], f"environments/{name}/{key}") if not math.isnan(v)]
+                      ("malformed_calls", "{:.1f} unreadable"), ("thinking", "{:,.0f} tokens of thinking"),
+                      ("within", "{:.0%} within the budget"), ("cut", "{:.0%} closed by force")):  # fmt: skip
+        recent = [v for v in metric_values(rows[-RECENT:], f"{kind}/{name}/{key}") if not math.isnan(v)]
         if recent:
             texts.append(form.format(sum(recent) / len(recent)))
     return ", ".join(texts)

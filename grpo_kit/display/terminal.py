@@ -255,7 +255,7 @@ def print_modes(modes: dict[str, dict[str, Any]]) -> None:
     Args:
         modes: `modes` of the reports of `measure` (one policy) or `compare` (two).
     """
-    table = Table(title="by mode of thinking", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="by mode of thinking", box=box.SIMPLE_HEAD, padding=0)
     for heading in ("mode", "pass@1", "95 % interval", "thinking", "95 % interval", "within", "95 %"):
         table.add_column(heading, justify="left" if heading == "mode" else "right", no_wrap=True)
     for mode, figures in modes.items():

@@ -20,6 +20,7 @@ STAGE = {"finished": str, "seconds": NUMBER, "settings": dict, "read": FILES, "w
 SHARE = (dict, type(None))  # `value` and `ci95`
 PROBLEM = {"id": str, "prompt": str, "score": FIGURE, "completions": [str]}
 MEASUREMENT = {"pass@1": NUMBER, "ci95": [NUMBER], "n": int, "sampling": {"engine": str}, "problems": [PROBLEM]}
+MODE = {"pass@1": NUMBER, "thinking": NUMBER}
 EXPERTS = {
     "model": str, "stage": str, "prompts": int, "tokens": int, "top_k": int, "layers": [int], "hits": [[int]],
     "hits_before": [[int]], "changed": [NUMBER], "overlap": [NUMBER], "on_host": [[int]], "lora_pairs": int,
@@ -59,7 +60,7 @@ FORMS: dict[str, tuple[Any, str]] = {
     "completions.jsonl": ({"step": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
     "forecast.json": (dict, "Put back a copy of it, or delete it; only the estimate of the time is lost."),
     "report.json": (
-        {"words": str, "before": dict, "after": dict},
+        {"words": str, "before": dict, "after": dict, "modes?": {...: {"before": MODE, "after": MODE}}},
         "Put back a copy of it, or delete it and compare again with `grpo-kit evaluate`.",
     ),
     "before.json": (MEASUREMENT, ACCURACY),

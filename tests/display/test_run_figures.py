@@ -182,6 +182,26 @@ def test_each_environment_has_a_curve_and_a_line_in_the_summary(run):
     assert summary["environment shop"] == told
 
 
+def test_each_mode_of_thinking_has_a_curve_and_a_line_in_the_summary(run):
+    figures = {"on": {"right": 0.5, "thinking": 900.0}, "off": {"right": 0.25, "thinking": 0.0},
+               "128": {"right": 0.4, "thinking": 140.0, "within": 0.75, "cut": 0.125}}  # fmt: skip
+    metrics = rows(3, **{f"modes/{name}/{key}": own[key] for name, own in figures.items() for key in own})
+    panels = {panel.title: panel for panel in run_figures.build_panels(run, metrics)}
+    assert list(panels) == ["Thinking", "Within the budget"]
+    assert [line.label for line in panels["Thinking"].lines] == ["on", "off", "128"]
+    assert [line.label for line in panels["Within the budget"].lines] == ["128"]
+    assert panels["Within the budget"].percent and not panels["Thinking"].percent
+    summary = run_figures.summarise_run(run, metrics)
+    assert summary["thinking 128"] == ("40% right, 140 tokens of thinking, 75% within the budget, 12% closed by force")
+    assert summary["thinking off"] == "25% right, 0 tokens of thinking"
+    side = {"pass@1": 0.5, "thinking": 12.4}
+    report = {"words": "", "before": {}, "after": {}}
+    report["modes"] = {"cut64": {"before": side, "after": side | {"thinking": 9}}}
+    write_text(run.evaluation / "report.json", json.dumps(report))
+    summary = run_figures.summarise_run(run, [])
+    assert summary["test, thinking cut64"] == "50% before, 50% after; 12 and 9 tokens of thinking"
+
+
 def test_rows_of_preferences_show_both_sides_of_their_pairs(run):
     metrics = [
         {"step": step, "seconds": step, "rewards/chosen": 0.1 * step, "rewards/rejected": -0.2 * step,
