@@ -31,7 +31,7 @@ def plan(
     num_processes: options.PlannedProcesses = 1,
 ) -> None:
     """Say whether a run fits a machine, part by part, computed before anything is downloaded. Status 1: it does not."""
-    from grpo_kit.planning import machines, plan, step_time, two_gpus
+    from grpo_kit.planning import machines, plan, step_time, text_step, two_gpus
     from grpo_kit.policy.load import read_routing_counts
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
@@ -42,6 +42,7 @@ def plan(
     hits = read_routing_counts(config.policy)
     planned = plan.plan(config, machine, prompt_tokens, bandwidths, hits)
     machine_tables.print_plan(planned)
+    console.out.print(text_step.describe_texts(text_step.plan_texts(planned)))
     machine_tables.print_two_gpus(two_gpus.compare_layouts(planned, hits))
     if not planned.fits:
         raise typer.Exit(1)
