@@ -327,6 +327,7 @@ def test_judging_leaves_the_model_as_it_was_and_ignores_the_adapter():
     frozen = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
     frozen.eval()  # a mixed state is kept too
     model.gradient_checkpointing_enable()
+    next(value for name, value in model.named_parameters() if "lora_A" in name).requires_grad_(False)  # as PEFT's ref
     state = [(value.requires_grad, value.grad) for value in model.parameters()]
     modes, random_state = [module.training for module in model.modules()], torch.get_rng_state()
     rankings = [verdict.ranking for verdict in judge.compare(pairs)]
