@@ -22,7 +22,7 @@ from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import load_reward
-from grpo_kit.rewards.tools.routing import find_judge
+from grpo_kit.rewards.tools.routing import is_judged
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 
@@ -258,9 +258,9 @@ class Pipeline:
         """Tasks that their reward cannot judge, whatever the reply is."""
         for name in environments:
             numbers = [number for number in self.kept() if self.rows[number].environment == name]
-            reward = load_reward(self.config.rewards_of(name).reward_funcs[0])
-            if find_judge(reward):  # it compares replies, and there are none yet
+            if is_judged(self.config, name):  # a judge compares replies, and there are none yet
                 continue
+            reward = load_reward(self.config.rewards_of(name).reward_funcs[0])
             tasks = [(self.rows[number].prompt, self.rows[number].columns or {}) for number in numbers]
             for place in gold_answers.find_unusable_tasks(tasks, reward):
                 yield numbers[place], "unusable task", f"{reward_name(reward)} cannot judge it, whatever the reply is"

@@ -21,6 +21,7 @@ from grpo_kit.display import completions, run_figures, templates
 from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.display.notebook_words import reword
 from grpo_kit.runs import activity, interrupts
+from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
 from grpo_kit.runs.texts import format_time, show_controls
@@ -172,7 +173,8 @@ class Board:
         is_training = not self.stop_button.disabled
         figures = templates.render_figures(run_figures.summarise_run(self.run, self.rows, is_training, self.stage))
         alarms = templates.render_alarms(self.rows, most=3, word=reword)
-        self.head.value = f"<b>run {escape(self.run.name)}</b> {self._describe_state()}{figures}{alarms}"
+        notes = f"{figures}{self._describe_judge()}{alarms}"
+        self.head.value = f"<b>run {escape(self.run.name)}</b> {self._describe_state()}{notes}"
         self.completions.refresh()
         if steps := self.completions.steps:
             is_first = self.step.max == 0
@@ -188,6 +190,16 @@ class Board:
         if self.activity and (len(self.rows) <= self.before or self.stopping.is_set()):
             state += f", {self.activity}"
         return escape(state) + self._end_time()
+
+    def _describe_judge(self) -> str:
+        """What the run's judge is worth, as a paragraph, where one rewards this training; else nothing."""
+        if not any("judge/no_verdict" in row for row in self.rows) or not self.run.judge.exists():
+            return ""
+        report = read_json(self.run.judge)
+        name, (low, high) = report["judge"]["model"], report["agreement"]["ci95"]
+        text = f"The judge {name} agrees with {report['agreement']['value']:.0%} of the known winners (95 % "
+        text += f"{low:.0%} to {high:.0%}).{' ' + report['words'][-1] if name == 'policy' else ''}"
+        return f"<p>{escape(show_controls(text))}</p>"
 
     def _draw_chart(self) -> None:
         started = time.monotonic()

@@ -82,7 +82,7 @@ def check_judge(
             "seconds": round(time.monotonic() - began, 2),
         }
         report["words"] = _write_words(report, config)
-        write_text(record_path(run), to_json(report, indent=1, ensure_ascii=False) + "\n")
+        write_text(run.judge, to_json(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 
@@ -158,11 +158,6 @@ def _write_words(report: dict[str, Any], config: RunConfig) -> list[str]:
     return [*words, SELF] if config.judge.model == "policy" else words
 
 
-def record_path(run: Run) -> Path:
-    """The file of the record."""
-    return run.evaluation / "judge.json"
-
-
 def list_judges(config: RunConfig, run: Run) -> list[str]:
     """The judges among the rewards of the run's environments, as the configuration names them."""
     specs = [spec for name in run.environments() for spec in config.rewards_of(name).reward_funcs]
@@ -218,9 +213,9 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
     if not judges:
         return {}
     again = name_functions("Measure it with `grpo-kit rewards judge-check --run " + run.name + "`.")
-    if not record_path(run).exists():
+    if not run.judge.exists():
         raise ValueError(f"A judge is among the rewards, and nobody has measured it. {again}")
-    report = read_json(record_path(run))
+    report = read_json(run.judge)
     then, served = report["judge"], config.judge.served_model
     for judge in judges:
         now = describe_judge(config, judge) | ({"served_model": served} if served else {})
@@ -257,9 +252,9 @@ def hand_over(
     """
     settings = config.judge.arguments()
     if config.judge.is_server:
-        settings["cache"] = run.path / "judge.jsonl"
+        settings["cache"] = run.verdicts
         if is_measured:
-            settings["served_model"] = settings["served_model"] or read_json(record_path(run))["judge"]["served_model"]
+            settings["served_model"] = settings["served_model"] or read_json(run.judge)["judge"]["served_model"]
     for judge in judges:
         judge.use_policy(*policy, **settings)
         if not config.judge.is_server:
@@ -273,3 +268,10 @@ def _with_relief(model: Any, compare: Callable[..., Any]) -> Callable[..., Any]:
 
 def _served_model(judge: Any) -> str | None:
     return getattr(getattr(judge, "server", None), "served_model", None)
+
+
+def copy_record(run: Run, again: Run) -> None:
+    """Give a run that repeats another one the record of its judge, and the verdicts of a server."""
+    for source, target in ((run.judge, again.judge), (run.verdicts, again.verdicts)):
+        if source.exists():
+            write_text(target, source.read_text(encoding="utf-8"))

@@ -99,6 +99,8 @@ class Run:
         self.evaluation = self.path / "evaluation"
         self.probe = self.evaluation / "probe.safetensors"
         self.routing = self.evaluation / "routing.json"
+        self.judge = self.evaluation / "judge.json"  # how good a judge of answers is
+        self.verdicts = self.path / "judge.jsonl"  # of a judge at an address
         self.picture, self.page = self.path / "report.png", self.path / "report.html"
         # A Kaggle kernel submits what lies at the top of its output.
         kaggle = bool(os.environ.get("KAGGLE_KERNEL_RUN_TYPE"))

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
 from grpo_kit.config.arguments import as_texts
-from grpo_kit.evaluation import evaluate
+from grpo_kit.evaluation import evaluate, judge_check
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import make_verifier
 from grpo_kit.runs.files import hash_of, list_differences, write_text
@@ -48,6 +48,7 @@ class Trial(Run):
     def __init__(self, run: Run, number: int) -> None:
         super().__init__(run.path / "tune", f"trial_{number:03}")
         self.manifest, self.data_file, self.routing = run.manifest, run.data_file, run.routing
+        self.judge, self.verdicts = run.judge, run.verdicts
 
 
 def tune(
@@ -294,6 +295,8 @@ def _check_search(
         _override(config, [f"{key}={value}" for key, value in zip(axes, values, strict=True)])
     if not read_lines(run.data_file("val")):
         raise ValueError("The run has no validation rows to measure trials on. Prepare data with data.val_size=100.")
+    judges = judge_check.list_judges(config, run)
+    judge_check.require_checked(config, run, [load_reward(spec) for spec in judges])
     sections = {key: value for key, value in asdict(config).items() if key != "run"}
     specs = [spec for name in run.environments() for spec in config.rewards_of(name).reward_funcs]
     rewards = {spec: fingerprint(load_reward(spec)) for spec in [*specs, config.evaluation.verifier]}

@@ -119,6 +119,25 @@ def test_the_browser_stays_where_the_reader_is_until_follow_is_pressed(run):
     assert board.step.value == 4 and board.follow.value
 
 
+def test_a_judge_is_shown_with_its_agreement_and_what_it_cannot_teach(run):
+    share = {"value": 0.81, "ci95": [0.72, 0.88]}
+    shares = dict.fromkeys(("agreement", "order_decides", "first_wins", "longer_wins", "longer_is_right"), share)
+    record = {
+        "judge": {"model": "policy", "served_model": None, "file": None}, "no_verdict": 0.0, "judged": 100,
+        "pairs": {"count": 100, "source": "run r", "sha256": ""}, "words": ["It may.", "It judges <itself>."], **shares,
+    }  # fmt: skip
+    run.evaluation.mkdir()
+    run.judge.write_text(json.dumps(record))
+    board = Board(run)
+    take(run, 1)
+    board._draw()
+    assert "agrees" not in board.head.value  # it was measured, and rewards nothing here
+    take(run, 2, **{"judge/no_verdict": 0.0})
+    board._draw()
+    shown = "The judge policy agrees with 81% of the known winners (95 % 72% to 88%). It judges &lt;itself&gt;."
+    assert shown in board.head.value
+
+
 @pytest.mark.parametrize("move", ["step", "group"])
 def test_the_browser_no_longer_follows_when_the_reader_picks_something(run, move):
     board = Board(run)

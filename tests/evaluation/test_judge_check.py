@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from grpo_kit.cli.main import app
 from grpo_kit.config import Judge, load_config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import judge_check
+from grpo_kit.evaluation import judge_check, screening
 from grpo_kit.evaluation.judge_pairs import Pair
 from grpo_kit.rewards.judge import Comparison
-from grpo_kit.rewards.tools.loading import load_reward
+from grpo_kit.rewards.tools.audit import audit_reward
+from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import find_judge, make_verifier
 from grpo_kit.runs.run import find_run
 from tests.helpers.judge_server import JudgeServer
@@ -106,7 +107,7 @@ def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training
     assert (result["agreement"]["value"], result["order_decides"]["value"], result["no_verdict"]) == (1.0, 0.0, 0.0)
     assert result["agreement"]["ci95"][0] > 0.8 and result["first_wins"]["value"] == 0.5
     assert result["words"][0] == "This judge may train." and seen == [(16, 20), (20, 20)]
-    assert json.loads(judge_check.record_path(run).read_text()) == result
+    assert json.loads(run.judge.read_text()) == result
     judges = [find_judge(load_reward("judge.py"))]
     assert judge_check.require_checked(config, run, []) == {}
     assert judge_check.require_checked(config, run, judges)["judge"]["agreement"] == result["agreement"]
@@ -139,7 +140,7 @@ def test_a_judge_that_answers_nonsense_may_not_train(prepared, server):
 @pytest.mark.slow
 def test_the_embedded_policy_knows_no_judging_and_training_is_refused(prepared):
     config, run, pairs = prepared
-    judge_check.record_path(run).unlink(missing_ok=True)
+    run.judge.unlink(missing_ok=True)
     judges = [find_judge(load_reward("judge.py"))]
     with pytest.raises(ValueError, match="nobody has measured it. Measure it with `grpo-kit rewards judge-check"):
         judge_check.require_checked(config, run, judges)
@@ -159,10 +160,10 @@ def test_the_embedded_policy_knows_no_judging_and_training_is_refused(prepared):
 def test_a_damaged_record_is_named(prepared):
     config, run, _ = prepared
     for text in ("", "{", "[]", '{"judge": {}}'):
-        judge_check.record_path(run).write_text(text)
+        run.judge.write_text(text)
         with pytest.raises(ValueError, match=r"judge.json.* damaged: .*judge-check"):
             judge_check.require_checked(config, run, [find_judge(load_reward("judge.py"))])
-    judge_check.record_path(run).unlink()
+    run.judge.unlink()
 
 
 def test_a_model_that_does_not_exist_is_named_as_the_judges(prepared):
@@ -180,14 +181,20 @@ def test_a_judge_of_another_folder_is_loaded_by_the_kits_loader(prepared):
     assert judge_check.load_judge(judged_by(config, "http://host/v1"), shared) == (None, None)
 
 
+def test_what_needs_right_and_wrong_refuses_a_judge(prepared):
+    config, run, _ = prepared
+    with pytest.raises(ValueError, match="A judge rewards the environment chat.*no pass rate"):
+        screening.screen(config, run)
+    with pytest.raises(ValueError, match="judge.py is a judge, which compares answers.*rewards judge-check"):
+        audit_reward("judge.py")
+
+
 def test_outside_training_a_judge_judges_nothing_and_is_recorded_by_its_file(prepared):
     config, run, _ = prepared
     verifier = make_verifier(config, run.environments())
     batch = {"environment": ["chat"] * 2, "prompts": ["What is 20?"] * 2, "answer": [None] * 2}
     assert verifier(completions=["20", "21"], **batch) == [None, None]
     judge_file = load_reward("judge.py")
-    from grpo_kit.rewards.tools.loading import fingerprint
-
     assert verifier.fingerprints()["chat"] == fingerprint(judge_file) is not None
 
 
@@ -227,4 +234,4 @@ def test_the_command_prints_the_figures_and_ends_with_1_below_the_threshold(prep
     assert status == 1 and "error: The judge policy may not train" in output and "the order decides 1.000" in output
     status, output = call("judge.model=ftp://x/v1")
     assert status == 2 and "The judge's address is ftp://x/v1" in output
-    judge_check.record_path(run).unlink()
+    run.judge.unlink()

@@ -15,7 +15,8 @@ from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
-from grpo_kit.training import train
+from grpo_kit.training import reproduce, train
+from grpo_kit.tuning import tune
 from tests.helpers.judge_server import JudgeServer, say
 from tests.helpers.processes import start as start_python
 from tests.helpers.settings import SMALL
@@ -57,7 +58,7 @@ def write_record(config, run):
     pairs = {"count": 100, "source": "test", "sha256": "0" * 64}
     record = {"judge": judge, "pairs": pairs, **shares, "no_verdict": 0.0, "judged": 100, "words": []}
     run.evaluation.mkdir(exist_ok=True)
-    judge_check.record_path(run).write_text(json.dumps(record))
+    run.judge.write_text(json.dumps(record))
 
 
 def judged(run):
@@ -99,7 +100,7 @@ def test_a_run_that_its_own_policy_judges_is_killed_and_ends_with_the_same_bytes
 def test_a_server_judges_groups_of_its_environment_and_a_group_without_a_verdict_teaches_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = JudgeServer(lambda request, first, second: 1 if first < second else 6)
-    chosen, run = prepared(tmp_path / "served", f"judge.model={server.url}", "grpo.max_steps=2")
+    chosen, run = prepared(tmp_path / "served", f"judge.model={server.url}", "judge.concurrency=1", "grpo.max_steps=2")
     write_record(chosen, run)
     server.faults.append(say("no idea"))
     with pytest.warns(UserWarning, match='A reply without a verdict ends so: "no idea"'):
@@ -109,12 +110,24 @@ def test_a_server_judges_groups_of_its_environment_and_a_group_without_a_verdict
     assert len(silent) == 4 and len({(line["step"], line["prompt"]) for line in silent}) == 1
     assert len(lines) > 4 and all("judge_reward" in line["rewards"] for line in lines if line not in silent)
     rows = read_lines(run.metrics)
-    assert rows[0]["judge/no_verdict"] == 0.25 and rows[1]["judge/no_verdict"] == 0.0
+    assert rows[0]["judge/no_verdict"] == 0.5 and rows[1]["judge/no_verdict"] == 0.0
     assert rows[1]["environments/chat/right"] is None  # a judge knows better and worse
-    assert (
-        len(read_lines(run.path / "judge.jsonl")) == len({body["messages"][0]["content"] for body in server.asked}) - 1
-    )
+    assert len(read_lines(run.verdicts)) == len({body["messages"][0]["content"] for body in server.asked}) - 1
+    asked = len(server.asked)
+    again, differences = reproduce.reproduce(run)
+    # Of the first step only the comparison that had no verdict is asked for again, and has one now.
+    assert server.asked[asked] == server.asked[0] and again.judge.read_text() == run.judge.read_text()
+    assert differences and all("metrics differ" in text or "adapter" in text for text in differences)
     server.close()
+
+
+def test_a_search_needs_the_record_too(tmp_path):
+    chosen, run = prepared(tmp_path / "searched")
+    with pytest.raises(ValueError, match="nobody has measured it"):
+        tune.tune(chosen, run, "grpo.learning_rate=[0.001,0.01]", trials=1, steps=1)
+    write_record(chosen, run)
+    trial = tune.Trial(run, 0)
+    assert (trial.judge, trial.verdicts) == (run.judge, run.verdicts)
 
 
 def test_a_judge_of_math_is_refused(tmp_path):

@@ -41,6 +41,7 @@ from grpo_kit.rewards.tools.audit_replies import (
 from grpo_kit.rewards.tools.audit_report import THREADS, Case, Report, Trial
 from grpo_kit.rewards.tools.calling import call_reward, reward_name
 from grpo_kit.rewards.tools.loading import load_reward, resolve_reward
+from grpo_kit.rewards.tools.routing import find_judge
 
 REMEDY = "Let it take `completions`, the columns that it needs, and `**kwargs`, and return a list of numbers."
 GOLD_NAMES = ("answer", "solution", "ground_truth", "label", "target")
@@ -98,7 +99,11 @@ def audit_reward(
         >>> audit_reward("math_answer.py", case).row().accuracy
         1.0
     """
-    resolve_reward("reward", reward)  # raises its mistakes here, before a process starts
+    if find_judge(resolve_reward("reward", reward)):  # which raises its mistakes here, before a process starts
+        raise ValueError(
+            f"{reward} is a judge, which compares answers and knows no right and wrong. Measure it with "
+            "`grpo-kit rewards judge-check`."
+        )
     if cases is None or isinstance(cases, str | Path):
         listed = load_cases(cases or SAMPLE)
     else:

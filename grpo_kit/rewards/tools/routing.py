@@ -140,6 +140,11 @@ def find_judge(reward: Reward) -> Any:
     return inner
 
 
+def is_judged(config: RunConfig, environment: str) -> bool:
+    """Whether a judge stands where the verifier of an environment would."""
+    return find_judge(load_reward(config.rewards_of(environment).reward_funcs[0])) is not None
+
+
 def find_judges(rewards: Iterable[Reward]) -> list[Any]:
     """The judges among rewards, as `find_judge` finds them."""
     return [judge for reward in rewards if (judge := find_judge(reward)) is not None]
