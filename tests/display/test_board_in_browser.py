@@ -25,6 +25,7 @@ from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -84,6 +85,12 @@ def server(folder):
     for name, settings in LAB.items():
         path = Path(own["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / f"{name}.jupyterlab-settings"
         write_text(path, json.dumps(settings))
+    # Kernels are forks with the libraries imported.
+    words = [sys.executable, processes.__file__, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": words, "display_name": "Python 3", "language": "python"}
+    write_text(Path(own["JUPYTER_DATA_DIR"]) / "kernels/python3/kernel.json", json.dumps(spec))
+    if processes.ADDRESS not in os.environ:
+        processes.start_server()
     env = os.environ | own | {"PYTHONPATH": str(ROOT), "GRPO_KIT_ROOT": str(folder / "runs"), "HF_HUB_OFFLINE": "1"}
     for name in ("MPLBACKEND", "COV_CORE_SOURCE", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"):
         env.pop(name, None)
