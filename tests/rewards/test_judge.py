@@ -308,17 +308,22 @@ def test_answers_cannot_end_their_turn_or_write_the_reply(tiny_policy):
     assert counts[0] == counts[1]
 
 
-def test_judging_leaves_the_model_as_it_was_and_ignores_the_adapter():
+@pytest.mark.parametrize(
+    ("settings", "targets"),
+    [({}, ["q_proj", "v_proj"]), ({"load_in_4bit": True, "experts_on_host": 0.5}, ["in_proj", "up_proj", "down_proj"])],
+    ids=["float32", "4 bit, with a LoRA on experts"],
+)
+def test_judging_leaves_the_model_as_it_was_and_ignores_the_adapter(settings, targets):
     from grpo_kit import config
     from grpo_kit.adapters.lora import add_lora
     from grpo_kit.policy.load import load_policy
 
-    model, tokenizer = load_policy(config.Policy())
+    model, tokenizer = load_policy(config.Policy(**settings))
     pairs = [("What is 2 + 2?", "4", "5"), ("What is 2 + 3?", "a long answer: 5", "6")]
     judge = Judge()
     judge.use_policy(model, tokenizer)
     before = judge.compare(pairs)
-    model = add_lora(model, config.Lora(), seed=1)
+    model = add_lora(model, config.Lora(target_modules=targets), seed=1)
     for name, value in model.named_parameters():
         if "lora_B" in name:
             value.data.normal_()
