@@ -58,6 +58,10 @@ FORMS: dict[str, tuple[Any, str]] = {
         LOG,
     ),
     "completions.jsonl": ({"step": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
+    "reference.json": (
+        {"made_from": dict, "chosen": [NUMBER], "rejected": [NUMBER]},
+        name_functions("Put back a copy of it, or learn from the pairs again with `grpo-kit prefer --force`."),
+    ),
     "forecast.json": (dict, "Put back a copy of it, or delete it; only the estimate of the time is lost."),
     "report.json": (
         {"words": str, "before": dict, "after": dict, "modes?": {...: {"before": MODE, "after": MODE}}},

@@ -32,6 +32,7 @@ class Pair(NamedTuple):
         rejected_tokens: the length of the other one.
         enable_thinking: the row's own setting; None where it has none.
         tools: what the prompt declares, as JSON schemas; None where it declares none.
+        step: of GRPO, at which the policy wrote both; None in a file of the user's.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Pair(NamedTuple):
     rejected_tokens: int
     enable_thinking: bool | None = None
     tools: list[dict[str, Any]] | None = None
+    step: int | None = None
 
     @property
     def difference(self) -> int:
@@ -116,6 +118,7 @@ def _nearest_pair(group: Group, total: int, taken: set[str]) -> Pair | None:
         chosen_tokens=chosen.tokens,
         rejected_tokens=rejected.tokens,
         enable_thinking=row.get("enable_thinking"),
+        step=group.step,
     )
 
 
@@ -140,15 +143,18 @@ def summarise_pairs(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
         seed: of the bootstrap of the interval.
 
     Returns:
-        `pairs`, `prompts`, `kinds` (pairs by kind), `chosen_tokens` and `rejected_tokens` (means), `difference` of the
-        two means with its 95 % interval `difference_ci95`.
+        `pairs`, `prompts`, `kinds` (pairs by kind), `steps` of GRPO (first and last; none where the pairs are the
+        user's), `chosen_tokens` and `rejected_tokens` (means), `difference` of the two means with its 95 % interval
+        `difference_ci95`.
     """
     chosen, rejected = ([getattr(pair, key) for pair in pairs] for key in ("chosen_tokens", "rejected_tokens"))
     means = [sum(lengths) / len(pairs) for lengths in (chosen, rejected)]
+    steps = [pair.step for pair in pairs if pair.step is not None]
     return {
         "pairs": len(pairs),
         "prompts": len({pair.id for pair in pairs}),
         "kinds": dict(sorted(Counter(pair.kind for pair in pairs).items())),
+        "steps": [min(steps), max(steps)] if steps else [],
         "chosen_tokens": means[0],
         "rejected_tokens": means[1],
         "difference": means[0] - means[1],
@@ -161,8 +167,9 @@ def describe_pairs(summary: dict[str, Any]) -> str:
     words = {"wrong": "over a wrong reply", "call": "over a call that nobody offered", "own": "of your own"}
     kinds = ", ".join(f"{count} {words[kind]}" for kind, count in summary["kinds"].items())
     low, high = summary["difference_ci95"]
+    drawn = ", written at steps {} to {} of GRPO".format(*summary["steps"]) if summary["steps"] else ""
     text = (
-        f"{summary['pairs']} pairs of {summary['prompts']} prompts ({kinds}). Chosen replies have "
+        f"{summary['pairs']} pairs of {summary['prompts']} prompts ({kinds}){drawn}. Chosen replies have "
         f"{summary['chosen_tokens']:.1f} tokens on average, rejected ones {summary['rejected_tokens']:.1f}: "
         f"{summary['difference']:+.1f} (95 % {low:+.1f} to {high:+.1f})."
     )

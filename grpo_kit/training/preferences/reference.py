@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.runs.files import hash_of, to_json, write_text
-from grpo_kit.runs.reading import read_json
+from grpo_kit.runs.reading import read_json, remedy_for
 from grpo_kit.training.preferences.trainer import Reference
 
 Scores = tuple[list[float], list[float]]  # of the chosen and of the rejected completions
@@ -35,10 +35,9 @@ def keep_reference(
     kept = read_json(path) if path.exists() else None
     if kept is not None and kept["made_from"] == made_from:
         scores = kept["chosen"], kept["rejected"]
-        if any(len(column) != count for column in scores):
+        if any(len(column) != count for column in scores) or _count_bad(scores):
             raise ValueError(
-                f"{path} is damaged: it has other log-probs than {count} for each side. Put back a copy of it, or "
-                "begin again with --force (run.force=true)."
+                f"{path} is damaged: it has other log-probs than {count} finite ones for each side. {remedy_for(path)}"
             )
     elif goes_on:
         what = "is of another policy or of other pairs than this training" if kept else "is gone"
@@ -48,7 +47,7 @@ def keep_reference(
         )
     else:
         scores = compute()
-        if bad := sum(not math.isfinite(value) for column in scores for value in column):
+        if bad := _count_bad(scores):
             raise ValueError(
                 f"{bad} of the {2 * count} log-probs of the policy before this stage are not finite, so no pair can be "
                 "compared with it. Train the stage before again with a lower learning rate."
@@ -56,3 +55,7 @@ def keep_reference(
         content = {"made_from": made_from, "chosen": scores[0], "rejected": scores[1]}
         write_text(path, to_json(content) + "\n")
     return Reference(*scores, hash_of(path))
+
+
+def _count_bad(scores: Scores) -> int:
+    return sum(not math.isfinite(value) for column in scores for value in column)

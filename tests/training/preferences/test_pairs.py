@@ -46,7 +46,9 @@ def test_a_call_is_rejected_before_a_wrong_reply_even_if_its_length_fits_less():
 def test_the_latest_group_of_a_prompt_comes_first():
     groups = [group("a", R, W, step=1), group("b", R, W, step=1), group("a", R, W, step=5), group("a", R, step=6)]
     pairs, _ = make_pairs(groups, 1)
-    assert [(pair.id, pair.chosen) for pair in pairs] == [("a", "a 5 0"), ("b", "b 1 0")]
+    assert [(pair.id, pair.chosen, pair.step) for pair in pairs] == [("a", "a 5 0", 5), ("b", "b 1 0", 1)]
+    summary = summarise_pairs(pairs, 0)
+    assert summary["steps"] == [1, 5] and ", written at steps 1 to 5 of GRPO. Chosen" in describe_pairs(summary)
     pairs, _ = make_pairs(groups, 2)
     assert [pair.chosen for pair in pairs if pair.id == "a"] == ["a 5 0", "a 1 0"]
 

@@ -195,6 +195,11 @@ def test_a_training_that_goes_on_takes_no_other_reference(trained, tmp_path):
         (None, "is gone, and the steps so far were taken with it"),
         (json.dumps(json.loads(kept) | {"chosen": [0.0]}), "is damaged: it has other log-probs than"),
         ("{", "is damaged"),
+        ("{}", "is damaged: it lacks 'made_from'"),
+        (
+            json.dumps(json.loads(kept) | {"rejected": [float("nan")] * len(changed["chosen"])}),
+            "finite ones for each side",
+        ),
     ):
         reference.unlink(missing_ok=True)
         if text is not None:
