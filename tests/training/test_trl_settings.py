@@ -1,6 +1,7 @@
 """Every configuration key reaches its argument of TRL's GRPOConfig."""
 
 import copy
+import json
 from dataclasses import asdict
 
 import pytest
@@ -12,7 +13,8 @@ from grpo_kit.nemotron.patches import find_routers
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.run import find_run
 from grpo_kit.training import train
-from grpo_kit.training.trl_settings import OURS, make_trl_config, trl_arguments
+from grpo_kit.training.sft import sft, sources
+from grpo_kit.training.trl_settings import OURS, make_trl_config
 from tests.helpers.settings import SMALL
 
 
@@ -34,17 +36,25 @@ def test_every_grpo_key_arrives_in_trls_config(preset, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_models_own_coefficient_trains_no_router(tmp_path):
+@pytest.mark.parametrize("stage", ["train", "sft"])
+def test_a_models_own_coefficient_trains_no_router(tmp_path, stage):
     """The weights and the bias of every router are the base's after a step, whatever the model's config says."""
-    chosen = config.load_config(["tiny"], [*SMALL, "grpo.max_steps=1", "grpo.learning_rate=1e-2"])
+    texts = [{"prompt": f"What is {n} + {n}?", "completion": f"<think>\n</think>\n{2 * n}"} for n in range(10, 18)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    steps = [f"{section}.{setting}" for section in ("grpo", "sft") for setting in ("max_steps=1", "learning_rate=1e-2")]
+    steps += [f"sft.source={tmp_path / 'texts.jsonl'}", "sft.per_device_train_batch_size=2"]
+    chosen = config.load_config(["tiny"], [*SMALL, *steps])
     run = find_run("r", tmp_path)
     prepare(chosen, run)
     model, tokenizer = load_policy(chosen.policy)
     model.config.router_aux_loss_coef = 0.01  # as config.json may have it; nemotron_h has output_router_logits
     routers = {name: copy.deepcopy(router.state_dict()) for name, router in find_routers(model).items()}
-    trainer = train.make_trainer(chosen, run, [length_reward] * 2, policy=(model, tokenizer))
-    assert not trainer.aux_loss_enabled
-    assert trl_arguments(chosen)["router_aux_loss_coef"] == 0.0 == trainer.args.router_aux_loss_coef
+    if stage == "train":
+        trainer = train.make_trainer(chosen, run, [length_reward] * 2, policy=(model, tokenizer))
+    else:
+        begun = sft.sft_stage(chosen, run, sources.locate_sources(chosen, run))
+        trainer = sft.make_trainer(begun, policy=(model, tokenizer))
+    assert not trainer.aux_loss_enabled and trainer.args.router_aux_loss_coef == 0.0
     trainer.train()
     assert any(value.any() for name, value in trainer.model.named_parameters() if "lora_B" in name)
     for name, router in find_routers(trainer.model.get_base_model()).items():
