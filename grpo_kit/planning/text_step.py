@@ -76,7 +76,7 @@ def describe_texts(step: TextStep) -> str:
     """One sentence on the step.
 
     >>> describe_texts(TextStep(768, 8, 1, True, 1024, (20.0, 40.0)))
-    'sft: 8 texts a step, 1 x 768 tokens at once, fit; up to 1,024 tokens would; a step takes 20 s to 40 s'
+    'sft: 8 texts a step, 1 x 768 tokens at once, fit; up to 1,024 tokens would; a step takes 20 to 40 s'
     """
     words = f"sft: {step.rows} texts a step, {step.at_once} x {step.tokens:,} tokens at once, "
     words += "fit" if step.fits else "do not fit"
