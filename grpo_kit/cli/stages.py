@@ -61,7 +61,8 @@ def learn_from_texts(config: RunConfig, run: Run) -> None:
     with terminal.show_stage(run, "sft", "learning from texts") as show:
         after_step = terminal.follow_training(run, config.sft.max_steps, show, "sft")
         last = sft(config, run, after_step, None, terminal.print_texts, terminal.print_forecast)
-    console.out.print(f"         {last['step']} steps, loss {last['loss']:.3f} in the last one")
+    loss = "no loss" if last["loss"] is None else f"loss {last['loss']:.3f}"
+    console.out.print(f"         {last['step']} steps, {loss} in the last one")
     terminal.print_weakest(read_json(run.stage_files("sft").folder / WEAKEST_FILE))
     _finish_in_time(config, run, "sft")
 
