@@ -276,7 +276,7 @@ def run_measurement(
             tool_calls.require_nemotron(engine.tokenizer)
             engine_reason = "vLLM samples no completions of several turns here"
         elif cuts_thoughts:
-            engine_reason = "vLLM cuts no thoughts here (policy.thinking_budget)"
+            engine_reason = "thoughts are cut (policy.thinking_budget), which vLLM is not told to"
         tries = evaluation.num_generations
 
         def begin(number: int) -> episodes.Start:

@@ -216,8 +216,8 @@ class CutThoughts(LogitsProcessor):
         place = step - self.budgets + self._line_breaks(input_ids)
         forced = (self.budgets <= step) & (place < len(self.ids)) & ~closed
         tokens = self.ids[place.clamp(0, len(self.ids) - 1)]
-        only = torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
-        return torch.where(forced[:, None], only, scores)
+        own = torch.where(forced, 0.0, scores.gather(1, tokens[:, None])[:, 0])
+        return scores.masked_fill(forced[:, None], -torch.inf).scatter_(1, tokens[:, None], own[:, None])
 
     def _line_breaks(self, input_ids: torch.Tensor) -> torch.Tensor | int:
         """(rows,) the tokens of the line break where a row has one at the end of its budget already, else 0."""

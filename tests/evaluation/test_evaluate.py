@@ -170,7 +170,7 @@ def test_thoughts_are_cut_in_a_measurement_and_not_under_a_protocol(tmp_path, ma
     report = evaluate.measure(chosen, run, "before", math_reward)
     thoughts = [text.partition("</think>")[0] for p in report["problems"] for text in p["completions"]]
     assert len(thoughts) == 12 and all(len(thought.removesuffix("\n")) in (5, 6) for thought in thoughts)
-    assert report["sampling"]["engine_why"] == "vLLM cuts no thoughts here (policy.thinking_budget)"
+    assert report["sampling"]["engine_why"] == "thoughts are cut (policy.thinking_budget), which vLLM is not told to"
     changed = replace(chosen, policy=replace(chosen.policy, thinking_budget="7"))
     with pytest.raises(ValueError, match="policy.thinking_budget was 6, now 7"):
         evaluate.measure(changed, run, "before", math_reward)
