@@ -109,13 +109,18 @@ class Search:
             "rot k, right r: o0 from i(k)",
             ((("rotated", k), ("right", r)) for k in range(8) if k in first for r in amounts),
         )
-        starts, ends = self._decide_by_two(0, first), self._decide_by_two(7, last)
+        # Where an outer output bit is constant, its neighbour decides; there too a copy shifted further is 0.
+        start, end = 1 if first_constant else 0, 6 if last_constant else 7
+        starts = self._decide_by_two(start, self._decide_by_one(start) if first_constant else first)
+        ends = self._decide_by_two(end, self._decide_by_one(end) if last_constant else last)
         yield (
-            "rot k, left s, right r: o0 from i(k) i(s), o7 from i(k-1) i(7-r)",
+            f"rot k, left s, right r: o{start} by rot and left{' if r > 1' * first_constant}, "
+            f"o{end} by rot and right{' if s > 1' * last_constant}",
             (
                 (("rotated", k), ("left", s), ("right", r))
                 for k, s, r in itertools.product(range(8), amounts, amounts)
-                if frozenset((k, s)) in starts and frozenset(((k + 7) % 8, 7 - r)) in ends
+                if (r <= start or _find_bits(start, ("rotated", k), ("left", s)) in starts)
+                and (s <= 7 - end or _find_bits(end, ("rotated", k), ("right", r)) in ends)
             ),
         )
 
@@ -160,6 +165,11 @@ class Search:
                 break
         self.lines.append(f"{title}: {' '.join(groups)} {'yes' if agrees else 'no'}")
         return agrees
+
+
+def _find_bits(place: int, *names: tuple[str, int]) -> frozenset[int]:
+    """The input bits that stand at a place of copies."""
+    return frozenset(at for at in (find_source(place, *name) for name in names) if at is not None)
 
 
 def _name_sources(sources: list[int | None]) -> str:
