@@ -18,9 +18,9 @@ FAMILIES: dict[str, Family] = {
 }
 # Two families in numbers so small that the embedded policies can learn them.
 TINY: dict[str, Knobs] = {
-    "numeral system": {"numbers": (1, 99), "examples": (1, 2)},
+    "numeral system": {"numbers": (1, 39), "examples": (1, 1)},
     "unit conversion": {
-        "metres": (2.0, 9.0), "decimals": (0, 0), "factor": (1.1, 1.9), "factor_decimals": (1, 1), "examples": (1, 1),
+        "metres": (2.0, 9.0), "decimals": (0, 0), "factor": (2.0, 9.0), "factor_decimals": (0, 0), "examples": (1, 1),
     },
 }  # fmt: skip
 _DRAWS = 1000  # attempts at a puzzle whose examples determine the answer
