@@ -27,12 +27,18 @@ class Sft:
     warmup_steps: int = 0
     max_grad_norm: float = 1.0
     save_steps: int = 25
+    packing: bool = False  # only Mamba's CUDA kernels would keep packed rows apart, so it stays off
 
     def __post_init__(self) -> None:
         require(
             bool(self.source.strip()), "sft.source is empty; there is nothing to learn from. Set sft.source=traces."
         )
         require_one_of("sft.reasoning", self.reasoning, ("keep", "recipe"))
+        require(
+            not self.packing,
+            "sft.packing is true; packed rows run into each other in Mamba's layers, where only the kernels of "
+            "mamba-ssm and causal-conv1d keep them apart. Leave it false; a micro-batch of one row pads nothing.",
+        )
         require_at_least(
             "sft.completions_per_prompt", self.completions_per_prompt, 1, "a prompt gives at least one text"
         )

@@ -118,7 +118,6 @@ def make_sft_config(config: RunConfig, output_dir: Path) -> "SFTConfig":
         **{key: value for key, value in asdict(config.sft).items() if key not in OURS_OF_SFT},
         **_beside_grpo(config, output_dir),
         max_length=None,  # TRL would cut the ends of longer rows; `sft.rows` has left them out
-        packing=False,  # only Mamba's CUDA kernels keep packed rows apart
         train_sampling_strategy="sequential",  # the rows come in an order that a resumed training goes on in
     )
     use_one_gpu(args)

@@ -86,3 +86,22 @@ def test_an_environment_may_have_no_share_but_not_all_of_them():
     for mix, name in (("{math: 1, structured: -1}", "structured"), ("{math: 0, structured: 0}", "math")):
         with pytest.raises(ValueError, match=rf"^data.mix.{name} is .*; a share is above 0, or 0 for an environment"):
             load_config(["tiny"], [f"data.mix={mix}"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("sft.source=' '", "sft.source is empty; there is nothing to learn from"),
+        ("sft.reasoning=none", "sft.reasoning is 'none'"),
+        ("sft.packing=true", "sft.packing is true; packed rows run into each other in Mamba's layers"),
+        ("sft.limit=0", "sft.limit is 0; at least one row is needed"),
+        ("sft.max_length=1", "sft.max_length is 1; a row has a prompt and a completion"),
+        ("sft.completions_per_prompt=0", "sft.completions_per_prompt is 0; a prompt gives at least one text"),
+        ("sft.max_steps=0", "sft.max_steps is 0; training takes at least one step"),
+        ("sft.learning_rate=0", "sft.learning_rate is 0.0; it must be above 0"),
+        ("sft.num_train_epochs=3", "sft.num_train_epochs is not a key of the configuration"),
+    ],
+)
+def test_a_setting_of_sft_that_cannot_work_is_refused(setting, words):
+    with pytest.raises(ValueError, match=words):
+        load_config(["tiny"], [setting])

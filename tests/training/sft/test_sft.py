@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from grpo_kit.config import load_config
 from grpo_kit.data.preparation import prepare
@@ -110,8 +111,6 @@ def test_grpo_goes_on_from_the_adapter_with_a_new_optimiser(learned, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stages.TrainingStage, "train", remember)
         train.train(chosen, run, [length_reward] * 2)
-    from safetensors.torch import load_file
-
     saved = load_file(run.stage_files("sft").adapter / "adapter_model.safetensors")
     assert begun.pop("optimiser") is None and len(begun) == len(saved)
     assert sorted(value.double().norm().item() for value in begun.values()) == pytest.approx(
@@ -155,6 +154,23 @@ def test_a_training_killed_at_any_moment_and_rerun_equals_an_undisturbed_one(tmp
     assert kills > 0
     assert_equal(run, alone)
     assert [row["step"] for row in read_lines(metrics)] == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_lora_on_4_bit_experts_learns_and_resumes_in_float32(tmp_path):
+    more = ["policy.load_in_4bit=true", "policy.experts_on_host=0.5", "sft.max_steps=2", "sft.save_steps=1"]
+    more += ["lora.target_modules=[q_proj,up_proj,down_proj]", "lora.lora_dropout=0"]
+    chosen, alone, _ = opened(tmp_path / "alone", *more)
+    sft(chosen, alone)
+    chosen, run, _ = opened(tmp_path / "stopped", *more)
+    rows = []
+    sft(chosen, run, rows.append, should_stop=lambda: len(rows) == 1)
+    sft(chosen, run)
+    assert_equal(run, alone)
+    adapter = load_file(run.stage_files("sft").adapter / "adapter_model.safetensors")
+    experts = [value for name, value in adapter.items() if ".experts." in name and "lora_B" in name]
+    assert experts and any(value.any() for value in experts)
+    assert {str(value.dtype) for value in adapter.values()} == {"torch.float32"}
 
 
 @pytest.mark.slow
