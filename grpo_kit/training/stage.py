@@ -226,7 +226,7 @@ class TrainingStage:
         else:  # killed between its last step and its record; transformers would take a further step
             step, folder = checkpoint
             trainer.load_checkpoint(folder, step)
-            for path in (self.files.metrics, self.files.completions):
+            for path in filter(Path.exists, (self.files.metrics, self.files.completions)):
                 processes.broadcast_from_first(functools.partial(checkpoints.drop_rows_after, path, step))
 
     def save_results(self, trainer: Any, out_of_time: bool, wrote: Sequence[Path] = (), **more: Any) -> None:

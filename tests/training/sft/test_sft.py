@@ -150,7 +150,13 @@ def test_a_training_killed_at_any_moment_and_rerun_equals_an_undisturbed_one(tmp
         assert child.returncode == -signal.SIGKILL, output
         kills += 1
     else:
+        with pytest.MonkeyPatch.context() as patch:  # killed twice between its last step and its record
+            patch.setattr(stages.TrainingStage, "save_results", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    sft(chosen, run)
         sft(chosen, run)
+        assert not run.stage_files("sft").completions.exists()
     assert kills > 0
     assert_equal(run, alone)
     assert [row["step"] for row in read_lines(metrics)] == list(range(1, 21))
