@@ -1,12 +1,13 @@
 """Does a run that is killed again and again end like one that was not? SIGKILLs at random moments of every stage.
 
-The commands `data`, `screen`, `evaluate`, `train`, `evaluate`, `package` of the embedded policy run once undisturbed.
-Then they run again, each killed at a random moment and repeated until it ends, run after run until there were enough
-kills. Each of these runs must have the same files as the undisturbed one, with the same bytes apart from what the clock
-decides, and nothing else. Truncated answers are trained on, so that the adapter gets gradients; the trial fails if its
-`lora_B` are zero. The processes are forked from one that has imported the libraries.
+The commands `data`, `sft`, `screen`, `evaluate`, `train`, `prefer`, `evaluate`, `package` and `check` of the embedded
+policy run once undisturbed: one LoRA learns from solvers' traces, with GRPO and from pairs of its own completions. Then
+they run again, each killed at a random moment and repeated until it ends, run after run until there were enough kills.
+Each of these runs must have the same files as the undisturbed one, with the same bytes apart from what the clock
+decides, and nothing else. Truncated answers are trained on, so that GRPO gets gradients; the trial fails if the
+`lora_B` of a stage are those of the stage before. The processes are forked from one that has imported the libraries.
 
-    python benchmarks/kill_trial.py [--kills 20] [--seed 0] [--steps 8]
+    python benchmarks/kill_trial.py [--kills 20] [--seed 0] [--steps 8] [key=value ...]
 """
 
 import argparse
@@ -18,18 +19,26 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 SETTINGS = [
     "data.limit=140", "data.test_size=60", "data.val_size=20", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=20",
     "screening.num_generations=4", "grpo.num_generations=4", "grpo.per_device_train_batch_size=16",
     "grpo.resample_budget=1", "grpo.eval_steps=4", "grpo.save_steps=2", "grpo.mask_truncated_completions=false",
+    "data.source=tiny-sums,tiny-puzzles", "sft.max_length=512", "sft.gradient_accumulation_steps=2", "sft.save_steps=2",
+    "dpo.max_length=512", "dpo.gradient_accumulation_steps=2", "dpo.learning_rate=1e-4", "dpo.save_steps=2",
 ]  # fmt: skip
-STAGES = ("data", "screen", "evaluate", "train", "evaluate", "package")
-MOST = {"train": 3}  # kills of a stage in one run; one for the others
+STAGES = ("data", "sft", "screen", "evaluate", "train", "prefer", "evaluate", "package", "check")
+TRAINED = {"sft": "sft/", "train": "", "prefer": "prefer/"}  # the folders of the stages that train, in the run's
+MOST = {"sft": 2, "train": 3, "prefer": 2}  # kills of a stage in one run; one for the others
 CLOCK = ("second", "time", "memory_gib", "finished")  # parts of names of figures that the clock decides
-HASHED_CLOCK = ("metrics.jsonl", "/before.json", "/after.json")  # files with such figures, whose hashes differ
-OWN_CLOCK = ("tensorboard/", "checkpoints/", "forecast.json")  # files that hold times throughout; only names count
+# Files with such figures, whose hashes differ.
+HASHED_CLOCK = (
+    "metrics.jsonl", "weakest.json", "/before.json", "/after_sft.json", "/after.json", "/after_prefer.json"
+)  # fmt: skip
+# Files that hold times throughout; only their names count.
+OWN_CLOCK = tuple(f"{folder}{name}" for folder in TRAINED.values() for name in ("checkpoints/", "forecast.json"))
 
 
 def run_command(root: Path, words: list[str]) -> None:
@@ -43,10 +52,11 @@ def run_command(root: Path, words: list[str]) -> None:
     app(words)
 
 
-def start_stage(root: Path, number: int, steps: int) -> multiprocessing.Process:
-    """Start stage `number` of the run in `root`."""
-    words = [STAGES[number], "--run", "trial", *([] if number else ["-c", "tiny"]), *SETTINGS]
-    words += [f"grpo.max_steps={steps}"]
+def start_stage(root: Path, number: int, steps: int, more: Sequence[str] = ()) -> multiprocessing.Process:
+    """Start stage `number` of the run in `root`, with `more` settings."""
+    words = [STAGES[number], *([str(root / "submission/submission.zip")] if STAGES[number] == "check" else [])]
+    words += ["--run", "trial", *([] if number else ["-c", "tiny"]), *SETTINGS]
+    words += [*(f"{section}.max_steps={steps}" for section in ("sft", "grpo", "dpo")), *more]
     child = multiprocessing.get_context("fork").Process(target=run_command, args=(root, words))
     child.start()
     return child
@@ -65,8 +75,8 @@ def read_files(root: Path) -> dict[str, object]:
     for path in sorted(p for p in (root / "runs", root / "submission") for p in p.rglob("*") if p.is_file()):
         name = path.relative_to(root).as_posix()
         inside = name.removeprefix("runs/trial/")
-        if inside.startswith("tensorboard/"):
-            name, content = "tensorboard", None  # each process adds a file
+        if "tensorboard" in path.parts:
+            name, content = name.partition("tensorboard/")[0] + "tensorboard", None  # each process adds a file
         elif inside.startswith(OWN_CLOCK):
             content = None
         elif path.suffix == ".json" and "adapter" not in path.parts:
@@ -90,18 +100,24 @@ def without_clock(value: object) -> object:
     return [without_clock(item) for item in value] if isinstance(value, list) else value
 
 
-def largest_lora_b(root: Path) -> float:
-    """The largest absolute value of the run's lora_B, which are zero before training."""
+def moved_by_stage(root: Path) -> dict[str, float]:
+    """The largest absolute change of a `lora_B` in each stage that trains; they are zero before the first."""
     from safetensors.torch import load_file
 
-    tensors = load_file(root / "runs/trial/adapter/adapter_model.safetensors")
-    return max(float(value.abs().max()) for name, value in tensors.items() if "lora_B" in name)
+    moved, before = {}, None
+    for stage, folder in TRAINED.items():
+        tensors = load_file(root / f"runs/trial/{folder}adapter/adapter_model.safetensors")
+        changes = (value - before[name] if before else value for name, value in tensors.items() if "lora_B" in name)
+        moved[stage], before = max(float(change.abs().max()) for change in changes), tensors
+    return moved
 
 
-def try_kills(folder: Path, kills: int, seed: int, steps: int) -> dict[str, object]:
+def try_kills(folder: Path, kills: int, seed: int, steps: int, more: Sequence[str] = ()) -> dict[str, object]:
     """Run the trial; returns how many kills each stage had, which files differ, and which were left over."""
     import grpo_kit.evaluation.screening
     import grpo_kit.training.grpo.trainer
+    import grpo_kit.training.preferences.trainer
+    import grpo_kit.training.sft.trainer
     import grpo_kit.training.train  # noqa: F401 (what the forked processes share)
 
     pick, seconds = random.Random(seed), []
@@ -109,7 +125,7 @@ def try_kills(folder: Path, kills: int, seed: int, steps: int) -> dict[str, obje
     alone.mkdir(parents=True)
     for number in range(len(STAGES)):
         started = time.monotonic()
-        end_stage(alone, start_stage(alone, number, steps))
+        end_stage(alone, start_stage(alone, number, steps, more))
         seconds.append(time.monotonic() - started)
     expected, by_stage, runs, differences, leftovers = read_files(alone), dict.fromkeys(STAGES, 0), 0, [], []
     while sum(by_stage.values()) < kills:
@@ -118,7 +134,7 @@ def try_kills(folder: Path, kills: int, seed: int, steps: int) -> dict[str, obje
         for number, stage in enumerate(STAGES):
             left = MOST.get(stage, 1)
             while True:
-                child = start_stage(root, number, steps)
+                child = start_stage(root, number, steps, more)
                 if left and sum(by_stage.values()) < kills:
                     child.join(pick.uniform(0, 1.2 * seconds[number]))
                     child.kill()
@@ -133,8 +149,11 @@ def try_kills(folder: Path, kills: int, seed: int, steps: int) -> dict[str, obje
         leftovers += [f"{root.name}/{name}" for name in files if name not in expected]
     return {
         "kills": sum(by_stage.values()), "by_stage": by_stage, "runs": runs, "files": len(expected),
-        "differences": differences, "leftovers": leftovers, "lora_b": largest_lora_b(alone),
-        "steps_with_gradient": sum(row["grad_norm"] > 0 for row in expected["runs/trial/metrics.jsonl"]),
+        "differences": differences, "leftovers": leftovers, "moved": moved_by_stage(alone),
+        "steps_with_gradient": {
+            stage: sum(row["grad_norm"] > 0 for row in expected[f"runs/trial/{folder}metrics.jsonl"])
+            for stage, folder in TRAINED.items()
+        },
         "seconds_undisturbed": round(sum(seconds), 1),
     }  # fmt: skip
 
@@ -144,11 +163,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("kills", 20), ("seed", 0), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("settings", nargs="*", help="more settings of the run, such as policy.load_in_4bit=true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = try_kills(Path(folder), options.kills, options.seed, options.steps)
+        result = try_kills(Path(folder), options.kills, options.seed, options.steps, options.settings)
     print(json.dumps(result, indent=1))
-    return int(bool(result["differences"] or result["leftovers"] or not result["lora_b"] > 0))
+    return int(bool(result["differences"] or result["leftovers"] or not min(result["moved"].values()) > 0))
 
 
 if __name__ == "__main__":
