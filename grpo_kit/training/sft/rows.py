@@ -19,7 +19,11 @@ BLOCK = 50  # steps whose rows are sorted by length together
 
 
 class Row(NamedTuple):
-    """A text in tokens: those of prompt and reply, and how many of them are the prompt's."""
+    """A text in tokens: those of prompt and reply, and how many of them are the prompt's.
+
+    It ends with the token that ends the turn. A line break that the template writes behind it is never sampled, and a
+    policy that was not taught it may find it so unlikely that it makes up most of the loss.
+    """
 
     input_ids: list[int]
     prompt_length: int
@@ -111,6 +115,7 @@ def _encode(tokenizer: Any, example: Example, longest: int, marks: list[str]) ->
     reply = text[len(prompt) :]
     if any(part.strip() not in reply for part in (thought or "", split_thought(example.reply["content"])[1])):
         return LeftOut(example.place, "text left out", "the chat template leaves a part of the reply out")
+    ids = ids[: ids.index(tokenizer.eos_token_id, len(prompt_ids)) + 1]
     if len(ids) > longest:
         return LeftOut(example.place, TOO_LONG, f"it has {len(ids):,} tokens", len(ids))
     return Row(ids, len(prompt_ids), example.place)

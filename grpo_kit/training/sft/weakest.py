@@ -49,17 +49,16 @@ def find_weakest(trainer: TextTrainer, rows: Sequence[Row], seed: int) -> dict[s
 def _score(trainer: TextTrainer, row: Row) -> dict[str, Any]:
     columns, start = row.as_trainer_takes_it(), row.prompt_length
     log_probs, is_top = trainer.score_tokens(columns["input_ids"], columns["labels"])
-    end = _end_of(row, trainer.processing_class.eos_token_id)
-    of_reply = log_probs[start - 1 : end - 1]
+    of_reply = log_probs[start - 1 :]
     lowest = int(of_reply.argmin())  # the first one that is NaN, where one is
     log_prob = float(of_reply[lowest])
     return {
         "place": row.place,
         "logprob": round(log_prob, 4) if math.isfinite(log_prob) else None,
-        "greedy": bool(is_top[start - 1 : end - 1].all()),
+        "greedy": bool(is_top[start - 1 :].all()),
         "token": lowest + 1,
-        "tokens": end - start,
-        "text": show_place(trainer.processing_class, row.input_ids[start:end], lowest),
+        "tokens": len(row.input_ids) - start,
+        "text": show_place(trainer.processing_class, row.input_ids[start:], lowest),
     }
 
 
@@ -75,8 +74,3 @@ def show_place(tokenizer: Any, ids: Sequence[int], place: int) -> str:
     cut_before = "..." + before[-AROUND:] if len(before) > AROUND else before
     cut_after = after[:AROUND] + "..." if len(after) > AROUND else after
     return f"{cut_before}|{token}|{cut_after}".replace("\n", "\\n")
-
-
-def _end_of(row: Row, end_of_turn: int) -> int:
-    """Where the reply ends, behind the mark of its turn; what a template writes behind that is never sampled."""
-    return row.input_ids.index(end_of_turn, row.prompt_length) + 1

@@ -30,14 +30,14 @@ def encode(tokenizer, row, longest=2000):
 
 # (row, what the prompt ends in, what is trained)
 TRAINED = [
-    ({"prompt": "q", "completion": "<think>t</think>a"}, "<think>\n", "t\n</think>\na<|im_end|>\n"),
-    ({"prompt": "q", "completion": "a"}, "<think></think>", "a<|im_end|>\n"),
+    ({"prompt": "q", "completion": "<think>t</think>a"}, "<think>\n", "t\n</think>\na<|im_end|>"),
+    ({"prompt": "q", "completion": "a"}, "<think></think>", "a<|im_end|>"),
     ({"prompt": "q", "completion": [{"role": "assistant", "reasoning_content": "t", "content": "a"}]},
-     "<think>\n", "t\n</think>\na<|im_end|>\n"),
+     "<think>\n", "t\n</think>\na<|im_end|>"),
     ({"prompt": "q", "completion": "a", "chat_template_kwargs": {"enable_thinking": False}},
-     "<think></think>", "a<|im_end|>\n"),
+     "<think></think>", "a<|im_end|>"),
     ({"messages": [{"role": "user", "content": "q"}, CALL], "tools": [TOOL]}, "<think></think>",
-     "<tool_call>\n<function=look>\n</function>\n</tool_call>\n<|im_end|>\n"),
+     "<tool_call>\n<function=look>\n</function>\n</tool_call>\n<|im_end|>"),
 ]  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_the_thought_of_an_earlier_turn_is_cut_from_the_prompt_and_learned_in_it
     ]
     rows, left_out = encode(tokenizer, {"messages": turns})
     first, second = (tokenizer.decode(row.input_ids[row.prompt_length :]) for row in rows)
-    assert (first, second, left_out) == ("early\n</think>\na<|im_end|>\n", "late\n</think>\nb<|im_end|>\n", [])
+    assert (first, second, left_out) == ("early\n</think>\na<|im_end|>", "late\n</think>\nb<|im_end|>", [])
     is_cut = tokenizer.chat_template == NANO  # the embedded template keeps it, and its prompts are prefixes too
     assert ("early" in tokenizer.decode(rows[1].input_ids)) != is_cut
 

@@ -81,7 +81,7 @@ def test_the_policy_learns_the_texts_and_the_stage_is_recorded(learned):
     chosen, run, rows, (texts, forecast) = learned
     files = run.stage_files("sft")
     assert rows == read_lines(files.metrics) and [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"] and rows[-1]["mean_token_accuracy"] > rows[0]["mean_token_accuracy"]
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[-1]["mean_token_accuracy"] > rows[0]["mean_token_accuracy"]
     assert rows[-1].keys() >= {"entropy", "learning_rate", "grad_norm", "num_tokens", "tokens_per_second", "seconds"}
     assert texts == read_json(files.folder / "rows.json") and texts["rows"] + len(texts["left_out"]) >= 40
     assert forecast["steps"] == 6 and forecast["sampling_seconds"] == 0 and forecast["lora"].startswith("LoRA touches")

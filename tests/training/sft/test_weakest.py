@@ -24,7 +24,7 @@ class Scorer:
 
 def made(tokenizer, reply, place="line 1"):
     prompt = tokenizer.encode("<|im_start|>user\nWhat is 84 - 37?<|im_end|>\n<|im_start|>assistant\n<think>\n")
-    return Row(prompt + tokenizer.encode(reply + "<|im_end|>\n"), len(prompt), place)
+    return Row(prompt + tokenizer.encode(reply + "<|im_end|>"), len(prompt), place)
 
 
 def test_the_place_of_the_least_likely_token_is_shown(tiny_policy):
@@ -36,7 +36,7 @@ def test_the_place_of_the_least_likely_token_is_shown(tiny_policy):
     assert worst["place"] == "line 2" and worst["text"].startswith("looks like |Z|7\\n</think>\\n\\boxed{Z7}")
     assert worst["token"] == 12 and worst["logprob"] < -5 and not worst["greedy"]
     assert found["texts"] == 2 and found["rows"][1]["logprob"] > worst["logprob"] and found["greedy"] <= 0.5
-    lengths = [len(row.input_ids) - row.prompt_length - 1 for row in rows]  # the line feed behind the end is no part
+    lengths = [len(row.input_ids) - row.prompt_length for row in rows]
     assert [row["tokens"] for row in found["rows"]] == lengths[::-1]
 
 
