@@ -53,28 +53,10 @@ Example = tuple[list[int], ...]  # token ids: what is given, a reply that is lea
 CHAT_TEMPLATE = (tiny.FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
 
 
-def work_out(problem: tiny.Problem) -> str:
-    """The calculation digit by digit, ones first, with carry or borrow written out.
-
-    Example:
-        >>> work_out(tiny.Problem(47, "+", 38))
-        '7+8=15 4+3+1=8'
-    """
-    (tens, ones), (right_tens, right_ones) = divmod(problem.left, 10), divmod(problem.right, 10)
-    if problem.sign == "+":
-        carry = (ones + right_ones) // 10
-        tens_sum = f"{tens}+{right_tens}" + ("+1" if carry else "")
-        return f"{ones}+{right_ones}={ones + right_ones} {tens_sum}={tens + right_tens + carry}"
-    borrow = int(ones < right_ones)
-    ones += 10 * borrow
-    tens_difference = f"{tens}-{right_tens}" + ("-1" if borrow else "")
-    return f"{ones}-{right_ones}={ones - right_ones} {tens_difference}={tens - right_tens - borrow}"
-
-
 def teacher_reply(problem: tiny.Problem, rng: random.Random, working_share: float, thinking: bool = True) -> str:
     """What the teacher replies: the calculation with probability `working_share`, otherwise a guess near the result."""
     if thinking and rng.random() < working_share:
-        return f"{work_out(problem)}\n</think>\n\\boxed{{{problem.answer}}}"
+        return f"{problem.working}\n</think>\n\\boxed{{{problem.answer}}}"
     guess = max(0, problem.answer + rng.choice(SLIPS))
     return f"looks like {guess}\n</think>\n\\boxed{{{guess}}}" if thinking else f"\\boxed{{{guess}}}"
 

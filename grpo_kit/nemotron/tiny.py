@@ -6,6 +6,7 @@ head, a chat template that opens `<think>`) in half a million parameters, so the
 """
 
 import random
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,34 @@ class Problem(NamedTuple):
     @property
     def answer(self) -> int:
         return self.left + self.right if self.sign == "+" else self.left - self.right
+
+    @property
+    def working(self) -> str:
+        """The calculation digit by digit, ones first, with carry or borrow written out.
+
+        >>> Problem(47, "+", 38).working
+        '7+8=15 4+3+1=8'
+        """
+        (tens, ones), (right_tens, right_ones) = divmod(self.left, 10), divmod(self.right, 10)
+        if self.sign == "+":
+            carry = (ones + right_ones) // 10
+            tens_sum = f"{tens}+{right_tens}" + ("+1" if carry else "")
+            return f"{ones}+{right_ones}={ones + right_ones} {tens_sum}={tens + right_tens + carry}"
+        borrow = int(ones < right_ones)
+        ones += 10 * borrow
+        tens_difference = f"{tens}-{right_tens}" + ("-1" if borrow else "")
+        return f"{ones}-{right_ones}={ones - right_ones} {tens_difference}={tens - right_tens - borrow}"
+
+
+def read_problem(question: str) -> Problem | None:
+    """The problem that a question asks; None for any other text.
+
+    >>> read_problem("What is 84 - 37?")
+    Problem(left=84, sign='-', right=37)
+    """
+    found = re.fullmatch(r"What is ([1-9][0-9]) ([+-]) ([1-9][0-9])\?", question.strip())
+    problem = Problem(int(found[1]), found[2], int(found[3])) if found else None
+    return problem if problem and problem.answer >= 0 else None
 
 
 def draw_problem(rng: random.Random) -> Problem:

@@ -316,6 +316,21 @@ def test_what_is_left_out_is_named_and_nothing_is_cut():
     assert traces.solver_traces([], count_letters) == ([], [])
 
 
+def test_the_embedded_policys_sums_are_worked_out_too():
+    questions = {"What is 47 + 38?": "85", "What is 52 - 38?": "14", "What is 38 - 52?": "-14", "What is 7 + 8?": "15"}
+    rows = [{"prompt": question, "answer": answer} for question, answer in questions.items()]
+    kept, left_out = traces.solver_traces([*rows, {"prompt": "What is 47 + 38?", "answer": "86"}], count_letters)
+    assert [(row["family"], row["completion"][0]["reasoning_content"]) for row in kept] == [
+        ("sums", "7+8=15 4+3+1=8"), ("sums", "12-8=4 5-3-1=1")
+    ]  # fmt: skip
+    assert [(one["row"], one["reason"]) for one in left_out] == [
+        (2, "not a puzzle"), (3, "not a puzzle"), (4, "other answer")
+    ]  # fmt: skip
+    assert [(entry["family"], entry["rows"]) for entry in traces.summarise_traces(kept, left_out)] == [
+        ("sums", 2), (None, 0)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("prompt", [None, 7, [], [{"role": "user"}], ["x"], [{"role": "user", "content": 3}]])
 def test_a_row_without_a_prompt_is_refused(prompt):
     with pytest.raises(ValueError, match="Row 0 has the prompt"):

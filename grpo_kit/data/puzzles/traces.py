@@ -13,11 +13,13 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from grpo_kit.data.puzzles.families import FAMILIES, classify_prompt, solve_prompt
-from grpo_kit.data.puzzles.puzzle import AMBIGUOUS, NO_RULE, NO_SEARCH
+from grpo_kit.data.puzzles.puzzle import AMBIGUOUS, NO_RULE, NO_SEARCH, Solution
+from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import build_messages
 
 NO_PUZZLE, NO_ANSWER, OTHER_ANSWER, TOO_LONG = "not a puzzle", "no answer", "other answer", "too long"
 REASONS = (NO_PUZZLE, NO_ANSWER, NO_RULE, AMBIGUOUS, NO_SEARCH, OTHER_ANSWER, TOO_LONG)
+SUMS = "sums"  # of the embedded policy, worked out digit by digit as it was taught
 CLOSING = "\n</think>\n"  # between thought and content, as the chat template of Nemotron writes them
 TOKEN_BATCH = 1000  # completions whose tokens are counted at a time
 
@@ -39,9 +41,9 @@ def solver_traces(
 
     Returns:
         (rows, left out). A row has `prompt` (messages), `completion` (one turn with `reasoning_content` and `content`),
-        `answer` (the row's own), `family`, `tokens` (of the completion) and, where the puzzle has one, its `id`. What
-        is left out has `row` (its place, from 0), `family` (None where it is of no family), `reason`, one of
-        `REASONS`, and `detail`, a sentence.
+        `answer` (the row's own), `family` (`SUMS` for what the embedded policy knows), `tokens` (of the completion)
+        and, where the puzzle has one, its `id`. What is left out has `row` (its place, from 0), `family` (None where it
+        is of no family), `reason`, one of `REASONS`, and `detail`, a sentence.
 
     Raises:
         ValueError: the limit is below 1, or a row has no prompt.
@@ -60,7 +62,7 @@ def solver_traces(
         messages = _read_messages(place, row.get("prompt"), suffix)
         text = next((turn["content"] for turn in reversed(messages) if turn["role"] == "user"), "")
         gold = row.get("answer")
-        family, solution = classify_prompt(text), solve_prompt(text)
+        family, solution = _solve(text)
         known = {"row": place, "family": family}
         if family is None:
             left_out.append(known | {"reason": NO_PUZZLE, "detail": solution.detail})
@@ -94,10 +96,18 @@ def solver_traces(
     return kept, sorted(left_out, key=lambda one: one["row"])
 
 
+def _solve(text: str) -> tuple[str | None, Solution]:
+    if problem := tiny.read_problem(text):
+        return SUMS, Solution(str(problem.answer), problem.working)
+    return classify_prompt(text), solve_prompt(text)
+
+
 def are_equal(family: str, gold: str, answer: str) -> bool:
     """Whether two answers of a family are the same text, or as near as the challenge's scorer asks of measures."""
     if gold.strip() == answer:
         return True
+    if family not in FAMILIES:
+        return False
     tolerance = FAMILIES[family].tolerance
     try:
         a, b = Decimal(gold.strip()), Decimal(answer)
@@ -117,12 +127,12 @@ def summarise_traces(
         limits: lengths in tokens, for example the scorer's 7,680 and the preset's completion length.
 
     Returns:
-        One entry for each family that occurs, in the order of `FAMILIES`, and then one for other prompts: `family`,
+        One entry for each family that occurs, in the order of `FAMILIES`, then sums, then other prompts: `family`,
         `rows`, `left_out` (reason to number), and where there are rows `median`, `ninetieth` and `longest` (tokens) and
         `within` (limit to the share of the rows that fit).
     """
     table = []
-    for family in (*FAMILIES, None):
+    for family in (*FAMILIES, SUMS, None):
         lengths = sorted(row["tokens"] for row in rows if row["family"] == family)
         reasons = Counter(one["reason"] for one in left_out if one["family"] == family)
         if not lengths and not reasons:

@@ -122,7 +122,6 @@ REFUSED = [
     ("no.txt", [], "'no.txt', which is no source of texts to learn from. Name `traces`, `run:NAME`"),
     ("gsm8k", [], "'gsm8k', which is no source of texts to learn from"),
     ("owner/name", [], "owner/name, which is no file here, and the Hub did not give it"),
-    ("traces", [], "the solvers explain none of the 220 training rows .220 not a puzzle.. Prepare puzzles"),
     ("run:", [], "Invalid run name ''"),
     ("run:nobody", [], "Run 'nobody' has no finished stage 'train'"),
 ]  # fmt: skip
@@ -133,6 +132,12 @@ def test_a_source_that_gives_nothing_is_a_sentence(prepared, tmp_path, item, row
     path = write(tmp_path / "texts.jsonl", rows)
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         read(*with_source(prepared, item.replace("FILE", str(path))))
+
+
+def test_rows_that_no_solver_explains_are_a_sentence(prepared, monkeypatch):
+    monkeypatch.setattr(sources.traces.tiny, "read_problem", lambda text: None)
+    with pytest.raises(ValueError, match="explain none of the 220 training rows .220 not a puzzle.. Prepare puzzles"):
+        read(*with_source(prepared, "traces"))
 
 
 def test_the_rows_that_a_run_is_measured_on_are_no_source(prepared, tmp_path):
