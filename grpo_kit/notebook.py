@@ -19,16 +19,22 @@ from grpo_kit.display.notebook_output import (
     show_data,
     show_environments,
     show_example,
+    show_experts,
     show_findings,
     show_funnel,
     show_group,
     show_machine,
+    show_modes,
+    show_pairs,
     show_plan,
     show_reply,
     show_settings,
     show_sources,
+    show_stages,
     show_tasks,
+    show_traces,
     show_trials,
+    show_weakest,
 )
 from grpo_kit.display.notebook_words import reword, reword_errors
 from grpo_kit.runs import session
@@ -54,11 +60,15 @@ __all__ = [
     "show_difficulty",
     "show_effects",
     "show_environments",
+    "show_experts",
     "show_example",
     "show_findings",
     "show_funnel",
     "show_group",
+    "show_judge",
     "show_machine",
+    "show_modes",
+    "show_pairs",
     "show_plan",
     "show_progress",
     "show_reply",
@@ -66,13 +76,18 @@ __all__ = [
     "show_secrets",
     "show_settings",
     "show_sources",
+    "show_stages",
     "show_tasks",
+    "show_traces",
     "show_trials",
     "show_trl_settings",
+    "show_weakest",
     "submit_zip",
 ]
 AUTO = "auto"
 MIXED = "data.source=gsm8k,structured,instructions,documents"
+PUZZLES = "data.source=puzzles"
+FEW = ("sft.max_steps=12", "grpo.max_steps=8", "dpo.max_steps=10", "data.test_size=300", "evaluation.batch_size=150")
 LINKS = {
     "colab": "https://colab.research.google.com/github/{0}/blob/main/notebooks/{1}.ipynb",
     "kaggle": "https://kaggle.com/kernels/welcome?src=https://github.com/{0}/blob/main/notebooks/{1}.ipynb",
@@ -90,7 +105,12 @@ def notebook_link(name: str, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def open_from_form(
-    preset: str, run_name: str = "", overrides: str = "", use_drive: bool = True, environments: bool = False
+    preset: str,
+    run_name: str = "",
+    overrides: str = "",
+    use_drive: bool = True,
+    environments: bool = False,
+    puzzles: bool = False,
 ) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
@@ -106,6 +126,9 @@ def open_from_form(
         use_drive: on Colab, ask for Google Drive first, so that the run is kept when the session ends.
         environments: train on several environments: "auto" takes `tiny-environments` instead of `tiny`, and every other
             preset gets the sources of MIXED, unless the overrides name others.
+        puzzles: train on what solvers explain: every preset but `tiny`, whose sums are worked out digit by digit, gets
+            the puzzles of the challenge, unless the overrides name other sources. The stages of `tiny` get the few
+            steps of FEW, so that each leaves something to the next.
 
     Raises:
         ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
@@ -128,6 +151,9 @@ def open_from_form(
         if sources != ("tiny-environments",):
             name = name or f"{sources[0]}-environments"
             words = [MIXED, *words]
+    if puzzles and sources:
+        words = [*(FEW if sources == ("tiny",) else [PUZZLES]), *words]
+        name = name or f"{sources[0]}-stages"
     config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
     from grpo_kit.policy.nf4_source import describe_download
@@ -294,6 +320,14 @@ def show_comparison(report: Mapping[str, Any]) -> None:
     from grpo_kit.evaluation.intervals import describe_comparison
 
     print(describe_comparison(report))
+
+
+def show_judge(config: RunConfig, run: Run, limit: int = 100) -> None:
+    """Measure the run's judge on at most `limit` pairs of its own completions, and show what was found."""
+    from grpo_kit.display import terminal
+    from grpo_kit.evaluation.judge_check import check_judge
+
+    terminal.print_judge(check_judge(config, run, limit=limit))
 
 
 def submit_zip(zip_path: Path, message: str, send: bool) -> None:

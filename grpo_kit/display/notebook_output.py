@@ -16,7 +16,7 @@ from grpo_kit.environments.own_rows import RESERVED
 from grpo_kit.environments.task import COLUMNS
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.rewards.tools.routing import environment_of
-from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.texts import show_controls
 
@@ -156,6 +156,49 @@ def show_tasks(run: Run) -> None:
         for key, value in known.items():
             print(show_controls(f"   {key}: {textwrap.shorten(str(value), 150, placeholder=' ...')}"))
         print()
+
+
+def show_traces(run: Run, count: int = 3) -> None:
+    """Print the solver's trace of the first training rows that have one: what is asked, the thought, the answer."""
+    from grpo_kit.data.puzzles.traces import solver_traces
+
+    rows, left_out = solver_traces(read_lines(run.data_file("train"))[: 10 * count], lambda texts: map(len, texts))
+    for row in rows[:count]:
+        (reply,) = row["completion"]
+        thinking = textwrap.indent(reply["reasoning_content"], " " * 9).strip()
+        said = f"  thinks : {thinking}\n  answers: {reply['content']}"
+        print(show_controls(f"{row['family']} · {row['prompt'][-1]['content']}\n{said}"))
+    if not rows:
+        print(f"No solver explains these rows: {left_out[0]['detail'] if left_out else 'there are none'}")
+
+
+def show_weakest(run: Run) -> None:
+    """Print where the policy is least sure of the texts that the stage `sft` taught it."""
+    terminal.print_weakest(read_json(run.stage_files("sft").folder / "weakest.json"))
+
+
+def show_pairs(run: Run, count: int = 3) -> None:
+    """Print the first pairs of the stage `prefer`: what was asked, the completion to prefer, the one to reject."""
+    for pair in read_lines(run.stage_files("prefer").folder / "pairs.jsonl")[:count]:
+        texts = [" ".join(textwrap.shorten(pair[side], 200).split()) for side in ("chosen", "rejected")]
+        question = pair["prompt"][-1]["content"]
+        print(show_controls(f"{question}\n  prefer: {texts[0]}\n  reject: {texts[1]}"))
+
+
+def show_stages(report: Mapping[str, Any]) -> None:
+    """Show the accuracy after each stage as a table, and what the last ones did as sentences."""
+    terminal.print_stages(report["stages"])
+    print("\n".join(map(show_controls, report["calls"])))
+
+
+def show_modes(report: Mapping[str, Any]) -> None:
+    """Show accuracy and tokens of thinking in each mode of `evaluation.modes`, before and after, as a table."""
+    terminal.print_modes(report["modes"])
+
+
+def show_experts(run: Run) -> None:
+    """Show the load of the experts before and after training, layer by layer."""
+    terminal.print_expert_load(run)
 
 
 def show_environments(report: Mapping[str, Any]) -> None:

@@ -156,10 +156,12 @@ def describe_run(run: Run) -> str:
     """The run's folder and, line by line, when each stage was done; those of OPTIONAL only when they were."""
     records = run.stages()
     lines = [f"run {run.name!r} in {run.path.absolute()}"]
-    for stage in STAGES:
+    shown = [stage for stage in STAGES if stage in records or stage not in OPTIONAL]
+    width = max(map(len, shown))
+    for stage in shown:
         record = records.get(stage)
         if record:
-            lines.append(f"  {stage:<8} done {format_time(record['finished'])} in {record['seconds']:.0f} s")
-        elif stage not in OPTIONAL:
-            lines.append(f"  {stage:<8} not yet")
+            lines.append(f"  {stage:<{width}} done {format_time(record['finished'])} in {record['seconds']:.0f} s")
+        else:
+            lines.append(f"  {stage:<{width}} not yet")
     return "\n".join(lines)

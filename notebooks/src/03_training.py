@@ -9,7 +9,8 @@
 # | Try the rewards by hand, measure the untrained policy, train it with GRPO, follow the board, and know what to do when an alarm appears | any for `tiny`; the 30B model needs a T4 or more | 1 for `tiny`, hours for the 30B model |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** →
-# [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb).
+# [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) →
+# [8 Stages](08_stages.ipynb).
 # This notebook needs the data of notebook 2. After a lost session, run it again: it continues from the last
 # checkpoint.
 

@@ -9,7 +9,8 @@
 # | Measure the trained policy, compare it with the untrained one, pack `submission.zip`, check it, and submit it | any for `tiny`; the 30B model needs a T4 or more | 1 for `tiny` |
 #
 # [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
-# **4 Submit** → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb).
+# **4 Submit** → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) →
+# [8 Stages](08_stages.ipynb).
 # This notebook needs the adapter of notebook 3.
 
 # %% [markdown]

@@ -1,6 +1,6 @@
 """The notebooks: built from their sources, with the promised structure, and run one after another on the tiny policy.
 
-Covered: all six in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and a
+Covered: all seven in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and a
 third time after it finished; each without the stage that it needs. `test_notebook_places` imitates Colab and Kaggle,
 `test_board_in_browser` uses a browser. Not covered: the real machines of Colab and Kaggle, and the 30B.
 """
@@ -247,7 +247,7 @@ def test_every_trl_setting_of_every_preset_exists_in_trl():
 
 @pytest.fixture(scope="module")
 def executed_notebooks(tmp_path_factory):
-    """(folder, {name: executed notebook}) of all six in order, and of 03 `killed` midway, `resumed` and `finished`."""
+    """(folder, {name: executed notebook}) of all in order; of 03 also `killed` midway, `resumed`, `finished`."""
     folder = tmp_path_factory.mktemp("machine")
     env, killed_env = (kernel_environment(GRPO_KIT_ROOT=folder / place / "runs") for place in ("straight", "killed"))
     executed = execute_in_order(folder, lambda name: env, NAMES[:2])
@@ -445,6 +445,22 @@ def test_06_calls_each_reward_trains_on_all_and_says_what_became_of_each(execute
     assert drawn == {"structured"}
     drawn = {line["environment"] for line in read_jsonl(runs / "tiny-environments/completions.jsonl")}
     assert drawn == {"math", "structured", "instructions", "documents"}
+
+
+def test_08_trains_one_adapter_in_three_stages_and_compares_them(executed_notebooks):
+    folder, notebooks = executed_notebooks
+    text, run = printed_text(notebooks["08_stages"]), folder / "straight/runs/tiny-stages"
+    assert len(re.findall(r"^sums · What is .+\n  thinks : \d.+\n  answers: ..boxed\{\d+\}$", text, re.MULTILINE)) == 3
+    assert re.search(r"greedy decoding writes \d+% of \d+ texts whole", text)
+    assert len(re.findall(r"^  prefer: .+\n  reject: .+$", text, re.MULTILINE)) >= 1
+    assert re.findall(r"^ (before|after sft|after prefer|after) +\d\.\d{3} ", text, re.MULTILINE) == [
+        "before", "after sft", "after", "after prefer"
+    ]  # fmt: skip
+    assert count_pictures(notebooks["08_stages"]) == 1
+    assert "fatal" not in text and "equal the trained policy's" in text
+    assert re.findall(r"^ (on|off|cut8) change ", text, re.MULTILINE) == ["on", "off", "cut8"]
+    assert "load of the experts" in text and "agrees with the known winner" in text
+    assert read_jsonl(run / "metrics.jsonl")[-1]["step"] == read_jsonl(run / "prefer/metrics.jsonl")[-1]["step"] == 2
 
 
 @every_notebook

@@ -64,7 +64,7 @@ def test_settings_of_a_screening_are_kept_beside_those_of_its_data(half_done):
     assert (loaded.data.source, loaded.data.pass_rate, loaded.screening.sigma) == ("mine.csv", [0.2, 0.8], 0.5)
     assert session.open_run(["tiny"], ["screening.sigma=0"], "r", "train")[0].screening.sigma == 0
     assert session.open_run(["tiny"], [], "r", "screen")[0].data.pass_rate == [0.1, 0.9]
-    assert "screen   done" in session.describe_run(half_done)
+    assert "screen  done" in session.describe_run(half_done)
 
 
 def damage_settings(run, change):
