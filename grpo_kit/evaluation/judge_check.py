@@ -212,7 +212,7 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
     """
     if not judges:
         return {}
-    again = name_functions("Measure it with `grpo-kit rewards judge-check --run " + run.name + "`.")
+    again = name_functions(f"Measure it with `grpo-kit rewards judge-check --run {run.name}`.")
     if not run.judge.exists():
         raise ValueError(f"A judge is among the rewards, and nobody has measured it. {again}")
     report = read_json(run.judge)
