@@ -121,7 +121,7 @@ def test_a_start_without_partners_says_that_it_waits_and_gives_up(launcher, monk
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher(f"WORLD_SIZE=2 RANK={rank} LOCAL_RANK={rank} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}")
-    monkeypatch.setattr(processes, "PATIENCE", 3.0)
+    monkeypatch.setattr(processes, "PATIENCE", 1.0)
     monkeypatch.setattr(processes, "SILENCE", 0.0)
     open_run(["tiny"])  # the variables are complete
     with pytest.raises(ConnectionError, match=f"Process {rank} of 2 did not meet the others at 127.0.0.1:{port}"):
