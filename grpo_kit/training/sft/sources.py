@@ -243,8 +243,3 @@ def _problem(prompt: str | list[dict[str, Any]], config: RunConfig) -> str:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     text = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "user")
     return text.removesuffix(config.data.prompt_suffix)
-
-
-def count_left_out(left_out: Iterable[LeftOut]) -> dict[str, int]:
-    """How many texts each reason left out, the most frequent first."""
-    return dict(Counter(each.reason for each in left_out).most_common())

@@ -163,6 +163,23 @@ def test_a_training_killed_at_any_moment_and_rerun_equals_an_undisturbed_one(tmp
 
 
 @pytest.mark.slow
+def test_a_training_killed_after_its_last_step_takes_no_further_one(learned, tmp_path):
+    _, undisturbed, *_ = learned
+    chosen, run, _ = opened(tmp_path / "a", "sft.save_steps=100")
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stages, "save_adapter", killed)
+        sft(chosen, run)
+    assert "sft" not in run.stages() and sft(chosen, run)["step"] == 6
+    assert_equal(run, undisturbed)
+    files = run.stage_files("sft")
+    assert not files.completions.exists() and (files.folder / "weakest.json").exists()
+
+
+@pytest.mark.slow
 def test_lora_on_4_bit_experts_learns_and_resumes_in_float32(tmp_path):
     more = ["policy.load_in_4bit=true", "policy.experts_on_host=0.5", "sft.max_steps=2", "sft.save_steps=1"]
     more += ["lora.target_modules=[q_proj,up_proj,down_proj]", "lora.lora_dropout=0"]
