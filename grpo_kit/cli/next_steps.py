@@ -27,12 +27,14 @@ def show_next(
     given += overrides or () if sources else ()
     if "data" not in stages:
         console.print_next(["data", *given])
-    elif "train" not in stages or stages["train"].get("out_of_time"):
+    elif stages.get("prefer", {}).get("out_of_time"):
+        console.print_next(["prefer", *given])
+    elif "prefer" not in stages and ("train" not in stages or stages["train"].get("out_of_time")):
         command = "sft" if stages.get("sft", {}).get("out_of_time") else "train"
         console.print_next([command, *given])
     elif not {"before", MEASURED[run.trained_stages()[-1]]} <= stages.keys():
         console.print_next(["evaluate", *given])
-    elif "package" not in stages:
+    elif "package" not in stages or stages["package"]["finished"] < stages[run.trained_stages()[-1]]["finished"]:
         console.print_next(["package", *given])
     else:
         console.print_next(["check", str(run.submission), "--run", run.name])

@@ -24,6 +24,10 @@ DONE = ("data", "train", "before", "after", "package")
         (("data", "train", "before"), "evaluate --run r"),
         (DONE[:4], "package --run r"),
         (DONE, "check {zip} --run r"),
+        (("data", "prefer"), "evaluate --run r"),  # GRPO would come before it, and is refused now
+        (("data", "train", "before", "after", "prefer"), "evaluate --run r"),
+        ((*DONE, "prefer", "after_prefer"), "package --run r"),  # the zip holds the adapter before it
+        (("data", "train", "before", "after", "prefer", "after_prefer", "package"), "check {zip} --run r"),
     ],
 )
 def test_the_next_stage_is_named(tmp_path, capsys, done, command):
@@ -57,6 +61,14 @@ def test_a_training_whose_time_was_up_goes_on(tmp_path, capsys):
         run.record_stage(stage, {}, [], [], 1.0, "", **({"out_of_time": True} if stage == "train" else {}))
     show_next(run)
     assert capsys.readouterr().out.strip().endswith(" train")
+
+
+def test_preferences_whose_time_was_up_go_on(tmp_path, capsys):
+    run = find_run("tiny", tmp_path / "runs")
+    for stage in ("data", "train", "prefer"):
+        run.record_stage(stage, {}, [], [], 1.0, "", **({"out_of_time": True} if stage == "prefer" else {}))
+    show_next(run)
+    assert capsys.readouterr().out.strip().endswith(" prefer")
 
 
 def test_no_command_is_without_a_next_one():
