@@ -174,7 +174,7 @@ def describe_pairs(summary: dict[str, Any]) -> str:
         f"{summary['difference']:+.1f} (95 % {low:+.1f} to {high:+.1f})."
     )
     if high < 0:
-        text += " The chosen are shorter, and nothing longer could be paired, so DPO will also teach brevity."
+        text += " The chosen are shorter, so DPO will also teach brevity."
     if low > 0:
         text += " The chosen are longer, so DPO will also teach length."
     return text
