@@ -21,7 +21,8 @@ from tests.helpers.settings import ROOT
 # A file imports only from its own folder and from folders before it. Imports inside functions count too.
 ORDER = [
     "config", "rewards", "environments", "runs", "nemotron", "adapters", "policy", "data", "planning", "submission",
-    "display", "evaluation", "kaggle", "training", "tuning", "handoff", "notebook", "cli",
+    "display", "evaluation", "kaggle", "training", "tuning", "handoff", "publishing",
+    "notebook", "cli",
 ]  # fmt: skip
 # Each of these libraries is imported in one place only.
 OWNERS = {
@@ -32,6 +33,7 @@ OWNERS = {
     "kagglesdk": "kaggle/",
     "vllm": "policy/vllm_engine.py",
     "optuna": "tuning/",
+    "gguf": "publishing/gguf_lora.py",
 }
 PACKAGE = ROOT / "grpo_kit"
 FACE = {"grpo_kit/__init__.py", "grpo_kit/__main__.py"}  # the public names and the entry point may import anything

@@ -242,7 +242,7 @@ def test_every_requirement_has_a_reason_above_it_and_nothing_else_is_imported():
         | set(sys.stdlib_module_names)
     )
     # Colab and Kaggle bring their own modules, every notebook kernel brings ipykernel, a torch that can use Triton
-    # brings it, and vLLM is optional.
-    allowed |= {"grpo_kit", "google", "ipykernel", "kaggle_secrets", "triton", "vllm"}
+    # brings it, and vLLM and gguf are optional.
+    allowed |= {"grpo_kit", "gguf", "google", "ipykernel", "kaggle_secrets", "triton", "vllm"}
     libraries = {name.split(".")[0] for names in imports().values() for name in names}
     assert libraries - allowed == set()

@@ -117,7 +117,7 @@ def test_the_help_of_the_package_starts_with_every_name_and_what_it_does():
     listed = re.findall(r"^    (\w+) +(\S.*\.)$", grpo_kit.__doc__, flags=re.MULTILINE)
     assert sorted(name for name, _ in listed) == grpo_kit.__all__
     text = pydoc.plain(pydoc.render_doc(grpo_kit))
-    assert len(text.splitlines()) < 650, "one class that inherits from a library's fills pages"
+    assert len(text.splitlines()) < 700, "one class that inherits from a library's fills pages"
     assert all(line.partition(" ")[0] in text[:2000] for _, line in listed)
 
 

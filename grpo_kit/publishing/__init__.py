@@ -1,0 +1,1 @@
+"""A run's result for others: its adapter on the Hugging Face Hub, and files for llama.cpp and Ollama."""
