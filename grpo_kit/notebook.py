@@ -47,6 +47,7 @@ __all__ = [
     "ask",
     "load_trained",
     "open_from_form",
+    "open_search_board",
     "read_rows",
     "render_prompt",
     "require_stage",
@@ -68,6 +69,7 @@ __all__ = [
     "show_judge",
     "show_machine",
     "show_modes",
+    "show_optuna",
     "show_pairs",
     "show_plan",
     "show_progress",
@@ -357,6 +359,27 @@ def show_search_space(search: str) -> list[str]:
     for key, axis in axes.items():
         print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
     return settings
+
+
+def open_search_board(run: Run, trials: int) -> Any:
+    """Show a board for a search over settings, with a button that stops it; returns a `tuning.board.SearchBoard`."""
+    from IPython.display import display
+
+    from grpo_kit.tuning.board import SearchBoard
+
+    board = SearchBoard(run, trials)
+    display(board)
+    return board
+
+
+def show_optuna(run: Run) -> None:
+    """Show Optuna's own pictures of the search: the accuracy of trial after trial, and by each setting."""
+    from IPython.display import Image, display
+
+    from grpo_kit.tuning import report, study
+
+    for picture in report.draw_optuna(study.load_study(run)):
+        display(Image(picture))
 
 
 def show_effects(result: Mapping[str, Any], run: Run) -> None:

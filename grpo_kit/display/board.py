@@ -6,6 +6,7 @@ while the cell awaits it, so that the kernel can answer clicks meanwhile.
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,40 @@ DRAW_EVERY = 1.0  # seconds between drawings at least
 # waits CHART_SHARE times as long after a chart (5 % of one core), but at most CHART_EVERY seconds, because the first
 # chart in a process also loads matplotlib.
 DRAW_SHARE, CHART_SHARE, CHART_EVERY = 100, 20, 10.0
+
+
+async def work_in_thread(
+    work: Callable[[], Any], look: Callable[[], None], stop: Callable[[], None]
+) -> tuple[asyncio.Future[Any], BaseException | None]:
+    """Call `work` in a thread, and `look` again and again until it ends, while the kernel answers clicks.
+
+    Args:
+        work: the work; it is interrupted as `runs.interrupts` says.
+        look: draws what is new.
+        stop: called when the kernel is interrupted.
+
+    Returns:
+        The work as a future that is done, and the interrupt that came or that ended it; None without one.
+    """
+    interrupts_seen: list[BaseException] = []
+
+    def work_until_interrupted() -> Any:
+        try:
+            return work()
+        except (KeyboardInterrupt, interrupts.Terminated) as error:  # which would end the kernel's event loop
+            interrupts_seen.insert(0, error)
+
+    future = asyncio.ensure_future(asyncio.to_thread(work_until_interrupted))
+    while not future.done():
+        try:
+            await asyncio.wait({future}, timeout=LOOK_EVERY)
+            await answer_widget_messages()
+            look()
+        except (asyncio.CancelledError, KeyboardInterrupt):  # how ipykernel interrupts a cell that awaits
+            interrupts_seen.append(KeyboardInterrupt())
+            interrupts.interrupt()  # a step can take minutes
+            stop()
+    return future, interrupts_seen[0] if interrupts_seen else None
 
 
 class Board:
@@ -101,34 +136,17 @@ class Board:
         self.next_chart = 0.0  # the first step shows at once
         self.activity, self.before = "starting", len(self.rows)
         self._set_state("training", stoppable=True)
-        interrupted = False
-        ended: list[BaseException] = []
-
-        def work_until_interrupted() -> Any:
-            try:
-                return train(*args, should_stop=self.stopping.is_set)
-            except (KeyboardInterrupt, interrupts.Terminated) as error:  # which would end the kernel's event loop
-                ended.append(error)
-
+        work = functools.partial(train, *args, should_stop=self.stopping.is_set)
         with interrupts.listen(), activity.listen(self._note_activity):
-            work = asyncio.ensure_future(asyncio.to_thread(work_until_interrupted))
-            while not work.done():
-                try:
-                    await asyncio.wait({work}, timeout=LOOK_EVERY)
-                    await answer_widget_messages()
-                    self.refresh()
-                except (asyncio.CancelledError, KeyboardInterrupt):  # how ipykernel interrupts a cell that awaits
-                    interrupted = True
-                    interrupts.interrupt()  # a step can take minutes
-                    self.stop()
-            error = work.exception()
-            stopped = self.stopping.is_set() or ended
+            ended, interrupt = await work_in_thread(work, self.refresh, self.stop)
+            error = ended.exception()
             self.next_chart = 0.0  # the last chart shows all steps
             self.activity, failed = "", f"failed: {reword(str(error))}"
+            stopped = self.stopping.is_set() or interrupt
             self._set_state(failed if error else "stopped and saved" if stopped else "finished")
-            if ended or (interrupted and not error):
-                raise ended[0] if ended else KeyboardInterrupt
-            return work.result()
+            if interrupt and not error:
+                raise interrupt
+            return ended.result()
 
     def stop(self) -> None:
         """Ask the training to end after the step it is in, and to save what it has."""

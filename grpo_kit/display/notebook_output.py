@@ -227,6 +227,11 @@ def show_findings(zip_path: Path, findings: Sequence[Any]) -> None:
         )
 
 
-def show_trials(result: Mapping[str, Any], run: Run) -> None:
+def show_trials(result: Mapping[str, Any]) -> None:
     """Show the trials of a search, the best first, and whether the best is better than the run's own settings."""
-    terminal.print_search(result, run)
+    from IPython.display import HTML, display
+
+    from grpo_kit.display.templates import render_trials
+
+    display(HTML(render_trials(result)))
+    print(show_controls(result["words"]))

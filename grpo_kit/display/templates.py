@@ -3,8 +3,9 @@
 Completions are written by a policy and may hold anything, so they never become markup, and a long one is cut.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from markupsafe import Markup, escape
 
 from grpo_kit.display import charts
 from grpo_kit.display.completions import first_reward, reward_color
-from grpo_kit.display.run_figures import Panel, Row, list_alarms
+from grpo_kit.display.run_figures import GREEN, GREY, ORANGE, Panel, Row, format_duration, list_alarms
 from grpo_kit.display.turns import read_turns
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.texts import show_controls
 
 LONGEST = 4000  # characters that are shown of a completion's thinking, and of its answer
 MOST = 16  # completions of one group that are shown
+STATES = {"complete": "", "pruned": "stopped early"}  # of a trial; in any other one it ran out of memory
 
 
 def mark_code(text: str) -> Markup:
@@ -109,3 +111,36 @@ def render_group(group: list[dict[str, Any]]) -> Markup:
 def render_replies(question: str, columns: list[dict[str, Any]]) -> Markup:
     """A question and its replies side by side; `columns` as `replies.NotebookReplies` makes them."""
     return PARTS.replies(question, columns, 25 * LONGEST)
+
+
+def render_trials(result: Mapping[str, Any], most: int | None = None) -> Markup:
+    """The trials of a search as a table, the best first, with each accuracy and its interval on one scale.
+
+    The best trial is green and the trial of the run's own settings orange, as in the chart.
+
+    Args:
+        result: what `tune` returns.
+        most: how many are shown; None: all.
+    """
+    rows = result["trials"][:most]
+    ends = [end for row in rows if row["ci95"] for end in row["ci95"]] or [0.0, 1.0]
+    low, high = math.floor(min(ends) * 10) / 10, math.ceil(max(ends) * 10) / 10
+    high = max(high, low + 0.1)
+    keys = [override.split("=", 1)[0] for override in result["best"]["overrides"]]
+    lines = []
+    for row in rows:
+        notes = ["best"] * (row["trial"] == result["best"]["trial"]) + ["the run's own"] * row["own"]
+        notes += [note] if (note := STATES.get(row["state"], "out of memory")) else []
+        line = {
+            "trial": row["trial"], "note": ", ".join(notes), "step": row["step"], "accuracy": "", "interval": "",
+            "color": GREEN if "best" in notes else ORANGE if row["own"] else GREY,
+            "seconds": format_duration(row["seconds"]),
+            "settings": [override.split("=", 1)[1] for override in row["overrides"]],
+        }  # fmt: skip
+        if row["ci95"]:
+            ends = (row["ci95"][0], row["accuracy"], row["ci95"][1])
+            start, mean, end = (100 * (value - low) / (high - low) for value in ends)
+            line |= {"low": f"{start:.1f}", "mean": f"{mean:.1f}", "width": f"{end - start:.1f}"}
+            line |= {"accuracy": f"{row['accuracy']:.1%}", "interval": "{:.1%} to {:.1%}".format(*row["ci95"])}
+        lines.append(line)
+    return PARTS.trials(lines, keys, (f"{low:.0%}", f"{high:.0%}"))

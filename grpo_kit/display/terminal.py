@@ -351,12 +351,8 @@ def print_search(result: dict[str, Any], run: Run) -> None:
     out.print(table)
     out.print(escape(result["words"]))
     out.print(f"picture: {escape(str(run.path / 'tune' / 'tune.png'))}")
-    best = result["best"]["overrides"]
-    if out.is_jupyter:
-        out.print(f"to use the best: {escape(' '.join(best))}")
-        return
     name = f"{run.name}-best"
-    print_next(["data", "-c", str(run.config), "--run", name], ["train", "--run", name, *best])
+    print_next(["data", "-c", str(run.config), "--run", name], ["train", "--run", name, *result["best"]["overrides"]])
 
 
 def _interval(interval: list[float], sign: str = "") -> str:

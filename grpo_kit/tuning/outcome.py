@@ -17,8 +17,8 @@ def finished_trials(study: Any) -> list[Any]:
     return [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED") or "no_room" in t.user_attrs]
 
 
-def save_result(study: Any, config: RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
-    """Write `tune.json` and `tune.png`; returns what the first holds."""
+def save_result(study: Any, config: RunConfig, run: Run) -> dict[str, Any]:
+    """Write `tune.json`, and return what it holds."""
     rows = []
     for trial in finished_trials(study):
         scores = [s for s in trial.user_attrs.get("scores", {}).values() if s is not None]
@@ -35,6 +35,12 @@ def save_result(study: Any, config: RunConfig, run: Run, axes: Mapping[str, Axis
     rows.sort(key=lambda row: (row["state"] != "complete", -(row["accuracy"] or 0)))
     result = {"trials": rows, "best": rows[0], "words": _compare_with_own(study, rows)}
     write_text(run.path / "tune" / "tune.json", to_json(result, indent=1) + "\n")
+    return result
+
+
+def draw_result(study: Any, config: RunConfig, run: Run, axes: Mapping[str, Axis]) -> dict[str, Any]:
+    """Write `tune.json` and `tune.png`; returns what the first holds."""
+    result = save_result(study, config, run)
     save_figure(draw_trials(result, axes), run.path / "tune" / "tune.png")
     return result
 

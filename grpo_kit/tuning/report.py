@@ -1,9 +1,12 @@
-"""Shows what a search found: a chart of its trials, and whether each setting changed the accuracy.
+"""Shows what a search found: a chart of its trials, Optuna's own, and whether each setting changed the accuracy.
 
-Optuna's own `plot_slice` leaves out the trials that were stopped early, and `optuna.importance` gives shares that add
-up to 1 also where no setting matters: for 12 trials of random accuracy it gave one of three settings up to 0.93.
+Optuna's own `plot_slice` leaves out the trials that were stopped early. Its importances are not shown:
+`optuna.importance` gives shares that add up to 1 also where no setting matters, for 12 trials of random accuracy up to
+0.93 for one of three settings.
 """
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +27,7 @@ def draw_trials(result: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
         axes: the search space; choices are drawn in their order.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import NullFormatter, PercentFormatter
 
     figure = Figure(figsize=(3.2 * (1 + len(axes)), 3.4), layout="constrained")
     curves, *panels = figure.subplots(1, 1 + len(axes), sharey=True)
@@ -45,6 +48,9 @@ def draw_trials(result: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
     curves.legend(loc="lower right", frameon=False, fontsize=8)
     for panel, (key, axis) in zip(panels, axes.items(), strict=True):
         panel.set(xlabel=key, xscale="log" if axis.kind == "log" else "linear")
+        if axis.kind == "log":  # matplotlib writes powers as formulas, which the figures of the kit do not read
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("{x:g}" if axis.high < 10 * axis.low else NullFormatter())
         if axis.kind == "choice":
             panel.set_xticks(range(len(axis.choices)), axis.choices)
             panel.set_xlim(-0.5, len(axis.choices) - 0.5)
@@ -52,6 +58,34 @@ def draw_trials(result: Mapping[str, Any], axes: Mapping[str, Axis]) -> Any:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def draw_optuna(study: Any) -> list[bytes]:
+    """Optuna's own pictures of a search as PNG: the accuracy of trial after trial, and by the value of each setting.
+
+    Only complete trials are drawn. Without one there is no picture.
+
+    Args:
+        study: an `optuna.Study`.
+    """
+    import optuna
+    from matplotlib import pyplot, rc_context
+
+    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        return []
+    pictures = []
+    plots = optuna.visualization.matplotlib
+    with rc_context(), warnings.catch_warnings():  # Optuna sets its own style for the whole process
+        warnings.simplefilter("ignore")  # its pictures are experimental, and one trial gives an axis no extent
+        for draw in (plots.plot_optimization_history, plots.plot_slice):
+            axes = np.ravel(draw(study, target_name="accuracy"))
+            figure = axes[0].figure
+            figure.set_size_inches(max(6.4, 3.2 * len(axes)), 3.4)
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=100, bbox_inches="tight")
+            pyplot.close(figure)
+            pictures.append(file.getvalue())
+    return pictures
 
 
 def describe_effects(result: Mapping[str, Any], seed: int = 0) -> list[str]:

@@ -6,18 +6,13 @@ SQLite file in the run folder (`tune/study.db`), so an interrupted search contin
 completions beside it. One process searches at a time.
 """
 
-import errno
 import itertools
 import math
-import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 from omegaconf import OmegaConf
@@ -28,18 +23,22 @@ from grpo_kit.config.arguments import as_texts
 from grpo_kit.evaluation import evaluate, judge_check
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import make_verifier
-from grpo_kit.runs.files import hash_of, list_differences, write_text
+from grpo_kit.runs import activity
+from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
-from grpo_kit.runs.texts import name_functions
 from grpo_kit.training import train
-from grpo_kit.tuning.outcome import finished_trials, save_result
+from grpo_kit.tuning.outcome import draw_result, finished_trials, save_result
 from grpo_kit.tuning.space import Axis, parse_search
+from grpo_kit.tuning.study import describe_damage, name_study, study_address
 
-# What SQLite says of an error of the disk, and the operating system's number for it.
-SQLITE_ERRORS = {"is full": errno.ENOSPC, "disk I/O error": errno.EIO, "readonly database": errno.EROFS}
 OnTrial = Callable[[int, int, str], None]
+ShouldStop = Callable[[], bool]
+
+
+class _Stopped(Exception):
+    """The trial ends because the search was asked to stop."""
 
 
 class Trial(Run):
@@ -54,6 +53,7 @@ class Trial(Run):
 def tune(
     config: configuration.RunConfig, run: Run, axes: str | Iterable[str] | Mapping[str, Axis], trials: int = 12,
     steps: int = 30, every: int | None = None, grid: bool = False, on_trial: OnTrial | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Search for the settings that learn best, by short trainings. An interrupted search continues.
 
@@ -67,15 +67,18 @@ def tune(
         every: training steps between two measurements on the validation rows; None: 5, or `steps` if that is less.
         grid: try every combination of the choices once; `trials` is then ignored.
         on_trial: called with (finished trials, trials in all, note) after each trial.
+        should_stop: called after each training step; when it returns True, the search keeps the finished trials and
+            ends. The trial that it was in is made again when the search continues.
 
     Returns:
         What `tune/tune.json` holds: `trials`, the best first, each with its `overrides`, its `accuracy` in [0, 1] and
         the 95 % interval `ci95`; the `best` of them; and `words`, which compares it with the run's own settings.
-        `tune/tune.png` shows the trials.
+        `tune/tune.png` shows the trials. The file is renewed after each trial, the picture at the end.
 
     Raises:
         ValueError: a setting that cannot be searched, numbers that do not fit, a run without validation rows, or a
             search that was started with different settings.
+        RuntimeError: the search was stopped before its first trial ended.
         FileNotFoundError: the run has no data.
         TypeError: an argument has another type.
 
@@ -104,47 +107,15 @@ def tune(
             )
     config = _override(config, [f"grpo.max_steps={steps}"])
     settings = _check_search(config, run, axes, steps, every, grid)
-    with run.lock("tune"), _name_study(run.path / "tune" / "study.db"):
-        return _search(config, run, axes, settings, trials, steps, every, grid, on_trial)
-
-
-@contextmanager
-def _name_study(path: Path) -> Iterator[None]:
-    """Say in a sentence that the file of the search is damaged, or that its disk is full."""
-    import optuna
-    import sqlalchemy
-
-    try:
-        yield
-    except (sqlalchemy.exc.DBAPIError, optuna.exceptions.StorageInternalError) as error:
-        cause = error if isinstance(error, sqlalchemy.exc.DBAPIError) else error.__cause__
-        reason = str(getattr(cause, "orig", cause))
-        number = next((number for words, number in SQLITE_ERRORS.items() if words in reason), None)
-        if number == errno.EIO:  # also what SQLite says of a quota
-            number = _find_disk_error(path.with_name("room")) or number
-        if number:
-            raise OSError(number, os.strerror(number), str(path)) from error
-        raise ValueError(_describe_damage(path, reason)) from error
-
-
-def _describe_damage(path: Path, reason: str) -> str:
-    remedy = name_functions("Put back a copy of it, or start the search again with `grpo-kit tune --force`.")
-    return f"{path}, which holds the trials of the search, cannot be used ({reason}). {remedy}"
-
-
-def _find_disk_error(path: Path) -> int | None:
-    """The number of the error with which the disk refuses a file at `path`; None where it takes one."""
-    try:
-        write_text(path, "0" * (1 << 16))
-        path.unlink()
-    except OSError as error:
-        return error.errno
-    return None
+    with run.lock("tune"), name_study(run.path / "tune" / "study.db"):
+        return _search(
+            config, run, axes, settings, trials, steps, every, grid, on_trial, should_stop or (lambda: False)
+        )
 
 
 def _search(
     config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], settings: dict[str, Any], trials: int,
-    steps: int, every: int, grid: bool, on_trial: OnTrial | None,
+    steps: int, every: int, grid: bool, on_trial: OnTrial | None, should_stop: ShouldStop,
 ) -> dict[str, Any]:  # fmt: skip
     """Run the trials that are left, and write the result."""
     import optuna
@@ -155,12 +126,10 @@ def _search(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.db"
     if path.is_file() and not path.stat().st_size and any(folder.glob("trial_*")):  # SQLite would begin a new one
-        raise ValueError(_describe_damage(path, "it is empty"))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # The run's lock keeps other processes away; SQLite's own locks are missing on some mounted disks.
-    place = f"file:{quote(str((folder / 'study.db').absolute()))}?nolock=1&uri=true"
+        raise ValueError(describe_damage(path, "it is empty"))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of every trial that is stopped or needs more memory
     study = optuna.create_study(
-        storage=f"sqlite:///{place}", study_name=run.name, direction="maximize",
+        storage=study_address(path), study_name=run.name, direction="maximize",
         load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
     if changes := list_differences(study.user_attrs.get("settings", settings), settings):
@@ -176,25 +145,35 @@ def _search(
     def report_progress() -> int:
         finished = finished_trials(study)
         values = [trial.value for trial in finished if trial.value is not None]
+        if finished:
+            save_result(study, config, run)
         if on_trial:
             on_trial(len(finished), trials, f"best so far {max(values):.2f}" if values else "")
         return len(finished)
 
-    while (done := report_progress()) < trials:
+    while (done := report_progress()) < trials and not should_stop():
         study.sampler = _make_sampler(config.run.seed, done, trials)
         study.optimize(
-            lambda trial: _run_trial(trial, config, run, axes, steps, every), n_trials=1, catch=torch.OutOfMemoryError
-        )
+            lambda trial: _run_trial(trial, config, run, axes, steps, every, should_stop), n_trials=1,
+            catch=(torch.OutOfMemoryError, _Stopped),
+        )  # fmt: skip
         torch.cuda.empty_cache()
-    return save_result(study, config, run, axes)
+    if not done:
+        raise RuntimeError(
+            "The search was stopped before its first trial ended, so there is nothing to show. Run it again: it begins "
+            "with this trial."
+        )
+    return draw_result(study, config, run, axes)
 
 
 def _run_trial(
-    trial: Any, config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], steps: int, every: int
-) -> float:
+    trial: Any, config: configuration.RunConfig, run: Run, axes: Mapping[str, Axis], steps: int, every: int,
+    should_stop: ShouldStop,
+) -> float:  # fmt: skip
     """Train one trial and return its accuracy: the mean over problems of the later half of its measurements.
 
-    Raises Optuna's TrialPruned when the trial is below the median on the way.
+    Raises Optuna's TrialPruned when the trial is below the median on the way, and _Stopped when the search is to stop;
+    that trial is queued again.
     """
     import optuna
 
@@ -207,6 +186,9 @@ def _run_trial(
 
     def on_step(row: dict[str, Any]) -> None:
         step = row["step"]
+        activity.announce(f"trial {trial.number}, step {step} of {steps}")
+        if step < steps and should_stop():
+            raise _Stopped
         if step % every and step != steps:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -226,6 +208,9 @@ def _run_trial(
         trainer.train()
     except torch.OutOfMemoryError:
         trial.set_user_attr("no_room", True)
+        raise
+    except _Stopped:
+        trial.study.enqueue_trial(trial.params, user_attrs={"own": own})
         raise
     finally:
         later = measurements[len(measurements) // 2 :]  # one measurement is too noisy to choose by

@@ -80,28 +80,43 @@ settings = notebook.show_search_space(search)
 # Optuna proposes the settings: the first half of the trials is spread evenly over the space, the others are near the
 # best ones. Each trial trains from the same seed and is measured on the run's validation problems along the way. A
 # trial that falls below the median of the others is stopped early. **Takes** about a minute for `tiny` on two
-# processor cores; a line counts the trials. If the cell is interrupted, run it again: it continues.
+# processor cores. *Stop and keep* ends the search after the step it is in and keeps the finished trials; when you run
+# the cell again, it continues.
 
 # %%
 from grpo_kit import tune
 
-progress = notebook.show_progress("trials")
-result = tune(config, run, settings, trials, steps, every=max(1, steps // 3), on_trial=progress)
+board = notebook.open_search_board(run, trials)
+result = await board.during(tune, config, run, settings, trials, steps, max(1, steps // 3))
 
 # %% [markdown]
-# **You should see** the best accuracy so far after each trial; it rises or stays the same.
+# **You should see** a board with the number of trials, the three best so far, the time left, and the button. The best
+# accuracy rises or stays the same.
 
 # %% [markdown]
 # ## All trials
-# The table lists every trial, the best one first. The accuracy is the mean of the second half of its measurements.
+# The best trial comes first. The bar is the 95 % interval of its accuracy, which is the mean of the second half of its
+# measurements; all bars have one scale. Green is the best trial, orange the one with the run's own settings.
 
 # %%
-notebook.show_trials(result, run)
+notebook.show_trials(result)
 
 # %% [markdown]
 # **You should see** mostly overlapping intervals: a hundred validation problems can show large differences, but not
 # small ones. The sentence under the table says whether the best trial is better than the run's own settings. The best
 # of many trials always looks better than it is.
+
+# %% [markdown]
+# ## Optuna's own pictures
+# The first shows how the accuracy changed from trial to trial, the second the accuracy by the value of each setting.
+# Both leave out the trials that were stopped early. The search itself is `tune/study.db` in the run folder, which
+# `optuna.load_study` opens.
+
+# %%
+notebook.show_optuna(run)
+
+# %% [markdown]
+# **You should see** two pictures. A slope in the second may be chance; the next cell tests that.
 
 # %% [markdown]
 # ## Which settings changed the accuracy

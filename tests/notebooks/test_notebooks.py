@@ -49,7 +49,7 @@ MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "t
 # Calls that take long with the 30B.
 LONG = (
     "load_policy(", "sample_reply(", "sample_group(", "prepare_data(", "show_difficulty(", "measure(",
-    "board.during(", "check(", "tune(",
+    "board.during(", "check(",
 )  # fmt: skip
 
 every_notebook = pytest.mark.parametrize("name", NAMES)
@@ -426,7 +426,10 @@ def test_05_tries_settings_and_reports_their_effect(executed_notebooks):
     text = printed_text(notebooks["05_tuning"])
     assert len(result["trials"]) == 2 and "lora.r                   4 or 16" in text
     assert result["words"] in text and re.search(r"^lora\.r: .+ 2 trials", text, re.MULTILINE)
-    assert count_pictures(notebooks["05_tuning"]) == 1
+    assert count_pictures(notebooks["05_tuning"]) == 3  # two of Optuna's, one of the kit's
+    cell = next(cell for cell in code_cells(notebooks["05_tuning"]) if "show_trials" in cell.source)
+    page = cell.outputs[0].data["text/html"]
+    assert page.count('class="interval"') == 2 and "best" in page and "the run&#39;s own" in page
     assert text.rstrip().endswith(" ".join(result["best"]["overrides"]))
 
 

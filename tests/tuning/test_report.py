@@ -23,6 +23,25 @@ def test_the_chart_has_a_mark_per_trial_and_choices_by_name_in_their_order():
     assert marks == [(2, 0.1, "x"), (0, 0.5, "o"), (2, 0.9, "o")]  # 16 is the third of the choices; the best is on top
     labels = [text.get_text() for text in curves.get_legend().get_texts()]
     assert labels == ["the run's own values", "best", "stopped early"]
+    rates.figure.draw_without_rendering()
+    assert "0.001" in [label.get_text() for label in rates.get_xticklabels()]  # a number, not a formula
+
+
+@pytest.mark.slow
+def test_optunas_pictures_show_a_search_and_leave_the_style_of_the_process(recwarn):
+    import matplotlib
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    assert report.draw_optuna(study) == []
+    style = dict(matplotlib.rcParams)
+    study.enqueue_trial({"lora.r": 4})
+    study.optimize(lambda trial: 0.1 * trial.suggest_categorical("lora.r", (4, 8)), n_trials=1)
+    pictures = report.draw_optuna(study)
+    assert len(pictures) == 2 and all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert dict(matplotlib.rcParams) == style
+    assert [str(warning.message) for warning in recwarn.list] == []
 
 
 def result_of(count, accuracy, state="complete", **values):

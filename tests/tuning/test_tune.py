@@ -158,6 +158,36 @@ def test_a_search_resumes_with_more_trials_but_not_with_other_axes(run, trained_
 
 
 @pytest.mark.slow
+def test_a_stopped_search_keeps_its_trials_and_makes_the_trial_it_was_in_again(run, trained_with, capfd):
+    said = []
+
+    def should_stop():
+        return len(trained_with) == 3 and len(said) > 0  # during the third trial
+
+    def on_trial(done, total, note):
+        if done == 2:
+            said.append(json.loads((run.path / "tune/tune.json").read_text()))
+
+    first = search(run, LR, trials=5, on_trial=on_trial, should_stop=should_stop)
+    assert [row["trial"] for row in said[0]["trials"]] == [
+        row["trial"] for row in first["trials"]
+    ]  # on the disk already
+    assert len(first["trials"]) == 2 and len(trained_with) == 3 and (run.path / "tune/tune.png").is_file()
+    assert capfd.readouterr().err == ""  # no traceback of the trial that was given up
+    rest = search(run, LR, trials=5)
+    assert trained_with[3] == trained_with[2] and len(trained_with) == 6 and len(rest["trials"]) == 5
+    assert search(run, LR, trials=5, should_stop=lambda: True) == rest  # it was done already
+
+
+@pytest.mark.slow
+def test_a_search_that_is_stopped_before_its_first_trial_ends_says_so_and_begins_with_the_runs_own(run, trained_with):
+    with pytest.raises(RuntimeError, match="before its first trial ended"):
+        search(run, LR, trials=3, should_stop=lambda: len(trained_with) > 0)
+    assert not (run.path / "tune/tune.json").exists() and trained_with == [0.001]
+    assert [row["own"] for row in search(run, LR, trials=1)["trials"]] == [True] and trained_with == [0.001] * 2
+
+
+@pytest.mark.slow
 def test_a_killed_trial_is_repeated(run, trained_with, monkeypatch):
     score_rows = evaluate.score_rows
 
