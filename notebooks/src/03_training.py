@@ -187,6 +187,7 @@ print(
 # | groups are all right | the accuracy: is the training done? | stop, or use harder problems (`screen(config, run)` in a cell) |
 # | groups are all wrong | a reply: could any be right? does the reward accept the right form? | use easier problems, or raise `grpo.num_generations` |
 # | groups could not be judged | their reference answers in `completions.jsonl` | repair the data in notebook 2 |
+# | a judge gives no verdict | its server, or a comparison that it was asked for | repair it, then run the cell again |
 # | entropy is low | a group: are its replies identical? | lower `grpo.learning_rate`, or raise `grpo.temperature` |
 # | steps overflowed in fp16 | how many steps overflowed | lower `grpo.learning_rate` or `grpo.max_grad_norm` |
 # | log-probs differ | nothing else: do not trust this training | report it, with `run.json` |

@@ -158,10 +158,12 @@ after_prefer = measure(config, run, "after_prefer", progress=notebook.show_progr
 report = compare(run)
 notebook.show_stages(report)
 notebook.show_curves(run)
+notebook.show_alarms(run)
 
 # %% [markdown]
 # **You should see** a row for each stage: its accuracy, and how much it differs from the stage before on the same
-# problems. An interval of a change that holds zero shows no change. Then the charts of each stage. `tiny` gains in every
+# problems. An interval of a change that holds zero shows no change. Then the charts of each stage, and its alarms if there
+# are any: such as one for preferred replies that become less likely, the usual failure of DPO. `tiny` gains in every
 # stage; it has to be reminded of a method that it knows. A policy that does not know the method gains by traces only:
 # GRPO makes likelier what is there already.
 
