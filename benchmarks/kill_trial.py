@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SETTINGS = [
-    "data.limit=140", "data.test_size=60", "data.val_size=20", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=20",
+    "data.limit=140", "data.test_size=40", "data.val_size=20", "data.pass_rate=[0.0,1.0]", "evaluation.batch_size=20",
     "screening.num_generations=4", "grpo.num_generations=4", "grpo.per_device_train_batch_size=16",
     "grpo.resample_budget=1", "grpo.eval_steps=4", "grpo.save_steps=2", "grpo.mask_truncated_completions=false",
-    "data.source=tiny-sums,tiny-puzzles", "sft.max_length=512", "sft.gradient_accumulation_steps=2", "sft.save_steps=2",
+    "data.source=tiny-sums,tiny-puzzles", "sft.max_length=512", "sft.limit=24", "sft.gradient_accumulation_steps=2",
+    "sft.save_steps=2",
     "dpo.max_length=512", "dpo.gradient_accumulation_steps=2", "dpo.learning_rate=1e-4", "dpo.save_steps=2",
 ]  # fmt: skip
 STAGES = ("data", "sft", "screen", "evaluate", "train", "prefer", "evaluate", "package", "check")
