@@ -32,6 +32,8 @@ def show_next(
     elif "prefer" not in stages and ("train" not in stages or stages["train"].get("out_of_time")):
         command = "sft" if stages.get("sft", {}).get("out_of_time") else "train"
         console.print_next([command, *given])
+    elif outdated := run.outdated_stage():
+        console.print_next([outdated[1], *given, "--force"])
     elif not {"before", MEASURED[run.trained_stages()[-1]]} <= stages.keys():
         console.print_next(["evaluate", *given])
     elif "package" not in stages or stages["package"]["finished"] < stages[run.trained_stages()[-1]]["finished"]:

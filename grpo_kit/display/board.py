@@ -222,7 +222,7 @@ class Board:
     def _draw_chart(self) -> None:
         started = time.monotonic()
         if self.chart_is_old and started >= self.next_chart:
-            self.chart.value = str(templates.render_chart(run_figures.build_panels(self.run, self.rows)))
+            self.chart.value = str(templates.render_chart(run_figures.build_panels(self.run, self.rows, self.stage)))
             self.chart_is_old = False
             now = time.monotonic()
             self.next_chart = now + min(CHART_EVERY, CHART_SHARE * (now - started))

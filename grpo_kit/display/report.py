@@ -155,7 +155,7 @@ def _build_all_panels(run: Run, trainings: dict[str, list[dict[str, Any]]]) -> l
     """The panels of every training, with its name where there are several; accuracies are the last one's."""
     panels = []
     for stage, rows in trainings.items():
-        own = run_figures.build_panels(run, rows, has_accuracy=stage == list(trainings)[-1])
+        own = run_figures.build_panels(run, rows, stage, has_accuracy=stage == list(trainings)[-1])
         named = f"{NAMES[stage]}: " if len(trainings) > 1 else ""
         panels += [replace(panel, title=f"{named}{panel.title}") for panel in own]
     return panels

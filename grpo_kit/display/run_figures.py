@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
-from grpo_kit.runs.trained import MEASURED
+from grpo_kit.runs.trained import MEASURED, TRAINING
 
 Row = dict[str, Any]
 # The palette of Okabe and Ito (Color Universal Design, 2008): the colours differ for every kind of colour vision.
@@ -62,7 +62,7 @@ class Panel:
     stacked: bool = False
 
 
-def build_panels(run: Run, rows: list[Row], has_accuracy: bool = True) -> list[Panel]:
+def build_panels(run: Run, rows: list[Row], stage: str = "train", has_accuracy: bool = True) -> list[Panel]:
     """The charts of one of a run's trainings: reward, accuracy, groups, length, speed, and memory (else entropy).
 
     Where there are several environments, also the right completions and the groups with a gradient of each; where there
@@ -76,10 +76,10 @@ def build_panels(run: Run, rows: list[Row], has_accuracy: bool = True) -> list[P
         if _learns_texts(rows)
         else None,
         _reward_panel(rows),
-        _pairs_panel(rows, "rewards", "Rewards of pairs", "beta times the change of the log-prob"),
+        _pairs_panel(rows, "rewards", "Rewards of pairs", "nats times beta"),
         _pairs_panel(rows, "logps", "Log-prob of pairs", "nats a reply"),
         _simple_panel("Pairs learned", "share of pairs", rows, "rewards/accuracies", "chosen gained more", BLUE, True),
-        _accuracy_panel(run, rows) if has_accuracy else None,
+        _accuracy_panel(run, rows, stage) if has_accuracy else None,
         _panel_by(rows, "environments", "right", "Right", "by environment, of completions"),
         _panel_by(rows, "environments", "with_gradient", "With a gradient", "by environment, of groups"),
         _panel_by(rows, "modes", "thinking", "Thinking", "tokens, by mode", percent=False),
@@ -289,11 +289,13 @@ def _describe(rows: list[Row], kind: str, name: str) -> str:
     return ", ".join(texts)
 
 
-def _accuracy_panel(run: Run, rows: list[Row]) -> Panel | None:
+def _accuracy_panel(run: Run, rows: list[Row], stage: str) -> Panel | None:
+    """Accuracies by step; those of earlier stages stand where this one begins."""
+    own = [MEASURED[name] for name in TRAINING[TRAINING.index(stage) :]]
     points = _validation_points(rows)
     lines = [_accuracy_line("validation rows", BLUE, points, "line")] if points else []
     for (name, report), color in zip(read_accuracies(run).items(), (ORANGE, GREEN, PINK, SKY)):
-        step = 0 if name == "before" or not rows else rows[-1]["step"]
+        step = rows[-1]["step"] if rows and name in own else 0
         points = [(step, report["pass@1"], report["ci95"])]
         lines.append(_accuracy_line(f"test split, {name.replace('_', ' ')}", color, points, "points"))
     return Panel("Held-out accuracy", "95 % interval", lines, percent=True) if lines else None

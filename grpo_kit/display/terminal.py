@@ -101,10 +101,11 @@ def print_texts(summary: dict[str, Any]) -> None:
 def print_weakest(report: dict[str, Any], most: int = 3) -> None:
     """Where the trained policy is least sure of the texts, and so where greedy decoding fails first."""
     lowest = "no number" if report["lowest"] is None else f"{report['lowest']:.2f} nats"
-    out.print(
-        f"{INDENT}greedy decoding writes {report['greedy']:.0%} of {report['texts']:,} texts whole; the least likely "
-        f"token of a text has {lowest} (median). The lowest:"
+    sentence = (
+        f"greedy decoding writes {report['greedy']:.0%} of {report['texts']:,} texts whole; the least likely token of "
+        f"a text has {lowest} (median). The lowest:"
     )
+    out.print(textwrap.fill(sentence, 110, initial_indent=INDENT, subsequent_indent=INDENT))
     for row in report["rows"][:most]:
         log_prob = "NaN" if row["logprob"] is None else f"{row['logprob']:.2f}"
         out.print(f"{INDENT}{log_prob} {escape(row['place'])}, token {row['token']:,}: {escape(row['text'])}")

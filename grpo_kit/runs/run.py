@@ -167,15 +167,22 @@ class Run:
         """
         trained = self.trained_stages() or ["train"]
         self.require_stage(trained[-1], f"grpo-kit {trained[-1]}")
-        records = self.stages()
+        if outdated := self.outdated_stage():
+            before, stage = outdated
+            raise ValueError(
+                f"Stage {stage!r} of run {self.name!r} went on from another adapter than the one that stage "
+                f"{before!r} has written since. Make stage {stage!r} again with --force (run.force=true)."
+            )
+        return trained[-1]
+
+    def outdated_stage(self) -> tuple[str, str] | None:
+        """(a stage that trains, the one after it) where the second went on from what the first has replaced since."""
+        records, trained = self.stages(), self.trained_stages()
         for before, stage in zip(trained, trained[1:]):
             adapter = self.stage_files(before).adapter.relative_to(self.path).as_posix()
             if records[stage]["read"].get(adapter) != records[before]["wrote"].get(adapter):
-                raise ValueError(
-                    f"Stage {stage!r} of run {self.name!r} went on from another adapter than the one that stage "
-                    f"{before!r} has written since. Make stage {stage!r} again with --force (run.force=true)."
-                )
-        return trained[-1]
+                return before, stage
+        return None
 
     @property
     def result(self) -> StageFiles:

@@ -15,7 +15,9 @@ def check_trackers(names: list[str]) -> None:
     """Raise ValueError for a tracker that the kit does not know or that is not installed."""
     for name in names:
         if name not in KNOWN:
-            raise ValueError(f"run.report_to names {name!r}; it takes {', '.join(KNOWN)}. Name one of these.")
+            raise ValueError(
+                f"run.report_to names {name!r}; it takes {', '.join(KNOWN)}. Name one of these, or [] for none."
+            )
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:  # a folder of wandb's logs looks like a package, but has no file
             raise ValueError(

@@ -63,6 +63,19 @@ def test_a_training_whose_time_was_up_goes_on(tmp_path, capsys):
     assert capsys.readouterr().out.strip().endswith(" train")
 
 
+def test_a_stage_that_went_on_from_what_was_replaced_is_made_again(tmp_path, capsys):
+    run = find_run("tiny", tmp_path / "runs")
+    adapter = run.adapter / "adapter_model.safetensors"
+    adapter.parent.mkdir(parents=True)
+    for stage, weights in (("train", "a"), ("prefer", None), ("train", "b")):
+        if weights:
+            adapter.write_text(weights)
+        run.record_stage(stage, {}, [run.adapter], [run.adapter], 1.0, "")
+    run.record_stage("data", {}, [], [], 1.0, "")
+    show_next(run)
+    assert capsys.readouterr().out.strip().endswith(" prefer --force")
+
+
 def test_preferences_whose_time_was_up_go_on(tmp_path, capsys):
     run = find_run("tiny", tmp_path / "runs")
     for stage in ("data", "train", "prefer"):

@@ -202,6 +202,15 @@ def test_each_mode_of_thinking_has_a_curve_and_a_line_in_the_summary(run):
     assert summary["test, thinking cut64"] == "50% before, 50% after; 12 and 9 tokens of thinking"
 
 
+@pytest.mark.parametrize("stage, steps", [("sft", [0, 3, 3]), ("train", [0, 0, 3]), ("prefer", [0, 0, 0])])
+def test_the_accuracies_of_earlier_stages_stand_where_a_stage_begins(run, stage, steps):
+    report = {"pass@1": 0.5, "ci95": [0.4, 0.6], "n": 9, "sampling": {"engine": "x"}, "problems": []}
+    for name in ("before", "after_sft", "after"):
+        write_text(run.evaluation / f"{name}.json", json.dumps(report))
+    (panel,) = run_figures.build_panels(run, rows(3), stage)
+    assert [line.xs for line in panel.lines] == [[step] for step in steps]
+
+
 def test_rows_of_preferences_show_both_sides_of_their_pairs(run):
     metrics = [
         {"step": step, "seconds": step, "rewards/chosen": 0.1 * step, "rewards/rejected": -0.2 * step,

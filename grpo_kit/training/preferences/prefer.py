@@ -16,12 +16,10 @@ from grpo_kit.runs.metrics import last_figures
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers
-from grpo_kit.training.metrics_log import MetricsCallback, OnStep
 from grpo_kit.training.preferences import pairs as pairing
 from grpo_kit.training.preferences.groups import read_groups
 from grpo_kit.training.preferences.own_pairs import read_own_pairs
 from grpo_kit.training.preferences.pairs import Pair
-from grpo_kit.training.preferences.reference import keep_reference
 from grpo_kit.training.preferences.rows import Row, encode_pairs
 from grpo_kit.training.rows import longest_row
 from grpo_kit.training.stage import TrainingStage
@@ -33,6 +31,7 @@ from grpo_kit.training.start import load_for_training
 from transformers import PrinterCallback
 
 from grpo_kit.training import callbacks
+from grpo_kit.training.metrics_log import MetricsCallback, OnStep
 from grpo_kit.training.trl_settings import make_dpo_config
 
 OWN = "completions"  # of dpo.source: the run's own
@@ -97,6 +96,7 @@ def prefer(
         folder = stage.files.folder
         write_lines(folder / "pairs.jsonl", (pair._asdict() for pair in pairs))
         write_text(folder / "summary.json", to_json(summary, indent=2) + "\n")
+        write_text(stage.files.forecast, to_json({"steps": stage.steps}) + "\n")
         trainer = make_trainer(stage, rows, checkpoint is not None, on_step, should_stop)
         stage.train(trainer, checkpoint)
         stop = callbacks.find_callback(trainer, callbacks.StopCallback)
@@ -213,6 +213,7 @@ def make_trainer(
     """
     require_no_old_torchao()
     from grpo_kit.training import trl_internals
+    from grpo_kit.training.preferences.reference import keep_reference
     from grpo_kit.training.preferences.trainer import PreferenceTrainer
 
     trl_internals.check_versions()
