@@ -17,6 +17,7 @@ from grpo_kit import config as configuration
 from grpo_kit.cli import ask, demo, kaggle, machine, options, rewards, stages
 from grpo_kit.cli.errors import report_errors
 from grpo_kit.cli.next_steps import show_next
+from grpo_kit.cli.publish import publish
 from grpo_kit.display import console, terminal
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run
@@ -281,6 +282,7 @@ def handoff(
     console.out.print(escape(f"{folder}\nnext:    {sentence}"))
 
 
+command(publish)
 command(machine.plan)
 
 

@@ -36,13 +36,18 @@ def save_report(run: Run) -> None:
     charts.save_figure(draw_report(run), run.picture)
 
 
-def draw_report(run: Run) -> Any:
+def draw_report(run: Run, title: str | None = None) -> Any:
     """The run's charts as a matplotlib figure, which `report.png` shows.
+
+    Args:
+        run: the run.
+        title: the text above; None for the run's name.
 
     Raises:
         FileNotFoundError: the run has no metrics.
     """
-    return charts.draw_panels(_build_all_panels(run, read_trainings(run)), f"run {run.name!r}")
+    title = f"run {run.name!r}" if title is None else title
+    return charts.draw_panels(_build_all_panels(run, read_trainings(run)), title)
 
 
 def render_page(run: Run) -> str:

@@ -1,0 +1,61 @@
+"""Whether files hold what must not become public: tokens and keys of common services, and places of this machine."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+# {what it is: how it looks}. Keys without a form of their own, such as 40 hexadecimal digits, count beside their name.
+TOKENS = {
+    "a token of Hugging Face": rb"\bhf_[A-Za-z0-9]{30,}",
+    "a token of Hugging Face's login": rb"\b(?:api_org|hf_oauth)_[A-Za-z0-9._-]{30,}",
+    "a token of Kaggle": rb"\bKGAT_[A-Za-z0-9]{20,}",
+    "a key of Kaggle": rb"(?i)kaggle_key[\"'\s:=]{1,6}[0-9a-f]{32}\b|\"key\"\s*:\s*\"[0-9a-f]{32}\"",
+    "a key of Weights & Biases": rb"(?i)\bwandb_v\d_[A-Za-z0-9_]{20,}|wandb[^\n]{0,40}\b[0-9a-f]{40}\b",
+    "a key of Amazon": rb"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?i:aws_secret_access_key)[\"'\s:=]{1,6}[A-Za-z0-9/+=]{40}",
+    "a token of GitHub": rb"\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_[A-Za-z0-9_]{30,}",
+    "a key of Google": rb"\bAIza[A-Za-z0-9_-]{35}\b",
+    "a key of OpenAI or Anthropic": rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}",
+    "a token of Slack": rb"\bxox[abprs]-[A-Za-z0-9-]{20,}",
+    "a private key": rb"-----BEGIN (?:[A-Z]+ ){0,2}PRIVATE KEY-----",
+}
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|_KEY$|CREDENTIAL", re.IGNORECASE)
+SHORTEST = 12  # characters of a secret in the environment; shorter ones occur by chance
+OVERLAP = 4096  # bytes that two pieces of a file share
+PIECE = 1 << 24
+
+
+def refuse_secrets(files: Iterable[Path], places: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ValueError where a file holds a secret or a place of this machine. The message never shows it.
+
+    Args:
+        files: the files, read as bytes.
+        places: paths that must not occur, such as the home folder.
+        environ: the values of its variables with names like `..._TOKEN` must not occur either.
+
+    Example:
+        >>> refuse_secrets([])
+    """
+    literal = [
+        (f"the value of the environment variable {name}", value.encode())
+        for name, value in environ.items()
+        if SECRET_NAME.search(name) and len(value) >= SHORTEST and "/" not in value[:1]
+    ]
+    literal += [("the path of a folder of this machine", place.encode()) for place in places if len(place) >= 7]
+    for path in files:
+        for piece in _read_pieces(path):
+            found = next((what for what, form in TOKENS.items() if re.search(form, piece)), None)
+            found = found or next((what for what, value in literal if value in piece), None)
+            if found:
+                raise ValueError(
+                    f"{path} holds {found}, and would become public. Take it out of what the run was made from, make "
+                    "the run again, and replace a secret that was written down."
+                )
+
+
+def _read_pieces(path: Path) -> Iterable[bytes]:
+    with path.open("rb") as file:
+        end = b""
+        while piece := file.read(PIECE):
+            yield end + piece
+            end = piece[-OVERLAP:]

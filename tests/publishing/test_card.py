@@ -1,0 +1,186 @@
+"""The card is read back by the Hub's own classes, says what was measured and nothing else, and no text can break it."""
+
+import ast
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+
+from grpo_kit.config import Policy
+from grpo_kit.nemotron.base_models import LIGHTNING, PUBLISHED
+from grpo_kit.publishing import run_facts
+from grpo_kit.publishing.base import find_base
+from grpo_kit.publishing.card import render_card
+from grpo_kit.publishing.folder import read_modules
+from grpo_kit.publishing.run_facts import Example, Measured, Source
+from grpo_kit.publishing.sections import Facts
+from tests.helpers.settings import ROOT
+
+HEADINGS = ["Results", "Curves", "Samples", "Load it", "Training", "Data", "Limits", "Licence"]
+HOSTILE = "```\n---\nlicense: mit\n---\n</details><script>alert(1)</script>\n````\n# free\n| a | b |"
+
+
+@pytest.fixture(scope="module")
+def facts(trained):
+    """The facts of the small run, as if its base were the 30B."""
+    config, run = trained
+    sources, measured = run_facts.read_sources(run), run_facts.read_measurements(run)
+    return Facts(
+        "ada/sums",
+        config,
+        find_base(Policy(model=PUBLISHED, revision="main")),
+        {stage: run.stages()[stage] for stage in run.trained_stages()},
+        read_modules(run.adapter),
+        sources,
+        measured,
+        run_facts.choose_examples(measured, sources),
+        json.loads(run.manifest.read_text()),
+    )
+
+
+def section(card, name):
+    return card.split(f"\n## {name}\n")[1].split("\n## ")[0]
+
+
+def without_blocks(text):
+    """The text without its fenced blocks, as CommonMark reads them."""
+    kept, fence = [], None
+    for line in text.split("\n"):
+        if fence:
+            fence = None if re.fullmatch(f"{fence}`*", line) else fence
+        elif match := re.match("`{3,}", line):
+            fence = match[0]
+        else:
+            kept.append(line)
+    assert fence is None
+    return "\n".join(kept)
+
+
+def test_the_hubs_own_classes_read_the_metadata_back(facts):
+    report = facts.measured[1].report
+    data = ModelCard(render_card(facts)).data
+    assert (data.base_model, data.base_model_relation, data.library_name) == (PUBLISHED, "adapter", "peft")
+    assert (data.license, data.license_name, data.pipeline_tag) == (
+        "other", "nvidia-nemotron-open-model-license", "text-generation",
+    )  # fmt: skip
+    assert data.tags == ["lora", "grpo-kit", "grpo", "nemotron_h", "math"] and data.language == "en"
+    assert data.get("datasets") is None  # the kit made them
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", round(report["pass@1"], 4))
+    assert result.metric_name == "pass@1 after GRPO" and result.metric_args["n"] == report["n"] == 60
+    assert result.metric_args["ci95"] == [round(edge, 4) for edge in report["ci95"]]
+
+
+def test_the_card_has_the_figures_of_the_run(facts):
+    card = render_card(facts)
+    assert re.findall("^## (.*)$", card, re.MULTILINE)[:2] == ["Results", "Curves"]
+    for each in facts.measured:
+        (low, high), label = each.report["ci95"], each.label
+        row = f"| {label} | {each.report['pass@1']:.3f} | {low:.3f} to {high:.3f} |"
+        assert row in section(card, "Results")
+    assert facts.measured[1].change["words"] in card and "| 60 |" in card
+    assert f"`{facts.manifest['sha256']['train'][:16]}`" in section(card, "Data") and "cc0-1.0" in card
+    assert "`max_steps` | `4`" in section(card, "Training")
+
+
+def test_a_run_without_a_measurement_says_so_and_has_no_index(facts):
+    card = render_card(facts._replace(measured=[], examples=[]))
+    assert "was not measured, neither before nor after" in card and "model-index" not in card
+    assert not re.search(r"0\.\d\d\d", section(card, "Results")) and "metrics" not in ModelCard(card).data.to_dict()
+    card = render_card(facts._replace(measured=facts.measured[:1], examples=[]))
+    assert "the one after GRPO, was **not measured**" in card and "model-index" not in card
+    only_after = [facts.measured[1]._replace(change=None)]
+    card = render_card(facts._replace(measured=only_after))
+    assert "there is no difference to show" in card and len(ModelCard(card).data.eval_results) == 1
+
+
+def test_several_stages_and_sets_are_listed(facts):
+    records = {stage: facts.records["train"] | {"settings": {}} for stage in ("sft", "train", "prefer")}
+    report = facts.measured[1].report
+    part = {key: report[key] for key in ("pass@1", "ci95", "n")}
+    several = report | {"by": {"set": {"test": part, "math500": part, "ada.csv": part}, "environment": {"a|b": part}}}
+    measured = [facts.measured[0], Measured("sft", report, None), Measured("prefer", several, facts.measured[1].change)]
+    card = render_card(facts._replace(records=records, measured=measured))
+    data = ModelCard(card).data
+    assert "trained by SFT and GRPO and DPO" in card and {"sft", "grpo", "dpo"} <= set(data.tags)
+    assert [result.dataset_type for result in data.eval_results] == ["held-out", "HuggingFaceH4/MATH-500", "own"]
+    assert {result.metric_name for result in data.eval_results} == {"pass@1 after DPO"} and "ada.csv" not in card
+    assert "| after SFT |" in card and r"a\|b" in card
+
+
+def test_no_text_of_a_problem_or_a_completion_breaks_the_card(facts):
+    config = replace(facts.config, data=replace(facts.config.data, system_prompt=HOSTILE, prompt_suffix=HOSTILE))
+    source = Source(f"own {HOSTILE}", HOSTILE, None, 1, ["0a"], "x")
+    examples = [Example("Still wrong", HOSTILE, HOSTILE, HOSTILE, HOSTILE)]
+    card = render_card(facts._replace(examples=examples, config=config, sources=[source]))
+    plain = ModelCard(render_card(facts)).data.to_dict() | {"language": None}
+    found = ModelCard(card).data.to_dict()
+    assert {key: found.get(key) for key in plain if key != "model-index"} == {
+        key: value for key, value in plain.items() if key != "model-index"
+    }
+    outside = without_blocks(card.split("\n---\n", 1)[1])
+    assert re.findall("^## (.*)$", outside, re.MULTILINE) == HEADINGS
+    assert "<script" not in outside and "<details" not in outside and "# free" not in outside.split("\n")
+    assert len(card) < 60_000
+    many = [Example("Still wrong", "x" * 10**6, "1", "y" * 10**6, "z" * 10**6)]
+    assert len(render_card(facts._replace(examples=many))) < 60_000
+
+
+def test_a_run_in_4_bit_says_that_it_was_measured_over_nf4_only(facts):
+    config = replace(facts.config, policy=Policy(model=PUBLISHED, load_in_4bit=True, dtype="float16"))
+    assert "Measured over NF4 only" in section(render_card(facts._replace(config=config)), "Limits")
+    assert "NF4" not in section(render_card(facts), "Limits")
+
+
+def test_loading_names_the_base_its_revision_and_what_vllm_drops(facts):
+    card = section(render_card(facts), "Load it")
+    assert f"model=\"{PUBLISHED}\", revision='main'" in card and "load_in_4bit=True" in card
+    assert "--enable-lora --max-lora-rank 32 --lora-modules sums=ada/sums" in card
+    assert "_check_lora_target_modules_mamba" in card and "vLLM 0.17.1 uses all" in card
+    for code in re.findall("```python\n(.*?)```", card, re.DOTALL):
+        ast.parse(code)
+    shared = {
+        "backbone.layers.1.mixer.shared_experts.up_proj": [(4, 8), (8, 4)],
+        "backbone.layers.2.mixer.q_proj": [(4, 8)],
+    }
+    card = section(render_card(facts._replace(modules=shared)), "Load it")
+    assert "uses 32 of 96 LoRA parameters: it drops those on shared experts" in card and "_check_lora" not in card
+    routed = {"backbone.layers.1.mixer.experts.0.up_proj": [(4, 8), (8, 4)]}
+    card = section(render_card(facts._replace(modules=routed)), "Load it")
+    assert "PEFT alone has no place for them" in card and "PeftModel" not in card
+    other = section(render_card(facts._replace(modules={"model.layers.0.self_attn.q_proj": [(4, 8)]})), "Load it")
+    assert "vLLM 0.17.1" not in other
+
+
+def test_limits_name_what_is_not_known(facts):
+    source = Source("own file 1", "unstated", None, 3, ["0a"], "x")
+    records = {"train": facts.records["train"] | {"out_of_time": True}}
+    manifest = facts.manifest | {"not_checked": {"math500": "the Hub cannot be reached"}}
+    card = render_card(facts._replace(sources=[source], records=records, manifest=manifest))
+    limits = section(card, "Limits")
+    assert "licence of own file 1 is not known" in limits and "not compared with math500" in limits
+    assert "ended before the last step of GRPO" in limits and "language" not in ModelCard(card).data.to_dict()
+
+
+def test_hub_sets_and_the_licence_of_the_base_are_linked(facts):
+    source = Source("gsm8k", "mit", "openai/gsm8k", 7473, ["0a" * 32], "gsm8k")
+    card = render_card(facts._replace(sources=[source], base=find_base(Policy(model=LIGHTNING))))
+    assert ModelCard(card).data.datasets == ["openai/gsm8k"]
+    assert "[gsm8k](https://huggingface.co/datasets/openai/gsm8k) | mit | 7,473 | `0a0a0a0a0a0a0a0a` |" in card
+    assert "[openmdw-1.1](https://openmdw.ai/license/1-1/)" in card
+
+
+def test_the_card_in_the_notes_has_todays_form(facts):
+    notes = (ROOT / "notes/card_of_the_demo.md").read_text(encoding="utf-8")
+    fresh = render_card(facts._replace(base=find_base(Policy())))
+
+    def form(card):
+        data = ModelCard(card).data.to_dict()
+        return re.findall("^(?:## .*|[|] (?:policy|setting|source) .*)$", without_blocks(card), re.MULTILINE), list(
+            data
+        )
+
+    assert form(notes) == form(fresh)
+    assert section(notes, "Load it").replace("nemotron-sums", "sums") == section(fresh, "Load it")

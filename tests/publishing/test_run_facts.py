@@ -1,0 +1,192 @@
+"""What a run says of itself in public: nothing that is not recorded, no path, no name of a user's file."""
+
+import json
+import shutil
+
+import pytest
+
+from grpo_kit.publishing import run_facts
+from grpo_kit.publishing.run_facts import Measured, Source, choose_examples, describe_texts, public_settings
+from grpo_kit.runs.files import hash_of
+from grpo_kit.runs.run import Run
+
+OWN = Source("own file 1", "unstated", None, 3, ["0a"], "ada_private.csv")
+SUMS = Source("tiny-sums", "cc0-1.0", None, 3, [], "tiny-sums")
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the small run that may be changed."""
+    run = Run(tmp_path / "runs", trained[1].name)
+    shutil.copytree(trained[1].path, run.path, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    return run
+
+
+def change(path, function):
+    value = json.loads(path.read_text())
+    function(value)
+    path.write_text(json.dumps(value))
+
+
+def test_the_measurements_are_those_of_the_files(trained):
+    run = trained[1]
+    measured = run_facts.read_measurements(run)
+    assert [each.label for each in measured] == ["before training", "after GRPO"]
+    for each, name in zip(measured, ("before", "after")):
+        assert each.report == json.loads((run.evaluation / f"{name}.json").read_text())
+    report = json.loads((run.evaluation / "report.json").read_text())
+    assert measured[0].change is None
+    assert {key: measured[1].change[key] for key in ("difference", "difference_ci95", "gained", "lost")} == {
+        key: report[key] for key in ("difference", "difference_ci95", "gained", "lost")
+    }
+
+
+def test_a_measurement_of_another_adapter_is_left_out(copied):
+    change(copied.notes, lambda notes: notes["stages"]["after"]["read"].update(adapter="0" * 64))
+    assert [each.label for each in run_facts.read_measurements(copied)] == ["before training"]
+
+
+def test_measurements_with_other_settings_are_not_compared(copied):
+    change(copied.notes, lambda notes: notes["stages"]["before"]["settings"].update(seed=1))
+    assert run_facts.read_measurements(copied)[1].change is None
+
+
+def test_measurements_on_other_rows_are_left_out_and_other_training_rows_refused(copied):
+    change(copied.notes, lambda notes: notes["stages"]["before"]["read"].update({"data/manifest.json": "0" * 64}))
+    assert [each.label for each in run_facts.read_measurements(copied)] == ["after GRPO"]
+    change(copied.notes, lambda notes: notes["stages"]["train"]["read"].update({"data/manifest.json": "0" * 64}))
+    with pytest.raises(ValueError, match="prepared again after stage 'train'"):
+        run_facts.read_sources(copied)
+
+
+def test_a_users_own_file_is_numbered_and_public_sets_keep_their_names(copied):
+    def entries(manifest):
+        recipe = {"about": "x", "licence": "unstated"}
+        manifest["sources"] = [
+            {"name": "ada_private.csv", "files": {"ada_private.csv": "a" * 64}, "recipe": recipe, "rows": 3},
+            {"name": "ada/other.jsonl", "files": {"other.jsonl": "b" * 64}, "recipe": recipe, "rows": 3},
+            {
+                "name": "gsm8k",
+                "files": {},
+                "recipe": {"licence": "mit", "hub": "openai/gsm8k"},
+                "rows_sha256": "c" * 64,
+            },
+            {"name": "org/set", "files": {}, "recipe": {"licence": "unstated", "hub": "org/set"}},
+        ]
+
+    change(copied.manifest, entries)
+    digest = hash_of(copied.manifest)
+    for stage in ("data", "train"):
+        side = "wrote" if stage == "data" else "read"
+        change(
+            copied.notes, lambda notes, s=stage, k=side: notes["stages"][s][k].update({"data/manifest.json": digest})
+        )
+    found = run_facts.read_sources(copied)
+    assert [(s.name, s.hub, s.licence) for s in found] == [
+        ("own file 1", None, "unstated"), ("own file 2", None, "unstated"), ("gsm8k", "openai/gsm8k", "mit"),
+        ("org/set", "org/set", "unstated"),
+    ]  # fmt: skip
+    record = json.dumps(run_facts.make_record(copied, "org/base", found, run_facts.read_measurements(copied)))
+    assert (
+        "ada_" not in record
+        and "ada/" not in record
+        and str(copied.root) not in record
+        and "a" * 64 in record
+        and "c" * 64 in record
+    )
+
+
+def test_the_record_names_no_path_and_nobody(trained):
+    config, run = trained
+    record = run_facts.make_record(run, "org/base", run_facts.read_sources(run), run_facts.read_measurements(run))
+    text = json.dumps(record)
+    assert str(run.root) not in text and "/" not in text.replace("org/base", "")
+    assert list(record) == ["base_model", "stages", "data", "measurements"]
+    settings = record["stages"]["train"]["settings"]
+    assert settings["grpo"]["max_steps"] == config.grpo.max_steps and settings["lora"]["r"] == config.lora.r
+    assert settings["lora"]["target_modules"] == config.lora.target_modules
+
+
+# settings: what is public of them
+SETTINGS = [
+    ({"source": "/home/ada/x.jsonl", "max_steps": 5}, {"max_steps": 5}),
+    ({"dpo": {"source": "secret.jsonl", "beta": 0.1}}, {"dpo": {"beta": 0.1}}),
+    ({"policy": {"model": "/data/nemo", "revision": "x", "dtype": "float16"}}, {"policy": {"dtype": "float16"}}),
+    ({"optim": "adamw_torch", "lr_scheduler_type": "/home"}, {"optim": "adamw_torch"}),
+    ({"reward_funcs": ["math_answer.py:math_reward", "/home/ada/r.py:f", "r.py:f"]},
+     {"reward_funcs": ["math_answer.py:math_reward", "own", "own"]}),
+    ({"reward_funcs": ["../rewards/math_answer.py:math_reward"]}, {"reward_funcs": ["own"]}),
+    ({"sets": ["test", "math500", "ada.csv"]}, {"sets": ["test", "math500", "own"]}),
+    ({"target_modules": ["q_proj"], "stages": [{"steps": 3, "enter": "clipped"}]},
+     {"target_modules": ["q_proj"], "stages": [{"steps": 3, "enter": "clipped"}]}),
+    ({"target_modules": [".*(/home/ada)"]}, {}),
+    ({"rewards": {"f": "a" * 64, "g": "ada"}, "verifier": "a" * 64}, {"rewards": {"f": "a" * 64}}),
+    ({"system_prompt": "I am Ada", "columns": {"prompt": "ada"}}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "public"), SETTINGS, ids=lambda part: str(part)[:30])
+def test_only_numbers_and_known_words_of_the_settings_are_public(settings, public):
+    assert public_settings(settings) == public
+
+
+# stage, source: in words
+TEXTS = [
+    ("sft", "traces", "traces of the kit's solvers for the run's own problems"),
+    ("sft", "run:ada", "right completions of another run of the author"),
+    (
+        "sft",
+        "org/set,/home/ada/x.jsonl,mine/x.csv",
+        "`org/set` on the Hub, the author's own file, the author's own file",
+    ),
+    ("prefer", "completions", "pairs of the policy's own completions during GRPO, judged by their rewards"),
+    ("prefer", "/home/ada/p.jsonl", "pairs of the author's own file"),
+    ("train", "", ""),
+]
+
+
+@pytest.mark.parametrize(("stage", "source", "words"), TEXTS)
+def test_what_a_stage_learned_from_names_no_file(stage, source, words):
+    section = {"sft": "sft", "prefer": "dpo", "train": "grpo"}[stage]
+    assert describe_texts(stage, {section: {"source": source}}) == words
+
+
+def problem(number, score, source="tiny-sums", **more):
+    text = f"reply {number} {score}"
+    return {
+        "id": str(number),
+        "prompt": f"p{number}",
+        "answer": "1",
+        "score": score,
+        "completions": [text],
+        "source": source,
+    } | more
+
+
+def choose(before, after, sources=(SUMS, OWN)):
+    measured = [Measured("", {"problems": before}, None)] if before is not None else []
+    return choose_examples([*measured, Measured("train", {"problems": after}, None)], list(sources))
+
+
+def test_the_first_problem_of_each_kind_is_shown():
+    scores = [(1.0, 1.0), (0.0, 0.0), (0.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.5, 1.0), (None, 0.0)]
+    before, after = ([problem(n, pair[side]) for n, pair in enumerate(scores)] for side in (0, 1))
+    chosen = choose(before, after)
+    assert [(e.title, e.problem) for e in chosen] == [
+        ("Wrong before, right after", "p2"), ("Right before, wrong after", "p4"), ("Still wrong", "p1"),
+    ]  # fmt: skip
+    assert (chosen[0].before, chosen[0].after) == ("reply 2 0.0", "reply 2 1.0")
+
+
+def test_without_a_measurement_before_right_and_wrong_ones_are_shown():
+    chosen = choose(None, [problem(1, 0.0), problem(2, 1.0)])
+    assert [(e.title, e.problem, e.before) for e in chosen] == [("Right", "p2", None), ("Wrong", "p1", None)]
+
+
+def test_problems_without_a_known_licence_are_not_shown():
+    assert choose(None, [problem(1, 0.0, "ada_private.csv"), problem(2, 1.0, "elsewhere")]) == []
+    assert (
+        choose(None, [problem(1, 0.0, set="ada.csv"), problem(2, 1.0, "ada_private.csv", set="math500")])[0].problem
+        == "p2"
+    )
+    assert choose([problem(1, 0.0)], [], [SUMS]) == [] and choose_examples([], []) == []

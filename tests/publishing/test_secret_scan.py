@@ -1,0 +1,46 @@
+"""Secrets and places of this machine are found in any file, and never shown."""
+
+import pytest
+
+from grpo_kit.nemotron import tiny
+from grpo_kit.publishing.secret_scan import PIECE, refuse_secrets
+
+# Each is made up here; pieces are joined, so that no scanner takes this file for a leak.
+SECRETS = [
+    "hf_" + "aB3" * 12, "hf_oauth_" + "x1" * 20, "KGAT_" + "0a" * 16, '{"username":"ada","key":"' + "0a" * 16 + '"}',
+    "KAGGLE_KEY=" + "0a" * 16, "wandb_v1_" + "Ab" * 20, "wandb login " + "0a" * 20, "AKIA" + "A1" * 8,
+    "aws_secret_access_key = " + "aB/+" * 10, "ghp_" + "aB3" * 12, "github_pat_" + "aB_" * 12, "AIza" + "aB3-x" * 7,
+    "sk-proj-" + "aB3-" * 10, "xoxb-" + "1234-" * 6, "-----BEGIN RSA PRIVATE KEY-----", "-----BEGIN PRIVATE KEY-----",
+]  # fmt: skip
+HARMLESS = [
+    "hf_hub_download", "sha256 " + "0a" * 32, "commit " + "0a" * 20, "the key is 42", "sk-learn", "AKIA", "wandb",
+    '{"key": "value"}', "0a" * 16,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_found_wherever_it_stands_and_is_not_shown(secret, tmp_path):
+    path = tmp_path / "file.bin"
+    for before in (b"", b"\x00text ", b" " * (PIECE - 10)):  # the last one lies across two pieces
+        path.write_bytes(before + secret.encode() + b" rest")
+        with pytest.raises(ValueError, match="would become public") as raised:
+            refuse_secrets([path], environ={})
+        assert secret not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_harmless_texts_and_the_kits_tokenizers_pass(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(HARMLESS))
+    refuse_secrets([path, *(folder / "tokenizer.json" for folder in tiny.FOLDERS.values())], environ={})
+
+
+def test_values_of_the_environment_and_places_are_found(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("see /home/ada/runs, opensesame-1234, short, /etc/pki")
+    for environ in ({"MY_API_KEY": "opensesame-1234"}, {"SERVICE_TOKEN": "opensesame-1234"}):
+        with pytest.raises(ValueError, match="the value of the environment variable"):
+            refuse_secrets([path], environ=environ)
+    refuse_secrets([path], environ={"EDITOR": "opensesame-1234", "X_TOKEN": "short", "KEY_FILE_TOKEN": "/etc/pki"})
+    with pytest.raises(ValueError, match="the path of a folder of this machine"):
+        refuse_secrets([path], ["/home/ada"], environ={})
+    refuse_secrets([path], ["/", "/etc"], environ={})
