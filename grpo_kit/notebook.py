@@ -347,6 +347,26 @@ def submit_zip(zip_path: Path, message: str, send: bool) -> None:
         print(f"{score} on the public leaderboard")
 
 
+def publish(config: RunConfig, run: Run, to: str, private: bool, send: bool, base: str = "") -> None:
+    """Put the adapter on the Hugging Face Hub as `to`, USER/REPO; without `send`, show its files and its card.
+
+    `base` is the id on the Hub of a base that lies in a local folder.
+    """
+    from IPython.display import Markdown, display
+
+    from grpo_kit.publishing.publish import publish as publish_run
+
+    published = publish_run(config, run, to, private, dry_run=not send, base=base.strip() or None)
+    for path in published.files:
+        print(f"{path.stat().st_size:>14,} bytes  {path.name}")
+    if send:
+        display(Markdown(f"[{published.address}]({published.address})"))
+        return
+    card = (published.folder / "README.md").read_text(encoding="utf-8")
+    display(Markdown(card.split("\n---\n", 1)[1]))  # without its metadata, which the Hub shows as fields
+    print("Nothing was sent.")
+
+
 # Notebook 5: the search over settings
 
 

@@ -36,18 +36,19 @@ def save_report(run: Run) -> None:
     charts.save_figure(draw_report(run), run.picture)
 
 
-def draw_report(run: Run, title: str | None = None) -> Any:
+def draw_report(run: Run, title: str | None = None, has_accuracy: bool = True) -> Any:
     """The run's charts as a matplotlib figure, which `report.png` shows.
 
     Args:
         run: the run.
         title: the text above; None for the run's name.
+        has_accuracy: whether the accuracies are among them.
 
     Raises:
         FileNotFoundError: the run has no metrics.
     """
     title = f"run {run.name!r}" if title is None else title
-    return charts.draw_panels(_build_all_panels(run, read_trainings(run)), title)
+    return charts.draw_panels(_build_all_panels(run, read_trainings(run), has_accuracy), title)
 
 
 def render_page(run: Run) -> str:
@@ -156,11 +157,14 @@ def read_trainings(run: Run) -> dict[str, list[dict[str, Any]]]:
     return trainings
 
 
-def _build_all_panels(run: Run, trainings: dict[str, list[dict[str, Any]]]) -> list[run_figures.Panel]:
+def _build_all_panels(
+    run: Run, trainings: dict[str, list[dict[str, Any]]], has_accuracy: bool = True
+) -> list[run_figures.Panel]:
     """The panels of every training, with its name where there are several; accuracies are the last one's."""
     panels = []
     for stage, rows in trainings.items():
-        own = run_figures.build_panels(run, rows, stage, has_accuracy=stage == list(trainings)[-1])
+        has_own = has_accuracy and stage == list(trainings)[-1]
+        own = run_figures.build_panels(run, rows, stage, has_accuracy=has_own)
         named = f"{NAMES[stage]}: " if len(trainings) > 1 else ""
         panels += [replace(panel, title=f"{named}{panel.title}") for panel in own]
     return panels

@@ -25,6 +25,7 @@ from grpo_kit.publishing.sections import RECORD, Facts
 from grpo_kit.runs.files import hash_of, new_folder, to_json, write_text
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.trained import MEASURED
 from grpo_kit.submission.value_check import summarize_values
 
 CARD = "README.md"
@@ -76,7 +77,9 @@ def build_folder(config: RunConfig, run: Run, repo: str, base: Base) -> Path:
         fields |= {"base_model_name_or_path": base.name, "revision": base.revision, "inference_mode": True}
         write_text(folder / CONFIG_FILE, to_json(fields, indent=2, sort_keys=True) + "\n")
         _save_tokenizer(config, folder)
-        charts.save_figure(report.draw_report(run, ""), folder / CURVES)
+        done = [name for name in ("before", *(MEASURED[stage] for stage in facts.records)) if name in records]
+        all_hold = len(done) == len(measured)  # a point of another adapter must not stand in the picture
+        charts.save_figure(report.draw_report(run, "", all_hold), folder / CURVES)
         record = {"grpo-kit": __version__, "sha256": {TENSORS_FILE: hash_of(folder / TENSORS_FILE)}}
         record |= run_facts.make_record(run, base.name, sources, measured)
         write_text(folder / RECORD, to_json(record, indent=2, sort_keys=True) + "\n")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 import types
 
@@ -33,6 +34,18 @@ def displayed_texts(monkeypatch):
     texts = []
     monkeypatch.setattr(display, "display", lambda content, **_: texts.append(content.data))
     return texts
+
+
+def test_publishing_shows_the_card_and_sends_nothing_unless_told_to(trained, tmp_path, displayed_texts, capsys):
+    run = Run(tmp_path / "runs", "small")
+    shutil.copytree(trained[1].path, run.path)
+    notebook.publish(trained[0], run, "ada/sums", private=True, send=False)
+    (card,) = displayed_texts
+    assert card.strip().startswith("# sums") and "license:" not in card
+    printed = capsys.readouterr().out
+    assert "bytes  adapter_model.safetensors" in printed and printed.endswith("Nothing was sent.\n")
+    with pytest.raises(ValueError, match="is embedded in grpo-kit"):
+        notebook.publish(trained[0], run, "ada/sums", private=True, send=True)
 
 
 @pytest.mark.parametrize(

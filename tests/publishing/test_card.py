@@ -173,7 +173,7 @@ def test_hub_sets_and_the_licence_of_the_base_are_linked(facts):
 
 
 def test_the_card_in_the_notes_has_todays_form(facts):
-    notes = (ROOT / "notes/card_of_the_demo.md").read_text(encoding="utf-8")
+    notes = (ROOT / "notes/card_of_the_demo/README.md").read_text(encoding="utf-8")
     fresh = render_card(facts._replace(base=find_base(Policy())))
 
     def form(card):
