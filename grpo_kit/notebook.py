@@ -45,7 +45,6 @@ from grpo_kit.runs.run import Run, find_run
 
 __all__ = [
     "ask",
-    "load_trained",
     "open_from_form",
     "open_search_board",
     "read_rows",
@@ -90,6 +89,8 @@ AUTO = "auto"
 MIXED = "data.source=gsm8k,structured,instructions,documents"
 PUZZLES = "data.source=puzzles"
 FEW = ("sft.max_steps=12", "grpo.max_steps=8", "dpo.max_steps=10", "data.test_size=300", "evaluation.batch_size=150")
+QUICK = ("grpo.max_steps=30", "data.test_size=100")
+QUICK += ("grpo.max_completion_length=1024", "evaluation.max_completion_length=1024")
 LINKS = {
     "colab": "https://colab.research.google.com/github/{0}/blob/main/notebooks/{1}.ipynb",
     "kaggle": "https://kaggle.com/kernels/welcome?src=https://github.com/{0}/blob/main/notebooks/{1}.ipynb",
@@ -113,6 +114,7 @@ def open_from_form(
     use_drive: bool = True,
     environments: bool = False,
     puzzles: bool = False,
+    quick: bool = False,
 ) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
@@ -131,6 +133,8 @@ def open_from_form(
         puzzles: train on what solvers explain: every preset but `tiny`, whose sums are worked out digit by digit, gets
             the puzzles of the challenge, unless the overrides name other sources. The stages of `tiny` get the few
             steps of FEW, so that each leaves something to the next.
+        quick: a short run: every preset but `tiny`, which is short, gets the settings of QUICK; with `t4-4b` the plan
+            then computes less than two hours on a T4.
 
     Raises:
         ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
@@ -156,6 +160,9 @@ def open_from_form(
     if puzzles and sources:
         words = [*(FEW if sources == ("tiny",) else [PUZZLES]), *words]
         name = name or f"{sources[0]}-stages"
+    if quick and sources:
+        words = [*(() if sources == ("tiny",) else QUICK), *words]
+        name = name or f"{sources[0]}-quickstart"
     config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
     from grpo_kit.policy.nf4_source import describe_download
@@ -254,30 +261,37 @@ def _sample(model: Any, tokenizer: Any, config: RunConfig, evaluation: Any, prob
     return sample_completions(model, tokenizer, conversations, evaluation, config.run.seed, thinking, budgets=budgets)
 
 
-def load_trained(config: RunConfig, run: Run) -> tuple[Any, Any]:
-    """Load the run's policy with its adapter, if it has one, for `ask`; returns (model, tokenizer)."""
-    from grpo_kit.evaluation import ask as asking
-
-    return asking.load_trained(config, run)
-
-
-def ask(model: Any, tokenizer: Any, config: RunConfig, question: str, thinking: bool | None = None) -> None:
+def ask(config: RunConfig, run: Run, question: str, thinking: bool | None = None) -> None:
     """Show how the untrained and the trained policy answer a question, side by side, while they write.
 
+    The policy is loaded for the first question and stays loaded for the next ones.
+
     Args:
-        model, tokenizer: as `load_trained` returns them.
         config: the run's configuration.
+        run: the run; without a finished training only the untrained policy answers.
         question: any question.
         thinking: whether the policy thinks before it answers; None: as the run is configured.
+
+    Raises:
+        ValueError: the question is empty, or too long for an answer.
     """
     from grpo_kit.display.replies import NotebookReplies
     from grpo_kit.evaluation import ask as asking
     from grpo_kit.policy.chat import template_opens_thinking
 
     asking.require_question(question)
+    trained = [run.stages()[stage] for stage in run.trained_stages()]
+    wanted = repr((run.path, config.policy, trained))
+    if wanted not in _loaded:
+        _loaded.clear()  # the memory holds one policy
+        _loaded[wanted] = asking.load_trained(config, run)
+    model, tokenizer = _loaded[wanted]
     thinking = config.policy.enable_thinking if thinking is None else thinking
     shown = NotebookReplies(question, template_opens_thinking(tokenizer, thinking))
     shown.finish(asking.ask(model, tokenizer, config, question, thinking, shown.show))
+
+
+_loaded: dict[str, tuple[Any, Any]] = {}  # {what was loaded: (model, tokenizer)}, at most one
 
 
 # Notebook 2: the data

@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Check this machine and what fits on it, open a run, load the policy, and read one of its replies before any training | any; two CPU cores are enough for `tiny`, the 30B model needs a T4 or more | 1 for `tiny`, once the packages are installed |
 #
-# **1 Setup** → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [0 Quickstart](00_quickstart.ipynb) → **1 Setup** → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) →
 # [8 Stages](08_stages.ipynb).
 # Each notebook can start on a fresh machine: it finds the run where the previous notebook left it.

@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Clean, decontaminate and split the problems; see where each row went, how long and how hard the problems are; read ten of each source | any; no GPU needed | 1 for `tiny`, once the packages are installed |
 #
-# [1 Setup](01_setup.ipynb) → **2 Data** → [3 Training](03_training.ipynb) →
+# [0 Quickstart](00_quickstart.ipynb) → [1 Setup](01_setup.ipynb) → **2 Data** → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) →
 # [8 Stages](08_stages.ipynb).
 # You can start with this notebook; it needs no other one.

@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Try the rewards by hand, measure the untrained policy, train it with GRPO, follow the board, and know what to do when an alarm appears | any for `tiny`; the 30B model needs a T4 or more | 1 for `tiny`, hours for the 30B model |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** →
+# [0 Quickstart](00_quickstart.ipynb) → [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → **3 Training** →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) →
 # [8 Stages](08_stages.ipynb).
 # This notebook needs the data of notebook 2. After a lost session, run it again: it continues from the last
@@ -226,6 +226,22 @@ notebook.show_completions(run)
 # **You should see** guesses (`looks like ...`) among the replies of step 1, and sums worked out digit by digit in the
 # last step. During training the policy never saw a worked sum. It was rewarded for right answers, and it gets more of
 # them by working the sum out.
+
+# %% [markdown]
+# ## Ask it yourself
+# Type a question of your own and run the cell again. The untrained and the trained policy answer it side by side, as in
+# the evaluation. **Takes** a moment for `tiny`; a larger model is loaded once more first.
+
+# %%
+# @title Ask it yourself
+question = "What is 47 + 38?"  # @param {type:"string"}
+thinking = True  # @param {type:"boolean"}
+notebook.ask(config, run, question, thinking)
+
+# %% [markdown]
+# **You should see** two boxes that fill while the policies write. Each thought folds when its answer begins. In a
+# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums of two numbers; ask it
+# without thinking, and it must answer at once. On a GPU, end this session before you open the next notebook.
 
 # %% [markdown]
 # ## Your turn

@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Measure the trained policy, compare it with the untrained one, pack `submission.zip`, check it, and submit it | any for `tiny`; the 30B model needs a T4 or more | 1 for `tiny` |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [0 Quickstart](00_quickstart.ipynb) → [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # **4 Submit** → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) →
 # [8 Stages](08_stages.ipynb).
 # This notebook needs the adapter of notebook 3.
@@ -116,20 +116,6 @@ notebook.show_example(run)
 # policy's guesses.)
 
 # %% [markdown]
-# ## Ask it yourself
-# Type a question of your own. The untrained and the trained policy answer it side by side, as in the evaluation.
-# **Takes** a moment for `tiny`; a larger model is loaded once more first.
-
-# %%
-model, tokenizer = notebook.load_trained(config, run)
-notebook.ask(model, tokenizer, config, "What is 47 + 38?", thinking=True)
-
-# %% [markdown]
-# **You should see** two boxes that fill while the policies write. Each thought folds when its answer begins. In a
-# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums of two numbers; ask it
-# without thinking, and it must answer at once.
-
-# %% [markdown]
 # ## Pack
 # A submission is the adapter alone: two files at the root of a zip. The same adapter always gives the same bytes.
 
@@ -174,6 +160,22 @@ notebook.submit_zip(zip_path, f"grpo-kit, run {run.name}", send=submit)
 # **You should see** the calls to Kaggle, and `dry run`. The kit refuses to submit an adapter of the tiny policy: it
 # fits only the tiny policy, the challenge expects one for Nemotron-3-Nano-30B-A3B, and you have only five submissions
 # per day.
+
+# %% [markdown]
+# ## Ask it yourself
+# Type a question of your own and run the cell again. The untrained and the trained policy answer it side by side, as in
+# the evaluation. **Takes** a moment for `tiny`; a larger model is loaded once more first.
+
+# %%
+# @title Ask it yourself
+question = "What is 47 + 38?"  # @param {type:"string"}
+thinking = True  # @param {type:"boolean"}
+notebook.ask(config, run, question, thinking)
+
+# %% [markdown]
+# **You should see** two boxes that fill while the policies write. Each thought folds when its answer begins. In a
+# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums of two numbers; ask it
+# without thinking, and it must answer at once.
 
 # %% [markdown]
 # ## Your turn

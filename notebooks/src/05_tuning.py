@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Search two or three settings by short trainings on the run's own problems; see which of them change the accuracy and which do not | any for `tiny`; the 30B model needs days on a GPU | 1 to 2 for `tiny` |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [0 Quickstart](00_quickstart.ipynb) → [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → **5 Tuning** → [6 Environments](06_environments.ipynb) →
 # [8 Stages](08_stages.ipynb).
 # This notebook needs the data of notebook 2, but no training. After a lost session, run it again: the search

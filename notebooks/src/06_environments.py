@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Call three rewards beside math by hand, train on four kinds of tasks at once, and see of each whether it gained or lost | any for `tiny-environments`; a larger model needs a T4 or more | 3 for `tiny-environments` |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [0 Quickstart](00_quickstart.ipynb) → [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → **6 Environments** →
 # [8 Stages](08_stages.ipynb).
 # This notebook needs no other one. After a lost session, run it again: it continues from the last checkpoint.

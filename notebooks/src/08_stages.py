@@ -8,7 +8,7 @@
 # |---|---|---|
 # | Train one adapter three times: on what a solver writes, with GRPO, and on pairs of its own completions; see what each stage changed | any for `tiny`; a larger model needs a T4 or more | 3 for `tiny` |
 #
-# [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
+# [0 Quickstart](00_quickstart.ipynb) → [1 Setup](01_setup.ipynb) → [2 Data](02_data.ipynb) → [3 Training](03_training.ipynb) →
 # [4 Submit](04_submit.ipynb) → [5 Tuning](05_tuning.ipynb) → [6 Environments](06_environments.ipynb) → **8 Stages**.
 # This notebook needs no other one. After a lost session, run it again: it continues from the last checkpoint.
 

@@ -97,7 +97,7 @@ def test_a_dry_run_prints_every_call_without_a_login_and_changes_nothing(here, m
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["push", "07_nothing"], "There are 01_setup"),
+        (["push", "07_nothing"], "There are 00_quickstart, 01_setup"),
         (["push", "03_training", "--accelerator", "T4", "--dry-run"], "Did you mean NvidiaTeslaT4?"),
         (["push", "03_training", "grpo.max_step=1", "--dry-run"], "Did you mean grpo.max_steps?"),
         (["push", "03_training", "--dataset", "wheels", "--dry-run"], "owner/slug"),

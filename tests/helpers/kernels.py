@@ -11,7 +11,9 @@ from tests.helpers.processes import start
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "notebooks"
-NAMES = ("01_setup", "02_data", "03_training", "04_submit", "05_tuning", "06_environments", "08_stages")
+NAMES = (
+    "00_quickstart", "01_setup", "02_data", "03_training", "04_submit", "05_tuning", "06_environments", "08_stages",
+)  # fmt: skip
 # Variables that say where a kernel runs, or that would carry over from the test run.
 OWN = ("MPLBACKEND", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG", "COV_CORE_SOURCE", "GRPO_KIT_ROOT", "GRPO_KIT_DATA")
 DATA = "data.limit=400 data.val_size=20 data.test_size=60"
@@ -25,6 +27,8 @@ STAGES = (
     "data.limit=120 data.val_size=4 data.test_size=24 grpo.per_device_train_batch_size=16 grpo.num_generations=4"
     " grpo.eval_steps=0 sft.max_steps=2 grpo.max_steps=2 dpo.max_steps=2"
 )
+QUICK = "data.limit=120 data.val_size=4 data.test_size=24 grpo.per_device_train_batch_size=16 grpo.num_generations=4"
+QUICK += " grpo.max_steps=2 grpo.eval_steps=0"
 SEARCH = {"search": "lora.r=[4,16]", "trials": 2, "steps": 1, "overrides": TRAINING}
 
 # nbclient and nbformat build a grammar when they are imported, which takes seconds, so tests import them when they run.
@@ -93,7 +97,8 @@ def execute_notebook(name, folder, env, **fields):
 
 def execute_in_order(folder, env_of, names=NAMES, before=lambda name: None):
     """Run the notebooks in order, each in its own folder with small settings; {name: executed notebook}."""
-    fields = {"02_data": {"overrides": DATA}, "03_training": {"overrides": TRAINING}, "05_tuning": SEARCH}
+    fields = {"00_quickstart": {"overrides": QUICK}, "02_data": {"overrides": DATA}}
+    fields |= {"03_training": {"overrides": TRAINING}, "05_tuning": SEARCH}
     fields |= {"06_environments": {"overrides": ENVIRONMENTS}, "08_stages": {"overrides": STAGES}}
     executed = {}
     for name in names:

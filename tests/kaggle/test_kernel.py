@@ -215,7 +215,7 @@ def test_the_same_content_is_the_same_push_and_another_accelerator_is_another(tm
 @pytest.mark.parametrize(
     ("other", "error", "says"),
     [
-        ({"notebook": "09_nothing"}, FileNotFoundError, "There are 01_setup"),
+        ({"notebook": "09_nothing"}, FileNotFoundError, "There are 00_quickstart, 01_setup"),
         ({"accelerator": "H100"}, ValueError, r"Did you mean NvidiaH100\?"),
         ({"preset": "mine.yaml"}, ValueError, "takes a preset"),
         ({"overrides": ["grpo.max_step=3"]}, ValueError, "Did you mean grpo.max_steps"),

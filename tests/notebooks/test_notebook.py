@@ -106,6 +106,56 @@ def test_without_a_gpu_auto_says_nothing_of_downloads(monkeypatch, capsys):
     assert "download" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("preset", "overrides", "name", "steps", "length"),
+    [
+        ("tiny", "", "tiny-quickstart", 30, 40),
+        ("t4-4b", "", "t4-4b-quickstart", 30, 1024),
+        ("t4-4b", "grpo.max_steps=7", "t4-4b-quickstart", 7, 1024),  # what a person wrote wins
+    ],
+)
+def test_a_quick_run_is_short_and_lies_beside_the_others(preset, overrides, name, steps, length):
+    chosen, run = notebook.open_from_form(preset, "", overrides, quick=True)
+    assert (run.name, chosen.grpo.max_steps, chosen.grpo.max_completion_length) == (name, steps, length)
+    assert notebook.open_from_form(preset, "mine", quick=True)[1].name == "mine"
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_4b_takes_the_minutes_that_the_quickstart_says():
+    from grpo_kit.planning import sessions
+    from grpo_kit.planning.plan import plan
+
+    planned = plan(notebook.open_from_form("t4-4b", quick=True)[0], machines.DEVICES["t4"], search=False)
+    both = (planned.times.least, planned.times.most)
+    minutes = [
+        (30 * step + 2 * times.evaluation + sessions.first_reply_seconds(planned)) / 60
+        for step, times in zip(sessions.step_seconds(planned), both)
+    ]
+    assert 60 < minutes[0] < minutes[1] < 95  # "70 to 90 for the 4B (computed)"
+
+
+def test_a_question_loads_the_policy_once_and_anew_when_it_was_trained(monkeypatch, tmp_path):
+    from grpo_kit.display import replies
+    from grpo_kit.evaluation import ask
+
+    loads, asked, run = [], [], Run(tmp_path, "r")
+    tokenizer = types.SimpleNamespace()
+    monkeypatch.setattr(ask, "load_trained", lambda *_: loads.append(1) or (len(loads), tokenizer))
+    monkeypatch.setattr(ask, "ask", lambda model, *_: asked.append(model) or {})
+    monkeypatch.setattr(replies, "NotebookReplies", lambda *_: types.SimpleNamespace(show=None, finish=lambda _: None))
+    monkeypatch.setattr("grpo_kit.policy.chat.template_opens_thinking", lambda *_: True)
+    chosen = config.load_config(["tiny"])
+    for _ in range(2):
+        notebook.ask(chosen, run, "What?", True)
+    monkeypatch.setattr(Run, "trained_stages", lambda _: ["train"])
+    monkeypatch.setattr(Run, "stages", lambda _: {"train": {"seconds": 1.0}})
+    notebook.ask(chosen, run, "What?", True)
+    assert asked == [1, 1, 2] and len(notebook._loaded) == 1
+    with pytest.raises(ValueError, match="The question is empty"):
+        notebook.ask(chosen, run, " ")
+    notebook._loaded.clear()
+
+
 def test_a_preset_that_a_person_chose_says_what_it_downloads_before_it_does(monkeypatch, capsys, tmp_path):
     config_of_form, run = notebook.open_from_form("t4")
     assert (run.name, config_of_form.policy.load_in_4bit) == ("t4", True)

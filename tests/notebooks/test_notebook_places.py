@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.kernels import NAMES, code_cells, execute_in_order, kernel_environment, printed_text
 from tests.helpers.processes import start
 
-CHAIN = NAMES[:4]
+CHAIN = NAMES[1:5]
 SECRET = "KGAT_not_to_be_seen"
 SITE = """
 import inspect, os, pathlib, socket

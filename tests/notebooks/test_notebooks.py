@@ -1,6 +1,6 @@
 """The notebooks: built from their sources, with the promised structure, and run one after another on the tiny policy.
 
-Covered: all seven in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and a
+Covered: all eight in order, each in its own kernel and folder, sharing only the run; 03 killed midway, run again, and a
 third time after it finished; each without the stage that it needs. `test_notebook_places` imitates Colab and Kaggle,
 `test_board_in_browser` uses a browser. Not covered: the real machines of Colab and Kaggle, and the 30B.
 """
@@ -49,7 +49,7 @@ MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "t
 # Calls that take long with the 30B.
 LONG = (
     "load_policy(", "sample_reply(", "sample_group(", "prepare_data(", "show_difficulty(", "measure(",
-    "board.during(", "check(",
+    "board.during(", "check(", "notebook.ask(",
 )  # fmt: skip
 
 every_notebook = pytest.mark.parametrize("name", NAMES)
@@ -143,7 +143,9 @@ def test_the_form_has_each_of_its_fields_once_and_the_preset_first(name):
     choices = json.loads(fields[0][2])
     presets = {path.stem for path in (ROOT / "grpo_kit/config/presets").glob("*.yaml")}
     assert fields[0][1] == '"auto"' and choices[0] == "auto" and set(choices[1:]) <= presets
-    assert not any("#@param" in cell.source for cell in others)
+    asking = [cell for cell in others if "#@param" in cell.source]
+    assert len(asking) == (name in ("00_quickstart", "03_training", "04_submit"))
+    assert all(re.findall(r"^(\w+) = .+  #@param", cell.source, re.M) == ["question", "thinking"] for cell in asking)
 
 
 def test_the_install_cell_is_the_same_in_every_notebook():
@@ -189,6 +191,14 @@ def test_every_notebook_says_what_has_not_been_tested(name):
 def test_links_to_other_notebooks_exist(name):
     local_links = re.findall(r"\]\((\d\d_\w+)\.ipynb\)", markdown_text(name))
     assert set(local_links) == set(NAMES) - {name}
+
+
+def test_00_trains_after_450_words_at_most():
+    cells = read_notebook("00_quickstart").cells
+    training = next(index for index, cell in enumerate(cells) if "board.during(" in cell.source)
+    words = [word for cell in cells[:training] if cell.cell_type == "markdown" for word in cell.source.split()]
+    assert len([word for word in words if any(map(str.isalnum, word)) and "](" not in word]) <= 450
+    assert len(code_cells(read_notebook("00_quickstart"))) <= 9
 
 
 # Keywords of the libraries
@@ -250,10 +260,10 @@ def executed_notebooks(tmp_path_factory):
     """(folder, {name: executed notebook}) of all in order; of 03 also `killed` midway, `resumed`, `finished`."""
     folder = tmp_path_factory.mktemp("machine")
     env, killed_env = (kernel_environment(GRPO_KIT_ROOT=folder / place / "runs") for place in ("straight", "killed"))
-    executed = execute_in_order(folder, lambda name: env, NAMES[:2])
+    executed = execute_in_order(folder, lambda name: env, NAMES[:3])
     shutil.copytree(folder / "straight", folder / "killed")
     with ThreadPoolExecutor(2) as executor:
-        straight_run = executor.submit(execute_in_order, folder, lambda name: env, NAMES[2:])
+        straight_run = executor.submit(execute_in_order, folder, lambda name: env, NAMES[3:])
         resumed_run = executor.submit(_kill_and_run_again, folder / "killed", killed_env)
         return folder, executed | straight_run.result() | resumed_run.result()
 
@@ -280,6 +290,16 @@ def _kill_and_run_again(folder, env):
         assert error is None
         results[name] = executed, tensors.stat().st_mtime_ns
     return results
+
+
+def test_00_goes_from_rows_to_a_checked_zip_in_a_run_of_its_own(executed_notebooks):
+    folder, notebooks = executed_notebooks
+    text, run = printed_text(notebooks["00_quickstart"]), folder / "straight/runs/tiny-quickstart"
+    assert len(re.findall(r"^What is \d+ [+-] \d+\? → \d+$", text, re.MULTILINE)) == 8
+    assert "\n[1.0, 0.0]\n" in text
+    assert re.search(r"^\d+\.\d% before, \d+\.\d% after\. (The|No) difference is (real|shown)[:.]", text, re.MULTILINE)
+    assert "fatal" not in text and "equal the trained policy's" in text
+    assert set(json.loads((run / "run.json").read_text())["stages"]) == {"data", "before", "train", "after", "package"}
 
 
 def test_01_shows_the_machine_the_plan_and_one_reply_and_finishes_no_stage(executed_notebooks):
@@ -413,8 +433,9 @@ def test_04_packs_a_zip_that_passes_the_check_and_sends_nothing(executed_noteboo
     assert "is not submitted: The adapter is for the embedded tiny policy." in text and "Nothing was sent." in text
 
 
-def test_04_shows_both_replies_to_a_question_and_folds_their_thinking(executed_notebooks):
-    cell = next(cell for cell in code_cells(executed_notebooks[1]["04_submit"]) if "notebook.ask" in cell.source)
+@pytest.mark.parametrize("name", ["00_quickstart", "03_training", "04_submit"])
+def test_both_replies_to_a_question_are_shown_with_their_thinking_folded(executed_notebooks, name):
+    cell = code_cells(executed_notebooks[1][name])[-1]
     (page,) = [output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})]
     assert re.search(r">untrained: \d+ tokens, (ended by itself|cut off)<.+>trained: \d+ tokens", page, re.DOTALL)
     assert "What is 47 + 38?" in page and page.count("<summary") == 2
