@@ -79,6 +79,17 @@ def test_the_hardware_table_of_the_readme_is_what_the_plan_computes(hardware):
     assert_same_table(read_table(README, "hardware"), hardware.short())
 
 
+def test_the_first_table_of_the_readme_repeats_the_computed_one():
+    """Each computed row has the tokens and the hours of the row with the same preset and card."""
+    short = re.search(r"^\| you have .*\n\|[-|]+\n((?:\|.*\n)+)", README.read_text(), re.MULTILINE)[1].splitlines()
+    computed = {(row["model, card"], row["preset"]): row for row in read_table(README, "hardware")}
+    for line in short[1:]:
+        card, trains, tokens, preset, hours = (cell.strip() for cell in line.strip("|").split("|"))
+        row = computed[f"{'4B' if '-4B' in trains else '30B'}, {card.split(',')[0]}", preset]
+        assert (tokens, hours) == (row["tokens"], row["100 steps"]), line
+    assert len(short) == 6 and "26 s, **measured**" in short[0]
+
+
 @pytest.mark.slow
 def test_the_largest_settings_on_the_page_fit_and_larger_ones_do_not(hardware):
     """Two plans per value show that it fits and the next possible one does not. The search itself takes minutes."""

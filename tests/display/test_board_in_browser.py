@@ -1,8 +1,10 @@
 """The training notebook in JupyterLab in a real browser: its board, its completions, its stop button.
 
 Covered: Debian's Chromium, headless, "Run all" on the tiny policy: on the notebook as it is to its end, and on one that
-is set to run for long until the button is pressed. With GRPO_KIT_PICTURES=FOLDER the screenshots are kept there. Not
-covered: Colab's and Kaggle's own front ends.
+is set to run for long until the button is pressed. Not covered: Colab's and Kaggle's own front ends.
+
+With GRPO_KIT_PICTURES=FOLDER the screenshots are kept there, and the notebook takes its 30 steps: `board.png`,
+`board_390.png` (the same on a phone's width) and `completions.png` are those of `notes/images`.
 """
 
 import json
@@ -33,6 +35,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1500",
 ]  # fmt: skip
+STEPS = 30 if "GRPO_KIT_PICTURES" in os.environ else 12
 # Far more steps than are taken: the run ends because the button is pressed.
 SETTINGS = ["data.test_size=60", "data.val_size=20", "grpo.max_steps=500", "grpo.per_device_train_batch_size=32"]
 
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, math_reward):
-    """A working folder as notebook 2 leaves it, with notebook 3 for 12 steps, and as `long.ipynb` for many."""
+    """A working folder as notebook 2 leaves it, with notebook 3 for STEPS steps, and as `long.ipynb` for many."""
     import nbformat  # it builds a grammar, which takes seconds
 
     folder = tmp_path_factory.mktemp("lab")
@@ -52,7 +55,7 @@ def folder(tmp_path_factory, math_reward):
     prepare(chosen, find_run("tiny", folder / "runs"), math_reward)
     prepare(chosen, run)
     evaluate.measure(chosen, run, "before", math_reward)
-    for name, settings in (("03_training", "grpo.max_steps=12"), ("long", " ".join(SETTINGS[2:]))):
+    for name, settings in (("03_training", f"grpo.max_steps={STEPS}"), ("long", " ".join(SETTINGS[2:]))):
         notebook = nbformat.read(ROOT / "notebooks/03_training.ipynb", as_version=4)
         form = next(cell for cell in notebook.cells if 'overrides = ""' in cell.source)
         form.source = form.source.replace('overrides = ""', f"overrides = {settings!r}")
@@ -239,13 +242,13 @@ def test_the_board_updates_and_reacts_to_clicks_in_a_real_browser(folder, server
 def test_run_all_on_the_notebook_trains_the_tiny_policy_to_its_end(folder, server, page, pictures):
     run, output = find_run("tiny", folder / "runs"), lambda: page.text(".jp-OutputArea-output")
     page.run_all(server, "03_training.ipynb", folder / "lab.log")
-    wait(400, lambda: page.steps() >= 10, output)
+    wait(400, lambda: page.steps() >= STEPS - 4, output)
     page.look_at(BOARD, pictures / "board.png")
-    wait(400, lambda: "step  12 · What is" in output(), output)  # what the last cell prints
-    wait(20, lambda: page.steps() == 12, output)
-    assert "run tiny finished" in output() and re.search(r"12 steps in \d+ s\.", output())
+    wait(400, lambda: f"step  {STEPS} · What is" in output(), output)  # what the last cell prints
+    wait(20, lambda: page.steps() == STEPS, output)
+    assert "run tiny finished" in output() and re.search(rf"{STEPS} steps in \d+ s\.", output())
     assert page.script("return document.querySelectorAll('.jp-OutputArea-output[data-mime-type*=error]').length") == 0
-    assert {"before", "train"} <= run.stages().keys() and len(read_lines(run.metrics)) == 12
+    assert {"before", "train"} <= run.stages().keys() and len(read_lines(run.metrics)) == STEPS
     page.look_at(BOARD, pictures / "finished.png")
 
 
