@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from grpo_kit import config as configuration
-from grpo_kit.cli import ask, demo, kaggle, machine, options, rewards, stages
+from grpo_kit.cli import ask, demo, export, kaggle, machine, options, rewards, stages
 from grpo_kit.cli.errors import report_errors
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.cli.publish import publish
@@ -273,16 +273,17 @@ def handoff(
     merge: options.Merge = False,
 ) -> None:
     """Write the run as a folder for NeMo-RL, verl or TRL: adapter, rows, settings, reward, commands."""
-    from grpo_kit.handoff import export
+    from grpo_kit.handoff.export import export_run
 
     config, run = open_run(sources or (), overrides or (), name, "package")
     with console.show_progress("exporting") as show:
-        folder = export.export_run(config, run, to, out, merge, show)
+        folder = export_run(config, run, to, out, merge, show)
     sentence = f"read {folder / 'README.md'}: how to start it, and what does not carry over"
     console.out.print(escape(f"{folder}\nnext:    {sentence}"))
 
 
 command(publish)
+command(export.export)
 command(machine.plan)
 
 

@@ -111,6 +111,15 @@ Engine = Annotated[str, typer.Option("--to", help="nemo-rl, verl or trl")]
 HandoffFolder = Annotated[Path | None, _option("--out", help="a new folder; default: handoff/ENGINE of the run")]
 Merge = Annotated[bool, typer.Option("--merge", help="add the base with the adapter merged into it, in bf16")]
 
+# export
+Form = Annotated[str, typer.Option("--to", help="gguf-lora (a small file beside the base's GGUF) or merged")]
+ExportedAdapter = Annotated[Path | None, _option("--adapter", help="export this folder, not the run's adapter")]
+ExportFolder = Annotated[Path | None, _option("--out", help="the folder to write; default: export/FORM of the run")]
+GgufDtype = Annotated[str, typer.Option("--dtype", help="of the GGUF's tensors: float32, or float16 for half the size")]
+PlannedExport = Annotated[
+    bool, typer.Option("--dry-run", help="say what would be written and how large; change nothing")
+]
+
 # plan
 DeviceName = Annotated[str | None, _option(help="t4, p100, t4x2, 24gb, 40gb, 80gb or cpu; default: this machine")]
 PromptTokens = Annotated[int, typer.Option(help="length of the longest prompt in tokens, tools included")]

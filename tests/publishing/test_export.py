@@ -1,0 +1,177 @@
+"""The exported folders, file by file: whole or not there, the same when written again, no path in them."""
+
+import hashlib
+import json
+import shutil
+
+import gguf
+import pytest
+from safetensors.torch import load_file
+
+from grpo_kit.config import RunConfig, load_config
+from grpo_kit.handoff import merging
+from grpo_kit.nemotron import base_models, tiny
+from grpo_kit.publishing import export as exporting
+from grpo_kit.publishing import gguf_lora
+from grpo_kit.runs.run import find_run
+from tests.publishing.test_gguf_lora import MODULES, make_adapter
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def bytes_in(folder):
+    return {name: (folder / name).read_bytes() for name in names_in(folder) if (folder / name).is_file()}
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A function that plans the export of a random adapter from elsewhere to `tmp_path/out`."""
+    adapter = make_adapter(tmp_path / "theirs", {"lm_head": MODULES["lm_head"]})
+    run = find_run("r", tmp_path / "runs")
+
+    def plan(to="gguf-lora", folder=adapter, **options):
+        return exporting.plan_export(RunConfig(), run, to, folder, out=tmp_path / "out", **options)
+
+    return plan
+
+
+def test_a_run_becomes_four_files_that_name_no_place_of_this_machine(trained, tmp_path):
+    chosen, run = trained
+    planned = exporting.plan_export(chosen, run, "gguf-lora", out=tmp_path / "out")
+    assert exporting.write_export(planned) and names_in(tmp_path) == [
+        "out", "out/Modelfile", "out/README.md", "out/SHA256SUMS", "out/adapter.gguf",
+    ]  # fmt: skip
+    files = bytes_in(tmp_path / "out")
+    digest = hashlib.sha256(files["adapter.gguf"]).hexdigest()
+    assert files["SHA256SUMS"].decode() == f"{digest}  adapter.gguf\n"
+    readme = files["README.md"].decode()
+    after = json.loads((run.evaluation / "after.json").read_text())
+    assert digest in readme and "trained with GRPO" in readme and "## Measured over float32 only" in readme
+    assert f"| after GRPO | {after['pass@1']:.3f} | {after['ci95'][0]:.3f} to {after['ci95'][1]:.3f} | 60 |" in readme
+    for text in files.values():
+        assert str(tmp_path).encode() not in text and str(run.root).encode() not in text
+    reader = gguf.GGUFReader(tmp_path / "out/adapter.gguf")
+    assert reader.fields["general.name"].contents() == "small"
+    assert reader.fields["adapter.lora.alpha"].contents() == chosen.lora.lora_alpha
+    exporting.write_export(planned)
+    assert bytes_in(tmp_path / "out") == files
+    assert planned.describe() == [
+        f"{tmp_path}/out/adapter.gguf: 112.8 KiB, 12 tensors in float32, rank 16, alpha 32, for nemotron_h_moe",
+        *(f"{tmp_path}/out/{name}" for name in ("Modelfile", "README.md", "SHA256SUMS")),
+        planned.describe()[-1],
+    ]
+
+
+def test_a_run_s_export_lies_in_the_run_by_default(trained):
+    chosen, run = trained
+    assert exporting.plan_export(chosen, run, "gguf-lora").out == run.path / "export/gguf-lora"
+    assert not (run.path / "export").exists()
+
+
+def test_an_adapter_from_elsewhere_is_not_said_to_be_measured(foreign, tmp_path):
+    planned = foreign()
+    assert not (tmp_path / "out").exists()
+    exporting.write_export(planned)
+    readme, modelfile = ((tmp_path / "out" / name).read_text() for name in ("README.md", "Modelfile"))
+    assert "## Not measured" in readme and "Measured over" not in readme and "trained with" not in readme
+    assert "temperature" not in modelfile and "--temp" not in readme
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("to", "alone"), [("gguf-lora", "notes.txt"), ("merged", "adapter.gguf")])
+def test_a_folder_with_something_else_is_left_alone(foreign, tmp_path, to, alone):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / alone).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"out holds {alone}, which an export does not write"):
+        foreign(to)
+    assert names_in(tmp_path / "out") == [alone]
+
+
+def test_an_error_midway_leaves_the_earlier_export(foreign, tmp_path, monkeypatch):
+    exporting.write_export(foreign())
+    before = bytes_in(tmp_path / "out")
+    zeros = make_adapter(tmp_path / "zeros", {"lm_head": MODULES["lm_head"]}, spread=0.0)
+    with pytest.raises(ValueError, match="Every update of the adapter is zero"):
+        exporting.write_export(foreign(folder=zeros))
+    assert bytes_in(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"to": "gguf"}, ValueError, "--to is 'gguf'; it must be one of gguf-lora, merged"),
+        ({"dtype": "int8"}, ValueError, "--dtype is 'int8'; it must be one of float32, float16"),
+        ({"base": "org/unknown"}, FileNotFoundError, "'org/unknown' is not a known base model"),
+        ({"base": base_models.PUBLISHED}, ValueError, r"on lm_head, which is \(131072, 2688\) in this base"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_written(foreign, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        foreign(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_names_no_known_base_is_refused(foreign, tmp_path):
+    folder = make_adapter(tmp_path / "b", {"lm_head": MODULES["lm_head"]}, base="meta-llama/Llama-3.1-8B")
+    with pytest.raises(FileNotFoundError, match="'meta-llama/Llama-3.1-8B' is not a known base model"):
+        foreign(folder=folder)
+
+
+def test_an_adapter_from_elsewhere_needs_a_place(tmp_path):
+    with pytest.raises(ValueError, match="has no place in a run. Name one with --out."):
+        exporting.plan_export(RunConfig(), find_run("r", tmp_path), "gguf-lora", tmp_path)
+
+
+def test_the_disk_that_a_merged_30b_needs_is_said_without_its_weights_and_refused(foreign, tmp_path, monkeypatch):
+    modules = base_models.lora_modules(base_models.PUBLISHED)
+    folder = make_adapter(tmp_path / "large", {"lm_head": modules["lm_head"]}, base=base_models.PUBLISHED, rank=1, r=1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100 << 30, 50 << 30, 50 << 30))
+    planned = foreign("merged", folder)
+    assert planned.describe()[0].endswith("model: 58.8 GiB in bf16, from " + base_models.PUBLISHED)
+    assert planned.describe()[-1] == "needs 59.1 GiB of the disk, which has 50.0 GiB free"
+    with pytest.raises(OSError, match=r"needs 59\.1 GiB, and its disk has 50\.0 GiB free; nothing was written"):
+        exporting.write_export(planned)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_merged_model_is_the_hand_overs_and_is_not_merged_twice(foreign, tmp_path, monkeypatch):
+    planned, shards = foreign("merged"), []
+    assert exporting.write_export(planned, lambda *step: shards.append(step))
+    assert shards == [(1, 1, "model.safetensors")]
+    merging.merge_adapter(tiny.FOLDER, tmp_path / "theirs", tmp_path / "again")
+    assert bytes_in(tmp_path / "out/model") == bytes_in(tmp_path / "again")
+    size = sum(tensor.nbytes for tensor in load_file(tmp_path / "out/model/model.safetensors").values())
+    assert 0.95 < planned.nbytes / size <= 1  # by matrices and embeddings alone
+    readme = (tmp_path / "out/README.md").read_text()
+    assert "convert_hf_to_gguf.py model --outfile merged-bf16.gguf --outtype bf16\n" in readme
+    monkeypatch.setattr(merging, "merge_adapter", lambda *_: pytest.fail("merged again"))
+    assert not exporting.write_export(foreign("merged"))
+    make = make_adapter(tmp_path / "other", {"lm_head": MODULES["lm_head"]}, rank=2, r=2)
+    with pytest.raises(pytest.fail.Exception, match="merged again"):
+        exporting.write_export(foreign("merged", make))
+    assert bytes_in(tmp_path / "out/model") == bytes_in(tmp_path / "again")
+
+
+def test_a_base_in_a_folder_is_named_by_the_folder_alone(foreign, tmp_path):
+    base = tmp_path / "home" / "mine"
+    shutil.copytree(tiny.FOLDER, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    for to in ("gguf-lora", "merged"):
+        exporting.write_export(foreign(to, base=str(base)))
+        for name in ("README.md", "adapter.gguf", "export.json"):
+            path = tmp_path / "out" / name
+            if path.is_file() and name != "export.json":
+                assert str(base).encode() not in path.read_bytes() and b"mine" in path.read_bytes()
+        if to == "merged":
+            assert "--outtype bf16 --no-mtp" in (tmp_path / "out/README.md").read_text()
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_read_base_config_reads_what_lora_modules_reads():
+    assert gguf_lora.read_base_config("tiny")["hidden_size"] == 128
+    assert gguf_lora.read_base_config(base_models.NANO_4B)["hidden_size"] == 3136
+    assert load_config(["tiny"]).policy.model == "tiny"
