@@ -144,7 +144,7 @@ def read_rows(config: RunConfig, run: Run) -> tuple[list[Row], dict[str, Any]]:
     if not rows:
         raise ValueError(
             f"Not one of the {len(examples)} texts of sft.source={config.sft.source} can be trained on, of up to "
-            f"{longest} tokens (sft.max_length). {sources.describe_left_out(left_out)}"
+            f"{longest} tokens. {sources.describe_left_out(left_out)} Raise sft.max_length, or correct the texts."
         )
     return rows, describe_rows(rows, left_out, families)
 
