@@ -105,7 +105,7 @@ def server(folder):
     with (folder / "lab.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
     try:
-        wait(60, lambda: answers(f"http://127.0.0.1:{port}/api"), lambda: (folder / "lab.log").read_text())
+        wait(180, lambda: answers(f"http://127.0.0.1:{port}/api"), lambda: (folder / "lab.log").read_text())
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
