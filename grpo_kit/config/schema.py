@@ -248,6 +248,12 @@ class Evaluation:
                 f"evaluation.modes has {mode!r}; a mode is on, off, a budget in tokens such as 128, or cut128 for one "
                 "that is kept by force, and each is named once. Correct the list.",
             )
+            length = self.max_completion_length
+            require(
+                not mode.isdigit() or int(mode) < length,
+                f"evaluation.modes has {mode} and evaluation.max_completion_length is {length}; no thought could "
+                f"exceed that budget and be answered. Name budgets below {length}, or set the length higher.",
+            )
         require(
             not (self.modes and self.protocol),
             f"evaluation.protocol is {self.protocol!r}, which fixes how the policy thinks, and evaluation.modes is "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.config import Evaluation, RunConfig, to_yaml
+from grpo_kit.config import Evaluation, Policy, RunConfig, to_yaml
 from grpo_kit.config.protocols import PROTOCOLS
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
 from grpo_kit.evaluation import calls, expert_choices, intervals, modes, problem_sets, results
@@ -48,6 +48,7 @@ class Measurement:
         source: the file that `adapter` was unpacked from, recorded as read instead of it; None if there is none.
         problems: the problems to ask; None asks those of `evaluation.sets`.
         settings: how to sample and judge; None takes the run's `evaluation` section.
+        policy: how the policy thinks; None takes the run's `policy` section.
         engine: the engine whose way of loading `adapter` is imitated, recorded with the settings; "" for none.
         counts_thinking: whether the tokens of thinking of each completion are kept.
     """
@@ -57,6 +58,7 @@ class Measurement:
     source: Path | None = None
     problems: list[Problem] | None = None
     settings: Evaluation | None = None
+    policy: Policy | None = None
     engine: str = ""
     counts_thinking: bool = False
 
@@ -118,9 +120,10 @@ def measure(
                 measurement,
                 stage=modes.name_of(stage, mode),
                 problems=[modes.problem_in(problem, mode) for problem in problems],
+                policy=modes.policy_of(config.policy, mode),
                 counts_thinking=True,
             )
-            measured = run_measurement(modes.config_of(config, mode), run, own, verifier, progress, open_engine)
+            measured = run_measurement(config, run, own, verifier, progress, open_engine)
             figures[mode] = modes.summarise(measured, mode, config.run.seed)
         report["modes"] = {mode: figures[mode] for mode in config.evaluation.modes}
     return report
@@ -235,7 +238,7 @@ def run_measurement(
     """Sample, judge and summarise one measurement; write and return `evaluation/<stage>.json` as `measure` does."""
     started, config_yaml = time.monotonic(), to_yaml(config)
     evaluation = measurement.settings or config.evaluation
-    config = replace(config, evaluation=evaluation)
+    config = replace(config, evaluation=evaluation, policy=measurement.policy or config.policy)
     stage, adapter, problems = measurement.stage, measurement.adapter, measurement.problems
     settings = {
         "policy": config.policy.identity(),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.config import RunConfig
+from grpo_kit.config import Policy, RunConfig
 from grpo_kit.data.splits import state_budget
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.problem_sets import Problem
@@ -42,11 +42,10 @@ def name_of(stage: str, mode: str) -> str:
     return f"{stage}_{mode}"
 
 
-def config_of(config: RunConfig, mode: str) -> RunConfig:
-    """The run's configuration in a mode. The run's own `enable_thinking` and `thinking_budget` do not matter."""
+def policy_of(policy: Policy, mode: str) -> Policy:
+    """The run's policy in a mode. Its own `enable_thinking` and `thinking_budget` do not matter."""
     forced = str(budget_of_mode(mode)) if mode.startswith("cut") else None
-    policy = replace(config.policy, enable_thinking=mode != "off", thinking_budget=forced)
-    return replace(config, policy=policy)
+    return replace(policy, enable_thinking=mode != "off", thinking_budget=forced)
 
 
 def problem_in(problem: Problem, mode: str) -> Problem:
@@ -87,7 +86,7 @@ def summarise(report: Report, mode: str, seed: int) -> Report:
 
     Returns:
         `pass@1` with `ci95` over `n` problems; `thinking`, mean tokens of thinking in a completion, with
-        `thinking_ci95`; for a mode with a budget `within`, the share of completions that keep to it, with
+        `thinking_ci95`; for a mode with a budget `within`, the share of completions whose thought ends within it, with
         `within_ci95`.
     """
     lengths = [sum(each) / len(each) for each in (problem["thinking"] for problem in report["problems"])]
@@ -95,7 +94,11 @@ def summarise(report: Report, mode: str, seed: int) -> Report:
     figures = {key: report[key] for key in ("pass@1", "ci95", "n")}
     figures |= {"thinking": sum(lengths) / len(lengths), "thinking_ci95": [low, high]}
     if (budget := budget_of_mode(mode)) is not None:
-        kept = [sum(length <= budget for length in p["thinking"]) / len(p["thinking"]) for p in report["problems"]]
+        kept = [
+            sum(length <= budget and "</think>" in text for length, text in zip(p["thinking"], p["completions"]))
+            / len(p["thinking"])
+            for p in report["problems"]
+        ]
         figures |= {"within": sum(kept) / len(kept), "within_ci95": list(intervals.mean_interval(kept, seed))}
     return figures
 

@@ -34,9 +34,10 @@ def measured(trained, math_reward, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_runs_own_measurement_stays_as_it_was(trained, measured):
+def test_the_runs_own_measurement_and_settings_stay_as_they_were(trained, measured):
     _, old = trained
     chosen, run, reports, loads = measured
+    assert load_config(str(run.config)).policy == load_config(str(old.config)).policy
     for stage in ("before", "after"):
         assert hash_of(run.evaluation / f"{stage}.json") == hash_of(old.evaluation / f"{stage}.json")
         assert run.stages()[stage] == old.stages()[stage]  # recognised, although the setting is new
@@ -137,9 +138,9 @@ def test_a_problems_own_options_give_way_to_the_mode():
 
 
 def test_modes_are_written_as_yaml_reads_them():
-    read = load_config(["tiny"], ["evaluation.modes=[on,off,128,cut64]"]).evaluation
-    assert read.modes == ["on", "off", "128", "cut64"] and "modes" not in read.identity()
-    policies = [modes.config_of(load_config(["tiny"], ["policy.thinking_budget=9"]), m).policy for m in read.modes]
+    read = load_config(["tiny"], ["evaluation.modes=[on,off,20,cut64]"]).evaluation
+    assert read.modes == ["on", "off", "20", "cut64"] and "modes" not in read.identity()
+    policies = [modes.policy_of(load_config(["tiny"], ["policy.thinking_budget=9"]).policy, m) for m in read.modes]
     assert [(p.enable_thinking, p.thinking_budget) for p in policies] == [
         (True, None), (False, None), (True, None), (True, "64"),
     ]  # fmt: skip
@@ -162,3 +163,14 @@ def test_a_cut_without_room_for_an_answer_is_refused(measured, tmp_path, math_re
     wide = replace(chosen, evaluation=replace(chosen.evaluation, modes=["cut37"]))
     with pytest.raises(ValueError, match="37 tokens and evaluation.max_completion_length is 40"):
         evaluate.measure(wide, run, "before", math_reward)
+
+
+def test_a_thought_that_never_ends_is_within_no_budget():
+    problem = {"thinking": [3, 3, 9], "completions": ["abc</think>4", "abc", "abcdefghi</think>4"]}
+    report = {"pass@1": 0.0, "ci95": [0, 1], "n": 1, "problems": [problem]}
+    assert modes.summarise(report, "5", 1)["within"] == pytest.approx(1 / 3)
+
+
+def test_a_stated_budget_that_no_reply_can_exceed_is_refused():
+    with pytest.raises(ValueError, match="evaluation.modes has 40 and evaluation.max_completion_length is 40"):
+        load_config(["tiny"], ["evaluation.max_completion_length=40", "evaluation.modes=[40]"])

@@ -54,8 +54,9 @@ class Modes:
 
         Returns:
             For each mode in the batch: `right`, the share of the judged completions; `thinking`, mean tokens of
-            thinking; for a stated budget `within`, the share of completions that keep to it; and `cut`, the share whose
-            thoughts were closed by force, where thoughts are. {} for a training in one mode that cuts none.
+            thinking; for a stated budget `within`, the share of completions whose thought ends within it; and `cut`,
+            the share whose thoughts were closed by force, where thoughts are. {} for a training in one mode that cuts
+            none.
         """
         if self.closing is None:
             return {}
@@ -67,18 +68,18 @@ class Modes:
         for name in sorted(set(names), key=lambda name: (name.isdigit(), len(name), name)):
             at = [place for place, other in enumerate(names) if other == name]
             right, tried = (float(value.flatten()[at].sum()) for value in (passed, judged))
-            lengths, cuts = zip(*(measured[place] for place in at))
+            lengths, ends, cuts = zip(*(measured[place] for place in at))
             values = {"right": right / tried if tried else float("nan"), "thinking": sum(lengths) / len(at)}
             if name.isdigit():
-                values["within"] = sum(length <= int(name) for length in lengths) / len(at)
+                values["within"] = sum(e and length <= int(name) for length, e in zip(lengths, ends)) / len(at)
             if self.cuts_thoughts:
                 values["cut"] = sum(cuts) / len(at)
             figures |= {f"modes/{name}/{key}": value for key, value in values.items()}
         return figures
 
-    def _measure(self, row: Row, ids: Sequence[int], budget_of: Callable[[Row], int | None]) -> tuple[int, bool]:
-        """(tokens of thinking, whether the first thought was closed by force) of a completion."""
+    def _measure(self, row: Row, ids: Sequence[int], budget_of: Callable[[Row], int | None]) -> tuple[int, bool, bool]:
+        """(tokens of thinking, whether a thought ended, whether the first was closed by force) of a completion."""
         opened = row["prompt_opened_think"]
         budget = budget_of(row) if opened else None
         cut = budget is not None and len(ids) > budget and bool(self.closing.cut(ids, budget))
-        return thinking_budget.count_thinking(self.closing, ids, opened), cut
+        return thinking_budget.count_thinking(self.closing, ids, opened), self.closing.end_tag in ids, cut
