@@ -1,7 +1,7 @@
 # `make demo` runs the whole chain on the embedded policy, `make test` every test. Both install into .venv first.
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo demo-environments test test-fast coverage lint notebooks gallery wheel clean help
+.PHONY: demo demo-environments test test-fast coverage lint notebooks gallery pictures wheel clean help
 
 # The first Python from 3.11 to 3.13 that works; PYTHON=... overrides it.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -11,6 +11,9 @@ TORCH := torch==2.13.0
 TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null || [ -n "$$PIP_FIND_LINKS" ] \
   || echo --extra-index-url https://download.pytorch.org/whl/cpu)
 BIN := .venv/bin
+# Pages of the executed notebooks, to serve as they are: from the runs of the tests, or with all steps by `make gallery`.
+GALLERY := notebooks/gallery
+export GRPO_KIT_GALLERY ?= $(CURDIR)/$(GALLERY)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 # Tests start hundreds of processes, which read compiled files much faster than they compile them.
@@ -30,7 +33,8 @@ help:
 	@echo "make lint             ruff"
 	@echo "make notebooks        build notebooks/*.ipynb from notebooks/src/*.py"
 	@echo "make wheel            build dist/grpo_kit-VERSION-py3-none-any.whl, which the notebooks install"
-	@echo "make gallery          run the notebooks on the tiny policy into notebooks/gallery/*.html"
+	@echo "make gallery          run the notebooks on the tiny policy into $(GALLERY), pages to open or to serve"
+	@echo "make pictures         the same, and renew the pictures at the top of the notebooks"
 
 demo: .venv/.installed
 	$(BIN)/grpo-kit demo $(if $(FORCE),--force)
@@ -61,6 +65,10 @@ wheel: .venv/.installed
 gallery: .venv/.installed-test
 	$(BIN)/python notebooks/gallery.py
 
+pictures: .venv/.installed-test
+	$(BIN)/python notebooks/gallery.py --pictures
+	$(BIN)/python notebooks/build.py
+
 # An installed torch (Colab, Kaggle) is used as it is; otherwise the pinned one is installed before anything requires it.
 .venv/.installed: requirements.txt pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python 3.11, 3.12 or 3.13 was found; install one, or set PYTHON=/path/to/python." >&2; exit 2; }
@@ -78,4 +86,4 @@ gallery: .venv/.installed-test
 	@touch $@
 
 clean:
-	rm -rf .venv dist runs submission/submission.zip notebooks/gallery
+	rm -rf .venv dist runs submission/submission.zip $(GALLERY)

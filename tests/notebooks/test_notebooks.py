@@ -19,6 +19,7 @@ import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,11 @@ from tests.helpers.kernels import (
     read_jsonl,
     read_notebook,
 )  # fmt: skip
+from tests.notebooks.test_gallery import check_gallery, load_gallery
 
+FEW_STEPS = (
+    "From the tests: the notebooks on the tiny policy with few steps, as their forms say; `make gallery` makes all."
+)
 OWNED = "ada/kit"  # as an owner would set it
 COLAB = f"https://colab.research.google.com/github/{OWNED}/blob/main/notebooks/{{}}.ipynb"
 KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{OWNED}/blob/main/notebooks/{{}}.ipynb"
@@ -485,6 +490,14 @@ def test_08_trains_one_adapter_in_three_stages_and_compares_them(executed_notebo
     assert re.findall(r"^ (on|off|cut8) change ", text, re.MULTILINE) == ["on", "off", "cut8"]
     assert "load of the experts" in text and "agrees with the known winner" in text
     assert read_jsonl(run / "metrics.jsonl")[-1]["step"] == read_jsonl(run / "prefer/metrics.jsonl")[-1]["step"] == 2
+
+
+def test_the_gallery_of_these_notebooks_is_complete(executed_notebooks, tmp_path):
+    folder, notebooks = executed_notebooks
+    target = Path(os.environ.get("GRPO_KIT_GALLERY") or tmp_path / "gallery")
+    executed, machine = {name: notebooks[name] for name in NAMES}, [str(folder), str(ROOT)]
+    load_gallery().write_gallery(target, executed, machine, FEW_STEPS)
+    check_gallery(target, NAMES, machine)
 
 
 @every_notebook
