@@ -80,6 +80,7 @@ __all__ = [
     "show_stages",
     "show_tasks",
     "show_traces",
+    "show_tracker",
     "show_trials",
     "show_trl_settings",
     "show_weakest",
@@ -115,6 +116,7 @@ def open_from_form(
     environments: bool = False,
     puzzles: bool = False,
     quick: bool = False,
+    tracker: str = "none",
 ) -> tuple[RunConfig, Run]:
     """Open the run that the form describes, print which of its stages are done, and return (config, run).
 
@@ -135,6 +137,8 @@ def open_from_form(
             steps of FEW, so that each leaves something to the next.
         quick: a short run: every preset but `tiny`, which is short, gets the settings of QUICK; with `t4-4b` the plan
             then computes less than two hours on a T4.
+        tracker: who else gets the figures of a training, `tensorboard`, `trackio` or `wandb`, where it is installed and
+            has its key; else a sentence says why not.
 
     Raises:
         ValueError: an unknown preset or key, a value that does not fit, or a run name that is not a folder name.
@@ -163,6 +167,12 @@ def open_from_form(
     if quick and sources:
         words = [*(() if sources == ("tiny",) else QUICK), *words]
         name = name or f"{sources[0]}-quickstart"
+    if tracker != "none":
+        from grpo_kit.training.trackers import choose_trackers
+
+        names, sentence = choose_trackers(tracker)
+        print(reword(sentence))
+        words = [f"run.report_to=[{','.join(names)}]", *words]
     config, run = session.open_run(sources, words, name or sources[0])
     print(session.describe_run(run))
     from grpo_kit.policy.nf4_source import describe_download
@@ -329,6 +339,18 @@ def show_trl_settings(config: RunConfig, run: Run) -> Any:
     values = {name: str(arguments.to_dict()[name]) for name in trl_settings.trl_arguments(config)}
     display(pandas.DataFrame({"value": values}))
     return arguments
+
+
+def show_tracker(config: RunConfig, run: Run, tracker: str) -> None:
+    """Show TensorBoard under the cell, or say where the figures that a training sends to `tracker` can be seen."""
+    from grpo_kit.training import trackers
+
+    if tracker == "tensorboard" and tracker in config.run.report_to:
+        trackers.show_tensorboard(run.path)
+    elif tracker in config.run.report_to:
+        print(trackers.PLACES[tracker])
+    else:
+        print(f"The figures are on the board and in {run.path}.")
 
 
 def show_comparison(report: Mapping[str, Any]) -> None:

@@ -74,17 +74,22 @@ def find_credentials() -> Credentials:
 
 
 def find_hub_token(environ: MutableMapping[str, str] = os.environ) -> str:
-    """Where Hugging Face's token is. A token from Colab's or Kaggle's secrets is put into `environ` of this process.
+    """Where Hugging Face's token is, as `find_secret` says it."""
+    return find_secret(HUB_TOKEN, environ)
+
+
+def find_secret(name: str, environ: MutableMapping[str, str] = os.environ) -> str:
+    """Where the secret `name` is. One from Colab's or Kaggle's secrets is put into `environ` of this process.
 
     Returns:
-        A phrase such as `HF_TOKEN in the environment`; empty when there is no token.
+        A phrase such as `HF_TOKEN in the environment`; empty when there is none.
     """
-    if environ.get(HUB_TOKEN):
-        return f"{HUB_TOKEN} in the environment"
+    if environ.get(name):
+        return f"{name} in the environment"
     for source, get in (("Colab's secrets", _colab_secret), ("Kaggle's secrets", _kaggle_secret)):
-        if token := get(HUB_TOKEN):
-            environ[HUB_TOKEN] = token
-            return f"{HUB_TOKEN} in {source}"
+        if secret := get(name):
+            environ[name] = secret
+            return f"{name} in {source}"
     return ""
 
 

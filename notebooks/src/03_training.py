@@ -33,6 +33,9 @@
 # Use the `preset` and the `run_name` of the previous notebooks. Finished stages keep their settings, so `overrides`
 # here are for training. Separate them by spaces: `grpo.max_steps=50 grpo.learning_rate=5e-4`.
 #
+# `tracker` sends the figures elsewhere too: `tensorboard` shows itself in this notebook, `trackio` writes to this
+# machine's disk, `wandb` needs the secret `WANDB_API_KEY`. Without its library or its secret a tracker is left out.
+#
 # `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
 # with small models on a CPU only: **nothing has been run on a T4 so far.**
 
@@ -42,6 +45,7 @@ preset = "auto"  # @param ["auto", "tiny", "t4-4b", "t4", "t4x2", "24gb", "80gb"
 run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
 use_drive = True  # @param {type:"boolean"}
+tracker = "none"  # @param ["none", "tensorboard", "trackio", "wandb"]
 
 # %% [markdown]
 # ## Open the run
@@ -52,7 +56,7 @@ use_drive = True  # @param {type:"boolean"}
 # %%
 from grpo_kit import notebook
 
-config, run = notebook.open_from_form(preset, run_name, overrides, use_drive)
+config, run = notebook.open_from_form(preset, run_name, overrides, use_drive, tracker=tracker)
 notebook.require_stage(run, "data", "02_data")
 
 # %% [markdown]
@@ -143,6 +147,17 @@ arguments = notebook.show_trl_settings(config, run)
 # %% [markdown]
 # **You should see** the settings of this run under TRL's names. For `tiny`, a step samples 64 completions: 8 for each
 # of 8 problems. `arguments` is the complete `GRPOConfig`.
+
+# %% [markdown]
+# ## Trackers
+# The board needs no tracker. If you chose one in the settings, it gets the same figures, step by step.
+
+# %%
+notebook.show_tracker(config, run, tracker)
+
+# %% [markdown]
+# **You should see** where the figures are; with `tensorboard` its page, empty until the training below makes steps.
+# Where the page stays blank, the browser cannot reach this machine's ports; take another tracker there.
 
 # %% [markdown]
 # ## Train

@@ -134,6 +134,31 @@ def test_a_quick_run_of_the_4b_takes_the_minutes_that_the_quickstart_says():
     assert 60 < minutes[0] < minutes[1] < 95  # "70 to 90 for the 4B (computed)"
 
 
+@pytest.mark.parametrize(
+    ("tracker", "overrides", "names", "printed"),
+    [
+        ("none", "", ["tensorboard"], "The figures are on the board and in "),
+        ("tensorboard", "", ["tensorboard"], "tensorboard starts\n"),
+        ("wandb", "", ["tensorboard", "wandb"], "wandb prints the address"),
+        ("wandb", "run.report_to=[]", [], "The figures are on the board"),  # what a person wrote wins
+        ("trackio", "", ["tensorboard"], "The figures are on the board"),
+    ],
+)
+def test_the_field_tracker_says_who_gets_the_figures(monkeypatch, capsys, tracker, overrides, names, printed):
+    from grpo_kit.training import trackers
+
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(trackers, "_is_installed", lambda name: name != "trackio")
+    monkeypatch.setattr(trackers, "show_tensorboard", lambda run: print("tensorboard starts"))
+    chosen, run = notebook.open_from_form("tiny", "", overrides, tracker=tracker)
+    assert chosen.run.report_to == names
+    if tracker == "trackio":
+        assert "`!pip install trackio` in a cell adds it." in capsys.readouterr().out
+    notebook.show_tracker(chosen, run, tracker)
+    output = capsys.readouterr().out
+    assert printed in output and "kkk" not in output
+
+
 def test_a_question_loads_the_policy_once_and_anew_when_it_was_trained(monkeypatch, tmp_path):
     from grpo_kit.display import replies
     from grpo_kit.evaluation import ask

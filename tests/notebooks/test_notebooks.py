@@ -50,7 +50,8 @@ OWNED = "ada/kit"  # as an owner would set it
 COLAB = f"https://colab.research.google.com/github/{OWNED}/blob/main/notebooks/{{}}.ipynb"
 KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{OWNED}/blob/main/notebooks/{{}}.ipynb"
 FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_drive": "boolean"}
-MORE = {"04_submit": {"submit": "boolean"}, "05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
+MORE = {"03_training": {"tracker": "raw"}, "04_submit": {"submit": "boolean"}}
+MORE |= {"05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
 # Calls that take long with the 30B.
 LONG = (
     "load_policy(", "sample_reply(", "sample_group(", "prepare_data(", "show_difficulty(", "measure(",
@@ -142,7 +143,7 @@ def test_the_form_has_each_of_its_fields_once_and_the_preset_first(name):
     assert [field for field, _, _ in fields] == list(expected)
     assert len(form.source.splitlines()) == 1 + len(fields)  # nothing but the title and the form
     for field, value, kind in fields:
-        assert kind == f'{{type:"{expected[field]}"}}' or field == "preset"
+        assert kind == f'{{type:"{expected[field]}"}}' or expected[field] == "raw"
         kinds = {"string": str, "boolean": bool, "integer": int, "raw": str}
         assert type(ast.literal_eval(value)) is kinds[expected[field]]
     choices = json.loads(fields[0][2])

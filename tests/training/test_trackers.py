@@ -1,5 +1,6 @@
 """What `run.report_to` names is checked before training, and TensorBoard's files lie in the run."""
 
+import importlib
 import sys
 
 import pytest
@@ -24,6 +25,68 @@ def test_a_tracker_that_cannot_be_used_is_named(names, message, monkeypatch, tmp
     with pytest.raises(ValueError) as error:
         trackers.check_trackers(names)
     assert message in str(error.value)
+
+
+# (tracker, the environment, .netrc) -> (what gets the figures, what the sentence says)
+CHOSEN = [
+    (("tensorboard", {}, ""), ([], "tensorboard gets the figures too.")),
+    (("wandb", {"WANDB_API_KEY": "k" * 40}, ""), (["wandb"], "its key is WANDB_API_KEY in the environment.")),
+    (("wandb", {}, "machine api.wandb.ai login user password k"), (["wandb"], "/.netrc.")),
+    (("wandb", {"WANDB_MODE": "offline"}, ""), (["wandb"], "wandb gets the figures too.")),
+    (("wandb", {}, ""), ([], "has no WANDB_API_KEY in the environment or in the secrets of Colab or Kaggle, so the")),
+    (("wandb", {"WANDB_API_KEY": ""}, "machine other.host"), ([], "goes on without it. Store one there")),
+    (("trackio", {}, ""), (["trackio"], "on this machine's disk.")),
+    (("trackio", {"TRACKIO_SPACE_ID": "ada/s", "HF_TOKEN": "t"}, ""), (["trackio"], "on the Space ada/s.")),
+    (("trackio", {"TRACKIO_SPACE_ID": "ada/s"}, ""), ([], "there is no HF_TOKEN for it")),
+]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, pytest)  # there, as far as this test goes
+
+
+def test_a_tracker_without_its_key_is_left_out_with_a_sentence(installed, tmp_path):
+    for (name, environ, netrc), (more, says) in CHOSEN:
+        (tmp_path / ".netrc").write_text(netrc)
+        names, sentence = trackers.choose_trackers(name, dict(environ), tmp_path)
+        assert names == ["tensorboard", *more], (name, environ, netrc)
+        assert says in sentence and "kkk" not in sentence, (name, environ, sentence)
+
+
+def test_a_key_of_colabs_secrets_reaches_wandb_and_no_sentence(installed, monkeypatch, tmp_path):
+    monkeypatch.setattr("grpo_kit.kaggle.credentials._colab_secret", {"WANDB_API_KEY": "k" * 40}.get)
+    environ = {}
+    names, sentence = trackers.choose_trackers("wandb", environ, tmp_path)
+    assert names == ["tensorboard", "wandb"] and environ == {"WANDB_API_KEY": "k" * 40}
+    assert "WANDB_API_KEY in Colab's secrets" in sentence and "kkk" not in sentence
+
+
+def test_a_netrc_that_cannot_be_read_is_no_key(installed, tmp_path):
+    (tmp_path / ".netrc").write_bytes(b"\xff\xfe api.wandb.ai")
+    assert trackers.choose_trackers("wandb", {}, tmp_path)[0] == ["tensorboard"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_is_missing_is_left_out_with_the_command_that_adds_it(name, monkeypatch):
+    monkeypatch.setattr(trackers, "_is_installed", lambda _: False)
+    names, sentence = trackers.choose_trackers(name, {})
+    assert names == ["tensorboard"]
+    assert sentence == f"{name} is not installed, so the training goes on without it. `pip install {name}` adds it."
+
+
+def test_a_tracker_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="tracker is 'wandbb'; it must be one of none, tensorboard, wandb, trackio"):
+        trackers.choose_trackers("wandbb", {})
+
+
+def test_tensorboard_is_shown_for_the_runs_folder(monkeypatch, tmp_path):
+    started = []
+    # `tensorboard` loads its parts when they are used, and a name set on the stand-in would not arrive.
+    monkeypatch.setattr(importlib.import_module("tensorboard.notebook"), "start", started.append)
+    trackers.show_tensorboard(tmp_path / "my run")
+    assert started == [f"--logdir '{tmp_path / 'my run' / 'tensorboard'}' --reload_interval 5"]
 
 
 def test_tensorboard_is_the_default_and_its_files_lie_in_the_run(trained):
