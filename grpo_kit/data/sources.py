@@ -29,6 +29,7 @@ from grpo_kit.nemotron import tiny
 from grpo_kit.rewards.tools.routing import environment_of
 
 GENERATED_ROWS = 4000  # problems that are made without `data.limit`
+FEWER_ROWS = {"tiny-puzzles": 800}  # there are hardly more different ones
 # Generators of tasks beside math: the module in `environments/`, and the environment.
 GENERATORS = {
     "structured": ("structured", "structured"),
@@ -170,7 +171,7 @@ def _read_task(row: dict[str, Any], prompt: str | None, place: str) -> tuple[str
 
 def _open_tables(source: Source, limit: int | None, seed: int) -> Iterator[tuple[str, Table]]:
     if source.generated:
-        rows = enumerate(_generate_rows(source.name, limit or GENERATED_ROWS, seed), start=1)
+        rows = enumerate(_generate_rows(source.name, limit or rows_made(source.name), seed), start=1)
         yield source.name, Table(["prompt", "answer"], lambda _: rows)
     elif source.files:
         yield from ((str(path), open_table(path)) for path in source.files)
@@ -195,6 +196,11 @@ def _make_tasks(name: str, data: Data, seed: int) -> tuple[str, list[Task]]:
     module, environment = GENERATORS[name]
     make_tasks = importlib.import_module(f"grpo_kit.environments.{module}").make_tasks
     return environment, make_tasks(data.limit or GENERATED_ROWS, seed, longest)
+
+
+def rows_made(name: str) -> int:
+    """How many problems a generator makes without `data.limit`."""
+    return FEWER_ROWS.get(name, GENERATED_ROWS)
 
 
 def _generate_rows(name: str, count: int, seed: int) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from grpo_kit.config import RunConfig
-from grpo_kit.data.sources import GENERATED_ROWS, locate_source
+from grpo_kit.data.sources import locate_source, rows_made
 from grpo_kit.nemotron import expert_workbench
 from grpo_kit.planning import host_time
 from grpo_kit.planning.fit import Plan, Seconds, StepTimes
@@ -141,7 +141,7 @@ def _count_rows(name: str, config: RunConfig) -> int | None:
     except FileNotFoundError:  # it may be on the machine that is planned for
         return None
     if source.generated:
-        return GENERATED_ROWS
+        return rows_made(name)
     if source.files == (Path(name),) and Path(name).suffix == ".jsonl":
         with Path(name).open("rb") as file:
             return sum(not line.isspace() for line in file)

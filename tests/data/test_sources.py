@@ -44,6 +44,7 @@ def test_naming_the_puzzle_source_generates_puzzles(monkeypatch):
 
 
 def test_tiny_puzzles_take_turns_and_are_short():
+    assert len(read_rows("tiny-puzzles", config.Data())) == 800
     rows = read_rows("tiny-puzzles", config.Data(limit=40))
     assert rows[:9] == read_rows("tiny-puzzles", config.Data(limit=9))
     assert [puzzles.classify_prompt(prompt) for prompt, *_ in rows] == ["numeral system", "unit conversion"] * 20
