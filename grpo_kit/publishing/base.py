@@ -1,6 +1,7 @@
 """Which model on the Hub an adapter belongs to, and under which licence that model stands."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +37,14 @@ class Base(NamedTuple):
         revision: branch, tag or commit, None where the run names none.
         licence: `license`, and where it has no short name `license_name` and `license_link`, as a card has them.
         is_embedded: whether it lies in the kit's package.
+        is_named: whether the id is the caller's word, because the run had the base in a local folder.
     """
 
     name: str
     revision: str | None
     licence: dict[str, str]
     is_embedded: bool
+    is_named: bool = False
 
 
 def find_base(policy: Policy, named: str | None = None) -> Base:
@@ -77,4 +80,23 @@ def find_base(policy: Policy, named: str | None = None) -> Base:
     known = base_models.recognize_bf16(name)
     owner = name.partition("/")[0]
     licence = LICENCES.get(known, link) if known and owner in ("nvidia", "unsloth", "grpo-kit") else link
-    return Base(name, policy.revision, licence, is_embedded)
+    return Base(name, policy.revision, licence, is_embedded, is_local)
+
+
+def require_fit(modules: Mapping[str, Sequence[tuple[int, ...]]], base: Base) -> None:
+    """Raise ValueError where an adapter cannot belong to a base that the kit knows; other bases pass.
+
+    Args:
+        modules: {published name of a module: the shapes of its A and B}.
+        base: from `find_base`.
+    """
+    if base_models.recognize_bf16(base.name) is None:
+        return
+    known = base_models.lora_modules(base.name)
+    for name, shapes in modules.items():
+        (_, inside), (out, _) = shapes
+        if known.get(name) != (out, inside):
+            raise ValueError(
+                f"The adapter has a LoRA on {name} with {inside} inputs and {out} outputs, and {base.name} has no such "
+                "module. Name the model that the run was trained on."
+            )

@@ -8,7 +8,7 @@ from grpo_kit.data.recipes import GENERATED, load_recipe
 from grpo_kit.publishing import sections
 from grpo_kit.publishing.base import Base
 from grpo_kit.publishing.escaping import inline
-from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Source
+from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Source, list_texts
 from grpo_kit.publishing.sections import Facts
 
 TASK = "text-generation"
@@ -17,7 +17,7 @@ CURVES = "curves.png"
 
 def render_card(facts: Facts) -> str:
     """The text of README.md."""
-    methods = " and ".join(METHODS[stage] for stage in facts.records)
+    methods = ", then ".join(METHODS[stage] for stage in facts.records)
     base = f"[{facts.base.name}](https://huggingface.co/{facts.base.name})"
     if facts.base.is_embedded:
         base = f"`{facts.base.name}`, the policy of half a million parameters that is embedded in grpo-kit"
@@ -58,16 +58,17 @@ def make_metadata(facts: Facts) -> Any:
     tags = ["lora", "grpo-kit", *(METHODS[stage].lower() for stage in facts.records)]
     tags += ["nemotron_h"] if facts.is_nemotron else []
     tags += ["math"] if MATH in facts.manifest.get("environments", [MATH]) else []
-    hub = list(dict.fromkeys(source.hub for source in facts.sources if source.hub))
+    texts = [text for stage, record in facts.records.items() for text in list_texts(stage, record["settings"])]
+    hub = [source.hub for source in facts.sources] + [text.hub for text in texts]
+    known = all(source.hub or source.name in GENERATED for source in facts.sources) and not any(t.is_own for t in texts)
     results = _list_results(facts)
-    known = all(source.hub or source.name in GENERATED for source in facts.sources)
     return ModelCardData(
         base_model=facts.base.name,
         base_model_relation="adapter",
         library_name="peft",
         pipeline_tag=TASK,
         **facts.base.licence,
-        datasets=hub or None,
+        datasets=list(dict.fromkeys(filter(None, hub))) or None,
         language="en" if known else None,  # of a user's own file it is not known
         tags=tags,
         metrics=["accuracy"] if results else None,
@@ -128,6 +129,8 @@ def _limits(facts: Facts) -> list[str]:
         held_out,
         "One training with one seed. The intervals are over problems, not over trainings.",
     ]
+    if facts.base.is_named:
+        sentences.append(f"The run had its base in a local folder; its author names it {facts.base.name}.")
     if unknown := [source.name for source in facts.sources if source.licence == UNKNOWN]:
         sentences.append(f"The licence of {inline(', '.join(unknown))} is not known to the kit.")
     if unchecked := list(facts.manifest.get("not_checked", {})):

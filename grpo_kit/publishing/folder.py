@@ -18,7 +18,7 @@ from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.config import RunConfig
 from grpo_kit.display import charts, report
 from grpo_kit.publishing import run_facts
-from grpo_kit.publishing.base import Base
+from grpo_kit.publishing.base import Base, require_fit
 from grpo_kit.publishing.card import CURVES, render_card
 from grpo_kit.publishing.secret_scan import refuse_secrets
 from grpo_kit.publishing.sections import RECORD, Facts
@@ -51,11 +51,12 @@ def build_folder(config: RunConfig, run: Run, repo: str, base: Base) -> Path:
 
     Raises:
         FileNotFoundError: the run is not trained, or a file or the base's tokenizer is missing.
-        ValueError: the adapter changes nothing, has values that are not finite, or is no plain LoRA; the data was
-            prepared again since; a file would hold a secret.
+        ValueError: the adapter changes nothing, has values that are not finite, is no plain LoRA, or does not fit the
+            base; the data was prepared again since; a file would hold a secret.
     """
     files = run.result
     modules = read_modules(files.adapter)
+    require_fit(modules, base)
     sources = run_facts.read_sources(run)
     measured = run_facts.read_measurements(run)
     records = run.stages()
@@ -101,11 +102,11 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def read_modules(adapter: Path) -> dict[str, list[tuple[int, ...]]]:
-    """{module: the shapes of its A and B} of an adapter that is fit to be published.
+    """{published name of a module: the shapes of its A and B} of an adapter that is fit to be published.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: it is no plain LoRA, all of its B are zero, or a value is not finite.
+        ValueError: it is no plain LoRA, all of its B are zero, a value is not finite, or half of a pair is missing.
     """
     opened = AdapterFolder(adapter)
     try:
@@ -120,9 +121,10 @@ def read_modules(adapter: Path) -> dict[str, list[tuple[int, ...]]]:
             "base. Train the run, and look at its alarms."
         )
     modules: dict[str, list[tuple[int, ...]]] = {}
-    for key, entry in opened.entries.items():
-        name = published_name(key.partition(".lora_")[0].removeprefix("base_model.model."))
-        modules.setdefault(name, []).append(entry.shape)
+    for key, entry in sorted(opened.entries.items()):  # A before B
+        modules.setdefault(published_name(key.partition(".lora_")[0]), []).append(entry.shape)
+    if odd := [name for name, shapes in modules.items() if [len(shape) for shape in shapes] != [2, 2]]:
+        raise ValueError(f"{opened.path} has no pair of matrices for {odd[0][:120]}. Save the adapter again.")
     return modules
 
 

@@ -226,25 +226,34 @@ def _public_rewards(value: Any) -> list[str]:
     ]
 
 
-def describe_texts(stage: str, settings: Mapping[str, Any]) -> str:
-    """What the stage `sft` or `prefer` learned from, in words that name no file; "" for GRPO."""
+class Text(NamedTuple):
+    """Something that the stage `sft` or `prefer` learned from: in words that name no file, and its id on the Hub."""
+
+    words: str
+    hub: str | None = None
+    is_own: bool = False  # the author's
+
+
+def list_texts(stage: str, settings: Mapping[str, Any]) -> list[Text]:
+    """What the stage `sft` or `prefer` learned from; nothing for GRPO, which learns from the run's problems."""
     source = str(settings.get(SECTIONS[stage], {}).get("source", ""))
     if stage == "train":
-        return ""
+        return []
+    if stage == "prefer" and source == "completions":
+        return [Text("pairs of the policy's own completions during GRPO, judged by their rewards")]
     if stage == "prefer":
-        own = "pairs of the policy's own completions during GRPO, judged by their rewards"
-        return own if source == "completions" else "pairs of the author's own file"
-    words = []
+        return [Text("pairs of the author's own file", is_own=True)]
+    texts = []
     for item in filter(None, (part.strip() for part in source.split(","))):
         if item == "traces":
-            words.append("traces of the kit's solvers for the run's own problems")
+            texts.append(Text("traces of the kit's solvers for the run's own problems"))
         elif item.startswith("run:"):
-            words.append("right completions of another run of the author")
+            texts.append(Text("right completions of another run of the author", is_own=True))
         elif re.fullmatch(HUB_ID, item) and not Path(item).suffix:
-            words.append(f"`{item}` on the Hub")
+            texts.append(Text(f"`{item}` on the Hub", item))
         else:
-            words.append("the author's own file")
-    return ", ".join(words)
+            texts.append(Text("the author's own file", is_own=True))
+    return texts
 
 
 def make_record(run: Run, base: str, sources: list[Source], measured: list[Measured]) -> dict[str, Any]:

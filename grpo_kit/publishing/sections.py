@@ -12,10 +12,11 @@ from grpo_kit.publishing.escaping import code, inline, quote
 from grpo_kit.publishing.run_facts import (
     METHODS,
     SECTIONS,
+    UNKNOWN,
     Example,
     Measured,
     Source,
-    describe_texts,
+    list_texts,
     public_settings,
 )
 
@@ -159,7 +160,9 @@ def _groups(facts: Facts) -> list[str]:
 
 def describe_samples(facts: Facts) -> list[str]:
     if not facts.examples:
-        return []
+        is_hidden = facts.trained and any(source.licence == UNKNOWN for source in facts.sources)
+        sentence = "None is shown: the kit does not know the licence of the held-out problems."
+        return ["## Samples", sentence] if is_hidden else []
     parts = [
         "## Samples",
         "Held-out problems, not picked by hand: in the order of the evaluation, the first of each kind whose data has "
@@ -234,7 +237,7 @@ def describe_training(facts: Facts) -> list[str]:
     parts = []
     for stage, record in facts.records.items():
         settings, environment = record["settings"], record.get("environment", {})
-        texts = describe_texts(stage, settings)
+        texts = ", ".join(text.words for text in list_texts(stage, settings))
         steps = f"{record['steps']:,} steps" if record.get("steps") else "trained"
         machine = environment.get("gpu") or f"{environment.get('cpus')} processor cores, no GPU"
         versions = environment.get("packages") or {}

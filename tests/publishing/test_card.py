@@ -104,7 +104,7 @@ def test_several_stages_and_sets_are_listed(facts):
     measured = [facts.measured[0], Measured("sft", report, None), Measured("prefer", several, facts.measured[1].change)]
     card = render_card(facts._replace(records=records, measured=measured))
     data = ModelCard(card).data
-    assert "trained by SFT and GRPO and DPO" in card and {"sft", "grpo", "dpo"} <= set(data.tags)
+    assert "trained by SFT, then GRPO, then DPO" in card and {"sft", "grpo", "dpo"} <= set(data.tags)
     assert [result.dataset_type for result in data.eval_results] == ["held-out", "HuggingFaceH4/MATH-500", "own"]
     assert {result.metric_name for result in data.eval_results} == {"pass@1 after DPO"} and "ada.csv" not in card
     assert "| after SFT |" in card and r"a\|b" in card
@@ -161,13 +161,21 @@ def test_limits_name_what_is_not_known(facts):
     card = render_card(facts._replace(sources=[source], records=records, manifest=manifest))
     limits = section(card, "Limits")
     assert "licence of own file 1 is not known" in limits and "not compared with math500" in limits
+    assert "the licence of the held-out problems" in section(
+        render_card(facts._replace(sources=[source], examples=[])), "Samples"
+    )
     assert "ended before the last step of GRPO" in limits and "language" not in ModelCard(card).data.to_dict()
 
 
 def test_hub_sets_and_the_licence_of_the_base_are_linked(facts):
     source = Source("gsm8k", "mit", "openai/gsm8k", 7473, ["0a" * 32], "gsm8k")
-    card = render_card(facts._replace(sources=[source], base=find_base(Policy(model=LIGHTNING))))
-    assert ModelCard(card).data.datasets == ["openai/gsm8k"]
+    sft = {"settings": {"sft": {"source": "org/texts,org/texts,mine.jsonl"}}}
+    records = {"sft": facts.records["train"] | sft, **facts.records}
+    base = find_base(Policy(model=LIGHTNING))._replace(is_named=True)
+    card = render_card(facts._replace(sources=[source], base=base, records=records))
+    data = ModelCard(card).data.to_dict()
+    assert data["datasets"] == ["openai/gsm8k", "org/texts"] and "language" not in data
+    assert f"its author names it {LIGHTNING}" in card and "mine.jsonl" not in card
     assert "[gsm8k](https://huggingface.co/datasets/openai/gsm8k) | mit | 7,473 | `0a0a0a0a0a0a0a0a` |" in card
     assert "[openmdw-1.1](https://openmdw.ai/license/1-1/)" in card
 

@@ -14,7 +14,8 @@ from grpo_kit.publishing.folder import build_folder, list_files, read_modules
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run
 
-BASE = find_base(Policy(model=PUBLISHED, revision="0a1b"))
+HYBRID, TENSORS = "org/hybrid", "adapter_model.safetensors"
+BASE = find_base(Policy(model=HYBRID, revision="0a1b"))
 
 
 @pytest.fixture
@@ -44,11 +45,11 @@ def test_the_adapter_names_its_base_and_has_the_runs_tensors(copied):
     config, run = copied
     folder = build_folder(config, run, "ada/sums", BASE)
     fields = json.loads((folder / "adapter_config.json").read_text())
-    assert (fields["base_model_name_or_path"], fields["revision"], fields["r"]) == (PUBLISHED, "0a1b", config.lora.r)
-    tensors = folder / "adapter_model.safetensors"
+    assert (fields["base_model_name_or_path"], fields["revision"], fields["r"]) == (HYBRID, "0a1b", config.lora.r)
+    tensors = folder / TENSORS
     assert tensors.read_bytes() == (run.adapter / tensors.name).read_bytes()
     record = json.loads((folder / "run.json").read_text())
-    assert record["sha256"] == {tensors.name: hash_of(tensors)} and record["base_model"] == PUBLISHED
+    assert record["sha256"] == {tensors.name: hash_of(tensors)} and record["base_model"] == HYBRID
 
 
 def test_the_tokenizer_is_the_one_of_the_training(copied):
@@ -89,7 +90,7 @@ def adapter(folder, **tensors):
     )
     name = "base_model.model.model.layers.2.mixer.q_proj.lora_{}.weight"
     halves = {"A": torch.ones(2, 8), "B": torch.ones(8, 2)} | tensors
-    save_file({name.format(half): value for half, value in halves.items()}, folder / "adapter_model.safetensors")
+    save_file({name.format(half): value for half, value in halves.items()}, folder / TENSORS)
     return folder
 
 
@@ -99,14 +100,23 @@ def test_an_adapter_that_changes_nothing_or_is_damaged_is_refused(tmp_path):
         read_modules(adapter(tmp_path, B=torch.zeros(8, 2)))
     with pytest.raises(ValueError, match="NaN or infinity"):
         read_modules(adapter(tmp_path, A=torch.full((2, 8), torch.nan)))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"not one")
+    save_file({"base_model.model.model.layers.2.mixer.q_proj.lora_B.weight": torch.ones(8, 2)}, tmp_path / TENSORS)
+    with pytest.raises(ValueError, match="has no pair of matrices for backbone.layers.2.mixer.q_proj"):
+        read_modules(tmp_path)
+    (tmp_path / TENSORS).write_bytes(b"not one")
     with pytest.raises(ValueError, match="not a safetensors file"):
         read_modules(tmp_path)
 
 
+def test_a_base_that_the_kit_knows_has_the_adapters_modules(copied):
+    with pytest.raises(ValueError, match="has no such module. Name the model that the run was trained on"):
+        build_folder(*copied, "ada/sums", find_base(Policy(model=PUBLISHED)))
+    assert not (copied[1].path / "publish").exists()
+
+
 def test_zeros_are_refused_where_a_run_is_published(copied):
     config, run = copied
-    path = run.adapter / "adapter_model.safetensors"
+    path = run.adapter / TENSORS
     save_file({name: value * ("lora_A" in name) for name, value in load_file(path).items()}, path)
     notes = json.loads(run.notes.read_text())
     notes["stages"]["train"]["wrote"]["adapter"] = hash_of(run.adapter)

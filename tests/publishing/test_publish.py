@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 from grpo_kit.config import Policy
-from grpo_kit.nemotron.base_models import PUBLISHED
 from grpo_kit.publishing import hub_client
 from grpo_kit.publishing import publish as publishing
 from grpo_kit.publishing.base import find_base
@@ -18,7 +17,7 @@ from grpo_kit.runs.run import Run
 from tests.helpers import processes
 from tests.helpers.writable_hub import TOKEN, Repository, WritableHub
 
-REPO = "ada/sums"
+REPO, HYBRID = "ada/sums", "org/hybrid"
 LISTED = [  # what is published of a run, whatever else lies in its folder
     "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "curves.png", "run.json",
     "tokenizer.json", "tokenizer_config.json",
@@ -31,7 +30,7 @@ def hub(monkeypatch):
     """A Hub on loopback that the library uses; `slept` lists its pauses and ours, in seconds."""
     fake = WritableHub()
     fake.slept = []
-    fake.repositories[PUBLISHED] = Repository()
+    fake.repositories[HYBRID] = Repository()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", fake.slept.append)
@@ -60,9 +59,9 @@ def copied(trained, tmp_path_factory):
 
 
 @pytest.fixture
-def on_published(monkeypatch):
-    """Let the small run have the 30B as its base, whose id the Hub knows."""
-    base = find_base(Policy(model=PUBLISHED))
+def on_hybrid(monkeypatch):
+    """Let the small run have a base whose id the Hub knows."""
+    base = find_base(Policy(model=HYBRID))
     monkeypatch.setattr(publishing, "find_base", lambda policy, named: base)
 
 
@@ -77,7 +76,7 @@ def held(hub):
     return {name: data for name, data in hub.repositories[REPO].files.items() if name != ".gitattributes"}
 
 
-def test_a_run_is_published_file_by_file_in_one_commit(copied, hub, on_published):
+def test_a_run_is_published_file_by_file_in_one_commit(copied, hub, on_hybrid):
     said = []
     published = publish(*copied, REPO, say=said.append)
     repository = hub.repositories[REPO]
@@ -230,14 +229,14 @@ def test_the_embedded_policy_is_refused_unless_nothing_is_sent(copied, hub):
     assert hub.calls == []
 
 
-def test_a_base_that_the_hub_does_not_have_is_refused_before_a_repository_is_made(copied, hub, on_published):
-    del hub.repositories[PUBLISHED]
-    with pytest.raises(ValueError, match="The Hub has no model 'nvidia/"):
+def test_a_base_that_the_hub_does_not_have_is_refused_before_a_repository_is_made(copied, hub, on_hybrid):
+    del hub.repositories[HYBRID]
+    with pytest.raises(ValueError, match="The Hub has no model 'org/hybrid'"):
         publish(*copied, REPO)
     assert hub.repositories == {}
 
 
-def test_without_a_token_or_offline_nothing_is_asked(copied, hub, on_published, monkeypatch):
+def test_without_a_token_or_offline_nothing_is_asked(copied, hub, on_hybrid, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(hub_client, "get_token", lambda: None)
     with pytest.raises(PermissionError, match="There is no token of Hugging Face"):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from grpo_kit.publishing import run_facts
-from grpo_kit.publishing.run_facts import Measured, Source, choose_examples, describe_texts, public_settings
+from grpo_kit.publishing.run_facts import Measured, Source, choose_examples, list_texts, public_settings
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run
 
@@ -148,7 +148,9 @@ TEXTS = [
 @pytest.mark.parametrize(("stage", "source", "words"), TEXTS)
 def test_what_a_stage_learned_from_names_no_file(stage, source, words):
     section = {"sft": "sft", "prefer": "dpo", "train": "grpo"}[stage]
-    assert describe_texts(stage, {section: {"source": source}}) == words
+    texts = list_texts(stage, {section: {"source": source}})
+    assert ", ".join(text.words for text in texts) == words
+    assert [text.hub for text in texts if text.hub] == ["org/set"] * ("org/set" in source)
 
 
 def problem(number, score, source="tiny-sums", **more):
