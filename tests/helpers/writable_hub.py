@@ -103,7 +103,8 @@ class WritableHub:
             handler.close_connection = True
             return
         if isinstance(action, int):
-            self.reply(handler, action, {"error": "as the test wants it"}, fault[2])
+            told = {"error": f"as the test wants it, to {handler.headers.get('Authorization')}"}  # servers may echo it
+            self.reply(handler, action, told, fault[2])
             return
         if action == "hold":
             self.held.set()
