@@ -117,8 +117,10 @@ def plan_gguf(pairs: Mapping[str, Pair], base: str, alpha: float, dtype: str = "
     """
     gguf, modules = _import_gguf(), base_models.lora_modules(base)
     config = read_base_config(base)
-    # The converter takes a base for one with experts where this key is there, whatever its layers are.
-    kind = gguf.MODEL_ARCH.NEMOTRON_H_MOE if "num_experts_per_tok" in config else gguf.MODEL_ARCH.NEMOTRON_H
+    # The converter goes by a key of config.json, which is missing without experts. transformers fills it in; then it
+    # writes a base with the wrong name, which llama.cpp cannot load.
+    has_experts = any(map(_EXPERT.fullmatch, modules))
+    kind = gguf.MODEL_ARCH.NEMOTRON_H_MOE if has_experts else gguf.MODEL_ARCH.NEMOTRON_H
     layers = {int(match[1]) for name in modules if (match := re.search(r"\.layers\.(\d+)\.", name))}
     names = gguf.get_tensor_name_map(kind, max(layers, default=0) + 1)
     stacks: dict[str, Stack] = {}

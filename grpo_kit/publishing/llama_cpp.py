@@ -19,6 +19,9 @@ TEMPLATE = """\
 {{ end }}{{ end }}<|im_start|>assistant
 """
 OPEN, CLOSED = "<think>\n", "<think></think>"
+CONVERTER = (
+    "llama.cpp's converter misreads a base without experts under transformers 5; its requirements.txt has version 4."
+)
 OLLAMA = (
     "The Modelfile's TEMPLATE has no tools; use llama-server with --jinja for them.",
     "Nemotron's own template leaves out the thoughts of earlier turns. Whether Ollama keeps them was not tried.",
@@ -86,7 +89,7 @@ def describe_lora(
 Its sha256 is `{digest}`; `sha256sum -c SHA256SUMS` compares it.
 
 ## The base
-{made} one with llama.cpp ({LLAMA_CPP}), in an environment with its `requirements.txt`:
+{made} one with llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirements.txt`:
 
 {fetch}    python llama.cpp/convert_hf_to_gguf.py base --outfile base-bf16.gguf --outtype bf16
     llama-quantize base-bf16.gguf base-Q4_K_M.gguf Q4_K_M
@@ -127,7 +130,7 @@ def describe_merged(
 `model/` is `{base}` with the LoRA added, in bf16 and under the published names ({size}).
 
 ## GGUF
-With llama.cpp ({LLAMA_CPP}), in an environment with its `requirements.txt`. The first file takes {size} too.
+With llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirements.txt`. The first file takes {size} too.
 
     python llama.cpp/convert_hf_to_gguf.py model --outfile merged-bf16.gguf --outtype bf16{options}
     llama-quantize merged-bf16.gguf merged-Q4_K_M.gguf Q4_K_M
@@ -188,7 +191,8 @@ def _context(config: RunConfig) -> int:
 def _limits(base: str) -> list[str]:
     limits = [
         "llama.cpp's logits were compared with transformers' on a tiny Nemotron-H in float32. Nothing was tried with "
-        "the 30B, the 4B or a base in 4 bit, nor with Ollama."
+        "the 30B, the 4B or a base in 4 bit, nor with Ollama.",
+        CONVERTER,
     ]
     if base in base_models.EMBEDDED:
         limits.append(

@@ -172,7 +172,10 @@ def dense(tmp_path):
     return tmp_path / "dense"
 
 
-def test_a_base_without_experts_is_another_architecture(tmp_path, dense):
+@pytest.mark.parametrize("key", [{}, {"num_experts_per_tok": 2}])  # transformers writes it without experts too
+def test_a_base_without_experts_is_another_architecture(tmp_path, dense, key):
+    path = dense / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | key))
     modules = base_models.lora_modules(str(dense))
     fields, tensors, _, pairs = write(make_adapter(tmp_path / "a", modules, base=str(dense)), str(dense))
     assert fields["general.architecture"] == "nemotron_h"
