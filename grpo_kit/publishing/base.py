@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grpo_kit.config import Policy
-from grpo_kit.nemotron import base_models
-from grpo_kit.policy.model_source import base_model_name
+from grpo_kit.nemotron import base_models, nf4_layout
+from grpo_kit.policy.model_source import base_model_name, policy_source
 
 HUB_ID = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 MODEL_TERMS = "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-nemotron-open-model-license/"
@@ -34,7 +34,7 @@ class Base(NamedTuple):
 
     Attributes:
         name: its id on the Hub; of an embedded policy the kit's own name, which the Hub does not know.
-        revision: branch, tag or commit, None where the run names none.
+        revision: branch, tag or commit, None where neither the run nor its NF4 checkpoint names one.
         licence: `license`, and where it has no short name `license_name` and `license_link`, as a card has them.
         is_embedded: whether it lies in the kit's package.
         is_named: whether the id is the caller's word, because the run had the base in a local folder.
@@ -80,7 +80,11 @@ def find_base(policy: Policy, named: str | None = None) -> Base:
     known = base_models.recognize_bf16(name)
     owner = name.partition("/")[0]
     licence = LICENCES.get(known, link) if known and owner in ("nvidia", "unsloth", "grpo-kit") else link
-    return Base(name, policy.revision, licence, is_embedded, is_local)
+    revision, source = policy.revision, Path(policy_source(policy))
+    if nf4_layout.is_nf4_checkpoint(source):
+        manifest = nf4_layout.read_manifest(source)
+        revision = manifest["commit"] or manifest["revision"]
+    return Base(name, revision, licence, is_embedded, is_local)
 
 
 def require_fit(modules: Mapping[str, Sequence[tuple[int, ...]]], base: Base) -> None:

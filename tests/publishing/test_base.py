@@ -1,9 +1,12 @@
 """The base is named by its id on the Hub, never by a folder of somebody's machine."""
 
+import json
+
 import pytest
 
 from grpo_kit.config import Policy
 from grpo_kit.nemotron.base_models import LIGHTNING, MOUNTED_MODEL, NANO_4B, PUBLISHED
+from grpo_kit.nemotron.nf4_layout import FORMAT
 from grpo_kit.publishing.base import find_base
 
 NVIDIA, OWN = "nvidia-nemotron-open-model-license", "terms-of-the-base"
@@ -31,6 +34,26 @@ def test_the_base_and_its_licence(model):
 def test_the_embedded_policy_has_no_id_on_the_hub():
     base = find_base(Policy())
     assert (base.name, base.is_embedded, base.licence) == ("grpo-kit/tiny", True, {"license": "apache-2.0"})
+
+
+def test_an_nf4_checkpoint_names_the_model_and_the_commit_that_it_was_made_of(tmp_path):
+    made_of = {
+        "source": PUBLISHED,
+        "revision": "main",
+        "commit": "0a" * 20,
+        "dtype": "float16",
+        "count": 1,
+        "parts": {},
+    }
+    (tmp_path / "nf4.json").write_text(json.dumps({"format": FORMAT} | made_of))
+    base = find_base(Policy(model=str(tmp_path), load_in_4bit=True))
+    assert (base.name, base.revision, base.is_named) == (PUBLISHED, "0a" * 20, False)
+    (tmp_path / "nf4.json").write_text(
+        json.dumps({"format": FORMAT} | made_of | {"source": "/data/nemo", "commit": None})
+    )
+    with pytest.raises(ValueError, match="The run's base is /data/nemo"):
+        find_base(Policy(model=str(tmp_path)))
+    assert find_base(Policy(model=str(tmp_path)), PUBLISHED)[:2] == (PUBLISHED, "main")
 
 
 def test_a_local_folder_needs_a_name(tmp_path, monkeypatch):
