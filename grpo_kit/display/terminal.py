@@ -398,6 +398,6 @@ def print_locations(run: Run, zip_path: Path, seconds: float) -> None:
         ("the adapter", run.adapter),
     ):
         out.print(f"  {name:<17}{escape(str(path))}")
-    out.print("\nOpen notebooks/01_setup.ipynb in Colab or Kaggle, or train on your own problems here:")
+    out.print("\nOpen notebooks/00_quickstart.ipynb in Colab or Kaggle, or train on your own problems here:")
     rows = ["data.source=data/gsm8k_sample.jsonl", "data.val_size=20", "data.test_size=50"]
     print_next(["data", "-c", "tiny", "--run", "mine", *rows], ["train", "--run", "mine", "grpo.max_steps=5"])
