@@ -21,6 +21,7 @@ class Judge:
     batch_size: int = 8  # comparisons in one forward pass of a model
     concurrency: int = 8  # comparisons that a server makes at a time
     timeout: float = 120.0  # seconds for one request to a server
+    max_tokens: int = 2048  # that a server's reply may have, its thinking included
 
     def __post_init__(self) -> None:
         require(bool(self.model), "judge.model is empty. Set it to policy, a model, or the address of a server.")
@@ -31,6 +32,7 @@ class Judge:
             require(value >= 0, f"judge.{name} is {value}; it rewards brevity. Set it to 0 or more.")
         require_at_least("judge.batch_size", self.batch_size, 1, "a pass makes at least one comparison")
         require_at_least("judge.concurrency", self.concurrency, 1, "at least one request is sent")
+        require_at_least("judge.max_tokens", self.max_tokens, 1, "a verdict needs room, and thinking needs more")
         require(self.timeout > 0, f"judge.timeout is {self.timeout}; a request takes time. Set it above 0 seconds.")
 
     @property
@@ -39,8 +41,9 @@ class Judge:
         return "://" in self.model
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide rewards; how long to wait, and what agreement to ask for, are left out."""
-        return {key: value for key, value in asdict(self).items() if key not in ("threshold", "concurrency", "timeout")}
+        """The settings that decide rewards; how long to wait for whom, and what agreement to ask for, are left out."""
+        others = ("threshold", "concurrency", "timeout", "max_tokens")
+        return {key: value for key, value in asdict(self).items() if key not in others}
 
     def arguments(self) -> dict[str, Any]:
         """What the reward's `use_policy` takes beside a model and a tokenizer."""

@@ -46,7 +46,6 @@ from typing import Any, NamedTuple
 JUDGE_KEY = "JUDGE_API_KEY"  # the environment variable with the key of a server; it is written nowhere
 _SCORES, _RANKINGS = (1, 5), (1, 6)
 _ENOUGH = 0.5  # probability that a model must give to the digits 1 to 6 together; less is no verdict
-_VERDICT_TOKENS = 2048  # that a server's reply may have
 _LONGEST_REPLY = 1 << 20  # bytes
 _LONGEST_CACHE = 1 << 28  # bytes
 
@@ -114,6 +113,7 @@ class Judge:
         concurrency: comparisons that a server makes at a time.
         retries: further tries of a request that a server refuses or loses.
         timeout: seconds for one request.
+        max_tokens: that a server's reply may have, its thinking included.
         cache: file of a server's verdicts, in JSON Lines; None for none. With it a repeated training asks nothing
             twice and gets the same verdicts.
 
@@ -134,6 +134,7 @@ class Judge:
         concurrency: int = 8,
         retries: int = 3,
         timeout: float = 120.0,
+        max_tokens: int = 2048,
         cache: str | Path | None = None,
     ) -> None:
         self.__name__ = "judge_reward"
@@ -143,12 +144,14 @@ class Judge:
         self.answer_coeff = group_answer_length_penalty_coeff
         self.batch_size, self.concurrency, self.retries, self.timeout = batch_size, concurrency, retries, timeout
         self.policy: tuple[Any, Any] | None = None
-        self.server = _JudgeServer(model, served_model, retries, timeout, cache) if "://" in model else None
-        if min(batch_size, concurrency, retries + 1) < 1 or not timeout > 0 or not 0 <= top_percentile <= 1:
+        self.server = None
+        if "://" in model:
+            self.server = _JudgeServer(model, served_model, retries, timeout, max_tokens, cache)
+        if min(batch_size, concurrency, max_tokens, retries + 1) < 1 or not timeout > 0 or not 0 <= top_percentile <= 1:
             raise ValueError(
-                f"batch_size is {batch_size}, concurrency {concurrency}, retries {retries}, timeout {timeout}, "
-                f"top_percentile {top_percentile}; the first two are at least 1, retries at least 0, timeout is above "
-                "0, top_percentile a share from 0 to 1. Correct them."
+                f"batch_size is {batch_size}, concurrency {concurrency}, max_tokens {max_tokens}, retries {retries}, "
+                f"timeout {timeout}, top_percentile {top_percentile}; the first three are at least 1, retries at least "
+                "0, timeout is above 0, top_percentile a share from 0 to 1. Correct them."
             )
 
     def use_policy(self, model: Any, tokenizer: Any, /, **settings: Any) -> None:
@@ -177,6 +180,10 @@ class Judge:
         different = list(dict.fromkeys(rendered))  # a policy often repeats itself, and a judge must not differ then
         verdicts = dict(zip(different, self._judge(different), strict=True))
         return [verdicts[pair] for pair in rendered]
+
+    def explain_silence(self) -> str:
+        """Why a comparison had no verdict, in sentences: a server's last fault, or what a model has to do."""
+        return self.server.last_fault if self.server else _NO_RANKING
 
     def _judge(self, pairs: list[tuple[str, str, str]]) -> list[Comparison | None]:
         if self.server:
@@ -245,7 +252,7 @@ class Judge:
         if missing > len(verdicts) / 10:
             warnings.warn(
                 f"The judge gave no verdict on {missing} of {len(verdicts)} comparisons; their groups are not judged "
-                f"(None). {self.server.last_fault if self.server else _NO_RANKING}",
+                f"(None). {self.explain_silence()}",
                 stacklevel=2,
             )
         if log and verdicts:
@@ -404,8 +411,8 @@ def _break_marks(text: str) -> str:
 # A model judges: the probabilities of the digits behind a fixed text.
 
 _NO_RANKING = (
-    f"A model must put a probability of {_ENOUGH} or more on the digits 1 to 6; this one would write something else. "
-    "Name another judge."
+    f"A model must put a probability of {_ENOUGH} or more on the digits 1 to 6, and the question must fit into its "
+    "max_position_embeddings; this one would write something else, or the answers are too long for it."
 )
 
 
@@ -503,7 +510,13 @@ class _JudgeServer:
     """Asks a server that speaks OpenAI's protocol for verdicts."""
 
     def __init__(
-        self, address: str, served_model: str | None, retries: int, timeout: float, cache: str | Path | None
+        self,
+        address: str,
+        served_model: str | None,
+        retries: int,
+        timeout: float,
+        max_tokens: int,
+        cache: str | Path | None,
     ) -> None:
         parts = urllib.parse.urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or "@" in parts.netloc:
@@ -511,12 +524,8 @@ class _JudgeServer:
                 f"The judge's address is {_hide_key(address)}; it is http://HOST:PORT/v1 or https://HOST/v1, without "
                 f"a key and without '?'. Put the key into the environment variable {JUDGE_KEY}."
             )
-        self.address, self.served_model, self.retries, self.timeout = (
-            address.rstrip("/"),
-            served_model,
-            retries,
-            timeout,
-        )
+        self.address, self.served_model = address.rstrip("/"), served_model
+        self.retries, self.timeout, self.max_tokens = retries, timeout, max_tokens
         self.cache, self.known = Path(cache) if cache else None, None
         self.lock, self.last_fault = threading.Lock(), ""
         self.opener, self.sleep = urllib.request.build_opener(_KeepAddress()), time.sleep
@@ -530,7 +539,7 @@ class _JudgeServer:
             "messages": [{"role": "user", "content": question}],
             "temperature": 0,
             "seed": 0,
-            "max_tokens": _VERDICT_TOKENS,
+            "max_tokens": self.max_tokens,
         }
         key = hashlib.sha256(json.dumps([self.address, body], sort_keys=True).encode()).hexdigest()
         with self.lock:
@@ -540,16 +549,20 @@ class _JudgeServer:
             return self.known[key]
         answer = self._send("chat/completions", body)
         try:
-            reply = answer["choices"][0]["message"]["content"]
+            choice = answer["choices"][0]
+            reply = choice["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            reply = None
-        if not isinstance(reply, str):
-            if answer is not None:
-                self.last_fault = "Its last reply has no choices[0].message.content."
-            return None
-        verdict = _read_verdict(reply, code)
+            choice = reply = None
+        is_cut = isinstance(choice, dict) and choice.get("finish_reason") == "length"
+        verdict = _read_verdict(reply, code) if isinstance(reply, str) else None
         if verdict is None:
-            self.last_fault = f"A reply without a verdict ends so: {_shorten_end(reply)}"
+            if is_cut:
+                self.last_fault = f"A reply was cut after max_tokens ({self.max_tokens}), before its verdict. Raise it."
+            elif isinstance(reply, str):
+                reason = _explain_no_verdict(reply, code)
+                self.last_fault = f"A reply without a verdict ends so: {_shorten_end(reply)} ({reason})."
+            elif answer is not None:
+                self.last_fault = "Its last reply has no choices[0].message.content."
             return None
         with self.lock:
             self.known[key] = verdict
@@ -635,6 +648,21 @@ def _read_verdict(reply: str, code: str) -> Comparison | None:
     >>> _read_verdict('Answer 1 says {"score_1": 5}. {"code": "ab", "score_1": 2, "score_2": 4, "ranking": 5}', "ab")
     Comparison(score_1=2, score_2=4, ranking=5)
     """
+    found = _find_comparisons(reply, code)
+    verdict = found.pop() if len(found) == 1 else None
+    return verdict if verdict and verdict.is_valid() else None
+
+
+def _explain_no_verdict(reply: str, code: str) -> str:
+    """Why `_read_verdict` found none, as a clause."""
+    found = len(_find_comparisons(reply, code))
+    if not found:
+        return "it has no JSON object that repeats the code"
+    return "its verdicts differ" if found > 1 else "a score is not from 1 to 5, or the ranking not from 1 to 6"
+
+
+def _find_comparisons(reply: str, code: str) -> set[Comparison]:
+    """The different comparisons that repeat the code, valid or not."""
     text, decoder, found, at = reply[-20_000:], json.JSONDecoder(), set(), 0
     while (at := text.find("{", at)) >= 0:
         try:
@@ -644,8 +672,7 @@ def _read_verdict(reply: str, code: str) -> Comparison | None:
             continue
         if value.get("code") == code:
             found.add(Comparison(*(_to_number(value.get(name)) for name in Comparison._fields)))
-    verdict = found.pop() if len(found) == 1 else None
-    return verdict if verdict and verdict.is_valid() else None
+    return found
 
 
 def _to_number(value: Any) -> float | None:
@@ -660,8 +687,8 @@ def _read_verdicts(path: Path) -> dict[str, Comparison]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return {}
-    known, damaged = {}, 0
-    for line in filter(None, lines):
+    known, damaged, lines = {}, 0, list(filter(None, lines))
+    for line in lines:
         try:
             row = json.loads(line)
             key, verdict = row["key"], Comparison(*row["verdict"])
@@ -674,7 +701,8 @@ def _read_verdicts(path: Path) -> dict[str, Comparison]:
             damaged += 1
     if damaged:
         warnings.warn(
-            f"{damaged} lines of the judge's cache {path} hold no verdict; they are asked for again.", stacklevel=2
+            f"The judge's cache {path} has no verdict in {damaged} of {len(lines)} lines; they are asked for again.",
+            stacklevel=2,
         )
     return known
 

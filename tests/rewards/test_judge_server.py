@@ -108,6 +108,41 @@ def test_nonsense_is_no_verdict_and_is_shown_in_one_line(server):
         assert judge(["4", "5"], ["q", "q"]) == [None, None]
 
 
+def cut(content):
+    reply = {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
+    return lambda handler: send(handler, 200, reply)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (cut("First I think about"), "was cut after max_tokens (7), before its verdict. Raise it."),
+        (cut(None), "was cut after max_tokens (7)"),  # all of it was thinking, which the server takes off
+        (say("Both."), 'ends so: "Both." (it has no JSON object that repeats the code).'),
+        (lambda handler: send(handler, 200, {}), "no choices[0].message.content"),
+    ],
+)
+def test_why_there_is_no_verdict_is_said(server, fault, words):
+    server.faults.append(fault)
+    judge, verdicts, _ = ask(server, max_tokens=7)
+    assert verdicts == [None] and words in judge.explain_silence() and server.asked[0]["max_tokens"] == 7
+
+
+def test_verdicts_that_differ_or_are_out_of_range_are_told_apart(server):
+    def says(numbers):
+        asked = server.asked[-1]["messages"][0]["content"]
+        return say(numbers.replace("CODE", read_question(asked)[0]))
+
+    verdict = '{"code": "CODE", "score_1": 3, "score_2": 3, "ranking": 1}'
+    for numbers, words in (
+        (verdict.replace("1}", "9}"), "a score is not from 1 to 5, or the ranking not from 1 to 6"),
+        (verdict + verdict.replace("1}", "2}"), "its verdicts differ"),
+    ):
+        server.faults.append(lambda handler, numbers=numbers: says(numbers)(handler))
+        judge, verdicts, _ = ask(server)
+        assert verdicts == [None] and words in judge.explain_silence()
+
+
 def test_an_answer_that_prints_a_verdict_does_not_steer_its_judge(server):
     """The judge quotes the first answer whole and then judges."""
 
@@ -215,7 +250,9 @@ def test_a_damaged_cache_gives_what_it_holds_and_is_not_believed_beyond(server, 
         json.dumps({"key": key, "verdict": [[3], 3, 1]}), "9" * 10_000,
     ]  # fmt: skip
     cache.write_bytes("\n".join([line.strip(), *hostile]).encode() + b'\n\xff\xfe\n{"key": "' + key[:20].encode())
-    with pytest.warns(UserWarning, match="18 lines of the judge's cache .* asked for again"):
+    with pytest.warns(
+        UserWarning, match="The judge's cache .* has no verdict in 18 of 19 lines; they are asked for again"
+    ):
         _, verdicts, _ = ask(server, [*PAIR, ("q", "a", "b")], cache=cache)
     assert verdicts == [*right, Comparison(3, 3, 1)] and len(server.asked) == 2
     assert cache.read_text(errors="replace").endswith('"verdict": [3, 3, 1]}\n')
