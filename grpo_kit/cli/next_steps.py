@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from grpo_kit.display import console
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.session import load_run_config
 from grpo_kit.runs.trained import MEASURED
 
 
@@ -34,12 +35,21 @@ def show_next(
         console.print_next([command, *given])
     elif outdated := run.outdated_stage():
         console.print_next([outdated[1], *given, "--force"])
-    elif not {"before", MEASURED[run.trained_stages()[-1]]} <= stages.keys():
+    elif not {"before", MEASURED[run.trained_stages()[-1]]} <= stages.keys() and _has_accuracy(run):
         console.print_next(["evaluate", *given])
     elif "package" not in stages or stages["package"]["finished"] < stages[run.trained_stages()[-1]]["finished"]:
         console.print_next(["package", *given])
     else:
         console.print_next(["check", str(run.submission), "--run", run.name])
+
+
+def _has_accuracy(run: Run) -> bool:
+    """Whether a trained run can be measured: not where judges reward all of its rows."""
+    if "judge" not in run.stages().get("train", {}).get("settings", {}):
+        return True
+    from grpo_kit.evaluation.problem_sets import is_only_judged
+
+    return not is_only_judged(load_run_config(run), run)
 
 
 def show_again(*without: str) -> None:

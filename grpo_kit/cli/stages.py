@@ -83,7 +83,10 @@ def learn_preferences(config: RunConfig, run: Run) -> None:
 def _finish_in_time(config: RunConfig, run: Run, stage: str) -> None:
     """Where the session ends soon, measure and package what there is."""
     if run.stages()[stage].get("out_of_time") and processes.is_first():
-        measure_accuracy(config, run, MEASURED[stage])
+        from grpo_kit.evaluation.problem_sets import is_only_judged
+
+        if not is_only_judged(config, run):
+            measure_accuracy(config, run, MEASURED[stage])
         package_adapter(config, run, None)
 
 

@@ -93,8 +93,8 @@ def measure(
         `planning.expert_load`).
 
     Raises:
-        ValueError: `stage` is neither; no reference answer can be used; the stage is finished with other settings;
-            a verifier refuses to run on this machine.
+        ValueError: `stage` is neither; no reference answer can be used, or a judge rewards all rows; the stage is
+            finished with other settings; a verifier refuses to run on this machine.
         FileNotFoundError: the run has no data, or the stage that is measured is not finished.
         TypeError: an argument has another type.
 
@@ -109,6 +109,12 @@ def measure(
     run.require_stage("data", "grpo-kit data")
     if trained:
         run.require_stage(trained, f"grpo-kit {trained}")
+    if problem_sets.is_only_judged(config, run):
+        raise ValueError(
+            f"A judge rewards the environment {run.environments()[0]}. It knows better and worse, not right and wrong, "
+            "so there is no accuracy to measure. Go on without `grpo-kit evaluate`, or name problems with answers in "
+            "evaluation.sets."
+        )
     measurement = Measurement(stage, adapter=run.stage_files(trained).adapter if trained else None)
     verifier = make_verifier(config, problem_sets.list_environments(config, run), verifier)
     open_engine = modes.open_once()

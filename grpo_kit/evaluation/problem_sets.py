@@ -17,7 +17,7 @@ from grpo_kit.data.cells import read_problem
 from grpo_kit.data.columns import read_answer
 from grpo_kit.data.files import read_rows
 from grpo_kit.policy.chat import build_messages
-from grpo_kit.rewards.tools.routing import environment_of
+from grpo_kit.rewards.tools.routing import environment_of, list_judged
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
@@ -123,6 +123,16 @@ def list_environments(config: RunConfig, run: Run) -> list[str]:
         sources.locate_source(name, config.data).recipe.environment for name in config.evaluation.sets if name != "test"
     ]
     return list(dict.fromkeys([*run.environments(), *sets]))
+
+
+def is_only_judged(config: RunConfig, run: Run) -> bool:
+    """Whether judges stand where the verifiers of all problems would, so that there is no accuracy to measure.
+
+    Raises:
+        ValueError, FileNotFoundError: as `sources.locate_source`.
+    """
+    environments = list_environments(config, run)
+    return list_judged(config, environments) == environments
 
 
 def hash_sets(config: RunConfig) -> dict[str, list[str | None]]:

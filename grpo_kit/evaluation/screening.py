@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.config import MATH, Evaluation, RunConfig, to_yaml
+from grpo_kit.config import Evaluation, RunConfig, to_yaml
 from grpo_kit.data import curriculum
 from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.evaluation import intervals
@@ -34,7 +34,7 @@ from grpo_kit.policy.load import load_policy
 from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.policy.tool_calls import require_nemotron
 from grpo_kit.rewards.tools.calling import Reward
-from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, is_judged, make_verifier
+from grpo_kit.rewards.tools.routing import describe_verifier, environment_of, list_judged, make_verifier
 from grpo_kit.runs.files import append_lines, hash_of, list_differences, to_json, write_lines, write_text
 from grpo_kit.runs.reading import parse_json, read_lines, remedy_for
 from grpo_kit.runs.reward_layers import print_layers
@@ -84,7 +84,7 @@ def screen(
     """
     require_config_and_run(config, run)
     run.require_stage("data", "grpo-kit data")
-    if judged := [name for name in run.environments() if name != MATH and is_judged(config, name)]:
+    if judged := list_judged(config, run.environments()):
         raise ValueError(
             f"A judge rewards the environment {judged[0]}. It knows better and worse, not right and wrong, so its "
             "prompts have no pass rate. Train without `grpo-kit screen`, or take its source out of data.source."

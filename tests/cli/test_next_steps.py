@@ -8,7 +8,8 @@ import pytest
 from grpo_kit.cli import rewards
 from grpo_kit.cli.main import app
 from grpo_kit.cli.next_steps import show_next
-from grpo_kit.runs.run import find_run
+from grpo_kit.config import load_config, to_yaml
+from grpo_kit.runs.run import Run, find_run
 from tests.helpers.settings import ROOT
 
 DONE = ("data", "train", "before", "after", "package")
@@ -74,6 +75,17 @@ def test_a_stage_that_went_on_from_what_was_replaced_is_made_again(tmp_path, cap
     run.record_stage("data", {}, [], [], 1.0, "")
     show_next(run)
     assert capsys.readouterr().out.strip().endswith(" prefer --force")
+
+
+@pytest.mark.parametrize(("environments", "command"), [(["chat"], "package"), (["math", "chat"], "evaluate")])
+def test_what_only_a_judge_rewards_is_packaged_unmeasured(tmp_path, capsys, monkeypatch, environments, command):
+    monkeypatch.setattr(Run, "environments", lambda run: environments)
+    run = find_run("tiny", tmp_path / "runs")
+    text = to_yaml(load_config(["tiny"], ["environments.chat.reward_funcs=[judge.py]"]))
+    run.record_stage("data", {}, [], [], 1.0, text)
+    run.record_stage("train", {"judge": {"model": "policy"}}, [], [], 1.0, text)
+    show_next(run)
+    assert capsys.readouterr().out.strip().endswith(f" {command}")
 
 
 def test_preferences_whose_time_was_up_go_on(tmp_path, capsys):

@@ -145,6 +145,11 @@ def is_judged(config: RunConfig, environment: str) -> bool:
     return find_judge(load_reward(config.rewards_of(environment).reward_funcs[0])) is not None
 
 
+def list_judged(config: RunConfig, environments: Iterable[str]) -> list[str]:
+    """The environments in which a judge stands where the verifier would."""
+    return [name for name in environments if name != MATH and is_judged(config, name)]
+
+
 def find_judges(rewards: Iterable[Reward]) -> list[Any]:
     """The judges among rewards, as `find_judge` finds them."""
     return [judge for reward in rewards if (judge := find_judge(reward)) is not None]
