@@ -133,5 +133,7 @@ Pairs = Annotated[
     Path | None,
     _option("--pairs", help="your own pairs in JSON Lines: prompt, chosen, rejected; default: the run's completions"),
 ]
-MostPairs = Annotated[int, typer.Option("--limit", min=1, help="judge so many pairs at most")]
+MostPairs = Annotated[
+    int, typer.Option("--limit", min=1, help="judge so many pairs at most; of a file, its first ones")
+]
 Cases = Annotated[Path | None, _option(help="labelled cases in JSON Lines; default: the kit's own sample")]

@@ -42,12 +42,14 @@ def judge_check(
     A right completion of the run beats a wrong one of the same group. Each pair is judged in both orders. The exit
     status is 1 where the judge is not good enough to train with.
     """
-    from grpo_kit.evaluation import judge_check as check
+    from grpo_kit.evaluation.judge_check import check_judge
+    from grpo_kit.evaluation.judge_figures import find_fault
 
     config, run = open_run(sources or (), overrides or (), name)
     with console.show_progress("judging") as show:
-        report = check.check_judge(config, run, pairs, limit, show)
+        report = check_judge(config, run, pairs, limit, show)
     terminal.print_judge(report)
-    if fault := check.find_fault(report, config.judge.threshold):
-        raise RuntimeError(f"The judge {config.judge.model} may not train: {fault}. Name a better one (judge.model).")
-    console.print_next(["train", "--run", run.name])
+    if fault := find_fault(report, config.judge.threshold):
+        raise RuntimeError(f"The judge {config.judge.model} may not train: {fault.reason}. {fault.remedy}")
+    presets = [word for source in sources or () for word in ("-c", source)]
+    console.print_next(["train", *presets, "--run", run.name, *(overrides or ())])

@@ -318,7 +318,8 @@ def print_judge(report: dict[str, Any]) -> None:
             table.add_row(name, f"{share['value']:.3f}", f"95 % {share['ci95'][0]:.3f} to {share['ci95'][1]:.3f}")
     table.add_row("comparisons without a verdict", f"{report['no_verdict']:.3f}", "")
     pairs = report["pairs"]
-    out.print(escape(f"judge    {report['judge']['model']}, on {pairs['count']} pairs of {pairs['source']}"))
+    count = f"{pairs['count']} {'pair' if pairs['count'] == 1 else 'pairs'}"
+    out.print(escape(f"judge    {report['judge']['model']}, on {count} of {pairs['source']}"))
     out.print(table)
     for sentence in report["words"]:
         out.print(escape(textwrap.fill(sentence, 110, initial_indent=INDENT, subsequent_indent=INDENT)))

@@ -4,14 +4,15 @@
 record of this judge, with an agreement of `judge.threshold` or more.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.config import Policy, RunConfig
-from grpo_kit.evaluation.intervals import mean_interval
+from grpo_kit.config import Judge, Policy, RunConfig
+from grpo_kit.evaluation.judge_figures import SELF, find_fault, summarise_verdicts, write_words
 from grpo_kit.evaluation.judge_pairs import Pair, hash_pairs, make_pairs, read_pairs
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.load import load_policy
@@ -22,15 +23,9 @@ from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
-from grpo_kit.runs.texts import name_functions
 
 KIT_JUDGE = "judge.py:judge_reward"
-MOST_SILENT = 0.1  # share of the comparisons that may have no verdict
 PORTION = 16  # pairs that are judged between two reports of the progress
-SELF = (
-    "The policy judges itself: this is agreement with the untrained model. Training by it strengthens what that model "
-    "prefers already, and cannot teach what it does not see."
-)
 
 
 def check_judge(
@@ -45,14 +40,17 @@ def check_judge(
     Args:
         config: `judge` says who judges.
         run: its judged completions give the pairs.
-        pairs_file: JSON Lines with prompt, chosen and rejected instead; None takes the run's own.
-        limit: pairs at most.
+        pairs_file: JSON Lines with prompt, chosen and rejected instead, of which equal rows count once; None takes the
+            run's own.
+        limit: pairs at most; of a file, the first ones.
         progress: is called with (pairs judged, pairs in all).
 
     Returns:
         What `evaluation/judge.json` holds: `agreement`, `order_decides`, `first_wins`, `longer_wins` and
         `longer_is_right` (None where all answers are equally long), each as `value` and `ci95`; `no_verdict`, a share
-        of the comparisons; `judge`, its identity; `pairs`, with their number and sha256; `words`, a list of sentences.
+        of the comparisons, and `last_fault`, why (None where all have one); `judge`, its identity; `pairs`, with their
+        number, how many `equal` rows were left out, and sha256; `words`, a list of sentences. A judge that is silent on
+        all of the first 16 pairs is asked nothing more. Without any verdict the file stays as it was.
 
     Raises:
         FileNotFoundError: the run has no data, or there is no such file.
@@ -62,7 +60,7 @@ def check_judge(
     run.require_stage("data", "grpo-kit data")
     began = time.monotonic()
     with run.lock("judge"):
-        pairs = read_pairs(pairs_file, limit) if pairs_file else make_pairs(config, run, limit)
+        pairs, equal = read_pairs(pairs_file, limit) if pairs_file else (make_pairs(config, run, limit), 0)
         spec = next(iter(list_judges(config, run)), KIT_JUDGE)
         judge = find_judge(load_reward(spec))
         hand_over(config, run, [judge], load_judge(config), is_measured=False)
@@ -73,89 +71,28 @@ def check_judge(
             verdicts += judge.compare([question for pair in portion for question in _both_orders(pair)])
             if progress:
                 progress(len(verdicts) // 2, len(pairs))
+            if not any(verdicts):
+                break
         identity = describe_judge(config, spec) | {"served_model": _served_model(judge)}
         source = str(pairs_file) if pairs_file else f"run {run.name}"
         report = {
             "judge": identity,
-            "pairs": {"count": len(pairs), "source": source, "sha256": hash_pairs(pairs)},
-            **summarise_verdicts(pairs, verdicts, config.run.seed),
+            "pairs": {"count": len(pairs), "equal": equal, "source": source, "sha256": hash_pairs(pairs)},
+            **summarise_verdicts(pairs[: len(verdicts) // 2], verdicts, config.run.seed),
+            "last_fault": _explain_silence(judge) if None in verdicts else None,
             "seconds": round(time.monotonic() - began, 2),
         }
-        report["words"] = _write_words(report, config)
-        write_text(run.judge, to_json(report, indent=1, ensure_ascii=False) + "\n")
+        report["words"] = write_words(report, config)
+        if any(verdicts):
+            write_text(run.judge, to_json(report, indent=1, ensure_ascii=False) + "\n")
+        else:
+            kept = f"{run.judge} keeps what was measured before" if run.judge.exists() else "Nothing was recorded"
+            report["words"].insert(1, f"{len(verdicts) // 2} of {len(pairs)} pairs were tried. {kept}.")
     return report
-
-
-def summarise_verdicts(pairs: Sequence[Pair], verdicts: Sequence[Any], seed: int) -> dict[str, Any]:
-    """The figures of `check_judge` from the verdicts on each pair: first with the chosen answer in front, then behind.
-
-    Pairs with a comparison without a verdict count in `no_verdict` only. A draw counts as half.
-    """
-    orders = [(pair, *verdicts[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
-    leads = []  # of the chosen answer, in each order
-    for pair, front, behind in orders:
-        if front is not None and behind is not None:
-            (chosen, rejected), (rejected_first, chosen_second) = front.settle(), behind.settle()
-            leads.append((pair, chosen - rejected, chosen_second - rejected_first))
-    unequal = [lead for lead in leads if len(lead[0].chosen) != len(lead[0].rejected)]
-    shares = {
-        "agreement": [_win(front + behind) for _, front, behind in leads],
-        "order_decides": [float(front * behind < 0) for _, front, behind in leads],
-        "first_wins": [(_win(front) + _win(-behind)) / 2 for _, front, behind in leads],
-        "longer_wins": [
-            _win((front + behind) * (len(pair.chosen) - len(pair.rejected))) for pair, front, behind in unequal
-        ],
-        "longer_is_right": [float(len(pair.chosen) > len(pair.rejected)) for pair, *_ in unequal],
-    }
-    figures = {
-        name: {"value": sum(values) / len(values), "ci95": list(mean_interval(values, seed))} if values else None
-        for name, values in shares.items()
-    }
-    return figures | {"no_verdict": verdicts.count(None) / len(verdicts), "judged": len(leads), "unequal": len(unequal)}
 
 
 def _both_orders(pair: Pair) -> list[tuple[Any, str, str]]:
     return [(pair.prompt, pair.chosen, pair.rejected), (pair.prompt, pair.rejected, pair.chosen)]
-
-
-def _win(lead: float) -> float:
-    return 0.5 if lead == 0 else float(lead > 0)
-
-
-def find_fault(report: dict[str, Any], threshold: float) -> str | None:
-    """Why a measured judge may not train, as a clause; None where it may."""
-    if report["no_verdict"] > MOST_SILENT:
-        return (
-            f"it gives no verdict on {report['no_verdict']:.0%} of the comparisons, and {MOST_SILENT:.0%} are allowed"
-        )
-    agreement = report["agreement"]
-    low, high = agreement["ci95"]
-    shown = f"{agreement['value']:.1%} of {report['judged']} known winners (95 % {low:.1%} to {high:.1%})"
-    if agreement["value"] < threshold:
-        return f"it agrees with {shown}, and judge.threshold asks for {threshold:.1%}"
-    if low <= 0.5:
-        return f"it agrees with {shown}, which a coin may do as well; measure it on more pairs"
-    return None
-
-
-def _write_words(report: dict[str, Any], config: RunConfig) -> list[str]:
-    fault = find_fault(report, config.judge.threshold)
-    words = [f"This judge may not train: {fault}." if fault else "This judge may train."]
-    order, first = report["order_decides"], report["first_wins"]
-    if order:
-        words.append(
-            f"The order of the two answers decides {order['value']:.0%} of the pairs; the first wins "
-            f"{first['value']:.0%}. In training each answer stands once in each place."
-        )
-    longer, right = report["longer_wins"], report["longer_is_right"]
-    if longer:
-        prefers = "prefers length" if longer["ci95"][0] > right["ci95"][1] else ""
-        prefers = prefers or ("prefers brevity" if longer["ci95"][1] < right["ci95"][0] else "shows no bias by length")
-        words.append(
-            f"It {prefers}: the longer answer wins {longer['value']:.0%} and is right in {right['value']:.0%} of "
-            f"{report['unequal']} pairs."
-        )
-    return [*words, SELF] if config.judge.model == "policy" else words
 
 
 def list_judges(config: RunConfig, run: Run) -> list[str]:
@@ -212,7 +149,11 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
     """
     if not judges:
         return {}
-    again = name_functions(f"Measure it with `grpo-kit rewards judge-check --run {run.name}`.")
+    words = ["grpo-kit", "rewards", "judge-check", "--run", run.name]
+    for key in ("model", "served_model"):
+        if (value := getattr(config.judge, key)) != getattr(Judge(), key):
+            words.append(f"judge.{key}={value}")
+    again = f"Measure it with `{shlex.join(words)}`."
     if not run.judge.exists():
         raise ValueError(f"A judge is among the rewards, and nobody has measured it. {again}")
     report = read_json(run.judge)
@@ -221,12 +162,11 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
         now = describe_judge(config, judge) | ({"served_model": served} if served else {})
         if changed := [name for name in now if now[name] != then.get(name)]:
             raise ValueError(
-                f"The judge of run {run.name!r} is not the one that was measured (another {changed[0]}). {again}"
+                f"The judge of run {run.name!r} is not the one that was measured ({_compare(changed[0], then, now)}"
+                f". {again}"
             )
     if fault := find_fault(report, config.judge.threshold):
-        raise ValueError(
-            f"The judge may not train: {fault}. Name a better one (judge.model), or leave it out of the rewards."
-        )
+        raise ValueError(f"The judge may not train: {fault.reason}. {fault.remedy}")
     if processes.is_first():
         agreement, (low, high) = report["agreement"]["value"], report["agreement"]["ci95"]
         print(
@@ -235,6 +175,14 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
             flush=True,
         )
     return {"judge": {name: report[name] for name in ("judge", "pairs", "agreement")}}
+
+
+def _compare(name: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    """In what two judges differ, in parentheses, and how to take the measured one where a setting names it."""
+    if name in ("model", "served_model"):
+        taken = f"judge.{name}={then.get(name)}"
+        return f"judge.{name} is {now[name]}, and {then.get(name)} was measured). To train by that one, write {taken}"
+    return f"another {name})"
 
 
 def hand_over(
@@ -268,6 +216,12 @@ def _with_relief(model: Any, compare: Callable[..., Any]) -> Callable[..., Any]:
 
 def _served_model(judge: Any) -> str | None:
     return getattr(getattr(judge, "server", None), "served_model", None)
+
+
+def _explain_silence(judge: Any) -> str:
+    """Why the judge last gave no verdict; a judge of the user's may not say."""
+    explain = getattr(judge, "explain_silence", None)
+    return (explain and explain()) or "It does not say why."
 
 
 def copy_record(run: Run, again: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config import MATH, RunConfig
-from grpo_kit.environments.reading import Refused, read_messages, read_text
+from grpo_kit.environments.reading import ROLES, Refused, read_content, read_messages, read_text
 from grpo_kit.policy.chat import Messages, completion_text, split_thinking, template_opens_thinking
 from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.rewards.tools.calling import reward_name
@@ -35,43 +35,55 @@ def hash_pairs(pairs: Iterable[Pair]) -> str:
     return hashlib.sha256(json.dumps(list(pairs)).encode()).hexdigest()
 
 
-def read_pairs(path: Path, limit: int) -> list[Pair]:
-    """Read the pairs of a JSON Lines file.
+def read_pairs(path: Path, limit: int) -> tuple[list[Pair], int]:
+    """Read the different pairs of a JSON Lines file, and count the rows that repeat one.
 
     Args:
         path: each line has `prompt` (a text or messages), `chosen` and `rejected` (texts, or lists of messages whose
             last one is the reply). Thinking before a </think> is left out.
-        limit: read at most so many.
+        limit: read at most so many pairs, from the first line on.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line has another form, or its two replies are the same. The message names the line.
+        IsADirectoryError: it is a folder.
+        ValueError: a line has another form, a reply has no final answer, or the two are the same. The message names the
+            line.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give a JSONL file with prompt, chosen and rejected.")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Give a JSONL file with prompt, chosen and rejected.")
     if (size := path.stat().st_size) > LONGEST_FILE:
         raise ValueError(f"{path} has {size} bytes; at most {LONGEST_FILE} are read. Give fewer pairs.")
-    pairs = []
+    pairs: dict[str, Pair] = {}
+    equal = 0
     with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
             if len(pairs) == limit:
                 break
             if line.strip():
                 try:
-                    pairs.append(_read_pair(line))
-                except (ValueError, RecursionError, Refused) as error:
-                    reason = error.args[-1] if isinstance(error, Refused) else type(error).__name__
+                    pair = _read_pair(line)
+                except Refused as refused:
                     raise ValueError(
-                        f"Line {number} of {path} is no pair ({reason}). Write an object with prompt, chosen and "
-                        "rejected on each line."
+                        f"Line {number} of {path} is no pair ({refused.args[-1]}). Write an object with prompt, chosen "
+                        "and rejected on each line."
                     ) from None
+                equal += (key := _identify(pair)) in pairs
+                pairs.setdefault(key, pair)
     if not pairs:
         raise ValueError(f"{path} holds no pair. Write an object with prompt, chosen and rejected on each line.")
-    return pairs
+    return list(pairs.values()), equal
+
+
+def _identify(pair: Pair) -> str:
+    """Equal for pairs that a judge sees as the same: blanks around texts, and a text for one message, do not count."""
+    turns = [(turn["role"], turn["content"].strip()) for turn in read_messages(pair.prompt, "prompt")]
+    return json.dumps([turns, pair.chosen, pair.rejected])
 
 
 def _read_pair(line: bytes) -> Pair:
-    row = json.loads(line)
+    row = _parse(line)
     if not isinstance(row, dict):
         raise Refused("not a row", "it is no object")
     prompt = row.get("prompt")
@@ -82,11 +94,34 @@ def _read_pair(line: bytes) -> Pair:
     return Pair(read(prompt, "prompt"), *replies)
 
 
+def _parse(line: bytes) -> Any:
+    """The value of a line; refused with the reason where it has none."""
+    if len(line.rstrip(b"\r\n")) > LONGEST_LINE:
+        raise Refused("too long", f"it has more than {LONGEST_LINE:,} bytes")
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise Refused("not UTF-8", "it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise Refused("not JSON", f"it is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise Refused("too deep", "it is nested too deeply") from None
+    except ValueError:
+        raise Refused("too long", "a number in it is too long") from None
+
+
 def _read_reply(value: Any, column: str) -> str:
     if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content")
-    text = read_text(value, column)
-    return read_text(_final_answer(text, opened=False), column)
+        turn = value[-1]
+        role = turn.get("role", turn.get("from", "assistant"))
+        if not isinstance(role, str) or ROLES.get(role.lower()) != "assistant":
+            raise Refused("no reply", f"the last message of {column} is not the assistant's")
+        text = read_content(turn.get("content", turn.get("value")), column)
+    else:
+        text = read_text(value, column)
+    if not (answer := _final_answer(text, opened=False)):
+        raise Refused("no answer", f"{column} has no answer: its thinking is not closed, or nothing follows")
+    return answer
 
 
 def make_pairs(config: RunConfig, run: Run, limit: int) -> list[Pair]:
@@ -123,6 +158,9 @@ def make_pairs(config: RunConfig, run: Run, limit: int) -> list[Pair]:
 
 
 def _final_answer(text: str, opened: bool) -> str:
+    """What a judge is shown of a completion; "" where the thinking is not closed, as the reward reads it."""
+    if text.rfind("<think>") > text.rfind("</think>"):
+        return ""
     return split_thinking(text)[1] if opened or "</think>" in text else text.strip()
 
 

@@ -80,6 +80,7 @@ FORMS: dict[str, tuple[Any, str]] = {
             "longer_is_right": SHARE,
             "no_verdict": NUMBER,
             "judged": int,
+            "last_fault?": TEXT_OR_NONE,
             "words": [str],
         },
         name_functions("Put back a copy of it, or measure again with `grpo-kit rewards judge-check`."),

@@ -1,4 +1,4 @@
-"""judge-check: figures by hand, the embedded policy is refused, a judge that knows passes; what training asks for."""
+"""judge-check: the embedded policy is refused, a judge that knows passes; what training asks for."""
 
 import json
 import re
@@ -10,14 +10,12 @@ from typer.testing import CliRunner
 from grpo_kit.cli.main import app
 from grpo_kit.config import Judge, load_config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import judge_check, screening
-from grpo_kit.evaluation.judge_pairs import Pair
-from grpo_kit.rewards.judge import Comparison
+from grpo_kit.evaluation import evaluate, judge_check, problem_sets, screening
 from grpo_kit.rewards.tools.audit import audit_reward
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import find_judge, make_verifier
 from grpo_kit.runs.run import find_run
-from tests.helpers.judge_server import JudgeServer
+from tests.helpers.judge_server import JudgeServer, fail
 from tests.helpers.settings import SMALL
 
 
@@ -60,46 +58,6 @@ def judged_by(config, model, **settings):
     return replace(config, judge=Judge(model=model, **settings))
 
 
-def test_the_figures_follow_from_the_verdicts():
-    pairs = [
-        Pair("q", "right", "no"),
-        Pair("q", "no", "wrong"),
-        Pair("q", "aa", "bb"),
-        Pair("q", "a", "bb"),
-        Pair("q", "a", "b"),
-    ]
-    verdicts = [
-        Comparison(3, 3, 1), Comparison(3, 3, 6),  # right in both orders; the longer one
-        Comparison(1, 5, 6), Comparison(5, 1, 1),  # wrong in both orders; the longer one
-        Comparison(3, 3, 2), Comparison(3, 3, 2),  # the first in both orders: a draw
-        Comparison(4, 2, 1), Comparison(2, 2, 3),  # 2 in front; 1 behind: right, but the order decides
-        None, Comparison(3, 3, 6),
-    ]  # fmt: skip
-    figures = judge_check.summarise_verdicts(pairs, verdicts, 0)
-    values = {name: share["value"] for name, share in figures.items() if isinstance(share, dict)}
-    assert values == {
-        "agreement": 2.5 / 4, "order_decides": 2 / 4, "first_wins": (0.5 + 0.5 + 1 + 1) / 4,
-        "longer_wins": 2 / 3, "longer_is_right": 1 / 3,
-    }  # fmt: skip
-    assert (figures["no_verdict"], figures["judged"], figures["unequal"]) == (0.1, 4, 3)
-    low, high = figures["agreement"]["ci95"]
-    assert 0 <= low < 0.5 < high <= 1
-    nothing = judge_check.summarise_verdicts(pairs[:1], [None, None], 0)
-    assert nothing["agreement"] is None and nothing["no_verdict"] == 1.0
-
-
-def report(agreement, low=0.6, no_verdict=0.0):
-    return {"agreement": {"value": agreement, "ci95": [low, 0.9]}, "no_verdict": no_verdict, "judged": 50}
-
-
-def test_a_judge_needs_agreement_more_than_a_coins_and_verdicts():
-    assert judge_check.find_fault(report(0.65), 0.65) is None
-    assert "agrees with 64.0% of 50 known winners" in judge_check.find_fault(report(0.64), 0.65)
-    assert "a coin may do as well" in judge_check.find_fault(report(0.7, low=0.5), 0.65)
-    assert "no verdict on 11%" in judge_check.find_fault(report(0.9, no_verdict=0.11), 0.65)
-    assert "no verdict on 100%" in judge_check.find_fault(report(0.9, no_verdict=1.0) | {"agreement": None}, 0.65)
-
-
 def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training(prepared, server, capsys):
     config, run, pairs = prepared
     config, seen = judged_by(config, server.url), []
@@ -115,14 +73,22 @@ def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training
     judge_check.hand_over(config, run, judges, (None, None))
     assert judges[0].server.served_model == "judge-7b"  # the one that was measured
     for other, words in (
-        (judged_by(config, server.url + "/v2"), r"not the one that was measured \(another model\)"),
-        (judged_by(config, "policy"), "another model"),
-        (judged_by(config, server.url, served_model="other"), r"another served_model"),
+        (judged_by(config, f"{server.url}/v2"), rf"judge.model is {server.url}/v2, and {server.url} was measured\)"),
+        (
+            judged_by(config, "policy"),
+            rf"judge.model is policy, .*To train by that one, write judge.model={server.url}\.",
+        ),
+        (
+            judged_by(config, server.url, served_model="other"),
+            r"judge.served_model is other, and judge-7b was measured",
+        ),
         (judged_by(config, server.url, threshold=1.0), None),
     ):
         if words:
-            with pytest.raises(ValueError, match=f"{words}.*grpo-kit rewards judge-check --run r"):
+            with pytest.raises(ValueError, match=f"{words}.*grpo-kit rewards judge-check --run r") as error:
                 judge_check.require_checked(other, run, judges)
+            named = other.judge.model != "policy"
+            assert (f"--run r judge.model={other.judge.model}" in str(error.value)) == named
         else:
             judge_check.require_checked(other, run, judges)
     assert judge_check.check_judge(config, run, pairs)["agreement"] == result["agreement"]
@@ -132,9 +98,30 @@ def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training
 def test_a_judge_that_answers_nonsense_may_not_train(prepared, server):
     config, run, pairs = prepared
     server.prefers = lambda *texts: 99
-    result = judge_check.check_judge(judged_by(config, server.url, concurrency=2), run, pairs)
-    assert result["agreement"] is None and result["no_verdict"] == 1.0
-    assert "gives no verdict on 100% of the comparisons" in result["words"][0]
+    run.judge.unlink(missing_ok=True)
+    silent = judged_by(config, server.url, concurrency=2)
+    result = judge_check.check_judge(silent, run, pairs)
+    assert result["agreement"] is None and result["no_verdict"] == 1.0 and len(server.asked) == 32  # and not 40
+    assert "gives no verdict on 100% of the comparisons" in result["words"][0] and not run.judge.exists()
+    assert result["words"][1] == "16 of 20 pairs were tried. Nothing was recorded."
+    assert "or the ranking not from 1 to 6" in result["words"][2]
+    run.judge.write_text("an earlier record")
+    result = judge_check.check_judge(silent, run, pairs, limit=2)
+    assert run.judge.read_text() == "an earlier record"
+    assert result["words"][1] == f"2 of 2 pairs were tried. {run.judge} keeps what was measured before."
+    run.judge.unlink()
+
+
+def test_a_row_that_comes_200_times_is_one_pair_and_admits_no_judge(prepared, server, tmp_path):
+    config, run, _ = prepared
+    row = json.dumps({"prompt": "What is 4?", "chosen": "4", "rejected": "5"})
+    (tmp_path / "same.jsonl").write_text(f"{row}\n" * 200)
+    result = judge_check.check_judge(judged_by(config, server.url), run, tmp_path / "same.jsonl")
+    assert (result["pairs"]["count"], result["pairs"]["equal"], result["judged"]) == (1, 199, 1)
+    assert result["words"][:2] == [
+        "This judge may not train: it was measured on 1 pair with a known winner, and 20 are needed.",
+        "199 rows repeat a pair and did not count.",
+    ]
 
 
 @pytest.mark.slow
@@ -144,7 +131,7 @@ def test_the_embedded_policy_knows_no_judging_and_training_is_refused(prepared):
     judges = [find_judge(load_reward("judge.py"))]
     with pytest.raises(ValueError, match="nobody has measured it. Measure it with `grpo-kit rewards judge-check"):
         judge_check.require_checked(config, run, judges)
-    result = judge_check.check_judge(config, run, pairs, limit=6)
+    result = judge_check.check_judge(config, run, pairs)
     low, high = result["agreement"]["ci95"]
     assert low < 0.5 < high or result["agreement"]["value"] < 0.5
     assert result["order_decides"]["value"] > 0.9  # it always writes the same
@@ -189,6 +176,15 @@ def test_what_needs_right_and_wrong_refuses_a_judge(prepared):
         audit_reward("judge.py")
 
 
+def test_where_judges_reward_all_rows_there_is_no_accuracy(prepared, monkeypatch):
+    config, run, _ = prepared
+    assert not problem_sets.is_only_judged(config, run)  # there are rows of math too
+    monkeypatch.setattr(type(run), "environments", lambda run: ["chat"])
+    assert problem_sets.is_only_judged(config, run)
+    with pytest.raises(ValueError, match="A judge rewards the environment chat.*no accuracy.*evaluation.sets"):
+        evaluate.measure(config, run, "before")
+
+
 def test_outside_training_a_judge_judges_nothing_and_is_recorded_by_its_file(prepared):
     config, run, _ = prepared
     verifier = make_verifier(config, run.environments())
@@ -204,6 +200,7 @@ def test_outside_training_a_judge_judges_nothing_and_is_recorded_by_its_file(pre
         ("judge.model=''", "judge.model is empty"), ("judge.threshold=1.5", "judge.threshold is 1.5"),
         ("judge.answer_bonus=-1", "judge.answer_bonus is -1"), ("judge.batch_size=0", "judge.batch_size is 0"),
         ("judge.timeout=0", "judge.timeout is 0"), ("judge.concurrency=0", "judge.concurrency is 0"),
+        ("judge.max_tokens=0", "judge.max_tokens is 0"),
         ("judge.group_answer_length_penalty_coeff=-0.5", "group_answer_length_penalty_coeff is -0.5"),
     ],
 )  # fmt: skip
@@ -214,7 +211,9 @@ def test_settings_out_of_range_are_refused(setting, words):
 
 def test_every_setting_reaches_the_reward():
     judge = find_judge(load_reward("judge.py"))
-    settings = Judge(model="folder", answer_bonus=0.1, batch_size=3, top_percentile=0.5, timeout=7.0).arguments()
+    settings = Judge(
+        model="folder", answer_bonus=0.1, batch_size=3, top_percentile=0.5, timeout=7.0, max_tokens=9
+    ).arguments()
     judge.use_policy("model", "tokenizer", **settings)
     assert (judge.model, judge.answer_bonus, judge.batch_size, judge.timeout) == ("policy", 0.1, 3, 7.0)
     assert judge.policy == ("model", "tokenizer") and judge.top_percentile == 0.5
@@ -228,10 +227,17 @@ def test_the_command_prints_the_figures_and_ends_with_1_below_the_threshold(prep
         done = CliRunner().invoke(app, ["rewards", "judge-check", "--run", "r", "--pairs", str(pairs), *words])
         return done.exit_code, " ".join(done.output.split())
 
-    status, output = call(f"judge.model={server.url}", "--limit", "10")
-    assert status == 0 and "on 10 pairs of" in output and "agrees with the known winner 1.000" in output
-    status, output = call("--limit", "2")
-    assert status == 1 and "error: The judge policy may not train" in output and "the order decides 1.000" in output
+    status, output = call(f"judge.model={server.url}")
+    assert status == 0 and "on 20 pairs of" in output and "agrees with the known winner 1.000" in output
+    assert output.endswith(f"train --run r judge.model={server.url}")  # without it, the policy would judge
+    status, output = call("--limit", "1")
+    assert status == 1 and "on 1 pair of" in output and "the order decides 1.000" in output
+    assert "error: The judge policy may not train: it was measured on 1 pair with a known winner" in output
+    server.faults += [fail(503)] * 2
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server.faults += [fail(503)] * 6
+    status, output = call(f"judge.model={server.url}", "judge.served_model=other", "--limit", "1")
+    assert status == 1 and "error: The judge" in output and output.count("It answered with status 503.") == 2
     status, output = call("judge.model=ftp://x/v1")
     assert status == 2 and "The judge's address is ftp://x/v1" in output
     run.judge.unlink()

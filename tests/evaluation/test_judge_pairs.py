@@ -48,6 +48,7 @@ def test_a_right_completion_is_paired_with_a_wrong_one_of_its_own_group(empty):
         line(3, "3+3?", "a</think>6", 1.0),
         line(3, "3+3?", "b</think>7", None),  # not judged
         line(3, "3+3?", "b</think>7", 0.0, turns=[]),
+        line(3, "3+3?", "hm</think>8<think>never closed", 0.0),
         line(4, "5+5?", "hm</think>10", 1.0),
         line(4, "5+5?", "hm</think> 10 ", 0.0),  # the same answer
         line(5, "6+6?", "</think>12", 1.0, turns=[{"role": "assistant"}]),  # an episode with tools
@@ -86,15 +87,28 @@ def test_a_file_of_the_users_is_read(tmp_path):
         {"prompt": "2+2?", "chosen": "4", "rejected": "5", "more": 1},
         {
             "prompt": messages,
-            "chosen": [{"role": "assistant", "content": "so</think>4"}],
+            "chosen": [{"role": "assistant", "content": "so</think>four"}],
             "rejected": "<think>x</think>5",
         },
     ]
     path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    pairs = read_pairs(path, 10)
-    assert pairs == [("2+2?", "4", "5"), (messages, "4", "5")]
-    assert read_pairs(path, 1) == pairs[:1]
-    assert hash_pairs(pairs) == hash_pairs(read_pairs(path, 10)) != hash_pairs([Pair("2+2?", "5", "4"), pairs[1]])
+    pairs, equal = read_pairs(path, 10)
+    assert equal == 0 and pairs == [("2+2?", "4", "5"), (messages, "four", "5")]
+    assert read_pairs(path, 1) == (pairs[:1], 0)
+    assert hash_pairs(pairs) == hash_pairs(read_pairs(path, 10)[0]) != hash_pairs([Pair("2+2?", "5", "4"), pairs[1]])
+
+
+def test_equal_rows_are_one_pair(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    same = [
+        row, row | {"id": 7}, row | {"chosen": " 4\n", "rejected": "hm</think>5"}, row | {"prompt": " 2+2?"},
+        row | {"prompt": [{"role": "user", "content": "2+2?"}], "chosen": [{"from": "gpt", "value": "4"}]},
+        row | {"rejected": [{"role": "assistant", "content": [{"type": "text", "text": "5"}]}]},
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, [*same, row | {"rejected": "6"}, row])))
+    assert read_pairs(path, 10) == ([("2+2?", "4", "5"), ("2+2?", "4", "6")], 6)
+    assert read_pairs(path, 1) == ([("2+2?", "4", "5")], 0)
 
 
 GOOD = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}).encode()
@@ -117,6 +131,33 @@ def test_a_line_of_another_form_is_named(tmp_path):
         path.write_bytes(GOOD + b"\n" + row + b"\n")
         with pytest.raises(ValueError, match=r"Line 2 of .*pairs.jsonl is no pair \(.+\)\. Write an object"):
             read_pairs(path, 10)
+
+
+NAMED = {
+    b"\xff\xfe": "it is not UTF-8", b"[" * 100_000: "it is nested too deeply",
+    b"9" * 10_000: "a number in it is too long",
+    b'{"a" 5}': "it is not JSON: Expecting ':' delimiter at column 6",
+    b'{"prompt": "' + b"b" * (1 << 22) + b'"}': "it has more than 4,194,304 bytes",
+    b'{"prompt": "p", "chosen": "<think>GOOD never closed", "rejected": "b"}': "chosen has no answer: its thinking is",
+    b'{"prompt": "p", "chosen": "a", "rejected": "x</think>b<think>c"}': "rejected has no answer: its thinking is",
+    b'{"prompt": "p", "chosen": [{"role": "user", "content": "a"}], "rejected": "b"}':
+        "the last message of chosen is not the assistant's",
+    b'{"prompt": "p", "chosen": "a", "rejected": [{"role": 5, "content": "b"}]}':
+        "the last message of rejected is not the assistant's",
+}  # fmt: skip
+
+
+def test_the_true_reason_is_named(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    for row, reason in NAMED.items():
+        path.write_bytes(GOOD + b"\n" + row + b"\n")
+        with pytest.raises(ValueError) as error:
+            read_pairs(path, 10)
+        assert f"Line 2 of {path} is no pair ({reason}" in str(error.value)
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD)  # as editors on Windows begin a file
+    assert len(read_pairs(path, 10)[0]) == 1
+    with pytest.raises(IsADirectoryError, match="is a folder. Give a JSONL file"):
+        read_pairs(tmp_path, 10)
 
 
 def test_a_missing_empty_or_large_file_is_refused(tmp_path, monkeypatch):
