@@ -176,7 +176,7 @@ def all_commands() -> dict[str, click.Command]:
                 continue
             path = f"{words}{name}"
             commands[path] = command
-            if isinstance(command, click.Group):
+            if hasattr(command, "commands"):  # typer brings a click of its own
                 walk(command, f"{path} ")
 
     walk(typer.main.get_command(app), "")
