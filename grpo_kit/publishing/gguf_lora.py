@@ -134,7 +134,13 @@ def plan_gguf(pairs: Mapping[str, Pair], base: str, alpha: float, dtype: str = "
         if (known := names.get_name(of)) is None:
             raise ValueError(f"llama.cpp has no tensor for {name} in a {kind.name.lower()}. Train without it.")
         known += ".weight"
-        stack = stacks.get(known) or Stack(known, [], 0, shape, config.get(_HEADS.get(leaf), 0), bool(match))
+        if leaf in _HEADS and _HEADS[leaf] not in config:
+            raise ValueError(
+                f"config.json of {base} has no {_HEADS[leaf]}, by which llama.cpp's converter orders the rows of "
+                f"{leaf}. Add it."
+            )
+        heads = config[_HEADS[leaf]] if leaf in _HEADS else 0
+        stack = stacks.get(known) or Stack(known, [], 0, shape, heads, bool(match))
         stack.pairs.append(pair)
         stacks[known] = stack._replace(rank=max(stack.rank, pair.rank if pair else 0))
     # If one matrix of an expert has a pair, the converter wants both of all experts.

@@ -216,6 +216,19 @@ def test_what_is_no_plain_lora_on_a_matrix_is_refused(tmp_path, config, modules,
         write(make_adapter(tmp_path / "a", modules, **config))
 
 
+def test_a_base_whose_config_leaves_out_its_heads_is_refused(tmp_path, dense):
+    path, name = dense / "config.json", f"{LAYER}2.mixer.q_proj"
+    config = json.loads(path.read_text()) | {
+        "num_key_value_heads": 2,
+        "num_attention_heads": 32,
+    }  # transformers' default
+    path.write_text(json.dumps(config))
+    modules = {name: base_models.lora_modules(str(dense))[name]}
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "num_attention_heads"}))
+    with pytest.raises(ValueError, match="has no num_attention_heads, by which llama.cpp's converter orders the rows"):
+        write(make_adapter(tmp_path / "a", modules, base=str(dense)), str(dense))
+
+
 def test_a_whole_module_among_the_pairs_is_refused(tmp_path):
     folder = make_adapter(tmp_path / "a", {"lm_head": MODULES["lm_head"]}, modules_to_save=["embeddings"])
     source = AdapterFolder(folder)
