@@ -64,7 +64,9 @@ def apply_recipe(examples: Sequence[Example], tokenizer: Any, seed: int) -> list
             budget = rng.randint(1, max(1, len(ids) - 1))
             # A budget may end within a character of several tokens.
             reply["reasoning_content"] = tokenizer.decode(ids[:budget]).rstrip("\ufffd").strip() or thought[0]
-        changed[place] = examples[place]._replace(reply=reply)
+        # No prompt may open a thought that was left out, also where the row says that the policy thinks.
+        setting = False if number < stripped else examples[place].enable_thinking
+        changed[place] = examples[place]._replace(reply=reply, enable_thinking=setting)
     return changed
 
 

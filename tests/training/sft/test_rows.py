@@ -131,6 +131,14 @@ def test_the_recipe_strips_a_tenth_of_the_thoughts_and_cuts_three_in_a_hundred()
     assert len(rows) == 200 and left_out == []  # a stripped row's prompt does not open a thought
 
 
+def test_the_recipe_closes_the_prompt_of_a_row_that_says_it_thinks():
+    tokenizer = load_tokenizer(Policy())
+    examples = [example._replace(enable_thinking=True) for example in made(20)]
+    rows, left_out = encode_examples(tokenizer, apply_recipe(examples, tokenizer, seed=1), 500)
+    closed = [tokenizer.decode(row.input_ids[: row.prompt_length]).endswith("<think></think>") for row in rows]
+    assert (len(rows), closed.count(True), left_out) == (20, 2, [])
+
+
 def test_the_recipe_leaves_texts_without_a_thought_as_they_are():
     tokenizer, before = load_tokenizer(Policy()), made(50, thought=None)
     assert apply_recipe(before, tokenizer, seed=1) == before
