@@ -1,15 +1,21 @@
 """A trained run's own right completions as texts to learn from: rejection sampling.
 
-Of each prompt the best are taken: by the verifier's reward, then the shortest, then the one that was sampled first.
+A completion is right where the verifier paid 1.0, as in every evaluation. Of each prompt the shortest are taken, and of
+equally long ones the one that was sampled first. Left out are those of a question that several training rows ask, since
+`completions.jsonl` keeps no system turn, and those that call a tool, which is wrong where none is offered.
 """
+
+from typing import Any
 
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.policy.chat import completion_text
+from grpo_kit.policy.tool_calls import has_call
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.training.sft.conversations import Example, split_thought
 
-RIGHT = 0.5  # a verifier's reward above this is a pass
+Question = tuple[str, str]  # the prompt's last message and the row's answer, as `completions.jsonl` has them
+RIGHT = 1.0  # what a verifier pays, and no less
 
 
 def find_trained(name: str, run: Run) -> Run:
@@ -41,31 +47,37 @@ def read_right(name: str, run: Run, config: RunConfig) -> tuple[list[Example], l
         FileNotFoundError: as `find_trained`.
     """
     other = find_trained(name, run)
-    rows = {_ask(row["prompt"]): row for row in read_lines(other.data_file("train"))}
+    rows: dict[Question, list[dict[str, Any]]] = {}
+    for row in read_lines(other.data_file("train")):
+        rows.setdefault((completion_text(row["prompt"][-1:]), str(row.get("answer"))), []).append(row)
     verifiers, left_out = _find_verifiers(other), []
-    best: dict[str, list[tuple[float, int, int, str]]] = {}
+    best: dict[Question, list[tuple[int, int, str]]] = {}
     lines = read_lines(other.completions)
     right = 0
     for line in lines:
-        paid = line["rewards"].get(verifiers[line.get("environment", MATH)])
-        if paid is None or paid <= RIGHT:
+        if line["rewards"].get(verifiers[line.get("environment", MATH)]) != RIGHT:
             continue
         right += 1
-        if line["prompt"] not in rows:
-            left_out.append(("unknown prompt", f"{line['prompt'][:60]!r} is not among the run's training rows"))
+        question, text = (line["prompt"], str(line.get("answer"))), line["completion"]
+        asked = f"{line['prompt'][:60]!r}"
+        if question not in rows:
+            left_out.append(("unknown prompt", f"{asked} is not among the run's training rows"))
+        elif len(rows[question]) > 1:
+            left_out.append(("several rows", f"{len(rows[question])} training rows ask {asked} and differ elsewhere"))
         elif line.get("turns"):
             left_out.append(("several turns", "it called tools, and its turns are not read"))
+        elif has_call(text):
+            left_out.append(("call", f"its reply to {asked} calls a tool, and this source offers none"))
         else:
-            text = line["completion"]
-            best.setdefault(line["prompt"], []).append((-paid, len(text), line["step"], text))
+            best.setdefault(question, []).append((len(text), line["step"], text))
     if not right:
         raise ValueError(
             f"sft.source names run:{name}, and none of its {len(lines)} completions is right, so there is nothing to "
             "learn. Name a run whose groups have right completions, or other texts."
         )
     examples = []
-    for prompt, row in rows.items():
-        texts = list(dict.fromkeys(text for *_, text in sorted(best.get(prompt, []))))
+    for question, (row, *_) in rows.items():
+        texts = list(dict.fromkeys(text for *_, text in sorted(best.get(question, []))))
         for text in texts[: config.sft.completions_per_prompt]:
             thought, answer = split_thought(text)
             if not answer.strip():
@@ -75,11 +87,6 @@ def read_right(name: str, run: Run, config: RunConfig) -> tuple[list[Example], l
             place = f"run {name}, row {row['id']}"
             examples.append(Example(row["prompt"], reply, place, enable_thinking=row.get("enable_thinking")))
     return examples, left_out
-
-
-def _ask(prompt: list[dict[str, str]]) -> str:
-    """A prompt as `completions.jsonl` has it."""
-    return completion_text(prompt[-1:])
 
 
 def _find_verifiers(run: Run) -> dict[str, str]:

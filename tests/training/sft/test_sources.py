@@ -158,7 +158,7 @@ def test_a_run_gives_the_best_right_completion_of_each_prompt(trained):
     (name, *_) = lines[0]["rewards"]
     best = {}
     for line in lines:
-        if line["rewards"][name] > 0.5:
+        if line["rewards"][name] == 1.0:
             best.setdefault(line["prompt"], []).append(line["completion"])
     examples, left_out = right_completions.read_right("small", learner, chosen)
     assert left_out == [] and {example.problem for example in examples} == set(best) and best
@@ -175,23 +175,50 @@ def test_a_run_whose_completions_are_all_wrong_teaches_nothing(trained, monkeypa
         right_completions.read_right("small", find_run("learner", run.root), chosen)
 
 
+def right_of(run, asked, completion, step=1, **more):
+    row = next(row for row in read_lines(run.data_file("train")) if row["prompt"][-1]["content"] == asked)
+    rewards = {"math_reward": 1.0}
+    return {"step": step, "prompt": asked, "answer": row["answer"], "completion": completion, "rewards": rewards} | more
+
+
+def with_lines(monkeypatch, run, lines, rows=None):
+    """Let the run have these completions, and these training rows."""
+    files = {run.completions: lines} | ({run.data_file("train"): rows} if rows else {})
+    reader = right_completions.read_lines
+    monkeypatch.setattr(right_completions, "read_lines", lambda path: files.get(path) or reader(path))
+
+
+CALLING = "t</think><tool_call>\n<function=look>\n</function>\n</tool_call>4"
+
+
 def test_completions_with_calls_and_of_unknown_prompts_are_counted(trained, monkeypatch):
     chosen, run = trained
-    rows = read_lines(run.data_file("train"))[:2]
-    asked = [row["prompt"][-1]["content"] for row in rows]
+    first, second = (row["prompt"][-1]["content"] for row in read_lines(run.data_file("train"))[:2])
     lines = [
-        {"step": 1, "prompt": "gone", "completion": "t</think>4", "rewards": {"math_reward": 1.0}},
-        {"step": 1, "prompt": asked[0], "completion": "t</think>4", "rewards": {"math_reward": 1.0}, "turns": [{}]},
-        {"step": 1, "prompt": asked[0], "completion": "t</think>", "rewards": {"math_reward": 1.0}},
-        {"step": 1, "prompt": asked[1], "completion": "t</think>longer", "rewards": {"math_reward": 1.0}},
-        {"step": 2, "prompt": asked[1], "completion": "t</think>short", "rewards": {"math_reward": 0.9}},
-        {"step": 2, "prompt": asked[1], "completion": "", "rewards": {"math_reward": None}},
+        right_of(run, first, "t</think>4", prompt="gone"),
+        right_of(run, first, "t</think>4", turns=[{}]),
+        right_of(run, first, "t</think>"),
+        right_of(run, first, CALLING),
+        right_of(run, second, "t</think>longer"),
+        right_of(run, second, "t</think>short", step=2),
+        right_of(run, second, "t</think>", rewards={"math_reward": 0.9}),  # no right one, as in every evaluation
+        right_of(run, second, "", rewards={"math_reward": None}),
     ]
-    reader = right_completions.read_lines
-    monkeypatch.setattr(right_completions, "read_lines", lambda p: lines if p == run.completions else reader(p))
+    with_lines(monkeypatch, run, lines)
     examples, left_out = right_completions.read_right("small", find_run("learner", run.root), chosen)
-    assert [example.reply["content"] for example in examples] == ["longer"]
-    assert sorted(reason for reason, _ in left_out) == ["empty", "several turns", "unknown prompt"]
+    assert [example.reply["content"] for example in examples] == ["short"]
+    assert sorted(reason for reason, _ in left_out) == ["call", "empty", "several turns", "unknown prompt"]
     several = replace(chosen, sft=replace(chosen.sft, completions_per_prompt=2))
     examples, _ = right_completions.read_right("small", find_run("learner", run.root), several)
-    assert [example.reply["content"] for example in examples] == ["longer", "short"]  # the better one first
+    assert [example.reply["content"] for example in examples] == ["short", "longer"]  # the shorter one first
+
+
+def test_a_question_of_rows_with_different_system_turns_is_left_out(trained, monkeypatch):
+    chosen, run = trained
+    rows = read_lines(run.data_file("train"))[:2]
+    first, second = (row["prompt"][-1]["content"] for row in rows)
+    polite = rows[0] | {"id": "polite", "prompt": [{"role": "system", "content": "Be polite."}, *rows[0]["prompt"]]}
+    with_lines(monkeypatch, run, [right_of(run, asked, "t</think>4") for asked in (first, second)], [*rows, polite])
+    examples, left_out = right_completions.read_right("small", find_run("learner", run.root), chosen)
+    assert [example.problem for example in examples] == [second]
+    assert left_out == [("several rows", f"2 training rows ask {first!r} and differ elsewhere")]
