@@ -21,6 +21,7 @@ RUN = 8  # words
 LEAST = 6  # shared runs: 13 words in a row have six
 COMMON = 20  # a run that occurs in more evaluation problems is the frame of a template
 RARE = 3  # shared runs that are not stock phrases, where half of the evaluation problem is shared
+LEAST_CONTAINED = 12  # characters of a problem that `find_contained` looks for
 STOCK = (
     "relatively prime",
     "square of any prime",
@@ -102,6 +103,34 @@ def find_leaks(problems: Sequence[str], sets: Mapping[str, Sequence[str]]) -> Le
         if is_leak and number not in dropped:
             dropped[number] = ("leaked, overlap", f"{set_of[other]}: {_shorten(evaluation[other][1])}")
     return Leaks(dropped, report)
+
+
+def find_contained(texts: Sequence[str], problems: Sequence[str]) -> set[int]:
+    """Find the texts that hold a whole problem, whatever stands around it.
+
+    Args:
+        texts: turns of conversations.
+        problems: those of at least 12 characters and three tokens are looked for, token by token.
+
+    Returns:
+        The numbers of the texts.
+
+    Example:
+        >>> find_contained(["Think. What is 17 + 25? Go.", "What is 17 + 2?"], ["what is 17+25"])
+        {0}
+    """
+    by_start: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for problem in problems:
+        tokens = tuple(ngrams.split_tokens(problem))
+        if len(tokens) >= 3 and len(problem) >= LEAST_CONTAINED:
+            by_start.setdefault(tokens[:3], set()).add(tokens)
+    found = set()
+    for number, text in enumerate(texts):
+        tokens = tuple(ngrams.split_tokens(text))
+        starts = ((at, by_start.get(tokens[at : at + 3], ())) for at in range(len(tokens) - 2))
+        if any(tokens[at : at + len(each)] == each for at, candidates in starts for each in candidates):
+            found.add(number)
+    return found
 
 
 def _find_overlaps(problems: Sequence[str], evaluation: list[str]) -> tuple[list[tuple[int, int, bool]], list[bytes]]:

@@ -101,3 +101,9 @@ def test_a_template_of_evaluation_problems_leaks_by_equality_only():
     result = leaks.find_leaks([frame.format(n) for n in range(190, 300)], held)
     assert result.report["puzzles"]["equal"] == 10 and set(result.dropped) == set(range(10))
     assert result.report["puzzles"]["kept"] == 0  # the frame itself is not even looked at
+
+
+def test_a_problem_is_contained_token_by_token():
+    problems = ["What is 80 + 95?", "2 + 2?"]
+    texts = ["Problem: what is 80+95", "What is 80 + 9?", "What is 180 + 95?", "2 + 2?", "", "what is"]
+    assert leaks.find_contained(texts, problems) == {0}

@@ -106,7 +106,7 @@ def _read_reply(row: dict[str, Any], name: str, place: str, config: RunConfig) -
 
 
 def _find_held_out(pairs: list[Pair], config: RunConfig, run: Run) -> set[int]:
-    """The pairs that ask or give away a held-out problem."""
+    """The pairs in which a turn or a reply asks, holds or gives away a held-out problem."""
     suffix = config.data.prompt_suffix
 
     def ask(prompt: str | Messages) -> str:
@@ -114,4 +114,8 @@ def _find_held_out(pairs: list[Pair], config: RunConfig, run: Run) -> set[int]:
 
     held_out = {split: [ask(row["prompt"]) for row in read_lines(run.data_file(split))] for split in ("val", "test")}
     held_out |= {name: [ask(row["prompt"]) for row in load_set(name, config, run)] for name in config.evaluation.sets}
-    return set(leaks.find_leaks([ask(pair.prompt) for pair in pairs], held_out).dropped)
+    turns = [(number, ask([turn])) for number, pair in enumerate(pairs) for turn in pair.prompt]
+    texts = turns + [(number, text) for number, pair in enumerate(pairs) for text in (pair.chosen, pair.rejected)]
+    problems = [problem for each in held_out.values() for problem in each]
+    found = {turns[place][0] for place in leaks.find_leaks([text for _, text in turns], held_out).dropped}
+    return found | {texts[place][0] for place in leaks.find_contained([text for _, text in texts], problems)}

@@ -77,6 +77,25 @@ def test_each_kind_of_unusable_pair_is_counted(read, trained):
     assert "equal (first: line 2)" in left_out and "empty (first: line 4)" in left_out
 
 
+def test_a_held_out_problem_is_found_in_any_turn_and_in_any_words(read, trained):
+    _, run = trained
+    asked = [
+        json.loads(run.data_file(split).read_text().splitlines()[0])["prompt"][-1]["content"]
+        for split in ("test", "val")
+    ]
+    bare = asked[0].split("?")[0] + "?"
+    user = turn("What is 1 + 2?", "user")
+    rows = [
+        GOOD,
+        GOOD | {"prompt": [turn(asked[0], "user"), turn("3"), user]},
+        GOOD | {"prompt": [turn(asked[1], "system"), user]},
+        GOOD | {"prompt": f"Problem: {bare} Think step by step."},
+        GOOD | {"chosen": f"{bare} is easy</think>3"},
+    ]
+    pairs, left_out = read(rows)
+    assert [pair.id for pair in pairs] == ["line 1"] and left_out == {"a held-out problem (first: line 2)": 4}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
