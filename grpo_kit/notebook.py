@@ -46,6 +46,7 @@ from grpo_kit.runs.run import Run, find_run
 __all__ = [
     "ask",
     "open_from_form",
+    "publish",
     "open_search_board",
     "read_rows",
     "render_prompt",

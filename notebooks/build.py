@@ -5,10 +5,12 @@
 Edit the sources, not the notebooks: a test fails if the two differ. The same source always gives the same bytes. The
 cell "Install" is `grpo_kit/runs/install_cell.py.txt`. The word REPOSITORY in a source becomes `REPOSITORY` of
 `grpo_kit/runs/installation.py`, the owner and name on GitHub; while that is empty, badges and links with it are left
-out. A built notebook has no outputs, no execution counts, and no metadata of the machine that
-built it. A cell's id is a hash of its text, so that an edit does not change the ids of other cells.
+out. A picture of `notes/images` becomes part of the notebook, which may be opened far from it. A built notebook has no
+outputs, no execution counts, and no metadata of the machine that built it. A cell's id is a hash of its text, so that
+an edit does not change the ids of other cells.
 """
 
+import base64
 import hashlib
 import re
 from collections import Counter
@@ -27,6 +29,12 @@ METADATA = {
 }
 
 
+def embed_picture(match: re.Match[str]) -> str:
+    """A link to a PNG file, as a `data:` URL in its place."""
+    file = FOLDER / match[1]
+    return f"](data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()})"
+
+
 def build(source: Path, repository: str = REPOSITORY) -> str:
     """Convert one py:percent file into the text of a notebook."""
     cells, seen = [], Counter()
@@ -35,6 +43,7 @@ def build(source: Path, repository: str = REPOSITORY) -> str:
         text = re.sub(r"(# \[!\[.*REPOSITORY.*\n)+#\n", "", text)
         text = re.sub(r"\n?# \(\[[^]]*\]\([^)]*REPOSITORY[^)]*\)\)", "", text)
     text = text.replace("REPOSITORY", repository)
+    text = re.sub(r"\]\((\.\./notes/images/\w+\.png)\)", embed_picture, text)
     for cell in jupytext.reads(text, fmt="py:percent").cells:
         code = read_install_cell(repository) if cell.source.startswith("# @title Install") else cell.source
         # The formatter writes `# @param`; Colab writes form fields without the space.

@@ -27,6 +27,7 @@ from traitlets.config import Config
 FOLDER = Path(__file__).resolve().parent
 NOTE = "The board as it was when the training ended; in a notebook it has a button to stop and a slider over all steps."
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+INSTALL = "#@title Install"
 BADGE = r'<a href="(https://(?:colab\.research|kaggle)[^"]+)"[^>]*><img [^>]*alt="([^"]+)"[^>]*/?></a>'
 # `gallery.css` is for both the pages, beyond nbconvert's own style, and the index: nothing is wider than the screen.
 STYLE = f"<style>\n{(FOLDER / 'gallery.css').read_text(encoding='utf-8')}</style>\n"
@@ -79,9 +80,13 @@ def make_page(notebook: nbformat.NotebookNode, name: str, folders: Sequence[str]
     Badges, which are pictures of other servers, become links with words.
     """
     shown = freeze_widgets(copy.deepcopy(notebook))
+    for cell in shown.cells:
+        if cell.source.startswith(INSTALL):
+            cell.source = INSTALL  # Colab hides its code, too
     page, _ = HTMLExporter().from_notebook_node(shown, {"metadata": {"name": name}})
     page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
     page = re.sub(BADGE, r'<a href="\1">\2</a>', page)
+    page = re.sub(r'<img (?=[^>]*src="(?!data:))[^>]*?(?:alt="([^"]*)")?[^>]*>', r"\1", page)  # of a folder or a server
     page = page.replace("</head>", f"{STYLE}</head>", 1)
     page = re.sub(r"(<body\b[^>]*>)", r'\1<p><a href="index.html">All notebooks</a></p>', page, count=1)
     for folder in folders:

@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/01_setup.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/01_setup.ipynb)
 #
+# ![What the 30B needs of a T4 and its host, part by part, as planned](../notes/images/01_setup.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Check this machine and what fits on it, open a run, load the policy, and read one of its replies before any training | any; two CPU cores are enough for `tiny`, the 30B model needs a T4 or more | 1 for `tiny`, once the packages are installed |

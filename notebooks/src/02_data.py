@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/02_data.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/02_data.ipynb)
 #
+# ![Prompt lengths, and how many of eight replies to each problem were right](../notes/images/02_data.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Clean, decontaminate and split the problems; see where each row went, how long and how hard the problems are; read ten of each source | any; no GPU needed | 1 for `tiny`, once the packages are installed |

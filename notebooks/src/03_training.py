@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/03_training.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/03_training.ipynb)
 #
+# ![The charts of a training: reward, accuracy, groups with a gradient, lengths, speed, entropy](../notes/images/03_training.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Try the rewards by hand, measure the untrained policy, train it with GRPO, follow the board, and know what to do when an alarm appears | any for `tiny`; the 30B model needs a T4 or more | 1 for `tiny`, hours for the 30B model |

@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/04_submit.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/04_submit.ipynb)
 #
+# ![The reward by step, and the accuracy before and after training with intervals](../notes/images/04_submit.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Measure the trained policy, compare it with the untrained one, pack `submission.zip`, check it, and submit it | any for `tiny`; the 30B model needs a T4 or more | 1 for `tiny` |
@@ -33,6 +35,8 @@
 # can stay empty (an example: `evaluation.batch_size=4`; separate several by spaces).
 # - `submit` sends the zip to the challenge at the end. If it is off, the notebook prints what it would send, and
 #   sends nothing.
+# - `publish` puts the adapter on the Hugging Face Hub, as `publish_to`, which is `USER/REPO`. If it is off, the notebook
+#   only builds the folder. Sending needs the secret `HF_TOKEN`, with the right to write.
 #
 # `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
 # with small models on a CPU only: **nothing has been run on a T4 so far.**
@@ -44,6 +48,8 @@ run_name = ""  # @param {type:"string"}
 overrides = ""  # @param {type:"string"}
 use_drive = True  # @param {type:"boolean"}
 submit = False  # @param {type:"boolean"}
+publish = False  # @param {type:"boolean"}
+publish_to = "you/nemotron-lora"  # @param {type:"string"}
 
 # %% [markdown]
 # ## Open the run
@@ -160,6 +166,20 @@ notebook.submit_zip(zip_path, f"grpo-kit, run {run.name}", send=submit)
 # **You should see** the calls to Kaggle, and `dry run`. The kit refuses to submit an adapter of the tiny policy: it
 # fits only the tiny policy, the challenge expects one for Nemotron-3-Nano-30B-A3B, and you have only five submissions
 # per day.
+
+# %% [markdown]
+# ## Publish
+# The adapter goes to the Hub with a card that is made from the run: data and licences, method, settings, before and
+# after with intervals, sample completions, how to load it. Nothing else is sent: no optimiser, no paths, no secrets. A
+# new repository is private. **Takes** a few seconds.
+
+# %%
+notebook.publish(config, run, publish_to, private=True, send=publish)
+
+# %% [markdown]
+# **You should see** the files of the folder and the card. The kit refuses to send an adapter of the tiny policy, whose base the Hub
+# does not have. For llama.cpp and Ollama, `!grpo-kit export --to gguf-lora --run NAME` in a cell writes the adapter as a
+# GGUF.
 
 # %% [markdown]
 # ## Ask it yourself

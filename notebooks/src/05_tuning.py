@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/05_tuning.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/05_tuning.ipynb)
 #
+# ![The trials of a search, and their accuracies by setting](../notes/images/05_tuning.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Search two or three settings by short trainings on the run's own problems; see which of them change the accuracy and which do not | any for `tiny`; the 30B model needs days on a GPU | 1 to 2 for `tiny` |

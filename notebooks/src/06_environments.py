@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/06_environments.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/06_environments.ipynb)
 #
+# ![What training changed in each of four environments, with intervals](../notes/images/06_environments.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Call three rewards beside math by hand, train on four kinds of tasks at once, and see of each whether it gained or lost | any for `tiny-environments`; a larger model needs a T4 or more | 3 for `tiny-environments` |

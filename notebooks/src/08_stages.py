@@ -4,6 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/notebooks/08_stages.ipynb)
 # [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/REPOSITORY/blob/main/notebooks/08_stages.ipynb)
 #
+# ![The loss of the texts, the reward of GRPO, and the rewards of both sides of the pairs](../notes/images/08_stages.png)
+#
 # | Goal | Hardware | Minutes |
 # |---|---|---|
 # | Train one adapter three times: on what a solver writes, with GRPO, and on pairs of its own completions; see what each stage changed | any for `tiny`; a larger model needs a T4 or more | 3 for `tiny` |

@@ -3,13 +3,15 @@
 `test_notebooks` writes the gallery of the notebooks that it executes, and calls `check_gallery` on it.
 """
 
+import base64
+import html
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.kernels import FOLDER
+from tests.helpers.kernels import FOLDER, NAMES, ROOT, read_notebook
 
 LARGEST = 120 * 1024  # bytes of a picture, which its notebook carries
 TOP = """# 0 · First: a <title>
@@ -21,6 +23,8 @@ TOP = """# 0 · First: a <title>
 | Goal | Hardware | Minutes |
 |---|---|---|
 | See `this` & that | any | 2 |
+
+![curves](curves.png)
 
 [1 Next](01_next.ipynb)"""
 
@@ -86,6 +90,7 @@ def test_a_gallery_can_be_served_as_it_is_and_asks_nobody_for_anything(gallery, 
     page = (tmp_path / "site/00_first.html").read_text(encoding="utf-8")
     assert "<b>the board</b>" in page and "in ~/runs" in page and "\u2502 ~/a        \u2502" in page
     assert ">Open in Colab</a>" in page and 'href="https://colab.research.google.com/github/a/b"' in page
+    assert "curves" in page and "curves.png" not in page
     assert "widgets" in made["00_first"].metadata  # the notebook itself is as it was
     index = (tmp_path / "site/index.html").read_text(encoding="utf-8")
     assert "Run with &lt;care&gt;." in index and "0 · First: a &lt;title&gt;" in index
@@ -102,3 +107,12 @@ def test_a_gallery_can_be_served_as_it_is_and_asks_nobody_for_anything(gallery, 
 )  # fmt: skip
 def test_the_check_on_pages_can_fail(text):
     assert outside(text) != [] and outside("<img src='data:image/png;base64,A'> url(data:a) url(#b)") == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_notebook_opens_with_the_picture_of_its_result(gallery, name):
+    top, file = read_notebook(name).cells[0].source, ROOT / "notes/images" / f"{name}.png"
+    alt, data = re.search(r"!\[([^]]+)\]\(data:image/png;base64,([^)]+)\)", top).groups()
+    assert base64.b64decode(data) == file.read_bytes() and len(alt) > 20
+    assert file.stat().st_size <= LARGEST
+    assert html.escape(alt) in gallery.make_card(read_notebook(name), name)

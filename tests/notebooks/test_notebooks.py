@@ -50,7 +50,10 @@ OWNED = "ada/kit"  # as an owner would set it
 COLAB = f"https://colab.research.google.com/github/{OWNED}/blob/main/notebooks/{{}}.ipynb"
 KAGGLE = f"https://kaggle.com/kernels/welcome?src=https://github.com/{OWNED}/blob/main/notebooks/{{}}.ipynb"
 FIELDS = {"preset": "raw", "run_name": "string", "overrides": "string", "use_drive": "boolean"}
-MORE = {"03_training": {"tracker": "raw"}, "04_submit": {"submit": "boolean"}}
+MORE = {
+    "03_training": {"tracker": "raw"},
+    "04_submit": {"submit": "boolean", "publish": "boolean", "publish_to": "string"},
+}
 MORE |= {"05_tuning": {"search": "string", "trials": "integer", "steps": "integer"}}
 # Calls that take long with the 30B.
 LONG = (
@@ -437,6 +440,7 @@ def test_04_packs_a_zip_that_passes_the_check_and_sends_nothing(executed_noteboo
     text = printed_text(notebooks["04_submit"])
     assert "fatal" not in text and "equal the trained policy's" in text
     assert "is not submitted: The adapter is for the embedded tiny policy." in text and "Nothing was sent." in text
+    assert re.search(r"^.*\d bytes .*adapter_model\.safetensors", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["00_quickstart", "03_training", "04_submit"])
