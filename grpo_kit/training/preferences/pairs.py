@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from grpo_kit.evaluation.intervals import difference_interval
 from grpo_kit.policy.chat import Messages
+from grpo_kit.runs.files import to_json
 from grpo_kit.training.preferences.groups import CALL, Group, Reply
 
 
@@ -50,6 +51,11 @@ class Pair(NamedTuple):
     def difference(self) -> int:
         """Tokens by which the chosen completion is longer."""
         return self.chosen_tokens - self.rejected_tokens
+
+    @property
+    def asks(self) -> str:
+        """What tells its prompt from others: the turns and the declared tools."""
+        return to_json([self.prompt, self.tools])
 
 
 def make_pairs(groups: Iterable[Group], pairs_per_prompt: int) -> tuple[list[Pair], int]:
@@ -152,7 +158,7 @@ def summarise_pairs(pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
     steps = [pair.step for pair in pairs if pair.step is not None]
     return {
         "pairs": len(pairs),
-        "prompts": len({pair.id for pair in pairs}),
+        "prompts": len({pair.asks for pair in pairs}),
         "kinds": dict(sorted(Counter(pair.kind for pair in pairs).items())),
         "steps": [min(steps), max(steps)] if steps else [],
         "chosen_tokens": means[0],

@@ -7,6 +7,7 @@ import pytest
 
 from grpo_kit.runs.files import hash_of
 from grpo_kit.training.preferences.own_pairs import read_own_pairs
+from grpo_kit.training.preferences.pairs import summarise_pairs
 from grpo_kit.training.preferences.prefer import find_pairs, prefer
 from tests.training.preferences.test_prefer import open_copy
 
@@ -94,6 +95,26 @@ def test_a_held_out_problem_is_found_in_any_turn_and_in_any_words(read, trained)
     ]
     pairs, left_out = read(rows)
     assert [pair.id for pair in pairs] == ["line 1"] and left_out == {"a held-out problem (first: line 2)": 4}
+
+
+def test_equal_pairs_count_once_contradictions_not_at_all_and_a_prompt_has_a_limit(read):
+    other = GOOD | {"prompt": "What is 2 + 1?"}
+    rows = [
+        other,
+        other | {"chosen": other["rejected"], "rejected": other["chosen"]},
+        GOOD,
+        GOOD | {"chosen": "<think>1+2=3</think> 3"},  # equal, otherwise written
+        GOOD | {"rejected": "a</think>5"},
+        GOOD | {"rejected": "a</think>6"},  # the third of its prompt
+        GOOD | {"prompt": [turn("Add.", "system"), turn("What is 1 + 2?", "user")], "rejected": "a</think>6"},
+    ]
+    pairs, left_out = read(rows)
+    assert [pair.id for pair in pairs] == ["line 3", "line 5", "line 7"]
+    assert left_out == {
+        "contradicting (first: line 1)": 2, "repeated (first: line 4)": 1,
+        "more than dpo.pairs_per_prompt=2 (first: line 6)": 1,
+    }  # fmt: skip
+    assert summarise_pairs(pairs, 0)["prompts"] == 2
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_summary_counts_kinds_and_prompts():
     pairs = [
         Pair("1", "wrong", [], "a", "b", 3, 5),
         Pair("1", "call", [], "a", "c", 3, 1),
-        Pair("2", "wrong", [], "d", "e", 3, 3),
+        Pair("2", "wrong", [{"role": "user", "content": "q"}], "d", "e", 3, 3),
     ]
     summary = summarise_pairs(pairs, 0)
     assert summary["kinds"] == {"call": 1, "wrong": 2} and summary["prompts"] == 2
