@@ -23,6 +23,11 @@ REFUSED = {
     "divide by nothing.",
 }
 
+# transformers' schedules of the learning rate that need no setting and no measurement beside them.
+SCHEDULES = (
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+)  # fmt: skip
+
 
 def require(holds: bool, sentence: str) -> None:
     """Raise ValueError with `sentence` unless `holds`."""
@@ -58,6 +63,16 @@ def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
     require(
         value in choices,
         f"{name} is {value!r}; it must be one of {', '.join(choices)}.{suggest_nearest(value, choices)}",
+    )
+
+
+def require_schedule(section: str, kind: str, warmup_steps: int, max_grad_norm: float) -> None:
+    """Raise ValueError unless a stage that trains can have this schedule of the learning rate and this clipping."""
+    require_one_of(f"{section}.lr_scheduler_type", kind, SCHEDULES)
+    require_at_least(f"{section}.warmup_steps", warmup_steps, 0, "0 begins with the full learning rate")
+    require(
+        max_grad_norm >= 0,
+        f"{section}.max_grad_norm is {max_grad_norm}; it bounds a norm, and 0 is no bound. Set it to 0 or more.",
     )
 
 

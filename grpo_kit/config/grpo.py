@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from grpo_kit.config.checks import require, require_at_least, require_one_of
+from grpo_kit.config.checks import require, require_at_least, require_one_of, require_schedule
 from grpo_kit.config.environments import require_rewards
 
 LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "gspo", "cispo")
@@ -104,6 +104,7 @@ class Grpo:
             "A stage of grpo.stages has no steps, and the enter of the next one is 'steps', so the next one would "
             "never begin. Give the stage steps.",
         )
+        require_schedule("grpo", self.lr_scheduler_type, self.warmup_steps, self.max_grad_norm)
         require(self.learning_rate > 0, f"grpo.learning_rate is {self.learning_rate}; it must be above 0.")
         require(
             self.temperature > 0,

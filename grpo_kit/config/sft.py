@@ -5,7 +5,7 @@ Precision, optimiser and gradient checkpointing are those of `grpo`, since both 
 
 from dataclasses import dataclass
 
-from grpo_kit.config.checks import require, require_at_least, require_one_of
+from grpo_kit.config.checks import require, require_at_least, require_one_of, require_schedule
 
 
 @dataclass(frozen=True)
@@ -50,4 +50,5 @@ class Sft:
         require_at_least("sft.per_device_train_batch_size", size, 1, "a batch has at least one row")
         require_at_least("sft.gradient_accumulation_steps", accumulation, 1, "a step has at least one batch")
         require_at_least("sft.save_steps", self.save_steps, 1, "a checkpoint follows a step")
+        require_schedule("sft", self.lr_scheduler_type, self.warmup_steps, self.max_grad_norm)
         require(self.learning_rate > 0, f"sft.learning_rate is {self.learning_rate}; it must be above 0.")

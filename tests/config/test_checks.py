@@ -3,7 +3,7 @@
 import pytest
 
 from grpo_kit.config import keep_finished_settings, load_config
-from grpo_kit.config.checks import parse_duration
+from grpo_kit.config.checks import SCHEDULES, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,35 @@ def test_a_number_that_is_not_finite_is_refused(setting, value):
     name = setting.split("=")[0] + ".epsilon_high" * ("stages" in setting)
     with pytest.raises(ValueError, match=rf"^{name} is {value}; a setting must be a finite number\. Set {name} to "):
         load_config(["tiny"], [setting])
+
+
+@pytest.mark.parametrize("section", ["sft", "grpo", "dpo"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("lr_scheduler_type=foo", "is 'foo'; it must be one of linear, cosine, "),
+        ("lr_scheduler_type=cosin", "is 'cosin'; .* Did you mean cosine"),
+        ("lr_scheduler_type=warmup_stable_decay", "is 'warmup_stable_decay'; "),  # needs a number of steps beside it
+        ("warmup_steps=-3", "is -3; .* Set {key} to 0 or more"),
+        ("max_grad_norm=-1", "is -1.0; it bounds a norm"),
+    ],
+)
+def test_every_stage_refuses_a_schedule_that_cannot_be(section, setting, words):
+    key = f"{section}.{setting.split('=')[0]}"
+    with pytest.raises(ValueError, match=f"^{key} {words.format(key=key)}"):
+        load_config(["tiny"], [f"{section}.{setting}"])
+
+
+def test_the_schedules_are_those_of_transformers_that_need_nothing_beside_them():
+    from torch.nn import Parameter
+    from torch.optim import SGD
+    from transformers import SchedulerType, get_scheduler
+
+    measured = {"reduce_lr_on_plateau", "greedy"}
+    configured = {"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
+    assert set(SCHEDULES) | measured | configured == {kind.value for kind in SchedulerType}
+    for kind in SCHEDULES:
+        get_scheduler(kind, SGD([Parameter()], lr=1.0), num_warmup_steps=1, num_training_steps=9).step()
 
 
 @pytest.mark.parametrize("key", ["policy.experts_on_host", "data.budgeted", "data.pass_rate", "grpo.learning_rate"])
