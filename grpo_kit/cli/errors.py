@@ -123,5 +123,7 @@ def _complete_message(sentence: str, arguments: Mapping[str, Any]) -> str:
         if subject != value and not f"{key}.".startswith(f"{subject}."):  # a setting at fault is not repeated
             words.append(override)
     given = "".join(f" {shlex.quote(word)}" for word in words)
-    sentence = re.sub(rf"(`grpo-kit (?:{STAGE_COMMANDS})\b[^`]*)`", lambda match: f"{match[1]}{given}`", sentence)
+    # A command that names a run of its own is about that run, whose presets and settings were not given here.
+    incomplete = rf"(`grpo-kit (?:{STAGE_COMMANDS})\b(?![^`]* --run )[^`]*)`"
+    sentence = re.sub(incomplete, lambda match: f"{match[1]}{given}`", sentence)
     return sentence.replace("`grpo-kit ", f"`{console.program_name()} ")

@@ -132,3 +132,10 @@ def test_recommended_commands_start_as_the_user_started_the_failed_one(monkeypat
 def test_a_bug_in_the_kit_or_a_library_keeps_its_traceback(work):
     with pytest.raises((ValueError, KeyError)):
         errors.report_errors(work)()
+
+
+def test_a_command_for_another_run_is_left_as_it_is():
+    given = {"name": "e", "sources": ["t4"], "overrides": ["grpo.max_steps=5"]}
+    sentence = "Train it with `grpo-kit train --run other`, after `grpo-kit data`."
+    completed = errors._complete_message(sentence, given)
+    assert "train --run other`" in completed and "data -c t4 --run e grpo.max_steps=5`" in completed

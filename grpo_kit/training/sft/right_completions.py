@@ -22,10 +22,20 @@ def find_trained(name: str, run: Run) -> Run:
     """The run `name`, beside `run`.
 
     Raises:
-        ValueError: the name is no name of a run.
+        ValueError: the name is no name of a run, or that of `run`, which has no completions yet.
         FileNotFoundError: it has not trained with GRPO, or its completions or rows are gone.
     """
     other = find_run(name, run.root)
+    if "train" not in other.stages():
+        if other.path == run.path:
+            raise ValueError(
+                f"sft.source names run:{name}, the run itself, and GRPO has not trained it yet, so it has no "
+                "completions. Name another run that GRPO has trained, or texts from elsewhere."
+            )
+        raise FileNotFoundError(
+            f"sft.source names run:{name}, and GRPO has trained no run of this name in {run.root}. Name a run that it "
+            f"has trained, or train this one first (`grpo-kit train --run {name}`)."
+        )
     other.require_stage("train", f"grpo-kit train --run {name}")
     return other
 

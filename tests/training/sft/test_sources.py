@@ -123,7 +123,8 @@ REFUSED = [
     ("gsm8k", [], "'gsm8k', which is no source of texts to learn from"),
     ("owner/name", [], "owner/name, which is no file here, and the Hub did not give it"),
     ("run:", [], "Invalid run name ''"),
-    ("run:nobody", [], "Run 'nobody' has no finished stage 'train'"),
+    ("run:nobody", [], "run:nobody, and GRPO has trained no run of this name in .*`grpo-kit train --run nobody`"),
+    ("run:r", [], "run:r, the run itself, and GRPO has not trained it yet"),
 ]  # fmt: skip
 
 
