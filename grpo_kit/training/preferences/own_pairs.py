@@ -21,13 +21,17 @@ from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.training.preferences.pairs import Pair
 from grpo_kit.training.sft.conversations import Example, read_examples
-from grpo_kit.training.sft.rows import encode_examples
+from grpo_kit.training.sft.rows import NO_PREFIX, encode_examples
 
 NEEDED = ("prompt", "chosen", "rejected")
 READ = (*NEEDED, "tools", "chat_template_kwargs")
 MOST_PAIRS = 100_000  # of a file; NVIDIA made 50,000 and found 10,000 enough
 UNLIMITED = 1 << 30  # tokens; `rows.encode_pairs` leaves out what is too long
 LeftOutCounts = dict[str, int]
+_ONE_THOUGHT = (
+    "chosen and rejected answer one prompt, which opens a thought or does not, and only one of them has a thought; "
+    "give both a thought or neither, and begin a rejected text that was cut within its thought with <think>"
+)
 
 
 def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> tuple[list[Pair], LeftOutCounts]:
@@ -68,7 +72,7 @@ def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> t
         except Refused as refused:
             leave_out(refused.args[0], place, refused.args[1])
     held_out = _find_held_out(pairs, config, run)
-    for number in held_out:
+    for number in sorted(held_out):
         leave_out("a held-out problem", pairs[number].id, "")
     pairs = [pair for number, pair in enumerate(pairs) if number not in held_out]
     pairs = _leave_out_repeated(pairs, config.dpo.pairs_per_prompt, leave_out)
@@ -82,21 +86,44 @@ def _read_pair(row: dict[str, Any], place: str, config: RunConfig, tokenizer: An
     for name in NEEDED:
         if row.get(name) in (None, "", []):
             raise Refused("empty", f"its column {name} is empty")
+    if _find_cut_thought(row["chosen"]):
+        raise Refused("unclosed thought", "its chosen reply never ends its thought with </think>; a rejected one may")
+    if cut := _find_cut_thought(row["rejected"]):  # read with an answer, which is taken off again
+        row = row | {"rejected": {"role": "assistant", "reasoning_content": cut, "content": "."}}
     replies = [_read_reply(row, name, place, config) for name in ("chosen", "rejected")]
+    thinks = ["reasoning_content" in example.reply for example in replies]
     setting = replies[0].enable_thinking
     if setting is None:  # the prompt opens a thought where one of the replies has one
-        setting = any("reasoning_content" in example.reply for example in replies)
+        setting = any(thinks)
     texts = []
     for example in replies:
         rows, left_out = encode_examples(tokenizer, [example._replace(enable_thinking=setting)], UNLIMITED)
+        if left_out and left_out[0].reason == NO_PREFIX and thinks[0] != thinks[1]:
+            raise Refused("a thought on one side", _ONE_THOUGHT)
         if left_out:
             raise Refused(left_out[0].reason, left_out[0].detail)
         ids = rows[0].input_ids[rows[0].prompt_length :]
         texts.append(tokenizer.decode(ids[: ids.index(tokenizer.eos_token_id)]))
+    if cut:
+        texts[1] = texts[1].partition("</think>")[0].rstrip()
     if texts[0] == texts[1]:
         raise Refused("equal", "chosen and rejected are the same reply")
     prompt, tools = replies[0].prompt, replies[0].tools
-    return Pair(place, "own", prompt, *texts, 0, 0, setting, tools)
+    return Pair(place, "own", prompt, *texts, 0, 0, setting, tools, rejected_ends=not cut)
+
+
+def _find_cut_thought(reply: Any) -> str | None:
+    """The thought of a reply that was cut within it: a text behind <think>, or `reasoning_content` with no answer."""
+    if isinstance(reply, list | tuple) and len(reply) == 1:
+        reply = reply[0]
+    message = reply if isinstance(reply, dict) else {"role": "assistant", "content": reply}
+    content = message.get("content") if message.get("content") is not None else message.get("value")
+    thought = message.get("reasoning_content") if not content else None
+    if isinstance(content, str) and content.lstrip().startswith("<think>"):
+        thought = content.lstrip().removeprefix("<think>")
+    if message.get("role") != "assistant" or message.get("tool_calls") or not isinstance(thought, str):
+        return None
+    return None if "</think>" in thought else thought.strip() or None
 
 
 def _read_reply(row: dict[str, Any], name: str, place: str, config: RunConfig) -> Example:

@@ -34,6 +34,7 @@ class Pair(NamedTuple):
         enable_thinking: the row's own setting; None where it has none.
         tools: what the prompt declares, as JSON schemas; None where it declares none.
         step: of GRPO, at which the policy wrote both; None in a file of the user's.
+        rejected_ends: False for a rejected completion that was cut within its thought; no token that ends it follows.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Pair(NamedTuple):
     enable_thinking: bool | None = None
     tools: list[dict[str, Any]] | None = None
     step: int | None = None
+    rejected_ends: bool = True
 
     @property
     def difference(self) -> int:

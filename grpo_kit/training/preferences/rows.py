@@ -22,15 +22,15 @@ def encode_pairs(
 
     Returns:
         The pairs that fit; of each its `prompt_ids`, `chosen_ids` and `rejected_ids`, the completions with the token
-        that ends them; and the length of the longest pair that does not fit, 0 where all do.
+        that ends them, unless they were cut; and the length of the longest pair that does not fit, 0 where all do.
     """
     kept, rows, longest = [], [], 0
     for pair in pairs:
         thinking = enable_thinking if pair.enable_thinking is None else pair.enable_thinking
         prompt = encode_prompt(tokenizer, pair.prompt, thinking, pair.tools)
         chosen, rejected = (
-            [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-            for text in (pair.chosen, pair.rejected)
+            tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * ends
+            for text, ends in ((pair.chosen, True), (pair.rejected, pair.rejected_ends))
         )
         length = len(prompt) + max(len(chosen), len(rejected))
         if length > max_length:

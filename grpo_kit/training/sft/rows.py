@@ -14,7 +14,7 @@ from grpo_kit.training.sft.conversations import Example, LeftOut, split_thought
 
 STRIPPED, CUT = 0.10, 0.03  # shares of the texts with a thought, of Nemotron 3 Nano's recipe
 IGNORED = -100  # the label of a token that is not trained
-TOO_LONG = "too long"  # a reason
+TOO_LONG, NO_PREFIX = "too long", "prompt is no prefix"  # reasons
 BLOCK = 50  # steps whose rows are sorted by length together
 
 
@@ -110,7 +110,7 @@ def _encode(tokenizer: Any, example: Example, longest: int, marks: list[str]) ->
             "the chat template writes the prompt in another way where a reply follows, so the policy would learn to "
         )
         detail += "reply to a prompt that it never gets"
-        return LeftOut(example.place, "prompt is no prefix", detail)
+        return LeftOut(example.place, NO_PREFIX, detail)
     if tokenizer.eos_token_id not in ids[len(prompt_ids) :]:
         detail = f"the chat template does not end the reply with {tokenizer.eos_token}, so no end would be learned"
         return LeftOut(example.place, "no end", detail)

@@ -9,6 +9,7 @@ from grpo_kit.runs.files import hash_of
 from grpo_kit.training.preferences.own_pairs import read_own_pairs
 from grpo_kit.training.preferences.pairs import summarise_pairs
 from grpo_kit.training.preferences.prefer import find_pairs, prefer
+from grpo_kit.training.preferences.rows import encode_pairs
 from tests.training.preferences.test_prefer import open_copy
 
 GOOD = {"prompt": "What is 1 + 2?", "chosen": "1+2=3</think>3", "rejected": "maybe</think>4"}
@@ -74,7 +75,7 @@ def test_each_kind_of_unusable_pair_is_counted(read, trained):
     counts = {reason.partition(" (first: ")[0]: count for reason, count in left_out.items()}
     assert counts["equal"] == 2 and counts["empty"] == 4 and counts["several turns"] == 1
     assert counts["a held-out problem"] == 1 and counts["mark of the template"] == 1
-    assert counts["prompt is no prefix"] == 1 and counts["no assistant turn"] == 1
+    assert counts["a thought on one side"] == 1 and counts["no assistant turn"] == 1
     assert "equal (first: line 2)" in left_out and "empty (first: line 4)" in left_out
 
 
@@ -95,6 +96,30 @@ def test_a_held_out_problem_is_found_in_any_turn_and_in_any_words(read, trained)
     ]
     pairs, left_out = read(rows)
     assert [pair.id for pair in pairs] == ["line 1"] and left_out == {"a held-out problem (first: line 2)": 4}
+
+
+def test_a_rejected_reply_may_end_within_its_thought(read, tiny_policy):
+    _, tokenizer = tiny_policy
+    cut = {"role": "assistant", "reasoning_content": "well, let me", "content": ""}
+    rows = [
+        GOOD | {"rejected": "<think>\nwell, let me"},
+        GOOD | {"prompt": "What is 2 + 1?", "rejected": [cut]},
+        GOOD | {"chosen": "<think>1+2=3"},
+        GOOD | {"chosen": "3", "rejected": "<think>well"},
+        GOOD | {"rejected": "<think>"},
+        GOOD | {"rejected": cut | {"role": "user"}},
+        GOOD | {"rejected": "<think>a<|im_end|>"},
+    ]
+    pairs, left_out = read(rows)
+    assert [(pair.rejected, pair.rejected_ends, pair.enable_thinking) for pair in pairs] == [
+        ("well, let me", False, True)
+    ] * 2
+    _, (row, _), _ = encode_pairs(pairs, tokenizer, False, 500)
+    written = [tokenizer.decode(row[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")]
+    assert written[0].endswith("<think>\n") and written[1:] == ["1+2=3\n</think>\n3<|im_end|>", "well, let me"]
+    assert {reason.split(" (first")[0] for reason in left_out} == {
+        "unclosed thought", "a thought on one side", "empty", "mark of the template",
+    }  # fmt: skip
 
 
 def test_equal_pairs_count_once_contradictions_not_at_all_and_a_prompt_has_a_limit(read):
