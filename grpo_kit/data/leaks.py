@@ -119,16 +119,17 @@ def find_contained(texts: Sequence[str], problems: Sequence[str]) -> set[int]:
         >>> find_contained(["Think. What is 17 + 25? Go.", "What is 17 + 2?"], ["what is 17+25"])
         {0}
     """
-    by_start: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    # By start and length, since the problems of a template all begin alike.
+    by_start: dict[tuple[str, ...], dict[int, set[tuple[str, ...]]]] = {}
     for problem in problems:
         tokens = tuple(ngrams.split_tokens(problem))
         if len(tokens) >= 3 and len(problem) >= LEAST_CONTAINED:
-            by_start.setdefault(tokens[:3], set()).add(tokens)
+            by_start.setdefault(tokens[:3], {}).setdefault(len(tokens), set()).add(tokens)
     found = set()
     for number, text in enumerate(texts):
         tokens = tuple(ngrams.split_tokens(text))
-        starts = ((at, by_start.get(tokens[at : at + 3], ())) for at in range(len(tokens) - 2))
-        if any(tokens[at : at + len(each)] == each for at, candidates in starts for each in candidates):
+        starts = ((at, by_start.get(tokens[at : at + 3], {})) for at in range(len(tokens) - 2))
+        if any(tokens[at : at + length] in alike for at, lengths in starts for length, alike in lengths.items()):
             found.add(number)
     return found
 

@@ -1,7 +1,8 @@
 """Where the texts of the stage `sft` come from, and which of them are left out before the policy's template sees them.
 
-A source is located first, which reads nothing, and then read. No held-out row comes in: texts that ask a problem of
-the run's validation rows, its test rows or its evaluation sets, or that give one away, are left out.
+A source is located first, which reads nothing, and then read. Texts of others that ask, hold or give away a problem of
+the run's validation rows, its test rows or its evaluation sets are left out, with all texts of their conversation. A
+problem in other words is not found.
 """
 
 import random
@@ -224,11 +225,34 @@ def _drop_repeated(examples: list[Example]) -> tuple[list[Example], list[LeftOut
 
 
 def _drop_leaks(examples: list[Example], config: RunConfig, run: Run) -> tuple[list[Example], list[LeftOut]]:
+    """The texts without those of rows in which any turn asks, holds or gives away a held-out problem."""
     held_out = {name: [_problem(row["prompt"], config) for row in rows] for name, rows in _held_out_rows(config, run)}
-    problems = [example.problem.removesuffix(config.data.prompt_suffix) for example in examples]
-    dropped = leaks.find_leaks(problems, held_out).dropped
-    left_out = [LeftOut(examples[place].place, *reason) for place, reason in sorted(dropped.items())]
-    return [example for place, example in enumerate(examples) if place not in dropped], left_out
+    suffix = config.data.prompt_suffix
+    rows: dict[int, list[int]] = {}  # the texts of one row share its first turn
+    for number, example in enumerate(examples):
+        rows.setdefault(id(example.prompt[0]), []).append(number)
+    asked: dict[str, list[int]] = {}
+    said: dict[str, list[int]] = {}
+    for row, numbers in rows.items():
+        last = examples[numbers[-1]]
+        asked.setdefault(last.problem.removesuffix(suffix), []).append(row)
+        for turn in (*last.prompt, *(examples[number].reply for number in numbers)):
+            if turn["role"] in ("system", "user"):
+                asked.setdefault(turn["content"].removesuffix(suffix), []).append(row)
+            for text in (turn["content"], turn.get("reasoning_content", "")):
+                said.setdefault(text, []).append(row)
+    dropped: dict[int, tuple[str, str]] = {}
+    texts = list(asked)
+    for place, reason in leaks.find_leaks(texts, held_out).dropped.items():
+        dropped |= dict.fromkeys(asked[texts[place]], reason)
+    texts = list(said)
+    for place in leaks.find_contained(texts, [problem for problems in held_out.values() for problem in problems]):
+        words = " ".join(texts[place].split())[:80]
+        for row in said[texts[place]]:
+            dropped.setdefault(row, ("leaked, contained", f"a turn holds a whole held-out problem: {words}"))
+    reasons = {number: dropped[row] for row, numbers in rows.items() if row in dropped for number in numbers}
+    left_out = [LeftOut(examples[number].place, *reason) for number, reason in sorted(reasons.items())]
+    return [example for number, example in enumerate(examples) if number not in reasons], left_out
 
 
 def _held_out_rows(config: RunConfig, run: Run) -> Iterator[tuple[str, list[dict[str, Any]]]]:

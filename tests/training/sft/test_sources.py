@@ -73,6 +73,29 @@ def test_problems_of_held_out_rows_never_come_in(prepared, tmp_path):
     assert left_out[0].detail.startswith("validation rows: ") and "contest.jsonl" in left_out[2].detail
 
 
+def test_a_held_out_problem_is_found_in_any_turn_and_refuses_its_whole_conversation(prepared, tmp_path):
+    chosen, run = prepared
+    problem = read_lines(run.data_file("test"))[0]["prompt"][-1]["content"]
+    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    fish = [turn("user", "Name a fish."), turn("assistant", "eel")]
+    rows = [
+        text([turn("system", problem), turn("user", "Answer, please.")]),
+        text(f"Problem: {problem} Think step by step."),
+        text("Tell me more.", f"<think>They asked: {problem}</think>It is easy."),
+        text("Tell me less.", f"{problem} That is 7."),
+        {"messages": [*fish, turn("user", problem), turn("assistant", "7"), turn("user", "Sure?"), fish[1]]},
+        {"messages": [*fish, turn("user", "Sure?"), turn("assistant", "yes")]},
+    ]
+    assert len(problem) >= 12
+    examples, left_out = read(*with_source(prepared, write(tmp_path / "texts.jsonl", rows)))
+    assert [example.place[-14:] for example in examples] == ["line 6, turn 2", "line 6, turn 4"]
+    assert [each.place.removeprefix("texts.jsonl, ") for each in left_out] == [
+        "line 1", "line 2", "line 3", "line 4", "line 5, turn 2", "line 5, turn 4", "line 5, turn 6",
+    ]  # fmt: skip
+    kinds = [each.reason.removeprefix("leaked, ") for each in left_out]
+    assert kinds == ["equal", "contained", "contained", "contained", "equal", "equal", "equal"]
+
+
 def test_the_suffix_of_a_problem_hides_no_leak_and_is_none(prepared, tmp_path):
     chosen, run = prepared
     chosen = replace(chosen, data=replace(chosen.data, prompt_suffix=" Put the answer into a box, and nothing else."))
