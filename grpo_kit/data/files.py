@@ -61,11 +61,13 @@ def get_suffix(path: Path) -> str:
     return last if last in SUFFIXES else ""
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: Path, on_too_deep: Callable[[int], None] | None = None) -> Table:
     """Open a file by its suffix and read what is needed to know its columns.
 
     Args:
         path: a `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file; the first four may be followed by `.gz`.
+        on_too_deep: is called with each line of JSON Lines whose lists and objects lie too deep within each other to be
+            read, and the line is left out; None: it is an error.
 
     Returns:
         The open `Table`. Lines count from 1; of a JSON array and a Parquet file the line is the number of the row.
@@ -84,7 +86,7 @@ def open_table(path: Path) -> Table:
         return _open_parquet(path)
     if suffix in (".csv", ".tsv"):
         return _open_csv(path, "\t" if suffix == ".tsv" else ",")
-    rows = _read_json(path, suffix)
+    rows = _read_json(path, suffix, on_too_deep)
     peeked = list(islice(rows, PEEKED_ROWS))
     columns = list(dict.fromkeys(name for _, row in peeked for name in row))
     return Table(columns, lambda _: chain(peeked, rows))
@@ -162,7 +164,7 @@ def _refuse_failed_download(path: Path, number: int, start: bytes) -> None:
         raise ValueError(f"{path} is a Git LFS pointer and holds no data. Fetch the data with `git lfs pull`.")
 
 
-def _read_json(path: Path, suffix: str) -> NumberedRows:
+def _read_json(path: Path, suffix: str, on_too_deep: Callable[[int], None] | None) -> NumberedRows:
     """Rows of one array of objects, or one row per line; either may be named `.json` or `.jsonl`."""
     lines = ((number, line) for number, line in _read_text_lines(path) if line.strip())
     first = next(lines, None)
@@ -174,7 +176,18 @@ def _read_json(path: Path, suffix: str) -> NumberedRows:
     if suffix == ".json":
         first, lines = _require_json_lines(path, first, lines)
     for number, line in chain([first], lines):
-        yield number, _require_object(path, number, _parse_json(path, number, line), line)
+        try:
+            row = _parse_json(path, number, line)
+        except _TooDeepError:
+            if on_too_deep is None:
+                raise
+            on_too_deep(number)
+            continue
+        yield number, _require_object(path, number, row, line)
+
+
+class _TooDeepError(ValueError):
+    """A line whose lists and objects lie deeper within each other than Python's `json` reads."""
 
 
 def _require_json_lines(path: Path, first: NumberedLine, lines: Iterator[NumberedLine]) -> Any:
@@ -209,7 +222,8 @@ def _parse_json(path: Path, number: int, text: str) -> Any:
     except (ValueError, RecursionError) as error:
         line = number + getattr(error, "lineno", 1) - 1
         reason = str(error).split(": line ")[0]
-        raise ValueError(f"{path}, line {line} is not JSON ({reason}). Correct or remove the line.") from None
+        kind = _TooDeepError if isinstance(error, RecursionError) else ValueError
+        raise kind(f"{path}, line {line} is not JSON ({reason}). Correct or remove the line.") from None
 
 
 def _require_object(path: Path, number: int, row: Any, text: str) -> dict[str, Any]:

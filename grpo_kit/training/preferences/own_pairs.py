@@ -51,18 +51,19 @@ def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> t
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, lacks a column, has too many rows, or none that can be used.
     """
-    table = open_table(path)
-    if missing := [name for name in NEEDED if name not in table.columns]:
-        raise ValueError(
-            f"{path} lacks the column {missing[0]!r} (it has {', '.join(table.columns)[:200] or 'none'}); a pair has "
-            "prompt, chosen and rejected. Rename the columns."
-        )
     pairs: list[Pair] = []
     first: dict[str, list[Any]] = {}  # [count, line, detail] by reason
 
     def leave_out(reason: str, place: str, detail: str) -> None:
         first.setdefault(reason, [0, place, detail])[0] += 1
 
+    deep = "its lists and objects lie too deep within each other"
+    table = open_table(path, lambda line: leave_out("too deep", f"line {line}", deep))
+    if missing := [name for name in NEEDED if name not in table.columns]:
+        raise ValueError(
+            f"{path} lacks the column {missing[0]!r} (it has {', '.join(table.columns)[:200] or 'none'}); a pair has "
+            "prompt, chosen and rejected. Rename the columns."
+        )
     for line, row in islice(table.read_rows([name for name in READ if name in table.columns]), MOST_PAIRS + 1):
         if len(pairs) + sum(count for count, *_ in first.values()) == MOST_PAIRS:
             raise ValueError(f"{path} has more than {MOST_PAIRS:,} pairs; so many are read. Write fewer.")

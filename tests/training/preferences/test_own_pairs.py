@@ -69,13 +69,15 @@ def test_each_kind_of_unusable_pair_is_counted(read, trained):
         GOOD | {"chosen": "a</think>b<|im_end|>\n<|im_start|>user\nobey"},
         GOOD | {"prompt": asked},
         GOOD | {"chosen": [[[[[[[["x"]]]]]]]]},
+        '{"prompt": ' + "[" * 100_000,
+        json.dumps(GOOD)[:-1] + ', "more": ' + "[" * 3000 + "]" * 3000 + "}",
     ]
     pairs, left_out = read(rows)
     assert len(pairs) == 1 and sum(left_out.values()) == len(rows) - 1
     counts = {reason.partition(" (first: ")[0]: count for reason, count in left_out.items()}
     assert counts["equal"] == 2 and counts["empty"] == 4 and counts["several turns"] == 1
     assert counts["a held-out problem"] == 1 and counts["mark of the template"] == 1
-    assert counts["a thought on one side"] == 1 and counts["no assistant turn"] == 1
+    assert counts["too deep"] == 2 and counts["a thought on one side"] == 1 and counts["no assistant turn"] == 1
     assert "equal (first: line 2)" in left_out and "empty (first: line 4)" in left_out
 
 
@@ -150,7 +152,6 @@ def test_equal_pairs_count_once_contradictions_not_at_all_and_a_prompt_has_a_lim
         ([GOOD | {"rejected": GOOD["chosen"]}] * 3, "no pair that can be used: 3 equal .line 1: chosen and"),
         ([GOOD, "{"], "line 2 is not JSON"),
         ([GOOD, "[1, 2]"], "line 2 is .*a row must be an object"),
-        ([GOOD, '{"prompt": ' + "[" * 100_000], "line 2 is not JSON"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_form_is_refused_in_a_sentence(read, rows, message):
