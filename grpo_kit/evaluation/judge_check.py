@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import Judge, Policy, RunConfig
-from grpo_kit.evaluation.judge_figures import SELF, find_fault, summarise_verdicts, write_words
+from grpo_kit.evaluation.judge_figures import LEAST_PAIRS, SELF, find_fault, summarise_verdicts, write_words
 from grpo_kit.evaluation.judge_pairs import Pair, hash_pairs, make_pairs, read_pairs
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.load import load_policy
@@ -50,7 +50,8 @@ def check_judge(
         `longer_is_right` (None where all answers are equally long), each as `value` and `ci95`; `no_verdict`, a share
         of the comparisons, and `last_fault`, why (None where all have one); `judge`, its identity; `pairs`, with their
         number, how many `equal` rows were left out, and sha256; `words`, a list of sentences. A judge that is silent on
-        all of the first 16 pairs is asked nothing more. Without any verdict the file stays as it was.
+        all of the first 16 pairs is asked nothing more. A check with fewer than 20 judged pairs replaces no
+        record, and one without any verdict writes none.
 
     Raises:
         FileNotFoundError: the run has no data, or there is no such file.
@@ -83,11 +84,11 @@ def check_judge(
             "seconds": round(time.monotonic() - began, 2),
         }
         report["words"] = write_words(report, config)
-        if any(verdicts):
+        if any(verdicts) and (report["judged"] >= LEAST_PAIRS or not run.judge.exists()):
             write_text(run.judge, to_json(report, indent=1, ensure_ascii=False) + "\n")
         else:
             kept = f"{run.judge} keeps what was measured before" if run.judge.exists() else "Nothing was recorded"
-            report["words"].insert(1, f"{len(verdicts) // 2} of {len(pairs)} pairs were tried. {kept}.")
+            report["words"].append(f"Pairs tried: {len(verdicts) // 2} of {len(pairs)}. {kept}.")
     return report
 
 
@@ -153,17 +154,21 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
     for key in ("model", "served_model"):
         if (value := getattr(config.judge, key)) != getattr(Judge(), key):
             words.append(f"judge.{key}={value}")
-    again = f"Measure it with `{shlex.join(words)}`."
+    command = f"with `{shlex.join(words)}`."
     if not run.judge.exists():
-        raise ValueError(f"A judge is among the rewards, and nobody has measured it. {again}")
+        raise ValueError(f"A judge is among the rewards, and nobody has measured it. Measure it {command}")
     report = read_json(run.judge)
     then, served = report["judge"], config.judge.served_model
     for judge in judges:
         now = describe_judge(config, judge) | ({"served_model": served} if served else {})
         if changed := [name for name in now if now[name] != then.get(name)]:
+            difference, remedy = f"another {changed[0]}", "Measure it"
+            if changed[0] in ("model", "served_model"):
+                key, measured = f"judge.{changed[0]}", then.get(changed[0])
+                difference = f"{key} is {now[changed[0]]}, and {measured} was measured"
+                remedy = f"Write {key}={measured} to train by that one, or measure this one"
             raise ValueError(
-                f"The judge of run {run.name!r} is not the one that was measured ({_compare(changed[0], then, now)}"
-                f". {again}"
+                f"The judge of run {run.name!r} is not the one that was measured ({difference}). {remedy} {command}"
             )
     if fault := find_fault(report, config.judge.threshold):
         raise ValueError(f"The judge may not train: {fault.reason}. {fault.remedy}")
@@ -175,14 +180,6 @@ def require_checked(config: RunConfig, run: Run, judges: Sequence[Any]) -> dict[
             flush=True,
         )
     return {"judge": {name: report[name] for name in ("judge", "pairs", "agreement")}}
-
-
-def _compare(name: str, then: dict[str, Any], now: dict[str, Any]) -> str:
-    """In what two judges differ, in parentheses, and how to take the measured one where a setting names it."""
-    if name in ("model", "served_model"):
-        taken = f"judge.{name}={then.get(name)}"
-        return f"judge.{name} is {now[name]}, and {then.get(name)} was measured). To train by that one, write {taken}"
-    return f"another {name})"
 
 
 def hand_over(

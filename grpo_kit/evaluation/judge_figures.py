@@ -84,7 +84,7 @@ def write_words(report: dict[str, Any], config: RunConfig) -> list[str]:
     if equal := report["pairs"]["equal"]:
         words.append(f"{equal} {'row repeats' if equal == 1 else 'rows repeat'} a pair and did not count.")
     if report["last_fault"]:
-        words.append(f"A comparison had no verdict. {report['last_fault']}")
+        words.append(f"Why there was no verdict: {report['last_fault']}")
     order, first = report["order_decides"], report["first_wins"]
     if order:
         words.append(
@@ -94,8 +94,8 @@ def write_words(report: dict[str, Any], config: RunConfig) -> list[str]:
     longer, right = report["longer_wins"], report["longer_is_right"]
     if longer and report["unequal"] < LEAST_PAIRS:
         words.append(
-            f"Whether it prefers length is not known: answers differ in length in {report['unequal']} pairs, and "
-            f"{LEAST_PAIRS} are needed."
+            f"Whether it prefers length is not known: answers differ in length in {report['unequal']} of "
+            f"{report['judged']}, and {LEAST_PAIRS} are needed."
         )
     elif longer:
         prefers = "prefers length" if longer["ci95"][0] > right["ci95"][1] else ""

@@ -612,7 +612,9 @@ class _JudgeServer:
             except (ValueError, RecursionError):  # no JSON, or no UTF-8
                 self.last_fault = "It answered with something that is not JSON."
             except (OSError, http.client.HTTPException) as error:  # refused, cut, too slow
-                self.last_fault = f"It did not answer ({type(error).__name__})."
+                cause = getattr(error, "reason", None)  # what is inside a URLError
+                cause = cause if isinstance(cause, Exception) else error
+                self.last_fault = f"It did not answer ({type(cause).__name__})."
             if attempt < self.retries:
                 self.sleep(min(wait, 30.0))
         return None

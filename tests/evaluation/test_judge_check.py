@@ -76,7 +76,7 @@ def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training
         (judged_by(config, f"{server.url}/v2"), rf"judge.model is {server.url}/v2, and {server.url} was measured\)"),
         (
             judged_by(config, "policy"),
-            rf"judge.model is policy, .*To train by that one, write judge.model={server.url}\.",
+            rf"judge.model is policy, .*Write judge.model={server.url} to train by that one",
         ),
         (
             judged_by(config, server.url, served_model="other"),
@@ -103,12 +103,12 @@ def test_a_judge_that_answers_nonsense_may_not_train(prepared, server):
     result = judge_check.check_judge(silent, run, pairs)
     assert result["agreement"] is None and result["no_verdict"] == 1.0 and len(server.asked) == 32  # and not 40
     assert "gives no verdict on 100% of the comparisons" in result["words"][0] and not run.judge.exists()
-    assert result["words"][1] == "16 of 20 pairs were tried. Nothing was recorded."
-    assert "or the ranking not from 1 to 6" in result["words"][2]
+    assert result["words"][-1] == "Pairs tried: 16 of 20. Nothing was recorded."
+    assert "or the ranking not from 1 to 6" in result["words"][1]
     run.judge.write_text("an earlier record")
     result = judge_check.check_judge(silent, run, pairs, limit=2)
     assert run.judge.read_text() == "an earlier record"
-    assert result["words"][1] == f"2 of 2 pairs were tried. {run.judge} keeps what was measured before."
+    assert result["words"][-1] == f"Pairs tried: 2 of 2. {run.judge} keeps what was measured before."
     run.judge.unlink()
 
 
@@ -230,12 +230,13 @@ def test_the_command_prints_the_figures_and_ends_with_1_below_the_threshold(prep
     status, output = call(f"judge.model={server.url}")
     assert status == 0 and "on 20 pairs of" in output and "agrees with the known winner 1.000" in output
     assert output.endswith(f"train --run r judge.model={server.url}")  # without it, the policy would judge
+    record = run.judge.read_bytes()
     status, output = call("--limit", "1")
     assert status == 1 and "on 1 pair of" in output and "the order decides 1.000" in output
     assert "error: The judge policy may not train: it was measured on 1 pair with a known winner" in output
-    server.faults += [fail(503)] * 2
+    assert run.judge.read_bytes() == record and "Pairs tried: 1 of 1." in output  # a glance replaces no measurement
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    server.faults += [fail(503)] * 6
+    server.faults += [fail(503)] * 8
     status, output = call(f"judge.model={server.url}", "judge.served_model=other", "--limit", "1")
     assert status == 1 and "error: The judge" in output and output.count("It answered with status 503.") == 2
     status, output = call("judge.model=ftp://x/v1")

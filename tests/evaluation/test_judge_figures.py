@@ -73,7 +73,7 @@ def test_nothing_is_concluded_about_length_from_fewer_than_20_pairs():
     right, wrong = Comparison(3, 3, 1), Comparison(3, 3, 6)
     pairs = [Pair(f"q{number}", "longer", "no") for number in range(20)]
     few = words_of(pairs[:19], [right, wrong] * 19)
-    assert few[-1] == "Whether it prefers length is not known: answers differ in length in 19 pairs, and 20 are needed."
+    assert few[-1] == "Whether it prefers length is not known: answers differ in length in 19 of 19, and 20 are needed."
     assert "shows no bias by length" in words_of(pairs, [right, wrong] * 20)[-1]
 
 
@@ -85,5 +85,5 @@ def test_equal_rows_and_missing_verdicts_are_told():
     words = words_of(pairs, verdicts, equal=2, last_fault="It said nothing.")
     assert words[:3] == [
         "This judge may train.", "2 rows repeat a pair and did not count.",
-        "A comparison had no verdict. It said nothing.",
+        "Why there was no verdict: It said nothing.",
     ]  # fmt: skip
