@@ -115,7 +115,7 @@ def sft(
     """Learn from texts before GRPO, such as the solvers' traces of puzzles: sft/adapter/, sft/weakest.json."""
     config, run = open_run(sources or (), overrides or (), name, "sft", force)
     files = run.stage_files("sft")
-    if not _is_dry_run(dry_run, config, run, config.sft.source, [files.adapter, files.metrics]):
+    if not _is_dry_run(dry_run, config, run, _name_reads(run, config.sft.source), [files.adapter, files.metrics]):
         stages.learn_from_texts(config, run)
         show_next(run, sources, overrides, name)
 
@@ -131,7 +131,7 @@ def prefer(
     """Learn from pairs of the run's own completions after GRPO (DPO): prefer/adapter/, prefer/pairs.jsonl."""
     config, run = open_run(sources or (), overrides or (), name, "prefer", force)
     files = run.stage_files("prefer")
-    if not _is_dry_run(dry_run, config, run, config.dpo.source, [files.adapter, files.metrics]):
+    if not _is_dry_run(dry_run, config, run, _name_reads(run, config.dpo.source), [files.adapter, files.metrics]):
         stages.learn_preferences(config, run)
         show_next(run, sources, overrides, name)
 
@@ -322,6 +322,12 @@ def check(
 
 for _function in kaggle.COMMANDS:
     command(_function)
+
+
+def _name_reads(run: Run, source: str) -> str:
+    """What a stage reads beside the run's data, which it needs too; where that is missing, the remedy."""
+    data = run.data_file("train")
+    return f"{source} and {data}{'' if data.exists() else ' (missing: run `grpo-kit data` first)'}"
 
 
 def _is_dry_run(

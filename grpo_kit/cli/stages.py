@@ -71,7 +71,7 @@ def learn_preferences(config: RunConfig, run: Run) -> None:
     """Train on pairs of completions, after GRPO."""
     from grpo_kit.training.preferences.prefer import prefer
 
-    with terminal.show_stage(run, "prefer", "learning from pairs") as show:
+    with terminal.show_stage(run, "prefer", "learning from pairs", config.run.force) as show:
         last = prefer(config, run, terminal.follow_training(run, config.dpo.max_steps, show, "prefer"))
     if "nothing_to_learn" in last:
         console.out.print(escape(f"         {last['nothing_to_learn']}"))

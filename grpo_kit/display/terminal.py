@@ -23,13 +23,16 @@ COLORS = {"fatal": "[bold red]", "warning": "[yellow]", "ok": "[green]"}
 
 
 @contextlib.contextmanager
-def show_stage(run: Run, name: str, doing: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while a stage works, then one line that says whether it is done or skipped."""
+def show_stage(run: Run, name: str, doing: str, force: bool = False) -> Iterator[Callable[..., None]]:
+    """Show a progress bar while a stage works, then one line that says whether it is done or skipped.
+
+    A stage that was forced and left its record as it was found nothing to do; its command says why.
+    """
     before = run.stages().get(name)
     with show_progress(doing) as show:
         yield show
     note = run.stages().get(name)
-    if note is None:  # there was nothing to do; its command says why
+    if note is None or force and note == before:
         return
     if note == before:
         time, seconds = format_time(note["finished"]), f"{note['seconds']:.0f}"

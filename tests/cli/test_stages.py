@@ -134,3 +134,10 @@ def test_a_step_may_have_more_prompts_than_there_are_rows(here):
     assert "2 steps" in call(*SHORT, *settings)
     first = [row["prompt"] for row in read_lines(here / "runs/r/completions.jsonl") if row["step"] == 1]
     assert len(first) == 64 and len(set(first)) == 6
+
+
+@pytest.mark.parametrize("command", ["sft", "prefer"])
+def test_a_dry_run_says_that_data_is_missing(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    output = " ".join(CliRunner().invoke(app, [command, "-c", "tiny", "--run", "new", "--dry-run"]).output.split())
+    assert "(missing: run `grpo-kit data` first)" in output and not (tmp_path / "runs").exists()

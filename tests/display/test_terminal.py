@@ -1,5 +1,7 @@
 """What the command line prints about a repeated run."""
 
+import json
+
 import pytest
 
 from grpo_kit.display import terminal
@@ -61,3 +63,15 @@ def test_the_weakest_places_are_told_with_their_text(capsys):
     )
     place = "a.jsonl, line 3, token 12: 1|7|[/red]"
     assert told.endswith(f"The lowest: NaN {place} -7.25 {place} -7.25 {place}")
+
+
+@pytest.mark.parametrize(("force", "printed"), [(False, "prefer   skipped: done on"), (True, "")])
+def test_a_forced_stage_that_finds_nothing_to_do_is_not_called_skipped(tmp_path, capsys, force, printed):
+    run = find_run("r", tmp_path)
+    run.path.mkdir()
+    record = {"finished": "2026-11-30T10:00:00+00:00", "seconds": 3.0, "settings": {}, "read": {}, "wrote": {}}
+    run.notes.write_text(json.dumps({"stages": {"prefer": record}}))
+    with terminal.show_stage(run, "prefer", "learning from pairs", force):
+        pass
+    output = capsys.readouterr().out
+    assert output.startswith(printed) and bool(output) == bool(printed)
