@@ -228,7 +228,7 @@ def test_settings_that_cannot_work_are_named_before_anything_is_loaded(tmp_path,
         with pytest.raises(ValueError, match=words):
             sft(replace(chosen, sft=replace(chosen.sft, **changed)), run)
 
-    fails("Not one of the .. texts .* of up to 20 tokens .*left out .too long.: texts.jsonl, line 1: it", max_length=20)
+    fails("Not one of the .. texts .* up to 20 tokens. .*left out .too long.: texts.jsonl, line 1: it", max_length=20)
     fails("A text may have 5000 tokens .* and the context of tiny has 4096. Set sft.max_length", max_length=5000)
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     fails("was started in 2 processes, and it trains in one")
