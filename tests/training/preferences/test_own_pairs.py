@@ -168,11 +168,16 @@ def test_more_pairs_than_are_read_are_refused(read, monkeypatch):
 def test_the_stage_learns_from_a_file_and_goes_on_from_grpos_adapter(trained, tmp_path):
     chosen, run = open_copy(trained, tmp_path, "dpo.max_steps=2")
     rows = [GOOD | {"prompt": f"What is {n} + 1?", "chosen": f"1+{n}={n + 1}</think>{n + 1}"} for n in range(1, 9)]
-    path = write(tmp_path, [*rows, GOOD | {"rejected": GOOD["chosen"]}, GOOD | {"rejected": "x" * 300 + "</think>4"}])
+    asked = json.loads(run.data_file("test").read_text().splitlines()[0])["prompt"][-1]["content"]
+    held_out = GOOD | {"prompt": asked, "rejected": "x" * 300 + "</think>4"}  # too long as well
+    path = write(
+        tmp_path, [*rows, GOOD | {"rejected": GOOD["chosen"]}, GOOD | {"rejected": "x" * 300 + "</think>4"}, held_out]
+    )
     chosen = replace(chosen, dpo=replace(chosen.dpo, source=str(path)))
     _, _, summary = find_pairs(chosen, run)
     assert summary["pairs"] == 8 and summary["kinds"] == {"own": 8}
     assert summary["left_out"]["equal (first: line 9)"] == 1 and "1 longer than " in summary["words"]
+    assert summary["left_out"]["a held-out problem (first: line 11)"] == 1
     last = prefer(chosen, run)
     assert last["step"] == 2 and last["rewards/margins"] > 0
     read = run.stages()["prefer"]["read"]
