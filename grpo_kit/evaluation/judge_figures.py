@@ -57,7 +57,7 @@ def _win(lead: float) -> float:
 def find_fault(report: dict[str, Any], threshold: float) -> Fault | None:
     """Why a measured judge may not train; None where it may."""
     other = "Name a better one (judge.model), or leave it out of the rewards."
-    more = "Give more pairs (`--pairs FILE.jsonl`), or sample more completions of the run."
+    more = "Give a file with more pairs, or sample more completions of the run."
     if report["no_verdict"] > MOST_SILENT:
         silent = f"it gives no verdict on {report['no_verdict']:.0%} of the comparisons"
         why = report.get("last_fault") or "It does not say why."

@@ -25,7 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 from grpo_kit.kaggle.credentials import find_hub_token
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
-MESSAGE = "Publish the adapter of a grpo-kit run"
+MESSAGE = "Publish an adapter trained with grpo-kit"
 
 
 class TryAgainError(RuntimeError):

@@ -146,6 +146,7 @@ def test_the_embedded_policy_knows_no_judging_and_training_is_refused(prepared):
 
 def test_a_damaged_record_is_named(prepared):
     config, run, _ = prepared
+    run.judge.parent.mkdir(exist_ok=True)
     for text in ("", "{", "[]", '{"judge": {}}'):
         run.judge.write_text(text)
         with pytest.raises(ValueError, match=r"judge.json.* damaged: .*judge-check"):

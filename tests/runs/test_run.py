@@ -97,7 +97,7 @@ def test_a_record_made_by_version_0_1_still_holds(tmp_path, far_east):
     with pytest.raises(ValueError, match="data.source was tiny-sums, now mine.csv"):
         run.is_done("data", {"data": {"source": "mine.csv"}, "seed": 0}, [])
     run.require_stage("data", "grpo-kit data")
-    assert "data     done 2026-11-25 18:00 CST in 1 s" in describe_run(run)
+    assert "data    done 2026-11-25 18:00 CST in 1 s" in describe_run(run)
 
 
 def test_a_stage_made_with_different_settings_is_refused_and_says_how_it_differs(tmp_path):
