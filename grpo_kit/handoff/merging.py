@@ -40,8 +40,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
 
     Raises:
         OSError: the disk has no room (ENOSPC); raised before the first byte is written.
-        ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, or a pair has no matrix in the
-            base.
+        ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, it changes nothing or holds a
+            value that is not finite, or a pair has no matrix in the base.
     """
     shards = list_shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
@@ -49,6 +49,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     check_disk_space(base, out.parent)
     pairs, _ = read_pairs(AdapterFolder(adapter), None)
     _check_fit(base, shards, pairs, adapter)
+    _check_values(pairs, adapter)
     total, shard_of = 0, {}
     out.mkdir(parents=True)
     for number, shard in enumerate(shards, 1):
@@ -111,6 +112,21 @@ def _check_fit(base: Path, shards: list[str], pairs: dict[str, Pair], adapter: P
                 f"{matrices.get(module) or 'no matrix in 16 bit or more'} there. The adapter belongs to another model. "
                 "Give the base that it was trained on as policy.model."
             )
+
+
+def _check_values(pairs: dict[str, Pair], adapter: Path) -> None:
+    """Raise ValueError for an adapter that changes nothing, or that would spread NaN into the model."""
+    changes = False
+    for module, pair in sorted(pairs.items()):
+        a, b = pair.load()
+        if not (a.isfinite().all() and b.isfinite().all()):
+            raise ValueError(
+                f"The pair {module} of {adapter} has a value that is NaN or infinite, and so would the merged model. "
+                "Take the adapter of an earlier checkpoint, or train again."
+            )
+        changes = changes or bool(a.any() and b.any())
+    if not changes:
+        raise ValueError(f"{adapter} changes nothing: every pair has a half of zeros. Train it first.")
 
 
 def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:

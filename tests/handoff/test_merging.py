@@ -183,7 +183,7 @@ def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
     read_tensor = AdapterFolder.read_tensor
     monkeypatch.setattr(AdapterFolder, "read_tensor", read_half)
     merging.merge_adapter(llama, tmp_path / "a", tmp_path / "m")
-    assert most <= 3 and halves == 2  # a tensor and the two halves of its pair
+    assert most <= 3 and halves == 4  # a tensor and the two halves of its pair, which are first checked
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,26 @@ def test_a_tensor_that_is_not_half_of_a_lora_pair_is_refused(tmp_path):
     save_file(load_file(path) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ValueError, match="holds base_model.model.lm_head.weight, which is not half"):
         merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("half", "value", "message"),
+    [
+        ("A", float("nan"), "q_proj of .* has a value that is NaN or infinite"),
+        ("B", float("inf"), "q_proj of .* has a value that is NaN or infinite"),
+        ("B", 0.0, "changes nothing: every pair has a half of zeros"),
+        ("A", 0.0, "changes nothing"),
+    ],
+)
+def test_an_adapter_of_nothing_or_of_no_numbers_is_refused_before_a_byte_is_written(tmp_path, half, value, message):
+    random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)})
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[f"base_model.model.model.layers.2.mixer.q_proj.lora_{half}.weight"].fill_(value)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=message):
+        merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_rank_and_alpha_patterns_are_applied(tmp_path):
