@@ -30,7 +30,8 @@ def refuse_secrets(files: Iterable[Path], places: Iterable[str] = (), environ: M
 
     Args:
         files: the files, read as bytes.
-        places: paths that must not occur, such as the home folder.
+        places: paths that must not occur, such as the home folder. One that lies at the top, such as Colab's /content,
+            tells nothing of anybody and may be a word of a vocabulary, so it is not looked for.
         environ: the values of its variables with names like `..._TOKEN` must not occur either.
 
     Example:
@@ -41,7 +42,7 @@ def refuse_secrets(files: Iterable[Path], places: Iterable[str] = (), environ: M
         for name, value in environ.items()
         if SECRET_NAME.search(name) and len(value) >= SHORTEST and "/" not in value[:1]
     ]
-    literal += [("the path of a folder of this machine", place.encode()) for place in places if len(place) >= 7]
+    literal += [("the path of a folder of this machine", place.encode()) for place in places if place.count("/") >= 2]
     for path in files:
         for piece in _read_pieces(path):
             found = next((what for what, form in TOKENS.items() if re.search(form, piece)), None)
