@@ -14,6 +14,7 @@ from grpo_kit.policy.chat import Messages, completion_text
 from grpo_kit.policy.tool_calls import declares_tools, has_call
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
+from grpo_kit.training.sft.right_completions import find_verifiers
 
 CUT, TOOLS, UNKNOWN, AMBIGUOUS = (
     "cut at the longest length",
@@ -99,16 +100,6 @@ def read_groups(run: Run, worlds: Worlds, count_tokens: Callable[[str], int]) ->
                     verdict = CALL if calls else RIGHT if paid == 1.0 else WRONG
                     group.replies.append(Reply(text, verdict, tokens + 1))
     return list(groups.values()), dict(left_out)
-
-
-def find_verifiers(run: Run) -> dict[str, str]:
-    """The name that each environment's verifier has in `completions.jsonl`; its rewards lie side by side, it first."""
-    settings = run.stages()["train"]["settings"]
-    names, verifiers = list(settings["rewards"]), {}
-    for environment in run.environments():
-        section = settings["grpo"] if environment == MATH else settings["environments"][environment]
-        verifiers[environment], names = names[0], names[len(section["reward_weights"]) :]
-    return verifiers
 
 
 def _lengths_of(run: Run) -> set[int]:

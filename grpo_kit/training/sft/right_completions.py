@@ -60,7 +60,7 @@ def read_right(name: str, run: Run, config: RunConfig) -> tuple[list[Example], l
     rows: dict[Question, list[dict[str, Any]]] = {}
     for row in read_lines(other.data_file("train")):
         rows.setdefault((completion_text(row["prompt"][-1:]), str(row.get("answer"))), []).append(row)
-    verifiers, left_out = _find_verifiers(other), []
+    verifiers, left_out = find_verifiers(other), []
     best: dict[Question, list[tuple[int, int, str]]] = {}
     lines = read_lines(other.completions)
     right = 0
@@ -99,12 +99,11 @@ def read_right(name: str, run: Run, config: RunConfig) -> tuple[list[Example], l
     return examples, left_out
 
 
-def _find_verifiers(run: Run) -> dict[str, str]:
-    """{environment: the name of its verifier in `completions.jsonl`}; each environment's rewards lie side by side."""
+def find_verifiers(run: Run) -> dict[str, str]:
+    """The name that each environment's verifier has in `completions.jsonl`; its rewards lie side by side, it first."""
     settings = run.stages()["train"]["settings"]
-    names, place, verifiers = list(settings["rewards"]), 0, {}
+    names, verifiers = list(settings["rewards"]), {}
     for environment in run.environments():
-        verifiers[environment] = names[place]
-        of_math = environment == MATH
-        place += len((settings["grpo"] if of_math else settings["environments"][environment])["reward_weights"])
+        section = settings["grpo"] if environment == MATH else settings["environments"][environment]
+        verifiers[environment], names = names[0], names[len(section["reward_weights"]) :]
     return verifiers
