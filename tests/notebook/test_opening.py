@@ -1,51 +1,21 @@
-"""What the notebooks share: where they run, the preset for the machine, the run, and messages about a missing stage."""
+"""A run opened from a form: its place, the preset for the machine, its trackers, and a missing stage."""
 
 import errno
 import os
-import shutil
 import sys
 import types
 
 import pytest
 
 from grpo_kit import config, notebook
+from grpo_kit.notebook import opening
 from grpo_kit.planning import machines
-from grpo_kit.runs.files import write_lines
+from grpo_kit.runs import places
 from grpo_kit.runs.places import find_root
 from grpo_kit.runs.run import Run, find_run
 
 ON_GITHUB = "ada/kit/blob/main/notebooks/02_data.ipynb"
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "release"}, {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}
-
-
-@pytest.fixture(autouse=True)
-def local_machine(monkeypatch, tmp_path):
-    """Neither Colab nor Kaggle, and an empty folder."""
-    for name in (*COLAB, *KAGGLE, "GRPO_KIT_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def displayed_texts(monkeypatch):
-    """The texts that were displayed."""
-    import IPython.display as display
-
-    texts = []
-    monkeypatch.setattr(display, "display", lambda content, **_: texts.append(content.data))
-    return texts
-
-
-def test_publishing_shows_the_card_and_sends_nothing_unless_told_to(trained, tmp_path, displayed_texts, capsys):
-    run = Run(tmp_path / "runs", "small")
-    shutil.copytree(trained[1].path, run.path)
-    notebook.publish(trained[0], run, "ada/sums", private=True, send=False)
-    (card,) = displayed_texts
-    assert card.strip().startswith("# sums") and "license:" not in card
-    printed = capsys.readouterr().out
-    assert "bytes  adapter_model.safetensors" in printed and printed.endswith("Nothing was sent.\n")
-    with pytest.raises(ValueError, match="is embedded in grpo-kit"):
-        notebook.publish(trained[0], run, "ada/sums", private=True, send=True)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +28,11 @@ def test_publishing_shows_the_card_and_sends_nothing_unless_told_to(trained, tmp
     ],
 )  # fmt: skip
 def test_the_place_is_detected_and_links_stay_in_it(monkeypatch, environ, place, link):
-    monkeypatch.setattr(notebook, "REPOSITORY", "")
-    assert notebook.notebook_link("02_data", environ) == "02_data.ipynb"  # nobody may own a name that is linked
-    monkeypatch.setattr(notebook, "REPOSITORY", "ada/kit")
-    assert notebook.detect_place(environ) == place
-    assert link is None or notebook.notebook_link("02_data", environ) == link
+    monkeypatch.setattr(opening, "REPOSITORY", "")
+    assert opening.notebook_link("02_data", environ) == "02_data.ipynb"  # nobody may own a name that is linked
+    monkeypatch.setattr(opening, "REPOSITORY", "ada/kit")
+    assert places.detect_place(environ) == place
+    assert link is None or opening.notebook_link("02_data", environ) == link
 
 
 @pytest.mark.parametrize(
@@ -159,28 +129,6 @@ def test_the_field_tracker_says_who_gets_the_figures(monkeypatch, capsys, tracke
     assert printed in output and "kkk" not in output
 
 
-def test_a_question_loads_the_policy_once_and_anew_when_it_was_trained(monkeypatch, tmp_path):
-    from grpo_kit.display import replies
-    from grpo_kit.evaluation import ask
-
-    loads, asked, run = [], [], Run(tmp_path, "r")
-    tokenizer = types.SimpleNamespace()
-    monkeypatch.setattr(ask, "load_trained", lambda *_: loads.append(1) or (len(loads), tokenizer))
-    monkeypatch.setattr(ask, "ask", lambda model, *_: asked.append(model) or {})
-    monkeypatch.setattr(replies, "NotebookReplies", lambda *_: types.SimpleNamespace(show=None, finish=lambda _: None))
-    monkeypatch.setattr("grpo_kit.policy.chat.template_opens_thinking", lambda *_: True)
-    chosen = config.load_config(["tiny"])
-    for _ in range(2):
-        notebook.ask(chosen, run, "What?", True)
-    monkeypatch.setattr(Run, "trained_stages", lambda _: ["train"])
-    monkeypatch.setattr(Run, "stages", lambda _: {"train": {"seconds": 1.0}})
-    notebook.ask(chosen, run, "What?", True)
-    assert asked == [1, 1, 2] and len(notebook._loaded) == 1
-    with pytest.raises(ValueError, match="The question is empty"):
-        notebook.ask(chosen, run, " ")
-    notebook._loaded.clear()
-
-
 def test_a_preset_that_a_person_chose_says_what_it_downloads_before_it_does(monkeypatch, capsys, tmp_path):
     config_of_form, run = notebook.open_from_form("t4")
     assert (run.name, config_of_form.policy.load_in_4bit) == ("t4", True)
@@ -230,7 +178,7 @@ def test_drive_is_mounted_only_once(monkeypatch, tmp_path):
     fake_drive(
         monkeypatch, lambda path: (tmp_path / "content/drive/MyDrive").mkdir(parents=True) or mounted.append(path)
     )
-    assert [notebook.mount_drive(tmp_path) for _ in range(2)] == [
+    assert [places.mount_drive(tmp_path) for _ in range(2)] == [
         "Google Drive is mounted: the run is kept when the session ends."
     ] * 2
     assert mounted == [str(tmp_path / "content/drive")]
@@ -242,7 +190,7 @@ def test_a_notebook_continues_without_drive_when_mounting_fails(monkeypatch, tmp
         raise ValueError(reason)
 
     fake_drive(monkeypatch, refuse)
-    assert notebook.mount_drive(tmp_path) == (
+    assert places.mount_drive(tmp_path) == (
         f"Google Drive is not mounted ({reason or 'ValueError'}), so the run is kept on this machine's disk and is "
         "lost when the session ends. Run this cell again to be asked again."
     )
@@ -267,7 +215,7 @@ def dead_drive(monkeypatch, tmp_path):
 def test_a_drive_that_died_while_mounted_is_mounted_anew(monkeypatch, tmp_path, dead_drive):
     mounts = []
     fake_drive(monkeypatch, lambda path, **options: mounts.append((path, options)) or dead_drive.update(dead=False))
-    assert notebook.mount_drive(tmp_path) == (
+    assert places.mount_drive(tmp_path) == (
         "Google Drive did not answer. Google Drive is mounted anew: the run is kept when the session ends."
     )
     assert mounts == [(str(tmp_path / "content/drive"), {"force_remount": True})]
@@ -276,13 +224,13 @@ def test_a_drive_that_died_while_mounted_is_mounted_anew(monkeypatch, tmp_path, 
 
 def test_a_drive_that_stays_dead_is_left_and_taken_again_when_it_answers(monkeypatch, tmp_path, dead_drive):
     fake_drive(monkeypatch, lambda path, force_remount=False: None)
-    text = notebook.mount_drive(tmp_path)
+    text = places.mount_drive(tmp_path)
     assert text.startswith("Google Drive did not answer. Google Drive is not mounted (")
     assert "the run is kept on this machine's disk" in text and "Errno" not in text
     local = tmp_path / "content/grpo-kit/runs"
     assert find_root(os.environ | COLAB, tmp_path) == local
     dead_drive["dead"] = False
-    assert notebook.mount_drive(tmp_path) == "Google Drive is mounted: the run is kept when the session ends."
+    assert places.mount_drive(tmp_path) == "Google Drive is mounted: the run is kept when the session ends."
     assert find_root(dict(os.environ) | COLAB, tmp_path) == tmp_path / "content/drive/MyDrive/grpo-kit/runs"
 
 
@@ -309,7 +257,7 @@ def test_a_missing_stage_is_reported_in_one_sentence_with_a_link(
 ):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    link = notebook.notebook_link("02_data")
+    link = opening.notebook_link("02_data")
     with pytest.raises(FileNotFoundError) as raised:
         notebook.require_stage(Run(tmp_path, "r"), "data", "02_data")
     assert (
@@ -323,49 +271,3 @@ def test_nothing_is_shown_for_a_stage_that_is_finished(displayed_texts, tmp_path
     run.record_stage("data", {}, [], [], 1.0, "")
     notebook.require_stage(run, "data", "02_data")
     assert displayed_texts == []
-
-
-def test_progress_updates_one_line(monkeypatch):
-    import IPython.display as display
-
-    lines = []
-    line = types.SimpleNamespace(update=lambda content: lines.append(content.data))
-    monkeypatch.setattr(display, "display", lambda content, display_id: line)
-    count = notebook.show_progress("trials")
-    count(1, 8)
-    count(2, 8, "best so far 0.50")
-    assert lines == ["1 of 8 trials", "2 of 8 trials, best so far 0.50"]
-
-
-def test_a_search_takes_spaces_within_brackets(capsys):
-    words = notebook.show_search_space("grpo.learning_rate=log(3e-5, 3e-3) lora.r=[4, 16]")
-    assert words == ["grpo.learning_rate=log(3e-5, 3e-3)", "lora.r=[4, 16]"]
-    assert "4 or 16" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("send", [False, True])
-def test_a_zip_of_the_tiny_policy_is_never_sent(monkeypatch, capsys, tmp_path, trained, send):
-    from grpo_kit.kaggle import credentials
-    from grpo_kit.submission import package
-
-    monkeypatch.setattr(credentials, "find_credentials", lambda: pytest.fail("credentials were looked up"))
-    path = package.package_adapter(*trained, tmp_path / "submission.zip")
-    if send:
-        with pytest.raises(ValueError, match="embedded tiny policy"):
-            notebook.submit_zip(path, "", send)
-    else:
-        notebook.submit_zip(path, "", send)
-        assert "embedded tiny policy" in capsys.readouterr().out.replace("\n", " ")
-
-
-def test_a_task_of_the_users_own_environment_is_shown_with_its_own_columns(monkeypatch, capsys, tmp_path):
-    run = find_run("own", tmp_path)
-    monkeypatch.setattr(Run, "environments", lambda run: ["math", "rhyme"])
-    kits = {"id": "a", "source": "mine.jsonl", "pass_rate": None, "prompt": [{"role": "user", "content": "q"}]}
-    rows = [
-        kits | {"environment": "math", "answer": "4", "question": "q"},
-        kits | {"environment": "rhyme", "answer": "", "word": "cat", "like": None},
-    ]
-    write_lines(run.data_file("train"), rows)
-    notebook.show_tasks(run)
-    assert capsys.readouterr().out == "== math\nq\n\n   answer: 4\n\n== rhyme\nq\n\n   word: cat\n\n"

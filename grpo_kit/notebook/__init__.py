@@ -1,0 +1,88 @@
+"""What the notebooks use besides the public names: opening a run from form fields, and showing what a stage returned.
+
+Each function imports the libraries that it needs, because some take seconds to import.
+"""
+
+from grpo_kit.display.notebook_output import (
+    show_alarms,
+    show_completions,
+    show_curves,
+    show_data,
+    show_environments,
+    show_example,
+    show_experts,
+    show_findings,
+    show_funnel,
+    show_group,
+    show_machine,
+    show_modes,
+    show_pairs,
+    show_plan,
+    show_reply,
+    show_settings,
+    show_sources,
+    show_stages,
+    show_tasks,
+    show_traces,
+    show_trials,
+    show_weakest,
+)
+from grpo_kit.notebook.asking import ask, render_prompt, sample_group, sample_reply
+from grpo_kit.notebook.opening import open_from_form, require_stage
+from grpo_kit.notebook.searching import open_search_board, show_effects, show_optuna, show_search_space
+from grpo_kit.notebook.sharing import publish, submit_zip
+from grpo_kit.notebook.showing import (
+    read_rows,
+    show_comparison,
+    show_difficulty,
+    show_judge,
+    show_progress,
+    show_secrets,
+    show_tracker,
+    show_trl_settings,
+)
+
+__all__ = [
+    "ask",
+    "open_from_form",
+    "publish",
+    "open_search_board",
+    "read_rows",
+    "render_prompt",
+    "require_stage",
+    "sample_group",
+    "sample_reply",
+    "show_alarms",
+    "show_comparison",
+    "show_completions",
+    "show_curves",
+    "show_data",
+    "show_difficulty",
+    "show_effects",
+    "show_environments",
+    "show_experts",
+    "show_example",
+    "show_findings",
+    "show_funnel",
+    "show_group",
+    "show_judge",
+    "show_machine",
+    "show_modes",
+    "show_optuna",
+    "show_pairs",
+    "show_plan",
+    "show_progress",
+    "show_reply",
+    "show_search_space",
+    "show_secrets",
+    "show_settings",
+    "show_sources",
+    "show_stages",
+    "show_tasks",
+    "show_traces",
+    "show_tracker",
+    "show_trials",
+    "show_trl_settings",
+    "show_weakest",
+    "submit_zip",
+]

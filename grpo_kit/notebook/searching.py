@@ -1,0 +1,49 @@
+"""The search over settings in notebook 5."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from grpo_kit.config.form import split_settings
+from grpo_kit.runs.run import Run
+
+
+def show_search_space(search: str) -> list[str]:
+    """Print each setting to search and its values, and return the settings; `search` is `key=log(a,b) key=[a,b,c]`."""
+    from grpo_kit.tuning import space
+
+    settings = split_settings(search)
+    axes, _ = space.parse_search(settings)
+    for key, axis in axes.items():
+        print(f"{key:<24}", " or ".join(axis.choices) or f"{axis.low:g} to {axis.high:g}, {axis.kind}")
+    return settings
+
+
+def open_search_board(run: Run, trials: int) -> Any:
+    """Show a board for a search over settings, with a button that stops it; returns a `tuning.board.SearchBoard`."""
+    from IPython.display import display
+
+    from grpo_kit.tuning.board import SearchBoard
+
+    board = SearchBoard(run, trials)
+    display(board)
+    return board
+
+
+def show_optuna(run: Run) -> None:
+    """Show Optuna's own pictures of the search: the accuracy of trial after trial, and by each setting."""
+    from IPython.display import Image, display
+
+    from grpo_kit.tuning import report, study
+
+    for picture in report.draw_optuna(study.load_study(run)):
+        display(Image(picture))
+
+
+def show_effects(result: Mapping[str, Any], run: Run) -> None:
+    """Show the search as a chart, and print for each setting whether it changed the accuracy."""
+    from IPython.display import Image, display
+
+    from grpo_kit.tuning import report
+
+    display(Image(run.path / "tune" / "tune.png"))
+    print("\n".join(report.describe_effects(result)))
