@@ -6,7 +6,9 @@ from rich.markup import escape
 
 from grpo_kit.cli import options, stages
 from grpo_kit.config import RunConfig
-from grpo_kit.display import console, terminal
+from grpo_kit.display import console
+from grpo_kit.display.terminal.accuracies import print_comparison, print_example
+from grpo_kit.display.terminal.progress import print_locations
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import open_run
 
@@ -29,9 +31,9 @@ def demo(
     stages.check_zip(zip_path, config.policy, run)
     comparison = _compare(run)
     save_report(run)
-    terminal.print_comparison(comparison, run)
-    terminal.print_example(run)
-    terminal.print_locations(run, zip_path, time.monotonic() - started)
+    print_comparison(comparison, run)
+    print_example(run)
+    print_locations(run, zip_path, time.monotonic() - started)
 
 
 def demo_environments(name: str, force: bool) -> None:
@@ -39,12 +41,12 @@ def demo_environments(name: str, force: bool) -> None:
     started = time.monotonic()
     config, run = open_run(["tiny-environments"], (), name, force=force)
     _learn(config, run)
-    terminal.print_comparison(_compare(run), run)
+    print_comparison(_compare(run), run)
     shares = ", ".join(f"{environment}: {int(environment == ALONE)}" for environment in run.environments())
     console.out.print(f"\nThe same policy again, trained on {ALONE} alone and measured on all:\n")
     config, alone = open_run(["tiny-environments"], [f"data.mix={{{shares}}}"], f"{name}-{ALONE}", force=force)
     _learn(config, alone)
-    terminal.print_comparison(_compare(alone), alone)
+    print_comparison(_compare(alone), alone)
     console.out.print(escape(f"\ndone in {time.monotonic() - started:.0f} s: {run.path} and {alone.path}"))
     console.print_next(["report", "--run", run.name])
 

@@ -18,7 +18,10 @@ from grpo_kit.cli import ask, demo, export, kaggle, machine, options, rewards, s
 from grpo_kit.cli.errors import report_errors
 from grpo_kit.cli.next_steps import show_next
 from grpo_kit.cli.publish import publish
-from grpo_kit.display import console, terminal
+from grpo_kit.display import console
+from grpo_kit.display.terminal.accuracies import print_comparison, print_modes, print_search
+from grpo_kit.display.terminal.checks import print_repetition
+from grpo_kit.display.terminal.experts import print_expert_load, print_placement
 from grpo_kit.runs import processes
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import open_run
@@ -149,7 +152,7 @@ def calibrate(
     config, run = open_run(sources or (), overrides or (), name)
     with console.show_progress("answering prompts") as show:
         counts = count_routed_rows(config, run, prompts, show)
-    terminal.print_placement(counts)
+    print_placement(counts)
     show_next(run, sources, overrides, name)
 
 
@@ -172,11 +175,11 @@ def evaluate(
 
         for stage in trained:
             stages.measure_accuracy(config, run, MEASURED[stage])
-        terminal.print_comparison(compare(run), run)
+        print_comparison(compare(run), run)
         if experts:
-            terminal.print_expert_load(run)
+            print_expert_load(run)
     elif before.get("modes"):
-        terminal.print_modes(before["modes"])
+        print_modes(before["modes"])
     show_next(run, sources, overrides, name)
 
 
@@ -219,7 +222,7 @@ def tune(
     config, run = open_run(sources or (), overrides, name, "train", force)
     with console.show_progress("searching") as show:
         result = tuning.tune(config, run, axes, trials, steps, every, grid, show)
-    terminal.print_search(result, run)
+    print_search(result, run)
 
 
 @command
@@ -294,7 +297,7 @@ def reproduce(name: options.RepeatedRun) -> None:
 
     _, run = open_run((), (), name)
     again, differences = reproduction.reproduce(run, lambda stage: console.out.print(f"{stage} again"))
-    terminal.print_repetition(run, again, differences)
+    print_repetition(run, again, differences)
     console.print_next(["report", "--run", again.name])
 
 

@@ -4,7 +4,8 @@ import typer
 
 from grpo_kit.cli import options
 from grpo_kit.cli.errors import report_errors
-from grpo_kit.display import console, terminal
+from grpo_kit.display import console
+from grpo_kit.display.terminal.checks import print_judge
 from grpo_kit.runs.session import open_run
 
 app = typer.Typer(help="Test reward functions.", no_args_is_help=True)
@@ -48,7 +49,7 @@ def judge_check(
     config, run = open_run(sources or (), overrides or (), name)
     with console.show_progress("judging") as show:
         report = check_judge(config, run, pairs, limit, show)
-    terminal.print_judge(report)
+    print_judge(report)
     if fault := find_fault(report, config.judge.threshold):
         raise RuntimeError(f"The judge {config.judge.model} may not train: {fault.reason}. {fault.remedy}")
     presets = [word for source in sources or () for word in ("-c", source)]

@@ -9,7 +9,11 @@ from rich.markup import escape
 
 from grpo_kit.adapters.findings import Finding, fatal
 from grpo_kit.config import Policy, RunConfig
-from grpo_kit.display import console, terminal
+from grpo_kit.display import console
+from grpo_kit.display.terminal.accuracies import print_measurement, print_score
+from grpo_kit.display.terminal.checks import print_findings
+from grpo_kit.display.terminal.progress import follow_training, print_forecast, show_stage
+from grpo_kit.display.terminal.rows import print_data, print_screening, print_texts, print_weakest
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs import processes
 from grpo_kit.runs.files import require_folder
@@ -23,9 +27,9 @@ def prepare_data(config: RunConfig, run: Run) -> None:
     from grpo_kit.data.preparation import prepare
 
     verifier = load_reward(config.evaluation.verifier)
-    with terminal.show_stage(run, "data", "preparing data") as show:
+    with show_stage(run, "data", "preparing data") as show:
         manifest = prepare(config, run, verifier, show)
-    terminal.print_data(manifest)
+    print_data(manifest)
     if manifest["dropped"] and not run.manifest.with_name("funnel.png").exists():
         from grpo_kit.display import data_funnel
 
@@ -36,9 +40,9 @@ def screen_prompts(config: RunConfig, run: Run) -> None:
     """Measure the pass rates of the training prompts."""
     from grpo_kit.evaluation.screening import screen
 
-    with terminal.show_stage(run, "screen", "screening") as show:
+    with show_stage(run, "screen", "screening") as show:
         summary = screen(config, run, progress=show)
-    terminal.print_screening(summary, config.data.pass_rate)
+    print_screening(summary, config.data.pass_rate)
 
 
 def train_policy(config: RunConfig, run: Run) -> None:
@@ -46,9 +50,9 @@ def train_policy(config: RunConfig, run: Run) -> None:
     from grpo_kit.training.train import train
 
     rewards = [load_reward(spec) for spec in config.grpo.reward_funcs]
-    with terminal.show_stage(run, "train", "training") as show:
-        after_step = terminal.follow_training(run, config.grpo.max_steps, show)
-        last = train(config, run, rewards, after_step, terminal.print_forecast)
+    with show_stage(run, "train", "training") as show:
+        after_step = follow_training(run, config.grpo.max_steps, show)
+        last = train(config, run, rewards, after_step, print_forecast)
     reward = "no reward" if last["reward"] is None else f"reward {last['reward']:.2f}"
     console.out.print(f"         {last['step']} steps, {reward} in the last one")
     _finish_in_time(config, run, "train")
@@ -58,12 +62,12 @@ def learn_from_texts(config: RunConfig, run: Run) -> None:
     """Train on texts, before GRPO."""
     from grpo_kit.training.sft.sft import WEAKEST_FILE, sft
 
-    with terminal.show_stage(run, "sft", "learning from texts") as show:
-        after_step = terminal.follow_training(run, config.sft.max_steps, show, "sft")
-        last = sft(config, run, after_step, None, terminal.print_texts, terminal.print_forecast)
+    with show_stage(run, "sft", "learning from texts") as show:
+        after_step = follow_training(run, config.sft.max_steps, show, "sft")
+        last = sft(config, run, after_step, None, print_texts, print_forecast)
     loss = "no loss" if last["loss"] is None else f"loss {last['loss']:.3f}"
     console.out.print(f"         {last['step']} steps, {loss} in the last one")
-    terminal.print_weakest(read_json(run.stage_files("sft").folder / WEAKEST_FILE))
+    print_weakest(read_json(run.stage_files("sft").folder / WEAKEST_FILE))
     _finish_in_time(config, run, "sft")
 
 
@@ -71,8 +75,8 @@ def learn_preferences(config: RunConfig, run: Run) -> None:
     """Train on pairs of completions, after GRPO."""
     from grpo_kit.training.preferences.prefer import prefer
 
-    with terminal.show_stage(run, "prefer", "learning from pairs", config.run.force) as show:
-        last = prefer(config, run, terminal.follow_training(run, config.dpo.max_steps, show, "prefer"))
+    with show_stage(run, "prefer", "learning from pairs", config.run.force) as show:
+        last = prefer(config, run, follow_training(run, config.dpo.max_steps, show, "prefer"))
     if "nothing_to_learn" in last:
         console.out.print(escape(f"         {last['nothing_to_learn']}"))
         return
@@ -94,9 +98,9 @@ def measure_accuracy(config: RunConfig, run: Run, stage: str) -> dict[str, Any]:
     """Measure held-out accuracy; `stage` is `before`, or one of `trained.MEASURED`. Returns what `measure` does."""
     from grpo_kit.evaluation.evaluate import measure
 
-    with terminal.show_stage(run, stage, f"accuracy {stage.replace('_', ' ')}") as show:
+    with show_stage(run, stage, f"accuracy {stage.replace('_', ' ')}") as show:
         report = measure(config, run, stage, progress=show)
-    terminal.print_measurement(report)
+    print_measurement(report)
     return report
 
 
@@ -122,7 +126,7 @@ def package_adapter(
     creates_folder = zip_path and not out.parent.exists()
     notes: list[str] = []
     model = base_model_name(base) if base else None
-    with console.show_progress("packing") if adapters else terminal.show_stage(run, "package", "packing") as show:
+    with console.show_progress("packing") if adapters else show_stage(run, "package", "packing") as show:
         path = package.package_adapter(
             config, run, zip_path, adapters, model, dtype, ranks, stacked, only_used, notes.append, show
         )
@@ -138,9 +142,9 @@ def score_puzzles(config: RunConfig, run: Run, problems: int, zip_path: Path | N
     """Rehearse the challenge's scorer; print accuracies by family."""
     from grpo_kit.evaluation.rehearsal import rehearse_score
 
-    with terminal.show_stage(run, "score", "scoring") as show:
+    with show_stage(run, "score", "scoring") as show:
         report = rehearse_score(config, run, problems, zip_path, show)
-    terminal.print_score(report, run)
+    print_score(report, run)
 
 
 def check_zip(path: Path, policy: Policy | None, run: Run | None) -> list[Finding]:
@@ -152,7 +156,7 @@ def check_zip(path: Path, policy: Policy | None, run: Run | None) -> list[Findin
     from grpo_kit.submission.output_check import check_submission
 
     findings = check_submission(path, policy, run.result.probe if run else None)
-    terminal.print_findings(path, findings)
+    print_findings(path, findings)
     if fatal(findings):
         raise RuntimeError(
             f"{path} must not be submitted (see fatal above). Follow the remedy, then run "

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import MATH, RunConfig, to_yaml
-from grpo_kit.display import machine_tables, terminal
+from grpo_kit.display import machine_tables
 from grpo_kit.display.notebook_words import reword
+from grpo_kit.display.terminal.accuracies import print_example, print_modes, print_stages
+from grpo_kit.display.terminal.checks import print_findings
+from grpo_kit.display.terminal.experts import print_expert_load
+from grpo_kit.display.terminal.rows import print_data, print_weakest
 from grpo_kit.display.turns import print_turns
 from grpo_kit.environments.own_rows import RESERVED
 from grpo_kit.environments.task import COLUMNS
@@ -90,7 +94,7 @@ def show_sources(config: RunConfig) -> None:
 
 def show_data(manifest: Mapping[str, Any]) -> None:
     """Show what the data stage did: rows dropped by reason, rows in each split, and each file's sha256."""
-    terminal.print_data(manifest)
+    print_data(manifest)
     for split, digest in manifest["sha256"].items():
         print(f"{split:<5} sha256 {digest[:12]}")
 
@@ -174,7 +178,7 @@ def show_traces(run: Run, count: int = 3) -> None:
 
 def show_weakest(run: Run) -> None:
     """Print where the policy is least sure of the texts that the stage `sft` taught it."""
-    terminal.print_weakest(read_json(run.stage_files("sft").folder / "weakest.json"))
+    print_weakest(read_json(run.stage_files("sft").folder / "weakest.json"))
 
 
 def show_pairs(run: Run, count: int = 3) -> None:
@@ -187,18 +191,18 @@ def show_pairs(run: Run, count: int = 3) -> None:
 
 def show_stages(report: Mapping[str, Any]) -> None:
     """Show the accuracy after each stage as a table, and what the last ones did as sentences."""
-    terminal.print_stages(report["stages"])
+    print_stages(report["stages"])
     print("\n".join(map(show_controls, report["calls"])))
 
 
 def show_modes(report: Mapping[str, Any]) -> None:
     """Show accuracy and tokens of thinking in each mode of `evaluation.modes`, before and after, as a table."""
-    terminal.print_modes(report["modes"])
+    print_modes(report["modes"])
 
 
 def show_experts(run: Run) -> None:
     """Show the load of the experts before and after training, layer by layer."""
-    terminal.print_expert_load(run)
+    print_expert_load(run)
 
 
 def show_environments(report: Mapping[str, Any]) -> None:
@@ -213,14 +217,14 @@ def show_environments(report: Mapping[str, Any]) -> None:
 
 def show_example(run: Run) -> None:
     """Print one problem that the policy guessed wrong before training and worked out after it, if there is one."""
-    terminal.print_example(run)
+    print_example(run)
 
 
 def show_findings(zip_path: Path, findings: Sequence[Any]) -> None:
     """Show what `check` found in a zip. Raises ValueError when a finding is fatal."""
     from grpo_kit.adapters.findings import fatal
 
-    terminal.print_findings(zip_path, findings)
+    print_findings(zip_path, findings)
     if fatal(findings):
         raise ValueError(
             f"{zip_path} has fatal findings. Do not submit it; follow the remedies above, then pack again."

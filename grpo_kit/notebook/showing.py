@@ -85,7 +85,7 @@ def show_comparison(report: Mapping[str, Any]) -> None:
 
 def show_judge(config: RunConfig, run: Run, limit: int = 100) -> None:
     """Measure the run's judge on at most `limit` pairs of its own completions, and show what was found."""
-    from grpo_kit.display import terminal
+    from grpo_kit.display.terminal.checks import print_judge
     from grpo_kit.evaluation.judge_check import check_judge
 
-    terminal.print_judge(check_judge(config, run, limit=limit))
+    print_judge(check_judge(config, run, limit=limit))

@@ -18,7 +18,7 @@ def test_all_environments_are_trained_and_then_one_and_both_runs_measure_all(mon
         )
     monkeypatch.setattr(Run, "environments", lambda run: NAMES)
     monkeypatch.setattr(demo, "_compare", lambda run: calls.append(("compare", run.name)))
-    monkeypatch.setattr(demo.terminal, "print_comparison", lambda *_: None)
+    monkeypatch.setattr(demo, "print_comparison", lambda *_: None)
     result = CliRunner().invoke(app, ["demo", "--environments"])
     assert result.exit_code == 0, result.output
     words = [call if call[0] == "compare" else call[:-1] for call in calls]

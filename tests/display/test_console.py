@@ -8,7 +8,7 @@ import pytest
 from rich.markup import escape
 from rich.table import Table
 
-from grpo_kit.display import console, terminal
+from grpo_kit.display import console
 from grpo_kit.runs import activity
 
 
@@ -18,8 +18,7 @@ def screen(request, monkeypatch):
     text = io.StringIO()
     for name in ("out", "err"):
         fake = console.TextConsole(file=text, width=request.param, force_terminal=True, color_system=None)
-        for module in (console, terminal):
-            monkeypatch.setattr(module, name, fake)
+        monkeypatch.setattr(console, name, fake)
     return text.getvalue, request.param
 
 

@@ -9,8 +9,9 @@ import pytest
 from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.config import load_config
-from grpo_kit.display import report, terminal
+from grpo_kit.display import report
 from grpo_kit.display.console import TextConsole
+from grpo_kit.display.terminal import experts
 from grpo_kit.evaluation import evaluate, expert_choices
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.planning import expert_load
@@ -126,8 +127,8 @@ def test_the_load_is_shown_in_the_terminal_and_on_the_page(copied, monkeypatch):
     }  # fmt: skip
     path.write_text(json.dumps(load))
     console = TextConsole(width=110, record=True)
-    monkeypatch.setattr(terminal, "out", console)
-    terminal.print_expert_load(run)
+    monkeypatch.setattr(experts, "out", console)
+    experts.print_expert_load(run)
     rows = [line.split() for line in console.export_text().splitlines()]
     assert ["1", "1.60", "1.60", "0.920", "0.893", "0", "1", "25.0%", "87.5%", "6"] in rows
     assert ["3", "1.00", "1.00", "1.000", "1.000", "0", "0", "0.0%", "100.0%"] in rows
@@ -140,7 +141,7 @@ def test_the_load_is_shown_in_the_terminal_and_on_the_page(copied, monkeypatch):
     notes = json.loads(run.notes.read_text())
     del notes["stages"]["after"]["wrote"]["evaluation/after_experts.json"]
     run.notes.write_text(json.dumps(notes))
-    terminal.print_expert_load(run)
+    experts.print_expert_load(run)
     assert "No load of experts was measured" in console.export_text()
 
 

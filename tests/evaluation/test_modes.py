@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from grpo_kit.config import load_config
-from grpo_kit.display import console, terminal
+from grpo_kit.display import console
+from grpo_kit.display.terminal.accuracies import print_modes
 from grpo_kit.evaluation import evaluate, modes
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import vllm_engine
@@ -106,8 +107,8 @@ def test_two_policies_are_compared_in_each_mode(measured):
         low, high = row["thinking_difference_ci95"]
         assert low <= row["thinking_difference"] <= high and row["n"] == 60 and "words" not in row
     with console.out.capture() as shown:
-        terminal.print_modes(compared)
-        terminal.print_modes(reports["before"]["modes"])
+        print_modes(compared)
+        print_modes(reports["before"]["modes"])
     text = " ".join(shown.get().split())
     assert text.count("cut6") == 4 and text.count("change") == 4 and "-0 " not in text
     assert max(map(len, shown.get().splitlines())) <= 80

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grpo_kit.display import terminal
+from grpo_kit.display.terminal.accuracies import print_comparison
 from grpo_kit.evaluation import results
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
@@ -75,7 +75,7 @@ def test_groups_are_compared_on_their_own_problems(capsys):
         "words": "It is so.",
         "by": groups,
     }
-    terminal.print_comparison(comparison, Run(Path("runs"), "r"))
+    print_comparison(comparison, Run(Path("runs"), "r"))
     output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "pass@1 0.500 1.000 +0.500 +0.200 to +0.800 16" in output and "family plus 0.000 1.000 +1.000" in output
     assert output.endswith("It is so.")

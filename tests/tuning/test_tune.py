@@ -19,7 +19,7 @@ from rich.console import Console
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.display import terminal
+from grpo_kit.display.terminal import accuracies
 from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
@@ -120,10 +120,10 @@ def test_the_search_finds_the_best_trial_stops_the_worst_early_and_reports_the_c
     assert trained_with[0] == 0.001  # the run's own comes first
     assert len(result["trials"]) == 14 and 0.005 < best < 0.02
     assert result["words"].startswith("The difference is real: ") and "best of 14" in result["words"]
-    accuracies = [row["accuracy"] for row in result["trials"] if row["state"] == "complete"]
-    assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] > 0.8
+    best_first = [row["accuracy"] for row in result["trials"] if row["state"] == "complete"]
+    assert best_first == sorted(best_first, reverse=True) and best_first[0] > 0.8
     pruned = [row for row in result["trials"] if row["state"] == "pruned"]  # below the median on the way
-    assert pruned and all(row["step"] < 4 and row["accuracy"] < accuracies[0] for row in pruned)
+    assert pruned and all(row["step"] < 4 and row["accuracy"] < best_first[0] for row in pruned)
     assert json.loads((run.path / "tune/tune.json").read_text())["best"]["trial"] == result["best"]["trial"]
     assert (run.path / "tune/tune.png").read_bytes().startswith(b"\x89PNG")
 
@@ -245,17 +245,17 @@ def test_real_trials_train_the_tiny_policy_and_leave_their_metrics(tmp_path, cap
             2,
         ]
     assert "train" not in run.stages() and not run.adapter.exists()
-    terminal.print_search(result, run)
+    accuracies.print_search(result, run)
     assert f"train --run r-best {result['best']['overrides'][0]}\n" in capsys.readouterr().out
 
 
 def test_the_table_of_trials_splits_no_number_at_80_characters(tmp_path, monkeypatch):
     console = Console(width=80, record=True, file=io.StringIO())
-    monkeypatch.setattr(terminal, "out", console)
+    monkeypatch.setattr(accuracies, "out", console)
     overrides = ["grpo.learning_rate=0.0003162", "grpo.gradient_accumulation_steps=16"]
     row = {"trial": 11, "state": "pruned", "own": True, "overrides": overrides, "step": 100, "accuracy": 0.5,
            "ci95": [0.123, 0.456], "seconds": 12345.6}  # fmt: skip
-    terminal.print_search({"trials": [row], "best": row, "words": ""}, find_run("r", tmp_path))
+    accuracies.print_search({"trials": [row], "best": row, "words": ""}, find_run("r", tmp_path))
     text = console.export_text().partition("picture:")[0]
     numbers = {"0.0003162", "16", "11", "100", "0.500", "0.123", "0.456", "12346"}
     assert numbers <= set(text.split())

@@ -1,0 +1,1 @@
+"""What the command line prints; notebooks show some of the same tables."""
