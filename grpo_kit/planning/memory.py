@@ -27,7 +27,7 @@ SYSTEM = 2.0 * GIB  # the operating system, Python and CUDA's libraries; assumed
 PYTHON = 0.5 * GIB  # Python and its libraries without CUDA's; measured on one machine, see notes/benchmarks.md
 # trl/kernels/chunked_logprob.py computes logits in tiles of TRL_TILE_TOKENS x TILE_WORDS in the weights' type. Without
 # Triton its backward pass holds TILE_COPIES more of them in float32 (z, log p, p, the gradient and what they are made
-# of; tests/planning/test_memory.py counts them). So training/trl_internals.py sets the tile to TILE_TOKENS there: the
+# of; tests/planning/test_memory.py counts them). So training/trl_internals/ sets the tile to TILE_TOKENS there: the
 # largest power of two with which, on a T4, a layer's backward pass needs more than the logits do.
 TRL_TILE_TOKENS, TILE_WORDS, TILE_COPIES = 4096, 32768, 7.25
 TILE_TOKENS = 512

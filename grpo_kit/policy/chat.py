@@ -132,7 +132,7 @@ def template_conversations(tokenizer: Any, rows: list[dict[str, Any]], enable_th
 
     Where some row has an `enable_thinking` of its own, the tokenizer's template is extended by `THINKING_SWITCH`, and
     each such row's last turn carries its value. TRL no longer recognises a template that was extended; a trainer with
-    tools needs `trl_internals.set_response_template` first, as the kit's own does.
+    tools needs `trl_internals.replies.set_response_template` first, as the kit's own does.
 
     Args:
         tokenizer: a transformers tokenizer with a chat template. Its template may be changed.

@@ -254,7 +254,7 @@ class CheckpointCallback(TrainerCallback):
     """Writes a checkpoint every `steps` and one at the end. Comes last, so that it sees whether the run stops.
 
     Args:
-        trainer: a `trl_internals.ResumableTrainer`.
+        trainer: a `trl_internals.resumable.ResumableTrainer`.
         folder: the run's `checkpoints`.
         steps: between checkpoints.
         settings: those of the training; a checkpoint with other settings is not resumed.

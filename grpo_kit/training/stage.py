@@ -1,7 +1,7 @@
 """What stages that train share: whether a stage is finished, where it resumes, and what it writes into the run folder.
 
-A stage brings its own settings and its own trainer, a `trl_internals.ResumableTrainer`. `sft`, `train` (GRPO) and
-`prefer` (DPO) train the run's one LoRA one after the other.
+A stage brings its own settings and its own trainer, a `trl_internals.resumable.ResumableTrainer`. `sft`, `train`
+(GRPO) and `prefer` (DPO) train the run's one LoRA one after the other.
 """
 
 import functools

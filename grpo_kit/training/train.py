@@ -242,11 +242,11 @@ def _build_trainer(
     worlds: Worlds,
     vllm: dict[str, Any],
 ) -> "GroupTrainer":
-    from grpo_kit.training import trl_internals
     from grpo_kit.training.grpo.trainer import GroupTrainer
+    from grpo_kit.training.trl_internals import machine, versions
 
-    trl_internals.check_versions()
-    trl_internals.fit_log_probs()
+    versions.check_versions()
+    machine.fit_log_probs()
     config = stage.config
     pass_rates, draw = [row.get("pass_rate") for row in rows], order_of_draw(config, stage.screened)
     args = make_trl_config(config, stage.checkpoints, **vllm)

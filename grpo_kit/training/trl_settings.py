@@ -85,7 +85,7 @@ def make_trl_config(config: RunConfig, output_dir: Path, **more: Any) -> "GRPOCo
     """
     from trl import GRPOConfig
 
-    from grpo_kit.training.trl_internals import use_one_gpu
+    from grpo_kit.training.trl_internals.machine import use_one_gpu
 
     batch, accumulation = processes.split_batch(config.grpo)
     args = GRPOConfig(
@@ -112,7 +112,7 @@ def make_sft_config(config: RunConfig, output_dir: Path) -> "SFTConfig":
     """
     from trl import SFTConfig
 
-    from grpo_kit.training.trl_internals import use_one_gpu
+    from grpo_kit.training.trl_internals.machine import use_one_gpu
 
     args = SFTConfig(
         **{key: value for key, value in asdict(config.sft).items() if key not in OURS_OF_SFT},
@@ -133,7 +133,7 @@ def make_dpo_config(config: RunConfig, output_dir: Path) -> "DPOConfig":
     """
     from trl import DPOConfig
 
-    from grpo_kit.training.trl_internals import use_one_gpu
+    from grpo_kit.training.trl_internals.machine import use_one_gpu
 
     args = DPOConfig(
         **{key: value for key, value in asdict(config.dpo).items() if key not in OURS_OF_DPO},

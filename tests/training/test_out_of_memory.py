@@ -61,10 +61,10 @@ def undisturbed(tmp_path_factory):
 
 def fail_in_the_forward_pass(monkeypatch):
     """The second micro-batch of the first step, in its second layer of experts."""
-    from grpo_kit.training import trl_internals
+    from grpo_kit.training.trl_internals.grpo import OpenGRPOTrainer
 
     compute, group = (
-        trl_internals.OpenGRPOTrainer._get_per_token_logps_and_entropies,
+        OpenGRPOTrainer._get_per_token_logps_and_entropies,
         experts.TieredExperts.group_by_expert,
     )
     calls = []
@@ -79,7 +79,7 @@ def fail_in_the_forward_pass(monkeypatch):
             raise torch.OutOfMemoryError(MESSAGE)
         return group(*args)
 
-    monkeypatch.setattr(trl_internals.OpenGRPOTrainer, "_get_per_token_logps_and_entropies", compute_logps)
+    monkeypatch.setattr(OpenGRPOTrainer, "_get_per_token_logps_and_entropies", compute_logps)
     monkeypatch.setattr(experts.TieredExperts, "group_by_expert", group_by_expert)
 
 

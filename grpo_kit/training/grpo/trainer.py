@@ -36,7 +36,8 @@ from grpo_kit.training.grpo.environment_sampler import EnvironmentSampler
 from grpo_kit.training.grpo.modes import Modes
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
 from grpo_kit.training.shared_prompts import share_prompts
-from grpo_kit.training.trl_internals import OpenGRPOTrainer, find_untested
+from grpo_kit.training.trl_internals.grpo import OpenGRPOTrainer
+from grpo_kit.training.trl_internals.versions import find_untested
 
 ENOUGH = 0.85  # share of a step's groups with a gradient from which sampling further groups costs more than it brings
 SAMPLER_FILE = "drawing.json"  # of a checkpoint; the name is that of the first version, whose runs can be resumed

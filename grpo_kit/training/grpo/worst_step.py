@@ -51,7 +51,7 @@ class WorstStepCallback(TrainerCallback):
     """Tries the longest step when the first is about to begin.
 
     Args:
-        trainer: a `trl_internals.OpenGRPOTrainer`.
+        trainer: a `trl_internals.grpo.OpenGRPOTrainer`.
         longest: token ids of the run's longest prompts, as many as a step has.
         on_forecast: called with the `Forecast` as a dict, which also has `seconds`.
     """

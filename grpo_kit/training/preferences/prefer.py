@@ -212,12 +212,12 @@ def make_trainer(
         policy: (model, tokenizer) if they are loaded already; None loads them.
     """
     require_no_old_torchao()
-    from grpo_kit.training import trl_internals
     from grpo_kit.training.preferences.reference import keep_reference
     from grpo_kit.training.preferences.trainer import PreferenceTrainer
+    from grpo_kit.training.trl_internals import machine, versions
 
-    trl_internals.check_versions()
-    trl_internals.fit_log_probs()
+    versions.check_versions()
+    machine.fit_log_probs()
     config, files = stage.config, stage.files
     model, tokenizer = load_for_training(stage, policy)
     made_from = {

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import datasets
 
 from grpo_kit.runs.files import to_json, write_text
-from grpo_kit.training.trl_internals import OpenDPOTrainer
+from grpo_kit.training.trl_internals.rows import OpenDPOTrainer
 
 SEAL = "preferences.json"  # in a checkpoint
 

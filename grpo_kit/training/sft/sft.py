@@ -171,11 +171,11 @@ def make_trainer(
     if on_rows:
         on_rows(summary)
     model, tokenizer = load_for_training(stage, policy)
-    from grpo_kit.training import trl_internals
     from grpo_kit.training.sft.trainer import LongestTextsCallback, TextTrainer
+    from grpo_kit.training.trl_internals import machine, versions
 
-    trl_internals.check_versions()
-    trl_internals.fit_log_probs()
+    versions.check_versions()
+    machine.fit_log_probs()
     trainer = TextTrainer(model, make_sft_config(config, files.checkpoints), rows, tokenizer)
 
     def save_forecast(forecast: dict[str, Any]) -> None:

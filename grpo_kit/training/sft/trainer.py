@@ -18,7 +18,7 @@ from grpo_kit.runs import activity
 from grpo_kit.runs.files import to_json
 from grpo_kit.training.grpo.worst_step import time_work
 from grpo_kit.training.sft.rows import Row, order_rows
-from grpo_kit.training.trl_internals import OpenSFTTrainer
+from grpo_kit.training.trl_internals.rows import OpenSFTTrainer
 
 TEXTS_FILE = "texts.json"  # of a checkpoint
 

@@ -16,7 +16,7 @@ from grpo_kit.training import train
 from grpo_kit.training.callbacks import find_callback
 from grpo_kit.training.grpo.trainer import GroupTrainer
 from grpo_kit.training.grpo.worst_step import WorstStepCallback
-from grpo_kit.training.trl_internals import OpenGRPOTrainer
+from grpo_kit.training.trl_internals.grpo import OpenGRPOTrainer
 from grpo_kit.training.trl_settings import make_trl_config
 from tests.helpers.settings import SMALL
 
