@@ -80,7 +80,7 @@ class Completions:
         return sorted(self.positions)
 
     def groups(self, step: int) -> list[list[dict[str, Any]]]:
-        """The lines of a step by group: neighbours that answer the same prompt."""
+        """The lines of a step by group; in a file of an earlier version, neighbours that answer the same prompt."""
         groups: list[list[dict[str, Any]]] = []
         if step not in self.positions:
             return groups
@@ -93,10 +93,14 @@ class Completions:
                 except ValueError:  # damaged since it was found; say in which line
                     file.seek(0)
                     line = parse_json(self.path, data, 1 + file.read(start).count(b"\n"))
-                if not groups or groups[-1][-1]["prompt"] != line["prompt"]:
+                if not groups or _group_of(groups[-1][-1]) != _group_of(line):
                     groups.append([])
                 groups[-1].append(line)
         return groups
+
+
+def _group_of(line: dict[str, Any]) -> int | str:
+    return line.get("group", line["prompt"])
 
 
 def first_reward(line: dict[str, Any]) -> float | None:

@@ -167,13 +167,14 @@ def _final_answer(text: str, opened: bool) -> str:
 def _read_groups(config: RunConfig, run: Run) -> Iterator[tuple[str, list[str], list[str]]]:
     """(prompt, right completions, wrong completions) of each group, of the training first."""
     if run.completions.exists():
-        grown: dict[tuple[int, str], tuple[list[str], list[str]]] = {}
+        grown: dict[tuple[int, int | None, str], tuple[list[str], list[str]]] = {}
         verifiers = {name: _verifier_name(config, name) for name in run.environments()}
         for line in read_lines(run.completions, interrupted=True):
             paid = _find_paid(line["rewards"], verifiers.get(line.get("environment") or MATH))
             if paid is not None and not line.get("turns"):
-                grown.setdefault((line["step"], line["prompt"]), ([], []))[paid <= 0.5].append(line["completion"])
-        for (_, prompt), (right, wrong) in grown.items():
+                group = line["step"], line.get("group"), line["prompt"]
+                grown.setdefault(group, ([], []))[paid <= 0.5].append(line["completion"])
+        for (*_, prompt), (right, wrong) in grown.items():
             yield prompt, right, wrong
     measured = run.evaluation / "before.json"
     for problem in read_json(measured)["problems"] if measured.exists() else ():

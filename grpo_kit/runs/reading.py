@@ -57,7 +57,7 @@ FORMS: dict[str, tuple[Any, str]] = {
         },
         LOG,
     ),
-    "completions.jsonl": ({"step": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
+    "completions.jsonl": ({"step": int, "group?": int, "prompt": str, "completion": str, "rewards": dict}, LOG),
     "reference.json": (
         {"made_from": dict, "chosen": [NUMBER], "rejected": [NUMBER]},
         name_functions("Put back a copy of it, or learn from the pairs again with `grpo-kit prefer --force`."),

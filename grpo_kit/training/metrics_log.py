@@ -114,23 +114,27 @@ class CompletionRecorder(TrainerCallback):
     """Stands between TRL and the rewards and records what each completion was paid, in `completions.jsonl`.
 
     When TRL calls the first of them with a batch, all are called, those that are async side by side. Then the batch is
-    written, one line per completion: `step`, `prompt`, `completion`, `answer`, and `rewards` by name, and `turns`, with
-    calls and results, of one that called tools. When TRL calls the others, with the same batch, they answer what is
-    known already.
+    written, one line per completion: `step`, `group` (counted from 1 within the step), `prompt`, `completion`,
+    `answer`, and `rewards` by name, and `turns`, with calls and results, of one that called tools. When TRL calls the
+    others, with the same batch, they answer what is known already.
 
     Args:
         path: the file.
+        group_size: completions of a group, which lie side by side.
         rewards: the reward functions. `watched` are the same, recorded, each with a name of its own; TRL takes those.
         is_mixed: whether the rows are of several environments. Then a line also has its `environment`, and only the
             rewards that judged it.
     """
 
-    def __init__(self, path: Path, rewards: list[Reward], is_mixed: bool = False) -> None:
-        self.path, self.rewards, self.names, self.is_mixed = path, rewards, reward_names(rewards), is_mixed
+    def __init__(self, path: Path, group_size: int, rewards: list[Reward], is_mixed: bool = False) -> None:
+        self.path, self.group_size, self.is_mixed = path, group_size, is_mixed
+        self.rewards, self.names = rewards, reward_names(rewards)
+        self.counted = (0, 0)  # a step, and how many of its completions are written
         self.paid: list[list[float | None]] = []
         self.watched = [self._watch(number, name) for number, name in enumerate(self.names)]
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.counted = (0, 0)
         processes.broadcast_from_first(lambda: checkpoints.drop_rows_after(self.path, state.global_step))
 
     def _watch(self, number: int, name: str) -> Reward:
@@ -163,6 +167,11 @@ class CompletionRecorder(TrainerCallback):
                 for i, completion in enumerate(batch["completions"])
             ]
         )
+        at, written = self.counted
+        written = written if at == step else 0
+        self.counted = (step, written + len(lines))
+        for place, line in enumerate(lines, start=written):
+            line["group"] = 1 + place // self.group_size
         if processes.is_first():
             append_lines(self.path, "".join(to_json(line, ensure_ascii=False) + "\n" for line in lines))
 

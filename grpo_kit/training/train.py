@@ -195,7 +195,9 @@ def make_trainer(
     rewards = combine_rewards(config, environments, reward_funcs)
     if judges := find_judges(rewards.functions):
         judge_check.hand_over(config, run, judges, judge_check.load_judge(config, (model, tokenizer)))
-    recorder = CompletionRecorder(run.completions, rewards.functions, environments != [MATH])
+    recorder = CompletionRecorder(
+        run.completions, config.grpo.num_generations, rewards.functions, environments != [MATH]
+    )
     worlds = load_worlds(config, environments)
     if worlds.classes:
         tool_calls.require_nemotron(tokenizer)

@@ -72,7 +72,18 @@ def test_a_damaged_line_is_named_at_every_look(path):
     assert [row["step"] for _, _, row in tail.new()] == [2]
 
 
-def test_groups_are_neighbours_with_the_same_prompt(path):
+def test_groups_are_told_apart_by_their_number_where_the_file_has_one(path):
+    """A row may be drawn twice in a step, and two rows may ask the same with other answers."""
+    reader = completions.Completions(path)
+    add(path, *(line(1, "p") | {"group": group} for group in (1, 1, 2, 2)), line(2, "p") | {"group": 1})
+    add(path, line(2, "q") | {"group": 1})  # a world may show each of a group another text
+    reader.refresh()
+    assert [len(group) for group in reader.groups(1)] == [2, 2]
+    assert [[each["prompt"] for each in group] for group in reader.groups(2)] == [["p", "q"]]
+
+
+def test_without_numbers_groups_are_neighbours_with_the_same_prompt(path):
+    """As earlier versions wrote them."""
     reader = completions.Completions(path)
     reader.refresh()
     assert reader.steps == [] and reader.groups(1) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grpo_kit.runs.reading import read_lines
-from grpo_kit.training.metrics_log import MetricsCallback
+from grpo_kit.training.metrics_log import CompletionRecorder, MetricsCallback
 
 
 @pytest.mark.parametrize(("scaler", "row"), [(None, {}), (object(), {"skipped_steps": 2})])
@@ -34,3 +34,30 @@ def test_accelerate_still_reports_whether_a_step_was_skipped():
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.optimizer_step_was_skipped is False and accelerator.scaler is None
+
+
+def test_groups_are_numbered_within_a_step_through_all_its_rounds(tmp_path):
+    """Neighbouring groups may ask the same, and a step that replaces groups samples several batches."""
+
+    def pays_all(completions, **columns):
+        return [1.0] * len(completions)
+
+    recorder = CompletionRecorder(tmp_path / "completions.jsonl", 2, [pays_all])
+
+    def sample(finished_steps, prompts):
+        state = types.SimpleNamespace(global_step=finished_steps)
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        replies = [[{"role": "assistant", "content": "a"}] for _ in prompts]
+        recorder.watched[0](prompts=asked, completions=replies, answer=["1"] * len(prompts), trainer_state=state)
+
+    def numbers():
+        return [(line["step"], line["group"]) for line in read_lines(recorder.path)]
+
+    recorder.on_train_begin(None, types.SimpleNamespace(global_step=0), None)
+    sample(0, "pppp")
+    sample(0, "qq")  # a further round of the same step
+    sample(1, "pp")
+    assert numbers() == [(1, 1), (1, 1), (1, 2), (1, 2), (1, 3), (1, 3), (2, 1), (2, 1)]
+    recorder.on_train_begin(None, types.SimpleNamespace(global_step=1), None)  # step 2 is taken again
+    sample(1, "pp")
+    assert numbers()[6:] == [(2, 1), (2, 1)]

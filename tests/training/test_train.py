@@ -50,7 +50,9 @@ def test_training_leaves_the_documented_files(trained):
     } <= set(metrics[0])
     completions = read_lines(run.completions)
     assert len(completions) == 4 * chosen.grpo.per_device_train_batch_size
-    assert set(completions[0]) == {"step", "prompt", "completion", "answer", "rewards"}
+    assert set(completions[0]) == {"step", "group", "prompt", "completion", "answer", "rewards"}
+    first_step = [line["group"] for line in completions if line["step"] == 1]
+    assert first_step == [1 + place // chosen.grpo.num_generations for place in range(len(first_step))]
     for step in range(1, 5):
         paid = [c["rewards"]["math_reward"] for c in completions if c["step"] == step]
         assert sum(paid) / len(paid) == pytest.approx(metrics[step - 1]["rewards/math_reward/mean"], abs=1e-6)
