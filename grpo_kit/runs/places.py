@@ -1,11 +1,13 @@
 """Where a notebook runs, and where runs and NF4 checkpoints lie there: Colab with Google Drive, Kaggle, or here."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from grpo_kit.runs.files import stat_in_time
+from grpo_kit.runs.files import new_folder, stat_in_time
+from grpo_kit.runs.lock import LOCK
 
 # How far mounted inputs of Kaggle are searched: /kaggle/input/notebooks/USER/KERNEL/nf4/MODEL has five folders below
 # the first. A folder of a million pictures takes minutes to list.
@@ -52,6 +54,22 @@ def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("
     if environ.get("COLAB_RELEASE_TAG"):
         return (find_drive(filesystem) or filesystem / "content") / "grpo-kit/runs"
     return Path("runs")
+
+
+def copy_earlier_run(path: Path, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> None:
+    """Copy what an earlier Kaggle kernel left of a run under /kaggle/input; nothing outside Kaggle, or if it is there.
+
+    Args:
+        path: the run's folder.
+    """
+    if not environ.get("KAGGLE_KERNEL_RUN_TYPE") or path.exists():
+        return
+    if earlier := sorted((filesystem / "kaggle/input").glob(f"**/runs/{path.name}/run.json")):
+        with new_folder(path) as aside:
+            ignored = shutil.ignore_patterns(LOCK, ".*.partial")
+            shutil.copytree(earlier[-1].parent, aside, dirs_exist_ok=True, ignore=ignored)
+            for copy in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and copies keep that mode
+                copy.chmod(copy.stat().st_mode | 0o200)
 
 
 def default_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:

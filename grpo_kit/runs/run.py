@@ -7,15 +7,10 @@ or inputs have changed, because overwriting an adapter that took a night to trai
 """
 
 import os
-import platform
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +19,18 @@ from grpo_kit.runs import interrupts, processes
 from grpo_kit.runs.files import (
     clean_leftovers,
     hash_of,
-    list_differences,
-    new_folder,
     require_folder,
     stat_in_time,
     to_json,
     write_text,
 )
-from grpo_kit.runs.lock import LOCK, hold_lock, is_locked
-from grpo_kit.runs.places import find_root
+from grpo_kit.runs.lock import hold_lock, is_locked
+from grpo_kit.runs.places import copy_earlier_run, find_root
 from grpo_kit.runs.reading import GROWING, check_file, read_json, remedy_for
+from grpo_kit.runs.records import Files, describe_environment, hash_each, not_written_by, refuse_differences
 from grpo_kit.runs.texts import name_functions
 from grpo_kit.runs.trained import TRAINING, StageFiles, files_below
 
-PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
-Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
 RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -67,15 +59,7 @@ def find_run(name: str, root: str | Path | None = None, filesystem: Path = Path(
     except OSError:  # it is not there yet, or the next line says what is wrong with it
         pass
     require_folder(run.path, "Set run.root to the folder that is to hold the runs.")
-    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") and not run.path.exists():
-        earlier = sorted((filesystem / "kaggle/input").glob(f"**/runs/{name}/run.json"))
-        if earlier:
-            with new_folder(run.path) as aside:
-                shutil.copytree(
-                    earlier[-1].parent, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK, ".*.partial")
-                )
-                for path in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and copies keep that mode
-                    path.chmod(path.stat().st_mode | 0o200)
+    copy_earlier_run(run.path, filesystem=filesystem)
     if run.path.is_dir() and not is_locked(run.path):
         clean_leftovers(run.path)
     return run
@@ -232,33 +216,13 @@ class Run:
             return False  # deleted by hand: make it again
         for path in self._find_changed(record):
             if path.is_relative_to(self.path) and path.name not in GROWING:
-                raise ValueError(f"{path} {_not_written_by(stage)} {remedy_for(path)}")
+                raise ValueError(f"{path} {not_written_by(stage)} {remedy_for(path)}")
             return False  # an interrupted repetition, or another run's zip: make it again
         digests = set(record["read"].values())  # by content, so that a file may have moved
-        changed = [path for path, digest in _hash_each(reads).items() if digest not in digests]
+        changed = [path for path, digest in hash_each(reads).items() if digest not in digests]
         if changed and derived:
             return False
-        rewards = _list_changed_rewards(record["settings"], settings)
-        ignored = {"verifier", "rewards"} & rewards.keys()
-        before, now = ({k: v for k, v in each.items() if k not in ignored} for each in (record["settings"], settings))
-        differences = list_differences(before, now) + [f"{path} changed since" for path in changed]
-        if rewards and not differences:
-            commit = record.get("environment", {}).get("commit")
-            origin = f" (the kit's own are those of commit {commit[:12]})" if commit else ""
-            names = " and ".join(rewards.values())
-            raise ValueError(
-                f"Stage {stage!r} of run {self.name!r} is finished, and the file of {names} has changed since, so it "
-                f"may pay other replies now. To keep what the stage made, put the file as it was then{origin} into the "
-                "working folder, where it takes the place of the present one. To make the stage again with the present "
-                "file, use --force (run.force=true), or --run (run.name) for a new run."
-            )
-        differences += [f"the file of {names} changed since" for names in rewards.values()]
-        if differences:
-            alternative = "--out for a second zip" if stage == "package" else "--run (run.name) for a new run"
-            raise ValueError(
-                f"Stage {stage!r} of run {self.name!r} already finished with different settings "
-                f"({'; '.join(differences[:3])}). Use --force (run.force=true) to replace it, or {alternative}."
-            )
+        refuse_differences(self.name, stage, record, settings, changed)
         return True
 
     def require_stage(self, stage: str, command: str) -> None:
@@ -292,7 +256,7 @@ class Run:
         for path in self._find_changed(record):
             if path.is_relative_to(self.path) and path.name not in GROWING:
                 remedy = remedy_for(path, name_functions(f"run `{command}`, which makes it anew."))
-                raise ValueError(f"{path} {_not_written_by(stage)} {remedy}")
+                raise ValueError(f"{path} {not_written_by(stage)} {remedy}")
 
     def _find_changed(self, record: dict[str, Any]) -> Iterator[Path]:
         """The files of a stage that are not as it wrote them. Raises ValueError for one that cannot be read."""
@@ -339,49 +303,4 @@ class Run:
     def _hash_files(self, paths: Files) -> dict[str, str | None]:
         """{name: sha256}; names are relative to the run folder inside it, absolute outside."""
         names = {p: p.relative_to(self.path) if p.is_relative_to(self.path) else p.absolute() for p in paths}
-        return {names[path].as_posix(): digest for path, digest in _hash_each(paths).items()}
-
-
-def _list_changed_rewards(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """{"verifier" or "rewards": the rewards in words} for those of the same name whose file has another hash now."""
-    changed = {}
-    if before.get("verifier") and now.get("verifier") and before["verifier"] != now["verifier"]:
-        changed["verifier"] = "the verifier (evaluation.verifier)"
-    hashes, present = before.get("rewards"), now.get("rewards")
-    if isinstance(hashes, dict) and isinstance(present, dict) and hashes.keys() == present.keys() and hashes != present:
-        changed["rewards"] = ", ".join(name for name in hashes if hashes[name] != present[name])
-    return changed
-
-
-def _not_written_by(stage: str) -> str:
-    return f"is not as stage {stage!r} wrote it: it was damaged, or changed by hand."
-
-
-def _hash_each(paths: Files) -> dict[Path, str | None]:
-    """{path: sha256}; a mapping has the hashes already, so that large inputs are hashed once."""
-    return dict(paths) if isinstance(paths, Mapping) else {path: hash_of(path) for path in paths}
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions, hardware and git commit, for the record. A package that is missing is None; nothing is imported."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    torch = sys.modules.get("torch")
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "gpu": gpu,
-        "packages": versions,
-        "commit": commit,
-    }
+        return {names[path].as_posix(): digest for path, digest in hash_each(paths).items()}

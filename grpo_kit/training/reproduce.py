@@ -12,7 +12,8 @@ from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import combine_rewards
 from grpo_kit.runs.files import hash_of, list_differences
 from grpo_kit.runs.metrics import read_metrics
-from grpo_kit.runs.run import Run, describe_environment
+from grpo_kit.runs.records import describe_environment
+from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import load_run_config
 from grpo_kit.training import train
 from grpo_kit.training.preferences import prefer

@@ -1,12 +1,17 @@
 """Files that are written whole; JSON without NaN and Infinity."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from grpo_kit.runs.files import to_json, write_lines
+from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, to_json, write_lines, write_text
+from grpo_kit.runs.reading import read_lines
 
 
 def strict(text):
@@ -32,3 +37,99 @@ def test_numbers_and_arrays_of_libraries_become_plain_ones(tmp_path):
 def test_what_json_cannot_hold_is_named():
     with pytest.raises(TypeError, match="object .* cannot be written as JSON"):
         to_json({"a": object()})
+
+
+def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "f.txt"
+    write_text(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
+    target = tmp_path / "d"
+    with new_folder(target) as aside:
+        (aside / "one").write_text("1")
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as aside:
+        (aside / "two").write_text("2")
+        raise KeyboardInterrupt
+    assert [p.name for p in target.iterdir()] == ["one"]
+    with new_folder(target) as aside:
+        (aside / "two").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_jsonl_lines_round_trip_any_text(tmp_path):
+    rows = [{"t": 'quote " newline \n separator \u2028 nul \x00 emoji 😀 {braces}'}, {"t": ""}]
+    write_lines(tmp_path / "x.jsonl", rows)
+    assert read_lines(tmp_path / "x.jsonl") == rows
+
+
+def test_a_folders_hash_sees_names_and_contents(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("1")
+    first = hash_of(tmp_path / "d")
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    second = hash_of(tmp_path / "d")
+    (tmp_path / "d" / "b").write_text("2")
+    assert len({first, second, hash_of(tmp_path / "d"), hash_of(tmp_path / "none")}) == 4
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from grpo_kit.runs.files import new_file, new_folder
+target = Path(sys.argv[1])
+with new_folder(target / "adapter") as aside:
+    (aside / "old").write_text("old")
+replace = Path.replace
+def killed(self, other):
+    if self.name.endswith(".partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, other)
+Path.replace = killed
+with (new_file if sys.argv[2] == "file" else new_folder)(target / sys.argv[3]) as aside:
+    (aside if sys.argv[2] == "file" else aside / "new").write_text("new")
+"""
+
+
+def kill_writer(folder, kind, name):
+    """A process that is killed when it has written `name` and is about to rename it; returns its process id."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(folder), kind, name])
+    assert process.wait() == -signal.SIGKILL
+    return process.pid
+
+
+def test_what_a_killed_process_left_is_removed_and_a_half_replaced_folder_is_put_back(tmp_path):
+    pid = kill_writer(tmp_path, "folder", "adapter")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".adapter.{pid}.old", f".adapter.{pid}.partial"]
+    pid = kill_writer(tmp_path / "deep", "file", "a.json")
+    assert (tmp_path / "deep" / f".a.json.{pid}.partial").is_file()
+    (tmp_path / ".submission.zip.partial").write_text("of version 0.2.0")
+    clean_leftovers(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
+        "adapter", "adapter/old", "deep", "deep/adapter", "deep/adapter/old",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["partial", "old"])
+def test_a_leftover_of_the_same_process_number_does_not_block(tmp_path, end):
+    leftover = tmp_path / f".d.{os.getpid()}.{end}"
+    leftover.mkdir()
+    (leftover / "one").write_text("1")
+    if end == "partial":
+        os.utime(leftover, (0, 0))  # from before this process; in a container each start has the same number
+    (tmp_path / "d").mkdir()
+    with new_folder(tmp_path / "d") as aside:
+        (aside / "two").write_text("2")
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"] and list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+def test_what_a_running_process_writes_is_not_cleaned(tmp_path):
+    with new_folder(tmp_path / "d") as aside, new_file(tmp_path / "f") as file:
+        file.write_text("1")
+        clean_leftovers(tmp_path)
+        assert aside.is_dir() and file.is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]

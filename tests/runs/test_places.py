@@ -1,8 +1,26 @@
-"""Where NF4 checkpoints lie on each kind of machine, and how mounted inputs are searched for them."""
+"""Where runs and NF4 checkpoints lie on each kind of machine, and how mounted inputs are searched for them."""
 
 from grpo_kit.runs import places
 
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "x"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
+
+
+def test_on_other_machines_runs_lie_in_the_working_folder(tmp_path):
+    assert places.find_root({}, tmp_path).as_posix() == "runs"
+
+
+def test_runs_lie_on_drive_when_colab_has_mounted_it(tmp_path):
+    assert places.find_root({"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/runs"
+    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
+    assert places.find_root({"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/drive/MyDrive/grpo-kit/runs"
+
+
+def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
+    assert places.find_root({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path) == tmp_path / "kaggle/working/runs"
+
+
+def test_an_explicit_root_wins(tmp_path):
+    assert places.find_root({"GRPO_KIT_ROOT": "/x", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path).as_posix() == "/x"
 
 
 def test_an_nf4_checkpoint_lies_on_the_machines_own_disk(tmp_path):

@@ -3,44 +3,22 @@
 import ctypes
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from grpo_kit.runs import files
-from grpo_kit.runs.files import clean_leftovers, hash_of, new_file, new_folder, write_lines, write_text
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.places import find_drive, find_root
-from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.runs.session import describe_run
-
-
-def test_on_other_machines_runs_lie_in_the_working_folder(tmp_path):
-    assert find_root({}, tmp_path).as_posix() == "runs"
-
-
-def test_runs_lie_on_drive_when_colab_has_mounted_it(tmp_path):
-    assert find_root({"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/grpo-kit/runs"
-    (tmp_path / "content/drive/MyDrive").mkdir(parents=True)
-    assert find_root({"COLAB_RELEASE_TAG": "x"}, tmp_path) == tmp_path / "content/drive/MyDrive/grpo-kit/runs"
-
-
-def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
-    assert find_root({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path) == tmp_path / "kaggle/working/runs"
 
 
 def test_the_zip_lies_where_kaggle_looks_for_it(tmp_path, monkeypatch):
     assert Run(tmp_path / "runs", "r").submission == tmp_path / "submission/submission.zip"
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
     assert Run(tmp_path / "runs", "r").submission == tmp_path / "submission.zip"
-
-
-def test_an_explicit_root_wins(tmp_path):
-    assert find_root({"GRPO_KIT_ROOT": "/x", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path).as_posix() == "/x"
 
 
 def test_an_earlier_kernel_output_is_copied_on_kaggle(tmp_path, monkeypatch):
@@ -108,32 +86,6 @@ def test_a_stage_made_with_different_settings_is_refused_and_says_how_it_differs
     ):
         run.is_done("data", {"a": {"b": 2}}, [])
     assert not run.is_done("data", {"a": {"b": 2}}, [], force=True)
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "name"),
-    [
-        ({"verifier": "a" * 64}, {"verifier": "b" * 64}, r"the verifier \(evaluation\.verifier\)"),
-        ({"rewards": {"math_reward": "a", "r": "c"}}, {"rewards": {"math_reward": "b", "r": "c"}}, "math_reward"),
-    ],
-)
-def test_a_stage_whose_reward_file_changed_says_so_and_how_to_keep_it(tmp_path, before, now, name):
-    run = find_run("r", tmp_path)
-    make_stage(run, {"seed": 1} | before)
-    with pytest.raises(ValueError, match=rf"the file of {name} has changed since.*working folder.*--force.*--run"):
-        run.is_done("data", {"seed": 1} | now, [])
-    assert run.is_done("data", {"seed": 1} | before, []) and not run.is_done("data", now, [], force=True)
-    with pytest.raises(
-        ValueError, match=rf"different settings \(seed was 1, now 2; the file of {name} changed since\)"
-    ):
-        run.is_done("data", {"seed": 2} | now, [])
-
-
-def test_a_zip_made_with_different_settings_may_be_written_beside_the_first(tmp_path):
-    run = find_run("r", tmp_path)
-    run.record_stage("package", {"dtype": None}, [], [], 1.0, "")
-    with pytest.raises(ValueError, match=r"dtype was None, now float32.*--force.*or --out for a second zip"):
-        run.is_done("package", {"dtype": "float32"}, [])
 
 
 def test_a_file_where_a_runs_folder_should_be_is_refused(tmp_path):
@@ -253,102 +205,6 @@ def test_the_notes_of_other_stages_survive(tmp_path):
     run.record_stage("train", {}, [], [], 2.0, "")
     assert list(run.stages()) == ["data", "train"] and run.stages()["data"]["settings"] == {"x": 1}
     assert json.loads(run.notes.read_text())["stages"]["train"]["environment"]["packages"]["trl"] == "1.16.0"
-
-
-def test_text_is_replaced_in_one_step(tmp_path, monkeypatch):
-    path = tmp_path / "f.txt"
-    write_text(path, "old")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        write_text(path, "new")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path):
-    target = tmp_path / "d"
-    with new_folder(target) as aside:
-        (aside / "one").write_text("1")
-    with pytest.raises(KeyboardInterrupt), new_folder(target) as aside:
-        (aside / "two").write_text("2")
-        raise KeyboardInterrupt
-    assert [p.name for p in target.iterdir()] == ["one"]
-    with new_folder(target) as aside:
-        (aside / "two").write_text("2")
-    assert [p.name for p in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
-
-
-def test_jsonl_lines_round_trip_any_text(tmp_path):
-    rows = [{"t": 'quote " newline \n separator \u2028 nul \x00 emoji 😀 {braces}'}, {"t": ""}]
-    write_lines(tmp_path / "x.jsonl", rows)
-    assert read_lines(tmp_path / "x.jsonl") == rows
-
-
-def test_a_folders_hash_sees_names_and_contents(tmp_path):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "a").write_text("1")
-    first = hash_of(tmp_path / "d")
-    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
-    second = hash_of(tmp_path / "d")
-    (tmp_path / "d" / "b").write_text("2")
-    assert len({first, second, hash_of(tmp_path / "d"), hash_of(tmp_path / "none")}) == 4
-
-
-KILLED_WRITER = """
-import os, signal, sys
-from pathlib import Path
-from grpo_kit.runs.files import new_file, new_folder
-target = Path(sys.argv[1])
-with new_folder(target / "adapter") as aside:
-    (aside / "old").write_text("old")
-replace = Path.replace
-def killed(self, other):
-    if self.name.endswith(".partial"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(self, other)
-Path.replace = killed
-with (new_file if sys.argv[2] == "file" else new_folder)(target / sys.argv[3]) as aside:
-    (aside if sys.argv[2] == "file" else aside / "new").write_text("new")
-"""
-
-
-def kill_writer(folder, kind, name):
-    """A process that is killed when it has written `name` and is about to rename it; returns its process id."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED_WRITER, str(folder), kind, name])
-    assert process.wait() == -signal.SIGKILL
-    return process.pid
-
-
-def test_what_a_killed_process_left_is_removed_and_a_half_replaced_folder_is_put_back(tmp_path):
-    pid = kill_writer(tmp_path, "folder", "adapter")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f".adapter.{pid}.old", f".adapter.{pid}.partial"]
-    pid = kill_writer(tmp_path / "deep", "file", "a.json")
-    assert (tmp_path / "deep" / f".a.json.{pid}.partial").is_file()
-    (tmp_path / ".submission.zip.partial").write_text("of version 0.2.0")
-    clean_leftovers(tmp_path)
-    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == [
-        "adapter", "adapter/old", "deep", "deep/adapter", "deep/adapter/old",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("end", ["partial", "old"])
-def test_a_leftover_of_the_same_process_number_does_not_block(tmp_path, end):
-    leftover = tmp_path / f".d.{os.getpid()}.{end}"
-    leftover.mkdir()
-    (leftover / "one").write_text("1")
-    if end == "partial":
-        os.utime(leftover, (0, 0))  # from before this process; in a container each start has the same number
-    (tmp_path / "d").mkdir()
-    with new_folder(tmp_path / "d") as aside:
-        (aside / "two").write_text("2")
-    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"] and list(tmp_path.iterdir()) == [tmp_path / "d"]
-
-
-def test_what_a_running_process_writes_is_not_cleaned(tmp_path):
-    with new_folder(tmp_path / "d") as aside, new_file(tmp_path / "f") as file:
-        file.write_text("1")
-        clean_leftovers(tmp_path)
-        assert aside.is_dir() and file.is_file()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
 
 
 # A disk that hangs: no call on it ever returns
