@@ -46,8 +46,8 @@ def read_pairs(path: Path, limit: int) -> tuple[list[Pair], int]:
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: it is a folder.
-        ValueError: a line has another form, a reply has no final answer, or the two are the same. The message names the
-            line.
+        ValueError: a line has another form, a reply has no final answer, the two are the same, or another line prefers
+            the other one. The message names the line.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Give a JSONL file with prompt, chosen and rejected.")
@@ -56,6 +56,7 @@ def read_pairs(path: Path, limit: int) -> tuple[list[Pair], int]:
     if (size := path.stat().st_size) > LONGEST_FILE:
         raise ValueError(f"{path} has {size} bytes; at most {LONGEST_FILE} are read. Give fewer pairs.")
     pairs: dict[str, Pair] = {}
+    lines: dict[str, int] = {}
     equal = 0
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
@@ -69,8 +70,14 @@ def read_pairs(path: Path, limit: int) -> tuple[list[Pair], int]:
                         f"Line {number} of {path} is no pair ({refused.args[-1]}). Write an object with prompt, chosen "
                         "and rejected on each line."
                     ) from None
+                if opposite := lines.get(_identify(Pair(pair.prompt, pair.rejected, pair.chosen))):
+                    raise ValueError(
+                        f"Line {number} of {path} prefers the reply that line {opposite} rejects, to the same prompt, "
+                        "so neither winner is known. Remove one of the two lines, or both."
+                    )
                 equal += (key := _identify(pair)) in pairs
                 pairs.setdefault(key, pair)
+                lines.setdefault(key, number)
     if not pairs:
         raise ValueError(f"{path} holds no pair. Write an object with prompt, chosen and rejected on each line.")
     return list(pairs.values()), equal
@@ -133,7 +140,8 @@ def make_pairs(config: RunConfig, run: Run, limit: int) -> list[Pair]:
         limit: make at most so many, one of each group, chosen by `run.seed`.
 
     Returns:
-        The pairs; completions without a final answer, and equal answers, are left out.
+        The pairs; completions without a final answer, equal answers, and pairs that another one contradicts are left
+        out.
 
     Raises:
         ValueError: there are none.
@@ -148,13 +156,14 @@ def make_pairs(config: RunConfig, run: Run, limit: int) -> list[Pair]:
             pair = Pair(prompt, *map(rng.choice, sides))
             if pair.chosen != pair.rejected:
                 pairs[pair] = None
-    if not pairs:
+    known = [pair for pair in pairs if Pair(pair.prompt, pair.rejected, pair.chosen) not in pairs]
+    if not known:
         raise ValueError(
             f"Run {run.name!r} has no group with a right and a wrong completion, so a judge cannot be measured on it. "
             "Sample several completions of each problem with `grpo-kit evaluate evaluation.num_generations=4`, name a "
             "trained run, or give pairs of your own with --pairs FILE.jsonl."
         )
-    return list(pairs)
+    return known
 
 
 def _final_answer(text: str, opened: bool) -> str:

@@ -62,6 +62,22 @@ def test_a_right_completion_is_paired_with_a_wrong_one_of_its_own_group(empty):
     assert make_pairs(chosen, run, 100) == [("1+1?", "2", "3")]
 
 
+def test_pairs_in_both_directions_have_no_known_winner(empty):
+    """Two rows may ask the same in other contexts, and answer differently; a group is one row's."""
+    chosen, run = empty
+    groups = [
+        [line(1, "x?", f"</think>{text}", paid, group=number) for text, paid in verdicts]
+        for number, verdicts in enumerate(
+            [[("2", 1.0), ("3", 0.0)], [("3", 1.0), ("2", 0.0)], [("5", 1.0), ("6", 0.0)]]
+        )
+    ]
+    write(run, *groups[0], *groups[1], *groups[2])
+    assert make_pairs(chosen, run, 100) == [("x?", "5", "6")]
+    write(run, *groups[0], *groups[1])
+    with pytest.raises(ValueError, match="no group with a right and a wrong completion"):
+        make_pairs(chosen, run, 100)
+
+
 def test_several_completions_of_an_evaluation_give_pairs_too(empty):
     chosen, run = empty
     problem = {
@@ -123,6 +139,20 @@ HOSTILE = [
     b'{"prompt": "p", "chosen": "\\ud800", "rejected": "b"}', b'{"prompt": {"a": 1}, "chosen": "a", "rejected": "b"}',
     b'{"prompt": "p", "chosen": "a", "rejected": "' + b"b" * (1 << 22) + b'"}',
 ]  # fmt: skip
+
+
+def test_a_line_that_prefers_the_other_reply_is_named_with_the_one_it_contradicts(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    row = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    turned = {"prompt": [{"role": "user", "content": "2+2? "}], "chosen": "hm</think>5", "rejected": " 4"}
+    path.write_text("\n".join(map(json.dumps, [row | {"chosen": "six"}, row, row, turned])))
+    with pytest.raises(
+        ValueError, match=r"^Line 4 of .*pairs.jsonl prefers the reply that line 2 rejects, to the same"
+    ):
+        read_pairs(path, 10)
+    assert len(read_pairs(path, 2)[0]) == 2  # what is not read does not count
+    path.write_text("\n".join(map(json.dumps, [row, turned | {"prompt": "2+3?"}])))
+    assert len(read_pairs(path, 10)[0]) == 2  # another prompt
 
 
 def test_a_line_of_another_form_is_named(tmp_path):
