@@ -48,14 +48,15 @@ def pick_output(notebook: nbformat.NotebookNode, number: int) -> bytes:
 
 def draw_panels(runs: Path, name: str, titles: Mapping[str, tuple[str, ...]]) -> bytes:
     """Some charts of a run, as the board draws them; `titles` are {stage: titles of its charts}."""
-    from grpo_kit.display import charts, run_figures
+    from grpo_kit.display import charts
+    from grpo_kit.display.panels import build_panels
     from grpo_kit.display.report import NAMES
     from grpo_kit.runs.reading import read_lines
     from grpo_kit.runs.run import find_run
 
     run, panels = find_run(name, runs), []
     for stage, wanted in titles.items():
-        for panel in run_figures.build_panels(run, read_lines(run.stage_files(stage).metrics)):
+        for panel in build_panels(run, read_lines(run.stage_files(stage).metrics)):
             if panel.title in wanted:
                 named = f"{NAMES[stage]}: {panel.title}" if len(titles) > 1 else panel.title
                 panels.append(replace(panel, title=named))

@@ -21,6 +21,7 @@ from grpo_kit.config.checks import require_one_of
 from grpo_kit.display import completions, run_figures, templates
 from grpo_kit.display.kernel_messages import answer_widget_messages
 from grpo_kit.display.notebook_words import reword
+from grpo_kit.display.panels import build_panels
 from grpo_kit.runs import activity, interrupts
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
@@ -222,7 +223,7 @@ class Board:
     def _draw_chart(self) -> None:
         started = time.monotonic()
         if self.chart_is_old and started >= self.next_chart:
-            self.chart.value = str(templates.render_chart(run_figures.build_panels(self.run, self.rows, self.stage)))
+            self.chart.value = str(templates.render_chart(build_panels(self.run, self.rows, self.stage)))
             self.chart_is_old = False
             now = time.monotonic()
             self.next_chart = now + min(CHART_EVERY, CHART_SHARE * (now - started))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.display.run_figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Line, Panel
+from grpo_kit.display.panels import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, Line, Panel
 from grpo_kit.runs.files import new_file
 
 COLUMNS = 3  # panels side by side

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grpo_kit.display.charts import save_figure
-from grpo_kit.display.run_figures import BLUE, GREEN, GREY, ORANGE, RED, SKY
+from grpo_kit.display.panels import BLUE, GREEN, GREY, ORANGE, RED, SKY
 from grpo_kit.runs.run import Run
 
 SPLIT_COLORS = {"train": SKY, "val": ORANGE, "test": GREEN}

@@ -6,6 +6,7 @@ from typing import Any
 
 from grpo_kit.config import to_yaml
 from grpo_kit.display import charts, completions, run_figures, templates
+from grpo_kit.display.panels import Panel, build_panels
 from grpo_kit.planning import expert_load
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import remedy_for
@@ -157,14 +158,12 @@ def read_trainings(run: Run) -> dict[str, list[dict[str, Any]]]:
     return trainings
 
 
-def _build_all_panels(
-    run: Run, trainings: dict[str, list[dict[str, Any]]], has_accuracy: bool = True
-) -> list[run_figures.Panel]:
+def _build_all_panels(run: Run, trainings: dict[str, list[dict[str, Any]]], has_accuracy: bool = True) -> list[Panel]:
     """The panels of every training, with its name where there are several; accuracies are the last one's."""
     panels = []
     for stage, rows in trainings.items():
         has_own = has_accuracy and stage == list(trainings)[-1]
-        own = run_figures.build_panels(run, rows, stage, has_accuracy=has_own)
+        own = build_panels(run, rows, stage, has_accuracy=has_own)
         named = f"{NAMES[stage]}: " if len(trainings) > 1 else ""
         panels += [replace(panel, title=f"{named}{panel.title}") for panel in own]
     return panels

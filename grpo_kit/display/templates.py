@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 
 from grpo_kit.display import charts
 from grpo_kit.display.completions import first_reward, reward_color
-from grpo_kit.display.run_figures import GREEN, GREY, ORANGE, Panel, Row, format_duration, list_alarms
+from grpo_kit.display.panels import GREEN, GREY, ORANGE, Panel
+from grpo_kit.display.run_figures import Row, format_duration, list_alarms
 from grpo_kit.display.turns import read_turns
 from grpo_kit.policy.chat import split_thinking
 from grpo_kit.runs.texts import show_controls

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_kit.display.run_figures import GREEN, GREY, ORANGE
+from grpo_kit.display.panels import GREEN, GREY, ORANGE
 from grpo_kit.tuning.space import Axis
 
 ORDERS = 999  # random orders that a correlation is compared with

@@ -22,7 +22,7 @@ from jupyter_client.manager import KernelManager
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.display import run_figures, templates
+from grpo_kit.display import templates
 from grpo_kit.display.board import Board
 from grpo_kit.display.board import time as time_board
 from grpo_kit.display.kernel_messages import answer_widget_messages
@@ -306,7 +306,7 @@ def test_an_exception_of_the_training_is_raised_in_the_cell(run):
 
 def test_a_chart_that_fails_does_not_end_the_training(run, monkeypatch):
     board = Board(run)
-    monkeypatch.setattr(run_figures, "build_panels", lambda *_: 1 / 0)
+    monkeypatch.setattr("grpo_kit.display.board.build_panels", lambda *_: 1 / 0)
     assert asyncio.run(board.during(until_stopped_soon, run))["step"] == 5
     reason = "ZeroDivisionError(&#x27;division by zero&#x27;)"
     assert board.head.value == f"<b>The board cannot be drawn.</b> {reason}"

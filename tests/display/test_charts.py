@@ -8,7 +8,7 @@ import pytest
 
 from grpo_kit import config
 from grpo_kit.display import charts
-from grpo_kit.display.run_figures import Line, Panel
+from grpo_kit.display.panels import Line, Panel
 from grpo_kit.planning import machines
 from grpo_kit.planning.plan import plan
 

@@ -3,7 +3,7 @@
 from matplotlib.colors import to_hex
 
 from grpo_kit.display import data_funnel
-from grpo_kit.display.run_figures import BLUE, GREY
+from grpo_kit.display.panels import BLUE, GREY
 
 
 def test_the_funnel_has_a_bar_for_the_kept_rows_and_one_for_each_drop_reason():

@@ -132,7 +132,7 @@ def test_the_load_is_shown_in_the_terminal_and_on_the_page(copied, monkeypatch):
     rows = [line.split() for line in console.export_text().splitlines()]
     assert ["1", "1.60", "1.60", "0.920", "0.893", "0", "1", "25.0%", "87.5%", "6"] in rows
     assert ["3", "1.00", "1.00", "1.000", "1.000", "0", "0", "0.0%", "100.0%"] in rows
-    monkeypatch.setattr(report.run_figures, "build_panels", lambda run, rows, *_, **__: [])  # seconds of other charts
+    monkeypatch.setattr(report, "build_panels", lambda run, rows, *_, **__: [])  # seconds of other charts
     assert 'alt="Charts: Load of the experts"' in report.render_page(run)
     assert "For " in report.read_verdict(run) and "choice changed" in report.read_verdict(run)
     path.write_text("[]")
