@@ -8,7 +8,8 @@ from grpo_kit.data.recipes import GENERATED, load_recipe
 from grpo_kit.publishing import sections
 from grpo_kit.publishing.base import Base
 from grpo_kit.publishing.escaping import inline
-from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Source, list_texts
+from grpo_kit.publishing.public_record import list_texts
+from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Source
 from grpo_kit.publishing.sections import Facts
 
 TASK = "text-generation"

@@ -17,7 +17,7 @@ from grpo_kit.adapters.names import published_name
 from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.config import RunConfig
 from grpo_kit.display import charts, report
-from grpo_kit.publishing import run_facts
+from grpo_kit.publishing import public_record, run_facts
 from grpo_kit.publishing.base import Base, require_fit
 from grpo_kit.publishing.card import CURVES, render_card
 from grpo_kit.publishing.secret_scan import refuse_secrets
@@ -82,7 +82,7 @@ def build_folder(config: RunConfig, run: Run, repo: str, base: Base) -> Path:
         all_hold = len(done) == len(measured)  # a point of another adapter must not stand in the picture
         charts.save_figure(report.draw_report(run, "", all_hold), folder / CURVES)
         record = {"grpo-kit": __version__, "sha256": {TENSORS_FILE: hash_of(folder / TENSORS_FILE)}}
-        record |= run_facts.make_record(run, base.name, sources, measured)
+        record |= public_record.make_record(run, base.name, sources, measured)
         write_text(folder / RECORD, to_json(record, indent=2, sort_keys=True) + "\n")
         write_text(folder / CARD, render_card(facts))
         places = (str(Path.home()), str(run.root.absolute()), str(Path.cwd()))

@@ -1,4 +1,4 @@
-"""What a run's own files say about it, reduced to what may be public: no path, no name of a user's file, no free text.
+"""Facts of a card from a run's own files: where its rows came from, what was measured, problems to show.
 
 Everything comes from `run.json`, `data/manifest.json` and `evaluation/*.json`. What is not recorded is left out;
 nothing is estimated.
@@ -6,27 +6,18 @@ nothing is estimated.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.data.recipes import GENERATED, list_recipes, load_recipe
 from grpo_kit.evaluation import intervals
 from grpo_kit.publishing.base import HUB_ID
-from grpo_kit.rewards.tools.loading import FOLDER as KIT_REWARDS
 from grpo_kit.runs.files import list_differences
 from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.trained import MEASURED
 
 METHODS = {"sft": "SFT", "train": "GRPO", "prefer": "DPO"}
-SECTIONS = {"sft": "sft", "train": "grpo", "prefer": "dpo"}  # of the settings of a stage
 UNKNOWN = "unstated"  # a licence
-# Texts among the settings that are published: words of TRL's, PEFT's and the kit's own. Others may name a file.
-WORDS = {
-    "advantage", "draw", "dtype", "engine", "enter", "loss_type", "lr_scheduler_type", "optim", "protocol", "reasoning",
-    "target_modules", "thinking_budget", "vllm",
-}  # fmt: skip
-PLAIN = r"[A-Za-z0-9_.+-]{1,60}"
 
 
 class Source(NamedTuple):
@@ -180,127 +171,3 @@ def _licence_of(problem: Mapping[str, Any], licences: Mapping[str, str]) -> str:
     if "source" in problem:
         return licences.get(problem["source"], UNKNOWN)
     return next(iter(licences.values())) if len(licences) == 1 else UNKNOWN
-
-
-def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stage without those that may name a file, an address or a person.
-
-    Numbers, truth values and the words of WORDS stay. Of rewards, the kit's own stay by name.
-
-    Example:
-        >>> public_settings({"max_steps": 5, "source": "/home/ada/x.jsonl", "optim": "adamw_torch"})
-        {'max_steps': 5, 'optim': 'adamw_torch'}
-    """
-    public: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key in ("reward_funcs", "verifier") and (names := _public_rewards(value)):
-            public[key] = names
-        elif key == "rewards" and isinstance(value, Mapping):
-            public[key] = {name: digest for name, digest in value.items() if re.fullmatch("[0-9a-f]{64}", str(digest))}
-        elif key == "sets" and isinstance(value, list):
-            known = ["test", *list_recipes(environment=None)]
-            public[key] = [name if name in known else "own" for name in value]
-        elif value is None or isinstance(value, bool | int | float):
-            public[key] = value
-        elif isinstance(value, str):
-            if key in WORDS and re.fullmatch(PLAIN, value):
-                public[key] = value
-        elif isinstance(value, Mapping):
-            if inner := public_settings(value):
-                public[key] = inner
-        elif isinstance(value, list):
-            items = [item for part in value for item in public_settings({key: part}).values()]
-            if len(items) == len(value):
-                public[key] = items
-    return public
-
-
-def _public_rewards(value: Any) -> list[str]:
-    """The kit's own rewards by their names, others as `own`; empty for what is no list of rewards."""
-    specs = [value] if isinstance(value, str) else value
-    if not isinstance(specs, list) or not all(isinstance(spec, str) and ":" in spec for spec in specs):
-        return []
-    files = {spec: spec.partition(":")[0] for spec in specs}
-    return [
-        spec if Path(name).name == name and (KIT_REWARDS / name).is_file() else "own" for spec, name in files.items()
-    ]
-
-
-class Text(NamedTuple):
-    """Something that the stage `sft` or `prefer` learned from: in words that name no file, and its id on the Hub."""
-
-    words: str
-    hub: str | None = None
-    is_own: bool = False  # the author's
-
-
-def list_texts(stage: str, settings: Mapping[str, Any]) -> list[Text]:
-    """What the stage `sft` or `prefer` learned from; nothing for GRPO, which learns from the run's problems."""
-    source = str(settings.get(SECTIONS[stage], {}).get("source", ""))
-    if stage == "train":
-        return []
-    if stage == "prefer" and source == "completions":
-        return [Text("pairs of the policy's own completions during GRPO, judged by their rewards")]
-    if stage == "prefer":
-        return [Text("pairs of the author's own file", is_own=True)]
-    texts = []
-    for item in filter(None, (part.strip() for part in source.split(","))):
-        if item == "traces":
-            texts.append(Text("traces of the kit's solvers for the run's own problems"))
-        elif item.startswith("run:"):
-            texts.append(Text("right completions of another run of the author", is_own=True))
-        elif re.fullmatch(HUB_ID, item) and not Path(item).suffix:
-            texts.append(Text(f"`{item}` on the Hub", item))
-        else:
-            texts.append(Text("the author's own file", is_own=True))
-    return texts
-
-
-def make_record(run: Run, base: str, sources: list[Source], measured: list[Measured]) -> dict[str, Any]:
-    """The run's record as it is published: stages, settings, versions, hashes, accuracies.
-
-    Args:
-        run: the run.
-        base: the base's id on the Hub.
-        sources, measured: from `read_sources` and `read_measurements`.
-    """
-    stages = {}
-    for stage in run.trained_stages():
-        record = run.stages()[stage]
-        environment = record.get("environment", {})
-        stages[stage] = {
-            "method": METHODS[stage],
-            "finished": record["finished"],
-            "seconds": record["seconds"],
-            "steps": record.get("steps"),
-            "settings": public_settings(record["settings"]),
-            "environment": {key: environment.get(key) for key in ("python", "cpus", "gpu", "packages", "commit")},
-        }
-    manifest = read_json(run.manifest)
-    return {
-        "base_model": base,
-        "stages": stages,
-        "data": {
-            "sources": [
-                {key: value for key, value in source._asdict().items() if key != "key" and value is not None}
-                for source in sources
-            ],
-            "rows": manifest["rows"],
-            "sha256": manifest["sha256"],
-        },
-        "measurements": [
-            {"measured": each.label}
-            | {
-                key: each.report[key]
-                for key in ("pass@1", "ci95", "n", "mean_tokens", "truncated")
-                if key in each.report
-            }
-            | {"sampling": public_settings(each.report["sampling"])}
-            | (
-                {"difference": each.change["difference"], "difference_ci95": each.change["difference_ci95"]}
-                if each.change
-                else {}
-            )
-            for each in measured
-        ],
-    }

@@ -9,16 +9,8 @@ from grpo_kit.config import RunConfig
 from grpo_kit.data.recipes import GENERATED
 from grpo_kit.publishing.base import Base
 from grpo_kit.publishing.escaping import code, inline, quote
-from grpo_kit.publishing.run_facts import (
-    METHODS,
-    SECTIONS,
-    UNKNOWN,
-    Example,
-    Measured,
-    Source,
-    list_texts,
-    public_settings,
-)
+from grpo_kit.publishing.public_record import SECTIONS, list_texts, public_settings
+from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Example, Measured, Source
 
 RECORD = "run.json"
 IN_4_BIT = """\
