@@ -22,7 +22,7 @@ import report
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import evaluate
+from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.rewards.tools import loading
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -35,9 +35,7 @@ class Watch(TrainerCallback):
     """Accuracy by seconds of training."""
 
     def __init__(self, settings, run, verifier, tokenizer):
-        self.look = lambda model: evaluate.score_rows(
-            model, tokenizer, read_lines(run.data_file("test")), verifier, settings
-        )
+        self.look = lambda model: score_rows(model, tokenizer, read_lines(run.data_file("test")), verifier, settings)
         self.seconds, self.since, self.curve, self.taught = 0.0, 0.0, [], []
 
     def on_step_begin(self, args, state, control, **kwargs):

@@ -55,7 +55,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time `__getattr__` im
     from grpo_kit.config import load_config
     from grpo_kit.data.preparation import prepare as prepare_data
     from grpo_kit.display.board import Board
-    from grpo_kit.evaluation.evaluate import compare, measure
+    from grpo_kit.evaluation.compare import compare
+    from grpo_kit.evaluation.evaluate import measure
     from grpo_kit.evaluation.screening import screen
     from grpo_kit.kaggle.submit import submit
     from grpo_kit.planning.plan import plan
@@ -75,7 +76,7 @@ _HOMES = {
     "Board": ("grpo_kit.display.board", "Board"),
     "audit_reward": ("grpo_kit.rewards.tools.audit", "audit_reward"),
     "check": ("grpo_kit.submission.output_check", "check_submission"),
-    "compare": ("grpo_kit.evaluation.evaluate", "compare"),
+    "compare": ("grpo_kit.evaluation.compare", "compare"),
     "load_config": ("grpo_kit.config", "load_config"),
     "load_policy": ("grpo_kit.policy.load", "load_policy"),
     "load_reward": ("grpo_kit.rewards.tools.loading", "load_reward"),

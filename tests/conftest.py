@@ -83,17 +83,18 @@ def trained(tmp_path_factory, math_reward):
     """(config, run): the tiny policy, measured before and after four real GRPO steps. Tests must not change it."""
     from grpo_kit import config
     from grpo_kit.data.preparation import prepare
-    from grpo_kit.evaluation import evaluate
+    from grpo_kit.evaluation.compare import compare
+    from grpo_kit.evaluation.evaluate import measure
     from grpo_kit.runs.run import find_run
     from grpo_kit.training import train
 
     chosen = config.load_config(["tiny"], SMALL)
     run = find_run("small", tmp_path_factory.mktemp("trained") / "runs")
     prepare(chosen, run)
-    evaluate.measure(chosen, run, "before", math_reward)
+    measure(chosen, run, "before", math_reward)
     train.train(chosen, run, [math_reward, lambda completions, **_: [1.0] * len(completions)])
-    evaluate.measure(chosen, run, "after", math_reward)
-    evaluate.compare(run)
+    measure(chosen, run, "after", math_reward)
+    compare(run)
     return chosen, run
 
 

@@ -59,6 +59,6 @@ def _learn(config: RunConfig, run: Run) -> None:
 
 
 def _compare(run: Run) -> dict:
-    from grpo_kit.evaluation.evaluate import compare
+    from grpo_kit.evaluation.compare import compare
 
     return compare(run)

@@ -171,7 +171,7 @@ def evaluate(
         return
     before = stages.measure_accuracy(config, run, "before")
     if trained := run.trained_stages():
-        from grpo_kit.evaluation.evaluate import compare
+        from grpo_kit.evaluation.compare import compare
 
         for stage in trained:
             stages.measure_accuracy(config, run, MEASURED[stage])

@@ -43,8 +43,8 @@ def judge_check(
     A right completion of the run beats a wrong one of the same group. Each pair is judged in both orders. The exit
     status is 1 where the judge is not good enough to train with.
     """
-    from grpo_kit.evaluation.judge_check import check_judge
-    from grpo_kit.evaluation.judge_figures import find_fault
+    from grpo_kit.evaluation.judge.check import check_judge
+    from grpo_kit.evaluation.judge.figures import find_fault
 
     config, run = open_run(sources or (), overrides or (), name)
     with console.show_progress("judging") as show:

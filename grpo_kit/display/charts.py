@@ -179,7 +179,7 @@ def draw_environments(report: Mapping[str, Any]) -> Any:
     """The accuracy of each environment before and after training, with 95 % intervals, as a matplotlib figure.
 
     Args:
-        report: what `evaluation.evaluate.compare` returns, of a run with several environments.
+        report: what `evaluation.compare.compare` returns, of a run with several environments.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

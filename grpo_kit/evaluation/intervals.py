@@ -186,23 +186,6 @@ def compare_scores(
     return result | {"words": _comparison_sentence(result, names)}
 
 
-def describe_comparison(report: Mapping[str, Any]) -> str:
-    """The report of `evaluate.compare` in words: before, after and the change, and whether it is real."""
-    lines = []
-    for name in ("before", "after"):
-        side, (low, high) = report[name], report[name]["ci95"]
-        lines += [
-            f"{name.capitalize()}: {side['pass@1']:.1%} of {side['n']} held-out problems solved;",
-            f"  with 95 % confidence the true rate lies between {low:.1%} and {high:.1%}.",
-        ]
-    low, high = (100 * points for points in report["difference_ci95"])
-    lines += [
-        f"Training changed it by {100 * report['difference']:+.1f} points;",
-        f"  with 95 % confidence the true change lies between {low:+.1f} and {high:+.1f} points.",
-    ]
-    return "\n".join([*lines, report["words"].replace("; ", ";\n  "), *report.get("environments", [])])
-
-
 def _comparison_sentence(result: Mapping[str, Any], names: tuple[str, str]) -> str:
     difference, (low, high) = result["difference"], result["difference_ci95"]
     points = f"{abs(100 * difference):.1f} percentage points {'more' if difference > 0 else 'fewer'}"

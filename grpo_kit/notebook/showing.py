@@ -78,7 +78,7 @@ def show_tracker(config: RunConfig, run: Run, tracker: str) -> None:
 
 def show_comparison(report: Mapping[str, Any]) -> None:
     """Print what `compare` returned as four sentences: before, after, the change, and whether it is real."""
-    from grpo_kit.evaluation.intervals import describe_comparison
+    from grpo_kit.evaluation.compare import describe_comparison
 
     print(describe_comparison(report))
 
@@ -86,6 +86,6 @@ def show_comparison(report: Mapping[str, Any]) -> None:
 def show_judge(config: RunConfig, run: Run, limit: int = 100) -> None:
     """Measure the run's judge on at most `limit` pairs of its own completions, and show what was found."""
     from grpo_kit.display.terminal.checks import print_judge
-    from grpo_kit.evaluation.judge_check import check_judge
+    from grpo_kit.evaluation.judge.check import check_judge
 
     print_judge(check_judge(config, run, limit=limit))

@@ -6,7 +6,8 @@ from typing import Any
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import judge_check, screening
+from grpo_kit.evaluation import screening
+from grpo_kit.evaluation.judge.check import copy_record
 from grpo_kit.rewards.tools.calling import reward_names
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import combine_rewards
@@ -63,7 +64,7 @@ def reproduce(run: Run, on_stage: OnStage = lambda stage: None) -> tuple[Run, li
         for name, reward in zip(reward_names(judges), judges, strict=True)
         if recorded and recorded.get(name) != fingerprint(reward)
     ]
-    judge_check.copy_record(run, again)
+    copy_record(run, again)
     _repeat(config, again, rewards, stages, on_stage)
     for split in ("train", "val", "test"):
         first, second = run.data_file(split), again.data_file(split)

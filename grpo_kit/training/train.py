@@ -10,8 +10,10 @@ from grpo_kit.adapters.lora import describe_lora
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.data.splits import check_mix
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
-from grpo_kit.evaluation import evaluate, judge_check, screening
+from grpo_kit.evaluation import screening
 from grpo_kit.evaluation.intervals import mean_interval
+from grpo_kit.evaluation.judge import check as judge_check
+from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.planning import calibrate
 from grpo_kit.policy import tool_calls, vllm_engine
 from grpo_kit.policy.thinking_budget import require_room
@@ -293,7 +295,7 @@ def _held_out(config: RunConfig, run: Run, model: Any, tokenizer: Any, verifier:
     Where there are several environments, also the accuracy and interval of each, as `held_out/NAME`.
     """
     rows = read_lines(run.data_file("val"))
-    scores = evaluate.score_rows(model, tokenizer, rows, verifier, config) if rows else {}
+    scores = score_rows(model, tokenizer, rows, verifier, config) if rows else {}
     by_environment: dict[str, list[float]] = {}
     for row in rows:
         if scores[row["id"]] is not None:

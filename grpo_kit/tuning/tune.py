@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from grpo_kit import config as configuration
 from grpo_kit.config.arguments import as_texts
-from grpo_kit.evaluation import evaluate, judge_check
+from grpo_kit.evaluation.judge.check import list_judges, require_checked
+from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import make_verifier
 from grpo_kit.runs import activity
@@ -192,7 +193,7 @@ def _run_trial(
         if step % every and step != steps:
             return
         model = trainer.accelerator.unwrap_model(trainer.model)
-        measurements.append(evaluate.score_rows(model, trainer.processing_class, rows, verifier, settings))
+        measurements.append(score_rows(model, trainer.processing_class, rows, verifier, settings))
         if (accuracy := _mean(measurements[-1])) is None:
             raise ValueError(
                 f"The verifier could use none of {len(rows)} reference answers. Check evaluation.verifier."
@@ -280,8 +281,8 @@ def _check_search(
         _override(config, [f"{key}={value}" for key, value in zip(axes, values, strict=True)])
     if not read_lines(run.data_file("val")):
         raise ValueError("The run has no validation rows to measure trials on. Prepare data with data.val_size=100.")
-    judges = judge_check.list_judges(config, run)
-    judge_check.require_checked(config, run, [load_reward(spec) for spec in judges])
+    judges = list_judges(config, run)
+    require_checked(config, run, [load_reward(spec) for spec in judges])
     sections = {key: value for key, value in asdict(config).items() if key != "run"}
     specs = [spec for name in run.environments() for spec in config.rewards_of(name).reward_funcs]
     rewards = {spec: fingerprint(load_reward(spec)) for spec in [*specs, config.evaluation.verifier]}

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from grpo_kit.display import report
-from grpo_kit.evaluation import evaluate
+from grpo_kit.evaluation.compare import compare
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -78,7 +78,7 @@ def test_the_page_says_what_was_trained_when_and_with_what(copied, far_east):
 
 @pytest.mark.slow
 def test_the_page_says_whether_the_difference_is_real(copied):
-    comparison = evaluate.compare(copied)
+    comparison = compare(copied)
     assert comparison["words"] in Reader(report.render_page(copied)).text
     comparison["before"]["pass@1"] = 0.999  # measured again since
     (copied.evaluation / "report.json").write_text(json.dumps(comparison))

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 from dataclasses import replace
 
@@ -13,11 +12,12 @@ from grpo_kit import config
 from grpo_kit.data import cleaning
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate, portions
+from grpo_kit.evaluation.compare import compare
 from grpo_kit.policy import generate
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import write_lines
 from grpo_kit.runs.reading import read_lines
-from grpo_kit.runs.run import Run, find_run
+from grpo_kit.runs.run import find_run
 
 
 def test_the_report_has_what_was_promised(trained):
@@ -96,7 +96,7 @@ def test_missing_stages_are_named(tmp_path, math_reward):
     with pytest.raises(FileNotFoundError, match="`grpo-kit train` first"):
         evaluate.measure(chosen, run, "after", math_reward)
     with pytest.raises(FileNotFoundError, match="`grpo-kit evaluate` first"):
-        evaluate.compare(run)
+        compare(run)
 
 
 def test_a_second_call_reuses_the_measurement(tmp_path, math_reward, monkeypatch):
@@ -231,7 +231,7 @@ def test_several_samples_give_pass_at_k_and_a_majority_vote_over_the_answers_the
     first = [f"{golds[0]}.0", "7", "8", f"\\frac{{{golds[0]}}}{{1}}"]  # two of four, spelled apart
     second = ["1", golds[1], "\\frac{1}{1}", golds[1] + "0"]
     texts = [f"</think>\\boxed{{{answer}}}" for answer in first + second]
-    drawn = [evaluate.Sample(text, 9, True) for text in texts]
+    drawn = [generate.Sample(text, 9, True) for text in texts]
     monkeypatch.setattr(evaluate, "sample_portions", lambda *_: (drawn, 0.0, None))
     report = evaluate.measure(chosen, run, "before", math_reward)
     value = {name: measure["value"] for name, measure in report["measures"].items()}
@@ -315,45 +315,3 @@ def test_samples_drawn_with_different_settings_are_not_resumed(tmp_path, math_re
     partial = run.evaluation / "before.partial.jsonl"
     write_lines(partial, [{"of": "something else"}, {"portion": 0, "seconds": 9e9, "samples": [["", 1, True]] * 6}])
     assert evaluate.measure(chosen, run, "before", math_reward)["seconds"] < 9e9
-
-
-# Side by side
-
-
-def test_the_report_says_whether_the_difference_is_real(tmp_path, trained):
-    _, run = trained
-    report = evaluate.compare(run)
-    assert report["words"].startswith("The difference is real" if report["real"] else "No difference is shown")
-    assert report["n"] == 60 and report["gained"] - report["lost"] == pytest.approx(60 * report["difference"])
-
-
-def copy_of(run, tmp_path):
-    shutil.copytree(run.path, tmp_path / "copy")
-    return Run(tmp_path, "copy")
-
-
-@pytest.mark.slow
-def test_before_and_after_with_different_settings_are_not_compared(tmp_path, trained, math_reward):
-    chosen, run = trained
-    run = copy_of(run, tmp_path)
-    greedy = replace(
-        chosen, evaluation=replace(chosen.evaluation, temperature=0.0), run=replace(chosen.run, force=True)
-    )
-    evaluate.measure(greedy, run, "after", math_reward)
-    with pytest.raises(ValueError, match="evaluation.temperature was 1.0, now 0.0.*--force"):
-        evaluate.compare(run)
-
-
-def test_a_different_engine_and_a_version_that_draws_otherwise_are_reported(tmp_path, trained):
-    _, run = trained
-    run = copy_of(run, tmp_path)
-    assert "same seed" not in evaluate.compare(run)["words"]
-    path = run.evaluation / "after.json"
-    report = json.loads(path.read_text())
-    report["sampling"]["engine"] = "vllm 1"
-    del report["sampling"]["portion"]  # which earlier versions did not write
-    path.write_text(json.dumps(report))
-    record = run.stages()["after"]
-    run.record_stage("after", record["settings"], [], [path], record["seconds"], run.config.read_text())
-    words = evaluate.compare(run)["words"]
-    assert "after by vllm 1" in words and "measure both with `grpo-kit evaluate --force`" in words

@@ -196,26 +196,6 @@ def test_the_sentence_names_both_sides_and_the_direction():
     )
 
 
-def test_a_report_in_words_has_each_accuracy_with_its_interval_and_the_change_in_points():
-    sides = {
-        "before": {"pass@1": 0.42, "n": 50, "ci95": [0.38, 0.46]},
-        "after": {"pass@1": 0.98, "n": 50, "ci95": [0.96, 0.99]},
-    }
-    lines = intervals.describe_comparison(
-        sides | {"difference": 0.56, "difference_ci95": [0.51, 0.605], "words": "It is real: so; by chance."}
-    ).splitlines()
-    assert lines == [
-        "Before: 42.0% of 50 held-out problems solved;",
-        "  with 95 % confidence the true rate lies between 38.0% and 46.0%.",
-        "After: 98.0% of 50 held-out problems solved;",
-        "  with 95 % confidence the true rate lies between 96.0% and 99.0%.",
-        "Training changed it by +56.0 points;",
-        "  with 95 % confidence the true change lies between +51.0 and +60.5 points.",
-        "It is real: so;",
-        "  by chance.",
-    ]
-
-
 def test_the_interval_of_an_independent_difference_is_newcombes():
     """Newcombe 1998, table II, method 10: 56/70 - 48/80, 9/10 - 3/10, 10/10 - 0/20, 0/10 - 0/20."""
     for (right, tried), (other, among), expected in [

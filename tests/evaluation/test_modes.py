@@ -10,6 +10,7 @@ from grpo_kit.config import load_config
 from grpo_kit.display import console
 from grpo_kit.display.terminal.accuracies import print_modes
 from grpo_kit.evaluation import evaluate, modes
+from grpo_kit.evaluation.compare import compare
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy import vllm_engine
 from grpo_kit.runs.files import hash_of
@@ -98,7 +99,7 @@ def test_a_second_call_draws_nothing(measured, math_reward, monkeypatch):
 @pytest.mark.slow
 def test_two_policies_are_compared_in_each_mode(measured):
     _, run, reports, _ = measured
-    compared = evaluate.compare(run)["modes"]
+    compared = compare(run)["modes"]
     assert set(compared) == set(MODES) and json.loads((run.evaluation / "report.json").read_text())["modes"] == compared
     for mode, row in compared.items():
         assert (row["before"], row["after"]) == tuple(reports[stage]["modes"][mode] for stage in ("before", "after"))

@@ -16,8 +16,8 @@ from grpo_kit.cli.main import app
 from grpo_kit.config import Screening
 from grpo_kit.data import curriculum
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import screening
-from grpo_kit.evaluation.evaluate import Sample
+from grpo_kit.evaluation import screening, screening_rounds
+from grpo_kit.policy.generate import Sample
 from grpo_kit.runs.files import hash_of, write_text
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -49,8 +49,8 @@ def drawn(tiny_policy, monkeypatch):
         batches.append([turns[-1]["content"] for turns in prompts])
         return [Sample("right" if rng.random() < chance else "wrong", 1, True) for chance in chances]
 
-    monkeypatch.setattr(screening, "sample_completions", sample)
-    monkeypatch.setattr(screening, "load_policy", lambda policy: tiny_policy)
+    monkeypatch.setattr(screening_rounds, "sample_completions", sample)
+    monkeypatch.setattr(screening_rounds, "load_policy", lambda policy: tiny_policy)
     return batches
 
 
@@ -215,7 +215,7 @@ def test_samples_made_with_different_settings_are_refused(tmp_path, drawn, monke
 def test_a_screened_run_is_not_screened_again(tmp_path, drawn, monkeypatch):
     chosen, run = prepared(tmp_path, [0.5] * 12 + [0.0] * 4)
     first = screening.screen(chosen, run, right_reward)
-    monkeypatch.setattr(screening, "sample_completions", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(screening_rounds, "sample_completions", lambda *_: pytest.fail("sampled again"))
     assert screening.screen(chosen, run, right_reward) == first
 
 
@@ -267,7 +267,7 @@ def test_a_prompt_is_screened_within_the_budget_that_training_has(tmp_path, monk
         asked.append(budgets)
         return [Sample(["right", "wrong"][i % 2], 1, True) for i in range(len(budgets))]
 
-    monkeypatch.setattr(screening, "sample_completions", sample)
+    monkeypatch.setattr(screening_rounds, "sample_completions", sample)
     assert screening.screen(chosen, run, right_reward)["kept"] == 3
     assert asked and {budget for budgets in asked for budget in budgets} == {6}
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from grpo_kit.evaluation import evaluate, screening
+from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.rewards.math_answer import math_reward
+from grpo_kit.rewards.tools.routing import make_verifier
 from grpo_kit.runs.reading import read_json, read_lines
 from tests.helpers.acting import follow_script_in_evaluation, prepared, reply_to
 from tests.helpers.counter_world import turn
@@ -71,7 +73,7 @@ def test_held_out_rows_are_scored_in_their_worlds(tiny_policy, tmp_path, monkeyp
     chosen, run = prepared(tmp_path)
     follow_script_in_evaluation(monkeypatch, lambda text, n: reply_to(text, 0))
     rows = read_lines(run.data_file("val"))
-    verifier = evaluate.make_verifier(chosen, run.environments(), math_reward)
-    assert set(evaluate.score_rows(*tiny_policy, rows, verifier, chosen).values()) == {1.0}
+    verifier = make_verifier(chosen, run.environments(), math_reward)
+    assert set(score_rows(*tiny_policy, rows, verifier, chosen).values()) == {1.0}
     follow_script_in_evaluation(monkeypatch, lambda text, n: reply_to(text, 1))
-    assert set(evaluate.score_rows(*tiny_policy, rows, verifier, chosen).values()) == {0.0}
+    assert set(score_rows(*tiny_policy, rows, verifier, chosen).values()) == {0.0}

@@ -9,7 +9,7 @@ import pytest
 
 from grpo_kit.config import Judge, load_config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import judge_check
+from grpo_kit.evaluation.judge.check import describe_judge
 from grpo_kit.rewards.math_answer import math_reward
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.runs.files import hash_of
@@ -54,7 +54,7 @@ def write_record(config, run):
     """The record of a judge that agreed with 90 of 100 known winners."""
     share = {"value": 0.9, "ci95": [0.82, 0.95]}
     shares = dict.fromkeys(("agreement", "order_decides", "first_wins", "longer_wins", "longer_is_right"), share)
-    judge = judge_check.describe_judge(config, "judge.py") | {"served_model": None}
+    judge = describe_judge(config, "judge.py") | {"served_model": None}
     pairs = {"count": 100, "source": "test", "sha256": "0" * 64}
     record = {"judge": judge, "pairs": pairs, **shares, "no_verdict": 0.0, "judged": 100, "words": []}
     run.evaluation.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from grpo_kit import config
 from grpo_kit.config import to_yaml
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate, screening
+from grpo_kit.evaluation.compare import compare
 from grpo_kit.nemotron import tiny
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
@@ -192,7 +193,7 @@ def test_each_stage_is_measured_and_compared_with_the_one_before(fresh, math_rew
     record(chosen, run, "train", run.stage_files("sft").adapter, run.stage_files("sft").adapter)
     for name in ("before", "after_sft", "after"):
         evaluate.measure(chosen, run, name, math_reward)
-    report = evaluate.compare(run)
+    report = compare(run)
     assert [row["measurement"] for row in report["stages"]] == ["before", "after_sft", "after"]
     assert report["stages"][2]["difference"] == 0 and "difference" not in report["stages"][0]
     assert report["stages"][1]["pass@1"] == report["after"]["pass@1"]

@@ -20,7 +20,6 @@ from rich.console import Console
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.display.terminal import accuracies
-from grpo_kit.evaluation import evaluate
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -59,11 +58,11 @@ def trained_with(monkeypatch):
         trainer.model = trainer
         return trainer
 
-    def scores(model, tokenizer, rows, verifier, chosen):
+    def score_rows(model, tokenizer, rows, verifier, chosen):
         return {row["id"]: float(n < model.now * len(rows)) for n, row in enumerate(rows)}
 
     monkeypatch.setattr(train, "make_trainer", make_trainer)
-    monkeypatch.setattr(evaluate, "score_rows", scores)
+    monkeypatch.setattr(tune, "score_rows", score_rows)
     return rates
 
 
@@ -190,19 +189,19 @@ def test_a_search_that_is_stopped_before_its_first_trial_ends_says_so_and_begins
 
 @pytest.mark.slow
 def test_a_killed_trial_is_repeated(run, trained_with, monkeypatch):
-    score_rows = evaluate.score_rows
+    score_rows = tune.score_rows
 
     def killed(model, *rest):
         if len(trained_with) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return score_rows(model, *rest)
 
-    monkeypatch.setattr(evaluate, "score_rows", killed)
+    monkeypatch.setattr(tune, "score_rows", killed)
     child = multiprocessing.get_context("fork").Process(target=search, args=(run, LR), kwargs={"trials": 4})
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
-    monkeypatch.setattr(evaluate, "score_rows", score_rows)
+    monkeypatch.setattr(tune, "score_rows", score_rows)
     result = search(run, LR, trials=4)
     assert len(trained_with) == 2  # two stood, one was made again, one was left
     import optuna

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grpo_kit.data.gold_answers import find_unusable_golds
-from grpo_kit.evaluation.evaluate import call_verifier
+from grpo_kit.evaluation.scores import call_verifier
 from grpo_kit.policy.generate import Sample
 from grpo_kit.rewards.tools.audit import audit_reward
 from grpo_kit.rewards.tools.calling import call_reward, call_rewards, read_rewards, reward_names

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from grpo_kit import config
 from grpo_kit.cli import stages
 from grpo_kit.evaluation import evaluate
+from grpo_kit.evaluation.compare import compare
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
@@ -155,7 +156,7 @@ def test_evaluation_says_what_the_pairs_changed(trained, tmp_path, math_reward):
     chosen, run = open_copy(trained, tmp_path)
     prefer(chosen, run)
     evaluate.measure(chosen, run, "after_prefer", math_reward)
-    report = evaluate.compare(run)
+    report = compare(run)
     assert [row["measurement"] for row in report["stages"]] == ["before", "after", "after_prefer"]
     (sentence,) = report["calls"]  # nobody calls a tool, and so nothing is said of that
     assert sentence.startswith("Learning from pairs changed accuracy by ") and "on 60 problems." in sentence

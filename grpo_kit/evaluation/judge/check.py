@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from grpo_kit.config import Judge, Policy, RunConfig
-from grpo_kit.evaluation.judge_figures import LEAST_PAIRS, SELF, find_fault, summarise_verdicts, write_words
-from grpo_kit.evaluation.judge_pairs import Pair, hash_pairs, make_pairs, read_pairs
+from grpo_kit.evaluation.judge.figures import LEAST_PAIRS, SELF, find_fault, summarise_verdicts, write_words
+from grpo_kit.evaluation.judge.pairs import Pair, hash_pairs, make_pairs, read_pairs
 from grpo_kit.nemotron import expert_placement
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward

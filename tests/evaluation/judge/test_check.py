@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from grpo_kit.cli.main import app
 from grpo_kit.config import Judge, load_config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation import evaluate, judge_check, problem_sets, screening
+from grpo_kit.evaluation import evaluate, problem_sets, screening
+from grpo_kit.evaluation.judge import check
 from grpo_kit.rewards.tools.audit import audit_reward
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import find_judge, make_verifier
@@ -61,16 +62,16 @@ def judged_by(config, model, **settings):
 def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training(prepared, server, capsys):
     config, run, pairs = prepared
     config, seen = judged_by(config, server.url), []
-    result = judge_check.check_judge(config, run, pairs, progress=lambda *counts: seen.append(counts))
+    result = check.check_judge(config, run, pairs, progress=lambda *counts: seen.append(counts))
     assert (result["agreement"]["value"], result["order_decides"]["value"], result["no_verdict"]) == (1.0, 0.0, 0.0)
     assert result["agreement"]["ci95"][0] > 0.8 and result["first_wins"]["value"] == 0.5
     assert result["words"][0] == "This judge may train." and seen == [(16, 20), (20, 20)]
     assert json.loads(run.judge.read_text()) == result
     judges = [find_judge(load_reward("judge.py"))]
-    assert judge_check.require_checked(config, run, []) == {}
-    assert judge_check.require_checked(config, run, judges)["judge"]["agreement"] == result["agreement"]
+    assert check.require_checked(config, run, []) == {}
+    assert check.require_checked(config, run, judges)["judge"]["agreement"] == result["agreement"]
     assert "agrees with 100.0% of 20 known winners" in capsys.readouterr().out
-    judge_check.hand_over(config, run, judges, (None, None))
+    check.hand_over(config, run, judges, (None, None))
     assert judges[0].server.served_model == "judge-7b"  # the one that was measured
     for other, words in (
         (judged_by(config, f"{server.url}/v2"), rf"judge.model is {server.url}/v2, and {server.url} was measured\)"),
@@ -86,12 +87,12 @@ def test_a_judge_that_knows_the_answers_passes_and_its_record_opens_the_training
     ):
         if words:
             with pytest.raises(ValueError, match=f"{words}.*grpo-kit rewards judge-check --run r") as error:
-                judge_check.require_checked(other, run, judges)
+                check.require_checked(other, run, judges)
             named = other.judge.model != "policy"
             assert (f"--run r judge.model={other.judge.model}" in str(error.value)) == named
         else:
-            judge_check.require_checked(other, run, judges)
-    assert judge_check.check_judge(config, run, pairs)["agreement"] == result["agreement"]
+            check.require_checked(other, run, judges)
+    assert check.check_judge(config, run, pairs)["agreement"] == result["agreement"]
     assert len(server.asked) == 40  # the second time, judge.jsonl had the verdicts
 
 
@@ -100,13 +101,13 @@ def test_a_judge_that_answers_nonsense_may_not_train(prepared, server):
     server.prefers = lambda *texts: 99
     run.judge.unlink(missing_ok=True)
     silent = judged_by(config, server.url, concurrency=2)
-    result = judge_check.check_judge(silent, run, pairs)
+    result = check.check_judge(silent, run, pairs)
     assert result["agreement"] is None and result["no_verdict"] == 1.0 and len(server.asked) == 32  # and not 40
     assert "gives no verdict on 100% of the comparisons" in result["words"][0] and not run.judge.exists()
     assert result["words"][-1] == "Pairs tried: 16 of 20. Nothing was recorded."
     assert "or the ranking not from 1 to 6" in result["words"][1]
     run.judge.write_text("an earlier record")
-    result = judge_check.check_judge(silent, run, pairs, limit=2)
+    result = check.check_judge(silent, run, pairs, limit=2)
     assert run.judge.read_text() == "an earlier record"
     assert result["words"][-1] == f"Pairs tried: 2 of 2. {run.judge} keeps what was measured before."
     run.judge.unlink()
@@ -116,7 +117,7 @@ def test_a_row_that_comes_200_times_is_one_pair_and_admits_no_judge(prepared, se
     config, run, _ = prepared
     row = json.dumps({"prompt": "What is 4?", "chosen": "4", "rejected": "5"})
     (tmp_path / "same.jsonl").write_text(f"{row}\n" * 200)
-    result = judge_check.check_judge(judged_by(config, server.url), run, tmp_path / "same.jsonl")
+    result = check.check_judge(judged_by(config, server.url), run, tmp_path / "same.jsonl")
     assert (result["pairs"]["count"], result["pairs"]["equal"], result["judged"]) == (1, 199, 1)
     assert result["words"][:2] == [
         "This judge may not train: it was measured on 1 pair with a known winner, and 20 are needed.",
@@ -130,18 +131,18 @@ def test_the_embedded_policy_knows_no_judging_and_training_is_refused(prepared):
     run.judge.unlink(missing_ok=True)
     judges = [find_judge(load_reward("judge.py"))]
     with pytest.raises(ValueError, match="nobody has measured it. Measure it with `grpo-kit rewards judge-check"):
-        judge_check.require_checked(config, run, judges)
-    result = judge_check.check_judge(config, run, pairs)
+        check.require_checked(config, run, judges)
+    result = check.check_judge(config, run, pairs)
     low, high = result["agreement"]["ci95"]
     assert low < 0.5 < high or result["agreement"]["value"] < 0.5
     assert result["order_decides"]["value"] > 0.9  # it always writes the same
     assert result["words"][-1].startswith("The policy judges itself: this is agreement with the untrained model.")
     with pytest.raises(ValueError, match="The judge may not train: it agrees with .* known winners .*judge.model"):
-        judge_check.require_checked(config, run, judges)
+        check.require_checked(config, run, judges)
     edited = load_reward("judge.py")
     config = replace(config, policy=replace(config.policy, model="tiny-office"))
     with pytest.raises(ValueError, match=r"not the one that was measured \(another policy\)"):
-        judge_check.require_checked(config, run, [edited])
+        check.require_checked(config, run, [edited])
 
 
 def test_a_damaged_record_is_named(prepared):
@@ -150,23 +151,23 @@ def test_a_damaged_record_is_named(prepared):
     for text in ("", "{", "[]", '{"judge": {}}'):
         run.judge.write_text(text)
         with pytest.raises(ValueError, match=r"judge.json.* damaged: .*judge-check"):
-            judge_check.require_checked(config, run, [find_judge(load_reward("judge.py"))])
+            check.require_checked(config, run, [find_judge(load_reward("judge.py"))])
     run.judge.unlink()
 
 
 def test_a_model_that_does_not_exist_is_named_as_the_judges(prepared):
     config, run, pairs = prepared
     with pytest.raises(FileNotFoundError, match="^judge.model is 'no/such'"):
-        judge_check.check_judge(judged_by(config, "no/such"), run, pairs)
+        check.check_judge(judged_by(config, "no/such"), run, pairs)
 
 
 def test_a_judge_of_another_folder_is_loaded_by_the_kits_loader(prepared):
     config, _, _ = prepared
-    model, tokenizer = judge_check.load_judge(judged_by(config, "tiny-office"))
+    model, tokenizer = check.load_judge(judged_by(config, "tiny-office"))
     assert model.num_parameters() and tokenizer.chat_template
     shared = object(), object()
-    assert judge_check.load_judge(config, shared) is shared
-    assert judge_check.load_judge(judged_by(config, "http://host/v1"), shared) == (None, None)
+    assert check.load_judge(config, shared) is shared
+    assert check.load_judge(judged_by(config, "http://host/v1"), shared) == (None, None)
 
 
 def test_what_needs_right_and_wrong_refuses_a_judge(prepared):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
 from grpo_kit.evaluation.intervals import mean_interval
-from grpo_kit.evaluation.judge_pairs import Pair
+from grpo_kit.evaluation.judge.pairs import Pair
 
 MOST_SILENT = 0.1  # share of the comparisons that may have no verdict
 LEAST_PAIRS = 20  # that need a verdict before a judge may train, or anything is concluded from them

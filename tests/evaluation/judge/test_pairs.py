@@ -6,7 +6,7 @@ import pytest
 
 from grpo_kit.config import load_config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.evaluation.judge_pairs import Pair, hash_pairs, make_pairs, read_pairs
+from grpo_kit.evaluation.judge.pairs import Pair, hash_pairs, make_pairs, read_pairs
 from grpo_kit.runs.run import find_run
 from tests.helpers.settings import SMALL
 
@@ -197,7 +197,7 @@ def test_a_missing_empty_or_large_file_is_refused(tmp_path, monkeypatch):
     path.write_text("\n\n")
     with pytest.raises(ValueError, match="holds no pair"):
         read_pairs(path, 10)
-    monkeypatch.setattr("grpo_kit.evaluation.judge_pairs.LONGEST_FILE", 20)
+    monkeypatch.setattr("grpo_kit.evaluation.judge.pairs.LONGEST_FILE", 20)
     path.write_bytes(GOOD)
     with pytest.raises(ValueError, match="at most 20 are read"):
         read_pairs(path, 10)

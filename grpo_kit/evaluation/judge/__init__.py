@@ -1,0 +1,1 @@
+"""How good a judge is: pairs with a known winner, its verdicts on them, and whether it may train."""
