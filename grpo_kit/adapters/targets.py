@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from grpo_kit.config.checks import suggest_nearest
-from grpo_kit.config.schema import ALL_LINEAR, compile_target, is_pattern
+from grpo_kit.config.lora import ALL_LINEAR, compile_target, is_pattern
 from grpo_kit.nemotron.base_models import name_endings, select_modules, shortest_targets
 
 

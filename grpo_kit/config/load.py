@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from grpo_kit.config.arguments import OneOrMore, as_texts
 from grpo_kit.config.checks import suggest_nearest
 from grpo_kit.config.environments import Environment
-from grpo_kit.config.schema import RunConfig, split_targets
+from grpo_kit.config.lora import split_targets
+from grpo_kit.config.schema import RunConfig
 
 PRESETS = Path(__file__).with_name("presets")
 # The types of keys, the containers first: what a value must be, and an example for a key without a default.

@@ -1,7 +1,8 @@
 """The sections of a configuration: frozen dataclasses with defaults, each checked when it is made.
 
 Keys have the names that TRL, PEFT and transformers use, so a person who knows `GRPOConfig` knows `grpo` (in
-`config.grpo`). OmegaConf checks the types; what it cannot know (a rank above 32, a share above 1) is checked here.
+`config.grpo`; the other large sections have a file each, too). OmegaConf checks the types; what it cannot know (a rank
+above 32, a share above 1) is checked here.
 """
 
 import re
@@ -20,9 +21,10 @@ from grpo_kit.config.checks import (
 )
 from grpo_kit.config.dpo import Dpo
 from grpo_kit.config.environments import END_STATE, KNOWN, MATH, Environment, check_environment_name, require_rewards
+from grpo_kit.config.evaluation import Evaluation
 from grpo_kit.config.grpo import Grpo
 from grpo_kit.config.judge import Judge
-from grpo_kit.config.protocols import MAX_LORA_RANK, apply_protocol
+from grpo_kit.config.lora import Lora
 from grpo_kit.config.sft import Sft
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -81,61 +83,6 @@ def require_policy(policy: Any) -> None:
     """Raise TypeError unless `policy` is the policy section of a configuration."""
     remedy = 'Write load_config("tiny").policy, or config.policy where you have a configuration.'
     require_type("policy", policy, Policy, "the policy section of a configuration", remedy)
-
-
-ALL_LINEAR = "all-linear"  # PEFT's word for all linear layers but the output layer
-
-
-def is_pattern(target: str) -> bool:
-    """Whether a target module is a regular expression and not a name."""
-    return bool(re.search(r"[\\^$*+?()\[\]{}|]", target))
-
-
-def compile_target(target: str) -> re.Pattern[str]:
-    """The regular expression of a target module; ValueError for one that cannot be read."""
-    try:
-        return re.compile(target)
-    except re.error as error:
-        raise ValueError(
-            f"lora.target_modules is {target!r}, which is not a regular expression ({error}). Correct it, or list "
-            "names."
-        ) from None
-
-
-def split_targets(text: str) -> list[str]:
-    """The target modules in one text: names with commas between them, `all-linear`, or a regular expression.
-
-    >>> split_targets("q_proj, v_proj"), split_targets(".*[qv]_proj")
-    (['q_proj', 'v_proj'], ['.*[qv]_proj'])
-    """
-    return [text] if is_pattern(text) else [name.strip() for name in text.split(",") if name.strip()]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """PEFT's LoRA. `target_modules` are endings of module names, regular expressions, or `all-linear`.
-
-    Each must match a module of the model. One text, also with commas, stands for a list.
-    """
-
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-
-    def __post_init__(self) -> None:
-        require_at_least("lora.r", self.r, 1, "a LoRA update has at least rank 1")
-        require(
-            self.r <= MAX_LORA_RANK,
-            f"lora.r is {self.r}; the challenge's scorer accepts ranks up to {MAX_LORA_RANK}. "
-            f"Set lora.r to {MAX_LORA_RANK} or less.",
-        )
-        require(
-            bool(self.target_modules),
-            "lora.target_modules is empty; without a target nothing is trained. Name at least one module.",
-        )
-        for target in filter(is_pattern, self.target_modules):
-            compile_target(target)
 
 
 @dataclass(frozen=True)
@@ -208,61 +155,6 @@ class Data:
     def identity(self) -> dict[str, Any]:
         """The settings that decide the rows; `pass_rate` and `mix`, which later choose among them, are left out."""
         return {key: value for key, value in asdict(self).items() if key not in ("pass_rate", "mix")}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How accuracy on held-out problems is measured. A `protocol` fixes the settings that it publishes."""
-
-    sets: list[str] = field(default_factory=lambda: ["test"])  # the run's own test split; recipes, files, Hub ids
-    protocol: str | None = None  # challenge: its scorer's sampling, prompt and verifier replace the other keys
-    use_vllm: bool = True  # if it can be imported and gives the same answers as transformers; else transformers
-    num_problems: int | None = None  # of each set; None: all
-    num_generations: int = 1  # samples per problem
-    max_completion_length: int = 512  # tokens
-    temperature: float = 1.0  # 0: greedy
-    top_p: float = 1.0
-    top_k: int = 0
-    batch_size: int = 64  # completions that are sampled at a time
-    verifier: str = "math_answer.py:math_reward"
-    # Measured besides: on, off, 128 (a budget that the prompt states), cut128 (thoughts are closed by force)
-    modes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        apply_protocol(self)
-        self._check_modes()
-        problems = 1 if self.num_problems is None else self.num_problems
-        require_at_least("evaluation.num_problems", problems, 1, "an accuracy needs a problem")
-        require_at_least("evaluation.num_generations", self.num_generations, 1, "each problem is tried at least once")
-        length = self.max_completion_length
-        require_at_least("evaluation.max_completion_length", length, 1, "a completion has at least one token")
-        require_at_least("evaluation.batch_size", self.batch_size, 1, "a batch has at least one completion")
-        require(self.temperature >= 0, f"evaluation.temperature is {self.temperature}; it must be 0 (greedy) or more.")
-
-    def _check_modes(self) -> None:
-        words = {"True": "on", "False": "off"}  # what YAML reads these two words as
-        self.modes[:] = [words.get(mode, mode) for mode in self.modes]
-        for mode in self.modes:
-            require(
-                bool(re.fullmatch(r"on|off|(cut)?[1-9]\d{0,8}", mode)) and self.modes.count(mode) == 1,
-                f"evaluation.modes has {mode!r}; a mode is on, off, a budget in tokens such as 128, or cut128 for one "
-                "that is kept by force, and each is named once. Correct the list.",
-            )
-            length = self.max_completion_length
-            require(
-                not mode.isdigit() or int(mode) < length,
-                f"evaluation.modes has {mode} and evaluation.max_completion_length is {length}; no thought could "
-                f"exceed that budget and be answered. Name budgets below {length}, or set the length higher.",
-            )
-        require(
-            not (self.modes and self.protocol),
-            f"evaluation.protocol is {self.protocol!r}, which fixes how the policy thinks, and evaluation.modes is "
-            f"{self.modes}. Leave one of them out.",
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide a measurement; `modes`, which are measured besides, are left out."""
-        return {key: value for key, value in asdict(self).items() if key != "modes"}
 
 
 @dataclass(frozen=True)

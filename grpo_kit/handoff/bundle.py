@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
-from grpo_kit.config.schema import ALL_LINEAR, is_pattern
+from grpo_kit.config.lora import ALL_LINEAR, is_pattern
 from grpo_kit.data import curriculum, gold_answers
 from grpo_kit.data.splits import SPLITS
 from grpo_kit.environments.worlds.loading import load_worlds

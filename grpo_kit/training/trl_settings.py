@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo_kit.config import Grpo, RunConfig, Stage
-from grpo_kit.config.schema import is_pattern
+from grpo_kit.config.lora import is_pattern
 from grpo_kit.runs import processes
 from grpo_kit.training import trackers
 

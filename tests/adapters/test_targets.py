@@ -10,7 +10,7 @@ from grpo_kit.adapters.lora import add_lora, describe_lora
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.cli.main import app
 from grpo_kit.config import Lora
-from grpo_kit.config.schema import split_targets
+from grpo_kit.config.lora import split_targets
 from grpo_kit.policy.load import load_policy
 from grpo_kit.training.trl_settings import make_trl_config
 
