@@ -26,6 +26,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 LONGEST_LINE = 2**26  # bytes
 MOST_UNPACKED = 50  # a gzip file that unpacks to more than this times its size is refused ...
 FREELY_UNPACKED = 2**22  # ... once it has unpacked to this many bytes more
+TOO_DEEP = "has lists and objects that lie too deep within each other"
 PEEKED_ROWS = 1000  # rows of a JSON file that are read to learn its columns
 WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
 
@@ -219,11 +220,12 @@ def _read_json_array(path: Path, lines: Iterator[NumberedLine]) -> NumberedRows:
 def _parse_json(path: Path, number: int, text: str) -> Any:
     try:
         return json.loads(text.rstrip())  # an error at the end is then in the last line and not behind it
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise _TooDeepError(f"{path}, line {number} {TOO_DEEP}. Correct or remove the line.") from None
+    except ValueError as error:
         line = number + getattr(error, "lineno", 1) - 1
         reason = str(error).split(": line ")[0]
-        kind = _TooDeepError if isinstance(error, RecursionError) else ValueError
-        raise kind(f"{path}, line {line} is not JSON ({reason}). Correct or remove the line.") from None
+        raise ValueError(f"{path}, line {line} is not JSON ({reason}). Correct or remove the line.") from None
 
 
 def _require_object(path: Path, number: int, row: Any, text: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data import leaks
-from grpo_kit.data.files import open_table
+from grpo_kit.data.files import TOO_DEEP, open_table
 from grpo_kit.environments.reading import Refused
 from grpo_kit.evaluation.problem_sets import load_set
 from grpo_kit.policy.chat import Messages, completion_text
@@ -57,8 +57,7 @@ def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> t
     def leave_out(reason: str, place: str, detail: str) -> None:
         first.setdefault(reason, [0, place, detail])[0] += 1
 
-    deep = "its lists and objects lie too deep within each other"
-    table = open_table(path, lambda line: leave_out("too deep", f"line {line}", deep))
+    table = open_table(path, lambda line: leave_out("too deep", f"line {line}", f"it {TOO_DEEP}"))
     if missing := [name for name in NEEDED if name not in table.columns]:
         raise ValueError(
             f"{path} lacks the column {missing[0]!r} (it has {', '.join(table.columns)[:200] or 'none'}); a pair has "

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from grpo_kit.config import RunConfig
 from grpo_kit.data import leaks
-from grpo_kit.data.files import SUFFIX_WORDS, Table, get_suffix, open_table
+from grpo_kit.data.files import SUFFIX_WORDS, TOO_DEEP, Table, get_suffix, open_table
 from grpo_kit.data.hub import open_hub_set
 from grpo_kit.data.puzzles import traces
 from grpo_kit.data.sources import locate_source
@@ -159,11 +159,15 @@ def _read_source(source: TextSource, config: RunConfig, run: Run) -> list[Exampl
     if source.item.startswith(OF_RUN):
         found, reasons = right_completions.read_right(source.item.removeprefix(OF_RUN), run, config)
         return [*found, *(LeftOut(source.item, reason, detail) for reason, detail in reasons)]
-    table, place = _open(source, config)
+    too_deep: list[LeftOut] = []
+    table, place = _open(source, config, too_deep)
     if not table.columns:
-        raise ValueError(f"{place} holds 0 rows; there is nothing to learn from. Give a source that is not empty.")
+        left_out = f" {describe_left_out(too_deep)}" if too_deep else ""
+        raise ValueError(
+            f"{place} holds 0 rows; there is nothing to learn from.{left_out} Give a source that is not empty."
+        )
     require_columns(table.columns, place)
-    return list(_read_rows(table, place, config))
+    return [*_read_rows(table, place, config), *too_deep]
 
 
 def _read_traces(
@@ -191,9 +195,15 @@ def _read_traces(
     return examples, left_out, traces.summarise_traces(traced, refused, limits)
 
 
-def _open(source: TextSource, config: RunConfig) -> tuple[Table, str]:
+def _open(source: TextSource, config: RunConfig, too_deep: list[LeftOut]) -> tuple[Table, str]:
+    """The table of a source, which adds its lines that cannot be read to `too_deep`, and the name of its place."""
     if source.files:
-        return open_table(source.files[0]), source.files[0].name
+        name = source.files[0].name
+
+        def leave_out(line: int) -> None:
+            too_deep.append(LeftOut(f"{name}, line {line}", "too deep", f"it {TOO_DEEP}"))
+
+        return open_table(source.files[0], leave_out), name
     recipe = locate_source(source.item, config.data).recipe
     try:
         return open_hub_set(recipe, None), source.item

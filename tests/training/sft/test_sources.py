@@ -57,6 +57,23 @@ def test_rows_of_several_files_come_in_their_order_and_repeated_ones_once(prepar
     ]
 
 
+def test_a_line_whose_lists_lie_too_deep_is_left_out_with_its_place(prepared, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    good, deep = json.dumps(text("Name a fish.")), '{"prompt": "q", "completion": "a", "more": %s}' % ("[" * 9999)
+    path.write_text(f"{deep}\n{good}\n{deep}\n")
+    examples, left_out = read(*with_source(prepared, path))
+    assert [example.place for example in examples] == ["texts.jsonl, line 2"]
+    assert [(each.place, each.reason) for each in left_out] == [
+        ("texts.jsonl, line 1", "too deep"),
+        ("texts.jsonl, line 3", "too deep"),
+    ]
+    path.write_text(f"{deep}\n")
+    with pytest.raises(
+        ValueError, match=r"1 left out \(too deep\): texts.jsonl, line 1: it has lists and objects that"
+    ):
+        read(*with_source(prepared, path))
+
+
 def test_problems_of_held_out_rows_never_come_in(prepared, tmp_path):
     chosen, run = prepared
     held_out = [read_lines(run.data_file(split))[0]["prompt"][-1]["content"] for split in ("val", "test")]
