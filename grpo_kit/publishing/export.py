@@ -186,14 +186,13 @@ def write_export(export: Export, progress: Progress | None = None) -> bool:
 
 
 def _fill_lora(export: Export, folder: Path, measured: str, progress: Progress | None) -> None:
-    gguf_lora.write_gguf(export.plan, folder / "adapter.gguf", export.name, export.label, progress)
+    rounding = gguf_lora.write_gguf(export.plan, folder / "adapter.gguf", export.name, export.label, progress)
     digest = hash_of(folder / "adapter.gguf")
     stages = export.run.trained_stages() if export.run else []
     write_text(folder / "Modelfile", llama_cpp.make_modelfile(export.config, bool(export.run)))
     write_text(folder / "SHA256SUMS", f"{digest}  adapter.gguf\n")
-    text = llama_cpp.describe_lora(
-        export.config, export.name, export.label, stages, digest, measured, [f"{note}." for note in export.notes]
-    )
+    notes = [f"{note}." for note in export.notes] + [*filter(None, [rounding.describe(export.plan.dtype)])]
+    text = llama_cpp.describe_lora(export.config, export.name, export.label, stages, digest, measured, notes)
     write_text(folder / "README.md", text)
 
 

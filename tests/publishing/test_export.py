@@ -125,6 +125,13 @@ def test_an_adapter_from_elsewhere_needs_a_place(tmp_path):
         exporting.plan_export(RunConfig(), find_run("r", tmp_path), "gguf-lora", tmp_path)
 
 
+def test_what_float16_loses_stands_in_the_readme(foreign, tmp_path):
+    assert exporting.write_export(foreign()) and "Rounding" not in (tmp_path / "out/README.md").read_text()
+    exporting.write_export(foreign(dtype="float16"))
+    last = (tmp_path / "out/README.md").read_text().splitlines()[-1]
+    assert last.startswith("- Rounding to float16 changes the adapter's update by 0.0") and "output.weight" in last
+
+
 def test_the_disk_that_a_merged_30b_needs_is_said_without_its_weights_and_refused(foreign, tmp_path, monkeypatch):
     modules = base_models.lora_modules(base_models.PUBLISHED)
     folder = make_adapter(tmp_path / "large", {"lm_head": modules["lm_head"]}, base=base_models.PUBLISHED, rank=1, r=1)

@@ -44,12 +44,17 @@ def make_adapter(folder, modules, rank=4, base="grpo-kit/tiny", spread=1.0, **co
     return folder
 
 
-def write(folder, base="tiny", dtype="float32", name="adapter.gguf"):
-    """(fields, {tensor name: array}, plan) of the GGUF of an adapter, and its pairs by module."""
+def convert(folder, base="tiny", dtype="float32", name="adapter.gguf"):
+    """Write the GGUF of an adapter; its pairs by module, the plan, and what rounding changes."""
     source = AdapterFolder(folder)
     pairs, _ = read_pairs(source, base_models.lora_modules(base))
     plan = gguf_lora.plan_gguf(pairs, base, source.config.alpha, dtype)
-    gguf_lora.write_gguf(plan, folder / name, "mine", base)
+    return pairs, plan, gguf_lora.write_gguf(plan, folder / name, "mine", base)
+
+
+def write(folder, base="tiny", dtype="float32", name="adapter.gguf"):
+    """(fields, {tensor name: array}, plan) of the GGUF of an adapter, and its pairs by module."""
+    pairs, plan, _ = convert(folder, base, dtype, name)
     reader = gguf.GGUFReader(folder / name)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     return fields, {tensor.name: np.array(tensor.data) for tensor in reader.tensors}, plan, pairs
@@ -152,6 +157,54 @@ def test_float16_halves_the_file_within_rounding(tmp_path):
         assert half[name].dtype == np.float16 and np.array_equal(half[name], array.astype(np.float16))
 
 
+def tiny_pairs(folder, exponents):
+    """An adapter of random pairs on {module: n}, the numbers of its B about 10^n, those of its A about 1."""
+    make_adapter(folder, {name: MODULES[name] for name in exponents})
+    source = AdapterFolder(folder)
+    tensors = {key: source.read_tensor(key) for key in source.entries}
+    for name, exponent in exponents.items():
+        tensors[f"base_model.model.{name.replace('backbone.', 'model.')}.lora_B.weight"] *= 10.0**exponent
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_what_float16_changes_is_the_distance_of_the_updates(tmp_path):
+    """The distance as it is without any trick: both products in float64, their difference, its norm."""
+    name, other = f"{LAYER}2.mixer.k_proj", f"{LAYER}0.mixer.out_proj"
+    folder = tiny_pairs(tmp_path / "a", {name: 0, other: -5})
+    _, plan, rounding = convert(folder, dtype="float16")
+    assert convert(folder, name="whole.gguf")[2] == (0.0, 0.0, plan.stacks[0].name)
+    squares = {}
+    fields, whole, *_ = write(folder, name="whole.gguf")
+    fields, half, *_ = write(folder, dtype="float16")
+    for known in ("blk.2.attn_k", "blk.0.ssm_out"):
+        update, stored = update_of(fields, whole, known), update_of(fields, half, known)
+        squares[known] = np.square(update).sum(), np.square(update - stored).sum()
+    total, lost = map(sum, zip(*squares.values()))
+    update, rest = squares["blk.0.ssm_out"]
+    assert rounding.share == pytest.approx(math.sqrt(lost / total), rel=1e-6) and 1e-4 < rounding.share < 4e-4
+    assert rounding.worst == pytest.approx(math.sqrt(rest / update), rel=1e-6) and rounding.worst > 1e-3
+    assert rounding.name == "blk.0.ssm_out.weight"
+
+
+@pytest.mark.parametrize(("exponent", "lost"), [(-9, "100.0%"), (-7, "16.7%"), (-6, "1.7%")])
+def test_an_adapter_too_small_for_float16_is_refused_with_what_would_be_lost(tmp_path, exponent, lost):
+    """float16's smallest numbers are multiples of d = 6.0e-8, whose rounding loses d / sqrt(12), so 17 % of 1e-7."""
+    folder = tiny_pairs(tmp_path / "a", {"lm_head": exponent})
+    message = (
+        rf"adapter's: {lost} of its update would be lost \(Frobenius norm\), and at most 1% may be\. Write float32\."
+    )
+    with pytest.raises(ValueError, match=message):
+        write(folder, dtype="float16")
+    assert write(folder)[1]["output.weight.lora_b"].any()
+
+
+def test_one_small_matrix_among_large_ones_is_kept_and_named(tmp_path):
+    folder = tiny_pairs(tmp_path / "a", {"lm_head": 0, f"{LAYER}2.mixer.v_proj": -9})
+    *_, rounding = convert(folder, dtype="float16")
+    assert rounding.share < 4e-4 and rounding.worst == 1.0 and rounding.name == "blk.2.attn_v.weight"
+
+
 def test_the_same_adapter_gives_the_same_bytes(tmp_path):
     folder = make_adapter(tmp_path / "a", MODULES)
     write(folder)
@@ -247,6 +300,17 @@ def test_two_zeros_in_one_stack_are_zero_although_each_half_has_numbers(tmp_path
     for key, tensor in tensors.items():
         if (".0." in key) == ("lora_A" in key):
             tensor.zero_()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="Every update of the adapter is zero"):
+        write(folder)
+
+
+def test_a_pair_is_zero_whose_numbers_never_meet_in_one_rank(tmp_path):
+    folder = make_adapter(tmp_path / "a", {"lm_head": MODULES["lm_head"]})
+    source = AdapterFolder(folder)
+    tensors = {key: source.read_tensor(key) for key in source.entries}
+    tensors["base_model.model.lm_head.lora_A.weight"][:2] = 0
+    tensors["base_model.model.lm_head.lora_B.weight"][:, 2:] = 0
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="Every update of the adapter is zero"):
         write(folder)
