@@ -14,6 +14,7 @@ from grpo_kit.display import console
 from grpo_kit.kaggle import kernel, run_kernel
 from grpo_kit.kaggle import submit as submission
 from grpo_kit.kaggle import wheels as wheel_folder
+from grpo_kit.kaggle.accelerators import ACCELERATORS, OFFLINE, find_accelerator
 from grpo_kit.runs.installation import read_install_cell
 from grpo_kit.runs.places import find_root
 
@@ -27,7 +28,7 @@ def push(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as grpo.max_steps=50", show_default=False)
     ] = None,
-    accelerator: Annotated[str, typer.Option(help=", ".join(kernel.ACCELERATORS))] = kernel.OFFLINE,
+    accelerator: Annotated[str, typer.Option(help=", ".join(ACCELERATORS))] = OFFLINE,
     preset: Annotated[
         str | None,
         typer.Option("--config", "-c", help="a preset (default: the one for the accelerator)", show_default=False),
@@ -52,7 +53,7 @@ def push(
     Called again with the same settings, it follows the run that was pushed before.
     """
     path = kernel.find_notebook(notebook)
-    note = kernel.find_accelerator(accelerator).note
+    note = find_accelerator(accelerator).note
     build = partial(
         kernel.build_kernel, notebook=path, accelerator=accelerator, root=find_root(), run=name, preset=preset,
         overrides=overrides or (), datasets=dataset or (), kernels=kernel_source or (),
@@ -76,7 +77,7 @@ def push(
         console.print_next(["submit", str(zips[0])])
         return
     options = (("--accelerator", accelerator), ("-c", preset), ("--run", name))
-    given = [word for option, value in options if value and value != kernel.OFFLINE for word in (option, value)]
+    given = [word for option, value in options if value and value != OFFLINE for word in (option, value)]
     # The output of 01_setup holds the NF4 checkpoint, which every later notebook needs.
     sources = [*(source for source in kernel_source or () if "-01-setup" in source), outcome.kernel]
     mounted = [word for source in sources for word in ("--kernel-source", source)]

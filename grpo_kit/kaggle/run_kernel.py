@@ -6,7 +6,6 @@ not pushed again without `force`, and the next call follows the run, however the
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.kaggle.kernel import GPU_LINE, Kernel, find_accelerator
+from grpo_kit.kaggle.accelerators import compare_gpu, find_gpu
+from grpo_kit.kaggle.kernel import Kernel
 from grpo_kit.kaggle.submit import describe_calls
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.texts import format_time
@@ -223,48 +223,6 @@ def download_output(client: Any, note: dict[str, Any], folder: Path) -> tuple[Pa
 def versioned_name(note: dict[str, Any]) -> str:
     """owner/slug/version, or owner/slug, which means the latest version, if the push had no answer."""
     return f"{note['kernel']}/{note['version']}" if note["version"] else note["kernel"]
-
-
-def find_gpu(folder: Path, since: str) -> tuple[str, str] | None:
-    """The GPU that a run had, from the first cell's line in the log or else from a stage that ended after `since`.
-
-    Args:
-        folder: the downloaded output.
-        since: UTC, ISO 8601.
-
-    Returns:
-        (GPU, the file that says so), or None when no file does.
-    """
-    for log in sorted(folder.glob("*.log")):
-        line = re.search(rf"{GPU_LINE} (.*?)(?:\\n|\n|\"|$)", log.read_text(encoding="utf-8", errors="replace"))
-        if line:
-            return line[1], str(log)
-    for path in sorted(folder.glob("**/run.json")):
-        try:
-            stages = json.loads(path.read_text(encoding="utf-8"))["stages"].values()
-            gpus = [stage["environment"]["gpu"] for stage in stages if stage["finished"] >= since]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # not a run.json of the kit
-        if gpus:
-            return gpus[-1] or "no GPU", str(path)
-    return None
-
-
-def compare_gpu(source: tuple[str, str] | None, accelerator: str) -> tuple[bool | None, str]:
-    """Compare what `find_gpu` returned with the requested accelerator.
-
-    Returns:
-        (whether the requested machine ran, None when unknown; the same in words).
-    """
-    if source is None:
-        return None, "It is not known which GPU ran: neither the log nor a run.json in the output names it."
-    gpu, file = source
-    if re.search(rf"\b{re.escape(find_accelerator(accelerator).gpu)}\b", gpu, re.IGNORECASE):
-        return True, f"It ran on {gpu}, which is the requested {accelerator} ({file})."
-    return False, (
-        f"{accelerator} was requested, but it ran on {gpu} ({file}). Kaggle offers some accelerators only in some "
-        "competitions."
-    )
 
 
 def read_last_lines(folder: Path, count: int = 12) -> list[str]:

@@ -5,10 +5,8 @@ whether the submission was spent. Therefore a note is written beside the zip bef
 submission's description, and Kaggle's own list is searched for the tag before anything is sent again.
 """
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
@@ -16,13 +14,12 @@ from typing import Any
 
 from grpo_kit.adapters.findings import fatal
 from grpo_kit.config.arguments import as_path
-from grpo_kit.kaggle.kernel import COMPETITION
-from grpo_kit.runs.files import hash_of, write_text
+from grpo_kit.kaggle.kernel_metadata import COMPETITION
+from grpo_kit.kaggle.submission_note import LIST_PAGE, Note, Submission
 from grpo_kit.runs.texts import format_time, name_functions
 
 DAILY_LIMIT = 5
 LISTED_AFTER = 600.0  # seconds; a submission that Kaggle's list does not show by then was never made
-LIST_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
 LOOK_AGAIN = (5.0, 10.0, 20.0, 40.0, 80.0)  # seconds between searches for a submission whose answer was lost
 SCORE_PAUSES = (15.0, 22.0, 34.0, 50.0, 76.0, 114.0, 171.0, 256.0)  # seconds between looks at the score; then 300
 
@@ -104,80 +101,6 @@ def describe_calls(say: Say, *calls: tuple[str, dict[str, Any]]) -> None:
     for method, arguments in calls:
         say(f"{method}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})")
     say("dry run: nothing was sent or written")
-
-
-@dataclass(frozen=True)
-class Note:
-    """What is known about the submission of a zip.
-
-    Attributes:
-        sha256: hash of the zip.
-        state: `sending` (no answer yet), `sent`, `scored` or `failed`.
-        at: when the note was written, UTC, ISO 8601.
-        ref: Kaggle's number for the submission, 0 if unknown.
-    """
-
-    sha256: str
-    state: str
-    at: str
-    message: str = ""
-    ref: int = 0
-    score: str = ""
-
-    def age(self) -> float:
-        """Seconds since the note was written."""
-        return (datetime.now(UTC) - datetime.fromisoformat(self.at)).total_seconds()
-
-
-class Submission:
-    """The submission of one zip, identified by its content, with a note in `submitted-HASH.json` beside it.
-
-    Creating the object writes nothing.
-
-    Args:
-        path: the zip.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.zip, self.sha256 = path, hash_of(path) or ""
-        self.tag = f"[grpo-kit {self.sha256[:12]}]"
-        self.note_path = path.with_name(f"submitted-{self.sha256[:12]}.json")
-
-    def describe(self, message: str) -> str:
-        """The description in Kaggle's list: the message and the tag."""
-        return " ".join(filter(None, (message.strip(), self.tag)))
-
-    def read_note(self) -> Note | None:
-        """The note, None if there is none. Raises ValueError for a damaged one: then nobody knows what was sent."""
-        if not self.note_path.exists():
-            return None
-        try:
-            return Note(**json.loads(self.note_path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, RecursionError, IsADirectoryError):
-            raise ValueError(
-                f"{self.note_path} is damaged, so nobody knows whether this zip was submitted. Look for {self.tag} in "
-                f"Kaggle's list ({LIST_PAGE}), then delete the file."
-            ) from None
-
-    def begin(self, message: str) -> None:
-        """Note that the zip is being sent. Raises FileExistsError when another process has noted that before."""
-        note = Note(self.sha256, "sending", _now(), message)
-        try:
-            with self.note_path.open("x", encoding="utf-8") as file:
-                file.write(_to_json(note))
-        except FileExistsError:
-            raise FileExistsError(
-                f"{self.note_path} says that another process is submitting this zip. Wait for it."
-            ) from None
-
-    def update(self, state: str, ref: int = 0, score: str = "") -> None:
-        """Write a new state into the note; without `ref` the old number stays."""
-        note = self.read_note() or Note(self.sha256, state, _now())
-        write_text(self.note_path, _to_json(replace(note, state=state, at=_now(), ref=ref or note.ref, score=score)))
-
-    def discard_note(self) -> None:
-        """Remove the note: nothing was sent."""
-        self.note_path.unlink(missing_ok=True)
 
 
 def send_once(client: Any, submission: Submission, message: str, say: Say) -> None:
@@ -296,11 +219,3 @@ def _discard_old_note(submission: Submission, note: Note) -> None:
             "list before it sends."
         )
     submission.discard_note()
-
-
-def _to_json(note: Note) -> str:
-    return json.dumps(asdict(note), indent=2) + "\n"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

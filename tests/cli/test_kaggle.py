@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from grpo_kit.cli.main import app
 from grpo_kit.kaggle import credentials
-from grpo_kit.kaggle.kernel import GPU_LINE
-from grpo_kit.kaggle.submit import Note, Submission
+from grpo_kit.kaggle.accelerators import GPU_LINE
+from grpo_kit.kaggle.submission_note import Note, Submission
 from grpo_kit.nemotron import base_models
 from tests.helpers.fake_kaggle import BASIC, KEY, TOKEN, USER
 from tests.helpers.submissions import submission

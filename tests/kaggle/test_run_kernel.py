@@ -5,10 +5,11 @@ import json
 import pytest
 
 from grpo_kit.kaggle import credentials, run_kernel
-from grpo_kit.kaggle.kernel import GPU_LINE, build_kernel, find_notebook
+from grpo_kit.kaggle.accelerators import GPU_LINE, compare_gpu, find_gpu
+from grpo_kit.kaggle.kernel import build_kernel, find_notebook
 from tests.helpers.fake_kaggle import KEY, USER
 
-T4, PRO = "Tesla T4", "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+PRO = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_kernel_is_pushed_followed_and_fetched(client, loopback, kernel):
         "grpo-kit-03-training.log",
         "submission.zip",
     ]
-    assert run_kernel.compare_gpu(run_kernel.find_gpu(output, note["at"]), "NvidiaRtxPro6000")[0] is True
+    assert compare_gpu(find_gpu(output, note["at"]), "NvidiaRtxPro6000")[0] is True
 
 
 def test_the_same_content_is_pushed_once_unless_forced(client, loopback, kernel):
@@ -114,56 +115,6 @@ def test_following_survives_connection_errors_and_reports_why_a_kernel_failed(cl
     loopback.states, loopback.failure = ["ERROR"], "Notebook timed out"
     assert run_kernel.follow_run(client, note, lambda line: None) == ("ERROR", "Notebook timed out")
     assert max(loopback.slept) >= 40
-
-
-@pytest.mark.parametrize(
-    ("gpu", "requested", "right"),
-    [
-        (PRO, "NvidiaRtxPro6000", True),
-        (f"{T4}, {T4}", "NvidiaTeslaT4", True),
-        (T4, "NvidiaTeslaT4Highmem", True),
-        ("NVIDIA A100-SXM4-40GB", "NvidiaTeslaA100", True),
-        ("NVIDIA H100 80GB HBM3", "NvidiaH100", True),
-        ("NVIDIA L4", "NvidiaL4X1", True),
-        ("Tesla P100-PCIE-16GB", "NvidiaTeslaP100", True),
-        ("Tesla P100-PCIE-16GB", "NvidiaRtxPro6000", False),
-        (f"{T4}, {T4}", "NvidiaTeslaP100", False),
-        ("NVIDIA L40S", "NvidiaL4", False),
-        ("NVIDIA RTX PRO 4000", "NvidiaRtxPro6000", False),
-        ("no GPU", "NvidiaTeslaT4", False),
-    ],
-)
-def test_the_gpu_that_ran_is_read_from_the_log(tmp_path, gpu, requested, right):
-    for text in (log("Loading", f"{GPU_LINE} {gpu}", "step 1"), f"x\n{GPU_LINE} {gpu}\ny"):
-        (tmp_path / "k.log").write_text(text)
-        machine = run_kernel.find_gpu(tmp_path, "2026")
-        assert machine == (gpu, str(tmp_path / "k.log"))
-        assert run_kernel.compare_gpu(machine, requested)[0] is right
-
-
-def test_without_a_log_line_the_gpu_is_read_from_stages_finished_since_the_push(tmp_path):
-    stages = {
-        "data": {"finished": "2026-11-01T00:00:00+00:00", "environment": {"gpu": T4}},
-        "train": {"finished": "2026-11-25T12:00:00+00:00", "environment": {"gpu": PRO}},
-    }
-    path = tmp_path / "runs/80gb/run.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"stages": stages}))
-    assert run_kernel.find_gpu(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
-    assert run_kernel.find_gpu(tmp_path, "2026-11-26T00:00:00+00:00") is None
-    (tmp_path / "run.json").write_text("[]")
-    assert run_kernel.find_gpu(tmp_path, "2026-11-25T10:00:00+00:00")[0] == PRO
-
-
-def test_an_unknown_gpu_is_reported_as_unknown(tmp_path):
-    assert run_kernel.find_gpu(tmp_path, "2026") is None
-    right, message = run_kernel.compare_gpu(None, "NvidiaTeslaT4")
-    assert right is None and "not known which GPU ran" in message
-
-
-def test_a_traceback_that_quotes_the_first_cell_does_not_name_the_gpu(tmp_path):
-    (tmp_path / "k.log").write_text(log(f'print("{GPU_LINE}", ", ".join(gpus) or "no GPU")', "RuntimeError"))
-    assert run_kernel.find_gpu(tmp_path, "2026") is None
 
 
 def test_the_last_words_of_a_log(tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from grpo_kit.kaggle import credentials
-from grpo_kit.kaggle.submit import Submission, send_once, wait_for_score
+from grpo_kit.kaggle.submission_note import Submission
+from grpo_kit.kaggle.submit import send_once, wait_for_score
 from tests.helpers.fake_kaggle import KEY, USER
 
 
@@ -210,7 +210,8 @@ kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = {loopback.url!r}
 from pathlib import Path
 from grpo_kit.kaggle import api, credentials
 from grpo_kit.kaggle.client import KaggleClient
-from grpo_kit.kaggle.submit import Submission, send_once
+from grpo_kit.kaggle.submission_note import Submission
+from grpo_kit.kaggle.submit import send_once
 client = KaggleClient(credentials.Credentials("x", {USER!r}, {KEY!r}))
 def wait_to_be_killed():
     print("now", flush=True, file=sys.__stdout__)
@@ -261,61 +262,3 @@ def test_a_submission_that_the_list_never_shows_ends_the_waiting(client, loopbac
     loopback.listed_after, clock = 999, iter(range(0, 100_000, 200))
     with pytest.raises(RuntimeError, match="has not shown the submission for 10 minutes"):
         wait_for_score(client, submission, lambda line: None, lambda: next(clock))
-
-
-# --- The note of a submission: written before it is sent, by one process only, for these bytes only
-
-
-@pytest.fixture
-def submission(tmp_path):
-    (tmp_path / "submission.zip").write_bytes(b"adapter")
-    return Submission(tmp_path / "submission.zip")
-
-
-def test_creating_a_submission_writes_nothing(submission, tmp_path):
-    assert submission.read_note() is None and [path.name for path in tmp_path.iterdir()] == ["submission.zip"]
-
-
-def test_a_submission_is_identified_by_the_zips_content(submission, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/other.zip").write_bytes(b"adapter")
-    (tmp_path / "submission.zip").write_bytes(b"another adapter")
-    assert Submission(tmp_path / "elsewhere/other.zip").tag == submission.tag
-    assert Submission(tmp_path / "submission.zip").tag != submission.tag
-
-
-def test_a_note_is_created_updated_and_deleted(submission):
-    submission.begin("words")
-    assert submission.read_note().state == "sending" and submission.read_note().age() < 60
-    submission.update("sent", 7)
-    submission.update("scored", score="0.86")
-    note = submission.read_note()
-    assert (note.state, note.ref, note.score, note.message) == ("scored", 7, "0.86", "words")
-    submission.discard_note()
-    assert submission.read_note() is None
-
-
-def test_only_one_of_many_simultaneous_submissions_begins(submission):
-    began, gate = [], threading.Barrier(8)
-
-    def begin():
-        gate.wait()
-        try:
-            submission.begin("words")
-            began.append(1)
-        except FileExistsError:
-            pass
-
-    threads = [threading.Thread(target=begin) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert began == [1]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"state": "sent"}), json.dumps({"sha": 1})])
-def test_a_damaged_note_is_not_treated_as_missing(submission, text):
-    submission.note_path.write_text(text)
-    with pytest.raises(ValueError, match="damaged.*Look for .grpo-kit .*in Kaggle's list"):
-        submission.read_note()
