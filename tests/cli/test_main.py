@@ -2,15 +2,12 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 import typer
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from grpo_kit import __version__
@@ -19,27 +16,8 @@ from grpo_kit.config import load_config
 from grpo_kit.display.terminal.progress import follow_training
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
+from tests.helpers.commands import FEW, call, everything
 from tests.helpers.settings import ROOT, SAMPLE, SMALL
-from tests.helpers.submissions import submission as made
-
-FEW = ["data.limit=80", "data.test_size=10", "data.val_size=5", *SMALL[3:], "grpo.max_steps=1"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GRPO_KIT_ROOT", raising=False)
-    return tmp_path
-
-
-def call(*words, status=0):
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == status, done.output + str(done.exception)
-    return " ".join(done.output.split())
-
-
-def everything(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
 
 
 @pytest.mark.slow
@@ -58,69 +36,6 @@ def test_the_stages_one_by_one_then_again(here):
         "adapter", "checkpoints", "completions.jsonl", "config.yaml", "data", "evaluation", "forecast.json",
         "metrics.jsonl", "run.json", "tensorboard",
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_an_adapter_from_elsewhere_is_packed_and_passes_the_check(here):
-    tensors = {}
-    for name, (out, inside) in {"2.mixer.q_proj": (128, 128), "0.mixer.in_proj": (460, 128)}.items():
-        tensors[f"model.layers.{name}.lora_A.default.weight"] = torch.randn(40, inside)
-        tensors[f"model.layers.{name}.lora_B.default.weight"] = torch.randn(out, 40)
-    Path("sft").mkdir()
-    Path("sft/adapter_config.json").write_text(
-        json.dumps({"r": 40, "lora_alpha": 4, "base_model_name_or_path": "somewhere"})
-    )
-    save_file(tensors, "sft/adapter_model.safetensors")
-    assert "policy.model=" in call("package", "--adapter", "sft", "--out", "z.zip", status=2)
-    assert "nothing was touched" in call("package", "--adapter", "sft", "--out", "z.zip", "--dry-run")
-    assert not Path("z.zip").exists()
-    output = call("package", "--adapter", "sft", "--out", "new/z.zip", "policy.model=tiny")
-    assert "the folder new is new" in output and Path("new/z.zip").is_file()
-    output = call("package", "--adapter", "sft", "--out", "z.zip", "policy.model=tiny", "--dtype", "bfloat16")
-    assert (
-        "2 modules were cut to rank 32" in output and "backbone.layers.0.mixer.in_proj" in output and "z.zip" in output
-    )
-    assert " fatal " not in call("check", "z.zip")
-    output = call(
-        "package", "--adapter", "sft", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--ranks", "pattern"
-    )
-    assert "2 modules were cut" in output
-    assert "dtype is 'fp8'" in call(
-        "package", "--adapter", "sft", "--out", "z.zip", "-c", "tiny", "--dtype", "fp8", status=2
-    )
-    assert not Path("runs").exists()
-
-
-@pytest.mark.slow
-def test_check_says_what_is_wrong_with_any_zip_and_exits_with_1(here):
-    made("a.zip", {"r": 64})
-    output = call("check", "a.zip", status=1)
-    assert (
-        " fatal " in output
-        and "r is 64" in output
-        and "scorer: vLLM rejects" in output
-        and "must not be submitted" in output
-    )
-    made("b.zip")
-    assert " fatal " not in call("check", "b.zip")
-    assert "wrong" not in call("check", "b.zip", "policy.model=tiny")
-    output = call("check", "b.zip", "policy.model=nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", status=1)
-    assert "The adapter is for" in output
-    Path("c.zip").write_bytes(b"no zip")
-    assert "is not a zip" in call("check", "c.zip", status=1)
-    assert "is not a file" in call("check", "none.zip", status=2)
-    assert "not a known base model" in call("check", "b.zip", "policy.model=no/such", status=2)
-    assert everything(here) == ["a.zip", "b.zip", "c.zip"]
-
-
-@pytest.mark.slow
-def test_a_report_is_a_page_and_a_picture_and_needs_a_step(here):
-    call("data", "-c", "tiny", "--run", "r", *FEW)
-    assert "no finished stage 'train'" in call("report", "--run", "r", status=2)
-    call("train", "--run", "r", *FEW)
-    output = call("report", "--run", "r")
-    assert "runs/r/report.html" in output and "runs/r/report.png" in output
-    assert (here / "runs/r/report.html").stat().st_size > 5000
 
 
 def test_the_terminal_shows_the_figures_and_prints_alarms_as_they_ring(tmp_path, capsys):
@@ -251,86 +166,6 @@ def test_a_stage_with_different_settings_is_not_overwritten(here):
     assert (here / "runs/r/data/train/data.jsonl").read_bytes() == before and "train done" in output
 
 
-def test_a_failed_check_is_status_1_and_shows_what_failed(here, trained, tmp_path):
-    import shutil
-    import zipfile
-
-    from safetensors.torch import load_file, save_file
-
-    _, run = trained
-    shutil.copytree(run.path, here / "runs/small")
-    folder = here / "changed"
-    shutil.copytree(run.adapter, folder)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file({k: v * 2 for k, v in tensors.items()}, folder / "adapter_model.safetensors")
-    with zipfile.ZipFile("changed.zip", "w") as archive:
-        for path in folder.iterdir():
-            archive.write(path, path.name)
-    output = call("check", "changed.zip", "--run", "small", status=1)
-    assert (
-        " fatal " in output
-        and "The outputs are not the trained policy's" in output
-        and "error: changed.zip must not" in output
-    )
-
-
-@pytest.mark.slow
-def test_a_plan_says_what_fits_and_what_does_not(here, monkeypatch):
-    from grpo_kit.planning import plan
-
-    monkeypatch.setattr(plan, "largest_setting", lambda *_: 8)  # a search that takes most of the time
-    output = call("plan", "-c", "tiny", "--device", "t4")
-    assert "It fits t4" in output and re.search(r"largest grpo\.max_completion_length[^:]*: 8 ", output)
-    output = call("plan", "-c", "t4", "--device", "cpu", "policy.load_in_4bit=false", status=1)
-    assert "It does not fit cpu" in output and "time" not in output
-    assert "time: no bandwidth of cpu was measured" in call("plan", "-c", "tiny", "--device", "cpu")
-    assert "two ways" not in output
-    assert everything(here) == []
-
-
-@pytest.mark.slow
-def test_a_plan_for_two_gpus_compares_both_layouts_and_plans_one_process_of_two(here, monkeypatch):
-    from grpo_kit.planning import plan
-
-    monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
-    output = call("plan", "-c", "t4x2", "--device", "t4x2")
-    assert "two ways" in output and "one copy each" in output and "9.92" in output
-    output = call("plan", "-c", "t4x2", "--device", "t4x2", "--num-processes", "2")
-    assert "one of 2 processes" in output and "9.92 GiB for 2 processes" in output and "two ways" in output
-    output = call("plan", "-c", "t4", "--device", "t4", "--num-processes", "2", status=2)
-    assert "t4 has 1 GPU" in output and "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_without_a_device_the_plan_measures_this_machine(here, monkeypatch):
-    from grpo_kit.planning import plan
-
-    monkeypatch.setattr(plan, "largest_setting", lambda *_: 0)  # a search that takes most of the time
-    output = call("plan", "-c", "tiny")
-    assert "It fits this machine" in output and re.search(r"TFLOPS, measured here; the host's seconds measured", output)
-    assert re.search(r"sampling, a step .*training, a step .*evaluation, one of two", output)
-    time = r"[\d.]+( to [\d.]+)? (s|min|h)"  # one figure where the least and the most look the same
-    words = rf"30 steps take {time} \(the larger with every replacement\), the evaluations before and after {time}"
-    assert re.search(words, output)
-    assert re.search(rf"500 steps take {time} ", call("plan", "-c", "tiny", "grpo.max_steps=500"))
-
-
-@pytest.mark.slow
-def test_env_says_what_room_a_preset_needs_on_the_disk(here, monkeypatch):
-    import shutil
-
-    usage, nf4 = shutil.disk_usage, here / "large"
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=int(18.6 * 2**30)))
-    output = call("env")  # the embedded policy, as `auto` takes here
-    assert "disk for tiny" in output and "nothing to write" in output
-    (here / "mine.yaml").write_text(f"policy: {{nf4_folder: {nf4}}}\n")
-    output = call("env", "-c", "t4", "-c", "mine.yaml", status=1)
-    assert "disk for t4 mine.yaml" in output and "20.8 GiB needed, 18.6 GiB free at" in output
-    assert "free 2.3 GiB at" in output and "or set policy.nf4_folder to a folder on a larger disk" in output
-    output = call("env", "-c", "t4-4b")
-    assert "7.7 GiB needed, 18.6 GiB free" in output and "policy.nf4_folder" not in output
-
-
 @pytest.mark.slow
 def test_rewards_audit_tests_a_users_reward(here):
     (here / "mine.py").write_text("def my_reward(completions, **kwargs):\n    return [1.0] * len(completions)\n")
@@ -376,15 +211,6 @@ def test_the_help_shows_whole_summaries_and_the_version_is_that_of_the_package(h
     assert call("--version") == f"grpo-kit {__version__}"
 
 
-def test_without_run_the_message_says_so_and_names_the_runs_that_exist(here):
-    for name in ("mine", "other"):
-        (here / "runs" / name).mkdir(parents=True)
-        (here / "runs" / name / "run.json").write_text(json.dumps({"stages": {}}))
-    output = call("report", status=2)
-    assert "Run 'tiny' (no --run was given) has no finished stage" in output
-    assert output.endswith("Runs in runs: mine, other; name one with --run.")
-
-
 @pytest.mark.slow
 def test_a_file_name_that_is_not_utf8_is_shown_with_escapes(here):
     name = "caf\udce9.zip"
@@ -419,18 +245,6 @@ def test_help_loads_nothing_heavy_and_the_module_is_the_command(words):
     assert text.startswith(f"Usage: {' '.join(['grpo-kit', *words])} [OPTIONS]")
     for name in app_commands(words):
         assert f" {name} " in text
-
-
-def test_env_reports_this_machine_as_usable(here):
-    output = call("env")
-    assert "transformers" in output and "embedded policy" in output and "make_tiny_policy.py" not in output
-
-
-def test_env_names_each_problem(here, monkeypatch):
-    from grpo_kit.nemotron import tiny
-
-    monkeypatch.setitem(tiny.SHA256, "tiny", "other")
-    assert "scripts/make_tiny_policy.py" in call("env", status=1)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from grpo_kit.cli.main import app
 from grpo_kit.runs.reading import read_lines
+from tests.helpers.commands import call
 
 DATA = ["data", "-c", "tiny", "--run", "r", "data.limit=60", "data.val_size=5", "data.test_size=10"]
 SHORT = [
@@ -58,17 +59,8 @@ def short_reward(completions, **kwargs):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GRPO_KIT_ROOT", raising=False)
-    (tmp_path / "rw.py").write_text(REWARDS)
-    return tmp_path
-
-
-def call(*words, status=0):
-    done = CliRunner().invoke(app, list(words))
-    assert done.exit_code == status, done.output + str(done.exception)
-    return " ".join(done.output.split())
+def rewards(here):
+    (here / "rw.py").write_text(REWARDS)
 
 
 def train_with(*names, status=0):
