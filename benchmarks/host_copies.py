@@ -50,11 +50,11 @@ def make_embedded(rows: int) -> tuple[Any, Any]:
     from sampling import Work, make_batch
 
     from grpo_kit import config
-    from grpo_kit.nemotron import expert_placement
+    from grpo_kit.nemotron.placement.placing import install_tiered_experts
     from grpo_kit.policy.load import load_policy
 
     model, tokenizer = load_policy(config.Policy())
-    expert_placement.install_tiered_experts(model, SHARE)
+    install_tiered_experts(model, SHARE)
     return model, dict(make_batch(tokenizer, Work(rows, 1, 0, True), 0))
 
 
@@ -105,11 +105,12 @@ def replay(model: Any, calls: list[tuple[Any, Any, Any, Any]], guess: str, ahead
     """(experts of a step: on the host and chosen, copied, copied ahead in vain; the share of right guesses)."""
     import torch
 
-    from grpo_kit.nemotron import expert_kernel, expert_placement
+    from grpo_kit.nemotron import expert_kernel
     from grpo_kit.nemotron.decoding.early_router import EarlyRouter
     from grpo_kit.nemotron.expert_workbench import Workbench
+    from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 
-    layers = list(expert_placement.find_tiered_layers(model).values())
+    layers = list(find_tiered_layers(model).values())
     bench = Workbench(layers[0].geometry, torch.device("cpu"), torch.float32, slots)
     last: dict[Any, Any] = {}
     guesses = {

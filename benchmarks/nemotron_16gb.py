@@ -108,7 +108,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     import t4_audit
     import torch
 
-    from grpo_kit.nemotron import expert_placement
+    from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
     from grpo_kit.planning import step_time
     from grpo_kit.planning.model_size import Architecture
 
@@ -117,7 +117,7 @@ def tiered(scale: Scale) -> dict[str, Any]:
     speed = step_time.measure_bandwidths(device)
     planned = plan(chosen, scale, speed)
     model, rows = load("tiered", chosen, folder, device, planned)
-    layers = list(expert_placement.find_tiered_layers(model).values())
+    layers = list(find_tiered_layers(model).values())
     bench, tier = layers[0].bench, sum(layer.rows[e].nbytes for layer in layers for e in layer.on_host)
     ids, gpu = prompts(model, scale), device != "cpu"
     architecture = Architecture.of(chosen.policy)
@@ -176,7 +176,7 @@ def peaks(rows: list[dict[str, Any]], planned: Any) -> dict[str, Any]:
 
 def count(model: Any, scale: Scale, work: Callable[[], Any]) -> tuple[int, int]:
     """(bytes on the GPU, bytes on the host) of the experts that decoding steps choose during `work`, once a step."""
-    from grpo_kit.nemotron import expert_placement
+    from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 
     nbytes = [0, 0]
 
@@ -186,9 +186,7 @@ def count(model: Any, scale: Scale, work: Callable[[], Any]) -> tuple[int, int]:
             for where, experts in enumerate((chosen - layer.on_host, chosen & layer.on_host)):
                 nbytes[where] += len(experts) * layer.geometry.nbytes
 
-    hooks = [
-        layer.register_forward_pre_hook(add_choice) for layer in expert_placement.find_tiered_layers(model).values()
-    ]
+    hooks = [layer.register_forward_pre_hook(add_choice) for layer in find_tiered_layers(model).values()]
     work()
     for hook in hooks:
         hook.remove()

@@ -20,8 +20,8 @@ from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.names import published_name
 from grpo_kit.adapters.targets import resolve_targets
 from grpo_kit.config import Lora
-from grpo_kit.nemotron import expert_placement
 from grpo_kit.nemotron.expert_lora import ExpertMatrix
+from grpo_kit.nemotron.placement.tiered_layers import count_packed_parameters, list_expert_matrices, open_for_lora
 from grpo_kit.runs.installation import require_no_old_torchao
 
 # That import silences warnings that the next imports would print.
@@ -64,7 +64,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         ValueError: a target module does not exist in the model, or dropout is set for routed experts.
     """
     targets = _resolve_targets(model, lora.target_modules)
-    if expert_placement.open_for_lora(model, targets) and lora.lora_dropout:
+    if open_for_lora(model, targets) and lora.lora_dropout:
         raise ValueError(
             f"lora.lora_dropout is {lora.lora_dropout} and lora.target_modules names routed experts, whose backward "
             "pass computes them again and would drop other values. Set lora.lora_dropout=0."
@@ -87,7 +87,7 @@ def _resolve_targets(model: Any, targets: Sequence[str]) -> list[str]:
     output, modules = model.get_output_embeddings(), dict(model.named_modules())
     linears = [name for name, module in modules.items() if isinstance(module, nn.Linear) and module is not output]
     leaves = [name for name, module in modules.items() if name not in linears and not list(module.children())]
-    experts = expert_placement.list_expert_matrices(model)
+    experts = list_expert_matrices(model)
     # transformers' own experts cannot have a LoRA, but their published names must not be meant either.
     stacked = [name.replace(".experts.", ".experts.0.") for name, value in model.named_parameters() if value.ndim == 3]
     return resolve_targets(targets, linears, experts, [*leaves, *stacked])
@@ -107,7 +107,7 @@ def describe_lora(model: Any) -> str:
         {match[0] for name in names if (match := re.match(r".*?\.\d+(?=\.)", name))} for names in (modules, adapted)
     )
     trained, total = model.get_nb_trainable_parameters()
-    total += expert_placement.count_packed_parameters(model) - trained
+    total += count_packed_parameters(model) - trained
     return (
         f"LoRA touches {len(touched)} of {len(layers)} layers and {len(adapted)} of {len(adapted) + len(plain)} linear "
         f"modules; it trains {trained:,} parameters beside the model's {total:,} ({trained / total:.2%})"
@@ -181,7 +181,7 @@ def attach_adapter(model: Any, folder: Path) -> Any:
     lora = LoraConfig(
         **{key: fields[key] for key in USED_FIELDS if key in fields}, task_type="CAUSAL_LM", inference_mode=True
     )
-    expert_placement.open_for_lora(model, lora.target_modules)
+    open_for_lora(model, lora.target_modules)
     pairs, _ = read_pairs(adapter, None)
     # transformers keeps all experts of a layer in one weight. PEFT could put a LoRA on that too, and would compute the
     # update of all experts again in every forward pass, so their pairs are added to the weight.

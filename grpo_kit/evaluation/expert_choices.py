@@ -16,7 +16,9 @@ from typing import Any
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.config import Policy
 from grpo_kit.evaluation.problem_sets import Problem
-from grpo_kit.nemotron import expert_placement, patches
+from grpo_kit.nemotron import patches
+from grpo_kit.nemotron.placement.relief import with_relief
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.planning import calibrate, expert_load
 from grpo_kit.policy.generate import TransformersEngine
 from grpo_kit.runs import activity
@@ -82,13 +84,11 @@ def write_load(policy: Policy, run: Run, stage: str, engine: Any, adapter: Path,
     choices = []
     for switch in (model.disable_adapter if hasattr(model, "disable_adapter") else nullcontext, nullcontext):
         with switch():
-            choices.append(
-                expert_placement.with_relief(model, lambda: expert_load.record_choices(model, texts), "sampling")
-            )
+            choices.append(with_relief(model, lambda: expert_load.record_choices(model, texts), "sampling"))
     old, new = (expert_load.count_choices(side, routers[0].num_experts) for side in choices)
     changed, overlap = expert_load.compare_choices(*choices)
     zero, pairs = expert_load.count_zero_pairs(model)
-    tiered = list(expert_placement.find_tiered_layers(model).values())
+    tiered = list(find_tiered_layers(model).values())
     load = calibrate.summarise_hits(policy, new, len(texts)) | {
         "stage": stage,
         "tokens": choices[0].shape[1],
@@ -109,4 +109,4 @@ def write_load(policy: Policy, run: Run, stage: str, engine: Any, adapter: Path,
 def _is_apart(model: Any, adapter: Path) -> bool:
     """Whether the base is as it was: pairs on unquantised experts are added to their weights."""
     on_experts = any(re.search(r"\.experts\.", key) for key in AdapterFolder(adapter, "attach").entries)
-    return bool(expert_placement.find_tiered_layers(model)) or not on_experts
+    return bool(find_tiered_layers(model)) or not on_experts

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from grpo_kit.nemotron import expert_placement, nf4, patches
+from grpo_kit.nemotron import nf4, patches
 from grpo_kit.nemotron.checkpoint_files import read_generation_config, shorten_error
 from grpo_kit.nemotron.experts import TieredExperts
 from grpo_kit.nemotron.layer_pattern import build_config, read_config_file
 from grpo_kit.nemotron.nf4_layout import DamagedError, verify_checkpoint
+from grpo_kit.nemotron.placement.placing import replace_experts
+from grpo_kit.nemotron.placement.relief import with_relief
 
 SUFFIX = ".nf4"
 # Always in float32: in 16 bit the router biases lose their differences; the other tensors are tiny.
@@ -92,7 +94,7 @@ def assemble_model(
     device = torch.device(device)
     model, quantizer = build_skeleton(folder, dtype)
     specs = list_model_tensors(model, dtype)
-    layers = expert_placement.replace_experts(model, experts_on_host, hits, slots, device, dtype, host)
+    layers = replace_experts(model, experts_on_host, hits, slots, device, dtype, host)
     expert_bytes = _map_expert_bytes(layers)
     missing = dict.fromkeys(specs)
     for source, name, tensor in tensors:
@@ -222,4 +224,4 @@ def _set_tensor(
         else:
             owner._parameters[leaf] = torch.nn.Parameter(data, requires_grad=False)
 
-    expert_placement.with_relief(model, put_on_device, "loading")
+    with_relief(model, put_on_device, "loading")

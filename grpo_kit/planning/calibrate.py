@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from grpo_kit.config import Policy, RunConfig
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.placing import choose_host_experts, expected_host_share
+from grpo_kit.nemotron.placement.tiered_layers import experts_on_host, find_tiered_layers, known_hits, name_host
 from grpo_kit.policy.episodes import sample_completions
 from grpo_kit.policy.load import load_policy, read_routing_counts, routing_path
 from grpo_kit.runs.files import write_text
@@ -47,7 +48,7 @@ def count_routed_rows(
         raise ValueError(f"--prompts must be at least 1, got {prompts} (default 64).")
     run.require_stage("data", "grpo-kit data")
     model, tokenizer = load_policy(replace(config.policy, routing=None))
-    if not expert_placement.find_tiered_layers(model):
+    if not find_tiered_layers(model):
         raise ValueError(
             f"policy.model {config.policy.model!r} has no routed experts in 4 bit, so there is nothing to place. "
             "Set policy.load_in_4bit=true on a Nemotron-H."
@@ -72,7 +73,7 @@ def count_hits(model: Any, work: Callable[[], T]) -> tuple[T, torch.Tensor | Non
     Returns:
         (what the work returns; int64 counts of shape (layers, experts), None without tiered experts).
     """
-    layers = list(expert_placement.find_tiered_layers(model).values())
+    layers = list(find_tiered_layers(model).values())
     before = [layer.hits for layer in layers]
     for layer in layers:
         layer.counting = True
@@ -99,14 +100,14 @@ def summarise_hits(policy: Policy, hits: torch.Tensor, prompts: int) -> dict[str
         experts, `host_share_coldest` if they are the coldest ones, which later runs put there.
     """
     share = policy.experts_on_host
-    last, coldest = (expert_placement.choose_host_experts(*hits.shape, share, by) for by in (None, hits))
+    last, coldest = (choose_host_experts(*hits.shape, share, by) for by in (None, hits))
     return {
         "model": policy.model,
         "prompts": prompts,
         "rows": int(hits.sum()),
         "experts_on_host": share,
-        "host_share_last": expert_placement.expected_host_share(hits, last),
-        "host_share_coldest": expert_placement.expected_host_share(hits, coldest),
+        "host_share_last": expected_host_share(hits, last),
+        "host_share_coldest": expected_host_share(hits, coldest),
         "hits": hits.tolist(),
     }
 
@@ -127,16 +128,15 @@ def use_counts_of(run: Run, policy: Policy) -> Policy:
 
 def describe_placement(model: Any) -> str:
     """How many experts lie on the host, and what share of the rows counted before needs them; "" if none lies there."""
-    layers = list(expert_placement.find_tiered_layers(model).values())
-    if not (share := expert_placement.experts_on_host(model)):
+    layers = list(find_tiered_layers(model).values())
+    if not (share := experts_on_host(model)):
         return ""
-    count, place = sum(len(layer.on_host) for layer in layers), expert_placement.name_host(layers)
+    count, place = sum(len(layer.on_host) for layer in layers), name_host(layers)
     words = f"{count:,} of the routed experts ({share:.0%}) lie on {place}"
-    if (hits := expert_placement.known_hits(layers)) is None:
+    if (hits := known_hits(layers)) is None:
         return f"{words}; which are used least was not counted"
-    laid_out = expert_placement.choose_host_experts(*hits.shape, share)
+    laid_out = choose_host_experts(*hits.shape, share)
     shares = [
-        expert_placement.expected_host_share(hits, placement)
-        for placement in (laid_out, [list(layer.on_host) for layer in layers])
+        expected_host_share(hits, placement) for placement in (laid_out, [list(layer.on_host) for layer in layers])
     ]
     return f"{words}; of the rows counted before, {shares[0]:.0%} need them as laid out, {shares[1]:.0%} as counted"

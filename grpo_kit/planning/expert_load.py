@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from grpo_kit.nemotron import expert_placement, patches
+from grpo_kit.nemotron import patches
+from grpo_kit.nemotron.placement.placing import choose_host_experts, expected_host_share
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.policy.load import MOST_ROWS
 from grpo_kit.runs.reading import read_json, remedy_for
 from grpo_kit.runs.run import Run
@@ -134,7 +136,7 @@ def count_zero_pairs(model: Any) -> tuple[int, int]:
 
     B begins at zero, and only a gradient changes it: of a token that counts in the loss and chose the expert.
     """
-    layers = expert_placement.find_tiered_layers(model).values()
+    layers = find_tiered_layers(model).values()
     pairs = [lora for layer in layers for both in layer.active_loras().values() for lora in both if lora]
     return sum(not bool(lora.b.any()) for lora in pairs), len(pairs)
 
@@ -208,8 +210,8 @@ def find_hot(load: dict[str, Any]) -> list[tuple[int, int]]:
 def _host_shares(load: dict[str, Any]) -> tuple[float, float, float]:
     """The share of rows that need the slower tier: before training, after it, and after it in the placement by it."""
     hits, on_host = torch.tensor(load["hits"]), load["on_host"]
-    renewed = expert_placement.choose_host_experts(*hits.shape, sum(map(len, on_host)) / hits.numel(), hits)
-    share = expert_placement.expected_host_share
+    renewed = choose_host_experts(*hits.shape, sum(map(len, on_host)) / hits.numel(), hits)
+    share = expected_host_share
     return share(torch.tensor(load["hits_before"]), on_host), share(hits, on_host), share(hits, renewed)
 
 

@@ -83,8 +83,9 @@ def _build(model: Architecture, config: RunConfig) -> Any:
 
     import grpo_kit.policy.load  # noqa: F401 (hides warnings about what is intended)
     from grpo_kit.adapters import lora
-    from grpo_kit.nemotron import expert_placement, nf4_checkpoint, patches
+    from grpo_kit.nemotron import nf4_checkpoint, patches
     from grpo_kit.nemotron.decoding import early_router
+    from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
     from grpo_kit.policy import generation_loop
 
     left = ("hybrid_override_pattern", "layers_block_type", "num_hidden_layers", "mtp_layers_block_type")
@@ -95,7 +96,7 @@ def _build(model: Architecture, config: RunConfig) -> Any:
             narrow.save_pretrained(folder)
             drawn, share = _draw(Path(folder)), config.policy.experts_on_host
             base = nf4_checkpoint.assemble_model(Path(folder), torch.float32, drawn, "cpu", share)
-        for name, layer in expert_placement.find_tiered_layers(base).items():
+        for name, layer in find_tiered_layers(base).items():
             # Narrow experts would all fit into one group.
             layer.bench.together = model.expert.count_together(getattr(torch, config.policy.dtype))
             block = base.get_submodule(name.removesuffix(".mixer.experts"))

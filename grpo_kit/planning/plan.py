@@ -85,10 +85,10 @@ def plan(
         return fit
     rows_off_gpu = fit.share_off_gpu
     if hits is not None:
-        from grpo_kit.nemotron import expert_placement  # loads bitsandbytes
+        from grpo_kit.nemotron.placement.placing import choose_host_experts, expected_host_share  # loads bitsandbytes
 
-        coldest = expert_placement.choose_host_experts(*hits.shape, fit.share_off_gpu, hits)
-        rows_off_gpu = expert_placement.expected_host_share(hits, coldest)
+        coldest = choose_host_experts(*hits.shape, fit.share_off_gpu, hits)
+        rows_off_gpu = expected_host_share(hits, coldest)
     times = step_time.estimate_times(model, fit, bandwidths, rows_off_gpu)
     return replace(fit, bandwidths=bandwidths, times=times)
 

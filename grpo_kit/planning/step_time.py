@@ -46,9 +46,9 @@ def measure_bandwidths(device: str | torch.device | None = None) -> Bandwidths:
     try:
         return _measure(device, COPIED[device.type])
     except RuntimeError as error:  # a loaded policy fills the GPU; less is still more than its cache holds
-        from grpo_kit.nemotron import expert_placement  # loads bitsandbytes
+        from grpo_kit.nemotron.placement.relief import is_out_of_memory  # loads bitsandbytes
 
-        if not expert_placement.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _measure(device, COPIED[device.type] // 16)
 

@@ -22,8 +22,8 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from grpo_kit.nemotron import expert_placement
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.nemotron.placement.relief import with_relief
 from grpo_kit.policy import generation_loop, thinking_budget
 from grpo_kit.runs import interrupts
 
@@ -50,7 +50,7 @@ def sample_rows(
     """Sample one completion for each prompt, `together` rows at a time.
 
     Where the GPU runs out of memory, more routed experts go to the host, and all of it is done again from the same
-    random state (`expert_placement.with_relief`).
+    random state (`relief.with_relief`).
 
     Args:
         model: the policy, a transformers model or a PEFT model around it.
@@ -83,7 +83,7 @@ def sample_rows(
     def sample() -> list[list[int]] | None:
         return Batch(base, prompts, limits, ends, pad, together, draw, on_finish, thinking).sample()
 
-    return expert_placement.with_relief(base, sample, "sampling")
+    return with_relief(base, sample, "sampling")
 
 
 def _prepare_processors(model: Any, pad: int, sampling: dict[str, Any]) -> LogitsProcessorList | None:

@@ -25,8 +25,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
-from grpo_kit.nemotron import expert_placement
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.nemotron.placement.relief import with_relief
 from grpo_kit.policy import thinking_budget
 from grpo_kit.runs import interrupts
 
@@ -64,7 +64,7 @@ def install_loop(model: Any) -> Any:
     """Let `model.generate` use this file's loop from now on, also from inside a PEFT model around it.
 
     Where the GPU runs out of memory, more routed experts go to the host, and the call begins again from the same random
-    state (`expert_placement.with_relief`).
+    state (`relief.with_relief`).
 
     Sets five attributes: `model.last_sampling` is the `SamplingStats` of the last call, or None if transformers' loop
     ran; `model.keep_logps` (False) asks for log-probabilities; `model.part_of` (None) says that the batches are parts
@@ -128,7 +128,7 @@ def _generate(self, *args: Any, **kwargs: Any) -> Any:
     generate = functools.partial(_generate_once, self, *args, **kwargs)
     # What a streamer has shown cannot be taken back; then no expert moves, and the error only says what helps.
     movable = self if kwargs.get("streamer") is None else torch.nn.Module()
-    return expert_placement.with_relief(movable, generate, "sampling")
+    return with_relief(movable, generate, "sampling")
 
 
 def _generate_once(self, *args: Any, **kwargs: Any) -> Any:

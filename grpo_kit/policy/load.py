@@ -57,7 +57,8 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
     from transformers import BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
-    from grpo_kit.nemotron import expert_placement
+    from grpo_kit.nemotron.placement.placing import install_tiered_experts
+    from grpo_kit.nemotron.placement.relief import with_relief
     from grpo_kit.policy import generation_loop
 
     activity.announce(f"loading {policy.model}")
@@ -88,7 +89,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
 
         remove_incomplete_downloads()
     no_experts = torch.nn.Module()  # none can move yet
-    model = expert_placement.with_relief(no_experts, lambda: _load_published(policy, options), "loading")
+    model = with_relief(no_experts, lambda: _load_published(policy, options), "loading")
     model.eval()
     if bars_enabled:
         transformers_logging.enable_progress_bar()
@@ -98,9 +99,7 @@ def load_policy(policy: settings.Policy) -> tuple[Any, Any]:
         from grpo_kit.nemotron import nf4
 
         nf4.disable_bf16_path(model)
-        expert_placement.install_tiered_experts(
-            model, policy.experts_on_host, hits=read_routing_counts(policy), host=host
-        )
+        install_tiered_experts(model, policy.experts_on_host, hits=read_routing_counts(policy), host=host)
     return generation_loop.install_loop(model), tokenizer
 
 
@@ -108,7 +107,7 @@ def _load_published(policy: settings.Policy, options: dict[str, Any]) -> Any:
     """The model from its safetensors files, by transformers, which would fill in random numbers for what they lack."""
     from transformers import AutoModelForCausalLM
 
-    from grpo_kit.nemotron.expert_placement import is_out_of_memory
+    from grpo_kit.nemotron.placement.relief import is_out_of_memory
 
     again, config, failure = "Download them again, or name another model.", build_config(policy), _FailureReport()
     logger = logging.getLogger("transformers.modeling_utils")

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from grpo_kit.config import Grpo, Stage
 from grpo_kit.config.checks import parse_duration
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.tiered_layers import unreached_experts
 from grpo_kit.runs import interrupts, processes
 from grpo_kit.training import checkpoints
 from grpo_kit.training.metrics_log import MetricsCallback, is_step
@@ -141,7 +141,7 @@ class GradientCheckCallback(TrainerCallback):
         if not any(alive.values()):
             return
         self.done = True
-        waiting = expert_placement.unreached_experts(model)
+        waiting = unreached_experts(model)
         pairs = {name.split(".lora_B.")[0]: has for name, has in alive.items() if not name.startswith(waiting)}
         dead = [name for name, has in pairs.items() if not has]
         if dead:

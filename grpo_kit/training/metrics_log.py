@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.relief import list_reliefs
+from grpo_kit.nemotron.placement.tiered_layers import experts_on_host, host_traffic_share, reset_traffic
 from grpo_kit.policy.chat import completion_text
 from grpo_kit.rewards.tools.calling import Reward, call_rewards, reward_names
 from grpo_kit.runs import processes
@@ -93,11 +94,11 @@ class MetricsCallback(TrainerCallback):
         self.tokens = tokens
         if torch.cuda.is_available():
             row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        if (share := expert_placement.host_traffic_share(self.trainer.model)) is not None:
+        if (share := host_traffic_share(self.trainer.model)) is not None:
             row["host_share"] = round(share, 6)
-            row["experts_on_host"] = round(expert_placement.experts_on_host(self.trainer.model), 6)
-            expert_placement.reset_traffic(self.trainer.model)
-        if reliefs := expert_placement.list_reliefs(self.trainer.model)[self.reliefs :]:
+            row["experts_on_host"] = round(experts_on_host(self.trainer.model), 6)
+            reset_traffic(self.trainer.model)
+        if reliefs := list_reliefs(self.trainer.model)[self.reliefs :]:
             row["reliefs"] = reliefs
             self.reliefs += len(reliefs)
         if self.trainer.accelerator.scaler is not None:

@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from grpo_kit.adapters.lora import add_lora, describe_dropped, load_adapter_values
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.placing import place_coldest
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import check_chat_template
 from grpo_kit.policy.load import load_policy, read_routing_counts
@@ -35,7 +35,7 @@ def load_for_training(stage: TrainingStage, policy: tuple[Any, Any] | None = Non
     else:
         model, tokenizer = policy
         if placed.load_in_4bit and (hits := read_routing_counts(placed)) is not None:
-            expert_placement.place_coldest(model, hits)
+            place_coldest(model, hits)
     activity.announce("preparing the trainer")
     model = add_lora(model, config.lora, config.run.seed)
     if stage.start:

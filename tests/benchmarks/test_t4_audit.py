@@ -9,7 +9,8 @@ import torch
 from benchmarks import t4_audit
 from grpo_kit import config
 from grpo_kit.adapters import lora
-from grpo_kit.nemotron import convert, expert_placement, nf4_checkpoint, tiny
+from grpo_kit.nemotron import convert, nf4_checkpoint, tiny
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.planning import memory
 from grpo_kit.policy.load import load_policy
 
@@ -90,7 +91,7 @@ def test_loading_sampling_and_training_in_4_bit_and_float16_stay_within_a_t4(nf4
         model.generate(IDS, max_new_tokens=8, pad_token_id=0)
         model.train().gradient_checkpointing_enable()
         model(input_ids=IDS, labels=IDS).loss.backward()
-    assert audit.seen > 1000 and len(expert_placement.find_tiered_layers(model)) == 2
+    assert audit.seen > 1000 and len(find_tiered_layers(model)) == 2
     assert all(p.grad is not None for n, p in model.named_parameters() if "lora_B" in n and ".experts." not in n)
 
 

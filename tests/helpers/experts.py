@@ -4,7 +4,7 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.placing import install_tiered_experts
 from grpo_kit.policy.load import load_policy
 
 IDS = torch.randint(16, 272, (3, 40), generator=torch.Generator().manual_seed(0))
@@ -14,7 +14,7 @@ EXPERT_LORA = config.Lora(r=4, lora_alpha=8, target_modules=["up_proj", "down_pr
 def load_tiered(share_on_host, slots=2):
     """(model, its layers of tiered experts): the embedded policy, only its experts in NF4."""
     model, _ = load_policy(config.Policy())
-    return model, expert_placement.install_tiered_experts(model, share_on_host, slots)
+    return model, install_tiered_experts(model, share_on_host, slots)
 
 
 def load_with_expert_lora(share_on_host=0.5):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from grpo_kit import config
-from grpo_kit.nemotron import expert_kernel, expert_lora, expert_placement, experts, nf4
+from grpo_kit.nemotron import expert_kernel, expert_lora, experts, nf4
 from grpo_kit.nemotron.expert_lora import ExpertLora
+from grpo_kit.nemotron.placement.placing import install_tiered_experts
 from grpo_kit.policy.load import load_policy
 from tests.helpers import emulated_cuda
 from tests.helpers.experts import load_with_expert_lora
@@ -322,7 +323,7 @@ IDS = torch.randint(16, 272, (3, 12), generator=torch.Generator().manual_seed(0)
 def decoded(share, slots=2, steps=5, counting=False):
     """Logits of a prompt and some single tokens after it, as sampling computes them; and the layers."""
     model, _ = load_policy(config.Policy())
-    layers = expert_placement.install_tiered_experts(model, share, slots)
+    layers = install_tiered_experts(model, share, slots)
     for layer in layers:
         layer.counting = counting
     return sample(model, steps), layers

@@ -8,7 +8,9 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
-from grpo_kit.nemotron import base_models, expert_placement
+from grpo_kit.nemotron import base_models
+from grpo_kit.nemotron.placement.placing import choose_host_experts, place_coldest
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.runs.files import write_text
@@ -31,7 +33,7 @@ def prepared(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_counted_hits_decide_which_experts_stay_on_the_host(prepared, tmp_path):
     chosen, run = prepared
-    even = [layer.on_host for layer in expert_placement.find_tiered_layers(load_policy(chosen.policy)[0]).values()]
+    even = [layer.on_host for layer in find_tiered_layers(load_policy(chosen.policy)[0]).values()]
     assert even == [{6, 7}] * 2  # nothing is counted yet
     seen = []
     counts = calibrate.count_routed_rows(
@@ -43,8 +45,8 @@ def test_counted_hits_decide_which_experts_stay_on_the_host(prepared, tmp_path):
     assert counts["host_share_coldest"] <= counts["host_share_last"]
     assert json.loads((tmp_path / "nf4/tiny/routing.json").read_text())["hits"] == counts["hits"]
     model, _ = load_policy(chosen.policy)
-    placed = [sorted(layer.on_host) for layer in expert_placement.find_tiered_layers(model).values()]
-    assert placed == expert_placement.choose_host_experts(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
+    placed = [sorted(layer.on_host) for layer in find_tiered_layers(model).values()]
+    assert placed == choose_host_experts(2, 8, 0.25, hits) and sum(map(len, placed)) == 4
 
 
 @pytest.mark.slow
@@ -165,7 +167,7 @@ def test_a_runs_own_counts_come_before_those_beside_the_checkpoint(prepared, tmp
 
     def placed(policy):
         model, _ = load_policy(policy)
-        return [sorted(layer.on_host) for layer in expert_placement.find_tiered_layers(model).values()]
+        return [sorted(layer.on_host) for layer in find_tiered_layers(model).values()]
 
     assert placed(calibrate.use_counts_of(run, chosen.policy)) == [[0, 1, 2, 3], []]
     write_text(run.routing, json.dumps({"model": "tiny", "hits": HITS}))
@@ -179,7 +181,7 @@ def test_the_placement_is_described_with_what_counting_saves():
         layer.place([5, 6, 7])
     laid_out = "6 of the routed experts (38%) lie on the host"
     assert calibrate.describe_placement(model) == f"{laid_out}; which are used least was not counted"
-    expert_placement.place_coldest(model, torch.tensor(HITS))
+    place_coldest(model, torch.tensor(HITS))
     described = f"{laid_out}; of the rows counted before, 54% need them as laid out, 0% as counted"
     assert calibrate.describe_placement(model) == described  # (9 + 9 + 9 + 0 + 8 + 8) of 79
 

@@ -8,7 +8,7 @@ import torch
 
 from grpo_kit import config
 from grpo_kit.adapters import lora
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.planning import calibrate, expert_load
 from grpo_kit.policy.load import load_policy, read_routing_counts
 from grpo_kit.runs.files import write_text
@@ -196,7 +196,7 @@ def test_the_file_is_a_placement(written):
     path = written(changed(hits=[[9, 9, 0, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 0, 9, 1]]))
     policy = config.Policy(load_in_4bit=True, experts_on_host=3 / 16, routing=str(path))
     model, _ = load_policy(policy)
-    layers = expert_placement.find_tiered_layers(model).values()
+    layers = find_tiered_layers(model).values()
     assert [sorted(layer.on_host) for layer in layers] == [[2], [5, 7]]
     assert read_routing_counts(policy).tolist() == json.loads(path.read_text())["hits"]
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from grpo_kit import config
 from grpo_kit.data.preparation import prepare
 from grpo_kit.evaluation import evaluate
-from grpo_kit.nemotron import expert_groups, expert_placement, experts
+from grpo_kit.nemotron import expert_groups, experts
 from grpo_kit.nemotron.decoding import one_token
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.policy import generation_loop
 from grpo_kit.policy.load import load_policy
 from grpo_kit.runs.files import write_text
@@ -176,7 +177,7 @@ COUNTS = json.dumps({"model": "tiny", "hits": [[0, 0, 9, 9, 9, 9, 9, 9], [5, 4, 
 
 
 def placed(model):
-    return [sorted(layer.on_host) for layer in expert_placement.find_tiered_layers(model).values()]
+    return [sorted(layer.on_host) for layer in find_tiered_layers(model).values()]
 
 
 @pytest.mark.slow

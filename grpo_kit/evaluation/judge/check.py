@@ -14,7 +14,7 @@ from typing import Any
 from grpo_kit.config import Judge, Policy, RunConfig
 from grpo_kit.evaluation.judge.figures import LEAST_PAIRS, SELF, find_fault, summarise_verdicts, write_words
 from grpo_kit.evaluation.judge.pairs import Pair, hash_pairs, make_pairs, read_pairs
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.relief import with_relief
 from grpo_kit.policy.load import load_policy
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
@@ -208,7 +208,7 @@ def hand_over(
 
 def _with_relief(model: Any, compare: Callable[..., Any]) -> Callable[..., Any]:
     """Comparisons that are made again where the GPU's memory ran out and experts could move to the host."""
-    return lambda pairs: expert_placement.with_relief(model, lambda: compare(pairs), "judging")
+    return lambda pairs: with_relief(model, lambda: compare(pairs), "judging")
 
 
 def _served_model(judge: Any) -> str | None:

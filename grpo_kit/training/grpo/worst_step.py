@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.tiered_layers import experts_on_host, reset_counts
 from grpo_kit.runs import activity
 
 TOKENS = 16  # sampled to time one; `grpo-kit plan` computes the memory that full length takes
@@ -90,7 +90,7 @@ def try_longest_step(trainer: Any, longest: list[list[int]], steps: int) -> Fore
         once = time_work(trainer, lambda: _train_micro_batch(trainer, len(longest[0])))
     trainer.model.zero_grad(set_to_none=True)
     trainer.figures.clear()  # what the loss noted is not a figure of the run
-    expert_placement.reset_counts(trainer.model)
+    reset_counts(trainer.model)
     peak = torch.cuda.max_memory_allocated() if cuda else None
     if cuda:
         torch.cuda.empty_cache()
@@ -154,9 +154,9 @@ def _train_micro_batch(trainer: Any, prompt_tokens: int) -> None:
 def time_work(trainer: Any, work: Callable[[], None]) -> float:
     """Seconds of the work, measured again if experts had to move meanwhile."""
     while True:
-        before, started = expert_placement.experts_on_host(trainer.model), time.monotonic()
+        before, started = experts_on_host(trainer.model), time.monotonic()
         work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if expert_placement.experts_on_host(trainer.model) == before:
+        if experts_on_host(trainer.model) == before:
             return time.monotonic() - started

@@ -13,7 +13,7 @@ import datasets
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.tiered_layers import reset_counts
 from grpo_kit.runs import activity
 from grpo_kit.runs.files import to_json
 from grpo_kit.training.grpo.worst_step import time_work
@@ -122,7 +122,7 @@ def _try_rows(trainer: TextTrainer, rows: Sequence[Row]) -> tuple[float, int | N
     trainer.model.zero_grad(set_to_none=True)
     trainer.figures.clear()  # what the loss noted is not a figure of the run
     trainer.tokens_seen = tokens
-    expert_placement.reset_counts(trainer.model)
+    reset_counts(trainer.model)
     peak = torch.cuda.max_memory_allocated() if cuda else None
     if cuda:
         torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from grpo_kit.adapters import lora
-from grpo_kit.nemotron import expert_placement
+from grpo_kit.nemotron.placement.relief import with_relief
 from grpo_kit.runs.files import to_json
 
 T = TypeVar("T")
@@ -102,9 +102,9 @@ class ResumableTrainer:
     def with_relief(self, work: Callable[[], T]) -> T:
         """Do a part of a step, such as a micro-batch's forward and backward pass; again if the GPU's memory runs out.
 
-        See `expert_placement.with_relief`. Gradients and figures are then as they were before.
+        See `relief.with_relief`. Gradients and figures are then as they were before.
         """
-        return expert_placement.with_relief(self.model, work, "training", self._remember)
+        return with_relief(self.model, work, "training", self._remember)
 
     def _remember(self) -> Callable[[], None]:
         trained = [value for value in self.model.parameters() if value.requires_grad]
@@ -134,7 +134,7 @@ class ResumableTrainer:
             def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
                 take_step = functools.partial(plain, optimizer, *args, **kwargs)
                 remember = functools.partial(remember_optimizer, optimizer)
-                return expert_placement.with_relief(self.model, take_step, "training", remember)
+                return with_relief(self.model, take_step, "training", remember)
 
             optimizer.step = types.MethodType(step, optimizer)
         return optimizer

@@ -8,8 +8,9 @@ import torch
 from transformers import DynamicCache, StoppingCriteriaList
 
 from grpo_kit import config
-from grpo_kit.nemotron import expert_kernel, expert_placement
+from grpo_kit.nemotron import expert_kernel
 from grpo_kit.nemotron.decoding import graph, kernels, one_token
+from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.policy.load import load_policy
 from tests.helpers import emulated_cuda, fake_graphs
 
@@ -168,7 +169,7 @@ def test_a_prompt_in_the_place_of_a_row_needs_no_new_recording(graphs, monkeypat
 
 def test_a_trial_counts_no_choice(graphs, monkeypatch):
     model = load(load_in_4bit=True)
-    layers = list(expert_placement.find_tiered_layers(model).values())
+    layers = list(find_tiered_layers(model).values())
     hits = []
     for tried in (False, True):
         for layer in layers:

@@ -1,0 +1,1 @@
+"""Where the routed experts of a model lie: counted, chosen, moved."""
