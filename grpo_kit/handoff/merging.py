@@ -6,60 +6,85 @@ tensor's bytes.
 """
 
 import errno
+import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from grpo_kit.adapters.folder import AdapterFolder
+from grpo_kit.adapters.checkpoints.opening import open_adapter
 from grpo_kit.adapters.layouts import Pair, read_pairs
 from grpo_kit.adapters.model_files import INDEX, list_shards, modules_in, open_shard
 from grpo_kit.adapters.safetensors_files import DTYPES, count_bytes, torch_type, write_safetensors
 from grpo_kit.nemotron.checkpoint_files import published_config
 from grpo_kit.nemotron.nf4_checkpoint import KEPT_IN_FLOAT32
+from grpo_kit.runs.files import hash_of
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5")
 SPARE = 1 << 28  # bytes for the files other than weights
+MOST_LOST = 0.9  # of the update's norm; what is below half a step of bf16 is lost, and a weight has 128 to 256 steps
+ROWS = 4096  # of a matrix that are summed at a time
 
 Progress = Callable[[int, int, str], None]
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> None:
+class Merged(NamedTuple):
+    """A merged model.
+
+    Attributes:
+        digests: {name of a file: its sha256}; those of the shards were computed while they were written.
+        lost: the error of rounding to bf16, as a share of the update (Frobenius norms).
+    """
+
+    digests: dict[str, str]
+    lost: float
+
+
+def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | None = None) -> Merged:
     """Write the model of a base with a LoRA added, in bf16.
 
     Tensors that routers and state-space scans need in float32 keep their type.
 
     Args:
         base: a folder of safetensors under published names, with experts one by one or stacked as (experts, out, in).
-        adapter: an adapter folder; ranks and alphas by pattern are read as PEFT reads them.
+        adapter: what `open_adapter` opens; ranks and alphas by pattern are read as PEFT reads them.
         out: a new folder.
         progress: called with (number, count, shard) before each shard.
 
     Raises:
         OSError: the disk has no room (ENOSPC); raised before the first byte is written.
         ValueError: a shard or the adapter is damaged, the adapter is not a plain LoRA, it changes nothing or holds a
-            value that is not finite, or a pair has no matrix in the base.
+            value that is not finite, a pair has no matrix in the base, or rounding to bf16 takes more than MOST_LOST.
     """
     shards = list_shards(base)
     kept = [path for path in sorted(base.iterdir()) if path.is_file() and path.suffix not in WEIGHTS]
     others = [path for path in kept if not path.name.endswith(".index.json")]
     check_disk_space(base, out.parent)
-    pairs, _ = read_pairs(AdapterFolder(adapter), None)
+    pairs, _ = read_pairs(open_adapter(adapter, str(base)), None)
     _check_fit(base, shards, pairs, adapter)
     _check_values(pairs, adapter)
-    total, shard_of = 0, {}
+    total, shard_of, digests, sums = 0, {}, {}, _Sums()
     out.mkdir(parents=True)
     for number, shard in enumerate(shards, 1):
         if progress:
             progress(number, len(shards), shard)
         with open_shard(base / shard) as file, (out / shard).open("wb") as target:
-            names = file.keys()
+            names, stream = file.keys(), _HashedFile(target)
             entries = {name: _stored_form(file, name) for name in names}
-            total += write_safetensors(target, entries, (_merge_tensor(file, name, pairs) for name in names))
+            total += write_safetensors(stream, entries, (_merge_tensor(file, name, pairs, sums) for name in names))
             shard_of |= dict.fromkeys(entries, shard)
+            digests[shard] = stream.digest.hexdigest()
+    lost = math.sqrt(sums.lost / sums.update) if sums.update else 1.0
+    if lost > MOST_LOST:
+        raise ValueError(
+            f"The merged model would hardly differ from its base: the error of rounding to bf16 is {lost:,.0%} of the "
+            f"update of {adapter} (Frobenius norms), and at most {MOST_LOST:.0%} may be. Keep the adapter beside its "
+            "base (`grpo-kit export --to gguf-lora`), or train it longer."
+        )
     for path in others:
         shutil.copyfile(path, out / path.name)
     if (base / INDEX).is_file():
@@ -68,6 +93,8 @@ def merge_adapter(base: Path, adapter: Path, out: Path, progress: Progress | Non
     config = published_config(json.loads((out / "config.json").read_text(encoding="utf-8")))
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     (out / "config.json").write_text(json.dumps(config | {key: "bfloat16"}, indent=2) + "\n", encoding="utf-8")
+    digests |= {path.name: hash_of(path) for path in out.iterdir() if path.name not in digests}
+    return Merged(dict(sorted(digests.items())), lost)
 
 
 def check_disk_space(base: Path, out: Path) -> None:
@@ -124,12 +151,38 @@ def _check_values(pairs: dict[str, Pair], adapter: Path) -> None:
                 f"The pair {module} of {adapter} has a value that is NaN or infinite, and so would the merged model. "
                 "Take the adapter of an earlier checkpoint, or train again."
             )
-        changes = changes or bool(a.any() and b.any())
+        changes = changes or bool((a.any(1) & b.any(0)).any())  # numbers that meet in a rank
     if not changes:
-        raise ValueError(f"{adapter} changes nothing: every pair has a half of zeros. Train it first.")
+        raise ValueError(f"{adapter} changes nothing: the update of every pair is zero. Train it first.")
 
 
-def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
+class _HashedFile:
+    """A stream whose bytes are hashed while they are written; reading 59 GiB again would take minutes."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self.target, self.digest = target, hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        """Write and hash bytes."""
+        self.digest.update(data)
+        self.target.write(data)
+
+
+class _Sums:
+    """Squared norms of the update, and of what rounding takes from it."""
+
+    def __init__(self) -> None:
+        self.update = self.lost = 0.0
+
+    def add(self, source: torch.Tensor, total: torch.Tensor, stored: torch.Tensor) -> None:
+        """Count some rows: the base's, those plus the update in float32, and what is stored."""
+        plain = source.to(stored.dtype)  # a base in more than 16 bits is rounded too, which is not the update's loss
+        update = total - source
+        self.update += update.square().sum().item()
+        self.lost += (update - (stored.float() - plain.float())).square().sum().item()
+
+
+def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair], sums: _Sums) -> torch.Tensor:
     """The tensor plus the adapter's update, summed in float32, in the type in which it is written."""
     tensor, kind = file.get_tensor(name), _stored_form(file, name)[0]
     if kind not in DTYPES:
@@ -139,5 +192,8 @@ def _merge_tensor(file: Any, name: str, pairs: dict[str, Pair]) -> torch.Tensor:
         if module in pairs:
             a, b = (half.float() for half in pairs[module].load())
             target, source = (merged[place], tensor[place]) if tensor.ndim == 3 else (merged, tensor)
-            target.copy_(source.float().addmm_(b, a, alpha=pairs[module].scale))
+            for rows in (slice(first, first + ROWS) for first in range(0, len(source), ROWS)):
+                total = torch.addmm(source[rows].float(), b[rows], a, alpha=pairs[module].scale)
+                target[rows] = total
+                sums.add(source[rows], total, target[rows])
     return merged

@@ -1,6 +1,7 @@
 """The merged model: the base's own names, each value the sum that PEFT would make, and one tensor in memory at a
 time."""
 
+import hashlib
 import json
 import shutil
 import weakref
@@ -144,6 +145,29 @@ def test_a_llama_in_shards_keeps_its_shards(llama, tmp_path):
             assert (model(ids).logits - merged(ids).logits).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("rows", [merging.ROWS, 50])  # a matrix at once, and in pieces
+def test_the_files_digests_and_what_rounding_takes_are_known_without_reading_again(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(merging, "ROWS", rows)
+    module = "model.layers.2.mixer.q_proj"
+    delta = random_adapter(tmp_path / "a", {module: (128, 128)}, alpha=0.004)[module] * 0.001
+    done = merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+    assert done.digests == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((tmp_path / "m").iterdir())
+    }
+    key = "backbone.layers.2.mixer.q_proj.weight"
+    change = stored(tmp_path / "m")[key].float() - load_file(tiny.FOLDER / "model.safetensors")[key].bfloat16().float()
+    assert done.lost == pytest.approx(((delta - change).norm() / delta.norm()).item(), rel=1e-3)
+    assert 0.01 < done.lost < 0.5
+
+
+def test_an_update_that_bf16_rounds_away_is_refused(tmp_path):
+    random_adapter(tmp_path / "a", {"model.layers.2.mixer.q_proj": (128, 128)}, alpha=4e-9)
+    with pytest.raises(
+        ValueError, match=r"the error of rounding to bf16 is \d[\d,]*% of the update .* at most 90% may be"
+    ):
+        merging.merge_adapter(tiny.FOLDER, tmp_path / "a", tmp_path / "m")
+
+
 def test_merging_holds_one_tensor_at_a_time(llama, tmp_path, monkeypatch):
     assert random_adapter(tmp_path / "a", {"model.layers.0.self_attn.q_proj": (32, 32)})
     alive, most, halves = 0, 0, 0
@@ -226,7 +250,7 @@ def test_a_tensor_that_is_not_half_of_a_lora_pair_is_refused(tmp_path):
     [
         ("A", float("nan"), "q_proj of .* has a value that is NaN or infinite"),
         ("B", float("inf"), "q_proj of .* has a value that is NaN or infinite"),
-        ("B", 0.0, "changes nothing: every pair has a half of zeros"),
+        ("B", 0.0, "changes nothing: the update of every pair is zero"),
         ("A", 0.0, "changes nothing"),
     ],
 )
