@@ -23,7 +23,8 @@ from grpo_kit.data import gold_answers, recipes, sources
 from grpo_kit.data.columns import SourceRow
 from grpo_kit.data.hub import check_hub_reachable, is_offline
 from grpo_kit.data.splits import SPLITS, check_mix, format_splits, split_environments, write_splits
-from grpo_kit.data.steps import Pipeline, Progress, digest_json, keep_finished_steps
+from grpo_kit.data.steps.finished import digest_json, keep_finished_steps
+from grpo_kit.data.steps.pipeline import Pipeline, Progress
 from grpo_kit.environments.worlds.loading import load_worlds
 from grpo_kit.nemotron import tiny
 from grpo_kit.policy.chat import Messages, build_messages, check_chat_template
@@ -171,9 +172,7 @@ def _collect_settings(config: RunConfig, verifier: gold_answers.Verifier) -> dic
         }
     if config.data.max_prompt_tokens:  # tools are part of a prompt
         settings["tokenizer"] = config.policy.model
-        kit = {
-            name: known.environment_factory for name, known in KNOWN.items()
-        }  # the settings name it after a training
+        kit = {name: known.environment_factory for name, known in KNOWN.items()}  # named in the settings by a training
         own = [name for name in config.environments if config.world_of(name) != kit.get(name)]
         if worlds := load_worlds(config, own).fingerprints():
             settings["worlds"] = worlds

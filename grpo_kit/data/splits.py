@@ -10,7 +10,7 @@ from typing import Any
 
 from grpo_kit.config import Data, RunConfig
 from grpo_kit.data import gold_answers
-from grpo_kit.data.steps import Row
+from grpo_kit.data.steps.row import Row
 from grpo_kit.policy.chat import Messages
 from grpo_kit.runs.files import hash_of, to_json, write_lines, write_text
 

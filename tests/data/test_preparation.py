@@ -12,9 +12,10 @@ from grpo_kit import config
 from grpo_kit.data import cleaning, hub, preparation, recipes, sources, splits
 from grpo_kit.data.preparation import prepare as prepare_preparation
 from grpo_kit.data.splits import SPLITS
-from grpo_kit.data.steps import Pipeline
+from grpo_kit.data.steps.pipeline import Pipeline
 from grpo_kit.nemotron import tiny
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
+from grpo_kit.runs import records
 from grpo_kit.runs import run as run_module
 from grpo_kit.runs.files import hash_of, write_lines
 from grpo_kit.runs.reading import read_lines
@@ -439,7 +440,8 @@ def test_each_source_is_located_opened_and_hashed_once(tmp_path, monkeypatch):
     count(sources, "locate_source", lambda args: args[0])
     count(sources, "open_table", lambda args: args[0])
     count(preparation, "hash_of", lambda args: args[0])
-    count(run_module, "hash_of", lambda args: args[0])
+    for module in (run_module, records):
+        count(module, "hash_of", lambda args: args[0])
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub, "check_hub_reachable", lambda: None)
     monkeypatch.delenv("HF_HUB_OFFLINE")

@@ -1,63 +1,30 @@
-"""Steps of the preparation: rows are read, cleaned, kept apart from evaluation sets and deduplicated.
+"""The steps of a preparation: rows are read, cleaned, kept apart from evaluation sets and deduplicated.
 
-Each step looks at the rows that no earlier step has dropped. The result of each slow step is kept in a file, so that a
-preparation that was killed continues after its last finished step.
+Each step looks at the rows that no earlier step has dropped.
 """
 
-import contextlib
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from grpo_kit.config import MATH, Data, RunConfig
+from grpo_kit.config import MATH, RunConfig
 from grpo_kit.config.environments import KNOWN
 from grpo_kit.data import cleaning, gold_answers, sources
 from grpo_kit.data.columns import SourceRow
+from grpo_kit.data.steps.finished import FinishedSteps
+from grpo_kit.data.steps.row import Row
 from grpo_kit.environments.office import WORLDS
 from grpo_kit.environments.worlds.loading import load_worlds
-from grpo_kit.policy.chat import Messages, build_messages, make_token_counter
+from grpo_kit.policy.chat import make_token_counter
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.rewards.tools.routing import is_judged
-from grpo_kit.runs.files import write_lines
-from grpo_kit.runs.reading import read_lines
 
 TOKEN_BATCH = 1000  # prompts whose tokens are counted at a time
 Reason = tuple[str, str]  # (name of the reason, detail about the row)
 Progress = Callable[[int, int, str], None]  # (step, number of steps, name of the step)
-
-
-class Row(NamedTuple):
-    """A row on its way to the splits; `line` is its line in the source, the others are those of a `SourceRow`."""
-
-    source: str
-    line: int
-    problem: str
-    answer: str
-    system: str = ""
-    environment: str = MATH
-    prompt: Sequence[dict[str, str]] = ()
-    columns: dict[str, Any] | None = None
-    world: str = ""  # where the row has a world, what its world begins with: equal questions may ask for other things
-
-    @property
-    def id(self) -> str:
-        """The row's name in every run: a hash of its normalised problem, and of what its world begins with."""
-        return hashlib.sha256((cleaning.normalise_text(self.problem) + self.world).encode()).hexdigest()[:16]
-
-    def ask(self, data: Data) -> Messages:
-        """The conversation that asks the problem; `data.system_prompt` replaces the row's own system turn.
-
-        `data.prompt_suffix`, which says how to write the answer, is for math only.
-        """
-        if self.prompt:
-            turns = [turn for turn in self.prompt if turn["role"] != "system" or not data.system_prompt]
-            return [{"role": "system", "content": data.system_prompt}, *turns] if data.system_prompt else turns
-        return build_messages(self.problem, data.prompt_suffix, data.system_prompt or self.system)
 
 
 class Pipeline:
@@ -71,7 +38,7 @@ class Pipeline:
 
     STEPS = ("reading", "cleaning", "tokens", "golds", "leaks", "duplicates", "writing")
 
-    def __init__(self, config: RunConfig, finished: "FinishedSteps", progress: Progress) -> None:
+    def __init__(self, config: RunConfig, finished: FinishedSteps, progress: Progress) -> None:
         self.config, self.finished, self._progress = config, finished, progress
         self.rows: list[Row] = []
         self.dropped: dict[int, Reason] = {}
@@ -298,52 +265,3 @@ class Pipeline:
                 "problem": row.problem,
                 "answer": row.answer,
             }
-
-
-class FinishedSteps:
-    """Results of the steps that earlier attempts with the same settings and inputs have finished, one file for each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def run(self, name: str, results: Iterable[Any]) -> list[Any]:
-        """Results of a step: read from its file, or else computed and written to it.
-
-        Args:
-            name: the step's name, which is the file's name.
-            results: a lazy iterable of values that JSON can hold; it is left alone where the file exists.
-        """
-        path = self.folder / f"{name}.jsonl"
-        if path.is_file():
-            return [line["result"] for line in read_lines(path)]
-        results = list(results)
-        write_lines(path, ({"result": result} for result in results))
-        return results
-
-
-@contextlib.contextmanager
-def keep_finished_steps(folder: Path, key: dict[str, Any]) -> Iterator[FinishedSteps]:
-    """Keep the results of steps in `folder` while the block runs, for exactly the settings and inputs in `key`.
-
-    The folder is removed when the block succeeds or raises ValueError (then the input is at fault, and a repetition
-    would fail too); after any other exception it stays, so that the next attempt finds it.
-    """
-    try:
-        yield FinishedSteps(folder / digest_json(key)[:16])
-    except ValueError:
-        _remove_folder(folder)
-        raise
-    _remove_folder(folder)
-
-
-def _remove_folder(folder: Path) -> None:
-    """Remove the folder, and the two folders above it if they are empty: a run that failed at once leaves no trace."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in list(folder.parents)[:2]:
-        with contextlib.suppress(OSError):
-            parent.rmdir()
-
-
-def digest_json(value: Any) -> str:
-    """sha256 of a value that JSON can hold; the order of keys makes no difference."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
