@@ -1,9 +1,11 @@
 """The experiment trackers that `run.report_to` names, which get a run's figures in addition to its files."""
 
+import functools
 import importlib.util
 import os
 import shlex
 import threading
+import warnings
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -110,17 +112,93 @@ def transformers_trackers(names: list[str]) -> list[str]:
     return [name for name in names if name != "tensorboard"]
 
 
-def make_tensorboard(names: list[str], run: Path) -> list[Any]:
-    """[TensorBoard's callback] where `names` has it, else []. Its files lie in `tensorboard/` of the folder `run`.
+def make_callbacks(trainer: Any, names: list[str], run: Path) -> list[Any]:
+    """The callbacks of the trackers, for a trainer whose own are taken away. What fails in one ends no training.
 
-    An error of the disk ends the training at the next figure, and names the folder.
+    An event of a tracker that raises is its last one, and a warning says so. The training's own files have all figures.
+
+    Args:
+        trainer: a trainer of transformers, which has made the callbacks of `transformers_trackers`.
+        names: `run.report_to`.
+        run: the folder of the run or of its stage; TensorBoard's files lie in its folder `tensorboard`.
     """
-    if "tensorboard" not in names:
-        return []
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    makers = {"tensorboard": lambda: _make_tensorboard(run / "tensorboard")} if "tensorboard" in names else {}
+    for name in transformers_trackers(names):
+        (kind,) = get_reporting_integration_callbacks([name])
+        own = trainer.pop_callback(kind)
+        makers[name] = _make_wandb if name == "wandb" else lambda own=own: own
+
+    def lose(name: str, error: Exception) -> None:
+        if name in trainer.args.report_to:  # TRL sends its own timings to each tracker in it
+            trainer.args.report_to.remove(name)
+        warnings.warn(
+            f"{name} gets no figures from here on ({_shorten(error)}). The training goes on, and its own files have "
+            "all of them.",
+            stacklevel=2,
+        )
+
+    callbacks = []
+    for name, make in makers.items():
+        try:
+            callbacks.append(_end_with_an_error(make(), functools.partial(lose, name)))
+        except Exception as error:
+            lose(name, error)
+    return callbacks
+
+
+def _shorten(error: Exception) -> str:
+    """The first line of an error, which a tracker may follow by a page of advice."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def _end_with_an_error(callback: Any, lose: Callable[[Exception], None]) -> Any:
+    """The callback, which does nothing any more once one of its events has raised; `lose` gets what it raised."""
+    from transformers import TrainerCallback
+
+    lost = []
+
+    def call(event: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return None if lost else event(*args, **kwargs)
+        except Exception as error:
+            lost.append(error)
+            return lose(error)
+
+    for event in [event for event in dir(TrainerCallback) if event.startswith("on_")]:
+        setattr(callback, event, functools.partial(call, getattr(callback, event)))
+    return callback
+
+
+def _make_wandb() -> Any:
+    """wandb's callback; where its server does not take the run, wandb keeps the figures on this machine's disk."""
+    import wandb
+    from transformers.integrations import WandbCallback
+
+    class Callback(WandbCallback):  # wandb is imported only where it is used
+        def setup(self, args: Any, state: Any, model: Any, **kwargs: Any) -> None:
+            try:
+                super().setup(args, state, model, **kwargs)
+            except Exception as error:
+                if wandb.run is not None:
+                    raise
+                run = wandb.init(project=os.environ.get("WANDB_PROJECT"), name=args.run_name, mode="offline")
+                folder = Path(run.dir).parent
+                warnings.warn(
+                    f"wandb's server does not take the figures ({_shorten(error)}); wandb keeps them in {folder}, and "
+                    f"`{shlex.join(['wandb', 'sync', str(folder)])}` sends them later.",
+                    stacklevel=2,
+                )
+                super().setup(args, state, model, **kwargs)
+
+    return Callback()
+
+
+def _make_tensorboard(place: Path) -> Any:
+    """TensorBoard's callback, whose files lie in the folder `place`; its errors of the disk name that folder."""
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
-
-    place = run / "tensorboard"
 
     class Callback(TensorBoardCallback):  # transformers is imported only where it is needed
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -139,7 +217,7 @@ def make_tensorboard(names: list[str], run: Path) -> list[Any]:
         _others.append(threading.excepthook)
         threading.excepthook = _print_thread_error
     with name_place(place):
-        return [Callback(SummaryWriter(str(place)))]
+        return Callback(SummaryWriter(str(place)))
 
 
 _others: list[Callable[[Any], Any]] = []  # what prints the errors of threads that are not TensorBoard's

@@ -230,7 +230,7 @@ def make_trainer(
         callbacks.HeldOutCallback(grpo.eval_steps, measure_held_out, metrics),
         callbacks.StopCallback(metrics, deadline, should_stop, grpo.on_alarm),
         callbacks.CheckpointCallback(trainer, stage.checkpoints, grpo.save_steps, stage.identity, config.policy.model),
-        *trackers.make_tensorboard(config.run.report_to, run.path),
+        *trackers.make_callbacks(trainer, config.run.report_to, run.path),
     ]
     for callback in in_order:
         trainer.add_callback(callback)

@@ -37,6 +37,7 @@
 #
 # `tracker` sends the figures elsewhere too: `tensorboard` shows itself in this notebook, `trackio` writes to this
 # machine's disk, `wandb` needs the secret `WANDB_API_KEY`. Without its library or its secret a tracker is left out.
+# A server that does not answer ends no training: after 90 seconds wandb keeps the figures on the disk instead.
 #
 # `t4-4b` is for Nemotron-3-Nano-4B; the other presets except `tiny` are for the 30B model. Loading in 4 bit is tested
 # with small models on a CPU only: **nothing has been run on a T4 so far.**

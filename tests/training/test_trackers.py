@@ -1,9 +1,16 @@
-"""What `run.report_to` names is checked before training, and TensorBoard's files lie in the run."""
+"""`run.report_to` is checked before training, TensorBoard's files lie in the run, and no tracker ends a training.
+
+Covered: stand-ins for wandb and trackio. Tried by hand: wandb 0.31.0 and trackio 0.43.0 with a port where nobody
+listens, and with a folder that cannot be written.
+"""
 
 import importlib
 import sys
+import types
 
 import pytest
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from grpo_kit import config
 from grpo_kit.training import trackers
@@ -105,3 +112,111 @@ def test_tensorboard_is_the_default_and_its_files_lie_in_the_run(trained):
 def test_other_trackers_are_passed_to_transformers(names, report_to, tmp_path):
     args = make_trl_config(config.load_config(["tiny"], [f"run.report_to={names}"]), tmp_path)
     assert args.report_to == report_to and args.run_name == "tiny"
+
+
+# A tracker that fails
+
+
+class Away(TrainerCallback):
+    """A tracker whose server never answers."""
+
+    def on_train_begin(self, *args, **kwargs):
+        calls.append("begin")
+        raise ConnectionError("connection refused\nSee our page of advice.")
+
+    def on_log(self, *args, **kwargs):
+        calls.append("log")
+
+
+calls = []
+
+
+def events(trainer, names, run):
+    """Transformers' own handler of the callbacks that a training gets."""
+    made = trackers.make_callbacks(trainer, names, run)
+    handler = CallbackHandler([DefaultFlowCallback(), *made], None, None, None, None)
+    return lambda event: getattr(handler, event)(trainer.args, TrainerState(), TrainerControl(), **LOGS.get(event, {}))
+
+
+LOGS = {"on_log": {"logs": {"reward": 1.0}}}
+
+
+def trainer_with(callback, *names):
+    """As much of a trainer as the trackers need; `callback` is the one that transformers made."""
+    args = types.SimpleNamespace(report_to=list(names), run_name="mine", output_dir="out", to_dict=dict)
+    return types.SimpleNamespace(args=args, pop_callback=lambda kind: callback)
+
+
+def test_a_tracker_that_raises_is_lost_once_and_the_training_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys.modules[__name__], "calls", [])
+    trainer = trainer_with(Away(), "trackio")
+    send = events(trainer, ["trackio"], tmp_path)
+    with pytest.warns(UserWarning) as warned:
+        send("on_train_begin")
+        send("on_log")
+    assert calls == ["begin"] and trainer.args.report_to == []  # TRL would send its timings there
+    assert [str(warning.message) for warning in warned] == [
+        "trackio gets no figures from here on (connection refused). The training goes on, and its own files have all "
+        "of them."
+    ]
+
+
+def test_ctrl_c_is_no_fault_of_a_tracker(monkeypatch, tmp_path):
+    class Stopped(TrainerCallback):
+        def on_log(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    send = events(trainer_with(Stopped(), "trackio"), ["trackio"], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        send("on_log")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for wandb's package: its server refuses every run, and `logged` has what was kept on the disk."""
+
+    def init(mode="online", **options):
+        if mode == "online":
+            raise ConnectionError("Timed out while retrying\nConsider increasing the init_timeout setting")
+        module.run = types.SimpleNamespace(dir="/here/wandb/offline run/files", _label=lambda code: None, summary={})
+        module.started = options
+        return module.run
+
+    module = types.SimpleNamespace(run=None, init=init, logged=[], config={}, define_metric=lambda *_, **__: None)
+    module.log = lambda figures: module.logged.append(figures)
+    config_errors = types.SimpleNamespace(ConfigError=KeyError)
+    for name, part in {"": module, ".sdk": module, ".sdk.lib": module, ".sdk.lib.config_util": config_errors}.items():
+        monkeypatch.setitem(sys.modules, f"wandb{name}", part)
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
+    monkeypatch.setenv("WANDB_PROJECT", "sums")
+    return module
+
+
+def test_wandb_keeps_the_figures_on_the_disk_while_its_server_does_not_answer(wandb, tmp_path):
+    send = events(trainer_with(None, "wandb"), ["wandb"], tmp_path)
+    with pytest.warns(UserWarning) as warned:
+        send("on_train_begin")
+        send("on_log")
+    assert [str(warning.message) for warning in warned] == [
+        "wandb's server does not take the figures (Timed out while retrying); wandb keeps them in /here/wandb/offline "
+        "run, and `wandb sync '/here/wandb/offline run'` sends them later."
+    ]
+    assert wandb.started == {"project": "sums", "name": "mine"}
+    assert wandb.logged == [{"train/reward": 1.0, "train/global_step": 0}]
+
+
+def test_wandb_is_lost_where_it_can_write_nowhere_either(wandb, monkeypatch, tmp_path):
+    def init(**options):
+        raise OSError(f"nowhere to write{options.get('mode', '')}")
+
+    wandb.init = init
+    trainer = trainer_with(None, "wandb")
+    with pytest.warns(UserWarning, match=r"wandb gets no figures from here on \(nowhere to writeoffline\)"):
+        events(trainer, ["wandb"], tmp_path)("on_train_begin")
+    assert trainer.args.report_to == []
+
+
+def test_tensorboard_is_lost_where_its_folder_cannot_be_written(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    with pytest.warns(UserWarning, match=rf"tensorboard gets no figures .*File exists: '{tmp_path}/tensorboard'\)"):
+        assert trackers.make_callbacks(trainer_with(None), ["tensorboard"], tmp_path) == []

@@ -247,7 +247,7 @@ def make_trainer(
         callbacks.CheckpointCallback(
             trainer, stage.checkpoints, config.dpo.save_steps, stage.identity, config.policy.model
         ),
-        *trackers.make_tensorboard(config.run.report_to, files.folder),
+        *trackers.make_callbacks(trainer, config.run.report_to, files.folder),
     ):
         trainer.add_callback(callback)
     return trainer

@@ -197,7 +197,7 @@ def make_trainer(
         callbacks.GradientCheckCallback(),
         callbacks.StopCallback(metrics, deadline, should_stop, config.grpo.on_alarm),
         callbacks.CheckpointCallback(trainer, files.checkpoints, config.sft.save_steps, stage.identity, base),
-        *trackers.make_tensorboard(config.run.report_to, files.folder),
+        *trackers.make_callbacks(trainer, config.run.report_to, files.folder),
     ):
         trainer.add_callback(callback)
     return trainer
