@@ -33,7 +33,7 @@ OWNERS = {
     "kagglesdk": "kaggle/",
     "vllm": "policy/vllm_engine.py",
     "optuna": "tuning/",
-    "gguf": "publishing/gguf_lora.py",
+    "gguf": "publishing/llama_cpp/gguf_lora.py",
 }
 PACKAGE = ROOT / "grpo_kit"
 FACE = {"grpo_kit/__init__.py", "grpo_kit/__main__.py"}  # the public names and the entry point may import anything

@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """Write the adapter as a GGUF for llama.cpp and Ollama, or the base with the adapter merged into it."""
     from grpo_kit.policy.model_source import base_model_name
-    from grpo_kit.publishing import export as exporting
+    from grpo_kit.publishing.llama_cpp import export as exporting
 
     if name and adapter:
         raise ValueError(

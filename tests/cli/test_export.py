@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_kit.cli.main import app
-from tests.publishing.test_gguf_lora import MODULES, make_adapter
+from tests.publishing.llama_cpp.test_gguf_lora import MODULES, make_adapter
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.layouts import read_pairs
 from grpo_kit.nemotron import base_models, tiny
-from grpo_kit.publishing import gguf_lora
+from grpo_kit.publishing.llama_cpp import gguf_lora
 
 MODULES = base_models.lora_modules("tiny")
 LAYER = "backbone.layers."

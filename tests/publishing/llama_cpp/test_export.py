@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from grpo_kit.config import RunConfig, load_config
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import base_models, tiny
-from grpo_kit.publishing import export as exporting
-from grpo_kit.publishing import gguf_lora
+from grpo_kit.publishing.llama_cpp import export as exporting
+from grpo_kit.publishing.llama_cpp import gguf_lora
 from grpo_kit.runs.run import find_run
-from tests.publishing.test_gguf_lora import MODULES, make_adapter
+from tests.publishing.llama_cpp.test_gguf_lora import MODULES, make_adapter
 
 
 def names_in(folder):

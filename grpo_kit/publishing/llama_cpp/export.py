@@ -19,7 +19,7 @@ from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import base_models
 from grpo_kit.policy.model_source import base_model_name
-from grpo_kit.publishing import gguf_lora, llama_cpp
+from grpo_kit.publishing.llama_cpp import gguf_lora, readme
 from grpo_kit.publishing.run_facts import read_measurements
 from grpo_kit.runs.files import hash_of, new_folder, require_folder, write_text
 from grpo_kit.runs.run import Run
@@ -64,7 +64,7 @@ class Export(NamedTuple):
     def describe(self) -> list[str]:
         """What will be written, and what it needs, in lines."""
         large, *small = FORMS[self.to]
-        size = llama_cpp.format_size(self.nbytes)
+        size = readme.format_size(self.nbytes)
         what = f"{size} in bf16, from {self.base}"
         if self.plan:
             ranks = sorted({stack.rank for stack in self.plan.stacks})
@@ -73,7 +73,7 @@ class Export(NamedTuple):
                 f"alpha {self.plan.alpha:g}, for {self.plan.architecture}"
             )
         lines = [f"{self.out / large}: {what}", *(str(self.out / name) for name in small), *self.notes]
-        needed, free = map(llama_cpp.format_size, (self.needed, self.free))
+        needed, free = map(readme.format_size, (self.needed, self.free))
         return [*lines, f"needs {needed} of the disk, which has {free} free"]
 
     @property
@@ -157,13 +157,13 @@ def write_export(export: Export, progress: Progress | None = None) -> bool:
     """
     if export.free < export.needed:
         raise OSError(
-            f"{export.out} needs {llama_cpp.format_size(export.needed)}, and its disk has "
-            f"{llama_cpp.format_size(export.free)} free; nothing was written. Make room, or choose another disk with "
+            f"{export.out} needs {readme.format_size(export.needed)}, and its disk has "
+            f"{readme.format_size(export.free)} free; nothing was written. Make room, or choose another disk with "
             "--out."
         )
     with export.run.lock("export") if export.run else nullcontext():
         figures = read_measurements(export.run) if export.run else None
-        measured = llama_cpp.describe_measurements(export.config, figures)
+        measured = readme.describe_measurements(export.config, figures)
         if export.plan:
             with new_folder(export.out) as folder:
                 _fill_lora(export, folder, measured, progress)
@@ -177,7 +177,7 @@ def write_export(export: Export, progress: Progress | None = None) -> bool:
         with new_folder(export.out) as folder:
             merging.merge_adapter(base, export.adapter, folder / "model", progress)
             mtp = bool(gguf_lora.read_base_config(str(embedded)).get("num_nextn_predict_layers"))
-            text = llama_cpp.describe_merged(
+            text = readme.describe_merged(
                 export.config, export.name, export.label, bool(export.run), export.nbytes, mtp, measured
             )
             write_text(folder / "README.md", text)
@@ -189,10 +189,10 @@ def _fill_lora(export: Export, folder: Path, measured: str, progress: Progress |
     rounding = gguf_lora.write_gguf(export.plan, folder / "adapter.gguf", export.name, export.label, progress)
     digest = hash_of(folder / "adapter.gguf")
     stages = export.run.trained_stages() if export.run else []
-    write_text(folder / "Modelfile", llama_cpp.make_modelfile(export.config, bool(export.run)))
+    write_text(folder / "Modelfile", readme.make_modelfile(export.config, bool(export.run)))
     write_text(folder / "SHA256SUMS", f"{digest}  adapter.gguf\n")
     notes = [f"{note}." for note in export.notes] + [*filter(None, [rounding.describe(export.plan.dtype)])]
-    text = llama_cpp.describe_lora(export.config, export.name, export.label, stages, digest, measured, notes)
+    text = readme.describe_lora(export.config, export.name, export.label, stages, digest, measured, notes)
     write_text(folder / "README.md", text)
 
 
