@@ -10,28 +10,22 @@ of a row that is too long, and has no line numbers. JSON is read by `json`, beca
 """
 
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from grpo_kit.data.text_lines import NumberedLine, read_text_lines
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TEXT_SUFFIXES = SUFFIXES[:-1]  # these may be followed by `.gz`
 SUFFIX_WORDS = f"{', '.join(SUFFIXES)} (also {', '.join(f'{suffix}.gz' for suffix in TEXT_SUFFIXES)})"
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-LONGEST_LINE = 2**26  # bytes
-MOST_UNPACKED = 50  # a gzip file that unpacks to more than this times its size is refused ...
-FREELY_UNPACKED = 2**22  # ... once it has unpacked to this many bytes more
 TOO_DEEP = "has lists and objects that lie too deep within each other"
 PEEKED_ROWS = 1000  # rows of a JSON file that are read to learn its columns
-WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<body")
-
 NumberedRows = Iterator[tuple[int, dict[str, Any]]]  # (line in the file, row)
-NumberedLine = tuple[int, str]
 
 
 class Table(NamedTuple):
@@ -116,58 +110,9 @@ def read_rows(path: Path, columns: Collection[str] | None = None) -> NumberedRow
     yield from open_table(path).read_rows(columns)
 
 
-@contextmanager
-def _open_bytes(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], float]]]:
-    """The bytes of a file, unpacked where it is in gzip, and a function that says how many may have been read so far.
-
-    The function counts what was read of the packed file until now, so that a bomb is refused near its beginning.
-    """
-    with path.open("rb") as file:
-        if file.peek(2)[:2] != b"\x1f\x8b":  # gzip's first two bytes
-            yield file, lambda: float("inf")
-            return
-        try:
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                yield unpacked, lambda: MOST_UNPACKED * file.tell() + FREELY_UNPACKED
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is not readable as gzip ({error}). Download the file again.") from None
-
-
-def _read_text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    has_text, unpacked = False, 0
-    with _open_bytes(path) as (file, most_bytes):
-        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
-            unpacked += len(raw)
-            if unpacked > most_bytes():
-                raise ValueError(
-                    f"{path} unpacks to more than {MOST_UNPACKED} times its size, which text does not. Unpack it with "
-                    "gunzip, look at it, and give the unpacked file."
-                )
-            if len(raw) == LONGEST_LINE:
-                raise ValueError(f"{path}, line {number} is longer than 64 MiB, so it cannot be a row. Check the file.")
-            if not has_text:
-                start = raw.lstrip(b"\xef\xbb\xbf \t\r\n")
-                _refuse_failed_download(path, number, start)
-                has_text = bool(start)
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number} is not UTF-8 (byte {error.start + 1} of the line is "
-                    f"0x{raw[error.start]:02x}). Save the file as UTF-8."
-                ) from None
-
-
-def _refuse_failed_download(path: Path, number: int, start: bytes) -> None:
-    if start.lower().startswith(WEB_PAGE_STARTS):
-        raise ValueError(f"{path}, line {number} begins a web page; the download failed. Download the file again.")
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer and holds no data. Fetch the data with `git lfs pull`.")
-
-
 def _read_json(path: Path, suffix: str, on_too_deep: Callable[[int], None] | None) -> NumberedRows:
     """Rows of one array of objects, or one row per line; either may be named `.json` or `.jsonl`."""
-    lines = ((number, line) for number, line in _read_text_lines(path) if line.strip())
+    lines = ((number, line) for number, line in read_text_lines(path) if line.strip())
     first = next(lines, None)
     if first is None:
         return
@@ -251,7 +196,7 @@ def _guess_delimiter(header: str, usual: str) -> str:
 
 def _open_csv(path: Path, usual: str) -> Table:
     csv.field_size_limit(2**24)  # the default of 128 KiB is too short for long solutions
-    lines = (line for _, line in _read_text_lines(path))
+    lines = (line for _, line in read_text_lines(path))
     header = next(lines, "")
     delimiter, note = _guess_delimiter(header, usual), ""
     if delimiter != usual:
