@@ -2,10 +2,8 @@
 
 Layouts that are converted to that form:
 - other prefixes (`model.layers`, `_orig_mod.`, `lora_A.default.weight`, `model.lm_head`);
-- PEFT's `target_parameters`: one pair for all experts of a layer, saved under `experts` and `experts.base_layer` (PEFT
-  wraps the module once for each parameter, the first parameter innermost). A is (E r, in), expert by expert, and B is
-  (out, r E), rank by rank, for E experts. Before PEFT 0.19 in and out were exchanged;
-- pairs with an axis for experts: A (E, r, in), and B (E, out, r) or (out, E, r); either may have one expert for all;
+- one pair for all experts of a layer (expert_stacks.py). PEFT's `target_parameters` are saved under `experts` and
+  `experts.base_layer`: PEFT wraps the module once for each parameter, the first parameter innermost;
 - Tinker's names: `w1` and `w2` for up and down, an empty `w3`, Mamba's `in_proj` in two halves, `gate_proj` above
   `x_proj`.
 """
@@ -18,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from grpo_kit.adapters import low_rank
+from grpo_kit.adapters.expert_stacks import View, recognize_stacking
 from grpo_kit.adapters.folder import AdapterFolder
 from grpo_kit.adapters.names import is_multi_token, parse_lora_key, published_name
 from grpo_kit.nemotron.base_models import Modules
@@ -29,7 +28,6 @@ _CHECK_BASE = "Check that policy.model names the base that it was trained on."
 
 Halves = tuple[torch.Tensor, torch.Tensor]
 LoadHalves = Callable[[], Halves]
-View = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Pair(NamedTuple):
@@ -224,7 +222,7 @@ class _Reader:
         names = [n for n in self.modules or () if n.startswith(f"{module}.") and n.endswith(f".{parameter}")]
         a, b = (self.adapter.entries[keys[half]].shape for half in "AB")
         shape = self.modules[names[0]] if names else (0, 0)
-        if not names or (stacking := _recognize_stacking(a, b, len(names), shape, self.layout)) is None:
+        if not names or (stacking := recognize_stacking(a, b, len(names), shape, self.layout)) is None:
             raise ValueError(
                 f"{self.adapter.path} has a LoRA of shapes {a} and {b} on {module}.{parameter}, {len(names)} matrices "
                 f"of (out, in) {shape} in this base. No known way of stacking experts gives these shapes. {_CHECK_BASE}"
@@ -255,44 +253,6 @@ class _Reader:
                 f"{(out, inside)}. {_CHECK_BASE}"
             )
         self._add(join_pairs(module, [gate, x], out, (0, gate.shape[0])))
-
-
-def _recognize_stacking(
-    a: tuple[int, ...], b: tuple[int, ...], num_experts: int, shape: tuple[int, int], layout: str
-) -> tuple[int, bool, tuple[View, View]] | None:
-    """How a pair for all experts is stacked, by its shapes.
-
-    Returns:
-        (rank, whether A and B are exchanged, how to view A and B as (experts, ...)), or None when no known way fits.
-    """
-    out, inside = shape
-    if len(a) == len(b) == 2:
-        rank, rest = divmod(a[0], num_experts)
-        exchanged = (a[1], b[0]) == (out, inside) != (inside, out)
-        if rest or not rank or b[1] != a[0] or not (exchanged or (a[1], b[0]) == (inside, out)):
-            return None
-
-        def split_a(stack: torch.Tensor) -> torch.Tensor:
-            return stack.view(num_experts, rank, -1)
-
-        def split_b(stack: torch.Tensor) -> torch.Tensor:
-            if layout == "rank-first":
-                return stack.view(-1, rank, num_experts).permute(2, 0, 1)
-            return stack.view(-1, num_experts, rank).transpose(0, 1)
-
-        return rank, exchanged, (split_a, split_b)
-    if len(a) != 3 or len(b) != 3 or a[0] not in (1, num_experts) or a[2] != inside or not a[1]:
-        return None
-    rank, views = a[1], []
-    if b[1:] == (out, rank) and b[0] in (1, num_experts):
-        views.append(_unchanged)
-    if b == (out, num_experts, rank):
-        views.append(lambda t: t.transpose(0, 1))
-    return (rank, False, (_unchanged, views[0])) if len(views) == 1 else None  # both fit: ambiguous
-
-
-def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def join_pairs(name: str, pairs: list[Pair], out: int, first_rows: tuple[int, ...] | None = None) -> Pair:
