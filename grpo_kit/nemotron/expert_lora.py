@@ -139,6 +139,21 @@ def tabulate(loras: Sequence[ExpertLora | None], device: torch.device) -> LoraTa
     return _make_table(tuple(rows), device)
 
 
+def tabulate_layer(loras: dict[int, ExpertLoras], num_experts: int, device: torch.device) -> list[LoraTable] | None:
+    """The tables of a layer's up and down matrices; empty if no expert has a LoRA, None if the kernel cannot read one.
+
+    Args:
+        loras: {expert: its LoRAs}.
+        num_experts: how many experts the layer has.
+        device: where the kernel runs.
+    """
+    if not loras:
+        return []
+    pairs = [loras.get(expert, (None, None)) for expert in range(num_experts)]
+    tables = [tabulate(matrices, device) for matrices in zip(*pairs)]
+    return None if None in tables else tables
+
+
 @functools.lru_cache(maxsize=1024)  # the layers of a model have some 50, of 4 KiB each
 def _make_table(rows: tuple[tuple[int, int, int, float] | None, ...], device: torch.device) -> LoraTable:
     rows = [row or (0, 0, 0, 0.0) for row in rows]

@@ -180,7 +180,10 @@ class TieredExperts(nn.Module):
     def prepare(self) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
         """`forward` with the LoRA that is active now, for several calls: to read it takes up to 4 ms."""
         loras = self.active_loras()
-        tabulate = functools.cache(lambda: self._tabulate(loras))  # training needs no table
+        # Once for all calls, and not for training, which needs no table.
+        tabulate = functools.cache(
+            lambda: expert_lora.tabulate_layer(loras, self.num_experts, self.near_addresses.device)
+        )
 
         def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             if torch.is_autocast_enabled(hidden.device.type):
@@ -205,14 +208,6 @@ class TieredExperts(nn.Module):
             return None
         dtype = torch.float16 if hidden.dtype == torch.float16 else torch.float32  # the kernel has no bf16
         return dtype if expert_kernel.is_usable(hidden.device, self.geometry.up, dtype) else None
-
-    def _tabulate(self, loras: dict[int, ExpertLoras]) -> list[LoraTable] | None:
-        """The experts' LoRAs as the kernel reads them; empty if there are none, None if the kernel cannot read one."""
-        if not loras:
-            return []
-        pairs = [loras.get(expert, (None, None)) for expert in range(self.num_experts)]
-        tables = [expert_lora.tabulate(matrices, self.near_addresses.device) for matrices in zip(*pairs)]
-        return None if None in tables else tables
 
     def decode(
         self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, loras: Sequence[LoraTable] = ()
