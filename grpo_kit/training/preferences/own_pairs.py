@@ -5,7 +5,6 @@ which check it on the policy's chat template. A pair that cannot be used is left
 ends the reading.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -39,8 +38,7 @@ def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> t
 
     Args:
         path: a file that `data.files.open_table` takes.
-        config: gives what is appended to prompts that are texts, and `dpo.pairs_per_prompt`: the first so many of a
-            prompt are taken.
+        config: gives what is appended to prompts that are texts.
         run: whose validation rows, test rows and evaluation sets must not come in.
         tokenizer: the policy's.
 
@@ -75,7 +73,7 @@ def read_own_pairs(path: Path, config: RunConfig, run: Run, tokenizer: Any) -> t
     for number in sorted(held_out):
         leave_out("a held-out problem", pairs[number].id, "")
     pairs = [pair for number, pair in enumerate(pairs) if number not in held_out]
-    pairs = _leave_out_repeated(pairs, config.dpo.pairs_per_prompt, leave_out)
+    pairs = _leave_out_repeated(pairs, leave_out)
     if not pairs:
         reasons = "; ".join(f"{count} {reason} ({place}: {detail})" for reason, (count, place, detail) in first.items())
         raise ValueError(f"{path} holds no pair that can be used: {reasons or 'it is empty'}. Correct the file.")
@@ -136,10 +134,9 @@ def _read_reply(row: dict[str, Any], name: str, place: str, config: RunConfig) -
     return examples[0]
 
 
-def _leave_out_repeated(pairs: list[Pair], most: int, leave_out: Callable[[str, str, str], None]) -> list[Pair]:
-    """The pairs without those that another contradicts, that repeat one, or that are more than `most` of a prompt."""
+def _leave_out_repeated(pairs: list[Pair], leave_out: Callable[[str, str, str], None]) -> list[Pair]:
+    """The pairs without those that another contradicts or that repeat one."""
     replies = {(pair.asks, pair.chosen, pair.rejected) for pair in pairs}
-    by_prompt: Counter[str] = Counter()
     seen, kept = set(), []
     for pair in pairs:
         key = pair.asks, pair.chosen, pair.rejected
@@ -147,11 +144,8 @@ def _leave_out_repeated(pairs: list[Pair], most: int, leave_out: Callable[[str, 
             leave_out("contradicting", pair.id, "another pair prefers the other reply to the same prompt")
         elif key in seen:
             leave_out("repeated", pair.id, "it equals an earlier pair")
-        elif by_prompt[pair.asks] == most:
-            leave_out(f"more than dpo.pairs_per_prompt={most}", pair.id, "its prompt has so many before it")
         else:
             kept.append(pair)
-            by_prompt[pair.asks] += 1
         seen.add(key)
     return kept
 

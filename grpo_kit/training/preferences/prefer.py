@@ -1,5 +1,6 @@
 """The stage `prefer`: DPO on pairs of completions, after GRPO and on the same LoRA."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +21,7 @@ from grpo_kit.training.preferences import pairs as pairing
 from grpo_kit.training.preferences.groups import read_groups
 from grpo_kit.training.preferences.own_pairs import read_own_pairs
 from grpo_kit.training.preferences.pairs import Pair
-from grpo_kit.training.preferences.rows import Row, encode_pairs
+from grpo_kit.training.preferences.rows import Row, encode_pairs, leave_out_long
 from grpo_kit.training.rows import longest_row
 from grpo_kit.training.stage import TrainingStage
 from grpo_kit.training.start import load_for_training
@@ -140,19 +141,25 @@ def find_pairs(config: RunConfig, run: Run) -> tuple[list[Pair], list[Row], dict
     if config.dpo.source == OWN:
         count_tokens = partial(_count_tokens, tokenizer)
         groups, left_out = read_groups(run, load_worlds(config, run.environments()), count_tokens)
-        made, unbalanced = pairing.make_pairs(groups, config.dpo.pairs_per_prompt)
+        fitting, longest = leave_out_long(groups, tokenizer, config.policy.enable_thinking, limit)
+        made, unbalanced = pairing.make_pairs(fitting, config.dpo.pairs_per_prompt)
         verdicts = {
             "groups": len(groups),
             "mixed": sum(bool(group.chosen and group.rejected) for group in groups),
             "right": sum(bool(group.chosen) and not group.rejected for group in groups),
         }
         left_out |= {"to balance the lengths": unbalanced} if unbalanced else {}
+        if longest:
+            replies = sum(len(group.replies) for group in groups) - sum(len(group.replies) for group in fitting)
+            left_out[f"longer than {limit} tokens"] = replies
         summary |= verdicts
+        pairs, rows, _ = encode_pairs(made, tokenizer, config.policy.enable_thinking, limit)
     else:
         made, left_out = read_own_pairs(Path(config.dpo.source), config, run, tokenizer)
-    pairs, rows, longest = encode_pairs(made, tokenizer, config.policy.enable_thinking, limit)
-    if longest:
-        left_out[f"longer than {limit} tokens"] = len(made) - len(pairs)
+        pairs, rows, longest = encode_pairs(made, tokenizer, config.policy.enable_thinking, limit)
+        if longest:
+            left_out[f"longer than {limit} tokens"] = len(made) - len(pairs)
+        pairs, rows = _take_first(pairs, rows, config.dpo.pairs_per_prompt, left_out)
     summary["left_out"] = left_out
     if not pairs:
         return [], [], summary | {"words": _say_nothing(summary, limit, longest)}
@@ -171,6 +178,21 @@ def find_pairs(config: RunConfig, run: Run) -> tuple[list[Pair], list[Row], dict
     return pairs, rows, summary | {"words": words}
 
 
+def _take_first(
+    pairs: list[Pair], rows: list[Row], most: int, left_out: dict[str, int]
+) -> tuple[list[Pair], list[Row]]:
+    """The first `most` pairs of each prompt, and their rows; `left_out` gets the number of the others."""
+    by_prompt: Counter[str] = Counter()
+    kept = []
+    for pair, row in zip(pairs, rows, strict=True):
+        by_prompt[pair.asks] += 1
+        if by_prompt[pair.asks] <= most:
+            kept.append((pair, row))
+    if len(kept) < len(pairs):
+        left_out[f"more than dpo.pairs_per_prompt={most}"] = len(pairs) - len(kept)
+    return [pair for pair, _ in kept], [row for _, row in kept]
+
+
 def _count_tokens(tokenizer: Any, text: str) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False))
 
@@ -181,7 +203,7 @@ def _list_counts(counts: dict[str, int]) -> str:
 
 def _say_nothing(summary: dict[str, Any], limit: int, longest: int) -> str:
     left_out = f" Left out: {_list_counts(summary['left_out'])}." if summary["left_out"] else ""
-    if longest:
+    if longest and summary.get("mixed", True):
         return f"Nothing to learn: every pair is longer than {limit} tokens (dpo.max_length).{left_out}"
     if not summary.get("groups"):
         return f"Nothing to learn: there is no completion that could be compared.{left_out}"

@@ -4,9 +4,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from grpo_kit.policy.chat import encode_prompt
+from grpo_kit.training.preferences.groups import Group
 from grpo_kit.training.preferences.pairs import Pair
 
 Row = dict[str, list[int]]
+
+
+def leave_out_long(
+    groups: Sequence[Group], tokenizer: Any, enable_thinking: bool, max_length: int
+) -> tuple[list[Group], int]:
+    """The groups without the replies that are too long, so that no pair takes the place of one that fits.
+
+    Args:
+        groups: judged completions.
+        tokenizer, enable_thinking, max_length: as `encode_pairs`.
+
+    Returns:
+        The groups, some of them perhaps without replies; and the length of the longest prompt with a reply that does
+        not fit, 0 where all do.
+    """
+    fitting, longest = [], 0
+    for group in groups:
+        thinking = group.row.get("enable_thinking")
+        prompt = len(encode_prompt(tokenizer, group.row["prompt"], enable_thinking if thinking is None else thinking))
+        replies = [reply for reply in group.replies if prompt + reply.tokens <= max_length]
+        longest = max([longest, *(prompt + reply.tokens for reply in group.replies if reply not in replies)])
+        fitting.append(group._replace(replies=replies))
+    return fitting, longest
 
 
 def encode_pairs(

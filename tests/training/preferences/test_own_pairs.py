@@ -124,7 +124,7 @@ def test_a_rejected_reply_may_end_within_its_thought(read, tiny_policy):
     }  # fmt: skip
 
 
-def test_equal_pairs_count_once_contradictions_not_at_all_and_a_prompt_has_a_limit(read):
+def test_equal_pairs_count_once_and_contradictions_not_at_all(read):
     other = GOOD | {"prompt": "What is 2 + 1?"}
     rows = [
         other,
@@ -132,16 +132,23 @@ def test_equal_pairs_count_once_contradictions_not_at_all_and_a_prompt_has_a_lim
         GOOD,
         GOOD | {"chosen": "<think>1+2=3</think> 3"},  # equal, otherwise written
         GOOD | {"rejected": "a</think>5"},
-        GOOD | {"rejected": "a</think>6"},  # the third of its prompt
         GOOD | {"prompt": [turn("Add.", "system"), turn("What is 1 + 2?", "user")], "rejected": "a</think>6"},
     ]
     pairs, left_out = read(rows)
-    assert [pair.id for pair in pairs] == ["line 3", "line 5", "line 7"]
-    assert left_out == {
-        "contradicting (first: line 1)": 2, "repeated (first: line 4)": 1,
-        "more than dpo.pairs_per_prompt=2 (first: line 6)": 1,
-    }  # fmt: skip
+    assert [pair.id for pair in pairs] == ["line 3", "line 5", "line 6"]
+    assert left_out == {"contradicting (first: line 1)": 2, "repeated (first: line 4)": 1}
     assert summarise_pairs(pairs, 0)["prompts"] == 2
+
+
+def test_a_pair_that_does_not_fit_takes_the_place_of_none_that_does(trained, tmp_path):
+    config, run = open_copy(trained, tmp_path)
+    long = GOOD | {"chosen": "1+2=3 " * 100 + "</think>3"}
+    fitting = [GOOD | {"rejected": f"a</think>{number}"} for number in range(5, 8)]
+    source = str(write(tmp_path, [long, *fitting, GOOD | {"prompt": "What is 2 + 1?"}]))
+    dpo = replace(config.dpo, source=source, max_length=100, pairs_per_prompt=2)
+    pairs, rows, summary = find_pairs(replace(config, dpo=dpo), run)
+    assert [pair.id for pair in pairs] == ["line 2", "line 3", "line 5"] and len(rows) == 3
+    assert summary["left_out"] == {"longer than 100 tokens": 1, "more than dpo.pairs_per_prompt=2": 1}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -13,11 +14,13 @@ from grpo_kit import config
 from grpo_kit.cli import stages
 from grpo_kit.evaluation import evaluate
 from grpo_kit.evaluation.compare import compare
+from grpo_kit.policy.chat import encode_prompt
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import find_run
 from grpo_kit.submission.package import package_adapter
 from grpo_kit.training.preferences import prefer as stage
+from grpo_kit.training.preferences.groups import Group, Reply
 from grpo_kit.training.preferences.prefer import prefer
 from tests.helpers.processes import start as start_python
 from tests.helpers.settings import ROOT, SMALL
@@ -264,15 +267,31 @@ def test_pairs_that_do_not_fit_are_left_out_with_their_number_and_nothing_is_cut
     limit = sorted(lengths)[len(lengths) // 2]
     shorter = replace(chosen, dpo=replace(chosen.dpo, max_length=limit))
     kept, rows, summary = stage.find_pairs(shorter, run)
-    too_long = sum(length > limit for length in lengths)
-    assert (
-        too_long
-        and len(kept) == len(pairs) - too_long
-        and summary["left_out"][f"longer than {limit} tokens"] == too_long
+    assert all(
+        len(row["prompt_ids"]) + len(row[key]) <= limit for row in rows for key in ("chosen_ids", "rejected_ids")
     )
-    assert f"The longest has {max(lengths)}; raise dpo.max_length" in summary["words"]
+    assert len(kept) == sum(length <= limit for length in lengths)
+    assert summary["left_out"][f"longer than {limit} tokens"] > 0
+    assert re.search(r"The longest has (\d+); raise dpo.max_length", summary["words"])
     none, _, summary = stage.find_pairs(replace(chosen, dpo=replace(chosen.dpo, max_length=5)), run)
     assert none == [] and summary["words"].startswith("Nothing to learn: every pair is longer than 5 tokens")
+
+
+def test_a_reply_that_does_not_fit_takes_the_place_of_none_that_does(trained, tmp_path, monkeypatch):
+    chosen, run = open_copy(trained, tmp_path)
+    row = read_lines(run.data_file("train"))[0]
+    verdicts = {"1 " * 40: "right", "2 " * 40: "wrong", "3 " * 5: "right", "4 " * 9: "wrong"}
+    tokenizer = stage.load_tokenizer(chosen.policy)
+    replies = [Reply(text, verdict, stage._count_tokens(tokenizer, text) + 1) for text, verdict in verdicts.items()]
+    monkeypatch.setattr(stage, "read_groups", lambda *_: ([Group(row, 1, replies)], {}))
+    limit = len(encode_prompt(tokenizer, row["prompt"], chosen.policy.enable_thinking)) + replies[-1].tokens
+    dpo = replace(chosen.dpo, max_length=limit, pairs_per_prompt=1)
+    (pair,), _, summary = stage.find_pairs(replace(chosen, dpo=dpo), run)
+    assert (pair.chosen, pair.rejected) == ("3 " * 5, "4 " * 9)
+    assert summary["left_out"] == {f"longer than {limit} tokens": 2}
+    monkeypatch.setattr(stage, "read_groups", lambda *_: ([Group(row, 1, [replies[0], replies[2]])], {}))
+    none, _, summary = stage.find_pairs(replace(chosen, dpo=dpo), run)
+    assert none == [] and "of 1 groups 1 are all right" in summary["words"]  # the long one is not the reason
 
 
 def test_wrong_beginnings_are_refused_in_a_sentence(trained, tmp_path, monkeypatch):
