@@ -1,137 +1,20 @@
 """Generates questions over several documents: the answer stands in one of them, or in two that lead to each other.
 
-Each document tells a few facts of one thing: a firm, a book, a ship, a person, a town. A question asks for a fact of a
-thing ("How many pages has ...?"), or of the thing that it leads to ("Where was the author of ... born?"), for which two
-documents are needed. The other documents tell facts of the same kind of things with near names. No two documents of
-a task hold the same value, so an answer stands nowhere but in the documents of `supporting`.
+Each document tells a few facts of one thing (`facts.py`). A question asks for a fact of a thing ("How many pages has
+...?"), or of the thing that it leads to ("Where was the author of ... born?"), for which two documents are needed. The
+other documents tell facts of the same kind of things with near names. No two documents of a task hold the same value,
+so an answer stands nowhere but in the documents of `supporting`.
 """
 
 import random
 from collections.abc import Callable
-from typing import NamedTuple
 
 from grpo_kit.environments import names
+from grpo_kit.environments.facts import THINGS, Relation
 from grpo_kit.environments.task import Task, collect_tasks, count_characters, make_task
 
 VERSION = 1  # goes up whenever a seed and number give another task than before
 MOST_DOCUMENTS = 8
-
-
-class Relation(NamedTuple):
-    """What a kind of things has: the sentence that says it, the question for it, the kind of its value.
-
-    Attributes:
-        says: sentences with {it} for the thing's name and {value}, divided by "|".
-        asks: questions with {it} for the thing, by name or as "the author of ...", divided by "|".
-        kind: a thing of `THINGS`, or a value of `_VALUES`.
-        leads: words for the value's thing, such as "the author of {it}"; "" where the value is no thing.
-    """
-
-    says: str
-    asks: str
-    kind: str
-    leads: str = ""
-
-
-THINGS: dict[str, tuple[Relation, ...]] = {
-    "firm": (
-        Relation(
-            "{it} is led by {value}.|The director of {it} is {value}.",
-            "Who leads {it}?|What is the name of the person who leads {it}?",
-            "person",
-            "the director of {it}",
-        ),
-        Relation(
-            "{it} has its seat in {value}.|{it} is based in {value}.",
-            "In which town is {it} based?|Where has {it} its seat?",
-            "town",
-            "the town in which {it} is based",
-        ),
-        Relation(
-            "{it} was founded in {value}.|In {value} {it} opened its doors.",
-            "In which year was {it} founded?|When was {it} founded?",
-            "year",
-        ),
-        Relation(
-            "{it} makes the {value}.|The best known product of {it} is the {value}.",
-            "Which product is {it} known for?|What does {it} make?",
-            "product",
-        ),
-    ),
-    "book": (
-        Relation(
-            "{it} was written by {value}.|{value} is the author of {it}.",
-            "Who wrote {it}?|Who is the author of {it}?",
-            "person",
-            "the author of {it}",
-        ),
-        Relation(
-            "{it} has {value} pages.|The first edition of {it} ran to {value} pages.",
-            "How many pages has {it}?|What is the number of pages of {it}?",
-            "pages",
-        ),
-        Relation(
-            "{it} came out in {value}.|Its readers have known {it} since {value}.",
-            "In which year did {it} come out?|When did {it} come out?",
-            "year",
-        ),
-    ),
-    "ship": (
-        Relation(
-            "The captain of {it} is {value}.|{it} sails under {value}.",
-            "Who is the captain of {it}?|Under which captain does {it} sail?",
-            "person",
-            "the captain of {it}",
-        ),
-        Relation(
-            "{it} was built in {value}.|The yard that built {it} lay in {value}.",
-            "In which town was {it} built?|Where was {it} built?",
-            "town",
-            "the town in which {it} was built",
-        ),
-        Relation(
-            "{it} was launched on {value}.|On {value} {it} was launched.",
-            "On which day was {it} launched?|What is the date of the launch of {it}?",
-            "date",
-        ),
-    ),
-    "person": (
-        Relation(
-            "{it} was born in {value}.|The birthplace of {it} is {value}.",
-            "Where was {it} born?|In which town was {it} born?",
-            "town",
-            "the birthplace of {it}",
-        ),
-        Relation(
-            "{it} studied {value}.|{it} holds a degree in {value}.",
-            "Which subject did {it} study?|In what does {it} hold a degree?",
-            "subject",
-        ),
-        Relation(
-            "{it} learnt {value} as a child.|The first foreign language of {it} was {value}.",
-            "Which foreign language did {it} learn first?|Which language did {it} learn as a child?",
-            "language",
-        ),
-    ),
-    "town": (
-        Relation(
-            "{it} lies on the river {value}.|The river {value} flows through {it}.",
-            "On which river does {it} lie?|Which river flows through {it}?",
-            "river",
-        ),
-        Relation(
-            "{it} has {value} inhabitants.|At the last count {value} people lived in {it}.",
-            "How many inhabitants has {it}?|How many people live in {it}?",
-            "people",
-        ),
-        Relation(
-            "The mayor of {it} is {value}.|{it} elected {value} as its mayor.",
-            "Who is the mayor of {it}?|Whom did {it} elect as its mayor?",
-            "person",
-            "the mayor of {it}",
-        ),
-    ),
-}
 _STARTS = ("firm", "book", "ship", "person", "town")
 _ENDINGS = (
     'Answer in one line of the form "Answer: ... [n]": the answer in as few words as possible, then the number of each '

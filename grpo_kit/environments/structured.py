@@ -16,7 +16,9 @@ import random
 from typing import Any
 
 from grpo_kit.environments.names import spell_date
-from grpo_kit.environments.records import LISTS, OBJECTS, Record, Schema
+from grpo_kit.environments.records.lists import LISTS
+from grpo_kit.environments.records.objects import OBJECTS
+from grpo_kit.environments.records.record import Record, Schema
 from grpo_kit.environments.task import Task, collect_tasks, make_task
 from grpo_kit.environments.writing import KINDS, write_document
 

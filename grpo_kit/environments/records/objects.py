@@ -1,12 +1,7 @@
-"""Records with known contents: an order, a letter, a line of a log, and so on, each with its schema and its document.
-
-A document says every value once, texts and the words of an `enum` as the contents have them; dates are spelt out, and
-numbers may have a comma for thousands. Some documents name another record of the same kind beside it.
-"""
+"""Records that are one object: an order, a letter, a line of a log, and so on."""
 
 import random
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from grpo_kit.environments.names import (
     FIRM_HEADS,
@@ -21,56 +16,27 @@ from grpo_kit.environments.names import (
     draw_title,
     spell_date,
 )  # fmt: skip
-
-Schema = dict[str, Any]
-
-
-class Record(NamedTuple):
-    """A record: what it is, its contents, their schema, and a text that says them."""
-
-    noun: str
-    contents: Any
-    schema: Schema
-    text: str
-
-
-TEXT: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer"}
-NUMBER: Schema = {"type": "number"}
-YES_NO: Schema = {"type": "boolean"}
-DATE: Schema = {"type": "string", "format": "date"}
-TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
-
-
-def object_of(**properties: Schema) -> Schema:
-    """The schema of an object, all of whose properties are required."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def list_of(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def one_of(*words: str) -> Schema:
-    return {"type": "string", "enum": list(words)}
-
-
-def _join(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _price(rng: random.Random, highest: int) -> float:
-    return rng.randint(200, highest * 100) / 100
-
-
-def _money(amount: float) -> str:
-    return f"{amount:,.2f}"
+from grpo_kit.environments.records.record import (
+    DATE,
+    NUMBER,
+    TEXT,
+    TEXT_OR_NULL,
+    WHOLE,
+    YES_NO,
+    Record,
+    draw_price,
+    join_words,
+    list_of,
+    object_of,
+    one_of,
+    spell_money,
+)
 
 
 def _draw_order(rng: random.Random) -> Record:
     status = rng.choice(("packed", "shipped", "delivered", "cancelled"))
     lines = [
-        {"product": product, "quantity": rng.randint(1, 40), "unit_price": _price(rng, 90)}
+        {"product": product, "quantity": rng.randint(1, 40), "unit_price": draw_price(rng, 90)}
         for product in rng.sample(PRODUCTS, rng.randint(1, 4))
     ]
     customer, express = {"name": draw_person(rng), "city": rng.choice(TOWNS)}, rng.random() < 0.5
@@ -83,7 +49,9 @@ def _draw_order(rng: random.Random) -> Record:
         lines=list_of(object_of(product=TEXT, quantity=WHOLE, unit_price=NUMBER)), express=YES_NO,
         status=one_of("packed", "shipped", "delivered", "cancelled"),
     )  # fmt: skip
-    goods = _join([f"{line['quantity']} x {line['product']} at {_money(line['unit_price'])} euros" for line in lines])
+    goods = join_words(
+        [f"{line['quantity']} x {line['product']} at {spell_money(line['unit_price'])} euros" for line in lines]
+    )
     day, other = spell_date(contents["ordered_on"], rng.randrange(2)), draw_code(rng)
     text = rng.choice((
         f"On {day} {customer['name']} from {customer['city']} placed order {contents['order_id']}: {goods} apiece. "
@@ -109,7 +77,7 @@ def _draw_employee(rng: random.Random) -> Record:
         name=TEXT, department=one_of(*departments), started_on=DATE, weekly_hours=NUMBER, languages=list_of(TEXT),
         manager=TEXT_OR_NULL,
     )  # fmt: skip
-    day, spoken = spell_date(contents["started_on"], rng.randrange(2)), _join(contents["languages"])
+    day, spoken = spell_date(contents["started_on"], rng.randrange(2)), join_words(contents["languages"])
     reports = f"reports to {boss}" if boss else "has no manager"
     text = rng.choice((
         f"{name} has worked in {contents['department']} since {day} and {reports}. The contract is for "
@@ -147,7 +115,9 @@ def _draw_letter(rng: random.Random) -> Record:
     currencies = {"EUR": "euros", "CHF": "Swiss francs", "SEK": "Swedish kronor"}
     firm, person, clerk = f"{rng.choice(FIRM_HEADS)} {rng.choice(FIRM_TAILS)}", draw_person(rng), draw_person(rng)
     contents = {
-        "invoice": {"number": draw_code(rng), "amount": _price(rng, 9000), "currency": rng.choice(list(currencies))},
+        "invoice": {
+            "number": draw_code(rng), "amount": draw_price(rng, 9000), "currency": rng.choice(list(currencies)),
+        },
         "sender": firm, "recipient": person, "written_on": draw_date(rng, 2015, 2019),
         "due_on": draw_date(rng, 2020, 2025), "reminder": rng.randint(1, 3),
     }  # fmt: skip
@@ -160,8 +130,8 @@ def _draw_letter(rng: random.Random) -> Record:
     nth = ("first", "second", "third")[contents["reminder"] - 1]
     text = (
         f"{firm}\n{rng.choice(TOWNS)}, {written}\n\nDear {person},\n\nthis is our {nth} reminder. Our invoice "
-        f"{invoice['number']} over {_money(invoice['amount'])} {currencies[invoice['currency']]} is still open. Please "
-        f"pay it by {due}.\n\nYours sincerely\n{clerk}, accounts"
+        f"{invoice['number']} over {spell_money(invoice['amount'])} {currencies[invoice['currency']]} is still open. "
+        f"Please pay it by {due}.\n\nYours sincerely\n{clerk}, accounts"
     )
     return Record("letter", contents, schema, text)
 
@@ -180,7 +150,7 @@ def _draw_event(rng: random.Random) -> Record:
         talks=list_of(object_of(speaker=TEXT, topic=TEXT)), streamed=YES_NO,
     )  # fmt: skip
     day, seats = spell_date(contents["held_on"], rng.randrange(2)), f"{contents['seats']:,}"
-    said = _join([f"{talk['speaker']} on {talk['topic']}" for talk in talks])
+    said = join_words([f"{talk['speaker']} on {talk['topic']}" for talk in talks])
     streamed = "It is streamed" if contents["streamed"] else "It is not streamed"
     text = rng.choice((
         f'"{contents["title"]}": an evening of talks in {hall}, {contents["venue"]["town"]}, on {day} at '
@@ -206,7 +176,7 @@ def _draw_book(rng: random.Random) -> Record:
     origin = f"translated from {translated}" if translated else "in its original language, so not translated"
     loan = "on loan" if contents["on_loan"] else "not on loan"
     text = (
-        f'Catalogue card: "{contents["title"]}" by {_join(contents["authors"])}, published in '
+        f'Catalogue card: "{contents["title"]}" by {join_words(contents["authors"])}, published in '
         f"{contents['published_in']}, {contents['pages']} pages, genre {contents['genre']}, {origin}. The copy is "
         f"{loan}."
     )
@@ -225,7 +195,7 @@ def _draw_match(rng: random.Random) -> Record:
         home=TEXT, away=TEXT, score=object_of(home=WHOLE, away=WHOLE), played_on=DATE, spectators=WHOLE,
         goals=list_of(object_of(scorer=TEXT, minute=WHOLE)),
     )  # fmt: skip
-    told = _join([f"{goal['scorer']} in minute {goal['minute']}" for goal in goals])
+    told = join_words([f"{goal['scorer']} in minute {goal['minute']}" for goal in goals])
     text = (
         f"{home} received {away} on {spell_date(contents['played_on'], rng.randrange(2))}. The match ended "
         f"{for_home}:{3 - for_home} before {contents['spectators']:,} spectators. The goals came from {told}."
@@ -254,7 +224,7 @@ def _draw_recipe(rng: random.Random) -> Record:
         dish=TEXT, servings=WHOLE, minutes=WHOLE, oven_celsius=WHOLE,
         ingredients=list_of(object_of(name=TEXT, amount=NUMBER, unit=one_of(*units))), vegan=YES_NO,
     )  # fmt: skip
-    needed = _join([f"{part['amount']} {part['unit']} of {part['name']}" for part in ingredients])
+    needed = join_words([f"{part['amount']} {part['unit']} of {part['name']}" for part in ingredients])
     heat = f"Heat the oven to {oven} degrees Celsius."
     text = (
         f"{dish}, for {contents['servings']} {'person' if contents['servings'] == 1 else 'people'}. Take {needed}. "
@@ -267,7 +237,7 @@ def _draw_flat(rng: random.Random) -> Record:
     features = rng.sample(("balcony", "cellar", "lift", "garden", "garage", "fireplace"), rng.randint(1, 4))
     contents = {
         "town": rng.choice(TOWNS), "rooms": rng.choice((1, 1.5, 2, 2.5, 3, 3.5, 4)), "area_m2": rng.randint(20, 180),
-        "monthly_rent": _price(rng, 3000), "free_from": draw_date(rng), "features": features,
+        "monthly_rent": draw_price(rng, 3000), "free_from": draw_date(rng), "features": features,
         "pets_allowed": rng.random() < 0.5, "contact": {"name": draw_person(rng), "extension": rng.randint(10, 999)},
     }  # fmt: skip
     schema = object_of(
@@ -276,51 +246,15 @@ def _draw_flat(rng: random.Random) -> Record:
     )  # fmt: skip
     c = contents
     text = (
-        f"To let in {c['town']}: {c['rooms']} rooms, {c['area_m2']} m2, {_money(c['monthly_rent'])} euros a month, "
-        f"free from {spell_date(c['free_from'], rng.randrange(2))}. With {_join(features)}. Pets are "
+        f"To let in {c['town']}: {c['rooms']} rooms, {c['area_m2']} m2, {spell_money(c['monthly_rent'])} euros a "
+        f"month, free from {spell_date(c['free_from'], rng.randrange(2))}. With {join_words(features)}. Pets are "
         f"{'allowed' if c['pets_allowed'] else 'not allowed'}. Ask for {c['contact']['name']}, extension "
         f"{c['contact']['extension']}."
     )
     return Record("flat", contents, schema, text)
 
 
-def draw_stock(rng: random.Random) -> Record:
-    """A list of flat records, which CSV can hold: products in stock."""
-    rows = [
-        {"product": product, "stock": rng.randint(0, 900), "price": _price(rng, 90), "discontinued": rng.random() < 0.3}
-        for product in rng.sample(PRODUCTS, rng.randint(2, 6))
-    ]
-    schema = list_of(object_of(product=TEXT, stock=WHOLE, price=NUMBER, discontinued=YES_NO))
-    as_table = ["| product | in stock | price (EUR) | discontinued |", "|---|---|---|---|"]
-    as_table += [
-        f"| {row['product']} | {row['stock']} | {row['price']:.2f} | {'yes' if row['discontinued'] else 'no'} |"
-        for row in rows
-    ]
-    as_sentences = [
-        f"We have {row['stock']} of the product {row['product']} at {row['price']:.2f} euros; it is "
-        f"{'discontinued' if row['discontinued'] else 'not discontinued'}."
-        for row in rows
-    ]
-    text = rng.choice(("\n".join(as_table), " ".join(as_sentences)))
-    return Record("stock", rows, schema, text)
-
-
-def draw_readings(rng: random.Random) -> Record:
-    """A list of flat records: what a weather station measured."""
-    station, day = rng.choice(TOWNS), draw_date(rng)
-    rows = [
-        {"station": station, "hour": hour, "temperature": rng.randint(-150, 350) / 10,
-         "wind": rng.choice(("calm", "breeze", "storm"))}
-        for hour in sorted(rng.sample(range(24), rng.randint(2, 6)))
-    ]  # fmt: skip
-    wind = one_of("calm", "breeze", "storm")
-    schema = list_of(object_of(station=TEXT, hour=WHOLE, temperature=NUMBER, wind=wind))
-    told = [f"at {row['hour']}:00 {row['temperature']} degrees, {row['wind']}" for row in rows]
-    return Record("readings", rows, schema, f"Station {station}, {spell_date(day)}: {'; '.join(told)}.")
-
-
 OBJECTS: tuple[Callable[[random.Random], Record], ...] = (
     _draw_order, _draw_employee, _draw_log_line, _draw_letter, _draw_event, _draw_book, _draw_match, _draw_recipe,
     _draw_flat,
 )  # fmt: skip
-LISTS: tuple[Callable[[random.Random], Record], ...] = (draw_stock, draw_readings)
