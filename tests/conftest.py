@@ -32,12 +32,12 @@ sys.modules["rfc3987_syntax"] = None
 # worker process starts one of them at the end.
 SLOW_FILES = (
     "notebooks/test_notebook_places", "notebooks/test_notebooks", "runs/test_processes",
-    "display/test_board_in_browser", "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels", "test_notes",
+    "display/test_board_in_browser", "benchmarks/test_benchmarks", "cli/test_demo", "kaggle/test_wheels",
     "evaluation/test_rehearsal", "handoff/test_nemo_megatron",
 )  # fmt: skip
 LONG_FILES = (
     "training/grpo/test_trainer", "nemotron/test_experts", "planning/test_memory", "training/test_train",
-    "tuning/test_tune", "evaluation/test_screening",
+    "tuning/test_tune", "evaluation/test_screening", "test_notes",
 )  # fmt: skip
 TESTS = Path(__file__).parent
 assert all((TESTS / f"{name}.py").is_file() for name in SLOW_FILES + LONG_FILES)

@@ -142,6 +142,26 @@ for module in sys.argv[1:]:
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
 
 
+def test_every_requirement_has_a_reason_above_it_and_nothing_else_is_imported():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    requirements = [line for line in lines if not line.startswith("#")]
+    assert all(
+        lines[lines.index(line) - 1].startswith("# ") and lines[lines.index(line) - 1].endswith(".")
+        for line in requirements
+    )
+    indirect = re.findall(r"\w+", "\n".join(lines).partition("# Imported as well")[2])
+    allowed = (
+        {re.split(r"[=<>]", line)[0].replace("-", "_") for line in requirements}
+        | set(indirect)
+        | set(sys.stdlib_module_names)
+    )
+    # Colab and Kaggle bring their own modules, every notebook kernel brings ipykernel, a torch that can use Triton
+    # brings it, and vLLM, gguf and trackers are optional.
+    allowed |= {"grpo_kit", "gguf", "google", "ipykernel", "kaggle_secrets", "triton", "vllm", "wandb"}
+    libraries = {name.split(".")[0] for names in imports().values() for name in names}
+    assert libraries - allowed == set()
+
+
 @pytest.mark.slow
 def test_no_code_evaluates_text():
     for path in PACKAGE.rglob("*.py"):
