@@ -13,8 +13,10 @@ from grpo_kit.environments.task import COLUMNS
 RULE_KEYS = {"column", "is", "is_not", "reason", "why"}
 GENERATED = {
     "tiny-sums": "sums and differences of two numbers, made by the kit",
-    "puzzles": "the challenge's six families of puzzles, made by the kit",
-    "tiny-puzzles": "two of these families in small numbers, made by the kit",
+    "puzzles": "puzzles of the challenge's six families (bit manipulation, gravity, unit conversion, text encryption, "
+    "numeral system, equation transformation), made by the kit",
+    "tiny-puzzles": "puzzles of two of the challenge's families (numeral system, unit conversion) in small numbers, "
+    "made by the kit",
     "structured": "records to write as JSON, YAML, TOML, XML or CSV by a schema, made by the kit",
     "instructions": "short texts to write under one to four instructions, made by the kit",
     "documents": "questions over several short documents, made by the kit",

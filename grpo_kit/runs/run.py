@@ -245,7 +245,8 @@ class Run:
                 + name_functions(f"Run `{command}` to make it again.")
             )
         if record is None:
-            runs = sorted(path.name for path in self.root.glob("*") if (path / "run.json").is_file())
+            runs = sorted(path.parent.name for path in self.root.glob("*/run.json"))
+            runs = [name for name in runs if re.fullmatch(RUN_NAME, name)]  # others cannot be opened
             others = f" Runs in {self.root}: {', '.join(runs)}." if runs and self.name not in runs else ""
             before = "" if stage == "data" or "data" in stages else "`grpo-kit data` and then "
             raise FileNotFoundError(
