@@ -1,5 +1,6 @@
 """Writes a run as two files that need no server: `report.html`, one page without a script, and `report.png`."""
 
+import math
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -37,19 +38,27 @@ def save_report(run: Run) -> None:
     charts.save_figure(draw_report(run), run.picture)
 
 
-def draw_report(run: Run, title: str | None = None, has_accuracy: bool = True) -> Any:
+def draw_report(run: Run, title: str | None = None, has_accuracy: bool = True, finished: bool = False) -> Any:
     """The run's charts as a matplotlib figure, which `report.png` shows.
 
     Args:
         run: the run.
         title: the text above; None for the run's name.
         has_accuracy: whether the accuracies are among them.
+        finished: whether to leave out the steps of a training that goes on and has not ended yet.
 
     Raises:
         FileNotFoundError: the run has no metrics.
     """
-    title = f"run {run.name!r}" if title is None else title
-    return charts.draw_panels(_build_all_panels(run, read_trainings(run), has_accuracy), title)
+    title, trainings = f"run {run.name!r}" if title is None else title, read_trainings(run)
+    if finished:
+        ends = {stage: record.get("steps", math.inf) for stage, record in run.stages().items()}
+        trainings = {
+            stage: [row for row in rows if row["step"] <= ends[stage]]
+            for stage, rows in trainings.items()
+            if stage in ends
+        }
+    return charts.draw_panels(_build_all_panels(run, trainings, has_accuracy), title)
 
 
 def render_page(run: Run) -> str:

@@ -154,6 +154,17 @@ def test_each_training_of_a_run_has_its_charts(copied):
     assert panels.count("GRPO: Held-out accuracy") == 1 and "SFT: Held-out accuracy" not in panels
 
 
+def test_steps_after_the_finished_training_are_left_out_on_request(copied, monkeypatch):
+    monkeypatch.setattr(report.charts, "draw_panels", lambda panels, title: panels)
+    before = report.draw_report(copied, finished=True)
+    assert before == report.draw_report(copied)
+    rows = read_lines(copied.metrics)
+    later = [rows[-1] | {"step": step, "reward": 9.0} for step in (5, 6)]
+    write_lines(copied.metrics, rows + later)  # of a training that goes on
+    write_lines(copied.stage_files("prefer").metrics, [{"step": 1, "seconds": 1.0, "rewards/margins": 1.0}])
+    assert report.draw_report(copied, finished=True) == before != report.draw_report(copied)
+
+
 def test_a_run_that_has_only_learned_texts_has_a_page(tmp_path):
     run = find_run("texts", tmp_path)
     rows = [{"step": i + 1, "seconds": i, "loss": 2.0, "mean_token_accuracy": 0.5} for i in range(3)]
