@@ -5,6 +5,7 @@ from pathlib import Path
 from grpo_kit.config import RunConfig
 from grpo_kit.display.notebook_words import reword
 from grpo_kit.runs.run import Run
+from grpo_kit.runs.texts import show_controls
 
 
 def submit_zip(zip_path: Path, message: str, send: bool) -> None:
@@ -27,8 +28,9 @@ def publish(config: RunConfig, run: Run, to: str, private: bool, send: bool, bas
 
     `base` is the id on the Hub of a base that lies in a local folder.
     """
-    from IPython.display import Markdown, display
+    from IPython.display import Image, Markdown, display
 
+    from grpo_kit.publishing.card import CURVES, PICTURE
     from grpo_kit.publishing.publish import publish as publish_run
 
     published = publish_run(config, run, to, private, dry_run=not send, base=base.strip() or None)
@@ -38,5 +40,11 @@ def publish(config: RunConfig, run: Run, to: str, private: bool, send: bool, bas
         display(Markdown(f"[{published.address}]({published.address})"))
         return
     card = (published.folder / "README.md").read_text(encoding="utf-8")
-    display(Markdown(card.split("\n---\n", 1)[1]))  # without its metadata, which the Hub shows as fields
+    card = card.split("\n---\n", 1)[1]  # without its metadata, which the Hub shows as fields
+    above, _, below = card.partition(PICTURE)
+    display(Markdown(above))
+    display(Image((published.folder / CURVES).read_bytes()))  # a notebook has no file of this name beside it
+    display(Markdown(below))
+    for name, text in published.own_words.items():
+        print(f"becomes public: {name} {show_controls(text)}")
     print("Nothing was sent.")

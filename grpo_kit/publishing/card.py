@@ -4,28 +4,30 @@ from typing import Any
 
 import grpo_kit
 from grpo_kit.config import MATH
-from grpo_kit.data.recipes import GENERATED, load_recipe
-from grpo_kit.publishing import sections
+from grpo_kit.data.recipes import GENERATED, list_recipes, load_recipe
+from grpo_kit.publishing import loading, sections
 from grpo_kit.publishing.base import Base
 from grpo_kit.publishing.escaping import inline
-from grpo_kit.publishing.public_record import list_texts
-from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Source
-from grpo_kit.publishing.sections import Facts
+from grpo_kit.publishing.public_record import RECORD, list_texts
+from grpo_kit.publishing.run_facts import METHODS, UNKNOWN, Facts, Source, split_by_set
 
 TASK = "text-generation"
 CURVES = "curves.png"
+PICTURE = f"![the curves of the training]({CURVES})"
 
 
 def render_card(facts: Facts) -> str:
     """The text of README.md."""
     methods = ", then ".join(METHODS[stage] for stage in facts.records)
-    base = f"[{facts.base.name}](https://huggingface.co/{facts.base.name})"
+    packages = facts.records[facts.last].get("environment", {}).get("packages") or {}
+    kit = f"grpo-kit {inline(packages.get('grpo-kit') or grpo_kit.__version__)}"
+    base = f"[{inline(facts.base.name)}](https://huggingface.co/{facts.base.name})"
     if facts.base.is_embedded:
         base = f"`{facts.base.name}`, the policy of half a million parameters that is embedded in grpo-kit"
     parts = [
-        f"# {facts.repo.partition('/')[2]}",
-        f"A LoRA adapter of {base}, trained by {methods} with grpo-kit {grpo_kit.__version__}. Every figure here was "
-        f"measured by the run itself, and its record is in `{sections.RECORD}`.",
+        f"# {inline(facts.repo.partition('/')[2])}",
+        f"A LoRA adapter of {base}, trained by {methods} with {kit}. Every figure here was "
+        f"measured by the run itself, and its record is in `{RECORD}`.",
     ]
     if facts.base.is_embedded:
         parts.append(
@@ -36,10 +38,10 @@ def render_card(facts: Facts) -> str:
         "## Results",
         *sections.describe_results(facts),
         "## Curves",
-        f"![the curves of the training]({CURVES})",
+        PICTURE,
         *sections.describe_samples(facts),
         "## Load it",
-        *sections.describe_loading(facts),
+        *loading.describe_loading(facts),
         "## Training",
         *sections.describe_training(facts),
         "## Data",
@@ -53,7 +55,10 @@ def render_card(facts: Facts) -> str:
 
 
 def make_metadata(facts: Facts) -> Any:
-    """The metadata as `huggingface_hub.ModelCardData`; a model-index only where the adapter was measured."""
+    """The metadata as `huggingface_hub.ModelCardData`; a model-index only where the adapter was measured.
+
+    Those of a preview name no base, which the Hub could not link, and have no model-index.
+    """
     from huggingface_hub import ModelCardData
 
     tags = ["lora", "grpo-kit", *(METHODS[stage].lower() for stage in facts.records)]
@@ -61,16 +66,18 @@ def make_metadata(facts: Facts) -> Any:
     tags += ["math"] if MATH in facts.manifest.get("environments", [MATH]) else []
     texts = [text for stage, record in facts.records.items() for text in list_texts(stage, record["settings"])]
     hub = [source.hub for source in facts.sources] + [text.hub for text in texts]
-    known = all(source.hub or source.name in GENERATED for source in facts.sources) and not any(t.is_own for t in texts)
-    results = _list_results(facts)
+    of_the_kit = {*GENERATED, *list_recipes(environment=None)}
+    is_known = {source.name for source in facts.sources} <= of_the_kit and not any(t.hub or t.is_own for t in texts)
+    is_linked = not facts.base.is_embedded
+    results = _list_results(facts) if is_linked else []
     return ModelCardData(
-        base_model=facts.base.name,
-        base_model_relation="adapter",
+        base_model=facts.base.name if is_linked else None,
+        base_model_relation="adapter" if is_linked else None,
         library_name="peft",
         pipeline_tag=TASK,
         **facts.base.licence,
         datasets=list(dict.fromkeys(filter(None, hub))) or None,
-        language="en" if known else None,  # of a user's own file it is not known
+        language="en" if is_known else None,
         tags=tags,
         metrics=["accuracy"] if results else None,
         model_name=facts.repo.partition("/")[2] if results else None,
@@ -84,10 +91,8 @@ def _list_results(facts: Facts) -> list[Any]:
 
     if (measured := facts.trained) is None:
         return []
-    report, sampling = measured.report, measured.report["sampling"]
-    parts = report.get("by", {}).get("set") or {sampling["sets"][0]: report}
-    results = []
-    for name, part in parts.items():
+    sampling, results = measured.report["sampling"], []
+    for name, part in split_by_set(measured.report).items():
         arguments = {key: sampling[key] for key in ("num_generations", "temperature", "max_completion_length")}
         results.append(
             EvalResult(
@@ -108,19 +113,20 @@ def _describe_set(name: str, sources: list[Source]) -> dict[str, Any]:
         (hub,) = hubs if len(hubs) == 1 else (None,)
         about = f"held-out problems of {', '.join(names)}"
         return {"dataset_name": about, "dataset_type": hub or "held-out", "dataset_split": "held out by grpo-kit"}
-    try:
-        recipe = load_recipe(name)
-    except ValueError:  # a file of the user, or a set on the Hub
-        return {"dataset_name": "an own evaluation set", "dataset_type": "own"}
+    if name not in list_recipes(environment=None):
+        return {"dataset_name": name, "dataset_type": "own"}
+    recipe = load_recipe(name)
     more = {"dataset_config": recipe.subset, "dataset_split": recipe.split}
     return {"dataset_name": name, "dataset_type": recipe.hub or name, **more}
 
 
 def _limits(facts: Facts) -> list[str]:
     policy = facts.config.policy
-    held_out = "The held-out problems come from the sources of the training; other tasks were not measured."
+    held_out = "Other tasks were not measured."
     if facts.trained is None:
         held_out = "The adapter was not measured on any task."
+    elif "test" in split_by_set(facts.trained.report):
+        held_out = f"The problems of the test split come from the sources of the training. {held_out}"
     place = "trained and measured" if facts.trained else "trained"
     sentences = [
         f"Measured over NF4 only: the adapter was {place} on the base in 4 bit (NF4, {policy.dtype}), not on the base "

@@ -17,13 +17,13 @@ from grpo_kit.adapters.names import published_name
 from grpo_kit.adapters.safetensors_files import read_header
 from grpo_kit.config import RunConfig
 from grpo_kit.display import charts, report
-from grpo_kit.publishing import public_record, run_facts
+from grpo_kit.publishing import public_record
 from grpo_kit.publishing.base import Base, require_fit
 from grpo_kit.publishing.card import CURVES, render_card
+from grpo_kit.publishing.public_record import RECORD
+from grpo_kit.publishing.run_facts import Facts, collect_facts
 from grpo_kit.publishing.secret_scan import refuse_secrets
-from grpo_kit.publishing.sections import RECORD, Facts
 from grpo_kit.runs.files import hash_of, new_folder, to_json, write_text
-from grpo_kit.runs.reading import read_json
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.trained import MEASURED
 from grpo_kit.submission.value_check import summarize_values
@@ -37,8 +37,8 @@ NAMES = (CARD, CONFIG_FILE, TENSORS_FILE, *TOKENIZER, CURVES, RECORD)  # nothing
 LOCAL_FIELDS = ("is_local", "local_files_only", "name_or_path")  # of tokenizer_config.json: about this machine
 
 
-def build_folder(config: RunConfig, run: Run, repo: str, base: Base) -> Path:
-    """Write `publish/` of a trained run, in one step.
+def read_facts(config: RunConfig, run: Run, repo: str, base: Base) -> Facts:
+    """Check a trained run's adapter, and read what its card says.
 
     Args:
         config: the run's configuration.
@@ -46,46 +46,51 @@ def build_folder(config: RunConfig, run: Run, repo: str, base: Base) -> Path:
         repo: USER/REPO, which the card names.
         base: the model that the adapter belongs to.
 
+    Raises:
+        FileNotFoundError: the run is not trained, or a file is missing.
+        ValueError: the adapter changes nothing, has values that are not finite, is no plain LoRA, or does not fit the
+            base; the data was prepared again since; a setting is not the one that the run was made with.
+    """
+    modules = read_modules(run.result.adapter)
+    require_fit(modules, base)
+    return collect_facts(config, run, repo, base, modules)
+
+
+def build_folder(run: Run, facts: Facts) -> Path:
+    """Write `publish/` of a trained run, in one step.
+
+    Args:
+        run: the run.
+        facts: from `read_facts`.
+
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: the run is not trained, or a file or the base's tokenizer is missing.
-        ValueError: the adapter changes nothing, has values that are not finite, is no plain LoRA, or does not fit the
-            base; the data was prepared again since; a file would hold a secret.
+        FileNotFoundError: the base's tokenizer is missing.
+        ValueError: a file would hold a secret.
     """
-    files = run.result
-    modules = read_modules(files.adapter)
-    require_fit(modules, base)
-    sources = run_facts.read_sources(run)
-    measured = run_facts.read_measurements(run)
-    records = run.stages()
-    facts = Facts(
-        repo,
-        config,
-        base,
-        {stage: records[stage] for stage in run.trained_stages()},
-        modules,
-        sources,
-        measured,
-        run_facts.choose_examples(measured, sources),
-        read_json(run.manifest),
-    )
+    files, base = run.result, facts.base
     out = run.path / "publish"
+    places = (str(Path.home()), str(run.root.absolute()), str(Path.cwd()))
+    samples = {
+        f"The sample {each.title!r}": "\n".join(filter(None, (each.problem, each.answer, each.before, each.after)))
+        for each in facts.examples
+    }
+    refuse_secrets([], places, words=public_record.list_own_words(facts) | samples)
     with run.lock("publish"), new_folder(out) as folder:
         shutil.copyfile(files.adapter / TENSORS_FILE, folder / TENSORS_FILE)
         fields = json.loads((files.adapter / CONFIG_FILE).read_text(encoding="utf-8"))
         fields |= {"base_model_name_or_path": base.name, "revision": base.revision, "inference_mode": True}
         write_text(folder / CONFIG_FILE, to_json(fields, indent=2, sort_keys=True) + "\n")
-        _save_tokenizer(config, folder)
-        done = [name for name in ("before", *(MEASURED[stage] for stage in facts.records)) if name in records]
-        all_hold = len(done) == len(measured)  # a point of another adapter must not stand in the picture
-        charts.save_figure(report.draw_report(run, "", all_hold), folder / CURVES)
+        _save_tokenizer(facts.config, folder)
+        done = {"before", *(MEASURED[stage] for stage in facts.records)} & run.stages().keys()
+        all_hold = len(done) == len(facts.measured)  # a point of another adapter must not stand in the picture
+        charts.save_figure(report.draw_report(run, "", all_hold, finished=True), folder / CURVES)
         record = {"grpo-kit": __version__, "sha256": {TENSORS_FILE: hash_of(folder / TENSORS_FILE)}}
-        record |= public_record.make_record(run, base.name, sources, measured)
+        record |= public_record.make_record(facts)
         write_text(folder / RECORD, to_json(record, indent=2, sort_keys=True) + "\n")
         write_text(folder / CARD, render_card(facts))
-        places = (str(Path.home()), str(run.root.absolute()), str(Path.cwd()))
         refuse_secrets(list_files(folder), places)
     return out
 

@@ -40,11 +40,13 @@ class Head(NamedTuple):
     """The newest commit of a repository on the Hub.
 
     Attributes:
+        name: what the repository is called now.
         commit: its id; None of an empty repository.
         private: whether only its owner sees the repository.
         files: {path: sha256 of its bytes, or git's sha1 for a file that git itself keeps}.
     """
 
+    name: str
     commit: str | None
     private: bool
     files: dict[str, str]
@@ -93,7 +95,7 @@ class HubClient:
             files = {
                 file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in info.siblings or []
             }
-            return Head(info.sha, bool(info.private), files)
+            return Head(info.id or repo, info.sha, bool(info.private), files)
 
     def has_model(self, name: str) -> bool:
         """Whether the Hub has a model of this id that this account sees."""

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grpo_kit.config import MATH
+from grpo_kit.config.environments import KNOWN
 from grpo_kit.data.recipes import list_recipes
 from grpo_kit.publishing.base import HUB_ID
-from grpo_kit.publishing.run_facts import METHODS, Measured, Source
+from grpo_kit.publishing.run_facts import METHODS, SECTIONS, Facts
 from grpo_kit.rewards.tools.loading import FOLDER as KIT_REWARDS
-from grpo_kit.runs.reading import read_json
-from grpo_kit.runs.run import Run
 
-SECTIONS = {"sft": "sft", "train": "grpo", "prefer": "dpo"}  # of the settings of a stage
+RECORD = "run.json"
 # Texts among the settings that are published: words of TRL's, PEFT's and the kit's own. Others may name a file.
 WORDS = {
     "advantage", "draw", "dtype", "engine", "enter", "loss_type", "lr_scheduler_type", "optim", "protocol", "reasoning",
@@ -98,37 +98,34 @@ def list_texts(stage: str, settings: Mapping[str, Any]) -> list[Text]:
     return texts
 
 
-def make_record(run: Run, base: str, sources: list[Source], measured: list[Measured]) -> dict[str, Any]:
-    """The run's record as it is published: stages, settings, versions, hashes, accuracies.
-
-    Args:
-        run: the run.
-        base: the base's id on the Hub.
-        sources, measured: from `read_sources` and `read_measurements`.
-    """
-    stages = {}
-    for stage in run.trained_stages():
-        record = run.stages()[stage]
+def make_record(facts: Facts) -> dict[str, Any]:
+    """The run's record as it is published: stages, settings, prompt, versions, hashes, accuracies."""
+    config, stages = facts.config, {}
+    for stage, record in facts.records.items():
         environment = record.get("environment", {})
         stages[stage] = {
             "method": METHODS[stage],
             "finished": record["finished"],
-            "seconds": record["seconds"],
+            "seconds": facts.seconds.get(stage),
             "steps": record.get("steps"),
             "settings": public_settings(record["settings"]),
             "environment": {key: environment.get(key) for key in ("python", "cpus", "gpu", "packages", "commit")},
         }
-    manifest = read_json(run.manifest)
     return {
-        "base_model": base,
+        "base_model": facts.base.name,
         "stages": stages,
+        "prompt": {
+            "system_prompt": config.data.system_prompt,
+            "prompt_suffix": config.data.prompt_suffix,
+            "enable_thinking": config.policy.enable_thinking,
+        },
         "data": {
             "sources": [
                 {key: value for key, value in source._asdict().items() if key != "key" and value is not None}
-                for source in sources
+                for source in facts.sources
             ],
-            "rows": manifest["rows"],
-            "sha256": manifest["sha256"],
+            "rows": facts.manifest["rows"],
+            "sha256": facts.manifest["sha256"],
         },
         "measurements": [
             {"measured": each.label}
@@ -143,6 +140,41 @@ def make_record(run: Run, base: str, sources: list[Source], measured: list[Measu
                 if each.change
                 else {}
             )
-            for each in measured
+            for each in facts.measured
         ],
     }
+
+
+def list_own_words(facts: Facts) -> dict[str, str]:
+    """{where it comes from: the text} of all that the run's author wrote and that the folder makes public."""
+    config = facts.config
+    words = {"data.system_prompt": config.data.system_prompt, "data.prompt_suffix": config.data.prompt_suffix}
+    words["policy.revision"] = facts.base.revision or ""
+    words["--base"] = facts.base.name if facts.base.is_named else ""
+    named = {"data.source": [source.hub for source in facts.sources if source.hub == source.name]}
+    for stage, record in facts.records.items():
+        settings = record["settings"]
+        named[f"{SECTIONS[stage]}.source"] = [text.hub for text in list_texts(stage, settings) if text.hub]
+        targets = settings.get("lora", {}).get("target_modules") or []
+        named["lora.target_modules"] = [target for target in targets if not re.fullmatch(PLAIN, target)]
+        environments = [*settings.get("environments", {}), *settings.get("mix", {})]
+        named["environments"] = [name for name in dict.fromkeys(environments) if name not in (MATH, *KNOWN)]
+        named["rewards"] = _own_rewards(settings)
+    return {key: text for key, text in words.items() if text} | {
+        key: ", ".join(names) for key, names in named.items() if names
+    }
+
+
+def unnamed_rewards(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the functions that rewarded the training, where others were passed than `reward_funcs` names."""
+    used, specs = settings.get("rewards", {}), settings.get("grpo", {}).get("reward_funcs", [])
+    named = {spec.rpartition(":")[2] for spec in specs}
+    return [] if named <= used.keys() or not used else list(used)
+
+
+def _own_rewards(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the functions that are no rewards of the kit."""
+    sections = [settings.get("grpo", {}), *settings.get("environments", {}).values()]
+    specs = [spec for section in sections for spec in _public_rewards(section.get("reward_funcs", []))]
+    known = {spec.rpartition(":")[2] for spec in specs if spec != "own"}
+    return [name for name in settings.get("rewards", {}) if name not in known]

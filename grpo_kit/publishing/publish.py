@@ -2,17 +2,19 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from grpo_kit.adapters.adapter_config import TENSORS_FILE
 from grpo_kit.config import RunConfig
 from grpo_kit.config.arguments import require_type
 from grpo_kit.data.hub import is_offline
 from grpo_kit.publishing import hub_client
 from grpo_kit.publishing.base import HUB_ID, find_base
-from grpo_kit.publishing.folder import build_folder, list_files
-from grpo_kit.publishing.hub_client import HubClient, TryAgainError
+from grpo_kit.publishing.folder import build_folder, list_files, read_facts
+from grpo_kit.publishing.hub_client import Head, HubClient, TryAgainError
+from grpo_kit.publishing.public_record import RECORD, list_own_words
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 
@@ -25,15 +27,19 @@ class Published(NamedTuple):
 
     Attributes:
         folder: the folder on this machine.
+        own_words: {setting: text} of all that the run's author wrote and that the folder makes public.
         files: its files; `README.md` is the card.
         address: of the repository on the Hub; "" after a dry run.
         sent: names of the files that were sent, none where the Hub had them all.
+        is_preview: whether the base is embedded in the kit, so that the folder cannot be sent.
     """
 
     folder: Path
+    own_words: dict[str, str]
     files: list[Path]
     address: str
     sent: list[str]
+    is_preview: bool = False
 
 
 def publish(
@@ -65,8 +71,9 @@ def publish(
 
     Raises:
         ValueError: `to` is no id of a repository; the base is a local folder without an id or is not on the Hub; the
-            adapter changes nothing; the run's last stage went on from an adapter that was made again; a file would hold
-            a secret; a public repository was to be private.
+            adapter changes nothing; the run's last stage went on from an adapter that was made again; a setting is not
+            the one that the run was made with; a file would hold a secret; a public repository was to be private; the
+            repository was renamed, or holds an adapter of another making.
         FileNotFoundError: the run is not trained, or a file is missing.
         PermissionError: the Hub does not accept the token, or its owner may not write there.
         RuntimeError: the Hub refused, or is not to be asked (HF_HUB_OFFLINE).
@@ -93,11 +100,13 @@ def publish(
             f"The Hub has no model {found.name!r}, which the run names as its base, or this account may not see it. "
             "Name the base with --base OWNER/NAME where it was a local folder."
         )
-    folder = build_folder(config, run, to, found)
+    facts = read_facts(config, run, to, found)
+    own_words = list_own_words(facts)
+    folder = build_folder(run, facts)
     files = list_files(folder)
     if client is None:
-        return Published(folder, files, "", [])
-    return Published(folder, files, client.address(to), send_files(client, to, files, private, say))
+        return Published(folder, own_words, files, "", [], found.is_embedded)
+    return Published(folder, own_words, files, client.address(to), send_files(client, to, files, private, say))
 
 
 def require_repository(to: str) -> None:
@@ -136,7 +145,8 @@ def send_files(
         Names of the files that were sent.
 
     Raises:
-        ValueError: the repository is public, and `private` is set.
+        ValueError: the repository is public, and `private` is set; it has another name now; or it holds an adapter
+            that was not published by grpo-kit.
         PermissionError, RuntimeError, ConnectionError: as the client; the last one after TRIES tries.
     """
     digests = {path.name: hub_client.digests_of(path) for path in files}
@@ -155,6 +165,7 @@ def send_files(
                     f"{repo} exists on the Hub and is public, and it was to be private; nothing was sent. Make it "
                     "private in its settings there, name another one with --to, or leave out --private."
                 )
+            _refuse_other(head, repo, digests)
             left = [name for name, known in digests.items() if head.files.get(name) not in known]
             if not left:
                 if changed:
@@ -162,6 +173,8 @@ def send_files(
                 else:
                     say(f"{repo} has all {len(files)} files already; nothing was sent")
                 return changed
+            if replaced := [name for name in left if name in head.files]:
+                say(f"{repo} has another {', '.join(replaced)}, which will be replaced")
             if others := sorted(name for name in head.files if name not in (*digests, GITS_OWN)):
                 say(f"{repo} also holds {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}; they stay")
             changed = left
@@ -174,3 +187,20 @@ def send_files(
                 raise
             sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def _refuse_other(head: Head, repo: str, digests: Mapping[str, set[str]]) -> None:
+    """Raise ValueError where a repository is not the one that was meant, or holds an adapter of another making."""
+    if head.name != repo:
+        raise ValueError(
+            f"{repo} is called {head.name} on the Hub now, and the card would name it wrongly; nothing was sent. Write "
+            f"--to {head.name}."
+        )
+    held = head.files.get(TENSORS_FILE)
+    if (
+        held and held not in digests.get(TENSORS_FILE, held) and RECORD not in head.files
+    ):  # which grpo-kit always publishes
+        raise ValueError(
+            f"{repo} holds an {TENSORS_FILE} that grpo-kit did not publish and that would be replaced; nothing was "
+            "sent. Name another repository with --to, or remove that file there."
+        )

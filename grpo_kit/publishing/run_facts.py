@@ -5,18 +5,21 @@ nothing is estimated.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from grpo_kit.config import RunConfig
 from grpo_kit.data.recipes import GENERATED, list_recipes, load_recipe
 from grpo_kit.evaluation import intervals
-from grpo_kit.publishing.base import HUB_ID
+from grpo_kit.publishing.base import HUB_ID, Base
 from grpo_kit.runs.files import list_differences
-from grpo_kit.runs.reading import read_json
+from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.trained import MEASURED
 
 METHODS = {"sft": "SFT", "train": "GRPO", "prefer": "DPO"}
+SECTIONS = {"sft": "sft", "train": "grpo", "prefer": "dpo"}  # of the settings of a stage
 UNKNOWN = "unstated"  # a licence
 
 
@@ -126,6 +129,21 @@ def read_measurements(run: Run) -> list[Measured]:
     return found
 
 
+def split_by_set(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{set: its accuracy, `ci95` and `n`} of a measurement; a user's own sets are only numbered."""
+    of_set = {each["set"]: each.get("environment") for each in report["problems"] if each.get("set")}
+    by = report.get("by", {})
+    if len(of_set) < 2:
+        parts = dict.fromkeys(of_set or report["sampling"]["sets"][:1], report)
+    elif "set" in by:
+        parts = by["set"]
+    else:  # each set is one environment, so the report has these figures once
+        parts = {name: by["environment"][environment] for name, environment in of_set.items()}
+    known, own = ("test", *list_recipes(environment=None)), [name for name in parts if name != "test"]
+    own = [name for name in own if name not in known]
+    return {name if name in known else f"own set {own.index(name) + 1}": part for name, part in parts.items()}
+
+
 class Example(NamedTuple):
     """A held-out problem and what the policy wrote before and after training; `before` is None where it is unknown."""
 
@@ -171,3 +189,102 @@ def _licence_of(problem: Mapping[str, Any], licences: Mapping[str, str]) -> str:
     if "source" in problem:
         return licences.get(problem["source"], UNKNOWN)
     return next(iter(licences.values())) if len(licences) == 1 else UNKNOWN
+
+
+class Facts(NamedTuple):
+    """Everything that a card says.
+
+    Attributes:
+        repo: USER/REPO.
+        config: the run's configuration, as `require_recorded` has checked it.
+        base: the model that the adapter belongs to.
+        records: {stage: its record in `run.json`} of the stages that trained, in their order.
+        modules: names of the modules that have a LoRA pair, with the shapes of A and B.
+        sources, measured: from `read_sources` and `read_measurements`.
+        examples: of the published adapter, from `choose_examples`.
+        manifest: `data/manifest.json`.
+        seconds: {stage: seconds from its first step to its last one}, where they are known.
+    """
+
+    repo: str
+    config: RunConfig
+    base: Base
+    records: dict[str, dict[str, Any]]
+    modules: Mapping[str, Sequence[tuple[int, ...]]]
+    sources: list[Source]
+    measured: list[Measured]
+    examples: list[Example]
+    manifest: dict[str, Any]
+    seconds: dict[str, float]
+
+    @property
+    def is_nemotron(self) -> bool:
+        """Whether the adapter belongs to a Nemotron-H, whose layers are mixers."""
+        return any(".mixer." in name for name in self.modules)
+
+    @property
+    def trained(self) -> Measured | None:
+        """The measurement of the published adapter, None where there is none."""
+        return next((each for each in self.measured if each.stage == self.last), None)
+
+    @property
+    def last(self) -> str:
+        """The stage that made the published adapter."""
+        return list(self.records)[-1]
+
+
+def collect_facts(
+    config: RunConfig, run: Run, repo: str, base: Base, modules: Mapping[str, Sequence[tuple[int, ...]]]
+) -> Facts:
+    """Read everything that a card says.
+
+    Args:
+        config: the run's configuration.
+        run: a trained run.
+        repo, base, modules: as `Facts` has them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `require_recorded`, `read_sources` and `read_measurements`.
+    """
+    require_recorded(config, run)
+    stages = run.stages()
+    records = {stage: stages[stage] for stage in run.trained_stages()}
+    sources, measured = read_sources(run), read_measurements(run)
+    seconds = {stage: _training_seconds(run, stage, record) for stage, record in records.items()}
+    is_measured = measured and measured[-1].stage == list(records)[-1]
+    return Facts(
+        repo,
+        config,
+        base,
+        records,
+        modules,
+        sources,
+        measured,
+        choose_examples(measured, sources) if is_measured else [],
+        read_json(run.manifest),
+        {stage: each for stage, each in seconds.items() if each is not None},
+    )
+
+
+def require_recorded(config: RunConfig, run: Run) -> None:
+    """Raise ValueError where a setting is not the one that the run was made with.
+
+    What was measured, and how, is read from the records alone, so `config.evaluation` does not matter.
+    """
+    stages, now = run.stages(), asdict(config)
+    for stage in ("data", *run.trained_stages()):
+        settings = stages.get(stage, {}).get("settings", {})
+        for name in ("data", "policy", "lora", SECTIONS.get(stage)):
+            recorded = settings.get(name) or {}
+            kept = {key: value for key, value in now.get(name, {}).items() if key in recorded}
+            if differences := list_differences({name: recorded}, {name: kept}):
+                raise ValueError(
+                    f"{differences[0]}: a card describes run {run.name!r} as stage {stage!r} was made. Leave this "
+                    "setting out."
+                )
+
+
+def _training_seconds(run: Run, stage: str, record: Mapping[str, Any]) -> float | None:
+    """Seconds from the first step of a stage to its last one, over all sessions; None where they are not known."""
+    rows = read_lines(run.stage_files(stage).metrics, interrupted=True)
+    return next((row["seconds"] for row in rows if row["step"] == record.get("steps")), None)

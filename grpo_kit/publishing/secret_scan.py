@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 # {what it is: how it looks}. Keys without a form of their own, such as 40 hexadecimal digits, count beside their name.
@@ -25,7 +26,12 @@ OVERLAP = 4096  # bytes that two pieces of a file share
 PIECE = 1 << 24
 
 
-def refuse_secrets(files: Iterable[Path], places: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> None:
+def refuse_secrets(
+    files: Iterable[Path],
+    places: Iterable[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    words: Mapping[str, str] | None = None,
+) -> None:
     """Raise ValueError where a file holds a secret or a place of this machine. The message never shows it.
 
     Args:
@@ -33,6 +39,8 @@ def refuse_secrets(files: Iterable[Path], places: Iterable[str] = (), environ: M
         places: paths that must not occur, such as the home folder. One that lies at the top, such as Colab's /content,
             tells nothing of anybody and may be a word of a vocabulary, so it is not looked for.
         environ: the values of its variables with names like `..._TOKEN` must not occur either.
+        words: {setting, or another place where a person finds it: text} of what the files were made from. They are
+            searched first, so that the message names the setting, and because a card writes some characters otherwise.
 
     Example:
         >>> refuse_secrets([])
@@ -43,13 +51,14 @@ def refuse_secrets(files: Iterable[Path], places: Iterable[str] = (), environ: M
         if SECRET_NAME.search(name) and len(value) >= SHORTEST and "/" not in value[:1]
     ]
     literal += [("the path of a folder of this machine", place.encode()) for place in places if place.count("/") >= 2]
-    for path in files:
-        for piece in _read_pieces(path):
+    texts = ((name, [text.encode("utf-8", "replace")]) for name, text in (words or {}).items())
+    for name, pieces in chain(texts, ((path.name, _read_pieces(path)) for path in files)):
+        for piece in pieces:
             found = next((what for what, form in TOKENS.items() if re.search(form, piece)), None)
             found = found or next((what for what, value in literal if value in piece), None)
             if found:
                 raise ValueError(
-                    f"{path} holds {found}, and would become public. Take it out of what the run was made from, make "
+                    f"{name} holds {found}, and would become public. Take it out of what the run was made from, make "
                     "the run again, and replace a secret that was written down."
                 )
 

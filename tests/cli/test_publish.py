@@ -29,6 +29,8 @@ def test_a_dry_run_prints_every_file_with_its_size_and_the_card(call, folder):
         assert f"{path.stat().st_size:,} bytes  {path}" in result.output
     assert (folder / "small/publish/README.md").read_text() in result.output
     assert "dry run: nothing was sent" in result.output
+    assert "of your own words, these become public:\nrewards                  <lambda>\n" in result.output
+    assert result.output.endswith("so this folder is a preview and cannot be sent.\n")  # no command that is refused
 
 
 # words after `publish`: the sentence
@@ -38,6 +40,13 @@ REFUSED = [
     (["--run", "small", "--to", "ada/sums", "--dry-run", "--base", "org/x"], "Leave --base out"),
     (["--run", "new", "--to", "ada/sums", "--dry-run"], "has no finished stage 'train'"),
 ]
+
+
+def test_a_folder_whose_name_no_run_can_have_is_not_offered(call, folder):
+    shutil.copytree(folder / "small", folder / "my run", dirs_exist_ok=True)
+    assert "Runs in" in (said := call("--run", "new", "--to", "ada/sums", "--dry-run").output)
+    assert "small" in said and "my run" not in said
+    assert "Invalid run name 'my run'" in call("--run", "my run", "--to", "ada/sums", "--dry-run").output
 
 
 @pytest.mark.parametrize(("words", "sentence"), REFUSED, ids=lambda part: str(part)[:30])

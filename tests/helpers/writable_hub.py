@@ -44,6 +44,7 @@ class WritableHub:
 
     Attributes:
         repositories: {USER/REPO: its state}.
+        renamed: {former USER/REPO: the present one}, to which calls are redirected.
         objects: {sha256: bytes} of what was uploaded by LFS.
         calls: `METHOD path` of each call, in order.
         tokens: the Authorization headers that came.
@@ -53,6 +54,7 @@ class WritableHub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.renamed: dict[str, str] = {}
         self.objects: dict[str, bytes] = {}
         self.parts: dict[str, bytes] = {}
         self.calls: list[str] = []
@@ -144,6 +146,8 @@ class WritableHub:
             r"(?:/api/models)?/([^/]+/[^/]+?)(\.git/.*|/verify|/preupload/main|/commit/main)?", path
         ):
             name, rest = match[1], match[2] or ""
+            if name in self.renamed:
+                return 307, {}, {"Location": self.url + path.replace(name, self.renamed[name], 1)}
             if name not in self.repositories:
                 return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
             steps = {

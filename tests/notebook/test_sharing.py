@@ -12,10 +12,14 @@ def test_publishing_shows_the_card_and_sends_nothing_unless_told_to(trained, tmp
     run = Run(tmp_path / "runs", "small")
     shutil.copytree(trained[1].path, run.path)
     notebook.publish(trained[0], run, "ada/sums", private=True, send=False)
-    (card,) = displayed_texts
-    assert card.strip().startswith("# sums") and "license:" not in card
+    above, picture, below = displayed_texts
+    assert above.strip().startswith("# sums") and "license:" not in above
+    assert picture == (run.path / "publish/curves.png").read_bytes()  # the notebook has no such file beside it
+    assert below.strip().startswith("## Samples") and "curves.png" not in above + below
     printed = capsys.readouterr().out
-    assert "bytes  adapter_model.safetensors" in printed and printed.endswith("Nothing was sent.\n")
+    assert "bytes  adapter_model.safetensors" in printed and printed.endswith(
+        "becomes public: rewards <lambda>\nNothing was sent.\n"
+    )
     with pytest.raises(ValueError, match="is embedded in grpo-kit"):
         notebook.publish(trained[0], run, "ada/sums", private=True, send=True)
 

@@ -1,7 +1,6 @@
 """The card is read back by the Hub's own classes, says what was measured and nothing else, and no text can break it."""
 
 import ast
-import json
 import re
 from dataclasses import replace
 
@@ -10,12 +9,10 @@ from huggingface_hub import ModelCard
 
 from grpo_kit.config import Policy
 from grpo_kit.nemotron.base_models import LIGHTNING, PUBLISHED
-from grpo_kit.publishing import run_facts
 from grpo_kit.publishing.base import find_base
 from grpo_kit.publishing.card import render_card
 from grpo_kit.publishing.folder import read_modules
-from grpo_kit.publishing.run_facts import Example, Measured, Source
-from grpo_kit.publishing.sections import Facts
+from grpo_kit.publishing.run_facts import Example, Measured, Source, collect_facts
 from tests.helpers.settings import ROOT
 
 HEADINGS = ["Results", "Curves", "Samples", "Load it", "Training", "Data", "Limits", "Licence"]
@@ -26,18 +23,8 @@ HOSTILE = "```\n---\nlicense: mit\n---\n</details><script>alert(1)</script>\n```
 def facts(trained):
     """The facts of the small run, as if its base were the 30B."""
     config, run = trained
-    sources, measured = run_facts.read_sources(run), run_facts.read_measurements(run)
-    return Facts(
-        "ada/sums",
-        config,
-        find_base(Policy(model=PUBLISHED, revision="main")),
-        {stage: run.stages()[stage] for stage in run.trained_stages()},
-        read_modules(run.adapter),
-        sources,
-        measured,
-        run_facts.choose_examples(measured, sources),
-        json.loads(run.manifest.read_text()),
-    )
+    base = find_base(Policy(model=PUBLISHED, revision="main"))
+    return collect_facts(config, run, "ada/sums", base, read_modules(run.adapter))
 
 
 def section(card, name):
@@ -100,13 +87,19 @@ def test_several_stages_and_sets_are_listed(facts):
     records = {stage: facts.records["train"] | {"settings": {}} for stage in ("sft", "train", "prefer")}
     report = facts.measured[1].report
     part = {key: report[key] for key in ("pass@1", "ci95", "n")}
-    several = report | {"by": {"set": {"test": part, "math500": part, "ada.csv": part}, "environment": {"a|b": part}}}
+    by_set, by_environment = {"test": part, "math500": part, "ada.csv": part}, {"a|b": part, "c": part}
+    problems = [{"set": name} for name in by_set]
+    several = report | {"problems": problems, "by": {"set": by_set, "environment": by_environment}}
     measured = [facts.measured[0], Measured("sft", report, None), Measured("prefer", several, facts.measured[1].change)]
     card = render_card(facts._replace(records=records, measured=measured))
     data = ModelCard(card).data
     assert "trained by SFT, then GRPO, then DPO" in card and {"sft", "grpo", "dpo"} <= set(data.tags)
     assert [result.dataset_type for result in data.eval_results] == ["held-out", "HuggingFaceH4/MATH-500", "own"]
     assert {result.metric_name for result in data.eval_results} == {"pass@1 after DPO"} and "ada.csv" not in card
+    assert [result.dataset_name for result in data.eval_results][1:] == ["math500", "own set 1"]
+    assert "Measured before training with 1 sample of each problem of the test split at temperature 1" in card
+    assert "after DPO with 1 sample of each problem of the test split and math500 and own set 1 at" in card
+    assert "| problems | pass@1 after DPO | 95 % interval | problems |" in card and "| own set 1 |" in card
     assert "| after SFT |" in card and r"a\|b" in card
 
 

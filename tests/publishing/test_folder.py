@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,17 @@ from safetensors.torch import load_file, save_file
 from grpo_kit.config import Policy
 from grpo_kit.nemotron.base_models import PUBLISHED
 from grpo_kit.publishing.base import find_base
-from grpo_kit.publishing.folder import build_folder, list_files, read_modules
+from grpo_kit.publishing.folder import build_folder, list_files, read_facts, read_modules
+from grpo_kit.publishing.run_facts import Example
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run
 
 HYBRID, TENSORS = "org/hybrid", "adapter_model.safetensors"
 BASE = find_base(Policy(model=HYBRID, revision="0a1b"))
+
+
+def build(config, run, base=BASE):
+    return build_folder(run, read_facts(config, run, "ada/sums", base))
 
 
 @pytest.fixture
@@ -29,21 +35,21 @@ def copied(trained, tmp_path):
 
 def test_the_same_run_gives_the_same_bytes_and_no_place_of_this_machine(copied, tmp_path):
     config, run = copied
-    folder = build_folder(config, run, "ada/sums", BASE)
+    folder = build(config, run)
     first = {path.name: hash_of(path) for path in folder.iterdir()}
     (run.path / "adapter" / "optimizer.pt").write_bytes(b"a pickle")  # and whatever else may lie in the run
     (run.path / "ref").mkdir()
     with pytest.raises(ValueError, match="not as stage 'train' wrote it"):
-        build_folder(config, run, "ada/sums", BASE)
+        build(config, run)
     (run.path / "adapter" / "optimizer.pt").unlink()
-    assert {path.name: hash_of(path) for path in build_folder(config, run, "ada/sums", BASE).iterdir()} == first
+    assert {path.name: hash_of(path) for path in build(config, run).iterdir()} == first
     for path in folder.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes() and b"/home/" not in path.read_bytes()
 
 
 def test_the_adapter_names_its_base_and_has_the_runs_tensors(copied):
     config, run = copied
-    folder = build_folder(config, run, "ada/sums", BASE)
+    folder = build(config, run)
     fields = json.loads((folder / "adapter_config.json").read_text())
     assert (fields["base_model_name_or_path"], fields["revision"], fields["r"]) == (HYBRID, "0a1b", config.lora.r)
     tensors = folder / TENSORS
@@ -58,7 +64,7 @@ def test_the_tokenizer_is_the_one_of_the_training(copied):
     from grpo_kit.policy.load import load_tokenizer
 
     config, run = copied
-    theirs = AutoTokenizer.from_pretrained(build_folder(config, run, "ada/sums", BASE))
+    theirs = AutoTokenizer.from_pretrained(build(config, run))
     ours, turns = load_tokenizer(config.policy), [{"role": "user", "content": "What is 47 + 38?"}]
     texts = [t.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for t in (theirs, ours)]
     assert texts[0] == texts[1] and theirs(texts[0]).input_ids == ours(texts[1]).input_ids
@@ -80,7 +86,19 @@ def test_a_secret_in_the_folder_leaves_no_folder(copied, monkeypatch):
     config, run = copied
     monkeypatch.setenv("SOME_API_KEY", "vLLM 0.17.1 uses")  # which the card says
     with pytest.raises(ValueError, match="the value of the environment variable SOME_API_KEY"):
-        build_folder(config, run, "ada/sums", BASE)
+        build(config, run)
+    assert not (run.path / "publish").exists()
+
+
+def test_a_secret_in_a_setting_or_a_sample_is_named_by_its_place(copied):
+    config, run = copied
+    facts, secret = read_facts(config, run, "ada/sums", BASE), "hf_" + "aB3" * 12
+    told = replace(config, data=replace(config.data, system_prompt=f"Use {secret}"))
+    with pytest.raises(ValueError, match="^data.system_prompt holds a token of Hugging Face, and would"):
+        build_folder(run, facts._replace(config=told))
+    samples = [Example("Still wrong", "1 + 1", "2", None, f"it is {secret}")]
+    with pytest.raises(ValueError, match="^The sample 'Still wrong' holds a token of Hugging Face, and would"):
+        build_folder(run, facts._replace(examples=samples))
     assert not (run.path / "publish").exists()
 
 
@@ -110,7 +128,7 @@ def test_an_adapter_that_changes_nothing_or_is_damaged_is_refused(tmp_path):
 
 def test_a_base_that_the_kit_knows_has_the_adapters_modules(copied):
     with pytest.raises(ValueError, match="has no such module. Name the model that the run was trained on"):
-        build_folder(*copied, "ada/sums", find_base(Policy(model=PUBLISHED)))
+        build(*copied, find_base(Policy(model=PUBLISHED)))
     assert not (copied[1].path / "publish").exists()
 
 
@@ -122,4 +140,4 @@ def test_zeros_are_refused_where_a_run_is_published(copied):
     notes["stages"]["train"]["wrote"]["adapter"] = hash_of(run.adapter)
     run.notes.write_text(json.dumps(notes))
     with pytest.raises(ValueError, match="changes nothing"):
-        build_folder(config, run, "ada/sums", BASE)
+        build(config, run)

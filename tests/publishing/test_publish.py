@@ -96,9 +96,11 @@ def test_a_dry_run_builds_the_folder_and_asks_nobody(copied, hub):
 
 
 def test_only_what_has_changed_is_sent_and_other_files_stay(hub, files):
-    hub.repositories[REPO] = Repository(commits=[{".gitattributes": b"", "notes.md": b"mine", "run.json": b"{}"}])
+    mine = {".gitattributes": b"", "notes.md": b"mine", "run.json": b"{}", "README.md": b"of ada"}
+    hub.repositories[REPO] = Repository(commits=[mine])
     sent, said = send(hub, files)
     assert sent == ["README.md", "adapter_model.safetensors"] and "also holds notes.md" in said
+    assert f"{REPO} has another README.md, which will be replaced" in said
     assert held(hub) == FILES | {"notes.md": b"mine"}
     files[0].write_text("another card")
     assert send(hub, files)[0] == ["README.md"] and len(hub.repositories[REPO].commits) == 3
@@ -185,6 +187,28 @@ def test_a_private_repository_is_private_and_a_public_one_is_refused(hub, files)
     with pytest.raises(ValueError, match="is public, and it was to be private; nothing was sent"):
         send(hub, files, private=True)
     assert len(hub.repositories[REPO].commits) == 1
+
+
+def test_an_adapter_of_another_making_is_not_replaced(hub, files):
+    others = {".gitattributes": b"", "adapter_model.safetensors": b"a month of work", "README.md": b"of ada"}
+    hub.repositories[REPO] = Repository(commits=[others])
+    with pytest.raises(ValueError, match="holds an adapter_model.safetensors that grpo-kit did not publish"):
+        send(hub, files)
+    assert hub.repositories[REPO].commits == [others] and not any("preupload" in call for call in hub.calls)
+    hub.repositories[REPO].commits.append(others | {"adapter_model.safetensors": FILES["adapter_model.safetensors"]})
+    assert send(hub, files)[0] == ["README.md", "run.json"]  # the same adapter, sent by hand
+
+
+def test_a_repository_that_was_renamed_is_named_and_nothing_is_sent(hub, files):
+    hub.repositories["ada/totals"], hub.renamed[REPO] = Repository(), "ada/totals"
+    with pytest.raises(ValueError, match="ada/sums is called ada/totals on the Hub now, .* Write --to ada/totals"):
+        send(hub, files)
+    assert len(hub.repositories["ada/totals"].commits) == 1 and REPO not in hub.repositories
+
+
+def test_a_base_that_was_renamed_is_found(hub):
+    hub.repositories["org/new"], hub.renamed[HYBRID] = hub.repositories.pop(HYBRID), "org/new"
+    assert HubClient(TOKEN, "the test").has_model(HYBRID)
 
 
 @pytest.mark.slow

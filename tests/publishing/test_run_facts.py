@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 
+from grpo_kit.config import Policy, keep_finished_settings
 from grpo_kit.publishing import public_record, run_facts
-from grpo_kit.publishing.run_facts import Measured, Source, choose_examples
+from grpo_kit.publishing.base import find_base
+from grpo_kit.publishing.run_facts import Measured, Source, choose_examples, split_by_set
 from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.run import Run
 
@@ -59,7 +61,7 @@ def test_measurements_on_other_rows_are_left_out_and_other_training_rows_refused
         run_facts.read_sources(copied)
 
 
-def test_a_users_own_file_is_numbered_and_public_sets_keep_their_names(copied):
+def test_a_users_own_file_is_numbered_and_public_sets_keep_their_names(trained, copied):
     def entries(manifest):
         recipe = {"about": "x", "licence": "unstated"}
         manifest["sources"] = [
@@ -86,7 +88,7 @@ def test_a_users_own_file_is_numbered_and_public_sets_keep_their_names(copied):
         ("own file 1", None, "unstated"), ("own file 2", None, "unstated"), ("gsm8k", "openai/gsm8k", "mit"),
         ("org/set", "org/set", "unstated"),
     ]  # fmt: skip
-    record = json.dumps(public_record.make_record(copied, "org/base", found, run_facts.read_measurements(copied)))
+    record = json.dumps(public_record.make_record(collect(trained[0], copied)))
     assert (
         "ada_" not in record
         and "ada/" not in record
@@ -94,6 +96,67 @@ def test_a_users_own_file_is_numbered_and_public_sets_keep_their_names(copied):
         and "a" * 64 in record
         and "c" * 64 in record
     )
+
+
+# a setting that is not the run's, and what the refusal names
+OTHER = [
+    ("policy.enable_thinking=false", "policy.enable_thinking was True, now False: a card describes run 'small' as"),
+    ("policy.load_in_4bit=true", "policy.load_in_4bit was False, now True"),
+    ("policy.revision=abc", "policy.revision was None, now abc"),
+    ("data.system_prompt=Hello", "data.system_prompt was , now Hello"),
+    ("lora.r=8", "lora.r was 16, now 8"),
+    ("grpo.max_steps=5", "grpo.max_steps was 4, now 5"),
+]
+
+
+@pytest.mark.parametrize(("override", "words"), OTHER)
+def test_a_setting_that_is_not_the_runs_is_refused_by_its_name(trained, override, words):
+    config, run = trained
+    config = keep_finished_settings(config, [], [override])
+    with pytest.raises(ValueError) as raised:
+        run_facts.require_recorded(config, run)
+    assert str(raised.value).startswith(words) and str(raised.value).endswith("Leave this setting out.")
+
+
+def test_settings_that_a_record_of_an_earlier_version_lacks_are_not_compared(trained, copied):
+    change(copied.notes, lambda notes: notes["stages"]["train"]["settings"]["policy"].pop("thinking_budget"))
+    run_facts.require_recorded(trained[0], copied)
+
+
+def collect(config, run):
+    return run_facts.collect_facts(config, run, "ada/sums", find_base(Policy(model="org/base")), {})
+
+
+def test_seconds_are_those_of_the_steps_and_not_of_the_last_session(trained, copied):
+    rows = [json.loads(line) for line in copied.metrics.read_text().splitlines()]
+    facts = collect(trained[0], copied)
+    assert facts.seconds == {"train": rows[-1]["seconds"]}
+    with copied.metrics.open("a") as file:  # of a training that goes on
+        file.write(json.dumps(rows[-1] | {"step": 5, "seconds": 99.0}) + "\n")
+    change(copied.notes, lambda notes: notes["stages"]["train"].update(seconds=0.01))
+    assert collect(trained[0], copied).seconds == facts.seconds
+    change(copied.notes, lambda notes: notes["stages"]["train"].update(steps=77))
+    assert collect(trained[0], copied).seconds == {}
+
+
+def test_samples_are_of_the_published_adapter(trained, copied):
+    assert collect(trained[0], copied).examples
+    change(copied.notes, lambda notes: notes["stages"]["after"]["read"].update(adapter="0" * 64))
+    assert collect(trained[0], copied).examples == []
+
+
+def test_accuracies_are_those_of_their_sets():
+    one, two = {"pass@1": 0.1}, {"pass@1": 0.2}
+    problems = [{"set": "test", "environment": "structured"}, {"set": "math500", "environment": "math"}]
+    report = {"problems": problems, "by": {"environment": {"structured": one, "math": two}}, "sampling": {}}
+    assert split_by_set(report) == {"test": one, "math500": two}
+    by_set = {"b.csv": one, "test": two, "a/b": one}
+    report = {"problems": [{"set": name} for name in by_set], "by": {"set": by_set}}
+    assert split_by_set(report) == {"own set 1": one, "test": two, "own set 2": one}
+    report = {"problems": [{"set": "ada.csv"}], "by": {}}
+    assert split_by_set(report) == {"own set 1": report}
+    report = {"problems": [{}], "sampling": {"sets": ["test"]}}  # of an earlier version
+    assert split_by_set(report) == {"test": report}
 
 
 def problem(number, score, source="tiny-sums", **more):

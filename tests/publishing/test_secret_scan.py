@@ -25,7 +25,7 @@ def test_a_secret_is_found_wherever_it_stands_and_is_not_shown(secret, tmp_path)
         path.write_bytes(before + secret.encode() + b" rest")
         with pytest.raises(ValueError, match="would become public") as raised:
             refuse_secrets([path], environ={})
-        assert secret not in str(raised.value) and str(path) in str(raised.value)
+        assert secret not in str(raised.value) and str(raised.value).startswith("file.bin holds")
 
 
 def test_harmless_texts_and_the_kits_tokenizers_pass(tmp_path):
@@ -44,3 +44,15 @@ def test_values_of_the_environment_and_places_are_found(tmp_path):
     with pytest.raises(ValueError, match="the path of a folder of this machine"):
         refuse_secrets([path], ["/home/ada"], environ={})
     refuse_secrets([path], ["/", "/etc", "/content"], environ={})  # /content: Colab, and a word of vocabularies
+
+
+def test_the_setting_that_holds_a_secret_is_named_before_any_file(tmp_path):
+    path, secret = tmp_path / "README.md", "hf_" + "aB3" * 12
+    path.write_text(secret)
+    words = {"data.prompt_suffix": "none", "data.system_prompt": f"My token is {secret}."}
+    with pytest.raises(ValueError, match="^data.system_prompt holds a token of Hugging Face") as raised:
+        refuse_secrets([path], environ={}, words=words)
+    assert secret not in str(raised.value)
+    with pytest.raises(ValueError, match="^environments holds the path of a folder"):
+        refuse_secrets([], ["/home/ada"], environ={}, words={"environments": "/home/ada \ud800"})
+    refuse_secrets([], environ={}, words={"data.prompt_suffix": "none"})
