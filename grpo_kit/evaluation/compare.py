@@ -11,6 +11,7 @@ from grpo_kit.evaluation import calls, intervals, modes, results
 from grpo_kit.planning import expert_load
 from grpo_kit.runs.files import list_differences, to_json, write_text
 from grpo_kit.runs.reading import read_json
+from grpo_kit.runs.records import list_changed_settings
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_run
 from grpo_kit.runs.texts import name_functions
@@ -49,7 +50,7 @@ def compare(run: Run) -> dict[str, Any]:
     last = MEASURED[run.require_trained()]
     run.require_stage(last, "grpo-kit evaluate")
     stages = run.stages()
-    if changes := list_differences(stages["before"]["settings"], stages[last]["settings"]):
+    if changes := list_changed_settings(stages["before"]["settings"], stages[last]["settings"]):
         raise ValueError(
             f"Before and after of run {run.name!r} were measured with different settings ({'; '.join(changes[:3])}), "
             "which would be part of their difference. "

@@ -27,8 +27,9 @@ from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.policy.tool_calls import require_nemotron
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.routing import environment_of
-from grpo_kit.runs.files import append_lines, list_differences, to_json, write_text
+from grpo_kit.runs.files import append_lines, to_json, write_text
 from grpo_kit.runs.reading import parse_json, remedy_for
+from grpo_kit.runs.records import list_changed_settings
 
 Line = dict[str, Any]
 LINE_KEYS = ("id", "right", "tried", "samples", "pass_rate", "low", "high", "round", "of")
@@ -53,7 +54,7 @@ def read_rounds(path: Path, made_with: dict[str, Any], force: bool) -> list[Line
         lines.append(parse_json(path, text, number))
         if missing := [key for key in (["made_with"] if number == 1 else LINE_KEYS) if key not in lines[-1]]:
             raise ValueError(f"{path}, line {number}, is damaged: it lacks {missing[0]!r}. {remedy_for(path)}")
-    if lines and (changes := list_differences(lines[0]["made_with"], made_with)):
+    if lines and (changes := list_changed_settings(lines[0]["made_with"], made_with)):
         if not force:
             raise ValueError(
                 f"{path} has {len(lines) - 1} lines that were made with different settings ({'; '.join(changes[:3])}); "

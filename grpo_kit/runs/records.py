@@ -12,6 +12,14 @@ from typing import Any
 from grpo_kit.runs.files import hash_of, list_differences
 
 PACKAGES = ("grpo-kit", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "numpy")
+# What a record calls otherwise than the configuration does.
+SETTINGS = {"seed": "run.seed", "mix": "data.mix", "precision": "grpo", "sampling": "grpo"}
+WORLD_TURNS = "max_tool_calling_iterations"  # of `grpo`, which only runs with a world record
+# Of these a record has the sha256, or that of each of them by name.
+HASHED = {
+    "rewards": "the reward {}", "verifier": "the verifier {}", "worlds": "the world of environment {}",
+    "sets": "the evaluation set {}", "reads": "{}", "rows": "the file of training rows", "adapter": "the adapter",
+}  # fmt: skip
 Files = Sequence[Path] | Mapping[Path, str | None]  # files, or files with their sha256
 
 
@@ -23,6 +31,28 @@ def hash_each(paths: Files) -> dict[Path, str | None]:
 def not_written_by(stage: str) -> str:
     """What is said of a file that is not as `stage` recorded it."""
     return f"is not as stage {stage!r} wrote it: it was damaged, or changed by hand."
+
+
+def list_changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what the settings of two records differ, by names that a user can write; of a file only that it changed.
+
+    >>> list_changed_settings({"mix": {"math": 1}, "reads": {"a.csv": "3f"}}, {"mix": {"math": 2}, "reads": {}})
+    ['data.mix.math was 1, now 2', 'a.csv is not there any more']
+    """
+    changes = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if key not in HASHED or not all(isinstance(value, dict | str | None) for value in (old, new)):
+            changes += list_differences(old, new, SETTINGS.get(key, key))
+            continue
+        olds, news = (value if isinstance(value, dict) else {"": value} if value else {} for value in (old, new))
+        for name in dict.fromkeys([*olds, *news]):
+            if name == WORLD_TURNS:
+                changes += list_differences(olds.get(name), news.get(name), f"grpo.{name}")
+            elif olds.get(name) != news.get(name):
+                state = "is new" if name not in olds else "is not there any more" if name not in news else "has changed"
+                changes.append(f"{HASHED[key].format(name).strip()} {state}")
+    return changes
 
 
 def refuse_differences(
@@ -43,7 +73,7 @@ def refuse_differences(
     rewards = _list_changed_rewards(record["settings"], settings)
     ignored = {"verifier", "rewards"} & rewards.keys()
     before, now = ({k: v for k, v in each.items() if k not in ignored} for each in (record["settings"], settings))
-    differences = list_differences(before, now) + [f"{path} changed since" for path in changed]
+    differences = list_changed_settings(before, now) + [f"{path} changed since" for path in changed]
     if rewards and not differences:
         commit = record.get("environment", {}).get("commit")
         origin = f" (the kit's own are those of commit {commit[:12]})" if commit else ""

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grpo_kit.runs.files import hash_of, list_differences, new_folder, to_json, write_text
+from grpo_kit.runs.files import hash_of, new_folder, to_json, write_text
 from grpo_kit.runs.metrics import with_current_names
 from grpo_kit.runs.reading import parse_json
+from grpo_kit.runs.records import list_changed_settings
 
 KEPT = 2
 SEAL = "kept.json"
@@ -65,7 +66,7 @@ def find_checkpoint(
             warnings.warn(f"The checkpoint {path} is damaged and is skipped; the one before it is used.", stacklevel=2)
             continue
         wanted = adapt(seal["settings"], settings) if adapt else settings
-        if changes := list_differences(seal["settings"], json.loads(to_json(wanted))):
+        if changes := list_changed_settings(seal["settings"], json.loads(to_json(wanted))):
             raise ValueError(
                 f"{folder} holds an interrupted training with different settings ({'; '.join(changes[:3])}). Use the "
                 "same settings to resume it, or --force (run.force=true) to start again."

@@ -25,8 +25,9 @@ from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.rewards.tools.loading import fingerprint, load_reward
 from grpo_kit.rewards.tools.routing import make_verifier
 from grpo_kit.runs import activity
-from grpo_kit.runs.files import hash_of, list_differences
+from grpo_kit.runs.files import hash_of
 from grpo_kit.runs.reading import read_lines
+from grpo_kit.runs.records import list_changed_settings
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import train
@@ -133,7 +134,7 @@ def _search(
         storage=study_address(path), study_name=run.name, direction="maximize",
         load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=steps // 3),
     )  # fmt: skip
-    if changes := list_differences(study.user_attrs.get("settings", settings), settings):
+    if changes := list_changed_settings(study.user_attrs.get("settings", settings), settings):
         raise ValueError(
             f"The search of run {run.name!r} was started with different settings ({'; '.join(changes[:3])}). Use "
             "--force to start again, or --run for another run."
