@@ -246,11 +246,13 @@ def _read_note(path: Path) -> dict[str, Any]:
     """The note in push.json, {} if there is none. Raises ValueError for a damaged one: then the run may be going on."""
     try:
         note = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(note, dict) and {"kernel", "version", "url", "content", "state", "at"} <= note.keys():
+        has_texts = all(isinstance(note[key], str) for key in ("kernel", "url", "content", "at"))
+        is_sound = has_texts and type(note["version"]) is int and note["state"] in ("sending", "pushed")
+        if is_sound and datetime.fromisoformat(note["at"]).tzinfo:
             return note
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     raise ValueError(
         f"{path} is damaged, so nobody knows whether this kernel was pushed. Look at https://www.kaggle.com/code, then "

@@ -8,6 +8,7 @@ from pathlib import Path
 from grpo_kit.kaggle.kernel_metadata import COMPETITION
 from grpo_kit.runs.files import hash_of, write_text
 
+STATES = ("sending", "sent", "scored", "failed")
 LIST_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/submissions"
 
 
@@ -17,7 +18,7 @@ class Note:
 
     Attributes:
         sha256: hash of the zip.
-        state: `sending` (no answer yet), `sent`, `scored` or `failed`.
+        state: one of `STATES`; `sending` means that there is no answer yet.
         at: when the note was written, UTC, ISO 8601.
         ref: Kaggle's number for the submission, 0 if unknown.
     """
@@ -28,6 +29,13 @@ class Note:
     message: str = ""
     ref: int = 0
     score: str = ""
+
+    def __post_init__(self) -> None:
+        texts = (self.sha256, self.state, self.at, self.message, self.score)
+        if not all(isinstance(text, str) for text in texts) or type(self.ref) is not int or self.state not in STATES:
+            raise ValueError("a note has another form")
+        if datetime.fromisoformat(self.at).tzinfo is None:
+            raise ValueError("a note's time has its zone")
 
     def age(self) -> float:
         """Seconds since the note was written."""

@@ -82,7 +82,19 @@ def test_a_push_that_never_arrived_is_pushed_again(client, loopback, kernel):
     assert push(client, kernel)[0]["version"] == 1 and loopback.count("SaveKernel") == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "[" * 100_000], ids=lambda text: text[:2])
+SOUND = {"kernel": "ada/k", "version": 1, "url": "https://", "content": "0", "accelerator": "NvidiaH100",
+         "state": "pushed", "at": "2026-11-30T10:00:00+00:00"}  # fmt: skip
+WRONG = (
+    {"version": "1"}, {"version": None}, {"state": "done"}, {"state": []}, {"at": "yesterday"}, {"at": 5},
+    {"at": "2026-11-30T10:00:00"}, {"kernel": ["a"]}, {"content": 0},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", "[" * 100_000, "null", *(json.dumps(SOUND | other) for other in WRONG)],
+    ids=lambda text: str(len(text)),
+)
 def test_a_damaged_note_is_not_treated_as_missing(client, loopback, kernel, text):
     kernel.write()
     (kernel.folder / "push.json").write_text(text)

@@ -56,7 +56,19 @@ def test_only_one_of_many_simultaneous_submissions_begins(submission):
     assert began == [1]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"state": "sent"}), json.dumps({"sha": 1})])
+SOUND = {"sha256": "0" * 64, "state": "sent", "at": "2026-11-30T10:00:00+00:00", "message": "", "ref": 7, "score": ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"state": "sent"}', '{"sha": 1}',
+        *(json.dumps(SOUND | other) for other in (
+            {"state": "done"}, {"state": None}, {"at": "yesterday"}, {"at": 5}, {"at": "2026-11-30T10:00:00"},
+            {"ref": "7"}, {"ref": True}, {"score": 0.86}, {"message": None},
+        )),
+    ],
+)  # fmt: skip
 def test_a_damaged_note_is_not_treated_as_missing(submission, text):
     submission.note_path.write_text(text)
     with pytest.raises(ValueError, match="damaged.*Look for .grpo-kit .*in Kaggle's list"):
