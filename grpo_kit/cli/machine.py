@@ -32,7 +32,7 @@ def plan(
 ) -> None:
     """Say whether a run fits a machine, part by part, computed before anything is downloaded. Status 1: it does not."""
     from grpo_kit.planning import machines, plan, step_time, text_step, two_gpus
-    from grpo_kit.policy.load import read_routing_counts
+    from grpo_kit.policy.routing_counts import read_routing_counts
 
     config = configuration.load_config(sources or ["tiny"], overrides or [])
     machine = machines.find_device(device) if device else machines.this_device()

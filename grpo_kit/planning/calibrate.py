@@ -17,7 +17,8 @@ from grpo_kit.config import Policy, RunConfig
 from grpo_kit.nemotron.placement.placing import choose_host_experts, expected_host_share
 from grpo_kit.nemotron.placement.tiered_layers import experts_on_host, find_tiered_layers, known_hits, name_host
 from grpo_kit.policy.episodes import sample_completions
-from grpo_kit.policy.load import load_policy, read_routing_counts, routing_path
+from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.routing_counts import read_routing_counts, routing_path
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import Run

@@ -16,7 +16,7 @@ import torch
 from grpo_kit.nemotron import patches
 from grpo_kit.nemotron.placement.placing import choose_host_experts, expected_host_share
 from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
-from grpo_kit.policy.load import MOST_ROWS
+from grpo_kit.policy.routing_counts import MOST_ROWS
 from grpo_kit.runs.reading import read_json, remedy_for
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.trained import MEASURED

@@ -7,7 +7,8 @@ from grpo_kit.adapters.lora import add_lora, describe_dropped, load_adapter_valu
 from grpo_kit.nemotron.placement.placing import place_coldest
 from grpo_kit.planning import calibrate
 from grpo_kit.policy.chat import check_chat_template
-from grpo_kit.policy.load import load_policy, read_routing_counts
+from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.routing_counts import read_routing_counts
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.training.stage import TrainingStage

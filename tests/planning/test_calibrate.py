@@ -12,7 +12,8 @@ from grpo_kit.nemotron import base_models
 from grpo_kit.nemotron.placement.placing import choose_host_experts, place_coldest
 from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.planning import calibrate
-from grpo_kit.policy.load import load_policy, read_routing_counts
+from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.routing_counts import read_routing_counts
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
 from tests.helpers.experts import load_tiered

@@ -10,7 +10,8 @@ from grpo_kit import config
 from grpo_kit.adapters import lora
 from grpo_kit.nemotron.placement.tiered_layers import find_tiered_layers
 from grpo_kit.planning import calibrate, expert_load
-from grpo_kit.policy.load import load_policy, read_routing_counts
+from grpo_kit.policy.load import load_policy
+from grpo_kit.policy.routing_counts import read_routing_counts
 from grpo_kit.runs.files import write_text
 from grpo_kit.runs.run import find_run
 from tests.helpers.experts import IDS, load_tiered, load_with_expert_lora

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from grpo_kit import config
 from grpo_kit.nemotron import base_models, convert, nf4_layout, tiny
 from grpo_kit.policy import model_source, nf4_source
-from grpo_kit.policy.load import load_policy, load_tokenizer, routing_path
+from grpo_kit.policy.load import load_policy, load_tokenizer
+from grpo_kit.policy.routing_counts import routing_path
 from grpo_kit.runs import activity, files, places
 
 HUB = "org/Some-Nemotron-H"  # a model that only the Hub has
