@@ -11,9 +11,7 @@ from grpo_kit.config import MATH, RunConfig
 from grpo_kit.data.splits import check_mix
 from grpo_kit.environments.worlds.loading import Worlds, load_worlds
 from grpo_kit.evaluation import screening
-from grpo_kit.evaluation.intervals import mean_interval
 from grpo_kit.evaluation.judge import check as judge_check
-from grpo_kit.evaluation.scores import score_rows
 from grpo_kit.planning import calibrate
 from grpo_kit.policy import tool_calls, vllm_engine
 from grpo_kit.policy.thinking_budget import require_room
@@ -24,12 +22,12 @@ from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json, write_text
 from grpo_kit.runs.installation import require_no_old_torchao
 from grpo_kit.runs.metrics import last_figures
-from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.reward_layers import print_layers
 from grpo_kit.runs.run import Run
 from grpo_kit.runs.session import require_config_and_run
 from grpo_kit.training import trackers
 from grpo_kit.training.grpo.worst_step import WorstStepCallback
+from grpo_kit.training.held_out import measure_held_out
 from grpo_kit.training.rows import longest_prompts, order_of_draw, training_rows
 from grpo_kit.training.stage import TrainingStage
 from grpo_kit.training.start import load_for_training
@@ -215,8 +213,9 @@ def make_trainer(
             if on_forecast:
                 on_forecast(forecast)
 
-    def measure_held_out() -> dict[str, Any]:
-        return _held_out(config, run, model, tokenizer, make_verifier(config, environments, reward_funcs[0]))
+    def measure() -> dict[str, Any]:
+        verifier = make_verifier(config, environments, reward_funcs[0])
+        return measure_held_out(config, run, model, tokenizer, verifier)
 
     grpo, metrics = config.grpo, MetricsCallback(trainer, run.metrics, stage.settings["grpo"], on_step)
     deadline = callbacks.session_deadline(config.run.time_limit, stage.reserved_seconds())
@@ -227,7 +226,7 @@ def make_trainer(
         recorder,
         callbacks.StageCallback(trainer, grpo, metrics),
         callbacks.GradientCheckCallback(),
-        callbacks.HeldOutCallback(grpo.eval_steps, measure_held_out, metrics),
+        callbacks.HeldOutCallback(grpo.eval_steps, measure, metrics),
         callbacks.StopCallback(metrics, deadline, should_stop, grpo.on_alarm),
         callbacks.CheckpointCallback(trainer, stage.checkpoints, grpo.save_steps, stage.identity, config.policy.model),
         *trackers.make_callbacks(trainer, config.run.report_to, run.path),
@@ -287,22 +286,3 @@ def _build_trainer(
         value.data = data
     trainer.remove_callback(PrinterCallback)  # it prints every row in full; `on_step` is the caller's to show
     return trainer
-
-
-def _held_out(config: RunConfig, run: Run, model: Any, tokenizer: Any, verifier: Reward) -> dict[str, Any]:
-    """Accuracy on the validation rows with its 95 % interval; empty without rows (`data.val_size=0`) or golds.
-
-    Where there are several environments, also the accuracy and interval of each, as `held_out/NAME`.
-    """
-    rows = read_lines(run.data_file("val"))
-    scores = score_rows(model, tokenizer, rows, verifier, config) if rows else {}
-    by_environment: dict[str, list[float]] = {}
-    for row in rows:
-        if scores[row["id"]] is not None:
-            by_environment.setdefault(environment_of(row), []).append(scores[row["id"]])
-    judged = [score for own in by_environment.values() for score in own]
-    figures = {"held_out": judged} if judged else {}
-    if len(by_environment) > 1:
-        figures |= {f"held_out/{name}": own for name, own in by_environment.items()}
-    means = {name: sum(values) / len(values) for name, values in figures.items()}
-    return means | {f"{name}_ci95": list(mean_interval(values, config.run.seed)) for name, values in figures.items()}

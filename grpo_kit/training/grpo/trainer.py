@@ -15,7 +15,7 @@ import torch
 from transformers import set_seed
 
 from grpo_kit.config import Grpo, Policy
-from grpo_kit.environments.worlds.episode import FIGURES, NO_WORLD, finish
+from grpo_kit.environments.worlds.episode import NO_WORLD, finish
 from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.rewards.tools.routing import environment_of
 from grpo_kit.runs import activity, processes
@@ -32,6 +32,7 @@ from grpo_kit.training.grpo.batches import (
     pad_columns,
     take_groups,
 )
+from grpo_kit.training.grpo.environment_figures import Groups, call_figures, environment_figures
 from grpo_kit.training.grpo.environment_sampler import EnvironmentSampler
 from grpo_kit.training.grpo.modes import Modes
 from grpo_kit.training.grpo.prompt_sampler import PromptSampler
@@ -188,12 +189,18 @@ class GroupTrainer(OpenGRPOTrainer):
                 self.prompt_sampler.learn(prompt, right, tried)
         ended = processes.all_gather([bool(ids) and ids[-1] in self.eos_token_ids for ids in self.scored_ids])
         is_cut = ~torch.tensor(ended, device=flat.device).view(-1, n)
-        self._note_calls(prompts)
         truncated = is_cut.all(1)
+        figures: dict[str, float] = {}
+        names = [environment_of(self.rows[prompt]) for prompt in prompts]
+        if self.tools:
+            calls = processes.all_gather(self.calls)
+            figures |= call_figures(names, n, calls, [name for name in self.verifiers if name in self.worlds.classes])
         if len(self.verifiers) > 1 or self.tools:
             lengths = torch.tensor(processes.all_gather([len(ids) for ids in self.scored_ids]), dtype=torch.float32)
-            self._note_environments(prompts, rewards.view(-1, n), passed, judged, flat, lengths.view(-1, n), is_cut)
-        for name, value in self.modes.figures(prompts, n, self.scored_ids, passed, judged, self.budget_of).items():
+            groups = Groups(rewards.view(-1, n), passed, judged, flat, lengths.view(-1, n), is_cut)
+            figures |= environment_figures(names, self.verifiers, groups)
+        figures |= self.modes.figures(prompts, n, self.scored_ids, passed, judged, self.budget_of)
+        for name, value in figures.items():
             self.figures[name].append(value)
         none_judged, all_right = unjudged.view(-1, n).all(1), passed.all(1)
         causes = {
@@ -209,44 +216,6 @@ class GroupTrainer(OpenGRPOTrainer):
         if self.environments:
             most = self.max_tool_calling_iterations
             self.calls = [finish(*pair, most) for pair in zip(self.environments, completions, strict=True)]
-
-    def _note_calls(self, prompts: list[int]) -> None:
-        """Note the mean figures of the calls in a completion, for each environment with a world."""
-        if not self.tools:
-            return
-        calls = processes.all_gather(self.calls)
-        names = [environment_of(self.rows[prompt]) for prompt in prompts for _ in range(self.num_generations)]
-        for name in self.verifiers:
-            own = [figures for figures, other in zip(calls, names, strict=True) if other == name]
-            if own and name in self.worlds.classes:
-                for key in FIGURES:
-                    self.figures[f"environments/{name}/{key}"].append(sum(each[key] for each in own) / len(own))
-
-    def _note_environments(
-        self,
-        prompts: list[int],
-        rewards: torch.Tensor,
-        passed: torch.Tensor,
-        judged: torch.Tensor,
-        flat: torch.Tensor,
-        lengths: torch.Tensor,
-        is_cut: torch.Tensor,
-    ) -> None:
-        """Note the figures of each environment: tensors are `(groups, completions)`, and `flat` is `(groups,)`."""
-        names = [environment_of(self.rows[prompt]) for prompt in prompts]
-        for name in self.verifiers:
-            own = torch.tensor([other == name for other in names])
-            if not own.any():
-                continue
-            figures = {
-                "reward": rewards[own].nanmean(),
-                "right": passed[own].sum() / judged[own].sum(),  # NaN where nothing could be judged
-                "with_gradient": (~flat[own]).float().mean(),
-                "length": lengths[own].mean(),
-                "clipped": is_cut[own].float().mean(),
-            }
-            for key, value in figures.items():
-                self.figures[f"environments/{name}/{key}"].append(value.item())
 
     def _gather_batch(self, batch: Batch) -> Batch:
         """The batch of all processes, where each has its part: rows in their order, padded to one width."""
