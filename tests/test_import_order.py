@@ -106,6 +106,13 @@ def test_a_folder_has_at_most_15_modules_and_the_package_6():
         assert len(modules) <= 15, name
 
 
+def test_a_file_has_no_more_lines_than_contributing_says():
+    most = int(re.search(r"tells one story in at most (\d+) lines", (ROOT / "CONTRIBUTING.md").read_text())[1])
+    is_reward = re.compile(r"grpo_kit/rewards/\w+\.py").fullmatch  # a file to copy stays one file
+    lengths = {path: len((ROOT / path).read_text().splitlines()) for path in imports() if not is_reward(path)}
+    assert {path: length for path, length in lengths.items() if length > most} == {}
+
+
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_heavy_library_is_imported_by_its_owner_only(library):
     users = {path for path, names in imports().items() if any(name.split(".")[0] == library for name in names)}
