@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grpo_kit.runs.files import new_folder, stat_in_time
 from grpo_kit.runs.lock import LOCK
+from grpo_kit.runs.reading import read_json
 
 # How far mounted inputs of Kaggle are searched: /kaggle/input/notebooks/USER/KERNEL/nf4/MODEL has five folders below
 # the first. A folder of a million pictures takes minutes to list.
@@ -59,6 +60,9 @@ def find_root(environ: Mapping[str, str] = os.environ, filesystem: Path = Path("
 def copy_earlier_run(path: Path, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> None:
     """Copy what an earlier Kaggle kernel left of a run under /kaggle/input; nothing outside Kaggle, or if it is there.
 
+    Where the outputs of several kernels have the run, the one that finished a stage last is copied, and of those that
+    finished the same, the one with more steps. The times of mounted files do not tell.
+
     Args:
         path: the run's folder.
     """
@@ -67,9 +71,19 @@ def copy_earlier_run(path: Path, environ: Mapping[str, str] = os.environ, filesy
     if earlier := sorted((filesystem / "kaggle/input").glob(f"**/runs/{path.name}/run.json")):
         with new_folder(path) as aside:
             ignored = shutil.ignore_patterns(LOCK, ".*.partial")
-            shutil.copytree(earlier[-1].parent, aside, dirs_exist_ok=True, ignore=ignored)
+            shutil.copytree(max(earlier, key=_progress).parent, aside, dirs_exist_ok=True, ignore=ignored)
             for copy in (aside, *aside.rglob("*")):  # inputs are mounted read-only, and copies keep that mode
                 copy.chmod(copy.stat().st_mode | 0o200)
+
+
+def _progress(notes: Path) -> tuple[str, int]:
+    """(when the run with this `run.json` last finished a stage, bytes of its steps); the least for a damaged file."""
+    try:
+        finished = max((record["finished"] for record in read_json(notes)["stages"].values()), default="")
+        logs = [*notes.parent.glob("metrics.jsonl"), *notes.parent.glob("*/metrics.jsonl")]
+        return finished, sum(log.stat().st_size for log in logs)
+    except (OSError, ValueError):
+        return "", 0
 
 
 def default_nf4_folder(model: str, environ: Mapping[str, str] = os.environ, filesystem: Path = Path("/")) -> Path:

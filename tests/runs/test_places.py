@@ -1,5 +1,7 @@
 """Where runs and NF4 checkpoints lie on each kind of machine, and how mounted inputs are searched for them."""
 
+import json
+
 from grpo_kit.runs import places
 
 COLAB, KAGGLE = {"COLAB_RELEASE_TAG": "x"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}
@@ -21,6 +23,29 @@ def test_runs_lie_in_the_output_folder_on_kaggle(tmp_path):
 
 def test_an_explicit_root_wins(tmp_path):
     assert places.find_root({"GRPO_KIT_ROOT": "/x", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}, tmp_path).as_posix() == "/x"
+
+
+def earlier_run(tmp_path, kernel, notes, steps=0):
+    folder = tmp_path / "kaggle/input/notebooks/me" / kernel / "runs/r"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(notes)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n' * steps)
+
+
+def finished_on(day):
+    stage = {"finished": f"{day}T10:00:00.000+00:00", "seconds": 1, "settings": {}, "read": {}, "wrote": {}}
+    return json.dumps({"stages": {"data": stage}})
+
+
+def test_of_several_earlier_runs_the_one_that_came_furthest_is_copied(tmp_path):
+    earlier_run(tmp_path, "z-older", finished_on("2026-11-07"), 90)
+    earlier_run(tmp_path, "z-damaged", "{", 99)
+    earlier_run(tmp_path, "b-newer", finished_on("2026-11-21"), 3)
+    earlier_run(tmp_path, "a-newer-and-further", finished_on("2026-11-21"), 12)
+    places.copy_earlier_run(tmp_path / "working/r", KAGGLE, tmp_path)
+    assert len((tmp_path / "working/r/metrics.jsonl").read_text().splitlines()) == 12
+    places.copy_earlier_run(tmp_path / "elsewhere/r", {}, tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_an_nf4_checkpoint_lies_on_the_machines_own_disk(tmp_path):
