@@ -6,6 +6,7 @@ from typing import Any
 from grpo_kit.evaluation import intervals
 from grpo_kit.evaluation.problem_sets import Problem
 from grpo_kit.policy.generate import Sample
+from grpo_kit.rewards.tools.verdicts import is_right
 from grpo_kit.runs.trained import MEASURED
 
 GROUPS = ("environment", "set", "source", "family")
@@ -32,10 +33,10 @@ def judge_problem(
     record = {"id": problem.row["id"], "set": problem.set}
     record |= {key: problem.row[key] for key in ("environment", "source", "family") if key in problem.row}
     record |= {"prompt": problem.prompt[-1]["content"], "answer": problem.row["answer"]}
-    record |= {"score": sum(reward == 1.0 for reward in usable) / len(usable) if usable else None}
+    record |= {"score": sum(map(is_right, usable)) / len(usable) if usable else None}
     if answers is not None and usable:
         winner = intervals.majority(answers)
-        record["majority"] = float(winner is not None and rewards[winner] == 1.0)
+        record["majority"] = float(winner is not None and is_right(rewards[winner]))
     turns = {"turns": [s.turns for s in samples]} if any(s.turns for s in samples) else {}
     thinking = {"thinking": [s.thinking for s in samples]} if all(s.thinking is not None for s in samples) else {}
     return record | {"completions": [s.text for s in samples], "paid": list(rewards)} | turns | thinking
@@ -62,7 +63,7 @@ def summarise_problems(problems: Sequence[dict[str, Any]], seed: int) -> dict[st
             f"The verifier could use none of the {len(problems)} reference answers, so there is no accuracy. "
             "Check data.columns.answer."
         )
-    verdicts = [[reward == 1.0 for reward in problem["paid"] if reward is not None] for problem in scored]
+    verdicts = [[is_right(reward) for reward in problem["paid"] if reward is not None] for problem in scored]
     most = min(map(len, verdicts))
     measures = {}
     for k in sorted({most} | {2**power for power in range(most.bit_length()) if 2**power <= most}):

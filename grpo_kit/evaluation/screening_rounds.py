@@ -27,6 +27,7 @@ from grpo_kit.policy.thinking_budget import require_room
 from grpo_kit.policy.tool_calls import require_nemotron
 from grpo_kit.rewards.tools.calling import Reward
 from grpo_kit.rewards.tools.routing import environment_of
+from grpo_kit.rewards.tools.verdicts import is_right
 from grpo_kit.runs.files import append_lines, to_json, write_text
 from grpo_kit.runs.reading import parse_json, remedy_for
 from grpo_kit.runs.records import list_changed_settings
@@ -126,7 +127,7 @@ def sample_rounds(
         rewards = iter(call_verifier(verifier, tokenizer, repeated, samples, thinking, worlds))
         for row, line, count in zip(batch, before, tries, strict=True):
             usable = [reward for reward in (next(rewards) for _ in range(count)) if reward is not None]
-            right, tried = line["right"] + sum(r == 1.0 for r in usable), line["tried"] + len(usable)
+            right, tried = line["right"] + sum(map(is_right, usable)), line["tried"] + len(usable)
             lines[row["id"]] = {
                 **_make_line(row["id"], right, tried, line["samples"] + count, band),
                 "round": number,

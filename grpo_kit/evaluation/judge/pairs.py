@@ -15,6 +15,7 @@ from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.rewards.tools.calling import reward_name
 from grpo_kit.rewards.tools.loading import load_reward
 from grpo_kit.rewards.tools.routing import find_judge
+from grpo_kit.rewards.tools.verdicts import is_right
 from grpo_kit.runs.reading import read_json, read_lines
 from grpo_kit.runs.run import Run
 
@@ -182,7 +183,7 @@ def _read_groups(config: RunConfig, run: Run) -> Iterator[tuple[str, list[str], 
             paid = _find_paid(line["rewards"], verifiers.get(line.get("environment") or MATH))
             if paid is not None and not line.get("turns"):
                 group = line["step"], line.get("group"), line["prompt"]
-                grown.setdefault(group, ([], []))[paid <= 0.5].append(line["completion"])
+                grown.setdefault(group, ([], []))[not is_right(paid)].append(line["completion"])
         for (*_, prompt), (right, wrong) in grown.items():
             yield prompt, right, wrong
     measured = run.evaluation / "before.json"
@@ -190,7 +191,7 @@ def _read_groups(config: RunConfig, run: Run) -> Iterator[tuple[str, list[str], 
         sides: tuple[list[str], list[str]] = ([], [])
         for completion, paid in zip(problem["completions"], problem.get("paid") or (), strict=False):
             if isinstance(paid, int | float) and not problem.get("turns"):
-                sides[paid <= 0.5].append(completion)
+                sides[not is_right(paid)].append(completion)
         yield completion_text(problem["prompt"]), *sides
 
 

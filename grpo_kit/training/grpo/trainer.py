@@ -18,6 +18,7 @@ from grpo_kit.config import Grpo, Policy
 from grpo_kit.environments.worlds.episode import NO_WORLD, finish
 from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.rewards.tools.routing import environment_of
+from grpo_kit.rewards.tools.verdicts import RIGHT
 from grpo_kit.runs import activity, processes
 from grpo_kit.runs.files import to_json
 from grpo_kit.training.grpo.advantages import compute_advantages, is_flat
@@ -52,8 +53,8 @@ class GroupTrainer(OpenGRPOTrainer):
         rows: the training rows with all columns. TRL's data set has only those that TRL needs, because a table would
             force one type on a column of several environments.
         prompt_sampler: draws the prompts.
-        verifiers: for each environment the place of its verifier among the reward functions: above 0.5 a completion
-            counts as a pass. None where a judge compares answers; nothing is noted of the prompts there.
+        verifiers: for each environment the place of its verifier among the reward functions: a completion that it
+            pays RIGHT counts as a pass. None where a judge compares answers; nothing is noted of the prompts there.
         worlds: of the environments that have one.
         policy: `thinking_budget` and `enable_thinking`.
     """
@@ -183,7 +184,7 @@ class GroupTrainer(OpenGRPOTrainer):
         batch["advantages"] = advantages.masked_fill(flat.repeat_interleave(n), 0)
         # Of each completion one at most, its environment's.
         verdicts = table[:, [place for place in self.verifiers.values() if place is not None]]
-        passed, judged = (verdicts > 0.5).any(1).view(-1, n), (~verdicts.isnan()).any(1).view(-1, n)
+        passed, judged = (verdicts == RIGHT).any(1).view(-1, n), (~verdicts.isnan()).any(1).view(-1, n)
         for prompt, right, tried in zip(prompts, passed.sum(1).tolist(), judged.sum(1).tolist()):
             if tried:
                 self.prompt_sampler.learn(prompt, right, tried)

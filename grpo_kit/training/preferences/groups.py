@@ -12,6 +12,7 @@ from grpo_kit.config import MATH
 from grpo_kit.environments.worlds.loading import Worlds
 from grpo_kit.policy.chat import Messages, completion_text
 from grpo_kit.policy.tool_calls import declares_tools, has_call
+from grpo_kit.rewards.tools.verdicts import is_right
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run
 from grpo_kit.training.sft.right_completions import find_verifiers
@@ -97,7 +98,7 @@ def read_groups(run: Run, worlds: Worlds, count_tokens: Callable[[str], int]) ->
             else:
                 group = groups.setdefault((line["step"], *question), Group(own[0], line["step"], []))
                 if all(text != reply.text for reply in group.replies):
-                    verdict = CALL if calls else RIGHT if paid == 1.0 else WRONG
+                    verdict = CALL if calls else RIGHT if is_right(paid) else WRONG
                     group.replies.append(Reply(text, verdict, tokens + 1))
     return list(groups.values()), dict(left_out)
 

@@ -10,12 +10,12 @@ from typing import Any
 from grpo_kit.config import MATH, RunConfig
 from grpo_kit.policy.chat import completion_text
 from grpo_kit.policy.tool_calls import has_call
+from grpo_kit.rewards.tools.verdicts import is_right
 from grpo_kit.runs.reading import read_lines
 from grpo_kit.runs.run import Run, find_run
 from grpo_kit.training.sft.conversations import Example, split_thought
 
 Question = tuple[str, str]  # the prompt's last message and the row's answer, as `completions.jsonl` has them
-RIGHT = 1.0  # what a verifier pays, and no less
 
 
 def find_trained(name: str, run: Run) -> Run:
@@ -65,7 +65,7 @@ def read_right(name: str, run: Run, config: RunConfig) -> tuple[list[Example], l
     lines = read_lines(other.completions)
     right = 0
     for line in lines:
-        if line["rewards"].get(verifiers[line.get("environment", MATH)]) != RIGHT:
+        if not is_right(line["rewards"].get(verifiers[line.get("environment", MATH)])):
             continue
         right += 1
         question, text = (line["prompt"], str(line.get("answer"))), line["completion"]

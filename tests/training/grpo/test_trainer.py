@@ -78,6 +78,19 @@ def test_flat_groups_are_replaced_within_the_budget(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_completion_is_right_where_the_verifier_pays_all_and_only_there(tmp_path, monkeypatch):
+    """As in an evaluation: what pays 0.9 is a share of the way, and no pass."""
+    chosen, run = small(tmp_path, "grpo.resample_budget=0", "grpo.max_steps=1")
+    pay = lambda completions, **_: [0.9, 1.0, 0.0, None] * (len(completions) // 4)  # noqa: E731
+    trainer = train.make_trainer(chosen, run, [pay, lambda completions, **_: [None] * len(completions)])
+    learned = []
+    monkeypatch.setattr(trainer.prompt_sampler, "learn", lambda prompt, right, tried: learned.append((right, tried)))
+    find_callback(trainer, WorstStepCallback).done = True
+    trainer.train()
+    assert learned == [(1, 3)] * 4
+
+
+@pytest.mark.slow
 def test_a_data_set_without_gradients_costs_the_resampling_budget_and_no_more(tmp_path):
     chosen, run = small(tmp_path, "grpo.resample_budget=2", "grpo.max_steps=2")
     calls = []
