@@ -41,6 +41,8 @@ class Architecture:
     def __init__(self, config: Any) -> None:
         from transformers import AutoModelForCausalLM
 
+        import grpo_kit.policy.load  # noqa: F401 (hides warnings about what is intended)
+
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
         self.config = skeleton.config
