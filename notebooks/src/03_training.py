@@ -137,7 +137,7 @@ print(f"95 % interval {low:.1%} to {high:.1%}")
 print(f"{before['mean_tokens']:.0f} tokens per reply, {before['truncated']:.1%} cut off")
 
 # %% [markdown]
-# **You should see** about 40 % for `tiny`. Other problems would give another figure; the interval shows how far the
+# **You should see** about 45 % for `tiny`. Other problems would give another figure; the interval shows how far the
 # figure may be from the true rate.
 
 # %% [markdown]
@@ -252,14 +252,15 @@ notebook.show_completions(run)
 
 # %%
 # @title Ask it yourself
-question = "What is 47 + 38?"  # @param {type:"string"}
+question = "What is 84 - 37?"  # @param {type:"string"}
 thinking = True  # @param {type:"boolean"}
 notebook.ask(config, run, question, thinking)
 
 # %% [markdown]
 # **You should see** two boxes that fill while the policies write. Each thought folds when its answer begins. In a
-# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums of two numbers; ask it
-# without thinking, and it must answer at once. On a GPU, end this session before you open the next notebook.
+# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums and differences of two
+# numbers; ask it without thinking, and it must answer at once. On a GPU, end this session before you open the next
+# notebook.
 
 # %% [markdown]
 # ## Your turn

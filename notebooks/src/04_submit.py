@@ -163,9 +163,8 @@ notebook.show_findings(zip_path, findings)
 notebook.submit_zip(zip_path, f"grpo-kit, run {run.name}", send=submit)
 
 # %% [markdown]
-# **You should see** the calls to Kaggle, and `dry run`. The kit refuses to submit an adapter of the tiny policy: it
-# fits only the tiny policy, the challenge expects one for Nemotron-3-Nano-30B-A3B, and you have only five submissions
-# per day.
+# **You should see** the calls to Kaggle, and `dry run`; for `tiny` that its zip is not submitted: it fits only the tiny
+# policy, the challenge expects one for Nemotron-3-Nano-30B-A3B, and you have only five submissions per day.
 
 # %% [markdown]
 # ## Publish
@@ -188,14 +187,14 @@ notebook.publish(config, run, publish_to, private=True, send=publish)
 
 # %%
 # @title Ask it yourself
-question = "What is 47 + 38?"  # @param {type:"string"}
+question = "What is 84 - 37?"  # @param {type:"string"}
 thinking = True  # @param {type:"boolean"}
 notebook.ask(config, run, question, thinking)
 
 # %% [markdown]
 # **You should see** two boxes that fill while the policies write. Each thought folds when its answer begins. In a
-# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums of two numbers; ask it
-# without thinking, and it must answer at once.
+# terminal, `grpo-kit ask --run NAME "..."` does the same. The tiny policy knows nothing but sums and differences of two
+# numbers; ask it without thinking, and it must answer at once.
 
 # %% [markdown]
 # ## Your turn

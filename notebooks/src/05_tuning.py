@@ -111,7 +111,8 @@ notebook.show_trials(result)
 # %% [markdown]
 # ## Optuna's own pictures
 # The first shows how the accuracy changed from trial to trial, the second the accuracy by the value of each setting.
-# Both leave out the trials that were stopped early. The search itself is `tune/study.db` in the run folder, which
+# Both leave out the trials that were stopped early. Optuna's picture of importances is left out: from random accuracies
+# it gave one setting an importance of up to 0.93. The search itself is `tune/study.db` in the run folder, which
 # `optuna.load_study` opens.
 
 # %%
