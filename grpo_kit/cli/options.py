@@ -114,8 +114,18 @@ Merge = Annotated[bool, typer.Option("--merge", help="add the base with the adap
 # export
 Form = Annotated[str, typer.Option("--to", help="gguf-lora (a small file beside the base's GGUF) or merged")]
 ExportedAdapter = Annotated[Path | None, _option("--adapter", help="export this folder, not the run's adapter")]
+ExportedBase = Annotated[
+    str | None,
+    _option(
+        "--base",
+        metavar="FOLDER | OWNER/NAME",
+        help="a folder with the base's files, or its id on the Hub where the run or the adapter does not name it",
+    ),
+]
 ExportFolder = Annotated[Path | None, _option("--out", help="the folder to write; default: export/FORM of the run")]
-GgufDtype = Annotated[str, typer.Option("--dtype", help="of the GGUF's tensors: float32, or float16 for half the size")]
+GgufDtype = Annotated[
+    str | None, _option("--dtype", help="of the GGUF's tensors: float32, or float16 for half the size")
+]
 PlannedExport = Annotated[
     bool, typer.Option("--dry-run", help="say what would be written and how large; change nothing")
 ]

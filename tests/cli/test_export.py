@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo_kit.cli.main import app
+from grpo_kit.nemotron.base_models import PUBLISHED
 from tests.publishing.llama_cpp.test_gguf_lora import MODULES, make_adapter
 
 
@@ -29,8 +30,9 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(call, tmp_path)
         output[0] == f"{tmp_path}/new/adapter.gguf: 6.2 KiB, 2 tensors in float32, rank 4, alpha 6, for nemotron_h_moe"
     )
     assert output[1:4] == [f"{tmp_path}/new/{name}" for name in ("Modelfile", "README.md", "SHA256SUMS")]
-    assert output[4].startswith("needs 1.0 MiB of the disk, which has ")
-    assert output[5:] == ["dry run: nothing was touched", "next:    grpo-kit export --to gguf-lora"]
+    assert output[4].startswith("The base is grpo-kit/tiny by the word of its adapter_config.json")
+    assert output[5].startswith("needs 1.0 MiB of the disk, which has ")
+    assert output[6:] == ["dry run: nothing was touched", "next:    grpo-kit export --to gguf-lora"]
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
@@ -40,7 +42,22 @@ def test_the_folder_is_written_and_the_readme_named(call, tmp_path):
         f"next:    read {tmp_path}/new/README.md: the commands, and what does not carry over"
     )
     assert (tmp_path / "new/model/model.safetensors").is_file()
-    assert "merged from the same base and adapter before; nothing was written" in call(*words)
+    assert "merged from the same base and adapter before, and not changed since; nothing was written" in call(*words)
+    (tmp_path / "new/README.md").unlink()
+    assert "the model is merged and unchanged; written anew: README.md\n" in call(*words)
+
+
+def test_settings_are_not_taken(call, tmp_path):
+    words = "--to", "gguf-lora", "--adapter", "theirs", "--out", "new"
+    for more in (["policy.enable_thinking=false"], ["evaluation.temperature=0.1"], ["-c", "t4"]):
+        assert "Usage:" in call(*words, *more, status=2)
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_run_is_looked_at_for_an_adapter_from_elsewhere(call, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/run.json").write_text("damaged")
+    call("--to", "gguf-lora", "--adapter", "theirs", "--out", "new")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +73,7 @@ def test_the_folder_is_written_and_the_readme_named(call, tmp_path):
         (["--to", "gguf-lora", "--run", "r"], "Run 'r' has no finished stage 'train'"),
         (["--to", "merged", "--adapter", "theirs", "--out", "theirs"], "which an export does not write. Move it away"),
         (
-            ["--to", "gguf-lora", "--adapter", "theirs", "--out", "new", "-c", "t4"],
+            ["--to", "gguf-lora", "--adapter", "theirs", "--out", "new", "--base", PUBLISHED],
             "which is (131072, 2688) in this base",
         ),
         (["--to", "gguf-lora", "--adapter", "theirs", "--out", "theirs/adapter_config.json/x"], "Name another folder"),

@@ -1,9 +1,10 @@
 """`grpo-kit export`: a folder for llama.cpp and Ollama, with the adapter as a GGUF or with the merged model.
 
 What will be written is planned first, with its size; nothing is touched until then. A folder is filled elsewhere and
-moved into place when it is complete.
+moved into place when it is complete. What it says of a run comes from the run's record.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,23 +12,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grpo_kit import __version__
 from grpo_kit.adapters.checkpoints.opening import open_adapter
 from grpo_kit.adapters.layouts import read_pairs
-from grpo_kit.adapters.model_files import find_base_folder
-from grpo_kit.config import RunConfig
+from grpo_kit.adapters.model_files import find_base_folder, list_shards
 from grpo_kit.config.checks import require_one_of
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import base_models
-from grpo_kit.policy.model_source import base_model_name
 from grpo_kit.publishing.llama_cpp import gguf_lora, readme
-from grpo_kit.publishing.run_facts import read_measurements
-from grpo_kit.runs.files import hash_of, new_folder, require_folder, write_text
+from grpo_kit.publishing.llama_cpp.as_trained import Training, read_training
+from grpo_kit.publishing.llama_cpp.bases import Base, find_base, find_named
+from grpo_kit.publishing.llama_cpp.modelfile import count_context, is_template_of, make_modelfile
+from grpo_kit.publishing.secret_scan import refuse_secrets
+from grpo_kit.runs.files import hash_of, new_folder, require_folder, to_json, write_text
 from grpo_kit.runs.run import Run
 
+RECORD, SUMS = "export.json", "SHA256SUMS"
 FORMS = {  # by --to: the names in its folder
-    "gguf-lora": ("adapter.gguf", "Modelfile", "README.md", "SHA256SUMS"),
-    "merged": ("model", "README.md", "export.json"),
+    "gguf-lora": ("adapter.gguf", "Modelfile", "README.md", SUMS),
+    "merged": ("model", "Modelfile", "README.md", SUMS, RECORD),
 }
+LARGEST_RECORD = 1 << 20  # bytes; the 30B has 13 shards
 
 Progress = Callable[..., None]
 
@@ -37,24 +42,24 @@ class Export(NamedTuple):
 
     Attributes:
         to: one of FORMS.
-        config: the run's settings.
         run: the run; None for an adapter from elsewhere.
+        training: what the run's record says; None for an adapter from elsewhere.
         name: of the run or the adapter's folder.
         adapter: the adapter's folder.
-        base: the base's id, or its folder.
+        base: its base.
         out: the folder.
         nbytes: bytes of the large file or folder in it.
         free: bytes that are free on the disk of `out`.
         plan: the GGUF; None for a merged model.
-        notes: sentences on what was converted.
+        notes: sentences on the base, on the prompt, and on what was converted.
     """
 
     to: str
-    config: RunConfig
     run: Run | None
+    training: Training | None
     name: str
     adapter: Path
-    base: str
+    base: Base
     out: Path
     nbytes: int
     free: int
@@ -65,21 +70,22 @@ class Export(NamedTuple):
         """What will be written, and what it needs, in lines."""
         large, *small = FORMS[self.to]
         size = readme.format_size(self.nbytes)
-        what = f"{size} in bf16, from {self.base}"
+        what = f"{size} in bf16, from {self.base.source}"
         if self.plan:
             ranks = sorted({stack.rank for stack in self.plan.stacks})
             what = (
                 f"{size}, {2 * len(self.plan.stacks)} tensors in {self.plan.dtype}, rank {', '.join(map(str, ranks))}, "
                 f"alpha {self.plan.alpha:g}, for {self.plan.architecture}"
             )
-        lines = [f"{self.out / large}: {what}", *(str(self.out / name) for name in small), *self.notes]
+        remarks = self.training.remarks if self.training else []
+        lines = [f"{self.out / large}: {what}", *(str(self.out / name) for name in small), *remarks, *self.notes]
         needed, free = map(readme.format_size, (self.needed, self.free))
         return [*lines, f"needs {needed} of the disk, which has {free} free"]
 
     @property
-    def label(self) -> str:
-        """The base as the files name it: its id, or of a folder the last part, for files are passed on."""
-        return Path(self.base).name if Path(self.base).is_dir() else self.base
+    def about(self) -> readme.About:
+        """What the README says."""
+        return readme.About(self.name, self.base.label, self.base.revision, self.training, self.notes)
 
     @property
     def needed(self) -> int:
@@ -88,24 +94,23 @@ class Export(NamedTuple):
 
 
 def plan_export(
-    config: RunConfig,
-    run: Run,
+    run: Run | None,
     to: str,
     adapter: Path | None = None,
     base: str | None = None,
     out: Path | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
 ) -> Export:
     """Check what will be exported; nothing is written.
 
     Args:
-        config: the run's settings.
-        run: a trained run.
+        run: a trained run; None for an adapter from elsewhere.
         to: `gguf-lora` or `merged`.
-        adapter: a folder from elsewhere to export in place of the run's adapter; it needs `out`.
-        base: the base of that adapter; None for the one that it names.
+        adapter: the folder of an adapter from elsewhere; it needs `out`.
+        base: a folder with the base's files, or its id on the Hub: for an adapter from elsewhere in place of the base
+            that it names, for a run where its base lies elsewhere now or was in a local folder.
         out: the folder; None for `export/FORM` of the run. What an earlier export wrote there is replaced.
-        dtype: `float32` or `float16`, of the tensors of the GGUF.
+        dtype: `float32` or `float16`, of the tensors of the GGUF; None for `float32`.
 
     Raises:
         FileExistsError: `out` holds something else.
@@ -114,6 +119,11 @@ def plan_export(
         ValueError: an option is unknown, or the adapter is not a plain LoRA of that base.
     """
     require_one_of("--to", to, tuple(FORMS))
+    if dtype and to == "merged":
+        raise ValueError(
+            f"--dtype is {dtype}, and a merged model is always bf16; only a GGUF has a choice. Leave it out."
+        )
+    dtype = dtype or gguf_lora.DTYPES[0]
     require_one_of("--dtype", dtype, gguf_lora.DTYPES)
     if adapter and not out:
         raise ValueError(f"--adapter {adapter} comes from elsewhere and has no place in a run. Name one with --out.")
@@ -121,25 +131,33 @@ def plan_export(
     out = (out or run.path / "export" / to).absolute()
     _check_place(out, to)
     source = open_adapter(folder, base)
-    named = base or (source.config.fields.get("base_model_name_or_path") if adapter else base_model_name(config.policy))
-    resolved = base_models.resolve_base(named)
-    modules = base_models.lora_modules(str(named))  # raises for an unknown base
+    training = None if adapter else read_training(run)
+    named = source.config.fields.get("base_model_name_or_path")
+    found = find_base(training.policy, base) if training else find_named(folder, named, base)
+    modules = base_models.lora_modules(found.source)  # raises for an unknown base
     pairs, notes = read_pairs(source, modules)
-    plan = gguf_lora.plan_gguf(pairs, str(named), source.config.alpha, dtype) if to == "gguf-lora" else None
+    plan = gguf_lora.plan_gguf(pairs, found.source, source.config.alpha, dtype) if to == "gguf-lora" else None
     if plan and plan.added:
         notes.append(f"{plan.added} matrices of experts get a pair of zeros, because llama.cpp wants all of a layer")
-    nbytes = plan.nbytes if plan else _merged_bytes(str(named), modules)
+    nbytes = plan.nbytes if plan else _merged_bytes(found.source, modules)
     nearest = next(place for place in (out, *out.parents) if place.exists())
-    free = shutil.disk_usage(nearest).free
-    name = folder.name if adapter else run.name
-    base_id = str(named) if Path(str(named)).is_dir() else resolved
+    sentences = [f"{note.rstrip('.')}." for note in (*source.remarks, *notes)]
     return Export(
-        to, config, None if adapter else run, name, folder, base_id, out, nbytes, free, plan,
-        [*source.remarks, *notes],
-    )  # fmt: skip
+        to,
+        None if adapter else run,
+        training,
+        folder.resolve().name if adapter else run.name,
+        folder,
+        found,
+        out,
+        nbytes,
+        shutil.disk_usage(nearest).free,
+        plan,
+        [*found.notes, *_compare_prompts(training), *sentences],
+    )
 
 
-def write_export(export: Export, progress: Progress | None = None) -> bool:
+def write_export(export: Export, progress: Progress | None = None) -> list[str]:
     """Write the planned folder. After an error nothing is left behind, and an earlier export is still there.
 
     Args:
@@ -148,52 +166,108 @@ def write_export(export: Export, progress: Progress | None = None) -> bool:
             a merged model.
 
     Returns:
-        Whether something was written; False where the folder holds the same merged model already.
+        Names of what was written: nothing where the folder holds the same merged model and texts already.
 
     Raises:
         FileNotFoundError: the base's weights, which a merged model needs, are not on this machine.
         OSError: the disk has no room.
-        ValueError: the adapter changes nothing, or holds numbers that the file cannot have.
+        ValueError: the adapter changes nothing, or holds numbers that the file cannot have; a text holds a secret.
     """
+    with export.run.lock("export") if export.run else nullcontext():
+        if export.plan:
+            _require_room(export)
+            with new_folder(export.out) as folder:
+                rounding = gguf_lora.write_gguf(
+                    export.plan, folder / "adapter.gguf", export.name, export.base.label, progress
+                )
+                lost = rounding.describe(export.plan.dtype)
+                about = export.about._replace(notes=[*export.notes, *([lost] if lost else [])])
+                digest = hash_of(folder / "adapter.gguf")
+                text = readme.describe_lora(about, digest)
+                _write_texts(
+                    export, folder, text, {"FROM": "base.gguf", "ADAPTER": "adapter.gguf"}, {"adapter.gguf": digest}
+                )
+            return list(FORMS[export.to])
+        return _write_merged(export, progress)
+
+
+def _write_merged(export: Export, progress: Progress | None) -> list[str]:
+    if not (export.out / RECORD).exists():
+        _require_room(export)
+    embedded = str(base_models.EMBEDDED.get(base_models.recognize_base(export.base.source), export.base.source))
+    base = find_base_folder(embedded, None if Path(embedded).is_dir() else export.base.revision, "--base FOLDER")
+    states = {name: (base / name).stat() for name in list_shards(base)}
+    made_of = {
+        "grpo-kit": __version__,
+        "adapter": hash_of(export.adapter),
+        "base": export.base.label,
+        "config": hash_of(base / "config.json"),
+        "shards": {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
+    }
+    mtp = bool(gguf_lora.read_base_config(embedded).get("num_nextn_predict_layers"))
+
+    def write_texts(folder: Path, record: dict[str, Any]) -> list[str]:
+        files = record["files"]
+        text = readme.describe_merged(export.about, sum(size for size, _ in files.values()), mtp, record["lost"])
+        digests = {f"model/{name}": digest for name, (_, digest) in files.items()} | {RECORD: hash_of(folder / RECORD)}
+        return _write_texts(export, folder, text, {"FROM": "merged-Q4_K_M.gguf"}, digests)
+
+    if record := _read_record(export.out, made_of):
+        return write_texts(export.out, record)
+    _require_room(export)
+    with new_folder(export.out) as folder:
+        merged = merging.merge_adapter(base, export.adapter, folder / "model", progress)
+        files = {name: [(folder / "model" / name).stat().st_size, digest] for name, digest in merged.digests.items()}
+        record = {"made_of": made_of, "lost": merged.lost, "files": files}
+        write_text(folder / RECORD, to_json(record, indent=2) + "\n")
+        write_texts(folder, record)
+    return list(FORMS[export.to])
+
+
+def _write_texts(export: Export, folder: Path, text: str, model: dict[str, str], digests: dict[str, str]) -> list[str]:
+    """Write Modelfile, README.md and the sha256 of all files; returns the names of those that were not there so."""
+    training = export.training
+    words = (training.system, training.suffix) if training else ()
+    sampling = training.sampling if training else None
+    context = count_context(sampling, *words) if sampling else 0
+    thinking, system = export.about.thinking, (training.system if training else "") or ""
+    texts = {"Modelfile": make_modelfile(model, thinking, system, sampling, context), "README.md": text}
+    digests = digests | {name: _digest(content) for name, content in texts.items()}
+    texts[SUMS] = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    changed = {name: content for name, content in texts.items() if hash_of(folder / name) != _digest(content)}
+    for name, content in changed.items():
+        write_text(folder / name, content)
+    refuse_secrets(folder / name for name in texts)
+    return list(changed)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _require_room(export: Export) -> None:
     if export.free < export.needed:
         raise OSError(
             f"{export.out} needs {readme.format_size(export.needed)}, and its disk has "
             f"{readme.format_size(export.free)} free; nothing was written. Make room, or choose another disk with "
             "--out."
         )
-    with export.run.lock("export") if export.run else nullcontext():
-        figures = read_measurements(export.run) if export.run else None
-        measured = readme.describe_measurements(export.config, figures)
-        if export.plan:
-            with new_folder(export.out) as folder:
-                _fill_lora(export, folder, measured, progress)
-            return True
-        policy = export.config.policy
-        embedded = base_models.EMBEDDED.get(export.base, export.base)
-        base = find_base_folder(str(embedded), policy.revision if policy.model == export.base else None)
-        made_of = {"adapter": hash_of(export.adapter), "base": export.base, "config": hash_of(base / "config.json")}
-        if _is_up_to_date(export.out, made_of):
-            return False
-        with new_folder(export.out) as folder:
-            merging.merge_adapter(base, export.adapter, folder / "model", progress)
-            mtp = bool(gguf_lora.read_base_config(str(embedded)).get("num_nextn_predict_layers"))
-            text = readme.describe_merged(
-                export.config, export.name, export.label, bool(export.run), export.nbytes, mtp, measured
-            )
-            write_text(folder / "README.md", text)
-            write_text(folder / "export.json", json.dumps(made_of, indent=2) + "\n")
-    return True
 
 
-def _fill_lora(export: Export, folder: Path, measured: str, progress: Progress | None) -> None:
-    rounding = gguf_lora.write_gguf(export.plan, folder / "adapter.gguf", export.name, export.label, progress)
-    digest = hash_of(folder / "adapter.gguf")
-    stages = export.run.trained_stages() if export.run else []
-    write_text(folder / "Modelfile", readme.make_modelfile(export.config, bool(export.run)))
-    write_text(folder / "SHA256SUMS", f"{digest}  adapter.gguf\n")
-    notes = [f"{note}." for note in export.notes] + [*filter(None, [rounding.describe(export.plan.dtype)])]
-    text = readme.describe_lora(export.config, export.name, export.label, stages, digest, measured, notes)
-    write_text(folder / "README.md", text)
+def _compare_prompts(training: Training | None) -> list[str]:
+    """A sentence unless the Modelfile's prompt is known to be that of the run's chat template."""
+    if training is None:
+        return []
+    from grpo_kit.policy.load import load_tokenizer
+
+    try:
+        tokenizer, words = load_tokenizer(training.policy), (training.system or "", training.suffix or "")
+        same = is_template_of(tokenizer, training.policy.enable_thinking, *words)
+    except (OSError, ValueError):
+        return ["The Modelfile's prompt was not compared with the run's chat template, which is not on this machine."]
+    if same:
+        return []
+    return ["The run's chat template writes another prompt than the Modelfile's TEMPLATE. Ask by llama-server --jinja."]
 
 
 def _check_place(out: Path, to: str) -> None:
@@ -207,12 +281,20 @@ def _check_place(out: Path, to: str) -> None:
         )
 
 
-def _is_up_to_date(out: Path, made_of: dict[str, Any]) -> bool:
-    """Whether `out` holds a model merged from the same base and adapter; the folder was complete when it got there."""
+def _read_record(out: Path, made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of an export at `out`, if it was made of the same and each file of its model is as it was written."""
+    path, model = out / RECORD, out / "model"
     try:
-        return json.loads((out / "export.json").read_text(encoding="utf-8")) == made_of and (out / "model").is_dir()
-    except (OSError, ValueError):
-        return False
+        if path.stat().st_size > LARGEST_RECORD:
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        files = {name: (int(size), str(digest)) for name, (size, digest) in record["files"].items()}
+        if record["made_of"] != made_of or files.keys() != {path.name for path in model.iterdir()}:
+            return None
+        sizes = all((model / name).stat().st_size == size for name, (size, _) in files.items())
+        return record if sizes and all(hash_of(model / name) == digest for name, (_, digest) in files.items()) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # none, or another's
+        return None
 
 
 def _merged_bytes(base: str, modules: base_models.Modules) -> int:

@@ -1,24 +1,21 @@
-"""What the exported folders say: Ollama's Modelfile, and READMEs with the commands of llama.cpp and Ollama."""
+"""The READMEs of exported folders: the commands of llama.cpp and Ollama, the prompt, and what was measured."""
 
+import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from grpo_kit.config import RunConfig
 from grpo_kit.nemotron import base_models
-from grpo_kit.publishing.run_facts import METHODS, Measured
+from grpo_kit.publishing.base import HUB_ID
+from grpo_kit.publishing.escaping import inline, quote
+from grpo_kit.publishing.llama_cpp.as_trained import Training, name_weights
+from grpo_kit.publishing.llama_cpp.modelfile import count_context, name_model
+from grpo_kit.publishing.run_facts import METHODS
 
 LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
 # Others' copies of a base in GGUF, which exist but were not looked into.
 PUBLIC = {base_models.PUBLISHED: "unsloth/Nemotron-3-Nano-30B-A3B-GGUF"}
-# Nemotron's turns. A finished answer has an empty thought; the next one begins with an open thought.
-TEMPLATE = """\
-<|im_start|>system
-{{ .System }}<|im_end|>
-{{ range .Messages }}{{ if ne .Role "system" }}<|im_start|>{{ .Role }}
-{{ if eq .Role "assistant" }}<think></think>{{ end }}{{ .Content }}<|im_end|>
-{{ end }}{{ end }}<|im_start|>assistant
-"""
-OPEN, CLOSED = "<think>\n", "<think></think>"
 CONVERTER = (
     "llama.cpp's converter misreads a base without experts under transformers 5; its requirements.txt has version 4."
 )
@@ -26,27 +23,30 @@ OLLAMA = (
     "The Modelfile's TEMPLATE has no tools; use llama-server with --jinja for them.",
     "Nemotron's own template leaves out the thoughts of earlier turns. Whether Ollama keeps them was not tried.",
 )
-PROMPT_TOKENS = 2048  # left for the prompt beside the longest answer
+QUESTION = "What is 47 + 38?"
 
 
-def make_modelfile(config: RunConfig, is_own: bool) -> str:
-    """Ollama's Modelfile beside `base.gguf` and `adapter.gguf`.
+class About(NamedTuple):
+    """What both READMEs say of an export.
 
-    Args:
-        config: the run's settings.
-        is_own: whether the run trained the adapter; only then it is sampled as the run was measured.
-
-    Example:
-        >>> print(make_modelfile(RunConfig(), False).splitlines()[-1])
-        PARAMETER stop "<|im_end|>"
+    Attributes:
+        name: of the run or the adapter's folder.
+        base: the base's id on the Hub, or the name of its folder.
+        revision: of the base, None for none.
+        training: from the run's record; None for an adapter from elsewhere.
+        notes: sentences on the base, on what was converted, and on what does not carry over.
     """
-    measured = config.evaluation
-    template = TEMPLATE + (OPEN if config.policy.enable_thinking else CLOSED)
-    text = f'FROM ./base.gguf\nADAPTER ./adapter.gguf\nTEMPLATE """{template}"""\nPARAMETER stop "<|im_end|>"\n'
-    if is_own:
-        text += f"PARAMETER temperature {measured.temperature}\nPARAMETER top_p {measured.top_p}\n"
-        text += f"PARAMETER num_ctx {_context(config)}\n"
-    return text
+
+    name: str
+    base: str
+    revision: str | None
+    training: Training | None
+    notes: Sequence[str]
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the prompt opens a thought; Nemotron's own does by default."""
+        return self.training is None or self.training.policy.enable_thinking
 
 
 def format_size(nbytes: int) -> str:
@@ -60,34 +60,22 @@ def format_size(nbytes: int) -> str:
     return f"{nbytes / 2 ** (10 * power):,.1f} {'KMG'[power - 1]}iB"
 
 
-def describe_lora(
-    config: RunConfig, name: str, base: str, stages: Sequence[str], digest: str, measured: str, notes: Iterable[str]
-) -> str:
-    """README.md beside `adapter.gguf`.
-
-    Args:
-        config: the run's settings.
-        name: of the run or the adapter's folder.
-        base: the base's id.
-        stages: the stages that trained the adapter; none for an adapter from elsewhere.
-        digest: sha256 of adapter.gguf.
-        measured: from `describe_measurements`.
-        notes: sentences on what was converted and what does not carry over.
-    """
-    known = PUBLIC.get(base)
+def describe_lora(about: About, digest: str) -> str:
+    """README.md beside `adapter.gguf`; `digest` is the sha256 of that file."""
+    known = PUBLIC.get(about.base)
     made = f"Others' copies are at https://huggingface.co/{known}, or make" if known else "Make"
-    revision = f" --revision {config.policy.revision}" if config.policy.revision else ""
-    fetch = (
-        f"    hf download {base} --local-dir base{revision}\n"
-        if "/" in base and base not in base_models.EMBEDDED
-        else ""
-    )
+    revision = f" --revision {shlex.quote(about.revision)}" if about.revision else ""
+    is_on_hub = re.fullmatch(HUB_ID, about.base) and about.base not in base_models.EMBEDDED
+    fetch = f"    hf download {about.base} --local-dir base{revision}\n" if is_on_hub else ""
+    stages = about.training.stages if about.training else []
     by = f", trained with {' and '.join(METHODS[stage] for stage in stages)}" if stages else ""
-    return f"""# {name}: a LoRA for llama.cpp and Ollama
+    return f"""# {inline(about.name)}: a LoRA for llama.cpp and Ollama
 
-`adapter.gguf` is a LoRA for `{base}`{by}. It needs a GGUF of that base, in any quantisation.
-Its sha256 is `{digest}`; `sha256sum -c SHA256SUMS` compares it.
+`adapter.gguf` is a LoRA for {_code(about.base)}{by}. It needs a GGUF of that base, in any quantisation.
+Its sha256 is `{digest}`; `sha256sum -c SHA256SUMS` compares it and the other files.
 
+## The prompt
+{_describe_prompt(about)}
 ## The base
 {made} one with llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirements.txt`:
 
@@ -95,97 +83,161 @@ Its sha256 is `{digest}`; `sha256sum -c SHA256SUMS` compares it.
     llama-quantize base-bf16.gguf base-Q4_K_M.gguf Q4_K_M
 
 ## llama.cpp
-{_serve("base-Q4_K_M.gguf --lora adapter.gguf", config, bool(stages))}
+{_serve("base-Q4_K_M.gguf --lora adapter.gguf", about)}
 `--lora-scaled adapter.gguf:0.5` in place of `--lora adapter.gguf` adds half of the update.
 
 ## Ollama
-The Modelfile expects the base beside it as `base.gguf`. Its prompt ends {_ending(config)}, as in training.
+The Modelfile expects the base beside it as `base.gguf`.
 
     ln -s /path/to/base-Q4_K_M.gguf base.gguf
-    ollama create {shlex.quote(name.lower())} -f Modelfile
-    ollama run {shlex.quote(name.lower())}
-
-{measured}
+{_run_ollama(about)}
+{describe_measurements(about.training)}
 ## What does not carry over
-{_list([*_limits(base), *OLLAMA, *notes])}"""
+{_list([*_limits(about.base), *OLLAMA, *about.notes])}"""
 
 
-def describe_merged(
-    config: RunConfig, name: str, base: str, is_own: bool, nbytes: int, mtp: bool, measured: str
-) -> str:
+def describe_merged(about: About, nbytes: int, mtp: bool, lost: float) -> str:
     """README.md beside `model/`, the base with the adapter merged into it.
 
     Args:
-        config: the run's settings.
-        name: of the run or the adapter's folder.
-        base: the base's id.
-        is_own: whether the run trained the adapter.
+        about: what both READMEs say.
         nbytes: size of the model.
         mtp: whether the base has layers for multi-token prediction, which were not trained.
-        measured: from `describe_measurements`.
+        lost: the error of rounding to bf16 as a share of the update.
     """
     options, size = " --no-mtp" if mtp else "", format_size(nbytes)
-    return f"""# {name}: the merged model
+    return f"""# {inline(about.name)}: the merged model
 
-`model/` is `{base}` with the LoRA added, in bf16 and under the published names ({size}).
+`model/` is {_code(about.base)} with the LoRA added, in bf16 and under the published names ({size}). The error of
+rounding to bf16 is {lost:.1%} of the LoRA's update (Frobenius norms). `sha256sum -c SHA256SUMS` compares all files.
 
+## The prompt
+{_describe_prompt(about)}
 ## GGUF
 With llama.cpp ({LLAMA_CPP}), in an environment of its own with its `requirements.txt`. The first file takes {size} too.
 
     python llama.cpp/convert_hf_to_gguf.py model --outfile merged-bf16.gguf --outtype bf16{options}
     llama-quantize merged-bf16.gguf merged-Q4_K_M.gguf Q4_K_M
-{_serve("merged-Q4_K_M.gguf", config, is_own)}
-{measured}
+
+## llama.cpp
+{_serve("merged-Q4_K_M.gguf", about)}
+## Ollama
+The Modelfile expects `merged-Q4_K_M.gguf` beside it.
+
+{_run_ollama(about)}
+{describe_measurements(about.training)}
 ## What does not carry over
-{_list(_limits(base))}"""
+{_list([*_limits(about.base), *OLLAMA, *about.notes])}"""
 
 
-def describe_measurements(config: RunConfig, measured: Sequence[Measured] | None) -> str:
-    """The accuracies of an adapter as a section of a README.
-
-    Args:
-        config: the run's settings.
-        measured: those of the run (`run_facts.read_measurements`); None for an adapter from elsewhere.
-    """
-    weights = "NF4" if config.policy.load_in_4bit else config.policy.dtype
-    if measured is None:
+def describe_measurements(training: Training | None) -> str:
+    """The accuracies of an adapter as a section of a README; None stands for an adapter from elsewhere."""
+    if training is None:
         return "## Not measured\nThe adapter comes from elsewhere; the kit has no measurement of it.\n"
-    heading = f"## Measured over {weights} only\n"
-    if not measured:
-        return f"{heading}The adapter was trained over a base in {weights}, and no accuracy was measured.\n"
-    rows = [
-        "| {} | {:.3f} | {:.3f} to {:.3f} | {} |\n".format(
-            each.label, each.report["pass@1"], *each.report["ci95"], each.report["n"]
-        )
-        for each in measured
+    trained = f"The adapter was trained over a base in {name_weights(training.policy.identity())}"
+    if not training.measured:
+        return f"## Not measured\n{trained}, and no accuracy was measured.\n"
+    weights = " and ".join(dict.fromkeys(each.weights for each in training.measured))
+    lines = [
+        f"## Measured over {weights} only",
+        f"{trained} and measured over {weights}. Over a GGUF's weights it was not, and the accuracy may differ there.",
+        "",
+        "| measured | base | prompt | temperature | accuracy | 95 % interval | problems |",
+        "|---|---|---|---|---|---|---|",
     ]
-    return (
-        f"{heading}The adapter was trained and measured over a base in {weights}. Over a GGUF's weights it was not,\n"
-        "and the accuracy may differ there.\n\n| measured | accuracy | 95 % interval | problems |\n|---|---|---|---|\n"
-        + "".join(rows)
-    )
+    for each in training.measured:
+        low, high = each.ci95
+        prompt = "open thought" if each.thinking else "empty thought"
+        lines.append(
+            f"| {each.label} | {each.weights} | {prompt} | {each.temperature:g} | {each.accuracy:.3f} | {low:.3f} to "
+            f"{high:.3f} | {each.n} |"
+        )
+    last = f"after {METHODS[training.stages[-1]]}"
+    if training.measured[-1].label != last:
+        lines += ["", f"The exported adapter, the one {last}, was **not measured**."]
+    return "\n".join(lines) + "\n"
 
 
-def _serve(model: str, config: RunConfig, is_own: bool) -> str:
-    measured = config.evaluation
-    sampling = f" -c {_context(config)} --temp {measured.temperature} --top-p {measured.top_p}" if is_own else ""
-    off = "" if config.policy.enable_thinking else " --chat-template-kwargs '{\"enable_thinking\": false}'"
+def _describe_prompt(about: About) -> str:
+    training, ending = about.training, _ending(about.thinking)
+    if training is None:
+        return (
+            "The adapter comes from elsewhere. With which system turn, which words behind a question and whether with "
+            "thinking it was\ntrained is not known here: the Modelfile and the commands have no such words, and the "
+            f"prompt ends {ending}, as\nNemotron's own does unless it is told otherwise.\n"
+        )
+    parts = [f"The policy was asked by Nemotron's chat template, and the prompt ended {ending}."]
+    if training.system is None:
+        parts.append("Its system turn is not known any more; the Modelfile and the commands have none.")
+    elif training.system:
+        parts.append(
+            "This was the system turn. The commands send it, and Ollama adds it by itself to what has none:\n\n"
+            + quote(training.system, len(training.system))
+        )
+    else:
+        parts.append("It had no system turn.")
+    if training.suffix is None:
+        parts.append("What stood behind a problem is not known any more; the commands have nothing there.")
+    elif training.suffix:
+        parts.append(
+            "Behind each problem of math stood the following, with nothing between the two. Neither llama-server nor "
+            "Ollama adds it by itself: write it behind your question, as the commands do.\n\n"
+            + quote(training.suffix, len(training.suffix))
+        )
+    if training.remarks:
+        parts.append(_list(training.remarks).rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _serve(model: str, about: About) -> str:
+    training, sampling = about.training, ""
+    if training and training.sampling:
+        used = training.sampling
+        sampling = f" -c {count_context(used, training.system, training.suffix)} --temp {used.temperature}"
+        sampling += f" --top-p {used.top_p} --top-k {used.top_k} --min-p 0"
+    off = "" if about.thinking else " --chat-template-kwargs '{\"enable_thinking\": false}'"
+    turns = [{"role": "system", "content": training.system}] if training and training.system else []
+    body = json.dumps({"messages": [*turns, {"role": "user", "content": _ask(about)}]})
     return (
         f"\n    llama-server -m {model} --jinja{sampling}{off}\n"
         "    curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        '      -d \'{"messages": [{"role": "user", "content": "What is 47 + 38?"}]}\'\n\n'
-        f"`--jinja` takes the base's own chat template; the prompt ends {_ending(config)}, as in training.\n"
+        f"      -d {shlex.quote(body)}\n\n"
+        f"`--jinja` takes the chat template in the base's GGUF; Nemotron's prompt then ends {_ending(about.thinking)}"
+        f"{', as in training' if training else ''}.\n{_describe_sampling(training)}\n"
     )
 
 
-def _ending(config: RunConfig) -> str:
-    if config.policy.enable_thinking:
-        return "inside an open `<think>`"
-    return "behind an empty thought (`<think></think>`)"
+def _describe_sampling(training: Training | None) -> str:
+    if training is None or training.sampling is None:
+        return "How to sample is left to the engines."
+    used = training.sampling
+    form = "greedy" if not used.temperature else f"temperature {used.temperature:g}"
+    return f"Both engines sample {used.when} ({form}, top-p {used.top_p:g}, top-k {used.top_k or 'off'})."
 
 
-def _context(config: RunConfig) -> int:
-    return config.evaluation.max_completion_length + PROMPT_TOKENS
+def _run_ollama(about: About) -> str:
+    name = name_model(about.name)
+    return f"    ollama create {name} -f Modelfile\n    ollama run {name} {_quote_for_shell(_ask(about))}\n"
+
+
+def _ask(about: About) -> str:
+    return QUESTION + ((about.training and about.training.suffix) or "")
+
+
+def _quote_for_shell(text: str) -> str:
+    """A text as one word of bash, on one line and in characters that print."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = (f"\\{char}" if char in "\\'" else char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+    return f"$'{''.join(escaped)}'"
+
+
+def _ending(thinking: bool) -> str:
+    return "inside an open `<think>`" if thinking else "behind an empty thought (`<think></think>`)"
+
+
+def _code(name: str) -> str:
+    return f"`{name}`" if re.fullmatch(r"[A-Za-z0-9 _./+-]+", name) else inline(name)
 
 
 def _limits(base: str) -> list[str]:

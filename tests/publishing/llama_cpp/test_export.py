@@ -3,17 +3,18 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import gguf
 import pytest
 from safetensors.torch import load_file
 
-from grpo_kit.config import RunConfig, load_config
+from grpo_kit.config import load_config
 from grpo_kit.handoff import merging
 from grpo_kit.nemotron import base_models, tiny
 from grpo_kit.publishing.llama_cpp import export as exporting
 from grpo_kit.publishing.llama_cpp import gguf_lora
-from grpo_kit.runs.run import find_run
+from grpo_kit.runs.run import Run
 from tests.publishing.llama_cpp.test_gguf_lora import MODULES, make_adapter
 
 
@@ -25,31 +26,38 @@ def bytes_in(folder):
     return {name: (folder / name).read_bytes() for name in names_in(folder) if (folder / name).is_file()}
 
 
+def assert_sums(folder):
+    """SHA256SUMS names every other file of the folder, with its sha256."""
+    files = bytes_in(folder)
+    lines = [f"{hashlib.sha256(files[name]).hexdigest()}  {name}" for name in files if name != "SHA256SUMS"]
+    assert sorted((folder / "SHA256SUMS").read_text().splitlines()) == sorted(lines)
+
+
 @pytest.fixture
 def foreign(tmp_path):
     """A function that plans the export of a random adapter from elsewhere to `tmp_path/out`."""
     adapter = make_adapter(tmp_path / "theirs", {"lm_head": MODULES["lm_head"]})
-    run = find_run("r", tmp_path / "runs")
 
     def plan(to="gguf-lora", folder=adapter, **options):
-        return exporting.plan_export(RunConfig(), run, to, folder, out=tmp_path / "out", **options)
+        return exporting.plan_export(None, to, folder, out=tmp_path / "out", **options)
 
     return plan
 
 
 def test_a_run_becomes_four_files_that_name_no_place_of_this_machine(trained, tmp_path):
     chosen, run = trained
-    planned = exporting.plan_export(chosen, run, "gguf-lora", out=tmp_path / "out")
+    planned = exporting.plan_export(run, "gguf-lora", out=tmp_path / "out")
     assert exporting.write_export(planned) and names_in(tmp_path) == [
         "out", "out/Modelfile", "out/README.md", "out/SHA256SUMS", "out/adapter.gguf",
     ]  # fmt: skip
     files = bytes_in(tmp_path / "out")
     digest = hashlib.sha256(files["adapter.gguf"]).hexdigest()
-    assert files["SHA256SUMS"].decode() == f"{digest}  adapter.gguf\n"
+    assert_sums(tmp_path / "out")
     readme = files["README.md"].decode()
     after = json.loads((run.evaluation / "after.json").read_text())
     assert digest in readme and "trained with GRPO" in readme and "## Measured over float32 only" in readme
-    assert f"| after GRPO | {after['pass@1']:.3f} | {after['ci95'][0]:.3f} to {after['ci95'][1]:.3f} | 60 |" in readme
+    figures = f"{after['pass@1']:.3f} | {after['ci95'][0]:.3f} to {after['ci95'][1]:.3f} | 60 |"
+    assert f"| after GRPO | float32 | open thought | 1 | {figures}" in readme
     for text in files.values():
         assert str(tmp_path).encode() not in text and str(run.root).encode() not in text
     reader = gguf.GGUFReader(tmp_path / "out/adapter.gguf")
@@ -66,7 +74,7 @@ def test_a_run_becomes_four_files_that_name_no_place_of_this_machine(trained, tm
 
 def test_a_run_s_export_lies_in_the_run_by_default(trained):
     chosen, run = trained
-    assert exporting.plan_export(chosen, run, "gguf-lora").out == run.path / "export/gguf-lora"
+    assert exporting.plan_export(run, "gguf-lora").out == run.path / "export/gguf-lora"
     assert not (run.path / "export").exists()
 
 
@@ -103,6 +111,7 @@ def test_an_error_midway_leaves_the_earlier_export(foreign, tmp_path, monkeypatc
     ("options", "error", "message"),
     [
         ({"to": "gguf"}, ValueError, "--to is 'gguf'; it must be one of gguf-lora, merged"),
+        ({"to": "merged", "dtype": "float16"}, ValueError, "--dtype is float16, and a merged model is always bf16"),
         ({"dtype": "int8"}, ValueError, "--dtype is 'int8'; it must be one of float32, float16"),
         ({"base": "org/unknown"}, FileNotFoundError, "'org/unknown' is not a known base model"),
         ({"base": base_models.PUBLISHED}, ValueError, r"on lm_head, which is \(131072, 2688\) in this base"),
@@ -122,7 +131,7 @@ def test_an_adapter_that_names_no_known_base_is_refused(foreign, tmp_path):
 
 def test_an_adapter_from_elsewhere_needs_a_place(tmp_path):
     with pytest.raises(ValueError, match="has no place in a run. Name one with --out."):
-        exporting.plan_export(RunConfig(), find_run("r", tmp_path), "gguf-lora", tmp_path)
+        exporting.plan_export(None, "gguf-lora", tmp_path)
 
 
 def test_what_float16_loses_stands_in_the_readme(foreign, tmp_path):
@@ -144,9 +153,9 @@ def test_the_disk_that_a_merged_30b_needs_is_said_without_its_weights_and_refuse
     assert not (tmp_path / "out").exists()
 
 
-def test_the_merged_model_is_the_hand_overs_and_is_not_merged_twice(foreign, tmp_path, monkeypatch):
+def test_the_merged_model_is_the_hand_overs(foreign, tmp_path):
     planned, shards = foreign("merged"), []
-    assert exporting.write_export(planned, lambda *step: shards.append(step))
+    assert exporting.write_export(planned, lambda *step: shards.append(step)) == list(exporting.FORMS["merged"])
     assert shards == [(1, 1, "model.safetensors")]
     merging.merge_adapter(tiny.FOLDER, tmp_path / "theirs", tmp_path / "again")
     assert bytes_in(tmp_path / "out/model") == bytes_in(tmp_path / "again")
@@ -154,12 +163,131 @@ def test_the_merged_model_is_the_hand_overs_and_is_not_merged_twice(foreign, tmp
     assert 0.95 < planned.nbytes / size <= 1  # by matrices and embeddings alone
     readme = (tmp_path / "out/README.md").read_text()
     assert "convert_hf_to_gguf.py model --outfile merged-bf16.gguf --outtype bf16\n" in readme
+    assert (tmp_path / "out/Modelfile").read_text().startswith("FROM ./merged-Q4_K_M.gguf\nTEMPLATE ")
+    assert_sums(tmp_path / "out")
+
+
+@pytest.fixture
+def merged(foreign, tmp_path, monkeypatch):
+    """(a function that exports again and returns what was written, times that it merged) where a merged model lies."""
+    exporting.write_export(foreign("merged"))
+    merge, calls = merging.merge_adapter, []
+    monkeypatch.setattr(merging, "merge_adapter", lambda *all: (calls.append(all), merge(*all))[1])
+    return lambda **options: exporting.write_export(foreign("merged", **options)), calls
+
+
+def test_a_model_is_not_merged_twice(merged, tmp_path):
+    again, calls = merged
+    before = bytes_in(tmp_path / "out")
+    assert again() == [] and calls == [] and bytes_in(tmp_path / "out") == before
+    other = make_adapter(tmp_path / "other", {"lm_head": MODULES["lm_head"]}, rank=2, r=2)
+    assert again(folder=other) and len(calls) == 1 and bytes_in(tmp_path / "out") != before
+
+
+def change_a_byte(model):
+    path = model / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+CHANGES = [
+    change_a_byte,
+    lambda model: (model / "model.safetensors").unlink(),
+    lambda model: (model / "config.json").write_text("{}"),
+    lambda model: (model / "tokenizer.json").write_bytes(b""),
+    lambda model: (model / "more.json").write_text("{}"),
+    lambda model: shutil.rmtree(model),
+    lambda model: (model.parent / "export.json").unlink(),
+    lambda model: (model.parent / "export.json").write_text("[" * 100_000),
+    lambda model: (model.parent / "export.json").write_text('{"made_of": {}, "files": {"../x": [1, "y"]}}'),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)))
+def test_a_model_that_is_not_as_it_was_written_is_merged_again(merged, tmp_path, number):
+    again, calls = merged
+    before = bytes_in(tmp_path / "out")
+    CHANGES[number](tmp_path / "out" / "model")
+    assert again() and len(calls) == 1 and bytes_in(tmp_path / "out") == before
+
+
+def test_texts_that_were_changed_are_written_anew_without_merging(merged, tmp_path):
+    again, calls = merged
+    before = bytes_in(tmp_path / "out")
+    (tmp_path / "out/README.md").write_text("mine")
+    (tmp_path / "out/SHA256SUMS").unlink()
+    assert again() == ["README.md", "SHA256SUMS"] and calls == [] and bytes_in(tmp_path / "out") == before
+
+
+def test_a_base_whose_weights_were_written_since_is_another(merged, tmp_path, foreign):
+    again, calls = merged
+    base = tmp_path / "base"
+    shutil.copytree(tiny.FOLDER, base)
+    again(base=str(base))
+    assert len(calls) == 1 and again(base=str(base)) == []
+    change_a_byte(base)
+    assert again(base=str(base)) and len(calls) == 2
+
+
+def test_a_measurement_since_then_reaches_the_readme_of_a_merged_model(trained, tmp_path, monkeypatch):
+    run = Run(tmp_path / "runs", "small")
+    shutil.copytree(trained[1].path, run.path)
+    notes = run.notes.read_text()
+    record = json.loads(notes)
+    del record["stages"]["after"]
+    run.notes.write_text(json.dumps(record))
+    readme = run.path / "export/merged/README.md"
+    assert exporting.write_export(exporting.plan_export(run, "merged"))
+    assert "the one after GRPO, was **not measured**" in readme.read_text()
+    run.notes.write_text(notes)
     monkeypatch.setattr(merging, "merge_adapter", lambda *_: pytest.fail("merged again"))
-    assert not exporting.write_export(foreign("merged"))
-    make = make_adapter(tmp_path / "other", {"lm_head": MODULES["lm_head"]}, rank=2, r=2)
-    with pytest.raises(pytest.fail.Exception, match="merged again"):
-        exporting.write_export(foreign("merged", make))
-    assert bytes_in(tmp_path / "out/model") == bytes_in(tmp_path / "again")
+    assert exporting.write_export(exporting.plan_export(run, "merged")) == ["README.md", "SHA256SUMS"]
+    assert "| after GRPO | float32 |" in readme.read_text()
+    assert_sums(run.path / "export/merged")
+
+
+def test_a_secret_in_the_words_of_a_run_is_not_passed_on(trained, tmp_path):
+    planned = exporting.plan_export(trained[1], "gguf-lora", out=tmp_path / "out")
+    words = planned.training._replace(system="The key is hf_" + "a" * 34)
+    with pytest.raises(ValueError, match="holds a token of Hugging Face"):
+        exporting.write_export(planned._replace(training=words))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_words_of_a_run_reach_the_modelfile(trained, tmp_path):
+    planned = exporting.plan_export(trained[1], "gguf-lora", out=tmp_path / "out")
+    assert planned.notes == []  # the template was compared
+    exporting.write_export(planned._replace(training=planned.training._replace(system="Be brief.", suffix="\nGo:")))
+    lines = (tmp_path / "out/Modelfile").read_text().splitlines()
+    assert 'SYSTEM """Be brief."""' in lines and f"PARAMETER num_ctx {40 + 2048 + 9 + 4}" in lines
+
+
+def test_a_template_that_cannot_be_compared_is_said(trained, tmp_path, monkeypatch):
+    from grpo_kit.policy import load
+
+    def plan():
+        return exporting.plan_export(trained[1], "gguf-lora", out=tmp_path / "out").notes
+
+    monkeypatch.setattr(exporting, "is_template_of", lambda *_: False)
+    assert plan() == [
+        "The run's chat template writes another prompt than the Modelfile's TEMPLATE. Ask by llama-server --jinja."
+    ]
+    monkeypatch.setattr(load, "load_tokenizer", lambda policy: (_ for _ in ()).throw(FileNotFoundError("gone")))
+    assert plan() == [
+        "The Modelfile's prompt was not compared with the run's chat template, which is not on this machine."
+    ]
+
+
+def test_a_step_of_another_trainer_is_merged_too(foreign, tmp_path):
+    make_adapter(tmp_path / "step/lora_adapter", {"lm_head": MODULES["lm_head"]})
+    assert exporting.write_export(foreign("merged", tmp_path / "step"))
+    assert (tmp_path / "out/README.md").read_text().startswith("# step: the merged model")
+
+
+def test_the_adapter_in_this_folder_has_the_folder_s_name(foreign, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "theirs")
+    assert foreign(folder=Path()).name == "theirs"
 
 
 def test_a_base_in_a_folder_is_named_by_the_folder_alone(foreign, tmp_path):

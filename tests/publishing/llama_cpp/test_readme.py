@@ -1,86 +1,145 @@
-"""Ollama's prompt is the chat template's, and the READMEs say what was measured and what was not."""
+"""The READMEs: the policy is asked as it was trained, and the figures stand with what they were measured on."""
 
+import json
 import re
+import shlex
+import subprocess
 
 import pytest
 
-from grpo_kit import config
+from grpo_kit.config import Policy
 from grpo_kit.nemotron import base_models
-from grpo_kit.policy.load import load_tokenizer
 from grpo_kit.publishing.llama_cpp import readme
-from grpo_kit.publishing.run_facts import Measured
+from grpo_kit.publishing.llama_cpp.as_trained import Measurement, Sampling, Training
+
+SAMPLING = Sampling("as it was measured", 0.7, 0.9, 0, 512)
+NF4 = Policy(model=base_models.PUBLISHED, dtype="float16", load_in_4bit=True)
 
 
-def ollama_prompt(modelfile, messages):
-    """What Go's templates make of the TEMPLATE of a Modelfile; only the forms that it uses are known here."""
-    template = re.search(r'TEMPLATE """(.*?)"""', modelfile, re.DOTALL)[1]
-    start, loop, end = re.fullmatch(
-        r'(.*){{ range \.Messages }}{{ if ne \.Role "system" }}(.*){{ end }}{{ end }}(.*)', template, re.DOTALL
-    ).groups()
-    system = "".join(message["content"] for message in messages if message["role"] == "system")
-    prompt = start.replace("{{ .System }}", system)
-    for message in messages:
-        if message["role"] != "system":
-            thought = r"\1" if message["role"] == "assistant" else ""
-            turn = re.sub(r'{{ if eq \.Role "assistant" }}(.*?){{ end }}', thought, loop)
-            prompt += turn.replace("{{ .Role }}", message["role"]).replace("{{ .Content }}", message["content"])
-    assert "{{" not in prompt + end
-    return prompt + end
-
-
-def say(role, content):
-    return {"role": role, "content": content}
-
-
-@pytest.mark.parametrize("thinks", [True, False])
-@pytest.mark.parametrize(
-    "messages",
-    [
-        [say("user", "What is 1 + 1?")],
-        [say("system", "Be brief."), say("user", "What is 1 + 1?")],
-        [say("user", "1 + 1?"), say("assistant", "2"), say("user", "2 + 2?")],
-    ],
-)
-def test_ollamas_prompt_is_that_of_the_chat_template(thinks, messages):
-    chosen = config.RunConfig(policy=config.Policy(enable_thinking=thinks))
-    tokenizer = load_tokenizer(chosen.policy)
-    expected = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=thinks
+def about(base=base_models.PUBLISHED, revision=None, name="Mine", notes=(), **training):
+    """What a README says of a run that was trained with SFT and GRPO in NF4, with changes."""
+    fields = {"policy": NF4, "stages": ["sft", "train"], "system": "", "suffix": "", "sampling": SAMPLING}
+    return readme.About(
+        name, base, revision, Training(**(fields | {"measured": [], "remarks": []} | training)), list(notes)
     )
-    assert ollama_prompt(readme.make_modelfile(chosen, True), messages) == expected
 
 
-def test_an_adapter_trained_in_4_bit_says_so_before_its_figures():
-    policy = config.Policy(model=base_models.PUBLISHED, dtype="float16", load_in_4bit=True, revision="abc")
-    chosen = config.RunConfig(policy=policy)
-    text = readme.describe_lora(chosen, "Mine", base_models.PUBLISHED, ["sft", "train"], "0" * 64, "MEASURED\n", ["x."])
+def words_of(command, text):
+    """The words of a command of a README, as bash splits them."""
+    block = re.search(rf"    {re.escape(command)}(?:.*\\\n)*.*", text)[0]
+    script = 'for word in "$@"; do printf "%s\\0" "$word"; done'
+    shell = f"set -- {block.strip()}\n{script}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"})
+    return done.stdout.decode().split("\0")[:-1]
+
+
+def test_an_adapter_trained_in_4_bit_has_the_commands_of_its_base():
+    text = readme.describe_lora(about(revision="abc", notes=["x."]), "0" * 64)
     assert f"hf download {base_models.PUBLISHED} --local-dir base --revision abc\n" in text
     assert "trained with SFT and GRPO" in text and "unsloth/Nemotron-3-Nano-30B-A3B-GGUF" in text
-    assert "llama-server -m base-Q4_K_M.gguf --lora adapter.gguf --jinja -c 2560 --temp 1.0 --top-p 1.0\n" in text
-    assert "ollama create mine -f Modelfile" in text and text.endswith("- x.\n") and "\n\nMEASURED\n" in text
+    assert (
+        "-m base-Q4_K_M.gguf --lora adapter.gguf --jinja -c 2560 --temp 0.7 --top-p 0.9 --top-k 0 --min-p 0\n" in text
+    )
+    assert "Both engines sample as it was measured (temperature 0.7, top-p 0.9, top-k off)." in text
+    assert "ollama create mine -f Modelfile" in text and text.endswith("- x.\n")
+    assert "It had no system turn." in text and "Behind each problem" not in text
 
 
 def test_without_thinking_both_engines_are_told_so():
-    chosen = config.RunConfig(policy=config.Policy(enable_thinking=False))
-    text = readme.describe_merged(chosen, "m", "grpo-kit/tiny", True, 1 << 20, False, "")
+    facts = about("grpo-kit/tiny", policy=Policy(enable_thinking=False))
+    text = readme.describe_merged(facts, 1 << 20, False, 0.017)
     assert "--chat-template-kwargs '{\"enable_thinking\": false}'" in text and "(1.0 MiB)" in text
     assert "refuses its tokenizer" in text and "hf download" not in text
-    assert '<|im_start|>assistant\n<think></think>"""' in readme.make_modelfile(chosen, True)
+    assert "rounding to bf16 is 1.7% of the LoRA's update" in text
+    assert "The prompt then ends" not in text and text.count("behind an empty thought (`<think></think>`)") == 2
 
 
-@pytest.mark.parametrize(("in_4bit", "weights"), [(True, "NF4"), (False, "float16")])
-def test_the_figures_stand_with_the_weights_over_which_they_were_measured(in_4bit, weights):
-    chosen = config.RunConfig(policy=config.Policy(load_in_4bit=in_4bit, dtype="float16"))
-    report = {"pass@1": 0.5, "ci95": [0.4, 0.6], "n": 9}
-    text = readme.describe_measurements(chosen, [Measured(stage, report, None) for stage in ("", "train")])
-    assert text.startswith(
-        f"## Measured over {weights} only\nThe adapter was trained and measured over a base in {weights}."
+# words before and behind a problem that must reach both engines as they are
+WORDS = [
+    ("Be brief.", "\nPut it in \\boxed{}."),
+    ('It\'s `code` and $HOME, !history, "quoted"', " don't; $(rm -rf x) `y`"),
+    ("two\n\nlines\twith ```\nfences\n```", "\r\n\u202e\u00a0\\n\x07'"),
+    ("漢字 👍", "ünï — 漢字"),
+]
+
+
+@pytest.mark.parametrize(("system", "suffix"), WORDS)
+def test_the_commands_send_the_words_of_the_training(system, suffix):
+    facts = about(system=system, suffix=suffix)
+    for text in (readme.describe_lora(facts, "0" * 64), readme.describe_merged(facts, 1, False, 0.0)):
+        *_, body = words_of("curl", text)
+        assert json.loads(body) == {
+            "messages": [
+                {"role": "system", "content": system},
+                {"role": "user", "content": "What is 47 + 38?" + suffix},
+            ]
+        }
+        assert words_of("ollama run", text) == ["ollama", "run", "mine", "What is 47 + 38?" + suffix]
+        assert "Neither llama-server nor Ollama adds it by itself" in " ".join(text.split())
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", text)
+        outside = re.sub(r"(?ms)^(`{3,})text\n.*?^\1$|^ {4,}.*?$", "", text)
+        assert system not in outside and suffix not in outside and "fences" not in outside
+
+
+def test_a_context_has_room_for_the_words_of_the_training():
+    text = readme.describe_lora(about(system="x" * 3000, suffix="ü"), "0" * 64)
+    assert f"-c {512 + 2048 + 3000 + 2} " in text
+
+
+def test_what_is_not_known_any_more_is_not_said_to_be_absent():
+    text = readme.describe_lora(about(system=None, suffix=None, remarks=["Gone."], sampling=None), "0" * 64)
+    assert (
+        "Its system turn is not known any more" in text and "What stood behind a problem is not known any more" in text
     )
-    rows = ["| before training | 0.500 | 0.400 to 0.600 | 9 |", "| after GRPO | 0.500 | 0.400 to 0.600 | 9 |"]
-    assert text.splitlines()[-2:] == rows
+    assert "- Gone.\n" in text and "--temp" not in text and "How to sample is left to the engines." in text
+
+
+def test_an_adapter_from_elsewhere_is_not_said_to_be_asked_as_in_training():
+    facts = readme.About("a|b` #", "org/base", None, None, ["The base is org/base by the word of its exporter."])
+    for text in (readme.describe_lora(facts, "0" * 64), readme.describe_merged(facts, 1, False, 0.0)):
+        assert "as in training" not in text and "as it was measured" not in text and "--temp" not in text
+        assert "whether with thinking it was\ntrained is not known here" in text
+        assert "## Not measured\nThe adapter comes from elsewhere" in text and "Measured over" not in text
+        assert text.startswith("# a\\|b\\` \\#: ") and "by the word of its exporter" in text
+    assert "`adapter.gguf` is a LoRA for `org/base`. It" in readme.describe_lora(facts, "0" * 64)
+
+
+def test_a_base_with_an_odd_name_stays_within_its_line():
+    text = readme.describe_lora(about(base="x`\n# y"), "0" * 64)
+    assert "is a LoRA for x\\` \\# y, trained" in text and "hf download" not in text
+
+
+def measured(label, weights="NF4", thinking=True, temperature=1.0):
+    return Measurement(label, weights, thinking, temperature, 0.5, (0.4, 0.6), 9)
+
+
+def test_the_figures_stand_with_the_weights_and_the_prompt_of_their_measurement():
+    rows = [measured("before training"), measured("after SFT"), measured("after GRPO", "float32", False, 0.0)]
+    text = readme.describe_measurements(about(measured=rows).training)
+    assert text.startswith(
+        "## Measured over NF4 and float32 only\n"
+        "The adapter was trained over a base in NF4 and measured over NF4 and float32."
+    )
+    assert text.splitlines()[-3:] == [
+        "| before training | NF4 | open thought | 1 | 0.500 | 0.400 to 0.600 | 9 |",
+        "| after SFT | NF4 | open thought | 1 | 0.500 | 0.400 to 0.600 | 9 |",
+        "| after GRPO | float32 | empty thought | 0 | 0.500 | 0.400 to 0.600 | 9 |",
+    ]
+
+
+def test_figures_of_an_earlier_stage_are_not_those_of_the_adapter():
+    text = readme.describe_measurements(about(measured=[measured("after SFT")]).training)
+    assert text.startswith("## Measured over NF4 only\n")
+    assert text.endswith("The exported adapter, the one after GRPO, was **not measured**.\n")
 
 
 def test_a_run_that_was_not_measured_says_over_what_it_was_trained():
-    assert readme.describe_measurements(config.RunConfig(), []) == (
-        "## Measured over float32 only\nThe adapter was trained over a base in float32, and no accuracy was measured.\n"
+    assert readme.describe_measurements(about().training) == (
+        "## Not measured\nThe adapter was trained over a base in NF4, and no accuracy was measured.\n"
     )
+
+
+def test_a_revision_is_one_word_of_the_shell():
+    text = readme.describe_lora(about(revision="a; rm -rf x"), "0" * 64)
+    command = re.search("hf download.*", text)[0]
+    assert shlex.split(command)[-1] == "a; rm -rf x"
